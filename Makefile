@@ -1,0 +1,61 @@
+# `make demo` shows the whole product on real parts; `make test` runs every test. Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := 2.13.0
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check bench bench-gate lint types unit clean install reference
+
+demo: $(STAMP)
+	$(BIN)/canaryctl demo
+
+test: $(STAMP)
+	$(BIN)/python -m serving.checkpoints
+	$(BIN)/python -m pytest
+
+check: $(STAMP) lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -q tests/unit tests/properties tests/scenarios tests/contracts -m "not integration and not calibration"
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.router
+	$(BIN)/python -m benchmarks.gate --quick
+
+bench-gate: $(STAMP)
+	$(BIN)/python -m benchmarks.gate
+
+reference: $(STAMP)
+	$(BIN)/python -m controller.cli.reference
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and f"python {v[0]}.{v[1]} is not supported; use 3.11 or 3.12: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt install -y python3-venv"; exit 1; }
+	@if nvidia-smi >/dev/null 2>&1; then \
+	    echo "installing for NVIDIA GPUs (some minutes)"; \
+	    $(BIN)/pip install -q -c constraints.txt -e '.[gpu,dev]'; \
+	else \
+	    echo "installing the CPU build (about two minutes)"; \
+	    $(BIN)/pip install -q 'torch==$(TORCH)+cpu' 2>$(VENV)/torch.log || { \
+	        echo "plain pip knows no CPU wheel of torch here; uv knows where PyTorch keeps them"; \
+	        $(BIN)/pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=cpu 'torch==$(TORCH)'; } && \
+	    $(BIN)/pip install -q -c constraints.txt -e '.[cpu,dev]' && \
+	    : "they come as CUDA builds and break imports (torchvision::nms does not exist); text models need none of them" && \
+	    $(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
