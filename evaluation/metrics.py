@@ -1,0 +1,54 @@
+"""The catalogue: what can be gated, in which unit, in which direction, and what kind of test it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """How a metric is tested. `rate` and `score` live in [0, 1]; `shape` and `percentile` take any value of
+    at least 0."""
+
+    RATE = "rate"
+    SCORE = "score"
+    SHAPE = "shape"
+    PERCENTILE = "percentile"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured thing. `arrives_later`: reported by a `Score` after the answer, not with the request
+    itself."""
+
+    name: str
+    unit: str
+    lower_is_better: bool
+    arrives_later: bool
+    what: str
+
+
+CATALOGUE: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("error", "share of requests", True, False, "the assigned version did not answer"),
+        Metric("latency_ms", "ms", True, False, "what the user waited, a failed first attempt included"),
+        Metric("ttft_ms", "ms", True, False, "time to the first token"),
+        Metric("itl_ms", "ms", True, False, "mean time between tokens"),
+        Metric("tokens", "tokens", True, False, "completion tokens of an answer"),
+        Metric("cost", "money", True, False, "cost of an answer"),
+        Metric("quality", "score 0..1", False, True, "judged, or known from the right answer"),
+        Metric("thumbs", "score 0..1", False, True, "feedback of users"),
+        Metric("accepted", "score 0..1", False, True, "the answer was used"),
+        Metric("hallucinated", "share of answers", True, True, "judged to state what is not so"),
+        Metric("flagged", "share of answers", True, True, "moderation objected"),
+        Metric("refused", "share of answers", True, False, "the answer declines"),
+        Metric("truncated", "share of answers", True, False, "stopped by max_tokens"),
+        Metric("empty", "share of answers", True, False, "no text at all"),
+        Metric("invalid", "share of answers", True, False, "schema or tool call does not parse"),
+        Metric("cancelled", "share of requests", True, False, "the client went away"),
+    )
+}
+
+#: Metrics with values of any size, which take `shape` and `percentile` gates.
+VALUES = frozenset({"latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"})

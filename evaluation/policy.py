@@ -1,0 +1,375 @@
+"""What is gated, how strictly, and what a stage must prove: `GatePolicy`, frozen, checked when it is made.
+
+A threshold theta ("p99 +20 %", "errors +50 %", "quality -0.05") reads *must be detected*. What is bet
+against is the *tolerance*: theta/2 in `default`, 0 in `strict`, which detects sooner and in the end rolls
+back anything slightly worse. Promotion asks another question, "is the harm below the *margin* of this
+rung?", and is configured by `Rung`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from evaluation.metrics import CATALOGUE, VALUES, Kind
+
+
+class PolicyError(ValueError):
+    """A policy that cannot hold; the message names the key, the value, the limit and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """P(judged) by arm, fixed before the answer exists: a judged unit's coin is `w s1 / (w s1 + (1-w)
+    s0)`."""
+
+    stable: float = 1.0
+    canary: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One question that can roll a canary back, and be asked of it before promotion.
+
+    `threshold`: the harm that must be detected (relative for rate, shape and percentile; absolute for score).
+    `tolerance`: the harm that must not roll back, in the same unit, 0 <= tolerance < threshold.
+    `alpha_share`: this gate's part of the rollout's alpha; 0 makes it an alarm, shown and never deciding.
+    `deadline_s`: how long a score may come after the draw. `percentile`: of a percentile gate, in (0, 1).
+    """
+
+    name: str
+    metric: str
+    kind: Kind
+    alpha_share: float
+    threshold: float
+    tolerance: float
+    percentile: float | None = None  # None: not a percentile gate
+    deadline_s: float = 60.0
+    sampling: Sampling = Sampling()
+    presence_gated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What a stage of at least `min_canary` canary requests has to prove, by gate name.
+
+    A margin is a ratio for rates (5.0: "fewer than five times stable's"), percentiles (1.2: "below 1.2x")
+    and shape (1.0: "not slower throughout" beyond the shape margin), and a loss for scores (0.05). `floor`:
+    a rate also passes when it is below stable plus this.
+    """
+
+    min_canary: int
+    margins: Mapping[str, float]
+    floor: float = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """A stage as the evaluator needs it: the weight in (0, 1), the floor on its own canary requests, what
+    it must prove."""
+
+    weight: float
+    min_canary: int
+    margins: Mapping[str, float] | None = None  # None: the policy's rung for `min_canary`
+    floor: float | None = None  # None: the rung's
+    warmup_s: float = 0.0
+
+
+DEFAULT_RUNGS = (
+    Rung(0, {"error": 5.0, "hallucination": 3.0, "quality": 0.05, "latency_shape": 1.2}, floor=0.01),
+    Rung(800, {"error": 3.0, "hallucination": 3.0, "quality": 0.05, "latency_shape": 1.2}),
+    Rung(
+        2700, {"error": 3.0, "hallucination": 1.5, "quality": 0.05, "latency_shape": 1.2, "latency_p99": 1.2}
+    ),
+    Rung(
+        10_000,
+        {"error": 1.5, "hallucination": 1.5, "quality": 0.05, "latency_shape": 1.2, "latency_p99": 1.2},
+    ),
+)
+
+
+def _gates(tolerance_of: float) -> tuple[Gate, ...]:
+    def gate(name: str, metric: str, kind: Kind, share: float, theta: float, **more: float) -> Gate:
+        return Gate(name, metric, kind, share, theta, theta * tolerance_of, **more)  # type: ignore[arg-type]
+
+    return (
+        gate("error", "error", Kind.RATE, 0.3, 0.5),
+        gate("latency_p99", "latency_ms", Kind.PERCENTILE, 0.1, 0.2, percentile=0.99),
+        gate("latency_shape", "latency_ms", Kind.SHAPE, 0.1, 0.2),
+        gate("ttft_shape", "ttft_ms", Kind.SHAPE, 0.1, 0.2),
+        gate("quality", "quality", Kind.SCORE, 0.2, 0.05, deadline_s=600.0),
+        gate("hallucination", "hallucinated", Kind.RATE, 0.2, 0.5, deadline_s=600.0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GatePolicy:
+    """Everything that decides, for one whole rollout. Errors: PolicyError when made with values that cannot
+    hold."""
+
+    name: str = "default"
+    alpha: float = 0.01  # for the whole rollout, over all its gates and stages
+    promotion_alpha: float = 0.05  # for each gate of a stage; all must pass, so no correction
+    gates: tuple[Gate, ...] = field(default_factory=lambda: _gates(0.5))
+    rungs: tuple[Rung, ...] = DEFAULT_RUNGS
+    served_share_alpha: float = 0.001
+    served_rate_hold: float = 0.98
+    served_rate_rollback: float = 0.90
+    session_requests: int = 10
+    session_s: float = 600.0
+    settle_s: float = 60.0
+    restart_share: float = 0.3  # prior of the processes that start later; 0 turns late-onset restarts off
+    max_missing: float = 0.10
+    load_ratio: float = 1.25
+
+    def __post_init__(self) -> None:
+        _check_policy(self)
+
+    @classmethod
+    def default(cls) -> GatePolicy:
+        """Tolerates half of each threshold."""
+        return cls()
+
+    @classmethod
+    def strict(cls) -> GatePolicy:
+        """Tolerates nothing: detects sooner, and in the end rolls back anything that is slightly worse."""
+        return cls(name="strict", gates=_gates(0.0))
+
+    @classmethod
+    def named(cls, name: str) -> GatePolicy:
+        """The policy called `name`. Errors: PolicyError when there is none."""
+        if name == "default":
+            return cls.default()
+        if name == "strict":
+            return cls.strict()
+        raise PolicyError(f"policy {name!r} is unknown; use default or strict, or give a mapping")
+
+    @classmethod
+    def from_mapping(cls, raw: Mapping[str, object]) -> GatePolicy:
+        """A policy from plain values, as a file or a spec holds them; `base` names what the rest changes."""
+        return _policy_from_mapping(raw)
+
+    def to_mapping(self) -> dict[str, object]:
+        """Plain values that `from_mapping` reads back to an equal policy."""
+        out = asdict(self)
+        out["gates"] = {gate.pop("name"): gate for gate in out["gates"]}
+        out["rungs"] = [dict(rung, margins=dict(rung["margins"])) for rung in out["rungs"]]
+        return out
+
+    def digest(self) -> str:
+        """Sixteen hex digits that change whenever anything that decides changes."""
+        text = json.dumps(self.to_mapping(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def gate(self, name: str) -> Gate:
+        """The gate called `name`. Errors: PolicyError when there is none."""
+        for gate in self.gates:
+            if gate.name == name:
+                return gate
+        raise PolicyError(
+            f"gate {name!r} is unknown; this policy has {', '.join(g.name for g in self.gates)}"
+        )
+
+    def rung_for(self, min_canary: int) -> Rung:
+        """The highest rung that a stage of `min_canary` canary requests reaches."""
+        return max((r for r in self.rungs if r.min_canary <= min_canary), key=lambda r: r.min_canary)
+
+    def only(self, *metrics: str) -> GatePolicy:
+        """The same policy with the gates of these metrics alone; their alpha shares stay as they are."""
+        return replace(self, gates=tuple(g for g in self.gates if g.metric in metrics))
+
+    def gates_for(self, metric: str) -> tuple[Gate, ...]:
+        """The gates that ask about `metric`, in the policy's order."""
+        return tuple(g for g in self.gates if g.metric == metric)
+
+
+def _check_policy(policy: GatePolicy) -> None:
+    _within("alpha", policy.alpha, 0.0, 0.5)
+    _within("promotion_alpha", policy.promotion_alpha, 0.0, 0.5)
+    _within("served_share_alpha", policy.served_share_alpha, 0.0, 0.5)
+    if not 0.0 <= policy.restart_share < 1.0:
+        raise PolicyError(
+            f"restart_share {policy.restart_share} is outside [0, 1); use 0.3, or 0 for no restarts"
+        )
+    if policy.session_requests < 1 or policy.session_s <= 0.0 or policy.settle_s <= 0.0:
+        raise PolicyError("session_requests, session_s and settle_s must be above 0; use 10, 600 and 60")
+    names = [gate.name for gate in policy.gates]
+    if len(set(names)) != len(names):
+        raise PolicyError(f"gates {names} repeat a name; give each gate its own")
+    total = math.fsum(gate.alpha_share for gate in policy.gates)
+    if total > 1.0 + 1e-9:
+        raise PolicyError(
+            f"gates.*.alpha_share add up to {total:g}, limit 1; lower them, they are parts of alpha"
+        )
+    for gate in policy.gates:
+        _check_gate(gate)
+    if not policy.rungs or min(rung.min_canary for rung in policy.rungs) != 0:
+        raise PolicyError("rungs must begin with min_canary 0; add the rung of the first stage")
+
+
+def _check_gate(gate: Gate) -> None:
+    at = f"gates.{gate.name}"
+    if gate.metric not in CATALOGUE:
+        raise PolicyError(
+            f"{at}.metric {gate.metric!r} is unknown; use one of {', '.join(sorted(CATALOGUE))}"
+        )
+    takes_values = gate.kind in (Kind.SHAPE, Kind.PERCENTILE)
+    if takes_values != (gate.metric in VALUES):
+        raise PolicyError(
+            f"{at}.kind {gate.kind} does not fit {gate.metric}; use rate or score for shares and scores"
+        )
+    if not 0.0 <= gate.alpha_share <= 1.0:
+        raise PolicyError(f"{at}.alpha_share {gate.alpha_share} is outside 0..1; it is a part of alpha")
+    if not (math.isfinite(gate.threshold) and gate.threshold > 0.0):
+        raise PolicyError(f"{at}.threshold {gate.threshold} is not above 0; say what harm must be detected")
+    if not 0.0 <= gate.tolerance < gate.threshold:
+        raise PolicyError(
+            f"{at}.tolerance {gate.tolerance} is outside [0, threshold {gate.threshold}); use half of it"
+        )
+    if (gate.kind is Kind.PERCENTILE) != (gate.percentile is not None):
+        raise PolicyError(
+            f"{at}.percentile {gate.percentile} does not fit kind {gate.kind}; only percentile gates have one"
+        )
+    if gate.percentile is not None:
+        _within(f"{at}.percentile", gate.percentile, 0.0, 1.0)
+    for arm, share in (("stable", gate.sampling.stable), ("canary", gate.sampling.canary)):
+        if not 0.0 < share <= 1.0:
+            raise PolicyError(
+                f"{at}.sampling.{arm} {share} is outside (0, 1]; it is the probability of being judged"
+            )
+    if not (math.isfinite(gate.deadline_s) and gate.deadline_s > 0.0):
+        raise PolicyError(f"{at}.deadline_s {gate.deadline_s} is not above 0; say how long a score may take")
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise PolicyError(f"{key} {value} is outside ({low:g}, {high:g}); it is a probability")
+
+
+_PLAIN = (
+    "alpha",
+    "promotion_alpha",
+    "served_share_alpha",
+    "served_rate_hold",
+    "served_rate_rollback",
+    "session_requests",
+    "session_s",
+    "settle_s",
+    "restart_share",
+    "max_missing",
+    "load_ratio",
+)
+_GATE_KEYS = frozenset(
+    {
+        "metric",
+        "kind",
+        "alpha_share",
+        "threshold",
+        "tolerance",
+        "percentile",
+        "deadline_s",
+        "sampling",
+        "presence_gated",
+    }
+)
+
+
+def _policy_from_mapping(raw: Mapping[str, object]) -> GatePolicy:
+    known = {*_PLAIN, "base", "name", "gates", "rungs"}
+    for key in raw:
+        if key not in known:
+            raise PolicyError(f"policy key {key!r} is unknown; use one of {', '.join(sorted(known))}")
+    base = GatePolicy.named(str(raw.get("base", "strict" if raw.get("name") == "strict" else "default")))
+    changes: dict[str, object] = {key: _number(key, raw[key]) for key in _PLAIN if key in raw}
+    if "session_requests" in changes:
+        changes["session_requests"] = int(_number("session_requests", raw["session_requests"]))
+    if "name" in raw:
+        changes["name"] = str(raw["name"])
+    if "gates" in raw:
+        changes["gates"] = _gates_from(base, _mapping("gates", raw["gates"]))
+    if "rungs" in raw:
+        changes["rungs"] = _rungs_from(raw["rungs"])
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def _gates_from(base: GatePolicy, raw: Mapping[str, object]) -> tuple[Gate, ...]:
+    """The gates named in `raw`, each starting from the base's gate of that name; a gate that is not named
+    is left out."""
+    gates = []
+    known = {gate.name: gate for gate in base.gates}
+    for name, value in raw.items():
+        at = f"gates.{name}"
+        given = dict(_mapping(at, value))
+        for key in given:
+            if key not in _GATE_KEYS:
+                raise PolicyError(f"{at}.{key} is unknown; use one of {', '.join(sorted(_GATE_KEYS))}")
+        gates.append(_gate_from(name, known.get(name), given, half=base.name != "strict"))
+    return tuple(gates)
+
+
+def _gate_from(name: str, start: Gate | None, given: Mapping[str, object], *, half: bool) -> Gate:
+    at = f"gates.{name}"
+    if start is None:
+        for key in ("metric", "kind", "threshold"):
+            if key not in given:
+                raise PolicyError(f"{at}.{key} is missing; a gate the default has not needs all three")
+    kind = start.kind if start and "kind" not in given else _kind(at, given["kind"])
+    numbers = {
+        key: _number(f"{at}.{key}", given[key])
+        for key in ("alpha_share", "threshold", "tolerance", "percentile", "deadline_s")
+        if given.get(key) is not None
+    }
+    threshold = numbers.get("threshold", start.threshold if start else 0.0)
+    if "tolerance" not in numbers and (start is None or "threshold" in numbers):
+        numbers["tolerance"] = threshold / 2 if half else 0.0
+    metric = str(given["metric"]) if "metric" in given else (start.metric if start else "")
+    first = start or Gate(name, metric, kind, 0.0, threshold, 0.0)
+    sampling = first.sampling
+    if "sampling" in given:
+        shares = _mapping(f"{at}.sampling", given["sampling"])
+        sampling = Sampling(
+            stable=_number(f"{at}.sampling.stable", shares.get("stable", 1.0)),
+            canary=_number(f"{at}.sampling.canary", shares.get("canary", 1.0)),
+        )
+    presence = bool(given.get("presence_gated", first.presence_gated))
+    return replace(first, metric=metric, kind=kind, sampling=sampling, presence_gated=presence, **numbers)  # type: ignore[arg-type]
+
+
+def _rungs_from(raw: object) -> tuple[Rung, ...]:
+    if not isinstance(raw, list | tuple):
+        raise PolicyError(f"rungs {raw!r} is not a list; give a list of {{min_canary, margins, floor}}")
+    rungs = []
+    for index, item in enumerate(raw):
+        at = f"rungs.{index}"
+        entry = _mapping(at, item)
+        margins = _mapping(f"{at}.margins", entry.get("margins", {}))
+        rungs.append(
+            Rung(
+                min_canary=int(_number(f"{at}.min_canary", entry.get("min_canary", 0))),
+                margins={name: _number(f"{at}.margins.{name}", value) for name, value in margins.items()},
+                floor=_number(f"{at}.floor", entry.get("floor", 0.005)),
+            )
+        )
+    return tuple(rungs)
+
+
+def _mapping(key: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise PolicyError(f"{key} {value!r} is not a mapping; write its settings as name: value")
+    return value
+
+
+def _number(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PolicyError(f"{key} {value!r} is not a finite number; write it as 0.01")
+    return value
+
+
+def _kind(at: str, value: object) -> Kind:
+    try:
+        return Kind(str(value))
+    except ValueError as exc:
+        raise PolicyError(f"{at}.kind {value!r} is unknown; use one of {', '.join(Kind)}") from exc
