@@ -1,8 +1,8 @@
 """What router, table actor, records actor, fleet and controller say to one another.
 
-Frozen values only: no clock, no socket, no Ray. Each type has `to_json` (a dict of JSON values) and `from_json`,
-and `from_json(to_json(x)) == x`. Times that end in `_s` are wall-clock seconds since the epoch unless a comment
-says boot clock. Weights are integer basis points (0-10000).
+Frozen values only: no clock, no socket, no Ray. Most have `to_json` (a dict of JSON values) and `from_json`, and
+`from_json(to_json(x)) == x`. Times that end in `_s` are wall-clock seconds since the epoch. Weights are integer
+basis points (0-10000).
 
 Invariant: no message holds a prompt, an answer or a raw key; `unit` is an HMAC.
 """
@@ -10,7 +10,7 @@ Invariant: no message holds a prompt, an answer or a raw key; `unit` is an HMAC.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeAlias
 
 STABLE = 0
@@ -18,14 +18,21 @@ CANARY = 1
 FULL_BP = 10_000
 
 # Why a request went where it went. Only 'request' and 'sticky' were drawn by the coin; the others were decided
-# before it and without it, for both arms alike, and are never evidence.
+# without it, for both arms alike, and are never evidence:
+# no-capacity: the canary had no ready replica.  no-lease: this router could not know that its table still held.
+# fenced: drawn under a table that was withdrawn before this router could confirm it.
 AssignedBy: TypeAlias = Literal["request", "sticky", "no-capacity", "no-lease", "fenced"]
-# answered: by the assigned arm, properly finished.  fallback: the canary failed before its first byte, stable served.
-# fenced: the canary's front refused an old revision, stable served.  cut: the stream ended without a proper finish.
-# failed: the user got an error (5xx, 429) of ours or of stable.  cancelled: the client went away first.
+# answered: by the assigned arm, properly finished.  fallback: the canary failed before its first byte, stable
+# served.  fenced: the canary's front refused an old revision, stable served.  cut: the stream ended without a
+# proper finish.  failed: the user got an error (5xx, 429).  cancelled: the client went away first.
 Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled"]
 # How a split came to hold everywhere. pending: it does not yet.
 AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
+
+
+def _names(cls: type[Any]) -> tuple[str, ...]:
+    """The members of a slotted dataclass, in order. `__slots__` is read because `fields` is slow."""
+    return tuple(cls.__slots__)
 
 
 class _Flat:
@@ -35,12 +42,12 @@ class _Flat:
 
     def to_json(self) -> dict[str, Any]:
         """This message as a dict of JSON values, one entry a member."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in _names(type(self))}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The message that `to_json` wrote. Unknown members are ignored, so that an older reader still reads."""
-        return cls(**{name: data[name] for name in cls.__slots__ if name in data})
+        """The message that `to_json` wrote. Unknown members are ignored: an older reader still reads."""
+        return cls(**{name: data[name] for name in _names(cls) if name in data})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class RouteTable:
     stable: Arm | None  # None: no version has been put into service yet
     canary: Arm | None  # None: no request may start on any canary
     stage: int = 0
-    secret: str = field(default="", repr=False)  # what engines accept the router by; also keys the HMAC of units
+    secret: str = field(default="", repr=False)  # engines accept the router by it; keys the HMAC of units
 
     @property
     def mark(self) -> str:
@@ -99,7 +106,7 @@ class RouteTable:
 
     def to_json(self) -> dict[str, Any]:
         """This table as a dict of JSON values, the secret included."""
-        data: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        data: dict[str, Any] = {name: getattr(self, name) for name in _names(RouteTable)}
         data["stable"] = self.stable.to_json() if self.stable else None
         data["canary"] = self.canary.to_json() if self.canary else None
         return data
@@ -107,7 +114,7 @@ class RouteTable:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RouteTable:
         """The table that `to_json` wrote."""
-        values = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        values = {name: data[name] for name in _names(cls) if name in data}
         values["stable"] = Arm.from_json(data["stable"]) if data["stable"] else None
         values["canary"] = Arm.from_json(data["canary"]) if data["canary"] else None
         return cls(**values)
@@ -146,7 +153,7 @@ class SplitSight(_Flat):
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord(_Flat):
-    """One request of a user, told once, when it has ended. Intention to treat: `arm` is the arm that was drawn."""
+    """One request, told once, when it has ended. Intention to treat: `arm` is the arm that was drawn."""
 
     seq: int  # position in the records log; 0 until the log has taken it
     request_id: str
@@ -171,7 +178,7 @@ class RequestRecord(_Flat):
     prompt_tokens: int | None  # None: the answer did not say
     completion_tokens: int | None  # None: the answer did not say
     finish_reason: str | None  # 'stop', 'length', ...; None: the answer did not say
-    empty: bool  # a whole answer without any content
+    empty: bool  # a whole answer without any content; an error of its arm
     path: str  # /v1/chat/completions ...
     router: str
     epoch: int
