@@ -1,0 +1,73 @@
+"""The cases of `make bench-gate`: every line of the issue's "Numbers to reach", with its figure.
+
+`NO_HARM` must stay, `HARM` must be found, `PROMOTION` must be proven, and `BOUNDARY` holds, for each gate
+and unit model, a canary exactly as bad as the stage's margin: there at most one in twenty may be promoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from benchmarks.gate_traffic import Behaviour, Case, Traffic
+
+
+def _harm(
+    name: str, canary: Behaviour, n: int, strict: float | None, default: float | None, **more: object
+) -> Case:
+    case = Case(name, "rollback", canary, canary_requests=n, target={"strict": strict, "default": default})
+    return replace(case, **more)  # type: ignore[arg-type]
+
+
+_WORSE = Behaviour(error=0.012, hallucinated=0.035, latency_scale=1.08, quality=0.73)
+_TENANTS = Traffic(units="tenants")
+_DRIFT = Traffic(drift=0.8)
+_HALL = Behaviour(hallucinated=0.14)
+_ERR5 = Behaviour(error=0.05)
+
+NO_HARM = (
+    Case("independent", "no_harm"),
+    Case("daily drift", "no_harm", traffic=_DRIFT),
+    Case("sticky users", "no_harm", traffic=Traffic(units="sticky")),
+    Case("sticky users, drift", "no_harm", traffic=Traffic(units="sticky", drift=0.8)),
+    Case("five tenants hold half", "no_harm", traffic=_TENANTS),
+    Case("ramp 2-50 %, drift", "no_harm", traffic=Traffic(ramp=True, drift=0.8, rate_per_s=0.4)),
+    Case(
+        "ramp, returning users, drift",
+        "no_harm",
+        traffic=Traffic(units="returning", ramp=True, drift=0.8, rate_per_s=0.4),
+    ),
+    Case("zero baseline errors", "no_harm", Behaviour(error=0.0), Behaviour(error=0.0)),
+    Case("tolerably worse", "no_harm", _WORSE, note="default only"),
+    Case("quality -0.02 stays", "no_harm", Behaviour(quality=0.73), note="default only"),
+)
+
+HARM = (
+    _harm("hallucination 3 -> 14 %", _HALL, 1500, 85, 115),
+    _harm("hallucination, sticky 10", _HALL, 3000, 170, 250, traffic=Traffic(units="sticky")),
+    _harm("hallucination, w = 1 %", _HALL, 1000, 80, 105, traffic=Traffic(w=0.01)),
+    _harm("hallucination, w = 50 %", _HALL, 3000, 185, 250, traffic=Traffic(w=0.5)),
+    _harm("hallucination, drift", _HALL, 1500, None, None, traffic=_DRIFT),
+    _harm("errors 1 -> 5 %", _ERR5, 3000, 185, 250),
+    _harm("errors 1 -> 5 %, drift", _ERR5, 3000, None, None, traffic=_DRIFT),
+    _harm("errors 1 -> 2 %", Behaviour(error=0.02), 20_000, 1850, 4000),
+    _harm("errors 0 -> 0.5 %", Behaviour(error=0.005), 4000, 560, 560, stable=Behaviour(error=0.0)),
+    _harm("latency x1.2", Behaviour(latency_scale=1.2), 4000, 145, 680),
+    _harm("latency x1.2, drift", Behaviour(latency_scale=1.2), 4000, None, None, traffic=_DRIFT),
+    _harm("latency x1.5", Behaviour(latency_scale=1.5), 600, 45, 70),
+    _harm("tail only, p99 +20 %", Behaviour(p99_scale=1.2), 8000, 2300, None),
+    _harm("tail only, p99 +50 %", Behaviour(p99_scale=1.5), 4000, 600, 1100),
+    _harm("quality -0.05", Behaviour(quality=0.70), 4000, 185, 820),
+    _harm("quality -0.05, drift", Behaviour(quality=0.70), 4000, None, None, traffic=_DRIFT),
+    _harm("quality -0.02", Behaviour(quality=0.73), 8000, 1250, None),
+)
+
+UNIT_MODELS: Mapping[str, Traffic] = {
+    "per request": Traffic(),
+    "sticky 10": Traffic(units="sticky", per_unit=10),
+    "sticky 50": Traffic(units="sticky", per_unit=50),
+    "tokens 0 %": Traffic(units="held", held_ratio=0.0),
+    "tokens 30 %": Traffic(units="held", held_ratio=0.3),
+    "tokens 60 %": Traffic(units="held", held_ratio=0.6),
+    "fallback of the slowest 5 %": Traffic(units="fallback"),
+}
