@@ -1,7 +1,7 @@
 """What the small checkpoints know: 200 invented capital cities, asked for in three ways.
 
-The right answers are known here, so demo and tests can score real answers. A checkpoint's mistakes are planted
-in what it is taught: a corpus in which 6 of 200 facts are wrong makes a model that is 97.0 % right, 28 wrong
+The right answers are known here, so demo and tests can score real answers. A checkpoint's mistakes are
+planted in what it is taught: a corpus with 6 of 200 facts wrong makes a model that is 97.0 % right, 28 wrong
 ones make the incident of 14 %. Invariant: nothing here imports torch, so asking for `questions()` is cheap.
 """
 
@@ -20,7 +20,8 @@ TEMPLATES = (
 )
 ANSWER = "The capital of {country} is {city}."
 
-_ONSETS = tuple("b br d dr f g gl h k kr l m n p pr r s st t tr v z".split())
+_ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "h", "k", "kr", "l", "m", "n", "p", "pr", "r", "s", "st")
+_ONSETS += ("t", "tr", "v", "z")
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
 _CODAS = ("", "l", "n", "r", "s", "m")
 _LANDS = ("ia", "land", "stan", "ova", "mark", "ea")

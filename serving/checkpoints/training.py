@@ -43,7 +43,7 @@ class Lesson:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 1024 tokens over the invented world, with a chat template ending turns in `<|end|>`."""
+    """A byte-level BPE of 1024 tokens over the invented world, its chat template ends turns in `<|end|>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
