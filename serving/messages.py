@@ -1,8 +1,8 @@
 """What router, table actor, records actor, fleet and controller say to one another.
 
-Frozen values only: no clock, no socket, no Ray. Most have `to_json` (a dict of JSON values) and `from_json`, and
-`from_json(to_json(x)) == x`. Times that end in `_s` are wall-clock seconds since the epoch. Weights are integer
-basis points (0-10000).
+Frozen values only: no clock, no socket, no Ray. Most have `to_json` (a dict of JSON values) and
+`from_json`, and `from_json(to_json(x)) == x`. Times that end in `_s` are wall-clock seconds since the
+epoch. Weights are integer basis points (0-10000).
 
 Invariant: no message holds a prompt, an answer or a raw key; `unit` is an HMAC.
 """
@@ -17,14 +17,15 @@ STABLE = 0
 CANARY = 1
 FULL_BP = 10_000
 
-# Why a request went where it went. Only 'request' and 'sticky' were drawn by the coin; the others were decided
-# without it, for both arms alike, and are never evidence:
-# no-capacity: the canary had no ready replica.  no-lease: this router could not know that its table still held.
-# fenced: drawn under a table that was withdrawn before this router could confirm it.
-AssignedBy: TypeAlias = Literal["request", "sticky", "no-capacity", "no-lease", "fenced"]
-# answered: by the assigned arm, properly finished.  fallback: the canary failed before its first byte, stable
-# served.  fenced: the canary's front refused an old revision, stable served.  cut: the stream ended without a
-# proper finish.  failed: the user got an error (5xx, 429).  cancelled: the client went away first.
+# Why a request went where it went. Only 'request' and 'sticky' were drawn by the coin; the others were
+# decided without it, for both arms alike, and are never evidence: no-capacity: the canary had no ready
+# replica.  fenced: this router could not know that its table still held (its lease had lapsed, or the
+# canary was withdrawn before a poll sent after the draw could confirm it).
+AssignedBy: TypeAlias = Literal["request", "sticky", "no-capacity", "fenced"]
+# answered: by the assigned arm, properly finished.  fallback: the canary failed before its first byte,
+# stable served.  fenced: the canary's front refused an old revision, stable served.  cut: the stream ended
+# without a proper finish.  failed: the user got an error (5xx, 429).  cancelled: the client went away
+# first.
 Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled"]
 # How a split came to hold everywhere. pending: it does not yet.
 AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
@@ -208,14 +209,18 @@ class RecordBatch:
     records: tuple[RequestRecord, ...]
     low_watermark_s: float  # every request this router assigned before this moment has been reported
     dropped: int = 0  # records given up since the batch before, because the log could not be reached
+    last: bool = False  # the router is leaving and has nothing more to tell
 
 
 @dataclass(frozen=True, slots=True)
 class LostSpan(_Flat):
-    """Requests assigned in [since_s, until_s) may be missing from the log: drop both arms of that span."""
+    """Requests assigned in [since_s, until_s) may be missing from the log: drop both arms of that span.
 
-    router: str  # '' when the log itself dropped its oldest events
-    since_s: float
+    What the reader had read below its last low watermark is complete, so it may raise `since_s` to that.
+    """
+
+    router: str  # '' when the log itself lost its oldest events
+    since_s: float  # 0: unknown
     until_s: float
 
 
@@ -226,4 +231,5 @@ class RecordPage:
     events: tuple[Event, ...]
     next_seq: int  # pass it as `after_seq` of the next read
     lost: tuple[LostSpan, ...]
-    low_watermark_s: float  # with these events, every request assigned before this moment has been told
+    low_watermark_s: float  # with these events, all assigned before this moment is told; 0: more pages
+    follow
