@@ -231,5 +231,4 @@ class RecordPage:
     events: tuple[Event, ...]
     next_seq: int  # pass it as `after_seq` of the next read
     lost: tuple[LostSpan, ...]
-    low_watermark_s: float  # with these events, all assigned before this moment is told; 0: more pages
-    follow
+    low_watermark_s: float  # all assigned before this moment has been told; 0: more pages follow first

@@ -60,11 +60,12 @@ class Split:
     def checked(self) -> Split:
         """This split with canary None at weight 0. Raises BadSplit."""
         if not 0 <= self.weight_bp <= FULL_BP:
-            raise BadSplit(f"weight {self.weight_bp} bp is outside 0-{FULL_BP}; use basis points (1 % =
-            100)") if self.canary is not None and self.canary == self.stable: raise BadSplit(f"version
-            {self.canary} cannot be stable and canary at once; name two versions") if self.weight_bp and
-            self.canary is None: raise BadSplit(f"weight {self.weight_bp} bp without a canary; name a
-            version or set 0") return self if self.weight_bp else replace(self, canary=None)
+            raise BadSplit(f"weight {self.weight_bp} bp is outside 0-{FULL_BP}; use basis points (1 % = 100)")
+        if self.canary is not None and self.canary == self.stable:
+            raise BadSplit(f"version {self.canary} cannot be stable and canary at once; name two versions")
+        if self.weight_bp and self.canary is None:
+            raise BadSplit(f"weight {self.weight_bp} bp without a canary; name a version or set 0")
+        return self if self.weight_bp else replace(self, canary=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +127,8 @@ class TableCore:
         self._unknown_until_s = now_s + LEASE_S + LEASE_MARGIN_S if stored else now_s
         self._canary_urls: set[str] = set()  # every address published for the present canary
         self._fences: dict[str, FenceOrder] = {}  # ordered for this split, not standing yet
-        self._fenced_all = (
-            False  # this split withdrew a canary and changed nothing else that routers must know
-        )
+        self._stable_change = 1  # the change at which stable last became another version
+        self._withdrew_fenced = False  # the last canary to go had fences
         self._how: AppliedHow = "pending"
         self._took_ms: float | None = None
 
@@ -141,7 +141,7 @@ class TableCore:
             self._change += 1
 
     def set_split(self, split: Split, *, token: int, now_s: float) -> SplitSight:
-        """Publishes the split unless it already holds. Raises StaleToken, BadSplit, having changed nothing."""
+        """Publishes the split unless it holds already. Raises StaleToken or BadSplit, changing nothing."""
         wanted = split.checked()
         self.heartbeat(token, now_s=now_s)
         self._home.setdefault(wanted.rollout, self._split.stable or wanted.stable)
@@ -159,9 +159,7 @@ class TableCore:
     def heartbeat(self, token: int, *, now_s: float) -> None:
         """The controller lives. Raises StaleToken."""
         if token < self._token:
-            raise StaleToken(
-                f"fencing token {token} is older than {self._token}: another controller took over"
-            )
+            raise StaleToken(f"fencing token {token} is older than {self._token}: another controller acts")
         self._token = token
         self._heard_s = now_s
 
@@ -280,7 +278,7 @@ class TableCore:
             "token": self._token,
             "stable": self._split.stable,
             "tombstones": list(self._tombstones),
-            "home": self._home | {},
+            "home": dict(self._home),
             "arms": [arm.to_json() for arm in keep],
         }
 
