@@ -1,0 +1,328 @@
+"""From the ordered log of a service's requests and scores to one rollout's evaluator, and back after a crash.
+
+Invariants: the log is read in order and only forwards; the snapshot names how far it was read, so a restart
+goes on after exactly that event; a score finds its request by either id, before or after it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from controller import telemetry
+from controller.state import EvidenceSight, GuardSight, Phase, RolloutState
+from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.guards import ErrorGuard, GuardAction
+from evaluation.policy import GatePolicy, StagePlan
+from evaluation.records import Draw, EvidenceError, Score
+from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
+
+PAGE_EVENTS = 5_000
+PAGES_A_TICK = 4
+SEED_VALUES = 4_000  # of stable's own, per metric, before the canary's first unit
+SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
+JOIN_WINDOW_S = 900.0  # how long after its request a score still finds it
+JOIN_IDS = 200_000
+HELD_SCORES = 20_000
+SNAPSHOT_FORMAT = 1
+# The evaluation has no word for 'no-lease': it is a draw that could not be confirmed, like a fenced one.
+WORDS = {"no-lease": "fenced"}
+
+
+class RecordsLog(Protocol):
+    """The one replayable stream of a service. None: it cannot be read now."""
+
+    def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None: ...
+
+
+class Snapshots(Protocol):
+    """Where the last committed snapshot of a rollout is."""
+
+    def evidence(self, rollout: str) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GateConfig:
+    """What a rollout's evidence is judged by: pinned when the rollout starts."""
+
+    policy: GatePolicy
+    stages: tuple[StagePlan, ...]
+
+
+def draw_of(record: RequestRecord) -> Draw:
+    """The draw that a settled request is evidence of."""
+    return Draw(
+        request_id=record.request_id,
+        unit=record.unit,
+        at_s=record.at_s,
+        arm=record.arm,
+        w=record.w,
+        assigned_by=WORDS.get(record.assigned_by, record.assigned_by),
+        stage=record.stage,
+        error=record.error,
+        latency_ms=record.latency_ms,
+        ttft_ms=record.ttft_ms,
+        itl_ms=record.itl_ms,
+        tokens=record.completion_tokens,
+        flags={
+            "truncated": record.finish_reason == "length",
+            "empty": record.empty,
+            "cancelled": record.outcome == "cancelled",
+        },
+    )
+
+
+@dataclass(slots=True)
+class _Join:
+    """Ids of answers and requests -> request, with scores that came before their request."""
+
+    requests: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    held: OrderedDict[str, list[ScoreRecord]] = field(default_factory=OrderedDict)  # by the id they name
+
+    def add(self, record: RequestRecord) -> list[Score]:
+        """Remember a request; returns the held scores that were waiting for it."""
+        names = {record.request_id, record.answer_id} - {None}
+        for name in names:
+            self.requests[str(name)] = record.request_id
+        while len(self.requests) > JOIN_IDS:
+            self.requests.popitem(last=False)
+        waiting = [score for name in names for score in self.held.pop(str(name), [])]
+        return [_score(record.request_id, score) for score in waiting]
+
+    def match(self, score: ScoreRecord) -> Score | None:
+        """The score under its request's id; None: held until the request comes."""
+        request = self.requests.get(score.id)
+        if request is not None:
+            return _score(request, score)
+        self.held.setdefault(score.id, []).append(score)
+        while len(self.held) > HELD_SCORES:
+            self.held.popitem(last=False)
+        return None
+
+    def forget(self, before_s: float) -> None:
+        """Drop held scores that were given before `before_s`."""
+        while self.held and next(iter(self.held.values()))[0].at_s < before_s:
+            self.held.popitem(last=False)
+
+    def first_held(self) -> int | None:
+        """Position of the oldest held score; None: none is held."""
+        return next(iter(self.held.values()))[0].seq if self.held else None
+
+
+def _score(request_id: str, score: ScoreRecord) -> Score:
+    return Score(request_id, score.metric, score.value, score.at_s)
+
+
+class Feed:
+    """One rollout's way through the log. `seq` is the last event that it took in."""
+
+    def __init__(self, rollout: str, config: GateConfig) -> None:
+        self._rollout = rollout
+        self._config = config
+        self._evaluator: Evaluator | None = None  # None until the first unit of this rollout
+        self._seed: dict[str, list[float]] = {metric: [] for metric in SEED_METRICS}
+        self._join = _Join()
+        self._window: OrderedDict[int, float] = (
+            OrderedDict()
+        )  # seq -> at_s of requests that scores may still name
+        self._guard = ErrorGuard()
+        self._entered = self._stage = -1
+        self._acked_at_s = 0.0
+        self._through_s = 0.0
+        self.seq = 0
+        self.refused = 0
+
+    @classmethod
+    def restore(
+        cls, rollout: str, config: GateConfig, data: bytes, log: RecordsLog, service: str
+    ) -> Feed | None:
+        """The feed that made `data`, its joins read again from the log; None: the log cannot be read now."""
+        saved = json.loads(data)
+        feed = cls(rollout, config)
+        if saved["evaluator"] is not None:
+            state = base64.b64decode(saved["evaluator"])
+            feed._evaluator = Evaluator.restore(config.policy, config.stages, state)
+        feed._seed = saved["seed"] or feed._seed
+        feed._guard = ErrorGuard.from_mapping(saved["guard"])
+        feed._entered = feed._stage = saved["entered"]
+        feed._through_s = saved["through_s"]
+        feed.seq = saved["join_from"]
+        while feed.seq < saved["seq"]:
+            page = log.read(service, after_seq=feed.seq, limit=min(PAGE_EVENTS, saved["seq"] - feed.seq))
+            if page is None:
+                return None
+            for event in page.events:
+                if event.seq <= saved["seq"]:
+                    feed._join_only(event)
+            if page.next_seq <= feed.seq:
+                break
+            feed.seq = page.next_seq
+        feed.seq = saved["seq"]
+        return feed
+
+    def snapshot(self) -> bytes:
+        """Everything that `restore` needs, as JSON."""
+        firsts = (next(iter(self._window), None), self._join.first_held())
+        evaluator = self._evaluator.snapshot() if self._evaluator else None
+        saved = {
+            "format": SNAPSHOT_FORMAT,
+            "seq": self.seq,
+            "join_from": min(first - 1 for first in (*firsts, self.seq + 1) if first is not None),
+            "guard": self._guard.to_mapping(),
+            "entered": self._entered,
+            "through_s": self._through_s,
+            "seed": {} if self._evaluator else self._seed,
+            "evaluator": base64.b64encode(evaluator).decode() if evaluator else None,
+        }
+        return json.dumps(saved, separators=(",", ":")).encode()
+
+    def take(self, page: RecordPage, now_s: float) -> None:
+        """Feed one page, in its order."""
+        for event in page.events:
+            if isinstance(event, RequestRecord):
+                self._take_request(event, page.lost)
+            elif (score := self._join.match(event)) is not None:
+                self._add(score)
+        self.seq = page.next_seq
+        self._through_s = max(self._through_s, page.low_watermark_s)
+        if self._evaluator is not None:
+            self._evaluator.advance(self._through_s, now_s)
+        self._forget(now_s)
+
+    def follow(self, state: RolloutState) -> None:
+        """Note where the rollout stands, so that the evaluator hears of each acknowledged stage once."""
+        if state.phase is Phase.STAGE and state.acked_at_s is not None and state.stage != self._entered:
+            self._stage, self._acked_at_s = state.stage, state.acked_at_s
+            if self._evaluator is not None:
+                self._enter(self._evaluator)
+
+    def begin(self) -> None:
+        """The log has been read to its end: with a stage acknowledged, start even without a unit."""
+        if self._stage >= 0:
+            self._started()
+
+    def sight(self) -> EvidenceSight | None:
+        """What the evidence and the guard of errors say; None: no unit was drawn yet."""
+        if self._evaluator is None:
+            return None
+        rung = self._guard.verdict()
+        guards = (
+            (GuardSight(rung.guard, rung.reason, both_arms=rung.action is GuardAction.HOLD),) if rung else ()
+        )
+        return EvidenceSight.of(self._evaluator.report(), guards)
+
+    def _take_request(self, record: RequestRecord, lost: Sequence[LostSpan]) -> None:
+        scores = self._join_request(record)
+        if record.rollout == self._rollout and record.w > 0:
+            # A span with lost records is dropped for both arms: what is missing may hang on the arm.
+            if not any(span.since_s <= record.at_s < span.until_s for span in lost):
+                self._started()
+                self._add(draw_of(record))
+                if record.error is not None:
+                    self._guard.add(canary=record.arm == 1, error=record.error)
+        elif self._evaluator is None:
+            self._seed_with(record)
+        for score in scores:
+            self._add(score)
+
+    def _started(self) -> Evaluator:
+        if self._evaluator is None:
+            config = self._config
+            self._evaluator = Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed)
+            self._enter(self._evaluator)
+        return self._evaluator
+
+    def _enter(self, evaluator: Evaluator) -> None:
+        if self._stage > self._entered:
+            self._entered = self._stage
+            evaluator.enter_stage(self._stage, self._acked_at_s)
+
+    def _add(self, event: Draw | Score) -> None:
+        if self._evaluator is None:
+            return
+        try:
+            self._evaluator.add(event)
+        except EvidenceError as exc:
+            self.refused += 1
+            telemetry.warning("record refused as evidence", rollout=self._rollout, why=str(exc))
+
+    def _seed_with(self, record: RequestRecord) -> None:
+        if record.error is not False or record.served_arm != 0:
+            return
+        for metric, values in self._seed.items():
+            value = getattr(record, metric)
+            if value is not None:
+                values.append(value)
+                del values[:-SEED_VALUES]
+
+    def _join_request(self, record: RequestRecord) -> list[Score]:
+        self._window[record.seq] = record.at_s
+        return self._join.add(record)
+
+    def _join_only(self, event: RequestRecord | ScoreRecord) -> None:
+        if isinstance(event, RequestRecord):
+            self._join_request(event)
+        else:
+            self._join.match(event)
+
+    def _forget(self, now_s: float) -> None:
+        while self._window and next(iter(self._window.values())) < now_s - JOIN_WINDOW_S:
+            self._window.popitem(last=False)
+        self._join.forget(now_s - JOIN_WINDOW_S)
+
+
+class EvidenceFeeds:
+    """The core's Evidence port: one feed a running rollout, restored from the store when first asked for."""
+
+    def __init__(
+        self, log: RecordsLog, snapshots: Snapshots, config: Callable[[RolloutState], GateConfig]
+    ) -> None:
+        self._log = log
+        self._snapshots = snapshots
+        self._config = config
+        self._feeds: dict[str, Feed] = {}
+
+    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceSight | None:
+        """Take in what is new and report; None: the log cannot be read, or no unit was drawn yet."""
+        feed = self._feed(rollout)
+        if feed is None:
+            return None
+        feed.follow(rollout)
+        for _ in range(PAGES_A_TICK):
+            page = self._log.read(rollout.service, after_seq=feed.seq, limit=PAGE_EVENTS)
+            if page is None:
+                return None
+            feed.take(page, now_s)
+            if len(page.events) < PAGE_EVENTS:
+                feed.begin()
+                break
+        return feed.sight()
+
+    def snapshot(self, rollout: str) -> bytes | None:
+        """The feed as it stands; None: this rollout was not observed since the start."""
+        feed = self._feeds.get(rollout)
+        return feed.snapshot() if feed else None
+
+    def _feed(self, rollout: RolloutState) -> Feed | None:
+        feed = self._feeds.get(rollout.id)
+        if feed is None:
+            feed = self._open(rollout)
+            if feed is not None:
+                self._feeds[rollout.id] = feed
+        return feed
+
+    def _open(self, rollout: RolloutState) -> Feed | None:
+        config = self._config(rollout)
+        saved = self._snapshots.evidence(rollout.id)
+        if saved is None:
+            return Feed(rollout.id, config)
+        try:
+            return Feed.restore(rollout.id, config, saved, self._log, rollout.service)
+        except (SnapshotMismatch, ValueError, KeyError) as exc:
+            # Evidence of another policy is no evidence. The gate starts again from the log as it is.
+            telemetry.alarm("evidence snapshot refused, starting again", exc, rollout=rollout.id)
+            return Feed(rollout.id, config)

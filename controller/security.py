@@ -1,0 +1,78 @@
+"""Bearer tokens of the API: made here, kept only as SHA-256, compared in constant time.
+
+Invariant: a token's text exists in its owner's file and in the request, never in the store or in a log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+TOKEN_BYTES = 32
+
+
+class Role(StrEnum):
+    """What a token may do; each role may do what the earlier ones may."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+    def covers(self, needed: Role) -> bool:
+        """True when this role may do what `needed` may."""
+        order = list(Role)
+        return order.index(self) >= order.index(needed)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who sent a request, as the log and the events show it."""
+
+    name: str
+    role: Role
+
+
+def make_token() -> str:
+    """A fresh token, 256 random bits, safe in a header and in a file."""
+    return "cnry_" + secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def make_secret() -> str:
+    """A fresh shared secret between routers and engines of one service, 256 random bits."""
+    return secrets.token_hex(TOKEN_BYTES)
+
+
+def token_digest(token: str) -> str:
+    """What the store keeps of a token. A plain hash is enough: a random token leaves nothing to guess."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def same_secret(left: str, right: str) -> bool:
+    """Compares without telling by its duration where the difference is."""
+    return secrets.compare_digest(left.encode(), right.encode())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write `text` to `path` so that at no moment another user could read it (0600)."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text + "\n")
+    partial.replace(path)
+
+
+def admin_token(home: Path) -> str:
+    """The first admin token of a state folder, from `admin.token`, made (0600) when it is not there yet."""
+    path = home / "admin.token"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        token = make_token()
+        write_private(path, token)
+        return token

@@ -1,0 +1,124 @@
+"""Where canaryctl keeps its state and which ports it uses: environment, then `config.json`, then defaults.
+
+Read once, at start, by the command line and by the controller, and passed on as a value; nothing runs at
+import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from controller.errors import BadInput
+
+DEFAULT_API_PORT = 7878
+DEFAULT_INGRESS_PORT = 8000
+
+
+class Config(BaseModel):
+    """What `up` fixed for this machine, as `config.json` in the state folder holds it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    api_port: int = Field(default=DEFAULT_API_PORT, ge=1, le=65535)
+    ingress_port: int = Field(default=DEFAULT_INGRESS_PORT, ge=1, le=65535)
+    ray_address: str | None = None  # None: `up` starts a Ray head of its own
+    ray_started_here: bool = False  # True: `down` may stop it again
+    controller_pid: int | None = None  # the last controller that `up` started
+
+
+class Settings(BaseModel):
+    """Everything the process needs to know before it opens anything."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    home: Path
+    database_url: str
+    host: str = "127.0.0.1"
+    config: Config = Config()
+
+    @property
+    def api_url(self) -> str:
+        """Where the controller of this state folder listens."""
+        return f"http://{self.host}:{self.config.api_port}"
+
+    @property
+    def ray_folder(self) -> Path:
+        """Where a Ray head of ours keeps its logs, sockets and token."""
+        return self.home / "ray"
+
+    @property
+    def log_path(self) -> Path:
+        """The detached controller's log."""
+        return self.home / "controller.log"
+
+    @property
+    def config_path(self) -> Path:
+        """The file that `save_config` writes."""
+        return self.home / "config.json"
+
+    def base_url(self, service: str) -> str:
+        """The OpenAI base URL of one service behind Serve's ingress."""
+        return f"http://{self.host}:{self.config.ingress_port}/{service}/v1"
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings of the state folder that `environ` names (`CANARYCTL_HOME`, default `~/.canaryctl`).
+
+    `CANARYCTL_DATABASE_URL` moves the state into another database, `CANARYCTL_API_PORT` moves the API.
+    Raises BadInput for a config file or a variable that cannot be read.
+    """
+    home = Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
+    config = _read_config(home / "config.json")
+    if port := environ.get("CANARYCTL_API_PORT"):
+        config = config.model_copy(update={"api_port": _port(port, name="CANARYCTL_API_PORT")})
+    url = environ.get("CANARYCTL_DATABASE_URL") or f"sqlite:///{home / 'canaryctl.db'}"
+    return Settings(home=home, database_url=url, config=config)
+
+
+def save_config(settings: Settings, config: Config) -> Settings:
+    """Write `config.json` whole or not at all; returns the settings with it."""
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = settings.config_path.with_suffix(".partial")
+    partial.write_text(config.model_dump_json(indent=2) + "\n")
+    partial.replace(settings.config_path)
+    return settings.model_copy(update={"config": config})
+
+
+def port_is_free(port: int, *, host: str = "127.0.0.1") -> bool:
+    """True when a server could bind `host:port` now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _read_config(path: Path) -> Config:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return Config()
+    try:
+        return Config.model_validate(json.loads(text))
+    except (ValueError, ValidationError) as exc:
+        raise BadInput(
+            f"{path}: not a canaryctl config ({_first_line(exc)}); fix the file or remove it"
+        ) from exc
+
+
+def _port(text: str, *, name: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise BadInput(f"{name}={text} is not a port; use a number from 1 to 65535")
+    return int(text)
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).splitlines()[0]

@@ -1,0 +1,239 @@
+"""The tables, for SQLite and PostgreSQL alike, and the engine that opens them.
+
+Invariant: SQLite is for one host; a database file on a network file system is refused, because WAL's shared
+memory does not exist there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from controller.errors import BadInput, Unreachable
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_MS = 10_000
+NETWORK_FILE_SYSTEMS = frozenset(
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "ceph",
+        "lustre",
+        "glusterfs",
+        "fuse.sshfs",
+        "fuse.s3fs",
+        "fuse.glusterfs",
+        "fuse.gcsfuse",
+        "afs",
+        "beegfs",
+        "gpfs",
+    }
+)
+
+metadata = sa.MetaData()
+
+meta = sa.Table(
+    "canaryctl_meta",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("value", sa.String, nullable=False),
+)
+
+services = sa.Table(
+    "services",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("stable", sa.String, nullable=False),
+    sa.Column("secret", sa.String, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.Column("removing", sa.Boolean, nullable=False, default=False),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("service", sa.String, primary_key=True),
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+)
+
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("service", sa.String, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("pending", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("evidence", sa.LargeBinary),
+    sa.Column("log_count", sa.Integer, nullable=False),
+    sa.Column("is_final", sa.Boolean, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.Column("ended_at_s", sa.Float),
+)
+# The database itself refuses a second rollout of a service while one runs.
+sa.Index(
+    "one_rollout_a_service",
+    rollouts.c.service,
+    unique=True,
+    sqlite_where=~rollouts.c.is_final,
+    postgresql_where=~rollouts.c.is_final,
+)
+sa.Index("rollouts_of_a_service", rollouts.c.service, rollouts.c.created_at_s)
+
+asks = sa.Table(
+    "asks",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("rollout", sa.String, nullable=False, index=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("actor", sa.String, nullable=False),
+    sa.Column("role", sa.String, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("service", sa.String, nullable=False, index=True),
+    sa.Column("rollout", sa.String),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("actor", sa.String, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("holder", sa.String, nullable=False),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("expires_at_s", sa.Float, nullable=False),
+)
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("digest", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("role", sa.String, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+)
+
+
+def open_engine(url: str, *, mounts: Path = Path("/proc/self/mounts")) -> sa.Engine:
+    """An engine whose tables exist and are of this code's schema.
+
+    Raises BadInput for a URL or a place that cannot hold the state, Unreachable when no database answers.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as exc:
+        raise BadInput(
+            f"database URL {url!r} cannot be parsed; use sqlite:///FILE or postgresql+psycopg://..."
+        ) from exc
+    dialect = parsed.get_backend_name()
+    if dialect not in ("sqlite", "postgresql"):
+        raise BadInput(f"database {dialect} is not supported; use sqlite:///FILE or postgresql+psycopg://...")
+    if dialect == "sqlite":
+        _check_place(parsed.database, mounts)
+    try:
+        engine = sa.create_engine(parsed)
+    except ImportError as exc:
+        raise BadInput(
+            f"the driver of {dialect} is missing ({exc}); pip install 'canaryctl[postgres]'"
+        ) from exc
+    if dialect == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+    _create_tables(engine)
+    return engine
+
+
+def writing(engine: sa.Engine) -> sa.Engine:
+    """The same engine, its transactions taking SQLite's write lock at their begin.
+
+    A transaction that reads first and writes later would fail instead of wait when another wrote in between.
+    """
+    return engine.execution_options(canaryctl_writes=True)
+
+
+def _create_tables(engine: sa.Engine) -> None:
+    try:
+        with writing(engine).begin() as connection:
+            metadata.create_all(connection)
+            row = connection.execute(sa.select(meta.c.value).where(meta.c.name == "schema")).first()
+            if row is None:
+                connection.execute(sa.insert(meta).values(name="schema", value=str(SCHEMA_VERSION)))
+                connection.execute(
+                    sa.insert(leases).values(name="controller", holder="", token=0, expires_at_s=0.0)
+                )
+    except sa.exc.OperationalError as exc:
+        reason = str(exc.orig).splitlines()[0]
+        place = engine.url.render_as_string(hide_password=True)
+        raise Unreachable(
+            f"database {place} does not open: {reason}; check that it runs and may be written"
+        ) from exc
+    if row is not None and int(row.value) != SCHEMA_VERSION:
+        raise BadInput(
+            f"the database has schema {row.value}, this canaryctl reads {SCHEMA_VERSION}; "
+            "run the canaryctl that wrote it"
+        )
+
+
+def _check_place(database: str | None, mounts: Path) -> None:
+    if not database or database == ":memory:":
+        raise BadInput(
+            "database sqlite:// has no file; use sqlite:///FILE, so that a restart finds the state"
+        )
+    path = Path(database).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kind = file_system(path.parent.resolve(), mounts)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise BadInput(
+            f"{path} is on a network file system ({kind}), where SQLite loses writes; "
+            "move CANARYCTL_HOME to a local disk or use PostgreSQL"
+        )
+
+
+def file_system(folder: Path, mounts: Path) -> str:
+    """Type of the file system that holds `folder`, from a file like /proc/self/mounts; '' when unknown."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return ""
+    held_by = ("", "")
+    for line in lines:
+        _, point, kind, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        if folder.is_relative_to(point) and len(point) >= len(held_by[0]):
+            held_by = (point, kind)
+    return held_by[1]
+
+
+def _configure_sqlite(connection: object, _record: ConnectionPoolEntry) -> None:
+    # The driver's own transactions are switched off: it begins them too late and never as IMMEDIATE.
+    connection.isolation_level = None  # type: ignore[attr-defined]
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("canaryctl_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
