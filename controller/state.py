@@ -1,7 +1,7 @@
 """The frozen vocabulary of a rollout: what it is, what was seen, what to do. No decision is taken here.
 
-Every value is immutable and JSON-able through `codec.py`. Times are float seconds since the epoch (`*_s`), weights
-integer basis points (`*_bp`, 10,000 = 100 %), memory in bytes. `rollout.py` owns every transition.
+Every value is immutable and JSON-able through `codec.py`. Times are float seconds since the epoch (`*_s`),
+weights integer basis points (`*_bp`, 10,000 = 100 %), memory in bytes. `rollout.py` owns every transition.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
+
+from evaluation.gate import EvaluationReport, GateReport, Verdict
 
 FULL_BP = 10_000
 
@@ -35,15 +37,6 @@ class Phase(StrEnum):
 FINAL = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.FAILED})
 # The phases in which users may be answered by the canary.
 LIVE = frozenset({Phase.STAGE, Phase.PROMOTING, Phase.BAKING})
-
-
-class Verdict(StrEnum):
-    """What the evidence says. INVALID never passes, and never fails a canary by itself."""
-
-    PASS = "PASS"
-    FAIL = "FAIL"
-    UNDECIDED = "UNDECIDED"
-    INVALID = "INVALID"
 
 
 class VersionPhase(StrEnum):
@@ -203,18 +196,18 @@ class RolloutState:
     entered_at_s: float
     deadline_at_s: float | None  # None: this phase has none
     reason: str
-    stage: int = 0  # index into plan.stages; counts only in Phase.STAGE
+    stage: int = 0  # index into plan.stages; len(plan.stages) from Promoting on
     weight_bp: int = 0  # what the routers were last told
     acked_at_s: float | None = None  # when this phase's weight stood on every live router
     holds: tuple[Hold, ...] = ()
     launched: bool = False  # the canary may hold memory
     exposed: bool = False  # a table with the canary in it may exist
-    promote_full: bool = False  # an override: skip the stages that are left
-    blind_since_s: float | None = None  # the data plane cannot be read
+    waived_through: int = -1  # stages up to this index need no proof: a person said so
+    blind_since_s: float | None = None  # the data plane cannot be read, or does not do what it was told
     unready_since_s: float | None = None  # no canary replica is ready
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
-    decisive: GateSight | None = None  # the gate that fired
+    decisive: GateReport | None = None  # the gate that fired
     asks_through: int = 0  # the last request of a person that was taken in
     log: tuple[LogLine, ...] = ()  # the newest LOG_KEPT
     log_count: int = 0
@@ -245,7 +238,7 @@ class SplitSight:
 
     epoch: int
     revision: int
-    stable: str
+    stable: str | None  # None: no version was put into service yet
     canary: str | None  # None: no canary in the table
     weight_bp: int
     applied: bool
@@ -266,24 +259,6 @@ class VersionSight:
 
 
 @dataclass(frozen=True, slots=True)
-class GateSight:
-    """One gate's standing: log evidence against its limit, and both arms' estimates (None: not known)."""
-
-    metric: str
-    side: Literal["rollback", "promote"]
-    verdict: Verdict
-    log_e: float = 0.0
-    limit: float = 0.0
-    reason: str = ""
-    n_canary: int = 0
-    n_stable: int = 0
-    canary: float | None = None
-    stable: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class GuardSight:
     """A guard that fires now. both_arms: stable is as bad, so it is not the canary's doing: hold and page."""
 
@@ -298,12 +273,30 @@ class EvidenceSight:
 
     stage: int
     verdict: Verdict
-    rollback: GateSight | None = None  # not None: a gate fired
-    gates: tuple[GateSight, ...] = ()
+    rollback: GateReport | None = None  # not None: a gate fired
+    gates: tuple[GateReport, ...] = ()
     missing: tuple[str, ...] = ()
     canary_requests: int = 0  # settled in this stage
     stable_requests: int = 0
     guards: tuple[GuardSight, ...] = ()
+    frozen: bool = False  # the split does not look like its weight: statistics decide nothing
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, report: EvaluationReport, guards: tuple[GuardSight, ...] = ()) -> EvidenceSight:
+        """The evaluator's report in the controller's words; guards are watched beside it."""
+        return cls(
+            stage=report.stage,
+            verdict=report.stage_verdict,
+            rollback=report.rollback,
+            gates=report.gates,
+            missing=report.missing,
+            canary_requests=report.stage_canary,
+            stable_requests=report.n_stable,
+            guards=guards,
+            frozen=report.frozen,
+            notes=report.notes,
+        )
 
 
 class AskKind(StrEnum):
@@ -336,7 +329,7 @@ class ProbeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeSight:
-    """How a probe stands. One that the shell does not know (after a restart) is not listed: it starts again."""
+    """How a probe stands. One that the shell does not know (after a restart) is not listed."""
 
     kind: ProbeKind
     phase: Literal["running", "passed", "failed"]
@@ -355,6 +348,7 @@ class Observation:
     asks: tuple[Ask, ...] = ()
     delivered: frozenset[str] = frozenset()  # keys of notices that left
     tombstoned: bool = False  # the table holds a tombstone of this rollout
+    resumed: bool = False  # the first look since this controller took the lease: time-outs begin anew
 
 
 # --- what to do: idempotent, complete ("split = 100 bp"), each returns within 50 ms

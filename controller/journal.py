@@ -1,0 +1,75 @@
+"""Writing the state: log lines, holds, notices. Each function gives the state with one thing more or less."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from controller.state import (
+    LOG_KEPT,
+    Action,
+    Hold,
+    HoldKind,
+    LogLine,
+    Notice,
+    Notify,
+    Observation,
+    RolloutState,
+)
+
+NOTICE_KEPT_S = 600.0  # a notifier that is dead for longer loses the notice; the log keeps it
+
+
+def say(state: RolloutState, now_s: float, text: str, actor: str = "controller") -> RolloutState:
+    line = LogLine(state.log_count + 1, now_s, text, actor)
+    return replace(state, log=(*state.log, line)[-LOG_KEPT:], log_count=line.seq)
+
+
+def hold(
+    state: RolloutState,
+    kind: HoldKind,
+    why: str,
+    now_s: float,
+    actor: str = "controller",
+    *,
+    page: bool = False,
+) -> RolloutState:
+    if any(hold.kind is kind for hold in state.holds):
+        return state
+    state = replace(state, holds=(*state.holds, Hold(kind, actor, why, now_s)))
+    if page:
+        text = f"{state.service}: held ({kind.value}): {why}"
+        state = notice(say(state, now_s, text), f"hold-{state.log_count}", "page", text, now_s)
+    return state
+
+
+def release(state: RolloutState, kind: HoldKind) -> RolloutState:
+    return replace(state, holds=tuple(hold for hold in state.holds if hold.kind is not kind))
+
+
+def notice(
+    state: RolloutState, name: str, severity: Literal["info", "page"], text: str, now_s: float
+) -> RolloutState:
+    return replace(state, outbox=(*state.outbox, Notice(f"{state.id}/{name}", severity, text, now_s)))
+
+
+def drop_delivered(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    left = tuple(
+        notice
+        for notice in state.outbox
+        if notice.key not in seen.delivered and now_s - notice.since_s < NOTICE_KEPT_S
+    )
+    return state if left == state.outbox else replace(state, outbox=left)
+
+
+def notices(state: RolloutState) -> tuple[Action, ...]:
+    return tuple(Notify(notice.key, notice.severity, notice.text) for notice in state.outbox)
+
+
+def last_time_s(state: RolloutState) -> float:
+    return state.log[-1].at_s if state.log else state.entered_at_s
+
+
+def percent(weight_bp: int) -> str:
+    """A weight as people read it: 250 -> `2.5 %`."""
+    return f"{weight_bp / 100:g} %"

@@ -1,0 +1,86 @@
+"""What a state wants of the world and does not see in it yet: the whole set, each action idempotent.
+
+Invariant: the order going up is capacity, then traffic; nothing is stopped in the same breath as its traffic.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from controller.sights import does_stand, is_gone, ready_replicas
+from controller.state import (
+    LIVE,
+    Action,
+    CancelVersion,
+    Departure,
+    DepartureStep,
+    DrainVersion,
+    EnsureVersion,
+    Observation,
+    Phase,
+    ProbeKind,
+    RolloutState,
+    RunProbe,
+    SetSplit,
+    StopVersion,
+)
+
+
+def wanted(state: RolloutState, seen: Observation) -> tuple[Action, ...]:
+    canary, going = state.canary.id, state.departure
+    if state.is_final:
+        return ()
+    if going is not None:
+        return _wanted_departure(state, going, seen)
+    wanted: list[Action] = []
+    if state.launched and ready_replicas(seen, canary) < replicas(state):
+        wanted.append(EnsureVersion(canary, replicas(state)))
+    match state.phase:
+        case Phase.PREFLIGHT:
+            # What an earlier attempt left behind is freed before the fit is measured.
+            left = seen.versions is not None and not is_gone(seen, canary)
+            wanted.append(StopVersion(canary) if left else RunProbe(ProbeKind.PREFLIGHT, canary))
+        case Phase.WARMING:
+            wanted.append(RunProbe(ProbeKind.WARM, canary, state.plan.warmup_tokens))
+        case Phase.SMOKE:
+            wanted.append(RunProbe(ProbeKind.SMOKE, canary))
+        case Phase.STAGE | Phase.PROMOTING | Phase.BAKING:
+            if state.exposed and not does_stand(seen, wanted_table(state)):
+                wanted.append(wanted_table(state))
+        case _:
+            pass
+    return tuple(wanted)
+
+
+def _wanted_departure(state: RolloutState, going: Departure, seen: Observation) -> tuple[Action, ...]:
+    table = () if not state.exposed or does_stand(seen, wanted_table(state)) else (wanted_table(state),)
+    match going.step:
+        case DepartureStep.RESTORE:
+            return (EnsureVersion(going.staying, state.stable.replicas),)
+        case DepartureStep.SHIFT:
+            return table
+        case DepartureStep.DRAIN:
+            return (*table, DrainVersion(going.leaving))
+        case DepartureStep.CANCEL:
+            return (*table, CancelVersion(going.leaving))
+        case DepartureStep.UNLOAD:
+            return table if is_gone(seen, going.leaving) else (*table, StopVersion(going.leaving))
+        case _:
+            assert_never(going.step)
+
+
+def wanted_table(state: RolloutState) -> SetSplit:
+    """The route table that this state wants."""
+    if state.departure is not None:
+        return SetSplit(state.departure.staying, None, 0, state.stage)
+    canary = state.canary.id if state.weight_bp > 0 else None
+    return SetSplit(state.stable.id, canary, state.weight_bp, state.stage)
+
+
+def replicas(state: RolloutState) -> int:
+    """Canary replicas to have: enough for the stage after this one, so that loading is a stage ahead."""
+    stages = state.plan.stages
+    ahead = 0 if state.phase not in LIVE else state.stage + 1
+    if ahead >= len(stages) or state.waived_through >= len(stages):
+        return state.canary.replicas
+    return stages[ahead].replicas
