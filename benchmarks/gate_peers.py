@@ -55,7 +55,7 @@ def alarms(events: Events, *, alpha_metric: float) -> Alarms:
     """First alarm of every rival on these events. alpha_metric: the level of one metric's test, in (0, 1)."""
     columns = events.columns
     rows = np.asarray(columns["w"], dtype=np.float64) > 0
-    arm = np.asarray(columns["arm"])[rows]
+    arm = np.asarray(columns["arm"], dtype=np.int64)[rows]
     seen = np.cumsum(arm)
     look = np.maximum(0, (seen - 1) // LOOK) + (arm == 0) * ((seen % LOOK == 0) & (seen > 0))
     looks = int(seen[-1]) // LOOK

@@ -1,0 +1,207 @@
+"""A/B tests: reference values from scipy, and error rates under peeking."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluation.ab_test import (
+    AbQuestion,
+    AbVerdict,
+    Scale,
+    SequentialTest,
+    correct_categories,
+    fixed_horizon,
+    holm,
+    mann_whitney,
+    sequential,
+    t_quantile,
+)
+
+SCORE = AbQuestion(Scale.SCORE, higher_is_better=True)
+LATENCY = AbQuestion(Scale.VALUE, higher_is_better=False)
+RATE = AbQuestion(Scale.RATE, higher_is_better=False)
+
+
+def split(n: int, seed: int, *, gain: float = 0.0, w: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of n units and their arms; B's mean is higher by `gain`."""
+    rng = np.random.default_rng(seed)
+    is_b = rng.random(n) < w
+    return rng.beta(4 * (0.7 + gain * is_b), 4 * (0.3 - gain * is_b)), is_b
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_mann_whitney_is_scipys(ties: bool) -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(0, 1, 80), rng.normal(0.3, 1, 45)
+    if ties:
+        a, b = np.round(a), np.round(b)
+    expected = stats.mannwhitneyu(b, a, method="asymptotic")
+
+    u, p = mann_whitney(a, b)
+    assert (u, p) == (expected.statistic, pytest.approx(expected.pvalue, rel=1e-9))
+
+
+@pytest.mark.parametrize("freedom", [25.0, 30.0, 58.7, 1000.0])
+@pytest.mark.parametrize("probability", [0.9, 0.975, 0.995, 0.9995])
+def test_the_t_quantile_is_scipys(probability: float, freedom: float) -> None:
+    assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), abs=1e-4)
+
+
+@pytest.mark.parametrize("p_values", [(0.01, 0.04, 0.03), (0.5,), (0.001, 0.2, 0.03, 0.9, 0.04)])
+def test_holm_agrees_with_the_step_down_definition(p_values: tuple[float, ...]) -> None:
+    for level in (0.01, 0.05, 0.12):
+        rejected = set()
+        for rank, i in enumerate(np.argsort(p_values)):
+            if p_values[i] > level / (len(p_values) - rank):
+                break
+            rejected.add(int(i))
+
+        assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
+
+
+def test_the_fixed_interval_is_scipys_welch() -> None:
+    rng = np.random.default_rng(6)
+    a, b = rng.beta(3, 1, 200), rng.beta(2, 1, 90)
+    expected = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+
+    assert fixed_horizon(a, b, SCORE).interval == pytest.approx((expected.low, expected.high), abs=1e-5)
+
+
+def test_win_rate_and_d_are_what_counting_pairs_says() -> None:
+    rng = np.random.default_rng(7)
+    a, b = np.round(rng.uniform(0, 1, 40), 1), np.round(rng.uniform(0.1, 1, 35), 1)
+    wins = sum((y > x) + 0.5 * (y == x) for y in b for x in a) / (40 * 35)
+    pooled = math.sqrt((a.var(ddof=1) * 39 + b.var(ddof=1) * 34) / 73)
+
+    result = fixed_horizon(a, b, SCORE)
+    assert result.win_rate == pytest.approx(wins)
+    assert result.cohens_d == pytest.approx((b.mean() - a.mean()) / pooled)
+
+
+def test_lower_latency_wins() -> None:
+    rng = np.random.default_rng(8)
+
+    result = fixed_horizon(rng.lognormal(7, 0.5, 300), rng.lognormal(6.7, 0.5, 300), LATENCY)
+    assert result.verdict is AbVerdict.B_BETTER
+    assert result.win_rate is not None
+    assert result.win_rate > 0.6
+
+
+def test_twenty_nine_a_side_are_too_few() -> None:
+    assert fixed_horizon([0.0] * 29, [1.0] * 300, SCORE).verdict is AbVerdict.TOO_FEW
+    assert fixed_horizon([0.0] * 30, [1.0] * 30, SCORE).verdict is AbVerdict.B_BETTER
+
+
+def test_identical_outcomes_show_nothing() -> None:
+    result = fixed_horizon([1.0] * 50, [1.0] * 50, SCORE)
+
+    assert (result.verdict, result.p_value, result.cohens_d) == (AbVerdict.NOT_SHOWN, 1.0, None)
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_peeking_at_equals_is_wrong_at_most_as_often_as_alpha(scale: Scale) -> None:
+    wrong = 0
+    for seed in range(60):
+        y, is_b = split(600, seed)
+        y = {Scale.RATE: (y > 0.9) * 1.0, Scale.SCORE: y, Scale.VALUE: 1000 * y}[scale]
+        asked = AbQuestion(scale, higher_is_better=True, alpha=0.1)
+        wrong += sequential(y, is_b, 0.5, asked).verdict is not AbVerdict.NOT_SHOWN
+
+    assert wrong <= 6
+
+
+@pytest.mark.parametrize("w", [0.5, 0.1])
+def test_a_better_b_is_found_at_any_split(w: float) -> None:
+    y, is_b = split(6000, 9, gain=0.1, w=w)
+
+    assert sequential(y, is_b, w, SCORE).verdict is AbVerdict.B_BETTER
+
+
+def test_turning_the_question_round_turns_the_verdict_round() -> None:
+    y, is_b = split(3000, 10, gain=0.1)
+    worse = AbQuestion(Scale.SCORE, higher_is_better=False)
+
+    assert sequential(y, is_b, 0.5, worse).verdict is AbVerdict.A_BETTER
+
+
+def test_a_slower_b_loses_the_sequential_test_of_values() -> None:
+    rng = np.random.default_rng(11)
+    is_b = rng.random(3000) < 0.5
+    y = rng.lognormal(7, 0.5, 3000) * np.where(is_b, 1.3, 1.0)
+
+    result = sequential(y, is_b, 0.5, LATENCY)
+    u, _ = mann_whitney(y[~is_b], y[is_b])
+    assert result.verdict is AbVerdict.A_BETTER
+    assert result.win_rate == pytest.approx(1 - u / (is_b.sum() * (~is_b).sum()), abs=0.005)
+    assert result.interval is not None
+    assert result.interval_of == "win rate"
+    assert result.interval[0] <= result.win_rate <= result.interval[1] < 0.5
+
+
+def test_a_drift_that_both_share_is_not_taken_for_a_difference() -> None:
+    wrong = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        w = np.where(
+            np.arange(1000) < 500, 0.1, 0.9
+        )  # the split is raised while quality falls: Simpson's trap
+        y = (rng.random(1000) < np.where(np.arange(1000) < 500, 0.9, 0.5)) * 1.0
+        asked = AbQuestion(Scale.RATE, higher_is_better=True, alpha=0.1)
+        wrong += sequential(y, rng.random(1000) < w, w, asked).verdict is not AbVerdict.NOT_SHOWN
+
+    assert wrong <= 4
+
+
+def test_the_sequential_verdict_stays() -> None:
+    test = SequentialTest(RATE)
+    rng = np.random.default_rng(12)
+    for _ in range(400):
+        is_b = bool(rng.random() < 0.5)
+        test.add(float(not is_b), is_b=is_b, w=0.5)
+    assert test.result().verdict is AbVerdict.B_BETTER
+    for _ in range(2000):
+        is_b = bool(rng.random() < 0.5)
+        test.add(float(is_b), is_b=is_b, w=0.5)
+
+    assert test.result().verdict is AbVerdict.B_BETTER
+
+
+def test_a_category_that_is_significant_alone_is_not_among_many() -> None:
+    rng = np.random.default_rng(13)
+    results = {}
+    for i in range(20):
+        a, b = rng.beta(3, 1, 60), rng.beta(3, 1, 60)
+        results[f"topic {i}"] = fixed_horizon(a, b, SCORE)
+    assert any(r.verdict is not AbVerdict.NOT_SHOWN for r in results.values())
+
+    assert all(c.verdict is AbVerdict.NOT_SHOWN for c in correct_categories(results))
+
+
+def test_more_categories_than_can_be_read_are_refused() -> None:
+    result = fixed_horizon([0.5] * 30, [0.5] * 30, SCORE)
+
+    with pytest.raises(ValueError, match="65 categories exceed 64; group the rare ones"):
+        correct_categories({str(i): result for i in range(65)})
+
+
+@pytest.mark.parametrize(
+    ("asked", "y", "named"),
+    [
+        (SCORE, math.nan, "not a number"),
+        (SCORE, 1.2, "exceeds 1"),
+        (RATE, 0.5, "neither 0 nor 1"),
+        (LATENCY, -3.0, "at least 0"),
+    ],
+)
+def test_outcomes_off_the_scale_are_refused_and_change_nothing(
+    asked: AbQuestion, y: float, named: str
+) -> None:
+    test = SequentialTest(asked)
+
+    with pytest.raises(ValueError, match=named):
+        test.add(y, is_b=True, w=0.5)
+    assert test.result().n_b == 0

@@ -1,0 +1,102 @@
+"""Guards act at once, and only on what they say."""
+
+from __future__ import annotations
+
+import pytest
+
+from evaluation.guards import ErrorGuard, GuardAction, GuardLimits, ProcessSight, check_process
+
+
+def feed(guard: ErrorGuard, *, canary: str, stable: str = "") -> GuardAction | None:
+    """Feed 'x' (failed) and '.' (answered) of both arms in turn; the last verdict's action."""
+    for i in range(max(len(canary), len(stable))):
+        for arm, marks in ((False, stable), (True, canary)):
+            if i < len(marks):
+                guard.add(canary=arm, error=marks[i] == "x")
+    verdict = guard.verdict()
+    return verdict.action if verdict else None
+
+
+def test_half_of_twenty_failing_beside_a_healthy_stable_rolls_back() -> None:
+    assert feed(ErrorGuard(), canary="x." * 10, stable="." * 20) is GuardAction.ROLLBACK
+
+
+def test_nine_of_twenty_failing_is_left_to_the_statistics() -> None:
+    assert feed(ErrorGuard(), canary="x" * 9 + "." * 11, stable="." * 20) is None
+
+
+def test_nineteen_requests_are_too_few() -> None:
+    assert feed(ErrorGuard(), canary="x" * 19, stable="." * 19) is None
+
+
+def test_both_bad_holds_because_the_cause_is_shared() -> None:
+    assert feed(ErrorGuard(), canary="x." * 10, stable="...x" * 10) is GuardAction.HOLD
+
+
+def test_stable_under_half_as_bad_still_rolls_back() -> None:
+    assert feed(ErrorGuard(), canary="x" * 20, stable="...x" * 10) is GuardAction.ROLLBACK
+
+
+def test_stable_errors_before_the_window_do_not_excuse_the_canary() -> None:
+    guard = ErrorGuard()
+    for _ in range(200):
+        guard.add(canary=False, error=True)
+
+    assert feed(guard, canary="x" * 20, stable="." * 20) is GuardAction.ROLLBACK
+
+
+def test_a_silent_stable_is_judged_by_its_last_requests() -> None:
+    guard = ErrorGuard()
+    for _ in range(30):
+        guard.add(canary=False, error=True)
+
+    assert feed(guard, canary="x" * 20) is GuardAction.HOLD
+
+
+def test_no_stable_at_all_rolls_back_and_says_so() -> None:
+    guard = ErrorGuard()
+    feed(guard, canary="x" * 20)
+
+    verdict = guard.verdict()
+    assert verdict is not None
+    assert verdict.reason == "20 of the last 20 canary requests failed; stable answered nothing to compare"
+
+
+def test_recovery_leaves_the_window() -> None:
+    assert feed(ErrorGuard(), canary="x" * 10 + "." * 20, stable="." * 30) is None
+
+
+def test_a_restored_guard_goes_on_as_the_first() -> None:
+    guard = ErrorGuard()
+    feed(guard, canary="x" * 12, stable="." * 12)
+    restored = ErrorGuard.from_mapping(guard.to_mapping())
+
+    assert feed(restored, canary="x" * 8, stable="x" * 8) == feed(guard, canary="x" * 8, stable="x" * 8)
+    assert restored == guard
+
+
+def test_a_foreign_state_is_refused() -> None:
+    with pytest.raises(ValueError, match="start the guard anew"):
+        ErrorGuard.from_mapping({"canary": 3})
+
+
+@pytest.mark.parametrize(
+    ("sight", "guard"),
+    [
+        (ProcessSight(1000.0, load_error="no space on device"), "load"),
+        (ProcessSight(1000.0, restarts_s=(500.0, 700.0, 990.0)), "crash loop"),
+        (ProcessSight(1000.0, heartbeat_s=969.0), "heartbeat"),
+        (ProcessSight(1000.0, restarts_s=(100.0, 700.0, 990.0), heartbeat_s=970.0), None),
+        (ProcessSight(1000.0), None),
+    ],
+)
+def test_process_guards_ring_on_what_they_name(sight: ProcessSight, guard: str | None) -> None:
+    verdict = check_process(sight)
+
+    assert (verdict.guard if verdict else None) == guard
+
+
+@pytest.mark.parametrize("bad", [{"error_requests": 0}, {"error_ratio": 0.0}, {"heartbeat_s": 0.0}])
+def test_limits_that_cannot_hold_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="use"):
+        GuardLimits(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""Intervals end where their tests reject, and cover at every look."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from evaluation.intervals import (
+    EventCount,
+    MeanDifference,
+    normal_mixture_radius,
+    ratio_interval,
+    ratio_log_e,
+)
+from evaluation.rates import RATIO_PRIOR, RATIOS
+
+COUNTS = (EventCount(0.05, 12, 60), EventCount(0.2, 30, 40))
+
+
+def test_the_mixture_radius_has_confseqs_reference_value() -> None:
+    assert normal_mixture_radius(100, alpha=0.05, rho=12.60056) == pytest.approx(30.35209, abs=1e-5)
+
+
+def test_the_ratio_evidence_agrees_with_the_sum_written_out() -> None:
+    wealth = 0.0
+    for rho, prior in zip(RATIOS, RATIO_PRIOR / RATIO_PRIOR.sum(), strict=True):
+        product = prior
+        for w, canary, stable in COUNTS:
+            q0, q1 = w * 1.25 + 1 - w, w * 1.25 * rho + 1 - w
+            product *= (rho * q0 / q1) ** canary * (q0 / q1) ** stable
+        wealth += product
+
+    assert ratio_log_e(COUNTS, 1.25) == pytest.approx(math.log(wealth))
+
+
+def test_the_interval_ends_where_the_test_crosses_its_limit() -> None:
+    low, high = ratio_interval(COUNTS, alpha=0.05)
+    limit = math.log(2 / 0.05)
+
+    assert ratio_log_e(COUNTS, low) == pytest.approx(limit, abs=1e-6)
+    assert ratio_log_e(COUNTS, high, worse=False) == pytest.approx(limit, abs=1e-6)
+
+
+def test_without_events_every_ratio_is_possible() -> None:
+    assert ratio_interval([EventCount(0.05, 0, 0)], alpha=0.05) == (0.0, math.inf)
+
+
+def test_more_events_at_the_same_ratio_narrow_the_interval() -> None:
+    few = ratio_interval([EventCount(0.5, 40, 20)], alpha=0.05)
+    many = ratio_interval([EventCount(0.5, 400, 200)], alpha=0.05)
+
+    assert few[0] < many[0] < 2.0 < many[1] < few[1]
+
+
+def test_the_ratio_interval_covers_at_every_look() -> None:
+    missed = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        canary = stable = 0
+        covered = True
+        for _ in range(12):  # p(canary | event) at a true ratio of 2 and w = 0.2
+            k = int(rng.binomial(20, 0.2 * 2 / (0.2 * 2 + 0.8)))
+            canary, stable = canary + k, stable + 20 - k
+            low, high = ratio_interval([EventCount(0.2, canary, stable)], alpha=0.2)
+            covered &= low <= 2.0 <= high
+        missed += not covered
+
+    assert missed / 60 <= 0.2
+
+
+def difference_paths(seed: int, *, w: float, n: int) -> tuple[bool, tuple[float, float]]:
+    """Beta outcomes whose means differ by -0.075, under a drift that both arms share."""
+    rng = np.random.default_rng(seed)
+    sequence = MeanDifference(alpha=0.1)
+    covered = True
+    for i in range(n):
+        canary = bool(rng.random() < w)
+        base = 0.75 + 0.1 * math.sin(i / 100)
+        y = (
+            rng.beta(4 * base, 4 * (1 - base))
+            if not canary
+            else rng.beta(4 * (base - 0.075), 4 * (1.075 - base))
+        )
+        sequence.add(float(y), canary=canary, w=w)
+        low, high = sequence.interval()
+        covered &= low <= -0.075 <= high
+    return covered, sequence.interval()
+
+
+def test_the_mean_difference_covers_under_drift_at_every_look() -> None:
+    covered = [difference_paths(seed, w=0.3, n=400)[0] for seed in range(60)]
+
+    assert sum(covered) >= 0.9 * 60
+
+
+def test_the_mean_difference_shuts_out_zero_in_the_end() -> None:
+    _, (low, high) = difference_paths(1, w=0.5, n=4000)
+
+    assert -0.15 < low < -0.075 < high < 0.0
+
+
+@pytest.mark.parametrize(
+    ("y", "w", "named"),
+    [
+        (1.5, 0.5, "outside 0..1"),
+        (math.nan, 0.5, "outside 0..1"),
+        (0.5, 0.0, "no evidence"),
+        (0.5, 1.0, "no evidence"),
+    ],
+)
+def test_bad_rows_are_refused_and_change_nothing(y: float, w: float, named: str) -> None:
+    sequence = MeanDifference()
+
+    with pytest.raises(ValueError, match=named):
+        sequence.add(y, canary=True, w=w)
+    assert sequence == MeanDifference()
+
+
+@pytest.mark.parametrize("bad", [EventCount(0.0, 1, 1), EventCount(0.1, -1, 1)])
+def test_counts_that_cannot_be_are_refused(bad: EventCount) -> None:
+    with pytest.raises(ValueError, match=r"no evidence|counter was reset"):
+        ratio_log_e([bad], 1.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, math.nan])
+def test_an_alpha_that_is_no_probability_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        ratio_interval(COUNTS, alpha=alpha)

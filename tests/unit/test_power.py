@@ -1,0 +1,71 @@
+"""Sample sizes against published ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluation.power import EFFECTS, effect_table, required_sample_size
+
+
+@pytest.mark.parametrize(("d", "cohen"), [(0.2, 393), (0.5, 64), (0.8, 26)])
+def test_even_splits_agree_with_cohens_table_to_a_unit(d: float, cohen: int) -> None:
+    size = required_sample_size(d, sd=1.0)
+
+    assert abs(size.n_a - cohen) <= 1
+    assert size.n_a == size.n_b
+
+
+def test_the_promised_power_is_reached() -> None:
+    size = required_sample_size(0.3, sd=1.0, alpha=0.05, power=0.8)
+    rng = np.random.default_rng(3)
+    a = rng.normal(0.0, 1.0, (2000, size.n_a))
+    b = rng.normal(0.3, 1.0, (2000, size.n_b))
+
+    found = (stats.ttest_ind(a, b, axis=1).pvalue < 0.05).mean()
+    assert found == pytest.approx(0.8, abs=0.03)
+
+
+def test_an_uneven_split_gives_b_its_share() -> None:
+    size = required_sample_size(0.3, sd=1.0, split=0.1)
+
+    assert size.n_b / (size.n_a + size.n_b) == pytest.approx(0.1, abs=0.001)
+
+
+def test_an_uneven_split_costs_more_in_all() -> None:
+    even, uneven = (required_sample_size(0.3, sd=1.0, split=s) for s in (0.5, 0.1))
+
+    assert even.n_a + even.n_b < uneven.n_a + uneven.n_b
+
+
+def test_the_answer_prints_what_it_assumes() -> None:
+    text = str(required_sample_size(0.05, sd=0.2, alpha=0.01, power=0.9))
+
+    assert text.endswith("(assumed sd 0.2, alpha 0.01 two-sided, power 0.9, B gets 50%)")
+
+
+def test_the_table_runs_from_one_to_twenty_percent() -> None:
+    table = effect_table(0.8, sd=0.2)
+
+    assert [round(size.effect / 0.8, 4) for size in table] == list(EFFECTS)
+    assert (EFFECTS[0], EFFECTS[-1]) == (0.01, 0.20)
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"effect": 0.0}, "effect 0.0 is not above 0"),
+        ({"sd": float("nan")}, "sd nan is not above 0"),
+        ({"alpha": 1.0}, "alpha 1.0 is outside"),
+        ({"power": 0.0}, "power 0.0 is outside"),
+        ({"split": 1.5}, "split 1.5 is outside"),
+        ({"alpha": 0.9, "power": 0.1}, "ask nothing of the data"),
+    ],
+)
+def test_impossible_questions_are_refused_by_name(bad: dict[str, float], named: str) -> None:
+    asked = {"effect": 0.1, "sd": 1.0} | bad
+    effect = asked.pop("effect")
+
+    with pytest.raises(ValueError, match=named):
+        required_sample_size(effect, **asked)  # type: ignore[arg-type]
