@@ -3,11 +3,11 @@
 Rules:
 1. A router tells each request once, when it has ended, in numbered batches. Each batch has a low watermark:
    every request that this router assigned before it has been told.
-2. A draw counts only when a poll sent after it found its table's canary still published. Until then its record
-   waits; if the canary was withdrawn instead, the record is marked 'fenced'. This looks at no outcome and at no
-   arm, so it leaves out both arms alike.
-3. The log numbers its events without holes. What is missing (a lost batch, a silent router, an event that fell
-   out of the ring) is told as a span of time: both arms of it are to be dropped.
+2. A draw counts only when a poll sent after it found its table's canary still published. Until then its
+   record waits; if the canary was withdrawn instead, the record is marked 'fenced'. This looks at no outcome
+   and at no arm, so it leaves out both arms alike.
+3. The log numbers its events without holes. What is missing (a lost batch, a silent router, an event that
+   fell out of the ring) is told as a span of time: both arms of it are to be dropped.
 4. Everything is bounded: a router that cannot reach the log gives up its oldest records and says so.
 
 Invariant: nothing here waits for anything; a slow or dead log never delays a request.
@@ -18,21 +18,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeAlias
 
 from serving.messages import Event, LostSpan, RecordBatch, RecordPage, RequestRecord, ScoreRecord
 
 OUTBOX_LIMIT = 20_000  # records
 BATCH_LIMIT = 2_000
+CONFIRMED_LIMIT = 8  # canaries whose last confirmation is remembered for requests still open
 LOG_LIMIT = 200_000  # events
 SILENT_S = 5.0  # a router that has not reported for so long is given up
+
+
+Canary: TypeAlias = tuple[str, str]  # (rollout, version)
 
 
 @dataclass(slots=True)
 class _Waiting:
     record: RequestRecord
     drawn_s: float  # boot clock
-    canary: tuple[str, str] | None  # (rollout, version) of the canary of its table
+    canary: Canary
 
 
 class Outbox:
@@ -43,6 +48,7 @@ class Outbox:
         self._number = 0
         self._open: dict[str, float] = {}  # request id -> at_s, in order of assignment
         self._waiting: deque[_Waiting] = deque()  # ended, not confirmed yet
+        self._confirmed: dict[Canary, float] = {}  # when a poll was sent that found it published
         self._ready: deque[RequestRecord] = deque()
         self._dropped = 0
         self._unsent: RecordBatch | None = None
@@ -51,10 +57,10 @@ class Outbox:
         """A request has been assigned."""
         self._open[request_id] = at_s
 
-    def ended(self, record: RequestRecord, *, drawn_s: float, canary: tuple[str, str] | None) -> None:
-        """Its record. `drawn_s`: boot clock. `canary`: rollout and version of its table's canary."""
+    def ended(self, record: RequestRecord, *, drawn_s: float, canary: Canary | None) -> None:
+        """Its record. `drawn_s`: boot clock. `canary`: the one it could have gone to; None: not drawn."""
         self._open.pop(record.request_id, None)
-        if canary is None:
+        if canary is None or drawn_s <= self._confirmed.get(canary, 0.0):
             self._ready.append(record)
         else:
             self._waiting.append(_Waiting(record, drawn_s, canary))
@@ -62,18 +68,19 @@ class Outbox:
             (self._ready or self._waiting).popleft()
             self._dropped += 1
 
-    def forget(self, request_id: str) -> None:
-        """The request turned out not to be one that is recorded."""
-        self._open.pop(request_id, None)
-
-    def confirm(self, sent_s: float, canary: tuple[str, str] | None) -> None:
+    def confirm(self, sent_s: float, canary: Canary | None) -> None:
         """A poll sent at `sent_s` (boot clock) found this canary published; None: none."""
+        if canary is not None:
+            self._confirmed.pop(canary, None)
+            self._confirmed[canary] = sent_s
+            while len(self._confirmed) > CONFIRMED_LIMIT:
+                del self._confirmed[next(iter(self._confirmed))]
         still: deque[_Waiting] = deque()
         for one in self._waiting:
-            if one.canary != canary:
-                self._ready.append(replace(one.record, assigned_by="fenced"))
-            elif one.drawn_s <= sent_s:
+            if one.drawn_s <= self._confirmed.get(one.canary, 0.0):
                 self._ready.append(one.record)
+            elif one.canary != canary:
+                self._ready.append(replace(one.record, assigned_by="fenced"))
             else:
                 still.append(one)
         self._waiting = still
@@ -162,7 +169,7 @@ class RecordLog:
             lost.append(LostSpan("", 0.0, until_s))
         start = max(after_seq + 1, oldest)
         end = min(start + limit, self._next_seq)
-        entries = [self._ring[index] for index in range(start - oldest, max(end, start) - oldest)]
+        entries = list(islice(self._ring, start - oldest, max(end, start) - oldest))
         lost += [entry[1] for entry in entries if isinstance(entry, tuple)]
         events = tuple(entry for entry in entries if not isinstance(entry, tuple))
         is_whole = end >= self._next_seq

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitSight
+from serving.messages import FULL_BP, AppliedHow, Arm, RouteTable, SplitSight
 
 LEASE_S = 1.0
 LEASE_MARGIN_S = 0.2
@@ -195,6 +195,7 @@ class TableCore:
 
     def set_replicas(self, arm: Arm) -> int:
         """Publishes where a version answers; no replica takes it out. Returns the change to wait for."""
+        arm = replace(arm, replicas=tuple(replace(one, url=_root(one.url)) for one in arm.replicas))
         if self._arms.get(arm.version, Arm(arm.version)) != arm:
             if arm.replicas:
                 self._arms[arm.version] = arm
@@ -325,6 +326,6 @@ class TableCore:
         return "lease" if lapsed or self._unknown_until_s > self._published_s else "acknowledged"
 
 
-def replica_arm(version: str, replicas: Sequence[Replica], *, external: bool = False) -> Arm:
-    """The arm for `set_replicas`; addresses lose a trailing slash."""
-    return Arm(version, tuple(replace(one, url=one.url.rstrip("/")) for one in replicas), external)
+def _root(url: str) -> str:
+    """The address without a trailing slash and without /v1, which requests bring themselves."""
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")

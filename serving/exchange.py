@@ -1,0 +1,430 @@
+"""One request on its way: which replica next, what a failure means, what is recorded. No socket, no clock.
+
+An `Exchange` is told what happens (`failed`, `answered`, `received`, `ended`, `cut_off`, `refused`,
+`cancelled`) and says what to do (`next_try`, `may_start`).
+
+Rules:
+1. The arm was drawn before; nothing that happens here changes it in the record (intention to treat).
+2. A canary request starts only while the router's lease holds and the canary that drew it is still published.
+   That is asked when the head is about to be written (`may_start`), not when the replica was chosen.
+3. Before its first byte a canary that fails is replaced by stable; the failure stays the canary's. A refusal
+   by the canary's fence says nothing about the version: stable serves, no error.
+4. A connection that failed is tried once more on the same arm, on another replica if there is one: a pooled
+   connection may have been closed by the peer. Stable is also tried elsewhere after 429, 502, 503, 504.
+5. Stable never falls back to a canary.
+6. Times are taken when bytes arrive from the engine, on both arms by the same code.
+
+Clocks: `now_s` is CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from serving.answers import AnswerScan
+from serving.assignment import hash64
+from serving.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
+from serving.messages import CANARY, STABLE, Arm, AssignedBy, Outcome, Replica, RequestRecord, RouteTable
+from serving.recording import Canary
+
+MAX_TRIES = 4  # of one request, both arms together
+HOLD_LIMIT = 1 << 20  # bytes; a whole answer up to this size is passed on only when it is complete
+
+Failure: TypeAlias = Literal["refused", "reset", "timeout", "cut", "withheld", "error in the answer"]
+_AGAIN: tuple[frozenset[str], frozenset[str]] = (  # by arm: another connection may help
+    frozenset({"refused", "reset", "cut"}),
+    frozenset({"refused", "reset"}),
+)
+_ELSEWHERE = frozenset({429, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Patience, in seconds."""
+
+    connect_s: float = 2.0
+    canary_stream_s: float = 60.0  # to the first byte of a stream; EVALUATION.md censors there
+    canary_whole_s: float = 300.0  # to the first byte of an answer that comes at once
+    stable_s: float = 600.0  # to the first byte
+    idle_s: float = 300.0  # between bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that has been read whole."""
+
+    method: str
+    path: str  # without the service's prefix
+    query: bytes
+    headers: RawHeaders
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Send the request there."""
+
+    arm: int
+    url: str  # with path and query
+    headers: list[tuple[bytes, bytes]]
+    first_byte_s: float  # how long to wait for the first byte
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer of the router itself."""
+
+    status: int
+    code: str
+    message: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    retry_after_s: int | None = None  # None: trying again will not help
+
+    def body(self) -> bytes:
+        """The error in the shape that OpenAI clients know."""
+        kind = "invalid_request_error" if self.status < 500 else "service_unavailable"
+        return json.dumps({"error": {"message": self.message, "type": kind, "code": self.code}}).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Pass this head on; with `hold`, only when the whole body has come."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    hold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Where the coin sent a request."""
+
+    arm: int
+    w: float
+    bucket: int | None
+    unit: str
+    key: str
+    assigned_by: AssignedBy
+    canary: Canary | None  # what it could have been sent to; None: not drawn
+
+
+class Desk(Protocol):
+    """What an exchange needs of its router."""
+
+    @property
+    def service(self) -> str: ...
+    @property
+    def router(self) -> str: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def table(self) -> RouteTable | None: ...
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """Requests of this router by address; absent: none."""
+
+    def may_start(self, canary: Canary | None, now_s: float) -> bool:
+        """True while this canary may be sent requests."""
+
+    def settle(self, record: RequestRecord, *, drawn_s: float, canary: Canary | None) -> None:
+        """Takes the record of a request that has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a request began."""
+
+    request_id: str
+    request: Request
+    table: RouteTable  # the one that drew it
+    draw: Draw
+    recorded: bool
+    streams: bool  # the client asked for a stream
+    at_s: float  # wall clock
+    now_s: float
+
+
+class Exchange:
+    """One request on its way. Events are told in order; an illegal one raises RuntimeError."""
+
+    def __init__(self, desk: Desk, start: Start) -> None:
+        self.request_id = start.request_id
+        self._desk = desk
+        self._start = start
+        self._table = start.table
+        self._request = start.request
+        self._draw = start.draw
+        self._arm = start.draw.arm
+        self._tried: list[str] = []  # addresses, of the present arm
+        self._tries = 0
+        self._again = True  # one more connection on this arm is allowed
+        self._replica: Replica | None = None  # where the present try is
+        self._status: int | None = None
+        self._canary_cause: str | None = None  # why the canary did not answer; 'fenced' is no error
+        self._scan: AnswerScan | None = None
+        self._first_s: float | None = None
+        self._last_s: float | None = None
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """True when the request has ended, one way or another."""
+        return self._is_over
+
+    # ---- trying
+
+    def next_try(self) -> Try | Refusal:
+        """Where to send the request now, or what to answer when nobody is left."""
+        self._must(self._replica is None, "next_try")
+        while self._tries < MAX_TRIES:
+            arm = self._present_arm()
+            replica = self._choose(arm) if arm else None
+            if arm is not None and replica is not None:
+                return self._send(arm, replica)
+            if self._arm == STABLE:
+                break
+            self._to_stable(self._canary_cause or "refused")
+        stable = self._present_arm()
+        version = stable.version if stable else "none"
+        message = f"service {self._desk.service}: no replica of stable version {version} answers; retry"
+        return Refusal(503, "no_capacity", message, tuple(self._own_headers()), retry_after_s=1)
+
+    def may_start(self, now_s: float) -> bool:
+        """Asked when the head is about to be written: False withdraws a canary request at the last moment."""
+        return self._arm == STABLE or self._desk.may_start(self._draw.canary, now_s)
+
+    def failed(self, why: Failure) -> None:
+        """The present try came to nothing, and the client has been sent nothing."""
+        self._must(self._replica is not None, "failed")
+        self._release()
+        self._scan = self._first_s = self._last_s = None
+        if why in _AGAIN[self._arm] and self._again:
+            # Stable goes through all its replicas that refuse; what may have started work is repeated once.
+            self._again = why == "refused" and self._arm == STABLE
+            if why != "refused" and not self._untried():
+                self._tried.clear()
+            self._canary_cause = why if self._arm == CANARY else self._canary_cause
+        elif self._arm == CANARY:
+            self._to_stable("fenced" if why == "withheld" else why)
+
+    def answered(self, status: int, headers: RawHeaders) -> Head | None:
+        """An engine sent its head. None: do not use it, close it and ask `next_try`."""
+        self._must(self._replica is not None, "answered")
+        if self._arm == CANARY and status == 409 and value_of(headers, OWN_PREFIX + b"refused") == "fence":
+            self._release()
+            self._to_stable("fenced")
+            return None
+        if self._arm == CANARY and (status >= 500 or status == 429):
+            self._release()
+            self._to_stable(f"status {status}")
+            return None
+        if self._arm == STABLE and status in _ELSEWHERE and self._untried() and self._tries < MAX_TRIES:
+            self._release()
+            return None
+        if self._arm == CANARY:
+            self._canary_cause = None  # another replica of the version did answer
+        self._status = status
+        kind = (value_of(headers, b"content-type") or "").lower()
+        length = value_of(headers, b"content-length")
+        if self._start.recorded and status == 200:
+            self._scan = AnswerScan(self._request.path, kind)
+        hold = length is not None and length.isdecimal() and int(length) <= HOLD_LIMIT
+        return Head(status, returned(headers) + self._own_headers(), hold)
+
+    # ---- passing on
+
+    def received(self, data: bytes, *, now_s: float) -> bool:
+        """Bytes arrived; b'' when the body ended without any. False: of no use, tell `failed`.
+
+        Of no use is a stream without a byte, and one in which the canary reports an error before anything else.
+        """
+        self._must(self._status is not None, "received")
+        if not data:
+            return self._scan is None or not self._scan.is_stream
+        is_first = self._first_s is None
+        if is_first:
+            self._first_s = now_s
+        self._last_s = now_s
+        if self._scan is None:
+            return True
+        self._scan.feed(data)
+        if is_first and self._arm == CANARY and self._scan.has_error and not self._scan.has_content:
+            self._first_s = self._last_s = None
+            return False
+        return True
+
+    def ended(self, *, now_s: float) -> bytes:
+        """The body ended as its framing said. Returns what the client should get last: b'' when all is well."""
+        cause = self._scan.end() if self._scan else None
+        if self._status is not None and (self._status >= 500 or self._status == 429):
+            self._finish("failed", f"status {self._status}", now_s)
+            return b""
+        self._finish("cut" if cause == "cut" else "answered", cause, now_s)
+        return self._goodbye() if cause == "cut" else b""
+
+    def cut_off(self, *, now_s: float) -> bytes:
+        """The connection broke after the client had been sent something.
+
+        Returns what the client should get last; b'': its connection must break too.
+        """
+        self._finish("cut", "cut", now_s)
+        return self._goodbye()
+
+    def _goodbye(self) -> bytes:
+        """An error event that OpenAI clients raise on, where one can stand: between two events of a stream."""
+        if self._scan is None or not self._scan.is_between_events:
+            return b""
+        message = f"the answer of service {self._desk.service} was cut before its end; send it again"
+        return b"data: " + Refusal(502, "cut", message).body() + b"\n\n"
+
+    def refused(self, refusal: Refusal, *, now_s: float) -> None:
+        """The client was sent the router's own error."""
+        self._status = refusal.status
+        self._finish("failed", "no answer", now_s)
+
+    def cancelled(self, *, now_s: float) -> None:
+        """The client went away."""
+        if not self._is_over:
+            self._finish("cancelled", None, now_s)
+
+    # ---- inside
+
+    def _send(self, arm: Arm, replica: Replica) -> Try:
+        self._replica = replica
+        self._tried.append(replica.url)
+        self._tries += 1
+        self._desk.in_flight[replica.url] = self._desk.in_flight.get(replica.url, 0) + 1
+        headers = forwarded(self._request.headers)
+        headers.append((b"accept-encoding", b"identity"))
+        if arm.fenced:
+            headers.append((b"x-canaryctl-secret", self._table.secret.encode()))
+            if self._arm == CANARY:
+                headers.append((b"x-canaryctl-revision", self._table.mark.encode()))
+        limits = self._desk.limits
+        canary_s = limits.canary_stream_s if self._start.streams else limits.canary_whole_s
+        query = b"?" + self._request.query if self._request.query else b""
+        url = replica.url + self._request.path + query.decode("latin-1")
+        return Try(self._arm, url, headers, canary_s if self._arm == CANARY else limits.stable_s)
+
+    def _choose(self, arm: Arm) -> Replica | None:
+        """Of two replicas preferred by the key (a warm prefix cache), the one with less in flight."""
+        left = self._untried()
+        if len(left) < 2:
+            return left[0] if left else None
+        spread = hash64(arm.version, self._draw.key)
+        first = spread % len(left)
+        second = (first + 1 + (spread // len(left)) % (len(left) - 1)) % len(left)
+        return min((left[first], left[second]), key=self._load)
+
+    def _load(self, replica: Replica) -> int:
+        # What others have in flight is known as of the last publication, our own as of now.
+        return max(replica.in_flight, self._desk.in_flight.get(replica.url, 0))
+
+    def _untried(self) -> list[Replica]:
+        arm = self._present_arm()
+        return [one for one in arm.replicas if one.url not in self._tried] if arm else []
+
+    def _present_arm(self) -> Arm | None:
+        if self._arm == CANARY:
+            return self._table.canary
+        # Stable as it is now: it may have changed its replicas while the canary kept the request waiting.
+        table = self._desk.table or self._table
+        return table.stable
+
+    def _to_stable(self, why: str) -> None:
+        self._canary_cause = why
+        self._arm = STABLE
+        self._tried.clear()
+        self._again = True
+
+    def _release(self) -> None:
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            left = self._desk.in_flight[replica.url] - 1
+            if left:
+                self._desk.in_flight[replica.url] = left
+            else:
+                del self._desk.in_flight[replica.url]
+        self._status = None
+
+    def _own_headers(self) -> list[tuple[bytes, bytes]]:
+        arm = self._present_arm()
+        return [
+            (b"x-canaryctl-version", (arm.version if arm else "").encode()),
+            (b"x-canaryctl-arm", b"canary" if self._arm == CANARY else b"stable"),
+            (b"x-canaryctl-revision", self._table.mark.encode()),
+            (b"x-canaryctl-request-id", self.request_id.encode()),
+        ]
+
+    def _must(self, holds: bool, event: str) -> None:
+        if self._is_over or not holds:
+            raise RuntimeError(f"{event} is out of order for request {self.request_id}")
+
+    def _finish(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
+        self._must(True, outcome)
+        status = self._status
+        self._release()
+        self._is_over = True
+        if not self._start.recorded:
+            return
+        record = self._record(outcome, cause, status, now_s)
+        self._desk.settle(record, drawn_s=self._start.now_s, canary=self._draw.canary)
+
+    def _record(self, outcome: Outcome, cause: str | None, status: int | None, now_s: float) -> RequestRecord:
+        draw, scan = self._draw, self._scan
+        is_moved = draw.arm == CANARY and self._arm == STABLE
+        if is_moved and outcome == "answered":
+            outcome = "fenced" if self._canary_cause == "fenced" else "fallback"
+        if is_moved:
+            error, cause = self._moved(cause)
+        else:
+            error = cause is not None
+        is_answered = outcome in ("answered", "fallback", "fenced")
+        is_stream = scan is not None and scan.is_stream
+        return RequestRecord(
+            seq=0,
+            request_id=self.request_id,
+            answer_id=scan.answer_id if scan else None,
+            unit=draw.unit,
+            bucket=draw.bucket,
+            arm=draw.arm,
+            w=draw.w,
+            assigned_by=draw.assigned_by,
+            stage=self._table.stage,
+            rollout=self._table.rollout,
+            at_s=self._start.at_s,
+            done_at_s=self._start.at_s + now_s - self._start.now_s,
+            status=status,
+            outcome=outcome,
+            served_arm=self._arm if status is not None and outcome != "failed" else None,
+            error=None if outcome == "cancelled" and not error else error,
+            cause=cause if error else None,
+            latency_ms=_ms(self._start.now_s, (self._last_s or now_s) if is_answered else None),
+            ttft_ms=_ms(self._start.now_s, self._first_s if is_stream else None),
+            itl_ms=self._itl_ms() if is_stream else None,
+            prompt_tokens=scan.prompt_tokens if scan else None,
+            completion_tokens=scan.completion_tokens if scan else None,
+            finish_reason=scan.finish_reason if scan else None,
+            empty=scan is not None and is_answered and scan.is_empty,
+            path=self._request.path,
+            router=self._desk.router,
+            epoch=self._table.epoch,
+            revision=self._table.revision,
+        )
+
+    def _moved(self, stable_cause: str | None) -> tuple[bool | None, str | None]:
+        """(error, cause) of a canary request that stable served: what the canary did, not what stable did."""
+        if self._canary_cause != "fenced":
+            return True, self._canary_cause
+        return (False if stable_cause is None else None), None
+
+    def _itl_ms(self) -> float | None:
+        if self._scan is None or self._scan.events < 2 or self._first_s is None or self._last_s is None:
+            return None
+        return (self._last_s - self._first_s) * 1000 / (self._scan.events - 1)
+
+
+def _ms(since_s: float, until_s: float | None) -> float | None:
+    return None if until_s is None else (until_s - since_s) * 1000
