@@ -68,8 +68,3 @@ def notices(state: RolloutState) -> tuple[Action, ...]:
 
 def last_time_s(state: RolloutState) -> float:
     return state.log[-1].at_s if state.log else state.entered_at_s
-
-
-def percent(weight_bp: int) -> str:
-    """A weight as people read it: 250 -> `2.5 %`."""
-    return f"{weight_bp / 100:g} %"

@@ -38,7 +38,7 @@ from typing import Literal, assert_never
 
 from controller.conditions import is_done, reason_to_leave, what_is_missing
 from controller.errors import BadInput
-from controller.journal import drop_delivered, hold, last_time_s, notice, notices, percent, release, say
+from controller.journal import drop_delivered, hold, last_time_s, notice, notices, release, say
 from controller.sights import does_stand, is_gone, is_idle, ready_replicas, sight_of
 from controller.state import (
     FULL_BP,
@@ -58,6 +58,7 @@ from controller.state import (
     VersionPhase,
     VersionRef,
 )
+from controller.units import percent
 from controller.wishes import wanted, wanted_table
 
 Result = tuple[RolloutState, tuple[Action, ...]]
