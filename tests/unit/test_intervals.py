@@ -128,3 +128,33 @@ def test_counts_that_cannot_be_are_refused(bad: EventCount) -> None:
 def test_an_alpha_that_is_no_probability_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
         ratio_interval(COUNTS, alpha=alpha)
+
+
+def test_the_mean_difference_is_theorem_two_written_out() -> None:
+    rng = np.random.default_rng(4)
+    w, alpha, n = 0.3, 0.1, 300
+    sequence, span = MeanDifference(alpha), 2 / 0.3
+    scaled: list[float] = []  # z moved into [0, 1], as the theorem has it
+    bets: list[float] = []
+    total = 0.0
+    for i in range(n):
+        y, canary = float(rng.uniform()), bool(rng.random() < w)
+        mean = (total + 0.5) / (i + 1)
+        before = [span * (x - 0.5) for x in scaled]
+        centre = float(np.mean(before)) if before else 0.0
+        spread = (sum((z - centre) ** 2 for z in before) + (span / 4) ** 2) / (i + 1)
+        bets.append(
+            min(0.5, span * math.sqrt(2 * math.log(2 / alpha) / (spread * (i + 1) * math.log(i + 2))))
+        )
+        scaled.append(((y - mean) / w if canary else -(y - mean) / (1 - w)) / span + 0.5)
+        total += y
+        sequence.add(y, canary=canary, w=w)
+    past = [0.5] + [float(np.mean(scaled[:i])) for i in range(1, n)]
+    past = [min(max(m, 0.5 - 1 / span), 0.5 + 1 / span) for m in past]
+    price = sum((x - m) ** 2 * (-math.log(1 - b) - b) for x, m, b in zip(scaled, past, bets, strict=True))
+    centre = sum(b * x for b, x in zip(bets, scaled, strict=True)) / sum(bets)
+    radius = (math.log(2 / alpha) + price) / sum(bets)
+
+    low, high = sequence.interval()
+    assert high == pytest.approx(min(1.0, span * (centre - 0.5 + radius)), rel=1e-9)
+    assert low == pytest.approx(max(-1.0, span * (centre - 0.5 - radius)), rel=1e-9)

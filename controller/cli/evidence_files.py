@@ -1,0 +1,189 @@
+"""Evidence files: the columns of a backtest from JSONL, CSV or Parquet.
+
+One row a request. `t_s, unit, arm, w` must be there; every metric of the catalogue may be. `arm` is 0 or 1,
+or `stable` or `canary`; an empty cell, a missing key and a null are a missing value. What cannot be read is
+refused with its line, because a skipped row would be a chosen row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controller.errors import BadInput
+from evaluation.metrics import CATALOGUE
+
+REQUIRED = ("t_s", "unit", "arm", "w")
+TEXTS = frozenset({"unit", "assigned_by", "segment"})
+KNOWN = frozenset({*REQUIRED, "assigned_by", "stage", "segment", *CATALOGUE})
+ARMS = {"stable": 0.0, "canary": 1.0}
+WORDS = {"true": 1.0, "false": 0.0}
+MAX_ROWS = 20_000_000
+
+Column = NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFile:
+    """Columns of equal length by name; `ignored` are columns of the file that no gate knows."""
+
+    columns: Mapping[str, Column]
+    ignored: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.columns["t_s"])
+
+
+def read_evidence(path: Path) -> EvidenceFile:
+    """The columns of a .jsonl (.ndjson), .csv or .parquet file. Errors: BadInput, with the line."""
+    readers: Mapping[str, Callable[[Path], dict[str, list[object]]]] = {
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise BadInput(
+            f"{path.name} ends in {path.suffix or 'nothing'}; give a .jsonl, .csv or .parquet file"
+        )
+    try:
+        raw = reader(path)
+    except OSError as exc:
+        raise BadInput(f"{path} cannot be read: {exc.strerror or exc}; check the path") from exc
+    missing = [name for name in REQUIRED if name not in raw]
+    if missing:
+        have = ", ".join(sorted(raw)) or "none"
+        raise BadInput(
+            f"{path.name} lacks {', '.join(missing)} (it has {have}); each row needs {', '.join(REQUIRED)}"
+        )
+    columns = {name: _column(path, name, values) for name, values in raw.items() if name in KNOWN}
+    if len(columns["t_s"]) == 0:
+        raise BadInput(f"{path.name} has no rows; nothing can be shown from it")
+    return EvidenceFile(columns, tuple(sorted(set(raw) - KNOWN)))
+
+
+def _read_jsonl(path: Path) -> dict[str, list[object]]:
+    with path.open(encoding="utf-8") as lines:
+        return _by_column(path, _json_rows(path, lines))
+
+
+def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, object]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as exc:
+            raise BadInput(f"{path.name} line {number} is not JSON ({exc}); write one object a line") from exc
+        if not isinstance(row, dict):
+            raise BadInput(
+                f"{path.name} line {number} is {type(row).__name__}, not an object; write one a line"
+            )
+        yield row
+
+
+def _read_csv(path: Path) -> dict[str, list[object]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            return _by_column(path, _csv_rows(path, reader), names=list(reader.fieldnames or ()))
+        except csv.Error as exc:
+            raise BadInput(f"{path.name} line {reader.line_num} is not CSV ({exc}); quote the cell") from exc
+
+
+def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[Mapping[str, object]]:
+    for row in reader:
+        if None in row or None in row.values():
+            width = len(reader.fieldnames or ())
+            raise BadInput(
+                f"{path.name} line {reader.line_num} has not {width} cells, as its header; complete it"
+            )
+        yield {name: cell if cell != "" else None for name, cell in row.items()}
+
+
+def _by_column(
+    path: Path, rows: Iterable[Mapping[str, object]], names: Iterable[str] = ()
+) -> dict[str, list[object]]:
+    columns: dict[str, list[object]] = {name: [] for name in names}
+    for before, row in enumerate(rows):
+        for name in row.keys() - columns.keys():
+            columns[name] = [None] * before
+        for name, values in columns.items():
+            values.append(row.get(name))
+        if before >= MAX_ROWS:
+            raise BadInput(f"{path.name} has more than {MAX_ROWS} rows; split it by time")
+    return columns
+
+
+def _read_parquet(path: Path) -> dict[str, list[object]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as exc:
+        raise BadInput(
+            "reading Parquet needs pyarrow; pip install 'canaryctl[plot]', or convert to CSV"
+        ) from exc
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise BadInput(
+                    f"{path.name} has {file.metadata.num_rows} rows, limit {MAX_ROWS}; split it by time"
+                )
+            table = file.read()
+    except pa.ArrowException as exc:
+        raise BadInput(f"{path.name} is not Parquet ({str(exc).splitlines()[0]}); write it again") from exc
+    return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _column(path: Path, name: str, values: list[object]) -> Column:
+    if name in TEXTS:
+        missing = next((i for i, value in enumerate(values) if value is None and name == "unit"), None)
+        if missing is not None:
+            raise BadInput(f"{path.name} row {missing + 1} has no unit; name what the coin was tossed for")
+        return np.array(["" if value is None else str(value) for value in values])
+    out = np.empty(len(values), dtype=np.float64)
+    for i, value in enumerate(values):
+        number = _number(name, value)
+        if number is None:
+            raise BadInput(
+                f"{path.name} row {i + 1}: {name} {value!r} is not a number; write 0.5, or leave it empty"
+            )
+        out[i] = number
+    if name == "arm":
+        return _arms(path, out)
+    return out
+
+
+def _number(name: str, value: object) -> float | None:
+    """The value as a float, NaN where it is missing, None where it is no number."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if name == "arm" and word in ARMS:
+            return ARMS[word]
+        if word in WORDS:
+            return WORDS[word]
+        try:
+            return float(word)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, bool | int | float) else None
+
+
+def _arms(path: Path, arms: NDArray[np.float64]) -> Column:
+    bad = np.flatnonzero(~np.isin(arms, (0.0, 1.0)))
+    if len(bad):
+        raise BadInput(
+            f"{path.name} row {bad[0] + 1}: arm {arms[bad[0]]:g} is neither 0 (stable) nor 1 (canary)"
+        )
+    return arms.astype(np.int64)

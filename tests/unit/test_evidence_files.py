@@ -1,0 +1,124 @@
+"""Reading evidence: three formats, one answer; what cannot be read is refused with its place."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from controller.cli.evidence_files import read_evidence
+from controller.errors import BadInput
+
+ROWS: list[dict[str, object]] = [
+    {
+        "t_s": 1.5,
+        "unit": "u1",
+        "arm": 0,
+        "w": 0.05,
+        "assigned_by": "sticky",
+        "error": False,
+        "latency_ms": 812.25,
+    },
+    {
+        "t_s": 2.5,
+        "unit": "u2",
+        "arm": 1,
+        "w": 0.05,
+        "assigned_by": "sticky",
+        "error": True,
+        "latency_ms": None,
+    },
+    {"t_s": 3.5, "unit": "u1", "arm": 0, "w": 0.05, "assigned_by": "pin", "error": False, "latency_ms": 0.5},
+]
+
+
+def write(path: Path, rows: list[dict[str, object]] = ROWS) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["e.jsonl", "e.csv", "e.parquet"])
+def test_every_format_gives_the_same_columns(tmp_path: Path, name: str) -> None:
+    columns = read_evidence(write(tmp_path / name)).columns
+
+    assert {k: v.tolist() for k, v in columns.items() if k != "latency_ms"} == {
+        "t_s": [1.5, 2.5, 3.5],
+        "unit": ["u1", "u2", "u1"],
+        "arm": [0, 1, 0],
+        "w": [0.05, 0.05, 0.05],
+        "assigned_by": ["sticky", "sticky", "pin"],
+        "error": [0.0, 1.0, 0.0],
+    }
+    np.testing.assert_array_equal(columns["latency_ms"], [812.25, np.nan, 0.5])
+
+
+def test_arms_may_be_named(tmp_path: Path) -> None:
+    rows = [row | {"arm": "canary" if row["arm"] else "stable"} for row in ROWS]
+
+    assert read_evidence(write(tmp_path / "e.jsonl", rows)).columns["arm"].tolist() == [0, 1, 0]
+
+
+def test_a_key_that_comes_late_was_missing_before(tmp_path: Path) -> None:
+    rows = [*ROWS[:2], ROWS[2] | {"quality": 0.5}]
+
+    np.testing.assert_array_equal(
+        read_evidence(write(tmp_path / "e.jsonl", rows)).columns["quality"], [np.nan, np.nan, 0.5]
+    )
+
+
+def test_columns_that_no_gate_knows_are_named_not_hidden(tmp_path: Path) -> None:
+    rows = [row | {"latencyms": 3.0} for row in ROWS]
+
+    assert read_evidence(write(tmp_path / "e.jsonl", rows)).ignored == ("latencyms",)
+
+
+def text(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("e.txt", "", "e.txt ends in .txt; give a .jsonl, .csv or .parquet file"),
+        ("e.jsonl", '{"t_s": 1}\nnonsense\n', "e.jsonl line 2 is not JSON"),
+        ("e.jsonl", "[1]\n", "e.jsonl line 1 is list, not an object"),
+        ("e.jsonl", '{"t_s": 1, "arm": 0}\n', "e.jsonl lacks unit, w"),
+        ("e.jsonl", "", "e.jsonl lacks t_s, unit, arm, w"),
+        ("e.jsonl", '{"t_s": 1, "unit": "a", "arm": 2, "w": 0.1}\n', "row 1: arm 2 is neither"),
+        ("e.jsonl", '{"t_s": 1, "unit": null, "arm": 0, "w": 0.1}\n', "row 1 has no unit"),
+        ("e.jsonl", '{"t_s": 1, "unit": "a", "arm": 0, "w": "x"}\n', "row 1: w 'x' is not a number"),
+        ("e.csv", "t_s,unit,arm,w\n", "e.csv has no rows"),
+        ("e.csv", "t_s,unit,arm,w\n1,a,0\n", "e.csv line 2 has not 4 cells"),
+        ("e.csv", "t_s,unit,arm,w\n1,a,0,0.1,9\n", "e.csv line 2 has not 4 cells"),
+        ("e.parquet", "not parquet", "e.parquet is not Parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    path = text(tmp_path / name, content)
+
+    with pytest.raises(BadInput, match=said) as refused:
+        read_evidence(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_file_is_bad_input_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInput, match=r"nowhere\.csv cannot be read: No such file or directory; check the path"
+    ):
+        read_evidence(tmp_path / "nowhere.csv")
