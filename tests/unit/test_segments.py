@@ -1,0 +1,93 @@
+"""Segment alarms find what the mean hides, and stay silent over many healthy segments."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from evaluation.betting import Block
+from evaluation.metrics import Kind
+from evaluation.segments import MAX_SEGMENTS, SegmentAlarms
+
+
+def units(n: int, seed: int, *, rate: float = 0.05, harm: float = 1.0, w: float = 0.2) -> Block:
+    rng = np.random.default_rng(seed)
+    arm = rng.random(n) < w
+    y = (rng.random(n) < rate * np.where(arm, harm, 1.0)).astype(np.float64)
+    ones = np.ones(n)
+    places = np.arange(n, dtype=np.int64)
+    return Block(arm, w * ones, y, ones, places, np.cumsum(arm), places * 1.0, np.zeros(n, dtype=np.int64))
+
+
+def named(alarms: SegmentAlarms) -> list[str]:
+    return [alarm.segment for alarm in alarms.alarms()]
+
+
+def test_harm_to_one_tenant_in_twenty_is_named() -> None:
+    alarms = SegmentAlarms(Kind.RATE, tolerance=0.25)
+    for i in range(20):
+        alarms.feed(f"tenant {i}", units(1500, i, harm=4.0 if i == 13 else 1.0))
+
+    assert named(alarms) == ["tenant 13"]
+
+
+def test_forty_healthy_segments_rarely_ring() -> None:
+    rang = 0
+    for run in range(25):
+        alarms = SegmentAlarms(Kind.RATE, tolerance=0.0, alpha=0.1)
+        for i in range(40):
+            alarms.feed(str(i), units(300, 1000 * run + i))
+        rang += bool(named(alarms))
+
+    assert rang <= 5
+
+
+def test_all_levels_together_are_alpha() -> None:
+    alarms = SegmentAlarms(Kind.RATE, tolerance=0.25, alpha=0.01)
+    for i in range(MAX_SEGMENTS):
+        alarms.feed(str(i), units(1, i))
+    limits = [channel.decision.limit for channel, _ in alarms._streams.values()]
+
+    assert 0.0099 < sum(math.exp(-limit) for limit in limits) <= 0.01
+
+
+def test_random_headers_cannot_fill_the_memory() -> None:
+    alarms = SegmentAlarms(Kind.RATE, tolerance=0.25)
+    for i in range(MAX_SEGMENTS + 50):
+        alarms.feed(f"header {i}", units(200, i, rate=0.3, harm=3.0 if i >= MAX_SEGMENTS else 1.0))
+
+    assert "(others)" in named(alarms)
+    assert len(alarms._streams) == MAX_SEGMENTS + 1
+
+
+@pytest.mark.parametrize("kind", [Kind.SCORE, Kind.SHAPE])
+def test_scores_and_values_ring_too(kind: Kind) -> None:
+    block = units(4000, 3, w=0.3)
+    rng = np.random.default_rng(4)
+    bad = np.where(block.arm, 0.2, 0.0)
+    y = {
+        Kind.SCORE: rng.beta(4 * (0.7 - bad), 4 * (0.3 + bad)),
+        Kind.SHAPE: rng.lognormal(7 + 2 * bad, 0.5),
+    }[kind]
+    alarms = SegmentAlarms(kind, tolerance=0.02)
+    alarms.feed(
+        "long prompts",
+        Block(block.arm, block.w, y, block.n, block.seq, block.canary, block.at_s, block.stage),
+    )
+
+    assert named(alarms) == ["long prompts"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"kind": Kind.PERCENTILE, "tolerance": 0.1}, "rate, score or shape"),
+        ({"kind": Kind.RATE, "tolerance": -0.1}, "tolerance -0.1"),
+        ({"kind": Kind.RATE, "tolerance": 0.1, "alpha": 0.0}, "alpha 0.0"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(bad: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SegmentAlarms(bad.pop("kind"), **bad)  # type: ignore[arg-type]
