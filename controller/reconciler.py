@@ -68,6 +68,7 @@ class _Performed:
 
     probes: tuple[ProbeSight, ...]
     delivered: frozenset[str]
+    failed: bool  # some action could not be carried out: no hurry to try again
 
 
 class Reconciler:
@@ -77,6 +78,7 @@ class Reconciler:
         self._ports = ports
         self._known: set[str] = set()  # rollouts that this controller has ticked
         self._evidence_committed_at_s: dict[str, float] = {}
+        self._complained: dict[str, str] = {}  # what fails now, so that the log hears of it once
 
     def tick(self, rollout: str, *, token: int) -> Ticked | None:
         """One tick under the lease's fencing token; None: there is no such rollout.
@@ -96,33 +98,28 @@ class Reconciler:
             self._ports.store.commit(state, pending, expected_version=stored.version, evidence=evidence)
             _log_change(stored.state, state)
         self._known.add(rollout)
-        return Ticked(state, changed, _next_in_s(state, pending, changed))
+        return Ticked(state, changed, _next_in_s(state, pending, changed, performed.failed))
 
     def _perform(self, stored: Stored, token: int) -> _Performed:
         probes: list[ProbeSight] = []
         delivered: set[str] = set()
+        failed = False
         for action in stored.pending:
-            match self._try(stored.state, action, token):
-                case ProbeSight() as sight:
-                    probes.append(sight)
-                case str() as key:
-                    delivered.add(key)
-                case None:
-                    pass
-        return _Performed(tuple(probes), frozenset(delivered))
-
-    def _try(self, state: RolloutState, action: Action, token: int) -> ProbeSight | str | None:
-        try:
-            return self._act(state, action, token)
-        except (StaleToken, StaleWrite):
-            raise
-        except CanaryctlError as exc:
-            telemetry.warning(
-                "action failed, will be tried again", rollout=state.id, action=action.kind, why=str(exc)
-            )
-        except Exception as exc:  # noqa: BLE001 - a fault in one adapter must not keep a rollback from happening
-            telemetry.alarm("action raised an unexpected error", exc, rollout=state.id, action=action.kind)
-        return None
+            what = f"{action.kind} of {stored.state.id}"
+            try:
+                told = self._act(stored.state, action, token)
+            except (StaleToken, StaleWrite):
+                raise
+            except Exception as exc:  # noqa: BLE001 - one broken adapter must not keep a rollback from happening
+                failed = True
+                self._complain(what, exc)
+                continue
+            self._complained.pop(what, None)
+            if isinstance(told, ProbeSight):
+                probes.append(told)
+            elif told is not None:
+                delivered.add(told)
+        return _Performed(tuple(probes), frozenset(delivered), failed)
 
     def _act(self, state: RolloutState, action: Action, token: int) -> ProbeSight | str | None:
         ports, service = self._ports, state.service
@@ -150,15 +147,37 @@ class Reconciler:
         now_s = ports.clock.now_s()
         return Observation(
             now_s=now_s,
-            split=_read("split", lambda: ports.traffic.observe(state.service)),
-            versions=_read("versions", lambda: ports.fleet.observe(state.service)),
-            evidence=_read("evidence", lambda: ports.evidence.observe(state, now_s)),
+            split=self._read("split", lambda: ports.traffic.observe(state.service)),
+            versions=self._read("versions", lambda: ports.fleet.observe(state.service)),
+            evidence=self._read("evidence", lambda: ports.evidence.observe(state, now_s)),
             probes=performed.probes,
             asks=ports.store.asks(state.id, after_seq=state.asks_through),
             delivered=performed.delivered,
-            tombstoned=bool(_read("tombstone", lambda: ports.traffic.is_tombstoned(state.service, state.id))),
+            tombstoned=bool(
+                self._read("tombstone", lambda: ports.traffic.is_tombstoned(state.service, state.id))
+            ),
             resumed=state.id not in self._known and state.phase is not Phase.PLANNING,
         )
+
+    def _read(self, what: str, read: Callable[[], T | None]) -> T | None:
+        try:
+            result = read()
+        except (StaleToken, StaleWrite):
+            raise
+        except Exception as exc:  # noqa: BLE001 - what cannot be read is None; the machine knows its deadline
+            self._complain(f"reading {what}", exc)
+            return None
+        self._complained.pop(f"reading {what}", None)
+        return result
+
+    def _complain(self, what: str, exc: Exception) -> None:
+        if self._complained.get(what) == str(exc):
+            return
+        self._complained[what] = str(exc)
+        if isinstance(exc, CanaryctlError):
+            telemetry.warning("does not work now, will be tried again", what=what, why=str(exc))
+        else:
+            telemetry.alarm("raised an unexpected error", exc, what=what)
 
     def _evidence_due(self, state: RolloutState, now_s: float, changed: bool) -> bytes | None:
         last_s = self._evidence_committed_at_s.setdefault(state.id, now_s)
@@ -168,19 +187,9 @@ class Reconciler:
         return self._ports.evidence.snapshot(state.id)
 
 
-def _read(what: str, read: Callable[[], T | None]) -> T | None:
-    try:
-        return read()
-    except (StaleToken, StaleWrite):
-        raise
-    except CanaryctlError as exc:
-        telemetry.warning("cannot be read now", what=what, why=str(exc))
-    except Exception as exc:  # noqa: BLE001 - what cannot be read is None; the machine knows its deadline
-        telemetry.alarm("reading raised an unexpected error", exc, what=what)
-    return None
-
-
-def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool) -> float:
+def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool, failed: bool) -> float:
+    if failed:
+        return WAITING_S
     if changed and not state.is_final:
         return AT_ONCE_S
     if is_urgent(state) or any(isinstance(action, SetSplit) for action in pending):

@@ -182,7 +182,7 @@ def _create_tables(engine: sa.Engine) -> None:
                 connection.execute(
                     sa.insert(leases).values(name="controller", holder="", token=0, expires_at_s=0.0)
                 )
-    except sa.exc.OperationalError as exc:
+    except sa.exc.DatabaseError as exc:
         reason = str(exc.orig).splitlines()[0]
         place = engine.url.render_as_string(hide_password=True)
         raise Unreachable(

@@ -1,0 +1,116 @@
+"""What every store promises: the fake, SQLite, and PostgreSQL when CANARYCTL_TEST_POSTGRES names one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from controller import store_schema
+from controller.errors import RolloutRunning, StaleWrite
+from controller.security import Identity, Role
+from controller.state import AskKind, Phase, SetSplit
+from controller.store_sql import SqlStore
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
+from tests.fakes.store_memory import MemoryStore
+
+POSTGRES = os.environ.get("CANARYCTL_TEST_POSTGRES")
+OPERATOR = Identity("ada", Role.OPERATOR)
+Store = MemoryStore | SqlStore
+
+
+@pytest.fixture(params=["memory", "sqlite", *(["postgresql"] if POSTGRES else [])])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    url = POSTGRES if request.param == "postgresql" else f"sqlite:///{tmp_path / 'state.db'}"
+    assert url is not None
+    if request.param == "postgresql":
+        store_schema.metadata.drop_all(sa.create_engine(url))
+    sql = SqlStore(url)
+    yield sql
+    sql.close()
+
+
+def test_an_unknown_rollout_is_none(store: Store) -> None:
+    assert store.load("r-nowhere0") is None
+
+
+def test_what_was_committed_is_loaded_unchanged(store: Store) -> None:
+    state = a_rollout()
+    split = SetSplit(STABLE, CANARY, 100, 0)
+    store.create_rollout(state, request="{}", at_s=1.0)
+
+    store.commit(said(state, "moved", 2.0), (split,), expected_version=0, evidence=None)
+
+    stored = store.load(state.id)
+    assert stored is not None
+    assert (stored.state, stored.pending, stored.version) == (said(state, "moved", 2.0), (split,), 1)
+
+
+def test_the_second_of_two_writers_is_refused_and_changes_nothing(store: Store) -> None:
+    state = a_rollout()
+    store.create_rollout(state, request="{}", at_s=1.0)
+    store.commit(said(state, "first", 2.0), (), expected_version=0, evidence=b"first")
+
+    with pytest.raises(StaleWrite):
+        store.commit(said(state, "second", 3.0), (), expected_version=0, evidence=b"second")
+
+    stored = store.load(state.id)
+    assert stored is not None
+    assert (stored.state.log[-1].text, store.evidence(state.id)) == ("first", b"first")
+
+
+def test_a_commit_without_evidence_keeps_the_last_one(store: Store) -> None:
+    state = a_rollout()
+    store.create_rollout(state, request="{}", at_s=1.0)
+    store.commit(state, (), expected_version=0, evidence=b"1")
+
+    store.commit(state, (), expected_version=1, evidence=None)
+
+    assert store.evidence(state.id) == b"1"
+
+
+def test_a_service_has_one_rollout_at_a_time(store: Store) -> None:
+    store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
+
+    with pytest.raises(RolloutRunning, match="r-00000001"):
+        store.create_rollout(a_rollout("r-00000002"), request="{}", at_s=2.0)
+
+    assert store.load("r-00000002") is None
+
+
+def test_a_service_takes_the_next_rollout_after_a_final_one(store: Store) -> None:
+    ended = replace(a_rollout("r-00000001"), phase=Phase.ROLLED_BACK)
+    store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
+    store.commit(ended, (), expected_version=0, evidence=None)
+
+    store.create_rollout(a_rollout("r-00000002"), request="{}", at_s=2.0)
+
+    assert store.running() == ("r-00000002",)
+
+
+def test_a_final_rollout_runs_until_its_notices_are_out(store: Store) -> None:
+    ended = replace(a_rollout(), phase=Phase.ROLLED_BACK)
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    store.commit(ended, (SetSplit(STABLE, None, 0, 0),), expected_version=0, evidence=None)
+
+    assert store.running() == (ended.id,)
+
+
+def test_asks_come_in_order_and_only_after_the_last_one_taken(store: Store) -> None:
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    first = store.append_ask("r-00000001", AskKind.PAUSE, OPERATOR, reason="lunch", at_s=2.0)
+    store.append_ask("r-00000001", AskKind.ROLLBACK, OPERATOR, reason="bad", at_s=3.0)
+    store.append_ask("r-another1", AskKind.RESUME, OPERATOR, reason="", at_s=4.0)
+
+    asks = store.asks("r-00000001", after_seq=first)
+
+    assert [(ask.kind, ask.actor, ask.role, ask.reason) for ask in asks] == [
+        (AskKind.ROLLBACK, "ada", "operator", "bad")
+    ]

@@ -1,0 +1,255 @@
+"""A data plane in memory on a fake clock: engines, route table, records, probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from controller.errors import StaleToken, Unreachable
+from controller.state import (
+    EvidenceSight,
+    ProbeKind,
+    ProbeSight,
+    RolloutState,
+    RunProbe,
+    SetSplit,
+    SplitSight,
+    VersionPhase,
+    VersionSight,
+)
+from evaluation.gate import GateReport, Verdict
+from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
+
+
+@dataclass(slots=True)
+class FakeClock:
+    """Time that passes only when told to."""
+
+    at_s: float = 1_800_000_000.0
+
+    def now_s(self) -> float:
+        return self.at_s
+
+    def advance(self, seconds: float) -> None:
+        self.at_s += seconds
+
+
+@dataclass(slots=True)
+class _Fence:
+    """Refuses a token older than one already seen."""
+
+    token: int = 0
+
+    def check(self, token: int) -> None:
+        if token < self.token:
+            raise StaleToken(f"token {token} is older than {self.token}; another controller acts")
+        self.token = token
+
+
+@dataclass(slots=True)
+class _Engine:
+    phase: VersionPhase
+    replicas: int
+    since_s: float
+    in_flight: int = 0
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class FakeFleet:
+    """Engines that load in `load_s`, unload in `unload_s`. `broken`: versions that fail to load, and why."""
+
+    clock: FakeClock
+    load_s: float = 1.0
+    unload_s: float = 0.5
+    memory_bytes: int = 1_000_000
+    blind: bool = False
+    broken: dict[str, str] = field(default_factory=dict)
+    engines: dict[tuple[str, str], _Engine] = field(default_factory=dict)
+    fence: _Fence = field(default_factory=_Fence)
+    loads: int = 0
+
+    def ensure(self, service: str, version: str, replicas: int, *, token: int) -> None:
+        self._open(token)
+        engine = self.engines.get((service, version))
+        if engine is None or engine.phase in (VersionPhase.FAILED, VersionPhase.STOPPING):
+            self.loads += 1
+            engine = _Engine(VersionPhase.LOADING, replicas, self.clock.at_s)
+            self.engines[service, version] = engine
+        elif engine.phase is VersionPhase.DRAINING:
+            engine.phase = VersionPhase.READY
+        engine.replicas = replicas
+
+    def observe(self, service: str) -> tuple[VersionSight, ...] | None:
+        if self.blind:
+            return None
+        self._pass_time()
+        return tuple(
+            self._sight(name, one) for (owner, name), one in self.engines.items() if owner == service
+        )
+
+    def drain(self, service: str, version: str, *, token: int) -> None:
+        self._to(service, version, token, VersionPhase.DRAINING)
+
+    def cancel(self, service: str, version: str, *, token: int) -> None:
+        self._open(token)
+        if (engine := self.engines.get((service, version))) is not None:
+            engine.in_flight = 0
+
+    def stop(self, service: str, version: str, *, token: int) -> None:
+        self._to(service, version, token, VersionPhase.STOPPING)
+
+    def crash(self, service: str, version: str, why: str) -> None:
+        """The engine dies by itself."""
+        self.engines[service, version].phase = VersionPhase.FAILED
+        self.engines[service, version].error = why
+
+    def _open(self, token: int) -> None:
+        if self.blind:
+            raise Unreachable("the fleet does not answer; is Ray running?")
+        self.fence.check(token)
+
+    def _to(self, service: str, version: str, token: int, phase: VersionPhase) -> None:
+        self._open(token)
+        engine = self.engines.get((service, version))
+        if engine is not None and engine.phase not in (phase, VersionPhase.STOPPING):
+            engine.phase, engine.since_s = phase, self.clock.at_s
+
+    def _pass_time(self) -> None:
+        for key, one in list(self.engines.items()):
+            waited_s = self.clock.at_s - one.since_s
+            if one.phase is VersionPhase.LOADING and waited_s >= self.load_s:
+                one.error = self.broken.get(key[1])
+                one.phase = VersionPhase.FAILED if one.error else VersionPhase.READY
+            elif one.phase is VersionPhase.STOPPING and waited_s >= self.unload_s:
+                del self.engines[key]
+
+    def _sight(self, name: str, one: _Engine) -> VersionSight:
+        ready = one.replicas if one.phase is VersionPhase.READY else 0
+        return VersionSight(name, one.phase, ready, one.in_flight, self.memory_bytes, one.error, one.since_s)
+
+
+@dataclass(slots=True)
+class FakeTraffic:
+    """Route tables that every router acknowledges `ack_s` after they were set."""
+
+    clock: FakeClock
+    ack_s: float = 0.005
+    blind: bool = False
+    tables: dict[str, SplitSight] = field(default_factory=dict)
+    set_at_s: dict[str, float] = field(default_factory=dict)
+    tombstones: set[str] = field(default_factory=set)
+    weights: list[int] = field(default_factory=list)  # every weight published, in order
+    heard: dict[str, float] = field(default_factory=dict)
+    fence: _Fence = field(default_factory=_Fence)
+
+    def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitSight | None:
+        self._open(token)
+        weight_bp = 0 if rollout in self.tombstones else split.weight_bp
+        canary = split.canary if weight_bp else None
+        old = self.tables.get(service)
+        if old is None or (old.stable, old.canary, old.weight_bp) != (split.stable, canary, weight_bp):
+            revision = old.revision + 1 if old else 1
+            self.tables[service] = SplitSight(1, revision, split.stable, canary, weight_bp, applied=False)
+            self.set_at_s[service] = self.clock.at_s
+            self.weights.append(weight_bp)
+        return self.observe(service)
+
+    def observe(self, service: str) -> SplitSight | None:
+        table = self.tables.get(service)
+        if self.blind or table is None:
+            return None
+        applied = self.clock.at_s - self.set_at_s[service] >= self.ack_s
+        return replace(table, applied=applied)
+
+    def heartbeat(self, service: str, *, token: int) -> None:
+        self._open(token)
+        self.heard[service] = self.clock.at_s
+
+    def is_tombstoned(self, service: str, rollout: str) -> bool:
+        return rollout in self.tombstones
+
+    def tombstone(self, rollout: str) -> None:
+        """What `rollback --direct` leaves, past any controller."""
+        self.tombstones.add(rollout)
+
+    def _open(self, token: int) -> None:
+        if self.blind:
+            raise Unreachable("the route table does not answer; is Ray running?")
+        self.fence.check(token)
+
+
+@dataclass(slots=True)
+class FakeFront:
+    """Fronts that open and close at once."""
+
+    opened: dict[str, str] = field(default_factory=dict)
+
+    def open(self, service: str, secret: str, *, token: int) -> None:
+        self.opened[service] = secret
+
+    def is_open(self, service: str) -> bool | None:
+        return service in self.opened
+
+    def close(self, service: str, *, token: int) -> None:
+        self.opened.pop(service, None)
+
+
+@dataclass(slots=True)
+class FakeProbes:
+    """Probes that end as told, at once."""
+
+    results: dict[ProbeKind, tuple[Literal["running", "passed", "failed"], str]] = field(default_factory=dict)
+
+    def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeSight:
+        phase, detail = self.results.get(probe.probe, ("passed", ""))
+        return ProbeSight(probe.probe, phase, detail)
+
+
+@dataclass(slots=True)
+class FakeEvidence:
+    """Evidence that says of every stage what `verdict` says; `harm`: a gate that fired."""
+
+    verdict: Verdict = Verdict.PASS
+    harm: GateReport | None = None
+    readable: bool = True
+
+    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceSight | None:
+        if not self.readable:
+            return None
+        return EvidenceSight(rollout.stage, self.verdict, rollback=self.harm, canary_requests=1_000_000)
+
+    def snapshot(self, rollout: str) -> bytes | None:
+        return b"{}"
+
+
+@dataclass(slots=True)
+class FakeNotifier:
+    """Remembers each key once."""
+
+    sent: dict[str, str] = field(default_factory=dict)
+
+    def send(self, key: str, severity: Literal["info", "page"], text: str) -> bool:
+        self.sent.setdefault(key, text)
+        return True
+
+
+@dataclass(slots=True)
+class FakeLog:
+    """An ordered records log."""
+
+    events: list[RequestRecord | ScoreRecord] = field(default_factory=list)
+    lost: tuple[LostSpan, ...] = ()
+    watermark_s: float = 0.0
+    blind: bool = False
+    reads: list[int] = field(default_factory=list)
+
+    def append(self, event: RequestRecord | ScoreRecord) -> None:
+        self.events.append(replace(event, seq=len(self.events) + 1))
+
+    def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None:
+        self.reads.append(after_seq)
+        if self.blind:
+            return None
+        events = tuple(self.events[after_seq : after_seq + limit])
+        return RecordPage(events, after_seq + len(events), self.lost, self.watermark_s)

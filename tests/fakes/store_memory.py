@@ -1,0 +1,56 @@
+"""The core's Store port in memory; passes the same contract suite as the SQL store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from controller.errors import RolloutRunning, StaleWrite
+from controller.ports import Stored
+from controller.security import Identity
+from controller.state import Action, Ask, AskKind, RolloutState
+
+
+@dataclass(slots=True)
+class MemoryStore:
+    rows: dict[str, Stored] = field(default_factory=dict)
+    evidences: dict[str, bytes] = field(default_factory=dict)
+    asked: dict[str, list[Ask]] = field(default_factory=dict)
+    commits: int = 0
+
+    def load(self, rollout: str) -> Stored | None:
+        return self.rows.get(rollout)
+
+    def running(self) -> Sequence[str]:
+        return tuple(id for id, row in self.rows.items() if row.pending or not row.state.is_final)
+
+    def commit(
+        self, state: RolloutState, pending: Sequence[Action], *, expected_version: int, evidence: bytes | None
+    ) -> int:
+        row = self.rows.get(state.id)
+        if row is None or row.version != expected_version:
+            raise StaleWrite(f"rollout {state.id} is no longer at version {expected_version}; read it again")
+        self.rows[state.id] = Stored(state, expected_version + 1, tuple(pending))
+        if evidence is not None:
+            self.evidences[state.id] = evidence
+        self.commits += 1
+        return expected_version + 1
+
+    def asks(self, rollout: str, *, after_seq: int) -> tuple[Ask, ...]:
+        return tuple(ask for ask in self.asked.get(rollout, ()) if ask.seq > after_seq)
+
+    def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int:
+        for row in self.rows.values():
+            if row.state.service == state.service and not row.state.is_final:
+                raise RolloutRunning(f"{state.service} has rollout {row.state.id} running, one at a time")
+        self.rows[state.id] = Stored(state, 0, ())
+        return 0
+
+    def append_ask(self, rollout: str, kind: AskKind, identity: Identity, *, reason: str, at_s: float) -> int:
+        seq = sum(len(asked) for asked in self.asked.values()) + 1
+        ask = Ask(seq, kind, identity.name, identity.role.value, reason, at_s)
+        self.asked.setdefault(rollout, []).append(ask)
+        return seq
+
+    def evidence(self, rollout: str) -> bytes | None:
+        return self.evidences.get(rollout)

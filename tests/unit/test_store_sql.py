@@ -1,0 +1,203 @@
+"""What the SQL store promises beyond the core's port: services, log, lease, tokens, where it may live."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from controller import store_schema
+from controller.errors import BadInput, RolloutRunning, StaleWrite, UnknownService, Unreachable
+from controller.security import Identity, Role
+from controller.state import Departure, DepartureStep
+from controller.store_sql import SqlStore
+from controller.stored import ServiceRow, VersionRow
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
+
+CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
+VERSION = VersionRow("chat", STABLE, "{}", "{}", 1.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqlStore]:
+    sql = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+    yield sql
+    sql.close()
+
+
+def test_a_second_process_sees_what_the_first_committed(store: SqlStore, tmp_path: Path) -> None:
+    store.put_service(CHAT, VERSION)
+
+    assert SqlStore(f"sqlite:///{tmp_path / 'state.db'}").service("chat") == CHAT
+
+
+def test_an_unknown_service_is_refused_with_the_ones_there_are(store: SqlStore) -> None:
+    store.put_service(CHAT, VERSION)
+
+    with pytest.raises(UnknownService, match=r"service caht does not exist; there are: chat"):
+        store.service("caht")
+
+
+def test_the_same_version_again_keeps_the_first(store: SqlStore) -> None:
+    store.put_version(VERSION)
+    store.put_version(replace(VERSION, spec='{"other": 1}'))
+
+    assert store.version("chat", STABLE) == VERSION
+
+
+def test_a_commit_moves_the_services_stable_in_the_same_transaction(store: SqlStore) -> None:
+    state = a_rollout()
+    store.put_service(CHAT, VERSION)
+    store.create_rollout(state, request="{}", at_s=1.0)
+    leaving = replace(state, departure=Departure(STABLE, CANARY, DepartureStep.SHIFT, 2.0, 2.0))
+
+    store.commit(leaving, (), expected_version=0, evidence=None)
+
+    assert store.service("chat").stable == CANARY
+
+
+def test_a_refused_commit_leaves_stable_and_log_alone(store: SqlStore) -> None:
+    state = a_rollout()
+    store.put_service(CHAT, VERSION)
+    store.create_rollout(state, request="{}", at_s=1.0)
+    before = store.events("chat")
+    leaving = replace(state, departure=Departure(STABLE, CANARY, DepartureStep.SHIFT, 2.0, 2.0))
+
+    with pytest.raises(StaleWrite):
+        store.commit(said(leaving, "x", 3.0), (), expected_version=7, evidence=None)
+
+    assert (store.service("chat").stable, store.events("chat")) == (STABLE, before)
+
+
+def test_each_log_line_becomes_one_event(store: SqlStore) -> None:
+    state = a_rollout()
+    store.create_rollout(state, request="{}", at_s=1.0)
+    one = said(state, "one", 2.0)
+    store.commit(one, (), expected_version=0, evidence=None)
+
+    store.commit(said(said(one, "two", 3.0), "three", 3.0), (), expected_version=1, evidence=None)
+
+    texts = [event.text for event in store.events("chat")]
+    assert texts[-3:] == ["one", "two", "three"]
+    assert len(texts) == state.log_count + 3
+
+
+def test_events_go_on_after_the_last_one_read(store: SqlStore) -> None:
+    for text in ("a", "b", "c"):
+        store.append_event("chat", text, at_s=1.0)
+    first = store.events("chat", limit=1)[0]
+
+    assert [event.text for event in store.events("chat", after_seq=first.seq)] == ["b", "c"]
+
+
+def test_history_is_newest_first(store: SqlStore) -> None:
+    for n in (1, 2):
+        state = a_rollout(f"r-0000000{n}", service=f"s{n}")
+        store.create_rollout(replace(state, service="chat") if n == 2 else state, request="{}", at_s=float(n))
+
+    assert [row.id for row in store.rollouts("chat")] == ["r-00000002"]
+
+
+def test_of_many_writers_at_once_exactly_one_begins_a_rollout(store: SqlStore) -> None:
+    refused: list[str] = []
+
+    def deploy(n: int) -> None:
+        try:
+            store.create_rollout(a_rollout(f"r-0000000{n}"), request="{}", at_s=float(n))
+        except RolloutRunning:
+            refused.append(f"r-0000000{n}")
+
+    threads = [threading.Thread(target=deploy, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(refused), len(store.running())) == (5, 1)
+
+
+def test_the_lease_has_one_holder_until_it_ends(store: SqlStore) -> None:
+    assert store.acquire_lease("a", now_s=100.0, ttl_s=5.0) is not None
+
+    assert store.acquire_lease("b", now_s=104.9, ttl_s=5.0) is None
+    assert store.acquire_lease("b", now_s=105.0, ttl_s=5.0) is not None
+
+
+def test_the_fencing_token_rises_with_every_holder(store: SqlStore) -> None:
+    first = store.acquire_lease("a", now_s=100.0, ttl_s=5.0)
+    assert first is not None
+    store.release_lease(first.token)
+    second = store.acquire_lease("a", now_s=100.0, ttl_s=5.0)
+
+    assert second is not None
+    assert second.token == first.token + 1
+
+
+def test_a_lost_lease_cannot_be_renewed(store: SqlStore) -> None:
+    first = store.acquire_lease("a", now_s=100.0, ttl_s=5.0)
+    assert first is not None
+    assert store.renew_lease(first.token, now_s=104.0, ttl_s=5.0)
+    store.acquire_lease("b", now_s=110.0, ttl_s=5.0)
+
+    assert not store.renew_lease(first.token, now_s=111.0, ttl_s=5.0)
+
+
+def test_a_lease_from_a_clock_that_was_set_back_is_void(store: SqlStore) -> None:
+    store.acquire_lease("a", now_s=5000.0, ttl_s=5.0)
+
+    assert store.acquire_lease("b", now_s=100.0, ttl_s=5.0) is not None
+
+
+def test_a_token_names_its_owner_and_another_names_nobody(store: SqlStore) -> None:
+    store.put_token("digest", Identity("ada", Role.VIEWER), at_s=1.0)
+
+    assert store.identity("digest") == Identity("ada", Role.VIEWER)
+    assert store.identity("another") is None
+
+
+def test_a_removed_service_leaves_its_history(store: SqlStore) -> None:
+    store.put_service(CHAT, VERSION)
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    store.remove_service("chat", at_s=2.0)
+
+    assert (store.services(), len(store.rollouts("chat"))) == ((), 1)
+    assert store.events("chat")[-1].text == "service removed"
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+def test_a_network_file_system_is_refused_with_its_name_and_a_remedy(tmp_path: Path, kind: str) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/x {tmp_path} {kind} rw 0 0\n")
+
+    with pytest.raises(BadInput, match=rf"network file system \({kind}\).*PostgreSQL"):
+        SqlStore(f"sqlite:///{tmp_path / 'state.db'}", mounts=mounts)
+
+    assert not (tmp_path / "state.db").exists()
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "no url"])
+def test_a_database_that_cannot_hold_the_state_is_refused(url: str) -> None:
+    with pytest.raises(BadInput, match=r"use sqlite:///FILE"):
+        SqlStore(url)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_text("hello, I am no database, and long enough to show it" * 100)
+
+    with pytest.raises(Unreachable, match=r"state\.db does not open: file is not a database"):
+        SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+
+
+def test_a_database_of_a_newer_canaryctl_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    store = SqlStore(url)
+    with store._writes.begin() as db:
+        db.execute(sa.update(store_schema.meta).values(value="99"))
+    store.close()
+
+    with pytest.raises(BadInput, match="schema 99, this canaryctl reads 1"):
+        SqlStore(url)
