@@ -49,6 +49,7 @@ class AnswerScan:
     _is_finished: bool = False
     _rest: bytes = b""
     _is_unread: bool = False
+    _is_between: bool = True
 
     @property
     def is_stream(self) -> bool:
@@ -58,7 +59,7 @@ class AnswerScan:
     @property
     def is_between_events(self) -> bool:
         """True when the bytes so far are whole events of a stream."""
-        return self.is_stream and not self._is_unread and not self._rest
+        return self.is_stream and self._is_between
 
     @property
     def is_empty(self) -> bool:
@@ -77,6 +78,10 @@ class AnswerScan:
         for line in lines:
             if line.startswith(b"data:"):
                 self._event(line[5:].strip())
+        if lines:
+            self._is_between = not lines[-1].strip() and not self._rest
+        else:
+            self._is_between = False
 
     def end(self) -> str | None:
         """What was wrong with an answer whose body ended cleanly, in one word; None: nothing."""

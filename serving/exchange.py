@@ -238,7 +238,7 @@ class Exchange:
     def received(self, data: bytes, *, now_s: float) -> bool:
         """Bytes arrived; b'' when the body ended without any. False: of no use, tell `failed`.
 
-        Of no use is a stream without a byte, and one in which the canary reports an error before anything else.
+        Of no use is a stream without a byte, and one in which the canary reports an error before all else.
         """
         self._must(self._status is not None, "received")
         if not data:
@@ -256,7 +256,7 @@ class Exchange:
         return True
 
     def ended(self, *, now_s: float) -> bytes:
-        """The body ended as its framing said. Returns what the client should get last: b'' when all is well."""
+        """The body ended as its framing said. Returns what the client should get last, if all is not well."""
         cause = self._scan.end() if self._scan else None
         if self._status is not None and (self._status >= 500 or self._status == 429):
             self._finish("failed", f"status {self._status}", now_s)
@@ -273,7 +273,7 @@ class Exchange:
         return self._goodbye()
 
     def _goodbye(self) -> bytes:
-        """An error event that OpenAI clients raise on, where one can stand: between two events of a stream."""
+        """An error event that OpenAI clients raise on, where one can stand: between two events."""
         if self._scan is None or not self._scan.is_between_events:
             return b""
         message = f"the answer of service {self._desk.service} was cut before its end; send it again"

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serving.messages import FULL_BP, AppliedHow, Arm, RouteTable, SplitSight
+from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitSight
 
 LEASE_S = 1.0
 LEASE_MARGIN_S = 0.2
@@ -131,6 +131,16 @@ class TableCore:
         self._withdrew_fenced = False  # the last canary to go had fences
         self._how: AppliedHow = "pending"
         self._took_ms: float | None = None
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """(epoch, change): another one means another table."""
+        return self._epoch, self._change
+
+    @property
+    def is_applied(self) -> bool:
+        """True when no request can start under an older split."""
+        return self._how != "pending"
 
     # ---- the controller's side
 
@@ -240,7 +250,11 @@ class TableCore:
 
     def has_news(self, poll: Poll) -> bool:
         """True when the router does not have the present table yet."""
-        return poll.applied != (self._epoch, self._change)
+        return poll.applied != self.mark
+
+    def routers(self, *, now_s: float) -> dict[str, float]:
+        """Seconds since each router's last poll."""
+        return {name: now_s - one.heard_s for name, one in self._routers.items()}
 
     # ---- fences and time
 
@@ -272,7 +286,8 @@ class TableCore:
 
     def to_store(self) -> dict[str, Any]:
         """What must survive a restart, JSON values: everything but the canary's share."""
-        keep = [self._arms[name] for name in (self._split.stable, self._split.canary) if name in self._arms]
+        names = [name for name in (self._split.stable, self._split.canary) if name in self._arms]
+        arms = [replace(self._arms[name], replicas=_idle(self._arms[name].replicas)) for name in names]
         return {
             "epoch": self._epoch,
             "secret": self._secret,
@@ -280,7 +295,7 @@ class TableCore:
             "stable": self._split.stable,
             "tombstones": list(self._tombstones),
             "home": dict(self._home),
-            "arms": [arm.to_json() for arm in keep],
+            "arms": [arm.to_json() for arm in arms],
         }
 
     # ---- inside
@@ -329,3 +344,8 @@ class TableCore:
 def _root(url: str) -> str:
     """The address without a trailing slash and without /v1, which requests bring themselves."""
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _idle(replicas: Sequence[Replica]) -> tuple[Replica, ...]:
+    """The same addresses without their load, which is old by the time that it is read again."""
+    return tuple(Replica(one.url) for one in replicas)
