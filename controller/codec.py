@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter, ValidationError
 
 from controller.errors import CanaryctlError
+from controller.fingerprint import Fingerprint
 from controller.state import Action, EvidenceSight, RolloutState
 
 FORMAT = 1
@@ -18,6 +19,7 @@ FORMAT = 1
 _state = TypeAdapter(RolloutState)
 _actions = TypeAdapter(tuple[Action, ...])
 _evidence = TypeAdapter(EvidenceSight)
+_fingerprint = TypeAdapter(Fingerprint)
 
 
 class UnreadableState(CanaryctlError):
@@ -72,3 +74,15 @@ def evidence_from_json(text: str | bytes) -> EvidenceSight:
         return _evidence.validate_json(text)
     except ValidationError as exc:
         raise _unreadable("evidence", exc) from exc
+
+
+def fingerprint_to_json(fingerprint: Fingerprint) -> str:
+    return _fingerprint.dump_json(fingerprint).decode()
+
+
+def fingerprint_from_json(text: str | bytes) -> Fingerprint:
+    """The fingerprint that was written. Raises UnreadableState."""
+    try:
+        return _fingerprint.validate_json(text)
+    except ValidationError as exc:
+        raise _unreadable("fingerprint", exc) from exc

@@ -1,0 +1,114 @@
+"""Does a second engine fit beside the first? In bytes, per device, before anything is loaded.
+
+On a GPU, vLLM takes `gpu_memory_utilization` of the whole device and refuses to start when less is free. On a
+host without a GPU an engine takes its tensors, its KV cache and about 1.1 GiB of code and buffers (measured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from controller.errors import NoRoom
+from controller.fingerprint import Fingerprint
+from controller.spec import VersionSpec
+from controller.units import GIB, gib
+
+DEFAULT_UTILIZATION = 0.9  # vLLM's own
+TWO_ENGINES_UTILIZATION = 0.45  # a device that is to hold stable and canary at once
+HOST_ENGINE_BYTES = 1_200_000_000  # code, buffers, one worker
+HOST_KV_BYTES = 4 * GIB  # vLLM's default on a CPU
+WEIGHT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One place where engines live, as it was measured."""
+
+    kind: Literal["gpu", "host"]
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether it fits. `text`: one line, with the remedy where it does not."""
+
+    fits: bool
+    need_bytes: int  # a replica, on each of its devices
+    free_bytes: int
+    text: str
+
+
+def need_bytes(version: VersionSpec, fingerprint: Fingerprint, device: Device) -> int:
+    """What one replica takes on one device, in bytes; 0 for an external endpoint."""
+    if version.is_external:
+        return 0
+    share = -(-_weights(version, fingerprint) // version.tensor_parallel_size)
+    if device.kind == "gpu":
+        utilization = version.gpu_memory_utilization or DEFAULT_UTILIZATION
+        return max(share, int(device.total_bytes * utilization))
+    kv_bytes = version.kv_cache_memory_bytes or HOST_KV_BYTES
+    return share + kv_bytes + HOST_ENGINE_BYTES
+
+
+def fit(
+    version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device], *, replicas: int | None = None
+) -> Fit:
+    """Whether `replicas` (default: all of the version's) fit into what is free now."""
+    wanted = version.replicas if replicas is None else replicas
+    if version.is_external:
+        return Fit(True, 0, 0, "an external endpoint needs no memory here")
+    if not devices:
+        return Fit(False, 0, 0, "no device was found; start Ray on a machine with memory to give")
+    free = {device.name: device.free_bytes for device in devices}
+    needs = {device.name: need_bytes(version, fingerprint, device) for device in devices}
+    need, best = max(needs.values()), max(free.values())
+    for placed in range(wanted):
+        width = version.tensor_parallel_size if devices[0].kind == "gpu" else 1
+        roomy = sorted((name for name in free if free[name] >= needs[name]), key=lambda name: free[name])
+        if len(roomy) < width:
+            return Fit(False, need, best, _refusal(version, need, devices, placed, wanted, free))
+        for name in roomy[:width]:
+            free[name] -= needs[name]
+    return Fit(True, need, best, f"{wanted} x {gib(need)} fit into {gib(best)} free")
+
+
+def require_fit(
+    version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device], *, replicas: int | None = None
+) -> Fit:
+    """The fit. Raises NoRoom with the refusal's line when there is none."""
+    found = fit(version, fingerprint, devices, replicas=replicas)
+    if not found.fits:
+        raise NoRoom(found.text)
+    return found
+
+
+def _weights(version: VersionSpec, fingerprint: Fingerprint) -> int:
+    """Bytes of the tensors once loaded: a dtype other than the file's changes their size."""
+    size = WEIGHT_BYTES.get(version.dtype)
+    quantized = version.quantization is not None or fingerprint.part("quantization") != ""
+    return fingerprint.tensor_bytes if size is None or quantized else fingerprint.parameters * size
+
+
+def _refusal(
+    version: VersionSpec, need: int, devices: Sequence[Device], placed: int, wanted: int, free: dict[str, int]
+) -> str:
+    first = max(devices, key=lambda device: free[device.name])
+    left = free[first.name]
+    which = "a second engine" if wanted == 1 else f"replica {placed + 1} of {wanted}"
+    text = f"{which} needs {gib(need)} on {first.name}, {gib(left)} are free of {gib(first.total_bytes)}; "
+    if first.kind == "gpu":
+        width = version.tensor_parallel_size
+        if width > len(devices):
+            return (
+                f"{text}tensor_parallel_size {width} needs {width} GPUs, {len(devices)} are there; lower it"
+            )
+        ratio = int(left / first.total_bytes * 100) / 100
+        lower = f"gpu_memory_utilization to {ratio:g}" if ratio > 0 else "stable's gpu_memory_utilization"
+        return f"{text}lower {lower}, or free {gib(need - left)}"
+    if version.kv_cache_memory_bytes is None:
+        return f"{text}set kv_cache_memory_bytes below {gib(HOST_KV_BYTES)}, or free {gib(need - left)}"
+    return f"{text}lower kv_cache_memory_bytes or replicas, or free {gib(need - left)}"
