@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from benchmarks.gate_traffic import Behaviour, Case, Traffic
+from benchmarks.gate_traffic import STABLE, Behaviour, Case, Traffic
 
 
 def _harm(
@@ -38,8 +38,8 @@ NO_HARM = (
         traffic=Traffic(units="returning", ramp=True, drift=0.8, rate_per_s=0.4),
     ),
     Case("zero baseline errors", "no_harm", Behaviour(error=0.0), Behaviour(error=0.0)),
-    Case("tolerably worse", "no_harm", _WORSE, note="default only"),
-    Case("quality -0.02 stays", "no_harm", Behaviour(quality=0.73), note="default only"),
+    Case("tolerably worse", "no_harm", _WORSE),
+    Case("quality -0.02 stays", "no_harm", Behaviour(quality=0.73)),
 )
 
 HARM = (
@@ -71,3 +71,56 @@ UNIT_MODELS: Mapping[str, Traffic] = {
     "tokens 60 %": Traffic(units="held", held_ratio=0.6),
     "fallback of the slowest 5 %": Traffic(units="fallback"),
 }
+
+
+def _proof(name: str, n: int, metrics: tuple[str, ...], proofs: Mapping[str, float], **target: float) -> Case:
+    return Case(name, "promotion", canary_requests=n, metrics=metrics, proofs=proofs, target=target)
+
+
+_FIRST_RUNG = {"error": 5.0, "hallucination": 3.0, "quality": 0.05, "latency_shape": 1.2}
+
+PROMOTION = (
+    _proof("proves quality > -0.05", 2000, ("quality",), {"quality": 0.05}, median=130),
+    _proof("proves shape", 2000, ("latency",), {"latency_shape": 1.2}, median=130),
+    _proof("proves errors < 5x", 2000, ("error",), {"error": 5.0}, median=150),
+    _proof("proves hallucination < 3x", 2000, ("hallucinated",), {"hallucination": 3.0}),
+    _proof(
+        "proves all four",
+        3000,
+        ("error", "latency", "quality", "hallucinated"),
+        _FIRST_RUNG,
+        median=250,
+        p90=400,
+    ),
+    _proof("proves p99 < 1.2x", 8000, ("latency",), {"latency_p99": 1.2}, median=1100),
+)
+
+# A canary exactly as bad as a margin, gate by gate: (name, gate, metric, margin, floor, canary, stable).
+_AT_MARGIN: tuple[tuple[str, str, str, float, float, Behaviour, Behaviour], ...] = (
+    ("errors = 5x", "error", "error", 5.0, 0.01, Behaviour(error=0.05), STABLE),
+    ("errors = stable + 0.01", "error", "error", 5.0, 0.01, Behaviour(error=0.011), Behaviour(error=0.001)),
+    ("hallucination = 3x", "hallucination", "hallucinated", 3.0, 0.01, Behaviour(hallucinated=0.09), STABLE),
+    ("quality = -0.05", "quality", "quality", 0.05, 0.01, Behaviour(quality=0.70), STABLE),
+    ("shape x1.2", "latency_shape", "latency", 1.2, 0.01, Behaviour(latency_scale=1.2), STABLE),
+    ("p99 = 1.2x, all slower", "latency_p99", "latency", 1.2, 0.01, Behaviour(latency_scale=1.2), STABLE),
+    ("p99 = 1.2x, tail only", "latency_p99", "latency", 1.2, 0.01, Behaviour(p99_scale=1.2), STABLE),
+)
+
+BOUNDARY = tuple(
+    Case(
+        f"{name} | {model}",
+        "boundary",
+        canary,
+        stable,
+        traffic,
+        canary_requests=3000,
+        metrics=(metric,),
+        proofs={gate: margin},
+        floor=floor,
+    )
+    for name, gate, metric, margin, floor, canary, stable in _AT_MARGIN
+    for model, traffic in UNIT_MODELS.items()
+    if model != "fallback of the slowest 5 %" or metric == "latency"
+)
+
+CASES: Mapping[str, Case] = {case.name: case for case in (*NO_HARM, *HARM, *PROMOTION, *BOUNDARY)}

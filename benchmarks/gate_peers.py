@@ -58,7 +58,7 @@ def alarms(events: Events, *, alpha_metric: float) -> Alarms:
     arm = np.asarray(columns["arm"], dtype=np.int64)[rows]
     seen = np.cumsum(arm)
     look = np.maximum(0, (seen - 1) // LOOK) + (arm == 0) * ((seen % LOOK == 0) & (seen > 0))
-    looks = int(seen[-1]) // LOOK
+    looks = int(arm.sum()) // LOOK
     if looks == 0:
         return Alarms(None, None, None, _wald(events, alpha_metric))
     threshold_rings = np.zeros(looks, dtype=np.bool_)

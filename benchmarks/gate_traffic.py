@@ -70,7 +70,7 @@ STABLE = Behaviour()
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table. `target` is the issue's figure by policy: None where it states none."""
+    """One line of the table. `target`: the figure to reach by policy or quantile; None: none is stated."""
 
     name: str
     kind: Kind
@@ -80,7 +80,8 @@ class Case:
     canary_requests: int = 10_000  # horizon: the run ends undecided here
     metrics: tuple[str, ...] = ("error", "latency", "quality", "hallucinated")
     target: Mapping[str, float | None] = field(default_factory=dict)
-    note: str = ""
+    proofs: Mapping[str, float] = field(default_factory=dict)  # margin by gate, where promotion is asked
+    floor: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)
