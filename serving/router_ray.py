@@ -143,10 +143,10 @@ def build_router_app(service: str, *, replicas: int = 1, namespace: str = NAMESP
     deployment = serve.deployment(
         serve.ingress()(RouterReplica),
         name="router",
-        version=ROUTER_VERSION,
         num_replicas=replicas,
         max_ongoing_requests=MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=120,
     )
-    return deployment.bind(service, namespace)
+    # The only door that 2.60 leaves to a pinned version; a random one would restart every router.
+    return deployment.options(version=ROUTER_VERSION, _internal=True).bind(service, namespace)
