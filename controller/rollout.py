@@ -70,7 +70,7 @@ def begin(
     """A rollout at its start, with its plan pinned. Raises BadInput when both arms are one version."""
     if stable.id == canary.id:
         raise BadInput(f"{canary.id} is in production already; deploy another version")
-    state = RolloutState(rollout, service, stable, canary, plan, Phase.PLANNING, now_s, None, "")
+    state = RolloutState(rollout, service, stable, canary, plan, Phase.PLANNING, now_s, None, "", now_s)
     return _enter(state, Phase.PLANNING, now_s, f"{stable.id} -> {canary.id}, {plan.risk} risk")
 
 

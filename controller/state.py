@@ -196,6 +196,7 @@ class RolloutState:
     entered_at_s: float
     deadline_at_s: float | None  # None: this phase has none
     reason: str
+    started_at_s: float = 0.0
     stage: int = 0  # index into plan.stages; len(plan.stages) from Promoting on
     weight_bp: int = 0  # what the routers were last told
     acked_at_s: float | None = None  # when this phase's weight stood on every live router

@@ -1,0 +1,398 @@
+"""The one read model: what the command line, the API and the dashboard show of a service and its rollout.
+
+JSON-able (no NaN, no infinity: they become null), with `view` as its version: fields may be added under the
+same number, never taken away. A view decides nothing; it says in words what the machine waits for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from controller.capacity import Fit
+from controller.risk import Assessment
+from controller.rollout import exit_code
+from controller.state import FULL_BP, EvidenceSight, Phase, Plan, RolloutState, SplitSight, VersionSight
+from controller.units import duration, percent
+from evaluation.gate import GateReport, Verdict
+from evaluation.policy import GatePolicy
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Real = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GateView(_View):
+    """One gate: how far its evidence is from deciding. `progress_ratio` 1 means that it has decided."""
+
+    gate: str
+    metric: str
+    side: str
+    verdict: Verdict
+    log_e: Real
+    limit: Real
+    progress_ratio: float
+    reason: str
+    n_canary: int
+    n_stable: int
+    canary: Real
+    stable: Real
+    low: Real
+    high: Real
+
+
+class StageView(_View):
+    number: int  # from 1
+    weight_bp: int
+    duration_s: float
+    min_canary: int
+    deadline_s: float
+    replicas: int
+    status: Literal["done", "now", "ahead"]
+
+
+class HoldView(_View):
+    kind: str
+    actor: str
+    reason: str
+    since_s: float
+
+
+class CauseView(_View):
+    kind: str
+    text: str
+    actor: str
+
+
+class StepsView(_View):
+    """A version on its way out; null: that step is not done."""
+
+    leaving: str
+    staying: str
+    step: str
+    cancelled: bool
+    traffic_shift_ms: Real
+    drain_ms: Real
+    unload_ms: Real
+    total_ms: Real
+
+
+class LogView(_View):
+    seq: int
+    at_s: float
+    actor: str
+    text: str
+
+
+class RolloutView(_View):
+    """A rollout as people and programs see it."""
+
+    view: Literal[1] = 1
+    rollout: str
+    service: str
+    stable: str
+    canary: str
+    serving: str
+    phase: Phase
+    stage: int | None  # from 1; null: in no stage
+    stages: tuple[StageView, ...]
+    weight_bp: int
+    holdback_bp: int
+    risk: str
+    risk_reasons: tuple[str, ...]
+    reason: str
+    waiting_for: tuple[str, ...]
+    started_at_s: float
+    entered_at_s: float
+    acked_at_s: float | None
+    deadline_at_s: float | None
+    is_final: bool
+    exit_code: int | None
+    holds: tuple[HoldView, ...]
+    verdict: Verdict | None  # null: no evidence was read
+    canary_requests: int
+    stable_requests: int
+    gates: tuple[GateView, ...]
+    missing: tuple[str, ...]
+    guards: tuple[str, ...]
+    notes: tuple[str, ...]
+    cause: CauseView | None
+    decisive: GateView | None
+    steps: StepsView | None
+    log: tuple[LogView, ...]
+
+
+class VersionView(_View):
+    version: str
+    phase: str
+    ready_replicas: int
+    in_flight: int
+    memory_bytes: int | None
+    last_error: str | None
+
+
+class ServiceView(_View):
+    """A service: what it serves, where, on what."""
+
+    view: Literal[1] = 1
+    service: str
+    url: str
+    stable: str
+    weight_bp: int | None  # null: the route table cannot be read
+    versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
+    rollout: RolloutView | None  # the newest; null: there was none
+
+
+class PlanView(_View):
+    """What a rollout would do."""
+
+    view: Literal[1] = 1
+    service: str
+    stable: str
+    canary: str
+    risk: str
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]  # to be shown in red
+    stages: tuple[StageView, ...]
+    holdback_bp: int
+    bake_s: float
+    shortest_s: float  # all stages and the bake, if every proof is there in time
+    alpha: float
+    gates: tuple[str, ...]
+    fits: bool
+    capacity: str
+
+
+def rollout_view(
+    state: RolloutState, evidence: EvidenceSight | None = None, *, now_s: float | None = None
+) -> RolloutView:
+    """The view of a rollout with the newest evidence; now_s None: as of its last line."""
+    at_s = now_s if now_s is not None else (state.log[-1].at_s if state.log else state.entered_at_s)
+    in_stage, cause, going = state.phase is Phase.STAGE, state.cause, state.departure
+    return RolloutView(
+        rollout=state.id,
+        service=state.service,
+        stable=state.stable.id,
+        canary=state.canary.id,
+        serving=state.serving,
+        phase=state.phase,
+        stage=state.stage + 1 if in_stage else None,
+        stages=_stages(state.plan, state.stage if _has_started(state) else -1, in_stage=in_stage),
+        weight_bp=state.weight_bp,
+        holdback_bp=state.plan.holdback_bp,
+        risk=state.plan.risk,
+        risk_reasons=state.plan.reasons,
+        reason=state.reason,
+        waiting_for=waiting_for(state, evidence, at_s),
+        started_at_s=state.started_at_s,
+        entered_at_s=state.entered_at_s,
+        acked_at_s=state.acked_at_s,
+        deadline_at_s=state.deadline_at_s,
+        is_final=state.is_final,
+        exit_code=exit_code(state),
+        holds=tuple(
+            HoldView(kind=hold.kind.value, actor=hold.actor, reason=hold.reason, since_s=hold.since_s)
+            for hold in state.holds
+        ),
+        verdict=evidence.verdict if evidence is not None else None,
+        canary_requests=evidence.canary_requests if evidence is not None else 0,
+        stable_requests=evidence.stable_requests if evidence is not None else 0,
+        gates=tuple(gate_view(gate) for gate in evidence.gates) if evidence is not None else (),
+        missing=evidence.missing if evidence is not None else (),
+        guards=tuple(f"{guard.name}: {guard.text}" for guard in evidence.guards)
+        if evidence is not None
+        else (),
+        notes=evidence.notes if evidence is not None else (),
+        cause=CauseView(kind=cause.kind.value, text=cause.text, actor=cause.actor)
+        if cause is not None
+        else None,
+        decisive=gate_view(state.decisive) if state.decisive is not None else None,
+        steps=StepsView(
+            leaving=going.leaving,
+            staying=going.staying,
+            step=going.step.value,
+            cancelled=going.cancelled,
+            traffic_shift_ms=going.traffic_shift_ms,
+            drain_ms=going.drain_ms,
+            unload_ms=going.unload_ms,
+            total_ms=going.total_ms,
+        )
+        if going is not None
+        else None,
+        log=tuple(
+            LogView(seq=line.seq, at_s=line.at_s, actor=line.actor, text=line.text) for line in state.log
+        ),
+    )
+
+
+def service_view(
+    service: str,
+    *,
+    url: str,
+    stable: str,
+    split: SplitSight | None,
+    versions: Iterable[VersionSight] | None,
+    rollout: RolloutView | None,
+) -> ServiceView:
+    """The view of a service; what could not be read is None and shows as null."""
+    return ServiceView(
+        service=service,
+        url=url,
+        stable=stable,
+        weight_bp=split.weight_bp if split is not None else None,
+        versions=None
+        if versions is None
+        else tuple(
+            VersionView(
+                version=sight.version,
+                phase=sight.phase.value,
+                ready_replicas=sight.ready_replicas,
+                in_flight=sight.in_flight,
+                memory_bytes=sight.memory_bytes,
+                last_error=sight.last_error,
+            )
+            for sight in versions
+        ),
+        rollout=rollout,
+    )
+
+
+def plan_view(
+    service: str,
+    stable: str,
+    canary: str,
+    *,
+    assessment: Assessment,
+    plan: Plan,
+    policy: GatePolicy,
+    fit: Fit,
+) -> PlanView:
+    """The view of a plan. A changed sampling default is a warning: it changes answers, not the model."""
+    warnings = [f"sampling default changes: {change}" for change in assessment.sampling]
+    if not fit.fits:
+        warnings.append(fit.text)
+    return PlanView(
+        service=service,
+        stable=stable,
+        canary=canary,
+        risk=plan.risk,
+        reasons=plan.reasons,
+        warnings=tuple(warnings),
+        stages=_stages(plan, -1, in_stage=False),
+        holdback_bp=plan.holdback_bp,
+        bake_s=plan.bake_s,
+        shortest_s=math.fsum(stage.duration_s for stage in plan.stages) + plan.bake_s,
+        alpha=policy.alpha,
+        gates=tuple(_gate_line(policy, index) for index in range(len(policy.gates))),
+        fits=fit.fits,
+        capacity=fit.text,
+    )
+
+
+def gate_view(gate: GateReport) -> GateView:
+    """One gate's standing."""
+    limit = _finite(gate.limit)
+    ratio = gate.log_e / limit if limit is not None and limit > 0 and math.isfinite(gate.log_e) else 0.0
+    low, high = gate.interval if gate.interval is not None else (None, None)
+    return GateView(
+        gate=gate.gate,
+        metric=gate.metric,
+        side=gate.side,
+        verdict=gate.verdict,
+        log_e=gate.log_e,
+        limit=gate.limit,
+        progress_ratio=min(1.0, max(0.0, ratio)),
+        reason=gate.reason,
+        n_canary=gate.n_canary,
+        n_stable=gate.n_stable,
+        canary=gate.canary,
+        stable=gate.stable,
+        low=low,
+        high=high,
+    )
+
+
+def waiting_for(state: RolloutState, evidence: EvidenceSight | None, now_s: float) -> tuple[str, ...]:
+    """What stands between this moment and the next move, in words; empty: nothing, or the rollout is over."""
+    if state.is_final:
+        return ()
+    waits = [f"{hold.kind.value.replace('_', ' ')} ({hold.actor}): {hold.reason}" for hold in state.holds]
+    if state.departure is not None:
+        return (f"{state.departure.step.value} of {state.departure.leaving}",)
+    if state.phase in (Phase.STAGE, Phase.BAKING) and state.acked_at_s is None:
+        return (*waits, f"the routers to acknowledge {percent(state.weight_bp)}")
+    if state.phase is Phase.STAGE and state.acked_at_s is not None and state.waived_through < state.stage:
+        waits += _stage_waits(state, evidence, now_s - state.acked_at_s)
+    elif state.phase is Phase.BAKING:
+        left_s = state.plan.bake_s - (now_s - state.entered_at_s)
+        waits += [f"{duration(math.ceil(left_s))} of bake"] if left_s > 0 else []
+    elif state.phase is Phase.PROMOTING:
+        waits.append(
+            "the whole capacity" if state.weight_bp != FULL_BP - state.plan.holdback_bp else "the routers"
+        )
+    elif state.phase is not Phase.STAGE:
+        waits.append(f"{state.phase.value} of {state.canary.id}")
+    return tuple(waits)
+
+
+def _stage_waits(state: RolloutState, evidence: EvidenceSight | None, spent_s: float) -> list[str]:
+    stage, waits = state.plan.stages[state.stage], []
+    if evidence is None:
+        return ["evidence that can be read"]
+    if spent_s < stage.duration_s:
+        waits.append(f"{duration(math.ceil(stage.duration_s - spent_s))} of {percent(stage.weight_bp)}")
+    if evidence.canary_requests < stage.min_canary:
+        waits.append(f"{stage.min_canary - evidence.canary_requests} canary requests")
+    if evidence.verdict is not Verdict.PASS:
+        open_gates = [
+            gate.gate
+            for gate in evidence.gates
+            if gate.side == "promotion" and gate.verdict is not Verdict.PASS
+        ]
+        waits.append(f"proof of {', '.join(open_gates)}" if open_gates else "PASS")
+    return waits + [f"valid {name}" for name in evidence.missing]
+
+
+def _has_started(state: RolloutState) -> bool:
+    return state.exposed or state.phase in (Phase.STAGE, Phase.PROMOTING, Phase.BAKING, Phase.UNLOADING)
+
+
+def _stages(plan: Plan, at: int, *, in_stage: bool) -> tuple[StageView, ...]:
+    views = []
+    for index, stage in enumerate(plan.stages):
+        status: Literal["done", "now", "ahead"] = "done" if index < at else "ahead"
+        if in_stage and index == at:
+            status = "now"
+        views.append(
+            StageView(
+                number=index + 1,
+                weight_bp=stage.weight_bp,
+                duration_s=stage.duration_s,
+                min_canary=stage.min_canary,
+                deadline_s=stage.deadline_s,
+                replicas=stage.replicas,
+                status=status,
+            )
+        )
+    return tuple(views)
+
+
+def _gate_line(policy: GatePolicy, index: int) -> str:
+    gate = policy.gates[index]
+    alpha = policy.alpha * gate.alpha_share
+    if alpha == 0:
+        return f"{gate.name}: shown, never deciding"
+    sign = "-" if gate.kind == "score" else "+"
+    unit = f"{gate.threshold:g}" if gate.kind == "score" else f"{gate.threshold * 100:g} %"
+    tolerated = f"{gate.tolerance:g}" if gate.kind == "score" else f"{gate.tolerance * 100:g} %"
+    return f"{gate.name}: rolls back at {sign}{unit}, tolerates {sign}{tolerated} (alpha {alpha:g})"
