@@ -205,7 +205,7 @@ class TableCore:
 
     def set_replicas(self, arm: Arm) -> int:
         """Publishes where a version answers; no replica takes it out. Returns the change to wait for."""
-        arm = replace(arm, replicas=tuple(replace(one, url=_root(one.url)) for one in arm.replicas))
+        arm = replace(arm, replicas=tuple(replace(one, url=root_url(one.url)) for one in arm.replicas))
         if self._arms.get(arm.version, Arm(arm.version)) != arm:
             if arm.replicas:
                 self._arms[arm.version] = arm
@@ -341,7 +341,7 @@ class TableCore:
         return "lease" if lapsed or self._unknown_until_s > self._published_s else "acknowledged"
 
 
-def _root(url: str) -> str:
+def root_url(url: str) -> str:
     """The address without a trailing slash and without /v1, which requests bring themselves."""
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
