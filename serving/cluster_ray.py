@@ -107,7 +107,7 @@ class ClusterHandle:
 
 
 def start(settings: ClusterSettings) -> ClusterHandle:
-    """A running Ray head. Raises PortBusy, or ClusterError with the end of Ray's own words; nothing runs then."""
+    """A running Ray head. Raises PortBusy, or ClusterError with Ray's last words; nothing runs then."""
     if settings.http_port and not is_free(settings.http_port):
         raise PortBusy(
             f"port {settings.http_port} on {HOST} is taken{_holder(settings.http_port)}; "
@@ -143,7 +143,7 @@ def start(settings: ClusterSettings) -> ClusterHandle:
 
 
 def connect(handle: ClusterHandle) -> None:
-    """Makes this process a driver of the cluster; again is harmless. Raises ClusterError when none answers."""
+    """Makes this process a driver of the cluster; twice is harmless. Raises ClusterError if none answers."""
     os.environ.update(_driver_environment(Path(handle.temp_dir)))
     import ray
     from ray._private import ray_constants

@@ -10,7 +10,7 @@ HOST = "127.0.0.1"
 def keep_on_loopback() -> None:
     """Call it in a deployment's constructor; does nothing on a node with a real address.
 
-    Serve binds each replica's gRPC server to all interfaces, without authentication and for pickled calls: whoever
+    Serve binds each replica's gRPC server to all interfaces, unauthenticated and for pickled calls: whoever
     reaches it runs code. It starts after the constructor, so that this is early enough.
     """
     import ray
