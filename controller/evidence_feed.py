@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from controller import telemetry
-from controller.state import EvidenceSight, GuardSight, Phase, RolloutState
+from controller.codec import evidence_from_json, evidence_to_json
+from controller.state import LIVE, EvidenceSight, GuardSight, RolloutState
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.policy import GatePolicy, StagePlan
@@ -74,6 +75,12 @@ def draw_of(record: RequestRecord) -> Draw:
             "cancelled": record.outcome == "cancelled",
         },
     )
+
+
+def sight_in(snapshot: bytes | None) -> EvidenceSight | None:
+    """What a committed snapshot said at its moment; None: nothing yet."""
+    text = json.loads(snapshot).get("sight") if snapshot else None
+    return evidence_from_json(text) if text else None
 
 
 @dataclass(slots=True)
@@ -168,6 +175,7 @@ class Feed:
         """Everything that `restore` needs, as JSON."""
         firsts = (next(iter(self._window), None), self._join.first_held())
         evaluator = self._evaluator.snapshot() if self._evaluator else None
+        sight = self.sight()
         saved = {
             "format": SNAPSHOT_FORMAT,
             "seq": self.seq,
@@ -176,6 +184,7 @@ class Feed:
             "entered": self._entered,
             "through_s": self._through_s,
             "seed": {} if self._evaluator else self._seed,
+            "sight": evidence_to_json(sight) if sight else None,
             "evaluator": base64.b64encode(evaluator).decode() if evaluator else None,
         }
         return json.dumps(saved, separators=(",", ":")).encode()
@@ -195,7 +204,8 @@ class Feed:
 
     def follow(self, state: RolloutState) -> None:
         """Note where the rollout stands, so that the evaluator hears of each acknowledged stage once."""
-        if state.phase is Phase.STAGE and state.acked_at_s is not None and state.stage != self._entered:
+        proves = state.phase in LIVE and state.stage < len(self._config.stages)
+        if proves and state.acked_at_s is not None and state.stage > self._entered:
             self._stage, self._acked_at_s = state.stage, state.acked_at_s
             if self._evaluator is not None:
                 self._enter(self._evaluator)

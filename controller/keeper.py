@@ -36,9 +36,11 @@ class Removals(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a look left: when to look again, and whether the service is no more."""
+    """What a look saw and left. None: it could not be read. `is_gone`: the service is no more."""
 
     next_in_s: float
+    versions: tuple[VersionSight, ...] | None = None
+    split: SplitSight | None = None
     is_gone: bool = False
 
 
@@ -89,7 +91,7 @@ class Keeper:
             wanted = SetSplit(row.stable, None, 0, 0)
             self._traffic.set_split(row.name, rollout.id if rollout else "", wanted, token=token)
             is_settled = False
-        return Kept(INTERVAL_S if is_settled else BUSY_S)
+        return Kept(INTERVAL_S if is_settled else BUSY_S, versions, split)
 
     def _has_stable(
         self, row: ServiceRow, replicas: int, versions: tuple[VersionSight, ...], token: int
@@ -123,7 +125,7 @@ class Keeper:
             if one.phase is not VersionPhase.STOPPING:
                 self._fleet.stop(row.name, one.version, token=token)
         if left or self._front.is_open(row.name) is not False:
-            return Kept(BUSY_S)
+            return Kept(BUSY_S, versions)
         self._removals.remove_service(row.name, at_s=self._clock.now_s())
         telemetry.event("service removed", service=row.name)
         return Kept(INTERVAL_S, is_gone=True)

@@ -58,6 +58,7 @@ class Ticked:
     """What a tick left: the state, and when to look again."""
 
     state: RolloutState
+    seen: Observation
     changed: bool
     next_in_s: float
 
@@ -98,7 +99,7 @@ class Reconciler:
             self._ports.store.commit(state, pending, expected_version=stored.version, evidence=evidence)
             _log_change(stored.state, state)
         self._known.add(rollout)
-        return Ticked(state, changed, _next_in_s(state, pending, changed, performed.failed))
+        return Ticked(state, seen, changed, _next_in_s(state, pending, changed, performed.failed))
 
     def _perform(self, stored: Stored, token: int) -> _Performed:
         probes: list[ProbeSight] = []

@@ -46,9 +46,11 @@ class SqlStore:
             return None
         return Stored(state_from_json(row.state), row.version, actions_from_json(row.pending))
 
-    def running(self) -> Sequence[str]:
-        """Ids of the rollouts that are not final, or have a notice to deliver, oldest first."""
+    def running(self, service: str | None = None) -> Sequence[str]:
+        """Ids of the rollouts that are not final, or have a notice to deliver, oldest first. None: of all."""
         to_do = ~t.rollouts.c.is_final | (t.rollouts.c.pending != "[]")
+        if service is not None:
+            to_do &= t.rollouts.c.service == service
         query = select(t.rollouts.c.id).where(to_do).order_by(t.rollouts.c.created_at_s)
         with self._engine.begin() as db:
             return tuple(db.execute(query).scalars())

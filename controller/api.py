@@ -1,0 +1,306 @@
+"""The API under /v1: what the command line, GitOps and dashboards speak. Bearer token, problem details.
+
+Invariants: nothing is decided here (see commands.py); every error is one `application/problem+json` document
+whose `exit_code` is what the command line ends with; no route waits for a load, a drain or a rollout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, Protocol
+
+from fastapi import Body, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from controller import telemetry
+from controller.codec import state_from_json
+from controller.commands import Commands
+from controller.errors import BadInput, BadSpec, CanaryctlError
+from controller.evidence_feed import sight_in
+from controller.runner import Sight
+from controller.security import Identity, Role, token_digest
+from controller.spec import PolicySpec, ServiceSpec, VersionSpec
+from controller.stored import EventRow, RolloutRow, ServiceRow
+from controller.view import PlanView, RolloutView, ServiceView, rollout_view, service_view
+
+EVENTS_EVERY_S = 0.25
+MAX_BODY_BYTES = 1 << 20
+HISTORY = 50
+
+
+class Shelf(Protocol):
+    """What the API reads of the store."""
+
+    def services(self) -> tuple[ServiceRow, ...]: ...
+    def service(self, name: str) -> ServiceRow: ...
+    def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]: ...
+    def evidence(self, rollout: str) -> bytes | None: ...
+    def events(self, service: str, *, after_seq: int = 0, limit: int = 500) -> tuple[EventRow, ...]: ...
+    def identity(self, digest: str) -> Identity | None: ...
+
+
+class Sights(Protocol):
+    """What the last ticks saw."""
+
+    @property
+    def is_leading(self) -> bool: ...
+    def sight(self, service: str) -> Sight: ...
+
+
+class Health(BaseModel):
+    """The controller lives; `leading`: it holds the lease."""
+
+    status: str
+    pid: int
+    leading: bool
+    version: str
+
+
+class Asked(BaseModel):
+    """What became of a request: `asked` (the ticks do it now) or `already` (it is so already)."""
+
+    outcome: str
+    text: str
+
+
+class Taken(BaseModel):
+    """How many scores were taken."""
+
+    taken: int
+
+
+class DeployBody(BaseModel):
+    """A deploy, for the documentation; commands.py checks it and names what is wrong."""
+
+    version: VersionSpec
+    policy: PolicySpec | str | None = None
+    retry: bool = False
+    reason: str = ""
+
+
+class FeedbackItem(BaseModel):
+    """One score of one answer: `id` is the answer's id or x-canaryctl-request-id."""
+
+    id: str
+    metric: str = "quality"
+    score: float
+
+
+class RollbackBody(BaseModel):
+    """Why; the log keeps it."""
+
+    reason: str = ""
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI of a body that commands.py parses itself, so that every error is one of ours."""
+    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+class Views:
+    """Builds what is shown of a service from the store and from the last tick."""
+
+    def __init__(self, shelf: Shelf, sights: Sights, base_url: Callable[[str], str]) -> None:
+        self._shelf = shelf
+        self._sights = sights
+        self._base_url = base_url
+
+    def service(self, row: ServiceRow) -> ServiceView:
+        """The service with its newest rollout."""
+        sight = self._sights.sight(row.name)
+        newest = next(iter(self._shelf.rollouts(row.name, limit=1)), None)
+        return service_view(
+            row.name,
+            url=self._base_url(row.name),
+            stable=row.stable,
+            split=sight.split,
+            versions=sight.versions,
+            rollout=self.rollout(newest, sight) if newest else None,
+        )
+
+    def rollout(self, row: RolloutRow, sight: Sight) -> RolloutView:
+        """A rollout with its live evidence, or with what was committed last."""
+        evidence = sight.evidence if sight.rollout == row.id else None
+        if evidence is None:
+            evidence = sight_in(self._shelf.evidence(row.id))
+        return rollout_view(state_from_json(row.state), evidence, now_s=sight.at_s or None)
+
+
+def make_app(
+    shelf: Shelf, commands: Commands, sights: Sights, *, base_url: Callable[[str], str], version: str
+) -> FastAPI:
+    """The application. All routes but the event stream are synchronous: the server's thread pool runs them."""
+    app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
+    views = Views(shelf, sights, base_url)
+    _add_errors(app)
+    _add_reads(app, shelf, views, sights, version)
+    _add_writes(app, shelf, commands, views)
+    return app
+
+
+def _requires(shelf: Shelf, needed: Role) -> Callable[[Request], Identity]:
+    def check(request: Request) -> Identity:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        identity = shelf.identity(token_digest(token)) if scheme.lower() == "bearer" and token else None
+        if identity is None:
+            raise HTTPException(401, "a bearer token is needed; admin.token in the state folder holds one")
+        if not identity.role.covers(needed):
+            raise HTTPException(
+                403, f"role {identity.role.value} may not do this; a token of {needed.value} may"
+            )
+        return identity
+
+    return check
+
+
+def _add_reads(app: FastAPI, shelf: Shelf, views: Views, sights: Sights, version: str) -> None:
+    viewer = [Depends(_requires(shelf, Role.VIEWER))]
+
+    @app.get("/healthz")
+    def health() -> Health:
+        """Open to all: tells nothing but that the controller lives."""
+        return Health(status="ok", pid=os.getpid(), leading=sights.is_leading, version=version)
+
+    @app.get("/v1/services", dependencies=viewer)
+    def list_services() -> list[ServiceView]:
+        """All services."""
+        return [views.service(row) for row in shelf.services()]
+
+    @app.get("/v1/services/{service}", dependencies=viewer)
+    def get_service(service: str) -> ServiceView:
+        """One service with its newest rollout and evidence."""
+        return views.service(shelf.service(service))
+
+    @app.get("/v1/services/{service}/history", dependencies=viewer)
+    def get_history(service: str, limit: Annotated[int, Query(ge=1, le=500)] = HISTORY) -> list[RolloutView]:
+        """The service's rollouts, newest first; also of one that was taken down."""
+        rows = shelf.rollouts(service, limit=limit)
+        if not rows:
+            shelf.service(service)
+        return [views.rollout(row, Sight()) for row in rows]
+
+    @app.get("/v1/services/{service}/events", dependencies=viewer, response_class=StreamingResponse)
+    async def stream_events(request: Request, service: str, after: int | None = None) -> StreamingResponse:
+        """Server-sent events: `log` (a line of the service's log), `view` (the service, when it changed)."""
+        await asyncio.to_thread(shelf.service, service)
+        last = request.headers.get("last-event-id", "")
+        start = after if after is not None else int(last) if last.isdigit() else 0
+        return StreamingResponse(_events(shelf, views, service, start), media_type="text/event-stream")
+
+
+def _add_writes(app: FastAPI, shelf: Shelf, commands: Commands, views: Views) -> None:
+    operator = Depends(_requires(shelf, Role.OPERATOR))
+    admin = Depends(_requires(shelf, Role.ADMIN))
+    Anything = Annotated[Any, Body()]
+
+    @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
+    def put_service(service: str, body: Anything = None, identity: Identity = admin) -> ServiceView:
+        """Make the service, or leave it as it is when it already is what the body says."""
+        return views.service(commands.up({**_mapping(body), "service": service}, identity))
+
+    @app.delete("/v1/services/{service}", status_code=202)
+    def delete_service(service: str, identity: Identity = admin) -> Asked:
+        """Take the service away: front, engines, table. 409 while a rollout runs."""
+        commands.down(service, identity)
+        return Asked(outcome="asked", text=f"{service} is being taken down")
+
+    @app.post("/v1/services/{service}/plan", openapi_extra=_schema(DeployBody))
+    def plan(service: str, body: Anything = None, identity: Identity = operator) -> PlanView:
+        """What a deploy of this body would do; changes nothing."""
+        return commands.plan(service, _mapping(body)).view()
+
+    @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
+    def deploy(service: str, body: Anything = None, identity: Identity = operator) -> RolloutView:
+        """Begin a rollout. 409 while one runs."""
+        return rollout_view(commands.deploy(service, _mapping(body), identity))
+
+    @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
+    def rollback(service: str, body: Anything = None, identity: Identity = operator) -> Asked:
+        """Back to stable, whatever runs; `already` when stable has all traffic."""
+        reason = str(_mapping(body).get("reason") or "")
+        outcome, text = commands.rollback(service, identity, reason=reason[:500])
+        return Asked(outcome=outcome, text=text)
+
+    @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
+    def feedback(body: Anything = None, service: str | None = None, identity: Identity = operator) -> Taken:
+        """Scores of answers, one object or a list; every one is taken or none is."""
+        items = body if isinstance(body, list) else [_mapping(body)]
+        return Taken(taken=commands.feedback([_mapping(item) for item in items], service=service))
+
+
+async def _events(shelf: Shelf, views: Views, service: str, after: int) -> AsyncIterator[str]:
+    shown = ""
+    while True:
+        rows: Sequence[EventRow] = await asyncio.to_thread(shelf.events, service, after_seq=after)
+        for row in rows:
+            after = row.seq
+            data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
+            yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
+        try:
+            view = await asyncio.to_thread(lambda: views.service(shelf.service(service)).model_dump_json())
+        except CanaryctlError:
+            yield "event: gone\ndata: {}\n\n"
+            return
+        if view != shown:
+            shown = view
+            yield f"event: view\ndata: {view}\n\n"
+        await asyncio.sleep(EVENTS_EVERY_S)
+
+
+def _mapping(body: object) -> Mapping[str, Any]:
+    if body is None:
+        return {}
+    if not isinstance(body, Mapping):
+        raise BadInput(f"body is {type(body).__name__}; send a JSON object")
+    return body
+
+
+# --- errors
+
+
+def _problem(status: int, kind: str, lines: Sequence[str], exit_code: int) -> JSONResponse:
+    document = {
+        "type": f"urn:canaryctl:{kind}",
+        "title": kind.replace("-", " "),
+        "status": status,
+        "detail": lines[0] if lines else kind,
+        "lines": list(lines),
+        "exit_code": exit_code,
+    }
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(document, status, headers, media_type="application/problem+json")
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(CanaryctlError)
+    async def ours(_: Request, exc: CanaryctlError) -> Response:
+        lines = exc.lines if isinstance(exc, BadSpec) else (str(exc),)
+        return _problem(exc.status, exc.problem, lines, exc.exit_code)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, exc: HTTPException) -> Response:
+        return _problem(exc.status_code, "http", (str(exc.detail),), 2)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, exc: RequestValidationError) -> Response:
+        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}; correct it" for one in exc.errors()]
+        return _problem(422, BadInput.problem, lines, BadInput.exit_code)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, exc: Exception) -> Response:
+        telemetry.alarm("request failed", exc, path=request.url.path)
+        return _problem(500, "internal", ("canaryctl failed; the controller's log says why",), 1)
+
+    @app.middleware("http")
+    async def bound(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            text = f"body of {length} bytes exceeds {MAX_BODY_BYTES}; send less at a time"
+            return _problem(413, BadInput.problem, (text,), BadInput.exit_code)
+        return await call_next(request)

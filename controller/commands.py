@@ -1,0 +1,360 @@
+"""What people can ask of the controller: up, plan, deploy, rollback, down, feedback.
+
+Invariant: a command that is refused leaves everything as it was; one that is taken is in the store before it
+is answered, and the ticks do the work.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from controller.capacity import (
+    HOST_ENGINE_BYTES,
+    HOST_KV_BYTES,
+    TWO_ENGINES_UTILIZATION,
+    Device,
+    Fit,
+    fit,
+    require_fit,
+)
+from controller.codec import state_from_json
+from controller.errors import AlreadyRejected, BadInput, Conflict, NoRoom, RolloutRunning, Unreachable
+from controller.fingerprint import Fingerprint
+from controller.plan import make_plan
+from controller.ports import Clock
+from controller.risk import Assessment, assess
+from controller.rollout import begin, rollback_means
+from controller.security import Identity, make_secret
+from controller.spec import (
+    PolicySpec,
+    ServiceSpec,
+    VersionSpec,
+    dump,
+    parse_policy,
+    parse_service,
+    parse_version,
+)
+from controller.state import AskKind, CauseKind, Phase, Plan, RolloutState, VersionRef
+from controller.stored import RolloutRow, ServiceRow, VersionRow
+from controller.view import PlanView, plan_view
+from evaluation.metrics import CATALOGUE
+
+MIN_KV_BYTES = 64 << 20
+MAX_FEEDBACK = 1000
+MAX_ID = 200
+
+
+class Shelf(Protocol):
+    """What the commands need of the store."""
+
+    def services(self) -> tuple[ServiceRow, ...]: ...
+    def service(self, name: str) -> ServiceRow: ...
+    def put_service(self, row: ServiceRow, version: VersionRow) -> None: ...
+    def mark_removing(self, name: str, identity: Identity, *, at_s: float) -> None: ...
+    def put_version(self, row: VersionRow) -> None: ...
+    def version(self, service: str, version: str) -> VersionRow | None: ...
+    def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]: ...
+    def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int: ...
+    def append_ask(
+        self, rollout: str, kind: AskKind, identity: Identity, *, reason: str, at_s: float
+    ) -> int: ...
+
+
+class World(Protocol):
+    """What the commands need of the machines."""
+
+    def fingerprint(self, version: VersionSpec) -> Fingerprint: ...
+    def devices(self) -> Sequence[Device]: ...
+    def requests_per_s(self, service: str) -> float | None: ...
+    def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A change, weighed but not begun."""
+
+    service: ServiceRow
+    stable: VersionRow
+    version: VersionSpec
+    fingerprint: Fingerprint
+    policy: PolicySpec
+    assessment: Assessment
+    plan: Plan
+    fit: Fit
+
+    def view(self) -> PlanView:
+        """What `plan` shows."""
+        return plan_view(
+            self.service.name,
+            self.stable.id,
+            self.fingerprint.version_id,
+            assessment=self.assessment,
+            plan=self.plan,
+            policy=self.policy.gate_policy(),
+            fit=self.fit,
+        )
+
+
+class Commands:
+    """The controller's verbs. `wake` is told which service has something new to do."""
+
+    def __init__(self, shelf: Shelf, world: World, clock: Clock, wake: Callable[[str], None]) -> None:
+        self._shelf = shelf
+        self._world = world
+        self._clock = clock
+        self._wake = wake
+
+    def up(self, body: Mapping[str, Any], identity: Identity) -> ServiceRow:
+        """Make the service, or leave it as it is when it already is what `body` says.
+
+        Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when another version serves under this name.
+        """
+        spec = parse_service(body)
+        known = {row.name: row for row in self._shelf.services()}
+        if (row := known.get(spec.service)) is not None:
+            self._check_same(row, spec)
+            self._wake(row.name)
+            return row
+        given = self._world.fingerprint(spec.version())
+        devices = self._world.devices() if not spec.is_external else ()
+        version = with_headroom(spec.version(), given, devices)
+        fingerprint = self._world.fingerprint(version)
+        if not spec.is_external:
+            require_fit(version, fingerprint, devices)
+        now_s = self._clock.now_s()
+        text = json.dumps(dump(spec))
+        row = ServiceRow(spec.service, text, fingerprint.version_id, make_secret(), now_s)
+        self._shelf.put_service(row, version_row(spec.service, version, fingerprint, now_s))
+        self._wake(spec.service)
+        return row
+
+    def plan(self, service: str, body: Mapping[str, Any]) -> Proposal:
+        """What a deploy of `body` would do. Raises what deploy raises, but for a rollout that runs."""
+        row = self._present(service)
+        stable = self._shelf.version(service, row.stable)
+        if stable is None:
+            raise Conflict(f"{service} has no stored version {row.stable}; restore the store")
+        unknown = sorted(set(body) - {"version", "policy", "retry", "reason"})
+        if unknown:
+            raise BadInput(f"unknown key {unknown[0]!r}; use version, policy, retry, reason")
+        version = _changed(stable, body.get("version") or {})
+        policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
+        fingerprint = self._world.fingerprint(version)
+        if fingerprint.version_id == row.stable:
+            raise Conflict(
+                f"{service} already serves {row.stable}: nothing in it changes; deploy another version"
+            )
+        assessment = assess(fingerprint_of(stable), fingerprint)
+        rate = self._world.requests_per_s(service)
+        plan = make_plan(assessment, policy, replicas=version.replicas, requests_per_s=rate)
+        room = fit(version, fingerprint, self._world.devices() if not version.is_external else ())
+        return Proposal(row, stable, version, fingerprint, policy, assessment, plan, room)
+
+    def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
+        """Begin a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
+        self._present(service)
+        past = [(row, _state(row)) for row in self._shelf.rollouts(service)]
+        running = next((state for _, state in past if not state.is_final), None)
+        if running is not None:
+            raise RolloutRunning(
+                f"{service} has rollout {running.id} in {running.phase.value}, one at a time; "
+                f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
+            )
+        proposal = self.plan(service, body)
+        _refuse_rejected([state for _, state in past], proposal, retry=bool(body.get("retry", False)))
+        if not proposal.fit.fits:
+            raise NoRoom(proposal.fit.text)
+        now_s = self._clock.now_s()
+        stable_spec = version_spec(proposal.stable)
+        canary = VersionRef(
+            proposal.fingerprint.version_id, proposal.version.replicas, proposal.version.is_external
+        )
+        state = begin(
+            f"r-{secrets.token_hex(4)}",
+            service,
+            stable=VersionRef(proposal.stable.id, stable_spec.replicas, stable_spec.is_external),
+            canary=canary,
+            plan=proposal.plan,
+            now_s=now_s,
+        )
+        request = {
+            "version": dump(proposal.version),
+            "policy": dump(proposal.policy),
+            "actor": identity.name,
+            "reason": str(body.get("reason") or ""),
+        }
+        self._shelf.put_version(version_row(service, proposal.version, proposal.fingerprint, now_s))
+        self._shelf.create_rollout(state, request=json.dumps(request), at_s=now_s)
+        self._wake(service)
+        return state
+
+    def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
+        """('asked' | 'already', one line). Raises UnknownService, and Conflict after a promotion."""
+        row = self._shelf.service(service)
+        last = next(iter(self._shelf.rollouts(service, limit=1)), None)
+        state = _state(last) if last else None
+        means = rollback_means(state)
+        if means == "already" or state is None:
+            if state is not None and not state.is_final:
+                return "already", f"{service} is rolling back to {state.stable.id} already"
+            return "already", f"{service}: already serving {row.stable}"
+        if means == "undo":
+            raise Conflict(
+                f"{service} serves {state.canary.id}; its predecessor {state.stable.id} was unloaded; "
+                f"deploy that again: canaryctl deploy {service} {self._where(service, state.stable.id)}"
+            )
+        self._shelf.append_ask(state.id, AskKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s())
+        self._wake(service)
+        return "asked", f"{service}: rollback of {state.id} to {state.stable.id} begins"
+
+    def down(self, service: str, identity: Identity) -> None:
+        """Take the service away. Raises RolloutRunning while a rollout runs: roll back first."""
+        row = self._shelf.service(service)
+        last = next(iter(self._shelf.rollouts(service, limit=1)), None)
+        if last is not None and last.ended_at_s is None:
+            raise RolloutRunning(
+                f"{service} has rollout {last.id} running; end it first: canaryctl rollback {service} --wait"
+            )
+        if not row.removing:
+            self._shelf.mark_removing(service, identity, at_s=self._clock.now_s())
+        self._wake(service)
+
+    def feedback(self, items: Sequence[Mapping[str, Any]], *, service: str | None) -> int:
+        """Append scores to the logs; the number taken. Raises BadInput, and takes none, when one is wrong."""
+        if not 1 <= len(items) <= MAX_FEEDBACK:
+            raise BadInput(f"{len(items)} scores in one request; send 1 to {MAX_FEEDBACK}")
+        now_s = self._clock.now_s()
+        scores = [_score(index, item, now_s) for index, item in enumerate(items)]
+        names = (
+            [self._shelf.service(service).name] if service else [row.name for row in self._shelf.services()]
+        )
+        if not names:
+            raise BadInput("there is no service to give feedback to; start one: canaryctl up")
+        for name in names:
+            # An id names one answer: in the other services' logs it finds no request and is forgotten.
+            if not self._world.append_scores(name, scores):
+                raise Unreachable(f"the records log of {name} does not answer; send the scores again")
+        return len(scores)
+
+    def _present(self, service: str) -> ServiceRow:
+        row = self._shelf.service(service)
+        if row.removing:
+            raise Conflict(f"{service} is being taken down; wait until it is gone, then canaryctl up")
+        return row
+
+    def _check_same(self, row: ServiceRow, spec: ServiceSpec) -> None:
+        if row.removing:
+            raise Conflict(f"{row.name} is being taken down; wait until it is gone, then try again")
+        wanted = (spec.model, spec.url)
+        stable = self._shelf.version(row.name, row.stable)
+        if stable is not None and wanted == (version_spec(stable).model, version_spec(stable).url):
+            return
+        before = service_spec(row)
+        if wanted != (before.model, before.url):
+            raise Conflict(
+                f"{row.name} serves {row.stable}; up changes nothing that runs: "
+                f"canaryctl deploy {row.name} --model {spec.model}"
+                if spec.model
+                else f"{row.name} serves {row.stable}; use canaryctl deploy {row.name} --url {spec.url}"
+            )
+
+    def _where(self, service: str, version: str) -> str:
+        row = self._shelf.version(service, version)
+        if row is None:
+            return "--model DIR"
+        spec = version_spec(row)
+        return f"--url {spec.url}" if spec.url else f"--model {spec.model}"
+
+
+def with_headroom(version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device]) -> VersionSpec:
+    """The version sized so that a second engine of its kind fits beside it, where the user gave no size."""
+    if version.is_external or not devices:
+        return version
+    if devices[0].kind == "gpu":
+        if version.gpu_memory_utilization is not None:
+            return version
+        return version.model_copy(update={"gpu_memory_utilization": TWO_ENGINES_UTILIZATION})
+    if version.kv_cache_memory_bytes is not None:
+        return version
+    each = max(device.free_bytes for device in devices) // (2 * version.replicas)
+    room = each - fingerprint.tensor_bytes - HOST_ENGINE_BYTES
+    kv_bytes = max(MIN_KV_BYTES, min(HOST_KV_BYTES, room) // MIN_KV_BYTES * MIN_KV_BYTES)
+    return version.model_copy(update={"kv_cache_memory_bytes": kv_bytes})
+
+
+def version_row(service: str, spec: VersionSpec, fingerprint: Fingerprint, at_s: float) -> VersionRow:
+    """The row that `version_spec` and `fingerprint_of` read back."""
+    return VersionRow(
+        service, fingerprint.version_id, json.dumps(dump(spec)), json.dumps(asdict(fingerprint)), at_s
+    )
+
+
+def version_spec(row: VersionRow) -> VersionSpec:
+    """The spec of a stored version."""
+    return parse_version(json.loads(row.spec))
+
+
+def service_spec(row: ServiceRow) -> ServiceSpec:
+    """The spec of a stored service, as `up` was given it."""
+    return parse_service(json.loads(row.spec))
+
+
+def fingerprint_of(row: VersionRow) -> Fingerprint:
+    """The fingerprint of a stored version."""
+    values = json.loads(row.fingerprint)
+    pairs = {
+        name: tuple((key, value) for key, value in values[name]) for name in ("parts", "sampling", "engine")
+    }
+    return Fingerprint(**{**values, **pairs})
+
+
+def _changed(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
+    """Stable's spec with what the user gave: engine arguments are inherited, so nothing else changes."""
+    if not isinstance(change, Mapping):
+        raise BadInput(f"version is {type(change).__name__}; write model: DIR or url: URL")
+    kept = json.loads(stable.spec)
+    if change.get("url") is not None:
+        kept = {}
+    elif change.get("model") is not None:
+        kept.pop("url", None)
+    return parse_version({**kept, **change})
+
+
+def _state(row: RolloutRow) -> RolloutState:
+    return state_from_json(row.state)
+
+
+def _refuse_rejected(past: Sequence[RolloutState], proposal: Proposal, *, retry: bool) -> None:
+    canary = proposal.fingerprint.version_id
+    before = next((state for state in past if state.canary.id == canary), None)
+    if retry or before is None or before.phase is not Phase.ROLLED_BACK or before.cause is None:
+        return
+    if before.cause.kind is not CauseKind.NOT_PROVEN:
+        raise AlreadyRejected(
+            f"{canary} was rolled back in {before.id} ({before.cause.text}); change it, or give --retry"
+        )
+
+
+def _score(index: int, item: Mapping[str, Any], now_s: float) -> tuple[str, str, float, float]:
+    """(id, metric, value, at_s). Raises BadInput, naming the place."""
+    unknown = sorted(set(item) - {"id", "metric", "score"})
+    if unknown:
+        raise BadInput(f"feedback {index}: unknown key {unknown[0]!r}; use id, metric, score")
+    name, metric, value = item.get("id"), item.get("metric"), item.get("score")
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID:
+        raise BadInput(
+            f"feedback {index}: id is not 1 to {MAX_ID} characters; give the answer's id or its request id"
+        )
+    scored = sorted(one.name for one in CATALOGUE.values() if one.arrives_later)
+    if metric not in scored:
+        raise BadInput(f"feedback {index}: metric {metric!r} is unknown; use one of {', '.join(scored)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadInput(f"feedback {index}: score {value!r} is not a number; use 0 to 1")
+    if not 0 <= value <= 1:
+        raise BadInput(f"feedback {index}: score {value:g} is outside 0 to 1; rescale it")
+    return name, metric, float(value), now_s
