@@ -1,23 +1,112 @@
-"""One rollout's evidence, from the first record to the verdict."""
+"""One rollout's evidence while it runs: from the first record to the verdict.
+
+Rules:
+1. Records may come in any order; they settle in the order of their assignment, behind the watermarks of
+`advance`. 2. What the evaluator says is a function of the settled records alone: not of when `advance`,
+`report` or `snapshot` were
+   called, and not of how the records were cut into batches. `backtest.run` on the same records says the
+   same, to the bit.
+3. A restored evaluator goes on to the bit as the one that was saved.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation import snapshot as snapshots
+from evaluation.betting import Block, Floats
 from evaluation.gate import EvaluationReport, GateReport, Verdict
+from evaluation.metrics import CATALOGUE
+from evaluation.pipeline import Lane, Pipeline
 from evaluation.policy import GatePolicy, StagePlan
-from evaluation.records import Draw, Score
+from evaluation.records import Draw, EvidenceError, Pair, Score, check_draw, check_pair, check_score
+from evaluation.sessions import Rows
+from evaluation.settlement import Settlement
+from evaluation.snapshot import SnapshotMismatch
+from evaluation.units import kind_of, unit_hash
+from evaluation.verdict import evaluation_report
 
 __all__ = ["EvaluationReport", "Evaluator", "GateReport", "SnapshotMismatch", "Verdict"]
 
+ROWS_AT_ONCE = 512
 
-class SnapshotMismatch(ValueError):
-    """A snapshot of another policy, other stages or an unknown version; the message holds both digests."""
+
+class Queue:
+    """Settled requests that wait for one metric's scores, in order of assignment."""
+
+    __state__ = ("requests", "columns", "failed")
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self.rows = Rows.none()
+        self.failed = np.empty(0, dtype=np.bool_)
+
+    @property
+    def columns(self) -> list[NDArray[np.generic]]:
+        """The rows as plain arrays, for a snapshot."""
+        return self.rows.columns()
+
+    @columns.setter
+    def columns(self, arrays: list[NDArray[np.generic]]) -> None:
+        self.rows = Rows.of(arrays)
+
+    def push(self, requests: list[str], rows: Rows, failed: NDArray[np.bool_]) -> None:
+        """Append requests."""
+        self.requests += requests
+        self.rows = self.rows.joined(rows)
+        self.failed = np.concatenate((self.failed, failed))
+
+    def pop(
+        self, metric: str, deadline_s: float, settlement: Settlement
+    ) -> tuple[Rows, Floats, NDArray[np.bool_]]:
+        """The head of the queue whose score is there, or can no longer come; NaN for the latter."""
+        values = []
+        for request, at_s in zip(self.requests, self.rows.at_s.tolist(), strict=True):
+            value = settlement.score_of(request, metric, at_s + deadline_s)
+            if value is None and not at_s + deadline_s < settlement.now_s:
+                break
+            values.append(float("nan") if value is None else value)
+        count = len(values)
+        head, failed = self.rows.pick(slice(0, count)), self.failed[:count]
+        self.requests, self.rows, self.failed = (
+            self.requests[count:],
+            self.rows.pick(slice(count, None)),
+            self.failed[count:],
+        )
+        return head, np.array(values, dtype=np.float64), failed
 
 
 class Evaluator:
     """Feed it records (`add`), tell it the time (`advance`), ask it (`report`). Not shared between
     threads."""
+
+    __state__ = ("pipeline", "settlement", "queues", "stage_starts", "stage", "load_ratio", "pairs", "paired")
+
+    def __init__(self, policy: GatePolicy, stages: Sequence[StagePlan]) -> None:
+        if not stages:
+            raise EvidenceError("an evaluator needs at least one stage; give the plan's")
+        self._policy = policy
+        self._stages = tuple(stages)
+        self.pipeline = Pipeline(policy, stages)
+        self._deadlines = {
+            name: max(g.deadline_s for g in policy.gates_for(name)) for name in self.pipeline.metrics
+        }
+        self.settlement = Settlement(keep_scores_s=max(self._deadlines.values(), default=0.0))
+        self.queues = [Queue() for _ in self.pipeline.lane_names[1:]]
+        self.stage_starts: list[float] = [float("-inf")]
+        self.stage: list[int] = [0]
+        self.load_ratio = 1.0
+        self.pairs: list[
+            tuple[float, str, str, float]
+        ] = []  # at_s, conversation, metric, difference; they wait
+        self.paired: dict[int, int] = {}  # conversations that have given their pair
+        self._ready: list[Draw] = []
 
     @classmethod
     def start(
@@ -27,34 +116,167 @@ class Evaluator:
         stages: Sequence[StagePlan],
         seed_latency_ms: Mapping[str, Sequence[float]],
     ) -> Evaluator:
-        """An evaluator without evidence. `seed_latency_ms`: stable's own values before the canary, by
-        metric."""
-        raise NotImplementedError
+        """An evaluator without evidence. `seed_latency_ms`: stable's own values before the canary, by metric.
 
-    def add(self, event: Draw | Score) -> None:
+        Errors: EvidenceError when there is no stage or a seed is not a finite number of at least 0.
+        """
+        evaluator = cls(policy, stages)
+        for metric, given in seed_latency_ms.items():
+            values = np.asarray(given, dtype=np.float64)
+            if not bool((np.isfinite(values) & (values >= 0.0)).all()):
+                raise EvidenceError(
+                    f"seed of {metric} holds a value that is not finite or below 0; leave it out"
+                )
+            if metric in evaluator.pipeline.metrics:
+                evaluator.pipeline.metrics[metric].seed(values)
+        return evaluator
+
+    def add(self, event: Draw | Score | Pair) -> None:
         """Take one record, in any order within the settlement window. Errors: EvidenceError, and nothing
         has changed."""
-        raise NotImplementedError
+        if isinstance(event, Draw):
+            check_draw(event)
+            self.settlement.add_draw(event)
+        elif isinstance(event, Score):
+            check_score(event)
+            self.settlement.add_score(event)
+        else:
+            check_pair(event)
+            self.pairs.append((event.at_s, event.conversation, event.metric, event.difference))
 
     def advance(self, through_s: float, now_s: float) -> None:
         """Settle: no draw assigned before `through_s` is still missing, and no score received before
-        `now_s` either."""
-        raise NotImplementedError
+        `now_s` either.
+
+        Errors: EvidenceError when either goes back.
+        """
+        self._ready += self.settlement.advance(through_s, now_s)
+        if len(self._ready) >= ROWS_AT_ONCE:
+            self._settle()
 
     def enter_stage(self, stage: int, at_s: float) -> None:
         """The stage's weight was acknowledged at `at_s`: its own proofs begin with units assigned from then
-        on."""
-        raise NotImplementedError
+        on.
+
+        What has settled already stays where it was. Errors: EvidenceError for a stage that the plan has
+        not, or goes back.
+        """
+        if not self.stage[-1] <= stage < len(self._stages):
+            raise EvidenceError(
+                f"stage {stage} is outside {self.stage[-1]}..{len(self._stages) - 1}; stages only rise"
+            )
+        if stage == self.stage[-1]:
+            return
+        self.stage_starts.append(max(at_s, self.settlement.through_s))
+        self.stage.append(stage)
+
+    def note_load(self, *, stable: float, canary: float) -> None:
+        """Requests per ready replica of each arm. Far apart, latency cannot be compared and proves
+        nothing."""
+        self.load_ratio = canary / stable if stable > 0.0 else float("inf")
 
     def report(self) -> EvaluationReport:
         """What the evidence says now."""
-        raise NotImplementedError
+        self._settle()
+        return evaluation_report(
+            self.pipeline,
+            self._stages,
+            self.stage[-1],
+            through_s=self.settlement.through_s,
+            late=self.settlement.late,
+            load_ratio=self.load_ratio,
+        )
 
     def snapshot(self) -> bytes:
         """Everything, to be restored with the same policy and stages; JSON in UTF-8, with a version."""
-        raise NotImplementedError
+        self._settle()
+        return snapshots.write(self, digest=plan_digest(self._policy, self._stages))
 
     @classmethod
     def restore(cls, policy: GatePolicy, stages: Sequence[StagePlan], data: bytes) -> Evaluator:
         """The evaluator that made `data`, to the last bit. Errors: SnapshotMismatch."""
-        raise NotImplementedError
+        evaluator = cls(policy, stages)
+        snapshots.read(evaluator, data, digest=plan_digest(policy, stages))
+        evaluator.pipeline.restore_limits()
+        return evaluator
+
+    def _settle(self) -> None:
+        """Send what is due through the pipeline."""
+        if self._ready:
+            self._draw(self._ready)
+            self._ready = []
+        settlement = self.settlement
+        self.pipeline.lanes[0].close_through(settlement.through_s)
+        for lane, name, queue in zip(
+            self.pipeline.lanes[1:], self.pipeline.lane_names[1:], self.queues, strict=True
+        ):
+            self._settle_scores(lane, name, queue)
+        settlement.forget_scores()
+        self._settle_pairs()
+
+    def _settle_scores(self, lane: Lane, metric: str, queue: Queue) -> None:
+        rows, values, failed = queue.pop(metric, self._deadlines[metric], self.settlement)
+        lane.take(rows, {metric: values}, failed)
+        waiting = float(queue.rows.at_s[0]) if queue.requests else float("inf")
+        lane.close_through(min(self.settlement.through_s, waiting))
+
+    def _draw(self, draws: Sequence[Draw]) -> None:
+        at_s = np.array([d.at_s for d in draws])
+        starts = np.array(self.stage_starts)
+        rows, keep = self.pipeline.draw(
+            at_s,
+            np.array([d.arm == 1 for d in draws]),
+            np.array([d.w for d in draws]),
+            np.array([kind_of(d.assigned_by) for d in draws], dtype=np.int64),
+            np.array([unit_hash(d.unit) for d in draws], dtype=np.int64),
+            np.array(self.stage, dtype=np.int64)[np.searchsorted(starts, at_s, side="right") - 1],
+            np.array([_flag(d, "fell_back") for d in draws]),
+        )
+        kept = [draws[i] for i in keep.tolist()]
+        failed = np.array([d.error is True for d in kept], dtype=np.bool_)
+        now = self.pipeline.lanes[0]
+        raw = {m.name: np.array([_value(d, m.name) for d in kept], dtype=np.float64) for m in now.metrics}
+        now.take(rows, raw, failed)
+        requests = [d.request_id for d in kept]
+        for queue in self.queues:
+            queue.push(requests, rows, failed)
+
+    def _settle_pairs(self) -> None:
+        due = sorted(pair for pair in self.pairs if pair[0] < self.settlement.through_s)
+        self.pairs = [pair for pair in self.pairs if not pair[0] < self.settlement.through_s]
+        for at_s, conversation, name, difference in due:
+            key = unit_hash(f"{name}/{conversation}")
+            if key in self.paired or name not in self.pipeline.metrics:
+                continue
+            self.paired[key] = 1
+            self.pipeline.metrics[name].pairs.feed(self._pair(at_s, difference))
+
+    def _pair(self, at_s: float, difference: float) -> Block:
+        return Block.one(at_s=at_s, y=difference, seq=self.pipeline.seq, canary=self.pipeline.canary)
+
+
+def plan_digest(policy: GatePolicy, stages: Sequence[StagePlan]) -> str:
+    """Sixteen hex digits of everything that decides: the policy and the stages."""
+    text = json.dumps([policy.to_mapping(), [asdict(stage) for stage in stages]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _value(draw: Draw, metric: str) -> float:
+    if metric in draw.flags:
+        return float(draw.flags[metric])
+    if metric not in _FIELDS:
+        return float("nan")
+    if draw.flags.get("censored") and metric in ("latency_ms", "error"):
+        return float("inf") if metric == "latency_ms" else 1.0
+    value = getattr(draw, metric)
+    return float("nan") if value is None else float(value)
+
+
+def _flag(draw: Draw, name: str) -> float:
+    value = draw.flags.get(name)
+    return float("nan") if value is None else float(value)
+
+
+_FIELDS = frozenset(name for name, metric in CATALOGUE.items() if not metric.arrives_later) & frozenset(
+    Draw.__slots__
+)

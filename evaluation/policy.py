@@ -49,7 +49,8 @@ class Gate:
     percentile: float | None = None  # None: not a percentile gate
     deadline_s: float = 60.0
     sampling: Sampling = Sampling()
-    presence_gated: bool = False
+    presence_gated: bool = False  # whether a value comes at all is itself an outcome (thumbs)
+    mirrored: bool = False  # a quarter of its alpha is kept for mirrored pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +274,7 @@ _GATE_KEYS = frozenset(
         "deadline_s",
         "sampling",
         "presence_gated",
+        "mirrored",
     }
 )
 
@@ -334,8 +336,15 @@ def _gate_from(name: str, start: Gate | None, given: Mapping[str, object], *, ha
             stable=_number(f"{at}.sampling.stable", shares.get("stable", 1.0)),
             canary=_number(f"{at}.sampling.canary", shares.get("canary", 1.0)),
         )
-    presence = bool(given.get("presence_gated", first.presence_gated))
-    return replace(first, metric=metric, kind=kind, sampling=sampling, presence_gated=presence, **numbers)  # type: ignore[arg-type]
+    return replace(
+        first,
+        metric=metric,
+        kind=kind,
+        sampling=sampling,
+        presence_gated=bool(given.get("presence_gated", first.presence_gated)),
+        mirrored=bool(given.get("mirrored", first.mirrored)),
+        **numbers,  # type: ignore[arg-type]
+    )
 
 
 def _rungs_from(raw: object) -> tuple[Rung, ...]:

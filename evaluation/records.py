@@ -36,6 +36,11 @@ NOT_DRAWN = frozenset(
 )
 
 
+def kind_is_drawn(assigned_by: str) -> bool:
+    """Whether a coin was tossed for this very request."""
+    return assigned_by not in NOT_DRAWN and assigned_by not in PINNED
+
+
 class EvidenceError(ValueError):
     """A record that cannot be evidence; the message holds the field, the value, the limit and the remedy."""
 
@@ -83,6 +88,20 @@ class Score:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A mirrored answer beside the one that the user got: stable's score less the canary's, in [-1, 1].
+
+    One pair a conversation. A channel of its own: it can roll back, it never promotes, and its latency is
+    never gated.
+    """
+
+    conversation: str
+    metric: str
+    difference: float
+    at_s: float
+
+
 def check_draw(draw: Draw) -> None:
     """Raise EvidenceError unless the draw can be evidence. Checked once, at the door."""
     if not math.isfinite(draw.at_s):
@@ -91,6 +110,10 @@ def check_draw(draw: Draw) -> None:
         )
     if draw.arm not in (STABLE, CANARY):
         raise EvidenceError(f"arm {draw.arm} of {draw.request_id} is neither 0 (stable) nor 1 (canary)")
+    if draw.w in (0.0, 1.0) and draw.w != draw.arm and kind_is_drawn(draw.assigned_by):
+        raise EvidenceError(
+            f"w {draw.w} of {draw.request_id} cannot give arm {draw.arm}; send P(canary) at the draw"
+        )
     if not 0.0 <= draw.w <= 1.0:
         raise EvidenceError(f"w {draw.w} of {draw.request_id} is outside 0..1; send P(canary) at the draw")
     for name in ("latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"):
@@ -107,3 +130,13 @@ def check_score(score: Score) -> None:
         raise EvidenceError(f"{score.metric} {score.value} of {score.request_id} is outside 0..1; rescale it")
     if not math.isfinite(score.at_s):
         raise EvidenceError(f"at_s {score.at_s} of a score of {score.request_id} is not a time")
+
+
+def check_pair(pair: Pair) -> None:
+    """Raise EvidenceError unless the difference is in [-1, 1] and has a time."""
+    if not (math.isfinite(pair.difference) and -1.0 <= pair.difference <= 1.0):
+        raise EvidenceError(
+            f"difference {pair.difference} of {pair.conversation} is outside -1..1; rescale it"
+        )
+    if not math.isfinite(pair.at_s):
+        raise EvidenceError(f"at_s {pair.at_s} of a pair of {pair.conversation} is not a time")

@@ -1,0 +1,239 @@
+"""What would this gate have done? A whole rollout at once, from arrays.
+
+The arrays take the route that a live rollout takes (`pipeline.py`), so both give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.betting import Floats, Ints
+from evaluation.gate import GateReport
+from evaluation.metrics import CATALOGUE
+from evaluation.pipeline import Pipeline
+from evaluation.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.records import EvidenceError
+from evaluation.units import HELD, LEFT_OUT, REQUEST, kind_of, unit_hash
+from evaluation.verdict import gate_reports, rollback_of, unusable
+
+Array = NDArray[np.generic]
+ROWS_AT_ONCE = 8192
+NEEDED = ("t_s", "arm", "w", "assigned_by")
+
+
+@dataclass(frozen=True, slots=True)
+class BacktestResult:
+    """The decision, the metric that made it, and where: canary requests and time of the row that decided.
+
+    `decision`: 'rollback', 'promote', 'undecided' or 'invalid'. `log_e`: the largest log wealth of rollback
+    by metric. `proofs`: by gate, canary requests when its margin was proven. `reasons`: why it is invalid
+    or undecided.
+    """
+
+    decision: Literal["rollback", "promote", "undecided", "invalid"]
+    metric: str | None  # None: no single metric decided
+    canary_requests: int
+    t_s: float
+    log_e: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    proofs: Mapping[str, int] = field(default_factory=dict)
+    gates: tuple[GateReport, ...] = ()
+    reasons: tuple[str, ...] = ()
+    policy: str = "default"
+
+
+def run(
+    columns: Mapping[str, Array],
+    policy: str | GatePolicy | None = None,
+    *,
+    stages: Sequence[StagePlan] | None = None,
+    seed_latency_ms: Mapping[str, Sequence[float]] | None = None,
+) -> BacktestResult:
+    """Judge a recorded rollout. Rows in order of assignment; arm 1 is the canary; absent columns are not
+    gated.
+
+    Columns of equal length: `t_s` (s), `unit`, `arm`, `w` (0 with arm 0: before the canary), `assigned_by`,
+    optionally `stage`, and metrics (`error`, `latency_ms`, `quality`, ...; NaN where missing). `stages`:
+    what must be proven; by default one stage at the policy's first rung. Errors: EvidenceError,
+    PolicyError; nothing is guessed.
+    """
+    chosen = policy if isinstance(policy, GatePolicy) else GatePolicy.named(policy or "default")
+    gated = _gated(columns, chosen)
+    table = _checked(columns, gated)
+    plan = tuple(stages) if stages is not None else (StagePlan(0.5, 0),)
+    pipeline = Pipeline(gated, plan)
+    for metric, values in (seed_latency_ms or {}).items():
+        if metric in pipeline.metrics:
+            pipeline.metrics[metric].seed(np.asarray(values, dtype=np.float64))
+    feed(pipeline, table)
+    for lane in pipeline.lanes:
+        lane.close_through(float("inf"))
+    return _result(pipeline, plan, gated)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Checked columns: what the pipeline takes."""
+
+    at_s: Floats
+    arm: NDArray[np.bool_]
+    w: Floats
+    kind: Ints
+    unit: Ints
+    stage: Ints
+    fell_back: Floats
+    failed: NDArray[np.bool_]
+    values: Mapping[str, Floats]
+
+
+def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> None:
+    """Send a table through the pipeline."""
+    for start in range(0, len(table.at_s), rows_at_once):
+        part = slice(start, start + rows_at_once)
+        rows, keep = pipeline.draw(
+            table.at_s[part],
+            table.arm[part],
+            table.w[part],
+            table.kind[part],
+            table.unit[part],
+            table.stage[part],
+            table.fell_back[part],
+        )
+        raw = {name: values[part][keep] for name, values in table.values.items()}
+        for lane in pipeline.lanes:
+            lane.take(rows, raw, table.failed[part][keep])
+
+
+def _gated(columns: Mapping[str, Array], policy: GatePolicy) -> GatePolicy:
+    missing = [name for name in NEEDED if name not in columns]
+    if missing:
+        raise EvidenceError(f"columns {', '.join(missing)} are missing; a backtest needs {', '.join(NEEDED)}")
+    present = [name for name in CATALOGUE if name in columns]
+    gated = policy.only(*present)
+    if not gated.gates:
+        raise PolicyError(f"no column is gated by policy {policy.name}; give one of {_names(policy)}")
+    return gated
+
+
+def _names(policy: GatePolicy) -> str:
+    return ", ".join(dict.fromkeys(gate.metric for gate in policy.gates))
+
+
+def _checked(columns: Mapping[str, Array], policy: GatePolicy) -> Table:
+    at_s = _floats(columns, "t_s")
+    for name, column in columns.items():
+        if len(column) != len(at_s):
+            raise EvidenceError(f"column {name} has {len(column)} rows, t_s has {len(at_s)}; make them equal")
+    if not bool(np.isfinite(at_s).all()):
+        raise EvidenceError(f"t_s is not finite in row {_first(~np.isfinite(at_s))}; give seconds")
+    if len(at_s) > 1 and bool((np.diff(at_s) < 0.0).any()):
+        row = _first(np.diff(at_s) < 0.0) + 1
+        raise EvidenceError(f"t_s goes back in row {row} ({at_s[row]}); sort by time of assignment")
+    arm, w = _floats(columns, "arm"), _floats(columns, "w")
+    _refuse("arm", arm, ~np.isin(arm, (0.0, 1.0)), "0 is stable, 1 the canary")
+    _refuse("w", w, ~((w >= 0.0) & (w <= 1.0)), "give P(canary) at the draw, 0..1")
+    kinds = _kinds(columns["assigned_by"])
+    drawn = (kinds != LEFT_OUT) & (kinds != HELD)
+    _refuse(
+        "w", w, drawn & (((w == 0.0) & (arm == 1.0)) | ((w == 1.0) & (arm == 0.0))), "the arm contradicts it"
+    )
+    _refuse(
+        "request_id", w, _repeats(columns.get("request_id")), "a request is there twice; drop the repeats"
+    )
+    values = {name: _metric(columns, name) for name in dict.fromkeys(g.metric for g in policy.gates)}
+    error = values.get("error", _metric(columns, "error") if "error" in columns else np.zeros(len(at_s)))
+    stage = columns["stage"].astype(np.int64) if "stage" in columns else np.zeros(len(at_s), dtype=np.int64)
+    fell_back = _floats(columns, "fell_back") if "fell_back" in columns else np.full(len(at_s), np.nan)
+    return Table(at_s, arm == 1.0, w, kinds, _units(columns, kinds), stage, fell_back, error == 1.0, values)
+
+
+def _metric(columns: Mapping[str, Array], name: str) -> Floats:
+    values = _floats(columns, name)
+    bad = np.isinf(values) | (values < 0.0)
+    what = "give a finite number of at least 0, NaN when missing"
+    if CATALOGUE[name].unit.startswith(("share", "score")):
+        bad |= values > 1.0
+        what = "give a number in 0..1, NaN when missing"
+    _refuse(name, values, bad, what)
+    return values
+
+
+def _floats(columns: Mapping[str, Array], name: str) -> Floats:
+    try:
+        return np.ascontiguousarray(columns[name], dtype=np.float64)
+    except (TypeError, ValueError) as exc:
+        raise EvidenceError(f"column {name} is not numeric; give floats, NaN when missing") from exc
+
+
+def _refuse(name: str, values: Floats, bad: NDArray[np.bool_], remedy: str) -> None:
+    if bool(bad.any()):
+        row = _first(bad)
+        raise EvidenceError(f"{name} {values[row]} in row {row} cannot be evidence; {remedy}")
+
+
+def _first(flags: NDArray[np.bool_]) -> int:
+    return int(np.argmax(flags))
+
+
+def _repeats(ids: Array | None) -> NDArray[np.bool_]:
+    if ids is None:
+        return np.zeros(1, dtype=np.bool_)
+    _, first = np.unique(ids, return_index=True)
+    again = np.ones(len(ids), dtype=np.bool_)
+    again[first] = False
+    return again
+
+
+def _kinds(assigned_by: Array) -> Ints:
+    words, which = np.unique(assigned_by, return_inverse=True)
+    return np.array([kind_of(str(word)) for word in words], dtype=np.int64)[which]
+
+
+def _units(columns: Mapping[str, Array], kinds: Ints) -> Ints:
+    out = np.zeros(len(kinds), dtype=np.int64)
+    sticky = np.flatnonzero(kinds > REQUEST)
+    if len(sticky) == 0:
+        return out
+    if "unit" not in columns:
+        raise EvidenceError("column unit is missing; sticky rows need the name of what was drawn")
+    names, which = np.unique(columns["unit"][sticky], return_inverse=True)
+    out[sticky] = np.array([unit_hash(str(name)) for name in names], dtype=np.int64)[which]
+    return out
+
+
+def _result(pipeline: Pipeline, stages: Sequence[StagePlan], policy: GatePolicy) -> BacktestResult:
+    last = len(stages) - 1
+    reports = gate_reports(pipeline, stages, last)
+    log_e = {
+        metric: max(r.log_e for r in reports if r.metric == metric and r.side == "rollback")
+        for metric in pipeline.metrics
+    }
+    intervals = {r.metric: r.interval for r in reports if r.interval is not None and r.side == "rollback"}
+    proofs = {
+        r.gate: r.decided_canary for r in reports if r.side == "promotion" and r.decided_canary is not None
+    }
+    rollback = rollback_of(reports)
+    wanted = [r for r in reports if r.side == "promotion"]
+    reasons = unusable(pipeline, reports)
+    decision: Literal["rollback", "promote", "undecided", "invalid"]
+    metric: str | None = None
+    at: tuple[int, float] = (pipeline.canary, float("nan"))
+    if rollback is not None:
+        decision, metric = "rollback", rollback.metric
+        at = (rollback.decided_canary or 0, rollback.decided_at_s or float("nan"))
+    elif reasons:
+        decision = "invalid"
+    elif wanted and len(proofs) == len(wanted) and pipeline.stage_canary >= stages[last].min_canary:
+        decision = "promote"
+        final = max(wanted, key=lambda r: r.decided_canary or 0)
+        metric, at = final.metric, (final.decided_canary or 0, final.decided_at_s or float("nan"))
+    else:
+        decision = "undecided"
+    return BacktestResult(
+        decision, metric, at[0], at[1], log_e, intervals, proofs, tuple(reports), tuple(reasons), policy.name
+    )

@@ -1,0 +1,251 @@
+"""One metric's evidence: its columns, the streams they feed, and the channels of its gates.
+
+A gate bets on up to three channels for rollback (first requests or first events; session means; mirrored
+pairs), with parts of its alpha, and on one for each margin that some stage must prove. First events and
+capped counts never promote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.alpha import limit_of, parts_of
+from evaluation.betting import Bettor, Block, Channel, Floats
+from evaluation.histogram import LogHistogram
+from evaluation.latency import Exceedance, ShapeLoss, ShapeProof
+from evaluation.metrics import VALUES, Kind
+from evaluation.policy import Gate, GatePolicy
+from evaluation.presence import Presence
+from evaluation.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.scores import PairLoss, ScoreLoss, ScoreProof
+from evaluation.sessions import Rows, Sessions
+from evaluation.stream import Stream
+
+Use = Literal["first", "session", "pairs", "proof"]
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A channel of a gate and what it is for. `margin` and `floor` of a proof; 0 otherwise."""
+
+    gate: Gate
+    use: Use
+    channel: Channel
+    margin: float = 0.0
+    floor: float = 0.0
+
+
+class Column:
+    """One derived column: what happens with the first request or event of each draw, and with each
+    session's mean."""
+
+    __state__ = ("first", "units")
+
+    def __init__(self, *, by_event: bool, with_histogram: bool) -> None:
+        self.by_event = by_event
+        self.first = Stream(with_histogram=with_histogram)
+        self.units = Stream(with_histogram=with_histogram)
+
+
+class MetricEvidence:
+    """The columns and channels of one metric under one policy."""
+
+    __state__ = ("columns", "exceedances", "presence", "pairs", "canary_values", "sums", "counts")
+
+    def __init__(
+        self, metric: str, policy: GatePolicy, proofs: Mapping[str, Sequence[tuple[float, float]]]
+    ) -> None:
+        self.name = metric
+        self.gates = policy.gates_for(metric)
+        self.takes_values = metric in VALUES
+        self._restart_share = policy.restart_share
+        self._proof_limit = limit_of(policy.promotion_alpha)
+        self.tracks: list[Track] = []
+        self.columns: list[Column] = []
+        self.exceedances: list[Exceedance] = []
+        self._times: list[tuple[float, ...]] = []  # of each exceedance: the tolerance, then the margins
+        self._has_shape_columns = False
+        self.pairs = Stream(with_histogram=False)
+        sampling = self.gates[0].sampling
+        self._sampling = sampling
+        self._first_only = sampling.stable != sampling.canary
+        sampled = sampling.stable < 1.0 or sampling.canary < 1.0 or any(g.presence_gated for g in self.gates)
+        self.presence = Presence(
+            bet_on_missing=not self._first_only,
+            most_missing=1.0 if sampled or self.takes_values else policy.max_missing,
+        )
+        self.canary_values = LogHistogram() if self.takes_values else None  # None: a mean says it all
+        self.sums: Floats = np.zeros(2)
+        self.counts: Floats = np.zeros(2)
+        for gate in self.gates:
+            self._add_gate(gate, policy, proofs.get(gate.name, ()))
+
+    def seed(self, values: Floats) -> None:
+        """Stable's own values from before the rollout."""
+        for column in self.columns:
+            if column.first.stable.histogram is not None:
+                column.first.seed(values)
+                column.units.seed(values)
+        for exceedance in self.exceedances:
+            exceedance.seed(values)
+
+    def set_limits(self, policy: GatePolicy, *, sticky: bool) -> None:
+        """Fix how each gate's alpha is cut, before the first bet."""
+        for track in self.tracks:
+            if track.use != "proof":
+                parts = parts_of(policy, track.gate, sticky=sticky)
+                track.channel.decision.limit = limit_of(getattr(parts, track.use))
+
+    def values(self, raw: Floats, failed: NDArray[np.bool_], rows: Rows) -> Floats:
+        """The metric's columns (C x n) from its raw values (NaN: missing) and which requests failed."""
+        if not self.takes_values:
+            return raw[None, :]
+        waited = np.where(failed, np.nan, raw)  # failing fast must not look fast
+        slowest = np.where(failed, np.inf, raw)
+        out = [waited, slowest] if self._has_shape_columns else []
+        for exceedance, times in zip(self.exceedances, self._times, strict=True):
+            out.extend(exceedance.of(waited, slowest, rows.arm, times))
+        return np.stack(out)
+
+    def take(
+        self, rows: Rows, raw: Floats, columns: Floats, failed: NDArray[np.bool_], sessions: Sessions, at: int
+    ) -> None:
+        """Feed the first-channel streams and the counts; `sessions` holds these columns from `at`, before
+        these rows."""
+        self._count(rows, raw, failed)
+        for index, (column, y) in enumerate(zip(self.columns, columns, strict=True)):
+            if not column.first.channels:
+                continue
+            chosen = ~np.isnan(y)
+            if not rows.all_single:
+                chosen &= _first_events(rows, y, sessions, at + index) if column.by_event else rows.place == 1
+            column.first.feed(rows.block(y[chosen], chosen, self._coin(rows.w[chosen])))
+
+    def take_units(self, blocks: Sequence[Block]) -> None:
+        """Feed the session means, a block for each column."""
+        for column, block in zip(self.columns, blocks, strict=True):
+            if column.units.channels or column.units.staged:
+                column.units.feed(block if self._plain else block.with_w(self._coin(block.w)))
+
+    def session_values(self, columns: Floats, rows: Rows) -> Floats:
+        """The columns as sessions sum them: first requests alone where the arms are judged at different
+        rates."""
+        if not self._first_only:
+            return columns
+        return np.where(rows.place == 1, columns, np.nan)
+
+    @property
+    def stable_values(self) -> LogHistogram:
+        """Stable's values so far, of requests where a percentile is gated, else of first requests."""
+        stable = self.exceedances[0].stable if self.exceedances else self.columns[0].first.stable
+        assert stable.histogram is not None
+        return stable.histogram
+
+    @property
+    def _plain(self) -> bool:
+        return self._sampling.stable == self._sampling.canary
+
+    def _coin(self, w: Floats) -> Floats:
+        """P(canary) given that the unit was judged."""
+        if self._plain:
+            return w
+        canary = w * self._sampling.canary
+        return canary / (canary + (1.0 - w) * self._sampling.stable)
+
+    def _count(self, rows: Rows, raw: Floats, failed: NDArray[np.bool_]) -> None:
+        present = ~np.isnan(raw)
+        asked = np.flatnonzero((rows.w > 0.0) & ~(failed & self.takes_values))
+        self.presence.feed(rows.block(present[asked].astype(np.float64), asked, self._coin(rows.w[asked])))
+        for arm in (0, 1):
+            chosen = raw[(rows.arm == arm) & present & (rows.w > 0.0)]
+            self.sums[arm] = np.add.accumulate(np.concatenate(([self.sums[arm]], chosen)))[-1]
+            self.counts[arm] += len(chosen)
+            if arm and self.canary_values is not None:
+                self.canary_values.add(chosen[np.isfinite(chosen)])
+
+    def _add_gate(self, gate: Gate, policy: GatePolicy, proofs: Sequence[tuple[float, float]]) -> None:
+        match gate.kind:
+            case Kind.RATE | Kind.SCORE:
+                if not self.columns:
+                    self.columns.append(Column(by_event=gate.kind is Kind.RATE, with_histogram=False))
+                self._add_bounded(gate, policy, self.columns[0], proofs)
+            case Kind.SHAPE:
+                self._add_shape(gate, proofs)
+            case Kind.PERCENTILE:
+                self._add_percentile(gate, policy, proofs)
+
+    def _add_bounded(
+        self, gate: Gate, policy: GatePolicy, column: Column, proofs: Sequence[tuple[float, float]]
+    ) -> None:
+        if gate.kind is Kind.SCORE:
+            self._rollback(gate, "first", column.first, ScoreLoss(tolerance=gate.tolerance))
+            self._rollback(gate, "session", column.units, ScoreLoss(tolerance=gate.tolerance))
+        else:
+            self._rollback(gate, "first", column.first, FirstEvents(tolerance=gate.tolerance))
+            self._rollback(gate, "session", column.units, _session_bettor(gate, policy))
+        if gate.mirrored:
+            self._rollback(gate, "pairs", self.pairs, PairLoss(tolerance=gate.tolerance))
+        for margin, floor in proofs:
+            proof: Bettor
+            proof = (
+                ScoreProof(margin=margin) if gate.kind is Kind.SCORE else RateProof(ratio=margin, floor=floor)
+            )
+            self._proof(gate, column.units, proof, margin, floor, staged=False)
+
+    def _add_shape(self, gate: Gate, proofs: Sequence[tuple[float, float]]) -> None:
+        if not self._has_shape_columns:
+            self._has_shape_columns = True
+            self.columns[:0] = [Column(by_event=False, with_histogram=True) for _ in range(2)]
+        waited, slowest = self.columns[:2]
+        self._rollback(gate, "first", waited.first, ShapeLoss(tolerance=gate.tolerance))
+        self._rollback(gate, "session", waited.units, ShapeLoss(tolerance=gate.tolerance))
+        for margin, floor in proofs:
+            self._proof(gate, slowest.units, ShapeProof(margin=margin), margin, floor, staged=True)
+
+    def _add_percentile(self, gate: Gate, policy: GatePolicy, proofs: Sequence[tuple[float, float]]) -> None:
+        assert gate.percentile is not None
+        self.exceedances.append(Exceedance(percentile=gate.percentile))
+        self._times.append((1.0 + gate.tolerance, *(margin for margin, _ in proofs)))
+        column = Column(by_event=True, with_histogram=False)
+        self.columns.append(column)
+        self._rollback(gate, "first", column.first, FirstEvents(tolerance=0.0))
+        self._rollback(gate, "session", column.units, SessionCounts(most=policy.session_requests))
+        for margin, floor in proofs:
+            proved = Column(by_event=True, with_histogram=False)
+            self.columns.append(proved)
+            self._proof(gate, proved.units, RateProof(ratio=1.0, floor=0.0), margin, floor, staged=True)
+
+    def _rollback(self, gate: Gate, use: Use, stream: Stream, bettor: Bettor) -> None:
+        channel = Channel(bettor, limit=float("inf"), restart_share=self._restart_share)
+        stream.channels.append(channel)
+        self.tracks.append(Track(gate, use, channel))
+
+    def _proof(
+        self, gate: Gate, stream: Stream, bettor: Bettor, margin: float, floor: float, *, staged: bool
+    ) -> None:
+        channel = Channel(bettor, limit=self._proof_limit)
+        (stream.staged if staged else stream.channels).append(channel)
+        self.tracks.append(Track(gate, "proof", channel, margin, floor))
+
+
+def _session_bettor(gate: Gate, policy: GatePolicy) -> Bettor:
+    if gate.tolerance > 0.0:
+        return SessionMeans(tolerance=gate.tolerance)
+    return SessionCounts(most=policy.session_requests)
+
+
+def _first_events(rows: Rows, y: Floats, sessions: Sessions, column: int) -> NDArray[np.bool_]:
+    """Where a draw's first event is, or its first request without one."""
+    chosen: NDArray[np.bool_] = (rows.place == 1) & ~(y > 0.0)
+    events = np.flatnonzero(y > 0.0)
+    if len(events) == 0:
+        return chosen
+    _, first = np.unique(rows.draw[events], return_index=True)
+    events = events[first]
+    chosen[events[~sessions.has_event(rows.draw[events], column)]] = True
+    return chosen

@@ -1,0 +1,98 @@
+"""Is a metric's evidence there, on both arms alike? What is not makes the metric INVALID, with a reason."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.betting import Block, Channel, Floats, Ints, by_weight
+from evaluation.stable import Stable
+
+MISSING_ALPHA = 0.001
+RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])
+ENOUGH = 100
+WINDOW = 200
+
+
+class PresenceBet:
+    """Two-sided: bets that values are present, or missing, more often on one arm than its coin explains.
+
+    Half of the alternatives bet on rows with a value (y = 1), half on rows without. `w` is P(canary) given
+    that a value is present; where the arms are judged at different rates that says nothing of rows without,
+    and those are not bet.
+    """
+
+    __state__ = ()
+
+    def __init__(self, *, bet_on_missing: bool) -> None:
+        self.prior: Floats = np.ones(2 * len(RATIOS))
+        self._bet_on_missing = bet_on_missing
+
+    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
+        """Every row counts and is looked at."""
+        rows = np.arange(len(block))
+        return rows, by_weight(block, (block.y > 0.0).astype(np.int64), self._table), rows
+
+    def turn(self, stable: Stable) -> None:
+        """Nothing is frozen."""
+
+    def _table(self, w: float) -> Floats:
+        table = np.zeros((2 * len(RATIOS), 2, 2))
+        both = np.log(w * RATIOS + 1.0 - w)
+        present, missing = table[: len(RATIOS), :, 1], table[len(RATIOS) :, :, 0]
+        for side in (present, missing) if self._bet_on_missing else (present,):
+            side[:, 0], side[:, 1] = -both, np.log(RATIOS) - both
+        return table
+
+
+class Presence:
+    """Counts of present and missing values of one metric, and the test that both arms miss them alike."""
+
+    __state__ = ("channel", "rows", "present", "window_rows", "window_present", "before_present")
+
+    def __init__(self, *, bet_on_missing: bool, most_missing: float) -> None:
+        self._most_missing = most_missing  # 1: any share may be missing (sampled on purpose)
+        self.channel = Channel(
+            PresenceBet(bet_on_missing=bet_on_missing), limit=math.log(1.0 / MISSING_ALPHA)
+        )
+        self.rows = 0
+        self.present = 0
+        self.window_rows = 0
+        self.window_present = 0
+        self.before_present = -1  # of the window before; -1: there was none
+
+    def feed(self, block: Block) -> None:
+        """Take rows in order; `y` is 1 where there is a value, else 0."""
+        if len(block) == 0:
+            return
+        self.channel.bet(block)
+        self.rows += len(block)
+        self.present += int(np.count_nonzero(block.y))
+        self._count_windows(block.y > 0.0)
+
+    def reason(self) -> str | None:
+        """Why the metric is INVALID now, or None."""
+        if self.channel.decision.is_reached:
+            return "values are missing differently by arm"
+        if self.rows < ENOUGH:
+            return None
+        if self.present == 0:
+            return f"no value in {self.rows} requests"
+        if self.before_present == 0 and self.window_present == 0:
+            return f"stopped arriving: no value in the last {WINDOW + self.window_rows} requests"
+        missing = 1.0 - self.present / self.rows
+        if missing > self._most_missing:
+            return f"{missing:.0%} of values missing, limit {self._most_missing:.0%}"
+        return None
+
+    def _count_windows(self, present: NDArray[np.bool_]) -> None:
+        start = 0
+        while start < len(present):
+            stop = min(len(present), start + WINDOW - self.window_rows)
+            self.window_rows += stop - start
+            self.window_present += int(np.count_nonzero(present[start:stop]))
+            if self.window_rows == WINDOW:
+                self.before_present, self.window_rows, self.window_present = self.window_present, 0, 0
+            start = stop

@@ -1,0 +1,159 @@
+"""Shares of bad answers: errors, hallucination, moderation, exceedance of a percentile. Lower is better."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evaluation.betting import Block, Floats, Ints, by_weight
+from evaluation.stable import Stable
+
+RATIOS = np.array([1.35, 1.8, 2.6, 4.2, 8.0, 20.0, 60.0])
+RATIO_PRIOR = np.array([1.0, 1.0, 1.2, 1.2, 1.0, 0.8, 1.5])  # the last: a baseline near zero
+SESSION_RATIOS = np.array([1.4, 2.0, 3.0, 5.0])
+TOLERANT_LAMBDAS = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+PROOF_LAMBDAS = np.array([0.15, 0.3, 0.5, 0.7, 0.85, 0.97])
+FLOOR_LAMBDAS = np.array([0.1, 0.3, 0.6, 0.9])
+FLOOR_PRIOR = 0.35
+SAFETY = 0.9
+
+
+def event_table(w: float, tolerated: float) -> Floats:
+    """K x 2 x 1 log factors of one event, by alternative and arm: `log(q0/q1) + (log rho if canary)`.
+
+    Given an event, the canary's part is at most `w r0 / (w r0 + 1 - w)` while its rate is at most r0 times
+    stable's; that is tested against ratios r0 rho. Without an event nothing is bet, so no baseline is needed.
+    Check: w=0.5, tolerated=1, rho=2 gives log(1/1.5) on stable and log(2/1.5) on the canary.
+    """
+    held = w * tolerated + 1.0 - w
+    worse = w * tolerated * RATIOS + 1.0 - w
+    on_stable = np.log(held / worse)
+    return np.stack((on_stable, on_stable + np.log(RATIOS)), axis=1)[:, :, None]
+
+
+class FirstEvents:
+    """Rollback on first events. Null: the canary's rate is at most (1 + tolerance) times stable's, at every
+    moment."""
+
+    __state__ = ()
+
+    def __init__(self, *, tolerance: float) -> None:
+        self.prior: Floats = RATIO_PRIOR
+        self._tolerated = 1.0 + tolerance
+
+    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
+        """Only events count, and each is looked at."""
+        rows = np.flatnonzero((block.y > 0.0) & (block.w > 0.0))
+        events = block.pick(rows)
+        looks = np.arange(len(rows))
+        if len(rows) == 0:
+            return rows, np.empty((len(self.prior), 0)), looks
+        column = np.zeros(len(rows), dtype=np.int64)
+        return rows, by_weight(events, column, lambda w: event_table(w, self._tolerated)), looks
+
+    def turn(self, stable: Stable) -> None:
+        """Nothing is frozen: the bet knows no baseline."""
+
+
+class SessionCounts:
+    """Rollback on the events of a session, without tolerance: `r = rho ** count`, over stable's mean of it.
+
+    Null: a canary session's count is stochastically at most stable's.
+    """
+
+    __state__ = ("norm", "counts", "seen")
+
+    def __init__(self, *, most: int) -> None:
+        self.prior: Floats = np.ones(len(SESSION_RATIOS))
+        self._most = most
+        self.counts: Ints = np.zeros(most + 1, dtype=np.int64)  # stable sessions, by events (rounded)
+        self.seen = 0
+        self.norm: Floats = np.ones(len(SESSION_RATIOS))
+
+    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
+        """Every session counts; looks at the canary's, and at stable's with an event."""
+        count = np.minimum(np.rint(block.y * block.n).astype(np.int64), self._most)
+        powers = SESSION_RATIOS[:, None] ** np.arange(self._most + 1) / self.norm[:, None]
+
+        def table(w: float) -> Floats:
+            both = np.log(w * powers + 1.0 - w)
+            return np.stack((-both, np.log(powers) - both), axis=1)
+
+        steps = by_weight(block, count, table)
+        stable = count[~block.arm]
+        self.counts = self.counts + np.bincount(stable, minlength=self._most + 1)
+        self.seen += len(stable)
+        return np.arange(len(block)), steps, np.flatnonzero(block.arm)
+
+    def turn(self, stable: Stable) -> None:
+        """Take the mean of rho ** count over stable's sessions."""
+        shares = (self.counts + np.where(np.arange(self._most + 1) == 0, 1.0, 0.0)) / (self.seen + 1.0)
+        terms = SESSION_RATIOS[:, None] ** np.arange(self._most + 1) * shares
+        self.norm = np.add.accumulate(terms, axis=1)[:, -1]
+
+
+class SessionMeans:
+    """Rollback on session means with a tolerance r0 > 1: `log1p(lam (A - w)(z - mu))`, z = y/r0 on the
+    canary.
+
+    Null: the canary's mean of y = events / requests is at most r0 times stable's. Needs no baseline to be
+    right.
+    """
+
+    __state__ = ("mu",)
+
+    def __init__(self, *, tolerance: float) -> None:
+        self.prior: Floats = np.ones(len(TOLERANT_LAMBDAS))
+        self._tolerated = 1.0 + tolerance
+        self.mu = 0.05
+
+    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
+        """Every session counts; looks at the canary's."""
+        z = np.where(block.arm, block.y / self._tolerated, block.y)
+        x = (block.arm - block.w) * (z - self.mu)
+        worst = np.maximum((1.0 - block.w) * self.mu, block.w * (1.0 - self.mu))
+        lam = np.minimum(TOLERANT_LAMBDAS[:, None], SAFETY / np.maximum(worst, 1e-12))
+        return np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm)
+
+    def turn(self, stable: Stable) -> None:
+        """Centre on stable's mean so far."""
+        self.mu = stable.mean(before=0.05)
+
+
+class RateProof:
+    """Promotion: bets that the canary's mean rate is *below* `max(r0 * stable, stable + floor)`.
+
+    Two families in one mixture, each right under the whole null, so either can carry the proof: by ratio
+    `log1p(lam y (-1 if canary else w r0 / (1-w)))`, and by floor `log1p(lam x)` with
+    `x = (1-w)(mu + floor - y)` on the canary and `-w (mu - y)` on stable. y = events / requests of one
+    unit, never first events or capped counts: those saturate, and "proved" a harmful canary in 56-100 % of
+    runs.
+    """
+
+    __state__ = ("mu",)
+
+    def __init__(self, *, ratio: float, floor: float) -> None:
+        self._ratio = ratio
+        self._floor = floor
+        self.mu = 0.02
+        by_floor = FLOOR_PRIOR * np.ones(len(FLOOR_LAMBDAS)) / len(FLOOR_LAMBDAS)
+        by_ratio = (1.0 - FLOOR_PRIOR) * np.ones(len(PROOF_LAMBDAS)) / len(PROOF_LAMBDAS)
+        self.prior: Floats = np.concatenate((by_ratio, by_floor)) if floor > 0.0 else by_ratio
+
+    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
+        """Every unit counts (a zero by the floor); looks at canary units and at stable's events."""
+        odds = block.w * self._ratio / np.maximum(1.0 - block.w, 1e-12)
+        by_ratio = np.log1p(PROOF_LAMBDAS[:, None] * np.where(block.arm, -block.y, block.y * odds))
+        rows = np.arange(len(block))
+        looks = np.flatnonzero(block.arm | (block.y > 0.0))
+        if self._floor <= 0.0:
+            return rows, by_ratio, looks
+        x = np.where(
+            block.arm, (1.0 - block.w) * (self.mu + self._floor - block.y), -block.w * (self.mu - block.y)
+        )
+        worst = np.maximum((1.0 - block.w) * (1.0 - self.mu - self._floor), block.w * self.mu)
+        lam = np.minimum(FLOOR_LAMBDAS[:, None] * 1.0, SAFETY / np.maximum(worst, 1e-12))
+        return rows, np.concatenate((by_ratio, np.log1p(lam * x))), looks
+
+    def turn(self, stable: Stable) -> None:
+        """Centre on stable's mean so far."""
+        self.mu = stable.mean(before=0.02)

@@ -1,0 +1,87 @@
+"""Order: requests settle as they were assigned, behind a watermark; scores at their own deadline.
+
+In the order of completion a slow canary's units come later than stable's of the same moment, and a drift
+then looks like harm: 29 % false rollbacks. So a unit waits for every earlier one, and a score that comes
+after its deadline is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from evaluation.records import Draw, EvidenceError, Score
+
+
+class Settlement:
+    """Records that wait: draws for the watermark, scores for their draws."""
+
+    __state__ = ("waiting_rows", "scores", "through_s", "now_s", "late", "repeated")
+
+    def __init__(self, *, keep_scores_s: float) -> None:
+        self._keep_s = keep_scores_s
+        self.waiting: dict[str, Draw] = {}
+        self.scores: dict[
+            str, list[tuple[str, float, float]]
+        ] = {}  # request -> (metric, value, at_s), first come
+        self.through_s = float("-inf")
+        self.now_s = float("-inf")
+        self.late = 0
+        self.repeated = 0
+
+    def add_draw(self, draw: Draw) -> None:
+        """Keep a draw until its turn. One from before the watermark is late, one that is there already a
+        repeat."""
+        if draw.at_s < self.through_s:
+            self.late += 1
+        elif draw.request_id in self.waiting:
+            self.repeated += 1
+        else:
+            self.waiting[draw.request_id] = draw
+
+    def add_score(self, score: Score) -> None:
+        """Keep a score until its draw asks for it; the first of each metric counts."""
+        known = self.scores.setdefault(score.request_id, [])
+        if any(metric == score.metric for metric, _, _ in known):
+            self.repeated += 1
+            return
+        known.append((score.metric, score.value, score.at_s))
+
+    def advance(self, through_s: float, now_s: float) -> list[Draw]:
+        """Draws assigned before `through_s`, in order. Errors: EvidenceError when a watermark goes back."""
+        if through_s < self.through_s or now_s < self.now_s:
+            was = f"{self.through_s}, {self.now_s}"
+            raise EvidenceError(f"watermarks {through_s}, {now_s} went back from {was}; send them ascending")
+        self.through_s, self.now_s = through_s, now_s
+        due = [draw for draw in self.waiting.values() if draw.at_s < through_s]
+        due.sort(key=lambda draw: (draw.at_s, draw.request_id))
+        for draw in due:
+            del self.waiting[draw.request_id]
+        return due
+
+    def score_of(self, request_id: str, metric: str, before_s: float) -> float | None:
+        """The score of a request if it was received by `before_s`; None: none so far."""
+        for name, value, at_s in self.scores.get(request_id, ()):
+            if name == metric and at_s <= before_s:
+                return value
+        return None
+
+    def forget_scores(self) -> None:
+        """Drop scores that nobody can ask for any more: their draws have settled, and their deadlines have
+        passed."""
+        before_s = min(self.through_s, self.now_s - self._keep_s)
+        gone = [r for r, known in self.scores.items() if all(at < before_s for _, _, at in known)]
+        for request in gone:
+            del self.scores[request]
+
+    @property
+    def waiting_rows(self) -> list[list[object]]:
+        """The waiting draws as plain values, for a snapshot."""
+        return [[getattr(d, f) for f in _FIELDS[:-1]] + [dict(d.flags)] for d in self.waiting.values()]
+
+    @waiting_rows.setter
+    def waiting_rows(self, rows: list[list[object]]) -> None:
+        draws = [Draw(**dict(zip(_FIELDS, row, strict=True))) for row in rows]  # type: ignore[arg-type]
+        self.waiting = {draw.request_id: draw for draw in draws}
+
+
+_FIELDS = tuple(field.name for field in fields(Draw))

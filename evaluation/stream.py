@@ -1,0 +1,66 @@
+"""A stream: one column of settled units, in order, cut into epochs, with the channels that bet on it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evaluation.betting import Block, Channel
+from evaluation.histogram import Floats
+from evaluation.stable import FIRST_EPOCH, Stable, epoch_after
+
+
+class Stream:
+    """Feeds channels block by block; tables and normalisers change only where an epoch ends.
+
+    Epochs are counted in the stream's own units and grow by an eighth, so the answer does not depend on how
+    the units were cut into blocks: a live rollout and a file give the same bits.
+    """
+
+    __state__ = ("stable", "channels", "staged", "rows", "canary", "until", "stage")
+
+    def __init__(self, *, with_histogram: bool) -> None:
+        self.channels: list[Channel] = []
+        self.staged: list[Channel] = []  # begin again with each stage
+        self.stable = Stable(with_histogram=with_histogram)
+        self.rows = 0
+        self.canary = 0
+        self.until = FIRST_EPOCH
+        self.stage = 0
+
+    def seed(self, values: Floats) -> None:
+        """Stable's values from before the rollout."""
+        self.stable.learn(values)
+        self._turn()
+
+    def feed(self, block: Block) -> None:
+        """Take settled units, in order."""
+        start = 0
+        while start < len(block):
+            stop = min(len(block), start + self.until - self.rows)
+            later = np.flatnonzero(block.stage[start:stop] != self.stage)
+            if len(later) and later[0] == 0:
+                self.stage = int(block.stage[start])
+                for channel in self.staged:
+                    channel.begin_again()
+                later = np.flatnonzero(block.stage[start:stop] != self.stage)
+            if len(later):
+                stop = start + int(later[0])
+            self._bet(block.pick(slice(start, stop)))
+            start = stop
+
+    def _bet(self, part: Block) -> None:
+        for channel in self.channels:
+            channel.bet(part)
+        for channel in self.staged:
+            channel.bet(part)
+        self.stable.learn(part.y[~part.arm])
+        self.rows += len(part)
+        self.canary += int(np.count_nonzero(part.arm))
+        if self.rows == self.until:
+            self._turn()
+            self.until += epoch_after(self.rows)
+
+    def _turn(self) -> None:
+        for channel in (*self.channels, *self.staged):
+            channel.bettor.turn(self.stable)
+            channel.wealth.restart_if_due(self.canary)

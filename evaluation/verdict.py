@@ -1,0 +1,288 @@
+"""What the channels say together: a report for each gate and side, the rollback, and the stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from evaluation.alpha import limit_of
+from evaluation.betting import Decision
+from evaluation.evidence import MetricEvidence, Track
+from evaluation.gate import EvaluationReport, GateReport, Side, Verdict
+from evaluation.metrics import VALUES, Kind
+from evaluation.pipeline import Pipeline, stage_margins
+from evaluation.policy import Gate, StagePlan
+
+MANY_CONTRADICTIONS = 10
+MANY_ROWS = 1000  # so many requests without one on an arm are no coincidence any more
+SERVED = "served"
+
+
+def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) -> list[GateReport]:
+    """A rollback report for each gate, and a promotion report for each margin that `stage` must prove."""
+    margins, floor = stage_margins(pipeline.policy, stages[stage])
+    reports = []
+    for metric in pipeline.metrics.values():
+        for gate in metric.gates:
+            reports.append(_rollback_report(pipeline, metric, gate))
+            if gate.name in margins:
+                reports.append(_proof_report(pipeline, metric, gate, margins[gate.name], floor))
+    return [*reports, *_served_reports(pipeline)]
+
+
+def _served_reports(pipeline: Pipeline) -> list[GateReport]:
+    """The split's own gates: units against their w, and the canary's requests that it really served."""
+    policy = pipeline.policy
+    share = pipeline.share.channels[0].decision
+    worse, bad = (channel.decision for channel in pipeline.fallback.channels)
+    shown = Verdict.INVALID if share.is_reached else Verdict.UNDECIDED
+    text = "units do not fit their w: statistics are frozen" if share.is_reached else "units fit their w"
+    reports = [_served("served_share", "guard", shown, share, text, pipeline)]
+    if worse.is_reached and worse.seq < frozen_since(pipeline):
+        text = f"the canary served less than {policy.served_rate_rollback:.0%} of its requests"
+        reports.append(_served("served_rate", "rollback", Verdict.FAIL, worse, text, pipeline))
+    if bad.is_reached:
+        text = f"the canary served less than {policy.served_rate_hold:.0%} of its requests"
+        reports.append(_served("served_rate", "promotion", Verdict.INVALID, bad, text, pipeline))
+    return reports
+
+
+def _served(
+    gate: str, side: Side, verdict: Verdict, decision: Decision, reason: str, pipeline: Pipeline
+) -> GateReport:
+    return GateReport(
+        gate=gate,
+        metric=SERVED,
+        side=side,
+        verdict=verdict,
+        log_e=decision.peak,
+        limit=decision.limit,
+        reason=reason,
+        n_canary=pipeline.canary,
+        n_stable=pipeline.stable,
+        effective_units=float(pipeline.share.rows),
+        decided_at_s=decision.at_s if decision.is_reached else None,
+        decided_canary=decision.canary if decision.is_reached else None,
+    )
+
+
+def evaluation_report(
+    pipeline: Pipeline,
+    stages: Sequence[StagePlan],
+    stage: int,
+    *,
+    through_s: float,
+    late: int = 0,
+    load_ratio: float = 1.0,
+) -> EvaluationReport:
+    """The whole report of the stage that runs."""
+    reports = [_comparable(r, pipeline, load_ratio) for r in gate_reports(pipeline, stages, stage)]
+    rollback = rollback_of(reports)
+    split = split_reasons(pipeline)
+    wanted = [r for r in reports if r.side == "promotion"]
+    stage_canary = pipeline.stage_canary if pipeline.stage == stage else 0
+    missing = [f"{r.gate}: {r.reason}" for r in wanted if r.verdict is not Verdict.PASS]
+    if stage_canary < stages[stage].min_canary:
+        missing.append(f"{stage_canary} of {stages[stage].min_canary} canary requests in this stage")
+    if rollback is not None:
+        verdict = Verdict.FAIL
+    elif (split and pipeline.seq >= MANY_ROWS) or any(r.verdict is Verdict.INVALID for r in wanted):
+        verdict = Verdict.INVALID
+    elif missing or split:
+        verdict = Verdict.UNDECIDED
+    else:
+        verdict = Verdict.PASS
+    return EvaluationReport(
+        stage=stage,
+        stage_verdict=verdict,
+        rollback=rollback,
+        gates=tuple(reports),
+        missing=(*split, *missing),
+        frozen=math.isfinite(frozen_since(pipeline)),
+        n_canary=pipeline.canary,
+        n_stable=pipeline.stable,
+        stage_canary=stage_canary,
+        through_s=through_s,
+        late_events=late,
+    )
+
+
+def _comparable(report: GateReport, pipeline: Pipeline, load_ratio: float) -> GateReport:
+    """A latency proof is INVALID while the arms' replicas are loaded differently."""
+    most = pipeline.policy.load_ratio
+    if report.side != "promotion" or report.metric not in VALUES or 1.0 / most <= load_ratio <= most:
+        return report
+    return replace(
+        report, verdict=Verdict.INVALID, reason=f"not comparable: canary load {load_ratio:.1f}x stable's"
+    )
+
+
+def rollback_of(reports: Sequence[GateReport]) -> GateReport | None:
+    """The gate that showed harm first."""
+    failed = [r for r in reports if r.side == "rollback" and r.verdict is Verdict.FAIL]
+    return min(failed, key=lambda r: (r.decided_canary or 0, r.decided_at_s or 0.0), default=None)
+
+
+def unusable(pipeline: Pipeline, reports: Sequence[GateReport]) -> list[str]:
+    """Why nothing can be proven as things are: reasons of the split, and of INVALID gates that the stage
+    needs."""
+    reasons = split_reasons(pipeline)
+    reasons += [
+        f"{r.gate}: {r.reason}" for r in reports if r.side == "promotion" and r.verdict is Verdict.INVALID
+    ]
+    return reasons
+
+
+def split_reasons(pipeline: Pipeline) -> list[str]:
+    """Why the split itself is no evidence. Empty when it is."""
+    reasons = []
+    if pipeline.canary == 0:
+        reasons.append("the canary has no requests")
+    if pipeline.stable == 0:
+        reasons.append("stable has no requests beside the canary's")
+    if pipeline.share.channels[0].decision.is_reached:
+        reasons.append("the served share of units does not fit their w")
+    units = pipeline.units
+    if units.contradictions > MANY_CONTRADICTIONS and units.contradictions > 0.01 * units.sticky_draws:
+        reasons.append(f"{units.contradictions} sticky draws contradict their own bucket")
+    return reasons
+
+
+def frozen_since(pipeline: Pipeline) -> float:
+    """The row at which the served share fired; infinite while it holds."""
+    seq = pipeline.share.channels[0].decision.seq
+    return float(seq) if seq >= 0 else math.inf
+
+
+def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
+    whole = pipeline.policy.alpha * gate.alpha_share
+    limit = limit_of(whole)
+    tracks = [t for t in metric.tracks if t.gate is gate and t.use != "proof"]
+    best = max(tracks, key=lambda t: _lead(t))
+    reached = [t for t in tracks if t.channel.decision.is_reached]
+    void_from = min(frozen_since(pipeline), _missing_since(metric))
+    reached = [t for t in reached if t.channel.decision.seq < void_from]
+    reason = metric.presence.reason()
+    log_e = max(best.channel.decision.peak - max(best.channel.decision.limit - limit, 0.0), 0.0)
+    if math.isinf(best.channel.decision.limit):
+        log_e = max(t.channel.decision.peak for t in tracks)
+    if reached:
+        first = min(reached, key=lambda t: t.channel.decision.seq)
+        decision = first.channel.decision
+        text = f"{_harm(gate)} shown by {_use(first)}"
+        return _report(
+            metric, gate, "rollback", Verdict.FAIL, log_e, limit, text, decision.canary, decision.at_s
+        )
+    if reason is not None:
+        return _report(metric, gate, "rollback", Verdict.INVALID, log_e, limit, reason)
+    if whole == 0.0:
+        return _report(
+            metric, gate, "rollback", Verdict.UNDECIDED, log_e, limit, "an alarm only, never deciding"
+        )
+    return _report(metric, gate, "rollback", Verdict.UNDECIDED, log_e, limit, "no harm shown so far")
+
+
+def _proof_report(
+    pipeline: Pipeline, metric: MetricEvidence, gate: Gate, margin: float, floor: float
+) -> GateReport:
+    track = next(
+        t
+        for t in metric.tracks
+        if t.gate is gate and t.use == "proof" and (t.margin, t.floor) == (margin, floor)
+    )
+    decision = track.channel.decision
+    reason = metric.presence.reason()
+    log_e, limit = decision.peak, decision.limit
+    if reason is not None:
+        return _report(metric, gate, "promotion", Verdict.INVALID, log_e, limit, reason)
+    if decision.is_reached and decision.seq < frozen_since(pipeline):
+        text = f"{_margin(gate, margin, floor)} proven"
+        return _report(
+            metric, gate, "promotion", Verdict.PASS, log_e, limit, text, decision.canary, decision.at_s
+        )
+    text = f"{_margin(gate, margin, floor)} not proven yet"
+    return _report(metric, gate, "promotion", Verdict.UNDECIDED, log_e, limit, text)
+
+
+def _lead(track: Track) -> float:
+    decision = track.channel.decision
+    return decision.peak - decision.limit if math.isfinite(decision.limit) else -math.inf
+
+
+def _missing_since(metric: MetricEvidence) -> float:
+    seq = metric.presence.channel.decision.seq
+    return float(seq) if seq >= 0 else math.inf
+
+
+def _report(
+    metric: MetricEvidence,
+    gate: Gate,
+    side: Side,
+    verdict: Verdict,
+    log_e: float,
+    limit: float,
+    reason: str,
+    decided_canary: int | None = None,
+    decided_at_s: float | None = None,
+) -> GateReport:
+    stable, canary = point_estimates(metric, gate)
+    return GateReport(
+        gate=gate.name,
+        metric=gate.metric,
+        side=side,
+        verdict=verdict,
+        log_e=log_e,
+        limit=limit,
+        reason=reason,
+        n_canary=int(metric.counts[1]),
+        n_stable=int(metric.counts[0]),
+        stable=stable,
+        canary=canary,
+        effective_units=float(metric.columns[0].units.rows),
+        decided_at_s=decided_at_s,
+        decided_canary=decided_canary,
+    )
+
+
+def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, float | None]:
+    """Stable's and the canary's mean (rates, scores), median (shape) or percentile, in the metric's unit."""
+    if metric.canary_values is None:
+        means = [
+            float(total / count) if count else None
+            for total, count in zip(metric.sums, metric.counts, strict=True)
+        ]
+        return means[0], means[1]
+    share = gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
+    both = (metric.stable_values, metric.canary_values)
+    found = [float(h.upper_edges(np.array([share]))[0]) if h.total else None for h in both]
+    return found[0], found[1]
+
+
+def _harm(gate: Gate) -> str:
+    beyond = (
+        f"more than {gate.tolerance:g} below stable"
+        if gate.kind is Kind.SCORE
+        else f"above {1 + gate.tolerance:g}x"
+    )
+    return f"{gate.name} {beyond}"
+
+
+def _use(track: Track) -> str:
+    return {"first": "first requests", "session": "sessions", "pairs": "mirrored pairs", "proof": "units"}[
+        track.use
+    ]
+
+
+def _margin(gate: Gate, margin: float, floor: float) -> str:
+    match gate.kind:
+        case Kind.RATE:
+            return f"{gate.name} < {margin:g}x or < +{floor:g}"
+        case Kind.SCORE:
+            return f"{gate.name} > -{margin:g}"
+        case Kind.SHAPE:
+            return f"{gate.name}: not slower throughout than {margin:g}x"
+        case Kind.PERCENTILE:
+            return f"{gate.name} < {margin:g}x"
