@@ -38,18 +38,24 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
             # The last stage leads to Promoting, which waits for the whole capacity itself.
             ahead = plan.stages[state.stage + 1 :]
             is_ready = ready >= (ahead[0].replicas if ahead else 1)
-            return is_ready and ready_replicas(seen, state.stable.id) > 0 and _is_proven(state, seen, now_s)
+            return is_ready and _is_sound(state, seen) and _is_proven(state, seen, now_s)
         case Phase.PROMOTING:
             if state.weight_bp == FULL_BP - plan.holdback_bp:
                 return state.acked_at_s is not None
-            return ready >= state.canary.replicas and ready_replicas(seen, state.stable.id) > 0
+            return ready >= state.canary.replicas and _is_sound(state, seen)
         case Phase.BAKING:
             baked = now_s - state.entered_at_s >= plan.bake_s
-            return baked and seen.evidence is not None and ready >= state.canary.replicas
+            seeing = seen.evidence is not None and state.blind_since_s is None
+            return baked and seeing and ready >= state.canary.replicas
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return False
         case _:
             assert_never(state.phase)
+
+
+def _is_sound(state: RolloutState, seen: Observation) -> bool:
+    """True: stable could take everything back, and the data plane is seen doing what it was told."""
+    return state.blind_since_s is None and ready_replicas(seen, state.stable.id) > 0
 
 
 def _has_passed(state: RolloutState, seen: Observation) -> bool:

@@ -23,8 +23,8 @@ Rules:
    rollback itself never gives up before the weight of 0 stands: past its deadline it pages, and goes on.
 7. Actions are level-triggered: the whole set that is wanted and not yet seen, each idempotent. So a crash
    between any two lines loses nothing, and an empty set means that the world is as wished.
-8. A phase whose condition is met is never ended by its deadline. After a restart time-outs begin anew (not
-   those of stages): the controller's own absence is no fault of the canary.
+8. A phase whose condition is met is never ended by its deadline. After a restart time-outs begin anew (a
+   stage gets one planned duration more): the controller's own absence is no fault of the canary.
 
 Promotion ends with the new version as the table's stable: weight 10,000 less the holdback, bake, then one
 table with stable=new and canary=None, then the old version is drained and unloaded in the order of rule 3.
@@ -178,7 +178,11 @@ def _take_ask(state: RolloutState, ask: Ask, now_s: float) -> RolloutState:
 def _rearm(state: RolloutState, now_s: float) -> RolloutState:
     state = replace(state, blind_since_s=None, unready_since_s=None)
     allowance_s = _allowance_s(state)
-    if allowance_s is not None and state.phase not in (Phase.STAGE, Phase.BAKING):
+    if state.phase is Phase.STAGE and state.deadline_at_s is not None:
+        # Its routers had given the share back: one planned duration more, not the whole allowance again.
+        again_s = now_s + state.plan.stages[state.stage].duration_s
+        state = replace(state, deadline_at_s=max(state.deadline_at_s, again_s))
+    elif allowance_s is not None:
         state = replace(state, deadline_at_s=now_s + allowance_s)
     if state.departure is not None:
         # The command of this step may never have been given; only total_ms counts the absence.

@@ -1,0 +1,243 @@
+"""Golden transcripts: a line with `>` is what is seen (only what changed), the rest is what the machine did.
+
+A file begins with comments (`#`) and one `plan` line. Words of a `>` line:
+
+    +5s                      time passes (each line is one tick; without it, one second)
+    table=v-old              the route table; v-old+v-new@200; trailing `?`: not acknowledged; none: unreadable
+    v-new=ready*2            a version's phase and ready replicas; ready/3: in flight; gone: not listed
+    fleet=none               the fleet cannot be read (fleet=read: again)
+    probe=smoke:passed       how a probe stands; probe=none: the shell knows of none
+    evidence=PASS/0/300      verdict, stage, canary requests; evidence=none: cannot be read; missing=quality
+    gate=error               a rollback gate fired; guard=errors, guard=errors!both, guard=none
+    ask=rollback/ann         a person asks (operator unless `ask=pause/vic/viewer`)
+    do                       what was wanted at the last tick comes true at once
+    tombstone  resumed  delivered
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from controller.rollout import begin, exit_code, step
+from controller.state import (
+    Action,
+    Ask,
+    AskKind,
+    CancelVersion,
+    DrainVersion,
+    EnsureVersion,
+    EvidenceSight,
+    GuardSight,
+    Notify,
+    Observation,
+    Phase,
+    Plan,
+    ProbeKind,
+    ProbeSight,
+    RolloutState,
+    RunProbe,
+    SetSplit,
+    SplitSight,
+    Stage,
+    StopVersion,
+    VersionPhase,
+    VersionRef,
+    VersionSight,
+)
+from controller.units import duration_s, percent, weight_bp
+from evaluation.gate import GateReport, Verdict
+
+
+def replay(path: Path) -> str:
+    """The transcript as the machine writes it now: the inputs kept, the outputs made anew."""
+    out: list[str] = []
+    player: Player | None = None
+    for line in path.read_text().splitlines():
+        if line.startswith("#") or (not line.strip() and player is None):
+            out.append(line)
+        elif line.startswith("plan"):
+            player = Player(line)
+            out += [line, *player.told()]
+        elif line.startswith(">"):
+            assert player is not None, "a transcript begins with a plan line"
+            out += ["", line, *player.play(line[1:].split())]
+    return "\n".join(out) + "\n"
+
+
+@dataclass
+class Player:
+    """One rollout and the world as the transcript tells it."""
+
+    plan_line: str
+    now_s: float = 0.0
+    split: SplitSight | None = None
+    versions: dict[str, VersionSight] = field(default_factory=dict)
+    fleet_readable: bool = True
+    probes: tuple[ProbeSight, ...] = ()
+    evidence: EvidenceSight | None = None
+    guards: tuple[GuardSight, ...] = ()
+    gate: GateReport | None = None
+    missing: tuple[str, ...] = ()
+    asks: list[Ask] = field(default_factory=list)
+    wanted: tuple[Action, ...] = ()
+    lines_told: int = 0
+
+    def __post_init__(self) -> None:
+        words = dict(word.split("=", 1) for word in self.plan_line.split()[1:])
+        replicas = int(words.get("replicas", "1"))
+        stages = tuple(_stage(text, replicas) for text in words["stages"].split(","))
+        times = {name: duration_s(words[name]) for name in words if name.endswith("_s")}
+        bake_s, holdback_bp = duration_s(words["bake"]), weight_bp(words.get("holdback", "5%"))
+        plan = replace(Plan("medium", (), stages, holdback_bp, bake_s), **times)  # type: ignore[arg-type]
+        refs = VersionRef("v-old", replicas), VersionRef("v-new", replicas)
+        self.state: RolloutState = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=plan, now_s=0.0)
+        self.versions["v-old"] = VersionSight("v-old", VersionPhase.READY, replicas, 0)
+        self.split = SplitSight(1, 1, "v-old", None, 0, applied=True)
+
+    def play(self, words: list[str]) -> list[str]:
+        """One tick: take the words in, look, step, tell."""
+        flags = {word for word in words if word in ("do", "tombstone", "resumed", "delivered")}
+        if "do" in flags:
+            for action in self.wanted:
+                self._do(action)
+        self.now_s += duration_s(words[0][1:]) if words and words[0].startswith("+") else 1.0
+        for word in words:
+            if "=" in word:
+                self._take(*word.split("=", 1))
+        notices = {action.key for action in self.wanted if isinstance(action, Notify)}
+        seen = Observation(
+            now_s=self.now_s,
+            split=self.split,
+            versions=tuple(self.versions.values()) if self.fleet_readable else None,
+            evidence=self._evidence(),
+            probes=self.probes,
+            asks=tuple(self.asks),
+            delivered=frozenset(notices if "delivered" in flags else ()),
+            tombstoned="tombstone" in flags,
+            resumed="resumed" in flags,
+        )
+        self.state, self.wanted = step(self.state, seen)
+        return self.told()
+
+    def told(self) -> list[str]:
+        """New log lines, where the rollout stands, what it wants."""
+        new = [line for line in self.state.log if line.seq > self.lines_told]
+        self.lines_told = self.state.log_count
+        lines = [f"  {line.at_s:g} s  {line.text}" for line in new]
+        return [*lines, f"  = {_where(self.state)}", *(f"  ! {_action(action)}" for action in self.wanted)]
+
+    def _evidence(self) -> EvidenceSight | None:
+        if self.evidence is None:
+            return None
+        return replace(self.evidence, guards=self.guards, rollback=self.gate, missing=self.missing)
+
+    def _take(self, name: str, value: str) -> None:
+        match name:
+            case "table":
+                self.split = None if value == "none" else self._table(value)
+            case "fleet":
+                self.fleet_readable = value != "none"
+            case "probe":
+                kind, _, phase = value.partition(":")
+                self.probes = () if value == "none" else (ProbeSight(ProbeKind(kind), phase, "no answer"),)  # type: ignore[arg-type]
+            case "evidence":
+                self.evidence = None if value == "none" else _evidence(value)
+            case "missing":
+                self.missing = () if value == "none" else tuple(value.split(","))
+            case "gate":
+                self.gate = _gate(value)
+            case "guard":
+                guard, _, both = value.partition("!")
+                self.guards = () if value == "none" else (GuardSight(guard, "60 % of 20", both == "both"),)
+            case "ask":
+                kind, actor, role = (*value.split("/"), "operator")[:3]
+                ask = Ask(len(self.asks) + 1, AskKind(kind), actor, role, "because", self.now_s)  # type: ignore[arg-type]
+                self.asks.append(ask)
+            case _:
+                self._version(name, value)
+
+    def _table(self, value: str) -> SplitSight:
+        match = re.fullmatch(r"([\w-]+)(?:\+([\w-]+)@(\d+))?(\?)?", value)
+        assert match is not None, f"table {value!r} is not a table"
+        revision = self.split.revision + 1 if self.split else 1
+        return SplitSight(1, revision, match[1], match[2], int(match[3] or 0), match[4] is None)
+
+    def _version(self, name: str, value: str) -> None:
+        match = re.fullmatch(r"(\w+)(?:\*(\d+))?(?:/(\d+))?", value)
+        assert match is not None, f"{name}={value} is not a word of a transcript"
+        assert name.startswith("v-"), f"{name}={value} is not a word of a transcript"
+        phase = VersionPhase(match[1])
+        if phase is VersionPhase.GONE:
+            self.versions.pop(name, None)
+            return
+        ready = int(match[2] or 1) if phase is VersionPhase.READY else 0
+        error = "CUDA out of memory" if phase is VersionPhase.FAILED else None
+        self.versions[name] = VersionSight(name, phase, ready, int(match[3] or 0), None, error)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case EnsureVersion(version, replicas):
+                self._version(version, f"ready*{replicas}")
+            case SetSplit(stable, canary, points):
+                self.split = self._table(f"{stable}+{canary}@{points}" if canary else stable)
+            case DrainVersion(version):
+                self._version(version, "draining/0")
+            case CancelVersion(version):
+                self._version(version, "draining/0")
+            case StopVersion(version):
+                self._version(version, "gone")
+            case RunProbe(probe):
+                self.probes = (ProbeSight(probe, "passed"),)
+            case Notify():
+                pass
+
+
+def _stage(text: str, replicas: int) -> Stage:
+    """`10%:60s:50` or `10%:60s:50:rollback`: weight, duration, canary requests, what missing metrics do."""
+    weight, wait, count, missing = (*text.split(":"), "hold")[:4]
+    points, needed = weight_bp(weight), -(-replicas * weight_bp(weight) // 10_000)
+    return Stage(points, duration_s(wait), int(count), 5 * duration_s(wait), needed, missing)  # type: ignore[arg-type]
+
+
+def _evidence(value: str) -> EvidenceSight:
+    verdict, stage, count = value.split("/")
+    return EvidenceSight(
+        int(stage), Verdict(verdict), canary_requests=int(count), stable_requests=9 * int(count)
+    )
+
+
+def _gate(metric: str) -> GateReport | None:
+    if metric == "none":
+        return None
+    return GateReport(metric, metric, "rollback", Verdict.FAIL, 7.0, 5.8, "14 % against 3 %", 80, 1500)
+
+
+def _where(state: RolloutState) -> str:
+    phase = f"stage {state.stage + 1}" if state.phase is Phase.STAGE else state.phase.value
+    words = [phase, percent(state.weight_bp), f"serving {state.serving}"]
+    words += [] if state.acked_at_s is None else ["acknowledged"]
+    words += [f"held: {hold.kind.value}" for hold in state.holds]
+    words += [] if state.deadline_at_s is None else [f"until {state.deadline_at_s:g} s"]
+    if state.departure is not None:
+        going = state.departure
+        times = (going.traffic_shift_ms, going.drain_ms, going.unload_ms, going.total_ms)
+        ms = " ".join("-" if time is None else f"{time:.0f}" for time in times)
+        words.append(f"{going.leaving} leaves: {going.step.value} [{ms}]")
+    code = exit_code(state)
+    return ", ".join(words if code is None else [*words, f"exit {code}"])
+
+
+def _action(action: Action) -> str:
+    match action:
+        case EnsureVersion(version, replicas):
+            return f"ensure {version} x {replicas}"
+        case SetSplit(stable, canary, points):
+            return f"split {stable} + {canary} at {percent(points)}" if canary else f"split {stable} alone"
+        case DrainVersion(version) | CancelVersion(version) | StopVersion(version):
+            return f"{action.kind} {version}"
+        case RunProbe(probe, version):
+            return f"probe {probe.value} {version}"
+        case Notify(key, severity, text):
+            return f"{severity} [{key}] {text}"
