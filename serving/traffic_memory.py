@@ -1,0 +1,104 @@
+"""`RayTraffic` without Ray, in memory: for tests of whoever drives traffic. Passes the same contract suite.
+
+Time stands still until `clock` moves; routers exist as far as a test polls for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitSight
+from serving.recording import RecordLog
+from serving.route_table import SILENCE_S, Split, TableCore
+
+
+class MemoryTraffic:
+    """Route tables and records logs of any number of services. `clock`: seconds, for both clocks."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.cores: dict[str, TableCore] = {}
+        self.logs: dict[str, RecordLog] = {}
+
+    def open(self, service: str, secret: str, *, silence_s: float | None = SILENCE_S) -> None:
+        """Makes the service's table and log if they are not there."""
+        now_s = self._clock()
+        if service not in self.cores:
+            self.cores[service] = TableCore(service, epoch=1, now_s=now_s, silence_s=silence_s)
+        self.logs.setdefault(service, RecordLog())
+        self.cores[service].open(secret)
+
+    def close(self, service: str) -> None:
+        """Ends both."""
+        self.cores.pop(service, None)
+        self.logs.pop(service, None)
+
+    def set_split(
+        self,
+        service: str,
+        *,
+        token: int,
+        rollout: str,
+        stable: str | None,
+        canary: str | None,
+        weight_bp: int,
+        salt: str,
+        stage: int = 0,
+    ) -> SplitSight | None:
+        """See `RayTraffic.set_split`."""
+        split = Split(rollout, salt, stable, canary, weight_bp, stage).checked()
+        core = self.cores.get(service)
+        return core.set_split(split, token=token, now_s=self._clock()) if core else None
+
+    def observe(self, service: str) -> SplitSight | None:
+        """The present split; None: no such service."""
+        core = self.cores.get(service)
+        return core.sight(now_s=self._clock()) if core else None
+
+    def heartbeat(self, service: str, token: int) -> bool:
+        """Tells the table that the controller lives; False: no such service."""
+        core = self.cores.get(service)
+        if core is None:
+            return False
+        core.heartbeat(token, now_s=self._clock())
+        return True
+
+    def tombstone(self, service: str, rollout: str) -> SplitSight | None:
+        """Withdraws the rollout's canary for ever."""
+        core = self.cores.get(service)
+        return core.tombstone(rollout, now_s=self._clock()) if core else None
+
+    def table(self, service: str) -> RouteTable | None:
+        """What routers are given."""
+        core = self.cores.get(service)
+        return core.table() if core else None
+
+    def routers(self, service: str) -> Mapping[str, float] | None:
+        """Seconds since each router's last poll."""
+        core = self.cores.get(service)
+        return core.routers(now_s=self._clock()) if core else None
+
+    def set_replicas(
+        self, service: str, version: str, replicas: Sequence[Replica], *, external: bool = False
+    ) -> int | None:
+        """Publishes where a version answers."""
+        core = self.cores.get(service)
+        return core.set_replicas(Arm(version, tuple(replicas), external)) if core else None
+
+    def is_replicas_applied(self, service: str, version: str) -> bool | None:
+        """True when no live router uses this version's former replicas any more."""
+        core = self.cores.get(service)
+        return core.is_replicas_applied(version, now_s=self._clock()) if core else None
+
+    def read_records(self, service: str, after_seq: int, limit: int = 5000) -> RecordPage | None:
+        """The next events of the log."""
+        log, now_s = self.logs.get(service), self._clock()
+        return log.read(after_seq, limit, now_s=now_s, wall_s=now_s) if log else None
+
+    def append_scores(self, service: str, scores: Sequence[ScoreRecord]) -> bool:
+        """Appends scores behind all that the log holds."""
+        log = self.logs.get(service)
+        if log is None:
+            return False
+        log.append_scores(scores)
+        return True

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.assignment import bucket_of, find_key
+
+weights = st.lists(st.integers(0, 10_000), min_size=2, max_size=6).map(sorted)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+bodies = st.dictionaries(
+    st.sampled_from(["messages", "input", "user", "prompt_cache_key", "model"]) | st.text(max_size=5),
+    json_values,
+    max_size=5,
+)
+
+
+@given(salt=st.text(), key=st.text(), ladder=weights)
+def test_as_weights_rise_no_key_goes_back(salt: str, key: str, ladder: list[int]) -> None:
+    arms = [bucket_of(salt, key) < weight_bp for weight_bp in ladder]
+
+    assert arms == sorted(arms)
+
+
+@given(body=bodies, session=st.text(max_size=4))
+def test_any_body_has_exactly_one_key_and_always_the_same(body: dict[str, object], session: str) -> None:
+    headers = {"x-session-id": session}
+    key = find_key(headers, body, request_id="req")
+
+    assert key == find_key(headers, dict(body), request_id="req")
+    assert key.text

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from serving.answers import PARSE_LIMIT, AnswerScan
+
+CHAT = "/v1/chat/completions"
+SSE = "text/event-stream; charset=utf-8"
+
+
+def event(data: object) -> bytes:
+    return b"data: " + (data if isinstance(data, bytes) else json.dumps(data).encode()) + b"\n\n"
+
+
+def delta(content: str | None, finish: str | None = None, **more: object) -> bytes:
+    choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
+    return event({"id": "chatcmpl-1", "choices": [choice], **more})
+
+
+def scan(body: bytes, *, path: str = CHAT, kind: str = SSE, step: int | None = None) -> AnswerScan:
+    one = AnswerScan(path, kind)
+    for start in range(0, len(body), step or len(body)):
+        one.feed(body[start : start + (step or len(body))])
+    return one
+
+
+WHOLE = (
+    delta("")
+    + delta("Hel")
+    + delta("lo", usage={"prompt_tokens": 9, "completion_tokens": 2})
+    + delta(None, "stop")
+    + event(b"[DONE]")
+)
+
+
+@pytest.mark.parametrize("step", [1, 7, 64, None])
+def test_a_chat_stream_tells_the_same_however_it_is_chopped(step: int | None) -> None:
+    one = scan(WHOLE, step=step)
+
+    assert one.end() is None
+    assert (one.answer_id, one.finish_reason) == ("chatcmpl-1", "stop")
+    assert (one.prompt_tokens, one.completion_tokens, one.events) == (9, 2, 4)
+
+
+def test_compact_json_is_read_too() -> None:
+    body = (
+        b'data: {"id":"x","choices":[{"delta":{"content":"a"},"finish_reason":"length"}]}\n\ndata: [DONE]\n\n'
+    )
+    one = scan(body)
+
+    assert (one.end(), one.finish_reason, one.has_content) == (None, "length", True)
+
+
+def test_a_stream_without_its_last_word_is_cut() -> None:
+    assert scan(WHOLE.removesuffix(event(b"[DONE]"))).end() == "cut"
+
+
+def test_a_stream_without_content_is_empty() -> None:
+    assert scan(delta("") + delta(None, "stop") + event(b"[DONE]")).end() == "empty"
+
+
+def test_an_error_inside_a_stream_is_an_error() -> None:
+    error = {"error": {"message": "engine died", "code": 500}}
+
+    assert scan(delta("Hel") + event(error) + event(b"[DONE]")).end() == "error in the answer"
+
+
+def test_words_that_look_like_a_finish_are_only_words() -> None:
+    one = scan(delta('"finish_reason": "stop" and "error": {"a": 1} [DONE]'))
+
+    assert (one.finish_reason, one.has_error, one.end()) == (None, False, "cut")
+
+
+def test_a_tool_call_is_content() -> None:
+    choice = {"delta": {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": ""}}]}}
+
+    assert scan(event({"id": "1", "choices": [choice]}) + event(b"[DONE]")).end() is None
+
+
+def test_the_responses_dialect_is_read() -> None:
+    done = {
+        "type": "response.completed",
+        "response": {"id": "resp-1", "usage": {"input_tokens": 4, "output_tokens": 5}},
+    }
+    body = event({"type": "response.output_text.delta", "delta": "hi"})
+    one = scan(body + event(done), path="/v1/responses")
+
+    assert (one.end(), one.answer_id, one.prompt_tokens, one.completion_tokens) == (None, "resp-1", 4, 5)
+    assert scan(body, path="/v1/responses").end() == "cut"
+
+
+def test_the_messages_dialect_is_read() -> None:
+    start = {"type": "message_start", "message": {"id": "msg-1", "usage": {"input_tokens": 4}}}
+    text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hi"}}
+    stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}}
+    body = event(start) + event(text) + event(stop)
+    one = scan(body + event({"type": "message_stop"}), path="/v1/messages")
+
+    assert (one.end(), one.answer_id, one.finish_reason) == (None, "msg-1", "end_turn")
+    assert (one.prompt_tokens, one.completion_tokens) == (4, 5)
+    assert scan(body, path="/v1/messages").end() == "cut"
+
+
+def whole(content: object) -> bytes:
+    message = {"role": "assistant", "content": content}
+    answer = {
+        "id": "chatcmpl-2",
+        "choices": [{"message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    }
+    return json.dumps(answer).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [(whole("hi"), None), (whole(""), "empty"), (whole(None), "empty"), (b'{"id": "x', "malformed")],
+)
+def test_a_whole_answer_is_judged(body: bytes, cause: str | None) -> None:
+    assert scan(body, kind="application/json", step=5).end() == cause
+
+
+def test_a_whole_answer_tells_its_id_and_usage() -> None:
+    one = scan(whole("hi"), kind="application/json")
+    one.end()
+
+    assert (one.answer_id, one.finish_reason, one.prompt_tokens) == ("chatcmpl-2", "stop", 3)
+
+
+def test_an_answer_that_has_no_words_is_never_empty() -> None:
+    body = json.dumps({"data": [{"embedding": [0.1]}]}).encode()
+
+    assert scan(body, path="/v1/embeddings", kind="application/json").end() is None
+
+
+def test_a_huge_answer_is_passed_unread_and_nothing_is_held_against_it() -> None:
+    one = scan(b"x" * (PARSE_LIMIT + 1), kind="application/json", step=1 << 16)
+
+    assert one.end() is None
+    assert one.answer_id is None
+
+
+@pytest.mark.parametrize(
+    ("body", "between"),
+    [(delta("a"), True), (delta("a")[:-1], False), (delta("a") + b"dat", False), (b"", True)],
+)
+def test_it_knows_whether_it_stands_between_two_events(body: bytes, between: bool) -> None:
+    assert scan(body).is_between_events is between if body else AnswerScan(CHAT, SSE).is_between_events

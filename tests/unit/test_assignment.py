@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from serving.assignment import bucket_of, find_key, hash64, is_drawn, unit_of
+
+
+def test_hash_has_its_reference_value() -> None:
+    assert hash64("salt", "key") == 11907544988806243802
+
+
+def test_salt_and_key_do_not_run_together() -> None:
+    assert hash64("ab", "c") != hash64("a", "bc")
+
+
+def test_share_of_keys_matches_the_weight_within_4_5_sigma() -> None:
+    n, weight_bp = 100_000, 500
+    canary = sum(bucket_of("r-1", f"user-{index}") < weight_bp for index in range(n))
+
+    w = weight_bp / 10_000
+    assert abs(canary - n * w) < 4.5 * math.sqrt(n * w * (1 - w))
+
+
+def test_another_salt_draws_independently() -> None:
+    n, w = 40_000, 0.2
+    both = sum(
+        bucket_of("one", f"user-{index}") < 2000 and bucket_of("two", f"user-{index}") < 2000
+        for index in range(n)
+    )
+
+    assert abs(both - n * w * w) < 4.5 * math.sqrt(n * w * w * (1 - w * w))
+
+
+TURN = {"role": "user", "content": "hello"}
+REPLY = {"role": "assistant", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "text"),
+    [
+        ({"x-session-id": "s"}, {"prompt_cache_key": "p", "user": "u"}, "s"),
+        ({}, {"prompt_cache_key": "p", "safety_identifier": "i", "user": "u"}, "p"),
+        ({}, {"safety_identifier": "i", "user": "u"}, "i"),
+        ({}, {"user": "u", "messages": [TURN, REPLY]}, "u"),
+        ({"x-session-id": " "}, {"user": ""}, "req"),
+        ({}, {"user": 7}, "req"),
+        ({}, {"messages": [TURN]}, "req"),
+        ({}, {"input": "just text"}, "req"),
+        ({}, None, "req"),
+    ],
+)
+def test_the_key_is_the_first_of_the_order(headers: dict[str, str], body: object, text: str) -> None:
+    key = find_key(headers, body, request_id="req")  # type: ignore[arg-type]
+
+    assert (key.text, key.by) == (text, "request" if text == "req" else "sticky")
+
+
+def test_a_conversation_keeps_its_key_as_it_grows() -> None:
+    second = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
+    third = find_key({}, {"messages": [TURN, REPLY, TURN, REPLY, TURN]}, request_id="b")
+
+    assert second == third
+
+
+def test_conversations_that_opened_differently_have_other_keys() -> None:
+    other = {"role": "assistant", "content": "hi!"}
+    one = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
+    two = find_key({}, {"messages": [TURN, other, TURN]}, request_id="a")
+
+    assert one != two
+
+
+def test_responses_input_is_a_conversation_too() -> None:
+    assert find_key({}, {"input": [TURN, REPLY, TURN]}, request_id="a").by == "sticky"
+
+
+def test_a_unit_shows_nothing_of_its_key_and_differs_by_rollout() -> None:
+    one, two = unit_of("secret", "r-1", "alice"), unit_of("secret", "r-2", "alice")
+
+    assert one != two
+    assert one != unit_of("other", "r-1", "alice")
+    assert "alice" not in one
+    assert one == unit_of("secret", "r-1", "alice")
+
+
+def test_a_lone_surrogate_in_a_key_does_not_break_the_draw() -> None:
+    assert 0 <= bucket_of("salt", "\ud800") < 10_000
+    assert unit_of("secret", "r-1", "\ud800")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "drawn"),
+    [
+        ("POST", "/v1/chat/completions", True),
+        ("POST", "/v1/embeddings", True),
+        ("GET", "/v1/models", False),
+        ("POST", "/tokenize", False),
+        ("GET", "/v1/chat/completions", False),
+    ],
+)
+def test_only_requests_for_an_answer_are_drawn(method: str, path: str, drawn: bool) -> None:
+    assert is_drawn(method, path) is drawn

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from serving.messages import LostSpan, RecordBatch, RequestRecord, ScoreRecord
+from serving.recording import LOG_LIMIT, OUTBOX_LIMIT, Outbox, RecordLog
+
+CANARY = ("r-1", "v-2")
+
+
+def record(request_id: str = "req-1", at_s: float = 100.0) -> RequestRecord:
+    return RequestRecord(
+        seq=0,
+        request_id=request_id,
+        answer_id=None,
+        unit="u",
+        bucket=7,
+        arm=0,
+        w=0.05,
+        assigned_by="request",
+        stage=1,
+        rollout="r-1",
+        at_s=at_s,
+        done_at_s=at_s + 1,
+        status=200,
+        outcome="answered",
+        served_arm=0,
+        error=False,
+        cause=None,
+        latency_ms=1000.0,
+        ttft_ms=None,
+        itl_ms=None,
+        prompt_tokens=1,
+        completion_tokens=1,
+        finish_reason="stop",
+        empty=False,
+        path="/v1/completions",
+        router="r",
+        epoch=1,
+        revision=2,
+    )
+
+
+def batch(number: int, *records: RequestRecord, mark_s: float = 200.0, dropped: int = 0) -> RecordBatch:
+    return RecordBatch("router", number, records, mark_s, dropped)
+
+
+# ---- the outbox
+
+
+def test_a_draw_waits_until_a_poll_sent_after_it_found_its_canary() -> None:
+    box = Outbox("r")
+    box.ended(record(), drawn_s=10.0, canary=CANARY)
+    box.confirm(9.9, CANARY)
+    early = box.take(now_s=101.0)
+    box.sent()
+    box.confirm(10.1, CANARY)
+
+    assert early.records == ()
+    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["request"]
+
+
+@pytest.mark.parametrize("arm", [0, 1])
+def test_a_draw_whose_canary_was_withdrawn_before_it_was_confirmed_is_left_out(arm: int) -> None:
+    box = Outbox("r")
+    box.ended(replace(record(), arm=arm), drawn_s=10.0, canary=CANARY)
+    box.confirm(10.1, None)
+
+    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["fenced"]
+
+
+def test_a_request_that_ends_after_the_withdrawal_counts_if_its_draw_was_confirmed() -> None:
+    box = Outbox("r")
+    box.opened("req-1", 100.0)
+    box.confirm(10.1, CANARY)
+    box.confirm(11.0, None)
+    box.ended(record(), drawn_s=10.0, canary=CANARY)
+
+    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["request"]
+
+
+def test_the_low_watermark_stays_below_every_open_and_every_waiting_request() -> None:
+    box = Outbox("r")
+    box.opened("req-1", 100.0)
+    box.opened("req-2", 101.0)
+    first = box.take(now_s=105.0).low_watermark_s
+    box.sent()
+    box.ended(record("req-1", 100.0), drawn_s=10.0, canary=CANARY)
+    second = box.take(now_s=105.0).low_watermark_s
+    box.sent()
+    box.confirm(11.0, CANARY)
+    third = box.take(now_s=105.0).low_watermark_s
+
+    assert (first, second, third) == (100.0, 100.0, 101.0)
+
+
+def test_a_batch_that_was_not_taken_is_offered_again() -> None:
+    box = Outbox("r")
+    box.ended(record(), drawn_s=1.0, canary=None)
+    first = box.take(now_s=101.0)
+    box.ended(record("req-2"), drawn_s=1.0, canary=None)
+    again = box.take(now_s=102.0)
+    box.sent()
+
+    assert again is first
+    assert [one.request_id for one in box.take(now_s=103.0).records] == ["req-2"]
+
+
+def test_an_outbox_that_cannot_send_gives_up_its_oldest_and_says_how_many() -> None:
+    box = Outbox("r")
+    for index in range(OUTBOX_LIMIT + 3):
+        box.ended(record(str(index)), drawn_s=1.0, canary=None)
+    taken = box.take(now_s=101.0)
+
+    assert taken.dropped == 3
+    assert taken.records[0].request_id == "3"
+
+
+# ---- the log
+
+
+def read(log: RecordLog, after_seq: int = 0, limit: int = 10, now_s: float = 0.0):  # type: ignore[no-untyped-def]
+    return log.read(after_seq, limit, now_s=now_s, wall_s=1000.0)
+
+
+def append(log: RecordLog, one: RecordBatch, now_s: float = 0.0) -> bool:
+    return log.append_batch(one, now_s=now_s, wall_s=1000.0)
+
+
+def test_requests_and_scores_share_one_order_without_holes() -> None:
+    log = RecordLog()
+    append(log, batch(1, record("a"), record("b")))
+    log.append_scores([ScoreRecord(0, "a", "quality", 1.0, 150.0)])
+    append(log, batch(2, record("c")))
+    events = read(log).events
+
+    assert [event.seq for event in events] == [1, 2, 3, 4]
+    assert isinstance(events[2], ScoreRecord)
+
+
+def test_reading_in_pages_gives_the_same_events_and_the_watermark_only_at_the_end() -> None:
+    log = RecordLog()
+    append(log, batch(1, *(record(str(index)) for index in range(5))))
+    first = read(log, 0, 3)
+    second = read(log, first.next_seq, 3)
+
+    assert [one.seq for one in first.events + second.events] == [1, 2, 3, 4, 5]
+    assert (first.low_watermark_s, second.low_watermark_s) == (0.0, 200.0)
+    assert read(log, second.next_seq).next_seq == second.next_seq
+
+
+def test_a_batch_that_comes_twice_counts_once() -> None:
+    log = RecordLog()
+
+    assert append(log, batch(1, record()))
+    assert not append(log, batch(1, record()))
+    assert len(read(log).events) == 1
+
+
+def test_a_hole_in_the_numbers_is_told_as_a_span_of_time() -> None:
+    log = RecordLog()
+    append(log, batch(1, mark_s=200.0))
+    append(log, batch(3, mark_s=230.0))
+
+    assert read(log).lost == (LostSpan("router", 200.0, 230.0),)
+
+
+def test_dropped_records_are_told_as_a_span_of_time() -> None:
+    log = RecordLog()
+    append(log, batch(1, mark_s=200.0))
+    append(log, batch(2, mark_s=230.0, dropped=4))
+
+    assert read(log).lost == (LostSpan("router", 200.0, 230.0),)
+
+
+def test_a_lost_span_is_told_once_to_a_reader_that_goes_on() -> None:
+    log = RecordLog()
+    append(log, batch(2))
+    append(log, batch(4, record()))
+    first = read(log)
+
+    assert first.lost
+    assert read(log, first.next_seq).lost == ()
+
+
+def test_the_slowest_router_holds_the_watermark_until_it_is_given_up() -> None:
+    log = RecordLog()
+    append(log, RecordBatch("slow", 1, (), 150.0), now_s=0.0)
+    append(log, RecordBatch("fast", 1, (), 300.0), now_s=4.0)
+    held = read(log, now_s=4.9).low_watermark_s
+    page = read(log, now_s=5.1)
+
+    assert held == 150.0
+    assert page.low_watermark_s == 300.0
+    assert page.lost == (LostSpan("slow", 150.0, 1000.0),)
+
+
+def test_a_router_that_leaves_holds_nothing_and_loses_nothing() -> None:
+    log = RecordLog()
+    append(log, RecordBatch("gone", 1, (), 150.0, last=True))
+    append(log, RecordBatch("here", 1, (), 300.0))
+    page = read(log, now_s=1.0)
+
+    assert (page.low_watermark_s, page.lost) == (300.0, ())
+
+
+def test_a_reader_that_was_overtaken_by_the_ring_is_told() -> None:
+    log = RecordLog(limit=3)
+    append(log, batch(1, *(record(str(index), 100.0 + index) for index in range(6))))
+    page = read(log, after_seq=1)
+
+    assert [event.seq for event in page.events] == [4, 5, 6]
+    assert page.lost == (LostSpan("", 0.0, 103.0),)
+
+
+def test_a_log_that_began_again_tells_its_old_readers() -> None:
+    log = RecordLog(first_seq=5000)
+    page = read(log, after_seq=17)
+
+    assert page.lost == (LostSpan("", 0.0, 1000.0),)
+    assert page.next_seq == 4999
+
+
+def test_a_first_reader_has_lost_nothing() -> None:
+    assert read(RecordLog(first_seq=5000)).lost == ()
+
+
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="limit 0 is below 1"):
+        read(RecordLog(), limit=0)
+
+
+def test_the_ring_is_bounded() -> None:
+    log = RecordLog()
+    for number in range(1, 12):
+        append(log, batch(number, *[record()] * (LOG_LIMIT // 10)))
+
+    assert len(read(log, limit=10 * LOG_LIMIT).events) == LOG_LIMIT

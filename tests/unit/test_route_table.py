@@ -1,0 +1,331 @@
+"""The route table under a clock that the test holds. Router r1 and r2 poll by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from serving.messages import Arm, Replica, RouteTable
+from serving.route_table import BadSplit, Poll, Split, StaleToken, TableCore
+
+CANARY_URL = "http://canary"
+
+
+class Service:
+    """A table with stable v-1 in service, canary v-2 ready, and a hand on the clock."""
+
+    def __init__(self, *, silence_s: float | None = 60.0) -> None:
+        self.now_s = 1000.0
+        self.core = TableCore("chat", epoch=1, now_s=self.now_s, silence_s=silence_s)
+        self.core.open("secret")
+        self.core.set_replicas(Arm("v-1", (Replica("http://stable"),)))
+        self.core.set_replicas(Arm("v-2", (Replica(CANARY_URL),)))
+
+    def split(self, weight_bp: int, canary: str | None = "v-2", *, token: int = 1, **other: str):  # type: ignore[no-untyped-def]
+        split = Split(
+            other.get("rollout", "r-1"), "salt", other.get("stable", "v-1"), canary, weight_bp, stage=1
+        )
+        return self.core.set_split(split, token=token, now_s=self.now_s)
+
+    def poll(self, router: str, applied: tuple[int, int] | None = None) -> None:
+        self.core.poll(Poll(router, applied or self.core.mark), now_s=self.now_s)
+
+    def sight(self):  # type: ignore[no-untyped-def]
+        return self.core.sight(now_s=self.now_s)
+
+    def fence(self) -> None:
+        for order in self.core.fence_orders():
+            self.core.fenced(order, now_s=self.now_s)
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+def test_a_split_is_applied_when_every_live_router_acknowledged(service: Service) -> None:
+    before = service.core.mark
+    service.poll("r1")
+    service.poll("r2")
+    service.split(500)
+    service.poll("r1")
+    pending = service.sight()
+    service.poll("r2")
+
+    assert before < service.core.mark
+    assert (pending.applied, pending.how) == (False, "pending")
+    assert (service.sight().applied, service.sight().how) == (True, "acknowledged")
+
+
+def test_a_silent_router_is_waited_for_until_its_lease_and_the_margin_have_passed(service: Service) -> None:
+    service.poll("r1")
+    service.split(500)
+    service.now_s += 1.19
+    almost = service.sight()
+    service.now_s += 0.02
+
+    assert not almost.applied
+    assert (service.sight().applied, service.sight().how) == (True, "lease")
+
+
+def test_a_poll_with_an_old_table_renews_the_lease_so_the_split_goes_on_waiting(service: Service) -> None:
+    service.poll("r1")
+    old = service.core.mark
+    service.split(500)
+    for _ in range(5):
+        service.now_s += 0.5
+        service.poll("r1", old)
+
+    assert not service.sight().applied
+
+
+def test_a_withdrawn_canary_is_applied_as_soon_as_every_replica_is_fenced(service: Service) -> None:
+    service.poll("r1")
+    service.split(500)
+    service.poll("r1")
+    withdrawn = service.split(0, None)
+    orders = service.core.fence_orders()
+    service.fence()
+
+    assert not withdrawn.applied
+    assert [(one.url, one.epoch, one.revision) for one in orders] == [
+        (CANARY_URL, withdrawn.epoch, withdrawn.revision)
+    ]
+    assert (service.sight().applied, service.sight().how) == (True, "fenced")
+
+
+def test_acknowledgements_alone_wait_for_the_fence_a_quarter_second(service: Service) -> None:
+    service.poll("r1")
+    service.split(500)
+    service.split(0, None)
+    service.poll("r1")
+    early = service.sight()
+    service.now_s += 0.26
+    service.poll("r1")
+
+    assert not early.applied
+    assert (service.sight().applied, service.sight().how) == (True, "acknowledged")
+
+
+def test_every_replica_that_was_ever_published_for_the_canary_is_fenced(service: Service) -> None:
+    service.split(500)
+    service.core.set_replicas(Arm("v-2", (Replica("http://later"),)))
+    service.split(0, None)
+
+    assert {order.url for order in service.core.fence_orders()} == {CANARY_URL, "http://later"}
+
+
+def test_an_external_canary_has_no_fence(service: Service) -> None:
+    service.core.set_replicas(Arm("v-2", (Replica("https://api.example/v1/"),), external=True))
+    service.poll("r1")
+    service.split(500)
+    table = service.core.table()
+    service.split(0, None)
+    service.poll("r1")
+
+    assert table.canary is not None
+    assert table.canary.replicas == (Replica("https://api.example"),)
+    assert service.core.fence_orders() == ()
+    assert service.sight().how == "acknowledged"
+
+
+def test_a_promoted_canary_is_not_fenced(service: Service) -> None:
+    service.split(10_000)
+    service.split(0, None, stable="v-2")
+
+    assert service.core.fence_orders() == ()
+
+
+def test_a_fence_says_nothing_about_a_new_stable_that_routers_do_not_know_yet(service: Service) -> None:
+    service.poll("r1")
+    service.split(500)
+    service.poll("r1")
+    service.core.set_replicas(Arm("v-0", (Replica("http://older"),)))
+    service.split(0, None, stable="v-0")
+    service.fence()
+
+    assert not service.sight().applied
+
+
+def test_the_same_split_makes_no_new_revision(service: Service) -> None:
+    first, second = service.split(500), service.split(500)
+
+    assert (first.revision, first.epoch) == (second.revision, second.epoch)
+
+
+def test_weight_zero_publishes_a_table_without_a_canary(service: Service) -> None:
+    service.split(500)
+    service.split(0, "v-2")
+
+    assert service.core.table().canary is None
+
+
+def test_changed_replicas_reach_routers_without_a_new_revision(service: Service) -> None:
+    service.split(500)
+    before = service.core.table()
+    service.core.set_replicas(Arm("v-2", (Replica(CANARY_URL), Replica("http://second"))))
+    after = service.core.table()
+
+    assert after.revision == before.revision
+    assert after.change == before.change + 1
+
+
+def test_replicas_count_as_applied_when_live_routers_have_them(service: Service) -> None:
+    service.split(500)
+    service.poll("r1")
+    old = service.core.mark
+    service.core.set_replicas(Arm("v-2", ()))
+    service.poll("r1", old)
+    before = service.core.is_replicas_applied("v-2", now_s=service.now_s)
+    service.poll("r1")
+
+    assert not before
+    assert service.core.is_replicas_applied("v-2", now_s=service.now_s)
+
+
+def test_an_older_token_is_refused_and_changes_nothing(service: Service) -> None:
+    service.split(500, token=7)
+    before = service.core.table()
+
+    with pytest.raises(StaleToken, match=r"token 6 is older than 7"):
+        service.split(900, token=6)
+    with pytest.raises(StaleToken):
+        service.core.heartbeat(6, now_s=service.now_s)
+    assert service.core.table() == before
+
+
+@pytest.mark.parametrize(
+    ("weight_bp", "canary", "message"),
+    [
+        (12_000, "v-2", "weight 12000 bp is outside 0-10000; use basis points"),
+        (-1, "v-2", "weight -1 bp is outside"),
+        (500, "v-1", "cannot be stable and canary at once"),
+        (500, None, "without a canary"),
+    ],
+)
+def test_a_wrong_split_is_refused_in_words(
+    service: Service, weight_bp: int, canary: str | None, message: str
+) -> None:
+    before = service.core.table()
+
+    with pytest.raises(BadSplit, match=message):
+        service.split(weight_bp, canary)
+    assert service.core.table() == before
+
+
+def test_a_tombstone_withdraws_at_once_and_refuses_every_later_weight(service: Service) -> None:
+    service.split(500)
+    sight = service.core.tombstone("r-1", now_s=service.now_s)
+    again = service.split(900, token=9)
+
+    assert (sight.canary, sight.tombstoned) == (None, ("r-1",))
+    assert (again.canary, again.weight_bp) == (None, 0)
+
+
+def test_a_tombstoned_rollout_cannot_promote_but_can_go_back_to_the_stable_it_found(service: Service) -> None:
+    service.split(500)
+    service.split(0, None, stable="v-2")
+    service.core.tombstone("r-1", now_s=service.now_s)
+    back = service.split(0, None, stable="v-1").stable
+    forth = service.split(0, None, stable="v-2").stable
+
+    assert (back, forth) == ("v-1", "v-1")
+
+
+def test_another_rollout_is_free_of_the_tombstone(service: Service) -> None:
+    service.core.tombstone("r-1", now_s=service.now_s)
+
+    assert service.split(500, rollout="r-2").canary == "v-2"
+
+
+def test_a_minute_without_the_controller_withdraws_the_canary_and_keeps_stable(service: Service) -> None:
+    service.split(500)
+    service.now_s += 59
+    service.core.heartbeat(1, now_s=service.now_s)
+    service.now_s += 59
+    kept = service.sight()
+    service.now_s += 2
+    gone = service.sight()
+
+    assert (kept.canary, kept.silenced) == ("v-2", False)
+    assert (gone.canary, gone.weight_bp, gone.silenced) == (None, 0, True)
+    assert service.core.table().stable is not None
+
+
+def test_the_controller_that_comes_back_sets_the_split_again(service: Service) -> None:
+    service.split(500)
+    service.now_s += 61
+    silenced = service.sight()
+    back = service.split(500)
+
+    assert back.revision > silenced.revision
+    assert (back.canary, back.silenced) == ("v-2", False)
+
+
+def test_a_service_that_holds_keeps_the_share_for_ever() -> None:
+    service = Service(silence_s=None)
+    service.split(500)
+    service.now_s += 86_400
+
+    assert service.sight().canary == "v-2"
+
+
+def restarted(service: Service) -> TableCore:
+    stored = json.loads(json.dumps(service.core.to_store()))
+    return TableCore("chat", epoch=1, now_s=service.now_s, stored=stored)
+
+
+def test_a_restarted_table_has_stable_only_and_a_higher_epoch(service: Service) -> None:
+    service.split(500)
+    core = restarted(service)
+    table = core.table()
+
+    assert table.epoch > service.core.table().epoch
+    assert (table.stable, table.canary) == (service.core.table().stable, None)
+    assert table.secret == "secret"
+
+
+def test_a_restarted_table_waits_a_whole_lease_for_routers_it_does_not_know(service: Service) -> None:
+    core = restarted(service)
+    early = core.sight(now_s=service.now_s + 1.1)
+    late = core.sight(now_s=service.now_s + 1.3)
+
+    assert (early.applied, late.applied, late.how) == (False, True, "lease")
+
+
+def test_a_restarted_table_remembers_tombstones_and_tokens(service: Service) -> None:
+    service.split(500, token=5)
+    service.core.tombstone("r-1", now_s=service.now_s)
+    core = restarted(service)
+
+    with pytest.raises(StaleToken):
+        core.heartbeat(4, now_s=service.now_s)
+    assert core.sight(now_s=service.now_s).tombstoned == ("r-1",)
+
+
+def test_a_router_that_polls_with_the_old_epoch_has_news(service: Service) -> None:
+    old = service.core.mark
+    core = restarted(service)
+
+    assert core.poll(Poll("r1", old), now_s=service.now_s)
+
+
+def test_tables_and_sights_survive_json(service: Service) -> None:
+    service.split(500)
+    table, sight = service.core.table(), service.sight()
+
+    assert RouteTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+    assert type(sight).from_json(json.loads(json.dumps(sight.to_json()))) == sight
+    assert "secret" not in repr(table)
+
+
+def test_routers_that_are_long_gone_are_forgotten(service: Service) -> None:
+    service.poll("r1")
+    service.split(500)
+    service.now_s += 3600
+    service.sight()
+    service.now_s += 1
+    service.sight()
+
+    assert service.core.routers(now_s=service.now_s) == {}
