@@ -1,0 +1,100 @@
+"""How much memory processes hold and devices have free, in bytes; GPUs where there are any, else the host.
+
+What cannot be read is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """One place where engines live. `name`: `gpu0`, `gpu1`, ... or `host`."""
+
+    kind: Literal["gpu", "host"]
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+def devices() -> tuple[DeviceMemory, ...]:
+    """The GPUs of this host in their order, or the host itself where none answers."""
+    nvml = _nvml()
+    if nvml is not None:
+        found = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            memory = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(index))
+            found.append(DeviceMemory("gpu", f"gpu{index}", int(memory.total), int(memory.free)))
+        if found:
+            return tuple(found)
+    memory = psutil.virtual_memory()
+    return (DeviceMemory("host", "host", int(memory.total), int(memory.available)),)
+
+
+def tree_of(pid: int) -> tuple[int, ...]:
+    """`pid` and every process under it; () when it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return (pid, *(child.pid for child in process.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return ()
+
+
+def held_bytes(pids: Sequence[int]) -> int | None:
+    """GPU memory of these processes where they hold any, else their resident memory; shared pages count once.
+
+    None when nothing could be read.
+    """
+    on_gpu = _gpu_held_bytes(pids)
+    return on_gpu if on_gpu else _resident_bytes(pids)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _resident_bytes(pids: Iterable[int]) -> int | None:
+    total = 0
+    read = False
+    for pid in pids:
+        try:
+            # Proportional: engines of one host share hundreds of MB of library code.
+            total += int(psutil.Process(pid).memory_full_info().pss)
+            read = True
+        except psutil.Error:
+            continue  # ended meanwhile
+    return total if read else None
+
+
+def _gpu_held_bytes(pids: Iterable[int]) -> int | None:
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    wanted = set(pids)
+    total = 0
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid in wanted and process.usedGpuMemory is not None:
+                total += int(process.usedGpuMemory)
+    return total
+
+
+def _nvml() -> Any | None:
+    """NVIDIA's management library, None where there is no driver. It comes with the GPU build of vLLM."""
+    try:
+        import pynvml  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml

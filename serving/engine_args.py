@@ -1,0 +1,175 @@
+"""From a launch to vLLM's command line, and what can be said about a checkpoint before an engine is started.
+
+Defaults are put in only where the launch says nothing. Invariant: imports neither Ray, torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.fleet import EngineArg, Launch
+
+MIB = 1 << 20
+# Ours alone: routers find the engine by them, and the front guards it.
+OWNED = frozenset({"model", "model_tag", "served_model_name", "host", "port", "uds", "root_path", "api_key"})
+OWNED |= {"api_server_count", "tensor_parallel_size", "ssl_keyfile", "ssl_certfile", "enable_log_requests"}
+GPU_SHARE_USED = 0.9  # vLLM's default for a whole GPU, kept for a share of one
+CPU_KV_LEAST_BYTES = 64 * MIB
+CPU_KV_MOST_BYTES = 4096 * MIB  # vLLM's own default on a CPU
+SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
+
+
+class CheckpointError(ValueError):
+    """The checkpoint cannot be served; one line: what, where, remedy."""
+
+
+class EngineArgsError(ValueError):
+    """An engine argument cannot be used; one line: which, why, remedy."""
+
+
+def command_line(launch: Launch, *, on_cpu: bool) -> list[str]:
+    """The arguments of `vllm serve` for this launch. Raises EngineArgsError, CheckpointError."""
+    if launch.model_dir is None:
+        raise EngineArgsError(f"version {launch.version} is an endpoint at {launch.url}; nothing to start")
+    given = {name.replace("-", "_"): value for name, value in launch.engine_args.items()}
+    owned = sorted(OWNED & given.keys())
+    if owned:
+        raise EngineArgsError(f"engine argument {owned[0]!r} is set by canaryctl itself; remove it")
+    wanted: dict[str, EngineArg] = {"model": launch.model_dir, "served_model_name": launch.service}
+    wanted |= _cpu_defaults(launch) if on_cpu else _gpu_defaults(launch)
+    if launch.tensor_parallel > 1:
+        wanted["tensor_parallel_size"] = launch.tensor_parallel
+    wanted |= {"host": "127.0.0.1", "disable_uvicorn_access_log": True, **given}
+    return [word for name, value in wanted.items() for word in _words(name, value)]
+
+
+def environment(launch: Launch, *, on_cpu: bool, cores: int) -> dict[str, str]:
+    """Environment of the engine's process, set before it starts."""
+    common = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Serve would keep the replica half a minute for requests by its ingress; ours come by another door.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    }
+    if not on_cpu:
+        return common
+    # Stable and canary share the cores. More threads than cores stall each other in every layer.
+    threads = max(1, cores // (2 * launch.tensor_parallel))
+    return common | {
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+
+
+def check_checkpoint(model_dir: str) -> None:
+    """Raises CheckpointError unless this is a whole checkpoint of Hugging Face's layout; reads headers only."""
+    folder = Path(model_dir)
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint at {folder}: not a directory; give the folder of config.json")
+    config = _config(folder)
+    if not config.get("architectures"):
+        raise CheckpointError(f"{folder / 'config.json'} names no architecture; export the checkpoint again")
+    files = _weight_files(folder)
+    if not files:
+        raise CheckpointError(f"{folder} has no *.safetensors weights; copy or convert them")
+    for file in files:
+        _check_safetensors(file)
+
+
+def kv_bytes_per_token(config: Mapping[str, Any], *, value_bytes: int) -> int:
+    """Bytes of KV cache for one token. config: of config.json. Raises KeyError where it says too little.
+
+    Check: 4 layers, 2 key-value heads of 32, float32: 2 * 4 * 2 * 32 * 4 = 2048.
+    """
+    config = config.get("text_config", config)
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(2 * config["num_hidden_layers"] * heads * head * value_bytes)
+
+
+def _cpu_defaults(launch: Launch) -> dict[str, EngineArg]:
+    assert launch.model_dir is not None
+    config = _config(Path(launch.model_dir))
+    try:
+        tokens = int(launch.engine_args.get("max_model_len", config.get("max_position_embeddings", 4096)))
+        # Two whole contexts, so that one long request does not stop all others.
+        kv_bytes = 2 * tokens * kv_bytes_per_token(config, value_bytes=4)
+    except (KeyError, ValueError):
+        kv_bytes = CPU_KV_MOST_BYTES
+    return {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "distributed_executor_backend": "uni" if launch.tensor_parallel == 1 else "mp",
+        "kv_cache_memory_bytes": min(max(kv_bytes, CPU_KV_LEAST_BYTES), CPU_KV_MOST_BYTES),
+    }
+
+
+def _gpu_defaults(launch: Launch) -> dict[str, EngineArg]:
+    defaults: dict[str, EngineArg] = {}
+    if launch.gpus_per_worker < 1:
+        defaults["gpu_memory_utilization"] = round(GPU_SHARE_USED * launch.gpus_per_worker, 4)
+    if launch.tensor_parallel > 1:
+        # Ray places the workers in the replica's own placement group, on one node or several.
+        defaults["distributed_executor_backend"] = "ray"
+    return defaults
+
+
+def _words(name: str, value: EngineArg) -> list[str]:
+    flag = name.replace("_", "-")
+    if value is True:
+        return [f"--{flag}"]
+    if value is False:
+        return [f"--no-{flag}"]
+    return [f"--{flag}", str(value)]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as exc:
+        raise CheckpointError(f"{folder} has no config.json; give the folder of a checkpoint") from exc
+    except (ValueError, OSError) as exc:
+        raise CheckpointError(f"{path} cannot be read ({exc}); copy the checkpoint again") from exc
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a JSON object; copy the checkpoint again")
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as exc:
+        raise CheckpointError(f"{index} cannot be read ({exc}); copy the checkpoint again") from exc
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(names)} weight files, {missing[0]} first; copy them"
+        )
+    return [folder / name for name in names]
+
+
+def _check_safetensors(file: Path) -> None:
+    size = os.path.getsize(file)
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(size, SAFETENSORS_HEADER_LIMIT):
+                raise ValueError(f"its header would be {length} bytes long")
+            header = json.loads(stream.read(length))
+            ends = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{file} is no safetensors file ({exc}); copy it again") from exc
+    needed = 8 + length + max(ends, default=0)
+    if size != needed:
+        raise CheckpointError(f"{file} has {size} bytes, its header says {needed}: cut short; copy it again")

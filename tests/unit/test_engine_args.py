@@ -1,0 +1,189 @@
+"""From a launch to vLLM's command line; broken checkpoints are found before an engine starts."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.engine_args import (
+    CheckpointError,
+    EngineArgsError,
+    check_checkpoint,
+    command_line,
+    environment,
+    kv_bytes_per_token,
+)
+from serving.fleet import Launch, one_line
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 128,
+    "max_position_embeddings": 2048,
+}
+
+
+def write_weights(file: Path, *, payload: int = 16, lost: int = 0) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, payload]}}).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(payload - lost))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_weights(tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def launch(model: Path, **changes: Any) -> Launch:
+    return Launch(**{"service": "chat", "version": "v-1", "secret": "s", "model_dir": str(model), **changes})
+
+
+def value_of(words: list[str], flag: str) -> str | None:
+    return words[words.index(flag) + 1] if flag in words else None
+
+
+def test_the_model_is_served_under_the_name_of_the_service(model: Path) -> None:
+    words = command_line(launch(model), on_cpu=True)
+
+    assert value_of(words, "--served-model-name") == "chat"
+    assert value_of(words, "--model") == str(model)
+
+
+def test_on_a_cpu_an_engine_is_small(model: Path) -> None:
+    words = command_line(launch(model), on_cpu=True)
+
+    assert (value_of(words, "--dtype"), "--enforce-eager" in words) == ("float32", True)
+    assert value_of(words, "--kv-cache-memory-bytes") == str(64 << 20)
+
+
+def test_what_the_launch_says_wins_over_the_defaults(model: Path) -> None:
+    args = {"dtype": "bfloat16", "enforce-eager": False, "max_model_len": 512}
+    words = command_line(launch(model, engine_args=args), on_cpu=True)
+
+    assert value_of(words, "--dtype") == "bfloat16"
+    assert "--no-enforce-eager" in words
+    assert "--enforce-eager" not in words
+    assert value_of(words, "--max-model-len") == "512"
+
+
+def test_a_long_context_gets_the_kv_cache_for_two_of_it(model: Path) -> None:
+    words = command_line(launch(model, engine_args={"max_model_len": 100_000}), on_cpu=True)
+
+    assert value_of(words, "--kv-cache-memory-bytes") == str(2 * 100_000 * 2048)
+
+
+def test_a_token_of_four_layers_and_two_heads_of_32_takes_2048_bytes() -> None:
+    assert kv_bytes_per_token(CONFIG, value_bytes=4) == 2048
+
+
+def test_a_share_of_a_gpu_limits_the_memory_that_vllm_takes(model: Path) -> None:
+    half = command_line(launch(model, gpus_per_replica=0.5), on_cpu=False)
+    whole = command_line(launch(model, gpus_per_replica=1), on_cpu=False)
+
+    assert value_of(half, "--gpu-memory-utilization") == "0.45"
+    assert value_of(whole, "--gpu-memory-utilization") is None
+
+
+def test_tensor_parallel_workers_are_placed_by_ray_on_gpus(model: Path) -> None:
+    words = command_line(launch(model, gpus_per_replica=4, tensor_parallel=4), on_cpu=False)
+
+    assert value_of(words, "--tensor-parallel-size") == "4"
+    assert value_of(words, "--distributed-executor-backend") == "ray"
+
+
+@pytest.mark.parametrize("name", ["port", "served-model-name", "api_key", "tensor_parallel_size"])
+def test_arguments_that_are_ours_are_refused(model: Path, name: str) -> None:
+    with pytest.raises(EngineArgsError, match=f"{name.replace('-', '_')}' is set by canaryctl"):
+        command_line(launch(model, engine_args={name: "x"}), on_cpu=True)
+
+
+def test_two_engines_share_the_cores() -> None:
+    plain = Launch(service="chat", version="v-1", secret="s", model_dir="/m")
+
+    assert environment(plain, on_cpu=True, cores=8)["OMP_NUM_THREADS"] == "4"
+    assert environment(plain, on_cpu=True, cores=1)["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in environment(plain, on_cpu=False, cores=8)
+
+
+def test_a_whole_checkpoint_passes(model: Path) -> None:
+    check_checkpoint(str(model))
+
+
+def test_a_missing_directory_is_named() -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at /nowhere/at/all"):
+        check_checkpoint("/nowhere/at/all")
+
+
+def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        check_checkpoint(str(tmp_path))
+
+
+def test_a_broken_config_is_named(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        check_checkpoint(str(model))
+
+
+def test_weights_that_are_cut_short_are_found_by_their_header(model: Path) -> None:
+    write_weights(model / "model.safetensors", lost=3)
+
+    with pytest.raises(CheckpointError, match="cut short"):
+        check_checkpoint(str(model))
+
+
+def test_weights_that_are_no_weights_are_found(model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"<html>404</html>")
+
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        check_checkpoint(str(model))
+
+
+def test_no_weights_at_all_are_found(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+    with pytest.raises(CheckpointError, match=r"no \*\.safetensors weights"):
+        check_checkpoint(str(model))
+
+
+def test_a_shard_that_the_index_names_and_nobody_copied_is_named(model: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(CheckpointError, match=r"lacks 1 of 2 weight files, model-00002\.safetensors"):
+        check_checkpoint(str(model))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"url": "http://127.0.0.1:1"},
+        {"model_dir": None},
+        {"replicas": 0},
+        {"tensor_parallel": 0},
+        {"gpus_per_replica": 2},
+        {"gpus_per_replica": -1},
+    ],
+)
+def test_a_launch_that_makes_no_sense_is_refused(model: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="version v-1"):
+        launch(model, **changes)
+
+
+def test_a_launch_survives_json_and_shows_no_secret(model: Path) -> None:
+    one = launch(model, engine_args={"dtype": "float32", "enforce_eager": True}, secret="hidden")
+
+    assert Launch.from_json(one.to_json()) == one
+    assert "hidden" not in repr(one)
+
+
+def test_an_error_of_many_lines_becomes_its_last_one() -> None:
+    assert one_line(ValueError("Traceback:\n  x\n\nthe reason\n")) == "the reason"

@@ -1,0 +1,234 @@
+"""The engine's door: who may pass, in what order, and what is broken off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from serving.engine_front import EngineFront
+
+SECRET = "s3"
+
+
+class Seen:
+    """A caller that keeps what it was sent."""
+
+    def __init__(self, body: bytes = b"") -> None:
+        self._body = body
+        self.sent: list[Any] = []
+
+    async def receive(self) -> Any:
+        return {"type": "http.request", "body": self._body, "more_body": False}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def refused(self) -> str | None:
+        value = dict(self.sent[0]["headers"]).get(b"x-canaryctl-refused")
+        return value.decode() if value else None
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.sent[1]["body"])
+
+
+class Engine:
+    """Stands for vLLM's application: counts, begins an answer, waits to be let go."""
+
+    def __init__(self, *, begin: bool = True) -> None:
+        self.calls = 0
+        self.go = asyncio.Event()
+        self._begin = begin
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.calls += 1
+        if self._begin:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await self.go.wait()
+        if not self._begin:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+
+def front(engine: Engine | None = None) -> EngineFront:
+    made = EngineFront(secret=SECRET, describe=lambda: {"version": "v-1"})
+    made.app = engine
+    return made
+
+
+async def call(
+    to: EngineFront, path: str = "/v1/completions", *, method: str = "POST", body: bytes = b"", **headers: str
+) -> Seen:
+    headers = {"secret": SECRET, **headers}
+    raw = [(f"x-canaryctl-{name}".encode(), value.encode()) for name, value in headers.items()]
+    seen = Seen(body)
+    scope = {"type": "http", "method": method, "path": path, "headers": raw}
+    await to(scope, seen.receive, seen.send)
+    return seen
+
+
+def free_engine(*, begin: bool = True) -> Engine:
+    engine = Engine(begin=begin)
+    engine.go.set()
+    return engine
+
+
+async def fence(to: EngineFront, epoch: int, revision: int) -> Seen:
+    body = json.dumps({"epoch": epoch, "revision": revision}).encode()
+    return await call(to, "/_canaryctl/fence", body=body)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/_canaryctl/state", "/metrics"])
+async def test_without_the_secret_nothing_passes(path: str) -> None:
+    engine = free_engine()
+
+    seen = await call(front(engine), path, secret="other")
+
+    assert (seen.status, seen.refused, engine.calls) == (403, "secret", 0)
+
+
+def test_an_empty_secret_is_refused() -> None:
+    with pytest.raises(ValueError, match="secret is empty"):
+        EngineFront(secret="", describe=dict)
+
+
+async def test_with_the_secret_a_request_reaches_the_engine() -> None:
+    engine = free_engine()
+
+    seen = await call(front(engine), revision="1.1")
+
+    assert (seen.status, engine.calls) == (200, 1)
+
+
+@pytest.mark.parametrize(("mark", "status"), [("3.4", 409), ("2.9", 409), ("3.5", 200), ("4.0", 200)])
+async def test_a_revision_below_the_fence_never_reaches_the_engine(mark: str, status: int) -> None:
+    engine = free_engine()
+    door = front(engine)
+    await fence(door, 3, 5)
+
+    seen = await call(door, revision=mark)
+
+    assert (seen.status, engine.calls) == (status, int(status == 200))
+    assert (seen.refused == "fence") == (status == 409)
+
+
+async def test_the_fence_only_rises() -> None:
+    door = front(free_engine())
+    await fence(door, 3, 5)
+    await fence(door, 3, 4)
+    seen = await fence(door, 2, 99)
+
+    assert seen.json["fence"] == "3.5"
+
+
+async def test_revisions_compare_as_numbers_and_not_as_text() -> None:
+    door = front(free_engine())
+    await fence(door, 1, 9)
+
+    assert (await call(door, revision="1.10")).status == 200
+
+
+async def test_a_revision_that_is_none_is_a_bad_request() -> None:
+    assert (await call(front(free_engine()), revision="7")).status == 400
+
+
+async def test_a_fence_that_is_none_is_a_bad_request_and_changes_nothing() -> None:
+    door = front(free_engine())
+
+    seen = await call(door, "/_canaryctl/fence", body=b'{"epoch": "1"}')
+
+    assert (seen.status, door.fence) == (400, None)
+
+
+async def test_while_the_engine_loads_requests_are_503_and_the_state_says_not_ready() -> None:
+    door = front(None)
+
+    assert (await call(door)).status == 503
+    assert (await call(door, "/_canaryctl/state", method="GET")).json == {
+        "in_flight": 0,
+        "ready": False,
+        "fence": None,
+        "version": "v-1",
+    }
+
+
+async def test_requests_under_way_are_counted_and_reading_metrics_is_not() -> None:
+    engine = Engine()
+    door = front(engine)
+    tasks = [asyncio.create_task(call(door)) for _ in range(3)]
+    tasks.append(asyncio.create_task(call(door, "/metrics", method="GET")))
+    await asyncio.sleep(0)
+
+    assert (door.in_flight, engine.calls) == (3, 4)
+
+    engine.go.set()
+    await asyncio.gather(*tasks)
+    assert door.in_flight == 0
+
+
+async def test_cancel_ends_an_answer_that_has_begun_without_its_proper_end() -> None:
+    engine = Engine()
+    door = front(engine)
+    seen = Seen()
+    raw = [(b"x-canaryctl-secret", SECRET.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": raw}
+    task = asyncio.create_task(door(scope, seen.receive, seen.send))
+    await asyncio.sleep(0)
+
+    assert (await call(door, "/_canaryctl/cancel")).json == {"cancelled": 1}
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert [message["type"] for message in seen.sent] == ["http.response.start"]
+    assert door.in_flight == 0
+
+
+async def test_cancel_answers_503_where_no_answer_has_begun() -> None:
+    door = front(Engine(begin=False))
+    task = asyncio.create_task(call(door))
+    await asyncio.sleep(0)
+
+    door.cancel()
+
+    assert ((await task).status, (await task).refused) == (503, "cancelled")
+
+
+async def test_closing_lets_requests_finish_and_takes_no_new_ones() -> None:
+    engine = Engine()
+    door = front(engine)
+    working = asyncio.create_task(call(door))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(door.close(grace_s=60))
+    await asyncio.sleep(0)
+
+    assert (await call(door)).status == 503
+    engine.go.set()
+    await closing
+
+    assert [m.get("body") for m in (await working).sent] == [None, b"done"]
+
+
+async def test_closing_breaks_off_what_outlasts_the_grace() -> None:
+    door = front(Engine())
+    working = asyncio.create_task(call(door))
+    await asyncio.sleep(0)
+
+    await door.close(grace_s=0.01)
+
+    with pytest.raises(asyncio.CancelledError):
+        await working
+
+
+async def test_an_unknown_control_path_is_404_and_stays_out_of_the_engine() -> None:
+    engine = free_engine()
+
+    assert (await call(front(engine), "/_canaryctl/nothing")).status == 404
+    assert engine.calls == 0
