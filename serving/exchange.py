@@ -207,14 +207,15 @@ class Exchange:
                 self._tried.clear()
             self._canary_cause = why if self._arm == CANARY else self._canary_cause
         elif self._arm == CANARY:
-            self._to_stable("fenced" if why == "withheld" else why)
+            self._to_stable((self._canary_cause or "fenced") if why == "withheld" else why)
 
     def answered(self, status: int, headers: RawHeaders) -> Head | None:
         """An engine sent its head. None: do not use it, close it and ask `next_try`."""
         self._must(self._replica is not None, "answered")
-        if self._arm == CANARY and status == 409 and value_of(headers, OWN_PREFIX + b"refused") == "fence":
-            self._release()
-            self._to_stable("fenced")
+        refused = value_of(headers, OWN_PREFIX + b"refused")
+        if refused is not None:
+            # The engine's own front spoke, not the engine: a fence, closing, still loading, a wrong secret.
+            self.failed("withheld" if refused == "fence" else "refused")
             return None
         if self._arm == CANARY and (status >= 500 or status == 429):
             self._release()

@@ -22,6 +22,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from serving.exchange import Limits
+from serving.loopback_ray import keep_on_loopback
 from serving.messages import RouteTable
 from serving.router import RouterCore
 from serving.router_asgi import RouterFront, boot_s
@@ -132,6 +133,7 @@ class RouterReplica:
     """One replica: Serve calls its ASGI application in its own event loop."""
 
     def __init__(self, service: str, namespace: str) -> None:
+        keep_on_loopback()
         self._front = make_front(service, namespace=namespace)
 
     def __serve_build_asgi_app__(self) -> RouterFront:

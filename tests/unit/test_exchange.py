@@ -1,0 +1,519 @@
+"""The router's core, driven by hand: no socket, no clock."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from serving.exchange import Exchange, Head, Refusal, Request, Try
+from serving.messages import CANARY, Arm, Replica, RequestRecord, RouteTable
+from serving.router import RouterCore
+
+CHAT = "/v1/chat/completions"
+SSE = [(b"content-type", b"text/event-stream")]
+JSON = [(b"content-type", b"application/json"), (b"content-length", b"20")]
+FENCE = [(b"x-canaryctl-refused", b"fence")]
+GOOD = b'data: {"id":"a1","choices":[{"delta":{"content":"hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+ANSWER = b'{"id":"a2","choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'
+
+
+def table(
+    *,
+    weight_bp: int = 10_000,
+    stable: tuple[str, ...] = ("http://stable",),
+    canary: tuple[str, ...] | None = ("http://canary",),
+    external: bool = False,
+    change: int = 1,
+) -> RouteTable:
+    arm = None if canary is None else Arm("v-2", tuple(map(Replica, canary)), external)
+    return RouteTable(
+        service="chat",
+        epoch=3,
+        revision=change,
+        change=change,
+        rollout="r-1",
+        salt="salt",
+        weight_bp=weight_bp if canary is not None else 0,
+        stable=Arm("v-1", tuple(map(Replica, stable))),
+        canary=arm,
+        stage=2,
+        secret="s3cret",
+    )
+
+
+def core(one: RouteTable | None = None, *, sent_s: float = 10.0) -> RouterCore:
+    router = RouterCore("chat", router="r")
+    router.heard(one or table(), sent_s=sent_s)
+    return router
+
+
+def request(
+    body: object = None, *, path: str = CHAT, method: str = "POST", headers: tuple[tuple[str, str], ...] = ()
+) -> Request:
+    raw = tuple((name.encode(), value.encode()) for name, value in headers)
+    return Request(method, path, b"", raw, json.dumps({} if body is None else body).encode())
+
+
+def begin(router: RouterCore, one: Request | None = None, *, now_s: float = 10.1) -> Exchange:
+    exchange = router.begin(one or request(), request_id="req-1", now_s=now_s, wall_s=500.0)
+    assert isinstance(exchange, Exchange)
+    return exchange
+
+
+def attempt(exchange: Exchange) -> Try:
+    one = exchange.next_try()
+    assert isinstance(one, Try)
+    return one
+
+
+def answer(exchange: Exchange, *, body: bytes = GOOD, headers: object = SSE, status: int = 200) -> None:
+    """Tries once more and has it answered, in half a second."""
+    attempt(exchange)
+    assert isinstance(exchange.answered(status, headers), Head)  # type: ignore[arg-type]
+    assert exchange.received(body, now_s=10.4)
+    exchange.ended(now_s=10.6)
+
+
+def record(router: RouterCore, *, sent_s: float = 20.0) -> RequestRecord:
+    """The one record, confirmed by a poll that was sent later."""
+    router.heard(None, sent_s=sent_s)
+    (one,) = router.outbox.take(now_s=600.0).records
+    return one
+
+
+# ---- the draw
+
+
+def test_a_canary_request_carries_the_revision_and_the_secret() -> None:
+    headers = dict(attempt(begin(core())).headers)
+
+    assert headers[b"x-canaryctl-revision"] == b"3.1"
+    assert headers[b"x-canaryctl-secret"] == b"s3cret"
+
+
+def test_a_stable_request_carries_no_revision_because_stable_is_never_fenced() -> None:
+    one = attempt(begin(core(table(canary=None))))
+
+    assert one.url == "http://stable" + CHAT
+    assert b"x-canaryctl-revision" not in dict(one.headers)
+
+
+def test_an_external_endpoint_never_sees_our_secret_or_revision() -> None:
+    names = {name for name, _ in attempt(begin(core(table(external=True)))).headers}
+
+    assert not [name for name in names if name.startswith(b"x-canaryctl-")]
+
+
+def test_the_clients_credentials_and_forged_headers_never_reach_an_engine() -> None:
+    forged = (
+        ("authorization", "Bearer x"),
+        ("X-Api-Key", "k"),
+        ("x-canaryctl-revision", "9.9"),
+        ("connection", "close, x-private"),
+        ("x-private", "1"),
+        ("x-kept", "1"),
+    )
+    names = [name for name, _ in attempt(begin(core(table(canary=None)), request(headers=forged))).headers]
+
+    assert names == [b"x-kept", b"accept-encoding", b"x-canaryctl-secret"]
+
+
+def test_without_a_lease_no_canary_request_starts_and_nothing_is_drawn() -> None:
+    router = core(sent_s=10.0)
+    exchange = begin(router, now_s=11.01)
+    answer(exchange)
+    one = record(router)
+
+    assert (one.arm, one.assigned_by, one.w) == (0, "fenced", 0.0)
+
+
+def test_a_lease_that_lapses_between_choice_and_sending_withholds_the_request() -> None:
+    router = core(sent_s=10.0)
+    exchange = begin(router, now_s=10.9)
+    attempt(exchange)
+    may = (exchange.may_start(10.9), exchange.may_start(11.1))
+    exchange.failed("withheld")
+
+    assert may == (True, False)
+    assert attempt(exchange).url == "http://stable" + CHAT
+
+
+def test_a_canary_withdrawn_between_choice_and_sending_withholds_the_request() -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    router.heard(table(canary=None, change=2), sent_s=10.2)
+
+    assert not exchange.may_start(10.3)
+
+
+def test_a_canary_without_ready_replicas_leaves_both_arms_out() -> None:
+    router = core(table(canary=()))
+    answer(begin(router))
+    one = record(router)
+
+    assert (one.arm, one.assigned_by, one.w) == (0, "no-capacity", 0.0)
+
+
+def test_a_request_for_something_else_goes_to_stable_and_is_not_recorded() -> None:
+    router = core()
+    exchange = begin(router, request(path="/v1/models", method="GET"))
+    one = attempt(exchange)
+    exchange.answered(200, JSON)
+    exchange.ended(now_s=11.0)
+
+    assert one.url == "http://stable/v1/models"
+    assert router.outbox.take(now_s=600.0).records == ()
+
+
+def test_the_record_of_a_draw_has_its_bucket_w_unit_and_source_but_not_the_key() -> None:
+    router = core(table(weight_bp=10_000))
+    answer(begin(router, request({"user": "alice"})))
+    one = record(router)
+
+    assert (one.arm, one.w, one.assigned_by, one.stage, one.rollout) == (1, 1.0, "sticky", 2, "r-1")
+    assert one.bucket is not None
+    assert "alice" not in json.dumps(one.to_json())
+
+
+def test_before_any_table_the_answer_is_503_with_a_reason() -> None:
+    router = RouterCore("chat", router="r")
+    refusal = router.begin(request(), request_id="req-1", now_s=1.0, wall_s=1.0)
+
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.retry_after_s) == (503, 1)
+    assert "service chat has no version in service yet" in refusal.message
+
+
+def test_an_older_table_never_replaces_a_newer_one() -> None:
+    router = core(table(change=5))
+    router.heard(table(change=4), sent_s=11.0)
+
+    assert router.applied == (3, 5)
+
+
+# ---- failures before the first byte
+
+
+@pytest.mark.parametrize("why", ["timeout", "cut", "error in the answer"])
+def test_a_canary_that_fails_is_replaced_by_stable_and_the_failure_stays_the_canarys(why: str) -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.failed(why)  # type: ignore[arg-type]
+    answer(exchange)
+    one = record(router)
+
+    assert (one.arm, one.served_arm, one.outcome) == (CANARY, 0, "fallback")
+    assert (one.error, one.cause, one.status) == (True, why, 200)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_canarys_5xx_or_429_is_replaced_by_stable(status: int) -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    head = exchange.answered(status, JSON)
+    answer(exchange)
+    one = record(router)
+
+    assert head is None
+    assert (one.error, one.cause, one.served_arm) == (True, f"status {status}", 0)
+
+
+def test_what_the_user_waited_includes_the_failed_attempt() -> None:
+    router = core()
+    exchange = begin(router, now_s=10.0)
+    attempt(exchange)
+    exchange.failed("timeout")
+    answer(exchange)
+
+    assert record(router).latency_ms == pytest.approx(400.0)
+
+
+def test_a_canarys_4xx_is_the_users_and_no_error() -> None:
+    router = core()
+    answer(begin(router), status=404, headers=JSON, body=b"{}")
+    one = record(router)
+
+    assert (one.served_arm, one.status, one.error) == (CANARY, 404, False)
+
+
+def test_a_fenced_request_is_served_by_stable_and_is_no_failure_of_the_canary() -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    head = exchange.answered(409, FENCE)
+    answer(exchange)
+    one = record(router)
+
+    assert head is None
+    assert (one.outcome, one.error, one.cause, one.served_arm) == ("fenced", False, None, 0)
+
+
+@pytest.mark.parametrize("why", [b"closed", b"secret", b"cancelled"])
+def test_a_refusal_by_the_engines_front_never_reaches_the_user(why: bytes) -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    head = exchange.answered(503, [(b"x-canaryctl-refused", why)])
+    answer(exchange)
+    one = record(router)
+
+    assert head is None
+    assert (one.outcome, one.error, one.cause) == ("fallback", True, "refused")
+
+
+def test_a_failure_before_the_fence_closed_stays_a_failure() -> None:
+    router = core(table(canary=("http://c1", "http://c2")))
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.failed("reset")
+    attempt(exchange)
+    exchange.answered(409, FENCE)
+    answer(exchange)
+
+    assert record(router).cause == "reset"
+
+
+def test_a_409_without_our_header_is_the_engines_own_answer() -> None:
+    exchange = begin(core())
+    attempt(exchange)
+
+    assert isinstance(exchange.answered(409, JSON), Head)
+
+
+def test_a_refused_connection_is_tried_on_the_canarys_other_replica_first() -> None:
+    router = core(table(canary=("http://c1", "http://c2")))
+    exchange = begin(router)
+    first = attempt(exchange)
+    exchange.failed("refused")
+    second = attempt(exchange)
+    exchange.answered(200, SSE)
+    exchange.received(GOOD, now_s=10.3)
+    exchange.ended(now_s=10.4)
+    one = record(router)
+
+    assert {first.url, second.url} == {"http://c1" + CHAT, "http://c2" + CHAT}
+    assert (one.error, one.outcome, one.served_arm) == (False, "answered", CANARY)
+
+
+def test_a_reset_connection_is_tried_once_more_then_stable_serves() -> None:
+    exchange = begin(core())
+    urls = []
+    for _ in range(3):
+        urls.append(attempt(exchange).url)
+        exchange.failed("reset")
+
+    assert urls == ["http://canary" + CHAT] * 2 + ["http://stable" + CHAT]
+
+
+def test_stable_goes_through_every_replica_that_refuses() -> None:
+    router = core(table(canary=None, stable=("http://a", "http://b", "http://c")))
+    exchange = begin(router)
+    urls = set()
+    for _ in range(3):
+        urls.add(attempt(exchange).url)
+        exchange.failed("refused")
+    refusal = exchange.next_try()
+
+    assert urls == {"http://a" + CHAT, "http://b" + CHAT, "http://c" + CHAT}
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 503
+
+
+def test_stable_is_tried_elsewhere_after_503_and_the_last_answer_is_passed_on() -> None:
+    exchange = begin(core(table(canary=None, stable=("http://a", "http://b"))))
+    attempt(exchange)
+    first = exchange.answered(503, JSON)
+    attempt(exchange)
+    second = exchange.answered(503, JSON)
+
+    assert first is None
+    assert isinstance(second, Head)
+    assert second.status == 503
+
+
+def test_stable_never_falls_back_to_a_canary() -> None:
+    router = core(table(weight_bp=1, stable=()))
+    exchange = begin(router)
+
+    assert isinstance(exchange.next_try(), Refusal)
+
+
+def test_fallback_uses_stable_as_it_is_now() -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    router.heard(table(canary=None, stable=("http://newer",), change=2), sent_s=10.2)
+    exchange.failed("timeout")
+
+    assert attempt(exchange).url == "http://newer" + CHAT
+
+
+def test_when_nobody_answers_both_the_user_and_the_record_are_told() -> None:
+    router = core(table(canary=None))
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.failed("refused")
+    refusal = exchange.next_try()
+    assert isinstance(refusal, Refusal)
+    exchange.refused(refusal, now_s=10.9)
+    one = record(router)
+
+    assert json.loads(refusal.body())["error"]["code"] == "no_capacity"
+    assert (one.outcome, one.error, one.status, one.served_arm) == ("failed", True, 503, None)
+
+
+# ---- after the first byte
+
+
+def test_a_stream_is_timed_by_the_engines_bytes() -> None:
+    router = core(table(canary=None))
+    exchange = begin(router, request({"stream": True}), now_s=10.0)
+    attempt(exchange)
+    exchange.answered(200, SSE)
+    for index in range(5):
+        exchange.received(b'data: {"id":"a","choices":[{"delta":{"content":"x"}}]}\n\n', now_s=11 + index)
+    exchange.received(b"data: [DONE]\n\n", now_s=15.0)
+    exchange.ended(now_s=99.0)
+    one = record(router)
+
+    assert (one.ttft_ms, one.latency_ms, one.itl_ms) == (1000.0, 5000.0, 1000.0)
+    assert one.answer_id == "a"
+
+
+def test_a_whole_answer_has_no_time_to_first_token() -> None:
+    router = core(table(canary=None))
+    answer(begin(router), headers=JSON, body=ANSWER)
+    one = record(router)
+
+    assert (one.ttft_ms, one.itl_ms, one.finish_reason, one.answer_id) == (None, None, "stop", "a2")
+
+
+def test_a_stream_cut_by_the_canary_is_the_canarys_error_and_the_client_is_told() -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.answered(200, SSE)
+    exchange.received(b'data: {"id":"a","choices":[{"delta":{"content":"x"}}]}\n\n', now_s=10.5)
+    last = exchange.cut_off(now_s=10.6)
+    one = record(router)
+
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "cut"
+    assert (one.outcome, one.error, one.cause, one.latency_ms) == ("cut", True, "cut", None)
+
+
+def test_a_stream_cut_inside_an_event_breaks_the_clients_connection() -> None:
+    exchange = begin(core())
+    attempt(exchange)
+    exchange.answered(200, SSE)
+    exchange.received(b'data: {"id":"a","cho', now_s=10.5)
+
+    assert exchange.cut_off(now_s=10.6) == b""
+
+
+def test_a_stream_that_ends_without_its_last_word_is_an_error() -> None:
+    router = core(table(canary=None))
+    answer(begin(router), body=b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+
+    assert record(router).cause == "cut"
+
+
+def test_an_error_event_before_any_content_is_of_no_use_from_the_canary() -> None:
+    exchange = begin(core())
+    attempt(exchange)
+    exchange.answered(200, SSE)
+
+    assert not exchange.received(b'data: {"error":{"message":"dead","code":500}}\n\n', now_s=10.5)
+
+
+def test_a_stream_without_a_byte_is_of_no_use() -> None:
+    exchange = begin(core())
+    attempt(exchange)
+    exchange.answered(200, SSE)
+
+    assert not exchange.received(b"", now_s=10.5)
+
+
+def test_an_empty_answer_is_an_error_of_its_arm() -> None:
+    router = core()
+    answer(begin(router), headers=JSON, body=ANSWER.replace(b"hi", b""))
+    one = record(router)
+
+    assert (one.error, one.cause, one.empty, one.outcome) == (True, "empty", True, "answered")
+
+
+def test_a_client_that_goes_away_is_cancelled_and_no_error() -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.cancelled(now_s=10.5)
+    one = record(router)
+
+    assert (one.outcome, one.error, one.status, one.latency_ms) == ("cancelled", None, None, None)
+
+
+def test_a_canary_failure_stays_an_error_though_the_client_then_went_away() -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.failed("timeout")
+    attempt(exchange)
+    exchange.cancelled(now_s=10.5)
+
+    assert record(router).error is True
+
+
+def test_in_flight_returns_to_nothing_whatever_happened() -> None:
+    router = core()
+    one, two = begin(router), begin(router)
+    attempt(one)
+    attempt(two)
+    during = dict(router.in_flight)
+    one.failed("timeout")
+    two.cancelled(now_s=10.5)
+    answer(one)
+
+    assert during == {"http://canary": 2}
+    assert router.in_flight == {}
+
+
+def test_the_replica_with_less_in_flight_is_chosen() -> None:
+    router = core(table(canary=None, stable=("http://a", "http://b")))
+    router.in_flight["http://a"] = 5
+
+    assert {attempt(begin(router)).url for _ in range(4)} == {"http://b" + CHAT}
+
+
+def test_a_key_prefers_the_same_replica() -> None:
+    stable = tuple(f"http://s{index}" for index in range(8))
+    router = core(table(canary=None, stable=stable))
+    urls = set()
+    for _ in range(6):
+        exchange = begin(router, request({"user": "alice"}))
+        urls.add(attempt(exchange).url)
+        exchange.cancelled(now_s=10.2)
+
+    assert len(urls) == 1
+
+
+def test_an_event_out_of_order_raises_and_records_nothing() -> None:
+    router = core()
+    exchange = begin(router)
+
+    with pytest.raises(RuntimeError, match="answered is out of order"):
+        exchange.answered(200, SSE)
+    answer(exchange)
+    with pytest.raises(RuntimeError, match="out of order"):
+        exchange.ended(now_s=11.0)
+    assert record(router).outcome == "answered"
+
+
+def test_a_router_whose_table_nobody_withdraws_has_a_lease_for_ever() -> None:
+    router = RouterCore("chat", router="r", lease_s=math.inf)
+    router.heard(table(), sent_s=0.0)
+
+    assert router.has_lease(1e12)

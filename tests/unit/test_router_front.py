@@ -1,0 +1,454 @@
+"""The ASGI front under uvicorn, in front of real local HTTP servers that behave as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+import httpx
+import openai
+import pytest
+import uvicorn
+from aiohttp import web
+
+from serving.exchange import Limits
+from serving.messages import Arm, Replica, RequestRecord, RouteTable
+from serving.router import RouterCore
+from serving.router_asgi import RouterFront, boot_s
+
+CHAT = "/chat/v1/chat/completions"
+Behaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def chunk(text: str, finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    data = {"id": "chatcmpl-9", "object": "chat.completion.chunk", "created": 1, "model": "chat"}
+    return b"data: " + json.dumps({**data, "choices": [choice]}).encode() + b"\n\n"
+
+
+CHUNKS = [chunk("Hel"), chunk("lo"), chunk("", "stop"), b"data: [DONE]\n\n"]
+
+
+class Engine:
+    """An upstream: answers well unless `behave` says otherwise, and remembers what it was sent."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.behave: Behaviour = self.well
+        self.seen: list[web.Request] = []
+        self.bodies: list[bytes] = []
+        self.gone = asyncio.Event()
+        self.url = ""
+        self.port = 0
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.seen.append(request)
+        self.bodies.append(await request.read())
+        try:
+            return await self.behave(request)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.gone.set()
+            raise
+
+    async def well(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(self.bodies[-1] or b"{}")
+        if body.get("stream"):
+            return await self.stream(request, CHUNKS)
+        message = {"role": "assistant", "content": self.text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+        answer = {"id": f"id-{self.text}", "object": "chat.completion", "created": 1, "model": "chat"}
+        return web.json_response({**answer, "choices": [choice], "usage": usage}, headers={"x-extra": "1"})
+
+    async def stream(self, request: web.Request, chunks: list[bytes], gap_s: float = 0.0):  # type: ignore[no-untyped-def]
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for one in chunks:
+            await response.write(one)
+            await asyncio.sleep(gap_s)
+        return response
+
+
+@asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[Engine]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", engine.handle)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    engine.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    engine.url = f"http://127.0.0.1:{engine.port}"
+    try:
+        yield engine
+    finally:
+        await runner.cleanup()
+
+
+class Still:
+    """A background that brings no news."""
+
+    async def start(self, core: RouterCore) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Rig:
+    """A router in front of a stable and a canary engine; every request is the canary's."""
+
+    def __init__(self, core: RouterCore, stable: Engine, canary: Engine, base: str) -> None:
+        self.core, self.stable, self.canary, self.base = core, stable, canary, base
+        self.client = httpx.AsyncClient(base_url=base, timeout=10)
+
+    def publish(self, *, weight_bp: int = 10_000, change: int = 1, canary: bool = True) -> None:
+        arm = Arm("v-2", (Replica(self.canary.url),)) if canary else None
+        stable = Arm("v-1", (Replica(self.stable.url),))
+        table = RouteTable("chat", 1, change, change, "r-1", "salt", weight_bp, stable, arm, 0, "s3cret")
+        self.core.heard(table, sent_s=boot_s())
+
+    async def ask(self, **body: object) -> httpx.Response:
+        return await self.client.post(CHAT, json={"messages": [], **body})
+
+    def records(self) -> list[RequestRecord]:
+        self.core.heard(None, sent_s=boot_s() + 1)
+        records = list(self.core.outbox.take(now_s=1e12).records)
+        self.core.outbox.sent()
+        return records
+
+    async def record(self) -> RequestRecord:
+        for _ in range(200):
+            records = self.records()
+            if records:
+                (one,) = records
+                return one
+            await asyncio.sleep(0.01)
+        raise AssertionError("no record came")
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    limits = Limits(connect_s=1.0, canary_stream_s=0.4, canary_whole_s=0.4, stable_s=5.0, idle_s=5.0)
+    core = RouterCore("chat", router="r", limits=limits, lease_s=1e9)
+    front = RouterFront(core, Still())
+    config = uvicorn.Config(front, port=0, lifespan="on", log_level="critical", access_log=False)
+    server = uvicorn.Server(config)
+    async with AsyncExitStack() as stack:
+        stable = await stack.enter_async_context(running(Engine("stable")))
+        canary = await stack.enter_async_context(running(Engine("canary")))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        one = Rig(core, stable, canary, f"http://127.0.0.1:{port}")
+        one.publish()
+        yield one
+        await one.client.aclose()
+        server.should_exit = True
+        await serving
+
+
+async def test_a_whole_answer_passes_byte_for_byte_with_its_headers(rig: Rig) -> None:
+    direct = await httpx.AsyncClient().post(rig.canary.url + "/v1/chat/completions", json={"messages": []})
+    through = await rig.ask()
+
+    assert through.content == direct.content
+    assert through.headers["x-extra"] == "1"
+    assert through.headers["content-type"] == direct.headers["content-type"]
+
+
+async def test_a_stream_passes_byte_for_byte(rig: Rig) -> None:
+    answer = await rig.ask(stream=True)
+
+    assert answer.content == b"".join(CHUNKS)
+    assert answer.headers["content-type"] == "text/event-stream"
+
+
+async def test_chunks_arrive_as_the_engine_sends_them(rig: Rig) -> None:
+    release = asyncio.Event()
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(CHUNKS[0])
+        await release.wait()
+        await response.write(b"".join(CHUNKS[1:]))
+        return response
+
+    rig.canary.behave = slowly
+    async with rig.client.stream("POST", CHAT, json={"stream": True, "messages": []}) as answer:
+        parts = answer.aiter_raw()
+        first = await anext(parts)
+        release.set()
+        rest = b"".join([part async for part in parts])
+
+    assert first == CHUNKS[0]
+    assert first + rest == b"".join(CHUNKS)
+
+
+async def test_answers_say_who_answered(rig: Rig) -> None:
+    canary = await rig.ask()
+    rig.publish(canary=False, change=2)
+    stable = await rig.ask()
+
+    names = ("x-canaryctl-version", "x-canaryctl-arm", "x-canaryctl-revision")
+    assert [canary.headers[name] for name in names] == ["v-2", "canary", "1.1"]
+    assert [stable.headers[name] for name in names] == ["v-1", "stable", "1.2"]
+    assert canary.headers["x-canaryctl-request-id"].startswith("req-")
+
+
+async def test_the_record_has_what_the_answer_said(rig: Rig) -> None:
+    answer = await rig.ask()
+    one = await rig.record()
+
+    assert one.request_id == answer.headers["x-canaryctl-request-id"]
+    assert (one.answer_id, one.finish_reason) == ("id-canary", "stop")
+    assert (one.prompt_tokens, one.completion_tokens, one.error) == (3, 2, False)
+    assert one.latency_ms is not None
+    assert 0 < one.latency_ms < 5000
+
+
+async def test_every_path_and_query_reaches_stable_with_the_body_untouched(rig: Rig) -> None:
+    body = b'{ "a" : 1}'
+    await rig.client.put("/chat/some/deep%20path/x?b=%2F&c=1", content=body)
+    seen = rig.stable.seen[-1]
+
+    assert (seen.method, seen.raw_path) == ("PUT", "/some/deep%20path/x?b=%2F&c=1")
+    assert rig.stable.bodies[-1] == body
+
+
+async def test_a_path_without_the_services_prefix_works_too(rig: Rig) -> None:
+    await rig.client.get("/v1/models")
+
+    assert rig.stable.seen[-1].path == "/v1/models"
+
+
+async def test_another_services_name_is_404_with_a_reason(rig: Rig) -> None:
+    answer = await rig.client.post("/other/v1/chat/completions", json={})
+
+    assert answer.status_code == 404
+    assert "service other does not exist here" in answer.json()["error"]["message"]
+
+
+async def test_the_clients_authorization_never_reaches_an_engine(rig: Rig) -> None:
+    headers = {"authorization": "Bearer sk", "cookie": "a=b", "x-canaryctl-revision": "9.9"}
+    await rig.client.post(CHAT, json={"messages": []}, headers=headers)
+    seen = rig.canary.seen[-1].headers
+
+    assert "authorization" not in seen
+    assert "cookie" not in seen
+    assert seen.getall("x-canaryctl-revision") == ["1.1"]
+    assert seen["x-canaryctl-secret"] == "s3cret"
+
+
+async def status_503(_request: web.Request) -> web.StreamResponse:
+    return web.Response(status=503)
+
+
+async def status_429(_request: web.Request) -> web.StreamResponse:
+    return web.Response(status=429)
+
+
+async def silence(_request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(3)
+    return web.Response()
+
+
+async def head_then_silence(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await asyncio.sleep(3)
+    return response
+
+
+async def hang_up(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def head_then_hang_up(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await asyncio.sleep(0.02)
+    return await hang_up(request)
+
+
+async def half_a_whole_answer(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "application/json", "content-length": "100"})
+    await response.prepare(request)
+    await response.write(b'{"half":')
+    await asyncio.sleep(0.02)
+    return await hang_up(request)
+
+
+async def error_event(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b'data: {"error": {"message": "engine dead", "code": 500}}\n\ndata: [DONE]\n\n')
+    return response
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "cause"),
+    [
+        (status_503, "status 503"),
+        (status_429, "status 429"),
+        (silence, "timeout"),
+        (head_then_silence, "timeout"),
+        (hang_up, "reset"),
+        (head_then_hang_up, "cut"),
+        (half_a_whole_answer, "cut"),
+        (error_event, "error in the answer"),
+    ],
+)
+async def test_a_canary_that_fails_before_its_first_byte_costs_the_user_nothing(
+    rig: Rig, behaviour: Behaviour, cause: str
+) -> None:
+    rig.canary.behave = behaviour
+    answer = await rig.ask(stream=behaviour not in (half_a_whole_answer, status_503))
+    one = await rig.record()
+
+    assert answer.status_code == 200
+    assert answer.headers["x-canaryctl-arm"] == "stable"
+    assert (one.arm, one.served_arm, one.error, one.cause) == (1, 0, True, cause)
+
+
+async def test_a_canary_that_is_not_there_costs_the_user_nothing(rig: Rig) -> None:
+    rig.canary.url = "http://127.0.0.1:9"
+    rig.publish(change=2)
+    answer = await rig.ask()
+
+    assert answer.status_code == 200
+    assert (await rig.record()).cause == "refused"
+
+
+async def test_a_fenced_request_is_served_by_stable_without_blame(rig: Rig) -> None:
+    async def fence(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=409, headers={"x-canaryctl-refused": "fence"})
+
+    rig.canary.behave = fence
+    answer = await rig.ask()
+    one = await rig.record()
+
+    assert (answer.status_code, answer.headers["x-canaryctl-arm"]) == (200, "stable")
+    assert "x-canaryctl-refused" not in answer.headers
+    assert (one.outcome, one.error) == ("fenced", False)
+
+
+async def test_a_canary_withdrawn_while_a_connection_is_made_is_sent_nothing(rig: Rig) -> None:
+    rig.core.may_start = lambda canary, now_s: False  # type: ignore[method-assign]
+    answer = await rig.ask()
+
+    assert answer.headers["x-canaryctl-arm"] == "stable"
+    assert rig.canary.seen == []
+    assert (await rig.record()).outcome == "fenced"
+
+
+async def test_a_stream_cut_in_the_middle_is_the_canarys_error_and_openai_clients_raise(rig: Rig) -> None:
+    async def cut(request: web.Request) -> web.StreamResponse:
+        await rig.canary.stream(request, CHUNKS[:2], 0.02)
+        return await hang_up(request)
+
+    rig.canary.behave = cut
+    client = openai.AsyncOpenAI(base_url=rig.base + "/chat/v1", api_key="none", max_retries=0)
+    text = ""
+    with pytest.raises(openai.APIError, match="was cut before its end"):
+        async for one in await client.chat.completions.create(model="chat", messages=[], stream=True):
+            text += one.choices[0].delta.content or ""
+    one = await rig.record()
+
+    assert text == "Hello"
+    assert (one.outcome, one.error, one.cause, one.served_arm) == ("cut", True, "cut", 1)
+
+
+async def test_a_stream_cut_inside_an_event_reaches_the_client_as_a_broken_connection(rig: Rig) -> None:
+    async def cut(request: web.Request) -> web.StreamResponse:
+        await rig.canary.stream(request, [CHUNKS[0], CHUNKS[1][:20]], 0.02)
+        return await hang_up(request)
+
+    rig.canary.behave = cut
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await rig.ask(stream=True)
+
+
+async def test_an_openai_client_streams_through(rig: Rig) -> None:
+    client = openai.AsyncOpenAI(base_url=rig.base + "/chat/v1", api_key="none")
+    stream = await client.chat.completions.create(model="chat", messages=[], stream=True)
+    text = "".join([one.choices[0].delta.content or "" async for one in stream])
+
+    assert text == "Hello"
+    assert (await rig.record()).outcome == "answered"
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_client_that_goes_away_stops_the_engine_and_is_recorded_as_cancelled(
+    rig: Rig, begun: bool
+) -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        return await rig.stable.stream(request, [chunk("x")] * 1000 if begun else [], 0.02 if begun else 5)
+
+    async def mute(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(5)
+        return web.Response()
+
+    rig.publish(canary=False, change=2)
+    rig.stable.behave = endless if begun else mute
+    async with aiohttp.ClientSession() as session:
+        asking = asyncio.create_task(session.post(rig.base + CHAT, json={"stream": True, "messages": []}))
+        while not rig.stable.seen:
+            await asyncio.sleep(0.01)
+        if begun:
+            await (await asking).content.readany()
+        asking.cancel()
+    await asyncio.wait_for(rig.stable.gone.wait(), 3)
+    one = await rig.record()
+
+    assert (one.outcome, one.error, one.status) == ("cancelled", None, 200 if begun else None)
+    assert rig.core.in_flight == {}
+
+
+async def test_when_stable_is_not_there_either_the_answer_is_503_with_a_reason(rig: Rig) -> None:
+    rig.stable.url = rig.canary.url = "http://127.0.0.1:9"
+    rig.publish(change=2)
+    answer = await rig.ask()
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "no replica of stable version v-1 answers" in answer.json()["error"]["message"]
+    assert (await rig.record()).outcome == "failed"
+
+
+async def test_stables_own_error_passes_through_unchanged(rig: Rig) -> None:
+    rig.publish(canary=False, change=2)
+    rig.stable.behave = status_429
+    answer = await rig.ask()
+    one = await rig.record()
+
+    assert answer.status_code == 429
+    assert (one.outcome, one.error, one.cause) == ("failed", True, "status 429")
+
+
+async def test_a_hundred_requests_at_once_all_come_back_and_none_is_left_in_flight(rig: Rig) -> None:
+    rig.publish(weight_bp=5000, change=2)
+    answers = await asyncio.gather(
+        *(rig.ask(user=f"u{index}", stream=index % 2 == 0) for index in range(100))
+    )
+    records = rig.records()
+
+    assert [answer.status_code for answer in answers] == [200] * 100
+    assert len({one.request_id for one in records}) == 100
+    assert {one.served_arm for one in records} == {0, 1}
+    assert rig.core.in_flight == {}
+
+
+async def test_head_requests_and_empty_answers_pass(rig: Rig) -> None:
+    async def empty(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=204)
+
+    head = await rig.client.head("/chat/v1/models")
+    rig.stable.behave = empty
+    nothing = await rig.client.get("/chat/health")
+
+    assert (head.status_code, nothing.status_code, nothing.content) == (200, 204, b"")
