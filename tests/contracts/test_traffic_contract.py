@@ -1,0 +1,161 @@
+"""What every Traffic adapter keeps to, memory and Ray alike. The Ray runs are marked `integration`.
+
+`wait_s` lets time pass: the fake's clock jumps, for Ray it really passes.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from serving.messages import Replica, ScoreRecord, SplitSight
+from serving.route_table import BadSplit, StaleToken
+from serving.traffic_memory import MemoryTraffic
+
+
+@dataclass
+class Rig:
+    traffic: MemoryTraffic  # or RayTraffic, which has the same methods
+    wait_s: Callable[[float], None]
+    service: str
+
+    def split(self, weight_bp: int, *, token: int = 1, canary: str | None = "v-2", rollout: str = "r-1"):  # type: ignore[no-untyped-def]
+        return self.traffic.set_split(
+            self.service,
+            token=token,
+            rollout=rollout,
+            stable="v-1",
+            canary=canary,
+            weight_bp=weight_bp,
+            salt="salt",
+            stage=3,
+        )
+
+
+@pytest.fixture(params=["memory", pytest.param("ray", marks=pytest.mark.integration)])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    service = f"c{uuid.uuid4().hex[:8]}"
+    if request.param == "memory":
+        clock = [time.time()]
+
+        def jump(duration_s: float) -> None:
+            clock[0] += duration_s
+
+        one = Rig(MemoryTraffic(lambda: clock[0]), jump, service)
+    else:
+        from serving.traffic_ray import RayTraffic
+
+        request.getfixturevalue("ray_cluster")
+        one = Rig(RayTraffic(timeout_s=5.0), time.sleep, service)  # type: ignore[arg-type]
+    one.traffic.open(service, "s3cret")
+    yield one
+    one.traffic.close(service)
+
+
+def test_a_split_nobody_has_to_acknowledge_is_applied(rig: Rig) -> None:
+    sight = rig.split(500)
+
+    assert isinstance(sight, SplitSight)
+    assert (sight.canary, sight.weight_bp, sight.stable, sight.applied) == ("v-2", 500, "v-1", True)
+
+
+def test_the_same_split_again_makes_no_new_revision(rig: Rig) -> None:
+    first, second, third = rig.split(500), rig.split(500), rig.split(501)
+
+    assert first.revision == second.revision < third.revision
+
+
+def test_an_older_token_is_refused(rig: Rig) -> None:
+    rig.split(500, token=4)
+
+    with pytest.raises(StaleToken, match="token 3 is older than 4"):
+        rig.split(900, token=3)
+    with pytest.raises(StaleToken):
+        rig.traffic.heartbeat(rig.service, 3)
+    assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
+
+
+def test_a_wrong_split_is_refused_and_changes_nothing(rig: Rig) -> None:
+    rig.split(500)
+
+    with pytest.raises(BadSplit, match="weight 10001 bp is outside"):
+        rig.split(10_001)
+    assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
+
+
+def test_opening_again_keeps_the_split(rig: Rig) -> None:
+    rig.split(500)
+    rig.traffic.open(rig.service, "s3cret")
+
+    assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
+
+
+def test_a_tombstone_needs_no_token_and_lasts(rig: Rig) -> None:
+    rig.split(500, token=9)
+    sight = rig.traffic.tombstone(rig.service, "r-1")
+    again = rig.split(900, token=10)
+
+    assert sight is not None
+    assert (sight.canary, sight.tombstoned) == (None, ("r-1",))
+    assert (again.canary, again.weight_bp) == (None, 0)
+    assert rig.split(100, token=10, rollout="r-2").weight_bp == 100
+
+
+def test_replicas_come_and_go_in_the_table(rig: Rig) -> None:
+    rig.split(500)
+    rig.traffic.set_replicas(rig.service, "v-2", [Replica("http://127.0.0.1:1/")])
+    there = rig.traffic.table(rig.service)
+    rig.traffic.set_replicas(rig.service, "v-2", [])
+    gone = rig.traffic.table(rig.service)
+
+    assert there is not None
+    assert gone is not None
+    assert there.canary is not None
+    assert there.canary.replicas == (Replica("http://127.0.0.1:1"),)
+    assert gone.canary is not None
+    assert gone.canary.replicas == ()
+    assert rig.traffic.is_replicas_applied(rig.service, "v-2")
+
+
+def test_a_fence_that_nobody_takes_does_not_hold_the_split_for_ever(rig: Rig) -> None:
+    rig.traffic.set_replicas(rig.service, "v-2", [Replica("http://127.0.0.1:9")])
+    rig.split(500)
+    rig.split(0, canary=None)
+    rig.wait_s(0.5)
+    sight = rig.traffic.observe(rig.service)
+
+    assert sight is not None
+    assert (sight.applied, sight.how) == (True, "acknowledged")
+
+
+def test_scores_are_read_back_in_order_with_rising_numbers(rig: Rig) -> None:
+    scores = [ScoreRecord(0, f"req-{index}", "quality", 0.5, 100.0) for index in range(5)]
+    rig.traffic.append_scores(rig.service, scores[:2])
+    rig.traffic.append_scores(rig.service, scores[2:])
+    first = rig.traffic.read_records(rig.service, 0, 3)
+    assert first is not None
+    second = rig.traffic.read_records(rig.service, first.next_seq, 3)
+    assert second is not None
+    events = [*first.events, *second.events]
+
+    assert [event.id for event in events if isinstance(event, ScoreRecord)] == [s.id for s in scores]
+    assert [event.seq for event in events] == list(range(events[0].seq, events[0].seq + 5))
+    assert (first.lost, second.lost) == ((), ())
+
+
+def test_what_is_not_there_is_none_and_not_a_guess(rig: Rig) -> None:
+    assert rig.traffic.observe("nobody") is None
+    assert rig.traffic.read_records("nobody", 0) is None
+    assert rig.traffic.heartbeat("nobody", 1) is False
+    assert rig.traffic.append_scores("nobody", []) is False
+
+
+def test_a_closed_service_is_not_there(rig: Rig) -> None:
+    rig.split(500)
+    rig.traffic.close(rig.service)
+
+    assert rig.traffic.observe(rig.service) is None

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from serving.exchange import Exchange, Request, Try
+from serving.router import RouterCore
+from serving.static_front import FileLine, TableFileError, main, make_front, read_table
+
+GOOD = """
+service: chat
+stable: {url: "http://127.0.0.1:8001/v1/"}
+canary: {url: "http://127.0.0.1:8002"}
+weight_bp: 10000
+salt: spring
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    one = tmp_path / "table.yaml"
+    one.write_text(GOOD)
+    return one
+
+
+def target(core: RouterCore) -> str:
+    request = Request("POST", "/v1/completions", b"", (), b"{}")
+    exchange = core.begin(request, request_id="req-1", now_s=1e9, wall_s=1.0)
+    assert isinstance(exchange, Exchange)
+    one = exchange.next_try()
+    assert isinstance(one, Try)
+    return one.url
+
+
+def test_a_file_becomes_a_table_of_external_upstreams(path: Path) -> None:
+    table = read_table(path, change=1)
+
+    assert table.stable is not None
+    assert table.canary is not None
+    assert table.stable.replicas[0].url == "http://127.0.0.1:8001"
+    assert (table.canary.external, table.weight_bp, table.salt) == (True, 10_000, "spring")
+
+
+def test_the_canary_gets_its_share_without_any_lease(path: Path) -> None:
+    assert target(make_front(path).core) == "http://127.0.0.1:8002/v1/completions"
+
+
+def test_a_changed_file_is_taken(path: Path) -> None:
+    core = make_front(path).core
+    line = FileLine(path)
+    path.write_text(GOOD.replace("10000", "0"))
+    wrong = line.look(core)
+
+    assert wrong is None
+    assert target(core) == "http://127.0.0.1:8001/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weight_bp: [", "not YAML"),
+        ("nonsense", "the file"),
+        (GOOD + "colour: red", "colour 'red': Extra inputs are not permitted; keys are service, stable"),
+        (GOOD.replace("10000", "12000"), "weight_bp 12000: Input should be less than or equal to 10000"),
+        (GOOD.replace("10000", "0.5"), "weight_bp 0.5"),
+        (GOOD.replace("http://127.0.0.1:8002", "ftp://x"), "url 'ftp://x' is not http"),
+        (GOOD.replace("service: chat", "service: Chat Two"), "service 'Chat Two'"),
+        ("service: chat\nstable: {url: 'http://a'}\nweight_bp: 5", "weight_bp 5 without a canary"),
+        ("service: chat", "stable: Field required"),
+        (GOOD.replace("service: chat", "service: other"), "service other is not chat"),
+    ],
+)
+def test_a_broken_file_is_one_line_and_the_last_good_table_stays(path: Path, text: str, message: str) -> None:
+    core = make_front(path).core
+    before = core.table
+    line = FileLine(path)
+    path.write_text(text)
+    wrong = line.look(core)
+
+    assert wrong is not None
+    assert message in wrong
+    assert "\n" not in wrong
+    assert core.table is before
+
+
+def test_a_broken_file_is_reported_once_and_taken_when_it_is_mended(path: Path) -> None:
+    core = make_front(path).core
+    line = FileLine(path)
+    path.write_text("nonsense")
+    os.utime(path, ns=(1, 1))
+    reports = [line.look(core), line.look(core)]
+    path.write_text(GOOD.replace("10000", "1"))
+
+    assert [report is None for report in reports] == [False, True]
+    assert line.look(core) is None
+    assert core.table is not None
+    assert core.table.weight_bp == 1
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(TableFileError, match=r"table .*none.yaml: No such file"):
+        make_front(tmp_path / "none.yaml")
+
+
+def test_a_bad_file_ends_the_command_with_one_line_and_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(tmp_path / "none.yaml", "127.0.0.1", 0)
+    said = capsys.readouterr().err
+
+    assert code == 2
+    assert said.count("\n") == 1
+    assert "No such file" in said
+
+
+def test_a_busy_port_ends_the_command_with_one_line_and_exit_2(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        code = main(path, "127.0.0.1", port)
+    said = capsys.readouterr().err
+
+    assert code == 2
+    assert said == f"port {port} on 127.0.0.1: Address already in use; choose another with --port\n"
