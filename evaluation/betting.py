@@ -90,11 +90,10 @@ class Wealth:
     wealth 1 each.
     """
 
-    __state__ = ("lw", "log_starts", "idle", "restarts", "next_restart", "log_e", "peak")
+    __state__ = ("log_prior", "lw", "log_starts", "idle", "restarts", "next_restart", "log_e", "peak")
 
     def __init__(self, prior: Floats, *, restart_share: float) -> None:
-        total = np.add.accumulate(prior)[-1]
-        self._log_prior: Floats = np.log(prior / total)
+        self.log_prior: Floats = np.log(prior / np.add.accumulate(prior)[-1])
         self._share = restart_share
         self.lw: Floats = np.zeros(len(prior))
         self.log_starts: Floats = np.full(len(prior), np.log(1.0 - restart_share))
@@ -122,6 +121,11 @@ class Wealth:
         self.peak = max(self.peak, float(log_e.max()))
         return log_e
 
+    def take_prior(self, prior: Floats) -> None:
+        """Share the wealth out anew, while nothing has been won or lost: every share is still worth what it was."""
+        if not self.lw.any():
+            self.log_prior = np.log(prior / np.add.accumulate(prior)[-1])
+
     def restart_if_due(self, canary_units: int) -> None:
         """Start one more process, with the next part of the share, once `canary_units` have been seen."""
         if self._share == 0.0 or canary_units < self.next_restart:
@@ -136,7 +140,7 @@ class Wealth:
             self.next_restart *= RESTART_GROWTH
 
     def _mix(self, lw: Floats) -> Floats:
-        terms = lw + (self._log_prior + self.log_starts)[:, None]
+        terms = lw + (self.log_prior + self.log_starts)[:, None]
         top = np.maximum.reduce(terms, axis=0)
         if self.idle > 0.0:
             top = np.maximum(top, np.log(self.idle))
@@ -197,16 +201,27 @@ class Channel:
 
     def __init__(self, bettor: Bettor, *, limit: float, restart_share: float = 0.0) -> None:
         self.bettor = bettor
+        self.is_idle = False  # its part of alpha is 0 for good: no need to bet
         self._restart_share = restart_share
         self.wealth = Wealth(bettor.prior, restart_share=restart_share)
         self.decision = Decision(limit)
 
     def bet(self, block: Block) -> None:
         """Take a block that lies within one epoch."""
+        if self.is_idle:
+            return
         rows, steps, looks = self.bettor.steps(block)
         if len(rows):
             log_e = self.wealth.bet(steps, looks)
             self.decision.observe(log_e, block, rows[looks])
+
+    def turn(self, stable: Stable, canary_units: int) -> None:
+        """An epoch has ended."""
+        if self.is_idle:
+            return
+        self.bettor.turn(stable)
+        self.wealth.take_prior(self.bettor.prior)
+        self.wealth.restart_if_due(canary_units)
 
     def begin_again(self) -> None:
         """Forget the wealth and the decision: a stage began, and this proof counts its own units alone."""

@@ -76,7 +76,7 @@ class MetricEvidence:
         self._first_only = sampling.stable != sampling.canary
         sampled = sampling.stable < 1.0 or sampling.canary < 1.0 or any(g.presence_gated for g in self.gates)
         self.presence = Presence(
-            bet_on_missing=not self._first_only,
+            on_present=sampled,
             most_missing=1.0 if sampled or self.takes_values else policy.max_missing,
         )
         self.canary_values = LogHistogram() if self.takes_values else None  # None: a mean says it all
@@ -100,6 +100,7 @@ class MetricEvidence:
             if track.use != "proof":
                 parts = parts_of(policy, track.gate, sticky=sticky)
                 track.channel.decision.limit = limit_of(getattr(parts, track.use))
+                track.channel.is_idle = track.use == "session" and not sticky
 
     def values(self, raw: Floats, failed: NDArray[np.bool_], rows: Rows) -> Floats:
         """The metric's columns (C x n) from its raw values (NaN: missing) and which requests failed."""

@@ -17,34 +17,36 @@ WINDOW = 200
 
 
 class PresenceBet:
-    """Two-sided: bets that values are present, or missing, more often on one arm than its coin explains.
+    """Two-sided: bets that values come, or stay away, more often on one arm than its coin explains.
 
-    Half of the alternatives bet on rows with a value (y = 1), half on rows without. `w` is P(canary) given
-    that a value is present; where the arms are judged at different rates that says nothing of rows without,
-    and those are not bet.
+    Of the two it bets on the rarer by nature: missing values of a metric that every request should have, present values
+    of one that few have (sampled, or given by users). `w` is then P(canary) given that the value is present.
     """
 
     __state__ = ()
 
-    def __init__(self, *, bet_on_missing: bool) -> None:
-        self.prior: Floats = np.ones(2 * len(RATIOS))
-        self._bet_on_missing = bet_on_missing
+    def __init__(self, *, on_present: bool) -> None:
+        self.prior: Floats = np.ones(len(RATIOS))
+        self._on_present = on_present
 
     def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
-        """Every row counts and is looked at."""
-        rows = np.arange(len(block))
-        return rows, by_weight(block, (block.y > 0.0).astype(np.int64), self._table), rows
+        """Only the chosen rows count, and each is looked at."""
+        rows = np.flatnonzero((block.y > 0.0) == self._on_present)
+        if len(rows) == 0:
+            return rows, np.empty((len(RATIOS), 0)), rows
+        return (
+            rows,
+            by_weight(block.pick(rows), np.zeros(len(rows), dtype=np.int64), _odds_table),
+            np.arange(len(rows)),
+        )
 
     def turn(self, stable: Stable) -> None:
         """Nothing is frozen."""
 
-    def _table(self, w: float) -> Floats:
-        table = np.zeros((2 * len(RATIOS), 2, 2))
-        both = np.log(w * RATIOS + 1.0 - w)
-        present, missing = table[: len(RATIOS), :, 1], table[len(RATIOS) :, :, 0]
-        for side in (present, missing) if self._bet_on_missing else (present,):
-            side[:, 0], side[:, 1] = -both, np.log(RATIOS) - both
-        return table
+
+def _odds_table(w: float) -> Floats:
+    both = np.log(w * RATIOS + 1.0 - w)
+    return np.stack((-both, np.log(RATIOS) - both), axis=1)[:, :, None]
 
 
 class Presence:
@@ -52,11 +54,9 @@ class Presence:
 
     __state__ = ("channel", "rows", "present", "window_rows", "window_present", "before_present")
 
-    def __init__(self, *, bet_on_missing: bool, most_missing: float) -> None:
+    def __init__(self, *, on_present: bool, most_missing: float) -> None:
         self._most_missing = most_missing  # 1: any share may be missing (sampled on purpose)
-        self.channel = Channel(
-            PresenceBet(bet_on_missing=bet_on_missing), limit=math.log(1.0 / MISSING_ALPHA)
-        )
+        self.channel = Channel(PresenceBet(on_present=on_present), limit=math.log(1.0 / MISSING_ALPHA))
         self.rows = 0
         self.present = 0
         self.window_rows = 0

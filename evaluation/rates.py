@@ -9,6 +9,9 @@ from evaluation.stable import Stable
 
 RATIOS = np.array([1.35, 1.8, 2.6, 4.2, 8.0, 20.0, 60.0])
 RATIO_PRIOR = np.array([1.0, 1.0, 1.2, 1.2, 1.0, 0.8, 1.5])  # the last: a baseline near zero
+KNOWN_PRIOR = np.array([1.0, 1.5, 2.0, 2.5, 1.0, 0.2, 0.1])  # once stable is known to fail now and then
+KNOWN_UNITS = 400
+NEAR_ZERO = 0.002
 SESSION_RATIOS = np.array([1.4, 2.0, 3.0, 5.0])
 TOLERANT_LAMBDAS = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
 PROOF_LAMBDAS = np.array([0.15, 0.3, 0.5, 0.7, 0.85, 0.97])
@@ -51,7 +54,9 @@ class FirstEvents:
         return rows, by_weight(events, column, lambda w: event_table(w, self._tolerated)), looks
 
     def turn(self, stable: Stable) -> None:
-        """Nothing is frozen: the bet knows no baseline."""
+        """The bet knows no baseline; only its prior does, and only before the first event (`Wealth.take_prior`)."""
+        if stable.count >= KNOWN_UNITS and stable.total > NEAR_ZERO * stable.count:
+            self.prior = KNOWN_PRIOR
 
 
 class SessionCounts:

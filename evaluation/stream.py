@@ -62,5 +62,4 @@ class Stream:
 
     def _turn(self) -> None:
         for channel in (*self.channels, *self.staged):
-            channel.bettor.turn(self.stable)
-            channel.wealth.restart_if_due(self.canary)
+            channel.turn(self.stable, self.canary)

@@ -1,0 +1,172 @@
+"""Without harm no alternative's factor has a mean above one, whatever the bettor has frozen."""
+
+import numpy as np
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from evaluation.betting import Bettor, Block
+from evaluation.latency import ShapeLoss, ShapeProof
+from evaluation.presence import PresenceBet
+from evaluation.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.scores import PairLoss, ScoreLoss, ScoreProof
+from evaluation.served_share import FallbackBet, ShareBet
+from evaluation.stable import Stable
+
+ROUNDING = 1e-9
+weights = st.floats(0.001, 0.95)
+rates = st.floats(0.0, 1.0)
+shares = st.lists(st.floats(0.01, 1.0), min_size=11, max_size=11).map(lambda s: np.array(s) / sum(s))
+SCORES = np.linspace(0.0, 1.0, 11)
+quick = settings(max_examples=60, deadline=None)
+
+
+def block(arm: np.ndarray, w: float, y: np.ndarray, n: float = 1.0) -> Block:
+    rows = np.arange(len(y))
+    return Block(arm, np.full(len(y), w), y, np.full(len(y), n), rows, rows, rows * 1.0, rows * 0)
+
+
+def worst_mean(bettor: Bettor, w: float, stable_y, stable_p, canary_y, canary_p, n: float = 1.0) -> float:
+    """The largest mean factor over the alternatives: exact, over the coin and both arms' outcomes."""
+    arm = np.repeat([False, True], [len(stable_y), len(canary_y)])
+    rows, steps, _ = bettor.steps(block(arm, w, np.concatenate((stable_y, canary_y)), n))
+    factors = np.ones((len(bettor.prior), len(arm)))
+    factors[:, rows] = np.exp(steps)
+    return float((factors @ np.concatenate(((1 - w) * stable_p, w * canary_p))).max())
+
+
+def knowing(bettor: Bettor, stable_y, *, with_histogram: bool = False) -> Bettor:
+    past = Stable(with_histogram=with_histogram)
+    past.learn(np.asarray(stable_y, dtype=float))
+    bettor.turn(past)
+    return bettor
+
+
+def binary(rate: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([0.0, 1.0]), np.array([1.0 - rate, rate])
+
+
+@quick
+@given(weights, rates, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_first_events_gain_nothing_while_the_rate_is_tolerated(w, stable, better, tolerance):
+    canary = better * min(1.0, (1.0 + tolerance) * stable)
+
+    assert worst_mean(FirstEvents(tolerance=tolerance), w, *binary(stable), *binary(canary)) <= 1 + ROUNDING
+
+
+@quick
+@given(weights, st.floats(0.01, 0.5), st.floats(1.3, 4.0))
+def test_first_events_gain_when_the_rate_is_worse(w, stable, ratio):
+    canary = min(1.0, stable * ratio * 1.2)
+    assume(canary > stable * 1.4)
+
+    assert worst_mean(FirstEvents(tolerance=0.0), w, *binary(stable), *binary(canary)) > 1.0
+
+
+@quick
+@given(weights, shares, shares, st.lists(st.integers(0, 10), min_size=80, max_size=80))
+def test_session_counts_gain_nothing_from_a_canary_no_worse(w, stable, moved, past):
+    bettor = SessionCounts(most=10)
+    bettor.steps(block(np.zeros(80, dtype=bool), 0.0, np.array(past) / 10, 10.0))
+    bettor.turn(Stable(with_histogram=False))
+    tail = np.minimum(
+        np.cumsum(stable[::-1])[::-1], np.cumsum(moved[::-1])[::-1]
+    )  # at most stable's, everywhere
+    canary = tail - np.append(tail[1:], 0.0)
+
+    assert worst_mean(bettor, w, SCORES, stable, SCORES, canary, n=10.0) <= 1 + ROUNDING
+
+
+@quick
+@given(weights, shares, shares, st.floats(0.05, 1.0), shares)
+def test_session_means_gain_nothing_while_the_mean_is_tolerated(w, stable, canary, tolerance, past):
+    assume(canary @ SCORES <= (1.0 + tolerance) * (stable @ SCORES))
+    bettor = knowing(SessionMeans(tolerance=tolerance), past)
+
+    assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
+
+
+@quick
+@given(weights, shares, shares, st.floats(0.0, 0.2), shares)
+def test_scores_gain_nothing_while_the_loss_is_tolerated(w, stable, canary, tolerance, past):
+    assume(canary @ SCORES >= stable @ SCORES - tolerance)
+    bettor = knowing(ScoreLoss(tolerance=tolerance), past)
+
+    assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
+
+
+@quick
+@given(weights, shares, shares, st.floats(0.0, 0.3), shares)
+def test_a_score_is_not_proven_while_the_loss_reaches_the_margin(w, stable, canary, margin, past):
+    assume(canary @ SCORES <= stable @ SCORES - margin)
+    bettor = knowing(ScoreProof(margin=margin), past)
+
+    assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
+
+
+@quick
+@given(weights, shares, shares, st.floats(1.0, 5.0), st.floats(0.001, 0.05), st.floats(0.0, 0.1), shares)
+def test_a_rate_is_not_proven_while_it_reaches_both_margins(w, stable, canary, ratio, floor, rare, past):
+    none = np.eye(11)[0]
+    stable, canary = rare * stable + (1 - rare) * none, rare * canary + (1 - rare) * none
+    margin = max(ratio * (stable @ SCORES), stable @ SCORES + floor)
+    short = max(0.0, (margin - canary @ SCORES) / (1.0 - canary @ SCORES))
+    canary = (1.0 - short) * canary + short * np.eye(11)[10]  # moved up to the margin
+    bettor = knowing(RateProof(ratio=ratio, floor=floor), past)
+
+    assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
+
+
+@quick
+@given(
+    weights,
+    shares,
+    st.lists(st.floats(0.1, 1.0), min_size=11, max_size=11),
+    st.floats(0.0, 0.5),
+    st.integers(0, 9),
+)
+def test_shape_gains_nothing_from_values_within_the_tolerance(w, p, better, tolerance, seed):
+    stable = np.sort(np.random.default_rng(seed).lognormal(6.0, 0.8, 11))
+    canary = stable * (1.0 + tolerance) * np.array(better)
+    past = np.random.default_rng(seed + 1).lognormal(6.0, 0.8, 500)
+    bettor = knowing(ShapeLoss(tolerance=tolerance), past, with_histogram=True)
+
+    assert worst_mean(bettor, w, stable, p, canary, p) <= 1 + ROUNDING
+
+
+@quick
+@given(
+    weights,
+    shares,
+    st.lists(st.floats(1.0, 3.0), min_size=11, max_size=11),
+    st.floats(1.01, 2.0),
+    st.integers(0, 9),
+)
+def test_shape_is_not_proven_while_values_reach_the_margin(w, p, worse, margin, seed):
+    stable = np.sort(np.random.default_rng(seed).lognormal(6.0, 0.8, 11))
+    canary = stable * margin * np.array(worse)
+    past = np.random.default_rng(seed + 1).lognormal(6.0, 0.8, 500)
+    bettor = knowing(ShapeProof(margin=margin), past, with_histogram=True)
+
+    assert worst_mean(bettor, w, stable, p, canary, p) <= 1 + ROUNDING
+
+
+@quick
+@given(weights, rates)
+def test_the_share_and_the_presence_gain_nothing_from_a_fair_coin(w, rate):
+    for bettor in (ShareBet(), PresenceBet(on_present=True), PresenceBet(on_present=False)):
+        assert worst_mean(bettor, w, *binary(rate), *binary(rate)) <= 1 + ROUNDING
+
+
+@quick
+@given(st.floats(0.0, 1.0), st.floats(0.01, 0.2))
+def test_fallback_gains_nothing_while_the_canary_serves_enough(part, most):
+    assert worst_mean(FallbackBet(most=most), 0.5, *binary(0.0), *binary(part * most)) <= 1 + ROUNDING
+
+
+@quick
+@given(shares, st.floats(0.0, 0.3))
+def test_pairs_gain_nothing_while_the_mean_difference_is_tolerated(p, tolerance):
+    differences = np.linspace(-1.0, 1.0, 11)
+    assume(p @ differences <= tolerance)
+
+    assert worst_mean(PairLoss(tolerance=tolerance), 0.0, differences, p, differences, p) <= 1 + ROUNDING
