@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from controller.capacity import (
     HOST_ENGINE_BYTES,
-    HOST_KV_BYTES,
     TWO_ENGINES_UTILIZATION,
     Device,
     Fit,
@@ -70,6 +69,7 @@ class World(Protocol):
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint: ...
     def devices(self) -> Sequence[Device]: ...
+    def kv_bytes(self, version: VersionSpec) -> int: ...
     def requests_per_s(self, service: str) -> float | None: ...
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool: ...
 
@@ -122,7 +122,7 @@ class Commands:
             return row
         given = self._world.fingerprint(spec.version())
         devices = self._world.devices() if not spec.is_external else ()
-        version = with_headroom(spec.version(), given, devices)
+        version = with_headroom(spec.version(), given, devices, kv_bytes=self._world.kv_bytes(spec.version()))
         fingerprint = self._world.fingerprint(version)
         if not spec.is_external:
             require_fit(version, fingerprint, devices)
@@ -271,8 +271,13 @@ class Commands:
         return f"--url {spec.url}" if spec.url else f"--model {spec.model}"
 
 
-def with_headroom(version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device]) -> VersionSpec:
-    """The version sized so that a second engine of its kind fits beside it, where the user gave no size."""
+def with_headroom(
+    version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device], *, kv_bytes: int
+) -> VersionSpec:
+    """The version sized so that a second engine of its kind fits beside it, where the user gave no size.
+
+    kv_bytes: what it would like for its KV cache on a host without a GPU.
+    """
     if version.is_external or not devices:
         return version
     if devices[0].kind == "gpu":
@@ -283,8 +288,8 @@ def with_headroom(version: VersionSpec, fingerprint: Fingerprint, devices: Seque
         return version
     each = max(device.free_bytes for device in devices) // (2 * version.replicas)
     room = each - fingerprint.tensor_bytes - HOST_ENGINE_BYTES
-    kv_bytes = max(MIN_KV_BYTES, min(HOST_KV_BYTES, room) // MIN_KV_BYTES * MIN_KV_BYTES)
-    return version.model_copy(update={"kv_cache_memory_bytes": kv_bytes})
+    sized = max(MIN_KV_BYTES, min(kv_bytes, room) // MIN_KV_BYTES * MIN_KV_BYTES)
+    return version.model_copy(update={"kv_cache_memory_bytes": sized})
 
 
 def version_row(service: str, spec: VersionSpec, fingerprint: Fingerprint, at_s: float) -> VersionRow:

@@ -55,7 +55,6 @@ class Keeper:
         self._front = front
         self._removals = removals
         self._clock = clock
-        self._ensured_at_s: dict[tuple[str, str], float] = {}
 
     def tick(self, row: ServiceRow, replicas: int, rollout: RolloutState | None, *, token: int) -> Kept:
         """One look at a service. rollout None: none runs. Raises StaleToken when another controller acts."""
@@ -99,11 +98,11 @@ class Keeper:
         sight = next((one for one in versions if one.version == row.stable), None)
         if sight is not None and sight.phase is VersionPhase.READY and sight.ready_replicas >= replicas:
             return True
-        now_s, key = self._clock.now_s(), (row.name, row.stable)
-        failed = sight is not None and sight.phase is VersionPhase.FAILED
-        if not failed or now_s - self._ensured_at_s.get(key, 0.0) >= RETRY_FAILED_S:
-            self._ensured_at_s[key] = now_s
+        if sight is None or sight.phase is not VersionPhase.FAILED:
             self._fleet.ensure(row.name, row.stable, replicas, token=token)
+        elif self._clock.now_s() - sight.since_s >= RETRY_FAILED_S:
+            # Stopping forgets the failure; the next look finds it gone and loads it again.
+            self._fleet.stop(row.name, row.stable, token=token)
         return False
 
     def _stop_strangers(self, row: ServiceRow, versions: tuple[VersionSight, ...], token: int) -> bool:

@@ -27,9 +27,6 @@ class Config(BaseModel):
 
     api_port: int = Field(default=DEFAULT_API_PORT, ge=1, le=65535)
     ingress_port: int = Field(default=DEFAULT_INGRESS_PORT, ge=1, le=65535)
-    ray_address: str | None = None  # None: `up` starts a Ray head of its own
-    ray_started_here: bool = False  # True: `down` may stop it again
-    controller_pid: int | None = None  # the last controller that `up` started
 
 
 class Settings(BaseModel):
@@ -48,9 +45,14 @@ class Settings(BaseModel):
         return f"http://{self.host}:{self.config.api_port}"
 
     @property
-    def ray_folder(self) -> Path:
-        """Where a Ray head of ours keeps its logs, sockets and token."""
-        return self.home / "ray"
+    def cluster_path(self) -> Path:
+        """What is needed to connect to the Ray cluster that `up` started, or to stop it."""
+        return self.home / "cluster.json"
+
+    @property
+    def hashes_path(self) -> Path:
+        """Tensor digests of checkpoint files that were read before."""
+        return self.home / "hashes.json"
 
     @property
     def log_path(self) -> Path:

@@ -137,6 +137,14 @@ class SqlStore:
         with self._engine.begin() as db:
             return db.execute(select(t.rollouts.c.evidence).where(t.rollouts.c.id == rollout)).scalar()
 
+    def request(self, rollout: str) -> str:
+        """What was asked for when the rollout began, JSON. Raises UnknownService when there is none."""
+        with self._engine.begin() as db:
+            found = db.execute(select(t.rollouts.c.request).where(t.rollouts.c.id == rollout)).scalar()
+        if found is None:
+            raise UnknownService(f"rollout {rollout} does not exist; canaryctl history lists those that do")
+        return str(found)
+
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]:
         """The service's rollouts, newest first."""
         c = t.rollouts.c

@@ -1,0 +1,363 @@
+"""Every command of `canaryctl`, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from controller.cli import live, render
+from controller.cli.client import Client
+from controller.cli.output import Output, OutputOption, complain, console, emit, say
+from controller.errors import BadInput, CanaryctlError
+from controller.settings import load_settings
+from controller.units import duration_s
+from controller.view import ServiceView
+
+INTERRUPTED = 130
+NO_WAIT_S = 0.0
+
+app = typer.Typer(
+    name="canaryctl",
+    help="Take a new LLM version to production beside the one that serves, with proof; take it back at once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _duration(text: str) -> float:
+    try:
+        return duration_s(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+
+
+ServiceArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[SERVICE]", help="Default: the only one there is.", show_default=False),
+]
+ServiceOption = Annotated[
+    str | None, typer.Option("--service", help="The same as SERVICE.", show_default=False)
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(help="Checkpoint directory (config.json, safetensors, tokenizer).", show_default=False),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(help="External OpenAI-compatible endpoint instead of a checkpoint.", show_default=False),
+]
+PolicyOption = Annotated[
+    str | None, typer.Option(help="Policy file, or a preset's name.", show_default=False)
+]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine", metavar="KEY=VALUE", help="Engine argument; may be repeated.", show_default=False
+    ),
+]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Watch until it is over; the exit code says how.")]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=_duration,
+        metavar="DURATION",
+        help="Give up waiting after this (30s, 10m).",
+        show_default=False,
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+ReasonOption = Annotated[str, typer.Option(help="Why; the log keeps it.")]
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of `canaryctl ARGUMENTS`. Errors are printed here, each as one line."""
+    try:
+        result = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as exc:
+        print(exc.format_message())
+        return BadInput.exit_code
+    except click.ClickException as exc:
+        complain(BadInput(exc.format_message().replace("\n", " ")))
+        return BadInput.exit_code
+    except CanaryctlError as exc:
+        complain(exc)
+        return exc.exit_code
+    return result if isinstance(result, int) else 0
+
+
+@app.command()
+def up(
+    service: Annotated[str | None, typer.Option(help="Name of the endpoint.", show_default=False)] = None,
+    model: ModelOption = None,
+    url: UrlOption = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Service file (YAML) instead of options.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the endpoint. [default: 8000]", show_default=False),
+    ] = None,
+    api_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the controller. [default: 7878]", show_default=False),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Engines.")] = 1,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs an engine; may be a fraction.", show_default=False)
+    ] = None,
+    engine: EngineOption = None,
+    policy: PolicyOption = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the model answers.")] = False,
+    timeout: TimeoutOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Serve a model: start what is not running, and print the base URL for OpenAI clients.
+
+    Run again, it restarts what died and changes nothing else. Without --model or --url: what was there.
+    """
+    from controller.cli.actions import bring_up, service_body
+
+    settings = load_settings()
+    body = service_body(
+        settings,
+        service=service,
+        model=model,
+        url=url,
+        file=file,
+        policy=policy,
+        replicas=replicas,
+        gpus=gpus,
+        engine=engine,
+    )
+    views = bring_up(settings, body, port=port, api_port=api_port, wait_s=NO_WAIT_S if no_wait else timeout)
+    one: ServiceView | list[ServiceView] = views[0] if body is not None else views
+    if output in (Output.TABLE, Output.WIDE):
+        for view in views:
+            console().print(
+                f"[bold]{view.service}[/] serves {view.stable} at [bold]{view.url}[/]", soft_wrap=True
+            )
+    else:
+        emit(one, output, lambda _: "")
+
+
+@app.command()
+def down(
+    service: ServiceArgument = None,
+    service_: ServiceOption = None,
+    yes: YesOption = False,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Take one service away, or all; with the last one also the controller and the Ray cluster."""
+    from controller.cli.actions import take_down
+
+    settings = load_settings()
+    name = service or service_
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInput("down ends what users are served by; confirm it with --yes")
+        typer.confirm(f"Take {name or 'everything'} down?", abort=True)
+    take_down(settings, name, timeout_s=timeout)
+
+
+@app.command()
+def plan(
+    service: ServiceArgument = None,
+    service_: ServiceOption = None,
+    model: ModelOption = None,
+    url: UrlOption = None,
+    engine: EngineOption = None,
+    policy: PolicyOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what a deploy would do: the risk, the stages, the gates, whether it fits. Changes nothing."""
+    from controller.cli.actions import change_body
+
+    body = change_body(model=model, url=url, engine=engine, policy=policy)
+    client = Client(load_settings())
+    view = client.plan(client.the_service(service or service_), body)
+    emit(view, output, lambda wide: render.plan_detail(view, wide=wide))
+
+
+@app.command()
+def deploy(
+    service: ServiceArgument = None,
+    service_: ServiceOption = None,
+    model: ModelOption = None,
+    url: UrlOption = None,
+    engine: EngineOption = None,
+    policy: PolicyOption = None,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also a version that was rolled back before.")
+    ] = False,
+    reason: ReasonOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Roll a new version out beside the one that serves: through all stages, or back, by itself.
+
+    With --wait: exit 0 promoted, 5 rolled back, 6 not proven or timed out.
+    """
+    from controller.cli.actions import change_body
+
+    body = change_body(model=model, url=url, engine=engine, policy=policy)
+    client = Client(load_settings())
+    name = client.the_service(service or service_)
+    if dry_run:
+        planned = client.plan(name, body)
+        emit(planned, output, lambda wide: render.plan_detail(planned, wide=wide))
+        return
+    view = client.deploy(name, {**body, "retry": retry, "reason": reason})
+    is_text = output in (Output.TABLE, Output.WIDE)
+    if wait:
+        if is_text:
+            view = live.watch(client, name, view.rollout, timeout_s=timeout)
+        else:
+            view = live.wait(client, name, view.rollout, timeout_s=timeout)
+            emit(view, output, lambda _: "")
+        live.raise_for(view)
+    elif is_text:
+        console().print(
+            f"{view.rollout} begins: {view.stable} -> {view.canary}, {view.risk} risk", soft_wrap=True
+        )
+        say(f"canaryctl watch {name} shows it, canaryctl rollback {name} ends it")
+    else:
+        emit(view, output, lambda _: "")
+
+
+@app.command()
+def status(
+    service: ServiceArgument = None, service_: ServiceOption = None, output: OutputOption = Output.TABLE
+) -> None:
+    """Show a service: its versions, its rollout, the evidence."""
+    client = Client(load_settings())
+    view = client.service(client.the_service(service or service_))
+    emit(view, output, lambda wide: render.service_detail(view, wide=wide))
+
+
+@app.command(name="list")
+def list_services(output: OutputOption = Output.TABLE) -> None:
+    """Show all services, one line each."""
+    views = Client(load_settings()).services()
+    emit(views, output, lambda wide: render.services_table(views, wide=wide))
+
+
+@app.command()
+def watch(
+    service: ServiceArgument = None, service_: ServiceOption = None, timeout: TimeoutOption = None
+) -> None:
+    """Watch the running rollout live until it is over; the exit code says how it ended."""
+    client = Client(load_settings())
+    name = client.the_service(service or service_)
+    view = client.service(name)
+    if view.rollout is None or view.rollout.is_final:
+        console().print(render.service_detail(view, wide=False))
+        say(f"no rollout of {name} runs now")
+        return
+    live.raise_for(live.watch(client, name, view.rollout.rollout, timeout_s=timeout))
+
+
+@app.command()
+def rollback(
+    service: ServiceArgument = None,
+    service_: ServiceOption = None,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = None,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Past a controller that is dead: through the route table itself.")
+    ] = False,
+    reason: ReasonOption = "",
+) -> None:
+    """Give all traffic back to stable, at once, whatever runs. Exit 0 also when stable has it already."""
+    settings = load_settings()
+    if direct:
+        from controller.cli.actions import roll_back_directly
+
+        roll_back_directly(settings, service or service_, reason=reason)
+        return
+    client = Client(settings)
+    name = client.the_service(service or service_)
+    outcome, text = client.rollback(name, reason=reason)
+    say(text)
+    view = client.service(name).rollout
+    if outcome == "asked" and wait and view is not None:
+        ended = live.watch(client, name, view.rollout, timeout_s=timeout)
+        if ended.steps is not None:
+            console().print(render.steps_line(ended.steps))
+        if ended.exit_code == CanaryctlError.exit_code:
+            raise CanaryctlError(f"{ended.rollout}: {ended.reason}")
+
+
+@app.command()
+def history(
+    service: ServiceArgument = None,
+    service_: ServiceOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Newest rollouts.")] = 20,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show past rollouts of a service, newest first."""
+    client = Client(load_settings())
+    views = client.history(client.the_service(service or service_), limit=limit)
+    emit(views, output, lambda wide: render.history_table(views, wide=wide))
+
+
+@app.command()
+def validate(
+    model: ModelOption = None,
+    policy: PolicyOption = None,
+    file: Annotated[Path | None, typer.Option(help="Service file (YAML).", show_default=False)] = None,
+) -> None:
+    """Check a checkpoint directory, a policy or a service file, without a controller."""
+    from controller.cli.actions import check_files
+
+    for line in check_files(model=model, policy=policy, file=file):
+        console().print(line, soft_wrap=True)
+
+
+@app.command()
+def controller() -> None:
+    """Run the controller in the foreground, as `up` runs it in the background."""
+    from controller import wiring
+
+    wiring.run_controller(load_settings())
+
+
+@app.command()
+def router(
+    table: Annotated[
+        Path, typer.Option(exists=False, help="Table file (YAML): service, stable, canary, weight_bp.")
+    ],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> int:
+    """Split traffic over OpenAI-compatible endpoints by a file, without Ray and without a controller."""
+    from controller import wiring
+
+    return wiring.run_router(table, host=host, port=port)
+
+
+@app.command(name="version")
+def show_version() -> None:
+    """Print the version."""
+    print(own_version())
+
+
+def own_version() -> str:
+    """The installed version of canaryctl; `0+source` when it runs without being installed."""
+    try:
+        return version("canaryctl")
+    except PackageNotFoundError:
+        return "0+source"

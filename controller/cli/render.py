@@ -1,0 +1,255 @@
+"""Views as people see them: each function turns one view into what rich can print, and asks nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from controller.cli.output import table
+from controller.state import FULL_BP, Phase
+from controller.units import duration, gib, percent
+from controller.view import GateView, PlanView, RolloutView, ServiceView, StageView, StepsView
+from evaluation.gate import Verdict
+
+BAR = 24
+PHASE_STYLE = {
+    Phase.SUCCEEDED: "bold green",
+    Phase.ROLLED_BACK: "bold red",
+    Phase.FAILED: "bold red",
+    Phase.ROLLING_BACK: "red",
+}
+VERDICT_STYLE = {
+    Verdict.PASS: "green",
+    Verdict.FAIL: "bold red",
+    Verdict.UNDECIDED: "yellow",
+    Verdict.INVALID: "magenta",
+}
+STAGE_MARK = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
+
+
+def phase_text(view: RolloutView) -> Text:
+    """The phase in its colour, a stage with its number."""
+    words = view.phase.value.replace("_", " ")
+    if view.stage is not None:
+        words = f"stage {view.stage} of {len(view.stages)}"
+    return Text(words, style=PHASE_STYLE.get(view.phase, "cyan"))
+
+
+def services_table(views: Sequence[ServiceView], *, wide: bool) -> RenderableType:
+    """One line a service."""
+    grid = table("service", "serving", "ready", "canary", "weight", "rollout", *(["url"] if wide else []))
+    for view in views:
+        rollout = view.rollout if view.rollout and not view.rollout.is_final else None
+        cells: list[RenderableType] = [
+            view.service,
+            view.stable,
+            _ready(view, view.stable),
+            rollout.canary if rollout else "-",
+            percent(view.weight_bp) if view.weight_bp is not None else "unknown",
+            phase_text(view.rollout) if view.rollout else "-",
+        ]
+        grid.add_row(*cells, *([view.url] if wide else []))
+    return grid if views else Text("no service yet; start one: canaryctl up --service chat --model DIR")
+
+
+def service_detail(view: ServiceView, *, wide: bool) -> RenderableType:
+    """A service: what it serves, on what, and its newest rollout."""
+    parts: list[RenderableType] = [
+        Text.assemble((view.service, "bold"), "  serving ", (view.stable, "bold"), f"  {view.url}"),
+        versions_table(view, wide=wide),
+    ]
+    if view.rollout is not None:
+        parts += [Text(), *rollout_parts(view.rollout, wide=wide)]
+    return Group(*parts)
+
+
+def versions_table(view: ServiceView, *, wide: bool) -> RenderableType:
+    """The versions in the fleet."""
+    if view.versions is None:
+        return Text("the fleet cannot be read now", style="yellow")
+    grid = table("version", "role", "state", "replicas", "in flight", "memory", *(["error"] if wide else []))
+    for one in view.versions:
+        role = "stable" if one.version == view.stable else "canary"
+        state = Text(one.phase, style="green" if one.phase == "ready" else "yellow")
+        if one.phase == "failed":
+            state = Text(f"failed: {one.last_error or 'no error given'}", style="red")
+        memory = gib(one.memory_bytes) if one.memory_bytes is not None else "-"
+        cells: list[RenderableType] = [
+            one.version, role, state, str(one.ready_replicas), str(one.in_flight), memory
+        ]  # fmt: skip
+        grid.add_row(*cells, *([one.last_error or "-"] if wide else []))
+    return grid
+
+
+def rollout_parts(view: RolloutView, *, wide: bool, log_lines: int = 8) -> list[RenderableType]:
+    """A rollout from its head line to its log."""
+    head = Text.assemble(
+        (view.rollout, "bold"), "  ", view.stable, " -> ", view.canary, "  ", phase_text(view),
+        f"  risk {view.risk}  {percent(view.weight_bp)} on the canary",
+    )  # fmt: skip
+    parts: list[RenderableType] = [head, stages_line(view), weight_bar(view)]
+    if view.waiting_for:
+        parts.append(Text("waiting for " + "; ".join(view.waiting_for), style="dim"))
+    parts += [Text(f"held: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
+    if view.gates:
+        parts += [Text(), gates_table(view.gates, wide=wide)]
+    if view.cause is not None:
+        parts.append(Text(f"rolled back by {view.cause.kind}: {view.cause.text}", style="red"))
+    if view.steps is not None:
+        parts.append(steps_line(view.steps))
+    parts.append(Text())
+    parts += [log_line(line.at_s, line.actor, line.text) for line in view.log[-log_lines:]]
+    return parts
+
+
+def stages_line(view: RolloutView) -> Text:
+    """The ladder: what is done, what runs, what is ahead."""
+    line = Text()
+    for stage in view.stages:
+        mark, style = STAGE_MARK[stage.status]
+        done = f" {view.canary_requests}/{stage.min_canary}" if stage.status == "now" else ""
+        line.append(f"{mark} {percent(stage.weight_bp)}{done}   ", style=style)
+    final = view.phase is Phase.SUCCEEDED
+    line.append("✓ 100 %" if final else "○ 100 %", style="green" if final else "dim")
+    return line
+
+
+def weight_bar(view: RolloutView) -> Text:
+    """Who gets how much of the traffic."""
+    width = 2 * BAR
+    canary = round(width * view.weight_bp / FULL_BP)
+    if 0 < view.weight_bp < FULL_BP:
+        canary = min(max(canary, 1), width - 1)
+    line = Text("stable ", style="blue")
+    line.append("█" * (width - canary), style="blue")
+    line.append("█" * canary, style="yellow")
+    line.append(f" canary {percent(view.weight_bp)}", style="yellow")
+    return line
+
+
+def gates_table(gates: Sequence[GateView], *, wide: bool) -> RenderableType:
+    """The evidence: each gate's way to its decision."""
+    more = ("interval", "why") if wide else ("why",)
+    grid = table("gate", "question", "verdict", "evidence", "stable", "canary", "requests", *more)
+    for gate in gates:
+        asks = {"rollback": "is it worse?", "promotion": "is it no worse?"}.get(gate.side, gate.side)
+        interval = f"{_number(gate.low)} .. {_number(gate.high)}" if gate.low is not None else "-"
+        grid.add_row(
+            gate.gate,
+            asks,
+            Text(gate.verdict.value, style=VERDICT_STYLE[gate.verdict]),
+            _progress(gate),
+            _number(gate.stable),
+            _number(gate.canary),
+            f"{gate.n_stable}/{gate.n_canary}",
+            *([interval, gate.reason] if wide else [gate.reason]),
+        )
+    return grid
+
+
+def steps_line(steps: StepsView) -> Text:
+    """The steps of a departure with their times."""
+    named = (
+        ("traffic shifted", steps.traffic_shift_ms),
+        ("drained", steps.drain_ms),
+        ("unloaded", steps.unload_ms),
+        ("in all", steps.total_ms),
+    )
+    done = [f"{name} {_ms(value)}" for name, value in named if value is not None]
+    line = Text(f"{steps.leaving} leaves: ", style="bold")
+    line.append(", ".join(done) if done else steps.step)
+    return line
+
+
+def log_line(at_s: float, actor: str, text: str) -> Text:
+    """One line of the log, in local time."""
+    line = Text(time.strftime("%H:%M:%S ", time.localtime(at_s)), style="dim")
+    if actor != "controller":
+        line.append(f"{actor}: ", style="bold")
+    line.append(text, style="default")
+    return line
+
+
+def plan_detail(view: PlanView, *, wide: bool) -> RenderableType:
+    """What a deploy would do."""
+    parts: list[RenderableType] = [
+        Text.assemble(
+            (view.service, "bold"), "  ", view.stable, " -> ", (view.canary, "bold"), f"  risk {view.risk}"
+        )
+    ]
+    parts += [Text(f"  {reason}") for reason in view.reasons]
+    parts += [Text(f"  {warning}", style="bold red") for warning in view.warnings]
+    grid = table("stage", "weight", "at least", "canary requests", "deadline", "replicas")
+    for stage in view.stages:
+        grid.add_row(*_stage_cells(stage))
+    last = percent(FULL_BP - view.holdback_bp)
+    grid.add_row("bake", last, duration(view.bake_s), "-", "-", "-")
+    parts += [Text(), grid, Text(f"capacity: {view.capacity}")]
+    parts.append(
+        Text(f"at the soonest {duration(round(view.shortest_s))}, when every proof is there in time")
+    )
+    if wide:
+        parts += [Text(), Text(f"gates (alpha {view.alpha:g} for the whole rollout)")]
+        parts += [Text(f"  {line}") for line in view.gates]
+    return Group(*parts)
+
+
+def history_table(views: Sequence[RolloutView], *, wide: bool) -> RenderableType:
+    """One line a rollout, newest first."""
+    more = ("rollback", "reason") if wide else ("reason",)
+    grid = table("rollout", "started", "took", "from", "to", "risk", "result", *more)
+    for view in views:
+        ended_s = view.log[-1].at_s if view.log else view.entered_at_s
+        took = duration(round(max(0.0, ended_s - view.started_at_s)))
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.started_at_s))
+        steps = _ms(view.steps.total_ms) if view.steps and view.steps.total_ms is not None else "-"
+        cells: list[RenderableType] = [
+            view.rollout,
+            started,
+            took,
+            view.stable,
+            view.canary,
+            view.risk,
+            phase_text(view),
+        ]
+        grid.add_row(*cells, *([steps, view.reason] if wide else [view.reason]))
+    return grid if views else Text("no rollout yet")
+
+
+def _stage_cells(stage: StageView) -> tuple[str, ...]:
+    return (
+        str(stage.number),
+        percent(stage.weight_bp),
+        duration(stage.duration_s),
+        str(stage.min_canary),
+        duration(round(stage.deadline_s)),
+        str(stage.replicas),
+    )
+
+
+def _ready(view: ServiceView, version: str) -> str:
+    if view.versions is None:
+        return "unknown"
+    one = next((one for one in view.versions if one.version == version), None)
+    return f"{one.ready_replicas} {one.phase}" if one is not None else "0"
+
+
+def _progress(gate: GateView) -> Text:
+    filled = round(10 * gate.progress_ratio)
+    style = VERDICT_STYLE[gate.verdict]
+    bar = Text("━" * filled, style=style)
+    bar.append("━" * (10 - filled), style="dim")
+    return bar
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"

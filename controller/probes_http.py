@@ -1,0 +1,168 @@
+"""Probes of a canary before users meet it: preflight, warm-up, smoke. Over HTTP, straight to its engines.
+
+Invariants: a probe runs beside the ticks, once per rollout and kind; it asks the canary alone, never through
+the router, so nothing of it is evidence; after a restart it starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx
+
+from controller import telemetry
+from controller.state import ProbeKind, ProbeSight, RolloutState, RunProbe
+
+REQUEST_TIMEOUT_S = 60.0
+WARM_TOKENS_EACH = 64
+WARM_REQUESTS = 200  # at most, whatever warmup_tokens says
+LOAD_S = 3.0
+MAX_LOAD_PER_S = 20.0
+SMOKE_QUESTIONS = ("Say hello.", "What is the capital of France?", "Count from one to three.")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a version answers. `headers` let us past its front. model: its name there, None: ask it."""
+
+    urls: tuple[str, ...]
+    headers: Mapping[str, str]
+    model: str | None
+
+
+@dataclass(slots=True)
+class _Run:
+    phase: Literal["running", "passed", "failed"] = "running"
+    detail: str = ""
+
+
+class ProbeFailed(Exception):
+    """The canary did not do what the probe asked; one line."""
+
+
+class HttpProbes:
+    """The core's Probes port."""
+
+    def __init__(
+        self,
+        *,
+        target: Callable[[str, str], Target | None],
+        preflight: Callable[[RolloutState], None],
+        rate_per_s: Callable[[str], float | None],
+    ) -> None:
+        """target: of (service, version), None when it cannot be found now. preflight raises what is wrong.
+        rate_per_s: of a service, None when it is not known."""
+        self._target = target
+        self._preflight = preflight
+        self._rate_per_s = rate_per_s
+        self._runs: dict[tuple[str, ProbeKind], _Run] = {}
+
+    def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeSight:
+        """How the probe stands; it is started when it is not known."""
+        key = (rollout.id, probe.probe)
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = _Run()
+            name = f"{probe.probe.value} of {rollout.id}"
+            threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
+        return ProbeSight(probe.probe, run.phase, run.detail)
+
+    def _work(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> None:
+        began_s = time.monotonic()
+        try:
+            detail = self._do(rollout, probe)
+        except Exception as exc:  # noqa: BLE001 - whatever goes wrong, the probe has failed and says why
+            run.detail = (str(exc).splitlines() or [type(exc).__name__])[0][:300]
+            run.phase = "failed"
+            telemetry.warning("probe failed", rollout=rollout.id, probe=probe.probe.value, why=run.detail)
+            return
+        run.detail, run.phase = detail, "passed"
+        took_ms = round((time.monotonic() - began_s) * 1000)
+        telemetry.event("probe passed", rollout=rollout.id, probe=probe.probe.value, took_ms=took_ms)
+
+    def _do(self, rollout: RolloutState, probe: RunProbe) -> str:
+        if probe.probe is ProbeKind.PREFLIGHT:
+            self._preflight(rollout)
+            return ""
+        target = self._target(rollout.service, probe.version)
+        if target is None or not target.urls:
+            raise ProbeFailed(f"{probe.version} has no address to ask; see its engine's log")
+        if probe.probe is ProbeKind.WARM:
+            rate = self._rate_per_s(rollout.service) or 0.0
+            per_replica = min(MAX_LOAD_PER_S, rate / max(1, rollout.stable.replicas))
+            return asyncio.run(_warm(target, probe.warmup_tokens, per_replica))
+        return asyncio.run(_smoke(target))
+
+
+async def _warm(target: Target, warmup_tokens: int, rate_per_s: float) -> str:
+    """Each replica generates `warmup_tokens`, then takes a short load at stable's rate."""
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=target.headers, trust_env=False) as http:
+        for url in target.urls:
+            model = await _model(http, url, target)
+            made = 0
+            for _ in range(WARM_REQUESTS):
+                if made >= warmup_tokens:
+                    break
+                answer = await _ask(http, url, model, SMOKE_QUESTIONS[0], WARM_TOKENS_EACH)
+                made += max(1, _tokens(answer))
+            count = round(rate_per_s * LOAD_S)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(count):
+                    group.create_task(_ask(http, url, model, SMOKE_QUESTIONS[1], WARM_TOKENS_EACH // 2))
+                    await asyncio.sleep(LOAD_S / count)
+    return ""
+
+
+async def _smoke(target: Target) -> str:
+    """Each replica answers a few questions with some text."""
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=target.headers, trust_env=False) as http:
+        for url in target.urls:
+            model = await _model(http, url, target)
+            for question in SMOKE_QUESTIONS:
+                answer = await _ask(http, url, model, question, 32)
+                if not _text(answer).strip():
+                    raise ProbeFailed("an answer was empty: is the chat template or the tokenizer wrong?")
+    return ""
+
+
+async def _model(http: httpx.AsyncClient, url: str, target: Target) -> str:
+    if target.model is not None:
+        return target.model
+    answer = await http.get(f"{url}/v1/models")
+    listed = answer.json().get("data") if answer.status_code == 200 else None
+    if not listed:
+        raise ProbeFailed(
+            f"/v1/models answers {answer.status_code} and lists nothing; is it an OpenAI endpoint?"
+        )
+    return str(listed[0]["id"])
+
+
+async def _ask(
+    http: httpx.AsyncClient, url: str, model: str, question: str, max_tokens: int
+) -> dict[str, Any]:
+    """An answer of the chat route, or of the completions route where there is no chat template."""
+    chat = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens}
+    answer = await http.post(f"{url}/v1/chat/completions", json=chat)
+    if answer.status_code in (400, 404):
+        plain = {"model": model, "prompt": question, "max_tokens": max_tokens}
+        answer = await http.post(f"{url}/v1/completions", json=plain)
+    if answer.status_code != 200:
+        raise ProbeFailed(f"status {answer.status_code}: {answer.text[:200]}")
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def _tokens(answer: Mapping[str, Any]) -> int:
+    usage = answer.get("usage") or {}
+    return int(usage.get("completion_tokens") or 0)
+
+
+def _text(answer: Mapping[str, Any]) -> str:
+    choice = (answer.get("choices") or [{}])[0]
+    message = choice.get("message") or {}
+    return str(message.get("content") or message.get("reasoning_content") or choice.get("text") or "")
