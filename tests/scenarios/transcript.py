@@ -3,7 +3,7 @@
 A file begins with comments (`#`) and one `plan` line. Words of a `>` line:
 
     +5s                      time passes (each line is one tick; without it, one second)
-    table=v-old              the route table; v-old+v-new@200; trailing `?`: not acknowledged; none: unreadable
+    table=v-old              the route table; v-old+v-new@200; trailing `?`: not acknowledged; none
     v-new=ready*2            a version's phase and ready replicas; ready/3: in flight; gone: not listed
     fleet=none               the fleet cannot be read (fleet=read: again)
     probe=smoke:passed       how a probe stands; probe=none: the shell knows of none

@@ -1,0 +1,440 @@
+"""The rules of rollout.py on arbitrary worlds, and the machine against a deliberately dumb twin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.codec import actions_from_json, actions_to_json, state_from_json, state_to_json
+from controller.rollout import begin, exit_code, is_urgent, rollback_means, step
+from controller.state import (
+    FULL_BP,
+    Action,
+    Ask,
+    AskKind,
+    DrainVersion,
+    EnsureVersion,
+    EvidenceSight,
+    GuardSight,
+    Notify,
+    Observation,
+    Phase,
+    Plan,
+    ProbeKind,
+    ProbeSight,
+    RolloutState,
+    RunProbe,
+    SetSplit,
+    SplitSight,
+    Stage,
+    StopVersion,
+    VersionPhase,
+    VersionRef,
+    VersionSight,
+)
+from controller.view import rollout_view
+from evaluation.gate import GateReport, Verdict
+
+HOLDBACK_BP = 500
+OLD, NEW = VersionRef("v-old", 2), VersionRef("v-new", 2)
+STAGES = (Stage(1000, 5.0, 10, 60.0, 1), Stage(5000, 5.0, 10, 60.0, 1, "rollback"))
+PLAN = Plan("medium", (), STAGES, HOLDBACK_BP, 10.0, load_s=50.0, unreadable_s=20.0, hold_limit_s=200.0)
+
+# --- worlds that make no sense
+
+times = st.one_of(st.floats(0, 1e4), st.sampled_from([math.nan, math.inf, -math.inf, -5.0]))
+versions = st.sampled_from(["v-old", "v-new", "v-else"])
+splits = st.builds(
+    SplitSight,
+    epoch=st.just(1),
+    revision=st.integers(0, 9),
+    stable=st.one_of(st.none(), versions),
+    canary=st.one_of(st.none(), versions),
+    weight_bp=st.sampled_from([0, 1000, 5000, FULL_BP - HOLDBACK_BP, FULL_BP]),
+    applied=st.booleans(),
+)
+sights = st.builds(
+    VersionSight,
+    version=versions,
+    phase=st.sampled_from(VersionPhase),
+    ready_replicas=st.integers(-1, 3),
+    in_flight=st.integers(-1, 5),
+)
+gates = st.builds(
+    GateReport,
+    gate=st.just("error"),
+    metric=st.just("error"),
+    side=st.sampled_from(["rollback", "promotion", "guard"]),
+    verdict=st.sampled_from(Verdict),
+    log_e=st.floats(),
+    limit=st.floats(),
+    reason=st.text(max_size=5),
+    n_canary=st.integers(0, 99),
+    n_stable=st.integers(0, 99),
+)
+evidences = st.builds(
+    EvidenceSight,
+    stage=st.integers(-1, 3),
+    verdict=st.sampled_from(Verdict),
+    rollback=st.one_of(st.none(), st.none(), st.none(), gates),
+    gates=st.lists(gates, max_size=2).map(tuple),
+    missing=st.sampled_from([(), ("quality",)]),
+    canary_requests=st.integers(0, 50),
+    guards=st.sampled_from(
+        [(), (), (), (GuardSight("errors", "all"),), (GuardSight("errors", "all", True),)]
+    ),
+)
+asks = st.builds(
+    Ask,
+    seq=st.integers(1, 30),
+    kind=st.sampled_from(AskKind),
+    actor=st.just("ann"),
+    role=st.sampled_from(["viewer", "operator", "admin"]),
+    reason=st.just(""),
+    at_s=times,
+)
+probes = st.builds(
+    ProbeSight,
+    kind=st.sampled_from(ProbeKind),
+    phase=st.sampled_from(["running", "passed", "passed", "failed"]),
+)
+observations = st.builds(
+    Observation,
+    now_s=times,
+    split=st.one_of(st.none(), splits),
+    versions=st.one_of(st.none(), st.lists(sights, max_size=3).map(tuple)),
+    evidence=st.one_of(st.none(), evidences),
+    probes=st.lists(probes, max_size=3).map(tuple),
+    asks=st.lists(asks, max_size=2).map(tuple),
+    tombstoned=st.sampled_from([False] * 19 + [True]),
+    resumed=st.booleans(),
+)
+
+
+def start() -> RolloutState:
+    return begin("r-1", "chat", stable=OLD, canary=NEW, plan=PLAN, now_s=0.0)
+
+
+# --- worlds that mostly obey, so that runs get far
+
+
+@dataclass
+class Obedient:
+    """A world in which what is wanted comes true at the next look; a table after `lag` looks more."""
+
+    lag: int = 0
+    unacknowledged: int = 0
+    now_s: float = 0.0
+    split: SplitSight = field(default_factory=lambda: SplitSight(1, 1, "v-old", None, 0, applied=True))
+    versions: dict[str, VersionSight] = field(
+        default_factory=lambda: {"v-old": VersionSight("v-old", VersionPhase.READY, 2, 0)}
+    )
+    probes: tuple[ProbeSight, ...] = ()
+    asked: tuple[Ask, ...] = ()
+
+    def obey(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            match action:
+                case EnsureVersion(version, replicas):
+                    self.versions[version] = VersionSight(version, VersionPhase.READY, replicas, 0)
+                case SetSplit(stable, canary, weight_bp):
+                    before = (self.split.stable, self.split.canary, self.split.weight_bp)
+                    if before != (stable, canary, weight_bp):
+                        self.unacknowledged = self.lag
+                    revision = self.split.revision + 1
+                    self.split = SplitSight(1, revision, stable, canary, weight_bp, applied=False)
+                case DrainVersion(version):
+                    self.versions[version] = VersionSight(version, VersionPhase.DRAINING, 2, 0)
+                case StopVersion(version):
+                    self.versions.pop(version, None)
+                case RunProbe(probe):
+                    self.probes = (ProbeSight(probe, "passed"),)
+                case _:
+                    pass
+
+    def ask(self, kind: AskKind) -> None:
+        self.asked = (*self.asked, Ask(len(self.asked) + 1, kind, "ann", "operator", "", self.now_s))
+
+    def look(self, evidence: EvidenceSight | None) -> Observation:
+        self.now_s += 1.0
+        self.split = replace(self.split, applied=self.unacknowledged == 0)
+        self.unacknowledged = max(0, self.unacknowledged - 1)
+        return Observation(
+            self.now_s, self.split, tuple(self.versions.values()), evidence, self.probes, self.asked
+        )
+
+
+# What happens in a tick: nothing special, or one thing that goes wrong or is asked.
+events = st.sampled_from(
+    ["proven"] * 12
+    + ["unproven", "harm", "blind table", "blind fleet", "no evidence", "invalid", "stale"]
+    + ["rollback", "pause", "resume", "promote", "promote_full", "jump", "resumed"]
+)
+
+
+def happen(world: Obedient, state: RolloutState, event: str) -> Observation:
+    if event in {kind.value for kind in AskKind}:
+        world.ask(AskKind(event))
+    if event == "jump":
+        world.now_s += 70.0
+    verdict = {
+        "unproven": Verdict.UNDECIDED,
+        "jump": Verdict.UNDECIDED,
+        "harm": Verdict.FAIL,
+        "invalid": Verdict.INVALID,
+    }
+    stage = state.stage - 1 if event == "stale" else state.stage
+    seen = world.look(EvidenceSight(stage, verdict.get(event, Verdict.PASS), canary_requests=99))
+    match event:
+        case "blind table":
+            return replace(seen, split=None)
+        case "blind fleet":
+            return replace(seen, versions=None)
+        case "no evidence":
+            return replace(seen, evidence=None)
+        case "resumed":
+            return replace(seen, resumed=True)
+        case _:
+            return seen
+
+
+@dataclass(frozen=True)
+class Tick:
+    before: RolloutState
+    seen: Observation
+    after: RolloutState
+    actions: tuple[Action, ...]
+
+
+def run(happenings: list[str], lag: int = 0) -> list[Tick]:
+    world, state, actions = Obedient(lag), start(), ()
+    ticks: list[Tick] = []
+    for event in happenings:
+        world.obey(actions)
+        seen = happen(world, state, event)
+        after, actions = step(state, seen)
+        ticks.append(Tick(state, seen, after, actions))
+        state = after
+    return ticks
+
+
+# Most runs begin well, so that they get far before things happen.
+runs = st.builds(
+    lambda well, happenings, lag: run(["proven"] * well + happenings, lag),
+    st.integers(1, 20),
+    st.lists(events, max_size=25),
+    st.integers(0, 3),
+)
+
+
+# --- the rules
+
+
+@given(st.lists(observations, max_size=25))
+@settings(max_examples=80, deadline=None)
+def test_step_is_total_and_everything_it_says_is_json(seen: list[Observation]) -> None:
+    state = start()
+    for one in seen:
+        state, actions = step(state, one)
+
+        assert state_from_json(state_to_json(state)) == state
+        assert actions_from_json(actions_to_json(actions)) == actions
+        assert (exit_code(state) is None) != state.is_final
+        assert rollback_means(state)
+        assert not (is_urgent(state) and state.is_final)
+    view = rollout_view(state, seen[-1].evidence if seen else None)
+    assert type(view).model_validate_json(view.model_dump_json()) == view
+
+
+@given(runs)
+@settings(max_examples=100, deadline=None)
+def test_the_weight_rises_only_after_pass_or_a_waiver(ticks: list[Tick]) -> None:
+    for tick in ticks:
+        before, after = tick.before, tick.after
+        leaves_stage = before.phase is Phase.STAGE and (after.phase, after.stage) != (
+            before.phase,
+            before.stage,
+        )
+        if leaves_stage and after.phase is not Phase.ROLLING_BACK:
+            evidence = tick.seen.evidence
+            passed = evidence is not None and (evidence.stage, evidence.verdict) == (
+                before.stage,
+                Verdict.PASS,
+            )
+            assert passed or after.waived_through >= before.stage
+        if after.weight_bp > before.weight_bp:
+            first = before.phase is Phase.SMOKE and before.weight_bp == 0
+            assert first or leaves_stage or before.phase is Phase.PROMOTING
+
+
+@given(runs)
+@settings(max_examples=100, deadline=None)
+def test_every_published_weight_is_the_one_that_was_committed_with_it(ticks: list[Tick]) -> None:
+    for tick in ticks:
+        for action in tick.actions:
+            if isinstance(action, SetSplit):
+                assert action.weight_bp == tick.after.weight_bp <= FULL_BP - HOLDBACK_BP
+                assert (action.canary is None) == (action.weight_bp == 0)
+
+
+@given(runs, st.lists(observations, max_size=10))
+@settings(max_examples=80, deadline=None)
+def test_final_phases_absorb_whatever_is_seen(ticks: list[Tick], seen: list[Observation]) -> None:
+    state = next((tick.after for tick in ticks if tick.after.is_final), None)
+    if state is None:
+        return
+    for one in seen:
+        after, actions = step(state, one)
+
+        assert replace(after, outbox=state.outbox) == state
+        assert all(isinstance(action, Notify) for action in actions)
+
+
+@given(runs)
+@settings(max_examples=100, deadline=None)
+def test_a_rollback_is_allowed_from_every_phase_and_held_up_by_nothing(ticks: list[Tick]) -> None:
+    for tick in ticks:
+        if tick.after.is_final:
+            continue
+        seq = tick.after.asks_through + 1
+        ask = Ask(seq, AskKind.ROLLBACK, "ann", "operator", "", tick.seen.now_s)
+
+        after, actions = step(tick.after, replace(tick.seen, asks=(ask,)))
+
+        assert after.phase is Phase.ROLLING_BACK or (
+            not tick.after.launched and after.phase is Phase.ROLLED_BACK
+        )
+        assert not any(isinstance(action, SetSplit) and action.weight_bp > 0 for action in actions)
+
+
+@given(runs)
+@settings(max_examples=100, deadline=None)
+def test_nothing_is_stopped_before_a_table_without_it_stood_on_every_router(ticks: list[Tick]) -> None:
+    stood: set[str] = set()  # versions that the newest standing table keeps from getting traffic
+    for tick in ticks:
+        split = tick.seen.split
+        if split is not None and split.applied:
+            stood = {"v-old", "v-new"} - {split.stable, split.canary}
+        for action in tick.actions:
+            if isinstance(action, StopVersion | DrainVersion):
+                assert action.version in stood or not tick.after.exposed
+
+
+@given(runs)
+@settings(max_examples=100, deadline=None)
+def test_stable_keeps_its_engine_until_the_new_version_has_baked(ticks: list[Tick]) -> None:
+    for tick in ticks:
+        touched = {a.version for a in tick.actions if isinstance(a, StopVersion | DrainVersion)}
+        if "v-old" in touched:
+            assert tick.after.phase is Phase.UNLOADING
+
+
+@given(st.lists(st.sampled_from(["no evidence", "invalid", "stale", "unproven", "jump"]), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_without_proof_no_canary_gets_beyond_its_first_stage(happenings: list[str]) -> None:
+    for tick in run(["proven"] * 6 + happenings):
+        assert tick.after.weight_bp <= STAGES[0].weight_bp
+        assert tick.after.phase not in (Phase.PROMOTING, Phase.BAKING, Phase.UNLOADING, Phase.SUCCEEDED)
+
+
+@given(runs)
+@settings(max_examples=100, deadline=None)
+def test_an_obedient_world_always_comes_to_an_end(ticks: list[Tick]) -> None:
+    world, state, actions = Obedient(), start(), ()
+    for tick in ticks:
+        world.obey(actions)
+        state, actions = step(
+            state, replace(tick.seen, split=world.split, versions=tuple(world.versions.values()))
+        )
+        world.now_s = max(world.now_s, tick.seen.now_s)
+    world.asked = ticks[-1].seen.asks
+    world.ask(AskKind.RESUME)
+    for _ in range(300):
+        world.obey(actions)
+        state, actions = step(state, world.look(EvidenceSight(state.stage, Verdict.PASS, canary_requests=99)))
+
+    assert state.is_final
+    assert world.split.stable == state.serving
+    assert world.split.weight_bp == 0
+    assert state.phase is Phase.FAILED or set(world.versions) == {state.serving}
+
+
+# --- the dumb twin: a list of places, one step a tick, no clocks, no world
+
+FORWARD = [
+    "planning",
+    "preflight",
+    "loading",
+    "warming",
+    "smoke",
+    "stage0",
+    "stage1",
+    "capacity",
+    "promoting",
+]
+FORWARD += ["baking", "swap", "drain", "unload", "succeeded"]
+BACK = ["restore", "shift", "drain_canary", "unload_canary", "rolled_back"]
+WEIGHTS = {"stage0": 1000, "stage1": 5000, "capacity": 5000, "promoting": 9500, "baking": 9500}
+LIVE_PLACES = FORWARD[5:10]
+
+
+def twin(happenings: list[str]) -> list[str]:
+    place, paused, places = "planning", False, []
+    for event in happenings:
+        paused = {"pause": True, "resume": False}.get(event, paused)
+        if place in ("succeeded", "rolled_back"):
+            pass
+        elif place in BACK:
+            place = BACK[BACK.index(place) + 1]
+        elif event == "rollback":
+            started, unloading = place not in FORWARD[:2], place in FORWARD[10:]
+            place = "rolled_back" if not started else "restore" if unloading else "shift"
+        elif event == "harm" and place in LIVE_PLACES:
+            place = "shift"
+        elif place in FORWARD[10:] or (
+            not paused and not (event == "unproven" and place.startswith("stage"))
+        ):
+            place = FORWARD[FORWARD.index(place) + 1]
+        places.append(place)
+    return places
+
+
+def where(state: RolloutState) -> str:
+    """The machine's state in the twin's words."""
+    going = state.departure
+    if going is not None and not state.is_final:
+        names = {"restore": "restore", "shift": "swap", "drain": "drain", "unload": "unload"}
+        back = {"restore": "restore", "shift": "shift", "drain": "drain_canary", "unload": "unload_canary"}
+        return (back if state.phase is Phase.ROLLING_BACK else names)[going.step.value]
+    if state.phase is Phase.STAGE:
+        return f"stage{state.stage}"
+    if state.phase is Phase.PROMOTING and state.weight_bp < FULL_BP - HOLDBACK_BP:
+        return "capacity"
+    return state.phase.value
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["proven"] * 14 + ["unproven", "unproven", "harm", "rollback", "pause", "resume", "resume"]
+        ),
+        max_size=40,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_the_machine_walks_as_its_dumb_twin_does(happenings: list[str]) -> None:
+    plan = replace(PLAN, bake_s=0.0, stages=tuple(replace(stage, duration_s=0.0) for stage in STAGES))
+    world, state, actions = Obedient(), replace(start(), plan=plan), ()
+    walked, weights = [], []
+    for event in happenings:
+        world.obey(actions)
+        state, actions = step(state, happen(world, state, event))
+        walked.append(where(state))
+        weights.append(state.weight_bp)
+
+    expected = twin(happenings)
+    assert walked == expected
+    assert weights == [WEIGHTS.get(place, 0) for place in expected]
