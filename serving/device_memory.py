@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import psutil
 
+from serving.fleet import Process
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
@@ -37,13 +39,41 @@ def devices() -> tuple[DeviceMemory, ...]:
     return (DeviceMemory("host", "host", int(memory.total), int(memory.available)),)
 
 
-def tree_of(pid: int) -> tuple[int, ...]:
-    """`pid` and every process under it; () when it has ended."""
+def tree_of(pid: int, node: str) -> tuple[Process, ...]:
+    """`pid` of this host, which Ray calls `node`, and every process under it; () when it has ended."""
     try:
-        process = psutil.Process(pid)
-        return (pid, *(child.pid for child in process.children(recursive=True)))
+        top = psutil.Process(pid)
+        return tuple(
+            Process(node, one.pid, one.create_time()) for one in [top, *top.children(recursive=True)]
+        )
     except psutil.NoSuchProcess:
         return ()
+
+
+def still_alive(processes: Iterable[Process], node: str) -> tuple[Process, ...]:
+    """Those of this host (`node`) that have not ended; a pid that was used again is another process."""
+    alive = []
+    for process in processes:
+        if process.node != node:
+            continue
+        try:
+            seen = psutil.Process(process.pid)
+            if seen.create_time() == process.created_s and seen.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+        except psutil.Error:
+            continue
+    return tuple(alive)
+
+
+def kill(processes: Iterable[Process]) -> None:
+    """Ends processes of this host at once; one that has ended meanwhile is passed over."""
+    for process in processes:
+        try:
+            seen = psutil.Process(process.pid)
+            if seen.create_time() == process.created_s:
+                seen.kill()
+        except psutil.NoSuchProcess:
+            continue
 
 
 def held_bytes(pids: Sequence[int]) -> int | None:

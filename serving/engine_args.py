@@ -69,7 +69,7 @@ def environment(launch: Launch, *, on_cpu: bool, cores: int) -> dict[str, str]:
 
 
 def check_checkpoint(model_dir: str) -> None:
-    """Raises CheckpointError unless this is a whole checkpoint of Hugging Face's layout; reads headers only."""
+    """Raises CheckpointError unless this is a whole checkpoint of safetensors; reads headers only."""
     folder = Path(model_dir)
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: not a directory; give the folder of config.json")

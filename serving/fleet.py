@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 # draining: out of the route table, requests under way go on.  stopping: Serve is taking it down.
 # gone: its processes were seen to have ended: its memory is free.  failed: see last_error; not retried.
@@ -31,9 +31,7 @@ class Launch:
     url: str | None = None  # None: `model_dir` is set; no trailing slash, no /v1
     engine_args: Mapping[str, EngineArg] = field(default_factory=dict)  # vLLM's own names
     replicas: int = 1
-    gpus_per_replica: float = (
-        0.0  # 0: on the CPU.  below 1: a share of one GPU.  with tensor_parallel: of each
-    )
+    gpus_per_replica: float = 0.0  # in all; 0: on the CPU; below 1: a share of one GPU
     tensor_parallel: int = 1
     memory_bytes: int | None = None  # a replica needs this much on each device; None: not checked
 
@@ -42,8 +40,8 @@ class Launch:
             raise ValueError(f"version {self.version} needs a model directory or a url, and not both")
         if self.replicas < 1 or self.tensor_parallel < 1:
             raise ValueError(
-                f"version {self.version}: replicas {self.replicas} and tensor_parallel {self.tensor_parallel}; "
-                "both must be at least 1"
+                f"version {self.version}: replicas {self.replicas} tensor_parallel {self.tensor_parallel}; "
+                "use at least 1"
             )
         if not 0 <= self.gpus_per_worker <= 1:
             raise ValueError(
@@ -71,6 +69,14 @@ class Launch:
         return cls(**json.loads(text))
 
 
+class Process(NamedTuple):
+    """A process on a host; with the time it began (seconds since the epoch), since pids are used again."""
+
+    node: str  # address of the host, as Ray knows it
+    pid: int
+    created_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class EngineReport:
     """What a replica says of itself, twice a second."""
@@ -80,8 +86,7 @@ class EngineReport:
     phase: Literal["loading", "ready", "failed"]
     in_flight: int
     memory_bytes: int | None  # None: not measured yet
-    pids: tuple[int, ...]  # its process and those under it
-    node: str  # address of its host, as Ray knows it
+    processes: tuple[Process, ...]  # its own and those under it
     error: str | None  # None: none
 
 

@@ -1,0 +1,268 @@
+"""A version's engine as a Serve deployment: vLLM's own OpenAI application behind our front.
+
+One Serve application a version. A replica opens its own loopback port at once, loads the engine in a thread
+(so that health checks, reports and `stop` work meanwhile), and tells the fleet actor twice a second how it
+is. Routers reach it on that port, never through a DeploymentHandle.
+
+Invariant: every route of vLLM's is served as it is; nothing of its requests or answers is rewritten here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Generator
+from contextlib import AsyncExitStack
+from typing import Any, Literal
+
+import ray
+import uvicorn
+from ray import serve
+from ray.exceptions import RayError
+
+from serving import device_memory
+from serving.engine_args import EngineArgsError, check_checkpoint, command_line, environment
+from serving.engine_front import EngineFront
+from serving.fleet import EngineReport, Launch, Process, one_line
+from serving.loopback_ray import HOST, keep_on_loopback
+
+FLEET = "fleet"
+NAMESPACE = "canaryctl"
+REPORT_S = 0.5
+MEMORY_EVERY = 4  # reports; reading a process tree's pages takes milliseconds
+CLOSE_GRACE_S = 30.0
+# Routers keep connections; whoever closes an idle one first must be the router.
+KEEP_ALIVE_S = 3600
+
+log = logging.getLogger("canaryctl.engine")
+
+
+class QuietServer(uvicorn.Server):
+    """Uvicorn inside Serve's process: signals are Serve's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leaves the handlers of the process alone."""
+        yield
+
+
+class EngineReplica:
+    """One replica. Serve calls the constructor, `check_health` and `__del__`; routers call the front."""
+
+    async def __init__(self, launch: Launch) -> None:  # type: ignore[misc]  # Serve awaits it
+        keep_on_loopback()
+        self._launch = launch
+        self._replica: str = serve.get_replica_context().replica_id.unique_id
+        self._node: str = ray.util.get_node_ip_address()
+        self._phase: Literal["loading", "ready", "failed"] = "loading"
+        self._error: str | None = None
+        self._engine: Any = None
+        self._stack = AsyncExitStack()
+        self._memory_bytes: int | None = None
+        self._processes: tuple[Process, ...] = ()
+        self._changed = asyncio.Event()
+        self._front = EngineFront(secret=launch.secret, describe=self._describe)
+        listening = socket.create_server((HOST if self._node == HOST else "", 0), backlog=2048)
+        self._url = f"http://{self._node}:{listening.getsockname()[1]}"
+        config = uvicorn.Config(
+            self._front,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            lifespan="off",
+            ws="none",
+        )
+        self._server = QuietServer(config)
+        self._tasks = [
+            asyncio.create_task(self._server.serve(sockets=[listening])),
+            asyncio.create_task(self._load()),
+            asyncio.create_task(self._report()),
+        ]
+
+    async def check_health(self) -> None:
+        """Raises when the engine has died or could not be loaded; Serve then replaces the replica."""
+        if self._phase == "failed":
+            raise RuntimeError(self._error)
+        if self._phase == "ready":
+            try:
+                await self._engine.check_health()
+            except Exception as exc:
+                self._front.app = None
+                self._set("failed", f"the engine died: {one_line(exc)}")
+                raise
+
+    async def __del__(self) -> None:
+        """Called by Serve when it takes the replica down: requests under way may finish first."""
+        await self._front.close(grace_s=CLOSE_GRACE_S)
+        self._server.should_exit = True
+        for task in self._tasks[1:]:
+            task.cancel()
+        await self._stack.aclose()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+
+    async def _load(self) -> None:
+        began = time.monotonic()
+        try:
+            # Before the turn to load is waited for: what is plainly wrong is said at once.
+            check_checkpoint(str(self._launch.model_dir))
+            command_line(self._launch, on_cpu=True)
+            async with _load_permit(self._launch, self._replica):
+                self._engine, arguments = await asyncio.to_thread(_build_engine, self._launch)
+                app = await _build_app(self._engine, arguments)
+                await self._stack.enter_async_context(app.router.lifespan_context(app))
+        except (Exception, SystemExit) as exc:  # vLLM's own errors are of every kind
+            log.exception("load failed", extra={"version": self._launch.version})
+            self._set("failed", one_line(exc))
+            return
+        self._front.app = app
+        self._set("ready", None)
+        log.info(
+            "ready",
+            extra={"version": self._launch.version, "took_s": round(time.monotonic() - began, 1)},
+        )
+
+    def _set(self, phase: Literal["loading", "ready", "failed"], error: str | None) -> None:
+        self._phase, self._error = phase, error
+        self._changed.set()
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "version": self._launch.version,
+            "phase": self._phase,
+            "error": self._error,
+            "memory_bytes": self._memory_bytes,
+            "pid": os.getpid(),
+        }
+
+    async def _report(self) -> None:
+        """Tells the fleet how this replica is, for ever: a restarted fleet learns it all again."""
+        fleet: Any = None
+        count = 0
+        while True:
+            if count % MEMORY_EVERY == 0:
+                self._processes = await asyncio.to_thread(device_memory.tree_of, os.getpid(), self._node)
+                pids = [process.pid for process in self._processes]
+                self._memory_bytes = await asyncio.to_thread(device_memory.held_bytes, pids)
+            count += 1
+            self._changed.clear()
+            report = EngineReport(
+                replica=self._replica,
+                url=self._url,
+                phase=self._phase,
+                in_flight=self._front.in_flight,
+                memory_bytes=self._memory_bytes,
+                processes=self._processes,
+                error=self._error,
+            )
+            try:
+                fleet = fleet or await asyncio.to_thread(ray.get_actor, FLEET, namespace=NAMESPACE)
+                await fleet.report.remote(self._launch, report)
+            except (RayError, ValueError) as exc:
+                fleet = None
+                log.warning("fleet not reached", extra={"error": one_line(exc)})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_S):
+                    await self._changed.wait()
+
+
+@contextlib.asynccontextmanager
+async def _load_permit(launch: Launch, replica: str) -> AsyncIterator[None]:
+    """Held while an engine sizes its memory: two at once on one device mis-size each other's."""
+    node = ray.get_runtime_context().get_node_id()
+    gpus = ray.get_gpu_ids()
+    places = [f"{node}/gpu{gpu}" for gpu in gpus] or [f"{node}/host"]
+    fleet = await asyncio.to_thread(ray.get_actor, FLEET, namespace=NAMESPACE)
+    await fleet.acquire_load.remote(launch.service, launch.version, replica, places)
+    try:
+        _require_memory(launch, gpus)
+        yield
+    finally:
+        await fleet.release_load.remote(replica)
+
+
+def _require_memory(launch: Launch, gpus: list[Any]) -> None:
+    if launch.memory_bytes is None:
+        return
+    wanted = {f"gpu{gpu}" for gpu in gpus} or {"host"}
+    for device in device_memory.devices():
+        if device.name in wanted and device.free_bytes < launch.memory_bytes:
+            raise EngineArgsError(
+                f"no memory for version {launch.version}: it needs {launch.memory_bytes / 2**30:.2f} GiB, "
+                f"{device.name} has {device.free_bytes / 2**30:.2f} GiB free; unload another version first"
+            )
+
+
+def _build_engine(launch: Launch) -> tuple[Any, Any]:
+    """A loaded engine and vLLM's parsed arguments. Blocks for many seconds: call it in a thread.
+
+    Raises EngineArgsError, or what vLLM raises.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.platforms import current_platform
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    parser.error = _refuse
+    arguments = parser.parse_args(command_line(launch, on_cpu=bool(current_platform.is_cpu())))
+    validate_parsed_serve_args(arguments)
+    engine_args = AsyncEngineArgs.from_cli_args(arguments)
+    config = engine_args.create_engine_config()
+    engine = AsyncLLM.from_vllm_config(
+        vllm_config=config,
+        enable_log_requests=False,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+    return engine, arguments
+
+
+def _refuse(message: str) -> None:
+    raise EngineArgsError(f"vLLM refuses its arguments: {message}; look at engine_args")
+
+
+async def _build_app(engine: Any, arguments: Any) -> Any:
+    """vLLM's own application around this engine."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    await engine.reset_mm_cache()
+    tasks = await engine.get_supported_tasks()
+    app = build_app(arguments, tasks, engine.model_config)
+    await init_app_state(engine, app.state, arguments, tasks)
+    return app
+
+
+def build_engine_app(launch: Launch, *, on_cpu: bool, cores: int) -> serve.Application:
+    """The version for `serve.run`. Its code version is pinned: running it again leaves replicas alone."""
+    variables = environment(launch, on_cpu=on_cpu, cores=cores)
+    options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": variables}}
+    placement: dict[str, Any] = {}
+    if launch.tensor_parallel > 1 and launch.gpus_per_worker:
+        placement["placement_group_bundles"] = placement_bundles(launch)
+        placement["placement_group_strategy"] = "PACK"
+    elif launch.gpus_per_replica:
+        options["num_gpus"] = launch.gpus_per_replica
+    deployment = serve.deployment(
+        EngineReplica,
+        name="engine",
+        num_replicas=launch.replicas,
+        ray_actor_options=options,
+        max_ongoing_requests=1_000_000,  # requests do not come through Serve
+        health_check_period_s=5,
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=CLOSE_GRACE_S + 15,
+        **placement,
+    )
+    # A random version at each run would restart every replica; scaling goes by num_replicas under this one.
+    return deployment.options(version=launch.version, _internal=True).bind(launch)
+
+
+def placement_bundles(launch: Launch) -> list[dict[str, float]]:
+    """One bundle a tensor-parallel worker, on as few nodes as hold them; the replica lives in the first."""
+    return [{"GPU": launch.gpus_per_worker} for _ in range(launch.tensor_parallel)]
