@@ -22,9 +22,9 @@ from controller import telemetry
 from controller.codec import state_from_json
 from controller.commands import Commands
 from controller.errors import BadInput, BadSpec, CanaryctlError
-from controller.evidence_feed import sight_in
 from controller.runner import Sight
 from controller.security import Identity, Role, token_digest
+from controller.snapshots import sight_in
 from controller.spec import PolicySpec, ServiceSpec, VersionSpec
 from controller.stored import EventRow, RolloutRow, ServiceRow
 from controller.view import PlanView, RolloutView, ServiceView, rollout_view, service_view
@@ -135,7 +135,7 @@ class Views:
 def make_app(
     shelf: Shelf, commands: Commands, sights: Sights, *, base_url: Callable[[str], str], version: str
 ) -> FastAPI:
-    """The application. All routes but the event stream are synchronous: the server's thread pool runs them."""
+    """The application. All routes but the event stream are synchronous: the thread pool runs them."""
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
     views = Views(shelf, sights, base_url)
     _add_errors(app)

@@ -7,14 +7,13 @@ goes on after exactly that event; a score finds its request by either id, before
 from __future__ import annotations
 
 import base64
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from controller import telemetry
-from controller.codec import evidence_from_json, evidence_to_json
+from controller.snapshots import feed_in, pack
 from controller.state import LIVE, EvidenceSight, GuardSight, RolloutState
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
@@ -29,7 +28,6 @@ SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
 JOIN_WINDOW_S = 900.0  # how long after its request a score still finds it
 JOIN_IDS = 200_000
 HELD_SCORES = 20_000
-SNAPSHOT_FORMAT = 1
 # The evaluation has no word for 'no-lease': it is a draw that could not be confirmed, like a fenced one.
 WORDS = {"no-lease": "fenced"}
 
@@ -75,12 +73,6 @@ def draw_of(record: RequestRecord) -> Draw:
             "cancelled": record.outcome == "cancelled",
         },
     )
-
-
-def sight_in(snapshot: bytes | None) -> EvidenceSight | None:
-    """What a committed snapshot said at its moment; None: nothing yet."""
-    text = json.loads(snapshot).get("sight") if snapshot else None
-    return evidence_from_json(text) if text else None
 
 
 @dataclass(slots=True)
@@ -148,7 +140,7 @@ class Feed:
         cls, rollout: str, config: GateConfig, data: bytes, log: RecordsLog, service: str
     ) -> Feed | None:
         """The feed that made `data`, its joins read again from the log; None: the log cannot be read now."""
-        saved = json.loads(data)
+        saved = feed_in(data)
         feed = cls(rollout, config)
         if saved["evaluator"] is not None:
             state = base64.b64decode(saved["evaluator"])
@@ -175,19 +167,16 @@ class Feed:
         """Everything that `restore` needs, as JSON."""
         firsts = (next(iter(self._window), None), self._join.first_held())
         evaluator = self._evaluator.snapshot() if self._evaluator else None
-        sight = self.sight()
         saved = {
-            "format": SNAPSHOT_FORMAT,
             "seq": self.seq,
             "join_from": min(first - 1 for first in (*firsts, self.seq + 1) if first is not None),
             "guard": self._guard.to_mapping(),
             "entered": self._entered,
             "through_s": self._through_s,
             "seed": {} if self._evaluator else self._seed,
-            "sight": evidence_to_json(sight) if sight else None,
             "evaluator": base64.b64encode(evaluator).decode() if evaluator else None,
         }
-        return json.dumps(saved, separators=(",", ":")).encode()
+        return pack(self.sight(), saved)
 
     def take(self, page: RecordPage, now_s: float) -> None:
         """Feed one page, in its order."""

@@ -187,7 +187,7 @@ def _take_down_dead(settings: Settings, service: str | None) -> None:
 
     if service is not None:
         raise Unreachable(
-            f"no controller answers at {settings.api_url}; start it (canaryctl up) or end all (canaryctl down)"
+            f"no controller answers at {settings.api_url}; canaryctl up starts it, canaryctl down ends all"
         )
     had_cluster = wiring.stop_cluster(settings)
     forgotten = wiring.forget_services(settings)

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
-import click
 import typer
 
 from controller.cli import live, render
@@ -20,12 +19,13 @@ from controller.units import duration_s
 from controller.view import ServiceView
 
 INTERRUPTED = 130
+# Typer brings its own click, or uses the installed one; either way this is its base of wrong arguments.
+UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 NO_WAIT_S = 0.0
 
 app = typer.Typer(
     name="canaryctl",
     help="Take a new LLM version to production beside the one that serves, with proof; take it back at once.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -79,17 +79,13 @@ ReasonOption = Annotated[str, typer.Option(help="Why; the log keeps it.")]
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit code of `canaryctl ARGUMENTS`. Errors are printed here, each as one line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
-    except click.exceptions.Abort:
+        result = app(args=given or ["--help"], standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except click.exceptions.NoArgsIsHelpError as exc:
-        print(exc.format_message())
-        return BadInput.exit_code
-    except click.ClickException as exc:
-        complain(BadInput(exc.format_message().replace("\n", " ")))
+    except UsageError as exc:
+        complain(BadInput(f"{exc.format_message()} (canaryctl {' '.join(given[:1])} --help shows the usage)"))
         return BadInput.exit_code
     except CanaryctlError as exc:
         complain(exc)
@@ -347,6 +343,21 @@ def router(
     from controller import wiring
 
     return wiring.run_router(table, host=host, port=port)
+
+
+@app.command()
+def demo(
+    policy: Annotated[Path, typer.Option(help="Policy of both rollouts.")] = Path(
+        "examples/demo-policy.yaml"
+    ),
+    folder: Annotated[
+        Path | None, typer.Option(help="State folder; short, emptied first.", show_default=False)
+    ] = None,
+) -> int:
+    """Show everything on real parts: a good candidate is promoted, a bad one rolled back, no request fails."""
+    from controller.cli import demo as show
+
+    return show.run(policy=policy, folder=folder, console=console())
 
 
 @app.command(name="version")

@@ -1,7 +1,7 @@
 """What `up` starts and `down` ends on this host: a Ray cluster and the detached controller.
 
-Invariants: everything is checked before anything is started; what runs already is left as it is; only what the
-state folder names is ever ended.
+Invariants: everything is checked before anything is started; what runs already is left as it is; only what
+the state folder names is ever ended.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def one_at_a_time(settings: Settings) -> Iterator[None]:
 def start(settings: Settings, *, ingress_port: int | None, api_port: int | None) -> Settings:
     """A cluster and a controller that answer; those that do already are left alone. Returns their settings.
 
-    Raises BusyPort, Conflict when other ports were asked for than the present ones, Unreachable when one dies.
+    Raises BusyPort, Conflict when other ports are asked for than the present ones, Unreachable.
     """
     from controller import wiring
 
