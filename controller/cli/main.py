@@ -354,7 +354,7 @@ def demo(
         Path | None, typer.Option(help="State folder; short, emptied first.", show_default=False)
     ] = None,
 ) -> int:
-    """Show everything on real parts: a good candidate is promoted, a bad one rolled back, no request fails."""
+    """Show it all on real parts: a good candidate is promoted, a bad one rolled back, no request fails."""
     from controller.cli import demo as show
 
     return show.run(policy=policy, folder=folder, console=console())
