@@ -104,6 +104,8 @@ def simulate(case: Case, rep: int) -> Events:
         "w": draws.w,
         "assigned_by": draws.assigned_by,
     }
+    if draws.stage is not None:
+        columns["stage"] = draws.stage
     for metric in case.metrics:
         columns |= {_COLUMN[metric]: outcomes[metric]}
     return Events(case, columns)
@@ -120,6 +122,7 @@ class _Draws:
     w: Floats  # of the row's draw: under a token, the w at which the token was drawn
     assigned_by: Strings
     frailty: Ints  # index of the person or tenant whose habits the row has; -1: nobody's
+    stage: Ints | None = None  # None: all rows are of one stage
 
 
 def _draw_units(case: Case, rng: Rng) -> _Draws:
@@ -226,7 +229,8 @@ def _held(case: Case, n: int, opened_s: float, span_s: float, rng: Rng) -> _Draw
     pinned = holder[person] & (t_s >= change_s)
     order = np.argsort(t_s, kind="stable")
     person, labels = person[order], np.where(pinned, "pin", "sticky").astype("<U8")[order]
-    return _Draws(t_s[order], person, arm[person], unit_w[person], labels, person)
+    stage = (t_s[order] >= change_s).astype(np.int64)
+    return _Draws(t_s[order], person, arm[person], unit_w[person], labels, person, stage)
 
 
 def _draw_outcomes(case: Case, draws: _Draws, rng: Rng) -> dict[str, Floats]:

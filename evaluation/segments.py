@@ -69,7 +69,9 @@ class SegmentAlarms:
         else:
             bettor = ShapeLoss(tolerance=self._tolerance)
         channel = Channel(bettor, limit=math.log(place * (place + 1) / self._alpha))
-        return channel, Stream([channel], [], with_histogram=self._kind is Kind.SHAPE)
+        stream = Stream(with_histogram=self._kind is Kind.SHAPE)
+        stream.channels.append(channel)
+        return channel, stream
 
     def alarms(self) -> tuple[SegmentAlarm, ...]:
         """Every segment that has rung, in the order of appearance. An alarm stays."""

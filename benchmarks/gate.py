@@ -1,0 +1,212 @@
+"""`make bench-gate`: what the gate decides, on simulated traffic, beside its rivals on the same events.
+
+    python -m benchmarks.gate [--quick] [--case TEXT] [--reps N] [--minutes N] [--json FILE] [--markdown FILE]
+
+Four equal metrics at 0.0025 each (alpha 0.01), no restarts, w = 5 % unless a case says otherwise, decisions
+read at a look every 20 canary requests. Both policies are asked in one pass: their gates stand side by side
+and each keeps its own 0.0025. Repetitions are appended to `benchmarks/out/gate/` under the digest of
+`evaluation/`, so that a run which was stopped goes on, and a change of the gate starts again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gate_cases import CASES
+from benchmarks.gate_peers import LOOK, alarms, summary
+from benchmarks.gate_report import as_json, as_markdown
+from benchmarks.gate_traffic import Case, Columns, Events, simulate
+from evaluation.backtest import run
+from evaluation.gate import Verdict
+from evaluation.policy import Gate, GatePolicy, StagePlan
+
+ROOT = Path(__file__).parent
+FOUR = ("error", "latency_shape", "quality", "hallucination")
+ALPHA_METRIC = 0.01 / len(FOUR)
+REPS = {"no_harm": 1000, "rollback": 250, "promotion": 250, "boundary": 200}
+QUICK_REPS = {"no_harm": 20, "rollback": 25, "promotion": 25, "boundary": 10}
+RESTART_REPS = 100  # of each rollback and no-harm case, with late-onset restarts
+FIRST_PREFIX = 500  # canary requests read first where harm is expected; then four times as many
+ROUND = 10  # repetitions of a case before the next case has its turn
+
+Row = dict[str, int | None]
+
+
+def both_policies(*, restart_share: float) -> GatePolicy:
+    """The gates of `strict` and `default` side by side, each with a quarter of its policy's own 0.01."""
+    gates: list[Gate] = []
+    for name in ("strict", "default"):
+        for gate in GatePolicy.named(name).gates:
+            if gate.name in FOUR:
+                gates.append(replace(gate, name=f"{gate.name}@{name}", alpha_share=0.5 / len(FOUR)))
+    return replace(GatePolicy.default(), alpha=0.02, gates=tuple(gates), restart_share=restart_share)
+
+
+def prefix(events: Events, canary_requests: int) -> Columns:
+    """The rows until so many canary requests have been drawn."""
+    arm = np.asarray(events.columns["arm"], dtype=np.int64)
+    rows = int(np.searchsorted(np.cumsum(arm), canary_requests)) + 1
+    return {name: column[:rows] for name, column in events.columns.items()}
+
+
+def at_look(canary_requests: int) -> int:
+    """The first look at or after this many canary requests."""
+    return -(-canary_requests // LOOK) * LOOK
+
+
+def rollback_times(case: Case, events: Events, policy: GatePolicy) -> Row:
+    """Canary requests at the rollback under each policy; None: it stayed to the end of the events."""
+    nothing_to_prove = (StagePlan(case.traffic.w, 0, {}),)
+    length = case.canary_requests if case.kind == "no_harm" else FIRST_PREFIX
+    while True:
+        result = run(prefix(events, length), policy, stages=nothing_to_prove)
+        times: Row = {"strict": None, "default": None}
+        for report in result.gates:
+            if report.side == "rollback" and report.verdict is Verdict.FAIL:
+                assert report.decided_canary is not None
+                name = report.gate.partition("@")[2]
+                before = times[name]
+                found = at_look(report.decided_canary)
+                times[name] = found if before is None else min(before, found)
+        if length >= case.canary_requests or all(times.values()):
+            return times
+        length *= 4
+
+
+def proof_times(case: Case, events: Events) -> Row:
+    """Canary requests at which every margin of the case was proven; None: not within the events."""
+    policy = GatePolicy.default()
+    policy = replace(policy, gates=tuple(g for g in policy.gates if g.name in case.proofs), restart_share=0.0)
+    stage = StagePlan(case.traffic.w, 0, case.proofs, case.floor)
+    result = run(events.columns, policy, stages=(stage, stage))
+    if set(result.proofs) != set(case.proofs):
+        return {"proven": None}
+    return {"proven": at_look(max(result.proofs.values()))}
+
+
+def one(case: Case, rep: int) -> Row:
+    """Everything that is measured on one repetition of a case."""
+    events = simulate(case, rep)
+    if case.proofs:
+        return {"rep": rep, **proof_times(case, events)}
+    row: Row = {"rep": rep, **rollback_times(case, events, both_policies(restart_share=0.0))}
+    if rep < RESTART_REPS:
+        again = rollback_times(case, events, both_policies(restart_share=0.3))
+        row |= {f"{name}_restarts": found for name, found in again.items()}
+    rivals = alarms(events, alpha_metric=ALPHA_METRIC)
+    return row | {name: getattr(rivals, name) for name in rivals.__slots__}
+
+
+class Records:
+    """Rows by case, on disk as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, case: Case) -> list[Row]:
+        """The rows so far; a last line that was cut off is left out."""
+        path = self._path(case)
+        rows: list[Row] = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def append(self, case: Case, row: Row) -> None:
+        with self._path(case).open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+
+    def _path(self, case: Case) -> Path:
+        slug = "".join(c if c.isalnum() else "-" for c in case.name)
+        return self._folder / f"{slug}.jsonl"
+
+
+def gate_digest() -> str:
+    """Twelve hex digits of the gate's and the cases' source: what the rows were measured on."""
+    files = sorted((ROOT.parent / "evaluation").glob("*.py")) + sorted(ROOT.glob("gate_[ct]*.py"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def measure(cases: list[Case], reps: Mapping[str, int], records: Records, until_s: float) -> None:
+    """Fill the records, case by case in rounds, so that a run which is stopped has some of each."""
+    done = {case.name: len(records.read(case)) for case in cases}
+    while any(done[case.name] < reps[case.kind] for case in cases):
+        for case in cases:
+            goal = min(done[case.name] + ROUND, reps[case.kind])
+            for rep in range(done[case.name], goal):
+                if time.monotonic() > until_s:
+                    return
+                records.append(case, one(case, rep))
+                done[case.name] = rep + 1
+                if rep + 1 == reps[case.kind]:
+                    print(f"{case.name}: {rep + 1} repetitions", file=sys.stderr, flush=True)
+
+
+def summarise(case: Case, rows: list[Row]) -> dict[str, object]:
+    """The line of the table for one case."""
+    columns = [name for name in rows[0] if name != "rep"] if rows else []
+    out: dict[str, object] = {"kind": case.kind, "reps": len(rows), "target": dict(case.target)}
+    for name in columns:
+        out[name] = summary([row[name] for row in rows if name in row])
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is asked; 1 when a number of the issue was not reached."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions: a look, not a result")
+    parser.add_argument("--case", default="", help="only cases whose name holds this text")
+    parser.add_argument("--reps", type=int, default=sys.maxsize, help="at most so many repetitions a case")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to go on")
+    parser.add_argument("--no-speed", action="store_true", help="leave the timings out")
+    parser.add_argument("--json", type=Path, default=ROOT / "results" / "gate.json")
+    parser.add_argument("--markdown", type=Path, default=ROOT / "results" / "gate.md")
+    asked = parser.parse_args(argv)
+    cases = [case for name, case in CASES.items() if asked.case in name]
+    if not cases:
+        print(f"no case holds {asked.case!r}; there are {', '.join(CASES)}", file=sys.stderr)
+        return 2
+    digest = gate_digest()
+    records = Records(ROOT / "out" / "gate" / digest)
+    wanted = QUICK_REPS if asked.quick else REPS
+    reps = {kind: min(n, asked.reps) for kind, n in wanted.items()}
+    measure(cases, reps, records, time.monotonic() + asked.minutes * 60)
+    lines = {case.name: summarise(case, records.read(case)) for case in cases}
+    speed = _speed() if not asked.no_speed else {}
+    result = as_json(lines, speed, digest=digest)
+    _write(asked.json, lambda: json.dumps(result, indent=1) + "\n")
+    _write(asked.markdown, lambda: as_markdown(result))
+    print(as_markdown(result))
+    missed = [name for name, line in result["cases"].items() if line["reached"] is False]
+    print(f"not reached: {', '.join(missed)}" if missed else "every number was reached")
+    return 1 if missed else 0
+
+
+def _speed() -> Mapping[str, float]:
+    from benchmarks.gate_speed import measure_speed
+
+    return measure_speed()
+
+
+def _write(path: Path, text: Callable[[], str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The harm that a stage is said to find is the harm that simulations find."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from evaluation.detectable import Baseline, findings, units_to_find
+from evaluation.policy import GatePolicy
+
+FOUR = ("error", "latency_shape", "quality", "hallucination")
+BASELINE = Baseline(score_mean=0.75)
+
+
+def equal_four(policy: GatePolicy) -> GatePolicy:
+    return replace(policy, gates=tuple(replace(g, alpha_share=0.25) for g in policy.gates if g.name in FOUR))
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "harm", "simulated_p90"),
+    [
+        ("strict", "hallucination", 14 / 3, 140),
+        ("default", "hallucination", 14 / 3, 180),
+        ("strict", "error", 5.0, 370),
+        ("strict", "error", 2.0, 3700),
+        ("default", "error", 2.0, 7800),
+        ("strict", "latency_shape", 1.2, 240),
+        ("default", "latency_shape", 1.2, 1100),
+        ("strict", "quality", 0.05, 380),
+    ],
+)
+def test_the_walk_reproduces_the_prototypes_p90(
+    name: str, gate: str, harm: float, simulated_p90: float
+) -> None:
+    policy = equal_four(GatePolicy.named(name))
+
+    units = units_to_find(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
+    assert units == pytest.approx(simulated_p90, rel=0.25)
+
+
+def test_what_the_policy_tolerates_is_never_found() -> None:
+    policy = equal_four(GatePolicy.default())
+
+    for gate, harm in (("quality", 0.02), ("error", 1.2), ("latency_shape", 1.08)):
+        units = units_to_find(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
+        assert units == float("inf")
+
+
+def harms(requests: float, *, unit: float = 1.0, w: float = 0.05) -> dict[str, float]:
+    found = findings(
+        GatePolicy.default(), w=w, canary_requests=requests, unit_requests=unit, baseline=Baseline()
+    )
+    return {f.gate: f.harm if f.harm is not None else float("inf") for f in found}
+
+
+def test_more_requests_find_smaller_harm_in_every_gate() -> None:
+    few, many = harms(500), harms(5000)
+
+    assert all(many[gate] < few[gate] for gate in few)
+
+
+def test_sticky_units_find_less_with_as_many_requests() -> None:
+    each, sticky = harms(500), harms(500, unit=10)
+
+    assert all(sticky[gate] > each[gate] for gate in each)
+
+
+def test_half_of_the_traffic_tells_less_per_canary_request_than_a_twentieth() -> None:
+    small, half = harms(500), harms(500, w=0.5)
+
+    assert all(half[gate] > small[gate] for gate in small)
+
+
+def test_eight_requests_cannot_show_a_loss_of_quality() -> None:
+    assert harms(8)["quality"] == float("inf")
+
+
+def test_nothing_smaller_than_the_tolerance_is_promised() -> None:
+    found = harms(1e9)
+    policy = GatePolicy.default()
+
+    assert found["quality"] >= policy.gate("quality").tolerance
+    assert found["error"] >= 1 + policy.gate("error").tolerance
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rate": 1.0}, {"rates": {"error": -0.1}}, {"score_mean": 0.5, "score_sd": 0.6}, {"log_sd": 0.0}]
+)
+def test_a_baseline_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="baseline"):
+        Baseline(**bad)  # type: ignore[arg-type]
