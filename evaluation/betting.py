@@ -122,7 +122,8 @@ class Wealth:
         return log_e
 
     def take_prior(self, prior: Floats) -> None:
-        """Share the wealth out anew, while nothing has been won or lost: every share is still worth what it was."""
+        """Share the wealth out anew, while nothing has been won or lost: every share is still worth what it
+        was."""
         if not self.lw.any():
             self.log_prior = np.log(prior / np.add.accumulate(prior)[-1])
 

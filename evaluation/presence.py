@@ -19,8 +19,9 @@ WINDOW = 200
 class PresenceBet:
     """Two-sided: bets that values come, or stay away, more often on one arm than its coin explains.
 
-    Of the two it bets on the rarer by nature: missing values of a metric that every request should have, present values
-    of one that few have (sampled, or given by users). `w` is then P(canary) given that the value is present.
+    Of the two it bets on the rarer by nature: missing values of a metric that every request should have,
+    present values of one that few have (sampled, or given by users). `w` is then P(canary) given that the
+    value is present.
     """
 
     __state__ = ()

@@ -14,9 +14,14 @@ KNOWN_UNITS = 400
 NEAR_ZERO = 0.002
 SESSION_RATIOS = np.array([1.4, 2.0, 3.0, 5.0])
 TOLERANT_LAMBDAS = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
-PROOF_LAMBDAS = np.array([0.15, 0.3, 0.5, 0.7, 0.85, 0.97])
+TRUE_PRIOR = np.array([0.5, 1.0, 2.5, 1.0, 0.7, 0.3])  # of what the canary's ratio may really be
+TAIL_TRUTHS = np.array([0.15, 0.3, 0.45, 0.6, 0.75, 0.88])
+TAIL_PRIOR = np.ones(6)
 FLOOR_LAMBDAS = np.array([0.1, 0.3, 0.6, 0.9])
-FLOOR_PRIOR = 0.35
+FLOOR_SHARE = (
+    0.3  # of the floor's family before stable is known, and after: where it can and cannot carry the proof
+)
+FLOOR_SHARE_NEEDED, FLOOR_SHARE_SPARE = 0.8, 0.08
 SAFETY = 0.9
 
 
@@ -54,7 +59,8 @@ class FirstEvents:
         return rows, by_weight(events, column, lambda w: event_table(w, self._tolerated)), looks
 
     def turn(self, stable: Stable) -> None:
-        """The bet knows no baseline; only its prior does, and only before the first event (`Wealth.take_prior`)."""
+        """The bet knows no baseline; only its prior does, and only before the first event
+        (`Wealth.take_prior`)."""
         if stable.count >= KNOWN_UNITS and stable.total > NEAR_ZERO * stable.count:
             self.prior = KNOWN_PRIOR
 
@@ -134,21 +140,28 @@ class RateProof:
     runs.
     """
 
-    __state__ = ("mu",)
+    __state__ = ("mu", "floor_share")
 
     def __init__(self, *, ratio: float, floor: float) -> None:
         self._ratio = ratio
         self._floor = floor
+        self._truths, self._truth_prior = _truths(ratio)
         self.mu = 0.02
-        by_floor = FLOOR_PRIOR * np.ones(len(FLOOR_LAMBDAS)) / len(FLOOR_LAMBDAS)
-        by_ratio = (1.0 - FLOOR_PRIOR) * np.ones(len(PROOF_LAMBDAS)) / len(PROOF_LAMBDAS)
-        self.prior: Floats = np.concatenate((by_ratio, by_floor)) if floor > 0.0 else by_ratio
+        self.floor_share = FLOOR_SHARE if floor > 0.0 else 0.0
+
+    @property
+    def prior(self) -> Floats:
+        """By ratio, then by floor."""
+        by_ratio = (1.0 - self.floor_share) * self._truth_prior / float(self._truth_prior.sum())
+        if self._floor <= 0.0:
+            return by_ratio
+        return np.concatenate((by_ratio, np.full(len(FLOOR_LAMBDAS), self.floor_share / len(FLOOR_LAMBDAS))))
 
     def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
         """Every unit counts (a zero by the floor); looks at canary units and at stable's events."""
-        odds = block.w * self._ratio / np.maximum(1.0 - block.w, 1e-12)
-        by_ratio = np.log1p(PROOF_LAMBDAS[:, None] * np.where(block.arm, -block.y, block.y * odds))
         rows = np.arange(len(block))
+        odds = block.w * self._ratio / np.maximum(1.0 - block.w, 1e-12)
+        by_ratio = np.log1p(self._lambdas(block.w) * np.where(block.arm, -block.y, block.y * odds))
         looks = np.flatnonzero(block.arm | (block.y > 0.0))
         if self._floor <= 0.0:
             return rows, by_ratio, looks
@@ -156,9 +169,27 @@ class RateProof:
             block.arm, (1.0 - block.w) * (self.mu + self._floor - block.y), -block.w * (self.mu - block.y)
         )
         worst = np.maximum((1.0 - block.w) * (1.0 - self.mu - self._floor), block.w * self.mu)
-        lam = np.minimum(FLOOR_LAMBDAS[:, None] * 1.0, SAFETY / np.maximum(worst, 1e-12))
+        lam = np.minimum(FLOOR_LAMBDAS[:, None], SAFETY / np.maximum(worst, 1e-12))
         return rows, np.concatenate((by_ratio, np.log1p(lam * x))), looks
 
     def turn(self, stable: Stable) -> None:
-        """Centre on stable's mean so far."""
+        """Centre on stable's mean so far; once it is known, give the floor what it can use."""
         self.mu = stable.mean(before=0.02)
+        if self._floor > 0.0 and stable.count >= KNOWN_UNITS:
+            is_needed = self.mu * (self._ratio - 1.0) < self._floor
+            self.floor_share = FLOOR_SHARE_NEEDED if is_needed else FLOOR_SHARE_SPARE
+
+    def _lambdas(self, w: Floats) -> Floats:
+        """K x n bets that are best if the canary's ratio is `truths`: 1 - lam is the event's odds against
+        the null's."""
+        truths = self._truths[:, None]
+        lam = 1.0 - truths / self._ratio * (w * self._ratio + 1.0 - w) / (w * truths + 1.0 - w)
+        return np.clip(lam, 0.02, 0.97)
+
+
+def _truths(ratio: float) -> tuple[Floats, Floats]:
+    """Ratios that the canary may really have, all below `ratio`, and their prior: most of it on "as good as
+    stable"."""
+    if ratio <= 1.2:
+        return TAIL_TRUTHS * ratio, TAIL_PRIOR
+    return np.array([0.5, 0.8, 1.0, ratio**0.2, ratio**0.45, ratio**0.7]), TRUE_PRIOR

@@ -8,7 +8,7 @@ from evaluation.betting import Block, Floats, Ints
 from evaluation.stable import Stable
 
 LAMBDAS = np.array([0.15, 0.3, 0.6, 1.0, 1.6, 2.4, 3.4, 5.0, 8.0])
-LAMBDA_PRIOR = np.ones(9)
+LAMBDA_PRIOR = np.array([0.3, 1.5, 2.0, 1.5, 1.0, 0.6, 0.5, 0.4, 0.2])  # most harms are small
 PROOF_LAMBDAS = np.array([0.3, 0.6, 1.0, 1.6, 2.4, 3.4, 5.0])
 SAFETY = 0.9
 

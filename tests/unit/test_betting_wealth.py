@@ -1,0 +1,133 @@
+"""The wealth: a mixture, restarts without a list of them, and looks that do not depend on the blocks."""
+
+import math
+
+import numpy as np
+import pytest
+
+from evaluation.alpha import limit_of, parts_of
+from evaluation.betting import FIRST_RESTART, RESTART_GROWTH, Block, Decision, Wealth, by_weight
+from evaluation.policy import GatePolicy
+from evaluation.rates import event_table
+from evaluation.stream import Stream
+
+
+def steps_of(seed: int, alternatives: int = 4, rows: int = 500) -> np.ndarray:
+    return np.random.default_rng(seed).normal(-0.01, 0.1, (alternatives, rows))
+
+
+def test_an_event_is_weighed_as_the_formula_says():
+    table = event_table(0.5, 1.0)[:, :, 0]  # rho: 1.35, 1.8, ...
+
+    assert table[0].tolist() == pytest.approx([math.log(1 / 1.175), math.log(1.35 / 1.175)])
+
+
+def test_a_mixture_is_the_mean_of_its_bettors():
+    steps = steps_of(1)
+    prior = np.array([1.0, 2.0, 3.0, 4.0])
+    wealth = Wealth(prior, restart_share=0.0)
+
+    log_e = wealth.bet(steps, np.array([499]))
+
+    assert log_e[0] == pytest.approx(math.log(np.exp(steps.sum(axis=1)) @ prior / 10))
+
+
+def test_restarts_equal_a_list_of_processes():
+    share = 0.3
+    steps = steps_of(2, rows=400)
+    wealth = Wealth(np.ones(4), restart_share=share)
+    starts, due, got = [(1 - share, 0)], float(FIRST_RESTART), []
+    for row in range(400):
+        got.append(float(wealth.bet(steps[:, row : row + 1], np.array([0]))[0]))
+        wealth.restart_if_due(row + 1)
+        if row + 1 >= due:
+            starts.append((share / (len(starts) * (len(starts) + 1)), row + 1))
+            while due <= row + 1:
+                due *= RESTART_GROWTH
+    idle = 1 - sum(part for part, _ in starts)
+    whole = idle + sum(part * np.exp(steps[:, start:].sum(axis=1)).mean() for part, start in starts)
+
+    assert len(starts) > 5
+    assert got[-1] == pytest.approx(math.log(whole))
+
+
+def test_a_restarted_wealth_finds_late_harm_that_a_single_process_misses():
+    steps = np.concatenate((np.full((1, 600), -0.05), np.full((1, 200), 0.1)), axis=1)
+    found = {}
+    for share in (0.0, 0.3):
+        wealth = Wealth(np.ones(1), restart_share=share)
+        for row in range(800):
+            wealth.bet(steps[:, row : row + 1], np.array([0]))
+            wealth.restart_if_due(row + 1)
+        found[share] = wealth.peak > limit_of(0.01)
+
+    assert found == {0.0: False, 0.3: True}
+
+
+@pytest.mark.parametrize("cuts", [[1], [499], [3, 7, 250, 251], list(range(1, 500))])
+def test_blocks_do_not_change_a_bit(cuts):
+    steps = steps_of(3, alternatives=9)
+    whole, parts = Wealth(np.ones(9), restart_share=0.2), Wealth(np.ones(9), restart_share=0.2)
+    expected = whole.bet(steps, np.arange(500))
+
+    got = [parts.bet(part, np.arange(part.shape[1])) for part in np.split(steps, cuts, axis=1)]
+
+    assert np.array_equal(np.concatenate(got), expected)
+
+
+def test_a_prior_can_change_only_before_anything_was_bet():
+    wealth = Wealth(np.ones(2), restart_share=0.0)
+    wealth.take_prior(np.array([3.0, 1.0]))
+    wealth.bet(np.array([[0.1], [-0.1]]), np.array([0]))
+    wealth.take_prior(np.array([1.0, 99.0]))
+
+    assert np.exp(wealth.log_prior).tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_a_decision_names_the_first_row_at_its_limit_and_keeps_it():
+    rows = Block.one(at_s=0.0, y=0.0, seq=0, canary=0)
+    rows = Block(
+        *(
+            np.arange(4.0) if c.dtype == float else np.arange(4)
+            for c in (getattr(rows, f) for f in rows.__slots__)
+        )
+    )
+    decision = Decision(limit=2.0)
+    decision.observe(np.array([1.0, 2.5, 9.0, 0.0]), rows, np.arange(4))
+    decision.observe(np.array([5.0]), rows, np.array([3]))
+
+    assert (decision.seq, decision.canary, decision.at_s, decision.peak) == (1, 1, 1.0, 9.0)
+
+
+def test_looking_up_by_weight_equals_computing_each_row():
+    rng = np.random.default_rng(4)
+    arm, w = rng.random(50) < 0.5, rng.choice([0.05, 0.1, 0.5], 50)
+    zero = np.zeros(50, dtype=np.int64)
+    block = Block(arm, w, w, w, zero, zero, w, zero)
+
+    got = by_weight(block, zero, lambda weight: event_table(weight, 1.25))
+
+    assert np.array_equal(
+        got, np.stack([event_table(x, 1.25)[:, int(a), 0] for a, x in zip(arm, w, strict=True)], axis=1)
+    )
+
+
+@pytest.mark.parametrize(("sticky", "expected"), [(False, (0.003, 0.0, 0.0)), (True, (0.0015, 0.0015, 0.0))])
+def test_a_gate_never_spends_more_than_its_part_of_alpha(sticky, expected):
+    policy = GatePolicy.default()
+
+    parts = parts_of(policy, policy.gate("error"), sticky=sticky)
+
+    assert (parts.first, parts.session, parts.pairs) == pytest.approx(expected)
+
+
+def test_an_epoch_ends_after_its_own_rows_whatever_the_blocks():
+    ends = []
+    for size in (1, 7, 3003):
+        stream = Stream(with_histogram=False)
+        y, flag, zero = np.full(size, 0.5), np.zeros(size, dtype=bool), np.zeros(size, dtype=np.int64)
+        for _ in range(3003 // size):
+            stream.feed(Block(flag, y, y, y, zero, zero, y, zero))
+        ends.append((stream.rows, stream.until))
+
+    assert ends == [(3003, 3359)] * 3
