@@ -210,7 +210,8 @@ class Tick:
 
 
 def run(happenings: list[str], lag: int = 0) -> list[Tick]:
-    world, state, actions = Obedient(lag), start(), ()
+    world, state = Obedient(lag), start()
+    actions: tuple[Action, ...] = ()
     ticks: list[Tick] = []
     for event in happenings:
         world.obey(actions)
@@ -343,7 +344,8 @@ def test_without_proof_no_canary_gets_beyond_its_first_stage(happenings: list[st
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_an_obedient_world_always_comes_to_an_end(ticks: list[Tick]) -> None:
-    world, state, actions = Obedient(), start(), ()
+    world, state = Obedient(), start()
+    actions: tuple[Action, ...] = ()
     for tick in ticks:
         world.obey(actions)
         state, actions = step(
@@ -427,7 +429,8 @@ def where(state: RolloutState) -> str:
 @settings(max_examples=200, deadline=None)
 def test_the_machine_walks_as_its_dumb_twin_does(happenings: list[str]) -> None:
     plan = replace(PLAN, bake_s=0.0, stages=tuple(replace(stage, duration_s=0.0) for stage in STAGES))
-    world, state, actions = Obedient(), replace(start(), plan=plan), ()
+    world, state = Obedient(), replace(start(), plan=plan)
+    actions: tuple[Action, ...] = ()
     walked, weights = [], []
     for event in happenings:
         world.obey(actions)

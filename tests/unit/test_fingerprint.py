@@ -1,0 +1,238 @@
+"""Fingerprints of real files: what changes them, what does not, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from controller.codec import fingerprint_from_json, fingerprint_to_json
+from controller.errors import BadCheckpoint
+from controller.fingerprint import (
+    Fingerprint,
+    fingerprint_checkpoint,
+    fingerprint_external,
+    known_architectures,
+)
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4,
+    "num_hidden_layers": 1,
+    "vocab_size": 8,
+    "rope_theta": 10000.0,
+    "eos_token_id": 2,
+    "torch_dtype": "float32",
+    "transformers_version": "5.1",
+}
+TENSORS = {"a.weight": [1.0, 2.0], "b.weight": [3.0, 4.0, 5.0]}
+
+
+def safetensors(tensors: dict[str, list[float]]) -> bytes:
+    header, body = {}, b""
+    for name, values in tensors.items():
+        data = struct.pack(f"<{len(values)}f", *values)
+        header[name] = {
+            "dtype": "F32",
+            "shape": [len(values)],
+            "data_offsets": [len(body), len(body) + len(data)],
+        }
+        body += data
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def checkpoint(
+    path: Path, tensors: dict[str, list[float]] | None = None, config: dict[str, object] | None = None
+) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
+    (path / "model.safetensors").write_bytes(safetensors(tensors or TENSORS))
+    (path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    (path / "tokenizer_config.json").write_text('{"eos_token": "</s>", "chat_template": "{{ x }}"}')
+    (path / "generation_config.json").write_text('{"temperature": 0.0, "eos_token_id": 2}')
+    return path
+
+
+def changed(before: Fingerprint, after: Fingerprint) -> set[str]:
+    old, new = dict(before.parts), dict(after.parts)
+    return {name for name in old if old[name] != new[name]}
+
+
+def test_the_same_files_elsewhere_are_the_same_version(tmp_path: Path) -> None:
+    one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
+
+    assert fingerprint_checkpoint(one) == fingerprint_checkpoint(two)
+    assert len(fingerprint_checkpoint(one).version_id) == 12
+
+
+def test_sharding_does_not_show(tmp_path: Path) -> None:
+    whole, shards = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "shards")
+    (shards / "model.safetensors").unlink()
+    names = {name: f"model-0000{index}-of-00002.safetensors" for index, name in enumerate(TENSORS, 1)}
+    for name, file in names.items():
+        (shards / file).write_bytes(safetensors({name: TENSORS[name]}))
+    (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+    assert fingerprint_checkpoint(shards) == fingerprint_checkpoint(whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "parts"),
+    [
+        ("tokenizer.json", '{"model": {"vocab": {"b": 0}}}', {"tokenizer"}),
+        ("tokenizer_config.json", '{"eos_token": "</s>", "chat_template": "{{ y }}"}', {"template"}),
+        ("tokenizer_config.json", '{"eos_token": "<e>", "chat_template": "{{ x }}"}', {"special_tokens"}),
+        ("chat_template.jinja", "{{ z }}", {"template"}),
+        ("generation_config.json", '{"temperature": 0.0, "eos_token_id": 3}', {"special_tokens"}),
+        ("generation_config.json", '{"temperature": 1.0, "eos_token_id": 2}', set()),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "</s>", "chat_template": "{{ x }}", "is_local": true, "local_files_only": false}',
+            set(),
+        ),
+    ],
+)
+def test_each_file_moves_its_own_part(tmp_path: Path, file: str, text: str, parts: set[str]) -> None:
+    before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after")
+    (after / file).write_text(text)
+
+    assert changed(fingerprint_checkpoint(before), fingerprint_checkpoint(after)) == parts
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        ({"rope_theta": 5.0}, {"rope"}),
+        ({"rope_scaling": {"factor": 2}}, {"rope"}),
+        ({"torch_dtype": "bfloat16"}, {"dtype"}),
+        ({"quantization_config": {"bits": 4}}, {"quantization"}),
+        ({"hidden_size": 8}, {"sizes"}),
+        ({"hidden_act": "gelu"}, {"config"}),
+        ({"eos_token_id": 7}, {"special_tokens"}),
+        ({"transformers_version": "6.0"}, set()),
+    ],
+)
+def test_each_setting_moves_its_own_part(tmp_path: Path, config: dict[str, object], parts: set[str]) -> None:
+    before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after", config=config)
+
+    assert changed(fingerprint_checkpoint(before), fingerprint_checkpoint(after)) == parts
+
+
+def test_one_bit_of_one_tensor_is_another_version(tmp_path: Path) -> None:
+    other = {**TENSORS, "b.weight": [3.0, 4.0, 5.0000005]}
+    before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after", other)
+
+    assert changed(fingerprint_checkpoint(before), fingerprint_checkpoint(after)) == {"tensors"}
+
+
+def test_engine_arguments_are_part_of_a_version(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "one")
+    short = fingerprint_checkpoint(path, engine_arguments={"max_model_len": 512})
+
+    assert (
+        short.version_id != fingerprint_checkpoint(path, engine_arguments={"max_model_len": 1024}).version_id
+    )
+
+
+def test_sizes_are_counted(tmp_path: Path) -> None:
+    found = fingerprint_checkpoint(checkpoint(tmp_path / "one"))
+
+    assert (found.tensor_bytes, found.parameters) == (20, 5)
+
+
+def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "one")
+    cache: dict[str, str] = {}
+    fingerprint_checkpoint(path, cache=cache)
+    poisoned = {key: json.dumps({"x": ["F32", [1], "00", 4, 1]}) for key in cache}
+
+    assert fingerprint_checkpoint(path, cache=poisoned).tensor_bytes == 4
+    assert len(cache) == 1
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "one")
+    cache: dict[str, str] = {}
+    before = fingerprint_checkpoint(path, cache=cache)
+    (path / "model.safetensors").write_bytes(safetensors({**TENSORS, "c.weight": [6.0]}))
+
+    assert fingerprint_checkpoint(path, cache=cache) != before
+
+
+def test_an_endpoint_is_its_address() -> None:
+    assert fingerprint_external("http://a/v1/") == fingerprint_external("http://a/v1")
+    assert fingerprint_external("http://a/v1").version_id != fingerprint_external("http://b/v1").version_id
+
+
+def test_a_fingerprint_survives_the_store(tmp_path: Path) -> None:
+    found = fingerprint_checkpoint(checkpoint(tmp_path / "one"), engine_arguments={"a": True})
+
+    assert fingerprint_from_json(fingerprint_to_json(found)) == found
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BadCheckpoint) as caught:
+        fingerprint_checkpoint(path, architectures=known_architectures())
+    return str(caught.value).replace(f"{path}/", "").replace(str(path), "DIR")
+
+
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    expected = "checkpoint DIR is not a directory; give the folder that holds config.json"
+
+    assert refusal(tmp_path / "nowhere") == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "line"),
+    [
+        ("config.json", None, "checkpoint DIR has no config.json; give a complete checkpoint"),
+        ("config.json", b"{", "config.json is not JSON"),
+        ("config.json", b"[]", "config.json is not a JSON object; copy the checkpoint again"),
+        ("config.json", b"\xff", "config.json cannot be read"),
+        ("config.json", b"{}", "config.json names no architectures; add the model's class name"),
+        (
+            "config.json",
+            b'{"architectures": ["MambaNineForever"]}',
+            "config.json: architecture 'MambaNineForever' is unknown to the engine, which knows 262; convert",
+        ),
+        ("tokenizer.json", None, "checkpoint DIR has no tokenizer; add tokenizer.json or tokenizer.model"),
+        ("model.safetensors", None, "checkpoint DIR holds no tensors; convert it to safetensors"),
+        ("model.safetensors", b"abc", "model.safetensors is cut off inside its header"),
+        (
+            "model.safetensors",
+            b"\x04" + b"\0" * 7 + b"nope",
+            "model.safetensors has no readable safetensors header",
+        ),
+        ("model.safetensors", safetensors(TENSORS)[:-3], "model.safetensors is cut off: "),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "x.safetensors"}}',
+            "checkpoint DIR lacks 1 of 1",
+        ),
+        ("adapter_config.json", b"{}", "checkpoint DIR is a LoRA adapter; merge it into its base first"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused_in_one_line(
+    tmp_path: Path, file: str, data: bytes | None, line: str
+) -> None:
+    path = checkpoint(tmp_path / "one")
+    if data is None:
+        (path / file).unlink()
+    else:
+        (path / file).write_bytes(data)
+
+    found = refusal(path)
+
+    assert found.startswith(line)
+    assert "\n" not in found
+
+
+def test_a_pickled_checkpoint_is_told_to_convert(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "one")
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+    assert refusal(path) == "checkpoint DIR holds only pytorch_model.bin; convert it to safetensors"

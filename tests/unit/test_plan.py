@@ -1,0 +1,157 @@
+"""Risk from what changed, and the plan from the risk: each row of the table is a test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controller.errors import BadSpec
+from controller.fingerprint import Fingerprint, fingerprint_external
+from controller.plan import gate_stages, make_plan
+from controller.risk import Assessment, Risk, assess
+from controller.spec import parse_policy
+
+PARTS = ("config", "dtype", "engine_release", "quantization", "rope", "sizes", "special_tokens", "template")
+BASE = Fingerprint(
+    kind="checkpoint",
+    architecture="LlamaForCausalLM",
+    family="llama",
+    parts=tuple((name, "1") for name in sorted((*PARTS, "tensors", "tokenizer"))),
+    sampling=(("temperature", "0.0"),),
+    engine=(("max_model_len", "512"),),
+    tensor_bytes=1000,
+    parameters=250,
+)
+
+
+def other(*names: str, **fields: object) -> Fingerprint:
+    parts = tuple((name, "2" if name in names else value) for name, value in BASE.parts)
+    return replace(BASE, parts=parts, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("canary", "risk"),
+    [
+        (BASE, Risk.NONE),
+        (other(engine=(("max_model_len", "1024"),)), Risk.LOW),
+        (other(sampling=(("temperature", "1.0"),)), Risk.LOW),
+        (other("tensors"), Risk.MEDIUM),
+        *((other(name), Risk.MEDIUM) for name in ("tokenizer", *PARTS) if name != "sizes"),
+        (other("tensors", "tokenizer"), Risk.HIGH),
+        (other("tensors", "sizes"), Risk.HIGH),
+        (other("tensors", "sizes", family="qwen3"), Risk.CRITICAL),
+        (fingerprint_external("http://a/v1"), Risk.CRITICAL),
+    ],
+)
+def test_the_risk_is_that_of_the_table(canary: Fingerprint, risk: Risk) -> None:
+    assert assess(BASE, canary).risk is risk
+
+
+def test_the_same_endpoint_is_no_change() -> None:
+    endpoint = fingerprint_external("http://a/v1")
+
+    assert assess(endpoint, endpoint) == Assessment(Risk.NONE, ("nothing changes",), (), ())
+
+
+def test_a_changed_sampling_default_is_flagged_even_beside_other_changes() -> None:
+    found = assess(BASE, other("tensors", sampling=(("temperature", "1.0"), ("top_p", "0.9"))))
+
+    assert [str(change) for change in found.sampling] == ["temperature: 0.0 -> 1.0", "top_p: not set -> 0.9"]
+    assert found.risk is Risk.MEDIUM
+    assert found.reasons == (
+        "fine-tuned tensors on the same base",
+        "sampling default temperature: 0.0 -> 1.0",
+        "sampling default top_p: not set -> 0.9",
+    )
+
+
+def shares(risk: Risk, **policy: object) -> list[tuple[int, float, int]]:
+    plan = make_plan(Assessment(risk, (), (), ()), parse_policy(policy), replicas=1)
+    return [(stage.weight_bp, stage.duration_s / 3600, stage.min_canary) for stage in plan.stages]
+
+
+def test_the_ladder_begins_where_the_risk_says() -> None:
+    top = [(2500, 1, 5000), (5000, 2, 10_000)]
+
+    assert shares(Risk.LOW) == [(1000, 0.5, 2000), *top]
+    assert shares(Risk.MEDIUM) == [(1000, 1, 2000), *top]
+    assert shares(Risk.HIGH) == [(500, 4, 500), (1000, 1, 2000), *top]
+    assert shares(Risk.CRITICAL) == [(200, 24, 200), (500, 0.5, 500), (1000, 1, 2000), *top]
+
+
+def test_a_full_ladder_starts_every_risk_at_two_percent() -> None:
+    assert shares(Risk.LOW, ladder="full") == shares(Risk.CRITICAL, ladder="full")
+    assert shares(Risk.LOW, ladder="full")[0] == (200, 0.5, 200)
+
+
+def test_the_vendor_preset_goes_in_days() -> None:
+    assert [weight for weight, *_ in shares(Risk.LOW, preset="vendor")] == [10, 100, 500, 2500]
+
+
+def test_a_policy_may_give_its_own_stages_and_the_bake_as_the_last() -> None:
+    policy = parse_policy(
+        {
+            "stages": [
+                {"weight": "10%", "duration": "20s", "min_canary": 40},
+                {
+                    "weight": "50%",
+                    "duration": "20s",
+                    "min_canary": 80,
+                    "deadline": "5m",
+                    "on_missing": "rollback",
+                },
+                {"weight": "100%", "duration": "15s"},
+            ],
+            "holdback": "10%",
+        }
+    )
+    plan = make_plan(Assessment(Risk.CRITICAL, (), (), ()), policy, replicas=4)
+
+    assert [(stage.weight_bp, stage.deadline_s, stage.replicas) for stage in plan.stages] == [
+        (1000, 60.0, 1),
+        (5000, 300.0, 2),
+    ]
+    assert (plan.bake_s, plan.holdback_bp, plan.stages[1].on_missing) == (15.0, 1000, "rollback")
+
+
+def test_known_traffic_moves_the_deadline_to_what_the_counts_need() -> None:
+    plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), parse_policy({}), replicas=1, requests_per_s=1.0)
+
+    # 2000 canary requests at 10 % of 1 request/s take 20,000 s; three times that is the deadline.
+    assert plan.stages[0].deadline_s == pytest.approx(60_000)
+
+
+def test_the_capacity_of_a_stage_is_that_of_its_share() -> None:
+    plan = make_plan(Assessment(Risk.CRITICAL, (), (), ()), parse_policy({}), replicas=10)
+
+    assert [stage.replicas for stage in plan.stages] == [1, 1, 1, 3, 5]
+
+
+def test_a_holdback_above_the_ladder_is_refused_or_cuts_it() -> None:
+    assert [weight for weight, *_ in shares(Risk.MEDIUM, holdback="50%")] == [1000, 2500]
+
+
+def test_the_evaluator_gets_the_stages_and_the_bake() -> None:
+    policy = parse_policy(
+        {"stages": [{"weight": "10%", "min_canary": 40, "margins": {"error": 8.0}, "floor": 0.02}]}
+    )
+    plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1)
+    stages = gate_stages(plan, policy)
+
+    assert [(stage.weight, stage.min_canary) for stage in stages] == [(0.1, 40), (0.95, 0)]
+    assert stages[0].margins == {"error": 8.0}
+
+
+def test_without_a_holdback_the_bake_has_no_coin_and_no_stage() -> None:
+    policy = parse_policy({"holdback": 0})
+    plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1)
+
+    assert [stage.weight for stage in gate_stages(plan, policy)] == [0.1, 0.25, 0.5]
+
+
+def test_a_plan_without_a_stage_is_refused() -> None:
+    policy = parse_policy({}).model_copy(update={"holdback": 9500})
+
+    with pytest.raises(BadSpec, match="no stage below the bake's 5 %"):
+        make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1)

@@ -1,0 +1,199 @@
+"""Bad specs are refused in one line each: path, value, limit, remedy. Good ones survive their own dump."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from controller.errors import BadSpec
+from controller.spec import (
+    PolicySpec,
+    ServiceSpec,
+    dump,
+    parse_policy,
+    parse_service,
+    parse_version,
+    parse_yaml,
+)
+
+
+def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
+    with pytest.raises(BadSpec) as caught:
+        parse(data)
+    return caught.value.lines
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (
+            {"stages": [{"weight": "10%"}, {"weight": "5%"}]},
+            "policy.stages.1.weight 5 % does not rise above the stage before it, 10 %; raise or drop it",
+        ),
+        (
+            {"stages": [{"weight": "10%"}, {"weight_bp": 1000}]},
+            "policy.stages.1.weight 10 % does not rise above the stage before it, 10 %; raise or drop it",
+        ),
+        (
+            {"stages": [{"weight": "120%"}]},
+            "policy.stages.0.weight: 120 % is outside 0 to 100 %; write a share of the traffic, such as 25%",
+        ),
+        ({"stages": [{"weight_bp": 12_000}]}, "policy.stages.0.weight_bp 12000 exceeds 10000; lower it"),
+        (
+            {"stages": [{"weight": "5%"}, {"weight": "96%"}]},
+            "policy.stages.1.weight 96 % reaches the bake's share, 95 %; lower it, or lower holdback",
+        ),
+        (
+            {"stages": [{"weight": "5%"}, {"weight": "100%"}, {"weight": "100%"}]},
+            "policy.stages.1.weight 100 % must be the last stage; it is the promotion itself",
+        ),
+        (
+            {"stages": [{"weight": "100%"}]},
+            "policy.stages has only 100 %, which proves nothing first; put a stage below it before",
+        ),
+        ({"stages": []}, "policy.stages is empty; give at least one stage below 100 %, or leave it out"),
+        (
+            {"stages": [{"weight": 0}]},
+            "policy.stages.0.weight 0 % gives the canary nothing to prove itself on; start at 0.01% or above",
+        ),
+        (
+            {"stages": [{"weight": "5%", "weight_bp": 500}]},
+            "policy.stages.0: needs exactly one of weight (2.5%) and weight_bp (250)",
+        ),
+        (
+            {"stages": [{"weight": "5%", "duration": "1h", "deadline": "1m"}]},
+            "policy.stages.0.deadline 60 s is before duration 3600 s; raise it",
+        ),
+        ({"holdbak": "5%"}, "policy: unknown key 'holdbak'; did you mean holdback?"),
+        ({"holdback": "60%"}, "policy.holdback 60 % exceeds 50 %; the promoted version must carry most"),
+        ({"preset": "fast"}, "policy.preset 'fast' is unknown; use one of 'default', 'strict' or 'vendor'"),
+        ({"bake": "soon"}, "policy.bake: 'soon' is not a duration; write 30s, 10m, 1h30m or 3d"),
+        ({"bake": -5}, "policy.bake: -5 s is outside 0 s to 366 d; write a duration that a rollout can wait"),
+        (
+            {"gates": {"quality": {"alpha_share": 1.0}}},
+            "policy.gates.*.alpha_share add up to 1.8, limit 1; lower them, they are parts of alpha",
+        ),
+        ({"alpha": 3}, "policy.alpha 3.0 is outside (0, 0.5); it is a probability"),
+        ([1], "policy is not a mapping; write its settings as key: value"),
+    ],
+)
+def test_a_bad_policy_is_refused_by_path_value_limit_and_remedy(data: object, line: str) -> None:
+    assert lines(parse_policy, data) == (line,)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ({}, "version: needs exactly one of model (a checkpoint directory) and url (an endpoint)"),
+        ({"model": "m", "url": "http://x"}, "version: needs exactly one of model"),
+        ({"url": "ftp://x"}, "version.url 'ftp://x' is not http(s)://host[:port][/path]"),
+        ({"model": "m", "replicas": 0}, "version.replicas 0 is below 1; raise it"),
+        ({"model": "m", "replicas": "two"}, "version.replicas 'two' is not a whole number; write one"),
+        (
+            {"model": "m", "gpu_memory_utilization": 1.5},
+            "version.gpu_memory_utilization 1.5 exceeds 1; lower it",
+        ),
+        (
+            {"model": "m", "dtype": "f8"},
+            "version.dtype 'f8' is unknown; use one of 'auto', 'float32', 'float16'",
+        ),
+        (
+            {"model": "m", "engine": {"port": 1}},
+            "version.engine.port is set by canaryctl itself; leave it out",
+        ),
+        ({"model": "m", "engine": {"--max-model-len": 9}}, "version.engine.--max-model-len has its own key"),
+        ({"model": "m", "engine": {"a": [1]}}, "version.engine.a: [1] is not a plain value"),
+        ({"model": "m", "gpus": 0.5, "tensor_parallel_size": 2}, "version.gpus 0.5 is too little"),
+    ],
+)
+def test_a_bad_version_is_refused_by_name(data: object, line: str) -> None:
+    (found,) = lines(parse_version, data)
+
+    assert found.startswith(line)
+
+
+def test_every_broken_rule_has_its_own_line() -> None:
+    assert lines(parse_service, {"service": "Chat!", "model": "m", "replicas": 0}) == (
+        "service.replicas 0 is below 1; raise it",
+        "service.service 'Chat!' is not a name; use lower-case letters, digits and dashes, at most 40",
+    )
+
+
+def test_a_key_given_twice_is_refused_instead_of_the_last_one_winning() -> None:
+    with pytest.raises(BadSpec, match=r"^p.yaml line 2: key 'bake' is given twice; correct it$"):
+        parse_yaml("bake: 1h\nbake: 2h\n", "p.yaml")
+
+
+def test_text_that_is_not_yaml_is_refused_with_its_line() -> None:
+    with pytest.raises(BadSpec, match=r"^p.yaml line 3: expected"):
+        parse_yaml("stages:\n  - [1\n", "p.yaml")
+
+
+def test_a_service_survives_its_own_dump() -> None:
+    spec = parse_service(
+        {
+            "service": "chat",
+            "model": "/models/a",
+            "dtype": "float32",
+            "engine": {"enforce-eager": True},
+            "policy": {
+                "stages": [{"weight": "2.5%", "duration": "90s"}, {"weight_bp": 5000, "min_canary": 100}],
+                "gates": {"quality": {"threshold": 0.1}, "hallucination": None},
+                "holdback": "0.5%",
+            },
+        }
+    )
+
+    assert parse_service(yaml.safe_load(yaml.safe_dump(dump(spec)))) == spec
+
+
+def test_a_percent_and_basis_points_mean_the_same() -> None:
+    stages = parse_policy({"stages": [{"weight": "2.5%"}, {"weight": 5}, {"weight_bp": 1000}]}).stages
+
+    assert stages is not None
+    assert [stage.bp for stage in stages] == [250, 500, 1000]
+
+
+def test_gates_start_from_the_preset_and_null_takes_one_out() -> None:
+    policy = parse_policy(
+        {"preset": "strict", "gates": {"hallucination": None, "quality": {"tolerance": 0.01}}}
+    ).gate_policy()
+
+    assert [gate.name for gate in policy.gates] == [
+        "error",
+        "latency_p99",
+        "latency_shape",
+        "ttft_shape",
+        "quality",
+    ]
+    assert policy.gate("quality").tolerance == 0.01
+    assert policy.gate("error").tolerance == 0.0
+
+
+def test_a_policy_file_may_be_only_the_name_of_a_preset() -> None:
+    assert parse_policy("strict") == PolicySpec(preset="strict")
+
+
+def test_engine_arguments_have_the_engines_own_names() -> None:
+    spec = parse_version({"model": "m", "max_model_len": 512, "engine": {"--enforce-eager": True}})
+
+    assert spec.engine_arguments() == {
+        "tensor_parallel_size": 1,
+        "dtype": "auto",
+        "max_model_len": 512,
+        "enforce_eager": True,
+    }
+
+
+def test_a_relative_checkpoint_is_found_from_where_the_command_was_given() -> None:
+    assert parse_version({"model": "models/a"}).located(Path("/srv")).model == "/srv/models/a"
+
+
+def test_the_schema_forbids_what_the_parser_refuses() -> None:
+    schema = ServiceSpec.model_json_schema()
+
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["StageSpec"]["properties"]["weight"]["anyOf"][0]["type"] == ["string", "number"]

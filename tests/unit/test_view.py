@@ -1,0 +1,171 @@
+"""The read model shows everything, says what it waits for, and is always JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from controller.capacity import Fit
+from controller.risk import Assessment, Change, Risk
+from controller.rollout import begin
+from controller.state import (
+    Departure,
+    DepartureStep,
+    EvidenceSight,
+    GuardSight,
+    Hold,
+    HoldKind,
+    Phase,
+    Plan,
+    RolloutState,
+    SplitSight,
+    Stage,
+    VersionPhase,
+    VersionRef,
+    VersionSight,
+)
+from controller.view import RolloutView, gate_view, plan_view, rollout_view, service_view
+from evaluation.gate import GateReport, Verdict
+from evaluation.policy import GatePolicy
+
+STAGES = (Stage(1000, 60.0, 50, 300.0, 1), Stage(5000, 60.0, 100, 300.0, 1))
+PLAN = Plan("medium", ("other tensors",), STAGES, 500, 120.0)
+GATE = GateReport(
+    "quality", "quality", "promotion", Verdict.UNDECIDED, 1.5, 3.0, "", 40, 400, 0.97, 0.95, (-0.1, 0.05)
+)
+
+
+def in_stage(**fields: object) -> RolloutState:
+    state = begin("r-1", "chat", stable=VersionRef("v-old"), canary=VersionRef("v-new"), plan=PLAN, now_s=0.0)
+    at = {"phase": Phase.STAGE, "weight_bp": 1000, "acked_at_s": 100.0, "exposed": True, "launched": True}
+    return replace(state, **{**at, **fields})  # type: ignore[arg-type]
+
+
+def test_a_view_is_json_even_of_infinite_evidence() -> None:
+    wild = replace(GATE, log_e=math.inf, limit=math.nan, stable=-math.inf)
+    view = rollout_view(in_stage(), EvidenceSight(0, Verdict.UNDECIDED, gates=(wild,)))
+
+    text = json.dumps(view.model_dump(mode="json"), allow_nan=False)
+    assert RolloutView.model_validate_json(text) == view
+    assert view.gates[0].log_e is None
+
+
+def test_the_stages_say_which_is_done_now_and_ahead() -> None:
+    stages = [
+        rollout_view(in_stage(stage=1)).stages,
+        rollout_view(in_stage(stage=2, phase=Phase.BAKING)).stages,
+        rollout_view(
+            begin("r-1", "c", stable=VersionRef("a"), canary=VersionRef("b"), plan=PLAN, now_s=0)
+        ).stages,
+    ]
+
+    assert [[stage.status for stage in group] for group in stages] == [
+        ["done", "now"],
+        ["done", "done"],
+        ["ahead", "ahead"],
+    ]
+
+
+def test_a_stage_says_everything_that_it_waits_for() -> None:
+    held = (Hold(HoldKind.PAUSE, "ann", "lunch", 0.0),)
+    evidence = EvidenceSight(0, Verdict.UNDECIDED, gates=(GATE,), missing=("ttft_ms",), canary_requests=20)
+
+    view = rollout_view(in_stage(holds=held), evidence, now_s=130.0)
+
+    assert view.waiting_for == (
+        "pause (ann): lunch",
+        "30 s of 10 %",
+        "30 canary requests",
+        "proof of quality",
+        "valid ttft_ms",
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "waits"),
+    [
+        (in_stage(acked_at_s=None), ("the routers to acknowledge 10 %",)),
+        (in_stage(), ("evidence that can be read",)),
+        (in_stage(phase=Phase.BAKING, entered_at_s=100.0), ("1 min 30 s of bake",)),
+        (in_stage(phase=Phase.PROMOTING), ("the whole capacity",)),
+        (in_stage(phase=Phase.PROMOTING, weight_bp=9500), ("the routers",)),
+        (in_stage(phase=Phase.LOADING), ("loading of v-new",)),
+        (in_stage(phase=Phase.SUCCEEDED), ()),
+        (
+            in_stage(
+                phase=Phase.ROLLING_BACK,
+                departure=Departure("v-new", "v-old", DepartureStep.DRAIN, 100.0, 101.0, 12.5),
+            ),
+            ("drain of v-new",),
+        ),
+    ],
+)
+def test_every_phase_says_what_it_waits_for(state: RolloutState, waits: tuple[str, ...]) -> None:
+    assert rollout_view(state, now_s=130.0).waiting_for == waits
+
+
+def test_the_steps_of_a_rollback_are_shown_in_ms() -> None:
+    going = Departure("v-new", "v-old", DepartureStep.UNLOAD, 0.0, 1.0, 12.0, 30.0, 900.0, 942.0)
+    view = rollout_view(in_stage(phase=Phase.ROLLED_BACK, departure=going))
+
+    assert view.steps is not None
+    assert view.steps.model_dump(include={"traffic_shift_ms", "drain_ms", "unload_ms", "total_ms"}) == {
+        "traffic_shift_ms": 12.0,
+        "drain_ms": 30.0,
+        "unload_ms": 900.0,
+        "total_ms": 942.0,
+    }
+    assert (view.exit_code, view.serving) == (5, "v-old")
+
+
+def test_a_gate_shows_how_far_it_is_from_deciding() -> None:
+    assert gate_view(GATE).progress_ratio == 0.5
+    assert gate_view(replace(GATE, log_e=-4.0)).progress_ratio == 0.0
+    assert gate_view(replace(GATE, log_e=9.0)).progress_ratio == 1.0
+
+
+def test_guards_are_shown_by_name() -> None:
+    evidence = EvidenceSight(0, Verdict.UNDECIDED, guards=(GuardSight("errors", "12 of 20"),))
+
+    assert rollout_view(in_stage(), evidence).guards == ("errors: 12 of 20",)
+
+
+def test_what_cannot_be_read_of_a_service_is_null_not_nothing() -> None:
+    view = service_view("chat", url="http://x", stable="v-old", split=None, versions=None, rollout=None)
+
+    assert (view.weight_bp, view.versions, view.rollout) == (None, None, None)
+
+
+def test_a_service_shows_its_versions() -> None:
+    sight = VersionSight("v-old", VersionPhase.READY, 2, 7, 1_000)
+    split = SplitSight(1, 1, "v-old", None, 0, applied=True)
+    view = service_view("chat", url="http://x", stable="v-old", split=split, versions=[sight], rollout=None)
+
+    assert view.versions is not None
+    assert view.versions[0].model_dump() == {
+        "version": "v-old",
+        "phase": "ready",
+        "ready_replicas": 2,
+        "in_flight": 7,
+        "memory_bytes": 1000,
+        "last_error": None,
+    }
+
+
+def test_a_plan_warns_of_sampling_and_of_room() -> None:
+    assessment = Assessment(Risk.LOW, ("x",), (Change("temperature", "0.0", "1.0"),), ())
+    fit = Fit(False, 2, 1, "a second engine needs 2 GiB")
+
+    view = plan_view(
+        "chat", "v-old", "v-new", assessment=assessment, plan=PLAN, policy=GatePolicy.default(), fit=fit
+    )
+
+    assert view.warnings == (
+        "sampling default changes: temperature: 0.0 -> 1.0",
+        "a second engine needs 2 GiB",
+    )
+    assert view.shortest_s == 240.0
+    assert "quality: rolls back at -0.05, tolerates -0.025 (alpha 0.002)" in view.gates
