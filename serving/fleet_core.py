@@ -237,6 +237,7 @@ class FleetCore:
         one.reports.clear()
         one.processes.clear()
         one.run_as = None
+        one.is_up = False
         if one.phase == "stopping":
             one.enter("gone", now_s)
             if one.again is not None:
@@ -288,7 +289,7 @@ class FleetCore:
             if one.phase != "draining" and one.run_as != one.launch:
                 orders.append(RunApp(one.launch, len(one.reports)))
             return [*orders, *self._probes(one, now_s)]
-        if one.phase == "stopping" and not one.out_of_table and one.published:
+        if one.phase == "stopping" and not one.out_of_table and one.published is not None:
             return self._publication(one, (), now_s, force=True)
         if one.phase == "stopping" and one.in_flight and not external:
             if now_s < one.since_s + STOP_GRACE_S:

@@ -1,0 +1,95 @@
+"""A fleet without engines, in memory: the pure core, with a world that does at once what is ordered.
+
+For tests and rehearsals. It keeps to the same contract as `RayFleet` (test_fleet_contract.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from serving.engine_args import CheckpointError, check_checkpoint
+from serving.fleet import EngineReport, Launch, Process, VersionSight
+from serving.fleet_core import Cancel, DeleteApp, FleetCore, Order, Probe, Publish, RunApp
+
+ENGINE_BYTES = 1_200_000_000
+
+
+class MemoryFleet:
+    """Versions become ready when `load` is called, or at once with `loads_at_once`."""
+
+    def __init__(self, now_s: Callable[[], float], *, loads_at_once: bool = True) -> None:
+        self._now_s = now_s
+        self._core = FleetCore()
+        self._loads_at_once = loads_at_once
+        self.in_flight: dict[str, int] = {}  # by version; set it to have requests under way
+        self.published: dict[str, tuple[str, ...]] = {}  # by version: what the route table was told last
+        self.unreachable: set[str] = set()  # urls of external endpoints that do not answer
+
+    def ensure(self, launch: Launch, *, token: int) -> None:
+        """See `serving.fleet.Fleet`."""
+        self._core.ensure(launch, token=token, now_s=self._now_s())
+
+    def observe(self, service: str) -> tuple[VersionSight, ...] | None:
+        """See `serving.fleet.Fleet`. Time passes here."""
+        for _ in range(4):
+            for order in self._core.orders(now_s=self._now_s()):
+                self._carry_out(order)
+        return self._core.sights(service)
+
+    def drain(self, service: str, version: str, *, token: int) -> None:
+        """See `serving.fleet.Fleet`."""
+        self._core.drain(service, version, token=token, now_s=self._now_s())
+
+    def cancel(self, service: str, version: str, *, token: int) -> None:
+        """See `serving.fleet.Fleet`."""
+        for order in self._core.cancel(service, version, token=token):
+            self._carry_out(order)
+
+    def stop(self, service: str, version: str, *, token: int) -> None:
+        """See `serving.fleet.Fleet`."""
+        self._core.stop(service, version, token=token, now_s=self._now_s())
+
+    def load(self, launch: Launch, error: str | None = None) -> None:
+        """The engines of this version come up, or fail with `error`."""
+        for index in range(launch.replicas):
+            self._report(launch, index, error)
+
+    def _report(self, launch: Launch, index: int, error: str | None) -> None:
+        report = EngineReport(
+            replica=f"{launch.version}-{index}",
+            url=f"http://{launch.version}.{index}.test",
+            phase="ready" if error is None else "failed",
+            in_flight=self.in_flight.get(launch.version, 0),
+            memory_bytes=ENGINE_BYTES,
+            processes=(Process("test", index, 0.0),),
+            error=error,
+        )
+        self._core.report(launch, report, now_s=self._now_s())
+
+    def _carry_out(self, order: Order) -> None:
+        launch, now_s = order.launch, self._now_s()
+        if isinstance(order, RunApp):
+            self._core.ran(launch, None, now_s=now_s)
+            if self._loads_at_once:
+                self.load(launch, _broken(launch))
+        elif isinstance(order, Publish):
+            self.published[launch.version] = order.urls
+            self._core.published(order, is_applied=True, now_s=now_s)
+            if launch.url is None and order.urls:
+                self.load(launch)
+        elif isinstance(order, Cancel):
+            self.in_flight[launch.version] = 0
+            self.load(launch)
+        elif isinstance(order, DeleteApp):
+            self._core.is_gone(launch, now_s=now_s)
+        elif isinstance(order, Probe) and launch.url is not None:
+            error = f"{launch.url} does not answer" if launch.url in self.unreachable else None
+            self._core.answered(launch.service, launch.version, error, now_s=now_s)
+
+
+def _broken(launch: Launch) -> str | None:
+    try:
+        check_checkpoint(str(launch.model_dir))
+    except CheckpointError as exc:
+        return str(exc)
+    return None

@@ -1,0 +1,170 @@
+"""What every Fleet adapter keeps to, memory and Ray alike. The Ray runs are marked `integration`.
+
+Versions here are an endpoint that answers (a plain HTTP server), one that does not, and a checkpoint that is
+missing: all of a version's life but the engine itself, which tests/integration has.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from serving.fleet import Fleet, Launch, VersionSight
+from serving.fleet_memory import MemoryFleet
+from serving.route_table import StaleToken
+
+DEAD = "http://127.0.0.1:9"
+
+
+class Answering(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@dataclass
+class Rig:
+    fleet: Fleet
+    service: str
+    url: str
+    token: Callable[[], int]  # not older than any before
+
+    def launch(self, version: str = "v-1", **changes: object) -> Launch:
+        values: dict[str, object] = {"url": self.url, "service": self.service, "version": version}
+        return Launch(**{"secret": "s", **values, **changes})  # type: ignore[arg-type]
+
+    def broken(self, version: str = "v-bad") -> Launch:
+        return self.launch(version, url=None, model_dir="/no/such/checkpoint")
+
+    def ensure(self, launch: Launch) -> None:
+        self.fleet.ensure(launch, token=self.token())
+
+    def sight(self, version: str = "v-1") -> VersionSight | None:
+        sights = self.fleet.observe(self.service)
+        assert sights is not None
+        return {one.version: one for one in sights}.get(version)
+
+    def until(self, phase: str, version: str = "v-1") -> VersionSight:
+        deadline_s = time.time() + 60
+        while (sight := self.sight(version)) is None or sight.phase != phase:
+            assert time.time() < deadline_s, sight
+            time.sleep(0.05)
+        return sight
+
+
+@pytest.fixture(params=["memory", pytest.param("ray", marks=pytest.mark.integration)])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    service = f"f{uuid.uuid4().hex[:8]}"
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    if request.param == "memory":
+        memory = MemoryFleet(time.time)
+        memory.unreachable.add(DEAD)
+        one = Rig(memory, service, url, lambda: 5)
+    else:
+        one = Rig(request.getfixturevalue("fleet"), service, url, request.getfixturevalue("token"))
+    yield one
+    for sight in one.fleet.observe(service) or ():
+        one.fleet.stop(service, sight.version, token=one.token())
+    server.shutdown()
+
+
+def test_a_service_nobody_wanted_has_no_versions(rig: Rig) -> None:
+    assert rig.fleet.observe("nobody") == ()
+
+
+def test_a_wanted_endpoint_that_answers_becomes_ready(rig: Rig) -> None:
+    rig.ensure(rig.launch())
+
+    sight = rig.until("ready")
+    assert (sight.urls, sight.ready_replicas, sight.external) == ((rig.url,), 1, True)
+
+
+def test_an_endpoint_that_does_not_answer_is_loading_and_says_why(rig: Rig) -> None:
+    rig.ensure(rig.launch(url=DEAD))
+
+    deadline_s = time.time() + 20
+    while (sight := rig.sight()) is None or sight.last_error is None:
+        assert time.time() < deadline_s
+        time.sleep(0.05)
+    assert sight.phase == "loading"
+    assert sight.last_error.startswith(f"{DEAD} does not answer")
+
+
+def test_a_second_ensure_changes_nothing(rig: Rig) -> None:
+    rig.ensure(rig.launch())
+    before = rig.until("ready")
+
+    rig.ensure(rig.launch())
+
+    assert rig.sight() == before
+
+
+def test_a_drained_version_comes_back_by_ensure(rig: Rig) -> None:
+    rig.ensure(rig.launch())
+    rig.until("ready")
+    rig.fleet.drain(rig.service, "v-1", token=rig.token())
+    rig.until("draining")
+
+    rig.ensure(rig.launch())
+
+    assert rig.until("ready").urls == (rig.url,)
+
+
+def test_a_stopped_version_is_gone_and_stop_again_is_harmless(rig: Rig) -> None:
+    rig.ensure(rig.launch())
+    rig.until("ready")
+    rig.fleet.stop(rig.service, "v-1", token=rig.token())
+
+    sight = rig.until("gone")
+    assert (sight.urls, sight.memory_bytes) == ((), 0)
+    rig.fleet.stop(rig.service, "v-1", token=rig.token())
+    assert rig.until("gone") == sight
+
+
+def test_a_missing_checkpoint_fails_in_one_line_and_leaves_the_others(rig: Rig) -> None:
+    rig.ensure(rig.launch())
+    rig.until("ready")
+
+    rig.ensure(rig.broken())
+
+    error = rig.until("failed", "v-bad").last_error
+    assert error == ("no checkpoint at /no/such/checkpoint: not a directory; give the folder of config.json")
+    assert rig.until("ready").urls == (rig.url,)
+
+
+def test_a_failed_version_stays_failed_until_it_is_stopped(rig: Rig) -> None:
+    rig.ensure(rig.broken())
+    rig.until("failed", "v-bad")
+    rig.ensure(rig.broken())
+    assert rig.until("failed", "v-bad").phase == "failed"
+
+    rig.fleet.stop(rig.service, "v-bad", token=rig.token())
+
+    assert rig.until("gone", "v-bad").memory_bytes == 0
+
+
+@pytest.mark.parametrize("command", ["drain", "cancel", "stop"])
+def test_a_command_to_a_version_that_is_not_there_does_nothing(rig: Rig, command: str) -> None:
+    getattr(rig.fleet, command)(rig.service, "v-none", token=rig.token())
+
+    assert rig.sight("v-none") is None
+
+
+def test_an_older_token_is_refused(rig: Rig) -> None:
+    rig.ensure(rig.launch())
+
+    with pytest.raises(StaleToken):
+        rig.fleet.stop(rig.service, "v-1", token=rig.token() - 1)
+
+    assert rig.until("ready").phase == "ready"

@@ -1,0 +1,134 @@
+"""Fixtures of everything on real Ray: one cluster a test session, engines shared because they load slowly.
+
+Nothing here starts until a test asks for it; at the end nothing of it is left on the machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from serving import cluster_ray
+from serving.checkpoints import Checkpoint, ensure
+from serving.fleet import Launch, VersionSight
+
+if TYPE_CHECKING:
+    from serving.host_ray import RayFleet
+
+SECRET = "of-the-tests"
+LOAD_LIMIT_S = 240  # a cold engine on two busy cores
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[cluster_ray.ClusterHandle]:
+    """A Ray head of this session's own, with four logical GPUs that nothing but placement uses."""
+    handle = cluster_ray.start(cluster_ray.ClusterSettings(num_gpus=4))
+    try:
+        cluster_ray.connect(handle)
+        yield handle
+        cluster_ray.disconnect()
+    finally:
+        cluster_ray.stop(handle)
+    assert not Path(handle.temp_dir).exists()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(cluster: cluster_ray.ClusterHandle) -> cluster_ray.ClusterHandle:
+    """The cluster, for tests that need no engines."""
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> Mapping[str, Checkpoint]:
+    """stable, twin and wrong, trained if they are missing."""
+    return {one.name: one for one in ensure()}
+
+
+@pytest.fixture(scope="session")
+def fleet(cluster: cluster_ray.ClusterHandle) -> RayFleet:
+    """The fleet of the session's cluster."""
+    from serving.host_ray import RayFleet
+
+    one = RayFleet(timeout_s=10.0)
+    one.open(http_port=cluster.http_port)
+    return one
+
+
+@pytest.fixture(scope="session")
+def token() -> Callable[[], int]:
+    """Fencing tokens: the last one again, because all tests of a session are one controller."""
+    return lambda: 5
+
+
+@pytest.fixture(scope="session")
+def run_router(fleet: RayFleet, cluster: cluster_ray.ClusterHandle) -> Iterator[Callable[[str, int], str]]:
+    """Runs a service's router with so many replicas; returns its base URL, without /v1."""
+    import httpx
+
+    started: list[str] = []
+
+    def run(service: str, replicas: int) -> str:
+        fleet.start_router(service, replicas)
+        started.append(service)
+        base = f"{cluster.base_url}/{service}"
+        deadline_s = time.time() + 90
+        while True:
+            status = fleet.application(f"{service}--router")
+            # Serve knows of a replica a moment before HAProxy does; 404 is HAProxy's for an unknown path.
+            if status is not None and status[0] == "RUNNING":
+                answer = httpx.get(f"{base}/v1/models", timeout=30)
+                if answer.status_code not in (404, 500) or "x-canaryctl-request-id" in answer.headers:
+                    return base
+            assert time.time() < deadline_s, status
+            time.sleep(0.2)
+
+    yield run
+    for service in started:
+        fleet.stop_router(service)
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Two engines that run in the fleet as versions of `service`."""
+
+    service: str
+    secret: str
+    stable: Launch
+    canary: Launch
+    stable_url: str
+    canary_url: str
+
+
+def wait_for(fleet: RayFleet, service: str, version: str, *phases: str) -> VersionSight:
+    """The sight of the version as soon as it is in one of these phases."""
+    deadline_s = time.time() + LOAD_LIMIT_S
+    while True:
+        sights = {one.version: one for one in fleet.observe(service) or ()}
+        sight = sights.get(version)
+        if sight is not None and sight.phase in phases:
+            return sight
+        assert sight is None or sight.phase != "failed", sight
+        assert time.time() < deadline_s, f"{version} is {sight}, not {phases}, after {LOAD_LIMIT_S} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def two_versions(fleet: RayFleet, checkpoints: Mapping[str, Checkpoint], token: Callable[[], int]) -> Engines:
+    """The stable checkpoint and the wrong one, loaded side by side as `v-stable` and `v-canary` of `chat`."""
+    from serving.traffic_ray import RayTraffic
+
+    service = "chat"
+    RayTraffic(timeout_s=10.0).open(service, SECRET, silence_s=None)
+    launches = [
+        Launch(service, version, SECRET, model_dir=str(checkpoints[name].path))
+        for version, name in (("v-stable", "stable"), ("v-canary", "wrong"))
+    ]
+    for launch in launches:
+        fleet.ensure(launch, token=token())
+    urls = [wait_for(fleet, service, launch.version, "ready").urls[0] for launch in launches]
+    return Engines(service, SECRET, *launches, *urls)
