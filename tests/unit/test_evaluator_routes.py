@@ -1,0 +1,123 @@
+"""Two routes, one answer: arrays and records, in whatever pieces, give the same bits."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evaluation import snapshot as snapshots
+from evaluation.backtest import _checked, feed, run
+from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.gate import GateReport
+from evaluation.pipeline import Pipeline
+from evaluation.policy import GatePolicy, StagePlan
+from evaluation.verdict import gate_reports
+from tests.unit.evidence_maker import ONE_STAGE, Columns, draw_at, requests, sticky, streamed
+
+FOUR = ("error", "latency_ms", "quality", "hallucinated")
+POLICY = GatePolicy.default().only(*FOUR)
+
+
+def ramp(rows: int) -> np.ndarray:
+    return np.repeat([0.02, 0.05, 0.1, 0.25, 0.5], -(-rows // 5))[:rows]
+
+
+CASES = {
+    "requests": lambda: requests(2400, before=300),
+    "harm": lambda: requests(2400, error=(0.02, 0.1), slower=1.3, worse=0.1),
+    "sticky users": lambda: sticky(2400, people=400),
+    "a ramp with users who come back": lambda: sticky(2400, people=150, w=ramp(2400)),
+}
+
+
+def essence(reports: tuple[GateReport, ...]) -> dict[tuple[str, str], tuple[object, ...]]:
+    return {
+        (r.gate, r.side): (
+            r.verdict,
+            r.log_e,
+            r.decided_canary,
+            r.decided_at_s,
+            r.stable,
+            r.canary,
+            r.n_canary,
+        )
+        for r in reports
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("policy", [POLICY, GatePolicy.strict().only(*FOUR)], ids=["default", "strict"])
+def test_a_file_and_a_live_rollout_give_the_same_bits(name, policy):
+    columns = CASES[name]()
+
+    live = streamed(columns, policy, seed=1, reload_ratio=0.1).report()
+
+    assert essence(live.gates) == essence(run(columns, policy, stages=ONE_STAGE).gates)
+
+
+@pytest.mark.parametrize("size", [1, 97, 2400])
+def test_the_size_of_blocks_changes_no_bit(size):
+    columns: Columns = {k: v[:700] for k, v in CASES["sticky users"]().items()}
+    expected = run(columns, POLICY, stages=ONE_STAGE)
+    pipeline = Pipeline(POLICY, ONE_STAGE)
+    feed(pipeline, _checked(columns, POLICY), rows_at_once=size)
+    for lane in pipeline.lanes:
+        lane.close_through(float("inf"))
+
+    assert essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))) == essence(expected.gates)
+
+
+def test_a_restored_evaluator_makes_the_same_snapshot():
+    saved = streamed(CASES["sticky users"](), POLICY, seed=2).snapshot()
+
+    assert Evaluator.restore(POLICY, ONE_STAGE, saved).snapshot() == saved
+
+
+def test_a_snapshot_of_another_policy_is_refused():
+    saved = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot()
+
+    with pytest.raises(SnapshotMismatch, match=GatePolicy.strict().name and "restore with its own"):
+        Evaluator.restore(GatePolicy.strict(), ONE_STAGE, saved)
+
+
+def test_a_snapshot_of_other_stages_is_refused():
+    saved = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot()
+
+    with pytest.raises(SnapshotMismatch):
+        Evaluator.restore(POLICY, (StagePlan(0.5, 100),), saved)
+
+
+@pytest.mark.parametrize("data", [b"", b"not json", b"[1]", b'{"format": 99, "digest": "", "state": {}}'])
+def test_what_is_no_snapshot_is_refused(data):
+    with pytest.raises(SnapshotMismatch):
+        Evaluator.restore(POLICY, ONE_STAGE, data)
+
+
+def test_a_snapshot_that_lacks_a_part_is_refused():
+    document = json.loads(Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot())
+    del document["state"]["settlement"]
+
+    with pytest.raises(SnapshotMismatch, match="settlement"):
+        Evaluator.restore(POLICY, ONE_STAGE, json.dumps(document).encode())
+
+
+def test_state_stays_below_16_kib_a_metric():
+    rng = np.random.default_rng(5)
+    columns = requests(20_000)
+    columns["latency_ms"] = rng.lognormal(6.0, 1.5, 20_000)  # every bin in use
+    policy = GatePolicy.default().only("latency_ms")
+
+    pipeline = streamed(columns, policy).pipeline
+
+    assert len(snapshots.write(pipeline.metrics["latency_ms"], digest="")) <= 16 * 1024
+
+
+def test_waiting_records_survive_a_restart():
+    columns = requests(50)
+    evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
+    for row in range(50):
+        evaluator.add(draw_at(columns, row))
+    evaluator = Evaluator.restore(POLICY, ONE_STAGE, evaluator.snapshot())
+    evaluator.advance(100.0, 100.0)
+
+    assert evaluator.report().n_canary == int(columns["arm"].sum())

@@ -1,0 +1,156 @@
+"""Records settle in the order of assignment, scores at their deadline; what is wrong is refused by name."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from evaluation.evaluator import Evaluator
+from evaluation.policy import GatePolicy, StagePlan
+from evaluation.records import Draw, EvidenceError, Pair, Score
+from evaluation.settlement import Settlement
+
+GOOD = Draw("a", "a", 1.0, 0, 0.5, "request", error=False, latency_ms=10.0)
+POLICY = GatePolicy.default()
+
+
+def evaluator(policy: GatePolicy = POLICY) -> Evaluator:
+    return Evaluator.start(policy, stages=(StagePlan(0.5, 0),), seed_latency_ms={})
+
+
+def settlement() -> Settlement:
+    return Settlement(keep_scores_s=600.0)
+
+
+def test_draws_come_out_in_order_of_assignment_and_only_behind_the_watermark():
+    waiting = settlement()
+    for name, at_s in (("c", 3.0), ("a", 1.0), ("d", 4.0), ("b", 1.0)):
+        waiting.add_draw(replace(GOOD, request_id=name, at_s=at_s))
+
+    assert [d.request_id for d in waiting.advance(4.0, 4.0)] == ["a", "b", "c"]
+
+
+def test_a_repeated_record_counts_once():
+    gate = evaluator()
+    for _ in range(3):
+        gate.add(replace(GOOD, arm=1))
+    gate.advance(10.0, 10.0)
+
+    assert (gate.report().n_canary, gate.settlement.repeated) == (1, 2)
+
+
+def test_a_record_from_before_the_watermark_is_late_and_counted_so():
+    gate = evaluator()
+    gate.advance(5.0, 5.0)
+    gate.add(GOOD)
+    gate.advance(10.0, 10.0)
+
+    assert (gate.report().n_stable, gate.report().late_events) == (0, 1)
+
+
+def test_a_watermark_that_goes_back_is_refused():
+    gate = evaluator()
+    gate.advance(5.0, 5.0)
+
+    with pytest.raises(EvidenceError, match="went back"):
+        gate.advance(4.0, 6.0)
+
+
+def settled_scores(gate: Evaluator) -> int:
+    return next(r.n_stable for r in gate.report().gates if r.gate == "quality" and r.side == "rollback")
+
+
+def test_a_score_settles_as_soon_as_nothing_before_it_waits():
+    gate = evaluator()
+    for name, at_s in (("a", 1.0), ("b", 2.0)):
+        gate.add(replace(GOOD, request_id=name, at_s=at_s))
+    gate.add(Score("b", "quality", 0.5, 3.0))
+    gate.advance(10.0, 10.0)
+    before = settled_scores(gate)
+    gate.add(Score("a", "quality", 0.5, 11.0))
+    gate.advance(12.0, 12.0)
+
+    assert (before, settled_scores(gate)) == (0, 2)
+
+
+def test_a_score_after_its_deadline_is_missing():
+    gate = evaluator()
+    gate.add(GOOD)
+    gate.add(Score("a", "quality", 0.5, 602.0))  # the deadline is 600 s after 1.0
+    gate.advance(700.0, 700.0)
+
+    assert settled_scores(gate) == 0
+
+
+def test_the_first_score_of_a_request_counts():
+    gate = evaluator()
+    gate.add(GOOD)
+    for value in (0.25, 1.0):
+        gate.add(Score("a", "quality", value, 2.0))
+    gate.advance(10.0, 10.0)
+
+    assert next(r.stable for r in gate.report().gates if r.gate == "quality") == 0.25
+
+
+def test_scores_that_nobody_can_ask_for_are_forgotten():
+    gate = evaluator()
+    gate.add(Score("unknown", "quality", 0.5, 2.0))
+    gate.advance(700.0, 700.0)
+    gate.report()
+
+    assert gate.settlement.scores == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"at_s": math.nan}, "at_s nan"),
+        ({"at_s": math.inf}, "at_s inf"),
+        ({"arm": 2}, "arm 2"),
+        ({"w": -0.1}, "w -0.1"),
+        ({"w": 1.1}, "w 1.1"),
+        ({"w": math.nan}, "w nan"),
+        ({"w": 0.0, "arm": 1}, "cannot give arm 1"),
+        ({"w": 1.0, "arm": 0}, "cannot give arm 0"),
+        ({"latency_ms": -1.0}, "latency_ms -1.0"),
+        ({"latency_ms": math.inf}, "latency_ms inf"),
+        ({"ttft_ms": math.nan}, "ttft_ms nan"),
+        ({"tokens": -5.0}, "tokens -5.0"),
+    ],
+)
+def test_a_record_that_cannot_be_evidence_is_refused_by_name_and_changes_nothing(change, words):
+    gate = evaluator()
+    before = gate.snapshot()
+
+    with pytest.raises(EvidenceError, match=words):
+        gate.add(replace(GOOD, **change))
+    assert gate.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Score("a", "quality", 1.5, 1.0), Score("a", "quality", math.nan, 1.0), Pair("c", "quality", -2.0, 1.0)],
+)
+def test_a_score_outside_its_range_is_refused(event):
+    with pytest.raises(EvidenceError, match="outside"):
+        evaluator().add(event)
+
+
+def test_a_seed_that_is_no_duration_is_refused():
+    with pytest.raises(EvidenceError, match="latency_ms"):
+        Evaluator.start(POLICY, stages=(StagePlan(0.5, 0),), seed_latency_ms={"latency_ms": [1.0, math.nan]})
+
+
+def test_stages_only_rise_and_must_exist():
+    gate = evaluator()
+
+    with pytest.raises(EvidenceError, match="stage 1"):
+        gate.enter_stage(1, 0.0)
+
+
+def test_an_answer_that_never_came_is_an_error_and_slowest():
+    gate = evaluator()
+    gate.add(replace(GOOD, error=None, latency_ms=None, flags={"censored": True}))
+    gate.advance(10.0, 10.0)
+
+    assert next(r.stable for r in gate.report().gates if r.gate == "error") == 1.0
