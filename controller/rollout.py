@@ -352,7 +352,9 @@ def _shift(
 
 def _drain(state: RolloutState, going: Departure, seen: Observation, now_s: float) -> RolloutState:
     spent_ms = _spent_ms(going, now_s)
-    if seen.versions is not None and is_idle(sight_of(seen, going.leaving)):
+    # A count from before the table stood says nothing: a request may have come after it.
+    is_fresh = not state.exposed or spent_ms >= state.plan.count_lag_s * 1000
+    if is_fresh and seen.versions is not None and is_idle(sight_of(seen, going.leaving)):
         going = replace(going, drain_ms=spent_ms)
         return _next_step(state, going, DepartureStep.UNLOAD, now_s, f"drained ({spent_ms:.0f} ms)")
     if spent_ms >= state.plan.drain_s * 1000:

@@ -89,6 +89,7 @@ class Plan:
     smoke_s: float = 120.0
     promote_s: float = 90.0  # from ready capacity to the last router's acknowledgement
     drain_s: float = 30.0
+    count_lag_s: float = 1.0  # counts of requests in flight may be so old (engines report twice a second)
     cancel_s: float = 10.0  # for cancelled requests to be taken over
     unload_s: float = 120.0  # after that the memory that was not freed is somebody's to look at
     unreadable_s: float = 60.0  # of an unreadable data plane before a rollback

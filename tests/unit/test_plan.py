@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from controller.errors import BadSpec
 from controller.fingerprint import Fingerprint, fingerprint_external
 from controller.plan import gate_stages, make_plan
 from controller.risk import Assessment, Risk, assess
-from controller.spec import parse_policy
+from controller.spec import parse_policy, parse_yaml
 
 PARTS = ("config", "dtype", "engine_release", "quantization", "rope", "sizes", "special_tokens", "template")
 BASE = Fingerprint(
@@ -148,6 +149,15 @@ def test_without_a_holdback_the_bake_has_no_coin_and_no_stage() -> None:
     plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1)
 
     assert [stage.weight for stage in gate_stages(plan, policy)] == [0.1, 0.25, 0.5]
+
+
+@pytest.mark.parametrize("path", sorted(Path("examples").glob("*policy*.yaml")), ids=lambda path: path.stem)
+def test_every_policy_among_the_examples_makes_a_plan(path: Path) -> None:
+    policy = parse_policy(parse_yaml(path.read_text(), path.name))
+    plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1)
+
+    assert plan.stages
+    assert policy.gate_policy().alpha <= 0.01
 
 
 def test_a_plan_without_a_stage_is_refused() -> None:
