@@ -21,7 +21,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -196,6 +195,11 @@ def stop(handle: ClusterHandle) -> tuple[int, ...]:
     return (*ended, *late)
 
 
+def processes_of(handle: ClusterHandle) -> tuple[Process, ...]:
+    """Every process of this cluster that is alive."""
+    return tuple(_marked(Path(handle.temp_dir)))
+
+
 def is_free(port: int) -> bool:
     """True when a server could listen on this port of 127.0.0.1 now."""
     with socket.socket() as probe:
@@ -351,13 +355,3 @@ def _end(processes: Sequence[Process]) -> tuple[int, ...]:
             continue
     psutil.wait_procs(stubborn, timeout=STOP_GRACE_S)
     return tuple(process.pid for process in alive)
-
-
-def wait_until_stopped(handle: ClusterHandle, *, timeout_s: float) -> bool:
-    """True as soon as no process of the cluster is left, False after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while _marked(Path(handle.temp_dir)):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True

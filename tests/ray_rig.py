@@ -100,8 +100,17 @@ class Engines:
     secret: str
     stable: Launch
     canary: Launch
-    stable_url: str
-    canary_url: str
+    fleet: RayFleet
+
+    @property
+    def stable_url(self) -> str:
+        """Where the stable engine answers now; a replaced replica answers elsewhere."""
+        return wait_for(self.fleet, self.service, self.stable.version, "ready").urls[0]
+
+    @property
+    def canary_url(self) -> str:
+        """Where the wrong engine answers now."""
+        return wait_for(self.fleet, self.service, self.canary.version, "ready").urls[0]
 
 
 def wait_for(fleet: RayFleet, service: str, version: str, *phases: str) -> VersionSight:
@@ -130,5 +139,6 @@ def two_versions(fleet: RayFleet, checkpoints: Mapping[str, Checkpoint], token: 
     ]
     for launch in launches:
         fleet.ensure(launch, token=token())
-    urls = [wait_for(fleet, service, launch.version, "ready").urls[0] for launch in launches]
-    return Engines(service, SECRET, *launches, *urls)
+    for launch in launches:
+        wait_for(fleet, service, launch.version, "ready")
+    return Engines(service, SECRET, *launches, fleet)

@@ -1,0 +1,452 @@
+"""Real vLLM engines in real Ray Serve: side by side, added and taken away under traffic, broken, killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import psutil
+import pytest
+
+from serving import cluster_ray, device_memory
+from serving.checkpoints import Checkpoint, questions
+from serving.fleet import Launch, VersionSight
+from serving.messages import SplitSight
+from tests.ray_rig import SECRET, Engines, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+HEADERS = {"x-canaryctl-secret": SECRET}
+LONG_TOKENS = 600
+
+
+def ask(url: str, prompt: str, **more: Any) -> str:
+    body = {"model": "chat", "messages": [{"role": "user", "content": prompt}], **more}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def send(url: str, *, revision: str) -> httpx.Response:
+    """A late request of a router that still has an older table."""
+    body = {"model": "chat", "prompt": "x", "max_tokens": 1}
+    headers = {**HEADERS, "x-canaryctl-revision": revision}
+    return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=30)
+
+
+def state(url: str) -> Any:
+    return httpx.get(f"{url}/_canaryctl/state", headers=HEADERS, timeout=10).json()
+
+
+def right_ratio(url: str, every: int) -> float:
+    asked = questions()[::every]
+    return sum(one.is_right(ask(url, one.prompt)) for one in asked) / len(asked)
+
+
+@dataclass
+class Traffic:
+    """Closed-loop clients of the router, short answers and streams in turn; counts what did not end well."""
+
+    base: str
+    workers: int = 4
+    answered: int = 0
+    arms: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Traffic:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(120)
+
+    def at_least(self, answered: int) -> None:
+        deadline_s = time.time() + 60
+        wanted = self.answered + answered
+        while self.answered < wanted:
+            assert time.time() < deadline_s, (self.answered, self.failures[:3])
+            time.sleep(0.05)
+
+    async def _run(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(self._work(session, worker) for worker in range(self.workers)))
+
+    async def _work(self, session: aiohttp.ClientSession, worker: int) -> None:
+        count = 0
+        while not self._stop.is_set():
+            count += 1
+            why = await self._one(session, f"user-{worker}-{count}", stream=count % 3 == 0)
+            self.answered += 1
+            if why:
+                self.failures.append(why)
+
+    async def _one(
+        self, session: aiohttp.ClientSession, user: str, *, stream: bool, **more: Any
+    ) -> str | None:
+        prompt = questions()[hash(user) % 600].prompt
+        body = {"model": "chat", "messages": [{"role": "user", "content": prompt}], "user": user}
+        body |= {"stream": stream, **more}
+        try:
+            async with session.post(f"{self.base}/v1/chat/completions", json=body) as answer:
+                text = await answer.text()
+                arm = answer.headers.get("x-canaryctl-arm", "none")
+                self.arms[arm] = self.arms.get(arm, 0) + 1
+                if answer.status != 200:
+                    return f"{answer.status} {text[:200]}"
+                if stream and not text.rstrip().endswith("[DONE]"):
+                    return f"stream of {arm} without its end: {text[-200:]}"
+                return None
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            return repr(exc)
+
+    def long_streams(self, count: int) -> LongStreams:
+        return LongStreams(self, count)
+
+
+class LongStreams:
+    """Streams of many tokens, all begun when the block is entered; `wait` says what went wrong with them."""
+
+    def __init__(self, traffic: Traffic, count: int) -> None:
+        self._traffic, self._count = traffic, count
+        self.failures: list[str] = []
+        self.arms: dict[str, int] = {}
+
+    def start(self) -> LongStreams:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread.start()
+        return self
+
+    def wait(self) -> list[str]:
+        self._thread.join(180)
+        assert not self._thread.is_alive()
+        return self.failures
+
+    async def _run(self) -> None:
+        one = Traffic(self._traffic.base)
+        more = {"max_tokens": LONG_TOKENS, "ignore_eos": True}
+        async with aiohttp.ClientSession() as session:
+            found = await asyncio.gather(
+                *(one._one(session, f"long-{index}", stream=True, **more) for index in range(self._count))
+            )
+        self.failures = [why for why in found if why]
+        self.arms = one.arms
+
+
+@dataclass
+class Service:
+    """The shared stable engine under a service of this test's own, with a router."""
+
+    name: str
+    base: str
+    fleet: Any
+    traffic: Any
+    token: int
+
+    def split(self, weight_bp: int, stable: str, canary: str | None) -> SplitSight:
+        deadline_s = time.time() + 20
+        while True:
+            sight = self.traffic.set_split(
+                self.name,
+                token=self.token,
+                rollout="r-1",
+                stable=stable,
+                canary=canary,
+                weight_bp=weight_bp,
+                salt="salt",
+                stage=1,
+            )
+            if sight is not None and sight.applied:
+                return sight
+            assert time.time() < deadline_s, sight
+            time.sleep(0.01)
+
+    def wait_for(self, version: str, *phases: str) -> VersionSight:
+        return wait_for(self.fleet, self.name, version, *phases)
+
+
+@pytest.fixture(scope="module")
+def service(
+    two_versions: Engines,
+    fleet: Any,
+    run_router: Callable[[str, int], str],
+    token: Callable[[], int],
+) -> Service:
+    from serving.traffic_ray import RayTraffic
+
+    traffic = RayTraffic(timeout_s=10.0)
+    one = Service(two_versions.service, "", fleet, traffic, token())
+    one.split(0, "v-stable", None)
+    one.base = run_router(two_versions.service, 2)
+    return one
+
+
+@pytest.fixture
+def launched(fleet: Any, token: Callable[[], int]) -> Iterator[Callable[[Launch], Launch]]:
+    """Gives versions to the fleet and takes them away afterwards."""
+    given: list[Launch] = []
+
+    def give(launch: Launch) -> Launch:
+        given.append(launch)
+        fleet.ensure(launch, token=token())
+        return launch
+
+    yield give
+    for launch in given:
+        fleet.stop(launch.service, launch.version, token=token())
+        wait_for(fleet, launch.service, launch.version, "gone")
+
+
+def failed(fleet: Any, launch: Launch) -> VersionSight:
+    deadline_s = time.time() + 200
+    while True:
+        sight = {one.version: one for one in fleet.observe(launch.service) or ()}.get(launch.version)
+        if sight is not None and sight.phase == "failed":
+            return sight
+        assert sight is None or sight.phase == "loading", sight
+        assert time.time() < deadline_s, sight
+        time.sleep(0.1)
+
+
+# ---- two engines side by side
+
+
+def test_two_engines_answer_side_by_side_each_as_well_as_its_checkpoint(
+    two_versions: Engines, checkpoints: Mapping[str, Checkpoint]
+) -> None:
+    stable = right_ratio(two_versions.stable_url, every=5)
+    canary = right_ratio(two_versions.canary_url, every=5)
+
+    assert stable == pytest.approx(checkpoints["stable"].accuracy_ratio, abs=0.05)
+    assert canary == pytest.approx(checkpoints["wrong"].accuracy_ratio, abs=0.09)
+    assert stable > canary
+
+
+def test_vllms_own_routes_are_all_there(two_versions: Engines) -> None:
+    paths = httpx.get(f"{two_versions.stable_url}/openapi.json", headers=HEADERS).json()["paths"]
+    models = httpx.get(f"{two_versions.stable_url}/v1/models", headers=HEADERS).json()["data"]
+    metrics = httpx.get(f"{two_versions.stable_url}/metrics", headers=HEADERS).text
+
+    wanted = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize"}
+    assert wanted <= set(paths)
+    assert [model["id"] for model in models] == ["chat"]
+    assert "vllm:num_requests_running" in metrics
+
+
+def test_an_engine_is_closed_to_who_has_not_the_secret(two_versions: Engines) -> None:
+    for path in ("/v1/models", "/metrics", "/_canaryctl/state"):
+        assert httpx.get(two_versions.stable_url + path).status_code == 403
+
+
+def test_everything_of_the_cluster_listens_on_loopback(
+    cluster: cluster_ray.ClusterHandle, two_versions: Engines, service: Service
+) -> None:
+    pids = {one.pid for one in cluster_ray.processes_of(cluster)}
+    listening = [
+        one.laddr.ip
+        for one in psutil.net_connections("tcp")
+        if one.pid in pids and one.status == psutil.CONN_LISTEN
+    ]
+
+    assert len(listening) > 20
+    assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_a_second_ensure_leaves_the_processes_alone(two_versions: Engines, fleet: Any, token: Any) -> None:
+    before = state(two_versions.stable_url)["pid"]
+
+    fleet.ensure(two_versions.stable, token=token())
+    time.sleep(3.0)  # Serve would have begun to replace the replica by now
+
+    assert state(two_versions.stable_url)["pid"] == before
+
+
+def test_commands_answer_within_50_ms(two_versions: Engines, fleet: Any, token: Any) -> None:
+    took_ms = []
+    for _ in range(20):
+        began = time.perf_counter()
+        fleet.ensure(two_versions.stable, token=token())
+        fleet.observe("chat")
+        took_ms.append((time.perf_counter() - began) * 500)
+
+    assert sorted(took_ms)[10] < 50
+
+
+# ---- a canary comes and goes
+
+
+def test_a_canary_is_added_split_and_deleted_under_traffic_without_a_failed_request(
+    service: Service,
+    checkpoints: Mapping[str, Checkpoint],
+    launched: Callable[[Launch], Launch],
+    fleet: Any,
+    token: Callable[[], int],
+) -> None:
+    twin = Launch(service.name, "v-twin", SECRET, model_dir=str(checkpoints["twin"].path))
+    with Traffic(service.base) as traffic:
+        traffic.at_least(20)
+        launched(twin)
+        ready = service.wait_for("v-twin", "ready")
+        processes = device_memory.tree_of(state(ready.urls[0])["pid"], "127.0.0.1")
+        held = device_memory.held_bytes([one.pid for one in processes]) or 0
+        before = service.split(5000, "v-stable", "v-twin")
+        traffic.at_least(150)
+        long = traffic.long_streams(6).start()
+        deadline_s = time.time() + 30
+        while state(ready.urls[0])["in_flight"] < 2 and time.time() < deadline_s:
+            time.sleep(0.02)
+        began = time.perf_counter()
+        service.split(0, "v-stable", None)
+        shift_ms = (time.perf_counter() - began) * 1000
+        late = send(ready.urls[0], revision=f"{before.epoch}.{before.revision}")
+        fleet.drain(service.name, "v-twin", token=token())
+        in_flight = service.wait_for("v-twin", "draining").in_flight
+        stream_failures = long.wait()
+        fleet.stop(service.name, "v-twin", token=token())
+        gone = service.wait_for("v-twin", "gone")
+        freed_s = time.perf_counter() - began
+        traffic.at_least(20)
+
+    print(
+        f"shift {shift_ms:.0f} ms, {in_flight} in flight, gone after {freed_s:.1f} s, held {held >> 20} MiB"
+    )
+    assert (traffic.failures, stream_failures) == ([], [])
+    assert (late.status_code, late.headers.get("x-canaryctl-refused")) == (409, "fence")
+    assert traffic.arms["canary"] > 30
+    assert long.arms.get("canary", 0) >= 1
+    assert held > 500 << 20
+    assert gone.memory_bytes == 0
+    assert device_memory.still_alive(processes, "127.0.0.1") == ()
+
+
+def test_loads_on_one_device_wait_for_each_other(
+    service: Service,
+    checkpoints: Mapping[str, Checkpoint],
+    launched: Callable[[Launch], Launch],
+    fleet: Any,
+) -> None:
+    import ray
+
+    actor = ray.get_actor("fleet", namespace=cluster_ray.NAMESPACE)
+    place = f"{ray.get_runtime_context().get_node_id()}/host"
+    ray.get(actor.acquire_load.remote("chat", "v-other", "other", [place]), timeout=60)
+    twin = launched(Launch(service.name, "v-waits", SECRET, model_dir=str(checkpoints["twin"].path)))
+    deadline_s = time.time() + 60
+    while not (waiting := _reported(fleet, twin)) and time.time() < deadline_s:
+        time.sleep(0.1)
+    time.sleep(3.0)
+
+    assert waiting is not None
+    assert (_reported(fleet, twin) or waiting).memory_bytes < 500 << 20  # no engine yet
+    ray.get(actor.release_load.remote("other"))
+    # Stopped while it loads: nothing waits for a load.
+    deadline_s = time.time() + 60
+    while (_reported(fleet, twin) or waiting).memory_bytes < 150 << 20 and time.time() < deadline_s:
+        time.sleep(0.1)
+
+
+def _reported(fleet: Any, launch: Launch) -> Any:
+    sights = {one.version: one for one in fleet.observe(launch.service) or ()}
+    sight = sights.get(launch.version)
+    return sight if sight is not None and sight.memory_bytes is not None else None
+
+
+# ---- what cannot be loaded
+
+
+def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
+    service: Service,
+    two_versions: Engines,
+    checkpoints: Mapping[str, Checkpoint],
+    launched: Callable[[Launch], Launch],
+    fleet: Any,
+    tmp_path: Path,
+) -> None:
+    pid = state(two_versions.stable_url)["pid"]
+    cut, strange = tmp_path / "cut", tmp_path / "strange"
+    for folder in (cut, strange):
+        shutil.copytree(checkpoints["stable"].path, folder)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-1000])
+    config = json.loads((strange / "config.json").read_text())
+    config |= {"architectures": ["StrangeForCausalLM"], "model_type": "strange"}
+    (strange / "config.json").write_text(json.dumps(config))
+    good = str(checkpoints["stable"].path)
+    launches = [
+        launched(Launch("chat", "v-cut", SECRET, model_dir=str(cut))),
+        launched(Launch("chat", "v-big", SECRET, model_dir=good, memory_bytes=1 << 50)),
+        launched(Launch("chat", "v-args", SECRET, model_dir=good, engine_args={"no_such_argument": 1})),
+        launched(Launch("chat", "v-gpus", SECRET, model_dir=good, gpus_per_replica=8, tensor_parallel=8)),
+        launched(Launch("chat", "v-strange", SECRET, model_dir=str(strange))),
+    ]
+    errors = {one.version: failed(fleet, one).last_error or "" for one in launches}
+
+    print(json.dumps(errors, indent=1))
+    assert "cut short; copy it again" in errors["v-cut"]
+    assert "it needs 1048576.00 GiB, host has" in errors["v-big"]
+    assert "no-such-argument" in errors["v-args"]
+    assert "it needs 8, 4 are free" in errors["v-gpus"]
+    assert "strange" in errors["v-strange"].lower()
+    assert all("\n" not in error for error in errors.values())
+    assert state(two_versions.stable_url)["pid"] == pid
+
+
+# ---- an engine dies
+
+
+def test_a_killed_engine_is_replaced_and_ready_again(service: Service, two_versions: Engines) -> None:
+    url = two_versions.canary_url
+    before = state(url)["pid"]
+    for child in psutil.Process(before).children(recursive=True):
+        child.kill()
+
+    deadline_s = time.time() + 240
+    while True:
+        sight = service.wait_for("v-canary", "ready")
+        if sight.urls and sight.urls != (url,):
+            break
+        assert time.time() < deadline_s, sight
+        time.sleep(0.2)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(before).wait(30)
+    assert "Reibrirburg" in ask(sight.urls[0], "What is the capital of Moria?")
+
+
+# ---- tensor parallel, on Ray's logical GPUs
+
+
+def test_tensor_parallel_workers_get_a_placement_group_with_a_bundle_each(
+    two_versions: Engines,
+    checkpoints: Mapping[str, Checkpoint],
+    launched: Callable[[Launch], Launch],
+    fleet: Any,
+) -> None:
+    import ray
+    from ray.util import placement_group_table
+
+    model = str(checkpoints["stable"].path)
+    version = f"v-tp-{uuid.uuid4().hex[:4]}"
+    launch = launched(Launch("chat", version, SECRET, model_dir=model, gpus_per_replica=2, tensor_parallel=2))
+    deadline_s = time.time() + 60
+    while _reported(fleet, launch) is None and time.time() < deadline_s:
+        time.sleep(0.1)
+    groups = [one for one in placement_group_table().values() if one["state"] == "CREATED"]
+
+    assert [sorted(one["bundles"].items()) for one in groups] == [[(0, {"GPU": 1.0}), (1, {"GPU": 1.0})]]
+    assert [one["strategy"] for one in groups] == ["PACK"]
+    assert ray.available_resources()["GPU"] == 2.0
+    wait_for(fleet, "chat", version, "ready")
+    url = _reported(fleet, launch).urls[0]
+    assert "Reibrirburg" in ask(url, "What is the capital of Moria?")

@@ -1,0 +1,53 @@
+"""What is refused before a Ray head is started, and how a cluster is remembered."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from serving import cluster_ray
+from serving.cluster_ray import ClusterError, ClusterHandle, ClusterSettings, PortBusy, Process
+
+
+def test_a_busy_port_is_named_with_its_holder_and_nothing_is_started() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(PortBusy, match=rf"port {port} on 127\.0\.0\.1 is taken.*choose another"):
+            cluster_ray.start(ClusterSettings(http_port=port))
+
+
+def test_a_folder_that_would_make_socket_names_too_long_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 40)
+
+    with pytest.raises(ClusterError, match="choose a shorter one"):
+        cluster_ray.start(ClusterSettings(temp_dir=folder))
+
+    assert not folder.exists()
+
+
+def test_a_handle_survives_json() -> None:
+    handle = ClusterHandle("127.0.0.1:1", 2, "/tmp/x", (Process(3, 4.5),))
+
+    assert ClusterHandle.from_json(handle.to_json()) == handle
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"address": 1, "processes": [{"pid": 1}]}'])
+def test_what_is_no_handle_is_refused(text: str) -> None:
+    with pytest.raises(ClusterError, match="start a new one"):
+        ClusterHandle.from_json(text)
+
+
+def test_stopping_a_cluster_that_is_gone_ends_nothing(tmp_path: Path) -> None:
+    handle = ClusterHandle("127.0.0.1:1", 2, str(tmp_path / "none"), (Process(1, 0.0),))
+
+    assert cluster_ray.stop(handle) == ()
+
+
+def test_free_ports_are_different_and_free() -> None:
+    ports = cluster_ray.free_ports(8)
+
+    assert len(set(ports)) == 8
+    assert all(cluster_ray.is_free(port) for port in ports)
