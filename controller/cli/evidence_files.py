@@ -1,8 +1,8 @@
 """Evidence files: the columns of a backtest from JSONL, CSV or Parquet.
 
-One row a request. `t_s, unit, arm, w` must be there; every metric of the catalogue may be. `arm` is 0 or 1,
-or `stable` or `canary`; an empty cell, a missing key and a null are a missing value. What cannot be read is
-refused with its line, because a skipped row would be a chosen row.
+One row a request, in order of assignment. `t_s, unit, arm, w, assigned_by` must be there; every metric of the
+catalogue may be. `arm` is 0 or 1, or `stable` or `canary`; an empty cell, a missing key and a null are a
+missing value. What cannot be read is refused with its line, because a skipped row would be a chosen row.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE
 
-REQUIRED = ("t_s", "unit", "arm", "w")
-TEXTS = frozenset({"unit", "assigned_by", "segment"})
-KNOWN = frozenset({*REQUIRED, "assigned_by", "stage", "segment", *CATALOGUE})
+REQUIRED = ("t_s", "unit", "arm", "w", "assigned_by")
+TEXTS = frozenset({"request_id", "unit", "assigned_by"})
+KNOWN = frozenset({*REQUIRED, "request_id", "stage", "fell_back", *CATALOGUE})
 ARMS = {"stable": 0.0, "canary": 1.0}
 WORDS = {"true": 1.0, "false": 0.0}
 MAX_ROWS = 20_000_000
@@ -146,10 +146,10 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
 
 def _column(path: Path, name: str, values: list[object]) -> Column:
     if name in TEXTS:
-        missing = next((i for i, value in enumerate(values) if value is None and name == "unit"), None)
+        missing = next((i for i, value in enumerate(values) if value is None), None)
         if missing is not None:
-            raise BadInput(f"{path.name} row {missing + 1} has no unit; name what the coin was tossed for")
-        return np.array(["" if value is None else str(value) for value in values])
+            raise BadInput(f"{path.name} row {missing + 1} has no {name}; a row without it is no evidence")
+        return np.array([str(value) for value in values])
     out = np.empty(len(values), dtype=np.float64)
     for i, value in enumerate(values):
         number = _number(name, value)

@@ -1,0 +1,177 @@
+"""`canaryctl backtest FILE`: what would this gate have done?
+
+The file takes the route of a live rollout (`evaluation.backtest`). The decision is the answer, so any
+decision ends with 0; what cannot be evidence ends with 2 and one line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+
+from controller.cli.actions import read_policy
+from controller.cli.evidence_files import EvidenceFile, read_evidence
+from controller.cli.output import console, say, table
+from controller.errors import BadInput
+from controller.spec import parse_policy
+from evaluation.backtest import BacktestResult, run
+from evaluation.gate import GateReport
+from evaluation.policy import GatePolicy, PolicyError
+from evaluation.records import EvidenceError
+from evaluation.trace import Trace, trace
+
+PLOTS = frozenset({".png", ".svg"})
+
+
+class Shape(StrEnum):
+    """What `-o` takes here."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def register(app: typer.Typer) -> None:
+    """Mount `backtest` on the command line."""
+    app.command()(backtest)
+
+
+def backtest(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Requests in order of assignment: .jsonl, .csv or .parquet."),
+    ],
+    policy: Annotated[str, typer.Option(help="Policy file, or a preset's name.")] = "default",
+    output: Annotated[Shape, typer.Option("-o", "--output", help="How to print the answer.")] = Shape.TABLE,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the evidence over time into this .png or .svg.", show_default=False),
+    ] = None,
+) -> None:
+    """Judge a recorded rollout: would the gate have rolled back, promoted, or waited?"""
+    if plot is not None and plot.suffix.lower() not in PLOTS:
+        raise BadInput(f"--plot {plot.name} ends in {plot.suffix or 'nothing'}; give a .png or .svg")
+    evidence = read_evidence(file)
+    if evidence.ignored:
+        say(f"not read, no gate knows them: {', '.join(evidence.ignored)}")
+    gates = parse_policy(read_policy(policy)).gate_policy()
+    try:
+        result = run(evidence.columns, gates)
+        drawn = trace(evidence.columns, gates) if plot is not None else None
+    except (EvidenceError, PolicyError) as exc:
+        raise BadInput(f"{file.name}: {exc}") from exc
+    if plot is not None and drawn is not None:
+        draw_trace(drawn, result, plot)
+        say(f"drawn: {plot}")
+    if output is Shape.JSON:
+        print(json.dumps(as_plain(evidence, gates, result), indent=2))
+    else:
+        console().print(as_table(evidence, result))
+
+
+def as_plain(evidence: EvidenceFile, policy: GatePolicy, result: BacktestResult) -> dict[str, object]:
+    """The result in plain values; what is not known is null."""
+    return {
+        "decision": result.decision,
+        "metric": result.metric,
+        "canary_requests": result.canary_requests,
+        "t_s": _known(result.t_s),
+        "policy": policy.name,
+        "alpha": policy.alpha,
+        "rows": evidence.rows,
+        "log_e": dict(result.log_e),
+        "intervals": {name: [_known(end) for end in ends] for name, ends in result.intervals.items()},
+        "proofs": dict(result.proofs),
+        "gates": [_gate(report) for report in result.gates],
+        "reasons": list(result.reasons),
+        "ignored_columns": list(evidence.ignored),
+    }
+
+
+def _gate(report: GateReport) -> dict[str, object]:
+    return {
+        "gate": report.gate,
+        "side": report.side,
+        "verdict": report.verdict.value,
+        "log_e": report.log_e,
+        "limit": _known(report.limit),
+        "stable": report.stable,
+        "canary": report.canary,
+        "n_stable": report.n_stable,
+        "n_canary": report.n_canary,
+        "decided_canary": report.decided_canary,
+        "reason": report.reason,
+    }
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def as_table(evidence: EvidenceFile, result: BacktestResult) -> RenderableType:
+    """The decision in one line, then a row for each gate and side."""
+    grid = table("gate", "asks", "verdict", "evidence", "stable", "canary", "why")
+    for report in result.gates:
+        asks = "is it worse?" if report.side == "rollback" else "is it proven?"
+        at = f" after {report.decided_canary} canary requests" if report.decided_canary is not None else ""
+        grid.add_row(
+            report.gate,
+            asks,
+            report.verdict.value,
+            f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
+            _figure(report.stable),
+            _figure(report.canary),
+            f"{report.reason}{at}",
+        )
+    return Group(_headline(evidence, result), "", grid)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _headline(evidence: EvidenceFile, result: BacktestResult) -> str:
+    seen = f"policy {result.policy}, {evidence.rows} rows"
+    match result.decision:
+        case "rollback":
+            return f"ROLLBACK by {result.metric} after {result.canary_requests} canary requests ({seen})"
+        case "promote":
+            return f"PROMOTE: all proven after {result.canary_requests} canary requests ({seen})"
+        case "invalid":
+            return f"INVALID: {'; '.join(result.reasons)} ({seen})"
+        case "undecided":
+            return f"UNDECIDED after {result.canary_requests} canary requests ({seen})"
+
+
+def draw_trace(drawn: Trace, result: BacktestResult, path: Path) -> None:
+    """Write the picture: log evidence of harm by gate over time, each as a share of its own limit."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise BadInput("--plot needs matplotlib; pip install 'canaryctl[plot]', or leave it out") from exc
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    hours = (drawn.t_s - drawn.t_s[0]) / 3600
+    for name, log_e in drawn.log_e.items():
+        axes.plot(hours, log_e / drawn.limit[name], label=name, linewidth=1.4)
+    axes.axhline(1.0, color="black", linestyle="--", linewidth=1.0)
+    axes.annotate("limit: roll back", (hours[0], 1.0), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    if result.decision == "rollback":
+        axes.axvline((result.t_s - drawn.t_s[0]) / 3600, color="red", linewidth=1.0)
+    # Far below the limit nothing is to be read; beyond it a line may run away.
+    axes.set_ylim(-0.6, 2.0)
+    axes.set_xlabel("hours since the first row")
+    axes.set_ylabel("log evidence of harm / limit")
+    axes.set_title(f"{result.decision}, policy {result.policy}")
+    axes.legend(loc="upper left", fontsize=8, frameon=False)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as exc:
+        raise BadInput(f"{path} cannot be written: {exc.strerror or exc}; check the folder") from exc

@@ -1,0 +1,95 @@
+"""How a backtest's evidence grew: log evidence by gate over time, beside its limit, for a plot.
+
+The pipeline is fed the rows of a backtest in pieces and read between them; it gives the same bits however
+they are cut, so the end of the trace is what `backtest.run` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.alpha import limit_of
+from evaluation.backtest import Array, Table, _checked, _gated, feed
+from evaluation.evidence import MetricEvidence, Track
+from evaluation.pipeline import Pipeline
+from evaluation.policy import Gate, GatePolicy, StagePlan
+
+POINTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Evidence of harm by gate (nats) after each of the times; a gate rolls back where it reaches its limit.
+
+    Arrays of equal length, in order of time. Of a gate's channels the one nearest to its own limit is shown,
+    shifted so that it crosses the gate's limit where it crosses its own.
+    """
+
+    t_s: NDArray[np.float64]
+    canary_requests: NDArray[np.int64]
+    log_e: Mapping[str, NDArray[np.float64]]
+    limit: Mapping[str, float]
+
+
+def trace(
+    columns: Mapping[str, Array],
+    policy: str | GatePolicy | None = None,
+    *,
+    stages: Sequence[StagePlan] | None = None,
+    points: int = POINTS,
+) -> Trace:
+    """The evidence at about `points` times, evenly many rows apart. Columns and errors as `backtest.run`."""
+    if points < 2:
+        raise ValueError(f"points {points} is below 2; a line needs two")
+    chosen = policy if isinstance(policy, GatePolicy) else GatePolicy.named(policy or "default")
+    gated = _gated(columns, chosen)
+    table = _checked(columns, gated)
+    pipeline = Pipeline(gated, tuple(stages) if stages is not None else (StagePlan(0.5, 0),))
+    cuts = np.unique(np.linspace(0, len(table.at_s), points, dtype=np.int64)[1:])
+    deciding = [gate for gate in gated.gates if gate.alpha_share > 0]
+    log_e: dict[str, list[float]] = {gate.name: [] for gate in deciding}
+    canary = []
+    start = 0
+    for stop in cuts:
+        feed(pipeline, _cut(table, slice(start, int(stop))))
+        start = int(stop)
+        canary.append(pipeline.canary)
+        for gate in deciding:
+            log_e[gate.name].append(_log_e(pipeline.metrics[gate.metric], gate, _limit(gated, gate)))
+    return Trace(
+        table.at_s[cuts - 1],
+        np.array(canary, dtype=np.int64),
+        {name: np.array(values) for name, values in log_e.items()},
+        {gate.name: _limit(gated, gate) for gate in deciding},
+    )
+
+
+def _cut(table: Table, rows: slice) -> Table:
+    return Table(
+        table.at_s[rows],
+        table.arm[rows],
+        table.w[rows],
+        table.kind[rows],
+        table.unit[rows],
+        table.stage[rows],
+        table.fell_back[rows],
+        table.failed[rows],
+        {name: values[rows] for name, values in table.values.items()},
+    )
+
+
+def _limit(policy: GatePolicy, gate: Gate) -> float:
+    return limit_of(policy.alpha * gate.alpha_share)
+
+
+def _log_e(metric: MetricEvidence, gate: Gate, limit: float) -> float:
+    def lead(track: Track) -> float:
+        own = track.channel.decision.limit
+        return track.channel.wealth.log_e - own if np.isfinite(own) else -np.inf
+
+    best = max(lead(track) for track in metric.tracks if track.gate is gate and track.use != "proof")
+    return float(limit + best) if np.isfinite(best) else 0.0

@@ -1,0 +1,113 @@
+"""`canaryctl backtest` on files: the decision, the picture, and one line for what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from benchmarks.gate_traffic import Behaviour, Case, simulate
+from controller.cli.backtest import draw_trace, register
+from controller.errors import BadInput
+from evaluation.backtest import run
+from evaluation.gate import Verdict
+from evaluation.trace import trace
+
+HARM = Case("backtest harm", "rollback", Behaviour(error=0.2), canary_requests=300)
+FINE = Case("backtest fine", "no_harm", canary_requests=600)
+
+
+def columns(case: Case) -> dict[str, np.ndarray]:
+    return {name: np.asarray(column) for name, column in simulate(case, 0).columns.items()}
+
+
+def written(case: Case, path: Path) -> Path:
+    got = columns(case)
+    rows = zip(*(column.tolist() for column in got.values()), strict=True)
+    path.write_text("".join(json.dumps(dict(zip(got, row, strict=True))) + "\n" for row in rows))
+    return path
+
+
+def ask(*arguments: str) -> None:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    app(args=["backtest", *arguments], standalone_mode=False)
+
+
+def test_the_json_says_what_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(str(written(HARM, tmp_path / "e.jsonl")), "-o", "json")
+    got = json.loads(capsys.readouterr().out)
+    expected = run(columns(HARM))
+
+    assert (got["decision"], got["metric"]) == ("rollback", "error")
+    assert got["canary_requests"] == expected.canary_requests
+    assert got["log_e"] == dict(expected.log_e)
+
+
+def test_the_table_begins_with_the_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(str(written(HARM, tmp_path / "e.jsonl")))
+
+    assert capsys.readouterr().out.startswith("ROLLBACK by error after ")
+
+
+def test_a_policy_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(str(written(FINE, tmp_path / "e.jsonl")), "-o", "json", "--policy", "strict")
+
+    assert json.loads(capsys.readouterr().out)["policy"] == "strict"
+
+
+@pytest.mark.parametrize(("name", "starts"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml")])
+def test_the_picture_is_written_in_the_format_of_its_name(tmp_path: Path, name: str, starts: bytes) -> None:
+    got = columns(HARM)
+    draw_trace(trace(got), run(got), tmp_path / name)
+
+    assert (tmp_path / name).read_bytes().startswith(starts)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            '{"t_s": 1, "unit": "a", "arm": 0, "w": 1.5, "assigned_by": "request", "error": 0}\n',
+            "w 1.5 in row 0",
+        ),
+        ('{"t_s": 1, "unit": "a", "arm": 0, "w": 0.5, "assigned_by": "request"}\n', "no column is gated"),
+        (
+            '{"t_s": 1, "unit": "a", "arm": 0, "w": 0.5, "assigned_by": "request", "latency_ms": -1}\n',
+            "latency_ms -1",
+        ),
+    ],
+)
+def test_what_cannot_be_evidence_is_bad_input_with_its_file(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "e.jsonl"
+    path.write_text(content)
+
+    with pytest.raises(BadInput, match=rf"e\.jsonl: .*{said}"):
+        ask(str(path))
+
+
+def test_a_picture_of_another_format_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"p\.gif ends in \.gif; give a \.png or \.svg"):
+        ask(str(tmp_path / "nowhere.jsonl"), "--plot", str(tmp_path / "p.gif"))
+
+
+def test_the_trace_crosses_its_limit_where_the_gate_decided() -> None:
+    got = columns(HARM)
+    drawn = trace(got, points=400)
+    decided = {
+        r.gate: r.decided_at_s for r in run(got).gates if r.side == "rollback" and r.verdict is Verdict.FAIL
+    }
+
+    for gate, at_s in decided.items():
+        first = int(np.argmax(drawn.log_e[gate] >= drawn.limit[gate]))
+        assert at_s is not None
+        assert drawn.t_s[first - 2] <= at_s <= drawn.t_s[first]
+
+
+def test_a_trace_of_one_point_is_refused() -> None:
+    with pytest.raises(ValueError, match="points 1 is below 2"):
+        trace(columns(FINE), points=1)
