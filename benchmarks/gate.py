@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.gate_cases import CASES
 from benchmarks.gate_peers import LOOK, alarms, summary
 from benchmarks.gate_report import as_json, as_markdown
+from benchmarks.gate_speed import measure_speed
 from benchmarks.gate_traffic import Case, Columns, Events, simulate
 from evaluation.backtest import run
 from evaluation.gate import Verdict
@@ -34,7 +35,7 @@ FOUR = ("error", "latency_shape", "quality", "hallucination")
 ALPHA_METRIC = 0.01 / len(FOUR)
 REPS = {"no_harm": 1000, "rollback": 250, "promotion": 250, "boundary": 200}
 QUICK_REPS = {"no_harm": 20, "rollback": 25, "promotion": 25, "boundary": 10}
-RESTART_REPS = 100  # of each rollback and no-harm case, with late-onset restarts
+RESTART_REPS = {"no_harm": 100, "rollback": 50}  # with late-onset restarts, beside
 FIRST_PREFIX = 500  # canary requests read first where harm is expected; then four times as many
 ROUND = 10  # repetitions of a case before the next case has its turn
 
@@ -99,7 +100,7 @@ def one(case: Case, rep: int) -> Row:
     if case.proofs:
         return {"rep": rep, **proof_times(case, events)}
     row: Row = {"rep": rep, **rollback_times(case, events, both_policies(restart_share=0.0))}
-    if rep < RESTART_REPS:
+    if rep < RESTART_REPS[case.kind]:
         again = rollback_times(case, events, both_policies(restart_share=0.3))
         row |= {f"{name}_restarts": found for name, found in again.items()}
     rivals = alarms(events, alpha_metric=ALPHA_METRIC)
@@ -130,7 +131,7 @@ class Records:
 
     def _path(self, case: Case) -> Path:
         slug = "".join(c if c.isalnum() else "-" for c in case.name)
-        return self._folder / f"{slug}.jsonl"
+        return self._folder / f"{slug}-{case.canary_requests}.jsonl"
 
 
 def gate_digest() -> str:
@@ -160,7 +161,12 @@ def measure(cases: list[Case], reps: Mapping[str, int], records: Records, until_
 def summarise(case: Case, rows: list[Row]) -> dict[str, object]:
     """The line of the table for one case."""
     columns = [name for name in rows[0] if name != "rep"] if rows else []
-    out: dict[str, object] = {"kind": case.kind, "reps": len(rows), "target": dict(case.target)}
+    out: dict[str, object] = {
+        "kind": case.kind,
+        "reps": len(rows),
+        "canary_requests": case.canary_requests,
+        "target": dict(case.target),
+    }
     for name in columns:
         out[name] = summary([row[name] for row in rows if name in row])
     return out
@@ -171,13 +177,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: a look, not a result")
     parser.add_argument("--case", default="", help="only cases whose name holds this text")
+    parser.add_argument("--kind", choices=sorted(REPS), help="only cases of this kind")
+    parser.add_argument("--horizon", type=int, default=10_000, help="canary requests of a no-harm run")
     parser.add_argument("--reps", type=int, default=sys.maxsize, help="at most so many repetitions a case")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to go on")
     parser.add_argument("--no-speed", action="store_true", help="leave the timings out")
     parser.add_argument("--json", type=Path, default=ROOT / "results" / "gate.json")
     parser.add_argument("--markdown", type=Path, default=ROOT / "results" / "gate.md")
     asked = parser.parse_args(argv)
-    cases = [case for name, case in CASES.items() if asked.case in name]
+    measured = [
+        case for case in CASES.values() if asked.case in case.name and asked.kind in (None, case.kind)
+    ]
+    cases = [_shortened(case, asked.horizon) for case in measured]
     if not cases:
         print(f"no case holds {asked.case!r}; there are {', '.join(CASES)}", file=sys.stderr)
         return 2
@@ -186,8 +197,9 @@ def main(argv: list[str] | None = None) -> int:
     wanted = QUICK_REPS if asked.quick else REPS
     reps = {kind: min(n, asked.reps) for kind, n in wanted.items()}
     measure(cases, reps, records, time.monotonic() + asked.minutes * 60)
-    lines = {case.name: summarise(case, records.read(case)) for case in cases}
-    speed = _speed() if not asked.no_speed else {}
+    shown = [_shortened(case, asked.horizon) for case in CASES.values()]
+    lines = {case.name: summarise(case, records.read(case)) for case in shown}
+    speed = measure_speed() if not asked.no_speed else {}
     result = as_json(lines, speed, digest=digest)
     _write(asked.json, lambda: json.dumps(result, indent=1) + "\n")
     _write(asked.markdown, lambda: as_markdown(result))
@@ -197,10 +209,11 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if missed else 0
 
 
-def _speed() -> Mapping[str, float]:
-    from benchmarks.gate_speed import measure_speed
-
-    return measure_speed()
+def _shortened(case: Case, horizon: int) -> Case:
+    """The case with at most so many canary requests, if it is one that must stay at one weight."""
+    if case.kind != "no_harm" or case.traffic.ramp or horizon >= case.canary_requests:
+        return case
+    return replace(case, canary_requests=horizon)
 
 
 def _write(path: Path, text: Callable[[], str]) -> None:

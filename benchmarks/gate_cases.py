@@ -50,16 +50,16 @@ HARM = (
     _harm("hallucination, drift", _HALL, 1500, None, None, traffic=_DRIFT),
     _harm("errors 1 -> 5 %", _ERR5, 3000, 185, 250),
     _harm("errors 1 -> 5 %, drift", _ERR5, 3000, None, None, traffic=_DRIFT),
-    _harm("errors 1 -> 2 %", Behaviour(error=0.02), 20_000, 1850, 4000),
+    _harm("errors 1 -> 2 %", Behaviour(error=0.02), 12_000, 1850, 4000),
     _harm("errors 0 -> 0.5 %", Behaviour(error=0.005), 4000, 560, 560, stable=Behaviour(error=0.0)),
     _harm("latency x1.2", Behaviour(latency_scale=1.2), 4000, 145, 680),
     _harm("latency x1.2, drift", Behaviour(latency_scale=1.2), 4000, None, None, traffic=_DRIFT),
     _harm("latency x1.5", Behaviour(latency_scale=1.5), 600, 45, 70),
-    _harm("tail only, p99 +20 %", Behaviour(p99_scale=1.2), 8000, 2300, None),
+    _harm("tail only, p99 +20 %", Behaviour(p99_scale=1.2), 6000, 2300, None),
     _harm("tail only, p99 +50 %", Behaviour(p99_scale=1.5), 4000, 600, 1100),
     _harm("quality -0.05", Behaviour(quality=0.70), 4000, 185, 820),
     _harm("quality -0.05, drift", Behaviour(quality=0.70), 4000, None, None, traffic=_DRIFT),
-    _harm("quality -0.02", Behaviour(quality=0.73), 8000, 1250, None),
+    _harm("quality -0.02", Behaviour(quality=0.73), 4000, 1250, None),
 )
 
 UNIT_MODELS: Mapping[str, Traffic] = {
