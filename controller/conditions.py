@@ -107,7 +107,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
 def _harm(evidence: EvidenceSight) -> Cause | None:
     gate = evidence.rollback
     if gate is not None:
-        return Cause(CauseKind.GATE, f"{gate.metric}: {gate.reason or gate.verdict.value}")
+        return Cause(CauseKind.GATE, gate.reason or f"{gate.gate}: {gate.verdict.value}")
     guard = next((guard for guard in evidence.guards if not guard.both_arms), None)
     if guard is not None:
         return Cause(CauseKind.GUARD, f"{guard.name}: {guard.text}")
@@ -139,5 +139,5 @@ def what_is_missing(seen: Observation) -> str:
     if seen.evidence is None:
         return "the evidence cannot be read"
     if seen.evidence.missing:
-        return f"no valid {', '.join(seen.evidence.missing)}"
+        return f"no data to judge {', '.join(seen.evidence.missing)}"
     return "the evidence is INVALID" if seen.evidence.verdict is Verdict.INVALID else ""

@@ -277,7 +277,7 @@ class EvidenceSight:
     verdict: Verdict
     rollback: GateReport | None = None  # not None: a gate fired
     gates: tuple[GateReport, ...] = ()
-    missing: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # what cannot be judged, and why; not what is only unproven yet
     canary_requests: int = 0  # settled in this stage
     stable_requests: int = 0
     guards: tuple[GuardSight, ...] = ()
@@ -292,7 +292,11 @@ class EvidenceSight:
             verdict=report.stage_verdict,
             rollback=report.rollback,
             gates=report.gates,
-            missing=report.missing,
+            missing=tuple(
+                f"{gate.gate}: {gate.reason}"
+                for gate in report.gates
+                if gate.side == "promotion" and gate.verdict is Verdict.INVALID
+            ),
             canary_requests=report.stage_canary,
             stable_requests=report.n_stable,
             guards=guards,

@@ -15,7 +15,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from controller.capacity import Fit
 from controller.risk import Assessment
 from controller.rollout import exit_code
-from controller.state import FULL_BP, EvidenceSight, Phase, Plan, RolloutState, SplitSight, VersionSight
+from controller.state import (
+    FULL_BP,
+    EvidenceSight,
+    Phase,
+    Plan,
+    RolloutState,
+    SplitSight,
+    VersionPhase,
+    VersionSight,
+)
 from controller.units import duration, percent
 from evaluation.gate import GateReport, Verdict
 from evaluation.policy import GatePolicy
@@ -262,6 +271,7 @@ def service_view(
                 last_error=sight.last_error,
             )
             for sight in versions
+            if sight.phase is not VersionPhase.GONE
         ),
         rollout=rollout,
     )
@@ -360,7 +370,7 @@ def _stage_waits(state: RolloutState, evidence: EvidenceSight | None, spent_s: f
             if gate.side == "promotion" and gate.verdict is not Verdict.PASS
         ]
         waits.append(f"proof of {', '.join(open_gates)}" if open_gates else "PASS")
-    return waits + [f"valid {name}" for name in evidence.missing]
+    return waits + [f"data to judge {name}" for name in evidence.missing]
 
 
 def _has_started(state: RolloutState) -> bool:

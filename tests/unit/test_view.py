@@ -28,7 +28,7 @@ from controller.state import (
     VersionSight,
 )
 from controller.view import RolloutView, gate_view, plan_view, rollout_view, service_view
-from evaluation.gate import GateReport, Verdict
+from evaluation.gate import EvaluationReport, GateReport, Verdict
 from evaluation.policy import GatePolicy
 
 STAGES = (Stage(1000, 60.0, 50, 300.0, 1), Stage(5000, 60.0, 100, 300.0, 1))
@@ -80,7 +80,7 @@ def test_a_stage_says_everything_that_it_waits_for() -> None:
         "30 s of 10 %",
         "30 canary requests",
         "proof of quality",
-        "valid ttft_ms",
+        "data to judge ttft_ms",
     )
 
 
@@ -169,3 +169,18 @@ def test_a_plan_warns_of_sampling_and_of_room() -> None:
     )
     assert view.shortest_s == 240.0
     assert "quality: rolls back at -0.05, tolerates -0.025 (alpha 0.002)" in view.gates
+
+
+def test_a_version_that_is_gone_is_not_shown() -> None:
+    sights = [VersionSight("v-old", VersionPhase.READY, 1, 0), VersionSight("v-new", VersionPhase.GONE, 0, 0)]
+
+    view = service_view("chat", url="u", stable="v-old", split=None, versions=sights, rollout=None)
+
+    assert [version.version for version in view.versions or ()] == ["v-old"]
+
+
+def test_what_is_only_unproven_is_not_missing() -> None:
+    unproven, invalid = replace(GATE, reason="not yet"), replace(GATE, gate="error", verdict=Verdict.INVALID)
+    report = EvaluationReport(0, Verdict.INVALID, None, (unproven, invalid), (), False, 40, 400, 40, 1.0)
+
+    assert EvidenceSight.of(report).missing == ("error: ",)
