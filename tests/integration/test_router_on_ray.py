@@ -1,0 +1,405 @@
+"""Three routers behind Serve's ingress in front of two real engines, under load.
+
+Between routers and engines stands a tap: a plain pass-through that notes when each request reached the
+engine's address and what the engine's front said. So "no request starts on the canary" is measured at the
+canary's door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import pytest
+import ray
+import uvicorn
+from aiohttp import web
+
+from serving.messages import Replica, RequestRecord, RouteTable, SplitSight
+from serving.router import RouterCore
+from serving.router_asgi import RouterFront
+from serving.router_ray import RayLine
+from serving.traffic_ray import RayTraffic
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+ROUTERS = 3
+WORKERS = 6
+TOKENS = 4
+
+
+class Loop:
+    """An event loop in a thread of its own, so that taps and clients go on while the test waits."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def run(self, coroutine: Any, timeout_s: float = 60.0) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout_s)
+
+
+@dataclass
+class Tap:
+    """Passes everything to `target` and notes (arrived at, status) of each POST."""
+
+    target: str
+    notes: list[tuple[float, int]] = field(default_factory=list)
+    url: str = ""
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession(auto_decompress=False)
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        arrived_s = time.time()
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "content-length")}
+        body = await request.read()
+        url = self.target + request.raw_path
+        async with self._session.request(request.method, url, data=body, headers=headers) as answer:
+            if not request.path.startswith("/_canaryctl"):
+                self.notes.append((arrived_s, answer.status))
+            names = ("content-type", "x-canaryctl-refused")
+            kept = {name: answer.headers[name] for name in names if name in answer.headers}
+            response = web.StreamResponse(status=answer.status, headers=kept)
+            await response.prepare(request)
+            async for part in answer.content.iter_any():
+                await response.write(part)
+            return response
+
+    def started_after(self, moment_s: float) -> list[tuple[float, int]]:
+        """Requests that the engine took although they reached it after that moment."""
+        return [note for note in self.notes if note[0] > moment_s and note[1] != 409]
+
+
+@dataclass(frozen=True)
+class Asked:
+    sent_s: float
+    status: int
+    arm: str
+
+
+class Load:
+    """Closed-loop clients, each with users of their own; inside the block they ask without a pause."""
+
+    def __init__(self, rig: Rig, base: str, *, workers: int = WORKERS) -> None:
+        self._rig, self._base, self._workers = rig, base, workers
+        self.asked: list[Asked] = []
+
+    def __enter__(self) -> Load:
+        self._stop = asyncio.Event()
+        self._done = asyncio.run_coroutine_threadsafe(self._run(), self._rig.loop.loop)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None):  # type: ignore[no-untyped-def]
+        self._rig.loop.loop.call_soon_threadsafe(self._stop.set)
+        self._done.result(60)
+
+    async def _run(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(self._ask_on(session, index) for index in range(self._workers)))
+
+    async def _ask_on(self, session: aiohttp.ClientSession, worker: int) -> None:
+        count = 0
+        while not self._stop.is_set():
+            count += 1
+            one = await ask(session, self._base, f"load-{worker}-{count}", stream=count % 2 == 0)
+            self.asked.append(one)
+
+    @property
+    def failed(self) -> list[Asked]:
+        return [one for one in self.asked if one.status != 200]
+
+
+async def ask(session: aiohttp.ClientSession, base: str, user: str, *, stream: bool = False) -> Asked:
+    body = {
+        "model": "chat",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": TOKENS,
+        "user": user,
+        "stream": stream,
+    }
+    sent_s = time.time()
+    async with session.post(base + "/v1/chat/completions", json=body) as answer:
+        text = await answer.text()
+        ended = answer.status == 200 and (not stream or text.rstrip().endswith("[DONE]"))
+        status = answer.status if ended or answer.status != 200 else 599
+        return Asked(sent_s, status, answer.headers.get("x-canaryctl-arm", ""))
+
+
+@dataclass
+class Rig:
+    loop: Loop
+    traffic: RayTraffic
+    service: str
+    base: str  # behind Serve's ingress
+    stable: Tap
+    canary: Tap
+
+    def split(self, weight_bp: int, *, rollout: str | None = None) -> SplitSight:
+        """Sets the weight, then waits until it is applied."""
+        wanted = "v-canary" if weight_bp else None
+        name = rollout or self.service
+        deadline_s = time.time() + 20
+        while time.time() < deadline_s:
+            sight = self.traffic.set_split(
+                self.service,
+                token=1,
+                rollout=name,
+                stable="v-stable",
+                canary=wanted,
+                weight_bp=weight_bp,
+                salt=name,
+                stage=1,
+            )
+            if sight is not None and sight.applied:
+                return sight
+            time.sleep(0.005)
+        raise AssertionError(f"weight {weight_bp} bp was not applied: {sight}")
+
+    def ask_all(self, users: list[str], at_once: int = 8) -> list[Asked]:
+        async def run() -> list[Asked]:
+            gate = asyncio.Semaphore(at_once)
+
+            async def one(session: aiohttp.ClientSession, user: str) -> Asked:
+                async with gate:
+                    return await ask(session, self.base, user)
+
+            async with aiohttp.ClientSession() as session:
+                return list(await asyncio.gather(*(one(session, user) for user in users)))
+
+        asked: list[Asked] = self.loop.run(run(), 120)
+        return asked
+
+    def records(self, *, until: Callable[[list[RequestRecord]], bool]) -> list[RequestRecord]:
+        """Reads the log until it has what is waited for; ten seconds at most."""
+        found: list[RequestRecord] = []
+        after = 0
+        deadline_s = time.time() + 10
+        while not until(found) and time.time() < deadline_s:
+            page = self.traffic.read_records(self.service, after)
+            if page is not None:
+                after = page.next_seq
+                found += [event for event in page.events if isinstance(event, RequestRecord)]
+            time.sleep(0.05)
+        return found
+
+    def router_pids(self) -> dict[str, int]:
+        routers = self.traffic.routers(self.service) or {}
+        pids = {name: int(name.split(":")[1]) for name, age_s in routers.items() if age_s < 0.9}
+        return {name: pid for name, pid in pids.items() if pid}
+
+
+@pytest.fixture(scope="module")
+def rig(two_versions: Any, run_router: Callable[[str, int], str]) -> Iterator[Rig]:
+    loop = Loop()
+    service = f"s{uuid.uuid4().hex[:6]}"
+    traffic = RayTraffic(timeout_s=5.0)
+    traffic.open(service, two_versions.secret)
+    stable, canary = Tap(two_versions.stable_url), Tap(two_versions.canary_url)
+    loop.run(stable.start())
+    loop.run(canary.start())
+    traffic.set_replicas(service, "v-stable", [Replica(stable.url)])
+    traffic.set_replicas(service, "v-canary", [Replica(canary.url)])
+    base = run_router(service, ROUTERS)
+    one = Rig(loop, traffic, service, base, stable, canary)
+    deadline_s = time.time() + 60
+    while len(one.router_pids()) < ROUTERS and time.time() < deadline_s:
+        time.sleep(0.1)
+    one.split(0)
+    yield one
+    loop.run(stable.stop())
+    loop.run(canary.stop())
+    traffic.close(service)
+
+
+def test_the_canarys_share_matches_the_weight_and_the_records_agree(rig: Rig) -> None:
+    n, w = 500, 0.2
+    rig.split(2000, rollout=f"share-{rig.service}")
+    asked = rig.ask_all([f"user-{index}" for index in range(n)])
+    found = rig.records(until=lambda r: sum(x.rollout.startswith("share") for x in r) >= n)
+    records = [one for one in found if one.rollout.startswith("share")]
+    canary = sum(one.arm == "canary" for one in asked)
+
+    assert [one.status for one in asked] == [200] * n
+    assert abs(canary - n * w) < 4.5 * math.sqrt(n * w * (1 - w))
+    assert sum(one.arm for one in records) == canary
+    assert {(one.w, one.assigned_by, one.error, one.outcome) for one in records} == {
+        (w, "sticky", False, "answered")
+    }
+    assert len({one.router for one in records}) == ROUTERS
+    assert all(one.completion_tokens for one in records)
+
+
+def test_a_raised_weight_moves_keys_one_way_only(rig: Rig) -> None:
+    users = [f"ladder-{index}" for index in range(80)]
+    arms: list[list[str]] = []
+    for weight_bp in (500, 2000, 5000, 9000):
+        rig.split(weight_bp)
+        arms.append([one.arm for one in rig.ask_all(users)])
+
+    moves = [move for low, high in itertools.pairwise(arms) for move in zip(low, high, strict=True)]
+    assert ("canary", "stable") not in moves
+    assert ("stable", "canary") in moves
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_after_zero_has_returned_no_request_starts_on_the_canary_under_load(rig: Rig, round_: int) -> None:
+    rig.split(5000)
+    with Load(rig, rig.base) as load:
+        time.sleep(1.5)
+        sight = rig.split(0)
+        applied_s = time.time()
+        time.sleep(1.0)
+
+    assert rig.canary.started_after(applied_s) == []
+    assert [one for one in load.asked if one.sent_s > applied_s and one.arm == "canary"] == []
+    assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
+    assert load.failed == []
+    assert sight.how in ("fenced", "acknowledged")
+
+
+def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_frozen(rig: Rig) -> None:
+    rig.split(5000)
+    frozen = next(iter(rig.router_pids().values()))
+    with Load(rig, rig.base) as load:
+        time.sleep(1.0)
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            time.sleep(0.3)
+            began_s = time.time()
+            sight = rig.split(0)
+            applied_s = time.time()
+            time.sleep(2.0)
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        time.sleep(1.0)  # what it held goes on now, with an old table
+
+    assert rig.canary.started_after(applied_s) == []
+    assert applied_s - began_s < 1.5
+    assert sight.how in ("fenced", "lease")
+    assert load.failed == []
+
+
+def test_a_frozen_router_holds_an_unfenced_canary_for_a_lease_and_no_longer(rig: Rig) -> None:
+    """An external endpoint has no fence: there it is the lease."""
+    rig.traffic.set_replicas(rig.service, "v-canary", [Replica(rig.canary.url)], external=True)
+    frozen = next(iter(rig.router_pids().values()))
+    try:
+        rig.split(5000)
+        os.kill(frozen, signal.SIGSTOP)
+        began_s = time.time()
+        sight = rig.split(0)
+        took_s = time.time() - began_s
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+        rig.traffic.set_replicas(rig.service, "v-canary", [Replica(rig.canary.url)])
+
+    assert sight.how == "lease"
+    assert 0.5 < took_s < 2.5
+
+
+class CutLine(RayLine):
+    """A line to the table that can be cut, as a broken network would."""
+
+    is_cut = False
+
+    async def watch(self, core: RouterCore) -> RouteTable | None:
+        if self.is_cut:
+            raise TimeoutError("cut off")
+        return await super().watch(core)
+
+
+def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(rig: Rig) -> None:
+    line = CutLine(rig.service)
+    front = RouterFront(RouterCore(rig.service, router="cut:0:1"), line)
+    server = uvicorn.Server(uvicorn.Config(front, port=0, lifespan="on", log_level="critical"))
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    serving = asyncio.run_coroutine_threadsafe(server.serve(), rig.loop.loop)
+    while not server.started:
+        time.sleep(0.02)
+    base = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/{rig.service}"
+    rig.split(5000)
+    with Load(rig, base, workers=3) as load, Load(rig, rig.base, workers=3) as others:
+        time.sleep(1.0)
+        line.is_cut = True
+        sight = rig.split(0)
+        applied_s = time.time()
+        time.sleep(2.0)
+        after = len(load.asked)
+        time.sleep(0.5)
+    server.should_exit = True
+    serving.result(20)
+
+    assert rig.canary.started_after(applied_s) == []
+    assert sight.how in ("fenced", "lease")
+    assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
+    assert len(load.asked) > after  # it went on serving stable without its table
+    assert load.failed + others.failed == []
+
+
+def test_a_tombstone_works_under_load_and_the_rollout_never_comes_back(rig: Rig) -> None:
+    name = f"dead-{rig.service}"
+    rig.split(5000, rollout=name)
+    with Load(rig, rig.base) as load:
+        time.sleep(0.5)
+        rig.traffic.tombstone(rig.service, name)
+        rig.split(9000, rollout=name)
+        applied_s = time.time()
+        time.sleep(0.7)
+
+    assert rig.canary.started_after(applied_s) == []
+    assert load.failed == []
+
+
+def test_running_the_router_again_leaves_its_processes_alone(
+    rig: Rig, run_router: Callable[[str, int], str]
+) -> None:
+    before = rig.router_pids()
+    run_router(rig.service, ROUTERS)
+    time.sleep(2.0)
+
+    assert rig.router_pids() == before
+
+
+def test_a_table_actor_that_crashes_costs_the_canary_its_share_and_the_user_nothing(rig: Rig) -> None:
+    rig.split(5000)
+    epoch = rig.traffic.observe(rig.service).epoch  # type: ignore[union-attr]
+    with Load(rig, rig.base) as load:
+        time.sleep(0.5)
+        ray.kill(ray.get_actor(f"table:{rig.service}", namespace="canaryctl"), no_restart=False)
+        deadline_s = time.time() + 30
+        sight = None
+        while (sight is None or sight.epoch == epoch or not sight.applied) and time.time() < deadline_s:
+            sight = rig.traffic.observe(rig.service)
+            time.sleep(0.02)
+        applied_s = time.time()
+        time.sleep(1.0)
+
+    assert sight is not None
+    assert sight.epoch > epoch
+    assert (sight.stable, sight.canary) == ("v-stable", None)
+    assert rig.canary.started_after(applied_s) == []
+    assert load.failed == []
