@@ -70,9 +70,11 @@ class PlaneFleet:
         translated(lambda: self._fleet.ensure(launch, token=token))
 
     def observe(self, service: str) -> tuple[VersionSight, ...] | None:
-        """Every version; None: the fleet cannot be read."""
+        """Every version that holds anything; None: the fleet cannot be read."""
         sights = translated(lambda: self._fleet.observe(service))
-        return None if sights is None else tuple(_version_sight(one) for one in sights)
+        if sights is None:
+            return None
+        return tuple(_version_sight(one) for one in sights if one.phase != "gone")
 
     def drain(self, service: str, version: str, *, token: int) -> None:
         """Out of rotation; what is under way goes on."""

@@ -241,7 +241,7 @@ def _progress(gate: GateView) -> Text:
     filled = round(10 * gate.progress_ratio)
     style = VERDICT_STYLE[gate.verdict]
     bar = Text("━" * filled, style=style)
-    bar.append("━" * (10 - filled), style="dim")
+    bar.append("╌" * (10 - filled), style="dim")
     return bar
 
 

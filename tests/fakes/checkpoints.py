@@ -1,0 +1,31 @@
+"""Checkpoint directories of a few bytes that pass for real ones."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+
+def write_checkpoint(folder: Path, *, seed: int = 0, architecture: str = "LlamaForCausalLM") -> Path:
+    """A checkpoint whose tensors depend on `seed`."""
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": [architecture],
+        "model_type": "llama",
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "vocab_size": 2,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.7}))
+    data = struct.pack("<8f", *(float(seed + index) for index in range(8)))
+    entry = {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, len(data)]}
+    header = json.dumps({"model.embed_tokens.weight": entry}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
+    return folder

@@ -1,0 +1,163 @@
+"""A whole controller on fakes: real store, ticks and API; engines, table and evidence in memory."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from controller.api import make_app
+from controller.capacity import Device
+from controller.commands import Commands, version_spec
+from controller.fingerprint import (
+    Fingerprint,
+    fingerprint_checkpoint,
+    fingerprint_external,
+    known_architectures,
+)
+from controller.keeper import Keeper
+from controller.reconciler import Ports, Reconciler
+from controller.runner import Crew, Runner
+from controller.security import Identity, Role, admin_token, token_digest
+from controller.settings import Config, Settings, save_config
+from controller.spec import VersionSpec
+from controller.store_sql import SqlStore
+from controller.stored import ServiceRow
+from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
+
+GIB = 1 << 30
+
+
+class LiveClock:
+    """Wall time, in the shape of the fake clock."""
+
+    @property
+    def at_s(self) -> float:
+        return time.time()
+
+    def now_s(self) -> float:
+        return time.time()
+
+
+@dataclass(slots=True)
+class FakeWorld:
+    """A host with so much memory; fingerprints are real."""
+
+    free_bytes: int = 64 * GIB
+    scores: list[tuple[str, str, float, float]] = field(default_factory=list)
+    takes_scores: bool = True
+
+    def fingerprint(self, version: VersionSpec) -> Fingerprint:
+        if version.url is not None:
+            return fingerprint_external(version.url)
+        return fingerprint_checkpoint(
+            Path(str(version.model)),
+            engine_arguments=version.engine_arguments(),
+            architectures=known_architectures(),
+        )
+
+    def devices(self) -> Sequence[Device]:
+        return (Device("host", "host", 64 * GIB, self.free_bytes),)
+
+    def kv_bytes(self, version: VersionSpec) -> int:
+        return 64 << 20
+
+    def requests_per_s(self, service: str) -> float | None:
+        return None
+
+    def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
+        self.scores += scores if self.takes_scores else ()
+        return self.takes_scores
+
+
+class FakeController:
+    """Everything of a controller that needs no Ray. `start` ticks; `serve` also listens."""
+
+    def __init__(self, home: Path, *, store: SqlStore | None = None) -> None:
+        clock = LiveClock()
+        self.home = home
+        self.store = store or SqlStore(f"sqlite:///{home / 'canaryctl.db'}")
+        self.fleet = FakeFleet(clock, load_s=0.05, unload_s=0.05)  # type: ignore[arg-type]
+        self.traffic = FakeTraffic(clock)  # type: ignore[arg-type]
+        self.evidence, self.probes, self.notifier = FakeEvidence(), FakeProbes(), FakeNotifier()
+        self.front, self.world = FakeFront(), FakeWorld()
+        ports = Ports(self.store, self.fleet, self.traffic, self.evidence, self.probes, self.notifier, clock)
+
+        def make_crew(_: str) -> Crew:
+            keeper = Keeper(self.fleet, self.traffic, self.front, self.store, clock)
+            return Crew(Reconciler(ports), keeper, lambda now_s: None)
+
+        def replicas(row: ServiceRow) -> int:
+            version = self.store.version(row.name, row.stable)
+            return version_spec(version).replicas if version else 1
+
+        self.runner = Runner(self.store, clock, make_crew, replicas, holder="test")
+        commands = Commands(self.store, self.world, clock, self.runner.wake)
+        token = token_digest(admin_token(home))
+        self.store.put_token(token, Identity("admin", Role.ADMIN), at_s=0.0)
+        self.app: FastAPI = make_app(
+            self.store, commands, self.runner, base_url=lambda name: f"http://test/{name}/v1", version="test"
+        )
+        self._server: uvicorn.Server | None = None
+        self._listening: list[socket.socket] = []
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self.runner.start()
+
+    def serve(self) -> Settings:
+        """Begin to tick and to listen; the settings that a command line needs to find it."""
+        self.start()
+        api, cluster = _listen(), _listen()
+        self._listening = [api, cluster]
+        config = Config(api_port=api.getsockname()[1], ingress_port=free_port())
+        settings = save_config(Settings(home=self.home, database_url=str(self.store)), config)
+        # As far as a command line can see, a Ray cluster is what takes connections.
+        handle = {
+            "address": f"127.0.0.1:{cluster.getsockname()[1]}",
+            "http_port": config.ingress_port,
+            "temp_dir": str(self.home / "ray"),
+            "processes": [],
+        }
+        settings.cluster_path.write_text(json.dumps(handle))
+        self._server = uvicorn.Server(
+            uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off")
+        )
+        threading.Thread(target=self._server.run, kwargs={"sockets": [api]}, daemon=True).start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return settings
+
+    def stop(self) -> None:
+        """End ticks and server."""
+        if self._server is not None:
+            self._server.should_exit = True
+        self.runner.stop()
+        for one in self._listening:
+            one.close()
+        self.store.close()
+
+    def picture(self) -> tuple[object, ...]:
+        """All that a refused command must leave untouched."""
+        rows = self.store.services()
+        rollouts = [(row.id, row.version) for name in rows for row in self.store.rollouts(name.name)]
+        tables = {name: (one.stable, one.canary, one.weight_bp) for name, one in self.traffic.tables.items()}
+        return rows, rollouts, tables, sorted(self.fleet.engines)
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listen() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
