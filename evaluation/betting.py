@@ -31,9 +31,9 @@ from evaluation.stable import Stable
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: Restarts begin at this many canary units and then each time the count has grown by a third.
+#: Restarts begin at this many canary units and then each time the count has grown by 15 %.
 FIRST_RESTART = 60
-RESTART_GROWTH = 1.33
+RESTART_GROWTH = 1.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,9 @@ class Decision:
 class Bettor(Protocol):
     """What a metric bets: alternatives with a prior, frozen statistics, and the log factors of a block."""
 
-    prior: Floats
+    @property
+    def prior(self) -> Floats:
+        """Weights of the alternatives, of any sum."""
 
     def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
         """(rows, steps, looks): the rows bet on, their K x n log factors, and which of those n are looked
@@ -196,22 +198,34 @@ class Bettor(Protocol):
 
 
 class Channel:
-    """One bettor, its wealth, and its decision."""
+    """One bettor, its wealth, and its decision.
 
-    __state__ = ("wealth", "decision", "bettor")
+    `least_canary`: canary requests before the first look. A proof that rests on a streak of a few dozen is
+    legal, but most of the wrong ones are such, and few of the right ones.
+    """
 
-    def __init__(self, bettor: Bettor, *, limit: float, restart_share: float = 0.0) -> None:
+    __state__ = ("wealth", "decision", "bettor", "canary")
+
+    def __init__(
+        self, bettor: Bettor, *, limit: float, restart_share: float = 0.0, least_canary: int = 0
+    ) -> None:
         self.bettor = bettor
         self.is_idle = False  # its part of alpha is 0 for good: no need to bet
         self._restart_share = restart_share
+        self._least = least_canary
         self.wealth = Wealth(bettor.prior, restart_share=restart_share)
         self.decision = Decision(limit)
+        self.canary = 0.0
 
     def bet(self, block: Block) -> None:
         """Take a block that lies within one epoch."""
         if self.is_idle:
             return
         rows, steps, looks = self.bettor.steps(block)
+        if self.canary < self._least:
+            behind = np.add.accumulate(np.where(block.arm, block.n, 0.0)) + self.canary
+            looks = looks[behind[rows[looks]] >= self._least]
+            self.canary = float(behind[-1])
         if len(rows):
             log_e = self.wealth.bet(steps, looks)
             self.decision.observe(log_e, block, rows[looks])
@@ -228,6 +242,7 @@ class Channel:
         """Forget the wealth and the decision: a stage began, and this proof counts its own units alone."""
         self.wealth = Wealth(self.bettor.prior, restart_share=self._restart_share)
         self.decision = Decision(self.decision.limit)
+        self.canary = 0.0
 
 
 def by_weight(block: Block, column: Ints, table: Callable[[float], Floats]) -> Floats:

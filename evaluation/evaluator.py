@@ -242,7 +242,8 @@ class Evaluator:
             queue.push(requests, rows, failed)
 
     def _settle_pairs(self) -> None:
-        due = sorted(pair for pair in self.pairs if pair[0] < self.settlement.through_s)
+        due = [pair for pair in self.pairs if pair[0] < self.settlement.through_s]
+        due.sort(key=lambda pair: pair[:2])  # never by the difference: of two pairs the first to come counts
         self.pairs = [pair for pair in self.pairs if not pair[0] < self.settlement.through_s]
         for at_s, conversation, name, difference in due:
             key = unit_hash(f"{name}/{conversation}")

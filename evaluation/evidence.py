@@ -65,6 +65,7 @@ class MetricEvidence:
         self.takes_values = metric in VALUES
         self._restart_share = policy.restart_share
         self._proof_limit = limit_of(policy.promotion_alpha)
+        self._least_canary = policy.proof_canary
         self.tracks: list[Track] = []
         self.columns: list[Column] = []
         self.exceedances: list[Exceedance] = []
@@ -191,6 +192,7 @@ class MetricEvidence:
             self._rollback(gate, "session", column.units, _session_bettor(gate, policy))
         if gate.mirrored:
             self._rollback(gate, "pairs", self.pairs, PairLoss(tolerance=gate.tolerance))
+            self.tracks[-1].channel.decision.limit = limit_of(parts_of(policy, gate, sticky=False).pairs)
         for margin, floor in proofs:
             proof: Bettor
             proof = (
@@ -229,7 +231,7 @@ class MetricEvidence:
     def _proof(
         self, gate: Gate, stream: Stream, bettor: Bettor, margin: float, floor: float, *, staged: bool
     ) -> None:
-        channel = Channel(bettor, limit=self._proof_limit)
+        channel = Channel(bettor, limit=self._proof_limit, least_canary=self._least_canary)
         (stream.staged if staged else stream.channels).append(channel)
         self.tracks.append(Track(gate, "proof", channel, margin, floor))
 

@@ -14,14 +14,14 @@ KNOWN_UNITS = 400
 NEAR_ZERO = 0.002
 SESSION_RATIOS = np.array([1.4, 2.0, 3.0, 5.0])
 TOLERANT_LAMBDAS = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
-TRUE_PRIOR = np.array([0.5, 1.0, 2.5, 1.0, 0.7, 0.3])  # of what the canary's ratio may really be
+TRUE_PRIOR = np.array([0.3, 1.0, 4.0, 1.0, 0.5, 0.2])  # of what the canary's ratio may really be
 TAIL_TRUTHS = np.array([0.15, 0.3, 0.45, 0.6, 0.75, 0.88])
-TAIL_PRIOR = np.ones(6)
+TAIL_PRIOR = np.array([0.7, 1.5, 1.5, 1.0, 0.7, 0.4])
 FLOOR_LAMBDAS = np.array([0.1, 0.3, 0.6, 0.9])
 FLOOR_SHARE = (
     0.3  # of the floor's family before stable is known, and after: where it can and cannot carry the proof
 )
-FLOOR_SHARE_NEEDED, FLOOR_SHARE_SPARE = 0.8, 0.08
+FLOOR_SHARE_NEEDED, FLOOR_SHARE_SPARE = 0.8, 0.05
 SAFETY = 0.9
 
 

@@ -32,7 +32,18 @@ PER_REQUEST = frozenset({"request", "heavy"})
 PINNED = frozenset({"pin"})
 #: Decided before the coin and without it: no evidence, for both arms alike.
 NOT_DRAWN = frozenset(
-    {"force", "no-capacity", "no-lease", "fenced", "shed", "excess", "lost", "mirror", "smoke", "audience-all"}
+    {
+        "force",
+        "no-capacity",
+        "no-lease",
+        "fenced",
+        "shed",
+        "excess",
+        "lost",
+        "mirror",
+        "smoke",
+        "audience-all",
+    }
 )
 
 

@@ -10,6 +10,7 @@ from evaluation.stable import Stable
 LAMBDAS = np.array([0.15, 0.3, 0.6, 1.0, 1.6, 2.4, 3.4, 5.0, 8.0])
 LAMBDA_PRIOR = np.array([0.3, 1.5, 2.0, 1.5, 1.0, 0.6, 0.5, 0.4, 0.2])  # most harms are small
 PROOF_LAMBDAS = np.array([0.3, 0.6, 1.0, 1.6, 2.4, 3.4, 5.0])
+PROOF_PRIOR = np.array([0.3, 1.5, 2.0, 1.7, 1.0, 0.5, 0.3])
 SAFETY = 0.9
 
 
@@ -50,7 +51,7 @@ class ScoreProof:
     __state__ = ("mu",)
 
     def __init__(self, *, margin: float) -> None:
-        self.prior: Floats = np.ones(len(PROOF_LAMBDAS))
+        self.prior: Floats = PROOF_PRIOR
         self._margin = margin
         self.mu = 0.8
 

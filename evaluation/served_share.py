@@ -16,7 +16,7 @@ from evaluation.betting import Block, Floats, Ints, by_weight
 from evaluation.stable import Stable
 
 ODDS = np.array([0.1, 0.4, 0.7, 0.85, 1.18, 1.4, 2.2, 5.0, 20.0])
-FALLBACK_LAMBDAS = np.array([0.3, 0.7, 1.0])
+FALLBACK_LAMBDAS = np.array([0.03, 0.1, 0.3, 0.8])
 
 
 class ShareBet:

@@ -1,0 +1,237 @@
+"""What the evaluator says of a stage: PASS, FAIL, UNDECIDED, INVALID, and why."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluation.backtest import run
+from evaluation.evaluator import Evaluator
+from evaluation.gate import EvaluationReport, GateReport, Verdict
+from evaluation.policy import GatePolicy, StagePlan
+from evaluation.records import Pair
+from tests.unit.evidence_maker import draw_at, requests, scores_at, sticky, streamed
+
+FOUR = ("error", "latency_ms", "quality", "hallucinated")
+POLICY = GatePolicy.default().only(*FOUR)
+ERRORS = GatePolicy.default().only("error")
+
+
+def gate_of(report: EvaluationReport, name: str, side: str = "rollback") -> GateReport:
+    return next(r for r in report.gates if (r.gate, r.side) == (name, side))
+
+
+def staged(columns, starts, stages, policy=POLICY) -> Evaluator:
+    """A rollout that enters stage i at starts[i]."""
+    evaluator = Evaluator.start(policy, stages=stages, seed_latency_ms={})
+    for row in range(len(columns["t_s"])):
+        at_s = float(columns["t_s"][row])
+        if at_s in starts:
+            evaluator.advance(at_s, at_s)
+            evaluator.enter_stage(starts.index(at_s), at_s)
+        evaluator.add(draw_at(columns, row))
+        for score in scores_at(columns, row):
+            evaluator.add(score)
+    evaluator.advance(float("inf"), float("inf"))
+    return evaluator
+
+
+def test_a_harmless_canary_passes_its_stage():
+    report = streamed(requests(3000, before=500), POLICY, stages=(StagePlan(0.2, 200),)).report()
+
+    assert (report.stage_verdict, report.rollback, report.missing) == (Verdict.PASS, None, ())
+
+
+def test_a_proof_without_enough_requests_of_the_stage_is_undecided():
+    report = streamed(
+        requests(3000, before=500), POLICY, stages=(StagePlan(0.2, 500_000, margins={"error": 5.0}),)
+    ).report()
+
+    assert report.stage_verdict is Verdict.UNDECIDED
+    assert "of 500000 canary requests in this stage" in report.missing[-1]
+
+
+def test_harm_fails_the_stage_and_stays_said():
+    columns = requests(3000, error=(0.02, 0.2))
+    columns["error"][2000:] = 0.0  # all is well from then on
+    report = streamed(columns, POLICY).report()
+
+    assert (report.stage_verdict, report.rollback.gate) == (Verdict.FAIL, "error")
+
+
+def test_what_is_missing_is_named_while_undecided():
+    report = streamed(requests(40), POLICY).report()
+
+    assert report.stage_verdict is Verdict.UNDECIDED
+    assert {text.split(":")[0] for text in report.missing} == {
+        "error",
+        "latency_shape",
+        "quality",
+        "hallucination",
+    }
+
+
+def test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on():
+    columns = requests(3000, before=500)
+    stages = (StagePlan(0.2, 0), StagePlan(0.2, 0))
+    evaluator = staged(columns, [0.0, 2990.0], stages)
+
+    report = evaluator.report()
+
+    assert gate_of(report, "error", "promotion").verdict is Verdict.PASS
+    assert gate_of(report, "latency_shape", "promotion").verdict is Verdict.UNDECIDED
+
+
+def test_the_floor_counts_the_requests_of_the_stage_alone():
+    columns = requests(3000, before=500)
+    report = staged(columns, [0.0, 2000.0], (StagePlan(0.2, 0), StagePlan(0.2, 0))).report()
+
+    assert report.stage_canary == int(columns["arm"][2000:].sum())
+
+
+def test_a_higher_rung_asks_for_more():
+    columns = requests(3000, before=500)
+    reports = [streamed(columns, ERRORS, stages=(StagePlan(0.2, n),)).report() for n in (0, 10_000)]
+
+    assert [gate_of(r, "error", "promotion").verdict for r in reports] == [Verdict.PASS, Verdict.UNDECIDED]
+
+
+def test_arms_under_different_load_are_not_compared():
+    evaluator = streamed(requests(3000, before=500), POLICY)
+    evaluator.note_load(stable=10.0, canary=4.0)
+
+    report = evaluator.report()
+
+    assert gate_of(report, "latency_shape", "promotion").reason == "not comparable: canary load 0.4x stable's"
+    assert report.stage_verdict is Verdict.INVALID
+
+
+def test_a_share_that_does_not_fit_its_weight_freezes_statistics():
+    columns = requests(4000, w=0.2, error=(0.02, 0.5))
+    columns["w"][:] = 0.4  # what was logged is not what was tossed
+    report = streamed(columns, ERRORS).report()
+
+    assert report.frozen
+    assert report.stage_verdict is not Verdict.PASS
+    assert gate_of(report, "served_share", "guard").verdict is Verdict.INVALID
+
+
+def test_harm_shown_before_the_share_broke_stands():
+    columns = requests(3000, w=0.2, error=(0.02, 0.5))
+    columns["w"][1500:] = 0.5
+    report = streamed(columns, ERRORS).report()
+
+    assert (report.frozen, report.rollback.gate) == (True, "error")
+
+
+@pytest.mark.parametrize(
+    ("served", "verdict"), [(1.0, Verdict.PASS), (0.93, Verdict.INVALID), (0.7, Verdict.FAIL)]
+)
+def test_a_canary_that_does_not_serve_its_requests_is_not_promoted(served, verdict):
+    columns = requests(3000, before=500)
+    fell_back = np.random.default_rng(1).random(3000) > served
+    evaluator = Evaluator.start(ERRORS, stages=(StagePlan(0.2, 0),), seed_latency_ms={})
+    for row in range(3000):
+        evaluator.add(replace(draw_at(columns, row), flags={"fell_back": bool(fell_back[row])}))
+    evaluator.advance(float("inf"), float("inf"))
+
+    assert evaluator.report().stage_verdict is verdict
+
+
+def test_scores_missing_differently_by_arm_make_the_metric_invalid():
+    columns = requests(3000, before=500)
+    silent = (columns["arm"] == 1) & (np.arange(3000) % 12 == 0)
+    columns["quality"][silent] = np.nan
+    report = streamed(columns, POLICY).report()
+
+    assert gate_of(report, "quality", "promotion").verdict is Verdict.INVALID
+    assert gate_of(report, "quality").reason == "values are missing differently by arm"
+    assert report.stage_verdict is Verdict.INVALID
+
+
+def test_an_invalid_metric_never_rolls_back():
+    columns = requests(3000, before=500)
+    low = (columns["arm"] == 0) & (columns["quality"] < 0.6)  # stable's bad answers are never judged
+    columns["quality"][low] = np.nan
+    report = streamed(columns, POLICY).report()
+
+    assert gate_of(report, "quality").verdict is Verdict.INVALID
+
+
+def test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollback():
+    columns = requests(3000, before=500, error=(0.0, 0.3))
+    columns["latency_ms"][columns["error"] == 1.0] = 1.0  # failing fast
+    report = streamed(
+        columns, GatePolicy.default().only("latency_ms", "error"), stages=(StagePlan(0.2, 0),)
+    ).report()
+
+    assert gate_of(report, "latency_shape").verdict is Verdict.UNDECIDED
+    assert gate_of(report, "latency_shape", "promotion").verdict is Verdict.UNDECIDED
+
+
+def test_a_judged_sample_is_bet_at_the_odds_of_being_judged():
+    rng = np.random.default_rng(2)
+    columns = requests(30_000, w=0.1, seed=4)
+    share = np.where(columns["arm"] == 1, 1.0, 0.2)
+    columns["quality"][rng.random(30_000) > share] = np.nan
+    raw = GatePolicy.default().to_mapping()["gates"]["quality"]
+    judged = GatePolicy.from_mapping(
+        {"gates": {"quality": {**raw, "sampling": {"stable": 0.2, "canary": 1.0}}}}
+    )
+    plain = GatePolicy.from_mapping({"gates": {"quality": {**raw, "presence_gated": True}}})
+
+    assert run(columns, judged).decision == "promote"
+    assert run(columns, plain).decision == "invalid"  # at plain w the sample itself looks like an effect
+
+
+def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha():
+    raw = GatePolicy.default().to_mapping()["gates"]["quality"]
+    policy = GatePolicy.from_mapping({"gates": {"quality": {**raw, "mirrored": True}}})
+    evaluator = Evaluator.start(policy, stages=(StagePlan(0.2, 0),), seed_latency_ms={})
+    rng = np.random.default_rng(3)
+    for number in range(400):
+        for _ in range(2):  # the second pair of a conversation is not counted
+            evaluator.add(
+                Pair(f"c{number}", "quality", float(np.clip(rng.normal(0.15, 0.2), -1, 1)), float(number))
+            )
+    evaluator.advance(1000.0, 1000.0)
+
+    report = evaluator.report()
+
+    assert report.rollback.reason.endswith("shown by mirrored pairs")
+    assert evaluator.pipeline.metrics["quality"].pairs.rows == 400
+
+
+def test_sticky_units_never_promote_by_first_requests():
+    """Harm from the second request on: the first requests alone look perfect."""
+    columns = sticky(20_000, people=2000, w=0.2)
+    order = np.zeros(20_000, dtype=int)
+    seen: dict[int, int] = {}
+    for row, unit in enumerate(columns["unit"].tolist()):
+        order[row] = seen[unit] = seen.get(unit, 0) + 1
+    rng = np.random.default_rng(5)
+    rate = np.where((columns["arm"] == 1) & (order > 1), 0.2, 0.02)
+    columns["error"] = (rng.random(20_000) < rate).astype(float)
+    columns["t_s"] = columns["t_s"] / 100.0  # so that sessions hold several requests
+
+    result = run(columns, ERRORS)
+
+    assert (result.proofs, result.decision) == ({}, "rollback")
+
+
+def test_effective_units_count_each_unit_once():
+    columns = sticky(3000, people=300, w=0.2)
+    columns["t_s"] = columns["t_s"] / 100.0
+    report = streamed(columns, ERRORS).report()
+
+    assert gate_of(report, "error").effective_units == 300
+
+
+def test_late_harm_is_found_with_restarts_and_missed_without():
+    columns = requests(40_000, before=1000, w=0.3, error=(0.02, 0.02))
+    late = (columns["arm"] == 1) & (np.arange(40_000) > 30_000)
+    columns["error"][late] = (np.random.default_rng(6).random(int(late.sum())) < 0.06).astype(float)
+
+    found = [run(columns, replace(ERRORS, restart_share=share)).decision for share in (0.3, 0.0)]
+
+    assert found == ["rollback", "promote"]
