@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,11 @@ class EvidenceFile:
         return len(self.columns["t_s"])
 
 
-def read_evidence(path: Path) -> EvidenceFile:
-    """The columns of a .jsonl (.ndjson), .csv or .parquet file. Errors: BadInput, with the line."""
+def read_evidence(path: Path, *, extra: Sequence[str] = ()) -> EvidenceFile:
+    """The columns of a .jsonl (.ndjson), .csv or .parquet file. Errors: BadInput, with the line.
+
+    extra: columns of text that this reader needs besides, such as a category.
+    """
     readers: Mapping[str, Callable[[Path], dict[str, list[object]]]] = {
         ".jsonl": _read_jsonl,
         ".ndjson": _read_jsonl,
@@ -59,16 +62,20 @@ def read_evidence(path: Path) -> EvidenceFile:
         raw = reader(path)
     except OSError as exc:
         raise BadInput(f"{path} cannot be read: {exc.strerror or exc}; check the path") from exc
-    missing = [name for name in REQUIRED if name not in raw]
+    missing = [name for name in (*REQUIRED, *extra) if name not in raw]
     if missing:
         have = ", ".join(sorted(raw)) or "none"
-        raise BadInput(
-            f"{path.name} lacks {', '.join(missing)} (it has {have}); each row needs {', '.join(REQUIRED)}"
-        )
-    columns = {name: _column(path, name, values) for name, values in raw.items() if name in KNOWN}
+        needs = ", ".join((*REQUIRED, *extra))
+        raise BadInput(f"{path.name} lacks {', '.join(missing)} (it has {have}); each row needs {needs}")
+    known = KNOWN | set(extra)
+    columns = {
+        name: _column(path, name, values, is_text=name in TEXTS or name in extra)
+        for name, values in raw.items()
+        if name in known
+    }
     if len(columns["t_s"]) == 0:
         raise BadInput(f"{path.name} has no rows; nothing can be shown from it")
-    return EvidenceFile(columns, tuple(sorted(set(raw) - KNOWN)))
+    return EvidenceFile(columns, tuple(sorted(set(raw) - known)))
 
 
 def _read_jsonl(path: Path) -> dict[str, list[object]]:
@@ -144,8 +151,8 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
     return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
-def _column(path: Path, name: str, values: list[object]) -> Column:
-    if name in TEXTS:
+def _column(path: Path, name: str, values: list[object], *, is_text: bool) -> Column:
+    if is_text:
         missing = next((i for i, value in enumerate(values) if value is None), None)
         if missing is not None:
             raise BadInput(f"{path.name} row {missing + 1} has no {name}; a row without it is no evidence")

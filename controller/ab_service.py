@@ -1,0 +1,186 @@
+"""A/B tests on a controller: begin, look, show, end; and their three routes.
+
+`look` is called with every tick of the service; it reads what is new in the log and appends what has settled.
+A test ends when someone stops it or when its rollout ends (a guard or a gate took B away).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from fastapi import Depends, FastAPI
+
+from controller.ab import AbView, Book, Judge, ab_view, parse_ab, request_value
+from controller.ab_store import AbRow, AbStore
+from controller.api import Anything, Asked
+from controller.errors import BadInput, Conflict, RolloutRunning
+from controller.evidence_feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
+from controller.ports import Clock
+from controller.security import Identity
+from controller.state import RolloutState
+from serving.messages import RequestRecord
+
+_SHOWN = ("id", "service", "rollout", "created_at_s", "ended_at_s")
+
+
+class Rollouts(Protocol):
+    """Who begins and ends rollouts."""
+
+    def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState: ...
+    def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]: ...
+
+
+class _Reading:
+    """One test under way: its book, its judge, and how far they are."""
+
+    def __init__(self, row: AbRow, store: AbStore) -> None:
+        before = store.outcomes(row.id)
+        self.row = row
+        self.judge = Judge(row.spec, before)
+        self.count = len(before)
+        self.seq = row.resume_seq
+        self.book = Book(row.rollout, row.spec.metric, row.settled_through_s, {o.unit for o in before})
+
+
+class AbTests:
+    """All A/B tests of one controller. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        store: AbStore,
+        rollouts: Rollouts,
+        log: RecordsLog,
+        clock: Clock,
+        *,
+        is_over: Callable[[str], bool],
+    ) -> None:
+        """is_over: whether the rollout of this id has ended, by a guard, a gate or a person."""
+        self._store = store
+        self._is_over = is_over
+        self._rollouts = rollouts
+        self._log = log
+        self._clock = clock
+        self._readings: dict[str, _Reading] = {}  # by test id
+        self._lock = threading.Lock()
+
+    def create(self, service: str, body: Mapping[str, Any], identity: Identity) -> AbView:
+        """Begin a test: deploy B with its share. Raises BadSpec, Conflict and what a deploy raises."""
+        spec = parse_ab(body)
+        newest = self._store.newest(service)
+        if newest is not None and newest.ended_at_s is None:
+            raise Conflict(
+                f"{service} has A/B test {newest.id}, one at a time; end it: canaryctl ab stop {service}"
+            )
+        try:
+            rollout = self._rollouts.deploy(service, spec.deploy_body(), identity)
+        except RolloutRunning as exc:
+            raise RolloutRunning(f"an A/B test needs the canary's place: {exc}") from exc
+        row = AbRow(f"ab-{secrets.token_hex(4)}", service, rollout.id, spec, self._clock.now_s(), None)
+        self._store.create(row)
+        return self._view(row)
+
+    def look(self, service: str, now_s: float) -> None:
+        """Read what is new in the service's log and count what has settled; does nothing without a test."""
+        row = self._store.newest(service)
+        if row is None or row.ended_at_s is not None:
+            return
+        with self._lock:
+            self._read(self._reading(row), now_s)
+        if self._is_over(row.rollout):
+            self._store.end(row.id, at_s=now_s)
+
+    def status(self, service: str) -> AbView:
+        """The service's newest test. Raises BadInput when it never had one."""
+        return self._view(self._newest(service))
+
+    def stop(self, service: str, identity: Identity) -> tuple[str, str]:
+        """End the test and take B away: ('asked' | 'already', one line). The result stays readable."""
+        row = self._newest(service)
+        if row.ended_at_s is not None:
+            return "already", f"{service}: A/B test {row.id} has ended already"
+        outcome, text = self._rollouts.rollback(service, identity, reason=f"A/B test {row.id} stopped")
+        self._store.end(row.id, at_s=self._clock.now_s())
+        return outcome, f"{service}: A/B test {row.id} stopped; {text}"
+
+    def _newest(self, service: str) -> AbRow:
+        row = self._store.newest(service)
+        if row is None:
+            raise BadInput(f"{service} never had an A/B test; begin one: canaryctl ab create {service}")
+        return row
+
+    def _view(self, row: AbRow) -> AbView:
+        with self._lock:
+            reading = self._reading(row)
+            named = {
+                name: getattr(row, name)
+                for name in ("id", "service", "rollout", "created_at_s", "ended_at_s")
+            }
+            return ab_view(named, row.spec, reading.judge)
+
+    def _reading(self, row: AbRow) -> _Reading:
+        if row.id not in self._readings:
+            self._readings[row.id] = _Reading(row, self._store)
+        return self._readings[row.id]
+
+    def _read(self, reading: _Reading, now_s: float) -> None:
+        through_s = 0.0
+        for _ in range(PAGES_A_TICK):
+            page = self._log.read(reading.row.service, after_seq=reading.seq, limit=PAGE_EVENTS)
+            if page is None:
+                return
+            for event in page.events:
+                if isinstance(event, RequestRecord):
+                    reading.book.add_request(event, request_value(event, reading.row.spec.metric))
+                else:
+                    reading.book.add_score(event.id, event.metric, event.value)
+            for span in page.lost:
+                reading.book.drop_span(span.since_s, span.until_s)
+            reading.seq, through_s = page.next_seq, page.low_watermark_s
+            if len(page.events) < PAGE_EVENTS:
+                break
+        due = reading.book.settle(through_s, now_s)
+        if not due:
+            return
+        self._store.append(
+            reading.row.id,
+            due,
+            first=reading.count,
+            resume_seq=reading.book.resume_seq(reading.seq),
+            settled_through_s=reading.book.settled_through_s,
+        )
+        reading.count += len(due)
+        for outcome in due:
+            reading.judge.add(outcome)
+
+
+def add_ab_routes(
+    app: FastAPI,
+    tests: AbTests,
+    *,
+    viewer: Callable[..., Identity],
+    operator: Callable[..., Identity],
+) -> None:
+    """Mount POST, GET and DELETE /v1/services/{service}/ab. viewer, operator: check the token's role."""
+    may_write = Depends(operator)
+
+    @app.post("/v1/services/{service}/ab", status_code=201)
+    def create_ab(service: str, body: Anything = None, identity: Identity = may_write) -> AbView:
+        """Begin an A/B test: B gets its share. 409 while a rollout or another test runs."""
+        if not isinstance(body, Mapping):
+            raise BadInput(f"body is {json.dumps(body)[:40]}; send a JSON object with version")
+        return tests.create(service, body, identity)
+
+    @app.get("/v1/services/{service}/ab", dependencies=[Depends(viewer)])
+    def get_ab(service: str) -> AbView:
+        """The service's newest A/B test and what it says now."""
+        return tests.status(service)
+
+    @app.delete("/v1/services/{service}/ab", status_code=202)
+    def stop_ab(service: str, identity: Identity = may_write) -> Asked:
+        """End the test and take B away; the result stays readable."""
+        outcome, text = tests.stop(service, identity)
+        return Asked(outcome=outcome, text=text)

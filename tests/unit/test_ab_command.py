@@ -1,0 +1,120 @@
+"""`canaryctl ab`: judging files, sizes, and the routes behind create, status and stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from controller.ab import AbSpec, AbView, Judge, Outcome, ab_view
+from controller.ab_service import AbTests, add_ab_routes
+from controller.cli.ab import register, view_table
+from controller.cli.output import console
+from controller.errors import BadInput
+from controller.security import Identity, Role
+
+VIEW = ab_view(
+    {"id": "ab-1", "service": "chat", "rollout": "r-1", "created_at_s": 1.0, "ended_at_s": None},
+    AbSpec(version={"model": "/b"}),
+    Judge(AbSpec(version={"model": "/b"}), [Outcome(n, n % 2 == 1, 0.5, float(n % 2), n) for n in range(80)]),
+)
+
+
+def written(path: Path, *, n: int = 900) -> Path:
+    """Scores of two topics; B is better in one of them."""
+    rng = np.random.default_rng(2)
+    lines = []
+    for i in range(n):
+        arm, topic = int(rng.random() < 0.5), ("code", "chat")[int(rng.random() < 0.5)]
+        score = float(rng.random() < (0.9 if arm and topic == "code" else 0.5))
+        row = {"t_s": i, "unit": f"u{i}", "arm": arm, "w": 0.5, "assigned_by": "request"}
+        lines.append(json.dumps(row | {"quality": score, "topic": topic}) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def ask(*arguments: str) -> None:
+    app = typer.Typer()
+    register(app)
+    app(args=["ab", *arguments], standalone_mode=False)
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    return {row["category"]: row["verdict"] for row in json.loads(capsys.readouterr().out)["rows"]}
+
+
+@pytest.mark.parametrize("mode", [[], ["--fixed"]])
+def test_a_file_is_judged_as_a_whole_and_by_category(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
+) -> None:
+    ask("judge", str(written(tmp_path / "e.jsonl")), "--by", "topic", "-o", "json", *mode)
+
+    assert rows(capsys) == {"(all)": "b better", "code": "b better", "chat": "no difference shown"}
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the file has no column latency_ms"):
+        ask("judge", str(written(tmp_path / "e.jsonl", n=40)), "--metric", "latency_ms")
+    with pytest.raises(BadInput, match="lacks tenant"):
+        ask("judge", str(written(tmp_path / "e.jsonl", n=40)), "--by", "tenant")
+    with pytest.raises(BadInput, match="metric 'speed' is unknown"):
+        ask("judge", str(written(tmp_path / "e.jsonl", n=40)), "--metric", "speed")
+
+
+def test_a_size_prints_what_it_assumes(capsys: pytest.CaptureFixture[str]) -> None:
+    ask("size", "--effect", "0.1", "--sd", "0.2")
+
+    assert "assumed: sd 0.2, alpha 0.05 two-sided, power 0.8, B gets 50%" in capsys.readouterr().out
+
+
+def test_the_table_of_sizes_runs_from_one_to_twenty_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    ask("size", "--baseline", "0.8", "-o", "json")
+
+    relative = [round(row["relative"], 3) for row in json.loads(capsys.readouterr().out)]
+    assert (relative[0], relative[-1]) == (0.01, 0.2)
+
+
+@pytest.mark.parametrize("bad", [[], ["--effect", "0.1", "--baseline", "0.8"], ["--effect", "-1"]])
+def test_an_impossible_size_is_bad_input(bad: list[str]) -> None:
+    with pytest.raises(BadInput, match="ab size: "):
+        ask("size", *bad)
+
+
+def test_the_view_begins_with_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print(view_table(VIEW))
+
+    assert capsys.readouterr().out.startswith("B BETTER: quality, sequential, B gets 50 % (running)")
+
+
+class Fake(AbTests):
+    """Tests that answer from memory."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def create(self, service: str, body: object, identity: Identity) -> AbView:
+        self.asked.append(("create", identity.name))
+        return VIEW
+
+    def status(self, service: str) -> AbView:
+        return VIEW
+
+    def stop(self, service: str, identity: Identity) -> tuple[str, str]:
+        return "asked", "stopped"
+
+
+def test_the_routes_create_show_and_stop() -> None:
+    app, tests = FastAPI(), Fake()
+    who = Identity("ada", Role.OPERATOR)
+    add_ab_routes(app, tests, viewer=lambda: who, operator=lambda: who)
+    client = TestClient(app)
+
+    assert client.post("/v1/services/chat/ab", json={"version": {"model": "/b"}}).status_code == 201
+    assert AbView.model_validate(client.get("/v1/services/chat/ab").json()) == VIEW
+    assert client.delete("/v1/services/chat/ab").json() == {"outcome": "asked", "text": "stopped"}
+    assert tests.asked == [("create", "ada")]
