@@ -32,6 +32,7 @@ MARK = "CANARYCTL_RAY_CLUSTER"
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 90
 STOP_GRACE_S = 5.0
+CONNECT_TRIES = 3  # Ray gives up after 30 s, which a loaded host can take to answer
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but handles goes through it
 # A socket's path must fit in 108 bytes, of which Ray and Serve use up to 70 below the cluster's folder.
 FOLDER_LIMIT = 36
@@ -153,16 +154,21 @@ def connect(handle: ClusterHandle) -> None:
         raise ClusterError(f"no Ray cluster answers at {handle.address}; start one with `canaryctl up`")
     # Read at import; Ray may have been imported before the environment was right.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        ray.init(
-            address=handle.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=False,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as exc:
-        raise ClusterError(f"no Ray cluster answers at {handle.address} ({exc}); start a new one") from exc
+    for tries_left in reversed(range(CONNECT_TRIES)):
+        try:
+            ray.init(
+                address=handle.address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=False,
+            )
+            return
+        except (ConnectionError, RuntimeError, ValueError) as exc:
+            ray.shutdown()
+            if not tries_left:
+                why = f"no Ray cluster answers at {handle.address} ({exc}); start a new one"
+                raise ClusterError(why) from exc
 
 
 def disconnect() -> None:

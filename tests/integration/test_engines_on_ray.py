@@ -227,8 +227,8 @@ def failed(fleet: Any, launch: Launch) -> VersionSight:
 def test_two_engines_answer_side_by_side_each_as_well_as_its_checkpoint(
     two_versions: Engines, checkpoints: Mapping[str, Checkpoint]
 ) -> None:
-    stable = right_ratio(two_versions.stable_url, every=5)
-    canary = right_ratio(two_versions.canary_url, every=5)
+    stable = right_ratio(two_versions.stable_url, every=7)
+    canary = right_ratio(two_versions.canary_url, every=7)
 
     assert stable == pytest.approx(checkpoints["stable"].accuracy_ratio, abs=0.05)
     assert canary == pytest.approx(checkpoints["wrong"].accuracy_ratio, abs=0.09)
