@@ -19,19 +19,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-import ray
 import uvicorn
 from aiohttp import web
 
 from serving.messages import Replica, RequestRecord, RouteTable, SplitSight
 from serving.router import RouterCore
 from serving.router_asgi import RouterFront
-from serving.router_ray import RayLine
-from serving.traffic_ray import RayTraffic
+
+if TYPE_CHECKING:
+    # Imported where it is used: Ray takes the cluster's token when it is first imported.
+    from serving.traffic_ray import RayTraffic
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -214,6 +215,8 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def rig(two_versions: Any, run_router: Callable[[str, int], str]) -> Iterator[Rig]:
+    from serving.traffic_ray import RayTraffic
+
     loop = Loop()
     service = f"s{uuid.uuid4().hex[:6]}"
     traffic = RayTraffic(timeout_s=5.0)
@@ -321,15 +324,22 @@ def test_a_frozen_router_holds_an_unfenced_canary_for_a_lease_and_no_longer(rig:
     assert 0.5 < took_s < 2.5
 
 
-class CutLine(RayLine):
-    """A line to the table that can be cut, as a broken network would."""
+class CutLine:
+    """A router's line to the table that can be cut, as a broken network would."""
 
-    is_cut = False
+    def __init__(self, service: str) -> None:
+        from serving.router_ray import RayLine
 
-    async def watch(self, core: RouterCore) -> RouteTable | None:
+        self._line = RayLine(service)
+        self._watch = self._line.watch
+        self._line.watch = self._cut_or_watch  # type: ignore[method-assign]
+        self.start, self.stop = self._line.start, self._line.stop
+        self.is_cut = False
+
+    async def _cut_or_watch(self, core: RouterCore) -> RouteTable | None:
         if self.is_cut:
             raise TimeoutError("cut off")
-        return await super().watch(core)
+        return await self._watch(core)
 
 
 def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(rig: Rig) -> None:
@@ -385,6 +395,8 @@ def test_running_the_router_again_leaves_its_processes_alone(
 
 
 def test_a_table_actor_that_crashes_costs_the_canary_its_share_and_the_user_nothing(rig: Rig) -> None:
+    import ray
+
     rig.split(5000)
     epoch = rig.traffic.observe(rig.service).epoch  # type: ignore[union-attr]
     with Load(rig, rig.base) as load:
