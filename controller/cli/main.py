@@ -10,7 +10,7 @@ from typing import Annotated, cast
 
 import typer
 
-from controller.cli import live, render
+from controller.cli import ab, backtest, live, render
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, complain, console, emit, say
 from controller.errors import BadInput, CanaryctlError
@@ -372,3 +372,7 @@ def own_version() -> str:
         return version("canaryctl")
     except PackageNotFoundError:
         return "0+source"
+
+
+ab.register(app)
+backtest.register(app)

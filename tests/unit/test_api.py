@@ -1,0 +1,329 @@
+"""The API over ASGI: tokens, problem details, views, events, feedback and its bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from controller.security import Identity, Role, admin_token, token_digest
+from tests.fakes.checkpoints import write_checkpoint
+from tests.fakes.controller import FakeController
+
+LONG = {"stages": [{"weight": "10%", "duration": "1h"}]}
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> FakeController:
+    """Not ticking: what the API answers must not depend on a tick."""
+    return FakeController(tmp_path)
+
+
+@pytest.fixture
+async def api(controller: FakeController) -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"authorization": f"Bearer {admin_token(controller.home)}"}
+    transport = httpx.ASGITransport(app=controller.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+async def model(tmp_path: Path, api: httpx.AsyncClient) -> Path:
+    """A second checkpoint, with `chat` serving the first."""
+    stable = write_checkpoint(tmp_path / "stable", seed=1)
+    answer = await api.put("/v1/services/chat", json={"model": str(stable)})
+    assert answer.status_code == 200
+    return write_checkpoint(tmp_path / "twin", seed=2)
+
+
+def of_role(controller: FakeController, role: Role) -> dict[str, str]:
+    token = f"token-{role.value}"
+    controller.store.put_token(token_digest(token), Identity(role.value, role), at_s=1.0)
+    return {"authorization": f"Bearer {token}"}
+
+
+async def test_health_is_open_and_tells_nothing_else(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/healthz", headers={"authorization": ""})
+
+    assert (answer.status_code, set(answer.json())) == (200, {"status", "pid", "leading", "version"})
+
+
+@pytest.mark.parametrize("value", ["", "Bearer ", "Bearer wrong", "Basic abc", "wrong"])
+async def test_without_a_good_token_nothing_is_shown(api: httpx.AsyncClient, value: str) -> None:
+    answer = await api.get("/v1/services", headers={"authorization": value})
+
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "path", "allowed"),
+    [
+        (Role.VIEWER, "GET", "/v1/services/chat", True),
+        (Role.VIEWER, "POST", "/v1/services/chat/rollback", False),
+        (Role.VIEWER, "POST", "/v1/feedback", False),
+        (Role.OPERATOR, "POST", "/v1/services/chat/rollback", True),
+        (Role.OPERATOR, "DELETE", "/v1/services/chat", False),
+        (Role.OPERATOR, "PUT", "/v1/services/chat", False),
+        (Role.ADMIN, "DELETE", "/v1/services/chat", True),
+    ],
+)
+async def test_a_role_may_do_its_own_and_no_more(
+    controller: FakeController,
+    api: httpx.AsyncClient,
+    model: Path,
+    role: Role,
+    method: str,
+    path: str,
+    allowed: bool,
+) -> None:
+    answer = await api.request(method, path, headers=of_role(controller, role))
+
+    assert (answer.status_code != 403) is allowed
+
+
+async def test_the_first_admin_token_is_private(controller: FakeController) -> None:
+    mode = (controller.home / "admin.token").stat().st_mode & 0o777
+
+    assert mode == 0o600
+
+
+async def test_a_service_begins_with_the_version_of_its_files(api: httpx.AsyncClient, model: Path) -> None:
+    view = (await api.get("/v1/services/chat")).json()
+
+    assert (view["service"], view["rollout"]) == ("chat", None)
+    assert view["stable"].startswith("v-")
+
+
+async def test_the_same_body_again_changes_nothing(
+    api: httpx.AsyncClient, model: Path, tmp_path: Path
+) -> None:
+    before = (await api.get("/v1/services/chat")).json()
+
+    answer = await api.put("/v1/services/chat", json={"model": str(tmp_path / "stable")})
+
+    assert (answer.status_code, answer.json()) == (200, before)
+
+
+async def test_a_deploy_is_stored_before_it_is_answered(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    answer = await api.post("/v1/services/chat/rollouts", json={"version": {"model": str(model)}})
+
+    assert answer.status_code == 201
+    assert controller.store.load(answer.json()["rollout"]) is not None
+
+
+async def test_every_error_is_a_problem_with_the_command_lines_exit_code(
+    api: httpx.AsyncClient, model: Path
+) -> None:
+    body = {"version": {"model": str(model)}}
+    await api.post("/v1/services/chat/rollouts", json=body)
+
+    answer = await api.post("/v1/services/chat/rollouts", json=body)
+
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.status_code, problem["status"], problem["exit_code"]) == (409, 409, 3)
+    assert problem["type"] == "urn:canaryctl:rollout-running"
+    assert problem["lines"] == [problem["detail"]]
+
+
+async def test_a_policy_that_breaks_two_rules_gives_two_lines(api: httpx.AsyncClient, model: Path) -> None:
+    body = {"version": {"model": str(model)}, "policy": {"preset": "defualt", "ladder": "up"}}
+
+    answer = await api.post("/v1/services/chat/plan", json=body)
+
+    assert (answer.status_code, len(answer.json()["lines"])) == (422, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "line"),
+    [
+        ("plan", {"versoin": {}}, "unknown key 'versoin'"),
+        ("plan", {"version": {"modle": "x"}}, "unknown key 'modle'"),
+        ("plan", {"version": "x"}, "write model: DIR or url: URL"),
+        ("plan", [1], "send a JSON object"),
+        ("plan", {"version": {"model": "/nowhere"}}, "/nowhere is not a directory"),
+    ],
+)
+async def test_a_body_that_makes_no_sense_is_refused_by_name(
+    api: httpx.AsyncClient, model: Path, path: str, body: Any, line: str
+) -> None:
+    answer = await api.post(f"/v1/services/chat/{path}", json=body)
+
+    assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
+    assert line in answer.json()["detail"]
+
+
+async def test_what_is_no_json_is_refused(api: httpx.AsyncClient, model: Path) -> None:
+    answer = await api.post("/v1/feedback", content=b"{", headers={"content-type": "application/json"})
+
+    assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
+
+
+async def test_a_body_beyond_the_limit_is_refused_unread(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/v1/feedback", content=b"x" * ((1 << 20) + 1))
+
+    assert answer.status_code == 413
+
+
+async def test_an_unknown_service_is_404_and_exit_2(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/v1/services/nobody")
+
+    assert (answer.status_code, answer.json()["exit_code"]) == (404, 2)
+
+
+async def test_a_rollback_of_a_running_rollout_is_asked_once_and_for_all(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    body = {"version": {"model": str(model)}, "policy": LONG}
+    rollout = (await api.post("/v1/services/chat/rollouts", json=body)).json()["rollout"]
+
+    answer = await api.post("/v1/services/chat/rollback", json={"reason": "it rambles"})
+
+    assert (answer.status_code, answer.json()["outcome"]) == (202, "asked")
+    asks = controller.store.asks(rollout, after_seq=0)
+    assert [(ask.actor, ask.role, ask.reason) for ask in asks] == [("admin", "admin", "it rambles")]
+
+
+async def test_a_service_with_a_running_rollout_is_not_taken_down(
+    api: httpx.AsyncClient, model: Path, controller: FakeController
+) -> None:
+    await api.post("/v1/services/chat/rollouts", json={"version": {"model": str(model)}})
+
+    answer = await api.delete("/v1/services/chat")
+
+    assert (answer.status_code, answer.json()["exit_code"]) == (409, 3)
+    assert controller.store.service("chat").removing is False
+
+
+# --- feedback
+
+
+async def test_a_score_reaches_the_log_of_the_service(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    answer = await api.post("/v1/feedback", json={"id": "chatcmpl-1", "metric": "quality", "score": 0.5})
+
+    assert (answer.status_code, answer.json()) == (202, {"taken": 1})
+    assert [score[:3] for score in controller.world.scores] == [("chatcmpl-1", "quality", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("item", "line"),
+    [
+        ({"id": "a", "metric": "quality", "score": 1.2}, "outside 0 to 1"),
+        ({"id": "a", "metric": "quality", "score": -0.1}, "outside 0 to 1"),
+        ({"id": "a", "metric": "quality", "score": "good"}, "is not a number"),
+        ({"id": "a", "metric": "quality", "score": True}, "is not a number"),
+        ({"id": "a", "metric": "quality"}, "is not a number"),
+        ({"id": "a", "metric": "latency_ms", "score": 1}, "'latency_ms' is unknown; use one of"),
+        ({"id": "", "metric": "quality", "score": 1}, "id is not 1 to 200 characters"),
+        ({"id": "a" * 201, "metric": "quality", "score": 1}, "id is not 1 to 200 characters"),
+        ({"id": "a", "metric": "quality", "score": 1, "user": "bob"}, "unknown key 'user'"),
+    ],
+)
+async def test_one_bad_score_refuses_the_whole_list(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, item: dict[str, Any], line: str
+) -> None:
+    good = {"id": "b", "metric": "quality", "score": 1}
+
+    answer = await api.post("/v1/feedback", json=[good, item])
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("feedback 1: ")
+    assert line in answer.json()["detail"]
+    assert controller.world.scores == []
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
+async def test_what_is_no_finite_number_is_refused(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, text: str
+) -> None:
+    body = f'{{"id": "a", "metric": "quality", "score": {text}}}'
+
+    answer = await api.post("/v1/feedback", content=body, headers={"content-type": "application/json"})
+
+    assert answer.status_code == 422
+    assert controller.world.scores == []
+
+
+async def test_more_scores_than_the_limit_are_refused(api: httpx.AsyncClient, model: Path) -> None:
+    items = [{"id": "a", "metric": "quality", "score": 1}] * 1001
+
+    assert (await api.post("/v1/feedback", json=items)).status_code == 422
+
+
+async def test_scores_that_the_log_did_not_take_are_to_be_sent_again(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    controller.world.takes_scores = False
+
+    answer = await api.post("/v1/feedback", json={"id": "a", "metric": "quality", "score": 1})
+
+    assert (answer.status_code, answer.json()["exit_code"]) == (503, 4)
+
+
+# --- events
+
+
+async def frames(app: Any, path: str, headers: dict[str, str], enough: Callable[[str], bool]) -> str:
+    """What the event stream sends until it is enough."""
+    sent: list[str] = []
+    done = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await done.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message.get("body", b"").decode())
+        if enough("".join(sent)):
+            done.set()
+
+    route, _, query = path.partition("?")
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
+        "path": route, "raw_path": route.encode(), "query_string": query.encode(), "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1), "server": ("api", 80),
+    }  # fmt: skip
+    await asyncio.wait_for(app(scope, receive, send), timeout=20)
+    return "".join(sent)
+
+
+async def test_events_bring_the_log_then_the_view_and_go_on_where_they_ended(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    headers = {"authorization": api.headers["authorization"]}
+    app, path = controller.app, "/v1/services/chat/events"
+
+    text = await frames(app, path, headers, lambda sent: "event: view" in sent)
+    last = controller.store.events("chat")[-1].seq
+    again = await frames(app, f"{path}?after={last}", headers, lambda sent: "event: view" in sent)
+
+    assert "service created on v-" in text
+    view = next(line for line in text.splitlines() if line.startswith("data: ") and '"stable"' in line)
+    assert json.loads(view.removeprefix("data: "))["service"] == "chat"
+    assert "event: log" not in again
+
+
+async def test_the_openapi_document_names_every_route(api: httpx.AsyncClient) -> None:
+    paths = (await api.get("/openapi.json")).json()["paths"]
+
+    assert {path for path in paths if path.startswith("/v1")} == {
+        "/v1/services",
+        "/v1/services/{service}",
+        "/v1/services/{service}/plan",
+        "/v1/services/{service}/rollouts",
+        "/v1/services/{service}/rollback",
+        "/v1/services/{service}/history",
+        "/v1/services/{service}/events",
+        "/v1/feedback",
+    }

@@ -1,0 +1,283 @@
+"""From the log to the evaluator: order, joins, seeds, stages, lost spans, restarts that change nothing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from controller.evidence_feed import EvidenceFeeds, Feed, GateConfig, draw_of
+from controller.snapshots import sight_in
+from controller.state import EvidenceSight, Phase, RolloutState
+from evaluation.evaluator import Evaluator
+from evaluation.policy import GatePolicy, StagePlan
+from serving.messages import LostSpan, RequestRecord, ScoreRecord
+from tests.fakes.plane import FakeLog
+from tests.fakes.rollouts import a_rollout
+
+START_S = 1_800_000_000.0
+CONFIG = GateConfig(
+    GatePolicy.default().only("error", "latency_ms", "quality"),
+    (StagePlan(0.1, 50), StagePlan(0.5, 100)),
+)
+ROLLOUT = "r-00000001"
+
+
+class Snapshots:
+    def __init__(self, saved: bytes | None = None) -> None:
+        self.saved = saved
+
+    def evidence(self, rollout: str) -> bytes | None:
+        return self.saved
+
+
+def a_record(
+    n: int, *, arm: int = 0, w: float = 0.1, rollout: str = ROLLOUT, **more: object
+) -> RequestRecord:
+    at_s = START_S + 0.1 * n
+    record = RequestRecord(
+        seq=0, request_id=f"q{n}", answer_id=f"a{n}", unit=f"u{n}", bucket=n % 10_000, arm=arm, w=w,
+        assigned_by="request", stage=0, rollout=rollout, at_s=at_s, done_at_s=at_s + 0.05, status=200,
+        outcome="answered", served_arm=arm, error=False, cause=None, latency_ms=50.0, ttft_ms=None,
+        itl_ms=None, prompt_tokens=9, completion_tokens=9, finish_reason="stop", empty=False,
+        path="/v1/chat/completions", router="one", epoch=1, revision=1,
+    )  # fmt: skip
+    return replace(record, **more)  # type: ignore[arg-type]
+
+
+def a_score(id: str, value: float, *, metric: str = "quality", at_s: float = START_S) -> ScoreRecord:
+    return ScoreRecord(0, id, metric, value, at_s)
+
+
+def in_stage(index: int = 0, *, acked_at_s: float = START_S) -> RolloutState:
+    return replace(
+        a_rollout(now_s=START_S), phase=Phase.STAGE, stage=index, acked_at_s=acked_at_s, exposed=True
+    )
+
+
+def traffic(log: FakeLog, count: int, *, first: int = 0, canary_right: float = 0.9, seed: int = 3) -> None:
+    """`count` requests at w = 0.5, each scored by its answer's id; latencies and grades by `seed`."""
+    dice = random.Random(seed)
+    for n in range(first, first + count):
+        arm = int(dice.random() < 0.5)
+        log.append(a_record(n, arm=arm, w=0.5, latency_ms=dice.expovariate(1 / 80)))
+        right = float(dice.random() < (canary_right if arm else 0.97))
+        log.append(a_score(f"a{n}", right, at_s=START_S + 0.1 * n + 0.06))
+    log.watermark_s = START_S + 0.1 * (first + count)
+
+
+def feeds_on(log: FakeLog, saved: bytes | None = None) -> EvidenceFeeds:
+    return EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
+
+
+def look(feeds: EvidenceFeeds, state: RolloutState, now_s: float) -> EvidenceSight:
+    sight = feeds.observe(state, now_s)
+    assert sight is not None
+    return sight
+
+
+def n_of(sight: EvidenceSight, metric: str) -> tuple[int, int]:
+    gate = next(gate for gate in sight.gates if gate.metric == metric and gate.side == "rollback")
+    return gate.n_stable, gate.n_canary
+
+
+# --- translation
+
+
+def test_what_was_decided_without_the_coin_is_so_in_the_evaluations_words() -> None:
+    assert draw_of(a_record(1, assigned_by="no-lease")).assigned_by == "fenced"
+
+
+def test_a_truncated_answer_is_flagged_and_is_no_error() -> None:
+    draw = draw_of(a_record(1, finish_reason="length"))
+
+    assert (draw.flags["truncated"], draw.error) == (True, False)
+
+
+def test_a_fallback_stays_the_assigned_arms_failure() -> None:
+    draw = draw_of(a_record(1, arm=1, outcome="fallback", served_arm=0, error=True, cause="refused"))
+
+    assert (draw.arm, draw.error) == (1, True)
+
+
+# --- joins
+
+
+@pytest.mark.parametrize("by", ["q7", "a7"], ids=["request id", "answer id"])
+@pytest.mark.parametrize("first", [True, False], ids=["score first", "request first"])
+def test_a_score_finds_its_request_by_either_id_before_or_after_it(by: str, first: bool) -> None:
+    log = FakeLog()
+    events = [a_score(by, 1.0), a_record(7, arm=1)]
+    for event in events if first else reversed(events):
+        log.append(event)
+    log.watermark_s = START_S + 10_000
+
+    sight = look(feeds_on(log), in_stage(), START_S + 10_000)
+
+    assert n_of(sight, "quality") == (0, 1)
+
+
+def test_a_score_of_nobody_changes_nothing() -> None:
+    log = FakeLog()
+    traffic(log, 50)
+    before = look(feeds_on(log), in_stage(), START_S + 1000)
+    log.append(a_score("nobody", 0.0))
+
+    assert look(feeds_on(log), in_stage(), START_S + 1000) == before
+
+
+# --- what counts
+
+
+def test_no_evidence_before_the_first_stage_is_acknowledged() -> None:
+    log = FakeLog()
+    log.append(a_record(1, rollout="", w=0.0))
+
+    assert feeds_on(log).observe(a_rollout(), START_S + 5) is None
+
+
+def test_a_log_that_cannot_be_read_is_none() -> None:
+    assert feeds_on(FakeLog(blind=True)).observe(in_stage(), START_S) is None
+
+
+def test_requests_of_another_rollout_are_no_evidence() -> None:
+    log = FakeLog()
+    for n in range(20):
+        log.append(a_record(n, arm=1, rollout="r-00000000"))
+    log.watermark_s = START_S + 1000
+
+    sight = look(feeds_on(log), in_stage(), START_S + 1000)
+
+    assert n_of(sight, "error") == (0, 0)
+
+
+def test_stables_own_traffic_seeds_the_latency_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, seeds = FakeLog(), []
+    for n in range(30):
+        log.append(a_record(n, rollout="", w=0.0, latency_ms=100.0 + n))
+    log.append(a_record(31, rollout="", w=0.0, error=True, latency_ms=1.0))
+    log.append(a_record(32, arm=1))
+    start = Evaluator.start
+
+    def noting(policy: GatePolicy, **more: object) -> Evaluator:
+        seeds.append(dict(more["seed_latency_ms"]))  # type: ignore[call-overload]
+        return start(policy, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Evaluator, "start", noting)
+    look(feeds_on(log), in_stage(), START_S + 100)
+
+    assert [seed["latency_ms"] for seed in seeds] == [[100.0 + n for n in range(30)]]
+
+
+def test_a_span_with_lost_records_is_dropped_for_both_arms() -> None:
+    log = FakeLog(lost=(LostSpan("one", START_S, START_S + 1.0),))
+    for n in range(20):
+        log.append(a_record(n, arm=n % 2, w=0.5))
+    log.watermark_s = START_S + 1000
+
+    sight = look(feeds_on(log), in_stage(), START_S + 1000)
+
+    assert n_of(sight, "error") == (5, 5)
+
+
+def test_evidence_of_a_stage_counts_from_its_acknowledgement() -> None:
+    log = FakeLog()
+    traffic(log, 200)
+    feeds = feeds_on(log)
+    look(feeds, in_stage(0), START_S + 1000)
+    traffic(log, 60, first=20_000)
+
+    sight = look(feeds, in_stage(1, acked_at_s=START_S + 1999.0), START_S + 5000)
+
+    assert (sight.stage, sight.canary_requests < 60) == (1, True)
+    assert n_of(sight, "error")[1] > 60
+
+
+def test_half_of_the_canarys_requests_failing_rings_the_guard() -> None:
+    log = FakeLog()
+    for n in range(60):
+        log.append(a_record(n, arm=n % 2, w=0.5, error=bool(n % 2)))
+    log.watermark_s = START_S + 6.0
+
+    sight = look(feeds_on(log), in_stage(), START_S + 6.0)
+
+    assert [(guard.name, guard.both_arms) for guard in sight.guards] == [("errors", False)]
+
+
+# --- after a crash
+
+
+@pytest.mark.parametrize("crash_at", [1, 40, 77, 160, 399])
+def test_a_restart_at_any_event_ends_with_the_same_evidence(crash_at: int) -> None:
+    log = FakeLog()
+    traffic(log, 200, canary_right=0.85)
+    undisturbed = feeds_on(log)
+    look(undisturbed, in_stage(), START_S + 100)
+
+    early = FakeLog(log.events[:crash_at], watermark_s=0.0)
+    before = feeds_on(early)
+    look(before, in_stage(), START_S + 100)
+    saved = before.snapshot(ROLLOUT)
+    restarted = feeds_on(log, saved)
+    look(restarted, in_stage(), START_S + 100)
+
+    assert restarted.snapshot(ROLLOUT) == undisturbed.snapshot(ROLLOUT)
+
+
+def test_a_score_after_the_restart_finds_a_request_from_before_it() -> None:
+    log = FakeLog()
+    log.append(a_record(1, arm=1))
+    before = feeds_on(log)
+    look(before, in_stage(), START_S + 1)
+    log.append(a_score("a1", 1.0))
+    log.watermark_s = START_S + 10_000
+
+    sight = look(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 10_000)
+
+    assert n_of(sight, "quality") == (0, 1)
+
+
+def test_a_restart_goes_on_after_the_last_event_and_reads_no_draw_twice() -> None:
+    log = FakeLog()
+    traffic(log, 100)
+    before = feeds_on(log)
+    first = look(before, in_stage(), START_S + 100)
+
+    again = look(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 100)
+
+    assert again == first
+
+
+def test_a_snapshot_of_another_policy_starts_again_from_the_log() -> None:
+    log = FakeLog()
+    traffic(log, 100)
+    before = feeds_on(log)
+    look(before, in_stage(), START_S + 100)
+    strict = GateConfig(GatePolicy.strict(), CONFIG.stages)
+
+    after = EvidenceFeeds(log, Snapshots(before.snapshot(ROLLOUT)), lambda rollout: strict)
+    fresh = EvidenceFeeds(log, Snapshots(), lambda rollout: strict)
+
+    assert look(after, in_stage(), START_S + 100) == look(fresh, in_stage(), START_S + 100)
+
+
+def test_what_the_evidence_said_can_be_read_from_the_store() -> None:
+    log = FakeLog()
+    traffic(log, 100)
+    feeds = feeds_on(log)
+    said = look(feeds, in_stage(), START_S + 100)
+
+    assert sight_in(feeds.snapshot(ROLLOUT)) == said
+
+
+def test_a_record_that_cannot_be_evidence_is_counted_and_left_out() -> None:
+    log = FakeLog()
+    log.append(a_record(1, arm=1, latency_ms=float("nan")))
+    feed = Feed(ROLLOUT, CONFIG)
+    page = log.read("chat", after_seq=0, limit=10)
+    assert page is not None
+
+    feed.take(page, START_S + 1)
+
+    assert feed.refused == 1

@@ -1,0 +1,161 @@
+"""The loop around the ticks: the lease, its loss, faults, services that come and go."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from controller.commands import Commands
+from controller.security import Identity, Role
+from controller.state import AskKind, Phase
+from controller.store_sql import SqlStore
+from tests.fakes.checkpoints import write_checkpoint
+from tests.fakes.controller import FakeController, LiveClock
+from tests.fakes.plane import FakeFleet
+
+ADMIN = Identity("ada", Role.ADMIN)
+HOUR = {"stages": [{"weight": "10%", "duration": "1h"}]}
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Iterator[FakeController]:
+    fake = FakeController(tmp_path)
+    yield fake
+    fake.stop()
+
+
+def commands(controller: FakeController) -> Commands:
+    return Commands(controller.store, controller.world, LiveClock(), controller.runner.wake)
+
+
+def up(controller: FakeController, folder: Path) -> None:
+    model = write_checkpoint(folder / "stable", seed=1)
+    commands(controller).up({"service": "chat", "model": str(model)}, ADMIN)
+    until(lambda: "chat" in controller.traffic.tables and controller.fleet.engines, "chat is served")
+
+
+def deploy(controller: FakeController, folder: Path) -> str:
+    model = write_checkpoint(folder / "twin", seed=2)
+    body = {"version": {"model": str(model)}, "policy": HOUR}
+    rollout = commands(controller).deploy("chat", body, ADMIN).id
+    until(lambda: controller.traffic.tables["chat"].weight_bp == 1000, "the canary has traffic")
+    return rollout
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    ends_at_s = time.monotonic() + 15
+    while not holds():
+        assert time.monotonic() < ends_at_s, f"never came true: {what}"
+        time.sleep(0.01)
+
+
+def test_a_controller_that_starts_keeps_the_services_of_before(
+    controller: FakeController, tmp_path: Path
+) -> None:
+    controller.start()
+    up(controller, tmp_path)
+    controller.fleet.engines.clear()
+
+    until(lambda: controller.fleet.engines, "stable is loaded again")
+
+
+def test_a_stopped_controller_gives_its_lease_back_at_once(controller: FakeController) -> None:
+    controller.start()
+    until(lambda: controller.runner.is_leading, "it leads")
+
+    controller.runner.stop()
+
+    now_s = time.time()
+    assert controller.store.acquire_lease("next", now_s=now_s, ttl_s=5.0) is not None
+
+
+def test_a_controller_without_the_lease_does_nothing(controller: FakeController, tmp_path: Path) -> None:
+    controller.store.acquire_lease("another", now_s=time.time() + 3, ttl_s=5.0)
+    controller.start()
+    model = write_checkpoint(tmp_path / "stable", seed=1)
+    commands(controller).up({"service": "chat", "model": str(model)}, ADMIN)
+
+    time.sleep(0.3)
+
+    assert (controller.runner.is_leading, controller.fleet.engines) == (False, {})
+
+
+def test_a_controller_that_was_fenced_comes_back_under_a_higher_token(
+    controller: FakeController, tmp_path: Path
+) -> None:
+    controller.start()
+    up(controller, tmp_path)
+    before = controller.store.lease().token
+    controller.fleet.fence.check(before + 1)
+
+    deploy(controller, tmp_path)
+
+    assert controller.store.lease().token > before
+
+
+def test_a_rollback_is_taken_up_at_once(controller: FakeController, tmp_path: Path) -> None:
+    controller.start()
+    up(controller, tmp_path)
+    deploy(controller, tmp_path)
+    began_s = time.monotonic()
+
+    commands(controller).rollback("chat", ADMIN, reason="bad")
+    until(lambda: controller.traffic.tables["chat"].weight_bp == 0, "stable has all traffic")
+
+    assert time.monotonic() - began_s < 1.0
+
+
+def test_the_next_controller_finishes_what_a_killed_one_began(tmp_path: Path) -> None:
+    first = FakeController(tmp_path)
+    first.start()
+    up(first, tmp_path)
+    rollout = deploy(first, tmp_path)
+    first.runner.stop()
+    first.store.append_ask(rollout, AskKind.ROLLBACK, ADMIN, reason="bad", at_s=time.time())
+
+    second = FakeController(tmp_path, store=SqlStore(f"sqlite:///{tmp_path / 'canaryctl.db'}"))
+    second.fleet.engines, second.traffic.tables = first.fleet.engines, first.traffic.tables
+    second.traffic.set_at_s = first.traffic.set_at_s
+    second.start()
+
+    until(lambda: not second.store.running("chat"), "the rollout is over")
+    stored = second.store.load(rollout)
+    second.stop()
+    assert stored is not None
+    assert stored.state.phase is Phase.ROLLED_BACK
+
+
+def test_a_fault_in_one_service_stops_no_other(
+    controller: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller.start()
+    broken = write_checkpoint(tmp_path / "broken", seed=9)
+    commands(controller).up({"service": "aaa", "model": str(broken)}, ADMIN)
+    observe = FakeFleet.observe
+
+    def faulty(fleet: FakeFleet, service: str) -> object:
+        if service == "aaa":
+            raise ZeroDivisionError("a bug")
+        return observe(fleet, service)
+
+    monkeypatch.setattr(FakeFleet, "observe", faulty)
+    up(controller, tmp_path)
+
+    assert ("chat", controller.store.service("chat").stable) in controller.fleet.engines
+
+
+def test_what_a_tick_saw_is_kept_for_those_who_ask(controller: FakeController, tmp_path: Path) -> None:
+    controller.start()
+    up(controller, tmp_path)
+    rollout = deploy(controller, tmp_path)
+
+    until(lambda: controller.runner.sight("chat").rollout == rollout, "the tick's sight is kept")
+    sight = controller.runner.sight("chat")
+
+    assert sight.evidence is not None
+    assert sight.split is not None
+    assert json.loads(controller.store.request(rollout))["actor"] == "ada"
