@@ -224,8 +224,6 @@ class Exchange:
         if self._arm == STABLE and status in _ELSEWHERE and self._untried() and self._tries < MAX_TRIES:
             self._release()
             return None
-        if self._arm == CANARY:
-            self._canary_cause = None  # another replica of the version did answer
         self._status = status
         kind = (value_of(headers, b"content-type") or "").lower()
         length = value_of(headers, b"content-length")
