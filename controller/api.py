@@ -146,7 +146,9 @@ def make_app(
     return app
 
 
-def _requires(shelf: Shelf, needed: Role) -> Callable[[Request], Identity]:
+def requires(shelf: Shelf, needed: Role) -> Callable[[Request], Identity]:
+    """A dependency that lets in who may do what `needed` may, and says who it is."""
+
     def check(request: Request) -> Identity:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         identity = shelf.identity(token_digest(token)) if scheme.lower() == "bearer" and token else None
@@ -162,7 +164,7 @@ def _requires(shelf: Shelf, needed: Role) -> Callable[[Request], Identity]:
 
 
 def _add_reads(app: FastAPI, shelf: Shelf, views: Views, sights: Sights, version: str) -> None:
-    viewer = [Depends(_requires(shelf, Role.VIEWER))]
+    viewer = [Depends(requires(shelf, Role.VIEWER))]
 
     @app.get("/healthz")
     def health() -> Health:
@@ -197,8 +199,8 @@ def _add_reads(app: FastAPI, shelf: Shelf, views: Views, sights: Sights, version
 
 
 def _add_writes(app: FastAPI, shelf: Shelf, commands: Commands, views: Views) -> None:
-    operator = Depends(_requires(shelf, Role.OPERATOR))
-    admin = Depends(_requires(shelf, Role.ADMIN))
+    operator = Depends(requires(shelf, Role.OPERATOR))
+    admin = Depends(requires(shelf, Role.ADMIN))
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
     def put_service(service: str, body: Anything = None, identity: Identity = admin) -> ServiceView:

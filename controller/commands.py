@@ -24,7 +24,7 @@ from controller.capacity import (
 from controller.codec import state_from_json
 from controller.errors import AlreadyRejected, BadInput, Conflict, NoRoom, RolloutRunning, Unreachable
 from controller.fingerprint import Fingerprint
-from controller.plan import make_plan
+from controller.plan import gate_stages, make_plan
 from controller.ports import Clock
 from controller.risk import Assessment, assess
 from controller.rollout import begin, rollback_means
@@ -185,6 +185,8 @@ class Commands:
         request = {
             "version": dump(proposal.version),
             "policy": dump(proposal.policy),
+            "gate": proposal.policy.gate_policy().to_mapping(),
+            "stages": [asdict(stage) for stage in gate_stages(proposal.plan, proposal.policy)],
             "actor": identity.name,
             "reason": str(body.get("reason") or ""),
         }

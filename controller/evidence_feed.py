@@ -7,6 +7,7 @@ goes on after exactly that event; a score finds its request by either id, before
 from __future__ import annotations
 
 import base64
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,13 @@ class GateConfig:
 
     policy: GatePolicy
     stages: tuple[StagePlan, ...]
+
+
+def gate_config(request: str) -> GateConfig:
+    """What was pinned when the rollout began, from its stored request: a newer default changes nothing."""
+    pinned = json.loads(request)
+    stages = tuple(StagePlan(**stage) for stage in pinned["stages"])
+    return GateConfig(GatePolicy.from_mapping(pinned["gate"]), stages)
 
 
 def draw_of(record: RequestRecord) -> Draw:

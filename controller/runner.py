@@ -1,6 +1,6 @@
 """Runs the ticks: one thread a service, one for the lease. Of several controllers the lease's holder acts.
 
-Invariants: every tick carries the lease's fencing token; a lost lease stops all ticks before the next one, and
+Invariants: every tick carries the fencing token of the lease; a lost lease stops all ticks before the next one, and
 a new holder starts from the store alone; a fault in one service never stops another.
 """
 
@@ -193,6 +193,8 @@ class _Watch:
             telemetry.warning("another writer was first, reading again", service=self._service, why=str(exc))
             self._crew = None
             return 0.0
+        except UnknownService:
+            raise
         except CanaryctlError as exc:
             telemetry.warning("tick not possible now", service=self._service, why=str(exc))
         return PAUSE_S

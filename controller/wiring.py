@@ -21,12 +21,14 @@ import psutil
 import uvicorn
 
 from controller import telemetry
-from controller.api import make_app
+from controller.ab_service import AbTests, add_ab_routes
+from controller.ab_store import AbStore
+from controller.api import make_app, requires
 from controller.capacity import Device, need_bytes, require_fit
 from controller.codec import state_from_json
 from controller.commands import Commands, fingerprint_of, service_spec, version_spec
 from controller.errors import BusyPort, CanaryctlError, UnknownService, Unreachable
-from controller.evidence_feed import EvidenceFeeds, GateConfig
+from controller.evidence_feed import EvidenceFeeds, gate_config
 from controller.fingerprint import (
     Fingerprint,
     fingerprint_checkpoint,
@@ -36,7 +38,6 @@ from controller.fingerprint import (
 from controller.hashes import read_hashes, write_hashes
 from controller.keeper import Keeper
 from controller.meter import TrafficMeter
-from controller.plan import gate_stages
 from controller.plane_ray import (
     PlaneFleet,
     PlaneFront,
@@ -51,7 +52,7 @@ from controller.reconciler import Ports, Reconciler
 from controller.runner import Crew, Runner
 from controller.security import Identity, Role, admin_token, token_digest
 from controller.settings import Settings, port_is_free
-from controller.spec import VersionSpec, parse_policy
+from controller.spec import VersionSpec
 from controller.state import AskKind, RolloutState
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
@@ -254,12 +255,6 @@ def engine_release() -> str:
     return ""
 
 
-def gate_config(store: SqlStore, rollout: RolloutState) -> GateConfig:
-    """What the rollout's evidence is judged by, as it was pinned when it began."""
-    policy = parse_policy(json.loads(store.request(rollout.id))["policy"])
-    return GateConfig(policy.gate_policy(), gate_stages(rollout.plan, policy))
-
-
 # --- the controller
 
 
@@ -295,11 +290,20 @@ def build(settings: Settings) -> Built:
     def make_crew(service: str) -> Crew:
         meter = world.meters.setdefault(service, TrafficMeter(service, log))
         engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
-        feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store, rollout))
+        feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(target=target, preflight=versions.check, rate_per_s=world.requests_per_s)
         front = PlaneFront(traffic, routers, fleet.stop_router, time.monotonic)
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
-        return Crew(Reconciler(ports), Keeper(engines, table, front, store, clock), meter.look)
+
+        def measure(now_s: float) -> None:
+            meter.look(now_s)
+            tests.look(service, now_s)
+
+        return Crew(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)
+
+    def is_over(rollout: str) -> bool:
+        stored = store.load(rollout)
+        return stored is None or stored.state.is_final
 
     def replicas(row: ServiceRow) -> int:
         stored = store.version(row.name, row.stable)
@@ -307,9 +311,11 @@ def build(settings: Settings) -> Built:
 
     runner = Runner(store, clock, make_crew, replicas, holder=_holder())
     commands = Commands(store, world, clock, runner.wake)
+    tests = AbTests(AbStore(settings.database_url), commands, log, clock, is_over=is_over)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
     app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())
+    add_ab_routes(app, tests, viewer=requires(store, Role.VIEWER), operator=requires(store, Role.OPERATOR))
     return Built(store, runner, app)
 
 

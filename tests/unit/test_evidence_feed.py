@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from controller.evidence_feed import EvidenceFeeds, Feed, GateConfig, draw_of
+from controller.evidence_feed import EvidenceFeeds, Feed, GateConfig, draw_of, gate_config
 from controller.snapshots import sight_in
 from controller.state import EvidenceSight, Phase, RolloutState
 from evaluation.evaluator import Evaluator
@@ -281,3 +282,11 @@ def test_a_record_that_cannot_be_evidence_is_counted_and_left_out() -> None:
     feed.take(page, START_S + 1)
 
     assert feed.refused == 1
+
+
+def test_what_a_rollout_is_judged_by_is_pinned_when_it_begins() -> None:
+    request = {"gate": CONFIG.policy.to_mapping(), "stages": [asdict(stage) for stage in CONFIG.stages]}
+
+    pinned = gate_config(json.dumps(request))
+
+    assert (pinned.policy.digest(), pinned.stages) == (CONFIG.policy.digest(), CONFIG.stages)
