@@ -155,7 +155,9 @@ class Pipeline:
         through = int(bet[0]) + 1 if len(bet) else len(kind)
         self.was_sticky = self.was_sticky or bool((kind[:through] > REQUEST).any())
         if len(bet):
-            self.is_sticky = int(self.was_sticky)
+            self.is_sticky = int(
+                self.was_sticky if self.policy.units == "auto" else self.policy.units == "sticky"
+            )
             self.restore_limits()
 
     def _count(

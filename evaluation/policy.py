@@ -123,6 +123,9 @@ class GatePolicy:
     served_share_alpha: float = 0.001
     served_rate_hold: float = 0.98
     served_rate_rollback: float = 0.90
+    units: str = (
+        "auto"  # "request", "sticky" or, by the first unit that is bet and what came before it, "auto"
+    )
     session_requests: int = 10
     session_s: float = 600.0
     settle_s: float = 60.0
@@ -199,6 +202,8 @@ def _check_policy(policy: GatePolicy) -> None:
         raise PolicyError(
             f"restart_share {policy.restart_share} is outside [0, 1); use 0.3, or 0 for no restarts"
         )
+    if policy.units not in ("auto", "request", "sticky"):
+        raise PolicyError(f"units {policy.units!r} is unknown; use auto, request or sticky")
     if policy.proof_canary < 0:
         raise PolicyError(f"proof_canary {policy.proof_canary} is below 0; use 100")
     if policy.session_requests < 1 or policy.session_s <= 0.0 or policy.settle_s <= 0.0:
@@ -287,7 +292,7 @@ _GATE_KEYS = frozenset(
 
 
 def _policy_from_mapping(raw: Mapping[str, object]) -> GatePolicy:
-    known = {*_PLAIN, "base", "name", "gates", "rungs"}
+    known = {*_PLAIN, "base", "name", "units", "gates", "rungs"}
     for key in raw:
         if key not in known:
             raise PolicyError(f"policy key {key!r} is unknown; use one of {', '.join(sorted(known))}")
@@ -296,8 +301,9 @@ def _policy_from_mapping(raw: Mapping[str, object]) -> GatePolicy:
     for key in ("session_requests", "proof_canary"):
         if key in changes:
             changes[key] = int(_number(key, raw[key]))
-    if "name" in raw:
-        changes["name"] = str(raw["name"])
+    for key in ("name", "units"):
+        if key in raw:
+            changes[key] = str(raw[key])
     if "gates" in raw:
         changes["gates"] = _gates_from(base, _mapping("gates", raw["gates"]))
     if "rungs" in raw:

@@ -69,6 +69,8 @@ def test_a_new_gate_is_made_from_metric_kind_and_threshold():
         ({"rungs": [{"min_canary": 100, "margins": {}}]}, "min_canary 0"),
         ({"restart_share": 1.0}, "restart_share 1.0"),
         ({"session_requests": 0}, "session_requests"),
+        ({"proof_canary": -1}, "proof_canary -1"),
+        ({"units": "people"}, "people"),
     ],
 )
 def test_a_policy_that_cannot_hold_is_refused_by_name(raw, words):
