@@ -39,8 +39,10 @@ RESTART_REPS = {"no_harm": 20, "rollback": 20}  # with late-onset restarts, besi
 FIRST_PREFIX = 500  # canary requests read first where harm is expected; then four times as many
 # Files of evaluation/ that a backtest does not run through: a change there measures nothing anew.
 BESIDE_THE_GATE = frozenset(
-    "ab_test calibration detectable evaluator guards intervals judging observed_range plan_power power segments "
-    "settlement snapshot trace".split()
+    {
+        *("ab_test", "calibration", "detectable", "evaluator", "guards", "intervals", "judging"),
+        *("observed_range", "plan_power", "power", "segments", "settlement", "snapshot", "trace"),
+    }
 )
 ROUND = 10  # repetitions of a case before the next case has its turn
 
