@@ -24,6 +24,7 @@ from serving.route_table import StaleToken
 
 SILENT_S = 3.0  # without a report for so long, a replica is looked after
 STOP_GRACE_S = 5.0  # for requests that are under way when `stop` comes without a drain
+STOP_LIMIT_S = 15.0  # then an engine that neither ends them nor can be told to is taken down with them
 PUBLISH_AGAIN_S = 2.0  # a new route table learns the replicas
 GONE_KEPT = 20  # versions
 
@@ -291,11 +292,10 @@ class FleetCore:
             return [*orders, *self._probes(one, now_s)]
         if one.phase == "stopping" and not one.out_of_table and one.published is not None:
             return self._publication(one, (), now_s, force=True)
-        if one.phase == "stopping" and one.in_flight and not external:
-            if now_s < one.since_s + STOP_GRACE_S:
-                return self._probes(one, now_s)
-            one.since_s = now_s - STOP_GRACE_S  # once a turn until the engines report none
-            return [Cancel(one.launch, one.urls), *self._probes(one, now_s)]
+        stopping_s = now_s - one.since_s
+        if one.phase == "stopping" and one.in_flight and stopping_s < STOP_LIMIT_S:
+            cancels = [Cancel(one.launch, one.urls)] if stopping_s >= STOP_GRACE_S else []
+            return [*cancels, *self._probes(one, now_s)]
         if one.phase == "failed" and one.run_as is None and not one.processes:
             return ()
         return (DeleteApp(one.launch, tuple(sorted(one.processes))),)

@@ -135,6 +135,17 @@ def test_stop_lets_requests_under_way_end_for_a_while_then_breaks_them_off() -> 
     assert isinstance(world.orders()[0], DeleteApp)
 
 
+def test_an_engine_that_hangs_does_not_keep_stop_waiting_for_ever() -> None:
+    world, one = World(), launch()
+    world.ready(one, in_flight=2)
+    world.stop()
+    world.do()
+
+    world.now_s += 15.0
+
+    assert world.orders() == (DeleteApp(one, (Process("n", 40, 1.0),)),)
+
+
 def test_a_version_is_gone_when_its_processes_are_and_holds_no_memory_then() -> None:
     world, one = World(), launch()
     world.ready(one)
