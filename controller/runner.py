@@ -1,7 +1,7 @@
 """Runs the ticks: one thread a service, one for the lease. Of several controllers the lease's holder acts.
 
-Invariants: every tick carries the fencing token of the lease; a lost lease stops all ticks before the next one, and
-a new holder starts from the store alone; a fault in one service never stops another.
+Invariants: every tick carries the fencing token of the lease; a lost lease stops all ticks before the next
+one, and a new holder starts from the store alone; a fault in one service never stops another.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from controller.view import RolloutView, ServiceView
 
 GIVE_UP_S = 60.0  # of a controller that does not answer
 REFRESH_PER_S = 4
+WIDE_COLUMNS = 120  # from here on there is room for reasons
+LOG_LINES = 14
 
 
 def watch(client: Client, service: str, rollout: str, *, timeout_s: float | None) -> RolloutView:
@@ -134,10 +136,14 @@ class _Picture:
 
     def show(self, view: ServiceView, rollout: RolloutView) -> None:
         """Renew the picture."""
-        room = max(4, self._console.height - 14 - len(rollout.gates) - len(view.versions or ()))
-        log_lines = 200 if rollout.is_final else min(room, 12)
+        wide = self._console.width >= WIDE_COLUMNS
+        gates = len({gate.gate for gate in rollout.gates})
+        room = self._console.height - 14 - gates - len(view.versions or ())
+        log_lines = LOG_LINES if rollout.is_final else max(3, min(room, LOG_LINES))
         body = Group(
-            versions_table(view, wide=False), Text(), *rollout_parts(rollout, wide=False, log_lines=log_lines)
+            versions_table(view, wide=False),
+            Text(),
+            *rollout_parts(rollout, wide=wide, log_lines=log_lines),
         )
         title = f"[bold]{view.service}[/]  {view.url}"
         self._last = Panel(body, title=title, title_align="left", border_style="dim")

@@ -14,7 +14,8 @@ from controller.units import duration, gib, percent
 from controller.view import GateView, PlanView, RolloutView, ServiceView, StageView, StepsView
 from evaluation.gate import Verdict
 
-BAR = 24
+BAR = 6
+WEIGHT_BAR = 48
 PHASE_STYLE = {
     Phase.SUCCEEDED: "bold green",
     Phase.ROLLED_BACK: "bold red",
@@ -88,7 +89,7 @@ def rollout_parts(view: RolloutView, *, wide: bool, log_lines: int = 8) -> list[
     """A rollout from its head line to its log."""
     head = Text.assemble(
         (view.rollout, "bold"), "  ", view.stable, " -> ", view.canary, "  ", phase_text(view),
-        f"  risk {view.risk}  {percent(view.weight_bp)} on the canary",
+        *([f"  risk {view.risk}"] if wide else []),
     )  # fmt: skip
     parts: list[RenderableType] = [head, stages_line(view), weight_bar(view)]
     if view.waiting_for:
@@ -96,6 +97,8 @@ def rollout_parts(view: RolloutView, *, wide: bool, log_lines: int = 8) -> list[
     parts += [Text(f"held: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
     if view.gates:
         parts += [Text(), gates_table(view.gates, wide=wide)]
+        invalid = () if wide else [gate for gate in view.gates if gate.verdict is Verdict.INVALID]
+        parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
     if view.cause is not None:
         parts.append(Text(f"rolled back by {view.cause.kind}: {view.cause.text}", style="red"))
     if view.steps is not None:
@@ -119,33 +122,34 @@ def stages_line(view: RolloutView) -> Text:
 
 def weight_bar(view: RolloutView) -> Text:
     """Who gets how much of the traffic."""
-    width = 2 * BAR
+    width = WEIGHT_BAR
     canary = round(width * view.weight_bp / FULL_BP)
     if 0 < view.weight_bp < FULL_BP:
         canary = min(max(canary, 1), width - 1)
     line = Text("stable ", style="blue")
     line.append("█" * (width - canary), style="blue")
-    line.append("█" * canary, style="yellow")
+    line.append("▒" * canary, style="yellow")
     line.append(f" canary {percent(view.weight_bp)}", style="yellow")
     return line
 
 
 def gates_table(gates: Sequence[GateView], *, wide: bool) -> RenderableType:
-    """The evidence: each gate's way to its decision."""
-    more = ("interval", "why") if wide else ("why",)
-    grid = table("gate", "question", "verdict", "evidence", "stable", "canary", "requests", *more)
-    for gate in gates:
-        asks = {"rollback": "is it worse?", "promotion": "is it no worse?"}.get(gate.side, gate.side)
-        interval = f"{_number(gate.low)} .. {_number(gate.high)}" if gate.low is not None else "-"
+    """The evidence, a line a gate: is the canary worse (rolls back), is it proven no worse (promotes)?"""
+    grid = table("gate", "worse?", "no worse?", "stable", "canary", "requests", *(["why"] if wide else []))
+    for name in dict.fromkeys(gate.gate for gate in gates):
+        sides = {gate.side: gate for gate in gates if gate.gate == name}
+        against, proof = sides.get("rollback") or sides.get("guard"), sides.get("promotion")
+        shown = against or proof
+        if shown is None:
+            continue
         grid.add_row(
-            gate.gate,
-            asks,
-            Text(gate.verdict.value, style=VERDICT_STYLE[gate.verdict]),
-            _progress(gate),
-            _number(gate.stable),
-            _number(gate.canary),
-            f"{gate.n_stable}/{gate.n_canary}",
-            *([interval, gate.reason] if wide else [gate.reason]),
+            name,
+            _standing(against),
+            _standing(proof),
+            _number(shown.stable),
+            _number(shown.canary),
+            f"{shown.n_stable}/{shown.n_canary}",
+            *([_why(against, proof)] if wide else []),
         )
     return grid
 
@@ -237,12 +241,24 @@ def _ready(view: ServiceView, version: str) -> str:
     return f"{one.ready_replicas} {one.phase}" if one is not None else "0"
 
 
-def _progress(gate: GateView) -> Text:
-    filled = round(10 * gate.progress_ratio)
+def _standing(gate: GateView | None) -> Text:
+    """A gate's way to its decision, and its verdict."""
+    if gate is None:
+        return Text("-", style="dim")
+    filled = round(BAR * gate.progress_ratio)
     style = VERDICT_STYLE[gate.verdict]
-    bar = Text("━" * filled, style=style)
-    bar.append("╌" * (10 - filled), style="dim")
-    return bar
+    line = Text("━" * filled, style=style)
+    line.append("╌" * (BAR - filled), style="dim")
+    line.append(f" {gate.verdict.value}", style=style)
+    return line
+
+
+def _why(against: GateView | None, proof: GateView | None) -> str:
+    """The more telling of two reasons: harm first, then what is not proven yet."""
+    if against is not None and against.verdict in (Verdict.FAIL, Verdict.INVALID):
+        return against.reason
+    shown = proof or against
+    return shown.reason if shown is not None else ""
 
 
 def _number(value: float | None) -> str:
