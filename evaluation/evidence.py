@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.alpha import limit_of, parts_of
 from evaluation.betting import Bettor, Block, Channel, Floats
+from evaluation.estimates import Estimate, EventCounts, MeanGap
 from evaluation.histogram import LogHistogram
 from evaluation.latency import Exceedance, ShapeLoss, ShapeProof
 from evaluation.metrics import VALUES, Kind
@@ -46,9 +47,9 @@ class Column:
 
     __state__ = ("first", "units")
 
-    def __init__(self, *, by_event: bool, with_histogram: bool) -> None:
+    def __init__(self, *, by_event: bool, with_histogram: bool, estimate: Estimate | None = None) -> None:
         self.by_event = by_event
-        self.first = Stream(with_histogram=with_histogram)
+        self.first = Stream(with_histogram=with_histogram, estimate=estimate)
         self.units = Stream(with_histogram=with_histogram)
 
 
@@ -71,6 +72,7 @@ class MetricEvidence:
         self.exceedances: list[Exceedance] = []
         self._times: list[tuple[float, ...]] = []  # of each exceedance: the tolerance, then the margins
         self._has_shape_columns = False
+        self._tail_columns: dict[str, Column] = {}  # by percentile gate
         self.pairs = Stream(with_histogram=False)
         sampling = self.gates[0].sampling
         self._sampling = sampling
@@ -141,6 +143,14 @@ class MetricEvidence:
             return columns
         return np.where(rows.place == 1, columns, np.nan)
 
+    def interval(self, gate: Gate) -> tuple[float, float] | None:
+        """Of the ratio of rates (of a percentile: of the shares above it), of the difference of scores;
+        None: neither."""
+        if gate.kind is Kind.SHAPE:
+            return None
+        column = self._tail_columns.get(gate.name, self.columns[0])
+        return column.first.estimate.interval() if column.first.estimate is not None else None
+
     @property
     def stable_values(self) -> LogHistogram:
         """Stable's values so far, of requests where a percentile is gated, else of first requests."""
@@ -174,7 +184,9 @@ class MetricEvidence:
         match gate.kind:
             case Kind.RATE | Kind.SCORE:
                 if not self.columns:
-                    self.columns.append(Column(by_event=gate.kind is Kind.RATE, with_histogram=False))
+                    estimate = EventCounts() if gate.kind is Kind.RATE else MeanGap()
+                    by_event = gate.kind is Kind.RATE
+                    self.columns.append(Column(by_event=by_event, with_histogram=False, estimate=estimate))
                 self._add_bounded(gate, policy, self.columns[0], proofs)
             case Kind.SHAPE:
                 self._add_shape(gate, proofs)
@@ -214,8 +226,9 @@ class MetricEvidence:
         assert gate.percentile is not None
         self.exceedances.append(Exceedance(percentile=gate.percentile))
         self._times.append((1.0 + gate.tolerance, *(margin for margin, _ in proofs)))
-        column = Column(by_event=True, with_histogram=False)
+        column = Column(by_event=True, with_histogram=False, estimate=EventCounts())
         self.columns.append(column)
+        self._tail_columns[gate.name] = column
         self._rollback(gate, "first", column.first, FirstEvents(tolerance=0.0))
         self._rollback(gate, "session", column.units, SessionCounts(most=policy.session_requests))
         for margin, floor in proofs:

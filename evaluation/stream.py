@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.betting import Block, Channel
+from evaluation.estimates import Estimate
 from evaluation.histogram import Floats
 from evaluation.stable import FIRST_EPOCH, Stable, epoch_after
 
@@ -16,9 +17,10 @@ class Stream:
     the units were cut into blocks: a live rollout and a file give the same bits.
     """
 
-    __state__ = ("stable", "channels", "staged", "rows", "canary", "until", "stage")
+    __state__ = ("stable", "channels", "staged", "estimate", "rows", "canary", "until", "stage")
 
-    def __init__(self, *, with_histogram: bool) -> None:
+    def __init__(self, *, with_histogram: bool, estimate: Estimate | None = None) -> None:
+        self.estimate = estimate  # None: no interval is shown
         self.channels: list[Channel] = []
         self.staged: list[Channel] = []  # begin again with each stage
         self.stable = Stable(with_histogram=with_histogram)
@@ -53,6 +55,8 @@ class Stream:
             channel.bet(part)
         for channel in self.staged:
             channel.bet(part)
+        if self.estimate is not None:
+            self.estimate.learn(part)
         self.stable.learn(part.y[~part.arm])
         self.rows += len(part)
         self.canary += int(np.count_nonzero(part.arm))
@@ -63,3 +67,5 @@ class Stream:
     def _turn(self) -> None:
         for channel in (*self.channels, *self.staged):
             channel.turn(self.stable, self.canary)
+        if self.estimate is not None:
+            self.estimate.turn()

@@ -241,6 +241,7 @@ def _report(
         n_stable=int(metric.counts[0]),
         stable=stable,
         canary=canary,
+        interval=metric.interval(gate) if side == "rollback" else None,
         effective_units=float(metric.columns[0].units.rows),
         decided_at_s=decided_at_s,
         decided_canary=decided_canary,

@@ -1,0 +1,123 @@
+"""How large a difference is, for display: kept beside a stream's channels, valid at every look, deciding
+nothing.
+
+Invariant: an estimate never changes a verdict. Like the channels it gives the same bits however rows are
+cut into blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from evaluation.betting import Block, Floats
+from evaluation.intervals import EventCount, ratio_interval
+
+ALPHA = 0.05
+MOST_WEIGHTS = 8  # distinct weights that are told apart; inverting the test costs 5 ms for each
+    64  # distinct weights that are told apart; a rollout has a few, a raise with returning users some more
+)
+
+
+class Estimate(Protocol):
+    """Learns from blocks within one epoch; tables change in `turn`."""
+
+    def learn(self, block: Block) -> None:
+        """Take units in order."""
+
+    def turn(self) -> None:
+        """An epoch has ended."""
+
+    def interval(self) -> tuple[float, float] | None:
+        """The interval now; None while there is nothing to say."""
+
+
+class EventCounts:
+    """Events of both arms by the weight of their draws: the interval of the ratio of two rates."""
+
+    __state__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts: dict[float, tuple[int, int]] = {}  # w -> canary, stable
+        self._shown: tuple[list[EventCount], tuple[float, float]] | None = None  # counts and their interval, last asked
+
+    def learn(self, block: Block) -> None:
+        """Count events; units beyond `MOST_WEIGHTS` weights are left out."""
+        events = (block.y > 0.0) & (block.w > 0.0)
+        if not events.any():
+            return
+        arm, w = block.arm[events], block.w[events]
+        for weight in np.unique(w).tolist():
+            if weight not in self.counts and len(self.counts) >= MOST_WEIGHTS:
+                continue
+            canary, stable = self.counts.get(weight, (0, 0))
+            here = arm[w == weight]
+            hit = int(np.count_nonzero(here))
+            self.counts[weight] = (canary + hit, stable + len(here) - hit)
+
+    def turn(self) -> None:
+        """Nothing is frozen."""
+
+    def interval(self) -> tuple[float, float] | None:
+        """Of canary rate / stable rate."""
+        if not self.counts:
+            return None
+        counts = [EventCount(w, canary, stable) for w, (canary, stable) in sorted(self.counts.items())]
+        if self._shown is None or self._shown[0] != counts:
+            self._shown = (counts, ratio_interval(counts, alpha=ALPHA))
+        return self._shown[1]
+
+
+class MeanGap:
+    """The difference of two bounded means, canary less stable: an empirical-Bernstein confidence sequence.
+
+    Each unit gives z = (y - m) / w on the canary and -(y - m) / (1 - w) on stable, whose mean is the
+    difference whatever m is. The size of the bets, m and the centre are frozen for an epoch.
+    Source: Waudby-Smith & Ramdas (2023), theorem 2. Check: `intervals.MeanDifference` gives it row by row.
+    """
+
+    __state__ = ("rows", "sums", "centre_y", "centre_z", "bet")
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.sums: Floats = np.zeros(6)  # of y, z, z^2, bet, bet z, cost
+        self.centre_y = 0.5
+        self.centre_z = 0.0
+        self.bet = 0.0  # nothing is known of the spread in the first epoch
+
+    def learn(self, block: Block) -> None:
+        """Take units in order."""
+        drawn = block.w > 0.0
+        y, w, arm = block.y[drawn], block.w[drawn], block.arm[drawn]
+        if len(y) == 0:
+            return
+        z = np.where(arm, (y - self.centre_y) / w, (self.centre_y - y) / (1.0 - w))
+        span = 2.0 / np.minimum(w, 1.0 - w)
+        bet = np.minimum(self.bet, 0.5 / span)
+        scaled = bet * span
+        cost = (z - self.centre_z) ** 2 * (-np.log1p(-scaled) - scaled) / span**2
+        terms = np.stack((y, z, z * z, bet, bet * z, cost))
+        self.sums = np.add.accumulate(np.concatenate((self.sums[:, None], terms), axis=1), axis=1)[
+            :, -1
+        ].copy()
+        self.rows += len(y)
+
+    def turn(self) -> None:
+        """Take the centre and the size of the bets from what was seen."""
+        if self.rows == 0:
+            return
+        y, z, square = (float(total) / self.rows for total in self.sums[:3])
+        self.centre_y = y
+        self.centre_z = min(max(z, -1.0), 1.0)
+        spread = max(square - z * z, 1e-6)
+        self.bet = math.sqrt(2.0 * math.log(2.0 / ALPHA) / (spread * self.rows * math.log1p(self.rows)))
+
+    def interval(self) -> tuple[float, float] | None:
+        """Of the difference, within [-1, 1]."""
+        weight, weighted, cost = (float(total) for total in self.sums[3:])
+        if weight == 0.0:
+            return None
+        radius = (math.log(2.0 / ALPHA) + cost) / weight
+        return max(-1.0, weighted / weight - radius), min(1.0, weighted / weight + radius)

@@ -1,0 +1,76 @@
+"""Intervals for display: they hold the truth, agree with their row-by-row relatives, and decide nothing."""
+
+import numpy as np
+import pytest
+
+from evaluation.backtest import run
+from evaluation.betting import Block
+from evaluation.estimates import EventCounts, MeanGap
+from evaluation.intervals import EventCount, ratio_interval
+from evaluation.policy import GatePolicy
+from tests.unit.evidence_maker import requests
+
+
+def scores(rows: int, difference: float, seed: int = 0) -> Block:
+    rng = np.random.default_rng(seed)
+    arm = rng.random(rows) < 0.2
+    y = np.clip(rng.normal(0.7, 0.15, rows) + np.where(arm, difference, 0.0), 0.0, 1.0)
+    zero = np.zeros(rows, dtype=np.int64)
+    return Block(arm, np.full(rows, 0.2), y, np.ones(rows), zero, zero, y, zero)
+
+
+def after(block: Block, epoch: int = 500) -> MeanGap:
+    gap = MeanGap()
+    for start in range(0, len(block), epoch):
+        gap.learn(block.pick(slice(start, start + epoch)))
+        gap.turn()
+    return gap
+
+
+def test_a_difference_lies_in_its_interval_and_the_interval_narrows():
+    short, long = (after(scores(rows, -0.1)).interval() for rows in (3000, 30_000))
+
+    assert short[0] < long[0] < -0.1 < long[1] < short[1]
+    assert long[1] < 0.0
+
+
+def test_the_interval_holds_the_truth_in_most_runs():
+    missed = sum(
+        not low < 0.0 < high for low, high in (after(scores(4000, 0.0, s)).interval() for s in range(60))
+    )
+
+    assert missed <= 3
+
+
+def test_blocks_do_not_change_a_bit():
+    block = scores(500, 0.05)
+    whole, parts = MeanGap(), MeanGap()
+    for gap in (whole, parts):
+        gap.learn(block)
+        gap.turn()
+    whole.learn(block)
+    for row in range(500):
+        parts.learn(block.pick(slice(row, row + 1)))
+
+    assert parts.interval() == whole.interval()
+
+
+def test_nothing_is_shown_before_there_is_anything():
+    assert (MeanGap().interval(), EventCounts().interval()) == (None, None)
+
+
+def test_events_are_counted_by_the_weight_of_their_draws():
+    counts = EventCounts()
+    zero = np.zeros(4, dtype=np.int64)
+    arm, w = np.array([True, False, True, False]), np.array([0.1, 0.1, 0.5, 0.5])
+    counts.learn(Block(arm, w, np.array([1.0, 1.0, 1.0, 0.0]), w, zero, zero, w, zero))
+
+    assert counts.interval() == ratio_interval([EventCount(0.1, 1, 1), EventCount(0.5, 1, 0)], alpha=0.05)
+
+
+@pytest.mark.parametrize(("metric", "low", "high"), [("error", 1.0, 4.0), ("quality", -0.2, 0.0)])
+def test_a_backtest_shows_ratios_of_rates_and_differences_of_scores(metric, low, high):
+    columns = requests(9000, w=0.3, error=(0.05, 0.1), worse=0.1)
+    interval = run(columns, GatePolicy.default()).intervals[metric]
+
+    assert low < interval[0] < (2.0 if metric == "error" else -0.1) < interval[1] < high
