@@ -17,8 +17,6 @@ from evaluation.intervals import EventCount, ratio_interval
 
 ALPHA = 0.05
 MOST_WEIGHTS = 8  # distinct weights that are told apart; inverting the test costs 5 ms for each
-    64  # distinct weights that are told apart; a rollout has a few, a raise with returning users some more
-)
 
 
 class Estimate(Protocol):
@@ -41,7 +39,7 @@ class EventCounts:
 
     def __init__(self) -> None:
         self.counts: dict[float, tuple[int, int]] = {}  # w -> canary, stable
-        self._shown: tuple[list[EventCount], tuple[float, float]] | None = None  # counts and their interval, last asked
+        self._shown: tuple[list[EventCount], tuple[float, float]] | None = None  # what was last asked for
 
     def learn(self, block: Block) -> None:
         """Count events; units beyond `MOST_WEIGHTS` weights are left out."""
