@@ -20,8 +20,10 @@ TEMPLATES = (
 )
 ANSWER = "The capital of {country} is {city}."
 
-_ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "h", "k", "kr", "l", "m", "n", "p", "pr", "r", "s", "st")
-_ONSETS += ("t", "tr", "v", "z")
+_ONSETS = (
+    *("b", "br", "d", "dr", "f", "g", "gl", "h", "k", "kr", "l"),
+    *("m", "n", "p", "pr", "r", "s", "st", "t", "tr", "v", "z"),
+)
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
 _CODAS = ("", "l", "n", "r", "s", "m")
 _LANDS = ("ia", "land", "stan", "ova", "mark", "ea")
