@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,21 +19,32 @@ from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
 
+POSTGRES = os.environ.get("CANARYCTL_TEST_POSTGRES")
 CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
 VERSION = VersionRow("chat", STABLE, "{}", "{}", 1.0)
 
 
+@pytest.fixture(params=["sqlite", *(["postgresql"] if POSTGRES else [])])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite" or POSTGRES is None:
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    store_schema.metadata.drop_all(sa.create_engine(POSTGRES))
+    return POSTGRES
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    sql = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+def store(url: str) -> Iterator[SqlStore]:
+    sql = SqlStore(url)
     yield sql
     sql.close()
 
 
-def test_a_second_process_sees_what_the_first_committed(store: SqlStore, tmp_path: Path) -> None:
+def test_a_second_process_sees_what_the_first_committed(store: SqlStore, url: str) -> None:
     store.put_service(CHAT, VERSION)
+    second = SqlStore(url)
 
-    assert SqlStore(f"sqlite:///{tmp_path / 'state.db'}").service("chat") == CHAT
+    assert second.service("chat") == CHAT
+    second.close()
 
 
 def test_an_unknown_service_is_refused_with_the_ones_there_are(store: SqlStore) -> None:
@@ -179,10 +191,10 @@ def test_a_network_file_system_is_refused_with_its_name_and_a_remedy(tmp_path: P
     assert not (tmp_path / "state.db").exists()
 
 
-@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "no url"])
-def test_a_database_that_cannot_hold_the_state_is_refused(url: str) -> None:
+@pytest.mark.parametrize("place", ["mysql://x/y", "sqlite://", "no url"])
+def test_a_database_that_cannot_hold_the_state_is_refused(place: str) -> None:
     with pytest.raises(BadInput, match=r"use sqlite:///FILE"):
-        SqlStore(url)
+        SqlStore(place)
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
@@ -192,8 +204,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
 
 
-def test_a_database_of_a_newer_canaryctl_is_refused(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'state.db'}"
+def test_a_database_of_a_newer_canaryctl_is_refused(url: str) -> None:
     store = SqlStore(url)
     with store._writes.begin() as db:
         db.execute(sa.update(store_schema.meta).values(value="99"))
