@@ -12,13 +12,11 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-FORMAT = 1
-#: From a format to the next one: takes the document, returns it changed.
-MIGRATIONS: Mapping[int, Callable[[dict[str, object]], dict[str, object]]] = {}
+FORMAT = 2
 
 
 class SnapshotMismatch(ValueError):
@@ -31,6 +29,18 @@ class Stateful(Protocol):
 
     @property
     def __state__(self) -> tuple[str, ...]: ...
+
+
+def _to_2(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 keeps the book of units as two arrays, not as a list of pairs."""
+    units = document["state"]["pipeline"]["units"]
+    pairs = units.pop("seen")["items"]
+    units["book"] = [_encode(np.array([pair[at] for pair in pairs], dtype=np.int64)) for at in (0, 1)]
+    return {**document, "format": 2}
+
+
+#: From a format to the next one: takes the document, returns it changed.
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
 
 
 def write(root: Stateful, *, digest: str) -> bytes:

@@ -59,7 +59,7 @@ class Drawn:
 class Units:
     """The book of sticky units: one revealed interval each, and the draws whose sessions are still open."""
 
-    __state__ = ("seen", "intervals", "open", "contradictions", "sticky_draws", "rows")
+    __state__ = ("book", "intervals", "open", "contradictions", "sticky_draws", "rows")
 
     def __init__(self, *, session_requests: int, session_s: float) -> None:
         self._most = session_requests
@@ -70,6 +70,20 @@ class Units:
         self.contradictions = 0
         self.sticky_draws = 0
         self.rows = 0
+
+    @property
+    def book(self) -> list[Ints]:
+        """Units and the indices of their intervals as two arrays, for a snapshot: 9 bytes a unit instead of
+        25."""
+        size = len(self.seen)
+        return [
+            np.fromiter(part, dtype=np.int64, count=size) for part in (self.seen.keys(), self.seen.values())
+        ]
+
+    @book.setter
+    def book(self, arrays: list[Ints]) -> None:
+        units, places = arrays
+        self.seen = dict(zip(units.tolist(), places.tolist(), strict=True))
 
     def resolve(
         self, at_s: Floats, arm: NDArray[np.bool_], w: Floats, kind: Ints, unit: Ints, seq: Ints

@@ -121,3 +121,22 @@ def test_waiting_records_survive_a_restart():
     evaluator.advance(100.0, 100.0)
 
     assert evaluator.report().n_canary == int(columns["arm"].sum())
+
+
+def as_format_1(saved: bytes) -> bytes:
+    """What the program of format 1 would have written: the book of units as a list of pairs."""
+    document = json.loads(saved)
+    units = document["state"]["pipeline"]["units"]
+    names, places = (snapshots._decode(part) for part in units.pop("book"))
+    units["seen"] = {
+        "@": "map",
+        "items": [list(pair) for pair in zip(names.tolist(), places.tolist(), strict=True)],
+    }
+    return json.dumps({**document, "format": 1}).encode()
+
+
+def test_a_snapshot_of_format_1_goes_on_to_the_bit():
+    saved = streamed(CASES["sticky users"](), POLICY, seed=2).snapshot()
+
+    assert len(as_format_1(saved)) > len(saved)
+    assert Evaluator.restore(POLICY, ONE_STAGE, as_format_1(saved)).snapshot() == saved
