@@ -12,14 +12,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Group, RenderableType
 
 from controller.cli.actions import read_policy
 from controller.cli.evidence_files import EvidenceFile, read_evidence
+from controller.cli.observed import RangeAnswer, judge_range, moment_s
 from controller.cli.output import console, say, table
 from controller.errors import BadInput
 from controller.spec import parse_policy
+from controller.units import duration_s
 from evaluation.backtest import BacktestResult, run
 from evaluation.gate import GateReport
 from evaluation.policy import GatePolicy, PolicyError
@@ -52,6 +55,21 @@ def backtest(
         Path | None,
         typer.Option(help="Draw the evidence over time into this .png or .svg.", show_default=False),
     ] = None,
+    observed: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="METRIC",
+            help="Also: is the canary's p50/p90/p95 inside what stable showed from --since to --until?",
+            show_default=False,
+        ),
+    ] = None,
+    since: Annotated[str, typer.Option(help="Begin of what stable showed: a date or seconds.")] = "0",
+    until: Annotated[
+        str | None,
+        typer.Option(help="Its end. [default: the canary's first request]", show_default=False),
+    ] = None,
+    window: Annotated[str, typer.Option(help="Length of the windows that span the range.")] = "1h",
 ) -> None:
     """Judge a recorded rollout: would the gate have rolled back, promoted, or waited?"""
     if plot is not None and plot.suffix.lower() not in PLOTS:
@@ -65,13 +83,35 @@ def backtest(
         drawn = trace(evidence.columns, gates) if plot is not None else None
     except (EvidenceError, PolicyError) as exc:
         raise BadInput(f"{file.name}: {exc}") from exc
+    ranged = _ranged(evidence, observed, since, until, window) if observed is not None else None
     if plot is not None and drawn is not None:
         draw_trace(drawn, result, plot)
         say(f"drawn: {plot}")
     if output is Shape.JSON:
-        print(json.dumps(as_plain(evidence, gates, result), indent=2))
+        ranges = {"observed_range": ranged.as_plain()} if ranged is not None else {}
+        print(json.dumps(as_plain(evidence, gates, result) | ranges, indent=2))
+        return
+    console().print(as_table(evidence, result))
+    for report in ranged.reports if ranged is not None else ():
+        console().print(f"{observed}: {report.verdict.value}, {report.reason}")
+
+
+def _ranged(evidence: EvidenceFile, metric: str, since: str, until: str | None, window: str) -> RangeAnswer:
+    begin_s = moment_s("--since", since)
+    if until is not None:
+        end_s = moment_s("--until", until)
     else:
-        console().print(as_table(evidence, result))
+        canary = np.asarray(evidence.columns["arm"]) == 1
+        if not canary.any():
+            raise BadInput("--range needs canary rows, or there is nothing to judge")
+        end_s = float(np.asarray(evidence.columns["t_s"], dtype=np.float64)[canary].min())
+    # A range that begins before the file does is cut into windows of the file alone.
+    begin_s = max(begin_s, float(np.asarray(evidence.columns["t_s"], dtype=np.float64).min()))
+    try:
+        window_s = duration_s(window)
+    except ValueError as exc:
+        raise BadInput(f"--window {exc}") from exc
+    return judge_range(evidence, metric, since_s=begin_s, until_s=end_s, window_s=window_s)
 
 
 def as_plain(evidence: EvidenceFile, policy: GatePolicy, result: BacktestResult) -> dict[str, object]:

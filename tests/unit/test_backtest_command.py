@@ -11,6 +11,7 @@ import typer
 
 from benchmarks.gate_traffic import Behaviour, Case, simulate
 from controller.cli.backtest import draw_trace, register
+from controller.cli.observed import moment_s
 from controller.errors import BadInput
 from evaluation.backtest import run
 from evaluation.gate import Verdict
@@ -111,3 +112,47 @@ def test_the_trace_crosses_its_limit_where_the_gate_decided() -> None:
 def test_a_trace_of_one_point_is_refused() -> None:
     with pytest.raises(ValueError, match="points 1 is below 2"):
         trace(columns(FINE), points=1)
+
+
+LONG = Case("backtest range", "no_harm", canary_requests=400, metrics=("latency",))
+
+
+def ranged(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    ask(str(written(LONG, tmp_path / "e.jsonl")), "-o", "json", "--range", "latency_ms", *arguments)
+    answer = json.loads(capsys.readouterr().out)["observed_range"]
+    return [one["verdict"] for one in answer["percentiles"]]
+
+
+def test_a_canary_inside_the_observed_range_passes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ranged(tmp_path, capsys, "--window", "60s") == ["PASS", "PASS", "PASS"]
+
+
+def test_a_range_of_too_few_windows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadInput, match="--range latency_ms: 1 windows of 36000 s hold 50 answers, needed 3"):
+        ranged(tmp_path, capsys, "--window", "10h")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--since", "yesterday"], "--since 'yesterday' is no time"), (["--window", "wide"], "--window 'wide'")],
+)
+def test_dates_that_are_none_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        ranged(tmp_path, capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1777593600", 1777593600.0), ("2026-05-01", 1777593600.0), ("2026-05-01T02:00+02:00", 1777593600.0)],
+)
+def test_dates_are_read_as_utc_unless_they_say_otherwise(text: str, seconds: float) -> None:
+    assert moment_s("--since", text) == seconds
+
+
+def test_a_range_of_what_is_no_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--range error is not a column of values; the file has latency_ms"):
+        ask(str(written(FINE, tmp_path / "e.jsonl")), "--range", "error")
