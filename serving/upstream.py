@@ -63,10 +63,7 @@ class Answer:
 
     def close(self) -> None:
         """Gives the connection back if the body has ended, else breaks it, which tells the engine to stop."""
-        if self._response.content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
+        self._response.release()  # aiohttp itself closes a connection whose body has not been read whole
 
 
 class Upstream:

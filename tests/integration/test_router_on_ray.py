@@ -64,7 +64,7 @@ class Tap:
         self._session = aiohttp.ClientSession(auto_decompress=False)
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._pass)
-        self._runner = web.AppRunner(app)
+        self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -368,6 +368,32 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(r
     assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
     assert len(load.asked) > after  # it went on serving stable without its table
     assert load.failed + others.failed == []
+
+
+def test_a_client_that_goes_away_stops_the_engine_and_is_recorded_as_cancelled(
+    rig: Rig, two_versions: Any
+) -> None:
+    async def leave() -> str:
+        body = {"model": "chat", "prompt": "What is", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        async with aiohttp.ClientSession() as session:
+            answer = await session.post(rig.base + "/v1/completions", json=body)
+            await answer.content.readany()
+            answer.close()
+            return answer.headers["x-canaryctl-request-id"]
+
+    async def in_flight() -> int:
+        headers = {"x-canaryctl-secret": two_versions.secret}
+        async with aiohttp.ClientSession(headers=headers) as session:
+            state = await session.get(rig.stable.target + "/_canaryctl/state")
+            return int((await state.json())["in_flight"])
+
+    rig.split(0)
+    request_id = rig.loop.run(leave())
+    found = rig.records(until=lambda r: any(one.request_id == request_id for one in r))
+    (one,) = [one for one in found if one.request_id == request_id]
+
+    assert (one.outcome, one.error, one.status, one.finish_reason) == ("cancelled", None, 200, None)
+    assert rig.loop.run(in_flight()) == 0
 
 
 def test_a_tombstone_works_under_load_and_the_rollout_never_comes_back(rig: Rig) -> None:

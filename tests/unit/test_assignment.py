@@ -64,6 +64,14 @@ def test_a_conversation_keeps_its_key_as_it_grows() -> None:
     assert second == third
 
 
+def test_the_order_of_a_turns_members_does_not_matter() -> None:
+    reply = dict(reversed(REPLY.items()))
+    one = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
+    two = find_key({}, {"messages": [TURN, reply, TURN]}, request_id="a")
+
+    assert one == two
+
+
 def test_conversations_that_opened_differently_have_other_keys() -> None:
     other = {"role": "assistant", "content": "hi!"}
     one = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")

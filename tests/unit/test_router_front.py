@@ -373,6 +373,17 @@ async def test_a_stream_cut_in_the_middle_is_the_canarys_error_and_openai_client
     assert (one.outcome, one.error, one.cause, one.served_arm) == ("cut", True, "cut", 1)
 
 
+async def test_a_stream_that_ends_without_its_last_word_ends_with_an_error_event(rig: Rig) -> None:
+    async def stop_early(request: web.Request) -> web.StreamResponse:
+        return await rig.canary.stream(request, CHUNKS[:2])
+
+    rig.canary.behave = stop_early
+    answer = await rig.ask(stream=True)
+
+    assert answer.content.startswith(b"".join(CHUNKS[:2]) + b'data: {"error"')
+    assert (await rig.record()).outcome == "cut"
+
+
 async def test_a_stream_cut_inside_an_event_reaches_the_client_as_a_broken_connection(rig: Rig) -> None:
     async def cut(request: web.Request) -> web.StreamResponse:
         await rig.canary.stream(request, [CHUNKS[0], CHUNKS[1][:20]], 0.02)
