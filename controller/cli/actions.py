@@ -145,25 +145,43 @@ def bring_up(
         with Console(stderr=True).status("starting Ray and the controller"):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)
-        if body is not None:
-            view = client.up(str(body["service"]), {key: body[key] for key in body if key != "service"})
-            names = [view.service]
-        else:
-            names = [view.service for view in client.services()]
-            if not names:
-                raise UnknownService(
-                    "there is no service yet; start one: canaryctl up --service NAME --model DIR"
-                )
+        try:
+            names = [_make(client, body)] if body is not None else _names(client)
+        except CanaryctlError:
+            _end_if_idle(settings, client)
+            raise
         if wait_s != 0:
             for name in names:
                 _wait_until_served(client, name, UP_TIMEOUT_S if wait_s is None else wait_s)
         return [client.service(name) for name in names]
 
 
-def take_down(settings: Settings, service: str | None, *, timeout_s: float | None) -> None:
-    """Remove the service (None: all); with the last one end the controller and the cluster of `up`."""
+def _make(client: Client, body: Mapping[str, Any]) -> str:
+    return client.up(str(body["service"]), {key: body[key] for key in body if key != "service"}).service
+
+
+def _names(client: Client) -> list[str]:
+    names = [view.service for view in client.services()]
+    if not names:
+        raise UnknownService("there is no service yet; start one: canaryctl up --service NAME --model DIR")
+    return names
+
+
+def _end_if_idle(settings: Settings, client: Client) -> None:
+    """A refused `up` leaves nothing behind: without any service, controller and cluster have nothing to do."""
+    if not client.services():
+        _end_all(settings)
+
+
+def _end_all(settings: Settings) -> None:
     from controller import wiring
 
+    processes.stop_controller(settings)
+    wiring.stop_cluster(settings)
+
+
+def take_down(settings: Settings, service: str | None, *, timeout_s: float | None) -> None:
+    """Remove the service (None: all); with the last one end the controller and the cluster of `up`."""
     ends_at_s = time.monotonic() + (timeout_s or DOWN_TIMEOUT_S)
     with processes.one_at_a_time(settings):
         client = Client(settings)
@@ -176,8 +194,7 @@ def take_down(settings: Settings, service: str | None, *, timeout_s: float | Non
             say(f"{name} is being taken down")
         left = _wait_until_gone(client, names, ends_at_s)
         if not left:
-            processes.stop_controller(settings)
-            wiring.stop_cluster(settings)
+            _end_all(settings)
             say("controller and Ray are stopped")
 
 
