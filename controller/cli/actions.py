@@ -168,7 +168,7 @@ def _names(client: Client) -> list[str]:
 
 
 def _end_if_idle(settings: Settings, client: Client) -> None:
-    """A refused `up` leaves nothing behind: without any service, controller and cluster have nothing to do."""
+    """A refused `up` leaves nothing behind: without a service, controller and cluster have nothing to do."""
     if not client.services():
         _end_all(settings)
 
