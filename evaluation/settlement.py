@@ -47,11 +47,16 @@ class Settlement:
         known.append((score.metric, score.value, score.at_s))
 
     def advance(self, through_s: float, now_s: float) -> list[Draw]:
-        """Draws assigned before `through_s`, in order. Errors: EvidenceError when a watermark goes back."""
-        if through_s < self.through_s or now_s < self.now_s:
-            was = f"{self.through_s}, {self.now_s}"
-            raise EvidenceError(f"watermarks {through_s}, {now_s} went back from {was}; send them ascending")
-        self.through_s, self.now_s = through_s, now_s
+        """Draws assigned before `through_s`, in order. Errors: EvidenceError when that watermark goes back.
+
+        `now_s` counts only while `through_s` moves on: who reads a long log in pages knows the time before
+        it knows the scores in it. A clock that was set back makes nothing unknown again.
+        """
+        if through_s < self.through_s:
+            raise EvidenceError(f"watermark {through_s} went back from {self.through_s}; send them ascending")
+        if through_s > self.through_s:
+            self.now_s = max(self.now_s, now_s)
+        self.through_s = through_s
         due = [draw for draw in self.waiting.values() if draw.at_s < through_s]
         due.sort(key=lambda draw: (draw.at_s, draw.request_id))
         for draw in due:

@@ -56,6 +56,25 @@ def test_a_watermark_that_goes_back_is_refused():
         gate.advance(4.0, 6.0)
 
 
+def test_the_time_settles_no_score_while_the_log_is_still_being_read():
+    gate = evaluator()
+    gate.add(GOOD)
+    gate.advance(5.0, 5.0)
+    gate.advance(5.0, 10_000.0)  # a page of a long log: more follow, and the watermark stands
+    gate.add(Score("a", "quality", 0.5, 2.0))
+    gate.advance(6.0, 10_000.0)
+
+    assert settled_scores(gate) == 1
+
+
+def test_a_clock_that_was_set_back_is_no_error():
+    gate = evaluator()
+    gate.advance(5.0, 5.0)
+    gate.advance(6.0, 4.0)
+
+    assert gate.settlement.now_s == 5.0
+
+
 def settled_scores(gate: Evaluator) -> int:
     return next(r.n_stable for r in gate.report().gates if r.gate == "quality" and r.side == "rollback")
 
