@@ -7,6 +7,7 @@ capped counts never promote.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,7 @@ from evaluation.scores import PairLoss, ScoreLoss, ScoreProof
 from evaluation.sessions import Rows, Sessions
 from evaluation.stream import Stream
 
+ENOUGH_VALUES = 200  # of stable, before and during, to compare it with itself
 Use = Literal["first", "session", "pairs", "proof"]
 
 
@@ -56,7 +58,16 @@ class Column:
 class MetricEvidence:
     """The columns and channels of one metric under one policy."""
 
-    __state__ = ("columns", "exceedances", "presence", "pairs", "canary_values", "sums", "counts")
+    __state__ = (
+        "columns",
+        "exceedances",
+        "presence",
+        "pairs",
+        "canary_values",
+        "sums",
+        "counts",
+        "stable_logs",
+    )
 
     def __init__(
         self, metric: str, policy: GatePolicy, proofs: Mapping[str, Sequence[tuple[float, float]]]
@@ -85,11 +96,16 @@ class MetricEvidence:
         self.canary_values = LogHistogram() if self.takes_values else None  # None: a mean says it all
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
+        self.stable_logs: Floats = np.zeros(
+            (2, 2)
+        )  # before and during the canary: sum of logarithms, and how many
         for gate in self.gates:
             self._add_gate(gate, policy, proofs.get(gate.name, ()))
 
     def seed(self, values: Floats) -> None:
         """Stable's own values from before the rollout."""
+        if self.takes_values:
+            self._add_logs(0, values)
         for column in self.columns:
             if column.first.stable.histogram is not None:
                 column.first.seed(values)
@@ -162,6 +178,19 @@ class MetricEvidence:
     def _plain(self) -> bool:
         return self._sampling.stable == self._sampling.canary
 
+    def slowdown(self) -> float:
+        """Stable beside the canary over stable before it, as a ratio of geometric means; 1 while either is
+        little known."""
+        (before, many), (during, enough) = self.stable_logs.tolist()
+        if min(many, enough) < ENOUGH_VALUES:
+            return 1.0
+        return math.exp(during / enough - before / many)
+
+    def _add_logs(self, when: int, values: Floats) -> None:
+        logs = np.log(np.maximum(values[np.isfinite(values)], 1e-9))
+        total, count = self.stable_logs[when]
+        self.stable_logs[when] = np.add.accumulate(np.concatenate(([total], logs)))[-1], count + len(logs)
+
     def _coin(self, w: Floats) -> Floats:
         """P(canary) given that the unit was judged."""
         if self._plain:
@@ -173,6 +202,10 @@ class MetricEvidence:
         present = ~np.isnan(raw)
         asked = np.flatnonzero((rows.w > 0.0) & ~(failed & self.takes_values))
         self.presence.feed(rows.block(present[asked].astype(np.float64), asked, self._coin(rows.w[asked])))
+        if self.takes_values:
+            stable = ~rows.arm & ~failed
+            self._add_logs(0, raw[stable & (rows.w == 0.0)])
+            self._add_logs(1, raw[stable & (rows.w > 0.0)])
         for arm in (0, 1):
             chosen = raw[(rows.arm == arm) & present & (rows.w > 0.0)]
             self.sums[arm] = np.add.accumulate(np.concatenate(([self.sums[arm]], chosen)))[-1]

@@ -18,6 +18,7 @@ from evaluation.policy import Gate, StagePlan
 
 MANY_CONTRADICTIONS = 10
 MANY_ROWS = 1000  # so many requests without one on an arm are no coincidence any more
+CLEAR_SLOWDOWN = 1.4
 SERVED = "served"
 
 
@@ -84,6 +85,7 @@ def evaluation_report(
     split = split_reasons(pipeline)
     wanted = [r for r in reports if r.side == "promotion"]
     stage_canary = pipeline.stage_canary if pipeline.stage == stage else 0
+    shared = interference(pipeline)
     missing = [f"{r.gate}: {r.reason}" for r in wanted if r.verdict is not Verdict.PASS]
     if stage_canary < stages[stage].min_canary:
         missing.append(f"{stage_canary} of {stages[stage].min_canary} canary requests in this stage")
@@ -91,7 +93,7 @@ def evaluation_report(
         verdict = Verdict.FAIL
     elif (split and pipeline.seq >= MANY_ROWS) or any(r.verdict is Verdict.INVALID for r in wanted):
         verdict = Verdict.INVALID
-    elif missing or split:
+    elif missing or split or shared:
         verdict = Verdict.UNDECIDED
     else:
         verdict = Verdict.PASS
@@ -100,13 +102,14 @@ def evaluation_report(
         stage_verdict=verdict,
         rollback=rollback,
         gates=tuple(reports),
-        missing=(*split, *missing),
+        missing=(*split, *shared, *missing),
         frozen=math.isfinite(frozen_since(pipeline)),
         n_canary=pipeline.canary,
         n_stable=pipeline.stable,
         stage_canary=stage_canary,
         through_s=through_s,
         late_events=late,
+        notes=tuple(shared),
     )
 
 
@@ -149,6 +152,16 @@ def split_reasons(pipeline: Pipeline) -> list[str]:
     if units.contradictions > MANY_CONTRADICTIONS and units.contradictions > 0.01 * units.sticky_draws:
         reasons.append(f"{units.contradictions} sticky draws contradict their own bucket")
     return reasons
+
+
+def interference(pipeline: Pipeline) -> list[str]:
+    """Where stable itself became slower beside the canary: on shared hardware no coin sees that. It holds,
+    and pages."""
+    return [
+        f"stable's own {name} rose to {metric.slowdown():.1f}x of before the canary: shared hardware?"
+        for name, metric in pipeline.metrics.items()
+        if metric.takes_values and metric.slowdown() > CLEAR_SLOWDOWN
+    ]
 
 
 def frozen_since(pipeline: Pipeline) -> float:

@@ -235,3 +235,13 @@ def test_late_harm_is_found_with_restarts_and_missed_without():
     found = [run(columns, replace(ERRORS, restart_share=share)).decision for share in (0.3, 0.0)]
 
     assert found == ["rollback", "promote"]
+
+
+@pytest.mark.parametrize(("slower", "verdict"), [(1.0, Verdict.PASS), (2.0, Verdict.UNDECIDED)])
+def test_a_canary_that_slows_both_arms_holds(slower, verdict):
+    columns = requests(3000, before=500)
+    columns["latency_ms"][500:] *= slower
+    report = streamed(columns, POLICY).report()
+
+    assert report.stage_verdict is verdict
+    assert (len(report.notes), report.rollback) == (int(slower > 1.0), None)
