@@ -329,6 +329,9 @@ def _changed(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
         kept = {}
     elif change.get("model") is not None:
         kept.pop("url", None)
+    engine = change.get("engine")
+    if isinstance(engine, Mapping):
+        change = {**change, "engine": {**kept.get("engine", {}), **engine}}
     return parse_version({**kept, **change})
 
 

@@ -17,7 +17,7 @@ from controller.errors import BadInput, CanaryctlError, TimedOut, UnknownService
 from controller.fingerprint import fingerprint_checkpoint, known_architectures
 from controller.hashes import read_hashes, write_hashes
 from controller.settings import Settings
-from controller.spec import parse_policy, parse_service, parse_version, parse_yaml
+from controller.spec import VersionSpec, parse_policy, parse_service, parse_version, parse_yaml
 from controller.units import gib
 from controller.view import ServiceView
 
@@ -57,7 +57,7 @@ def service_body(
             "service": service or "",
             "replicas": replicas,
             **_source(model, url),
-            "engine": engine_arguments(engine),
+            **engine_arguments(engine),
         }
         base = Path.cwd()
         if service is None:
@@ -79,9 +79,7 @@ def change_body(
     *, model: Path | None, url: str | None, engine: Sequence[str] | None, policy: str | None
 ) -> dict[str, Any]:
     """What to deploy, as far as it can be checked here. Raises BadSpec, BadInput."""
-    version: dict[str, Any] = _source(model, url)
-    if engine:
-        version["engine"] = engine_arguments(engine)
+    version: dict[str, Any] = {**_source(model, url), **engine_arguments(engine)}
     if not version:
         raise BadInput("nothing to deploy; give --model DIR, --url URL or --engine KEY=VALUE")
     if model is not None or url is not None:
@@ -93,14 +91,20 @@ def change_body(
 
 
 def engine_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """`--engine key=value` pairs; values as YAML reads them (true, 0.5, 4096, text). Raises BadInput."""
+    """`--engine key=value` pairs as a version has them: some by a key of its own, the rest under `engine`.
+
+    Values are as YAML reads them (true, 0.5, 4096, text). Raises BadInput.
+    """
+    own: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
     for pair in pairs or ():
         key, separator, value = pair.partition("=")
         if not separator or not key.strip():
             raise BadInput(f"--engine {pair!r} is not KEY=VALUE; write --engine max_model_len=4096")
-        arguments[key.strip()] = parse_yaml(value, f"--engine {key.strip()}")
-    return arguments
+        name = key.strip().lstrip("-").replace("-", "_")
+        has_own_key = name in VersionSpec.model_fields and name not in ("model", "url", "engine")
+        (own if has_own_key else arguments)[name] = parse_yaml(value, f"--engine {name}")
+    return {**own, **({"engine": arguments} if arguments else {})}
 
 
 def read_policy(text: str) -> Any:

@@ -142,6 +142,21 @@ async def test_a_policy_that_breaks_two_rules_gives_two_lines(api: httpx.AsyncCl
     assert (answer.status_code, len(answer.json()["lines"])) == (422, 2)
 
 
+async def test_engine_arguments_that_are_not_changed_are_inherited(
+    controller: FakeController, api: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    model = write_checkpoint(tmp_path / "stable", seed=1)
+    engine = {"max_num_seqs": 8, "block_size": 16}
+    await api.put("/v1/services/chat", json={"model": str(model), "engine": engine, "max_model_len": 64})
+
+    answer = await api.post("/v1/services/chat/rollouts", json={"version": {"engine": {"max_num_seqs": 4}}})
+
+    stored = controller.store.version("chat", answer.json()["canary"])
+    assert stored is not None
+    spec = json.loads(stored.spec)
+    assert (spec["engine"], spec["max_model_len"]) == ({"max_num_seqs": 4, "block_size": 16}, 64)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "line"),
     [

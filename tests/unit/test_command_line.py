@@ -203,6 +203,19 @@ def test_every_view_prints_in_every_form(
         assert "chat" in out or "no rollout" in out
 
 
+@pytest.mark.parametrize("name", ["max_model_len", "max-num-seqs"], ids=["own key", "engine's"])
+def test_an_engine_argument_alone_is_a_change_of_low_risk(
+    still: FakeController, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+
+    assert run(["plan", "chat", "--engine", f"{name}=64", "-o", "json"]) == 0
+
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["risk"] == "low"
+    assert f"{name.replace('-', '_')}: not set -> 64" in planned["reasons"][0]
+
+
 def test_history_keeps_what_was(
     chat: FakeController,
     models: Path,
