@@ -25,7 +25,13 @@ from ray import serve
 from ray.exceptions import RayError
 
 from serving import device_memory
-from serving.engine_args import EngineArgsError, check_checkpoint, command_line, environment
+from serving.engine_args import (
+    EngineArgsError,
+    architectures,
+    check_checkpoint,
+    command_line,
+    environment,
+)
 from serving.engine_front import EngineFront
 from serving.fleet import EngineReport, Launch, Process, one_line
 from serving.loopback_ray import HOST, keep_on_loopback
@@ -35,6 +41,9 @@ NAMESPACE = "canaryctl"
 REPORT_S = 0.5
 MEMORY_EVERY = 4  # reports; reading a process tree's pages takes milliseconds
 CLOSE_GRACE_S = 30.0
+# A failed load is reported for so long before Serve may replace the replica: the fleet takes a version that
+# was never ready down sooner, and one that was gets another try.
+FAILED_KEPT_S = 30.0
 # Routers keep connections; whoever closes an idle one first must be the router.
 KEEP_ALIVE_S = 3600
 
@@ -60,6 +69,7 @@ class EngineReplica:
         self._node: str = ray.util.get_node_ip_address()
         self._phase: Literal["loading", "ready", "failed"] = "loading"
         self._error: str | None = None
+        self._failed_s = 0.0  # monotonic; when the phase became failed
         self._engine: Any = None
         self._stack = AsyncExitStack()
         self._memory_bytes: int | None = None
@@ -85,7 +95,7 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Raises when the engine has died or could not be loaded; Serve then replaces the replica."""
-        if self._phase == "failed":
+        if self._phase == "failed" and time.monotonic() > self._failed_s + FAILED_KEPT_S:
             raise RuntimeError(self._error)
         if self._phase == "ready":
             try:
@@ -93,6 +103,7 @@ class EngineReplica:
             except Exception as exc:
                 self._front.app = None
                 self._set("failed", f"the engine died: {one_line(exc)}")
+                self._failed_s -= FAILED_KEPT_S  # replaced as soon as Serve has seen it thrice
                 raise
 
     async def __del__(self) -> None:
@@ -127,6 +138,8 @@ class EngineReplica:
         )
 
     def _set(self, phase: Literal["loading", "ready", "failed"], error: str | None) -> None:
+        if phase == "failed" and self._phase != "failed":
+            self._failed_s = time.monotonic()
         self._phase, self._error = phase, error
         self._changed.set()
 
@@ -202,6 +215,7 @@ def _build_engine(launch: Launch) -> tuple[Any, Any]:
 
     Raises EngineArgsError, or what vLLM raises.
     """
+    _require_architecture(str(launch.model_dir))
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.platforms import current_platform
@@ -220,6 +234,21 @@ def _build_engine(launch: Launch) -> tuple[Any, Any]:
         disable_log_stats=engine_args.disable_log_stats,
     )
     return engine, arguments
+
+
+def _require_architecture(model_dir: str) -> None:
+    """vLLM's own message for this case runs over ten lines."""
+    import transformers
+    import vllm
+    from vllm.model_executor.models import ModelRegistry
+
+    wanted = architectures(model_dir)
+    served = ModelRegistry.get_supported_archs()
+    if not any(name in served or hasattr(transformers, name) for name in wanted):
+        raise EngineArgsError(
+            f"architecture {', '.join(wanted)} of {model_dir} is not served by vLLM {vllm.__version__}; "
+            "deploy a checkpoint of another, or a newer vLLM"
+        )
 
 
 def _refuse(message: str) -> None:

@@ -73,14 +73,18 @@ def check_checkpoint(model_dir: str) -> None:
     folder = Path(model_dir)
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: not a directory; give the folder of config.json")
-    config = _config(folder)
-    if not config.get("architectures"):
+    if not architectures(model_dir):
         raise CheckpointError(f"{folder / 'config.json'} names no architecture; export the checkpoint again")
     files = _weight_files(folder)
     if not files:
         raise CheckpointError(f"{folder} has no *.safetensors weights; copy or convert them")
     for file in files:
         _check_safetensors(file)
+
+
+def architectures(model_dir: str) -> tuple[str, ...]:
+    """The model classes that config.json names. Raises CheckpointError."""
+    return tuple(_config(Path(model_dir)).get("architectures") or ())
 
 
 def kv_bytes_per_token(config: Mapping[str, Any], *, value_bytes: int) -> int:

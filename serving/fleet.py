@@ -130,5 +130,7 @@ class Fleet(Protocol):
 def one_line(error: BaseException | str, *, limit: int = 400) -> str:
     """The last telling line of an error, cut at `limit` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
+    # pydantic, in which vLLM reports wrong settings, ends with a link and the input.
+    telling = [line.split(" [type=")[0] for line in lines if not line.startswith("For further information")]
+    text = telling[-1] if telling else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -187,3 +187,10 @@ def test_a_launch_survives_json_and_shows_no_secret(model: Path) -> None:
 
 def test_an_error_of_many_lines_becomes_its_last_one() -> None:
     assert one_line(ValueError("Traceback:\n  x\n\nthe reason\n")) == "the reason"
+
+
+def test_pydantics_link_and_input_are_left_out_of_an_error() -> None:
+    text = "1 validation error for C\n  Value error, too long [type=value_error, input_value={}]\n"
+    text += "    For further information visit https://errors.pydantic.dev"
+
+    assert one_line(text) == "Value error, too long"
