@@ -1,0 +1,112 @@
+"""What the core expects of traffic: the fake and the real table (its core behind the adapter) promise it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from controller.errors import StaleToken
+from controller.plane_ray import PlaneTraffic
+from controller.state import SetSplit
+from serving.traffic_memory import MemoryTraffic
+from tests.fakes.plane import FakeClock, FakeTraffic
+
+ROLLOUT = "r-00000001"
+ALONE = SetSplit("v-1", None, 0, 0)
+SHARED = SetSplit("v-1", "v-2", 500, 0)
+
+
+@dataclass(slots=True)
+class Rig:
+    traffic: FakeTraffic | PlaneTraffic
+    tombstone: Callable[[str], object]
+    pass_time: Callable[[], None]
+
+
+@pytest.fixture(params=["fake", "table core"])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    clock = FakeClock()
+    if request.param == "fake":
+        fake = FakeTraffic(clock)
+        return Rig(fake, fake.tombstone, lambda: clock.advance(5.0))
+    memory = MemoryTraffic(clock.now_s)
+    memory.open("chat", "secret")
+    return Rig(
+        PlaneTraffic(memory), lambda rollout: memory.tombstone("chat", rollout), lambda: clock.advance(5.0)
+    )
+
+
+def table(rig: Rig) -> tuple[str, str | None, int]:
+    sight = rig.traffic.observe("chat")
+    assert sight is not None
+    return sight.stable, sight.canary, sight.weight_bp
+
+
+def test_an_unknown_service_is_none(rig: Rig) -> None:
+    assert rig.traffic.observe("nobody") is None
+
+
+def test_what_was_set_is_seen(rig: Rig) -> None:
+    rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
+
+    assert table(rig) == ("v-1", "v-2", 500)
+
+
+def test_the_same_split_again_makes_no_new_revision(rig: Rig) -> None:
+    first = rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
+    again = rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
+
+    assert first is not None
+    assert again is not None
+    assert (again.epoch, again.revision) == (first.epoch, first.revision)
+
+
+def test_another_split_makes_a_higher_revision(rig: Rig) -> None:
+    first = rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
+    other = rig.traffic.set_split("chat", ROLLOUT, ALONE, token=1)
+
+    assert first is not None
+    assert other is not None
+    assert (other.epoch, other.revision) > (first.epoch, first.revision)
+
+
+def test_a_split_comes_to_hold_everywhere(rig: Rig) -> None:
+    rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
+    rig.pass_time()
+
+    sight = rig.traffic.observe("chat")
+
+    assert sight is not None
+    assert sight.applied
+
+
+def test_an_older_token_is_refused_and_changes_nothing(rig: Rig) -> None:
+    rig.traffic.set_split("chat", ROLLOUT, SHARED, token=2)
+
+    with pytest.raises(StaleToken):
+        rig.traffic.set_split("chat", ROLLOUT, ALONE, token=1)
+    with pytest.raises(StaleToken):
+        rig.traffic.heartbeat("chat", token=1)
+    assert table(rig) == ("v-1", "v-2", 500)
+
+
+def test_a_tombstoned_rollout_never_has_a_weight_again(rig: Rig) -> None:
+    rig.traffic.set_split("chat", ROLLOUT, ALONE, token=1)
+    rig.tombstone(ROLLOUT)
+
+    rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
+
+    assert table(rig) == ("v-1", None, 0)
+    assert rig.traffic.is_tombstoned("chat", ROLLOUT)
+
+
+def test_a_tombstone_is_of_one_rollout(rig: Rig) -> None:
+    rig.traffic.set_split("chat", ROLLOUT, ALONE, token=1)
+    rig.tombstone(ROLLOUT)
+
+    rig.traffic.set_split("chat", "r-00000002", SHARED, token=1)
+
+    assert table(rig) == ("v-1", "v-2", 500)
+    assert not rig.traffic.is_tombstoned("chat", "r-00000002")
