@@ -238,7 +238,7 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/models", timeout=5.0, trust_env=False).status_code == 200
+        return httpx.get(f"{url}/models", timeout=5.0, trust_env=False, verify=False).status_code == 200
     except httpx.HTTPError:
         return False
 
