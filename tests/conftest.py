@@ -1,13 +1,9 @@
-"""Makes `benchmarks/` importable: its scripts are tested like everything else, but not installed."""
+"""Session fixtures of real Ray for every folder, and a fixed course for Hypothesis."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from hypothesis import settings
 
-sys.path.append(str(Path(__file__).parent.parent))
-
-# Session fixtures of real Ray, for tests/integration and the Ray runs of tests/contracts.
 from tests.ray_rig import (
     checkpoints,
     cluster,
@@ -19,3 +15,7 @@ from tests.ray_rig import (
 )
 
 __all__ = ["checkpoints", "cluster", "fleet", "ray_cluster", "run_router", "token", "two_versions"]
+
+# The same examples on every machine, and no verdict by a clock: a busy machine is not a fault.
+settings.register_profile("canaryctl", deadline=None, derandomize=True)
+settings.load_profile("canaryctl")

@@ -109,7 +109,7 @@ class Rig:
 
     def __init__(self, core: RouterCore, stable: Engine, canary: Engine, base: str) -> None:
         self.core, self.stable, self.canary, self.base = core, stable, canary, base
-        self.client = httpx.AsyncClient(base_url=base, timeout=10)
+        self.client = httpx.AsyncClient(base_url=base, timeout=30)
 
     def publish(self, *, weight_bp: int = 10_000, change: int = 1, canary: bool = True) -> None:
         arm = Arm("v-2", (Replica(self.canary.url),)) if canary else None
@@ -140,7 +140,7 @@ class Rig:
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
-    limits = Limits(connect_s=1.0, canary_stream_s=0.4, canary_whole_s=0.4, stable_s=5.0, idle_s=5.0)
+    limits = Limits(connect_s=1.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
     core = RouterCore("chat", router="r", limits=limits, lease_s=1e9)
     front = RouterFront(core, Still())
     config = uvicorn.Config(front, port=0, lifespan="on", log_level="critical", access_log=False)
