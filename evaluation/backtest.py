@@ -145,6 +145,13 @@ def _checked(columns: Mapping[str, Array], policy: GatePolicy) -> Table:
     _refuse(
         "request_id", w, _repeats(columns.get("request_id")), "a request is there twice; drop the repeats"
     )
+    if "unit" in columns:
+        _refuse(
+            "t_s",
+            at_s,
+            _told_twice(columns["unit"], at_s, kinds),
+            "the same request is there twice; drop one",
+        )
     values = {name: _metric(columns, name) for name in dict.fromkeys(g.metric for g in policy.gates)}
     error = values.get("error", _metric(columns, "error") if "error" in columns else np.zeros(len(at_s)))
     stage = columns["stage"].astype(np.int64) if "stage" in columns else np.zeros(len(at_s), dtype=np.int64)
@@ -186,6 +193,13 @@ def _repeats(ids: Array | None) -> NDArray[np.bool_]:
     _, first = np.unique(ids, return_index=True)
     again = np.ones(len(ids), dtype=np.bool_)
     again[first] = False
+    return again
+
+
+def _told_twice(unit: Array, at_s: Floats, kinds: Ints) -> NDArray[np.bool_]:
+    """Where a per-request unit comes again in the next row at the very same moment."""
+    again = np.zeros(len(at_s), dtype=np.bool_)
+    again[1:] = (at_s[1:] == at_s[:-1]) & (unit[1:] == unit[:-1]) & (kinds[1:] == REQUEST)
     return again
 
 

@@ -230,8 +230,12 @@ class MetricEvidence:
         self, gate: Gate, policy: GatePolicy, column: Column, proofs: Sequence[tuple[float, float]]
     ) -> None:
         if gate.kind is Kind.SCORE:
-            self._rollback(gate, "first", column.first, ScoreLoss(tolerance=gate.tolerance))
-            self._rollback(gate, "session", column.units, ScoreLoss(tolerance=gate.tolerance))
+            self._rollback(
+                gate, "first", column.first, ScoreLoss(tolerance=gate.tolerance, threshold=gate.threshold)
+            )
+            self._rollback(
+                gate, "session", column.units, ScoreLoss(tolerance=gate.tolerance, threshold=gate.threshold)
+            )
         else:
             self._rollback(gate, "first", column.first, FirstEvents(tolerance=gate.tolerance))
             self._rollback(gate, "session", column.units, _session_bettor(gate, policy))

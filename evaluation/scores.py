@@ -7,11 +7,24 @@ import numpy as np
 from evaluation.betting import Block, Floats, Ints
 from evaluation.stable import Stable
 
-LAMBDAS = np.array([0.15, 0.3, 0.6, 1.0, 1.6, 2.4, 3.4, 5.0, 8.0])
-LAMBDA_PRIOR = np.array([0.3, 1.5, 2.0, 1.5, 1.0, 0.6, 0.5, 0.4, 0.2])  # most harms are small
-PROOF_LAMBDAS = np.array([0.3, 0.6, 1.0, 1.6, 2.4, 3.4, 5.0])
-PROOF_PRIOR = np.array([0.3, 1.5, 2.0, 1.7, 1.0, 0.5, 0.3])
+#: Bets, as multiples of the one that is best for the harm that must be found, and how much each gets.
+LOSS_MULTIPLES, LOSS_PRIOR = np.array([0.45, 1.0, 2.5, 6.0]), np.array([0.38, 0.48, 0.1, 0.04])
+#: Of the one that is best for a canary as good as stable.
+PROOF_MULTIPLES, PROOF_PRIOR = np.array([0.45, 1.0, 2.5]), np.array([0.3, 0.55, 0.15])
+PAIR_LAMBDAS = np.array([0.15, 0.3, 0.6, 1.0, 1.6, 2.4])
+USUAL_HARM = 0.05  # beyond the tolerance
+FIRST_MEAN, FIRST_VARIANCE = 0.8, 0.04  # of stable, before it is known
 SAFETY = 0.9
+
+
+def best_bet(effect: float, variance: float) -> float:
+    """The lambda that grows log1p(lambda x) fastest when the arms differ by `effect` beyond the null, at
+    any weight.
+
+    x has mean w (1-w) effect and second moment w (1-w) (variance + effect^2 (1-w)) or less.
+    Check: effect 0.05, variance 0.04 gives 1.17647.
+    """
+    return effect / (variance + effect * effect)
 
 
 class ScoreLoss:
@@ -22,12 +35,15 @@ class ScoreLoss:
     noise.
     """
 
-    __state__ = ("mu",)
+    __state__ = ("mu", "bet")
 
-    def __init__(self, *, tolerance: float) -> None:
-        self.prior: Floats = LAMBDA_PRIOR
+    def __init__(self, *, tolerance: float, threshold: float | None = None) -> None:
+        # threshold None: no harm is named that must be found; the usual one is taken
+        self.prior: Floats = LOSS_PRIOR
         self._tolerance = tolerance
-        self.mu = 0.8
+        self._effect = USUAL_HARM if threshold is None else threshold - tolerance
+        self.mu = FIRST_MEAN
+        self.bet = best_bet(self._effect, FIRST_VARIANCE)
 
     def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
         """Every score counts; looks at the canary's."""
@@ -37,23 +53,25 @@ class ScoreLoss:
             -block.w * (self.mu - block.y),
         )
         worst = np.maximum((1.0 - block.w) * (1.0 + self._tolerance - self.mu), block.w * self.mu)
-        lam = np.minimum(LAMBDAS[:, None], SAFETY / worst)
+        lam = np.minimum(self.bet * LOSS_MULTIPLES[:, None], SAFETY / worst)
         return np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm)
 
     def turn(self, stable: Stable) -> None:
-        """Centre on stable's mean so far."""
-        self.mu = stable.mean(before=0.8)
+        """Centre on stable's mean so far, and bet by its spread."""
+        self.mu = stable.mean(before=FIRST_MEAN)
+        self.bet = best_bet(self._effect, stable.variance(before=FIRST_VARIANCE))
 
 
 class ScoreProof:
     """Promotion: bets that the canary's mean is *above* stable's less `margin`."""
 
-    __state__ = ("mu",)
+    __state__ = ("mu", "bet")
 
     def __init__(self, *, margin: float) -> None:
         self.prior: Floats = PROOF_PRIOR
         self._margin = margin
-        self.mu = 0.8
+        self.mu = FIRST_MEAN
+        self.bet = best_bet(margin, FIRST_VARIANCE)
 
     def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
         """Every unit counts; looks at the canary's."""
@@ -63,12 +81,13 @@ class ScoreProof:
             -block.w * (block.y - self.mu),
         )
         worst = np.maximum((1.0 - block.w) * (self.mu - self._margin), block.w * (1.0 - self.mu))
-        lam = np.minimum(PROOF_LAMBDAS[:, None], SAFETY / np.maximum(worst, 1e-12))
+        lam = np.minimum(self.bet * PROOF_MULTIPLES[:, None], SAFETY / np.maximum(worst, 1e-12))
         return np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm)
 
     def turn(self, stable: Stable) -> None:
-        """Centre on stable's mean so far."""
-        self.mu = stable.mean(before=0.8)
+        """Centre on stable's mean so far, and bet by its spread."""
+        self.mu = stable.mean(before=FIRST_MEAN)
+        self.bet = best_bet(self._margin, stable.variance(before=FIRST_VARIANCE))
 
 
 class PairLoss:
@@ -82,12 +101,12 @@ class PairLoss:
     __state__ = ()
 
     def __init__(self, *, tolerance: float) -> None:
-        self.prior: Floats = np.ones(len(LAMBDAS))
+        self.prior: Floats = np.ones(len(PAIR_LAMBDAS))
         self._tolerance = tolerance
 
     def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
         """Every pair counts and is looked at."""
-        lam = np.minimum(LAMBDAS[:, None], SAFETY / (1.0 + self._tolerance))
+        lam = np.minimum(PAIR_LAMBDAS[:, None], SAFETY / (1.0 + self._tolerance))
         rows = np.arange(len(block))
         return rows, np.log1p(lam * (block.y - self._tolerance)), rows
 

@@ -8,6 +8,7 @@ from evaluation.histogram import Floats, LogHistogram
 
 FIRST_EPOCH = 64
 LONGEST_EPOCH = 2048
+FEW = 30
 
 
 def epoch_after(rows: int) -> int:
@@ -19,10 +20,11 @@ def epoch_after(rows: int) -> int:
 class Stable:
     """Statistics of stable's units, learned after they were bet on, so that every bet is predictable."""
 
-    __state__ = ("total", "count", "histogram")
+    __state__ = ("total", "squares", "count", "histogram")
 
     def __init__(self, *, with_histogram: bool) -> None:
         self.total = 0.0
+        self.squares = 0.0
         self.count = 0
         self.histogram = (
             LogHistogram() if with_histogram else None
@@ -36,9 +38,17 @@ class Stable:
         self.count += len(y)
         if self.histogram is None:
             self.total = float(np.add.accumulate(np.concatenate(([self.total], y)))[-1])
+            self.squares = float(np.add.accumulate(np.concatenate(([self.squares], y * y)))[-1])
         else:
             self.histogram.add(y[np.isfinite(y)])
 
     def mean(self, *, before: float) -> float:
         """The mean, shrunk to `before` by the weight of one unit."""
         return (self.total + before) / (self.count + 1)
+
+    def variance(self, *, before: float) -> float:
+        """The variance, `before` until thirty units are known; at least a hundredth of that."""
+        if self.count < FEW:
+            return before
+        mean = self.total / self.count
+        return max(self.squares / self.count - mean * mean, before / 100.0)

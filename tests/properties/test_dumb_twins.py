@@ -72,6 +72,15 @@ def past_mean(ys: list[float], arms: list[int], row: int, before: float) -> floa
     return before if frozen == 0 else (sum(stable) + before) / (len(stable) + 1)
 
 
+def past_bet(ys: list[float], arms: list[int], row: int, effect: float) -> float:
+    frozen = max(start for start in epoch_starts(len(ys) + 1) if start <= row)
+    stable = [y for y, arm in zip(ys[:frozen], arms[:frozen], strict=True) if not arm]
+    variance = (
+        0.04 if len(stable) < 30 else sum((y - sum(stable) / len(stable)) ** 2 for y in stable) / len(stable)
+    )
+    return effect / (variance + effect**2)
+
+
 def peak_of(log_factors: list[list[float]], prior: list[float], looks: list[bool]) -> float:
     total, best = [0.0] * len(prior), 0.0
     for factors, look in zip(log_factors, looks, strict=True):
@@ -192,9 +201,10 @@ def test_scores_equal_their_twin(seed, use):
         mu = past_mean(means, arms, row, 0.8)
         x = (1 - unit.w) * (mu - y - 0.025) if unit.arm else -unit.w * (mu - y)
         worst = max((1 - unit.w) * (1.025 - mu), unit.w * mu)
-        factors.append([math.log1p(min(lam, 0.9 / worst) * x) for lam in scores.LAMBDAS])
+        bet = past_bet(means, arms, row, 0.025)
+        factors.append([math.log1p(min(bet * part, 0.9 / worst) * x) for part in scores.LOSS_MULTIPLES])
 
-    expected = peak_of(factors, list(scores.LAMBDA_PRIOR), [unit.arm == 1 for unit in units])
+    expected = peak_of(factors, list(scores.LOSS_PRIOR), [unit.arm == 1 for unit in units])
 
     assert expected > 0.1
     assert peaks(columns, gates)["quality", use] == pytest.approx(expected)
@@ -209,7 +219,8 @@ def test_score_proofs_equal_their_twin(seed):
         mu = past_mean(ys, arms, row, 0.8)
         x = 0.6 * (y - mu + 0.05) if arm else -0.4 * (y - mu)
         worst = max(0.6 * (mu - 0.05), 0.4 * (1 - mu))
-        factors.append([math.log1p(min(lam, 0.9 / worst) * x) for lam in scores.PROOF_LAMBDAS])
+        bet = past_bet(ys, arms, row, 0.05)
+        factors.append([math.log1p(min(bet * part, 0.9 / worst) * x) for part in scores.PROOF_MULTIPLES])
 
     expected = peak_of(factors, list(scores.PROOF_PRIOR), [arm == 1 for arm in arms])
 

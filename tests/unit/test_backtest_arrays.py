@@ -156,6 +156,16 @@ def test_repeated_requests_are_refused():
         run(columns)
 
 
+def test_a_request_that_was_told_twice_is_refused():
+    columns = {
+        name: np.repeat(values, np.where(np.arange(100) == 30, 2, 1))
+        for name, values in requests(100).items()
+    }
+
+    with pytest.raises(EvidenceError, match="row 31 .*the same request is there twice"):
+        run(columns)
+
+
 @pytest.mark.parametrize("name", ["t_s", "arm", "w", "assigned_by"])
 def test_a_needed_column_that_is_missing_is_named(name):
     columns = requests(100)
