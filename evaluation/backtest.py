@@ -66,6 +66,8 @@ def run(
     gated = _gated(columns, chosen)
     table = _checked(columns, gated)
     plan = tuple(stages) if stages is not None else (StagePlan(0.5, 0),)
+    if len(plan) > 1 and "stage" not in columns:
+        raise EvidenceError(f"column stage is missing; {len(plan)} stages need to know which row is of which")
     pipeline = Pipeline(gated, plan)
     for metric, values in (seed_latency_ms or {}).items():
         if metric in pipeline.metrics:

@@ -34,13 +34,17 @@ Use = Literal["first", "session", "pairs", "proof"]
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A channel of a gate and what it is for. `margin` and `floor` of a proof; 0 otherwise."""
+    """A channel of a gate and what it is for. `margin` and `floor` of a proof; 0 otherwise.
+
+    `staged`: the stream whose present stage the proof is about; None: it goes on through all stages.
+    """
 
     gate: Gate
     use: Use
     channel: Channel
     margin: float = 0.0
     floor: float = 0.0
+    staged: Stream | None = None
 
 
 class Column:
@@ -283,7 +287,7 @@ class MetricEvidence:
     ) -> None:
         channel = Channel(bettor, limit=self._proof_limit, least_canary=self._least_canary)
         (stream.staged if staged else stream.channels).append(channel)
-        self.tracks.append(Track(gate, "proof", channel, margin, floor))
+        self.tracks.append(Track(gate, "proof", channel, margin, floor, stream if staged else None))
 
 
 def _session_bettor(gate: Gate, policy: GatePolicy) -> Bettor:

@@ -30,7 +30,8 @@ def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) ->
         for gate in metric.gates:
             reports.append(_rollback_report(pipeline, metric, gate))
             if gate.name in margins:
-                reports.append(_proof_report(pipeline, metric, gate, margins[gate.name], floor))
+                track = _proof_track(metric, gate, margins[gate.name], floor)
+                reports.append(_proof_report(pipeline, metric, track, stage))
     return [*reports, *_served_reports(pipeline)]
 
 
@@ -198,19 +199,23 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     return _report(metric, gate, "rollback", Verdict.UNDECIDED, log_e, limit, "no harm shown so far")
 
 
-def _proof_report(
-    pipeline: Pipeline, metric: MetricEvidence, gate: Gate, margin: float, floor: float
-) -> GateReport:
-    track = next(
-        t
-        for t in metric.tracks
-        if t.gate is gate and t.use == "proof" and (t.margin, t.floor) == (margin, floor)
+def _proof_track(metric: MetricEvidence, gate: Gate, margin: float, floor: float) -> Track:
+    wanted = (margin, floor)
+    return next(
+        t for t in metric.tracks if t.gate is gate and t.use == "proof" and (t.margin, t.floor) == wanted
     )
+
+
+def _proof_report(pipeline: Pipeline, metric: MetricEvidence, track: Track, stage: int) -> GateReport:
+    gate, margin, floor = track.gate, track.margin, track.floor
     decision = track.channel.decision
     reason = metric.presence.reason()
     log_e, limit = decision.peak, decision.limit
     if reason is not None:
         return _report(metric, gate, "promotion", Verdict.INVALID, log_e, limit, reason)
+    if track.staged is not None and track.staged.stage != stage:
+        text = "no unit of this stage has settled yet"
+        return _report(metric, gate, "promotion", Verdict.UNDECIDED, 0.0, limit, text)
     if decision.is_reached and decision.seq < frozen_since(pipeline):
         text = f"{_margin(gate, margin, floor)} proven"
         return _report(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.backtest import run
-from evaluation.policy import GatePolicy, PolicyError
+from evaluation.policy import GatePolicy, PolicyError, StagePlan
 from evaluation.records import EvidenceError
 from tests.unit.evidence_maker import Columns, requests
 
@@ -162,7 +162,7 @@ def test_a_request_that_was_told_twice_is_refused():
         for name, values in requests(100).items()
     }
 
-    with pytest.raises(EvidenceError, match="row 31 .*the same request is there twice"):
+    with pytest.raises(EvidenceError, match=r"row 31 .*the same request is there twice"):
         run(columns)
 
 
@@ -200,6 +200,16 @@ def test_a_file_without_a_gated_metric_is_refused():
 def test_an_unknown_policy_is_refused():
     with pytest.raises(PolicyError, match="lenient"):
         run(requests(100), "lenient")
+
+
+def test_several_stages_need_to_know_which_row_is_of_which():
+    columns = requests(6000, before=500)
+    stages = (StagePlan(0.2, 200), StagePlan(0.2, 200))
+
+    with pytest.raises(EvidenceError, match="column stage"):
+        run(columns, stages=stages)
+    columns["stage"] = np.repeat([0, 1], 3000)
+    assert run(columns, stages=stages).decision == "promote"
 
 
 def test_a_gate_without_alpha_never_decides():

@@ -82,6 +82,16 @@ def test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on():
     assert gate_of(report, "latency_shape", "promotion").verdict is Verdict.UNDECIDED
 
 
+def test_the_proof_of_a_stage_does_not_count_for_the_next_before_it_has_units():
+    evaluator = staged(requests(3000, before=500), [0.0], (StagePlan(0.2, 0), StagePlan(0.2, 0)))
+    first = evaluator.report()
+    evaluator.enter_stage(1, 3000.0)
+
+    verdicts = [gate_of(r, "latency_shape", "promotion").verdict for r in (first, evaluator.report())]
+
+    assert verdicts == [Verdict.PASS, Verdict.UNDECIDED]
+
+
 def test_the_floor_counts_the_requests_of_the_stage_alone():
     columns = requests(3000, before=500)
     report = staged(columns, [0.0, 2000.0], (StagePlan(0.2, 0), StagePlan(0.2, 0))).report()
