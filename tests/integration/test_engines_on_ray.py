@@ -398,9 +398,7 @@ def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
     assert "it needs 1048576.00 GiB, host has" in errors["v-big"]
     assert "no-such-argument" in errors["v-args"]
     assert "it needs 8, 4 are free" in errors["v-gpus"]
-    assert errors["v-strange"].startswith(
-        f"architecture StrangeForCausalLM of {strange} is not one that vLLM"
-    )
+    assert errors["v-strange"].startswith(f"architecture StrangeForCausalLM of {strange} is not served")
     assert all("\n" not in error for error in errors.values())
     assert state(two_versions.stable_url)["pid"] == pid
 
