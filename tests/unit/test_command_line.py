@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -366,6 +368,29 @@ def test_no_memory_for_a_second_engine_is_a_conflict(
 
     arguments = ["deploy", "chat", "--model", str(models / "twin")]
     refused(still, capsys, arguments, code=3, line=r"(GiB|MiB).*free")
+
+
+def test_an_up_that_is_refused_leaves_no_process_behind(
+    home: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeController(home)
+    fake.world.free_bytes = 100 << 20
+    fake.serve()
+    sent: list[tuple[int, int]] = []
+
+    def kill(pid: int, number: int) -> None:
+        sent.append((pid, number))
+        if number == 0:
+            raise ProcessLookupError
+
+    # The controller's process is this one: it must be told to end, and must not.
+    monkeypatch.setattr(os, "kill", kill)
+    code = run(["up", "--service", "chat", "--model", str(models / "stable")])
+    fake.stop()
+
+    assert (code, sent[0]) == (3, (os.getpid(), signal.SIGTERM))
+    assert not (home / "cluster.json").exists()
+    assert re.search(r"(GiB|MiB)", capsys.readouterr().err)
 
 
 def test_a_second_deploy_while_one_runs_is_a_conflict(
