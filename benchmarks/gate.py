@@ -95,7 +95,7 @@ def proof_times(case: Case, events: Events) -> Row:
     policy = GatePolicy.default()
     policy = replace(policy, gates=tuple(g for g in policy.gates if g.name in case.proofs), restart_share=0.0)
     stage = StagePlan(case.traffic.w, 0, case.proofs, case.floor)
-    result = run(events.columns, policy, stages=(stage, stage))
+    result = run(events.columns, policy, stages=[stage] * (2 if "stage" in events.columns else 1))
     if set(result.proofs) != set(case.proofs):
         return {"proven": None}
     return {"proven": at_look(max(result.proofs.values()))}
