@@ -125,12 +125,16 @@ class MetricEvidence:
                 track.channel.decision.limit = limit_of(getattr(parts, track.use))
                 track.channel.is_idle = track.use == "session" and not sticky
 
+    def comparable(self, raw: Floats, rows: Rows) -> Floats:
+        """The raw values that say something of the versions: no latency from a cold cache, of either arm."""
+        return np.where(rows.cold, np.nan, raw) if self.takes_values and rows.cold.any() else raw
+
     def values(self, raw: Floats, failed: NDArray[np.bool_], rows: Rows) -> Floats:
         """The metric's columns (C x n) from its raw values (NaN: missing) and which requests failed."""
         if not self.takes_values:
             return raw[None, :]
         waited = np.where(failed, np.nan, raw)  # failing fast must not look fast
-        slowest = np.where(failed, np.inf, raw)
+        slowest = np.where(failed & ~rows.cold, np.inf, raw)
         out = [waited, slowest] if self._has_shape_columns else []
         for exceedance, times in zip(self.exceedances, self._times, strict=True):
             out.extend(exceedance.of(waited, slowest, rows.arm, times))

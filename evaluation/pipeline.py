@@ -43,8 +43,9 @@ class Lane:
         parts = []
         at = 0
         for metric in self.metrics:
-            columns = metric.values(raw[metric.name], failed, rows)
-            metric.take(rows, raw[metric.name], columns, failed, self.sessions, at)
+            given = metric.comparable(raw[metric.name], rows)
+            columns = metric.values(given, failed, rows)
+            metric.take(rows, given, columns, failed, self.sessions, at)
             parts.append(metric.session_values(columns, rows))
             at += len(columns)
         self._give(self.sessions.take(rows, np.concatenate(parts)))
@@ -73,6 +74,7 @@ class Pipeline:
         "canary",
         "stable",
         "stage_canary",
+        "stage_starts",
         "stage",
         "is_sticky",
         "was_sticky",
@@ -100,6 +102,8 @@ class Pipeline:
         self.stable = 0
         self.stage = 0
         self.stage_canary = 0
+        self.stage_starts: dict[int, float] = {}
+        self._warmup_s = [stage.warmup_s for stage in stages]
         self.was_sticky = False  # a sticky unit was seen
         self.is_sticky = -1  # whether alpha is cut for sticky units; -1: not fixed, nothing was bet
 
@@ -132,6 +136,7 @@ class Pipeline:
             kind[keep] == REQUEST,
             stage[keep],
             canary[keep],
+            self._cold(at_s, w, stage)[keep],
         )
         units = np.flatnonzero((rows.place == 1) & (rows.w > 0.0))
         self.share.feed(rows.block(np.zeros(len(units)), units, rows.w[units]))
@@ -139,6 +144,16 @@ class Pipeline:
         self.fallback.feed(rows.block(fell_back[keep][told], told, rows.w[told]))
         self.seq += len(at_s)
         return rows, keep
+
+    def _cold(self, at_s: Floats, w: Floats, stage: Ints) -> NDArray[np.bool_]:
+        """Requests within the warm-up of their stage, which begins with its first drawn request."""
+        cold = np.zeros(len(at_s), dtype=np.bool_)
+        for index in np.unique(stage[w > 0.0]).tolist():
+            here = (stage == index) & (w > 0.0)
+            start_s = self.stage_starts.setdefault(index, float(at_s[np.argmax(here)]))
+            if index < len(self._warmup_s):
+                cold |= here & (at_s < start_s + self._warmup_s[index])
+        return cold
 
     def restore_limits(self) -> None:
         """Put the limits back that the first bet fixed."""

@@ -76,7 +76,7 @@ class StagePlan:
     min_canary: int
     margins: Mapping[str, float] | None = None  # None: the policy's rung for `min_canary`
     floor: float | None = None  # None: the rung's
-    warmup_s: float = 0.0
+    warmup_s: float = 0.0  # from the stage's first draw: latency says nothing, of either arm
 
 
 DEFAULT_RUNGS = (

@@ -22,7 +22,8 @@ from evaluation.betting import Block, Floats, Ints
 class Rows:
     """Settled requests that are evidence, in order of assignment. `place`: 1 for the first request of a draw.
 
-    `single`: the request is its own unit. `canary`: canary requests up to and with this row.
+    `cold`: within its stage's warm-up, when latency is no evidence of either arm. `single`: it is its own
+    unit. `canary`: canary requests up to and with this row.
     """
 
     seq: Ints
@@ -34,6 +35,7 @@ class Rows:
     single: NDArray[np.bool_]
     stage: Ints
     canary: Ints
+    cold: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -42,7 +44,7 @@ class Rows:
     def none(cls) -> Rows:
         """No requests."""
         whole, real, flag = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
-        return cls(whole, real, flag, real, whole, whole, flag, whole, whole)
+        return cls(whole, real, flag, real, whole, whole, flag, whole, whole, flag)
 
     @classmethod
     def of(cls, columns: Sequence[NDArray[Any]]) -> Rows:

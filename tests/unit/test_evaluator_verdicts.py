@@ -247,6 +247,16 @@ def test_late_harm_is_found_with_restarts_and_missed_without():
     assert found == ["rollback", "promote"]
 
 
+@pytest.mark.parametrize(("warmup_s", "rolled_back"), [(0.0, True), (300.0, False)])
+def test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan(warmup_s, rolled_back):
+    columns = requests(3000, before=500)
+    cold = (columns["arm"] == 1) & (columns["t_s"] < 800.0)
+    columns["latency_ms"][cold] *= 3.0
+    report = streamed(columns, POLICY, stages=(StagePlan(0.2, 0, warmup_s=warmup_s),)).report()
+
+    assert (report.rollback is not None) is rolled_back
+
+
 @pytest.mark.parametrize(("slower", "verdict"), [(1.0, Verdict.PASS), (2.0, Verdict.UNDECIDED)])
 def test_a_canary_that_slows_both_arms_holds(slower, verdict):
     columns = requests(3000, before=500)
