@@ -206,6 +206,8 @@ def _told_twice(unit: Array, at_s: Floats, kinds: Ints) -> NDArray[np.bool_]:
 
 
 def _kinds(assigned_by: Array) -> Ints:
+    if len(assigned_by) and bool((assigned_by == assigned_by[0]).all()):
+        return np.full(len(assigned_by), kind_of(str(assigned_by[0])), dtype=np.int64)
     words, which = np.unique(assigned_by, return_inverse=True)
     return np.array([kind_of(str(word)) for word in words], dtype=np.int64)[which]
 

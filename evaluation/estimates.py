@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from evaluation.betting import Block, Floats
+from evaluation.betting import Block, Floats, distinct
 from evaluation.intervals import EventCount, ratio_interval
 
 ALPHA = 0.05
@@ -47,7 +47,7 @@ class EventCounts:
         if not events.any():
             return
         arm, w = block.arm[events], block.w[events]
-        for weight in np.unique(w).tolist():
+        for weight in distinct(w)[0].tolist():
             if weight not in self.counts and len(self.counts) >= MOST_WEIGHTS:
                 continue
             canary, stable = self.counts.get(weight, (0, 0))

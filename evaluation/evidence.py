@@ -152,7 +152,7 @@ class MetricEvidence:
             chosen = ~np.isnan(y)
             if not rows.all_single:
                 chosen &= _first_events(rows, y, sessions, at + index) if column.by_event else rows.place == 1
-            column.first.feed(rows.block(y[chosen], chosen, self._coin(rows.w[chosen])))
+            column.first.feed(rows.block(y, chosen, self._coin(rows.w)))
 
     def take_units(self, blocks: Sequence[Block]) -> None:
         """Feed the session means, a block for each column."""
@@ -208,8 +208,8 @@ class MetricEvidence:
 
     def _count(self, rows: Rows, raw: Floats, failed: NDArray[np.bool_]) -> None:
         present = ~np.isnan(raw)
-        asked = np.flatnonzero((rows.w > 0.0) & ~(failed & self.takes_values))
-        self.presence.feed(rows.block(present[asked].astype(np.float64), asked, self._coin(rows.w[asked])))
+        asked = (rows.w > 0.0) & ~(failed & self.takes_values)
+        self.presence.feed(rows.block(present.astype(np.float64), asked, self._coin(rows.w)))
         if self.takes_values:
             stable = ~rows.arm & ~failed
             self._add_logs(0, raw[stable & (rows.w == 0.0)])

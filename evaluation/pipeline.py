@@ -138,10 +138,9 @@ class Pipeline:
             canary[keep],
             self._cold(at_s, w, stage)[keep],
         )
-        units = np.flatnonzero((rows.place == 1) & (rows.w > 0.0))
-        self.share.feed(rows.block(np.zeros(len(units)), units, rows.w[units]))
-        told = np.flatnonzero(rows.arm & ~np.isnan(fell_back[keep]))
-        self.fallback.feed(rows.block(fell_back[keep][told], told, rows.w[told]))
+        self.share.feed(rows.block(np.zeros(len(rows)), (rows.place == 1) & (rows.w > 0.0), rows.w))
+        told = fell_back[keep]
+        self.fallback.feed(rows.block(told, rows.arm & ~np.isnan(told), rows.w))
         self.seq += len(at_s)
         return rows, keep
 

@@ -158,13 +158,17 @@ class RateProof:
         return np.concatenate((by_ratio, np.full(len(FLOOR_LAMBDAS), self.floor_share / len(FLOOR_LAMBDAS))))
 
     def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
-        """Every unit counts (a zero by the floor); looks at canary units and at stable's events."""
-        rows = np.arange(len(block))
-        odds = block.w * self._ratio / np.maximum(1.0 - block.w, 1e-12)
-        by_ratio = np.log1p(self._lambdas(block.w) * np.where(block.arm, -block.y, block.y * odds))
-        looks = np.flatnonzero(block.arm | (block.y > 0.0))
+        """Every unit counts by the floor, those with events by ratio; looks at canary units and at events."""
+        events = np.flatnonzero(block.y > 0.0)
+        y, w, arm = block.y[events], block.w[events], block.arm[events]
+        odds = w * self._ratio / np.maximum(1.0 - w, 1e-12)
+        of_events = np.log1p(self._lambdas(w) * np.where(arm, -y, y * odds))
         if self._floor <= 0.0:
-            return rows, by_ratio, looks
+            return events, of_events, np.arange(len(events))
+        rows = np.arange(len(block))
+        by_ratio = np.zeros((len(of_events), len(block)))
+        by_ratio[:, events] = of_events
+        looks = np.flatnonzero(block.arm | (block.y > 0.0))
         x = np.where(
             block.arm, (1.0 - block.w) * (self.mu + self._floor - block.y), -block.w * (self.mu - block.y)
         )

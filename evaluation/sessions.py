@@ -68,13 +68,15 @@ class Rows:
         """Whether each request is its own unit."""
         return bool(self.single.all())
 
-    def block(self, y: Floats, rows: NDArray[np.bool_] | Ints | slice, w: Floats) -> Block:
-        """These rows as a block with outcomes `y` at probabilities `w` (both already chosen)."""
+    def block(self, y: Floats, rows: NDArray[np.bool_] | Ints, w: Floats) -> Block:
+        """Some of these rows as a block, with their outcomes and probabilities (given for all rows)."""
+        if rows.dtype == np.bool_ and rows.all():
+            return Block(self.arm, w, y, np.ones(len(y)), self.seq, self.canary, self.at_s, self.stage)
         return Block(
             self.arm[rows],
-            w,
-            y,
-            np.ones(len(y)),
+            w[rows],
+            y[rows],
+            np.ones(len(y))[rows],
             self.seq[rows],
             self.canary[rows],
             self.at_s[rows],
@@ -144,7 +146,7 @@ class Sessions:
             [self.last_seq, self.last_canary, max(self.given[2], rows.at_s[-1])], dtype=np.float64
         )
         present = ~np.isnan(values)
-        return [rows.block(y[has], has, rows.w[has]) for y, has in zip(values, present, strict=True)]
+        return [rows.block(y, has, rows.w) for y, has in zip(values, present, strict=True)]
 
     def _add(self, rows: Rows, values: Floats) -> None:
         first = rows.place == 1
