@@ -96,7 +96,7 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
     if cause is None:
         return _advance(state, seen, now_s)
     if cause.kind is CauseKind.GATE and seen.evidence is not None:
-        state = replace(state, decisive=seen.evidence.rollback)
+        state = replace(state, decisive=seen.evidence.rollback, decided_canary=seen.evidence.canary_total)
     return _leave(state, cause, now_s)
 
 
@@ -262,6 +262,8 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
         case Phase.STAGE:
             waived = state.waived_through >= state.stage
             why = "proof waived by a person" if waived else f"PASS at {percent(state.weight_bp)}"
+            if seen.evidence is not None and not waived:
+                state = replace(state, decided_canary=seen.evidence.canary_total)
             return _enter_stage(state, state.stage + 1, now_s, why)
         case Phase.PROMOTING:
             if state.weight_bp != FULL_BP - plan.holdback_bp:

@@ -210,6 +210,7 @@ class RolloutState:
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
     decisive: GateReport | None = None  # the gate that fired
+    decided_canary: int | None = None  # canary requests settled when it was proven or shown harmful
     asks_through: int = 0  # the last request of a person that was taken in
     log: tuple[LogLine, ...] = ()  # the newest LOG_KEPT
     log_count: int = 0
@@ -281,6 +282,7 @@ class EvidenceSight:
     canary_requests: int = 0  # settled in this stage
     stable_requests: int = 0
     guards: tuple[GuardSight, ...] = ()
+    canary_total: int = 0  # settled since the first stage
     frozen: bool = False  # the split does not look like its weight: statistics decide nothing
     notes: tuple[str, ...] = ()
 
@@ -299,6 +301,7 @@ class EvidenceSight:
             ),
             canary_requests=report.stage_canary,
             stable_requests=report.n_stable,
+            canary_total=report.n_canary,
             guards=guards,
             frozen=report.frozen,
             notes=report.notes,

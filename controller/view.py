@@ -137,6 +137,8 @@ class RolloutView(_View):
     notes: tuple[str, ...]
     cause: CauseView | None
     decisive: GateView | None
+    # Canary requests settled at the newest PASS, or when a gate fired; null: not decided, or an older controller.
+    decided_canary: int | None = None
     steps: StepsView | None
     log: tuple[LogView, ...]
 
@@ -226,6 +228,7 @@ def rollout_view(
         if cause is not None
         else None,
         decisive=gate_view(state.decisive) if state.decisive is not None else None,
+        decided_canary=state.decided_canary,
         steps=StepsView(
             leaving=going.leaving,
             staying=going.staying,

@@ -147,13 +147,16 @@ def connect(handle: ClusterHandle) -> None:
     os.environ.update(_driver_environment(Path(handle.temp_dir)))
     import ray
     from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
 
     if ray.is_initialized():
         return
     if not is_running(handle):
         raise ClusterError(f"no Ray cluster answers at {handle.address}; start one with `canaryctl up`")
-    # Read at import; Ray may have been imported before the environment was right.
+    # All of these are read at import; Ray may have been imported before the environment was right.
     ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
     for tries_left in reversed(range(CONNECT_TRIES)):
         try:
             ray.init(

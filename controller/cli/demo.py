@@ -223,11 +223,8 @@ def _table(acts: list[Act], tally: Tally) -> Table:
 
 
 def _until_decision(view: dict[str, Any]) -> str:
-    decisive = view.get("decisive")
-    if decisive:
-        return f"{decisive['n_canary']:,}"
-    proven = [gate["n_canary"] for gate in view.get("gates", ()) if gate["side"] == "promotion"]
-    return f"{max(proven):,}" if proven else "not recorded"
+    count = view.get("decided_canary")
+    return f"{count:,}" if count is not None else "not recorded"
 
 
 def _yes(value: bool | None) -> str:
