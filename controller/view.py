@@ -137,7 +137,7 @@ class RolloutView(_View):
     notes: tuple[str, ...]
     cause: CauseView | None
     decisive: GateView | None
-    # Canary requests settled at the newest PASS, or when a gate fired; null: not decided, or an older controller.
+    # Canary requests settled at the newest PASS, or when a gate fired; null: none, or an older controller.
     decided_canary: int | None = None
     steps: StepsView | None
     log: tuple[LogView, ...]
