@@ -179,6 +179,15 @@ def test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollb
     assert gate_of(report, "latency_shape", "promotion").verdict is Verdict.UNDECIDED
 
 
+def test_a_request_that_failed_slowly_is_harm_by_its_error_alone():
+    columns = requests(3000, before=500, error=(0.0, 0.2))
+    columns["latency_ms"][columns["error"] == 1.0] = 60_000.0  # time-outs
+    report = streamed(columns, GatePolicy.default().only("latency_ms", "error")).report()
+
+    assert gate_of(report, "latency_shape").verdict is Verdict.UNDECIDED
+    assert report.rollback.gate == "error"
+
+
 def test_a_judged_sample_is_bet_at_the_odds_of_being_judged():
     rng = np.random.default_rng(2)
     columns = requests(30_000, w=0.1, seed=4)
