@@ -18,7 +18,7 @@ from evaluation.policy import Gate, StagePlan
 
 MANY_CONTRADICTIONS = 10
 MANY_ROWS = 1000  # so many requests without one on an arm are no coincidence any more
-CLEAR_SLOWDOWN = 1.4
+CLEAR = 2.0  # times the harm that must be found: so much slower is stable itself only for a reason
 SERVED = "served"
 
 
@@ -161,7 +161,7 @@ def interference(pipeline: Pipeline) -> list[str]:
     return [
         f"stable's own {name} rose to {metric.slowdown():.1f}x of before the canary: shared hardware?"
         for name, metric in pipeline.metrics.items()
-        if metric.takes_values and metric.slowdown() > CLEAR_SLOWDOWN
+        if metric.takes_values and metric.slowdown() > 1.0 + CLEAR * max(g.threshold for g in metric.gates)
     ]
 
 
