@@ -22,7 +22,7 @@ from evaluation.units import HELD, LEFT_OUT, REQUEST, kind_of, unit_hash
 from evaluation.verdict import gate_reports, rollback_of, unusable
 
 Array = NDArray[np.generic]
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 16384
 NEEDED = ("t_s", "arm", "w", "assigned_by")
 
 

@@ -7,14 +7,14 @@ import numpy as np
 from evaluation.histogram import Floats, LogHistogram
 
 FIRST_EPOCH = 64
-LONGEST_EPOCH = 2048
+LONGEST_EPOCH = 4096
 FEW = 30
 
 
 def epoch_after(rows: int) -> int:
-    """How many rows the next epoch has, after `rows`: an eighth more, within 64..2048. Tables are frozen
+    """How many rows the next epoch has, after `rows`: a fifth more, within 64..4096. Tables are frozen
     that long."""
-    return min(max(rows // 8, FIRST_EPOCH), LONGEST_EPOCH)
+    return min(max(rows // 5, FIRST_EPOCH), LONGEST_EPOCH)
 
 
 class Stable:

@@ -13,7 +13,7 @@ from evaluation.stable import FIRST_EPOCH, Stable, epoch_after
 class Stream:
     """Feeds channels block by block; tables and normalisers change only where an epoch ends.
 
-    Epochs are counted in the stream's own units and grow by an eighth, so the answer does not depend on how
+    Epochs are counted in the stream's own units and grow by a fifth, so the answer does not depend on how
     the units were cut into blocks: a live rollout and a file give the same bits.
     """
 

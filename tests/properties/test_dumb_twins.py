@@ -62,7 +62,7 @@ def epoch_starts(rows: int) -> list[int]:
     starts, until = [0], 64
     while until < rows:
         starts.append(until)
-        until += min(max(until // 8, 64), 2048)
+        until += min(max(until // 5, 64), 4096)
     return starts
 
 
