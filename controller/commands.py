@@ -201,6 +201,8 @@ class Commands:
         last = next(iter(self._shelf.rollouts(service, limit=1)), None)
         state = _state(last) if last else None
         means = rollback_means(state)
+        if means == "undo" and state is not None and state.serving != row.stable:
+            means = "already"  # a rollout of an earlier service of this name
         if means == "already" or state is None:
             if state is not None and not state.is_final:
                 return "already", f"{service} is rolling back to {state.stable.id} already"
@@ -217,11 +219,6 @@ class Commands:
     def down(self, service: str, identity: Identity) -> None:
         """Take the service away. Raises RolloutRunning while a rollout runs: roll back first."""
         row = self._shelf.service(service)
-        last = next(iter(self._shelf.rollouts(service, limit=1)), None)
-        if last is not None and last.ended_at_s is None:
-            raise RolloutRunning(
-                f"{service} has rollout {last.id} running; end it first: canaryctl rollback {service} --wait"
-            )
         if not row.removing:
             self._shelf.mark_removing(service, identity, at_s=self._clock.now_s())
         self._wake(service)
@@ -342,7 +339,10 @@ def _state(row: RolloutRow) -> RolloutState:
 def _refuse_rejected(past: Sequence[RolloutState], proposal: Proposal, *, retry: bool) -> None:
     canary = proposal.fingerprint.version_id
     before = next((state for state in past if state.canary.id == canary), None)
-    if retry or before is None or before.phase is not Phase.ROLLED_BACK or before.cause is None:
+    if retry or before is None or before.cause is None or before.serving == canary:
+        return
+    # Failed with a departure: it was rolled back, only its memory was not seen freed.
+    if before.phase is not Phase.ROLLED_BACK and before.departure is None:
         return
     if before.cause.kind is not CauseKind.NOT_PROVEN:
         raise AlreadyRejected(

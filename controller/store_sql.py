@@ -14,7 +14,7 @@ from sqlalchemy import delete, insert, select, update
 
 from controller import store_schema as t
 from controller.codec import actions_from_json, actions_to_json, state_from_json, state_to_json
-from controller.errors import RolloutRunning, StaleWrite, UnknownService
+from controller.errors import Conflict, RolloutRunning, StaleWrite, UnknownService
 from controller.ports import Stored
 from controller.security import Identity, Role
 from controller.state import Action, Ask, AskKind, RolloutState
@@ -96,7 +96,8 @@ class SqlStore:
     # --- rollouts: beginning, asking, looking back
 
     def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int:
-        """Stores a new rollout at version 0. Raises RolloutRunning when the service has one already."""
+        """Stores a new rollout at version 0. Raises RolloutRunning when the service has one already, and
+        Conflict when the service is gone, is going, or serves another version than the plan was made for."""
         values = {
             "id": state.id,
             "service": state.service,
@@ -113,6 +114,8 @@ class SqlStore:
             with self._writes.begin() as db:
                 if (other := db.execute(select(t.rollouts.c.id).where(running)).scalar()) is not None:
                     raise _already_running(state.service, other)
+                # Between the plan and this line the checkpoint was hashed, for minutes where it is large.
+                _require_stable(db, state.service, state.stable.id)
                 db.execute(insert(t.rollouts).values(values))
                 _append_log(db, state, 0)
         except sa.exc.IntegrityError as exc:
@@ -173,18 +176,25 @@ class SqlStore:
         return ServiceRow(*row)
 
     def put_service(self, row: ServiceRow, version: VersionRow) -> None:
-        """Stores a new service together with its first version."""
-        with self._writes.begin() as db:
-            db.execute(delete(t.services).where(t.services.c.name == row.name))
-            db.execute(insert(t.services).values(_values(row)))
-            _put_version(db, version)
-            _append_event(
-                db, row.name, None, row.created_at_s, "controller", f"service created on {row.stable}"
-            )
+        """Stores a new service together with its first version. Raises Conflict when there is one already."""
+        try:
+            with self._writes.begin() as db:
+                db.execute(insert(t.services).values(_values(row)))
+                _put_version(db, version)
+                text = f"service created on {row.stable}"
+                _append_event(db, row.name, None, row.created_at_s, "controller", text)
+        except sa.exc.IntegrityError as exc:
+            raise Conflict(f"{row.name} was made by somebody else just now; read it and try again") from exc
 
     def mark_removing(self, name: str, identity: Identity, *, at_s: float) -> None:
-        """Notes that `down` was asked; the controller takes it away and then calls `remove_service`."""
+        """Notes that `down` was asked; the controller takes it away and then calls `remove_service`.
+
+        Raises RolloutRunning: what a rollout has in its hands is not taken away under it.
+        """
+        running = (t.rollouts.c.service == name) & ~t.rollouts.c.is_final
         with self._writes.begin() as db:
+            if (rollout := db.execute(select(t.rollouts.c.id).where(running)).scalar()) is not None:
+                raise _still_running(name, rollout)
             db.execute(update(t.services).where(t.services.c.name == name).values(removing=True))
             _append_event(db, name, None, at_s, identity.name, "down was asked")
 
@@ -196,7 +206,8 @@ class SqlStore:
             _append_event(db, name, None, at_s, "controller", "service removed")
 
     def put_version(self, row: VersionRow) -> None:
-        """Stores a version; the same id again changes nothing (an id is a fingerprint)."""
+        """Stores a version. The same id again is the same files, maybe elsewhere: the newer place counts,
+        but for the version in production, whose place is the one it runs from."""
         with self._writes.begin() as db:
             _put_version(db, row)
 
@@ -279,10 +290,30 @@ def _already_running(service: str, other: str) -> RolloutRunning:
     )
 
 
+def _still_running(service: str, rollout: str) -> RolloutRunning:
+    return RolloutRunning(
+        f"{service} has rollout {rollout} running; end it first: canaryctl rollback {service} --wait"
+    )
+
+
+def _require_stable(db: sa.Connection, service: str, stable: str) -> None:
+    c = t.services.c
+    row = db.execute(select(c.stable, c.removing).where(c.name == service)).first()
+    if row is None or row.removing:
+        raise Conflict(f"{service} was taken down meanwhile; canaryctl up brings it back")
+    if row.stable != stable:
+        raise Conflict(f"{service} serves {row.stable} now, the plan was made for {stable}; deploy again")
+
+
 def _put_version(db: sa.Connection, row: VersionRow) -> None:
-    here = (t.versions.c.service == row.service) & (t.versions.c.id == row.id)
-    if db.execute(select(t.versions.c.id).where(here)).first() is None:
+    c = t.versions.c
+    here = (c.service == row.service) & (c.id == row.id)
+    if db.execute(select(c.id).where(here)).first() is None:
         db.execute(insert(t.versions).values(_values(row)))
+        return
+    in_production = select(t.services.c.stable).where(t.services.c.name == row.service)
+    moved = update(t.versions).where(here & c.id.not_in(in_production))
+    db.execute(moved.values(spec=row.spec, fingerprint=row.fingerprint))
 
 
 def _append_event(

@@ -15,6 +15,7 @@ from controller.errors import RolloutRunning, StaleWrite
 from controller.security import Identity, Role
 from controller.state import AskKind, Phase, SetSplit
 from controller.store_sql import SqlStore
+from controller.stored import ServiceRow, VersionRow
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
 from tests.fakes.store_memory import MemoryStore
 
@@ -33,6 +34,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "postgresql":
         store_schema.metadata.drop_all(sa.create_engine(url))
     sql = SqlStore(url)
+    sql.put_service(
+        ServiceRow("chat", "{}", STABLE, "s3cret", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0)
+    )
     yield sql
     sql.close()
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -407,11 +408,13 @@ def test_a_second_deploy_while_one_runs_is_a_conflict(
     refused(chat, capsys, arguments, code=3, line=r"has rollout r-\w{8} in stage.*canaryctl rollback chat")
 
 
-@pytest.mark.parametrize("command", ["status", "rollback", "history", "watch"])
+@pytest.mark.parametrize("command", ["status", "rollback", "history", "watch", "plan", "deploy"])
 def test_an_unknown_service_is_refused_with_those_there_are(
-    still: FakeController, capsys: pytest.CaptureFixture[str], command: str
+    still: FakeController, capsys: pytest.CaptureFixture[str], models: Path, command: str
 ) -> None:
-    refused(still, capsys, [command, "caht"], code=2, line=r"service caht does not exist; there are: chat")
+    change = ["--model", str(models / "twin")] if command in ("plan", "deploy") else []
+    arguments = [command, "caht", *change]
+    refused(still, capsys, arguments, code=2, line=r"service caht does not exist; there are: chat")
 
 
 def test_down_of_an_unknown_service_is_refused(
@@ -452,13 +455,69 @@ def test_what_was_rolled_back_is_not_tried_again_unless_asked(
     assert run([*arguments, "--retry", "--wait", "--timeout", "20s"]) == 0
 
 
+def test_what_was_rolled_back_stays_so_though_its_memory_was_not_seen_freed(
+    chat: FakeController,
+    models: Path,
+    policy: Callable[[object], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert deploy(models, "twin", policy(SLOW)) == 0
+    until(lambda: chat.traffic.tables["chat"].weight_bp == 1000, "the canary gets traffic")
+    assert run(["rollback", "chat", "--wait", "--timeout", "20s"]) == 0
+    chat.runner.stop()
+    stored = chat.store.load(chat.store.rollouts("chat")[0].id)
+    assert stored is not None
+    stuck = replace(stored.state, phase=Phase.FAILED)
+    chat.store.commit(stuck, (), expected_version=stored.version, evidence=None)
+
+    arguments = ["deploy", "chat", "--model", str(models / "twin")]
+    refused(chat, capsys, arguments, code=3, line=r"was rolled back in r-.*--retry")
+
+
+def test_rollback_does_not_answer_for_an_earlier_service_of_the_same_name(
+    chat: FakeController,
+    models: Path,
+    policy: Callable[[object], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s") == 0
+    chat.store.mark_removing("chat", Identity("admin", Role.ADMIN), at_s=time.time())
+    chat.runner.wake("chat")
+    until(lambda: not chat.store.services(), "the service is gone")
+    assert run(["up", "--service", "chat", "--model", str(models / "stable"), "--no-wait"]) == 0
+    capsys.readouterr()
+
+    assert run(["rollback", "chat"]) == 0
+    assert f"already serving {chat.store.service('chat').stable}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "chat"],
+        ["list"],
+        ["plan", "chat", "--url", "http://127.0.0.1:9"],
+        ["deploy", "chat", "--url", "http://127.0.0.1:9"],
+        ["watch", "chat"],
+        ["rollback", "chat"],
+        ["history", "chat"],
+        ["down", "chat", "--yes"],
+        ["status", "chat", "-o", "json"],
+    ],
+    ids=" ".join,
+)
 def test_without_a_controller_every_command_names_the_remedy(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setenv("CANARYCTL_API_PORT", str(free_port()))
 
-    assert run(["status", "chat"]) == 4
-    assert re.search(r"no controller answers at .*; start it again: canaryctl up", capsys.readouterr().err)
+    assert run(arguments) == 4
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert re.search(r"no controller answers at .*; .*canaryctl up", captured.err)
+    assert ("canaryctl rollback chat --direct" in captured.err) == (arguments[0] == "rollback")
 
 
 def test_a_wrong_option_is_one_line_and_two(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy as sa
 
 from controller import store_schema
-from controller.errors import BadInput, RolloutRunning, StaleWrite, UnknownService, Unreachable
+from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite, UnknownService, Unreachable
 from controller.security import Identity, Role
-from controller.state import Departure, DepartureStep
+from controller.state import Departure, DepartureStep, Phase
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
@@ -54,11 +54,54 @@ def test_an_unknown_service_is_refused_with_the_ones_there_are(store: SqlStore) 
         store.service("caht")
 
 
-def test_the_same_version_again_keeps_the_first(store: SqlStore) -> None:
+def test_a_version_that_comes_again_from_elsewhere_is_found_there(store: SqlStore) -> None:
     store.put_version(VERSION)
     store.put_version(replace(VERSION, spec='{"other": 1}'))
 
+    assert store.version("chat", STABLE) == replace(VERSION, spec='{"other": 1}')
+
+
+def test_the_version_in_production_stays_where_it_runs_from(store: SqlStore) -> None:
+    store.put_service(CHAT, VERSION)
+    store.put_version(replace(VERSION, spec='{"other": 1}'))
+
     assert store.version("chat", STABLE) == VERSION
+
+
+def test_a_service_that_is_there_is_not_made_again(store: SqlStore) -> None:
+    store.put_service(CHAT, VERSION)
+
+    with pytest.raises(Conflict, match=r"chat was made by somebody else just now"):
+        store.put_service(replace(CHAT, secret="another"), VERSION)
+    assert store.service("chat") == CHAT
+
+
+def test_a_plan_for_a_service_that_is_gone_or_going_begins_nothing(store: SqlStore) -> None:
+    with pytest.raises(Conflict, match=r"chat was taken down meanwhile; canaryctl up"):
+        store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    store.put_service(CHAT, VERSION)
+    store.mark_removing("chat", Identity("ada", Role.ADMIN), at_s=1.0)
+
+    with pytest.raises(Conflict, match=r"chat was taken down meanwhile"):
+        store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    assert store.rollouts("chat") == ()
+
+
+def test_a_plan_made_for_another_stable_begins_nothing(store: SqlStore) -> None:
+    store.put_service(replace(CHAT, stable="v-0000000009"), VERSION)
+
+    with pytest.raises(Conflict, match=r"chat serves v-0000000009 now, the plan was made for .*deploy again"):
+        store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    assert store.rollouts("chat") == ()
+
+
+def test_a_service_with_a_running_rollout_is_not_marked_for_removal(store: SqlStore) -> None:
+    store.put_service(CHAT, VERSION)
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+
+    with pytest.raises(RolloutRunning, match=r"r-00000001 running; end it first"):
+        store.mark_removing("chat", Identity("ada", Role.ADMIN), at_s=1.0)
+    assert not store.service("chat").removing
 
 
 def test_a_commit_moves_the_services_stable_in_the_same_transaction(store: SqlStore) -> None:
@@ -86,6 +129,7 @@ def test_a_refused_commit_leaves_stable_and_log_alone(store: SqlStore) -> None:
 
 
 def test_each_log_line_becomes_one_event(store: SqlStore) -> None:
+    store.put_service(CHAT, VERSION)
     state = a_rollout()
     store.create_rollout(state, request="{}", at_s=1.0)
     one = said(state, "one", 2.0)
@@ -95,7 +139,7 @@ def test_each_log_line_becomes_one_event(store: SqlStore) -> None:
 
     texts = [event.text for event in store.events("chat")]
     assert texts[-3:] == ["one", "two", "three"]
-    assert len(texts) == state.log_count + 3
+    assert len(texts) == 1 + state.log_count + 3  # the first is the service's own
 
 
 def test_events_go_on_after_the_last_one_read(store: SqlStore) -> None:
@@ -107,14 +151,19 @@ def test_events_go_on_after_the_last_one_read(store: SqlStore) -> None:
 
 
 def test_history_is_newest_first(store: SqlStore) -> None:
-    for n in (1, 2):
-        state = a_rollout(f"r-0000000{n}", service=f"s{n}")
-        store.create_rollout(replace(state, service="chat") if n == 2 else state, request="{}", at_s=float(n))
+    store.put_service(CHAT, VERSION)
+    store.put_service(replace(CHAT, name="other"), replace(VERSION, service="other"))
+    store.create_rollout(a_rollout("r-00000001", service="other"), request="{}", at_s=1.0)
+    for n in (2, 3):
+        state = a_rollout(f"r-0000000{n}")
+        store.create_rollout(state, request="{}", at_s=float(n))
+        store.commit(replace(state, phase=Phase.FAILED), (), expected_version=0, evidence=None)
 
-    assert [row.id for row in store.rollouts("chat")] == ["r-00000002"]
+    assert [row.id for row in store.rollouts("chat")] == ["r-00000003", "r-00000002"]
 
 
 def test_of_many_writers_at_once_exactly_one_begins_a_rollout(store: SqlStore) -> None:
+    store.put_service(CHAT, VERSION)
     refused: list[str] = []
 
     def deploy(n: int) -> None:
