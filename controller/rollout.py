@@ -100,6 +100,13 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
     return _leave(state, cause, now_s)
 
 
+def abandon(state: RolloutState, now_s: float, why: str) -> RolloutState:
+    """The rollout, over: its versions went with their cluster, and nobody is left to be told of it."""
+    if not state.is_final:
+        state = _enter(replace(state, holds=()), Phase.FAILED, now_s, why)
+    return replace(state, outbox=())
+
+
 def exit_code(state: RolloutState) -> int | None:
     """What a command that waited for this rollout ends with; None: it is not over."""
     match state.phase:

@@ -49,6 +49,7 @@ from controller.plane_ray import (
 )
 from controller.probes_http import HttpProbes, Target
 from controller.reconciler import Ports, Reconciler
+from controller.rollout import abandon
 from controller.runner import Crew, Runner
 from controller.security import Identity, Role, admin_token, token_digest
 from controller.settings import Settings, port_is_free
@@ -152,7 +153,7 @@ class Versions:
         self._store = store
         self._hashing = threading.Lock()
         self._release = engine_release()
-        self._launches: dict[tuple[str, str], Launch] = {}
+        self._launches: dict[tuple[str, ...], Launch] = {}
 
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """What the version is, from its real files. Raises BadCheckpoint."""
@@ -174,19 +175,21 @@ class Versions:
 
     def launch(self, service: str, version: str, replicas: int) -> Launch:
         """What starting the version takes. Raises UnknownService when the store does not know it."""
-        known = self._launches.get((service, version))
+        row = self._store.version(service, version)
+        if row is None:
+            raise UnknownService(f"{service} has no stored version {version}; restore the store")
+        # A service that was taken down and made again has another secret, a version may have moved.
+        secret = self._store.service(service).secret
+        key = (service, secret, version, row.spec)
+        known = self._launches.get(key)
         if known is None:
-            row = self._store.version(service, version)
-            if row is None:
-                raise UnknownService(f"{service} has no stored version {version}; restore the store")
             spec, places = version_spec(row), devices()
             memory = need_bytes(spec, fingerprint_of(row), places[0]) if places else None
-            secret = self._store.service(service).secret
             on_gpu = bool(places) and places[0].kind == "gpu"
             known = launch_of(
                 service, version, secret, spec, replicas=replicas, on_gpu=on_gpu, memory_bytes=memory or None
             )
-            self._launches[service, version] = known
+            self._launches[key] = known
         return replace(known, replicas=replicas)
 
     def check(self, rollout: RolloutState) -> None:
@@ -465,9 +468,18 @@ def _tombstone(service: str | None, rollout: str | None) -> list[str]:
 
 
 def forget_services(settings: Settings) -> bool:
-    """Forget every service whose engines are gone with their cluster; False: there was none."""
+    """Forget every service whose engines are gone with their cluster; False: there was none.
+
+    A rollout that was under way ends here: it must not begin to act when the name is used again.
+    """
     store = SqlStore(settings.database_url)
     rows = store.services()
     for row in rows:
+        for rollout in store.running(row.name):
+            stored = store.load(rollout)
+            if stored is not None:
+                over = abandon(stored.state, time.time(), "the service was taken down without a controller")
+                store.commit(over, (), expected_version=stored.version, evidence=None)
         store.remove_service(row.name, at_s=time.time())
+    store.close()
     return bool(rows)

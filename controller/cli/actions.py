@@ -186,11 +186,20 @@ def _end_all(settings: Settings) -> None:
 
 def take_down(settings: Settings, service: str | None, *, timeout_s: float | None) -> None:
     """Remove the service (None: all); with the last one end the controller and the cluster of `up`."""
+    from controller import wiring
+
     ends_at_s = time.monotonic() + (timeout_s or DOWN_TIMEOUT_S)
     with processes.one_at_a_time(settings):
         client = Client(settings)
         if client.health() is None:
             _take_down_dead(settings, service)
+            return
+        if client.is_ours() and not wiring.has_cluster(settings):
+            # Nothing can be drained or seen gone any more: the controller would wait for it for ever.
+            if service is not None:
+                raise Unreachable("the Ray cluster is gone; canaryctl up starts it, canaryctl down ends all")
+            processes.stop_controller(settings)
+            _take_down_dead(settings, None)
             return
         names = [service] if service is not None else [view.service for view in client.services()]
         for name in names:
@@ -212,7 +221,7 @@ def _take_down_dead(settings: Settings, service: str | None) -> None:
         )
     had_cluster = wiring.stop_cluster(settings)
     forgotten = wiring.forget_services(settings)
-    say("the controller was dead; what it left is gone" if had_cluster or forgotten else "nothing runs")
+    say("controller or Ray was dead; what it left is gone" if had_cluster or forgotten else "nothing runs")
 
 
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:

@@ -28,7 +28,6 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.api_url
         headers = {"authorization": f"Bearer {admin_token(settings.home)}"}
-        # HTTP, and loading certificates that nobody asks for would double the time a command takes.
         # HTTP, and loading certificates that nobody asks for would double the time that a command takes.
         self._http = httpx.Client(
             base_url=self._url, headers=headers, timeout=TIMEOUT_S, trust_env=False, verify=False
@@ -42,6 +41,13 @@ class Client:
         except (httpx.HTTPError, ValueError):
             return None
         return found if isinstance(found, dict) and "leading" in found else None
+
+    def is_ours(self) -> bool:
+        """True when the controller that answers there knows this state folder's token."""
+        try:
+            return self._http.get("/v1/services").status_code != 401
+        except httpx.HTTPError:
+            return True  # it went silent: nobody else's, as far as can be told
 
     def up(self, service: str, body: Mapping[str, Any]) -> ServiceView:
         """Make the service."""
@@ -98,9 +104,12 @@ class Client:
             answer = self._http.request(method, path, json=body, timeout=timeout_s)
         except httpx.HTTPError as exc:
             raise Unreachable(f"no controller answers at {self._url}; start it again: canaryctl up") from exc
-        if answer.status_code < 400:
+        if answer.status_code >= 400:
+            raise _error(answer, self._url)
+        try:
             return answer.json()
-        raise _error(answer, self._url)
+        except ValueError as exc:
+            raise _stranger(answer, self._url) from exc
 
 
 def patiently(read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S) -> Iterator[T | None]:
@@ -126,13 +135,20 @@ def _error(answer: httpx.Response, url: str) -> CanaryctlError:
         kind = str(problem["type"]).rpartition(":")[2]
         lines = [str(line) for line in problem["lines"]]
     except (ValueError, KeyError, TypeError):
-        return Unreachable(f"{url} answers {answer.status_code} but is no canaryctl; is the port right?")
+        return _stranger(answer, url)
     if answer.status_code in (401, 403):
         return errors.BadInput(f"{url} refuses this token: {lines[0]}; is CANARYCTL_HOME the controller's?")
     for known in _all_errors(CanaryctlError):
         if known.problem == kind:
             return BadSpec(lines) if known is BadSpec else known(lines[0])
     return CanaryctlError(lines[0])
+
+
+def _stranger(answer: httpx.Response, url: str) -> Unreachable:
+    return Unreachable(
+        f"{url} answers {answer.status_code} but is no canaryctl; is the port right? "
+        "canaryctl up --api-port chooses another"
+    )
 
 
 def _all_errors(base: type[CanaryctlError]) -> Iterator[type[CanaryctlError]]:

@@ -24,7 +24,8 @@ from rich.table import Table
 from controller.cli.demo_traffic import CANARY, STABLE, Tally, Target, Users
 from controller.errors import BadInput
 from controller.settings import load_settings
-from controller.spec import parse_policy, parse_yaml
+from controller.spec import PolicySpec, parse_policy, parse_yaml
+from controller.units import percent
 from serving.checkpoints import default_dir, questions
 
 SERVICE = "chat"
@@ -60,7 +61,7 @@ def run(*, policy: Path, folder: Path | None, console: Console) -> int:
     folder: of the demo's state, emptied first; None: a new one, removed at the end. Raises BadSpec for a
     policy that cannot hold.
     """
-    parse_policy(parse_yaml(_read(policy), str(policy)))
+    _show_policy(console, parse_policy(parse_yaml(_read(policy), str(policy))))
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         return _run(policy, folder, console)
@@ -133,6 +134,19 @@ def _read(policy: Path) -> str:
         return policy.read_text()
     except OSError as exc:
         raise BadInput(f"policy {policy} cannot be read ({exc.strerror}); give a YAML file") from exc
+
+
+def _show_policy(console: Console, policy: PolicySpec) -> None:
+    """What is compressed, and what is not."""
+    alpha = policy.gate_policy().alpha
+    console.print(
+        f"Compressed time: hours become seconds, and the proofs are smaller. Not compressed: alpha, {alpha:g} for a "
+        "whole rollout (at most 1 false rollback in 100), however often one looks.",
+        soft_wrap=True,
+    )
+    for stage in policy.stages or ():
+        margins = ", ".join(f"{gate} within {margin:g}" for gate, margin in (stage.margins or {}).items())
+        console.print(f"  {percent(stage.bp)}: at least {stage.min_canary} canary requests; {margins}")
 
 
 def _target(environment: dict[str, str]) -> Target:

@@ -13,7 +13,7 @@ import typer
 from controller.cli import ab, backtest, live, render
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, complain, console, emit, say
-from controller.errors import BadInput, CanaryctlError
+from controller.errors import BadInput, CanaryctlError, Unreachable
 from controller.settings import load_settings
 from controller.units import duration_s
 from controller.view import ServiceView
@@ -285,8 +285,12 @@ def rollback(
         roll_back_directly(settings, service or service_, reason=reason)
         return
     client = Client(settings)
-    name = client.the_service(service or service_)
-    outcome, text = client.rollback(name, reason=reason)
+    try:
+        name = client.the_service(service or service_)
+        outcome, text = client.rollback(name, reason=reason)
+    except Unreachable as exc:
+        named = service or service_ or "SERVICE"
+        raise Unreachable(f"{exc}, or go past it: canaryctl rollback {named} --direct") from exc
     say(text)
     view = client.service(name).rollout
     if outcome == "asked" and wait and view is not None:

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from controller.cli.client import Client
 from controller.errors import BusyPort, CanaryctlError, Conflict, Unreachable
@@ -42,12 +43,13 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
     """
     from controller import wiring
 
-    health = Client(settings).health()
-    has_cluster = wiring.has_cluster(settings)
-    settings = _with_ports(settings, ingress_port, api_port, is_up=health is not None or has_cluster)
+    has_cluster, has_api = wiring.has_cluster(settings), _own_health(settings) is not None
+    settings = _with_ports(settings, ingress_port, api_port, has_ingress=has_cluster, has_api=has_api)
+    health = _own_health(settings)
     if health is None and not port_is_free(settings.config.api_port):
+        holder = "another program" if Client(settings).health() is None else "another canaryctl"
         raise BusyPort(
-            f"port {settings.config.api_port} on {settings.host} is taken by another program; "
+            f"port {settings.config.api_port} on {settings.host} is taken by {holder}; "
             "choose another with --api-port"
         )
     if not has_cluster:
@@ -63,13 +65,18 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
         wiring.start_cluster(settings)
     if health is None:
         settings = save_config(settings, settings.config)
-        _start_controller(settings)
+        try:
+            _start_controller(settings)
+        except CanaryctlError:
+            if not has_cluster:
+                wiring.stop_cluster(settings)  # nobody else would ever end what this command started
+            raise
     return settings
 
 
 def stop_controller(settings: Settings) -> bool:
-    """End the controller that answers on this state folder's port; False: none did."""
-    health = Client(settings).health()
+    """End this state folder's controller; False: none of its own answers."""
+    health = _own_health(settings)
     if health is None:
         return False
     pid = int(health["pid"])
@@ -80,13 +87,26 @@ def stop_controller(settings: Settings) -> bool:
     return True
 
 
+def _own_health(settings: Settings) -> Mapping[str, Any] | None:
+    """What this state folder's controller says; None: none answers, or it is another folder's."""
+    client = Client(settings)
+    health = client.health()
+    return health if health is not None and client.is_ours() else None
+
+
 def _with_ports(
-    settings: Settings, ingress_port: int | None, api_port: int | None, *, is_up: bool
+    settings: Settings,
+    ingress_port: int | None,
+    api_port: int | None,
+    *,
+    has_ingress: bool,
+    has_api: bool,
 ) -> Settings:
     wanted = {"ingress_port": ingress_port, "api_port": api_port}
+    in_use = {"ingress_port": has_ingress, "api_port": has_api}
     for name, port in wanted.items():
         present = getattr(settings.config, name)
-        if is_up and port is not None and port != present:
+        if in_use[name] and port is not None and port != present:
             kind = name.partition("_")[0]
             raise Conflict(f"{kind} port is {present} and in use; canaryctl down first to move it to {port}")
     changes = {name: port for name, port in wanted.items() if port is not None}

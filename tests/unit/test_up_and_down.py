@@ -1,0 +1,192 @@
+"""What `up` and `down` start and end on a host: their own, all of it, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from controller import wiring
+from controller.cli.main import run
+from controller.codec import state_from_json
+from controller.fingerprint import fingerprint_external
+from controller.settings import load_settings
+from controller.state import Phase
+from controller.store_sql import SqlStore
+from controller.stored import ServiceRow, VersionRow
+from controller.view import rollout_view
+from tests.fakes.checkpoints import write_checkpoint
+from tests.fakes.controller import FakeController, free_port
+from tests.fakes.rollouts import STABLE, a_rollout
+
+CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder in which nothing runs."""
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model")
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Signals that were sent; a fake controller lives in this process, so none arrives."""
+    sent: list[tuple[int, int]] = []
+
+    def kill(pid: int, number: int) -> None:
+        if number == 0:
+            raise ProcessLookupError
+        sent.append((pid, number))
+
+    monkeypatch.setattr(os, "kill", kill)
+    return sent
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """The port of a web server that is no canaryctl."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def pretend_cluster(home: Path, address: str) -> None:
+    handle = {"address": address, "http_port": free_port(), "temp_dir": str(home / "ray"), "processes": []}
+    (home / "cluster.json").write_text(json.dumps(handle))
+
+
+def test_up_leaves_the_controller_of_another_state_folder_alone(
+    home: Path,
+    model: Path,
+    tmp_path: Path,
+    signals: list[tuple[int, int]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "others").mkdir()
+    other = FakeController(tmp_path / "others")
+    port = str(other.serve().config.api_port)
+    arguments = ["up", "--service", "chat", "--model", str(model)]
+
+    code = run([*arguments, "--port", str(free_port()), "--api-port", port])
+    other.stop()
+
+    assert (code, signals) == (4, [])
+    assert re.search(rf"port {port} .* taken by another canaryctl; .*--api-port", capsys.readouterr().err)
+
+
+def test_a_cluster_whose_controller_does_not_start_is_ended_again(
+    home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Ray itself is not the matter here: its record in the state folder is.
+    monkeypatch.setattr(wiring, "start_cluster", lambda settings: pretend_cluster(home, "127.0.0.1:1"))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    ports = ["--port", str(free_port()), "--api-port", str(free_port())]
+
+    assert run(["up", "--service", "chat", "--model", str(model), *ports]) == 4
+    assert "the controller ended at once" in capsys.readouterr().err
+    assert not (home / "cluster.json").exists()
+
+
+def test_a_dead_controllers_port_can_be_moved_while_its_cluster_runs(
+    home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+        pretend_cluster(home, f"127.0.0.1:{cluster.getsockname()[1]}")
+        code = run(["up", "--service", "chat", "--model", str(model), "--api-port", str(port)])
+
+    assert code == 4
+    assert "the controller ended at once" in capsys.readouterr().err
+    assert load_settings().config.api_port == port
+    assert (home / "cluster.json").exists()
+
+
+def test_a_web_server_on_the_controllers_port_is_told_from_a_controller(
+    home: Path, stranger: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CANARYCTL_API_PORT", str(stranger))
+
+    assert run(["list"]) == 4
+    assert re.search(r"answers 200 but is no canaryctl; is the port right\?", capsys.readouterr().err)
+
+
+def test_down_ends_a_controller_whose_cluster_is_gone(
+    home: Path, model: Path, signals: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeController(home)
+    fake.serve()
+    assert run(["up", "--service", "chat", "--model", str(model), "--no-wait"]) == 0
+    pretend_cluster(home, f"127.0.0.1:{free_port()}")
+
+    one = run(["down", "chat", "--yes", "--timeout", "2s"])
+    everything = run(["down", "--yes", "--timeout", "2s"])
+    left = fake.store.services()
+    fake.stop()
+
+    assert (one, everything, left) == (4, 0, ())
+    assert signals == [(os.getpid(), signal.SIGTERM)]
+    assert "the Ray cluster is gone; canaryctl up starts it" in capsys.readouterr().err
+
+
+def test_a_rollout_whose_service_was_taken_down_past_the_controller_never_acts_again(home: Path) -> None:
+    store = SqlStore(load_settings().database_url)
+    version = VersionRow("chat", STABLE, "{}", "{}", 1.0)
+    store.put_service(CHAT, version)
+    store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
+
+    assert wiring.forget_services(load_settings())
+    store.put_service(CHAT, version)
+
+    assert store.running("chat") == ()
+    views = [rollout_view(state_from_json(row.state)) for row in store.rollouts("chat")]
+    assert [(view.phase, view.is_final) for view in views] == [(Phase.FAILED, True)]
+    store.create_rollout(a_rollout("r-00000002"), request="{}", at_s=2.0)
+    store.close()
+
+
+def test_a_service_that_is_made_again_launches_with_its_new_secret(home: Path) -> None:
+    settings = load_settings()
+    store = SqlStore(settings.database_url)
+    versions = wiring.Versions(settings, store)
+    url = "http://127.0.0.1:9"
+    fingerprint = json.dumps(asdict(fingerprint_external(url)))
+    version = VersionRow("chat", STABLE, json.dumps({"url": url}), fingerprint, 1.0)
+    secrets = []
+    for secret in ("first", "second"):
+        store.put_service(ServiceRow("chat", "{}", STABLE, secret, 1.0), version)
+        secrets.append(versions.launch("chat", STABLE, 1).secret)
+        store.remove_service("chat", at_s=1.0)
+    store.close()
+
+    assert secrets == ["first", "second"]
