@@ -140,13 +140,14 @@ def _show_policy(console: Console, policy: PolicySpec) -> None:
     """What is compressed, and what is not."""
     alpha = policy.gate_policy().alpha
     console.print(
-        f"Compressed time: hours become seconds, and the proofs are smaller. Not compressed: alpha, {alpha:g} for a "
-        "whole rollout (at most 1 false rollback in 100), however often one looks.",
+        "Compressed: hours become seconds, floors and proofs are smaller. Not compressed: alpha, the chance "
+        f"of a false rollback, is {alpha:g} for a whole rollout however often one looks.",
         soft_wrap=True,
     )
     for stage in policy.stages or ():
         margins = ", ".join(f"{gate} within {margin:g}" for gate, margin in (stage.margins or {}).items())
-        console.print(f"  {percent(stage.bp)}: at least {stage.min_canary} canary requests; {margins}")
+        text = f"  {percent(stage.bp)}: at least {stage.min_canary} canary requests; {margins}"
+        console.print(text, soft_wrap=True)
 
 
 def _target(environment: dict[str, str]) -> Target:
