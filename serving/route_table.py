@@ -280,6 +280,7 @@ class TableCore:
                 self._took_ms = (now_s - self._published_s) * 1000
         if self._fences and now_s > self._published_s + FENCE_TRIES_S:
             self._fences.clear()
+            self._withdrew_fenced = False  # given up is not standing: only acknowledgements count now
         if self._how != "pending":
             for name in [name for name, one in self._routers.items() if now_s > one.heard_s + 60.0]:
                 del self._routers[name]

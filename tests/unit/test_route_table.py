@@ -58,6 +58,20 @@ def test_a_split_is_applied_when_every_live_router_acknowledged(service: Service
     assert (service.sight().applied, service.sight().how) == (True, "acknowledged")
 
 
+def test_a_fence_that_was_given_up_does_not_stand(service: Service) -> None:
+    service.split(500)
+    old = service.core.mark
+    service.poll("r1")
+    service.split(0)
+    for _ in range(70):  # r1 lives and still has the table with the canary; the replica never answers
+        service.now_s += 0.5
+        service.poll("r1", old)
+
+    assert (service.core.fence_orders(), service.sight().how) == ((), "pending")
+    service.poll("r1")
+    assert service.sight().applied
+
+
 def test_a_silent_router_is_waited_for_until_its_lease_and_the_margin_have_passed(service: Service) -> None:
     service.poll("r1")
     service.split(500)
