@@ -32,7 +32,7 @@ from serving.router import RouterCore
 from serving.router_asgi import RouterFront, boot_s
 
 LOOK_S = 0.5
-OK, BAD_INPUT = 0, 2
+OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 
 
 class TableFileError(ValueError):
@@ -170,7 +170,7 @@ def make_front(path: Path) -> RouterFront:
 
 
 def main(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> int:
-    """Serves until interrupted. Returns the exit code: 0, or 2 after one line about what was wrong."""
+    """Serves until interrupted. Returns the exit code: 0, or after one line 2 (file) or 4 (port)."""
     try:
         front = make_front(Path(table_path))
     except TableFileError as exc:
@@ -183,7 +183,7 @@ def main(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> i
     except (OSError, OverflowError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a port"
         _say(f"port {port} on {host}: {reason}; choose another with --port")
-        return BAD_INPUT
+        return UNREACHABLE
     base = f"http://{host}:{listening.getsockname()[1]}/{front.core.service}/v1"
     _say(f"routing {front.core.service} at {base}")
     config = uvicorn.Config(front, lifespan="on", log_level="error", access_log=False, timeout_keep_alive=75)

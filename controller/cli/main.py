@@ -90,6 +90,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except CanaryctlError as exc:
         complain(exc)
         return exc.exit_code
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        complain(
+            BadInput(
+                f"{exc.filename}: {exc.strerror}; give a place that can be used (CANARYCTL_HOME moves ours)"
+            )
+        )
+        return BadInput.exit_code
     return result if isinstance(result, int) else 0
 
 

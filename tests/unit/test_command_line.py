@@ -17,7 +17,7 @@ import yaml
 
 from controller.cli.main import run
 from controller.security import Identity, Role
-from controller.state import Phase
+from controller.state import Phase, ProbeKind
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController, free_port
 
@@ -217,6 +217,32 @@ def test_an_engine_argument_alone_is_a_change_of_low_risk(
     planned = json.loads(capsys.readouterr().out)
     assert planned["risk"] == "low"
     assert f"{name.replace('-', '_')}: not set -> 64" in planned["reasons"][0]
+
+
+def test_a_deploy_that_is_waited_for_prints_one_json_document_and_nothing_else(
+    chat: FakeController,
+    models: Path,
+    policy: Callable[[object], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chat.probes.results[ProbeKind.SMOKE] = ("failed", "it says nothing")
+    capsys.readouterr()
+
+    code = deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s", "-o", "json")
+
+    captured = capsys.readouterr()
+    assert code == 5
+    assert json.loads(captured.out)["phase"] == Phase.ROLLED_BACK.value
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_up_prints_one_json_document_and_nothing_else(
+    still: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+
+    assert run(["up", "--service", "chat", "--model", str(models / "stable"), "--no-wait", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["service"] == "chat"
 
 
 def test_history_keeps_what_was(
@@ -523,6 +549,24 @@ def test_without_a_controller_every_command_names_the_remedy(
 def test_a_wrong_option_is_one_line_and_two(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "--frobnicate"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["list", "up"])
+def test_a_state_folder_that_cannot_be_one_is_named(
+    tmp_path: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "file" / "home"))
+    what = ["--service", "chat", "--model", str(models / "stable")] if command == "up" else []
+
+    assert run([command, *what]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert re.search(r"file/home\S*: Not a directory; give a place .*CANARYCTL_HOME", lines[0])
 
 
 def test_a_broken_config_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

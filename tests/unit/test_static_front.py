@@ -116,7 +116,7 @@ def test_a_bad_file_ends_the_command_with_one_line_and_exit_2(
     assert "No such file" in said
 
 
-def test_a_busy_port_ends_the_command_with_one_line_and_exit_2(
+def test_a_busy_port_ends_the_command_with_one_line_and_exit_4(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
@@ -124,5 +124,5 @@ def test_a_busy_port_ends_the_command_with_one_line_and_exit_2(
         code = main(path, "127.0.0.1", port)
     said = capsys.readouterr().err
 
-    assert code == 2
+    assert code == 4
     assert said == f"port {port} on 127.0.0.1: Address already in use; choose another with --port\n"
