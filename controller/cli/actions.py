@@ -13,7 +13,14 @@ from rich.console import Console
 from controller.cli import processes
 from controller.cli.client import Client, patiently
 from controller.cli.output import say
-from controller.errors import BadInput, CanaryctlError, TimedOut, UnknownService, Unreachable
+from controller.errors import (
+    BadInput,
+    CanaryctlError,
+    RolloutRunning,
+    TimedOut,
+    UnknownService,
+    Unreachable,
+)
 from controller.fingerprint import fingerprint_checkpoint, known_architectures
 from controller.hashes import read_hashes, write_hashes
 from controller.settings import Settings
@@ -201,7 +208,14 @@ def take_down(settings: Settings, service: str | None, *, timeout_s: float | Non
             processes.stop_controller(settings)
             _take_down_dead(settings, None)
             return
-        names = [service] if service is not None else [view.service for view in client.services()]
+        views = [client.service(service)] if service is not None else client.services()
+        names = [view.service for view in views]
+        for view in views:  # all of them before any: what is refused leaves everything as it was
+            if view.rollout is not None and not view.rollout.is_final:
+                raise RolloutRunning(
+                    f"{view.service} has rollout {view.rollout.rollout} running; "
+                    f"end it first: canaryctl rollback {view.service} --wait"
+                )
         for name in names:
             client.down(name)
             say(f"{name} is being taken down")

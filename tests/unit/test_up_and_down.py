@@ -21,7 +21,7 @@ from controller.cli.main import run
 from controller.codec import state_from_json
 from controller.fingerprint import fingerprint_external
 from controller.settings import load_settings
-from controller.state import Phase
+from controller.state import Phase, ProbeKind
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from controller.view import rollout_view
@@ -157,6 +157,27 @@ def test_down_ends_a_controller_whose_cluster_is_gone(
     assert (one, everything, left) == (4, 0, ())
     assert signals == [(os.getpid(), signal.SIGTERM)]
     assert "the Ray cluster is gone; canaryctl up starts it" in capsys.readouterr().err
+
+
+def test_down_of_everything_takes_nothing_away_while_one_rollout_runs(
+    home: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeController(home)
+    fake.probes.results[ProbeKind.PREFLIGHT] = ("running", "")
+    fake.serve()
+    twin = write_checkpoint(tmp_path / "twin", seed=7)
+    for name in ("a", "b"):
+        assert run(["up", "--service", name, "--model", str(model), "--no-wait"]) == 0
+    assert run(["deploy", "b", "--model", str(twin)]) == 0
+    capsys.readouterr()
+
+    code = run(["down", "--yes", "--timeout", "5s"])
+    rows = fake.store.services()
+    fake.stop()
+
+    assert code == 3
+    assert re.search(r"b has rollout r-\w{8} running; end it first: .*--wait", capsys.readouterr().err)
+    assert [(row.name, row.removing) for row in rows] == [("a", False), ("b", False)]
 
 
 def test_a_rollout_whose_service_was_taken_down_past_the_controller_never_acts_again(home: Path) -> None:
