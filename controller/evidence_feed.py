@@ -20,7 +20,7 @@ from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.policy import GatePolicy, StagePlan
 from evaluation.records import Draw, EvidenceError, Score
-from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
+from serving.messages import CANARY, LostSpan, RecordPage, RequestRecord, ScoreRecord
 
 PAGE_EVENTS = 5_000
 PAGES_A_TICK = 4
@@ -29,8 +29,6 @@ SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
 JOIN_WINDOW_S = 900.0  # how long after its request a score still finds it
 JOIN_IDS = 200_000
 HELD_SCORES = 20_000
-# The evaluation has no word for 'no-lease': it is a draw that could not be confirmed, like a fenced one.
-WORDS = {"no-lease": "fenced"}
 
 
 class RecordsLog(Protocol):
@@ -62,24 +60,28 @@ def gate_config(request: str) -> GateConfig:
 
 def draw_of(record: RequestRecord) -> Draw:
     """The draw that a settled request is evidence of."""
+    flags = {
+        "truncated": record.finish_reason == "length",
+        "empty": record.empty,
+        "cancelled": record.outcome == "cancelled",
+    }
+    # Whose client left before anybody answered might still have been served by the canary.
+    if record.arm == CANARY and (record.served_arm is not None or record.outcome != "cancelled"):
+        flags["fell_back"] = record.served_arm != CANARY
     return Draw(
         request_id=record.request_id,
         unit=record.unit,
         at_s=record.at_s,
         arm=record.arm,
         w=record.w,
-        assigned_by=WORDS.get(record.assigned_by, record.assigned_by),
+        assigned_by=record.assigned_by,
         stage=record.stage,
         error=record.error,
         latency_ms=record.latency_ms,
         ttft_ms=record.ttft_ms,
         itl_ms=record.itl_ms,
         tokens=record.completion_tokens,
-        flags={
-            "truncated": record.finish_reason == "length",
-            "empty": record.empty,
-            "cancelled": record.outcome == "cancelled",
-        },
+        flags=flags,
     )
 
 

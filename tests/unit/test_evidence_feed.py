@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import asdict, replace
+from typing import get_args
 
 import pytest
 
@@ -13,7 +14,8 @@ from controller.snapshots import sight_in
 from controller.state import EvidenceSight, Phase, RolloutState
 from evaluation.evaluator import Evaluator
 from evaluation.policy import GatePolicy, StagePlan
-from serving.messages import LostSpan, RequestRecord, ScoreRecord
+from evaluation.records import kind_is_drawn
+from serving.messages import AssignedBy, Event, LostSpan, RequestRecord, ScoreRecord
 from tests.fakes.plane import FakeLog
 from tests.fakes.rollouts import a_rollout
 
@@ -86,8 +88,45 @@ def n_of(sight: EvidenceSight, metric: str) -> tuple[int, int]:
 # --- translation
 
 
-def test_what_was_decided_without_the_coin_is_so_in_the_evaluations_words() -> None:
-    assert draw_of(a_record(1, assigned_by="no-lease")).assigned_by == "fenced"
+@pytest.mark.parametrize("word", get_args(AssignedBy))
+def test_only_what_the_coin_decided_is_evidence_in_the_evaluations_words(word: AssignedBy) -> None:
+    assert kind_is_drawn(draw_of(a_record(1, assigned_by=word)).assigned_by) is (
+        word in ("request", "sticky")
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "fell_back"),
+    [
+        (a_record(1, arm=1), False),
+        (a_record(1, arm=1, outcome="fallback", served_arm=0, error=True), True),
+        (a_record(1, arm=1, outcome="fenced", served_arm=0), True),
+        (a_record(1, arm=1, outcome="cut", served_arm=0, error=True), True),
+        (a_record(1, arm=1, outcome="cut", error=True), False),
+        (a_record(1, arm=1, outcome="failed", served_arm=None, error=True), True),
+        (a_record(1, arm=1, outcome="cancelled", served_arm=None, error=None), None),
+        (a_record(1, arm=1, outcome="cancelled", served_arm=0, error=True), True),
+        (a_record(1, arm=0), None),
+    ],
+    ids=["served", "fallback", "fenced", "stable cut", "cut", "failed", "left", "left stable", "stable's"],
+)
+def test_what_the_canary_did_not_serve_itself_is_flagged(
+    record: RequestRecord, fell_back: bool | None
+) -> None:
+    assert draw_of(record).flags.get("fell_back") is fell_back
+
+
+def test_a_canary_that_stable_stands_in_for_is_rolled_back_by_its_served_rate() -> None:
+    log = FakeLog()
+    for n in range(600):
+        record = a_record(n, arm=n % 2, w=0.5)
+        log.append(replace(record, outcome="fenced", served_arm=0) if n % 4 == 1 else record)
+    log.watermark_s = START_S + 100
+
+    sight = look(feeds_on(log), in_stage(), START_S + 100)
+
+    assert sight.rollback is not None
+    assert sight.rollback.gate == "served_rate"
 
 
 def test_a_truncated_answer_is_flagged_and_is_no_error() -> None:
@@ -109,7 +148,7 @@ def test_a_fallback_stays_the_assigned_arms_failure() -> None:
 @pytest.mark.parametrize("first", [True, False], ids=["score first", "request first"])
 def test_a_score_finds_its_request_by_either_id_before_or_after_it(by: str, first: bool) -> None:
     log = FakeLog()
-    events = [a_score(by, 1.0), a_record(7, arm=1)]
+    events: list[Event] = [a_score(by, 1.0), a_record(7, arm=1)]
     for event in events if first else reversed(events):
         log.append(event)
     log.watermark_s = START_S + 10_000
