@@ -49,6 +49,7 @@ class Limits:
     canary_whole_s: float = 300.0  # to the first byte of an answer that comes at once
     stable_s: float = 600.0  # to the first byte
     idle_s: float = 300.0  # between bytes
+    table_s: float = 5.0  # for the first table of a router that has just started
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 BODY_LIMIT = 64 << 20  # bytes
+TABLE_LOOK_S = 0.01
 
 
 class Background(Protocol):
@@ -85,11 +86,19 @@ class RouterFront:
         headers = tuple(scope["headers"])
         request = Request(scope["method"], path, scope.get("query_string", b""), headers, body)
         request_id = "req-" + secrets.token_hex(12)
+        if self.core.table is None:
+            await self._first_table()
         exchange = self.core.begin(request, request_id=request_id, now_s=boot_s(), wall_s=time.time())
         if isinstance(exchange, Refusal):
             await _refuse(send, exchange)
             return
         await self._watched(exchange, request, receive, send)
+
+    async def _first_table(self) -> None:
+        """Waits for the table of a router that started late: users may come before its first poll."""
+        ends_at_s = boot_s() + self.core.limits.table_s
+        while self.core.table is None and boot_s() < ends_at_s:  # noqa: ASYNC110 - the core knows no loop
+            await asyncio.sleep(TABLE_LOOK_S)
 
     async def _watched(self, exchange: Exchange, request: Request, receive: Receive, send: Send) -> None:
         """Serves the exchange until it ends or the client goes away, whichever is first."""

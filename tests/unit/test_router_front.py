@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
 import httpx
@@ -157,6 +158,27 @@ async def rig() -> AsyncIterator[Rig]:
         await one.client.aclose()
         server.should_exit = True
         await serving
+
+
+async def test_a_router_that_starts_late_holds_its_first_users_until_it_has_a_table(rig: Rig) -> None:
+    rig.core.table = None
+    asked = asyncio.create_task(rig.ask())
+    await asyncio.sleep(0.1)
+    is_held = not asked.done()
+    rig.publish()
+
+    assert is_held
+    assert (await asked).status_code == 200
+
+
+async def test_a_router_that_gets_no_table_says_so_and_when_to_come_back(rig: Rig) -> None:
+    rig.core.table = None
+    rig.core.limits = replace(rig.core.limits, table_s=0.05)
+
+    answer = await rig.ask()
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "chat has no version in service yet" in answer.text
 
 
 async def test_a_whole_answer_passes_byte_for_byte_with_its_headers(rig: Rig) -> None:
