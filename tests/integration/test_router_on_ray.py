@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import httpx
 import pytest
 import uvicorn
 from aiohttp import web
@@ -254,6 +255,13 @@ def test_the_canarys_share_matches_the_weight_and_the_records_agree(rig: Rig) ->
     }
     assert len({one.router for one in records}) == ROUTERS
     assert all(one.completion_tokens for one in records)
+
+
+def test_a_service_that_does_not_exist_is_404_at_the_ingress(rig: Rig) -> None:
+    ingress = rig.base.removesuffix(f"/{rig.service}")
+    known, unknown = (httpx.get(f"{ingress}/{name}/v1/models") for name in (rig.service, "nobody"))
+
+    assert (known.status_code, unknown.status_code) == (200, 404)
 
 
 def test_a_raised_weight_moves_keys_one_way_only(rig: Rig) -> None:
