@@ -240,7 +240,7 @@ def _take_down_dead(settings: Settings, service: str | None) -> None:
 
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
     """Return once stable answers at the service's URL. Raises TimedOut, or the engine's own error."""
-    started_s = time.monotonic()
+    started_s, why = time.monotonic(), ""
     with Console(stderr=True).status(f"loading {service}") as shown:
         for view in patiently(lambda: client.service(service), give_up_s=SILENCE_S):
             spent_s = time.monotonic() - started_s
@@ -254,8 +254,9 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
                 if stable is not None and stable.phase == "ready" and _answers(view.url):
                     return
                 shown.update(f"{service}: {stable.phase if stable else 'waiting'} for {spent_s:.0f} s")
+                why = f" ({stable.last_error})" if stable is not None and stable.last_error else ""
             if spent_s > timeout_s:
-                raise TimedOut(f"{service} does not answer after {timeout_s:g} s and goes on loading; "
+                raise TimedOut(f"{service} does not answer after {timeout_s:g} s and goes on loading{why}; "
                                f"canaryctl status {service} shows it")  # fmt: skip
 
 

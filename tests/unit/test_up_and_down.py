@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -157,6 +158,27 @@ def test_down_ends_a_controller_whose_cluster_is_gone(
     assert (one, everything, left) == (4, 0, ())
     assert signals == [(os.getpid(), signal.SIGTERM)]
     assert "the Ray cluster is gone; canaryctl up starts it" in capsys.readouterr().err
+
+
+def test_up_that_waits_too_long_says_what_the_version_says(
+    home: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeController(home)
+    fake.fleet.load_s = 3600.0
+    fake.serve()
+    stable = ["up", "--service", "chat", "--model", str(model)]
+    assert run([*stable, "--no-wait"]) == 0
+    ends_at_s = time.monotonic() + 10
+    while not fake.fleet.engines and time.monotonic() < ends_at_s:
+        time.sleep(0.01)
+    for engine in fake.fleet.engines.values():
+        engine.error = "http://elsewhere does not answer"
+
+    code = run([*stable, "--timeout", "2s"])
+    fake.stop()
+
+    assert code == 6
+    assert "goes on loading (http://elsewhere does not answer); canaryctl status" in capsys.readouterr().err
 
 
 def test_down_of_everything_takes_nothing_away_while_one_rollout_runs(
