@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from controller.cli.demo_traffic import Target, Users
@@ -63,9 +64,8 @@ class Product:
         return self.service()["rollout"] or {}
 
     def controller_pid(self) -> int:
-        pid = load_settings(self.environment).config.controller_pid
-        assert pid is not None
-        return pid
+        health = httpx.get(f"{load_settings(self.environment).api_url}/healthz", timeout=10)
+        return int(health.json()["pid"])
 
     def users(self) -> Users:
         settings = load_settings(self.environment)
