@@ -22,7 +22,7 @@ from controller.cli.main import run
 from controller.codec import state_from_json
 from controller.fingerprint import fingerprint_external
 from controller.settings import load_settings
-from controller.state import Phase, ProbeKind
+from controller.state import AskKind, Phase, ProbeKind
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from controller.view import rollout_view
@@ -233,3 +233,20 @@ def test_a_service_that_is_made_again_launches_with_its_new_secret(home: Path) -
     store.close()
 
     assert secrets == ["first", "second"]
+
+
+def test_a_direct_rollback_without_a_cluster_still_leaves_its_request(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = SqlStore(load_settings().database_url)
+    store.put_service(CHAT, VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
+
+    run(["rollback", "chat", "--direct", "--reason", "3 a.m."])
+    asks = store.asks("r-00000001", after_seq=0)
+    store.close()
+
+    said = "".join(capsys.readouterr())
+    assert [(ask.kind, ask.actor, ask.reason) for ask in asks] == [(AskKind.ROLLBACK, "direct", "3 a.m.")]
+    assert "rollback of r-00000001 is asked for; the next controller finishes it" in said
+    assert "route table: not reached (no Ray cluster of canaryctl runs on this host" in said
