@@ -24,7 +24,7 @@ from controller.capacity import (
 from controller.codec import state_from_json
 from controller.errors import AlreadyRejected, BadInput, Conflict, NoRoom, RolloutRunning, Unreachable
 from controller.fingerprint import Fingerprint
-from controller.plan import gate_stages, make_plan
+from controller.plan import gate_stages, latency_lines, make_plan
 from controller.ports import Clock
 from controller.risk import Assessment, assess
 from controller.rollout import begin, rollback_means
@@ -97,6 +97,7 @@ class Proposal:
             plan=self.plan,
             policy=self.policy.gate_policy(),
             fit=self.fit,
+            latency=latency_lines(self.plan, self.policy),
         )
 
 
@@ -151,7 +152,15 @@ class Commands:
             )
         assessment = assess(fingerprint_of(stable), fingerprint)
         rate = self._world.requests_per_s(service)
-        plan = make_plan(assessment, policy, replicas=version.replicas, requests_per_s=rate)
+        before = version_spec(stable)
+        is_ours = not (version.is_external or before.is_external)
+        plan = make_plan(
+            assessment,
+            policy,
+            replicas=version.replicas,
+            stable_replicas=before.replicas if is_ours else None,
+            requests_per_s=rate,
+        )
         room = fit(version, fingerprint, self._world.devices() if not version.is_external else ())
         return Proposal(row, stable, version, fingerprint, policy, assessment, plan, room)
 

@@ -7,16 +7,17 @@ then the bake.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.errors import BadSpec
+from controller.loads import least_replicas, load
 from controller.risk import Assessment, Risk
 from controller.spec import PolicySpec, StageSpec
 from controller.state import FULL_BP, Plan, Stage
 from controller.units import percent
-from evaluation.policy import StagePlan
+from evaluation.metrics import VALUES
+from evaluation.policy import GatePolicy, StagePlan
 
 MIN_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
 
@@ -53,15 +54,23 @@ VENDOR = (
 )
 DEADLINE_FACTOR = 3.0  # of what is planned, before a stage is held as not proven
 MIN_DEADLINE_S = 60.0
+WHOLE_STAGE_S = 366 * DAY_S  # a warm-up that no stage outlives: its latency says nothing, of either arm
 
 
 def make_plan(
-    assessment: Assessment, policy: PolicySpec, *, replicas: int, requests_per_s: float | None = None
+    assessment: Assessment,
+    policy: PolicySpec,
+    *,
+    replicas: int,
+    stable_replicas: int | None = None,
+    requests_per_s: float | None = None,
 ) -> Plan:
     """The plan for a change of this risk under this policy.
 
-    replicas: of the canary at full traffic. requests_per_s: the service's traffic; None: not known, and the
-    deadlines come from the durations alone. Raises BadSpec when no stage is left below the bake's share.
+    replicas: of the canary at full traffic. stable_replicas: None when either arm is an endpoint, whose
+    replicas are not ours to know. requests_per_s: the service's traffic; None: not known, and the deadlines
+    come from the durations alone. Raises BadSpec when no stage is left below the bake's share, or a stage
+    has a margin for latency that its replicas make unprovable.
     """
     given = policy.stages
     rungs = _rungs(assessment.risk, policy) if given is None else tuple(_own(stage) for stage in given)
@@ -72,10 +81,16 @@ def make_plan(
         raise BadSpec(
             f"policy leaves no stage below the bake's {percent(top_bp)}; lower holdback, or give stages"
         )
-    return Plan(
+    limit = policy.gate_policy().load_ratio
+    plan = Plan(
         risk=assessment.risk.value,
         reasons=assessment.reasons,
-        stages=tuple(_stage(rung, replicas, requests_per_s, given) for rung in kept),
+        stages=tuple(
+            _stage(
+                rung, least_replicas(rung.weight_bp, replicas, stable_replicas, limit), requests_per_s, given
+            )
+            for rung in kept
+        ),
         holdback_bp=policy.holdback,
         bake_s=promotion.duration if promotion is not None and promotion.duration > 0 else policy.bake,
         load_s=policy.load_timeout,
@@ -88,23 +103,96 @@ def make_plan(
         unready_s=policy.unready_timeout,
         hold_limit_s=policy.hold_limit,
         warmup_tokens=policy.warmup_tokens,
+        replicas=replicas if stable_replicas is not None else None,
+        stable_replicas=stable_replicas,
     )
+    _refuse_unprovable(plan, given or (), policy.gate_policy())
+    return plan
 
 
 def gate_stages(plan: Plan, policy: PolicySpec) -> tuple[StagePlan, ...]:
     """What the evaluator must know of the plan's stages, and of the bake, which has to prove nothing.
 
-    The bake is left out when there is no holdback: without a coin there is no evidence.
+    The bake is left out when there is no holdback: without a coin there is no evidence. Latency is demanded
+    only where both arms' replicas are loaded alike, and decides nothing where the canary's get more.
     """
     own = {stage.bp: stage for stage in policy.stages or ()}
+    gates = policy.gate_policy()
     stages = []
-    for stage in plan.stages:
+    for index, stage in enumerate(plan.stages):
         spec = own.get(stage.weight_bp)
         margins, floor = (spec.margins, spec.floor) if spec is not None else (None, None)
-        stages.append(StagePlan(stage.weight_bp / FULL_BP, stage.min_canary, margins, floor))
+        means = _means(plan, index, gates)
+        if means != "proves":
+            wanted = gates.rung_for(stage.min_canary).margins if margins is None else margins
+            late = set(_latency_gates(wanted, gates))
+            margins = {name: margin for name, margin in wanted.items() if name not in late}
+        stages.append(
+            StagePlan(stage.weight_bp / FULL_BP, stage.min_canary, margins, floor, _warmup_s(means))
+        )
     if plan.holdback_bp > 0:
-        stages.append(StagePlan(1 - plan.holdback_bp / FULL_BP, 0, {}))
+        warmup_s = _warmup_s(_means(plan, len(plan.stages), gates))
+        stages.append(StagePlan(1 - plan.holdback_bp / FULL_BP, 0, {}, warmup_s=warmup_s))
     return tuple(stages)
+
+
+def latency_lines(plan: Plan, policy: PolicySpec) -> tuple[str, ...]:
+    """Where latency can be proven, where it can only roll back, and where it decides nothing, by load."""
+    gates = policy.gate_policy()
+    if not any(gate.metric in VALUES for gate in gates.gates):
+        return ()
+    if plan.stable_replicas is None:
+        return ("latency: the replicas behind an endpoint are not known, so their load is taken to be alike",)
+    places: dict[str, list[str]] = {"proves": [], "guards": [], "nothing": []}
+    weights = [stage.weight_bp for stage in plan.stages]
+    for index, bp in enumerate([*weights, FULL_BP - plan.holdback_bp]):
+        found = load(plan, index)
+        if found is not None and (index < len(weights) or plan.holdback_bp > 0):
+            ratio = found.highest if found.means(gates.load_ratio) == "nothing" else found.ratio
+            name = percent(bp) if index < len(weights) else f"the bake's {percent(bp)}"
+            places[found.means(gates.load_ratio)].append(f"{name} ({ratio:.2g}x stable's load)")
+    says = {
+        "proves": "can be proven at",
+        "guards": "can roll back, not be proven, at",
+        "nothing": "decides nothing at",
+    }
+    lines = [f"latency {says[key]} {', '.join(at)}" for key, at in places.items() if at]
+    if not places["proves"]:
+        lines.append(f"latency is proven at no stage; {_remedy(plan)}")
+    return tuple(lines)
+
+
+def _means(plan: Plan, index: int, gates: GatePolicy) -> str:
+    found = load(plan, index)
+    return found.means(gates.load_ratio) if found is not None else "proves"
+
+
+def _warmup_s(means: str) -> float:
+    return WHOLE_STAGE_S if means == "nothing" else 0.0
+
+
+def _latency_gates(names: Iterable[str], gates: GatePolicy) -> list[str]:
+    metrics = {gate.name: gate.metric for gate in gates.gates}
+    return [name for name in names if metrics.get(name) in VALUES]
+
+
+def _refuse_unprovable(plan: Plan, given: tuple[StageSpec, ...], gates: GatePolicy) -> None:
+    """A margin that somebody wrote is never dropped in silence."""
+    margins = {stage.bp: stage.margins or {} for stage in given}
+    for index, stage in enumerate(plan.stages):
+        late = _latency_gates(margins.get(stage.weight_bp, {}), gates)
+        found = load(plan, index)
+        if late and found is not None and found.means(gates.load_ratio) != "proves":
+            raise BadSpec(
+                f"policy.stages.{index}.margins.{late[0]} cannot be proven at {percent(stage.weight_bp)}: "
+                f"a canary replica gets {found.ratio:.2g}x the load of stable's; leave it out here, or "
+                f"{_remedy(plan)}"
+            )
+
+
+def _remedy(plan: Plan) -> str:
+    canary, stable = plan.replicas or 1, plan.stable_replicas or 1
+    return f"prove it in a last stage at {percent(round(FULL_BP * canary / (canary + stable) / 100) * 100)}"
 
 
 def _rungs(risk: Risk, policy: PolicySpec) -> tuple[Rung, ...]:
@@ -137,6 +225,6 @@ def _stage(
         duration_s=rung.duration_s,
         min_canary=rung.min_canary,
         deadline_s=spec.deadline if spec is not None and spec.deadline is not None else deadline_s,
-        replicas=min(replicas, max(1, math.ceil(replicas * rung.weight_bp / FULL_BP))),
+        replicas=replicas,
         on_missing=spec.on_missing if spec is not None else "hold",
     )

@@ -96,6 +96,8 @@ class Plan:
     unready_s: float = 30.0  # without one ready canary replica before a rollback
     hold_limit_s: float = 259_200.0  # of not being proven before weight 0
     warmup_tokens: int = 256
+    replicas: int | None = None  # of the canary at full traffic; None: an endpoint, not ours to know
+    stable_replicas: int | None = None
 
 
 # --- the state

@@ -180,6 +180,7 @@ class PlanView(_View):
     shortest_s: float  # all stages and the bake, if every proof is there in time
     alpha: float
     gates: tuple[str, ...]
+    latency: tuple[str, ...] = ()  # where it can be proven, where it cannot, and why
     fits: bool
     capacity: str
 
@@ -289,8 +290,12 @@ def plan_view(
     plan: Plan,
     policy: GatePolicy,
     fit: Fit,
+    latency: tuple[str, ...] = (),
 ) -> PlanView:
-    """The view of a plan. A changed sampling default is a warning: it changes answers, not the model."""
+    """The view of a plan. A changed sampling default is a warning: it changes answers, not the model.
+
+    latency: where it can be proven (`plan.latency_lines`).
+    """
     warnings = [f"sampling default changes: {change}" for change in assessment.sampling]
     if not fit.fits:
         warnings.append(fit.text)
@@ -307,6 +312,7 @@ def plan_view(
         shortest_s=math.fsum(stage.duration_s for stage in plan.stages) + plan.bake_s,
         alpha=policy.alpha,
         gates=tuple(_gate_line(policy, index) for index in range(len(policy.gates))),
+        latency=latency,
         fits=fit.fits,
         capacity=fit.text,
     )

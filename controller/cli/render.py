@@ -191,7 +191,7 @@ def plan_detail(view: PlanView, *, wide: bool) -> RenderableType:
         grid.add_row(*_stage_cells(stage))
     last = percent(FULL_BP - view.holdback_bp)
     grid.add_row("bake", last, duration(view.bake_s), "-", "-", "-")
-    parts += [Text(), grid, Text(f"capacity: {view.capacity}")]
+    parts += [Text(), grid, *(Text(line) for line in view.latency), Text(f"capacity: {view.capacity}")]
     parts.append(
         Text(f"at the soonest {duration(round(view.shortest_s))}, when every proof is there in time")
     )

@@ -9,9 +9,16 @@ import pytest
 
 from controller.errors import BadSpec
 from controller.fingerprint import Fingerprint, fingerprint_external
-from controller.plan import gate_stages, make_plan
+from controller.loads import load
+from controller.plan import gate_stages, latency_lines, make_plan
 from controller.risk import Assessment, Risk, assess
-from controller.spec import parse_policy, parse_yaml
+from controller.spec import PolicySpec, parse_policy, parse_yaml
+from controller.state import Plan
+from evaluation.evaluator import Evaluator
+from evaluation.gate import GateReport
+from evaluation.pipeline import stage_margins
+from evaluation.policy import GatePolicy, StagePlan
+from evaluation.records import Draw
 
 PARTS = ("config", "dtype", "engine_release", "quantization", "rope", "sizes", "special_tokens", "template")
 BASE = Fingerprint(
@@ -149,6 +156,102 @@ def test_without_a_holdback_the_bake_has_no_coin_and_no_stage() -> None:
     plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1)
 
     assert [stage.weight for stage in gate_stages(plan, policy)] == [0.1, 0.25, 0.5]
+
+
+# --- loads
+
+
+def planned(replicas: int, stable: int | None = None, **policy: object) -> tuple[Plan, PolicySpec]:
+    spec = parse_policy(policy)
+    stable = replicas if stable is None else stable
+    assessment = Assessment(Risk.MEDIUM, (), (), ())
+    return make_plan(assessment, spec, replicas=replicas, stable_replicas=stable), spec
+
+
+def late_margins(plan: Plan, policy: PolicySpec) -> list[set[str]]:
+    gates = policy.gate_policy()
+    demanded = [stage_margins(gates, stage)[0] for stage in gate_stages(plan, policy)]
+    return [{name for name in names if name.startswith("latency")} for names in demanded]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 10, 64])
+def test_the_default_ladder_proves_latency_at_fifty_percent_with_any_equal_replicas(replicas: int) -> None:
+    assert late_margins(*planned(replicas))[2] == {"latency_shape", "latency_p99"}
+
+
+def test_with_one_replica_latency_is_not_demanded_below_fifty_percent_and_all_else_is() -> None:
+    plan, policy = planned(1)
+
+    stages = gate_stages(plan, policy)
+
+    assert late_margins(plan, policy)[:2] == [set(), set()]
+    assert [set(stage.margins or ()) for stage in stages[:2]] == [{"error", "hallucination", "quality"}] * 2
+
+
+def test_no_stage_gives_a_canary_replica_more_than_stables() -> None:
+    for replicas in range(1, 65):
+        plan, _ = planned(replicas)
+        for index in range(len(plan.stages)):
+            found = load(plan, index)
+            assert found is not None
+            assert found.highest <= 1.25
+
+
+def test_what_a_canary_at_higher_load_takes_longer_does_not_roll_it_back() -> None:
+    plan, policy = planned(1, 4)
+    last, bake = gate_stages(plan, policy)[2:]
+    gates = policy.gate_policy().only("latency_ms")
+
+    assert rolled_back(gates, StagePlan(0.5, 0)) is not None
+    assert rolled_back(gates, last) is None
+    assert rolled_back(gates, bake) is None
+
+
+def rolled_back(gates: GatePolicy, stage: StagePlan) -> GateReport | None:
+    evaluator = Evaluator.start(gates, stages=[stage], seed_latency_ms={})
+    for n in range(800):
+        arm = n % 2
+        evaluator.add(Draw(f"q{n}", f"u{n}", float(n), arm, 0.5, "request", latency_ms=100.0 * (1 + 3 * arm)))
+    evaluator.advance(10_000.0, 10_000.0)
+    return evaluator.report().rollback
+
+
+def test_a_margin_that_the_replicas_make_unprovable_is_refused_with_the_remedy() -> None:
+    stages = [{"weight": "20%", "margins": {"error": 5.0, "latency_shape": 1.2}}, {"weight": "50%"}]
+
+    with pytest.raises(BadSpec) as caught:
+        planned(1, stages=stages)
+
+    assert caught.value.lines == (
+        "policy.stages.0.margins.latency_shape cannot be proven at 20 %: a canary replica gets 0.25x the "
+        "load of stable's; leave it out here, or prove it in a last stage at 50 %",
+    )
+
+
+def test_the_plan_says_where_latency_is_proven_and_where_not() -> None:
+    assert latency_lines(*planned(1)) == (
+        "latency can be proven at 50 % (1x stable's load)",
+        "latency can roll back, not be proven, at 10 % (0.11x stable's load), 25 % (0.33x stable's load)",
+        "latency decides nothing at the bake's 95 % (19x stable's load)",
+    )
+    assert latency_lines(*planned(1, stages=[{"weight": "10%"}]))[-1] == (
+        "latency is proven at no stage; prove it in a last stage at 50 %"
+    )
+
+
+def test_the_demos_latency_is_proven_where_the_policy_demands_it() -> None:
+    policy = parse_policy(parse_yaml(Path("examples/demo-policy.yaml").read_text(), "demo"))
+    plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1, stable_replicas=1)
+
+    assert late_margins(plan, policy) == [set(), {"latency_shape"}, set()]
+
+
+def test_an_endpoints_load_is_not_ours_to_know() -> None:
+    policy = parse_policy({})
+    plan = make_plan(Assessment(Risk.CRITICAL, (), (), ()), policy, replicas=1)
+
+    assert all(late_margins(plan, policy)[:-1])
+    assert "not known" in latency_lines(plan, policy)[0]
 
 
 @pytest.mark.parametrize("path", sorted(Path("examples").glob("*policy*.yaml")), ids=lambda path: path.stem)
