@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 from tests.ray_rig import (
@@ -19,3 +20,8 @@ __all__ = ["checkpoints", "cluster", "fleet", "ray_cluster", "run_router", "toke
 # The same examples on every machine, and no verdict by a clock: a busy machine is not a fault.
 settings.register_profile("canaryctl", deadline=None, derandomize=True)
 settings.load_profile("canaryctl")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole product brings a cluster of its own: first, so that no four engines share two cores."""
+    items.sort(key=lambda item: item.path.name != "test_whole_product.py")

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from controller.cli.demo_traffic import CANARY, STABLE, Tally, Target, Users
-from controller.errors import BadInput
+from controller.errors import BadInput, Conflict
 from controller.settings import load_settings
 from controller.spec import PolicySpec, parse_policy, parse_yaml
 from controller.units import percent
@@ -97,7 +97,10 @@ def _run(policy: Path, folder: Path, console: Console) -> int:
         console.print(f"[red]{exc}[/red]")
         _show_log_tail(console, folder)
     finally:
-        _canaryctl(console, ["down", "--yes"], environment, may_fail=True)
+        if _canaryctl(console, ["down", "--yes"], environment, may_fail=True) == Conflict.exit_code:
+            # A rollout that ran into its time limit still runs.
+            _canaryctl(console, ["rollback", SERVICE, "--wait"], environment, may_fail=True)
+            _canaryctl(console, ["down", "--yes"], environment, may_fail=True)
     kept = len(acts) == len(CANDIDATES) and all(act.kept for act in acts) and not tally.failures
     console.print(_table(acts, tally))
     for line in tally.failures[:10]:

@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 import pytest
 
+from controller.cli.client import Client
 from controller.cli.demo_traffic import Target, Users
 from controller.settings import load_settings
 from serving import checkpoints
@@ -97,6 +98,7 @@ def product(trained: Path) -> Iterator[Product]:
         assert f"/{SERVICE}/v1" in printed
         yield made
     finally:
+        made.run("rollback", "--service", SERVICE, "--wait")  # when a test failed in the middle
         code, printed = made.run("down", "--yes", limit_s=120)
         left = [line for line in processes() if str(home) in line]
         shutil.rmtree(home, ignore_errors=True)
