@@ -23,7 +23,6 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.cli.client import Client
 from controller.cli.demo_traffic import Target, Users
 from controller.settings import load_settings
 from serving import checkpoints
