@@ -15,7 +15,14 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.snapshots import feed_in, pack
-from controller.state import LIVE, EvidenceSight, GuardSight, RolloutState
+from controller.state import (
+    LIVE,
+    EvidenceSight,
+    GuardSight,
+    RolloutState,
+    VersionPhase,
+    VersionSight,
+)
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.policy import GatePolicy, StagePlan
@@ -28,6 +35,7 @@ SEED_VALUES = 4_000  # of stable's own, per metric, before the canary's first un
 SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
 JOIN_WINDOW_S = 900.0  # how long after its request a score still finds it
 JOIN_IDS = 200_000
+LOAD_REQUESTS = 400  # of each arm in a stage, before their count says more of the load than the weight does
 HELD_SCORES = 20_000
 
 
@@ -139,6 +147,9 @@ class Feed:
             OrderedDict()
         )  # seq -> at_s of requests that scores may still name
         self._guard = ErrorGuard()
+        self._ready: tuple[int, int] | None = None  # replicas of stable and canary; None: not known
+        self._served = [0, 0]  # requests of this stage while replicas were known, by who served them
+        self._load = [0.0, 0.0]  # the same requests, each divided by its arm's ready replicas
         self._entered = self._stage = -1
         self._acked_at_s = 0.0
         self._through_s = 0.0
@@ -159,6 +170,7 @@ class Feed:
         feed._guard = ErrorGuard.from_mapping(saved["guard"])
         feed._entered = feed._stage = saved["entered"]
         feed._through_s = saved["through_s"]
+        feed._served, feed._load = saved.get("served", [0, 0]), saved.get("load", [0.0, 0.0])
         feed.seq = saved["join_from"]
         while feed.seq < saved["seq"]:
             page = log.read(service, after_seq=feed.seq, limit=min(PAGE_EVENTS, saved["seq"] - feed.seq))
@@ -183,6 +195,8 @@ class Feed:
             "guard": self._guard.to_mapping(),
             "entered": self._entered,
             "through_s": self._through_s,
+            "served": self._served,
+            "load": self._load,
             "seed": {} if self._evaluator else self._seed,
             "evaluator": base64.b64encode(evaluator).decode() if evaluator else None,
         }
@@ -199,6 +213,7 @@ class Feed:
         self._through_s = max(self._through_s, page.low_watermark_s)
         if self._evaluator is not None:
             self._evaluator.advance(self._through_s, now_s)
+            self._note_load(self._evaluator)
         self._forget(now_s)
 
     def follow(self, state: RolloutState) -> None:
@@ -206,8 +221,13 @@ class Feed:
         proves = state.phase in LIVE and state.stage < len(self._config.stages)
         if proves and state.acked_at_s is not None and state.stage > self._entered:
             self._stage, self._acked_at_s = state.stage, state.acked_at_s
+            self._served, self._load = [0, 0], [0.0, 0.0]
             if self._evaluator is not None:
                 self._enter(self._evaluator)
+
+    def note_ready(self, stable: int, canary: int) -> None:
+        """Ready replicas of each arm now. Without one of each there is no load to compare."""
+        self._ready = (stable, canary) if stable > 0 and canary > 0 else None
 
     def begin(self) -> None:
         """The log has been read to its end: with a stage acknowledged, start even without a unit."""
@@ -231,12 +251,31 @@ class Feed:
             if not any(span.since_s <= record.at_s < span.until_s for span in lost):
                 self._started()
                 self._add(draw_of(record))
+                self._count_load(record)
                 if record.error is not None:
                     self._guard.add(canary=record.arm == 1, error=record.error)
         elif self._evaluator is None:
             self._seed_with(record)
         for score in scores:
             self._add(score)
+
+    def _count_load(self, record: RequestRecord) -> None:
+        """Who served it carried it, whoever it was drawn for. Before the stage stood, the weight was another."""
+        if self._ready is None or self._stage < 0 or record.at_s < self._acked_at_s:
+            return
+        arm = record.arm if record.served_arm is None else record.served_arm
+        self._served[arm] += 1
+        self._load[arm] += 1 / self._ready[arm]
+
+    def _note_load(self, evaluator: Evaluator) -> None:
+        """Requests per ready replica: counted, and while there are few, those that the weight gives."""
+        if self._ready is None or self._stage < 0:
+            return
+        stable, canary = self._load
+        if min(self._served) < LOAD_REQUESTS:
+            w = self._config.stages[self._stage].weight
+            stable, canary = (1 - w) / self._ready[0], w / self._ready[1]
+        evaluator.note_load(stable=stable, canary=canary)
 
     def _started(self) -> Evaluator:
         if self._evaluator is None:
@@ -288,11 +327,17 @@ class EvidenceFeeds:
     """The core's Evidence port: one feed a running rollout, restored from the store when first asked for."""
 
     def __init__(
-        self, log: RecordsLog, snapshots: Snapshots, config: Callable[[RolloutState], GateConfig]
+        self,
+        log: RecordsLog,
+        snapshots: Snapshots,
+        config: Callable[[RolloutState], GateConfig],
+        fleet: Callable[[str], Sequence[VersionSight] | None] = lambda service: None,
     ) -> None:
+        """fleet: a service's versions with their ready replicas; None: not known, and no load is compared."""
         self._log = log
         self._snapshots = snapshots
         self._config = config
+        self._fleet = fleet
         self._feeds: dict[str, Feed] = {}
 
     def observe(self, rollout: RolloutState, now_s: float) -> EvidenceSight | None:
@@ -301,6 +346,7 @@ class EvidenceFeeds:
         if feed is None:
             return None
         feed.follow(rollout)
+        self._note_ready(feed, rollout)
         for _ in range(PAGES_A_TICK):
             page = self._log.read(rollout.service, after_seq=feed.seq, limit=PAGE_EVENTS)
             if page is None:
@@ -315,6 +361,15 @@ class EvidenceFeeds:
         """The feed as it stands; None: this rollout was not observed since the start."""
         feed = self._feeds.get(rollout)
         return feed.snapshot() if feed else None
+
+    def _note_ready(self, feed: Feed, rollout: RolloutState) -> None:
+        """Unreadable changes nothing; behind an endpoint there may be any number of replicas."""
+        if rollout.stable.external or rollout.canary.external:
+            return
+        versions = self._fleet(rollout.service)
+        if versions is not None:
+            ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
+            feed.note_ready(ready.get(rollout.stable.id, 0), ready.get(rollout.canary.id, 0))
 
     def _feed(self, rollout: RolloutState) -> Feed | None:
         feed = self._feeds.get(rollout.id)

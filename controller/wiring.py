@@ -313,7 +313,9 @@ def build(settings: Settings) -> Built:
     def make_crew(service: str) -> Crew:
         meter = world.meters.setdefault(service, TrafficMeter(service, log))
         engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
-        feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store.request(rollout.id)))
+        feeds = EvidenceFeeds(
+            log, store, lambda rollout: gate_config(store.request(rollout.id)), engines.observe
+        )
         probes = HttpProbes(target=target, preflight=preflight, rate_per_s=world.requests_per_s)
         front = PlaneFront(traffic, routers, fleet.stop_router, time.monotonic)
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)

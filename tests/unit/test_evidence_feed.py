@@ -11,8 +11,9 @@ import pytest
 
 from controller.evidence_feed import EvidenceFeeds, Feed, GateConfig, draw_of, gate_config
 from controller.snapshots import sight_in
-from controller.state import EvidenceSight, Phase, RolloutState
+from controller.state import EvidenceSight, Phase, RolloutState, VersionPhase, VersionSight
 from evaluation.evaluator import Evaluator
+from evaluation.gate import Verdict
 from evaluation.policy import GatePolicy, StagePlan
 from evaluation.records import kind_is_drawn
 from serving.messages import AssignedBy, Event, LostSpan, RequestRecord, ScoreRecord
@@ -243,6 +244,72 @@ def test_half_of_the_canarys_requests_failing_rings_the_guard() -> None:
     sight = look(feeds_on(log), in_stage(), START_S + 6.0)
 
     assert [(guard.name, guard.both_arms) for guard in sight.guards] == [("errors", False)]
+
+
+# --- load
+
+
+def latency_proof(sight: EvidenceSight) -> tuple[Verdict, str]:
+    gate = next(gate for gate in sight.gates if gate.gate == "latency_shape" and gate.side == "promotion")
+    return gate.verdict, gate.reason
+
+
+def loaded(
+    log: FakeLog, stable: int, canary: int, state: RolloutState, saved: bytes | None = None
+) -> tuple[EvidenceSight, EvidenceFeeds]:
+    ready = VersionPhase.READY
+    fleet = (
+        VersionSight(state.stable.id, ready, stable, 0),
+        VersionSight(state.canary.id, ready, canary, 0),
+    )
+    feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG, lambda service: fleet)
+    return look(feeds, state, START_S + 1000), feeds
+
+
+@pytest.mark.parametrize("count", [100, 2000], ids=["by weight", "counted"])
+def test_latency_is_not_proven_while_replicas_are_loaded_differently(count: int) -> None:
+    log = FakeLog()
+    traffic(log, count)
+    even, _ = loaded(log, 2, 2, in_stage(1))
+    odd, _ = loaded(log, 2, 4, in_stage(1))
+
+    assert latency_proof(even)[0] is not Verdict.INVALID
+    assert latency_proof(odd) == (Verdict.INVALID, "not comparable: canary load 0.5x stable's")
+    assert odd.verdict is not Verdict.PASS
+
+
+def stood_in() -> FakeLog:
+    """Stable serves half of the canary's requests, and so three times as many as the canary."""
+    log = FakeLog()
+    for n in range(2000):
+        log.append(a_record(n, arm=n % 2, w=0.5, served_arm=0 if n % 4 == 1 else n % 2))
+    log.watermark_s = START_S + 1000
+    return log
+
+
+def test_a_request_that_stable_stood_in_for_is_stables_load() -> None:
+    sight, _ = loaded(stood_in(), 1, 1, in_stage(1))
+
+    assert latency_proof(sight)[1] == "not comparable: canary load 0.3x stable's"
+
+
+def test_an_endpoints_latency_is_compared_without_knowing_its_replicas() -> None:
+    log = FakeLog()
+    traffic(log, 2000)
+    state = in_stage(1)
+
+    sight, _ = loaded(log, 2, 4, replace(state, canary=replace(state.canary, external=True)))
+
+    assert latency_proof(sight)[0] is not Verdict.INVALID
+
+
+def test_a_restart_goes_on_counting_the_load_where_it_was() -> None:
+    log = stood_in()
+    sight, feeds = loaded(log, 1, 1, in_stage(1))
+
+    again, _ = loaded(log, 1, 1, in_stage(1), feeds.snapshot(ROLLOUT))
+
+    assert latency_proof(again) == latency_proof(sight)
 
 
 # --- after a crash
