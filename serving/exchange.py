@@ -44,7 +44,7 @@ _ELSEWHERE = frozenset({429, 502, 503, 504})
 class Limits:
     """Patience, in seconds."""
 
-    connect_s: float = 2.0
+    connect_s: float = 5.0
     canary_stream_s: float = 60.0  # to the first byte of a stream; EVALUATION.md censors there
     canary_whole_s: float = 300.0  # to the first byte of an answer that comes at once
     stable_s: float = 600.0  # to the first byte

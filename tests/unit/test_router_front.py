@@ -141,7 +141,7 @@ class Rig:
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
-    limits = Limits(connect_s=1.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
+    limits = Limits(connect_s=10.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
     core = RouterCore("chat", router="r", limits=limits, lease_s=1e9)
     front = RouterFront(core, Still())
     config = uvicorn.Config(front, port=0, lifespan="on", log_level="critical", access_log=False)
