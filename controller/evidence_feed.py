@@ -260,7 +260,7 @@ class Feed:
             self._add(score)
 
     def _count_load(self, record: RequestRecord) -> None:
-        """Who served it carried it, whoever it was drawn for. Before the stage stood, the weight was another."""
+        """Who served it carried it, whoever it was drawn for. Before the stage stood, another weight did."""
         if self._ready is None or self._stage < 0 or record.at_s < self._acked_at_s:
             return
         arm = record.arm if record.served_arm is None else record.served_arm

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -200,6 +201,16 @@ class StageSpec(_Strict):
         return (self.weight if self.weight is not None else self.weight_bp) or 0
 
 
+class RungSpec(_Strict):
+    """What a stage of at least `min_canary` canary requests has to prove, where the stage does not say."""
+
+    min_canary: int = Field(default=0, ge=0)
+    margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        description="by gate: a ratio for rates and latency, a loss for scores"
+    )
+    floor: float = Field(default=0.005, ge=0, le=1, description="a rate below stable plus this passes, too")
+
+
 class PolicySpec(_Strict):
     """How a rollout goes: what is gated, on which ladder, how long it may wait."""
 
@@ -214,6 +225,15 @@ class PolicySpec(_Strict):
     )
     gates: dict[str, GateSpec | None] = Field(
         default_factory=dict, description="null takes a gate of the preset out"
+    )
+    units: Literal["auto", "request", "sticky"] | None = Field(
+        default=None, description="what the coin is tossed for; default auto: as the traffic shows"
+    )
+    proof_canary: int | None = Field(
+        default=None, ge=0, description="canary requests before a proof is looked at; default 100"
+    )
+    rungs: tuple[RungSpec, ...] | None = Field(
+        default=None, description="what stages must prove, by their min_canary; the first has 0"
     )
     settle: Duration | None = Field(
         default=None, description="how long an answer may take before it counts as lost"
@@ -238,6 +258,7 @@ class PolicySpec(_Strict):
                 f"holdback {percent(self.holdback)} exceeds 50 %; the promoted version must carry most"
             )
         self._check_stages()
+        self._check_rungs()
         try:
             self.gate_policy()
         except PolicyError as exc:
@@ -265,9 +286,28 @@ class PolicySpec(_Strict):
         if self.stages[0].bp == FULL_BP:
             raise ValueError("stages has only 100 %, which proves nothing first; put a stage below it before")
 
+    def _check_rungs(self) -> None:
+        preset = {gate.name for gate in self._base().gates}
+        known = sorted(preset | {name for name, gate in self.gates.items() if gate is not None})
+        places = [(f"rungs.{n}", rung.margins) for n, rung in enumerate(self.rungs or ())]
+        places += [(f"stages.{n}", stage.margins or {}) for n, stage in enumerate(self.stages or ())]
+        for at, margins in places:
+            for name in margins:
+                if name not in known:
+                    raise ValueError(f"{at}.margins.{name} is no gate; use one of {', '.join(known)}")
+        for index, (before, rung) in enumerate(pairwise(self.rungs or ()), start=1):
+            if rung.min_canary <= before.min_canary:
+                raise ValueError(
+                    f"rungs.{index}.min_canary {rung.min_canary} does not rise above the rung before it, "
+                    f"{before.min_canary}; raise or drop it"
+                )
+
+    def _base(self) -> GatePolicy:
+        return GatePolicy.named("strict" if self.preset == "strict" else "default")
+
     def gate_policy(self) -> GatePolicy:
         """What the evidence is judged by. Raises PolicyError."""
-        base = GatePolicy.named("strict" if self.preset == "strict" else "default")
+        base = self._base()
         raw: dict[str, object] = {
             "base": base.name,
             "name": base.name if self.name == "default" else self.name,
@@ -276,6 +316,12 @@ class PolicySpec(_Strict):
             raw["alpha"] = self.alpha
         if self.settle is not None:
             raw["settle_s"] = self.settle
+        if self.units is not None:
+            raw["units"] = self.units
+        if self.proof_canary is not None:
+            raw["proof_canary"] = self.proof_canary
+        if self.rungs is not None:
+            raw["rungs"] = [rung.model_dump() for rung in self.rungs]
         gates: dict[str, object] = {gate.name: {} for gate in base.gates}
         for name, change in self.gates.items():
             if change is not None:
@@ -379,7 +425,9 @@ _LIMITS = {
 
 
 # A message that begins with one of these speaks of a place below the path.
-_FIELDS = {name for kind in (ServiceSpec, PolicySpec, StageSpec, GateSpec) for name in kind.model_fields}
+_FIELDS = {
+    name for kind in (ServiceSpec, PolicySpec, StageSpec, RungSpec, GateSpec) for name in kind.model_fields
+}
 
 
 def _line(error: Any, root: str) -> str:

@@ -18,6 +18,7 @@ from controller.spec import (
     parse_version,
     parse_yaml,
 )
+from evaluation.policy import Rung
 
 
 def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
@@ -77,6 +78,37 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
             "policy.gates.*.alpha_share add up to 1.8, limit 1; lower them, they are parts of alpha",
         ),
         ({"alpha": 3}, "policy.alpha 3.0 is outside (0, 0.5); it is a probability"),
+        (
+            {"units": "user"},
+            "policy.units 'user' is unknown; use one of 'auto', 'request' or 'sticky'",
+        ),
+        ({"proof_canary": -1}, "policy.proof_canary -1 is below 0; raise it"),
+        ({"rungs": []}, "policy.rungs must begin with min_canary 0; add the rung of the first stage"),
+        (
+            {"rungs": [{"min_canary": 0, "margins": {"eror": 2.0}}]},
+            "policy.rungs.0.margins.eror is no gate; use one of error, hallucination, latency_p99, "
+            "latency_shape, quality, ttft_shape",
+        ),
+        (
+            {"rungs": [{"margins": {"error": 0}}]},
+            "policy.rungs.0.margins.error 0 is not above 0; raise it",
+        ),
+        (
+            {
+                "rungs": [
+                    {"margins": {}},
+                    {"min_canary": 800, "margins": {}},
+                    {"min_canary": 800, "margins": {}},
+                ]
+            },
+            "policy.rungs.2.min_canary 800 does not rise above the rung before it, 800; raise or drop it",
+        ),
+        ({"rungs": [{"min_canary": 0}]}, "policy.rungs.0.margins is missing; give it"),
+        (
+            {"stages": [{"weight": "5%", "margins": {"latency": 1.2}}], "gates": {"hallucination": None}},
+            "policy.stages.0.margins.latency is no gate; use one of error, hallucination, latency_p99, "
+            "latency_shape, quality, ttft_shape",
+        ),
         ([1], "policy is not a mapping; write its settings as key: value"),
     ],
 )
@@ -171,6 +203,27 @@ def test_gates_start_from_the_preset_and_null_takes_one_out() -> None:
     ]
     assert policy.gate("quality").tolerance == 0.01
     assert policy.gate("error").tolerance == 0.0
+
+
+def test_units_proofs_and_rungs_reach_the_gate_and_survive_a_dump() -> None:
+    spec = parse_policy(
+        {
+            "units": "sticky",
+            "proof_canary": 40,
+            "rungs": [
+                {"margins": {"error": 5.0}, "floor": 0.02},
+                {"min_canary": 500, "margins": {"error": 2.0, "quality": 0.05}},
+            ],
+        }
+    )
+    policy = spec.gate_policy()
+
+    assert (policy.units, policy.proof_canary) == ("sticky", 40)
+    assert policy.rungs == (
+        Rung(0, {"error": 5.0}, floor=0.02),
+        Rung(500, {"error": 2.0, "quality": 0.05}),
+    )
+    assert parse_policy(yaml.safe_load(yaml.safe_dump(dump(spec)))) == spec
 
 
 def test_a_policy_file_may_be_only_the_name_of_a_preset() -> None:
