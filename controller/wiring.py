@@ -412,6 +412,7 @@ class Direct:
 
     succeeded: tuple[str, ...]
     failed: tuple[str, ...]
+    has_moved: bool  # no request starts on a canary any more; False: nobody could be told
 
 
 def roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> Direct:
@@ -419,6 +420,7 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     succeeded: list[str] = []
     failed: list[str] = []
     rollout: str | None = None
+    has_moved = False
     try:
         store = SqlStore(settings.database_url)
         names = [row.name for row in store.services()]
@@ -431,6 +433,7 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
         rollout = states[0].id if states and not states[0].is_final else None
         if rollout is None:
             succeeded.append(f"{service}: no rollout runs, already serving {store.service(service).stable}")
+            has_moved = True
         else:
             identity = Identity("direct", Role.ADMIN)
             store.append_ask(rollout, AskKind.ROLLBACK, identity, reason=reason, at_s=time.time())
@@ -442,9 +445,10 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     try:
         _connect(settings)
         succeeded += _tombstone(service, rollout)
+        has_moved = True
     except CanaryctlError as exc:
         failed.append(f"route table: not reached ({exc})")
-    return Direct(tuple(succeeded), tuple(failed))
+    return Direct(tuple(succeeded), tuple(failed), has_moved)
 
 
 def _tombstone(service: str | None, rollout: str | None) -> list[str]:

@@ -287,7 +287,10 @@ def _wait_until_gone(client: Client, names: Sequence[str], ends_at_s: float) -> 
 
 
 def roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> None:
-    """Leave a tombstone in the route table and the request in the store; say which worked."""
+    """Leave a tombstone in the route table and the request in the store; say which worked.
+
+    Raises Unreachable while traffic may still reach the canary, whatever the store took.
+    """
     from controller import wiring
 
     done = wiring.roll_back_directly(settings, service, reason=reason or "direct rollback")
@@ -297,6 +300,8 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
         raise Unreachable(
             "neither the route table nor the store could be reached; is Ray running on this host?"
         )
+    if not done.has_moved:
+        raise Unreachable("traffic has not moved: the route table could not be told; run it where Ray runs")
 
 
 # --- files

@@ -242,11 +242,12 @@ def test_a_direct_rollback_without_a_cluster_still_leaves_its_request(
     store.put_service(CHAT, VersionRow("chat", STABLE, "{}", "{}", 1.0))
     store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
 
-    run(["rollback", "chat", "--direct", "--reason", "3 a.m."])
+    code = run(["rollback", "chat", "--direct", "--reason", "3 a.m."])
     asks = store.asks("r-00000001", after_seq=0)
     store.close()
 
     said = "".join(capsys.readouterr())
+    assert (code, "traffic has not moved" in said) == (4, True)
     assert [(ask.kind, ask.actor, ask.reason) for ask in asks] == [(AskKind.ROLLBACK, "direct", "3 a.m.")]
     assert "rollback of r-00000001 is asked for; the next controller finishes it" in said
     assert "route table: not reached (no Ray cluster of canaryctl runs on this host" in said
