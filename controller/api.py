@@ -86,6 +86,14 @@ class DeployBody(BaseModel):
     reason: str = ""
 
 
+class PlanBody(DeployBody):
+    """A deploy to be planned, and the traffic that the forecast stands on (default: measured)."""
+
+    rate: float | None = None
+    unit_requests: float = 1.0
+    quick: bool = False
+
+
 class FeedbackItem(BaseModel):
     """One score of one answer: `id` is the answer's id or x-canaryctl-request-id."""
 
@@ -213,7 +221,7 @@ def _add_writes(app: FastAPI, shelf: Shelf, commands: Commands, views: Views) ->
         commands.down(service, identity)
         return Asked(outcome="asked", text=f"{service} is being taken down")
 
-    @app.post("/v1/services/{service}/plan", openapi_extra=_schema(DeployBody))
+    @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
     def plan(service: str, body: Anything = None, identity: Identity = operator) -> PlanView:
         """What a deploy of this body would do; changes nothing."""
         return commands.plan(service, _mapping(body)).view()

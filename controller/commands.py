@@ -10,7 +10,7 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from controller.capacity import (
@@ -22,8 +22,17 @@ from controller.capacity import (
     require_fit,
 )
 from controller.codec import state_from_json
-from controller.errors import AlreadyRejected, BadInput, Conflict, NoRoom, RolloutRunning, Unreachable
+from controller.errors import (
+    AlreadyRejected,
+    BadInput,
+    BadSpec,
+    Conflict,
+    NoRoom,
+    RolloutRunning,
+    Unreachable,
+)
 from controller.fingerprint import Fingerprint
+from controller.forecast import RUNS, blind_stages, refusals
 from controller.plan import gate_stages, latency_lines, make_plan
 from controller.ports import Clock
 from controller.risk import Assessment, assess
@@ -40,12 +49,18 @@ from controller.spec import (
 )
 from controller.state import AskKind, CauseKind, Phase, Plan, RolloutState, VersionRef
 from controller.stored import RolloutRow, ServiceRow, VersionRow
-from controller.view import PlanView, plan_view
+from controller.view import ForecastView, PlanView, plan_view
 from evaluation.metrics import CATALOGUE
+from evaluation.plan_power import TrafficModel
 
 MIN_KV_BYTES = 64 << 20
 MAX_FEEDBACK = 1000
 MAX_ID = 200
+CHANGE_KEYS = ("version", "policy", "retry", "reason")
+FORECAST_KEYS = ("rate", "unit_requests", "quick")
+# A minute with fewer requests says too little of the traffic to refuse a deploy by.
+SURE_REQUESTS_PER_S = 1.0
+MAX_RATE = 1e6
 
 
 class Shelf(Protocol):
@@ -71,6 +86,7 @@ class World(Protocol):
     def devices(self) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
     def requests_per_s(self, service: str) -> float | None: ...
+    def forecast(self, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]: ...
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool: ...
 
 
@@ -86,6 +102,10 @@ class Proposal:
     assessment: Assessment
     plan: Plan
     fit: Fit
+    requests_per_s: float | None = None
+    unit_requests: float = 1.0
+    forecast: tuple[ForecastView, ...] | None = None
+    forecast_note: str | None = None
 
     def view(self) -> PlanView:
         """What `plan` shows."""
@@ -98,6 +118,14 @@ class Proposal:
             policy=self.policy.gate_policy(),
             fit=self.fit,
             latency=latency_lines(self.plan, self.policy),
+        ).model_copy(
+            update={
+                "requests_per_s": self.requests_per_s,
+                "unit_requests": self.unit_requests,
+                "forecast": self.forecast,
+                "forecast_runs": RUNS if self.forecast is not None else None,
+                "forecast_note": self.forecast_note,
+            }
         )
 
 
@@ -135,14 +163,43 @@ class Commands:
         return row
 
     def plan(self, service: str, body: Mapping[str, Any]) -> Proposal:
-        """What a deploy of `body` would do. Raises what deploy raises, but for a rollout that runs."""
+        """What a deploy of `body` would do, and how long it will take. Changes nothing.
+
+        Beside deploy's keys: `rate` (requests/s; default: measured), `unit_requests` (default 1), `quick`
+        (true: no simulation). Raises what deploy raises, but for a rollout that runs; BadInput for a stage
+        that can prove nothing at this traffic.
+        """
+        rate, unit_requests, is_quick = _traffic(body)
+        asked = {key: value for key, value in body.items() if key not in FORECAST_KEYS}
+        proposal = self._propose(service, asked, rate=rate, known=(*CHANGE_KEYS, *FORECAST_KEYS))
+        rate = proposal.requests_per_s
+        proposal = replace(proposal, unit_requests=unit_requests)
+        if rate is None:
+            return replace(proposal, forecast_note="traffic not known; give --rate REQUESTS_PER_S")
+        if is_quick:
+            _refuse_blind(proposal, rate, unit_requests)
+            return replace(proposal, forecast_note="not simulated: --quick")
+        traffic = TrafficModel(rate, unit_requests)
+        found = self._world.forecast(proposal.plan, proposal.policy, traffic)
+        if lines := refusals(found):
+            raise BadSpec([f"{line} ({_basis(rate, unit_requests)})" for line in lines])
+        return replace(proposal, forecast=found)
+
+    def _propose(
+        self,
+        service: str,
+        body: Mapping[str, Any],
+        *,
+        rate: float | None = None,
+        known: Sequence[str] = CHANGE_KEYS,
+    ) -> Proposal:
         row = self._present(service)
         stable = self._shelf.version(service, row.stable)
         if stable is None:
             raise Conflict(f"{service} has no stored version {row.stable}; restore the store")
-        unknown = sorted(set(body) - {"version", "policy", "retry", "reason"})
+        unknown = sorted(set(body) - set(CHANGE_KEYS))
         if unknown:
-            raise BadInput(f"unknown key {unknown[0]!r}; use version, policy, retry, reason")
+            raise BadInput(f"unknown key {unknown[0]!r}; use {', '.join(known)}")
         version = _changed(stable, body.get("version") or {})
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         fingerprint = self._world.fingerprint(version)
@@ -151,7 +208,7 @@ class Commands:
                 f"{service} already serves {row.stable}: nothing in it changes; deploy another version"
             )
         assessment = assess(fingerprint_of(stable), fingerprint)
-        rate = self._world.requests_per_s(service)
+        rate = self._world.requests_per_s(service) if rate is None else rate
         before = version_spec(stable)
         is_ours = not (version.is_external or before.is_external)
         plan = make_plan(
@@ -162,7 +219,7 @@ class Commands:
             requests_per_s=rate,
         )
         room = fit(version, fingerprint, self._world.devices() if not version.is_external else ())
-        return Proposal(row, stable, version, fingerprint, policy, assessment, plan, room)
+        return Proposal(row, stable, version, fingerprint, policy, assessment, plan, room, rate)
 
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
         """Begin a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
@@ -174,10 +231,12 @@ class Commands:
                 f"{service} has rollout {running.id} in {running.phase.value}, one at a time; "
                 f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
             )
-        proposal = self.plan(service, body)
+        proposal = self._propose(service, body)
         _refuse_rejected([state for _, state in past], proposal, retry=bool(body.get("retry", False)))
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
+        if proposal.requests_per_s is not None and proposal.requests_per_s >= SURE_REQUESTS_PER_S:
+            _refuse_blind(proposal, proposal.requests_per_s, 1.0)
         now_s = self._clock.now_s()
         stable_spec = version_spec(proposal.stable)
         canary = VersionRef(
@@ -339,6 +398,32 @@ def _changed(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
     if isinstance(engine, Mapping):
         change = {**change, "engine": {**kept.get("engine", {}), **engine}}
     return parse_version({**kept, **change})
+
+
+def _traffic(body: Mapping[str, Any]) -> tuple[float | None, float, bool]:
+    """(requests/s or None, requests of a unit, whether to leave the simulation out). Raises BadInput."""
+    rate, unit, is_quick = body.get("rate"), body.get("unit_requests"), body.get("quick", False)
+    if rate is not None and not (_is_number(rate) and 0 < rate <= MAX_RATE):
+        raise BadInput(f"rate {rate!r} is not above 0 and at most {MAX_RATE:g} requests/s; give --rate 50")
+    if unit is not None and not (_is_number(unit) and 1 <= unit <= 10_000):
+        raise BadInput(f"unit_requests {unit!r} is outside 1..10000; 1 means no sticky units")
+    if not isinstance(is_quick, bool):
+        raise BadInput(f"quick {is_quick!r} is not true or false; leave it out")
+    return rate, 1.0 if unit is None else float(unit), is_quick
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _basis(rate: float, unit_requests: float) -> str:
+    unit = "each its own unit" if unit_requests == 1 else f"{unit_requests:g} a unit"
+    return f"at {rate:.3g} requests/s, {unit}; --rate and --unit-requests change that"
+
+
+def _refuse_blind(proposal: Proposal, rate: float, unit_requests: float) -> None:
+    if lines := blind_stages(proposal.plan, proposal.policy, rate, unit_requests=unit_requests):
+        raise BadSpec(list(lines))
 
 
 def _state(row: RolloutRow) -> RolloutState:

@@ -8,53 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
 from controller.plan import gate_stages
 from controller.spec import PolicySpec
-from controller.state import Plan
+from controller.state import FULL_BP, Plan
 from controller.units import duration, percent
-from evaluation.detectable import Finding
+from controller.view import ForecastView
+from evaluation.detectable import Baseline, Finding, finds_nothing
 from evaluation.metrics import Kind
-from evaluation.plan_power import REPS, StageForecast, TrafficModel, simulate_plan
+from evaluation.plan_power import StageForecast, TrafficModel, simulate_plan
 
-
-class ForecastView(BaseModel):
-    """One stage with a harmless canary. Seconds from the stage's weight; null: not by its deadline."""
-
-    model_config = ConfigDict(frozen=True)
-
-    number: int  # from 1
-    weight_bp: int
-    proven_ratio: float  # of simulated runs, by the deadline
-    requests_median: float | None
-    requests_p90: float | None
-    seconds_median: float | None
-    seconds_p90: float | None
-    slowest_gate: str | None
-    finds: tuple[str, ...]  # the smallest harm that nine runs in ten find, by gate
-    refusal: str | None  # why the stage can prove nothing, and the remedy
-
-    def __str__(self) -> str:
-        """The stage as one line."""
-        at = f"stage {self.number} at {percent(self.weight_bp)}"
-        if self.refusal is not None:
-            return f"stage {self.number}: {self.refusal}"
-        if self.seconds_median is None:
-            return f"{at}: proven in {self.proven_ratio:.0%} of runs by its deadline"
-        late = "later than its deadline" if self.seconds_p90 is None else duration(round(self.seconds_p90))
-        last = f", last by {self.slowest_gate}" if self.slowest_gate else ""
-        return f"{at}: proven after {duration(round(self.seconds_median))}, nine in ten {late}{last}"
+RUNS = 10  # simulated runs of a stage: the ninth is the 90th percentile
 
 
 def forecast(
-    plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, reps: int = REPS
+    plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, reps: int = RUNS
 ) -> tuple[ForecastView, ...]:
     """A forecast for each stage of the plan. traffic: the service's rate and unit size."""
     stages = gate_stages(plan, policy)[: len(plan.stages)]
     held_s = [stage.duration_s for stage in plan.stages]
-    found = simulate_plan(policy.gate_policy(), stages, traffic, durations_s=held_s, reps=reps)
+    ends_s = [stage.deadline_s for stage in plan.stages]
+    found = simulate_plan(
+        policy.gate_policy(), stages, traffic, durations_s=held_s, deadlines_s=ends_s, reps=reps
+    )
     return tuple(_view(one, plan.stages[one.stage].weight_bp) for one in found)
+
+
+def blind_stages(
+    plan: Plan, policy: PolicySpec, requests_per_s: float, *, unit_requests: float = 1.0
+) -> tuple[str, ...]:
+    """One line for each stage too short at this traffic for any gate to find the worst harm."""
+    judged, baseline = policy.gate_policy(), Baseline()
+    lines = []
+    for number, stage in enumerate(plan.stages, 1):
+        w = stage.weight_bp / FULL_BP
+        requests = requests_per_s * w * stage.deadline_s
+        if finds_nothing(
+            judged, w=w, canary_requests=requests, unit_requests=unit_requests, baseline=baseline
+        ):
+            lines.append(
+                f"stage {number}: at {percent(stage.weight_bp)} of {requests_per_s:.3g} requests/s it sees "
+                f"{requests:.2g} canary requests by its deadline, {duration(round(stage.deadline_s))}, which "
+                "show no harm at all; raise its weight or its deadline"
+            )
+    return tuple(lines)
 
 
 def refusals(views: Sequence[ForecastView]) -> tuple[str, ...]:

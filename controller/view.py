@@ -164,6 +164,32 @@ class ServiceView(_View):
     rollout: RolloutView | None  # the newest; null: there was none
 
 
+class ForecastView(_View):
+    """One stage with a harmless canary. Seconds from the stage's weight; null: not by its deadline."""
+
+    number: int  # from 1
+    weight_bp: int
+    proven_ratio: float  # of simulated runs, by the deadline
+    requests_median: float | None
+    requests_p90: float | None
+    seconds_median: float | None
+    seconds_p90: float | None
+    slowest_gate: str | None
+    finds: tuple[str, ...]  # the smallest harm that nine runs in ten find, by gate
+    refusal: str | None  # why the stage can prove nothing, and the remedy
+
+    def __str__(self) -> str:
+        """The stage as one line."""
+        at = f"stage {self.number} at {percent(self.weight_bp)}"
+        if self.refusal is not None:
+            return f"stage {self.number}: {self.refusal}"
+        if self.seconds_median is None:
+            return f"{at}: proven in {self.proven_ratio:.0%} of runs by its deadline"
+        late = "later than its deadline" if self.seconds_p90 is None else duration(round(self.seconds_p90))
+        last = f", last by {self.slowest_gate}" if self.slowest_gate else ""
+        return f"{at}: proven after {duration(round(self.seconds_median))}, nine in ten {late}{last}"
+
+
 class PlanView(_View):
     """What a rollout would do."""
 
@@ -183,6 +209,23 @@ class PlanView(_View):
     latency: tuple[str, ...] = ()  # where it can be proven, where it cannot, and why
     fits: bool
     capacity: str
+    requests_per_s: Real = None  # what the forecast stands on; null: not known
+    unit_requests: float | None = None  # mean requests of one randomised unit
+    forecast: tuple[ForecastView, ...] | None = None  # null: not made; `forecast_note` says why
+    forecast_runs: int | None = None  # simulated runs of each stage
+    forecast_note: str | None = None
+
+    @property
+    def decision_s(self) -> tuple[float | None, float | None]:
+        """All stages, in seconds: at the median, and at the sum of the 90th percentiles. None: not known."""
+        found = self.forecast or ()
+        median, p90 = [one.seconds_median for one in found], [one.seconds_p90 for one in found]
+        return _sum(median), _sum(p90)
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if known and len(known) == len(values) else None
 
 
 def rollout_view(

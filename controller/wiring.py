@@ -6,12 +6,14 @@ Invariant: nothing here decides anything; every function makes, connects or ends
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +37,7 @@ from controller.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
+from controller.forecast import forecast
 from controller.hashes import read_hashes, write_hashes
 from controller.keeper import Keeper
 from controller.meter import TrafficMeter
@@ -53,10 +56,12 @@ from controller.rollout import abandon
 from controller.runner import Crew, Runner
 from controller.security import Identity, Role, admin_token, token_digest
 from controller.settings import Settings, port_is_free
-from controller.spec import VersionSpec
-from controller.state import AskKind, RolloutState
+from controller.spec import PolicySpec, VersionSpec
+from controller.state import AskKind, Plan, RolloutState
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
+from controller.view import ForecastView
+from evaluation.plan_power import TrafficModel
 from serving import cluster_ray, device_memory, engine_args, static_front
 from serving.fleet import Launch, VersionSight
 
@@ -212,6 +217,7 @@ class World:
         self._versions = versions
         self._log = log
         self.meters: dict[str, TrafficMeter] = {}
+        self._forecasting = threading.Lock()
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         """See `Versions.fingerprint`."""
@@ -236,6 +242,14 @@ class World:
         """Over the last minute; None: not known."""
         meter = self.meters.get(service)
         return meter.requests_per_s() if meter else None
+
+    def forecast(self, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]:
+        """See `controller.forecast`; in a process of its own, one at a time, so that no tick waits for it."""
+        with (
+            self._forecasting,
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as apart,
+        ):
+            return apart.submit(forecast, plan, policy, traffic).result()
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
         """True: the log has them."""

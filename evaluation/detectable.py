@@ -90,6 +90,21 @@ def findings(
     )
 
 
+def finds_nothing(
+    policy: GatePolicy, *, w: float, canary_requests: float, unit_requests: float = 1.0, baseline: Baseline
+) -> bool:
+    """True: so many canary requests show none of the gates even the worst harm there is. As `findings`."""
+    units = canary_requests / unit_requests
+    return all(
+        units_to_find(
+            policy, gate, _span(gate, baseline)[1], w=w, unit_requests=unit_requests, baseline=baseline
+        )
+        > units
+        for gate in policy.gates
+        if gate.alpha_share > 0
+    )
+
+
 def units_to_find(
     policy: GatePolicy, gate: Gate, harm: float, *, w: float, unit_requests: float, baseline: Baseline
 ) -> float:

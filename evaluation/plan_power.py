@@ -93,20 +93,24 @@ def simulate_plan(
     traffic: TrafficModel,
     *,
     durations_s: Sequence[float] | None = None,
+    deadlines_s: Sequence[float] | None = None,
     reps: int = REPS,
     seed: int = 0,
 ) -> tuple[StageForecast, ...]:
     """A forecast for each stage. durations_s: how long each is held at least; None: not at all.
 
     Each stage stands alone, so that what an earlier one has accumulated is a bonus. A stage's deadline is
-    three times what its canary requests take, or its duration if that is longer. Raises ValueError for a
-    length of `durations_s` that is not the stages'.
+    `deadlines_s`, else three times what its canary requests take, or its duration if that is longer. Raises
+    ValueError for a length of either that is not the stages'.
     """
     held = [0.0] * len(stages) if durations_s is None else list(durations_s)
     if len(held) != len(stages):
         raise ValueError(f"{len(held)} durations for {len(stages)} stages; give one for each")
+    ends = [None] * len(stages) if deadlines_s is None else list(deadlines_s)
+    if len(ends) != len(stages):
+        raise ValueError(f"{len(ends)} deadlines for {len(stages)} stages; give one for each")
     return tuple(
-        _forecast(policy, stage, traffic, held[index], index, reps, seed)
+        _forecast(policy, stage, traffic, held[index], ends[index], index, reps, seed)
         for index, stage in enumerate(stages)
     )
 
@@ -116,12 +120,14 @@ def _forecast(
     stage: StagePlan,
     traffic: TrafficModel,
     held_s: float,
+    ends_s: float | None,
     index: int,
     reps: int,
     seed: int,
 ) -> StageForecast:
     canary_per_s = traffic.requests_per_s * stage.weight
-    deadline_s = max(DEADLINE_FACTOR * stage.min_canary / canary_per_s, held_s, 60.0)
+    planned_s = max(DEADLINE_FACTOR * stage.min_canary / canary_per_s, held_s, 60.0)
+    deadline_s = planned_s if ends_s is None else ends_s
     margins, _ = stage_margins(policy, stage)
     asked = replace(policy, gates=tuple(g for g in policy.gates if g.name in margins))
     budget = deadline_s * canary_per_s
@@ -182,6 +188,10 @@ def _refusal(
     gates: tuple[str, ...],
 ) -> str | None:
     if ratio >= MUST_PROVE:
+        return None
+    # Rows that were not simulated could still prove it; users who only return could not.
+    rows = deadline_s * traffic.requests_per_s * stage.weight / max(stage.weight, LEAST_W)
+    if traffic.users is None and STABLE_FIRST + rows > MAX_ROWS:
         return None
     missing = min(gates, key=lambda gate: sum(gate in found for found in proofs))
     share = sum(missing in found for found in proofs) / len(proofs)

@@ -184,12 +184,28 @@ def plan(
     url: UrlOption = None,
     engine: EngineOption = None,
     policy: PolicyOption = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="REQUESTS_PER_S", help="Traffic. [default: the last minute's]", show_default=False
+        ),
+    ] = None,
+    unit_requests: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Mean requests of a sticky unit. [default: 1]", show_default=False),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not simulate how long it takes.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show what a deploy would do: the risk, the stages, the gates, whether it fits. Changes nothing."""
+    """Show what a deploy would do: the risk, the stages, how long they take, whether it fits.
+
+    Changes nothing. Exit 2 when a stage can prove nothing at this traffic. Simulating takes seconds.
+    """
     from controller.cli.actions import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy)
+    traffic = {"rate": rate, "unit_requests": unit_requests, "quick": quick or None}
+    body |= {key: value for key, value in traffic.items() if value is not None}
     client = Client(load_settings())
     view = client.plan(client.the_service(service or service_), body)
     emit(view, output, lambda wide: render.plan_detail(view, wide=wide))

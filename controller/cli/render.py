@@ -195,10 +195,38 @@ def plan_detail(view: PlanView, *, wide: bool) -> RenderableType:
     parts.append(
         Text(f"at the soonest {duration(round(view.shortest_s))}, when every proof is there in time")
     )
+    parts += _forecast(view)
     if wide:
         parts += [Text(), Text(f"gates (alpha {view.alpha:g} for the whole rollout)")]
         parts += [Text(f"  {line}") for line in view.gates]
     return Group(*parts)
+
+
+def _forecast(view: PlanView) -> list[RenderableType]:
+    """How long it will take, and what each stage finds; or why that is not said."""
+    if view.forecast is None or view.requests_per_s is None:
+        return [Text(f"how long: {view.forecast_note}")] if view.forecast_note else []
+    grid = table("stage", "proven after", "nine in ten", "last by", "finds, nine in ten")
+    for one in view.forecast:
+        grid.add_row(
+            str(one.number),
+            _time(one.seconds_median),
+            _time(one.seconds_p90),
+            one.slowest_gate or "-",
+            ", ".join(one.finds),
+        )
+    unit = "each its own unit" if view.unit_requests in (None, 1) else f"{view.unit_requests:g} a unit"
+    median_s, p90_s = view.decision_s
+    said = (
+        f"how long, at {view.requests_per_s:.3g} requests/s, {unit} "
+        f"({view.forecast_runs} simulated runs a stage of a harmless canary, with a typical baseline):"
+    )
+    total = f"all stages: {_time(median_s)} at the median, nine in ten {_time(p90_s)}; then the bake"
+    return [Text(), Text(said), grid, Text(total)]
+
+
+def _time(seconds: float | None) -> str:
+    return "past its deadline" if seconds is None else duration(round(seconds))
 
 
 def history_table(views: Sequence[RolloutView], *, wide: bool) -> RenderableType:

@@ -22,14 +22,18 @@ from controller.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
+from controller.forecast import forecast
 from controller.keeper import Keeper
 from controller.reconciler import Ports, Reconciler
 from controller.runner import Crew, Runner
 from controller.security import Identity, Role, admin_token, token_digest
 from controller.settings import Config, Settings, save_config
-from controller.spec import VersionSpec
+from controller.spec import PolicySpec, VersionSpec
+from controller.state import Plan
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
+from controller.view import ForecastView
+from evaluation.plan_power import TrafficModel
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
 
 GIB = 1 << 30
@@ -53,6 +57,8 @@ class FakeWorld:
     free_bytes: int = 64 * GIB
     scores: list[tuple[str, str, float, float]] = field(default_factory=list)
     takes_scores: bool = True
+    rate: float | None = None
+    forecasts: int = 0  # simulations that were asked for
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         if version.url is not None:
@@ -70,7 +76,11 @@ class FakeWorld:
         return 64 << 20
 
     def requests_per_s(self, service: str) -> float | None:
-        return None
+        return self.rate
+
+    def forecast(self, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]:
+        self.forecasts += 1
+        return forecast(plan, policy, traffic)
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
         self.scores += scores if self.takes_scores else ()

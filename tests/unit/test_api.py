@@ -342,3 +342,71 @@ async def test_the_openapi_document_names_every_route(api: httpx.AsyncClient) ->
         "/v1/services/{service}/events",
         "/v1/feedback",
     }
+
+
+QUICK_STAGE = {
+    "gates": dict.fromkeys(("error", "latency_p99", "latency_shape", "ttft_shape", "hallucination"))
+}
+
+
+async def test_a_plan_says_how_long_it_takes_at_the_traffic_given(
+    api: httpx.AsyncClient, model: Path
+) -> None:
+    policy = {**QUICK_STAGE, "stages": [{"weight": "10%", "min_canary": 150}]}
+    body = {"version": {"model": str(model)}, "policy": policy, "rate": 5}
+
+    view = (await api.post("/v1/services/chat/plan", json=body)).json()
+
+    [stage] = view["forecast"]
+    assert stage["seconds_median"] >= 300
+    assert stage["seconds_p90"] >= stage["seconds_median"]
+    assert stage["finds"][0].startswith("quality -0.")
+    assert (view["requests_per_s"], view["forecast_runs"]) == (5.0, 10)
+
+
+async def test_without_known_traffic_a_plan_guesses_nothing(api: httpx.AsyncClient, model: Path) -> None:
+    view = (await api.post("/v1/services/chat/plan", json={"version": {"model": str(model)}})).json()
+
+    assert view["forecast"] is None
+    assert view["forecast_note"] == "traffic not known; give --rate REQUESTS_PER_S"
+
+
+async def test_a_plan_whose_stage_can_prove_nothing_is_refused_with_the_remedy(
+    api: httpx.AsyncClient, model: Path
+) -> None:
+    policy = {**QUICK_STAGE, "stages": [{"weight": "1%", "deadline": "60s"}]}
+    body = {"version": {"model": str(model)}, "policy": policy, "rate": 5}
+
+    answer = await api.post("/v1/services/chat/plan", json=body)
+
+    assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
+    [line] = answer.json()["lines"]
+    assert line.startswith("stage 1: at 1 % its units prove quality in 0% of runs")
+    assert "raise its weight" in line
+
+
+@pytest.mark.parametrize(("key", "value"), [("rate", 0), ("rate", "x"), ("unit_requests", 0.5), ("quick", 1)])
+async def test_traffic_that_cannot_be_is_refused_by_name(
+    api: httpx.AsyncClient, model: Path, key: str, value: object
+) -> None:
+    body = {"version": {"model": str(model)}, key: value}
+
+    answer = await api.post("/v1/services/chat/plan", json=body)
+
+    assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
+    assert answer.json()["detail"].startswith(f"{key} {value!r} ")
+
+
+async def test_a_deploy_simulates_nothing_but_refuses_a_stage_that_sees_nothing(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    controller.world.rate = 2.0
+    body = {"version": {"model": str(model)}, "policy": {"stages": [{"weight": "0.01%", "deadline": "60s"}]}}
+
+    answer = await api.post("/v1/services/chat/rollouts", json=body)
+
+    assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
+    assert "which show no harm at all; raise its weight or its deadline" in answer.json()["detail"]
+    body["policy"] = {"stages": [{"weight": "10%"}]}
+    assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
+    assert controller.world.forecasts == 0

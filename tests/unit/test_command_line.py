@@ -576,3 +576,23 @@ def test_a_broken_config_is_named(home: Path, capsys: pytest.CaptureFixture[str]
     assert re.search(
         r"config\.json: not a canaryctl config.*fix the file or remove it", capsys.readouterr().err
     )
+
+
+def test_plan_prints_how_long_and_what_each_stage_finds(
+    still: FakeController,
+    models: Path,
+    policy: Callable[[object], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gates = dict.fromkeys(("error", "latency_p99", "latency_shape", "ttft_shape", "hallucination"))
+    path = policy({"gates": gates, "stages": [{"weight": "10%", "min_canary": 150}]})
+    capsys.readouterr()
+    arguments = ["plan", "chat", "--model", str(models / "twin"), "--policy", path, "--rate", "5"]
+
+    assert run(arguments) == 0
+
+    out = " ".join(capsys.readouterr().out.split())
+    assert "how long, at 5 requests/s, each its own unit (10 simulated runs a stage" in out
+    assert "all stages: 5 min" in out
+    assert run([*arguments, "--quick"]) == 0
+    assert "how long: not simulated: --quick" in capsys.readouterr().out

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from controller.forecast import ForecastView, forecast, refusals
+from controller.forecast import blind_stages, forecast, refusals
 from controller.spec import parse_policy
 from controller.state import Plan, Stage
+from controller.view import ForecastView
 from evaluation.plan_power import TrafficModel
 
 POLICY = parse_policy(
@@ -47,3 +48,12 @@ def test_what_a_stage_finds_is_named_by_gate() -> None:
 
 def test_the_bake_is_not_forecast() -> None:
     assert len(forecast(plan(), POLICY, TrafficModel(5.0), reps=2)) == 1
+
+
+def test_a_stage_that_sees_next_to_nothing_is_refused_without_simulating() -> None:
+    assert blind_stages(plan(), POLICY, 10.0) == ()
+
+    [line] = blind_stages(plan(), POLICY, 0.01)
+
+    assert line.startswith("stage 1: at 10 % of 0.01 requests/s it sees 0.9 canary requests by its deadline")
+    assert line.endswith("raise its weight or its deadline")
