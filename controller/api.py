@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 from fastapi import Body, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller import telemetry
 from controller.codec import state_from_json
@@ -308,10 +310,40 @@ def _add_errors(app: FastAPI) -> None:
         telemetry.alarm("request failed", exc, path=request.url.path)
         return _problem(500, "internal", ("canaryctl failed; the controller's log says why",), 1)
 
-    @app.middleware("http")
-    async def bound(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            text = f"body of {length} bytes exceeds {MAX_BODY_BYTES}; send less at a time"
-            return _problem(413, BadInput.problem, (text,), BadInput.exit_code)
-        return await call_next(request)
+    app.add_middleware(BoundedBody)
+
+
+class BoundedBody:
+    """ASGI around the application: no request body of more than `MAX_BODY_BYTES` is taken into memory.
+
+    A length that is announced is refused unread; one that is not (chunked) is counted as it arrives.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            refused = _problem(413, "http", (_too_long(length),), BadInput.exit_code)
+            await refused(scope, receive, send)
+            return
+        taken_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal taken_bytes
+            message = await receive()
+            taken_bytes += len(message.get("body", b""))
+            if taken_bytes > MAX_BODY_BYTES:
+                # Raised where the body is read, inside the application, whose handlers answer it.
+                raise HTTPException(413, _too_long(f"{taken_bytes} or more"))
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _too_long(length: str) -> str:
+    return f"body of {length} bytes exceeds {MAX_BODY_BYTES}; send less at a time"
