@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,10 @@ class Evaluator:
     """Feed it records (`add`), tell it the time (`advance`), ask it (`report`). Not shared between
     threads."""
 
-    __state__ = ("pipeline", "settlement", "queues", "stage_starts", "stage", "load_ratio", "pairs", "paired")
+    __state__ = (
+        "pipeline", "settlement", "queues", "stage_starts", "stage", "load_ratio", "load_now", "overloads",
+        "pairs", "paired",
+    )  # fmt: skip
 
     def __init__(self, policy: GatePolicy, stages: Sequence[StagePlan]) -> None:
         if not stages:
@@ -101,7 +104,9 @@ class Evaluator:
         self.queues = [Queue() for _ in self.pipeline.lane_names[1:]]
         self.stage_starts: list[float] = [float("-inf")]
         self.stage: list[int] = [0]
-        self.load_ratio = 1.0
+        self.load_ratio = 1.0  # of the stage
+        self.load_now = 1.0
+        self.overloads: list[list[float]] = []  # from, until: what was assigned in it shows no latency
         self.pairs: list[
             tuple[float, str, str, float]
         ] = []  # at_s, conversation, metric, difference; they wait
@@ -175,6 +180,25 @@ class Evaluator:
         nothing."""
         self.load_ratio = canary / stable if stable > 0.0 else float("inf")
 
+    def note_load_now(self, ratio: float, *, since_s: float, at_s: float) -> None:
+        """A canary replica's load over a stable one's at `at_s`, and so since some moment after `since_s`.
+
+        While it is above the policy's `load_ratio`, units show no latency, whichever arm they have: what a
+        lost replica's neighbours carry is not the version. Under less load, slower is slower. What has
+        settled already stays where it was.
+        """
+        through_s = self.settlement.through_s
+        is_open = self.overloads and self.overloads[-1][1] == float("inf")
+        self.load_now = ratio
+        if ratio > self._policy.load_ratio:
+            start_s = max(since_s, through_s)
+            if self.overloads and start_s <= self.overloads[-1][1]:
+                self.overloads[-1][1] = float("inf")
+            else:
+                self.overloads.append([start_s, float("inf")])
+        elif is_open:
+            self.overloads[-1][1] = max(at_s, through_s)
+
     def report(self) -> EvaluationReport:
         """What the evidence says now."""
         self._settle()
@@ -185,6 +209,7 @@ class Evaluator:
             through_s=self.settlement.through_s,
             late=self.settlement.late,
             load_ratio=self.load_ratio,
+            load_now=self.load_now,
         )
 
     def snapshot(self) -> bytes:
@@ -232,6 +257,7 @@ class Evaluator:
             np.array(self.stage, dtype=np.int64)[np.searchsorted(starts, at_s, side="right") - 1],
             np.array([_flag(d, "fell_back") for d in draws]),
         )
+        rows = self._without_overloads(rows, through_s=float(at_s[-1]))
         kept = [draws[i] for i in keep.tolist()]
         failed = np.array([d.error is True for d in kept], dtype=np.bool_)
         now = self.pipeline.lanes[0]
@@ -240,6 +266,16 @@ class Evaluator:
         requests = [d.request_id for d in kept]
         for queue in self.queues:
             queue.push(requests, rows, failed)
+
+    def _without_overloads(self, rows: Rows, *, through_s: float) -> Rows:
+        """The rows, those of an overload cold; forgets what ended before the last of them."""
+        if not self.overloads:
+            return rows
+        cold = rows.cold.copy()
+        for start_s, end_s in self.overloads:
+            cold |= (rows.at_s >= start_s) & (rows.at_s < end_s)
+        self.overloads = [span for span in self.overloads if span[1] > through_s]
+        return replace(rows, cold=cold)
 
     def _settle_pairs(self) -> None:
         due = [pair for pair in self.pairs if pair[0] < self.settlement.through_s]

@@ -22,8 +22,9 @@ from evaluation.betting import Block, Floats, Ints
 class Rows:
     """Settled requests that are evidence, in order of assignment. `place`: 1 for the first request of a draw.
 
-    `cold`: within its stage's warm-up, when latency is no evidence of either arm. `single`: it is its own
-    unit. `canary`: canary requests up to and with this row.
+    `cold`: within its stage's warm-up, or while the canary's replicas carried more than stable's, when
+    latency is no evidence of either arm. `single`: it is its own unit. `canary`: canary requests up to and
+    with this row.
     """
 
     seq: Ints

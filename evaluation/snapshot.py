@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-FORMAT = 2
+FORMAT = 3
 
 
 class SnapshotMismatch(ValueError):
@@ -39,8 +39,13 @@ def _to_2(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "format": 2}
 
 
+def _to_3(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 3 knows when the canary's replicas carried more than stable's; before it, nobody looked."""
+    return {**document, "format": 3, "state": {**document["state"], "load_now": 1.0, "overloads": []}}
+
+
 #: From a format to the next one: takes the document, returns it changed.
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3}
 
 
 def write(root: Stateful, *, digest: str) -> bytes:

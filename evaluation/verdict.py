@@ -79,9 +79,12 @@ def evaluation_report(
     through_s: float,
     late: int = 0,
     load_ratio: float = 1.0,
+    load_now: float = 1.0,
 ) -> EvaluationReport:
-    """The whole report of the stage that runs."""
-    reports = [_comparable(r, pipeline, load_ratio) for r in gate_reports(pipeline, stages, stage)]
+    """The whole report of the stage that runs. The load is a canary replica's over a stable one's: in the
+    stage, and now."""
+    loads = (load_ratio, load_now)
+    reports = [_comparable(r, pipeline, *loads) for r in gate_reports(pipeline, stages, stage)]
     rollback = rollback_of(reports)
     split = split_reasons(pipeline)
     wanted = [r for r in reports if r.side == "promotion"]
@@ -114,14 +117,21 @@ def evaluation_report(
     )
 
 
-def _comparable(report: GateReport, pipeline: Pipeline, load_ratio: float) -> GateReport:
-    """A latency proof is INVALID while the arms' replicas are loaded differently."""
-    most = pipeline.policy.load_ratio
-    if report.side != "promotion" or report.metric not in VALUES or 1.0 / most <= load_ratio <= most:
+def _comparable(report: GateReport, pipeline: Pipeline, load_ratio: float, load_now: float) -> GateReport:
+    """A latency proof is INVALID while the arms' replicas are loaded differently; so is the search for harm
+    while the canary's carry more.
+
+    What was shown before stands. A canary with less to carry that is slower is slower.
+    """
+    if report.metric not in VALUES or report.verdict is Verdict.FAIL:
         return report
-    return replace(
-        report, verdict=Verdict.INVALID, reason=f"not comparable: canary load {load_ratio:.1f}x stable's"
-    )
+    most = pipeline.policy.load_ratio
+    ratio = load_now if load_now > most else load_ratio
+    is_proof = report.side == "promotion"
+    if not (load_now > most or (is_proof and not 1.0 / most <= load_ratio <= most)):
+        return report
+    load = "no canary replica is ready" if math.isinf(ratio) else f"canary load {ratio:.1f}x stable's"
+    return replace(report, verdict=Verdict.INVALID, reason=f"not comparable: {load}")
 
 
 def rollback_of(reports: Sequence[GateReport]) -> GateReport | None:

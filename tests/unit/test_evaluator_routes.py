@@ -140,3 +140,13 @@ def test_a_snapshot_of_format_1_goes_on_to_the_bit():
 
     assert len(as_format_1(saved)) > len(saved)
     assert Evaluator.restore(POLICY, ONE_STAGE, as_format_1(saved)).snapshot() == saved
+
+
+def test_a_snapshot_of_format_2_goes_on_to_the_bit():
+    saved = streamed(CASES["sticky users"](), POLICY, seed=2).snapshot()
+    document = json.loads(saved)
+    del document["state"]["load_now"], document["state"]["overloads"]
+
+    restored = Evaluator.restore(POLICY, ONE_STAGE, json.dumps({**document, "format": 2}).encode())
+
+    assert restored.snapshot() == saved
