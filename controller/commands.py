@@ -49,6 +49,7 @@ from controller.spec import (
 )
 from controller.state import AskKind, CauseKind, Phase, Plan, RolloutState, VersionRef
 from controller.stored import RolloutRow, ServiceRow, VersionRow
+from controller.up_again import refuse_change
 from controller.view import ForecastView, PlanView, plan_view
 from evaluation.metrics import CATALOGUE
 from evaluation.plan_power import TrafficModel
@@ -141,12 +142,14 @@ class Commands:
     def up(self, body: Mapping[str, Any], identity: Identity) -> ServiceRow:
         """Make the service, or leave it as it is when it already is what `body` says.
 
-        Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when another version serves under this name.
+        Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when what serves under this name differs.
         """
         spec = parse_service(body)
-        known = {row.name: row for row in self._shelf.services()}
-        if (row := known.get(spec.service)) is not None:
-            self._check_same(row, spec)
+        if spec.service in {row.name for row in self._shelf.services()}:
+            row = self._present(spec.service)
+            stable = self._shelf.version(row.name, row.stable)
+            running = version_spec(stable) if stable is not None else None
+            refuse_change(spec, stable=row.stable, given=service_spec(row), running=running)
             self._wake(row.name)
             return row
         given = self._world.fingerprint(spec.version())
@@ -313,22 +316,6 @@ class Commands:
         if row.removing:
             raise Conflict(f"{service} is being taken down; wait until it is gone, then canaryctl up")
         return row
-
-    def _check_same(self, row: ServiceRow, spec: ServiceSpec) -> None:
-        if row.removing:
-            raise Conflict(f"{row.name} is being taken down; wait until it is gone, then try again")
-        wanted = (spec.model, spec.url)
-        stable = self._shelf.version(row.name, row.stable)
-        if stable is not None and wanted == (version_spec(stable).model, version_spec(stable).url):
-            return
-        before = service_spec(row)
-        if wanted != (before.model, before.url):
-            raise Conflict(
-                f"{row.name} serves {row.stable}; up changes nothing that runs: "
-                f"canaryctl deploy {row.name} --model {spec.model}"
-                if spec.model
-                else f"{row.name} serves {row.stable}; use canaryctl deploy {row.name} --url {spec.url}"
-            )
 
     def _where(self, service: str, version: str) -> str:
         row = self._shelf.version(service, version)

@@ -45,32 +45,34 @@ def service_body(
     url: str | None,
     file: Path | None,
     policy: str | None,
-    replicas: int,
+    replicas: int | None,
     gpus: float | None,
     engine: Sequence[str] | None,
 ) -> dict[str, Any] | None:
     """The service as `up` was told it, checked; None: what was there before. Raises BadSpec, BadInput."""
+    source = _source(model, url)
+    sizes = {name: value for name, value in (("replicas", replicas), ("gpus", gpus)) if value is not None}
+    options = {**source, **sizes, **({"engine": engine} if engine else {})}
     if file is not None:
+        if service is not None or options:
+            name = "service" if service is not None else next(iter(options))
+            raise BadInput(f"--file and --{name} cannot be given together; write {name} into {file}")
         body = _mapping(_read_yaml(file), file)
         base = file.parent
-        if model is not None or url is not None:
-            raise BadInput("give either --file or --model and --url; the file names the model itself")
-    elif model is None and url is None:
+    elif not source:
         if service is not None:
             raise BadInput(f"what should {service} serve? give --model DIR or --url URL")
+        if unheard := [*options, *(["policy"] if policy is not None else [])]:
+            raise BadInput(
+                f"--{unheard[0]} of which service? give --service NAME and --model DIR or --url URL; "
+                "for one that runs: canaryctl deploy"
+            )
         return None
     else:
-        body = {
-            "service": service or "",
-            "replicas": replicas,
-            **_source(model, url),
-            **engine_arguments(engine),
-        }
-        base = Path.cwd()
         if service is None:
             raise BadInput("the service has no name; give --service NAME")
-        if gpus is not None:
-            body["gpus"] = gpus
+        body = {"service": service, **source, **sizes, **engine_arguments(engine)}
+        base = Path.cwd()
     if policy is not None:
         body["policy"] = read_policy(policy)
     spec = parse_service(body).located(base)
@@ -115,9 +117,9 @@ def engine_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
 
 
 def read_policy(text: str) -> Any:
-    """A preset's name, or the mapping in a policy file, checked. Raises BadSpec, BadInput."""
+    """The policy that a preset's name or a file says, as a mapping, checked. Raises BadSpec, BadInput."""
     if text in PRESETS:
-        return text
+        return {"preset": text}
     raw = _read_yaml(Path(text))
     parse_policy(raw)
     return raw

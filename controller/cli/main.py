@@ -118,7 +118,9 @@ def up(
         int | None,
         typer.Option(min=1, max=65535, help="Port of the controller. [default: 7878]", show_default=False),
     ] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Engines.")] = 1,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Engines. [default: 1]", show_default=False)
+    ] = None,
     gpus: Annotated[
         float | None, typer.Option(help="GPUs an engine; may be a fraction.", show_default=False)
     ] = None,
@@ -130,7 +132,8 @@ def up(
 ) -> None:
     """Serve a model: start what is not running, and print the base URL for OpenAI clients.
 
-    Run again, it restarts what died and changes nothing else. Without --model or --url: what was there.
+    Run again, it restarts what died and changes nothing else; what was asked differently is refused, with
+    the command that changes it. Without --model or --url: what was there.
     """
     from controller.cli.actions import bring_up, service_body
 
