@@ -82,6 +82,37 @@ def test_win_rate_and_d_are_what_counting_pairs_says() -> None:
     assert result.cohens_d == pytest.approx((b.mean() - a.mean()) / pooled)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, math.nan])
+def test_an_alpha_outside_its_range_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match=r"is outside \(0, 1\); use 0\.05"):
+        AbQuestion(Scale.SCORE, higher_is_better=True, alpha=alpha)
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, math.nan])
+def test_a_split_without_a_coin_is_refused_and_changes_nothing(w: float) -> None:
+    test = SequentialTest(SCORE)
+
+    with pytest.raises(ValueError, match="is outside \\(0, 1\\); rows without a coin are no evidence"):
+        test.add(0.5, is_b=True, w=w)
+    assert test.result().n_b == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_a_fixed_test_refuses_what_is_no_outcome(bad: float) -> None:
+    with pytest.raises(ValueError, match="leave out what is unknown"):
+        fixed_horizon([0.5] * 40, [0.5] * 39 + [bad], SCORE)
+
+
+def test_the_interval_of_a_sequential_test_holds_the_difference() -> None:
+    missed = 0
+    for seed in range(40):
+        y, is_b = split(1500, seed, gain=0.1)
+        low, high = sequential(y, is_b, 0.5, SCORE).interval or (math.nan, math.nan)
+        missed += not low <= 0.1 <= high
+
+    assert missed <= 2
+
+
 def test_lower_latency_wins() -> None:
     rng = np.random.default_rng(8)
 

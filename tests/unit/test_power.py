@@ -17,6 +17,24 @@ def test_even_splits_agree_with_cohens_table_to_a_unit(d: float, cohen: int) -> 
     assert size.n_a == size.n_b
 
 
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("power", [0.5, 0.8, 0.99])
+@pytest.mark.parametrize(("effect", "sd"), [(0.01, 0.2), (3.0, 40.0)])
+def test_sizes_are_the_two_sample_formulas(effect: float, sd: float, alpha: float, power: float) -> None:
+    z = stats.norm.isf(alpha / 2) + stats.norm.ppf(power)
+    each = 2 * (z * sd / effect) ** 2
+
+    size = required_sample_size(effect, sd=sd, alpha=alpha, power=power)
+    assert (size.n_a, size.n_b) == (np.ceil(each), np.ceil(each))
+
+
+def test_a_one_sided_question_needs_fewer() -> None:
+    one = required_sample_size(0.5, sd=1.0, two_sided=False)
+
+    assert one.n_a == np.ceil(2 * ((stats.norm.isf(0.05) + stats.norm.ppf(0.8)) / 0.5) ** 2)
+    assert "alpha 0.05 one-sided" in str(one)
+
+
 def test_the_promised_power_is_reached() -> None:
     size = required_sample_size(0.3, sd=1.0, alpha=0.05, power=0.8)
     rng = np.random.default_rng(3)

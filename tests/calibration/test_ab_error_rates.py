@@ -1,0 +1,87 @@
+"""A sequential A/B test looked at after every unit: a winner where there is none, at most as often as alpha.
+
+Beside it, on the same runs, a fixed test that is looked at as often: what the sequential one is for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluation.ab_test import AbQuestion, AbVerdict, Scale, SequentialTest, fixed_horizon
+from evaluation.ab_validity import FALSE_ALARM, AbValidity
+
+pytestmark = pytest.mark.calibration
+RUNS, UNITS, ALPHA = 250, 400, 0.1
+
+
+def outcomes(scale: Scale, rng: np.random.Generator) -> np.ndarray:
+    """The same on both sides, and worse by the hour on both: drift is no difference."""
+    drift = np.linspace(0.0, 0.4, UNITS)
+    match scale:
+        case Scale.RATE:
+            return (rng.random(UNITS) < 0.7 - drift) * 1.0
+        case Scale.SCORE:
+            return np.clip(rng.beta(4, 2, UNITS) - drift, 0, 1)
+        case Scale.VALUE:
+            return rng.lognormal(6 + 2 * drift, 0.8)
+
+
+def names_a_winner(y: np.ndarray, is_b: np.ndarray, w: float, question: AbQuestion) -> bool:
+    """Looked at after each unit; the first winner ends it."""
+    test = SequentialTest(question)
+    for value, arm in zip(y, is_b, strict=True):
+        test.add(float(value), is_b=bool(arm), w=w)
+        if test.verdict is not AbVerdict.NOT_SHOWN:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("w", [0.5, 0.1])
+@pytest.mark.parametrize("scale", list(Scale))
+def test_a_winner_where_there_is_none_is_named_at_most_as_often_as_alpha(scale: Scale, w: float) -> None:
+    question = AbQuestion(scale, higher_is_better=True, alpha=ALPHA)
+    wrong = 0
+    for seed in range(RUNS):
+        rng = np.random.default_rng(seed)
+        wrong += names_a_winner(outcomes(scale, rng), rng.random(UNITS) < w, w, question)
+
+    assert wrong <= ALPHA * RUNS
+
+
+def test_a_fixed_test_looked_at_as_often_names_one_far_too_often() -> None:
+    question = AbQuestion(Scale.SCORE, higher_is_better=True, alpha=ALPHA)
+    wrong = 0
+    for seed in range(RUNS):
+        rng = np.random.default_rng(seed)
+        y, is_b = rng.beta(4, 2, UNITS), rng.random(UNITS) < 0.5
+        looks = (fixed_horizon(y[:n][~is_b[:n]], y[:n][is_b[:n]], question) for n in range(80, UNITS, 20))
+        wrong += any(look.verdict in (AbVerdict.A_BETTER, AbVerdict.B_BETTER) for look in looks)
+
+    assert wrong > 2 * ALPHA * RUNS
+
+
+def test_one_look_at_the_planned_size_is_wrong_as_often_as_alpha() -> None:
+    question = AbQuestion(Scale.SCORE, higher_is_better=True, alpha=ALPHA)
+    wrong = 0
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        y = rng.beta(4, 2, 120)
+        wrong += fixed_horizon(y[:60], y[60:], question).verdict is not AbVerdict.NOT_SHOWN
+
+    assert stats.binom.ppf(0.001, 1000, ALPHA) <= wrong <= stats.binom.ppf(0.999, 1000, ALPHA)
+
+
+@pytest.mark.parametrize("graded", [0.1, 0.5, 0.97])
+def test_a_healthy_test_is_called_invalid_at_most_as_often_as_promised(graded: float) -> None:
+    called = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        test = AbValidity()
+        test.add(rng.random(3000) < 0.5, np.full(3000, 0.5), rng.random(3000) < graded)
+        called += test.reason() is not None
+
+    assert called <= math.ceil(stats.binom.ppf(0.999, 400, FALSE_ALARM))
