@@ -74,6 +74,7 @@ class Shelf(Protocol):
     def put_version(self, row: VersionRow) -> None: ...
     def version(self, service: str, version: str) -> VersionRow | None: ...
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]: ...
+    def latest_attempt(self, service: str, canary: str) -> RolloutRow | None: ...
     def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int: ...
     def append_ask(
         self, rollout: str, kind: AskKind, identity: Identity, *, reason: str, at_s: float
@@ -227,15 +228,16 @@ class Commands:
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
         """Begin a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
         self._present(service)
-        past = [(row, _state(row)) for row in self._shelf.rollouts(service)]
-        running = next((state for _, state in past if not state.is_final), None)
-        if running is not None:
+        newest = next(iter(self._shelf.rollouts(service, limit=1)), None)
+        if newest is not None and not (running := _state(newest)).is_final:
             raise RolloutRunning(
                 f"{service} has rollout {running.id} in {running.phase.value}, one at a time; "
                 f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
             )
         proposal = self._propose(service, body)
-        _refuse_rejected([state for _, state in past], proposal, retry=bool(body.get("retry", False)))
+        before = self._shelf.latest_attempt(service, proposal.fingerprint.version_id)
+        if before is not None and not body.get("retry", False):
+            _refuse_rejected(_state(before))
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
         if proposal.requests_per_s is not None and proposal.requests_per_s >= SURE_REQUESTS_PER_S:
@@ -417,10 +419,9 @@ def _state(row: RolloutRow) -> RolloutState:
     return state_from_json(row.state)
 
 
-def _refuse_rejected(past: Sequence[RolloutState], proposal: Proposal, *, retry: bool) -> None:
-    canary = proposal.fingerprint.version_id
-    before = next((state for state in past if state.canary.id == canary), None)
-    if retry or before is None or before.cause is None or before.serving == canary:
+def _refuse_rejected(before: RolloutState) -> None:
+    canary = before.canary.id
+    if before.cause is None or before.serving == canary:
         return
     # Failed with a departure: it was rolled back, only its memory was not seen freed.
     if before.phase is not Phase.ROLLED_BACK and before.departure is None:

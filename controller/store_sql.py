@@ -21,6 +21,7 @@ from controller.state import Action, Ask, AskKind, RolloutState
 from controller.stored import EventRow, Lease, RolloutRow, ServiceRow, VersionRow
 
 LEASE = "controller"
+_ROLLOUT = select(*(t.rollouts.c[name] for name in RolloutRow.__slots__))
 
 
 class SqlStore:
@@ -101,6 +102,7 @@ class SqlStore:
         values = {
             "id": state.id,
             "service": state.service,
+            "canary": state.canary.id,
             "version": 0,
             "state": state_to_json(state),
             "pending": "[]",
@@ -151,10 +153,18 @@ class SqlStore:
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]:
         """The service's rollouts, newest first."""
         c = t.rollouts.c
-        query = select(c.id, c.service, c.state, c.request, c.version, c.created_at_s, c.ended_at_s)
-        query = query.where(c.service == service).order_by(c.created_at_s.desc(), c.id).limit(limit)
+        query = _ROLLOUT.where(c.service == service).order_by(c.created_at_s.desc(), c.id).limit(limit)
         with self._engine.begin() as db:
             return tuple(RolloutRow(*row) for row in db.execute(query))
+
+    def latest_attempt(self, service: str, canary: str) -> RolloutRow | None:
+        """The newest rollout that tried this version, however long ago; None: it was never tried."""
+        c = t.rollouts.c
+        here = (c.service == service) & (c.canary == canary)
+        query = _ROLLOUT.where(here).order_by(c.created_at_s.desc(), c.id).limit(1)
+        with self._engine.begin() as db:
+            row = db.execute(query).first()
+        return RolloutRow(*row) if row else None
 
     # --- services and their versions
 

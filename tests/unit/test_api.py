@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import httpx
 import pytest
 
 from controller.security import Identity, Role, admin_token, token_digest
+from controller.state import Cause, CauseKind, Phase, VersionRef
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
@@ -216,6 +219,26 @@ async def test_a_service_with_a_running_rollout_is_not_taken_down(
 
     assert (answer.status_code, answer.json()["exit_code"]) == (409, 3)
     assert controller.store.service("chat").removing is False
+
+
+async def test_a_version_that_was_rolled_back_sixty_rollouts_ago_is_not_tried_again(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    body = {"version": {"model": str(model)}}
+    rejected = (await api.post("/v1/services/chat/rollouts", json=body)).json()["rollout"]
+    stored = controller.store.load(rejected)
+    assert stored is not None
+    ended = replace(stored.state, phase=Phase.ROLLED_BACK, cause=Cause(CauseKind.GATE, "quality fell"))
+    controller.store.commit(ended, (), expected_version=0, evidence=None)
+    for index in range(60):
+        other = replace(ended, id=f"r-{index:08}", canary=VersionRef(f"v-{index:010}"))
+        controller.store.create_rollout(other, request="{}", at_s=time.time() + index)
+
+    answer = await api.post("/v1/services/chat/rollouts", json=body)
+
+    assert answer.json()["type"] == "urn:canaryctl:already-rejected"
+    assert f"was rolled back in {rejected} (quality fell); change it" in answer.json()["detail"]
+    assert (await api.post("/v1/services/chat/rollouts", json={**body, "retry": True})).status_code == 201
 
 
 # --- feedback

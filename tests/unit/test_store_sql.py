@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from controller import store_schema
 from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite, UnknownService, Unreachable
 from controller.security import Identity, Role
-from controller.state import Departure, DepartureStep, Phase
+from controller.state import Departure, DepartureStep, Phase, VersionRef
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
@@ -259,5 +259,56 @@ def test_a_database_of_a_newer_canaryctl_is_refused(url: str) -> None:
         db.execute(sa.update(store_schema.meta).values(value="99"))
     store.close()
 
-    with pytest.raises(BadInput, match="schema 99, this canaryctl reads 1"):
+    with pytest.raises(BadInput, match="schema 99, this canaryctl reads 2"):
         SqlStore(url)
+
+
+def with_attempts(store: SqlStore, count: int) -> None:
+    """One rolled-back attempt of CANARY, then this many of other versions."""
+    store.put_service(CHAT, VERSION)
+    for index in range(count + 1):
+        state = a_rollout(f"r-{index:08}")
+        if index:
+            state = replace(state, canary=VersionRef(f"v-other{index:05}"))
+        store.create_rollout(state, request="{}", at_s=float(index))
+        ended = replace(state, phase=Phase.ROLLED_BACK)
+        store.commit(ended, (), expected_version=0, evidence=None)
+
+
+def test_an_attempt_is_found_behind_any_number_of_others(store: SqlStore) -> None:
+    with_attempts(store, 120)
+
+    found = store.latest_attempt("chat", CANARY)
+
+    assert found is not None
+    assert (found.id, store.latest_attempt("chat", "v-never"), store.latest_attempt("x", CANARY)) == (
+        "r-00000000", None, None,
+    )  # fmt: skip
+
+
+def test_of_two_attempts_the_newer_counts(store: SqlStore) -> None:
+    with_attempts(store, 1)
+    store.create_rollout(a_rollout("r-00000009"), request="{}", at_s=9.0)
+
+    found = store.latest_attempt("chat", CANARY)
+
+    assert found is not None
+    assert found.id == "r-00000009"
+
+
+def test_a_database_of_the_first_schema_is_brought_up_to_date(store: SqlStore, url: str) -> None:
+    with_attempts(store, 60)
+    with store._writes.begin() as db:
+        db.execute(sa.text("DROP INDEX attempts_of_a_version"))
+        db.execute(sa.text("ALTER TABLE rollouts DROP COLUMN canary"))
+        db.execute(sa.update(store_schema.meta).values(value="1"))
+
+    SqlStore(url).close()
+    again = SqlStore(url)
+
+    found = again.latest_attempt("chat", CANARY)
+    indexes = sa.inspect(again._engine).get_indexes("rollouts")
+    again.close()
+    assert found is not None
+    assert found.id == "r-00000000"
+    assert "attempts_of_a_version" in {index["name"] for index in indexes}
