@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,11 @@ from evaluation.verdict import evaluation_report
 __all__ = ["EvaluationReport", "Evaluator", "GateReport", "SnapshotMismatch", "Verdict"]
 
 ROWS_AT_ONCE = 512
+
+
+#: Hears of what has settled, metric by metric, in order of assignment: ids of the requests, their rows,
+#: values by metric (NaN: missing), and which failed. It changes nothing of what the evaluator says.
+Watch: TypeAlias = Callable[[Sequence[str], Rows, Mapping[str, Floats], NDArray[np.bool_]], None]
 
 
 class Queue:
@@ -64,7 +70,7 @@ class Queue:
 
     def pop(
         self, metric: str, deadline_s: float, settlement: Settlement
-    ) -> tuple[Rows, Floats, NDArray[np.bool_]]:
+    ) -> tuple[list[str], Rows, Floats, NDArray[np.bool_]]:
         """The head of the queue whose score is there, or can no longer come; NaN for the latter."""
         values = []
         for request, at_s in zip(self.requests, self.rows.at_s.tolist(), strict=True):
@@ -73,13 +79,13 @@ class Queue:
                 break
             values.append(float("nan") if value is None else value)
         count = len(values)
-        head, failed = self.rows.pick(slice(0, count)), self.failed[:count]
+        head, failed, requests = self.rows.pick(slice(0, count)), self.failed[:count], self.requests[:count]
         self.requests, self.rows, self.failed = (
             self.requests[count:],
             self.rows.pick(slice(count, None)),
             self.failed[count:],
         )
-        return head, np.array(values, dtype=np.float64), failed
+        return requests, head, np.array(values, dtype=np.float64), failed
 
 
 class Evaluator:
@@ -112,6 +118,7 @@ class Evaluator:
         ] = []  # at_s, conversation, metric, difference; they wait
         self.paired: dict[int, int] = {}  # conversations that have given their pair
         self._ready: list[Draw] = []
+        self.watch: Watch | None = None  # no part of a snapshot; who restores sets it again
 
     @classmethod
     def start(
@@ -240,8 +247,10 @@ class Evaluator:
         self._settle_pairs()
 
     def _settle_scores(self, lane: Lane, metric: str, queue: Queue) -> None:
-        rows, values, failed = queue.pop(metric, self._deadlines[metric], self.settlement)
+        requests, rows, values, failed = queue.pop(metric, self._deadlines[metric], self.settlement)
         lane.take(rows, {metric: values}, failed)
+        if self.watch is not None and requests:
+            self.watch(requests, rows, {metric: values}, failed)
         waiting = float(queue.rows.at_s[0]) if queue.requests else float("inf")
         lane.close_through(min(self.settlement.through_s, waiting))
 
@@ -264,6 +273,8 @@ class Evaluator:
         raw = {m.name: np.array([_value(d, m.name) for d in kept], dtype=np.float64) for m in now.metrics}
         now.take(rows, raw, failed)
         requests = [d.request_id for d in kept]
+        if self.watch is not None and requests:
+            self.watch(requests, rows, raw, failed)
         for queue in self.queues:
             queue.push(requests, rows, failed)
 

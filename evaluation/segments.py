@@ -40,6 +40,8 @@ class SegmentAlarms:
     Segments beyond that share one, `(others)`, so that a header with a random value cannot fill the memory.
     """
 
+    __state__ = ("segments", "streams")
+
     def __init__(self, kind: Kind, *, tolerance: float, alpha: float = 0.01) -> None:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha {alpha} is outside (0, 1); use 0.01")
@@ -50,17 +52,30 @@ class SegmentAlarms:
         self._kind = kind
         self._tolerance = tolerance
         self._alpha = alpha
-        self._streams: dict[str, tuple[Channel, Stream]] = {}
+        self._places: dict[str, int] = {}
+        self.streams: list[Stream] = []  # one a segment, in the order of appearance
+
+    @property
+    def segments(self) -> list[str]:
+        """The segments in the order of appearance, which is that of their levels."""
+        return list(self._places)
+
+    @segments.setter
+    def segments(self, names: list[str]) -> None:
+        self._places, self.streams = {}, []
+        for name in names:
+            self._open(name)
 
     def feed(self, segment: str, block: Block) -> None:
         """Take settled units of one segment, in order; y as the metric's gate takes it."""
-        if segment not in self._streams and len(self._streams) >= MAX_SEGMENTS:
+        if segment not in self._places and len(self._places) >= MAX_SEGMENTS:
             segment = OTHERS
-        if segment not in self._streams:
-            self._streams[segment] = self._open(len(self._streams) + 1)
-        self._streams[segment][1].feed(block)
+        if segment not in self._places:
+            self._open(segment)
+        self.streams[self._places[segment]].feed(block)
 
-    def _open(self, place: int) -> tuple[Channel, Stream]:
+    def _open(self, segment: str) -> None:
+        place = len(self._places) + 1
         bettor: FirstEvents | ScoreLoss | ShapeLoss
         if self._kind is Kind.RATE:
             bettor = FirstEvents(tolerance=self._tolerance)
@@ -71,11 +86,12 @@ class SegmentAlarms:
         channel = Channel(bettor, limit=math.log(place * (place + 1) / self._alpha))
         stream = Stream(with_histogram=self._kind is Kind.SHAPE)
         stream.channels.append(channel)
-        return channel, stream
+        self._places[segment] = place - 1
+        self.streams.append(stream)
 
     def alarms(self) -> tuple[SegmentAlarm, ...]:
         """Every segment that has rung, in the order of appearance. An alarm stays."""
-        decisions = {name: channel.decision for name, (channel, _) in self._streams.items()}
+        decisions = {name: self.streams[at].channels[0].decision for name, at in self._places.items()}
         return tuple(
             SegmentAlarm(name, decided.peak, decided.limit, decided.canary, decided.at_s)
             for name, decided in decisions.items()

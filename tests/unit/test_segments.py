@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from evaluation import snapshot as snapshots
 from evaluation.betting import Block
 from evaluation.metrics import Kind
 from evaluation.segments import MAX_SEGMENTS, SegmentAlarms
@@ -48,7 +49,7 @@ def test_all_levels_together_are_alpha() -> None:
     alarms = SegmentAlarms(Kind.RATE, tolerance=0.25, alpha=0.01)
     for i in range(MAX_SEGMENTS):
         alarms.feed(str(i), units(1, i))
-    limits = [channel.decision.limit for channel, _ in alarms._streams.values()]
+    limits = [stream.channels[0].decision.limit for stream in alarms.streams]
 
     assert 0.0099 < sum(math.exp(-limit) for limit in limits) <= 0.01
 
@@ -59,7 +60,7 @@ def test_random_headers_cannot_fill_the_memory() -> None:
         alarms.feed(f"header {i}", units(200, i, rate=0.3, harm=3.0 if i >= MAX_SEGMENTS else 1.0))
 
     assert "(others)" in named(alarms)
-    assert len(alarms._streams) == MAX_SEGMENTS + 1
+    assert len(alarms.streams) == MAX_SEGMENTS + 1
 
 
 @pytest.mark.parametrize("kind", [Kind.SCORE, Kind.SHAPE])
@@ -78,6 +79,19 @@ def test_scores_and_values_ring_too(kind: Kind) -> None:
     )
 
     assert named(alarms) == ["long prompts"]
+
+
+def test_alarms_restored_go_on_to_the_bit() -> None:
+    whole, cut = SegmentAlarms(Kind.RATE, tolerance=0.25), SegmentAlarms(Kind.RATE, tolerance=0.25)
+    for i in range(4):
+        for alarms in (whole, cut):
+            alarms.feed(f"tenant {i % 3}", units(700, i, harm=3.0))
+        saved = snapshots.write(cut, digest="rates")
+        cut = SegmentAlarms(Kind.RATE, tolerance=0.25)
+        snapshots.read(cut, saved, digest="rates")
+
+    assert cut.alarms() == whole.alarms() != ()
+    assert snapshots.write(cut, digest="rates") == snapshots.write(whole, digest="rates")
 
 
 @pytest.mark.parametrize(
