@@ -146,7 +146,7 @@ async def measure(port: int, *, clients: int, is_stream: bool, seconds: float) -
 @contextmanager
 def processes() -> Iterator[tuple[dict[str, int], psutil.Process]]:
     """The engine and a router in front of it: name -> port, and the router's process."""
-    from serving.cluster_ray import free_ports, is_free
+    from serving.loopback import free_ports, is_free
 
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,17 +89,6 @@ def save_config(settings: Settings, config: Config) -> Settings:
     partial.write_text(config.model_dump_json(indent=2) + "\n")
     partial.replace(settings.config_path)
     return settings.model_copy(update={"config": config})
-
-
-def port_is_free(port: int, *, host: str = "127.0.0.1") -> bool:
-    """True when a server could bind `host:port` now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def _read_config(path: Path) -> Config:

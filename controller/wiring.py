@@ -55,14 +55,14 @@ from controller.reconciler import Ports, Reconciler
 from controller.rollout import abandon
 from controller.runner import Crew, Runner
 from controller.security import Identity, Role, admin_token, token_digest
-from controller.settings import Settings, port_is_free
+from controller.settings import Settings
 from controller.spec import PolicySpec, VersionSpec
 from controller.state import AskKind, Plan, RolloutState
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 from controller.view import ForecastView
 from evaluation.plan_power import TrafficModel
-from serving import cluster_ray, device_memory, engine_args, static_front
+from serving import cluster_ray, device_memory, engine_args, loopback, static_front
 from serving.fleet import Launch, VersionSight
 
 STABLE_WAIT_S = 45.0  # below the preflight's own deadline
@@ -361,7 +361,7 @@ def build(settings: Settings) -> Built:
 def run_controller(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises BusyPort, Unreachable."""
     telemetry.configure_logging(sys.stderr)
-    if not port_is_free(settings.config.api_port):
+    if not loopback.is_free(settings.config.api_port):
         raise BusyPort(
             f"port {settings.config.api_port} on {settings.host} is taken; is a controller running?"
         )

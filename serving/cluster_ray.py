@@ -27,9 +27,10 @@ from pathlib import Path
 
 import psutil
 
+from serving.loopback import HOST, free_ports, is_free
+
 NAMESPACE = "canaryctl"
 MARK = "CANARYCTL_RAY_CLUSTER"
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 90
 STOP_GRACE_S = 5.0
 CONNECT_TRIES = 3  # Ray gives up after 30 s, which a loaded host can take to answer
@@ -207,29 +208,6 @@ def stop(handle: ClusterHandle) -> tuple[int, ...]:
 def processes_of(handle: ClusterHandle) -> tuple[Process, ...]:
     """Every process of this cluster that is alive."""
     return tuple(_marked(Path(handle.temp_dir)))
-
-
-def is_free(port: int) -> bool:
-    """True when a server could listen on this port of 127.0.0.1 now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True
-
-
-def free_ports(count: int) -> list[int]:
-    """That many different ports, free a moment ago."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def _folder(settings: ClusterSettings) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from controller.settings import load_settings
 from controller.spec import PolicySpec, parse_policy, parse_yaml
 from controller.units import percent
 from serving.checkpoints import default_dir, questions
+from serving.loopback import free_ports
 
 SERVICE = "chat"
 CANDIDATES = (("twin", "promoted"), ("wrong", "rolled back"))
@@ -75,20 +75,17 @@ def _run(policy: Path, folder: Path, console: Console) -> int:
     _say(console, "three small real checkpoints (trained once, then cached)")
     _command([sys.executable, "-m", "serving.checkpoints"], dict(os.environ))
     checkpoints = default_dir()
+    api_port, ingress_port = free_ports(2)
     environment = {
         **os.environ,
         "CANARYCTL_HOME": str(folder),
-        "CANARYCTL_API_PORT": str(_free_port()),
+        "CANARYCTL_API_PORT": str(api_port),
     }
     acts: list[Act] = []
     tally = Tally()
     try:
-        ingress = str(_free_port())
-        _canaryctl(
-            console,
-            ["up", "--service", SERVICE, "--model", str(checkpoints / "stable"), "--port", ingress],
-            environment,
-        )
+        model, port = str(checkpoints / "stable"), str(ingress_port)
+        _canaryctl(console, ["up", "--service", SERVICE, "--model", model, "--port", port], environment)
         with Users(_target(environment), questions()) as users:
             tally = users.tally
             for candidate, expected in CANDIDATES:
@@ -193,13 +190,6 @@ def _command(command: list[str], environment: dict[str, str], *, may_fail: bool 
 
 def _program() -> list[str]:
     return [sys.executable, "-m", "controller.cli"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _say(console: Console, text: str) -> None:

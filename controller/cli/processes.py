@@ -18,7 +18,8 @@ from typing import Any
 
 from controller.cli.client import Client
 from controller.errors import BusyPort, CanaryctlError, Conflict, Unreachable
-from controller.settings import Settings, port_is_free, save_config
+from controller.settings import Settings, save_config
+from serving.loopback import is_free
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
@@ -46,14 +47,14 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
     has_cluster, has_api = wiring.has_cluster(settings), _own_health(settings) is not None
     settings = _with_ports(settings, ingress_port, api_port, has_ingress=has_cluster, has_api=has_api)
     health = _own_health(settings)
-    if health is None and not port_is_free(settings.config.api_port):
+    if health is None and not is_free(settings.config.api_port):
         holder = "another program" if Client(settings).health() is None else "another canaryctl"
         raise BusyPort(
             f"port {settings.config.api_port} on {settings.host} is taken by {holder}; "
             "choose another with --api-port"
         )
     if not has_cluster:
-        if not port_is_free(settings.config.ingress_port):
+        if not is_free(settings.config.ingress_port):
             raise BusyPort(
                 f"port {settings.config.ingress_port} on {settings.host} is taken by another program; "
                 "choose another with --port"

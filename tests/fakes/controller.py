@@ -34,6 +34,7 @@ from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 from controller.view import ForecastView
 from evaluation.plan_power import TrafficModel
+from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
 
 GIB = 1 << 30
@@ -127,7 +128,7 @@ class FakeController:
         self.start()
         api, cluster = _listen(), _listen()
         self._listening = [api, cluster]
-        config = Config(api_port=api.getsockname()[1], ingress_port=free_port())
+        config = Config(api_port=api.getsockname()[1], ingress_port=free_ports(1)[0])
         settings = save_config(Settings(home=self.home, database_url=str(self.store)), config)
         # As far as a command line can see, a Ray cluster is what takes connections.
         handle = {
@@ -160,13 +161,6 @@ class FakeController:
         rollouts = [(row.id, row.version) for name in rows for row in self.store.rollouts(name.name)]
         tables = {name: (one.stable, one.canary, one.weight_bp) for name, one in self.traffic.tables.items()}
         return rows, rollouts, tables, sorted(self.fleet.engines)
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _listen() -> socket.socket:

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import pytest
 from controller.cli.demo_traffic import Target, Users
 from controller.settings import load_settings
 from serving import checkpoints
+from serving.loopback import free_ports
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -87,11 +87,12 @@ def trained() -> Path:
 @pytest.fixture(scope="module")
 def product(trained: Path) -> Iterator[Product]:
     home = Path(tempfile.mkdtemp(prefix="cctl-"))
-    environment = {**os.environ, "CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(free_port())}
+    api_port, port = free_ports(2)
+    environment = {**os.environ, "CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(api_port)}
     made = Product(environment)
     try:
         code, printed = made.run(
-            "up", "--service", SERVICE, "--model", str(trained / "stable"), "--port", str(free_port())
+            "up", "--service", SERVICE, "--model", str(trained / "stable"), "--port", str(port)
         )
         assert code == 0, printed
         assert f"/{SERVICE}/v1" in printed
@@ -179,13 +180,6 @@ def until(true: Callable[[], bool], *, limit_s: float, what: str) -> None:
     while not true():
         assert time.monotonic() < deadline_s, f"{what} did not come within {limit_s:.0f} s"
         time.sleep(0.5)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def processes() -> list[str]:

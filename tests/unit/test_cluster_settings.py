@@ -44,10 +44,3 @@ def test_stopping_a_cluster_that_is_gone_ends_nothing(tmp_path: Path) -> None:
     handle = ClusterHandle("127.0.0.1:1", 2, str(tmp_path / "none"), (Process(1, 0.0),))
 
     assert cluster_ray.stop(handle) == ()
-
-
-def test_free_ports_are_different_and_free() -> None:
-    ports = cluster_ray.free_ports(8)
-
-    assert len(set(ports)) == 8
-    assert all(cluster_ray.is_free(port) for port in ports)

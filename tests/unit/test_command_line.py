@@ -18,8 +18,9 @@ import yaml
 from controller.cli.main import run
 from controller.security import Identity, Role
 from controller.state import Phase, ProbeKind
+from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
-from tests.fakes.controller import FakeController, free_port
+from tests.fakes.controller import FakeController
 
 FAST = {"stages": [{"weight": "10%"}, {"weight": "50%"}], "bake": "0s"}
 SLOW = {"stages": [{"weight": "10%", "duration": "1h"}]}
@@ -373,7 +374,7 @@ def test_a_busy_port_is_refused_before_anything_is_started(
                 option,
                 str(port),
                 rest,
-                str(free_port()),
+                str(free_ports(1)[0]),
             ]
         )
 
@@ -535,7 +536,7 @@ def test_rollback_does_not_answer_for_an_earlier_service_of_the_same_name(
 def test_without_a_controller_every_command_names_the_remedy(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setenv("CANARYCTL_API_PORT", str(free_port()))
+    monkeypatch.setenv("CANARYCTL_API_PORT", str(free_ports(1)[0]))
 
     assert run(arguments) == 4
 

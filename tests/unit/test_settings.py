@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from controller.errors import BadInput
 from controller.hashes import read_hashes, write_hashes
 from controller.security import Identity, Role, admin_token, make_token, token_digest
-from controller.settings import Config, load_settings, port_is_free, save_config
+from controller.settings import Config, load_settings, save_config
 
 
 def test_the_defaults_live_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,14 +47,6 @@ def test_a_config_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path, tex
 
     with pytest.raises(BadInput, match=r"config\.json: not a canaryctl config"):
         load_settings({"CANARYCTL_HOME": str(tmp_path)})
-
-
-def test_a_port_that_is_listened_on_is_not_free() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert not port_is_free(port)
-
-    assert port_is_free(port)
 
 
 def test_the_admin_token_is_made_once(tmp_path: Path) -> None:

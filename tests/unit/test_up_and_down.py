@@ -26,8 +26,9 @@ from controller.state import AskKind, Phase, ProbeKind
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from controller.view import rollout_view
+from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
-from tests.fakes.controller import FakeController, free_port
+from tests.fakes.controller import FakeController
 from tests.fakes.rollouts import STABLE, a_rollout
 
 CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
@@ -82,7 +83,12 @@ def stranger() -> Iterator[int]:
 
 
 def pretend_cluster(home: Path, address: str) -> None:
-    handle = {"address": address, "http_port": free_port(), "temp_dir": str(home / "ray"), "processes": []}
+    handle = {
+        "address": address,
+        "http_port": free_ports(1)[0],
+        "temp_dir": str(home / "ray"),
+        "processes": [],
+    }
     (home / "cluster.json").write_text(json.dumps(handle))
 
 
@@ -98,7 +104,7 @@ def test_up_leaves_the_controller_of_another_state_folder_alone(
     port = str(other.serve().config.api_port)
     arguments = ["up", "--service", "chat", "--model", str(model)]
 
-    code = run([*arguments, "--port", str(free_port()), "--api-port", port])
+    code = run([*arguments, "--port", str(free_ports(1)[0]), "--api-port", port])
     other.stop()
 
     assert (code, signals) == (4, [])
@@ -111,7 +117,8 @@ def test_a_cluster_whose_controller_does_not_start_is_ended_again(
     # Ray itself is not the matter here: its record in the state folder is.
     monkeypatch.setattr(wiring, "start_cluster", lambda settings: pretend_cluster(home, "127.0.0.1:1"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    ports = ["--port", str(free_port()), "--api-port", str(free_port())]
+    port, api_port = free_ports(2)
+    ports = ["--port", str(port), "--api-port", str(api_port)]
 
     assert run(["up", "--service", "chat", "--model", str(model), *ports]) == 4
     assert "the controller ended at once" in capsys.readouterr().err
@@ -122,7 +129,7 @@ def test_a_dead_controllers_port_can_be_moved_while_its_cluster_runs(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    port = free_port()
+    port = free_ports(1)[0]
     with socket.create_server(("127.0.0.1", 0)) as cluster:
         pretend_cluster(home, f"127.0.0.1:{cluster.getsockname()[1]}")
         code = run(["up", "--service", "chat", "--model", str(model), "--api-port", str(port)])
@@ -148,7 +155,7 @@ def test_down_ends_a_controller_whose_cluster_is_gone(
     fake = FakeController(home)
     fake.serve()
     assert run(["up", "--service", "chat", "--model", str(model), "--no-wait"]) == 0
-    pretend_cluster(home, f"127.0.0.1:{free_port()}")
+    pretend_cluster(home, f"127.0.0.1:{free_ports(1)[0]}")
 
     one = run(["down", "chat", "--yes", "--timeout", "2s"])
     everything = run(["down", "--yes", "--timeout", "2s"])
