@@ -412,6 +412,7 @@ class Exchange:
             router=self._desk.router,
             epoch=self._table.epoch,
             revision=self._table.revision,
+            body_bytes=len(self._request.body),
         )
 
     def _moved(self, stable_cause: str | None) -> tuple[bool | None, str | None]:

@@ -184,6 +184,7 @@ class RequestRecord(_Flat):
     router: str
     epoch: int
     revision: int
+    body_bytes: int | None = None  # of the request, so known before the coin; None: an older router
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,14 @@ def test_the_record_of_a_draw_has_its_bucket_w_unit_and_source_but_not_the_key()
     assert "alice" not in json.dumps(one.to_json())
 
 
+def test_the_record_tells_how_long_the_request_was_whatever_the_engine_answered() -> None:
+    sent = request({"user": "alice"})
+    router = core()
+    answer(begin(router, sent), body=b'{"usage": {"prompt_tokens": 9999}}', headers=JSON)
+
+    assert record(router).body_bytes == len(sent.body)
+
+
 def test_before_any_table_the_answer_is_503_with_a_reason() -> None:
     router = RouterCore("chat", router="r")
     refusal = router.begin(request(), request_id="req-1", now_s=1.0, wall_s=1.0)
