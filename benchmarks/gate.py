@@ -1,6 +1,6 @@
 """`make bench-gate`: what the gate decides, on simulated traffic, beside its rivals on the same events.
 
-    python -m benchmarks.gate [--quick] [--case TEXT] [--reps N] [--minutes N] [--json FILE] [--markdown FILE]
+    python -m benchmarks.gate [--quick] [--case TEXT] [--reps N] [--jobs N] [--minutes N] [--help]
 
 Four equal metrics at 0.0025 each (alpha 0.01), no restarts, w = 5 % unless a case says otherwise, decisions
 read at a look every 20 canary requests. Both policies are asked in one pass: their gates stand side by side
@@ -13,9 +13,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,12 +38,12 @@ FOUR = ("error", "latency_shape", "quality", "hallucination")
 ALPHA_METRIC = 0.01 / len(FOUR)
 REPS = {"no_harm": 1000, "rollback": 250, "promotion": 250, "boundary": 400}
 QUICK_REPS = {"no_harm": 20, "rollback": 25, "promotion": 25, "boundary": 10}
-RESTART_REPS = {"no_harm": 20, "rollback": 20}  # with late-onset restarts, beside
+RESTART_REPS = {"no_harm": 100, "rollback": 100}  # with late-onset restarts, beside
 FIRST_PREFIX = 500  # canary requests read first where harm is expected; then four times as many
 # Files of evaluation/ that a backtest does not run through: a change there measures nothing anew.
 BESIDE_THE_GATE = frozenset(
     {
-        *("ab_test", "calibration", "detectable", "evaluator", "guards", "intervals", "judging"),
+        *("ab_test", "ab_validity", "columns", "detectable", "evaluator", "guards", "intervals"),
         *("observed_range", "plan_power", "power", "segments", "settlement", "snapshot", "trace"),
     }
 )
@@ -146,19 +149,30 @@ def gate_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def measure(cases: list[Case], reps: Mapping[str, int], records: Records, until_s: float) -> None:
-    """Fill the records, case by case in rounds, so that a run which is stopped has some of each."""
-    done = {case.name: len(records.read(case)) for case in cases}
-    while any(done[case.name] < reps[case.kind] for case in cases):
-        for case in cases:
-            goal = min(done[case.name] + ROUND, reps[case.kind])
-            for rep in range(done[case.name], goal):
-                if time.monotonic() > until_s:
-                    return
-                records.append(case, one(case, rep))
-                done[case.name] = rep + 1
-                if rep + 1 == reps[case.kind]:
-                    print(f"{case.name}: {rep + 1} repetitions", file=sys.stderr, flush=True)
+def measure(
+    cases: list[Case], reps: Mapping[str, int], records: Records, until_s: float, *, jobs: int = 1
+) -> None:
+    """Fill the records in rounds over the cases, so that a run which is stopped has some of each."""
+    wanted = [(case, rep) for case in cases for rep in _missing(case, reps, records)]
+    wanted.sort(key=lambda item: item[1] // ROUND)
+    left = Counter(case.name for case, _ in wanted)
+    with multiprocessing.Pool(jobs) if jobs > 1 else nullcontext() as pool:
+        rows = map(_measured, wanted) if pool is None else pool.imap_unordered(_measured, wanted)
+        while wanted and time.monotonic() < until_s and (found := next(rows, None)):
+            case, row = found
+            records.append(case, row)
+            left[case.name] -= 1
+            if left[case.name] == 0:
+                print(f"{case.name}: {reps[case.kind]} repetitions", file=sys.stderr, flush=True)
+
+
+def _missing(case: Case, reps: Mapping[str, int], records: Records) -> list[int]:
+    known = {row["rep"] for row in records.read(case)}
+    return [rep for rep in range(reps[case.kind]) if rep not in known]
+
+
+def _measured(item: tuple[Case, int]) -> tuple[Case, Row]:
+    return item[0], one(*item)
 
 
 def summarise(case: Case, rows: list[Row]) -> dict[str, object]:
@@ -184,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--horizon", type=int, default=10_000, help="canary requests of a no-harm run")
     parser.add_argument("--reps", type=int, default=sys.maxsize, help="at most so many repetitions a case")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to go on")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; one core each")
     parser.add_argument("--no-speed", action="store_true", help="leave the timings out")
     parser.add_argument("--json", type=Path, default=ROOT / "results" / "gate.json")
     parser.add_argument("--markdown", type=Path, default=ROOT / "results" / "gate.md")
@@ -199,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     records = Records(ROOT / "out" / "gate" / digest)
     wanted = QUICK_REPS if asked.quick else REPS
     reps = {kind: min(n, asked.reps) for kind, n in wanted.items()}
-    measure(cases, reps, records, time.monotonic() + asked.minutes * 60)
+    measure(cases, reps, records, time.monotonic() + asked.minutes * 60, jobs=asked.jobs)
     shown = [_shortened(case, asked.horizon) for case in CASES.values()]
     lines = {case.name: summarise(case, records.read(case)) for case in shown}
     speed = measure_speed() if not asked.no_speed else {}

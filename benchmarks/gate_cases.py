@@ -42,24 +42,32 @@ NO_HARM = (
     Case("quality -0.02 stays", "no_harm", Behaviour(quality=0.73)),
 )
 
-HARM = (
+_STEADY = (
     _harm("hallucination 3 -> 14 %", _HALL, 1500, 85, 115),
     _harm("hallucination, sticky 10", _HALL, 3000, 170, 250, traffic=Traffic(units="sticky")),
     _harm("hallucination, w = 1 %", _HALL, 1000, 80, 105, traffic=Traffic(w=0.01)),
     _harm("hallucination, w = 50 %", _HALL, 3000, 185, 250, traffic=Traffic(w=0.5)),
-    _harm("hallucination, drift", _HALL, 1500, None, None, traffic=_DRIFT),
     _harm("errors 1 -> 5 %", _ERR5, 3000, 185, 250),
-    _harm("errors 1 -> 5 %, drift", _ERR5, 3000, None, None, traffic=_DRIFT),
     _harm("errors 1 -> 2 %", Behaviour(error=0.02), 12_000, 1850, 4000),
     _harm("errors 0 -> 0.5 %", Behaviour(error=0.005), 4000, 560, 560, stable=Behaviour(error=0.0)),
     _harm("latency x1.2", Behaviour(latency_scale=1.2), 4000, 145, 680),
-    _harm("latency x1.2, drift", Behaviour(latency_scale=1.2), 4000, None, None, traffic=_DRIFT),
     _harm("latency x1.5", Behaviour(latency_scale=1.5), 600, 45, 70),
     _harm("tail only, p99 +20 %", Behaviour(p99_scale=1.2), 6000, 2300, None),
     _harm("tail only, p99 +50 %", Behaviour(p99_scale=1.5), 4000, 600, 1100),
     _harm("quality -0.05", Behaviour(quality=0.70), 4000, 185, 820),
-    _harm("quality -0.05, drift", Behaviour(quality=0.70), 4000, None, None, traffic=_DRIFT),
     _harm("quality -0.02", Behaviour(quality=0.73), 4000, 1250, None),
+)
+
+
+def _drifting(name: str) -> Case:
+    """The same harm and the same seeds under a daily wave that both arms share."""
+    plain = next(case for case in _STEADY if case.name == name)
+    return replace(plain, name=f"{name}, drift", traffic=_DRIFT, target={}, seeded_as=name)
+
+
+HARM = (
+    *_STEADY,
+    *map(_drifting, ("hallucination 3 -> 14 %", "errors 1 -> 5 %", "latency x1.2", "quality -0.05")),
 )
 
 UNIT_MODELS: Mapping[str, Traffic] = {

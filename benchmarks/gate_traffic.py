@@ -82,6 +82,7 @@ class Case:
     target: Mapping[str, float | None] = field(default_factory=dict)
     proofs: Mapping[str, float] = field(default_factory=dict)  # margin by gate, where promotion is asked
     floor: float = 0.01
+    seeded_as: str = ""  # the case whose seeds it has, to be compared run by run; empty: its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ class Events:
 
 
 def simulate(case: Case, rep: int) -> Events:
-    """Return the events of one repetition: the same for the same (case.name, rep), whoever asks."""
-    rng = np.random.default_rng([crc32(case.name.encode()), rep])
+    """Return the events of one repetition: the same for the same seeds' name and rep, whoever asks."""
+    rng = np.random.default_rng([crc32((case.seeded_as or case.name).encode()), rep])
     draws = _draw_units(case, rng)
     outcomes = _draw_outcomes(case, draws, rng)
     columns: dict[str, NDArray[np.generic]] = {

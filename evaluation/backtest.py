@@ -10,20 +10,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evaluation.betting import Floats, Ints
+from evaluation.columns import Array, Table, checked, gated
 from evaluation.gate import GateReport
-from evaluation.metrics import CATALOGUE
 from evaluation.pipeline import Pipeline
-from evaluation.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.policy import GatePolicy, StagePlan
 from evaluation.records import EvidenceError
-from evaluation.units import HELD, LEFT_OUT, REQUEST, kind_of, unit_hash
 from evaluation.verdict import gate_reports, rollback_of, unusable
 
-Array = NDArray[np.generic]
 ROWS_AT_ONCE = 16384
-NEEDED = ("t_s", "arm", "w", "assigned_by")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,35 +57,19 @@ def run(
     what must be proven; by default one stage at the policy's first rung. Errors: EvidenceError,
     PolicyError; nothing is guessed.
     """
-    chosen = policy if isinstance(policy, GatePolicy) else GatePolicy.named(policy or "default")
-    gated = _gated(columns, chosen)
-    table = _checked(columns, gated)
+    chosen = gated(columns, policy)
+    table = checked(columns, chosen)
     plan = tuple(stages) if stages is not None else (StagePlan(0.5, 0),)
     if len(plan) > 1 and "stage" not in columns:
         raise EvidenceError(f"column stage is missing; {len(plan)} stages need to know which row is of which")
-    pipeline = Pipeline(gated, plan)
+    pipeline = Pipeline(chosen, plan)
     for metric, values in (seed_latency_ms or {}).items():
         if metric in pipeline.metrics:
             pipeline.metrics[metric].seed(np.asarray(values, dtype=np.float64))
     feed(pipeline, table)
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
-    return _result(pipeline, plan, gated)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Checked columns: what the pipeline takes."""
-
-    at_s: Floats
-    arm: NDArray[np.bool_]
-    w: Floats
-    kind: Ints
-    unit: Ints
-    stage: Ints
-    fell_back: Floats
-    failed: NDArray[np.bool_]
-    values: Mapping[str, Floats]
+    return _result(pipeline, plan, chosen)
 
 
 def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> None:
@@ -109,119 +88,6 @@ def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> 
         raw = {name: values[part][keep] for name, values in table.values.items()}
         for lane in pipeline.lanes:
             lane.take(rows, raw, table.failed[part][keep])
-
-
-def _gated(columns: Mapping[str, Array], policy: GatePolicy) -> GatePolicy:
-    missing = [name for name in NEEDED if name not in columns]
-    if missing:
-        raise EvidenceError(f"columns {', '.join(missing)} are missing; a backtest needs {', '.join(NEEDED)}")
-    present = [name for name in CATALOGUE if name in columns]
-    gated = policy.only(*present)
-    if not gated.gates:
-        raise PolicyError(f"no column is gated by policy {policy.name}; give one of {_names(policy)}")
-    return gated
-
-
-def _names(policy: GatePolicy) -> str:
-    return ", ".join(dict.fromkeys(gate.metric for gate in policy.gates))
-
-
-def _checked(columns: Mapping[str, Array], policy: GatePolicy) -> Table:
-    at_s = _floats(columns, "t_s")
-    for name, column in columns.items():
-        if len(column) != len(at_s):
-            raise EvidenceError(f"column {name} has {len(column)} rows, t_s has {len(at_s)}; make them equal")
-    if not bool(np.isfinite(at_s).all()):
-        raise EvidenceError(f"t_s is not finite in row {_first(~np.isfinite(at_s))}; give seconds")
-    if len(at_s) > 1 and bool((np.diff(at_s) < 0.0).any()):
-        row = _first(np.diff(at_s) < 0.0) + 1
-        raise EvidenceError(f"t_s goes back in row {row} ({at_s[row]}); sort by time of assignment")
-    arm, w = _floats(columns, "arm"), _floats(columns, "w")
-    _refuse("arm", arm, ~np.isin(arm, (0.0, 1.0)), "0 is stable, 1 the canary")
-    _refuse("w", w, ~((w >= 0.0) & (w <= 1.0)), "give P(canary) at the draw, 0..1")
-    kinds = _kinds(columns["assigned_by"])
-    drawn = (kinds != LEFT_OUT) & (kinds != HELD)
-    _refuse(
-        "w", w, drawn & (((w == 0.0) & (arm == 1.0)) | ((w == 1.0) & (arm == 0.0))), "the arm contradicts it"
-    )
-    _refuse(
-        "request_id", w, _repeats(columns.get("request_id")), "a request is there twice; drop the repeats"
-    )
-    if "unit" in columns:
-        _refuse(
-            "t_s",
-            at_s,
-            _told_twice(columns["unit"], at_s, kinds),
-            "the same request is there twice; drop one",
-        )
-    values = {name: _metric(columns, name) for name in dict.fromkeys(g.metric for g in policy.gates)}
-    error = values.get("error", _metric(columns, "error") if "error" in columns else np.zeros(len(at_s)))
-    stage = columns["stage"].astype(np.int64) if "stage" in columns else np.zeros(len(at_s), dtype=np.int64)
-    fell_back = _floats(columns, "fell_back") if "fell_back" in columns else np.full(len(at_s), np.nan)
-    return Table(at_s, arm == 1.0, w, kinds, _units(columns, kinds), stage, fell_back, error == 1.0, values)
-
-
-def _metric(columns: Mapping[str, Array], name: str) -> Floats:
-    values = _floats(columns, name)
-    bad = np.isinf(values) | (values < 0.0)
-    what = "give a finite number of at least 0, NaN when missing"
-    if CATALOGUE[name].unit.startswith(("share", "score")):
-        bad |= values > 1.0
-        what = "give a number in 0..1, NaN when missing"
-    _refuse(name, values, bad, what)
-    return values
-
-
-def _floats(columns: Mapping[str, Array], name: str) -> Floats:
-    try:
-        return np.ascontiguousarray(columns[name], dtype=np.float64)
-    except (TypeError, ValueError) as exc:
-        raise EvidenceError(f"column {name} is not numeric; give floats, NaN when missing") from exc
-
-
-def _refuse(name: str, values: Floats, bad: NDArray[np.bool_], remedy: str) -> None:
-    if bool(bad.any()):
-        row = _first(bad)
-        raise EvidenceError(f"{name} {values[row]} in row {row} cannot be evidence; {remedy}")
-
-
-def _first(flags: NDArray[np.bool_]) -> int:
-    return int(np.argmax(flags))
-
-
-def _repeats(ids: Array | None) -> NDArray[np.bool_]:
-    if ids is None:
-        return np.zeros(1, dtype=np.bool_)
-    _, first = np.unique(ids, return_index=True)
-    again = np.ones(len(ids), dtype=np.bool_)
-    again[first] = False
-    return again
-
-
-def _told_twice(unit: Array, at_s: Floats, kinds: Ints) -> NDArray[np.bool_]:
-    """Where a per-request unit comes again in the next row at the very same moment."""
-    again = np.zeros(len(at_s), dtype=np.bool_)
-    again[1:] = (at_s[1:] == at_s[:-1]) & (unit[1:] == unit[:-1]) & (kinds[1:] == REQUEST)
-    return again
-
-
-def _kinds(assigned_by: Array) -> Ints:
-    if len(assigned_by) and bool((assigned_by == assigned_by[0]).all()):
-        return np.full(len(assigned_by), kind_of(str(assigned_by[0])), dtype=np.int64)
-    words, which = np.unique(assigned_by, return_inverse=True)
-    return np.array([kind_of(str(word)) for word in words], dtype=np.int64)[which]
-
-
-def _units(columns: Mapping[str, Array], kinds: Ints) -> Ints:
-    out = np.zeros(len(kinds), dtype=np.int64)
-    sticky = np.flatnonzero(kinds > REQUEST)
-    if len(sticky) == 0:
-        return out
-    if "unit" not in columns:
-        raise EvidenceError("column unit is missing; sticky rows need the name of what was drawn")
-    names, which = np.unique(columns["unit"][sticky], return_inverse=True)
-    out[sticky] = np.array([unit_hash(str(name)) for name in names], dtype=np.int64)[which]
-    return out
 
 
 def _result(pipeline: Pipeline, stages: Sequence[StagePlan], policy: GatePolicy) -> BacktestResult:

@@ -12,10 +12,37 @@ from typing import Protocol
 
 import numpy as np
 
-from evaluation.betting import Block, Floats, distinct
-from evaluation.intervals import EventCount, ratio_interval
+from evaluation.betting import Block, Floats, Ints, distinct
+from evaluation.intervals import EventCount, ratio_interval, ratio_log_e
+from evaluation.stable import Stable
 
 ALPHA = 0.05
+RATIO_GRID = np.array(
+    [
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.75,
+        0.8,
+        0.85,
+        0.9,
+        0.95,
+        1.0,
+        1.05,
+        1.1,
+        1.15,
+        1.2,
+        1.3,
+        1.5,
+        1.75,
+        2.0,
+        3.0,
+        5.0,
+    ]
+)
+HALVES = np.array([1.03, 1.06, 1.12, 1.25, 1.5])  # about half of the values are above the median
 MOST_WEIGHTS = 8  # distinct weights that are told apart; inverting the test costs 5 ms for each
 
 
@@ -25,8 +52,8 @@ class Estimate(Protocol):
     def learn(self, block: Block) -> None:
         """Take units in order."""
 
-    def turn(self) -> None:
-        """An epoch has ended."""
+    def turn(self, stable: Stable) -> None:
+        """An epoch of the stream has ended, of which stable's statistics are `stable`."""
 
     def interval(self) -> tuple[float, float] | None:
         """The interval now; None while there is nothing to say."""
@@ -55,7 +82,7 @@ class EventCounts:
             hit = int(np.count_nonzero(here))
             self.counts[weight] = (canary + hit, stable + len(here) - hit)
 
-    def turn(self) -> None:
+    def turn(self, stable: Stable) -> None:
         """Nothing is frozen."""
 
     def interval(self) -> tuple[float, float] | None:
@@ -66,6 +93,70 @@ class EventCounts:
         if self._shown is None or self._shown[0] != counts:
             self._shown = (counts, ratio_interval(counts, alpha=ALPHA))
         return self._shown[1]
+
+
+class MedianRatio:
+    """Of two medians, canary over stable, on a grid: which ratios the coin rules out, at every look.
+
+    An event is a value above stable's past median, the canary's divided by a ratio of the grid first. At the
+    true ratio both arms have it alike; where the canary has it more often, its median is higher than that
+    ratio says. Counted by weight, so that neither drift nor a ramp can stand in for the version.
+    """
+
+    __state__ = ("median", "stable", "canary")
+
+    def __init__(self) -> None:
+        self.median = float("nan")
+        self.stable: dict[float, tuple[int, int]] = {}  # w -> values above the median, values below
+        self.canary: dict[float, tuple[Ints, int]] = {}  # w -> values above it by ratio, values
+        self._shown: tuple[int, tuple[float, float] | None] = (0, None)  # by the number of values
+
+    def learn(self, block: Block) -> None:
+        """Count values of both arms once there is a median; infinite ones are above everything."""
+        if math.isnan(self.median):
+            return
+        for weight in distinct(block.w)[0].tolist():
+            if weight <= 0.0 or (weight not in self.stable and len(self.stable) >= MOST_WEIGHTS):
+                continue
+            here = block.w == weight
+            y = block.y[here & ~block.arm]
+            above, below = self.stable.get(weight, (0, 0))
+            hit = int(np.count_nonzero(y > self.median))
+            self.stable[weight] = (above + hit, below + len(y) - hit)
+            y = block.y[here & block.arm]
+            hits, count = self.canary.get(weight, (np.zeros(len(RATIO_GRID), dtype=np.int64), 0))
+            over = np.count_nonzero(y[:, None] / RATIO_GRID > self.median, axis=0)
+            self.canary[weight] = (hits + over, count + len(y))
+
+    def turn(self, stable: Stable) -> None:
+        """Take stable's median."""
+        if stable.histogram is not None and stable.histogram.total:
+            self.median = float(stable.histogram.upper_edges(np.array([0.5]))[0])
+
+    def interval(self) -> tuple[float, float] | None:
+        """Of the canary's median over stable's: from the highest ratio that is ruled out as too low to the
+        lowest that is too high (0 and infinity where none is)."""
+        values = sum(count for _, count in self.canary.values())
+        if values == 0:
+            return None
+        if self._shown[0] != values:
+            self._shown = (values, (self._ruled_out(low=True), self._ruled_out(low=False)))
+        return self._shown[1]
+
+    def _ruled_out(self, *, low: bool) -> float:
+        limit = math.log(2.0 / ALPHA)
+        last = 0.0 if low else math.inf
+        order = range(len(RATIO_GRID)) if low else range(len(RATIO_GRID) - 1, -1, -1)
+        for at in order:
+            counts = []
+            for w, (above, below) in self.stable.items():
+                hits, count = self.canary[w]
+                over = int(hits[at])
+                counts.append(EventCount(w, over, above) if low else EventCount(w, count - over, below))
+            if ratio_log_e(counts, 1.0, ratios=HALVES, prior=np.ones(len(HALVES))) < limit:
+                return last
+            last = float(RATIO_GRID[at])
+        return last
 
 
 class MeanGap:
@@ -102,7 +193,7 @@ class MeanGap:
         ].copy()
         self.rows += len(y)
 
-    def turn(self) -> None:
+    def turn(self, stable: Stable) -> None:
         """Take the centre and the size of the bets from what was seen."""
         if self.rows == 0:
             return

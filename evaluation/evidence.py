@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from evaluation.alpha import limit_of, parts_of
 from evaluation.betting import Bettor, Block, Channel, Floats
-from evaluation.estimates import Estimate, EventCounts, MeanGap
+from evaluation.estimates import Estimate, EventCounts, MeanGap, MedianRatio
 from evaluation.histogram import LogHistogram
 from evaluation.latency import Exceedance, ShapeLoss, ShapeProof
 from evaluation.metrics import VALUES, Kind
@@ -168,10 +168,8 @@ class MetricEvidence:
         return np.where(rows.place == 1, columns, np.nan)
 
     def interval(self, gate: Gate) -> tuple[float, float] | None:
-        """Of the ratio of rates (of a percentile: of the shares above it), of the difference of scores;
-        None: neither."""
-        if gate.kind is Kind.SHAPE:
-            return None
+        """Of the ratio of rates (of a percentile: of the shares above it), of medians (shape), of the
+        difference of scores; None: nothing can be said yet."""
         column = self._tail_columns.get(gate.name, self.columns[0])
         return column.first.estimate.interval() if column.first.estimate is not None else None
 
@@ -260,7 +258,8 @@ class MetricEvidence:
     def _add_shape(self, gate: Gate, proofs: Sequence[tuple[float, float]]) -> None:
         if not self._has_shape_columns:
             self._has_shape_columns = True
-            self.columns[:0] = [Column(by_event=False, with_histogram=True) for _ in range(2)]
+            estimates = (MedianRatio(), None)
+            self.columns[:0] = [Column(by_event=False, with_histogram=True, estimate=e) for e in estimates]
         waited, slowest = self.columns[:2]
         self._rollback(gate, "first", waited.first, ShapeLoss(tolerance=gate.tolerance))
         self._rollback(gate, "session", waited.units, ShapeLoss(tolerance=gate.tolerance))

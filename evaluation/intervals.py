@@ -36,18 +36,25 @@ class EventCount(NamedTuple):
 _RATIO_LIMIT = 1e4
 
 
-def ratio_log_e(counts: Iterable[EventCount], null_ratio: float, *, worse: bool = True) -> float:
+def ratio_log_e(
+    counts: Iterable[EventCount],
+    null_ratio: float,
+    *,
+    worse: bool = True,
+    ratios: Floats = RATIOS,
+    prior: Floats = RATIO_PRIOR,
+) -> float:
     """Log evidence against "rate of the canary / rate of stable is at most `null_ratio`" (nats).
 
     With `worse` False, against "at least". counts: all events so far, by the weight of their draws. The
-    alternatives are the gate's own. Mean of its exponential at most one under the null, at any stopping time.
+    alternatives (`ratios` > 1, and how much each gets) are the gate's own. Mean of its exponential at most one under the null, at any stopping time.
     Raises ValueError for a w outside (0, 1), a negative count or a null_ratio outside (0, inf).
     Check: 8 canary events and 0 of stable at w = 0.05, null 1, give 19.861944 nats.
     """
     if not (math.isfinite(null_ratio) and null_ratio > 0):
         raise ValueError(f"null_ratio {null_ratio} is not a number above 0; 1 means no difference")
-    steps = RATIOS if worse else 1 / RATIOS
-    total = np.log(RATIO_PRIOR / RATIO_PRIOR.sum())
+    steps = ratios if worse else 1 / ratios
+    total = np.log(prior / prior.sum())
     for w, canary, stable in counts:
         if not 0 < w < 1:
             raise ValueError(f"w {w} is outside (0, 1); rows without a coin are no evidence")

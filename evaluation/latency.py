@@ -16,8 +16,11 @@ from evaluation.stable import FIRST_EPOCH, Stable, epoch_after
 
 QUANTILES = np.array([0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99, 0.995, 0.999])
 SCALES = (1.04, 1.08, 1.15, 1.25, 1.4, 1.7, 2.2, 3.0, 4.0)
+SCALE_PRIOR = (0.5, 2.0, 2.0, 2.0, 1.5, 0.7, 0.5, 0.4, 0.4)  # most on what is soon found, and often meant
 TAILS = ((0.99, 1.6), (0.99, 2.5), (0.99, 5.0), (0.97, 1.5), (0.97, 2.2), (0.93, 1.5))
+TAIL_PRIOR = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
 STRETCHES = (1.2, 1.4, 1.8, 2.6)
+STRETCH_PRIOR = (0.8, 1.2, 1.0, 0.6)
 LEAST_VALUES = 50  # of stable, before there are tables
 LEAST_RATIO, MOST_RATIO = 0.02, 60.0
 SMOOTHING = 1e-4
@@ -56,10 +59,9 @@ class ShapeLoss:
 
     def __init__(self, *, tolerance: float) -> None:
         self._m0 = 1.0 + tolerance
-        count = len(SCALES) + len(TAILS) + len(STRETCHES)
-        self.prior: Floats = np.ones(count)
+        self.prior: Floats = np.array((*SCALE_PRIOR, *STRETCH_PRIOR, *TAIL_PRIOR))
         self.edges: Floats = np.empty(0)
-        self.log_ratios: Floats = np.zeros((count, 1))
+        self.log_ratios: Floats = np.zeros((len(self.prior), 1))
 
     def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
         """Every value counts once there are tables; looks at the canary's. A failed unit (infinite) is

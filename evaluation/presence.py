@@ -83,10 +83,23 @@ class Presence:
             return f"no value in {self.rows} requests"
         if self.before_present == 0 and self.window_present == 0:
             return f"stopped arriving: no value in the last {WINDOW + self.window_rows} requests"
-        missing = 1.0 - self.present / self.rows
+        rows, present = self._recent()
+        missing = 1.0 - present / rows
         if missing > self._most_missing:
-            return f"{missing:.0%} of values missing, limit {self._most_missing:.0%}"
+            return (
+                f"{missing:.0%} of values missing in the last {rows} requests, limit {self._most_missing:.0%}"
+            )
         return None
+
+    def _recent(self) -> tuple[int, int]:
+        """Requests of this window and the one before, and how many had a value.
+
+        An outage of the grader that both arms lived through is over when it is over: what came before and
+        after is evidence as ever.
+        """
+        if self.before_present < 0:
+            return self.window_rows, self.window_present
+        return WINDOW + self.window_rows, self.before_present + self.window_present
 
     def _count_windows(self, present: NDArray[np.bool_]) -> None:
         start = 0

@@ -9,12 +9,12 @@ from evaluation.stable import Stable
 
 RATIOS = np.array([1.35, 1.8, 2.6, 4.2, 8.0, 20.0, 60.0])
 RATIO_PRIOR = np.array([1.0, 1.0, 1.2, 1.2, 1.0, 0.8, 1.5])  # the last: a baseline near zero
-KNOWN_PRIOR = np.array([1.0, 1.5, 2.0, 2.5, 1.0, 0.2, 0.1])  # once stable is known to fail now and then
+KNOWN_PRIOR = np.array([0.8, 1.2, 2.0, 3.5, 1.2, 0.1, 0.05])  # once stable is known to fail now and then
 KNOWN_UNITS = 400
 NEAR_ZERO = 0.002
 SESSION_RATIOS = np.array([1.4, 2.0, 3.0, 5.0])
 TOLERANT_LAMBDAS = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
-TRUE_PRIOR = np.array([0.3, 1.0, 4.0, 1.0, 0.5, 0.2])  # of what the canary's ratio may really be
+TRUE_PRIOR = np.array([0.1, 1.0, 5.0, 0.6, 0.3, 0.1])  # of what the canary's ratio may really be
 TAIL_TRUTHS = np.array([0.15, 0.3, 0.45, 0.6, 0.75, 0.88])
 TAIL_PRIOR = np.array([0.7, 1.5, 1.5, 1.0, 0.7, 0.4])
 FLOOR_LAMBDAS = np.array([0.1, 0.3, 0.6, 0.9])

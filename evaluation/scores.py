@@ -8,7 +8,7 @@ from evaluation.betting import Block, Floats, Ints
 from evaluation.stable import Stable
 
 #: Bets, as multiples of the one that is best for the harm that must be found, and how much each gets.
-LOSS_MULTIPLES, LOSS_PRIOR = np.array([0.45, 1.0, 2.5, 6.0]), np.array([0.38, 0.48, 0.1, 0.04])
+LOSS_MULTIPLES, LOSS_PRIOR = np.array([0.42, 1.2, 3.0, 6.0]), np.array([0.42, 0.53, 0.04, 0.01])
 #: Of the one that is best for a canary as good as stable.
 PROOF_MULTIPLES, PROOF_PRIOR = np.array([0.45, 1.0, 2.5]), np.array([0.3, 0.55, 0.15])
 PAIR_LAMBDAS = np.array([0.15, 0.3, 0.6, 1.0, 1.6, 2.4])

@@ -16,7 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-FORMAT = 3
+from evaluation.estimates import MedianRatio
+
+FORMAT = 4
 
 
 class SnapshotMismatch(ValueError):
@@ -44,8 +46,18 @@ def _to_3(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "format": 3, "state": {**document["state"], "load_now": 1.0, "overloads": []}}
 
 
+def _to_4(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 4 estimates the ratio of medians where the shape of values is gated."""
+    for lane in document["state"]["pipeline"]["lanes"]:
+        for metric in lane["metrics"]:
+            first = metric["columns"][0]["first"]
+            if first["stable"]["histogram"] is not None:
+                first["estimate"] = _encode(MedianRatio())
+    return {**document, "format": 4}
+
+
 #: From a format to the next one: takes the document, returns it changed.
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3}
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3, 3: _to_4}
 
 
 def write(root: Stateful, *, digest: str) -> bytes:

@@ -68,4 +68,4 @@ class Stream:
         for channel in (*self.channels, *self.staged):
             channel.turn(self.stable, self.canary)
         if self.estimate is not None:
-            self.estimate.turn()
+            self.estimate.turn(self.stable)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.alpha import limit_of
-from evaluation.backtest import Array, Table, _checked, _gated, feed
+from evaluation.backtest import feed
+from evaluation.columns import Array, Table, checked, gated
 from evaluation.evidence import MetricEvidence, Track
 from evaluation.pipeline import Pipeline
 from evaluation.policy import Gate, GatePolicy, StagePlan
@@ -45,12 +46,11 @@ def trace(
     """The evidence at about `points` times, evenly many rows apart. Columns and errors as `backtest.run`."""
     if points < 2:
         raise ValueError(f"points {points} is below 2; a line needs two")
-    chosen = policy if isinstance(policy, GatePolicy) else GatePolicy.named(policy or "default")
-    gated = _gated(columns, chosen)
-    table = _checked(columns, gated)
-    pipeline = Pipeline(gated, tuple(stages) if stages is not None else (StagePlan(0.5, 0),))
+    chosen = gated(columns, policy)
+    table = checked(columns, chosen)
+    pipeline = Pipeline(chosen, tuple(stages) if stages is not None else (StagePlan(0.5, 0),))
     cuts = np.unique(np.linspace(0, len(table.at_s), points, dtype=np.int64)[1:])
-    deciding = [gate for gate in gated.gates if gate.alpha_share > 0]
+    deciding = [gate for gate in chosen.gates if gate.alpha_share > 0]
     log_e: dict[str, list[float]] = {gate.name: [] for gate in deciding}
     canary = []
     start = 0
@@ -59,12 +59,12 @@ def trace(
         start = int(stop)
         canary.append(pipeline.canary)
         for gate in deciding:
-            log_e[gate.name].append(_log_e(pipeline.metrics[gate.metric], gate, _limit(gated, gate)))
+            log_e[gate.name].append(_log_e(pipeline.metrics[gate.metric], gate, _limit(chosen, gate)))
     return Trace(
         table.at_s[cuts - 1],
         np.array(canary, dtype=np.int64),
         {name: np.array(values) for name, values in log_e.items()},
-        {gate.name: _limit(gated, gate) for gate in deciding},
+        {gate.name: _limit(chosen, gate) for gate in deciding},
     )
 
 

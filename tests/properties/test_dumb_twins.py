@@ -10,7 +10,8 @@ import pytest
 
 from evaluation import rates, scores
 from evaluation.alpha import parts_of
-from evaluation.backtest import _checked, feed, run
+from evaluation.backtest import feed, run
+from evaluation.columns import checked
 from evaluation.betting import Block
 from evaluation.histogram import LogHistogram
 from evaluation.latency import ShapeLoss
@@ -93,7 +94,7 @@ def peak_of(log_factors: list[list[float]], prior: list[float], looks: list[bool
 
 def peaks(columns: Columns, gates: GatePolicy) -> dict[tuple[str, str], float]:
     pipeline = Pipeline(gates, STAGES)
-    feed(pipeline, _checked(columns, gates))
+    feed(pipeline, checked(columns, gates))
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
     tracks = [track for metric in pipeline.metrics.values() for track in metric.tracks]

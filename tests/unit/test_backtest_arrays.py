@@ -1,5 +1,7 @@
 """`backtest.run` on arrays: its decisions, and every input that it refuses by name."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -89,7 +91,18 @@ def test_many_missing_values_are_invalid():
     columns = requests(4000)
     columns["quality"][::5] = np.nan
 
-    assert "20% of values missing, limit 10%" in " ".join(run(columns).reasons)
+    assert re.search(
+        r"20% of values missing in the last \d{3} requests, limit 10%", " ".join(run(columns).reasons)
+    )
+
+
+def test_an_outage_of_the_grader_is_over_when_it_is_over():
+    columns = requests(4000)
+    columns["quality"][1000:1600] = np.nan  # 15 % of all, of both arms alike
+
+    assert not any("missing" in reason for reason in run(columns).reasons)
+    until_then = {name: column[:1600] for name, column in columns.items()}
+    assert any("quality" in reason for reason in run(until_then).reasons)
 
 
 def test_a_few_missing_values_are_not():

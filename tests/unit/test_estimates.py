@@ -5,9 +5,10 @@ import pytest
 
 from evaluation.backtest import run
 from evaluation.betting import Block
-from evaluation.estimates import EventCounts, MeanGap
+from evaluation.estimates import EventCounts, MeanGap, MedianRatio
 from evaluation.intervals import EventCount, ratio_interval
 from evaluation.policy import GatePolicy
+from evaluation.stable import Stable
 from tests.unit.evidence_maker import requests
 
 
@@ -23,7 +24,7 @@ def after(block: Block, epoch: int = 500) -> MeanGap:
     gap = MeanGap()
     for start in range(0, len(block), epoch):
         gap.learn(block.pick(slice(start, start + epoch)))
-        gap.turn()
+        gap.turn(Stable(with_histogram=False))
     return gap
 
 
@@ -47,7 +48,7 @@ def test_blocks_do_not_change_a_bit():
     whole, parts = MeanGap(), MeanGap()
     for gap in (whole, parts):
         gap.learn(block)
-        gap.turn()
+        gap.turn(Stable(with_histogram=False))
     whole.learn(block)
     for row in range(500):
         parts.learn(block.pick(slice(row, row + 1)))
@@ -74,3 +75,64 @@ def test_a_backtest_shows_ratios_of_rates_and_differences_of_scores(metric, low,
     interval = run(columns, GatePolicy.default()).intervals[metric]
 
     assert low < interval[0] < (2.0 if metric == "error" else -0.1) < interval[1] < high
+
+
+def latencies(rows: int, ratio: float, seed: int = 0, *, drift: bool = False) -> Block:
+    """A ramp from 5 to 50 %; with `drift` both arms become three times slower on the way."""
+    rng = np.random.default_rng(seed)
+    w = np.where(np.arange(rows) < rows // 2, 0.05, 0.5)
+    arm = rng.random(rows) < w
+    wave = np.linspace(0.0, np.log(3.0), rows) if drift else np.zeros(rows)
+    y = np.exp(rng.normal(6.0, 0.5, rows) + wave) * np.where(arm, ratio, 1.0)
+    zero = np.zeros(rows, dtype=np.int64)
+    return Block(arm, w, y, np.ones(rows), zero, zero, y, zero)
+
+
+def fed(block: Block, pieces: int = 1) -> MedianRatio:
+    """The ratio after stable's first 500 values, from the rest in epochs of 500 that come in pieces."""
+    known, ratio = Stable(with_histogram=True), MedianRatio()
+    for start in range(0, len(block), 500):
+        epoch = block.pick(slice(start, start + 500))
+        for part in np.array_split(np.arange(len(epoch)), pieces):
+            ratio.learn(epoch.pick(part))
+        known.learn(epoch.y[~epoch.arm])
+        ratio.turn(known)
+    return ratio
+
+
+@pytest.mark.parametrize("drift", [False, True])
+@pytest.mark.parametrize("true", [0.8, 1.0, 1.3])
+def test_the_ratio_of_medians_lies_in_its_interval(true: float, drift: bool):
+    intervals = [fed(latencies(6000, true, seed, drift=drift)).interval() for seed in range(40)]
+
+    held = [low <= true <= high for low, high in intervals if low is not None]
+    assert np.mean(held) >= 0.95
+    assert np.median([high / low for low, high in intervals]) < (1.7 if drift else 1.3)
+
+
+def test_a_ramp_through_drift_is_no_difference():
+    """Pooled over the weights the canary looks slower: most of it comes when everything is slow."""
+    block = latencies(6000, 1.0, 1, drift=True)
+    pooled = np.median(block.y[block.arm]) / np.median(block.y[~block.arm])
+    low, high = fed(block).interval()
+
+    assert pooled > 1.2
+    assert low <= 1.0 <= high
+
+
+def test_the_ratio_of_medians_does_not_see_how_blocks_are_cut():
+    block = latencies(2000, 1.2)
+
+    assert fed(block, 7).interval() == fed(block).interval()
+
+
+def test_values_that_never_came_are_above_every_median():
+    block = latencies(4000, 1.0)
+    block.y[block.arm] = np.inf
+
+    low, high = fed(block).interval()
+    assert (low, high) == (5.0, np.inf)
+
+
+def test_nothing_is_said_of_medians_before_the_canary():
+    assert fed(latencies(500, 1.0)).interval() is None
