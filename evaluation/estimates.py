@@ -107,7 +107,7 @@ class MedianRatio:
 
     def __init__(self) -> None:
         self.median = float("nan")
-        self.stable: dict[float, tuple[int, int]] = {}  # w -> values above the median, values below
+        self.stable: dict[float, tuple[int, int]] = {}  # w -> values above the median, values
         self.canary: dict[float, tuple[Ints, int]] = {}  # w -> values above it by ratio, values
         self._shown: tuple[int, tuple[float, float] | None] = (0, None)  # by the number of values
 
@@ -115,18 +115,20 @@ class MedianRatio:
         """Count values of both arms once there is a median; infinite ones are above everything."""
         if math.isnan(self.median):
             return
-        for weight in distinct(block.w)[0].tolist():
+        weights, which = distinct(block.w)
+        for at, weight in enumerate(weights.tolist()):
             if weight <= 0.0 or (weight not in self.stable and len(self.stable) >= MOST_WEIGHTS):
                 continue
-            here = block.w == weight
-            y = block.y[here & ~block.arm]
-            above, below = self.stable.get(weight, (0, 0))
-            hit = int(np.count_nonzero(y > self.median))
-            self.stable[weight] = (above + hit, below + len(y) - hit)
-            y = block.y[here & block.arm]
+            part = block if len(weights) == 1 else block.pick(which == at)
+            canary = part.y[part.arm]
+            above, count = self.stable.get(weight, (0, 0))
+            # Of all less the canary's: quicker than to gather stable's.
+            hit = np.count_nonzero(part.y > self.median) - np.count_nonzero(canary > self.median)
+            self.stable[weight] = (above + int(hit), count + len(part) - len(canary))
             hits, count = self.canary.get(weight, (np.zeros(len(RATIO_GRID), dtype=np.int64), 0))
-            over = np.count_nonzero(y[:, None] / RATIO_GRID > self.median, axis=0)
-            self.canary[weight] = (hits + over, count + len(y))
+            passed = np.searchsorted(self.median * RATIO_GRID, canary, side="left")
+            over = np.bincount(passed, minlength=len(RATIO_GRID) + 1)[:0:-1].cumsum()[::-1]
+            self.canary[weight] = (hits + over, count + len(canary))
 
     def turn(self, stable: Stable) -> None:
         """Take stable's median."""
@@ -149,10 +151,12 @@ class MedianRatio:
         order = range(len(RATIO_GRID)) if low else range(len(RATIO_GRID) - 1, -1, -1)
         for at in order:
             counts = []
-            for w, (above, below) in self.stable.items():
+            for w, (above, values) in self.stable.items():
                 hits, count = self.canary[w]
                 over = int(hits[at])
-                counts.append(EventCount(w, over, above) if low else EventCount(w, count - over, below))
+                counts.append(
+                    EventCount(w, over, above) if low else EventCount(w, count - over, values - above)
+                )
             if ratio_log_e(counts, 1.0, ratios=HALVES, prior=np.ones(len(HALVES))) < limit:
                 return last
             last = float(RATIO_GRID[at])
