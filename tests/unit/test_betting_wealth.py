@@ -4,11 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluation.alpha import limit_of, parts_of
 from evaluation.betting import FIRST_RESTART, RESTART_GROWTH, Block, Decision, Wealth, by_weight
+from evaluation.latency import ShapeLoss
 from evaluation.policy import GatePolicy
-from evaluation.rates import event_table
+from evaluation.rates import RATIO_PRIOR, RATIOS, FirstEvents, event_table
+from evaluation.served_share import ODDS, ShareBet
+from evaluation.stable import Stable
 from evaluation.stream import Stream
 
 
@@ -20,6 +24,62 @@ def test_an_event_is_weighed_as_the_formula_says():
     table = event_table(0.5, 1.0)[:, :, 0]  # rho: 1.35, 1.8, ...
 
     assert table[0].tolist() == pytest.approx([math.log(1 / 1.175), math.log(1.35 / 1.175)])
+
+
+def wealth_of(bettor, arm, y, w):
+    """The mean wealth of a bettor's alternatives after units of one weight."""
+    zero = np.zeros(len(arm), dtype=np.int64)
+    _, steps, _ = bettor.steps(Block(arm, np.full(len(arm), w), y, np.ones(len(arm)), zero, zero, y, zero))
+    return np.exp(steps.sum(axis=1)) @ bettor.prior / np.sum(bettor.prior)
+
+
+@pytest.mark.parametrize(("w", "tolerance", "canary"), [(0.05, 0.0, 9), (0.3, 0.25, 20), (0.5, 0.0, 2)])
+def test_first_events_are_weighed_as_scipys_binomials_do(w, tolerance, canary):
+    """Lindon & Malek (2022) for two cells: given 40 events, how many are the canary's?"""
+    arm = np.arange(40) < canary
+    null = w * (1.0 + tolerance) / (w * (1.0 + tolerance) + 1.0 - w)
+    odds = w / (1.0 - w) * (1.0 + tolerance) * RATIOS
+    ratios = stats.binom.pmf(canary, 40, odds / (1.0 + odds)) / stats.binom.pmf(canary, 40, null)
+
+    got = wealth_of(FirstEvents(tolerance=tolerance), arm, np.ones(40), w)
+
+    assert got == pytest.approx(float(ratios @ RATIO_PRIOR / RATIO_PRIOR.sum()), rel=1e-9)
+
+
+def test_the_served_share_is_weighed_as_scipys_binomials_do():
+    arm = np.arange(500) < 61
+    odds = 0.1 / 0.9 * ODDS
+    ratios = stats.binom.pmf(61, 500, odds / (1.0 + odds)) / stats.binom.pmf(61, 500, 0.1)
+
+    assert wealth_of(ShareBet(), arm, np.zeros(500), 0.1) == pytest.approx(float(ratios.mean()), rel=1e-9)
+
+
+def test_shape_is_weighed_as_scipys_binomials_of_each_bin_do():
+    """Given the bin, the canary's odds are its ratio times the coin's: a binomial in each."""
+    rng = np.random.default_rng(6)
+    past = Stable(with_histogram=True)
+    past.learn(rng.lognormal(6.0, 0.5, 4000))
+    bettor = ShapeLoss(tolerance=0.0)
+    bettor.turn(past)
+    y, arm = rng.lognormal(6.1, 0.5, 300), rng.random(300) < 0.2
+    place = np.array([sum(edge < value for edge in bettor.edges) for value in y])
+    logs = np.zeros(len(bettor.prior))
+    for column in range(len(bettor.edges) + 1):
+        n, k = int((place == column).sum()), int(arm[place == column].sum())
+        odds = 0.2 / 0.8 * np.exp(bettor.log_ratios[:, column])
+        logs += stats.binom.logpmf(k, n, odds / (1.0 + odds)) - stats.binom.logpmf(k, n, 0.2)
+    expected = np.exp(logs) @ bettor.prior / np.sum(bettor.prior)
+
+    assert wealth_of(bettor, arm, y, 0.2) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("w", [0.01, 0.05, 0.5])
+def test_over_scipys_binomial_the_wealth_of_events_is_one_on_average(w):
+    bettor, counts = FirstEvents(tolerance=0.5), np.arange(31)
+    null = w * 1.5 / (w * 1.5 + 1.0 - w)
+    worth = [wealth_of(bettor, np.arange(30) < k, np.ones(30), w) for k in counts]
+
+    assert float(stats.binom.pmf(counts, 30, null) @ worth) == pytest.approx(1.0, rel=1e-9)
 
 
 def test_a_mixture_is_the_mean_of_its_bettors():

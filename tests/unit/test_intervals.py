@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluation.betting import Block
 from evaluation.intervals import (
@@ -57,20 +58,32 @@ def test_more_events_at_the_same_ratio_narrow_the_interval() -> None:
     assert few[0] < many[0] < 2.0 < many[1] < few[1]
 
 
-def test_the_ratio_interval_covers_at_every_look() -> None:
-    missed = 0
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        canary = stable = 0
-        covered = True
-        for _ in range(12):  # p(canary | event) at a true ratio of 2 and w = 0.2
-            k = int(rng.binomial(20, 0.2 * 2 / (0.2 * 2 + 0.8)))
-            canary, stable = canary + k, stable + 20 - k
-            low, high = ratio_interval([EventCount(0.2, canary, stable)], alpha=0.2)
-            covered &= low <= 2.0 <= high
-        missed += not covered
+@pytest.mark.parametrize(("w", "truth"), [(0.2, 2.0), (0.05, 1.0), (0.5, 0.7)])
+def test_the_ratio_interval_covers_at_every_look(w: float, truth: float) -> None:
+    """Exact: over every sequence of 60 events, with a look after each, the truth is rarely ever shut out."""
+    p, limit = w * truth / (w * truth + 1 - w), math.log(2 / 0.2)
+    going, missed = {0: 1.0}, 0.0
+    for n in range(1, 61):
+        after: dict[int, float] = {}
+        for k, chance in going.items():
+            for hit, part in ((1, p), (0, 1 - p)):
+                seen = [EventCount(w, k + hit, n - k - hit)]
+                if max(ratio_log_e(seen, truth), ratio_log_e(seen, truth, worse=False)) >= limit:
+                    missed += chance * part
+                else:
+                    after[k + hit] = after.get(k + hit, 0.0) + chance * part
+        going = after
 
-    assert missed / 60 <= 0.2
+    assert 0.0 < missed <= 0.2
+
+
+@pytest.mark.parametrize(("w", "canary", "n"), [(0.05, 12, 72), (0.2, 30, 70), (0.5, 40, 60), (0.5, 5, 60)])
+def test_an_interval_for_every_look_holds_scipys_for_one_look(w: float, canary: int, n: int) -> None:
+    exact = stats.binomtest(canary, n).proportion_ci(0.95, method="exact")
+    one_look = [p / (1 - p) * (1 - w) / w for p in (exact.low, exact.high)]
+    low, high = ratio_interval([EventCount(w, canary, n - canary)], alpha=0.05)
+
+    assert low < one_look[0] < one_look[1] < high
 
 
 def difference_paths(seed: int, *, w: float, n: int) -> tuple[bool, tuple[float, float]]:

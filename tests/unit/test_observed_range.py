@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluation.gate import Verdict
-from evaluation.observed_range import ObservedRange, ObservedRangeGate, observe_range
+from evaluation.observed_range import ObservedRange, ObservedRangeGate, _Exceedance, observe_range
 
 HOUR_S = 3600.0
 
@@ -60,17 +63,30 @@ def test_a_faster_canary_fails_only_where_both_sides_are_asked() -> None:
     assert verdicts(ObservedRangeGate(observed(), both_sides=True), fast) == [Verdict.FAIL] * 3
 
 
-def test_a_canary_at_the_very_end_of_the_range_is_rarely_failed() -> None:
-    ends = ObservedRange(0.0, 1.0, 3, observed().ranges)
-    p95 = ends.ranges[2].high
-    z95 = 1.6448536269514722
-    failed = 0
-    for seed in range(40):
-        edge = np.exp(np.log(p95) - 0.5 * z95 + 0.5 * np.random.default_rng(seed).standard_normal(700))
-        gate = ObservedRangeGate(ends, alpha=0.05)
-        failed += verdicts(gate, edge)[2] is Verdict.FAIL
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
+def test_a_canary_at_the_very_end_of_the_range_is_rarely_failed(rate: float) -> None:
+    """Exact: over scipy's binomial of how many of 80 answers exceed the end, both bets are worth one."""
+    worth_above, worth_below = [], []
+    for exceed in range(81):
+        one = _Exceedance(rate)
+        for answer in range(80):
+            one.add(answer < exceed)
+        worth_above.append(np.exp(np.logaddexp.reduce(one.above)))
+        worth_below.append(np.exp(np.logaddexp.reduce(one.below)))
+    chances = stats.binom.pmf(np.arange(81), 80, rate)
 
-    assert failed <= 2
+    assert float(chances @ worth_above) == pytest.approx(1.0, rel=1e-9)
+    assert float(chances @ worth_below) == pytest.approx(1.0, rel=1e-9)
+
+
+def test_what_a_range_gate_spends_is_shared_by_its_percentiles_and_sides() -> None:
+    medians = (observed().ranges[0],) * 3  # the median's evidence grows in the smallest steps
+    gate = ObservedRangeGate(ObservedRange(0.0, 1.0, 3, medians), alpha=0.01, both_sides=True)
+    while all(report.verdict is Verdict.UNDECIDED for report in gate.report()):
+        before = max(report.log_e for report in gate.report())
+        gate.add(1e6)
+
+    assert before < math.log(6 / 0.01) <= max(report.log_e for report in gate.report())
 
 
 def test_one_hour_is_no_range() -> None:
