@@ -1,4 +1,4 @@
-"""What the core needs of the world, in its own words. `wiring.py` alone knows the adapters.
+"""What the core needs of the world, in its own words. `wiring/` alone knows the adapters.
 
 What cannot be read is None, never a guess. Every command is idempotent, returns within 50 ms and carries the
 lease's fencing token; an older one raises `StaleToken`. Nothing here waits for a load, a drain or a time-out.

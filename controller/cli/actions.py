@@ -187,15 +187,15 @@ def _end_if_idle(settings: Settings, client: Client) -> None:
 
 
 def _end_all(settings: Settings) -> None:
-    from controller import wiring
+    from controller.wiring import cluster
 
     processes.stop_controller(settings)
-    wiring.stop_cluster(settings)
+    cluster.stop(settings)
 
 
 def take_down(settings: Settings, service: str | None, *, timeout_s: float | None) -> None:
     """Remove the service (None: all); with the last one end the controller and the cluster of `up`."""
-    from controller import wiring
+    from controller.wiring import cluster
 
     ends_at_s = time.monotonic() + (timeout_s or DOWN_TIMEOUT_S)
     with processes.one_at_a_time(settings):
@@ -203,7 +203,7 @@ def take_down(settings: Settings, service: str | None, *, timeout_s: float | Non
         if client.health() is None:
             _take_down_dead(settings, service)
             return
-        if client.is_ours() and not wiring.has_cluster(settings):
+        if client.is_ours() and not cluster.is_running(settings):
             # Nothing can be drained or seen gone any more: the controller would wait for it for ever.
             if service is not None:
                 raise Unreachable("the Ray cluster is gone; canaryctl up starts it, canaryctl down ends all")
@@ -229,14 +229,14 @@ def take_down(settings: Settings, service: str | None, *, timeout_s: float | Non
 
 def _take_down_dead(settings: Settings, service: str | None) -> None:
     """With the controller dead: everything at once, past it."""
-    from controller import wiring
+    from controller.wiring import cluster, direct
 
     if service is not None:
         raise Unreachable(
             f"no controller answers at {settings.api_url}; canaryctl up starts it, canaryctl down ends all"
         )
-    had_cluster = wiring.stop_cluster(settings)
-    forgotten = wiring.forget_services(settings)
+    had_cluster = cluster.stop(settings)
+    forgotten = direct.forget_services(settings)
     say("controller or Ray was dead; what it left is gone" if had_cluster or forgotten else "nothing runs")
 
 
@@ -293,9 +293,9 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
 
     Raises Unreachable while traffic may still reach the canary, whatever the store took.
     """
-    from controller import wiring
+    from controller.wiring import direct
 
-    done = wiring.roll_back_directly(settings, service, reason=reason or "direct rollback")
+    done = direct.roll_back_directly(settings, service, reason=reason or "direct rollback")
     for line in (*done.succeeded, *done.failed):
         say(line)
     if not done.succeeded:

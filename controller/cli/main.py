@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -14,6 +13,7 @@ from controller.cli import ab, backtest, live, render
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, complain, console, emit, say
 from controller.errors import BadInput, CanaryctlError, Unreachable
+from controller.release import own_version
 from controller.settings import load_settings
 from controller.units import duration_s
 from controller.view import ServiceView
@@ -358,9 +358,9 @@ def validate(
 @app.command()
 def controller() -> None:
     """Run the controller in the foreground, as `up` runs it in the background."""
-    from controller import wiring
+    from controller.wiring.controller import run_controller
 
-    wiring.run_controller(load_settings())
+    run_controller(load_settings())
 
 
 @app.command()
@@ -372,9 +372,9 @@ def router(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> int:
     """Split traffic over OpenAI-compatible endpoints by a file, without Ray and without a controller."""
-    from controller import wiring
+    from controller.wiring.router import run_router
 
-    return wiring.run_router(table, host=host, port=port)
+    return run_router(table, host=host, port=port)
 
 
 @app.command()
@@ -396,14 +396,6 @@ def demo(
 def show_version() -> None:
     """Print the version."""
     print(own_version())
-
-
-def own_version() -> str:
-    """The installed version of canaryctl; `0+source` when it runs without being installed."""
-    try:
-        return version("canaryctl")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 ab.register(app)

@@ -42,9 +42,9 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
 
     Raises BusyPort, Conflict when other ports are asked for than the present ones, Unreachable.
     """
-    from controller import wiring
+    from controller.wiring import cluster
 
-    has_cluster, has_api = wiring.has_cluster(settings), _own_health(settings) is not None
+    has_cluster, has_api = cluster.is_running(settings), _own_health(settings) is not None
     settings = _with_ports(settings, ingress_port, api_port, has_ingress=has_cluster, has_api=has_api)
     health = _own_health(settings)
     if health is None and not is_free(settings.config.api_port):
@@ -63,14 +63,14 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
             stop_controller(settings)  # it belongs to a cluster that is gone
             health = None
         settings = save_config(settings, settings.config)
-        wiring.start_cluster(settings)
+        cluster.start(settings)
     if health is None:
         settings = save_config(settings, settings.config)
         try:
             _start_controller(settings)
         except CanaryctlError:
             if not has_cluster:
-                wiring.stop_cluster(settings)  # nobody else would ever end what this command started
+                cluster.stop(settings)  # nobody else would ever end what this command started
             raise
     return settings
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from controller import wiring
 from controller.cli.main import run
 from controller.codec import state_from_json
 from controller.fingerprint import fingerprint_external
@@ -26,6 +25,8 @@ from controller.state import AskKind, Phase, ProbeKind
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from controller.view import rollout_view
+from controller.wiring import cluster, direct
+from controller.wiring.versions import Versions
 from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
@@ -115,7 +116,7 @@ def test_a_cluster_whose_controller_does_not_start_is_ended_again(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Ray itself is not the matter here: its record in the state folder is.
-    monkeypatch.setattr(wiring, "start_cluster", lambda settings: pretend_cluster(home, "127.0.0.1:1"))
+    monkeypatch.setattr(cluster, "start", lambda settings: pretend_cluster(home, "127.0.0.1:1"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     port, api_port = free_ports(2)
     ports = ["--port", str(port), "--api-port", str(api_port)]
@@ -130,8 +131,8 @@ def test_a_dead_controllers_port_can_be_moved_while_its_cluster_runs(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     port = free_ports(1)[0]
-    with socket.create_server(("127.0.0.1", 0)) as cluster:
-        pretend_cluster(home, f"127.0.0.1:{cluster.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        pretend_cluster(home, f"127.0.0.1:{listening.getsockname()[1]}")
         code = run(["up", "--service", "chat", "--model", str(model), "--api-port", str(port)])
 
     assert code == 4
@@ -215,7 +216,7 @@ def test_a_rollout_whose_service_was_taken_down_past_the_controller_never_acts_a
     store.put_service(CHAT, version)
     store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
 
-    assert wiring.forget_services(load_settings())
+    assert direct.forget_services(load_settings())
     store.put_service(CHAT, version)
 
     assert store.running("chat") == ()
@@ -228,7 +229,7 @@ def test_a_rollout_whose_service_was_taken_down_past_the_controller_never_acts_a
 def test_a_service_that_is_made_again_launches_with_its_new_secret(home: Path) -> None:
     settings = load_settings()
     store = SqlStore(settings.database_url)
-    versions = wiring.Versions(settings, store)
+    versions = Versions(settings, store)
     url = "http://127.0.0.1:9"
     fingerprint = json.dumps(asdict(fingerprint_external(url)))
     version = VersionRow("chat", STABLE, json.dumps({"url": url}), fingerprint, 1.0)

@@ -1,0 +1,182 @@
+"""A whole controller: its parts made and connected, begun, served and ended."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import uvicorn
+
+from controller import telemetry
+from controller.ab_service import AbTests, add_ab_routes
+from controller.ab_store import AbStore
+from controller.api import make_app, requires
+from controller.commands import Commands, service_spec, version_spec
+from controller.errors import BusyPort
+from controller.evidence_feed import EvidenceFeeds, gate_config
+from controller.keeper import Keeper
+from controller.meter import TrafficMeter
+from controller.plane_ray import (
+    PlaneFleet,
+    PlaneFront,
+    PlaneLog,
+    PlaneTraffic,
+    probe_target,
+    translated,
+)
+from controller.probes_http import HttpProbes, Target
+from controller.reconciler import Ports, Reconciler
+from controller.release import own_version
+from controller.runner import Crew, Runner
+from controller.security import Identity, Role, admin_token, token_digest
+from controller.settings import Settings
+from controller.state import RolloutState
+from controller.store_sql import SqlStore
+from controller.stored import ServiceRow
+from controller.wiring import cluster
+from controller.wiring.versions import Versions, wait_until_ready
+from controller.wiring.world import World
+from serving import loopback
+
+
+class SystemClock:
+    """Wall time."""
+
+    def now_s(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+
+class LogNotifier:
+    """Notices as events of the log: a page is an ERROR. Each key once a process."""
+
+    def __init__(self) -> None:
+        self._sent: set[str] = set()
+
+    def send(self, key: str, severity: Literal["info", "page"], text: str) -> bool:
+        """True: it is in the log."""
+        if key not in self._sent:
+            self._sent.add(key)
+            if severity == "page":
+                telemetry.alarm("page", key=key, text=text)
+            else:
+                telemetry.event("notice", key=key, text=text)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A controller that has not begun."""
+
+    store: SqlStore
+    runner: Runner
+    app: object
+
+
+def build(settings: Settings) -> Built:
+    """Everything connected. Raises Unreachable, BadInput."""
+    cluster.connect(settings)
+    # Only now: Ray reads the environment, and with it the cluster's token, when it is imported.
+    from serving.host_ray import RayFleet
+    from serving.traffic_ray import RayTraffic
+
+    store = SqlStore(settings.database_url)
+    clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
+    translated(lambda: fleet.open(http_port=settings.config.ingress_port))
+    versions, log = Versions(settings, store), PlaneLog(traffic)
+    world = World(versions, log)
+    notifier = LogNotifier()
+
+    def routers(service: str) -> int:
+        return service_spec(store.service(service)).routers
+
+    def target(service: str, name: str) -> Target | None:
+        return probe_target(fleet, traffic, service, name, secret=store.service(service).secret)
+
+    def preflight(rollout: RolloutState) -> None:
+        wait_until_ready(fleet.observe, rollout.service, rollout.stable.id)
+        versions.check(rollout)
+
+    def make_crew(service: str) -> Crew:
+        meter = world.meters.setdefault(service, TrafficMeter(service, log))
+        engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
+        feeds = EvidenceFeeds(
+            log, store, lambda rollout: gate_config(store.request(rollout.id)), engines.observe
+        )
+        probes = HttpProbes(target=target, preflight=preflight, rate_per_s=world.requests_per_s)
+        front = PlaneFront(traffic, routers, fleet.stop_router, time.monotonic)
+        ports = Ports(store, engines, table, feeds, probes, notifier, clock)
+
+        def measure(now_s: float) -> None:
+            meter.look(now_s)
+            tests.look(service, now_s)
+
+        return Crew(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)
+
+    def is_over(rollout: str) -> bool:
+        stored = store.load(rollout)
+        return stored is None or stored.state.is_final
+
+    def replicas(row: ServiceRow) -> int:
+        stored = store.version(row.name, row.stable)
+        return version_spec(stored).replicas if stored else 1
+
+    runner = Runner(store, clock, make_crew, replicas, holder=_holder())
+    commands = Commands(store, world, clock, runner.wake)
+    tests = AbTests(AbStore(settings.database_url), commands, log, clock, is_over=is_over)
+    identity = Identity("admin", Role.ADMIN)
+    store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
+    app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())
+    add_ab_routes(app, tests, viewer=requires(store, Role.VIEWER), operator=requires(store, Role.OPERATOR))
+    return Built(store, runner, app)
+
+
+def run_controller(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises BusyPort, Unreachable."""
+    telemetry.configure_logging(sys.stderr)
+    if not loopback.is_free(settings.config.api_port):
+        raise BusyPort(
+            f"port {settings.config.api_port} on {settings.host} is taken; is a controller running?"
+        )
+    built = build(settings)
+    _free_dead_lease(built.store)
+    built.runner.start()
+    telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
+    config = uvicorn.Config(
+        built.app,  # type: ignore[arg-type]
+        host=settings.host,
+        port=settings.config.api_port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+    )
+    try:
+        uvicorn.Server(config).run()
+    finally:
+        built.runner.stop()
+        built.store.close()
+        telemetry.event("controller stopped", pid=os.getpid())
+
+
+def _holder() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+
+
+def _free_dead_lease(store: SqlStore) -> None:
+    """A controller of this host that was killed cannot give its lease back: do it for it."""
+    lease = store.lease()
+    host, _, rest = lease.holder.partition("/")
+    pid, _, created = rest.partition("/")
+    if host != socket.gethostname() or not pid.isdigit():
+        return
+    try:
+        is_alive = f"{psutil.Process(int(pid)).create_time():.2f}" == created
+    except psutil.NoSuchProcess:
+        is_alive = False
+    if not is_alive:
+        store.release_lease(lease.token)

@@ -1,0 +1,69 @@
+"""What the commands need of this machine: files, devices, traffic, and a process to forecast in."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from controller.capacity import Device
+from controller.fingerprint import Fingerprint
+from controller.forecast import forecast
+from controller.meter import TrafficMeter
+from controller.plane_ray import PlaneLog
+from controller.spec import PolicySpec, VersionSpec
+from controller.state import Plan
+from controller.view import ForecastView
+from controller.wiring.versions import Versions, devices
+from evaluation.plan_power import TrafficModel
+from serving import engine_args
+
+
+class World:
+    """What the commands need of this machine."""
+
+    def __init__(self, versions: Versions, log: PlaneLog) -> None:
+        self._versions = versions
+        self._log = log
+        self.meters: dict[str, TrafficMeter] = {}
+        self._forecasting = threading.Lock()
+
+    def fingerprint(self, version: VersionSpec) -> Fingerprint:
+        """See `Versions.fingerprint`."""
+        return self._versions.fingerprint(version)
+
+    def devices(self) -> Sequence[Device]:
+        """The devices of this host, with what is free now."""
+        return devices()
+
+    def kv_bytes(self, version: VersionSpec) -> int:
+        """KV cache for two whole contexts of this checkpoint, in bytes: the engine's own CPU default."""
+        most = engine_args.CPU_KV_MOST_BYTES
+        try:
+            config = json.loads((Path(str(version.model)) / "config.json").read_text())
+            tokens = int(version.max_model_len or config["max_position_embeddings"])
+            wanted = 2 * tokens * engine_args.kv_bytes_per_token(config, value_bytes=4)
+        except (OSError, KeyError, ValueError, TypeError):
+            return most
+        return min(max(wanted, engine_args.CPU_KV_LEAST_BYTES), most)
+
+    def requests_per_s(self, service: str) -> float | None:
+        """Over the last minute; None: not known."""
+        meter = self.meters.get(service)
+        return meter.requests_per_s() if meter else None
+
+    def forecast(self, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]:
+        """See `controller.forecast`; in a process of its own, one at a time, so that no tick waits for it."""
+        with (
+            self._forecasting,
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as apart,
+        ):
+            return apart.submit(forecast, plan, policy, traffic).result()
+
+    def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
+        """True: the log has them."""
+        return self._log.append(service, scores)
