@@ -4,8 +4,8 @@
 
 Four equal metrics at 0.0025 each (alpha 0.01), no restarts, w = 5 % unless a case says otherwise, decisions
 read at a look every 20 canary requests. Both policies are asked in one pass: their gates stand side by side
-and each keeps its own 0.0025. Repetitions are appended to `benchmarks/out/gate/` under the digest of
-`evaluation/`, so that a run which was stopped goes on, and a change of the gate starts again.
+and each keeps its own 0.0025. Repetitions are appended to `benchmarks/out/gate/` under a digest of the gate's
+answers, so that a run which was stopped goes on, and a change of any bit of an answer starts again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.gate_peers import LOOK, alarms, summary
 from benchmarks.gate_report import as_json, as_markdown
 from benchmarks.gate_speed import measure_speed
 from benchmarks.gate_traffic import Case, Columns, Events, simulate
-from evaluation.backtest import run
+from evaluation.backtest import BacktestResult, run
 from evaluation.gate import Verdict
 from evaluation.policy import Gate, GatePolicy, StagePlan
 
@@ -40,13 +40,7 @@ REPS = {"no_harm": 1000, "rollback": 250, "promotion": 250, "boundary": 400}
 QUICK_REPS = {"no_harm": 20, "rollback": 25, "promotion": 25, "boundary": 10}
 RESTART_REPS = {"no_harm": 100, "rollback": 100}  # with late-onset restarts, beside
 FIRST_PREFIX = 500  # canary requests read first where harm is expected; then four times as many
-# Files of evaluation/ that a backtest does not run through: a change there measures nothing anew.
-BESIDE_THE_GATE = frozenset(
-    {
-        *("ab_test", "ab_validity", "columns", "detectable", "evaluator", "guards", "intervals"),
-        *("observed_range", "plan_power", "power", "segments", "settlement", "snapshot", "trace"),
-    }
-)
+DIGEST_PREFIX = 300  # canary requests of each case that are asked for their bits
 ROUND = 10  # repetitions of a case before the next case has its turn
 
 Row = dict[str, int | None]
@@ -76,10 +70,9 @@ def at_look(canary_requests: int) -> int:
 
 def rollback_times(case: Case, events: Events, policy: GatePolicy) -> Row:
     """Canary requests at the rollback under each policy; None: it stayed to the end of the events."""
-    nothing_to_prove = (StagePlan(case.traffic.w, 0, {}),)
     length = case.canary_requests if case.kind == "no_harm" else FIRST_PREFIX
     while True:
-        result = run(prefix(events, length), policy, stages=nothing_to_prove)
+        result = _bet(prefix(events, length), policy)
         times: Row = {"strict": None, "default": None}
         for report in result.gates:
             if report.side == "rollback" and report.verdict is Verdict.FAIL:
@@ -93,12 +86,21 @@ def rollback_times(case: Case, events: Events, policy: GatePolicy) -> Row:
         length *= 4
 
 
-def proof_times(case: Case, events: Events) -> Row:
-    """Canary requests at which every margin of the case was proven; None: not within the events."""
+def _bet(columns: Columns, policy: GatePolicy) -> BacktestResult:
+    """With nothing to prove."""
+    return run(columns, policy, stages=(StagePlan(0.5, 0, {}),))
+
+
+def _prove(case: Case, columns: Columns) -> BacktestResult:
     policy = GatePolicy.default()
     policy = replace(policy, gates=tuple(g for g in policy.gates if g.name in case.proofs), restart_share=0.0)
     stage = StagePlan(case.traffic.w, 0, case.proofs, case.floor)
-    result = run(events.columns, policy, stages=[stage] * (2 if "stage" in events.columns else 1))
+    return run(columns, policy, stages=[stage] * (2 if "stage" in columns else 1))
+
+
+def proof_times(case: Case, events: Events) -> Row:
+    """Canary requests at which every margin of the case was proven; None: not within the events."""
+    result = _prove(case, events.columns)
     if set(result.proofs) != set(case.proofs):
         return {"proven": None}
     return {"proven": at_look(max(result.proofs.values()))}
@@ -141,11 +143,16 @@ class Records:
 
 
 def gate_digest() -> str:
-    """Twelve hex digits of the gate's and the cases' source: what the rows were measured on."""
-    gate = [path for path in (ROOT.parent / "evaluation").glob("*.py") if path.stem not in BESIDE_THE_GATE]
+    """Twelve hex digits of what the gate answers, to the bit, on the first run of every case.
+
+    The traffic, the bets and the limits are in it; how the code is written is not.
+    """
     digest = hashlib.sha256()
-    for path in sorted(gate) + sorted(ROOT.glob("gate_[ct]*.py")):
-        digest.update(path.read_bytes())
+    for case in CASES.values():
+        columns = prefix(simulate(case, 0), DIGEST_PREFIX)
+        result = _prove(case, columns) if case.proofs else _bet(columns, both_policies(restart_share=0.3))
+        digest.update(f"{case.name} {dict(result.log_e)} {dict(result.proofs)}".encode())
+        digest.update(" ".join(f"{r.gate} {r.log_e!r} {r.limit!r}" for r in result.gates).encode())
     return digest.hexdigest()[:12]
 
 
