@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,6 @@ from controller.state import (
     Ask,
     AskKind,
     DrainVersion,
-    EnsureVersion,
     EvidenceSight,
     GuardSight,
     Notify,
@@ -26,7 +25,6 @@ from controller.state import (
     ProbeKind,
     ProbeSight,
     RolloutState,
-    RunProbe,
     SetSplit,
     SplitSight,
     Stage,
@@ -37,6 +35,7 @@ from controller.state import (
 )
 from controller.view import rollout_view
 from evaluation.gate import GateReport, Verdict
+from tests.fakes.obedient import Obedient
 
 HOLDBACK_BP = 500
 OLD, NEW = VersionRef("v-old", 2), VersionRef("v-new", 2)
@@ -121,52 +120,6 @@ def start() -> RolloutState:
 # --- worlds that mostly obey, so that runs get far
 
 
-@dataclass
-class Obedient:
-    """A world in which what is wanted comes true at the next look; a table after `lag` looks more."""
-
-    lag: int = 0
-    unacknowledged: int = 0
-    now_s: float = 0.0
-    split: SplitSight = field(default_factory=lambda: SplitSight(1, 1, "v-old", None, 0, applied=True))
-    versions: dict[str, VersionSight] = field(
-        default_factory=lambda: {"v-old": VersionSight("v-old", VersionPhase.READY, 2, 0)}
-    )
-    probes: tuple[ProbeSight, ...] = ()
-    asked: tuple[Ask, ...] = ()
-
-    def obey(self, actions: tuple[Action, ...]) -> None:
-        for action in actions:
-            match action:
-                case EnsureVersion(version, replicas):
-                    self.versions[version] = VersionSight(version, VersionPhase.READY, replicas, 0)
-                case SetSplit(stable, canary, weight_bp):
-                    before = (self.split.stable, self.split.canary, self.split.weight_bp)
-                    if before != (stable, canary, weight_bp):
-                        self.unacknowledged = self.lag
-                    revision = self.split.revision + 1
-                    self.split = SplitSight(1, revision, stable, canary, weight_bp, applied=False)
-                case DrainVersion(version):
-                    self.versions[version] = VersionSight(version, VersionPhase.DRAINING, 2, 0)
-                case StopVersion(version):
-                    self.versions.pop(version, None)
-                case RunProbe(probe):
-                    self.probes = (ProbeSight(probe, "passed"),)
-                case _:
-                    pass
-
-    def ask(self, kind: AskKind) -> None:
-        self.asked = (*self.asked, Ask(len(self.asked) + 1, kind, "ann", "operator", "", self.now_s))
-
-    def look(self, evidence: EvidenceSight | None) -> Observation:
-        self.now_s += 1.0
-        self.split = replace(self.split, applied=self.unacknowledged == 0)
-        self.unacknowledged = max(0, self.unacknowledged - 1)
-        return Observation(
-            self.now_s, self.split, tuple(self.versions.values()), evidence, self.probes, self.asked
-        )
-
-
 # What happens in a tick: nothing special, or one thing that goes wrong or is asked.
 events = st.sampled_from(
     ["proven"] * 12
@@ -210,7 +163,7 @@ class Tick:
 
 
 def run(happenings: list[str], lag: int = 0) -> list[Tick]:
-    world, state = Obedient(lag), start()
+    world, state = Obedient(lag=lag), start()
     actions: tuple[Action, ...] = ()
     ticks: list[Tick] = []
     for event in happenings:
@@ -359,8 +312,8 @@ def test_an_obedient_world_always_comes_to_an_end(ticks: list[Tick]) -> None:
         state, actions = step(state, world.look(EvidenceSight(state.stage, Verdict.PASS, canary_requests=99)))
 
     assert state.is_final
-    assert world.split.stable == state.serving
-    assert world.split.weight_bp == 0
+    assert world.split is not None
+    assert (world.split.stable, world.split.weight_bp) == (state.serving, 0)
     assert state.phase is Phase.FAILED or set(world.versions) == {state.serving}
 
 

@@ -17,13 +17,12 @@ A file begins with comments (`#`) and one `plan` line. Words of a `>` line:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from controller.rollout import begin, exit_code, step
 from controller.state import (
     Action,
-    Ask,
     AskKind,
     CancelVersion,
     DrainVersion,
@@ -39,7 +38,6 @@ from controller.state import (
     RolloutState,
     RunProbe,
     SetSplit,
-    SplitSight,
     Stage,
     StopVersion,
     VersionPhase,
@@ -48,6 +46,7 @@ from controller.state import (
 )
 from controller.units import duration_s, percent, weight_bp
 from evaluation.gate import GateReport, Verdict
+from tests.fakes.obedient import Obedient
 
 
 def replay(path: Path) -> str:
@@ -71,16 +70,11 @@ class Player:
     """One rollout and the world as the transcript tells it."""
 
     plan_line: str
-    now_s: float = 0.0
-    split: SplitSight | None = None
-    versions: dict[str, VersionSight] = field(default_factory=dict)
     fleet_readable: bool = True
-    probes: tuple[ProbeSight, ...] = ()
     evidence: EvidenceSight | None = None
     guards: tuple[GuardSight, ...] = ()
     gate: GateReport | None = None
     missing: tuple[str, ...] = ()
-    asks: list[Ask] = field(default_factory=list)
     wanted: tuple[Action, ...] = ()
     lines_told: int = 0
 
@@ -93,27 +87,25 @@ class Player:
         plan = replace(Plan("medium", (), stages, holdback_bp, bake_s), **times)  # type: ignore[arg-type]
         refs = VersionRef("v-old", replicas), VersionRef("v-new", replicas)
         self.state: RolloutState = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=plan, now_s=0.0)
-        self.versions["v-old"] = VersionSight("v-old", VersionPhase.READY, replicas, 0)
-        self.split = SplitSight(1, 1, "v-old", None, 0, applied=True)
+        self.world = Obedient(replicas)
 
     def play(self, words: list[str]) -> list[str]:
         """One tick: take the words in, look, step, tell."""
         flags = {word for word in words if word in ("do", "tombstone", "resumed", "delivered")}
         if "do" in flags:
-            for action in self.wanted:
-                self._do(action)
-        self.now_s += duration_s(words[0][1:]) if words and words[0].startswith("+") else 1.0
+            self.world.obey(self.wanted)
+        self.world.now_s += duration_s(words[0][1:]) if words and words[0].startswith("+") else 1.0
         for word in words:
             if "=" in word:
                 self._take(*word.split("=", 1))
         notices = {action.key for action in self.wanted if isinstance(action, Notify)}
         seen = Observation(
-            now_s=self.now_s,
-            split=self.split,
-            versions=tuple(self.versions.values()) if self.fleet_readable else None,
+            now_s=self.world.now_s,
+            split=self.world.split,
+            versions=tuple(self.world.versions.values()) if self.fleet_readable else None,
             evidence=self._evidence(),
-            probes=self.probes,
-            asks=tuple(self.asks),
+            probes=self.world.probes,
+            asks=self.world.asked,
             delivered=frozenset(notices if "delivered" in flags else ()),
             tombstoned="tombstone" in flags,
             resumed="resumed" in flags,
@@ -136,12 +128,13 @@ class Player:
     def _take(self, name: str, value: str) -> None:
         match name:
             case "table":
-                self.split = None if value == "none" else self._table(value)
+                self._table(value)
             case "fleet":
                 self.fleet_readable = value != "none"
             case "probe":
                 kind, _, phase = value.partition(":")
-                self.probes = () if value == "none" else (ProbeSight(ProbeKind(kind), phase, "no answer"),)  # type: ignore[arg-type]
+                one = () if value == "none" else (ProbeSight(ProbeKind(kind), phase, "no answer"),)  # type: ignore[arg-type]
+                self.world.probes = one
             case "evidence":
                 self.evidence = None if value == "none" else _evidence(value)
             case "missing":
@@ -153,16 +146,19 @@ class Player:
                 self.guards = () if value == "none" else (GuardSight(guard, "60 % of 20", both == "both"),)
             case "ask":
                 kind, actor, role = (*value.split("/"), "operator")[:3]
-                ask = Ask(len(self.asks) + 1, AskKind(kind), actor, role, "because", self.now_s)  # type: ignore[arg-type]
-                self.asks.append(ask)
+                self.world.ask(AskKind(kind), actor, role)
             case _:
                 self._version(name, value)
 
-    def _table(self, value: str) -> SplitSight:
+    def _table(self, value: str) -> None:
+        if value == "none":
+            self.world.split = None
+            return
         match = re.fullmatch(r"([\w-]+)(?:\+([\w-]+)@(\d+))?(\?)?", value)
         assert match is not None, f"table {value!r} is not a table"
-        revision = self.split.revision + 1 if self.split else 1
-        return SplitSight(1, revision, match[1], match[2], int(match[3] or 0), match[4] is None)
+        self.world.table(match[1], match[2], int(match[3] or 0))
+        if match[4] and self.world.split is not None:
+            self.world.split = replace(self.world.split, applied=False)
 
     def _version(self, name: str, value: str) -> None:
         match = re.fullmatch(r"(\w+)(?:\*(\d+))?(?:/(\d+))?", value)
@@ -170,28 +166,11 @@ class Player:
         assert name.startswith("v-"), f"{name}={value} is not a word of a transcript"
         phase = VersionPhase(match[1])
         if phase is VersionPhase.GONE:
-            self.versions.pop(name, None)
+            self.world.versions.pop(name, None)
             return
         ready = int(match[2] or 1) if phase is VersionPhase.READY else 0
         error = "CUDA out of memory" if phase is VersionPhase.FAILED else None
-        self.versions[name] = VersionSight(name, phase, ready, int(match[3] or 0), None, error)
-
-    def _do(self, action: Action) -> None:
-        match action:
-            case EnsureVersion(version, replicas):
-                self._version(version, f"ready*{replicas}")
-            case SetSplit(stable, canary, points):
-                self.split = self._table(f"{stable}+{canary}@{points}" if canary else stable)
-            case DrainVersion(version):
-                self._version(version, "draining/0")
-            case CancelVersion(version):
-                self._version(version, "draining/0")
-            case StopVersion(version):
-                self._version(version, "gone")
-            case RunProbe(probe):
-                self.probes = (ProbeSight(probe, "passed"),)
-            case Notify():
-                pass
+        self.world.versions[name] = VersionSight(name, phase, ready, int(match[3] or 0), None, error)
 
 
 def _stage(text: str, replicas: int) -> Stage:
