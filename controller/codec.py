@@ -65,7 +65,8 @@ def actions_from_json(text: str | bytes) -> tuple[Action, ...]:
 
 
 def evidence_to_json(evidence: EvidenceSight) -> str:
-    return _evidence.dump_json(evidence).decode()
+    # dump_json writes null for the end of an interval at infinity, and null cannot be read again.
+    return json.dumps(_evidence.dump_python(evidence, mode="json"), separators=(",", ":"))
 
 
 def evidence_from_json(text: str | bytes) -> EvidenceSight:
