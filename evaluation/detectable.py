@@ -186,6 +186,9 @@ def _events(rate: float, requests: float) -> tuple[Floats, Floats]:
 def _beta_grid(a: float, b: float) -> tuple[Floats, Floats]:
     y = (np.arange(GRID) + 0.5) / GRID
     log_density = (a - 1) * np.log(y) + (b - 1) * np.log1p(-y)
+    # Scores that are right or wrong pile up in the end bins, whose middles say little of what they hold.
+    log_density[0] += (a - 1) * math.log(2) - math.log(a)
+    log_density[-1] += (b - 1) * math.log(2) - math.log(b)
     density = np.exp(log_density - log_density.max())
     return y, density / density.sum()
 

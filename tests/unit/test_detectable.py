@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.detectable import Baseline, findings, units_to_find
+from evaluation.detectable import Baseline, _beta_grid, findings, units_to_find
 from evaluation.policy import GatePolicy
 
 FOUR = ("error", "latency_shape", "quality", "hallucination")
@@ -90,3 +90,16 @@ def test_nothing_smaller_than_the_tolerance_is_promised() -> None:
 def test_a_baseline_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="baseline"):
         Baseline(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", [0.98, 0.9, 0.5, 0.1])
+@pytest.mark.parametrize("mean", [0.5, 0.86, 0.97])
+def test_the_grid_of_scores_has_the_mean_and_spread_that_was_asked_for(mean: float, part: float) -> None:
+    most = mean * (1 - mean)  # of scores that are 0 or 1
+    baseline = Baseline(score_mean=mean, score_sd=(part * most) ** 0.5)
+
+    y, chance = _beta_grid(*baseline.score_shape(mean))
+
+    got = float(chance @ y)
+    assert got == pytest.approx(mean, abs=0.002)
+    assert float(chance @ (y - got) ** 2) == pytest.approx(part * most, rel=0.01)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
+from evaluation import plan_traffic
 from evaluation.plan_power import StageForecast, TrafficModel, simulate_plan
 from evaluation.policy import GatePolicy, StagePlan
 
@@ -46,27 +48,130 @@ def test_returning_users_that_cannot_carry_the_proof_are_refused_with_the_remedy
     assert got.proven_ratio < 0.5
     assert got.requests_median is None
     assert got.refusal is not None
-    assert got.refusal.startswith("at 2 % 2000 returning users prove ")
-    assert "draw per request (affinity off)" in got.refusal
+    assert got.refusal.startswith(
+        "at 2 % 2000 returning users prove error in 0 of 6 runs within 50 min; raise"
+    )
+    assert got.refusal.endswith("let each request be its own unit, for a user counts once")
+
+
+def test_a_stage_that_never_sees_its_min_canary_is_told_how_many_it_sees() -> None:
+    quality = POLICY.only("quality")
+    [got] = simulate_plan(quality, [StagePlan(0.1, 900)], TrafficModel(5.0), deadlines_s=[1200.0], reps=6)
+
+    assert got.refusal == (
+        "at 10 % its units send 600 canary requests that count within 20 min, min_canary is 900; "
+        "lower it to 600, or give it a deadline of 30 min, or raise its weight to 15 %"
+    )
+
+
+def test_the_published_example_is_refused() -> None:
+    # 2000 returning users at 2 % prove quality in 8 % of runs (40 on the canary, five requests each).
+    quality, day_s = POLICY.only("quality"), 86_400.0
+    traffic = TrafficModel(5.0, users=2000, unit_requests=5)
+    [got] = simulate_plan(
+        quality, [StagePlan(0.02, 100)], traffic, durations_s=[day_s], deadlines_s=[3 * day_s]
+    )
+
+    assert 0 < got.proven_ratio < 0.2
+    assert got.refusal is not None
+    assert got.refusal.startswith(
+        f"at 2 % 2000 returning users prove quality in {got.proven_runs} of {got.runs} "
+    )
+
+
+@pytest.mark.parametrize("way", ["deadline", "weight", "margins"])
+def test_each_remedy_that_is_named_is_enough(way: str) -> None:
+    def made(deadline_s: float, weight: float, margin: float) -> StageForecast:
+        stage, policy = StagePlan(weight, 100, {"quality": margin}), POLICY.only("quality")
+        [only] = simulate_plan(policy, [stage], TrafficModel(17.0), deadlines_s=[deadline_s], seed=7)
+        return only
+
+    refusal = made(240.0, 0.03, 0.03).refusal or ""
+    said = {
+        "deadline": re.search(r"give it a deadline of ([0-9.]+) min", refusal),
+        "weight": re.search(r"raise its weight to ([0-9.]+) %", refusal),
+        "margins": re.search(r"widen its margins to quality: ([0-9.]+)", refusal),
+    }[way]
+    assert said is not None, refusal
+    value = float(said[1])
+    better = {
+        "deadline": (value * 60, 0.03, 0.03),
+        "weight": (240.0, value / 100, 0.03),
+        "margins": (240.0, 0.03, value),
+    }[way]
+
+    assert made(*better).proven_ratio > 0.7
+
+
+def test_a_stage_that_was_not_simulated_to_its_deadline_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked() -> StageForecast:
+        quality, tight = POLICY.only("quality"), StagePlan(0.1, 100, {"quality": 0.015})
+        [only] = simulate_plan(quality, [tight], TrafficModel(5.0), deadlines_s=[7200.0], reps=4)
+        return only
+
+    monkeypatch.setattr(plan_traffic, "RUN_ROWS", 3000)
+    short = asked()
+
+    assert (short.proven_runs, short.refusal) == (0, None)
+    assert short.cut_at is not None
+    assert 200 <= short.cut_at < 720
+    monkeypatch.undo()
+    assert asked().proven_runs > 0
+
+
+def test_runs_that_all_say_the_same_are_not_repeated() -> None:
+    sure = StagePlan(0.1, 2000, {"quality": 0.05})
+    [got] = simulate_plan(POLICY.only("quality"), [sure], TrafficModel(5.0))
+    open_stage = StagePlan(0.1, 100, {"quality": 0.05})
+    [more] = simulate_plan(POLICY.only("quality"), [open_stage], TrafficModel(5.0))
+
+    assert (got.runs, got.proven_runs) == (20, 20)
+    assert more.runs > 20
+
+
+def test_the_time_of_sticky_units_has_the_end_of_their_sessions() -> None:
+    quality = POLICY.only("quality")
+    fast = forecast(StagePlan(0.1, 50), TrafficModel(5000.0, unit_requests=10), held_s=1.0, policy=quality)
+
+    assert fast.seconds_median is None  # its deadline is a minute
+    [slow] = simulate_plan(
+        quality, [StagePlan(0.1, 50)], TrafficModel(5000.0, unit_requests=10), deadlines_s=[3600.0], reps=6
+    )
+    assert slow.seconds_median is not None
+    assert 600 < slow.seconds_median < 620
 
 
 def test_sticky_sessions_take_about_three_times_as_many_requests() -> None:
     quality = POLICY.only("quality")
     each = forecast(StagePlan(0.1, 50), TrafficModel(50.0), held_s=400.0, policy=quality)
-    sticky = forecast(StagePlan(0.1, 50), TrafficModel(50.0, unit_requests=10), held_s=400.0, policy=quality)
+    sticky = forecast(StagePlan(0.1, 50), TrafficModel(50.0, unit_requests=10), held_s=1200.0, policy=quality)
 
     assert each.requests_median is not None
     assert sticky.requests_median is not None
     assert sticky.requests_median > 1.5 * each.requests_median
 
 
-def test_a_tenth_of_the_answers_judged_delays_the_proof_of_quality() -> None:
+def test_fewer_scores_than_the_gate_takes_are_refused_with_the_share_it_needs() -> None:
     quality = POLICY.only("quality")
-    whole = forecast(StagePlan(0.1, 50), TrafficModel(50.0), held_s=400.0, policy=quality)
-    tenth = forecast(StagePlan(0.1, 50), TrafficModel(50.0, judged_ratio=0.1), held_s=400.0, policy=quality)
+    got = forecast(StagePlan(0.1, 50), TrafficModel(50.0, judged_ratio=0.4), held_s=7200.0, policy=quality)
 
-    assert whole.requests_median is not None
-    assert tenth.requests_median is None or tenth.requests_median > 2 * whole.requests_median
+    assert got.refusal is not None
+    assert got.refusal.endswith("40% of the answers get a score; score at least 90%")
+
+
+def test_a_score_that_may_be_missing_is_waited_for() -> None:
+    quality = POLICY.only("quality")
+    stage, judged = StagePlan(0.1, 50), {"quality": 0.95}
+    whole, some = (
+        simulate_plan(quality, [stage], TrafficModel(5.0, judged=j), deadlines_s=[7200.0], reps=6)[0]
+        for j in ({}, judged)
+    )
+
+    assert whole.seconds_median is not None
+    assert some.seconds_median is not None
+    assert some.seconds_median - whole.seconds_median > 500  # quality's deadline is 600 s
 
 
 def test_a_stage_that_has_nothing_to_prove_waits_for_its_requests_alone() -> None:
