@@ -10,10 +10,13 @@ import base64
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from controller import telemetry
+from controller.live_load import LiveLoad
+from controller.score_join import ScoreJoin
+from controller.segment_feed import SegmentFeed
 from controller.snapshots import feed_in, pack
 from controller.state import (
     LIVE,
@@ -33,10 +36,7 @@ PAGE_EVENTS = 5_000
 PAGES_A_TICK = 4
 SEED_VALUES = 4_000  # of stable's own, per metric, before the canary's first unit
 SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
-JOIN_WINDOW_S = 900.0  # how long after its request a score still finds it
-JOIN_IDS = 200_000
-LOAD_REQUESTS = 400  # of each arm in a stage, before their count says more of the load than the weight does
-HELD_SCORES = 20_000
+JOIN_WINDOW_S = 900.0  # how long after its request a score finds it, or longer where a gate waits longer
 
 
 class RecordsLog(Protocol):
@@ -93,47 +93,6 @@ def draw_of(record: RequestRecord) -> Draw:
     )
 
 
-@dataclass(slots=True)
-class _Join:
-    """Ids of answers and requests -> request, with scores that came before their request."""
-
-    requests: OrderedDict[str, str] = field(default_factory=OrderedDict)
-    held: OrderedDict[str, list[ScoreRecord]] = field(default_factory=OrderedDict)  # by the id they name
-
-    def add(self, record: RequestRecord) -> list[Score]:
-        """Remember a request; returns the held scores that were waiting for it."""
-        names = {record.request_id, record.answer_id} - {None}
-        for name in names:
-            self.requests[str(name)] = record.request_id
-        while len(self.requests) > JOIN_IDS:
-            self.requests.popitem(last=False)
-        waiting = [score for name in names for score in self.held.pop(str(name), [])]
-        return [_score(record.request_id, score) for score in waiting]
-
-    def match(self, score: ScoreRecord) -> Score | None:
-        """The score under its request's id; None: held until the request comes."""
-        request = self.requests.get(score.id)
-        if request is not None:
-            return _score(request, score)
-        self.held.setdefault(score.id, []).append(score)
-        while len(self.held) > HELD_SCORES:
-            self.held.popitem(last=False)
-        return None
-
-    def forget(self, before_s: float) -> None:
-        """Drop held scores that were given before `before_s`."""
-        while self.held and next(iter(self.held.values()))[0].at_s < before_s:
-            self.held.popitem(last=False)
-
-    def first_held(self) -> int | None:
-        """Position of the oldest held score; None: none is held."""
-        return next(iter(self.held.values()))[0].seq if self.held else None
-
-
-def _score(request_id: str, score: ScoreRecord) -> Score:
-    return Score(request_id, score.metric, score.value, score.at_s)
-
-
 class Feed:
     """One rollout's way through the log. `seq` is the last event that it took in."""
 
@@ -142,14 +101,15 @@ class Feed:
         self._config = config
         self._evaluator: Evaluator | None = None  # None until the first unit of this rollout
         self._seed: dict[str, list[float]] = {metric: [] for metric in SEED_METRICS}
-        self._join = _Join()
+        self._join = ScoreJoin()
         self._window: OrderedDict[int, float] = (
             OrderedDict()
         )  # seq -> at_s of requests that scores may still name
         self._guard = ErrorGuard()
-        self._ready: tuple[int, int] | None = None  # replicas of stable and canary; None: not known
-        self._served = [0, 0]  # requests of this stage while replicas were known, by who served them
-        self._load = [0.0, 0.0]  # the same requests, each divided by its arm's ready replicas
+        self._load = LiveLoad(config.policy.load_ratio)
+        self._segments = SegmentFeed(config.policy)
+        # How long after its request a score still finds it, after a restart too.
+        self._join_s = max((JOIN_WINDOW_S, *(gate.deadline_s for gate in config.policy.gates)))
         self._entered = self._stage = -1
         self._acked_at_s = 0.0
         self._through_s = 0.0
@@ -165,12 +125,13 @@ class Feed:
         feed = cls(rollout, config)
         if saved["evaluator"] is not None:
             state = base64.b64decode(saved["evaluator"])
-            feed._evaluator = Evaluator.restore(config.policy, config.stages, state)
+            feed._evaluator = feed._heard(Evaluator.restore(config.policy, config.stages, state))
         feed._seed = saved["seed"] or feed._seed
         feed._guard = ErrorGuard.from_mapping(saved["guard"])
         feed._entered = feed._stage = saved["entered"]
         feed._through_s = saved["through_s"]
-        feed._served, feed._load = saved.get("served", [0, 0]), saved.get("load", [0.0, 0.0])
+        feed._load.restore(saved)
+        feed._segments.restore(saved.get("segments"))
         feed.seq = saved["join_from"]
         while feed.seq < saved["seq"]:
             page = log.read(service, after_seq=feed.seq, limit=min(PAGE_EVENTS, saved["seq"] - feed.seq))
@@ -187,7 +148,7 @@ class Feed:
 
     def snapshot(self) -> bytes:
         """Everything that `restore` needs, as JSON."""
-        firsts = (next(iter(self._window), None), self._join.first_held())
+        firsts = (next(iter(self._window), None), self._join.first_held(), self._segments.first_seq)
         evaluator = self._evaluator.snapshot() if self._evaluator else None
         saved = {
             "seq": self.seq,
@@ -195,8 +156,8 @@ class Feed:
             "guard": self._guard.to_mapping(),
             "entered": self._entered,
             "through_s": self._through_s,
-            "served": self._served,
-            "load": self._load,
+            **self._load.to_mapping(),
+            "segments": self._segments.to_mapping(),
             "seed": {} if self._evaluator else self._seed,
             "evaluator": base64.b64encode(evaluator).decode() if evaluator else None,
         }
@@ -212,22 +173,25 @@ class Feed:
         self.seq = page.next_seq
         self._through_s = max(self._through_s, page.low_watermark_s)
         if self._evaluator is not None:
-            self._evaluator.advance(self._through_s, now_s)
-            self._note_load(self._evaluator)
+            self._load.tell(self._evaluator)
+            settled_s = self._evaluator.settlement.through_s
+            through_s = self._load.through_s(self._through_s, now_s)
+            self._evaluator.advance(max(settled_s, through_s), now_s)
         self._forget(now_s)
 
     def follow(self, state: RolloutState) -> None:
         """Note where the rollout stands, so that the evaluator hears of each acknowledged stage once."""
-        proves = state.phase in LIVE and state.stage < len(self._config.stages)
-        if proves and state.acked_at_s is not None and state.stage > self._entered:
+        if state.phase not in LIVE or state.acked_at_s is None:
+            return
+        self._load.stand(state.weight_bp, state.acked_at_s)
+        if self._entered < state.stage < len(self._config.stages):
             self._stage, self._acked_at_s = state.stage, state.acked_at_s
-            self._served, self._load = [0, 0], [0.0, 0.0]
             if self._evaluator is not None:
                 self._enter(self._evaluator)
 
-    def note_ready(self, stable: int, canary: int) -> None:
-        """Ready replicas of each arm now. Without one of each there is no load to compare."""
-        self._ready = (stable, canary) if stable > 0 and canary > 0 else None
+    def note_ready(self, stable: int, canary: int, now_s: float) -> None:
+        """Ready replicas of each arm now."""
+        self._load.look(stable, canary, now_s)
 
     def begin(self) -> None:
         """The log has been read to its end: with a stage acknowledged, start even without a unit."""
@@ -242,16 +206,18 @@ class Feed:
         guards = (
             (GuardSight(rung.guard, rung.reason, both_arms=rung.action is GuardAction.HOLD),) if rung else ()
         )
-        return EvidenceSight.of(self._evaluator.report(), guards)
+        report = self._evaluator.report()
+        return EvidenceSight.of(report, guards, self._segments.raised(frozen=report.frozen))
 
     def _take_request(self, record: RequestRecord, lost: Sequence[LostSpan]) -> None:
         scores = self._join_request(record)
-        if record.rollout == self._rollout and record.w > 0:
+        if self._is_own(record):
             # A span with lost records is dropped for both arms: what is missing may hang on the arm.
             if not any(span.since_s <= record.at_s < span.until_s for span in lost):
                 self._started()
+                self._segments.note(record)
                 self._add(draw_of(record))
-                self._count_load(record)
+                self._load.count(record)
                 if record.error is not None:
                     self._guard.add(canary=record.arm == 1, error=record.error)
         elif self._evaluator is None:
@@ -259,30 +225,21 @@ class Feed:
         for score in scores:
             self._add(score)
 
-    def _count_load(self, record: RequestRecord) -> None:
-        """Who served it carried it, whoever it was drawn for. Before the stage stood, another weight did."""
-        if self._ready is None or self._stage < 0 or record.at_s < self._acked_at_s:
-            return
-        arm = record.arm if record.served_arm is None else record.served_arm
-        self._served[arm] += 1
-        self._load[arm] += 1 / self._ready[arm]
-
-    def _note_load(self, evaluator: Evaluator) -> None:
-        """Requests per ready replica: counted, and while there are few, those that the weight gives."""
-        if self._ready is None or self._stage < 0:
-            return
-        stable, canary = self._load
-        if min(self._served) < LOAD_REQUESTS:
-            w = self._config.stages[self._stage].weight
-            stable, canary = (1 - w) / self._ready[0], w / self._ready[1]
-        evaluator.note_load(stable=stable, canary=canary)
+    def _is_own(self, record: RequestRecord) -> bool:
+        return record.rollout == self._rollout and record.w > 0
 
     def _started(self) -> Evaluator:
         if self._evaluator is None:
             config = self._config
-            self._evaluator = Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed)
+            started = Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed)
+            self._evaluator = self._heard(started)
             self._enter(self._evaluator)
         return self._evaluator
+
+    def _heard(self, evaluator: Evaluator) -> Evaluator:
+        """The evaluator, with the segments hearing of what settles."""
+        evaluator.watch = self._segments.watch
+        return evaluator
 
     def _enter(self, evaluator: Evaluator) -> None:
         if self._stage > self._entered:
@@ -314,13 +271,18 @@ class Feed:
     def _join_only(self, event: RequestRecord | ScoreRecord) -> None:
         if isinstance(event, RequestRecord):
             self._join_request(event)
+            if self._is_own(event):
+                self._segments.note(event)
         else:
             self._join.match(event)
 
     def _forget(self, now_s: float) -> None:
-        while self._window and next(iter(self._window.values())) < now_s - JOIN_WINDOW_S:
+        before_s = now_s - self._join_s
+        while self._window and next(iter(self._window.values())) < before_s:
             self._window.popitem(last=False)
-        self._join.forget(now_s - JOIN_WINDOW_S)
+        self._join.forget(before_s)
+        if self._evaluator is not None:
+            self._segments.forget(min(before_s, self._evaluator.settlement.through_s))
 
 
 class EvidenceFeeds:
@@ -346,7 +308,7 @@ class EvidenceFeeds:
         if feed is None:
             return None
         feed.follow(rollout)
-        self._note_ready(feed, rollout)
+        self._note_ready(feed, rollout, now_s)
         for _ in range(PAGES_A_TICK):
             page = self._log.read(rollout.service, after_seq=feed.seq, limit=PAGE_EVENTS)
             if page is None:
@@ -362,14 +324,14 @@ class EvidenceFeeds:
         feed = self._feeds.get(rollout)
         return feed.snapshot() if feed else None
 
-    def _note_ready(self, feed: Feed, rollout: RolloutState) -> None:
+    def _note_ready(self, feed: Feed, rollout: RolloutState, now_s: float) -> None:
         """Unreadable changes nothing; behind an endpoint there may be any number of replicas."""
         if rollout.stable.external or rollout.canary.external:
             return
         versions = self._fleet(rollout.service)
         if versions is not None:
             ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
-            feed.note_ready(ready.get(rollout.stable.id, 0), ready.get(rollout.canary.id, 0))
+            feed.note_ready(ready.get(rollout.stable.id, 0), ready.get(rollout.canary.id, 0), now_s)
 
     def _feed(self, rollout: RolloutState) -> Feed | None:
         feed = self._feeds.get(rollout.id)

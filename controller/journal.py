@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
 from controller.state import (
     LOG_KEPT,
     Action,
+    AlarmSight,
     Hold,
     HoldKind,
     LogLine,
@@ -51,6 +53,16 @@ def notice(
     state: RolloutState, name: str, severity: Literal["info", "page"], text: str, now_s: float
 ) -> RolloutState:
     return replace(state, outbox=(*state.outbox, Notice(f"{state.id}/{name}", severity, text, now_s)))
+
+
+def tell_alarms(state: RolloutState, alarms: Iterable[AlarmSight], now_s: float) -> RolloutState:
+    """Write down and notify each alarm of a segment once. It decides nothing."""
+    for alarm in alarms:
+        if alarm.key not in state.alarmed:
+            text = f"{state.service}: alarm, not deciding: {alarm.text}"
+            state = replace(state, alarmed=(*state.alarmed, alarm.key))
+            state = notice(say(state, now_s, text), f"alarm-{alarm.key}", "info", text, now_s)
+    return state
 
 
 def drop_delivered(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:

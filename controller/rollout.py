@@ -38,7 +38,7 @@ from typing import Literal, assert_never
 
 from controller.conditions import is_done, reason_to_leave, what_is_missing
 from controller.errors import BadInput
-from controller.journal import drop_delivered, hold, last_time_s, notice, notices, release, say
+from controller.journal import drop_delivered, hold, last_time_s, notice, notices, release, say, tell_alarms
 from controller.sights import does_stand, is_gone, is_idle, ready_replicas, sight_of
 from controller.state import (
     FULL_BP,
@@ -92,6 +92,8 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
     if seen.resumed:
         state = _rearm(state, now_s)
     state = _keep_time(state, seen, now_s)
+    if seen.evidence is not None:
+        state = tell_alarms(state, seen.evidence.alarms, now_s)
     cause = reason_to_leave(state, seen, now_s)
     if cause is None:
         return _advance(state, seen, now_s)

@@ -214,6 +214,7 @@ class RolloutState:
     decisive: GateReport | None = None  # the gate that fired
     decided_canary: int | None = None  # canary requests settled when it was proven or shown harmful
     asks_through: int = 0  # the last request of a person that was taken in
+    alarmed: tuple[str, ...] = ()  # alarms of segments that have been told
     log: tuple[LogLine, ...] = ()  # the newest LOG_KEPT
     log_count: int = 0
     outbox: tuple[Notice, ...] = ()
@@ -273,6 +274,22 @@ class GuardSight:
 
 
 @dataclass(frozen=True, slots=True)
+class AlarmSight:
+    """Harm shown in one segment of the traffic: it is told once, and decides nothing."""
+
+    gate: str
+    segment: str
+    text: str
+    canary_requests: int  # of the whole rollout, when it was raised
+    at_s: float
+
+    @property
+    def key(self) -> str:
+        """What it is told by, once."""
+        return f"{self.gate}/{self.segment}"
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceSight:
     """The evaluator's report. `verdict` speaks of promotion out of `stage`, on that stage's own units."""
 
@@ -287,10 +304,16 @@ class EvidenceSight:
     canary_total: int = 0  # settled since the first stage
     frozen: bool = False  # the split does not look like its weight: statistics decide nothing
     notes: tuple[str, ...] = ()
+    alarms: tuple[AlarmSight, ...] = ()  # of segments, all that were raised so far
 
     @classmethod
-    def of(cls, report: EvaluationReport, guards: tuple[GuardSight, ...] = ()) -> EvidenceSight:
-        """The evaluator's report in the controller's words; guards are watched beside it."""
+    def of(
+        cls,
+        report: EvaluationReport,
+        guards: tuple[GuardSight, ...] = (),
+        alarms: tuple[AlarmSight, ...] = (),
+    ) -> EvidenceSight:
+        """The evaluator's report in the controller's words; guards and alarms are watched beside it."""
         return cls(
             stage=report.stage,
             verdict=report.stage_verdict,
@@ -307,6 +330,7 @@ class EvidenceSight:
             guards=guards,
             frozen=report.frozen,
             notes=report.notes,
+            alarms=alarms,
         )
 
 

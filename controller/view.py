@@ -77,6 +77,16 @@ class HoldView(_View):
     since_s: float
 
 
+class AlarmView(_View):
+    """Harm shown in one segment of the traffic; it decides nothing."""
+
+    gate: str
+    segment: str
+    text: str
+    canary_requests: int
+    at_s: float
+
+
 class CauseView(_View):
     kind: str
     text: str
@@ -135,6 +145,7 @@ class RolloutView(_View):
     missing: tuple[str, ...]
     guards: tuple[str, ...]
     notes: tuple[str, ...]
+    alarms: tuple[AlarmView, ...] = ()  # of segments: shown, told once, never deciding
     cause: CauseView | None
     decisive: GateView | None
     # Canary requests settled at the newest PASS, or when a gate fired; null: none, or an older controller.
@@ -268,6 +279,16 @@ def rollout_view(
         if evidence is not None
         else (),
         notes=evidence.notes if evidence is not None else (),
+        alarms=tuple(
+            AlarmView(
+                gate=alarm.gate,
+                segment=alarm.segment,
+                text=alarm.text,
+                canary_requests=alarm.canary_requests,
+                at_s=alarm.at_s,
+            )
+            for alarm in (evidence.alarms if evidence is not None else ())
+        ),
         cause=CauseView(kind=cause.kind.value, text=cause.text, actor=cause.actor)
         if cause is not None
         else None,

@@ -99,6 +99,8 @@ def rollout_parts(view: RolloutView, *, wide: bool, log_lines: int = 8) -> list[
         parts += [Text(), gates_table(view.gates, wide=wide)]
         invalid = () if wide else [gate for gate in view.gates if gate.verdict is Verdict.INVALID]
         parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
+    parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
+    parts += [Text(note, style="yellow") for note in view.notes]
     if view.cause is not None:
         parts.append(Text(f"rolled back by {view.cause.kind}: {view.cause.text}", style="red"))
     if view.steps is not None:

@@ -1,0 +1,78 @@
+"""A service's log and its feeds, for the tests of what becomes of records."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from controller.evidence_feed import EvidenceFeeds, GateConfig
+from controller.state import EvidenceSight, Phase, RolloutState
+from evaluation.policy import GatePolicy, StagePlan
+from serving.messages import RequestRecord, ScoreRecord
+from tests.fakes.plane import FakeLog
+from tests.fakes.rollouts import a_rollout
+
+START_S = 1_800_000_000.0
+CONFIG = GateConfig(
+    GatePolicy.default().only("error", "latency_ms", "quality"),
+    (StagePlan(0.1, 50), StagePlan(0.5, 100)),
+)
+ROLLOUT = "r-00000001"
+
+
+class Snapshots:
+    def __init__(self, saved: bytes | None = None) -> None:
+        self.saved = saved
+
+    def evidence(self, rollout: str) -> bytes | None:
+        return self.saved
+
+
+def a_record(
+    n: int, *, arm: int = 0, w: float = 0.1, rollout: str = ROLLOUT, **more: object
+) -> RequestRecord:
+    at_s = START_S + 0.1 * n
+    record = RequestRecord(
+        seq=0, request_id=f"q{n}", answer_id=f"a{n}", unit=f"u{n}", bucket=n % 10_000, arm=arm, w=w,
+        assigned_by="request", stage=0, rollout=rollout, at_s=at_s, done_at_s=at_s + 0.05, status=200,
+        outcome="answered", served_arm=arm, error=False, cause=None, latency_ms=50.0, ttft_ms=None,
+        itl_ms=None, prompt_tokens=9, completion_tokens=9, finish_reason="stop", empty=False,
+        path="/v1/chat/completions", router="one", epoch=1, revision=1,
+        body_bytes=500 * 4 ** (n % 4),
+    )  # fmt: skip
+    return replace(record, **more)  # type: ignore[arg-type]
+
+
+def a_score(id: str, value: float, *, metric: str = "quality", at_s: float = START_S) -> ScoreRecord:
+    return ScoreRecord(0, id, metric, value, at_s)
+
+
+def in_stage(index: int = 0, *, acked_at_s: float = START_S) -> RolloutState:
+    state, bp = a_rollout(now_s=START_S), round(CONFIG.stages[index].weight * 10_000)
+    return replace(state, phase=Phase.STAGE, stage=index, weight_bp=bp, acked_at_s=acked_at_s, exposed=True)
+
+
+def traffic(log: FakeLog, count: int, *, first: int = 0, canary_right: float = 0.9, seed: int = 3) -> None:
+    """`count` requests at w = 0.5, each scored by its answer's id; latencies and grades by `seed`."""
+    dice = random.Random(seed)
+    for n in range(first, first + count):
+        arm = int(dice.random() < 0.5)
+        log.append(a_record(n, arm=arm, w=0.5, latency_ms=dice.expovariate(1 / 80)))
+        right = float(dice.random() < (canary_right if arm else 0.97))
+        log.append(a_score(f"a{n}", right, at_s=START_S + 0.1 * n + 0.06))
+    log.watermark_s = START_S + 0.1 * (first + count)
+
+
+def feeds_on(log: FakeLog, saved: bytes | None = None) -> EvidenceFeeds:
+    return EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
+
+
+def look(feeds: EvidenceFeeds, state: RolloutState, now_s: float) -> EvidenceSight:
+    sight = feeds.observe(state, now_s)
+    assert sight is not None
+    return sight
+
+
+def n_of(sight: EvidenceSight, metric: str) -> tuple[int, int]:
+    gate = next(gate for gate in sight.gates if gate.metric == metric and gate.side == "rollback")
+    return gate.n_stable, gate.n_canary
