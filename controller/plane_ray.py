@@ -28,7 +28,6 @@ class TrafficHand(Protocol):
 
     def open(self, service: str, secret: str) -> None: ...
     def close(self, service: str) -> None: ...
-    def start_router(self, service: str, replicas: int = 1) -> None: ...
     def set_split(
         self,
         service: str,
@@ -45,6 +44,12 @@ class TrafficHand(Protocol):
     def heartbeat(self, service: str, token: int) -> bool: ...
     def read_records(self, service: str, after_seq: int, limit: int = 5000) -> RecordPage | None: ...
     def append_scores(self, service: str, scores: Sequence[ScoreRecord]) -> bool: ...
+
+
+class RouterHand(TrafficHand, Protocol):
+    """The same with its routers, which a table in memory has none of."""
+
+    def start_router(self, service: str, replicas: int = 1) -> None: ...
 
 
 def translated(call: Callable[[], T]) -> T:
@@ -134,7 +139,7 @@ class PlaneFront:
 
     def __init__(
         self,
-        traffic: TrafficHand,
+        traffic: RouterHand,
         routers: Callable[[str], int],
         stop_router: Callable[[str], None],
         monotonic_s: Callable[[], float],

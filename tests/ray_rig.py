@@ -141,4 +141,5 @@ def two_versions(fleet: RayFleet, checkpoints: Mapping[str, Checkpoint], token: 
         fleet.ensure(launch, token=token())
     for launch in launches:
         wait_for(fleet, service, launch.version, "ready")
-    return Engines(service, SECRET, *launches, fleet)
+    stable, canary = launches
+    return Engines(service, SECRET, stable, canary, fleet)

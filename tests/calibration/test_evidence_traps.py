@@ -13,7 +13,7 @@ import pytest
 
 from evaluation.backtest import BacktestResult, run
 from evaluation.policy import GatePolicy, StagePlan
-from tests.unit.evidence_maker import Columns, requests, sticky
+from tests.unit.evidence_maker import Columns, requests, settings_of, sticky
 
 pytestmark = pytest.mark.calibration
 RUNS = 24
@@ -55,7 +55,7 @@ def held_traffic(seed: int) -> tuple[Columns, Columns]:
     return right, without(right, w=stage_w, assigned_by=np.full(2 * half, "request"))
 
 
-def test_tokens_that_are_bet_again_prove_a_canary_that_is_five_times_worse():
+def test_tokens_that_are_bet_again_prove_a_canary_that_is_five_times_worse() -> None:
     def proves(which: int) -> Callable[[int], bool]:
         def is_proven(seed: int) -> bool:
             gates = run(held_traffic(seed)[which], ERRORS, stages=FIVE_TIMES).gates
@@ -84,7 +84,7 @@ def rolled_back(result: BacktestResult) -> bool:
     return result.decision == "rollback"
 
 
-def test_the_order_of_completion_rolls_back_a_good_canary():
+def test_the_order_of_completion_rolls_back_a_good_canary() -> None:
     assert share_of_runs(lambda seed: rolled_back(run(outages(seed)[0], ERRORS))) <= 0.05
     assert share_of_runs(lambda seed: rolled_back(run(outages(seed)[1], ERRORS))) >= 0.25
 
@@ -98,7 +98,7 @@ def slow_tail(seed: int, *, leave_out: bool) -> Columns:
     return {name: values[~slowest] for name, values in columns.items()} if leave_out else columns
 
 
-def test_leaving_out_what_stable_took_over_proves_a_tail_that_is_not_there():
+def test_leaving_out_what_stable_took_over_proves_a_tail_that_is_not_there() -> None:
     stages = (StagePlan(0.1, 0, margins={"latency_p99": 1.2}),)
 
     def proven(leave_out: bool) -> Callable[[int], bool]:
@@ -108,7 +108,7 @@ def test_leaving_out_what_stable_took_over_proves_a_tail_that_is_not_there():
     assert share_of_runs(proven(True)) >= 0.4
 
 
-def test_counting_requests_instead_of_units_breaks_the_served_share():
+def test_counting_requests_instead_of_units_breaks_the_served_share() -> None:
     def is_frozen(columns: Columns) -> bool:
         return any("served share" in reason for reason in run(columns, ERRORS).reasons)
 
@@ -131,7 +131,7 @@ def users_with_habits(seed: int, *, by_unit: bool) -> Columns:
     return columns if by_unit else without(columns, assigned_by=np.full(rows, "request"))
 
 
-def test_betting_each_request_of_a_user_shows_harm_in_a_good_canary():
+def test_betting_each_request_of_a_user_shows_harm_in_a_good_canary() -> None:
     def shows_harm(by_unit: bool) -> Callable[[int], bool]:
         return lambda seed: run(users_with_habits(seed, by_unit=by_unit), ERRORS).log_e["error"] > 5.81
 
@@ -148,8 +148,8 @@ def judged(seed: int) -> Columns:
     return columns
 
 
-def test_a_sample_at_plain_w_shows_a_harm_that_is_not_there():
-    raw = GatePolicy.default().to_mapping()["gates"]["hallucination"]
+def test_a_sample_at_plain_w_shows_a_harm_that_is_not_there() -> None:
+    raw = settings_of(GatePolicy.default(), "hallucination")
     ours = GatePolicy.from_mapping(
         {"gates": {"hallucination": {**raw, "sampling": {"stable": 0.3, "canary": 1.0}}}}
     )
@@ -162,7 +162,7 @@ def test_a_sample_at_plain_w_shows_a_harm_that_is_not_there():
     assert share_of_runs(lambda seed: log_e(seed, plain) > 6.2) == 1.0
 
 
-def test_late_onset_restarts_keep_the_whole_alpha():
+def test_late_onset_restarts_keep_the_whole_alpha() -> None:
     policy = GatePolicy.default()
 
     def rolled(seed: int) -> bool:

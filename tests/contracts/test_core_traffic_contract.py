@@ -38,7 +38,7 @@ def rig(request: pytest.FixtureRequest) -> Rig:
     )
 
 
-def table(rig: Rig) -> tuple[str, str | None, int]:
+def table(rig: Rig) -> tuple[str | None, str | None, int]:
     sight = rig.traffic.observe("chat")
     assert sight is not None
     return sight.stable, sight.canary, sight.weight_bp

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import httpx
@@ -24,6 +24,10 @@ from serving.checkpoints import Checkpoint, questions
 from serving.fleet import Launch, VersionSight
 from serving.messages import SplitSight
 from tests.ray_rig import SECRET, Engines, wait_for
+
+if TYPE_CHECKING:
+    from serving.host_ray import RayFleet
+    from serving.traffic_ray import RayTraffic
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -98,8 +102,8 @@ class Traffic:
         self, session: aiohttp.ClientSession, user: str, *, stream: bool, **more: Any
     ) -> str | None:
         prompt = questions()[hash(user) % 600].prompt
-        body = {"model": "chat", "messages": [{"role": "user", "content": prompt}], "user": user}
-        body |= {"stream": stream, **more}
+        message = {"role": "user", "content": prompt}
+        body = {"model": "chat", "messages": [message], "user": user, "stream": stream, **more}
         try:
             async with session.post(f"{self.base}/v1/chat/completions", json=body) as answer:
                 text = await answer.text()
@@ -152,8 +156,8 @@ class Service:
 
     name: str
     base: str
-    fleet: Any
-    traffic: Any
+    fleet: RayFleet
+    traffic: RayTraffic
     token: int
 
     def split(self, weight_bp: int, stable: str, canary: str | None) -> SplitSight:
@@ -181,7 +185,7 @@ class Service:
 @pytest.fixture(scope="module")
 def service(
     two_versions: Engines,
-    fleet: Any,
+    fleet: RayFleet,
     run_router: Callable[[str, int], str],
     token: Callable[[], int],
 ) -> Service:
@@ -195,7 +199,7 @@ def service(
 
 
 @pytest.fixture
-def launched(fleet: Any, token: Callable[[], int]) -> Iterator[Callable[[Launch], Launch]]:
+def launched(fleet: RayFleet, token: Callable[[], int]) -> Iterator[Callable[[Launch], Launch]]:
     """Gives versions to the fleet and takes them away afterwards."""
     given: list[Launch] = []
 
@@ -210,7 +214,7 @@ def launched(fleet: Any, token: Callable[[], int]) -> Iterator[Callable[[Launch]
         wait_for(fleet, launch.service, launch.version, "gone")
 
 
-def failed(fleet: Any, launch: Launch) -> VersionSight:
+def failed(fleet: RayFleet, launch: Launch) -> VersionSight:
     deadline_s = time.time() + 200
     while True:
         sight = {one.version: one for one in fleet.observe(launch.service) or ()}.get(launch.version)
@@ -265,7 +269,9 @@ def test_everything_of_the_cluster_listens_on_loopback(
     assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
 
 
-def test_a_second_ensure_leaves_the_processes_alone(two_versions: Engines, fleet: Any, token: Any) -> None:
+def test_a_second_ensure_leaves_the_processes_alone(
+    two_versions: Engines, fleet: RayFleet, token: Any
+) -> None:
     before = state(two_versions.stable_url)["pid"]
 
     fleet.ensure(two_versions.stable, token=token())
@@ -274,7 +280,7 @@ def test_a_second_ensure_leaves_the_processes_alone(two_versions: Engines, fleet
     assert state(two_versions.stable_url)["pid"] == before
 
 
-def test_commands_answer_within_50_ms(two_versions: Engines, fleet: Any, token: Any) -> None:
+def test_commands_answer_within_50_ms(two_versions: Engines, fleet: RayFleet, token: Any) -> None:
     took_ms = []
     for _ in range(20):
         began = time.perf_counter()
@@ -292,7 +298,7 @@ def test_a_canary_is_added_split_and_deleted_under_traffic_without_a_failed_requ
     service: Service,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],
-    fleet: Any,
+    fleet: RayFleet,
     token: Callable[[], int],
 ) -> None:
     twin = Launch(service.name, "v-twin", SECRET, model_dir=str(checkpoints["twin"].path))
@@ -336,7 +342,7 @@ def test_loads_on_one_device_wait_for_each_other(
     service: Service,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],
-    fleet: Any,
+    fleet: RayFleet,
 ) -> None:
     import ray
 
@@ -358,7 +364,7 @@ def test_loads_on_one_device_wait_for_each_other(
         time.sleep(0.1)
 
 
-def _reported(fleet: Any, launch: Launch) -> Any:
+def _reported(fleet: RayFleet, launch: Launch) -> Any:
     sights = {one.version: one for one in fleet.observe(launch.service) or ()}
     sight = sights.get(launch.version)
     return sight if sight is not None and sight.memory_bytes is not None else None
@@ -372,7 +378,7 @@ def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
     two_versions: Engines,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],
-    fleet: Any,
+    fleet: RayFleet,
     tmp_path: Path,
 ) -> None:
     pid = state(two_versions.stable_url)["pid"]
@@ -431,7 +437,7 @@ def test_tensor_parallel_workers_get_a_placement_group_with_a_bundle_each(
     two_versions: Engines,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],
-    fleet: Any,
+    fleet: RayFleet,
 ) -> None:
     import ray
     from ray.util import placement_group_table

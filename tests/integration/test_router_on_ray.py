@@ -354,7 +354,7 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(r
     line = CutLine(rig.service)
     front = RouterFront(RouterCore(rig.service, router="cut:0:1"), line)
     server = uvicorn.Server(uvicorn.Config(front, port=0, lifespan="on", log_level="critical"))
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
     serving = asyncio.run_coroutine_threadsafe(server.serve(), rig.loop.loop)
     while not server.started:
         time.sleep(0.02)

@@ -21,11 +21,19 @@ quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def block(arm: np.ndarray, w: float, y: np.ndarray, n: float = 1.0) -> Block:
-    rows = np.arange(len(y))
-    return Block(arm, np.full(len(y), w), y, np.full(len(y), n), rows, rows, rows * 1.0, rows * 0)
+    rows, at_s = np.arange(len(y)), np.arange(len(y), dtype=np.float64)
+    return Block(arm, np.full(len(y), w), y, np.full(len(y), n), rows, rows, at_s, rows * 0)
 
 
-def worst_mean(bettor: Bettor, w: float, stable_y, stable_p, canary_y, canary_p, n: float = 1.0) -> float:
+def worst_mean(
+    bettor: Bettor,
+    w: float,
+    stable_y: np.ndarray,
+    stable_p: np.ndarray,
+    canary_y: np.ndarray,
+    canary_p: np.ndarray,
+    n: float = 1.0,
+) -> float:
     """The largest mean factor over the alternatives: exact, over the coin and both arms' outcomes."""
     arm = np.repeat([False, True], [len(stable_y), len(canary_y)])
     rows, steps, _ = bettor.steps(block(arm, w, np.concatenate((stable_y, canary_y)), n))
@@ -34,7 +42,7 @@ def worst_mean(bettor: Bettor, w: float, stable_y, stable_p, canary_y, canary_p,
     return float((factors @ np.concatenate(((1 - w) * stable_p, w * canary_p))).max())
 
 
-def knowing(bettor: Bettor, stable_y, *, with_histogram: bool = False) -> Bettor:
+def knowing(bettor: Bettor, stable_y: np.ndarray, *, with_histogram: bool = False) -> Bettor:
     past = Stable(with_histogram=with_histogram)
     past.learn(np.asarray(stable_y, dtype=float))
     bettor.turn(past)
@@ -47,7 +55,9 @@ def binary(rate: float) -> tuple[np.ndarray, np.ndarray]:
 
 @quick
 @given(weights, rates, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_first_events_gain_nothing_while_the_rate_is_tolerated(w, stable, better, tolerance):
+def test_first_events_gain_nothing_while_the_rate_is_tolerated(
+    w: float, stable: float, better: float, tolerance: float
+) -> None:
     canary = better * min(1.0, (1.0 + tolerance) * stable)
 
     assert worst_mean(FirstEvents(tolerance=tolerance), w, *binary(stable), *binary(canary)) <= 1 + ROUNDING
@@ -55,7 +65,7 @@ def test_first_events_gain_nothing_while_the_rate_is_tolerated(w, stable, better
 
 @quick
 @given(weights, st.floats(0.01, 0.5), st.floats(1.3, 4.0))
-def test_first_events_gain_when_the_rate_is_worse(w, stable, ratio):
+def test_first_events_gain_when_the_rate_is_worse(w: float, stable: float, ratio: float) -> None:
     canary = min(1.0, stable * ratio * 1.2)
     assume(canary > stable * 1.4)
 
@@ -64,7 +74,9 @@ def test_first_events_gain_when_the_rate_is_worse(w, stable, ratio):
 
 @quick
 @given(weights, shares, shares, st.lists(st.integers(0, 10), min_size=80, max_size=80))
-def test_session_counts_gain_nothing_from_a_canary_no_worse(w, stable, moved, past):
+def test_session_counts_gain_nothing_from_a_canary_no_worse(
+    w: float, stable: np.ndarray, moved: np.ndarray, past: list[int]
+) -> None:
     bettor = SessionCounts(most=10)
     bettor.steps(block(np.zeros(80, dtype=bool), 0.0, np.array(past) / 10, 10.0))
     bettor.turn(Stable(with_histogram=False))
@@ -78,7 +90,9 @@ def test_session_counts_gain_nothing_from_a_canary_no_worse(w, stable, moved, pa
 
 @quick
 @given(weights, shares, shares, st.floats(0.05, 1.0), shares)
-def test_session_means_gain_nothing_while_the_mean_is_tolerated(w, stable, canary, tolerance, past):
+def test_session_means_gain_nothing_while_the_mean_is_tolerated(
+    w: float, stable: np.ndarray, canary: np.ndarray, tolerance: float, past: np.ndarray
+) -> None:
     assume(canary @ SCORES <= (1.0 + tolerance) * (stable @ SCORES))
     bettor = knowing(SessionMeans(tolerance=tolerance), past)
 
@@ -87,7 +101,9 @@ def test_session_means_gain_nothing_while_the_mean_is_tolerated(w, stable, canar
 
 @quick
 @given(weights, shares, shares, st.floats(0.0, 0.2), shares)
-def test_scores_gain_nothing_while_the_loss_is_tolerated(w, stable, canary, tolerance, past):
+def test_scores_gain_nothing_while_the_loss_is_tolerated(
+    w: float, stable: np.ndarray, canary: np.ndarray, tolerance: float, past: np.ndarray
+) -> None:
     assume(canary @ SCORES >= stable @ SCORES - tolerance)
     bettor = knowing(ScoreLoss(tolerance=tolerance, threshold=tolerance + 0.05), past)
 
@@ -96,10 +112,12 @@ def test_scores_gain_nothing_while_the_loss_is_tolerated(w, stable, canary, tole
 
 @quick
 @given(weights, shares, shares, st.floats(0.01, 0.9), shares)
-def test_a_score_is_not_proven_while_the_loss_reaches_the_margin(w, stable, canary, part, past):
-    margin = part * (stable @ SCORES)
-    most = stable @ SCORES - margin
-    kept = min(1.0, most / (canary @ SCORES))
+def test_a_score_is_not_proven_while_the_loss_reaches_the_margin(
+    w: float, stable: np.ndarray, canary: np.ndarray, part: float, past: np.ndarray
+) -> None:
+    margin = part * float(stable @ SCORES)
+    most = float(stable @ SCORES) - margin
+    kept = min(1.0, most / float(canary @ SCORES))
     canary = kept * canary + (1.0 - kept) * np.eye(11)[0]  # moved down to the margin
     bettor = knowing(ScoreProof(margin=margin), past)
 
@@ -108,11 +126,19 @@ def test_a_score_is_not_proven_while_the_loss_reaches_the_margin(w, stable, cana
 
 @quick
 @given(weights, shares, shares, st.floats(1.0, 5.0), st.floats(0.001, 0.05), st.floats(0.0, 0.1), shares)
-def test_a_rate_is_not_proven_while_it_reaches_both_margins(w, stable, canary, ratio, floor, rare, past):
+def test_a_rate_is_not_proven_while_it_reaches_both_margins(
+    w: float,
+    stable: np.ndarray,
+    canary: np.ndarray,
+    ratio: float,
+    floor: float,
+    rare: float,
+    past: np.ndarray,
+) -> None:
     none = np.eye(11)[0]
     stable, canary = rare * stable + (1 - rare) * none, rare * canary + (1 - rare) * none
-    margin = max(ratio * (stable @ SCORES), stable @ SCORES + floor)
-    short = max(0.0, (margin - canary @ SCORES) / (1.0 - canary @ SCORES))
+    before, after = float(stable @ SCORES), float(canary @ SCORES)
+    short = max(0.0, (max(ratio * before, before + floor) - after) / (1.0 - after))
     canary = (1.0 - short) * canary + short * np.eye(11)[10]  # moved up to the margin
     bettor = knowing(RateProof(ratio=ratio, floor=floor), past)
 
@@ -127,7 +153,9 @@ def test_a_rate_is_not_proven_while_it_reaches_both_margins(w, stable, canary, r
     st.floats(0.0, 0.5),
     st.integers(0, 9),
 )
-def test_shape_gains_nothing_from_values_within_the_tolerance(w, p, better, tolerance, seed):
+def test_shape_gains_nothing_from_values_within_the_tolerance(
+    w: float, p: np.ndarray, better: list[float], tolerance: float, seed: int
+) -> None:
     stable = np.sort(np.random.default_rng(seed).lognormal(6.0, 0.8, 11))
     canary = stable * (1.0 + tolerance) * np.array(better)
     past = np.random.default_rng(seed + 1).lognormal(6.0, 0.8, 500)
@@ -144,7 +172,9 @@ def test_shape_gains_nothing_from_values_within_the_tolerance(w, p, better, tole
     st.floats(1.01, 2.0),
     st.integers(0, 9),
 )
-def test_shape_is_not_proven_while_values_reach_the_margin(w, p, worse, margin, seed):
+def test_shape_is_not_proven_while_values_reach_the_margin(
+    w: float, p: np.ndarray, worse: list[float], margin: float, seed: int
+) -> None:
     stable = np.sort(np.random.default_rng(seed).lognormal(6.0, 0.8, 11))
     canary = stable * margin * np.array(worse)
     past = np.random.default_rng(seed + 1).lognormal(6.0, 0.8, 500)
@@ -155,20 +185,20 @@ def test_shape_is_not_proven_while_values_reach_the_margin(w, p, worse, margin, 
 
 @quick
 @given(weights, rates)
-def test_the_share_and_the_presence_gain_nothing_from_a_fair_coin(w, rate):
+def test_the_share_and_the_presence_gain_nothing_from_a_fair_coin(w: float, rate: float) -> None:
     for bettor in (ShareBet(), PresenceBet(on_present=True), PresenceBet(on_present=False)):
         assert worst_mean(bettor, w, *binary(rate), *binary(rate)) <= 1 + ROUNDING
 
 
 @quick
 @given(st.floats(0.0, 1.0), st.floats(0.01, 0.2))
-def test_fallback_gains_nothing_while_the_canary_serves_enough(part, most):
+def test_fallback_gains_nothing_while_the_canary_serves_enough(part: float, most: float) -> None:
     assert worst_mean(FallbackBet(most=most), 0.5, *binary(0.0), *binary(part * most)) <= 1 + ROUNDING
 
 
 @quick
 @given(shares, st.floats(0.0, 0.3))
-def test_pairs_gain_nothing_while_the_mean_difference_is_tolerated(p, tolerance):
+def test_pairs_gain_nothing_while_the_mean_difference_is_tolerated(p: np.ndarray, tolerance: float) -> None:
     differences = np.linspace(-1.0, 1.0, 11)
     assume(p @ differences <= tolerance)
 

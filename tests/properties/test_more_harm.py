@@ -22,7 +22,7 @@ def decided_at(columns: Columns, policy: str, metric: str) -> float:
 
 @quick
 @given(seeds, st.floats(0.01, 0.3), policies, st.booleans())
-def test_more_errors_never_delay_a_rollback(seed, share, policy, by_user):
+def test_more_errors_never_delay_a_rollback(seed: int, share: float, policy: str, by_user: bool) -> None:
     columns = sticky(1500, people=400, seed=seed) if by_user else requests(1500, seed=seed, error=(0.05, 0.1))
     worse = dict(columns)
     also = (columns["arm"] == 1) & (np.random.default_rng(seed).random(1500) < share)
@@ -33,7 +33,7 @@ def test_more_errors_never_delay_a_rollback(seed, share, policy, by_user):
 
 @quick
 @given(seeds, st.floats(0.0, 0.4), policies)
-def test_a_lower_quality_never_delays_a_rollback(seed, loss, policy):
+def test_a_lower_quality_never_delays_a_rollback(seed: int, loss: float, policy: str) -> None:
     columns = requests(1500, seed=seed, worse=0.05)
     worse = dict(columns)
     worse["quality"] = np.where(
@@ -45,7 +45,7 @@ def test_a_lower_quality_never_delays_a_rollback(seed, loss, policy):
 
 @quick
 @given(seeds, st.floats(1.0, 3.0), policies)
-def test_slower_answers_never_delay_a_rollback(seed, factor, policy):
+def test_slower_answers_never_delay_a_rollback(seed: int, factor: float, policy: str) -> None:
     columns = requests(1500, seed=seed, slower=1.1)
     worse = dict(columns)
     worse["latency_ms"] = np.where(columns["arm"] == 1, factor, 1.0) * columns["latency_ms"]

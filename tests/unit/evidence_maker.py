@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from evaluation.records import Draw, Score
 Columns = dict[str, np.ndarray]
 ONE_STAGE = (StagePlan(0.5, 0),)
 LATER = ("quality", "hallucinated")
+
+
+def settings_of(policy: GatePolicy, gate: str) -> dict[str, Any]:
+    """One gate of the policy, as a policy file would say it."""
+    gates = policy.to_mapping()["gates"]
+    assert isinstance(gates, dict)
+    return dict(gates[gate])
 
 
 def requests(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.ab_validity import AbValidity
+from evaluation.betting import Decision
 
 
 def fed(is_b: np.ndarray, w: float, has_outcome: np.ndarray, *, cut: int | None = None) -> AbValidity:
@@ -58,7 +59,7 @@ def test_however_the_units_are_cut_the_evidence_is_the_same() -> None:
     ]
 
 
-def decisions(validity: AbValidity) -> list[object]:
+def decisions(validity: AbValidity) -> list[Decision]:
     channels = [validity._split, *(presence.channel for presence in validity._presence)]
     return [channel.decision for channel in channels]
 

@@ -16,13 +16,13 @@ def only(columns: Columns, *metrics: str) -> Columns:
     return {name: values for name, values in columns.items() if name not in dropped}
 
 
-def test_a_canary_like_stable_is_promoted():
+def test_a_canary_like_stable_is_promoted() -> None:
     result = run(requests(8000, before=1000))
 
     assert (result.decision, result.policy) == ("promote", "default")
 
 
-def test_harm_rolls_back_and_names_its_metric_and_where():
+def test_harm_rolls_back_and_names_its_metric_and_where() -> None:
     result = run(requests(8000, before=1000, error=(0.02, 0.12)), "default")
 
     assert (result.decision, result.metric) == ("rollback", "error")
@@ -31,25 +31,25 @@ def test_harm_rolls_back_and_names_its_metric_and_where():
     assert result.log_e["error"] >= np.log(1 / 0.003)
 
 
-def test_worse_quality_rolls_back():
+def test_worse_quality_rolls_back() -> None:
     assert run(requests(8000, before=1000, worse=0.15)).metric == "quality"
 
 
-def test_slower_answers_roll_back():
+def test_slower_answers_roll_back() -> None:
     assert run(requests(8000, before=1000, slower=1.6)).metric == "latency_ms"
 
 
-def test_too_little_evidence_is_undecided():
+def test_too_little_evidence_is_undecided() -> None:
     assert run(requests(60)).decision == "undecided"
 
 
-def test_an_absent_column_is_not_gated():
+def test_an_absent_column_is_not_gated() -> None:
     result = run(only(requests(4000, before=1000), "error"))
 
     assert set(result.log_e) == {"error"}
 
 
-def test_a_rollback_is_the_same_whatever_comes_after_it():
+def test_a_rollback_is_the_same_whatever_comes_after_it() -> None:
     columns = requests(8000, before=1000, error=(0.02, 0.12))
     whole = run(columns)
 
@@ -59,7 +59,7 @@ def test_a_rollback_is_the_same_whatever_comes_after_it():
 
 
 @pytest.mark.parametrize("arm", [0, 1])
-def test_an_empty_arm_is_invalid(arm):
+def test_an_empty_arm_is_invalid(arm: int) -> None:
     columns = requests(4000, w=0.5)
     columns["arm"][:] = arm
 
@@ -70,7 +70,7 @@ def test_an_empty_arm_is_invalid(arm):
 
 
 @pytest.mark.parametrize("metric", ["quality", "hallucinated", "error"])
-def test_a_metric_that_never_arrives_is_invalid(metric):
+def test_a_metric_that_never_arrives_is_invalid(metric: str) -> None:
     columns = requests(4000)
     columns[metric][:] = np.nan
 
@@ -80,14 +80,14 @@ def test_a_metric_that_never_arrives_is_invalid(metric):
     assert "no value" in " ".join(result.reasons)
 
 
-def test_a_metric_that_stops_arriving_is_invalid():
+def test_a_metric_that_stops_arriving_is_invalid() -> None:
     columns = requests(4000)
     columns["quality"][3000:] = np.nan
 
     assert "quality: stopped arriving" in " ".join(run(columns).reasons)
 
 
-def test_many_missing_values_are_invalid():
+def test_many_missing_values_are_invalid() -> None:
     columns = requests(4000)
     columns["quality"][::5] = np.nan
 
@@ -96,7 +96,7 @@ def test_many_missing_values_are_invalid():
     )
 
 
-def test_an_outage_of_the_grader_is_over_when_it_is_over():
+def test_an_outage_of_the_grader_is_over_when_it_is_over() -> None:
     columns = requests(4000)
     columns["quality"][1000:1600] = np.nan  # 15 % of all, of both arms alike
 
@@ -105,7 +105,7 @@ def test_an_outage_of_the_grader_is_over_when_it_is_over():
     assert any("quality" in reason for reason in run(until_then).reasons)
 
 
-def test_a_few_missing_values_are_not():
+def test_a_few_missing_values_are_not() -> None:
     columns = requests(6000, before=1000)
     columns["quality"][::50] = np.nan
 
@@ -127,7 +127,9 @@ def test_a_few_missing_values_are_not():
         ({"quality": -0.2}, "quality -0.2"),
     ],
 )
-def test_a_value_that_cannot_be_evidence_is_refused_with_its_row(change, words):
+def test_a_value_that_cannot_be_evidence_is_refused_with_its_row(
+    change: dict[str, float], words: str
+) -> None:
     columns = requests(100)
     for name, value in change.items():
         columns[name][17] = value
@@ -136,7 +138,7 @@ def test_a_value_that_cannot_be_evidence_is_refused_with_its_row(change, words):
         run(columns)
 
 
-def test_an_arm_that_its_weight_excludes_is_refused():
+def test_an_arm_that_its_weight_excludes_is_refused() -> None:
     columns = requests(100, w=0.5)
     columns["w"][columns["arm"] == 1] = 0.0
 
@@ -144,7 +146,7 @@ def test_an_arm_that_its_weight_excludes_is_refused():
         run(columns)
 
 
-def test_rows_out_of_order_are_refused():
+def test_rows_out_of_order_are_refused() -> None:
     columns = requests(100)
     columns["t_s"][50] = 3.0
 
@@ -152,7 +154,7 @@ def test_rows_out_of_order_are_refused():
         run(columns)
 
 
-def test_columns_of_different_length_are_refused():
+def test_columns_of_different_length_are_refused() -> None:
     columns = requests(100)
     columns["error"] = columns["error"][:99]
 
@@ -160,7 +162,7 @@ def test_columns_of_different_length_are_refused():
         run(columns)
 
 
-def test_repeated_requests_are_refused():
+def test_repeated_requests_are_refused() -> None:
     columns = requests(100)
     columns["request_id"] = np.arange(100)
     columns["request_id"][40] = 39
@@ -169,7 +171,7 @@ def test_repeated_requests_are_refused():
         run(columns)
 
 
-def test_a_request_that_was_told_twice_is_refused():
+def test_a_request_that_was_told_twice_is_refused() -> None:
     columns = {
         name: np.repeat(values, np.where(np.arange(100) == 30, 2, 1))
         for name, values in requests(100).items()
@@ -180,7 +182,7 @@ def test_a_request_that_was_told_twice_is_refused():
 
 
 @pytest.mark.parametrize("name", ["t_s", "arm", "w", "assigned_by"])
-def test_a_needed_column_that_is_missing_is_named(name):
+def test_a_needed_column_that_is_missing_is_named(name: str) -> None:
     columns = requests(100)
     del columns[name]
 
@@ -188,7 +190,7 @@ def test_a_needed_column_that_is_missing_is_named(name):
         run(columns)
 
 
-def test_sticky_rows_need_the_name_of_their_unit():
+def test_sticky_rows_need_the_name_of_their_unit() -> None:
     columns = requests(100)
     columns["assigned_by"] = np.full(100, "sticky")
     del columns["unit"]
@@ -197,7 +199,7 @@ def test_sticky_rows_need_the_name_of_their_unit():
         run(columns)
 
 
-def test_a_column_of_words_is_refused():
+def test_a_column_of_words_is_refused() -> None:
     columns = requests(100)
     columns["latency_ms"] = np.full(100, "fast")
 
@@ -205,17 +207,17 @@ def test_a_column_of_words_is_refused():
         run(columns)
 
 
-def test_a_file_without_a_gated_metric_is_refused():
+def test_a_file_without_a_gated_metric_is_refused() -> None:
     with pytest.raises(PolicyError, match="no column is gated"):
         run(only(requests(100)))
 
 
-def test_an_unknown_policy_is_refused():
+def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(PolicyError, match="lenient"):
         run(requests(100), "lenient")
 
 
-def test_several_stages_need_to_know_which_row_is_of_which():
+def test_several_stages_need_to_know_which_row_is_of_which() -> None:
     columns = requests(6000, before=500)
     stages = (StagePlan(0.2, 200), StagePlan(0.2, 200))
 
@@ -225,7 +227,7 @@ def test_several_stages_need_to_know_which_row_is_of_which():
     assert run(columns, stages=stages).decision == "promote"
 
 
-def test_a_gate_without_alpha_never_decides():
+def test_a_gate_without_alpha_never_decides() -> None:
     policy = GatePolicy.from_mapping({"gates": {"error": {"alpha_share": 0.0}}})
 
     assert run(requests(8000, error=(0.02, 0.3)), policy).decision == "undecided"

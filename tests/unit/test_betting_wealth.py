@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from evaluation.alpha import limit_of, parts_of
-from evaluation.betting import FIRST_RESTART, RESTART_GROWTH, Block, Decision, Wealth, by_weight
+from evaluation.betting import FIRST_RESTART, RESTART_GROWTH, Bettor, Block, Decision, Wealth, by_weight
 from evaluation.latency import ShapeLoss
 from evaluation.policy import GatePolicy
 from evaluation.rates import RATIO_PRIOR, RATIOS, FirstEvents, event_table
@@ -20,21 +20,21 @@ def steps_of(seed: int, alternatives: int = 4, rows: int = 500) -> np.ndarray:
     return np.random.default_rng(seed).normal(-0.01, 0.1, (alternatives, rows))
 
 
-def test_an_event_is_weighed_as_the_formula_says():
+def test_an_event_is_weighed_as_the_formula_says() -> None:
     table = event_table(0.5, 1.0)[:, :, 0]  # rho: 1.35, 1.8, ...
 
     assert table[0].tolist() == pytest.approx([math.log(1 / 1.175), math.log(1.35 / 1.175)])
 
 
-def wealth_of(bettor, arm, y, w):
+def wealth_of(bettor: Bettor, arm: np.ndarray, y: np.ndarray, w: float) -> float:
     """The mean wealth of a bettor's alternatives after units of one weight."""
     zero = np.zeros(len(arm), dtype=np.int64)
     _, steps, _ = bettor.steps(Block(arm, np.full(len(arm), w), y, np.ones(len(arm)), zero, zero, y, zero))
-    return np.exp(steps.sum(axis=1)) @ bettor.prior / np.sum(bettor.prior)
+    return float(np.exp(steps.sum(axis=1)) @ bettor.prior / np.sum(bettor.prior))
 
 
 @pytest.mark.parametrize(("w", "tolerance", "canary"), [(0.05, 0.0, 9), (0.3, 0.25, 20), (0.5, 0.0, 2)])
-def test_first_events_are_weighed_as_scipys_binomials_do(w, tolerance, canary):
+def test_first_events_are_weighed_as_scipys_binomials_do(w: float, tolerance: float, canary: int) -> None:
     """Lindon & Malek (2022) for two cells: given 40 events, how many are the canary's?"""
     arm = np.arange(40) < canary
     null = w * (1.0 + tolerance) / (w * (1.0 + tolerance) + 1.0 - w)
@@ -46,7 +46,7 @@ def test_first_events_are_weighed_as_scipys_binomials_do(w, tolerance, canary):
     assert got == pytest.approx(float(ratios @ RATIO_PRIOR / RATIO_PRIOR.sum()), rel=1e-9)
 
 
-def test_the_served_share_is_weighed_as_scipys_binomials_do():
+def test_the_served_share_is_weighed_as_scipys_binomials_do() -> None:
     arm = np.arange(500) < 61
     odds = 0.1 / 0.9 * ODDS
     ratios = stats.binom.pmf(61, 500, odds / (1.0 + odds)) / stats.binom.pmf(61, 500, 0.1)
@@ -54,7 +54,7 @@ def test_the_served_share_is_weighed_as_scipys_binomials_do():
     assert wealth_of(ShareBet(), arm, np.zeros(500), 0.1) == pytest.approx(float(ratios.mean()), rel=1e-9)
 
 
-def test_shape_is_weighed_as_scipys_binomials_of_each_bin_do():
+def test_shape_is_weighed_as_scipys_binomials_of_each_bin_do() -> None:
     """Given the bin, the canary's odds are its ratio times the coin's: a binomial in each."""
     rng = np.random.default_rng(6)
     past = Stable(with_histogram=True)
@@ -74,7 +74,7 @@ def test_shape_is_weighed_as_scipys_binomials_of_each_bin_do():
 
 
 @pytest.mark.parametrize("w", [0.01, 0.05, 0.5])
-def test_over_scipys_binomial_the_wealth_of_events_is_one_on_average(w):
+def test_over_scipys_binomial_the_wealth_of_events_is_one_on_average(w: float) -> None:
     bettor, counts = FirstEvents(tolerance=0.5), np.arange(31)
     null = w * 1.5 / (w * 1.5 + 1.0 - w)
     worth = [wealth_of(bettor, np.arange(30) < k, np.ones(30), w) for k in counts]
@@ -82,7 +82,7 @@ def test_over_scipys_binomial_the_wealth_of_events_is_one_on_average(w):
     assert float(stats.binom.pmf(counts, 30, null) @ worth) == pytest.approx(1.0, rel=1e-9)
 
 
-def test_a_mixture_is_the_mean_of_its_bettors():
+def test_a_mixture_is_the_mean_of_its_bettors() -> None:
     steps = steps_of(1)
     prior = np.array([1.0, 2.0, 3.0, 4.0])
     wealth = Wealth(prior, restart_share=0.0)
@@ -92,7 +92,7 @@ def test_a_mixture_is_the_mean_of_its_bettors():
     assert log_e[0] == pytest.approx(math.log(np.exp(steps.sum(axis=1)) @ prior / 10))
 
 
-def test_restarts_equal_a_list_of_processes():
+def test_restarts_equal_a_list_of_processes() -> None:
     share = 0.3
     steps = steps_of(2, rows=400)
     wealth = Wealth(np.ones(4), restart_share=share)
@@ -111,7 +111,7 @@ def test_restarts_equal_a_list_of_processes():
     assert got[-1] == pytest.approx(math.log(whole))
 
 
-def test_a_restarted_wealth_finds_late_harm_that_a_single_process_misses():
+def test_a_restarted_wealth_finds_late_harm_that_a_single_process_misses() -> None:
     steps = np.concatenate((np.full((1, 600), -0.05), np.full((1, 200), 0.1)), axis=1)
     found = {}
     for share in (0.0, 0.3):
@@ -125,7 +125,7 @@ def test_a_restarted_wealth_finds_late_harm_that_a_single_process_misses():
 
 
 @pytest.mark.parametrize("cuts", [[1], [499], [3, 7, 250, 251], list(range(1, 500))])
-def test_blocks_do_not_change_a_bit(cuts):
+def test_blocks_do_not_change_a_bit(cuts: list[int]) -> None:
     steps = steps_of(3, alternatives=9)
     whole, parts = Wealth(np.ones(9), restart_share=0.2), Wealth(np.ones(9), restart_share=0.2)
     expected = whole.bet(steps, np.arange(500))
@@ -135,7 +135,7 @@ def test_blocks_do_not_change_a_bit(cuts):
     assert np.array_equal(np.concatenate(got), expected)
 
 
-def test_a_prior_can_change_only_before_anything_was_bet():
+def test_a_prior_can_change_only_before_anything_was_bet() -> None:
     wealth = Wealth(np.ones(2), restart_share=0.0)
     wealth.take_prior(np.array([3.0, 1.0]))
     wealth.bet(np.array([[0.1], [-0.1]]), np.array([0]))
@@ -144,14 +144,9 @@ def test_a_prior_can_change_only_before_anything_was_bet():
     assert np.exp(wealth.log_prior).tolist() == pytest.approx([0.75, 0.25])
 
 
-def test_a_decision_names_the_first_row_at_its_limit_and_keeps_it():
-    rows = Block.one(at_s=0.0, y=0.0, seq=0, canary=0)
-    rows = Block(
-        *(
-            np.arange(4.0) if c.dtype == float else np.arange(4)
-            for c in (getattr(rows, f) for f in rows.__slots__)
-        )
-    )
+def test_a_decision_names_the_first_row_at_its_limit_and_keeps_it() -> None:
+    places, values = np.arange(4), np.arange(4, dtype=np.float64)
+    rows = Block(places > 0, values, values, values, places, places, values, places)
     decision = Decision(limit=2.0)
     decision.observe(np.array([1.0, 2.5, 9.0, 0.0]), rows, np.arange(4))
     decision.observe(np.array([5.0]), rows, np.array([3]))
@@ -159,7 +154,7 @@ def test_a_decision_names_the_first_row_at_its_limit_and_keeps_it():
     assert (decision.seq, decision.canary, decision.at_s, decision.peak) == (1, 1, 1.0, 9.0)
 
 
-def test_looking_up_by_weight_equals_computing_each_row():
+def test_looking_up_by_weight_equals_computing_each_row() -> None:
     rng = np.random.default_rng(4)
     arm, w = rng.random(50) < 0.5, rng.choice([0.05, 0.1, 0.5], 50)
     zero = np.zeros(50, dtype=np.int64)
@@ -173,7 +168,9 @@ def test_looking_up_by_weight_equals_computing_each_row():
 
 
 @pytest.mark.parametrize(("sticky", "expected"), [(False, (0.003, 0.0, 0.0)), (True, (0.0015, 0.0015, 0.0))])
-def test_a_gate_never_spends_more_than_its_part_of_alpha(sticky, expected):
+def test_a_gate_never_spends_more_than_its_part_of_alpha(
+    sticky: bool, expected: tuple[float, float, float]
+) -> None:
     policy = GatePolicy.default()
 
     parts = parts_of(policy, policy.gate("error"), sticky=sticky)
@@ -181,7 +178,7 @@ def test_a_gate_never_spends_more_than_its_part_of_alpha(sticky, expected):
     assert (parts.first, parts.session, parts.pairs) == pytest.approx(expected)
 
 
-def test_an_epoch_ends_after_its_own_rows_whatever_the_blocks():
+def test_an_epoch_ends_after_its_own_rows_whatever_the_blocks() -> None:
     ends = []
     for size in (1, 7, 3003):
         stream = Stream(with_histogram=False)

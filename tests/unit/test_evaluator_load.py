@@ -41,13 +41,15 @@ def latency_sides(report: EvaluationReport) -> dict[tuple[str, str], tuple[Verdi
 
 
 @pytest.mark.parametrize(("ratio", "rolled_back"), [(2.0, False), (1.2, True), (1.0, True), (0.5, True)])
-def test_only_a_canary_that_carries_more_is_not_blamed_for_being_slower(ratio, rolled_back):
+def test_only_a_canary_that_carries_more_is_not_blamed_for_being_slower(
+    ratio: float, rolled_back: bool
+) -> None:
     report = lived(slow_while_one_is_lost(), ratio).report()
 
     assert (report.rollback is not None and report.rollback.metric == "latency_ms") is rolled_back
 
 
-def test_harm_in_the_other_metrics_is_found_under_any_load():
+def test_harm_in_the_other_metrics_is_found_under_any_load() -> None:
     columns = slow_while_one_is_lost()
     columns["error"][(columns["arm"] == 1) & (columns["t_s"] < BACK_S)] = 1.0
 
@@ -57,7 +59,7 @@ def test_harm_in_the_other_metrics_is_found_under_any_load():
     assert report.rollback.metric == "error"
 
 
-def test_an_overload_leaves_out_the_units_of_both_arms_and_no_other():
+def test_an_overload_leaves_out_the_units_of_both_arms_and_no_other() -> None:
     columns = slow_while_one_is_lost(errors=0.0)
     left_out = (columns["t_s"] >= LOST_S - 50.0) & (columns["t_s"] < BACK_S)
     expected = {k: v.copy() for k, v in columns.items()}
@@ -72,7 +74,7 @@ def test_an_overload_leaves_out_the_units_of_both_arms_and_no_other():
     assert told == wanted
 
 
-def test_the_same_units_are_left_out_after_a_restart():
+def test_the_same_units_are_left_out_after_a_restart() -> None:
     columns = slow_while_one_is_lost()
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     evaluator.note_load_now(2.0, since_s=LOST_S, at_s=LOST_S)
@@ -89,7 +91,7 @@ def test_the_same_units_are_left_out_after_a_restart():
     assert set(told.values()) == {(Verdict.INVALID, "not comparable: canary load 2.0x stable's")}
 
 
-def test_what_has_settled_before_the_note_stays():
+def test_what_has_settled_before_the_note_stays() -> None:
     columns = slow_while_one_is_lost()
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     for row in range(len(columns["t_s"])):
@@ -105,7 +107,7 @@ def test_what_has_settled_before_the_note_stays():
     )
 
 
-def test_harm_shown_before_an_overload_stands_in_it():
+def test_harm_shown_before_an_overload_stands_in_it() -> None:
     columns = requests(1000, slower=2.0)
     evaluator = lived(columns, 1.0)
     evaluator.note_load_now(float("inf"), since_s=float("inf"), at_s=float("inf"))
@@ -118,7 +120,7 @@ def test_harm_shown_before_an_overload_stands_in_it():
     )
 
 
-def test_flapping_adds_no_span_where_the_windows_touch():
+def test_flapping_adds_no_span_where_the_windows_touch() -> None:
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     for now_s in range(100, 1100):
         evaluator.note_load_now(1.0 + now_s % 2, since_s=now_s - 10.0, at_s=float(now_s))

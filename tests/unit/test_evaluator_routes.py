@@ -49,7 +49,7 @@ def essence(reports: tuple[GateReport, ...]) -> dict[tuple[str, str], tuple[obje
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("policy", [POLICY, GatePolicy.strict().only(*FOUR)], ids=["default", "strict"])
-def test_a_file_and_a_live_rollout_give_the_same_bits(name, policy):
+def test_a_file_and_a_live_rollout_give_the_same_bits(name: str, policy: GatePolicy) -> None:
     columns = CASES[name]()
 
     live = streamed(columns, policy, seed=1, reload_ratio=0.1).report()
@@ -58,7 +58,7 @@ def test_a_file_and_a_live_rollout_give_the_same_bits(name, policy):
 
 
 @pytest.mark.parametrize("size", [1, 97, 2400])
-def test_the_size_of_blocks_changes_no_bit(size):
+def test_the_size_of_blocks_changes_no_bit(size: int) -> None:
     columns: Columns = {k: v[:700] for k, v in CASES["sticky users"]().items()}
     expected = run(columns, POLICY, stages=ONE_STAGE)
     pipeline = Pipeline(POLICY, ONE_STAGE)
@@ -69,20 +69,20 @@ def test_the_size_of_blocks_changes_no_bit(size):
     assert essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))) == essence(expected.gates)
 
 
-def test_a_restored_evaluator_makes_the_same_snapshot():
+def test_a_restored_evaluator_makes_the_same_snapshot() -> None:
     saved = streamed(CASES["sticky users"](), POLICY, seed=2).snapshot()
 
     assert Evaluator.restore(POLICY, ONE_STAGE, saved).snapshot() == saved
 
 
-def test_a_snapshot_of_another_policy_is_refused():
+def test_a_snapshot_of_another_policy_is_refused() -> None:
     saved = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot()
 
     with pytest.raises(SnapshotMismatch, match=GatePolicy.strict().name and "restore with its own"):
         Evaluator.restore(GatePolicy.strict(), ONE_STAGE, saved)
 
 
-def test_a_snapshot_of_other_stages_is_refused():
+def test_a_snapshot_of_other_stages_is_refused() -> None:
     saved = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot()
 
     with pytest.raises(SnapshotMismatch):
@@ -90,12 +90,12 @@ def test_a_snapshot_of_other_stages_is_refused():
 
 
 @pytest.mark.parametrize("data", [b"", b"not json", b"[1]", b'{"format": 99, "digest": "", "state": {}}'])
-def test_what_is_no_snapshot_is_refused(data):
+def test_what_is_no_snapshot_is_refused(data: bytes) -> None:
     with pytest.raises(SnapshotMismatch):
         Evaluator.restore(POLICY, ONE_STAGE, data)
 
 
-def test_a_snapshot_that_lacks_a_part_is_refused():
+def test_a_snapshot_that_lacks_a_part_is_refused() -> None:
     document = json.loads(Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot())
     del document["state"]["settlement"]
 
@@ -103,7 +103,7 @@ def test_a_snapshot_that_lacks_a_part_is_refused():
         Evaluator.restore(POLICY, ONE_STAGE, json.dumps(document).encode())
 
 
-def test_state_stays_below_16_kib_a_metric():
+def test_state_stays_below_16_kib_a_metric() -> None:
     rng = np.random.default_rng(5)
     columns = requests(20_000)
     columns["latency_ms"] = rng.lognormal(6.0, 1.5, 20_000)  # every bin in use
@@ -114,7 +114,7 @@ def test_state_stays_below_16_kib_a_metric():
     assert len(snapshots.write(pipeline.metrics["latency_ms"], digest="")) <= 16 * 1024
 
 
-def test_waiting_records_survive_a_restart():
+def test_waiting_records_survive_a_restart() -> None:
     columns = requests(50)
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     for row in range(50):
@@ -137,14 +137,14 @@ def older(document: dict[str, Any], version: int) -> dict[str, Any]:
         del state["load_now"], state["overloads"]
     if version <= 1:  # the book of units as a list of pairs
         units = state["pipeline"]["units"]
-        names, places = (snapshots._decode(part) for part in units.pop("book"))
+        names, places = (np.asarray(snapshots._decode(part)) for part in units.pop("book"))
         pairs = [list(pair) for pair in zip(names.tolist(), places.tolist(), strict=True)]
         units["seen"] = {"@": "map", "items": pairs}
     return {**document, "format": version}
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_snapshot_of_an_earlier_format_goes_on_to_the_bit(version: int):
+def test_a_snapshot_of_an_earlier_format_goes_on_to_the_bit(version: int) -> None:
     saved = streamed(CASES["sticky users"](), POLICY, seed=2).snapshot()
     before = json.dumps(older(json.loads(saved), version)).encode()
 
@@ -152,11 +152,13 @@ def test_a_snapshot_of_an_earlier_format_goes_on_to_the_bit(version: int):
 
     for metric in restored.pipeline.metrics.values():
         if metric.takes_values:  # what was not counted then begins now
-            assert metric.columns[0].first.estimate.interval() is None
+            estimate = metric.columns[0].first.estimate
+            assert estimate is not None
+            assert estimate.interval() is None
     assert older(json.loads(restored.snapshot()), 3) == older(json.loads(saved), 3)
 
 
-def test_a_snapshot_of_a_later_format_is_refused():
+def test_a_snapshot_of_a_later_format_is_refused() -> None:
     saved = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot()
     later = json.dumps({**json.loads(saved), "format": snapshots.FORMAT + 1}).encode()
 

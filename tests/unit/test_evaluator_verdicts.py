@@ -10,7 +10,7 @@ from evaluation.evaluator import Evaluator
 from evaluation.gate import EvaluationReport, GateReport, Verdict
 from evaluation.policy import GatePolicy, StagePlan
 from evaluation.records import Pair
-from tests.unit.evidence_maker import draw_at, requests, scores_at, sticky, streamed
+from tests.unit.evidence_maker import Columns, draw_at, requests, scores_at, settings_of, sticky, streamed
 
 FOUR = ("error", "latency_ms", "quality", "hallucinated")
 POLICY = GatePolicy.default().only(*FOUR)
@@ -21,7 +21,14 @@ def gate_of(report: EvaluationReport, name: str, side: str = "rollback") -> Gate
     return next(r for r in report.gates if (r.gate, r.side) == (name, side))
 
 
-def staged(columns, starts, stages, policy=POLICY) -> Evaluator:
+def rollback_of(report: EvaluationReport) -> GateReport:
+    assert report.rollback is not None
+    return report.rollback
+
+
+def staged(
+    columns: Columns, starts: list[float], stages: tuple[StagePlan, ...], policy: GatePolicy = POLICY
+) -> Evaluator:
     """A rollout that enters stage i at starts[i]."""
     evaluator = Evaluator.start(policy, stages=stages, seed_latency_ms={})
     for row in range(len(columns["t_s"])):
@@ -36,13 +43,13 @@ def staged(columns, starts, stages, policy=POLICY) -> Evaluator:
     return evaluator
 
 
-def test_a_harmless_canary_passes_its_stage():
+def test_a_harmless_canary_passes_its_stage() -> None:
     report = streamed(requests(3000, before=500), POLICY, stages=(StagePlan(0.2, 200),)).report()
 
     assert (report.stage_verdict, report.rollback, report.missing) == (Verdict.PASS, None, ())
 
 
-def test_a_proof_without_enough_requests_of_the_stage_is_undecided():
+def test_a_proof_without_enough_requests_of_the_stage_is_undecided() -> None:
     report = streamed(
         requests(3000, before=500), POLICY, stages=(StagePlan(0.2, 500_000, margins={"error": 5.0}),)
     ).report()
@@ -51,15 +58,15 @@ def test_a_proof_without_enough_requests_of_the_stage_is_undecided():
     assert "of 500000 canary requests in this stage" in report.missing[-1]
 
 
-def test_harm_fails_the_stage_and_stays_said():
+def test_harm_fails_the_stage_and_stays_said() -> None:
     columns = requests(3000, error=(0.02, 0.2))
     columns["error"][2000:] = 0.0  # all is well from then on
     report = streamed(columns, POLICY).report()
 
-    assert (report.stage_verdict, report.rollback.gate) == (Verdict.FAIL, "error")
+    assert (report.stage_verdict, rollback_of(report).gate) == (Verdict.FAIL, "error")
 
 
-def test_what_is_missing_is_named_while_undecided():
+def test_what_is_missing_is_named_while_undecided() -> None:
     report = streamed(requests(40), POLICY).report()
 
     assert report.stage_verdict is Verdict.UNDECIDED
@@ -71,7 +78,7 @@ def test_what_is_missing_is_named_while_undecided():
     }
 
 
-def test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on():
+def test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on() -> None:
     columns = requests(3000, before=500)
     stages = (StagePlan(0.2, 0), StagePlan(0.2, 0))
     evaluator = staged(columns, [0.0, 2990.0], stages)
@@ -82,7 +89,7 @@ def test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on():
     assert gate_of(report, "latency_shape", "promotion").verdict is Verdict.UNDECIDED
 
 
-def test_the_proof_of_a_stage_does_not_count_for_the_next_before_it_has_units():
+def test_the_proof_of_a_stage_does_not_count_for_the_next_before_it_has_units() -> None:
     evaluator = staged(requests(3000, before=500), [0.0], (StagePlan(0.2, 0), StagePlan(0.2, 0)))
     first = evaluator.report()
     evaluator.enter_stage(1, 3000.0)
@@ -92,21 +99,21 @@ def test_the_proof_of_a_stage_does_not_count_for_the_next_before_it_has_units():
     assert verdicts == [Verdict.PASS, Verdict.UNDECIDED]
 
 
-def test_the_floor_counts_the_requests_of_the_stage_alone():
+def test_the_floor_counts_the_requests_of_the_stage_alone() -> None:
     columns = requests(3000, before=500)
     report = staged(columns, [0.0, 2000.0], (StagePlan(0.2, 0), StagePlan(0.2, 0))).report()
 
     assert report.stage_canary == int(columns["arm"][2000:].sum())
 
 
-def test_a_higher_rung_asks_for_more():
+def test_a_higher_rung_asks_for_more() -> None:
     columns = requests(3000, before=500)
     reports = [streamed(columns, ERRORS, stages=(StagePlan(0.2, n),)).report() for n in (0, 10_000)]
 
     assert [gate_of(r, "error", "promotion").verdict for r in reports] == [Verdict.PASS, Verdict.UNDECIDED]
 
 
-def test_arms_under_different_load_are_not_compared():
+def test_arms_under_different_load_are_not_compared() -> None:
     evaluator = streamed(requests(3000, before=500), POLICY)
     evaluator.note_load(stable=10.0, canary=4.0)
 
@@ -116,7 +123,7 @@ def test_arms_under_different_load_are_not_compared():
     assert report.stage_verdict is Verdict.INVALID
 
 
-def test_a_share_that_does_not_fit_its_weight_freezes_statistics():
+def test_a_share_that_does_not_fit_its_weight_freezes_statistics() -> None:
     columns = requests(4000, w=0.2, error=(0.02, 0.5))
     columns["w"][:] = 0.4  # what was logged is not what was tossed
     report = streamed(columns, ERRORS).report()
@@ -126,18 +133,18 @@ def test_a_share_that_does_not_fit_its_weight_freezes_statistics():
     assert gate_of(report, "served_share", "guard").verdict is Verdict.INVALID
 
 
-def test_harm_shown_before_the_share_broke_stands():
+def test_harm_shown_before_the_share_broke_stands() -> None:
     columns = requests(3000, w=0.2, error=(0.02, 0.5))
     columns["w"][1500:] = 0.5
     report = streamed(columns, ERRORS).report()
 
-    assert (report.frozen, report.rollback.gate) == (True, "error")
+    assert (report.frozen, rollback_of(report).gate) == (True, "error")
 
 
 @pytest.mark.parametrize(
     ("served", "verdict"), [(1.0, Verdict.PASS), (0.93, Verdict.INVALID), (0.7, Verdict.FAIL)]
 )
-def test_a_canary_that_does_not_serve_its_requests_is_not_promoted(served, verdict):
+def test_a_canary_that_does_not_serve_its_requests_is_not_promoted(served: float, verdict: Verdict) -> None:
     columns = requests(3000, before=500)
     fell_back = np.random.default_rng(1).random(3000) > served
     evaluator = Evaluator.start(ERRORS, stages=(StagePlan(0.2, 0),), seed_latency_ms={})
@@ -148,7 +155,7 @@ def test_a_canary_that_does_not_serve_its_requests_is_not_promoted(served, verdi
     assert evaluator.report().stage_verdict is verdict
 
 
-def test_scores_missing_differently_by_arm_make_the_metric_invalid():
+def test_scores_missing_differently_by_arm_make_the_metric_invalid() -> None:
     columns = requests(3000, before=500)
     silent = (columns["arm"] == 1) & (np.arange(3000) % 12 == 0)
     columns["quality"][silent] = np.nan
@@ -159,7 +166,7 @@ def test_scores_missing_differently_by_arm_make_the_metric_invalid():
     assert report.stage_verdict is Verdict.INVALID
 
 
-def test_an_invalid_metric_never_rolls_back():
+def test_an_invalid_metric_never_rolls_back() -> None:
     columns = requests(3000, before=500)
     low = (columns["arm"] == 0) & (columns["quality"] < 0.6)  # stable's bad answers are never judged
     columns["quality"][low] = np.nan
@@ -168,7 +175,7 @@ def test_an_invalid_metric_never_rolls_back():
     assert gate_of(report, "quality").verdict is Verdict.INVALID
 
 
-def test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollback():
+def test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollback() -> None:
     columns = requests(3000, before=500, error=(0.0, 0.3))
     columns["latency_ms"][columns["error"] == 1.0] = 1.0  # failing fast
     report = streamed(
@@ -179,21 +186,21 @@ def test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollb
     assert gate_of(report, "latency_shape", "promotion").verdict is Verdict.UNDECIDED
 
 
-def test_a_request_that_failed_slowly_is_harm_by_its_error_alone():
+def test_a_request_that_failed_slowly_is_harm_by_its_error_alone() -> None:
     columns = requests(3000, before=500, error=(0.0, 0.2))
     columns["latency_ms"][columns["error"] == 1.0] = 60_000.0  # time-outs
     report = streamed(columns, GatePolicy.default().only("latency_ms", "error")).report()
 
     assert gate_of(report, "latency_shape").verdict is Verdict.UNDECIDED
-    assert report.rollback.gate == "error"
+    assert rollback_of(report).gate == "error"
 
 
-def test_a_judged_sample_is_bet_at_the_odds_of_being_judged():
+def test_a_judged_sample_is_bet_at_the_odds_of_being_judged() -> None:
     rng = np.random.default_rng(2)
     columns = requests(30_000, w=0.1, seed=4)
     share = np.where(columns["arm"] == 1, 1.0, 0.2)
     columns["quality"][rng.random(30_000) > share] = np.nan
-    raw = GatePolicy.default().to_mapping()["gates"]["quality"]
+    raw = settings_of(GatePolicy.default(), "quality")
     judged = GatePolicy.from_mapping(
         {"gates": {"quality": {**raw, "sampling": {"stable": 0.2, "canary": 1.0}}}}
     )
@@ -203,8 +210,8 @@ def test_a_judged_sample_is_bet_at_the_odds_of_being_judged():
     assert run(columns, plain).decision == "invalid"  # at plain w the sample itself looks like an effect
 
 
-def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha():
-    raw = GatePolicy.default().to_mapping()["gates"]["quality"]
+def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha() -> None:
+    raw = settings_of(GatePolicy.default(), "quality")
     policy = GatePolicy.from_mapping({"gates": {"quality": {**raw, "mirrored": True}}})
     evaluator = Evaluator.start(policy, stages=(StagePlan(0.2, 0),), seed_latency_ms={})
     rng = np.random.default_rng(3)
@@ -217,11 +224,11 @@ def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha():
 
     report = evaluator.report()
 
-    assert report.rollback.reason.endswith("shown by mirrored pairs")
+    assert rollback_of(report).reason.endswith("shown by mirrored pairs")
     assert evaluator.pipeline.metrics["quality"].pairs.rows == 400
 
 
-def test_sticky_units_never_promote_by_first_requests():
+def test_sticky_units_never_promote_by_first_requests() -> None:
     """Harm from the second request on: the first requests alone look perfect."""
     columns = sticky(20_000, people=2000, w=0.2)
     order = np.zeros(20_000, dtype=int)
@@ -238,7 +245,7 @@ def test_sticky_units_never_promote_by_first_requests():
     assert (result.proofs, result.decision) == ({}, "rollback")
 
 
-def test_effective_units_count_each_unit_once():
+def test_effective_units_count_each_unit_once() -> None:
     columns = sticky(3000, people=300, w=0.2)
     columns["t_s"] = columns["t_s"] / 100.0
     report = streamed(columns, ERRORS).report()
@@ -246,7 +253,7 @@ def test_effective_units_count_each_unit_once():
     assert gate_of(report, "error").effective_units == 300
 
 
-def test_late_harm_is_found_with_restarts_and_missed_without():
+def test_late_harm_is_found_with_restarts_and_missed_without() -> None:
     columns = requests(40_000, before=1000, w=0.3, error=(0.02, 0.02))
     late = (columns["arm"] == 1) & (np.arange(40_000) > 30_000)
     columns["error"][late] = (np.random.default_rng(6).random(int(late.sum())) < 0.06).astype(float)
@@ -257,7 +264,7 @@ def test_late_harm_is_found_with_restarts_and_missed_without():
 
 
 @pytest.mark.parametrize(("warmup_s", "rolled_back"), [(0.0, True), (300.0, False)])
-def test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan(warmup_s, rolled_back):
+def test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan(warmup_s: float, rolled_back: bool) -> None:
     columns = requests(3000, before=500)
     cold = (columns["arm"] == 1) & (columns["t_s"] < 800.0)
     columns["latency_ms"][cold] *= 3.0
@@ -267,7 +274,7 @@ def test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan(warmup_s, rolled_ba
 
 
 @pytest.mark.parametrize(("slower", "verdict"), [(1.0, Verdict.PASS), (2.0, Verdict.UNDECIDED)])
-def test_a_canary_that_slows_both_arms_holds(slower, verdict):
+def test_a_canary_that_slows_both_arms_holds(slower: float, verdict: Verdict) -> None:
     columns = requests(3000, before=500)
     columns["latency_ms"][500:] *= slower
     report = streamed(columns, POLICY).report()

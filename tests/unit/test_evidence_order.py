@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def settlement() -> Settlement:
     return Settlement(keep_scores_s=600.0)
 
 
-def test_draws_come_out_in_order_of_assignment_and_only_behind_the_watermark():
+def test_draws_come_out_in_order_of_assignment_and_only_behind_the_watermark() -> None:
     waiting = settlement()
     for name, at_s in (("c", 3.0), ("a", 1.0), ("d", 4.0), ("b", 1.0)):
         waiting.add_draw(replace(GOOD, request_id=name, at_s=at_s))
@@ -30,7 +31,7 @@ def test_draws_come_out_in_order_of_assignment_and_only_behind_the_watermark():
     assert [d.request_id for d in waiting.advance(4.0, 4.0)] == ["a", "b", "c"]
 
 
-def test_a_repeated_record_counts_once():
+def test_a_repeated_record_counts_once() -> None:
     gate = evaluator()
     for _ in range(3):
         gate.add(replace(GOOD, arm=1))
@@ -39,7 +40,7 @@ def test_a_repeated_record_counts_once():
     assert (gate.report().n_canary, gate.settlement.repeated) == (1, 2)
 
 
-def test_a_record_from_before_the_watermark_is_late_and_counted_so():
+def test_a_record_from_before_the_watermark_is_late_and_counted_so() -> None:
     gate = evaluator()
     gate.advance(5.0, 5.0)
     gate.add(GOOD)
@@ -48,7 +49,7 @@ def test_a_record_from_before_the_watermark_is_late_and_counted_so():
     assert (gate.report().n_stable, gate.report().late_events) == (0, 1)
 
 
-def test_a_watermark_that_goes_back_is_refused():
+def test_a_watermark_that_goes_back_is_refused() -> None:
     gate = evaluator()
     gate.advance(5.0, 5.0)
 
@@ -56,7 +57,7 @@ def test_a_watermark_that_goes_back_is_refused():
         gate.advance(4.0, 6.0)
 
 
-def test_the_time_settles_no_score_while_the_log_is_still_being_read():
+def test_the_time_settles_no_score_while_the_log_is_still_being_read() -> None:
     gate = evaluator()
     gate.add(GOOD)
     gate.advance(5.0, 5.0)
@@ -67,7 +68,7 @@ def test_the_time_settles_no_score_while_the_log_is_still_being_read():
     assert settled_scores(gate) == 1
 
 
-def test_a_clock_that_was_set_back_is_no_error():
+def test_a_clock_that_was_set_back_is_no_error() -> None:
     gate = evaluator()
     gate.advance(5.0, 5.0)
     gate.advance(6.0, 4.0)
@@ -79,7 +80,7 @@ def settled_scores(gate: Evaluator) -> int:
     return next(r.n_stable for r in gate.report().gates if r.gate == "quality" and r.side == "rollback")
 
 
-def test_a_score_settles_as_soon_as_nothing_before_it_waits():
+def test_a_score_settles_as_soon_as_nothing_before_it_waits() -> None:
     gate = evaluator()
     for name, at_s in (("a", 1.0), ("b", 2.0)):
         gate.add(replace(GOOD, request_id=name, at_s=at_s))
@@ -92,7 +93,7 @@ def test_a_score_settles_as_soon_as_nothing_before_it_waits():
     assert (before, settled_scores(gate)) == (0, 2)
 
 
-def test_a_score_after_its_deadline_is_missing():
+def test_a_score_after_its_deadline_is_missing() -> None:
     gate = evaluator()
     gate.add(GOOD)
     gate.add(Score("a", "quality", 0.5, 602.0))  # the deadline is 600 s after 1.0
@@ -101,7 +102,7 @@ def test_a_score_after_its_deadline_is_missing():
     assert settled_scores(gate) == 0
 
 
-def test_the_first_score_of_a_request_counts():
+def test_the_first_score_of_a_request_counts() -> None:
     gate = evaluator()
     gate.add(GOOD)
     for value in (0.25, 1.0):
@@ -111,7 +112,7 @@ def test_the_first_score_of_a_request_counts():
     assert next(r.stable for r in gate.report().gates if r.gate == "quality") == 0.25
 
 
-def test_scores_that_nobody_can_ask_for_are_forgotten():
+def test_scores_that_nobody_can_ask_for_are_forgotten() -> None:
     gate = evaluator()
     gate.add(Score("unknown", "quality", 0.5, 2.0))
     gate.advance(700.0, 700.0)
@@ -137,7 +138,9 @@ def test_scores_that_nobody_can_ask_for_are_forgotten():
         ({"tokens": -5.0}, "tokens -5.0"),
     ],
 )
-def test_a_record_that_cannot_be_evidence_is_refused_by_name_and_changes_nothing(change, words):
+def test_a_record_that_cannot_be_evidence_is_refused_by_name_and_changes_nothing(
+    change: dict[str, Any], words: str
+) -> None:
     gate = evaluator()
     before = gate.snapshot()
 
@@ -150,26 +153,26 @@ def test_a_record_that_cannot_be_evidence_is_refused_by_name_and_changes_nothing
     "event",
     [Score("a", "quality", 1.5, 1.0), Score("a", "quality", math.nan, 1.0), Pair("c", "quality", -2.0, 1.0)],
 )
-def test_a_score_outside_its_range_is_refused(event):
+def test_a_score_outside_its_range_is_refused(event: Score | Pair) -> None:
     with pytest.raises(EvidenceError, match="outside"):
         evaluator().add(event)
 
 
-def test_a_seed_that_is_no_duration_is_refused():
+def test_a_seed_that_is_no_duration_is_refused() -> None:
     with pytest.raises(EvidenceError, match="latency_ms"):
         Evaluator.start(POLICY, stages=(StagePlan(0.5, 0),), seed_latency_ms={"latency_ms": [1.0, math.nan]})
 
 
-def test_stages_only_rise_and_must_exist():
+def test_stages_only_rise_and_must_exist() -> None:
     gate = evaluator()
 
     with pytest.raises(EvidenceError, match="stage 1"):
         gate.enter_stage(1, 0.0)
 
 
-def test_an_answer_that_never_came_is_an_error_and_slowest():
+def test_an_answer_that_never_came_is_an_error_and_slowest() -> None:
     gate = evaluator()
-    gate.add(replace(GOOD, error=None, latency_ms=None, flags={"censored": True}))
+    gate.add(replace(GOOD, error=True, latency_ms=None, flags={"censored": True}))
     gate.advance(10.0, 10.0)
 
     assert next(r.stable for r in gate.report().gates if r.gate == "error") == 1.0

@@ -29,37 +29,37 @@ def book() -> Units:
     return Units(session_requests=3, session_s=600.0)
 
 
-def test_a_unit_last_seen_on_stable_comes_back_at_the_conditional_weight():
+def test_a_unit_last_seen_on_stable_comes_back_at_the_conditional_weight() -> None:
     drawn = resolve(book(), (0, 0, 0.05, STICKY, 7), (9000, 1, 0.25, STICKY, 7))
 
     assert drawn.w.tolist() == pytest.approx([0.05, 0.2 / 0.95])
 
 
-def test_a_unit_seen_on_the_canary_is_not_bet_again_at_a_higher_weight():
+def test_a_unit_seen_on_the_canary_is_not_bet_again_at_a_higher_weight() -> None:
     drawn = resolve(book(), (0, 1, 0.05, STICKY, 7), (9000, 1, 0.25, STICKY, 7))
 
     assert drawn.place.tolist() == [1, 0]
 
 
-def test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session():
+def test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session() -> None:
     drawn = resolve(book(), *[(at, 0, 0.1, STICKY, 7) for at in (0, 10, 20, 30)])
 
     assert (drawn.place.tolist(), drawn.draw.tolist()[:3]) == ([1, 2, 3, 0], [0, 0, 0])
 
 
-def test_a_session_ends_with_its_time():
+def test_a_session_ends_with_its_time() -> None:
     drawn = resolve(book(), (0, 0, 0.1, STICKY, 7), (600, 0, 0.1, STICKY, 7), (601, 0, 0.1, STICKY, 7))
 
     assert drawn.place.tolist() == [1, 2, 0]
 
 
-def test_a_request_under_a_token_belongs_to_the_draw_of_the_token():
+def test_a_request_under_a_token_belongs_to_the_draw_of_the_token() -> None:
     drawn = resolve(book(), (0, 0, 0.05, STICKY, 7), (60, 0, 0.05, HELD, 7))
 
     assert (drawn.place.tolist(), drawn.draw.tolist(), drawn.w.tolist()) == ([1, 2], [0, 0], [0.05, 0.05])
 
 
-def test_a_token_reveals_nothing_new_of_its_bucket():
+def test_a_token_reveals_nothing_new_of_its_bucket() -> None:
     units = book()
     resolve(units, (0, 0, 0.05, STICKY, 7))
     resolve(units, (60, 0, 0.25, HELD, 7))  # carries the stage's weight by mistake
@@ -69,28 +69,28 @@ def test_a_token_reveals_nothing_new_of_its_bucket():
     assert drawn.w.tolist() == pytest.approx([0.2 / 0.95])
 
 
-def test_a_token_of_an_unknown_draw_is_no_evidence():
+def test_a_token_of_an_unknown_draw_is_no_evidence() -> None:
     assert resolve(book(), (0, 1, 0.05, HELD, 7)).place.tolist() == [0]
 
 
-def test_what_was_not_drawn_is_no_evidence():
+def test_what_was_not_drawn_is_no_evidence() -> None:
     assert resolve(book(), (0, 1, 0.5, LEFT_OUT, 7), (1, 0, 0.5, LEFT_OUT, 8)).place.tolist() == [0, 0]
 
 
-def test_a_request_before_the_canary_teaches_but_does_not_spend_the_unit():
+def test_a_request_before_the_canary_teaches_but_does_not_spend_the_unit() -> None:
     drawn = resolve(book(), (0, 0, 0.0, STICKY, 7), (9000, 0, 0.1, STICKY, 7))
 
     assert drawn.w.tolist() == [0.0, 0.1]
 
 
-def test_an_arm_that_contradicts_the_bucket_is_counted_and_left_out():
+def test_an_arm_that_contradicts_the_bucket_is_counted_and_left_out() -> None:
     units = book()
     drawn = resolve(units, (0, 1, 0.05, STICKY, 7), (9000, 0, 0.25, STICKY, 7))
 
     assert (drawn.place.tolist(), units.contradictions) == ([1, 0], 1)
 
 
-def test_a_unit_keeps_its_name_whatever_gave_the_key():
+def test_a_unit_keeps_its_name_whatever_gave_the_key() -> None:
     units = book()
     key = unit_hash("user-1")
     resolve(units, (0, 1, 0.05, kind_of("sticky"), key))
@@ -103,13 +103,13 @@ def test_a_unit_keeps_its_name_whatever_gave_the_key():
     [("request", REQUEST), ("heavy", REQUEST), ("sticky", STICKY), ("fallback", STICKY), ("pin", HELD)]
     + [(word, LEFT_OUT) for word in ("force", "no-capacity", "no-lease", "fenced", "excess", "mirror")],
 )
-def test_only_what_was_decided_without_the_coin_is_left_out(word, kind):
+def test_only_what_was_decided_without_the_coin_is_left_out(word: str, kind: int) -> None:
     assert kind_of(word) == kind
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10_000), st.lists(st.floats(0.01, 0.9), min_size=1, max_size=6))
-def test_the_conditional_weights_add_up_to_the_bucket(bucket, weights):
+def test_the_conditional_weights_add_up_to_the_bucket(bucket: int, weights: list[float]) -> None:
     """Whatever weights a unit meets, its coins multiply to the probability of what its bucket showed."""
     place = bucket / 10_001
     low, high, chance = 0.0, 1.0, 1.0
@@ -123,7 +123,7 @@ def test_the_conditional_weights_add_up_to_the_bucket(bucket, weights):
     assert chance == pytest.approx(high - low)
 
 
-def test_forgetting_closed_sessions_changes_no_answer():
+def test_forgetting_closed_sessions_changes_no_answer() -> None:
     rows = [(float(at), 0, 0.1, STICKY, at // 2) for at in range(9000)]
     swept, kept = book(), book()
     kept._sweep = lambda now_s: None  # type: ignore[method-assign]

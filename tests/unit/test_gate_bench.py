@@ -83,7 +83,8 @@ def test_no_time_left_measures_nothing(tmp_path: Path) -> None:
 
 
 def told(case: Case, rows: list[Row]) -> dict[str, Any]:
-    return as_json({case.name: summarise(case, rows)}, {}, digest="x")["cases"][case.name]
+    line: dict[str, Any] = as_json({case.name: summarise(case, rows)}, {}, digest="x")["cases"][case.name]
+    return line
 
 
 def rows(n: int, rang: int, **more: int | None) -> list[Row]:

@@ -6,30 +6,30 @@ from evaluation.metrics import Kind
 from evaluation.policy import GatePolicy, PolicyError
 
 
-def test_a_policy_survives_its_mapping():
+def test_a_policy_survives_its_mapping() -> None:
     policy = GatePolicy.strict()
 
     assert GatePolicy.from_mapping(policy.to_mapping()) == policy
 
 
-def test_default_tolerates_half_of_each_threshold_and_strict_nothing():
+def test_default_tolerates_half_of_each_threshold_and_strict_nothing() -> None:
     ratios = {gate.tolerance / gate.threshold for gate in GatePolicy.default().gates}
     nothing = {gate.tolerance for gate in GatePolicy.strict().gates}
 
     assert (ratios, nothing) == ({0.5}, {0.0})
 
 
-def test_shares_add_up_to_the_whole_alpha():
+def test_shares_add_up_to_the_whole_alpha() -> None:
     assert sum(gate.alpha_share for gate in GatePolicy.default().gates) == pytest.approx(1.0)
 
 
-def test_a_changed_threshold_brings_its_own_tolerance():
+def test_a_changed_threshold_brings_its_own_tolerance() -> None:
     policy = GatePolicy.from_mapping({"gates": {"error": {"threshold": 1.0}}})
 
     assert policy.gate("error").tolerance == 0.5
 
 
-def test_any_change_that_decides_changes_the_digest():
+def test_any_change_that_decides_changes_the_digest() -> None:
     digests = {
         GatePolicy.default().digest(),
         GatePolicy.strict().digest(),
@@ -40,7 +40,7 @@ def test_any_change_that_decides_changes_the_digest():
     assert len(digests) == 4
 
 
-def test_a_new_gate_is_made_from_metric_kind_and_threshold():
+def test_a_new_gate_is_made_from_metric_kind_and_threshold() -> None:
     raw = {"metric": "truncated", "kind": "rate", "threshold": 0.5, "alpha_share": 0.1}
 
     gate = GatePolicy.from_mapping({"gates": {"truncation": raw}}).gate("truncation")
@@ -73,12 +73,12 @@ def test_a_new_gate_is_made_from_metric_kind_and_threshold():
         ({"units": "people"}, "people"),
     ],
 )
-def test_a_policy_that_cannot_hold_is_refused_by_name(raw, words):
+def test_a_policy_that_cannot_hold_is_refused_by_name(raw: dict[str, object], words: str) -> None:
     with pytest.raises(PolicyError, match=words.replace(".", r"\.")):
         GatePolicy.from_mapping(raw)
 
 
-def test_a_stage_takes_the_highest_rung_that_it_reaches():
+def test_a_stage_takes_the_highest_rung_that_it_reaches() -> None:
     policy = GatePolicy.default()
 
     margins = [policy.rung_for(n).margins["error"] for n in (0, 799, 800, 9_999, 10_000)]

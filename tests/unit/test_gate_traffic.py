@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_the_fixed_horizon_rings_when_scipys_test_does() -> None:
     agreed = 0
     for rep in range(20):
         events = simulate(case, rep)
-        got = {name: np.asarray(column) for name, column in events.columns.items()}
+        got: dict[str, Any] = {name: np.asarray(column) for name, column in events.columns.items()}
         whole = int(got["arm"].sum()) // 20 * 20
         rows = (got["w"] > 0) & (np.cumsum(got["arm"]) - got["arm"] < whole)
         y1, y0 = (got["error"][rows & (got["arm"] == arm)] for arm in (1, 0))

@@ -182,10 +182,10 @@ def scored(n: int, seed: int, *, loss: float = 0.0, as_rate: bool = False) -> Bl
     w = np.where(np.arange(n) < n // 2, 0.1, 0.3)
     arm = rng.random(n) < w
     mean = 0.7 + 0.1 * np.sin(np.arange(n) / 200) - loss * arm
-    y = (rng.random(n) < 1 - mean) * 1.0 if as_rate else rng.beta(4 * mean, 4 * (1 - mean))
+    y = (rng.random(n) < 1 - mean).astype(np.float64) if as_rate else rng.beta(4 * mean, 4 * (1 - mean))
     places = np.arange(n, dtype=np.int64)
     zeros = np.zeros(n, dtype=np.int64)
-    return Block(arm, w, y, np.ones(n), places, np.cumsum(arm), places * 1.0, zeros)
+    return Block(arm, w, y, np.ones(n), places, np.cumsum(arm), places.astype(np.float64), zeros)
 
 
 @pytest.mark.parametrize("cuts", [(1,), (64, 65), (100, 700, 701, 1999)])

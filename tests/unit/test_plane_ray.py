@@ -104,7 +104,7 @@ def test_a_table_that_does_not_answer_is_unreachable_when_told_and_none_when_ask
 
 
 def test_the_planes_exceptions_become_ours() -> None:
-    fleet, hand = PlaneFleet(Engines(), lambda *_: None), Hand()  # type: ignore[arg-type,return-value]
+    fleet, hand = PlaneFleet(Engines(), lambda *_: None), Hand()  # type: ignore[arg-type]
     hand.stale = True
 
     with pytest.raises(Unreachable):
@@ -125,7 +125,7 @@ def test_only_the_tombstoned_rollout_is_tombstoned() -> None:
 
 
 def test_a_version_whose_memory_is_free_is_not_listed() -> None:
-    sights = PlaneFleet(Engines(), lambda *_: None).observe("chat")  # type: ignore[arg-type,return-value]
+    sights = PlaneFleet(Engines(), lambda *_: None).observe("chat")  # type: ignore[arg-type]
 
     assert sights is not None
     assert [(sight.version, sight.phase) for sight in sights] == [

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from serving.messages import Arm, Replica, RouteTable
+from serving.messages import Arm, Replica, RouteTable, SplitSight
 from serving.route_table import BadSplit, Poll, Split, StaleToken, TableCore
 
 CANARY_URL = "http://canary"
@@ -22,7 +22,9 @@ class Service:
         self.core.set_replicas(Arm("v-1", (Replica("http://stable"),)))
         self.core.set_replicas(Arm("v-2", (Replica(CANARY_URL),)))
 
-    def split(self, weight_bp: int, canary: str | None = "v-2", *, token: int = 1, **other: str):  # type: ignore[no-untyped-def]
+    def split(
+        self, weight_bp: int, canary: str | None = "v-2", *, token: int = 1, **other: str
+    ) -> SplitSight:
         split = Split(
             other.get("rollout", "r-1"), "salt", other.get("stable", "v-1"), canary, weight_bp, stage=1
         )
@@ -31,7 +33,7 @@ class Service:
     def poll(self, router: str, applied: tuple[int, int] | None = None) -> None:
         self.core.poll(Poll(router, applied or self.core.mark), now_s=self.now_s)
 
-    def sight(self):  # type: ignore[no-untyped-def]
+    def sight(self) -> SplitSight:
         return self.core.sight(now_s=self.now_s)
 
     def fence(self) -> None:

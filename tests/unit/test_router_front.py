@@ -64,7 +64,9 @@ class Engine:
         answer = {"id": f"id-{self.text}", "object": "chat.completion", "created": 1, "model": "chat"}
         return web.json_response({**answer, "choices": [choice], "usage": usage}, headers={"x-extra": "1"})
 
-    async def stream(self, request: web.Request, chunks: list[bytes], gap_s: float = 0.0):  # type: ignore[no-untyped-def]
+    async def stream(
+        self, request: web.Request, chunks: list[bytes], gap_s: float = 0.0
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for one in chunks:

@@ -17,9 +17,9 @@ def units(n: int, seed: int, *, rate: float = 0.05, harm: float = 1.0, w: float 
     rng = np.random.default_rng(seed)
     arm = rng.random(n) < w
     y = (rng.random(n) < rate * np.where(arm, harm, 1.0)).astype(np.float64)
-    ones = np.ones(n)
+    ones, at_s = np.ones(n), np.arange(n, dtype=np.float64)
     places = np.arange(n, dtype=np.int64)
-    return Block(arm, w * ones, y, ones, places, np.cumsum(arm), places * 1.0, np.zeros(n, dtype=np.int64))
+    return Block(arm, w * ones, y, ones, places, np.cumsum(arm), at_s, np.zeros(n, dtype=np.int64))
 
 
 def named(alarms: SegmentAlarms) -> list[str]:
