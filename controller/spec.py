@@ -235,9 +235,6 @@ class PolicySpec(_Strict):
     rungs: tuple[RungSpec, ...] | None = Field(
         default=None, description="what stages must prove, by their min_canary; the first has 0"
     )
-    settle: Duration | None = Field(
-        default=None, description="how long an answer may take before it counts as lost"
-    )
     holdback: Weight = 500
     bake: Duration = 7200.0
     load_timeout: Duration = 900.0
@@ -314,8 +311,6 @@ class PolicySpec(_Strict):
         }
         if self.alpha is not None:
             raw["alpha"] = self.alpha
-        if self.settle is not None:
-            raw["settle_s"] = self.settle
         if self.units is not None:
             raw["units"] = self.units
         if self.proof_canary is not None:

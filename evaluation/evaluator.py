@@ -26,7 +26,7 @@ from evaluation.gate import EvaluationReport, GateReport, Verdict
 from evaluation.metrics import CATALOGUE
 from evaluation.pipeline import Lane, Pipeline
 from evaluation.policy import GatePolicy, StagePlan
-from evaluation.records import Draw, EvidenceError, Pair, Score, check_draw, check_pair, check_score
+from evaluation.records import SETTLE_S, Draw, EvidenceError, Pair, Score, check_draw, check_pair, check_score
 from evaluation.sessions import Rows
 from evaluation.settlement import Settlement
 from evaluation.snapshot import SnapshotMismatch
@@ -314,8 +314,8 @@ def _value(draw: Draw, metric: str) -> float:
         return float(draw.flags[metric])
     if metric not in _FIELDS:
         return float("nan")
-    if draw.flags.get("censored") and metric in ("latency_ms", "error"):
-        return float("inf") if metric == "latency_ms" else 1.0
+    if metric == "latency_ms" and draw.flags.get("censored"):
+        return SETTLE_S * 1000.0
     value = getattr(draw, metric)
     return float("nan") if value is None else float(value)
 

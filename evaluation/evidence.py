@@ -19,11 +19,12 @@ from evaluation.alpha import limit_of, parts_of
 from evaluation.betting import Bettor, Block, Channel, Floats
 from evaluation.estimates import Estimate, EventCounts, MeanGap, MedianRatio
 from evaluation.histogram import LogHistogram
-from evaluation.latency import Exceedance, ShapeLoss, ShapeProof
+from evaluation.latency import Exceedance, ShapeLoss, ShapeProof, below_the_cut
 from evaluation.metrics import VALUES, Kind
 from evaluation.policy import Gate, GatePolicy
 from evaluation.presence import Presence
 from evaluation.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.records import SETTLE_S
 from evaluation.scores import PairLoss, ScoreLoss, ScoreProof
 from evaluation.sessions import Rows, Sessions
 from evaluation.stream import Stream
@@ -79,6 +80,7 @@ class MetricEvidence:
         self.name = metric
         self.gates = policy.gates_for(metric)
         self.takes_values = metric in VALUES
+        self._longest = SETTLE_S * 1000.0 if metric == "latency_ms" else math.inf
         self._restart_share = policy.restart_share
         self._proof_limit = limit_of(policy.promotion_alpha)
         self._least_canary = policy.proof_canary
@@ -135,6 +137,12 @@ class MetricEvidence:
             return raw[None, :]
         waited = np.where(failed, np.nan, raw)  # failing fast must not look fast
         slowest = np.where(failed & ~rows.cold, np.inf, raw)
+        if self._longest < math.inf:
+            # Rollback sees the wait cut off on both arms, before the tolerance divides it: infinite on both
+            # would make a tolerable canary worse where the cut lies among stable's values. A proof takes
+            # what was cut off for the slowest, or the canary's, divided by the margin, would pass for fast.
+            slowest = np.where(raw >= self._longest, np.inf, slowest)
+            waited = np.minimum(waited, self._longest)
         out = [waited, slowest] if self._has_shape_columns else []
         for exceedance, times in zip(self.exceedances, self._times, strict=True):
             out.extend(exceedance.of(waited, slowest, rows.arm, times))
@@ -261,14 +269,18 @@ class MetricEvidence:
             estimates = (MedianRatio(), None)
             self.columns[:0] = [Column(by_event=False, with_histogram=True, estimate=e) for e in estimates]
         waited, slowest = self.columns[:2]
-        self._rollback(gate, "first", waited.first, ShapeLoss(tolerance=gate.tolerance))
-        self._rollback(gate, "session", waited.units, ShapeLoss(tolerance=gate.tolerance))
+        self._rollback(gate, "first", waited.first, self._shape_loss(gate))
+        self._rollback(gate, "session", waited.units, self._shape_loss(gate))
         for margin, floor in proofs:
             self._proof(gate, slowest.units, ShapeProof(margin=margin), margin, floor, staged=True)
 
+    def _shape_loss(self, gate: Gate) -> ShapeLoss:
+        return ShapeLoss(tolerance=gate.tolerance, longest=self._longest)
+
     def _add_percentile(self, gate: Gate, policy: GatePolicy, proofs: Sequence[tuple[float, float]]) -> None:
         assert gate.percentile is not None
-        self.exceedances.append(Exceedance(percentile=gate.percentile))
+        highest = below_the_cut(self._longest, 1.0 + gate.tolerance)
+        self.exceedances.append(Exceedance(percentile=gate.percentile, highest=highest))
         self._times.append((1.0 + gate.tolerance, *(margin for margin, _ in proofs)))
         column = Column(by_event=True, with_histogram=False, estimate=EventCounts())
         self.columns.append(column)

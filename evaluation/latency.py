@@ -49,6 +49,14 @@ def stretched(values: Floats, start: float, end: float, factor: float) -> Floats
     return moved
 
 
+def below_the_cut(longest: float, times: float) -> float:
+    """The highest bound that a canary's value can pass which was cut off at `longest` and divided by `times`.
+
+    Above it stable's value would count as slower than the canary's, though both were cut off alike.
+    """
+    return longest / times * 0.999
+
+
 class ShapeLoss:
     """Rollback: bets that canary values / m0 lie higher, in bins at stable's percentiles.
 
@@ -57,8 +65,10 @@ class ShapeLoss:
 
     __state__ = ("edges", "log_ratios")
 
-    def __init__(self, *, tolerance: float) -> None:
+    def __init__(self, *, tolerance: float, longest: float = np.inf) -> None:
+        """`longest`: where values were cut off, of both arms; infinite: nowhere."""
         self._m0 = 1.0 + tolerance
+        self._last_edge = below_the_cut(longest, self._m0)
         self.prior: Floats = np.array((*SCALE_PRIOR, *STRETCH_PRIOR, *TAIL_PRIOR))
         self.edges: Floats = np.empty(0)
         self.log_ratios: Floats = np.zeros((len(self.prior), 1))
@@ -74,7 +84,7 @@ class ShapeLoss:
         if histogram is None or histogram.total < LEAST_VALUES:
             return
         values, shares = histogram.occupied()
-        self.edges = np.unique(histogram.upper_edges(QUANTILES))
+        self.edges = np.unique(np.minimum(histogram.upper_edges(QUANTILES), self._last_edge))
         p95, p99 = histogram.upper_edges(np.array([0.95, 0.99]))
         moved = [values * scale for scale in SCALES]
         moved += [stretched(values, p95, max(p99, p95 * 1.01), factor) for factor in STRETCHES]
@@ -147,8 +157,10 @@ class Exceedance:
 
     __state__ = ("threshold", "stable", "rows", "until")
 
-    def __init__(self, *, percentile: float) -> None:
+    def __init__(self, *, percentile: float, highest: float = np.inf) -> None:
+        """`highest`: the threshold never passes it."""
         self._percentile = percentile
+        self._highest = highest
         self.threshold = float("nan")
         self.stable = Stable(with_histogram=True)
         self.rows = 0
@@ -188,4 +200,5 @@ class Exceedance:
     def _turn(self) -> None:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= LEAST_VALUES:
-            self.threshold = float(histogram.upper_edges(np.array([self._percentile]))[0])
+            at = float(histogram.upper_edges(np.array([self._percentile]))[0])
+            self.threshold = min(at, self._highest)

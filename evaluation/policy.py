@@ -127,7 +127,6 @@ class GatePolicy:
     )
     session_requests: int = 10
     session_s: float = 600.0
-    settle_s: float = 60.0
     restart_share: float = 0.3  # prior of the processes that start later; 0 turns late-onset restarts off
     max_missing: float = 0.10
     load_ratio: float = 1.25
@@ -205,8 +204,8 @@ def _check_policy(policy: GatePolicy) -> None:
         raise PolicyError(f"units {policy.units!r} is unknown; use auto, request or sticky")
     if policy.proof_canary < 0:
         raise PolicyError(f"proof_canary {policy.proof_canary} is below 0; use 100")
-    if policy.session_requests < 1 or policy.session_s <= 0.0 or policy.settle_s <= 0.0:
-        raise PolicyError("session_requests, session_s and settle_s must be above 0; use 10, 600 and 60")
+    if policy.session_requests < 1 or policy.session_s <= 0.0:
+        raise PolicyError("session_requests and session_s must be above 0; use 10 and 600")
     names = [gate.name for gate in policy.gates]
     if len(set(names)) != len(names):
         raise PolicyError(f"gates {names} repeat a name; give each gate its own")
@@ -269,7 +268,6 @@ _PLAIN = (
     "proof_canary",
     "session_requests",
     "session_s",
-    "settle_s",
     "restart_share",
     "max_missing",
     "load_ratio",

@@ -26,6 +26,9 @@ from dataclasses import dataclass, field
 STABLE = 0
 CANARY = 1
 
+#: How long an answer is waited for. What takes longer is told as it stands then, and is censored.
+SETTLE_S = 60.0
+
 #: Tossed anew for each request, so the request is the unit.
 PER_REQUEST = frozenset({"request", "heavy"})
 #: Held by the affinity token of an earlier draw: belongs to that draw, never bet again.
@@ -65,8 +68,8 @@ class Draw:
     stable looks like and is never bet. `w == 1` on the canary is no evidence. Times in seconds since the
     epoch, durations in ms. `assigned_by`: 'request' (each request its own unit), 'pin' (affinity token),
     one of `NOT_DRAWN`, anything else means a sticky unit. `flags` are rates by name (truncated, empty,
-    refused, cancelled); `censored` marks an answer that had not come within the settlement window: the
-    slowest there is.
+    refused, cancelled); `censored` marks an answer that was not complete after `SETTLE_S`: the slowest there
+    is, and an error only if `error` says so (not a byte of it had come).
     """
 
     request_id: str
