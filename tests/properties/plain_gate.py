@@ -1,0 +1,320 @@
+"""A whole rollout judged once more in plain Python: draws, sessions, columns, every channel of every gate.
+
+One pass for each channel over lists of units; nothing is incremental, nothing is shared. The contract that
+it spells out is EVALUATION.md's, section 1. Left out on purpose: settlement (the columns are in order).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from evaluation.alpha import limit_of, parts_of
+from evaluation.metrics import VALUES, Kind
+from evaluation.pipeline import proofs_by_gate
+from evaluation.policy import Gate, GatePolicy, StagePlan
+from evaluation.presence import MISSING_ALPHA
+from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
+from tests.properties.plain_bets import (
+    PlainFallback,
+    PlainFirstEvents,
+    PlainOdds,
+    PlainPairs,
+    PlainRateProof,
+    PlainScore,
+    PlainSessionCounts,
+    PlainSessionMeans,
+    PlainShape,
+)
+from tests.properties.plain_play import Bet, Past, Played, Unit, epoch_ends, play
+from tests.unit.evidence_maker import Columns
+
+Key = tuple[str, str, float]  # gate, use, margin
+NAN = float("nan")
+
+
+@dataclass
+class Drawn:
+    """One toss of the coin: P(canary), the arm, and the rows that belong to it."""
+
+    w: float
+    arm: int
+    at_s: float
+    single: bool
+    rows: list[int] = field(default_factory=list)
+
+
+def draws_of(columns: Columns, policy: GatePolicy) -> list[Drawn]:
+    """Units in order of their draws: a unit is what the coin was tossed for, w belongs to the draw."""
+    buckets: dict[object, tuple[float, float]] = {}
+    current: dict[object, Drawn] = {}
+    out: list[Drawn] = []
+    for row in range(len(columns["t_s"])):
+        at, arm, w = float(columns["t_s"][row]), int(columns["arm"][row]), float(columns["w"][row])
+        name, how = columns["unit"][row], str(columns["assigned_by"][row])
+        if how in NOT_DRAWN:
+            continue
+        if how in PER_REQUEST:
+            if w < 1.0:
+                out.append(Drawn(w, arm, at, True, [row]))
+            continue
+        low, high = buckets.get(name, (0.0, 1.0))
+        chance = min(max((min(w, high) - low) / (high - low), 0.0), 1.0)
+        if how not in PINNED and name in buckets and chance == 1.0 - arm:
+            continue  # the arm contradicts what is known of the bucket
+        if how not in PINNED and (name not in buckets or 0.0 < chance < 1.0):
+            buckets[name] = (low, min(max(w, low), high)) if arm else (min(max(w, low), high), high)
+            current[name] = Drawn(chance, arm, at, False, [row])
+            out.append(current[name])
+        elif name in current:
+            held = current[name]
+            if len(held.rows) == policy.session_requests or at > held.at_s + policy.session_s:
+                del current[name]
+            elif arm == held.arm:
+                held.rows.append(row)
+    return [drawn for drawn in out if drawn.w < 1.0]
+
+
+@dataclass
+class Rollout:
+    """The columns with what every channel needs of them."""
+
+    columns: Columns
+    policy: GatePolicy
+    stages: Sequence[StagePlan]
+    seed: Mapping[str, Sequence[float]]
+
+    def __post_init__(self) -> None:
+        self.draws = draws_of(self.columns, self.policy)
+        self.owner = {row: drawn for drawn in self.draws for row in drawn.rows}
+        self.rows = sorted(self.owner)
+        size = len(self.columns["t_s"])
+        counted = [
+            int(
+                self.columns["arm"][row] == 1
+                and str(self.columns["assigned_by"][row]) not in NOT_DRAWN
+                and self.columns["w"][row] > 0.0
+            )
+            for row in range(size)
+        ]
+        self.canary = [sum(counted[: row + 1]) for row in range(size)]
+        given = self.columns.get("stage")
+        self.stage = [0 if given is None else int(given[row]) for row in range(size)]
+        failed = self.columns.get("error")
+        self.failed = [failed is not None and failed[row] == 1.0 for row in range(size)]
+
+    def is_cold(self, row: int) -> bool:
+        """Within the warm-up of its stage, which begins with the stage's first drawn request."""
+        w, stage = self.columns["w"], self.stage[row]
+        if w[row] == 0.0:
+            return False
+        start = next(r for r in range(len(w)) if w[r] > 0.0 and self.stage[r] == stage)
+        return bool(self.columns["t_s"][row] < self.columns["t_s"][start] + self.stages[stage].warmup_s)
+
+    def coin(self, w: float, gate: Gate) -> float:
+        """P(canary) given that the unit was judged."""
+        canary, stable = w * gate.sampling.canary, (1.0 - w) * gate.sampling.stable
+        return canary / (canary + stable)
+
+    def unit(self, row: int, y: float, gate: Gate) -> Unit:
+        drawn = self.owner[row]
+        w = self.coin(drawn.w, gate)
+        return Unit(drawn.arm, w, y, 1.0, row, self.canary[row], self.stage[row])
+
+    def raw(self, metric: str) -> list[float]:
+        values = [float(v) for v in self.columns[metric]]
+        if metric in VALUES:
+            return [NAN if self.is_cold(row) else v for row, v in enumerate(values)]
+        return values
+
+    def firsts(self, values: Sequence[float], gate: Gate, *, by_event: bool) -> list[Unit]:
+        """First requests; by event, the first event of each draw, and its first request without one."""
+        chosen = []
+        for drawn in self.draws:
+            chosen += [drawn.rows[0]] if not (by_event and values[drawn.rows[0]] > 0.0) else []
+            if by_event:
+                chosen += [row for row in drawn.rows if values[row] > 0.0][:1]
+        return [self.unit(row, values[row], gate) for row in sorted(chosen) if not math.isnan(values[row])]
+
+    def sessions(self, values: Sequence[float], gate: Gate) -> list[Unit]:
+        """The mean of each draw's session, in the order of the draws; first requests alone where the arms are
+        judged at different rates."""
+        out, seq, canary = [], -1, 0
+        first_only = gate.sampling.stable != gate.sampling.canary
+        for drawn in self.draws:
+            closed = self.closed_at(drawn)
+            seq, canary = max(seq, closed), max(canary, self.canary[closed])
+            asked = drawn.rows[:1] if first_only else drawn.rows
+            got = [values[row] for row in asked if not math.isnan(values[row])]
+            if got:
+                unit = self.unit(drawn.rows[0], sum(got) / len(got), gate)
+                unit.n, unit.seq, unit.canary = float(len(got)), seq, canary
+                out.append(unit)
+        return out
+
+    def closed_at(self, drawn: Drawn) -> int:
+        """The row with which a session is over: its own, its tenth, or the last within its time."""
+        if drawn.single:
+            return drawn.rows[0]
+        if len(drawn.rows) == self.policy.session_requests:
+            return drawn.rows[-1]
+        end = drawn.at_s + self.policy.session_s
+        return max(row for row in self.rows if self.columns["t_s"][row] <= end)
+
+    def exceeds(self, gate: Gate, times: float, *, proof: bool) -> list[float]:
+        """1 above stable's past percentile, the canary's value divided by `times` first; a failed request is
+        missing in rollback and slowest in promotion. NaN: missing, or no percentile yet."""
+        assert gate.percentile is not None
+        raw, past, out = self.raw(gate.metric), Past(), [NAN] * len(self.columns["t_s"])
+        for value in self.seed.get(gate.metric, ()):
+            past.learn(Unit(0, 0.0, value))
+        bar = self.bar(past, gate.percentile)
+        slowest = [math.inf if self.failed[row] and not self.is_cold(row) else raw[row] for row in self.rows]
+        present = [row for row, value in zip(self.rows, slowest, strict=True) if not math.isnan(value)]
+        ends = epoch_ends(len(present))
+        for count, row in enumerate(present, start=1):
+            value = (math.inf if proof else NAN) if self.failed[row] else raw[row]
+            arm = self.columns["arm"][row]
+            if not (math.isnan(bar) or math.isnan(value)):
+                out[row] = float((value / times if arm else value) > bar)
+            if not arm and not self.failed[row]:
+                past.learn(Unit(0, 0.0, raw[row]))
+            if count in ends:
+                bar = self.bar(past, gate.percentile)
+        return out
+
+    @staticmethod
+    def bar(past: Past, share: float) -> float:
+        return past.quantile(share) if len(past.logs) >= 50 else NAN
+
+
+def plain_channels(
+    columns: Columns,
+    policy: GatePolicy,
+    stages: Sequence[StagePlan],
+    seed: Mapping[str, Sequence[float]] | None = None,
+    *,
+    sticky: bool,
+) -> dict[Key, Played]:
+    """Every channel of every gate of a rollout, and the split's own."""
+    rollout = Rollout(columns, policy, stages, seed or {})
+    proofs = proofs_by_gate(policy, stages)
+    out: dict[Key, Played] = {}
+    for gate in policy.gates:
+        out |= gate_channels(rollout, gate, proofs.get(gate.name, ()), sticky=sticky)
+    return out | split_channels(rollout)
+
+
+def gate_channels(
+    rollout: Rollout, gate: Gate, proofs: Sequence[tuple[float, float]], *, sticky: bool
+) -> dict[Key, Played]:
+    """The channels of one gate."""
+    policy = rollout.policy
+    out: dict[Key, Played] = {}
+    parts = parts_of(policy, gate, sticky=sticky)
+    before = rollout.seed.get(gate.metric, ()) if gate.kind is Kind.SHAPE else ()
+    values, by_event = rollback_values(rollout, gate)
+    firsts, sessions = rollout.firsts(values, gate, by_event=by_event), rollout.sessions(values, gate)
+    bets = rollback_bets(gate, policy)
+    rollback = zip(("first", "session"), (firsts, sessions), bets, (parts.first, parts.session), strict=True)
+    for use, units, bet, alpha in rollback:
+        if alpha > 0.0:
+            limit, share = limit_of(alpha), policy.restart_share
+            out[gate.name, use, 0.0] = play(units, bet, limit=limit, share=share, seed=before)
+    for margin, floor in proofs:
+        bet, values = proof_bet(rollout, gate, margin, floor)
+        out[gate.name, "proof", margin] = play(
+            rollout.sessions(values, gate),
+            bet,
+            limit=limit_of(policy.promotion_alpha),
+            least=policy.proof_canary,
+            staged=gate.kind in (Kind.SHAPE, Kind.PERCENTILE),
+            seed=before,
+        )
+    out[gate.metric, "presence", 0.0] = presence_of(rollout, gate, policy)
+    return out
+
+
+def rollback_bets(gate: Gate, policy: GatePolicy) -> tuple[Bet, Bet]:
+    """The bets on first units, and on sessions."""
+    match gate.kind:
+        case Kind.SCORE:
+            effect = gate.threshold - gate.tolerance
+            first, session = (PlainScore(gate.tolerance, effect, proof=False) for _ in range(2))
+            return first, session
+        case Kind.SHAPE:
+            divisor = 1.0 + gate.tolerance
+            return PlainShape(divisor, proof=False), PlainShape(divisor, proof=False)
+        case Kind.PERCENTILE:
+            return PlainFirstEvents(0.0), PlainSessionCounts(policy.session_requests)
+    if gate.tolerance > 0.0:
+        return PlainFirstEvents(gate.tolerance), PlainSessionMeans(gate.tolerance)
+    return PlainFirstEvents(0.0), PlainSessionCounts(policy.session_requests)
+
+
+def rollback_values(rollout: Rollout, gate: Gate) -> tuple[list[float], bool]:
+    """What rollback is bet on, and whether by first events."""
+    if gate.kind is Kind.PERCENTILE:
+        return rollout.exceeds(gate, 1.0 + gate.tolerance, proof=False), True
+    raw = rollout.raw(gate.metric)
+    if gate.kind is Kind.SHAPE:
+        return [NAN if failed else y for y, failed in zip(raw, rollout.failed, strict=True)], False
+    return raw, gate.kind is Kind.RATE
+
+
+def proof_bet(rollout: Rollout, gate: Gate, margin: float, floor: float) -> tuple[Bet, list[float]]:
+    """The bet of one margin, and what it is bet on."""
+    raw = rollout.raw(gate.metric)
+    match gate.kind:
+        case Kind.SCORE:
+            return PlainScore(margin, margin, proof=True), raw
+        case Kind.RATE:
+            return PlainRateProof(margin, floor), raw
+        case Kind.PERCENTILE:
+            return PlainRateProof(1.0, 0.0), rollout.exceeds(gate, margin, proof=True)
+    slowest = [
+        math.inf if failed and not rollout.is_cold(row) else y
+        for row, (y, failed) in enumerate(zip(raw, rollout.failed, strict=True))
+    ]
+    return PlainShape(margin, proof=True), slowest
+
+
+def presence_of(rollout: Rollout, gate: Gate, policy: GatePolicy) -> Played:
+    """Missing differently by arm? Of a sampled metric: present differently?"""
+    gates = policy.gates_for(gate.metric)
+    sampled = min(gate.sampling.stable, gate.sampling.canary) < 1.0 or any(g.presence_gated for g in gates)
+    raw = rollout.raw(gate.metric)
+    units = [
+        rollout.unit(row, float(not math.isnan(raw[row])), gate)
+        for row in rollout.rows
+        if rollout.owner[row].w > 0.0
+        and not ((rollout.failed[row] or rollout.is_cold(row)) and gate.metric in VALUES)
+    ]
+    return play(units, PlainOdds(among=sampled), limit=limit_of(MISSING_ALPHA))
+
+
+def split_channels(rollout: Rollout) -> dict[Key, Played]:
+    """Units against their w, and the canary's requests that stable served."""
+    policy, gate = rollout.policy, rollout.policy.gates[0]
+    limit = limit_of(policy.served_share_alpha)
+    plain = Gate(gate.name, gate.metric, gate.kind, 0.0, 1.0, 0.0)
+    tossed = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.draws if drawn.w > 0.0]
+    out = {("served", "share", 0.0): play(tossed, PlainOdds(), limit=limit)}
+    told = rollout.columns.get("fell_back")
+    if told is not None:
+        asked = [
+            rollout.unit(r, float(told[r]), plain)
+            for r in rollout.rows
+            if rollout.owner[r].arm and not math.isnan(told[r])
+        ]
+        for floor in (policy.served_rate_rollback, policy.served_rate_hold):
+            out["served", "fallback", floor] = play(asked, PlainFallback(1.0 - floor), limit=limit)
+    return out
+
+
+def plain_pairs(differences: Sequence[float], gate: Gate, policy: GatePolicy) -> Played:
+    """Mirrored pairs, one a conversation, on their own part of alpha."""
+    units = [Unit(0, 0.0, d) for d in differences]
+    limit = limit_of(parts_of(policy, gate, sticky=False).pairs)
+    return play(units, PlainPairs(gate.tolerance), limit=limit, share=policy.restart_share)

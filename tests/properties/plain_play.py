@@ -1,0 +1,168 @@
+"""One channel over one stream once more, deliberately dumb: one unit at a time, no arrays, nothing kept but
+lists; every process of the mixture by itself, and stable's whole past looked at anew where an epoch ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from evaluation.betting import FIRST_RESTART, RESTART_GROWTH
+from evaluation.histogram import WIDTH
+
+
+@dataclass
+class Unit:
+    """One row of a stream: a request, or a session's mean over `n` requests. `seq`, `canary`: where it
+    stands."""
+
+    arm: int
+    w: float
+    y: float
+    n: float = 1.0
+    seq: int = 0
+    canary: int = 0
+    stage: int = 0
+
+
+def bin_of(log_value: float) -> int:
+    return math.floor(log_value / WIDTH)
+
+
+@dataclass
+class Past:
+    """All of stable so far, looked at only where an epoch ends."""
+
+    units: list[Unit] = field(default_factory=list)
+    logs: list[float] = field(default_factory=list)  # of the finite values
+
+    def learn(self, unit: Unit) -> None:
+        self.units.append(unit)
+        if math.isfinite(unit.y):
+            self.logs.append(math.log(max(unit.y, 1e-9)))
+
+    def mean(self, before: float) -> float:
+        return (sum(unit.y for unit in self.units) + before) / (len(self.units) + 1)
+
+    def variance(self, before: float) -> float:
+        ys = [unit.y for unit in self.units]
+        if len(ys) < 30:
+            return before
+        mean = sum(ys) / len(ys)
+        return max(sum(y * y for y in ys) / len(ys) - mean * mean, before / 100.0)
+
+    def quantile(self, share: float) -> float:
+        """Upper edge of the 1 % bin in which the sorted list has the quantile."""
+        bins = sorted(bin_of(log) for log in self.logs)
+        return math.exp((bins[max(math.ceil(share * len(bins)), 1) - 1] + 1) * WIDTH)
+
+
+class Bet:
+    """What is bet on one unit: log factors by alternative. None: nothing is bet on it."""
+
+    def __init__(self, prior: Sequence[float]) -> None:
+        self.prior = list(prior)
+
+    def factors(self, unit: Unit) -> list[float] | None:
+        raise NotImplementedError
+
+    def looks(self, unit: Unit) -> bool:
+        return True
+
+    def turn(self, past: Past) -> None:
+        """Freeze what the next epoch bets with."""
+
+
+class Wealth:
+    """Every process by itself: the first, and each that began later, with its part of the prior."""
+
+    def __init__(self, prior: Sequence[float], share: float) -> None:
+        self.prior, self.share = list(prior), share
+        self.processes = [(1.0 - share, [0.0] * len(self.prior))]
+        self.idle = share
+        self.due = float(FIRST_RESTART)
+        self.has_bet = False
+
+    def bet(self, factors: list[float]) -> None:
+        self.has_bet = self.has_bet or any(factors)  # before the canary, at w = 0, each of them is 0
+        for _, lw in self.processes:
+            for k, step in enumerate(factors):
+                lw[k] += step
+
+    def log_e(self) -> float:
+        total = sum(self.prior)
+        parts = [
+            part * sum(p / total * math.exp(x) for p, x in zip(self.prior, lw, strict=True))
+            for part, lw in self.processes
+        ]
+        return math.log(self.idle + sum(parts))
+
+    def restart(self, canary_units: int) -> None:
+        if self.share and canary_units >= self.due:
+            count = len(self.processes)
+            part = self.share / (count * (count + 1))
+            self.processes.append((part, [0.0] * len(self.prior)))
+            self.idle -= part
+            while self.due <= canary_units:
+                self.due *= RESTART_GROWTH
+
+
+@dataclass
+class Played:
+    """`peak` and `last` log wealth; `canary`, `seq` of the unit that first reached the limit, else None."""
+
+    peak: float = 0.0
+    last: float = 0.0
+    canary: int | None = None
+    seq: int | None = None
+
+
+def epoch_ends(rows: int) -> set[int]:
+    ends, end = set(), 64
+    while end <= rows:
+        ends.add(end)
+        end += min(max(end // 5, 64), 4096)
+    return ends
+
+
+def play(
+    units: Sequence[Unit],
+    bet: Bet,
+    *,
+    limit: float,
+    share: float = 0.0,
+    least: int = 0,
+    staged: bool = False,
+    seed: Sequence[float] = (),
+) -> Played:
+    """One channel over its stream: `share` of restarts, `least` canary requests before a look, `staged`:
+    anew in each stage."""
+    past, wealth, played = Past(), Wealth(bet.prior, share), Played()
+    for value in seed:
+        past.learn(Unit(0, 0.0, value))
+    if seed:
+        bet.turn(past)
+        wealth = Wealth(bet.prior, share)
+    ends, stage, behind, canary_units = epoch_ends(len(units)), 0, 0.0, 0
+    for count, unit in enumerate(units, start=1):
+        if staged and unit.stage != stage:
+            stage, behind, wealth, played = unit.stage, 0.0, Wealth(bet.prior, share), Played()
+        behind += unit.n * unit.arm
+        canary_units += unit.arm
+        factors = bet.factors(unit)
+        if factors is not None:
+            wealth.bet(factors)
+            if bet.looks(unit) and behind >= least:
+                played.last = wealth.log_e()
+                played.peak = max(played.peak, played.last)
+                if played.last >= limit and played.canary is None:
+                    played.canary, played.seq = unit.canary, unit.seq
+        if not unit.arm:
+            past.learn(unit)
+        if count in ends:
+            bet.turn(past)
+            if not wealth.has_bet:
+                wealth.prior = list(bet.prior)
+            wealth.restart(canary_units)
+    return played

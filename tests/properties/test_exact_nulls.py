@@ -1,0 +1,161 @@
+"""Exact, not simulated: how likely a channel decides over every sequence of a few units, and its mean.
+
+Within one epoch a channel's wealth depends only on how often each (arm, outcome) was seen, so all sequences
+of `N` units are counted by walking over those counts. At the edge of its null a channel decides with
+probability at most alpha and is worth at most one on average; the further beyond, the sooner, in
+distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from evaluation.betting import Bettor, Block
+from evaluation.latency import Exceedance, ShapeLoss, ShapeProof
+from evaluation.presence import PresenceBet
+from evaluation.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.scores import PairLoss, ScoreLoss, ScoreProof
+from evaluation.served_share import FallbackBet, ShareBet
+from evaluation.stable import Stable
+
+N = 14
+ALPHA = 0.2
+W = 0.4
+Law = dict[tuple[int, float], float]  # (arm, outcome) -> probability
+
+
+def law(stable: dict[float, float], canary: dict[float, float], w: float = W) -> Law:
+    on_stable = {(0, y): (1.0 - w) * p for y, p in stable.items()}
+    return on_stable | {(1, y): w * p for y, p in canary.items()}
+
+
+def events(stable: float, canary: float, w: float = W) -> Law:
+    """Shares of bad answers, 0 or 1."""
+    return law({0.0: 1.0 - stable, 1.0: stable}, {0.0: 1.0 - canary, 1.0: canary}, w)
+
+
+def knowing(bettor: Bettor, past: np.ndarray) -> Bettor:
+    stable = Stable(with_histogram=True)
+    stable.learn(past)
+    bettor.turn(stable)
+    return bettor
+
+
+PAST = np.repeat([200.0, 240.0], [50, 50])
+
+
+def slower(times: float) -> Law:
+    """Stable takes 200 or 240 ms, the canary `times` as long."""
+    return law({200.0: 0.5, 240.0: 0.5}, {200.0 * times: 0.5, 240.0 * times: 0.5})
+
+
+def exceeding(times: float, allowed: float, *, proof: bool) -> Law:
+    """What a percentile gate makes of those: above stable's past median, the canary's divided first."""
+    values = slower(times)
+    out: Law = defaultdict(float)
+    for (arm, y), p in values.items():
+        gate = Exceedance(percentile=0.5)
+        gate.seed(PAST)
+        shown = gate.of(np.array([y]), np.array([y]), np.array([arm == 1]), (allowed, allowed))[int(proof), 0]
+        out[arm, float(shown)] += p
+    return out
+
+
+def pairs(mean: float) -> Law:
+    """Differences of -1, 0 and 1: the coin is not asked, so stable's arm stands for all."""
+    return {(0, -1.0): 0.3 - mean / 2, (0, 0.0): 0.4, (0, 1.0): 0.3 + mean / 2}
+
+
+def counts(tail: float) -> Law:
+    """Sessions of ten requests with no event or three; `tail` moves the canary's up."""
+    return law({0.0: 0.8, 0.3: 0.2}, {0.0: 0.8 - tail, 0.3: 0.2 + tail})
+
+
+#: Each channel: a new bettor, and the law of one unit when the harm is `harm` (1: the edge of the null; more:
+#: further into what the channel looks for).
+Channel = tuple[Callable[[], Bettor], Callable[[float], Law]]
+CHANNELS: dict[str, Channel] = {
+    "first events": (lambda: FirstEvents(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
+    "session counts": (lambda: SessionCounts(most=10), lambda h: counts(0.2 * (h - 1.0))),
+    "session means": (lambda: SessionMeans(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
+    "scores": (lambda: ScoreLoss(tolerance=0.05), lambda h: events(0.7, 0.7 - 0.05 * h)),
+    "shape": (lambda: knowing(ShapeLoss(tolerance=0.1), PAST), lambda h: slower(1.1 * h)),
+    "percentile": (lambda: FirstEvents(tolerance=0.0), lambda h: exceeding(1.1 * h, 1.1, proof=False)),
+    "pairs": (lambda: PairLoss(tolerance=0.05), lambda h: pairs(0.05 * h)),
+    "served rate": (lambda: FallbackBet(most=0.1), lambda h: events(0.0, 0.1 * h)),
+    "served share": (ShareBet, lambda h: events(0.5, 0.5, w=W * (1.0 + 0.2 * (h - 1.0)))),
+    "presence": (lambda: PresenceBet(on_present=False), lambda h: events(0.8, 0.8 - 0.2 * (h - 1.0))),
+    "rate proof, by ratio": (lambda: RateProof(ratio=3.0, floor=0.001), lambda h: events(0.2, 0.6 / h)),
+    "rate proof, by floor": (lambda: RateProof(ratio=1.2, floor=0.3), lambda h: events(0.1, 0.4 / h)),
+    "score proof": (lambda: ScoreProof(margin=0.2), lambda h: events(0.6, 0.4 + 0.2 * (h - 1.0))),
+    "shape proof": (lambda: knowing(ShapeProof(margin=1.3), PAST), lambda h: slower(1.3 / h)),
+    "percentile proof": (
+        lambda: RateProof(ratio=1.0, floor=0.0),
+        lambda h: exceeding(1.3 / h, 1.3, proof=True),
+    ),
+}
+HARMS = (1.0, 1.3, 1.8, 4.0)
+
+
+def decided_by(bettor: Bettor, unit: Law) -> tuple[list[float], float]:
+    """P(decided by n) for n = 1..N, and the mean after N units of the alternative that has the largest."""
+    cells = [cell for cell, p in unit.items() if p > 0.0]
+    size = len(cells)
+    arm, y = np.array([a == 1 for a, _ in cells]), np.array([v for _, v in cells])
+    zero = np.zeros(size, dtype=np.int64)
+    rows, steps, looks = bettor.steps(
+        Block(arm, np.full(size, W), y, np.full(size, 10.0), zero, zero, y, zero)
+    )
+    moves = np.zeros((len(bettor.prior), size))
+    moves[:, rows] = steps
+    looked = np.isin(np.arange(size), rows[looks])
+    log_prior = np.log(bettor.prior / np.sum(bettor.prior))
+
+    def log_e(seen: tuple[int, ...]) -> float:
+        return float(np.logaddexp.reduce(log_prior + moves @ np.array(seen)))
+
+    going: dict[tuple[int, ...], float] = {(0,) * size: 1.0}
+    every = dict(going)
+    found, total = [], 0.0
+    for _ in range(N):
+        following: dict[tuple[int, ...], float] = defaultdict(float)
+        after: dict[tuple[int, ...], float] = defaultdict(float)
+        for state, chance in every.items():
+            for cell in range(size):
+                to = tuple(c + (i == cell) for i, c in enumerate(state))
+                after[to] += chance * unit[cells[cell]]
+        values = {state: log_e(state) for state in after}
+        for state, chance in going.items():
+            for cell in range(size):
+                to = tuple(c + (i == cell) for i, c in enumerate(state))
+                if looked[cell] and values[to] >= math.log(1.0 / ALPHA):
+                    total += chance * unit[cells[cell]]
+                else:
+                    following[to] += chance * unit[cells[cell]]
+        going, every = following, after
+        found.append(total)
+    states, chances = np.array(list(every)), np.array(list(every.values()))
+    return found, float((np.exp(moves @ states.T) @ chances).max())
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_at_the_edge_of_its_null_a_channel_is_worth_at_most_one_and_rarely_decides(name: str) -> None:
+    make, unit = CHANNELS[name]
+    found, worth = decided_by(make(), unit(1.0))
+
+    assert worth <= 1.0 + 1e-9
+    assert found[-1] <= ALPHA
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_the_further_beyond_its_null_the_sooner_a_channel_decides(name: str) -> None:
+    make, unit = CHANNELS[name]
+    found = [decided_by(make(), unit(harm))[0] for harm in HARMS]
+
+    assert (np.diff(np.array(found), axis=0) >= -1e-12).all()
+    assert found[-1][-1] > found[0][-1]
