@@ -164,14 +164,15 @@ def without(saved: bytes | None, *names: str) -> bytes:
     return json.dumps({**envelope, "feed": feed}).encode()
 
 
-@pytest.mark.parametrize("crash_at", [3, 600, 2500, 4799])
+@pytest.mark.parametrize("crash_at", [600, 2501, 4799])
 def test_alarms_go_on_after_a_restart_as_if_there_had_been_none(crash_at: int) -> None:
     log = harmful_to_long_ones()
     whole = feeds_on(log)
     expected = look(whole, in_stage(), START_S + 1000)
 
-    before = feeds_on(FakeLog(log.events[:crash_at], watermark_s=START_S))
-    look(before, in_stage(), START_S + 1000)
+    crash_s = START_S + 0.05 * crash_at
+    before = feeds_on(FakeLog(log.events[:crash_at], watermark_s=crash_s - 10))
+    look(before, in_stage(), crash_s)
     after = feeds_on(log, before.snapshot(ROLLOUT))
 
     assert look(after, in_stage(), START_S + 1000).alarms == expected.alarms != ()
@@ -210,6 +211,20 @@ def test_segments_that_cannot_be_read_start_again_and_what_was_raised_stays() ->
     sight = look(feeds_on(log, json.dumps(envelope).encode()), in_stage(), START_S + 1000)
 
     assert sight == expected
+
+
+def test_requests_that_wait_long_for_the_watermark_keep_their_segments_over_a_restart() -> None:
+    log = FakeLog(watermark_s=START_S)
+    for n in range(1600):
+        is_long = n % 20 < 2
+        log.append(a_record(n, arm=n % 2, w=0.5, body_bytes=400_000 if is_long else 3_000,
+                            error=bool(is_long and n % 2)))  # fmt: skip
+    before = feeds_on(log)
+    look(before, in_stage(), START_S + 2000)
+    after = feeds_on(log, before.snapshot(ROLLOUT))
+    log.watermark_s = START_S + 2000
+
+    assert ("error", LONG) in named(look(after, in_stage(), START_S + 2010))
 
 
 def test_labels_are_forgotten_once_their_requests_have_settled() -> None:
