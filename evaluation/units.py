@@ -17,25 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting import Floats, Ints
-from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
+from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED, STICKY_KEYS, WORDS_REMEDY, EvidenceError
 
 LEFT_OUT, REQUEST, STICKY, HELD = 0, 1, 2, 3
 SWEEP_EVERY = 4096
+_KINDS = ((PER_REQUEST, REQUEST), (STICKY_KEYS, STICKY), (PINNED, HELD), (NOT_DRAWN, LEFT_OUT))
 
 
 def kind_of(assigned_by: str) -> int:
-    """LEFT_OUT, REQUEST, STICKY or HELD for a record's `assigned_by`."""
-    if assigned_by in PER_REQUEST:
-        return REQUEST
-    if assigned_by in PINNED:
-        return HELD
-    return LEFT_OUT if assigned_by in NOT_DRAWN else STICKY
+    """LEFT_OUT, REQUEST, STICKY or HELD for a record's `assigned_by`. Errors: EvidenceError for another word.
+
+    A word that nobody knows is no sticky key by default: a forced request would count as a draw.
+    """
+    for words, kind in _KINDS:
+        if assigned_by in words:
+            return kind
+    raise EvidenceError(f"assigned_by {assigned_by!r} is unknown; {WORDS_REMEDY}")
 
 
 def unit_hash(unit: str) -> int:
     """64 bits of the unit's name; keyed on the unit alone, so a unit keeps its draws when its key's source
     changes."""
-    return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(unit.encode(errors="surrogatepass"), digest_size=8).digest(), "big", signed=True
+    )
 
 
 def next_probability(w: float, low: float, high: float) -> float:
@@ -65,11 +70,21 @@ class Units:
         self._most = session_requests
         self._length_s = session_s
         self.seen: dict[int, int] = {}  # unit -> index of its interval
-        self.intervals: list[tuple[float, float]] = []
+        self.intervals = []
         self.open: dict[int, tuple[int, float, int, int, float]] = {}  # unit -> draw, start, requests, arm, w
         self.contradictions = 0
         self.sticky_draws = 0
         self.rows = 0
+
+    @property
+    def intervals(self) -> list[tuple[float, float]]:
+        """The revealed intervals, each once, in the order of their first use."""
+        return self._intervals
+
+    @intervals.setter
+    def intervals(self, intervals: list[tuple[float, float]]) -> None:
+        self._intervals = intervals
+        self._places = {interval: place for place, interval in enumerate(intervals)}
 
     @property
     def book(self) -> list[Ints]:
@@ -152,22 +167,24 @@ class Units:
         known = self.seen.get(key)
         if known is None:
             return True
-        probability = next_probability(w, *self.intervals[known])
+        probability = next_probability(w, *self._intervals[known])
         return 0.0 < probability < 1.0 or probability != arm
 
     def _reveal(self, key: int, arm: int, w: float) -> float:
         """P(canary) of this draw, its interval narrowed; -1 when the arm contradicts what is known of the
         bucket."""
         known = self.seen.get(key)
-        low, high = (0.0, 1.0) if known is None else self.intervals[known]
+        low, high = (0.0, 1.0) if known is None else self._intervals[known]
         probability = next_probability(w, low, high)
         if probability == 1.0 - arm:
             return -1.0
         cut = min(max(w, low), high)
         interval = (low, cut) if arm else (cut, high)
-        if interval not in self.intervals:
-            self.intervals.append(interval)
-        self.seen[key] = self.intervals.index(interval)
+        # Not a search of the list: where the weight changes with every row, so does the interval.
+        place = self._places.setdefault(interval, len(self._intervals))
+        if place == len(self._intervals):
+            self._intervals.append(interval)
+        self.seen[key] = place
         return probability
 
     def _sweep(self, now_s: float) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.records import EvidenceError
 from evaluation.units import (
     HELD,
     LEFT_OUT,
@@ -95,13 +96,18 @@ def test_a_unit_keeps_its_name_whatever_gave_the_key() -> None:
     key = unit_hash("user-1")
     resolve(units, (0, 1, 0.05, kind_of("sticky"), key))
 
-    assert resolve(units, (9000, 1, 0.25, kind_of("header"), key), first_seq=1).place.tolist() == [0]
+    assert resolve(units, (9000, 1, 0.25, kind_of("user"), key), first_seq=1).place.tolist() == [0]
 
 
 @pytest.mark.parametrize(
     ("word", "kind"),
     [("request", REQUEST), ("heavy", REQUEST), ("sticky", STICKY), ("fallback", STICKY), ("pin", HELD)]
-    + [(word, LEFT_OUT) for word in ("force", "no-capacity", "no-lease", "fenced", "excess", "mirror")],
+    + [(word, STICKY) for word in ("unit", "user", "session", "conversation", "bucket")]
+    + [(word, HELD) for word in ("pinned", "affinity", "token")]
+    + [
+        (word, LEFT_OUT)
+        for word in ("force", "header", "no-capacity", "no-lease", "fenced", "excess", "mirror")
+    ],
 )
 def test_only_what_was_decided_without_the_coin_is_left_out(word: str, kind: int) -> None:
     assert kind_of(word) == kind
@@ -130,3 +136,42 @@ def test_forgetting_closed_sessions_changes_no_answer() -> None:
 
     assert np.array_equal(resolve(swept, *rows).place, resolve(kept, *rows).place)
     assert len(swept.open) < len(kept.open)
+
+
+@pytest.mark.parametrize("word", ["zzz", "", "none", "None", "Request", "0.0"])
+def test_a_word_that_nobody_knows_is_no_sticky_key(word: str) -> None:
+    with pytest.raises(EvidenceError, match=rf"assigned_by '{word}' is unknown; use request, sticky"):
+        kind_of(word)
+
+
+def test_weights_that_change_with_every_row_cost_no_search() -> None:
+    units, rows = book(), 20_000
+    weights = np.linspace(0.1, 0.5, rows)
+    units.intervals = Unsearchable()
+    sides = (np.arange(rows) % 7 == 0).astype(int)
+
+    resolve(units, *zip(range(rows), sides, weights, [STICKY] * rows, range(rows), strict=True))
+
+    assert len(units.intervals) == rows
+    assert units.intervals[units.seen[7]] == (0.0, weights[7])
+
+
+def test_an_interval_is_kept_once_also_after_a_restart() -> None:
+    units = book()
+    resolve(units, (0, 0, 0.1, STICKY, 7), (1, 0, 0.1, STICKY, 8))
+    again = book()
+    again.book, again.intervals = units.book, list(units.intervals)
+
+    resolve(again, (2, 0, 0.1, STICKY, 9))
+
+    assert again.intervals == [(0.1, 1.0)]
+
+
+class Unsearchable(list[tuple[float, float]]):
+    """A list that refuses to be searched from its beginning."""
+
+    def __contains__(self, item: object) -> bool:
+        raise AssertionError("searched")
+
+    def index(self, *args: object) -> int:
+        raise AssertionError("searched")
