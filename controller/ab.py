@@ -1,40 +1,32 @@
-"""A/B tests of a running service: what is asked, how outcomes are gathered, what is shown.
+"""A/B tests of a running service: what is asked, what the outcomes say, what is shown.
 
 A test is a rollout of B that is never promoted by itself: one stage at the asked share, nothing that could be
-proven, the default gates and guards still on watch. Its outcomes are read from the service's own log, one a
-unit, in the order of assignment and only after every earlier request has been told, so that a version which
-answers faster is not heard sooner.
+proven, the default gates and guards still on watch. Which requests are its outcomes: `ab_book.py`.
 
-Invariant: no clock, no network, no database here.
+Invariant: no clock, no network, no database here. A broken experiment (`evaluation/ab_validity.py`) names no
+winner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from controller.errors import BadSpec
-from controller.spec import Duration, Weight
-from controller.state import FULL_BP
+from controller.ab_book import MAX_OUTCOMES, REQUEST_METRICS, Outcome
+from controller.spec import Duration, Strict, Weight, parse_as
+from controller.state import FULL_BP, NEVER_CANARY, Phase, RolloutState
 from evaluation.ab_test import AbQuestion, AbResult, AbVerdict, Scale, SequentialTest, fixed_horizon
+from evaluation.ab_validity import AbValidity
 from evaluation.metrics import CATALOGUE, VALUES
-from evaluation.units import HELD, LEFT_OUT, kind_of, unit_hash
 
-NEVER_CANARY = 1_000_000_000  # settled canary requests that no stage of an A/B test reaches
-SCORE_WAIT_S = 600.0
-SETTLE_S = 60.0
-MAX_OUTCOMES = 200_000
-MAX_PENDING = 200_000
-REQUEST_METRICS = frozenset({"error", "latency_ms", "ttft_ms", "itl_ms", "tokens", "truncated", "empty"})
+#: What can be compared live: what a record holds, and what comes by feedback.
+LIVE_METRICS = REQUEST_METRICS | {metric.name for metric in CATALOGUE.values() if metric.arrives_later}
 
 
-class AbSpec(BaseModel):
+class AbSpec(Strict):
     """What `canaryctl ab create` asks. `version` is B, as a deploy takes it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: dict[str, Any]
     metric: str = "quality"
@@ -42,12 +34,15 @@ class AbSpec(BaseModel):
     split: Weight = Field(default=FULL_BP // 2, validate_default=False, description="share of B")
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     sample_size: int | None = Field(default=None, ge=30, le=MAX_OUTCOMES // 2, description="units a side")
-    duration: Duration = 604_800.0
+    score_wait: Duration = Field(default=600.0, description="how long a score is waited for", gt=0)
+    duration: Duration = Field(default=604_800.0, description="B is taken away after this", gt=0)
+    retry: bool = Field(default=False, description="also a version that was rolled back before")
 
     @model_validator(mode="after")
-    def _check(self) -> AbSpec:
-        if self.metric not in CATALOGUE:
-            raise ValueError(f"metric {self.metric!r} is unknown; use one of {', '.join(sorted(CATALOGUE))}")
+    def _check(self) -> Self:
+        if self.metric not in LIVE_METRICS:
+            known = "is not measured live" if self.metric in CATALOGUE else "is unknown"
+            raise ValueError(f"metric {self.metric!r} {known}; use one of {', '.join(sorted(LIVE_METRICS))}")
         if not 0 < self.split < FULL_BP:
             raise ValueError(f"split {self.split / 100:g} % leaves one side empty; use 50%")
         if (self.mode == "fixed") != (self.sample_size is not None):
@@ -59,11 +54,7 @@ class AbSpec(BaseModel):
     @property
     def question(self) -> AbQuestion:
         """What is asked of the outcomes."""
-        metric = CATALOGUE[self.metric]
-        scale = Scale.VALUE if self.metric in VALUES else Scale.RATE
-        if metric.unit.startswith("score"):
-            scale = Scale.SCORE
-        return AbQuestion(scale, higher_is_better=not metric.lower_is_better, alpha=self.alpha)
+        return question_of(self.metric, self.alpha)
 
     def deploy_body(self) -> dict[str, object]:
         """The deploy that gives B its share: one stage without a proof, held for the test's duration."""
@@ -75,33 +66,45 @@ class AbSpec(BaseModel):
             "margins": {},
         }
         policy = {"name": "ab-test", "holdback": "0%", "stages": [stage]}
-        return {"version": self.version, "policy": policy, "reason": f"A/B test of {self.metric}"}
+        reason = f"A/B test of {self.metric}"
+        return {"version": self.version, "policy": policy, "reason": reason, "retry": self.retry}
 
 
 def parse_ab(body: object) -> AbSpec:
     """The test that a body asks for. Raises BadSpec, one line for each rule broken."""
-    try:
-        return AbSpec.model_validate(body)
-    except ValidationError as exc:
-        lines = []
-        for error in exc.errors():
-            where = ".".join(str(part) for part in error["loc"])
-            text = str(error["msg"]).removeprefix("Value error, ")
-            lines.append(f"ab.{where}: {text}" if where else f"ab: {text}")
-        raise BadSpec(lines) from exc
+    return parse_as(AbSpec, body, "ab")
+
+
+def question_of(metric: str, alpha: float) -> AbQuestion:
+    """The question for a metric of the catalogue. Raises ValueError for an alpha outside (0, 1).
+
+    Whatever people or judges hand in is a score, 0.5 included; only what is observed is 0 or 1.
+    """
+    known = CATALOGUE[metric]
+    if metric in VALUES:
+        scale = Scale.VALUE
+    else:
+        scale = Scale.SCORE if known.arrives_later else Scale.RATE
+    return AbQuestion(scale, higher_is_better=not known.lower_is_better, alpha=alpha)
 
 
 class AbView(BaseModel):
-    """An A/B test as it is shown."""
+    """An A/B test as it is shown. Sides: A is what serves, B is the version under test."""
 
     id: str
     service: str
     rollout: str
+    phase: str  # loading, running, ending or ended
+    why: str | None  # why B is not (or no longer) served; None: it is
+    version_a: str | None  # None: the rollout is not known any more
+    version_b: str | None
     metric: str
+    higher_is_better: bool
     mode: str
     split_percent: float
     alpha: float
     verdict: str
+    note: str | None  # why the test is invalid, or what it waits for; None: nothing to add
     n_a: int
     n_b: int
     mean_a: float | None
@@ -111,7 +114,7 @@ class AbView(BaseModel):
     interval_of: str
     win_rate: float | None
     cohens_d: float | None
-    p_value: float
+    p_value: float | None  # None: a fixed test is not judged yet
     missing_a: int
     missing_b: int
     sample_size: int | None
@@ -119,186 +122,110 @@ class AbView(BaseModel):
     ended_at_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One unit's outcome. `y` None: it never came; shown by arm, never counted."""
-
-    unit: int
-    is_b: bool
-    w: float
-    y: float | None
-    at_s: float
-
-
-class Request(Protocol):
-    """What a test reads of a request's record."""
-
-    @property
-    def seq(self) -> int: ...
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def answer_id(self) -> str | None: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def rollout(self) -> str: ...
-    @property
-    def arm(self) -> int: ...
-    @property
-    def w(self) -> float: ...
-    @property
-    def assigned_by(self) -> str: ...
-    @property
-    def at_s(self) -> float: ...
-    @property
-    def error(self) -> bool | None: ...
-
-
-@dataclass(slots=True)
-class _Waiting:
-    seq: int
-    names: tuple[str, ...]
-    unit: int
-    is_b: bool
-    w: float
-    at_s: float
-    y: float | None
-
-
-@dataclass(slots=True)
-class Book:
-    """Requests of one test that wait for their turn or their score, and which units have been counted."""
-
-    rollout: str
-    metric: str
-    settled_through_s: float = 0.0  # everything assigned before this has been given out
-    seen: set[int] = field(default_factory=set)
-    _waiting: dict[str, _Waiting] = field(default_factory=dict)  # by request id
-    _names: dict[str, str] = field(default_factory=dict)  # answer id -> request id
-    _scores: dict[str, float] = field(default_factory=dict)  # scores that came before their request
-
-    def add_request(self, record: Request, value: float | None) -> None:
-        """Take a request; `value`: the metric's, for metrics that a record itself holds."""
-        is_ours = record.rollout == self.rollout and 0 < record.w < 1
-        if not is_ours or record.at_s < self.settled_through_s or len(self._waiting) >= MAX_PENDING:
-            return
-        if kind_of(record.assigned_by) in (LEFT_OUT, HELD):
-            return
-        names = tuple(name for name in (record.request_id, record.answer_id) if name is not None)
-        y = next((self._scores.pop(name) for name in names if name in self._scores), value)
-        self._waiting[record.request_id] = _Waiting(
-            record.seq, names, unit_hash(record.unit), record.arm == 1, record.w, record.at_s, y
-        )
-        for name in names:
-            self._names[name] = record.request_id
-
-    def add_score(self, name: str, metric: str, value: float) -> None:
-        """Take a score by the request's or the answer's id."""
-        if metric != self.metric:
-            return
-        found = self._waiting.get(self._names.get(name, ""))
-        if found is not None:
-            found.y = value
-        elif len(self._scores) < MAX_PENDING:
-            self._scores[name] = value
-
-    def drop_span(self, since_s: float, until_s: float) -> None:
-        """Forget both arms of a span in which records may be lost."""
-        for waiting in [w for w in self._waiting.values() if since_s <= w.at_s < until_s]:
-            self._forget(waiting)
-
-    def settle(self, through_s: float, now_s: float) -> list[Outcome]:
-        """Outcomes that are due, in order of assignment, each unit once.
-
-        through_s: every request assigned before it has been told. A score is waited for; what a record holds
-        itself is due at once.
-        """
-        wait_s = 0.0 if self.metric in REQUEST_METRICS else SCORE_WAIT_S
-        due_s = min(through_s, now_s - wait_s)
-        due = sorted((w for w in self._waiting.values() if w.at_s < due_s), key=lambda w: (w.at_s, w.seq))
-        out = []
-        for waiting in due:
-            self._forget(waiting)
-            if waiting.unit not in self.seen and len(self.seen) < MAX_OUTCOMES:
-                self.seen.add(waiting.unit)
-                out.append(Outcome(waiting.unit, waiting.is_b, waiting.w, waiting.y, waiting.at_s))
-        self.settled_through_s = max(self.settled_through_s, due_s)
-        return out
-
-    def resume_seq(self, read_seq: int) -> int:
-        """Where a restarted controller has to read from: before the oldest request that still waits."""
-        return min((w.seq - 1 for w in self._waiting.values()), default=read_seq)
-
-    def _forget(self, waiting: _Waiting) -> None:
-        del self._waiting[waiting.names[0]]
-        for name in waiting.names:
-            self._names.pop(name, None)
-
-
 class Judge:
     """The outcomes of one test and what they say. A fixed test is judged once, when both sides are full."""
 
-    def __init__(self, spec: AbSpec, outcomes: Iterable[Outcome] = ()) -> None:
+    def __init__(self, spec: AbSpec, outcomes: Sequence[Outcome] = ()) -> None:
         self._spec = spec
         self._sequential = SequentialTest(spec.question)
         self._sides: tuple[list[float], list[float]] = ([], [])
+        self._validity = AbValidity()
         self.missing = [0, 0]
-        for outcome in outcomes:
-            self.add(outcome)
+        self.add(outcomes)
 
-    def add(self, outcome: Outcome) -> None:
-        """Take one unit."""
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Take units in order; the same answer however they are cut."""
+        values = [self._value(outcome) for outcome in outcomes]
+        has_outcome = [value is not None for value in values]
+        self._validity.add([one.is_b for one in outcomes], [one.w for one in outcomes], has_outcome)
+        for outcome, value in zip(outcomes, values, strict=True):
+            if value is None:
+                self.missing[outcome.is_b] += 1
+            elif self._spec.mode == "sequential":
+                self._sequential.add(value, is_b=outcome.is_b, w=outcome.w)
+            elif self.is_open:
+                self._sides[outcome.is_b].append(value)
+
+    def _value(self, outcome: Outcome) -> float | None:
+        """The outcome on its scale; what is none, as a negative latency, counts as missing."""
         if outcome.y is None:
-            self.missing[outcome.is_b] += 1
-        elif self._spec.mode == "sequential":
-            self._sequential.add(outcome.y, is_b=outcome.is_b, w=outcome.w)
-        elif self._open:
-            self._sides[outcome.is_b].append(outcome.y)
+            return None
+        try:
+            self._spec.question.check(outcome.y)
+        except ValueError:
+            return None
+        return outcome.y
 
     @property
-    def _open(self) -> bool:
-        size = self._spec.sample_size or 0
-        return min(len(side) for side in self._sides) < size
+    def is_open(self) -> bool:
+        """True while a fixed test lacks units; a sequential one never does."""
+        if self._spec.sample_size is None:
+            return False
+        return min(len(side) for side in self._sides) < self._spec.sample_size
+
+    def note(self) -> str | None:
+        """Why the test is invalid, or what it waits for."""
+        if reason := self._validity.reason() or self._validity.silence():
+            return reason
+        if self.is_open:
+            counts = " and ".join(str(len(side)) for side in self._sides)
+            return f"judged once, at {self._spec.sample_size} units a side; it has {counts}"
+        return None
 
     def result(self) -> AbResult:
         """What is shown now."""
         if self._spec.mode == "sequential":
-            return self._sequential.result()
-        result = fixed_horizon(*self._sides, self._spec.question)
-        if not self._open:
-            return result
-        # Before both sides are full a p-value would be a look, and looks break a fixed test's alpha.
-        hidden = {"verdict": AbVerdict.TOO_FEW, "p_value": 1.0, "interval": None}
-        return AbResult(**(_fields(result) | hidden))
+            result = self._sequential.result()
+        else:
+            result = fixed_horizon(*self._sides, self._spec.question)
+        if self.is_open:
+            # Before both sides are full a p-value would be a look, and looks break a fixed test's alpha.
+            hidden = {"verdict": AbVerdict.TOO_FEW, "p_value": 1.0, "interval": None, "win_rate": None}
+            result = AbResult(**(_fields(result) | hidden))
+        if self._validity.reason() is not None:
+            result = AbResult(**(_fields(result) | {"verdict": AbVerdict.INVALID}))
+        return result
 
 
 def _fields(result: AbResult) -> dict[str, Any]:
     return {name: getattr(result, name) for name in AbResult.__slots__}
 
 
-def request_value(record: object, metric: str) -> float | None:
-    """The metric's value that a request's record itself holds; None: it holds none."""
-    if metric not in REQUEST_METRICS:
-        return None
-    if metric == "truncated":
-        return float(getattr(record, "finish_reason", None) == "length")
-    value = getattr(record, {"tokens": "completion_tokens"}.get(metric, metric))
-    return None if value is None else float(value)
-
-
-def ab_view(row: Mapping[str, Any], spec: AbSpec, judge: Judge) -> AbView:
-    """The test as it is shown. row: id, service, rollout, created_at_s and ended_at_s."""
+def ab_view(row: Mapping[str, Any], spec: AbSpec, judge: Judge, rollout: RolloutState | None) -> AbView:
+    """The test as it is shown. row: id, service, rollout, created_at_s, ended_at_s."""
     shown = _fields(judge.result()) | {"alpha": spec.alpha}
     shown["verdict"] = str(shown["verdict"].value)
     shown.pop("method")
+    if judge.is_open:
+        shown["p_value"] = None
+    phase, why = _standing(rollout, has_ended=row["ended_at_s"] is not None)
     return AbView(
         **row,
         **shown,
+        phase=phase,
+        why=why,
+        version_a=rollout.stable.id if rollout is not None else None,
+        version_b=rollout.canary.id if rollout is not None else None,
         metric=spec.metric,
+        higher_is_better=spec.question.higher_is_better,
         mode=spec.mode,
         split_percent=spec.split / 100,
+        note=judge.note(),
         sample_size=spec.sample_size,
         missing_a=judge.missing[0],
         missing_b=judge.missing[1],
     )
+
+
+def _standing(rollout: RolloutState | None, *, has_ended: bool) -> tuple[str, str | None]:
+    """The test's phase, and why B is not served; None where it is."""
+    if rollout is None:
+        return ("ended" if has_ended else "running"), None
+    why = rollout.cause.text if rollout.cause is not None else rollout.reason
+    if rollout.is_final:
+        return "ended", why
+    if rollout.departure is not None or has_ended:
+        return "ending", why
+    if rollout.phase is Phase.STAGE and rollout.acked_at_s is not None:
+        return "running", None
+    return "loading", f"{rollout.phase.value}: {rollout.reason}"

@@ -1,7 +1,10 @@
 """A/B tests on a controller: begin, look, show, end; and their three routes.
 
 `look` is called with every tick of the service; it reads what is new in the log and appends what has settled.
-A test ends when someone stops it or when its rollout ends (a guard or a gate took B away).
+A test ends when someone stops it, when its time is over, or when its rollout ends (a guard or a gate took B
+away). What is stored is the truth: of two controllers, the one that comes after replays it.
+
+Invariant: whatever is wrong with a test, its service goes on.
 """
 
 from __future__ import annotations
@@ -14,17 +17,21 @@ from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI
 
-from controller.ab import AbView, Book, Judge, ab_view, parse_ab, request_value
+from controller import telemetry
+from controller.ab import AbView, Judge, ab_view, parse_ab
+from controller.ab_book import Book
 from controller.ab_store import AbRow, AbStore
 from controller.api import Anything, Asked
 from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence_feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
 from controller.ports import Clock
-from controller.security import Identity
+from controller.security import Identity, Role
 from controller.state import RolloutState
+from controller.units import duration
 from serving.messages import RequestRecord
 
 _SHOWN = ("id", "service", "rollout", "created_at_s", "ended_at_s")
+_SELF = Identity("controller", Role.OPERATOR)
 
 
 class Rollouts(Protocol):
@@ -43,7 +50,14 @@ class _Reading:
         self.judge = Judge(row.spec, before)
         self.count = len(before)
         self.seq = row.resume_seq
-        self.book = Book(row.rollout, row.spec.metric, row.settled_through_s, {o.unit for o in before})
+        self.written = (row.resume_seq, row.settled_through_s)
+        self.book = Book(
+            row.rollout,
+            row.spec.metric,
+            row.spec.score_wait,
+            row.settled_through_s,
+            {outcome.unit for outcome in before},
+        )
 
 
 class AbTests:
@@ -56,22 +70,23 @@ class AbTests:
         log: RecordsLog,
         clock: Clock,
         *,
-        is_over: Callable[[str], bool],
+        rollout_of: Callable[[str], RolloutState | None],
     ) -> None:
-        """is_over: whether the rollout of this id has ended, by a guard, a gate or a person."""
+        """rollout_of: the rollout of this id as last committed; None: there is none."""
         self._store = store
-        self._is_over = is_over
+        self._rollout_of = rollout_of
         self._rollouts = rollouts
         self._log = log
         self._clock = clock
-        self._readings: dict[str, _Reading] = {}  # by test id
+        self._readings: dict[str, _Reading] = {}  # by service: its newest test's
+        self._complained: dict[str, str] = {}  # by service: what fails now, so that the log hears of it once
         self._lock = threading.Lock()
 
     def create(self, service: str, body: Mapping[str, Any], identity: Identity) -> AbView:
         """Begin a test: deploy B with its share. Raises BadSpec, Conflict and what a deploy raises."""
         spec = parse_ab(body)
         newest = self._store.newest(service)
-        if newest is not None and newest.ended_at_s is None:
+        if newest is not None and newest.ended_at_s is None and not self._is_over(newest):
             raise Conflict(
                 f"{service} has A/B test {newest.id}, one at a time; end it: canaryctl ab stop {service}"
             )
@@ -79,52 +94,78 @@ class AbTests:
             rollout = self._rollouts.deploy(service, spec.deploy_body(), identity)
         except RolloutRunning as exc:
             raise RolloutRunning(f"an A/B test needs the canary's place: {exc}") from exc
-        row = AbRow(f"ab-{secrets.token_hex(4)}", service, rollout.id, spec, self._clock.now_s(), None)
+        now_s = self._clock.now_s()
+        if newest is not None:
+            self._store.end(newest.id, at_s=now_s)
+        row = AbRow(f"ab-{secrets.token_hex(4)}", service, rollout.id, spec, now_s, None)
         self._store.create(row)
-        return self._view(row)
+        return self.status(service)
 
     def look(self, service: str, now_s: float) -> None:
         """Read what is new in the service's log and count what has settled; does nothing without a test."""
-        row = self._store.newest(service)
-        if row is None or row.ended_at_s is not None:
-            return
-        with self._lock:
-            self._read(self._reading(row), now_s)
-        if self._is_over(row.rollout):
-            self._store.end(row.id, at_s=now_s)
+        try:
+            self._look(service, now_s)
+        except Exception as exc:  # noqa: BLE001 - this runs in the service's own tick, which must go on
+            with self._lock:
+                self._readings.pop(service, None)  # another may have written: begin again from the store
+            if self._complained.get(service) != str(exc):
+                telemetry.alarm("the A/B test could not be looked at, trying again", exc, service=service)
+            self._complained[service] = str(exc)
+        else:
+            self._complained.pop(service, None)
 
     def status(self, service: str) -> AbView:
         """The service's newest test. Raises BadInput when it never had one."""
-        return self._view(self._newest(service))
+        with self._lock:
+            row = self._newest(service)
+            named = {name: getattr(row, name) for name in _SHOWN}
+            judge = self._reading(row).judge
+            return ab_view(named, row.spec, judge, self._rollout_of(row.rollout))
 
     def stop(self, service: str, identity: Identity) -> tuple[str, str]:
         """End the test and take B away: ('asked' | 'already', one line). The result stays readable."""
         row = self._newest(service)
         if row.ended_at_s is not None:
             return "already", f"{service}: A/B test {row.id} has ended already"
-        outcome, text = self._rollouts.rollback(service, identity, reason=f"A/B test {row.id} stopped")
+        if self._is_over(row):
+            outcome, text = "already", "its rollout has ended"
+        else:
+            outcome, text = self._rollouts.rollback(service, identity, reason=f"A/B test {row.id} stopped")
         self._store.end(row.id, at_s=self._clock.now_s())
-        return outcome, f"{service}: A/B test {row.id} stopped; {text}"
+        return outcome, f"{service}: A/B test {row.id} stopped; {text.removeprefix(f'{service}: ')}"
 
     def _newest(self, service: str) -> AbRow:
         row = self._store.newest(service)
         if row is None:
-            raise BadInput(f"{service} never had an A/B test; begin one: canaryctl ab create {service}")
+            raise BadInput(
+                f"{service} never had an A/B test; begin one: canaryctl ab create {service} --model DIR"
+            )
         return row
 
-    def _view(self, row: AbRow) -> AbView:
+    def _is_over(self, row: AbRow) -> bool:
+        rollout = self._rollout_of(row.rollout)
+        return rollout is None or rollout.is_final
+
+    def _look(self, service: str, now_s: float) -> None:
         with self._lock:
-            reading = self._reading(row)
-            named = {
-                name: getattr(row, name)
-                for name in ("id", "service", "rollout", "created_at_s", "ended_at_s")
-            }
-            return ab_view(named, row.spec, reading.judge)
+            row = self._store.newest(service)
+            if row is None or row.ended_at_s is not None:
+                return
+            self._read(self._reading(row), now_s)
+        if self._is_over(row):
+            self._store.end(row.id, at_s=now_s)
+        elif now_s - row.created_at_s >= row.spec.duration:
+            reason = f"A/B test {row.id} is over after {duration(row.spec.duration)}"
+            self._rollouts.rollback(service, _SELF, reason=reason)
+            self._store.end(row.id, at_s=now_s)
 
     def _reading(self, row: AbRow) -> _Reading:
-        if row.id not in self._readings:
-            self._readings[row.id] = _Reading(row, self._store)
-        return self._readings[row.id]
+        """What is known of the row's test; replayed when another controller has written since."""
+        known = self._readings.get(row.service)
+        is_current = known is not None and known.row.id == row.id
+        if known is None or not is_current or known.written != (row.resume_seq, row.settled_through_s):
+            known = self._readings[row.service] = _Reading(row, self._store)
+        return known
 
     def _read(self, reading: _Reading, now_s: float) -> None:
         through_s = 0.0
@@ -134,9 +175,9 @@ class AbTests:
                 return
             for event in page.events:
                 if isinstance(event, RequestRecord):
-                    reading.book.add_request(event, request_value(event, reading.row.spec.metric))
+                    reading.book.add_request(event)
                 else:
-                    reading.book.add_score(event.id, event.metric, event.value)
+                    reading.book.add_score(event)
             for span in page.lost:
                 reading.book.drop_span(span.since_s, span.until_s)
             reading.seq, through_s = page.next_seq, page.low_watermark_s
@@ -145,16 +186,17 @@ class AbTests:
         due = reading.book.settle(through_s, now_s)
         if not due:
             return
+        resume_seq, settled_through_s = reading.book.resume_seq(reading.seq), reading.book.settled_through_s
         self._store.append(
             reading.row.id,
             due,
             first=reading.count,
-            resume_seq=reading.book.resume_seq(reading.seq),
-            settled_through_s=reading.book.settled_through_s,
+            resume_seq=resume_seq,
+            settled_through_s=settled_through_s,
         )
+        reading.written = (resume_seq, settled_through_s)
         reading.count += len(due)
-        for outcome in due:
-            reading.judge.add(outcome)
+        reading.judge.add(due)
 
 
 def add_ab_routes(

@@ -11,42 +11,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from controller.ab import AbSpec, Outcome
+from controller import store_schema as t
+from controller.ab import AbSpec
+from controller.ab_book import Outcome
 from controller.errors import Conflict
-from controller.store_schema import open_engine, writing
-
-_metadata = sa.MetaData()
-
-_tests = sa.Table(
-    "ab_tests",
-    _metadata,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("service", sa.String, nullable=False),
-    sa.Column("rollout", sa.String, nullable=False),
-    sa.Column("spec", sa.Text, nullable=False),
-    sa.Column("created_at_s", sa.Float, nullable=False),
-    sa.Column("ended_at_s", sa.Float),
-    sa.Column("resume_seq", sa.BigInteger, nullable=False, default=0),
-    sa.Column("settled_through_s", sa.Float, nullable=False, default=0.0),
-)
-sa.Index(
-    "one_ab_test_a_service",
-    _tests.c.service,
-    unique=True,
-    sqlite_where=_tests.c.ended_at_s.is_(None),
-    postgresql_where=_tests.c.ended_at_s.is_(None),
-)
-_outcomes = sa.Table(
-    "ab_outcomes",
-    _metadata,
-    sa.Column("test", sa.String, primary_key=True),
-    sa.Column("place", sa.Integer, primary_key=True),
-    sa.Column("unit", sa.BigInteger, nullable=False),
-    sa.Column("is_b", sa.Boolean, nullable=False),
-    sa.Column("w", sa.Float, nullable=False),
-    sa.Column("y", sa.Float),
-    sa.Column("at_s", sa.Float, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +36,8 @@ class AbStore:
 
     def __init__(self, url: str, *, mounts: Path = Path("/proc/self/mounts")) -> None:
         """Opens (and on first use makes) the tables. Raises BadInput or Unreachable."""
-        self._engine = open_engine(url, mounts=mounts)
-        self._writes = writing(self._engine)
-        with self._writes.begin() as db:
-            _metadata.create_all(db)
+        self._engine = t.open_engine(url, mounts=mounts)
+        self._writes = t.writing(self._engine)
 
     def close(self) -> None:
         """Gives the connections back."""
@@ -79,16 +45,10 @@ class AbStore:
 
     def create(self, row: AbRow) -> None:
         """Store a new test. Raises Conflict while another runs on the service."""
-        values = {
-            "id": row.id,
-            "service": row.service,
-            "rollout": row.rollout,
-            "spec": row.spec.model_dump_json(),
-            "created_at_s": row.created_at_s,
-        }
+        values = {**t.values_of(row), "spec": row.spec.model_dump_json()}
         try:
             with self._writes.begin() as db:
-                db.execute(sa.insert(_tests).values(**values))
+                db.execute(sa.insert(t.ab_tests).values(**values))
         except sa.exc.IntegrityError as exc:
             raise Conflict(
                 f"{row.service} has an A/B test already; end it: canaryctl ab stop {row.service}"
@@ -96,51 +56,34 @@ class AbStore:
 
     def newest(self, service: str) -> AbRow | None:
         """The service's newest test; None: it never had one."""
-        query = sa.select(_tests).where(_tests.c.service == service).order_by(_tests.c.created_at_s.desc())
+        c = t.ab_tests.c
+        # The one that runs is the newest, even after the clock was set back.
+        newest_first = (c.ended_at_s.is_not(None), c.created_at_s.desc())
+        query = sa.select(t.ab_tests).where(c.service == service).order_by(*newest_first).limit(1)
         with self._engine.begin() as db:
-            found = db.execute(query.limit(1)).first()
+            found = db.execute(query).first()
         if found is None:
             return None
-        return AbRow(
-            found.id,
-            found.service,
-            found.rollout,
-            AbSpec.model_validate_json(found.spec),
-            found.created_at_s,
-            found.ended_at_s,
-            found.resume_seq,
-            found.settled_through_s,
-        )
+        return AbRow(**{**found._asdict(), "spec": AbSpec.model_validate_json(found.spec)})
 
     def outcomes(self, test: str) -> tuple[Outcome, ...]:
         """Everything counted so far, in order."""
-        query = sa.select(_outcomes).where(_outcomes.c.test == test).order_by(_outcomes.c.place)
+        columns = [t.ab_outcomes.c[name] for name in Outcome.__slots__]
+        query = sa.select(*columns).where(t.ab_outcomes.c.test == test).order_by(t.ab_outcomes.c.place)
         with self._engine.begin() as db:
-            rows = db.execute(query).all()
-        return tuple(Outcome(row.unit, row.is_b, row.w, row.y, row.at_s) for row in rows)
+            return tuple(Outcome(*row) for row in db.execute(query))
 
     def append(
         self, test: str, outcomes: Sequence[Outcome], *, first: int, resume_seq: int, settled_through_s: float
     ) -> None:
         """Add outcomes from place `first` on, and how far the log was read, in one transaction."""
-        rows = [
-            {
-                "test": test,
-                "place": first + i,
-                "unit": o.unit,
-                "is_b": o.is_b,
-                "w": o.w,
-                "y": o.y,
-                "at_s": o.at_s,
-            }
-            for i, o in enumerate(outcomes)
-        ]
+        rows = [{"test": test, "place": first + i, **t.values_of(o)} for i, o in enumerate(outcomes)]
         with self._writes.begin() as db:
             if rows:
-                db.execute(sa.insert(_outcomes), rows)
+                db.execute(sa.insert(t.ab_outcomes), rows)
             db.execute(
-                sa.update(_tests)
-                .where(_tests.c.id == test)
+                sa.update(t.ab_tests)
+                .where(t.ab_tests.c.id == test)
                 .values(resume_seq=resume_seq, settled_through_s=settled_through_s)
             )
 
@@ -148,7 +91,7 @@ class AbStore:
         """The test is over; what it says stays."""
         with self._writes.begin() as db:
             db.execute(
-                sa.update(_tests)
-                .where(_tests.c.id == test, _tests.c.ended_at_s.is_(None))
+                sa.update(t.ab_tests)
+                .where(t.ab_tests.c.id == test, t.ab_tests.c.ended_at_s.is_(None))
                 .values(ended_at_s=at_s)
             )

@@ -426,6 +426,9 @@ def _refuse_rejected(before: RolloutState) -> None:
     # Failed with a departure: it was rolled back, only its memory was not seen freed.
     if before.phase is not Phase.ROLLED_BACK and before.departure is None:
         return
+    # Every A/B test ends so; the next thing that people do is to deploy B.
+    if before.plan.is_test and before.cause.kind is CauseKind.USER:
+        return
     if before.cause.kind is not CauseKind.NOT_PROVEN:
         raise AlreadyRejected(
             f"{canary} was rolled back in {before.id} ({before.cause.text}); change it, or give --retry"

@@ -68,7 +68,9 @@ OWN_ARGUMENTS = frozenset(
 )
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What people write: frozen, and an unknown key is refused by name."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
     @model_validator(mode="before")
@@ -84,7 +86,7 @@ class _Strict(BaseModel):
         return data
 
 
-class VersionSpec(_Strict):
+class VersionSpec(Strict):
     """A checkpoint directory and how to run it, or an external OpenAI-compatible endpoint."""
 
     model: str | None = Field(
@@ -150,7 +152,7 @@ class VersionSpec(_Strict):
         return self.model_copy(update={"model": str((base / Path(self.model).expanduser()).absolute())})
 
 
-class GateSpec(_Strict):
+class GateSpec(Strict):
     """Changes to one gate of the preset, or a gate of its own (that needs metric, kind, threshold)."""
 
     metric: str | None = None
@@ -168,7 +170,7 @@ class GateSpec(_Strict):
         return given
 
 
-class StageSpec(_Strict):
+class StageSpec(Strict):
     """One rung. 100 % is the promotion itself; its duration is the bake's."""
 
     weight: Weight | None = None
@@ -201,7 +203,7 @@ class StageSpec(_Strict):
         return (self.weight if self.weight is not None else self.weight_bp) or 0
 
 
-class RungSpec(_Strict):
+class RungSpec(Strict):
     """What a stage of at least `min_canary` canary requests has to prove, where the stage does not say."""
 
     min_canary: int = Field(default=0, ge=0)
@@ -211,7 +213,7 @@ class RungSpec(_Strict):
     floor: float = Field(default=0.005, ge=0, le=1, description="a rate below stable plus this passes, too")
 
 
-class PolicySpec(_Strict):
+class PolicySpec(Strict):
     """How a rollout goes: what is gated, on which ladder, how long it may wait."""
 
     name: str = "default"
@@ -344,22 +346,22 @@ class ServiceSpec(VersionSpec):
         return VersionSpec.model_construct(**{name: getattr(self, name) for name in names})
 
 
-Spec = TypeVar("Spec", bound=_Strict)
+Spec = TypeVar("Spec", bound=Strict)
 
 
 def parse_service(data: object) -> ServiceSpec:
     """The service. Raises BadSpec, one line for each rule broken."""
-    return _parse(ServiceSpec, data, "service")
+    return parse_as(ServiceSpec, data, "service")
 
 
 def parse_version(data: object) -> VersionSpec:
     """The version. Raises BadSpec, one line for each rule broken."""
-    return _parse(VersionSpec, data, "version")
+    return parse_as(VersionSpec, data, "version")
 
 
 def parse_policy(data: object) -> PolicySpec:
     """The policy; a string names a preset. Raises BadSpec, one line for each rule broken."""
-    return _parse(PolicySpec, {"preset": data} if isinstance(data, str) else data, "policy")
+    return parse_as(PolicySpec, {"preset": data} if isinstance(data, str) else data, "policy")
 
 
 def parse_yaml(text: str, where: str) -> object:
@@ -372,7 +374,7 @@ def parse_yaml(text: str, where: str) -> object:
         raise BadSpec(f"{where}{line}: {getattr(exc, 'problem', None) or 'is not YAML'}; correct it") from exc
 
 
-def dump(spec: _Strict) -> dict[str, Any]:
+def dump(spec: Strict) -> dict[str, Any]:
     """Plain JSON values that the parser of its kind reads back to an equal spec."""
     return spec.model_dump(mode="json", exclude_defaults=True)
 
@@ -389,7 +391,8 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse(kind: type[Spec], data: object, root: str) -> Spec:
+def parse_as(kind: type[Spec], data: object, root: str) -> Spec:
+    """`data` as this kind, called `root` in errors. Raises BadSpec, one line for each rule broken."""
     try:
         return kind.model_validate(data)
     except ValidationError as exc:

@@ -34,6 +34,8 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
+# Settled canary requests that no stage reaches: an A/B test's stage is never passed.
+NEVER_CANARY = 1_000_000_000
 FINAL = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.FAILED})
 # The phases in which users may be answered by the canary.
 LIVE = frozenset({Phase.STAGE, Phase.PROMOTING, Phase.BAKING})
@@ -98,6 +100,11 @@ class Plan:
     warmup_tokens: int = 256
     replicas: int | None = None  # of the canary at full traffic; None: an endpoint, not ours to know
     stable_replicas: int | None = None
+
+    @property
+    def is_test(self) -> bool:
+        """True: an A/B test's, held until someone ends it, and never promoted by itself."""
+        return any(stage.min_canary >= NEVER_CANARY for stage in self.stages)
 
 
 # --- the state

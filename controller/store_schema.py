@@ -39,6 +39,12 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 metadata = sa.MetaData()
 
+
+def one_at_a_time(name: str, column: sa.Column[str], running: sa.ColumnElement[bool]) -> sa.Index:
+    """The database itself refuses a second row of the same `column` while one is `running`."""
+    return sa.Index(name, column, unique=True, sqlite_where=running, postgresql_where=running)
+
+
 meta = sa.Table(
     "canaryctl_meta",
     metadata,
@@ -83,14 +89,7 @@ rollouts = sa.Table(
     sa.Column("ended_at_s", sa.Float),
     sa.Column("canary", sa.String, nullable=False, server_default=""),
 )
-# The database itself refuses a second rollout of a service while one runs.
-sa.Index(
-    "one_rollout_a_service",
-    rollouts.c.service,
-    unique=True,
-    sqlite_where=~rollouts.c.is_final,
-    postgresql_where=~rollouts.c.is_final,
-)
+one_at_a_time("one_rollout_a_service", rollouts.c.service, ~rollouts.c.is_final)
 sa.Index("rollouts_of_a_service", rollouts.c.service, rollouts.c.created_at_s)
 attempts_of_a_version = sa.Index(
     "attempts_of_a_version", rollouts.c.service, rollouts.c.canary, rollouts.c.created_at_s
@@ -138,6 +137,37 @@ tokens = sa.Table(
     sa.Column("role", sa.String, nullable=False),
     sa.Column("created_at_s", sa.Float, nullable=False),
 )
+
+ab_tests = sa.Table(
+    "ab_tests",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("service", sa.String, nullable=False),
+    sa.Column("rollout", sa.String, nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.Column("ended_at_s", sa.Float),
+    sa.Column("resume_seq", sa.BigInteger, nullable=False, default=0),
+    sa.Column("settled_through_s", sa.Float, nullable=False, default=0.0),
+)
+one_at_a_time("one_ab_test_a_service", ab_tests.c.service, ab_tests.c.ended_at_s.is_(None))
+
+ab_outcomes = sa.Table(
+    "ab_outcomes",
+    metadata,
+    sa.Column("test", sa.String, primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True),
+    sa.Column("unit", sa.BigInteger, nullable=False),
+    sa.Column("is_b", sa.Boolean, nullable=False),
+    sa.Column("w", sa.Float, nullable=False),
+    sa.Column("y", sa.Float),
+    sa.Column("at_s", sa.Float, nullable=False),
+)
+
+
+def values_of(row: object) -> dict[str, object]:
+    """A slotted row as the values of its columns, which have its names."""
+    return {name: getattr(row, name) for name in type(row).__slots__}  # type: ignore[attr-defined]
 
 
 def open_engine(url: str, *, mounts: Path = Path("/proc/self/mounts")) -> sa.Engine:

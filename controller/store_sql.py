@@ -189,7 +189,7 @@ class SqlStore:
         """Stores a new service together with its first version. Raises Conflict when there is one already."""
         try:
             with self._writes.begin() as db:
-                db.execute(insert(t.services).values(_values(row)))
+                db.execute(insert(t.services).values(t.values_of(row)))
                 _put_version(db, version)
                 text = f"service created on {row.stable}"
                 _append_event(db, row.name, None, row.created_at_s, "controller", text)
@@ -319,7 +319,7 @@ def _put_version(db: sa.Connection, row: VersionRow) -> None:
     c = t.versions.c
     here = (c.service == row.service) & (c.id == row.id)
     if db.execute(select(c.id).where(here)).first() is None:
-        db.execute(insert(t.versions).values(_values(row)))
+        db.execute(insert(t.versions).values(t.values_of(row)))
         return
     in_production = select(t.services.c.stable).where(t.services.c.name == row.service)
     moved = update(t.versions).where(here & c.id.not_in(in_production))
@@ -337,7 +337,3 @@ def _append_log(db: sa.Connection, state: RolloutState, before: int) -> None:
     for line in state.log:
         if line.seq > before:
             _append_event(db, state.service, state.id, line.at_s, line.actor, line.text)
-
-
-def _values(row: ServiceRow | VersionRow) -> dict[str, object]:
-    return {name: getattr(row, name) for name in type(row).__slots__}

@@ -432,6 +432,8 @@ def _stage_waits(state: RolloutState, evidence: EvidenceSight | None, spent_s: f
     stage, waits = state.plan.stages[state.stage], []
     if evidence is None:
         return ["evidence that can be read"]
+    if state.plan.is_test:
+        return [f"canaryctl ab stop {state.service}: an A/B test is never promoted by itself"]
     if spent_s < stage.duration_s:
         waits.append(f"{duration(math.ceil(stage.duration_s - spent_s))} of {percent(stage.weight_bp)}")
     if evidence.canary_requests < stage.min_canary:

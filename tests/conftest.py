@@ -23,5 +23,5 @@ settings.load_profile("canaryctl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The whole product brings a cluster of its own: first, so that no four engines share two cores."""
-    items.sort(key=lambda item: item.path.name != "test_whole_product.py")
+    """What brings a cluster of its own comes first, so that no four engines share two cores."""
+    items.sort(key=lambda item: item.path.name not in ("test_whole_product.py", "test_ab_on_ray.py"))

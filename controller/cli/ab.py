@@ -9,37 +9,49 @@ from typing import Annotated
 import numpy as np
 import typer
 from pydantic import BaseModel
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Group
 
-from controller.ab import AbView
+from controller.ab import AbView, parse_ab, question_of
+from controller.cli.ab_show import file_table, next_step, size_table, view_table
 from controller.cli.actions import change_body
 from controller.cli.client import HASH_TIMEOUT_S, Client
 from controller.cli.evidence_files import EvidenceFile, read_evidence
-from controller.cli.output import Output, OutputOption, emit, say, table
+from controller.cli.output import Output, OutputOption, emit, say
 from controller.errors import BadInput
 from controller.settings import load_settings
+from controller.state import FULL_BP
+from controller.units import weight_bp
 from evaluation.ab_test import (
+    MIN_PER_SIDE,
     AbQuestion,
     AbResult,
+    AbVerdict,
     CategoryResult,
-    Scale,
     correct_categories,
     fixed_horizon,
     sequential,
 )
-from evaluation.metrics import CATALOGUE, VALUES
+from evaluation.ab_validity import AbValidity
+from evaluation.metrics import CATALOGUE
 from evaluation.power import SampleSize, effect_table, required_sample_size
 from evaluation.units import HELD, LEFT_OUT, kind_of
 
-ab = typer.Typer(name="ab", help="Is B better? A/B tests.", no_args_is_help=True, rich_markup_mode=None)
+ab = typer.Typer(
+    name="ab",
+    help="Is B better? A/B tests: on a running service, on a file, and how large one must be.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 ServiceArgument = Annotated[
     str | None,
     typer.Argument(metavar="[SERVICE]", help="Default: the only one there is.", show_default=False),
 ]
-AlphaOption = Annotated[float, typer.Option(help="Chance of a wrong verdict.")]
-MetricOption = Annotated[str, typer.Option(help="What is compared.")]
+ServiceOption = Annotated[
+    str | None, typer.Option("--service", help="The same as SERVICE.", show_default=False)
+]
+AlphaOption = Annotated[float, typer.Option(help="Chance of naming a winner where there is none.")]
+MetricOption = Annotated[str, typer.Option(help="What is compared: quality, latency_ms, error, ...")]
 
 
 def register(app: typer.Typer) -> None:
@@ -67,22 +79,43 @@ class AbClient(Client):
 @ab.command()
 def create(
     service: ServiceArgument = None,
+    service_: ServiceOption = None,
     model: Annotated[Path | None, typer.Option(help="B's checkpoint directory.", show_default=False)] = None,
     url: Annotated[str | None, typer.Option(help="B's endpoint instead.", show_default=False)] = None,
     engine: Annotated[
-        list[str] | None, typer.Option("--engine", metavar="KEY=VALUE", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            metavar="KEY=VALUE",
+            help="Engine argument of B; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     metric: MetricOption = "quality",
     split: Annotated[str, typer.Option(help="B's share of the traffic.")] = "50%",
     fixed: Annotated[
         int | None,
-        typer.Option("--fixed", metavar="N", help="Judge once, at N units a side.", show_default=False),
+        typer.Option(
+            "--fixed",
+            metavar="N",
+            help="Judge once, at N units a side (see ab size), not at every look.",
+            show_default=False,
+        ),
     ] = None,
     alpha: AlphaOption = 0.05,
-    duration: Annotated[str, typer.Option("--for", help="How long B keeps its share at most.")] = "7d",
+    score_wait: Annotated[
+        str, typer.Option(help="How long a grade is waited for before its answer counts as ungraded.")
+    ] = "10m",
+    duration: Annotated[str, typer.Option("--for", help="Take B away after this at the latest.")] = "7d",
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also a version that was rolled back before.")
+    ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Give B a share of the traffic and compare it with what serves. Nothing is promoted by it."""
+    """Give B a share of the traffic and compare it with what serves (A). Nothing is promoted by it.
+
+    Guards and the default gates still watch B and may end the test. One test or rollout a service at a time.
+    """
     change = change_body(model=model, url=url, engine=engine, policy=None)
     body = {
         "version": change["version"],
@@ -91,26 +124,36 @@ def create(
         "split": split,
         "alpha": alpha,
         "sample_size": fixed,
+        "score_wait": score_wait,
         "duration": duration,
+        "retry": retry,
     }
+    parse_ab(body)  # what is wrong with it needs no controller to say so
     client = AbClient(load_settings())
-    view = client.create_ab(client.the_service(service), body)
-    emit(view, output, lambda wide: view_table(view))
+    show(client.create_ab(client.the_service(service or service_), body), output)
 
 
 @ab.command()
-def status(service: ServiceArgument = None, output: OutputOption = Output.TABLE) -> None:
-    """Show what the service's A/B test says now."""
+def status(
+    service: ServiceArgument = None, service_: ServiceOption = None, output: OutputOption = Output.TABLE
+) -> None:
+    """Show what the service's newest A/B test says now; it may be looked at as often as one likes."""
     client = AbClient(load_settings())
-    view = client.ab(client.the_service(service))
-    emit(view, output, lambda wide: view_table(view))
+    show(client.ab(client.the_service(service or service_)), output)
 
 
 @ab.command()
-def stop(service: ServiceArgument = None) -> None:
-    """End the test and take B away; the result stays readable."""
+def stop(service: ServiceArgument = None, service_: ServiceOption = None) -> None:
+    """End the test and take B away; the result stays readable. Exit 0 also when it has ended already."""
     client = AbClient(load_settings())
-    say(client.stop_ab(client.the_service(service)))
+    say(client.stop_ab(client.the_service(service or service_)))
+
+
+def show(view: AbView, output: Output) -> None:
+    """Print the test; for people also what to do next, on standard error."""
+    emit(view, output, lambda wide: view_table(view))
+    if output in (Output.TABLE, Output.WIDE):
+        say(next_step(view))
 
 
 @ab.command()
@@ -126,7 +169,10 @@ def judge(
     alpha: AlphaOption = 0.05,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Judge a recorded A/B test, each unit once, in the order of assignment."""
+    """Judge a recorded A/B test, each unit once, in the order of assignment.
+
+    With --by also each category; their p-values and verdicts are corrected for their number (Holm).
+    """
     question = _question(metric, alpha)
     evidence = read_evidence(file, extra=(by,) if by else ())
     report = judge_file(evidence, question, metric=metric, by=by, is_fixed=fixed)
@@ -141,26 +187,31 @@ def size(
     baseline: Annotated[
         float | None, typer.Option(help="A's mean, for a table over 1-20 %.", show_default=False)
     ] = None,
-    sd: Annotated[float, typer.Option(help="Assumed standard deviation of one unit's outcome.")] = 0.2,
+    sd: Annotated[
+        float,
+        typer.Option(help="Assumed standard deviation of one unit's outcome; of a rate p: sqrt(p (1 - p))."),
+    ] = 0.2,
     alpha: AlphaOption = 0.05,
     power: Annotated[float, typer.Option(help="Chance of finding it.")] = 0.8,
-    split: Annotated[float, typer.Option(help="B's share of the units.")] = 0.5,
+    split: Annotated[str, typer.Option(help="B's share of the units.")] = "50%",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """How many units a fixed test needs, and what that assumes."""
     try:
         if (effect is None) == (baseline is None):
             raise ValueError("needs exactly one of --effect (absolute) and --baseline (for the table)")
+        share = weight_bp(split) / FULL_BP
         if effect is not None:
             sizes: tuple[SampleSize, ...] = (
-                required_sample_size(effect, sd=sd, alpha=alpha, power=power, split=split),
+                required_sample_size(effect, sd=sd, alpha=alpha, power=power, split=share),
             )
         else:
-            sizes = effect_table(baseline or 0.0, sd=sd, alpha=alpha, power=power, split=split)
+            sizes = effect_table(baseline or 0.0, sd=sd, alpha=alpha, power=power, split=share)
     except ValueError as exc:
         raise BadInput(f"ab size: {exc}") from exc
     rows = [SizeRow.of(one, baseline) for one in sizes]
-    emit(rows, output, lambda wide: size_table(rows, sizes[0]))
+    shown = [(one, row.relative) for one, row in zip(sizes, rows, strict=True)]
+    emit(rows, output, lambda wide: size_table(shown))
 
 
 class SizeRow(BaseModel):
@@ -190,42 +241,17 @@ class SizeRow(BaseModel):
         )
 
 
-def size_table(rows: list[SizeRow], first: SampleSize) -> RenderableType:
-    """The sizes, and one line of assumptions."""
-    grid = table("difference", "relative", "units of A", "units of B")
-    for row in rows:
-        relative = "-" if row.relative is None else f"{row.relative:.1%}"
-        grid.add_row(f"{row.effect:.4g}", relative, str(row.n_a), str(row.n_b))
-    sd, alpha, power = f"sd {first.sd:g}", f"alpha {first.alpha:g} two-sided", f"power {first.power:g}"
-    return Group(grid, f"assumed: {sd}, {alpha}, {power}, B gets {first.split:.0%}")
-
-
 class FileReport(BaseModel):
     """What a file says: the whole, then each category with its corrected p-value."""
 
     metric: str
     method: str
     rows: list[dict[str, object]]
+    notes: list[str]
 
-    def as_table(self) -> Table:
-        """A row for the whole and for each category."""
-        grid = table(
-            "category", "verdict", "units A", "units B", "mean A", "mean B", "win rate", "interval", "p"
-        )
-        for row in self.rows:
-            grid.add_row(*(_cell(row[name]) for name in _CELLS))
-        return grid
-
-
-_CELLS = ("category", "verdict", "n_a", "n_b", "mean_a", "mean_b", "win_rate", "interval", "p")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return " to ".join(f"{end:.4g}" for end in value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)
+    def as_table(self) -> Group:
+        """A row for the whole and for each category, then what there is to say of them."""
+        return Group(file_table(self.rows), *self.notes)
 
 
 def judge_file(
@@ -241,8 +267,9 @@ def judge_file(
     order = np.argsort(np.asarray(columns["t_s"], dtype=np.float64), kind="stable")
     _, first = np.unique(np.asarray(columns["unit"])[order], return_index=True)
     once = order[np.sort(first)]
-    once = once[drawn[once] & (w[once] > 0) & (w[once] < 1) & ~np.isnan(y[once])]
+    once = once[drawn[once] & (w[once] > 0) & (w[once] < 1)]
     is_b = np.asarray(columns["arm"]) == 1
+    told = once[~np.isnan(y[once])]
 
     def compare(rows: np.ndarray) -> AbResult:
         if is_fixed:
@@ -250,20 +277,36 @@ def judge_file(
         return sequential(y[rows], is_b[rows], w[rows], question)
 
     try:
-        whole = compare(once)
-        names = np.asarray(columns[by])[once] if by is not None else np.empty(0)
-        parts = correct_categories({str(name): compare(once[names == name]) for name in np.unique(names)})
+        validity = AbValidity()
+        validity.add(is_b[once], w[once], ~np.isnan(y[once]))
+        whole = compare(told)
+        names = np.asarray(columns[by])[told] if by is not None else np.empty(0)
+        parts = correct_categories({str(name): compare(told[names == name]) for name in np.unique(names)})
     except ValueError as exc:
         raise BadInput(f"{metric}: {exc}") from exc
-    rows = [_row("(all)", whole, whole.p_value, whole.verdict.value), *(_part(part) for part in parts)]
-    return FileReport(metric=metric, method=whole.method, rows=rows)
+    reason = validity.reason()
+    rows = [_row("(all)", whole, whole.p_value, whole.verdict), *(_part(part) for part in parts)]
+    if reason is not None:
+        rows = [row | {"verdict": AbVerdict.INVALID.value} for row in rows]
+    notes = _notes(whole, [part.result for part in parts], reason)
+    return FileReport(metric=metric, method=whole.method, rows=rows, notes=notes)
+
+
+def _notes(whole: AbResult, parts: list[AbResult], reason: str | None) -> list[str]:
+    notes = [f"invalid: {reason}"] if reason is not None else []
+    if any(result.verdict is AbVerdict.TOO_FEW for result in (whole, *parts)):
+        notes.append(f"too few: a fixed test needs at least {MIN_PER_SIDE} units a side")
+    if parts:
+        notes.append(f"p and verdict of {len(parts)} categories are corrected for their number (Holm)")
+    notes.append(f"{whole.method}, alpha {whole.alpha:g}; the interval is of the {whole.interval_of}")
+    return notes
 
 
 def _part(part: CategoryResult) -> dict[str, object]:
-    return _row(part.category, part.result, part.adjusted_p, part.verdict.value)
+    return _row(part.category, part.result, part.adjusted_p, part.verdict)
 
 
-def _row(category: str, result: AbResult, p: float, verdict: str) -> dict[str, object]:
+def _row(category: str, result: AbResult, p: float, verdict: AbVerdict) -> dict[str, object]:
     named = (
         "n_a",
         "n_b",
@@ -275,31 +318,13 @@ def _row(category: str, result: AbResult, p: float, verdict: str) -> dict[str, o
         "interval",
         "interval_of",
     )
-    return {"category": category, "verdict": verdict, "p": p} | {n: getattr(result, n) for n in named}
+    return {"category": category, "verdict": verdict.value, "p": p} | {n: getattr(result, n) for n in named}
 
 
 def _question(metric: str, alpha: float) -> AbQuestion:
     if metric not in CATALOGUE:
         raise BadInput(f"metric {metric!r} is unknown; use one of {', '.join(sorted(CATALOGUE))}")
-    known = CATALOGUE[metric]
-    scale = Scale.VALUE if metric in VALUES else Scale.SCORE if known.unit.startswith("score") else Scale.RATE
     try:
-        return AbQuestion(scale, higher_is_better=not known.lower_is_better, alpha=alpha)
+        return question_of(metric, alpha)
     except ValueError as exc:
         raise BadInput(f"ab: {exc}") from exc
-
-
-def view_table(view: AbView) -> RenderableType:
-    """The verdict in one line, then the figures of both sides."""
-    grid = table("side", "units", "mean", "without an outcome")
-    grid.add_row("A", str(view.n_a), _cell(view.mean_a), str(view.missing_a))
-    grid.add_row("B", str(view.n_b), _cell(view.mean_b), str(view.missing_b))
-    size = f" of {view.sample_size} a side" if view.sample_size else ""
-    state = "ended" if view.ended_at_s is not None else "running"
-    asked = f"{view.metric}, {view.mode}{size}, B gets {view.split_percent:g} %"
-    figures = (
-        f"difference {_cell(view.difference)}, {view.interval_of} {_cell(view.interval)}, "
-        f"win rate {_cell(view.win_rate)}, d {_cell(view.cohens_d)}, "
-        f"p {view.p_value:.3g} (alpha {view.alpha:g})"
-    )
-    return Group(f"{view.verdict.upper()}: {asked} ({state})", "", grid, "", figures)

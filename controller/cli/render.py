@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from controller.cli.output import table
-from controller.state import FULL_BP, Phase
+from controller.state import FULL_BP, NEVER_CANARY, Phase
 from controller.units import duration, gib, percent
 from controller.view import GateView, PlanView, RolloutView, ServiceView, StageView, StepsView
 from evaluation.gate import Verdict
@@ -115,7 +115,8 @@ def stages_line(view: RolloutView) -> Text:
     line = Text()
     for stage in view.stages:
         mark, style = STAGE_MARK[stage.status]
-        done = f" {view.canary_requests}/{stage.min_canary}" if stage.status == "now" else ""
+        least = f"/{stage.min_canary}" if stage.min_canary < NEVER_CANARY else ""
+        done = f" {view.canary_requests}{least}" if stage.status == "now" else ""
         line.append(f"{mark} {percent(stage.weight_bp)}{done}   ", style=style)
     final = view.phase is Phase.SUCCEEDED
     line.append("✓ 100 %" if final else "○ 100 %", style="green" if final else "dim")

@@ -118,9 +118,9 @@ def build(settings: Settings) -> Built:
 
         return Crew(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)
 
-    def is_over(rollout: str) -> bool:
+    def rollout_of(rollout: str) -> RolloutState | None:
         stored = store.load(rollout)
-        return stored is None or stored.state.is_final
+        return stored.state if stored is not None else None
 
     def replicas(row: ServiceRow) -> int:
         stored = store.version(row.name, row.stable)
@@ -128,7 +128,7 @@ def build(settings: Settings) -> Built:
 
     runner = Runner(store, clock, make_crew, replicas, holder=_holder())
     commands = Commands(store, world, clock, runner.wake)
-    tests = AbTests(AbStore(settings.database_url), commands, log, clock, is_over=is_over)
+    tests = AbTests(AbStore(settings.database_url), commands, log, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
     app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,22 @@ import typer
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from controller.ab import AbSpec, AbView, Judge, Outcome, ab_view
+from controller.ab import AbSpec, AbView, Judge, ab_view
+from controller.ab_book import Outcome
 from controller.ab_service import AbTests, add_ab_routes
-from controller.cli.ab import register, view_table
+from controller.cli.ab import register
+from controller.cli.ab_show import view_table
 from controller.cli.output import console
 from controller.errors import BadInput
 from controller.security import Identity, Role
+from controller.state import Phase
+from tests.fakes.rollouts import a_rollout
 
 VIEW = ab_view(
     {"id": "ab-1", "service": "chat", "rollout": "r-1", "created_at_s": 1.0, "ended_at_s": None},
     AbSpec(version={"model": "/b"}),
     Judge(AbSpec(version={"model": "/b"}), [Outcome(n, n % 2 == 1, 0.5, float(n % 2), n) for n in range(80)]),
+    replace(a_rollout(), phase=Phase.STAGE, acked_at_s=1.0),
 )
 
 
@@ -88,7 +94,7 @@ def test_an_impossible_size_is_bad_input(bad: list[str]) -> None:
 def test_the_view_begins_with_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     console().print(view_table(VIEW))
 
-    assert capsys.readouterr().out.startswith("B BETTER: quality, sequential, B gets 50 % (running)")
+    assert capsys.readouterr().out.startswith("B IS BETTER  quality (higher is better), chat, ab-1")
 
 
 class Fake(AbTests):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.ab import Book, Judge, Outcome, parse_ab
+from controller.ab import LIVE_METRICS, Judge, parse_ab
+from controller.ab_book import Book, Outcome
 from controller.ab_service import AbTests
 from controller.ab_store import AbStore
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
 from controller.security import Identity, Role
 from controller.spec import parse_policy
+from controller.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage
+from controller.view import waiting_for
 from evaluation.ab_test import AbVerdict
+from evaluation.gate import Verdict
 from serving.messages import Event, LostSpan, RecordPage, RequestRecord, ScoreRecord
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 ADMIN = Identity("ada", Role.ADMIN)
 BODY = {"version": {"model": "/models/b"}}
@@ -50,11 +56,12 @@ class Log:
 
 
 class Rollouts:
-    """Begins every rollout it is asked for, as r-1."""
+    """Begins every rollout it is asked for, as r-1, which stands in its stage at once."""
 
     def __init__(self) -> None:
         self.bodies: list[Mapping[str, Any]] = []
-        self.over = False
+        self.over, self.reason = False, "asked"
+        self.acked_at_s: float | None = 1.0
         self.is_running = False
 
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> Any:
@@ -64,8 +71,13 @@ class Rollouts:
         return SimpleNamespace(id="r-1")
 
     def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
-        self.over = True
-        return "asked", "rollback begins"
+        self.over, self.reason = True, reason
+        return "asked", f"{service}: rollback begins"
+
+    def load(self, rollout: str) -> RolloutState:
+        state = replace(a_rollout(rollout), phase=Phase.STAGE, acked_at_s=self.acked_at_s)
+        cause = Cause(CauseKind.USER, self.reason)
+        return replace(state, phase=Phase.ROLLED_BACK, cause=cause) if self.over else state
 
 
 class Bench:
@@ -78,7 +90,7 @@ class Bench:
 
     def restarted(self) -> AbTests:
         store = AbStore(f"sqlite:///{self.path / 'ab.db'}", mounts=self.path / "no-mounts")
-        return AbTests(store, self.rollouts, self.log, self.now, is_over=lambda rollout: self.rollouts.over)
+        return AbTests(store, self.rollouts, self.log, self.now, rollout_of=self.rollouts.load)
 
 
 @pytest.fixture
@@ -121,21 +133,16 @@ def test_b_gets_its_share_and_can_never_be_promoted_by_the_test(bench: Bench) ->
 def test_a_restart_goes_on_where_it_was_and_says_the_same(bench: Bench) -> None:
     bench.tests.create("chat", BODY, ADMIN)
     events = graded(400)
-    bench.log.events = events[:301]
-    bench.tests.look("chat", now_s=750.0)
+    bench.log.events, bench.log.low_watermark_s = events[:301], 151.0
+    bench.tests.look("chat", now_s=160.0)
     assert 0 < bench.tests.status("chat").n_a < 150
     again = bench.restarted()
-    bench.log.events = events
+    bench.log.events, bench.log.low_watermark_s = events, 1e9
     again.look("chat", now_s=5000.0)
     whole = Judge(parse_ab(BODY))
-    book = Book("r-1", "quality")
-    for event in events:
-        if isinstance(event, RequestRecord):
-            book.add_request(event, None)
-        else:
-            book.add_score(event.id, event.metric, event.value)
-    for outcome in book.settle(1e9, 5000.0):
-        whole.add(outcome)
+    book = Book("r-1", "quality", 600.0)
+    take(book, events)
+    whole.add(book.settle(1e9, 5000.0))
 
     view, expected = again.status("chat"), whole.result()
     assert (view.n_a, view.n_b, view.p_value) == (expected.n_a, expected.n_b, expected.p_value)
@@ -149,6 +156,108 @@ def test_the_result_stays_readable_after_stop(bench: Bench) -> None:
     assert bench.tests.stop("chat", ADMIN)[0] == "asked"
     assert bench.tests.stop("chat", ADMIN)[0] == "already"
     assert bench.tests.status("chat").verdict == "b better"
+
+
+def test_of_two_controllers_the_one_that_comes_after_goes_on(bench: Bench) -> None:
+    bench.tests.create("chat", BODY, ADMIN)
+    events = graded(400)
+    standby = bench.restarted()
+    assert standby.status("chat").n_a == 0
+    bench.log.events, bench.log.low_watermark_s = events[:300], 150.0
+    bench.tests.look("chat", now_s=160.0)
+
+    view = standby.status("chat")
+    assert view.n_a + view.n_b == 150
+    bench.log.events, bench.log.low_watermark_s = events, 1e9
+    standby.look("chat", now_s=500.0)
+    view = standby.status("chat")
+    assert view.n_a + view.n_b == 400
+
+
+def test_two_controllers_that_both_write_lose_nothing(bench: Bench) -> None:
+    bench.tests.create("chat", BODY, ADMIN)
+    bench.log.events, bench.log.low_watermark_s = graded(100), 1e9
+    stale = bench.restarted()
+    stale.status("chat")
+    written = AbStore.append
+
+    def written_in_between(self: AbStore, *args: Any, **kwargs: Any) -> None:
+        AbStore.append = written  # type: ignore[method-assign]
+        bench.tests.look("chat", now_s=500.0)
+        written(self, *args, **kwargs)
+
+    AbStore.append = written_in_between  # type: ignore[method-assign]
+    try:
+        stale.look("chat", now_s=500.0)
+    finally:
+        AbStore.append = written  # type: ignore[method-assign]
+    stale.look("chat", now_s=501.0)
+
+    view = stale.status("chat")
+    assert view.n_a + view.n_b == 100
+
+
+def test_a_fault_in_a_test_does_not_reach_the_services_tick(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.tests.create("chat", BODY, ADMIN)
+    bench.log.events = graded(40)
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.log, "read", lambda *_, **__: 1 / 0)
+        bench.tests.look("chat", now_s=500.0)
+    bench.tests.look("chat", now_s=501.0)
+
+    view = bench.tests.status("chat")
+    assert view.n_a + view.n_b == 40
+
+
+def test_b_is_taken_away_when_its_time_is_over(bench: Bench) -> None:
+    bench.tests.create("chat", BODY | {"duration": "10m"}, ADMIN)
+    bench.tests.look("chat", now_s=5000.0 + 599.0)
+    assert bench.tests.status("chat").phase == "running"
+    bench.tests.look("chat", now_s=5000.0 + 600.0)
+
+    view = bench.tests.status("chat")
+    assert (view.phase, view.ended_at_s) == ("ended", 5600.0)
+    assert view.why == f"A/B test {view.id} is over after 10 min"
+
+
+def test_a_test_whose_rollout_ended_does_not_stand_in_the_way(bench: Bench) -> None:
+    first = bench.tests.create("chat", BODY, ADMIN)
+    bench.rollouts.over = True
+    assert bench.tests.stop("chat", ADMIN)[1] == f"chat: A/B test {first.id} stopped; its rollout has ended"
+    bench.rollouts.over = False
+    bench.tests.create("chat", BODY, ADMIN)
+    bench.rollouts.over = True
+
+    assert bench.tests.create("chat", BODY, ADMIN).id != first.id
+
+
+@pytest.mark.parametrize(("is_acked", "phase"), [(True, "running"), (False, "loading")])
+def test_a_test_says_whether_b_is_served(bench: Bench, is_acked: bool, phase: str) -> None:
+    bench.tests.create("chat", BODY, ADMIN)
+    bench.rollouts.acked_at_s = 1.0 if is_acked else None
+
+    view = bench.tests.status("chat")
+    assert (view.phase, view.version_a, view.version_b) == (phase, STABLE, CANARY)
+    assert (view.why is None) == is_acked
+
+
+def test_a_side_that_loses_units_makes_the_test_invalid_whatever_it_shows() -> None:
+    spec, rng = parse_ab(BODY), np.random.default_rng(0)
+    sides = [bool(side) for side in rng.random(4000) < 0.4]
+    rows = [Outcome(n, side, 0.5, 0.9 if side else 0.1, float(n)) for n, side in enumerate(sides)]
+
+    judge = Judge(spec, rows)
+    assert judge.result().verdict is AbVerdict.INVALID
+    assert (judge.note() or "").startswith("B has 40.4% of the units, the split says 50.0%")
+
+
+def test_a_test_without_one_grade_says_so() -> None:
+    rows = [Outcome(n, n % 2 == 1, 0.5, None, float(n)) for n in range(120)]
+
+    judge = Judge(parse_ab(BODY), rows)
+    assert (judge.result().verdict, judge.note()) == (AbVerdict.NOT_SHOWN, "no value in 120 requests")
 
 
 def test_a_test_ends_with_its_rollout(bench: Bench) -> None:
@@ -179,73 +288,155 @@ def test_a_service_without_a_test_says_how_to_begin_one(bench: Bench) -> None:
         bench.tests.status("chat")
 
 
+def take(book: Book, events: list[Event]) -> None:
+    for event in events:
+        if isinstance(event, RequestRecord):
+            book.add_request(event)
+        else:
+            book.add_score(event)
+
+
+def score(seq: int, of: str, value: float = 0.7, *, at_s: float = 1.0) -> ScoreRecord:
+    return ScoreRecord(seq, of, "quality", value, at_s)
+
+
+def timed(n: int, latency_ms: float, **more: Any) -> RequestRecord:
+    return request(n, latency_ms=latency_ms, **more)
+
+
 def outcomes(book: Book, through_s: float = 1e9, now_s: float = 1e9) -> list[tuple[bool, float | None]]:
     return [(outcome.is_b, outcome.y) for outcome in book.settle(through_s, now_s)]
 
 
 def test_outcomes_come_in_the_order_of_assignment_not_of_answers() -> None:
-    book = Book("r-1", "latency_ms")
-    book.add_request(request(1, at_s=9.0), 1.0)
-    book.add_request(request(2, at_s=3.0, arm=1), 2.0)
+    book = Book("r-1", "latency_ms", 600.0)
+    take(book, [timed(1, 1.0, at_s=9.0), timed(2, 2.0, at_s=3.0, arm=1)])
 
     assert outcomes(book) == [(True, 2.0), (False, 1.0)]
 
 
 def test_nothing_settles_before_every_earlier_request_was_told() -> None:
-    book = Book("r-1", "latency_ms")
-    book.add_request(request(1, at_s=9.0), 1.0)
+    book = Book("r-1", "latency_ms", 600.0)
+    take(book, [timed(1, 1.0, at_s=9.0)])
 
     assert outcomes(book, through_s=9.0) == []
     assert outcomes(book, through_s=9.1) == [(False, 1.0)]
 
 
 def test_a_score_is_waited_for_and_then_missing() -> None:
-    book = Book("r-1", "quality")
-    book.add_request(request(1, at_s=100.0), None)
+    book = Book("r-1", "quality", 30.0)
+    take(book, [request(1, at_s=100.0)])
 
-    assert outcomes(book, now_s=699.0) == []
-    assert outcomes(book, now_s=701.0) == [(False, None)]
+    assert outcomes(book, now_s=129.0) == []
+    assert outcomes(book, now_s=131.0) == [(False, None)]
+
+
+def test_a_graded_request_counts_at_once_but_for_one_before_it_that_waits() -> None:
+    book = Book("r-1", "quality", 600.0)
+    take(book, [request(n, at_s=float(n), arm=n % 2) for n in (1, 2, 3, 4)])
+    take(book, [score(5, "q1"), score(6, "q2"), score(7, "q4")])
+
+    assert outcomes(book, now_s=10.0) == [(True, 0.7), (False, 0.7)]
+    assert outcomes(book, now_s=604.0) == [(True, None), (False, 0.7)]
 
 
 @pytest.mark.parametrize("name", ["q1", "a1"])
 @pytest.mark.parametrize("score_first", [True, False])
 def test_a_score_finds_its_request_by_either_id_before_or_after(name: str, score_first: bool) -> None:
-    book = Book("r-1", "quality")
-    if score_first:
-        book.add_score(name, "quality", 0.7)
-    book.add_request(request(1), None)
-    if not score_first:
-        book.add_score(name, "quality", 0.7)
+    book = Book("r-1", "quality", 600.0)
+    events: list[Event] = [request(1), score(2, name)]
+    take(book, events[::-1] if score_first else events)
 
     assert outcomes(book) == [(False, 0.7)]
 
 
+def test_a_restart_reads_again_from_a_score_whose_request_has_not_come() -> None:
+    book = Book("r-1", "quality", 600.0)
+    take(book, [score(41, "q9")])
+
+    assert book.resume_seq(60) == 40
+
+
+def test_scores_of_nobody_are_forgotten_in_time() -> None:
+    book = Book("r-1", "quality", 600.0)
+    take(book, [score(1, "lost", at_s=0.0), score(2, "q2", at_s=901.0)])
+    assert book.resume_seq(60) == 1
+
+    take(book, [score(n, f"x{n}", at_s=902.0) for n in range(3, 25_000)])
+    assert book.resume_seq(60_000) > 4000
+
+
 def test_a_unit_counts_once() -> None:
-    book = Book("r-1", "latency_ms")
-    for n in range(1, 6):
-        book.add_request(request(n, unit="ada", assigned_by="sticky"), float(n))
+    book = Book("r-1", "latency_ms", 600.0)
+    take(book, [timed(n, float(n), unit="ada", assigned_by="sticky") for n in range(1, 6)])
 
     assert outcomes(book) == [(False, 1.0)]
 
 
 @pytest.mark.parametrize(
     "left_out",
-    [{"assigned_by": "force"}, {"assigned_by": "pin"}, {"rollout": "r-0"}, {"w": 0.0}, {"w": 1.0}],
+    [
+        {"assigned_by": "no-capacity"},
+        {"assigned_by": "fenced"},
+        {"rollout": "r-0"},
+        {"w": 0.0},
+        {"w": 1.0},
+    ],
 )
 def test_what_no_coin_decided_is_left_out(left_out: dict[str, Any]) -> None:
-    book = Book("r-1", "latency_ms")
-    book.add_request(request(1, **left_out), 1.0)
+    book = Book("r-1", "latency_ms", 600.0)
+    take(book, [timed(1, 1.0, **left_out)])
 
     assert outcomes(book) == []
 
 
 def test_a_lost_span_is_dropped_for_both_arms() -> None:
-    book = Book("r-1", "latency_ms")
-    for n in range(1, 7):
-        book.add_request(request(n, arm=n % 2), float(n))
+    book = Book("r-1", "latency_ms", 600.0)
+    take(book, [timed(n, float(n), arm=n % 2) for n in range(1, 7)])
     book.drop_span(2.0, 5.0)
 
     assert outcomes(book) == [(True, 1.0), (True, 5.0), (False, 6.0)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "told", "value"),
+    [
+        ("error", {"error": True}, 1.0),
+        ("tokens", {"completion_tokens": 9}, 9.0),
+        ("truncated", {"finish_reason": "length"}, 1.0),
+        ("cancelled", {"outcome": "cancelled"}, 1.0),
+        ("empty", {"empty": True}, 1.0),
+        ("ttft_ms", {"ttft_ms": None}, None),
+    ],
+)
+def test_what_a_record_holds_is_read_from_it(metric: str, told: dict[str, Any], value: float | None) -> None:
+    book = Book("r-1", metric, 600.0)
+    take(book, [request(1, **told)])
+
+    assert outcomes(book) == [(False, value)]
+
+
+@pytest.mark.parametrize("metric", sorted(LIVE_METRICS))
+def test_every_metric_that_can_be_asked_for_is_read_or_handed_in(metric: str) -> None:
+    book = Book("r-1", metric, 600.0)
+    take(book, [request(1, ttft_ms=1.0, itl_ms=1.0), ScoreRecord(2, "q1", metric, 1.0, 1.0)])
+
+    [(_, value)] = outcomes(book)
+    assert value is not None
+    Judge(parse_ab(BODY | {"metric": metric}), [Outcome(1, False, 0.5, value, 1.0)])
+
+
+def test_half_a_hallucination_is_a_score_and_stops_nothing() -> None:
+    judge = Judge(parse_ab(BODY | {"metric": "hallucinated"}), [Outcome(1, True, 0.5, 0.5, 1.0)])
+
+    assert (judge.result().n_b, judge.missing) == (1, [0, 0])
+
+
+@pytest.mark.parametrize(("metric", "y"), [("latency_ms", -3.0), ("quality", 1.5), ("error", math.nan)])
+def test_what_is_no_outcome_counts_as_missing(metric: str, y: float) -> None:
+    judge = Judge(parse_ab(BODY | {"metric": metric}), [Outcome(1, True, 0.5, y, 1.0)])
+
+    assert (judge.result().n_b, judge.missing) == (0, [0, 1])
 
 
 def test_a_fixed_test_is_silent_until_both_sides_are_full() -> None:
@@ -253,21 +444,41 @@ def test_a_fixed_test_is_silent_until_both_sides_are_full() -> None:
     rows = [Outcome(n, n % 2 == 1, 0.5, 0.9 if n % 2 else 0.1, float(n)) for n in range(140)]
 
     early, late = Judge(spec, rows[:99]).result(), Judge(spec, rows).result()
-    assert (early.verdict, early.p_value) == (AbVerdict.TOO_FEW, 1.0)
+    assert (early.verdict, early.p_value, early.interval) == (AbVerdict.TOO_FEW, 1.0, None)
+    assert Judge(spec, rows[:99]).note() == "judged once, at 50 units a side; it has 50 and 49"
     assert (late.verdict, late.n_a, late.n_b) == (AbVerdict.B_BETTER, 50, 50)
 
 
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"metric": "speed"}, "metric 'speed' is unknown"),
+        ({"metric": "speed"}, "ab.metric 'speed' is unknown; use one of"),
+        ({"metric": "cost"}, "ab.metric 'cost' is not measured live; use one of"),
+        ({"split": "0%"}, "ab: split 0 % leaves one side empty; use 50%"),
+        ({"split": "half"}, "ab.split: 'half' is not a percent; write 2.5%"),
         ({"split": "100%"}, "leaves one side empty"),
         ({"mode": "fixed"}, "sample_size belongs to the mode fixed"),
-        ({"mode": "fixed", "sample_size": 29}, "ab.sample_size"),
-        ({"alpha": 0.7}, "ab.alpha"),
-        ({"spilt": "50%"}, "ab.spilt"),
+        ({"mode": "fixed", "sample_size": 29}, "ab.sample_size 29 is below 30; raise it"),
+        ({"alpha": 0.7}, "ab.alpha 0.7 is not below 0.5; lower it"),
+        ({"alpha": math.nan}, "ab.alpha nan is not below 0.5"),
+        ({"duration": 0}, "ab.duration 0.0 is not above 0; raise it"),
+        ({"score_wait": "-1s"}, "ab.score_wait: '-1s' is not a duration"),
+        ({"spilt": "50%"}, "ab: unknown key 'spilt'; did you mean split"),
     ],
 )
 def test_a_bad_question_is_refused_by_name(bad: dict[str, Any], said: str) -> None:
     with pytest.raises(BadSpec, match=said):
         parse_ab(BODY | bad)
+
+
+def test_a_stage_of_a_test_waits_for_a_person_and_not_for_a_thousand_million_requests() -> None:
+    body = parse_ab(BODY).deploy_body()
+    [stage] = parse_policy(body["policy"]).stages or ()
+    rollout = a_rollout()
+    plan = replace(rollout.plan, stages=(Stage(5000, 60.0, stage.min_canary, 60.0, 1),))
+    state = replace(rollout, plan=plan, phase=Phase.STAGE, acked_at_s=1.0)
+    evidence = EvidenceSight(0, Verdict.UNDECIDED, canary_requests=24)
+
+    assert waiting_for(state, evidence, 2.0) == (
+        "canaryctl ab stop chat: an A/B test is never promoted by itself",
+    )

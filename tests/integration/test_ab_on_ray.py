@@ -1,0 +1,107 @@
+"""An A/B test as a user runs it: real Ray Serve and vLLM, OpenAI clients, grades, a killed controller.
+
+A is the checkpoint that answers wrongly 14 % of the time and B the one that does 3 %: B is better, and no
+gate takes it away before that is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import checkpoints
+from serving.loopback import free_ports
+from tests.integration.test_whole_product import SERVICE, Product, processes, until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Path:
+    checkpoints.ensure()
+    return checkpoints.default_dir()
+
+
+@pytest.fixture(scope="module")
+def product(trained: Path) -> Iterator[Product]:
+    home = Path(tempfile.mkdtemp(prefix="cctl-"))
+    api_port, port = free_ports(2)
+    environment = {**os.environ, "CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(api_port)}
+    made = Product(environment)
+    try:
+        code, printed = made.run(
+            "up", "--service", SERVICE, "--model", str(trained / "wrong"), "--port", str(port)
+        )
+        assert code == 0, printed
+        yield made
+    finally:
+        made.run("rollback", "--service", SERVICE, "--wait")  # when a test failed in the middle
+        code, printed = made.run("down", "--yes", limit_s=120)
+        left = [line for line in processes() if str(home) in line]
+        shutil.rmtree(home, ignore_errors=True)
+    assert code == 0, printed
+    assert left == []
+
+
+def view(product: Product) -> dict[str, Any]:
+    code, printed = product.run("ab", "status", SERVICE, "-o", "json")
+    assert code == 0, printed
+    found: dict[str, Any] = json.loads(printed)
+    return found
+
+
+def test_a_better_b_is_found_across_a_killed_controller_and_no_request_fails(
+    product: Product, trained: Path
+) -> None:
+    a = product.service()["stable"]
+    better = ["--model", str(trained / "stable")]
+    with product.users() as users:
+        never = product.run("ab", "stop")
+        same = product.run("ab", "create", "--model", str(trained / "wrong"))
+        code, printed = product.run("ab", "create", *better, "-o", "json")
+        assert code == 0, printed
+        begun = json.loads(printed)
+        refused = [product.run("ab", "create", *better), product.run("deploy", "--service", SERVICE, *better)]
+        until(lambda: view(product)["n_a"] >= 10, limit_s=300, what="ten graded answers of A")
+        before = view(product)
+
+        os.kill(product.controller_pid(), signal.SIGKILL)
+        unreachable = product.run("ab", "status", SERVICE)
+        code, printed = product.run("up")
+        assert code == 0, printed
+        until(lambda: view(product)["verdict"] != "no difference shown", limit_s=400, what="a verdict")
+        code, table = product.run("ab", "status")
+        assert code == 0, table
+        stopped = [product.run("ab", "stop") for _ in range(2)]
+        until(lambda: product.rollout()["is_final"], limit_s=120, what="the end of B")
+
+    after = view(product)
+    assert (begun["phase"], begun["version_a"], before["phase"]) == ("loading", a, "running")
+    assert (after["verdict"], after["phase"], after["why"]) == (
+        "b better",
+        "ended",
+        f"A/B test {begun['id']} stopped",
+    )
+    assert (after["n_a"] >= before["n_a"], after["mean_b"] > after["mean_a"]) == (True, True)
+    assert table.startswith("B IS BETTER"), table
+    assert [code for code, _ in (never, same, *refused, unreachable, *stopped)] == [2, 3, 3, 3, 4, 0, 0]
+    lines = [printed.strip() for _, printed in (never, same, *refused, unreachable, *stopped)]
+    assert [line for line in lines if len(line.splitlines()) != 1] == []
+    assert "has ended already" in lines[-1]
+    assert [one["version"] for one in product.service()["versions"]] == [a]
+    assert users.tally.failures == []
+    assert min(users.tally.answered.values()) > 10
+
+
+def test_b_can_be_deployed_after_its_test(product: Product, trained: Path) -> None:
+    code, printed = product.run("deploy", "--service", SERVICE, "--model", str(trained / "stable"))
+    assert code == 0, printed
+    assert product.run("rollback", "--service", SERVICE, "--wait")[0] == 0
