@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from evaluation.metrics import CATALOGUE, VALUES, Kind
+from evaluation.metrics import Kind
+from evaluation.policy_rules import (
+    PRESET_KINDS,
+    PolicyError,
+    check_policy,
+    check_stage,
+    flag,
+    mapping,
+    number,
+    whole,
+)
 
-
-class PolicyError(ValueError):
-    """A policy that cannot hold; the message names the key, the value, the limit and the remedy."""
+__all__ = ["Gate", "GatePolicy", "PolicyError", "Rung", "Sampling", "StagePlan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +76,17 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """A stage as the evaluator needs it: the weight in (0, 1), the floor on its own canary requests, what
-    it must prove."""
+    """A stage as the evaluator needs it: the weight in (0, 1], the floor on its own canary requests, what
+    it must prove. Errors: PolicyError when made with values that cannot hold."""
 
     weight: float
     min_canary: int
     margins: Mapping[str, float] | None = None  # None: the policy's rung for `min_canary`
     floor: float | None = None  # None: the rung's
     warmup_s: float = 0.0  # from the stage's first draw: latency says nothing, of either arm
+
+    def __post_init__(self) -> None:
+        check_stage(self)
 
 
 DEFAULT_RUNGS = (
@@ -132,7 +142,7 @@ class GatePolicy:
     load_ratio: float = 1.25
 
     def __post_init__(self) -> None:
-        _check_policy(self)
+        check_policy(self)
 
     @classmethod
     def default(cls) -> GatePolicy:
@@ -152,6 +162,22 @@ class GatePolicy:
         if name == "strict":
             return cls.strict()
         raise PolicyError(f"policy {name!r} is unknown; use default or strict, or give a mapping")
+
+    @classmethod
+    def of(cls, given: object) -> GatePolicy:
+        """The policy that was asked for: a policy, a name, a mapping, or None for `default`. Errors:
+        PolicyError."""
+        if given is None:
+            return cls.default()
+        if isinstance(given, GatePolicy):
+            return given
+        if isinstance(given, str):
+            return cls.named(given)
+        if isinstance(given, Mapping):
+            return cls.from_mapping(given)
+        raise PolicyError(
+            f"policy {given!r} is {type(given).__name__}; give a name, a mapping or a GatePolicy"
+        )
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, object]) -> GatePolicy:
@@ -185,78 +211,23 @@ class GatePolicy:
 
     def only(self, *metrics: str) -> GatePolicy:
         """The same policy with the gates of these metrics alone; their alpha shares stay as they are."""
-        return replace(self, gates=tuple(g for g in self.gates if g.metric in metrics))
+        gates = tuple(g for g in self.gates if g.metric in metrics)
+        return replace(self, gates=gates, rungs=_without(self.rungs, set(self.gates) - set(gates)))
 
     def gates_for(self, metric: str) -> tuple[Gate, ...]:
         """The gates that ask about `metric`, in the policy's order."""
         return tuple(g for g in self.gates if g.metric == metric)
 
 
-def _check_policy(policy: GatePolicy) -> None:
-    _within("alpha", policy.alpha, 0.0, 0.5)
-    _within("promotion_alpha", policy.promotion_alpha, 0.0, 0.5)
-    _within("served_share_alpha", policy.served_share_alpha, 0.0, 0.5)
-    if not 0.0 <= policy.restart_share < 1.0:
-        raise PolicyError(
-            f"restart_share {policy.restart_share} is outside [0, 1); use 0.3, or 0 for no restarts"
-        )
-    if policy.units not in ("auto", "request", "sticky"):
-        raise PolicyError(f"units {policy.units!r} is unknown; use auto, request or sticky")
-    if policy.proof_canary < 0:
-        raise PolicyError(f"proof_canary {policy.proof_canary} is below 0; use 100")
-    if policy.session_requests < 1 or policy.session_s <= 0.0:
-        raise PolicyError("session_requests and session_s must be above 0; use 10 and 600")
-    names = [gate.name for gate in policy.gates]
-    if len(set(names)) != len(names):
-        raise PolicyError(f"gates {names} repeat a name; give each gate its own")
-    total = math.fsum(gate.alpha_share for gate in policy.gates)
-    if total > 1.0 + 1e-9:
-        raise PolicyError(
-            f"gates.*.alpha_share add up to {total:g}, limit 1; lower them, they are parts of alpha"
-        )
-    for gate in policy.gates:
-        _check_gate(gate)
-    if not policy.rungs or min(rung.min_canary for rung in policy.rungs) != 0:
-        raise PolicyError("rungs must begin with min_canary 0; add the rung of the first stage")
-
-
-def _check_gate(gate: Gate) -> None:
-    at = f"gates.{gate.name}"
-    if gate.metric not in CATALOGUE:
-        raise PolicyError(
-            f"{at}.metric {gate.metric!r} is unknown; use one of {', '.join(sorted(CATALOGUE))}"
-        )
-    takes_values = gate.kind in (Kind.SHAPE, Kind.PERCENTILE)
-    if takes_values != (gate.metric in VALUES):
-        raise PolicyError(
-            f"{at}.kind {gate.kind} does not fit {gate.metric}; use rate or score for shares and scores"
-        )
-    if not 0.0 <= gate.alpha_share <= 1.0:
-        raise PolicyError(f"{at}.alpha_share {gate.alpha_share} is outside 0..1; it is a part of alpha")
-    if not (math.isfinite(gate.threshold) and gate.threshold > 0.0):
-        raise PolicyError(f"{at}.threshold {gate.threshold} is not above 0; say what harm must be detected")
-    if not 0.0 <= gate.tolerance < gate.threshold:
-        raise PolicyError(
-            f"{at}.tolerance {gate.tolerance} is outside [0, threshold {gate.threshold}); use half of it"
-        )
-    if (gate.kind is Kind.PERCENTILE) != (gate.percentile is not None):
-        raise PolicyError(
-            f"{at}.percentile {gate.percentile} does not fit kind {gate.kind}; only percentile gates have one"
-        )
-    if gate.percentile is not None:
-        _within(f"{at}.percentile", gate.percentile, 0.0, 1.0)
-    for arm, share in (("stable", gate.sampling.stable), ("canary", gate.sampling.canary)):
-        if not 0.0 < share <= 1.0:
-            raise PolicyError(
-                f"{at}.sampling.{arm} {share} is outside (0, 1]; it is the probability of being judged"
-            )
-    if not (math.isfinite(gate.deadline_s) and gate.deadline_s > 0.0):
-        raise PolicyError(f"{at}.deadline_s {gate.deadline_s} is not above 0; say how long a score may take")
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low < value < high:
-        raise PolicyError(f"{key} {value} is outside ({low:g}, {high:g}); it is a probability")
+def _without(rungs: tuple[Rung, ...], gone: set[Gate]) -> tuple[Rung, ...]:
+    """The rungs without the margins of these gates; a preset's gate may be named without being there."""
+    names = {gate.name for gate in gone} - PRESET_KINDS.keys()
+    if not any(names & rung.margins.keys() for rung in rungs):
+        return rungs
+    return tuple(
+        replace(rung, margins={name: m for name, m in rung.margins.items() if name not in names})
+        for rung in rungs
+    )
 
 
 _PLAIN = (
@@ -290,19 +261,19 @@ _GATE_KEYS = frozenset(
 
 def _policy_from_mapping(raw: Mapping[str, object]) -> GatePolicy:
     known = {*_PLAIN, "base", "name", "units", "gates", "rungs"}
-    for key in raw:
+    for key in mapping("policy", raw):
         if key not in known:
             raise PolicyError(f"policy key {key!r} is unknown; use one of {', '.join(sorted(known))}")
     base = GatePolicy.named(str(raw.get("base", "strict" if raw.get("name") == "strict" else "default")))
-    changes: dict[str, object] = {key: _number(key, raw[key]) for key in _PLAIN if key in raw}
+    changes: dict[str, object] = {key: number(key, raw[key]) for key in _PLAIN if key in raw}
     for key in ("session_requests", "proof_canary"):
         if key in changes:
-            changes[key] = int(_number(key, raw[key]))
+            changes[key] = whole(key, raw[key], least=0)
     for key in ("name", "units"):
         if key in raw:
-            changes[key] = str(raw[key])
+            changes[key] = raw[key]
     if "gates" in raw:
-        changes["gates"] = _gates_from(base, _mapping("gates", raw["gates"]))
+        changes["gates"] = _gates_from(base, mapping("gates", raw["gates"]))
     if "rungs" in raw:
         changes["rungs"] = _rungs_from(raw["rungs"])
     return replace(base, **changes)  # type: ignore[arg-type]
@@ -315,10 +286,8 @@ def _gates_from(base: GatePolicy, raw: Mapping[str, object]) -> tuple[Gate, ...]
     known = {gate.name: gate for gate in base.gates}
     for name, value in raw.items():
         at = f"gates.{name}"
-        given = dict(_mapping(at, value))
-        for key in given:
-            if key not in _GATE_KEYS:
-                raise PolicyError(f"{at}.{key} is unknown; use one of {', '.join(sorted(_GATE_KEYS))}")
+        given = dict(mapping(at, value))
+        _only_keys(at, given, sorted(_GATE_KEYS))
         gates.append(_gate_from(name, known.get(name), given, half=base.name != "strict"))
     return tuple(gates)
 
@@ -331,7 +300,7 @@ def _gate_from(name: str, start: Gate | None, given: Mapping[str, object], *, ha
                 raise PolicyError(f"{at}.{key} is missing; a gate the default has not needs all three")
     kind = start.kind if start and "kind" not in given else _kind(at, given["kind"])
     numbers = {
-        key: _number(f"{at}.{key}", given[key])
+        key: number(f"{at}.{key}", given[key])
         for key in ("alpha_share", "threshold", "tolerance", "percentile", "deadline_s")
         if given.get(key) is not None
     }
@@ -342,18 +311,19 @@ def _gate_from(name: str, start: Gate | None, given: Mapping[str, object], *, ha
     first = start or Gate(name, metric, kind, 0.0, threshold, 0.0)
     sampling = first.sampling
     if "sampling" in given:
-        shares = _mapping(f"{at}.sampling", given["sampling"])
+        shares = mapping(f"{at}.sampling", given["sampling"])
+        _only_keys(f"{at}.sampling", shares, ("stable", "canary"))
         sampling = Sampling(
-            stable=_number(f"{at}.sampling.stable", shares.get("stable", 1.0)),
-            canary=_number(f"{at}.sampling.canary", shares.get("canary", 1.0)),
+            stable=number(f"{at}.sampling.stable", shares.get("stable", 1.0)),
+            canary=number(f"{at}.sampling.canary", shares.get("canary", 1.0)),
         )
     return replace(
         first,
         metric=metric,
         kind=kind,
         sampling=sampling,
-        presence_gated=bool(given.get("presence_gated", first.presence_gated)),
-        mirrored=bool(given.get("mirrored", first.mirrored)),
+        presence_gated=flag(f"{at}.presence_gated", given.get("presence_gated", first.presence_gated)),
+        mirrored=flag(f"{at}.mirrored", given.get("mirrored", first.mirrored)),
         **numbers,  # type: ignore[arg-type]
     )
 
@@ -364,28 +334,23 @@ def _rungs_from(raw: object) -> tuple[Rung, ...]:
     rungs = []
     for index, item in enumerate(raw):
         at = f"rungs.{index}"
-        entry = _mapping(at, item)
-        margins = _mapping(f"{at}.margins", entry.get("margins", {}))
+        entry = mapping(at, item)
+        _only_keys(at, entry, ("min_canary", "margins", "floor"))
+        margins = mapping(f"{at}.margins", entry.get("margins", {}))
         rungs.append(
             Rung(
-                min_canary=int(_number(f"{at}.min_canary", entry.get("min_canary", 0))),
-                margins={name: _number(f"{at}.margins.{name}", value) for name, value in margins.items()},
-                floor=_number(f"{at}.floor", entry.get("floor", 0.005)),
+                min_canary=whole(f"{at}.min_canary", entry.get("min_canary", 0), least=0),
+                margins={name: number(f"{at}.margins.{name}", value) for name, value in margins.items()},
+                floor=number(f"{at}.floor", entry.get("floor", 0.005)),
             )
         )
     return tuple(rungs)
 
 
-def _mapping(key: str, value: object) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise PolicyError(f"{key} {value!r} is not a mapping; write its settings as name: value")
-    return value
-
-
-def _number(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PolicyError(f"{key} {value!r} is not a finite number; write it as 0.01")
-    return value
+def _only_keys(at: str, given: Mapping[str, object], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise PolicyError(f"{at}.{key} is unknown; use one of {', '.join(known)}")
 
 
 def _kind(at: str, value: object) -> Kind:

@@ -1,9 +1,12 @@
 """A policy that cannot hold is refused by name: key, value, limit, remedy."""
 
+import re
+from math import inf, nan
+
 import pytest
 
 from evaluation.metrics import Kind
-from evaluation.policy import GatePolicy, PolicyError
+from evaluation.policy import Gate, GatePolicy, PolicyError, Rung, StagePlan
 
 
 def test_a_policy_survives_its_mapping() -> None:
@@ -71,10 +74,39 @@ def test_a_new_gate_is_made_from_metric_kind_and_threshold() -> None:
         ({"session_requests": 0}, "session_requests"),
         ({"proof_canary": -1}, "proof_canary -1"),
         ({"units": "people"}, "people"),
+        ({"max_missing": 5}, "max_missing 5"),
+        ({"max_missing": -1}, "max_missing -1"),
+        ({"load_ratio": 0.5}, "load_ratio 0.5 is below 1"),
+        ({"served_rate_hold": 2}, "served_rate_hold 2"),
+        ({"served_rate_rollback": -1}, "served_rate_rollback -1"),
+        ({"served_rate_rollback": 0.99}, "served_rate_rollback 0.99 is above"),
+        ({"session_requests": 2.5}, "session_requests 2.5"),
+        ({"session_s": 0}, "session_s 0"),
+        ({"name": None}, "name None"),
+        ({"rungs": []}, "min_canary 0"),
+        (
+            {"rungs": [{"margin": {"error": 5.0}}]},
+            "rungs.0.margin is unknown; use one of min_canary",
+        ),
+        ({"rungs": [{"margins": {"eror": 5.0}}]}, "rungs.0.margins.eror names no gate"),
+        ({"rungs": [{"margins": {"error": -5}}]}, "rungs.0.margins.error -5 is outside 1..1000"),
+        ({"rungs": [{"margins": {"error": 0.5}}]}, "rungs.0.margins.error 0.5"),
+        ({"rungs": [{"margins": {"quality": 1.5}}]}, "rungs.0.margins.quality 1.5"),
+        ({"rungs": [{"floor": -0.1}]}, "rungs.0.floor -0.1"),
+        ({"rungs": [{"min_canary": 0}, {"min_canary": 0}]}, "repeat a min_canary"),
+        ({"rungs": [{"min_canary": 0}, {"min_canary": -5}]}, "min_canary -5"),
+        ({"rungs": [{"min_canary": 0}, {"min_canary": 2.5}]}, "min_canary 2.5"),
+        ({"gates": {"quality": {"sampling": {"stabel": 0.5}}}}, "sampling.stabel is unknown"),
+        ({"gates": {"quality": {"presence_gated": "no"}}}, "presence_gated 'no' is neither true nor false"),
+        ({"gates": {"quality": {"mirrored": 1}}}, "mirrored 1"),
+        ({"gates": {"quality": {"threshold": 5.0}}}, "gates.quality.threshold 5.0 is not below 1"),
+        ({"gates": {"error": {"threshold": 1e308}}}, "gates.error.threshold 1e+308"),
+        ({"gates": {"quality": {"kind": "rate"}}}, "rate does not fit quality; use score"),
+        ({"gates": {"error": {"kind": "score"}}}, "score does not fit error; use rate"),
     ],
 )
 def test_a_policy_that_cannot_hold_is_refused_by_name(raw: dict[str, object], words: str) -> None:
-    with pytest.raises(PolicyError, match=words.replace(".", r"\.")):
+    with pytest.raises(PolicyError, match=re.escape(words)):
         GatePolicy.from_mapping(raw)
 
 
@@ -84,3 +116,66 @@ def test_a_stage_takes_the_highest_rung_that_it_reaches() -> None:
     margins = [policy.rung_for(n).margins["error"] for n in (0, 799, 800, 9_999, 10_000)]
 
     assert margins == [5.0, 5.0, 3.0, 3.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {key: value}
+        for key in ("alpha", "max_missing", "load_ratio", "session_s", "served_rate_hold", "proof_canary")
+        for value in (nan, inf, "0.5", None, True)
+    ]
+    + [{"session_requests": 2.5}, {"session_requests": 10**400}],
+)
+def test_a_policy_made_of_what_is_no_number_is_refused_by_name(settings: dict[str, object]) -> None:
+    with pytest.raises(PolicyError, match=next(iter(settings))):
+        GatePolicy(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("margin", [-5, nan, 0.5, inf])
+def test_a_rung_made_of_what_is_no_margin_is_refused(margin: float) -> None:
+    with pytest.raises(PolicyError, match=r"rungs\.0\.margins\.error"):
+        GatePolicy(rungs=(Rung(0, {"error": margin}),))
+
+
+def test_a_floor_that_is_no_number_is_refused() -> None:
+    with pytest.raises(PolicyError, match=r"rungs\.0\.floor nan"):
+        GatePolicy(rungs=(Rung(0, {"error": 5.0}, floor=nan),))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"weight": 2.0}, "weight 2.0"),
+        ({"weight": 0.0}, "weight 0.0"),
+        ({"weight": nan}, "weight nan"),
+        ({"min_canary": -5}, "min_canary -5"),
+        ({"min_canary": 2.5}, "min_canary 2.5"),
+        ({"warmup_s": nan}, "warmup_s nan"),
+        ({"floor": 1.0}, "floor 1.0"),
+        ({"margins": {"error": nan}}, "margins.error nan"),
+    ],
+)
+def test_a_stage_that_cannot_be_run_is_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(PolicyError, match=re.escape(words)):
+        StagePlan(**{"weight": 0.05, "min_canary": 0, **settings})  # type: ignore[arg-type]
+
+
+def test_leaving_out_a_gate_leaves_out_its_margin() -> None:
+    mine = Gate("mine", "truncated", Kind.RATE, 0.1, 0.5, 0.25)
+    policy = GatePolicy(gates=(*GatePolicy().gates[:1], mine), rungs=(Rung(0, {"error": 5.0, "mine": 3.0}),))
+
+    assert policy.only("error").rungs == (Rung(0, {"error": 5.0}),)
+    assert policy.only("truncated").rungs == policy.rungs
+
+
+@pytest.mark.parametrize("given", ["", "DEFAULT", 42, ["default"]])
+def test_what_is_no_policy_is_refused_with_what_one_is(given: object) -> None:
+    with pytest.raises(PolicyError, match="mapping"):
+        GatePolicy.of(given)
+
+
+def test_a_policy_is_asked_for_by_name_mapping_itself_or_not_at_all() -> None:
+    given: list[object] = [None, "default", {}, {"base": "default"}, GatePolicy()]
+
+    assert [GatePolicy.of(one) for one in given] == [GatePolicy()] * 5
