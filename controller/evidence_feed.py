@@ -265,8 +265,10 @@ class Feed:
                 del values[:-SEED_VALUES]
 
     def _join_request(self, record: RequestRecord) -> list[Score]:
+        """The scores that waited for it. What its arm did not answer whole has no quality, whatever is said
+        of the answer that stable gave instead."""
         self._window[record.seq] = record.at_s
-        return self._join.add(record)
+        return self._join.add(record) if record.error is False and record.served_arm == record.arm else []
 
     def _join_only(self, event: RequestRecord | ScoreRecord) -> None:
         if isinstance(event, RequestRecord):

@@ -26,6 +26,7 @@ class ScoreJoin:
         while len(self._requests) > JOIN_IDS:
             self._requests.popitem(last=False)
         waiting = [score for name in names for score in self._held.pop(str(name), [])]
+        waiting.sort(key=lambda score: score.seq)  # the first counts, by whichever id it came
         return [_score(record.request_id, score) for score in waiting]
 
     def match(self, score: ScoreRecord) -> Score | None:
