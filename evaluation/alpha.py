@@ -24,12 +24,20 @@ class Parts:
     pairs: float
 
 
+def whole_of(policy: GatePolicy, gate: Gate) -> float:
+    """The alpha of one gate. Alarms share another alpha of their own, as large as the policy's: they never
+    decide, and what they say by mistake costs a look."""
+    if gate.is_alarm:
+        return policy.alpha / sum(other.is_alarm for other in policy.gates)
+    return policy.alpha * gate.alpha_share
+
+
 def parts_of(policy: GatePolicy, gate: Gate, *, sticky: bool) -> Parts:
     """The channels' alphas. `sticky`: the first unit that was bet, or one before it, is a sticky one.
 
     Check: default policy, gate error, not sticky: first 0.003, session 0, pairs 0; sticky: 0.0015, 0.0015, 0.
     """
-    whole = policy.alpha * gate.alpha_share
+    whole = whole_of(policy, gate)
     pairs = whole * PAIRS_PART if gate.mirrored else 0.0
     session = (whole - pairs) * SESSION_PART if sticky else 0.0
     return Parts(whole - pairs - session, session, pairs)

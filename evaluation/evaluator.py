@@ -132,7 +132,7 @@ class Evaluator:
 
         Errors: EvidenceError when there is no stage or a seed is not a finite number of at least 0.
         """
-        evaluator = cls(policy, stages)
+        evaluator = cls(policy.with_alarms(), stages)
         for metric, given in seed_latency_ms.items():
             values = np.asarray(given, dtype=np.float64)
             if not bool((np.isfinite(values) & (values >= 0.0)).all()):
@@ -227,8 +227,11 @@ class Evaluator:
     @classmethod
     def restore(cls, policy: GatePolicy, stages: Sequence[StagePlan], data: bytes) -> Evaluator:
         """The evaluator that made `data`, to the last bit. Errors: SnapshotMismatch."""
-        evaluator = cls(policy, stages)
-        snapshots.read(evaluator, data, digest=plan_digest(policy, stages))
+        watched = policy.with_alarms()
+        # A rollout that began before there were alarms goes on without.
+        began_with = watched if snapshots.digest_of(data) == plan_digest(watched, stages) else policy
+        evaluator = cls(began_with, stages)
+        snapshots.read(evaluator, data, digest=plan_digest(began_with, stages))
         evaluator.pipeline.restore_limits()
         return evaluator
 

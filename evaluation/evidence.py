@@ -30,6 +30,7 @@ from evaluation.sessions import Rows, Sessions
 from evaluation.stream import Stream
 
 ENOUGH_VALUES = 200  # of stable, before and during, to compare it with itself
+MAY_LACK = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count
 Use = Literal["first", "session", "pairs", "proof"]
 
 
@@ -97,7 +98,7 @@ class MetricEvidence:
         sampled = sampling.stable < 1.0 or sampling.canary < 1.0 or any(g.presence_gated for g in self.gates)
         self.presence = Presence(
             on_present=sampled,
-            most_missing=1.0 if sampled or self.takes_values else policy.max_missing,
+            most_missing=1.0 if sampled or metric in MAY_LACK else policy.max_missing,
         )
         self.canary_values = LogHistogram() if self.takes_values else None  # None: a mean says it all
         self.sums: Floats = np.zeros(2)
@@ -214,7 +215,7 @@ class MetricEvidence:
 
     def _count(self, rows: Rows, raw: Floats, failed: NDArray[np.bool_]) -> None:
         present = ~np.isnan(raw)
-        asked = (rows.w > 0.0) & ~(failed & self.takes_values)
+        asked = (rows.w > 0.0) & ~((failed | rows.cold) & self.takes_values)
         self.presence.feed(rows.block(present.astype(np.float64), asked, self._coin(rows.w)))
         if self.takes_values:
             stable = ~rows.arm & ~failed

@@ -44,6 +44,7 @@ class GateReport:
     effective_units: float = 0.0
     decided_at_s: float | None = None  # None: not decided
     decided_canary: int | None = None  # canary requests settled at the decision; None: not decided
+    is_alarm: bool = False  # it never decides; `decided_canary` then says when it rang
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,5 +50,7 @@ CATALOGUE: dict[str, Metric] = {
     )
 }
 
+#: Metrics that only a streamed answer has.
+STREAMED = frozenset({"ttft_ms", "itl_ms"})
 #: Metrics with values of any size, which take `shape` and `percentile` gates.
 VALUES = frozenset({"latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"})

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from evaluation.metrics import Kind
+from evaluation.metrics import CATALOGUE, VALUES, Kind, Metric
 from evaluation.policy_rules import (
     PRESET_KINDS,
     PolicyError,
@@ -58,6 +58,11 @@ class Gate:
     sampling: Sampling = Sampling()
     presence_gated: bool = False  # whether a value comes at all is itself an outcome (thumbs)
     mirrored: bool = False  # a quarter of its alpha is kept for mirrored pairs
+
+    @property
+    def is_alarm(self) -> bool:
+        """Whether it never decides."""
+        return self.alpha_share == 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +219,12 @@ class GatePolicy:
         gates = tuple(g for g in self.gates if g.metric in metrics)
         return replace(self, gates=gates, rungs=_without(self.rungs, set(self.gates) - set(gates)))
 
+    def with_alarms(self) -> GatePolicy:
+        """The same policy, with an alarm for every metric of the catalogue that no gate asks about."""
+        gated = {gate.metric for gate in self.gates}
+        more = tuple(_alarm(metric) for metric in CATALOGUE.values() if metric.name not in gated)
+        return replace(self, gates=(*self.gates, *more))
+
     def gates_for(self, metric: str) -> tuple[Gate, ...]:
         """The gates that ask about `metric`, in the policy's order."""
         return tuple(g for g in self.gates if g.metric == metric)
@@ -228,6 +239,18 @@ def _without(rungs: tuple[Rung, ...], gone: set[Gate]) -> tuple[Rung, ...]:
         replace(rung, margins={name: m for name, m in rung.margins.items() if name not in names})
         for rung in rungs
     )
+
+
+def _alarm(metric: Metric) -> Gate:
+    """A gate that has no part of alpha: shown and told, never deciding."""
+    kind, threshold = Kind.RATE, 0.5
+    if metric.name in VALUES:
+        kind, threshold = Kind.SHAPE, 0.2
+    elif metric.unit.startswith("score"):
+        kind, threshold = Kind.SCORE, 0.05
+    deadline_s = 600.0 if metric.arrives_later else 60.0
+    name = f"{metric.name}_alarm"  # no margin of a rung has such a name
+    return Gate(name, metric.name, kind, 0.0, threshold, threshold / 2, deadline_s=deadline_s)
 
 
 _PLAIN = (

@@ -73,6 +73,11 @@ class Presence:
         self.present += int(np.count_nonzero(block.y))
         self._count_windows(block.y > 0.0)
 
+    @property
+    def never_arrived(self) -> bool:
+        """Whether no value has come yet, on either arm."""
+        return self.present == 0
+
     def reason(self) -> str | None:
         """Why the metric is INVALID now, or None."""
         if self.channel.decision.is_reached:

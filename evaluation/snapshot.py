@@ -85,6 +85,15 @@ def read(root: Stateful, data: bytes, *, digest: str) -> None:
     _fill(root, document["state"])
 
 
+def digest_of(data: bytes) -> str | None:
+    """With what a snapshot may be restored; None when it is none."""
+    try:
+        found = json.loads(data)["digest"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return str(found)
+
+
 def _encode(value: object) -> object:
     if isinstance(value, Stateful):
         return {name: _encode(getattr(value, name)) for name in value.__state__}

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.alpha import limit_of
+from evaluation.alpha import limit_of, whole_of
 from evaluation.betting import Decision
 from evaluation.evidence import MetricEvidence, Track
 from evaluation.gate import EvaluationReport, GateReport, Side, Verdict
-from evaluation.metrics import VALUES, Kind
+from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_margins
 from evaluation.policy import Gate, StagePlan
 
@@ -28,6 +28,8 @@ def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) ->
     reports = []
     for metric in pipeline.metrics.values():
         for gate in metric.gates:
+            if gate.is_alarm and metric.presence.never_arrived:
+                continue
             reports.append(_rollback_report(pipeline, metric, gate))
             if gate.name in margins:
                 track = _proof_track(metric, gate, margins[gate.name], floor)
@@ -87,15 +89,16 @@ def evaluation_report(
     reports = [_comparable(r, pipeline, *loads) for r in gate_reports(pipeline, stages, stage)]
     rollback = rollback_of(reports)
     split = split_reasons(pipeline)
+    blind = blind_gates(pipeline, reports)
     wanted = [r for r in reports if r.side == "promotion"]
     stage_canary = pipeline.stage_canary if pipeline.stage == stage else 0
     shared = interference(pipeline)
-    missing = [f"{r.gate}: {r.reason}" for r in wanted if r.verdict is not Verdict.PASS]
+    missing = [f"{r.gate}: {r.reason}" for r in wanted if r.verdict not in (Verdict.PASS, Verdict.INVALID)]
     if stage_canary < stages[stage].min_canary:
         missing.append(f"{stage_canary} of {stages[stage].min_canary} canary requests in this stage")
     if rollback is not None:
         verdict = Verdict.FAIL
-    elif (split and pipeline.seq >= MANY_ROWS) or any(r.verdict is Verdict.INVALID for r in wanted):
+    elif (split and pipeline.seq >= MANY_ROWS) or blind:
         verdict = Verdict.INVALID
     elif missing or split or shared:
         verdict = Verdict.UNDECIDED
@@ -106,7 +109,7 @@ def evaluation_report(
         stage_verdict=verdict,
         rollback=rollback,
         gates=tuple(reports),
-        missing=(*split, *shared, *missing),
+        missing=(*split, *shared, *blind, *missing),
         frozen=math.isfinite(frozen_since(pipeline)),
         n_canary=pipeline.canary,
         n_stable=pipeline.stable,
@@ -140,14 +143,21 @@ def rollback_of(reports: Sequence[GateReport]) -> GateReport | None:
     return min(failed, key=lambda r: (r.decided_canary or 0, r.decided_at_s or 0.0), default=None)
 
 
-def unusable(pipeline: Pipeline, reports: Sequence[GateReport]) -> list[str]:
-    """Why nothing can be proven as things are: reasons of the split, and of INVALID gates that the stage
-    needs."""
-    reasons = split_reasons(pipeline)
-    reasons += [
-        f"{r.gate}: {r.reason}" for r in reports if r.side == "promotion" and r.verdict is Verdict.INVALID
-    ]
-    return reasons
+def blind_gates(pipeline: Pipeline, reports: Sequence[GateReport]) -> list[str]:
+    """Why nothing can be proven as things are: the gates that are INVALID, each once.
+
+    A gate that can only roll back counts as well, because a canary that it does not see may be doing the harm
+    it is there for. Left out are times of streaming while no answer is streamed, and what never decides.
+    """
+    found: dict[str, str] = {}
+    for report in reports:
+        if report.verdict is not Verdict.INVALID or report.side == "guard" or report.is_alarm:
+            continue
+        metric = pipeline.metrics.get(report.metric)
+        is_idle = metric is not None and report.metric in STREAMED and metric.presence.never_arrived
+        if not (is_idle and report.side == "rollback"):
+            found.setdefault(report.gate, report.reason)
+    return [f"{gate}: {reason}" for gate, reason in found.items()]
 
 
 def split_reasons(pipeline: Pipeline) -> list[str]:
@@ -171,7 +181,8 @@ def interference(pipeline: Pipeline) -> list[str]:
     return [
         f"stable's own {name} rose to {metric.slowdown():.1f}x of before the canary: shared hardware?"
         for name, metric in pipeline.metrics.items()
-        if metric.takes_values and metric.slowdown() > 1.0 + CLEAR * max(g.threshold for g in metric.gates)
+        if CATALOGUE[name].unit == "ms"
+        and metric.slowdown() > 1.0 + CLEAR * max(gate.threshold for gate in metric.gates)
     ]
 
 
@@ -182,8 +193,7 @@ def frozen_since(pipeline: Pipeline) -> float:
 
 
 def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
-    whole = pipeline.policy.alpha * gate.alpha_share
-    limit = limit_of(whole)
+    limit = limit_of(whole_of(pipeline.policy, gate))
     tracks = [t for t in metric.tracks if t.gate is gate and t.use != "proof"]
     best = max(tracks, key=lambda t: _lead(t))
     reached = [t for t in tracks if t.channel.decision.is_reached]
@@ -197,15 +207,11 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
         first = min(reached, key=lambda t: t.channel.decision.seq)
         decision = first.channel.decision
         text = f"{_harm(gate)} shown by {_use(first)}"
-        return _report(
-            metric, gate, "rollback", Verdict.FAIL, log_e, limit, text, decision.canary, decision.at_s
-        )
+        verdict = Verdict.UNDECIDED if gate.is_alarm else Verdict.FAIL
+        return _report(metric, gate, "rollback", verdict, log_e, limit, text, decision.canary, decision.at_s)
     if reason is not None:
-        return _report(metric, gate, "rollback", Verdict.INVALID, log_e, limit, reason)
-    if whole == 0.0:
-        return _report(
-            metric, gate, "rollback", Verdict.UNDECIDED, log_e, limit, "an alarm only, never deciding"
-        )
+        verdict = Verdict.UNDECIDED if gate.is_alarm else Verdict.INVALID
+        return _report(metric, gate, "rollback", verdict, log_e, limit, reason)
     return _report(metric, gate, "rollback", Verdict.UNDECIDED, log_e, limit, "no harm shown so far")
 
 
@@ -273,6 +279,7 @@ def _report(
         effective_units=float(metric.columns[0].units.rows),
         decided_at_s=decided_at_s,
         decided_canary=decided_canary,
+        is_alarm=gate.is_alarm,
     )
 
 

@@ -1,0 +1,131 @@
+"""What a gate cannot see holds, and what no gate asks about is told: INVALID and alarms."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from evaluation.backtest import run
+from evaluation.gate import GateReport
+from evaluation.policy import GatePolicy, StagePlan
+from evaluation.records import EvidenceError
+from tests.unit.evidence_maker import Columns, requests, streamed
+
+ERRORS = GatePolicy.default().only("error")
+
+
+def harmless(rows: int = 24_000, before: int = 4000, seed: int = 3) -> Columns:
+    return requests(rows, before=before, w=0.1, seed=seed)
+
+
+def test_a_gate_that_can_only_roll_back_must_see_the_canary() -> None:
+    """Nothing asks for a proof of the time to the first token; a canary without one is promoted by nobody."""
+    columns = harmless()
+    columns["ttft_ms"] = columns["latency_ms"] / 10.0
+    assert run(columns).decision == "promote"
+    columns["ttft_ms"][columns["arm"] == 1] = np.nan
+
+    result = run(columns)
+
+    assert result.decision == "invalid"
+    assert "ttft_shape: values are missing differently by arm" in result.reasons
+
+
+def test_a_time_that_stops_arriving_holds() -> None:
+    columns = harmless()
+    columns["ttft_ms"] = columns["latency_ms"] / 10.0
+    columns["ttft_ms"][12_000:] = np.nan
+
+    assert any("ttft_shape: stopped arriving" in reason for reason in run(columns).reasons)
+
+
+def test_answers_that_are_not_streamed_need_no_time_to_the_first_token() -> None:
+    columns = harmless()
+    columns["ttft_ms"] = np.full(24_000, np.nan)
+
+    assert run(columns).decision == "promote"
+
+
+def test_latency_that_mostly_does_not_come_is_invalid() -> None:
+    columns = harmless()
+    columns["latency_ms"][np.arange(24_000) % 10 > 0] = np.nan
+
+    result = run(columns)
+
+    assert result.decision == "invalid"
+    assert any(reason.startswith("latency_shape: 9") for reason in result.reasons)
+
+
+def test_stable_that_became_slower_beside_the_canary_is_not_promoted_through() -> None:
+    """On shared hardware the canary can slow both arms, which no coin sees."""
+    columns = harmless()
+    columns["latency_ms"][4000:] *= 5.0
+
+    result = run(columns)
+
+    assert result.decision == "undecided"
+    assert any("stable's own latency_ms rose" in reason for reason in result.reasons)
+
+
+def test_a_stage_that_no_request_reached_is_not_passed() -> None:
+    columns = harmless()
+    columns["stage"] = np.zeros(24_000)
+    plan = (StagePlan(0.05, 0, {"error": 5.0}, 0.01), StagePlan(0.5, 500, {"error": 5.0}, 0.01))
+
+    result = run(columns, ERRORS, stages=plan)
+
+    assert result.decision == "undecided"
+    assert "0 of 500 canary requests in this stage" in result.reasons
+
+
+def test_a_stage_outside_the_plan_is_refused() -> None:
+    columns = harmless()
+    columns["stage"] = np.full(24_000, 7)
+
+    with pytest.raises(EvidenceError, match=r"stage holds 7\.\.7, the plan has stages 0\.\.0"):
+        run(columns)
+
+
+def test_a_decision_in_the_first_second_has_its_time() -> None:
+    columns = harmless()
+    columns["t_s"] = np.zeros(24_000)
+    columns["error"] = ((columns["arm"] == 1) | (columns["error"] == 1)).astype(float)
+
+    assert (run(columns).decision, run(columns).t_s) == ("rollback", 0.0)
+
+
+def rang(gates: Sequence[GateReport]) -> list[str]:
+    return [report.gate for report in gates if report.is_alarm and report.decided_canary is not None]
+
+
+def test_what_no_gate_asks_about_is_an_alarm_and_decides_nothing() -> None:
+    columns = harmless()
+    columns["flagged"] = (columns["arm"] == 1).astype(float)
+    columns["tokens"] = np.where(columns["arm"] == 1, 900.0, 100.0) + np.arange(24_000) % 7
+
+    result = run(columns)
+
+    assert rang(result.gates) == ["tokens_alarm", "flagged_alarm"]
+    assert result.decision == "promote"
+    assert result.log_e["flagged"] > 5.0
+
+
+def test_alarms_are_quiet_without_harm_and_without_values() -> None:
+    columns = harmless()
+    columns["flagged"] = (np.random.default_rng(1).random(24_000) < 0.02).astype(float)
+    columns["cost"] = np.full(24_000, np.nan)
+
+    result = run(columns)
+
+    assert (result.decision, rang(result.gates)) == ("promote", [])
+    assert [report.gate for report in result.gates if report.is_alarm] == ["flagged_alarm"]
+
+
+def test_a_live_rollout_has_the_alarms_of_a_backtest() -> None:
+    columns = harmless(6000, 1000)
+    columns["ttft_ms"] = columns["latency_ms"] * np.where(columns["arm"] == 1, 3.0, 1.0)
+
+    live = streamed(columns, GatePolicy.default().only("error", "latency_ms")).report()
+
+    assert rang(live.gates) == ["ttft_ms_alarm"]
+    assert live.rollback is None
