@@ -11,11 +11,22 @@ import typer
 
 from controller.cli import ab, backtest, live, render
 from controller.cli.client import Client
+from controller.cli.options import (
+    EngineOption,
+    ModelOption,
+    PolicyOption,
+    ReasonOption,
+    ServiceArgument,
+    ServiceOption,
+    TimeoutOption,
+    UrlOption,
+    WaitOption,
+    YesOption,
+)
 from controller.cli.output import Output, OutputOption, complain, console, emit, say
 from controller.errors import BadInput, CanaryctlError, Unreachable
 from controller.release import own_version
 from controller.settings import load_settings
-from controller.units import duration_s
 from controller.view import ServiceView
 
 INTERRUPTED = 130
@@ -30,51 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def _duration(text: str) -> float:
-    try:
-        return duration_s(text)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc)) from exc
-
-
-ServiceArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[SERVICE]", help="Default: the only one there is.", show_default=False),
-]
-ServiceOption = Annotated[
-    str | None, typer.Option("--service", help="The same as SERVICE.", show_default=False)
-]
-ModelOption = Annotated[
-    Path | None,
-    typer.Option(help="Checkpoint directory (config.json, safetensors, tokenizer).", show_default=False),
-]
-UrlOption = Annotated[
-    str | None,
-    typer.Option(help="External OpenAI-compatible endpoint instead of a checkpoint.", show_default=False),
-]
-PolicyOption = Annotated[
-    str | None, typer.Option(help="Policy file, or a preset's name.", show_default=False)
-]
-EngineOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--engine", metavar="KEY=VALUE", help="Engine argument; may be repeated.", show_default=False
-    ),
-]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Watch until it is over; the exit code says how.")]
-TimeoutOption = Annotated[
-    float | None,
-    typer.Option(
-        parser=_duration,
-        metavar="DURATION",
-        help="Give up waiting after this (30s, 10m).",
-        show_default=False,
-    ),
-]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-ReasonOption = Annotated[str, typer.Option(help="Why; the log keeps it.")]
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
