@@ -1,0 +1,58 @@
+"""What specs are made of: weights, durations, plain values, a model that refuses what it does not know."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema, model_validator
+
+from controller.units import duration_s, weight_bp
+
+Weight = Annotated[
+    int,
+    BeforeValidator(weight_bp),
+    PlainSerializer(lambda points: f"{points / 100:g}%", return_type=str),
+    WithJsonSchema({"type": ["string", "number"], "description": "percent of the traffic: 2.5% or 2.5"}),
+]
+Duration = Annotated[
+    float,
+    BeforeValidator(duration_s),
+    WithJsonSchema({"type": ["string", "number"], "description": "30s, 10m, 1h30m, 3d, or seconds"}),
+]
+
+
+def _scalar(value: object) -> object:
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"{value!r} is not a plain value; write text, a number, true or false")
+
+
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+
+
+class Strict(BaseModel):
+    """What people write: frozen, and an unknown key is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
+    # Another name that is taken for a key: the evaluation's own, where it differs.
+    ALSO: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        known = sorted(cls.model_fields)
+        read: dict[object, object] = {}
+        for key, value in data.items():
+            name = cls.ALSO.get(key, key)
+            if name not in known:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
+                hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+                raise ValueError(f"unknown key {key!r}; {hint}")
+            if name in read:
+                raise ValueError(f"{name} is given twice, once by its other name; leave one out")
+            read[name] = value
+        return read
