@@ -13,8 +13,10 @@ from controller.state import (
     EvidenceSight,
     HoldKind,
     Observation,
+    Passage,
     Phase,
     RolloutState,
+    Stage,
     VersionPhase,
 )
 from controller.wishes import replicas
@@ -38,7 +40,7 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
             # The last stage leads to Promoting, which waits for the whole capacity itself.
             ahead = plan.stages[state.stage + 1 :]
             is_ready = ready >= (ahead[0].replicas if ahead else 1)
-            return is_ready and _is_sound(state, seen) and _is_proven(state, seen, now_s)
+            return is_ready and _is_sound(state, seen) and passage(state, seen, now_s) is not None
         case Phase.PROMOTING:
             if state.weight_bp == FULL_BP - plan.holdback_bp:
                 return state.acked_at_s is not None
@@ -63,21 +65,34 @@ def _has_passed(state: RolloutState, seen: Observation) -> bool:
     return probe is not None and probe.phase == "passed"
 
 
-def _is_proven(state: RolloutState, seen: Observation, now_s: float) -> bool:
+def passage(state: RolloutState, seen: Observation, now_s: float) -> Passage | None:
+    """What lets this stage be left upwards; None: nothing yet."""
     if state.acked_at_s is None:
-        return False
+        return None
     if state.waived_through >= state.stage:
-        return True
+        return "waived"
     stage, evidence = state.plan.stages[state.stage], seen.evidence
     # Evidence of another stage is stale: the evaluator has not entered this one yet.
-    if evidence is None or evidence.stage != state.stage or evidence.verdict is not Verdict.PASS:
+    if evidence is None or evidence.stage != state.stage:
+        return None
+    if evidence.canary_requests < stage.min_canary or now_s - state.acked_at_s < stage.duration_s:
+        return None
+    if evidence.verdict is Verdict.PASS:
+        return "proven"
+    late = state.deadline_at_s is not None and now_s >= state.deadline_at_s
+    return "point_estimates" if late and _do_points(stage, evidence) else None
+
+
+def _do_points(stage: Stage, evidence: EvidenceSight) -> bool:
+    """True: unproven, but nothing is missing or wrong, and each estimate is within its margin."""
+    if not stage.promote_if_point_ok or evidence.verdict is not Verdict.UNDECIDED or evidence.frozen:
         return False
-    return evidence.canary_requests >= stage.min_canary and now_s - state.acked_at_s >= stage.duration_s
+    return not evidence.missing and evidence.points is not None and evidence.points.within
 
 
 def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cause | None:
     """The first reason that holds, most urgent first; None: there is none."""
-    if state.phase is Phase.ROLLING_BACK:
+    if state.goes_back:
         return None
     if seen.tombstoned:
         return Cause(CauseKind.TOMBSTONE, "a direct rollback left a tombstone in the route table")

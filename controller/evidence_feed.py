@@ -15,6 +15,7 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.live_load import LiveLoad
+from controller.points import point_sight
 from controller.score_join import ScoreJoin
 from controller.segment_feed import SegmentFeed
 from controller.snapshots import feed_in, pack
@@ -73,6 +74,8 @@ def draw_of(record: RequestRecord) -> Draw:
         "empty": record.empty,
         "cancelled": record.outcome == "cancelled",
     }
+    if record.outcome == "open":
+        flags["censored"] = True
     # Whose client left before anybody answered might still have been served by the canary.
     if record.arm == CANARY and (record.served_arm is not None or record.outcome != "cancelled"):
         flags["fell_back"] = record.served_arm != CANARY
@@ -207,7 +210,8 @@ class Feed:
             (GuardSight(rung.guard, rung.reason, both_arms=rung.action is GuardAction.HOLD),) if rung else ()
         )
         report = self._evaluator.report()
-        return EvidenceSight.of(report, guards, self._segments.raised(frozen=report.frozen))
+        points = point_sight(report, self._config.policy, self._config.stages[report.stage])
+        return EvidenceSight.of(report, guards, self._segments.raised(frozen=report.frozen), points)
 
     def _take_request(self, record: RequestRecord, lost: Sequence[LostSpan]) -> None:
         scores = self._join_request(record)

@@ -87,7 +87,7 @@ def make_plan(
         reasons=assessment.reasons,
         stages=tuple(
             _stage(
-                rung, least_replicas(rung.weight_bp, replicas, stable_replicas, limit), requests_per_s, given
+                rung, least_replicas(rung.weight_bp, replicas, stable_replicas, limit), requests_per_s, policy
             )
             for rung in kept
         ),
@@ -105,6 +105,7 @@ def make_plan(
         warmup_tokens=policy.warmup_tokens,
         replicas=replicas if stable_replicas is not None else None,
         stable_replicas=stable_replicas,
+        twin=policy.twin,
     )
     _refuse_unprovable(plan, given or (), policy.gate_policy())
     return plan
@@ -212,10 +213,9 @@ def _own(stage: StageSpec) -> Rung:
     return Rung(stage.bp, stage.duration, stage.min_canary)
 
 
-def _stage(
-    rung: Rung, replicas: int, requests_per_s: float | None, given: tuple[StageSpec, ...] | None
-) -> Stage:
-    spec = next((stage for stage in given or () if stage.bp == rung.weight_bp), None)
+def _stage(rung: Rung, replicas: int, requests_per_s: float | None, policy: PolicySpec) -> Stage:
+    spec = next((stage for stage in policy.stages or () if stage.bp == rung.weight_bp), None)
+    points = spec.promote_if_point_ok if spec is not None else None
     planned_s = rung.duration_s
     if requests_per_s is not None and requests_per_s > 0:
         planned_s = max(planned_s, rung.min_canary / (requests_per_s * rung.weight_bp / FULL_BP))
@@ -227,4 +227,5 @@ def _stage(
         deadline_s=spec.deadline if spec is not None and spec.deadline is not None else deadline_s,
         replicas=replicas,
         on_missing=spec.on_missing if spec is not None else "hold",
+        promote_if_point_ok=policy.promote_if_point_ok if points is None else points,
     )

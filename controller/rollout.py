@@ -10,8 +10,9 @@
 Rules:
 1. `step` is total and pure: any observation gives a state and actions; it reads no clock. One transition a
    tick.
-2. The weight rises only after PASS (of this stage, on its own units) or a waiver by a named operator or
-   admin. A rollback is allowed from every phase, and beats any forward move seen in the same tick.
+2. The weight rises only after PASS (of this stage, on its own units), a waiver by a named operator or
+   admin, or, where the plan says so, at the stage's deadline on point estimates, recorded as not proven. A
+   rollback is allowed from every phase, and beats any forward move seen in the same tick.
 3. Going up: capacity, then traffic. Going down: traffic to 0, acknowledged and fenced; drain, then take
    over; then unload, and see the memory freed. Nothing is stopped while it may get traffic. Until Unloading,
    stable keeps the capacity for its whole traffic, so going back is one table.
@@ -28,6 +29,7 @@ Rules:
 
 Promotion ends with the new version as the table's stable: weight 10,000 less the holdback, bake, then one
 table with stable=new and canary=None, then the old version is drained and unloaded in the order of rule 3.
+A twin run ends after its last stage: one table with stable alone, then the twin leaves in the same order.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ import math
 from dataclasses import replace
 from typing import Literal, assert_never
 
-from controller.conditions import is_done, reason_to_leave, what_is_missing
+from controller.conditions import is_done, passage, reason_to_leave, what_is_missing
 from controller.errors import BadInput
 from controller.journal import drop_delivered, hold, last_time_s, notice, notices, release, say, tell_alarms
 from controller.sights import does_stand, is_gone, is_idle, ready_replicas, sight_of
@@ -58,6 +60,7 @@ from controller.state import (
     VersionPhase,
     VersionRef,
 )
+from controller.twin import stage_pass, twin_report, unproven
 from controller.units import percent
 from controller.wishes import wanted, wanted_table
 
@@ -71,6 +74,9 @@ def begin(
     if stable.id == canary.id:
         raise BadInput(f"{canary.id} is in production already; deploy another version")
     state = RolloutState(rollout, service, stable, canary, plan, Phase.PLANNING, now_s, None, "", now_s)
+    if plan.twin:
+        text = f"twin run of {stable.id}: stable against itself, nothing will be promoted"
+        return _enter(state, Phase.PLANNING, now_s, text)
     return _enter(state, Phase.PLANNING, now_s, f"{stable.id} -> {canary.id}, {plan.risk} risk")
 
 
@@ -99,6 +105,8 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
         return _advance(state, seen, now_s)
     if cause.kind is CauseKind.GATE and seen.evidence is not None:
         state = replace(state, decisive=seen.evidence.rollback, decided_canary=seen.evidence.canary_total)
+        if state.plan.twin:
+            cause = replace(cause, text=f"{cause.text}; both arms are one model: a false rollback")
     return _leave(state, cause, now_s)
 
 
@@ -126,7 +134,7 @@ def rollback_means(
     state: RolloutState | None,
 ) -> Literal["abort", "switch_back", "restore", "undo", "already"]:
     """What a person who says `rollback` now would get. None: the service has had no rollout."""
-    if state is None or state.phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK):
+    if state is None or state.phase is Phase.ROLLED_BACK or state.goes_back:
         return "already"
     if state.phase is Phase.SUCCEEDED:
         return "undo"
@@ -162,14 +170,16 @@ def _take_ask(state: RolloutState, ask: Ask, now_s: float) -> RolloutState:
     leaving = state.phase in (Phase.ROLLING_BACK, Phase.UNLOADING)
     match ask.kind:
         case AskKind.ROLLBACK:
-            if state.phase is Phase.ROLLING_BACK:
-                return say(state, now_s, f"{what}; it is rolling back already", ask.actor)
+            if state.goes_back:
+                return say(state, now_s, f"{what}; it is going back already", ask.actor)
             state = say(state, now_s, what, ask.actor)
             return _leave(state, Cause(CauseKind.USER, ask.reason or "asked", ask.actor), now_s)
         case AskKind.PAUSE if not leaving:
             return hold(say(state, now_s, what, ask.actor), HoldKind.PAUSE, ask.reason, now_s, ask.actor)
         case AskKind.RESUME if not leaving:
             return release(say(state, now_s, what, ask.actor), HoldKind.PAUSE)
+        case AskKind.PROMOTE | AskKind.PROMOTE_FULL if state.plan.twin:
+            return say(state, now_s, f"{what}; it does nothing in a twin run", ask.actor)
         case AskKind.PROMOTE if state.phase is Phase.STAGE:
             waived = max(state.waived_through, state.stage)
             return replace(say(state, now_s, what, ask.actor), waived_through=waived)
@@ -269,11 +279,7 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
         case Phase.SMOKE | Phase.MIRRORING:
             return _enter_stage(state, 0, now_s, "smoke passed")
         case Phase.STAGE:
-            waived = state.waived_through >= state.stage
-            why = "proof waived by a person" if waived else f"PASS at {percent(state.weight_bp)}"
-            if seen.evidence is not None and not waived:
-                state = replace(state, decided_canary=seen.evidence.canary_total)
-            return _enter_stage(state, state.stage + 1, now_s, why)
+            return _pass_stage(state, seen, now_s)
         case Phase.PROMOTING:
             if state.weight_bp != FULL_BP - plan.holdback_bp:
                 state = replace(state, weight_bp=FULL_BP - plan.holdback_bp, acked_at_s=None)
@@ -291,12 +297,37 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
             assert_never(state.phase)
 
 
+def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """Leave the stage upwards, with how and on what written down."""
+    how, evidence = passage(state, seen, now_s), seen.evidence
+    if how is None:
+        return state
+    state = replace(state, passed=(*state.passed, stage_pass(state, how, evidence, now_s)))
+    match how:
+        case "waived":
+            why = "proof waived by a person"
+        case "proven":
+            why = f"PASS at {percent(state.weight_bp)}"
+            state = replace(state, decided_canary=evidence.canary_total if evidence is not None else None)
+        case "point_estimates":
+            points = evidence.points.text if evidence is not None and evidence.points is not None else ""
+            why = f"not proven: promoted on point estimates ({points})"
+            text = f"{state.service}: stage {state.stage + 1} {why}"
+            state = notice(state, f"points-{state.stage + 1}", "info", text, now_s)
+        case _:
+            assert_never(how)
+    return _enter_stage(state, state.stage + 1, now_s, why)
+
+
 def _note_deadline(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """Past the deadline of a stage or of the bake: hold, and page with what is missing."""
     late = state.deadline_at_s is not None and now_s >= state.deadline_at_s
     if not late or state.phase not in (Phase.STAGE, Phase.BAKING):
         return state
     why = what_is_missing(seen) or "undecided at the deadline; give it traffic or time, or promote it by name"
+    if state.phase is Phase.STAGE and state.plan.stages[state.stage].promote_if_point_ok:
+        points = seen.evidence.points if seen.evidence is not None else None
+        why += f"; not promoted on point estimates: {points.text}" if points and not points.within else ""
     return hold(state, HoldKind.NOT_PROVEN, why, now_s, page=True)
 
 
@@ -304,6 +335,10 @@ def _enter_stage(state: RolloutState, index: int, now_s: float, why: str) -> Rol
     stages = state.plan.stages
     if index >= len(stages) or state.waived_through >= len(stages):
         state = replace(state, stage=len(stages))
+        if state.plan.twin:
+            going = Departure(state.canary.id, state.stable.id, DepartureStep.SHIFT, now_s, now_s)
+            state = replace(state, departure=going, weight_bp=0)
+            return _enter(state, Phase.UNLOADING, now_s, f"{why}; twin run: nothing to promote")
         return _enter(state, Phase.PROMOTING, now_s, why, keep_ack=True)
     state = replace(state, stage=index, weight_bp=stages[index].weight_bp, exposed=True)
     return _enter(state, Phase.STAGE, now_s, f"{why}; now {percent(state.weight_bp)}")
@@ -403,8 +438,9 @@ def _spent_ms(going: Departure, now_s: float) -> float:
 
 
 def _departed(state: RolloutState, going: Departure, now_s: float) -> RolloutState:
-    if going.staying == state.canary.id:
-        return _end(state, Phase.SUCCEEDED, now_s, f"{going.staying} is stable, {going.leaving} is unloaded")
+    if state.phase is Phase.UNLOADING:
+        text = f"{going.staying} is stable, {going.leaving} is unloaded{unproven(state)}"
+        return _end(state, Phase.SUCCEEDED, now_s, twin_report(state) if state.plan.twin else text)
     why = f"{state.cause.kind.value}: {state.cause.text}" if state.cause is not None else "rolled back"
     return _end(
         state, Phase.ROLLED_BACK, now_s, f"{why}; {going.staying} serves, {going.leaving} is unloaded"

@@ -74,6 +74,9 @@ class Stage:
     deadline_s: float  # after that without PASS: held as not proven, and a page
     replicas: int  # canary replicas that must be ready before this weight is set
     on_missing: Literal["hold", "rollback"] = "hold"  # metrics missing at the deadline
+    promote_if_point_ok: bool = (
+        False  # at the deadline, unproven: go on where the estimates are within margins
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Plan:
     warmup_tokens: int = 256
     replicas: int | None = None  # of the canary at full traffic; None: an endpoint, not ours to know
     stable_replicas: int | None = None
+    twin: bool = False  # stable against itself: goes through all stages, and is never promoted
 
     @property
     def is_test(self) -> bool:
@@ -175,6 +179,26 @@ class Departure:
     cancelled: bool = False  # the drain ran out and requests were taken over
 
 
+Passage = Literal["proven", "waived", "point_estimates"]
+
+
+@dataclass(frozen=True, slots=True)
+class StagePass:
+    """How a stage was left upwards, and what it took. Counts are of the whole rollout."""
+
+    stage: int
+    weight_bp: int
+    how: Passage  # point_estimates: not proven
+    at_s: float
+    held_s: float  # since the weight stood on every router
+    canary_requests: int | None  # settled by then; None: no evidence was read
+    proven_canary: int | None = None  # ... when the last gate was proven; None: nothing had to be
+    proven_after_s: float | None = None  # from the weight to that proof
+    last_gate: str | None = None
+    nearest_gate: str | None = None  # the rollback gate that came nearest to firing
+    nearest_ratio: float | None = None  # its evidence of harm, 1 is where it fires
+
+
 @dataclass(frozen=True, slots=True)
 class LogLine:
     seq: int  # 1, 2, 3 ... within the rollout
@@ -220,6 +244,7 @@ class RolloutState:
     cause: Cause | None = None  # of the rollback or failure
     decisive: GateReport | None = None  # the gate that fired
     decided_canary: int | None = None  # canary requests settled when it was proven or shown harmful
+    passed: tuple[StagePass, ...] = ()  # the stages that were left upwards, in order
     asks_through: int = 0  # the last request of a person that was taken in
     alarmed: tuple[str, ...] = ()  # alarms of segments that have been told
     log: tuple[LogLine, ...] = ()  # the newest LOG_KEPT
@@ -234,6 +259,11 @@ class RolloutState:
     def serving(self) -> str:
         """Id of the version that is the service's stable now: the route table's and the service row's."""
         return self.stable.id if self.departure is None else self.departure.staying
+
+    @property
+    def goes_back(self) -> bool:
+        """True: the canary is on its way out, and all traffic on its way to stable."""
+        return self.departure is not None and self.departure.staying == self.stable.id
 
 
 LOG_KEPT = 200
@@ -297,6 +327,17 @@ class AlarmSight:
 
 
 @dataclass(frozen=True, slots=True)
+class PointSight:
+    """Where the point estimates of all that a stage must prove lie. They prove nothing.
+
+    within: each is inside its margin. text: the estimates, or the first that is outside or not to be had.
+    """
+
+    within: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceSight:
     """The evaluator's report. `verdict` speaks of promotion out of `stage`, on that stage's own units."""
 
@@ -312,6 +353,7 @@ class EvidenceSight:
     frozen: bool = False  # the split does not look like its weight: statistics decide nothing
     notes: tuple[str, ...] = ()
     alarms: tuple[AlarmSight, ...] = ()  # of segments, all that were raised so far
+    points: PointSight | None = None  # None: nobody looked at them
 
     @classmethod
     def of(
@@ -319,6 +361,7 @@ class EvidenceSight:
         report: EvaluationReport,
         guards: tuple[GuardSight, ...] = (),
         alarms: tuple[AlarmSight, ...] = (),
+        points: PointSight | None = None,
     ) -> EvidenceSight:
         """The evaluator's report in the controller's words; guards and alarms are watched beside it."""
         return cls(
@@ -338,6 +381,7 @@ class EvidenceSight:
             frozen=report.frozen,
             notes=report.notes,
             alarms=alarms,
+            points=points,
         )
 
 

@@ -9,6 +9,9 @@ A file begins with comments (`#`) and one `plan` line. Words of a `>` line:
     probe=smoke:passed       how a probe stands; probe=none: the shell knows of none
     evidence=PASS/0/300      verdict, stage, canary requests; evidence=none: cannot be read; missing=quality
     gate=error               a rollback gate fired; guard=errors, guard=errors!both, guard=none
+    proof=quality/120@310    a gate was proven after so many canary requests, at that second
+    near=error/0.4           a rollback gate has so much of the evidence that it takes
+    points=in                the point estimates are within their margins; points=quality: that one is not
     ask=rollback/ann         a person asks (operator unless `ask=pause/vic/viewer`)
     do                       what was wanted at the last tick comes true at once
     tombstone  resumed  delivered
@@ -33,6 +36,7 @@ from controller.state import (
     Observation,
     Phase,
     Plan,
+    PointSight,
     ProbeKind,
     ProbeSight,
     RolloutState,
@@ -75,6 +79,8 @@ class Player:
     guards: tuple[GuardSight, ...] = ()
     gate: GateReport | None = None
     missing: tuple[str, ...] = ()
+    gates: tuple[GateReport, ...] = ()
+    points: PointSight | None = None
     wanted: tuple[Action, ...] = ()
     lines_told: int = 0
 
@@ -85,7 +91,9 @@ class Player:
         times = {name: duration_s(words[name]) for name in words if name.endswith("_s")}
         bake_s, holdback_bp = duration_s(words["bake"]), weight_bp(words.get("holdback", "5%"))
         plan = replace(Plan("medium", (), stages, holdback_bp, bake_s), **times)  # type: ignore[arg-type]
-        refs = VersionRef("v-old", replicas), VersionRef("v-new", replicas)
+        plan = replace(plan, twin="twin" in words)
+        canary = "v-old-twin" if plan.twin else "v-new"
+        refs = VersionRef("v-old", replicas), VersionRef(canary, replicas)
         self.state: RolloutState = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=plan, now_s=0.0)
         self.world = Obedient(replicas)
 
@@ -123,7 +131,8 @@ class Player:
     def _evidence(self) -> EvidenceSight | None:
         if self.evidence is None:
             return None
-        return replace(self.evidence, guards=self.guards, rollback=self.gate, missing=self.missing)
+        seen = replace(self.evidence, guards=self.guards, rollback=self.gate, missing=self.missing)
+        return replace(seen, gates=self.gates, points=self.points)
 
     def _take(self, name: str, value: str) -> None:
         match name:
@@ -141,6 +150,12 @@ class Player:
                 self.missing = () if value == "none" else tuple(value.split(","))
             case "gate":
                 self.gate = _gate(value)
+            case "proof" | "near":
+                self.gates = (*self.gates, _proof(value) if name == "proof" else _near(value))
+            case "points":
+                within = value == "in"
+                text = "quality 0.81 beside 0.82" if within else f"{value} is outside its margin, 0.05"
+                self.points = PointSight(within, text)
             case "guard":
                 guard, _, both = value.partition("!")
                 self.guards = () if value == "none" else (GuardSight(guard, "60 % of 20", both == "both"),)
@@ -174,23 +189,39 @@ class Player:
 
 
 def _stage(text: str, replicas: int) -> Stage:
-    """`10%:60s:50` or `10%:60s:50:rollback`: weight, duration, canary requests, what missing metrics do."""
-    weight, wait, count, missing = (*text.split(":"), "hold")[:4]
-    points, needed = weight_bp(weight), -(-replicas * weight_bp(weight) // 10_000)
-    return Stage(points, duration_s(wait), int(count), 5 * duration_s(wait), needed, missing)  # type: ignore[arg-type]
+    """`10%:60s:50` or `10%:60s:50:rollback`: weight, duration, canary requests, what missing metrics do.
+
+    `10%:60s:50:hold:points`: promoted on point estimates at its deadline.
+    """
+    weight, wait, count, *more = text.split(":")
+    missing, *rest = more or ["hold"]
+    share, needed = weight_bp(weight), -(-replicas * weight_bp(weight) // 10_000)
+    wait_s = duration_s(wait)
+    return Stage(share, wait_s, int(count), 5 * wait_s, needed, missing, rest == ["points"])  # type: ignore[arg-type]
 
 
 def _evidence(value: str) -> EvidenceSight:
     verdict, stage, count = value.split("/")
-    return EvidenceSight(
-        int(stage), Verdict(verdict), canary_requests=int(count), stable_requests=9 * int(count)
-    )
+    seen = EvidenceSight(int(stage), Verdict(verdict), canary_requests=int(count))
+    return replace(seen, canary_total=int(count), stable_requests=9 * int(count))
 
 
 def _gate(metric: str) -> GateReport | None:
     if metric == "none":
         return None
     return GateReport(metric, metric, "rollback", Verdict.FAIL, 7.0, 5.8, "14 % against 3 %", 80, 1500)
+
+
+def _proof(value: str) -> GateReport:
+    gate, _, rest = value.partition("/")
+    count, _, second = rest.partition("@")
+    proven = GateReport(gate, gate, "promotion", Verdict.PASS, 4.0, 3.1, "proven", int(count), 9 * int(count))
+    return replace(proven, decided_canary=int(count), decided_at_s=float(second))
+
+
+def _near(value: str) -> GateReport:
+    gate, _, share = value.partition("/")
+    return GateReport(gate, gate, "rollback", Verdict.UNDECIDED, 5.0 * float(share), 5.0, "no harm", 80, 1500)
 
 
 def _where(state: RolloutState) -> str:
