@@ -15,7 +15,7 @@ from evaluation.evaluator import Evaluator
 from evaluation.gate import Verdict
 from evaluation.policy import GatePolicy
 from evaluation.records import kind_is_drawn
-from serving.messages import AssignedBy, Event, LostSpan, RequestRecord
+from serving.messages import AssignedBy, Event, LostSpan, Outcome, RequestRecord
 from tests.fakes.plane import FakeLog
 from tests.fakes.rollouts import a_rollout
 from tests.unit.feed_maker import (
@@ -86,6 +86,43 @@ def test_a_fallback_stays_the_assigned_arms_failure() -> None:
     draw = draw_of(a_record(1, arm=1, outcome="fallback", served_arm=0, error=True, cause="refused"))
 
     assert (draw.arm, draw.error) == (1, True)
+
+
+def test_a_client_that_left_is_no_error_and_is_counted_by_itself() -> None:
+    draw = draw_of(a_record(1, arm=1, outcome="cancelled", served_arm=None, error=None, latency_ms=None))
+
+    assert (draw.error, draw.flags["cancelled"], draw.flags.get("fell_back")) == (None, True, None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cause", "status"),
+    [
+        ("fallback", "refused", 200),
+        ("fallback", "status 429", 200),
+        ("fallback", "timeout", 200),
+        ("fallback", "withheld", 200),
+        ("failed", "status 503", 503),
+        ("cut", "cut", 200),
+        ("answered", "empty", 200),
+    ],
+)
+def test_nothing_that_happens_after_the_coin_removes_a_unit(
+    outcome: Outcome, cause: str, status: int
+) -> None:
+    log = FakeLog()
+    for n in range(60):
+        record = a_record(n, arm=n % 2, w=0.5)
+        if n % 6 == 1:
+            record = replace(record, outcome=outcome, cause=cause, status=status, error=True, served_arm=0)
+            record = replace(record, latency_ms=50.0 if status == 200 else None)
+        log.append(record)
+    log.watermark_s = START_S + 1000
+
+    sight = look(feeds_on(log), in_stage(), START_S + 1000)
+    error = next(gate for gate in sight.gates if gate.gate == "error" and gate.side == "rollback")
+
+    assert (error.n_stable, error.n_canary) == (30, 30)
+    assert error.canary == pytest.approx(10 / 30)
 
 
 # --- joins
