@@ -17,7 +17,7 @@ from controller import telemetry
 from controller.live_load import LiveLoad
 from controller.points import point_sight
 from controller.score_join import ScoreJoin
-from controller.segment_feed import SegmentFeed
+from controller.segment_feed import SegmentFeed, metric_alarms
 from controller.snapshots import feed_in, pack
 from controller.state import (
     LIVE,
@@ -211,7 +211,9 @@ class Feed:
         )
         report = self._evaluator.report()
         points = point_sight(report, self._config.policy, self._config.stages[report.stage])
-        return EvidenceSight.of(report, guards, self._segments.raised(frozen=report.frozen), points)
+        return EvidenceSight.of(
+            report, guards, (*metric_alarms(report), *self._segments.raised(frozen=report.frozen)), points
+        )
 
     def _take_request(self, record: RequestRecord, lost: Sequence[LostSpan]) -> None:
         scores = self._join_request(record)

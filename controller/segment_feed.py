@@ -22,6 +22,7 @@ from controller import telemetry
 from controller.state import AlarmSight
 from evaluation import snapshot as snapshots
 from evaluation.betting import Floats
+from evaluation.gate import EvaluationReport
 from evaluation.metrics import VALUES, Kind
 from evaluation.policy import Gate, GatePolicy
 from evaluation.segments import SegmentAlarm, SegmentAlarms
@@ -153,6 +154,21 @@ def _sight(gate: Gate, alarm: SegmentAlarm) -> AlarmSight:
     )
     text = f"{gate.name} {beyond} in {alarm.segment}"
     return AlarmSight(gate.name, alarm.segment, text, alarm.canary_requests, alarm.at_s)
+
+
+def metric_alarms(report: EvaluationReport) -> tuple[AlarmSight, ...]:
+    """What no gate asks about, and is worse over all requests. None while the split does not fit."""
+    rang = [gate for gate in report.gates if gate.is_alarm and gate.decided_canary is not None]
+    return tuple(
+        AlarmSight(
+            gate=gate.gate,
+            segment="all requests",
+            text=gate.reason.replace(gate.gate, gate.metric),
+            canary_requests=gate.decided_canary or 0,
+            at_s=gate.decided_at_s or 0.0,
+        )
+        for gate in (() if report.frozen else rang)
+    )
 
 
 def _to_json(alarm: AlarmSight) -> dict[str, Any]:

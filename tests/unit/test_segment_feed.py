@@ -285,3 +285,17 @@ def test_an_alarm_is_shown_by_status_and_in_the_view() -> None:
     ]
     assert f"alarm, not deciding: {ALARM.text}" in lines
     assert "stable is slower" in lines
+
+
+def test_a_metric_that_no_gate_asks_about_rings_once_and_decides_nothing() -> None:
+    dice, log = random.Random(3), FakeLog()
+    for n in range(2000):
+        arm = int(dice.random() < 0.5)
+        log.append(replace(a_record(n, arm=arm, w=0.5), completion_tokens=900 if arm else 100 + n % 7))
+    log.watermark_s = START_S + 200.0
+
+    sight = look(feeds_on(log), in_stage(1), START_S + 1000)
+
+    assert named(sight) == [("tokens_alarm", "all requests")]
+    assert sight.alarms[0].text == "tokens above 1.1x shown by first requests"
+    assert sight.rollback is None
