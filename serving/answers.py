@@ -62,6 +62,11 @@ class AnswerScan:
         return self.is_stream and self._is_between
 
     @property
+    def is_finished(self) -> bool:
+        """True when a stream has said that it is complete, though its body may not have ended."""
+        return self._is_finished
+
+    @property
     def is_empty(self) -> bool:
         """True when the answer was of a kind that has words, and had none."""
         return self.path in _WORDED_PATHS and not (self.has_content or self._is_unread or self.has_error)

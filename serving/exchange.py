@@ -1,7 +1,7 @@
 """One request on its way: which replica next, what a failure means, what is recorded. No socket, no clock.
 
 An `Exchange` is told what happens (`failed`, `answered`, `received`, `ended`, `cut_off`, `refused`,
-`cancelled`) and says what to do (`next_try`, `may_start`).
+`cancelled`, `overdue`) and says what to do (`next_try`, `may_start`).
 
 Rules:
 1. The arm was drawn before; nothing that happens here changes it in the record (intention to treat).
@@ -12,7 +12,9 @@ Rules:
 4. A connection that failed is tried once more on the same arm, on another replica if there is one: a pooled
    connection may have been closed by the peer. Stable is also tried elsewhere after 429, 502, 503, 504.
 5. Stable never falls back to a canary.
-6. Times are taken when bytes arrive from the engine, on both arms by the same code.
+6. What is open after `settle_s` is recorded as it stands: a wait of that length, an error if not one byte of
+   the answer has come. It goes on, still counted as in flight; how it ends is recorded nowhere.
+7. Times are taken when bytes arrive from the engine, on both arms by the same code.
 
 Clocks: `now_s` is CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
 """
@@ -27,7 +29,7 @@ from serving.answers import AnswerScan
 from serving.assignment import hash64
 from serving.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
 from serving.messages import CANARY, STABLE, Arm, AssignedBy, Outcome, Replica, RequestRecord, RouteTable
-from serving.recording import Canary
+from serving.recording import SETTLE_S, Canary
 
 MAX_TRIES = 4  # of one request, both arms together
 HOLD_LIMIT = 1 << 20  # bytes; a whole answer up to this size is passed on only when it is complete
@@ -45,7 +47,8 @@ class Limits:
     """Patience, in seconds."""
 
     connect_s: float = 5.0
-    canary_stream_s: float = 60.0  # to the first byte of a stream; EVALUATION.md censors there
+    settle_s: float = SETTLE_S  # then a request is recorded as it stands
+    canary_stream_s: float = 60.0  # to the first byte of a stream: later it is an error anyhow
     canary_whole_s: float = 300.0  # to the first byte of an answer that comes at once
     stable_s: float = 600.0  # to the first byte
     idle_s: float = 300.0  # between bytes
@@ -130,7 +133,7 @@ class Desk(Protocol):
         """True while this canary may be sent requests."""
 
     def settle(self, record: RequestRecord, *, drawn_s: float, canary: Canary | None) -> None:
-        """Takes the record of a request that has ended."""
+        """Takes the one record of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,8 @@ class Exchange:
         self._first_s: float | None = None
         self._last_s: float | None = None
         self._is_over = False
+        self._is_told = not start.recorded
+        self.settles_at_s = start.now_s + desk.limits.settle_s
 
     @property
     def is_over(self) -> bool:
@@ -289,6 +294,11 @@ class Exchange:
         if not self._is_over:
             self._finish("cancelled", None, now_s)
 
+    def overdue(self) -> None:
+        """`settles_at_s` has come, and it is still open: records it as it stands."""
+        self._must(True, "overdue")
+        self._tell("open", None, self._status, self.settles_at_s)
+
     # ---- inside
 
     def _send(self, arm: Arm, replica: Replica) -> Try:
@@ -367,13 +377,35 @@ class Exchange:
         status = self._status
         self._release()
         self._is_over = True
-        if not self._start.recorded:
+        self._tell(outcome, cause, status, now_s)
+
+    def _tell(self, outcome: Outcome, cause: str | None, status: int | None, now_s: float) -> None:
+        """Records it, unless that has been done."""
+        if self._is_told:
             return
+        self._is_told = True
+        if now_s >= self.settles_at_s:
+            # However late the router looks for what is overdue, the record is the same.
+            outcome, cause, status = self._as_it_stands(status)
+            now_s = self.settles_at_s
         record = self._record(outcome, cause, status, now_s)
         self._desk.settle(record, drawn_s=self._start.now_s, canary=self._draw.canary)
 
+    def _as_it_stands(self, status: int | None) -> tuple[Outcome, str | None, int | None]:
+        """(outcome, cause of an error, status) of a request that is not waited for any longer."""
+        scan, last_s = self._scan, self._last_s
+        if self._first_s is None or self._first_s >= self.settles_at_s:
+            return "open", "silent", None
+        if scan is not None and scan.is_finished and last_s is not None and last_s < self.settles_at_s:
+            # A client that reads slowly, or an engine that does not hang up.
+            return "answered", scan.end(), status
+        if status is not None and (status >= 500 or status == 429):
+            return "open", f"status {status}", status
+        return "open", "error in the answer" if scan is not None and scan.has_error else None, status
+
     def _record(self, outcome: Outcome, cause: str | None, status: int | None, now_s: float) -> RequestRecord:
-        draw, scan = self._draw, self._scan
+        is_open = outcome == "open"
+        draw, scan = self._draw, None if is_open and status is None else self._scan
         is_moved = draw.arm == CANARY and self._arm == STABLE
         if is_moved and outcome == "answered":
             outcome = "fenced" if self._canary_cause == "fenced" else "fallback"
@@ -381,8 +413,10 @@ class Exchange:
             error, cause = self._moved(cause)
         else:
             error = cause is not None
+        is_begun = is_open and status is not None
         is_answered = outcome in ("answered", "fallback", "fenced")
         is_stream = scan is not None and scan.is_stream
+        until_s = now_s if is_open else self._last_s or now_s
         return RequestRecord(
             seq=0,
             request_id=self.request_id,
@@ -401,9 +435,9 @@ class Exchange:
             served_arm=self._arm if status is not None and outcome != "failed" else None,
             error=None if outcome == "cancelled" and not error else error,
             cause=cause if error else None,
-            latency_ms=_ms(self._start.now_s, (self._last_s or now_s) if is_answered else None),
+            latency_ms=_ms(self._start.now_s, until_s if is_answered or is_begun else None),
             ttft_ms=_ms(self._start.now_s, self._first_s if is_stream else None),
-            itl_ms=self._itl_ms() if is_stream else None,
+            itl_ms=self._itl_ms(now_s if is_open else None) if is_stream else None,
             prompt_tokens=scan.prompt_tokens if scan else None,
             completion_tokens=scan.completion_tokens if scan else None,
             finish_reason=scan.finish_reason if scan else None,
@@ -421,10 +455,13 @@ class Exchange:
             return True, self._canary_cause
         return (False if stable_cause is None else None), None
 
-    def _itl_ms(self) -> float | None:
-        if self._scan is None or self._scan.events < 2 or self._first_s is None or self._last_s is None:
+    def _itl_ms(self, open_until_s: float | None) -> float | None:
+        """Mean gap between events; of an open one with the gap that it is in, or a stall would look fast."""
+        if self._scan is None or self._first_s is None or self._last_s is None:
             return None
-        return (self._last_s - self._first_s) * 1000 / (self._scan.events - 1)
+        gaps = self._scan.events - (1 if open_until_s is None else 0)
+        until_s = self._last_s if open_until_s is None else open_until_s
+        return (until_s - self._first_s) * 1000 / gaps if gaps > 0 else None
 
 
 def _ms(since_s: float, until_s: float | None) -> float | None:

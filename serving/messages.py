@@ -25,8 +25,8 @@ AssignedBy: TypeAlias = Literal["request", "sticky", "no-capacity", "fenced"]
 # answered: by the assigned arm, properly finished.  fallback: the canary failed before its first byte,
 # stable served.  fenced: the canary's front refused an old revision, stable served.  cut: the stream ended
 # without a proper finish.  failed: the user got an error (5xx, 429).  cancelled: the client went away
-# first.
-Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled"]
+# first.  open: it had not ended after SETTLE_S (`recording.py`), when it was told; its end is told nowhere.
+Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled", "open"]
 # How a split came to hold everywhere. pending: it does not yet.
 AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
 
@@ -154,7 +154,10 @@ class SplitSight(_Flat):
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord(_Flat):
-    """One request, told once, when it has ended. Intention to treat: `arm` is the arm that was drawn."""
+    """One request, told once, when it has ended or has been open for SETTLE_S.
+
+    Intention to treat: `arm` is the arm that was drawn.
+    """
 
     seq: int  # position in the records log; 0 until the log has taken it
     request_id: str
@@ -167,13 +170,15 @@ class RequestRecord(_Flat):
     stage: int
     rollout: str
     at_s: float  # when the request had been read whole
-    done_at_s: float
-    status: int | None  # what the user got; None: the client went away before
+    done_at_s: float  # of an open one: when it was no longer waited for
+    status: int | None  # what the user got; None: nothing when this was told
     outcome: Outcome
-    served_arm: int | None  # who answered; None: nobody
+    served_arm: int | None  # who answered, or began to; None: nobody
     error: bool | None  # the assigned version did not answer properly; None: the client went away first
-    cause: str | None  # of the error, a fixed word such as 'refused', 'status 503', 'cut'; None: no error
-    latency_ms: float | None  # at_s to the last byte, a failed attempt included; None: not answered whole
+    cause: str | None  # of the error, a fixed word: 'refused', 'status 503', 'cut', 'silent'; None: no error
+    # at_s to the last byte, a failed attempt included; None: not answered whole. Of an open one whose answer
+    # had begun it is SETTLE_S: it takes longer than that.
+    latency_ms: float | None
     ttft_ms: float | None  # at_s to the first byte of a stream; None: not a stream
     itl_ms: float | None  # mean gap between the events of a stream; None: fewer than two
     prompt_tokens: int | None  # None: the answer did not say

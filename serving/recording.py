@@ -1,11 +1,12 @@
 """How records travel: a router's outbox and the service's log, both pure (time comes in as a value).
 
 Rules:
-1. A router tells each request once, when it has ended, in numbered batches. Each batch has a low watermark:
-   every request that this router assigned before it has been told.
+1. A router tells each request once, in numbered batches: when it has ended, or as it stands when it has been
+   open for SETTLE_S, so that no stream without an end holds back what came after it. Each batch has a low
+   watermark: every request that this router assigned before it has been told.
 2. A draw counts only when a poll sent after it found its table's canary still published. Until then its
-   record waits; if the canary was withdrawn instead, the record is marked 'fenced'. This looks at no outcome
-   and at no arm, so it leaves out both arms alike.
+   record waits; if the canary was withdrawn instead, or no poll confirmed the draw within SETTLE_S of it, the
+   record is marked 'fenced'. This looks at no outcome and at no arm, so it leaves out both arms alike.
 3. The log numbers its events without holes. What is missing (a lost batch, a silent router, an event that
    fell out of the ring) is told as a span of time: both arms of it are to be dropped.
 4. Everything is bounded: a router that cannot reach the log gives up its oldest records and says so.
@@ -27,6 +28,7 @@ OUTBOX_LIMIT = 20_000  # records
 BATCH_LIMIT = 2_000
 CONFIRMED_LIMIT = 8  # canaries whose last confirmation is remembered for requests still open
 LOG_LIMIT = 200_000  # events
+SETTLE_S = 60.0  # EVALUATION.md, "Order": longer than that, no request is waited for
 SILENT_S = 5.0  # a router that has not reported for so long is given up
 
 
@@ -47,7 +49,7 @@ class Outbox:
         self._router = router
         self._number = 0
         self._open: dict[str, float] = {}  # request id -> at_s, in order of assignment
-        self._waiting: deque[_Waiting] = deque()  # ended, not confirmed yet
+        self._waiting: deque[_Waiting] = deque()  # told, not confirmed yet
         self._confirmed: dict[Canary, float] = {}  # when a poll was sent that found it published
         self._ready: deque[RequestRecord] = deque()
         self._dropped = 0
@@ -58,7 +60,10 @@ class Outbox:
         self._open[request_id] = at_s
 
     def ended(self, record: RequestRecord, *, drawn_s: float, canary: Canary | None) -> None:
-        """Its record. `drawn_s`: boot clock. `canary`: the one it could have gone to; None: not drawn."""
+        """Its record, when it has ended or as it stands.
+
+        `drawn_s`: boot clock. `canary`: the one it could have gone to; None: not drawn.
+        """
         self._open.pop(record.request_id, None)
         if canary is None or drawn_s <= self._confirmed.get(canary, 0.0):
             self._ready.append(record)
@@ -84,6 +89,15 @@ class Outbox:
             else:
                 still.append(one)
         self._waiting = still
+
+    def give_up(self, drawn_s: float) -> None:
+        """No poll has confirmed what was drawn by `drawn_s` (boot clock), and none is waited for any more."""
+        waiting, self._waiting = self._waiting, deque()
+        for one in waiting:
+            if one.drawn_s <= drawn_s:
+                self._ready.append(replace(one.record, assigned_by="fenced"))
+            else:
+                self._waiting.append(one)
 
     def take(self, *, now_s: float, last: bool = False) -> RecordBatch:
         """The next batch, or again the one whose `sent` has not been said. `now_s`: wall clock."""

@@ -7,6 +7,7 @@ Rules:
 2. A canary gets requests only while the lease holds: 1 s from when the last answered poll was *sent*. Without
    a lease, or without a ready replica, nothing is drawn: both arms go to stable and are no evidence.
 3. Only requests that ask a model for an answer are drawn and recorded; all others go to stable.
+4. What has been open for `settle_s` is told as it stands (`report`), whichever arm it has.
 
 Clocks: `now_s` and `sent_s` are CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
 """
@@ -21,7 +22,7 @@ from typing import Any
 from serving.assignment import bucket_of, find_key, is_drawn, unit_of, weight_bp_of
 from serving.exchange import Draw, Exchange, Limits, Refusal, Request, Start
 from serving.headers import value_of
-from serving.messages import CANARY, FULL_BP, STABLE, RequestRecord, RouteTable
+from serving.messages import CANARY, FULL_BP, STABLE, RecordBatch, RequestRecord, RouteTable
 from serving.recording import Canary, Outbox
 from serving.route_table import LEASE_S
 
@@ -39,6 +40,7 @@ class RouterCore:
         self.outbox = Outbox(router)
         self.table: RouteTable | None = None
         self.in_flight: dict[str, int] = {}
+        self._untold: dict[str, Exchange] = {}  # recorded requests by id, in order of their draws
         self._lease_s = lease_s
         self._lease_until_s = -math.inf
 
@@ -70,15 +72,32 @@ class RouterCore:
             self.outbox.opened(request_id, wall_s)
         streams = bool(body and body.get("stream"))
         start = Start(request_id, request, self.table, draw, recorded, streams, wall_s, now_s)
-        return Exchange(self, start)
+        exchange = Exchange(self, start)
+        if recorded:
+            self._untold[request_id] = exchange
+        return exchange
 
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while the lease holds and this canary is still published."""
         return self.has_lease(now_s) and canary_of(self.table) == canary
 
     def settle(self, record: RequestRecord, *, drawn_s: float, canary: Canary | None) -> None:
-        """Takes the record of a request that has ended."""
+        """Takes the one record of a request."""
+        self._untold.pop(record.request_id, None)
         self.outbox.ended(record, drawn_s=drawn_s, canary=canary)
+
+    def report(self, *, now_s: float, wall_s: float, last: bool = False) -> RecordBatch:
+        """The next batch for the log; say `outbox.sent` when it has been taken.
+
+        What is open or unconfirmed for `settle_s` by now is in it: nobody waits longer for either.
+        """
+        while self._untold:
+            exchange = next(iter(self._untold.values()))
+            if exchange.settles_at_s > now_s:
+                break
+            exchange.overdue()
+        self.outbox.give_up(now_s - self.limits.settle_s)
+        return self.outbox.take(now_s=wall_s, last=last)
 
     def _draw(
         self,

@@ -94,7 +94,7 @@ class RayLine:
 
     async def _send(self, core: RouterCore, *, last: bool) -> None:
         name = records_name(self._service)
-        batch = core.outbox.take(now_s=time.time(), last=last)
+        batch = core.report(now_s=boot_s(), wall_s=time.time(), last=last)
         try:
             actor = await self._actor(name)
             async with asyncio.timeout(WATCH_TIMEOUT_S):

@@ -154,7 +154,7 @@ class FileLine:
                 _say(f"{wrong}; the last good table stays")
             # Nobody reads the records of a router that runs by itself: let them settle, and go.
             core.heard(None, sent_s=boot_s())
-            core.outbox.take(now_s=time.time())
+            core.report(now_s=boot_s(), wall_s=time.time())
             core.outbox.sent()
 
 

@@ -525,3 +525,177 @@ def test_a_router_whose_table_nobody_withdraws_has_a_lease_for_ever() -> None:
     router.heard(table(), sent_s=0.0)
 
     assert router.has_lease(1e12)
+
+
+# ---- what never ends
+
+
+ONE = b'data: {"id":"a1","choices":[{"delta":{"content":"x"}}]}\n\n'
+
+
+def settled(router: RouterCore, now_s: float = 70.2) -> list[RequestRecord]:
+    """What a report finds at `now_s`; every draw is confirmed."""
+    router.heard(None, sent_s=now_s - 0.1)
+    records = router.report(now_s=now_s, wall_s=600.0).records
+    router.outbox.sent()
+    return list(records)
+
+
+def begun(router: RouterCore, *, first_s: float = 10.5) -> Exchange:
+    """A stream that has sent one event."""
+    exchange = begin(router, request({"stream": True}))
+    attempt(exchange)
+    exchange.answered(200, SSE)
+    exchange.received(ONE, now_s=first_s)
+    return exchange
+
+
+@pytest.mark.parametrize("weight_bp", [0, 10_000])
+def test_an_answer_that_still_streams_after_the_wait_is_slow_and_no_error(weight_bp: int) -> None:
+    router = core(table(weight_bp=weight_bp))
+    begun(router)
+    assert settled(router, now_s=70.0) == []
+    (one,) = settled(router, now_s=70.1)
+
+    assert (one.outcome, one.error, one.cause, one.status) == ("open", False, None, 200)
+    assert (one.arm, one.served_arm) == ((1, 1) if weight_bp else (0, 0))
+    assert one.latency_ms == pytest.approx(60_000)
+    assert one.ttft_ms == pytest.approx(400)
+    assert (one.w, one.assigned_by, one.done_at_s) == (weight_bp / 10_000, "request", 560.0)
+
+
+@pytest.mark.parametrize("weight_bp", [0, 10_000])
+@pytest.mark.parametrize("has_head", [False, True])
+def test_an_answer_of_which_nothing_has_come_after_the_wait_is_an_error(
+    weight_bp: int, has_head: bool
+) -> None:
+    router = core(table(weight_bp=weight_bp))
+    exchange = begin(router)
+    attempt(exchange)
+    if has_head:
+        exchange.answered(200, SSE)
+    (one,) = settled(router)
+
+    assert (one.outcome, one.error, one.cause, one.status) == ("open", True, "silent", None)
+    assert (one.latency_ms, one.ttft_ms, one.served_arm) == (None, None, None)
+
+
+def test_how_late_the_router_looks_changes_nothing_in_the_record() -> None:
+    router = core()
+    begun(router)
+    (on_time,) = settled(router)
+    router = core()
+    late = begun(router)
+    late.received(GOOD, now_s=70.15)
+    late.ended(now_s=70.15)
+    (ended,) = settled(router)
+
+    assert (on_time.error, on_time.outcome, on_time.latency_ms) == (False, "open", ended.latency_ms)
+    assert (ended.outcome, ended.error, ended.finish_reason) == ("open", False, "stop")
+
+
+def test_a_first_byte_that_comes_after_the_wait_was_not_waited_for() -> None:
+    router = core()
+    begun(router, first_s=70.11)
+    (one,) = settled(router)
+
+    assert (one.error, one.cause, one.ttft_ms, one.answer_id) == (True, "silent", None, None)
+
+
+def test_the_end_of_what_was_told_as_it_stood_is_told_nowhere() -> None:
+    router = core()
+    exchange = begun(router)
+    settled(router)
+    in_flight = dict(router.in_flight)
+    exchange.received(GOOD, now_s=80.0)
+    exchange.ended(now_s=80.1)
+
+    assert settled(router, now_s=200.0) == []
+    assert (in_flight, router.in_flight) == ({"http://canary": 1}, {})
+
+
+def test_no_request_without_an_end_holds_the_watermark_longer_than_the_wait() -> None:
+    router = core()
+    begun(router)
+    before = router.report(now_s=70.0, wall_s=560.0).low_watermark_s
+    router.outbox.sent()
+    router.heard(None, sent_s=70.0)
+
+    assert before == 500.0
+    assert router.report(now_s=70.2, wall_s=560.2).low_watermark_s == 560.2
+
+
+def test_a_stalled_stream_does_not_look_fast_between_its_events() -> None:
+    router = core()
+    exchange = begun(router, first_s=10.1)
+    exchange.received(ONE, now_s=10.2)
+    (one,) = settled(router)
+
+    assert one.itl_ms == pytest.approx(30_000)
+
+
+def test_a_whole_stream_whose_client_does_not_read_on_took_as_long_as_its_last_byte() -> None:
+    router = core()
+    exchange = begun(router)
+    exchange.received(GOOD, now_s=12.1)
+    (one,) = settled(router)
+
+    assert (one.outcome, one.error, one.finish_reason) == ("answered", False, "stop")
+    assert one.latency_ms == pytest.approx(2000)
+
+
+def test_an_error_that_the_open_stream_reported_stays_an_error() -> None:
+    router = core()
+    exchange = begun(router)
+    exchange.received(b'data: {"error":{"message":"dead","code":500}}\n\n', now_s=11.0)
+    (one,) = settled(router)
+
+    assert (one.outcome, one.error, one.cause) == ("open", True, "error in the answer")
+
+
+def test_a_canary_that_was_replaced_by_a_slow_stable_keeps_its_failure() -> None:
+    router = core()
+    exchange = begin(router, request({"stream": True}))
+    attempt(exchange)
+    exchange.failed("timeout")
+    attempt(exchange)
+    exchange.answered(200, SSE)
+    exchange.received(ONE, now_s=20.0)
+    (one,) = settled(router)
+
+    assert (one.outcome, one.arm, one.served_arm) == ("open", 1, 0)
+    assert (one.error, one.cause) == (True, "timeout")
+
+
+def test_a_canary_request_that_was_fenced_away_says_nothing_of_the_canary() -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.failed("withheld")
+    attempt(exchange)
+    (one,) = settled(router)
+
+    assert (one.outcome, one.error, one.cause) == ("open", None, None)
+
+
+@pytest.mark.parametrize("weight_bp", [1, 10_000])
+def test_a_draw_that_no_poll_has_confirmed_by_then_is_left_out_ended_or_not(weight_bp: int) -> None:
+    router = core(table(weight_bp=weight_bp))
+    begun(router)
+    other = router.begin(request(), request_id="req-2", now_s=10.1, wall_s=500.0)
+    assert isinstance(other, Exchange)
+    other.cancelled(now_s=10.2)
+    early = router.report(now_s=70.0, wall_s=560.0)
+    router.outbox.sent()
+    late = router.report(now_s=70.2, wall_s=560.2)
+
+    assert (early.records, early.low_watermark_s) == ((), 500.0)
+    assert sorted(one.request_id for one in late.records) == ["req-1", "req-2"]
+    assert {one.assigned_by for one in late.records} == {"fenced"}
+
+
+def test_what_is_not_recorded_is_not_told_when_it_does_not_end() -> None:
+    router = core()
+    begin(router, request(path="/v1/models", method="GET"))
+
+    assert settled(router) == []
