@@ -18,7 +18,8 @@ from controller.spec import (
     parse_version,
     parse_yaml,
 )
-from evaluation.policy import Rung
+from evaluation import policy as gate_policy
+from evaluation.policy import GatePolicy, Rung, Sampling
 
 
 def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
@@ -108,6 +109,72 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
             {"stages": [{"weight": "5%", "margins": {"latency": 1.2}}], "gates": {"hallucination": None}},
             "policy.stages.0.margins.latency is no gate; use one of error, hallucination, latency_p99, "
             "latency_shape, quality, ttft_shape",
+        ),
+        (
+            {"gates": {"quality": {"sampling": {"stabel": 0.2}}}},
+            "policy.gates.quality.sampling: unknown key 'stabel'; did you mean stable?",
+        ),
+        (
+            {"gates": {"quality": {"sampling": {"canary": 0}}}},
+            "policy.gates.quality.sampling.canary 0.0 is outside (0, 1]; it is the probability "
+            "of being judged",
+        ),
+        (
+            {"gates": {"quality": {"sampling": {"stable": 20}}}},
+            "policy.gates.quality.sampling.stable 20.0 is outside (0, 1]; it is the probability "
+            "of being judged",
+        ),
+        (
+            {"gates": {"latency_p99": {"sampling": {"canary": 0.2}}}},
+            "policy.gates.latency_p99.sampling is for what is judged later; latency_ms comes with every "
+            "request; leave it out",
+        ),
+        (
+            {
+                "gates": {
+                    "quality": {"sampling": {"canary": 0.2}},
+                    "grade": {"metric": "quality", "kind": "score", "threshold": 0.1},
+                }
+            },
+            "policy.gates.grade.sampling differs from that of gates.quality, and both ask about quality; "
+            "give both the same",
+        ),
+        (
+            {"gates": {"latency_shape": {"mirrored": True}}},
+            "policy.gates.latency_shape.mirrored is for rates and scores; a mirrored answer's latency_ms is "
+            "never gated; leave it out",
+        ),
+        (
+            {"gates": {"quality": {"presence_gated": "perhaps"}}},
+            "policy.gates.quality.presence_gated 'perhaps' is not true or false; write one of them",
+        ),
+        (
+            {"gates": {"quality": {"deadline": 5, "deadline_s": 5}}},
+            "policy.gates.quality.deadline is given twice, once by its other name; leave one out",
+        ),
+        ({"max_missing": 5}, "policy.max_missing 5.0 is outside 0..1; it is a share of values, as 0.1"),
+        ({"max_missing": float("nan")}, "policy.max_missing nan is not a finite number; write one"),
+        ({"restart_share": 1}, "policy.restart_share 1.0 is outside [0, 1); use 0.3, or 0 for no restarts"),
+        ({"load_ratio": 0.5}, "policy.load_ratio 0.5 is below 1; use 1.25"),
+        ({"promotion_alpha": 0.5}, "policy.promotion_alpha 0.5 is outside (0, 0.5); it is a probability"),
+        ({"served_share_alpha": 0}, "policy.served_share_alpha 0.0 is outside (0, 0.5); it is a probability"),
+        (
+            {"served_rate_rollback": 0.99},
+            "policy.served_rate_rollback 0.99 is above served_rate_hold 0.98; use 0.90 and 0.98",
+        ),
+        ({"session_requests": 2.5}, "policy.session_requests 2.5 is not a whole number; write one"),
+        ({"session": 0}, "policy.session_s 0.0 is not above 0; use 600"),
+        (
+            {"stages": [{"weight": "5%"}, {"weight": "100%", "promote_if_point_ok": True}]},
+            "policy.stages.1.promote_if_point_ok is of a stage below 100 %; leave it out",
+        ),
+        (
+            {"stages": [{"weight": "5%", "margins": {}, "promote_if_point_ok": True}]},
+            "policy.stages.0.promote_if_point_ok needs margins to hold the estimates against; give some",
+        ),
+        (
+            {"twin": True, "promote_if_point_ok": True},
+            "policy.promote_if_point_ok does not go with twin, which times the proofs; leave one out",
         ),
         ([1], "policy is not a mapping; write its settings as key: value"),
     ],
@@ -224,6 +291,83 @@ def test_units_proofs_and_rungs_reach_the_gate_and_survive_a_dump() -> None:
         Rung(500, {"error": 2.0, "quality": 0.05}),
     )
     assert parse_policy(yaml.safe_load(yaml.safe_dump(dump(spec)))) == spec
+
+
+# Another value than any preset has, for every key that the gate's own policy knows.
+OTHER = {
+    "base": "strict",
+    "name": "ours",
+    "units": "sticky",
+    "alpha": 0.02,
+    "promotion_alpha": 0.04,
+    "served_share_alpha": 0.002,
+    "served_rate_hold": 0.97,
+    "served_rate_rollback": 0.8,
+    "proof_canary": 90,
+    "session_requests": 9,
+    "session_s": 500,
+    "restart_share": 0.2,
+    "max_missing": 0.2,
+    "load_ratio": 1.5,
+    "gates": {"quality": {"threshold": 0.1}},
+    "rungs": [{"min_canary": 0, "margins": {"error": 4.0}, "floor": 0.02}],
+}
+OTHER_GATE = {
+    "metric": "thumbs",
+    "kind": "score",
+    "alpha_share": 0.1,
+    "threshold": 0.1,
+    "tolerance": 0.01,
+    "percentile": None,
+    "deadline_s": 900,
+    "sampling": {"stable": 0.2, "canary": 0.4},
+    "presence_gated": True,
+    "mirrored": True,
+}
+
+
+@pytest.mark.parametrize("key", sorted({*gate_policy._PLAIN, "base", "name", "units", "gates", "rungs"}))
+def test_every_key_of_the_gates_own_policy_is_taken_and_decides(key: str) -> None:
+    changed = parse_policy({key: OTHER[key]})
+
+    assert changed.gate_policy().digest() != GatePolicy.default().digest()
+    assert parse_policy(yaml.safe_load(yaml.safe_dump(dump(changed)))) == changed
+
+
+@pytest.mark.parametrize("key", sorted(gate_policy._GATE_KEYS))
+def test_every_key_of_a_gate_is_taken_and_decides(key: str) -> None:
+    tail = {"metric": "latency_ms", "kind": "percentile", "threshold": 0.1, "percentile": 0.95}
+    mean = {"metric": "accepted", "kind": "score", "threshold": 0.2}
+    given = {
+        "percentile": tail | {"percentile": 0.9},
+        "kind": tail | {"kind": "shape", "percentile": None},
+    }.get(key, mean | {key: OTHER_GATE[key]})
+    begun = tail if key in ("percentile", "kind") else mean
+    before = parse_policy({"gates": {"own": begun, "hallucination": None}})
+
+    changed = parse_policy({"gates": {"own": given, "hallucination": None}})
+
+    assert changed.gate_policy().digest() != before.gate_policy().digest()
+    assert parse_policy(yaml.safe_load(yaml.safe_dump(dump(changed)))) == changed
+
+
+@pytest.mark.parametrize("preset", ["default", "strict"])
+def test_a_gate_policy_as_it_is_written_down_is_a_policy_file(preset: str) -> None:
+    written = GatePolicy.named(preset).to_mapping()
+
+    assert parse_policy(written).gate_policy() == GatePolicy.named(preset)
+
+
+def test_a_judged_gate_says_how_many_answers_of_each_arm_are_judged() -> None:
+    spec = parse_policy({"gates": {"quality": {"sampling": {"stable": 0.2, "canary": 0.2}}}})
+
+    assert spec.gate_policy().gate("quality").sampling == Sampling(0.2, 0.2)
+
+
+def test_a_service_is_no_twin() -> None:
+    assert lines(parse_service, {"service": "chat", "model": "m", "policy": {"twin": True}}) == (
+        "service.policy.twin is of one rollout, not of a service; give it to deploy",
+    )
 
 
 def test_a_policy_file_may_be_only_the_name_of_a_preset() -> None:
