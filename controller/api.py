@@ -86,13 +86,15 @@ class DeployBody(BaseModel):
     policy: PolicySpec | str | None = None
     retry: bool = False
     reason: str = ""
+    allow_unproven: str | None = None  # why stages that can prove nothing are run all the same
 
 
 class PlanBody(DeployBody):
     """A deploy to be planned, and the traffic that the forecast stands on (default: measured)."""
 
     rate: float | None = None
-    unit_requests: float = 1.0
+    unit_requests: float | None = None
+    users: int | None = None  # distinct users who return; null: new ones keep coming
     quick: bool = False
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from controller import telemetry
 from controller.capacity import (
     HOST_ENGINE_BYTES,
     TWO_ENGINES_UTILIZATION,
@@ -32,7 +33,17 @@ from controller.errors import (
     Unreachable,
 )
 from controller.fingerprint import Fingerprint
-from controller.forecast import RUNS, blind_stages, refusals
+from controller.forecast import (
+    FORECAST_KEYS,
+    AskedTraffic,
+    NotSimulated,
+    blind_stages,
+    gated_metrics,
+    refusals,
+    traffic_line,
+    traffic_model,
+)
+from controller.measured import Measured
 from controller.plan import gate_stages, latency_lines, make_plan
 from controller.ports import Clock
 from controller.risk import Assessment, assess
@@ -57,11 +68,11 @@ from evaluation.plan_power import TrafficModel
 MIN_KV_BYTES = 64 << 20
 MAX_FEEDBACK = 1000
 MAX_ID = 200
-CHANGE_KEYS = ("version", "policy", "retry", "reason")
-FORECAST_KEYS = ("rate", "unit_requests", "quick")
+CHANGE_KEYS = ("version", "policy", "retry", "reason", "allow_unproven")
 # A minute with fewer requests says too little of the traffic to refuse a deploy by.
 SURE_REQUESTS_PER_S = 1.0
-MAX_RATE = 1e6
+# A deploy that cannot be simulated by then is not: the gate decides, the forecast only spares time.
+DEPLOY_FORECAST_S = 30.0
 
 
 class Shelf(Protocol):
@@ -88,7 +99,10 @@ class World(Protocol):
     def devices(self) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
     def requests_per_s(self, service: str) -> float | None: ...
-    def forecast(self, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]: ...
+    def measured(self, service: str) -> Measured | None: ...
+    def forecast(
+        self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
+    ) -> tuple[ForecastView, ...]: ...
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool: ...
 
 
@@ -105,7 +119,8 @@ class Proposal:
     plan: Plan
     fit: Fit
     requests_per_s: float | None = None
-    unit_requests: float = 1.0
+    traffic: TrafficModel | None = None  # what the forecast stands on; None: not known
+    basis: tuple[str, ...] = ()  # where its figures come from
     forecast: tuple[ForecastView, ...] | None = None
     forecast_note: str | None = None
 
@@ -123,9 +138,11 @@ class Proposal:
         ).model_copy(
             update={
                 "requests_per_s": self.requests_per_s,
-                "unit_requests": self.unit_requests,
+                "unit_requests": self.traffic.unit_requests if self.traffic is not None else None,
+                "users": self.traffic.users if self.traffic is not None else None,
+                "basis": self.basis,
                 "forecast": self.forecast,
-                "forecast_runs": RUNS if self.forecast is not None else None,
+                "forecast_runs": max(one.runs for one in self.forecast) if self.forecast else None,
                 "forecast_note": self.forecast_note,
             }
         )
@@ -169,32 +186,55 @@ class Commands:
     def plan(self, service: str, body: Mapping[str, Any]) -> Proposal:
         """What a deploy of `body` would do, and how long it will take. Changes nothing.
 
-        Beside deploy's keys: `rate` (requests/s; default: measured), `unit_requests` (default 1), `quick`
+        Beside deploy's keys: `rate` (requests/s), `unit_requests`, `users` (default: measured), `quick`
         (true: no simulation). Raises what deploy raises, but for a rollout that runs; BadInput for a stage
         that can prove nothing at this traffic.
         """
-        rate, unit_requests, is_quick = _traffic(body)
-        asked = {key: value for key, value in body.items() if key not in FORECAST_KEYS}
-        proposal = self._propose(service, asked, rate=rate, known=(*CHANGE_KEYS, *FORECAST_KEYS))
-        rate = proposal.requests_per_s
-        proposal = replace(proposal, unit_requests=unit_requests)
-        if rate is None:
+        asked = AskedTraffic.of(body)
+        change = {key: value for key, value in body.items() if key not in FORECAST_KEYS}
+        proposal = self._propose(service, change, asked, known=(*CHANGE_KEYS, *FORECAST_KEYS))
+        if proposal.traffic is None:
             return replace(proposal, forecast_note="traffic not known; give --rate REQUESTS_PER_S")
-        if is_quick:
-            _refuse_blind(proposal, rate, unit_requests)
+        if asked.is_quick:
+            _refuse_blind(proposal)
             return replace(proposal, forecast_note="not simulated: --quick")
-        traffic = TrafficModel(rate, unit_requests)
-        found = self._world.forecast(proposal.plan, proposal.policy, traffic)
+        try:
+            return self._simulated(proposal, proposal.traffic)
+        except NotSimulated as exc:
+            _refuse_blind(proposal)
+            return replace(proposal, forecast_note=str(exc))
+
+    def _simulated(
+        self, proposal: Proposal, traffic: TrafficModel, *, limit_s: float | None = None
+    ) -> Proposal:
+        """With its forecast. Raises NotSimulated, and BadSpec for stages that can prove nothing."""
+        found = self._world.forecast(proposal.plan, proposal.policy, traffic, limit_s=limit_s)
         if lines := refusals(found):
-            raise BadSpec([f"{line} ({_basis(rate, unit_requests)})" for line in lines])
+            raise BadSpec([f"{line} ({traffic_line(traffic)})" for line in lines])
         return replace(proposal, forecast=found)
+
+    def _refuse_unproven(self, proposal: Proposal) -> None:
+        """Raises BadSpec for a stage that can prove nothing at the traffic that was measured."""
+        traffic, measured = proposal.traffic, self._world.measured(proposal.service.name)
+        if traffic is None or traffic.requests_per_s < SURE_REQUESTS_PER_S:
+            return
+        try:
+            _refuse_blind(proposal)
+            if measured is not None and measured.is_enough:
+                self._simulated(proposal, traffic, limit_s=DEPLOY_FORECAST_S)
+        except NotSimulated as exc:
+            telemetry.warning("deploy not simulated", service=proposal.service.name, why=str(exc))
+        except BadSpec as exc:
+            raise BadSpec(
+                [f"{line}; --allow-unproven REASON deploys all the same" for line in exc.lines]
+            ) from exc
 
     def _propose(
         self,
         service: str,
         body: Mapping[str, Any],
+        asked: AskedTraffic | None = None,
         *,
-        rate: float | None = None,
         known: Sequence[str] = CHANGE_KEYS,
     ) -> Proposal:
         row = self._present(service)
@@ -212,7 +252,8 @@ class Commands:
                 f"{service} already serves {row.stable}: nothing in it changes; deploy another version"
             )
         assessment = assess(fingerprint_of(stable), fingerprint)
-        rate = self._world.requests_per_s(service) if rate is None else rate
+        asked = asked or AskedTraffic()
+        rate = self._world.requests_per_s(service) if asked.rate is None else asked.rate
         before = version_spec(stable)
         is_ours = not (version.is_external or before.is_external)
         plan = make_plan(
@@ -223,7 +264,15 @@ class Commands:
             requests_per_s=rate,
         )
         room = fit(version, fingerprint, self._world.devices() if not version.is_external else ())
-        return Proposal(row, stable, version, fingerprint, policy, assessment, plan, room, rate)
+        proposal = Proposal(row, stable, version, fingerprint, policy, assessment, plan, room, rate)
+        if rate is None:
+            return proposal
+        measured = self._world.measured(service) or Measured(0)
+        return replace(
+            proposal,
+            traffic=traffic_model(policy, measured, rate, asked),
+            basis=measured.lines(gated_metrics(policy)),
+        )
 
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
         """Begin a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
@@ -240,8 +289,8 @@ class Commands:
             _refuse_rejected(_state(before))
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
-        if proposal.requests_per_s is not None and proposal.requests_per_s >= SURE_REQUESTS_PER_S:
-            _refuse_blind(proposal, proposal.requests_per_s, 1.0)
+        if not _waiver(body):
+            self._refuse_unproven(proposal)
         now_s = self._clock.now_s()
         stable_spec = version_spec(proposal.stable)
         canary = VersionRef(
@@ -262,6 +311,7 @@ class Commands:
             "stages": [asdict(stage) for stage in gate_stages(proposal.plan, proposal.policy)],
             "actor": identity.name,
             "reason": str(body.get("reason") or ""),
+            "allow_unproven": _waiver(body),
         }
         self._shelf.put_version(version_row(service, proposal.version, proposal.fingerprint, now_s))
         self._shelf.create_rollout(state, request=json.dumps(request), at_s=now_s)
@@ -389,29 +439,18 @@ def _changed(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
     return parse_version({**kept, **change})
 
 
-def _traffic(body: Mapping[str, Any]) -> tuple[float | None, float, bool]:
-    """(requests/s or None, requests of a unit, whether to leave the simulation out). Raises BadInput."""
-    rate, unit, is_quick = body.get("rate"), body.get("unit_requests"), body.get("quick", False)
-    if rate is not None and not (_is_number(rate) and 0 < rate <= MAX_RATE):
-        raise BadInput(f"rate {rate!r} is not above 0 and at most {MAX_RATE:g} requests/s; give --rate 50")
-    if unit is not None and not (_is_number(unit) and 1 <= unit <= 10_000):
-        raise BadInput(f"unit_requests {unit!r} is outside 1..10000; 1 means no sticky units")
-    if not isinstance(is_quick, bool):
-        raise BadInput(f"quick {is_quick!r} is not true or false; leave it out")
-    return rate, 1.0 if unit is None else float(unit), is_quick
+def _waiver(body: Mapping[str, Any]) -> str:
+    """Why a stage that can prove nothing is to be run all the same; '': it is not. Raises BadInput."""
+    given = body.get("allow_unproven")
+    if given is not None and not (isinstance(given, str) and given.strip()):
+        raise BadInput(f"allow_unproven {given!r} is no reason; say why, or leave it out")
+    return (given or "").strip()
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _basis(rate: float, unit_requests: float) -> str:
-    unit = "each its own unit" if unit_requests == 1 else f"{unit_requests:g} a unit"
-    return f"at {rate:.3g} requests/s, {unit}; --rate and --unit-requests change that"
-
-
-def _refuse_blind(proposal: Proposal, rate: float, unit_requests: float) -> None:
-    if lines := blind_stages(proposal.plan, proposal.policy, rate, unit_requests=unit_requests):
+def _refuse_blind(proposal: Proposal) -> None:
+    if proposal.traffic is None:
+        return
+    if lines := blind_stages(proposal.plan, proposal.policy, proposal.traffic):
         raise BadSpec(list(lines))
 
 

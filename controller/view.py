@@ -188,6 +188,9 @@ class ForecastView(_View):
     slowest_gate: str | None
     finds: tuple[str, ...]  # the smallest harm that nine runs in ten find, by gate
     refusal: str | None  # why the stage can prove nothing, and the remedy
+    runs: int = 0  # simulated of this stage
+    proven_runs: int = 0  # of them, by the deadline
+    simulated_requests: float | None = None  # canary requests after which runs were ended; null: none was
 
     def __str__(self) -> str:
         """The stage as one line."""
@@ -195,7 +198,10 @@ class ForecastView(_View):
         if self.refusal is not None:
             return f"stage {self.number}: {self.refusal}"
         if self.seconds_median is None:
-            return f"{at}: proven in {self.proven_ratio:.0%} of runs by its deadline"
+            far = "its deadline"
+            if self.simulated_requests is not None:
+                far = f"{self.simulated_requests:.0f} canary requests, no further simulated"
+            return f"{at}: proven in {self.proven_runs} of {self.runs} runs by {far}"
         late = "later than its deadline" if self.seconds_p90 is None else duration(round(self.seconds_p90))
         last = f", last by {self.slowest_gate}" if self.slowest_gate else ""
         return f"{at}: proven after {duration(round(self.seconds_median))}, nine in ten {late}{last}"
@@ -223,8 +229,10 @@ class PlanView(_View):
     requests_per_s: Real = None  # what the forecast stands on; null: not known
     unit_requests: float | None = None  # mean requests of one randomised unit
     forecast: tuple[ForecastView, ...] | None = None  # null: not made; `forecast_note` says why
-    forecast_runs: int | None = None  # simulated runs of each stage
+    forecast_runs: int | None = None  # most simulated runs of a stage
     forecast_note: str | None = None
+    users: int | None = None  # distinct users who return; null: new ones keep coming
+    basis: tuple[str, ...] = ()  # what was measured of stable, and what was not and is taken as typical
 
     @property
     def decision_s(self) -> tuple[float | None, float | None]:

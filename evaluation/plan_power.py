@@ -115,7 +115,7 @@ class _Stage:
         # What was not simulated could still prove it.
         cut = [run.units for run in runs if run.is_cut and run.units < self.units_by(self.deadline_s)]
         refusal = None
-        if proven < MUST_PROVE * many and not cut:
+        if self.gates and proven < MUST_PROVE * many and not cut:
             refusal = _refusal(self, runs, [seed, index])
         return StageForecast(
             index,

@@ -161,7 +161,19 @@ def plan(
     ] = None,
     unit_requests: Annotated[
         float | None,
-        typer.Option(metavar="N", help="Mean requests of a sticky unit. [default: 1]", show_default=False),
+        typer.Option(
+            metavar="N",
+            help="Mean requests of a sticky unit within a session. [default: measured]",
+            show_default=False,
+        ),
+    ] = None,
+    users: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Distinct users in all, who then return. [default: new ones keep coming]",
+            show_default=False,
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not simulate how long it takes.")] = False,
     output: OutputOption = Output.TABLE,
@@ -173,7 +185,7 @@ def plan(
     from controller.cli.actions import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy)
-    traffic = {"rate": rate, "unit_requests": unit_requests, "quick": quick or None}
+    traffic = {"rate": rate, "unit_requests": unit_requests, "users": users, "quick": quick or None}
     body |= {key: value for key, value in traffic.items() if value is not None}
     client = Client(load_settings())
     view = client.plan(client.the_service(service or service_), body)
@@ -194,6 +206,14 @@ def deploy(
     retry: Annotated[
         bool, typer.Option("--retry", help="Also a version that was rolled back before.")
     ] = False,
+    allow_unproven: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON",
+            help="Run stages that can prove nothing at this traffic; the log keeps why.",
+            show_default=False,
+        ),
+    ] = None,
     reason: ReasonOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -210,6 +230,8 @@ def deploy(
         planned = client.plan(name, body)
         emit(planned, output, lambda wide: render.plan_detail(planned, wide=wide))
         return
+    if allow_unproven is not None:
+        body["allow_unproven"] = allow_unproven
     view = client.deploy(name, {**body, "retry": retry, "reason": reason})
     is_text = output in (Output.TABLE, Output.WIDE)
     if wait:

@@ -11,7 +11,7 @@ from rich.text import Text
 from controller.cli.output import table
 from controller.state import FULL_BP, NEVER_CANARY, Phase
 from controller.units import duration, gib, percent
-from controller.view import GateView, PlanView, RolloutView, ServiceView, StageView, StepsView
+from controller.view import ForecastView, GateView, PlanView, RolloutView, ServiceView, StageView, StepsView
 from evaluation.gate import Verdict
 
 BAR = 6
@@ -208,28 +208,40 @@ def plan_detail(view: PlanView, *, wide: bool) -> RenderableType:
 def _forecast(view: PlanView) -> list[RenderableType]:
     """How long it will take, and what each stage finds; or why that is not said."""
     if view.forecast is None or view.requests_per_s is None:
-        return [Text(f"how long: {view.forecast_note}")] if view.forecast_note else []
-    grid = table("stage", "proven after", "nine in ten", "last by", "finds, nine in ten")
+        return [Text(f"how long: not known; {view.forecast_note}")] if view.forecast_note else []
+    unit = "each its own unit" if view.unit_requests in (None, 1) else f"{view.unit_requests:.3g} a unit"
+    users = f", {view.users:,} users who return" if view.users is not None else ""
+    parts = [Text(), Text(f"how long, at {view.requests_per_s:.3g} requests/s, {unit}{users}", style="bold")]
+    parts += [Text(f"  {line}") for line in view.basis]
+    grid = table("stage", "proven after", "nine in ten", "simulated", "last by")
     for one in view.forecast:
+        cut = one.simulated_requests
+        late = "past its deadline" if cut is None else f"past {cut:.0f} requests"
         grid.add_row(
             str(one.number),
-            _time(one.seconds_median),
-            _time(one.seconds_p90),
-            one.slowest_gate or "-",
-            ", ".join(one.finds),
+            _time(one.seconds_median, late),
+            _time(one.seconds_p90, late),
+            f"{one.proven_runs} of {one.runs} runs" if one.slowest_gate else "-",
+            one.slowest_gate or "nothing to prove",
         )
-    unit = "each its own unit" if view.unit_requests in (None, 1) else f"{view.unit_requests:g} a unit"
     median_s, p90_s = view.decision_s
-    said = (
-        f"how long, at {view.requests_per_s:.3g} requests/s, {unit} "
-        f"({view.forecast_runs} simulated runs a stage of a harmless canary, with a typical baseline):"
-    )
-    total = f"all stages: {_time(median_s)} at the median, nine in ten {_time(p90_s)}; then the bake"
-    return [Text(), Text(said), grid, Text(total)]
+    grid.add_row("all", _time(median_s, "not known"), _time(p90_s, "not known"), "-", "then the bake")
+    return [*parts, Text(), grid, *_findings(view.forecast)]
 
 
-def _time(seconds: float | None) -> str:
-    return "past its deadline" if seconds is None else duration(round(seconds))
+def _findings(stages: Sequence[ForecastView]) -> list[RenderableType]:
+    """The smallest harm that each stage finds, a column a gate."""
+    gates = [one.rpartition(" ")[0].rstrip(":") for one in stages[0].finds] if stages else []
+    if not gates:
+        return []
+    grid = table("stage", *gates)
+    for stage in stages:
+        grid.add_row(str(stage.number), *(one.rpartition(" ")[2] for one in stage.finds))
+    return [Text(), Text("the smallest harm found, nine times in ten", style="bold"), grid]
+
+
+def _time(seconds: float | None, late: str) -> str:
+    return late if seconds is None else duration(round(seconds))
 
 
 def history_table(views: Sequence[RolloutView], *, wide: bool) -> RenderableType:

@@ -16,6 +16,7 @@ from controller import telemetry
 from controller.ab_service import AbTests, add_ab_routes
 from controller.ab_store import AbStore
 from controller.api import make_app, requires
+from controller.codec import state_from_json
 from controller.commands import Commands, service_spec, version_spec
 from controller.errors import BusyPort
 from controller.evidence_feed import EvidenceFeeds, gate_config
@@ -102,8 +103,15 @@ def build(settings: Settings) -> Built:
         wait_until_ready(fleet.observe, rollout.service, rollout.stable.id)
         versions.check(rollout)
 
+    def promoted_at_s(service: str, stable: str) -> float:
+        row = store.latest_attempt(service, stable)
+        state = state_from_json(row.state) if row is not None else None
+        return state.entered_at_s if state is not None and state.serving == stable else 0.0
+
     def make_crew(service: str) -> Crew:
-        meter = world.meters.setdefault(service, TrafficMeter(service, log))
+        meter = world.meters.setdefault(
+            service, TrafficMeter(service, log, lambda stable: promoted_at_s(service, stable))
+        )
         engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
         feeds = EvidenceFeeds(
             log, store, lambda rollout: gate_config(store.request(rollout.id)), engines.observe
@@ -113,7 +121,7 @@ def build(settings: Settings) -> Built:
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
 
         def measure(now_s: float) -> None:
-            meter.look(now_s)
+            meter.look(now_s, store.service(service).stable)
             tests.look(service, now_s)
 
         return Crew(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from controller.capacity import Device
 from controller.fingerprint import Fingerprint
-from controller.forecast import forecast
+from controller.measured import Measured
 from controller.meter import TrafficMeter
 from controller.plane_ray import PlaneLog
+from controller.simulator import Simulator
 from controller.spec import PolicySpec, VersionSpec
 from controller.state import Plan
 from controller.view import ForecastView
@@ -30,7 +27,7 @@ class World:
         self._versions = versions
         self._log = log
         self.meters: dict[str, TrafficMeter] = {}
-        self._forecasting = threading.Lock()
+        self._simulator = Simulator()
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         """See `Versions.fingerprint`."""
@@ -56,13 +53,16 @@ class World:
         meter = self.meters.get(service)
         return meter.requests_per_s() if meter else None
 
-    def forecast(self, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]:
-        """See `controller.forecast`; in a process of its own, one at a time, so that no tick waits for it."""
-        with (
-            self._forecasting,
-            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as apart,
-        ):
-            return apart.submit(forecast, plan, policy, traffic).result()
+    def measured(self, service: str) -> Measured | None:
+        """What stable is like, of its newest requests; None: not known."""
+        meter = self.meters.get(service)
+        return meter.measured() if meter else None
+
+    def forecast(
+        self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
+    ) -> tuple[ForecastView, ...]:
+        """See `controller.simulator`."""
+        return self._simulator.forecast(plan, policy, traffic, limit_s=limit_s)
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
         """True: the log has them."""

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from controller.fingerprint import (
 )
 from controller.forecast import forecast
 from controller.keeper import Keeper
+from controller.measured import Measured
 from controller.reconciler import Ports, Reconciler
 from controller.runner import Crew, Runner
 from controller.security import Identity, Role, admin_token, token_digest
@@ -59,7 +60,9 @@ class FakeWorld:
     scores: list[tuple[str, str, float, float]] = field(default_factory=list)
     takes_scores: bool = True
     rate: float | None = None
+    traffic: Measured | None = None  # what stable is like; None: not measured
     forecasts: int = 0  # simulations that were asked for
+    simulate: Callable[..., tuple[ForecastView, ...]] = forecast
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         if version.url is not None:
@@ -79,9 +82,14 @@ class FakeWorld:
     def requests_per_s(self, service: str) -> float | None:
         return self.rate
 
-    def forecast(self, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]:
+    def measured(self, service: str) -> Measured | None:
+        return self.traffic
+
+    def forecast(
+        self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
+    ) -> tuple[ForecastView, ...]:
         self.forecasts += 1
-        return forecast(plan, policy, traffic)
+        return self.simulate(plan, policy, traffic)
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
         self.scores += scores if self.takes_scores else ()

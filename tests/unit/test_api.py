@@ -13,8 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from controller.forecast import NotSimulated
+from controller.measured import Measured, Scored
 from controller.security import Identity, Role, admin_token, token_digest
 from controller.state import Cause, CauseKind, Phase, VersionRef
+from controller.view import ForecastView
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
@@ -384,7 +387,9 @@ async def test_a_plan_says_how_long_it_takes_at_the_traffic_given(
     assert stage["seconds_median"] >= 300
     assert stage["seconds_p90"] >= stage["seconds_median"]
     assert stage["finds"][0].startswith("quality -0.")
-    assert (view["requests_per_s"], view["forecast_runs"]) == (5.0, 10)
+    assert view["requests_per_s"] == 5.0
+    assert view["forecast_runs"] == stage["runs"] > 10
+    assert view["basis"][0].startswith("measured over 0 requests, 200 are needed: taken as typical")
 
 
 async def test_without_known_traffic_a_plan_guesses_nothing(api: httpx.AsyncClient, model: Path) -> None:
@@ -404,8 +409,8 @@ async def test_a_plan_whose_stage_can_prove_nothing_is_refused_with_the_remedy(
 
     assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
     [line] = answer.json()["lines"]
-    assert line.startswith("stage 1: at 1 % its units prove quality in 0% of runs")
-    assert "raise its weight" in line
+    assert line.startswith("stage 1: at 1 % its units prove quality in 0 of 20 runs within 1 min;")
+    assert "give it a deadline of " in line
 
 
 @pytest.mark.parametrize(("key", "value"), [("rate", 0), ("rate", "x"), ("unit_requests", 0.5), ("quick", 1)])
@@ -420,7 +425,7 @@ async def test_traffic_that_cannot_be_is_refused_by_name(
     assert answer.json()["detail"].startswith(f"{key} {value!r} ")
 
 
-async def test_a_deploy_simulates_nothing_but_refuses_a_stage_that_sees_nothing(
+async def test_a_deploy_at_unknown_traffic_simulates_nothing_but_refuses_a_stage_that_sees_nothing(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     controller.world.rate = 2.0
@@ -433,3 +438,67 @@ async def test_a_deploy_simulates_nothing_but_refuses_a_stage_that_sees_nothing(
     body["policy"] = {"stages": [{"weight": "10%"}]}
     assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
     assert controller.world.forecasts == 0
+
+
+MEASURED = Measured(4120, {"error": 37}, 420.0, 2100.0, 0.6, {"quality": Scored(3980, 0.8, 0.2, 0.97)}, 1.0)
+SHORT = {**QUICK_STAGE, "stages": [{"weight": "5%", "min_canary": 20, "deadline": "200s"}]}
+
+
+async def test_a_plan_stands_on_what_was_measured_and_says_from_how_many_requests(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    controller.world.rate, controller.world.traffic = 5.0, replace(MEASURED, unit_requests=3.0)
+    policy = {**QUICK_STAGE, "stages": [{"weight": "10%", "min_canary": 150, "deadline": "1h"}]}
+
+    view = (
+        await api.post(
+            "/v1/services/chat/plan",
+            json={"version": {"model": str(model)}, "policy": policy, "users": 90_000},
+        )
+    ).json()
+
+    assert view["basis"] == [
+        "measured over 4,120 requests: errors 0.9 %, latency p50 420 ms, p99 2.1 s",
+        "quality 0.8 (spread 0.2) over 3,980 scores, of 97 % of the answers",
+    ]
+    assert (view["unit_requests"], view["users"]) == (3.0, 90_000)
+
+
+async def test_a_deploy_refuses_what_plan_refuses_unless_someone_says_why_not(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    controller.world.rate, controller.world.traffic = 5.0, MEASURED
+    body = {"version": {"model": str(model)}, "policy": SHORT}
+
+    planned = (await api.post("/v1/services/chat/plan", json=body)).json()
+    before = controller.picture()
+    refused = await api.post("/v1/services/chat/rollouts", json=body)
+
+    assert (refused.status_code, refused.json()["exit_code"]) == (422, 2)
+    [line] = planned["lines"]
+    assert refused.json()["lines"] == [f"{line}; --allow-unproven REASON deploys all the same"]
+    assert controller.picture() == before
+    empty = await api.post("/v1/services/chat/rollouts", json={**body, "allow_unproven": " "})
+    assert (empty.status_code, empty.json()["detail"]) == (
+        422, "allow_unproven ' ' is no reason; say why, or leave it out"
+    )  # fmt: skip
+    taken = await api.post("/v1/services/chat/rollouts", json={**body, "allow_unproven": "a rehearsal"})
+    assert taken.status_code == 201
+    [row] = controller.store.rollouts("chat")
+    assert json.loads(row.request)["allow_unproven"] == "a rehearsal"
+
+
+async def test_a_simulation_that_fails_leaves_the_plan_and_stops_no_deploy(
+    controller: FakeController, api: httpx.AsyncClient, model: Path
+) -> None:
+    def fails(*_: object) -> tuple[ForecastView, ...]:
+        raise NotSimulated("the simulation ended with exit code -9; the controller's log says why")
+
+    controller.world.rate, controller.world.traffic, controller.world.simulate = 5.0, MEASURED, fails
+    body = {"version": {"model": str(model)}, "policy": SHORT}
+
+    view = (await api.post("/v1/services/chat/plan", json=body)).json()
+
+    assert view["forecast"] is None
+    assert view["forecast_note"] == "the simulation ended with exit code -9; the controller's log says why"
+    assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201

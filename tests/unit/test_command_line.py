@@ -593,7 +593,10 @@ def test_plan_prints_how_long_and_what_each_stage_finds(
     assert run(arguments) == 0
 
     out = " ".join(capsys.readouterr().out.split())
-    assert "how long, at 5 requests/s, each its own unit (10 simulated runs a stage" in out
-    assert "all stages: 5 min" in out
+    assert (
+        "how long, at 5 requests/s, each its own unit measured over 0 requests, 200 are needed: taken" in out
+    )
+    assert "STAGE PROVEN AFTER NINE IN TEN SIMULATED LAST BY 1 5 min " in out
+    assert "the smallest harm found, nine times in ten STAGE QUALITY 1 -0." in out
     assert run([*arguments, "--quick"]) == 0
-    assert "how long: not simulated: --quick" in capsys.readouterr().out
+    assert "how long: not known; not simulated: --quick" in capsys.readouterr().out

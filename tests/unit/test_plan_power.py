@@ -180,6 +180,12 @@ def test_a_stage_that_has_nothing_to_prove_waits_for_its_requests_alone() -> Non
     assert (got.proven_ratio, got.requests_p90, got.slowest_gate) == (1.0, 400.0, None)
 
 
+def test_a_stage_that_is_asked_for_no_proof_is_not_refused_for_its_length() -> None:
+    [test] = simulate_plan(POLICY, [StagePlan(0.5, 10**9, {})], TrafficModel(5.0), deadlines_s=[3600.0])
+
+    assert (test.refusal, test.proven_runs, test.seconds_median) == (None, 0, None)
+
+
 def test_a_longer_stage_finds_smaller_harm() -> None:
     short = forecast(StagePlan(0.1, 300, {}), TrafficModel(5.0))
     long = forecast(StagePlan(0.1, 300, {}), TrafficModel(5.0), held_s=7200.0)

@@ -1,0 +1,182 @@
+"""What the meter makes of a service's log: stable alone, its newest requests, the same after a restart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from controller import meter as meters
+from controller.measured import Measured
+from controller.meter import TrafficMeter
+from serving.messages import Event, RecordPage, RequestRecord, ScoreRecord
+
+REQUEST = RequestRecord(
+    seq=0,
+    request_id="",
+    answer_id=None,
+    unit="",
+    bucket=None,
+    arm=0,
+    w=0.0,
+    assigned_by="request",
+    stage=0,
+    rollout="",
+    at_s=0.0,
+    done_at_s=0.0,
+    status=200,
+    outcome="answered",
+    served_arm=0,
+    error=False,
+    cause=None,
+    latency_ms=100.0,
+    ttft_ms=None,
+    itl_ms=None,
+    prompt_tokens=None,
+    completion_tokens=None,
+    finish_reason="stop",
+    empty=False,
+    path="/v1/chat/completions",
+    router="r",
+    epoch=1,
+    revision=1,
+)
+
+
+class Log:
+    """A log in memory. None in `events` cannot be read: `is_up` False."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.events: list[Event] = []
+        self.is_up = True
+        self.add(*events)
+
+    def add(self, *events: Event) -> None:
+        for event in events:
+            self.events.append(replace(event, seq=len(self.events) + 1))
+
+    def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None:
+        page = tuple(self.events[after_seq : after_seq + limit])
+        return RecordPage(page, after_seq + len(page), (), 0.0) if self.is_up else None
+
+
+def request(n: int, **changes: object) -> RequestRecord:
+    named = {"request_id": f"q{n}", "unit": f"u{n}", "at_s": float(n), "answer_id": f"chatcmpl-{n}"}
+    return replace(REQUEST, **{**named, **changes})  # type: ignore[arg-type]
+
+
+def measured(*events: Event, now_s: float = 0.0) -> Measured:
+    meter = TrafficMeter("chat", Log(events))
+    meter.look(now_s, "v1")
+    return meter.measured()
+
+
+def test_stables_errors_are_counted_and_the_canarys_are_not() -> None:
+    stable = [request(n, error=n % 10 == 0) for n in range(100)]
+    canary = [request(100 + n, arm=1, served_arm=0, error=True) for n in range(50)]
+
+    got = measured(*stable, *canary)
+
+    assert (got.requests, got.events["error"]) == (100, 10)
+
+
+def test_a_client_that_left_is_no_error() -> None:
+    got = measured(*(request(n, error=None, outcome="cancelled", latency_ms=None) for n in range(5)))
+
+    assert (got.events["error"], got.events["cancelled"], got.latency_p50_ms) == (0, 5, None)
+
+
+def test_latency_is_told_by_its_percentiles_and_spread() -> None:
+    got = measured(*(request(n, latency_ms=math.exp(5 + (-1) ** n)) for n in range(1000)))
+
+    assert got.latency_log_sd == pytest.approx(1.0)
+    assert got.latency_p99_ms == pytest.approx(math.exp(6))
+
+
+def test_a_unit_is_what_one_key_asked_within_a_session() -> None:
+    # Each of 20 keys asks 4 times in a minute, and again an hour later: 40 sessions of 4.
+    at = [(hour * 3600.0 + 15 * k + u / 100, u) for hour in (0, 1) for k in range(4) for u in range(20)]
+    rows = [request(n, unit=f"u{u}", at_s=t, assigned_by="sticky") for n, (t, u) in enumerate(at)]
+
+    assert measured(*rows).unit_requests == pytest.approx(4.0)
+
+
+def test_requests_without_a_key_are_units_of_one() -> None:
+    keyed = [request(n, unit="one", at_s=0.0, assigned_by="sticky") for n in range(9)]
+
+    assert measured(*keyed, *(request(n) for n in range(9, 18))).unit_requests == pytest.approx(18 / 10)
+
+
+def test_scores_are_joined_by_either_id_and_only_to_stable() -> None:
+    rows = [request(0), request(1), request(2, arm=1)]
+    scores = [ScoreRecord(0, name, "quality", value, 5.0) for name, value in
+              (("q0", 0.5), ("chatcmpl-1", 0.9), ("q2", 0.0), ("q77", 0.0))]  # fmt: skip
+
+    quality = measured(*rows, *scores).scores["quality"]
+
+    assert (quality.count, quality.mean, quality.sd) == (2, pytest.approx(0.7), pytest.approx(0.2))
+
+
+def test_how_many_get_a_score_is_asked_of_answers_old_enough() -> None:
+    rows = [request(n) for n in range(1000)]
+    scores = [ScoreRecord(0, f"q{n}", "quality", 1.0, 2000.0) for n in range(500) if n % 4]
+
+    assert measured(*rows, *scores, now_s=1000.0).scores["quality"].judged_ratio is None
+    assert measured(*rows, *scores, now_s=1100.0).scores["quality"].judged_ratio == 0.75
+
+
+def test_what_is_long_ago_is_forgotten_and_the_state_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meters, "IDS", 100)
+    monkeypatch.setattr(meters, "OPEN_UNITS", 50)
+    meter = TrafficMeter("chat", log := Log())
+    rows = [request(n, error=n < 4000, assigned_by="sticky", at_s=n / 1000) for n in range(24_000)]
+    for start in range(0, 24_000, 4000):
+        log.add(*rows[start : start + 4000])
+        meter.look(0.0, "v1")
+
+    got = meter.measured()
+
+    assert (got.requests, got.events["error"]) == (20_000, 0)
+    assert (len(meter._places), len(meter._open), len(meter._blocks)) == (100, 50, 40)
+
+
+def test_a_restarted_controller_measures_the_same_from_the_log() -> None:
+    rows: list[Event] = [request(n, error=n % 7 == 0, assigned_by="sticky") for n in range(12_000)]
+    rows += [ScoreRecord(0, f"q{n}", "quality", 0.5, 1.0) for n in range(11_000, 12_000)]
+    before, after = TrafficMeter("chat", log := Log()), TrafficMeter("chat", log)
+    for start in range(0, len(rows), 900):
+        log.add(*rows[start : start + 900])
+        before.look(20_000.0, "v1")
+
+    after.look(20_000.0, "v1")
+
+    assert after.measured() == before.measured()
+    assert after.measured().requests == 12_000
+
+
+def test_a_promotion_begins_a_new_measurement_also_after_a_restart() -> None:
+    promoted = {"v1": 0.0, "v2": 500.0}
+    log = Log(request(n, error=True) for n in range(500))
+    meter = TrafficMeter("chat", log, promoted.__getitem__)
+    meter.look(500.0, "v1")
+    log.add(*(request(n) for n in range(500, 800)))
+
+    meter.look(800.0, "v2")
+    restarted = TrafficMeter("chat", log, promoted.__getitem__)
+    restarted.look(800.0, "v2")
+
+    assert (meter.measured().requests, meter.measured().events["error"]) == (300, 0)
+    assert restarted.measured() == meter.measured()
+
+
+def test_a_log_that_cannot_be_read_changes_nothing() -> None:
+    meter = TrafficMeter("chat", log := Log([request(0), request(1)]))
+    meter.look(2.0, "v1")
+    log.is_up = False
+
+    meter.look(3.0, "v1")
+
+    assert meter.measured().requests == 2
+    assert meter.requests_per_s() == 2 / 60
