@@ -37,6 +37,7 @@ PAGE_EVENTS = 5_000
 PAGES_A_TICK = 4
 SEED_VALUES = 4_000  # of stable's own, per metric, before the canary's first unit
 SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
+LOST_SPANS = 1_000
 JOIN_WINDOW_S = 900.0  # how long after its request a score finds it, or longer where a gate waits longer
 
 
@@ -113,6 +114,7 @@ class Feed:
         self._segments = SegmentFeed(config.policy)
         # How long after its request a score still finds it, after a restart too.
         self._join_s = max((JOIN_WINDOW_S, *(gate.deadline_s for gate in config.policy.gates)))
+        self._lost: list[tuple[float, float]] = []  # spans of assignment that have not settled yet
         self._entered = self._stage = -1
         self._acked_at_s = 0.0
         self._through_s = 0.0
@@ -133,6 +135,7 @@ class Feed:
         feed._guard = ErrorGuard.from_mapping(saved["guard"])
         feed._entered = feed._stage = saved["entered"]
         feed._through_s = saved["through_s"]
+        feed._lost = [(since_s, until_s) for since_s, until_s in saved.get("lost", [])]
         feed._load.restore(saved)
         feed._segments.restore(saved.get("segments"))
         feed.seq = saved["join_from"]
@@ -159,6 +162,7 @@ class Feed:
             "guard": self._guard.to_mapping(),
             "entered": self._entered,
             "through_s": self._through_s,
+            "lost": self._lost,
             **self._load.to_mapping(),
             "segments": self._segments.to_mapping(),
             "seed": {} if self._evaluator else self._seed,
@@ -168,9 +172,10 @@ class Feed:
 
     def take(self, page: RecordPage, now_s: float) -> None:
         """Feed one page, in its order."""
+        self._note_lost(page.lost)
         for event in page.events:
             if isinstance(event, RequestRecord):
-                self._take_request(event, page.lost)
+                self._take_request(event)
             elif (score := self._join.match(event)) is not None:
                 self._add(score)
         self.seq = page.next_seq
@@ -180,6 +185,8 @@ class Feed:
             settled_s = self._evaluator.settlement.through_s
             through_s = self._load.through_s(self._through_s, now_s)
             self._evaluator.advance(max(settled_s, through_s), now_s)
+            settled_s = self._evaluator.settlement.through_s
+            self._lost = [span for span in self._lost if span[1] > settled_s]
         self._forget(now_s)
 
     def follow(self, state: RolloutState) -> None:
@@ -215,11 +222,26 @@ class Feed:
             report, guards, (*metric_alarms(report), *self._segments.raised(frozen=report.frozen)), points
         )
 
-    def _take_request(self, record: RequestRecord, lost: Sequence[LostSpan]) -> None:
+    def _note_lost(self, lost: Sequence[LostSpan]) -> None:
+        """Drop a span with lost records for both arms: what is missing may hang on the arm.
+
+        The rest of it was told before, in an earlier page, or comes later: what was quick, and what was not.
+        """
+        if lost:
+            self._lost += [(one.since_s, one.until_s) for one in lost]
+            self._lost = list(dict.fromkeys(self._lost))[-LOST_SPANS:]
+        if lost and self._evaluator is not None:
+            waiting = self._evaluator.settlement.waiting
+            for draw in [draw for draw in waiting.values() if self._is_lost(draw.at_s)]:
+                del waiting[draw.request_id]
+
+    def _is_lost(self, at_s: float) -> bool:
+        return any(since_s <= at_s < until_s for since_s, until_s in self._lost)
+
+    def _take_request(self, record: RequestRecord) -> None:
         scores = self._join_request(record)
         if self._is_own(record):
-            # A span with lost records is dropped for both arms: what is missing may hang on the arm.
-            if not any(span.since_s <= record.at_s < span.until_s for span in lost):
+            if not self._is_lost(record.at_s):
                 self._started()
                 self._segments.note(record)
                 self._add(draw_of(record))

@@ -205,6 +205,24 @@ def test_a_span_with_lost_records_is_dropped_for_both_arms() -> None:
     assert n_of(sight, "error") == (5, 5)
 
 
+@pytest.mark.parametrize("restart", [False, True], ids=["no restart", "restarts"])
+def test_of_a_lost_span_nothing_counts_that_was_told_before_or_after(restart: bool) -> None:
+    log = FakeLog(watermark_s=START_S)
+    feeds = feeds_on(log)
+    for first in (0, 10, 20):  # the span is told of with the second page, and covers some of each
+        for n in range(first, 30, 30 if first == 20 else 3):
+            log.append(a_record(100 * first + n, arm=n % 2, w=0.5, at_s=START_S + 0.1 * n))
+        log.lost = (LostSpan("one", START_S, START_S + 2.5),) if first == 10 else ()
+        look(feeds, in_stage(), START_S + 5)
+        if restart:
+            feeds = feeds_on(log, feeds.snapshot(ROLLOUT))
+    log.watermark_s = START_S + 1000
+
+    told = [event.at_s for event in log.events if isinstance(event, RequestRecord)]
+    counted = n_of(look(feeds, in_stage(), START_S + 1000), "error")
+    assert sum(counted) == sum(at_s >= START_S + 2.5 for at_s in told) < len(told)
+
+
 def test_evidence_of_a_stage_counts_from_its_acknowledgement() -> None:
     log = FakeLog()
     traffic(log, 200)
