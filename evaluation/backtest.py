@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
+from numpy.typing import ArrayLike
 
-from evaluation.columns import Array, Table, checked, gated
-from evaluation.gate import GateReport
+from evaluation.arrays import names_of
+from evaluation.columns import Table, checked, gated, planned, seeds
+from evaluation.gate import GateReport, Verdict
 from evaluation.pipeline import Pipeline
 from evaluation.policy import GatePolicy, StagePlan
 from evaluation.records import EvidenceError
-from evaluation.verdict import gate_reports, rollback_of, unusable
+from evaluation.verdict import blind_gates, evaluation_report, split_reasons
 
 ROWS_AT_ONCE = 16384
 
@@ -43,29 +44,39 @@ class BacktestResult:
 
 
 def run(
-    columns: Mapping[str, Array],
-    policy: str | GatePolicy | None = None,
+    columns: Mapping[str, ArrayLike],
+    policy: str | GatePolicy | Mapping[str, object] | None = None,
     *,
     stages: Sequence[StagePlan] | None = None,
-    seed_latency_ms: Mapping[str, Sequence[float]] | None = None,
+    seed_latency_ms: Mapping[str, ArrayLike] | None = None,
 ) -> BacktestResult:
     """Judge a recorded rollout. Rows in order of assignment; arm 1 is the canary; absent columns are not
     gated.
 
-    Columns of equal length: `t_s` (s), `unit`, `arm`, `w` (0 with arm 0: before the canary), `assigned_by`,
-    optionally `stage`, and metrics (`error`, `latency_ms`, `quality`, ...; NaN where missing). `stages`:
-    what must be proven; by default one stage at the policy's first rung. Errors: EvidenceError,
-    PolicyError; nothing is guessed.
+    Columns of equal length, of whatever makes an array: `t_s` (s), `arm`, `w` (0 with arm 0: before the
+    canary); `unit` (what was drawn; requests need none); `assigned_by` (`request`, `sticky`, `pin` for what a
+    token held, `force` for what no coin decided, and `records.py` has their synonyms; without the column a
+    unit that comes again is sticky, and else each request is its own unit); `request_id`, `stage`,
+    `fell_back`; and metrics (`error`, `latency_ms`, `quality`, ...; None, NaN and what a mask hides are
+    missing). A request that is there twice is refused: by its `request_id`, or see `repeats.py`.
+
+    `policy`: a name, a mapping, a `GatePolicy`; None is `default`. `stages`: what must be proven; by default
+    one stage at the policy's first rung. Errors: EvidenceError, PolicyError; nothing is guessed.
     """
     chosen = gated(columns, policy)
     table = checked(columns, chosen)
-    plan = tuple(stages) if stages is not None else (StagePlan(0.5, 0),)
-    if len(plan) > 1 and "stage" not in columns:
+    plan = planned(stages, chosen)
+    if len(plan) > 1 and "stage" not in names_of(columns):
         raise EvidenceError(f"column stage is missing; {len(plan)} stages need to know which row is of which")
+    if len(table.stage) and not 0 <= table.stage.min() <= table.stage.max() < len(plan):
+        found = f"{table.stage.min()}..{table.stage.max()}"
+        raise EvidenceError(
+            f"column stage holds {found}, the plan has stages 0..{len(plan) - 1}; give its own"
+        )
     pipeline = Pipeline(chosen, plan)
-    for metric, values in (seed_latency_ms or {}).items():
+    for metric, values in seeds(seed_latency_ms).items():
         if metric in pipeline.metrics:
-            pipeline.metrics[metric].seed(np.asarray(values, dtype=np.float64))
+            pipeline.metrics[metric].seed(values)
     feed(pipeline, table)
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
@@ -91,33 +102,30 @@ def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> 
 
 
 def _result(pipeline: Pipeline, stages: Sequence[StagePlan], policy: GatePolicy) -> BacktestResult:
-    last = len(stages) - 1
-    reports = gate_reports(pipeline, stages, last)
-    log_e = {
-        metric: max(r.log_e for r in reports if r.metric == metric and r.side == "rollback")
-        for metric in pipeline.metrics
-    }
-    intervals = {r.metric: r.interval for r in reports if r.interval is not None and r.side == "rollback"}
-    proofs = {
-        r.gate: r.decided_canary for r in reports if r.side == "promotion" and r.decided_canary is not None
-    }
-    rollback = rollback_of(reports)
-    wanted = [r for r in reports if r.side == "promotion"]
-    reasons = unusable(pipeline, reports)
-    decision: Literal["rollback", "promote", "undecided", "invalid"]
-    metric: str | None = None
-    at: tuple[int, float] = (pipeline.canary, float("nan"))
-    if rollback is not None:
-        decision, metric = "rollback", rollback.metric
-        at = (rollback.decided_canary or 0, rollback.decided_at_s or float("nan"))
-    elif reasons:
+    report = evaluation_report(pipeline, stages, len(stages) - 1, through_s=float("inf"))
+    harms = [r for r in report.gates if r.side == "rollback"]
+    wanted = [r for r in report.gates if r.side == "promotion"]
+    log_e = {m: max((r.log_e for r in harms if r.metric == m), default=0.0) for m in pipeline.metrics}
+    intervals = {r.metric: r.interval for r in harms if r.interval is not None}
+    proofs = {r.gate: r.decided_canary or 0 for r in wanted if r.verdict is Verdict.PASS}
+    decision: Literal["rollback", "promote", "undecided", "invalid"] = "undecided"
+    decided: GateReport | None = None
+    if report.rollback is not None:
+        decision, decided = "rollback", report.rollback
+    elif split_reasons(pipeline) or blind_gates(pipeline, report.gates):
         decision = "invalid"
-    elif wanted and len(proofs) == len(wanted) and pipeline.stage_canary >= stages[last].min_canary:
-        decision = "promote"
-        final = max(wanted, key=lambda r: r.decided_canary or 0)
-        metric, at = final.metric, (final.decided_canary or 0, final.decided_at_s or float("nan"))
-    else:
-        decision = "undecided"
+    elif wanted and report.stage_verdict is Verdict.PASS:
+        decision, decided = "promote", max(wanted, key=lambda r: r.decided_canary or 0)
+    at_s = decided.decided_at_s if decided is not None else None
     return BacktestResult(
-        decision, metric, at[0], at[1], log_e, intervals, proofs, tuple(reports), tuple(reasons), policy.name
+        decision=decision,
+        metric=decided.metric if decided is not None else None,
+        canary_requests=(decided.decided_canary or 0) if decided is not None else pipeline.canary,
+        t_s=at_s if at_s is not None else float("nan"),
+        log_e=log_e,
+        intervals=intervals,
+        proofs=proofs,
+        gates=report.gates,
+        reasons=report.missing if decided is None else (),
+        policy=policy.name,
     )

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from evaluation.arrays import Array, arrays_of, first_row, floats_of, names_of, texts_of
 from evaluation.betting import Floats, Ints
-from evaluation.metrics import CATALOGUE
-from evaluation.policy import GatePolicy, PolicyError
-from evaluation.records import EvidenceError
+from evaluation.metrics import CATALOGUE, VALUES
+from evaluation.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.policy_rules import check_stages
+from evaluation.records import LEAST_W, EvidenceError, is_rate
+from evaluation.repeats import names_again, rows_again
 from evaluation.units import HELD, LEFT_OUT, REQUEST, kind_of, unit_hash
 
-Array = NDArray[np.generic]
-NEEDED = ("t_s", "arm", "w", "assigned_by")
+NEEDED = ("t_s", "arm", "w")
+MOST_STAGES = 1000
+Names: TypeAlias = tuple[Array, NDArray[np.bool_]]  # names, and where one is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,118 +38,175 @@ class Table:
     values: Mapping[str, Floats]
 
 
-def gated(columns: Mapping[str, Array], policy: str | GatePolicy | None) -> GatePolicy:
-    """The policy (None: `default`) with the gates whose columns are there. Errors: EvidenceError,
-    PolicyError."""
-    policy = policy if isinstance(policy, GatePolicy) else GatePolicy.named(policy or "default")
-    missing = [name for name in NEEDED if name not in columns]
+def gated(columns: Mapping[str, ArrayLike], policy: object) -> GatePolicy:
+    """The policy (a name, a mapping, a `GatePolicy`; None: `default`) with the gates and alarms whose columns
+    are there. Errors: EvidenceError, PolicyError."""
+    policy = GatePolicy.of(policy)
+    names = names_of(columns)
+    missing = [name for name in NEEDED if name not in names]
     if missing:
         raise EvidenceError(f"columns {', '.join(missing)} are missing; a backtest needs {', '.join(NEEDED)}")
-    present = [name for name in CATALOGUE if name in columns]
-    chosen = policy.only(*present)
-    if not chosen.gates:
+    present = [name for name in CATALOGUE if name in names]
+    if not policy.only(*present).gates:
         raise PolicyError(f"no column is gated by policy {policy.name}; give one of {_names(policy)}")
-    return chosen
+    return policy.with_alarms().only(*present)
 
 
 def _names(policy: GatePolicy) -> str:
     return ", ".join(dict.fromkeys(gate.metric for gate in policy.gates))
 
 
-def checked(columns: Mapping[str, Array], policy: GatePolicy) -> Table:
+def planned(stages: object, policy: GatePolicy) -> tuple[StagePlan, ...]:
+    """The stages, checked; one at the policy's first rung where none are given. Errors: PolicyError."""
+    return (StagePlan(0.5, 0),) if stages is None else check_stages(stages, policy)
+
+
+def seeds(given: Mapping[str, ArrayLike] | None) -> dict[str, Floats]:
+    """Stable's own values from before the rollout, by metric, checked. Errors: EvidenceError."""
+    out = {}
+    for name in () if given is None else names_of(given):
+        if name not in VALUES:
+            raise EvidenceError(f"seed {name!r} is no metric of values; use {', '.join(sorted(VALUES))}")
+        values = floats_of(arrays_of({name: (given or {})[name]}), name)
+        _refuse(f"seed of {name}", values, ~(np.isfinite(values) & (values >= 0.0)), "leave it out")
+        out[name] = values
+    return out
+
+
+def checked(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table:
     """The columns as the pipeline takes them. Errors: EvidenceError."""
-    at_s = _floats(columns, "t_s")
-    for name, column in columns.items():
-        if len(column) != len(at_s):
-            raise EvidenceError(f"column {name} has {len(column)} rows, t_s has {len(at_s)}; make them equal")
+    arrays = arrays_of(columns)
+    at_s = floats_of(arrays, "t_s")
     if not bool(np.isfinite(at_s).all()):
-        raise EvidenceError(f"t_s is not finite in row {_first(~np.isfinite(at_s))}; give seconds")
-    if len(at_s) > 1 and bool((np.diff(at_s) < 0.0).any()):
-        row = _first(np.diff(at_s) < 0.0) + 1
+        raise EvidenceError(f"t_s is not finite in row {first_row(~np.isfinite(at_s))}; give seconds")
+    if bool((at_s[1:] < at_s[:-1]).any()):
+        row = first_row(at_s[1:] < at_s[:-1]) + 1
         raise EvidenceError(f"t_s goes back in row {row} ({at_s[row]}); sort by time of assignment")
-    arm, w = _floats(columns, "arm"), _floats(columns, "w")
-    _refuse("arm", arm, ~np.isin(arm, (0.0, 1.0)), "0 is stable, 1 the canary")
+    arm, w = floats_of(arrays, "arm"), floats_of(arrays, "w")
+    _refuse("arm", arm, ~((arm == 0.0) | (arm == 1.0)), "0 is stable, 1 the canary")
     _refuse("w", w, ~((w >= 0.0) & (w <= 1.0)), "give P(canary) at the draw, 0..1")
-    kinds = _kinds(columns["assigned_by"])
+    coin = np.minimum(w, 1.0 - w)
+    no_coin = (coin > 0.0) & (coin < LEAST_W)
+    _refuse("w", w, no_coin, f"give 0 before the canary, or at least {LEAST_W:g} (and so far from 1)")
+    units = texts_of(arrays, "unit") if "unit" in arrays else None
+    kinds, own = _kinds(arrays, units)
     drawn = (kinds != LEFT_OUT) & (kinds != HELD)
     _refuse(
         "w", w, drawn & (((w == 0.0) & (arm == 1.0)) | ((w == 1.0) & (arm == 0.0))), "the arm contradicts it"
     )
-    _refuse(
-        "request_id", w, _repeats(columns.get("request_id")), "a request is there twice; drop the repeats"
-    )
-    if "unit" in columns:
-        _refuse(
-            "t_s",
-            at_s,
-            _told_twice(columns["unit"], at_s, kinds),
-            "the same request is there twice; drop one",
-        )
-    values = {name: _metric(columns, name) for name in dict.fromkeys(g.metric for g in policy.gates)}
-    error = values.get("error", _metric(columns, "error") if "error" in columns else np.zeros(len(at_s)))
-    stage = columns["stage"].astype(np.int64) if "stage" in columns else np.zeros(len(at_s), dtype=np.int64)
-    fell_back = _floats(columns, "fell_back") if "fell_back" in columns else np.full(len(at_s), np.nan)
-    return Table(at_s, arm == 1.0, w, kinds, _units(columns, kinds), stage, fell_back, error == 1.0, values)
+    if not drawn.any() and bool((kinds == HELD).any()):
+        raise EvidenceError("assigned_by says that tokens hold every row; give the draws of the tokens, too")
+    values = {name: _metric(arrays, name) for name in dict.fromkeys(g.metric for g in policy.gates)}
+    _refuse_repeats(arrays, at_s, units, own, (arm, w, *values.values()))
+    if "error" in values:
+        error = values["error"]
+    else:
+        error = _metric(arrays, "error") if "error" in arrays else np.zeros(len(at_s))
+    fell_back = floats_of(arrays, "fell_back") if "fell_back" in arrays else np.full(len(at_s), np.nan)
+    _refuse("fell_back", fell_back, ~_is_event(fell_back), "give 0 or 1, NaN when unknown")
+    unit = _units(units, kinds)
+    return Table(at_s, arm == 1.0, w, kinds, unit, _stage(arrays, at_s), fell_back, error == 1.0, values)
 
 
-def _metric(columns: Mapping[str, Array], name: str) -> Floats:
-    values = _floats(columns, name)
-    bad = np.isinf(values) | (values < 0.0)
-    what = "give a finite number of at least 0, NaN when missing"
-    if CATALOGUE[name].unit.startswith(("share", "score")):
-        bad |= values > 1.0
-        what = "give a number in 0..1, NaN when missing"
-    _refuse(name, values, bad, what)
+def _metric(arrays: Mapping[str, Array], name: str) -> Floats:
+    values = floats_of(arrays, name)
+    if name in VALUES:
+        bad = np.isinf(values) | (values < 0.0)
+        _refuse(name, values, bad, "give a finite number of at least 0, NaN when missing")
+    elif is_rate(name):
+        _refuse(name, values, ~_is_event(values), "give 0 or 1 for each request, NaN when missing")
+    else:
+        bad = (values < 0.0) | (values > 1.0)
+        _refuse(name, values, bad, "give a number in 0..1, NaN when missing")
     return values
 
 
-def _floats(columns: Mapping[str, Array], name: str) -> Floats:
-    try:
-        return np.ascontiguousarray(columns[name], dtype=np.float64)
-    except (TypeError, ValueError) as exc:
-        raise EvidenceError(f"column {name} is not numeric; give floats, NaN when missing") from exc
+def _is_event(values: Floats) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = (values == 0.0) | (values == 1.0) | np.isnan(values)
+    return found
+
+
+def _stage(arrays: Mapping[str, Array], at_s: Floats) -> Ints:
+    if "stage" not in arrays:
+        return np.zeros(len(at_s), dtype=np.int64)
+    stage = floats_of(arrays, "stage")
+    bad = ~((stage >= 0.0) & (stage < MOST_STAGES) & (stage == np.floor(stage)))
+    _refuse("stage", stage, bad, "give the stage's index, from 0")
+    return stage.astype(np.int64)
 
 
 def _refuse(name: str, values: Floats, bad: NDArray[np.bool_], remedy: str) -> None:
     if bool(bad.any()):
-        row = _first(bad)
+        row = first_row(bad)
         raise EvidenceError(f"{name} {values[row]} in row {row} cannot be evidence; {remedy}")
 
 
-def _first(flags: NDArray[np.bool_]) -> int:
-    return int(np.argmax(flags))
+def _refuse_repeats(
+    arrays: Mapping[str, Array],
+    at_s: Floats,
+    units: Names | None,
+    own: NDArray[np.bool_],
+    others: Sequence[Floats],
+) -> None:
+    names: Array = at_s if units is None else units[0]
+    name, remedy = "t_s" if units is None else "unit", "drop one, or give each a request_id"
+    if "request_id" in arrays:
+        name, remedy = "request_id", "drop one"
+        names, missing = texts_of(arrays, name)
+        if missing.any():
+            raise EvidenceError(f"request_id is missing in row {first_row(missing)}; give all, or none")
+        again = names_again(names, ~missing)
+    else:
+        again = rows_again(at_s, None if units is None else names, others)
+        if units is not None and not again.any():
+            again, remedy = (
+                names_again(names, own & ~units[1]),
+                f"{remedy}, or say sticky where a user has many",
+            )
+    if again.any():
+        row = first_row(again)
+        raise EvidenceError(
+            f"{name} {names[row]} in row {row} cannot be evidence; the same request is there twice; {remedy}"
+        )
 
 
-def _repeats(ids: Array | None) -> NDArray[np.bool_]:
-    if ids is None:
-        return np.zeros(1, dtype=np.bool_)
-    _, first = np.unique(ids, return_index=True)
-    again = np.ones(len(ids), dtype=np.bool_)
-    again[first] = False
-    return again
+def _kinds(arrays: Mapping[str, Array], units: Names | None) -> tuple[Ints, NDArray[np.bool_]]:
+    """How each row was assigned, and which rows are their own unit by the word `request`.
+
+    Without the column a unit that comes again is a sticky key, and a request is its own unit otherwise.
+    """
+    rows = len(arrays["t_s"])
+    if "assigned_by" not in arrays:
+        is_sticky = units is not None and bool(names_again(units[0], ~units[1]).any())
+        word = "sticky" if is_sticky else "request"
+        return np.full(rows, kind_of(word), dtype=np.int64), np.full(rows, not is_sticky)
+    words, missing = texts_of(arrays, "assigned_by")
+    if missing.any():
+        raise EvidenceError(f"assigned_by is missing in row {first_row(missing)}; say request or sticky")
+    if rows and bool((words == words[0]).all()):
+        return np.full(rows, _kind(words, words[0]), dtype=np.int64), np.full(rows, words[0] == "request")
+    known, which = np.unique(words, return_inverse=True)
+    return np.array([_kind(words, word) for word in known], dtype=np.int64)[which], words == "request"
 
 
-def _told_twice(unit: Array, at_s: Floats, kinds: Ints) -> NDArray[np.bool_]:
-    """Where a per-request unit comes again in the next row at the very same moment."""
-    again = np.zeros(len(at_s), dtype=np.bool_)
-    again[1:] = (at_s[1:] == at_s[:-1]) & (unit[1:] == unit[:-1]) & (kinds[1:] == REQUEST)
-    return again
+def _kind(words: Array, word: object) -> int:
+    try:
+        return kind_of(str(word))
+    except EvidenceError as exc:
+        raise EvidenceError(f"row {first_row(words == word)}: {exc}") from exc
 
 
-def _kinds(assigned_by: Array) -> Ints:
-    if len(assigned_by) and bool((assigned_by == assigned_by[0]).all()):
-        return np.full(len(assigned_by), kind_of(str(assigned_by[0])), dtype=np.int64)
-    words, which = np.unique(assigned_by, return_inverse=True)
-    return np.array([kind_of(str(word)) for word in words], dtype=np.int64)[which]
-
-
-def _units(columns: Mapping[str, Array], kinds: Ints) -> Ints:
+def _units(units: Names | None, kinds: Ints) -> Ints:
     out = np.zeros(len(kinds), dtype=np.int64)
     sticky = np.flatnonzero(kinds > REQUEST)
     if len(sticky) == 0:
         return out
-    if "unit" not in columns:
+    if units is None:
         raise EvidenceError("column unit is missing; sticky rows need the name of what was drawn")
-    names, which = np.unique(columns["unit"][sticky], return_inverse=True)
-    out[sticky] = np.array([unit_hash(str(name)) for name in names], dtype=np.int64)[which]
+    names, missing = units
+    if missing[sticky].any():
+        row = int(sticky[first_row(missing[sticky])])
+        raise EvidenceError(f"unit is missing in row {row}; sticky rows need the name of what was drawn")
+    found, which = np.unique(names[sticky], return_inverse=True)
+    out[sticky] = np.array([unit_hash(str(name)) for name in found], dtype=np.int64)[which]
     return out

@@ -59,6 +59,11 @@ class Estimate(Protocol):
         """The interval now; None while there is nothing to say."""
 
 
+def in_order(interval: tuple[float, float]) -> tuple[float, float] | None:
+    """The interval; None where no size is left, because the arms do not fit the weights of their draws."""
+    return interval if interval[0] <= interval[1] else None
+
+
 class EventCounts:
     """Events of both arms by the weight of their draws: the interval of the ratio of two rates."""
 
@@ -92,7 +97,7 @@ class EventCounts:
         counts = [EventCount(w, canary, stable) for w, (canary, stable) in sorted(self.counts.items())]
         if self._shown is None or self._shown[0] != counts:
             self._shown = (counts, ratio_interval(counts, alpha=ALPHA))
-        return self._shown[1]
+        return in_order(self._shown[1])
 
 
 class MedianRatio:
@@ -142,7 +147,7 @@ class MedianRatio:
         if values == 0:
             return None
         if self._shown[0] != values:
-            self._shown = (values, (self._ruled_out(low=True), self._ruled_out(low=False)))
+            self._shown = (values, in_order((self._ruled_out(low=True), self._ruled_out(low=False))))
         return self._shown[1]
 
     def _ruled_out(self, *, low: bool) -> float:
@@ -213,4 +218,4 @@ class MeanGap:
         if weight == 0.0:
             return None
         radius = (math.log(2.0 / ALPHA) + cost) / weight
-        return max(-1.0, weighted / weight - radius), min(1.0, weighted / weight + radius)
+        return in_order((max(-1.0, weighted / weight - radius), min(1.0, weighted / weight + radius)))

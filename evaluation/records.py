@@ -31,6 +31,9 @@ CANARY = 1
 #: How long an answer is waited for. What takes longer is told as it stands then, and is censored.
 SETTLE_S = 60.0
 
+#: The least chance that a coin may have of coming up either way; less is a mistake, and no number holds it.
+LEAST_W = 1e-9
+
 #: Tossed anew for each request, so the request is the unit. A heavy key's too, though it keeps its name.
 PER_REQUEST = frozenset({"request", "heavy"})
 #: A key's bucket fell to an arm: the key is the unit. What stable took over later (`fallback`) stays its own.
@@ -154,6 +157,8 @@ def check_draw(draw: Draw) -> None:
         )
     if not is_number(draw.w) or not 0.0 <= draw.w <= 1.0:
         raise EvidenceError(f"w {draw.w!r} of {who} is outside 0..1; send P(canary) at the draw")
+    if 0.0 < min(draw.w, 1.0 - draw.w) < LEAST_W:
+        raise EvidenceError(f"w {draw.w!r} of {who} is no coin; send 0, 1 or at least {LEAST_W:g} from both")
     if draw.w in (0.0, 1.0) and draw.w != draw.arm and kind_is_drawn(draw.assigned_by):
         raise EvidenceError(f"w {draw.w} of {who} cannot give arm {draw.arm}; send P(canary) at the draw")
     for name in ("latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"):

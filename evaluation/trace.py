@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from evaluation.alpha import limit_of
 from evaluation.backtest import feed
-from evaluation.columns import Array, Table, checked, gated
+from evaluation.columns import Table, checked, gated, planned
 from evaluation.evidence import MetricEvidence, Track
 from evaluation.pipeline import Pipeline
 from evaluation.policy import Gate, GatePolicy, StagePlan
@@ -37,8 +37,8 @@ class Trace:
 
 
 def trace(
-    columns: Mapping[str, Array],
-    policy: str | GatePolicy | None = None,
+    columns: Mapping[str, ArrayLike],
+    policy: str | GatePolicy | Mapping[str, object] | None = None,
     *,
     stages: Sequence[StagePlan] | None = None,
     points: int = POINTS,
@@ -48,8 +48,9 @@ def trace(
         raise ValueError(f"points {points} is below 2; a line needs two")
     chosen = gated(columns, policy)
     table = checked(columns, chosen)
-    pipeline = Pipeline(chosen, tuple(stages) if stages is not None else (StagePlan(0.5, 0),))
+    pipeline = Pipeline(chosen, planned(stages, chosen))
     cuts = np.unique(np.linspace(0, len(table.at_s), points, dtype=np.int64)[1:])
+    cuts = cuts[cuts > 0]  # without rows there is nothing to cut
     deciding = [gate for gate in chosen.gates if gate.alpha_share > 0]
     log_e: dict[str, list[float]] = {gate.name: [] for gate in deciding}
     canary = []

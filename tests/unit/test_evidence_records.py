@@ -37,6 +37,7 @@ def evaluator() -> Evaluator:
         ({"w": -0.1}, "w -0.1"),
         ({"w": math.nan}, "w nan"),
         ({"w": "a"}, "w 'a'"),
+        ({"w": 1e-300}, "w 1e-300"),
         ({"w": 1.0}, "w 1.0"),
         ({"w": 0.0, "arm": 1}, "w 0.0"),
         ({"latency_ms": -1.0}, "latency_ms -1.0"),
