@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.ab import Book, Outcome
+from controller.ab_book import Book, Outcome
 from evaluation.ab_test import AbQuestion, Scale, SequentialTest, holm, mann_whitney
 from evaluation.guards import ErrorGuard
 from evaluation.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e
@@ -20,9 +20,9 @@ weights = st.floats(0.01, 0.99)
 outcomes = st.floats(0.0, 1.0)
 RECORD = RequestRecord(
     seq=1, request_id="q", answer_id=None, unit="u", bucket=5, arm=0, w=0.5, assigned_by="request", stage=0,
-    rollout="r-1", at_s=1.0, done_at_s=2.0, status=200, outcome="ok", served_arm=0, error=False, cause=None,
-    latency_ms=900.0, ttft_ms=None, itl_ms=None, prompt_tokens=5, completion_tokens=7, finish_reason="stop",
-    empty=False, path="/v1/chat/completions", router="x", epoch=1, revision=1,
+    rollout="r-1", at_s=1.0, done_at_s=2.0, status=200, outcome="answered", served_arm=0, error=False,
+    cause=None, latency_ms=900.0, ttft_ms=None, itl_ms=None, prompt_tokens=5, completion_tokens=7,
+    finish_reason="stop", empty=False, path="/v1/chat/completions", router="x", epoch=1, revision=1,
 )  # fmt: skip
 
 
@@ -131,9 +131,9 @@ def test_an_ab_test_counts_the_same_however_the_answers_come_in(
     ]
 
     def counted(order: list[RequestRecord]) -> list[Outcome]:
-        book = Book("r-1", "latency_ms")
+        book = Book("r-1", "latency_ms", 600.0)
         for record in order:
-            book.add_request(record, record.latency_ms)
+            book.add_request(record)
         return book.settle(1e9, 1e9)
 
     assert counted(data.draw(st.permutations(records))) == counted(records)
