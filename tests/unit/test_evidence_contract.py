@@ -4,7 +4,6 @@ Each line names the rule and the tests that were seen to fail without it; how mu
 measured in `tests/calibration/test_evidence_traps.py`.
 
 - unit, counted once: test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session
-- a unit keeps its name: test_users_whose_key_comes_from_elsewhere_are_the_same_units
 - tokens belong to their draw: test_a_request_under_a_token_belongs_to_the_draw_of_the_token
 - tokens reveal nothing: test_a_token_reveals_nothing_new_of_its_bucket
 - tokens are no units of a stage: test_requests_under_tokens_do_not_fill_the_floor_of_a_stage
@@ -114,15 +113,6 @@ def test_a_canary_that_has_everyone_shows_nothing(word: str) -> None:
     error = gate_of(judged([draw_at(columns, row) for row in range(800)], ERRORS).report(), "error")
 
     assert (error.log_e, error.canary) == (0.0, 0.0)
-
-
-def test_users_whose_key_comes_from_elsewhere_are_the_same_units() -> None:
-    columns = requests(400, w=0.5)
-    columns["unit"], columns["arm"] = np.arange(400) % 200, np.tile(columns["arm"][:200], 2)
-    columns["assigned_by"] = np.where(np.arange(400) < 200, "sticky", "header")
-    report = judged([draw_at(columns, row) for row in range(400)], ERRORS).report()
-
-    assert gate_of(report, "error").effective_units == 200
 
 
 def test_requests_under_tokens_do_not_fill_the_floor_of_a_stage() -> None:
