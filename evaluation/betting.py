@@ -55,10 +55,10 @@ class Block:
 
     @classmethod
     def one(cls, *, at_s: float, y: float, seq: int, canary: int) -> Block:
-        """A single unit on which no coin is bet, such as a mirrored pair."""
+        """A single unit on which no coin is bet, such as a mirrored pair; it is the canary's."""
         row, zero = np.array([seq]), np.zeros(1, dtype=np.int64)
         return cls(
-            zero > 0, np.zeros(1), np.array([y]), np.ones(1), row, np.array([canary]), np.array([at_s]), zero
+            zero == 0, np.zeros(1), np.array([y]), np.ones(1), row, np.array([canary]), np.array([at_s]), zero
         )
 
     def __len__(self) -> int:

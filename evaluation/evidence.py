@@ -128,9 +128,12 @@ class MetricEvidence:
                 track.channel.decision.limit = limit_of(getattr(parts, track.use))
                 track.channel.is_idle = track.use == "session" and not sticky
 
-    def comparable(self, raw: Floats, rows: Rows) -> Floats:
-        """The raw values that say something of the versions: no latency from a cold cache, of either arm."""
-        return np.where(rows.cold, np.nan, raw) if self.takes_values and rows.cold.any() else raw
+    def comparable(self, raw: Floats, failed: NDArray[np.bool_], rows: Rows) -> Floats:
+        """The raw values that say something of the versions: no latency from a cold cache, of either arm, and
+        no score of an answer that did not come."""
+        if self.takes_values:
+            return np.where(rows.cold, np.nan, raw) if rows.cold.any() else raw
+        return np.where(failed, np.nan, raw) if self.name != "error" and failed.any() else raw
 
     def values(self, raw: Floats, failed: NDArray[np.bool_], rows: Rows) -> Floats:
         """The metric's columns (C x n) from its raw values (NaN: missing) and which requests failed."""

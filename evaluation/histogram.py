@@ -15,18 +15,20 @@ WIDTH = math.log(1.01)
 BINS = 640
 BELOW = 200  # bins below the middle of the first values: a factor of 7.3; above it a factor of 79
 SMALLEST = 1e-9
+FIRST = 32  # values that say where the range lies: one odd first value must not
 
 
 class LogHistogram:
-    """Counts by logarithm. The range is centred on the first values seen; what lies outside falls into the
-    end bins."""
+    """Counts by logarithm. The range is centred on the first values, which wait until there are enough; what
+    lies outside falls into the end bins. However values come in blocks, the counts are the same."""
 
-    __state__ = ("counts", "first_bin", "total")
+    __state__ = ("counts", "first_bin", "total", "waiting")
 
     def __init__(self) -> None:
         self.counts: NDArray[np.uint32] = np.zeros(BINS, dtype=np.uint32)
         self.first_bin = 0
-        self.total = 0
+        self.total = 0  # counted; those that wait are not
+        self.waiting: Ints = np.empty(0, dtype=np.int64)  # bins of the first values
 
     def add(self, values: Floats) -> None:
         """Count finite values of at least 0; the unit is the caller's."""
@@ -34,10 +36,14 @@ class LogHistogram:
             return
         bins = np.floor(np.log(np.maximum(values, SMALLEST)) / WIDTH).astype(np.int64)
         if self.total == 0:
-            self.first_bin = int(np.sort(bins)[len(bins) // 2]) - BELOW
+            bins = np.concatenate((self.waiting, bins))
+            self.waiting = bins if len(bins) < FIRST else np.empty(0, dtype=np.int64)
+            if len(bins) < FIRST:
+                return
+            self.first_bin = int(np.sort(bins[:FIRST])[FIRST // 2]) - BELOW
         index = np.clip(bins - self.first_bin, 0, BINS - 1)
         self.counts += np.bincount(index, minlength=BINS).astype(np.uint32)
-        self.total += len(values)
+        self.total += len(bins)
 
     def occupied(self) -> tuple[Floats, Floats]:
         """The middles of the bins that hold something, ascending, and the share of all values in each."""

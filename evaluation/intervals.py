@@ -47,8 +47,8 @@ def ratio_log_e(
     """Log evidence against "rate of the canary / rate of stable is at most `null_ratio`" (nats).
 
     With `worse` False, against "at least". counts: all events so far, by the weight of their draws. The
-    alternatives (`ratios` > 1, and how much each gets) are the gate's own. Mean of its exponential at most one
-    under the null, at any stopping time.
+    alternatives (`ratios` > 1, and how much each gets) are the gate's own. The mean of its exponential is at
+    most one under the null, at any stopping time.
     Raises ValueError for a w outside (0, 1), a negative count or a null_ratio outside (0, inf).
     Check: 8 canary events and 0 of stable at w = 0.05, null 1, give 19.861944 nats.
     """

@@ -43,7 +43,7 @@ class Lane:
         parts = []
         at = 0
         for metric in self.metrics:
-            given = metric.comparable(raw[metric.name], rows)
+            given = metric.comparable(raw[metric.name], failed, rows)
             columns = metric.values(given, failed, rows)
             metric.take(rows, given, columns, failed, self.sessions, at)
             parts.append(metric.session_values(columns, rows))

@@ -8,6 +8,7 @@ already exist.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import zlib
@@ -18,11 +19,18 @@ import numpy as np
 
 from evaluation.estimates import MedianRatio
 
-FORMAT = 4
+FORMAT = 5
 
 
 class SnapshotMismatch(ValueError):
-    """A snapshot of another policy, other stages or an unknown version; the message holds both."""
+    """A snapshot of another policy, other stages or an unknown version, or a damaged one; the message says
+    which."""
+
+
+#: What reading a damaged document ends in, wherever the damage is.
+_BROKEN = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, zlib.error)
+_REMEDY = "restore an earlier one, or start again"
+_SEAL_BYTES = 74
 
 
 @runtime_checkable
@@ -56,40 +64,83 @@ def _to_4(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "format": 4}
 
 
+def _to_5(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 5 keeps the first values of a histogram until there are enough to centre it."""
+    return {**document, "state": _waiting(document["state"]), "format": 5}
+
+
+def _waiting(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_waiting(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _waiting(item) for name, item in value.items()}
+    if found.keys() == {"counts", "first_bin", "total"}:
+        found["waiting"] = _encode(np.empty(0, dtype=np.int64))
+    return found
+
+
 #: From a format to the next one: takes the document, returns it changed.
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3, 3: _to_4}
+MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _to_2,
+    2: _to_3,
+    3: _to_4,
+    4: _to_5,
+}
 
 
 def write(root: Stateful, *, digest: str) -> bytes:
     """The state under `root`, with the digest of what it may be restored with."""
     document = {"format": FORMAT, "digest": digest, "state": _encode(root)}
-    return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+    body = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()[:-1]
+    return body + _seal(body)
 
 
 def read(root: Stateful, data: bytes, *, digest: str) -> None:
     """Fill `root` with the state in `data`. Errors: SnapshotMismatch, and `root` is of no use."""
+    document = _parsed(data)
+    try:
+        while document["format"] != FORMAT:
+            document = MIGRATIONS[document["format"]](document)
+        if document["digest"] != digest:
+            found = document["digest"]
+            raise SnapshotMismatch(
+                f"snapshot belongs to policy and stages {found!r:.40}, not {digest}; restore with its own"
+            )
+        _fill(root, document["state"])
+    except SnapshotMismatch:
+        raise
+    except (*_BROKEN, ValueError) as exc:
+        raise SnapshotMismatch(f"snapshot is damaged ({type(exc).__name__}); {_REMEDY}") from exc
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """The document, of a known format and as it was written. Errors: SnapshotMismatch."""
     try:
         document = json.loads(data)
         version = document["format"]
-    except (ValueError, TypeError, KeyError) as exc:
+    except (*_BROKEN, ValueError) as exc:
         raise SnapshotMismatch("this is no snapshot of an evaluator; give what snapshot() returned") from exc
-    while version != FORMAT:
-        if version not in MIGRATIONS:
-            raise SnapshotMismatch(f"snapshot format {version} is unknown, the limit is {FORMAT}; upgrade")
-        document = MIGRATIONS[version](document)
-        version = document["format"]
-    if document["digest"] != digest:
-        raise SnapshotMismatch(
-            f"snapshot belongs to policy and stages {document['digest']}, not {digest}; restore with its own"
-        )
-    _fill(root, document["state"])
+    if type(version) is not int or not (version == FORMAT or version in MIGRATIONS):
+        raise SnapshotMismatch(f"snapshot format {version!r:.40} is unknown, the limit is {FORMAT}; upgrade")
+    body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    is_whole = seal == _seal(body) if "sum" in document else document.keys() == {"format", "digest", "state"}
+    if not is_whole:
+        raise SnapshotMismatch(f"snapshot is damaged (its sum does not fit); {_REMEDY}")
+    found: dict[str, Any] = document
+    return found
+
+
+def _seal(body: bytes) -> bytes:
+    """The end of a document that begins with `body`: its sum. Earlier programs wrote none, and ignore it."""
+    return b',"sum":"%s"}' % hashlib.sha256(body).hexdigest().encode()
 
 
 def digest_of(data: bytes) -> str | None:
     """With what a snapshot may be restored; None when it is none."""
     try:
         found = json.loads(data)["digest"]
-    except (ValueError, TypeError, KeyError):
+    except (*_BROKEN, ValueError):
         return None
     return str(found)
 
@@ -130,21 +181,30 @@ def _decode(value: object) -> object:
             return np.frombuffer(raw, dtype=np.dtype(str(dtype))).reshape(value["shape"]).copy()
 
 
-def _fill(target: Stateful, state: dict[str, object]) -> None:
+def _fill(target: Stateful, state: object) -> None:
+    if not isinstance(state, dict):
+        raise SnapshotMismatch(f"snapshot is damaged ({type(target).__name__} is none); {_REMEDY}")
     for name in target.__state__:
         if name not in state:
             raise SnapshotMismatch(f"snapshot lacks {name!r} of {type(target).__name__}; it was cut short")
         present = getattr(target, name)
         raw = state[name]
-        if isinstance(present, Stateful) and isinstance(raw, dict):
+        if isinstance(present, Stateful):
             _fill(present, raw)
-        elif (
-            isinstance(present, list)
-            and present
-            and isinstance(present[0], Stateful)
-            and isinstance(raw, list)
-        ):
+        elif isinstance(present, list) and present and isinstance(present[0], Stateful):
+            if not isinstance(raw, list) or len(raw) != len(present):
+                raise SnapshotMismatch(f"snapshot is damaged ({name!r} does not fit); {_REMEDY}")
             for member, part in zip(present, raw, strict=True):
                 _fill(member, part)
         else:
-            setattr(target, name, _decode(raw))
+            value = _decode(raw)
+            if present is not None and _shape(value) != _shape(present):
+                raise SnapshotMismatch(f"snapshot is damaged ({name!r} does not fit); {_REMEDY}")
+            setattr(target, name, value)
+
+
+def _shape(value: object) -> object:
+    """What may stand for what: numbers for numbers, an array for one of as many dimensions."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind, value.ndim
+    return float if isinstance(value, bool | int | float) else type(value)

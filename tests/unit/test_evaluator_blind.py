@@ -129,3 +129,14 @@ def test_a_live_rollout_has_the_alarms_of_a_backtest() -> None:
 
     assert rang(live.gates) == ["ttft_ms_alarm"]
     assert live.rollback is None
+
+
+def test_the_score_of_an_answer_that_did_not_come_is_missing() -> None:
+    columns = requests(400, w=0.5)
+    columns["error"] = columns["arm"].astype(float)
+    columns["quality"] = 1.0 - columns["arm"]
+
+    result = run(columns, GatePolicy.default().only("quality"))
+
+    assert result.log_e["quality"] == 0.0
+    assert result.decision == "invalid"
