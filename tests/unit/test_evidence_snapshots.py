@@ -1,0 +1,88 @@
+"""A snapshot that was damaged is refused, whatever is wrong with it: `SnapshotMismatch`, in one line."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.policy import GatePolicy
+from tests.unit.evidence_maker import ONE_STAGE, requests, streamed
+
+POLICY = GatePolicy.default()
+
+
+@pytest.fixture(scope="module")
+def saved() -> bytes:
+    return streamed(requests(800, before=200), POLICY).snapshot()
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(SnapshotMismatch) as mismatch:
+        Evaluator.restore(POLICY, ONE_STAGE, data)
+    assert "\n" not in str(mismatch.value)
+    return str(mismatch.value)
+
+
+def test_a_changed_byte_is_refused_wherever_it_is(saved: bytes) -> None:
+    rng = random.Random(1)
+    places = [*rng.sample(range(len(saved)), 150), *range(len(saved) - 80, len(saved)), *range(60)]
+
+    for place in places:
+        changed = bytearray(saved)
+        changed[place] = rng.choice([b for b in b'AZaz019 {}[]",:' if b != saved[place]])
+        refused(bytes(changed))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 1000, -1, -75])
+def test_a_snapshot_that_was_cut_short_is_refused(saved: bytes, keep: int) -> None:
+    refused(saved[:keep])
+
+
+def unsealed(saved: bytes) -> dict[str, object]:
+    """As an earlier program wrote it, without a sum."""
+    document: dict[str, object] = json.loads(saved)
+    del document["sum"]
+    return document
+
+
+def test_what_an_earlier_program_wrote_without_a_sum_is_read(saved: bytes) -> None:
+    old = json.dumps(unsealed(saved)).encode()
+
+    assert Evaluator.restore(POLICY, ONE_STAGE, old).snapshot() == saved
+
+
+@pytest.mark.parametrize("version", [2.0, "4", [4], None, True, 99])
+def test_a_format_that_is_no_known_number_is_refused(saved: bytes, version: object) -> None:
+    assert "is unknown, the limit is" in refused(json.dumps({**unsealed(saved), "format": version}).encode())
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("state", [None, {}, [], 5, {"pipeline": None}, {"pipeline": {"lanes": 3}}])
+def test_a_state_that_is_none_is_refused(saved: bytes, version: int, state: object) -> None:
+    refused(json.dumps({**unsealed(saved), "format": version, "state": state}).encode())
+
+
+def test_a_document_of_other_keys_is_refused(saved: bytes) -> None:
+    refused(json.dumps({**unsealed(saved), "sUm": "0"}).encode())
+    refused(b'{"format": 4}')
+    refused(b"[" * 100_000)
+
+
+def test_without_a_sum_a_changed_byte_ends_in_nothing_else(saved: bytes) -> None:
+    rng, old = random.Random(2), json.dumps(unsealed(saved)).encode()
+    answers = set()
+
+    for place in rng.sample(range(len(old)), 150):
+        changed = bytearray(old)
+        changed[place] = rng.choice(b"AZaz09")
+        try:
+            Evaluator.restore(POLICY, ONE_STAGE, bytes(changed))
+            answers.add("read")
+        except SnapshotMismatch:
+            answers.add("refused")
+
+    assert answers <= {"read", "refused"}
+    assert "refused" in answers
