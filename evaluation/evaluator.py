@@ -71,21 +71,24 @@ class Queue:
     def pop(
         self, metric: str, deadline_s: float, settlement: Settlement
     ) -> tuple[list[str], Rows, Floats, NDArray[np.bool_]]:
-        """The head of the queue whose score is there, or can no longer come; NaN for the latter."""
+        """The head of the queue whose score is there, or can no longer come (NaN): its time is over, or there
+        was no answer to score."""
         values = []
-        for request, at_s in zip(self.requests, self.rows.at_s.tolist(), strict=True):
+        for request, at_s, failed in zip(
+            self.requests, self.rows.at_s.tolist(), self.failed.tolist(), strict=True
+        ):
             value = settlement.score_of(request, metric, at_s + deadline_s)
-            if value is None and not at_s + deadline_s < settlement.now_s:
+            if value is None and not failed and not at_s + deadline_s < settlement.now_s:
                 break
             values.append(float("nan") if value is None else value)
         count = len(values)
-        head, failed, requests = self.rows.pick(slice(0, count)), self.failed[:count], self.requests[:count]
+        head, gone, requests = self.rows.pick(slice(0, count)), self.failed[:count], self.requests[:count]
         self.requests, self.rows, self.failed = (
             self.requests[count:],
             self.rows.pick(slice(count, None)),
             self.failed[count:],
         )
-        return requests, head, np.array(values, dtype=np.float64), failed
+        return requests, head, np.array(values, dtype=np.float64), gone
 
 
 class Evaluator:

@@ -93,6 +93,19 @@ def test_a_score_settles_as_soon_as_nothing_before_it_waits() -> None:
     assert (before, settled_scores(gate)) == (0, 2)
 
 
+def test_an_answer_that_did_not_come_holds_no_later_score_back() -> None:
+    """Nobody will score it: to wait for its deadline would hold all quality back for ten minutes."""
+    one = evaluator()
+    for row in range(4):
+        one.add(replace(GOOD, request_id=str(row), unit=str(row), at_s=float(row), error=row == 0))
+        if row > 0:
+            one.add(Score(str(row), "quality", 1.0, float(row)))
+    one.advance(10.0, 10.0)
+
+    quality = next(gate for gate in one.report().gates if gate.gate == "quality")
+    assert quality.n_stable == 3
+
+
 def test_a_score_after_its_deadline_is_missing() -> None:
     gate = evaluator()
     gate.add(GOOD)
