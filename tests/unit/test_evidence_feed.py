@@ -76,6 +76,12 @@ def test_a_canary_that_stable_stands_in_for_is_rolled_back_by_its_served_rate() 
     assert sight.rollback.gate == "served_rate"
 
 
+def test_what_was_told_as_it_stood_is_censored() -> None:
+    flags = [draw_of(a_record(1, outcome=word)).flags.get("censored") for word in ("open", "answered")]
+
+    assert flags == [True, None]
+
+
 def test_a_truncated_answer_is_flagged_and_is_no_error() -> None:
     draw = draw_of(a_record(1, finish_reason="length"))
 

@@ -96,6 +96,20 @@ def test_the_low_watermark_stays_below_every_open_and_every_waiting_request() ->
     assert (first, second, third) == (100.0, 100.0, 101.0)
 
 
+def test_a_draw_that_no_poll_confirms_is_left_out_and_holds_nothing_for_ever() -> None:
+    box = Outbox("r")
+    box.ended(record("req-1", 100.0), drawn_s=10.0, canary=CANARY)
+    box.ended(record("req-2", 101.0), drawn_s=11.0, canary=CANARY)
+    box.give_up(10.0)
+    first = box.take(now_s=170.0)
+    box.sent()
+    box.confirm(11.5, CANARY)
+
+    assert [(one.request_id, one.assigned_by) for one in first.records] == [("req-1", "fenced")]
+    assert first.low_watermark_s == 101.0
+    assert [one.assigned_by for one in box.take(now_s=170.0).records] == ["request"]
+
+
 def test_a_batch_that_was_not_taken_is_offered_again() -> None:
     box = Outbox("r")
     box.ended(record(), drawn_s=1.0, canary=None)
