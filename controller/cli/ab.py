@@ -16,6 +16,7 @@ from controller.cli.ab_show import file_table, next_step, size_table, view_table
 from controller.cli.actions import change_body
 from controller.cli.client import HASH_TIMEOUT_S, Client
 from controller.cli.evidence_files import EvidenceFile, read_evidence
+from controller.cli.options import ServiceArgument, ServiceOption
 from controller.cli.output import Output, OutputOption, emit, say
 from controller.errors import BadInput
 from controller.settings import load_settings
@@ -43,13 +44,6 @@ ab = typer.Typer(
     rich_markup_mode=None,
 )
 
-ServiceArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[SERVICE]", help="Default: the only one there is.", show_default=False),
-]
-ServiceOption = Annotated[
-    str | None, typer.Option("--service", help="The same as SERVICE.", show_default=False)
-]
 AlphaOption = Annotated[float, typer.Option(help="Chance of naming a winner where there is none.")]
 MetricOption = Annotated[str, typer.Option(help="What is compared: quality, latency_ms, error, ...")]
 
@@ -137,7 +131,7 @@ def create(
 def status(
     service: ServiceArgument = None, service_: ServiceOption = None, output: OutputOption = Output.TABLE
 ) -> None:
-    """Show what the service's newest A/B test says now; it may be looked at as often as one likes."""
+    """Show what the service's newest A/B test says now."""
     client = AbClient(load_settings())
     show(client.ab(client.the_service(service or service_)), output)
 
@@ -169,12 +163,12 @@ def judge(
     alpha: AlphaOption = 0.05,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Judge a recorded A/B test, each unit once, in the order of assignment.
+    """Judge a recorded A/B test, each unit once, as assigned.
 
     With --by also each category; their p-values and verdicts are corrected for their number (Holm).
     """
     question = _question(metric, alpha)
-    evidence = read_evidence(file, extra=(by,) if by else ())
+    evidence = read_evidence(file, extra=("unit", by) if by else ("unit",))
     report = judge_file(evidence, question, metric=metric, by=by, is_fixed=fixed)
     emit(report, output, lambda wide: report.as_table())
 

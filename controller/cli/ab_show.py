@@ -62,9 +62,7 @@ def _share(view: AbView) -> str:
 def next_step(view: AbView) -> str:
     """What somebody who reads the verdict does now."""
     if view.phase in ("ended", "ending"):
-        return (
-            f"over; canaryctl ab create {view.service} begins another, canaryctl deploy takes B to production"
-        )
+        return f"canaryctl ab create {view.service} begins another; canaryctl deploy takes B to production"
     if AbVerdict(view.verdict) in (AbVerdict.B_BETTER, AbVerdict.A_BETTER, AbVerdict.INVALID):
         return f"canaryctl ab stop {view.service} ends it and takes B away"
     return f"canaryctl ab status {view.service} shows it again, canaryctl ab stop {view.service} ends it"

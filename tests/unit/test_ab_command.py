@@ -16,9 +16,9 @@ from controller.ab import AbSpec, AbView, Judge, ab_view
 from controller.ab_book import Outcome
 from controller.ab_service import AbTests, add_ab_routes
 from controller.cli.ab import register
-from controller.cli.ab_show import view_table
+from controller.cli.ab_show import next_step, view_table
 from controller.cli.output import console
-from controller.errors import BadInput
+from controller.errors import BadInput, BadSpec
 from controller.security import Identity, Role
 from controller.state import Phase
 from tests.fakes.rollouts import a_rollout
@@ -61,6 +61,61 @@ def test_a_file_is_judged_as_a_whole_and_by_category(
     ask("judge", str(written(tmp_path / "e.jsonl")), "--by", "topic", "-o", "json", *mode)
 
     assert rows(capsys) == {"(all)": "b better", "code": "b better", "chat": "no difference shown"}
+
+
+def test_a_file_says_what_its_figures_rest_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "e.jsonl", n=90)
+    ask("judge", str(path), "--by", "topic", "--fixed", "-o", "json")
+
+    assert json.loads(capsys.readouterr().out)["notes"] == [
+        "too few: a fixed test needs at least 30 units a side",
+        "p and verdict of 2 categories are corrected for their number (Holm)",
+        "fixed horizon, alpha 0.05; the interval is of the difference",
+    ]
+
+
+def test_a_file_whose_answers_of_b_went_ungraded_names_no_winner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in written(tmp_path / "e.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["arm"] and row["quality"] == 0.0:
+            del row["quality"]
+    path = tmp_path / "half.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask("judge", str(path), "-o", "json")
+
+    report = json.loads(capsys.readouterr().out)
+    assert [row["verdict"] for row in report["rows"]] == ["invalid"]
+    assert (
+        report["notes"][0] == "invalid: outcomes are missing more often on one side; grade both sides alike"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--split", "100%"], "ab: split 100 % leaves one side empty; use 50%"),
+        (["--fixed", "29"], "ab.sample_size 29 is below 30; raise it"),
+        (["--metric", "speed"], "ab.metric 'speed' is unknown"),
+    ],
+)
+def test_a_wrong_question_is_refused_before_a_controller_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[str], said: str
+) -> None:
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
+
+    with pytest.raises(BadSpec, match=said):
+        ask("create", "chat", "--model", str(tmp_path), *wrong)
+
+
+def test_what_to_do_next_follows_from_the_verdict() -> None:
+    steps = [next_step(VIEW), next_step(VIEW.model_copy(update={"phase": "ended"}))]
+
+    assert steps == [
+        "canaryctl ab stop chat ends it and takes B away",
+        "canaryctl ab create chat begins another; canaryctl deploy takes B to production",
+    ]
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
