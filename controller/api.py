@@ -82,8 +82,9 @@ class Taken(BaseModel):
 class DeployBody(BaseModel):
     """A deploy, for the documentation; commands.py checks it and names what is wrong."""
 
-    version: VersionSpec
+    version: VersionSpec | None = None  # null: of a twin run, which has none
     policy: PolicySpec | str | None = None
+    twin: bool = False  # stable against itself; without a version
     retry: bool = False
     reason: str = ""
     allow_unproven: str | None = None  # why stages that can prove nothing are run all the same

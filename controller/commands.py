@@ -60,6 +60,7 @@ from controller.spec import (
 )
 from controller.state import AskKind, CauseKind, Phase, Plan, RolloutState, VersionRef
 from controller.stored import RolloutRow, ServiceRow, VersionRow
+from controller.twin import twin_id
 from controller.up_again import refuse_change
 from controller.view import ForecastView, PlanView, plan_view
 from evaluation.metrics import CATALOGUE
@@ -68,7 +69,7 @@ from evaluation.plan_power import TrafficModel
 MIN_KV_BYTES = 64 << 20
 MAX_FEEDBACK = 1000
 MAX_ID = 200
-CHANGE_KEYS = ("version", "policy", "retry", "reason", "allow_unproven")
+CHANGE_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
 # A minute with fewer requests says too little of the traffic to refuse a deploy by.
 SURE_REQUESTS_PER_S = 1.0
 # A deploy that cannot be simulated by then is not: the gate decides, the forecast only spares time.
@@ -124,12 +125,18 @@ class Proposal:
     forecast: tuple[ForecastView, ...] | None = None
     forecast_note: str | None = None
 
+    @property
+    def canary_id(self) -> str:
+        """The id of the version beside stable: its fingerprint's, or a twin's own."""
+        found = self.fingerprint.version_id
+        return twin_id(found) if self.plan.twin else found
+
     def view(self) -> PlanView:
         """What `plan` shows."""
         return plan_view(
             self.service.name,
             self.stable.id,
-            self.fingerprint.version_id,
+            self.canary_id,
             assessment=self.assessment,
             plan=self.plan,
             policy=self.policy.gate_policy(),
@@ -244,14 +251,14 @@ class Commands:
         unknown = sorted(set(body) - set(CHANGE_KEYS))
         if unknown:
             raise BadInput(f"unknown key {unknown[0]!r}; use {', '.join(known)}")
-        version = _changed(stable, body.get("version") or {})
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
+        policy = _as_twin(policy, body)
+        version = version_spec(stable) if policy.twin else _changed(stable, body.get("version") or {})
         fingerprint = self._world.fingerprint(version)
-        if fingerprint.version_id == row.stable:
-            raise Conflict(
-                f"{service} already serves {row.stable}: nothing in it changes; deploy another version"
-            )
+        _refuse_same(row, fingerprint, is_twin=policy.twin)
         assessment = assess(fingerprint_of(stable), fingerprint)
+        if policy.twin:
+            assessment = replace(assessment, reasons=("a twin: stable against itself",))
         asked = asked or AskedTraffic()
         rate = self._world.requests_per_s(service) if asked.rate is None else asked.rate
         before = version_spec(stable)
@@ -284,8 +291,9 @@ class Commands:
                 f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
             )
         proposal = self._propose(service, body)
-        before = self._shelf.latest_attempt(service, proposal.fingerprint.version_id)
-        if before is not None and not body.get("retry", False):
+        before = self._shelf.latest_attempt(service, proposal.canary_id)
+        # What rolled a twin back was no harm, and how often that happens is what twins are run for.
+        if before is not None and not proposal.plan.twin and not body.get("retry", False):
             _refuse_rejected(_state(before))
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
@@ -293,9 +301,7 @@ class Commands:
             self._refuse_unproven(proposal)
         now_s = self._clock.now_s()
         stable_spec = version_spec(proposal.stable)
-        canary = VersionRef(
-            proposal.fingerprint.version_id, proposal.version.replicas, proposal.version.is_external
-        )
+        canary = VersionRef(proposal.canary_id, proposal.version.replicas, proposal.version.is_external)
         state = begin(
             f"r-{secrets.token_hex(4)}",
             service,
@@ -313,7 +319,8 @@ class Commands:
             "reason": str(body.get("reason") or ""),
             "allow_unproven": _waiver(body),
         }
-        self._shelf.put_version(version_row(service, proposal.version, proposal.fingerprint, now_s))
+        row = version_row(service, proposal.version, proposal.fingerprint, now_s)
+        self._shelf.put_version(replace(row, id=proposal.canary_id))
         self._shelf.create_rollout(state, request=json.dumps(request), at_s=now_s)
         self._wake(service)
         return state
@@ -437,6 +444,33 @@ def _changed(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
     if isinstance(engine, Mapping):
         change = {**change, "engine": {**kept.get("engine", {}), **engine}}
     return parse_version({**kept, **change})
+
+
+def _as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
+    """The policy, of a twin run where `body` asks for one. Raises BadInput, BadSpec."""
+    asked = body.get("twin", False)
+    if not isinstance(asked, bool):
+        raise BadInput(f"twin {asked!r} is not true or false; leave it out")
+    if not (asked or policy.twin):
+        return policy
+    if body.get("version"):
+        raise BadInput("a twin run takes the version that serves; leave --model, --url and --engine out")
+    return parse_policy({**dump(policy), "twin": True})
+
+
+def _refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> None:
+    """Raises Conflict for a canary that is stable itself, and for a twin that is not."""
+    is_same = fingerprint.version_id == row.stable
+    if is_same and not is_twin:
+        raise Conflict(
+            f"{row.name} already serves {row.stable}: nothing in it changes; deploy another version, "
+            "or run it against itself: --twin"
+        )
+    if is_twin and not is_same:
+        raise Conflict(
+            f"{row.name} serves {row.stable}, but its files or the engine release have changed since: a twin "
+            "would be another version; deploy that first"
+        )
 
 
 def _waiver(body: Mapping[str, Any]) -> str:

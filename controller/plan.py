@@ -148,7 +148,7 @@ def latency_lines(plan: Plan, policy: PolicySpec) -> tuple[str, ...]:
     weights = [stage.weight_bp for stage in plan.stages]
     for index, bp in enumerate([*weights, FULL_BP - plan.holdback_bp]):
         found = load(plan, index)
-        if found is not None and (index < len(weights) or plan.holdback_bp > 0):
+        if found is not None and (index < len(weights) or (plan.holdback_bp > 0 and not plan.twin)):
             ratio = found.highest if found.means(gates.load_ratio) == "nothing" else found.ratio
             name = percent(bp) if index < len(weights) else f"the bake's {percent(bp)}"
             places[found.means(gates.load_ratio)].append(f"{name} ({ratio:.2g}x stable's load)")

@@ -9,6 +9,11 @@ from controller.units import duration, percent
 from evaluation.gate import GateReport, Verdict
 
 
+def twin_id(stable: str) -> str:
+    """The id that a twin has in the fleet and the route table, where no two versions may share one."""
+    return f"{stable}-twin"
+
+
 def stage_pass(state: RolloutState, how: Passage, evidence: EvidenceSight | None, now_s: float) -> StagePass:
     """The stage that is left now, with the last of its proofs and the rollback gate that came nearest."""
     since_s = state.acked_at_s if state.acked_at_s is not None else now_s
@@ -38,7 +43,7 @@ def stage_pass(state: RolloutState, how: Passage, evidence: EvidenceSight | None
 
 
 def _decides(gate: GateReport) -> bool:
-    return 0 < gate.limit < math.inf
+    return not gate.is_alarm and 0 < gate.limit < math.inf
 
 
 def twin_report(state: RolloutState) -> str:

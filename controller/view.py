@@ -22,12 +22,14 @@ from controller.state import (
     Plan,
     RolloutState,
     SplitSight,
+    StagePass,
     VersionPhase,
     VersionSight,
 )
+from controller.twin import unproven
 from controller.units import duration, percent
 from evaluation.gate import GateReport, Verdict
-from evaluation.policy import GatePolicy
+from evaluation.policy import GatePolicy, Sampling
 
 
 def _finite(value: float | None) -> float | None:
@@ -68,6 +70,23 @@ class StageView(_View):
     deadline_s: float
     replicas: int
     status: Literal["done", "now", "ahead"]
+    promote_if_point_ok: bool = False  # at its deadline, unproven: goes on where estimates are within margins
+
+
+class PassView(_View):
+    """How a stage was left upwards. Counts are of the whole rollout; null: not known, or nothing to prove."""
+
+    number: int  # from 1
+    weight_bp: int
+    how: Literal["proven", "waived", "point_estimates"]  # only the first is a proof
+    at_s: float
+    held_s: float
+    canary_requests: int | None
+    proven_canary: int | None
+    proven_after_s: float | None
+    last_gate: str | None
+    nearest_gate: str | None  # the rollback gate that came nearest to firing
+    nearest_ratio: float | None
 
 
 class HoldView(_View):
@@ -127,6 +146,8 @@ class RolloutView(_View):
     stages: tuple[StageView, ...]
     weight_bp: int
     holdback_bp: int
+    twin: bool = False  # stable against itself: never promoted
+    passed: tuple[PassView, ...] = ()
     risk: str
     risk_reasons: tuple[str, ...]
     reason: str
@@ -211,6 +232,7 @@ class PlanView(_View):
     """What a rollout would do."""
 
     view: Literal[1] = 1
+    twin: bool = False  # stable against itself: ends after its last stage, never promoted
     service: str
     stable: str
     canary: str
@@ -264,6 +286,8 @@ def rollout_view(
         stages=_stages(state.plan, state.stage if _has_started(state) else -1, in_stage=in_stage),
         weight_bp=state.weight_bp,
         holdback_bp=state.plan.holdback_bp,
+        twin=state.plan.twin,
+        passed=tuple(_pass_view(one) for one in state.passed),
         risk=state.plan.risk,
         risk_reasons=state.plan.reasons,
         reason=state.reason,
@@ -286,7 +310,7 @@ def rollout_view(
         guards=tuple(f"{guard.name}: {guard.text}" for guard in evidence.guards)
         if evidence is not None
         else (),
-        notes=evidence.notes if evidence is not None else (),
+        notes=(*_notes(state), *(evidence.notes if evidence is not None else ())),
         alarms=tuple(
             AlarmView(
                 gate=alarm.gate,
@@ -372,6 +396,7 @@ def plan_view(
     if not fit.fits:
         warnings.append(fit.text)
     return PlanView(
+        twin=plan.twin,
         service=service,
         stable=stable,
         canary=canary,
@@ -381,7 +406,7 @@ def plan_view(
         stages=_stages(plan, -1, in_stage=False),
         holdback_bp=plan.holdback_bp,
         bake_s=plan.bake_s,
-        shortest_s=math.fsum(stage.duration_s for stage in plan.stages) + plan.bake_s,
+        shortest_s=math.fsum(stage.duration_s for stage in plan.stages) + (0.0 if plan.twin else plan.bake_s),
         alpha=policy.alpha,
         gates=tuple(_gate_line(policy, index) for index in range(len(policy.gates))),
         latency=latency,
@@ -460,6 +485,28 @@ def _has_started(state: RolloutState) -> bool:
     return state.exposed or state.phase in (Phase.STAGE, Phase.PROMOTING, Phase.BAKING, Phase.UNLOADING)
 
 
+def _notes(state: RolloutState) -> list[str]:
+    """What must not be overlooked of the rollout itself."""
+    twin = ["a twin run: both arms are one model, and nothing will be promoted"] if state.plan.twin else []
+    return [*twin, *([unproven(state).removeprefix("; ")] if unproven(state) else [])]
+
+
+def _pass_view(one: StagePass) -> PassView:
+    return PassView(
+        number=one.stage + 1,
+        weight_bp=one.weight_bp,
+        how=one.how,
+        at_s=one.at_s,
+        held_s=one.held_s,
+        canary_requests=one.canary_requests,
+        proven_canary=one.proven_canary,
+        proven_after_s=one.proven_after_s,
+        last_gate=one.last_gate,
+        nearest_gate=one.nearest_gate,
+        nearest_ratio=one.nearest_ratio,
+    )
+
+
 def _stages(plan: Plan, at: int, *, in_stage: bool) -> tuple[StageView, ...]:
     views = []
     for index, stage in enumerate(plan.stages):
@@ -475,6 +522,7 @@ def _stages(plan: Plan, at: int, *, in_stage: bool) -> tuple[StageView, ...]:
                 deadline_s=stage.deadline_s,
                 replicas=stage.replicas,
                 status=status,
+                promote_if_point_ok=stage.promote_if_point_ok,
             )
         )
     return tuple(views)
@@ -483,9 +531,13 @@ def _stages(plan: Plan, at: int, *, in_stage: bool) -> tuple[StageView, ...]:
 def _gate_line(policy: GatePolicy, index: int) -> str:
     gate = policy.gates[index]
     alpha = policy.alpha * gate.alpha_share
+    shares = gate.sampling
+    judged = ""
+    if shares != Sampling():
+        judged = f"; judged: {shares.stable:.0%} of stable's answers, {shares.canary:.0%} of the canary's"
     if alpha == 0:
-        return f"{gate.name}: shown, never deciding"
+        return f"{gate.name}: shown, never deciding{judged}"
     sign = "-" if gate.kind == "score" else "+"
     unit = f"{gate.threshold:g}" if gate.kind == "score" else f"{gate.threshold * 100:g} %"
     tolerated = f"{gate.tolerance:g}" if gate.kind == "score" else f"{gate.tolerance * 100:g} %"
-    return f"{gate.name}: rolls back at {sign}{unit}, tolerates {sign}{tolerated} (alpha {alpha:g})"
+    return f"{gate.name}: rolls back at {sign}{unit}, tolerates {sign}{tolerated} (alpha {alpha:g}){judged}"

@@ -85,18 +85,25 @@ def service_body(
 
 
 def change_body(
-    *, model: Path | None, url: str | None, engine: Sequence[str] | None, policy: str | None
+    *,
+    model: Path | None,
+    url: str | None,
+    engine: Sequence[str] | None,
+    policy: str | None,
+    twin: bool = False,
 ) -> dict[str, Any]:
     """What to deploy, as far as it can be checked here. Raises BadSpec, BadInput."""
     version: dict[str, Any] = {**_source(model, url), **engine_arguments(engine)}
+    rules = read_policy(policy) if policy is not None else None
+    if twin or (isinstance(rules, dict) and rules.get("twin") is True):
+        if version:
+            raise BadInput("a twin run takes the version that serves; leave --model, --url and --engine out")
+        return {"twin": True, **({"policy": rules} if rules is not None else {})}
     if not version:
-        raise BadInput("nothing to deploy; give --model DIR, --url URL or --engine KEY=VALUE")
+        raise BadInput("nothing to deploy; give --model DIR, --url URL or --engine KEY=VALUE, or --twin")
     if model is not None or url is not None:
         parse_version(version)
-    body: dict[str, Any] = {"version": version}
-    if policy is not None:
-        body["policy"] = read_policy(policy)
-    return body
+    return {"version": version, **({"policy": rules} if rules is not None else {})}
 
 
 def engine_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:

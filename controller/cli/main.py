@@ -19,6 +19,7 @@ from controller.cli.options import (
     ServiceArgument,
     ServiceOption,
     TimeoutOption,
+    TwinOption,
     UrlOption,
     WaitOption,
     YesOption,
@@ -153,6 +154,7 @@ def plan(
     url: UrlOption = None,
     engine: EngineOption = None,
     policy: PolicyOption = None,
+    twin: TwinOption = False,
     rate: Annotated[
         float | None,
         typer.Option(
@@ -184,7 +186,7 @@ def plan(
     """
     from controller.cli.actions import change_body
 
-    body = change_body(model=model, url=url, engine=engine, policy=policy)
+    body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
     traffic = {"rate": rate, "unit_requests": unit_requests, "users": users, "quick": quick or None}
     body |= {key: value for key, value in traffic.items() if value is not None}
     client = Client(load_settings())
@@ -200,6 +202,7 @@ def deploy(
     url: UrlOption = None,
     engine: EngineOption = None,
     policy: PolicyOption = None,
+    twin: TwinOption = False,
     wait: WaitOption = False,
     timeout: TimeoutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as plan.")] = False,
@@ -219,11 +222,11 @@ def deploy(
 ) -> None:
     """Roll a new version out beside the one that serves: through all stages, or back, by itself.
 
-    With --wait: exit 0 promoted, 5 rolled back, 6 not proven or timed out.
+    With --wait: exit 0 promoted (a twin: proven), 5 rolled back, 6 not proven or timed out.
     """
     from controller.cli.actions import change_body
 
-    body = change_body(model=model, url=url, engine=engine, policy=policy)
+    body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
     client = Client(load_settings())
     name = client.the_service(service or service_)
     if dry_run:

@@ -41,6 +41,12 @@ EngineOption = Annotated[
         "--engine", metavar="KEY=VALUE", help="Engine argument; may be repeated.", show_default=False
     ),
 ]
+TwinOption = Annotated[
+    bool,
+    typer.Option(
+        "--twin", help="Stable against itself: shows how long proofs take and what fires. Promotes nothing."
+    ),
+]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Watch until it is over; the exit code says how.")]
 TimeoutOption = Annotated[
     float | None,

@@ -118,6 +118,8 @@ def stages_line(view: RolloutView) -> Text:
         least = f"/{stage.min_canary}" if stage.min_canary < NEVER_CANARY else ""
         done = f" {view.canary_requests}{least}" if stage.status == "now" else ""
         line.append(f"{mark} {percent(stage.weight_bp)}{done}   ", style=style)
+    if view.twin:
+        return line.append("○ nothing to promote", style="dim")
     final = view.phase is Phase.SUCCEEDED
     line.append("✓ 100 %" if final else "○ 100 %", style="green" if final else "dim")
     return line
@@ -193,8 +195,15 @@ def plan_detail(view: PlanView, *, wide: bool) -> RenderableType:
     for stage in view.stages:
         grid.add_row(*_stage_cells(stage))
     last = percent(FULL_BP - view.holdback_bp)
-    grid.add_row("bake", last, duration(view.bake_s), "-", "-", "-")
+    if not view.twin:
+        grid.add_row("bake", last, duration(view.bake_s), "-", "-", "-")
+    points = [str(stage.number) for stage in view.stages if stage.promote_if_point_ok]
     parts += [Text(), grid, *(Text(line) for line in view.latency), Text(f"capacity: {view.capacity}")]
+    if view.twin:
+        parts.append(Text("a twin run: ends with the twin unloaded; nothing is promoted"))
+    if points:
+        text = f"unproven at the deadline, goes on on point estimates: stage {', '.join(points)}"
+        parts.append(Text(text, style="yellow"))
     parts.append(
         Text(f"at the soonest {duration(round(view.shortest_s))}, when every proof is there in time")
     )

@@ -84,7 +84,8 @@ class Versions:
             raise UnknownService(f"{rollout.service} has no stored version {rollout.canary.id}")
         spec = version_spec(row)
         found = self.fingerprint(spec)
-        if found.version_id != rollout.canary.id:
+        # A twin has an id of its own, and stable's fingerprint.
+        if found.version_id != fingerprint_of(row).version_id:
             raise CanaryctlError(f"{spec.model} changed since the plan was made; deploy it again")
         if not spec.is_external:
             require_fit(spec, found, devices())
