@@ -21,15 +21,15 @@ Clocks: `now_s` is CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from serving.answers import AnswerScan
 from serving.assignment import hash64
+from serving.exchange_parts import Desk, Draw, Head, Limits, Refusal, Request, Start, Try
 from serving.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
-from serving.messages import CANARY, STABLE, Arm, AssignedBy, Outcome, Replica, RequestRecord, RouteTable
-from serving.recording import SETTLE_S, Canary
+from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecord
+
+__all__ = ["Desk", "Draw", "Exchange", "Failure", "Head", "Limits", "Refusal", "Request", "Start", "Try"]
 
 MAX_TRIES = 4  # of one request, both arms together
 HOLD_LIMIT = 1 << 20  # bytes; a whole answer up to this size is passed on only when it is complete
@@ -40,114 +40,6 @@ _AGAIN: tuple[frozenset[str], frozenset[str]] = (  # by arm: another connection 
     frozenset({"refused", "reset"}),
 )
 _ELSEWHERE = frozenset({429, 502, 503, 504})
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Patience, in seconds."""
-
-    connect_s: float = 5.0
-    settle_s: float = SETTLE_S  # then a request is recorded as it stands
-    canary_stream_s: float = 60.0  # to the first byte of a stream: later it is an error anyhow
-    canary_whole_s: float = 300.0  # to the first byte of an answer that comes at once
-    stable_s: float = 600.0  # to the first byte
-    idle_s: float = 300.0  # between bytes
-    table_s: float = 5.0  # for the first table of a router that has just started
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request that has been read whole."""
-
-    method: str
-    path: str  # without the service's prefix
-    query: bytes
-    headers: RawHeaders
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """Send the request there."""
-
-    arm: int
-    url: str  # with path and query
-    headers: list[tuple[bytes, bytes]]
-    first_byte_s: float  # how long to wait for the first byte
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An answer of the router itself."""
-
-    status: int
-    code: str
-    message: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    retry_after_s: int | None = None  # None: trying again will not help
-
-    def body(self) -> bytes:
-        """The error in the shape that OpenAI clients know."""
-        kind = "invalid_request_error" if self.status < 500 else "service_unavailable"
-        return json.dumps({"error": {"message": self.message, "type": kind, "code": self.code}}).encode()
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Pass this head on; with `hold`, only when the whole body has come."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    hold: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """Where the coin sent a request."""
-
-    arm: int
-    w: float
-    bucket: int | None
-    unit: str
-    key: str
-    assigned_by: AssignedBy
-    canary: Canary | None  # what it could have been sent to; None: not drawn
-
-
-class Desk(Protocol):
-    """What an exchange needs of its router."""
-
-    @property
-    def service(self) -> str: ...
-    @property
-    def router(self) -> str: ...
-    @property
-    def limits(self) -> Limits: ...
-    @property
-    def table(self) -> RouteTable | None: ...
-    @property
-    def in_flight(self) -> dict[str, int]:
-        """Requests of this router by address; absent: none."""
-
-    def may_start(self, canary: Canary | None, now_s: float) -> bool:
-        """True while this canary may be sent requests."""
-
-    def settle(self, record: RequestRecord, *, drawn_s: float, canary: Canary | None) -> None:
-        """Takes the one record of a request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How a request began."""
-
-    request_id: str
-    request: Request
-    table: RouteTable  # the one that drew it
-    draw: Draw
-    recorded: bool
-    streams: bool  # the client asked for a stream
-    at_s: float  # wall clock
-    now_s: float
 
 
 class Exchange:
