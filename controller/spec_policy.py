@@ -13,6 +13,7 @@ from controller.state import FULL_BP
 from controller.units import percent
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy import Gate, GatePolicy, PolicyError, Sampling
+from evaluation.policy_rules import check_margins, kinds_of
 
 
 class SamplingSpec(Strict):
@@ -214,6 +215,8 @@ class PolicySpec(Strict):
         self._check_twin()
         try:
             gates = self.gate_policy()
+            for index, stage in enumerate(self.stages or ()):
+                check_margins(f"stages.{index}.margins", stage.margins or {}, kinds_of(gates))
         except PolicyError as exc:
             raise ValueError(str(exc)) from exc
         _check_gates(gates)

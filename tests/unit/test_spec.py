@@ -152,6 +152,14 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
             {"gates": {"quality": {"deadline": 5, "deadline_s": 5}}},
             "policy.gates.quality.deadline is given twice, once by its other name; leave one out",
         ),
+        (
+            {"stages": [{"weight": "5%", "margins": {"error": -5}}]},
+            "policy.stages.0.margins.error -5.0 is outside 1..1000; it is a ratio, as 1.5",
+        ),
+        (
+            {"stages": [{"weight": "5%", "margins": {"quality": 1.5}}]},
+            "policy.stages.0.margins.quality 1.5 is outside (0, 1); it is a loss of score, as 0.05",
+        ),
         ({"max_missing": 5}, "policy.max_missing 5.0 is outside 0..1; it is a share of values, as 0.1"),
         ({"max_missing": float("nan")}, "policy.max_missing nan is not a finite number; write one"),
         ({"restart_share": 1}, "policy.restart_share 1.0 is outside [0, 1); use 0.3, or 0 for no restarts"),
