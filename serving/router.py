@@ -26,6 +26,26 @@ from serving.messages import CANARY, FULL_BP, STABLE, RecordBatch, RequestRecord
 from serving.recording import Canary, Outbox
 from serving.route_table import LEASE_S
 
+BACK_RATE = 0.1  # how fast a clock that was set back is followed, in seconds a second
+
+
+class ForwardClock:
+    """The wall clock as records see it: it never goes back.
+
+    The log's watermark cannot go back, so after a clock that jumped ahead was corrected, all requests would
+    come too late to count until the time of the jump was reached again.
+    """
+
+    def __init__(self) -> None:
+        self._now_s = self._at_s = -math.inf
+
+    def at_s(self, now_s: float, wall_s: float) -> float:
+        """`wall_s`, or while that is behind what was said before, a time that goes on more slowly."""
+        if wall_s < self._at_s:
+            wall_s = self._at_s + (1 - BACK_RATE) * max(now_s - self._now_s, 0.0)
+        self._now_s, self._at_s = now_s, wall_s
+        return wall_s
+
 
 class RouterCore:
     """One router's view of one service."""
@@ -40,6 +60,7 @@ class RouterCore:
         self.outbox = Outbox(router)
         self.table: RouteTable | None = None
         self.in_flight: dict[str, int] = {}
+        self._clock = ForwardClock()
         self._untold: dict[str, Exchange] = {}  # recorded requests by id, in order of their draws
         self._lease_s = lease_s
         self._lease_until_s = -math.inf
@@ -65,6 +86,7 @@ class RouterCore:
         if self.table is None:
             message = f"service {self.service} has no version in service yet; retry when `up` has finished"
             return Refusal(503, "no_table", message, retry_after_s=1)
+        wall_s = self._clock.at_s(now_s, wall_s)
         recorded = is_drawn(request.method, request.path)
         body = _json_object(request.body) if recorded else None
         draw = self._draw(self.table, request, body, request_id, now_s, recorded)
@@ -97,7 +119,7 @@ class RouterCore:
                 break
             exchange.overdue()
         self.outbox.give_up(now_s - self.limits.settle_s)
-        return self.outbox.take(now_s=wall_s, last=last)
+        return self.outbox.take(now_s=self._clock.at_s(now_s, wall_s), last=last)
 
     def _draw(
         self,

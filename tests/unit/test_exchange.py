@@ -699,3 +699,16 @@ def test_what_is_not_recorded_is_not_told_when_it_does_not_end() -> None:
     begin(router, request(path="/v1/models", method="GET"))
 
     assert settled(router) == []
+
+
+def test_a_clock_that_jumped_ahead_and_was_set_back_makes_no_request_late() -> None:
+    router = core()
+    ahead_s = router.report(now_s=20.0, wall_s=4100.0).low_watermark_s
+    router.outbox.sent()
+    exchange = router.begin(request(), request_id="req-1", now_s=21.0, wall_s=501.0)
+    assert isinstance(exchange, Exchange)
+    exchange.cancelled(now_s=21.5)
+    (one,) = settled(router, now_s=22.0)
+    later_s = router.report(now_s=23.0, wall_s=503.0).low_watermark_s
+
+    assert ahead_s < one.at_s < later_s < 4103.0
