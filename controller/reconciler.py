@@ -185,7 +185,8 @@ class Reconciler:
         if not changed and now_s - last_s < EVIDENCE_COMMIT_S:
             return None
         self._evidence_committed_at_s[state.id] = now_s
-        return self._ports.evidence.snapshot(state.id)
+        # What cannot be saved must not keep a rollback from being committed; it is tried again.
+        return self._read("snapshot of the evidence", lambda: self._ports.evidence.snapshot(state.id))
 
 
 def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool, failed: bool) -> float:

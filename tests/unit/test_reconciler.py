@@ -189,6 +189,24 @@ def test_a_broken_notifier_keeps_no_rollback_from_happening() -> None:
     assert world.outcome() == (Phase.ROLLED_BACK, STABLE, STABLE, None, 0, (STABLE,))
 
 
+def test_evidence_that_cannot_be_saved_keeps_no_rollback_from_happening(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    reconciler = Reconciler(world.ports())
+    world.drive(reconciler, until=in_stage(0))
+
+    def fails(self: FakeEvidence, rollout: str) -> bytes:
+        raise RuntimeError("the code was changed under a running controller")
+
+    monkeypatch.setattr(FakeEvidence, "snapshot", fails)
+    world.store.append_ask("r-00000001", AskKind.ROLLBACK, OPERATOR, reason="", at_s=world.clock.at_s)
+
+    world.drive(reconciler, until=final)
+
+    assert world.state().phase is Phase.ROLLED_BACK
+
+
 def test_unreadable_evidence_never_promotes() -> None:
     world = World()
     reconciler = Reconciler(world.ports())
