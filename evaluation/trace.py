@@ -16,7 +16,7 @@ from evaluation.alpha import limit_of
 from evaluation.backtest import feed
 from evaluation.columns import Table, checked, gated, planned
 from evaluation.evidence import MetricEvidence, Track
-from evaluation.pipeline import Pipeline
+from evaluation.pipeline import Pipeline, stage_margins
 from evaluation.policy import Gate, GatePolicy, StagePlan
 
 POINTS = 200
@@ -34,6 +34,8 @@ class Trace:
     canary_requests: NDArray[np.int64]
     log_e: Mapping[str, NDArray[np.float64]]
     limit: Mapping[str, float]
+    proofs: Mapping[str, NDArray[np.float64]]  # evidence that the harm is below the last stage's margin
+    proof_limit: float
 
 
 def trace(
@@ -48,11 +50,14 @@ def trace(
         raise ValueError(f"points {points} is below 2; a line needs two")
     chosen = gated(columns, policy)
     table = checked(columns, chosen)
-    pipeline = Pipeline(chosen, planned(stages, chosen))
+    plan = planned(stages, chosen)
+    pipeline = Pipeline(chosen, plan)
     cuts = np.unique(np.linspace(0, len(table.at_s), points, dtype=np.int64)[1:])
     cuts = cuts[cuts > 0]  # without rows there is nothing to cut
     deciding = [gate for gate in chosen.gates if gate.alpha_share > 0]
     log_e: dict[str, list[float]] = {gate.name: [] for gate in deciding}
+    proving = _proving(pipeline, chosen, plan[-1])
+    proofs: dict[str, list[float]] = {name: [] for name in proving}
     canary = []
     start = 0
     for stop in cuts:
@@ -61,12 +66,26 @@ def trace(
         canary.append(pipeline.canary)
         for gate in deciding:
             log_e[gate.name].append(_log_e(pipeline.metrics[gate.metric], gate, _limit(chosen, gate)))
+        for name, track in proving.items():
+            proofs[name].append(track.channel.wealth.log_e)
     return Trace(
         table.at_s[cuts - 1],
         np.array(canary, dtype=np.int64),
         {name: np.array(values) for name, values in log_e.items()},
         {gate.name: _limit(chosen, gate) for gate in deciding},
+        {name: np.array(values) for name, values in proofs.items()},
+        limit_of(chosen.promotion_alpha),
     )
+
+
+def _proving(pipeline: Pipeline, policy: GatePolicy, stage: StagePlan) -> dict[str, Track]:
+    """The proofs that a stage needs, by gate."""
+    margins, floor = stage_margins(policy, stage)
+    wanted = {(name, margin, floor) for name, margin in margins.items()}
+    tracks = [
+        track for metric in pipeline.metrics.values() for track in metric.tracks if track.use == "proof"
+    ]
+    return {t.gate.name: t for t in tracks if (t.gate.name, t.margin, t.floor) in wanted}
 
 
 def _cut(table: Table, rows: slice) -> Table:

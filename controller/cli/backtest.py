@@ -18,6 +18,7 @@ from rich.console import Group, RenderableType
 
 from controller.cli.actions import read_policy
 from controller.cli.evidence_files import EvidenceFile, read_evidence
+from controller.cli.evidence_plot import draw_trace, what_is_drawn
 from controller.cli.observed import RangeAnswer, judge_range, moment_s
 from controller.cli.output import console, say, table
 from controller.errors import BadInput
@@ -27,9 +28,10 @@ from evaluation.backtest import BacktestResult, run
 from evaluation.gate import GateReport
 from evaluation.policy import GatePolicy, PolicyError
 from evaluation.records import EvidenceError
-from evaluation.trace import Trace, trace
+from evaluation.trace import trace
 
 PLOTS = frozenset({".png", ".svg"})
+ASKS = {"rollback": "is it worse?", "promotion": "is it proven?", "guard": "is the split as drawn?"}
 
 
 class Shape(StrEnum):
@@ -86,7 +88,7 @@ def backtest(
     ranged = _ranged(evidence, observed, since, until, window) if observed is not None else None
     if plot is not None and drawn is not None:
         draw_trace(drawn, result, plot)
-        say(f"drawn: {plot}")
+        say(f"drawn: {plot} ({what_is_drawn(drawn, result)})")
     if output is Shape.JSON:
         ranges = {"observed_range": ranged.as_plain()} if ranged is not None else {}
         print(json.dumps(as_plain(evidence, gates, result) | ranges, indent=2))
@@ -144,7 +146,9 @@ def _gate(report: GateReport) -> dict[str, object]:
         "canary": report.canary,
         "n_stable": report.n_stable,
         "n_canary": report.n_canary,
+        "effective_units": report.effective_units,
         "decided_canary": report.decided_canary,
+        "is_alarm": report.is_alarm,
         "reason": report.reason,
     }
 
@@ -157,7 +161,7 @@ def as_table(evidence: EvidenceFile, result: BacktestResult) -> RenderableType:
     """The decision in one line, then a row for each gate and side."""
     grid = table("gate", "asks", "verdict", "evidence", "stable", "canary", "why")
     for report in result.gates:
-        asks = "is it worse?" if report.side == "rollback" else "is it proven?"
+        asks = "an alarm: is it worse?" if report.is_alarm else ASKS[report.side]
         at = f" after {report.decided_canary} canary requests" if report.decided_canary is not None else ""
         grid.add_row(
             report.gate,
@@ -168,15 +172,15 @@ def as_table(evidence: EvidenceFile, result: BacktestResult) -> RenderableType:
             _figure(report.canary),
             f"{report.reason}{at}",
         )
-    return Group(_headline(evidence, result), "", grid)
+    return Group(_headline(result, evidence.rows), "", grid)
 
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _headline(evidence: EvidenceFile, result: BacktestResult) -> str:
-    seen = f"policy {result.policy}, {evidence.rows} rows"
+def _headline(result: BacktestResult, rows: int) -> str:
+    seen = f"policy {result.policy}, {rows} rows"
     match result.decision:
         case "rollback":
             return f"ROLLBACK by {result.metric} after {result.canary_requests} canary requests ({seen})"
@@ -186,32 +190,3 @@ def _headline(evidence: EvidenceFile, result: BacktestResult) -> str:
             return f"INVALID: {'; '.join(result.reasons)} ({seen})"
         case "undecided":
             return f"UNDECIDED after {result.canary_requests} canary requests ({seen})"
-
-
-def draw_trace(drawn: Trace, result: BacktestResult, path: Path) -> None:
-    """Write the picture: log evidence of harm by gate over time, each as a share of its own limit."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise BadInput("--plot needs matplotlib; pip install 'canaryctl[plot]', or leave it out") from exc
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    hours = (drawn.t_s - drawn.t_s[0]) / 3600
-    for name, log_e in drawn.log_e.items():
-        axes.plot(hours, log_e / drawn.limit[name], label=name, linewidth=1.4)
-    axes.axhline(1.0, color="black", linestyle="--", linewidth=1.0)
-    axes.annotate("limit: roll back", (hours[0], 1.0), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    if result.decision == "rollback":
-        axes.axvline((result.t_s - drawn.t_s[0]) / 3600, color="red", linewidth=1.0)
-    # Far below the limit nothing is to be read; beyond it a line may run away.
-    axes.set_ylim(-0.6, 2.0)
-    axes.set_xlabel("hours since the first row")
-    axes.set_ylabel("log evidence of harm / limit")
-    axes.set_title(f"{result.decision}, policy {result.policy}")
-    axes.legend(loc="upper left", fontsize=8, frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as exc:
-        raise BadInput(f"{path} cannot be written: {exc.strerror or exc}; check the folder") from exc

@@ -1,7 +1,8 @@
 """Evidence files: the columns of a backtest from JSONL, CSV or Parquet.
 
-One row a request, in order of assignment. `t_s, unit, arm, w, assigned_by` must be there; every metric of the
-catalogue may be. `arm` is 0 or 1, or `stable` or `canary`; an empty cell, a missing key and a null are a
+One row a request, in order of assignment. `t_s, arm, w, assigned_by` must be there, and `unit` where a row
+is not its own; every metric of the catalogue may be. `arm` is 0 or 1, or `stable` or `canary`; `t_s` are
+seconds, or timestamps of Parquet (UTC where they do not say); an empty cell, a missing key and a null are a
 missing value. What cannot be read is refused with its line, because a skipped row would be a chosen row.
 """
 
@@ -12,6 +13,8 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +23,9 @@ from numpy.typing import NDArray
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE
 
-REQUIRED = ("t_s", "unit", "arm", "w", "assigned_by")
+REQUIRED = ("t_s", "arm", "w", "assigned_by")
 TEXTS = frozenset({"request_id", "unit", "assigned_by"})
-KNOWN = frozenset({*REQUIRED, "request_id", "stage", "fell_back", *CATALOGUE})
+KNOWN = frozenset({*REQUIRED, "unit", "request_id", "stage", "fell_back", *CATALOGUE})
 ARMS = {"stable": 0.0, "canary": 1.0}
 WORDS = {"true": 1.0, "false": 0.0}
 MAX_ROWS = 20_000_000
@@ -62,6 +65,8 @@ def read_evidence(path: Path, *, extra: Sequence[str] = ()) -> EvidenceFile:
         raw = reader(path)
     except OSError as exc:
         raise BadInput(f"{path} cannot be read: {exc.strerror or exc}; check the path") from exc
+    except UnicodeDecodeError as exc:
+        raise BadInput(f"{path.name} is not UTF-8 (byte {exc.start}); save it as UTF-8") from exc
     missing = [name for name in (*REQUIRED, *extra) if name not in raw]
     if missing:
         have = ", ".join(sorted(raw)) or "none"
@@ -79,7 +84,7 @@ def read_evidence(path: Path, *, extra: Sequence[str] = ()) -> EvidenceFile:
 
 
 def _read_jsonl(path: Path) -> dict[str, list[object]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:  # Excel begins its files with a mark
         return _by_column(path, _json_rows(path, lines))
 
 
@@ -88,9 +93,11 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, object
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except ValueError as exc:
             raise BadInput(f"{path.name} line {number} is not JSON ({exc}); write one object a line") from exc
+        except RecursionError as exc:
+            raise BadInput(f"{path.name} line {number} is nested too deep; write flat objects") from exc
         if not isinstance(row, dict):
             raise BadInput(
                 f"{path.name} line {number} is {type(row).__name__}, not an object; write one a line"
@@ -98,11 +105,22 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, object
         yield row
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key is there twice")
+    return row
+
+
 def _read_csv(path: Path) -> dict[str, list[object]]:
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
-            return _by_column(path, _csv_rows(path, reader), names=list(reader.fieldnames or ()))
+            names = list(reader.fieldnames or ())
+            twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+            if twice is not None:
+                raise BadInput(f"{path.name} has two columns {twice!r}; name each once")
+            return _by_column(path, _csv_rows(path, reader), names=names)
         except csv.Error as exc:
             raise BadInput(f"{path.name} line {reader.line_num} is not CSV ({exc}); quote the cell") from exc
 
@@ -153,21 +171,25 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
 
 def _column(path: Path, name: str, values: list[object], *, is_text: bool) -> Column:
     if is_text:
-        missing = next((i for i, value in enumerate(values) if value is None), None)
-        if missing is not None:
-            raise BadInput(f"{path.name} row {missing + 1} has no {name}; a row without it is no evidence")
-        return np.array([str(value) for value in values])
+        return np.array([_text(path, name, row, value) for row, value in enumerate(values, start=1)])
     out = np.empty(len(values), dtype=np.float64)
     for i, value in enumerate(values):
         number = _number(name, value)
         if number is None:
-            raise BadInput(
-                f"{path.name} row {i + 1}: {name} {value!r} is not a number; write 0.5, or leave it empty"
-            )
+            remedy = "write seconds since the epoch" if name == "t_s" else "write 0.5, or leave it empty"
+            raise BadInput(f"{path.name} row {i + 1}: {name} {value!r:.60} is not a number; {remedy}")
         out[i] = number
     if name == "arm":
         return _arms(path, out)
     return out
+
+
+def _text(path: Path, name: str, row: int, value: object) -> str:
+    if value is None or value == "" or value != value:
+        raise BadInput(f"{path.name} row {row} has no {name}; a row without it is no evidence")
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or "\0" in str(value):
+        raise BadInput(f"{path.name} row {row}: {name} {value!r:.60} is no name; write text or a number")
+    return str(value)
 
 
 def _number(name: str, value: object) -> float | None:
@@ -184,7 +206,12 @@ def _number(name: str, value: object) -> float | None:
             return float(word)
         except ValueError:
             return None
-    return float(value) if isinstance(value, bool | int | float) else None
+    if isinstance(value, datetime) and name == "t_s":
+        return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+    try:
+        return float(value) if isinstance(value, bool | int | float | Decimal) else None
+    except OverflowError:
+        return None
 
 
 def _arms(path: Path, arms: NDArray[np.float64]) -> Column:

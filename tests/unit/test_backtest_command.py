@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from benchmarks.gate_traffic import Behaviour, Case, simulate
-from controller.cli.backtest import draw_trace, register
+from controller.cli.backtest import register
+from controller.cli.evidence_plot import draw_trace
 from controller.cli.observed import moment_s
 from controller.errors import BadInput
 from evaluation.backtest import run
@@ -156,3 +161,74 @@ def test_dates_are_read_as_utc_unless_they_say_otherwise(text: str, seconds: flo
 def test_a_range_of_what_is_no_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--range error is not a column of values; the file has latency_ms"):
         ask(str(written(FINE, tmp_path / "e.jsonl")), "--range", "error")
+
+
+def texts(figure: Figure) -> str:
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def pictured(got: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    """The figure that was saved."""
+    seen: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: seen.append(figure))
+    draw_trace(trace(got), run(got), tmp_path / "p.png")
+    return seen[0]
+
+
+def vertical(axes: Axes) -> list[Line2D]:
+    return [line for line in axes.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) == 0]
+
+
+@pytest.mark.parametrize("case", [HARM, FINE])
+def test_a_decision_is_marked_by_what_and_when_in_a_colour_of_its_own(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = columns(case)
+    result = run(got)
+    figure = pictured(got, tmp_path, monkeypatch)
+    said = "rollback by error" if case is HARM else "promote: all proven"
+
+    assert f"{said}\nafter {result.canary_requests} canary requests" in texts(figure)
+    for axes in figure.axes:
+        [mark] = vertical(axes)
+        others = {line.get_color() for line in axes.lines if line is not mark}
+        assert mark.get_color() not in others
+
+
+def test_the_evidence_of_the_proofs_is_drawn_and_reaches_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = columns(FINE)
+    proof = pictured(got, tmp_path, monkeypatch).axes[1]
+    peaks = {line.get_label(): np.max(line.get_ydata()) for line in proof.lines}
+
+    assert all(peaks[name] >= 1.0 for name in run(got).proofs)
+
+
+def test_what_is_invalid_has_no_mark_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got = columns(FINE)
+    got["arm"] = np.zeros_like(got["arm"])
+    figure = pictured(got, tmp_path, monkeypatch)
+
+    assert "INVALID, policy default: the canary has no requests" in texts(figure)
+    assert not any(vertical(axes) for axes in figure.axes)
+
+
+def test_what_was_drawn_is_said_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, one, picture = written(FINE, tmp_path / "e.jsonl"), tmp_path / "one.jsonl", str(tmp_path / "p.png")
+    one.write_text(whole.read_text().splitlines()[0] + "\n")
+    ask(str(one), "--plot", picture)
+    ask(str(whole), "--plot", picture)
+    said = capsys.readouterr().err.replace("\n", "")
+
+    assert "(1 point of evidence, INVALID: there is no decision to mark)" in said
+    assert "points of evidence, promote marked)" in said
+
+
+def test_the_split_is_not_asked_for_a_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(str(written(FINE, tmp_path / "e.jsonl")))
+    [line] = [
+        line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("served_share")
+    ]
+
+    assert "is it proven?" not in line

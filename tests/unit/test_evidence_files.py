@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +97,8 @@ def text(path: Path, content: str) -> Path:
         ("e.txt", "", "e.txt ends in .txt; give a .jsonl, .csv or .parquet file"),
         ("e.jsonl", '{"t_s": 1}\nnonsense\n', "e.jsonl line 2 is not JSON"),
         ("e.jsonl", "[1]\n", "e.jsonl line 1 is list, not an object"),
-        ("e.jsonl", '{"t_s": 1, "arm": 0}\n', "e.jsonl lacks unit, w, assigned_by"),
-        ("e.jsonl", "", "e.jsonl lacks t_s, unit, arm, w, assigned_by"),
+        ("e.jsonl", '{"t_s": 1, "arm": 0}\n', "e.jsonl lacks w, assigned_by"),
+        ("e.jsonl", "", "e.jsonl lacks t_s, arm, w, assigned_by"),
         (
             "e.jsonl",
             '{"t_s": 1, "unit": "a", "arm": 2, "w": 0.1, "assigned_by": "request"}\n',
@@ -116,6 +117,20 @@ def text(path: Path, content: str) -> Path:
         ("e.csv", "t_s,unit,arm,w,assigned_by\n", "e.csv has no rows"),
         ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a,0\n", "e.csv line 2 has not 5 cells"),
         ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a,0,0.1,request,9\n", "e.csv line 2 has not 5 cells"),
+        (
+            "e.jsonl",
+            '{"t_s": 1, "unit": ["a"], "arm": 0, "w": 0.1, "assigned_by": "request"}\n',
+            r"row 1: unit \['a'\] is no name",
+        ),
+        ("e.jsonl", '{"t_s": 1, "arm": 0, "w": 0.1, "w": 0.2}\n', "line 1 is not JSON .a key is there twice"),
+        ("e.jsonl", "[" * 100_000, "e.jsonl line 1 is nested too deep"),
+        ("e.csv", "t_s,unit,arm,w,assigned_by,error,error\n1,a,0,0.1,request,0,1\n", "two columns 'error'"),
+        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a\0,0,0.1,request\n", "row 1: unit .* is no name"),
+        (
+            "e.csv",
+            "t_s,unit,arm,w,assigned_by\n2026-01-01,a,0,0.1,request\n",
+            "write seconds since the epoch",
+        ),
         ("e.parquet", "not parquet", "e.parquet is not Parquet"),
     ],
 )
@@ -134,3 +149,36 @@ def test_a_missing_file_is_bad_input_with_its_path(tmp_path: Path) -> None:
         BadInput, match=r"nowhere\.csv cannot be read: No such file or directory; check the path"
     ):
         read_evidence(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl"])
+def test_a_file_that_is_not_utf_8_is_refused_with_the_byte(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"t_s,unit,arm,w,assigned_by\n1,\xe9,0,0.1,request\n")
+
+    with pytest.raises(BadInput, match=r"is not UTF-8 \(byte \d+\); save it as UTF-8"):
+        read_evidence(path)
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl"])
+def test_the_mark_that_excel_writes_first_is_no_part_of_a_name(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    assert read_evidence(path).columns["t_s"].tolist() == [1.5, 2.5, 3.5]
+
+
+def test_timestamps_of_parquet_are_seconds(tmp_path: Path) -> None:
+    times = [datetime(2026, 5, 1, 0, 0, second, tzinfo=UTC) for second in range(3)]
+    aware = [row | {"t_s": at} for row, at in zip(ROWS, times, strict=True)]
+    naive = [row | {"t_s": at.replace(tzinfo=None)} for row, at in zip(ROWS, times, strict=True)]
+
+    for rows in (naive, aware):
+        found = read_evidence(write(tmp_path / "e.parquet", rows)).columns["t_s"]
+        assert found.tolist() == [1777593600.0, 1777593601.0, 1777593602.0]
+
+
+def test_requests_need_no_unit(tmp_path: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name != "unit"} for row in ROWS]
+
+    assert "unit" not in read_evidence(write(tmp_path / "e.jsonl", rows)).columns
