@@ -21,6 +21,7 @@ from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED, STICKY_KEYS, WORD
 
 LEFT_OUT, REQUEST, STICKY, HELD = 0, 1, 2, 3
 SWEEP_EVERY = 4096
+MOST_CHANCES = 10_000  # remembered
 _KINDS = ((PER_REQUEST, REQUEST), (STICKY_KEYS, STICKY), (PINNED, HELD), (NOT_DRAWN, LEFT_OUT))
 
 
@@ -85,6 +86,7 @@ class Units:
     def intervals(self, intervals: list[tuple[float, float]]) -> None:
         self._intervals = intervals
         self._places = {interval: place for place, interval in enumerate(intervals)}
+        self._chances: dict[tuple[int, float], float] = {}
 
     @property
     def book(self) -> list[Ints]:
@@ -132,8 +134,15 @@ class Units:
                 strict=True,
             )
         )
+        seen, chances = self.seen, self._chances
         for row, at, side, weight, how, key in rows:
-            if how == STICKY and self._is_new_draw(key, side, weight):
+            known = seen.get(key)
+            # Looked up here, not in a method: most rows are of a unit whose draw is known.
+            chance: float | None = 0.5
+            if known is not None and (chance := chances.get((known, weight))) is None:
+                chance = self._chance(known, weight)
+            # A coin was tossed: the unit is new, or the weight now splits what is known of its bucket.
+            if how == STICKY and chance is not None and (0.0 < chance < 1.0 or chance != side):
                 probability = self._reveal(key, side, weight)
                 if probability < 0.0:
                     self.contradictions += 1
@@ -161,14 +170,12 @@ class Units:
             self.rows = 0
             self._sweep(rows[-1][1])
 
-    def _is_new_draw(self, key: int, arm: int, w: float) -> bool:
-        """True when a coin was tossed: the unit is new, or the weight now splits what is known of its
-        bucket."""
-        known = self.seen.get(key)
-        if known is None:
-            return True
-        probability = next_probability(w, *self._intervals[known])
-        return 0.0 < probability < 1.0 or probability != arm
+    def _chance(self, place: int, w: float) -> float:
+        """P(canary) at weight `w` of a unit with this interval; remembered, because there are few of both."""
+        if len(self._chances) >= MOST_CHANCES:
+            self._chances.clear()
+        chance = self._chances[place, w] = next_probability(w, *self._intervals[place])
+        return chance
 
     def _reveal(self, key: int, arm: int, w: float) -> float:
         """P(canary) of this draw, its interval narrowed; -1 when the arm contradicts what is known of the
