@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+MOST_STEPS = 1e7  # more than a hundred million million units
 EFFECTS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20)
 
 
@@ -63,6 +64,8 @@ def required_sample_size(
     z = normal.inv_cdf(1 - alpha / 2 if two_sided else 1 - alpha) + normal.inv_cdf(power)
     if z <= 0:
         raise ValueError(f"alpha {alpha} and power {power} ask nothing of the data; lower alpha, raise power")
+    if not z * (sd / effect) < MOST_STEPS:
+        raise ValueError(f"effect {effect} is too small beside sd {sd} for any traffic; give a larger one")
     total = (z * sd / effect) ** 2 / (split * (1 - split))
     n_a, n_b = math.ceil(total * (1 - split)), math.ceil(total * split)
     return SampleSize(n_a, n_b, effect, sd, alpha, power, split, two_sided)

@@ -35,6 +35,7 @@ from evaluation.ab_test import (
 from evaluation.ab_validity import AbValidity
 from evaluation.metrics import CATALOGUE
 from evaluation.power import SampleSize, effect_table, required_sample_size
+from evaluation.records import EvidenceError
 from evaluation.units import HELD, LEFT_OUT, kind_of
 
 ab = typer.Typer(
@@ -257,13 +258,18 @@ def judge_file(
         raise BadInput(f"the file has no column {metric}; it has {', '.join(sorted(columns))}")
     y = np.asarray(columns[metric], dtype=np.float64)
     w = np.asarray(columns["w"], dtype=np.float64)
-    drawn = np.array([kind_of(str(word)) not in (LEFT_OUT, HELD) for word in columns["assigned_by"]])
+    try:
+        drawn = np.array([kind_of(str(word)) not in (LEFT_OUT, HELD) for word in columns["assigned_by"]])
+    except EvidenceError as exc:
+        raise BadInput(f"assigned_by: {exc}") from exc
     order = np.argsort(np.asarray(columns["t_s"], dtype=np.float64), kind="stable")
     _, first = np.unique(np.asarray(columns["unit"])[order], return_index=True)
     once = order[np.sort(first)]
     once = once[drawn[once] & (w[once] > 0) & (w[once] < 1)]
     is_b = np.asarray(columns["arm"]) == 1
     told = once[~np.isnan(y[once])]
+    if len(told) == 0:
+        raise BadInput(f"{metric}: no unit has a drawn side and an outcome; nothing can be compared")
 
     def compare(rows: np.ndarray) -> AbResult:
         if is_fixed:

@@ -84,8 +84,20 @@ def size_table(rows: Sequence[tuple[SampleSize, float | None]]) -> RenderableTyp
 
 def file_table(rows: Sequence[dict[str, object]]) -> Table:
     """A row for the whole and for each category."""
-    names = ("category", "verdict", "n_a", "n_b", "mean_a", "mean_b", "win_rate", "interval", "p")
-    grid = table("category", "verdict", "units A", "units B", "mean A", "mean B", "win rate", "interval", "p")
+    names = ("category", "verdict", "n_a", "n_b", "mean_a", "mean_b", "win_rate", "cohens_d", "interval", "p")
+    heads = (
+        "category",
+        "verdict",
+        "units A",
+        "units B",
+        "mean A",
+        "mean B",
+        "win rate",
+        "d",
+        "interval",
+        "p",
+    )
+    grid = table(*heads)
     for row in rows:
         grid.add_row(*(cell(row[name]) for name in names))
     return grid

@@ -140,7 +140,9 @@ def test_the_table_of_sizes_runs_from_one_to_twenty_percent(capsys: pytest.Captu
     assert (relative[0], relative[-1]) == (0.01, 0.2)
 
 
-@pytest.mark.parametrize("bad", [[], ["--effect", "0.1", "--baseline", "0.8"], ["--effect", "-1"]])
+@pytest.mark.parametrize(
+    "bad", [[], ["--effect", "0.1", "--baseline", "0.8"], ["--effect", "-1"], ["--effect", "1e-300"]]
+)
 def test_an_impossible_size_is_bad_input(bad: list[str]) -> None:
     with pytest.raises(BadInput, match="ab size: "):
         ask("size", *bad)
@@ -179,3 +181,32 @@ def test_the_routes_create_show_and_stop() -> None:
     assert AbView.model_validate(client.get("/v1/services/chat/ab").json()) == VIEW
     assert client.delete("/v1/services/chat/ab").json() == {"outcome": "asked", "text": "stopped"}
     assert tests.asked == [("create", "ada")]
+
+
+def test_the_table_of_a_file_shows_cohens_d(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask("judge", str(written(tmp_path / "e.jsonl")), "-o", "json")
+    [whole] = json.loads(capsys.readouterr().out)["rows"]
+    ask("judge", str(tmp_path / "e.jsonl"))
+
+    assert f"{whole['cohens_d']:.4g}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"quality": None}, "quality: no unit has a drawn side and an outcome"),
+        ({"w": 0.0, "arm": 0}, "quality: no unit has a drawn side and an outcome"),
+        ({"assigned_by": "force"}, "quality: no unit has a drawn side and an outcome"),
+        ({"assigned_by": "zzz"}, "assigned_by 'zzz' is unknown"),
+        ({"unit": None}, "row 1 has no unit"),
+    ],
+)
+def test_a_file_that_compares_nothing_is_refused(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    path = written(tmp_path / "e.jsonl", n=40)
+    rows = [json.loads(line) | change for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    with pytest.raises(BadInput, match=said):
+        ask("judge", str(path))

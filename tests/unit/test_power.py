@@ -87,3 +87,9 @@ def test_impossible_questions_are_refused_by_name(bad: dict[str, float], named: 
 
     with pytest.raises(ValueError, match=named):
         required_sample_size(effect, **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("effect", [1e-300, 5e-324, 1e-9])
+def test_an_effect_that_no_traffic_finds_is_refused(effect: float) -> None:
+    with pytest.raises(ValueError, match=f"effect {effect} is too small beside sd 0.2"):
+        required_sample_size(effect, sd=0.2)
