@@ -81,6 +81,7 @@ class MetricEvidence:
         self.name = metric
         self.gates = policy.gates_for(metric)
         self.takes_values = metric in VALUES
+        self.is_alarm = all(gate.is_alarm for gate in self.gates)
         self._longest = SETTLE_S * 1000.0 if metric == "latency_ms" else math.inf
         self._restart_share = policy.restart_share
         self._proof_limit = limit_of(policy.promotion_alpha)
@@ -152,6 +153,11 @@ class MetricEvidence:
             out.extend(exceedance.of(waited, slowest, rows.arm, times))
         return np.stack(out)
 
+    def has_nothing(self, raw: Floats) -> bool:
+        """Whether these values of an alarm can be passed over: they are all missing, and nothing waits for
+        them."""
+        return self.is_alarm and bool(np.isnan(raw).all())
+
     def take(
         self, rows: Rows, raw: Floats, columns: Floats, failed: NDArray[np.bool_], sessions: Sessions, at: int
     ) -> None:
@@ -219,7 +225,8 @@ class MetricEvidence:
     def _count(self, rows: Rows, raw: Floats, failed: NDArray[np.bool_]) -> None:
         present = ~np.isnan(raw)
         asked = (rows.w > 0.0) & ~((failed | rows.cold) & self.takes_values)
-        self.presence.feed(rows.block(present.astype(np.float64), asked, self._coin(rows.w)))
+        if not self.is_alarm:  # what never decides need not be there
+            self.presence.feed(rows.block(present.astype(np.float64), asked, self._coin(rows.w)))
         if self.takes_values:
             stable = ~rows.arm & ~failed
             self._add_logs(0, raw[stable & (rows.w == 0.0)])

@@ -43,6 +43,10 @@ class Lane:
         parts = []
         at = 0
         for metric in self.metrics:
+            if metric.has_nothing(raw[metric.name]):
+                parts.append(np.full((len(metric.columns), len(rows)), np.nan))
+                at += len(metric.columns)
+                continue
             given = metric.comparable(raw[metric.name], failed, rows)
             columns = metric.values(given, failed, rows)
             metric.take(rows, given, columns, failed, self.sessions, at)

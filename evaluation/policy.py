@@ -242,15 +242,15 @@ def _without(rungs: tuple[Rung, ...], gone: set[Gate]) -> tuple[Rung, ...]:
 
 
 def _alarm(metric: Metric) -> Gate:
-    """A gate that has no part of alpha: shown and told, never deciding."""
+    """A gate that has no part of alpha: shown and told, never deciding. It hears scores that come within a
+    minute; who waits for later ones gates the metric."""
     kind, threshold = Kind.RATE, 0.5
     if metric.name in VALUES:
         kind, threshold = Kind.SHAPE, 0.2
     elif metric.unit.startswith("score"):
         kind, threshold = Kind.SCORE, 0.05
-    deadline_s = 600.0 if metric.arrives_later else 60.0
     name = f"{metric.name}_alarm"  # no margin of a rung has such a name
-    return Gate(name, metric.name, kind, 0.0, threshold, threshold / 2, deadline_s=deadline_s)
+    return Gate(name, metric.name, kind, 0.0, threshold, threshold / 2)
 
 
 _PLAIN = (

@@ -147,7 +147,11 @@ class Sessions:
             [self.last_seq, self.last_canary, max(self.given[2], rows.at_s[-1])], dtype=np.float64
         )
         present = ~np.isnan(values)
-        return [rows.block(y, has, rows.w) for y, has in zip(values, present, strict=True)]
+        nothing = rows.pick(slice(0, 0)).block(np.empty(0), np.empty(0, dtype=np.bool_), np.empty(0))
+        return [
+            rows.block(y, has, rows.w) if has.any() else nothing
+            for y, has in zip(values, present, strict=True)
+        ]
 
     def _add(self, rows: Rows, values: Floats) -> None:
         first = rows.place == 1

@@ -28,7 +28,7 @@ def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) ->
     reports = []
     for metric in pipeline.metrics.values():
         for gate in metric.gates:
-            if gate.is_alarm and metric.presence.never_arrived:
+            if gate.is_alarm and not metric.counts.any():
                 continue
             reports.append(_rollback_report(pipeline, metric, gate))
             if gate.name in margins:
