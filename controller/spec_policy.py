@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from controller.spec_parts import Duration, Strict, Weight
 from controller.state import FULL_BP
@@ -14,6 +15,7 @@ from controller.units import percent
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy import Gate, GatePolicy, PolicyError, Sampling
 from evaluation.policy_rules import check_margins, kinds_of
+from evaluation.range_policy import ALPHA_SHARE
 
 
 class SamplingSpec(Strict):
@@ -56,6 +58,37 @@ class GateSpec(Strict):
         if "deadline" in given:
             given["deadline_s"] = given.pop("deadline")
         return given
+
+
+def _dated(value: object) -> object:
+    """A date of YAML as text."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+When = Annotated[str, BeforeValidator(_dated)]
+
+
+class ObservedRangeSpec(Strict):
+    """The canary's percentiles inside what stable showed between two dates; `canaryctl observed` writes it.
+
+    The range is fixed: what both versions share, as the time of day, does not cancel against it.
+    """
+
+    metric: str = Field(description="what is measured: latency_ms, ttft_ms, itl_ms, tokens or cost")
+    ranges: dict[str, tuple[float, float]] = Field(
+        description="lowest and highest value that stable's percentile took, as p95: [300, 420]"
+    )
+    alpha_share: float = Field(
+        default=ALPHA_SHARE, description="its part of alpha, evenly by percentile and side"
+    )
+    on_outside: Literal["hold", "rollback"] = Field(
+        default="hold", description="hold: the stage is INVALID while the canary is outside"
+    )
+    sides: Literal["both", "above"] = Field(
+        default="both", description="above: what is below the range is inside, too"
+    )
+    since: When | None = Field(default=None, description="begin of what stable showed; shown, never read")
+    until: When | None = Field(default=None, description="its end")
 
 
 class StageSpec(Strict):
@@ -153,6 +186,9 @@ class PolicySpec(Strict):
     )
     gates: dict[str, GateSpec | None] = Field(
         default_factory=dict, description="null takes a gate of the preset out"
+    )
+    observed_ranges: dict[str, ObservedRangeSpec] = Field(
+        default_factory=dict, description="gates against fixed ranges that stable showed, by name"
     )
     units: Literal["auto", "request", "sticky"] | None = Field(
         default=None, description="what the coin is tossed for; default auto: as the traffic shows"
@@ -291,6 +327,10 @@ class PolicySpec(Strict):
                 raise PolicyError(f"gates.{name} is null but unknown; known: {', '.join(sorted(gates))}")
         if self.gates:
             raw["gates"] = gates
+        if self.observed_ranges:
+            raw["observed_ranges"] = {
+                name: given.model_dump(exclude_none=True) for name, given in self.observed_ranges.items()
+            }
         return GatePolicy.from_mapping(raw)
 
 

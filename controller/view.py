@@ -30,6 +30,7 @@ from controller.twin import unproven
 from controller.units import duration, percent
 from evaluation.gate import GateReport, Verdict
 from evaluation.policy import GatePolicy, Sampling
+from evaluation.range_policy import RangeGate
 
 
 def _finite(value: float | None) -> float | None:
@@ -408,7 +409,10 @@ def plan_view(
         bake_s=plan.bake_s,
         shortest_s=math.fsum(stage.duration_s for stage in plan.stages) + (0.0 if plan.twin else plan.bake_s),
         alpha=policy.alpha,
-        gates=tuple(_gate_line(policy, index) for index in range(len(policy.gates))),
+        gates=(
+            *(_gate_line(policy, index) for index in range(len(policy.gates))),
+            *(_range_line(policy, gate) for gate in policy.observed_ranges),
+        ),
         latency=latency,
         fits=fit.fits,
         capacity=fit.text,
@@ -526,6 +530,14 @@ def _stages(plan: Plan, at: int, *, in_stage: bool) -> tuple[StageView, ...]:
             )
         )
     return tuple(views)
+
+
+def _range_line(policy: GatePolicy, gate: RangeGate) -> str:
+    does = "rolls back" if gate.on_outside == "rollback" else "holds"
+    shown = ", ".join(f"{one.name} {one.low:g}..{one.high:g}" for one in gate.ranges)
+    outside = "above" if gate.sides == "above" else "outside"
+    alpha = policy.alpha * gate.alpha_share
+    return f"{gate.name}: {does} where {gate.metric} is {outside} {shown} (alpha {alpha:g})"
 
 
 def _gate_line(policy: GatePolicy, index: int) -> str:

@@ -1,42 +1,46 @@
 """Gate "observed range": the canary's p50, p90 and p95 inside what stable showed between two dates.
 
 The range is what stable's own windows (an hour each, say) spanned in that time. The canary's percentile p is
-above the range's end h exactly when more than 1 - p of its answers exceed h, so each side is a test of an
-exceedance rate, valid at every look.
+above the range's end h exactly when more than 1 - p of its answers exceed h, so each side is a test of a
+rate, valid at every look: a canary inside trips with probability at most the gate's alpha, shared evenly by
+its percentiles and sides. Each unit counts once, by the first request of its draw, because a heavy user's
+answers are no independent ones.
 
 Invariant: stable's past and the canary's present are different times, so shared drift does *not* cancel
-here. It answers "is this still what we are used to?", and is an alarm unless a policy gates it.
+here. It answers "is this still what we are used to?", which is why it holds unless a policy says otherwise.
+Invariant: what is bet depends on counts alone, so the answer is the same however rows come in blocks.
+
+Source: Wald (1945), a mixture of likelihood ratios of a rate; Ville (1939) for every look.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.gate import Verdict
+from evaluation.alpha import limit_of
+from evaluation.betting import Floats, Ints
+from evaluation.gate import GateReport, Side, Verdict
+from evaluation.histogram import BINS, WIDTH, LogHistogram
+from evaluation.metrics import CATALOGUE
+from evaluation.range_policy import PercentileRange, RangeGate
+from evaluation.sessions import Rows
 
 PERCENTILES = (0.50, 0.90, 0.95)
 MIN_WINDOWS = 3
 MIN_IN_WINDOW = 50
-_BETS = np.array([0.1, 0.2, 0.4, 0.6, 0.8, 0.95])
-
-
-@dataclass(frozen=True, slots=True)
-class PercentileRange:
-    """Lowest and highest value that stable's percentile took, in the metric's unit."""
-
-    percentile: float
-    low: float
-    high: float
+#: How much larger the odds of an event are than at the end of the range, by alternative.
+ODDS = np.array([1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 2.7, 4.0, 7.0, 15.0, 50.0])
+LARGEST = 1e300  # a value that did not end counts as this
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedRange:
-    """What stable showed from `since_s` to `until_s`, over `windows` windows of at least 50 answers."""
+    """What stable showed from `since_s` to `until_s`, over `windows` windows of enough answers each."""
 
     since_s: float
     until_s: float
@@ -56,7 +60,8 @@ def observe_range(
     """The range of each percentile over stable's windows in [since_s, until_s).
 
     t_s: seconds since the epoch; values: the metric's own unit, same length, finite and >= 0.
-    Raises ValueError for bad values, and where fewer than three windows hold 50 answers each.
+    Raises ValueError for bad values, and where fewer than three windows hold enough answers: 50, and more
+    for a percentile above the 95th.
     """
     at = np.asarray(t_s, dtype=np.float64)
     y = np.asarray(values, dtype=np.float64)
@@ -68,14 +73,16 @@ def observe_range(
         )
     if not (np.isfinite(at).all() and np.isfinite(y).all() and (y >= 0).all()):
         raise ValueError("times and values must be finite and values at least 0; leave out what is unknown")
+    least = max(MIN_IN_WINDOW, math.ceil(2.5 / (1 - max(percentiles)) - 1e-9))
     inside = (at >= since_s) & (at < until_s)
     window = ((at[inside] - since_s) // window_s).astype(np.int64)
     y = y[inside]
-    full = [y[window == w] for w in np.unique(window)]
-    full = [part for part in full if len(part) >= MIN_IN_WINDOW]
+    order = np.argsort(window, kind="stable")
+    _, starts = np.unique(window[order], return_index=True)
+    full = [part for part in np.split(y[order], starts[1:]) if len(part) >= least]
     if len(full) < MIN_WINDOWS:
         raise ValueError(
-            f"{len(full)} windows of {window_s:g} s hold {MIN_IN_WINDOW} answers, needed {MIN_WINDOWS}; "
+            f"{len(full)} windows of {window_s:g} s hold {least} answers, needed {MIN_WINDOWS}; "
             "choose dates further apart, or shorter windows"
         )
     seen = np.array([np.quantile(part, percentiles) for part in full])
@@ -86,88 +93,191 @@ def observe_range(
     return ObservedRange(since_s, until_s, len(full), ranges)
 
 
+def log_wealth(hits: Ints, n: Ints, rate: float, *, more: bool) -> Floats:
+    """Log wealth of a bet that an event is more (or less) frequent than `rate`, after `hits` in `n`.
+
+    Worth at most one in the mean while, given the past, the event's probability is at most (least) `rate`.
+    Check: `log_wealth(4, 4, 0.05, more=True)` is 8.45.
+    """
+    odds = (ODDS if more else 1.0 / ODDS) * rate / (1.0 - rate)
+    theta = odds / (1.0 + odds)
+    terms = np.log(theta / rate)[:, None] * hits + np.log((1.0 - theta) / (1.0 - rate))[:, None] * (n - hits)
+    top = np.maximum.reduce(terms, axis=0)
+    # A sum in the order of the alternatives: the same bits however many rows are looked up at once.
+    total: Floats = top + np.log(np.add.accumulate(np.exp(terms - top), axis=0)[-1] / len(ODDS))
+    return total
+
+
 @dataclass(frozen=True, slots=True)
-class RangeReport:
-    """One percentile's verdict. `canary` is its point estimate of the share above the range's high end."""
+class Standing:
+    """Where one percentile of the canary is: `low` to `high` at the gate's own level, valid at every look.
 
-    percentile: float
-    verdict: Verdict
-    reason: str
-    log_e: float
-    n_canary: int
-
-
-@dataclass(slots=True)
-class _Exceedance:
-    """Two bets on one stream of yes/no: that its rate is above `rate`, and that it is below; O(1) state."""
-
-    rate: float
-    above: NDArray[np.float64] = field(default_factory=lambda: np.full(len(_BETS), -math.log(len(_BETS))))
-    below: NDArray[np.float64] = field(default_factory=lambda: np.full(len(_BETS), -math.log(len(_BETS))))
-    max_above: float = 0.0
-    max_below: float = 0.0
-
-    def add(self, exceeds: bool) -> None:
-        x = float(exceeds) - self.rate
-        # 1 + lambda x with lambda below 1/worst: never at or below zero, mean one at the boundary.
-        self.above += np.log1p(_BETS / self.rate * x)
-        self.below += np.log1p(-_BETS / (1 - self.rate) * x)
-        self.max_above = max(self.max_above, float(np.logaddexp.reduce(self.above)))
-        self.max_below = max(self.max_below, float(np.logaddexp.reduce(self.below)))
-
-
-@dataclass(slots=True)
-class ObservedRangeGate:
-    """Reads the canary's values one by one, says at every look whether each percentile is inside.
-
-    FAIL: the percentile is above the range (with `both_sides`, also below it), wrongly with probability at
-    most alpha over all looks and percentiles. PASS: shown to be at or below its high end. Else UNDECIDED.
+    FAIL: wholly outside the range. PASS: shown to be inside. Else UNDECIDED.
     """
 
-    observed: ObservedRange
-    alpha: float = 0.01
-    both_sides: bool = False
-    n_canary: int = 0
-    _high: list[_Exceedance] = field(default_factory=list)
-    _low: list[_Exceedance] = field(default_factory=list)
+    range: PercentileRange
+    verdict: Verdict
+    low: float
+    high: float
+    log_e: float  # that it is outside, now
 
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha {self.alpha} is outside (0, 1); use 0.01")
-        self._high = [_Exceedance(1 - r.percentile) for r in self.observed.ranges]
-        self._low = [_Exceedance(1 - r.percentile) for r in self.observed.ranges]
+    def text(self, unit: str) -> str:
+        """'p95 612..660 ms'; 'p95 above 612 ms' where nothing bounds it from above."""
+        if self.low == 0.0 and math.isinf(self.high):
+            return f"{self.range.name} not known yet"
+        if math.isinf(self.high):
+            return f"{self.range.name} above {self.low:.4g} {unit}"
+        if self.low == 0.0:
+            return f"{self.range.name} below {self.high:.4g} {unit}"
+        return f"{self.range.name} {self.low:.4g}..{self.high:.4g} {unit}"
 
-    def add(self, value: float) -> None:
-        """Take one canary value. Raises ValueError unless finite and >= 0; nothing has changed."""
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"value {value} is not a number of at least 0; leave out what is unknown")
-        self.n_canary += 1
-        for r, high, low in zip(self.observed.ranges, self._high, self._low, strict=True):
-            high.add(value > r.high)
-            low.add(value > r.low)
 
-    def report(self) -> tuple[RangeReport, ...]:
-        """The verdict of each percentile now."""
-        sides = 2 if self.both_sides else 1
-        limit = math.log(len(self.observed.ranges) * sides / self.alpha)
-        return tuple(self._one(i, limit) for i in range(len(self.observed.ranges)))
+class RangeWatch:
+    """The canary's values against one observed range, in bounded state."""
 
-    def _one(self, i: int, limit: float) -> RangeReport:
-        r, high, low = self.observed.ranges[i], self._high[i], self._low[i]
-        name, seen = f"p{r.percentile * 100:g}", f"[{r.low:g}, {r.high:g}] seen on stable"
-        if high.max_above >= limit:
-            return RangeReport(
-                r.percentile, Verdict.FAIL, f"{name} is above {seen}", high.max_above, self.n_canary
+    __state__ = ("n", "above", "below", "peak", "seq", "canary", "at_s", "values")
+
+    def __init__(self, gate: RangeGate, *, alpha: float) -> None:
+        """`alpha`: of the gate itself, in (0, 1)."""
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha {alpha} is outside (0, 1); use 0.01")
+        self.gate = gate
+        sides = 2 if gate.sides == "both" else 1
+        self.limit = limit_of(alpha / (len(gate.ranges) * sides))
+        self.n = 0
+        self.above: Ints = np.zeros(len(gate.ranges), dtype=np.int64)  # values above the high ends
+        self.below: Ints = np.zeros(len(gate.ranges), dtype=np.int64)  # and below the low ones
+        self.peak = 0.0
+        self.seq = -1  # of the row that first showed a percentile outside; -1: none has
+        self.canary = -1
+        self.at_s = float("nan")
+        self.values = LogHistogram()
+
+    def take(self, rows: Rows, values: Floats) -> None:
+        """Take settled requests in order of assignment; `values`: NaN where there is none to compare."""
+        chosen = np.flatnonzero(rows.arm & (rows.place == 1) & (rows.w > 0.0) & ~np.isnan(values))
+        log_e = self._bet(values[chosen])
+        if len(chosen) == 0:
+            return
+        self.peak = max(self.peak, float(log_e.max()))
+        if self.seq < 0 and self.peak >= self.limit:
+            row = chosen[int(np.argmax(log_e >= self.limit))]
+            self.seq, self.canary, self.at_s = (
+                int(rows.seq[row]),
+                int(rows.canary[row]),
+                float(rows.at_s[row]),
             )
-        if self.both_sides and low.max_below >= limit:
-            return RangeReport(
-                r.percentile, Verdict.FAIL, f"{name} is below {seen}", low.max_below, self.n_canary
-            )
-        inside = high.max_below >= limit and (not self.both_sides or low.max_above >= limit)
-        if inside:
-            return RangeReport(
-                r.percentile, Verdict.PASS, f"{name} is inside {seen}", high.max_below, self.n_canary
-            )
-        return RangeReport(
-            r.percentile, Verdict.UNDECIDED, f"{name} against {seen}", high.max_above, self.n_canary
+
+    def add(self, values: Floats) -> None:
+        """Take values of the canary without rows, each of its own unit. Raises ValueError unless all are
+        numbers of at least 0; nothing has changed."""
+        if not bool((values >= 0).all()):
+            raise ValueError("a value is not a number of at least 0; leave out what is unknown")
+        self.peak = max(self.peak, float(self._bet(values).max(initial=0.0)))
+
+    def _bet(self, values: Floats) -> Floats:
+        """Count values; after each, the largest log wealth that some percentile is outside."""
+        n = self.n + np.arange(1, len(values) + 1)
+        log_e = np.full(len(values), -np.inf)
+        for i, r in enumerate(self.gate.ranges):
+            above = self.above[i] + np.cumsum(values > r.high)
+            log_e = np.maximum(log_e, log_wealth(above, n, 1.0 - r.percentile, more=True))
+            below = self.below[i] + np.cumsum(values < r.low)
+            if self.gate.sides == "both":
+                log_e = np.maximum(log_e, log_wealth(below, n, r.percentile, more=True))
+            if len(values):
+                self.above[i], self.below[i] = above[-1], below[-1]
+        self.n += len(values)
+        self.values.add(np.minimum(values, LARGEST))
+        return log_e
+
+    def standings(self) -> tuple[Standing, ...]:
+        """Each percentile now."""
+        return tuple(self._standing(i) for i in range(len(self.gate.ranges)))
+
+    def _standing(self, i: int) -> Standing:
+        r, both = self.gate.ranges[i], self.gate.sides == "both"
+        over, under = 1.0 - r.percentile, r.percentile
+        is_above = self._wealth(self.above[i], over, more=True)
+        is_below = self._wealth(self.below[i], under, more=True) if both else -math.inf
+        low, high = self._interval(r.percentile)
+        log_e = max(is_above, is_below)
+        # The ends of the range are tested exactly, the interval by bins of 1 %: the exact one counts.
+        if is_above >= self.limit:
+            return Standing(r, Verdict.FAIL, max(low, r.high), max(high, r.high), log_e)
+        if is_below >= self.limit:
+            return Standing(r, Verdict.FAIL, min(low, r.low), min(high, r.low), log_e)
+        low, high = min(low, r.high), max(high, r.low) if both else high
+        not_above = self._wealth(self.above[i], over, more=False) >= self.limit
+        not_below = not both or self._wealth(self.below[i], under, more=False) >= self.limit
+        return Standing(r, Verdict.PASS if not_above and not_below else Verdict.UNDECIDED, low, high, log_e)
+
+    def _wealth(self, hits: np.int64, rate: float, *, more: bool) -> float:
+        return float(log_wealth(np.array([hits]), np.array([self.n]), rate, more=more)[0])
+
+    def _interval(self, percentile: float) -> tuple[float, float]:
+        """From the highest bin edge that the percentile was shown to be above to the lowest that it is below;
+        0 and infinity where there is none. The outer bins hold what lies outside, so theirs are no edges."""
+        if self.values.total == 0:
+            return 0.0, math.inf
+        below = np.cumsum(self.values.counts, dtype=np.int64)[:-1]
+        edges = np.exp((np.arange(1, BINS) + self.values.first_bin) * WIDTH)
+        total = np.full(len(below), self.values.total)
+        is_above = log_wealth(total - below, total, 1.0 - percentile, more=True) >= self.limit
+        is_below = log_wealth(below, total, percentile, more=True) >= self.limit
+        low = float(edges[is_above][-1]) if is_above.any() else 0.0
+        return low, float(edges[is_below][0]) if is_below.any() else math.inf
+
+    def report(self, *, n_stable: int, void_from: float, lacking: str | None) -> GateReport:
+        """What the gate says now. `void_from`: rows from there on show nothing, because the split does not
+        fit; `lacking`: why the metric is no evidence, None where it is."""
+        standings = self.standings()
+        outside = [one for one in standings if one.verdict is Verdict.FAIL]
+        was_shown = 0 <= self.seq < void_from
+        side: Side = "rollback" if self.gate.on_outside == "rollback" else "guard"
+        verdict, reason = Verdict.UNDECIDED, self._beside(max(standings, key=lambda one: one.log_e))
+        if side == "rollback" and was_shown:
+            verdict = Verdict.FAIL
+            reason = "; ".join(map(self._beside, outside)) or f"it was outside, now {reason}"
+        elif lacking is not None:
+            # What holds a stage is of the promotion's side, as with the served rate.
+            side = "rollback" if side == "rollback" else "promotion"
+            verdict, reason = Verdict.INVALID, lacking
+        elif side == "guard" and outside:
+            side, verdict = "promotion", Verdict.INVALID
+            reason = "; ".join(map(self._beside, outside))
+        elif side == "guard" and all(one.verdict is Verdict.PASS for one in standings):
+            verdict = Verdict.PASS
+        is_decided = verdict is Verdict.FAIL or (bool(outside) and verdict is Verdict.INVALID)
+        return GateReport(
+            gate=self.gate.name,
+            metric=self.gate.metric,
+            side=side,
+            verdict=verdict,
+            log_e=self.peak,
+            limit=self.limit,
+            reason=reason,
+            n_canary=self.n,
+            n_stable=n_stable,
+            effective_units=float(self.n),
+            decided_at_s=self.at_s if is_decided else None,
+            decided_canary=self.canary if is_decided else None,
         )
+
+    def _beside(self, one: Standing) -> str:
+        """'p95 612..660 ms, stable showed 300..420 ms between 2026-05-01 and 2026-05-02'."""
+        unit, gate = CATALOGUE[self.gate.metric].unit, self.gate
+        when = ""
+        if gate.since is not None and gate.until is not None:
+            when = f" between {gate.since} and {gate.until}"
+        return f"{one.text(unit)}, stable showed {one.range.low:.4g}..{one.range.high:.4g} {unit}{when}"
+
+
+def watches(gates: Sequence[RangeGate], metrics: Sequence[str], *, alpha: float) -> list[RangeWatch]:
+    """A watch for each range of these metrics; `alpha`: of the whole rollout."""
+    return [RangeWatch(gate, alpha=alpha * gate.alpha_share) for gate in gates if gate.metric in metrics]
+
+
+def compared(values: Floats, failed: NDArray[np.bool_]) -> Floats:
+    """The values that say how long an answer took: failing fast must not look fast."""
+    return np.where(failed, np.nan, values) if failed.any() else values

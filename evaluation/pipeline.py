@@ -14,6 +14,7 @@ from evaluation.alpha import limit_of
 from evaluation.betting import Block, Channel, Floats, Ints
 from evaluation.evidence import MetricEvidence
 from evaluation.metrics import CATALOGUE
+from evaluation.observed_range import RangeWatch, compared, watches
 from evaluation.policy import GatePolicy, StagePlan
 from evaluation.served_share import FallbackBet, ShareBet
 from evaluation.sessions import Rows, Sessions
@@ -26,10 +27,11 @@ NOW = "now"  # the lane of what is known when the request has settled
 class Lane:
     """Metrics that settle together, and their sessions."""
 
-    __state__ = ("sessions", "metrics")
+    __state__ = ("sessions", "metrics", "ranges")
 
     def __init__(self, metrics: Sequence[MetricEvidence], policy: GatePolicy) -> None:
         self.metrics = list(metrics)
+        self.ranges = watches(policy.observed_ranges, [metric.name for metric in metrics], alpha=policy.alpha)
         self.sessions = Sessions(
             sum(len(metric.columns) for metric in metrics),
             session_requests=policy.session_requests,
@@ -52,6 +54,9 @@ class Lane:
             metric.take(rows, given, columns, failed, self.sessions, at)
             parts.append(metric.session_values(columns, rows))
             at += len(columns)
+            for watch in self.ranges:
+                if watch.gate.metric == metric.name:
+                    watch.take(rows, compared(given, failed))
         self._give(self.sessions.take(rows, np.concatenate(parts)))
 
     def close_through(self, through_s: float) -> None:
@@ -157,6 +162,11 @@ class Pipeline:
             if index < len(self._warmup_s):
                 cold |= here & (at_s < start_s + self._warmup_s[index])
         return cold
+
+    @property
+    def ranges(self) -> list[RangeWatch]:
+        """The watches of all lanes' observed ranges."""
+        return [watch for lane in self.lanes for watch in lane.ranges]
 
     def restore_limits(self) -> None:
         """Put the limits back that the first bet fixed."""

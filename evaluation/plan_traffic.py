@@ -109,6 +109,7 @@ def one_run(
 ) -> Run:
     """Units until every gate of the policy is proven, at most `most` of the canary's."""
     stages = (replace(stage, warmup_s=0.0),)
+    policy = replace(policy, observed_ranges=())  # these are of real values, which are not simulated
     pipeline, rng = Pipeline(policy, stages), np.random.default_rng(seed)
     w = max(stage.weight, LEAST_W)
     size = counted(traffic.unit_requests, policy.session_requests)

@@ -24,6 +24,7 @@ from evaluation.policy_rules import (
     number,
     whole,
 )
+from evaluation.range_policy import RangeGate, range_gates
 
 __all__ = ["Gate", "GatePolicy", "PolicyError", "Rung", "Sampling", "StagePlan"]
 
@@ -145,6 +146,7 @@ class GatePolicy:
     restart_share: float = 0.3  # prior of the processes that start later; 0 turns late-onset restarts off
     max_missing: float = 0.10
     load_ratio: float = 1.25
+    observed_ranges: tuple[RangeGate, ...] = ()
 
     def __post_init__(self) -> None:
         check_policy(self)
@@ -194,6 +196,9 @@ class GatePolicy:
         out = asdict(self)
         out["gates"] = {gate.pop("name"): gate for gate in out["gates"]}
         out["rungs"] = [dict(rung, margins=dict(rung["margins"])) for rung in out["rungs"]]
+        out["observed_ranges"] = {gate.name: gate.to_mapping() for gate in self.observed_ranges}
+        if not self.observed_ranges:
+            del out["observed_ranges"]  # the digests of policies from before there were ranges stay theirs
         return out
 
     def digest(self) -> str:
@@ -217,7 +222,9 @@ class GatePolicy:
     def only(self, *metrics: str) -> GatePolicy:
         """The same policy with the gates of these metrics alone; their alpha shares stay as they are."""
         gates = tuple(g for g in self.gates if g.metric in metrics)
-        return replace(self, gates=gates, rungs=_without(self.rungs, set(self.gates) - set(gates)))
+        ranges = tuple(g for g in self.observed_ranges if g.metric in metrics)
+        rungs = _without(self.rungs, set(self.gates) - set(gates))
+        return replace(self, gates=gates, rungs=rungs, observed_ranges=ranges)
 
     def with_alarms(self) -> GatePolicy:
         """The same policy, with an alarm for every metric of the catalogue that no gate asks about."""
@@ -283,7 +290,7 @@ _GATE_KEYS = frozenset(
 
 
 def _policy_from_mapping(raw: Mapping[str, object]) -> GatePolicy:
-    known = {*_PLAIN, "base", "name", "units", "gates", "rungs"}
+    known = {*_PLAIN, "base", "name", "units", "gates", "rungs", "observed_ranges"}
     for key in mapping("policy", raw):
         if key not in known:
             raise PolicyError(f"policy key {key!r} is unknown; use one of {', '.join(sorted(known))}")
@@ -299,6 +306,8 @@ def _policy_from_mapping(raw: Mapping[str, object]) -> GatePolicy:
         changes["gates"] = _gates_from(base, mapping("gates", raw["gates"]))
     if "rungs" in raw:
         changes["rungs"] = _rungs_from(raw["rungs"])
+    if "observed_ranges" in raw:
+        changes["observed_ranges"] = range_gates(raw["observed_ranges"])
     return replace(base, **changes)  # type: ignore[arg-type]
 
 

@@ -59,16 +59,19 @@ def check_policy(policy: GatePolicy) -> None:
     whole("session_requests", policy.session_requests, least=1)
     if number("session_s", policy.session_s) <= 0.0:
         raise PolicyError(f"session_s {policy.session_s} is not above 0; use 600")
-    names = [gate.name for gate in policy.gates]
+    names = [gate.name for gate in policy.gates] + [gate.name for gate in policy.observed_ranges]
     if len(set(names)) != len(names):
         raise PolicyError(f"gates {names} repeat a name; give each gate its own")
     for gate in policy.gates:
         _check_gate(gate)
-    total = math.fsum(gate.alpha_share for gate in policy.gates)
+    shares = [gate.alpha_share for gate in policy.gates]
+    shares += [gate.alpha_share for gate in policy.observed_ranges]
+    total = math.fsum(shares)
     if total > 1.0 + 1e-9:
-        raise PolicyError(
-            f"gates.*.alpha_share add up to {total:g}, limit 1; lower them, they are parts of alpha"
+        which = "gates.*.alpha_share" + (
+            " and observed_ranges.*.alpha_share" if policy.observed_ranges else ""
         )
+        raise PolicyError(f"{which} add up to {total:g}, limit 1; lower them, they are parts of alpha")
     kinds = kinds_of(policy)
     for index, rung in enumerate(policy.rungs):
         _check_rung(f"rungs.{index}", rung, kinds)

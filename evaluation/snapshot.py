@@ -19,7 +19,7 @@ import numpy as np
 
 from evaluation.estimates import MedianRatio
 
-FORMAT = 5
+FORMAT = 6
 
 
 class SnapshotMismatch(ValueError):
@@ -28,7 +28,16 @@ class SnapshotMismatch(ValueError):
 
 
 #: What reading a damaged document ends in, wherever the damage is.
-_BROKEN = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, zlib.error)
+_BROKEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,  # of a damaged dtype
+    TypeError,
+    zlib.error,
+)
 _REMEDY = "restore an earlier one, or start again"
 _SEAL_BYTES = 74
 
@@ -80,12 +89,20 @@ def _waiting(value: Any) -> Any:
     return found
 
 
+def _to_6(document: dict[str, Any]) -> dict[str, Any]:
+    """Format 6 watches observed ranges; before it, no policy had one."""
+    for lane in document["state"]["pipeline"]["lanes"]:
+        lane["ranges"] = []
+    return {**document, "format": 6}
+
+
 #: From a format to the next one: takes the document, returns it changed.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _to_2,
     2: _to_3,
     3: _to_4,
     4: _to_5,
+    5: _to_6,
 }
 
 

@@ -34,7 +34,24 @@ def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) ->
             if gate.name in margins:
                 track = _proof_track(metric, gate, margins[gate.name], floor)
                 reports.append(_proof_report(pipeline, metric, track, stage))
-    return [*reports, *_served_reports(pipeline)]
+    return [*reports, *_range_reports(pipeline), *_served_reports(pipeline)]
+
+
+def _range_reports(pipeline: Pipeline) -> list[GateReport]:
+    """A report for each observed range."""
+    reports = []
+    for watch in pipeline.ranges:
+        metric = pipeline.metrics[watch.gate.metric]
+        # Where no answer is streamed there is nothing to hold against a range, and nothing to hold for.
+        is_idle = metric.name in STREAMED and metric.presence.never_arrived
+        reports.append(
+            watch.report(
+                n_stable=int(metric.counts[0]),
+                void_from=min(frozen_since(pipeline), _missing_since(metric)),
+                lacking=None if is_idle else metric.presence.reason(),
+            )
+        )
+    return reports
 
 
 def _served_reports(pipeline: Pipeline) -> list[GateReport]:

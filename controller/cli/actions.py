@@ -138,7 +138,8 @@ def check_files(*, model: Path | None, policy: str | None, file: Path | None) ->
         raise BadInput("nothing to check; give --model DIR, --policy FILE or --file FILE")
     if policy is not None:
         gates = parse_policy(read_policy(policy)).gate_policy()
-        yield f"policy {policy} is sound: {len(gates.gates)} gates, alpha {gates.alpha:g}"
+        count = len(gates.gates) + len(gates.observed_ranges)
+        yield f"policy {policy} is sound: {count} gates, alpha {gates.alpha:g}"
     if file is not None:
         service = parse_service(_read_yaml(file)).located(file.parent)
         yield f"service file {file} is sound: {service.service}"

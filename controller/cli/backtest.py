@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Set
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -93,9 +94,9 @@ def backtest(
         ranges = {"observed_range": ranged.as_plain()} if ranged is not None else {}
         print(json.dumps(as_plain(evidence, gates, result) | ranges, indent=2))
         return
-    console().print(as_table(evidence, result))
-    for report in ranged.reports if ranged is not None else ():
-        console().print(f"{observed}: {report.verdict.value}, {report.reason}")
+    console().print(as_table(evidence, result, {one.name for one in gates.observed_ranges}))
+    for line in ranged.lines() if ranged is not None else ():
+        console().print(line)
 
 
 def _ranged(evidence: EvidenceFile, metric: str, since: str, until: str | None, window: str) -> RangeAnswer:
@@ -157,11 +158,14 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def as_table(evidence: EvidenceFile, result: BacktestResult) -> RenderableType:
-    """The decision in one line, then a row for each gate and side."""
+def as_table(
+    evidence: EvidenceFile, result: BacktestResult, ranges: Set[str] = frozenset()
+) -> RenderableType:
+    """The decision in one line, then a row for each gate and side. `ranges`: names of observed ranges."""
     grid = table("gate", "asks", "verdict", "evidence", "stable", "canary", "why")
     for report in result.gates:
         asks = "an alarm: is it worse?" if report.is_alarm else ASKS[report.side]
+        asks = "is it as stable was?" if report.gate in ranges else asks
         at = f" after {report.decided_canary} canary requests" if report.decided_canary is not None else ""
         grid.add_row(
             report.gate,

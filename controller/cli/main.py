@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from controller.cli import ab, backtest, live, render
+from controller.cli import ab, backtest, live, observed, render
 from controller.cli.client import Client
 from controller.cli.options import (
     EngineOption,
@@ -391,3 +391,4 @@ def show_version() -> None:
 
 ab.register(app)
 backtest.register(app)
+observed.register(app)

@@ -59,7 +59,7 @@ def test_a_format_that_is_no_known_number_is_refused(saved: bytes, version: obje
     assert "is unknown, the limit is" in refused(json.dumps({**unsealed(saved), "format": version}).encode())
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("state", [None, {}, [], 5, {"pipeline": None}, {"pipeline": {"lanes": 3}}])
 def test_a_state_that_is_none_is_refused(saved: bytes, version: int, state: object) -> None:
     refused(json.dumps({**unsealed(saved), "format": version, "state": state}).encode())

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.gate import Verdict
-from evaluation.observed_range import ObservedRange, ObservedRangeGate, _Exceedance, observe_range
+from evaluation.backtest import BacktestResult, run
+from evaluation.evaluator import Evaluator
+from evaluation.gate import GateReport, Verdict
+from evaluation.observed_range import ObservedRange, RangeWatch, log_wealth, observe_range
+from evaluation.policy import GatePolicy, PolicyError
+from evaluation.range_policy import PercentileRange, RangeGate
+from tests.unit.evidence_maker import ONE_STAGE, Columns, requests, sticky, streamed
 
 HOUR_S = 3600.0
+# Of lognormal(6, 0.4), as `requests` makes latencies: p50 403 ms, p90 674 ms, p95 779 ms.
+RANGE = RangeGate(
+    "latency_range",
+    "latency_ms",
+    (
+        PercentileRange(0.5, 390.0, 420.0),
+        PercentileRange(0.9, 650.0, 700.0),
+        PercentileRange(0.95, 740.0, 830.0),
+    ),
+    alpha_share=0.1,
+    since="2026-05-01",
+    until="2026-05-02",
+)
 
 
 def stable_day(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -26,10 +45,13 @@ def observed() -> ObservedRange:
     return observe_range(t_s, y, since_s=0.0, until_s=24 * HOUR_S)
 
 
-def verdicts(gate: ObservedRangeGate, values: np.ndarray) -> list[Verdict]:
-    for value in values:
-        gate.add(float(value))
-    return [report.verdict for report in gate.report()]
+def watch(sides: str = "both") -> RangeWatch:
+    return RangeWatch(RangeGate("r", "latency_ms", observed().ranges, sides=sides), alpha=0.01)
+
+
+def verdicts(one: RangeWatch, values: np.ndarray) -> list[Verdict]:
+    one.add(values)
+    return [standing.verdict for standing in one.standings()]
 
 
 def canary(scale: float, n: int, seed: int = 1) -> np.ndarray:
@@ -45,48 +67,56 @@ def test_the_range_spans_each_windows_percentile() -> None:
 
 
 def test_a_canary_like_stable_passes_every_percentile() -> None:
-    assert verdicts(ObservedRangeGate(observed()), canary(1.0, 3000)) == [Verdict.PASS] * 3
+    assert verdicts(watch(), canary(1.0, 3000)) == [Verdict.PASS] * 3
 
 
-def test_a_canary_twice_as_slow_fails_every_percentile() -> None:
-    assert verdicts(ObservedRangeGate(observed()), canary(2.0, 400)) == [Verdict.FAIL] * 3
+def test_a_canary_twice_as_slow_is_outside_at_every_percentile() -> None:
+    assert verdicts(watch(), canary(2.0, 400)) == [Verdict.FAIL] * 3
 
 
 def test_no_answers_decide_nothing() -> None:
-    assert verdicts(ObservedRangeGate(observed()), canary(1.0, 0)) == [Verdict.UNDECIDED] * 3
+    assert verdicts(watch(), canary(1.0, 0)) == [Verdict.UNDECIDED] * 3
 
 
-def test_a_faster_canary_fails_only_where_both_sides_are_asked() -> None:
-    fast = canary(0.4, 800)
-
-    assert verdicts(ObservedRangeGate(observed()), fast) == [Verdict.PASS] * 3
-    assert verdicts(ObservedRangeGate(observed(), both_sides=True), fast) == [Verdict.FAIL] * 3
+def test_a_faster_canary_is_inside_only_where_one_side_is_asked() -> None:
+    assert verdicts(watch("above"), canary(0.4, 800)) == [Verdict.PASS] * 3
+    assert verdicts(watch("both"), canary(0.4, 800)) == [Verdict.FAIL] * 3
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5])
-def test_a_canary_at_the_very_end_of_the_range_is_rarely_failed(rate: float) -> None:
-    """Exact: over scipy's binomial of how many of 80 answers exceed the end, both bets are worth one."""
-    worth_above, worth_below = [], []
-    for exceed in range(81):
-        one = _Exceedance(rate)
-        for answer in range(80):
-            one.add(answer < exceed)
-        worth_above.append(np.exp(np.logaddexp.reduce(one.above)))
-        worth_below.append(np.exp(np.logaddexp.reduce(one.below)))
-    chances = stats.binom.pmf(np.arange(81), 80, rate)
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.95])
+@pytest.mark.parametrize("more", [True, False])
+def test_a_canary_at_the_very_end_of_the_range_is_worth_one_in_the_mean(rate: float, more: bool) -> None:
+    """Exact: over scipy's binomial of how many of 80 answers are beyond the end."""
+    hits = np.arange(81)
+    worth = np.exp(log_wealth(hits, np.full(81, 80), rate, more=more))
 
-    assert float(chances @ worth_above) == pytest.approx(1.0, rel=1e-9)
-    assert float(chances @ worth_below) == pytest.approx(1.0, rel=1e-9)
+    assert float(stats.binom.pmf(hits, 80, rate) @ worth) == pytest.approx(1.0, rel=1e-9)
 
 
-def test_what_a_range_gate_spends_is_shared_by_its_percentiles_and_sides() -> None:
-    medians = (observed().ranges[0],) * 3  # the median's evidence grows in the smallest steps
-    gate = ObservedRangeGate(ObservedRange(0.0, 1.0, 3, medians), alpha=0.01, both_sides=True)
-    while all(report.verdict is Verdict.UNDECIDED for report in gate.report()):
-        before = max(report.log_e for report in gate.report())
-        gate.add(1e6)
+def test_the_interval_ends_where_the_test_does() -> None:
+    """Inversion: a range that begins above the interval is left, one that begins within it is not."""
+    values = canary(1.0, 2000)
+    one = watch()
+    one.add(values)
+    p95 = one.standings()[2]
 
-    assert before < math.log(6 / 0.01) <= max(report.log_e for report in gate.report())
+    def is_outside(low: float) -> bool:
+        moved = replace(p95.range, low=low, high=low * 2)
+        ranges = (*observed().ranges[:2], moved)
+        other = RangeWatch(replace(one.gate, ranges=ranges), alpha=0.01)
+        return verdicts(other, values)[2] is Verdict.FAIL
+
+    assert p95.low < np.quantile(values, 0.95) < p95.high
+    assert (is_outside(p95.high * 1.001), is_outside(p95.high / 1.02)) == (True, False)
+
+
+def test_what_a_range_spends_is_shared_by_its_percentiles_and_sides() -> None:
+    limits = [
+        RangeWatch(RangeGate("r", "latency_ms", RANGE.ranges[:count], sides=sides), alpha=0.01).limit
+        for count, sides in ((3, "both"), (3, "above"), (1, "above"))
+    ]
+
+    assert limits == [math.log(6 / 0.01), math.log(3 / 0.01), math.log(1 / 0.01)]
 
 
 def test_one_hour_is_no_range() -> None:
@@ -98,10 +128,189 @@ def test_one_hour_is_no_range() -> None:
         observe_range(t_s, y, since_s=0.0, until_s=HOUR_S)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_a_rarer_percentile_needs_more_answers() -> None:
+    t_s, y = stable_day()
+
+    with pytest.raises(ValueError, match="0 windows of 3600 s hold 2500 answers"):
+        observe_range(t_s, y, since_s=0.0, until_s=24 * HOUR_S, percentiles=[0.999])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -1.0])
 def test_bad_values_are_refused_and_change_nothing(bad: float) -> None:
-    gate = ObservedRangeGate(observed())
+    one = watch()
 
     with pytest.raises(ValueError, match="not a number of at least 0"):
-        gate.add(bad)
-    assert gate.n_canary == 0
+        one.add(np.array([700.0, bad]))
+    assert one.n == 0
+
+
+def policy_of(**changes: object) -> GatePolicy:
+    """The range beside the default's gates of latency and errors; nothing has to be proven."""
+    base = GatePolicy.default().only("latency_ms", "error")
+    rungs = (replace(base.rungs[0], margins={}),)
+    return replace(base, rungs=rungs, observed_ranges=(replace(RANGE, **changes),))  # type: ignore[arg-type]
+
+
+def judged(columns: Columns, **changes: object) -> tuple[BacktestResult, GateReport]:
+    result = run(columns, policy_of(**changes), stages=ONE_STAGE)
+    return result, next(report for report in result.gates if report.gate == RANGE.name)
+
+
+def slower_both(factor: float, rows: int = 3000) -> Columns:
+    """Both arms alike, and not as stable was: what every other gate cancels."""
+    columns = requests(rows, before=500)
+    return {**columns, "latency_ms": columns["latency_ms"] * factor}
+
+
+def test_a_canary_outside_holds_and_says_what_stable_showed() -> None:
+    result, report = judged(slower_both(1.6))
+
+    assert result.decision == "invalid"
+    assert report.verdict is Verdict.INVALID
+    assert result.reasons == (f"latency_range: {report.reason}",)
+    assert report.reason.startswith("p50 ")
+    assert report.reason.endswith(" ms, stable showed 740..830 ms between 2026-05-01 and 2026-05-02")
+
+
+def test_it_rolls_back_where_the_policy_says_so() -> None:
+    result, report = judged(slower_both(1.6), on_outside="rollback")
+
+    assert (result.decision, result.metric) == ("rollback", "latency_ms")
+    assert (report.side, report.verdict) == ("rollback", Verdict.FAIL)
+    assert report.decided_canary == result.canary_requests < 150
+
+
+def test_a_canary_inside_neither_holds_nor_has_to_be_proven() -> None:
+    few, undecided = judged(requests(1000, before=500))
+    many, inside = judged(requests(60_000, before=500))
+
+    assert (undecided.verdict, inside.verdict) == (Verdict.UNDECIDED, Verdict.PASS)
+    assert (few.decision, many.decision) == ("undecided", "undecided")
+    assert not any("latency_range" in reason for reason in (*few.reasons, *many.reasons))
+
+
+def test_a_range_of_what_stopped_arriving_holds() -> None:
+    columns = requests(3000, before=500)
+    columns["latency_ms"][1000:] = np.nan
+    result, report = judged(columns)
+
+    assert (result.decision, report.verdict) == ("invalid", Verdict.INVALID)
+    assert "latency_range: stopped arriving" in " ".join(result.reasons)
+
+
+def test_failed_answers_are_no_fast_ones() -> None:
+    columns = requests(3000, before=500, error=(0.4, 0.4))
+    columns["latency_ms"] = np.where(columns["error"] == 1.0, 1.0, columns["latency_ms"])
+
+    assert judged(columns)[1].log_e < 3.0
+
+
+def test_a_heavy_user_counts_once() -> None:
+    columns = sticky(3000, people=300)
+    heavy = columns["unit"] == columns["unit"][np.argmax(columns["arm"])]
+    rows = np.sort(np.concatenate((np.arange(3000), np.repeat(np.flatnonzero(heavy)[1:], 20))))
+    many = {name: column[rows] for name, column in columns.items()}
+    many["latency_ms"] = np.where(
+        many["unit"] == columns["unit"][np.argmax(columns["arm"])], 5000.0, many["latency_ms"]
+    )
+    many["t_s"] = np.arange(len(rows), dtype=np.float64)
+
+    assert judged(many)[1].n_canary <= 300
+    assert judged(many)[1].verdict is not Verdict.INVALID
+
+
+def test_what_is_absent_has_no_range() -> None:
+    columns = {name: column for name, column in requests(1000).items() if name != "latency_ms"}
+
+    assert [
+        one.gate for one in run(columns, policy_of(), stages=ONE_STAGE).gates if "range" in one.gate
+    ] == []
+
+
+TRAFFIC = {
+    "inside": lambda: requests(2500, before=300),
+    "slower": lambda: requests(2500, before=300, slower=1.3),
+    "sticky": lambda: sticky(2500, people=400, before=0, slower=1.5),
+}
+
+
+@pytest.mark.parametrize("on_outside", ["hold", "rollback"])
+@pytest.mark.parametrize("case", TRAFFIC)
+def test_the_stream_with_restarts_says_what_the_arrays_say(case: str, on_outside: str) -> None:
+    columns, policy = TRAFFIC[case](), policy_of(on_outside=on_outside)
+    ranged = [
+        [one for one in report.gates if one.gate == RANGE.name]
+        for report in (
+            run(columns, policy, stages=ONE_STAGE),
+            streamed(columns, policy, most=50).report(),
+            streamed(columns, policy, most=300, reload_ratio=0.5).report(),
+        )
+    ]
+
+    assert ranged[0] == ranged[1] == ranged[2]
+    assert len(ranged[0]) == 1
+
+
+def test_a_snapshot_keeps_the_range_to_the_bit() -> None:
+    policy = policy_of()
+    before = streamed(TRAFFIC["slower"](), policy)
+    after = Evaluator.restore(policy, ONE_STAGE, before.snapshot())
+
+    assert after.report() == before.report()
+    assert after.snapshot() == before.snapshot()
+
+
+def test_the_stage_is_invalid_live_too() -> None:
+    report = streamed(slower_both(1.6), policy_of()).report()
+
+    assert report.stage_verdict is Verdict.INVALID
+    assert any(reason.startswith("latency_range: p50 ") for reason in report.missing)
+
+
+def test_a_policy_keeps_its_ranges() -> None:
+    policy = policy_of(on_outside="rollback", sides="above")
+
+    assert GatePolicy.from_mapping(policy.to_mapping()) == policy
+    assert policy.digest() != policy_of().digest()
+
+
+def test_a_policy_without_ranges_has_the_digest_it_had() -> None:
+    assert "observed_ranges" not in GatePolicy.default().to_mapping()
+
+
+def test_the_alpha_of_a_range_is_part_of_the_whole() -> None:
+    with pytest.raises(
+        PolicyError, match=r"gates\..*alpha_share and observed_ranges\..* add up to 1\.1, limit"
+    ):
+        replace(GatePolicy.default(), observed_ranges=(RANGE,))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"ranges": {"p50": [1, 2]}}, "observed_ranges.r.metric is missing"),
+        ({"metric": "latency_ms"}, "observed_ranges.r.ranges is missing"),
+        ({"metric": "error", "ranges": {"p50": [1, 2]}}, "'error' has no percentiles; use one of cost"),
+        ({"metric": "cost", "ranges": {}}, "ranges is empty"),
+        ({"metric": "cost", "ranges": {"q50": [1, 2]}}, "q50 is no percentile; write p50"),
+        ({"metric": "cost", "ranges": {"p0": [1, 2]}}, "percentile 0.0 is outside"),
+        ({"metric": "cost", "ranges": {"p50": [2, 1]}}, r"p50 \[2, 1\] spans no values"),
+        ({"metric": "cost", "ranges": {"p50": [1]}}, r"p50 \[1\] is not two values"),
+        ({"metric": "cost", "ranges": {"p50": [1, float("nan")]}}, "p50 nan is not a finite number"),
+        (
+            {"metric": "cost", "ranges": {"p50": [1, 2]}, "alpha_share": 0},
+            r"alpha_share 0 is outside \(0, 1\]",
+        ),
+        ({"metric": "cost", "ranges": {"p50": [1, 2]}, "on_outside": "page"}, "use hold or rollback"),
+        ({"metric": "cost", "ranges": {"p50": [1, 2]}, "sides": "below"}, "use both or above"),
+        ({"metric": "cost", "ranges": {"p50": [1, 2]}, "colour": 1}, "colour is unknown; use one of metric"),
+    ],
+)
+def test_an_entry_that_cannot_hold_is_refused_by_its_key(entry: dict[str, object], said: str) -> None:
+    with pytest.raises(PolicyError, match=said):
+        GatePolicy.from_mapping({"observed_ranges": {"r": entry}})
+
+
+def test_a_range_has_a_name_of_its_own() -> None:
+    with pytest.raises(PolicyError, match="repeat a name"):
+        replace(policy_of(), observed_ranges=(replace(RANGE, name="error"),))

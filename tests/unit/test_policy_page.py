@@ -10,7 +10,7 @@ import yaml
 
 from controller.spec import parse_policy
 from controller.spec_parts import Strict
-from controller.spec_policy import GateSpec, PolicySpec, RungSpec, SamplingSpec, StageSpec
+from controller.spec_policy import GateSpec, ObservedRangeSpec, PolicySpec, RungSpec, SamplingSpec, StageSpec
 from controller.units import duration_s, weight_bp
 from evaluation.metrics import CATALOGUE
 from evaluation.policy import Gate, GatePolicy
@@ -27,20 +27,28 @@ def rows(title: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("title", "kind"), [("The policy", PolicySpec), ("A gate", GateSpec), ("A stage", StageSpec)]
+    ("title", "kind"),
+    [
+        ("The policy", PolicySpec),
+        ("A gate", GateSpec),
+        ("A stage", StageSpec),
+        ("An observed range", ObservedRangeSpec),
+    ],
 )
 def test_every_key_has_its_row_and_every_row_its_key(title: str, kind: type[Strict]) -> None:
     assert set(rows(title)) == set(kind.model_fields)
 
 
-@pytest.mark.parametrize("kind", [PolicySpec, GateSpec, StageSpec, RungSpec, SamplingSpec])
+@pytest.mark.parametrize("kind", [PolicySpec, GateSpec, StageSpec, RungSpec, SamplingSpec, ObservedRangeSpec])
 def test_keys_by_their_other_names_and_of_small_parts_are_on_the_page(kind: type[Strict]) -> None:
     names = {*kind.ALSO, *kind.model_fields}
 
     assert {name for name in names if not re.search(rf"\b{name}\b", PAGE)} == set()
 
 
-@pytest.mark.parametrize("key", sorted(PolicySpec.model_fields.keys() - {"stages", "gates", "rungs"}))
+@pytest.mark.parametrize(
+    "key", sorted(PolicySpec.model_fields.keys() - {"stages", "gates", "rungs", "observed_ranges"})
+)
 def test_a_default_on_the_page_is_the_default(key: str) -> None:
     said = rows("The policy")[key].strip("`")
     field = PolicySpec.model_fields[key]
@@ -87,3 +95,11 @@ def test_an_example_is_a_sound_policy(text: str) -> None:
 
 def test_the_claim_is_on_the_page_as_it_was_designed() -> None:
     assert "At no time worse than the tolerance, for exchangeable units" in PAGE
+
+
+def test_the_entry_of_an_observed_range_is_sound() -> None:
+    text = re.search(r"```\n(.*?)```", section("An observed range"), re.DOTALL)
+
+    assert text is not None
+    ranges = parse_policy(yaml.safe_load(text[1])).gate_policy().observed_ranges
+    assert [one.name for one in ranges[0].ranges] == ["p50", "p90", "p95"]
