@@ -254,6 +254,8 @@ def _driver_environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's workers yield to everything else (15) unless told: these serve people.
+        "RAY_worker_niceness": "0",
         # Ray's mode for one node only: every server of its listens on 127.0.0.1.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
