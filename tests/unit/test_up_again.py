@@ -73,7 +73,12 @@ def test_what_is_so_or_was_asked_at_first_is_no_change(asked: Mapping[str, Any])
         ({"dtype": "float32"}, "dtype auto", "dtype float32", "deploy chat --engine dtype=float32"),
         ({"engine": {"max_num_seqs": 9}}, "max_num_seqs 4", "max_num_seqs 9", "--engine max_num_seqs=9"),
         ({"engine": {"block_size": 16}}, "block_size not set", "block_size 16", "--engine block_size=16"),
-        ({"policy": {"preset": "strict"}}, "policy of its first up", "another", "deploy chat --policy FILE"),
+        (
+            {"policy": {"preset": "strict"}},
+            "policy of its first up",
+            "policy another",
+            "deploy chat --policy FILE",
+        ),
     ],
     ids=str,
 )
