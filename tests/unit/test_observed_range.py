@@ -109,6 +109,24 @@ def test_the_interval_ends_where_the_test_does() -> None:
     assert p95.low < np.quantile(values, 0.95) < p95.high
     assert (is_outside(p95.high * 1.001), is_outside(p95.high / 1.02)) == (True, False)
 
+    def is_above(high: float) -> bool:
+        ranges = (*observed().ranges[:2], replace(p95.range, low=0.0, high=high))
+        other = RangeWatch(replace(one.gate, ranges=ranges), alpha=0.01)
+        return verdicts(other, values)[2] is Verdict.FAIL
+
+    assert (is_above(p95.low / 1.001), is_above(p95.low * 1.02)) == (True, False)
+
+
+@pytest.mark.parametrize("value", [1000.5, 899.5])
+def test_what_is_said_to_be_outside_is_outside_the_range_it_names(value: float) -> None:
+    """All within the bin of 1 % that holds the range's own end."""
+    one = RangeWatch(RangeGate("r", "latency_ms", (PercentileRange(0.5, 900.0, 1000.0),)), alpha=0.01)
+    one.add(np.full(100, value))
+    left = one.standings()[0]
+
+    assert left.verdict is Verdict.FAIL
+    assert (left.low, left.high)[value < 900.0] == (1000.0 if value > 1000.0 else 900.0)
+
 
 def test_what_a_range_spends_is_shared_by_its_percentiles_and_sides() -> None:
     limits = [
@@ -205,23 +223,24 @@ def test_failed_answers_are_no_fast_ones() -> None:
     assert judged(columns)[1].log_e < 3.0
 
 
-def test_a_heavy_user_counts_once() -> None:
-    columns = sticky(3000, people=300)
-    heavy = columns["unit"] == columns["unit"][np.argmax(columns["arm"])]
-    rows = np.sort(np.concatenate((np.arange(3000), np.repeat(np.flatnonzero(heavy)[1:], 20))))
-    many = {name: column[rows] for name, column in columns.items()}
-    many["latency_ms"] = np.where(
-        many["unit"] == columns["unit"][np.argmax(columns["arm"])], 5000.0, many["latency_ms"]
-    )
-    many["t_s"] = np.arange(len(rows), dtype=np.float64)
+def test_a_unit_of_the_canary_counts_once() -> None:
+    columns = sticky(3000, people=300, error=(0.0, 0.0))
+    people = len(np.unique(columns["unit"][columns["arm"] == 1]))
 
-    assert judged(many)[1].n_canary <= 300
-    assert judged(many)[1].verdict is not Verdict.INVALID
+    assert judged(columns)[1].n_canary == people
+
+
+def test_stables_own_values_are_not_held_against_the_range() -> None:
+    columns = requests(3000, before=500)
+    slow = np.where(columns["arm"] == 0, 3.0, 1.0)
+
+    assert judged({**columns, "latency_ms": columns["latency_ms"] * slow})[1].log_e < 3.0
 
 
 def test_what_is_absent_has_no_range() -> None:
     columns = {name: column for name, column in requests(1000).items() if name != "latency_ms"}
 
+    assert policy_of().only("error").observed_ranges == ()
     assert [
         one.gate for one in run(columns, policy_of(), stages=ONE_STAGE).gates if "range" in one.gate
     ] == []

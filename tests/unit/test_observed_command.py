@@ -1,0 +1,145 @@
+"""`canaryctl observed`: the policy entry from a file of stable's traffic, or one line that says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+import yaml
+
+from controller.cli import backtest, observed
+from controller.cli.observed import _down
+from controller.errors import BadInput
+from controller.spec import parse_policy
+from evaluation.range_policy import RangeGate
+from tests.unit.evidence_maker import Columns, requests
+
+MAY_S = 1777593600.0  # 2026-05-01
+DAY_S = 86_400.0
+
+
+def two_days(rows: int = 6000) -> Columns:
+    """Stable alone for two days, the second 30 % slower."""
+    columns = requests(rows, w=0.0)
+    columns["t_s"] = MAY_S + np.sort(np.random.default_rng(5).uniform(0.0, 2 * DAY_S, rows))
+    columns["latency_ms"] = columns["latency_ms"] * np.where(columns["t_s"] < MAY_S + DAY_S, 1.0, 1.3)
+    return columns
+
+
+def written(columns: Columns, path: Path) -> Path:
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(two_days(), tmp_path_factory.mktemp("observed") / "stable.jsonl")
+
+
+def ask(*arguments: str) -> None:
+    app = typer.Typer()
+    observed.register(app)
+    backtest.register(app)
+    app(args=list(arguments), standalone_mode=False)
+
+
+def entry(file: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> RangeGate:
+    """The written policy, read as `deploy --policy` reads it."""
+    ask("observed", str(file), *arguments)
+    policy = parse_policy(yaml.safe_load(capsys.readouterr().out)).gate_policy()
+    return policy.observed_ranges[0]
+
+
+def test_the_entry_spans_what_stable_showed_between_the_dates(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = two_days()
+    day = columns["t_s"] < MAY_S + DAY_S
+    hour = ((columns["t_s"] - columns["t_s"][0]) // 3600)[day]
+    p95 = [np.quantile(columns["latency_ms"][day][hour == h], 0.95) for h in np.unique(hour)]
+
+    gate = entry(file, capsys, "--since", "2026-05-01", "--until", "2026-05-02")
+
+    assert (gate.name, gate.since, gate.until) == ("latency_ms_range", "2026-05-01", "2026-05-02")
+    assert gate.ranges[2].low == pytest.approx(min(p95), rel=2e-3)
+    assert gate.ranges[2].low <= min(p95) < max(p95) <= gate.ranges[2].high
+    assert gate.ranges[2].high == pytest.approx(max(p95), rel=2e-3)
+
+
+def test_without_dates_it_is_the_whole_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = entry(file, capsys, "--until", "2026-05-02")
+    whole = entry(file, capsys)
+
+    assert whole.ranges[0].high > first.ranges[0].high * 1.1
+
+
+def test_a_begin_before_the_files_own_cuts_no_half_window(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early = entry(file, capsys, "--since", "2026-04-30T23:30")
+
+    assert early.ranges == entry(file, capsys).ranges
+
+
+def test_the_options_are_in_the_entry(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gate = entry(file, capsys, "--name", "slow", "--on-outside", "rollback", "--alpha-share", "0.1")
+
+    assert (gate.name, gate.on_outside, gate.alpha_share) == ("slow", "rollback", 0.1)
+
+
+def test_json_holds_the_same_entry(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gate = entry(file, capsys)
+    ask("observed", str(file), "-o", "json")
+
+    assert json.loads(capsys.readouterr().out)["observed_ranges"] == {gate.name: gate.to_mapping()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--since", "2026-06-01", "--until", "2026-06-02"],
+            "stable has no latency_ms from 2026-06-01 to 2026-06-02; "
+            "the file has it from 2026-05-01 to 2026-05-02T23",
+        ),
+        (["--since", "2026-05-02", "--until", "2026-05-01"], "--since 2026-05-02 is not before --until"),
+        (["--since", "May"], "--since 'May' is no time"),
+        (["--window", "1m"], "0 windows of 60 s hold 50 answers, needed 3"),
+        (["--window", "wide"], "--window 'wide'"),
+        (["--metric", "error"], "--metric error is not a column of values; the file has latency_ms"),
+        (["--on-outside", "page"], "on_outside 'page' is unknown; use hold or rollback"),
+        (["--alpha-share", "0"], r"alpha_share 0.0 is outside \(0, 1\]"),
+    ],
+)  # fmt: skip
+def test_what_gives_no_range_is_refused_in_one_line(file: Path, arguments: list[str], said: str) -> None:
+    with pytest.raises(BadInput, match=said) as refused:
+        ask("observed", str(file), *arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_backtest_holds_by_the_entry_it_was_given(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask("observed", str(file), "--until", "2026-05-02")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(capsys.readouterr().out)
+    columns = requests(3000, before=200)
+    columns["latency_ms"] = columns["latency_ms"] * 1.6
+    traffic = written(columns, tmp_path / "rollout.jsonl")
+
+    ask("backtest", str(traffic), "--policy", str(policy))
+    table = capsys.readouterr().out
+
+    assert table.startswith("INVALID: latency_ms_range: p50 ")
+    assert "between 2026-05-01 and 2026-05-02" in " ".join(table.split())
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(391.27, 391.2), (0.00123456, 0.001234), (7.0, 7.0), (0.0, 0.0), (-811.13, -811.2)]
+)
+def test_ends_are_rounded_outward(value: float, rounded: float) -> None:
+    assert _down(value) == rounded
