@@ -62,9 +62,10 @@ class LogHistogram:
 
     def share_above(self, value: float) -> float:
         """The share of values in bins above the one that holds `value`. NaN when empty."""
+        bin_of_value = int(np.floor(np.log(max(value, SMALLEST)) / WIDTH))
         if self.total == 0:
-            return float("nan")
-        index = int(np.floor(np.log(max(value, SMALLEST)) / WIDTH)) - self.first_bin
+            return float(np.mean(self.waiting > bin_of_value)) if len(self.waiting) else float("nan")
+        index = bin_of_value - self.first_bin
         if index < 0:
             return 1.0
         return float(self.counts[index + 1 :].sum(dtype=np.int64)) / self.total

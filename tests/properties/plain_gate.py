@@ -126,7 +126,9 @@ class Rollout:
         values = [float(v) for v in self.columns[metric]]
         if metric in VALUES:
             return [NAN if self.is_cold(row) else v for row, v in enumerate(values)]
-        return values
+        if metric == "error":
+            return values
+        return [NAN if failed else v for v, failed in zip(values, self.failed, strict=True)]
 
     def firsts(self, values: Sequence[float], gate: Gate, *, by_event: bool) -> list[Unit]:
         """First requests; by event, the first event of each draw, and its first request without one."""
@@ -315,6 +317,6 @@ def split_channels(rollout: Rollout) -> dict[Key, Played]:
 
 def plain_pairs(differences: Sequence[float], gate: Gate, policy: GatePolicy) -> Played:
     """Mirrored pairs, one a conversation, on their own part of alpha."""
-    units = [Unit(0, 0.0, d) for d in differences]
+    units = [Unit(1, 0.0, d) for d in differences]
     limit = limit_of(parts_of(policy, gate, sticky=False).pairs)
     return play(units, PlainPairs(gate.tolerance), limit=limit, share=policy.restart_share)
