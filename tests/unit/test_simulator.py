@@ -22,6 +22,8 @@ from evaluation.plan_power import TrafficModel
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
+pytestmark = pytest.mark.integration  # real processes, and real waits for those that hang
+
 POLICY = parse_policy({"gates": dict.fromkeys(("error", "latency_p99", "latency_shape", "ttft_shape",
                                                "hallucination"))})  # fmt: skip
 PLAN = Plan("medium", (), (Stage(1000, 0.0, 150, 900.0, 1),), 500, 7200.0)
