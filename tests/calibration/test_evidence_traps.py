@@ -26,6 +26,11 @@ def share_of_runs(happened: Callable[[int], bool]) -> float:
     return sum(happened(seed) for seed in range(RUNS)) / RUNS
 
 
+def each_its_own(rows: int) -> Columns:
+    """The mistake: each request of a user is told as a unit of its own."""
+    return {"assigned_by": np.full(rows, "request"), "request_id": np.arange(rows)}
+
+
 def without(columns: Columns, **changed: np.ndarray) -> Columns:
     return {**columns, **changed}
 
@@ -52,7 +57,7 @@ def held_traffic(seed: int) -> tuple[Columns, Columns]:
         "assigned_by": np.where(pinned, "pin", "sticky"),
         "error": (rng.random(2 * half) < np.where(arm == 1, 0.25, 0.05)).astype(float),
     }
-    return right, without(right, w=stage_w, assigned_by=np.full(2 * half, "request"))
+    return right, without(right, w=stage_w, **each_its_own(2 * half))
 
 
 def test_tokens_that_are_bet_again_prove_a_canary_that_is_five_times_worse() -> None:
@@ -115,10 +120,8 @@ def test_counting_requests_instead_of_units_breaks_the_served_share() -> None:
     def users(seed: int) -> Columns:
         return sticky(10_000, people=120, seed=seed, w=0.2)
 
-    per_request = np.full(10_000, "request")
-
     assert share_of_runs(lambda seed: is_frozen(users(seed))) == 0.0
-    assert share_of_runs(lambda seed: is_frozen(without(users(seed), assigned_by=per_request))) >= 0.5
+    assert share_of_runs(lambda seed: is_frozen(without(users(seed), **each_its_own(10_000)))) >= 0.5
 
 
 def users_with_habits(seed: int, *, by_unit: bool) -> Columns:
@@ -128,7 +131,7 @@ def users_with_habits(seed: int, *, by_unit: bool) -> Columns:
     rng = np.random.default_rng(seed + 70)
     habit = rng.gamma(0.15, 1 / 0.15, people)[columns["unit"]]
     columns["error"] = (rng.random(rows) < np.minimum(0.03 * habit, 1.0)).astype(float)
-    return columns if by_unit else without(columns, assigned_by=np.full(rows, "request"))
+    return columns if by_unit else without(columns, **each_its_own(rows))
 
 
 def test_betting_each_request_of_a_user_shows_harm_in_a_good_canary() -> None:
