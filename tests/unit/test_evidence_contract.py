@@ -1,7 +1,7 @@
 """The contract of the evidence, rule by rule: which test turns red when the rule is taken out.
 
-Each line names the rule and the tests that were seen to fail without it; how much harm its absence does is
-measured in `tests/calibration/test_evidence_traps.py`.
+Each line names the rule and the tests that hold it, most of them seen to fail without it; how much harm its
+absence does is measured in `tests/calibration/test_evidence_traps.py`.
 
 - unit, counted once: test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session
 - tokens belong to their draw: test_a_request_under_a_token_belongs_to_the_draw_of_the_token
