@@ -22,6 +22,7 @@ from controller import telemetry
 from controller.state import AlarmSight
 from evaluation import snapshot as snapshots
 from evaluation.betting import Floats
+from evaluation.evidence import judged_coin
 from evaluation.gate import EvaluationReport
 from evaluation.metrics import VALUES, Kind
 from evaluation.policy import Gate, GatePolicy
@@ -80,7 +81,7 @@ class SegmentFeed:
                 continue
             if gate.metric in VALUES:
                 y = np.where(failed | rows.cold, np.nan, y)
-            _feed(alarms, rows, y, _coin(gate, rows.w), found)
+            _feed(alarms, rows, y, judged_coin(gate.sampling, rows.w), found)
 
     def raised(self, *, frozen: bool) -> tuple[AlarmSight, ...]:
         """Every alarm so far. frozen: the split does not fit its weight, so nothing new is believed."""
@@ -136,14 +137,6 @@ def _feed(
                 places.setdefault(segment, []).append(at)
     for segment, chosen in places.items():
         alarms.feed(segment, rows.block(y, np.array(chosen, dtype=np.int64), w))
-
-
-def _coin(gate: Gate, w: Floats) -> Floats:
-    """P(canary) given that the unit was judged."""
-    if gate.sampling.stable == gate.sampling.canary:
-        return w
-    canary = w * gate.sampling.canary
-    return canary / (canary + (1.0 - w) * gate.sampling.stable)
 
 
 def _sight(gate: Gate, alarm: SegmentAlarm) -> AlarmSight:

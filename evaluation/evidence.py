@@ -21,7 +21,7 @@ from evaluation.estimates import Estimate, EventCounts, MeanGap, MedianRatio
 from evaluation.histogram import LogHistogram
 from evaluation.latency import Exceedance, ShapeLoss, ShapeProof, below_the_cut
 from evaluation.metrics import VALUES, Kind
-from evaluation.policy import Gate, GatePolicy
+from evaluation.policy import Gate, GatePolicy, Sampling
 from evaluation.presence import Presence
 from evaluation.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
 from evaluation.records import SETTLE_S
@@ -216,11 +216,7 @@ class MetricEvidence:
         self.stable_logs[when] = np.add.accumulate(np.concatenate(([total], logs)))[-1], count + len(logs)
 
     def _coin(self, w: Floats) -> Floats:
-        """P(canary) given that the unit was judged."""
-        if self._plain:
-            return w
-        canary = w * self._sampling.canary
-        return canary / (canary + (1.0 - w) * self._sampling.stable)
+        return judged_coin(self._sampling, w)
 
     def _count(self, rows: Rows, raw: Floats, failed: NDArray[np.bool_]) -> None:
         present = ~np.isnan(raw)
@@ -314,6 +310,14 @@ class MetricEvidence:
         channel = Channel(bettor, limit=self._proof_limit, least_canary=self._least_canary)
         (stream.staged if staged else stream.channels).append(channel)
         self.tracks.append(Track(gate, "proof", channel, margin, floor, stream if staged else None))
+
+
+def judged_coin(sampling: Sampling, w: Floats) -> Floats:
+    """P(canary) of a unit, given that it was judged."""
+    if sampling.stable == sampling.canary:
+        return w
+    canary = w * sampling.canary
+    return canary / (canary + (1.0 - w) * sampling.stable)
 
 
 def _session_bettor(gate: Gate, policy: GatePolicy) -> Bettor:
