@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 HOST = "127.0.0.1"
+# Below the ports that the kernel gives to outgoing connections: none of those takes one of these between the
+# choice and the start of its server.
+PORTS = range(10_000, 20_000)
 
 
 def is_free(port: int) -> bool:
@@ -19,12 +23,11 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """That many different ports, free a moment ago."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()
+    """That many different ports, free a moment ago. Raises OSError when there are not so many."""
+    chosen: list[int] = []
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        if len(chosen) == count:
+            return chosen
+        if is_free(port):
+            chosen.append(port)
+    raise OSError(f"fewer than {count} free ports of {HOST} in {PORTS.start}-{PORTS.stop - 1}; free some")

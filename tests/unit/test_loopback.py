@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 from serving.loopback import free_ports, is_free
 
@@ -12,6 +13,12 @@ def test_free_ports_are_different_and_free() -> None:
 
     assert len(set(ports)) == 8
     assert all(is_free(port) for port in ports)
+
+
+def test_no_outgoing_connection_takes_a_free_port_before_its_server_starts() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+
+    assert max(free_ports(200)) < lowest
 
 
 def test_a_port_that_is_listened_on_is_not_free() -> None:
