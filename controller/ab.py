@@ -1,7 +1,7 @@
 """A/B tests of a running service: what is asked, what the outcomes say, what is shown.
 
 A test is a rollout of B that is never promoted by itself: one stage at the asked share, nothing that could be
-proven, the default gates and guards still on watch. Which requests are its outcomes: `ab_book.py`.
+proven, the gates of a policy and the guards still on watch. Which requests are its outcomes: `ab_book.py`.
 
 Invariant: no clock, no network, no database here. A broken experiment (`evaluation/ab_validity.py`) names no
 winner.
@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from controller.ab_book import MAX_OUTCOMES, REQUEST_METRICS, Outcome
-from controller.spec import Duration, Strict, Weight, parse_as
+from controller.spec import Duration, PolicySpec, Strict, Weight, dump, parse_as
 from controller.state import FULL_BP, NEVER_CANARY, Phase, RolloutState
 from evaluation.ab_test import AbQuestion, AbResult, AbVerdict, Scale, SequentialTest, fixed_horizon
 from evaluation.ab_validity import AbValidity
@@ -37,6 +37,9 @@ class AbSpec(Strict):
     score_wait: Duration = Field(default=600.0, description="how long a score is waited for", gt=0)
     duration: Duration = Field(default=604_800.0, description="B is taken away after this", gt=0)
     retry: bool = Field(default=False, description="also a version that was rolled back before")
+    policy: PolicySpec = Field(
+        default_factory=PolicySpec, description="whose gates watch B; its stages and holdback do not count"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -49,6 +52,8 @@ class AbSpec(Strict):
             raise ValueError(
                 "sample_size belongs to the mode fixed, and that needs it; see canaryctl ab size"
             )
+        if self.policy.twin:
+            raise ValueError("policy has twin, which runs A against itself; leave it out")
         return self
 
     @property
@@ -65,7 +70,8 @@ class AbSpec(Strict):
             "min_canary": NEVER_CANARY,
             "margins": {},
         }
-        policy = {"name": "ab-test", "holdback": "0%", "stages": [stage]}
+        test = {"name": "ab-test", "holdback": "0%", "stages": [stage], "promote_if_point_ok": False}
+        policy = dump(self.policy) | test
         reason = f"A/B test of {self.metric}"
         return {"version": self.version, "policy": policy, "reason": reason, "retry": self.retry}
 

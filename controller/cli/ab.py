@@ -105,13 +105,21 @@ def create(
     retry: Annotated[
         bool, typer.Option("--retry", help="Also a version that was rolled back before.")
     ] = False,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose gates watch B: a policy file, or a preset's name. Its stages do not count.",
+            show_default="default",
+        ),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Give B a share of the traffic and compare it with what serves (A). Nothing is promoted by it.
 
-    Guards and the default gates still watch B and may end the test. One test or rollout a service at a time.
+    Guards and the gates of a policy still watch B and may end the test. One test or rollout a service at a
+    time.
     """
-    change = change_body(model=model, url=url, engine=engine, policy=None)
+    change = change_body(model=model, url=url, engine=engine, policy=policy)
     body = {
         "version": change["version"],
         "metric": metric,
@@ -122,6 +130,7 @@ def create(
         "score_wait": score_wait,
         "duration": duration,
         "retry": retry,
+        "policy": change.get("policy") or {},
     }
     parse_ab(body)  # what is wrong with it needs no controller to say so
     client = AbClient(load_settings())

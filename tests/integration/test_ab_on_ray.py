@@ -1,7 +1,7 @@
 """An A/B test as a user runs it: real Ray Serve and vLLM, OpenAI clients, grades, a killed controller.
 
 A is the checkpoint that answers wrongly 14 % of the time and B the one that does 3 %: B is better, and no
-gate takes it away before that is shown.
+gate takes it away before that is shown (the demo's policy: engines that share two cores differ in latency).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from serving import checkpoints
 from serving.loopback import free_ports
-from tests.integration.test_whole_product import SERVICE, Product, processes, until
+from tests.integration.test_whole_product import POLICY, SERVICE, Product, processes, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -66,7 +66,7 @@ def test_a_better_b_is_found_across_a_killed_controller_and_no_request_fails(
     with product.users() as users:
         never = product.run("ab", "stop")
         same = product.run("ab", "create", "--model", str(trained / "wrong"))
-        code, printed = product.run("ab", "create", *better, "-o", "json")
+        code, printed = product.run("ab", "create", *better, "--policy", str(POLICY), "-o", "json")
         assert code == 0, printed
         begun = json.loads(printed)
         refused = [product.run("ab", "create", *better), product.run("deploy", "--service", SERVICE, *better)]
@@ -102,6 +102,8 @@ def test_a_better_b_is_found_across_a_killed_controller_and_no_request_fails(
 
 
 def test_b_can_be_deployed_after_its_test(product: Product, trained: Path) -> None:
-    code, printed = product.run("deploy", "--service", SERVICE, "--model", str(trained / "stable"))
+    code, printed = product.run(
+        "deploy", "--service", SERVICE, "--model", str(trained / "stable"), "--policy", str(POLICY)
+    )
     assert code == 0, printed
     assert product.run("rollback", "--service", SERVICE, "--wait")[0] == 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.ab import LIVE_METRICS, Judge, parse_ab
+from controller.ab import LIVE_METRICS, AbSpec, Judge, parse_ab
 from controller.ab_book import Book, Outcome
 from controller.ab_service import AbTests
 from controller.ab_store import AbStore
@@ -478,11 +478,34 @@ def test_a_fixed_test_is_silent_until_both_sides_are_full() -> None:
         ({"duration": 0}, "ab.duration 0.0 is not above 0; raise it"),
         ({"score_wait": "-1s"}, "ab.score_wait: '-1s' is not a duration"),
         ({"spilt": "50%"}, "ab: unknown key 'spilt'; did you mean split"),
+        ({"policy": {"twin": True}}, "policy has twin, which runs A against itself; leave it out"),
+        ({"policy": {"alpha": 2}}, "alpha 2"),
     ],
 )
 def test_a_bad_question_is_refused_by_name(bad: dict[str, Any], said: str) -> None:
     with pytest.raises(BadSpec, match=said):
         parse_ab(BODY | bad)
+
+
+def test_the_gates_of_a_given_policy_watch_b_and_its_stages_do_not_count() -> None:
+    asked = {
+        "preset": "strict",
+        "gates": {"latency_shape": {"threshold": 2.0}, "latency_p99": None},
+        "stages": [{"weight": "5%"}, {"weight": "20%"}],
+        "holdback": "10%",
+        "promote_if_point_ok": True,
+    }
+    spec = parse_ab(BODY | {"policy": asked})
+    kept = AbSpec.model_validate_json(spec.model_dump_json())
+
+    policy = parse_policy(kept.deploy_body()["policy"])
+
+    gates = {gate.name: gate for gate in policy.gate_policy().gates}
+    assert kept == spec
+    assert (gates["latency_shape"].threshold, gates["latency_shape"].tolerance) == (2.0, 0.0)
+    assert "latency_p99" not in gates
+    assert [stage.bp for stage in policy.stages or ()] == [5000]
+    assert (policy.holdback, policy.promote_if_point_ok) == (0, False)
 
 
 def test_a_stage_of_a_test_waits_for_a_person_and_not_for_a_thousand_million_requests() -> None:
