@@ -134,6 +134,7 @@ def test_identical_outcomes_show_nothing() -> None:
     assert (result.verdict, result.p_value, result.cohens_d) == (AbVerdict.NOT_SHOWN, 1.0, None)
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("scale", list(Scale))
 def test_peeking_at_equals_is_wrong_at_most_as_often_as_alpha(scale: Scale) -> None:
     wrong = 0

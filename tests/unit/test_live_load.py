@@ -67,6 +67,7 @@ def is_blamed(sight: EvidenceSight) -> bool:
     return sight.rollback is not None and sight.rollback.metric == "latency_ms"
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize(
     ("seen", "blamed"),
     [((2, 1), False), ((2, 0), False), ((2, 2), True), ((1, 2), True), (None, True)],
@@ -78,6 +79,7 @@ def test_slower_under_more_load_is_not_harm_and_under_less_it_is(
     assert is_blamed(lived(seen, before=(2, 2) if seen else None)) is blamed
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("restart_s", [0, 62, 64, 100, 129, 131])
 def test_what_was_assigned_before_the_loss_was_seen_is_left_out_too(restart_s: int) -> None:
     sight = lived((2, 1), restart_s=restart_s)

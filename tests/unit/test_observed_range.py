@@ -253,6 +253,7 @@ TRAFFIC = {
 }
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("on_outside", ["hold", "rollback"])
 @pytest.mark.parametrize("case", TRAFFIC)
 def test_the_stream_with_restarts_says_what_the_arrays_say(case: str, on_outside: str) -> None:

@@ -79,6 +79,7 @@ def test_the_published_example_is_refused() -> None:
     )
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("way", ["deadline", "weight", "margins"])
 def test_each_remedy_that_is_named_is_enough(way: str) -> None:
     def made(deadline_s: float, weight: float, margin: float) -> StageForecast:

@@ -180,6 +180,7 @@ async def test_their_end_is_not_told_again(rig: Rig) -> None:
     assert [one.outcome for one in rig.records()] == ["open", "open"]
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("harm", ["hang", "fail"])
 async def test_a_rollback_by_errors_is_found_although_some_requests_never_end(rig: Rig, harm: str) -> None:
     rig.stable.behave = rig.stable.well
