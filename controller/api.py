@@ -29,7 +29,8 @@ from controller.security import Identity, Role, token_digest
 from controller.snapshots import sight_in
 from controller.spec import PolicySpec, ServiceSpec, VersionSpec
 from controller.stored import EventRow, RolloutRow, ServiceRow
-from controller.view import PlanView, RolloutView, ServiceView, rollout_view, service_view
+from controller.view import rollout_view, service_view
+from controller.view_shapes import PlanView, RolloutView, ServiceView
 
 EVENTS_EVERY_S = 0.25
 MAX_BODY_BYTES = 1 << 20

@@ -62,7 +62,8 @@ from controller.state import AskKind, CauseKind, Phase, Plan, RolloutState, Vers
 from controller.stored import RolloutRow, ServiceRow, VersionRow
 from controller.twin import twin_id
 from controller.up_again import refuse_change
-from controller.view import ForecastView, PlanView, plan_view
+from controller.view import plan_view
+from controller.view_shapes import ForecastView, PlanView
 from evaluation.metrics import CATALOGUE
 from evaluation.plan_power import TrafficModel
 

@@ -17,7 +17,7 @@ from controller.plan import gate_stages
 from controller.spec import PolicySpec
 from controller.state import FULL_BP, Plan
 from controller.units import duration, percent
-from controller.view import ForecastView
+from controller.view_shapes import ForecastView
 from evaluation.detectable import Finding, finds_nothing
 from evaluation.metrics import Kind
 from evaluation.plan_power import MOST_RUNS, StageForecast, TrafficModel, simulate_plan

@@ -17,7 +17,7 @@ from controller import telemetry
 from controller.forecast import NotSimulated, forecast
 from controller.spec import PolicySpec
 from controller.state import Plan
-from controller.view import ForecastView
+from controller.view_shapes import ForecastView
 from evaluation.plan_power import TrafficModel
 
 LIMIT_S = 120.0

@@ -26,7 +26,7 @@ from controller.hashes import read_hashes, write_hashes
 from controller.settings import Settings
 from controller.spec import VersionSpec, parse_policy, parse_service, parse_version, parse_yaml
 from controller.units import gib
-from controller.view import ServiceView
+from controller.view_shapes import ServiceView
 
 UP_TIMEOUT_S = 900.0
 DOWN_TIMEOUT_S = 180.0

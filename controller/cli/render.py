@@ -11,7 +11,15 @@ from rich.text import Text
 from controller.cli.output import table
 from controller.state import FULL_BP, NEVER_CANARY, Phase
 from controller.units import duration, gib, percent
-from controller.view import ForecastView, GateView, PlanView, RolloutView, ServiceView, StageView, StepsView
+from controller.view_shapes import (
+    ForecastView,
+    GateView,
+    PlanView,
+    RolloutView,
+    ServiceView,
+    StageView,
+    StepsView,
+)
 from evaluation.gate import Verdict
 
 BAR = 6

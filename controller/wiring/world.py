@@ -14,7 +14,7 @@ from controller.plane_ray import PlaneLog
 from controller.simulator import Simulator
 from controller.spec import PolicySpec, VersionSpec
 from controller.state import Plan
-from controller.view import ForecastView
+from controller.view_shapes import ForecastView
 from controller.wiring.versions import Versions, devices
 from evaluation.plan_power import TrafficModel
 from serving import engine_args

@@ -33,7 +33,7 @@ from controller.spec import PolicySpec, VersionSpec
 from controller.state import Plan
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
-from controller.view import ForecastView
+from controller.view_shapes import ForecastView
 from evaluation.plan_power import TrafficModel
 from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic

@@ -17,7 +17,7 @@ from controller.forecast import NotSimulated
 from controller.measured import Measured, Scored
 from controller.security import Identity, Role, admin_token, token_digest
 from controller.state import Cause, CauseKind, Phase, VersionRef
-from controller.view import ForecastView
+from controller.view_shapes import ForecastView
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 

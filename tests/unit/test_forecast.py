@@ -11,7 +11,7 @@ from controller.forecast import AskedTraffic, blind_stages, forecast, refusals, 
 from controller.measured import Measured, Scored
 from controller.spec import parse_policy
 from controller.state import Plan, Stage
-from controller.view import ForecastView
+from controller.view_shapes import ForecastView
 from evaluation.plan_power import TrafficModel
 
 POLICY = parse_policy(

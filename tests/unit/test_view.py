@@ -27,7 +27,8 @@ from controller.state import (
     VersionRef,
     VersionSight,
 )
-from controller.view import RolloutView, gate_view, plan_view, rollout_view, service_view
+from controller.view import gate_view, plan_view, rollout_view, service_view
+from controller.view_shapes import RolloutView
 from evaluation.gate import EvaluationReport, GateReport, Verdict
 from evaluation.policy import GatePolicy
 
