@@ -18,6 +18,7 @@ from controller.units import GIB, gib
 DEFAULT_UTILIZATION = 0.9  # vLLM's own
 TWO_ENGINES_UTILIZATION = 0.45  # a device that is to hold stable and canary at once
 HOST_ENGINE_BYTES = 1_200_000_000  # code, buffers, one worker
+MIN_KV_BYTES = 64 << 20
 HOST_KV_BYTES = 4 * GIB  # vLLM's default on a CPU
 WEIGHT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -84,6 +85,27 @@ def require_fit(
     if not found.fits:
         raise NoRoom(found.text)
     return found
+
+
+def with_headroom(
+    version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device], *, kv_bytes: int
+) -> VersionSpec:
+    """The version sized so that a second engine of its kind fits beside it, where the user gave no size.
+
+    kv_bytes: what it would like for its KV cache on a host without a GPU.
+    """
+    if version.is_external or not devices:
+        return version
+    if devices[0].kind == "gpu":
+        if version.gpu_memory_utilization is not None:
+            return version
+        return version.model_copy(update={"gpu_memory_utilization": TWO_ENGINES_UTILIZATION})
+    if version.kv_cache_memory_bytes is not None:
+        return version
+    each = max(device.free_bytes for device in devices) // (2 * version.replicas)
+    room = each - fingerprint.tensor_bytes - HOST_ENGINE_BYTES
+    sized = max(MIN_KV_BYTES, min(kv_bytes, room) // MIN_KV_BYTES * MIN_KV_BYTES)
+    return version.model_copy(update={"kv_cache_memory_bytes": sized})
 
 
 def _weights(version: VersionSpec, fingerprint: Fingerprint) -> int:

@@ -10,21 +10,18 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from controller import telemetry
 from controller.capacity import (
-    HOST_ENGINE_BYTES,
-    TWO_ENGINES_UTILIZATION,
     Device,
-    Fit,
     fit,
     require_fit,
+    with_headroom,
 )
 from controller.codec import state_from_json
 from controller.errors import (
-    AlreadyRejected,
     BadInput,
     BadSpec,
     Conflict,
@@ -37,37 +34,33 @@ from controller.forecast import (
     FORECAST_KEYS,
     AskedTraffic,
     NotSimulated,
-    blind_stages,
     gated_metrics,
     refusals,
     traffic_line,
     traffic_model,
 )
 from controller.measured import Measured
-from controller.plan import gate_stages, latency_lines, make_plan
+from controller.plan import gate_stages, make_plan
 from controller.ports import Clock
-from controller.risk import Assessment, assess
+from controller.proposal import Proposal, as_twin, changed, refuse_blind, refuse_rejected, refuse_same
+from controller.risk import assess
 from controller.rollout import begin, rollback_means
 from controller.security import Identity, make_secret
 from controller.spec import (
     PolicySpec,
-    ServiceSpec,
     VersionSpec,
     dump,
     parse_policy,
     parse_service,
-    parse_version,
 )
-from controller.state import AskKind, CauseKind, Phase, Plan, RolloutState, VersionRef
+from controller.state import AskKind, Plan, RolloutState, VersionRef
 from controller.stored import RolloutRow, ServiceRow, VersionRow
-from controller.twin import twin_id
+from controller.stored_specs import fingerprint_of, service_spec, version_row, version_spec
 from controller.up_again import refuse_change
-from controller.view import plan_view
-from controller.view_shapes import ForecastView, PlanView
+from controller.view_shapes import ForecastView
 from evaluation.metrics import CATALOGUE
 from evaluation.plan_power import TrafficModel
 
-MIN_KV_BYTES = 64 << 20
 MAX_FEEDBACK = 1000
 MAX_ID = 200
 CHANGE_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
@@ -106,54 +99,6 @@ class World(Protocol):
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
     ) -> tuple[ForecastView, ...]: ...
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A change, weighed but not begun."""
-
-    service: ServiceRow
-    stable: VersionRow
-    version: VersionSpec
-    fingerprint: Fingerprint
-    policy: PolicySpec
-    assessment: Assessment
-    plan: Plan
-    fit: Fit
-    requests_per_s: float | None = None
-    traffic: TrafficModel | None = None  # what the forecast stands on; None: not known
-    basis: tuple[str, ...] = ()  # where its figures come from
-    forecast: tuple[ForecastView, ...] | None = None
-    forecast_note: str | None = None
-
-    @property
-    def canary_id(self) -> str:
-        """The id of the version beside stable: its fingerprint's, or a twin's own."""
-        found = self.fingerprint.version_id
-        return twin_id(found) if self.plan.twin else found
-
-    def view(self) -> PlanView:
-        """What `plan` shows."""
-        return plan_view(
-            self.service.name,
-            self.stable.id,
-            self.canary_id,
-            assessment=self.assessment,
-            plan=self.plan,
-            policy=self.policy.gate_policy(),
-            fit=self.fit,
-            latency=latency_lines(self.plan, self.policy),
-        ).model_copy(
-            update={
-                "requests_per_s": self.requests_per_s,
-                "unit_requests": self.traffic.unit_requests if self.traffic is not None else None,
-                "users": self.traffic.users if self.traffic is not None else None,
-                "basis": self.basis,
-                "forecast": self.forecast,
-                "forecast_runs": max(one.runs for one in self.forecast) if self.forecast else None,
-                "forecast_note": self.forecast_note,
-            }
-        )
 
 
 class Commands:
@@ -204,12 +149,12 @@ class Commands:
         if proposal.traffic is None:
             return replace(proposal, forecast_note="traffic not known; give --rate REQUESTS_PER_S")
         if asked.is_quick:
-            _refuse_blind(proposal)
+            refuse_blind(proposal)
             return replace(proposal, forecast_note="not simulated: --quick")
         try:
             return self._simulated(proposal, proposal.traffic)
         except NotSimulated as exc:
-            _refuse_blind(proposal)
+            refuse_blind(proposal)
             return replace(proposal, forecast_note=str(exc))
 
     def _simulated(
@@ -227,7 +172,7 @@ class Commands:
         if traffic is None or traffic.requests_per_s < SURE_REQUESTS_PER_S:
             return
         try:
-            _refuse_blind(proposal)
+            refuse_blind(proposal)
             if measured is not None and measured.is_enough:
                 self._simulated(proposal, traffic, limit_s=DEPLOY_FORECAST_S)
         except NotSimulated as exc:
@@ -253,10 +198,10 @@ class Commands:
         if unknown:
             raise BadInput(f"unknown key {unknown[0]!r}; use {', '.join(known)}")
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
-        policy = _as_twin(policy, body)
-        version = version_spec(stable) if policy.twin else _changed(stable, body.get("version") or {})
+        policy = as_twin(policy, body)
+        version = version_spec(stable) if policy.twin else changed(stable, body.get("version") or {})
         fingerprint = self._world.fingerprint(version)
-        _refuse_same(row, fingerprint, is_twin=policy.twin)
+        refuse_same(row, fingerprint, is_twin=policy.twin)
         assessment = assess(fingerprint_of(stable), fingerprint)
         if policy.twin:
             assessment = replace(assessment, reasons=("a twin: stable against itself",))
@@ -295,7 +240,7 @@ class Commands:
         before = self._shelf.latest_attempt(service, proposal.canary_id)
         # What rolled a twin back was no harm, and how often that happens is what twins are run for.
         if before is not None and not proposal.plan.twin and not body.get("retry", False):
-            _refuse_rejected(_state(before))
+            refuse_rejected(_state(before))
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
         if not _waiver(body):
@@ -385,95 +330,6 @@ class Commands:
         return f"--url {spec.url}" if spec.url else f"--model {spec.model}"
 
 
-def with_headroom(
-    version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device], *, kv_bytes: int
-) -> VersionSpec:
-    """The version sized so that a second engine of its kind fits beside it, where the user gave no size.
-
-    kv_bytes: what it would like for its KV cache on a host without a GPU.
-    """
-    if version.is_external or not devices:
-        return version
-    if devices[0].kind == "gpu":
-        if version.gpu_memory_utilization is not None:
-            return version
-        return version.model_copy(update={"gpu_memory_utilization": TWO_ENGINES_UTILIZATION})
-    if version.kv_cache_memory_bytes is not None:
-        return version
-    each = max(device.free_bytes for device in devices) // (2 * version.replicas)
-    room = each - fingerprint.tensor_bytes - HOST_ENGINE_BYTES
-    sized = max(MIN_KV_BYTES, min(kv_bytes, room) // MIN_KV_BYTES * MIN_KV_BYTES)
-    return version.model_copy(update={"kv_cache_memory_bytes": sized})
-
-
-def version_row(service: str, spec: VersionSpec, fingerprint: Fingerprint, at_s: float) -> VersionRow:
-    """The row that `version_spec` and `fingerprint_of` read back."""
-    return VersionRow(
-        service, fingerprint.version_id, json.dumps(dump(spec)), json.dumps(asdict(fingerprint)), at_s
-    )
-
-
-def version_spec(row: VersionRow) -> VersionSpec:
-    """The spec of a stored version."""
-    return parse_version(json.loads(row.spec))
-
-
-def service_spec(row: ServiceRow) -> ServiceSpec:
-    """The spec of a stored service, as `up` was given it."""
-    return parse_service(json.loads(row.spec))
-
-
-def fingerprint_of(row: VersionRow) -> Fingerprint:
-    """The fingerprint of a stored version."""
-    values = json.loads(row.fingerprint)
-    pairs = {
-        name: tuple((key, value) for key, value in values[name]) for name in ("parts", "sampling", "engine")
-    }
-    return Fingerprint(**{**values, **pairs})
-
-
-def _changed(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
-    """Stable's spec with what the user gave: engine arguments are inherited, so nothing else changes."""
-    if not isinstance(change, Mapping):
-        raise BadInput(f"version is {type(change).__name__}; write model: DIR or url: URL")
-    kept = json.loads(stable.spec)
-    if change.get("url") is not None:
-        kept = {}
-    elif change.get("model") is not None:
-        kept.pop("url", None)
-    engine = change.get("engine")
-    if isinstance(engine, Mapping):
-        change = {**change, "engine": {**kept.get("engine", {}), **engine}}
-    return parse_version({**kept, **change})
-
-
-def _as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
-    """The policy, of a twin run where `body` asks for one. Raises BadInput, BadSpec."""
-    asked = body.get("twin", False)
-    if not isinstance(asked, bool):
-        raise BadInput(f"twin {asked!r} is not true or false; leave it out")
-    if not (asked or policy.twin):
-        return policy
-    if body.get("version"):
-        raise BadInput("a twin run takes the version that serves; leave --model, --url and --engine out")
-    return parse_policy({**dump(policy), "twin": True})
-
-
-def _refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> None:
-    """Raises Conflict for a canary that is stable itself, and for a twin that is not."""
-    is_same = fingerprint.version_id == row.stable
-    if is_same and not is_twin:
-        raise Conflict(
-            f"{row.name} already serves {row.stable}: nothing in it changes; deploy another version, "
-            "or run it against itself: --twin"
-        )
-    if is_twin and not is_same:
-        raise Conflict(
-            f"{row.name} serves {row.stable}, but its files or the engine release have changed since: a twin "
-            "would be another version; deploy that first"
-        )
-
-
 def _waiver(body: Mapping[str, Any]) -> str:
     """Why a stage that can prove nothing is to be run all the same; '': it is not. Raises BadInput."""
     given = body.get("allow_unproven")
@@ -482,31 +338,8 @@ def _waiver(body: Mapping[str, Any]) -> str:
     return (given or "").strip()
 
 
-def _refuse_blind(proposal: Proposal) -> None:
-    if proposal.traffic is None:
-        return
-    if lines := blind_stages(proposal.plan, proposal.policy, proposal.traffic):
-        raise BadSpec(list(lines))
-
-
 def _state(row: RolloutRow) -> RolloutState:
     return state_from_json(row.state)
-
-
-def _refuse_rejected(before: RolloutState) -> None:
-    canary = before.canary.id
-    if before.cause is None or before.serving == canary:
-        return
-    # Failed with a departure: it was rolled back, only its memory was not seen freed.
-    if before.phase is not Phase.ROLLED_BACK and before.departure is None:
-        return
-    # Every A/B test ends so; the next thing that people do is to deploy B.
-    if before.plan.is_test and before.cause.kind is CauseKind.USER:
-        return
-    if before.cause.kind is not CauseKind.NOT_PROVEN:
-        raise AlreadyRejected(
-            f"{canary} was rolled back in {before.id} ({before.cause.text}); change it, or give --retry"
-        )
 
 
 def _score(index: int, item: Mapping[str, Any], now_s: float) -> tuple[str, str, float, float]:

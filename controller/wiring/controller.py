@@ -17,7 +17,7 @@ from controller.ab_service import AbTests, add_ab_routes
 from controller.ab_store import AbStore
 from controller.api import make_app, requires
 from controller.codec import state_from_json
-from controller.commands import Commands, service_spec, version_spec
+from controller.commands import Commands
 from controller.errors import BusyPort
 from controller.evidence_feed import EvidenceFeeds, gate_config
 from controller.keeper import Keeper
@@ -39,6 +39,7 @@ from controller.settings import Settings
 from controller.state import RolloutState
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
+from controller.stored_specs import service_spec, version_spec
 from controller.wiring import cluster
 from controller.wiring.versions import Versions, wait_until_ready
 from controller.wiring.world import World

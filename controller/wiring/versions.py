@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from controller.capacity import Device, need_bytes, require_fit
-from controller.commands import fingerprint_of, version_spec
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.fingerprint import (
     Fingerprint,
@@ -24,6 +23,7 @@ from controller.settings import Settings
 from controller.spec import VersionSpec
 from controller.state import RolloutState
 from controller.store_sql import SqlStore
+from controller.stored_specs import fingerprint_of, version_spec
 from serving import device_memory
 from serving.fleet import Launch, VersionSight
 

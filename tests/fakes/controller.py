@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from controller.api import make_app
 from controller.capacity import Device
-from controller.commands import Commands, version_spec
+from controller.commands import Commands
 from controller.fingerprint import (
     Fingerprint,
     fingerprint_checkpoint,
@@ -33,6 +33,7 @@ from controller.spec import PolicySpec, VersionSpec
 from controller.state import Plan
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
+from controller.stored_specs import version_spec
 from controller.view_shapes import ForecastView
 from evaluation.plan_power import TrafficModel
 from serving.loopback import free_ports
