@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,7 @@ from typing import Any
 import pytest
 
 from serving import checkpoints
-from serving.loopback import free_ports
-from tests.integration.test_whole_product import POLICY, SERVICE, Product, processes, until
+from tests.integration.product import POLICY, SERVICE, Product, installed, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -32,23 +29,8 @@ def trained() -> Path:
 
 @pytest.fixture(scope="module")
 def product(trained: Path) -> Iterator[Product]:
-    home = Path(tempfile.mkdtemp(prefix="cctl-"))
-    api_port, port = free_ports(2)
-    environment = {**os.environ, "CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(api_port)}
-    made = Product(environment)
-    try:
-        code, printed = made.run(
-            "up", "--service", SERVICE, "--model", str(trained / "wrong"), "--port", str(port)
-        )
-        assert code == 0, printed
+    with installed(trained / "wrong") as made:
         yield made
-    finally:
-        made.run("rollback", "--service", SERVICE, "--wait")  # when a test failed in the middle
-        code, printed = made.run("down", "--yes", limit_s=120)
-        left = [line for line in processes() if str(home) in line]
-        shutil.rmtree(home, ignore_errors=True)
-    assert code == 0, printed
-    assert left == []
 
 
 def view(product: Product) -> dict[str, Any]:

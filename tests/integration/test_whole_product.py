@@ -6,76 +6,17 @@ order of this file, and each leaves the service on one version with nothing runn
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from controller.cli.demo_traffic import Target, Users
-from controller.settings import load_settings
 from serving import checkpoints
-from serving.loopback import free_ports
+from tests.integration.product import POLICY, SERVICE, Product, installed, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
-
-POLICY = Path(__file__).parents[2] / "examples" / "demo-policy.yaml"
-SERVICE = "chat"
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """One installation: its environment and its commands."""
-
-    environment: dict[str, str]
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "controller.cli", *arguments],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, *arguments: str, limit_s: float = 420) -> tuple[int, str]:
-        """Exit code and everything that was printed."""
-        command = self.start(*arguments)
-        printed, _ = command.communicate(timeout=limit_s)
-        return command.returncode, printed
-
-    def service(self) -> dict[str, Any]:
-        code, printed = self.run("status", "--service", SERVICE, "-o", "json")
-        assert code == 0, printed
-        view: dict[str, Any] = json.loads(printed)
-        return view
-
-    def rollout(self) -> dict[str, Any]:
-        return self.service()["rollout"] or {}
-
-    def controller_pid(self) -> int:
-        health = httpx.get(f"{load_settings(self.environment).api_url}/healthz", timeout=10)
-        return int(health.json()["pid"])
-
-    def users(self) -> Users:
-        settings = load_settings(self.environment)
-        target = Target(
-            base_url=settings.base_url(SERVICE),
-            model=SERVICE,
-            feedback_url=f"{settings.api_url}/v1/feedback",
-            token=(settings.home / "admin.token").read_text().strip(),
-        )
-        return Users(target, checkpoints.questions(), concurrency=4)
 
 
 @pytest.fixture(scope="module")
@@ -86,24 +27,8 @@ def trained() -> Path:
 
 @pytest.fixture(scope="module")
 def product(trained: Path) -> Iterator[Product]:
-    home = Path(tempfile.mkdtemp(prefix="cctl-"))
-    api_port, port = free_ports(2)
-    environment = {**os.environ, "CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(api_port)}
-    made = Product(environment)
-    try:
-        code, printed = made.run(
-            "up", "--service", SERVICE, "--model", str(trained / "stable"), "--port", str(port)
-        )
-        assert code == 0, printed
-        assert f"/{SERVICE}/v1" in printed
+    with installed(trained / "stable") as made:
         yield made
-    finally:
-        made.run("rollback", "--service", SERVICE, "--wait")  # when a test failed in the middle
-        code, printed = made.run("down", "--yes", limit_s=120)
-        left = [line for line in processes() if str(home) in line]
-        shutil.rmtree(home, ignore_errors=True)
-    assert code == 0, printed
-    assert left == []
 
 
 def test_bad_input_gives_one_line_and_leaves_what_runs_untouched(product: Product, trained: Path) -> None:
@@ -173,22 +98,3 @@ def test_a_rollback_by_hand_frees_the_canary_and_fails_no_request(product: Produ
     assert users.tally.failures == []
     code, printed = product.run("rollback", "--service", SERVICE)
     assert (code, "already serving" in printed) == (0, True), printed
-
-
-def until(true: Callable[[], bool], *, limit_s: float, what: str) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline_s, f"{what} did not come within {limit_s:.0f} s"
-        time.sleep(0.5)
-
-
-def processes() -> list[str]:
-    """Command lines of all processes."""
-    lines = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                lines.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-            except OSError:
-                continue  # it ended meanwhile
-    return lines
