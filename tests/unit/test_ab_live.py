@@ -30,16 +30,17 @@ ADMIN = Identity("ada", Role.ADMIN)
 BODY = {"version": {"model": "/models/b"}}
 RECORD = RequestRecord(
     seq=1, request_id="q1", answer_id="a1", unit="u1", bucket=5, arm=0, w=0.5, assigned_by="request", stage=0,
-    rollout="r-1", at_s=1.0, done_at_s=2.0, status=200, outcome="ok", served_arm=0, error=False, cause=None,
-    latency_ms=900.0, ttft_ms=None, itl_ms=None, prompt_tokens=5, completion_tokens=7, finish_reason="stop",
-    empty=False, path="/v1/chat/completions", router="x", epoch=1, revision=1,
+    rollout="r-1", at_s=1.0, done_at_s=2.0, status=200, outcome="answered", served_arm=0, error=False,
+    cause=None, latency_ms=900.0, ttft_ms=None, itl_ms=None, prompt_tokens=5, completion_tokens=7,
+    finish_reason="stop", empty=False, path="/v1/chat/completions", router="x", epoch=1, revision=1,
 )  # fmt: skip
 
 
 def request(n: int, *, arm: int = 0, at_s: float | None = None, **more: Any) -> RequestRecord:
     at = float(n) if at_s is None else at_s
-    named = {"seq": n, "request_id": f"q{n}", "answer_id": f"a{n}", "unit": f"u{n}", "at_s": at, "arm": arm}
-    return replace(RECORD, **(named | more))
+    named = {"request_id": f"q{n}", "answer_id": f"a{n}", "unit": f"u{n}"}
+    rest: dict[str, Any] = {"seq": n, "at_s": at, "arm": arm, **named, **more}
+    return replace(RECORD, **rest)
 
 
 class Log:

@@ -180,7 +180,7 @@ def test_a_snapshot_of_a_later_format_is_refused() -> None:
         Evaluator.restore(POLICY, ONE_STAGE, later)
 
 
-def test_one_odd_first_latency_blinds_no_gate():
+def test_one_odd_first_latency_blinds_no_gate() -> None:
     """A cached answer of 2 ms before answers of 400 ms: the range of the histogram is not centred on it."""
     columns = requests(3000, w=0.2, before=500, slower=1.6)
     columns["latency_ms"][0] = 2.0

@@ -60,7 +60,7 @@ class Frame:
         lambda c: {name: list(values) for name, values in c.items()},
         lambda c: {name: tuple(values.tolist()) for name, values in c.items()},
         lambda c: {name: values.astype(object) for name, values in c.items()},
-        lambda c: {name: np.ma.masked_array(values) for name, values in c.items()},
+        lambda c: {name: np.ma.asarray(values) for name, values in c.items()},
         lambda c: {**c, "arm": c["arm"].astype(bool), "error": c["error"].astype(bool)},
         lambda c: {**c, "arm": c["arm"].astype(np.int8), "hallucinated": c["hallucinated"].astype(np.uint64)},
         lambda c: {**c, "assigned_by": np.array([b"request"] * len(c["arm"]))},
@@ -78,7 +78,7 @@ def test_any_array_like_gives_the_same_answer(change: Any) -> None:
 def test_none_and_what_a_mask_hides_are_missing() -> None:
     columns = requests(3000, error=(0.02, 0.2))
     gone = columns["arm"] == 1
-    hidden = np.ma.masked_array(np.where(gone, 99, columns["error"].astype(int)), mask=gone)
+    hidden = np.ma.masked_where(gone, np.where(gone, 99, columns["error"].astype(int)))
     nothing = [None if missing else value for value, missing in zip(columns["error"], gone, strict=True)]
     expected = run(told(columns, error=np.where(gone, NAN, columns["error"])))
 

@@ -83,9 +83,10 @@ def test_a_draw_that_cannot_be_evidence_is_refused_by_its_field(change: dict[str
 )
 def test_a_score_that_cannot_be_evidence_is_refused_by_its_field(change: dict[str, Any], said: str) -> None:
     asked = evaluator()
+    given: dict[str, Any] = {"request_id": "x", "metric": "quality", "value": 0.5, "at_s": 1.0}
 
     with pytest.raises(EvidenceError, match=said):
-        asked.add(Score(**({"request_id": "x", "metric": "quality", "value": 0.5, "at_s": 1.0} | change)))
+        asked.add(Score(**(given | change)))
     assert not asked.settlement.scores
 
 

@@ -164,7 +164,8 @@ async def test_requests_that_never_end_are_told_as_they_stand_and_hold_nothing_b
 
         assert (hung.outcome, hung.arm, hung.error, hung.cause) == ("open", 1, True, "silent")
         assert (drip.outcome, drip.arm, drip.error, drip.served_arm) == ("open", 1, False, 1)
-        assert (hung.latency_ms, drip.latency_ms) == (None, pytest.approx(WAIT_S * 1000))
+        assert hung.latency_ms is None
+        assert drip.latency_ms == pytest.approx(WAIT_S * 1000)
         assert drip.ttft_ms is not None
         assert drip.ttft_ms < WAIT_S * 1000
         assert rig.core.in_flight[rig.canary.url] == 2  # both still hold a drain

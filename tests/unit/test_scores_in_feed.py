@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_of_two_scores_of_one_answer_the_first_counts(
     ids: tuple[str, str], early: bool, restart: bool
 ) -> None:
     scores = [a_score(ids[0], 0.25, at_s=START_S + 2), a_score(ids[1], 1.0, at_s=START_S + 3)]
-    events = [*scores, a_record(7, arm=1)] if early else [a_record(7, arm=1), *scores]
+    events: list[Event] = [*scores, a_record(7, arm=1)] if early else [a_record(7, arm=1), *scores]
 
     gate = quality(seen(*events, restart=restart))
 
@@ -137,7 +138,7 @@ def test_a_score_cannot_say_what_the_router_has_seen() -> None:
     ids=lambda failure: str(failure["outcome"]),
 )
 @both
-def test_what_its_arm_did_not_answer_whole_has_no_quality(failure: dict[str, object], restart: bool) -> None:
+def test_what_its_arm_did_not_answer_whole_has_no_quality(failure: dict[str, Any], restart: bool) -> None:
     sight = seen(a_record(7, arm=1, **failure), a_score("a7", 1.0, at_s=START_S + 2), restart=restart)
 
     assert n_of(sight, "quality") == (0, 0)
