@@ -116,6 +116,8 @@ def up(
         gpus=gpus,
         engine=engine,
     )
+    if port is None and body is not None:
+        port = body.get("port")
     views = bring_up(settings, body, port=port, api_port=api_port, wait_s=NO_WAIT_S if no_wait else timeout)
     one: ServiceView | list[ServiceView] = views[0] if body is not None else views
     if output in (Output.TABLE, Output.WIDE):

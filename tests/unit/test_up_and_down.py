@@ -141,6 +141,25 @@ def test_a_dead_controllers_port_can_be_moved_while_its_cluster_runs(
     assert (home / "cluster.json").exists()
 
 
+def test_the_port_of_a_service_file_is_the_endpoints(
+    home: Path,
+    model: Path,
+    stranger: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cluster, "start", lambda settings: pretend_cluster(home, "127.0.0.1:1"))
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing is to be started
+    file = tmp_path / "chat.yaml"
+    file.write_text(f"service: chat\nmodel: {model}\nport: {stranger}\n")
+
+    code = run(["up", "--file", str(file), "--api-port", str(free_ports(1)[0])])
+
+    assert code == 4
+    assert f"port {stranger} on 127.0.0.1 is taken by another program" in capsys.readouterr().err
+
+
 def test_a_web_server_on_the_controllers_port_is_told_from_a_controller(
     home: Path, stranger: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
