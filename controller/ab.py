@@ -37,8 +37,9 @@ class AbSpec(Strict):
     score_wait: Duration = Field(default=600.0, description="how long a score is waited for", gt=0)
     duration: Duration = Field(default=604_800.0, description="B is taken away after this", gt=0)
     retry: bool = Field(default=False, description="also a version that was rolled back before")
-    policy: PolicySpec = Field(
-        default_factory=PolicySpec, description="whose gates watch B; its stages and holdback do not count"
+    policy: PolicySpec | None = Field(
+        default=None,
+        description="whose gates watch B, its stages and holdback do not count; default: the service's own",
     )
 
     @model_validator(mode="after")
@@ -52,7 +53,7 @@ class AbSpec(Strict):
             raise ValueError(
                 "sample_size belongs to the mode fixed, and that needs it; see canaryctl ab size"
             )
-        if self.policy.twin:
+        if self.policy is not None and self.policy.twin:
             raise ValueError("policy has twin, which runs A against itself; leave it out")
         return self
 
@@ -71,7 +72,7 @@ class AbSpec(Strict):
             "margins": {},
         }
         test = {"name": "ab-test", "holdback": "0%", "stages": [stage], "promote_if_point_ok": False}
-        policy = dump(self.policy) | test
+        policy = dump(self.policy or PolicySpec()) | test
         reason = f"A/B test of {self.metric}"
         return {"version": self.version, "policy": policy, "reason": reason, "retry": self.retry}
 

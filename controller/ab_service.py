@@ -26,6 +26,7 @@ from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence_feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
 from controller.ports import Clock
 from controller.security import Identity, Role
+from controller.spec import PolicySpec
 from controller.state import RolloutState
 from controller.units import duration
 from serving.messages import RequestRecord
@@ -37,6 +38,7 @@ _SELF = Identity("controller", Role.OPERATOR)
 class Rollouts(Protocol):
     """Who begins and ends rollouts."""
 
+    def policy(self, service: str) -> PolicySpec: ...
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState: ...
     def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]: ...
 
@@ -90,6 +92,8 @@ class AbTests:
             raise Conflict(
                 f"{service} has A/B test {newest.id}, one at a time; end it: canaryctl ab stop {service}"
             )
+        if spec.policy is None:
+            spec = spec.model_copy(update={"policy": self._rollouts.policy(service)})
         try:
             rollout = self._rollouts.deploy(service, spec.deploy_body(), identity)
         except RolloutRunning as exc:

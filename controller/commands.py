@@ -271,6 +271,10 @@ class Commands:
         self._wake(service)
         return state
 
+    def policy(self, service: str) -> PolicySpec:
+        """The service's own, as `up` was given it. Raises UnknownService, Conflict while it is removed."""
+        return service_spec(self._present(service)).policy
+
     def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
         """('asked' | 'already', one line). Raises UnknownService, and Conflict after a promotion."""
         row = self._shelf.service(service)

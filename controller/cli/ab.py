@@ -108,8 +108,9 @@ def create(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Whose gates watch B: a policy file, or a preset's name. Its stages do not count.",
-            show_default="default",
+            help="Whose gates watch B: a policy file, or a preset's name; its stages do not count. "
+            "Default: the service's own.",
+            show_default=False,
         ),
     ] = None,
     output: OutputOption = Output.TABLE,
@@ -130,7 +131,7 @@ def create(
         "score_wait": score_wait,
         "duration": duration,
         "retry": retry,
-        "policy": change.get("policy") or {},
+        "policy": change.get("policy"),
     }
     parse_ab(body)  # what is wrong with it needs no controller to say so
     client = AbClient(load_settings())

@@ -18,7 +18,7 @@ from controller.ab_service import AbTests
 from controller.ab_store import AbStore
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
 from controller.security import Identity, Role
-from controller.spec import parse_policy
+from controller.spec import PolicySpec, parse_policy
 from controller.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage
 from controller.view import waiting_for
 from evaluation.ab_test import AbVerdict
@@ -64,6 +64,10 @@ class Rollouts:
         self.over, self.reason = False, "asked"
         self.acked_at_s: float | None = 1.0
         self.is_running = False
+        self.own = PolicySpec()
+
+    def policy(self, service: str) -> PolicySpec:
+        return self.own
 
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> Any:
         if self.is_running:
@@ -507,6 +511,15 @@ def test_the_gates_of_a_given_policy_watch_b_and_its_stages_do_not_count() -> No
     assert "latency_p99" not in gates
     assert [stage.bp for stage in policy.stages or ()] == [5000]
     assert (policy.holdback, policy.promote_if_point_ok) == (0, False)
+
+
+def test_without_a_policy_the_services_own_gates_watch_b(bench: Bench) -> None:
+    bench.rollouts.own = parse_policy({"gates": {"latency_shape": {"threshold": 2.0}}, "bake": "5m"})
+    bench.tests.create("chat", BODY, ADMIN)
+
+    policy = parse_policy(bench.rollouts.bodies[-1]["policy"])
+    assert {gate.name: gate.threshold for gate in policy.gate_policy().gates}["latency_shape"] == 2.0
+    assert policy.bake == 300.0
 
 
 def test_a_stage_of_a_test_waits_for_a_person_and_not_for_a_thousand_million_requests() -> None:
