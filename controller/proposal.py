@@ -121,7 +121,7 @@ def refuse_blind(proposal: Proposal) -> None:
 
 
 def refuse_rejected(before: RolloutState) -> None:
-    """Raises AlreadyRejected for what was rolled back before, unless a person or missing proof ended it."""
+    """Raises AlreadyRejected for what was rolled back before, but by missing proof or the end of a test."""
     canary = before.canary.id
     if before.cause is None or before.serving == canary:
         return
