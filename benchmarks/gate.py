@@ -36,7 +36,7 @@ from evaluation.policy import Gate, GatePolicy, StagePlan
 ROOT = Path(__file__).parent
 FOUR = ("error", "latency_shape", "quality", "hallucination")
 ALPHA_METRIC = 0.01 / len(FOUR)
-REPS = {"no_harm": 1000, "rollback": 250, "promotion": 250, "boundary": 200}
+REPS = {"no_harm": 1000, "rollback": 1000, "promotion": 500, "boundary": 400}
 QUICK_REPS = {"no_harm": 20, "rollback": 25, "promotion": 25, "boundary": 10}
 RESTART_REPS = {"no_harm": 50, "rollback": 50}  # with late-onset restarts, beside
 FIRST_PREFIX = 500  # canary requests read first where harm is expected; then four times as many
