@@ -13,7 +13,7 @@ from rich.console import Group
 
 from controller.ab import AbView, parse_ab, question_of
 from controller.cli.ab_show import file_table, next_step, size_table, view_table
-from controller.cli.actions import change_body
+from controller.cli.actions import change_body, read_policy
 from controller.cli.client import HASH_TIMEOUT_S, Client
 from controller.cli.evidence_files import EvidenceFile, read_evidence
 from controller.cli.options import ServiceArgument, ServiceOption
@@ -120,7 +120,7 @@ def create(
     Guards and the gates of a policy still watch B and may end the test. One test or rollout a service at a
     time.
     """
-    change = change_body(model=model, url=url, engine=engine, policy=policy)
+    change = change_body(model=model, url=url, engine=engine, policy=None)
     body = {
         "version": change["version"],
         "metric": metric,
@@ -131,7 +131,7 @@ def create(
         "score_wait": score_wait,
         "duration": duration,
         "retry": retry,
-        "policy": change.get("policy"),
+        "policy": read_policy(policy) if policy is not None else None,
     }
     parse_ab(body)  # what is wrong with it needs no controller to say so
     client = AbClient(load_settings())

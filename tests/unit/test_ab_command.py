@@ -210,3 +210,11 @@ def test_a_file_that_compares_nothing_is_refused(
 
     with pytest.raises(BadInput, match=said):
         ask("judge", str(path))
+
+
+def test_a_twins_policy_is_refused_in_one_line(tmp_path: Path) -> None:
+    policy = tmp_path / "twin.yaml"
+    policy.write_text("twin: true\n")
+
+    with pytest.raises(BadSpec, match="policy has twin, which runs A against itself; leave it out"):
+        ask("create", "chat", "--model", "/b", "--policy", str(policy))
