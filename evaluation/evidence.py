@@ -170,13 +170,15 @@ class MetricEvidence:
             chosen = ~np.isnan(y)
             if not rows.all_single:
                 chosen &= _first_events(rows, y, sessions, at + index) if column.by_event else rows.place == 1
-            column.first.feed(rows.block(y, chosen, self._coin(rows.w)))
+            column.first.feed(rows.block(y, chosen, judged_coin(self._sampling, rows.w)))
 
     def take_units(self, blocks: Sequence[Block]) -> None:
         """Feed the session means, a block for each column."""
         for column, block in zip(self.columns, blocks, strict=True):
             if column.units.channels or column.units.staged:
-                column.units.feed(block if self._plain else block.with_w(self._coin(block.w)))
+                column.units.feed(
+                    block if self._plain else block.with_w(judged_coin(self._sampling, block.w))
+                )
 
     def session_values(self, columns: Floats, rows: Rows) -> Floats:
         """The columns as sessions sum them: first requests alone where the arms are judged at different
@@ -215,14 +217,13 @@ class MetricEvidence:
         total, count = self.stable_logs[when]
         self.stable_logs[when] = np.add.accumulate(np.concatenate(([total], logs)))[-1], count + len(logs)
 
-    def _coin(self, w: Floats) -> Floats:
-        return judged_coin(self._sampling, w)
-
     def _count(self, rows: Rows, raw: Floats, failed: NDArray[np.bool_]) -> None:
         present = ~np.isnan(raw)
         asked = (rows.w > 0.0) & ~((failed | rows.cold) & self.takes_values)
         if not self.is_alarm:  # what never decides need not be there
-            self.presence.feed(rows.block(present.astype(np.float64), asked, self._coin(rows.w)))
+            self.presence.feed(
+                rows.block(present.astype(np.float64), asked, judged_coin(self._sampling, rows.w))
+            )
         if self.takes_values:
             stable = ~rows.arm & ~failed
             self._add_logs(0, raw[stable & (rows.w == 0.0)])

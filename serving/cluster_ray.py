@@ -115,8 +115,8 @@ def start(settings: ClusterSettings) -> ClusterHandle:
             "free it or choose another port"
         )
     folder = _folder(settings)
-    ports = free_ports(6)
-    http_port = settings.http_port or free_ports(1)[0]
+    *ports, http_port = [port for port in free_ports(8) if port != settings.http_port][:7]
+    http_port = settings.http_port or http_port
     command = _command(settings, folder, ports)
     environment = {**os.environ, **_environment(settings, folder, ports)}
     try:
