@@ -29,9 +29,9 @@ from benchmarks.gate_peers import LOOK, alarms, summary
 from benchmarks.gate_report import as_json, as_markdown
 from benchmarks.gate_speed import measure_speed
 from benchmarks.gate_traffic import Case, Columns, Events, simulate
-from evaluation.backtest import BacktestResult, run
-from evaluation.gate import Verdict
-from evaluation.policy import Gate, GatePolicy, StagePlan
+from evaluation.offline.backtest import BacktestResult, run
+from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.report import Verdict
 
 ROOT = Path(__file__).parent
 FOUR = ("error", "latency_shape", "quality", "hallucination")

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.gate_traffic import STABLE_FIRST, Case, simulate
-from evaluation.backtest import run
 from evaluation.evaluator import Evaluator
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.offline.backtest import run
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw, Score
 
 FOUR = ("error", "latency_shape", "quality", "hallucination")

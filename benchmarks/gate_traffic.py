@@ -1,4 +1,4 @@
-"""Seeded traffic for the gate, as the columns that `evaluation.backtest.run` takes.
+"""Seeded traffic for the gate, as the columns that `evaluation.offline.backtest.run` takes.
 
 A case is a traffic model (who asks, who is randomised, what drifts) and a harm (what the canary does to its
 share). `simulate(case, rep)` is a pure function of the case's name and the repetition, so every rival reads

@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, model_validator
 from controller.ab_book import MAX_OUTCOMES, REQUEST_METRICS, Outcome
 from controller.spec import Duration, PolicySpec, Strict, Weight, dump, parse_as
 from controller.state import FULL_BP, NEVER_CANARY, Phase, RolloutState
-from evaluation.ab_test import AbQuestion, AbResult, AbVerdict, Scale, SequentialTest, fixed_horizon
-from evaluation.ab_validity import AbValidity
+from evaluation.ab.comparison import AbQuestion, AbResult, AbVerdict, Scale, SequentialTest, fixed_horizon
+from evaluation.ab.validity import AbValidity
 from evaluation.metrics import CATALOGUE, VALUES
 
 #: What can be compared live: what a record holds, and what comes by feedback.

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from evaluation.units import HELD, LEFT_OUT, kind_of, unit_hash
+from evaluation.units.units import HELD, LEFT_OUT, kind_of, unit_hash
 
 MAX_OUTCOMES = 200_000
 MAX_PENDING = 200_000

@@ -58,8 +58,8 @@ from controller.stored import RolloutRow, ServiceRow, VersionRow
 from controller.stored_specs import fingerprint_of, service_spec, version_row, version_spec
 from controller.up_again import refuse_change
 from controller.view_shapes import ForecastView
+from evaluation.forecast.stages import TrafficModel
 from evaluation.metrics import CATALOGUE
-from evaluation.plan_power import TrafficModel
 
 MAX_FEEDBACK = 1000
 MAX_ID = 200

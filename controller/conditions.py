@@ -20,7 +20,7 @@ from controller.state import (
     VersionPhase,
 )
 from controller.wishes import replicas
-from evaluation.gate import Verdict
+from evaluation.report import Verdict
 
 
 def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:

@@ -29,7 +29,7 @@ from controller.state import (
 )
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw, EvidenceError, Score
 from serving.messages import CANARY, LostSpan, RecordPage, RequestRecord, ScoreRecord
 

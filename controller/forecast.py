@@ -1,7 +1,7 @@
 """What `plan` says of time and power: when each stage will be proven at this traffic, and what harm it finds.
 
-Invariant: a forecast decides nothing; the gate does. It is simulated (`evaluation.plan_power`), a few seconds
-of CPU for a whole ladder, so it is made when somebody asks and never in a tick.
+Invariant: a forecast decides nothing; the gate does. It is simulated (`evaluation.forecast.stages`), a few
+seconds of CPU for a whole ladder, so it is made when somebody asks and never in a tick.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from controller.spec import PolicySpec
 from controller.state import FULL_BP, Plan
 from controller.units import duration, percent
 from controller.view_shapes import ForecastView
-from evaluation.detectable import Finding, finds_nothing
+from evaluation.forecast.detectable_effect import Finding, finds_nothing
+from evaluation.forecast.stages import MOST_RUNS, StageForecast, TrafficModel, simulate_plan
 from evaluation.metrics import Kind
-from evaluation.plan_power import MOST_RUNS, StageForecast, TrafficModel, simulate_plan
 
 FORECAST_KEYS = ("rate", "unit_requests", "users", "quick")
 MAX_RATE = 1e6

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from evaluation.detectable import Baseline
+from evaluation.forecast.detectable_effect import Baseline
 
 ENOUGH_REQUESTS = 200
 ENOUGH_SCORES = 100

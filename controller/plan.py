@@ -17,7 +17,7 @@ from controller.spec import PolicySpec, StageSpec
 from controller.state import FULL_BP, Plan, Stage
 from controller.units import percent
 from evaluation.metrics import VALUES
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 
 MIN_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
 

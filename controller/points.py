@@ -7,10 +7,10 @@ the whole outside, and so does an estimate that is not there.
 from __future__ import annotations
 
 from controller.state import PointSight
-from evaluation.gate import EvaluationReport, GateReport, Verdict
 from evaluation.metrics import Kind
 from evaluation.pipeline import stage_margins
-from evaluation.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.report import EvaluationReport, GateReport, Verdict
 
 
 def point_sight(report: EvaluationReport, policy: GatePolicy, stage: StagePlan) -> PointSight:

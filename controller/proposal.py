@@ -19,7 +19,7 @@ from controller.stored import ServiceRow, VersionRow
 from controller.twin import twin_id
 from controller.view import plan_view
 from controller.view_shapes import ForecastView, PlanView
-from evaluation.plan_power import TrafficModel
+from evaluation.forecast.stages import TrafficModel
 
 
 @dataclass(frozen=True, slots=True)

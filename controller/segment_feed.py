@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from controller import telemetry
 from controller.state import AlarmSight
 from evaluation import snapshot as snapshots
-from evaluation.betting import Floats
-from evaluation.evidence import judged_coin
-from evaluation.gate import EvaluationReport
+from evaluation.betting.wealth import Floats
 from evaluation.metrics import VALUES, Kind
-from evaluation.policy import Gate, GatePolicy
+from evaluation.policy.policy import Gate, GatePolicy
+from evaluation.report import EvaluationReport
 from evaluation.segments import SegmentAlarm, SegmentAlarms
-from evaluation.sessions import Rows
+from evaluation.units.metric_evidence import judged_coin
+from evaluation.units.sessions import Rows
 from serving.messages import RequestRecord
 
 LENGTHS_KIB = (1, 4, 16, 64, 256)

@@ -18,7 +18,7 @@ from controller.forecast import NotSimulated, forecast
 from controller.spec import PolicySpec
 from controller.state import Plan
 from controller.view_shapes import ForecastView
-from evaluation.plan_power import TrafficModel
+from evaluation.forecast.stages import TrafficModel
 
 LIMIT_S = 120.0
 MOST_WAITING = 3  # each holds a thread of the API

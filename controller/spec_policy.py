@@ -13,9 +13,9 @@ from controller.spec_parts import Duration, Strict, Weight
 from controller.state import FULL_BP
 from controller.units import percent
 from evaluation.metrics import CATALOGUE, VALUES
-from evaluation.policy import Gate, GatePolicy, PolicyError, Sampling
-from evaluation.policy_rules import check_margins, kinds_of
-from evaluation.range_policy import ALPHA_SHARE
+from evaluation.policy.observed_ranges import ALPHA_SHARE
+from evaluation.policy.parsing import check_margins, kinds_of
+from evaluation.policy.policy import Gate, GatePolicy, PolicyError, Sampling
 
 
 class SamplingSpec(Strict):

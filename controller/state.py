@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from evaluation.gate import EvaluationReport, GateReport, Verdict
+from evaluation.report import EvaluationReport, GateReport, Verdict
 
 FULL_BP = 10_000
 

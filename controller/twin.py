@@ -6,7 +6,7 @@ import math
 
 from controller.state import EvidenceSight, Passage, RolloutState, StagePass
 from controller.units import duration, percent
-from evaluation.gate import GateReport, Verdict
+from evaluation.report import GateReport, Verdict
 
 
 def twin_id(stable: str) -> str:

@@ -40,9 +40,9 @@ from controller.view_shapes import (
     VersionView,
     finite,
 )
-from evaluation.gate import GateReport, Verdict
-from evaluation.policy import GatePolicy, Sampling
-from evaluation.range_policy import RangeGate
+from evaluation.policy.observed_ranges import RangeGate
+from evaluation.policy.policy import GatePolicy, Sampling
+from evaluation.report import GateReport, Verdict
 
 
 def rollout_view(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from controller.state import Phase
 from controller.units import duration, percent
-from evaluation.gate import Verdict
+from evaluation.report import Verdict
 
 
 def finite(value: float | None) -> float | None:

@@ -21,16 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import snapshot as snapshots
-from evaluation.betting import Block, Floats
-from evaluation.gate import EvaluationReport, GateReport, Verdict
+from evaluation.betting.wealth import Block, Floats
 from evaluation.metrics import CATALOGUE
 from evaluation.pipeline import Lane, Pipeline
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S, Draw, EvidenceError, Pair, Score, check_draw, check_pair, check_score
-from evaluation.sessions import Rows
-from evaluation.settlement import Settlement
+from evaluation.report import EvaluationReport, GateReport, Verdict
 from evaluation.snapshot import SnapshotMismatch
-from evaluation.units import kind_of, unit_hash
+from evaluation.units.sessions import Rows
+from evaluation.units.settlement import Settlement
+from evaluation.units.units import kind_of, unit_hash
 from evaluation.verdict import evaluation_report
 
 __all__ = ["EvaluationReport", "Evaluator", "GateReport", "SnapshotMismatch", "Verdict"]

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.alpha import limit_of
-from evaluation.betting import Floats, Ints
-from evaluation.gate import GateReport, Side, Verdict
-from evaluation.histogram import BINS, WIDTH, LogHistogram
+from evaluation.betting.histogram import BINS, WIDTH, LogHistogram
+from evaluation.betting.wealth import Floats, Ints
 from evaluation.metrics import CATALOGUE
-from evaluation.range_policy import PercentileRange, RangeGate
-from evaluation.sessions import Rows
+from evaluation.policy.alpha import limit_of
+from evaluation.policy.observed_ranges import PercentileRange, RangeGate
+from evaluation.report import GateReport, Side, Verdict
+from evaluation.units.sessions import Rows
 
 PERCENTILES = (0.50, 0.90, 0.95)
 MIN_WINDOWS = 3

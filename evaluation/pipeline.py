@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.alpha import limit_of
-from evaluation.betting import Block, Channel, Floats, Ints
-from evaluation.evidence import MetricEvidence
+from evaluation.betting.sample_ratio import FallbackBet, ShareBet
+from evaluation.betting.wealth import Block, Channel, Floats, Ints
 from evaluation.metrics import CATALOGUE
 from evaluation.observed_range import RangeWatch, compared, watches
-from evaluation.policy import GatePolicy, StagePlan
-from evaluation.served_share import FallbackBet, ShareBet
-from evaluation.sessions import Rows, Sessions
+from evaluation.policy.alpha import limit_of
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.stream import Stream
-from evaluation.units import HELD, LEFT_OUT, REQUEST, Units
+from evaluation.units.metric_evidence import MetricEvidence
+from evaluation.units.sessions import Rows, Sessions
+from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Units
 
 NOW = "now"  # the lane of what is known when the request has settled
 

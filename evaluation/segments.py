@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from evaluation.betting import Block, Channel
-from evaluation.latency import ShapeLoss
+from evaluation.betting.latency import ShapeLoss
+from evaluation.betting.rates import FirstEvents
+from evaluation.betting.scores import ScoreLoss
+from evaluation.betting.wealth import Block, Channel
 from evaluation.metrics import Kind
-from evaluation.rates import FirstEvents
-from evaluation.scores import ScoreLoss
 from evaluation.stream import Stream
 
 MAX_SEGMENTS = 256

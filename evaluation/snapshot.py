@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from evaluation.estimates import MedianRatio
+from evaluation.betting.estimates import MedianRatio
 
 FORMAT = 6
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.betting import Block, Channel
-from evaluation.estimates import Estimate
-from evaluation.histogram import Floats
-from evaluation.stable import FIRST_EPOCH, Stable, epoch_after
+from evaluation.betting.estimates import Estimate
+from evaluation.betting.histogram import Floats
+from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
+from evaluation.betting.wealth import Block, Channel
 
 
 class Stream:

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.alpha import limit_of, whole_of
-from evaluation.betting import Decision
-from evaluation.evidence import MetricEvidence, Track
-from evaluation.gate import EvaluationReport, GateReport, Side, Verdict
+from evaluation.betting.wealth import Decision
 from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_margins
-from evaluation.policy import Gate, StagePlan
+from evaluation.policy.alpha import limit_of, whole_of
+from evaluation.policy.policy import Gate, StagePlan
+from evaluation.report import EvaluationReport, GateReport, Side, Verdict
+from evaluation.units.metric_evidence import MetricEvidence, Track
 
 MANY_CONTRADICTIONS = 10
 MANY_ROWS = 1000  # so many requests without one on an arm are no coincidence any more

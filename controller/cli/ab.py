@@ -22,7 +22,7 @@ from controller.errors import BadInput
 from controller.settings import load_settings
 from controller.state import FULL_BP
 from controller.units import weight_bp
-from evaluation.ab_test import (
+from evaluation.ab.comparison import (
     MIN_PER_SIDE,
     AbQuestion,
     AbResult,
@@ -32,11 +32,11 @@ from evaluation.ab_test import (
     fixed_horizon,
     sequential,
 )
-from evaluation.ab_validity import AbValidity
+from evaluation.ab.sample_size import SampleSize, effect_table, required_sample_size
+from evaluation.ab.validity import AbValidity
 from evaluation.metrics import CATALOGUE
-from evaluation.power import SampleSize, effect_table, required_sample_size
 from evaluation.records import EvidenceError
-from evaluation.units import HELD, LEFT_OUT, kind_of
+from evaluation.units.units import HELD, LEFT_OUT, kind_of
 
 ab = typer.Typer(
     name="ab",

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from controller.ab import AbView
 from controller.cli.output import table
-from evaluation.ab_test import MIN_PER_SIDE, AbVerdict
-from evaluation.power import SampleSize
+from evaluation.ab.comparison import MIN_PER_SIDE, AbVerdict
+from evaluation.ab.sample_size import SampleSize
 
 _SAID = {
     AbVerdict.B_BETTER: ("B IS BETTER", "bold green"),

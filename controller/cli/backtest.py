@@ -1,6 +1,6 @@
 """`canaryctl backtest FILE`: what would this gate have done?
 
-The file takes the route of a live rollout (`evaluation.backtest`). The decision is the answer, so any
+The file takes the route of a live rollout (`evaluation.offline.backtest`). The decision is the answer, so any
 decision ends with 0; what cannot be evidence ends with 2 and one line.
 """
 
@@ -25,11 +25,11 @@ from controller.cli.output import console, say, table
 from controller.errors import BadInput
 from controller.spec import parse_policy
 from controller.units import duration_s
-from evaluation.backtest import BacktestResult, run
-from evaluation.gate import GateReport
-from evaluation.policy import GatePolicy, PolicyError
+from evaluation.offline.backtest import BacktestResult, run
+from evaluation.offline.trace import trace
+from evaluation.policy.policy import GatePolicy, PolicyError
 from evaluation.records import EvidenceError
-from evaluation.trace import trace
+from evaluation.report import GateReport
 
 PLOTS = frozenset({".png", ".svg"})
 ASKS = {"rollback": "is it worse?", "promotion": "is it proven?", "guard": "is the split as drawn?"}

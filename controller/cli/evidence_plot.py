@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from controller.errors import BadInput
-from evaluation.backtest import BacktestResult
-from evaluation.trace import Trace
+from evaluation.offline.backtest import BacktestResult
+from evaluation.offline.trace import Trace
 
 DECISION = "black"
 LIMIT = "0.45"  # grey: neither is a colour of a gate

@@ -24,9 +24,9 @@ from controller.errors import BadInput
 from controller.units import duration_s
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.observed_range import ObservedRange, RangeWatch, Standing, observe_range
-from evaluation.policy import GatePolicy
-from evaluation.policy_rules import PolicyError
-from evaluation.range_policy import ALPHA_SHARE, RangeGate
+from evaluation.policy.observed_ranges import ALPHA_SHARE, RangeGate
+from evaluation.policy.parsing import PolicyError
+from evaluation.policy.policy import GatePolicy
 
 ALPHA = 0.01  # of `--range`, which stands alone
 

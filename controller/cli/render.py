@@ -20,7 +20,7 @@ from controller.view_shapes import (
     StageView,
     StepsView,
 )
-from evaluation.gate import Verdict
+from evaluation.report import Verdict
 
 BAR = 6
 WEIGHT_BAR = 48

@@ -16,7 +16,7 @@ from controller.spec import PolicySpec, VersionSpec
 from controller.state import Plan
 from controller.view_shapes import ForecastView
 from controller.wiring.versions import Versions, devices
-from evaluation.plan_power import TrafficModel
+from evaluation.forecast.stages import TrafficModel
 from serving import engine_args
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.ab_test import AbQuestion, AbVerdict, Scale, SequentialTest, fixed_horizon
-from evaluation.ab_validity import FALSE_ALARM, AbValidity
+from evaluation.ab.comparison import AbQuestion, AbVerdict, Scale, SequentialTest, fixed_horizon
+from evaluation.ab.validity import FALSE_ALARM, AbValidity
 
 pytestmark = pytest.mark.calibration
 RUNS, UNITS, ALPHA = 250, 400, 0.1

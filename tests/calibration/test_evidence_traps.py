@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.backtest import BacktestResult, run
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.offline.backtest import BacktestResult, run
+from evaluation.policy.policy import GatePolicy, StagePlan
 from tests.unit.evidence_maker import Columns, requests, settings_of, sticky
 
 pytestmark = pytest.mark.calibration

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.observed_range import RangeWatch
-from evaluation.range_policy import PercentileRange, RangeGate
+from evaluation.policy.observed_ranges import PercentileRange, RangeGate
 
 pytestmark = pytest.mark.calibration
 RUNS = 600

@@ -35,7 +35,7 @@ from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 from controller.stored_specs import version_spec
 from controller.view_shapes import ForecastView
-from evaluation.plan_power import TrafficModel
+from evaluation.forecast.stages import TrafficModel
 from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
 

@@ -17,7 +17,7 @@ from controller.state import (
     VersionPhase,
     VersionSight,
 )
-from evaluation.gate import GateReport, Verdict
+from evaluation.report import GateReport, Verdict
 from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
 
 

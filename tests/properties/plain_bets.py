@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 
-from evaluation import latency, presence, rates, scores, served_share
-from evaluation.histogram import WIDTH
+from evaluation.betting import latency, rates, scores
+from evaluation.betting import sample_ratio as served_share
+from evaluation.betting.histogram import WIDTH
+from evaluation.units import missingness as presence
 from tests.properties.plain_play import Bet, Past, Unit, bin_of
 
 

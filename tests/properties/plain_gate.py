@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from evaluation.alpha import limit_of, parts_of
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
-from evaluation.policy import Gate, GatePolicy, StagePlan
-from evaluation.presence import MISSING_ALPHA
+from evaluation.policy.alpha import limit_of, parts_of
+from evaluation.policy.policy import Gate, GatePolicy, StagePlan
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
+from evaluation.units.missingness import MISSING_ALPHA
 from tests.properties.plain_bets import (
     PlainFallback,
     PlainFirstEvents,

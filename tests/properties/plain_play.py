@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from evaluation.betting import FIRST_RESTART, RESTART_GROWTH
-from evaluation.histogram import WIDTH
+from evaluation.betting.histogram import WIDTH
+from evaluation.betting.wealth import FIRST_RESTART, RESTART_GROWTH
 
 
 @dataclass

@@ -4,13 +4,13 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from evaluation.betting import Bettor, Block
-from evaluation.latency import ShapeLoss, ShapeProof
-from evaluation.presence import PresenceBet
-from evaluation.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
-from evaluation.scores import PairLoss, ScoreLoss, ScoreProof
-from evaluation.served_share import FallbackBet, ShareBet
-from evaluation.stable import Stable
+from evaluation.betting.latency import ShapeLoss, ShapeProof
+from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.betting.sample_ratio import FallbackBet, ShareBet
+from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Bettor, Block
+from evaluation.units.missingness import PresenceBet
 
 ROUNDING = 1e-9
 weights = st.floats(0.001, 0.95)

@@ -12,17 +12,17 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from evaluation.alpha import parts_of
-from evaluation.backtest import feed, run
-from evaluation.betting import Channel
-from evaluation.columns import checked
+from evaluation.betting.histogram import BELOW, BINS, WIDTH, LogHistogram
+from evaluation.betting.latency import ShapeLoss, ShapeProof
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Channel
 from evaluation.evaluator import Evaluator
-from evaluation.histogram import BELOW, BINS, WIDTH, LogHistogram
-from evaluation.latency import ShapeLoss, ShapeProof
+from evaluation.offline.backtest import feed, run
+from evaluation.offline.columns import checked
 from evaluation.pipeline import Pipeline
-from evaluation.policy import GatePolicy
+from evaluation.policy.alpha import parts_of
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
-from evaluation.stable import Stable
 from tests.properties.plain_bets import PlainShape
 from tests.properties.plain_gate import Key, plain_channels, plain_pairs
 from tests.properties.plain_play import Past, Played, Unit

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.ab_book import Book, Outcome
-from evaluation.ab_test import AbQuestion, Scale, SequentialTest, holm, mann_whitney
+from evaluation.ab.comparison import AbQuestion, Scale, SequentialTest, holm, mann_whitney
+from evaluation.ab.sample_size import required_sample_size
+from evaluation.betting.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e
 from evaluation.guards import ErrorGuard
-from evaluation.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e
-from evaluation.power import required_sample_size
 from serving.messages import RequestRecord
 
 weights = st.floats(0.01, 0.99)

@@ -15,13 +15,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from evaluation.betting import Bettor, Block
-from evaluation.latency import Exceedance, ShapeLoss, ShapeProof
-from evaluation.presence import PresenceBet
-from evaluation.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
-from evaluation.scores import PairLoss, ScoreLoss, ScoreProof
-from evaluation.served_share import FallbackBet, ShareBet
-from evaluation.stable import Stable
+from evaluation.betting.latency import Exceedance, ShapeLoss, ShapeProof
+from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.betting.sample_ratio import FallbackBet, ShareBet
+from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Bettor, Block
+from evaluation.units.missingness import PresenceBet
 
 N = 14
 ALPHA = 0.2

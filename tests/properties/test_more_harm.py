@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.backtest import run
-from evaluation.policy import GatePolicy
+from evaluation.offline.backtest import run
+from evaluation.policy.policy import GatePolicy
 from tests.unit.evidence_maker import Columns, requests, sticky
 
 POLICIES = {name: GatePolicy.named(name) for name in ("default", "strict")}

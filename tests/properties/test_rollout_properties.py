@@ -34,7 +34,7 @@ from controller.state import (
     VersionSight,
 )
 from controller.view import rollout_view
-from evaluation.gate import GateReport, Verdict
+from evaluation.report import GateReport, Verdict
 from tests.fakes.obedient import Obedient
 
 HOLDBACK_BP = 500

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation import snapshot as snapshots
-from evaluation.backtest import feed
-from evaluation.columns import checked
 from evaluation.evaluator import Evaluator
+from evaluation.offline.backtest import feed
+from evaluation.offline.columns import checked
 from evaluation.pipeline import Pipeline
-from evaluation.policy import GatePolicy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Pair, Score
 from tests.properties.rich_traffic import SEED, SINGLE, STAGES, policy_of, traffic
 from tests.unit.evidence_maker import Columns, draw_at, scores_at

@@ -30,7 +30,7 @@ from controller.state import (
     StopVersion,
     VersionRef,
 )
-from evaluation.gate import GateReport, Verdict
+from evaluation.report import GateReport, Verdict
 from tests.fakes.plane import FakeClock, FakeFleet, FakeNotifier, FakeProbes, FakeTraffic
 
 HARM = GateReport("error", "error", "rollback", Verdict.FAIL, 7.0, 5.8, "9 % against 1 %", 80, 900)

@@ -49,7 +49,7 @@ from controller.state import (
     VersionSight,
 )
 from controller.units import duration_s, percent, weight_bp
-from evaluation.gate import GateReport, Verdict
+from evaluation.report import GateReport, Verdict
 from tests.fakes.obedient import Obedient
 
 

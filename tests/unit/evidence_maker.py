@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.evaluator import Evaluator
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw, Score
 
 Columns = dict[str, np.ndarray]

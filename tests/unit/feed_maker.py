@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from controller.evidence_feed import EvidenceFeeds, GateConfig
 from controller.state import EvidenceSight, Phase, RolloutState
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 from serving.messages import RequestRecord, ScoreRecord
 from tests.fakes.plane import FakeLog
 from tests.fakes.rollouts import a_rollout

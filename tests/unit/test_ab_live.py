@@ -21,8 +21,8 @@ from controller.security import Identity, Role
 from controller.spec import PolicySpec, parse_policy
 from controller.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage
 from controller.view import waiting_for
-from evaluation.ab_test import AbVerdict
-from evaluation.gate import Verdict
+from evaluation.ab.comparison import AbVerdict
+from evaluation.report import Verdict
 from serving.messages import Event, LostSpan, RecordPage, RequestRecord, ScoreRecord
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 

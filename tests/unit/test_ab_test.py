@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.ab_test import (
+from evaluation.ab.comparison import (
     AbQuestion,
     AbVerdict,
     Scale,

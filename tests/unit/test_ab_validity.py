@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.ab_validity import AbValidity
-from evaluation.betting import Decision
+from evaluation.ab.validity import AbValidity
+from evaluation.betting.wealth import Decision
 
 
 def fed(is_b: np.ndarray, w: float, has_outcome: np.ndarray, *, cut: int | None = None) -> AbValidity:

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from evaluation.backtest import run
-from evaluation.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.offline.backtest import run
+from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
 from evaluation.records import EvidenceError
 from tests.unit.evidence_maker import Columns, requests
 

@@ -18,9 +18,9 @@ from controller.cli.backtest import register
 from controller.cli.evidence_plot import draw_trace
 from controller.cli.observed import moment_s
 from controller.errors import BadInput
-from evaluation.backtest import run
-from evaluation.gate import Verdict
-from evaluation.trace import trace
+from evaluation.offline.backtest import run
+from evaluation.offline.trace import trace
+from evaluation.report import Verdict
 
 HARM = Case("backtest harm", "rollback", Behaviour(error=0.2), canary_requests=300)
 FINE = Case("backtest fine", "no_harm", canary_requests=600)

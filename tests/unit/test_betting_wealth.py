@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.alpha import limit_of, parts_of
-from evaluation.betting import FIRST_RESTART, RESTART_GROWTH, Bettor, Block, Decision, Wealth, by_weight
-from evaluation.latency import ShapeLoss
-from evaluation.policy import GatePolicy
-from evaluation.rates import RATIO_PRIOR, RATIOS, FirstEvents, event_table
-from evaluation.served_share import ODDS, ShareBet
-from evaluation.stable import Stable
+from evaluation.betting.latency import ShapeLoss
+from evaluation.betting.rates import RATIO_PRIOR, RATIOS, FirstEvents, event_table
+from evaluation.betting.sample_ratio import ODDS, ShareBet
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import (
+    FIRST_RESTART,
+    RESTART_GROWTH,
+    Bettor,
+    Block,
+    Decision,
+    Wealth,
+    by_weight,
+)
+from evaluation.policy.alpha import limit_of, parts_of
+from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 
 

@@ -33,7 +33,7 @@ from controller.state import (
     VersionRef,
 )
 from controller.units import duration, duration_s, gib, percent, weight_bp
-from evaluation.gate import Verdict
+from evaluation.report import Verdict
 
 PLAN = Plan("low", (), (), 500, 60.0)
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.detectable import Baseline, _beta_grid, findings, units_to_find
-from evaluation.policy import GatePolicy
+from evaluation.forecast.detectable_effect import Baseline, _beta_grid, findings, units_to_find
+from evaluation.policy.policy import GatePolicy
 
 FOUR = ("error", "latency_shape", "quality", "hallucination")
 BASELINE = Baseline(score_mean=0.75)

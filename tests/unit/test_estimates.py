@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from evaluation.backtest import run
-from evaluation.betting import Block
-from evaluation.estimates import Estimate, EventCounts, MeanGap, MedianRatio
-from evaluation.intervals import EventCount, ratio_interval
-from evaluation.policy import GatePolicy
-from evaluation.stable import Stable
+from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianRatio
+from evaluation.betting.intervals import EventCount, ratio_interval
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Block
+from evaluation.offline.backtest import run
+from evaluation.policy.policy import GatePolicy
 from tests.unit.evidence_maker import requests
 
 

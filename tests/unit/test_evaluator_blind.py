@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from evaluation.backtest import run
-from evaluation.gate import GateReport
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.offline.backtest import run
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import EvidenceError
+from evaluation.report import GateReport
 from tests.unit.evidence_maker import Columns, requests, streamed
 
 ERRORS = GatePolicy.default().only("error")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from evaluation.backtest import run
 from evaluation.evaluator import Evaluator
-from evaluation.gate import EvaluationReport, Verdict
-from evaluation.policy import GatePolicy
+from evaluation.offline.backtest import run
+from evaluation.policy.policy import GatePolicy
+from evaluation.report import EvaluationReport, Verdict
 from tests.unit.evidence_maker import ONE_STAGE, Columns, draw_at, requests
 
 POLICY = GatePolicy.default().only("error", "latency_ms")

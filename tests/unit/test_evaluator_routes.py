@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from evaluation import snapshot as snapshots
-from evaluation.backtest import feed, run
-from evaluation.columns import checked
 from evaluation.evaluator import Evaluator, SnapshotMismatch
-from evaluation.gate import GateReport
+from evaluation.offline.backtest import feed, run
+from evaluation.offline.columns import checked
 from evaluation.pipeline import Pipeline
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.report import GateReport
 from evaluation.verdict import gate_reports
 from tests.unit.evidence_maker import ONE_STAGE, Columns, draw_at, requests, sticky, streamed
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.backtest import run
 from evaluation.evaluator import Evaluator
-from evaluation.gate import EvaluationReport, GateReport, Verdict
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.offline.backtest import run
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Pair
+from evaluation.report import EvaluationReport, GateReport, Verdict
 from tests.unit.evidence_maker import Columns, draw_at, requests, scores_at, settings_of, sticky, streamed
 
 FOUR = ("error", "latency_ms", "quality", "hallucinated")

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation import backtest
 from evaluation.evaluator import Evaluator
-from evaluation.gate import Verdict
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.offline import backtest
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S, Draw
+from evaluation.report import Verdict
 
 LONGEST_MS = SETTLE_S * 1000.0
 SLOW = GatePolicy.default().only("latency_ms")

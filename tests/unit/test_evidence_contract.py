@@ -53,12 +53,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.alpha import parts_of
-from evaluation.backtest import run
 from evaluation.evaluator import Evaluator
-from evaluation.gate import EvaluationReport, GateReport
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.offline.backtest import run
+from evaluation.policy.alpha import parts_of
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw, Pair
+from evaluation.report import EvaluationReport, GateReport
 from tests.unit.evidence_maker import Columns, draw_at, requests, scores_at, settings_of
 
 ERRORS = GatePolicy.default().only("error")

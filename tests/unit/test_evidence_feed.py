@@ -12,9 +12,9 @@ from controller.evidence_feed import EvidenceFeeds, Feed, GateConfig, draw_of, g
 from controller.snapshots import sight_in
 from controller.state import EvidenceSight, RolloutState, VersionPhase, VersionSight
 from evaluation.evaluator import Evaluator
-from evaluation.gate import Verdict
-from evaluation.policy import GatePolicy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import kind_is_drawn
+from evaluation.report import Verdict
 from serving.messages import AssignedBy, Event, LostSpan, Outcome, RequestRecord
 from tests.fakes.plane import FakeLog
 from tests.fakes.rollouts import a_rollout

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evaluation.backtest import BacktestResult, run
-from evaluation.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.offline.backtest import BacktestResult, run
+from evaluation.offline.trace import trace
+from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
 from evaluation.records import EvidenceError
-from evaluation.trace import trace
 from tests.unit.evidence_maker import Columns, requests, sticky
 
 Loose = dict[str, Any]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from evaluation.evaluator import Evaluator
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw, EvidenceError, Pair, Score
-from evaluation.settlement import Settlement
+from evaluation.units.settlement import Settlement
 
 GOOD = Draw("a", "a", 1.0, 0, 0.5, "request", error=False, latency_ms=10.0)
 POLICY = GatePolicy.default()

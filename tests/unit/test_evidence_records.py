@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evaluation.evaluator import Evaluator
-from evaluation.policy import GatePolicy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, EvidenceError, Pair, Score
 from tests.unit.evidence_maker import ONE_STAGE
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from evaluation.evaluator import Evaluator, SnapshotMismatch
-from evaluation.policy import GatePolicy
+from evaluation.policy.policy import GatePolicy
 from tests.unit.evidence_maker import ONE_STAGE, requests, streamed
 
 POLICY = GatePolicy.default()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.records import EvidenceError
-from evaluation.units import (
+from evaluation.units.units import (
     HELD,
     LEFT_OUT,
     REQUEST,

@@ -12,7 +12,7 @@ from controller.measured import Measured, Scored
 from controller.spec import parse_policy
 from controller.state import Plan, Stage
 from controller.view_shapes import ForecastView
-from evaluation.plan_power import TrafficModel
+from evaluation.forecast.stages import TrafficModel
 
 POLICY = parse_policy(
     {

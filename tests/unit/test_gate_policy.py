@@ -6,7 +6,7 @@ from math import inf, nan
 import pytest
 
 from evaluation.metrics import Kind
-from evaluation.policy import Gate, GatePolicy, PolicyError, Rung, StagePlan
+from evaluation.policy.policy import Gate, GatePolicy, PolicyError, Rung, StagePlan
 
 
 def test_a_policy_survives_its_mapping() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e
-from evaluation.rates import RATIO_PRIOR, RATIOS
+from evaluation.betting.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e
+from evaluation.betting.rates import RATIO_PRIOR, RATIOS
 
 COUNTS = (EventCount(0.05, 12, 60), EventCount(0.2, 30, 40))
 

@@ -14,7 +14,7 @@ from controller.cli import backtest, observed
 from controller.cli.observed import _down
 from controller.errors import BadInput
 from controller.spec import parse_policy
-from evaluation.range_policy import RangeGate
+from evaluation.policy.observed_ranges import RangeGate
 from tests.unit.evidence_maker import Columns, requests
 
 MAY_S = 1777593600.0  # 2026-05-01

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.backtest import BacktestResult, run
 from evaluation.evaluator import Evaluator
-from evaluation.gate import GateReport, Verdict
 from evaluation.observed_range import ObservedRange, RangeWatch, log_wealth, observe_range
-from evaluation.policy import GatePolicy, PolicyError
-from evaluation.range_policy import PercentileRange, RangeGate
+from evaluation.offline.backtest import BacktestResult, run
+from evaluation.policy.observed_ranges import PercentileRange, RangeGate
+from evaluation.policy.policy import GatePolicy, PolicyError
+from evaluation.report import GateReport, Verdict
 from tests.unit.evidence_maker import ONE_STAGE, Columns, requests, sticky, streamed
 
 HOUR_S = 3600.0

@@ -15,10 +15,10 @@ from controller.risk import Assessment, Risk, assess
 from controller.spec import PolicySpec, parse_policy, parse_yaml
 from controller.state import Plan
 from evaluation.evaluator import Evaluator
-from evaluation.gate import GateReport
 from evaluation.pipeline import stage_margins
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw
+from evaluation.report import GateReport
 
 PARTS = ("config", "dtype", "engine_release", "quantization", "rope", "sizes", "special_tokens", "template")
 BASE = Fingerprint(

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation import plan_traffic
-from evaluation.plan_power import StageForecast, TrafficModel, simulate_plan
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.forecast import simulation as plan_traffic
+from evaluation.forecast.stages import StageForecast, TrafficModel, simulate_plan
+from evaluation.policy.policy import GatePolicy, StagePlan
 
 POLICY = GatePolicy.default()
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from controller.points import point_sight
-from evaluation.gate import EvaluationReport, GateReport, Side, Verdict
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.report import EvaluationReport, GateReport, Side, Verdict
 
 MARGINS = {"error": 3.0, "quality": 0.05, "latency_shape": 1.2, "latency_p99": 1.2}
 STAGE = StagePlan(0.1, 0, MARGINS, floor=0.01)

@@ -13,7 +13,7 @@ from controller.spec_parts import Strict
 from controller.spec_policy import GateSpec, ObservedRangeSpec, PolicySpec, RungSpec, SamplingSpec, StageSpec
 from controller.units import duration_s, weight_bp
 from evaluation.metrics import CATALOGUE
-from evaluation.policy import Gate, GatePolicy
+from evaluation.policy.policy import Gate, GatePolicy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.power import EFFECTS, effect_table, required_sample_size
+from evaluation.ab.sample_size import EFFECTS, effect_table, required_sample_size
 
 
 @pytest.mark.parametrize(("d", "cohen"), [(0.2, 393), (0.5, 64), (0.8, 26)])

@@ -12,7 +12,7 @@ from controller.errors import StaleToken, StaleWrite, Unreachable
 from controller.reconciler import Ports, Reconciler
 from controller.security import Identity, Role
 from controller.state import AskKind, Phase, RolloutState, SetSplit
-from evaluation.gate import Verdict
+from evaluation.report import Verdict
 from tests.fakes.plane import FakeClock, FakeEvidence, FakeFleet, FakeNotifier, FakeProbes, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 from tests.fakes.store_memory import MemoryStore

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from controller.evidence_feed import Feed, GateConfig
 from controller.state import EvidenceSight
-from evaluation.gate import Verdict
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
+from evaluation.report import Verdict
 from serving.exchange import Limits
 from serving.messages import Arm, RecordPage, Replica, RequestRecord, RouteTable
 from serving.recording import SETTLE_S, RecordLog

@@ -9,8 +9,8 @@ import pytest
 
 from controller.evidence_feed import EvidenceFeeds, GateConfig
 from controller.state import EvidenceSight
-from evaluation.gate import GateReport, Verdict
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.report import GateReport, Verdict
 from serving.messages import Event
 from tests.fakes.plane import FakeLog
 from tests.unit.feed_maker import (

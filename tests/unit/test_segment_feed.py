@@ -17,8 +17,8 @@ from controller.rollout import step
 from controller.segment_feed import SegmentFeed, segments_of
 from controller.state import AlarmSight, EvidenceSight, Observation, Phase
 from controller.view import rollout_view
-from evaluation.gate import Verdict
-from evaluation.policy import GatePolicy, Sampling, StagePlan
+from evaluation.policy.policy import GatePolicy, Sampling, StagePlan
+from evaluation.report import Verdict
 from tests.fakes.plane import FakeLog
 from tests.unit.feed_maker import (
     CONFIG,

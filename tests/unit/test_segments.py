@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation import snapshot as snapshots
-from evaluation.betting import Block
+from evaluation.betting.wealth import Block
 from evaluation.metrics import Kind
 from evaluation.segments import MAX_SEGMENTS, SegmentAlarms
 

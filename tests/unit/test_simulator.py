@@ -18,7 +18,7 @@ from controller.simulator import MOST_WAITING, Simulator
 from controller.spec import PolicySpec, parse_policy
 from controller.state import Plan, Stage
 from controller.view_shapes import ForecastView
-from evaluation.plan_power import TrafficModel
+from evaluation.forecast.stages import TrafficModel
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 

@@ -18,8 +18,8 @@ from controller.spec import (
     parse_version,
     parse_yaml,
 )
-from evaluation import policy as gate_policy
-from evaluation.policy import GatePolicy, Rung, Sampling
+from evaluation.policy import policy as gate_policy
+from evaluation.policy.policy import GatePolicy, Rung, Sampling
 
 
 def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:

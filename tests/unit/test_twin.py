@@ -12,7 +12,7 @@ import yaml
 
 from controller.cli.main import run
 from controller.state import Phase
-from evaluation.gate import GateReport, Verdict
+from evaluation.report import GateReport, Verdict
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 from tests.unit.test_command_line import at_home, serving_chat

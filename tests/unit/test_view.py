@@ -29,8 +29,8 @@ from controller.state import (
 )
 from controller.view import gate_view, plan_view, rollout_view, service_view
 from controller.view_shapes import RolloutView
-from evaluation.gate import EvaluationReport, GateReport, Verdict
-from evaluation.policy import GatePolicy
+from evaluation.policy.policy import GatePolicy
+from evaluation.report import EvaluationReport, GateReport, Verdict
 
 STAGES = (Stage(1000, 60.0, 50, 300.0, 1), Stage(5000, 60.0, 100, 300.0, 1))
 PLAN = Plan("medium", ("other tensors",), STAGES, 500, 120.0)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.alpha import limit_of
-from evaluation.backtest import feed
-from evaluation.columns import Table, checked, gated, planned
-from evaluation.evidence import MetricEvidence, Track
+from evaluation.offline.backtest import feed
+from evaluation.offline.columns import Table, checked, gated, planned
 from evaluation.pipeline import Pipeline, stage_margins
-from evaluation.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.alpha import limit_of
+from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.units.metric_evidence import MetricEvidence, Track
 
 POINTS = 200
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from evaluation.policy import Gate, GatePolicy
+from evaluation.policy.policy import Gate, GatePolicy
 
 PAIRS_PART = 0.25  # of a metric whose answers are mirrored, for the channel of pairs
 SESSION_PART = 0.5  # of what is left, where units are sticky

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting import Block, Floats, Ints
+from evaluation.betting.wealth import Block, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

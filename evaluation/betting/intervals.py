@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.betting import Floats
-from evaluation.rates import RATIO_PRIOR, RATIOS
+from evaluation.betting.rates import RATIO_PRIOR, RATIOS
+from evaluation.betting.wealth import Floats
 
 
 class EventCount(NamedTuple):

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from evaluation.metrics import CATALOGUE, VALUES, Kind, Metric
-from evaluation.policy_rules import (
+from evaluation.policy.observed_ranges import RangeGate, range_gates
+from evaluation.policy.parsing import (
     PRESET_KINDS,
     PolicyError,
     check_policy,
@@ -24,7 +25,6 @@ from evaluation.policy_rules import (
     number,
     whole,
 )
-from evaluation.range_policy import RangeGate, range_gates
 
 __all__ = ["Gate", "GatePolicy", "PolicyError", "Rung", "Sampling", "StagePlan"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.histogram import Floats, LogHistogram
+from evaluation.betting.histogram import Floats, LogHistogram
 
 FIRST_EPOCH = 64
 LONGEST_EPOCH = 4096

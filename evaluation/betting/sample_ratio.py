@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.betting import Block, Floats, Ints, by_weight
-from evaluation.stable import Stable
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Block, Floats, Ints, by_weight
 
 ODDS = np.array([0.1, 0.4, 0.7, 0.85, 1.18, 1.4, 2.2, 5.0, 20.0])
 FALLBACK_LAMBDAS = np.array([0.03, 0.1, 0.3, 0.8])

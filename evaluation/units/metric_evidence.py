@@ -15,19 +15,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.alpha import limit_of, parts_of
-from evaluation.betting import Bettor, Block, Channel, Floats
-from evaluation.estimates import Estimate, EventCounts, MeanGap, MedianRatio
-from evaluation.histogram import LogHistogram
-from evaluation.latency import Exceedance, ShapeLoss, ShapeProof, below_the_cut
+from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianRatio
+from evaluation.betting.histogram import LogHistogram
+from evaluation.betting.latency import Exceedance, ShapeLoss, ShapeProof, below_the_cut
+from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
+from evaluation.betting.wealth import Bettor, Block, Channel, Floats
 from evaluation.metrics import VALUES, Kind
-from evaluation.policy import Gate, GatePolicy, Sampling
-from evaluation.presence import Presence
-from evaluation.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.policy.alpha import limit_of, parts_of
+from evaluation.policy.policy import Gate, GatePolicy, Sampling
 from evaluation.records import SETTLE_S
-from evaluation.scores import PairLoss, ScoreLoss, ScoreProof
-from evaluation.sessions import Rows, Sessions
 from evaluation.stream import Stream
+from evaluation.units.missingness import Presence
+from evaluation.units.sessions import Rows, Sessions
 
 ENOUGH_VALUES = 200  # of stable, before and during, to compare it with itself
 MAY_LACK = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count

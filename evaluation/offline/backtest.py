@@ -11,12 +11,12 @@ from typing import Literal
 
 from numpy.typing import ArrayLike
 
-from evaluation.arrays import names_of
-from evaluation.columns import Table, checked, gated, planned, seeds
-from evaluation.gate import GateReport, Verdict
+from evaluation.offline.arrays import names_of
+from evaluation.offline.columns import Table, checked, gated, planned, seeds
 from evaluation.pipeline import Pipeline
-from evaluation.policy import GatePolicy, StagePlan
+from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import EvidenceError
+from evaluation.report import GateReport, Verdict
 from evaluation.verdict import blind_gates, evaluation_report, split_reasons
 
 ROWS_AT_ONCE = 16384

@@ -26,7 +26,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.stable import Stable
+from evaluation.betting.stable_baseline import Stable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -16,14 +16,14 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.alpha import limit_of, parts_of
-from evaluation.betting import Bettor, Block
-from evaluation.latency import ShapeLoss
+from evaluation.betting.latency import ShapeLoss
+from evaluation.betting.rates import FirstEvents
+from evaluation.betting.scores import ScoreLoss
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Bettor, Block
 from evaluation.metrics import Kind
-from evaluation.policy import Gate, GatePolicy
-from evaluation.rates import FirstEvents
-from evaluation.scores import ScoreLoss
-from evaluation.stable import Stable
+from evaluation.policy.alpha import limit_of, parts_of
+from evaluation.policy.policy import Gate, GatePolicy
 
 Floats = NDArray[np.float64]
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.backtest import feed
-from evaluation.columns import Table
-from evaluation.detectable import Baseline
-from evaluation.gate import Verdict
+from evaluation.forecast.detectable_effect import Baseline
 from evaluation.metrics import CATALOGUE, Kind
+from evaluation.offline.backtest import feed
+from evaluation.offline.columns import Table
 from evaluation.pipeline import Pipeline
-from evaluation.policy import GatePolicy, StagePlan
-from evaluation.units import REQUEST, STICKY
+from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.report import Verdict
+from evaluation.units.units import REQUEST, STICKY
 from evaluation.verdict import gate_reports
 
 RUN_ROWS = 100_000  # of one run; what was not proven by then is not known

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting import Block, Floats, Ints, by_weight
-from evaluation.stable import FIRST_EPOCH, Stable, epoch_after
+from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
+from evaluation.betting.wealth import Block, Floats, Ints, by_weight
 
 QUANTILES = np.array([0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99, 0.995, 0.999])
 SCALES = (1.04, 1.08, 1.15, 1.25, 1.4, 1.7, 2.2, 3.0, 4.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.betting import Block, Floats, Ints, by_weight
-from evaluation.stable import Stable
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Block, Floats, Ints, by_weight
 
 RATIOS = np.array([1.35, 1.8, 2.6, 4.2, 8.0, 20.0, 60.0])
 RATIO_PRIOR = np.array([1.0, 1.0, 1.2, 1.2, 1.0, 0.8, 1.5])  # the last: a baseline near zero

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evaluation.metrics import VALUES
-from evaluation.policy_rules import PolicyError, mapping, number
+from evaluation.policy.parsing import PolicyError, mapping, number
 
 ON_OUTSIDE = ("hold", "rollback")
 SIDES = ("both", "above")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.betting import Block, Floats, Ints
-from evaluation.stable import Stable
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Block, Floats, Ints
 
 #: Bets, as multiples of the one that is best for the harm that must be found, and how much each gets.
 LOSS_MULTIPLES, LOSS_PRIOR = np.array([0.42, 1.2, 3.0, 6.0]), np.array([0.42, 0.53, 0.04, 0.01])

@@ -17,9 +17,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evaluation.betting import Block, Channel
-from evaluation.presence import MISSING_ALPHA, Presence
-from evaluation.served_share import ShareBet
+from evaluation.betting.sample_ratio import ShareBet
+from evaluation.betting.wealth import Block, Channel
+from evaluation.units.missingness import MISSING_ALPHA, Presence
 
 SPLIT_ALPHA = 0.001
 FALSE_ALARM = SPLIT_ALPHA + 2 * MISSING_ALPHA

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.arrays import Array
-from evaluation.betting import Floats
+from evaluation.betting.wealth import Floats
+from evaluation.offline.arrays import Array
 
 FEW_GROUPS = 20  # fewer different rows may all come an even number of times by chance
 

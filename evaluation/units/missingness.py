@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting import Block, Channel, Floats, Ints, by_weight
-from evaluation.stable import Stable
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Block, Channel, Floats, Ints, by_weight
 
 MISSING_ALPHA = 0.01  # INVALID by mistake holds; a bias that is not seen rolls back or promotes
 RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])

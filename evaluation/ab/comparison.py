@@ -22,8 +22,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.histogram import WIDTH, LogHistogram
-from evaluation.intervals import MeanDifference
+from evaluation.betting.histogram import WIDTH, LogHistogram
+from evaluation.betting.intervals import MeanDifference
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from evaluation.metrics import CATALOGUE, VALUES, Kind
 
 if TYPE_CHECKING:
-    from evaluation.policy import Gate, GatePolicy, Rung, StagePlan
+    from evaluation.policy.policy import Gate, GatePolicy, Rung, StagePlan
 
 MOST_RATIO = 1000.0
 #: Gates that a rung may name although the policy has left them out, and how they are tested.
@@ -89,7 +89,7 @@ def kinds_of(policy: GatePolicy) -> dict[str, Kind]:
 
 def check_stages(stages: object, policy: GatePolicy) -> tuple[StagePlan, ...]:
     """The stages, checked against the policy whose gates they name. Errors: PolicyError."""
-    from evaluation.policy import StagePlan
+    from evaluation.policy.policy import StagePlan
 
     if not isinstance(stages, list | tuple) or not all(isinstance(stage, StagePlan) for stage in stages):
         raise PolicyError(f"stages {stages!r} is not a list of StagePlan; leave it out for one stage")

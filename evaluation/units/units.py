@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting import Floats, Ints
+from evaluation.betting.wealth import Floats, Ints
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED, STICKY_KEYS, WORDS_REMEDY, EvidenceError
 
 LEFT_OUT, REQUEST, STICKY, HELD = 0, 1, 2, 3

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from evaluation.betting import Block, Floats, Ints, distinct
-from evaluation.intervals import EventCount, ratio_interval, ratio_log_e
-from evaluation.stable import Stable
+from evaluation.betting.intervals import EventCount, ratio_interval, ratio_log_e
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.wealth import Block, Floats, Ints, distinct
 
 ALPHA = 0.05
 RATIO_GRID = np.array(

@@ -16,12 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from evaluation.detectable import Finding, findings
+from evaluation.forecast.detectable_effect import Finding, findings
+from evaluation.forecast.simulation import Run, counted, one_run
+from evaluation.forecast.simulation import TrafficModel as TrafficModel
 from evaluation.metrics import Kind
 from evaluation.pipeline import stage_margins
-from evaluation.plan_traffic import Run, counted, one_run
-from evaluation.plan_traffic import TrafficModel as TrafficModel
-from evaluation.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.policy import Gate, GatePolicy, StagePlan
 
 MOST_RUNS = 40
 LEAST_RUNS = 10

@@ -9,14 +9,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.arrays import Array, arrays_of, first_row, floats_of, names_of, texts_of
-from evaluation.betting import Floats, Ints
+from evaluation.betting.wealth import Floats, Ints
 from evaluation.metrics import CATALOGUE, VALUES
-from evaluation.policy import GatePolicy, PolicyError, StagePlan
-from evaluation.policy_rules import check_stages
+from evaluation.offline.arrays import Array, arrays_of, first_row, floats_of, names_of, texts_of
+from evaluation.offline.duplicates import names_again, rows_again
+from evaluation.policy.parsing import check_stages
+from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
 from evaluation.records import LEAST_W, EvidenceError, is_rate
-from evaluation.repeats import names_again, rows_again
-from evaluation.units import HELD, LEFT_OUT, REQUEST, kind_of, unit_hash
+from evaluation.units.units import HELD, LEFT_OUT, REQUEST, kind_of, unit_hash
 
 NEEDED = ("t_s", "arm", "w")
 MOST_STAGES = 1000

@@ -1,0 +1,1 @@
+"""The gate over recorded traffic: arrays in, the same verdicts as live."""

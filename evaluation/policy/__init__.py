@@ -1,0 +1,1 @@
+"""What is gated, how strictly, and what a stage must prove; parsing and checks of policy values."""

@@ -1,0 +1,1 @@
+"""From requests to randomised units: assignment, order of settlement, sessions, missing values."""
