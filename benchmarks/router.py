@@ -87,7 +87,7 @@ def run_engine(ready: multiprocessing.connection.Connection) -> None:
 
 def run_router(table: str, port: int) -> None:
     """The router's process."""
-    from serving.static_front import main
+    from serving.router.table_file import main
 
     sys.exit(main(table, "127.0.0.1", port))
 

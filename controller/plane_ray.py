@@ -13,10 +13,10 @@ from controller.errors import StaleToken, Unreachable
 from controller.probes_http import Target
 from controller.spec import VersionSpec
 from controller.state import SetSplit, SplitSight, VersionPhase, VersionSight
-from serving import fleet as plane
+from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitSight as TableSight
-from serving.route_table import StaleToken as PlaneStaleToken
+from serving.table.route_table import StaleToken as PlaneStaleToken
 
 REOPEN_S = 10.0  # a front that was opened is looked after so often
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class TrafficHand(Protocol):
-    """`serving.traffic_ray.RayTraffic`, as far as it is used here."""
+    """`serving.table.traffic_ray.RayTraffic`, as far as it is used here."""
 
     def open(self, service: str, secret: str) -> None: ...
     def close(self, service: str) -> None: ...

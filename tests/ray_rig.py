@@ -15,10 +15,10 @@ import pytest
 
 from serving import cluster_ray
 from serving.checkpoints import Checkpoint, ensure
-from serving.fleet import Launch, VersionSight
+from serving.fleet.types import Launch, VersionSight
 
 if TYPE_CHECKING:
-    from serving.host_ray import RayFleet
+    from serving.fleet.fleet_ray import RayFleet
 
 SECRET = "of-the-tests"
 LOAD_LIMIT_S = 240  # a cold engine on two busy cores
@@ -52,7 +52,7 @@ def checkpoints() -> Mapping[str, Checkpoint]:
 @pytest.fixture(scope="session")
 def fleet(cluster: cluster_ray.ClusterHandle) -> RayFleet:
     """The fleet of the session's cluster."""
-    from serving.host_ray import RayFleet
+    from serving.fleet.fleet_ray import RayFleet
 
     one = RayFleet(timeout_s=10.0)
     one.open(http_port=cluster.http_port)
@@ -129,7 +129,7 @@ def wait_for(fleet: RayFleet, service: str, version: str, *phases: str) -> Versi
 @pytest.fixture(scope="session")
 def two_versions(fleet: RayFleet, checkpoints: Mapping[str, Checkpoint], token: Callable[[], int]) -> Engines:
     """The stable checkpoint and the wrong one, loaded side by side as `v-stable` and `v-canary` of `chat`."""
-    from serving.traffic_ray import RayTraffic
+    from serving.table.traffic_ray import RayTraffic
 
     service = "chat"
     RayTraffic(timeout_s=10.0).open(service, SECRET, silence_s=None)

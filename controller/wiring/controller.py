@@ -84,8 +84,8 @@ def build(settings: Settings) -> Built:
     """Everything connected. Raises Unreachable, BadInput."""
     cluster.connect(settings)
     # Only now: Ray reads the environment, and with it the cluster's token, when it is imported.
-    from serving.host_ray import RayFleet
-    from serving.traffic_ray import RayTraffic
+    from serving.fleet.fleet_ray import RayFleet
+    from serving.table.traffic_ray import RayTraffic
 
     store = SqlStore(settings.database_url)
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()

@@ -63,7 +63,7 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
 def _tombstone(service: str | None, rollout: str | None) -> list[str]:
     if service is None:
         raise Unreachable("without the store the service must be named; give its name")
-    from serving.traffic_ray import RayTraffic
+    from serving.table.traffic_ray import RayTraffic
 
     traffic = RayTraffic(timeout_s=2.0)
     sight = traffic.observe(service)

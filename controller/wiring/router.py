@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving import static_front
+from serving.router import table_file as static_front
 
 
 def run_router(table: Path, *, host: str, port: int) -> int:

@@ -24,8 +24,8 @@ from controller.spec import VersionSpec
 from controller.state import RolloutState
 from controller.store_sql import SqlStore
 from controller.stored_specs import fingerprint_of, version_spec
-from serving import device_memory
-from serving.fleet import Launch, VersionSight
+from serving.fleet import device_memory
+from serving.fleet.types import Launch, VersionSight
 
 STABLE_WAIT_S = 45.0  # below the preflight's own deadline
 

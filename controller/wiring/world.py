@@ -17,7 +17,7 @@ from controller.state import Plan
 from controller.view_shapes import ForecastView
 from controller.wiring.versions import Versions, devices
 from evaluation.forecast.stages import TrafficModel
-from serving import engine_args
+from serving.fleet import engine_args
 
 
 class World:

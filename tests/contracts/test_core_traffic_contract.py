@@ -10,8 +10,8 @@ import pytest
 from controller.errors import StaleToken
 from controller.plane_ray import PlaneTraffic
 from controller.state import SetSplit
-from serving.traffic_memory import MemoryTraffic
 from tests.fakes.plane import FakeClock, FakeTraffic
+from tests.fakes.traffic_memory import MemoryTraffic
 
 ROLLOUT = "r-00000001"
 ALONE = SetSplit("v-1", None, 0, 0)

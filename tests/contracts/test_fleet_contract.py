@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from serving.fleet import Fleet, Launch, VersionSight
-from serving.fleet_memory import MemoryFleet
-from serving.route_table import StaleToken
+from serving.fleet.types import Fleet, Launch, VersionSight
+from serving.table.route_table import StaleToken
+from tests.fakes.fleet_memory import MemoryFleet
 
 DEAD = "http://127.0.0.1:9"
 

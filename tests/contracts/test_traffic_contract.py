@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import pytest
 
 from serving.messages import Replica, ScoreRecord, SplitSight
-from serving.route_table import BadSplit, StaleToken
-from serving.traffic_memory import MemoryTraffic
+from serving.table.route_table import BadSplit, StaleToken
+from tests.fakes.traffic_memory import MemoryTraffic
 
 
 @dataclass
@@ -47,7 +47,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
         one = Rig(MemoryTraffic(lambda: clock[0]), jump, service)
     else:
-        from serving.traffic_ray import RayTraffic
+        from serving.table.traffic_ray import RayTraffic
 
         request.getfixturevalue("ray_cluster")
         one = Rig(RayTraffic(timeout_s=5.0), time.sleep, service)  # type: ignore[arg-type]

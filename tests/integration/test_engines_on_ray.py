@@ -19,15 +19,16 @@ import httpx
 import psutil
 import pytest
 
-from serving import cluster_ray, device_memory
+from serving import cluster_ray
 from serving.checkpoints import Checkpoint, questions
-from serving.fleet import Launch, VersionSight
+from serving.fleet import device_memory
+from serving.fleet.types import Launch, VersionSight
 from serving.messages import SplitSight
 from tests.ray_rig import SECRET, Engines, wait_for
 
 if TYPE_CHECKING:
-    from serving.host_ray import RayFleet
-    from serving.traffic_ray import RayTraffic
+    from serving.fleet.fleet_ray import RayFleet
+    from serving.table.traffic_ray import RayTraffic
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -189,7 +190,7 @@ def service(
     run_router: Callable[[str, int], str],
     token: Callable[[], int],
 ) -> Service:
-    from serving.traffic_ray import RayTraffic
+    from serving.table.traffic_ray import RayTraffic
 
     traffic = RayTraffic(timeout_s=10.0)
     one = Service(two_versions.service, "", fleet, traffic, token())

@@ -28,12 +28,12 @@ import uvicorn
 from aiohttp import web
 
 from serving.messages import Replica, RequestRecord, RouteTable, SplitSight
-from serving.router import RouterCore
-from serving.router_asgi import RouterFront
+from serving.router.front_asgi import RouterFront
+from serving.router.router import RouterCore
 
 if TYPE_CHECKING:
     # Imported where it is used: Ray takes the cluster's token when it is first imported.
-    from serving.traffic_ray import RayTraffic
+    from serving.table.traffic_ray import RayTraffic
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -216,7 +216,7 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def rig(two_versions: Any, run_router: Callable[[str, int], str]) -> Iterator[Rig]:
-    from serving.traffic_ray import RayTraffic
+    from serving.table.traffic_ray import RayTraffic
 
     loop = Loop()
     service = f"s{uuid.uuid4().hex[:6]}"
@@ -336,7 +336,7 @@ class CutLine:
     """A router's line to the table that can be cut, as a broken network would."""
 
     def __init__(self, service: str) -> None:
-        from serving.router_ray import RayLine
+        from serving.router.replica_ray import RayLine
 
         self._line = RayLine(service)
         self._watch = self._line.watch

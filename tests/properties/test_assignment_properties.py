@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.assignment import bucket_of, find_key
+from serving.router.assignment import bucket_of, find_key
 
 weights = st.lists(st.integers(0, 10_000), min_size=2, max_size=6).map(sorted)
 json_values = st.recursive(

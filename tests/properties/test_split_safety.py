@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.messages import Arm, Replica, RouteTable
-from serving.route_table import Poll, Split, TableCore
-from serving.router import RouterCore, canary_of
+from serving.router.router import RouterCore, canary_of
+from serving.table.route_table import Poll, Split, TableCore
 
 ROUTERS = 3
 routers = st.integers(0, ROUTERS - 1)

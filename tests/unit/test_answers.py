@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serving.answers import PARSE_LIMIT, AnswerScan
+from serving.router.answer_scan import PARSE_LIMIT, AnswerScan
 
 CHAT = "/v1/chat/completions"
 SSE = "text/event-stream; charset=utf-8"

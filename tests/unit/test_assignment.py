@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from serving.assignment import bucket_of, find_key, hash64, is_drawn, unit_of
+from serving.router.assignment import bucket_of, find_key, hash64, is_drawn, unit_of
 
 
 def test_hash_has_its_reference_value() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.engine_args import (
+from serving.fleet.engine_args import (
     CheckpointError,
     EngineArgsError,
     check_checkpoint,
@@ -17,7 +17,7 @@ from serving.engine_args import (
     environment,
     kv_bytes_per_token,
 )
-from serving.fleet import Launch, one_line
+from serving.fleet.types import Launch, one_line
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.engine_front import EngineFront
+from serving.fleet.engine_front import EngineFront
 
 SECRET = "s3"
 

@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from serving.exchange import Exchange, Head, Refusal, Request, Try
 from serving.messages import CANARY, Arm, Replica, RequestRecord, RouteTable
-from serving.router import RouterCore
+from serving.router.exchange import Exchange, Head, Refusal, Request, Try
+from serving.router.router import RouterCore
 
 CHAT = "/v1/chat/completions"
 SSE = [(b"content-type", b"text/event-stream")]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from serving.fleet import EngineReport, Launch, Process
-from serving.fleet_core import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
-from serving.route_table import StaleToken
+from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
+from serving.fleet.types import EngineReport, Launch, Process
+from serving.table.route_table import StaleToken
 
 
 def launch(version: str = "v-1", **changes: object) -> Launch:

@@ -10,9 +10,9 @@ from controller.errors import StaleToken, Unreachable
 from controller.plane_ray import PlaneFleet, PlaneFront, PlaneLog, PlaneTraffic, launch_of, probe_target
 from controller.spec import parse_version
 from controller.state import SetSplit, VersionPhase
-from serving import fleet as plane
+from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitSight
-from serving.route_table import StaleToken as PlaneStaleToken
+from serving.table.route_table import StaleToken as PlaneStaleToken
 
 SIGHT = SplitSight(7, 3, "r-00000001", "v-1", "v-2", 500, True, "fenced", tombstoned=("r-0000000f",))
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from serving.messages import LostSpan, RecordBatch, RequestRecord, ScoreRecord
-from serving.recording import OUTBOX_LIMIT, Outbox, RecordLog
+from serving.table.records_log import OUTBOX_LIMIT, Outbox, RecordLog
 
 CANARY = ("r-1", "v-2")
 

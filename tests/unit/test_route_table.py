@@ -7,7 +7,7 @@ import json
 import pytest
 
 from serving.messages import Arm, Replica, RouteTable, SplitSight
-from serving.route_table import BadSplit, Poll, Split, StaleToken, TableCore
+from serving.table.route_table import BadSplit, Poll, Split, StaleToken, TableCore
 
 CANARY_URL = "http://canary"
 

@@ -15,10 +15,10 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from serving.exchange import Limits
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router import RouterCore
-from serving.router_asgi import RouterFront, boot_s
+from serving.router.exchange import Limits
+from serving.router.front_asgi import RouterFront, boot_s
+from serving.router.router import RouterCore
 
 CHAT = "/chat/v1/chat/completions"
 Behaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]

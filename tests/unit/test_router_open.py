@@ -18,11 +18,11 @@ from controller.state import EvidenceSight
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
 from evaluation.report import Verdict
-from serving.exchange import Limits
 from serving.messages import Arm, RecordPage, Replica, RequestRecord, RouteTable
-from serving.recording import SETTLE_S, RecordLog
-from serving.router import RouterCore
-from serving.router_asgi import RouterFront, boot_s
+from serving.router.exchange import Limits
+from serving.router.front_asgi import RouterFront, boot_s
+from serving.router.router import RouterCore
+from serving.table.records_log import SETTLE_S, RecordLog
 from tests.unit.test_router_front import CHAT, CHUNKS, Engine, running
 
 WAIT_S = 1.5  # instead of a minute

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.exchange import Exchange, Request, Try
-from serving.router import RouterCore
-from serving.static_front import FileLine, TableFileError, main, make_front, read_table
+from serving.router.exchange import Exchange, Request, Try
+from serving.router.router import RouterCore
+from serving.router.table_file import FileLine, TableFileError, main, make_front, read_table
 
 GOOD = """
 service: chat

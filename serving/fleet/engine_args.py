@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.fleet import EngineArg, Launch
+from serving.fleet.types import EngineArg, Launch
 
 MIB = 1 << 20
 # Ours alone: routers find the engine by them, and the front guards it.

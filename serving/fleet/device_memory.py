@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import psutil
 
-from serving.fleet import Process
+from serving.fleet.types import Process
 
 
 @dataclass(frozen=True, slots=True)

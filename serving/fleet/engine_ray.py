@@ -24,16 +24,16 @@ import uvicorn
 from ray import serve
 from ray.exceptions import RayError
 
-from serving import device_memory
-from serving.engine_args import (
+from serving.fleet import device_memory
+from serving.fleet.engine_args import (
     EngineArgsError,
     architectures,
     check_checkpoint,
     command_line,
     environment,
 )
-from serving.engine_front import EngineFront
-from serving.fleet import EngineReport, Launch, Process, one_line
+from serving.fleet.engine_front import EngineFront
+from serving.fleet.types import EngineReport, Launch, Process, one_line
 from serving.loopback_ray import HOST, keep_on_loopback
 
 FLEET = "fleet"

@@ -21,10 +21,10 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
-from serving import device_memory
-from serving.engine import build_engine_app
-from serving.fleet import EngineReport, Launch, VersionSight, one_line
-from serving.fleet_core import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
+from serving.fleet import device_memory
+from serving.fleet.engine_ray import build_engine_app
+from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
+from serving.fleet.types import EngineReport, Launch, VersionSight, one_line
 from serving.messages import Arm, Replica
 
 IDLE_S = 0.5
@@ -93,7 +93,7 @@ class FleetActor:
 
     async def run_router(self, service: str, replicas: int) -> None:
         """Has Serve run the service's router at /{service}; again only changes the number of replicas."""
-        from serving.router_ray import build_router_app
+        from serving.router.replica_ray import build_router_app
 
         await self._serve_started()
         app = build_router_app(service, replicas=replicas, namespace=self._namespace)

@@ -13,9 +13,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from serving.actors_ray import RecordsActor, TableActor
 from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitSight
-from serving.route_table import SILENCE_S, BadSplit, Split, StaleToken
+from serving.table.route_table import SILENCE_S, BadSplit, Split, StaleToken
+from serving.table.table_actor import RecordsActor, TableActor
 
 NAMESPACE = "canaryctl"
 FLEET = "fleet"

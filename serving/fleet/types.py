@@ -108,7 +108,7 @@ class VersionSight:
 class Fleet(Protocol):
     """Runs versions. Every command is idempotent and returns at once; the work goes on elsewhere.
 
-    token: the lease's; an older one than was seen raises `serving.route_table.StaleToken`.
+    token: the lease's; an older one than was seen raises `serving.table.route_table.StaleToken`.
     """
 
     def ensure(self, launch: Launch, *, token: int) -> None:

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.headers import RawHeaders
 from serving.messages import AssignedBy, RequestRecord, RouteTable
-from serving.recording import SETTLE_S, Canary
+from serving.router.headers import RawHeaders
+from serving.table.records_log import SETTLE_S, Canary
 
 
 @dataclass(frozen=True, slots=True)

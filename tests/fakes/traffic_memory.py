@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitSight
-from serving.recording import RecordLog
-from serving.route_table import SILENCE_S, Split, TableCore
+from serving.table.records_log import RecordLog
+from serving.table.route_table import SILENCE_S, Split, TableCore
 
 
 class MemoryTraffic:

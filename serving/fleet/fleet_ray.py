@@ -11,18 +11,18 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from serving.device_memory import DeviceMemory
-from serving.engine import FLEET, NAMESPACE
-from serving.fleet import FleetUnreachable, Launch, VersionSight, one_line
-from serving.fleet_actor import FleetActor
+from serving.fleet.actor_ray import FleetActor
+from serving.fleet.device_memory import DeviceMemory
+from serving.fleet.engine_ray import FLEET, NAMESPACE
+from serving.fleet.types import FleetUnreachable, Launch, VersionSight, one_line
 from serving.loopback_ray import HOST
-from serving.route_table import StaleToken
+from serving.table.route_table import StaleToken
 
 OPEN_TIMEOUT_S = 60.0
 
 
 class RayFleet:
-    """Satisfies `serving.fleet.Fleet`. `ray.init` comes first and is the caller's."""
+    """Satisfies `serving.fleet.types.Fleet`. `ray.init` comes first and is the caller's."""
 
     def __init__(self, namespace: str = NAMESPACE, *, timeout_s: float = 0.25) -> None:
         self._namespace = namespace

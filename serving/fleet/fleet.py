@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from serving.fleet import EngineReport, Launch, Phase, Process, VersionSight
-from serving.route_table import StaleToken
+from serving.fleet.types import EngineReport, Launch, Phase, Process, VersionSight
+from serving.table.route_table import StaleToken
 
 SILENT_S = 3.0  # without a report for so long, a replica is looked after
 STOP_GRACE_S = 5.0  # for requests that are under way when `stop` comes without a drain

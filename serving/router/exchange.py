@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from serving.answers import AnswerScan
-from serving.assignment import hash64
-from serving.exchange_parts import Desk, Draw, Head, Limits, Refusal, Request, Start, Try
-from serving.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
 from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecord
+from serving.router.answer_scan import AnswerScan
+from serving.router.assignment import hash64
+from serving.router.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
+from serving.router.types import Desk, Draw, Head, Limits, Refusal, Request, Start, Try
 
 __all__ = ["Desk", "Draw", "Exchange", "Failure", "Head", "Limits", "Refusal", "Request", "Start", "Try"]
 

@@ -19,8 +19,8 @@ import aiohttp
 from ray.experimental import internal_kv
 
 from serving.messages import Arm, RecordBatch, RecordPage, RouteTable, ScoreRecord, SplitSight
-from serving.recording import RecordLog
-from serving.route_table import POLL_S, FenceOrder, Poll, Split, TableCore
+from serving.table.records_log import RecordLog
+from serving.table.route_table import POLL_S, FenceOrder, Poll, Split, TableCore
 
 TICK_S = 0.02  # while a split is not applied yet
 IDLE_TICK_S = 0.25

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from serving.engine_args import CheckpointError, check_checkpoint
-from serving.fleet import EngineReport, Launch, Process, VersionSight
-from serving.fleet_core import Cancel, DeleteApp, FleetCore, Order, Probe, Publish, RunApp
+from serving.fleet.engine_args import CheckpointError, check_checkpoint
+from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, Order, Probe, Publish, RunApp
+from serving.fleet.types import EngineReport, Launch, Process, VersionSight
 
 ENGINE_BYTES = 1_200_000_000
 
@@ -26,27 +26,27 @@ class MemoryFleet:
         self.unreachable: set[str] = set()  # urls of external endpoints that do not answer
 
     def ensure(self, launch: Launch, *, token: int) -> None:
-        """See `serving.fleet.Fleet`."""
+        """See `serving.fleet.types.Fleet`."""
         self._core.ensure(launch, token=token, now_s=self._now_s())
 
     def observe(self, service: str) -> tuple[VersionSight, ...] | None:
-        """See `serving.fleet.Fleet`. Time passes here."""
+        """See `serving.fleet.types.Fleet`. Time passes here."""
         for _ in range(4):
             for order in self._core.orders(now_s=self._now_s()):
                 self._carry_out(order)
         return self._core.sights(service)
 
     def drain(self, service: str, version: str, *, token: int) -> None:
-        """See `serving.fleet.Fleet`."""
+        """See `serving.fleet.types.Fleet`."""
         self._core.drain(service, version, token=token, now_s=self._now_s())
 
     def cancel(self, service: str, version: str, *, token: int) -> None:
-        """See `serving.fleet.Fleet`."""
+        """See `serving.fleet.types.Fleet`."""
         for order in self._core.cancel(service, version, token=token):
             self._carry_out(order)
 
     def stop(self, service: str, version: str, *, token: int) -> None:
-        """See `serving.fleet.Fleet`."""
+        """See `serving.fleet.types.Fleet`."""
         self._core.stop(service, version, token=token, now_s=self._now_s())
 
     def load(self, launch: Launch, error: str | None = None) -> None:

@@ -27,9 +27,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from serving.messages import FULL_BP, Arm, Replica, RouteTable
-from serving.route_table import root_url
-from serving.router import RouterCore
-from serving.router_asgi import RouterFront, boot_s
+from serving.router.front_asgi import RouterFront, boot_s
+from serving.router.router import RouterCore
+from serving.table.route_table import root_url
 
 LOOK_S = 0.5
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4

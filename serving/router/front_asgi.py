@@ -13,9 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, TypeAlias
 
-from serving.exchange import Exchange, Refusal, Request
-from serving.router import RouterCore
-from serving.upstream import Answer, Upstream, UpstreamFailure
+from serving.router.exchange import Exchange, Refusal, Request
+from serving.router.router import RouterCore
+from serving.router.upstream import Answer, Upstream, UpstreamFailure
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]

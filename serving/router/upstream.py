@@ -14,9 +14,9 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from serving.exchange import Limits, Request, Try
-from serving.headers import RawHeaders
 from serving.messages import CANARY
+from serving.router.exchange import Limits, Request, Try
+from serving.router.headers import RawHeaders
 
 # Below uvicorn's 5 s, so that it is us who close an idle connection and not the engine under a request.
 KEEP_ALIVE_S = 4.0
