@@ -22,13 +22,13 @@ from controller.ab import AbView, Judge, ab_view, parse_ab
 from controller.ab_book import Book
 from controller.ab_store import AbRow, AbStore
 from controller.api import Anything, Asked
+from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence_feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
 from controller.ports import Clock
-from controller.security import Identity, Role
-from controller.spec import PolicySpec
+from controller.quantities import duration
+from controller.spec.service import PolicySpec
 from controller.state import RolloutState
-from controller.units import duration
 from serving.messages import RequestRecord
 
 _SHOWN = ("id", "service", "rollout", "created_at_s", "ended_at_s")

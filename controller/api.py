@@ -21,13 +21,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller import telemetry
+from controller.auth import Identity, Role, token_digest
 from controller.codec import state_from_json
 from controller.commands import Commands
 from controller.errors import BadInput, BadSpec, CanaryctlError
 from controller.runner import Sight
-from controller.security import Identity, Role, token_digest
 from controller.snapshots import sight_in
-from controller.spec import PolicySpec, ServiceSpec, VersionSpec
+from controller.spec.service import PolicySpec, ServiceSpec, VersionSpec
 from controller.stored import EventRow, RolloutRow, ServiceRow
 from controller.view import rollout_view, service_view
 from controller.view_shapes import PlanView, RolloutView, ServiceView

@@ -12,8 +12,8 @@ from typing import Literal
 
 from controller.errors import NoRoom
 from controller.fingerprint import Fingerprint
-from controller.spec import VersionSpec
-from controller.units import GIB, gib
+from controller.quantities import GIB, gib
+from controller.spec.service import VersionSpec
 
 DEFAULT_UTILIZATION = 0.9  # vLLM's own
 TWO_ENGINES_UTILIZATION = 0.45  # a device that is to hold stable and canary at once

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from controller import telemetry
+from controller.auth import Identity, make_secret
 from controller.capacity import (
     Device,
     fit,
@@ -45,8 +46,8 @@ from controller.ports import Clock
 from controller.proposal import Proposal, as_twin, changed, refuse_blind, refuse_rejected, refuse_same
 from controller.risk import assess
 from controller.rollout import begin, rollback_means
-from controller.security import Identity, make_secret
-from controller.spec import (
+from controller.spec.differences import refuse_change
+from controller.spec.service import (
     PolicySpec,
     VersionSpec,
     dump,
@@ -56,7 +57,6 @@ from controller.spec import (
 from controller.state import AskKind, Plan, RolloutState, VersionRef
 from controller.stored import RolloutRow, ServiceRow, VersionRow
 from controller.stored_specs import fingerprint_of, service_spec, version_row, version_spec
-from controller.up_again import refuse_change
 from controller.view_shapes import ForecastView
 from evaluation.forecast.stages import TrafficModel
 from evaluation.metrics import CATALOGUE

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from controller.errors import BadCheckpoint
-from controller.units import gib
+from controller.quantities import gib
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 

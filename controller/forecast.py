@@ -14,9 +14,9 @@ from typing import Any
 from controller.errors import BadInput, CanaryctlError
 from controller.measured import Measured
 from controller.plan import gate_stages
-from controller.spec import PolicySpec
+from controller.quantities import duration, percent
+from controller.spec.service import PolicySpec
 from controller.state import FULL_BP, Plan
-from controller.units import duration, percent
 from controller.view_shapes import ForecastView
 from evaluation.forecast.detectable_effect import Finding, finds_nothing
 from evaluation.forecast.stages import MOST_RUNS, StageForecast, TrafficModel, simulate_plan

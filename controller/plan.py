@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from controller.errors import BadSpec
 from controller.loads import least_replicas, load
+from controller.quantities import percent
 from controller.risk import Assessment, Risk
-from controller.spec import PolicySpec, StageSpec
+from controller.spec.service import PolicySpec, StageSpec
 from controller.state import FULL_BP, Plan, Stage
-from controller.units import percent
 from evaluation.metrics import VALUES
 from evaluation.policy.policy import GatePolicy, StagePlan
 

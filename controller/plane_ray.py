@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from controller.errors import StaleToken, Unreachable
 from controller.probes_http import Target
-from controller.spec import VersionSpec
+from controller.spec.service import VersionSpec
 from controller.state import SetSplit, SplitSight, VersionPhase, VersionSight
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord

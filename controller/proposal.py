@@ -13,7 +13,7 @@ from controller.fingerprint import Fingerprint
 from controller.forecast import blind_stages
 from controller.plan import latency_lines
 from controller.risk import Assessment
-from controller.spec import PolicySpec, VersionSpec, dump, parse_policy, parse_version
+from controller.spec.service import PolicySpec, VersionSpec, dump, parse_policy, parse_version
 from controller.state import CauseKind, Phase, Plan, RolloutState
 from controller.stored import ServiceRow, VersionRow
 from controller.twin import twin_id

@@ -41,6 +41,7 @@ from typing import Literal, assert_never
 from controller.conditions import is_done, passage, reason_to_leave, what_is_missing
 from controller.errors import BadInput
 from controller.journal import drop_delivered, hold, last_time_s, notice, notices, release, say, tell_alarms
+from controller.quantities import percent
 from controller.sights import does_stand, is_gone, is_idle, ready_replicas, sight_of
 from controller.state import (
     FULL_BP,
@@ -61,7 +62,6 @@ from controller.state import (
     VersionRef,
 )
 from controller.twin import stage_pass, twin_report, unproven
-from controller.units import percent
 from controller.wishes import wanted, wanted_table
 
 Result = tuple[RolloutState, tuple[Action, ...]]

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 
 from controller.fingerprint import Fingerprint
-from controller.spec import ServiceSpec, VersionSpec, dump, parse_service, parse_version
+from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_service, parse_version
 from controller.stored import ServiceRow, VersionRow
 
 

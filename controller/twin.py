@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from controller.quantities import duration, percent
 from controller.state import EvidenceSight, Passage, RolloutState, StagePass
-from controller.units import duration, percent
 from evaluation.report import GateReport, Verdict
 
 

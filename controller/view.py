@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from controller.capacity import Fit
+from controller.quantities import duration, percent
 from controller.risk import Assessment
 from controller.rollout import exit_code
 from controller.state import (
@@ -24,7 +25,6 @@ from controller.state import (
     VersionSight,
 )
 from controller.twin import unproven
-from controller.units import duration, percent
 from controller.view_shapes import (
     AlarmView,
     CauseView,

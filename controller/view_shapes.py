@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from controller.quantities import duration, percent
 from controller.state import Phase
-from controller.units import duration, percent
 from evaluation.report import Verdict
 
 

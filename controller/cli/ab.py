@@ -19,9 +19,9 @@ from controller.cli.evidence_files import EvidenceFile, read_evidence
 from controller.cli.options import ServiceArgument, ServiceOption
 from controller.cli.output import Output, OutputOption, emit, say
 from controller.errors import BadInput
+from controller.quantities import weight_bp
 from controller.settings import load_settings
 from controller.state import FULL_BP
-from controller.units import weight_bp
 from evaluation.ab.comparison import (
     MIN_PER_SIDE,
     AbQuestion,

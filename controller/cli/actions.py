@@ -23,9 +23,9 @@ from controller.errors import (
 )
 from controller.fingerprint import fingerprint_checkpoint, known_architectures
 from controller.hashes import read_hashes, write_hashes
+from controller.quantities import gib
 from controller.settings import Settings
-from controller.spec import VersionSpec, parse_policy, parse_service, parse_version, parse_yaml
-from controller.units import gib
+from controller.spec.service import VersionSpec, parse_policy, parse_service, parse_version, parse_yaml
 from controller.view_shapes import ServiceView
 
 UP_TIMEOUT_S = 900.0

@@ -23,8 +23,8 @@ from controller.cli.evidence_plot import draw_trace, what_is_drawn
 from controller.cli.observed import RangeAnswer, judge_range, moment_s
 from controller.cli.output import console, say, table
 from controller.errors import BadInput
-from controller.spec import parse_policy
-from controller.units import duration_s
+from controller.quantities import duration_s
+from controller.spec.service import parse_policy
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.offline.trace import trace
 from evaluation.policy.policy import GatePolicy, PolicyError

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import httpx
 
 from controller import errors
+from controller.auth import admin_token
 from controller.errors import BadSpec, CanaryctlError, Unreachable
-from controller.security import admin_token
 from controller.settings import Settings
 from controller.view_shapes import PlanView, RolloutView, ServiceView
 

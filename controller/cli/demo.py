@@ -22,9 +22,9 @@ from rich.table import Table
 
 from controller.cli.demo_traffic import CANARY, STABLE, Tally, Target, Users
 from controller.errors import BadInput, Conflict
+from controller.quantities import percent
 from controller.settings import load_settings
-from controller.spec import PolicySpec, parse_policy, parse_yaml
-from controller.units import percent
+from controller.spec.service import PolicySpec, parse_policy, parse_yaml
 from serving.checkpoints import default_dir, questions
 from serving.loopback import free_ports
 

@@ -26,7 +26,7 @@ from controller.cli.options import (
 )
 from controller.cli.output import Output, OutputOption, complain, console, emit, say
 from controller.errors import BadInput, CanaryctlError, Unreachable
-from controller.release import own_version
+from controller.installed import own_version
 from controller.settings import load_settings
 from controller.view_shapes import ServiceView
 

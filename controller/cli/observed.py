@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from controller.cli.evidence_files import EvidenceFile, read_evidence
 from controller.errors import BadInput
-from controller.units import duration_s
+from controller.quantities import duration_s
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.observed_range import ObservedRange, RangeWatch, Standing, observe_range
 from evaluation.policy.observed_ranges import ALPHA_SHARE, RangeGate

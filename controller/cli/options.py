@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from controller.units import duration_s
+from controller.quantities import duration_s
 
 
 def _duration(text: str) -> float:

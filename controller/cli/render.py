@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from controller.cli.output import table
+from controller.quantities import duration, gib, percent
 from controller.state import FULL_BP, NEVER_CANARY, Phase
-from controller.units import duration, gib, percent
 from controller.view_shapes import (
     ForecastView,
     GateView,

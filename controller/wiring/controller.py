@@ -16,10 +16,12 @@ from controller import telemetry
 from controller.ab_service import AbTests, add_ab_routes
 from controller.ab_store import AbStore
 from controller.api import make_app, requires
+from controller.auth import Identity, Role, admin_token, token_digest
 from controller.codec import state_from_json
 from controller.commands import Commands
 from controller.errors import BusyPort
 from controller.evidence_feed import EvidenceFeeds, gate_config
+from controller.installed import own_version
 from controller.keeper import Keeper
 from controller.meter import TrafficMeter
 from controller.plane_ray import (
@@ -32,9 +34,7 @@ from controller.plane_ray import (
 )
 from controller.probes_http import HttpProbes, Target
 from controller.reconciler import Ports, Reconciler
-from controller.release import own_version
 from controller.runner import Crew, Runner
-from controller.security import Identity, Role, admin_token, token_digest
 from controller.settings import Settings
 from controller.state import RolloutState
 from controller.store_sql import SqlStore

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from controller.auth import Identity, Role
 from controller.codec import state_from_json
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.rollout import abandon
-from controller.security import Identity, Role
 from controller.settings import Settings
 from controller.state import AskKind
 from controller.store_sql import SqlStore

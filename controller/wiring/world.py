@@ -12,7 +12,7 @@ from controller.measured import Measured
 from controller.meter import TrafficMeter
 from controller.plane_ray import PlaneLog
 from controller.simulator import Simulator
-from controller.spec import PolicySpec, VersionSpec
+from controller.spec.service import PolicySpec, VersionSpec
 from controller.state import Plan
 from controller.view_shapes import ForecastView
 from controller.wiring.versions import Versions, devices

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from controller import store_schema
+from controller.auth import Identity, Role
 from controller.errors import RolloutRunning, StaleWrite
-from controller.security import Identity, Role
 from controller.state import AskKind, Phase, SetSplit
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow

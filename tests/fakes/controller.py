@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from controller.api import make_app
+from controller.auth import Identity, Role, admin_token, token_digest
 from controller.capacity import Device
 from controller.commands import Commands
 from controller.fingerprint import (
@@ -27,9 +28,8 @@ from controller.keeper import Keeper
 from controller.measured import Measured
 from controller.reconciler import Ports, Reconciler
 from controller.runner import Crew, Runner
-from controller.security import Identity, Role, admin_token, token_digest
 from controller.settings import Config, Settings, save_config
-from controller.spec import PolicySpec, VersionSpec
+from controller.spec.service import PolicySpec, VersionSpec
 from controller.state import Plan
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from controller.auth import Identity
 from controller.errors import RolloutRunning, StaleWrite
 from controller.ports import Stored
-from controller.security import Identity
 from controller.state import Action, Ask, AskKind, RolloutState
 
 

@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from controller.quantities import duration_s, percent, weight_bp
 from controller.rollout import begin, exit_code, step
 from controller.state import (
     Action,
@@ -48,7 +49,6 @@ from controller.state import (
     VersionRef,
     VersionSight,
 )
-from controller.units import duration_s, percent, weight_bp
 from evaluation.report import GateReport, Verdict
 from tests.fakes.obedient import Obedient
 

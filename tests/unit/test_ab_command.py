@@ -15,11 +15,11 @@ from fastapi.testclient import TestClient
 from controller.ab import AbSpec, AbView, Judge, ab_view
 from controller.ab_book import Outcome
 from controller.ab_service import AbTests, add_ab_routes
+from controller.auth import Identity, Role
 from controller.cli.ab import register
 from controller.cli.ab_show import next_step, view_table
 from controller.cli.output import console
 from controller.errors import BadInput, BadSpec
-from controller.security import Identity, Role
 from controller.state import Phase
 from tests.fakes.rollouts import a_rollout
 

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from controller.auth import Identity, Role, admin_token, token_digest
 from controller.forecast import NotSimulated
 from controller.measured import Measured, Scored
-from controller.security import Identity, Role, admin_token, token_digest
 from controller.state import Cause, CauseKind, Phase, VersionRef
 from controller.view_shapes import ForecastView
 from tests.fakes.checkpoints import write_checkpoint

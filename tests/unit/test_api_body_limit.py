@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from controller.api import MAX_BODY_BYTES
-from controller.security import admin_token
+from controller.auth import admin_token
 from tests.fakes.controller import FakeController
 
 CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"  # 64 KiB of blanks, which JSON allows

@@ -7,8 +7,8 @@ import pytest
 from controller.capacity import Device, fit, need_bytes, require_fit
 from controller.errors import NoRoom
 from controller.fingerprint import Fingerprint
-from controller.spec import parse_version
-from controller.units import GIB
+from controller.quantities import GIB
+from controller.spec.service import parse_version
 
 SMALL = Fingerprint("checkpoint", "L", "llama", (("quantization", ""),), (), (), 3_000_000, 750_000)
 BIG = Fingerprint(

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from controller.auth import Identity, Role
 from controller.cli.main import run
-from controller.security import Identity, Role
 from controller.state import Phase, ProbeKind
 from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint

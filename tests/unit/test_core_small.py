@@ -20,6 +20,7 @@ from controller.codec import (
 )
 from controller.errors import BadInput, CanaryctlError
 from controller.fingerprint import known_architectures
+from controller.quantities import duration, duration_s, gib, percent, weight_bp
 from controller.rollout import begin, exit_code, rollback_means
 from controller.state import (
     Cause,
@@ -32,7 +33,6 @@ from controller.state import (
     RolloutState,
     VersionRef,
 )
-from controller.units import duration, duration_s, gib, percent, weight_bp
 from evaluation.report import Verdict
 
 PLAN = Plan("low", (), (), 500, 60.0)

@@ -9,7 +9,7 @@ import pytest
 from controller.errors import BadInput
 from controller.forecast import AskedTraffic, blind_stages, forecast, refusals, traffic_model
 from controller.measured import Measured, Scored
-from controller.spec import parse_policy
+from controller.spec.service import parse_policy
 from controller.state import Plan, Stage
 from controller.view_shapes import ForecastView
 from evaluation.forecast.stages import TrafficModel

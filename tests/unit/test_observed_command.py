@@ -13,7 +13,7 @@ import yaml
 from controller.cli import backtest, observed
 from controller.cli.observed import _down
 from controller.errors import BadInput
-from controller.spec import parse_policy
+from controller.spec.service import parse_policy
 from evaluation.policy.observed_ranges import RangeGate
 from tests.unit.evidence_maker import Columns, requests
 

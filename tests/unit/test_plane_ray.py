@@ -8,7 +8,7 @@ import pytest
 
 from controller.errors import StaleToken, Unreachable
 from controller.plane_ray import PlaneFleet, PlaneFront, PlaneLog, PlaneTraffic, launch_of, probe_target
-from controller.spec import parse_version
+from controller.spec.service import parse_version
 from controller.state import SetSplit, VersionPhase
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitSight

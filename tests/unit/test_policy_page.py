@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from controller.spec import parse_policy
-from controller.spec_parts import Strict
-from controller.spec_policy import GateSpec, ObservedRangeSpec, PolicySpec, RungSpec, SamplingSpec, StageSpec
-from controller.units import duration_s, weight_bp
+from controller.quantities import duration_s, weight_bp
+from controller.spec.fields import Strict
+from controller.spec.policy import GateSpec, ObservedRangeSpec, PolicySpec, RungSpec, SamplingSpec, StageSpec
+from controller.spec.service import parse_policy
 from evaluation.metrics import CATALOGUE
 from evaluation.policy.policy import Gate, GatePolicy
 

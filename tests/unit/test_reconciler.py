@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from controller.auth import Identity, Role
 from controller.errors import StaleToken, StaleWrite, Unreachable
 from controller.reconciler import Ports, Reconciler
-from controller.security import Identity, Role
 from controller.state import AskKind, Phase, RolloutState, SetSplit
 from evaluation.report import Verdict
 from tests.fakes.plane import FakeClock, FakeEvidence, FakeFleet, FakeNotifier, FakeProbes, FakeTraffic

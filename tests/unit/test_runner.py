@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from controller.auth import Identity, Role
 from controller.commands import Commands
-from controller.security import Identity, Role
 from controller.state import AskKind, Phase
 from controller.store_sql import SqlStore
 from tests.fakes.checkpoints import write_checkpoint

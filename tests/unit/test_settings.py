@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from controller.auth import Identity, Role, admin_token, make_token, token_digest
 from controller.errors import BadInput
 from controller.hashes import read_hashes, write_hashes
-from controller.security import Identity, Role, admin_token, make_token, token_digest
 from controller.settings import Config, load_settings, save_config
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from controller.forecast import NotSimulated
 from controller.simulator import MOST_WAITING, Simulator
-from controller.spec import PolicySpec, parse_policy
+from controller.spec.service import PolicySpec, parse_policy
 from controller.state import Plan, Stage
 from controller.view_shapes import ForecastView
 from evaluation.forecast.stages import TrafficModel

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from controller.errors import BadSpec
-from controller.spec import (
+from controller.spec.service import (
     PolicySpec,
     ServiceSpec,
     dump,

@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from controller import store_schema
+from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite, UnknownService, Unreachable
-from controller.security import Identity, Role
 from controller.state import Departure, DepartureStep, Phase, VersionRef
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow

@@ -12,8 +12,8 @@ import yaml
 
 from controller.cli.main import run
 from controller.errors import Conflict
-from controller.spec import parse_service, parse_version
-from controller.up_again import refuse_change
+from controller.spec.differences import refuse_change
+from controller.spec.service import parse_service, parse_version
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema, model_validator
 
-from controller.units import duration_s, weight_bp
+from controller.quantities import duration_s, weight_bp
 
 Weight = Annotated[
     int,

@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from controller.spec_parts import Duration, Strict, Weight
+from controller.quantities import percent
+from controller.spec.fields import Duration, Strict, Weight
 from controller.state import FULL_BP
-from controller.units import percent
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy.observed_ranges import ALPHA_SHARE
 from evaluation.policy.parsing import check_margins, kinds_of

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from controller.errors import Conflict
-from controller.spec import ServiceSpec, VersionSpec
+from controller.spec.service import ServiceSpec, VersionSpec
 
 # Part of a version's fingerprint, so a deploy changes them; replicas, gpus and routers are not.
 ENGINE_KEYS = (

@@ -15,13 +15,13 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from controller.errors import BadSpec
-from controller.spec_parts import Duration as Duration
-from controller.spec_parts import Scalar
-from controller.spec_parts import Strict as Strict
-from controller.spec_parts import Weight as Weight
-from controller.spec_policy import GateSpec, RungSpec, SamplingSpec
-from controller.spec_policy import PolicySpec as PolicySpec
-from controller.spec_policy import StageSpec as StageSpec
+from controller.spec.fields import Duration as Duration
+from controller.spec.fields import Scalar
+from controller.spec.fields import Strict as Strict
+from controller.spec.fields import Weight as Weight
+from controller.spec.policy import GateSpec, RungSpec, SamplingSpec
+from controller.spec.policy import PolicySpec as PolicySpec
+from controller.spec.policy import StageSpec as StageSpec
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 # Engine arguments that the controller sets itself; a second value would start an engine nobody can reach.
