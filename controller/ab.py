@@ -15,8 +15,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from controller.ab_book import MAX_OUTCOMES, REQUEST_METRICS, Outcome
+from controller.rollout.state import FULL_BP, NEVER_CANARY, Phase, RolloutState
 from controller.spec.service import Duration, PolicySpec, Strict, Weight, dump, parse_as
-from controller.state import FULL_BP, NEVER_CANARY, Phase, RolloutState
 from evaluation.ab.comparison import AbQuestion, AbResult, AbVerdict, Scale, SequentialTest, fixed_horizon
 from evaluation.ab.validity import AbValidity
 from evaluation.metrics import CATALOGUE, VALUES

@@ -25,10 +25,10 @@ from controller.api import Anything, Asked
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence_feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
-from controller.ports import Clock
 from controller.quantities import duration
+from controller.rollout.ports import Clock
+from controller.rollout.state import RolloutState
 from controller.spec.service import PolicySpec
-from controller.state import RolloutState
 from serving.messages import RequestRecord
 
 _SHOWN = ("id", "service", "rollout", "created_at_s", "ended_at_s")

@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller import telemetry
 from controller.auth import Identity, Role, token_digest
-from controller.codec import state_from_json
 from controller.commands import Commands
 from controller.errors import BadInput, BadSpec, CanaryctlError
+from controller.rollout.serialization import state_from_json
 from controller.runner import Sight
 from controller.snapshots import sight_in
 from controller.spec.service import PolicySpec, ServiceSpec, VersionSpec

@@ -21,7 +21,6 @@ from controller.capacity import (
     require_fit,
     with_headroom,
 )
-from controller.codec import state_from_json
 from controller.errors import (
     BadInput,
     BadSpec,
@@ -42,10 +41,12 @@ from controller.forecast import (
 )
 from controller.measured import Measured
 from controller.plan import gate_stages, make_plan
-from controller.ports import Clock
 from controller.proposal import Proposal, as_twin, changed, refuse_blind, refuse_rejected, refuse_same
 from controller.risk import assess
-from controller.rollout import begin, rollback_means
+from controller.rollout.machine import begin, rollback_means
+from controller.rollout.ports import Clock
+from controller.rollout.serialization import state_from_json
+from controller.rollout.state import AskKind, Plan, RolloutState, VersionRef
 from controller.spec.differences import refuse_change
 from controller.spec.service import (
     PolicySpec,
@@ -54,7 +55,6 @@ from controller.spec.service import (
     parse_policy,
     parse_service,
 )
-from controller.state import AskKind, Plan, RolloutState, VersionRef
 from controller.stored import RolloutRow, ServiceRow, VersionRow
 from controller.stored_specs import fingerprint_of, service_spec, version_row, version_spec
 from controller.view_shapes import ForecastView

@@ -16,10 +16,7 @@ from typing import Protocol
 from controller import telemetry
 from controller.live_load import LiveLoad
 from controller.points import point_sight
-from controller.score_join import ScoreJoin
-from controller.segment_feed import SegmentFeed, metric_alarms
-from controller.snapshots import feed_in, pack
-from controller.state import (
+from controller.rollout.state import (
     LIVE,
     EvidenceSight,
     GuardSight,
@@ -27,6 +24,9 @@ from controller.state import (
     VersionPhase,
     VersionSight,
 )
+from controller.score_join import ScoreJoin
+from controller.segment_feed import SegmentFeed, metric_alarms
+from controller.snapshots import feed_in, pack
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.policy.policy import GatePolicy, StagePlan

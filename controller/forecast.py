@@ -15,8 +15,8 @@ from controller.errors import BadInput, CanaryctlError
 from controller.measured import Measured
 from controller.plan import gate_stages
 from controller.quantities import duration, percent
+from controller.rollout.state import FULL_BP, Plan
 from controller.spec.service import PolicySpec
-from controller.state import FULL_BP, Plan
 from controller.view_shapes import ForecastView
 from evaluation.forecast.detectable_effect import Finding, finds_nothing
 from evaluation.forecast.stages import MOST_RUNS, StageForecast, TrafficModel, simulate_plan

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken
-from controller.ports import Clock, Fleet, Traffic
-from controller.state import RolloutState, SetSplit, SplitSight, VersionPhase, VersionSight
+from controller.rollout.ports import Clock, Fleet, Traffic
+from controller.rollout.state import RolloutState, SetSplit, SplitSight, VersionPhase, VersionSight
 from controller.stored import ServiceRow
 
 RETRY_FAILED_S = 30.0

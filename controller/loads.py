@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from controller.state import FULL_BP, Plan
+from controller.rollout.state import FULL_BP, Plan
 
 
 @dataclass(frozen=True, slots=True)

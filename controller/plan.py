@@ -14,8 +14,8 @@ from controller.errors import BadSpec
 from controller.loads import least_replicas, load
 from controller.quantities import percent
 from controller.risk import Assessment, Risk
+from controller.rollout.state import FULL_BP, Plan, Stage
 from controller.spec.service import PolicySpec, StageSpec
-from controller.state import FULL_BP, Plan, Stage
 from evaluation.metrics import VALUES
 from evaluation.policy.policy import GatePolicy, StagePlan
 

@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 
 from controller.errors import StaleToken, Unreachable
 from controller.probes_http import Target
+from controller.rollout.state import SetSplit, SplitSight, VersionPhase, VersionSight
 from controller.spec.service import VersionSpec
-from controller.state import SetSplit, SplitSight, VersionPhase, VersionSight
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitSight as TableSight

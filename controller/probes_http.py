@@ -16,7 +16,7 @@ from typing import Any, Literal
 import httpx
 
 from controller import telemetry
-from controller.state import ProbeKind, ProbeSight, RolloutState, RunProbe
+from controller.rollout.state import ProbeKind, ProbeSight, RolloutState, RunProbe
 
 REQUEST_TIMEOUT_S = 60.0
 WARM_TOKENS_EACH = 64

@@ -13,10 +13,10 @@ from controller.fingerprint import Fingerprint
 from controller.forecast import blind_stages
 from controller.plan import latency_lines
 from controller.risk import Assessment
+from controller.rollout.state import CauseKind, Phase, Plan, RolloutState
+from controller.rollout.twin_report import twin_id
 from controller.spec.service import PolicySpec, VersionSpec, dump, parse_policy, parse_version
-from controller.state import CauseKind, Phase, Plan, RolloutState
 from controller.stored import ServiceRow, VersionRow
-from controller.twin import twin_id
 from controller.view import plan_view
 from controller.view_shapes import ForecastView, PlanView
 from evaluation.forecast.stages import TrafficModel

@@ -13,9 +13,9 @@ from typing import TypeVar, assert_never
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite
-from controller.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
-from controller.rollout import is_urgent, step
-from controller.state import (
+from controller.rollout.machine import is_urgent, step
+from controller.rollout.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
+from controller.rollout.state import (
     Action,
     CancelVersion,
     DrainVersion,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
 from controller.keeper import Keeper
-from controller.ports import Clock
 from controller.reconciler import Reconciler
-from controller.state import EvidenceSight, RolloutState, SplitSight, VersionSight
+from controller.rollout.ports import Clock
+from controller.rollout.state import EvidenceSight, RolloutState, SplitSight, VersionSight
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 
 from controller import telemetry
 from controller.forecast import NotSimulated, forecast
+from controller.rollout.state import Plan
 from controller.spec.service import PolicySpec
-from controller.state import Plan
 from controller.view_shapes import ForecastView
 from evaluation.forecast.stages import TrafficModel
 

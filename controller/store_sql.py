@@ -14,10 +14,15 @@ from sqlalchemy import delete, insert, select, update
 
 from controller import store_schema as t
 from controller.auth import Identity, Role
-from controller.codec import actions_from_json, actions_to_json, state_from_json, state_to_json
 from controller.errors import Conflict, RolloutRunning, StaleWrite, UnknownService
-from controller.ports import Stored
-from controller.state import Action, Ask, AskKind, RolloutState
+from controller.rollout.ports import Stored
+from controller.rollout.serialization import (
+    actions_from_json,
+    actions_to_json,
+    state_from_json,
+    state_to_json,
+)
+from controller.rollout.state import Action, Ask, AskKind, RolloutState
 from controller.stored import EventRow, Lease, RolloutRow, ServiceRow, VersionRow
 
 LEASE = "controller"

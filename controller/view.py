@@ -12,8 +12,8 @@ from typing import Literal
 from controller.capacity import Fit
 from controller.quantities import duration, percent
 from controller.risk import Assessment
-from controller.rollout import exit_code
-from controller.state import (
+from controller.rollout.machine import exit_code
+from controller.rollout.state import (
     FULL_BP,
     EvidenceSight,
     Phase,
@@ -24,7 +24,7 @@ from controller.state import (
     VersionPhase,
     VersionSight,
 )
-from controller.twin import unproven
+from controller.rollout.twin_report import unproven
 from controller.view_shapes import (
     AlarmView,
     CauseView,

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from controller.quantities import duration, percent
-from controller.state import Phase
+from controller.rollout.state import Phase
 from evaluation.report import Verdict
 
 

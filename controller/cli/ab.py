@@ -20,8 +20,8 @@ from controller.cli.options import ServiceArgument, ServiceOption
 from controller.cli.output import Output, OutputOption, emit, say
 from controller.errors import BadInput
 from controller.quantities import weight_bp
+from controller.rollout.state import FULL_BP
 from controller.settings import load_settings
-from controller.state import FULL_BP
 from evaluation.ab.comparison import (
     MIN_PER_SIDE,
     AbQuestion,

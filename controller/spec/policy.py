@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from controller.quantities import percent
+from controller.rollout.state import FULL_BP
 from controller.spec.fields import Duration, Strict, Weight
-from controller.state import FULL_BP
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy.observed_ranges import ALPHA_SHARE
 from evaluation.policy.parsing import check_margins, kinds_of

@@ -17,7 +17,6 @@ from controller.ab_service import AbTests, add_ab_routes
 from controller.ab_store import AbStore
 from controller.api import make_app, requires
 from controller.auth import Identity, Role, admin_token, token_digest
-from controller.codec import state_from_json
 from controller.commands import Commands
 from controller.errors import BusyPort
 from controller.evidence_feed import EvidenceFeeds, gate_config
@@ -34,9 +33,10 @@ from controller.plane_ray import (
 )
 from controller.probes_http import HttpProbes, Target
 from controller.reconciler import Ports, Reconciler
+from controller.rollout.serialization import state_from_json
+from controller.rollout.state import RolloutState
 from controller.runner import Crew, Runner
 from controller.settings import Settings
-from controller.state import RolloutState
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 from controller.stored_specs import service_spec, version_spec

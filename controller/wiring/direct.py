@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 
 from controller.auth import Identity, Role
-from controller.codec import state_from_json
 from controller.errors import CanaryctlError, UnknownService, Unreachable
-from controller.rollout import abandon
+from controller.rollout.machine import abandon
+from controller.rollout.serialization import state_from_json
+from controller.rollout.state import AskKind
 from controller.settings import Settings
-from controller.state import AskKind
 from controller.store_sql import SqlStore
 from controller.wiring import cluster
 

@@ -19,9 +19,9 @@ from controller.fingerprint import (
 from controller.hashes import read_hashes, write_hashes
 from controller.installed import engine_release
 from controller.plane_ray import launch_of
+from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
-from controller.state import RolloutState
 from controller.store_sql import SqlStore
 from controller.stored_specs import fingerprint_of, version_spec
 from serving.fleet import device_memory

@@ -11,9 +11,9 @@ from controller.fingerprint import Fingerprint
 from controller.measured import Measured
 from controller.meter import TrafficMeter
 from controller.plane_ray import PlaneLog
+from controller.rollout.state import Plan
 from controller.simulator import Simulator
 from controller.spec.service import PolicySpec, VersionSpec
-from controller.state import Plan
 from controller.view_shapes import ForecastView
 from controller.wiring.versions import Versions, devices
 from evaluation.forecast.stages import TrafficModel

@@ -9,7 +9,7 @@ import pytest
 
 from controller.errors import StaleToken
 from controller.plane_ray import PlaneTraffic
-from controller.state import SetSplit
+from controller.rollout.state import SetSplit
 from tests.fakes.plane import FakeClock, FakeTraffic
 from tests.fakes.traffic_memory import MemoryTraffic
 

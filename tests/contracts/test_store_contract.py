@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from controller import store_schema
 from controller.auth import Identity, Role
 from controller.errors import RolloutRunning, StaleWrite
-from controller.state import AskKind, Phase, SetSplit
+from controller.rollout.state import AskKind, Phase, SetSplit
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said

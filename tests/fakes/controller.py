@@ -27,10 +27,10 @@ from controller.forecast import forecast
 from controller.keeper import Keeper
 from controller.measured import Measured
 from controller.reconciler import Ports, Reconciler
+from controller.rollout.state import Plan
 from controller.runner import Crew, Runner
 from controller.settings import Config, Settings, save_config
 from controller.spec.service import PolicySpec, VersionSpec
-from controller.state import Plan
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 from controller.stored_specs import version_spec

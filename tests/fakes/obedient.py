@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from controller.state import (
+from controller.rollout.state import (
     Action,
     Ask,
     AskKind,

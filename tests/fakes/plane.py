@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from controller.errors import StaleToken, Unreachable
-from controller.state import (
+from controller.rollout.state import (
     EvidenceSight,
     ProbeKind,
     ProbeSight,

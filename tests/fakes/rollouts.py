@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from controller.rollout import begin
-from controller.state import LogLine, Plan, RolloutState, Stage, VersionRef
+from controller.rollout.machine import begin
+from controller.rollout.state import LogLine, Plan, RolloutState, Stage, VersionRef
 
 STABLE = "v-0000000001"
 CANARY = "v-0000000002"

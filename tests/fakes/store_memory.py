@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from controller.auth import Identity
 from controller.errors import RolloutRunning, StaleWrite
-from controller.ports import Stored
-from controller.state import Action, Ask, AskKind, RolloutState
+from controller.rollout.ports import Stored
+from controller.rollout.state import Action, Ask, AskKind, RolloutState
 
 
 @dataclass(slots=True)

@@ -8,9 +8,14 @@ from dataclasses import dataclass, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.codec import actions_from_json, actions_to_json, state_from_json, state_to_json
-from controller.rollout import begin, exit_code, is_urgent, rollback_means, step
-from controller.state import (
+from controller.rollout.machine import begin, exit_code, is_urgent, rollback_means, step
+from controller.rollout.serialization import (
+    actions_from_json,
+    actions_to_json,
+    state_from_json,
+    state_to_json,
+)
+from controller.rollout.state import (
     FULL_BP,
     Action,
     Ask,

@@ -7,10 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from controller.codec import actions_from_json, actions_to_json, state_from_json, state_to_json
-from controller.ports import Stored
-from controller.rollout import begin, step
-from controller.state import (
+from controller.rollout.machine import begin, step
+from controller.rollout.ports import Stored
+from controller.rollout.serialization import (
+    actions_from_json,
+    actions_to_json,
+    state_from_json,
+    state_to_json,
+)
+from controller.rollout.state import (
     Action,
     Ask,
     AskKind,

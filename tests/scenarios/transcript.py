@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from controller.quantities import duration_s, percent, weight_bp
-from controller.rollout import begin, exit_code, step
-from controller.state import (
+from controller.rollout.machine import begin, exit_code, step
+from controller.rollout.state import (
     Action,
     AskKind,
     CancelVersion,

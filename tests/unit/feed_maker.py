@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 from controller.evidence_feed import EvidenceFeeds, GateConfig
-from controller.state import EvidenceSight, Phase, RolloutState
+from controller.rollout.state import EvidenceSight, Phase, RolloutState
 from evaluation.policy.policy import GatePolicy, StagePlan
 from serving.messages import RequestRecord, ScoreRecord
 from tests.fakes.plane import FakeLog

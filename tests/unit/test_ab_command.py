@@ -20,7 +20,7 @@ from controller.cli.ab import register
 from controller.cli.ab_show import next_step, view_table
 from controller.cli.output import console
 from controller.errors import BadInput, BadSpec
-from controller.state import Phase
+from controller.rollout.state import Phase
 from tests.fakes.rollouts import a_rollout
 
 VIEW = ab_view(

@@ -18,8 +18,8 @@ from controller.ab_service import AbTests
 from controller.ab_store import AbStore
 from controller.auth import Identity, Role
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
+from controller.rollout.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage
 from controller.spec.service import PolicySpec, parse_policy
-from controller.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage
 from controller.view import waiting_for
 from evaluation.ab.comparison import AbVerdict
 from evaluation.report import Verdict

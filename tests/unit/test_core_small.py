@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 import controller.errors as errors
-from controller.codec import (
+from controller.errors import BadInput, CanaryctlError
+from controller.fingerprint import known_architectures
+from controller.quantities import duration, duration_s, gib, percent, weight_bp
+from controller.rollout.machine import begin, exit_code, rollback_means
+from controller.rollout.serialization import (
     UnreadableState,
     actions_from_json,
     evidence_from_json,
     evidence_to_json,
     state_from_json,
 )
-from controller.errors import BadInput, CanaryctlError
-from controller.fingerprint import known_architectures
-from controller.quantities import duration, duration_s, gib, percent, weight_bp
-from controller.rollout import begin, exit_code, rollback_means
-from controller.state import (
+from controller.rollout.state import (
     Cause,
     CauseKind,
     Departure,

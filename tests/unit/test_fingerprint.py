@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from controller.codec import fingerprint_from_json, fingerprint_to_json
 from controller.errors import BadCheckpoint
 from controller.fingerprint import (
     Fingerprint,
@@ -16,6 +15,7 @@ from controller.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
+from controller.rollout.serialization import fingerprint_from_json, fingerprint_to_json
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

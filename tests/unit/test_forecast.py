@@ -9,8 +9,8 @@ import pytest
 from controller.errors import BadInput
 from controller.forecast import AskedTraffic, blind_stages, forecast, refusals, traffic_model
 from controller.measured import Measured, Scored
+from controller.rollout.state import Plan, Stage
 from controller.spec.service import parse_policy
-from controller.state import Plan, Stage
 from controller.view_shapes import ForecastView
 from evaluation.forecast.stages import TrafficModel
 

@@ -9,7 +9,7 @@ import pytest
 
 from controller.evidence_feed import EvidenceFeeds
 from controller.live_load import LiveLoad
-from controller.state import EvidenceSight, RolloutState, VersionPhase, VersionSight
+from controller.rollout.state import EvidenceSight, RolloutState, VersionPhase, VersionSight
 from evaluation.report import Verdict
 from tests.fakes.plane import FakeLog
 from tests.unit.feed_maker import CONFIG, ROLLOUT, START_S, Snapshots, a_record, in_stage, look, n_of

@@ -12,8 +12,8 @@ from controller.fingerprint import Fingerprint, fingerprint_external
 from controller.loads import load
 from controller.plan import gate_stages, latency_lines, make_plan
 from controller.risk import Assessment, Risk, assess
+from controller.rollout.state import Plan
 from controller.spec.service import PolicySpec, parse_policy, parse_yaml
-from controller.state import Plan
 from evaluation.evaluator import Evaluator
 from evaluation.pipeline import stage_margins
 from evaluation.policy.policy import GatePolicy, StagePlan

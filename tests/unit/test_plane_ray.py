@@ -8,8 +8,8 @@ import pytest
 
 from controller.errors import StaleToken, Unreachable
 from controller.plane_ray import PlaneFleet, PlaneFront, PlaneLog, PlaneTraffic, launch_of, probe_target
+from controller.rollout.state import SetSplit, VersionPhase
 from controller.spec.service import parse_version
-from controller.state import SetSplit, VersionPhase
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitSight
 from serving.table.route_table import StaleToken as PlaneStaleToken

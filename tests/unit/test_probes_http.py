@@ -15,7 +15,7 @@ import pytest
 from controller import probes_http
 from controller.errors import NoRoom
 from controller.probes_http import HttpProbes, Target
-from controller.state import ProbeKind, ProbeSight, RolloutState, RunProbe
+from controller.rollout.state import ProbeKind, ProbeSight, RolloutState, RunProbe
 from tests.fakes.rollouts import CANARY, a_rollout
 
 

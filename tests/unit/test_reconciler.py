@@ -11,7 +11,7 @@ import pytest
 from controller.auth import Identity, Role
 from controller.errors import StaleToken, StaleWrite, Unreachable
 from controller.reconciler import Ports, Reconciler
-from controller.state import AskKind, Phase, RolloutState, SetSplit
+from controller.rollout.state import AskKind, Phase, RolloutState, SetSplit
 from evaluation.report import Verdict
 from tests.fakes.plane import FakeClock, FakeEvidence, FakeFleet, FakeNotifier, FakeProbes, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout

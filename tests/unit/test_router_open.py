@@ -14,7 +14,7 @@ import uvicorn
 from aiohttp import web
 
 from controller.evidence_feed import Feed, GateConfig
-from controller.state import EvidenceSight
+from controller.rollout.state import EvidenceSight
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
 from evaluation.report import Verdict

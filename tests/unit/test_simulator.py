@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from controller.forecast import NotSimulated
+from controller.rollout.state import Plan, Stage
 from controller.simulator import MOST_WAITING, Simulator
 from controller.spec.service import PolicySpec, parse_policy
-from controller.state import Plan, Stage
 from controller.view_shapes import ForecastView
 from evaluation.forecast.stages import TrafficModel
 from tests.fakes.checkpoints import write_checkpoint

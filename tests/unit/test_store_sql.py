@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from controller import store_schema
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite, UnknownService, Unreachable
-from controller.state import Departure, DepartureStep, Phase, VersionRef
+from controller.rollout.state import Departure, DepartureStep, Phase, VersionRef
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from controller.cli.main import run
-from controller.state import Phase
+from controller.rollout.state import Phase
 from evaluation.report import GateReport, Verdict
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from controller.cli.main import run
-from controller.codec import state_from_json
 from controller.fingerprint import fingerprint_external
+from controller.rollout.serialization import state_from_json
+from controller.rollout.state import AskKind, Phase, ProbeKind
 from controller.settings import load_settings
-from controller.state import AskKind, Phase, ProbeKind
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
 from controller.view import rollout_view

@@ -10,8 +10,8 @@ import pytest
 
 from controller.capacity import Fit
 from controller.risk import Assessment, Change, Risk
-from controller.rollout import begin
-from controller.state import (
+from controller.rollout.machine import begin
+from controller.rollout.state import (
     Departure,
     DepartureStep,
     EvidenceSight,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from controller.sights import is_gone, probe_of, ready_replicas, sight_of
-from controller.state import (
+from controller.rollout.desired import replicas
+from controller.rollout.observation import is_gone, probe_of, ready_replicas, sight_of
+from controller.rollout.state import (
     FULL_BP,
     LIVE,
     Cause,
@@ -19,7 +20,6 @@ from controller.state import (
     Stage,
     VersionPhase,
 )
-from controller.wishes import replicas
 from evaluation.report import Verdict
 
 

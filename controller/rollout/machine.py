@@ -38,12 +38,22 @@ import math
 from dataclasses import replace
 from typing import Literal, assert_never
 
-from controller.conditions import is_done, passage, reason_to_leave, what_is_missing
 from controller.errors import BadInput
-from controller.journal import drop_delivered, hold, last_time_s, notice, notices, release, say, tell_alarms
 from controller.quantities import percent
-from controller.sights import does_stand, is_gone, is_idle, ready_replicas, sight_of
-from controller.state import (
+from controller.rollout.conditions import is_done, passage, reason_to_leave, what_is_missing
+from controller.rollout.desired import wanted, wanted_table
+from controller.rollout.journal import (
+    drop_delivered,
+    hold,
+    last_time_s,
+    notice,
+    notices,
+    release,
+    say,
+    tell_alarms,
+)
+from controller.rollout.observation import does_stand, is_gone, is_idle, ready_replicas, sight_of
+from controller.rollout.state import (
     FULL_BP,
     LIVE,
     Action,
@@ -61,8 +71,7 @@ from controller.state import (
     VersionPhase,
     VersionRef,
 )
-from controller.twin import stage_pass, twin_report, unproven
-from controller.wishes import wanted, wanted_table
+from controller.rollout.twin_report import stage_pass, twin_report, unproven
 
 Result = tuple[RolloutState, tuple[Action, ...]]
 

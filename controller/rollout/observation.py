@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.state import (
+from controller.rollout.state import (
     Observation,
     Phase,
     ProbeKind,

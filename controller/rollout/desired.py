@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from controller.sights import does_stand, is_gone, ready_replicas
-from controller.state import (
+from controller.rollout.observation import does_stand, is_gone, ready_replicas
+from controller.rollout.state import (
     LIVE,
     Action,
     CancelVersion,

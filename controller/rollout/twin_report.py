@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from controller.quantities import duration, percent
-from controller.state import EvidenceSight, Passage, RolloutState, StagePass
+from controller.rollout.state import EvidenceSight, Passage, RolloutState, StagePass
 from evaluation.report import GateReport, Verdict
 
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from controller.errors import CanaryctlError
 from controller.fingerprint import Fingerprint
-from controller.state import Action, EvidenceSight, RolloutState
+from controller.rollout.state import Action, EvidenceSight, RolloutState
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from controller.state import (
+from controller.rollout.state import (
     Action,
     Ask,
     EvidenceSight,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
-from controller.state import (
+from controller.rollout.state import (
     LOG_KEPT,
     Action,
     AlarmSight,

@@ -1,0 +1,1 @@
+"""The rollout machine and its vocabulary: pure, every transition in machine.py."""
