@@ -29,8 +29,8 @@ from controller.runner import Sight
 from controller.snapshots import sight_in
 from controller.spec.service import PolicySpec, ServiceSpec, VersionSpec
 from controller.stored import EventRow, RolloutRow, ServiceRow
-from controller.view import rollout_view, service_view
-from controller.view_shapes import PlanView, RolloutView, ServiceView
+from controller.views.models import PlanView, RolloutView, ServiceView
+from controller.views.rollout import rollout_view, service_view
 
 EVENTS_EVERY_S = 0.25
 MAX_BODY_BYTES = 1 << 20

@@ -15,12 +15,6 @@ from typing import Any, Protocol
 
 from controller import telemetry
 from controller.auth import Identity, make_secret
-from controller.capacity import (
-    Device,
-    fit,
-    require_fit,
-    with_headroom,
-)
 from controller.errors import (
     BadInput,
     BadSpec,
@@ -29,8 +23,15 @@ from controller.errors import (
     RolloutRunning,
     Unreachable,
 )
-from controller.fingerprint import Fingerprint
-from controller.forecast import (
+from controller.planning.baseline import Measured
+from controller.planning.capacity import (
+    Device,
+    fit,
+    require_fit,
+    with_headroom,
+)
+from controller.planning.fingerprint import Fingerprint
+from controller.planning.forecast import (
     FORECAST_KEYS,
     AskedTraffic,
     NotSimulated,
@@ -39,10 +40,9 @@ from controller.forecast import (
     traffic_line,
     traffic_model,
 )
-from controller.measured import Measured
-from controller.plan import gate_stages, make_plan
+from controller.planning.ladder import gate_stages, make_plan
+from controller.planning.risk import assess
 from controller.proposal import Proposal, as_twin, changed, refuse_blind, refuse_rejected, refuse_same
-from controller.risk import assess
 from controller.rollout.machine import begin, rollback_means
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
@@ -57,7 +57,7 @@ from controller.spec.service import (
 )
 from controller.stored import RolloutRow, ServiceRow, VersionRow
 from controller.stored_specs import fingerprint_of, service_spec, version_row, version_spec
-from controller.view_shapes import ForecastView
+from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel
 from evaluation.metrics import CATALOGUE
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from controller.evidence_feed import RecordsLog
-from controller.measured import Measured, Scored
+from controller.planning.baseline import Measured, Scored
 from serving.messages import STABLE, RequestRecord, ScoreRecord
 
 WINDOW_S = 60.0

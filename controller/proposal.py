@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controller.capacity import Fit
 from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict
-from controller.fingerprint import Fingerprint
-from controller.forecast import blind_stages
-from controller.plan import latency_lines
-from controller.risk import Assessment
+from controller.planning.capacity import Fit
+from controller.planning.fingerprint import Fingerprint
+from controller.planning.forecast import blind_stages
+from controller.planning.ladder import latency_lines
+from controller.planning.risk import Assessment
 from controller.rollout.state import CauseKind, Phase, Plan, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.service import PolicySpec, VersionSpec, dump, parse_policy, parse_version
 from controller.stored import ServiceRow, VersionRow
-from controller.view import plan_view
-from controller.view_shapes import ForecastView, PlanView
+from controller.views.models import ForecastView, PlanView
+from controller.views.rollout import plan_view
 from evaluation.forecast.stages import TrafficModel
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from controller import telemetry
-from controller.forecast import NotSimulated, forecast
+from controller.planning.forecast import NotSimulated, forecast
 from controller.rollout.state import Plan
 from controller.spec.service import PolicySpec
-from controller.view_shapes import ForecastView
+from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel
 
 LIMIT_S = 120.0
@@ -41,7 +41,7 @@ class Simulator:
     def forecast(
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
     ) -> Forecast:
-        """See `controller.forecast`. limit_s: to wait, in all; None: the simulator's. Raises NotSimulated."""
+        """See `planning.forecast`. limit_s: to wait, in all; None: the default limit. Raises NotSimulated."""
         limit_s = self._limit_s if limit_s is None else limit_s
         ends_at_s = time.monotonic() + limit_s
         if not self._places.acquire(blocking=False):

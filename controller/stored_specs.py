@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from controller.fingerprint import Fingerprint
+from controller.planning.fingerprint import Fingerprint
 from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_service, parse_version
 from controller.stored import ServiceRow, VersionRow
 

@@ -21,12 +21,12 @@ from controller.errors import (
     UnknownService,
     Unreachable,
 )
-from controller.fingerprint import fingerprint_checkpoint, known_architectures
 from controller.hashes import read_hashes, write_hashes
+from controller.planning.fingerprint import fingerprint_checkpoint, known_architectures
 from controller.quantities import gib
 from controller.settings import Settings
 from controller.spec.service import VersionSpec, parse_policy, parse_service, parse_version, parse_yaml
-from controller.view_shapes import ServiceView
+from controller.views.models import ServiceView
 
 UP_TIMEOUT_S = 900.0
 DOWN_TIMEOUT_S = 180.0

@@ -12,7 +12,7 @@ from controller import errors
 from controller.auth import admin_token
 from controller.errors import BadSpec, CanaryctlError, Unreachable
 from controller.settings import Settings
-from controller.view_shapes import PlanView, RolloutView, ServiceView
+from controller.views.models import PlanView, RolloutView, ServiceView
 
 TIMEOUT_S = 30.0
 # A deploy hashes the checkpoint's files once: 140 GB take minutes.

@@ -15,7 +15,7 @@ from controller.cli.client import Client, patiently
 from controller.cli.output import console
 from controller.cli.render import log_line, rollout_parts, versions_table
 from controller.errors import CanaryctlError, RolledBack, TimedOut
-from controller.view_shapes import RolloutView, ServiceView
+from controller.views.models import RolloutView, ServiceView
 
 GIVE_UP_S = 60.0  # of a controller that does not answer
 REFRESH_PER_S = 4

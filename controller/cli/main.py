@@ -28,7 +28,7 @@ from controller.cli.output import Output, OutputOption, complain, console, emit,
 from controller.errors import BadInput, CanaryctlError, Unreachable
 from controller.installed import own_version
 from controller.settings import load_settings
-from controller.view_shapes import ServiceView
+from controller.views.models import ServiceView
 
 INTERRUPTED = 130
 # Typer brings its own click, or uses the installed one; either way this is its base of wrong arguments.

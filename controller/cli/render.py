@@ -11,7 +11,7 @@ from rich.text import Text
 from controller.cli.output import table
 from controller.quantities import duration, gib, percent
 from controller.rollout.state import FULL_BP, NEVER_CANARY, Phase
-from controller.view_shapes import (
+from controller.views.models import (
     ForecastView,
     GateView,
     PlanView,

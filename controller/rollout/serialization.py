@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter, ValidationError
 
 from controller.errors import CanaryctlError
-from controller.fingerprint import Fingerprint
+from controller.planning.fingerprint import Fingerprint
 from controller.rollout.state import Action, EvidenceSight, RolloutState
 
 FORMAT = 1

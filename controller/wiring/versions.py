@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from controller.capacity import Device, need_bytes, require_fit
 from controller.errors import CanaryctlError, UnknownService, Unreachable
-from controller.fingerprint import (
+from controller.hashes import read_hashes, write_hashes
+from controller.installed import engine_release
+from controller.plane_ray import launch_of
+from controller.planning.capacity import Device, need_bytes, require_fit
+from controller.planning.fingerprint import (
     Fingerprint,
     fingerprint_checkpoint,
     fingerprint_external,
     known_architectures,
 )
-from controller.hashes import read_hashes, write_hashes
-from controller.installed import engine_release
-from controller.plane_ray import launch_of
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec

@@ -6,15 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from controller.capacity import Device
-from controller.fingerprint import Fingerprint
-from controller.measured import Measured
 from controller.meter import TrafficMeter
 from controller.plane_ray import PlaneLog
+from controller.planning.baseline import Measured
+from controller.planning.capacity import Device
+from controller.planning.fingerprint import Fingerprint
 from controller.rollout.state import Plan
 from controller.simulator import Simulator
 from controller.spec.service import PolicySpec, VersionSpec
-from controller.view_shapes import ForecastView
+from controller.views.models import ForecastView
 from controller.wiring.versions import Versions, devices
 from evaluation.forecast.stages import TrafficModel
 from serving.fleet import engine_args

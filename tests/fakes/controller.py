@@ -15,17 +15,17 @@ from fastapi import FastAPI
 
 from controller.api import make_app
 from controller.auth import Identity, Role, admin_token, token_digest
-from controller.capacity import Device
 from controller.commands import Commands
-from controller.fingerprint import (
+from controller.keeper import Keeper
+from controller.planning.baseline import Measured
+from controller.planning.capacity import Device
+from controller.planning.fingerprint import (
     Fingerprint,
     fingerprint_checkpoint,
     fingerprint_external,
     known_architectures,
 )
-from controller.forecast import forecast
-from controller.keeper import Keeper
-from controller.measured import Measured
+from controller.planning.forecast import forecast
 from controller.reconciler import Ports, Reconciler
 from controller.rollout.state import Plan
 from controller.runner import Crew, Runner
@@ -34,7 +34,7 @@ from controller.spec.service import PolicySpec, VersionSpec
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow
 from controller.stored_specs import version_spec
-from controller.view_shapes import ForecastView
+from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel
 from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic

@@ -38,7 +38,7 @@ from controller.rollout.state import (
     VersionRef,
     VersionSight,
 )
-from controller.view import rollout_view
+from controller.views.rollout import rollout_view
 from evaluation.report import GateReport, Verdict
 from tests.fakes.obedient import Obedient
 

@@ -20,7 +20,7 @@ from controller.auth import Identity, Role
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
 from controller.rollout.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage
 from controller.spec.service import PolicySpec, parse_policy
-from controller.view import waiting_for
+from controller.views.rollout import waiting_for
 from evaluation.ab.comparison import AbVerdict
 from evaluation.report import Verdict
 from serving.messages import Event, LostSpan, RecordPage, RequestRecord, ScoreRecord

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from controller.auth import Identity, Role, admin_token, token_digest
-from controller.forecast import NotSimulated
-from controller.measured import Measured, Scored
+from controller.planning.baseline import Measured, Scored
+from controller.planning.forecast import NotSimulated
 from controller.rollout.state import Cause, CauseKind, Phase, VersionRef
-from controller.view_shapes import ForecastView
+from controller.views.models import ForecastView
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 

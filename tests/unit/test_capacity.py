@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controller.capacity import Device, fit, need_bytes, require_fit
 from controller.errors import NoRoom
-from controller.fingerprint import Fingerprint
+from controller.planning.capacity import Device, fit, need_bytes, require_fit
+from controller.planning.fingerprint import Fingerprint
 from controller.quantities import GIB
 from controller.spec.service import parse_version
 

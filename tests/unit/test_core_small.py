@@ -12,7 +12,7 @@ import pytest
 
 import controller.errors as errors
 from controller.errors import BadInput, CanaryctlError
-from controller.fingerprint import known_architectures
+from controller.planning.fingerprint import known_architectures
 from controller.quantities import duration, duration_s, gib, percent, weight_bp
 from controller.rollout.machine import begin, exit_code, rollback_means
 from controller.rollout.serialization import (

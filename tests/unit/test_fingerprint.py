@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from controller.errors import BadCheckpoint
-from controller.fingerprint import (
+from controller.planning.fingerprint import (
     Fingerprint,
     fingerprint_checkpoint,
     fingerprint_external,

@@ -7,11 +7,11 @@ import re
 import pytest
 
 from controller.errors import BadInput
-from controller.forecast import AskedTraffic, blind_stages, forecast, refusals, traffic_model
-from controller.measured import Measured, Scored
+from controller.planning.baseline import Measured, Scored
+from controller.planning.forecast import AskedTraffic, blind_stages, forecast, refusals, traffic_model
 from controller.rollout.state import Plan, Stage
 from controller.spec.service import parse_policy
-from controller.view_shapes import ForecastView
+from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel
 
 POLICY = parse_policy(

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from controller import meter as meters
-from controller.measured import Measured
 from controller.meter import TrafficMeter
+from controller.planning.baseline import Measured
 from serving.messages import Event, RecordPage, RequestRecord, ScoreRecord
 
 REQUEST = RequestRecord(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from controller.errors import BadSpec
-from controller.fingerprint import Fingerprint, fingerprint_external
-from controller.loads import load
-from controller.plan import gate_stages, latency_lines, make_plan
-from controller.risk import Assessment, Risk, assess
+from controller.planning.fingerprint import Fingerprint, fingerprint_external
+from controller.planning.ladder import gate_stages, latency_lines, make_plan
+from controller.planning.replica_load import load
+from controller.planning.risk import Assessment, Risk, assess
 from controller.rollout.state import Plan
 from controller.spec.service import PolicySpec, parse_policy, parse_yaml
 from evaluation.evaluator import Evaluator

@@ -16,7 +16,7 @@ from controller.rollout.machine import step
 from controller.rollout.serialization import state_from_json, state_to_json
 from controller.rollout.state import AlarmSight, EvidenceSight, Observation, Phase
 from controller.segment_feed import SegmentFeed, segments_of
-from controller.view import rollout_view
+from controller.views.rollout import rollout_view
 from evaluation.policy.policy import GatePolicy, Sampling, StagePlan
 from evaluation.report import Verdict
 from tests.fakes.plane import FakeLog

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from controller.forecast import NotSimulated
+from controller.planning.forecast import NotSimulated
 from controller.rollout.state import Plan, Stage
 from controller.simulator import MOST_WAITING, Simulator
 from controller.spec.service import PolicySpec, parse_policy
-from controller.view_shapes import ForecastView
+from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController

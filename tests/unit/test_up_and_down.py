@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from controller.cli.main import run
-from controller.fingerprint import fingerprint_external
+from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import AskKind, Phase, ProbeKind
 from controller.settings import load_settings
 from controller.store_sql import SqlStore
 from controller.stored import ServiceRow, VersionRow
-from controller.view import rollout_view
+from controller.views.rollout import rollout_view
 from controller.wiring import cluster, direct
 from controller.wiring.versions import Versions
 from serving.loopback import free_ports

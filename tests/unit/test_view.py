@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from controller.capacity import Fit
-from controller.risk import Assessment, Change, Risk
+from controller.planning.capacity import Fit
+from controller.planning.risk import Assessment, Change, Risk
 from controller.rollout.machine import begin
 from controller.rollout.state import (
     Departure,
@@ -27,8 +27,8 @@ from controller.rollout.state import (
     VersionRef,
     VersionSight,
 )
-from controller.view import gate_view, plan_view, rollout_view, service_view
-from controller.view_shapes import RolloutView
+from controller.views.models import RolloutView
+from controller.views.rollout import gate_view, plan_view, rollout_view, service_view
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import EvaluationReport, GateReport, Verdict
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
-from controller.capacity import Fit
+from controller.planning.capacity import Fit
+from controller.planning.risk import Assessment
 from controller.quantities import duration, percent
-from controller.risk import Assessment
 from controller.rollout.machine import exit_code
 from controller.rollout.state import (
     FULL_BP,
@@ -25,7 +25,7 @@ from controller.rollout.state import (
     VersionSight,
 )
 from controller.rollout.twin_report import unproven
-from controller.view_shapes import (
+from controller.views.models import (
     AlarmView,
     CauseView,
     GateView,

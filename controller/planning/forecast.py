@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.errors import BadInput, CanaryctlError
-from controller.measured import Measured
-from controller.plan import gate_stages
+from controller.planning.baseline import Measured
+from controller.planning.ladder import gate_stages
 from controller.quantities import duration, percent
 from controller.rollout.state import FULL_BP, Plan
 from controller.spec.service import PolicySpec
-from controller.view_shapes import ForecastView
+from controller.views.models import ForecastView
 from evaluation.forecast.detectable_effect import Finding, finds_nothing
 from evaluation.forecast.stages import MOST_RUNS, StageForecast, TrafficModel, simulate_plan
 from evaluation.metrics import Kind

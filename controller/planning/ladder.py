@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.errors import BadSpec
-from controller.loads import least_replicas, load
+from controller.planning.replica_load import least_replicas, load
+from controller.planning.risk import Assessment, Risk
 from controller.quantities import percent
-from controller.risk import Assessment, Risk
 from controller.rollout.state import FULL_BP, Plan, Stage
 from controller.spec.service import PolicySpec, StageSpec
 from evaluation.metrics import VALUES

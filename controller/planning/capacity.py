@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from controller.errors import NoRoom
-from controller.fingerprint import Fingerprint
+from controller.planning.fingerprint import Fingerprint
 from controller.quantities import GIB, gib
 from controller.spec.service import VersionSpec
 

@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 
-from controller.fingerprint import Fingerprint
+from controller.planning.fingerprint import Fingerprint
 
 
 class Risk(StrEnum):
