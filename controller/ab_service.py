@@ -20,15 +20,15 @@ from fastapi import Depends, FastAPI
 from controller import telemetry
 from controller.ab import AbView, Judge, ab_view, parse_ab
 from controller.ab_book import Book
-from controller.ab_store import AbRow, AbStore
 from controller.api import Anything, Asked
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
-from controller.evidence_feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
+from controller.evidence.feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
 from controller.quantities import duration
 from controller.rollout.ports import Clock
 from controller.rollout.state import RolloutState
 from controller.spec.service import PolicySpec
+from controller.store.ab import AbRow, AbStore
 from serving.messages import RequestRecord
 
 _SHOWN = ("id", "service", "rollout", "created_at_s", "ended_at_s")

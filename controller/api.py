@@ -24,11 +24,11 @@ from controller import telemetry
 from controller.auth import Identity, Role, token_digest
 from controller.commands import Commands
 from controller.errors import BadInput, BadSpec, CanaryctlError
+from controller.evidence.snapshot import sight_in
 from controller.rollout.serialization import state_from_json
 from controller.runner import Sight
-from controller.snapshots import sight_in
 from controller.spec.service import PolicySpec, ServiceSpec, VersionSpec
-from controller.stored import EventRow, RolloutRow, ServiceRow
+from controller.store.rows import EventRow, RolloutRow, ServiceRow
 from controller.views.models import PlanView, RolloutView, ServiceView
 from controller.views.rollout import rollout_view, service_view
 

@@ -55,8 +55,8 @@ from controller.spec.service import (
     parse_policy,
     parse_service,
 )
-from controller.stored import RolloutRow, ServiceRow, VersionRow
-from controller.stored_specs import fingerprint_of, service_spec, version_row, version_spec
+from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
+from controller.store.rows import RolloutRow, ServiceRow, VersionRow
 from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel
 from evaluation.metrics import CATALOGUE

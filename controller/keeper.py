@@ -13,7 +13,7 @@ from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken
 from controller.rollout.ports import Clock, Fleet, Traffic
 from controller.rollout.state import RolloutState, SetSplit, SplitSight, VersionPhase, VersionSight
-from controller.stored import ServiceRow
+from controller.store.rows import ServiceRow
 
 RETRY_FAILED_S = 30.0
 BUSY_S = 0.25

@@ -16,7 +16,7 @@ from controller.planning.risk import Assessment
 from controller.rollout.state import CauseKind, Phase, Plan, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.service import PolicySpec, VersionSpec, dump, parse_policy, parse_version
-from controller.stored import ServiceRow, VersionRow
+from controller.store.rows import ServiceRow, VersionRow
 from controller.views.models import ForecastView, PlanView
 from controller.views.rollout import plan_view
 from evaluation.forecast.stages import TrafficModel

@@ -16,8 +16,8 @@ from controller.keeper import Keeper
 from controller.reconciler import Reconciler
 from controller.rollout.ports import Clock
 from controller.rollout.state import EvidenceSight, RolloutState, SplitSight, VersionSight
-from controller.store_sql import SqlStore
-from controller.stored import ServiceRow
+from controller.store.rows import ServiceRow
+from controller.store.sql import SqlStore
 
 LEASE_S = 5.0
 RENEW_S = 1.0

@@ -21,11 +21,11 @@ from controller.errors import (
     UnknownService,
     Unreachable,
 )
-from controller.hashes import read_hashes, write_hashes
 from controller.planning.fingerprint import fingerprint_checkpoint, known_architectures
 from controller.quantities import gib
 from controller.settings import Settings
 from controller.spec.service import VersionSpec, parse_policy, parse_service, parse_version, parse_yaml
+from controller.store.digest_cache import read_hashes, write_hashes
 from controller.views.models import ServiceView
 
 UP_TIMEOUT_S = 900.0

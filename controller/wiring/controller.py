@@ -14,15 +14,14 @@ import uvicorn
 
 from controller import telemetry
 from controller.ab_service import AbTests, add_ab_routes
-from controller.ab_store import AbStore
 from controller.api import make_app, requires
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.commands import Commands
 from controller.errors import BusyPort
-from controller.evidence_feed import EvidenceFeeds, gate_config
+from controller.evidence.feed import EvidenceFeeds, gate_config
+from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
 from controller.keeper import Keeper
-from controller.meter import TrafficMeter
 from controller.plane_ray import (
     PlaneFleet,
     PlaneFront,
@@ -37,9 +36,10 @@ from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.runner import Crew, Runner
 from controller.settings import Settings
-from controller.store_sql import SqlStore
-from controller.stored import ServiceRow
-from controller.stored_specs import service_spec, version_spec
+from controller.store.ab import AbStore
+from controller.store.row_specs import service_spec, version_spec
+from controller.store.rows import ServiceRow
+from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.versions import Versions, wait_until_ready
 from controller.wiring.world import World

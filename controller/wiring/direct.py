@@ -11,7 +11,7 @@ from controller.rollout.machine import abandon
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import AskKind
 from controller.settings import Settings
-from controller.store_sql import SqlStore
+from controller.store.sql import SqlStore
 from controller.wiring import cluster
 
 

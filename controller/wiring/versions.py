@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from controller.errors import CanaryctlError, UnknownService, Unreachable
-from controller.hashes import read_hashes, write_hashes
 from controller.installed import engine_release
 from controller.plane_ray import launch_of
 from controller.planning.capacity import Device, need_bytes, require_fit
@@ -22,8 +21,9 @@ from controller.planning.fingerprint import (
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
-from controller.store_sql import SqlStore
-from controller.stored_specs import fingerprint_of, version_spec
+from controller.store.digest_cache import read_hashes, write_hashes
+from controller.store.row_specs import fingerprint_of, version_spec
+from controller.store.sql import SqlStore
 from serving.fleet import device_memory
 from serving.fleet.types import Launch, VersionSight
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from controller.meter import TrafficMeter
+from controller.evidence.traffic_meter import TrafficMeter
 from controller.plane_ray import PlaneLog
 from controller.planning.baseline import Measured
 from controller.planning.capacity import Device

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from controller import store_schema
 from controller.auth import Identity, Role
 from controller.errors import RolloutRunning, StaleWrite
 from controller.rollout.state import AskKind, Phase, SetSplit
-from controller.store_sql import SqlStore
-from controller.stored import ServiceRow, VersionRow
+from controller.store import schema as store_schema
+from controller.store.rows import ServiceRow, VersionRow
+from controller.store.sql import SqlStore
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
 from tests.fakes.store_memory import MemoryStore
 

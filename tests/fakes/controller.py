@@ -31,9 +31,9 @@ from controller.rollout.state import Plan
 from controller.runner import Crew, Runner
 from controller.settings import Config, Settings, save_config
 from controller.spec.service import PolicySpec, VersionSpec
-from controller.store_sql import SqlStore
-from controller.stored import ServiceRow
-from controller.stored_specs import version_spec
+from controller.store.row_specs import version_spec
+from controller.store.rows import ServiceRow
+from controller.store.sql import SqlStore
 from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel
 from serving.loopback import free_ports

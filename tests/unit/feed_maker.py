@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from controller.evidence_feed import EvidenceFeeds, GateConfig
+from controller.evidence.feed import EvidenceFeeds, GateConfig
 from controller.rollout.state import EvidenceSight, Phase, RolloutState
 from evaluation.policy.policy import GatePolicy, StagePlan
 from serving.messages import RequestRecord, ScoreRecord

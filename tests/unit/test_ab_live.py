@@ -15,11 +15,11 @@ import pytest
 from controller.ab import LIVE_METRICS, AbSpec, Judge, parse_ab
 from controller.ab_book import Book, Outcome
 from controller.ab_service import AbTests
-from controller.ab_store import AbStore
 from controller.auth import Identity, Role
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
 from controller.rollout.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage
 from controller.spec.service import PolicySpec, parse_policy
+from controller.store.ab import AbStore
 from controller.views.rollout import waiting_for
 from evaluation.ab.comparison import AbVerdict
 from evaluation.report import Verdict

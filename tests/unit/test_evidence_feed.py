@@ -8,9 +8,9 @@ from typing import get_args
 
 import pytest
 
-from controller.evidence_feed import EvidenceFeeds, Feed, GateConfig, draw_of, gate_config
+from controller.evidence.feed import EvidenceFeeds, Feed, GateConfig, draw_of, gate_config
+from controller.evidence.snapshot import sight_in
 from controller.rollout.state import EvidenceSight, RolloutState, VersionPhase, VersionSight
-from controller.snapshots import sight_in
 from evaluation.evaluator import Evaluator
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import kind_is_drawn

@@ -9,7 +9,7 @@ import pytest
 from controller.errors import StaleToken
 from controller.keeper import Keeper, Kept
 from controller.rollout.state import Phase, RolloutState, SetSplit, VersionPhase
-from controller.stored import ServiceRow
+from controller.store.rows import ServiceRow
 from tests.fakes.plane import FakeClock, FakeFleet, FakeFront, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from controller.evidence_feed import EvidenceFeeds
-from controller.live_load import LiveLoad
+from controller.evidence.feed import EvidenceFeeds
+from controller.evidence.live_load import LiveLoad
 from controller.rollout.state import EvidenceSight, RolloutState, VersionPhase, VersionSight
 from evaluation.report import Verdict
 from tests.fakes.plane import FakeLog

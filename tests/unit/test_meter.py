@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from controller import meter as meters
-from controller.meter import TrafficMeter
+from controller.evidence import traffic_meter as meters
+from controller.evidence.traffic_meter import TrafficMeter
 from controller.planning.baseline import Measured
 from serving.messages import Event, RecordPage, RequestRecord, ScoreRecord
 

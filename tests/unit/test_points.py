@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from controller.points import point_sight
+from controller.evidence.point_estimates import point_sight
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import EvaluationReport, GateReport, Side, Verdict
 

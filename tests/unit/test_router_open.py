@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from controller.evidence_feed import Feed, GateConfig
+from controller.evidence.feed import Feed, GateConfig
 from controller.rollout.state import EvidenceSight
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S

@@ -12,7 +12,7 @@ import pytest
 from controller.auth import Identity, Role
 from controller.commands import Commands
 from controller.rollout.state import AskKind, Phase
-from controller.store_sql import SqlStore
+from controller.store.sql import SqlStore
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController, LiveClock
 from tests.fakes.plane import FakeFleet

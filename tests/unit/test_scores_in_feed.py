@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.evidence_feed import EvidenceFeeds, GateConfig
+from controller.evidence.feed import EvidenceFeeds, GateConfig
 from controller.rollout.state import EvidenceSight
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import GateReport, Verdict

@@ -8,8 +8,8 @@ import pytest
 
 from controller.auth import Identity, Role, admin_token, make_token, token_digest
 from controller.errors import BadInput
-from controller.hashes import read_hashes, write_hashes
 from controller.settings import Config, load_settings, save_config
+from controller.store.digest_cache import read_hashes, write_hashes
 
 
 def test_the_defaults_live_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

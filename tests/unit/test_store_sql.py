@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from controller import store_schema
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite, UnknownService, Unreachable
 from controller.rollout.state import Departure, DepartureStep, Phase, VersionRef
-from controller.store_sql import SqlStore
-from controller.stored import ServiceRow, VersionRow
+from controller.store import schema as store_schema
+from controller.store.rows import ServiceRow, VersionRow
+from controller.store.sql import SqlStore
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
 
 POSTGRES = os.environ.get("CANARYCTL_TEST_POSTGRES")

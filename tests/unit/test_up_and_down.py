@@ -22,8 +22,8 @@ from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import AskKind, Phase, ProbeKind
 from controller.settings import load_settings
-from controller.store_sql import SqlStore
-from controller.stored import ServiceRow, VersionRow
+from controller.store.rows import ServiceRow, VersionRow
+from controller.store.sql import SqlStore
 from controller.views.rollout import rollout_view
 from controller.wiring import cluster, direct
 from controller.wiring.versions import Versions

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller import telemetry
-from controller.live_load import LiveLoad
-from controller.points import point_sight
+from controller.evidence.live_load import LiveLoad
+from controller.evidence.point_estimates import point_sight
+from controller.evidence.score_join import ScoreJoin
+from controller.evidence.segment_alarms import SegmentFeed, metric_alarms
+from controller.evidence.snapshot import feed_in, pack
 from controller.rollout.state import (
     LIVE,
     EvidenceSight,
@@ -24,9 +27,6 @@ from controller.rollout.state import (
     VersionPhase,
     VersionSight,
 )
-from controller.score_join import ScoreJoin
-from controller.segment_feed import SegmentFeed, metric_alarms
-from controller.snapshots import feed_in, pack
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.policy.policy import GatePolicy, StagePlan

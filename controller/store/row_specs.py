@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from controller.planning.fingerprint import Fingerprint
 from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_service, parse_version
-from controller.stored import ServiceRow, VersionRow
+from controller.store.rows import ServiceRow, VersionRow
 
 
 def version_row(service: str, spec: VersionSpec, fingerprint: Fingerprint, at_s: float) -> VersionRow:

@@ -12,7 +12,6 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import delete, insert, select, update
 
-from controller import store_schema as t
 from controller.auth import Identity, Role
 from controller.errors import Conflict, RolloutRunning, StaleWrite, UnknownService
 from controller.rollout.ports import Stored
@@ -23,7 +22,8 @@ from controller.rollout.serialization import (
     state_to_json,
 )
 from controller.rollout.state import Action, Ask, AskKind, RolloutState
-from controller.stored import EventRow, Lease, RolloutRow, ServiceRow, VersionRow
+from controller.store import schema as t
+from controller.store.rows import EventRow, Lease, RolloutRow, ServiceRow, VersionRow
 
 LEASE = "controller"
 _ROLLOUT = select(*(t.rollouts.c[name] for name in RolloutRow.__slots__))

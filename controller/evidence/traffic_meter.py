@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from controller.evidence_feed import RecordsLog
+from controller.evidence.feed import RecordsLog
 from controller.planning.baseline import Measured, Scored
 from serving.messages import STABLE, RequestRecord, ScoreRecord
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from controller import store_schema as t
 from controller.ab import AbSpec
 from controller.ab_book import Outcome
 from controller.errors import Conflict
+from controller.store import schema as t
 
 
 @dataclass(frozen=True, slots=True)

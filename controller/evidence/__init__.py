@@ -1,0 +1,1 @@
+"""From the records log to the evaluator: one reader, its subscribers, alarms, load and snapshots."""

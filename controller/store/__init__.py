@@ -1,0 +1,1 @@
+"""State in SQL: SQLite by default, PostgreSQL by URL; rows, schema and queries."""
