@@ -237,7 +237,8 @@ def take_down(settings: Settings, service: str | None, *, timeout_s: float | Non
 
 def _take_down_dead(settings: Settings, service: str | None) -> None:
     """With the controller dead: everything at once, past it."""
-    from controller.wiring import cluster, direct
+    from controller.wiring import cluster
+    from controller.wiring import direct_rollback as direct
 
     if service is not None:
         raise Unreachable(
@@ -301,7 +302,7 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
 
     Raises Unreachable while traffic may still reach the canary, whatever the store took.
     """
-    from controller.wiring import direct
+    from controller.wiring import direct_rollback as direct
 
     done = direct.roll_back_directly(settings, service, reason=reason or "direct rollback")
     for line in (*done.succeeded, *done.failed):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from controller.ab import AbSpec
-from controller.ab_book import Outcome
+from controller.ab.outcomes import Outcome
+from controller.ab.spec import AbSpec
 from controller.errors import Conflict
 from controller.store import schema as t
 

@@ -13,16 +13,17 @@ import psutil
 import uvicorn
 
 from controller import telemetry
-from controller.ab_service import AbTests, add_ab_routes
-from controller.api import make_app, requires
+from controller.ab.service import AbTests, add_ab_routes
+from controller.api.app import make_app, requires
+from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
-from controller.commands import Commands
 from controller.errors import BusyPort
 from controller.evidence.feed import EvidenceFeeds, gate_config
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
-from controller.keeper import Keeper
-from controller.plane_ray import (
+from controller.rollout.serialization import state_from_json
+from controller.rollout.state import RolloutState
+from controller.runtime.data_plane_ray import (
     PlaneFleet,
     PlaneFront,
     PlaneLog,
@@ -30,19 +31,18 @@ from controller.plane_ray import (
     probe_target,
     translated,
 )
-from controller.probes_http import HttpProbes, Target
-from controller.reconciler import Ports, Reconciler
-from controller.rollout.serialization import state_from_json
-from controller.rollout.state import RolloutState
-from controller.runner import Crew, Runner
+from controller.runtime.probes_http import HttpProbes, Target
+from controller.runtime.reconciler import Ports, Reconciler
+from controller.runtime.runner import Crew, Runner
+from controller.runtime.service_keeper import Keeper
 from controller.settings import Settings
 from controller.store.ab import AbStore
 from controller.store.row_specs import service_spec, version_spec
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
-from controller.wiring.versions import Versions, wait_until_ready
-from controller.wiring.world import World
+from controller.wiring.environment import World
+from controller.wiring.launches import Versions, wait_until_ready
 from serving import loopback
 
 

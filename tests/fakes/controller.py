@@ -13,10 +13,9 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from controller.api import make_app
+from controller.api.app import make_app
+from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
-from controller.commands import Commands
-from controller.keeper import Keeper
 from controller.planning.baseline import Measured
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import (
@@ -26,9 +25,10 @@ from controller.planning.fingerprint import (
     known_architectures,
 )
 from controller.planning.forecast import forecast
-from controller.reconciler import Ports, Reconciler
 from controller.rollout.state import Plan
-from controller.runner import Crew, Runner
+from controller.runtime.reconciler import Ports, Reconciler
+from controller.runtime.runner import Crew, Runner
+from controller.runtime.service_keeper import Keeper
 from controller.settings import Config, Settings, save_config
 from controller.spec.service import PolicySpec, VersionSpec
 from controller.store.row_specs import version_spec

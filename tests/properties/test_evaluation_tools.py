@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.ab_book import Book, Outcome
+from controller.ab.outcomes import Book, Outcome
 from evaluation.ab.comparison import AbQuestion, Scale, SequentialTest, holm, mann_whitney
 from evaluation.ab.sample_size import required_sample_size
 from evaluation.betting.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e

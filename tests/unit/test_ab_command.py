@@ -12,9 +12,9 @@ import typer
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from controller.ab import AbSpec, AbView, Judge, ab_view
-from controller.ab_book import Outcome
-from controller.ab_service import AbTests, add_ab_routes
+from controller.ab.outcomes import Outcome
+from controller.ab.service import AbTests, add_ab_routes
+from controller.ab.spec import AbSpec, AbView, Judge, ab_view
 from controller.auth import Identity, Role
 from controller.cli.ab import register
 from controller.cli.ab_show import next_step, view_table

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.ab import LIVE_METRICS, AbSpec, Judge, parse_ab
-from controller.ab_book import Book, Outcome
-from controller.ab_service import AbTests
+from controller.ab.outcomes import Book, Outcome
+from controller.ab.service import AbTests
+from controller.ab.spec import LIVE_METRICS, AbSpec, Judge, parse_ab
 from controller.auth import Identity, Role
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
 from controller.rollout.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.api import MAX_BODY_BYTES
+from controller.api.app import MAX_BODY_BYTES
 from controller.auth import admin_token
 from tests.fakes.controller import FakeController
 

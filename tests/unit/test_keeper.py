@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from controller.errors import StaleToken
-from controller.keeper import Keeper, Kept
 from controller.rollout.state import Phase, RolloutState, SetSplit, VersionPhase
+from controller.runtime.service_keeper import Keeper, Kept
 from controller.store.rows import ServiceRow
 from tests.fakes.plane import FakeClock, FakeFleet, FakeFront, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout

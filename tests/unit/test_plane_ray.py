@@ -7,8 +7,15 @@ from collections.abc import Sequence
 import pytest
 
 from controller.errors import StaleToken, Unreachable
-from controller.plane_ray import PlaneFleet, PlaneFront, PlaneLog, PlaneTraffic, launch_of, probe_target
 from controller.rollout.state import SetSplit, VersionPhase
+from controller.runtime.data_plane_ray import (
+    PlaneFleet,
+    PlaneFront,
+    PlaneLog,
+    PlaneTraffic,
+    launch_of,
+    probe_target,
+)
 from controller.spec.service import parse_version
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitSight

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import pytest
 
-from controller import probes_http
 from controller.errors import NoRoom
-from controller.probes_http import HttpProbes, Target
 from controller.rollout.state import ProbeKind, ProbeSight, RolloutState, RunProbe
+from controller.runtime import probes_http
+from controller.runtime.probes_http import HttpProbes, Target
 from tests.fakes.rollouts import CANARY, a_rollout
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from controller.auth import Identity, Role
 from controller.errors import StaleToken, StaleWrite, Unreachable
-from controller.reconciler import Ports, Reconciler
 from controller.rollout.state import AskKind, Phase, RolloutState, SetSplit
+from controller.runtime.reconciler import Ports, Reconciler
 from evaluation.report import Verdict
 from tests.fakes.plane import FakeClock, FakeEvidence, FakeFleet, FakeNotifier, FakeProbes, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from controller.api.commands import Commands
 from controller.auth import Identity, Role
-from controller.commands import Commands
 from controller.rollout.state import AskKind, Phase
 from controller.store.sql import SqlStore
 from tests.fakes.checkpoints import write_checkpoint

@@ -15,7 +15,7 @@ import pytest
 
 from controller.planning.forecast import NotSimulated
 from controller.rollout.state import Plan, Stage
-from controller.simulator import MOST_WAITING, Simulator
+from controller.runtime.forecast_process import MOST_WAITING, Simulator
 from controller.spec.service import PolicySpec, parse_policy
 from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel

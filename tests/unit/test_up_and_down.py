@@ -25,8 +25,9 @@ from controller.settings import load_settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.views.rollout import rollout_view
-from controller.wiring import cluster, direct
-from controller.wiring.versions import Versions
+from controller.wiring import cluster
+from controller.wiring import direct_rollback as direct
+from controller.wiring.launches import Versions
 from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from controller.errors import StaleToken, Unreachable
-from controller.probes_http import Target
 from controller.rollout.state import SetSplit, SplitSight, VersionPhase, VersionSight
+from controller.runtime.probes_http import Target
 from controller.spec.service import VersionSpec
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord

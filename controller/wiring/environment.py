@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controller.evidence.traffic_meter import TrafficMeter
-from controller.plane_ray import PlaneLog
 from controller.planning.baseline import Measured
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import Fingerprint
 from controller.rollout.state import Plan
-from controller.simulator import Simulator
+from controller.runtime.data_plane_ray import PlaneLog
+from controller.runtime.forecast_process import Simulator
 from controller.spec.service import PolicySpec, VersionSpec
 from controller.views.models import ForecastView
-from controller.wiring.versions import Versions, devices
+from controller.wiring.launches import Versions, devices
 from evaluation.forecast.stages import TrafficModel
 from serving.fleet import engine_args
 
@@ -61,7 +61,7 @@ class World:
     def forecast(
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
     ) -> tuple[ForecastView, ...]:
-        """See `controller.simulator`."""
+        """See `controller.runtime.forecast_process`."""
         return self._simulator.forecast(plan, policy, traffic, limit_s=limit_s)
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:

@@ -21,12 +21,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller import telemetry
+from controller.api.commands import Commands
 from controller.auth import Identity, Role, token_digest
-from controller.commands import Commands
 from controller.errors import BadInput, BadSpec, CanaryctlError
 from controller.evidence.snapshot import sight_in
 from controller.rollout.serialization import state_from_json
-from controller.runner import Sight
+from controller.runtime.runner import Sight
 from controller.spec.service import PolicySpec, ServiceSpec, VersionSpec
 from controller.store.rows import EventRow, RolloutRow, ServiceRow
 from controller.views.models import PlanView, RolloutView, ServiceView

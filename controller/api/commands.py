@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from controller import telemetry
+from controller.api.proposal import Proposal, as_twin, changed, refuse_blind, refuse_rejected, refuse_same
 from controller.auth import Identity, make_secret
 from controller.errors import (
     BadInput,
@@ -42,7 +43,6 @@ from controller.planning.forecast import (
 )
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
-from controller.proposal import Proposal, as_twin, changed, refuse_blind, refuse_rejected, refuse_same
 from controller.rollout.machine import begin, rollback_means
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.installed import engine_release
-from controller.plane_ray import launch_of
 from controller.planning.capacity import Device, need_bytes, require_fit
 from controller.planning.fingerprint import (
     Fingerprint,
@@ -19,6 +18,7 @@ from controller.planning.fingerprint import (
     known_architectures,
 )
 from controller.rollout.state import RolloutState
+from controller.runtime.data_plane_ray import launch_of
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import read_hashes, write_hashes

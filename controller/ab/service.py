@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from fastapi import Depends, FastAPI
 
 from controller import telemetry
-from controller.ab import AbView, Judge, ab_view, parse_ab
-from controller.ab_book import Book
-from controller.api import Anything, Asked
+from controller.ab.outcomes import Book
+from controller.ab.spec import AbView, Judge, ab_view, parse_ab
+from controller.api.app import Anything, Asked
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence.feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
-from controller.keeper import Keeper
-from controller.reconciler import Reconciler
 from controller.rollout.ports import Clock
 from controller.rollout.state import EvidenceSight, RolloutState, SplitSight, VersionSight
+from controller.runtime.reconciler import Reconciler
+from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 
