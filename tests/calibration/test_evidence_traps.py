@@ -13,7 +13,7 @@ import pytest
 
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.policy import GatePolicy, StagePlan
-from tests.unit.evidence_maker import Columns, requests, settings_of, sticky
+from tests.fakes.evidence_maker import Columns, requests, settings_of, sticky
 
 pytestmark = pytest.mark.calibration
 RUNS = 24

@@ -16,6 +16,7 @@ from evaluation.policy.alpha import limit_of, parts_of
 from evaluation.policy.policy import Gate, GatePolicy, StagePlan
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.missingness import MISSING_ALPHA
+from tests.fakes.evidence_maker import Columns
 from tests.properties.plain_bets import (
     PlainFallback,
     PlainFirstEvents,
@@ -28,7 +29,6 @@ from tests.properties.plain_bets import (
     PlainShape,
 )
 from tests.properties.plain_play import Bet, Past, Played, Unit, epoch_ends, play
-from tests.unit.evidence_maker import Columns
 
 Key = tuple[str, str, float]  # gate, use, margin
 NAN = float("nan")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from evaluation.policy.policy import GatePolicy, StagePlan
-from tests.unit.evidence_maker import Columns, requests, settings_of
+from tests.fakes.evidence_maker import Columns, requests, settings_of
 
 ROWS = 900
 MARGINS = {"error": 3.0, "hallucination": 2.0, "quality": 0.1, "latency_shape": 1.4, "latency_p90": 1.6}

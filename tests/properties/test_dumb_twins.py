@@ -23,11 +23,11 @@ from evaluation.pipeline import Pipeline
 from evaluation.policy.alpha import parts_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
+from tests.fakes.evidence_maker import requests, settings_of
 from tests.properties.plain_bets import PlainShape
 from tests.properties.plain_gate import Key, plain_channels, plain_pairs
 from tests.properties.plain_play import Past, Played, Unit
 from tests.properties.rich_traffic import MARGINS, SEED, SINGLE, STAGES, STICKY, policy_of, traffic
-from tests.unit.evidence_maker import requests, settings_of
 
 METRICS = ("error", "latency_ms", "quality", "hallucinated")
 KEYS: tuple[Key, ...] = (

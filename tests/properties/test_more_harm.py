@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy
-from tests.unit.evidence_maker import Columns, requests, sticky
+from tests.fakes.evidence_maker import Columns, requests, sticky
 
 POLICIES = {name: GatePolicy.named(name) for name in ("default", "strict")}
 quick = settings(max_examples=12, deadline=None, derandomize=True)

@@ -17,8 +17,8 @@ from evaluation.offline.columns import checked
 from evaluation.pipeline import Pipeline
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Pair, Score
+from tests.fakes.evidence_maker import Columns, draw_at, scores_at
 from tests.properties.rich_traffic import SEED, SINGLE, STAGES, policy_of, traffic
-from tests.unit.evidence_maker import Columns, draw_at, scores_at
 
 ROWS = slice(0, 860, 2)  # before the canary, both stages, sessions that end by their time and by their count
 CASES = ("strict", SINGLE)

@@ -15,7 +15,7 @@ from controller.spec.service import parse_policy
 from evaluation.metrics import CATALOGUE
 from evaluation.policy.policy import Gate, GatePolicy
 
-PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+PAGE = (Path(__file__).parents[4] / "docs" / "policy.md").read_text()
 
 
 def section(title: str) -> str:

@@ -15,7 +15,7 @@ from controller.cli.observed import _down
 from controller.errors import BadInput
 from controller.spec.service import parse_policy
 from evaluation.policy.observed_ranges import RangeGate
-from tests.unit.evidence_maker import Columns, requests
+from tests.fakes.evidence_maker import Columns, requests
 
 MAY_S = 1777593600.0  # 2026-05-01
 DAY_S = 86_400.0

@@ -59,7 +59,7 @@ from evaluation.policy.alpha import parts_of
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw, Pair
 from evaluation.report import EvaluationReport, GateReport
-from tests.unit.evidence_maker import Columns, draw_at, requests, scores_at, settings_of
+from tests.fakes.evidence_maker import Columns, draw_at, requests, scores_at, settings_of
 
 ERRORS = GatePolicy.default().only("error")
 STAGE = (StagePlan(0.5, 0),)
@@ -87,8 +87,8 @@ def all_bad(columns: Columns) -> Columns:
 
 
 def test_every_rule_names_tests_that_are_there() -> None:
-    here = Path(__file__).parent.parent
-    found = "".join(path.read_text(encoding="utf-8") for path in here.glob("*/test_*.py"))
+    here = Path(__file__).parents[2]
+    found = "".join(path.read_text(encoding="utf-8") for path in here.rglob("test_*.py"))
     named = [line.split(": ")[-1] for line in (__doc__ or "").splitlines() if line.startswith("- ")]
 
     assert len(named) == len(set(named)) > 30

@@ -7,7 +7,7 @@ from pathlib import Path
 from controller.cli.main import app
 from controller.cli.reference import PAGE, page
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_reference_page_has_not_drifted() -> None:

@@ -9,7 +9,7 @@ from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Block
 from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy
-from tests.unit.evidence_maker import requests
+from tests.fakes.evidence_maker import requests
 
 
 def scores(rows: int, difference: float, seed: int = 0) -> Block:

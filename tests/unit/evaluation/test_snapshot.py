@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.policy.policy import GatePolicy
-from tests.unit.evidence_maker import ONE_STAGE, requests, streamed
+from tests.fakes.evidence_maker import ONE_STAGE, requests, streamed
 
 POLICY = GatePolicy.default()
 

@@ -11,8 +11,8 @@ from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.live_load import LiveLoad
 from controller.rollout.state import EvidenceSight, RolloutState, VersionPhase, VersionSight
 from evaluation.report import Verdict
+from tests.fakes.feed_maker import CONFIG, ROLLOUT, START_S, Snapshots, a_record, in_stage, look, n_of
 from tests.fakes.plane import FakeLog
-from tests.unit.feed_maker import CONFIG, ROLLOUT, START_S, Snapshots, a_record, in_stage, look, n_of
 
 LOST_S, SEEN_S, BACK_S, END_S = 60, 64, 130, 200  # seconds of the stage; a lost replica is seen after 4
 

@@ -14,7 +14,7 @@ from evaluation.offline.backtest import BacktestResult, run
 from evaluation.offline.trace import trace
 from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
 from evaluation.records import EvidenceError
-from tests.unit.evidence_maker import Columns, requests, sticky
+from tests.fakes.evidence_maker import Columns, requests, sticky
 
 Loose = dict[str, Any]
 NAN = float("nan")

@@ -16,9 +16,7 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.records import kind_is_drawn
 from evaluation.report import Verdict
 from serving.messages import AssignedBy, Event, LostSpan, Outcome, RequestRecord
-from tests.fakes.plane import FakeLog
-from tests.fakes.rollouts import a_rollout
-from tests.unit.feed_maker import (
+from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
@@ -31,6 +29,8 @@ from tests.unit.feed_maker import (
     n_of,
     traffic,
 )
+from tests.fakes.plane import FakeLog
+from tests.fakes.rollouts import a_rollout
 
 # --- translation
 

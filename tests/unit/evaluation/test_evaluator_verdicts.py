@@ -10,7 +10,7 @@ from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Pair
 from evaluation.report import EvaluationReport, GateReport, Verdict
-from tests.unit.evidence_maker import Columns, draw_at, requests, scores_at, settings_of, sticky, streamed
+from tests.fakes.evidence_maker import Columns, draw_at, requests, scores_at, settings_of, sticky, streamed
 
 FOUR = ("error", "latency_ms", "quality", "hallucinated")
 POLICY = GatePolicy.default().only(*FOUR)

@@ -15,7 +15,7 @@ from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.observed_ranges import PercentileRange, RangeGate
 from evaluation.policy.policy import GatePolicy, PolicyError
 from evaluation.report import GateReport, Verdict
-from tests.unit.evidence_maker import ONE_STAGE, Columns, requests, sticky, streamed
+from tests.fakes.evidence_maker import ONE_STAGE, Columns, requests, sticky, streamed
 
 HOUR_S = 3600.0
 # Of lognormal(6, 0.4), as `requests` makes latencies: p50 403 ms, p90 674 ms, p95 779 ms.

@@ -14,7 +14,7 @@ from evaluation.pipeline import Pipeline
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import GateReport
 from evaluation.verdict import gate_reports
-from tests.unit.evidence_maker import ONE_STAGE, Columns, draw_at, requests, sticky, streamed
+from tests.fakes.evidence_maker import ONE_STAGE, Columns, draw_at, requests, sticky, streamed
 
 FOUR = ("error", "latency_ms", "quality", "hallucinated")
 POLICY = GatePolicy.default().only(*FOUR)

@@ -15,7 +15,7 @@ from controller.rollout.state import Phase
 from evaluation.report import GateReport, Verdict
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
-from tests.unit.test_command_line import at_home, serving_chat
+from tests.unit.cli.test_command_line import at_home, serving_chat
 
 FAST = {"stages": [{"weight": "10%"}, {"weight": "50%"}], "bake": "0s"}
 

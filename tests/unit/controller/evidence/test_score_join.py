@@ -12,8 +12,7 @@ from controller.rollout.state import EvidenceSight
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import GateReport, Verdict
 from serving.messages import Event
-from tests.fakes.plane import FakeLog
-from tests.unit.feed_maker import (
+from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
@@ -25,6 +24,7 @@ from tests.unit.feed_maker import (
     look,
     n_of,
 )
+from tests.fakes.plane import FakeLog
 
 DEADLINE_S = 600.0  # of quality, by default
 LATER_S = START_S + 5000.0

@@ -9,7 +9,7 @@ from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import EvidenceError
 from evaluation.report import GateReport
-from tests.unit.evidence_maker import Columns, requests, streamed
+from tests.fakes.evidence_maker import Columns, requests, streamed
 
 ERRORS = GatePolicy.default().only("error")
 

@@ -10,7 +10,7 @@ import pytest
 from evaluation.evaluator import Evaluator
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, EvidenceError, Pair, Score
-from tests.unit.evidence_maker import ONE_STAGE
+from tests.fakes.evidence_maker import ONE_STAGE
 
 GOOD: dict[str, Any] = {
     "request_id": "x",

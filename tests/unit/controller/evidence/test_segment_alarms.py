@@ -19,8 +19,7 @@ from controller.rollout.state import AlarmSight, EvidenceSight, Observation, Pha
 from controller.views.rollout import rollout_view
 from evaluation.policy.policy import GatePolicy, Sampling, StagePlan
 from evaluation.report import Verdict
-from tests.fakes.plane import FakeLog
-from tests.unit.feed_maker import (
+from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
@@ -31,6 +30,7 @@ from tests.unit.feed_maker import (
     in_stage,
     look,
 )
+from tests.fakes.plane import FakeLog
 
 LONG = "requests of 256 KiB and more"
 ALARM = AlarmSight("quality", LONG, f"quality more than 0.025 below stable in {LONG}", 412, START_S)

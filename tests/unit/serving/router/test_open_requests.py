@@ -23,7 +23,7 @@ from serving.router.exchange import Limits
 from serving.router.front_asgi import RouterFront, boot_s
 from serving.router.router import RouterCore
 from serving.table.records_log import SETTLE_S, RecordLog
-from tests.unit.test_router_front import CHAT, CHUNKS, Engine, running
+from tests.unit.serving.router.test_front_asgi import CHAT, CHUNKS, Engine, running
 
 WAIT_S = 1.5  # instead of a minute
 

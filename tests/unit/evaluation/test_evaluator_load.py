@@ -7,7 +7,7 @@ from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import EvaluationReport, Verdict
-from tests.unit.evidence_maker import ONE_STAGE, Columns, draw_at, requests
+from tests.fakes.evidence_maker import ONE_STAGE, Columns, draw_at, requests
 
 POLICY = GatePolicy.default().only("error", "latency_ms")
 LOST_S, BACK_S = 1000.0, 2000.0

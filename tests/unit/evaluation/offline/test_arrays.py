@@ -8,7 +8,7 @@ import pytest
 from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
 from evaluation.records import EvidenceError
-from tests.unit.evidence_maker import Columns, requests
+from tests.fakes.evidence_maker import Columns, requests
 
 
 def only(columns: Columns, *metrics: str) -> Columns:
