@@ -27,9 +27,9 @@ from pathlib import Path
 
 import psutil
 
+from serving.actor_names import NAMESPACE
 from serving.loopback import HOST, free_ports, is_free
 
-NAMESPACE = "canaryctl"
 MARK = "CANARYCTL_RAY_CLUSTER"
 START_TIMEOUT_S = 90
 STOP_GRACE_S = 5.0

@@ -15,7 +15,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from controller.ab.outcomes import MAX_OUTCOMES, REQUEST_METRICS, Outcome
-from controller.rollout.state import FULL_BP, NEVER_CANARY, Phase, RolloutState
+from controller.quantities import FULL_BP
+from controller.rollout.plan import NEVER_CANARY
+from controller.rollout.state import Phase, RolloutState
 from controller.spec.service import Duration, PolicySpec, Strict, Weight, dump, parse_as
 from evaluation.ab.comparison import AbQuestion, AbResult, AbVerdict, Scale, SequentialTest, fixed_horizon
 from evaluation.ab.validity import AbValidity

@@ -43,10 +43,13 @@ from controller.planning.forecast import (
 )
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
-from controller.rollout.machine import begin, rollback_means
+from controller.rollout.machine import begin
+from controller.rollout.observation import AskKind
+from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
-from controller.rollout.state import AskKind, Plan, RolloutState, VersionRef
+from controller.rollout.state import RolloutState
+from controller.rollout.status import rollback_means
 from controller.spec.differences import refuse_change
 from controller.spec.service import (
     PolicySpec,

@@ -13,7 +13,8 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import blind_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
-from controller.rollout.state import CauseKind, Phase, Plan, RolloutState
+from controller.rollout.plan import Plan
+from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.service import PolicySpec, VersionSpec, dump, parse_policy, parse_version
 from controller.store.rows import ServiceRow, VersionRow

@@ -19,8 +19,7 @@ from controller.cli.evidence_files import EvidenceFile, read_evidence
 from controller.cli.options import ServiceArgument, ServiceOption
 from controller.cli.output import Output, OutputOption, emit, say
 from controller.errors import BadInput
-from controller.quantities import weight_bp
-from controller.rollout.state import FULL_BP
+from controller.quantities import FULL_BP, weight_bp
 from controller.settings import load_settings
 from evaluation.ab.comparison import (
     MIN_PER_SIDE,

@@ -9,8 +9,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from controller.cli.output import table
-from controller.quantities import duration, gib, percent
-from controller.rollout.state import FULL_BP, NEVER_CANARY, Phase
+from controller.quantities import FULL_BP, duration, gib, percent
+from controller.rollout.plan import NEVER_CANARY
+from controller.rollout.state import Phase
 from controller.views.models import (
     ForecastView,
     GateView,

@@ -19,14 +19,8 @@ from controller.evidence.point_estimates import point_sight
 from controller.evidence.score_join import ScoreJoin
 from controller.evidence.segment_alarms import SegmentFeed, metric_alarms
 from controller.evidence.snapshot import feed_in, pack
-from controller.rollout.state import (
-    LIVE,
-    EvidenceSight,
-    GuardSight,
-    RolloutState,
-    VersionPhase,
-    VersionSight,
-)
+from controller.rollout.observation import EvidenceSight, GuardSight, VersionPhase, VersionSight
+from controller.rollout.state import LIVE, RolloutState
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.policy.policy import GatePolicy, StagePlan

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from controller.rollout.state import FULL_BP
+from controller.quantities import FULL_BP
 from evaluation.evaluator import Evaluator
 from serving.messages import RequestRecord
 

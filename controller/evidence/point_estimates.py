@@ -6,7 +6,7 @@ the whole outside, and so does an estimate that is not there.
 
 from __future__ import annotations
 
-from controller.rollout.state import PointSight
+from controller.rollout.observation import PointSight
 from evaluation.metrics import Kind
 from evaluation.pipeline import stage_margins
 from evaluation.policy.policy import Gate, GatePolicy, StagePlan

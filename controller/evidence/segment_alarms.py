@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller import telemetry
-from controller.rollout.state import AlarmSight
+from controller.rollout.observation import AlarmSight
 from evaluation import snapshot as snapshots
 from evaluation.betting.wealth import Floats
 from evaluation.metrics import VALUES, Kind

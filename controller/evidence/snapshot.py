@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from controller.rollout.observation import EvidenceSight
 from controller.rollout.serialization import evidence_from_json, evidence_to_json
-from controller.rollout.state import EvidenceSight
 
 FORMAT = 1
 

@@ -14,8 +14,8 @@ from typing import Any
 from controller.errors import BadInput, CanaryctlError
 from controller.planning.baseline import Measured
 from controller.planning.ladder import gate_stages
-from controller.quantities import duration, percent
-from controller.rollout.state import FULL_BP, Plan
+from controller.quantities import FULL_BP, duration, percent
+from controller.rollout.plan import Plan
 from controller.spec.service import PolicySpec
 from controller.views.models import ForecastView
 from evaluation.forecast.detectable_effect import Finding, finds_nothing

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from controller.errors import BadSpec
 from controller.planning.replica_load import least_replicas, load
 from controller.planning.risk import Assessment, Risk
-from controller.quantities import percent
-from controller.rollout.state import FULL_BP, Plan, Stage
+from controller.quantities import FULL_BP, percent
+from controller.rollout.plan import Plan, Stage
 from controller.spec.service import PolicySpec, StageSpec
 from evaluation.metrics import VALUES
 from evaluation.policy.policy import GatePolicy, StagePlan

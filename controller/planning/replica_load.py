@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from controller.rollout.state import FULL_BP, Plan
+from controller.quantities import FULL_BP
+from controller.rollout.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from controller.quantities import FULL_BP
 from controller.rollout.desired import replicas
-from controller.rollout.observation import is_gone, probe_of, ready_replicas, sight_of
-from controller.rollout.state import (
-    FULL_BP,
-    LIVE,
-    Cause,
-    CauseKind,
+from controller.rollout.observation import (
     EvidenceSight,
-    HoldKind,
     Observation,
-    Passage,
-    Phase,
-    RolloutState,
-    Stage,
     VersionPhase,
+    is_gone,
+    probe_of,
+    ready_replicas,
+    sight_of,
 )
+from controller.rollout.plan import Stage
+from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Passage, Phase, RolloutState
 from evaluation.report import Verdict
 
 

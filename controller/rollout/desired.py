@@ -7,23 +7,18 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from controller.rollout.observation import does_stand, is_gone, ready_replicas
-from controller.rollout.state import (
-    LIVE,
+from controller.rollout.actions import (
     Action,
     CancelVersion,
-    Departure,
-    DepartureStep,
     DrainVersion,
     EnsureVersion,
-    Observation,
-    Phase,
     ProbeKind,
-    RolloutState,
     RunProbe,
     SetSplit,
     StopVersion,
 )
+from controller.rollout.observation import Observation, does_stand, is_gone, ready_replicas
+from controller.rollout.state import LIVE, Departure, DepartureStep, Phase, RolloutState
 
 
 def wanted(state: RolloutState, seen: Observation) -> tuple[Action, ...]:

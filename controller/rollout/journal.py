@@ -6,18 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
-from controller.rollout.state import (
-    LOG_KEPT,
-    Action,
-    AlarmSight,
-    Hold,
-    HoldKind,
-    LogLine,
-    Notice,
-    Notify,
-    Observation,
-    RolloutState,
-)
+from controller.rollout.actions import Action, Notify
+from controller.rollout.observation import AlarmSight, Observation
+from controller.rollout.state import LOG_KEPT, Hold, HoldKind, LogLine, Notice, RolloutState
 
 NOTICE_KEPT_S = 600.0  # a notifier that is dead for longer loses the notice; the log keeps it
 

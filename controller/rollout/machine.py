@@ -39,7 +39,8 @@ from dataclasses import replace
 from typing import Literal, assert_never
 
 from controller.errors import BadInput
-from controller.quantities import percent
+from controller.quantities import FULL_BP, percent
+from controller.rollout.actions import Action
 from controller.rollout.conditions import is_done, passage, reason_to_leave, what_is_missing
 from controller.rollout.desired import wanted, wanted_table
 from controller.rollout.journal import (
@@ -52,24 +53,27 @@ from controller.rollout.journal import (
     say,
     tell_alarms,
 )
-from controller.rollout.observation import does_stand, is_gone, is_idle, ready_replicas, sight_of
-from controller.rollout.state import (
-    FULL_BP,
-    LIVE,
-    Action,
+from controller.rollout.observation import (
     Ask,
     AskKind,
+    Observation,
+    VersionPhase,
+    does_stand,
+    is_gone,
+    is_idle,
+    ready_replicas,
+    sight_of,
+)
+from controller.rollout.plan import Plan, VersionRef
+from controller.rollout.state import (
+    LIVE,
     Cause,
     CauseKind,
     Departure,
     DepartureStep,
     HoldKind,
-    Observation,
     Phase,
-    Plan,
     RolloutState,
-    VersionPhase,
-    VersionRef,
 )
 from controller.rollout.twin_report import stage_pass, twin_report, unproven
 
@@ -124,41 +128,6 @@ def abandon(state: RolloutState, now_s: float, why: str) -> RolloutState:
     if not state.is_final:
         state = _enter(replace(state, holds=()), Phase.FAILED, now_s, why)
     return replace(state, outbox=())
-
-
-def exit_code(state: RolloutState) -> int | None:
-    """What a command that waited for this rollout ends with; None: it is not over."""
-    match state.phase:
-        case Phase.SUCCEEDED:
-            return 0
-        case Phase.ROLLED_BACK:
-            return 6 if state.cause is not None and state.cause.kind is CauseKind.NOT_PROVEN else 5
-        case Phase.FAILED:
-            return 1
-        case _:
-            return None
-
-
-def rollback_means(
-    state: RolloutState | None,
-) -> Literal["abort", "switch_back", "restore", "undo", "already"]:
-    """What a person who says `rollback` now would get. None: the service has had no rollout."""
-    if state is None or state.phase is Phase.ROLLED_BACK or state.goes_back:
-        return "already"
-    if state.phase is Phase.SUCCEEDED:
-        return "undo"
-    if state.phase is Phase.FAILED:
-        return "already" if state.serving == state.stable.id else "undo"
-    if state.phase is Phase.UNLOADING:
-        return "restore"
-    return "switch_back" if state.phase is Phase.BAKING else "abort"
-
-
-def is_urgent(state: RolloutState) -> bool:
-    """True: traffic is being moved or a version leaves, so the next tick should follow at once."""
-    return not state.is_final and (
-        state.departure is not None or (state.phase in LIVE and state.acked_at_s is None)
-    )
 
 
 # --- what people asked

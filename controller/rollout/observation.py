@@ -1,17 +1,187 @@
-"""Reading what was seen: small answers about one observation. What is not there counts as nothing ready."""
+"""What a tick sees of the world, and questions about it. What could not be read is None, never a guess."""
 
 from __future__ import annotations
 
-from controller.rollout.state import (
-    Observation,
-    Phase,
-    ProbeKind,
-    ProbeSight,
-    RolloutState,
-    SetSplit,
-    VersionPhase,
-    VersionSight,
-)
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from controller.rollout.actions import ProbeKind, SetSplit
+from controller.rollout.state import Phase, RolloutState
+from evaluation.report import EvaluationReport, GateReport, Verdict
+
+
+class VersionPhase(StrEnum):
+    """Where the fleet has a version. GONE means that its memory was seen freed."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    GONE = "gone"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSight:
+    """The route table.
+
+    applied: every live router acknowledged it, or is fenced, or its lease passed (`how` says which).
+    """
+
+    epoch: int
+    revision: int
+    stable: str | None  # None: no version was put into service yet
+    canary: str | None  # None: no canary in the table
+    weight_bp: int
+    applied: bool
+    how: str = "acknowledged"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSight:
+    """One version in the fleet; a version that is not listed is gone."""
+
+    version: str
+    phase: VersionPhase
+    ready_replicas: int
+    in_flight: int
+    memory_bytes: int | None = None  # None: not measured
+    last_error: str | None = None  # None: none
+    since_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSight:
+    """A guard that fires now. both_arms: stable is as bad, so it is not the canary's doing: hold and page."""
+
+    name: str
+    text: str
+    both_arms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmSight:
+    """Harm shown in one segment of the traffic: it is told once, and decides nothing."""
+
+    gate: str
+    segment: str
+    text: str
+    canary_requests: int  # of the whole rollout, when it was raised
+    at_s: float
+
+    @property
+    def key(self) -> str:
+        """What it is told by, once."""
+        return f"{self.gate}/{self.segment}"
+
+
+@dataclass(frozen=True, slots=True)
+class PointSight:
+    """Where the point estimates of all that a stage must prove lie. They prove nothing.
+
+    within: each is inside its margin. text: the estimates, or the first that is outside or not to be had.
+    """
+
+    within: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceSight:
+    """The evaluator's report. `verdict` speaks of promotion out of `stage`, on that stage's own units."""
+
+    stage: int
+    verdict: Verdict
+    rollback: GateReport | None = None  # not None: a gate fired
+    gates: tuple[GateReport, ...] = ()
+    missing: tuple[str, ...] = ()  # what cannot be judged, and why; not what is only unproven yet
+    canary_requests: int = 0  # settled in this stage
+    stable_requests: int = 0
+    guards: tuple[GuardSight, ...] = ()
+    canary_total: int = 0  # settled since the first stage
+    frozen: bool = False  # the split does not look like its weight: statistics decide nothing
+    notes: tuple[str, ...] = ()
+    alarms: tuple[AlarmSight, ...] = ()  # of segments, all that were raised so far
+    points: PointSight | None = None  # None: nobody looked at them
+
+    @classmethod
+    def of(
+        cls,
+        report: EvaluationReport,
+        guards: tuple[GuardSight, ...] = (),
+        alarms: tuple[AlarmSight, ...] = (),
+        points: PointSight | None = None,
+    ) -> EvidenceSight:
+        """The evaluator's report in the controller's words; guards and alarms are watched beside it."""
+        return cls(
+            stage=report.stage,
+            verdict=report.stage_verdict,
+            rollback=report.rollback,
+            gates=report.gates,
+            missing=tuple(
+                f"{gate.gate}: {gate.reason}"
+                for gate in report.gates
+                if gate.side == "promotion" and gate.verdict is Verdict.INVALID
+            ),
+            canary_requests=report.stage_canary,
+            stable_requests=report.n_stable,
+            canary_total=report.n_canary,
+            guards=guards,
+            frozen=report.frozen,
+            notes=report.notes,
+            alarms=alarms,
+            points=points,
+        )
+
+
+class AskKind(StrEnum):
+    """What a person can ask of a running rollout."""
+
+    ROLLBACK = "rollback"
+    PAUSE = "pause"
+    RESUME = "resume"
+    PROMOTE = "promote"  # to the next stage, without proof
+    PROMOTE_FULL = "promote_full"  # past all stages, without proof
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A person's request, kept by the store in order. Each is taken in once."""
+
+    seq: int
+    kind: AskKind
+    actor: str
+    role: Literal["viewer", "operator", "admin"]
+    reason: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSight:
+    """How a probe stands. One that the shell does not know (after a restart) is not listed."""
+
+    kind: ProbeKind
+    phase: Literal["running", "passed", "failed"]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The world, read once a tick."""
+
+    now_s: float
+    split: SplitSight | None = None  # None: the table could not be read
+    versions: tuple[VersionSight, ...] | None = None  # None: the fleet could not be read
+    evidence: EvidenceSight | None = None  # None: no evidence could be read
+    probes: tuple[ProbeSight, ...] = ()
+    asks: tuple[Ask, ...] = ()
+    delivered: frozenset[str] = frozenset()  # keys of notices that left
+    tombstoned: bool = False  # the table holds a tombstone of this rollout
+    resumed: bool = False  # the first look since this controller took the lease: time-outs begin anew
+
+
+# --- questions about one observation: what is not there counts as nothing ready
 
 
 def sight_of(seen: Observation, version: str) -> VersionSight | None:

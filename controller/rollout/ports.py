@@ -10,17 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from controller.rollout.state import (
-    Action,
-    Ask,
-    EvidenceSight,
-    ProbeSight,
-    RolloutState,
-    RunProbe,
-    SetSplit,
-    SplitSight,
-    VersionSight,
-)
+from controller.rollout.actions import Action, RunProbe, SetSplit
+from controller.rollout.observation import Ask, EvidenceSight, ProbeSight, SplitSight, VersionSight
+from controller.rollout.state import RolloutState
 
 
 class Clock(Protocol):

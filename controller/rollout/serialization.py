@@ -12,7 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from controller.errors import CanaryctlError
 from controller.planning.fingerprint import Fingerprint
-from controller.rollout.state import Action, EvidenceSight, RolloutState
+from controller.rollout.actions import Action
+from controller.rollout.observation import EvidenceSight
+from controller.rollout.state import RolloutState
 
 FORMAT = 1
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from controller.quantities import duration, percent
-from controller.rollout.state import EvidenceSight, Passage, RolloutState, StagePass
+from controller.rollout.observation import EvidenceSight
+from controller.rollout.state import Passage, RolloutState, StagePass
 from evaluation.report import GateReport, Verdict
 
 

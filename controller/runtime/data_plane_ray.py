@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from controller.errors import StaleToken, Unreachable
-from controller.rollout.state import SetSplit, SplitSight, VersionPhase, VersionSight
+from controller.rollout.actions import SetSplit
+from controller.rollout.observation import SplitSight, VersionPhase, VersionSight
 from controller.runtime.probes_http import Target
 from controller.spec.service import VersionSpec
 from serving.fleet import types as plane

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 
 from controller import telemetry
 from controller.planning.forecast import NotSimulated, forecast
-from controller.rollout.state import Plan
+from controller.rollout.plan import Plan
 from controller.spec.service import PolicySpec
 from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel

@@ -16,7 +16,9 @@ from typing import Any, Literal
 import httpx
 
 from controller import telemetry
-from controller.rollout.state import ProbeKind, ProbeSight, RolloutState, RunProbe
+from controller.rollout.actions import ProbeKind, RunProbe
+from controller.rollout.observation import ProbeSight
+from controller.rollout.state import RolloutState
 
 REQUEST_TIMEOUT_S = 60.0
 WARM_TOKENS_EACH = 64

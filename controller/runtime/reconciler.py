@@ -13,22 +13,21 @@ from typing import TypeVar, assert_never
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite
-from controller.rollout.machine import is_urgent, step
-from controller.rollout.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
-from controller.rollout.state import (
+from controller.rollout.actions import (
     Action,
     CancelVersion,
     DrainVersion,
     EnsureVersion,
     Notify,
-    Observation,
-    Phase,
-    ProbeSight,
-    RolloutState,
     RunProbe,
     SetSplit,
     StopVersion,
 )
+from controller.rollout.machine import step
+from controller.rollout.observation import Observation, ProbeSight
+from controller.rollout.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
+from controller.rollout.state import Phase, RolloutState
+from controller.rollout.status import is_urgent
 
 # Evidence alone (no state change) is committed so often: a crash replays at most so much of the records log.
 EVIDENCE_COMMIT_S = 5.0

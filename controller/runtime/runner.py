@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
+from controller.rollout.observation import EvidenceSight, SplitSight, VersionSight
 from controller.rollout.ports import Clock
-from controller.rollout.state import EvidenceSight, RolloutState, SplitSight, VersionSight
+from controller.rollout.state import RolloutState
 from controller.runtime.reconciler import Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow

@@ -11,8 +11,10 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken
+from controller.rollout.actions import SetSplit
+from controller.rollout.observation import SplitSight, VersionPhase, VersionSight
 from controller.rollout.ports import Clock, Fleet, Traffic
-from controller.rollout.state import RolloutState, SetSplit, SplitSight, VersionPhase, VersionSight
+from controller.rollout.state import RolloutState
 from controller.store.rows import ServiceRow
 
 RETRY_FAILED_S = 30.0

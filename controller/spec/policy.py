@@ -9,8 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from controller.quantities import percent
-from controller.rollout.state import FULL_BP
+from controller.quantities import FULL_BP, percent
 from controller.spec.fields import Duration, Strict, Weight
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy.observed_ranges import ALPHA_SHARE

@@ -14,6 +14,8 @@ from sqlalchemy import delete, insert, select, update
 
 from controller.auth import Identity, Role
 from controller.errors import Conflict, RolloutRunning, StaleWrite, UnknownService
+from controller.rollout.actions import Action
+from controller.rollout.observation import Ask, AskKind
 from controller.rollout.ports import Stored
 from controller.rollout.serialization import (
     actions_from_json,
@@ -21,7 +23,7 @@ from controller.rollout.serialization import (
     state_from_json,
     state_to_json,
 )
-from controller.rollout.state import Action, Ask, AskKind, RolloutState
+from controller.rollout.state import RolloutState
 from controller.store import schema as t
 from controller.store.rows import EventRow, Lease, RolloutRow, ServiceRow, VersionRow
 

@@ -11,19 +11,11 @@ from typing import Literal
 
 from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment
-from controller.quantities import duration, percent
-from controller.rollout.machine import exit_code
-from controller.rollout.state import (
-    FULL_BP,
-    EvidenceSight,
-    Phase,
-    Plan,
-    RolloutState,
-    SplitSight,
-    StagePass,
-    VersionPhase,
-    VersionSight,
-)
+from controller.quantities import FULL_BP, duration, percent
+from controller.rollout.observation import EvidenceSight, SplitSight, VersionPhase, VersionSight
+from controller.rollout.plan import Plan
+from controller.rollout.state import Phase, RolloutState, StagePass
+from controller.rollout.status import exit_code
 from controller.rollout.twin_report import unproven
 from controller.views.models import (
     AlarmView,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.rollout.machine import abandon
+from controller.rollout.observation import AskKind
 from controller.rollout.serialization import state_from_json
-from controller.rollout.state import AskKind
 from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import cluster

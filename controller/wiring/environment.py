@@ -10,7 +10,7 @@ from controller.evidence.traffic_meter import TrafficMeter
 from controller.planning.baseline import Measured
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import Fingerprint
-from controller.rollout.state import Plan
+from controller.rollout.plan import Plan
 from controller.runtime.data_plane_ray import PlaneLog
 from controller.runtime.forecast_process import Simulator
 from controller.spec.service import PolicySpec, VersionSpec

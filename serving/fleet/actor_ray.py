@@ -21,6 +21,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
+from serving.actor_names import table_name
 from serving.fleet import device_memory
 from serving.fleet.engine_ray import build_engine_app
 from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
@@ -202,7 +203,7 @@ class FleetActor:
         arm = Arm(launch.version, replicas, external=launch.url is not None)
         try:
             table: Any = await asyncio.to_thread(
-                ray.get_actor, f"table:{launch.service}", namespace=self._namespace
+                ray.get_actor, table_name(launch.service), namespace=self._namespace
             )
         except ValueError:
             # No table: the service is being opened or was closed, and no router sends anything.

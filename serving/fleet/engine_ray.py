@@ -24,6 +24,7 @@ import uvicorn
 from ray import serve
 from ray.exceptions import RayError
 
+from serving.actor_names import FLEET, NAMESPACE
 from serving.fleet import device_memory
 from serving.fleet.engine_args import (
     EngineArgsError,
@@ -36,8 +37,6 @@ from serving.fleet.engine_front import EngineFront
 from serving.fleet.types import EngineReport, Launch, Process, one_line
 from serving.loopback_ray import HOST, keep_on_loopback
 
-FLEET = "fleet"
-NAMESPACE = "canaryctl"
 REPORT_S = 0.5
 MEMORY_EVERY = 4  # reports; reading a process tree's pages takes milliseconds
 CLOSE_GRACE_S = 30.0

@@ -11,9 +11,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from serving.actor_names import FLEET, NAMESPACE
 from serving.fleet.actor_ray import FleetActor
 from serving.fleet.device_memory import DeviceMemory
-from serving.fleet.engine_ray import FLEET, NAMESPACE
 from serving.fleet.types import FleetUnreachable, Launch, VersionSight, one_line
 from serving.loopback_ray import HOST
 from serving.table.route_table import StaleToken

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, TypeAlias
 
+from serving.clock import boot_s
 from serving.router.exchange import Exchange, Refusal, Request
 from serving.router.router import RouterCore
 from serving.router.upstream import Answer, Upstream, UpstreamFailure
@@ -179,11 +180,6 @@ class RouterFront:
                     data, more = exchange.ended(now_s=boot_s()), False
             await send({"type": "http.response.body", "body": data, "more_body": more})
         return True
-
-
-def boot_s() -> float:
-    """Seconds of CLOCK_BOOTTIME, which goes on while the machine sleeps: a lease must not survive a nap."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _own_path(scope: Scope, service: str) -> str | None:

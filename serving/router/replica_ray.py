@@ -21,12 +21,13 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
+from serving.actor_names import NAMESPACE, records_name, table_name
+from serving.clock import boot_s
 from serving.loopback_ray import keep_on_loopback
 from serving.messages import RouteTable
 from serving.router.exchange import Limits
-from serving.router.front_asgi import RouterFront, boot_s
+from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
-from serving.table.traffic_ray import NAMESPACE, records_name, table_name
 
 # Serve restarts every replica of a deployment whose version changes, and gives a random one to a deployment
 # without. Raise it when a router of this file may not run beside one of the last.

@@ -23,7 +23,7 @@ from serving.messages import CANARY, FULL_BP, STABLE, RecordBatch, RequestRecord
 from serving.router.assignment import bucket_of, find_key, is_drawn, unit_of, weight_bp_of
 from serving.router.exchange import Draw, Exchange, Limits, Refusal, Request, Start
 from serving.router.headers import value_of
-from serving.table.records_log import Canary, Outbox
+from serving.router.outbox import Canary, Outbox
 from serving.table.route_table import LEASE_S
 
 BACK_RATE = 0.1  # how fast a clock that was set back is followed, in seconds a second

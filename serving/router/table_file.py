@@ -26,8 +26,9 @@ import uvicorn
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from serving.clock import boot_s
 from serving.messages import FULL_BP, Arm, Replica, RouteTable
-from serving.router.front_asgi import RouterFront, boot_s
+from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
 from serving.table.route_table import root_url
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from serving.messages import AssignedBy, RequestRecord, RouteTable
 from serving.router.headers import RawHeaders
-from serving.table.records_log import SETTLE_S, Canary
+from serving.router.outbox import SETTLE_S, Canary
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
-"""The two detached actors of a service: its route table and its records log. Both only host a pure core.
+"""The detached actor `table:{service}`: hosts the route table of one service.
 
-`table:{service}` survives its own crash through Ray's key-value store (everything but the canary's share);
-`records:{service}` does not: a restarted log goes on with higher numbers and tells its readers what was lost.
+It survives its own crash through Ray's key-value store (everything but the canary's share).
 
 Invariant: every method returns at once, except `watch`, which answers after 300 ms at the latest.
 """
@@ -12,14 +11,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 from ray.experimental import internal_kv
 
-from serving.messages import Arm, RecordBatch, RecordPage, RouteTable, ScoreRecord, SplitSight
-from serving.table.records_log import RecordLog
+from serving.clock import boot_s
+from serving.messages import Arm, RouteTable, SplitSight
 from serving.table.route_table import POLL_S, FenceOrder, Poll, Split, TableCore
 
 TICK_S = 0.02  # while a split is not applied yet
@@ -30,10 +28,6 @@ _KV_NAMESPACE = b"canaryctl"
 log = logging.getLogger("canaryctl.table")
 
 
-def _boot_s() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class TableActor:
     """Hosts the `TableCore` of one service: gives it time, posts its fences, keeps what must survive."""
 
@@ -42,7 +36,7 @@ class TableActor:
         kept = internal_kv._internal_kv_get(self._key, namespace=_KV_NAMESPACE)
         stored: dict[str, Any] | None = json.loads(kept) if kept else None
         self._core = TableCore(
-            service, epoch=int(time.time()), now_s=_boot_s(), stored=stored, silence_s=silence_s
+            service, epoch=int(time.time()), now_s=boot_s(), stored=stored, silence_s=silence_s
         )
         self._kept: dict[str, Any] | None = None
         self._news: asyncio.Event | None = None  # of the present table; set when it is superseded
@@ -58,24 +52,24 @@ class TableActor:
 
     async def set_split(self, split: Split, token: int) -> SplitSight:
         """See `TableCore.set_split`. Raises StaleToken, BadSplit."""
-        sight = self._core.set_split(split, token=token, now_s=_boot_s())
+        sight = self._core.set_split(split, token=token, now_s=boot_s())
         self._spread()
         return sight
 
     async def heartbeat(self, token: int) -> None:
         """The controller lives. Raises StaleToken."""
-        self._core.heartbeat(token, now_s=_boot_s())
+        self._core.heartbeat(token, now_s=boot_s())
         self._spread()
 
     async def tombstone(self, rollout: str) -> SplitSight:
         """Withdraws the rollout's canary for ever."""
-        sight = self._core.tombstone(rollout, now_s=_boot_s())
+        sight = self._core.tombstone(rollout, now_s=boot_s())
         self._spread()
         return sight
 
     async def observe(self) -> SplitSight:
         """The present split and how far it is applied."""
-        sight = self._core.sight(now_s=_boot_s())
+        sight = self._core.sight(now_s=boot_s())
         self._spread()
         return sight
 
@@ -99,14 +93,14 @@ class TableActor:
 
     async def is_replicas_applied(self, version: str) -> bool:
         """True when no live router will send this version's former replicas another request."""
-        return self._core.is_replicas_applied(version, now_s=_boot_s())
+        return self._core.is_replicas_applied(version, now_s=boot_s())
 
     # ---- the routers' side
 
     async def watch(self, router: str, epoch: int, change: int) -> RouteTable | None:
         """Acknowledges (epoch, change), renews the lease; the next table, or None after 300 ms."""
         poll = Poll(router, (epoch, change))
-        has_news = self._core.poll(poll, now_s=_boot_s())
+        has_news = self._core.poll(poll, now_s=boot_s())
         news = self._spread()
         if not has_news:
             try:
@@ -118,7 +112,7 @@ class TableActor:
 
     async def routers(self) -> dict[str, float]:
         """Seconds since each router's last poll."""
-        return self._core.routers(now_s=_boot_s())
+        return self._core.routers(now_s=boot_s())
 
     # ---- inside
 
@@ -142,7 +136,7 @@ class TableActor:
 
     async def _run_clock(self) -> None:
         while True:
-            self._core.tick(now_s=_boot_s())
+            self._core.tick(now_s=boot_s())
             self._spread()
             await asyncio.sleep(IDLE_TICK_S if self._core.is_applied else TICK_S)
 
@@ -163,28 +157,8 @@ class TableActor:
         try:
             async with session.post(order.url + "/_canaryctl/fence", json=body, headers=headers) as answer:
                 if answer.status < 300:
-                    self._core.fenced(order, now_s=_boot_s())
+                    self._core.fenced(order, now_s=boot_s())
                 else:
                     log.warning("fence refused", extra={"url": order.url, "status": answer.status})
         except (aiohttp.ClientError, TimeoutError) as exc:
             log.warning("fence not reached", extra={"url": order.url, "error": repr(exc)})
-
-
-class RecordsActor:
-    """Hosts the `RecordLog` of one service."""
-
-    def __init__(self) -> None:
-        # Microseconds since the epoch: above whatever an earlier log of this service has numbered.
-        self._log = RecordLog(first_seq=time.time_ns() // 1000)
-
-    async def append_batch(self, batch: RecordBatch) -> None:
-        """Takes a router's batch; one that came before is ignored."""
-        self._log.append_batch(batch, now_s=_boot_s(), wall_s=time.time())
-
-    async def append_scores(self, scores: Sequence[ScoreRecord]) -> None:
-        """Takes scores behind everything that came before."""
-        self._log.append_scores(scores)
-
-    async def read(self, after_seq: int, limit: int) -> RecordPage:
-        """The next events. Raises ValueError."""
-        return self._log.read(after_seq, limit, now_s=_boot_s(), wall_s=time.time())

@@ -13,22 +13,11 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from serving.actor_names import FLEET, NAMESPACE, records_name, table_name
 from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitSight
+from serving.table.records_actor import RecordsActor
 from serving.table.route_table import SILENCE_S, BadSplit, Split, StaleToken
-from serving.table.table_actor import RecordsActor, TableActor
-
-NAMESPACE = "canaryctl"
-FLEET = "fleet"
-
-
-def table_name(service: str) -> str:
-    """The name of the actor that hosts a service's route table."""
-    return f"table:{service}"
-
-
-def records_name(service: str) -> str:
-    """The name of the actor that hosts a service's records log."""
-    return f"records:{service}"
+from serving.table.table_actor import TableActor
 
 
 class RayTraffic:

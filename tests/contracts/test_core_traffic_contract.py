@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from controller.errors import StaleToken
-from controller.rollout.state import SetSplit
+from controller.rollout.actions import SetSplit
 from controller.runtime.data_plane_ray import PlaneTraffic
 from tests.fakes.plane import FakeClock, FakeTraffic
 from tests.fakes.traffic_memory import MemoryTraffic

@@ -12,7 +12,9 @@ import sqlalchemy as sa
 
 from controller.auth import Identity, Role
 from controller.errors import RolloutRunning, StaleWrite
-from controller.rollout.state import AskKind, Phase, SetSplit
+from controller.rollout.actions import SetSplit
+from controller.rollout.observation import AskKind
+from controller.rollout.state import Phase
 from controller.store import schema as store_schema
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore

@@ -25,7 +25,7 @@ from controller.planning.fingerprint import (
     known_architectures,
 )
 from controller.planning.forecast import forecast
-from controller.rollout.state import Plan
+from controller.rollout.plan import Plan
 from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.runner import Crew, Runner
 from controller.runtime.service_keeper import Keeper

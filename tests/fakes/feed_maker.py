@@ -6,7 +6,8 @@ import random
 from dataclasses import replace
 
 from controller.evidence.feed import EvidenceFeeds, GateConfig
-from controller.rollout.state import EvidenceSight, Phase, RolloutState
+from controller.rollout.observation import EvidenceSight
+from controller.rollout.state import Phase, RolloutState
 from evaluation.policy.policy import GatePolicy, StagePlan
 from serving.messages import RequestRecord, ScoreRecord
 from tests.fakes.plane import FakeLog

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from controller.rollout.state import (
+from controller.rollout.actions import (
     Action,
-    Ask,
-    AskKind,
     CancelVersion,
     DrainVersion,
     EnsureVersion,
-    EvidenceSight,
     Notify,
-    Observation,
-    ProbeSight,
     RunProbe,
     SetSplit,
-    SplitSight,
     StopVersion,
+)
+from controller.rollout.observation import (
+    Ask,
+    AskKind,
+    EvidenceSight,
+    Observation,
+    ProbeSight,
+    SplitSight,
     VersionPhase,
     VersionSight,
 )

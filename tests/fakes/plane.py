@@ -6,17 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from controller.errors import StaleToken, Unreachable
-from controller.rollout.state import (
-    EvidenceSight,
-    ProbeKind,
-    ProbeSight,
-    RolloutState,
-    RunProbe,
-    SetSplit,
-    SplitSight,
-    VersionPhase,
-    VersionSight,
-)
+from controller.rollout.actions import ProbeKind, RunProbe, SetSplit
+from controller.rollout.observation import EvidenceSight, ProbeSight, SplitSight, VersionPhase, VersionSight
+from controller.rollout.state import RolloutState
 from evaluation.report import GateReport, Verdict
 from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
 

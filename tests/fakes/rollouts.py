@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller.rollout.machine import begin
-from controller.rollout.state import LogLine, Plan, RolloutState, Stage, VersionRef
+from controller.rollout.plan import Plan, Stage, VersionRef
+from controller.rollout.state import LogLine, RolloutState
 
 STABLE = "v-0000000001"
 CANARY = "v-0000000002"

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from controller.auth import Identity
 from controller.errors import RolloutRunning, StaleWrite
+from controller.rollout.actions import Action
+from controller.rollout.observation import Ask, AskKind
 from controller.rollout.ports import Stored
-from controller.rollout.state import Action, Ask, AskKind, RolloutState
+from controller.rollout.state import RolloutState
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from serving import cluster_ray
+from serving.actor_names import NAMESPACE
 from serving.checkpoints import Checkpoint, questions
 from serving.fleet import device_memory
 from serving.fleet.types import Launch, VersionSight
@@ -347,7 +348,7 @@ def test_loads_on_one_device_wait_for_each_other(
 ) -> None:
     import ray
 
-    actor = ray.get_actor("fleet", namespace=cluster_ray.NAMESPACE)
+    actor = ray.get_actor("fleet", namespace=NAMESPACE)
     place = f"{ray.get_runtime_context().get_node_id()}/host"
     ray.get(actor.acquire_load.remote("chat", "v-other", "other", [place]), timeout=60)
     twin = launched(Launch(service.name, "v-waits", SECRET, model_dir=str(checkpoints["twin"].path)))

@@ -8,36 +8,29 @@ from dataclasses import dataclass, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.rollout.machine import begin, exit_code, is_urgent, rollback_means, step
+from controller.quantities import FULL_BP
+from controller.rollout.actions import Action, DrainVersion, Notify, ProbeKind, SetSplit, StopVersion
+from controller.rollout.machine import begin, step
+from controller.rollout.observation import (
+    Ask,
+    AskKind,
+    EvidenceSight,
+    GuardSight,
+    Observation,
+    ProbeSight,
+    SplitSight,
+    VersionPhase,
+    VersionSight,
+)
+from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.serialization import (
     actions_from_json,
     actions_to_json,
     state_from_json,
     state_to_json,
 )
-from controller.rollout.state import (
-    FULL_BP,
-    Action,
-    Ask,
-    AskKind,
-    DrainVersion,
-    EvidenceSight,
-    GuardSight,
-    Notify,
-    Observation,
-    Phase,
-    Plan,
-    ProbeKind,
-    ProbeSight,
-    RolloutState,
-    SetSplit,
-    SplitSight,
-    Stage,
-    StopVersion,
-    VersionPhase,
-    VersionRef,
-    VersionSight,
-)
+from controller.rollout.state import Phase, RolloutState
+from controller.rollout.status import exit_code, is_urgent, rollback_means
 from controller.views.rollout import rollout_view
 from evaluation.report import GateReport, Verdict
 from tests.fakes.obedient import Obedient

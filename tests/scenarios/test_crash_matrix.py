@@ -7,7 +7,19 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from controller.rollout.actions import (
+    Action,
+    CancelVersion,
+    DrainVersion,
+    EnsureVersion,
+    Notify,
+    RunProbe,
+    SetSplit,
+    StopVersion,
+)
 from controller.rollout.machine import begin, step
+from controller.rollout.observation import Ask, AskKind, EvidenceSight, Observation, ProbeSight
+from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.ports import Stored
 from controller.rollout.serialization import (
     actions_from_json,
@@ -15,26 +27,7 @@ from controller.rollout.serialization import (
     state_from_json,
     state_to_json,
 )
-from controller.rollout.state import (
-    Action,
-    Ask,
-    AskKind,
-    CancelVersion,
-    DrainVersion,
-    EnsureVersion,
-    EvidenceSight,
-    Notify,
-    Observation,
-    Phase,
-    Plan,
-    ProbeSight,
-    RolloutState,
-    RunProbe,
-    SetSplit,
-    Stage,
-    StopVersion,
-    VersionRef,
-)
+from controller.rollout.state import Phase, RolloutState
 from evaluation.report import GateReport, Verdict
 from tests.fakes.plane import FakeClock, FakeFleet, FakeNotifier, FakeProbes, FakeTraffic
 

@@ -24,31 +24,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from controller.quantities import duration_s, percent, weight_bp
-from controller.rollout.machine import begin, exit_code, step
-from controller.rollout.state import (
+from controller.rollout.actions import (
     Action,
-    AskKind,
     CancelVersion,
     DrainVersion,
     EnsureVersion,
-    EvidenceSight,
-    GuardSight,
     Notify,
-    Observation,
-    Phase,
-    Plan,
-    PointSight,
     ProbeKind,
-    ProbeSight,
-    RolloutState,
     RunProbe,
     SetSplit,
-    Stage,
     StopVersion,
+)
+from controller.rollout.machine import begin, step
+from controller.rollout.observation import (
+    AskKind,
+    EvidenceSight,
+    GuardSight,
+    Observation,
+    PointSight,
+    ProbeSight,
     VersionPhase,
-    VersionRef,
     VersionSight,
 )
+from controller.rollout.plan import Plan, Stage, VersionRef
+from controller.rollout.state import Phase, RolloutState
+from controller.rollout.status import exit_code
 from evaluation.report import GateReport, Verdict
 from tests.fakes.obedient import Obedient
 

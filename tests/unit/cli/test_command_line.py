@@ -17,7 +17,8 @@ import yaml
 
 from controller.auth import Identity, Role
 from controller.cli.main import run
-from controller.rollout.state import Phase, ProbeKind
+from controller.rollout.actions import ProbeKind
+from controller.rollout.state import Phase
 from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController

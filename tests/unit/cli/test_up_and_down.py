@@ -19,8 +19,10 @@ import pytest
 
 from controller.cli.main import run
 from controller.planning.fingerprint import fingerprint_external
+from controller.rollout.actions import ProbeKind
+from controller.rollout.observation import AskKind
 from controller.rollout.serialization import state_from_json
-from controller.rollout.state import AskKind, Phase, ProbeKind
+from controller.rollout.state import Phase
 from controller.settings import load_settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore

@@ -17,7 +17,9 @@ from controller.ab.service import AbTests
 from controller.ab.spec import LIVE_METRICS, AbSpec, Judge, parse_ab
 from controller.auth import Identity, Role
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
-from controller.rollout.state import Cause, CauseKind, EvidenceSight, Phase, RolloutState, Stage
+from controller.rollout.observation import EvidenceSight
+from controller.rollout.plan import Stage
+from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.spec.service import PolicySpec, parse_policy
 from controller.store.ab import AbStore
 from controller.views.rollout import waiting_for

@@ -16,7 +16,8 @@ import pytest
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.planning.baseline import Measured, Scored
 from controller.planning.forecast import NotSimulated
-from controller.rollout.state import Cause, CauseKind, Phase, VersionRef
+from controller.rollout.plan import VersionRef
+from controller.rollout.state import Cause, CauseKind, Phase
 from controller.views.models import ForecastView
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController

@@ -10,7 +10,8 @@ import pytest
 
 from controller.evidence.feed import EvidenceFeeds, Feed, GateConfig, draw_of, gate_config
 from controller.evidence.snapshot import sight_in
-from controller.rollout.state import EvidenceSight, RolloutState, VersionPhase, VersionSight
+from controller.rollout.observation import EvidenceSight, VersionPhase, VersionSight
+from controller.rollout.state import RolloutState
 from evaluation.evaluator import Evaluator
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import kind_is_drawn

@@ -9,7 +9,8 @@ import pytest
 
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.live_load import LiveLoad
-from controller.rollout.state import EvidenceSight, RolloutState, VersionPhase, VersionSight
+from controller.rollout.observation import EvidenceSight, VersionPhase, VersionSight
+from controller.rollout.state import RolloutState
 from evaluation.report import Verdict
 from tests.fakes.feed_maker import CONFIG, ROLLOUT, START_S, Snapshots, a_record, in_stage, look, n_of
 from tests.fakes.plane import FakeLog

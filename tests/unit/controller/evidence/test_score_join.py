@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from controller.evidence.feed import EvidenceFeeds, GateConfig
-from controller.rollout.state import EvidenceSight
+from controller.rollout.observation import EvidenceSight
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import GateReport, Verdict
 from serving.messages import Event

@@ -14,8 +14,9 @@ from controller.cli.render import rollout_parts
 from controller.evidence.feed import EvidenceFeeds, GateConfig
 from controller.evidence.segment_alarms import SegmentFeed, segments_of
 from controller.rollout.machine import step
+from controller.rollout.observation import AlarmSight, EvidenceSight, Observation
 from controller.rollout.serialization import state_from_json, state_to_json
-from controller.rollout.state import AlarmSight, EvidenceSight, Observation, Phase
+from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
 from evaluation.policy.policy import GatePolicy, Sampling, StagePlan
 from evaluation.report import Verdict

@@ -9,7 +9,7 @@ import pytest
 from controller.errors import BadInput
 from controller.planning.baseline import Measured, Scored
 from controller.planning.forecast import AskedTraffic, blind_stages, forecast, refusals, traffic_model
-from controller.rollout.state import Plan, Stage
+from controller.rollout.plan import Plan, Stage
 from controller.spec.service import parse_policy
 from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel

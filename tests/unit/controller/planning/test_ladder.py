@@ -12,7 +12,7 @@ from controller.planning.fingerprint import Fingerprint, fingerprint_external
 from controller.planning.ladder import gate_stages, latency_lines, make_plan
 from controller.planning.replica_load import load
 from controller.planning.risk import Assessment, Risk, assess
-from controller.rollout.state import Plan
+from controller.rollout.plan import Plan
 from controller.spec.service import PolicySpec, parse_policy, parse_yaml
 from evaluation.evaluator import Evaluator
 from evaluation.pipeline import stage_margins

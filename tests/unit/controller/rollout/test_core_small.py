@@ -14,7 +14,9 @@ import controller.errors as errors
 from controller.errors import BadInput, CanaryctlError
 from controller.planning.fingerprint import known_architectures
 from controller.quantities import duration, duration_s, gib, percent, weight_bp
-from controller.rollout.machine import begin, exit_code, rollback_means
+from controller.rollout.machine import begin
+from controller.rollout.observation import EvidenceSight
+from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.serialization import (
     UnreadableState,
     actions_from_json,
@@ -22,17 +24,8 @@ from controller.rollout.serialization import (
     evidence_to_json,
     state_from_json,
 )
-from controller.rollout.state import (
-    Cause,
-    CauseKind,
-    Departure,
-    DepartureStep,
-    EvidenceSight,
-    Phase,
-    Plan,
-    RolloutState,
-    VersionRef,
-)
+from controller.rollout.state import Cause, CauseKind, Departure, DepartureStep, Phase, RolloutState
+from controller.rollout.status import exit_code, rollback_means
 from evaluation.report import Verdict
 
 PLAN = Plan("low", (), (), 500, 60.0)

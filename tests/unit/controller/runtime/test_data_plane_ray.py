@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from controller.errors import StaleToken, Unreachable
-from controller.rollout.state import SetSplit, VersionPhase
+from controller.rollout.actions import SetSplit
+from controller.rollout.observation import VersionPhase
 from controller.runtime.data_plane_ray import (
     PlaneFleet,
     PlaneFront,

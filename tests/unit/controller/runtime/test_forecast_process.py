@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from controller.planning.forecast import NotSimulated
-from controller.rollout.state import Plan, Stage
+from controller.rollout.plan import Plan, Stage
 from controller.runtime.forecast_process import MOST_WAITING, Simulator
 from controller.spec.service import PolicySpec, parse_policy
 from controller.views.models import ForecastView

@@ -13,7 +13,9 @@ from typing import ClassVar
 import pytest
 
 from controller.errors import NoRoom
-from controller.rollout.state import ProbeKind, ProbeSight, RolloutState, RunProbe
+from controller.rollout.actions import ProbeKind, RunProbe
+from controller.rollout.observation import ProbeSight
+from controller.rollout.state import RolloutState
 from controller.runtime import probes_http
 from controller.runtime.probes_http import HttpProbes, Target
 from tests.fakes.rollouts import CANARY, a_rollout

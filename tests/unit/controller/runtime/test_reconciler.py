@@ -10,7 +10,9 @@ import pytest
 
 from controller.auth import Identity, Role
 from controller.errors import StaleToken, StaleWrite, Unreachable
-from controller.rollout.state import AskKind, Phase, RolloutState, SetSplit
+from controller.rollout.actions import SetSplit
+from controller.rollout.observation import AskKind
+from controller.rollout.state import Phase, RolloutState
 from controller.runtime.reconciler import Ports, Reconciler
 from evaluation.report import Verdict
 from tests.fakes.plane import FakeClock, FakeEvidence, FakeFleet, FakeNotifier, FakeProbes, FakeTraffic

@@ -11,7 +11,8 @@ import pytest
 
 from controller.api.commands import Commands
 from controller.auth import Identity, Role
-from controller.rollout.state import AskKind, Phase
+from controller.rollout.observation import AskKind
+from controller.rollout.state import Phase
 from controller.store.sql import SqlStore
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController, LiveClock

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from controller.errors import StaleToken
-from controller.rollout.state import Phase, RolloutState, SetSplit, VersionPhase
+from controller.rollout.actions import SetSplit
+from controller.rollout.observation import VersionPhase
+from controller.rollout.state import Phase, RolloutState
 from controller.runtime.service_keeper import Keeper, Kept
 from controller.store.rows import ServiceRow
 from tests.fakes.plane import FakeClock, FakeFleet, FakeFront, FakeTraffic

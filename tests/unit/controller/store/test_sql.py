@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite, UnknownService, Unreachable
-from controller.rollout.state import Departure, DepartureStep, Phase, VersionRef
+from controller.rollout.plan import VersionRef
+from controller.rollout.state import Departure, DepartureStep, Phase
 from controller.store import schema as store_schema
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore

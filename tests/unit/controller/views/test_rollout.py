@@ -11,22 +11,9 @@ import pytest
 from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment, Change, Risk
 from controller.rollout.machine import begin
-from controller.rollout.state import (
-    Departure,
-    DepartureStep,
-    EvidenceSight,
-    GuardSight,
-    Hold,
-    HoldKind,
-    Phase,
-    Plan,
-    RolloutState,
-    SplitSight,
-    Stage,
-    VersionPhase,
-    VersionRef,
-    VersionSight,
-)
+from controller.rollout.observation import EvidenceSight, GuardSight, SplitSight, VersionPhase, VersionSight
+from controller.rollout.plan import Plan, Stage, VersionRef
+from controller.rollout.state import Departure, DepartureStep, Hold, HoldKind, Phase, RolloutState
 from controller.views.models import RolloutView
 from controller.views.rollout import gate_view, plan_view, rollout_view, service_view
 from evaluation.policy.policy import GatePolicy

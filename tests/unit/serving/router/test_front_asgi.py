@@ -15,9 +15,10 @@ import pytest
 import uvicorn
 from aiohttp import web
 
+from serving.clock import boot_s
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
 from serving.router.exchange import Limits
-from serving.router.front_asgi import RouterFront, boot_s
+from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
 
 CHAT = "/chat/v1/chat/completions"

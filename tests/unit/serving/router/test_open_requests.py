@@ -14,15 +14,17 @@ import uvicorn
 from aiohttp import web
 
 from controller.evidence.feed import Feed, GateConfig
-from controller.rollout.state import EvidenceSight
+from controller.rollout.observation import EvidenceSight
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
 from evaluation.report import Verdict
+from serving.clock import boot_s
 from serving.messages import Arm, RecordPage, Replica, RequestRecord, RouteTable
 from serving.router.exchange import Limits
-from serving.router.front_asgi import RouterFront, boot_s
+from serving.router.front_asgi import RouterFront
+from serving.router.outbox import SETTLE_S
 from serving.router.router import RouterCore
-from serving.table.records_log import SETTLE_S, RecordLog
+from serving.table.records_log import RecordLog
 from tests.unit.serving.router.test_front_asgi import CHAT, CHUNKS, Engine, running
 
 WAIT_S = 1.5  # instead of a minute

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from serving.messages import LostSpan, RecordBatch, RequestRecord, ScoreRecord
-from serving.table.records_log import OUTBOX_LIMIT, Outbox, RecordLog
+from serving.router.outbox import OUTBOX_LIMIT, Outbox
+from serving.table.records_log import RecordLog
 
 CANARY = ("r-1", "v-2")
 

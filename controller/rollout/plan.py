@@ -1,0 +1,68 @@
+"""The plan of a rollout: its two versions, stages and time limits. Pinned when the rollout starts.
+
+Weights are integer basis points (`*_bp`, 10,000 = 100 %), times seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Settled canary requests that no stage reaches: an A/B test's stage is never passed.
+NEVER_CANARY = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRef:
+    """One arm of a rollout. external: an endpoint that we do not load, stop or fence."""
+
+    id: str
+    replicas: int = 1
+    external: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One rung of the ladder, below 100 %."""
+
+    weight_bp: int  # share of the canary, 1..9999
+    duration_s: float  # at least so long after the weight was acknowledged
+    min_canary: int  # at least so many canary units settled in this stage
+    deadline_s: float  # after that without PASS: held as not proven, and a page
+    replicas: int  # canary replicas that must be ready before this weight is set
+    on_missing: Literal["hold", "rollback"] = "hold"  # metrics missing at the deadline
+    promote_if_point_ok: bool = (
+        False  # at the deadline, unproven: go on where the estimates are within margins
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that was decided before the first request; a changed spec is another rollout."""
+
+    risk: str
+    reasons: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    holdback_bp: int  # share kept on stable while the promoted canary bakes
+    bake_s: float
+    preflight_s: float = 60.0
+    load_s: float = 900.0
+    warm_s: float = 300.0
+    smoke_s: float = 120.0
+    promote_s: float = 90.0  # from ready capacity to the last router's acknowledgement
+    drain_s: float = 30.0
+    count_lag_s: float = 1.0  # counts of requests in flight may be so old (engines report twice a second)
+    cancel_s: float = 10.0  # for cancelled requests to be taken over
+    unload_s: float = 120.0  # after that the memory that was not freed is somebody's to look at
+    unreadable_s: float = 60.0  # of an unreadable data plane before a rollback
+    unready_s: float = 30.0  # without one ready canary replica before a rollback
+    hold_limit_s: float = 259_200.0  # of not being proven before weight 0
+    warmup_tokens: int = 256
+    replicas: int | None = None  # of the canary at full traffic; None: an endpoint, not ours to know
+    stable_replicas: int | None = None
+    twin: bool = False  # stable against itself: goes through all stages, and is never promoted
+
+    @property
+    def is_test(self) -> bool:
+        """True: an A/B test's, held until someone ends it, and never promoted by itself."""
+        return any(stage.min_canary >= NEVER_CANARY for stage in self.stages)

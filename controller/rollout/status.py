@@ -1,0 +1,42 @@
+"""What a rollout state means to others: exit code, what `rollback` would do, whether ticks should hurry."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from controller.rollout.state import LIVE, CauseKind, Phase, RolloutState
+
+
+def exit_code(state: RolloutState) -> int | None:
+    """What a command that waited for this rollout ends with; None: it is not over."""
+    match state.phase:
+        case Phase.SUCCEEDED:
+            return 0
+        case Phase.ROLLED_BACK:
+            return 6 if state.cause is not None and state.cause.kind is CauseKind.NOT_PROVEN else 5
+        case Phase.FAILED:
+            return 1
+        case _:
+            return None
+
+
+def rollback_means(
+    state: RolloutState | None,
+) -> Literal["abort", "switch_back", "restore", "undo", "already"]:
+    """What a person who says `rollback` now would get. None: the service has had no rollout."""
+    if state is None or state.phase is Phase.ROLLED_BACK or state.goes_back:
+        return "already"
+    if state.phase is Phase.SUCCEEDED:
+        return "undo"
+    if state.phase is Phase.FAILED:
+        return "already" if state.serving == state.stable.id else "undo"
+    if state.phase is Phase.UNLOADING:
+        return "restore"
+    return "switch_back" if state.phase is Phase.BAKING else "abort"
+
+
+def is_urgent(state: RolloutState) -> bool:
+    """True: traffic is being moved or a version leaves, so the next tick should follow at once."""
+    return not state.is_final and (
+        state.departure is not None or (state.phase in LIVE and state.acked_at_s is None)
+    )

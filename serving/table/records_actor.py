@@ -1,0 +1,33 @@
+"""The detached actor `records:{service}`: hosts the records log of one service.
+
+It does not survive its own crash: a restarted log goes on with higher numbers and reports what was lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from serving.clock import boot_s
+from serving.messages import RecordBatch, RecordPage, ScoreRecord
+from serving.table.records_log import RecordLog
+
+
+class RecordsActor:
+    """Hosts the `RecordLog` of one service."""
+
+    def __init__(self) -> None:
+        # Microseconds since the epoch: above whatever an earlier log of this service has numbered.
+        self._log = RecordLog(first_seq=time.time_ns() // 1000)
+
+    async def append_batch(self, batch: RecordBatch) -> None:
+        """Takes a router's batch; one that came before is ignored."""
+        self._log.append_batch(batch, now_s=boot_s(), wall_s=time.time())
+
+    async def append_scores(self, scores: Sequence[ScoreRecord]) -> None:
+        """Takes scores behind everything that came before."""
+        self._log.append_scores(scores)
+
+    async def read(self, after_seq: int, limit: int) -> RecordPage:
+        """The next events. Raises ValueError."""
+        return self._log.read(after_seq, limit, now_s=boot_s(), wall_s=time.time())
