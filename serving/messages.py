@@ -130,7 +130,7 @@ def parse_mark(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitSight(_Flat):
+class SplitStatus(_Flat):
     """The split as the table actor sees it now."""
 
     revision: int
@@ -147,7 +147,7 @@ class SplitSight(_Flat):
     took_ms: float | None = None  # from publication to applied; None: not applied yet
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SplitSight:
+    def from_json(cls, data: Mapping[str, Any]) -> SplitStatus:
         """The sight that `to_json` wrote; JSON lists become tuples again."""
         return cls(**{**data, "tombstoned": tuple(data.get("tombstoned", ()))})
 

@@ -15,7 +15,7 @@ import pytest
 
 from serving import cluster_ray
 from serving.checkpoints import Checkpoint, ensure
-from serving.fleet.types import Launch, VersionSight
+from serving.fleet.types import Launch, VersionStatus
 
 if TYPE_CHECKING:
     from serving.fleet.fleet_ray import RayFleet
@@ -113,7 +113,7 @@ class Engines:
         return wait_for(self.fleet, self.service, self.canary.version, "ready").urls[0]
 
 
-def wait_for(fleet: RayFleet, service: str, version: str, *phases: str) -> VersionSight:
+def wait_for(fleet: RayFleet, service: str, version: str, *phases: str) -> VersionStatus:
     """The sight of the version as soon as it is in one of these phases."""
     deadline_s = time.time() + LOAD_LIMIT_S
     while True:

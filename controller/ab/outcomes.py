@@ -97,7 +97,7 @@ class _Waiting:
 
 
 @dataclass(slots=True)
-class Book:
+class OutcomeLedger:
     """Requests of one test that wait for their turn or their score, and which units have been counted."""
 
     rollout: str

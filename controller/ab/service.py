@@ -1,4 +1,4 @@
-"""A/B tests on a controller: begin, look, show, end; and their three routes.
+"""A/B tests on a controller: begin, look, show, end.
 
 `look` is called with every tick of the service; it reads what is new in the log and appends what has settled.
 A test ends when someone stops it, when its time is over, or when its rollout ends (a guard or a gate took B
@@ -9,18 +9,14 @@ Invariant: whatever is wrong with a test, its service goes on.
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from fastapi import Depends, FastAPI
-
 from controller import telemetry
-from controller.ab.outcomes import Book
-from controller.ab.spec import AbView, Judge, ab_view, parse_ab
-from controller.api.app import Anything, Asked
+from controller.ab.outcomes import OutcomeLedger
+from controller.ab.spec import AbEvaluator, AbView, ab_view, parse_ab
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence.feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
@@ -49,11 +45,11 @@ class _Reading:
     def __init__(self, row: AbRow, store: AbStore) -> None:
         before = store.outcomes(row.id)
         self.row = row
-        self.judge = Judge(row.spec, before)
+        self.evaluator = AbEvaluator(row.spec, before)
         self.count = len(before)
         self.seq = row.resume_seq
         self.written = (row.resume_seq, row.settled_through_s)
-        self.book = Book(
+        self.book = OutcomeLedger(
             row.rollout,
             row.spec.metric,
             row.spec.score_wait,
@@ -123,8 +119,8 @@ class AbTests:
         with self._lock:
             row = self._newest(service)
             named = {name: getattr(row, name) for name in _SHOWN}
-            judge = self._reading(row).judge
-            return ab_view(named, row.spec, judge, self._rollout_of(row.rollout))
+            evaluator = self._reading(row).evaluator
+            return ab_view(named, row.spec, evaluator, self._rollout_of(row.rollout))
 
     def stop(self, service: str, identity: Identity) -> tuple[str, str]:
         """End the test and take B away: ('asked' | 'already', one line). The result stays readable."""
@@ -200,33 +196,4 @@ class AbTests:
         )
         reading.written = (resume_seq, settled_through_s)
         reading.count += len(due)
-        reading.judge.add(due)
-
-
-def add_ab_routes(
-    app: FastAPI,
-    tests: AbTests,
-    *,
-    viewer: Callable[..., Identity],
-    operator: Callable[..., Identity],
-) -> None:
-    """Mount POST, GET and DELETE /v1/services/{service}/ab. viewer, operator: check the token's role."""
-    may_write = Depends(operator)
-
-    @app.post("/v1/services/{service}/ab", status_code=201)
-    def create_ab(service: str, body: Anything = None, identity: Identity = may_write) -> AbView:
-        """Begin an A/B test: B gets its share. 409 while a rollout or another test runs."""
-        if not isinstance(body, Mapping):
-            raise BadInput(f"body is {json.dumps(body)[:40]}; send a JSON object with version")
-        return tests.create(service, body, identity)
-
-    @app.get("/v1/services/{service}/ab", dependencies=[Depends(viewer)])
-    def get_ab(service: str) -> AbView:
-        """The service's newest A/B test and what it says now."""
-        return tests.status(service)
-
-    @app.delete("/v1/services/{service}/ab", status_code=202)
-    def stop_ab(service: str, identity: Identity = may_write) -> Asked:
-        """End the test and take B away; the result stays readable."""
-        outcome, text = tests.stop(service, identity)
-        return Asked(outcome=outcome, text=text)
+        reading.evaluator.add(due)

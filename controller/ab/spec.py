@@ -131,7 +131,7 @@ class AbView(BaseModel):
     ended_at_s: float | None
 
 
-class Judge:
+class AbEvaluator:
     """The outcomes of one test and what they say. A fixed test is judged once, when both sides are full."""
 
     def __init__(self, spec: AbSpec, outcomes: Sequence[Outcome] = ()) -> None:
@@ -200,12 +200,14 @@ def _fields(result: AbResult) -> dict[str, Any]:
     return {name: getattr(result, name) for name in AbResult.__slots__}
 
 
-def ab_view(row: Mapping[str, Any], spec: AbSpec, judge: Judge, rollout: RolloutState | None) -> AbView:
+def ab_view(
+    row: Mapping[str, Any], spec: AbSpec, evaluator: AbEvaluator, rollout: RolloutState | None
+) -> AbView:
     """The test as it is shown. row: id, service, rollout, created_at_s, ended_at_s."""
-    shown = _fields(judge.result()) | {"alpha": spec.alpha}
+    shown = _fields(evaluator.result()) | {"alpha": spec.alpha}
     shown["verdict"] = str(shown["verdict"].value)
     shown.pop("method")
-    if judge.is_open:
+    if evaluator.is_open:
         shown["p_value"] = None
     phase, why = _standing(rollout, has_ended=row["ended_at_s"] is not None)
     return AbView(
@@ -219,10 +221,10 @@ def ab_view(row: Mapping[str, Any], spec: AbSpec, judge: Judge, rollout: Rollout
         higher_is_better=spec.question.higher_is_better,
         mode=spec.mode,
         split_percent=spec.split / 100,
-        note=judge.note(),
+        note=evaluator.note(),
         sample_size=spec.sample_size,
-        missing_a=judge.missing[0],
-        missing_b=judge.missing[1],
+        missing_a=evaluator.missing[0],
+        missing_b=evaluator.missing[1],
     )
 
 

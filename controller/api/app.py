@@ -24,9 +24,9 @@ from controller import telemetry
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, token_digest
 from controller.errors import BadInput, BadSpec, CanaryctlError
-from controller.evidence.snapshot import sight_in
+from controller.evidence.snapshot import evidence_in
 from controller.rollout.serialization import state_from_json
-from controller.runtime.runner import Sight
+from controller.runtime.runner import LastTick
 from controller.spec.service import PolicySpec, ServiceSpec, VersionSpec
 from controller.store.rows import EventRow, RolloutRow, ServiceRow
 from controller.views.models import PlanView, RolloutView, ServiceView
@@ -39,7 +39,7 @@ HISTORY = 50
 Anything = Annotated[Any, Body()]
 
 
-class Shelf(Protocol):
+class ServiceReader(Protocol):
     """What the API reads of the store."""
 
     def services(self) -> tuple[ServiceRow, ...]: ...
@@ -50,12 +50,12 @@ class Shelf(Protocol):
     def identity(self, digest: str) -> Identity | None: ...
 
 
-class Sights(Protocol):
+class LastTicks(Protocol):
     """What the last ticks saw."""
 
     @property
     def is_leading(self) -> bool: ...
-    def sight(self, service: str) -> Sight: ...
+    def sight(self, service: str) -> LastTick: ...
 
 
 class Health(BaseModel):
@@ -67,14 +67,14 @@ class Health(BaseModel):
     version: str
 
 
-class Asked(BaseModel):
+class CommandResult(BaseModel):
     """What became of a request: `asked` (the ticks do it now) or `already` (it is so already)."""
 
     outcome: str
     text: str
 
 
-class Taken(BaseModel):
+class FeedbackResult(BaseModel):
     """How many scores were taken."""
 
     taken: int
@@ -122,15 +122,15 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 class Views:
     """Builds what is shown of a service from the store and from the last tick."""
 
-    def __init__(self, shelf: Shelf, sights: Sights, base_url: Callable[[str], str]) -> None:
-        self._shelf = shelf
+    def __init__(self, reader: ServiceReader, sights: LastTicks, base_url: Callable[[str], str]) -> None:
+        self._reader = reader
         self._sights = sights
         self._base_url = base_url
 
     def service(self, row: ServiceRow) -> ServiceView:
         """The service with its newest rollout."""
         sight = self._sights.sight(row.name)
-        newest = next(iter(self._shelf.rollouts(row.name, limit=1)), None)
+        newest = next(iter(self._reader.rollouts(row.name, limit=1)), None)
         return service_view(
             row.name,
             url=self._base_url(row.name),
@@ -140,32 +140,37 @@ class Views:
             rollout=self.rollout(newest, sight) if newest else None,
         )
 
-    def rollout(self, row: RolloutRow, sight: Sight) -> RolloutView:
+    def rollout(self, row: RolloutRow, sight: LastTick) -> RolloutView:
         """A rollout with its live evidence, or with what was committed last."""
         evidence = sight.evidence if sight.rollout == row.id else None
         if evidence is None:
-            evidence = sight_in(self._shelf.evidence(row.id))
+            evidence = evidence_in(self._reader.evidence(row.id))
         return rollout_view(state_from_json(row.state), evidence, now_s=sight.at_s or None)
 
 
 def make_app(
-    shelf: Shelf, commands: Commands, sights: Sights, *, base_url: Callable[[str], str], version: str
+    reader: ServiceReader,
+    commands: Commands,
+    sights: LastTicks,
+    *,
+    base_url: Callable[[str], str],
+    version: str,
 ) -> FastAPI:
     """The application. All routes but the event stream are synchronous: the thread pool runs them."""
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
-    views = Views(shelf, sights, base_url)
+    views = Views(reader, sights, base_url)
     _add_errors(app)
-    _add_reads(app, shelf, views, sights, version)
-    _add_writes(app, shelf, commands, views)
+    _add_reads(app, reader, views, sights, version)
+    _add_writes(app, reader, commands, views)
     return app
 
 
-def requires(shelf: Shelf, needed: Role) -> Callable[[Request], Identity]:
+def requires(reader: ServiceReader, needed: Role) -> Callable[[Request], Identity]:
     """A dependency that lets in who may do what `needed` may, and says who it is."""
 
     def check(request: Request) -> Identity:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        identity = shelf.identity(token_digest(token)) if scheme.lower() == "bearer" and token else None
+        identity = reader.identity(token_digest(token)) if scheme.lower() == "bearer" and token else None
         if identity is None:
             raise HTTPException(401, "a bearer token is needed; admin.token in the state folder holds one")
         if not identity.role.covers(needed):
@@ -177,8 +182,8 @@ def requires(shelf: Shelf, needed: Role) -> Callable[[Request], Identity]:
     return check
 
 
-def _add_reads(app: FastAPI, shelf: Shelf, views: Views, sights: Sights, version: str) -> None:
-    viewer = [Depends(requires(shelf, Role.VIEWER))]
+def _add_reads(app: FastAPI, reader: ServiceReader, views: Views, sights: LastTicks, version: str) -> None:
+    viewer = [Depends(requires(reader, Role.VIEWER))]
 
     @app.get("/healthz")
     def health() -> Health:
@@ -188,33 +193,33 @@ def _add_reads(app: FastAPI, shelf: Shelf, views: Views, sights: Sights, version
     @app.get("/v1/services", dependencies=viewer)
     def list_services() -> list[ServiceView]:
         """All services."""
-        return [views.service(row) for row in shelf.services()]
+        return [views.service(row) for row in reader.services()]
 
     @app.get("/v1/services/{service}", dependencies=viewer)
     def get_service(service: str) -> ServiceView:
         """One service with its newest rollout and evidence."""
-        return views.service(shelf.service(service))
+        return views.service(reader.service(service))
 
     @app.get("/v1/services/{service}/history", dependencies=viewer)
     def get_history(service: str, limit: Annotated[int, Query(ge=1, le=500)] = HISTORY) -> list[RolloutView]:
         """The service's rollouts, newest first; also of one that was taken down."""
-        rows = shelf.rollouts(service, limit=limit)
+        rows = reader.rollouts(service, limit=limit)
         if not rows:
-            shelf.service(service)
-        return [views.rollout(row, Sight()) for row in rows]
+            reader.service(service)
+        return [views.rollout(row, LastTick()) for row in rows]
 
     @app.get("/v1/services/{service}/events", dependencies=viewer, response_class=StreamingResponse)
     async def stream_events(request: Request, service: str, after: int | None = None) -> StreamingResponse:
         """Server-sent events: `log` (a line of the service's log), `view` (the service, when it changed)."""
-        await asyncio.to_thread(shelf.service, service)
+        await asyncio.to_thread(reader.service, service)
         last = request.headers.get("last-event-id", "")
         start = after if after is not None else int(last) if last.isdigit() else 0
-        return StreamingResponse(_events(shelf, views, service, start), media_type="text/event-stream")
+        return StreamingResponse(_events(reader, views, service, start), media_type="text/event-stream")
 
 
-def _add_writes(app: FastAPI, shelf: Shelf, commands: Commands, views: Views) -> None:
-    operator = Depends(requires(shelf, Role.OPERATOR))
-    admin = Depends(requires(shelf, Role.ADMIN))
+def _add_writes(app: FastAPI, reader: ServiceReader, commands: Commands, views: Views) -> None:
+    operator = Depends(requires(reader, Role.OPERATOR))
+    admin = Depends(requires(reader, Role.ADMIN))
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
     def put_service(service: str, body: Anything = None, identity: Identity = admin) -> ServiceView:
@@ -222,10 +227,10 @@ def _add_writes(app: FastAPI, shelf: Shelf, commands: Commands, views: Views) ->
         return views.service(commands.up({**_mapping(body), "service": service}, identity))
 
     @app.delete("/v1/services/{service}", status_code=202)
-    def delete_service(service: str, identity: Identity = admin) -> Asked:
+    def delete_service(service: str, identity: Identity = admin) -> CommandResult:
         """Take the service away: front, engines, table. 409 while a rollout runs."""
         commands.down(service, identity)
-        return Asked(outcome="asked", text=f"{service} is being taken down")
+        return CommandResult(outcome="asked", text=f"{service} is being taken down")
 
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
     def plan(service: str, body: Anything = None, identity: Identity = operator) -> PlanView:
@@ -238,29 +243,31 @@ def _add_writes(app: FastAPI, shelf: Shelf, commands: Commands, views: Views) ->
         return rollout_view(commands.deploy(service, _mapping(body), identity))
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
-    def rollback(service: str, body: Anything = None, identity: Identity = operator) -> Asked:
+    def rollback(service: str, body: Anything = None, identity: Identity = operator) -> CommandResult:
         """Back to stable, whatever runs; `already` when stable has all traffic."""
         reason = str(_mapping(body).get("reason") or "")
         outcome, text = commands.rollback(service, identity, reason=reason[:500])
-        return Asked(outcome=outcome, text=text)
+        return CommandResult(outcome=outcome, text=text)
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
-    def feedback(body: Anything = None, service: str | None = None, identity: Identity = operator) -> Taken:
+    def feedback(
+        body: Anything = None, service: str | None = None, identity: Identity = operator
+    ) -> FeedbackResult:
         """Scores of answers, one object or a list; every one is taken or none is."""
         items = body if isinstance(body, list) else [_mapping(body)]
-        return Taken(taken=commands.feedback([_mapping(item) for item in items], service=service))
+        return FeedbackResult(taken=commands.feedback([_mapping(item) for item in items], service=service))
 
 
-async def _events(shelf: Shelf, views: Views, service: str, after: int) -> AsyncIterator[str]:
+async def _events(reader: ServiceReader, views: Views, service: str, after: int) -> AsyncIterator[str]:
     shown = ""
     while True:
-        rows: Sequence[EventRow] = await asyncio.to_thread(shelf.events, service, after_seq=after)
+        rows: Sequence[EventRow] = await asyncio.to_thread(reader.events, service, after_seq=after)
         for row in rows:
             after = row.seq
             data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
             yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
         try:
-            view = await asyncio.to_thread(lambda: views.service(shelf.service(service)).model_dump_json())
+            view = await asyncio.to_thread(lambda: views.service(reader.service(service)).model_dump_json())
         except CanaryctlError:
             yield "event: gone\ndata: {}\n\n"
             return

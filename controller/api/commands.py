@@ -44,7 +44,7 @@ from controller.planning.forecast import (
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
 from controller.rollout.machine import begin
-from controller.rollout.observation import AskKind
+from controller.rollout.observation import CommandKind
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
@@ -73,7 +73,7 @@ SURE_REQUESTS_PER_S = 1.0
 DEPLOY_FORECAST_S = 30.0
 
 
-class Shelf(Protocol):
+class ServiceRepository(Protocol):
     """What the commands need of the store."""
 
     def services(self) -> tuple[ServiceRow, ...]: ...
@@ -85,12 +85,12 @@ class Shelf(Protocol):
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]: ...
     def latest_attempt(self, service: str, canary: str) -> RolloutRow | None: ...
     def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int: ...
-    def append_ask(
-        self, rollout: str, kind: AskKind, identity: Identity, *, reason: str, at_s: float
+    def append_command(
+        self, rollout: str, kind: CommandKind, identity: Identity, *, reason: str, at_s: float
     ) -> int: ...
 
 
-class World(Protocol):
+class Environment(Protocol):
     """What the commands need of the machines."""
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint: ...
@@ -107,8 +107,10 @@ class World(Protocol):
 class Commands:
     """The controller's verbs. `wake` is told which service has something new to do."""
 
-    def __init__(self, shelf: Shelf, world: World, clock: Clock, wake: Callable[[str], None]) -> None:
-        self._shelf = shelf
+    def __init__(
+        self, repository: ServiceRepository, world: Environment, clock: Clock, wake: Callable[[str], None]
+    ) -> None:
+        self._repository = repository
         self._world = world
         self._clock = clock
         self._wake = wake
@@ -119,9 +121,9 @@ class Commands:
         Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when what serves under this name differs.
         """
         spec = parse_service(body)
-        if spec.service in {row.name for row in self._shelf.services()}:
+        if spec.service in {row.name for row in self._repository.services()}:
             row = self._present(spec.service)
-            stable = self._shelf.version(row.name, row.stable)
+            stable = self._repository.version(row.name, row.stable)
             running = version_spec(stable) if stable is not None else None
             refuse_change(spec, stable=row.stable, given=service_spec(row), running=running)
             self._wake(row.name)
@@ -135,7 +137,7 @@ class Commands:
         now_s = self._clock.now_s()
         text = json.dumps(dump(spec))
         row = ServiceRow(spec.service, text, fingerprint.version_id, make_secret(), now_s)
-        self._shelf.put_service(row, version_row(spec.service, version, fingerprint, now_s))
+        self._repository.put_service(row, version_row(spec.service, version, fingerprint, now_s))
         self._wake(spec.service)
         return row
 
@@ -194,7 +196,7 @@ class Commands:
         known: Sequence[str] = CHANGE_KEYS,
     ) -> Proposal:
         row = self._present(service)
-        stable = self._shelf.version(service, row.stable)
+        stable = self._repository.version(service, row.stable)
         if stable is None:
             raise Conflict(f"{service} has no stored version {row.stable}; restore the store")
         unknown = sorted(set(body) - set(CHANGE_KEYS))
@@ -233,14 +235,14 @@ class Commands:
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
         """Begin a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
         self._present(service)
-        newest = next(iter(self._shelf.rollouts(service, limit=1)), None)
+        newest = next(iter(self._repository.rollouts(service, limit=1)), None)
         if newest is not None and not (running := _state(newest)).is_final:
             raise RolloutRunning(
                 f"{service} has rollout {running.id} in {running.phase.value}, one at a time; "
                 f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
             )
         proposal = self._propose(service, body)
-        before = self._shelf.latest_attempt(service, proposal.canary_id)
+        before = self._repository.latest_attempt(service, proposal.canary_id)
         # What rolled a twin back was no harm, and how often that happens is what twins are run for.
         if before is not None and not proposal.plan.twin and not body.get("retry", False):
             refuse_rejected(_state(before))
@@ -269,8 +271,8 @@ class Commands:
             "allow_unproven": _waiver(body),
         }
         row = version_row(service, proposal.version, proposal.fingerprint, now_s)
-        self._shelf.put_version(replace(row, id=proposal.canary_id))
-        self._shelf.create_rollout(state, request=json.dumps(request), at_s=now_s)
+        self._repository.put_version(replace(row, id=proposal.canary_id))
+        self._repository.create_rollout(state, request=json.dumps(request), at_s=now_s)
         self._wake(service)
         return state
 
@@ -280,8 +282,8 @@ class Commands:
 
     def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
         """('asked' | 'already', one line). Raises UnknownService, and Conflict after a promotion."""
-        row = self._shelf.service(service)
-        last = next(iter(self._shelf.rollouts(service, limit=1)), None)
+        row = self._repository.service(service)
+        last = next(iter(self._repository.rollouts(service, limit=1)), None)
         state = _state(last) if last else None
         means = rollback_means(state)
         if means == "undo" and state is not None and state.serving != row.stable:
@@ -295,15 +297,17 @@ class Commands:
                 f"{service} serves {state.canary.id}; its predecessor {state.stable.id} was unloaded; "
                 f"deploy that again: canaryctl deploy {service} {self._where(service, state.stable.id)}"
             )
-        self._shelf.append_ask(state.id, AskKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s())
+        self._repository.append_command(
+            state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
+        )
         self._wake(service)
         return "asked", f"{service}: rollback of {state.id} to {state.stable.id} begins"
 
     def down(self, service: str, identity: Identity) -> None:
         """Take the service away. Raises RolloutRunning while a rollout runs: roll back first."""
-        row = self._shelf.service(service)
+        row = self._repository.service(service)
         if not row.removing:
-            self._shelf.mark_removing(service, identity, at_s=self._clock.now_s())
+            self._repository.mark_removing(service, identity, at_s=self._clock.now_s())
         self._wake(service)
 
     def feedback(self, items: Sequence[Mapping[str, Any]], *, service: str | None) -> int:
@@ -313,7 +317,9 @@ class Commands:
         now_s = self._clock.now_s()
         scores = [_score(index, item, now_s) for index, item in enumerate(items)]
         names = (
-            [self._shelf.service(service).name] if service else [row.name for row in self._shelf.services()]
+            [self._repository.service(service).name]
+            if service
+            else [row.name for row in self._repository.services()]
         )
         if not names:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
@@ -324,13 +330,13 @@ class Commands:
         return len(scores)
 
     def _present(self, service: str) -> ServiceRow:
-        row = self._shelf.service(service)
+        row = self._repository.service(service)
         if row.removing:
             raise Conflict(f"{service} is being taken down; wait until it is gone, then canaryctl up")
         return row
 
     def _where(self, service: str, version: str) -> str:
-        row = self._shelf.version(service, version)
+        row = self._repository.version(service, version)
         if row is None:
             return "--model DIR"
         spec = version_spec(row)

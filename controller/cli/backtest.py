@@ -164,12 +164,12 @@ def as_table(
     """The decision in one line, then a row for each gate and side. `ranges`: names of observed ranges."""
     grid = table("gate", "asks", "verdict", "evidence", "stable", "canary", "why")
     for report in result.gates:
-        asks = "an alarm: is it worse?" if report.is_alarm else ASKS[report.side]
-        asks = "is it as stable was?" if report.gate in ranges else asks
+        commands = "an alarm: is it worse?" if report.is_alarm else ASKS[report.side]
+        commands = "is it as stable was?" if report.gate in ranges else commands
         at = f" after {report.decided_canary} canary requests" if report.decided_canary is not None else ""
         grid.add_row(
             report.gate,
-            asks,
+            commands,
             report.verdict.value,
             f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
             _figure(report.stable),

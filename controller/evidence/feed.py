@@ -15,11 +15,11 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.evidence.live_load import LiveLoad
-from controller.evidence.point_estimates import point_sight
+from controller.evidence.point_estimates import point_estimates
 from controller.evidence.score_join import ScoreJoin
 from controller.evidence.segment_alarms import SegmentFeed, metric_alarms
 from controller.evidence.snapshot import feed_in, pack
-from controller.rollout.observation import EvidenceSight, GuardSight, VersionPhase, VersionSight
+from controller.rollout.observation import EvidenceStatus, GuardStatus, VersionPhase, VersionStatus
 from controller.rollout.state import LIVE, RolloutState
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
@@ -202,17 +202,17 @@ class Feed:
         if self._stage >= 0:
             self._started()
 
-    def sight(self) -> EvidenceSight | None:
+    def sight(self) -> EvidenceStatus | None:
         """What the evidence and the guard of errors say; None: no unit was drawn yet."""
         if self._evaluator is None:
             return None
         rung = self._guard.verdict()
         guards = (
-            (GuardSight(rung.guard, rung.reason, both_arms=rung.action is GuardAction.HOLD),) if rung else ()
+            (GuardStatus(rung.guard, rung.reason, both_arms=rung.action is GuardAction.HOLD),) if rung else ()
         )
         report = self._evaluator.report()
-        points = point_sight(report, self._config.policy, self._config.stages[report.stage])
-        return EvidenceSight.of(
+        points = point_estimates(report, self._config.policy, self._config.stages[report.stage])
+        return EvidenceStatus.of(
             report, guards, (*metric_alarms(report), *self._segments.raised(frozen=report.frozen)), points
         )
 
@@ -317,7 +317,7 @@ class EvidenceFeeds:
         log: RecordsLog,
         snapshots: Snapshots,
         config: Callable[[RolloutState], GateConfig],
-        fleet: Callable[[str], Sequence[VersionSight] | None] = lambda service: None,
+        fleet: Callable[[str], Sequence[VersionStatus] | None] = lambda service: None,
     ) -> None:
         """fleet: a service's versions with their ready replicas; None: not known, and no load is compared."""
         self._log = log
@@ -326,7 +326,7 @@ class EvidenceFeeds:
         self._fleet = fleet
         self._feeds: dict[str, Feed] = {}
 
-    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceSight | None:
+    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceStatus | None:
         """Take in what is new and report; None: the log cannot be read, or no unit was drawn yet."""
         feed = self._feed(rollout)
         if feed is None:

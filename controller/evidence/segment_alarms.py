@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller import telemetry
-from controller.rollout.observation import AlarmSight
+from controller.rollout.observation import Alarm
 from evaluation import snapshot as snapshots
 from evaluation.betting.wealth import Floats
 from evaluation.metrics import VALUES, Kind
@@ -61,7 +61,7 @@ class SegmentFeed:
             for gate in gates
         }
         self._labels: OrderedDict[str, tuple[int, float, tuple[str, ...]]] = OrderedDict()
-        self._raised: dict[str, AlarmSight] = {}
+        self._raised: dict[str, Alarm] = {}
 
     def note(self, record: RequestRecord) -> None:
         """Remember the segments of a request until it has settled."""
@@ -83,7 +83,7 @@ class SegmentFeed:
                 y = np.where(failed | rows.cold, np.nan, y)
             _feed(alarms, rows, y, judged_coin(gate.sampling, rows.w), found)
 
-    def raised(self, *, frozen: bool) -> tuple[AlarmSight, ...]:
+    def raised(self, *, frozen: bool) -> tuple[Alarm, ...]:
         """Every alarm so far. frozen: the split does not fit its weight, so nothing new is believed."""
         if not frozen:
             for gate, alarms in self._gates.values():
@@ -115,7 +115,7 @@ class SegmentFeed:
         """What `to_mapping` gave; None: an older canaryctl knew no segments, and they begin now."""
         if saved is None:
             return
-        self._raised = {key: AlarmSight(**alarm) for key, alarm in saved["raised"].items()}
+        self._raised = {key: Alarm(**alarm) for key, alarm in saved["raised"].items()}
         for name, (gate, alarms) in self._gates.items():
             try:
                 snapshots.read(alarms, base64.b64decode(saved["gates"][name]), digest=_digest(gate))
@@ -139,21 +139,21 @@ def _feed(
         alarms.feed(segment, rows.block(y, np.array(chosen, dtype=np.int64), w))
 
 
-def _sight(gate: Gate, alarm: SegmentAlarm) -> AlarmSight:
+def _sight(gate: Gate, alarm: SegmentAlarm) -> Alarm:
     beyond = (
         f"more than {gate.tolerance:g} below stable"
         if gate.kind is Kind.SCORE
         else f"above {1 + gate.tolerance:g}x stable's"
     )
     text = f"{gate.name} {beyond} in {alarm.segment}"
-    return AlarmSight(gate.name, alarm.segment, text, alarm.canary_requests, alarm.at_s)
+    return Alarm(gate.name, alarm.segment, text, alarm.canary_requests, alarm.at_s)
 
 
-def metric_alarms(report: EvaluationReport) -> tuple[AlarmSight, ...]:
+def metric_alarms(report: EvaluationReport) -> tuple[Alarm, ...]:
     """What no gate asks about, and is worse over all requests. None while the split does not fit."""
     rang = [gate for gate in report.gates if gate.is_alarm and gate.decided_canary is not None]
     return tuple(
-        AlarmSight(
+        Alarm(
             gate=gate.gate,
             segment="all requests",
             text=gate.reason.replace(gate.gate, gate.metric),
@@ -164,7 +164,7 @@ def metric_alarms(report: EvaluationReport) -> tuple[AlarmSight, ...]:
     )
 
 
-def _to_json(alarm: AlarmSight) -> dict[str, Any]:
+def _to_json(alarm: Alarm) -> dict[str, Any]:
     return {name: getattr(alarm, name) for name in alarm.__slots__}
 
 

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from controller.rollout.observation import EvidenceSight
+from controller.rollout.observation import EvidenceStatus
 from controller.rollout.serialization import evidence_from_json, evidence_to_json
 
 FORMAT = 1
 
 
-def pack(sight: EvidenceSight | None, feed: Mapping[str, Any]) -> bytes:
+def pack(sight: EvidenceStatus | None, feed: Mapping[str, Any]) -> bytes:
     """The envelope. sight None: there was nothing to say yet."""
     said = evidence_to_json(sight) if sight is not None else None
     return json.dumps({"format": FORMAT, "sight": said, "feed": feed}, separators=(",", ":")).encode()
@@ -27,7 +27,7 @@ def feed_in(envelope: bytes) -> dict[str, Any]:
     return feed
 
 
-def sight_in(envelope: bytes | None) -> EvidenceSight | None:
+def evidence_in(envelope: bytes | None) -> EvidenceStatus | None:
     """What the evidence said when it was stored; None: nothing yet."""
     said = json.loads(envelope).get("sight") if envelope else None
     return evidence_from_json(said) if said else None

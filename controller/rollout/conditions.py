@@ -7,13 +7,13 @@ from typing import assert_never
 from controller.quantities import FULL_BP
 from controller.rollout.desired import replicas
 from controller.rollout.observation import (
-    EvidenceSight,
+    EvidenceStatus,
     Observation,
     VersionPhase,
-    is_gone,
-    probe_of,
+    is_unloaded,
+    probe_status,
     ready_replicas,
-    sight_of,
+    version_status,
 )
 from controller.rollout.plan import Stage
 from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Passage, Phase, RolloutState
@@ -28,7 +28,7 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
             return True
         case Phase.PREFLIGHT:
             # What an earlier attempt left behind goes first, or its failure would be read as this one's.
-            return _has_passed(state, seen) and is_gone(seen, state.canary.id)
+            return _has_passed(state, seen) and is_unloaded(seen, state.canary.id)
         case Phase.WARMING | Phase.SMOKE:
             return _has_passed(state, seen)
         case Phase.LOADING:
@@ -58,7 +58,7 @@ def _is_sound(state: RolloutState, seen: Observation) -> bool:
 
 
 def _has_passed(state: RolloutState, seen: Observation) -> bool:
-    probe = probe_of(state, seen)
+    probe = probe_status(state, seen)
     return probe is not None and probe.phase == "passed"
 
 
@@ -80,7 +80,7 @@ def passage(state: RolloutState, seen: Observation, now_s: float) -> Passage | N
     return "point_estimates" if late and _do_points(stage, evidence) else None
 
 
-def _do_points(stage: Stage, evidence: EvidenceSight) -> bool:
+def _do_points(stage: Stage, evidence: EvidenceStatus) -> bool:
     """True: unproven, but nothing is missing or wrong, and each estimate is within its margin."""
     if not stage.promote_if_point_ok or evidence.verdict is not Verdict.UNDECIDED or evidence.frozen:
         return False
@@ -93,12 +93,12 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return None
     if seen.tombstoned:
         return Cause(CauseKind.TOMBSTONE, "a direct rollback left a tombstone in the route table")
-    probe = probe_of(state, seen)
+    probe = probe_status(state, seen)
     if probe is not None and probe.phase == "failed":
         return Cause(CauseKind.GUARD, f"{probe.kind.value} failed: {probe.detail}")
     if state.phase in (Phase.PLANNING, Phase.PREFLIGHT):
         return _deadline_cause(state, seen, now_s)
-    canary = sight_of(seen, state.canary.id)
+    canary = version_status(seen, state.canary.id)
     if canary is not None and canary.phase is VersionPhase.FAILED:
         return Cause(CauseKind.GUARD, f"the canary's engine failed: {canary.last_error or 'no error given'}")
     if state.phase is Phase.UNLOADING:
@@ -116,7 +116,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
     return _deadline_cause(state, seen, now_s)
 
 
-def _harm(evidence: EvidenceSight) -> Cause | None:
+def _harm(evidence: EvidenceStatus) -> Cause | None:
     gate = evidence.rollback
     if gate is not None:
         return Cause(CauseKind.GATE, gate.reason or f"{gate.gate}: {gate.verdict.value}")

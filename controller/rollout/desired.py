@@ -17,38 +17,38 @@ from controller.rollout.actions import (
     SetSplit,
     StopVersion,
 )
-from controller.rollout.observation import Observation, does_stand, is_gone, ready_replicas
+from controller.rollout.observation import Observation, is_applied, is_unloaded, ready_replicas
 from controller.rollout.state import LIVE, Departure, DepartureStep, Phase, RolloutState
 
 
-def wanted(state: RolloutState, seen: Observation) -> tuple[Action, ...]:
+def desired_actions(state: RolloutState, seen: Observation) -> tuple[Action, ...]:
     canary, going = state.canary.id, state.departure
     if state.is_final:
         return ()
     if going is not None:
-        return _wanted_departure(state, going, seen)
-    wanted: list[Action] = []
+        return _desired_departure(state, going, seen)
+    missing: list[Action] = []
     if state.launched and ready_replicas(seen, canary) < replicas(state):
-        wanted.append(EnsureVersion(canary, replicas(state)))
+        missing.append(EnsureVersion(canary, replicas(state)))
     match state.phase:
         case Phase.PREFLIGHT:
             # What an earlier attempt left behind is freed before the fit is measured.
-            left = seen.versions is not None and not is_gone(seen, canary)
-            wanted.append(StopVersion(canary) if left else RunProbe(ProbeKind.PREFLIGHT, canary))
+            left = seen.versions is not None and not is_unloaded(seen, canary)
+            missing.append(StopVersion(canary) if left else RunProbe(ProbeKind.PREFLIGHT, canary))
         case Phase.WARMING:
-            wanted.append(RunProbe(ProbeKind.WARM, canary, state.plan.warmup_tokens))
+            missing.append(RunProbe(ProbeKind.WARM, canary, state.plan.warmup_tokens))
         case Phase.SMOKE:
-            wanted.append(RunProbe(ProbeKind.SMOKE, canary))
+            missing.append(RunProbe(ProbeKind.SMOKE, canary))
         case Phase.STAGE | Phase.PROMOTING | Phase.BAKING:
-            if state.exposed and not does_stand(seen, wanted_table(state)):
-                wanted.append(wanted_table(state))
+            if state.exposed and not is_applied(seen, desired_split(state)):
+                missing.append(desired_split(state))
         case _:
             pass
-    return tuple(wanted)
+    return tuple(missing)
 
 
-def _wanted_departure(state: RolloutState, going: Departure, seen: Observation) -> tuple[Action, ...]:
-    table = () if not state.exposed or does_stand(seen, wanted_table(state)) else (wanted_table(state),)
+def _desired_departure(state: RolloutState, going: Departure, seen: Observation) -> tuple[Action, ...]:
+    table = () if not state.exposed or is_applied(seen, desired_split(state)) else (desired_split(state),)
     match going.step:
         case DepartureStep.RESTORE:
             return (EnsureVersion(going.staying, state.stable.replicas),)
@@ -59,12 +59,12 @@ def _wanted_departure(state: RolloutState, going: Departure, seen: Observation) 
         case DepartureStep.CANCEL:
             return (*table, CancelVersion(going.leaving))
         case DepartureStep.UNLOAD:
-            return table if is_gone(seen, going.leaving) else (*table, StopVersion(going.leaving))
+            return table if is_unloaded(seen, going.leaving) else (*table, StopVersion(going.leaving))
         case _:
             assert_never(going.step)
 
 
-def wanted_table(state: RolloutState) -> SetSplit:
+def desired_split(state: RolloutState) -> SetSplit:
     """The route table that this state wants."""
     if state.departure is not None:
         return SetSplit(state.departure.staying, None, 0, state.stage)

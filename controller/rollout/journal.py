@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Literal
 
 from controller.rollout.actions import Action, Notify
-from controller.rollout.observation import AlarmSight, Observation
+from controller.rollout.observation import Alarm, Observation
 from controller.rollout.state import LOG_KEPT, Hold, HoldKind, LogLine, Notice, RolloutState
 
 NOTICE_KEPT_S = 600.0  # a notifier that is dead for longer loses the notice; the log keeps it
 
 
-def say(state: RolloutState, now_s: float, text: str, actor: str = "controller") -> RolloutState:
+def log(state: RolloutState, now_s: float, text: str, actor: str = "controller") -> RolloutState:
     line = LogLine(state.log_count + 1, now_s, text, actor)
     return replace(state, log=(*state.log, line)[-LOG_KEPT:], log_count=line.seq)
 
@@ -32,7 +32,7 @@ def hold(
     state = replace(state, holds=(*state.holds, Hold(kind, actor, why, now_s)))
     if page:
         text = f"{state.service}: held ({kind.value}): {why}"
-        state = notice(say(state, now_s, text), f"hold-{state.log_count}", "page", text, now_s)
+        state = notice(log(state, now_s, text), f"hold-{state.log_count}", "page", text, now_s)
     return state
 
 
@@ -46,13 +46,13 @@ def notice(
     return replace(state, outbox=(*state.outbox, Notice(f"{state.id}/{name}", severity, text, now_s)))
 
 
-def tell_alarms(state: RolloutState, alarms: Iterable[AlarmSight], now_s: float) -> RolloutState:
+def publish_alarms(state: RolloutState, alarms: Iterable[Alarm], now_s: float) -> RolloutState:
     """Write down and notify each alarm of a segment once. It decides nothing."""
     for alarm in alarms:
         if alarm.key not in state.alarmed:
             text = f"{state.service}: alarm, not deciding: {alarm.text}"
             state = replace(state, alarmed=(*state.alarmed, alarm.key))
-            state = notice(say(state, now_s, text), f"alarm-{alarm.key}", "info", text, now_s)
+            state = notice(log(state, now_s, text), f"alarm-{alarm.key}", "info", text, now_s)
     return state
 
 

@@ -42,27 +42,27 @@ from controller.errors import BadInput
 from controller.quantities import FULL_BP, percent
 from controller.rollout.actions import Action
 from controller.rollout.conditions import is_done, passage, reason_to_leave, what_is_missing
-from controller.rollout.desired import wanted, wanted_table
+from controller.rollout.desired import desired_actions, desired_split
 from controller.rollout.journal import (
     drop_delivered,
     hold,
     last_time_s,
+    log,
     notice,
     notices,
+    publish_alarms,
     release,
-    say,
-    tell_alarms,
 )
 from controller.rollout.observation import (
-    Ask,
-    AskKind,
+    CommandKind,
+    ManualCommand,
     Observation,
     VersionPhase,
-    does_stand,
-    is_gone,
+    is_applied,
     is_idle,
+    is_unloaded,
     ready_replicas,
-    sight_of,
+    version_status,
 )
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import (
@@ -99,12 +99,12 @@ def step(state: RolloutState, seen: Observation) -> Result:
     state = drop_delivered(state, seen, now_s)
     if state.is_final:
         return state, notices(state)
-    asked = _take_asks(state, seen, now_s)
+    asked = _take_commands(state, seen, now_s)
     if asked.phase is state.phase:
         state = _decide(asked, seen, now_s)
     else:
         state = asked
-    return state, (*wanted(state, seen), *notices(state))
+    return state, (*desired_actions(state, seen), *notices(state))
 
 
 def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
@@ -112,7 +112,7 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
         state = _rearm(state, now_s)
     state = _keep_time(state, seen, now_s)
     if seen.evidence is not None:
-        state = tell_alarms(state, seen.evidence.alarms, now_s)
+        state = publish_alarms(state, seen.evidence.alarms, now_s)
     cause = reason_to_leave(state, seen, now_s)
     if cause is None:
         return _advance(state, seen, now_s)
@@ -133,40 +133,43 @@ def abandon(state: RolloutState, now_s: float, why: str) -> RolloutState:
 # --- what people asked
 
 
-def _take_asks(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    for ask in sorted(seen.asks, key=lambda ask: ask.seq):
-        if ask.seq > state.asks_through:
-            taken = state if state.is_final else _take_ask(state, ask, now_s)
-            state = replace(taken, asks_through=ask.seq)
+def _take_commands(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    for command in sorted(seen.commands, key=lambda command: command.seq):
+        if command.seq > state.commands_through:
+            taken = state if state.is_final else _take_command(state, command, now_s)
+            state = replace(taken, commands_through=command.seq)
     return state
 
 
-def _take_ask(state: RolloutState, ask: Ask, now_s: float) -> RolloutState:
-    what = f"{ask.kind.value} asked by {ask.actor} ({ask.role}): {ask.reason or 'no reason given'}"
-    if ask.role == "viewer":
-        return say(state, now_s, f"{what}; refused, a viewer only looks", ask.actor)
+def _take_command(state: RolloutState, command: ManualCommand, now_s: float) -> RolloutState:
+    reason = command.reason or "no reason given"
+    what = f"{command.kind.value} asked by {command.actor} ({command.role}): {reason}"
+    if command.role == "viewer":
+        return log(state, now_s, f"{what}; refused, a viewer only looks", command.actor)
     leaving = state.phase in (Phase.ROLLING_BACK, Phase.UNLOADING)
-    match ask.kind:
-        case AskKind.ROLLBACK:
+    match command.kind:
+        case CommandKind.ROLLBACK:
             if state.goes_back:
-                return say(state, now_s, f"{what}; it is going back already", ask.actor)
-            state = say(state, now_s, what, ask.actor)
-            return _leave(state, Cause(CauseKind.USER, ask.reason or "asked", ask.actor), now_s)
-        case AskKind.PAUSE if not leaving:
-            return hold(say(state, now_s, what, ask.actor), HoldKind.PAUSE, ask.reason, now_s, ask.actor)
-        case AskKind.RESUME if not leaving:
-            return release(say(state, now_s, what, ask.actor), HoldKind.PAUSE)
-        case AskKind.PROMOTE | AskKind.PROMOTE_FULL if state.plan.twin:
-            return say(state, now_s, f"{what}; it does nothing in a twin run", ask.actor)
-        case AskKind.PROMOTE if state.phase is Phase.STAGE:
+                return log(state, now_s, f"{what}; it is going back already", command.actor)
+            state = log(state, now_s, what, command.actor)
+            return _leave(state, Cause(CauseKind.USER, command.reason or "asked", command.actor), now_s)
+        case CommandKind.PAUSE if not leaving:
+            return hold(
+                log(state, now_s, what, command.actor), HoldKind.PAUSE, command.reason, now_s, command.actor
+            )
+        case CommandKind.RESUME if not leaving:
+            return release(log(state, now_s, what, command.actor), HoldKind.PAUSE)
+        case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.twin:
+            return log(state, now_s, f"{what}; it does nothing in a twin run", command.actor)
+        case CommandKind.PROMOTE if state.phase is Phase.STAGE:
             waived = max(state.waived_through, state.stage)
-            return replace(say(state, now_s, what, ask.actor), waived_through=waived)
-        case AskKind.PROMOTE_FULL if not leaving:
-            return replace(say(state, now_s, what, ask.actor), waived_through=len(state.plan.stages))
-        case AskKind.PAUSE | AskKind.RESUME | AskKind.PROMOTE | AskKind.PROMOTE_FULL:
-            return say(state, now_s, f"{what}; it does nothing in {state.phase.value}", ask.actor)
+            return replace(log(state, now_s, what, command.actor), waived_through=waived)
+        case CommandKind.PROMOTE_FULL if not leaving:
+            return replace(log(state, now_s, what, command.actor), waived_through=len(state.plan.stages))
+        case CommandKind.PAUSE | CommandKind.RESUME | CommandKind.PROMOTE | CommandKind.PROMOTE_FULL:
+            return log(state, now_s, f"{what}; it does nothing in {state.phase.value}", command.actor)
         case _:
-            assert_never(ask.kind)
+            assert_never(command.kind)
 
 
 # --- time: since when is something wrong
@@ -184,14 +187,14 @@ def _rearm(state: RolloutState, now_s: float) -> RolloutState:
     if state.departure is not None:
         # The command of this step may never have been given; only total_ms counts the absence.
         state = replace(state, departure=replace(state.departure, step_at_s=now_s))
-    return say(state, now_s, "a controller took over")
+    return log(state, now_s, "a controller took over")
 
 
 def _keep_time(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """Run the clocks of blindness and unreadiness; note the moment at which a weight stands everywhere."""
     if state.phase in (Phase.PLANNING, Phase.PREFLIGHT, Phase.ROLLING_BACK, Phase.UNLOADING):
         return replace(state, blind_since_s=None, unready_since_s=None)
-    stands = does_stand(seen, wanted_table(state))
+    stands = is_applied(seen, desired_split(state))
     blind = seen.split is None or seen.versions is None or (state.phase in LIVE and not stands)
     state = replace(state, blind_since_s=_since(state.blind_since_s, blind, now_s))
     if seen.versions is not None:
@@ -202,7 +205,7 @@ def _keep_time(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
         state = replace(state, acked_at_s=now_s)
         if state.phase is Phase.STAGE:
             state = replace(state, deadline_at_s=now_s + state.plan.stages[state.stage].deadline_s)
-        state = say(state, now_s, f"{percent(state.weight_bp)} stands on every router ({seen.split.how})")
+        state = log(state, now_s, f"{percent(state.weight_bp)} stands on every router ({seen.split.how})")
     return _both_arms(state, seen, now_s)
 
 
@@ -263,7 +266,7 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
                 state = replace(state, weight_bp=FULL_BP - plan.holdback_bp, acked_at_s=None)
                 state = replace(state, deadline_at_s=now_s + plan.promote_s, exposed=True)
                 text = f"capacity is ready: {percent(state.weight_bp)} to {state.canary.id}"
-                return say(state, now_s, text)
+                return log(state, now_s, text)
             return _enter(state, Phase.BAKING, now_s, f"baking for {plan.bake_s:g} s", keep_ack=True)
         case Phase.BAKING:
             departure = Departure(state.stable.id, state.canary.id, DepartureStep.SHIFT, now_s, now_s)
@@ -347,7 +350,7 @@ def _advance_departure(
 def _restore(
     state: RolloutState, going: Departure, seen: Observation, now_s: float, *, late: bool
 ) -> RolloutState:
-    back = sight_of(seen, going.staying)
+    back = version_status(seen, going.staying)
     if ready_replicas(seen, going.staying) >= state.stable.replicas:
         return _next_step(state, going, DepartureStep.SHIFT, now_s, f"{going.staying} is ready again")
     if late or (back is not None and back.phase is VersionPhase.FAILED):
@@ -361,7 +364,7 @@ def _shift(
     state: RolloutState, going: Departure, seen: Observation, now_s: float, *, late: bool
 ) -> RolloutState:
     spent_ms = _spent_ms(going, now_s)
-    if does_stand(seen, wanted_table(state)) or not state.exposed:
+    if is_applied(seen, desired_split(state)) or not state.exposed:
         how = seen.split.how if state.exposed and seen.split is not None else "never exposed"
         text = f"all traffic is on {going.staying} ({how}, {spent_ms:.0f} ms)"
         going = replace(going, traffic_shift_ms=spent_ms)
@@ -370,7 +373,7 @@ def _shift(
         return state
     # Page once, and go on: a weight above 0 is never left standing.
     text = f"{state.service}: weight 0 is not acknowledged after {spent_ms / 1000:.0f} s; still trying"
-    state = replace(say(state, now_s, text), deadline_at_s=None)
+    state = replace(log(state, now_s, text), deadline_at_s=None)
     return notice(state, "stuck", "page", text, now_s)
 
 
@@ -378,7 +381,7 @@ def _drain(state: RolloutState, going: Departure, seen: Observation, now_s: floa
     spent_ms = _spent_ms(going, now_s)
     # A count from before the table stood says nothing: a request may have come after it.
     is_fresh = not state.exposed or spent_ms >= state.plan.count_lag_s * 1000
-    if is_fresh and seen.versions is not None and is_idle(sight_of(seen, going.leaving)):
+    if is_fresh and seen.versions is not None and is_idle(version_status(seen, going.leaving)):
         going = replace(going, drain_ms=spent_ms)
         return _next_step(state, going, DepartureStep.UNLOAD, now_s, f"drained ({spent_ms:.0f} ms)")
     if spent_ms >= state.plan.drain_s * 1000:
@@ -390,7 +393,7 @@ def _drain(state: RolloutState, going: Departure, seen: Observation, now_s: floa
 
 def _cancel(state: RolloutState, going: Departure, seen: Observation, now_s: float) -> RolloutState:
     spent_ms = _spent_ms(going, now_s)
-    idle = seen.versions is not None and is_idle(sight_of(seen, going.leaving))
+    idle = seen.versions is not None and is_idle(version_status(seen, going.leaving))
     if not idle and spent_ms < state.plan.cancel_s * 1000:
         return state
     going = replace(going, drain_ms=(going.drain_ms or 0.0) + spent_ms)
@@ -400,7 +403,7 @@ def _cancel(state: RolloutState, going: Departure, seen: Observation, now_s: flo
 def _unload(
     state: RolloutState, going: Departure, seen: Observation, now_s: float, *, late: bool
 ) -> RolloutState:
-    if is_gone(seen, going.leaving):
+    if is_unloaded(seen, going.leaving):
         total_ms = max(0.0, now_s - going.started_at_s) * 1000
         going = replace(going, unload_ms=_spent_ms(going, now_s), total_ms=total_ms)
         return _departed(replace(state, departure=going), going, now_s)
@@ -429,7 +432,7 @@ def _next_step(
     state: RolloutState, going: Departure, to: DepartureStep, now_s: float, text: str
 ) -> RolloutState:
     state = replace(state, departure=replace(going, step=to, step_at_s=now_s))
-    return say(replace(state, deadline_at_s=now_s + (_allowance_s(state) or 0.0)), now_s, text)
+    return log(replace(state, deadline_at_s=now_s + (_allowance_s(state) or 0.0)), now_s, text)
 
 
 # --- writing the state
@@ -444,7 +447,7 @@ def _enter(
     allowance_s = _allowance_s(state)
     state = replace(state, deadline_at_s=None if allowance_s is None else now_s + allowance_s)
     name = f"stage {state.stage + 1} of {len(state.plan.stages)}" if phase is Phase.STAGE else phase.value
-    return say(state, now_s, f"{name}: {reason}")
+    return log(state, now_s, f"{name}: {reason}")
 
 
 def _allowance_s(state: RolloutState) -> float | None:

@@ -23,7 +23,7 @@ class VersionPhase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class SplitSight:
+class SplitStatus:
     """The route table.
 
     applied: every live router acknowledged it, or is fenced, or its lease passed (`how` says which).
@@ -39,7 +39,7 @@ class SplitSight:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionSight:
+class VersionStatus:
     """One version in the fleet; a version that is not listed is gone."""
 
     version: str
@@ -52,7 +52,7 @@ class VersionSight:
 
 
 @dataclass(frozen=True, slots=True)
-class GuardSight:
+class GuardStatus:
     """A guard that fires now. both_arms: stable is as bad, so it is not the canary's doing: hold and page."""
 
     name: str
@@ -61,7 +61,7 @@ class GuardSight:
 
 
 @dataclass(frozen=True, slots=True)
-class AlarmSight:
+class Alarm:
     """Harm shown in one segment of the traffic: it is told once, and decides nothing."""
 
     gate: str
@@ -77,7 +77,7 @@ class AlarmSight:
 
 
 @dataclass(frozen=True, slots=True)
-class PointSight:
+class PointEstimates:
     """Where the point estimates of all that a stage must prove lie. They prove nothing.
 
     within: each is inside its margin. text: the estimates, or the first that is outside or not to be had.
@@ -88,7 +88,7 @@ class PointSight:
 
 
 @dataclass(frozen=True, slots=True)
-class EvidenceSight:
+class EvidenceStatus:
     """The evaluator's report. `verdict` speaks of promotion out of `stage`, on that stage's own units."""
 
     stage: int
@@ -98,21 +98,21 @@ class EvidenceSight:
     missing: tuple[str, ...] = ()  # what cannot be judged, and why; not what is only unproven yet
     canary_requests: int = 0  # settled in this stage
     stable_requests: int = 0
-    guards: tuple[GuardSight, ...] = ()
+    guards: tuple[GuardStatus, ...] = ()
     canary_total: int = 0  # settled since the first stage
     frozen: bool = False  # the split does not look like its weight: statistics decide nothing
     notes: tuple[str, ...] = ()
-    alarms: tuple[AlarmSight, ...] = ()  # of segments, all that were raised so far
-    points: PointSight | None = None  # None: nobody looked at them
+    alarms: tuple[Alarm, ...] = ()  # of segments, all that were raised so far
+    points: PointEstimates | None = None  # None: nobody looked at them
 
     @classmethod
     def of(
         cls,
         report: EvaluationReport,
-        guards: tuple[GuardSight, ...] = (),
-        alarms: tuple[AlarmSight, ...] = (),
-        points: PointSight | None = None,
-    ) -> EvidenceSight:
+        guards: tuple[GuardStatus, ...] = (),
+        alarms: tuple[Alarm, ...] = (),
+        points: PointEstimates | None = None,
+    ) -> EvidenceStatus:
         """The evaluator's report in the controller's words; guards and alarms are watched beside it."""
         return cls(
             stage=report.stage,
@@ -135,7 +135,7 @@ class EvidenceSight:
         )
 
 
-class AskKind(StrEnum):
+class CommandKind(StrEnum):
     """What a person can ask of a running rollout."""
 
     ROLLBACK = "rollback"
@@ -146,11 +146,11 @@ class AskKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ManualCommand:
     """A person's request, kept by the store in order. Each is taken in once."""
 
     seq: int
-    kind: AskKind
+    kind: CommandKind
     actor: str
     role: Literal["viewer", "operator", "admin"]
     reason: str
@@ -158,7 +158,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeSight:
+class ProbeStatus:
     """How a probe stands. One that the shell does not know (after a restart) is not listed."""
 
     kind: ProbeKind
@@ -171,11 +171,11 @@ class Observation:
     """The world, read once a tick."""
 
     now_s: float
-    split: SplitSight | None = None  # None: the table could not be read
-    versions: tuple[VersionSight, ...] | None = None  # None: the fleet could not be read
-    evidence: EvidenceSight | None = None  # None: no evidence could be read
-    probes: tuple[ProbeSight, ...] = ()
-    asks: tuple[Ask, ...] = ()
+    split: SplitStatus | None = None  # None: the table could not be read
+    versions: tuple[VersionStatus, ...] | None = None  # None: the fleet could not be read
+    evidence: EvidenceStatus | None = None  # None: no evidence could be read
+    probes: tuple[ProbeStatus, ...] = ()
+    commands: tuple[ManualCommand, ...] = ()
     delivered: frozenset[str] = frozenset()  # keys of notices that left
     tombstoned: bool = False  # the table holds a tombstone of this rollout
     resumed: bool = False  # the first look since this controller took the lease: time-outs begin anew
@@ -184,36 +184,36 @@ class Observation:
 # --- questions about one observation: what is not there counts as nothing ready
 
 
-def sight_of(seen: Observation, version: str) -> VersionSight | None:
+def version_status(seen: Observation, version: str) -> VersionStatus | None:
     return next((sight for sight in seen.versions or () if sight.version == version), None)
 
 
 def ready_replicas(seen: Observation, version: str) -> int:
-    sight = sight_of(seen, version)
+    sight = version_status(seen, version)
     return sight.ready_replicas if sight is not None and sight.phase is VersionPhase.READY else 0
 
 
-def is_gone(seen: Observation, version: str) -> bool:
+def is_unloaded(seen: Observation, version: str) -> bool:
     """True: the fleet was read, and the version holds no memory any more."""
-    sight = sight_of(seen, version)
+    sight = version_status(seen, version)
     return seen.versions is not None and (sight is None or sight.phase is VersionPhase.GONE)
 
 
-def does_stand(seen: Observation, table: SetSplit) -> bool:
+def is_applied(seen: Observation, table: SetSplit) -> bool:
     split = seen.split
     if split is None or not split.applied:
         return False
     return (split.stable, split.canary, split.weight_bp) == (table.stable, table.canary, table.weight_bp)
 
 
-def is_idle(sight: VersionSight | None) -> bool:
+def is_idle(sight: VersionStatus | None) -> bool:
     """True: nothing runs on it, and the drain was taken in (or it never got so far)."""
     if sight is None or sight.phase in (VersionPhase.LOADING, VersionPhase.GONE, VersionPhase.FAILED):
         return True
     return sight.phase is not VersionPhase.READY and sight.in_flight <= 0
 
 
-def probe_of(state: RolloutState, seen: Observation) -> ProbeSight | None:
+def probe_status(state: RolloutState, seen: Observation) -> ProbeStatus | None:
     kinds = {
         Phase.PREFLIGHT: ProbeKind.PREFLIGHT,
         Phase.WARMING: ProbeKind.WARM,

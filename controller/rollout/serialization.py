@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter, ValidationError
 
 from controller.errors import CanaryctlError
-from controller.planning.fingerprint import Fingerprint
 from controller.rollout.actions import Action
-from controller.rollout.observation import EvidenceSight
+from controller.rollout.observation import EvidenceStatus
 from controller.rollout.state import RolloutState
 
 FORMAT = 1
+# Fields whose stored key is older than their name: what is stored stays readable, by older releases too.
+STORED_KEYS = {"commands_through": "asks_through"}
 
 _state = TypeAdapter(RolloutState)
 _actions = TypeAdapter(tuple[Action, ...])
-_evidence = TypeAdapter(EvidenceSight)
-_fingerprint = TypeAdapter(Fingerprint)
+_evidence = TypeAdapter(EvidenceStatus)
 
 
 class UnreadableState(CanaryctlError):
@@ -36,7 +36,10 @@ def _unreadable(what: str, exc: Exception) -> UnreadableState:
 
 def state_to_json(state: RolloutState) -> str:
     """One line of JSON; `state_from_json` gives back an equal state."""
-    document = {"format": FORMAT, "rollout": _state.dump_python(state, mode="json")}
+    values = {
+        STORED_KEYS.get(key, key): value for key, value in _state.dump_python(state, mode="json").items()
+    }
+    document = {"format": FORMAT, "rollout": values}
     return json.dumps(document, separators=(",", ":"))
 
 
@@ -49,8 +52,11 @@ def state_from_json(text: str | bytes) -> RolloutState:
                 f"rollout state has format {document['format']}, this canaryctl reads {FORMAT}; "
                 "run the version that wrote it"
             )
-        return _state.validate_python(document["rollout"])
-    except (ValueError, KeyError, TypeError, ValidationError) as exc:
+        names = {key: name for name, key in STORED_KEYS.items()}
+        return _state.validate_python(
+            {names.get(key, key): value for key, value in document["rollout"].items()}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as exc:
         raise _unreadable("rollout state", exc) from exc
 
 
@@ -66,26 +72,14 @@ def actions_from_json(text: str | bytes) -> tuple[Action, ...]:
         raise _unreadable("pending actions", exc) from exc
 
 
-def evidence_to_json(evidence: EvidenceSight) -> str:
+def evidence_to_json(evidence: EvidenceStatus) -> str:
     # dump_json writes null for the end of an interval at infinity, and null cannot be read again.
     return json.dumps(_evidence.dump_python(evidence, mode="json"), separators=(",", ":"))
 
 
-def evidence_from_json(text: str | bytes) -> EvidenceSight:
+def evidence_from_json(text: str | bytes) -> EvidenceStatus:
     """The evidence that was written. Raises UnreadableState."""
     try:
         return _evidence.validate_json(text)
     except ValidationError as exc:
         raise _unreadable("evidence", exc) from exc
-
-
-def fingerprint_to_json(fingerprint: Fingerprint) -> str:
-    return _fingerprint.dump_json(fingerprint).decode()
-
-
-def fingerprint_from_json(text: str | bytes) -> Fingerprint:
-    """The fingerprint that was written. Raises UnreadableState."""
-    try:
-        return _fingerprint.validate_json(text)
-    except ValidationError as exc:
-        raise _unreadable("fingerprint", exc) from exc

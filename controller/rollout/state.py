@@ -172,7 +172,7 @@ class RolloutState:
     decisive: GateReport | None = None  # the gate that fired
     decided_canary: int | None = None  # canary requests settled when it was proven or shown harmful
     passed: tuple[StagePass, ...] = ()  # the stages that were left upwards, in order
-    asks_through: int = 0  # the last request of a person that was taken in
+    commands_through: int = 0  # the last request of a person that was taken in
     alarmed: tuple[str, ...] = ()  # alarms of segments that have been told
     log: tuple[LogLine, ...] = ()  # the newest LOG_KEPT
     log_count: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from controller.quantities import duration, percent
-from controller.rollout.observation import EvidenceSight
+from controller.rollout.observation import EvidenceStatus
 from controller.rollout.state import Passage, RolloutState, StagePass
 from evaluation.report import GateReport, Verdict
 
@@ -15,7 +15,7 @@ def twin_id(stable: str) -> str:
     return f"{stable}-twin"
 
 
-def stage_pass(state: RolloutState, how: Passage, evidence: EvidenceSight | None, now_s: float) -> StagePass:
+def stage_pass(state: RolloutState, how: Passage, evidence: EvidenceStatus | None, now_s: float) -> StagePass:
     """The stage that is left now, with the last of its proofs and the rollback gate that came nearest."""
     since_s = state.acked_at_s if state.acked_at_s is not None else now_s
     gates = evidence.gates if evidence is not None else ()

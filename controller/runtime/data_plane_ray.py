@@ -11,12 +11,12 @@ from typing import Protocol, TypeVar
 
 from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
-from controller.rollout.observation import SplitSight, VersionPhase, VersionSight
+from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.runtime.probes_http import Target
 from controller.spec.service import VersionSpec
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
-from serving.messages import SplitSight as TableSight
+from serving.messages import SplitStatus as TableStatus
 from serving.table.route_table import StaleToken as PlaneStaleToken
 
 REOPEN_S = 10.0  # a front that was opened is looked after so often
@@ -24,7 +24,7 @@ REOPEN_S = 10.0  # a front that was opened is looked after so often
 T = TypeVar("T")
 
 
-class TrafficHand(Protocol):
+class TrafficClient(Protocol):
     """`serving.table.traffic_ray.RayTraffic`, as far as it is used here."""
 
     def open(self, service: str, secret: str) -> None: ...
@@ -40,14 +40,14 @@ class TrafficHand(Protocol):
         weight_bp: int,
         salt: str,
         stage: int = 0,
-    ) -> TableSight | None: ...
-    def observe(self, service: str) -> TableSight | None: ...
+    ) -> TableStatus | None: ...
+    def observe(self, service: str) -> TableStatus | None: ...
     def heartbeat(self, service: str, token: int) -> bool: ...
     def read_records(self, service: str, after_seq: int, limit: int = 5000) -> RecordPage | None: ...
     def append_scores(self, service: str, scores: Sequence[ScoreRecord]) -> bool: ...
 
 
-class RouterHand(TrafficHand, Protocol):
+class RouterClient(TrafficClient, Protocol):
     """The same with its routers, which a table in memory has none of."""
 
     def start_router(self, service: str, replicas: int = 1) -> None: ...
@@ -75,7 +75,7 @@ class PlaneFleet:
         launch = self._launch(service, version, replicas)
         translated(lambda: self._fleet.ensure(launch, token=token))
 
-    def observe(self, service: str) -> tuple[VersionSight, ...] | None:
+    def observe(self, service: str) -> tuple[VersionStatus, ...] | None:
         """Every version that holds anything; None: the fleet cannot be read."""
         sights = translated(lambda: self._fleet.observe(service))
         if sights is None:
@@ -98,10 +98,10 @@ class PlaneFleet:
 class PlaneTraffic:
     """The core's Traffic."""
 
-    def __init__(self, traffic: TrafficHand) -> None:
+    def __init__(self, traffic: TrafficClient) -> None:
         self._traffic = traffic
 
-    def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitSight | None:
+    def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         """Publish. The salt is the rollout's id: each rollout draws its units anew."""
         sight = translated(
             lambda: self._traffic.set_split(
@@ -119,7 +119,7 @@ class PlaneTraffic:
             raise Unreachable(f"the route table of {service} does not answer")
         return _split_sight(sight)
 
-    def observe(self, service: str) -> SplitSight | None:
+    def observe(self, service: str) -> SplitStatus | None:
         """The table; None: it cannot be read."""
         sight = translated(lambda: self._traffic.observe(service))
         return _split_sight(sight) if sight is not None else None
@@ -140,7 +140,7 @@ class PlaneFront:
 
     def __init__(
         self,
-        traffic: RouterHand,
+        traffic: RouterClient,
         routers: Callable[[str], int],
         stop_router: Callable[[str], None],
         monotonic_s: Callable[[], float],
@@ -175,7 +175,7 @@ class PlaneFront:
 class PlaneLog:
     """The ordered records log of a service."""
 
-    def __init__(self, traffic: TrafficHand) -> None:
+    def __init__(self, traffic: TrafficClient) -> None:
         self._traffic = traffic
 
     def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None:
@@ -189,7 +189,7 @@ class PlaneLog:
 
 
 def probe_target(
-    fleet: plane.Fleet, traffic: TrafficHand, service: str, version: str, *, secret: str
+    fleet: plane.Fleet, traffic: TrafficClient, service: str, version: str, *, secret: str
 ) -> Target | None:
     """Where to ask one version; None: fleet or table cannot be read now."""
     sights, table = fleet.observe(service), traffic.observe(service)
@@ -203,8 +203,8 @@ def probe_target(
     return Target(sight.urls, {} if sight.external else headers, None if sight.external else service)
 
 
-def _version_sight(sight: plane.VersionSight) -> VersionSight:
-    return VersionSight(
+def _version_sight(sight: plane.VersionStatus) -> VersionStatus:
+    return VersionStatus(
         version=sight.version,
         phase=VersionPhase(sight.phase),
         ready_replicas=sight.ready_replicas,
@@ -215,8 +215,8 @@ def _version_sight(sight: plane.VersionSight) -> VersionSight:
     )
 
 
-def _split_sight(sight: TableSight) -> SplitSight:
-    return SplitSight(
+def _split_sight(sight: TableStatus) -> SplitStatus:
+    return SplitStatus(
         epoch=sight.epoch,
         revision=sight.revision,
         stable=sight.stable or "",

@@ -17,7 +17,7 @@ import httpx
 
 from controller import telemetry
 from controller.rollout.actions import ProbeKind, RunProbe
-from controller.rollout.observation import ProbeSight
+from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
 
 REQUEST_TIMEOUT_S = 60.0
@@ -64,7 +64,7 @@ class HttpProbes:
         self._rate_per_s = rate_per_s
         self._runs: dict[tuple[str, ProbeKind], _Run] = {}
 
-    def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeSight:
+    def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeStatus:
         """How the probe stands; it is started when it is not known."""
         key = (rollout.id, probe.probe)
         run = self._runs.get(key)
@@ -72,7 +72,7 @@ class HttpProbes:
             run = self._runs[key] = _Run()
             name = f"{probe.probe.value} of {rollout.id}"
             threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
-        return ProbeSight(probe.probe, run.phase, run.detail)
+        return ProbeStatus(probe.probe, run.phase, run.detail)
 
     def _work(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> None:
         began_s = time.monotonic()

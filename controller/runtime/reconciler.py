@@ -24,7 +24,7 @@ from controller.rollout.actions import (
     StopVersion,
 )
 from controller.rollout.machine import step
-from controller.rollout.observation import Observation, ProbeSight
+from controller.rollout.observation import Observation, ProbeStatus
 from controller.rollout.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
 from controller.rollout.state import Phase, RolloutState
 from controller.rollout.status import is_urgent
@@ -66,7 +66,7 @@ class Ticked:
 class _Performed:
     """What carrying out the pending actions told."""
 
-    probes: tuple[ProbeSight, ...]
+    probes: tuple[ProbeStatus, ...]
     delivered: frozenset[str]
     failed: bool  # some action could not be carried out: no hurry to try again
 
@@ -101,7 +101,7 @@ class Reconciler:
         return Ticked(state, seen, changed, _next_in_s(state, pending, changed, performed.failed))
 
     def _perform(self, stored: Stored, token: int) -> _Performed:
-        probes: list[ProbeSight] = []
+        probes: list[ProbeStatus] = []
         delivered: set[str] = set()
         failed = False
         for action in stored.pending:
@@ -115,13 +115,13 @@ class Reconciler:
                 self._complain(what, exc)
                 continue
             self._complained.pop(what, None)
-            if isinstance(told, ProbeSight):
+            if isinstance(told, ProbeStatus):
                 probes.append(told)
             elif told is not None:
                 delivered.add(told)
         return _Performed(tuple(probes), frozenset(delivered), failed)
 
-    def _act(self, state: RolloutState, action: Action, token: int) -> ProbeSight | str | None:
+    def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:
         ports, service = self._ports, state.service
         match action:
             case SetSplit():
@@ -151,7 +151,7 @@ class Reconciler:
             versions=self._read("versions", lambda: ports.fleet.observe(state.service)),
             evidence=self._read("evidence", lambda: ports.evidence.observe(state, now_s)),
             probes=performed.probes,
-            asks=ports.store.asks(state.id, after_seq=state.asks_through),
+            commands=ports.store.commands(state.id, after_seq=state.commands_through),
             delivered=performed.delivered,
             tombstoned=bool(
                 self._read("tombstone", lambda: ports.traffic.is_tombstoned(state.service, state.id))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
-from controller.rollout.observation import EvidenceSight, SplitSight, VersionSight
+from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionStatus
 from controller.rollout.ports import Clock
 from controller.rollout.state import RolloutState
 from controller.runtime.reconciler import Reconciler
@@ -27,18 +27,18 @@ KEEP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class LastTick:
     """What the last tick of a service saw. None: it could not be read, or not yet."""
 
-    split: SplitSight | None = None
-    versions: tuple[VersionSight, ...] | None = None
-    evidence: EvidenceSight | None = None
+    split: SplitStatus | None = None
+    versions: tuple[VersionStatus, ...] | None = None
+    evidence: EvidenceStatus | None = None
     rollout: str | None = None  # whose evidence it is
     at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class ServiceWorkers:
     """Those who do the work for one service, made anew with every lease."""
 
     reconciler: Reconciler
@@ -53,14 +53,14 @@ class Runner:
         self,
         store: SqlStore,
         clock: Clock,
-        make_crew: Callable[[str], Crew],
+        make_workers: Callable[[str], ServiceWorkers],
         replicas: Callable[[ServiceRow], int],
         *,
         holder: str,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._make_crew = make_crew
+        self._make_workers = make_workers
         self._replicas = replicas
         self._holder = holder
         self._token: int | None = None  # None: another controller acts
@@ -68,7 +68,7 @@ class Runner:
         self._changed = threading.Event()  # services may have come
         self._wakes: dict[str, threading.Event] = {}
         self._threads: dict[str, threading.Thread] = {}
-        self._sights: dict[str, Sight] = {}
+        self._sights: dict[str, LastTick] = {}
         self._chief = threading.Thread(target=self._lead, name="lease", daemon=True)
 
     @property
@@ -99,9 +99,9 @@ class Runner:
         if (wake := self._wakes.get(service)) is not None:
             wake.set()
 
-    def sight(self, service: str) -> Sight:
+    def sight(self, service: str) -> LastTick:
         """What the last tick saw."""
-        return self._sights.get(service, Sight())
+        return self._sights.get(service, LastTick())
 
     # --- the lease
 
@@ -170,7 +170,7 @@ class _Watch:
     def __init__(self, runner: Runner, service: str) -> None:
         self._runner = runner
         self._service = service
-        self._crew: Crew | None = None
+        self._workers: ServiceWorkers | None = None
         self._token: int | None = None
         self._keep_at_s = 0.0
 
@@ -180,19 +180,19 @@ class _Watch:
         token = runner._token
         row = runner._store.service(self._service)
         if token is None:
-            self._crew = None
+            self._workers = None
             return PAUSE_S
-        if self._crew is None or self._token != token:
-            self._crew, self._token = runner._make_crew(self._service), token
+        if self._workers is None or self._token != token:
+            self._workers, self._token = runner._make_workers(self._service), token
         try:
-            return self._tick(self._crew, row, token)
+            return self._tick(self._workers, row, token)
         except StaleToken as exc:
             telemetry.warning("fenced, another controller acted", service=self._service, why=str(exc))
-            self._crew = None
+            self._workers = None
             runner._drop(token)
         except StaleWrite as exc:
             telemetry.warning("another writer was first, reading again", service=self._service, why=str(exc))
-            self._crew = None
+            self._workers = None
             return 0.0
         except UnknownService:
             raise
@@ -200,31 +200,33 @@ class _Watch:
             telemetry.warning("tick not possible now", service=self._service, why=str(exc))
         return PAUSE_S
 
-    def _tick(self, crew: Crew, row: ServiceRow, token: int) -> float:
+    def _tick(self, workers: ServiceWorkers, row: ServiceRow, token: int) -> float:
         runner, now_s = self._runner, self._runner._clock.now_s()
         pause_s, running = KEEP_S, None
         for rollout in runner._store.running(self._service):
-            ticked = crew.reconciler.tick(rollout, token=token)
+            ticked = workers.reconciler.tick(rollout, token=token)
             if ticked is None:
                 continue
             pause_s = min(pause_s, ticked.next_in_s)
             if not ticked.state.is_final:
                 running = ticked.state
             seen = ticked.seen
-            runner._sights[self._service] = Sight(seen.split, seen.versions, seen.evidence, rollout, now_s)
+            runner._sights[self._service] = LastTick(seen.split, seen.versions, seen.evidence, rollout, now_s)
         if now_s >= self._keep_at_s or running is None:
-            pause_s = min(pause_s, self._keep(crew, row, running, token))
+            pause_s = min(pause_s, self._keep(workers, row, running, token))
         return pause_s
 
-    def _keep(self, crew: Crew, row: ServiceRow, running: RolloutState | None, token: int) -> float:
+    def _keep(
+        self, workers: ServiceWorkers, row: ServiceRow, running: RolloutState | None, token: int
+    ) -> float:
         runner, now_s = self._runner, self._runner._clock.now_s()
         # The rollout that just ticked may have changed what is stable.
         fresh = runner._store.service(self._service) if running is not None else row
-        kept = crew.keeper.tick(fresh, runner._replicas(fresh), running, token=token)
+        kept = workers.keeper.tick(fresh, runner._replicas(fresh), running, token=token)
         self._keep_at_s = now_s + KEEP_S
         sight = runner.sight(self._service)
         runner._sights[self._service] = replace(sight, split=kept.split, versions=kept.versions, at_s=now_s)
-        crew.measure(now_s)
+        workers.measure(now_s)
         if kept.is_gone:
             raise UnknownService(f"service {self._service} was removed")
         return kept.next_in_s

@@ -12,7 +12,7 @@ from typing import Protocol
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken
 from controller.rollout.actions import SetSplit
-from controller.rollout.observation import SplitSight, VersionPhase, VersionSight
+from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.ports import Clock, Fleet, Traffic
 from controller.rollout.state import RolloutState
 from controller.store.rows import ServiceRow
@@ -37,12 +37,12 @@ class Removals(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeepResult:
     """What a look saw and left. None: it could not be read. `is_gone`: the service is no more."""
 
     next_in_s: float
-    versions: tuple[VersionSight, ...] | None = None
-    split: SplitSight | None = None
+    versions: tuple[VersionStatus, ...] | None = None
+    split: SplitStatus | None = None
     is_gone: bool = False
 
 
@@ -58,7 +58,7 @@ class Keeper:
         self._removals = removals
         self._clock = clock
 
-    def tick(self, row: ServiceRow, replicas: int, rollout: RolloutState | None, *, token: int) -> Kept:
+    def tick(self, row: ServiceRow, replicas: int, rollout: RolloutState | None, *, token: int) -> KeepResult:
         """One look at a service. rollout None: none runs. Raises StaleToken when another controller acts."""
         try:
             if row.removing:
@@ -72,17 +72,17 @@ class Keeper:
             raise
         except CanaryctlError as exc:
             telemetry.warning("service cannot be kept now", service=row.name, why=str(exc))
-            return Kept(INTERVAL_S)
+            return KeepResult(INTERVAL_S)
 
     def _keep(
         self,
         row: ServiceRow,
         replicas: int,
         rollout: RolloutState | None,
-        versions: tuple[VersionSight, ...] | None,
-        split: SplitSight | None,
+        versions: tuple[VersionStatus, ...] | None,
+        split: SplitStatus | None,
         token: int,
-    ) -> Kept:
+    ) -> KeepResult:
         is_settled = versions is not None and split is not None
         if versions is not None and not self._has_stable(row, replicas, versions, token):
             is_settled = False
@@ -92,10 +92,10 @@ class Keeper:
             wanted = SetSplit(row.stable, None, 0, 0)
             self._traffic.set_split(row.name, rollout.id if rollout else "", wanted, token=token)
             is_settled = False
-        return Kept(INTERVAL_S if is_settled else BUSY_S, versions, split)
+        return KeepResult(INTERVAL_S if is_settled else BUSY_S, versions, split)
 
     def _has_stable(
-        self, row: ServiceRow, replicas: int, versions: tuple[VersionSight, ...], token: int
+        self, row: ServiceRow, replicas: int, versions: tuple[VersionStatus, ...], token: int
     ) -> bool:
         sight = next((one for one in versions if one.version == row.stable), None)
         if sight is not None and sight.phase is VersionPhase.READY and sight.ready_replicas >= replicas:
@@ -107,7 +107,7 @@ class Keeper:
             self._fleet.stop(row.name, row.stable, token=token)
         return False
 
-    def _stop_strangers(self, row: ServiceRow, versions: tuple[VersionSight, ...], token: int) -> bool:
+    def _stop_strangers(self, row: ServiceRow, versions: tuple[VersionStatus, ...], token: int) -> bool:
         """Stop what no rollout owns, such as a canary whose memory was not seen freed in time."""
         gone = (VersionPhase.GONE, VersionPhase.STOPPING)
         strangers = [one for one in versions if one.version != row.stable and one.phase not in gone]
@@ -115,22 +115,22 @@ class Keeper:
             self._fleet.stop(row.name, one.version, token=token)
         return bool(strangers)
 
-    def _remove(self, row: ServiceRow, token: int) -> Kept:
+    def _remove(self, row: ServiceRow, token: int) -> KeepResult:
         # The front first: nothing may arrive at an engine that is being stopped.
         self._front.close(row.name, token=token)
         versions = self._fleet.observe(row.name)
         if versions is None:
-            return Kept(BUSY_S)
+            return KeepResult(BUSY_S)
         left = [one for one in versions if one.phase is not VersionPhase.GONE]
         for one in left:
             if one.phase is not VersionPhase.STOPPING:
                 self._fleet.stop(row.name, one.version, token=token)
         if left or self._front.is_open(row.name) is not False:
-            return Kept(BUSY_S, versions)
+            return KeepResult(BUSY_S, versions)
         self._removals.remove_service(row.name, at_s=self._clock.now_s())
         telemetry.event("service removed", service=row.name)
-        return Kept(INTERVAL_S, is_gone=True)
+        return KeepResult(INTERVAL_S, is_gone=True)
 
 
-def _is_only_stable(split: SplitSight | None, stable: str) -> bool:
+def _is_only_stable(split: SplitStatus | None, stable: str) -> bool:
     return split is not None and (split.stable, split.canary, split.weight_bp) == (stable, None, 0)

@@ -95,7 +95,7 @@ attempts_of_a_version = sa.Index(
     "attempts_of_a_version", rollouts.c.service, rollouts.c.canary, rollouts.c.created_at_s
 )
 
-asks = sa.Table(
+commands = sa.Table(
     "asks",
     metadata,
     sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),

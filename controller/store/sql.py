@@ -15,7 +15,7 @@ from sqlalchemy import delete, insert, select, update
 from controller.auth import Identity, Role
 from controller.errors import Conflict, RolloutRunning, StaleWrite, UnknownService
 from controller.rollout.actions import Action
-from controller.rollout.observation import Ask, AskKind
+from controller.rollout.observation import CommandKind, ManualCommand
 from controller.rollout.ports import Stored
 from controller.rollout.serialization import (
     actions_from_json,
@@ -90,16 +90,18 @@ class SqlStore:
             db.execute(update(t.services).where(service).values(stable=state.serving))
         return expected_version + 1
 
-    def asks(self, rollout: str, *, after_seq: int) -> tuple[Ask, ...]:
+    def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
         """What people asked of the rollout since `after_seq`, in order."""
         query = (
-            select(t.asks)
-            .where((t.asks.c.rollout == rollout) & (t.asks.c.seq > after_seq))
-            .order_by(t.asks.c.seq)
+            select(t.commands)
+            .where((t.commands.c.rollout == rollout) & (t.commands.c.seq > after_seq))
+            .order_by(t.commands.c.seq)
         )
         with self._engine.begin() as db:
             rows = db.execute(query).all()
-        return tuple(Ask(r.seq, AskKind(r.kind), r.actor, r.role, r.reason, r.at_s) for r in rows)
+        return tuple(
+            ManualCommand(r.seq, CommandKind(r.kind), r.actor, r.role, r.reason, r.at_s) for r in rows
+        )
 
     # --- rollouts: beginning, asking, looking back
 
@@ -131,7 +133,9 @@ class SqlStore:
             raise _already_running(state.service, "another") from exc
         return 0
 
-    def append_ask(self, rollout: str, kind: AskKind, identity: Identity, *, reason: str, at_s: float) -> int:
+    def append_command(
+        self, rollout: str, kind: CommandKind, identity: Identity, *, reason: str, at_s: float
+    ) -> int:
         """Leaves a person's request for the next tick; returns its number."""
         values = {
             "rollout": rollout,
@@ -142,7 +146,7 @@ class SqlStore:
             "at_s": at_s,
         }
         with self._writes.begin() as db:
-            return int(db.execute(insert(t.asks).values(values).returning(t.asks.c.seq)).scalar_one())
+            return int(db.execute(insert(t.commands).values(values).returning(t.commands.c.seq)).scalar_one())
 
     def evidence(self, rollout: str) -> bytes | None:
         """The evidence snapshot of the last commit that held one; None: none yet."""

@@ -12,7 +12,7 @@ from typing import Literal
 from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment
 from controller.quantities import FULL_BP, duration, percent
-from controller.rollout.observation import EvidenceSight, SplitSight, VersionPhase, VersionSight
+from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.plan import Plan
 from controller.rollout.state import Phase, RolloutState, StagePass
 from controller.rollout.status import exit_code
@@ -38,7 +38,7 @@ from evaluation.report import GateReport, Verdict
 
 
 def rollout_view(
-    state: RolloutState, evidence: EvidenceSight | None = None, *, now_s: float | None = None
+    state: RolloutState, evidence: EvidenceStatus | None = None, *, now_s: float | None = None
 ) -> RolloutView:
     """The view of a rollout with the newest evidence; now_s None: as of its last line."""
     at_s = now_s if now_s is not None else (state.log[-1].at_s if state.log else state.entered_at_s)
@@ -117,8 +117,8 @@ def service_view(
     *,
     url: str,
     stable: str,
-    split: SplitSight | None,
-    versions: Iterable[VersionSight] | None,
+    split: SplitStatus | None,
+    versions: Iterable[VersionStatus] | None,
     rollout: RolloutView | None,
 ) -> ServiceView:
     """The view of a service; what could not be read is None and shows as null."""
@@ -209,7 +209,7 @@ def gate_view(gate: GateReport) -> GateView:
     )
 
 
-def waiting_for(state: RolloutState, evidence: EvidenceSight | None, now_s: float) -> tuple[str, ...]:
+def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: float) -> tuple[str, ...]:
     """What stands between this moment and the next move, in words; empty: nothing, or the rollout is over."""
     if state.is_final:
         return ()
@@ -232,7 +232,7 @@ def waiting_for(state: RolloutState, evidence: EvidenceSight | None, now_s: floa
     return tuple(waits)
 
 
-def _stage_waits(state: RolloutState, evidence: EvidenceSight | None, spent_s: float) -> list[str]:
+def _stage_waits(state: RolloutState, evidence: EvidenceStatus | None, spent_s: float) -> list[str]:
     stage, waits = state.plan.stages[state.stage], []
     if evidence is None:
         return ["evidence that can be read"]

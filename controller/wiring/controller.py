@@ -13,7 +13,8 @@ import psutil
 import uvicorn
 
 from controller import telemetry
-from controller.ab.service import AbTests, add_ab_routes
+from controller.ab.service import AbTests
+from controller.api.ab import add_ab_routes
 from controller.api.app import make_app, requires
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
@@ -33,7 +34,7 @@ from controller.runtime.data_plane_ray import (
 )
 from controller.runtime.probes_http import HttpProbes, Target
 from controller.runtime.reconciler import Ports, Reconciler
-from controller.runtime.runner import Crew, Runner
+from controller.runtime.runner import Runner, ServiceWorkers
 from controller.runtime.service_keeper import Keeper
 from controller.settings import Settings
 from controller.store.ab import AbStore
@@ -41,7 +42,7 @@ from controller.store.row_specs import service_spec, version_spec
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
-from controller.wiring.environment import World
+from controller.wiring.environment import Environment
 from controller.wiring.launches import Versions, wait_until_ready
 from serving import loopback
 
@@ -91,7 +92,7 @@ def build(settings: Settings) -> Built:
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
     versions, log = Versions(settings, store), PlaneLog(traffic)
-    world = World(versions, log)
+    world = Environment(versions, log)
     notifier = LogNotifier()
 
     def routers(service: str) -> int:
@@ -109,7 +110,7 @@ def build(settings: Settings) -> Built:
         state = state_from_json(row.state) if row is not None else None
         return state.entered_at_s if state is not None and state.serving == stable else 0.0
 
-    def make_crew(service: str) -> Crew:
+    def make_workers(service: str) -> ServiceWorkers:
         meter = world.meters.setdefault(
             service, TrafficMeter(service, log, lambda stable: promoted_at_s(service, stable))
         )
@@ -125,7 +126,7 @@ def build(settings: Settings) -> Built:
             meter.look(now_s, store.service(service).stable)
             tests.look(service, now_s)
 
-        return Crew(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)
+        return ServiceWorkers(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)
 
     def rollout_of(rollout: str) -> RolloutState | None:
         stored = store.load(rollout)
@@ -135,7 +136,7 @@ def build(settings: Settings) -> Built:
         stored = store.version(row.name, row.stable)
         return version_spec(stored).replicas if stored else 1
 
-    runner = Runner(store, clock, make_crew, replicas, holder=_holder())
+    runner = Runner(store, clock, make_workers, replicas, holder=_holder())
     commands = Commands(store, world, clock, runner.wake)
     tests = AbTests(AbStore(settings.database_url), commands, log, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.rollout.machine import abandon
-from controller.rollout.observation import AskKind
+from controller.rollout.observation import CommandKind
 from controller.rollout.serialization import state_from_json
 from controller.settings import Settings
 from controller.store.sql import SqlStore
@@ -45,7 +45,7 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
             has_moved = True
         else:
             identity = Identity("direct", Role.ADMIN)
-            store.append_ask(rollout, AskKind.ROLLBACK, identity, reason=reason, at_s=time.time())
+            store.append_command(rollout, CommandKind.ROLLBACK, identity, reason=reason, at_s=time.time())
             succeeded.append(f"store: rollback of {rollout} is asked for; the next controller finishes it")
     except UnknownService:
         raise

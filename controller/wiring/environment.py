@@ -20,7 +20,7 @@ from evaluation.forecast.stages import TrafficModel
 from serving.fleet import engine_args
 
 
-class World:
+class Environment:
     """What the commands need of this machine."""
 
     def __init__(self, versions: Versions, log: PlaneLog) -> None:

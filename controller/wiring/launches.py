@@ -25,7 +25,7 @@ from controller.store.digest_cache import read_hashes, write_hashes
 from controller.store.row_specs import fingerprint_of, version_spec
 from controller.store.sql import SqlStore
 from serving.fleet import device_memory
-from serving.fleet.types import Launch, VersionSight
+from serving.fleet.types import Launch, VersionStatus
 
 STABLE_WAIT_S = 45.0  # below the preflight's own deadline
 
@@ -99,7 +99,7 @@ def devices() -> tuple[Device, ...]:
 
 
 def wait_until_ready(
-    observe: Callable[[str], Sequence[VersionSight] | None], service: str, stable: str
+    observe: Callable[[str], Sequence[VersionStatus] | None], service: str, stable: str
 ) -> None:
     """Return once stable is ready. Raises Unreachable when it is not within `STABLE_WAIT_S`."""
     ends_at_s = time.monotonic() + STABLE_WAIT_S

@@ -25,7 +25,7 @@ from serving.actor_names import table_name
 from serving.fleet import device_memory
 from serving.fleet.engine_ray import build_engine_app
 from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
-from serving.fleet.types import EngineReport, Launch, VersionSight, one_line
+from serving.fleet.types import EngineReport, Launch, VersionStatus, one_line
 from serving.messages import Arm, Replica
 
 IDLE_S = 0.5
@@ -66,7 +66,7 @@ class FleetActor:
         self._core.ensure(launch, token=token, now_s=time.time())
         self._spread()
 
-    async def observe(self, service: str) -> tuple[VersionSight, ...]:
+    async def observe(self, service: str) -> tuple[VersionStatus, ...]:
         """Every version of the service."""
         self._spread()
         return self._core.sights(service)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from serving.fleet.types import EngineReport, Launch, Phase, Process, VersionSight
+from serving.fleet.types import EngineReport, Launch, Phase, Process, VersionStatus
 from serving.table.route_table import StaleToken
 
 SILENT_S = 3.0  # without a report for so long, a replica is looked after
@@ -254,10 +254,10 @@ class FleetCore:
             found += self._orders_of(one, now_s)
         return tuple(found)
 
-    def sights(self, service: str) -> tuple[VersionSight, ...]:
+    def sights(self, service: str) -> tuple[VersionStatus, ...]:
         """Every version of the service."""
         return tuple(
-            VersionSight(
+            VersionStatus(
                 version=name,
                 phase=one.phase,
                 ready_replicas=len(one.urls),

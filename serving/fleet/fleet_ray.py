@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from serving.actor_names import FLEET, NAMESPACE
 from serving.fleet.actor_ray import FleetActor
 from serving.fleet.device_memory import DeviceMemory
-from serving.fleet.types import FleetUnreachable, Launch, VersionSight, one_line
+from serving.fleet.types import FleetUnreachable, Launch, VersionStatus, one_line
 from serving.loopback_ray import HOST
 from serving.table.route_table import StaleToken
 
@@ -80,10 +80,10 @@ class RayFleet:
         """Loads it, brings it back from draining, or sets its number of replicas."""
         self._ask("ensure", launch, token)
 
-    def observe(self, service: str) -> tuple[VersionSight, ...] | None:
+    def observe(self, service: str) -> tuple[VersionStatus, ...] | None:
         """Every version of the service; None: unreachable."""
         try:
-            sights: tuple[VersionSight, ...] = self._ask("observe", service)
+            sights: tuple[VersionStatus, ...] = self._ask("observe", service)
         except FleetUnreachable:
             return None
         return sights

@@ -91,7 +91,7 @@ class EngineReport:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionSight:
+class VersionStatus:
     """One version as the fleet sees it now. A version that is not listed counts as gone."""
 
     version: str
@@ -114,7 +114,7 @@ class Fleet(Protocol):
     def ensure(self, launch: Launch, *, token: int) -> None:
         """Loads it, or brings it back from draining, or sets its number of replicas."""
 
-    def observe(self, service: str) -> Sequence[VersionSight] | None:
+    def observe(self, service: str) -> Sequence[VersionStatus] | None:
         """Every version of the service; None: could not be read."""
 
     def drain(self, service: str, version: str, *, token: int) -> None:

@@ -27,9 +27,20 @@ from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecor
 from serving.router.answer_scan import AnswerScan
 from serving.router.assignment import hash64
 from serving.router.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
-from serving.router.types import Desk, Draw, Head, Limits, Refusal, Request, Start, Try
+from serving.router.types import Draw, Head, Limits, Refusal, Request, RouterContext, Start, Try
 
-__all__ = ["Desk", "Draw", "Exchange", "Failure", "Head", "Limits", "Refusal", "Request", "Start", "Try"]
+__all__ = [
+    "Draw",
+    "Exchange",
+    "Failure",
+    "Head",
+    "Limits",
+    "Refusal",
+    "Request",
+    "RouterContext",
+    "Start",
+    "Try",
+]
 
 MAX_TRIES = 4  # of one request, both arms together
 HOLD_LIMIT = 1 << 20  # bytes; a whole answer up to this size is passed on only when it is complete
@@ -45,7 +56,7 @@ _ELSEWHERE = frozenset({429, 502, 503, 504})
 class Exchange:
     """One request on its way. Events are told in order; an illegal one raises RuntimeError."""
 
-    def __init__(self, desk: Desk, start: Start) -> None:
+    def __init__(self, desk: RouterContext, start: Start) -> None:
         self.request_id = start.request_id
         self._desk = desk
         self._start = start

@@ -40,7 +40,7 @@ MAX_ONGOING = 100_000  # requests a replica; overload is answered by the router,
 log = logging.getLogger("canaryctl.router")
 
 
-class RayLine:
+class RayTableClient:
     """Polls the route table into a core and sends the core's records out, for ever trying again."""
 
     def __init__(self, service: str, namespace: str = NAMESPACE) -> None:
@@ -127,7 +127,7 @@ class RayLine:
 def make_front(service: str, *, namespace: str = NAMESPACE, limits: Limits | None = None) -> RouterFront:
     """A router of this service in this process, named after its host and process id."""
     router = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-    return RouterFront(RouterCore(service, router=router, limits=limits), RayLine(service, namespace))
+    return RouterFront(RouterCore(service, router=router, limits=limits), RayTableClient(service, namespace))
 
 
 class RouterReplica:

@@ -106,7 +106,7 @@ def _first(error: ValidationError) -> str:
     return f"{where}{value}: {one['msg']}{known}"
 
 
-class FileLine:
+class FileTableSource:
     """Gives a core the table of a file, again whenever the file changes. Records go nowhere."""
 
     def __init__(self, path: Path) -> None:
@@ -163,7 +163,7 @@ def make_front(path: Path) -> RouterFront:
     """A router over the table in this file. Raises TableFileError."""
     service = read_table(path, change=1).service
     core = RouterCore(service, router=f"static:{os.getpid()}:{secrets.token_hex(3)}", lease_s=math.inf)
-    line = FileLine(path)
+    line = FileTableSource(path)
     wrong = line.look(core)
     if wrong is not None:
         raise TableFileError(wrong)

@@ -83,7 +83,7 @@ class Draw:
     canary: Canary | None  # what it could have been sent to; None: not drawn
 
 
-class Desk(Protocol):
+class RouterContext(Protocol):
     """What an exchange needs of its router."""
 
     @property

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitSight
+from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitStatus
 
 LEASE_S = 1.0
 LEASE_MARGIN_S = 0.2
@@ -150,7 +150,7 @@ class TableCore:
             self._secret = secret
             self._change += 1
 
-    def set_split(self, split: Split, *, token: int, now_s: float) -> SplitSight:
+    def set_split(self, split: Split, *, token: int, now_s: float) -> SplitStatus:
         """Publishes the split unless it holds already. Raises StaleToken or BadSplit, changing nothing."""
         wanted = split.checked()
         self.heartbeat(token, now_s=now_s)
@@ -173,7 +173,7 @@ class TableCore:
         self._token = token
         self._heard_s = now_s
 
-    def tombstone(self, rollout: str, *, now_s: float) -> SplitSight:
+    def tombstone(self, rollout: str, *, now_s: float) -> SplitStatus:
         """Withdraws this rollout's canary for ever; needs no token, so it works with the controller dead."""
         self._tombstones[rollout] = None
         while len(self._tombstones) > TOMBSTONES:
@@ -182,11 +182,11 @@ class TableCore:
             self._publish(replace(self._split, canary=None, weight_bp=0), now_s)
         return self.sight(now_s=now_s)
 
-    def sight(self, *, now_s: float) -> SplitSight:
+    def sight(self, *, now_s: float) -> SplitStatus:
         """The present split and how far it is applied."""
         self.tick(now_s=now_s)
         split = self._split
-        return SplitSight(
+        return SplitStatus(
             revision=self._revision,
             epoch=self._epoch,
             rollout=split.rollout,

@@ -17,7 +17,7 @@ import aiohttp
 from ray.experimental import internal_kv
 
 from serving.clock import boot_s
-from serving.messages import Arm, RouteTable, SplitSight
+from serving.messages import Arm, RouteTable, SplitStatus
 from serving.table.route_table import POLL_S, FenceOrder, Poll, Split, TableCore
 
 TICK_S = 0.02  # while a split is not applied yet
@@ -50,7 +50,7 @@ class TableActor:
         self._core.open(secret)
         self._spread()
 
-    async def set_split(self, split: Split, token: int) -> SplitSight:
+    async def set_split(self, split: Split, token: int) -> SplitStatus:
         """See `TableCore.set_split`. Raises StaleToken, BadSplit."""
         sight = self._core.set_split(split, token=token, now_s=boot_s())
         self._spread()
@@ -61,13 +61,13 @@ class TableActor:
         self._core.heartbeat(token, now_s=boot_s())
         self._spread()
 
-    async def tombstone(self, rollout: str) -> SplitSight:
+    async def tombstone(self, rollout: str) -> SplitStatus:
         """Withdraws the rollout's canary for ever."""
         sight = self._core.tombstone(rollout, now_s=boot_s())
         self._spread()
         return sight
 
-    async def observe(self) -> SplitSight:
+    async def observe(self) -> SplitStatus:
         """The present split and how far it is applied."""
         sight = self._core.sight(now_s=boot_s())
         self._spread()

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from serving.actor_names import FLEET, NAMESPACE, records_name, table_name
-from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitSight
+from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
 from serving.table.records_actor import RecordsActor
 from serving.table.route_table import SILENCE_S, BadSplit, Split, StaleToken
 from serving.table.table_actor import TableActor
@@ -82,24 +82,24 @@ class RayTraffic:
         weight_bp: int,
         salt: str,
         stage: int = 0,
-    ) -> SplitSight | None:
+    ) -> SplitStatus | None:
         """Publishes the split unless it holds already, and says how far it is applied; None: unreachable."""
         split = Split(rollout, salt, stable, canary, weight_bp, stage).checked()
-        sight: SplitSight | None = self._ask(table_name(service), "set_split", split, token)
+        sight: SplitStatus | None = self._ask(table_name(service), "set_split", split, token)
         return sight
 
-    def observe(self, service: str) -> SplitSight | None:
+    def observe(self, service: str) -> SplitStatus | None:
         """The present split and how far it is applied; None: unreachable."""
-        sight: SplitSight | None = self._ask(table_name(service), "observe")
+        sight: SplitStatus | None = self._ask(table_name(service), "observe")
         return sight
 
     def heartbeat(self, service: str, token: int) -> bool:
         """Tells the table that the controller lives; False: unreachable."""
         return self._ask(table_name(service), "heartbeat", token, default=False) is None
 
-    def tombstone(self, service: str, rollout: str) -> SplitSight | None:
+    def tombstone(self, service: str, rollout: str) -> SplitStatus | None:
         """Withdraws the rollout's canary for ever, without a token; None: unreachable."""
-        sight: SplitSight | None = self._ask(table_name(service), "tombstone", rollout)
+        sight: SplitStatus | None = self._ask(table_name(service), "tombstone", rollout)
         return sight
 
     def table(self, service: str) -> RouteTable | None:

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from serving.fleet.types import Fleet, Launch, VersionSight
+from serving.fleet.types import Fleet, Launch, VersionStatus
 from serving.table.route_table import StaleToken
 from tests.fakes.fleet_memory import MemoryFleet
 
@@ -48,12 +48,12 @@ class Rig:
     def ensure(self, launch: Launch) -> None:
         self.fleet.ensure(launch, token=self.token())
 
-    def sight(self, version: str = "v-1") -> VersionSight | None:
+    def sight(self, version: str = "v-1") -> VersionStatus | None:
         sights = self.fleet.observe(self.service)
         assert sights is not None
         return {one.version: one for one in sights}.get(version)
 
-    def until(self, phase: str, version: str = "v-1") -> VersionSight:
+    def until(self, phase: str, version: str = "v-1") -> VersionStatus:
         deadline_s = time.time() + 60
         while (sight := self.sight(version)) is None or sight.phase != phase:
             assert time.time() < deadline_s, sight

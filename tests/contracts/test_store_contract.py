@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from controller.auth import Identity, Role
 from controller.errors import RolloutRunning, StaleWrite
 from controller.rollout.actions import SetSplit
-from controller.rollout.observation import AskKind
+from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase
 from controller.store import schema as store_schema
 from controller.store.rows import ServiceRow, VersionRow
@@ -111,12 +111,12 @@ def test_a_final_rollout_runs_until_its_notices_are_out(store: Store) -> None:
 
 def test_asks_come_in_order_and_only_after_the_last_one_taken(store: Store) -> None:
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
-    first = store.append_ask("r-00000001", AskKind.PAUSE, OPERATOR, reason="lunch", at_s=2.0)
-    store.append_ask("r-00000001", AskKind.ROLLBACK, OPERATOR, reason="bad", at_s=3.0)
-    store.append_ask("r-another1", AskKind.RESUME, OPERATOR, reason="", at_s=4.0)
+    first = store.append_command("r-00000001", CommandKind.PAUSE, OPERATOR, reason="lunch", at_s=2.0)
+    store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="bad", at_s=3.0)
+    store.append_command("r-another1", CommandKind.RESUME, OPERATOR, reason="", at_s=4.0)
 
-    asks = store.asks("r-00000001", after_seq=first)
+    commands = store.commands("r-00000001", after_seq=first)
 
-    assert [(ask.kind, ask.actor, ask.role, ask.reason) for ask in asks] == [
-        (AskKind.ROLLBACK, "ada", "operator", "bad")
+    assert [(ask.kind, ask.actor, ask.role, ask.reason) for ask in commands] == [
+        (CommandKind.ROLLBACK, "ada", "operator", "bad")
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from serving.messages import Replica, ScoreRecord, SplitSight
+from serving.messages import Replica, ScoreRecord, SplitStatus
 from serving.table.route_table import BadSplit, StaleToken
 from tests.fakes.traffic_memory import MemoryTraffic
 
@@ -59,7 +59,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 def test_a_split_nobody_has_to_acknowledge_is_applied(rig: Rig) -> None:
     sight = rig.split(500)
 
-    assert isinstance(sight, SplitSight)
+    assert isinstance(sight, SplitStatus)
     assert (sight.canary, sight.weight_bp, sight.stable, sight.applied) == ("v-2", 500, "v-1", True)
 
 

@@ -27,7 +27,7 @@ from controller.planning.fingerprint import (
 from controller.planning.forecast import forecast
 from controller.rollout.plan import Plan
 from controller.runtime.reconciler import Ports, Reconciler
-from controller.runtime.runner import Crew, Runner
+from controller.runtime.runner import Runner, ServiceWorkers
 from controller.runtime.service_keeper import Keeper
 from controller.settings import Config, Settings, save_config
 from controller.spec.service import PolicySpec, VersionSpec
@@ -110,15 +110,15 @@ class FakeController:
         self.front, self.world = FakeFront(), FakeWorld()
         ports = Ports(self.store, self.fleet, self.traffic, self.evidence, self.probes, self.notifier, clock)
 
-        def make_crew(_: str) -> Crew:
+        def make_workers(_: str) -> ServiceWorkers:
             keeper = Keeper(self.fleet, self.traffic, self.front, self.store, clock)
-            return Crew(Reconciler(ports), keeper, lambda now_s: None)
+            return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None)
 
         def replicas(row: ServiceRow) -> int:
             version = self.store.version(row.name, row.stable)
             return version_spec(version).replicas if version else 1
 
-        self.runner = Runner(self.store, clock, make_crew, replicas, holder="test")
+        self.runner = Runner(self.store, clock, make_workers, replicas, holder="test")
         commands = Commands(self.store, self.world, clock, self.runner.wake)
         token = token_digest(admin_token(home))
         self.store.put_token(token, Identity("admin", Role.ADMIN), at_s=0.0)

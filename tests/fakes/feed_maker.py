@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 from controller.evidence.feed import EvidenceFeeds, GateConfig
-from controller.rollout.observation import EvidenceSight
+from controller.rollout.observation import EvidenceStatus
 from controller.rollout.state import Phase, RolloutState
 from evaluation.policy.policy import GatePolicy, StagePlan
 from serving.messages import RequestRecord, ScoreRecord
@@ -68,12 +68,12 @@ def feeds_on(log: FakeLog, saved: bytes | None = None) -> EvidenceFeeds:
     return EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
 
 
-def look(feeds: EvidenceFeeds, state: RolloutState, now_s: float) -> EvidenceSight:
+def look(feeds: EvidenceFeeds, state: RolloutState, now_s: float) -> EvidenceStatus:
     sight = feeds.observe(state, now_s)
     assert sight is not None
     return sight
 
 
-def n_of(sight: EvidenceSight, metric: str) -> tuple[int, int]:
+def n_of(sight: EvidenceStatus, metric: str) -> tuple[int, int]:
     gate = next(gate for gate in sight.gates if gate.metric == metric and gate.side == "rollback")
     return gate.n_stable, gate.n_canary

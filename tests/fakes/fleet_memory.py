@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from serving.fleet.engine_args import CheckpointError, check_checkpoint
 from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, Order, Probe, Publish, RunApp
-from serving.fleet.types import EngineReport, Launch, Process, VersionSight
+from serving.fleet.types import EngineReport, Launch, Process, VersionStatus
 
 ENGINE_BYTES = 1_200_000_000
 
@@ -29,7 +29,7 @@ class MemoryFleet:
         """See `serving.fleet.types.Fleet`."""
         self._core.ensure(launch, token=token, now_s=self._now_s())
 
-    def observe(self, service: str) -> tuple[VersionSight, ...] | None:
+    def observe(self, service: str) -> tuple[VersionStatus, ...] | None:
         """See `serving.fleet.types.Fleet`. Time passes here."""
         for _ in range(4):
             for order in self._core.orders(now_s=self._now_s()):

@@ -15,14 +15,14 @@ from controller.rollout.actions import (
     StopVersion,
 )
 from controller.rollout.observation import (
-    Ask,
-    AskKind,
-    EvidenceSight,
+    CommandKind,
+    EvidenceStatus,
+    ManualCommand,
     Observation,
-    ProbeSight,
-    SplitSight,
+    ProbeStatus,
+    SplitStatus,
     VersionPhase,
-    VersionSight,
+    VersionStatus,
 )
 
 
@@ -33,29 +33,31 @@ class Obedient:
     replicas: int = 2
     lag: int = 0
     now_s: float = 0.0
-    split: SplitSight | None = field(default_factory=lambda: SplitSight(1, 1, "v-old", None, 0, applied=True))
-    versions: dict[str, VersionSight] = field(default_factory=dict)
-    probes: tuple[ProbeSight, ...] = ()
-    asked: tuple[Ask, ...] = ()
+    split: SplitStatus | None = field(
+        default_factory=lambda: SplitStatus(1, 1, "v-old", None, 0, applied=True)
+    )
+    versions: dict[str, VersionStatus] = field(default_factory=dict)
+    probes: tuple[ProbeStatus, ...] = ()
+    asked: tuple[ManualCommand, ...] = ()
     unacknowledged: int = 0  # looks until the newest table stands
 
     def __post_init__(self) -> None:
-        self.versions["v-old"] = VersionSight("v-old", VersionPhase.READY, self.replicas, 0)
+        self.versions["v-old"] = VersionStatus("v-old", VersionPhase.READY, self.replicas, 0)
 
     def obey(self, actions: tuple[Action, ...]) -> None:
         """All of it comes true."""
         for action in actions:
             match action:
                 case EnsureVersion(version, replicas):
-                    self.versions[version] = VersionSight(version, VersionPhase.READY, replicas, 0)
+                    self.versions[version] = VersionStatus(version, VersionPhase.READY, replicas, 0)
                 case SetSplit(stable, canary, weight_bp):
                     self.table(stable, canary, weight_bp)
                 case DrainVersion(version) | CancelVersion(version):
-                    self.versions[version] = VersionSight(version, VersionPhase.DRAINING, 0, 0)
+                    self.versions[version] = VersionStatus(version, VersionPhase.DRAINING, 0, 0)
                 case StopVersion(version):
                     self.versions.pop(version, None)
                 case RunProbe(probe):
-                    self.probes = (ProbeSight(probe, "passed"),)
+                    self.probes = (ProbeStatus(probe, "passed"),)
                 case Notify():
                     pass
 
@@ -65,14 +67,14 @@ class Obedient:
         if before is None or (before.stable, before.canary, before.weight_bp) != (stable, canary, weight_bp):
             self.unacknowledged = self.lag
         revision = before.revision + 1 if before is not None else 1
-        self.split = SplitSight(1, revision, stable, canary, weight_bp, applied=self.unacknowledged == 0)
+        self.split = SplitStatus(1, revision, stable, canary, weight_bp, applied=self.unacknowledged == 0)
 
-    def ask(self, kind: AskKind, actor: str = "ann", role: str = "operator") -> None:
+    def ask(self, kind: CommandKind, actor: str = "ann", role: str = "operator") -> None:
         """A person asks for it now."""
-        one = Ask(len(self.asked) + 1, kind, actor, role, "because", self.now_s)  # type: ignore[arg-type]
+        one = ManualCommand(len(self.asked) + 1, kind, actor, role, "because", self.now_s)  # type: ignore[arg-type]
         self.asked = (*self.asked, one)
 
-    def look(self, evidence: EvidenceSight | None) -> Observation:
+    def look(self, evidence: EvidenceStatus | None) -> Observation:
         """What is to be seen a second later."""
         self.now_s += 1.0
         if self.unacknowledged:

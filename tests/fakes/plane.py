@@ -7,7 +7,13 @@ from typing import Literal
 
 from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import ProbeKind, RunProbe, SetSplit
-from controller.rollout.observation import EvidenceSight, ProbeSight, SplitSight, VersionPhase, VersionSight
+from controller.rollout.observation import (
+    EvidenceStatus,
+    ProbeStatus,
+    SplitStatus,
+    VersionPhase,
+    VersionStatus,
+)
 from controller.rollout.state import RolloutState
 from evaluation.report import GateReport, Verdict
 from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
@@ -72,7 +78,7 @@ class FakeFleet:
             engine.phase = VersionPhase.READY
         engine.replicas = replicas
 
-    def observe(self, service: str) -> tuple[VersionSight, ...] | None:
+    def observe(self, service: str) -> tuple[VersionStatus, ...] | None:
         if self.blind:
             return None
         self._pass_time()
@@ -116,9 +122,9 @@ class FakeFleet:
             elif one.phase is VersionPhase.STOPPING and waited_s >= self.unload_s:
                 del self.engines[key]
 
-    def _sight(self, name: str, one: _Engine) -> VersionSight:
+    def _sight(self, name: str, one: _Engine) -> VersionStatus:
         ready = one.replicas if one.phase is VersionPhase.READY else 0
-        return VersionSight(name, one.phase, ready, one.in_flight, self.memory_bytes, one.error, one.since_s)
+        return VersionStatus(name, one.phase, ready, one.in_flight, self.memory_bytes, one.error, one.since_s)
 
 
 @dataclass(slots=True)
@@ -128,26 +134,26 @@ class FakeTraffic:
     clock: FakeClock
     ack_s: float = 0.005
     blind: bool = False
-    tables: dict[str, SplitSight] = field(default_factory=dict)
+    tables: dict[str, SplitStatus] = field(default_factory=dict)
     set_at_s: dict[str, float] = field(default_factory=dict)
     tombstones: set[str] = field(default_factory=set)
     weights: list[int] = field(default_factory=list)  # every weight published, in order
     heard: dict[str, float] = field(default_factory=dict)
     fence: _Fence = field(default_factory=_Fence)
 
-    def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitSight | None:
+    def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         self._open(token)
         weight_bp = 0 if rollout in self.tombstones else split.weight_bp
         canary = split.canary if weight_bp else None
         old = self.tables.get(service)
         if old is None or (old.stable, old.canary, old.weight_bp) != (split.stable, canary, weight_bp):
             revision = old.revision + 1 if old else 1
-            self.tables[service] = SplitSight(1, revision, split.stable, canary, weight_bp, applied=False)
+            self.tables[service] = SplitStatus(1, revision, split.stable, canary, weight_bp, applied=False)
             self.set_at_s[service] = self.clock.at_s
             self.weights.append(weight_bp)
         return self.observe(service)
 
-    def observe(self, service: str) -> SplitSight | None:
+    def observe(self, service: str) -> SplitStatus | None:
         table = self.tables.get(service)
         if self.blind or table is None:
             return None
@@ -193,9 +199,9 @@ class FakeProbes:
 
     results: dict[ProbeKind, tuple[Literal["running", "passed", "failed"], str]] = field(default_factory=dict)
 
-    def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeSight:
+    def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeStatus:
         phase, detail = self.results.get(probe.probe, ("passed", ""))
-        return ProbeSight(probe.probe, phase, detail)
+        return ProbeStatus(probe.probe, phase, detail)
 
 
 @dataclass(slots=True)
@@ -206,10 +212,10 @@ class FakeEvidence:
     harm: GateReport | None = None
     readable: bool = True
 
-    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceSight | None:
+    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceStatus | None:
         if not self.readable:
             return None
-        return EvidenceSight(rollout.stage, self.verdict, rollback=self.harm, canary_requests=1_000_000)
+        return EvidenceStatus(rollout.stage, self.verdict, rollback=self.harm, canary_requests=1_000_000)
 
     def snapshot(self, rollout: str) -> bytes | None:
         return b"{}"

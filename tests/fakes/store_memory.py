@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from controller.auth import Identity
 from controller.errors import RolloutRunning, StaleWrite
 from controller.rollout.actions import Action
-from controller.rollout.observation import Ask, AskKind
+from controller.rollout.observation import CommandKind, ManualCommand
 from controller.rollout.ports import Stored
 from controller.rollout.state import RolloutState
 
@@ -17,7 +17,7 @@ from controller.rollout.state import RolloutState
 class MemoryStore:
     rows: dict[str, Stored] = field(default_factory=dict)
     evidences: dict[str, bytes] = field(default_factory=dict)
-    asked: dict[str, list[Ask]] = field(default_factory=dict)
+    asked: dict[str, list[ManualCommand]] = field(default_factory=dict)
     commits: int = 0
 
     def load(self, rollout: str) -> Stored | None:
@@ -38,7 +38,7 @@ class MemoryStore:
         self.commits += 1
         return expected_version + 1
 
-    def asks(self, rollout: str, *, after_seq: int) -> tuple[Ask, ...]:
+    def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
         return tuple(ask for ask in self.asked.get(rollout, ()) if ask.seq > after_seq)
 
     def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int:
@@ -48,9 +48,11 @@ class MemoryStore:
         self.rows[state.id] = Stored(state, 0, ())
         return 0
 
-    def append_ask(self, rollout: str, kind: AskKind, identity: Identity, *, reason: str, at_s: float) -> int:
+    def append_command(
+        self, rollout: str, kind: CommandKind, identity: Identity, *, reason: str, at_s: float
+    ) -> int:
         seq = sum(len(asked) for asked in self.asked.values()) + 1
-        ask = Ask(seq, kind, identity.name, identity.role.value, reason, at_s)
+        ask = ManualCommand(seq, kind, identity.name, identity.role.value, reason, at_s)
         self.asked.setdefault(rollout, []).append(ask)
         return seq
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitSight
+from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
 from serving.table.records_log import RecordLog
 from serving.table.route_table import SILENCE_S, Split, TableCore
 
@@ -44,13 +44,13 @@ class MemoryTraffic:
         weight_bp: int,
         salt: str,
         stage: int = 0,
-    ) -> SplitSight | None:
+    ) -> SplitStatus | None:
         """See `RayTraffic.set_split`."""
         split = Split(rollout, salt, stable, canary, weight_bp, stage).checked()
         core = self.cores.get(service)
         return core.set_split(split, token=token, now_s=self._clock()) if core else None
 
-    def observe(self, service: str) -> SplitSight | None:
+    def observe(self, service: str) -> SplitStatus | None:
         """The present split; None: no such service."""
         core = self.cores.get(service)
         return core.sight(now_s=self._clock()) if core else None
@@ -63,7 +63,7 @@ class MemoryTraffic:
         core.heartbeat(token, now_s=self._clock())
         return True
 
-    def tombstone(self, service: str, rollout: str) -> SplitSight | None:
+    def tombstone(self, service: str, rollout: str) -> SplitStatus | None:
         """Withdraws the rollout's canary for ever."""
         core = self.cores.get(service)
         return core.tombstone(rollout, now_s=self._clock()) if core else None

@@ -23,8 +23,8 @@ from serving import cluster_ray
 from serving.actor_names import NAMESPACE
 from serving.checkpoints import Checkpoint, questions
 from serving.fleet import device_memory
-from serving.fleet.types import Launch, VersionSight
-from serving.messages import SplitSight
+from serving.fleet.types import Launch, VersionStatus
+from serving.messages import SplitStatus
 from tests.ray_rig import SECRET, Engines, wait_for
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Service:
     traffic: RayTraffic
     token: int
 
-    def split(self, weight_bp: int, stable: str, canary: str | None) -> SplitSight:
+    def split(self, weight_bp: int, stable: str, canary: str | None) -> SplitStatus:
         deadline_s = time.time() + 20
         while True:
             sight = self.traffic.set_split(
@@ -180,7 +180,7 @@ class Service:
             assert time.time() < deadline_s, sight
             time.sleep(0.01)
 
-    def wait_for(self, version: str, *phases: str) -> VersionSight:
+    def wait_for(self, version: str, *phases: str) -> VersionStatus:
         return wait_for(self.fleet, self.name, version, *phases)
 
 
@@ -216,7 +216,7 @@ def launched(fleet: RayFleet, token: Callable[[], int]) -> Iterator[Callable[[La
         wait_for(fleet, launch.service, launch.version, "gone")
 
 
-def failed(fleet: RayFleet, launch: Launch) -> VersionSight:
+def failed(fleet: RayFleet, launch: Launch) -> VersionStatus:
     deadline_s = time.time() + 200
     while True:
         sight = {one.version: one for one in fleet.observe(launch.service) or ()}.get(launch.version)

@@ -27,7 +27,7 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from serving.messages import Replica, RequestRecord, RouteTable, SplitSight
+from serving.messages import Replica, RequestRecord, RouteTable, SplitStatus
 from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
 
@@ -160,7 +160,7 @@ class Rig:
     stable: Tap
     canary: Tap
 
-    def split(self, weight_bp: int, *, rollout: str | None = None) -> SplitSight:
+    def split(self, weight_bp: int, *, rollout: str | None = None) -> SplitStatus:
         """Sets the weight, then waits until it is applied."""
         wanted = "v-canary" if weight_bp else None
         name = rollout or self.service
@@ -336,9 +336,9 @@ class CutLine:
     """A router's line to the table that can be cut, as a broken network would."""
 
     def __init__(self, service: str) -> None:
-        from serving.router.replica_ray import RayLine
+        from serving.router.replica_ray import RayTableClient
 
-        self._line = RayLine(service)
+        self._line = RayTableClient(service)
         self._watch = self._line.watch
         self._line.watch = self._cut_or_watch  # type: ignore[method-assign]
         self.start, self.stop = self._line.start, self._line.stop

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.ab.outcomes import Book, Outcome
+from controller.ab.outcomes import Outcome, OutcomeLedger
 from evaluation.ab.comparison import AbQuestion, Scale, SequentialTest, holm, mann_whitney
 from evaluation.ab.sample_size import required_sample_size
 from evaluation.betting.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e
@@ -131,7 +131,7 @@ def test_an_ab_test_counts_the_same_however_the_answers_come_in(
     ]
 
     def counted(order: list[RequestRecord]) -> list[Outcome]:
-        book = Book("r-1", "latency_ms", 600.0)
+        book = OutcomeLedger("r-1", "latency_ms", 600.0)
         for record in order:
             book.add_request(record)
         return book.settle(1e9, 1e9)

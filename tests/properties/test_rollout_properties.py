@@ -12,15 +12,15 @@ from controller.quantities import FULL_BP
 from controller.rollout.actions import Action, DrainVersion, Notify, ProbeKind, SetSplit, StopVersion
 from controller.rollout.machine import begin, step
 from controller.rollout.observation import (
-    Ask,
-    AskKind,
-    EvidenceSight,
-    GuardSight,
+    CommandKind,
+    EvidenceStatus,
+    GuardStatus,
+    ManualCommand,
     Observation,
-    ProbeSight,
-    SplitSight,
+    ProbeStatus,
+    SplitStatus,
     VersionPhase,
-    VersionSight,
+    VersionStatus,
 )
 from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.serialization import (
@@ -45,7 +45,7 @@ PLAN = Plan("medium", (), STAGES, HOLDBACK_BP, 10.0, load_s=50.0, unreadable_s=2
 times = st.one_of(st.floats(0, 1e4), st.sampled_from([math.nan, math.inf, -math.inf, -5.0]))
 versions = st.sampled_from(["v-old", "v-new", "v-else"])
 splits = st.builds(
-    SplitSight,
+    SplitStatus,
     epoch=st.just(1),
     revision=st.integers(0, 9),
     stable=st.one_of(st.none(), versions),
@@ -54,7 +54,7 @@ splits = st.builds(
     applied=st.booleans(),
 )
 sights = st.builds(
-    VersionSight,
+    VersionStatus,
     version=versions,
     phase=st.sampled_from(VersionPhase),
     ready_replicas=st.integers(-1, 3),
@@ -73,7 +73,7 @@ gates = st.builds(
     n_stable=st.integers(0, 99),
 )
 evidences = st.builds(
-    EvidenceSight,
+    EvidenceStatus,
     stage=st.integers(-1, 3),
     verdict=st.sampled_from(Verdict),
     rollback=st.one_of(st.none(), st.none(), st.none(), gates),
@@ -81,20 +81,20 @@ evidences = st.builds(
     missing=st.sampled_from([(), ("quality",)]),
     canary_requests=st.integers(0, 50),
     guards=st.sampled_from(
-        [(), (), (), (GuardSight("errors", "all"),), (GuardSight("errors", "all", True),)]
+        [(), (), (), (GuardStatus("errors", "all"),), (GuardStatus("errors", "all", True),)]
     ),
 )
-asks = st.builds(
-    Ask,
+commands = st.builds(
+    ManualCommand,
     seq=st.integers(1, 30),
-    kind=st.sampled_from(AskKind),
+    kind=st.sampled_from(CommandKind),
     actor=st.just("ann"),
     role=st.sampled_from(["viewer", "operator", "admin"]),
     reason=st.just(""),
     at_s=times,
 )
 probes = st.builds(
-    ProbeSight,
+    ProbeStatus,
     kind=st.sampled_from(ProbeKind),
     phase=st.sampled_from(["running", "passed", "passed", "failed"]),
 )
@@ -105,7 +105,7 @@ observations = st.builds(
     versions=st.one_of(st.none(), st.lists(sights, max_size=3).map(tuple)),
     evidence=st.one_of(st.none(), evidences),
     probes=st.lists(probes, max_size=3).map(tuple),
-    asks=st.lists(asks, max_size=2).map(tuple),
+    commands=st.lists(commands, max_size=2).map(tuple),
     tombstoned=st.sampled_from([False] * 19 + [True]),
     resumed=st.booleans(),
 )
@@ -127,8 +127,8 @@ events = st.sampled_from(
 
 
 def happen(world: Obedient, state: RolloutState, event: str) -> Observation:
-    if event in {kind.value for kind in AskKind}:
-        world.ask(AskKind(event))
+    if event in {kind.value for kind in CommandKind}:
+        world.ask(CommandKind(event))
     if event == "jump":
         world.now_s += 70.0
     verdict = {
@@ -138,7 +138,7 @@ def happen(world: Obedient, state: RolloutState, event: str) -> Observation:
         "invalid": Verdict.INVALID,
     }
     stage = state.stage - 1 if event == "stale" else state.stage
-    seen = world.look(EvidenceSight(stage, verdict.get(event, Verdict.PASS), canary_requests=99))
+    seen = world.look(EvidenceStatus(stage, verdict.get(event, Verdict.PASS), canary_requests=99))
     match event:
         case "blind table":
             return replace(seen, split=None)
@@ -251,10 +251,10 @@ def test_a_rollback_is_allowed_from_every_phase_and_held_up_by_nothing(ticks: li
     for tick in ticks:
         if tick.after.is_final:
             continue
-        seq = tick.after.asks_through + 1
-        ask = Ask(seq, AskKind.ROLLBACK, "ann", "operator", "", tick.seen.now_s)
+        seq = tick.after.commands_through + 1
+        ask = ManualCommand(seq, CommandKind.ROLLBACK, "ann", "operator", "", tick.seen.now_s)
 
-        after, actions = step(tick.after, replace(tick.seen, asks=(ask,)))
+        after, actions = step(tick.after, replace(tick.seen, commands=(ask,)))
 
         assert after.phase is Phase.ROLLING_BACK or (
             not tick.after.launched and after.phase is Phase.ROLLED_BACK
@@ -303,11 +303,13 @@ def test_an_obedient_world_always_comes_to_an_end(ticks: list[Tick]) -> None:
             state, replace(tick.seen, split=world.split, versions=tuple(world.versions.values()))
         )
         world.now_s = max(world.now_s, tick.seen.now_s)
-    world.asked = ticks[-1].seen.asks
-    world.ask(AskKind.RESUME)
+    world.asked = ticks[-1].seen.commands
+    world.ask(CommandKind.RESUME)
     for _ in range(300):
         world.obey(actions)
-        state, actions = step(state, world.look(EvidenceSight(state.stage, Verdict.PASS, canary_requests=99)))
+        state, actions = step(
+            state, world.look(EvidenceStatus(state.stage, Verdict.PASS, canary_requests=99))
+        )
 
     assert state.is_final
     assert world.split is not None

@@ -40,7 +40,7 @@ class Line:
 
 
 @dataclass
-class World:
+class Environment:
     now_s: float = 1000.0
     lines: list[Line] = field(default_factory=list)
 
@@ -109,7 +109,7 @@ class World:
 def test_an_applied_withdrawal_means_that_no_router_starts_a_canary_request(
     script: list[tuple[str, object]],
 ) -> None:
-    world = World()
+    world = Environment()
     for what, value in script:
         world.step(what, value)
         sight = world.table.sight(now_s=world.now_s)
@@ -122,7 +122,7 @@ def test_an_applied_withdrawal_means_that_no_router_starts_a_canary_request(
 def test_a_withdrawal_is_applied_within_one_lease_and_its_margin_whatever_came_before(
     script: list[tuple[str, object]],
 ) -> None:
-    world = World()
+    world = Environment()
     for what, value in script:
         world.step(what, value)
     world.set_split(0)

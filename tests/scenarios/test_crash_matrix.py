@@ -18,7 +18,13 @@ from controller.rollout.actions import (
     StopVersion,
 )
 from controller.rollout.machine import begin, step
-from controller.rollout.observation import Ask, AskKind, EvidenceSight, Observation, ProbeSight
+from controller.rollout.observation import (
+    CommandKind,
+    EvidenceStatus,
+    ManualCommand,
+    Observation,
+    ProbeStatus,
+)
 from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.ports import Stored
 from controller.rollout.serialization import (
@@ -43,13 +49,13 @@ class Died(Exception):
 
 
 @dataclass
-class World:
+class Environment:
     """What outlives a controller: the data plane, the store, and what people said."""
 
-    story: Callable[[World, RolloutState], None]
+    story: Callable[[Environment, RolloutState], None]
     clock: FakeClock = field(default_factory=lambda: FakeClock(0.0))
     notifier: FakeNotifier = field(default_factory=FakeNotifier)
-    asked: list[Ask] = field(default_factory=list)
+    asked: list[ManualCommand] = field(default_factory=list)
     harmful: bool = False
 
     def __post_init__(self) -> None:
@@ -67,9 +73,9 @@ class World:
         kept, pending = state_from_json(state_to_json(kept)), actions_from_json(actions_to_json(pending))
         self.stored = Stored(kept, self.stored.version, pending)
 
-    def ask_once(self, kind: AskKind) -> None:
+    def ask_once(self, kind: CommandKind) -> None:
         if not self.asked:
-            self.asked.append(Ask(1, kind, "ann", "operator", "", self.clock.now_s()))
+            self.asked.append(ManualCommand(1, kind, "ann", "operator", "", self.clock.now_s()))
 
     def assert_no_traffic(self, version: str) -> None:
         """Rule 3: what is drained or stopped gets no traffic, and every router knows it."""
@@ -89,7 +95,7 @@ class World:
 class Controller:
     """One process: its probes and its first look are its own. It dies at its `dies_at`th line."""
 
-    world: World
+    world: Environment
     token: int
     dies_at: int | None = None
     lines: int = 0
@@ -104,13 +110,13 @@ class Controller:
         world = self.world
         state, pending = world.stored.state, world.stored.pending
         self.line()
-        probes: list[ProbeSight] = []
+        probes: list[ProbeStatus] = []
         delivered: set[str] = set()
         for action in pending:
             self.act(state, action, probes, delivered)
             self.line()
         now_s = world.clock.now_s()
-        evidence = EvidenceSight(
+        evidence = EvidenceStatus(
             state.stage, Verdict.PASS, HARM if world.harmful else None, canary_requests=50
         )
         seen = Observation(
@@ -119,7 +125,7 @@ class Controller:
             versions=world.fleet.observe("chat"),
             evidence=evidence,
             probes=tuple(probes),
-            asks=tuple(world.asked),
+            commands=tuple(world.asked),
             delivered=frozenset(delivered),
             resumed=not self.has_looked and state.phase is not Phase.PLANNING,
         )
@@ -131,7 +137,9 @@ class Controller:
         self.has_looked = True
         self.line()
 
-    def act(self, state: RolloutState, action: Action, probes: list[ProbeSight], delivered: set[str]) -> None:
+    def act(
+        self, state: RolloutState, action: Action, probes: list[ProbeStatus], delivered: set[str]
+    ) -> None:
         world, token = self.world, self.token
         match action:
             case SetSplit():
@@ -156,39 +164,39 @@ class Controller:
 # --- what happens to the canary
 
 
-def nothing(world: World, state: RolloutState) -> None:
+def nothing(world: Environment, state: RolloutState) -> None:
     pass
 
 
-def harm(world: World, state: RolloutState) -> None:
+def harm(world: Environment, state: RolloutState) -> None:
     world.harmful = state.phase is Phase.STAGE and state.stage == 1 and state.acked_at_s is not None
 
 
-def switched_back(world: World, state: RolloutState) -> None:
+def switched_back(world: Environment, state: RolloutState) -> None:
     if state.phase is Phase.BAKING:
-        world.ask_once(AskKind.ROLLBACK)
+        world.ask_once(CommandKind.ROLLBACK)
 
 
-def restored(world: World, state: RolloutState) -> None:
+def restored(world: Environment, state: RolloutState) -> None:
     if (
         state.phase is Phase.UNLOADING
         and state.departure is not None
         and state.departure.drain_ms is not None
     ):
-        world.ask_once(AskKind.ROLLBACK)
+        world.ask_once(CommandKind.ROLLBACK)
 
 
-def stuck_streams(world: World, state: RolloutState) -> None:
+def stuck_streams(world: Environment, state: RolloutState) -> None:
     """Requests that end only when they are taken over."""
     if state.phase is Phase.STAGE and state.stage == 1:
         world.fleet.engines["chat", "v-new"].in_flight = 3
-        world.ask_once(AskKind.ROLLBACK)
+        world.ask_once(CommandKind.ROLLBACK)
 
 
 def run(
-    story: Callable[[World, RolloutState], None], dies_at: int | None, away_s: float
-) -> tuple[World, int]:
-    world = World(story)
+    story: Callable[[Environment, RolloutState], None], dies_at: int | None, away_s: float
+) -> tuple[Environment, int]:
+    world = Environment(story)
     controller = Controller(world, 2, dies_at)
     for _ in range(TICKS):
         story(world, world.stored.state)
@@ -209,7 +217,7 @@ def run(
 @pytest.mark.parametrize("away_s", [0.0, 5000.0])
 @pytest.mark.parametrize("story", [nothing, harm, switched_back, restored, stuck_streams])
 def test_dying_at_any_line_ends_in_the_same_world(
-    story: Callable[[World, RolloutState], None], away_s: float
+    story: Callable[[Environment, RolloutState], None], away_s: float
 ) -> None:
     whole, lines = run(story, None, 0.0)
     assert lines > 100

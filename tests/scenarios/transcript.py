@@ -37,14 +37,14 @@ from controller.rollout.actions import (
 )
 from controller.rollout.machine import begin, step
 from controller.rollout.observation import (
-    AskKind,
-    EvidenceSight,
-    GuardSight,
+    CommandKind,
+    EvidenceStatus,
+    GuardStatus,
     Observation,
-    PointSight,
-    ProbeSight,
+    PointEstimates,
+    ProbeStatus,
     VersionPhase,
-    VersionSight,
+    VersionStatus,
 )
 from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.state import Phase, RolloutState
@@ -75,12 +75,12 @@ class Player:
 
     plan_line: str
     fleet_readable: bool = True
-    evidence: EvidenceSight | None = None
-    guards: tuple[GuardSight, ...] = ()
+    evidence: EvidenceStatus | None = None
+    guards: tuple[GuardStatus, ...] = ()
     gate: GateReport | None = None
     missing: tuple[str, ...] = ()
     gates: tuple[GateReport, ...] = ()
-    points: PointSight | None = None
+    points: PointEstimates | None = None
     wanted: tuple[Action, ...] = ()
     lines_told: int = 0
 
@@ -113,7 +113,7 @@ class Player:
             versions=tuple(self.world.versions.values()) if self.fleet_readable else None,
             evidence=self._evidence(),
             probes=self.world.probes,
-            asks=self.world.asked,
+            commands=self.world.asked,
             delivered=frozenset(notices if "delivered" in flags else ()),
             tombstoned="tombstone" in flags,
             resumed="resumed" in flags,
@@ -128,7 +128,7 @@ class Player:
         lines = [f"  {line.at_s:g} s  {line.text}" for line in new]
         return [*lines, f"  = {_where(self.state)}", *(f"  ! {_action(action)}" for action in self.wanted)]
 
-    def _evidence(self) -> EvidenceSight | None:
+    def _evidence(self) -> EvidenceStatus | None:
         if self.evidence is None:
             return None
         seen = replace(self.evidence, guards=self.guards, rollback=self.gate, missing=self.missing)
@@ -142,7 +142,7 @@ class Player:
                 self.fleet_readable = value != "none"
             case "probe":
                 kind, _, phase = value.partition(":")
-                one = () if value == "none" else (ProbeSight(ProbeKind(kind), phase, "no answer"),)  # type: ignore[arg-type]
+                one = () if value == "none" else (ProbeStatus(ProbeKind(kind), phase, "no answer"),)  # type: ignore[arg-type]
                 self.world.probes = one
             case "evidence":
                 self.evidence = None if value == "none" else _evidence(value)
@@ -155,13 +155,13 @@ class Player:
             case "points":
                 within = value == "in"
                 text = "quality 0.81 beside 0.82" if within else f"{value} is outside its margin, 0.05"
-                self.points = PointSight(within, text)
+                self.points = PointEstimates(within, text)
             case "guard":
                 guard, _, both = value.partition("!")
-                self.guards = () if value == "none" else (GuardSight(guard, "60 % of 20", both == "both"),)
+                self.guards = () if value == "none" else (GuardStatus(guard, "60 % of 20", both == "both"),)
             case "ask":
                 kind, actor, role = (*value.split("/"), "operator")[:3]
-                self.world.ask(AskKind(kind), actor, role)
+                self.world.ask(CommandKind(kind), actor, role)
             case _:
                 self._version(name, value)
 
@@ -185,7 +185,7 @@ class Player:
             return
         ready = int(match[2] or 1) if phase is VersionPhase.READY else 0
         error = "CUDA out of memory" if phase is VersionPhase.FAILED else None
-        self.world.versions[name] = VersionSight(name, phase, ready, int(match[3] or 0), None, error)
+        self.world.versions[name] = VersionStatus(name, phase, ready, int(match[3] or 0), None, error)
 
 
 def _stage(text: str, replicas: int) -> Stage:
@@ -200,9 +200,9 @@ def _stage(text: str, replicas: int) -> Stage:
     return Stage(share, wait_s, int(count), 5 * wait_s, needed, missing, rest == ["points"])  # type: ignore[arg-type]
 
 
-def _evidence(value: str) -> EvidenceSight:
+def _evidence(value: str) -> EvidenceStatus:
     verdict, stage, count = value.split("/")
-    seen = EvidenceSight(int(stage), Verdict(verdict), canary_requests=int(count))
+    seen = EvidenceStatus(int(stage), Verdict(verdict), canary_requests=int(count))
     return replace(seen, canary_total=int(count), stable_requests=9 * int(count))
 
 

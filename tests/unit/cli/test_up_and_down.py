@@ -20,7 +20,7 @@ import pytest
 from controller.cli.main import run
 from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.actions import ProbeKind
-from controller.rollout.observation import AskKind
+from controller.rollout.observation import CommandKind
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import Phase
 from controller.settings import load_settings
@@ -273,11 +273,13 @@ def test_a_direct_rollback_without_a_cluster_still_leaves_its_request(
     store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
 
     code = run(["rollback", "chat", "--direct", "--reason", "3 a.m."])
-    asks = store.asks("r-00000001", after_seq=0)
+    commands = store.commands("r-00000001", after_seq=0)
     store.close()
 
     said = "".join(capsys.readouterr())
     assert (code, "traffic has not moved" in said) == (4, True)
-    assert [(ask.kind, ask.actor, ask.reason) for ask in asks] == [(AskKind.ROLLBACK, "direct", "3 a.m.")]
+    assert [(ask.kind, ask.actor, ask.reason) for ask in commands] == [
+        (CommandKind.ROLLBACK, "direct", "3 a.m.")
+    ]
     assert "rollback of r-00000001 is asked for; the next controller finishes it" in said
     assert "route table: not reached (no Ray cluster of canaryctl runs on this host" in said

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.ab.outcomes import Book, Outcome
+from controller.ab.outcomes import Outcome, OutcomeLedger
 from controller.ab.service import AbTests
-from controller.ab.spec import LIVE_METRICS, AbSpec, Judge, parse_ab
+from controller.ab.spec import LIVE_METRICS, AbEvaluator, AbSpec, parse_ab
 from controller.auth import Identity, Role
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
-from controller.rollout.observation import EvidenceSight
+from controller.rollout.observation import EvidenceStatus
 from controller.rollout.plan import Stage
 from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.spec.service import PolicySpec, parse_policy
@@ -146,8 +146,8 @@ def test_a_restart_goes_on_where_it_was_and_says_the_same(bench: Bench) -> None:
     again = bench.restarted()
     bench.log.events, bench.log.low_watermark_s = events, 1e9
     again.look("chat", now_s=5000.0)
-    whole = Judge(parse_ab(BODY))
-    book = Book("r-1", "quality", 600.0)
+    whole = AbEvaluator(parse_ab(BODY))
+    book = OutcomeLedger("r-1", "quality", 600.0)
     take(book, events)
     whole.add(book.settle(1e9, 5000.0))
 
@@ -269,16 +269,16 @@ def test_a_side_that_loses_units_makes_the_test_invalid_whatever_it_shows() -> N
     sides = [bool(side) for side in rng.random(4000) < 0.4]
     rows = [Outcome(n, side, 0.5, 0.9 if side else 0.1, float(n)) for n, side in enumerate(sides)]
 
-    judge = Judge(spec, rows)
-    assert judge.result().verdict is AbVerdict.INVALID
-    assert (judge.note() or "").startswith("B has 40.4% of the units, the split says 50.0%")
+    evaluator = AbEvaluator(spec, rows)
+    assert evaluator.result().verdict is AbVerdict.INVALID
+    assert (evaluator.note() or "").startswith("B has 40.4% of the units, the split says 50.0%")
 
 
 def test_a_test_without_one_grade_says_so() -> None:
     rows = [Outcome(n, n % 2 == 1, 0.5, None, float(n)) for n in range(120)]
 
-    judge = Judge(parse_ab(BODY), rows)
-    assert (judge.result().verdict, judge.note()) == (AbVerdict.NOT_SHOWN, "no value in 120 requests")
+    evaluator = AbEvaluator(parse_ab(BODY), rows)
+    assert (evaluator.result().verdict, evaluator.note()) == (AbVerdict.NOT_SHOWN, "no value in 120 requests")
 
 
 def test_a_test_ends_with_its_rollout(bench: Bench) -> None:
@@ -309,7 +309,7 @@ def test_a_service_without_a_test_says_how_to_begin_one(bench: Bench) -> None:
         bench.tests.status("chat")
 
 
-def take(book: Book, events: list[Event]) -> None:
+def take(book: OutcomeLedger, events: list[Event]) -> None:
     for event in events:
         if isinstance(event, RequestRecord):
             book.add_request(event)
@@ -325,19 +325,21 @@ def timed(n: int, latency_ms: float, **more: Any) -> RequestRecord:
     return request(n, latency_ms=latency_ms, **more)
 
 
-def outcomes(book: Book, through_s: float = 1e9, now_s: float = 1e9) -> list[tuple[bool, float | None]]:
+def outcomes(
+    book: OutcomeLedger, through_s: float = 1e9, now_s: float = 1e9
+) -> list[tuple[bool, float | None]]:
     return [(outcome.is_b, outcome.y) for outcome in book.settle(through_s, now_s)]
 
 
 def test_outcomes_come_in_the_order_of_assignment_not_of_answers() -> None:
-    book = Book("r-1", "latency_ms", 600.0)
+    book = OutcomeLedger("r-1", "latency_ms", 600.0)
     take(book, [timed(1, 1.0, at_s=9.0), timed(2, 2.0, at_s=3.0, arm=1)])
 
     assert outcomes(book) == [(True, 2.0), (False, 1.0)]
 
 
 def test_nothing_settles_before_every_earlier_request_was_told() -> None:
-    book = Book("r-1", "latency_ms", 600.0)
+    book = OutcomeLedger("r-1", "latency_ms", 600.0)
     take(book, [timed(1, 1.0, at_s=9.0)])
 
     assert outcomes(book, through_s=9.0) == []
@@ -345,7 +347,7 @@ def test_nothing_settles_before_every_earlier_request_was_told() -> None:
 
 
 def test_a_score_is_waited_for_and_then_missing() -> None:
-    book = Book("r-1", "quality", 30.0)
+    book = OutcomeLedger("r-1", "quality", 30.0)
     take(book, [request(1, at_s=100.0)])
 
     assert outcomes(book, now_s=129.0) == []
@@ -353,7 +355,7 @@ def test_a_score_is_waited_for_and_then_missing() -> None:
 
 
 def test_a_graded_request_counts_at_once_but_for_one_before_it_that_waits() -> None:
-    book = Book("r-1", "quality", 600.0)
+    book = OutcomeLedger("r-1", "quality", 600.0)
     take(book, [request(n, at_s=float(n), arm=n % 2) for n in (1, 2, 3, 4)])
     take(book, [score(5, "q1"), score(6, "q2"), score(7, "q4")])
 
@@ -364,7 +366,7 @@ def test_a_graded_request_counts_at_once_but_for_one_before_it_that_waits() -> N
 @pytest.mark.parametrize("name", ["q1", "a1"])
 @pytest.mark.parametrize("score_first", [True, False])
 def test_a_score_finds_its_request_by_either_id_before_or_after(name: str, score_first: bool) -> None:
-    book = Book("r-1", "quality", 600.0)
+    book = OutcomeLedger("r-1", "quality", 600.0)
     events: list[Event] = [request(1), score(2, name)]
     take(book, events[::-1] if score_first else events)
 
@@ -372,14 +374,14 @@ def test_a_score_finds_its_request_by_either_id_before_or_after(name: str, score
 
 
 def test_a_restart_reads_again_from_a_score_whose_request_has_not_come() -> None:
-    book = Book("r-1", "quality", 600.0)
+    book = OutcomeLedger("r-1", "quality", 600.0)
     take(book, [score(41, "q9")])
 
     assert book.resume_seq(60) == 40
 
 
 def test_scores_of_nobody_are_forgotten_in_time() -> None:
-    book = Book("r-1", "quality", 600.0)
+    book = OutcomeLedger("r-1", "quality", 600.0)
     take(book, [score(1, "lost", at_s=0.0), score(2, "q2", at_s=901.0)])
     assert book.resume_seq(60) == 1
 
@@ -388,7 +390,7 @@ def test_scores_of_nobody_are_forgotten_in_time() -> None:
 
 
 def test_a_unit_counts_once() -> None:
-    book = Book("r-1", "latency_ms", 600.0)
+    book = OutcomeLedger("r-1", "latency_ms", 600.0)
     take(book, [timed(n, float(n), unit="ada", assigned_by="sticky") for n in range(1, 6)])
 
     assert outcomes(book) == [(False, 1.0)]
@@ -405,14 +407,14 @@ def test_a_unit_counts_once() -> None:
     ],
 )
 def test_what_no_coin_decided_is_left_out(left_out: dict[str, Any]) -> None:
-    book = Book("r-1", "latency_ms", 600.0)
+    book = OutcomeLedger("r-1", "latency_ms", 600.0)
     take(book, [timed(1, 1.0, **left_out)])
 
     assert outcomes(book) == []
 
 
 def test_a_lost_span_is_dropped_for_both_arms() -> None:
-    book = Book("r-1", "latency_ms", 600.0)
+    book = OutcomeLedger("r-1", "latency_ms", 600.0)
     take(book, [timed(n, float(n), arm=n % 2) for n in range(1, 7)])
     book.drop_span(2.0, 5.0)
 
@@ -431,7 +433,7 @@ def test_a_lost_span_is_dropped_for_both_arms() -> None:
     ],
 )
 def test_what_a_record_holds_is_read_from_it(metric: str, told: dict[str, Any], value: float | None) -> None:
-    book = Book("r-1", metric, 600.0)
+    book = OutcomeLedger("r-1", metric, 600.0)
     take(book, [request(1, **told)])
 
     assert outcomes(book) == [(False, value)]
@@ -439,34 +441,34 @@ def test_what_a_record_holds_is_read_from_it(metric: str, told: dict[str, Any], 
 
 @pytest.mark.parametrize("metric", sorted(LIVE_METRICS))
 def test_every_metric_that_can_be_asked_for_is_read_or_handed_in(metric: str) -> None:
-    book = Book("r-1", metric, 600.0)
+    book = OutcomeLedger("r-1", metric, 600.0)
     take(book, [request(1, ttft_ms=1.0, itl_ms=1.0), ScoreRecord(2, "q1", metric, 1.0, 1.0)])
 
     [(_, value)] = outcomes(book)
     assert value is not None
-    Judge(parse_ab(BODY | {"metric": metric}), [Outcome(1, False, 0.5, value, 1.0)])
+    AbEvaluator(parse_ab(BODY | {"metric": metric}), [Outcome(1, False, 0.5, value, 1.0)])
 
 
 def test_half_a_hallucination_is_a_score_and_stops_nothing() -> None:
-    judge = Judge(parse_ab(BODY | {"metric": "hallucinated"}), [Outcome(1, True, 0.5, 0.5, 1.0)])
+    evaluator = AbEvaluator(parse_ab(BODY | {"metric": "hallucinated"}), [Outcome(1, True, 0.5, 0.5, 1.0)])
 
-    assert (judge.result().n_b, judge.missing) == (1, [0, 0])
+    assert (evaluator.result().n_b, evaluator.missing) == (1, [0, 0])
 
 
 @pytest.mark.parametrize(("metric", "y"), [("latency_ms", -3.0), ("quality", 1.5), ("error", math.nan)])
 def test_what_is_no_outcome_counts_as_missing(metric: str, y: float) -> None:
-    judge = Judge(parse_ab(BODY | {"metric": metric}), [Outcome(1, True, 0.5, y, 1.0)])
+    evaluator = AbEvaluator(parse_ab(BODY | {"metric": metric}), [Outcome(1, True, 0.5, y, 1.0)])
 
-    assert (judge.result().n_b, judge.missing) == (0, [0, 1])
+    assert (evaluator.result().n_b, evaluator.missing) == (0, [0, 1])
 
 
 def test_a_fixed_test_is_silent_until_both_sides_are_full() -> None:
     spec = parse_ab(BODY | {"mode": "fixed", "sample_size": 50})
     rows = [Outcome(n, n % 2 == 1, 0.5, 0.9 if n % 2 else 0.1, float(n)) for n in range(140)]
 
-    early, late = Judge(spec, rows[:99]).result(), Judge(spec, rows).result()
+    early, late = AbEvaluator(spec, rows[:99]).result(), AbEvaluator(spec, rows).result()
     assert (early.verdict, early.p_value, early.interval) == (AbVerdict.TOO_FEW, 1.0, None)
-    assert Judge(spec, rows[:99]).note() == "judged once, at 50 units a side; it has 50 and 49"
+    assert AbEvaluator(spec, rows[:99]).note() == "judged once, at 50 units a side; it has 50 and 49"
     assert (late.verdict, late.n_a, late.n_b) == (AbVerdict.B_BETTER, 50, 50)
 
 
@@ -530,7 +532,7 @@ def test_a_stage_of_a_test_waits_for_a_person_and_not_for_a_thousand_million_req
     rollout = a_rollout()
     plan = replace(rollout.plan, stages=(Stage(5000, 60.0, stage.min_canary, 60.0, 1),))
     state = replace(rollout, plan=plan, phase=Phase.STAGE, acked_at_s=1.0)
-    evidence = EvidenceSight(0, Verdict.UNDECIDED, canary_requests=24)
+    evidence = EvidenceStatus(0, Verdict.UNDECIDED, canary_requests=24)
 
     assert waiting_for(state, evidence, 2.0) == (
         "canaryctl ab stop chat: an A/B test is never promoted by itself",

@@ -210,8 +210,8 @@ async def test_a_rollback_of_a_running_rollout_is_asked_once_and_for_all(
     answer = await api.post("/v1/services/chat/rollback", json={"reason": "it rambles"})
 
     assert (answer.status_code, answer.json()["outcome"]) == (202, "asked")
-    asks = controller.store.asks(rollout, after_seq=0)
-    assert [(ask.actor, ask.role, ask.reason) for ask in asks] == [("admin", "admin", "it rambles")]
+    commands = controller.store.commands(rollout, after_seq=0)
+    assert [(ask.actor, ask.role, ask.reason) for ask in commands] == [("admin", "admin", "it rambles")]
 
 
 async def test_a_service_with_a_running_rollout_is_not_taken_down(

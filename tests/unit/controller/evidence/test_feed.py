@@ -9,8 +9,8 @@ from typing import get_args
 import pytest
 
 from controller.evidence.feed import EvidenceFeeds, Feed, GateConfig, draw_of, gate_config
-from controller.evidence.snapshot import sight_in
-from controller.rollout.observation import EvidenceSight, VersionPhase, VersionSight
+from controller.evidence.snapshot import evidence_in
+from controller.rollout.observation import EvidenceStatus, VersionPhase, VersionStatus
 from controller.rollout.state import RolloutState
 from evaluation.evaluator import Evaluator
 from evaluation.policy.policy import GatePolicy
@@ -257,18 +257,18 @@ def test_half_of_the_canarys_requests_failing_rings_the_guard() -> None:
 # --- load
 
 
-def latency_proof(sight: EvidenceSight) -> tuple[Verdict, str]:
+def latency_proof(sight: EvidenceStatus) -> tuple[Verdict, str]:
     gate = next(gate for gate in sight.gates if gate.gate == "latency_shape" and gate.side == "promotion")
     return gate.verdict, gate.reason
 
 
 def loaded(
     log: FakeLog, stable: int, canary: int, state: RolloutState, saved: bytes | None = None
-) -> tuple[EvidenceSight, EvidenceFeeds]:
+) -> tuple[EvidenceStatus, EvidenceFeeds]:
     ready = VersionPhase.READY
     fleet = (
-        VersionSight(state.stable.id, ready, stable, 0),
-        VersionSight(state.canary.id, ready, canary, 0),
+        VersionStatus(state.stable.id, ready, stable, 0),
+        VersionStatus(state.canary.id, ready, canary, 0),
     )
     feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG, lambda service: fleet)
     return look(feeds, state, START_S + 1000), feeds
@@ -383,7 +383,7 @@ def test_what_the_evidence_said_can_be_read_from_the_store() -> None:
     feeds = feeds_on(log)
     said = look(feeds, in_stage(), START_S + 100)
 
-    assert sight_in(feeds.snapshot(ROLLOUT)) == said
+    assert evidence_in(feeds.snapshot(ROLLOUT)) == said
 
 
 def test_a_record_that_cannot_be_evidence_is_counted_and_left_out() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.live_load import LiveLoad
-from controller.rollout.observation import EvidenceSight, VersionPhase, VersionSight
+from controller.rollout.observation import EvidenceStatus, VersionPhase, VersionStatus
 from controller.rollout.state import RolloutState
 from evaluation.report import Verdict
 from tests.fakes.feed_maker import CONFIG, ROLLOUT, START_S, Snapshots, a_record, in_stage, look, n_of
@@ -25,12 +25,12 @@ class Fleet:
         self._state = state
         self.ready: tuple[int, int] | None = (2, 2)
 
-    def __call__(self, service: str) -> tuple[VersionSight, ...] | None:
+    def __call__(self, service: str) -> tuple[VersionStatus, ...] | None:
         if self.ready is None:
             return None
         names = (self._state.stable.id, self._state.canary.id)
         return tuple(
-            VersionSight(name, VersionPhase.READY, ready, 0)
+            VersionStatus(name, VersionPhase.READY, ready, 0)
             for name, ready in zip(names, self.ready, strict=True)
         )
 
@@ -41,7 +41,7 @@ def lived(
     before: tuple[int, int] | None = (2, 2),
     restart_s: int = 0,
     seed: int = 5,
-) -> EvidenceSight:
+) -> EvidenceStatus:
     """A stage at 50 %, ten requests a second; the canary is half as fast from 60 s to 130 s.
 
     seen: the replicas that the controller sees from 64 s to 130 s; before: and else.
@@ -64,7 +64,7 @@ def lived(
     return look(feeds, state, START_S + END_S + 100)
 
 
-def is_blamed(sight: EvidenceSight) -> bool:
+def is_blamed(sight: EvidenceStatus) -> bool:
     return sight.rollback is not None and sight.rollback.metric == "latency_ms"
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from controller.evidence.point_estimates import point_sight
+from controller.evidence.point_estimates import point_estimates
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import EvaluationReport, GateReport, Side, Verdict
 
@@ -46,7 +46,7 @@ def with_gate(new: GateReport) -> EvaluationReport:
 
 
 def test_estimates_inside_every_margin_are_within() -> None:
-    sight = point_sight(REPORT, POLICY, STAGE)
+    sight = point_estimates(REPORT, POLICY, STAGE)
 
     assert sight.within
     assert sight.text.startswith("error 0.025 beside 0.01, quality 0.76 beside 0.8, ")
@@ -62,21 +62,21 @@ def test_estimates_inside_every_margin_are_within() -> None:
     ],
 )
 def test_one_estimate_outside_its_margin_is_named(name: str, stable: float, canary: float) -> None:
-    sight = point_sight(with_gate(gate(name, stable, canary)), POLICY, STAGE)
+    sight = point_estimates(with_gate(gate(name, stable, canary)), POLICY, STAGE)
 
     assert not sight.within
     assert sight.text.startswith(f"{name} {canary:.3g} beside {stable:.3g} is outside its margin")
 
 
 def test_a_rate_below_stable_plus_the_floor_is_inside_whatever_its_ratio() -> None:
-    assert point_sight(with_gate(gate("error", 0.0, 0.01)), POLICY, STAGE).within
-    assert not point_sight(with_gate(gate("error", 0.0, 0.011)), POLICY, STAGE).within
+    assert point_estimates(with_gate(gate("error", 0.0, 0.01)), POLICY, STAGE).within
+    assert not point_estimates(with_gate(gate("error", 0.0, 0.011)), POLICY, STAGE).within
 
 
 def test_what_was_proven_needs_no_estimate_inside() -> None:
     proven = replace(gate("quality", 0.80, 0.74), verdict=Verdict.PASS)
 
-    assert point_sight(with_gate(proven), POLICY, STAGE).within
+    assert point_estimates(with_gate(proven), POLICY, STAGE).within
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_what_was_proven_needs_no_estimate_inside() -> None:
     ],
 )
 def test_what_is_missing_wrong_or_not_comparable_is_never_within(report: EvaluationReport) -> None:
-    assert not point_sight(report, POLICY, STAGE).within
+    assert not point_estimates(report, POLICY, STAGE).within
 
 
 def test_a_stage_that_must_prove_nothing_has_no_estimate_to_go_on() -> None:
-    assert not point_sight(REPORT, POLICY, StagePlan(0.1, 0, {})).within
+    assert not point_estimates(REPORT, POLICY, StagePlan(0.1, 0, {})).within

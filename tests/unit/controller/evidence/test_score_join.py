@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from controller.evidence.feed import EvidenceFeeds, GateConfig
-from controller.rollout.observation import EvidenceSight
+from controller.rollout.observation import EvidenceStatus
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import GateReport, Verdict
 from serving.messages import Event
@@ -30,11 +30,11 @@ DEADLINE_S = 600.0  # of quality, by default
 LATER_S = START_S + 5000.0
 
 
-def quality(sight: EvidenceSight, side: str = "rollback") -> GateReport:
+def quality(sight: EvidenceStatus, side: str = "rollback") -> GateReport:
     return next(gate for gate in sight.gates if gate.gate == "quality" and gate.side == side)
 
 
-def seen(*events: Event, restart: bool = False) -> EvidenceSight:
+def seen(*events: Event, restart: bool = False) -> EvidenceStatus:
     """What a stage says once all of these have settled; restart: between each two of them."""
     log = FakeLog(watermark_s=START_S)
     feeds = feeds_on(log)
@@ -147,7 +147,7 @@ def test_what_its_arm_did_not_answer_whole_has_no_quality(failure: dict[str, Any
 # --- a gate whose scores do not come
 
 
-def a_stage(scored: tuple[float, float]) -> EvidenceSight:
+def a_stage(scored: tuple[float, float]) -> EvidenceStatus:
     """600 harmless requests at 50 %; the shares of each arm's answers that somebody scores."""
     log = FakeLog()
     for n in range(600):

@@ -14,7 +14,7 @@ from controller.cli.render import rollout_parts
 from controller.evidence.feed import EvidenceFeeds, GateConfig
 from controller.evidence.segment_alarms import SegmentFeed, segments_of
 from controller.rollout.machine import step
-from controller.rollout.observation import AlarmSight, EvidenceSight, Observation
+from controller.rollout.observation import Alarm, EvidenceStatus, Observation
 from controller.rollout.serialization import state_from_json, state_to_json
 from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
@@ -34,7 +34,7 @@ from tests.fakes.feed_maker import (
 from tests.fakes.plane import FakeLog
 
 LONG = "requests of 256 KiB and more"
-ALARM = AlarmSight("quality", LONG, f"quality more than 0.025 below stable in {LONG}", 412, START_S)
+ALARM = Alarm("quality", LONG, f"quality more than 0.025 below stable in {LONG}", 412, START_S)
 
 
 def harmful_to_long_ones(count: int = 2400, *, right: float = 0.2) -> FakeLog:
@@ -49,7 +49,7 @@ def harmful_to_long_ones(count: int = 2400, *, right: float = 0.2) -> FakeLog:
     return log
 
 
-def named(sight: EvidenceSight) -> list[tuple[str, str]]:
+def named(sight: EvidenceStatus) -> list[tuple[str, str]]:
     return [(alarm.gate, alarm.segment) for alarm in sight.alarms]
 
 
@@ -258,7 +258,7 @@ def test_an_alarm_is_told_once_and_moves_nothing() -> None:
         now_s=START_S + 5,
         split=None,
         versions=None,
-        evidence=EvidenceSight(0, Verdict.UNDECIDED, alarms=(ALARM,)),
+        evidence=EvidenceStatus(0, Verdict.UNDECIDED, alarms=(ALARM,)),
     )
     told, actions = step(state, seen)
     again, _ = step(state_from_json(state_to_json(told)), replace(seen, now_s=START_S + 6))
@@ -271,7 +271,7 @@ def test_an_alarm_is_told_once_and_moves_nothing() -> None:
 
 
 def test_an_alarm_is_shown_by_status_and_in_the_view() -> None:
-    evidence = EvidenceSight(0, Verdict.UNDECIDED, alarms=(ALARM,), notes=("stable is slower",))
+    evidence = EvidenceStatus(0, Verdict.UNDECIDED, alarms=(ALARM,), notes=("stable is slower",))
     view = rollout_view(in_stage(), evidence)
     lines = [str(part) for part in rollout_parts(view, wide=False)]
 

@@ -15,7 +15,8 @@ from controller.planning.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
-from controller.rollout.serialization import fingerprint_from_json, fingerprint_to_json
+from controller.spec.service import VersionSpec
+from controller.store.row_specs import fingerprint_of, version_row
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -170,8 +171,9 @@ def test_an_endpoint_is_its_address() -> None:
 
 def test_a_fingerprint_survives_the_store(tmp_path: Path) -> None:
     found = fingerprint_checkpoint(checkpoint(tmp_path / "one"), engine_arguments={"a": True})
+    row = version_row("chat", VersionSpec(model="/m", gpus=None), found, 1.0)
 
-    assert fingerprint_from_json(fingerprint_to_json(found)) == found
+    assert fingerprint_of(row) == found
 
 
 def refusal(path: Path) -> str:

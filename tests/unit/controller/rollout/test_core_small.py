@@ -15,7 +15,7 @@ from controller.errors import BadInput, CanaryctlError
 from controller.planning.fingerprint import known_architectures
 from controller.quantities import duration, duration_s, gib, percent, weight_bp
 from controller.rollout.machine import begin
-from controller.rollout.observation import EvidenceSight
+from controller.rollout.observation import EvidenceStatus
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.serialization import (
     UnreadableState,
@@ -23,6 +23,7 @@ from controller.rollout.serialization import (
     evidence_from_json,
     evidence_to_json,
     state_from_json,
+    state_to_json,
 )
 from controller.rollout.state import Cause, CauseKind, Departure, DepartureStep, Phase, RolloutState
 from controller.rollout.status import exit_code, rollback_means
@@ -141,7 +142,7 @@ def test_actions_and_evidence_that_cannot_be_read_are_refused() -> None:
 
 
 def test_evidence_survives_the_store() -> None:
-    evidence = EvidenceSight(1, Verdict.INVALID, missing=("quality",), canary_requests=7)
+    evidence = EvidenceStatus(1, Verdict.INVALID, missing=("quality",), canary_requests=7)
 
     assert evidence_from_json(evidence_to_json(evidence)) == evidence
 
@@ -162,3 +163,11 @@ def test_the_list_of_architectures_is_the_pinned_engines_own() -> None:
     assert json.loads(json.dumps(sorted(known_architectures()))) == sorted(
         set().union(*(tables[name] for name in served))
     )
+
+
+def test_a_stored_state_keeps_the_keys_of_older_releases() -> None:
+    state = begin("r-1", "chat", stable=VersionRef("v1"), canary=VersionRef("v2"), plan=PLAN, now_s=1.0)
+    text = state_to_json(replace(state, commands_through=7))
+
+    assert json.loads(text)["rollout"]["asks_through"] == 7
+    assert state_from_json(text).commands_through == 7

@@ -19,16 +19,16 @@ from controller.runtime.data_plane_ray import (
 )
 from controller.spec.service import parse_version
 from serving.fleet import types as plane
-from serving.messages import RecordPage, ScoreRecord, SplitSight
+from serving.messages import RecordPage, ScoreRecord, SplitStatus
 from serving.table.route_table import StaleToken as PlaneStaleToken
 
-SIGHT = SplitSight(7, 3, "r-00000001", "v-1", "v-2", 500, True, "fenced", tombstoned=("r-0000000f",))
+SIGHT = SplitStatus(7, 3, "r-00000001", "v-1", "v-2", 500, True, "fenced", tombstoned=("r-0000000f",))
 
 
 class Hand:
     """A traffic adapter that notes what it was told. sight None: nothing answers."""
 
-    def __init__(self, sight: SplitSight | None = SIGHT) -> None:
+    def __init__(self, sight: SplitStatus | None = SIGHT) -> None:
         self.sight = sight
         self.told: list[tuple[object, ...]] = []
         self.stale = False
@@ -43,13 +43,13 @@ class Hand:
     def start_router(self, service: str, replicas: int = 1) -> None:
         self.told.append(("start_router", service, replicas))
 
-    def set_split(self, service: str, **split: object) -> SplitSight | None:
+    def set_split(self, service: str, **split: object) -> SplitStatus | None:
         if self.stale:
             raise PlaneStaleToken("token 1 is older than 2")
         self.told.append(("split", service, split))
         return self.sight
 
-    def observe(self, service: str) -> SplitSight | None:
+    def observe(self, service: str) -> SplitStatus | None:
         return self.sight
 
     def heartbeat(self, service: str, token: int) -> bool:
@@ -69,15 +69,15 @@ class Engines:
     def __init__(self) -> None:
         self.launched: list[plane.Launch] = []
         self.sights = (
-            plane.VersionSight("v-1", "ready", 2, 5, 1000, ("http://127.0.0.1:1",), None, 9.0),
-            plane.VersionSight("v-0", "gone", 0, 0, 0, (), None, 8.0),
-            plane.VersionSight("v-x", "ready", 1, 0, None, ("http://10.0.0.7",), None, 9.0, external=True),
+            plane.VersionStatus("v-1", "ready", 2, 5, 1000, ("http://127.0.0.1:1",), None, 9.0),
+            plane.VersionStatus("v-0", "gone", 0, 0, 0, (), None, 8.0),
+            plane.VersionStatus("v-x", "ready", 1, 0, None, ("http://10.0.0.7",), None, 9.0, external=True),
         )
 
     def ensure(self, launch: plane.Launch, *, token: int) -> None:
         self.launched.append(launch)
 
-    def observe(self, service: str) -> Sequence[plane.VersionSight] | None:
+    def observe(self, service: str) -> Sequence[plane.VersionStatus] | None:
         return self.sights
 
     def drain(self, service: str, version: str, *, token: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from controller.errors import NoRoom
 from controller.rollout.actions import ProbeKind, RunProbe
-from controller.rollout.observation import ProbeSight
+from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
 from controller.runtime import probes_http
 from controller.runtime.probes_http import HttpProbes, Target
@@ -78,7 +78,7 @@ def probes(engine: type[Engine], *, model: str | None = "chat", rate: float | No
 
 def end_of(
     one: HttpProbes, kind: ProbeKind, *, warmup_tokens: int = 0, rollout: RolloutState | None = None
-) -> ProbeSight:
+) -> ProbeStatus:
     probe = RunProbe(kind, CANARY, warmup_tokens)
     ends_at_s = time.monotonic() + 10
     while (sight := one.start_or_check(rollout or a_rollout(), probe)).phase == "running":
@@ -157,7 +157,7 @@ def test_a_preflight_that_finds_no_room_fails_with_its_line() -> None:
 
     one = HttpProbes(target=lambda service, version: None, preflight=full, rate_per_s=lambda service: None)
 
-    assert end_of(one, ProbeKind.PREFLIGHT) == ProbeSight(
+    assert end_of(one, ProbeKind.PREFLIGHT) == ProbeStatus(
         ProbeKind.PREFLIGHT, "failed", "needs 12 GiB of 3 GiB free"
     )
 

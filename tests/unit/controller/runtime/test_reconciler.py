@@ -11,7 +11,7 @@ import pytest
 from controller.auth import Identity, Role
 from controller.errors import StaleToken, StaleWrite, Unreachable
 from controller.rollout.actions import SetSplit
-from controller.rollout.observation import AskKind
+from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.reconciler import Ports, Reconciler
 from evaluation.report import Verdict
@@ -24,7 +24,7 @@ TICKS = 2000
 
 
 @dataclass(slots=True)
-class World:
+class Environment:
     """The store and the data plane: what survives a controller."""
 
     clock: FakeClock = field(default_factory=FakeClock)
@@ -81,7 +81,7 @@ def in_stage(index: int) -> Callable[[RolloutState], bool]:
 
 
 def test_a_good_canary_becomes_stable_and_the_old_one_is_unloaded() -> None:
-    world = World()
+    world = Environment()
 
     state = world.drive(Reconciler(world.ports()), until=final)
     world.clock.advance(10.0)
@@ -91,17 +91,19 @@ def test_a_good_canary_becomes_stable_and_the_old_one_is_unloaded() -> None:
 
 
 def test_the_weight_only_rises_on_the_way_to_promotion() -> None:
-    world = World()
+    world = Environment()
     world.drive(Reconciler(world.ports()), until=final)
 
     assert world.traffic.weights == [0, 1000, 5000, 10000, 0]
 
 
 def test_a_person_who_asks_gets_a_rollback_with_the_memory_freed() -> None:
-    world = World()
+    world = Environment()
     reconciler = Reconciler(world.ports())
     world.drive(reconciler, until=in_stage(0))
-    world.store.append_ask("r-00000001", AskKind.ROLLBACK, OPERATOR, reason="bad", at_s=world.clock.at_s)
+    world.store.append_command(
+        "r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="bad", at_s=world.clock.at_s
+    )
 
     state = world.drive(reconciler, until=final)
 
@@ -111,7 +113,7 @@ def test_a_person_who_asks_gets_a_rollback_with_the_memory_freed() -> None:
 
 
 def test_nothing_is_done_before_it_is_committed() -> None:
-    world = World()
+    world = Environment()
     done: list[str] = []
 
     class Watched:
@@ -132,7 +134,7 @@ def test_nothing_is_done_before_it_is_committed() -> None:
 
 
 def test_an_idle_tick_commits_nothing() -> None:
-    world = World()
+    world = Environment()
     reconciler = Reconciler(world.ports())
     world.evidence.verdict = Verdict.UNDECIDED
     world.drive(reconciler, until=in_stage(0))
@@ -147,7 +149,7 @@ def test_an_idle_tick_commits_nothing() -> None:
 
 
 def test_new_evidence_alone_is_committed_after_some_seconds() -> None:
-    world = World()
+    world = Environment()
     reconciler = Reconciler(world.ports())
     world.evidence.verdict = Verdict.UNDECIDED
     world.drive(reconciler, until=in_stage(0))
@@ -161,7 +163,7 @@ def test_new_evidence_alone_is_committed_after_some_seconds() -> None:
 
 
 def test_an_unreadable_data_plane_is_rolled_back_when_it_answers_again() -> None:
-    world = World()
+    world = Environment()
     reconciler = Reconciler(world.ports())
     world.evidence.verdict = Verdict.UNDECIDED
     world.drive(reconciler, until=in_stage(0))
@@ -176,7 +178,7 @@ def test_an_unreadable_data_plane_is_rolled_back_when_it_answers_again() -> None
 
 
 def test_a_broken_notifier_keeps_no_rollback_from_happening() -> None:
-    world = World()
+    world = Environment()
 
     class Broken:
         def send(self, *_: object) -> bool:
@@ -184,7 +186,7 @@ def test_a_broken_notifier_keeps_no_rollback_from_happening() -> None:
 
     reconciler = Reconciler(world.ports(lambda name, port: Broken() if name == "notifier" else port))
     world.drive(reconciler, until=in_stage(0))
-    world.store.append_ask("r-00000001", AskKind.ROLLBACK, OPERATOR, reason="", at_s=world.clock.at_s)
+    world.store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="", at_s=world.clock.at_s)
 
     world.drive(reconciler, until=final)
 
@@ -194,7 +196,7 @@ def test_a_broken_notifier_keeps_no_rollback_from_happening() -> None:
 def test_evidence_that_cannot_be_saved_keeps_no_rollback_from_happening(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    world = World()
+    world = Environment()
     reconciler = Reconciler(world.ports())
     world.drive(reconciler, until=in_stage(0))
 
@@ -202,7 +204,7 @@ def test_evidence_that_cannot_be_saved_keeps_no_rollback_from_happening(
         raise RuntimeError("the code was changed under a running controller")
 
     monkeypatch.setattr(FakeEvidence, "snapshot", fails)
-    world.store.append_ask("r-00000001", AskKind.ROLLBACK, OPERATOR, reason="", at_s=world.clock.at_s)
+    world.store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="", at_s=world.clock.at_s)
 
     world.drive(reconciler, until=final)
 
@@ -210,7 +212,7 @@ def test_evidence_that_cannot_be_saved_keeps_no_rollback_from_happening(
 
 
 def test_unreadable_evidence_never_promotes() -> None:
-    world = World()
+    world = Environment()
     reconciler = Reconciler(world.ports())
     world.evidence.readable = False
     world.drive(reconciler, until=in_stage(0))
@@ -223,7 +225,7 @@ def test_unreadable_evidence_never_promotes() -> None:
 
 
 def test_a_tombstone_ends_the_rollout_before_anything_else() -> None:
-    world = World()
+    world = Environment()
     reconciler = Reconciler(world.ports())
     world.drive(reconciler, until=in_stage(0))
     world.traffic.tombstone("r-00000001")
@@ -234,7 +236,7 @@ def test_a_tombstone_ends_the_rollout_before_anything_else() -> None:
 
 
 def test_a_stale_token_ends_the_tick_and_commits_nothing() -> None:
-    world = World()
+    world = Environment()
     reconciler = Reconciler(world.ports())
     world.drive(reconciler, until=lambda state: state.phase is Phase.LOADING)
     world.fleet.fence.check(9)
@@ -247,7 +249,7 @@ def test_a_stale_token_ends_the_tick_and_commits_nothing() -> None:
 
 
 def test_a_commit_of_another_controller_ends_the_tick() -> None:
-    world = World()
+    world = Environment()
 
     class Raced(MemoryStore):
         pass
@@ -264,7 +266,7 @@ def test_a_commit_of_another_controller_ends_the_tick() -> None:
 
 
 def test_a_store_that_does_not_answer_is_reported_as_such() -> None:
-    world = World()
+    world = Environment()
 
     class Gone(MemoryStore):
         def load(self, rollout: str) -> Any:
@@ -275,7 +277,7 @@ def test_a_store_that_does_not_answer_is_reported_as_such() -> None:
 
 
 def test_an_unknown_rollout_is_none() -> None:
-    assert Reconciler(World().ports()).tick("r-nowhere0", token=1) is None
+    assert Reconciler(Environment().ports()).tick("r-nowhere0", token=1) is None
 
 
 class Killed(BaseException):
@@ -288,7 +290,7 @@ class Killer:
     (To die after a call is to die before the next one.) `sites`: what each call was about, in order.
     """
 
-    def __init__(self, world: World, at: int) -> None:
+    def __init__(self, world: Environment, at: int) -> None:
         self.world, self.left = world, at
         self.sites: list[tuple[object, ...]] = []
 
@@ -313,17 +315,21 @@ class Killer:
         return Mortal()
 
 
-def good(world: World) -> None:
+def good(world: Environment) -> None:
     """Nothing is wrong: the canary is promoted."""
 
 
-def asked(world: World) -> None:
+def asked(world: Environment) -> None:
     """A person asks for a rollback in the second stage."""
     if world.state().phase is Phase.STAGE and world.state().stage == 1 and not world.store.asked:
-        world.store.append_ask("r-00000001", AskKind.ROLLBACK, OPERATOR, reason="bad", at_s=world.clock.at_s)
+        world.store.append_command(
+            "r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="bad", at_s=world.clock.at_s
+        )
 
 
-def run_through(world: World, happens: Callable[[World], None], killer: Killer | None) -> tuple[object, ...]:
+def run_through(
+    world: Environment, happens: Callable[[Environment], None], killer: Killer | None
+) -> tuple[object, ...]:
     """The outcome of a run whose controller is killed once and started again under the next token."""
     reconciler = Reconciler(world.ports(killer.wrap) if killer else world.ports())
     token = 1
@@ -345,8 +351,10 @@ def run_through(world: World, happens: Callable[[World], None], killer: Killer |
 
 
 @pytest.mark.parametrize("happens", [good, asked], ids=["promotion", "rollback"])
-def test_a_crash_between_any_two_lines_ends_as_if_nothing_had_been(happens: Callable[[World], None]) -> None:
-    world = World()
+def test_a_crash_between_any_two_lines_ends_as_if_nothing_had_been(
+    happens: Callable[[Environment], None],
+) -> None:
+    world = Environment()
     survivor = Killer(world, -1)
     undisturbed = run_through(world, happens, survivor)
     # Calls of one kind in one state differ in nothing but the time: the first and the last of them are tried.
@@ -357,14 +365,14 @@ def test_a_crash_between_any_two_lines_ends_as_if_nothing_had_been(happens: Call
 
     outcomes = {}
     for at in tried:
-        world = World()
+        world = Environment()
         outcomes[at] = run_through(world, happens, Killer(world, at))
 
     assert {at: outcome for at, outcome in outcomes.items() if outcome != undisturbed} == {}
 
 
 def test_a_restarted_controller_says_that_it_took_over() -> None:
-    world = World()
+    world = Environment()
     world.drive(Reconciler(world.ports()), until=in_stage(0))
 
     Reconciler(world.ports()).tick("r-00000001", token=2)

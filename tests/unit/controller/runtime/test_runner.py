@@ -11,7 +11,7 @@ import pytest
 
 from controller.api.commands import Commands
 from controller.auth import Identity, Role
-from controller.rollout.observation import AskKind
+from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase
 from controller.store.sql import SqlStore
 from tests.fakes.checkpoints import write_checkpoint
@@ -116,7 +116,7 @@ def test_the_next_controller_finishes_what_a_killed_one_began(tmp_path: Path) ->
     up(first, tmp_path)
     rollout = deploy(first, tmp_path)
     first.runner.stop()
-    first.store.append_ask(rollout, AskKind.ROLLBACK, ADMIN, reason="bad", at_s=time.time())
+    first.store.append_command(rollout, CommandKind.ROLLBACK, ADMIN, reason="bad", at_s=time.time())
 
     second = FakeController(tmp_path, store=SqlStore(f"sqlite:///{tmp_path / 'canaryctl.db'}"))
     second.fleet.engines, second.traffic.tables = first.fleet.engines, first.traffic.tables

@@ -10,7 +10,7 @@ from controller.errors import StaleToken
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import VersionPhase
 from controller.rollout.state import Phase, RolloutState
-from controller.runtime.service_keeper import Keeper, Kept
+from controller.runtime.service_keeper import Keeper, KeepResult
 from controller.store.rows import ServiceRow
 from tests.fakes.plane import FakeClock, FakeFleet, FakeFront, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
@@ -26,14 +26,16 @@ class Removals:
         self.removed.append(name)
 
 
-class World:
+class Environment:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.fleet, self.traffic, self.front = FakeFleet(self.clock), FakeTraffic(self.clock), FakeFront()
         self.removals = Removals()
         self.keeper = Keeper(self.fleet, self.traffic, self.front, self.removals, self.clock)
 
-    def keep(self, row: ServiceRow = CHAT, *, rollout: RolloutState | None = None, looks: int = 1) -> Kept:
+    def keep(
+        self, row: ServiceRow = CHAT, *, rollout: RolloutState | None = None, looks: int = 1
+    ) -> KeepResult:
         """Look some times, as far apart as the looks say."""
         for _ in range(looks):
             kept = self.keeper.tick(row, 1, rollout, token=1)
@@ -45,7 +47,7 @@ class World:
 
 
 def test_a_new_service_is_loaded_and_gets_all_traffic() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=10)
 
     table = world.traffic.tables["chat"]
@@ -54,7 +56,7 @@ def test_a_new_service_is_loaded_and_gets_all_traffic() -> None:
 
 
 def test_a_settled_service_is_left_in_peace() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=10)
     loads, weights = world.fleet.loads, list(world.traffic.weights)
 
@@ -64,7 +66,7 @@ def test_a_settled_service_is_left_in_peace() -> None:
 
 
 def test_every_look_tells_the_table_that_the_controller_lives() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=3)
     before_s = world.traffic.heard["chat"]
 
@@ -75,7 +77,7 @@ def test_every_look_tells_the_table_that_the_controller_lives() -> None:
 
 
 def test_a_stable_that_vanished_is_loaded_again() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=10)
     world.fleet.engines.clear()
 
@@ -85,7 +87,7 @@ def test_a_stable_that_vanished_is_loaded_again() -> None:
 
 
 def test_a_stable_that_failed_is_tried_again_but_not_at_once() -> None:
-    world = World()
+    world = Environment()
     world.fleet.broken[STABLE] = "out of memory"
     world.keep(looks=20)
     loads = world.fleet.loads
@@ -98,7 +100,7 @@ def test_a_stable_that_failed_is_tried_again_but_not_at_once() -> None:
 
 
 def test_a_version_that_nobody_owns_is_stopped() -> None:
-    world = World()
+    world = Environment()
     world.fleet.ensure("chat", CANARY, 1, token=1)
     world.keep(looks=20)
 
@@ -106,7 +108,7 @@ def test_a_version_that_nobody_owns_is_stopped() -> None:
 
 
 def test_a_running_rollouts_canary_and_table_are_not_touched() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=10)
     world.fleet.ensure("chat", CANARY, 1, token=1)
     world.traffic.set_split("chat", "r-00000001", SetSplit(STABLE, CANARY, 1000, 0), token=1)
@@ -119,7 +121,7 @@ def test_a_running_rollouts_canary_and_table_are_not_touched() -> None:
 
 
 def test_a_table_that_came_back_empty_gets_its_stable_again() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=10)
     world.traffic.tables.clear()
 
@@ -129,7 +131,7 @@ def test_a_table_that_came_back_empty_gets_its_stable_again() -> None:
 
 
 def test_a_fleet_that_cannot_be_read_is_left_alone() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=10)
     loads = world.fleet.loads
     world.fleet.blind = True
@@ -140,7 +142,7 @@ def test_a_fleet_that_cannot_be_read_is_left_alone() -> None:
 
 
 def test_a_removed_service_closes_its_front_before_its_engines_stop() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=10)
 
     world.keep(replace(CHAT, removing=True))
@@ -150,7 +152,7 @@ def test_a_removed_service_closes_its_front_before_its_engines_stop() -> None:
 
 
 def test_a_removed_service_is_forgotten_once_its_memory_is_free() -> None:
-    world = World()
+    world = Environment()
     world.keep(looks=10)
 
     kept = world.keep(replace(CHAT, removing=True), looks=10)
@@ -159,7 +161,7 @@ def test_a_removed_service_is_forgotten_once_its_memory_is_free() -> None:
 
 
 def test_another_controllers_token_ends_the_look() -> None:
-    world = World()
+    world = Environment()
     world.fleet.fence.check(7)
 
     with pytest.raises(StaleToken):

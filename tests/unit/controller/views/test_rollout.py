@@ -11,7 +11,13 @@ import pytest
 from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment, Change, Risk
 from controller.rollout.machine import begin
-from controller.rollout.observation import EvidenceSight, GuardSight, SplitSight, VersionPhase, VersionSight
+from controller.rollout.observation import (
+    EvidenceStatus,
+    GuardStatus,
+    SplitStatus,
+    VersionPhase,
+    VersionStatus,
+)
 from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.state import Departure, DepartureStep, Hold, HoldKind, Phase, RolloutState
 from controller.views.models import RolloutView
@@ -34,7 +40,7 @@ def in_stage(**fields: object) -> RolloutState:
 
 def test_a_view_is_json_even_of_infinite_evidence() -> None:
     wild = replace(GATE, log_e=math.inf, limit=math.nan, stable=-math.inf)
-    view = rollout_view(in_stage(), EvidenceSight(0, Verdict.UNDECIDED, gates=(wild,)))
+    view = rollout_view(in_stage(), EvidenceStatus(0, Verdict.UNDECIDED, gates=(wild,)))
 
     text = json.dumps(view.model_dump(mode="json"), allow_nan=False)
     assert RolloutView.model_validate_json(text) == view
@@ -59,7 +65,7 @@ def test_the_stages_say_which_is_done_now_and_ahead() -> None:
 
 def test_a_stage_says_everything_that_it_waits_for() -> None:
     held = (Hold(HoldKind.PAUSE, "ann", "lunch", 0.0),)
-    evidence = EvidenceSight(0, Verdict.UNDECIDED, gates=(GATE,), missing=("ttft_ms",), canary_requests=20)
+    evidence = EvidenceStatus(0, Verdict.UNDECIDED, gates=(GATE,), missing=("ttft_ms",), canary_requests=20)
 
     view = rollout_view(in_stage(holds=held), evidence, now_s=130.0)
 
@@ -116,7 +122,7 @@ def test_a_gate_shows_how_far_it_is_from_deciding() -> None:
 
 
 def test_guards_are_shown_by_name() -> None:
-    evidence = EvidenceSight(0, Verdict.UNDECIDED, guards=(GuardSight("errors", "12 of 20"),))
+    evidence = EvidenceStatus(0, Verdict.UNDECIDED, guards=(GuardStatus("errors", "12 of 20"),))
 
     assert rollout_view(in_stage(), evidence).guards == ("errors: 12 of 20",)
 
@@ -128,8 +134,8 @@ def test_what_cannot_be_read_of_a_service_is_null_not_nothing() -> None:
 
 
 def test_a_service_shows_its_versions() -> None:
-    sight = VersionSight("v-old", VersionPhase.READY, 2, 7, 1_000)
-    split = SplitSight(1, 1, "v-old", None, 0, applied=True)
+    sight = VersionStatus("v-old", VersionPhase.READY, 2, 7, 1_000)
+    split = SplitStatus(1, 1, "v-old", None, 0, applied=True)
     view = service_view("chat", url="http://x", stable="v-old", split=split, versions=[sight], rollout=None)
 
     assert view.versions is not None
@@ -160,7 +166,10 @@ def test_a_plan_warns_of_sampling_and_of_room() -> None:
 
 
 def test_a_version_that_is_gone_is_not_shown() -> None:
-    sights = [VersionSight("v-old", VersionPhase.READY, 1, 0), VersionSight("v-new", VersionPhase.GONE, 0, 0)]
+    sights = [
+        VersionStatus("v-old", VersionPhase.READY, 1, 0),
+        VersionStatus("v-new", VersionPhase.GONE, 0, 0),
+    ]
 
     view = service_view("chat", url="u", stable="v-old", split=None, versions=sights, rollout=None)
 
@@ -171,4 +180,4 @@ def test_what_is_only_unproven_is_not_missing() -> None:
     unproven, invalid = replace(GATE, reason="not yet"), replace(GATE, gate="error", verdict=Verdict.INVALID)
     report = EvaluationReport(0, Verdict.INVALID, None, (unproven, invalid), (), False, 40, 400, 40, 1.0)
 
-    assert EvidenceSight.of(report).missing == ("error: ",)
+    assert EvidenceStatus.of(report).missing == ("error: ",)

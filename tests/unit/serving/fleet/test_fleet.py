@@ -14,7 +14,7 @@ def launch(version: str = "v-1", **changes: object) -> Launch:
     return Launch(**{**values, **changes})  # type: ignore[arg-type]
 
 
-class World:
+class Environment:
     """A core, a clock, and the shortest way to say what happened."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class World:
 
 
 def test_a_wanted_version_is_run_once_and_then_published_when_ready() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ensure(one)
 
     assert world.do() == (RunApp(one, 0),)
@@ -83,7 +83,7 @@ def test_a_wanted_version_is_run_once_and_then_published_when_ready() -> None:
 
 
 def test_a_version_is_ready_when_all_its_replicas_are() -> None:
-    world, one = World(), launch(replicas=2)
+    world, one = Environment(), launch(replicas=2)
     world.ensure(one)
     world.report(one, index=0)
     assert world.phase() == "loading"
@@ -94,7 +94,7 @@ def test_a_version_is_ready_when_all_its_replicas_are() -> None:
 
 
 def test_ensure_again_orders_nothing() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
 
     world.ensure(one)
@@ -103,7 +103,7 @@ def test_ensure_again_orders_nothing() -> None:
 
 
 def test_more_replicas_are_one_more_run_of_the_same_version() -> None:
-    world = World()
+    world = Environment()
     world.ready(launch())
 
     world.ensure(launch(replicas=3))
@@ -112,7 +112,7 @@ def test_more_replicas_are_one_more_run_of_the_same_version() -> None:
 
 
 def test_a_version_leaves_the_table_before_serve_takes_it_down() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     world.stop()
 
@@ -122,7 +122,7 @@ def test_a_version_leaves_the_table_before_serve_takes_it_down() -> None:
 
 
 def test_stop_lets_requests_under_way_end_for_a_while_then_breaks_them_off() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one, in_flight=2)
     world.stop()
     world.do()
@@ -136,7 +136,7 @@ def test_stop_lets_requests_under_way_end_for_a_while_then_breaks_them_off() -> 
 
 
 def test_an_engine_that_hangs_does_not_keep_stop_waiting_for_ever() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one, in_flight=2)
     world.stop()
     world.do()
@@ -147,7 +147,7 @@ def test_an_engine_that_hangs_does_not_keep_stop_waiting_for_ever() -> None:
 
 
 def test_a_version_is_gone_when_its_processes_are_and_holds_no_memory_then() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     world.stop()
     world.do()
@@ -160,7 +160,7 @@ def test_a_version_is_gone_when_its_processes_are_and_holds_no_memory_then() -> 
 
 
 def test_draining_takes_out_of_the_table_and_leaves_the_engine() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one, in_flight=3)
     world.drain()
 
@@ -171,7 +171,7 @@ def test_draining_takes_out_of_the_table_and_leaves_the_engine() -> None:
 
 
 def test_a_draining_version_can_come_back() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     world.drain()
     world.do()
@@ -182,7 +182,7 @@ def test_a_draining_version_can_come_back() -> None:
 
 
 def test_only_a_draining_version_is_broken_off() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     assert world.core.cancel("chat", "v-1", token=1) == ()
 
@@ -192,7 +192,7 @@ def test_only_a_draining_version_is_broken_off() -> None:
 
 
 def test_a_failed_load_is_taken_down_and_not_tried_again_by_ensure() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ensure(one)
     world.do()
     world.report(one, "failed")
@@ -206,7 +206,7 @@ def test_a_failed_load_is_taken_down_and_not_tried_again_by_ensure() -> None:
 
 
 def test_stop_forgets_a_failure() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ensure(one)
     world.do()
     world.report(one, "failed")
@@ -218,7 +218,7 @@ def test_stop_forgets_a_failure() -> None:
 
 
 def test_a_version_that_loses_its_engine_is_not_failed_but_has_no_replica() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
 
     world.report(one, "failed")
@@ -229,7 +229,7 @@ def test_a_version_that_loses_its_engine_is_not_failed_but_has_no_replica() -> N
 
 
 def test_a_version_that_was_stopped_while_it_loaded_goes() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ensure(one)
     world.do()
     world.report(one, "loading")
@@ -240,7 +240,7 @@ def test_a_version_that_was_stopped_while_it_loaded_goes() -> None:
 
 
 def test_wanted_again_while_it_goes_it_is_loaded_when_it_is_gone() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     world.stop()
     world.ensure(one)
@@ -252,7 +252,7 @@ def test_wanted_again_while_it_goes_it_is_loaded_when_it_is_gone() -> None:
 
 
 def test_a_silent_replica_is_looked_after_and_leaves_the_table_when_lost() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     world.now_s += 3.5
 
@@ -262,7 +262,7 @@ def test_a_silent_replica_is_looked_after_and_leaves_the_table_when_lost() -> No
 
 
 def test_replicas_are_published_again_for_a_table_that_was_made_later() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     assert world.orders() == ()
 
@@ -272,7 +272,7 @@ def test_replicas_are_published_again_for_a_table_that_was_made_later() -> None:
 
 
 def test_serve_giving_up_fails_a_loading_version() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ensure(one)
 
     world.core.ran(one, "no GPU", now_s=world.now_s)
@@ -282,7 +282,7 @@ def test_serve_giving_up_fails_a_loading_version() -> None:
 
 
 def test_an_external_endpoint_is_ready_when_it_answers() -> None:
-    world, one = World(), launch(model_dir=None, url="http://x:1")
+    world, one = Environment(), launch(model_dir=None, url="http://x:1")
     world.ensure(one)
     assert world.orders() == (Probe(one, "", "http://x:1"),)
 
@@ -294,7 +294,7 @@ def test_an_external_endpoint_is_ready_when_it_answers() -> None:
 
 
 def test_every_command_with_an_older_token_is_refused_and_changes_nothing() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     world.ensure(one, token=7)
     before = world.core.to_store()
@@ -312,7 +312,7 @@ def test_every_command_with_an_older_token_is_refused_and_changes_nothing() -> N
 
 
 def test_a_restarted_fleet_goes_on_where_it_was() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
     world.ready(one)
     world.ready(launch("v-2"))
     world.stop("v-2", token=9)
@@ -325,7 +325,7 @@ def test_a_restarted_fleet_goes_on_where_it_was() -> None:
 
 
 def test_a_fleet_without_memory_learns_from_its_replicas_what_runs() -> None:
-    world, one = World(), launch()
+    world, one = Environment(), launch()
 
     world.report(one)
 

@@ -14,7 +14,7 @@ import uvicorn
 from aiohttp import web
 
 from controller.evidence.feed import Feed, GateConfig
-from controller.rollout.observation import EvidenceSight
+from controller.rollout.observation import EvidenceStatus
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
 from evaluation.report import Verdict
@@ -120,7 +120,7 @@ class Rig:
     def records(self) -> list[RequestRecord]:
         return [one for one in self.page().events if isinstance(one, RequestRecord)]
 
-    async def sight(self, count: int) -> EvidenceSight:
+    async def sight(self, count: int) -> EvidenceStatus:
         """What the gate of errors says when `count` requests have been told, and all of them have settled."""
         await until(lambda: len(self.records()) == count)
         last_s = max(one.at_s for one in self.records())

@@ -8,7 +8,7 @@ import pytest
 
 from serving.router.exchange import Exchange, Request, Try
 from serving.router.router import RouterCore
-from serving.router.table_file import FileLine, TableFileError, main, make_front, read_table
+from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_table
 
 GOOD = """
 service: chat
@@ -50,7 +50,7 @@ def test_the_canary_gets_its_share_without_any_lease(path: Path) -> None:
 
 def test_a_changed_file_is_taken(path: Path) -> None:
     core = make_front(path).core
-    line = FileLine(path)
+    line = FileTableSource(path)
     path.write_text(GOOD.replace("10000", "0"))
     wrong = line.look(core)
 
@@ -76,7 +76,7 @@ def test_a_changed_file_is_taken(path: Path) -> None:
 def test_a_broken_file_is_one_line_and_the_last_good_table_stays(path: Path, text: str, message: str) -> None:
     core = make_front(path).core
     before = core.table
-    line = FileLine(path)
+    line = FileTableSource(path)
     path.write_text(text)
     wrong = line.look(core)
 
@@ -88,7 +88,7 @@ def test_a_broken_file_is_one_line_and_the_last_good_table_stays(path: Path, tex
 
 def test_a_broken_file_is_reported_once_and_taken_when_it_is_mended(path: Path) -> None:
     core = make_front(path).core
-    line = FileLine(path)
+    line = FileTableSource(path)
     path.write_text("nonsense")
     os.utime(path, ns=(1, 1))
     reports = [line.look(core), line.look(core)]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from serving.messages import Arm, Replica, RouteTable, SplitSight
+from serving.messages import Arm, Replica, RouteTable, SplitStatus
 from serving.table.route_table import BadSplit, Poll, Split, StaleToken, TableCore
 
 CANARY_URL = "http://canary"
@@ -24,7 +24,7 @@ class Service:
 
     def split(
         self, weight_bp: int, canary: str | None = "v-2", *, token: int = 1, **other: str
-    ) -> SplitSight:
+    ) -> SplitStatus:
         split = Split(
             other.get("rollout", "r-1"), "salt", other.get("stable", "v-1"), canary, weight_bp, stage=1
         )
@@ -33,7 +33,7 @@ class Service:
     def poll(self, router: str, applied: tuple[int, int] | None = None) -> None:
         self.core.poll(Poll(router, applied or self.core.mark), now_s=self.now_s)
 
-    def sight(self) -> SplitSight:
+    def sight(self) -> SplitStatus:
         return self.core.sight(now_s=self.now_s)
 
     def fence(self) -> None:
