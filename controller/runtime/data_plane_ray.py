@@ -17,6 +17,7 @@ from controller.spec.service import VersionSpec
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
+from serving.table.route_table import Split
 from serving.table.route_table import StaleToken as PlaneStaleToken
 
 REOPEN_S = 10.0  # a front that was opened is looked after so often
@@ -29,18 +30,7 @@ class TrafficClient(Protocol):
 
     def open(self, service: str, secret: str) -> None: ...
     def close(self, service: str) -> None: ...
-    def set_split(
-        self,
-        service: str,
-        *,
-        token: int,
-        rollout: str,
-        stable: str | None,
-        canary: str | None,
-        weight_bp: int,
-        salt: str,
-        stage: int = 0,
-    ) -> TableStatus | None: ...
+    def set_split(self, service: str, split: Split, *, token: int) -> TableStatus | None: ...
     def observe(self, service: str) -> TableStatus | None: ...
     def heartbeat(self, service: str, token: int) -> bool: ...
     def read_records(self, service: str, after_seq: int, limit: int = 5000) -> RecordPage | None: ...
@@ -103,18 +93,9 @@ class PlaneTraffic:
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         """Publish. The salt is the rollout's id: each rollout draws its units anew."""
-        sight = translated(
-            lambda: self._traffic.set_split(
-                service,
-                token=token,
-                rollout=rollout,
-                stable=split.stable,
-                canary=split.canary,
-                weight_bp=split.weight_bp,
-                salt=rollout or service,
-                stage=split.stage,
-            )
-        )
+        rollout_salt = rollout or service
+        wanted = Split(rollout, rollout_salt, split.stable, split.canary, split.weight_bp, split.stage)
+        sight = translated(lambda: self._traffic.set_split(service, wanted, token=token))
         if sight is None:
             raise Unreachable(f"the route table of {service} does not answer")
         return _split_sight(sight)

@@ -71,22 +71,10 @@ class RayTraffic:
 
     # ---- the split
 
-    def set_split(
-        self,
-        service: str,
-        *,
-        token: int,
-        rollout: str,
-        stable: str | None,
-        canary: str | None,
-        weight_bp: int,
-        salt: str,
-        stage: int = 0,
-    ) -> SplitStatus | None:
+    def set_split(self, service: str, split: Split, *, token: int) -> SplitStatus | None:
         """Publishes the split unless it holds already, and says how far it is applied; None: unreachable."""
-        split = Split(rollout, salt, stable, canary, weight_bp, stage).checked()
-        sight: SplitStatus | None = self._ask(table_name(service), "set_split", split, token)
-        return sight
+        status: SplitStatus | None = self._ask(table_name(service), "set_split", split.checked(), token)
+        return status
 
     def observe(self, service: str) -> SplitStatus | None:
         """The present split and how far it is applied; None: unreachable."""

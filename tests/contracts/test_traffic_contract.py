@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from serving.messages import Replica, ScoreRecord, SplitStatus
-from serving.table.route_table import BadSplit, StaleToken
+from serving.table.route_table import BadSplit, Split, StaleToken
 from tests.fakes.traffic_memory import MemoryTraffic
 
 
@@ -25,14 +25,7 @@ class Rig:
 
     def split(self, weight_bp: int, *, token: int = 1, canary: str | None = "v-2", rollout: str = "r-1"):  # type: ignore[no-untyped-def]
         return self.traffic.set_split(
-            self.service,
-            token=token,
-            rollout=rollout,
-            stable="v-1",
-            canary=canary,
-            weight_bp=weight_bp,
-            salt="salt",
-            stage=3,
+            self.service, Split(rollout, "salt", "v-1", canary, weight_bp, 3), token=token
         )
 
 

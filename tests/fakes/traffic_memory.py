@@ -33,22 +33,10 @@ class MemoryTraffic:
         self.cores.pop(service, None)
         self.logs.pop(service, None)
 
-    def set_split(
-        self,
-        service: str,
-        *,
-        token: int,
-        rollout: str,
-        stable: str | None,
-        canary: str | None,
-        weight_bp: int,
-        salt: str,
-        stage: int = 0,
-    ) -> SplitStatus | None:
+    def set_split(self, service: str, split: Split, *, token: int) -> SplitStatus | None:
         """See `RayTraffic.set_split`."""
-        split = Split(rollout, salt, stable, canary, weight_bp, stage).checked()
         core = self.cores.get(service)
-        return core.set_split(split, token=token, now_s=self._clock()) if core else None
+        return core.set_split(split.checked(), token=token, now_s=self._clock()) if core else None
 
     def observe(self, service: str) -> SplitStatus | None:
         """The present split; None: no such service."""

@@ -25,6 +25,7 @@ from serving.checkpoints import Checkpoint, questions
 from serving.fleet import device_memory
 from serving.fleet.types import Launch, VersionStatus
 from serving.messages import SplitStatus
+from serving.table.route_table import Split
 from tests.ray_rig import SECRET, Engines, wait_for
 
 if TYPE_CHECKING:
@@ -165,16 +166,8 @@ class Service:
     def split(self, weight_bp: int, stable: str, canary: str | None) -> SplitStatus:
         deadline_s = time.time() + 20
         while True:
-            sight = self.traffic.set_split(
-                self.name,
-                token=self.token,
-                rollout="r-1",
-                stable=stable,
-                canary=canary,
-                weight_bp=weight_bp,
-                salt="salt",
-                stage=1,
-            )
+            split = Split("r-1", "salt", stable, canary, weight_bp, 1)
+            sight = self.traffic.set_split(self.name, split, token=self.token)
             if sight is not None and sight.applied:
                 return sight
             assert time.time() < deadline_s, sight

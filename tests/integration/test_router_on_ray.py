@@ -30,6 +30,7 @@ from aiohttp import web
 from serving.messages import Replica, RequestRecord, RouteTable, SplitStatus
 from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
+from serving.table.route_table import Split
 
 if TYPE_CHECKING:
     # Imported where it is used: Ray takes the cluster's token when it is first imported.
@@ -166,16 +167,8 @@ class Rig:
         name = rollout or self.service
         deadline_s = time.time() + 20
         while time.time() < deadline_s:
-            sight = self.traffic.set_split(
-                self.service,
-                token=1,
-                rollout=name,
-                stable="v-stable",
-                canary=wanted,
-                weight_bp=weight_bp,
-                salt=name,
-                stage=1,
-            )
+            split = Split(name, name, "v-stable", wanted, weight_bp, 1)
+            sight = self.traffic.set_split(self.service, split, token=1)
             if sight is not None and sight.applied:
                 return sight
             time.sleep(0.005)

@@ -20,6 +20,7 @@ from controller.runtime.data_plane_ray import (
 from controller.spec.service import parse_version
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
+from serving.table.route_table import Split
 from serving.table.route_table import StaleToken as PlaneStaleToken
 
 SIGHT = SplitStatus(7, 3, "r-00000001", "v-1", "v-2", 500, True, "fenced", tombstoned=("r-0000000f",))
@@ -43,10 +44,10 @@ class Hand:
     def start_router(self, service: str, replicas: int = 1) -> None:
         self.told.append(("start_router", service, replicas))
 
-    def set_split(self, service: str, **split: object) -> SplitStatus | None:
+    def set_split(self, service: str, split: Split, *, token: int) -> SplitStatus | None:
         if self.stale:
             raise PlaneStaleToken("token 1 is older than 2")
-        self.told.append(("split", service, split))
+        self.told.append(("split", service, split, token))
         return self.sight
 
     def observe(self, service: str) -> SplitStatus | None:
@@ -94,11 +95,8 @@ def test_the_salt_of_a_split_is_its_rollout() -> None:
     hand = Hand()
     PlaneTraffic(hand).set_split("chat", "r-00000001", SetSplit("v-1", "v-2", 500, 2), token=4)
 
-    wanted = {
-        "token": 4, "rollout": "r-00000001", "stable": "v-1", "canary": "v-2", "weight_bp": 500,
-        "salt": "r-00000001", "stage": 2,
-    }  # fmt: skip
-    assert hand.told == [("split", "chat", wanted)]
+    wanted = Split("r-00000001", "r-00000001", "v-1", "v-2", 500, 2)
+    assert hand.told == [("split", "chat", wanted, 4)]
 
 
 def test_a_table_that_does_not_answer_is_unreachable_when_told_and_none_when_asked() -> None:
