@@ -317,22 +317,24 @@ class EvidenceFeeds:
         log: RecordsLog,
         snapshots: Snapshots,
         config: Callable[[RolloutState], GateConfig],
-        fleet: Callable[[str], Sequence[VersionStatus] | None] = lambda service: None,
     ) -> None:
-        """fleet: a service's versions with their ready replicas; None: not known, and no load is compared."""
         self._log = log
         self._snapshots = snapshots
         self._config = config
-        self._fleet = fleet
         self._feeds: dict[str, Feed] = {}
 
-    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceStatus | None:
-        """Take in what is new and report; None: the log cannot be read, or no unit was drawn yet."""
+    def observe(
+        self, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
+    ) -> EvidenceStatus | None:
+        """Take in what is new and report; None: the log cannot be read, or no unit was drawn yet.
+
+        versions: the service's, with their ready replicas; None: not known, and no load is compared.
+        """
         feed = self._feed(rollout)
         if feed is None:
             return None
         feed.follow(rollout)
-        self._note_ready(feed, rollout, now_s)
+        _note_ready(feed, rollout, versions, now_s)
         for _ in range(PAGES_A_TICK):
             page = self._log.read(rollout.service, after_seq=feed.seq, limit=PAGE_EVENTS)
             if page is None:
@@ -347,15 +349,6 @@ class EvidenceFeeds:
         """The feed as it stands; None: this rollout was not observed since the start."""
         feed = self._feeds.get(rollout)
         return feed.snapshot() if feed else None
-
-    def _note_ready(self, feed: Feed, rollout: RolloutState, now_s: float) -> None:
-        """Unreadable changes nothing; behind an endpoint there may be any number of replicas."""
-        if rollout.stable.external or rollout.canary.external:
-            return
-        versions = self._fleet(rollout.service)
-        if versions is not None:
-            ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
-            feed.note_ready(ready.get(rollout.stable.id, 0), ready.get(rollout.canary.id, 0), now_s)
 
     def _feed(self, rollout: RolloutState) -> Feed | None:
         feed = self._feeds.get(rollout.id)
@@ -376,3 +369,13 @@ class EvidenceFeeds:
             # Evidence of another policy is no evidence. The gate starts again from the log as it is.
             telemetry.alarm("evidence snapshot refused, starting again", exc, rollout=rollout.id)
             return Feed(rollout.id, config)
+
+
+def _note_ready(
+    feed: Feed, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
+) -> None:
+    """Unreadable changes nothing; behind an endpoint there may be any number of replicas."""
+    if rollout.stable.external or rollout.canary.external or versions is None:
+        return
+    ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
+    feed.note_ready(ready.get(rollout.stable.id, 0), ready.get(rollout.canary.id, 0), now_s)

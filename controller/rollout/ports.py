@@ -47,7 +47,9 @@ class Traffic(Protocol):
 class Evidence(Protocol):
     """One evaluator a rollout: reads the new records, settles them, reports."""
 
-    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceStatus | None: ...
+    def observe(
+        self, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
+    ) -> EvidenceStatus | None: ...
     def snapshot(self, rollout: str) -> bytes | None: ...
 
 

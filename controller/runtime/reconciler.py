@@ -145,11 +145,12 @@ class Reconciler:
     def _observe(self, state: RolloutState, performed: _Performed) -> Observation:
         ports = self._ports
         now_s = ports.clock.now_s()
+        versions = self._read("versions", lambda: ports.fleet.observe(state.service))
         return Observation(
             now_s=now_s,
             split=self._read("split", lambda: ports.traffic.observe(state.service)),
-            versions=self._read("versions", lambda: ports.fleet.observe(state.service)),
-            evidence=self._read("evidence", lambda: ports.evidence.observe(state, now_s)),
+            versions=versions,
+            evidence=self._read("evidence", lambda: ports.evidence.observe(state, versions, now_s)),
             probes=performed.probes,
             commands=ports.store.commands(state.id, after_seq=state.commands_through),
             delivered=performed.delivered,

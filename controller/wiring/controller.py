@@ -115,9 +115,7 @@ def build(settings: Settings) -> Built:
             service, TrafficMeter(service, log, lambda stable: promoted_at_s(service, stable))
         )
         engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
-        feeds = EvidenceFeeds(
-            log, store, lambda rollout: gate_config(store.request(rollout.id)), engines.observe
-        )
+        feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(target=target, preflight=preflight, rate_per_s=world.requests_per_s)
         front = PlaneFront(traffic, routers, fleet.stop_router, time.monotonic)
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)

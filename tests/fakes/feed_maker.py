@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 from controller.evidence.feed import EvidenceFeeds, GateConfig
-from controller.rollout.observation import EvidenceStatus
+from controller.rollout.observation import EvidenceStatus, VersionStatus
 from controller.rollout.state import Phase, RolloutState
 from evaluation.policy.policy import GatePolicy, StagePlan
 from serving.messages import RequestRecord, ScoreRecord
@@ -68,8 +69,13 @@ def feeds_on(log: FakeLog, saved: bytes | None = None) -> EvidenceFeeds:
     return EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
 
 
-def look(feeds: EvidenceFeeds, state: RolloutState, now_s: float) -> EvidenceStatus:
-    sight = feeds.observe(state, now_s)
+def look(
+    feeds: EvidenceFeeds,
+    state: RolloutState,
+    now_s: float,
+    versions: Sequence[VersionStatus] | None = None,
+) -> EvidenceStatus:
+    sight = feeds.observe(state, versions, now_s)
     assert sight is not None
     return sight
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -212,7 +213,9 @@ class FakeEvidence:
     harm: GateReport | None = None
     readable: bool = True
 
-    def observe(self, rollout: RolloutState, now_s: float) -> EvidenceStatus | None:
+    def observe(
+        self, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
+    ) -> EvidenceStatus | None:
         if not self.readable:
             return None
         return EvidenceStatus(rollout.stage, self.verdict, rollback=self.harm, canary_requests=1_000_000)

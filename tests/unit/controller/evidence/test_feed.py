@@ -165,11 +165,11 @@ def test_no_evidence_before_the_first_stage_is_acknowledged() -> None:
     log = FakeLog()
     log.append(a_record(1, rollout="", w=0.0))
 
-    assert feeds_on(log).observe(a_rollout(), START_S + 5) is None
+    assert feeds_on(log).observe(a_rollout(), None, START_S + 5) is None
 
 
 def test_a_log_that_cannot_be_read_is_none() -> None:
-    assert feeds_on(FakeLog(blind=True)).observe(in_stage(), START_S) is None
+    assert feeds_on(FakeLog(blind=True)).observe(in_stage(), None, START_S) is None
 
 
 def test_requests_of_another_rollout_are_no_evidence() -> None:
@@ -270,8 +270,8 @@ def loaded(
         VersionStatus(state.stable.id, ready, stable, 0),
         VersionStatus(state.canary.id, ready, canary, 0),
     )
-    feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG, lambda service: fleet)
-    return look(feeds, state, START_S + 1000), feeds
+    feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
+    return look(feeds, state, START_S + 1000, fleet), feeds
 
 
 @pytest.mark.parametrize("count", [100, 2000], ids=["by weight", "counted"])

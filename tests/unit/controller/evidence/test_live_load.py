@@ -25,7 +25,7 @@ class Fleet:
         self._state = state
         self.ready: tuple[int, int] | None = (2, 2)
 
-    def __call__(self, service: str) -> tuple[VersionStatus, ...] | None:
+    def __call__(self) -> tuple[VersionStatus, ...] | None:
         if self.ready is None:
             return None
         names = (self._state.stable.id, self._state.canary.id)
@@ -48,7 +48,7 @@ def lived(
     """
     dice, log, state = random.Random(5), FakeLog(), in_stage(1)
     fleet = Fleet(state)
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG, fleet)
+    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG)
     for second in range(1, END_S + 1):
         for n in range(10 * second - 10, 10 * second):
             arm, is_slow = n % 2, LOST_S <= n / 10 < BACK_S
@@ -58,10 +58,10 @@ def lived(
         fleet.ready = seen if SEEN_S <= second < BACK_S else before
         if second == restart_s:
             saved = feeds.snapshot(ROLLOUT)
-            feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG, fleet)
-        look(feeds, state, START_S + second)
+            feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
+        look(feeds, state, START_S + second, fleet())
     fleet.ready = before
-    return look(feeds, state, START_S + END_S + 100)
+    return look(feeds, state, START_S + END_S + 100, fleet())
 
 
 def is_blamed(sight: EvidenceStatus) -> bool:
@@ -97,11 +97,11 @@ def test_an_overload_is_said_while_it_lasts() -> None:
         log.append(a_record(n, arm=n % 2, w=0.5))
     log.watermark_s = START_S + 100
     fleet = Fleet(state)
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG, fleet)
+    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG)
     told = []
     for second, ready in ((101, (2, 2)), (102, (2, 1)), (103, (2, 2))):
         fleet.ready = ready
-        sight = look(feeds, state, START_S + second)
+        sight = look(feeds, state, START_S + second, fleet())
         told.append([g.reason for g in sight.gates if g.gate == "latency_shape" and g.side == "promotion"])
 
     assert told[1] == ["not comparable: canary load 2.0x stable's"]
@@ -141,10 +141,10 @@ def test_another_weight_is_counted_anew() -> None:
     log.watermark_s = START_S + 1000
     fleet = Fleet(state)
     fleet.ready = (1, 1)
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG, fleet)
+    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG)
     reasons = []
     for now in (state, replace(state, weight_bp=5500, acked_at_s=START_S + 1000)):
-        sight = look(feeds, now, START_S + 2000)
+        sight = look(feeds, now, START_S + 2000, fleet())
         reasons += [g.reason for g in sight.gates if g.gate == "latency_shape" and g.side == "promotion"]
 
     assert [reason.startswith("not comparable: canary load 0.3x") for reason in reasons] == [True, False]
