@@ -91,7 +91,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
     """The first reason that holds, most urgent first; None: there is none."""
     if state.goes_back:
         return None
-    if seen.tombstoned:
+    if seen.split is not None and state.id in seen.split.tombstoned:
         return Cause(CauseKind.TOMBSTONE, "a direct rollback left a tombstone in the route table")
     probe = probe_status(state, seen)
     if probe is not None and probe.phase == "failed":

@@ -36,6 +36,7 @@ class SplitStatus:
     weight_bp: int
     applied: bool
     how: str = "acknowledged"
+    tombstoned: tuple[str, ...] = ()  # rollouts that a direct rollback ended: never again a weight above 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,6 @@ class Observation:
     probes: tuple[ProbeStatus, ...] = ()
     commands: tuple[ManualCommand, ...] = ()
     delivered: frozenset[str] = frozenset()  # keys of notices that left
-    tombstoned: bool = False  # the table holds a tombstone of this rollout
     resumed: bool = False  # the first look since this controller took the lease: time-outs begin anew
 
 

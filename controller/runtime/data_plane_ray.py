@@ -110,11 +110,6 @@ class PlaneTraffic:
         if not translated(lambda: self._traffic.heartbeat(service, token)):
             raise Unreachable(f"the route table of {service} does not answer")
 
-    def is_tombstoned(self, service: str, rollout: str) -> bool:
-        """True when a direct rollback ended this rollout."""
-        sight = translated(lambda: self._traffic.observe(service))
-        return sight is not None and rollout in sight.tombstoned
-
 
 class PlaneFront:
     """The keeper's Front: the service's two actors and its routers. `routers`: how many a service has."""
@@ -200,11 +195,12 @@ def _split_sight(sight: TableStatus) -> SplitStatus:
     return SplitStatus(
         epoch=sight.epoch,
         revision=sight.revision,
-        stable=sight.stable or "",
+        stable=sight.stable,
         canary=sight.canary,
         weight_bp=sight.weight_bp,
         applied=sight.applied,
         how=sight.how,
+        tombstoned=sight.tombstoned,
     )
 
 

@@ -154,9 +154,6 @@ class Reconciler:
             probes=performed.probes,
             commands=ports.store.commands(state.id, after_seq=state.commands_through),
             delivered=performed.delivered,
-            tombstoned=bool(
-                self._read("tombstone", lambda: ports.traffic.is_tombstoned(state.service, state.id))
-            ),
             resumed=state.id not in self._known and state.phase is not Phase.PLANNING,
         )
 

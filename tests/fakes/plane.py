@@ -159,14 +159,11 @@ class FakeTraffic:
         if self.blind or table is None:
             return None
         applied = self.clock.at_s - self.set_at_s[service] >= self.ack_s
-        return replace(table, applied=applied)
+        return replace(table, applied=applied, tombstoned=tuple(sorted(self.tombstones)))
 
     def heartbeat(self, service: str, *, token: int) -> None:
         self._open(token)
         self.heard[service] = self.clock.at_s
-
-    def is_tombstoned(self, service: str, rollout: str) -> bool:
-        return rollout in self.tombstones
 
     def tombstone(self, rollout: str) -> None:
         """What `rollback --direct` leaves, past any controller."""

@@ -52,6 +52,7 @@ splits = st.builds(
     canary=st.one_of(st.none(), versions),
     weight_bp=st.sampled_from([0, 1000, 5000, FULL_BP - HOLDBACK_BP, FULL_BP]),
     applied=st.booleans(),
+    tombstoned=st.sampled_from([()] * 19 + [("r-1",)]),
 )
 sights = st.builds(
     VersionStatus,
@@ -106,7 +107,6 @@ observations = st.builds(
     evidence=st.one_of(st.none(), evidences),
     probes=st.lists(probes, max_size=3).map(tuple),
     commands=st.lists(commands, max_size=2).map(tuple),
-    tombstoned=st.sampled_from([False] * 19 + [True]),
     resumed=st.booleans(),
 )
 

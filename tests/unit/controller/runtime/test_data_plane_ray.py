@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -121,13 +122,13 @@ def test_the_planes_exceptions_become_ours() -> None:
         PlaneTraffic(hand).set_split("chat", "r-1", SetSplit("v-1", None, 0, 0), token=1)
 
 
-def test_only_the_tombstoned_rollout_is_tombstoned() -> None:
-    traffic = PlaneTraffic(Hand())
+def test_the_split_carries_tombstones_and_a_missing_stable_stays_none() -> None:
+    tombstoned = PlaneTraffic(Hand()).observe("chat")
+    empty = PlaneTraffic(Hand(replace(SIGHT, stable=None))).observe("chat")
 
-    assert [traffic.is_tombstoned("chat", rollout) for rollout in ("r-0000000f", "r-00000001")] == [
-        True,
-        False,
-    ]
+    assert tombstoned is not None
+    assert empty is not None
+    assert (tombstoned.tombstoned, empty.stable) == (("r-0000000f",), None)
 
 
 def test_a_version_whose_memory_is_free_is_not_listed() -> None:
