@@ -53,6 +53,15 @@ class VersionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DataPlaneStatus:
+    """Route table and fleet of one service, read together once per tick."""
+
+    read_at_s: float  # the clock before the reads
+    split: SplitStatus | None  # None: the table could not be read
+    versions: tuple[VersionStatus, ...] | None  # None: the fleet could not be read
+
+
+@dataclass(frozen=True, slots=True)
 class GuardStatus:
     """A guard that fires now. both_arms: stable is as bad, so it is not the canary's doing: hold and page."""
 

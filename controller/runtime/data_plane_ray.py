@@ -137,10 +137,6 @@ class PlaneFront:
             self._traffic.start_router(service, self._routers(service))
         self._looked_at_s[service] = now_s
 
-    def is_open(self, service: str) -> bool | None:
-        """True: its table answers."""
-        return self._traffic.observe(service) is not None
-
     def close(self, service: str, *, token: int) -> None:
         """End the routers and the actors."""
         if self._looked_at_s.pop(service, None) is not None or self._traffic.observe(service) is not None:

@@ -34,8 +34,9 @@ from controller.runtime.data_plane_ray import (
 )
 from controller.runtime.probes_http import HttpProbes, Target
 from controller.runtime.reconciler import Ports, Reconciler
-from controller.runtime.runner import Runner, ServiceWorkers
+from controller.runtime.runner import Runner
 from controller.runtime.service_keeper import Keeper
+from controller.runtime.service_loop import ServiceWorkers
 from controller.settings import Settings
 from controller.store.ab import AbStore
 from controller.store.row_specs import service_spec, version_spec

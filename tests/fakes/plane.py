@@ -179,16 +179,15 @@ class FakeTraffic:
 class FakeFront:
     """Fronts that open and close at once."""
 
+    traffic: FakeTraffic
     opened: dict[str, str] = field(default_factory=dict)
 
     def open(self, service: str, secret: str, *, token: int) -> None:
         self.opened[service] = secret
 
-    def is_open(self, service: str) -> bool | None:
-        return service in self.opened
-
     def close(self, service: str, *, token: int) -> None:
         self.opened.pop(service, None)
+        self.traffic.tables.pop(service, None)
 
 
 @dataclass(slots=True)
