@@ -9,7 +9,7 @@ import pytest
 
 from controller.errors import StaleToken
 from controller.rollout.actions import SetSplit
-from controller.runtime.data_plane_ray import PlaneTraffic
+from controller.runtime.data_plane_ray import TrafficAdapter
 from tests.fakes.plane import FakeClock, FakeTraffic
 from tests.fakes.traffic_memory import MemoryTraffic
 
@@ -20,7 +20,7 @@ SHARED = SetSplit("v-1", "v-2", 500, 0)
 
 @dataclass(slots=True)
 class Rig:
-    traffic: FakeTraffic | PlaneTraffic
+    traffic: FakeTraffic | TrafficAdapter
     tombstone: Callable[[str], object]
     pass_time: Callable[[], None]
 
@@ -34,7 +34,7 @@ def rig(request: pytest.FixtureRequest) -> Rig:
     memory = MemoryTraffic(clock.now_s)
     memory.open("chat", "secret")
     return Rig(
-        PlaneTraffic(memory), lambda rollout: memory.tombstone("chat", rollout), lambda: clock.advance(5.0)
+        TrafficAdapter(memory), lambda rollout: memory.tombstone("chat", rollout), lambda: clock.advance(5.0)
     )
 
 
