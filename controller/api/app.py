@@ -26,7 +26,7 @@ from controller.auth import Identity, Role, token_digest
 from controller.errors import BadInput, BadSpec, CanaryctlError
 from controller.evidence.snapshot import evidence_in
 from controller.rollout.serialization import state_from_json
-from controller.runtime.runner import LastTick
+from controller.runtime.service_loop import LastTick
 from controller.spec.service import PolicySpec, ServiceSpec, VersionSpec
 from controller.store.rows import EventRow, RolloutRow, ServiceRow
 from controller.views.models import PlanView, RolloutView, ServiceView
@@ -55,7 +55,7 @@ class LastTicks(Protocol):
 
     @property
     def is_leading(self) -> bool: ...
-    def sight(self, service: str) -> LastTick: ...
+    def last_tick(self, service: str) -> LastTick: ...
 
 
 class Health(BaseModel):
@@ -129,7 +129,7 @@ class Views:
 
     def service(self, row: ServiceRow) -> ServiceView:
         """The service with its newest rollout."""
-        sight = self._sights.sight(row.name)
+        sight = self._sights.last_tick(row.name)
         newest = next(iter(self._reader.rollouts(row.name, limit=1)), None)
         return service_view(
             row.name,

@@ -49,7 +49,7 @@ from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
-from controller.rollout.status import rollback_means
+from controller.rollout.status import rollback_effect
 from controller.spec.differences import refuse_change
 from controller.spec.service import (
     PolicySpec,
@@ -285,7 +285,7 @@ class Commands:
         row = self._repository.service(service)
         last = next(iter(self._repository.rollouts(service, limit=1)), None)
         state = _state(last) if last else None
-        means = rollback_means(state)
+        means = rollback_effect(state)
         if means == "undo" and state is not None and state.serving != row.stable:
             means = "already"  # a rollout of an earlier service of this name
         if means == "already" or state is None:

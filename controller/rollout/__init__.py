@@ -1,1 +1,1 @@
-"""The rollout machine and its vocabulary: pure, every transition in machine.py."""
+"""The rollout state machine and its vocabulary. Pure: no clock, no network, no database."""

@@ -1,4 +1,4 @@
-"""What a rollout wants done: complete values ("split = 100 bp"), idempotent, each returns within 50 ms."""
+"""Actions of a rollout: complete values ("split = 100 bp"), idempotent, performed within 50 ms each."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 class ProbeKind(StrEnum):
     PREFLIGHT = "preflight"  # the checkpoint is readable, stable is ready, the second engine fits
-    WARM = "warm"  # warmup_tokens, then a short load at stable's rate
-    SMOKE = "smoke"  # a few answers, asked of the canary itself
+    WARM = "warm"  # warmup_tokens, then a short load at stable's request rate
+    SMOKE = "smoke"  # a few prompts, sent to the canary itself
 
 
 @dataclass(frozen=True, slots=True)
 class EnsureVersion:
-    """Have so many replicas of the version, under its pinned name; revives it when it was draining."""
+    """Run this many replicas of the version, under its pinned name. Ends a drain."""
 
     version: str
     replicas: int
@@ -24,7 +24,7 @@ class EnsureVersion:
 
 @dataclass(frozen=True, slots=True)
 class SetSplit:
-    """Publish this table. canary None: all traffic, affinity and force included, is stable's."""
+    """Publish this route table. canary None: stable gets all traffic, affinity and forced arms included."""
 
     stable: str
     canary: str | None
@@ -35,7 +35,7 @@ class SetSplit:
 
 @dataclass(frozen=True, slots=True)
 class DrainVersion:
-    """Take it out of rotation and let its requests end."""
+    """Take the version out of rotation; its in-flight requests go on."""
 
     version: str
     kind: Literal["drain"] = "drain"
@@ -43,7 +43,7 @@ class DrainVersion:
 
 @dataclass(frozen=True, slots=True)
 class CancelVersion:
-    """End its in-flight requests; the router finishes them on the other arm."""
+    """End the version's in-flight requests; the router finishes them on the other arm."""
 
     version: str
     kind: Literal["cancel"] = "cancel"
@@ -51,7 +51,7 @@ class CancelVersion:
 
 @dataclass(frozen=True, slots=True)
 class StopVersion:
-    """Unload it and free its memory."""
+    """Unload the version and release its memory."""
 
     version: str
     kind: Literal["stop"] = "stop"
@@ -59,7 +59,7 @@ class StopVersion:
 
 @dataclass(frozen=True, slots=True)
 class RunProbe:
-    """Start the probe, or look how it stands."""
+    """Start the probe, or read its status if it is started."""
 
     probe: ProbeKind
     version: str
@@ -69,7 +69,7 @@ class RunProbe:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Deliver the notice; the same key is delivered once."""
+    """Deliver the notice; each key is delivered once."""
 
     key: str
     severity: Literal["info", "page"]

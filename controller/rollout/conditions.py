@@ -1,11 +1,10 @@
-"""What holds now: is this phase done, is this stage proven, is there a reason to go back?"""
+"""Conditions on a state and an observation: phase done, stage exit reached, reason to roll back."""
 
 from __future__ import annotations
 
 from typing import assert_never
 
-from controller.quantities import FULL_BP
-from controller.rollout.desired import replicas
+from controller.rollout.desired import canary_replicas
 from controller.rollout.observation import (
     EvidenceStatus,
     Observation,
@@ -16,44 +15,44 @@ from controller.rollout.observation import (
     version_status,
 )
 from controller.rollout.plan import Stage
-from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Passage, Phase, RolloutState
+from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Phase, RolloutState, StageExit
 from evaluation.report import Verdict
 
 
 def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
-    """True: nothing but a hold stands between this phase (or, in Promoting, this half of it) and the next."""
+    """True: only a hold can keep this phase (in Promoting, its current half) from being left forward."""
     plan, ready = state.plan, ready_replicas(seen, state.canary.id)
     match state.phase:
         case Phase.PLANNING | Phase.MIRRORING:
             return True
         case Phase.PREFLIGHT:
-            # What an earlier attempt left behind goes first, or its failure would be read as this one's.
+            # Leftovers of an earlier attempt go first, or their failure would be taken for this one's.
             return _has_passed(state, seen) and is_unloaded(seen, state.canary.id)
         case Phase.WARMING | Phase.SMOKE:
             return _has_passed(state, seen)
         case Phase.LOADING:
-            return ready >= replicas(state)
+            return ready >= canary_replicas(state)
         case Phase.STAGE:
-            # The last stage leads to Promoting, which waits for the whole capacity itself.
+            # The last stage leads to Promoting, which itself waits for the full capacity.
             ahead = plan.stages[state.stage + 1 :]
             is_ready = ready >= (ahead[0].replicas if ahead else 1)
-            return is_ready and _is_sound(state, seen) and passage(state, seen, now_s) is not None
+            return is_ready and _is_revocable(state, seen) and stage_exit(state, seen, now_s) is not None
         case Phase.PROMOTING:
-            if state.weight_bp == FULL_BP - plan.holdback_bp:
+            if state.weight_bp == plan.promoted_bp:
                 return state.acked_at_s is not None
-            return ready >= state.canary.replicas and _is_sound(state, seen)
+            return ready >= state.canary.replicas and _is_revocable(state, seen)
         case Phase.BAKING:
-            baked = now_s - state.entered_at_s >= plan.bake_s
-            seeing = seen.evidence is not None and state.blind_since_s is None
-            return baked and seeing and ready >= state.canary.replicas
+            is_over = now_s - state.entered_at_s >= plan.bake_s
+            is_readable = seen.evidence is not None and state.blind_since_s is None
+            return is_over and is_readable and ready >= state.canary.replicas
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return False
         case _:
             assert_never(state.phase)
 
 
-def _is_sound(state: RolloutState, seen: Observation) -> bool:
-    """True: stable could take everything back, and the data plane is seen doing what it was told."""
+def _is_revocable(state: RolloutState, seen: Observation) -> bool:
+    """True: stable could take all traffic back, and the data plane applies what was published."""
     return state.blind_since_s is None and ready_replicas(seen, state.stable.id) > 0
 
 
@@ -62,8 +61,8 @@ def _has_passed(state: RolloutState, seen: Observation) -> bool:
     return probe is not None and probe.phase == "passed"
 
 
-def passage(state: RolloutState, seen: Observation, now_s: float) -> Passage | None:
-    """What lets this stage be left upwards; None: nothing yet."""
+def stage_exit(state: RolloutState, seen: Observation, now_s: float) -> StageExit | None:
+    """Why this stage may be left forward; None: not yet."""
     if state.acked_at_s is None:
         return None
     if state.waived_through >= state.stage:
@@ -76,11 +75,11 @@ def passage(state: RolloutState, seen: Observation, now_s: float) -> Passage | N
         return None
     if evidence.verdict is Verdict.PASS:
         return "proven"
-    late = state.deadline_at_s is not None and now_s >= state.deadline_at_s
-    return "point_estimates" if late and _do_points(stage, evidence) else None
+    is_close = state.is_late(now_s) and _are_point_estimates_enough(stage, evidence)
+    return "point_estimates" if is_close else None
 
 
-def _do_points(stage: Stage, evidence: EvidenceStatus) -> bool:
+def _are_point_estimates_enough(stage: Stage, evidence: EvidenceStatus) -> bool:
     """True: unproven, but nothing is missing or wrong, and each estimate is within its margin."""
     if not stage.promote_if_point_ok or evidence.verdict is not Verdict.UNDECIDED or evidence.frozen:
         return False
@@ -88,10 +87,10 @@ def _do_points(stage: Stage, evidence: EvidenceStatus) -> bool:
 
 
 def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cause | None:
-    """The first reason that holds, most urgent first; None: there is none."""
-    if state.goes_back:
+    """The most urgent reason to roll back; None: there is none."""
+    if state.is_canary_leaving:
         return None
-    if seen.tombstoned:
+    if seen.split is not None and state.id in seen.split.tombstoned:
         return Cause(CauseKind.TOMBSTONE, "a direct rollback left a tombstone in the route table")
     probe = probe_status(state, seen)
     if probe is not None and probe.phase == "failed":
@@ -109,7 +108,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
             return harm
     plan = state.plan
     if state.blind_since_s is not None and now_s - state.blind_since_s >= plan.unreadable_s:
-        text = f"the data plane was unreadable or unmoved for {plan.unreadable_s:g} s"
+        text = f"the data plane was unreadable or did not apply the split for {plan.unreadable_s:g} s"
         return Cause(CauseKind.UNREADABLE, text)
     if state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
         return Cause(CauseKind.GUARD, f"no canary replica was ready for {plan.unready_s:g} s")
@@ -124,7 +123,7 @@ def _harm(evidence: EvidenceStatus) -> Cause | None:
     if guard is not None:
         return Cause(CauseKind.GUARD, f"{guard.name}: {guard.text}")
     if evidence.verdict is Verdict.FAIL:
-        return Cause(CauseKind.GATE, "the evidence says FAIL")
+        return Cause(CauseKind.GATE, "the verdict of the evidence is FAIL")
     return None
 
 
@@ -133,21 +132,19 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
     limit_s = state.plan.hold_limit_s
     if held is not None and now_s - held.since_s >= limit_s and not is_done(state, seen, now_s):
         return Cause(CauseKind.NOT_PROVEN, f"not proven within {limit_s:g} s of hold: {held.reason}")
-    if state.deadline_at_s is None or now_s < state.deadline_at_s or is_done(state, seen, now_s):
-        return None
-    if state.phase is Phase.BAKING:
+    if not state.is_late(now_s) or is_done(state, seen, now_s) or state.phase is Phase.BAKING:
         return None
     if state.phase is Phase.STAGE:
-        missing = what_is_missing(seen)
+        missing = missing_evidence(seen)
         if missing and state.plan.stages[state.stage].on_missing == "rollback":
             return Cause(CauseKind.MISSING, f"at the stage's deadline: {missing}")
         return None
     spent_s = max(0.0, now_s - state.entered_at_s)
-    return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not over after {spent_s:.0f} s")
+    return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s")
 
 
-def what_is_missing(seen: Observation) -> str:
-    """What evidence is not there, in words; empty: all is."""
+def missing_evidence(seen: Observation) -> str:
+    """Description of the evidence that is missing; empty: none is."""
     if seen.evidence is None:
         return "the evidence cannot be read"
     if seen.evidence.missing:

@@ -1,6 +1,6 @@
-"""What a state wants of the world and does not see in it yet: the whole set, each action idempotent.
+"""Desired actions of a state: everything that it needs and that is not observed yet, each idempotent.
 
-Invariant: the order going up is capacity, then traffic; nothing is stopped in the same breath as its traffic.
+Invariant: capacity is added before traffic, and no version is stopped in the tick that removes its traffic.
 """
 
 from __future__ import annotations
@@ -22,58 +22,62 @@ from controller.rollout.state import LIVE, Departure, DepartureStep, Phase, Roll
 
 
 def desired_actions(state: RolloutState, seen: Observation) -> tuple[Action, ...]:
-    canary, going = state.canary.id, state.departure
+    canary = state.canary.id
     if state.is_final:
         return ()
-    if going is not None:
-        return _desired_departure(state, going, seen)
-    missing: list[Action] = []
-    if state.launched and ready_replicas(seen, canary) < replicas(state):
-        missing.append(EnsureVersion(canary, replicas(state)))
+    if state.departure is not None:
+        return _departure_actions(state, state.departure, seen)
+    actions: list[Action] = []
+    if state.launched and ready_replicas(seen, canary) < canary_replicas(state):
+        actions.append(EnsureVersion(canary, canary_replicas(state)))
     match state.phase:
         case Phase.PREFLIGHT:
-            # What an earlier attempt left behind is freed before the fit is measured.
-            left = seen.versions is not None and not is_unloaded(seen, canary)
-            missing.append(StopVersion(canary) if left else RunProbe(ProbeKind.PREFLIGHT, canary))
+            # Leftovers of an earlier attempt are unloaded before the free memory is measured.
+            has_leftovers = seen.versions is not None and not is_unloaded(seen, canary)
+            actions.append(StopVersion(canary) if has_leftovers else RunProbe(ProbeKind.PREFLIGHT, canary))
         case Phase.WARMING:
-            missing.append(RunProbe(ProbeKind.WARM, canary, state.plan.warmup_tokens))
+            actions.append(RunProbe(ProbeKind.WARM, canary, state.plan.warmup_tokens))
         case Phase.SMOKE:
-            missing.append(RunProbe(ProbeKind.SMOKE, canary))
+            actions.append(RunProbe(ProbeKind.SMOKE, canary))
         case Phase.STAGE | Phase.PROMOTING | Phase.BAKING:
-            if state.exposed and not is_applied(seen, desired_split(state)):
-                missing.append(desired_split(state))
+            actions += _missing_split(state, seen)
         case _:
             pass
-    return tuple(missing)
+    return tuple(actions)
 
 
-def _desired_departure(state: RolloutState, going: Departure, seen: Observation) -> tuple[Action, ...]:
-    table = () if not state.exposed or is_applied(seen, desired_split(state)) else (desired_split(state),)
-    match going.step:
+def _departure_actions(state: RolloutState, departure: Departure, seen: Observation) -> tuple[Action, ...]:
+    split = _missing_split(state, seen)
+    match departure.step:
         case DepartureStep.RESTORE:
-            return (EnsureVersion(going.staying, state.stable.replicas),)
+            return (EnsureVersion(departure.staying, state.stable.replicas),)
         case DepartureStep.SHIFT:
-            return table
+            return split
         case DepartureStep.DRAIN:
-            return (*table, DrainVersion(going.leaving))
+            return (*split, DrainVersion(departure.leaving))
         case DepartureStep.CANCEL:
-            return (*table, CancelVersion(going.leaving))
+            return (*split, CancelVersion(departure.leaving))
         case DepartureStep.UNLOAD:
-            return table if is_unloaded(seen, going.leaving) else (*table, StopVersion(going.leaving))
+            return split if is_unloaded(seen, departure.leaving) else (*split, StopVersion(departure.leaving))
         case _:
-            assert_never(going.step)
+            assert_never(departure.step)
+
+
+def _missing_split(state: RolloutState, seen: Observation) -> tuple[Action, ...]:
+    split = desired_split(state)
+    return () if not state.exposed or is_applied(seen, split) else (split,)
 
 
 def desired_split(state: RolloutState) -> SetSplit:
-    """The route table that this state wants."""
+    """The route table of this state."""
     if state.departure is not None:
         return SetSplit(state.departure.staying, None, 0, state.stage)
     canary = state.canary.id if state.weight_bp > 0 else None
     return SetSplit(state.stable.id, canary, state.weight_bp, state.stage)
 
 
-def replicas(state: RolloutState) -> int:
-    """Canary replicas to have: enough for the stage after this one, so that loading is a stage ahead."""
+def canary_replicas(state: RolloutState) -> int:
+    """Canary replicas to run: enough for the next stage, so that capacity is loaded one stage ahead."""
     stages = state.plan.stages
     ahead = 0 if state.phase not in LIVE else state.stage + 1
     if ahead >= len(stages) or state.waived_through >= len(stages):

@@ -1,4 +1,4 @@
-"""Writing the state: log lines, holds, notices. Each function gives the state with one thing more or less."""
+"""Writes to the state: phases entered, time limits, log lines, holds, notices. It decides nothing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,78 @@ from typing import Literal
 
 from controller.rollout.actions import Action, Notify
 from controller.rollout.observation import Alarm, Observation
-from controller.rollout.state import LOG_KEPT, Hold, HoldKind, LogLine, Notice, RolloutState
+from controller.rollout.state import (
+    MAX_LOG_LINES,
+    DepartureStep,
+    Hold,
+    HoldKind,
+    LogLine,
+    Notice,
+    Phase,
+    RolloutState,
+)
 
-NOTICE_KEPT_S = 600.0  # a notifier that is dead for longer loses the notice; the log keeps it
+MAX_NOTICE_AGE_S = 600.0  # a notifier that fails for longer loses the notice; the log keeps it
+
+
+# --- phases
+
+
+def enter(
+    state: RolloutState, phase: Phase, now_s: float, reason: str, *, keep_ack: bool = False
+) -> RolloutState:
+    acked_at_s = state.acked_at_s if keep_ack else None
+    state = replace(state, phase=phase, entered_at_s=now_s, reason=reason, acked_at_s=acked_at_s)
+    state = replace(state, blind_since_s=None, unready_since_s=None)
+    limit_s = time_limit_s(state)
+    state = replace(state, deadline_at_s=None if limit_s is None else now_s + limit_s)
+    name = f"stage {state.stage + 1} of {len(state.plan.stages)}" if phase is Phase.STAGE else phase.value
+    return log(state, now_s, f"{name}: {reason}")
+
+
+def end(state: RolloutState, phase: Phase, now_s: float, reason: str) -> RolloutState:
+    state = enter(replace(state, holds=()), phase, now_s, reason)
+    severity: Literal["info", "page"] = "info" if phase is Phase.SUCCEEDED else "page"
+    return notice(state, phase.value, severity, f"{state.service}: {phase.value}: {reason}", now_s)
+
+
+def time_limit_s(state: RolloutState) -> float | None:
+    """Time limit of this phase, or of this step of a departure; None: there is none."""
+    plan = state.plan
+    if state.departure is not None and state.phase in (Phase.ROLLING_BACK, Phase.UNLOADING):
+        limits = {
+            DepartureStep.RESTORE: plan.load_s,
+            DepartureStep.SHIFT: plan.unreadable_s,
+            DepartureStep.DRAIN: plan.drain_s,
+            DepartureStep.CANCEL: plan.cancel_s,
+            DepartureStep.UNLOAD: plan.unload_s,
+        }
+        return limits[state.departure.step]
+    match state.phase:
+        case Phase.PREFLIGHT:
+            return plan.preflight_s
+        case Phase.LOADING:
+            return plan.load_s
+        case Phase.WARMING:
+            return plan.warm_s
+        case Phase.SMOKE:
+            return plan.smoke_s
+        case Phase.STAGE:
+            return plan.stages[state.stage].deadline_s
+        case Phase.PROMOTING:
+            return plan.promote_s if state.weight_bp == plan.promoted_bp else plan.load_s
+        case Phase.BAKING:
+            return 2 * plan.bake_s + plan.unreadable_s
+        case _:
+            return None
+
+
+# --- log and holds
 
 
 def log(state: RolloutState, now_s: float, text: str, actor: str = "controller") -> RolloutState:
     line = LogLine(state.log_count + 1, now_s, text, actor)
-    return replace(state, log=(*state.log, line)[-LOG_KEPT:], log_count=line.seq)
+    return replace(state, log=(*state.log, line)[-MAX_LOG_LINES:], log_count=line.seq)
 
 
 def hold(
@@ -40,6 +104,9 @@ def release(state: RolloutState, kind: HoldKind) -> RolloutState:
     return replace(state, holds=tuple(hold for hold in state.holds if hold.kind is not kind))
 
 
+# --- notices
+
+
 def notice(
     state: RolloutState, name: str, severity: Literal["info", "page"], text: str, now_s: float
 ) -> RolloutState:
@@ -47,7 +114,7 @@ def notice(
 
 
 def publish_alarms(state: RolloutState, alarms: Iterable[Alarm], now_s: float) -> RolloutState:
-    """Write down and notify each alarm of a segment once. It decides nothing."""
+    """Log and notify each alarm of a segment once."""
     for alarm in alarms:
         if alarm.key not in state.alarmed:
             text = f"{state.service}: alarm, not deciding: {alarm.text}"
@@ -57,17 +124,13 @@ def publish_alarms(state: RolloutState, alarms: Iterable[Alarm], now_s: float) -
 
 
 def drop_delivered(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    left = tuple(
+    outbox = tuple(
         notice
         for notice in state.outbox
-        if notice.key not in seen.delivered and now_s - notice.since_s < NOTICE_KEPT_S
+        if notice.key not in seen.delivered and now_s - notice.since_s < MAX_NOTICE_AGE_S
     )
-    return state if left == state.outbox else replace(state, outbox=left)
+    return state if outbox == state.outbox else replace(state, outbox=outbox)
 
 
 def notices(state: RolloutState) -> tuple[Action, ...]:
     return tuple(Notify(notice.key, notice.severity, notice.text) for notice in state.outbox)
-
-
-def last_time_s(state: RolloutState) -> float:
-    return state.log[-1].at_s if state.log else state.entered_at_s

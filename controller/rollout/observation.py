@@ -1,4 +1,4 @@
-"""What a tick sees of the world, and questions about it. What could not be read is None, never a guess."""
+"""Observation of one tick: split, versions, evidence, probes, commands. What could not be read is None."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluation.report import EvaluationReport, GateReport, Verdict
 
 
 class VersionPhase(StrEnum):
-    """Where the fleet has a version. GONE means that its memory was seen freed."""
+    """Phase of a version in the fleet. GONE: its memory release is confirmed."""
 
     LOADING = "loading"
     READY = "ready"
@@ -24,36 +24,43 @@ class VersionPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SplitStatus:
-    """The route table.
-
-    applied: every live router acknowledged it, or is fenced, or its lease passed (`how` says which).
-    """
+    """The route table of a service, and whether it is in effect."""
 
     epoch: int
     revision: int
-    stable: str | None  # None: no version was put into service yet
+    stable: str | None  # None: no version is in service yet
     canary: str | None  # None: no canary in the table
     weight_bp: int
-    applied: bool
+    applied: bool  # every live router acknowledged it, is fenced, or its lease expired (`how`)
     how: str = "acknowledged"
+    tombstoned: tuple[str, ...] = ()  # rollouts that a direct rollback ended: never again a weight above 0
 
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """One version in the fleet; a version that is not listed is gone."""
+    """One version in the fleet. A version that is not listed is gone."""
 
     version: str
     phase: VersionPhase
     ready_replicas: int
     in_flight: int
     memory_bytes: int | None = None  # None: not measured
-    last_error: str | None = None  # None: none
+    last_error: str | None = None  # None: no error
     since_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
+class DataPlaneStatus:
+    """Route table and fleet of one service, read together once per tick."""
+
+    read_at_s: float  # the clock before the reads
+    split: SplitStatus | None  # None: the table could not be read
+    versions: tuple[VersionStatus, ...] | None  # None: the fleet could not be read
+
+
+@dataclass(frozen=True, slots=True)
 class GuardStatus:
-    """A guard that fires now. both_arms: stable is as bad, so it is not the canary's doing: hold and page."""
+    """A guard that fires. both_arms: stable fails too, so the canary is not the cause: hold and page."""
 
     name: str
     text: str
@@ -62,7 +69,7 @@ class GuardStatus:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Harm shown in one segment of the traffic: it is told once, and decides nothing."""
+    """Harm shown in one segment of the traffic. Published once; it decides nothing."""
 
     gate: str
     segment: str
@@ -72,15 +79,15 @@ class Alarm:
 
     @property
     def key(self) -> str:
-        """What it is told by, once."""
+        """Key under which it is published once."""
         return f"{self.gate}/{self.segment}"
 
 
 @dataclass(frozen=True, slots=True)
 class PointEstimates:
-    """Where the point estimates of all that a stage must prove lie. They prove nothing.
+    """Point estimates of all metrics that a stage must prove. They prove nothing.
 
-    within: each is inside its margin. text: the estimates, or the first that is outside or not to be had.
+    within: each is inside its margin. text: the estimates, or the first that is outside or missing.
     """
 
     within: bool
@@ -89,21 +96,21 @@ class PointEstimates:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceStatus:
-    """The evaluator's report. `verdict` speaks of promotion out of `stage`, on that stage's own units."""
+    """The evaluator's report. verdict: on promotion out of `stage`, from that stage's own units."""
 
     stage: int
     verdict: Verdict
     rollback: GateReport | None = None  # not None: a gate fired
     gates: tuple[GateReport, ...] = ()
-    missing: tuple[str, ...] = ()  # what cannot be judged, and why; not what is only unproven yet
+    missing: tuple[str, ...] = ()  # metrics that cannot be judged, and why; not those only unproven yet
     canary_requests: int = 0  # settled in this stage
     stable_requests: int = 0
     guards: tuple[GuardStatus, ...] = ()
     canary_total: int = 0  # settled since the first stage
-    frozen: bool = False  # the split does not look like its weight: statistics decide nothing
+    frozen: bool = False  # sample ratio mismatch: statistics decide nothing
     notes: tuple[str, ...] = ()
-    alarms: tuple[Alarm, ...] = ()  # of segments, all that were raised so far
-    points: PointEstimates | None = None  # None: nobody looked at them
+    alarms: tuple[Alarm, ...] = ()  # of segments, all raised so far
+    points: PointEstimates | None = None  # None: not computed
 
     @classmethod
     def of(
@@ -113,7 +120,7 @@ class EvidenceStatus:
         alarms: tuple[Alarm, ...] = (),
         points: PointEstimates | None = None,
     ) -> EvidenceStatus:
-        """The evaluator's report in the controller's words; guards and alarms are watched beside it."""
+        """The evaluator's report, with the guards and alarms that are watched beside it."""
         return cls(
             stage=report.stage,
             verdict=report.stage_verdict,
@@ -136,7 +143,7 @@ class EvidenceStatus:
 
 
 class CommandKind(StrEnum):
-    """What a person can ask of a running rollout."""
+    """Kind of a manual command to a running rollout."""
 
     ROLLBACK = "rollback"
     PAUSE = "pause"
@@ -147,7 +154,7 @@ class CommandKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ManualCommand:
-    """A person's request, kept by the store in order. Each is taken in once."""
+    """A person's command. The store keeps them in order; each is applied once."""
 
     seq: int
     kind: CommandKind
@@ -159,7 +166,7 @@ class ManualCommand:
 
 @dataclass(frozen=True, slots=True)
 class ProbeStatus:
-    """How a probe stands. One that the shell does not know (after a restart) is not listed."""
+    """Status of a probe. A probe unknown to this controller (after a restart) is not listed."""
 
     kind: ProbeKind
     phase: Literal["running", "passed", "failed"]
@@ -168,7 +175,7 @@ class ProbeStatus:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The world, read once a tick."""
+    """Everything that a tick observed."""
 
     now_s: float
     split: SplitStatus | None = None  # None: the table could not be read
@@ -176,27 +183,26 @@ class Observation:
     evidence: EvidenceStatus | None = None  # None: no evidence could be read
     probes: tuple[ProbeStatus, ...] = ()
     commands: tuple[ManualCommand, ...] = ()
-    delivered: frozenset[str] = frozenset()  # keys of notices that left
-    tombstoned: bool = False  # the table holds a tombstone of this rollout
-    resumed: bool = False  # the first look since this controller took the lease: time-outs begin anew
+    delivered: frozenset[str] = frozenset()  # keys of delivered notices
+    resumed: bool = False  # first tick of this controller: deadlines start anew
 
 
-# --- questions about one observation: what is not there counts as nothing ready
+# --- predicates on an observation: a missing version has no ready replicas
 
 
 def version_status(seen: Observation, version: str) -> VersionStatus | None:
-    return next((sight for sight in seen.versions or () if sight.version == version), None)
+    return next((status for status in seen.versions or () if status.version == version), None)
 
 
 def ready_replicas(seen: Observation, version: str) -> int:
-    sight = version_status(seen, version)
-    return sight.ready_replicas if sight is not None and sight.phase is VersionPhase.READY else 0
+    status = version_status(seen, version)
+    return status.ready_replicas if status is not None and status.phase is VersionPhase.READY else 0
 
 
 def is_unloaded(seen: Observation, version: str) -> bool:
-    """True: the fleet was read, and the version holds no memory any more."""
-    sight = version_status(seen, version)
-    return seen.versions is not None and (sight is None or sight.phase is VersionPhase.GONE)
+    """True: the fleet was read, and the version holds no memory."""
+    status = version_status(seen, version)
+    return seen.versions is not None and (status is None or status.phase is VersionPhase.GONE)
 
 
 def is_applied(seen: Observation, table: SetSplit) -> bool:
@@ -206,14 +212,15 @@ def is_applied(seen: Observation, table: SetSplit) -> bool:
     return (split.stable, split.canary, split.weight_bp) == (table.stable, table.canary, table.weight_bp)
 
 
-def is_idle(sight: VersionStatus | None) -> bool:
-    """True: nothing runs on it, and the drain was taken in (or it never got so far)."""
-    if sight is None or sight.phase in (VersionPhase.LOADING, VersionPhase.GONE, VersionPhase.FAILED):
+def is_idle(status: VersionStatus | None) -> bool:
+    """True: no request is in flight, and the drain is in effect (or the version was never ready)."""
+    if status is None or status.phase in (VersionPhase.LOADING, VersionPhase.GONE, VersionPhase.FAILED):
         return True
-    return sight.phase is not VersionPhase.READY and sight.in_flight <= 0
+    return status.phase is not VersionPhase.READY and status.in_flight <= 0
 
 
 def probe_status(state: RolloutState, seen: Observation) -> ProbeStatus | None:
+    """Status of the probe that this phase waits for; None: unknown, or no probe in this phase."""
     kinds = {
         Phase.PREFLIGHT: ProbeKind.PREFLIGHT,
         Phase.WARMING: ProbeKind.WARM,

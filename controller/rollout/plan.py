@@ -1,6 +1,6 @@
-"""The plan of a rollout: its two versions, stages and time limits. Pinned when the rollout starts.
+"""Plan of a rollout: versions, stages and time limits. Pinned when the rollout starts.
 
-Weights are integer basis points (`*_bp`, 10,000 = 100 %), times seconds.
+Weights are integer basis points (`*_bp`, 10,000 = 100 %), times are seconds.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# Settled canary requests that no stage reaches: an A/B test's stage is never passed.
+from controller.quantities import FULL_BP
+
+# A number of settled canary requests that no stage reaches: the stage of an A/B test is never passed.
 NEVER_CANARY = 1_000_000_000
 
 
@@ -23,22 +25,20 @@ class VersionRef:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One rung of the ladder, below 100 %."""
+    """One step of the canary's weight, below 100 %."""
 
     weight_bp: int  # share of the canary, 1..9999
-    duration_s: float  # at least so long after the weight was acknowledged
-    min_canary: int  # at least so many canary units settled in this stage
+    duration_s: float  # minimum, counted from the acknowledgement of the weight
+    min_canary: int  # minimum of canary units settled in this stage
     deadline_s: float  # after that without PASS: held as not proven, and a page
     replicas: int  # canary replicas that must be ready before this weight is set
-    on_missing: Literal["hold", "rollback"] = "hold"  # metrics missing at the deadline
-    promote_if_point_ok: bool = (
-        False  # at the deadline, unproven: go on where the estimates are within margins
-    )
+    on_missing: Literal["hold", "rollback"] = "hold"  # when metrics are missing at the deadline
+    promote_if_point_ok: bool = False  # unproven at the deadline: promote if the estimates are within margins
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that was decided before the first request; a changed spec is another rollout."""
+    """Everything decided before the first request; a changed spec is another rollout."""
 
     risk: str
     reasons: tuple[str, ...]
@@ -51,18 +51,23 @@ class Plan:
     smoke_s: float = 120.0
     promote_s: float = 90.0  # from ready capacity to the last router's acknowledgement
     drain_s: float = 30.0
-    count_lag_s: float = 1.0  # counts of requests in flight may be so old (engines report twice a second)
+    count_lag_s: float = 1.0  # maximum age of an in-flight count (engines report twice a second)
     cancel_s: float = 10.0  # for cancelled requests to be taken over
-    unload_s: float = 120.0  # after that the memory that was not freed is somebody's to look at
+    unload_s: float = 120.0  # after that, unreleased memory needs a person
     unreadable_s: float = 60.0  # of an unreadable data plane before a rollback
-    unready_s: float = 30.0  # without one ready canary replica before a rollback
-    hold_limit_s: float = 259_200.0  # of not being proven before weight 0
+    unready_s: float = 30.0  # without a ready canary replica before a rollback
+    hold_limit_s: float = 259_200.0  # of being held as not proven before a rollback
     warmup_tokens: int = 256
-    replicas: int | None = None  # of the canary at full traffic; None: an endpoint, not ours to know
+    replicas: int | None = None  # of the canary at full traffic; None: an endpoint that we do not scale
     stable_replicas: int | None = None
     twin: bool = False  # stable against itself: goes through all stages, and is never promoted
 
     @property
+    def promoted_bp(self) -> int:
+        """Weight of the promoted canary until it is stable."""
+        return FULL_BP - self.holdback_bp
+
+    @property
     def is_test(self) -> bool:
-        """True: an A/B test's, held until someone ends it, and never promoted by itself."""
+        """True: the plan of an A/B test, held until it is ended manually, and never promoted by itself."""
         return any(stage.min_canary >= NEVER_CANARY for stage in self.stages)

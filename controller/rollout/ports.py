@@ -1,7 +1,7 @@
-"""What the core needs of the world, in its own words. `wiring/` alone knows the adapters.
+"""Ports of the rollout core to the data plane, the store and people. `wiring/` connects their adapters.
 
 What cannot be read is None, never a guess. Every command is idempotent, returns within 50 ms and carries the
-lease's fencing token; an older one raises `StaleToken`. Nothing here waits for a load, a drain or a time-out.
+lease's fencing token; an older one raises `StaleToken`. Nothing here waits for a load, a drain or a timeout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Clock(Protocol):
 
 
 class Fleet(Protocol):
-    """Engines. `service` and `version` together name one; a version that is not there counts as gone."""
+    """Engines, each named by service and version; a version that is not listed is gone."""
 
     def ensure(self, service: str, version: str, replicas: int, *, token: int) -> None: ...
     def observe(self, service: str) -> tuple[VersionStatus, ...] | None: ...
@@ -36,16 +36,15 @@ class Fleet(Protocol):
 
 
 class Traffic(Protocol):
-    """The route table. The same split again makes no new revision; it answers how far it is acknowledged."""
+    """Route tables. Setting the same split again makes no new revision and returns its current status."""
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None: ...
     def observe(self, service: str) -> SplitStatus | None: ...
     def heartbeat(self, service: str, *, token: int) -> None: ...
-    def is_tombstoned(self, service: str, rollout: str) -> bool: ...
 
 
 class Evidence(Protocol):
-    """One evaluator a rollout: reads the new records, settles them, reports."""
+    """One evaluator per rollout: ingests new records, settles them, reports."""
 
     def observe(
         self, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
@@ -65,8 +64,8 @@ class Notifier(Protocol):
 @dataclass(frozen=True, slots=True)
 class Stored:
     state: RolloutState
-    version: int  # counts commits; a commit names the one that it replaces
-    pending: tuple[Action, ...]  # the whole set that was wanted at the last commit
+    version: int  # number of commits; a commit names the version that it replaces
+    pending: tuple[Action, ...]  # all actions that were desired at the last commit
 
 
 class Store(Protocol):
@@ -75,6 +74,6 @@ class Store(Protocol):
     def commit(
         self, state: RolloutState, pending: Sequence[Action], *, expected_version: int, evidence: bytes | None
     ) -> int:
-        """The new version. One transaction. Raises `StaleWrite` when another was stored meanwhile."""
+        """The new version. One transaction. Raises `StaleWrite` when another was committed meanwhile."""
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]: ...

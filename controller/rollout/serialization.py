@@ -1,6 +1,6 @@
-"""JSON of the rollout's state, actions and sightings, and back: the store's and the transcripts' one form.
+"""JSON form of a rollout's state, actions and evidence, as the store keeps them.
 
-Each document carries `format`; a newer one than this code knows is refused rather than half read.
+The state carries `format`; a format that this code does not know is refused rather than half read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from controller.rollout.observation import EvidenceStatus
 from controller.rollout.state import RolloutState
 
 FORMAT = 1
-# Fields whose stored key is older than their name: what is stored stays readable, by older releases too.
+# Stored keys of renamed fields: stored states stay readable, also by older releases.
 STORED_KEYS = {"commands_through": "asks_through"}
 
 _state = TypeAdapter(RolloutState)
@@ -25,7 +25,7 @@ _evidence = TypeAdapter(EvidenceStatus)
 
 
 class UnreadableState(CanaryctlError):
-    """A stored document is not one of ours, or of a newer canaryctl."""
+    """A stored document is malformed, or was written by a newer canaryctl."""
 
     problem = "unreadable-state"
 
@@ -35,7 +35,7 @@ def _unreadable(what: str, exc: Exception) -> UnreadableState:
 
 
 def state_to_json(state: RolloutState) -> str:
-    """One line of JSON; `state_from_json` gives back an equal state."""
+    """One line of JSON; `state_from_json` restores an equal state."""
     values = {
         STORED_KEYS.get(key, key): value for key, value in _state.dump_python(state, mode="json").items()
     }
@@ -44,7 +44,7 @@ def state_to_json(state: RolloutState) -> str:
 
 
 def state_from_json(text: str | bytes) -> RolloutState:
-    """The state that was written. Raises UnreadableState."""
+    """The state of `state_to_json`. Raises UnreadableState."""
     try:
         document = json.loads(text)
         if document["format"] != FORMAT:
@@ -65,7 +65,7 @@ def actions_to_json(actions: Sequence[Action]) -> str:
 
 
 def actions_from_json(text: str | bytes) -> tuple[Action, ...]:
-    """The actions that were written. Raises UnreadableState."""
+    """The actions of `actions_to_json`. Raises UnreadableState."""
     try:
         return _actions.validate_json(text)
     except ValidationError as exc:
@@ -73,12 +73,12 @@ def actions_from_json(text: str | bytes) -> tuple[Action, ...]:
 
 
 def evidence_to_json(evidence: EvidenceStatus) -> str:
-    # dump_json writes null for the end of an interval at infinity, and null cannot be read again.
+    # Not `dump_json`: it writes an infinite interval end as null, which cannot be read again.
     return json.dumps(_evidence.dump_python(evidence, mode="json"), separators=(",", ":"))
 
 
 def evidence_from_json(text: str | bytes) -> EvidenceStatus:
-    """The evidence that was written. Raises UnreadableState."""
+    """The evidence of `evidence_to_json`. Raises UnreadableState."""
     try:
         return _evidence.validate_json(text)
     except ValidationError as exc:

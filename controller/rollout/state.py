@@ -1,7 +1,7 @@
-"""The state of a rollout: phase, holds, cause, steps of a departure, log. No decision is taken here.
+"""State of a rollout: phase, holds, cause, departure, log. `machine.py` decides every transition.
 
-Every value is immutable and JSON-able through `serialization.py`. Times are float seconds since the epoch
-(`*_s`), weights integer basis points (`*_bp`, 10,000 = 100 %). `machine.py` owns every transition.
+Every value is immutable and converts to JSON through `serialization.py`. Times are float seconds since the
+epoch (`*_s`), weights are integer basis points (`*_bp`, 10,000 = 100 %).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from evaluation.report import GateReport
 
 
 class Phase(StrEnum):
-    """Where a rollout stands. The last three absorb."""
+    """Phase of a rollout. The last three are final."""
 
     PLANNING = "planning"
     PREFLIGHT = "preflight"
@@ -34,16 +34,16 @@ class Phase(StrEnum):
 
 
 FINAL = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.FAILED})
-# The phases in which users may be answered by the canary.
+# Phases in which the canary may answer users.
 LIVE = frozenset({Phase.STAGE, Phase.PROMOTING, Phase.BAKING})
 
 
 class HoldKind(StrEnum):
-    """Why forward moves are blocked. Backward moves never are."""
+    """Reason that blocks forward moves. Rollbacks are never blocked."""
 
-    PAUSE = "pause"  # a person said so
+    PAUSE = "pause"  # by a manual command
     NOT_PROVEN = "not_proven"  # the stage's deadline passed without PASS
-    BOTH_ARMS = "both_arms"  # both arms fail: not the canary's doing
+    BOTH_ARMS = "both_arms"  # both arms fail, so the canary is not the cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Hold:
 
 
 class CauseKind(StrEnum):
-    """What started a rollback."""
+    """Kind of event that started a rollback."""
 
     GATE = "gate"
     GUARD = "guard"
@@ -75,18 +75,18 @@ class Cause:
 
 
 class DepartureStep(StrEnum):
-    """The order in which a version leaves: traffic first, then capacity."""
+    """Steps of a departure, in order: traffic first, then capacity."""
 
-    RESTORE = "restore"  # the version that stays is brought back first (a rollback out of Unloading)
-    SHIFT = "shift"  # the other version has all traffic, acknowledged and fenced
-    DRAIN = "drain"  # in-flight requests end by themselves
-    CANCEL = "cancel"  # those that did not are taken over
-    UNLOAD = "unload"  # stopped, memory seen freed
+    RESTORE = "restore"  # the staying version is loaded again (only in a rollback out of Unloading)
+    SHIFT = "shift"  # all traffic moves to the staying version, acknowledged and fenced
+    DRAIN = "drain"  # in-flight requests finish
+    CANCEL = "cancel"  # unfinished requests are taken over by the staying version
+    UNLOAD = "unload"  # stopped, memory release confirmed
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """A version on its way out: the canary in RollingBack, the old stable in Unloading.
+    """A version being removed: the canary in RollingBack, the old stable (or a twin) in Unloading.
 
     Times in ms; None: that step is not done.
     """
@@ -100,27 +100,27 @@ class Departure:
     drain_ms: float | None = None
     unload_ms: float | None = None
     total_ms: float | None = None
-    cancelled: bool = False  # the drain ran out and requests were taken over
+    cancelled: bool = False  # the drain limit was reached and requests were taken over
 
 
-Passage = Literal["proven", "waived", "point_estimates"]
+StageExit = Literal["proven", "waived", "point_estimates"]
 
 
 @dataclass(frozen=True, slots=True)
-class StagePass:
-    """How a stage was left upwards, and what it took. Counts are of the whole rollout."""
+class PassedStage:
+    """A stage that was left forward, and the evidence for it. Counts are of the whole rollout."""
 
     stage: int
     weight_bp: int
-    how: Passage  # point_estimates: not proven
+    how: StageExit  # point_estimates: not proven
     at_s: float
-    held_s: float  # since the weight stood on every router
-    canary_requests: int | None  # settled by then; None: no evidence was read
-    proven_canary: int | None = None  # ... when the last gate was proven; None: nothing had to be
-    proven_after_s: float | None = None  # from the weight to that proof
+    held_s: float  # since the weight was acknowledged by every router
+    canary_requests: int | None  # settled by then; None: the evidence could not be read
+    proven_canary: int | None = None  # settled when the last gate was proven; None: no gate to prove
+    proven_after_s: float | None = None  # from the acknowledgement to that proof
     last_gate: str | None = None
-    nearest_gate: str | None = None  # the rollback gate that came nearest to firing
-    nearest_ratio: float | None = None  # its evidence of harm, 1 is where it fires
+    nearest_gate: str | None = None  # the rollback gate that came closest to firing
+    nearest_ratio: float | None = None  # its evidence of harm; it fires at 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class LogLine:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A message that must leave; it stays in the outbox until it was delivered or gave up."""
+    """A message to people; it stays in the outbox until it is delivered or too old."""
 
     key: str  # the same key is delivered once
     severity: Literal["info", "page"]
@@ -141,12 +141,12 @@ class Notice:
     since_s: float
 
 
-LOG_KEPT = 200
+MAX_LOG_LINES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """All that a rollout knows of itself. The store writes it before anything is done."""
+    """The complete state of a rollout. It is committed before its actions are performed."""
 
     id: str
     service: str
@@ -155,26 +155,26 @@ class RolloutState:
     plan: Plan
     phase: Phase
     entered_at_s: float
-    deadline_at_s: float | None  # None: this phase has none
+    deadline_at_s: float | None  # None: this phase has no time limit
     reason: str
     started_at_s: float = 0.0
     stage: int = 0  # index into plan.stages; len(plan.stages) from Promoting on
-    weight_bp: int = 0  # what the routers were last told
-    acked_at_s: float | None = None  # when this phase's weight stood on every live router
+    weight_bp: int = 0  # last weight to publish
+    acked_at_s: float | None = None  # when every live router had acknowledged this phase's weight
     holds: tuple[Hold, ...] = ()
     launched: bool = False  # the canary may hold memory
-    exposed: bool = False  # a table with the canary in it may exist
-    waived_through: int = -1  # stages up to this index need no proof: a person said so
-    blind_since_s: float | None = None  # the data plane cannot be read, or does not do what it was told
+    exposed: bool = False  # a route table with the canary may exist
+    waived_through: int = -1  # stages up to this index need no proof, by manual command
+    blind_since_s: float | None = None  # the data plane is unreadable, or does not apply the split
     unready_since_s: float | None = None  # no canary replica is ready
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
     decisive: GateReport | None = None  # the gate that fired
-    decided_canary: int | None = None  # canary requests settled when it was proven or shown harmful
-    passed: tuple[StagePass, ...] = ()  # the stages that were left upwards, in order
-    commands_through: int = 0  # the last request of a person that was taken in
-    alarmed: tuple[str, ...] = ()  # alarms of segments that have been told
-    log: tuple[LogLine, ...] = ()  # the newest LOG_KEPT
+    decided_canary: int | None = None  # canary requests settled when it was proven good or harmful
+    passed: tuple[PassedStage, ...] = ()  # in order
+    commands_through: int = 0  # seq of the last manual command applied
+    alarmed: tuple[str, ...] = ()  # keys of the segment alarms already published
+    log: tuple[LogLine, ...] = ()  # the newest MAX_LOG_LINES
     log_count: int = 0
     outbox: tuple[Notice, ...] = ()
 
@@ -184,10 +184,14 @@ class RolloutState:
 
     @property
     def serving(self) -> str:
-        """Id of the version that is the service's stable now: the route table's and the service row's."""
+        """Id of the current stable version, as in the route table and the service row."""
         return self.stable.id if self.departure is None else self.departure.staying
 
     @property
-    def goes_back(self) -> bool:
-        """True: the canary is on its way out, and all traffic on its way to stable."""
+    def is_canary_leaving(self) -> bool:
+        """True: the canary is departing, and stable gets all traffic."""
         return self.departure is not None and self.departure.staying == self.stable.id
+
+    def is_late(self, now_s: float) -> bool:
+        """True: the deadline of this phase or departure step has passed."""
+        return self.deadline_at_s is not None and now_s >= self.deadline_at_s

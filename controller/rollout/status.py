@@ -1,4 +1,4 @@
-"""What a rollout state means to others: exit code, what `rollback` would do, whether ticks should hurry."""
+"""Meaning of a rollout state to its users: exit code, effect of `rollback`, urgency of the next tick."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from controller.rollout.state import LIVE, CauseKind, Phase, RolloutState
 
 
 def exit_code(state: RolloutState) -> int | None:
-    """What a command that waited for this rollout ends with; None: it is not over."""
+    """Exit code of a command that waited for this rollout; None: it is running."""
     match state.phase:
         case Phase.SUCCEEDED:
             return 0
@@ -20,11 +20,11 @@ def exit_code(state: RolloutState) -> int | None:
             return None
 
 
-def rollback_means(
+def rollback_effect(
     state: RolloutState | None,
 ) -> Literal["abort", "switch_back", "restore", "undo", "already"]:
-    """What a person who says `rollback` now would get. None: the service has had no rollout."""
-    if state is None or state.phase is Phase.ROLLED_BACK or state.goes_back:
+    """What `rollback` would do now. state None: the service has had no rollout."""
+    if state is None or state.phase is Phase.ROLLED_BACK or state.is_canary_leaving:
         return "already"
     if state.phase is Phase.SUCCEEDED:
         return "undo"
@@ -36,7 +36,7 @@ def rollback_means(
 
 
 def is_urgent(state: RolloutState) -> bool:
-    """True: traffic is being moved or a version leaves, so the next tick should follow at once."""
+    """True: a weight is being applied or a version is leaving, so the next tick should follow at once."""
     return not state.is_final and (
         state.departure is not None or (state.phase in LIVE and state.acked_at_s is None)
     )

@@ -1,4 +1,4 @@
-"""What a stage took, and what a twin run found: stable against itself, so whatever fires is a false alarm."""
+"""Record of each passed stage, and the report of a twin run, in which every alarm is a false one."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import math
 
 from controller.quantities import duration, percent
 from controller.rollout.observation import EvidenceStatus
-from controller.rollout.state import Passage, RolloutState, StagePass
+from controller.rollout.state import PassedStage, RolloutState, StageExit
 from evaluation.report import GateReport, Verdict
 
 
 def twin_id(stable: str) -> str:
-    """The id that a twin has in the fleet and the route table, where no two versions may share one."""
+    """Id of a twin in the fleet and the route table, where two versions may not share one."""
     return f"{stable}-twin"
 
 
-def stage_pass(state: RolloutState, how: Passage, evidence: EvidenceStatus | None, now_s: float) -> StagePass:
-    """The stage that is left now, with the last of its proofs and the rollback gate that came nearest."""
+def passed_stage(
+    state: RolloutState, how: StageExit, evidence: EvidenceStatus | None, now_s: float
+) -> PassedStage:
+    """Record of the stage being left: its last proof, and the rollback gate that came closest to firing."""
     since_s = state.acked_at_s if state.acked_at_s is not None else now_s
     gates = evidence.gates if evidence is not None else ()
     proofs = [
@@ -28,7 +30,7 @@ def stage_pass(state: RolloutState, how: Passage, evidence: EvidenceStatus | Non
     harm = [gate for gate in gates if gate.side == "rollback" and _decides(gate)]
     nearest = max(harm, key=lambda gate: gate.log_e / gate.limit, default=None)
     proven_at_s = last.decided_at_s if last is not None else None
-    return StagePass(
+    return PassedStage(
         stage=state.stage,
         weight_bp=state.weight_bp,
         how=how,
@@ -48,27 +50,28 @@ def _decides(gate: GateReport) -> bool:
 
 
 def twin_report(state: RolloutState) -> str:
-    """What the run showed, in one line: each stage's proof, and how near anything came to rolling back."""
-    stages = ", ".join(_proof(one) for one in state.passed)
+    """Result of a twin run in one line: the proof of each stage, and the closest false rollback."""
+    stages = ", ".join(_proof(stage) for stage in state.passed)
     text = f"twin run: nothing to promote; {stages}; nothing would have rolled back"
     last = state.passed[-1] if state.passed else None
     if last is None or last.nearest_gate is None or last.nearest_ratio is None:
         return text
-    return f"{text} (nearest: {last.nearest_gate}, {last.nearest_ratio:.0%} of the evidence that it takes)"
+    return f"{text} (nearest: {last.nearest_gate}, at {last.nearest_ratio:.0%} of the required evidence)"
 
 
 def unproven(state: RolloutState) -> str:
-    """`; not proven: ...` for the stages that were left on point estimates; empty: there are none."""
-    names = [str(one.stage + 1) for one in state.passed if one.how == "point_estimates"]
+    """`; not proven: ...` for the stages that were passed on point estimates; empty: there are none."""
+    names = [str(stage.stage + 1) for stage in state.passed if stage.how == "point_estimates"]
     if not names:
         return ""
     which = f"stage {names[0]} was" if len(names) == 1 else f"stages {', '.join(names)} were"
     return f"; not proven: {which} promoted on point estimates"
 
 
-def _proof(one: StagePass) -> str:
-    at = percent(one.weight_bp)
-    if one.proven_canary is None:
-        return f"{at} passed after {one.canary_requests} canary requests in {duration(round(one.held_s))}"
-    after = f" and {duration(round(one.proven_after_s))}" if one.proven_after_s is not None else ""
-    return f"{at} proven after {one.proven_canary} canary requests{after}, last by {one.last_gate}"
+def _proof(stage: PassedStage) -> str:
+    weight = percent(stage.weight_bp)
+    if stage.proven_canary is None:
+        held = duration(round(stage.held_s))
+        return f"{weight} passed after {stage.canary_requests} canary requests in {held}"
+    after = f" and {duration(round(stage.proven_after_s))}" if stage.proven_after_s is not None else ""
+    return f"{weight} proven after {stage.proven_canary} canary requests{after}, last by {stage.last_gate}"

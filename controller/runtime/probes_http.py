@@ -1,7 +1,7 @@
-"""Probes of a canary before users meet it: preflight, warm-up, smoke. Over HTTP, straight to its engines.
+"""Probes of a canary before it gets user traffic: preflight, warm-up, smoke test. Over HTTP to its engines.
 
-Invariants: a probe runs beside the ticks, once per rollout and kind; it asks the canary alone, never through
-the router, so nothing of it is evidence; after a restart it starts again.
+Invariants: a probe runs in a thread beside the ticks, once per rollout and kind; it bypasses the router, so
+its requests are no evidence; after a controller restart it starts again.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from controller.rollout.state import RolloutState
 
 REQUEST_TIMEOUT_S = 60.0
 WARM_TOKENS_EACH = 64
-WARM_REQUESTS = 200  # at most, whatever warmup_tokens says
+MAX_WARM_REQUESTS = 200  # whatever warmup_tokens is
 LOAD_S = 3.0
 MAX_LOAD_PER_S = 20.0
-SMOKE_QUESTIONS = ("Say hello.", "What is the capital of France?", "Count from one to three.")
+SMOKE_PROMPTS = ("Say hello.", "What is the capital of France?", "Count from one to three.")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a version answers. `headers` let us past its front. model: its name there, None: ask it."""
+    """Address of a version. headers: sent with each request. model: its name there, None: read from it."""
 
     urls: tuple[str, ...]
     headers: Mapping[str, str]
@@ -39,16 +39,18 @@ class Target:
 
 @dataclass(slots=True)
 class _Run:
+    """A probe that was started; its thread writes the outcome here."""
+
     phase: Literal["running", "passed", "failed"] = "running"
     detail: str = ""
 
 
 class ProbeFailed(Exception):
-    """The canary did not do what the probe asked; one line."""
+    """The canary failed the probe; the message is one line."""
 
 
 class HttpProbes:
-    """The core's Probes port."""
+    """Port `Probes`."""
 
     def __init__(
         self,
@@ -57,15 +59,15 @@ class HttpProbes:
         preflight: Callable[[RolloutState], None],
         rate_per_s: Callable[[str], float | None],
     ) -> None:
-        """target: of (service, version), None when it cannot be found now. preflight raises what is wrong.
-        rate_per_s: of a service, None when it is not known."""
+        """target: address of (service, version), None when unavailable. preflight: raises when it fails.
+        rate_per_s: request rate of a service, None when unknown."""
         self._target = target
         self._preflight = preflight
         self._rate_per_s = rate_per_s
         self._runs: dict[tuple[str, ProbeKind], _Run] = {}
 
     def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeStatus:
-        """How the probe stands; it is started when it is not known."""
+        """Status of the probe, which is started if it is unknown."""
         key = (rollout.id, probe.probe)
         run = self._runs.get(key)
         if run is None:
@@ -77,8 +79,8 @@ class HttpProbes:
     def _work(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> None:
         began_s = time.monotonic()
         try:
-            detail = self._do(rollout, probe)
-        except Exception as exc:  # noqa: BLE001 - whatever goes wrong, the probe has failed and says why
+            detail = self._run(rollout, probe)
+        except Exception as exc:  # noqa: BLE001 - any error fails the probe, with its reason
             run.detail = (str(exc).splitlines() or [type(exc).__name__])[0][:300]
             run.phase = "failed"
             telemetry.warning("probe failed", rollout=rollout.id, probe=probe.probe.value, why=run.detail)
@@ -87,13 +89,13 @@ class HttpProbes:
         took_ms = round((time.monotonic() - began_s) * 1000)
         telemetry.event("probe passed", rollout=rollout.id, probe=probe.probe.value, took_ms=took_ms)
 
-    def _do(self, rollout: RolloutState, probe: RunProbe) -> str:
+    def _run(self, rollout: RolloutState, probe: RunProbe) -> str:
         if probe.probe is ProbeKind.PREFLIGHT:
             self._preflight(rollout)
             return ""
         target = self._target(rollout.service, probe.version)
         if target is None or not target.urls:
-            raise ProbeFailed(f"{probe.version} has no address to ask; see its engine's log")
+            raise ProbeFailed(f"{probe.version} has no address to probe; see its engine's log")
         if probe.probe is ProbeKind.WARM:
             rate = self._rate_per_s(rollout.service) or 0.0
             per_replica = min(MAX_LOAD_PER_S, rate / max(1, rollout.stable.replicas))
@@ -102,31 +104,31 @@ class HttpProbes:
 
 
 async def _warm(target: Target, warmup_tokens: int, rate_per_s: float) -> str:
-    """Each replica generates `warmup_tokens`, then takes a short load at stable's rate."""
+    """Each replica generates `warmup_tokens`, then serves a short load at stable's request rate."""
     async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=target.headers, trust_env=False) as http:
         for url in target.urls:
             model = await _model(http, url, target)
-            made = 0
-            for _ in range(WARM_REQUESTS):
-                if made >= warmup_tokens:
+            generated = 0
+            for _ in range(MAX_WARM_REQUESTS):
+                if generated >= warmup_tokens:
                     break
-                answer = await _ask(http, url, model, SMOKE_QUESTIONS[0], WARM_TOKENS_EACH)
-                made += max(1, _tokens(answer))
+                answer = await _complete(http, url, model, SMOKE_PROMPTS[0], WARM_TOKENS_EACH)
+                generated += max(1, _tokens(answer))
             count = round(rate_per_s * LOAD_S)
             async with asyncio.TaskGroup() as group:
                 for _ in range(count):
-                    group.create_task(_ask(http, url, model, SMOKE_QUESTIONS[1], WARM_TOKENS_EACH // 2))
+                    group.create_task(_complete(http, url, model, SMOKE_PROMPTS[1], WARM_TOKENS_EACH // 2))
                     await asyncio.sleep(LOAD_S / count)
     return ""
 
 
 async def _smoke(target: Target) -> str:
-    """Each replica answers a few questions with some text."""
+    """Each replica answers a few prompts with some text."""
     async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=target.headers, trust_env=False) as http:
         for url in target.urls:
             model = await _model(http, url, target)
-            for question in SMOKE_QUESTIONS:
-                answer = await _ask(http, url, model, question, 32)
+            for prompt in SMOKE_PROMPTS:
+                answer = await _complete(http, url, model, prompt, 32)
                 if not _text(answer).strip():
                     raise ProbeFailed("an answer was empty: is the chat template or the tokenizer wrong?")
     return ""
@@ -144,19 +146,19 @@ async def _model(http: httpx.AsyncClient, url: str, target: Target) -> str:
     return str(listed[0]["id"])
 
 
-async def _ask(
-    http: httpx.AsyncClient, url: str, model: str, question: str, max_tokens: int
+async def _complete(
+    http: httpx.AsyncClient, url: str, model: str, prompt: str, max_tokens: int
 ) -> dict[str, Any]:
-    """An answer of the chat route, or of the completions route where there is no chat template."""
-    chat = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens}
+    """Answer of the chat route, or of the completions route if the model has no chat template."""
+    chat = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
     answer = await http.post(f"{url}/v1/chat/completions", json=chat)
     if answer.status_code in (400, 404):
-        plain = {"model": model, "prompt": question, "max_tokens": max_tokens}
+        plain = {"model": model, "prompt": prompt, "max_tokens": max_tokens}
         answer = await http.post(f"{url}/v1/completions", json=plain)
     if answer.status_code != 200:
         raise ProbeFailed(f"status {answer.status_code}: {answer.text[:200]}")
-    found: dict[str, Any] = answer.json()
-    return found
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 def _tokens(answer: Mapping[str, Any]) -> int:

@@ -1,7 +1,7 @@
-"""One tick of one rollout: load, act on what was committed, look, decide, commit. Nothing else happens here.
+"""Reconciler of rollouts: perform the committed actions, read the data plane, decide, commit.
 
-Invariants: what is done was committed before (a crash between any two lines repeats, and every action is
-idempotent); what cannot be read is None; one port that does not answer keeps no other action from being done;
+Invariants: an action is performed only after it was committed (a crash between any two lines repeats it, and
+actions are idempotent); what cannot be read is None; one failing port does not block the actions of another;
 a stale token or a stale write ends the tick at once, because then another controller acts.
 """
 
@@ -24,16 +24,16 @@ from controller.rollout.actions import (
     StopVersion,
 )
 from controller.rollout.machine import step
-from controller.rollout.observation import Observation, ProbeStatus
+from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, Observation, ProbeStatus
 from controller.rollout.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
 from controller.rollout.state import Phase, RolloutState
 from controller.rollout.status import is_urgent
 
-# Evidence alone (no state change) is committed so often: a crash replays at most so much of the records log.
+# Interval of commits that hold new evidence alone: a crash replays at most this much of the records log.
 EVIDENCE_COMMIT_S = 5.0
 AT_ONCE_S = 0.0
-HURRY_S = 0.02  # a weight is on its way, or a version is leaving
-WAITING_S = 0.25  # a load or a probe is on its way
+URGENT_S = 0.02  # a weight is being applied, or a version is leaving
+WAITING_S = 0.25  # a load or a probe is running
 INTERVAL_S = 1.0
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Everything that a tick touches."""
+    """The ports that a tick uses."""
 
     store: Store
     fleet: Fleet
@@ -53,73 +53,96 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticked:
-    """What a tick left: the state, and when to look again."""
+class Performed:
+    """A rollout as stored, and the results of its pending actions."""
 
-    state: RolloutState
-    seen: Observation
-    changed: bool
-    next_in_s: float
+    stored: Stored
+    probes: tuple[ProbeStatus, ...]
+    delivered: frozenset[str]  # keys of notices
+    failed: bool  # some action failed: do not retry it at once
 
 
 @dataclass(frozen=True, slots=True)
-class _Performed:
-    """What carrying out the pending actions told."""
+class Ticked:
+    """Result of a tick: the committed state, and when the next tick is due."""
 
-    probes: tuple[ProbeStatus, ...]
-    delivered: frozenset[str]
-    failed: bool  # some action could not be carried out: no hurry to try again
+    state: RolloutState
+    evidence: EvidenceStatus | None  # None: it could not be read
+    next_in_s: float
 
 
 class Reconciler:
-    """Drives rollouts tick by tick. Keeps nothing that a restart would miss."""
+    """Ticks rollouts. A tick is `perform`, `read`, `decide`; nothing kept here is missed after a restart."""
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
         self._known: set[str] = set()  # rollouts that this controller has ticked
         self._evidence_committed_at_s: dict[str, float] = {}
-        self._complained: dict[str, str] = {}  # what fails now, so that the log hears of it once
+        self._failures: dict[str, str] = {}  # current failures, so that each is logged once
 
-    def tick(self, rollout: str, *, token: int) -> Ticked | None:
-        """One tick under the lease's fencing token; None: there is no such rollout.
+    def perform(self, rollout: str, *, token: int) -> Performed | None:
+        """Perform the actions that the last commit left pending; None: no such rollout.
 
-        Raises StaleToken or StaleWrite when another controller acts, Unreachable without a store.
+        Raises StaleToken when another controller acts, Unreachable without a store.
         """
         stored = self._ports.store.load(rollout)
         if stored is None:
             return None
-        performed = self._perform(stored, token)
-        seen = self._observe(stored.state, performed)
-        state, wanted = step(stored.state, seen)
-        pending = tuple(wanted)
-        changed = state != stored.state or pending != stored.pending
-        evidence = self._evidence_due(state, seen.now_s, changed)
-        if changed or evidence is not None:
-            self._ports.store.commit(state, pending, expected_version=stored.version, evidence=evidence)
-            _log_change(stored.state, state)
-        self._known.add(rollout)
-        return Ticked(state, seen, changed, _next_in_s(state, pending, changed, performed.failed))
-
-    def _perform(self, stored: Stored, token: int) -> _Performed:
         probes: list[ProbeStatus] = []
         delivered: set[str] = set()
         failed = False
         for action in stored.pending:
-            what = f"{action.kind} of {stored.state.id}"
+            what = f"{action.kind} of {rollout}"
             try:
-                told = self._act(stored.state, action, token)
+                result = self._act(stored.state, action, token)
             except (StaleToken, StaleWrite):
                 raise
-            except Exception as exc:  # noqa: BLE001 - one broken adapter must not keep a rollback from happening
+            except Exception as exc:  # noqa: BLE001 - one failing adapter must not block a rollback
                 failed = True
-                self._complain(what, exc)
+                self._log_failure(what, exc)
                 continue
-            self._complained.pop(what, None)
-            if isinstance(told, ProbeStatus):
-                probes.append(told)
-            elif told is not None:
-                delivered.add(told)
-        return _Performed(tuple(probes), frozenset(delivered), failed)
+            self._failures.pop(what, None)
+            if isinstance(result, ProbeStatus):
+                probes.append(result)
+            elif result is not None:
+                delivered.add(result)
+        return Performed(stored, tuple(probes), frozenset(delivered), failed)
+
+    def read(self, service: str) -> DataPlaneStatus:
+        """Fleet and route table of the service, each read once."""
+        ports, now_s = self._ports, self._ports.clock.now_s()
+        versions = self._read("versions", lambda: ports.fleet.observe(service))
+        split = self._read("split", lambda: ports.traffic.observe(service))
+        return DataPlaneStatus(now_s, split, versions)
+
+    def decide(self, performed: Performed, plane: DataPlaneStatus) -> Ticked:
+        """Step the rollout and commit its next state and actions. `plane` was read after `performed`.
+
+        Raises StaleWrite when another controller committed meanwhile, Unreachable without a store.
+        """
+        ports, stored = self._ports, performed.stored
+        before = stored.state
+        evidence = self._read(
+            "evidence", lambda: ports.evidence.observe(before, plane.versions, plane.read_at_s)
+        )
+        seen = Observation(
+            now_s=plane.read_at_s,
+            split=plane.split,
+            versions=plane.versions,
+            evidence=evidence,
+            probes=performed.probes,
+            commands=ports.store.commands(before.id, after_seq=before.commands_through),
+            delivered=performed.delivered,
+            resumed=before.id not in self._known and before.phase is not Phase.PLANNING,
+        )
+        state, pending = step(before, seen)
+        changed = state != before or pending != stored.pending
+        snapshot = self._snapshot_if_due(state, seen.now_s, changed)
+        if changed or snapshot is not None:
+            ports.store.commit(state, pending, expected_version=stored.version, evidence=snapshot)
+            _log_change(before, state)
+        self._known.add(state.id)
+        return Ticked(state, evidence, _next_in_s(state, pending, changed, performed.failed))
 
     def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:
         ports, service = self._ports, state.service
@@ -142,50 +165,32 @@ class Reconciler:
                 assert_never(action)
         return None
 
-    def _observe(self, state: RolloutState, performed: _Performed) -> Observation:
-        ports = self._ports
-        now_s = ports.clock.now_s()
-        versions = self._read("versions", lambda: ports.fleet.observe(state.service))
-        return Observation(
-            now_s=now_s,
-            split=self._read("split", lambda: ports.traffic.observe(state.service)),
-            versions=versions,
-            evidence=self._read("evidence", lambda: ports.evidence.observe(state, versions, now_s)),
-            probes=performed.probes,
-            commands=ports.store.commands(state.id, after_seq=state.commands_through),
-            delivered=performed.delivered,
-            tombstoned=bool(
-                self._read("tombstone", lambda: ports.traffic.is_tombstoned(state.service, state.id))
-            ),
-            resumed=state.id not in self._known and state.phase is not Phase.PLANNING,
-        )
-
     def _read(self, what: str, read: Callable[[], T | None]) -> T | None:
         try:
             result = read()
         except (StaleToken, StaleWrite):
             raise
-        except Exception as exc:  # noqa: BLE001 - what cannot be read is None; the machine knows its deadline
-            self._complain(f"reading {what}", exc)
+        except Exception as exc:  # noqa: BLE001 - a failed read is None, and the machine has deadlines for it
+            self._log_failure(f"reading {what}", exc)
             return None
-        self._complained.pop(f"reading {what}", None)
+        self._failures.pop(f"reading {what}", None)
         return result
 
-    def _complain(self, what: str, exc: Exception) -> None:
-        if self._complained.get(what) == str(exc):
+    def _log_failure(self, what: str, exc: Exception) -> None:
+        if self._failures.get(what) == str(exc):
             return
-        self._complained[what] = str(exc)
+        self._failures[what] = str(exc)
         if isinstance(exc, CanaryctlError):
-            telemetry.warning("does not work now, will be tried again", what=what, why=str(exc))
+            telemetry.warning("failed, will be retried", what=what, why=str(exc))
         else:
             telemetry.alarm("raised an unexpected error", exc, what=what)
 
-    def _evidence_due(self, state: RolloutState, now_s: float, changed: bool) -> bytes | None:
+    def _snapshot_if_due(self, state: RolloutState, now_s: float, changed: bool) -> bytes | None:
         last_s = self._evidence_committed_at_s.setdefault(state.id, now_s)
         if not changed and now_s - last_s < EVIDENCE_COMMIT_S:
             return None
         self._evidence_committed_at_s[state.id] = now_s
-        # What cannot be saved must not keep a rollback from being committed; it is tried again.
+        # A failed snapshot must not keep a rollback from being committed; it is retried.
         return self._read("snapshot of the evidence", lambda: self._ports.evidence.snapshot(state.id))
 
 
@@ -195,7 +200,7 @@ def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool, fa
     if changed and not state.is_final:
         return AT_ONCE_S
     if is_urgent(state) or any(isinstance(action, SetSplit) for action in pending):
-        return HURRY_S
+        return URGENT_S
     if any(isinstance(action, EnsureVersion | RunProbe) for action in pending):
         return WAITING_S
     return INTERVAL_S

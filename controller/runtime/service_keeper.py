@@ -1,18 +1,17 @@
-"""Keeps each service as its row says: front open, stable version loaded and in the table, nothing else there.
+"""Keeper of a service: front open, stable version loaded and in the route table, no other version running.
 
-Invariants: level-triggered, so that it repairs what a crash, a reboot or a restarted actor left; while a
-rollout has the route table in its hands (`exposed`), only it writes there; what cannot be read is left alone.
+Invariants: level-triggered, so it repairs what a crash, a reboot or an actor restart left behind; while a
+rollout is `exposed`, only the rollout writes the route table; what cannot be read is left alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken
 from controller.rollout.actions import SetSplit
-from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
+from controller.rollout.observation import DataPlaneStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.ports import Clock, Fleet, Traffic
 from controller.rollout.state import RolloutState
 from controller.store.rows import ServiceRow
@@ -23,31 +22,20 @@ INTERVAL_S = 1.0
 
 
 class Front(Protocol):
-    """Where a service's users come in: route table, records log, routers. Each call returns within 50 ms."""
+    """Route table, records log and routers of a service. Idempotent; each call returns within 50 ms."""
 
     def open(self, service: str, secret: str, *, token: int) -> None: ...
-    def is_open(self, service: str) -> bool | None: ...
     def close(self, service: str, *, token: int) -> None: ...
 
 
 class Removals(Protocol):
-    """Where a service that is gone is forgotten."""
+    """The part of the store that deletes a removed service."""
 
     def remove_service(self, name: str, *, at_s: float) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class KeepResult:
-    """What a look saw and left. None: it could not be read. `is_gone`: the service is no more."""
-
-    next_in_s: float
-    versions: tuple[VersionStatus, ...] | None = None
-    split: SplitStatus | None = None
-    is_gone: bool = False
-
-
 class Keeper:
-    """Drives services that exist towards their row, and those being removed out of the world."""
+    """Drives the data plane towards the service's row, and out of existence when the row says `removing`."""
 
     def __init__(
         self, fleet: Fleet, traffic: Traffic, front: Front, removals: Removals, clock: Clock
@@ -58,78 +46,104 @@ class Keeper:
         self._removals = removals
         self._clock = clock
 
-    def tick(self, row: ServiceRow, replicas: int, rollout: RolloutState | None, *, token: int) -> KeepResult:
-        """One look at a service. rollout None: none runs. Raises StaleToken when another controller acts."""
+    def prepare(self, row: ServiceRow, *, token: int) -> bool:
+        """Open the front and send a heartbeat, or close the front of a service being removed.
+
+        MUST come before the data plane is read for `tick`. False: it failed, skip `tick`. Raises StaleToken.
+        """
         try:
             if row.removing:
-                return self._remove(row, token)
-            self._front.open(row.name, row.secret, token=token)
-            self._traffic.heartbeat(row.name, token=token)
-            versions = self._fleet.observe(row.name)
-            split = self._traffic.observe(row.name)
-            return self._keep(row, replicas, rollout, versions, split, token)
+                # The front first: no request may arrive at an engine that is being stopped.
+                self._front.close(row.name, token=token)
+            else:
+                self._front.open(row.name, row.secret, token=token)
+                self._traffic.heartbeat(row.name, token=token)
+            return True
         except StaleToken:
             raise
         except CanaryctlError as exc:
-            telemetry.warning("service cannot be kept now", service=row.name, why=str(exc))
-            return KeepResult(INTERVAL_S)
+            telemetry.warning("front does not answer, will be retried", service=row.name, why=str(exc))
+        except Exception as exc:  # noqa: BLE001 - a broken front must not block the rollback of a rollout
+            telemetry.alarm("front raised an unexpected error", exc, service=row.name)
+        return False
 
-    def _keep(
+    def tick(
         self,
         row: ServiceRow,
         replicas: int,
         rollout: RolloutState | None,
-        versions: tuple[VersionStatus, ...] | None,
-        split: SplitStatus | None,
+        plane: DataPlaneStatus,
+        *,
         token: int,
-    ) -> KeepResult:
-        is_settled = versions is not None and split is not None
-        if versions is not None and not self._has_stable(row, replicas, versions, token):
-            is_settled = False
-        if rollout is None and versions is not None and self._stop_strangers(row, versions, token):
-            is_settled = False
-        if (rollout is None or not rollout.exposed) and not _is_only_stable(split, row.stable):
-            wanted = SetSplit(row.stable, None, 0, 0)
-            self._traffic.set_split(row.name, rollout.id if rollout else "", wanted, token=token)
-            is_settled = False
-        return KeepResult(INTERVAL_S if is_settled else BUSY_S, versions, split)
+    ) -> float | None:
+        """One correction; seconds until the next, None: the service was removed. Raises StaleToken.
 
-    def _has_stable(
+        rollout: the running one, None: there is none.
+        """
+        try:
+            if row.removing:
+                return self._remove(row, plane, token)
+            return BUSY_S if self._correct(row, replicas, rollout, plane, token) else INTERVAL_S
+        except StaleToken:
+            raise
+        except CanaryctlError as exc:
+            telemetry.warning("service cannot be kept now", service=row.name, why=str(exc))
+            return INTERVAL_S
+
+    def _correct(
+        self,
+        row: ServiceRow,
+        replicas: int,
+        rollout: RolloutState | None,
+        plane: DataPlaneStatus,
+        token: int,
+    ) -> bool:
+        """True: something was corrected, or could not be read."""
+        is_busy = plane.versions is None or plane.split is None
+        if plane.versions is not None:
+            is_busy |= self._ensure_stable(row, replicas, plane.versions, token)
+            if rollout is None:
+                is_busy |= self._stop_strays(row, plane.versions, token)
+        if (rollout is None or not rollout.exposed) and not _is_only_stable(plane.split, row.stable):
+            stable_alone = SetSplit(row.stable, None, 0, 0)
+            self._traffic.set_split(row.name, rollout.id if rollout else "", stable_alone, token=token)
+            is_busy = True
+        return is_busy
+
+    def _ensure_stable(
         self, row: ServiceRow, replicas: int, versions: tuple[VersionStatus, ...], token: int
     ) -> bool:
-        sight = next((one for one in versions if one.version == row.stable), None)
-        if sight is not None and sight.phase is VersionPhase.READY and sight.ready_replicas >= replicas:
-            return True
-        if sight is None or sight.phase is not VersionPhase.FAILED:
+        """True: stable does not have its replicas yet."""
+        stable = next((version for version in versions if version.version == row.stable), None)
+        if stable is not None and stable.phase is VersionPhase.READY and stable.ready_replicas >= replicas:
+            return False
+        if stable is None or stable.phase is not VersionPhase.FAILED:
             self._fleet.ensure(row.name, row.stable, replicas, token=token)
-        elif self._clock.now_s() - sight.since_s >= RETRY_FAILED_S:
-            # Stopping forgets the failure; the next look finds it gone and loads it again.
+        elif self._clock.now_s() - stable.since_s >= RETRY_FAILED_S:
+            # Stopping clears the failure; the next tick finds the version gone and loads it again.
             self._fleet.stop(row.name, row.stable, token=token)
-        return False
+        return True
 
-    def _stop_strangers(self, row: ServiceRow, versions: tuple[VersionStatus, ...], token: int) -> bool:
-        """Stop what no rollout owns, such as a canary whose memory was not seen freed in time."""
-        gone = (VersionPhase.GONE, VersionPhase.STOPPING)
-        strangers = [one for one in versions if one.version != row.stable and one.phase not in gone]
-        for one in strangers:
-            self._fleet.stop(row.name, one.version, token=token)
-        return bool(strangers)
+    def _stop_strays(self, row: ServiceRow, versions: tuple[VersionStatus, ...], token: int) -> bool:
+        """Stop versions without an owner, such as a canary whose memory was not released in time."""
+        leaving = (VersionPhase.GONE, VersionPhase.STOPPING)
+        strays = [one.version for one in versions if one.version != row.stable and one.phase not in leaving]
+        for version in strays:
+            self._fleet.stop(row.name, version, token=token)
+        return bool(strays)
 
-    def _remove(self, row: ServiceRow, token: int) -> KeepResult:
-        # The front first: nothing may arrive at an engine that is being stopped.
-        self._front.close(row.name, token=token)
-        versions = self._fleet.observe(row.name)
-        if versions is None:
-            return KeepResult(BUSY_S)
-        left = [one for one in versions if one.phase is not VersionPhase.GONE]
-        for one in left:
-            if one.phase is not VersionPhase.STOPPING:
-                self._fleet.stop(row.name, one.version, token=token)
-        if left or self._front.is_open(row.name) is not False:
-            return KeepResult(BUSY_S, versions)
+    def _remove(self, row: ServiceRow, plane: DataPlaneStatus, token: int) -> float | None:
+        if plane.versions is None:
+            return BUSY_S
+        loaded = [version for version in plane.versions if version.phase is not VersionPhase.GONE]
+        for version in loaded:
+            if version.phase is not VersionPhase.STOPPING:
+                self._fleet.stop(row.name, version.version, token=token)
+        if loaded or plane.split is not None:
+            return BUSY_S
         self._removals.remove_service(row.name, at_s=self._clock.now_s())
         telemetry.event("service removed", service=row.name)
-        return KeepResult(INTERVAL_S, is_gone=True)
+        return None
 
 
 def _is_only_stable(split: SplitStatus | None, stable: str) -> bool:

@@ -14,7 +14,7 @@ from controller.planning.risk import Assessment
 from controller.quantities import FULL_BP, duration, percent
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.plan import Plan
-from controller.rollout.state import Phase, RolloutState, StagePass
+from controller.rollout.state import PassedStage, Phase, RolloutState
 from controller.rollout.status import exit_code
 from controller.rollout.twin_report import unproven
 from controller.views.models import (
@@ -262,7 +262,7 @@ def _notes(state: RolloutState) -> list[str]:
     return [*twin, *([unproven(state).removeprefix("; ")] if unproven(state) else [])]
 
 
-def _pass_view(one: StagePass) -> PassView:
+def _pass_view(one: PassedStage) -> PassView:
     return PassView(
         number=one.stage + 1,
         weight_bp=one.weight_bp,

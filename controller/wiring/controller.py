@@ -7,7 +7,6 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import psutil
 import uvicorn
@@ -25,17 +24,19 @@ from controller.installed import own_version
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.data_plane_ray import (
-    PlaneFleet,
-    PlaneFront,
-    PlaneLog,
-    PlaneTraffic,
+    FleetAdapter,
+    FrontAdapter,
+    RecordsAdapter,
+    TrafficAdapter,
     probe_target,
     translated,
 )
+from controller.runtime.notifier_log import LogNotifier
 from controller.runtime.probes_http import HttpProbes, Target
 from controller.runtime.reconciler import Ports, Reconciler
-from controller.runtime.runner import Runner, ServiceWorkers
+from controller.runtime.runner import Runner
 from controller.runtime.service_keeper import Keeper
+from controller.runtime.service_loop import ServiceWorkers
 from controller.settings import Settings
 from controller.store.ab import AbStore
 from controller.store.row_specs import service_spec, version_spec
@@ -53,23 +54,6 @@ class SystemClock:
     def now_s(self) -> float:
         """Seconds since the epoch."""
         return time.time()
-
-
-class LogNotifier:
-    """Notices as events of the log: a page is an ERROR. Each key once a process."""
-
-    def __init__(self) -> None:
-        self._sent: set[str] = set()
-
-    def send(self, key: str, severity: Literal["info", "page"], text: str) -> bool:
-        """True: it is in the log."""
-        if key not in self._sent:
-            self._sent.add(key)
-            if severity == "page":
-                telemetry.alarm("page", key=key, text=text)
-            else:
-                telemetry.event("notice", key=key, text=text)
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +75,7 @@ def build(settings: Settings) -> Built:
     store = SqlStore(settings.database_url)
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
-    versions, log = Versions(settings, store), PlaneLog(traffic)
+    versions, log = Versions(settings, store), RecordsAdapter(traffic)
     world = Environment(versions, log)
     notifier = LogNotifier()
 
@@ -114,10 +98,10 @@ def build(settings: Settings) -> Built:
         meter = world.meters.setdefault(
             service, TrafficMeter(service, log, lambda stable: promoted_at_s(service, stable))
         )
-        engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
+        engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
         feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(target=target, preflight=preflight, rate_per_s=world.requests_per_s)
-        front = PlaneFront(traffic, routers, fleet.stop_router, time.monotonic)
+        front = FrontAdapter(traffic, routers, fleet.stop_router, time.monotonic)
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
 
         def measure(now_s: float) -> None:

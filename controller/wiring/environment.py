@@ -11,7 +11,7 @@ from controller.planning.baseline import Measured
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import Fingerprint
 from controller.rollout.plan import Plan
-from controller.runtime.data_plane_ray import PlaneLog
+from controller.runtime.data_plane_ray import RecordsAdapter
 from controller.runtime.forecast_process import Simulator
 from controller.spec.service import PolicySpec, VersionSpec
 from controller.views.models import ForecastView
@@ -23,7 +23,7 @@ from serving.fleet import engine_args
 class Environment:
     """What the commands need of this machine."""
 
-    def __init__(self, versions: Versions, log: PlaneLog) -> None:
+    def __init__(self, versions: Versions, log: RecordsAdapter) -> None:
         self._versions = versions
         self._log = log
         self.meters: dict[str, TrafficMeter] = {}

@@ -18,7 +18,6 @@ from controller.planning.fingerprint import (
     known_architectures,
 )
 from controller.rollout.state import RolloutState
-from controller.runtime.data_plane_ray import launch_of
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import read_hashes, write_hashes
@@ -111,3 +110,43 @@ def wait_until_ready(
             phase = seen.phase if seen is not None else "not there"
             raise Unreachable(f"stable {stable} is {phase}, not ready to go back to; deploy when it is")
         time.sleep(0.25)
+
+
+def launch_of(
+    service: str,
+    version: str,
+    secret: str,
+    spec: VersionSpec,
+    *,
+    replicas: int,
+    on_gpu: bool,
+    memory_bytes: int | None,
+) -> Launch:
+    """The fleet's launch of this version, from its spec."""
+    if spec.url is not None:
+        url = spec.url.rstrip("/").removesuffix("/v1").rstrip("/")
+        return Launch(service, version, secret, url=url)
+    arguments = spec.engine_arguments()
+    # The launch has a field for tensor parallelism; without a dtype the engine chooses as for `auto`.
+    arguments.pop("tensor_parallel_size", None)
+    if arguments.get("dtype") == "auto":
+        del arguments["dtype"]
+    return Launch(
+        service,
+        version,
+        secret,
+        model_dir=spec.model,
+        engine_args=arguments,
+        replicas=replicas,
+        gpus_per_replica=_gpus(spec) if on_gpu else 0.0,
+        tensor_parallel=spec.tensor_parallel_size,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _gpus(spec: VersionSpec) -> float:
+    """GPUs per replica: as specified, else half a device if the engine uses at most half of its memory."""
+    if spec.gpus is not None:
+        return float(spec.gpus)
+    shares = spec.gpu_memory_utilization is not None and spec.gpu_memory_utilization <= 0.5
+    return float(spec.tensor_parallel_size) * (0.5 if shares else 1.0)

@@ -9,7 +9,7 @@ import pytest
 
 from controller.errors import StaleToken
 from controller.rollout.actions import SetSplit
-from controller.runtime.data_plane_ray import PlaneTraffic
+from controller.runtime.data_plane_ray import TrafficAdapter
 from tests.fakes.plane import FakeClock, FakeTraffic
 from tests.fakes.traffic_memory import MemoryTraffic
 
@@ -20,7 +20,7 @@ SHARED = SetSplit("v-1", "v-2", 500, 0)
 
 @dataclass(slots=True)
 class Rig:
-    traffic: FakeTraffic | PlaneTraffic
+    traffic: FakeTraffic | TrafficAdapter
     tombstone: Callable[[str], object]
     pass_time: Callable[[], None]
 
@@ -34,7 +34,7 @@ def rig(request: pytest.FixtureRequest) -> Rig:
     memory = MemoryTraffic(clock.now_s)
     memory.open("chat", "secret")
     return Rig(
-        PlaneTraffic(memory), lambda rollout: memory.tombstone("chat", rollout), lambda: clock.advance(5.0)
+        TrafficAdapter(memory), lambda rollout: memory.tombstone("chat", rollout), lambda: clock.advance(5.0)
     )
 
 
@@ -98,8 +98,9 @@ def test_a_tombstoned_rollout_never_has_a_weight_again(rig: Rig) -> None:
 
     rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
 
-    assert table(rig) == ("v-1", None, 0)
-    assert rig.traffic.is_tombstoned("chat", ROLLOUT)
+    status = rig.traffic.observe("chat")
+    assert status is not None
+    assert (table(rig), status.tombstoned) == (("v-1", None, 0), (ROLLOUT,))
 
 
 def test_a_tombstone_is_of_one_rollout(rig: Rig) -> None:
@@ -108,5 +109,6 @@ def test_a_tombstone_is_of_one_rollout(rig: Rig) -> None:
 
     rig.traffic.set_split("chat", "r-00000002", SHARED, token=1)
 
-    assert table(rig) == ("v-1", "v-2", 500)
-    assert not rig.traffic.is_tombstoned("chat", "r-00000002")
+    status = rig.traffic.observe("chat")
+    assert status is not None
+    assert (table(rig), status.tombstoned) == (("v-1", "v-2", 500), (ROLLOUT,))

@@ -27,8 +27,9 @@ from controller.planning.fingerprint import (
 from controller.planning.forecast import forecast
 from controller.rollout.plan import Plan
 from controller.runtime.reconciler import Ports, Reconciler
-from controller.runtime.runner import Runner, ServiceWorkers
+from controller.runtime.runner import Runner
 from controller.runtime.service_keeper import Keeper
+from controller.runtime.service_loop import ServiceWorkers
 from controller.settings import Config, Settings, save_config
 from controller.spec.service import PolicySpec, VersionSpec
 from controller.store.row_specs import version_spec
@@ -107,7 +108,7 @@ class FakeController:
         self.fleet = FakeFleet(clock, load_s=0.05, unload_s=0.05)  # type: ignore[arg-type]
         self.traffic = FakeTraffic(clock)  # type: ignore[arg-type]
         self.evidence, self.probes, self.notifier = FakeEvidence(), FakeProbes(), FakeNotifier()
-        self.front, self.world = FakeFront(), FakeWorld()
+        self.front, self.world = FakeFront(self.traffic), FakeWorld()
         ports = Ports(self.store, self.fleet, self.traffic, self.evidence, self.probes, self.notifier, clock)
 
         def make_workers(_: str) -> ServiceWorkers:

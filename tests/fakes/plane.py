@@ -159,14 +159,11 @@ class FakeTraffic:
         if self.blind or table is None:
             return None
         applied = self.clock.at_s - self.set_at_s[service] >= self.ack_s
-        return replace(table, applied=applied)
+        return replace(table, applied=applied, tombstoned=tuple(sorted(self.tombstones)))
 
     def heartbeat(self, service: str, *, token: int) -> None:
         self._open(token)
         self.heard[service] = self.clock.at_s
-
-    def is_tombstoned(self, service: str, rollout: str) -> bool:
-        return rollout in self.tombstones
 
     def tombstone(self, rollout: str) -> None:
         """What `rollback --direct` leaves, past any controller."""
@@ -182,16 +179,15 @@ class FakeTraffic:
 class FakeFront:
     """Fronts that open and close at once."""
 
+    traffic: FakeTraffic
     opened: dict[str, str] = field(default_factory=dict)
 
     def open(self, service: str, secret: str, *, token: int) -> None:
         self.opened[service] = secret
 
-    def is_open(self, service: str) -> bool | None:
-        return service in self.opened
-
     def close(self, service: str, *, token: int) -> None:
         self.opened.pop(service, None)
+        self.traffic.tables.pop(service, None)
 
 
 @dataclass(slots=True)

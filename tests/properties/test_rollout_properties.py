@@ -30,7 +30,7 @@ from controller.rollout.serialization import (
     state_to_json,
 )
 from controller.rollout.state import Phase, RolloutState
-from controller.rollout.status import exit_code, is_urgent, rollback_means
+from controller.rollout.status import exit_code, is_urgent, rollback_effect
 from controller.views.rollout import rollout_view
 from evaluation.report import GateReport, Verdict
 from tests.fakes.obedient import Obedient
@@ -52,6 +52,7 @@ splits = st.builds(
     canary=st.one_of(st.none(), versions),
     weight_bp=st.sampled_from([0, 1000, 5000, FULL_BP - HOLDBACK_BP, FULL_BP]),
     applied=st.booleans(),
+    tombstoned=st.sampled_from([()] * 19 + [("r-1",)]),
 )
 sights = st.builds(
     VersionStatus,
@@ -106,7 +107,6 @@ observations = st.builds(
     evidence=st.one_of(st.none(), evidences),
     probes=st.lists(probes, max_size=3).map(tuple),
     commands=st.lists(commands, max_size=2).map(tuple),
-    tombstoned=st.sampled_from([False] * 19 + [True]),
     resumed=st.booleans(),
 )
 
@@ -195,7 +195,7 @@ def test_step_is_total_and_everything_it_says_is_json(seen: list[Observation]) -
         assert state_from_json(state_to_json(state)) == state
         assert actions_from_json(actions_to_json(actions)) == actions
         assert (exit_code(state) is None) != state.is_final
-        assert rollback_means(state)
+        assert rollback_effect(state)
         assert not (is_urgent(state) and state.is_final)
     view = rollout_view(state, seen[-1].evidence if seen else None)
     assert type(view).model_validate_json(view.model_dump_json()) == view

@@ -106,6 +106,9 @@ class Player:
         for word in words:
             if "=" in word:
                 self._take(*word.split("=", 1))
+        if "tombstone" in flags:
+            assert self.world.split is not None, "a tombstone needs a table"
+            self.world.split = replace(self.world.split, tombstoned=(self.state.id,))
         notices = {action.key for action in self.wanted if isinstance(action, Notify)}
         seen = Observation(
             now_s=self.world.now_s,
@@ -115,7 +118,6 @@ class Player:
             probes=self.world.probes,
             commands=self.world.asked,
             delivered=frozenset(notices if "delivered" in flags else ()),
-            tombstoned="tombstone" in flags,
             resumed="resumed" in flags,
         )
         self.state, self.wanted = step(self.state, seen)

@@ -26,7 +26,7 @@ from controller.rollout.serialization import (
     state_to_json,
 )
 from controller.rollout.state import Cause, CauseKind, Departure, DepartureStep, Phase, RolloutState
-from controller.rollout.status import exit_code, rollback_means
+from controller.rollout.status import exit_code, rollback_effect
 from evaluation.report import Verdict
 
 PLAN = Plan("low", (), (), 500, 60.0)
@@ -114,15 +114,15 @@ def test_exit_codes_tell_how_a_rollout_ended() -> None:
 def test_rollback_means_what_the_person_means() -> None:
     new_serves = Departure("v-old", "v-new", DepartureStep.UNLOAD, 0.0, 0.0)
 
-    assert rollback_means(None) == "already"
-    assert rollback_means(at(Phase.LOADING)) == "abort"
-    assert rollback_means(at(Phase.STAGE)) == "abort"
-    assert rollback_means(at(Phase.BAKING)) == "switch_back"
-    assert rollback_means(at(Phase.UNLOADING)) == "restore"
-    assert rollback_means(at(Phase.SUCCEEDED)) == "undo"
-    assert rollback_means(at(Phase.ROLLED_BACK)) == "already"
-    assert rollback_means(at(Phase.FAILED)) == "already"
-    assert rollback_means(at(Phase.FAILED, departure=new_serves)) == "undo"
+    assert rollback_effect(None) == "already"
+    assert rollback_effect(at(Phase.LOADING)) == "abort"
+    assert rollback_effect(at(Phase.STAGE)) == "abort"
+    assert rollback_effect(at(Phase.BAKING)) == "switch_back"
+    assert rollback_effect(at(Phase.UNLOADING)) == "restore"
+    assert rollback_effect(at(Phase.SUCCEEDED)) == "undo"
+    assert rollback_effect(at(Phase.ROLLED_BACK)) == "already"
+    assert rollback_effect(at(Phase.FAILED)) == "already"
+    assert rollback_effect(at(Phase.FAILED, departure=new_serves)) == "undo"
 
 
 @pytest.mark.parametrize(

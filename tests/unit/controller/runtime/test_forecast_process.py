@@ -1,4 +1,4 @@
-"""Forecasts in a process of their own: the real one, and ones that fail, hang or are killed."""
+"""Forecasts in a child process: the real one, and ones that fail, hang or are killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from controller.planning.forecast import NotSimulated
 from controller.rollout.plan import Plan, Stage
-from controller.runtime.forecast_process import MOST_WAITING, Simulator
+from controller.runtime.forecast_process import MAX_WAITING, Simulator
 from controller.spec.service import PolicySpec, parse_policy
 from controller.views.models import ForecastView
 from evaluation.forecast.stages import TrafficModel
@@ -51,50 +51,52 @@ def why(simulator: Simulator) -> str:
     return str(caught.value)
 
 
-def test_a_forecast_is_made_in_another_process() -> None:
+def test_a_forecast_runs_in_another_process() -> None:
     [stage] = Simulator().forecast(PLAN, POLICY, TRAFFIC)
 
     assert stage.seconds_median is not None
     assert 300 <= stage.seconds_median < 900
 
 
-def test_a_process_that_fails_gives_one_line() -> None:
+def test_a_failed_process_raises_one_line() -> None:
     assert why(Simulator(fails)) == (
         "the simulation failed: ValueError: no such gate; the rollout does not need it"
     )
 
 
-def test_a_process_that_is_killed_gives_one_line() -> None:
+def test_a_killed_process_raises_one_line() -> None:
     assert why(Simulator(is_killed)) == (
         "the simulation ended with exit code -9; the controller's log says why"
     )
 
 
-def test_a_process_that_hangs_is_ended_and_gives_one_line() -> None:
+def test_a_hanging_process_is_killed_and_raises_one_line() -> None:
     assert why(Simulator(hangs, limit_s=2.0)) == (
-        "the simulation took longer than 2 s; ask again when the host is less busy"
+        "the simulation took longer than 2 s; try again when the host is less busy"
     )
     assert [one for one in multiprocessing.active_children() if one.name == "forecast"] == []
 
 
-def test_only_so_many_wait_for_their_turn() -> None:
+def test_the_number_of_waiting_forecasts_is_limited() -> None:
     simulator = Simulator(hangs, limit_s=2.0)
-    said: list[str] = []
-    waiting = [threading.Thread(target=lambda: said.append(why(simulator))) for _ in range(1 + MOST_WAITING)]
+    messages: list[str] = []
+    waiting = [
+        threading.Thread(target=lambda: messages.append(why(simulator))) for _ in range(1 + MAX_WAITING)
+    ]
     for one in waiting:
         one.start()
-    while simulator._places._value:
+    while simulator._slots._value:
         time.sleep(0.01)
 
     started_s = time.monotonic()
     refused = why(simulator)
 
-    assert refused == "4 forecasts are being made already; ask again later, or with --quick"
+    assert refused == "4 forecasts are running already; try again later, or use --quick"
     assert time.monotonic() - started_s < 1.0
     for one in waiting:
         one.join()
-    assert len(said) == 1 + MOST_WAITING
-    assert {text.split(";")[0] for text in said} == {"the simulation took longer than 2 s"}
+    assert len(messages) == 1 + MAX_WAITING
+    assert {text.split(";")[0] for text in messages} == {"the simulation took longer than 2 s"}
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def live(tmp_path: Path) -> Iterator[tuple[FakeController, httpx.Client, Path]]:
     controller.stop()
 
 
-def asked(model: Path) -> dict[str, object]:
+def plan_request(model: Path) -> dict[str, object]:
     return {
         "version": {"model": str(model)},
         "policy": {"gates": {"hallucination": None}, "stages": [{"weight": "10%", "min_canary": 150}]},
@@ -119,13 +121,13 @@ def asked(model: Path) -> dict[str, object]:
     }
 
 
-def test_a_live_controller_forecasts_in_a_real_process(
+def test_a_running_controller_forecasts_in_a_real_process(
     live: tuple[FakeController, httpx.Client, Path],
 ) -> None:
     controller, api, model = live
     controller.world.simulate = Simulator().forecast
 
-    view = api.post("/v1/services/chat/plan", json=asked(model)).json()
+    view = api.post("/v1/services/chat/plan", json=plan_request(model)).json()
 
     assert view["forecast"][0]["runs"] >= 10
     assert view["forecast_note"] is None
@@ -138,13 +140,13 @@ def test_a_forecast_that_hangs_blocks_neither_ticks_nor_api(
     controller.world.simulate = Simulator(hangs, limit_s=2.0).forecast
     answers: list[httpx.Response] = []
     plan = threading.Thread(
-        target=lambda: answers.append(api.post("/v1/services/chat/plan", json=asked(model)))
+        target=lambda: answers.append(api.post("/v1/services/chat/plan", json=plan_request(model)))
     )
     plan.start()
     while not controller.world.forecasts:
         time.sleep(0.01)
 
-    seen = controller.runner.sight("chat").at_s
+    seen = controller.runner.last_tick("chat").at_s
     took_s = []
     while plan.is_alive():
         began_s = time.monotonic()
@@ -152,8 +154,8 @@ def test_a_forecast_that_hangs_blocks_neither_ticks_nor_api(
         took_s.append(time.monotonic() - began_s)
         time.sleep(0.2)
 
-    assert controller.runner.sight("chat").at_s - seen > 0.5
+    assert controller.runner.last_tick("chat").at_s - seen > 0.5
     assert max(took_s) < 2.0
     assert answers[0].json()["forecast_note"] == (
-        "the simulation took longer than 2 s; ask again when the host is less busy"
+        "the simulation took longer than 2 s; try again when the host is less busy"
     )

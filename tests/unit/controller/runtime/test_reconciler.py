@@ -13,7 +13,7 @@ from controller.errors import StaleToken, StaleWrite, Unreachable
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase, RolloutState
-from controller.runtime.reconciler import Ports, Reconciler
+from controller.runtime.reconciler import Ports, Reconciler, Ticked
 from evaluation.report import Verdict
 from tests.fakes.plane import FakeClock, FakeEvidence, FakeFleet, FakeNotifier, FakeProbes, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
@@ -21,6 +21,13 @@ from tests.fakes.store_memory import MemoryStore
 
 OPERATOR = Identity("ada", Role.OPERATOR)
 TICKS = 2000
+
+
+def tick(reconciler: Reconciler, *, token: int = 1) -> Ticked:
+    """One tick as the service loop runs it."""
+    performed = reconciler.perform("r-00000001", token=token)
+    assert performed is not None
+    return reconciler.decide(performed, reconciler.read("chat"))
 
 
 @dataclass(slots=True)
@@ -57,8 +64,7 @@ class Environment:
     ) -> RolloutState:
         """Tick, let time pass as the tick says, until the claim holds."""
         for _ in range(TICKS):
-            ticked = reconciler.tick("r-00000001", token=token)
-            assert ticked is not None
+            ticked = tick(reconciler, token=token)
             if until(ticked.state):
                 return ticked.state
             self.clock.advance(max(ticked.next_in_s, 0.01))
@@ -138,12 +144,12 @@ def test_an_idle_tick_commits_nothing() -> None:
     reconciler = Reconciler(world.ports())
     world.evidence.verdict = Verdict.UNDECIDED
     world.drive(reconciler, until=in_stage(0))
-    reconciler.tick("r-00000001", token=1)
+    tick(reconciler)
     commits = world.store.commits
 
     for _ in range(4):
         world.clock.advance(1.0)
-        reconciler.tick("r-00000001", token=1)
+        tick(reconciler)
 
     assert world.store.commits == commits
 
@@ -153,11 +159,11 @@ def test_new_evidence_alone_is_committed_after_some_seconds() -> None:
     reconciler = Reconciler(world.ports())
     world.evidence.verdict = Verdict.UNDECIDED
     world.drive(reconciler, until=in_stage(0))
-    reconciler.tick("r-00000001", token=1)
+    tick(reconciler)
     commits = world.store.commits
 
     world.clock.advance(5.1)
-    reconciler.tick("r-00000001", token=1)
+    tick(reconciler)
 
     assert world.store.commits == commits + 1
 
@@ -218,7 +224,7 @@ def test_unreadable_evidence_never_promotes() -> None:
     world.drive(reconciler, until=in_stage(0))
 
     for _ in range(100):
-        reconciler.tick("r-00000001", token=1)
+        tick(reconciler)
         world.clock.advance(10.0)
 
     assert (world.state().phase, world.state().stage) == (Phase.STAGE, 0)
@@ -243,7 +249,7 @@ def test_a_stale_token_ends_the_tick_and_commits_nothing() -> None:
     before = world.store.load("r-00000001")
 
     with pytest.raises(StaleToken):
-        reconciler.tick("r-00000001", token=1)
+        tick(reconciler)
 
     assert world.store.load("r-00000001") == before
 
@@ -262,7 +268,7 @@ def test_a_commit_of_another_controller_ends_the_tick() -> None:
         return raced
 
     with pytest.raises(StaleWrite):
-        Reconciler(world.ports(wrap)).tick("r-00000001", token=1)
+        tick(Reconciler(world.ports(wrap)))
 
 
 def test_a_store_that_does_not_answer_is_reported_as_such() -> None:
@@ -273,11 +279,11 @@ def test_a_store_that_does_not_answer_is_reported_as_such() -> None:
             raise Unreachable("the database does not answer")
 
     with pytest.raises(Unreachable):
-        Reconciler(world.ports(lambda name, port: Gone() if name == "store" else port)).tick("r-1", token=1)
+        tick(Reconciler(world.ports(lambda name, port: Gone() if name == "store" else port)))
 
 
 def test_an_unknown_rollout_is_none() -> None:
-    assert Reconciler(Environment().ports()).tick("r-nowhere0", token=1) is None
+    assert Reconciler(Environment().ports()).perform("r-nowhere0", token=1) is None
 
 
 class Killed(BaseException):
@@ -336,12 +342,11 @@ def run_through(
     for _ in range(TICKS):
         happens(world)
         try:
-            ticked = reconciler.tick("r-00000001", token=token)
+            ticked = tick(reconciler, token=token)
         except Killed:
             token += 1
             reconciler = Reconciler(world.ports())
             continue
-        assert ticked is not None
         if ticked.state.is_final and not world.store.running():
             break
         world.clock.advance(max(ticked.next_in_s, 0.01))
@@ -375,6 +380,6 @@ def test_a_restarted_controller_says_that_it_took_over() -> None:
     world = Environment()
     world.drive(Reconciler(world.ports()), until=in_stage(0))
 
-    Reconciler(world.ports()).tick("r-00000001", token=2)
+    tick(Reconciler(world.ports()), token=2)
 
     assert any("took over" in line.text for line in world.state().log)

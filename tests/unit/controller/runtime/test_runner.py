@@ -154,8 +154,8 @@ def test_what_a_tick_saw_is_kept_for_those_who_ask(controller: FakeController, t
     up(controller, tmp_path)
     rollout = deploy(controller, tmp_path)
 
-    until(lambda: controller.runner.sight("chat").rollout == rollout, "the tick's sight is kept")
-    sight = controller.runner.sight("chat")
+    until(lambda: controller.runner.last_tick("chat").rollout == rollout, "the tick's sight is kept")
+    sight = controller.runner.last_tick("chat")
 
     assert sight.evidence is not None
     assert sight.split is not None

@@ -8,9 +8,9 @@ import pytest
 
 from controller.errors import StaleToken
 from controller.rollout.actions import SetSplit
-from controller.rollout.observation import VersionPhase
+from controller.rollout.observation import DataPlaneStatus, VersionPhase
 from controller.rollout.state import Phase, RolloutState
-from controller.runtime.service_keeper import Keeper, KeepResult
+from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
 from tests.fakes.plane import FakeClock, FakeFleet, FakeFront, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
@@ -29,18 +29,24 @@ class Removals:
 class Environment:
     def __init__(self) -> None:
         self.clock = FakeClock()
-        self.fleet, self.traffic, self.front = FakeFleet(self.clock), FakeTraffic(self.clock), FakeFront()
+        self.fleet, self.traffic = FakeFleet(self.clock), FakeTraffic(self.clock)
+        self.front = FakeFront(self.traffic)
         self.removals = Removals()
         self.keeper = Keeper(self.fleet, self.traffic, self.front, self.removals, self.clock)
 
     def keep(
-        self, row: ServiceRow = CHAT, *, rollout: RolloutState | None = None, looks: int = 1
-    ) -> KeepResult:
-        """Look some times, as far apart as the looks say."""
-        for _ in range(looks):
-            kept = self.keeper.tick(row, 1, rollout, token=1)
-            self.clock.advance(kept.next_in_s)
-        return kept
+        self, row: ServiceRow = CHAT, *, rollout: RolloutState | None = None, ticks: int = 1
+    ) -> float | None:
+        """Tick a number of times, as far apart as the ticks return."""
+        next_in_s: float | None = None
+        for _ in range(ticks):
+            assert self.keeper.prepare(row, token=1)
+            plane = DataPlaneStatus(
+                self.clock.now_s(), self.traffic.observe("chat"), self.fleet.observe("chat")
+            )
+            next_in_s = self.keeper.tick(row, 1, rollout, plane, token=1)
+            self.clock.advance(next_in_s or 0.0)
+        return next_in_s
 
     def versions(self) -> dict[str, VersionPhase]:
         return {one.version: one.phase for one in self.fleet.observe("chat") or ()}
@@ -48,7 +54,7 @@ class Environment:
 
 def test_a_new_service_is_loaded_and_gets_all_traffic() -> None:
     world = Environment()
-    world.keep(looks=10)
+    world.keep(ticks=10)
 
     table = world.traffic.tables["chat"]
     assert world.versions() == {STABLE: VersionPhase.READY}
@@ -57,17 +63,17 @@ def test_a_new_service_is_loaded_and_gets_all_traffic() -> None:
 
 def test_a_settled_service_is_left_in_peace() -> None:
     world = Environment()
-    world.keep(looks=10)
+    world.keep(ticks=10)
     loads, weights = world.fleet.loads, list(world.traffic.weights)
 
-    kept = world.keep(looks=10)
+    next_in_s = world.keep(ticks=10)
 
-    assert (world.fleet.loads, world.traffic.weights, kept.next_in_s) == (loads, weights, 1.0)
+    assert (world.fleet.loads, world.traffic.weights, next_in_s) == (loads, weights, 1.0)
 
 
 def test_every_look_tells_the_table_that_the_controller_lives() -> None:
     world = Environment()
-    world.keep(looks=3)
+    world.keep(ticks=3)
     before_s = world.traffic.heard["chat"]
 
     world.clock.advance(5.0)
@@ -78,10 +84,10 @@ def test_every_look_tells_the_table_that_the_controller_lives() -> None:
 
 def test_a_stable_that_vanished_is_loaded_again() -> None:
     world = Environment()
-    world.keep(looks=10)
+    world.keep(ticks=10)
     world.fleet.engines.clear()
 
-    world.keep(looks=10)
+    world.keep(ticks=10)
 
     assert world.versions() == {STABLE: VersionPhase.READY}
 
@@ -89,12 +95,12 @@ def test_a_stable_that_vanished_is_loaded_again() -> None:
 def test_a_stable_that_failed_is_tried_again_but_not_at_once() -> None:
     world = Environment()
     world.fleet.broken[STABLE] = "out of memory"
-    world.keep(looks=20)
+    world.keep(ticks=20)
     loads = world.fleet.loads
     del world.fleet.broken[STABLE]
 
     world.clock.advance(31.0)
-    world.keep(looks=20)
+    world.keep(ticks=20)
 
     assert (loads, world.versions()) == (1, {STABLE: VersionPhase.READY})
 
@@ -102,19 +108,19 @@ def test_a_stable_that_failed_is_tried_again_but_not_at_once() -> None:
 def test_a_version_that_nobody_owns_is_stopped() -> None:
     world = Environment()
     world.fleet.ensure("chat", CANARY, 1, token=1)
-    world.keep(looks=20)
+    world.keep(ticks=20)
 
     assert world.versions() == {STABLE: VersionPhase.READY}
 
 
 def test_a_running_rollouts_canary_and_table_are_not_touched() -> None:
     world = Environment()
-    world.keep(looks=10)
+    world.keep(ticks=10)
     world.fleet.ensure("chat", CANARY, 1, token=1)
     world.traffic.set_split("chat", "r-00000001", SetSplit(STABLE, CANARY, 1000, 0), token=1)
     rollout = replace(a_rollout(), phase=Phase.STAGE, launched=True, exposed=True)
 
-    world.keep(rollout=rollout, looks=10)
+    world.keep(rollout=rollout, ticks=10)
 
     assert CANARY in world.versions()
     assert world.traffic.tables["chat"].weight_bp == 1000
@@ -122,28 +128,28 @@ def test_a_running_rollouts_canary_and_table_are_not_touched() -> None:
 
 def test_a_table_that_came_back_empty_gets_its_stable_again() -> None:
     world = Environment()
-    world.keep(looks=10)
+    world.keep(ticks=10)
     world.traffic.tables.clear()
 
-    world.keep(looks=2)
+    world.keep(ticks=2)
 
     assert world.traffic.tables["chat"].stable == STABLE
 
 
 def test_a_fleet_that_cannot_be_read_is_left_alone() -> None:
     world = Environment()
-    world.keep(looks=10)
+    world.keep(ticks=10)
     loads = world.fleet.loads
     world.fleet.blind = True
 
-    kept = world.keep(looks=5)
+    world.keep(ticks=5)
 
-    assert (world.fleet.loads, kept.versions) == (loads, None)
+    assert world.fleet.loads == loads
 
 
 def test_a_removed_service_closes_its_front_before_its_engines_stop() -> None:
     world = Environment()
-    world.keep(looks=10)
+    world.keep(ticks=10)
 
     world.keep(replace(CHAT, removing=True))
 
@@ -153,11 +159,11 @@ def test_a_removed_service_closes_its_front_before_its_engines_stop() -> None:
 
 def test_a_removed_service_is_forgotten_once_its_memory_is_free() -> None:
     world = Environment()
-    world.keep(looks=10)
+    world.keep(ticks=10)
 
-    kept = world.keep(replace(CHAT, removing=True), looks=10)
+    next_in_s = world.keep(replace(CHAT, removing=True), ticks=10)
 
-    assert (world.versions(), set(world.removals.removed), kept.is_gone) == ({}, {"chat"}, True)
+    assert (world.versions(), set(world.removals.removed), next_in_s) == ({}, {"chat"}, None)
 
 
 def test_another_controllers_token_ends_the_look() -> None:

@@ -1,0 +1,123 @@
+"""Departure of a version: the canary in RollingBack, the old stable or a twin in Unloading.
+
+The steps are restore, shift, drain, cancel, unload. Rules 3 and 6 of `machine.py` are kept here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from controller.rollout.desired import desired_split
+from controller.rollout.journal import end, log, notice, time_limit_s
+from controller.rollout.observation import (
+    Observation,
+    VersionPhase,
+    is_applied,
+    is_idle,
+    is_unloaded,
+    ready_replicas,
+    version_status,
+)
+from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
+from controller.rollout.twin_report import twin_report, unproven
+
+
+def advance_departure(
+    state: RolloutState, departure: Departure, seen: Observation, now_s: float
+) -> RolloutState:
+    match departure.step:
+        case DepartureStep.RESTORE:
+            return _restore(state, departure, seen, now_s)
+        case DepartureStep.SHIFT:
+            return _shift(state, departure, seen, now_s)
+        case DepartureStep.DRAIN:
+            return _drain(state, departure, seen, now_s)
+        case DepartureStep.CANCEL:
+            return _cancel(state, departure, seen, now_s)
+        case DepartureStep.UNLOAD:
+            return _unload(state, departure, seen, now_s)
+        case _:
+            assert_never(departure.step)
+
+
+def _restore(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:
+    old, new = departure.staying, departure.leaving
+    if ready_replicas(seen, old) >= state.stable.replicas:
+        return _next_step(state, departure, DepartureStep.SHIFT, now_s, f"{old} is ready again")
+    status = version_status(seen, old)
+    if state.is_late(now_s) or (status is not None and status.phase is VersionPhase.FAILED):
+        text = f"{old} could not be loaded again and {new} serves; see the engine's log"
+        swapped = replace(departure, leaving=old, staying=new)
+        return end(replace(state, departure=swapped), Phase.FAILED, now_s, text)
+    return state
+
+
+def _shift(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:
+    spent_ms = _spent_ms(departure, now_s)
+    if is_applied(seen, desired_split(state)) or not state.exposed:
+        how = seen.split.how if state.exposed and seen.split is not None else "never exposed"
+        text = f"all traffic is on {departure.staying} ({how}, {spent_ms:.0f} ms)"
+        departure = replace(departure, traffic_shift_ms=spent_ms)
+        return _next_step(state, departure, DepartureStep.DRAIN, now_s, text)
+    if not state.is_late(now_s):
+        return state
+    # Page once and keep trying: a weight above 0 is never left in effect.
+    text = f"{state.service}: weight 0 is not acknowledged after {spent_ms / 1000:.0f} s; still retrying"
+    state = replace(log(state, now_s, text), deadline_at_s=None)
+    return notice(state, "stuck", "page", text, now_s)
+
+
+def _drain(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:
+    spent_ms = _spent_ms(departure, now_s)
+    # An in-flight count from before the split was applied is stale: a request may have started since.
+    is_fresh = not state.exposed or spent_ms >= state.plan.count_lag_s * 1000
+    if is_fresh and seen.versions is not None and is_idle(version_status(seen, departure.leaving)):
+        departure = replace(departure, drain_ms=spent_ms)
+        return _next_step(state, departure, DepartureStep.UNLOAD, now_s, f"drained ({spent_ms:.0f} ms)")
+    if spent_ms >= state.plan.drain_s * 1000:
+        departure = replace(departure, drain_ms=spent_ms, cancelled=True)
+        text = f"drain limit of {state.plan.drain_s:g} s reached: in-flight requests are taken over"
+        return _next_step(state, departure, DepartureStep.CANCEL, now_s, text)
+    return state
+
+
+def _cancel(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:
+    spent_ms = _spent_ms(departure, now_s)
+    idle = seen.versions is not None and is_idle(version_status(seen, departure.leaving))
+    if not idle and spent_ms < state.plan.cancel_s * 1000:
+        return state
+    departure = replace(departure, drain_ms=(departure.drain_ms or 0.0) + spent_ms)
+    return _next_step(state, departure, DepartureStep.UNLOAD, now_s, f"taken over ({spent_ms:.0f} ms)")
+
+
+def _unload(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:
+    if is_unloaded(seen, departure.leaving):
+        total_ms = max(0.0, now_s - departure.started_at_s) * 1000
+        departure = replace(departure, unload_ms=_spent_ms(departure, now_s), total_ms=total_ms)
+        return _complete(replace(state, departure=departure), departure, now_s)
+    if state.is_late(now_s):
+        text = f"{departure.leaving} gets no traffic, but its memory release was not confirmed within "
+        text += f"{state.plan.unload_s:g} s; {departure.staying} serves; find the process and stop it"
+        return end(state, Phase.FAILED, now_s, text)
+    return state
+
+
+def _complete(state: RolloutState, departure: Departure, now_s: float) -> RolloutState:
+    if state.phase is Phase.UNLOADING:
+        text = f"{departure.staying} is stable, {departure.leaving} is unloaded{unproven(state)}"
+        return end(state, Phase.SUCCEEDED, now_s, twin_report(state) if state.plan.twin else text)
+    why = f"{state.cause.kind.value}: {state.cause.text}" if state.cause is not None else "rolled back"
+    text = f"{why}; {departure.staying} serves, {departure.leaving} is unloaded"
+    return end(state, Phase.ROLLED_BACK, now_s, text)
+
+
+def _next_step(
+    state: RolloutState, departure: Departure, step: DepartureStep, now_s: float, text: str
+) -> RolloutState:
+    state = replace(state, departure=replace(departure, step=step, step_at_s=now_s))
+    return log(replace(state, deadline_at_s=now_s + (time_limit_s(state) or 0.0)), now_s, text)
+
+
+def _spent_ms(departure: Departure, now_s: float) -> float:
+    return max(0.0, now_s - departure.step_at_s) * 1000

@@ -1,0 +1,127 @@
+"""Loop body of one service: perform pending actions, read the data plane once, step its rollouts, keep it.
+
+Invariant: fleet and route table are read once per tick, after the pending actions were performed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controller import telemetry
+from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
+from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, SplitStatus, VersionStatus
+from controller.rollout.ports import Clock
+from controller.rollout.state import RolloutState
+from controller.runtime.reconciler import Reconciler
+from controller.runtime.service_keeper import Keeper
+from controller.store.rows import ServiceRow
+from controller.store.sql import SqlStore
+
+PAUSE_S = 1.0  # without the lease, or after an error
+KEEP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LastTick:
+    """What the last tick of a service read. None: it could not be read, or not yet."""
+
+    split: SplitStatus | None = None
+    versions: tuple[VersionStatus, ...] | None = None
+    evidence: EvidenceStatus | None = None
+    rollout: str | None = None  # the rollout that `evidence` belongs to
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceWorkers:
+    """The workers of one service, made anew for every lease."""
+
+    reconciler: Reconciler
+    keeper: Keeper
+    measure: Callable[[float], None]  # counts the service's traffic up to the given time
+
+
+class ServiceLoop:
+    """Ticks one service. `replicas`: how many its stable version needs."""
+
+    def __init__(
+        self,
+        service: str,
+        store: SqlStore,
+        clock: Clock,
+        make_workers: Callable[[str], ServiceWorkers],
+        replicas: Callable[[ServiceRow], int],
+    ) -> None:
+        self.last = LastTick()
+        self._service = service
+        self._store = store
+        self._clock = clock
+        self._make_workers = make_workers
+        self._replicas = replicas
+        self._workers: ServiceWorkers | None = None
+        self._token: int | None = None
+        self._keep_at_s = 0.0
+
+    def tick(self, token: int | None) -> float:
+        """One tick under the lease's token (None: another controller holds it); seconds until the next.
+
+        Raises UnknownService once the service is removed, StaleToken when another controller acted.
+        """
+        row = self._store.service(self._service)
+        if token is None:
+            self._workers = None
+            return PAUSE_S
+        if self._workers is None or self._token != token:
+            self._workers, self._token = self._make_workers(self._service), token
+        try:
+            return self._tick(self._workers, row, token)
+        except StaleWrite as exc:
+            telemetry.warning("another writer was first, reading again", service=self._service, why=str(exc))
+            self._workers = None
+            return 0.0
+        except (StaleToken, UnknownService):
+            raise
+        except CanaryctlError as exc:
+            telemetry.warning("tick failed, will be retried", service=self._service, why=str(exc))
+            return PAUSE_S
+
+    def _tick(self, workers: ServiceWorkers, row: ServiceRow, token: int) -> float:
+        reconciler = workers.reconciler
+        loaded = [reconciler.perform(id, token=token) for id in self._store.running(self._service)]
+        performed = [rollout for rollout in loaded if rollout is not None]
+        is_keep_due = self._clock.now_s() >= self._keep_at_s or all(
+            rollout.stored.state.is_final for rollout in performed
+        )
+        can_keep = not is_keep_due or workers.keeper.prepare(row, token=token)
+        plane = reconciler.read(self._service)
+        pause_s, running = KEEP_S, None
+        evidence, rollout_id = self.last.evidence, self.last.rollout
+        for rollout in performed:
+            ticked = reconciler.decide(rollout, plane)
+            pause_s = min(pause_s, ticked.next_in_s)
+            evidence, rollout_id = ticked.evidence, ticked.state.id
+            if not ticked.state.is_final:
+                running = ticked.state
+        self.last = LastTick(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s)
+        if is_keep_due or running is None:
+            if can_keep:
+                pause_s = min(pause_s, self._keep(workers.keeper, row, running, plane, token))
+            self._keep_at_s = plane.read_at_s + KEEP_S
+            workers.measure(plane.read_at_s)
+        return pause_s
+
+    def _keep(
+        self,
+        keeper: Keeper,
+        row: ServiceRow,
+        running: RolloutState | None,
+        plane: DataPlaneStatus,
+        token: int,
+    ) -> float:
+        if running is not None:
+            row = self._store.service(self._service)  # the step may have changed the stable version
+        next_in_s = keeper.tick(row, self._replicas(row), running, plane, token=token)
+        if next_in_s is None:
+            raise UnknownService(f"service {self._service} was removed")
+        return next_in_s
