@@ -15,7 +15,8 @@ import uvicorn
 from controller import telemetry
 from controller.ab.service import AbTests
 from controller.api.ab import add_ab_routes
-from controller.api.app import make_app, requires
+from controller.api.app import make_app
+from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.errors import BusyPort

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controller.evidence.traffic_meter import TrafficMeter
-from controller.planning.baseline import Measured
+from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import Fingerprint
 from controller.rollout.plan import Plan
 from controller.runtime.data_plane_ray import PlaneLog
 from controller.runtime.forecast_process import Simulator
 from controller.spec.service import PolicySpec, VersionSpec
-from controller.views.models import ForecastView
 from controller.wiring.launches import Versions, devices
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.stages import StageForecast, TrafficModel
 from serving.fleet import engine_args
 
 
@@ -53,14 +52,14 @@ class Environment:
         meter = self.meters.get(service)
         return meter.requests_per_s() if meter else None
 
-    def measured(self, service: str) -> Measured | None:
+    def measured(self, service: str) -> MeasuredBaseline | None:
         """What stable is like, of its newest requests; None: not known."""
         meter = self.meters.get(service)
         return meter.measured() if meter else None
 
     def forecast(
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
-    ) -> tuple[ForecastView, ...]:
+    ) -> tuple[StageForecast, ...]:
         """See `controller.runtime.forecast_process`."""
         return self._simulator.forecast(plan, policy, traffic, limit_s=limit_s)
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from controller.api.app import make_app
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
-from controller.planning.baseline import Measured
+from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import (
     Fingerprint,
@@ -34,8 +34,7 @@ from controller.spec.service import PolicySpec, VersionSpec
 from controller.store.row_specs import version_spec
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
-from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.stages import StageForecast, TrafficModel
 from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
 
@@ -61,9 +60,9 @@ class FakeWorld:
     scores: list[tuple[str, str, float, float]] = field(default_factory=list)
     takes_scores: bool = True
     rate: float | None = None
-    traffic: Measured | None = None  # what stable is like; None: not measured
+    traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
     forecasts: int = 0  # simulations that were asked for
-    simulate: Callable[..., tuple[ForecastView, ...]] = forecast
+    simulate: Callable[..., tuple[StageForecast, ...]] = forecast
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         if version.url is not None:
@@ -83,12 +82,12 @@ class FakeWorld:
     def requests_per_s(self, service: str) -> float | None:
         return self.rate
 
-    def measured(self, service: str) -> Measured | None:
+    def measured(self, service: str) -> MeasuredBaseline | None:
         return self.traffic
 
     def forecast(
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
-    ) -> tuple[ForecastView, ...]:
+    ) -> tuple[StageForecast, ...]:
         self.forecasts += 1
         return self.simulate(plan, policy, traffic)
 
