@@ -31,7 +31,7 @@ from controller.runtime.runner import Runner, ServiceWorkers
 from controller.runtime.service_keeper import Keeper
 from controller.settings import Config, Settings, save_config
 from controller.spec.service import PolicySpec, VersionSpec
-from controller.store.row_specs import version_spec
+from controller.store.row_specs import replicas_of
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from evaluation.forecast.stages import StageForecast, TrafficModel
@@ -114,8 +114,7 @@ class FakeController:
             return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None)
 
         def replicas(row: ServiceRow) -> int:
-            version = self.store.version(row.name, row.stable)
-            return version_spec(version).replicas if version else 1
+            return replicas_of(self.store.version(row.name, row.stable))
 
         self.runner = Runner(self.store, clock, make_workers, replicas, holder="test")
         commands = Commands(self.store, self.world, clock, self.runner.wake)
