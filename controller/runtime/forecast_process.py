@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from controller import telemetry
 from controller.planning.forecast import NotSimulated, forecast
 from controller.rollout.plan import Plan
-from controller.spec.service import PolicySpec
+from controller.spec.policy import PolicySpec
 from evaluation.forecast.stages import StageForecast, TrafficModel
 
 LIMIT_S = 120.0

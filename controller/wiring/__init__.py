@@ -1,6 +1,6 @@
 """Composition root: the one package that imports the adapters (Ray, SQL, HTTP, the clock) and connects them.
 
-`cluster.py`: the Ray cluster of a state folder. `launches.py`: fingerprints, launches and preflight of versions.
+`cluster.py`: the Ray cluster of a state folder. `launches.py`: fingerprints, launches, preflight of versions.
 `environment.py`: this host, for the commands. `controller.py`: the controller process. `direct_rollback.py`:
 rollback without a controller. `router.py`: the router without either.
 """

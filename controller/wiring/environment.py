@@ -13,7 +13,8 @@ from controller.planning.fingerprint import Fingerprint
 from controller.rollout.plan import Plan
 from controller.runtime.data_plane_ray import PlaneLog
 from controller.runtime.forecast_process import Simulator
-from controller.spec.service import PolicySpec, VersionSpec
+from controller.spec.policy import PolicySpec
+from controller.spec.service import VersionSpec
 from controller.wiring.launches import Versions, devices
 from evaluation.forecast.stages import StageForecast, TrafficModel
 from serving.fleet import engine_args

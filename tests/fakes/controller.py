@@ -30,7 +30,8 @@ from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.runner import Runner, ServiceWorkers
 from controller.runtime.service_keeper import Keeper
 from controller.settings import Config, Settings, save_config
-from controller.spec.service import PolicySpec, VersionSpec
+from controller.spec.policy import PolicySpec
+from controller.spec.service import VersionSpec
 from controller.store.row_specs import replicas_of
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore

@@ -20,7 +20,8 @@ from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.plan import Stage
 from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
-from controller.spec.service import PolicySpec, parse_policy
+from controller.spec.policy import PolicySpec
+from controller.spec.service import parse_policy
 from controller.store.ab import AbStore
 from controller.views.waiting import waiting_for
 from evaluation.ab.comparison import AbVerdict

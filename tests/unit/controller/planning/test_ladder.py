@@ -13,7 +13,8 @@ from controller.planning.ladder import gate_stages, latency_lines, make_plan
 from controller.planning.replica_load import load_ratio
 from controller.planning.risk import Assessment, Risk, assess
 from controller.rollout.plan import Plan
-from controller.spec.service import PolicySpec, parse_policy, parse_yaml
+from controller.spec.policy import PolicySpec
+from controller.spec.service import parse_policy, parse_yaml
 from evaluation.evaluator import Evaluator
 from evaluation.pipeline import stage_margins
 from evaluation.policy.policy import GatePolicy, StagePlan

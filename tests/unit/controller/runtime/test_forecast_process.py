@@ -16,7 +16,8 @@ import pytest
 from controller.planning.forecast import NotSimulated
 from controller.rollout.plan import Plan, Stage
 from controller.runtime.forecast_process import MOST_WAITING, Simulator
-from controller.spec.service import PolicySpec, parse_policy
+from controller.spec.policy import PolicySpec
+from controller.spec.service import parse_policy
 from evaluation.forecast.stages import StageForecast, TrafficModel
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
