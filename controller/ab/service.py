@@ -23,7 +23,7 @@ from controller.evidence.feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
 from controller.quantities import duration
 from controller.rollout.ports import Clock
 from controller.rollout.state import RolloutState
-from controller.spec.service import PolicySpec
+from controller.spec.policy import PolicySpec
 from controller.store.ab import AbRow, AbStore
 from serving.messages import RequestRecord
 

@@ -18,7 +18,9 @@ from controller.ab.outcomes import MAX_OUTCOMES, REQUEST_METRICS, Outcome
 from controller.quantities import FULL_BP
 from controller.rollout.plan import NEVER_CANARY
 from controller.rollout.state import Phase, RolloutState
-from controller.spec.service import Duration, PolicySpec, Strict, Weight, dump, parse_as
+from controller.spec.fields import Duration, FieldError, Strict, Weight
+from controller.spec.policy import PolicySpec
+from controller.spec.service import dump, parse_as
 from evaluation.ab.comparison import AbQuestion, AbResult, AbVerdict, Scale, SequentialTest, fixed_horizon
 from evaluation.ab.validity import AbValidity
 from evaluation.metrics import CATALOGUE, VALUES
@@ -48,7 +50,9 @@ class AbSpec(Strict):
     def _check(self) -> Self:
         if self.metric not in LIVE_METRICS:
             known = "is not measured live" if self.metric in CATALOGUE else "is unknown"
-            raise ValueError(f"metric {self.metric!r} {known}; use one of {', '.join(sorted(LIVE_METRICS))}")
+            raise FieldError(
+                "metric", f"{self.metric!r} {known}; use one of {', '.join(sorted(LIVE_METRICS))}"
+            )
         if not 0 < self.split < FULL_BP:
             raise ValueError(f"split {self.split / 100:g} % leaves one side empty; use 50%")
         if (self.mode == "fixed") != (self.sample_size is not None):
@@ -56,7 +60,7 @@ class AbSpec(Strict):
                 "sample_size belongs to the mode fixed, and that needs it; see canaryctl ab size"
             )
         if self.policy is not None and self.policy.twin:
-            raise ValueError("policy has twin, which runs A against itself; leave it out")
+            raise FieldError("policy", "has twin, which runs A against itself; leave it out")
         return self
 
     @property

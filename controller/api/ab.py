@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI
 
 from controller.ab.service import AbTests
 from controller.ab.spec import AbView
-from controller.api.app import Anything, CommandResult
+from controller.api.bodies import CommandResult, JsonBody
 from controller.auth import Identity
 from controller.errors import BadInput
 
@@ -25,7 +25,7 @@ def add_ab_routes(
     may_write = Depends(operator)
 
     @app.post("/v1/services/{service}/ab", status_code=201)
-    def create_ab(service: str, body: Anything = None, identity: Identity = may_write) -> AbView:
+    def create_ab(service: str, body: JsonBody = None, identity: Identity = may_write) -> AbView:
         """Begin an A/B test: B gets its share. 409 while a rollout or another test runs."""
         if not isinstance(body, Mapping):
             raise BadInput(f"body is {json.dumps(body)[:40]}; send a JSON object with version")

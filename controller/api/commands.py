@@ -1,46 +1,26 @@
-"""What people can ask of the controller: up, plan, deploy, rollback, down, feedback.
+"""Commands of the controller: up, plan, deploy, rollback, down, feedback.
 
-Invariant: a command that is refused leaves everything as it was; one that is taken is in the store before it
-is answered, and the ticks do the work.
+Invariant: a refused command changes nothing; an accepted one is stored before it is answered, and the ticks
+do the work.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from controller import telemetry
-from controller.api.proposal import Proposal, as_twin, changed, refuse_blind, refuse_rejected, refuse_same
+from controller.api.feedback import Score, parse_scores
+from controller.api.proposal import Proposal, as_twin, changed_version, refuse_rejected, refuse_same
 from controller.auth import Identity, make_secret
-from controller.errors import (
-    BadInput,
-    BadSpec,
-    Conflict,
-    NoRoom,
-    RolloutRunning,
-    Unreachable,
-)
-from controller.planning.baseline import Measured
-from controller.planning.capacity import (
-    Device,
-    fit,
-    require_fit,
-    with_headroom,
-)
+from controller.errors import BadInput, BadSpec, Conflict, NoRoom, RolloutRunning, Unreachable
+from controller.planning.baseline import MeasuredBaseline
+from controller.planning.capacity import Device, fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
-from controller.planning.forecast import (
-    FORECAST_KEYS,
-    AskedTraffic,
-    NotSimulated,
-    gated_metrics,
-    refusals,
-    traffic_line,
-    traffic_model,
-)
+from controller.planning.forecast import FORECAST_KEYS, NotSimulated, TrafficOverrides, traffic_model
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
 from controller.rollout.machine import begin
@@ -51,30 +31,22 @@ from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.rollout.status import rollback_effect
 from controller.spec.differences import refuse_change
-from controller.spec.service import (
-    PolicySpec,
-    VersionSpec,
-    dump,
-    parse_policy,
-    parse_service,
-)
+from controller.spec.policy import PolicySpec
+from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
 from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
 from controller.store.rows import RolloutRow, ServiceRow, VersionRow
-from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
-from evaluation.metrics import CATALOGUE
+from evaluation.forecast.stages import StageForecast, TrafficModel
 
-MAX_FEEDBACK = 1000
-MAX_ID = 200
-CHANGE_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
-# A minute with fewer requests says too little of the traffic to refuse a deploy by.
-SURE_REQUESTS_PER_S = 1.0
-# A deploy that cannot be simulated by then is not: the gate decides, the forecast only spares time.
+DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
+PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
+# Below this measured rate too little is known of the traffic to refuse a deploy by its forecast.
+MIN_FORECAST_REQUESTS_PER_S = 1.0
+# A deploy that takes longer to simulate goes ahead: the gate decides, the forecast only saves time.
 DEPLOY_FORECAST_S = 30.0
 
 
 class ServiceRepository(Protocol):
-    """What the commands need of the store."""
+    """The store, as far as the commands use it."""
 
     def services(self) -> tuple[ServiceRow, ...]: ...
     def service(self, name: str) -> ServiceRow: ...
@@ -91,173 +63,99 @@ class ServiceRepository(Protocol):
 
 
 class Environment(Protocol):
-    """What the commands need of the machines."""
+    """Port: files, devices, traffic and simulations of the host (adapter: `wiring.environment`)."""
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint: ...
     def devices(self) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
     def requests_per_s(self, service: str) -> float | None: ...
-    def measured(self, service: str) -> Measured | None: ...
+    def measured(self, service: str) -> MeasuredBaseline | None: ...
     def forecast(
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
-    ) -> tuple[ForecastView, ...]: ...
-    def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool: ...
+    ) -> tuple[StageForecast, ...]: ...
+    def append_scores(self, service: str, scores: Sequence[Score]) -> bool: ...
 
 
 class Commands:
-    """The controller's verbs. `wake` is told which service has something new to do."""
+    """The controller's commands. `wake` triggers a tick of a service with new work."""
 
     def __init__(
-        self, repository: ServiceRepository, world: Environment, clock: Clock, wake: Callable[[str], None]
+        self,
+        repository: ServiceRepository,
+        environment: Environment,
+        clock: Clock,
+        wake: Callable[[str], None],
     ) -> None:
         self._repository = repository
-        self._world = world
+        self._environment = environment
         self._clock = clock
         self._wake = wake
 
     def up(self, body: Mapping[str, Any], identity: Identity) -> ServiceRow:
-        """Make the service, or leave it as it is when it already is what `body` says.
+        """Create the service; an existing service that already is what `body` describes is left unchanged.
 
-        Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when what serves under this name differs.
+        Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when the existing service differs.
         """
         spec = parse_service(body)
         if spec.service in {row.name for row in self._repository.services()}:
-            row = self._present(spec.service)
+            row = self._active_service(spec.service)
             stable = self._repository.version(row.name, row.stable)
             running = version_spec(stable) if stable is not None else None
             refuse_change(spec, stable=row.stable, given=service_spec(row), running=running)
             self._wake(row.name)
             return row
-        given = self._world.fingerprint(spec.version())
-        devices = self._world.devices() if not spec.is_external else ()
-        version = with_headroom(spec.version(), given, devices, kv_bytes=self._world.kv_bytes(spec.version()))
-        fingerprint = self._world.fingerprint(version)
+        given = self._environment.fingerprint(spec.version())
+        devices = self._environment.devices() if not spec.is_external else ()
+        kv_bytes = self._environment.kv_bytes(spec.version())
+        version = with_headroom(spec.version(), given, devices, kv_bytes=kv_bytes)
+        fingerprint = self._environment.fingerprint(version)
         if not spec.is_external:
             require_fit(version, fingerprint, devices)
         now_s = self._clock.now_s()
-        text = json.dumps(dump(spec))
-        row = ServiceRow(spec.service, text, fingerprint.version_id, make_secret(), now_s)
+        row = ServiceRow(spec.service, json.dumps(dump(spec)), fingerprint.version_id, make_secret(), now_s)
         self._repository.put_service(row, version_row(spec.service, version, fingerprint, now_s))
         self._wake(spec.service)
         return row
 
     def plan(self, service: str, body: Mapping[str, Any]) -> Proposal:
-        """What a deploy of `body` would do, and how long it will take. Changes nothing.
+        """The rollout that a deploy of `body` would start, with its forecast. Changes nothing.
 
-        Beside deploy's keys: `rate` (requests/s), `unit_requests`, `users` (default: measured), `quick`
-        (true: no simulation). Raises what deploy raises, but for a rollout that runs; BadInput for a stage
-        that can prove nothing at this traffic.
+        Beside the keys of a deploy: `rate` (requests/s), `unit_requests`, `users` (default: measured),
+        `quick` (true: no simulation). Raises what deploy raises, but for a running rollout; BadSpec for a
+        stage that can prove nothing at this traffic.
         """
-        asked = AskedTraffic.of(body)
-        change = {key: value for key, value in body.items() if key not in FORECAST_KEYS}
-        proposal = self._propose(service, change, asked, known=(*CHANGE_KEYS, *FORECAST_KEYS))
-        if proposal.traffic is None:
-            return replace(proposal, forecast_note="traffic not known; give --rate REQUESTS_PER_S")
-        if asked.is_quick:
-            refuse_blind(proposal)
-            return replace(proposal, forecast_note="not simulated: --quick")
-        try:
-            return self._simulated(proposal, proposal.traffic)
-        except NotSimulated as exc:
-            refuse_blind(proposal)
-            return replace(proposal, forecast_note=str(exc))
-
-    def _simulated(
-        self, proposal: Proposal, traffic: TrafficModel, *, limit_s: float | None = None
-    ) -> Proposal:
-        """With its forecast. Raises NotSimulated, and BadSpec for stages that can prove nothing."""
-        found = self._world.forecast(proposal.plan, proposal.policy, traffic, limit_s=limit_s)
-        if lines := refusals(found):
-            raise BadSpec([f"{line} ({traffic_line(traffic)})" for line in lines])
-        return replace(proposal, forecast=found)
-
-    def _refuse_unproven(self, proposal: Proposal) -> None:
-        """Raises BadSpec for a stage that can prove nothing at the traffic that was measured."""
-        traffic, measured = proposal.traffic, self._world.measured(proposal.service.name)
-        if traffic is None or traffic.requests_per_s < SURE_REQUESTS_PER_S:
-            return
-        try:
-            refuse_blind(proposal)
-            if measured is not None and measured.is_enough:
-                self._simulated(proposal, traffic, limit_s=DEPLOY_FORECAST_S)
-        except NotSimulated as exc:
-            telemetry.warning("deploy not simulated", service=proposal.service.name, why=str(exc))
-        except BadSpec as exc:
-            raise BadSpec(
-                [f"{line}; --allow-unproven REASON deploys all the same" for line in exc.lines]
-            ) from exc
-
-    def _propose(
-        self,
-        service: str,
-        body: Mapping[str, Any],
-        asked: AskedTraffic | None = None,
-        *,
-        known: Sequence[str] = CHANGE_KEYS,
-    ) -> Proposal:
-        row = self._present(service)
-        stable = self._repository.version(service, row.stable)
-        if stable is None:
-            raise Conflict(f"{service} has no stored version {row.stable}; restore the store")
-        unknown = sorted(set(body) - set(CHANGE_KEYS))
-        if unknown:
-            raise BadInput(f"unknown key {unknown[0]!r}; use {', '.join(known)}")
-        policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
-        policy = as_twin(policy, body)
-        version = version_spec(stable) if policy.twin else changed(stable, body.get("version") or {})
-        fingerprint = self._world.fingerprint(version)
-        refuse_same(row, fingerprint, is_twin=policy.twin)
-        assessment = assess(fingerprint_of(stable), fingerprint)
-        if policy.twin:
-            assessment = replace(assessment, reasons=("a twin: stable against itself",))
-        asked = asked or AskedTraffic()
-        rate = self._world.requests_per_s(service) if asked.rate is None else asked.rate
-        before = version_spec(stable)
-        is_ours = not (version.is_external or before.is_external)
-        plan = make_plan(
-            assessment,
-            policy,
-            replicas=version.replicas,
-            stable_replicas=before.replicas if is_ours else None,
-            requests_per_s=rate,
-        )
-        room = fit(version, fingerprint, self._world.devices() if not version.is_external else ())
-        proposal = Proposal(row, stable, version, fingerprint, policy, assessment, plan, room, rate)
-        if rate is None:
-            return proposal
-        measured = self._world.measured(service) or Measured(0)
-        return replace(
-            proposal,
-            traffic=traffic_model(policy, measured, rate, asked),
-            basis=measured.lines(gated_metrics(policy)),
-        )
+        overrides = TrafficOverrides.parse(body)
+        proposal = self._propose(service, body, PLAN_KEYS, overrides)
+        proposal = self._with_forecast(proposal, is_quick=overrides.is_quick)
+        if lines := proposal.unprovable_stages():
+            raise BadSpec(list(lines))
+        return proposal
 
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
-        """Begin a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
-        self._present(service)
-        newest = next(iter(self._repository.rollouts(service, limit=1)), None)
-        if newest is not None and not (running := _state(newest)).is_final:
+        """Start a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
+        self._active_service(service)
+        newest = self._newest_rollout(service)
+        if newest is not None and not newest.is_final:
             raise RolloutRunning(
-                f"{service} has rollout {running.id} in {running.phase.value}, one at a time; "
+                f"{service} has rollout {newest.id} in {newest.phase.value}, one at a time; "
                 f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
             )
-        proposal = self._propose(service, body)
+        proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
         before = self._repository.latest_attempt(service, proposal.canary_id)
-        # What rolled a twin back was no harm, and how often that happens is what twins are run for.
+        # A rolled-back twin shows no harm, and twins are run to count how often that happens.
         if before is not None and not proposal.plan.twin and not body.get("retry", False):
-            refuse_rejected(_state(before))
+            refuse_rejected(state_from_json(before.state))
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
-        if not _waiver(body):
-            self._refuse_unproven(proposal)
+        waiver = _unproven_waiver(body)
+        if not waiver:
+            self._refuse_unprovable(proposal)
         now_s = self._clock.now_s()
-        stable_spec = version_spec(proposal.stable)
-        canary = VersionRef(proposal.canary_id, proposal.version.replicas, proposal.version.is_external)
         state = begin(
             f"r-{secrets.token_hex(4)}",
             service,
-            stable=VersionRef(proposal.stable.id, stable_spec.replicas, stable_spec.is_external),
-            canary=canary,
+            stable=_version_ref(proposal.stable.id, version_spec(proposal.stable)),
+            canary=_version_ref(proposal.canary_id, proposal.version),
             plan=proposal.plan,
             now_s=now_s,
         )
@@ -268,7 +166,7 @@ class Commands:
             "stages": [asdict(stage) for stage in gate_stages(proposal.plan, proposal.policy)],
             "actor": identity.name,
             "reason": str(body.get("reason") or ""),
-            "allow_unproven": _waiver(body),
+            "allow_unproven": waiver,
         }
         row = version_row(service, proposal.version, proposal.fingerprint, now_s)
         self._repository.put_version(replace(row, id=proposal.canary_id))
@@ -276,26 +174,98 @@ class Commands:
         self._wake(service)
         return state
 
+    def _propose(
+        self, service: str, body: Mapping[str, Any], keys: Sequence[str], overrides: TrafficOverrides
+    ) -> Proposal:
+        """The proposal without a forecast. keys: those that `body` may have."""
+        row = self._active_service(service)
+        stable = self._repository.version(service, row.stable)
+        if stable is None:
+            raise Conflict(f"{service} has no stored version {row.stable}; restore the store")
+        unknown = sorted(set(body) - set(keys))
+        if unknown:
+            raise BadInput(f"unknown key {unknown[0]!r}; use {', '.join(keys)}")
+        policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
+        policy = as_twin(policy, body)
+        before = version_spec(stable)
+        version = before if policy.twin else changed_version(stable, body.get("version") or {})
+        fingerprint = self._environment.fingerprint(version)
+        refuse_same(row, fingerprint, is_twin=policy.twin)
+        assessment = assess(fingerprint_of(stable), fingerprint)
+        if policy.twin:
+            assessment = replace(assessment, reasons=("a twin run: stable against itself",))
+        rate = overrides.rate if overrides.rate is not None else self._environment.requests_per_s(service)
+        plan = make_plan(
+            assessment,
+            policy,
+            replicas=version.replicas,
+            stable_replicas=None if version.is_external or before.is_external else before.replicas,
+            requests_per_s=rate,
+        )
+        measured = self._environment.measured(service) or MeasuredBaseline(0)
+        return Proposal(
+            service=row,
+            stable=stable,
+            version=version,
+            fingerprint=fingerprint,
+            policy=policy,
+            assessment=assessment,
+            plan=plan,
+            fit=fit(version, fingerprint, self._environment.devices() if not version.is_external else ()),
+            measured=measured,
+            traffic=traffic_model(policy, measured, rate, overrides) if rate is not None else None,
+        )
+
+    def _with_forecast(
+        self, proposal: Proposal, *, is_quick: bool = False, limit_s: float | None = None
+    ) -> Proposal:
+        """The proposal with its forecast, or with the reason why there is none."""
+        plan, policy, traffic = proposal.plan, proposal.policy, proposal.traffic
+        if traffic is None:
+            return replace(proposal, forecast_note="traffic not known; give --rate REQUESTS_PER_S")
+        if is_quick:
+            return replace(proposal, forecast_note="not simulated: --quick")
+        try:
+            stages = self._environment.forecast(plan, policy, traffic, limit_s=limit_s)
+        except NotSimulated as exc:
+            return replace(proposal, forecast_note=str(exc))
+        return replace(proposal, forecast=stages)
+
+    def _refuse_unprovable(self, proposal: Proposal) -> None:
+        """Raises BadSpec for a stage that can prove nothing at the measured traffic."""
+        traffic = proposal.traffic
+        if traffic is None or traffic.requests_per_s < MIN_FORECAST_REQUESTS_PER_S:
+            return
+        lines = proposal.unprovable_stages()
+        if not lines and proposal.measured.is_enough:
+            proposal = self._with_forecast(proposal, limit_s=DEPLOY_FORECAST_S)
+            if proposal.forecast is None:
+                service = proposal.service.name
+                telemetry.warning("deploy not simulated", service=service, why=proposal.forecast_note)
+            lines = proposal.unprovable_stages()
+        if lines:
+            raise BadSpec([f"{line}; --allow-unproven REASON deploys it anyway" for line in lines])
+
     def policy(self, service: str) -> PolicySpec:
-        """The service's own, as `up` was given it. Raises UnknownService, Conflict while it is removed."""
-        return service_spec(self._present(service)).policy
+        """The service's own policy, as given to `up`. Raises UnknownService, Conflict while it is removed."""
+        return service_spec(self._active_service(service)).policy
 
     def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
         """('asked' | 'already', one line). Raises UnknownService, and Conflict after a promotion."""
         row = self._repository.service(service)
-        last = next(iter(self._repository.rollouts(service, limit=1)), None)
-        state = _state(last) if last else None
-        means = rollback_effect(state)
-        if means == "undo" and state is not None and state.serving != row.stable:
-            means = "already"  # a rollout of an earlier service of this name
-        if means == "already" or state is None:
+        state = self._newest_rollout(service)
+        effect = rollback_effect(state)
+        if effect == "undo" and state is not None and state.serving != row.stable:
+            effect = "already"  # a rollout of an earlier service of this name
+        if effect == "already" or state is None:
             if state is not None and not state.is_final:
                 return "already", f"{service} is rolling back to {state.stable.id} already"
             return "already", f"{service}: already serving {row.stable}"
-        if means == "undo":
+        if effect == "undo":
+            option = self._source_option(service, state.stable.id)
             raise Conflict(
                 f"{service} serves {state.canary.id}; its predecessor {state.stable.id} was unloaded; "
-                f"deploy that again: canaryctl deploy {service} {self._where(service, state.stable.id)}"
+                f"deploy that again: canaryctl deploy {service} {option}"
             )
         self._repository.append_command(
             state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
@@ -304,38 +274,38 @@ class Commands:
         return "asked", f"{service}: rollback of {state.id} to {state.stable.id} begins"
 
     def down(self, service: str, identity: Identity) -> None:
-        """Take the service away. Raises RolloutRunning while a rollout runs: roll back first."""
+        """Take the service down. Raises RolloutRunning while a rollout runs: roll back first."""
         row = self._repository.service(service)
         if not row.removing:
             self._repository.mark_removing(service, identity, at_s=self._clock.now_s())
         self._wake(service)
 
     def feedback(self, items: Sequence[Mapping[str, Any]], *, service: str | None) -> int:
-        """Append scores to the logs; the number taken. Raises BadInput, and takes none, when one is wrong."""
-        if not 1 <= len(items) <= MAX_FEEDBACK:
-            raise BadInput(f"{len(items)} scores in one request; send 1 to {MAX_FEEDBACK}")
-        now_s = self._clock.now_s()
-        scores = [_score(index, item, now_s) for index, item in enumerate(items)]
-        names = (
-            [self._repository.service(service).name]
-            if service
-            else [row.name for row in self._repository.services()]
-        )
-        if not names:
+        """Append scores to the records logs; their number. Raises BadInput, with none appended.
+
+        service None: to the logs of all services. An id names one answer; the other logs find no request for
+        it and drop the score.
+        """
+        scores = parse_scores(items, now_s=self._clock.now_s())
+        rows = [self._repository.service(service)] if service else self._repository.services()
+        if not rows:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
-        for name in names:
-            # An id names one answer: in the other services' logs it finds no request and is forgotten.
-            if not self._world.append_scores(name, scores):
-                raise Unreachable(f"the records log of {name} does not answer; send the scores again")
+        for row in rows:
+            if not self._environment.append_scores(row.name, scores):
+                raise Unreachable(f"the records log of {row.name} does not answer; send the scores again")
         return len(scores)
 
-    def _present(self, service: str) -> ServiceRow:
+    def _active_service(self, service: str) -> ServiceRow:
         row = self._repository.service(service)
         if row.removing:
             raise Conflict(f"{service} is being taken down; wait until it is gone, then canaryctl up")
         return row
 
-    def _where(self, service: str, version: str) -> str:
+    def _newest_rollout(self, service: str) -> RolloutState | None:
+        rows = self._repository.rollouts(service, limit=1)
+        return state_from_json(rows[0].state) if rows else None
+
+    def _source_option(self, service: str, version: str) -> str:
         row = self._repository.version(service, version)
         if row is None:
             return "--model DIR"
@@ -343,33 +313,13 @@ class Commands:
         return f"--url {spec.url}" if spec.url else f"--model {spec.model}"
 
 
-def _waiver(body: Mapping[str, Any]) -> str:
-    """Why a stage that can prove nothing is to be run all the same; '': it is not. Raises BadInput."""
-    given = body.get("allow_unproven")
-    if given is not None and not (isinstance(given, str) and given.strip()):
-        raise BadInput(f"allow_unproven {given!r} is no reason; say why, or leave it out")
-    return (given or "").strip()
+def _unproven_waiver(body: Mapping[str, Any]) -> str:
+    """The reason to run stages that can prove nothing; empty: none is given. Raises BadInput."""
+    reason = body.get("allow_unproven")
+    if reason is not None and not (isinstance(reason, str) and reason.strip()):
+        raise BadInput(f"allow_unproven {reason!r} is not a reason; give one, or leave it out")
+    return (reason or "").strip()
 
 
-def _state(row: RolloutRow) -> RolloutState:
-    return state_from_json(row.state)
-
-
-def _score(index: int, item: Mapping[str, Any], now_s: float) -> tuple[str, str, float, float]:
-    """(id, metric, value, at_s). Raises BadInput, naming the place."""
-    unknown = sorted(set(item) - {"id", "metric", "score"})
-    if unknown:
-        raise BadInput(f"feedback {index}: unknown key {unknown[0]!r}; use id, metric, score")
-    name, metric, value = item.get("id"), item.get("metric"), item.get("score")
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID:
-        raise BadInput(
-            f"feedback {index}: id is not 1 to {MAX_ID} characters; give the answer's id or its request id"
-        )
-    scored = sorted(one.name for one in CATALOGUE.values() if one.arrives_later)
-    if metric not in scored:
-        raise BadInput(f"feedback {index}: metric {metric!r} is unknown; use one of {', '.join(scored)}")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadInput(f"feedback {index}: score {value!r} is not a number; use 0 to 1")
-    if not 0 <= value <= 1:
-        raise BadInput(f"feedback {index}: score {value:g} is outside 0 to 1; rescale it")
-    return name, metric, float(value), now_s
+def _version_ref(version: str, spec: VersionSpec) -> VersionRef:
+    return VersionRef(version, spec.replicas, spec.is_external)

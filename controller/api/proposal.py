@@ -1,4 +1,4 @@
-"""A change of what a service runs, weighed but not begun, and what is refused before it begins."""
+"""Proposal of a rollout: the assessed change with its plan and forecast, and the checks that refuse it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict
+from controller.errors import AlreadyRejected, BadInput, Conflict
+from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
-from controller.planning.forecast import blind_stages
+from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
 from controller.rollout.plan import Plan
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
-from controller.spec.service import PolicySpec, VersionSpec, dump, parse_policy, parse_version
+from controller.spec.policy import PolicySpec
+from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
 from controller.store.rows import ServiceRow, VersionRow
-from controller.views.models import ForecastView, PlanView
-from controller.views.rollout import plan_view
-from evaluation.forecast.stages import TrafficModel
+from controller.views.models import PlanView
+from controller.views.plan import forecast_view, plan_view
+from evaluation.forecast.stages import StageForecast, TrafficModel
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A change, weighed but not begun."""
+    """A rollout that could be started: nothing has been stored yet."""
 
     service: ServiceRow
     stable: VersionRow
@@ -35,21 +37,20 @@ class Proposal:
     assessment: Assessment
     plan: Plan
     fit: Fit
-    requests_per_s: float | None = None
-    traffic: TrafficModel | None = None  # what the forecast stands on; None: not known
-    basis: tuple[str, ...] = ()  # where its figures come from
-    forecast: tuple[ForecastView, ...] | None = None
-    forecast_note: str | None = None
+    measured: MeasuredBaseline
+    traffic: TrafficModel | None  # None: not known, so there is no forecast either
+    forecast: tuple[StageForecast, ...] | None = None
+    forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
 
     @property
     def canary_id(self) -> str:
-        """The id of the version beside stable: its fingerprint's, or a twin's own."""
-        found = self.fingerprint.version_id
-        return twin_id(found) if self.plan.twin else found
+        """Id of the canary: its fingerprint's; a twin, which has stable's fingerprint, has its own."""
+        version_id = self.fingerprint.version_id
+        return twin_id(version_id) if self.plan.twin else version_id
 
     def view(self) -> PlanView:
-        """What `plan` shows."""
-        return plan_view(
+        """The view that `canaryctl plan` shows."""
+        view = plan_view(
             self.service.name,
             self.stable.id,
             self.canary_id,
@@ -58,48 +59,61 @@ class Proposal:
             policy=self.policy.gate_policy(),
             fit=self.fit,
             latency=latency_lines(self.plan, self.policy),
-        ).model_copy(
-            update={
-                "requests_per_s": self.requests_per_s,
-                "unit_requests": self.traffic.unit_requests if self.traffic is not None else None,
-                "users": self.traffic.users if self.traffic is not None else None,
-                "basis": self.basis,
-                "forecast": self.forecast,
-                "forecast_runs": max(one.runs for one in self.forecast) if self.forecast else None,
-                "forecast_note": self.forecast_note,
-            }
         )
+        update: dict[str, object] = {"forecast_note": self.forecast_note}
+        if self.traffic is not None:
+            update |= {
+                "requests_per_s": self.traffic.requests_per_s,
+                "unit_requests": self.traffic.unit_requests,
+                "users": self.traffic.users,
+                "basis": self.measured.summary(gated_metrics(self.policy)),
+            }
+        if self.forecast is not None:
+            stages = [forecast_view(one, self.plan.stages[one.stage].weight_bp) for one in self.forecast]
+            update |= {
+                "forecast": tuple(stages),
+                "forecast_runs": max((one.runs for one in stages), default=None),
+            }
+        return view.model_copy(update=update)
+
+    def unprovable_stages(self) -> tuple[str, ...]:
+        """One line for each stage that can prove nothing: by the forecast, without one by its power alone."""
+        if self.traffic is None:
+            return ()
+        if self.forecast is None:
+            return underpowered_stages(self.plan, self.policy, self.traffic)
+        return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
 
 
-def changed(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
-    """Stable's spec with what the user gave: engine arguments are inherited, so nothing else changes."""
+def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
+    """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput."""
     if not isinstance(change, Mapping):
         raise BadInput(f"version is {type(change).__name__}; write model: DIR or url: URL")
-    kept = json.loads(stable.spec)
+    inherited = json.loads(stable.spec)
     if change.get("url") is not None:
-        kept = {}
+        inherited = {}
     elif change.get("model") is not None:
-        kept.pop("url", None)
+        inherited.pop("url", None)
     engine = change.get("engine")
     if isinstance(engine, Mapping):
-        change = {**change, "engine": {**kept.get("engine", {}), **engine}}
-    return parse_version({**kept, **change})
+        change = {**change, "engine": {**inherited.get("engine", {}), **engine}}
+    return parse_version({**inherited, **change})
 
 
 def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
-    """The policy, of a twin run where `body` asks for one. Raises BadInput, BadSpec."""
-    asked = body.get("twin", False)
-    if not isinstance(asked, bool):
-        raise BadInput(f"twin {asked!r} is not true or false; leave it out")
-    if not (asked or policy.twin):
+    """The policy, changed to a twin run if `body` requests one. Raises BadInput, BadSpec."""
+    is_twin = body.get("twin", False)
+    if not isinstance(is_twin, bool):
+        raise BadInput(f"twin {is_twin!r} is not true or false; leave it out")
+    if not (is_twin or policy.twin):
         return policy
     if body.get("version"):
-        raise BadInput("a twin run takes the version that serves; leave --model, --url and --engine out")
+        raise BadInput("a twin run uses the version that serves; leave --model, --url and --engine out")
     return parse_policy({**dump(policy), "twin": True})
 
 
 def refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> None:
-    """Raises Conflict for a canary that is stable itself, and for a twin that is not."""
+    """Raises Conflict for a canary that equals stable, and for a twin that does not."""
     is_same = fingerprint.version_id == row.stable
     if is_same and not is_twin:
         raise Conflict(
@@ -113,26 +127,20 @@ def refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> 
         )
 
 
-def refuse_blind(proposal: Proposal) -> None:
-    """Raises BadSpec for a stage that can prove nothing, told without a simulation."""
-    if proposal.traffic is None:
-        return
-    if lines := blind_stages(proposal.plan, proposal.policy, proposal.traffic):
-        raise BadSpec(list(lines))
-
-
 def refuse_rejected(before: RolloutState) -> None:
-    """Raises AlreadyRejected for what was rolled back before, but by missing proof or the end of a test."""
-    canary = before.canary.id
-    if before.cause is None or before.serving == canary:
+    """Raises AlreadyRejected if this earlier rollout of the canary was rolled back for harm or by a person.
+
+    Missing proof and the end of an A/B test are no rejection.
+    """
+    canary, cause = before.canary.id, before.cause
+    if cause is None or before.serving == canary or cause.kind is CauseKind.NOT_PROVEN:
         return
-    # Failed with a departure: it was rolled back, only its memory was not seen freed.
+    # FAILED with a departure: it was rolled back, only its memory release was not confirmed.
     if before.phase is not Phase.ROLLED_BACK and before.departure is None:
         return
-    # Every A/B test ends so; the next thing that people do is to deploy B.
-    if before.plan.is_test and before.cause.kind is CauseKind.USER:
+    # Every A/B test ends with a rollback by a user; deploying B next is the normal course.
+    if before.plan.is_test and cause.kind is CauseKind.USER:
         return
-    if before.cause.kind is not CauseKind.NOT_PROVEN:
-        raise AlreadyRejected(
-            f"{canary} was rolled back in {before.id} ({before.cause.text}); change it, or give --retry"
-        )
+    raise AlreadyRejected(
+        f"{canary} was rolled back in {before.id} ({cause.text}); change it, or give --retry"
+    )

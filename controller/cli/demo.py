@@ -24,7 +24,8 @@ from controller.cli.demo_traffic import CANARY, STABLE, Tally, Target, Users
 from controller.errors import BadInput, Conflict
 from controller.quantities import percent
 from controller.settings import load_settings
-from controller.spec.service import PolicySpec, parse_policy, parse_yaml
+from controller.spec.policy import PolicySpec
+from controller.spec.service import parse_policy, parse_yaml
 from serving.checkpoints import default_dir, questions
 from serving.loopback import free_ports
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from controller.evidence.feed import RecordsLog
-from controller.planning.baseline import Measured, Scored
+from controller.planning.baseline import MeasuredBaseline, ScoreStats
 from serving.messages import STABLE, RequestRecord, ScoreRecord
 
 WINDOW_S = 60.0
@@ -104,12 +104,12 @@ class TrafficMeter:
             return None
         return len(self._recent) / WINDOW_S
 
-    def measured(self) -> Measured:
+    def measured(self) -> MeasuredBaseline:
         """What stable's newest requests, up to 20,000, were like."""
         with self._lock:
             return self._measured(tuple(self._blocks))
 
-    def _measured(self, blocks: tuple[_Block, ...]) -> Measured:
+    def _measured(self, blocks: tuple[_Block, ...]) -> MeasuredBaseline:
         events: dict[str, int] = {}
         for block in blocks:
             for name, count in block.events.items():
@@ -117,7 +117,7 @@ class TrafficMeter:
         logs = sorted(math.log(max(value, 1e-3)) for value in self._latencies_ms)
         mean = math.fsum(logs) / len(logs) if logs else 0.0
         spread = math.sqrt(math.fsum((one - mean) ** 2 for one in logs) / len(logs)) if logs else None
-        return Measured(
+        return MeasuredBaseline(
             requests=sum(block.requests for block in blocks),
             events=events,
             latency_p50_ms=math.exp(logs[len(logs) // 2]) if logs else None,
@@ -200,7 +200,7 @@ class TrafficMeter:
         requests = sum(block.session_requests for block in blocks) + sum(one[1] for one in held)
         return requests / sessions if sessions else 1.0
 
-    def _scored(self, blocks: tuple[_Block, ...]) -> dict[str, Scored]:
+    def _scored(self, blocks: tuple[_Block, ...]) -> dict[str, ScoreStats]:
         names = dict.fromkeys(name for block in blocks for name in block.scores)
         old = [block for block in blocks if block.last_s < self._now_s - SCORES_TAKE_S]
         answered = sum(block.answered for block in old)
@@ -212,5 +212,5 @@ class TrafficMeter:
             variance = max(math.fsum(one.squares for one in sums) / count - mean * mean, 0.0)
             judged = sum(block.scores[name].count for block in old if name in block.scores)
             ratio = min(judged / answered, 1.0) if answered >= BLOCK_REQUESTS else None
-            out[name] = Scored(count, mean, math.sqrt(variance), ratio)
+            out[name] = ScoreStats(count, mean, math.sqrt(variance), ratio)
         return out

@@ -1,1 +1,1 @@
-"""What a change is and what a rollout of it will do: fingerprints, risk, stages, capacity, forecast. Pure."""
+"""Planning of a rollout: fingerprints, risk, stages, capacity, forecast. Pure."""

@@ -1,7 +1,7 @@
-"""What a version is, read from its real files: digests of tensors, tokenizer, template and configuration.
+"""Fingerprint of a version, read from its files: digests of tensors, tokenizer, template and configuration.
 
 Two checkpoints with the same digests answer alike under the same engine. Tensors are hashed by name, dtype,
-shape and bytes, so sharding does not show; files are streamed. The caller keeps `cache` (a file's path, mtime
+shape and bytes, so sharding has no effect; files are streamed. The caller keeps `cache` (a file's path, mtime
 and size -> its tensors), so that a checkpoint of 140 GB is read once.
 
 Invariant: the only file reads of the controller's core are here; nothing is written.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | Non
 
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-# What transformers writes about how a file was saved; it changes with every save and alters no answer.
+# Keys that transformers writes about how a file was saved; they change with every save and alter no answer.
 _NOISE = {
     "transformers_version",
     "_name_or_path",
@@ -54,11 +55,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.t
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """A version's identity. `parts`: a digest for each thing that can change by itself."""
+    """A version's identity. `parts`: one digest for each thing that can change independently."""
 
     kind: str  # checkpoint | external
     architecture: str  # '' for an external endpoint
-    family: str  # model_type, such as llama; an external endpoint's own url
+    family: str  # model_type, such as llama; the URL of an external endpoint
     parts: tuple[tuple[str, str], ...]
     sampling: tuple[tuple[str, str], ...]  # generation_config's defaults, values as JSON
     engine: tuple[tuple[str, str], ...]  # engine arguments, values as JSON
@@ -67,7 +68,7 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """64 hex digits over everything but the sizes, which follow from it."""
+        """64 hex digits over all fields but the sizes, which follow from them."""
         return _digest([self.kind, self.family, list(self.parts), list(self.sampling), list(self.engine)])
 
     @property
@@ -76,7 +77,7 @@ class Fingerprint:
         return f"v-{self.digest[:10]}"
 
     def part(self, name: str) -> str:
-        """The digest of one part; empty when the version has no such part."""
+        """The digest of one part; empty: the version has no such part."""
         return dict(self.parts).get(name, "")
 
 
@@ -86,7 +87,7 @@ def known_architectures() -> frozenset[str]:
 
 
 def fingerprint_external(url: str) -> Fingerprint:
-    """An endpoint's fingerprint: its address is all that is known of it."""
+    """Fingerprint of an external endpoint: its URL is all that is known of it."""
     return Fingerprint("external", "", url.rstrip("/"), (("url", _digest(url.rstrip("/"))),), (), (), 0, 0)
 
 
@@ -98,9 +99,9 @@ def fingerprint_checkpoint(
     architectures: Collection[str] | None = None,
     cache: MutableMapping[str, str] | None = None,
 ) -> Fingerprint:
-    """The fingerprint of the checkpoint directory `path`, run with these arguments on this engine release.
+    """Fingerprint of the checkpoint directory `path`, run with these arguments on this engine release.
 
-    architectures: those that the engine knows; None: any. cache: read and written; None: hash everything.
+    architectures: those that the engine supports; None: any. cache: read and written; None: hash everything.
     Raises BadCheckpoint with one line when the directory is missing, broken or cannot be served.
     """
     if not path.is_dir():
@@ -116,7 +117,7 @@ def fingerprint_checkpoint(
     rope = {key: value for key, value in config.items() if "rope" in key}
     sizes = _only(config, _SIZES)
     quantization = config.get("quantization_config")
-    split = {
+    separate = {
         "quantization_config",
         "torch_dtype",
         "dtype",
@@ -132,7 +133,7 @@ def fingerprint_checkpoint(
         "template": _digest(template),
         "special_tokens": _digest(special),
         "sizes": _digest(sizes),
-        "config": _digest([architecture, {key: config[key] for key in config if key not in split}]),
+        "config": _digest([architecture, {key: config[key] for key in config if key not in separate}]),
         "rope": _digest(rope),
         "quantization": _digest(quantization) if quantization is not None else "",
         "dtype": _digest(config.get("torch_dtype", config.get("dtype"))),
@@ -151,14 +152,14 @@ def fingerprint_checkpoint(
     )
 
 
-def _architecture(path: Path, config: Mapping[str, Json], known: Collection[str] | None) -> str:
+def _architecture(path: Path, config: Mapping[str, Json], supported: Collection[str] | None) -> str:
     listed = config.get("architectures")
     if not isinstance(listed, list) or not listed or not isinstance(listed[0], str):
-        raise BadCheckpoint(f"{path / 'config.json'} names no architectures; add the model's class name")
-    if known is not None and listed[0] not in known:
+        raise BadCheckpoint(f"{path / 'config.json'} lists no architectures; add the model's class name")
+    if supported is not None and listed[0] not in supported:
         raise BadCheckpoint(
-            f"{path / 'config.json'}: architecture {listed[0]!r} is unknown to the engine, which knows "
-            f"{len(known)}; convert the checkpoint, or upgrade the engine"
+            f"{path / 'config.json'}: architecture {listed[0]!r} is unknown to the engine, which supports "
+            f"{len(supported)}; convert the checkpoint, or upgrade the engine"
         )
     return listed[0]
 
@@ -168,7 +169,7 @@ def _architecture(path: Path, config: Mapping[str, Json], known: Collection[str]
 
 def _tensors(path: Path, cache: MutableMapping[str, str]) -> tuple[str, int, int]:
     """(digest, bytes, elements) over all tensors of the checkpoint."""
-    found: dict[str, list[Json]] = {}
+    tensors: dict[str, list[Json]] = {}
     for file in _tensor_files(path):
         stat = file.stat()
         key = f"{file.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
@@ -176,13 +177,11 @@ def _tensors(path: Path, cache: MutableMapping[str, str]) -> tuple[str, int, int
             try:
                 cache[key] = json.dumps(_hash_file(file, stat.st_size))
             except OSError as exc:
-                raise BadCheckpoint(f"{file} cannot be read ({exc.strerror}); check its rights") from exc
-        found.update(json.loads(cache[key]))
-    listed = sorted(found.items())
-    size, elements = (
-        sum(_number(entry[3]) for _, entry in listed),
-        sum(_number(entry[4]) for _, entry in listed),
-    )
+                raise BadCheckpoint(f"{file} cannot be read ({exc.strerror}); check its permissions") from exc
+        tensors.update(json.loads(cache[key]))
+    listed = sorted(tensors.items())
+    size = sum(_number(entry[3]) for _, entry in listed)
+    elements = sum(_number(entry[4]) for _, entry in listed)
     return _digest([[name, *entry[:3]] for name, entry in listed]), size, elements
 
 
@@ -195,45 +194,44 @@ def _tensor_files(path: Path) -> list[Path]:
         files = sorted({path / str(name) for name in weight_map.values()})
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            lacks = f"lacks {len(missing)} of {len(files)} tensor files ({missing[0]})"
-            raise BadCheckpoint(f"checkpoint {path} {lacks}; copy it again")
+            raise BadCheckpoint(
+                f"checkpoint {path} lacks {len(missing)} of {len(files)} tensor files ({missing[0]}); "
+                "copy it again"
+            )
         return files
     files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
     if not files:
         others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in path.glob(pattern))
-        found = f"only {others[0]}" if others else "no tensors"
-        raise BadCheckpoint(f"checkpoint {path} holds {found}; convert it to safetensors")
+        content = f"only {others[0]}" if others else "no tensors"
+        raise BadCheckpoint(f"checkpoint {path} holds {content}; convert it to safetensors")
     return files
 
 
 def _hash_file(file: Path, size: int) -> dict[str, list[Json]]:
     """Tensor name -> [dtype, shape, digest of its bytes, number of bytes, number of elements]."""
-    found: dict[str, list[Json]] = {}
+    tensors: dict[str, list[Json]] = {}
     with file.open("rb") as stream:
         header, start = _header(file, stream, size)
         for name, (dtype, shape, begin, end) in sorted(header.items(), key=lambda item: item[1][2]):
             stream.seek(start + begin)
-            digest, left = hashlib.sha256(), end - begin
-            while left > 0:
-                chunk = stream.read(min(CHUNK_BYTES, left))
+            digest, remaining = hashlib.sha256(), end - begin
+            while remaining > 0:
+                chunk = stream.read(min(CHUNK_BYTES, remaining))
                 if not chunk:
-                    raise BadCheckpoint(f"{file} became shorter while it was read; copy it again")
+                    raise BadCheckpoint(f"{file} was truncated while it was read; copy it again")
                 digest.update(chunk)
-                left -= len(chunk)
-            elements = 1
-            for side in shape:
-                elements *= side
-            found[name] = [dtype, list(shape), digest.hexdigest(), end - begin, elements]
-    return found
+                remaining -= len(chunk)
+            tensors[name] = [dtype, list(shape), digest.hexdigest(), end - begin, math.prod(shape)]
+    return tensors
 
 
 def _header(
     file: Path, stream: BinaryIO, size: int
 ) -> tuple[dict[str, tuple[str, tuple[int, ...], int, int]], int]:
-    """(name -> (dtype, shape, begin, end), where the bytes start). Raises BadCheckpoint when broken."""
+    """(name -> (dtype, shape, begin, end), offset of the data). Raises BadCheckpoint when malformed."""
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > MAX_HEADER_BYTES or length > size - 8:
-        raise BadCheckpoint(f"{file} is cut off inside its header ({gib(size)}); copy it again")
+        raise BadCheckpoint(f"{file} is truncated inside its header ({gib(size)}); copy it again")
     try:
         raw = json.loads(stream.read(length))
         header = {
@@ -248,9 +246,9 @@ def _header(
         }
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
         raise BadCheckpoint(f"{file} has no readable safetensors header; copy it again") from exc
-    promised = 8 + length + max((end for *_, end in header.values()), default=0)
-    if promised > size:
-        raise BadCheckpoint(f"{file} is cut off: {size} bytes of {promised}; copy it again")
+    expected = 8 + length + max((end for *_, end in header.values()), default=0)
+    if expected > size:
+        raise BadCheckpoint(f"{file} is truncated: {size} bytes of {expected}; copy it again")
     if any(begin < 0 or end < begin for *_, begin, end in header.values()):
         raise BadCheckpoint(f"{file} has tensors that end before they begin; copy it again")
     return header, 8 + length
@@ -286,7 +284,7 @@ def _tokenizer(path: Path) -> tuple[list[Json], Json, list[Json]]:
 
 
 def _object(file: Path, *, needed: bool = False) -> dict[str, Json]:
-    """The JSON object in `file`; empty when the file is not there and not needed. Raises BadCheckpoint."""
+    """The JSON object in `file`; empty when the file is missing and not needed. Raises BadCheckpoint."""
     if not file.is_file():
         if needed:
             raise BadCheckpoint(f"checkpoint {file.parent} has no {file.name}; give a complete checkpoint")
@@ -304,7 +302,9 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise BadCheckpoint(f"{file} cannot be read ({exc}); check its rights, or copy it again") from exc
+        raise BadCheckpoint(
+            f"{file} cannot be read ({exc}); check its permissions, or copy it again"
+        ) from exc
 
 
 def _file_digest(file: Path) -> str:

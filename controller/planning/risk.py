@@ -1,4 +1,4 @@
-"""How risky a change is, from two fingerprints: the table of risks as code.
+"""Risk of a change, from the fingerprints of stable and canary.
 
 | change | risk |
 |---|---|
@@ -6,7 +6,7 @@
 | fine-tuned tensors on the same base; or the same tensors with another tokenizer, template, special tokens,
   rope, quantisation, dtype, model config or engine release | medium |
 | both of these, or another size of the same family | high |
-| another family, or an endpoint whose files nobody can see | critical |
+| another family, or an external endpoint, whose files cannot be read | critical |
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from controller.planning.fingerprint import Fingerprint
 
 
 class Risk(StrEnum):
-    """How much a change can break. NONE: nothing changes."""
+    """Risk of a change. NONE: nothing changes."""
 
     NONE = "none"
     LOW = "low"
@@ -28,7 +28,8 @@ class Risk(StrEnum):
     CRITICAL = "critical"
 
 
-_SURROUNDINGS = {
+# By part of the fingerprint: all that can change beside the tensors.
+_PART_CHANGES = {
     "tokenizer": "the tokenizer changes",
     "template": "the chat template changes",
     "special_tokens": "special tokens (BOS, EOS, padding) change",
@@ -42,7 +43,7 @@ _SURROUNDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One value that differs; None: it is not set on that side."""
+    """A setting that differs; None: not set on that side."""
 
     name: str
     before: str | None
@@ -54,16 +55,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """The risk, why, and what a reader must not overlook."""
+    """The risk of a change, its reasons, and the settings that differ."""
 
     risk: Risk
     reasons: tuple[str, ...]
-    sampling: tuple[Change, ...]  # changed sampling defaults: flagged in red
+    sampling: tuple[Change, ...]  # changed sampling defaults: shown as warnings
     engine: tuple[Change, ...]  # changed engine arguments
 
 
 def assess(stable: Fingerprint, canary: Fingerprint) -> Assessment:
-    """What changes from `stable` to `canary`, and how risky that is."""
+    """The risk of going from `stable` to `canary`, and why."""
     sampling, engine = _changes(stable.sampling, canary.sampling), _changes(stable.engine, canary.engine)
     risk, reasons = _grade(stable, canary)
     if risk is Risk.NONE and (sampling or engine):
@@ -83,20 +84,19 @@ def _grade(stable: Fingerprint, canary: Fingerprint) -> tuple[Risk, list[str]]:
     if stable.part("sizes") != canary.part("sizes"):
         text = f"another size of {stable.family}: {stable.parameters:,} -> {canary.parameters:,} parameters"
         return Risk.HIGH, [text]
-    around = [text for name, text in _SURROUNDINGS.items() if stable.part(name) != canary.part(name)]
+    parts = [text for name, text in _PART_CHANGES.items() if stable.part(name) != canary.part(name)]
     if stable.part("tensors") == canary.part("tensors"):
-        return (Risk.MEDIUM, around) if around else (Risk.NONE, [])
-    if around:
-        return Risk.HIGH, [f"a new version of {stable.family}: other tensors", *around]
+        return (Risk.MEDIUM, parts) if parts else (Risk.NONE, [])
+    if parts:
+        return Risk.HIGH, [f"a new version of {stable.family}: other tensors", *parts]
     return Risk.MEDIUM, ["fine-tuned tensors on the same base"]
 
 
 def _changes(before: tuple[tuple[str, str], ...], after: tuple[tuple[str, str], ...]) -> tuple[Change, ...]:
     old, new = dict(before), dict(after)
-    names = sorted(old.keys() | new.keys())
     return tuple(
         Change(name, _shown(old.get(name)), _shown(new.get(name)))
-        for name in names
+        for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     )
 

@@ -16,16 +16,15 @@ from multiprocessing.connection import Connection
 from controller import telemetry
 from controller.planning.forecast import NotSimulated, forecast
 from controller.rollout.plan import Plan
-from controller.spec.service import PolicySpec
-from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from controller.spec.policy import PolicySpec
+from evaluation.forecast.stages import StageForecast, TrafficModel
 
 LIMIT_S = 120.0
 MAX_WAITING = 3  # each blocks a thread of the API
 NICE = 10
 STOP_S = 2.0
 
-Forecast = tuple[ForecastView, ...]
+Forecast = tuple[StageForecast, ...]
 Work = Callable[[Plan, PolicySpec, TrafficModel], Forecast]
 
 

@@ -1,1 +1,1 @@
-"""User-facing spec models: services, versions and policies, one schema for YAML, the API and Kubernetes."""
+"""User-facing specs of services, versions and policies: one schema for YAML, the API and Kubernetes. Pure."""

@@ -1,15 +1,15 @@
-"""What `up` says of a service that is there already: the same, or what differs and how to change it.
+"""Differences between a service file and the service that `up` finds running, each with its remedy.
 
 Rules:
-1. Only what was named counts: what is left out is left as it is.
-2. A value is the same when the service was begun with it (so that the same command can be repeated for ever)
-   or when it runs now (so that `up` agrees with the last promotion).
-3. Nothing is changed here. A difference is a conflict that names the command which would make it.
+1. Only keys that the user set count; the others are left as they are.
+2. A value is equal if the service was created with it (so that the same command can be repeated) or if it
+   runs now (so that `up` agrees with the last promotion).
+3. Nothing is changed here. A difference is a conflict that names the command which makes the change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from controller.errors import Conflict
@@ -29,61 +29,60 @@ HOST_KEYS = ("replicas", "gpus", "routers")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that `up` was asked for and that is not so."""
+    """One key whose requested value is not the current one."""
 
     name: str
-    now: object  # None: not set
-    asked: object
-    option: str = ""  # of `deploy`; '': only a new start changes it
+    current: object  # None: not set
+    requested: object
+    option: str = ""  # of `deploy`; '': only taking the service down and up again changes it
 
 
 def refuse_change(
-    asked: ServiceSpec, *, stable: str, given: ServiceSpec, running: VersionSpec | None
+    requested: ServiceSpec, *, stable: str, given: ServiceSpec, running: VersionSpec | None
 ) -> None:
-    """Return when `asked` names nothing else than what there is. Raises Conflict with every difference.
+    """Raises Conflict with every difference between `requested` and the existing service.
 
-    stable: id of the version in production.  given: the service as its first `up` had it.
-    running: the version in production; None: the store does not know it.
+    stable: id of the version in production.  given: the service as its first `up` created it.
+    running: the version in production; None: it is not stored.
     """
-    found = tuple(_differences(asked, given, running))
-    if not found:
+    differences = tuple(_differences(requested, given, running))
+    if not differences:
         return
-    options = [one.option for one in found if one.option]
-    rest = [one.name for one in found if not one.option]
-    remedies = [f"canaryctl deploy {asked.service} {' '.join(options)}"] if options else []
-    if rest:
-        remedies.append(f"canaryctl down {asked.service} and then up again moves {', '.join(rest)}")
+    service = requested.service
+    options = [one.option for one in differences if one.option]
+    others = [one.name for one in differences if not one.option]
+    remedies = [f"canaryctl deploy {service} {' '.join(options)}"] if options else []
+    if others:
+        remedies.append(f"canaryctl down {service} and then up again changes {', '.join(others)}")
     raise Conflict(
-        f"{asked.service} serves {stable} with {_list((one.name, one.now) for one in found)}; "
-        f"asked was {_list((one.name, one.asked) for one in found)}, but up changes nothing that runs: "
-        + "; ".join(remedies)
+        f"{service} serves {stable} with {_list((one.name, one.current) for one in differences)}; "
+        f"requested: {_list((one.name, one.requested) for one in differences)}, "
+        f"but up changes nothing that runs: {'; '.join(remedies)}"
     )
 
 
-def _differences(asked: ServiceSpec, given: ServiceSpec, running: VersionSpec | None) -> Iterator[Difference]:
-    now: VersionSpec = running or given
-    named = asked.model_fields_set
-    if all((asked.model, asked.url) != (one.model, one.url) for one in (given, now)):
-        kind = "url" if asked.is_external else "model"
-        name = kind if asked.is_external == now.is_external else "source"
-        wanted = asked.url or asked.model
-        yield Difference(name, now.url or now.model, wanted, f"--{kind} {wanted}")
+def _differences(
+    requested: ServiceSpec, given: ServiceSpec, running: VersionSpec | None
+) -> Iterator[Difference]:
+    current: VersionSpec = running or given
+    keys = requested.model_fields_set
+    if all((requested.model, requested.url) != (one.model, one.url) for one in (given, current)):
+        kind = "url" if requested.is_external else "model"
+        name = kind if requested.is_external == current.is_external else "source"
+        source = requested.url or requested.model
+        yield Difference(name, current.url or current.model, source, f"--{kind} {source}")
     for name in (*ENGINE_KEYS, *HOST_KEYS):
-        wanted, before = getattr(asked, name), getattr(given, name)
-        present = getattr(now, name, before)
-        if name in named and wanted not in (before, present):
-            option = f"--engine {name}={wanted}" if name in ENGINE_KEYS else ""
-            yield Difference(name, present, wanted, option)
-    first, latest = _engine(given), _engine(now)
-    for name, value in _engine(asked).items():
-        if value not in (first.get(name), latest.get(name)):
-            yield Difference(name, latest.get(name), value, f"--engine {name}={value}")
-    if "policy" in named and asked.policy != given.policy:
+        value, first = getattr(requested, name), getattr(given, name)
+        present = getattr(current, name, first)  # routers is a key of the service alone
+        if name in keys and value not in (first, present):
+            option = f"--engine {name}={value}" if name in ENGINE_KEYS else ""
+            yield Difference(name, present, value, option)
+    first_engine, current_engine = given.extra_arguments, current.extra_arguments
+    for name, value in requested.extra_arguments.items():
+        if value not in (first_engine.get(name), current_engine.get(name)):
+            yield Difference(name, current_engine.get(name), value, f"--engine {name}={value}")
+    if "policy" in keys and requested.policy != given.policy:
         yield Difference("policy", "of its first up", "another", "--policy FILE")
-
-
-def _engine(spec: VersionSpec) -> Mapping[str, object]:
-    return {name.lstrip("-").replace("-", "_"): value for name, value in spec.engine.items()}
 
 
 def _list(pairs: Iterable[tuple[str, object]]) -> str:

@@ -1,4 +1,4 @@
-"""What specs are made of: weights, durations, plain values, a model that refuses what it does not know."""
+"""Building blocks of specs: weights, durations, scalars, the strict base model, errors with a path."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ Duration = Annotated[
 ]
 
 
+class FieldError(ValueError):
+    """A broken rule of a field. `path`: from the model whose validator raises it, such as `stages.1.weight`.
+
+    The message continues the path: ("gpus", "0.5 is too little") becomes `version.gpus 0.5 is too little`.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path} {message}")
+
+
 def _scalar(value: object) -> object:
     if isinstance(value, bool | int | float | str):
         return value
@@ -33,10 +43,10 @@ Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
 
 
 class Strict(BaseModel):
-    """What people write: frozen, and an unknown key is refused by name."""
+    """Base of the user-facing models: frozen, and an unknown key is refused by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
-    # Another name that is taken for a key: the evaluation's own, where it differs.
+    # Alias -> key: the evaluation's own name, where it differs.
     ALSO: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
@@ -45,14 +55,14 @@ class Strict(BaseModel):
         if not isinstance(data, Mapping):
             return data
         known = sorted(cls.model_fields)
-        read: dict[object, object] = {}
+        fields: dict[object, object] = {}
         for key, value in data.items():
             name = cls.ALSO.get(key, key)
             if name not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
                 raise ValueError(f"unknown key {key!r}; {hint}")
-            if name in read:
-                raise ValueError(f"{name} is given twice, once by its other name; leave one out")
-            read[name] = value
-        return read
+            if name in fields:
+                raise FieldError(str(name), "is given twice, once by its other name; leave one out")
+            fields[name] = value
+        return fields

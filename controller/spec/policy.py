@@ -1,4 +1,4 @@
-"""The policy of a rollout as people write it: what is gated, on which ladder, how long it may wait."""
+"""Policy of a rollout, as users write it: gates, stages, timeouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from controller.quantities import FULL_BP, percent
-from controller.spec.fields import Duration, Strict, Weight
+from controller.spec.fields import Duration, FieldError, Strict, Weight
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy.observed_ranges import ALPHA_SHARE
 from evaluation.policy.parsing import check_margins, kinds_of
@@ -18,7 +18,7 @@ from evaluation.policy.policy import Gate, GatePolicy, PolicyError, Sampling
 
 
 class SamplingSpec(Strict):
-    """How many of an arm's answers are judged, decided before the answer exists."""
+    """Share of each arm's answers that is judged, decided before the answer exists."""
 
     stable: float = Field(default=1.0, description="share of stable's answers, 0.2 for one in five")
     canary: float = Field(default=1.0, description="share of the canary's answers")
@@ -29,69 +29,68 @@ class GateSpec(Strict):
 
     ALSO: ClassVar[Mapping[str, str]] = {"deadline_s": "deadline"}
 
-    metric: str | None = Field(default=None, description="what is measured, by its name in the catalogue")
+    metric: str | None = Field(default=None, description="name of the metric in the catalogue")
     kind: Literal["rate", "score", "shape", "percentile"] | None = Field(
         default=None, description="how it is tested"
     )
     alpha_share: float | None = Field(
-        default=None, description="its part of alpha; 0 makes it an alarm, shown and never deciding"
+        default=None, description="its share of alpha; 0 makes it an alarm, shown and never deciding"
     )
     threshold: float | None = Field(default=None, description="the harm that must be detected")
     tolerance: float | None = Field(
         default=None,
         description="the harm that must not roll back; default: half of the threshold, strict: 0",
     )
-    percentile: float | None = Field(default=None, description="0.99; of a percentile gate alone")
-    deadline: Duration | None = Field(default=None, description="how long a score may come after its request")
-    sampling: SamplingSpec | None = Field(default=None, description="where only some answers are judged")
+    percentile: float | None = Field(default=None, description="such as 0.99; percentile gates only")
+    deadline: Duration | None = Field(default=None, description="maximum delay of a score after its request")
+    sampling: SamplingSpec | None = Field(default=None, description="share of the answers that is judged")
     presence_gated: bool | None = Field(
-        default=None, description="whether a value comes at all is itself an outcome, as with thumbs"
+        default=None, description="whether a value arrives is itself an outcome, as with thumbs"
     )
     mirrored: bool | None = Field(
-        default=None, description="keeps a quarter of the gate's alpha for mirrored pairs"
+        default=None, description="reserves a quarter of the gate's alpha for mirrored pairs"
     )
 
     def to_mapping(self) -> dict[str, object]:
-        """In the words of `GatePolicy.from_mapping`."""
+        """The keys of `GatePolicy.from_mapping`."""
         given = self.model_dump(exclude_none=True)
         if "deadline" in given:
             given["deadline_s"] = given.pop("deadline")
         return given
 
 
-def _dated(value: object) -> object:
-    """A date of YAML as text."""
+def _date_text(value: object) -> object:
     return value.isoformat() if isinstance(value, date) else value
 
 
-When = Annotated[str, BeforeValidator(_dated)]
+DateText = Annotated[str, BeforeValidator(_date_text)]  # YAML reads an unquoted date as a date
 
 
 class ObservedRangeSpec(Strict):
-    """The canary's percentiles inside what stable showed between two dates; `canaryctl observed` writes it.
+    """Gate against a range that stable's percentiles had between two dates; `canaryctl observed` writes it.
 
-    The range is fixed: what both versions share, as the time of day, does not cancel against it.
+    The range is fixed: effects common to both versions, such as the time of day, do not cancel.
     """
 
-    metric: str = Field(description="what is measured: latency_ms, ttft_ms, itl_ms, tokens or cost")
+    metric: str = Field(description="the metric: latency_ms, ttft_ms, itl_ms, tokens or cost")
     ranges: dict[str, tuple[float, float]] = Field(
-        description="lowest and highest value that stable's percentile took, as p95: [300, 420]"
+        description="minimum and maximum of stable's percentile, as p95: [300, 420]"
     )
     alpha_share: float = Field(
-        default=ALPHA_SHARE, description="its part of alpha, evenly by percentile and side"
+        default=ALPHA_SHARE, description="its share of alpha, split evenly by percentile and side"
     )
     on_outside: Literal["hold", "rollback"] = Field(
         default="hold", description="hold: the stage is INVALID while the canary is outside"
     )
     sides: Literal["both", "above"] = Field(
-        default="both", description="above: what is below the range is inside, too"
+        default="both", description="above: values below the range are accepted, too"
     )
-    since: When | None = Field(default=None, description="begin of what stable showed; shown, never read")
-    until: When | None = Field(default=None, description="its end")
+    since: DateText | None = Field(default=None, description="start of the observation; shown, never used")
+    until: DateText | None = Field(default=None, description="end of the observation; shown, never used")
 
 
 class StageSpec(Strict):
-    """One rung. 100 % is the promotion itself; its duration is the bake's."""
+    """One stage. 100 % is the promotion itself; its duration is the bake's."""
 
     weight: Weight | None = None
     weight_bp: int | None = Field(default=None, ge=1, le=FULL_BP)
@@ -99,17 +98,20 @@ class StageSpec(Strict):
     min_canary: int = Field(
         default=0, ge=0, description="canary requests that must have settled in this stage"
     )
-    deadline: Duration | None = Field(default=None, description="default: three times what is planned")
+    deadline: Duration | None = Field(default=None, description="default: three times the planned time")
     on_missing: Literal["hold", "rollback"] = "hold"
     margins: dict[str, float] | None = Field(
-        None, description="what must be proven, by gate; default: by min_canary"
+        None, description="margins that must be proven, by gate; default: those of the rung for min_canary"
     )
     floor: float | None = Field(
-        default=None, ge=0, le=1, description="a rate below stable plus this passes, too; default: the rung's"
+        default=None,
+        ge=0,
+        le=1,
+        description="a rate below stable's plus this passes, too; default: by rung",
     )
     promote_if_point_ok: bool | None = Field(
         default=None,
-        description="at the deadline, unproven: go on if the point estimates are within the margins",
+        description="unproven at the deadline: go on if the point estimates are within the margins",
     )
 
     @model_validator(mode="after")
@@ -117,38 +119,36 @@ class StageSpec(Strict):
         if (self.weight is None) == (self.weight_bp is None):
             raise ValueError("needs exactly one of weight (2.5%) and weight_bp (250)")
         if self.bp == 0:
-            raise ValueError(
-                "weight 0 % gives the canary nothing to prove itself on; start at 0.01% or above"
-            )
+            raise FieldError("weight", "0 % gives the canary no traffic; start at 0.01% or above")
         if self.deadline is not None and self.deadline < self.duration:
-            raise ValueError(f"deadline {self.deadline:g} s is before duration {self.duration:g} s; raise it")
+            raise FieldError(
+                "deadline", f"{self.deadline:g} s is before duration {self.duration:g} s; raise it"
+            )
         if self.promote_if_point_ok:
-            self._check_points()
+            if self.bp == FULL_BP:
+                raise FieldError("promote_if_point_ok", "is for stages below 100 %; leave it out")
+            if self.margins == {}:
+                raise FieldError("promote_if_point_ok", "needs margins to compare estimates with; give some")
         return self
-
-    def _check_points(self) -> None:
-        if self.bp == FULL_BP:
-            raise ValueError("promote_if_point_ok is of a stage below 100 %; leave it out")
-        if self.margins == {}:
-            raise ValueError("promote_if_point_ok needs margins to hold the estimates against; give some")
 
     @property
     def bp(self) -> int:
+        """The weight in basis points, whichever key gave it."""
         return (self.weight if self.weight is not None else self.weight_bp) or 0
 
 
 class RungSpec(Strict):
-    """What a stage of at least `min_canary` canary requests has to prove, where the stage does not say."""
+    """Margins that a stage of at least `min_canary` canary requests must prove, unless it has its own."""
 
     min_canary: int = Field(default=0, ge=0)
     margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         description="by gate: a ratio for rates and latency, a loss for scores"
     )
-    floor: float = Field(default=0.005, ge=0, le=1, description="a rate below stable plus this passes, too")
+    floor: float = Field(default=0.005, ge=0, le=1, description="a rate below stable's plus this passes, too")
 
 
-# Keys that the evaluation has under the same name.
-_SAME = (
+# Keys with the same name in the evaluation's policy.
+_GATE_POLICY_KEYS = (
     "alpha",
     "promotion_alpha",
     "units",
@@ -164,7 +164,7 @@ _SAME = (
 
 
 class PolicySpec(Strict):
-    """How a rollout goes: what is gated, on which ladder, how long it may wait."""
+    """Policy of a rollout: its gates, stages and timeouts."""
 
     ALSO: ClassVar[Mapping[str, str]] = {"base": "preset", "session_s": "session"}
 
@@ -178,54 +178,53 @@ class PolicySpec(Strict):
         default=False, description="stable against itself: measures the gate, promotes nothing"
     )
     alpha: float | None = Field(
-        default=None, description="false rollbacks, over the whole rollout; default 0.01"
+        default=None, description="probability of a false rollback, over the whole rollout; default 0.01"
     )
     promotion_alpha: float | None = Field(
-        default=None, description="false proofs, of each gate of a stage; default 0.045"
+        default=None, description="probability of a false proof, of each gate of a stage; default 0.045"
     )
     gates: dict[str, GateSpec | None] = Field(
-        default_factory=dict, description="null takes a gate of the preset out"
+        default_factory=dict, description="null removes a gate of the preset"
     )
     observed_ranges: dict[str, ObservedRangeSpec] = Field(
-        default_factory=dict, description="gates against fixed ranges that stable showed, by name"
+        default_factory=dict, description="gates against fixed ranges observed on stable, by name"
     )
     units: Literal["auto", "request", "sticky"] | None = Field(
-        default=None, description="what the coin is tossed for; default auto: as the traffic shows"
+        default=None, description="the unit of randomisation; default auto: from the traffic"
     )
     proof_canary: int | None = Field(
-        default=None, ge=0, description="canary requests before a proof is looked at; default 100"
+        default=None, ge=0, description="canary requests before proofs are tested; default 100"
     )
     rungs: tuple[RungSpec, ...] | None = Field(
-        default=None, description="what stages must prove, by their min_canary; the first has 0"
+        default=None, description="margins that stages must prove, by their min_canary; the first has 0"
     )
     promote_if_point_ok: bool = Field(
-        default=False, description="of every stage that does not say; recorded as not proven"
+        default=False, description="for stages without their own value; recorded as not proven"
     )
     session_requests: int | None = Field(
-        default=None, description="a sticky unit's session closes after so many; default 10"
+        default=None, description="requests after which a sticky unit's session closes; default 10"
     )
     session: Duration | None = Field(
-        default=None, description="... or after this long since its first request; default 10m"
+        default=None, description="time since its first request after which it closes; default 10m"
     )
     restart_share: float | None = Field(
-        default=None, description="of the bets, kept for harm that begins late; default 0.3"
+        default=None, description="share of the wealth reserved for harm that begins late; default 0.3"
     )
     max_missing: float | None = Field(
         default=None, description="a larger share of missing values is INVALID; default 0.1"
     )
     load_ratio: float | None = Field(
         default=None,
-        description="load a replica, one arm's over the other's, up to which latency compares; default 1.25",
+        description="maximum ratio of the arms' load per replica at which latency compares; default 1.25",
     )
     served_share_alpha: float | None = Field(
-        default=None, description="of the test that units fit their weight; default 0.001"
+        default=None, description="alpha of the sample ratio mismatch test; default 0.001"
     )
     served_rate_hold: float | None = Field(
-        default=None, description="canary requests that it must serve itself; default 0.98"
+        default=None,
+        description="share that the canary must serve of its requests, else hold; default 0.98",
     )
-    served_rate_rollback: float | None = Field(
-        default=None, description="below it is rolled back; default 0.9"
-    )
+    served_rate_rollback: float | None = Field(default=None, description="... else roll back; default 0.9")
     holdback: Weight = 500
     bake: Duration = 7200.0
     load_timeout: Duration = 900.0
@@ -242,76 +241,78 @@ class PolicySpec(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.holdback > FULL_BP // 2:
-            raise ValueError(
-                f"holdback {percent(self.holdback)} exceeds 50 %; the promoted version must carry most"
+            raise FieldError(
+                "holdback", f"{percent(self.holdback)} exceeds 50 %; leave most to the promoted version"
             )
+        if "" in self.gates:
+            raise FieldError("gates", "has an empty name; name each gate, as error")
         self._check_stages()
-        self._check_rungs()
+        self._check_margins()
         self._check_twin()
         try:
             gates = self.gate_policy()
             for index, stage in enumerate(self.stages or ()):
                 check_margins(f"stages.{index}.margins", stage.margins or {}, kinds_of(gates))
         except PolicyError as exc:
-            raise ValueError(str(exc)) from exc
+            raise FieldError(*str(exc).split(" ", 1)) from exc  # its message begins with the path
         _check_gates(gates)
         return self
 
     def _check_twin(self) -> None:
         points = self.promote_if_point_ok or any(stage.promote_if_point_ok for stage in self.stages or ())
         if self.twin and points:
-            raise ValueError(
-                "promote_if_point_ok does not go with twin, which times the proofs; leave one out"
+            raise FieldError(
+                "promote_if_point_ok", "cannot be combined with twin, which times the proofs; leave one out"
             )
 
     def _check_stages(self) -> None:
         if self.stages is None:
             return
         if not self.stages:
-            raise ValueError("stages is empty; give at least one stage below 100 %, or leave it out")
+            raise FieldError("stages", "is empty; give at least one stage below 100 %, or leave it out")
         before = 0
         for index, stage in enumerate(self.stages):
-            at, last = f"stages.{index}.weight {percent(stage.bp)}", index == len(self.stages) - 1
+            path, weight = f"stages.{index}.weight", percent(stage.bp)
             if stage.bp <= before:
-                raise ValueError(
-                    f"{at} does not rise above the stage before it, {percent(before)}; raise or drop it"
-                )
-            if stage.bp == FULL_BP and not last:
-                raise ValueError(f"{at} must be the last stage; it is the promotion itself")
-            if stage.bp != FULL_BP and stage.bp >= FULL_BP - self.holdback:
+                raise FieldError(path, f"{weight} is not above {percent(before)}, the stage before; raise it")
+            if stage.bp == FULL_BP and index < len(self.stages) - 1:
+                raise FieldError(path, f"{weight} must be the last stage; it is the promotion itself")
+            if FULL_BP > stage.bp >= FULL_BP - self.holdback:
                 top = percent(FULL_BP - self.holdback)
-                raise ValueError(f"{at} reaches the bake's share, {top}; lower it, or lower holdback")
+                raise FieldError(path, f"{weight} reaches the bake's weight, {top}; lower it, or holdback")
             before = stage.bp
         if self.stages[0].bp == FULL_BP:
-            raise ValueError("stages has only 100 %, which proves nothing first; put a stage below it before")
+            raise FieldError("stages", "has only 100 %, the promotion; put a stage below 100 % before it")
 
-    def _check_rungs(self) -> None:
+    def _check_margins(self) -> None:
         preset = {gate.name for gate in self._base().gates}
         known = sorted(preset | {name for name, gate in self.gates.items() if gate is not None})
         places = [(f"rungs.{n}", rung.margins) for n, rung in enumerate(self.rungs or ())]
         places += [(f"stages.{n}", stage.margins or {}) for n, stage in enumerate(self.stages or ())]
-        for at, margins in places:
+        for path, margins in places:
             for name in margins:
                 if name not in known:
-                    raise ValueError(f"{at}.margins.{name} is no gate; use one of {', '.join(known)}")
+                    raise FieldError(
+                        f"{path}.margins.{name}", f"is not a gate; use one of {', '.join(known)}"
+                    )
         for index, (before, rung) in enumerate(pairwise(self.rungs or ()), start=1):
             if rung.min_canary <= before.min_canary:
-                raise ValueError(
-                    f"rungs.{index}.min_canary {rung.min_canary} does not rise above the rung before it, "
-                    f"{before.min_canary}; raise or drop it"
+                raise FieldError(
+                    f"rungs.{index}.min_canary",
+                    f"{rung.min_canary} is not above {before.min_canary}, the rung before; raise it",
                 )
 
     def _base(self) -> GatePolicy:
         return GatePolicy.named("strict" if self.preset == "strict" else "default")
 
     def gate_policy(self) -> GatePolicy:
-        """What the evidence is judged by. Raises PolicyError."""
+        """The evaluation's policy. Raises PolicyError."""
         base = self._base()
         raw: dict[str, object] = {
             "base": base.name,
             "name": base.name if self.name == "default" else self.name,
         }
-        raw |= {key: getattr(self, key) for key in _SAME if getattr(self, key) is not None}
+        raw |= {key: getattr(self, key) for key in _GATE_POLICY_KEYS if getattr(self, key) is not None}
         if self.session is not None:
             raw["session_s"] = self.session
         if self.rungs is not None:
@@ -334,23 +335,22 @@ class PolicySpec(Strict):
 
 
 def _check_gates(policy: GatePolicy) -> None:
-    """What the keys say together. Raises ValueError."""
-    sampled: dict[str, Gate] = {}
+    """Raises FieldError for a combination of keys that cannot hold."""
+    first_of_metric: dict[str, Gate] = {}
     for gate in policy.gates:
-        at = f"gates.{gate.name}"
+        sampling = f"gates.{gate.name}.sampling"
         if gate.sampling != Sampling() and not CATALOGUE[gate.metric].arrives_later:
-            raise ValueError(
-                f"{at}.sampling is for what is judged later; {gate.metric} comes with every request; "
-                "leave it out"
+            raise FieldError(
+                sampling, f"is for judged metrics; {gate.metric} comes with every request; leave it out"
             )
-        other = sampled.setdefault(gate.metric, gate)
+        other = first_of_metric.setdefault(gate.metric, gate)
         if other.sampling != gate.sampling:
-            raise ValueError(
-                f"{at}.sampling differs from that of gates.{other.name}, and both ask about {gate.metric}; "
-                "give both the same"
+            raise FieldError(
+                sampling,
+                f"differs from that of gates.{other.name}, and both test {gate.metric}; give both the same",
             )
         if gate.mirrored and gate.metric in VALUES:
-            raise ValueError(
-                f"{at}.mirrored is for rates and scores; a mirrored answer's {gate.metric} is never gated; "
-                "leave it out"
+            raise FieldError(
+                f"gates.{gate.name}.mirrored",
+                f"is for rates and scores; a mirrored answer's {gate.metric} is never gated; leave it out",
             )

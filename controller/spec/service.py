@@ -1,7 +1,7 @@
-"""What people write: services, versions and policies. One schema for YAML, the API and (later) Kubernetes.
+"""Specs of services and versions, and the parsers of all specs. One schema for YAML, the API and Kubernetes.
 
-Everything unknown is refused by name: a typo never falls back to a default. Each error is one line: the path,
-the value, the limit and the remedy (`BadSpec.lines`). `dump` gives plain values that the parsers read back.
+Unknown keys and values are refused by name: a typo never falls back to a default. Each error is one line: the
+path, the value, the limit and the remedy (`BadSpec.lines`). `dump` returns plain values for the parsers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from controller.errors import BadSpec
-from controller.spec.fields import Duration as Duration
-from controller.spec.fields import Scalar
-from controller.spec.fields import Strict as Strict
-from controller.spec.fields import Weight as Weight
-from controller.spec.policy import GateSpec, RungSpec, SamplingSpec
-from controller.spec.policy import PolicySpec as PolicySpec
-from controller.spec.policy import StageSpec as StageSpec
+from controller.spec.fields import FieldError, Scalar, Strict
+from controller.spec.policy import PolicySpec
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 # Engine arguments that the controller sets itself; a second value would start an engine nobody can reach.
@@ -38,6 +33,11 @@ OWN_ARGUMENTS = frozenset(
         "root_path",
     }
 )
+
+
+def argument_name(option: str) -> str:
+    """vLLM's own name of an engine argument, `max_num_seqs` of `--max-num-seqs`."""
+    return option.lstrip("-").replace("-", "_")
 
 
 class VersionSpec(Strict):
@@ -64,19 +64,20 @@ class VersionSpec(Strict):
         if (self.model is None) == (self.url is None):
             raise ValueError("needs exactly one of model (a checkpoint directory) and url (an endpoint)")
         if self.url is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", self.url):
-            raise ValueError(
-                f"url {self.url!r} is not http(s)://host[:port][/path]; give the endpoint's base URL"
+            raise FieldError(
+                "url", f"{self.url!r} is not http(s)://host[:port][/path]; give the endpoint's base URL"
             )
         for name in self.engine:
-            own = name.lstrip("-").replace("-", "_")
+            own = argument_name(name)
             if own in OWN_ARGUMENTS:
-                raise ValueError(f"engine.{name} is set by canaryctl itself; leave it out")
+                raise FieldError(f"engine.{name}", "is set by canaryctl itself; leave it out")
             if own in type(self).model_fields:
-                raise ValueError(f"engine.{name} has its own key; write {own}: {self.engine[name]}")
+                raise FieldError(f"engine.{name}", f"has its own key; write {own}: {self.engine[name]}")
         if self.gpus is not None and self.gpus < 1 and self.tensor_parallel_size > 1:
-            raise ValueError(
-                f"gpus {self.gpus:g} is too little for tensor_parallel_size {self.tensor_parallel_size}; "
-                f"give {self.tensor_parallel_size}, or leave it out"
+            raise FieldError(
+                "gpus",
+                f"{self.gpus:g} is too little for tensor_parallel_size {self.tensor_parallel_size}; "
+                f"give {self.tensor_parallel_size}, or leave it out",
             )
         return self
 
@@ -85,7 +86,7 @@ class VersionSpec(Strict):
         return self.url is not None
 
     def engine_arguments(self) -> dict[str, Scalar]:
-        """vLLM's arguments in its own names (underscores); empty for an external endpoint."""
+        """vLLM's arguments by its own names (underscores); empty for an external endpoint."""
         if self.is_external:
             return {}
         named = {
@@ -96,18 +97,22 @@ class VersionSpec(Strict):
             "max_model_len": self.max_model_len,
             "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
         }
-        given = {name.lstrip("-").replace("-", "_"): value for name, value in self.engine.items()}
-        return {**{name: value for name, value in named.items() if value is not None}, **given}
+        return {name: value for name, value in named.items() if value is not None} | self.extra_arguments
+
+    @property
+    def extra_arguments(self) -> dict[str, Scalar]:
+        """`engine` by vLLM's own names."""
+        return {argument_name(name): value for name, value in self.engine.items()}
 
     def located(self, base: Path) -> Self:
-        """The same version with its checkpoint directory made absolute from `base`."""
+        """The version with its checkpoint directory made absolute, relative to `base`."""
         if self.model is None:
             return self
         return self.model_copy(update={"model": str((base / Path(self.model).expanduser()).absolute())})
 
 
 class ServiceSpec(VersionSpec):
-    """A named model endpoint: the version that it serves, and how its versions are rolled out."""
+    """A named model endpoint: the version that it serves, and the policy of its rollouts."""
 
     service: str = Field(pattern=_NAME)
     policy: PolicySpec = Field(default_factory=lambda: PolicySpec())
@@ -117,11 +122,11 @@ class ServiceSpec(VersionSpec):
     @model_validator(mode="after")
     def _check_policy(self) -> Self:
         if self.policy.twin:
-            raise ValueError("policy.twin is of one rollout, not of a service; give it to deploy")
+            raise FieldError("policy.twin", "belongs to one rollout, not to a service; give it to deploy")
         return self
 
     def version(self) -> VersionSpec:
-        """The version alone."""
+        """The version, without the service's own fields."""
         names = VersionSpec.model_fields
         return VersionSpec.model_construct(**{name: getattr(self, name) for name in names})
 
@@ -130,24 +135,24 @@ Spec = TypeVar("Spec", bound=Strict)
 
 
 def parse_service(data: object) -> ServiceSpec:
-    """The service. Raises BadSpec, one line for each rule broken."""
+    """The service. Raises BadSpec, one line for each broken rule."""
     return parse_as(ServiceSpec, data, "service")
 
 
 def parse_version(data: object) -> VersionSpec:
-    """The version. Raises BadSpec, one line for each rule broken."""
+    """The version. Raises BadSpec, one line for each broken rule."""
     return parse_as(VersionSpec, data, "version")
 
 
 def parse_policy(data: object) -> PolicySpec:
-    """The policy; a string names a preset. Raises BadSpec, one line for each rule broken."""
+    """The policy; a string names a preset. Raises BadSpec, one line for each broken rule."""
     return parse_as(PolicySpec, {"preset": data} if isinstance(data, str) else data, "policy")
 
 
 def parse_yaml(text: str, where: str) -> object:
-    """The values in a YAML (or JSON) text. Raises BadSpec, naming the line; keys given twice are refused."""
+    """The values of a YAML (or JSON) text. Raises BadSpec, naming the line; duplicate keys are refused."""
     try:
-        return yaml.load(text, Loader=_OnceLoader)
+        return yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
@@ -155,11 +160,11 @@ def parse_yaml(text: str, where: str) -> object:
 
 
 def dump(spec: Strict) -> dict[str, Any]:
-    """Plain JSON values that the parser of its kind reads back to an equal spec."""
+    """Plain JSON values, which the parser of the same kind reads back to an equal spec."""
     return spec.model_dump(mode="json", exclude_defaults=True)
 
 
-class _OnceLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -172,11 +177,11 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def parse_as(kind: type[Spec], data: object, root: str) -> Spec:
-    """`data` as this kind, called `root` in errors. Raises BadSpec, one line for each rule broken."""
+    """The spec in `data`, called `root` in errors. Raises BadSpec, one line for each broken rule."""
     try:
         return kind.model_validate(data)
     except ValidationError as exc:
-        raise BadSpec([_line(error, root) for error in exc.errors(include_url=False)]) from exc
+        raise BadSpec([_error_line(error, root) for error in exc.errors(include_url=False)]) from exc
 
 
 _REMEDIES = {
@@ -204,20 +209,14 @@ _LIMITS = {
 }
 
 
-# A message that begins with one of these speaks of a place below the path.
-_KINDS = (ServiceSpec, PolicySpec, StageSpec, RungSpec, GateSpec, SamplingSpec)
-_FIELDS = {name for kind in _KINDS for name in (*kind.model_fields, *kind.ALSO)}
-
-
-def _line(error: Any, root: str) -> str:
-    """One error of pydantic's as one line of ours."""
+def _error_line(error: Any, root: str) -> str:
+    """One of pydantic's errors as a line with path, value, limit and remedy."""
     path = ".".join((root, *(str(part) for part in error["loc"])))
     kind, value, context = error["type"], error["input"], error.get("ctx") or {}
     shown = "" if kind == "missing" or isinstance(value, Mapping | list) else f" {value!r}"
     if kind == "value_error":
-        text = str(context["error"])
-        inside = re.split(r"[ .]", text, maxsplit=1)[0] in _FIELDS
-        return f"{path}.{text}" if inside else f"{path}: {text}"
+        exc = context["error"]
+        return f"{path}.{exc}" if isinstance(exc, FieldError) else f"{path}: {exc}"
     if kind in _LIMITS:
         name, text = _LIMITS[kind]
         return f"{path}{shown} {text.format(f'{context[name]:g}')}"

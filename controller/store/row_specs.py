@@ -22,6 +22,11 @@ def version_spec(row: VersionRow) -> VersionSpec:
     return parse_version(json.loads(row.spec))
 
 
+def replicas_of(row: VersionRow | None) -> int:
+    """Replicas of a stored version; 1 if it is missing."""
+    return version_spec(row).replicas if row is not None else 1
+
+
 def service_spec(row: ServiceRow) -> ServiceSpec:
     """The spec of a stored service, as `up` was given it."""
     return parse_service(json.loads(row.spec))

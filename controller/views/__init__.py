@@ -1,1 +1,1 @@
-"""The read model: what the command line, the API and the dashboard show. Pure, decides nothing."""
+"""Read model: views of services, rollouts and plans for the CLI, the API and the dashboard. Pure."""

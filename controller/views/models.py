@@ -1,7 +1,7 @@
-"""The shapes of the one read model: what the API answers, the command line shows and `view.py` makes.
+"""Shapes of the read model: the API's answers, which the command line and the dashboard show.
 
-JSON-able (no NaN, no infinity: they become null), with `view` as its version: fields may be added under the
-same number, never taken away.
+Always valid JSON (NaN and infinity become null), with `view` as its version: fields may be added under the
+same number, never removed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from controller.quantities import duration, percent
 from controller.rollout.state import Phase
 from evaluation.report import Verdict
 
 
 def finite(value: float | None) -> float | None:
-    """The value; None for one that JSON has no word for."""
+    """The value; None for NaN and infinity, which JSON cannot express."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -29,7 +28,7 @@ class _View(BaseModel):
 
 
 class GateView(_View):
-    """One gate: how far its evidence is from deciding. `progress_ratio` 1 means that it has decided."""
+    """One gate. `progress_ratio`: its evidence over what a decision takes, 1: decided."""
 
     gate: str
     metric: str
@@ -55,22 +54,22 @@ class StageView(_View):
     deadline_s: float
     replicas: int
     status: Literal["done", "now", "ahead"]
-    promote_if_point_ok: bool = False  # at its deadline, unproven: goes on where estimates are within margins
+    promote_if_point_ok: bool = False  # unproven at its deadline: promoted if estimates are within margins
 
 
 class PassView(_View):
-    """How a stage was left upwards. Counts are of the whole rollout; null: not known, or nothing to prove."""
+    """How a stage was passed. Counts are of the whole rollout; null: not known, or nothing to prove."""
 
     number: int  # from 1
     weight_bp: int
-    how: Literal["proven", "waived", "point_estimates"]  # only the first is a proof
+    how: Literal["proven", "waived", "point_estimates"]  # only `proven` is a proof
     at_s: float
     held_s: float
     canary_requests: int | None
     proven_canary: int | None
     proven_after_s: float | None
     last_gate: str | None
-    nearest_gate: str | None  # the rollback gate that came nearest to firing
+    nearest_gate: str | None  # the rollback gate with the most evidence of harm
     nearest_ratio: float | None
 
 
@@ -82,7 +81,7 @@ class HoldView(_View):
 
 
 class AlarmView(_View):
-    """Harm shown in one segment of the traffic; it decides nothing."""
+    """Harm in one segment of the traffic; it decides nothing."""
 
     gate: str
     segment: str
@@ -98,7 +97,7 @@ class CauseView(_View):
 
 
 class StepsView(_View):
-    """A version on its way out; null: that step is not done."""
+    """The version that is being drained and unloaded; a time is null until its step is done."""
 
     leaving: str
     staying: str
@@ -118,7 +117,7 @@ class LogView(_View):
 
 
 class RolloutView(_View):
-    """A rollout as people and programs see it."""
+    """A rollout with its evidence and log."""
 
     view: Literal[1] = 1
     rollout: str
@@ -151,10 +150,10 @@ class RolloutView(_View):
     missing: tuple[str, ...]
     guards: tuple[str, ...]
     notes: tuple[str, ...]
-    alarms: tuple[AlarmView, ...] = ()  # of segments: shown, told once, never deciding
+    alarms: tuple[AlarmView, ...] = ()  # of segments: shown and notified once, never deciding
     cause: CauseView | None
     decisive: GateView | None
-    # Canary requests settled at the newest PASS, or when a gate fired; null: none, or an older controller.
+    # Canary requests settled at the newest PASS, or when a gate fired; null: neither, or an older controller.
     decided_canary: int | None = None
     steps: StepsView | None
     log: tuple[LogView, ...]
@@ -170,7 +169,7 @@ class VersionView(_View):
 
 
 class ServiceView(_View):
-    """A service: what it serves, where, on what."""
+    """A service: its endpoint, loaded versions and newest rollout."""
 
     view: Literal[1] = 1
     service: str
@@ -178,11 +177,11 @@ class ServiceView(_View):
     stable: str
     weight_bp: int | None  # null: the route table cannot be read
     versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
-    rollout: RolloutView | None  # the newest; null: there was none
+    rollout: RolloutView | None  # the newest; null: there has been none
 
 
 class ForecastView(_View):
-    """One stage with a harmless canary. Seconds from the stage's weight; null: not by its deadline."""
+    """Forecast of one stage with a harmless canary. Seconds from its start; null: after its deadline."""
 
     number: int  # from 1
     weight_bp: int
@@ -192,29 +191,15 @@ class ForecastView(_View):
     seconds_median: float | None
     seconds_p90: float | None
     slowest_gate: str | None
-    finds: tuple[str, ...]  # the smallest harm that nine runs in ten find, by gate
+    finds: tuple[str, ...]  # minimum detectable effect by gate, at 90 % power
     refusal: str | None  # why the stage can prove nothing, and the remedy
-    runs: int = 0  # simulated of this stage
+    runs: int = 0  # simulated
     proven_runs: int = 0  # of them, by the deadline
-    simulated_requests: float | None = None  # canary requests after which runs were ended; null: none was
-
-    def __str__(self) -> str:
-        """The stage as one line."""
-        at = f"stage {self.number} at {percent(self.weight_bp)}"
-        if self.refusal is not None:
-            return f"stage {self.number}: {self.refusal}"
-        if self.seconds_median is None:
-            far = "its deadline"
-            if self.simulated_requests is not None:
-                far = f"{self.simulated_requests:.0f} canary requests, no further simulated"
-            return f"{at}: proven in {self.proven_runs} of {self.runs} runs by {far}"
-        late = "later than its deadline" if self.seconds_p90 is None else duration(round(self.seconds_p90))
-        last = f", last by {self.slowest_gate}" if self.slowest_gate else ""
-        return f"{at}: proven after {duration(round(self.seconds_median))}, nine in ten {late}{last}"
+    simulated_requests: float | None = None  # canary requests at which runs were cut off; null: none was
 
 
 class PlanView(_View):
-    """What a rollout would do."""
+    """A plan: what a rollout would do, and its forecast."""
 
     view: Literal[1] = 1
     twin: bool = False  # stable against itself: ends after its last stage, never promoted
@@ -223,30 +208,29 @@ class PlanView(_View):
     canary: str
     risk: str
     reasons: tuple[str, ...]
-    warnings: tuple[str, ...]  # to be shown in red
+    warnings: tuple[str, ...]  # shown in red
     stages: tuple[StageView, ...]
     holdback_bp: int
     bake_s: float
-    shortest_s: float  # all stages and the bake, if every proof is there in time
+    shortest_s: float  # all stages and the bake, if every proof is in time
     alpha: float
     gates: tuple[str, ...]
-    latency: tuple[str, ...] = ()  # where it can be proven, where it cannot, and why
+    latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     fits: bool
     capacity: str
-    requests_per_s: Real = None  # what the forecast stands on; null: not known
+    requests_per_s: Real = None  # the forecast's traffic; null: not known
     unit_requests: float | None = None  # mean requests of one randomised unit
     forecast: tuple[ForecastView, ...] | None = None  # null: not made; `forecast_note` says why
-    forecast_runs: int | None = None  # most simulated runs of a stage
+    forecast_runs: int | None = None  # simulated runs of a stage, the maximum
     forecast_note: str | None = None
     users: int | None = None  # distinct users who return; null: new ones keep coming
-    basis: tuple[str, ...] = ()  # what was measured of stable, and what was not and is taken as typical
+    basis: tuple[str, ...] = ()  # which figures were measured on stable, and which are typical ones
 
     @property
     def decision_s(self) -> tuple[float | None, float | None]:
-        """All stages, in seconds: at the median, and at the sum of the 90th percentiles. None: not known."""
-        found = self.forecast or ()
-        median, p90 = [one.seconds_median for one in found], [one.seconds_p90 for one in found]
-        return _sum(median), _sum(p90)
+        """Seconds of all stages: sum of the medians, and of the 90th percentiles. None: not known."""
+        stages = self.forecast or ()
+        return _sum([one.seconds_median for one in stages]), _sum([one.seconds_p90 for one in stages])
 
 
 def _sum(values: list[float | None]) -> float | None:

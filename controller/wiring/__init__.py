@@ -1,8 +1,6 @@
-"""Puts the product together. The one package that knows the adapters: Ray, SQL, HTTP, the clock.
+"""Composition root: the one package that imports the adapters (Ray, SQL, HTTP, the clock) and connects them.
 
-`cluster.py`: the Ray cluster of a state folder. `versions.py`: fingerprints and launches. `world.py`: this
-machine, for the commands. `controller.py`: a whole controller. `direct.py`: past a controller that is dead.
-`router.py`: the router without either.
-
-Invariant: nothing here decides anything; every function makes, connects or ends.
+`cluster.py`: the Ray cluster of a state folder. `launches.py`: fingerprints, launches, preflight of versions.
+`environment.py`: this host, for the commands. `controller.py`: the controller process. `direct_rollback.py`:
+rollback without a controller. `router.py`: the router without either.
 """

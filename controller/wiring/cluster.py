@@ -1,4 +1,4 @@
-"""The Ray cluster of a state folder: what `up` starts, the controller connects to and `down` ends."""
+"""The Ray cluster of a state folder: `up` starts it, the controller connects to it, `down` stops it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from serving import cluster_ray
 
 
 def is_running(settings: Settings) -> bool:
-    """True: the Ray cluster that `up` started takes connections."""
+    """True: the Ray cluster that `up` started accepts connections."""
     handle = _handle(settings)
     return handle is not None and cluster_ray.is_running(handle)
 
 
 def start(settings: Settings) -> None:
-    """Start a Ray head of our own. Raises BusyPort, Unreachable; what an earlier one left is ended first."""
+    """Start a Ray head; remains of an earlier one are stopped first. Raises BusyPort, Unreachable."""
     stop(settings)
     try:
         handle = cluster_ray.start(cluster_ray.ClusterSettings(http_port=settings.config.ingress_port))
@@ -26,7 +26,7 @@ def start(settings: Settings) -> None:
 
 
 def stop(settings: Settings) -> bool:
-    """End the cluster that `up` started, and nothing else; False: there is none."""
+    """Stop the cluster that `up` started, and nothing else; False: there is none."""
     handle = _handle(settings)
     if handle is None:
         return False

@@ -1,4 +1,4 @@
-"""A whole controller: its parts made and connected, begun, served and ended."""
+"""The controller process: builds and connects its parts, serves the API, stops."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 import psutil
 import uvicorn
+from fastapi import FastAPI
 
 from controller import telemetry
 from controller.ab.service import AbTests
 from controller.api.ab import add_ab_routes
-from controller.api.app import make_app, requires
+from controller.api.app import make_app
+from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.errors import BusyPort
 from controller.evidence.feed import EvidenceFeeds, gate_config
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
-from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
@@ -32,19 +33,18 @@ from controller.runtime.data_plane_ray import (
     translated,
 )
 from controller.runtime.notifier_log import LogNotifier
-from controller.runtime.probes_http import HttpProbes, Target
+from controller.runtime.probes_http import HttpProbes
 from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.runner import Runner
 from controller.runtime.service_keeper import Keeper
 from controller.runtime.service_loop import ServiceWorkers
 from controller.settings import Settings
 from controller.store.ab import AbStore
-from controller.store.row_specs import service_spec, version_spec
-from controller.store.rows import ServiceRow
+from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
-from controller.wiring.environment import Environment
-from controller.wiring.launches import Versions, wait_until_ready
+from controller.wiring.environment import HostEnvironment
+from controller.wiring.launches import Versions
 from serving import loopback
 
 
@@ -57,18 +57,18 @@ class SystemClock:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """A controller that has not begun."""
+class Controller:
+    """The parts of a controller that are started and stopped."""
 
     store: SqlStore
     runner: Runner
-    app: object
+    app: FastAPI
 
 
-def build(settings: Settings) -> Built:
-    """Everything connected. Raises Unreachable, BadInput."""
+def build(settings: Settings) -> Controller:
+    """A connected controller that is not started. Raises Unreachable, BadInput."""
     cluster.connect(settings)
-    # Only now: Ray reads the environment, and with it the cluster's token, when it is imported.
+    # After connect: Ray reads the environment, and with it the cluster's token, when it is imported.
     from serving.fleet.fleet_ray import RayFleet
     from serving.table.traffic_ray import RayTraffic
 
@@ -76,32 +76,25 @@ def build(settings: Settings) -> Built:
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
     versions, log = Versions(settings, store), RecordsAdapter(traffic)
-    world = Environment(versions, log)
+    environment = HostEnvironment(versions, log)
     notifier = LogNotifier()
 
-    def routers(service: str) -> int:
-        return service_spec(store.service(service)).routers
-
-    def target(service: str, name: str) -> Target | None:
-        return probe_target(fleet, traffic, service, name, secret=store.service(service).secret)
-
-    def preflight(rollout: RolloutState) -> None:
-        wait_until_ready(fleet.observe, rollout.service, rollout.stable.id)
-        versions.check(rollout)
-
-    def promoted_at_s(service: str, stable: str) -> float:
-        row = store.latest_attempt(service, stable)
-        state = state_from_json(row.state) if row is not None else None
-        return state.entered_at_s if state is not None and state.serving == stable else 0.0
-
     def make_workers(service: str) -> ServiceWorkers:
-        meter = world.meters.setdefault(
-            service, TrafficMeter(service, log, lambda stable: promoted_at_s(service, stable))
+        meter = environment.meters.setdefault(
+            service, TrafficMeter(service, log, lambda stable: versions.promoted_at_s(service, stable))
         )
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
         feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store.request(rollout.id)))
-        probes = HttpProbes(target=target, preflight=preflight, rate_per_s=world.requests_per_s)
-        front = FrontAdapter(traffic, routers, fleet.stop_router, time.monotonic)
+        probes = HttpProbes(
+            target=lambda name, version: probe_target(
+                fleet, traffic, name, version, secret=store.service(name).secret
+            ),
+            preflight=lambda rollout: versions.preflight(rollout, fleet.observe),
+            rate_per_s=environment.requests_per_s,
+        )
+        front = FrontAdapter(
+            traffic, lambda name: service_spec(store.service(name)).routers, fleet.stop_router, time.monotonic
+        )
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
 
         def measure(now_s: float) -> None:
@@ -114,33 +107,35 @@ def build(settings: Settings) -> Built:
         stored = store.load(rollout)
         return stored.state if stored is not None else None
 
-    def replicas(row: ServiceRow) -> int:
-        stored = store.version(row.name, row.stable)
-        return version_spec(stored).replicas if stored else 1
-
-    runner = Runner(store, clock, make_workers, replicas, holder=_holder())
-    commands = Commands(store, world, clock, runner.wake)
+    runner = Runner(
+        store,
+        clock,
+        make_workers,
+        lambda row: replicas_of(store.version(row.name, row.stable)),
+        holder=_lease_holder(),
+    )
+    commands = Commands(store, environment, clock, runner.wake)
     tests = AbTests(AbStore(settings.database_url), commands, log, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
     app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())
     add_ab_routes(app, tests, viewer=requires(store, Role.VIEWER), operator=requires(store, Role.OPERATOR))
-    return Built(store, runner, app)
+    return Controller(store, runner, app)
 
 
 def run_controller(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises BusyPort, Unreachable."""
+    """Run a controller until SIGTERM or SIGINT. Raises BusyPort, Unreachable."""
     telemetry.configure_logging(sys.stderr)
     if not loopback.is_free(settings.config.api_port):
         raise BusyPort(
             f"port {settings.config.api_port} on {settings.host} is taken; is a controller running?"
         )
-    built = build(settings)
-    _free_dead_lease(built.store)
-    built.runner.start()
+    controller = build(settings)
+    _release_orphaned_lease(controller.store)
+    controller.runner.start()
     telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
     config = uvicorn.Config(
-        built.app,  # type: ignore[arg-type]
+        controller.app,
         host=settings.host,
         port=settings.config.api_port,
         log_config=None,
@@ -150,17 +145,18 @@ def run_controller(settings: Settings) -> None:
     try:
         uvicorn.Server(config).run()
     finally:
-        built.runner.stop()
-        built.store.close()
+        controller.runner.stop()
+        controller.store.close()
         telemetry.event("controller stopped", pid=os.getpid())
 
 
-def _holder() -> str:
+def _lease_holder() -> str:
+    """This process as `host/pid/start time`, which a reused pid does not match."""
     return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
 
 
-def _free_dead_lease(store: SqlStore) -> None:
-    """A controller of this host that was killed cannot give its lease back: do it for it."""
+def _release_orphaned_lease(store: SqlStore) -> None:
+    """Release the lease if its holder is a process of this host that no longer exists."""
     lease = store.lease()
     host, _, rest = lease.holder.partition("/")
     pid, _, created = rest.partition("/")

@@ -1,4 +1,4 @@
-"""Past a dead controller: a rollback through the route table and the store, and the end of what it left."""
+"""Direct rollback without a controller, through the route table and the store."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
 
+ACK_TIMEOUT_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
-class Direct:
-    """What a direct rollback reached, one line each."""
+class DirectRollback:
+    """Result of a direct rollback, one line for each step."""
 
     succeeded: tuple[str, ...]
     failed: tuple[str, ...]
-    has_moved: bool  # no request starts on a canary any more; False: nobody could be told
+    has_moved: bool  # no new request goes to a canary; False: the routers may still send some
 
 
-def roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> Direct:
-    """Tombstone in the route table, request in the store; each is tried whatever becomes of the other."""
+def roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> DirectRollback:
+    """Store a rollback command and tombstone the rollout in the route table, each even if the other fails."""
     succeeded: list[str] = []
     failed: list[str] = []
     rollout: str | None = None
@@ -37,16 +39,16 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
             if len(names) != 1:
                 raise UnknownService(f"there are {len(names)} services; name one of {', '.join(names)}")
             service = names[0]
-        store.service(service)
+        stable = store.service(service).stable
         states = [state_from_json(row.state) for row in store.rollouts(service, limit=1)]
         rollout = states[0].id if states and not states[0].is_final else None
         if rollout is None:
-            succeeded.append(f"{service}: no rollout runs, already serving {store.service(service).stable}")
+            succeeded.append(f"{service}: no rollout runs, already serving {stable}")
             has_moved = True
         else:
             identity = Identity("direct", Role.ADMIN)
             store.append_command(rollout, CommandKind.ROLLBACK, identity, reason=reason, at_s=time.time())
-            succeeded.append(f"store: rollback of {rollout} is asked for; the next controller finishes it")
+            succeeded.append(f"store: rollback of {rollout} requested; the next controller completes it")
     except UnknownService:
         raise
     except CanaryctlError as exc:
@@ -57,35 +59,36 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
         has_moved = True
     except CanaryctlError as exc:
         failed.append(f"route table: not reached ({exc})")
-    return Direct(tuple(succeeded), tuple(failed), has_moved)
+    return DirectRollback(tuple(succeeded), tuple(failed), has_moved)
 
 
 def _tombstone(service: str | None, rollout: str | None) -> list[str]:
+    """Tombstone the rollout, else the one in the route table, and wait for every router to acknowledge it."""
     if service is None:
-        raise Unreachable("without the store the service must be named; give its name")
+        raise Unreachable("the store was not read, so the service must be named; give its name")
     from serving.table.traffic_ray import RayTraffic
 
     traffic = RayTraffic(timeout_s=2.0)
-    sight = traffic.observe(service)
-    named = rollout or (sight.rollout if sight is not None and sight.weight_bp else "")
-    if sight is None:
-        raise Unreachable(f"the table of {service} does not answer")
-    if not named:
+    split = traffic.observe(service)
+    if split is None:
+        raise Unreachable(f"the route table of {service} does not answer")
+    name = rollout or (split.rollout if split.weight_bp else "")
+    if not name:
         return []
-    ends_at_s = time.monotonic() + 5.0
-    told = traffic.tombstone(service, named)
-    while told is not None and not told.applied and time.monotonic() < ends_at_s:
+    deadline_at_s = time.monotonic() + ACK_TIMEOUT_S
+    split = traffic.tombstone(service, name)
+    while split is not None and not split.applied and time.monotonic() < deadline_at_s:
         time.sleep(0.02)
-        told = traffic.observe(service)
-    if told is None or not told.applied:
-        raise Unreachable(f"the table of {service} took the tombstone, but not every router acknowledged it")
-    return [f"route table: {named} has a tombstone and no traffic ({told.how})"]
+        split = traffic.observe(service)
+    if split is None or not split.applied:
+        raise Unreachable(f"the tombstone is in the table of {service}, but not every router acknowledged it")
+    return [f"route table: {name} is tombstoned and gets no traffic ({split.how})"]
 
 
 def forget_services(settings: Settings) -> bool:
-    """Forget every service whose engines are gone with their cluster; False: there was none.
+    """Remove every service from the store after its cluster was stopped; False: there was none.
 
-    A rollout that was under way ends here: it must not begin to act when the name is used again.
+    A running rollout is ended, so that it does not continue when the service's name is used again.
     """
     store = SqlStore(settings.database_url)
     rows = store.services()
@@ -93,8 +96,8 @@ def forget_services(settings: Settings) -> bool:
         for rollout in store.running(row.name):
             stored = store.load(rollout)
             if stored is not None:
-                over = abandon(stored.state, time.time(), "the service was taken down without a controller")
-                store.commit(over, (), expected_version=stored.version, evidence=None)
+                ended = abandon(stored.state, time.time(), "the service was taken down without a controller")
+                store.commit(ended, (), expected_version=stored.version, evidence=None)
         store.remove_service(row.name, at_s=time.time())
     store.close()
     return bool(rows)

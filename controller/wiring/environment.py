@@ -1,4 +1,4 @@
-"""What the commands need of this machine: files, devices, traffic, and a process to forecast in."""
+"""Adapter of the commands' Environment: this host's files, devices, measured traffic and simulations."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controller.evidence.traffic_meter import TrafficMeter
-from controller.planning.baseline import Measured
+from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import Fingerprint
 from controller.rollout.plan import Plan
 from controller.runtime.data_plane_ray import RecordsAdapter
 from controller.runtime.forecast_process import Simulator
-from controller.spec.service import PolicySpec, VersionSpec
-from controller.views.models import ForecastView
+from controller.spec.policy import PolicySpec
+from controller.spec.service import VersionSpec
 from controller.wiring.launches import Versions, devices
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.stages import StageForecast, TrafficModel
 from serving.fleet import engine_args
 
 
-class Environment:
-    """What the commands need of this machine."""
+class HostEnvironment:
+    """Implements `api.commands.Environment`."""
 
     def __init__(self, versions: Versions, log: RecordsAdapter) -> None:
         self._versions = versions
@@ -34,7 +34,7 @@ class Environment:
         return self._versions.fingerprint(version)
 
     def devices(self) -> Sequence[Device]:
-        """The devices of this host, with what is free now."""
+        """The devices of this host, with the memory that is free now."""
         return devices()
 
     def kv_bytes(self, version: VersionSpec) -> int:
@@ -49,21 +49,21 @@ class Environment:
         return min(max(wanted, engine_args.CPU_KV_LEAST_BYTES), most)
 
     def requests_per_s(self, service: str) -> float | None:
-        """Over the last minute; None: not known."""
+        """The service's rate over the last minute; None: not known."""
         meter = self.meters.get(service)
         return meter.requests_per_s() if meter else None
 
-    def measured(self, service: str) -> Measured | None:
-        """What stable is like, of its newest requests; None: not known."""
+    def measured(self, service: str) -> MeasuredBaseline | None:
+        """Measured baseline of the service's stable version; None: not known."""
         meter = self.meters.get(service)
         return meter.measured() if meter else None
 
     def forecast(
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
-    ) -> tuple[ForecastView, ...]:
-        """See `controller.runtime.forecast_process`."""
+    ) -> tuple[StageForecast, ...]:
+        """A forecast of each stage, simulated in another process. Raises NotSimulated."""
         return self._simulator.forecast(plan, policy, traffic, limit_s=limit_s)
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
-        """True: the log has them."""
+        """Append (id, metric, value, at_s) scores to the records log; False: it did not accept them."""
         return self._log.append(service, scores)

@@ -1,4 +1,4 @@
-"""What versions are and what starting them takes, from their files, the store and this host's devices."""
+"""Fingerprints, launches and preflight of versions, from files, the store and this host's devices."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from controller.planning.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
+from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import read_hashes, write_hashes
 from controller.store.row_specs import fingerprint_of, version_spec
+from controller.store.rows import VersionRow
 from controller.store.sql import SqlStore
 from serving.fleet import device_memory
 from serving.fleet.types import Launch, VersionStatus
 
-STABLE_WAIT_S = 45.0  # below the preflight's own deadline
+STABLE_WAIT_S = 45.0  # below the deadline of the preflight
 
 
 class Versions:
-    """Fingerprints and launches of versions, from files and from the store."""
+    """Fingerprints, launches and preflight of the services' versions."""
 
     def __init__(self, settings: Settings, store: SqlStore) -> None:
         self._settings = settings
@@ -40,13 +42,13 @@ class Versions:
         self._launches: dict[tuple[str, ...], Launch] = {}
 
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
-        """What the version is, from its real files. Raises BadCheckpoint."""
+        """The version's fingerprint, from its files. Raises BadCheckpoint."""
         if spec.url is not None:
             return fingerprint_external(spec.url)
         with self._hashing:
             hashes = read_hashes(self._settings.hashes_path)
             before = len(hashes)
-            found = fingerprint_checkpoint(
+            fingerprint = fingerprint_checkpoint(
                 Path(str(spec.model)),
                 engine_arguments=spec.engine_arguments(),
                 engine_release=self._release,
@@ -55,43 +57,57 @@ class Versions:
             )
             if len(hashes) != before:
                 write_hashes(self._settings.hashes_path, hashes)
-        return found
+        return fingerprint
 
     def launch(self, service: str, version: str, replicas: int) -> Launch:
-        """What starting the version takes. Raises UnknownService when the store does not know it."""
-        row = self._store.version(service, version)
-        if row is None:
-            raise UnknownService(f"{service} has no stored version {version}; restore the store")
-        # A service that was taken down and made again has another secret, a version may have moved.
+        """The fleet's launch of the version. Raises UnknownService when it is not stored."""
+        row = self._row(service, version)
+        # A service that was taken down and created again has another secret, a version may have moved.
         secret = self._store.service(service).secret
         key = (service, secret, version, row.spec)
         known = self._launches.get(key)
         if known is None:
-            spec, places = version_spec(row), devices()
-            memory = need_bytes(spec, fingerprint_of(row), places[0]) if places else None
-            on_gpu = bool(places) and places[0].kind == "gpu"
+            spec, host = version_spec(row), devices()
+            memory = need_bytes(spec, fingerprint_of(row), host[0]) if host else None
+            on_gpu = bool(host) and host[0].kind == "gpu"
             known = launch_of(
                 service, version, secret, spec, replicas=replicas, on_gpu=on_gpu, memory_bytes=memory or None
             )
             self._launches[key] = known
         return replace(known, replicas=replicas)
 
-    def check(self, rollout: RolloutState) -> None:
-        """Preflight: the files are those of the fingerprint still, and the canary fits now."""
-        row = self._store.version(rollout.service, rollout.canary.id)
-        if row is None:
-            raise UnknownService(f"{rollout.service} has no stored version {rollout.canary.id}")
+    def preflight(
+        self, rollout: RolloutState, observe: Callable[[str], Sequence[VersionStatus] | None]
+    ) -> None:
+        """Return if stable is ready, the canary's files are unchanged and it fits into free memory.
+
+        observe: the fleet's versions of a service. Raises CanaryctlError with what is wrong.
+        """
+        wait_until_ready(observe, rollout.service, rollout.stable.id)
+        row = self._row(rollout.service, rollout.canary.id)
         spec = version_spec(row)
-        found = self.fingerprint(spec)
-        # A twin has an id of its own, and stable's fingerprint.
-        if found.version_id != fingerprint_of(row).version_id:
+        fingerprint = self.fingerprint(spec)
+        # Not the row's id: a twin has an id of its own, and stable's fingerprint.
+        if fingerprint.version_id != fingerprint_of(row).version_id:
             raise CanaryctlError(f"{spec.model} changed since the plan was made; deploy it again")
         if not spec.is_external:
-            require_fit(spec, found, devices())
+            require_fit(spec, fingerprint, devices())
+
+    def promoted_at_s(self, service: str, version: str) -> float:
+        """When the newest rollout of the version promoted it, seconds since the epoch; 0.0: it did not."""
+        row = self._store.latest_attempt(service, version)
+        state = state_from_json(row.state) if row is not None else None
+        return state.entered_at_s if state is not None and state.serving == version else 0.0
+
+    def _row(self, service: str, version: str) -> VersionRow:
+        row = self._store.version(service, version)
+        if row is None:
+            raise UnknownService(f"{service} has no stored version {version}; restore the store")
+        return row
 
 
 def devices() -> tuple[Device, ...]:
-    """The devices of this host, with what is free now."""
+    """The devices of this host, with the memory that is free now."""
     return tuple(
         Device(one.kind, one.name, one.total_bytes, one.free_bytes) for one in device_memory.devices()
     )
@@ -101,14 +117,14 @@ def wait_until_ready(
     observe: Callable[[str], Sequence[VersionStatus] | None], service: str, stable: str
 ) -> None:
     """Return once stable is ready. Raises Unreachable when it is not within `STABLE_WAIT_S`."""
-    ends_at_s = time.monotonic() + STABLE_WAIT_S
+    deadline_at_s = time.monotonic() + STABLE_WAIT_S
     while True:
-        seen = next((one for one in observe(service) or () if one.version == stable), None)
-        if seen is not None and seen.phase == "ready":
+        status = next((one for one in observe(service) or () if one.version == stable), None)
+        if status is not None and status.phase == "ready":
             return
-        if time.monotonic() >= ends_at_s:
-            phase = seen.phase if seen is not None else "not there"
-            raise Unreachable(f"stable {stable} is {phase}, not ready to go back to; deploy when it is")
+        if time.monotonic() >= deadline_at_s:
+            phase = status.phase if status is not None else "missing"
+            raise Unreachable(f"stable {stable} is {phase}, a rollback could fail; deploy when it is ready")
         time.sleep(0.25)
 
 

@@ -1,12 +1,12 @@
-"""The static router: a table file instead of a controller, no Ray."""
+"""The static router: a route table file instead of a controller, no Ray."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from serving.router import table_file as static_front
+from serving.router import table_file
 
 
 def run_router(table: Path, *, host: str, port: int) -> int:
-    """The static router, until it is interrupted; its exit code."""
-    return static_front.main(table, host, port)
+    """Run the static router until it is interrupted. Returns its exit code."""
+    return table_file.main(table, host, port)

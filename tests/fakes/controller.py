@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from controller.api.app import make_app
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
-from controller.planning.baseline import Measured
+from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import (
     Fingerprint,
@@ -31,12 +31,12 @@ from controller.runtime.runner import Runner
 from controller.runtime.service_keeper import Keeper
 from controller.runtime.service_loop import ServiceWorkers
 from controller.settings import Config, Settings, save_config
-from controller.spec.service import PolicySpec, VersionSpec
-from controller.store.row_specs import version_spec
+from controller.spec.policy import PolicySpec
+from controller.spec.service import VersionSpec
+from controller.store.row_specs import replicas_of
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
-from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.stages import StageForecast, TrafficModel
 from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
 
@@ -62,9 +62,9 @@ class FakeWorld:
     scores: list[tuple[str, str, float, float]] = field(default_factory=list)
     takes_scores: bool = True
     rate: float | None = None
-    traffic: Measured | None = None  # what stable is like; None: not measured
+    traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
     forecasts: int = 0  # simulations that were asked for
-    simulate: Callable[..., tuple[ForecastView, ...]] = forecast
+    simulate: Callable[..., tuple[StageForecast, ...]] = forecast
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         if version.url is not None:
@@ -84,12 +84,12 @@ class FakeWorld:
     def requests_per_s(self, service: str) -> float | None:
         return self.rate
 
-    def measured(self, service: str) -> Measured | None:
+    def measured(self, service: str) -> MeasuredBaseline | None:
         return self.traffic
 
     def forecast(
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
-    ) -> tuple[ForecastView, ...]:
+    ) -> tuple[StageForecast, ...]:
         self.forecasts += 1
         return self.simulate(plan, policy, traffic)
 
@@ -116,8 +116,7 @@ class FakeController:
             return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None)
 
         def replicas(row: ServiceRow) -> int:
-            version = self.store.version(row.name, row.stable)
-            return version_spec(version).replicas if version else 1
+            return replicas_of(self.store.version(row.name, row.stable))
 
         self.runner = Runner(self.store, clock, make_workers, replicas, holder="test")
         commands = Commands(self.store, self.world, clock, self.runner.wake)

@@ -331,7 +331,7 @@ def test_an_unknown_architecture_is_refused(
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ({"stages": [{"weight": "10%"}, {"weight": "5%"}]}, r"stages\.1\.weight 5 % does not rise"),
+        ({"stages": [{"weight": "10%"}, {"weight": "5%"}]}, r"stages\.1\.weight 5 % is not above"),
         ({"stages": [{"weight": "10%"}, {"weight": "120%"}]}, r"120 % is outside 0 to 100 %"),
         ({"stages": [{"weight_bp": 12000}]}, r"12000 exceeds 10000"),
         ({"stagse": []}, r"unknown key 'stagse'; did you mean stages\?"),
@@ -595,7 +595,8 @@ def test_plan_prints_how_long_and_what_each_stage_finds(
 
     out = " ".join(capsys.readouterr().out.split())
     assert (
-        "how long, at 5 requests/s, each its own unit measured over 0 requests, 200 are needed: taken" in out
+        "how long, at 5 requests/s, each its own unit measured over 0 requests, 200 are needed: typical"
+        in out
     )
     assert "STAGE PROVEN AFTER NINE IN TEN SIMULATED LAST BY 1 5 min " in out
     assert "the smallest harm found, nine times in ten STAGE QUALITY 1 -0." in out

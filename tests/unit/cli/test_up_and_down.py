@@ -281,5 +281,5 @@ def test_a_direct_rollback_without_a_cluster_still_leaves_its_request(
     assert [(ask.kind, ask.actor, ask.reason) for ask in commands] == [
         (CommandKind.ROLLBACK, "direct", "3 a.m.")
     ]
-    assert "rollback of r-00000001 is asked for; the next controller finishes it" in said
+    assert "rollback of r-00000001 requested; the next controller completes it" in said
     assert "route table: not reached (no Ray cluster of canaryctl runs on this host" in said

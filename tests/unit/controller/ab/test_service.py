@@ -20,9 +20,10 @@ from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.plan import Stage
 from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
-from controller.spec.service import PolicySpec, parse_policy
+from controller.spec.policy import PolicySpec
+from controller.spec.service import parse_policy
 from controller.store.ab import AbStore
-from controller.views.rollout import waiting_for
+from controller.views.waiting import waiting_for
 from evaluation.ab.comparison import AbVerdict
 from evaluation.report import Verdict
 from serving.messages import Event, LostSpan, RecordPage, RequestRecord, ScoreRecord
@@ -535,5 +536,5 @@ def test_a_stage_of_a_test_waits_for_a_person_and_not_for_a_thousand_million_req
     evidence = EvidenceStatus(0, Verdict.UNDECIDED, canary_requests=24)
 
     assert waiting_for(state, evidence, 2.0) == (
-        "canaryctl ab stop chat: an A/B test is never promoted by itself",
+        "canaryctl ab stop chat: an A/B test is never promoted automatically",
     )

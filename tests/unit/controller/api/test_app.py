@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from controller.auth import Identity, Role, admin_token, token_digest
-from controller.planning.baseline import Measured, Scored
+from controller.planning.baseline import MeasuredBaseline, ScoreStats
 from controller.planning.forecast import NotSimulated
 from controller.rollout.plan import VersionRef
 from controller.rollout.state import Cause, CauseKind, Phase
-from controller.views.models import ForecastView
+from evaluation.forecast.stages import StageForecast
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
@@ -390,7 +390,7 @@ async def test_a_plan_says_how_long_it_takes_at_the_traffic_given(
     assert stage["finds"][0].startswith("quality -0.")
     assert view["requests_per_s"] == 5.0
     assert view["forecast_runs"] == stage["runs"] > 10
-    assert view["basis"][0].startswith("measured over 0 requests, 200 are needed: taken as typical")
+    assert view["basis"][0].startswith("measured over 0 requests, 200 are needed: typical figures are used")
 
 
 async def test_without_known_traffic_a_plan_guesses_nothing(api: httpx.AsyncClient, model: Path) -> None:
@@ -435,13 +435,15 @@ async def test_a_deploy_at_unknown_traffic_simulates_nothing_but_refuses_a_stage
     answer = await api.post("/v1/services/chat/rollouts", json=body)
 
     assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
-    assert "which show no harm at all; raise its weight or its deadline" in answer.json()["detail"]
+    assert "too few to detect any harm; raise its weight or its deadline" in answer.json()["detail"]
     body["policy"] = {"stages": [{"weight": "10%"}]}
     assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
     assert controller.world.forecasts == 0
 
 
-MEASURED = Measured(4120, {"error": 37}, 420.0, 2100.0, 0.6, {"quality": Scored(3980, 0.8, 0.2, 0.97)}, 1.0)
+MEASURED = MeasuredBaseline(
+    4120, {"error": 37}, 420.0, 2100.0, 0.6, {"quality": ScoreStats(3980, 0.8, 0.2, 0.97)}, 1.0
+)
 SHORT = {**QUICK_STAGE, "stages": [{"weight": "5%", "min_canary": 20, "deadline": "200s"}]}
 
 
@@ -460,7 +462,7 @@ async def test_a_plan_stands_on_what_was_measured_and_says_from_how_many_request
 
     assert view["basis"] == [
         "measured over 4,120 requests: errors 0.9 %, latency p50 420 ms, p99 2.1 s",
-        "quality 0.8 (spread 0.2) over 3,980 scores, of 97 % of the answers",
+        "quality 0.8 (sd 0.2) over 3,980 scores, of 97 % of the answers",
     ]
     assert (view["unit_requests"], view["users"]) == (3.0, 90_000)
 
@@ -477,11 +479,11 @@ async def test_a_deploy_refuses_what_plan_refuses_unless_someone_says_why_not(
 
     assert (refused.status_code, refused.json()["exit_code"]) == (422, 2)
     [line] = planned["lines"]
-    assert refused.json()["lines"] == [f"{line}; --allow-unproven REASON deploys all the same"]
+    assert refused.json()["lines"] == [f"{line}; --allow-unproven REASON deploys it anyway"]
     assert controller.picture() == before
     empty = await api.post("/v1/services/chat/rollouts", json={**body, "allow_unproven": " "})
     assert (empty.status_code, empty.json()["detail"]) == (
-        422, "allow_unproven ' ' is no reason; say why, or leave it out"
+        422, "allow_unproven ' ' is not a reason; give one, or leave it out"
     )  # fmt: skip
     taken = await api.post("/v1/services/chat/rollouts", json={**body, "allow_unproven": "a rehearsal"})
     assert taken.status_code == 201
@@ -492,7 +494,7 @@ async def test_a_deploy_refuses_what_plan_refuses_unless_someone_says_why_not(
 async def test_a_simulation_that_fails_leaves_the_plan_and_stops_no_deploy(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    def fails(*_: object) -> tuple[ForecastView, ...]:
+    def fails(*_: object) -> tuple[StageForecast, ...]:
         raise NotSimulated("the simulation ended with exit code -9; the controller's log says why")
 
     controller.world.rate, controller.world.traffic, controller.world.simulate = 5.0, MEASURED, fails

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.api.app import MAX_BODY_BYTES
+from controller.api.errors import MAX_BODY_BYTES
 from controller.auth import admin_token
 from tests.fakes.controller import FakeController
 
@@ -47,7 +47,7 @@ def test_a_chunked_body_beyond_the_limit_is_refused_before_its_end(tmp_path: Pat
     status, text = answer_to(tmp_path, port, *[CHUNK] * chunks, b"1\r\n \r\n")  # and no END
 
     assert status == 413
-    assert f"or more bytes exceeds {MAX_BODY_BYTES}; send less at a time".encode() in text
+    assert f"or more bytes exceeds {MAX_BODY_BYTES}; split the request".encode() in text
 
 
 def test_a_chunked_body_of_just_the_limit_is_read(tmp_path: Path, port: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from controller.evidence import traffic_meter as meters
 from controller.evidence.traffic_meter import TrafficMeter
-from controller.planning.baseline import Measured
+from controller.planning.baseline import MeasuredBaseline
 from serving.messages import Event, RecordPage, RequestRecord, ScoreRecord
 
 REQUEST = RequestRecord(
@@ -67,7 +67,7 @@ def request(n: int, **changes: object) -> RequestRecord:
     return replace(REQUEST, **{**named, **changes})  # type: ignore[arg-type]
 
 
-def measured(*events: Event, now_s: float = 0.0) -> Measured:
+def measured(*events: Event, now_s: float = 0.0) -> MeasuredBaseline:
     meter = TrafficMeter("chat", Log(events))
     meter.look(now_s, "v1")
     return meter.measured()

@@ -1,4 +1,4 @@
-"""What `plan` says of time: lines that a person can act on."""
+"""Forecasts: when stages are proven, which are refused, and the measured baseline behind them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import re
 import pytest
 
 from controller.errors import BadInput
-from controller.planning.baseline import Measured, Scored
-from controller.planning.forecast import AskedTraffic, blind_stages, forecast, refusals, traffic_model
+from controller.planning.baseline import MeasuredBaseline, ScoreStats
+from controller.planning.forecast import (
+    TrafficOverrides,
+    forecast,
+    refusals,
+    traffic_model,
+    underpowered_stages,
+)
 from controller.rollout.plan import Plan, Stage
 from controller.spec.service import parse_policy
-from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from controller.views.plan import forecast_view
+from evaluation.forecast.stages import StageForecast, TrafficModel
 
 POLICY = parse_policy(
     {
@@ -27,27 +33,27 @@ def plan(*, duration_s: float = 0.0) -> Plan:
     return Plan("medium", (), (Stage(1000, duration_s, 150, 900.0, 1),), 500, 7200.0)
 
 
-def stage(traffic: TrafficModel, *, duration_s: float = 0.0) -> ForecastView:
+def stage_forecast(traffic: TrafficModel, *, duration_s: float = 0.0) -> StageForecast:
     [only] = forecast(plan(duration_s=duration_s), POLICY, traffic, reps=8)
     return only
 
 
-def test_a_stage_that_can_be_proven_says_when() -> None:
-    line = str(stage(TrafficModel(5.0)))
+def test_a_provable_stage_has_its_time_and_last_gate() -> None:
+    stage = stage_forecast(TrafficModel(5.0))
 
-    assert line.startswith("stage 1 at 10 %: proven after 5 min")
-    assert line.endswith("last by quality")
-
-
-def test_a_stage_that_can_prove_nothing_says_why_and_what_to_do() -> None:
-    view = stage(TrafficModel(5.0, users=100))
-
-    assert refusals([view]) == (f"stage 1: {view.refusal}",)
-    assert "stage 1: at 10 % 100 returning users prove quality in 0 of 8 runs" in str(view)
+    assert stage.seconds_median is not None
+    assert 300 <= stage.seconds_median < 360
+    assert (stage.slowest_gate, refusals([stage])) == ("quality", ())
 
 
-def test_what_a_stage_finds_is_named_by_gate() -> None:
-    [finds] = stage(TrafficModel(5.0)).finds
+def test_a_stage_that_can_prove_nothing_is_refused_with_the_reason() -> None:
+    [line] = refusals([stage_forecast(TrafficModel(5.0, users=100))])
+
+    assert line.startswith("stage 1: at 10 % 100 returning users prove quality in 0 of 8 runs")
+
+
+def test_the_minimum_detectable_effect_is_named_by_gate() -> None:
+    [finds] = forecast_view(stage_forecast(TrafficModel(5.0)), 1000).finds
 
     assert finds.startswith("quality -0.")
 
@@ -56,28 +62,28 @@ def test_the_bake_is_not_forecast() -> None:
     assert len(forecast(plan(), POLICY, TrafficModel(5.0), reps=2)) == 1
 
 
-def test_a_stage_that_sees_next_to_nothing_is_refused_without_simulating() -> None:
-    assert blind_stages(plan(), POLICY, TrafficModel(10.0)) == ()
+def test_a_stage_with_too_few_requests_is_refused_without_a_simulation() -> None:
+    assert underpowered_stages(plan(), POLICY, TrafficModel(10.0)) == ()
 
-    [line] = blind_stages(plan(), POLICY, TrafficModel(0.01))
+    [line] = underpowered_stages(plan(), POLICY, TrafficModel(0.01))
 
-    assert line.startswith("stage 1: at 10 % of 0.01 requests/s it sees 0.9 canary requests by its deadline")
+    assert line.startswith("stage 1: 10 % of 0.01 requests/s gives the canary 0.9 requests by the deadline")
     assert line.endswith("raise its weight or its deadline")
 
 
-MEASURED = Measured(
+MEASURED = MeasuredBaseline(
     4120,
     {"error": 37, "truncated": 4},
     420.0,
     2100.0,
     0.6,
-    {"quality": Scored(3980, 0.7, 0.1, 0.97)},
+    {"quality": ScoreStats(3980, 0.7, 0.1, 0.97)},
     1.8,
 )
 
 
-def test_a_forecast_stands_on_what_was_measured() -> None:
-    traffic = traffic_model(POLICY, MEASURED, 5.0, AskedTraffic())
+def test_a_forecast_uses_the_measured_baseline() -> None:
+    traffic = traffic_model(POLICY, MEASURED, 5.0, TrafficOverrides())
 
     assert traffic.baseline.rate_of("error") == pytest.approx(37.5 / 4121)
     assert (traffic.baseline.score_mean, traffic.baseline.score_sd) == (0.7, 0.1)
@@ -85,46 +91,50 @@ def test_a_forecast_stands_on_what_was_measured() -> None:
     assert traffic.judged_of("quality") == 0.97
 
 
-def test_what_was_asked_goes_before_what_was_measured() -> None:
-    traffic = traffic_model(POLICY, MEASURED, 5.0, AskedTraffic(unit_requests=4.0, users=900))
+def test_given_traffic_takes_precedence_over_measured_traffic() -> None:
+    traffic = traffic_model(POLICY, MEASURED, 5.0, TrafficOverrides(unit_requests=4.0, users=900))
 
     assert (traffic.unit_requests, traffic.users) == (4.0, 900)
 
 
-def test_too_few_requests_are_no_measurement_and_the_line_says_so() -> None:
-    few = Measured(199, {"error": 100}, 420.0, 2100.0, 0.6, {}, 1.8)
+def test_with_too_few_requests_typical_figures_are_used_and_the_summary_says_so() -> None:
+    few = MeasuredBaseline(199, {"error": 100}, 420.0, 2100.0, 0.6, {}, 1.8)
 
-    assert traffic_model(POLICY, few, 5.0, AskedTraffic()) == TrafficModel(5.0)
-    [line] = few.lines({"error", "quality"})
-    assert line.startswith("measured over 199 requests, 200 are needed: taken as typical (errors 1 %, ")
-
-
-def test_the_lines_say_what_was_measured_and_what_is_typical() -> None:
-    assert MEASURED.lines({"error", "quality", "hallucinated"}) == (
-        "measured over 4,120 requests: errors 0.9 %, latency p50 420 ms, p99 2.1 s",
-        "hallucinated: 0 scores, 100 are needed: taken as 3 %, every answer scored",
-        "quality 0.7 (spread 0.1) over 3,980 scores, of 97 % of the answers",
+    assert traffic_model(POLICY, few, 5.0, TrafficOverrides()) == TrafficModel(5.0)
+    [line] = few.summary({"error", "quality"})
+    assert line.startswith(
+        "measured over 199 requests, 200 are needed: typical figures are used (errors 1 %, "
     )
 
 
-def test_scores_of_right_and_wrong_give_a_baseline_that_can_be() -> None:
-    exact = Measured(500, scores={"quality": Scored(400, 0.9, 0.3, None)}).baseline({"quality"})
+def test_the_summary_tells_measured_figures_from_typical_ones() -> None:
+    assert MEASURED.summary({"error", "quality", "hallucinated"}) == (
+        "measured over 4,120 requests: errors 0.9 %, latency p50 420 ms, p99 2.1 s",
+        "hallucinated: 0 scores, 100 are needed: the typical 3 % is used, with every answer scored",
+        "quality 0.7 (sd 0.1) over 3,980 scores, of 97 % of the answers",
+    )
 
-    assert exact.score_mean == 0.9
-    assert 0.29 < exact.score_sd < 0.3
+
+def test_scores_of_0_and_1_give_a_valid_baseline() -> None:
+    baseline = MeasuredBaseline(500, scores={"quality": ScoreStats(400, 0.9, 0.3, None)}).baseline(
+        {"quality"}
+    )
+
+    assert baseline.score_mean == 0.9
+    assert 0.29 < baseline.score_sd < 0.3
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
-        ({"rate": -1}, "rate -1 is not above 0"),
-        ({"users": 1}, "users 1 is no whole number from 2"),
-        ({"users": 2.5}, "users 2.5 is no whole number"),
-        ({"users": True}, "users True is no whole number"),
+        ({"rate": -1}, "rate -1 is not in (0, 1e+06]"),
+        ({"users": 1}, "users 1 is not a whole number from 2"),
+        ({"users": 2.5}, "users 2.5 is not a whole number"),
+        ({"users": True}, "users True is not a whole number"),
         ({"unit_requests": 0}, "unit_requests 0 is outside 1..10000"),
         ({"quick": "yes"}, "quick 'yes' is not true or false"),
     ],
 )
-def test_traffic_that_cannot_be_is_refused_by_name(body: dict[str, object], said: str) -> None:
-    with pytest.raises(BadInput, match=re.escape(said)):
-        AskedTraffic.of(body)
+def test_invalid_traffic_figures_are_refused_by_name(body: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(message)):
+        TrafficOverrides.parse(body)

@@ -10,10 +10,11 @@ import pytest
 from controller.errors import BadSpec
 from controller.planning.fingerprint import Fingerprint, fingerprint_external
 from controller.planning.ladder import gate_stages, latency_lines, make_plan
-from controller.planning.replica_load import load
+from controller.planning.replica_load import load_ratio
 from controller.planning.risk import Assessment, Risk, assess
 from controller.rollout.plan import Plan
-from controller.spec.service import PolicySpec, parse_policy, parse_yaml
+from controller.spec.policy import PolicySpec
+from controller.spec.service import parse_policy, parse_yaml
 from evaluation.evaluator import Evaluator
 from evaluation.pipeline import stage_margins
 from evaluation.policy.policy import GatePolicy, StagePlan
@@ -192,9 +193,9 @@ def test_no_stage_gives_a_canary_replica_more_than_stables() -> None:
     for replicas in range(1, 65):
         plan, _ = planned(replicas)
         for index in range(len(plan.stages)):
-            found = load(plan, index)
-            assert found is not None
-            assert found.highest <= 1.25
+            ratio = load_ratio(plan, index)
+            assert ratio is not None
+            assert ratio.at_start <= 1.25
 
 
 def test_what_a_canary_at_higher_load_takes_longer_does_not_roll_it_back() -> None:
@@ -231,8 +232,8 @@ def test_a_margin_that_the_replicas_make_unprovable_is_refused_with_the_remedy()
 def test_the_plan_says_where_latency_is_proven_and_where_not() -> None:
     assert latency_lines(*planned(1)) == (
         "latency can be proven at 50 % (1x stable's load)",
-        "latency can roll back, not be proven, at 10 % (0.11x stable's load), 25 % (0.33x stable's load)",
-        "latency decides nothing at the bake's 95 % (19x stable's load)",
+        "latency can roll back, but not be proven, at 10 % (0.11x stable's load), 25 % (0.33x stable's load)",
+        "latency is ignored at the bake's 95 % (19x stable's load)",
     )
     assert latency_lines(*planned(1, stages=[{"weight": "10%"}]))[-1] == (
         "latency is proven at no stage; prove it in a last stage at 50 %"

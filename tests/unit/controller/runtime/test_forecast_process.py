@@ -16,9 +16,9 @@ import pytest
 from controller.planning.forecast import NotSimulated
 from controller.rollout.plan import Plan, Stage
 from controller.runtime.forecast_process import MAX_WAITING, Simulator
-from controller.spec.service import PolicySpec, parse_policy
-from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from controller.spec.policy import PolicySpec
+from controller.spec.service import parse_policy
+from evaluation.forecast.stages import StageForecast, TrafficModel
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
@@ -30,16 +30,16 @@ PLAN = Plan("medium", (), (Stage(1000, 0.0, 150, 900.0, 1),), 500, 7200.0)
 TRAFFIC = TrafficModel(5.0)
 
 
-def fails(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]:
+def fails(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[StageForecast, ...]:
     raise ValueError("no such gate\nand a second line")
 
 
-def is_killed(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]:
+def is_killed(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[StageForecast, ...]:
     os.kill(os.getpid(), signal.SIGKILL)
     return ()
 
 
-def hangs(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[ForecastView, ...]:
+def hangs(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple[StageForecast, ...]:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
     return ()

@@ -67,9 +67,9 @@ def test_what_is_so_or_was_asked_at_first_is_no_change(asked: Mapping[str, Any])
     ("more", "now", "wanted", "remedy"),
     [
         ({"model": "/models/c"}, "model /models/b", "model /models/c", "deploy chat --model /models/c"),
-        ({"replicas": 1}, "replicas 2", "replicas 1", "down chat and then up again moves replicas"),
-        ({"gpus": 0.5}, "gpus not set", "gpus 0.5", "down chat and then up again moves gpus"),
-        ({"routers": 2}, "routers 1", "routers 2", "down chat and then up again moves routers"),
+        ({"replicas": 1}, "replicas 2", "replicas 1", "down chat and then up again changes replicas"),
+        ({"gpus": 0.5}, "gpus not set", "gpus 0.5", "down chat and then up again changes gpus"),
+        ({"routers": 2}, "routers 1", "routers 2", "down chat and then up again changes routers"),
         ({"dtype": "float32"}, "dtype auto", "dtype float32", "deploy chat --engine dtype=float32"),
         ({"engine": {"max_num_seqs": 9}}, "max_num_seqs 4", "max_num_seqs 9", "--engine max_num_seqs=9"),
         ({"engine": {"block_size": 16}}, "block_size not set", "block_size 16", "--engine block_size=16"),
@@ -87,7 +87,7 @@ def test_a_difference_is_named_with_both_values_and_the_command_that_makes_it(
 ) -> None:
     line = refusal({**HERE, **more})
 
-    before, _, after = line.partition("; asked was ")
+    before, _, after = line.partition("; requested: ")
     assert before == f"chat serves v-1 with {now}"
     assert after.startswith(f"{wanted}, but up changes nothing that runs: canaryctl ")
     assert after.endswith(remedy)
@@ -96,7 +96,7 @@ def test_a_difference_is_named_with_both_values_and_the_command_that_makes_it(
 def test_an_endpoint_instead_of_the_checkpoint_is_a_difference() -> None:
     line = refusal({"service": "chat", "url": "http://10.0.0.7:8000/v1"})
 
-    assert "with source /models/b; asked was source http://10.0.0.7:8000/v1" in line
+    assert "with source /models/b; requested: source http://10.0.0.7:8000/v1" in line
     assert line.endswith("canaryctl deploy chat --url http://10.0.0.7:8000/v1")
 
 
@@ -105,7 +105,7 @@ def test_all_differences_are_in_one_line() -> None:
 
     assert line.endswith(
         "canaryctl deploy chat --model /models/c --engine max_num_seqs=9; "
-        "canaryctl down chat and then up again moves replicas"
+        "canaryctl down chat and then up again changes replicas"
     )
 
 
@@ -154,7 +154,7 @@ def test_a_preset_by_its_name_is_a_policy_of_up(
 ) -> None:
     assert up("--policy", "default") == 0
     assert up("--policy", "strict") == 3
-    assert "asked was policy another" in capsys.readouterr().err
+    assert "requested: policy another" in capsys.readouterr().err
 
 
 def test_other_flags_for_a_service_that_runs_are_refused(
@@ -166,7 +166,7 @@ def test_other_flags_for_a_service_that_runs_are_refused(
 
     said = capsys.readouterr()
     assert (said.out, len(said.err.splitlines())) == ("", 1)
-    assert "with replicas 2, max_num_seqs 8; asked was replicas 3, max_num_seqs 16, but up" in said.err
+    assert "with replicas 2, max_num_seqs 8; requested: replicas 3, max_num_seqs 16, but up" in said.err
 
 
 @pytest.mark.parametrize("option", ["--replicas", "--gpus", "--engine", "--policy"])

@@ -9,15 +9,8 @@ import pytest
 import yaml
 
 from controller.errors import BadSpec
-from controller.spec.service import (
-    PolicySpec,
-    ServiceSpec,
-    dump,
-    parse_policy,
-    parse_service,
-    parse_version,
-    parse_yaml,
-)
+from controller.spec.policy import PolicySpec
+from controller.spec.service import ServiceSpec, dump, parse_policy, parse_service, parse_version, parse_yaml
 from evaluation.policy import policy as gate_policy
 from evaluation.policy.policy import GatePolicy, Rung, Sampling
 
@@ -33,11 +26,11 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
     [
         (
             {"stages": [{"weight": "10%"}, {"weight": "5%"}]},
-            "policy.stages.1.weight 5 % does not rise above the stage before it, 10 %; raise or drop it",
+            "policy.stages.1.weight 5 % is not above 10 %, the stage before; raise it",
         ),
         (
             {"stages": [{"weight": "10%"}, {"weight_bp": 1000}]},
-            "policy.stages.1.weight 10 % does not rise above the stage before it, 10 %; raise or drop it",
+            "policy.stages.1.weight 10 % is not above 10 %, the stage before; raise it",
         ),
         (
             {"stages": [{"weight": "120%"}]},
@@ -46,7 +39,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ({"stages": [{"weight_bp": 12_000}]}, "policy.stages.0.weight_bp 12000 exceeds 10000; lower it"),
         (
             {"stages": [{"weight": "5%"}, {"weight": "96%"}]},
-            "policy.stages.1.weight 96 % reaches the bake's share, 95 %; lower it, or lower holdback",
+            "policy.stages.1.weight 96 % reaches the bake's weight, 95 %; lower it, or holdback",
         ),
         (
             {"stages": [{"weight": "5%"}, {"weight": "100%"}, {"weight": "100%"}]},
@@ -54,12 +47,12 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ),
         (
             {"stages": [{"weight": "100%"}]},
-            "policy.stages has only 100 %, which proves nothing first; put a stage below it before",
+            "policy.stages has only 100 %, the promotion; put a stage below 100 % before it",
         ),
         ({"stages": []}, "policy.stages is empty; give at least one stage below 100 %, or leave it out"),
         (
             {"stages": [{"weight": 0}]},
-            "policy.stages.0.weight 0 % gives the canary nothing to prove itself on; start at 0.01% or above",
+            "policy.stages.0.weight 0 % gives the canary no traffic; start at 0.01% or above",
         ),
         (
             {"stages": [{"weight": "5%", "weight_bp": 500}]},
@@ -70,7 +63,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
             "policy.stages.0.deadline 60 s is before duration 3600 s; raise it",
         ),
         ({"holdbak": "5%"}, "policy: unknown key 'holdbak'; did you mean holdback?"),
-        ({"holdback": "60%"}, "policy.holdback 60 % exceeds 50 %; the promoted version must carry most"),
+        ({"holdback": "60%"}, "policy.holdback 60 % exceeds 50 %; leave most to the promoted version"),
         ({"preset": "fast"}, "policy.preset 'fast' is unknown; use one of 'default', 'strict' or 'vendor'"),
         ({"bake": "soon"}, "policy.bake: 'soon' is not a duration; write 30s, 10m, 1h30m or 3d"),
         ({"bake": -5}, "policy.bake: -5 s is outside 0 s to 366 d; write a duration that a rollout can wait"),
@@ -87,7 +80,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ({"rungs": []}, "policy.rungs must begin with min_canary 0; add the rung of the first stage"),
         (
             {"rungs": [{"min_canary": 0, "margins": {"eror": 2.0}}]},
-            "policy.rungs.0.margins.eror is no gate; use one of error, hallucination, latency_p99, "
+            "policy.rungs.0.margins.eror is not a gate; use one of error, hallucination, latency_p99, "
             "latency_shape, quality, ttft_shape",
         ),
         (
@@ -102,12 +95,12 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
                     {"min_canary": 800, "margins": {}},
                 ]
             },
-            "policy.rungs.2.min_canary 800 does not rise above the rung before it, 800; raise or drop it",
+            "policy.rungs.2.min_canary 800 is not above 800, the rung before; raise it",
         ),
         ({"rungs": [{"min_canary": 0}]}, "policy.rungs.0.margins is missing; give it"),
         (
             {"stages": [{"weight": "5%", "margins": {"latency": 1.2}}], "gates": {"hallucination": None}},
-            "policy.stages.0.margins.latency is no gate; use one of error, hallucination, latency_p99, "
+            "policy.stages.0.margins.latency is not a gate; use one of error, hallucination, latency_p99, "
             "latency_shape, quality, ttft_shape",
         ),
         (
@@ -126,8 +119,8 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ),
         (
             {"gates": {"latency_p99": {"sampling": {"canary": 0.2}}}},
-            "policy.gates.latency_p99.sampling is for what is judged later; latency_ms comes with every "
-            "request; leave it out",
+            "policy.gates.latency_p99.sampling is for judged metrics; latency_ms comes with every request; "
+            "leave it out",
         ),
         (
             {
@@ -136,7 +129,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
                     "grade": {"metric": "quality", "kind": "score", "threshold": 0.1},
                 }
             },
-            "policy.gates.grade.sampling differs from that of gates.quality, and both ask about quality; "
+            "policy.gates.grade.sampling differs from that of gates.quality, and both test quality; "
             "give both the same",
         ),
         (
@@ -174,15 +167,15 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ({"session": 0}, "policy.session_s 0.0 is not above 0; use 600"),
         (
             {"stages": [{"weight": "5%"}, {"weight": "100%", "promote_if_point_ok": True}]},
-            "policy.stages.1.promote_if_point_ok is of a stage below 100 %; leave it out",
+            "policy.stages.1.promote_if_point_ok is for stages below 100 %; leave it out",
         ),
         (
             {"stages": [{"weight": "5%", "margins": {}, "promote_if_point_ok": True}]},
-            "policy.stages.0.promote_if_point_ok needs margins to hold the estimates against; give some",
+            "policy.stages.0.promote_if_point_ok needs margins to compare estimates with; give some",
         ),
         (
             {"twin": True, "promote_if_point_ok": True},
-            "policy.promote_if_point_ok does not go with twin, which times the proofs; leave one out",
+            "policy.promote_if_point_ok cannot be combined with twin, which times the proofs; leave one out",
         ),
         ([1], "policy is not a mapping; write its settings as key: value"),
     ],
@@ -374,7 +367,7 @@ def test_a_judged_gate_says_how_many_answers_of_each_arm_are_judged() -> None:
 
 def test_a_service_is_no_twin() -> None:
     assert lines(parse_service, {"service": "chat", "model": "m", "policy": {"twin": True}}) == (
-        "service.policy.twin is of one rollout, not of a service; give it to deploy",
+        "service.policy.twin belongs to one rollout, not to a service; give it to deploy",
     )
 
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from controller.planning.capacity import Fit
-from controller.planning.risk import Assessment, Change, Risk
 from controller.rollout.machine import begin
 from controller.rollout.observation import (
     EvidenceStatus,
@@ -21,8 +19,7 @@ from controller.rollout.observation import (
 from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.state import Departure, DepartureStep, Hold, HoldKind, Phase, RolloutState
 from controller.views.models import RolloutView
-from controller.views.rollout import gate_view, plan_view, rollout_view, service_view
-from evaluation.policy.policy import GatePolicy
+from controller.views.rollout import gate_view, rollout_view, service_view
 from evaluation.report import EvaluationReport, GateReport, Verdict
 
 STAGES = (Stage(1000, 60.0, 50, 300.0, 1), Stage(5000, 60.0, 100, 300.0, 1))
@@ -71,7 +68,7 @@ def test_a_stage_says_everything_that_it_waits_for() -> None:
 
     assert view.waiting_for == (
         "pause (ann): lunch",
-        "30 s of 10 %",
+        "30 s at 10 %",
         "30 canary requests",
         "proof of quality",
         "data to judge ttft_ms",
@@ -82,9 +79,9 @@ def test_a_stage_says_everything_that_it_waits_for() -> None:
     ("state", "waits"),
     [
         (in_stage(acked_at_s=None), ("the routers to acknowledge 10 %",)),
-        (in_stage(), ("evidence that can be read",)),
+        (in_stage(), ("readable evidence",)),
         (in_stage(phase=Phase.BAKING, entered_at_s=100.0), ("1 min 30 s of bake",)),
-        (in_stage(phase=Phase.PROMOTING), ("the whole capacity",)),
+        (in_stage(phase=Phase.PROMOTING), ("full capacity",)),
         (in_stage(phase=Phase.PROMOTING, weight_bp=9500), ("the routers",)),
         (in_stage(phase=Phase.LOADING), ("loading of v-new",)),
         (in_stage(phase=Phase.SUCCEEDED), ()),
@@ -147,22 +144,6 @@ def test_a_service_shows_its_versions() -> None:
         "memory_bytes": 1000,
         "last_error": None,
     }
-
-
-def test_a_plan_warns_of_sampling_and_of_room() -> None:
-    assessment = Assessment(Risk.LOW, ("x",), (Change("temperature", "0.0", "1.0"),), ())
-    fit = Fit(False, 2, 1, "a second engine needs 2 GiB")
-
-    view = plan_view(
-        "chat", "v-old", "v-new", assessment=assessment, plan=PLAN, policy=GatePolicy.default(), fit=fit
-    )
-
-    assert view.warnings == (
-        "sampling default changes: temperature: 0.0 -> 1.0",
-        "a second engine needs 2 GiB",
-    )
-    assert view.shortest_s == 240.0
-    assert "quality: rolls back at -0.05, tolerates -0.025 (alpha 0.002)" in view.gates
 
 
 def test_a_version_that_is_gone_is_not_shown() -> None:

@@ -1,0 +1,55 @@
+"""Conditions that a rollout waits for before its next transition, one line each."""
+
+from __future__ import annotations
+
+import math
+
+from controller.quantities import FULL_BP, duration, percent
+from controller.rollout.observation import EvidenceStatus
+from controller.rollout.state import Phase, RolloutState
+from evaluation.report import Verdict
+
+
+def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: float) -> tuple[str, ...]:
+    """What the rollout waits for; empty: nothing, or it has ended. evidence None: it cannot be read."""
+    if state.is_final:
+        return ()
+    if state.departure is not None:
+        return (f"{state.departure.step.value} of {state.departure.leaving}",)
+    waits = [f"{hold.kind.value.replace('_', ' ')} ({hold.actor}): {hold.reason}" for hold in state.holds]
+    acked_at_s = state.acked_at_s
+    if acked_at_s is None and state.phase in (Phase.STAGE, Phase.BAKING):
+        return (*waits, f"the routers to acknowledge {percent(state.weight_bp)}")
+    match state.phase:
+        case Phase.STAGE:
+            if acked_at_s is not None and state.waived_through < state.stage:
+                waits += _stage_waits(state, evidence, now_s - acked_at_s)
+        case Phase.BAKING:
+            remaining_s = state.plan.bake_s - (now_s - state.entered_at_s)
+            waits += [f"{duration(math.ceil(remaining_s))} of bake"] if remaining_s > 0 else []
+        case Phase.PROMOTING:
+            is_weight_set = state.weight_bp == FULL_BP - state.plan.holdback_bp
+            waits.append("the routers" if is_weight_set else "full capacity")
+        case _:
+            waits.append(f"{state.phase.value} of {state.canary.id}")
+    return tuple(waits)
+
+
+def _stage_waits(state: RolloutState, evidence: EvidenceStatus | None, elapsed_s: float) -> list[str]:
+    if evidence is None:
+        return ["readable evidence"]
+    if state.plan.is_test:
+        return [f"canaryctl ab stop {state.service}: an A/B test is never promoted automatically"]
+    stage, waits = state.plan.stages[state.stage], []
+    if elapsed_s < stage.duration_s:
+        waits.append(f"{duration(math.ceil(stage.duration_s - elapsed_s))} at {percent(stage.weight_bp)}")
+    if evidence.canary_requests < stage.min_canary:
+        waits.append(f"{stage.min_canary - evidence.canary_requests} canary requests")
+    if evidence.verdict is not Verdict.PASS:
+        unproven = [
+            gate.gate
+            for gate in evidence.gates
+            if gate.side == "promotion" and gate.verdict is not Verdict.PASS
+        ]
+        waits.append(f"proof of {', '.join(unproven)}" if unproven else "a PASS verdict")
+    return waits + [f"data to judge {name}" for name in evidence.missing]

@@ -1,0 +1,90 @@
+"""Versions on a real store: preflight, promotion times, replicas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from controller.errors import CanaryctlError, Unreachable
+from controller.rollout.plan import VersionRef
+from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
+from controller.settings import Settings
+from controller.spec.service import parse_version
+from controller.store.row_specs import replicas_of, version_row
+from controller.store.rows import ServiceRow
+from controller.store.sql import SqlStore
+from controller.wiring import launches
+from controller.wiring.launches import Versions
+from serving.fleet.types import VersionStatus
+from tests.fakes.checkpoints import write_checkpoint
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout
+
+READY = VersionStatus(STABLE, "ready", 1, 0, None, (), None, 0.0)
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> Versions:
+    """Of a store with `chat`, which serves STABLE."""
+    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'canaryctl.db'}")
+    versions = Versions(settings, SqlStore(settings.database_url))
+    spec = parse_version({"model": str(write_checkpoint(tmp_path / "model")), "replicas": 3})
+    row = version_row("chat", spec, versions.fingerprint(spec), 1.0)
+    versions._store.put_service(ServiceRow("chat", "{}", STABLE, "s3cret", 1.0), replace(row, id=STABLE))
+    versions._store.put_version(row)
+    return versions
+
+
+def rollout_of(versions: Versions, tmp_path: Path) -> RolloutState:
+    """A rollout whose canary is the stored checkpoint."""
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    return replace(a_rollout(), canary=VersionRef(versions.fingerprint(spec).version_id))
+
+
+def test_preflight_passes_for_unchanged_files(versions: Versions, tmp_path: Path) -> None:
+    versions.preflight(rollout_of(versions, tmp_path), lambda service: (READY,))
+
+
+def test_preflight_refuses_files_that_changed_since_the_plan(versions: Versions, tmp_path: Path) -> None:
+    rollout = rollout_of(versions, tmp_path)
+    (tmp_path / "model" / "tokenizer.json").write_text('{"version": "2.0"}')
+
+    with pytest.raises(CanaryctlError, match="changed since the plan was made; deploy it again"):
+        versions.preflight(rollout, lambda service: (READY,))
+
+
+@pytest.mark.parametrize(
+    ("fleet", "phase"), [((), "missing"), ((replace(READY, phase="loading"),), "loading")]
+)
+def test_preflight_refuses_while_stable_is_not_ready(
+    versions: Versions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fleet: tuple[VersionStatus, ...],
+    phase: str,
+) -> None:
+    monkeypatch.setattr(launches, "STABLE_WAIT_S", 0.0)
+
+    with pytest.raises(Unreachable, match=f"stable {STABLE} is {phase}, a rollback could fail"):
+        versions.preflight(rollout_of(versions, tmp_path), lambda service: fleet)
+
+
+def test_a_version_is_promoted_since_its_newest_rollout_made_it_stable(versions: Versions) -> None:
+    unloading = Departure(STABLE, CANARY, DepartureStep.UNLOAD, 5.0, 5.0)
+    promoted = replace(a_rollout(), phase=Phase.SUCCEEDED, entered_at_s=7.0, departure=unloading)
+    versions._store.create_rollout(promoted, request="{}", at_s=1.0)
+
+    assert versions.promoted_at_s("chat", CANARY) == 7.0
+    assert versions.promoted_at_s("chat", STABLE) == 0.0
+
+
+def test_a_version_that_was_rolled_back_is_not_promoted(versions: Versions) -> None:
+    versions._store.create_rollout(replace(a_rollout(), entered_at_s=7.0), request="{}", at_s=1.0)
+
+    assert versions.promoted_at_s("chat", CANARY) == 0.0
+
+
+def test_replicas_of_a_missing_version_are_one(versions: Versions) -> None:
+    assert replicas_of(versions._store.version("chat", STABLE)) == 3
+    assert replicas_of(versions._store.version("chat", "v-none")) == 1
