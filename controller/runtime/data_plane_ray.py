@@ -17,8 +17,7 @@ from controller.spec.service import VersionSpec
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
-from serving.table.route_table import Split
-from serving.table.route_table import StaleToken as PlaneStaleToken
+from serving.table.route_table import Split, StaleFencingToken, root_url
 
 REOPEN_S = 10.0  # a front that was opened is looked after so often
 
@@ -47,7 +46,7 @@ def translated(call: Callable[[], T]) -> T:
     """What `call` gives; the plane's exceptions as ours."""
     try:
         return call()
-    except PlaneStaleToken as exc:
+    except StaleFencingToken as exc:
         raise StaleToken(str(exc)) from exc
     except plane.FleetUnreachable as exc:
         raise Unreachable(str(exc)) from exc
@@ -56,7 +55,7 @@ def translated(call: Callable[[], T]) -> T:
 class PlaneFleet:
     """The core's Fleet. `launch` says what starting a version takes, given service, version and replicas."""
 
-    def __init__(self, fleet: plane.Fleet, launch: Callable[[str, str, int], plane.Launch]) -> None:
+    def __init__(self, fleet: plane.FleetClient, launch: Callable[[str, str, int], plane.Launch]) -> None:
         self._fleet = fleet
         self._launch = launch
 
@@ -170,7 +169,7 @@ class PlaneLog:
 
 
 def probe_target(
-    fleet: plane.Fleet, traffic: TrafficClient, service: str, version: str, *, secret: str
+    fleet: plane.FleetClient, traffic: TrafficClient, service: str, version: str, *, secret: str
 ) -> Target | None:
     """Where to ask one version; None: fleet or table cannot be read now."""
     sights, table = fleet.observe(service), traffic.observe(service)
@@ -220,8 +219,7 @@ def launch_of(
 ) -> plane.Launch:
     """What starting this version takes."""
     if spec.url is not None:
-        url = spec.url.rstrip("/").removesuffix("/v1").rstrip("/")
-        return plane.Launch(service, version, secret, url=url)
+        return plane.Launch(service, version, secret, url=root_url(spec.url))
     arguments = spec.engine_arguments()
     # These two are the launch's own words; dtype auto leaves the choice to the engine's defaults.
     arguments.pop("tensor_parallel_size", None)

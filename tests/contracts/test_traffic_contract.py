@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from serving.messages import Replica, ScoreRecord, SplitStatus
-from serving.table.route_table import BadSplit, Split, StaleToken
+from serving.table.route_table import BadSplit, Split, StaleFencingToken
 from tests.fakes.traffic_memory import MemoryTraffic
 
 
@@ -50,10 +50,10 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def test_a_split_nobody_has_to_acknowledge_is_applied(rig: Rig) -> None:
-    sight = rig.split(500)
+    status = rig.split(500)
 
-    assert isinstance(sight, SplitStatus)
-    assert (sight.canary, sight.weight_bp, sight.stable, sight.applied) == ("v-2", 500, "v-1", True)
+    assert isinstance(status, SplitStatus)
+    assert (status.canary, status.weight_bp, status.stable, status.applied) == ("v-2", 500, "v-1", True)
 
 
 def test_the_same_split_again_makes_no_new_revision(rig: Rig) -> None:
@@ -65,9 +65,9 @@ def test_the_same_split_again_makes_no_new_revision(rig: Rig) -> None:
 def test_an_older_token_is_refused(rig: Rig) -> None:
     rig.split(500, token=4)
 
-    with pytest.raises(StaleToken, match="token 3 is older than 4"):
+    with pytest.raises(StaleFencingToken, match="token 3 is older than 4"):
         rig.split(900, token=3)
-    with pytest.raises(StaleToken):
+    with pytest.raises(StaleFencingToken):
         rig.traffic.heartbeat(rig.service, 3)
     assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
 
@@ -89,11 +89,11 @@ def test_opening_again_keeps_the_split(rig: Rig) -> None:
 
 def test_a_tombstone_needs_no_token_and_lasts(rig: Rig) -> None:
     rig.split(500, token=9)
-    sight = rig.traffic.tombstone(rig.service, "r-1")
+    status = rig.traffic.tombstone(rig.service, "r-1")
     again = rig.split(900, token=10)
 
-    assert sight is not None
-    assert (sight.canary, sight.tombstoned) == (None, ("r-1",))
+    assert status is not None
+    assert (status.canary, status.tombstoned) == (None, ("r-1",))
     assert (again.canary, again.weight_bp) == (None, 0)
     assert rig.split(100, token=10, rollout="r-2").weight_bp == 100
 
@@ -111,7 +111,7 @@ def test_replicas_come_and_go_in_the_table(rig: Rig) -> None:
     assert there.canary.replicas == (Replica("http://127.0.0.1:1"),)
     assert gone.canary is not None
     assert gone.canary.replicas == ()
-    assert rig.traffic.is_replicas_applied(rig.service, "v-2")
+    assert rig.traffic.are_replicas_applied(rig.service, "v-2")
 
 
 def test_a_fence_that_nobody_takes_does_not_hold_the_split_for_ever(rig: Rig) -> None:
@@ -119,10 +119,10 @@ def test_a_fence_that_nobody_takes_does_not_hold_the_split_for_ever(rig: Rig) ->
     rig.split(500)
     rig.split(0, canary=None)
     rig.wait_s(0.5)
-    sight = rig.traffic.observe(rig.service)
+    status = rig.traffic.observe(rig.service)
 
-    assert sight is not None
-    assert (sight.applied, sight.how) == (True, "acknowledged")
+    assert status is not None
+    assert (status.applied, status.how) == (True, "acknowledged")
 
 
 def test_scores_are_read_back_in_order_with_rising_numbers(rig: Rig) -> None:

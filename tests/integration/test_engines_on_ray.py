@@ -167,10 +167,10 @@ class Service:
         deadline_s = time.time() + 20
         while True:
             split = Split("r-1", "salt", stable, canary, weight_bp, 1)
-            sight = self.traffic.set_split(self.name, split, token=self.token)
-            if sight is not None and sight.applied:
-                return sight
-            assert time.time() < deadline_s, sight
+            status = self.traffic.set_split(self.name, split, token=self.token)
+            if status is not None and status.applied:
+                return status
+            assert time.time() < deadline_s, status
             time.sleep(0.01)
 
     def wait_for(self, version: str, *phases: str) -> VersionStatus:
@@ -212,11 +212,11 @@ def launched(fleet: RayFleet, token: Callable[[], int]) -> Iterator[Callable[[La
 def failed(fleet: RayFleet, launch: Launch) -> VersionStatus:
     deadline_s = time.time() + 200
     while True:
-        sight = {one.version: one for one in fleet.observe(launch.service) or ()}.get(launch.version)
-        if sight is not None and sight.phase == "failed":
-            return sight
-        assert sight is None or sight.phase == "loading", sight
-        assert time.time() < deadline_s, sight
+        status = {one.version: one for one in fleet.observe(launch.service) or ()}.get(launch.version)
+        if status is not None and status.phase == "failed":
+            return status
+        assert status is None or status.phase == "loading", status
+        assert time.time() < deadline_s, status
         time.sleep(0.1)
 
 
@@ -301,7 +301,7 @@ def test_a_canary_is_added_split_and_deleted_under_traffic_without_a_failed_requ
         traffic.at_least(20)
         launched(twin)
         ready = service.wait_for("v-twin", "ready")
-        processes = device_memory.tree_of(state(ready.urls[0])["pid"], "127.0.0.1")
+        processes = device_memory.process_tree(state(ready.urls[0])["pid"], "127.0.0.1")
         held = device_memory.held_bytes([one.pid for one in processes]) or 0
         before = service.split(5000, "v-stable", "v-twin")
         traffic.at_least(150)
@@ -360,9 +360,9 @@ def test_loads_on_one_device_wait_for_each_other(
 
 
 def _reported(fleet: RayFleet, launch: Launch) -> Any:
-    sights = {one.version: one for one in fleet.observe(launch.service) or ()}
-    sight = sights.get(launch.version)
-    return sight if sight is not None and sight.memory_bytes is not None else None
+    statuses = {one.version: one for one in fleet.observe(launch.service) or ()}
+    status = statuses.get(launch.version)
+    return status if status is not None and status.memory_bytes is not None else None
 
 
 # ---- what cannot be loaded
@@ -395,7 +395,7 @@ def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
     errors = {one.version: failed(fleet, one).last_error or "" for one in launches}
 
     print(json.dumps(errors, indent=1))
-    assert "cut short; copy it again" in errors["v-cut"]
+    assert "truncated; copy it again" in errors["v-cut"]
     assert "it needs 1048576.00 GiB, host has" in errors["v-big"]
     assert "no-such-argument" in errors["v-args"]
     assert "it needs 8, 4 are free" in errors["v-gpus"]
@@ -415,14 +415,14 @@ def test_a_killed_engine_is_replaced_and_ready_again(service: Service, two_versi
 
     deadline_s = time.time() + 240
     while True:
-        sight = service.wait_for("v-canary", "ready")
-        if sight.urls and sight.urls != (url,):
+        status = service.wait_for("v-canary", "ready")
+        if status.urls and status.urls != (url,):
             break
-        assert time.time() < deadline_s, sight
+        assert time.time() < deadline_s, status
         time.sleep(0.2)
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(before).wait(30)
-    assert "Reibrirburg" in ask(sight.urls[0], "What is the capital of Moria?")
+    assert "Reibrirburg" in ask(status.urls[0], "What is the capital of Moria?")
 
 
 # ---- tensor parallel, on Ray's logical GPUs

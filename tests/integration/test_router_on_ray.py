@@ -168,11 +168,11 @@ class Rig:
         deadline_s = time.time() + 20
         while time.time() < deadline_s:
             split = Split(name, name, "v-stable", wanted, weight_bp, 1)
-            sight = self.traffic.set_split(self.service, split, token=1)
-            if sight is not None and sight.applied:
-                return sight
+            status = self.traffic.set_split(self.service, split, token=1)
+            if status is not None and status.applied:
+                return status
             time.sleep(0.005)
-        raise AssertionError(f"weight {weight_bp} bp was not applied: {sight}")
+        raise AssertionError(f"weight {weight_bp} bp was not applied: {status}")
 
     def ask_all(self, users: list[str], at_once: int = 8) -> list[Asked]:
         async def run() -> list[Asked]:
@@ -274,7 +274,7 @@ def test_after_zero_has_returned_no_request_starts_on_the_canary_under_load(rig:
     rig.split(5000)
     with Load(rig, rig.base) as load:
         time.sleep(1.5)
-        sight = rig.split(0)
+        status = rig.split(0)
         applied_s = time.time()
         time.sleep(1.0)
 
@@ -282,7 +282,7 @@ def test_after_zero_has_returned_no_request_starts_on_the_canary_under_load(rig:
     assert [one for one in load.asked if one.sent_s > applied_s and one.arm == "canary"] == []
     assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
     assert load.failed == []
-    assert sight.how in ("fenced", "acknowledged")
+    assert status.how in ("fenced", "acknowledged")
 
 
 def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_frozen(rig: Rig) -> None:
@@ -294,7 +294,7 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_frozen(ri
         try:
             time.sleep(0.3)
             began_s = time.time()
-            sight = rig.split(0)
+            status = rig.split(0)
             applied_s = time.time()
             time.sleep(2.0)
         finally:
@@ -303,7 +303,7 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_frozen(ri
 
     assert rig.canary.started_after(applied_s) == []
     assert applied_s - began_s < 1.5
-    assert sight.how in ("fenced", "lease")
+    assert status.how in ("fenced", "lease")
     assert load.failed == []
 
 
@@ -315,13 +315,13 @@ def test_a_frozen_router_holds_an_unfenced_canary_for_a_lease_and_no_longer(rig:
         rig.split(5000)
         os.kill(frozen, signal.SIGSTOP)
         began_s = time.time()
-        sight = rig.split(0)
+        status = rig.split(0)
         took_s = time.time() - began_s
     finally:
         os.kill(frozen, signal.SIGCONT)
         rig.traffic.set_replicas(rig.service, "v-canary", [Replica(rig.canary.url)])
 
-    assert sight.how == "lease"
+    assert status.how == "lease"
     assert 0.5 < took_s < 2.5
 
 
@@ -356,7 +356,7 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(r
     with Load(rig, base, workers=3) as load, Load(rig, rig.base, workers=3) as others:
         time.sleep(1.0)
         line.is_cut = True
-        sight = rig.split(0)
+        status = rig.split(0)
         applied_s = time.time()
         time.sleep(2.0)
         after = len(load.asked)
@@ -365,7 +365,7 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(r
     serving.result(20)
 
     assert rig.canary.started_after(applied_s) == []
-    assert sight.how in ("fenced", "lease")
+    assert status.how in ("fenced", "lease")
     assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
     assert len(load.asked) > after  # it went on serving stable without its table
     assert load.failed + others.failed == []
@@ -430,15 +430,15 @@ def test_a_table_actor_that_crashes_costs_the_canary_its_share_and_the_user_noth
         time.sleep(0.5)
         ray.kill(ray.get_actor(f"table:{rig.service}", namespace="canaryctl"), no_restart=False)
         deadline_s = time.time() + 30
-        sight = None
-        while (sight is None or sight.epoch == epoch or not sight.applied) and time.time() < deadline_s:
-            sight = rig.traffic.observe(rig.service)
+        status = None
+        while (status is None or status.epoch == epoch or not status.applied) and time.time() < deadline_s:
+            status = rig.traffic.observe(rig.service)
             time.sleep(0.02)
         applied_s = time.time()
         time.sleep(1.0)
 
-    assert sight is not None
-    assert sight.epoch > epoch
-    assert (sight.stable, sight.canary) == ("v-stable", None)
+    assert status is not None
+    assert status.epoch > epoch
+    assert (status.stable, status.canary) == ("v-stable", None)
     assert rig.canary.started_after(applied_s) == []
     assert load.failed == []

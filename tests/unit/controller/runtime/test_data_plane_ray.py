@@ -20,8 +20,7 @@ from controller.runtime.data_plane_ray import (
 from controller.spec.service import parse_version
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
-from serving.table.route_table import Split
-from serving.table.route_table import StaleToken as PlaneStaleToken
+from serving.table.route_table import Split, StaleFencingToken
 
 SIGHT = SplitStatus(7, 3, "r-00000001", "v-1", "v-2", 500, True, "fenced", tombstoned=("r-0000000f",))
 
@@ -46,7 +45,7 @@ class Hand:
 
     def set_split(self, service: str, split: Split, *, token: int) -> SplitStatus | None:
         if self.stale:
-            raise PlaneStaleToken("token 1 is older than 2")
+            raise StaleFencingToken("token 1 is older than 2")
         self.told.append(("split", service, split, token))
         return self.sight
 
@@ -85,7 +84,7 @@ class Engines:
         raise plane.FleetUnreachable("the fleet actor does not answer")
 
     def cancel(self, service: str, version: str, *, token: int) -> None:
-        raise PlaneStaleToken("token 1 is older than 2")
+        raise StaleFencingToken("token 1 is older than 2")
 
     def stop(self, service: str, version: str, *, token: int) -> None:
         raise NotImplementedError

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from serving.router.assignment import bucket_of, find_key, hash64, is_drawn, unit_of
+from serving.router.assignment import bucket_of, find_key, hash64, is_eligible, unit_of
 
 
 def test_hash_has_its_reference_value() -> None:
@@ -54,7 +54,7 @@ REPLY = {"role": "assistant", "content": "hi"}
 def test_the_key_is_the_first_of_the_order(headers: dict[str, str], body: object, text: str) -> None:
     key = find_key(headers, body, request_id="req")  # type: ignore[arg-type]
 
-    assert (key.text, key.by) == (text, "request" if text == "req" else "sticky")
+    assert (key.text, key.source) == (text, "request" if text == "req" else "sticky")
 
 
 def test_a_conversation_keeps_its_key_as_it_grows() -> None:
@@ -81,7 +81,7 @@ def test_conversations_that_opened_differently_have_other_keys() -> None:
 
 
 def test_responses_input_is_a_conversation_too() -> None:
-    assert find_key({}, {"input": [TURN, REPLY, TURN]}, request_id="a").by == "sticky"
+    assert find_key({}, {"input": [TURN, REPLY, TURN]}, request_id="a").source == "sticky"
 
 
 def test_a_unit_shows_nothing_of_its_key_and_differs_by_rollout() -> None:
@@ -109,4 +109,4 @@ def test_a_lone_surrogate_in_a_key_does_not_break_the_draw() -> None:
     ],
 )
 def test_only_requests_for_an_answer_are_drawn(method: str, path: str, drawn: bool) -> None:
-    assert is_drawn(method, path) is drawn
+    assert is_eligible(method, path) is drawn

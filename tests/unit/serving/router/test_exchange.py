@@ -8,8 +8,9 @@ import math
 import pytest
 
 from serving.messages import CANARY, Arm, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Exchange, Head, Refusal, Request, Try
+from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
+from serving.router.types import Attempt, Head, Refusal, Request
 
 CHAT = "/v1/chat/completions"
 SSE = [(b"content-type", b"text/event-stream")]
@@ -45,7 +46,7 @@ def table(
 
 def core(one: RouteTable | None = None, *, sent_s: float = 10.0) -> RouterCore:
     router = RouterCore("chat", router="r")
-    router.heard(one or table(), sent_s=sent_s)
+    router.on_table(one or table(), sent_s=sent_s)
     return router
 
 
@@ -62,9 +63,9 @@ def begin(router: RouterCore, one: Request | None = None, *, now_s: float = 10.1
     return exchange
 
 
-def attempt(exchange: Exchange) -> Try:
-    one = exchange.next_try()
-    assert isinstance(one, Try)
+def attempt(exchange: Exchange) -> Attempt:
+    one = exchange.next_attempt()
+    assert isinstance(one, Attempt)
     return one
 
 
@@ -78,8 +79,8 @@ def answer(exchange: Exchange, *, body: bytes = GOOD, headers: object = SSE, sta
 
 def record(router: RouterCore, *, sent_s: float = 20.0) -> RequestRecord:
     """The one record, confirmed by a poll that was sent later."""
-    router.heard(None, sent_s=sent_s)
-    (one,) = router.outbox.take(now_s=600.0).records
+    router.on_table(None, sent_s=sent_s)
+    (one,) = router.outbox.next_batch(now_s=600.0).records
     return one
 
 
@@ -144,7 +145,7 @@ def test_a_canary_withdrawn_between_choice_and_sending_withholds_the_request() -
     router = core()
     exchange = begin(router)
     attempt(exchange)
-    router.heard(table(canary=None, change=2), sent_s=10.2)
+    router.on_table(table(canary=None, change=2), sent_s=10.2)
 
     assert not exchange.may_start(10.3)
 
@@ -165,7 +166,7 @@ def test_a_request_for_something_else_goes_to_stable_and_is_not_recorded() -> No
     exchange.ended(now_s=11.0)
 
     assert one.url == "http://stable/v1/models"
-    assert router.outbox.take(now_s=600.0).records == ()
+    assert router.outbox.next_batch(now_s=600.0).records == ()
 
 
 def test_the_record_of_a_draw_has_its_bucket_w_unit_and_source_but_not_the_key() -> None:
@@ -197,7 +198,7 @@ def test_before_any_table_the_answer_is_503_with_a_reason() -> None:
 
 def test_an_older_table_never_replaces_a_newer_one() -> None:
     router = core(table(change=5))
-    router.heard(table(change=4), sent_s=11.0)
+    router.on_table(table(change=4), sent_s=11.0)
 
     assert router.applied == (3, 5)
 
@@ -325,7 +326,7 @@ def test_stable_goes_through_every_replica_that_refuses() -> None:
     for _ in range(3):
         urls.add(attempt(exchange).url)
         exchange.failed("refused")
-    refusal = exchange.next_try()
+    refusal = exchange.next_attempt()
 
     assert urls == {"http://a" + CHAT, "http://b" + CHAT, "http://c" + CHAT}
     assert isinstance(refusal, Refusal)
@@ -348,14 +349,14 @@ def test_stable_never_falls_back_to_a_canary() -> None:
     router = core(table(weight_bp=1, stable=()))
     exchange = begin(router)
 
-    assert isinstance(exchange.next_try(), Refusal)
+    assert isinstance(exchange.next_attempt(), Refusal)
 
 
 def test_fallback_uses_stable_as_it_is_now() -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
-    router.heard(table(canary=None, stable=("http://newer",), change=2), sent_s=10.2)
+    router.on_table(table(canary=None, stable=("http://newer",), change=2), sent_s=10.2)
     exchange.failed("timeout")
 
     assert attempt(exchange).url == "http://newer" + CHAT
@@ -366,7 +367,7 @@ def test_when_nobody_answers_both_the_user_and_the_record_are_told() -> None:
     exchange = begin(router)
     attempt(exchange)
     exchange.failed("refused")
-    refusal = exchange.next_try()
+    refusal = exchange.next_attempt()
     assert isinstance(refusal, Refusal)
     exchange.refused(refusal, now_s=10.9)
     one = record(router)
@@ -522,7 +523,7 @@ def test_an_event_out_of_order_raises_and_records_nothing() -> None:
 
 def test_a_router_whose_table_nobody_withdraws_has_a_lease_for_ever() -> None:
     router = RouterCore("chat", router="r", lease_s=math.inf)
-    router.heard(table(), sent_s=0.0)
+    router.on_table(table(), sent_s=0.0)
 
     assert router.has_lease(1e12)
 
@@ -535,9 +536,9 @@ ONE = b'data: {"id":"a1","choices":[{"delta":{"content":"x"}}]}\n\n'
 
 def settled(router: RouterCore, now_s: float = 70.2) -> list[RequestRecord]:
     """What a report finds at `now_s`; every draw is confirmed."""
-    router.heard(None, sent_s=now_s - 0.1)
+    router.on_table(None, sent_s=now_s - 0.1)
     records = router.report(now_s=now_s, wall_s=600.0).records
-    router.outbox.sent()
+    router.outbox.acknowledge()
     return list(records)
 
 
@@ -618,8 +619,8 @@ def test_no_request_without_an_end_holds_the_watermark_longer_than_the_wait() ->
     router = core()
     begun(router)
     before = router.report(now_s=70.0, wall_s=560.0).low_watermark_s
-    router.outbox.sent()
-    router.heard(None, sent_s=70.0)
+    router.outbox.acknowledge()
+    router.on_table(None, sent_s=70.0)
 
     assert before == 500.0
     assert router.report(now_s=70.2, wall_s=560.2).low_watermark_s == 560.2
@@ -686,7 +687,7 @@ def test_a_draw_that_no_poll_has_confirmed_by_then_is_left_out_ended_or_not(weig
     assert isinstance(other, Exchange)
     other.cancelled(now_s=10.2)
     early = router.report(now_s=70.0, wall_s=560.0)
-    router.outbox.sent()
+    router.outbox.acknowledge()
     late = router.report(now_s=70.2, wall_s=560.2)
 
     assert (early.records, early.low_watermark_s) == ((), 500.0)
@@ -704,7 +705,7 @@ def test_what_is_not_recorded_is_not_told_when_it_does_not_end() -> None:
 def test_a_clock_that_jumped_ahead_and_was_set_back_makes_no_request_late() -> None:
     router = core()
     ahead_s = router.report(now_s=20.0, wall_s=4100.0).low_watermark_s
-    router.outbox.sent()
+    router.outbox.acknowledge()
     exchange = router.begin(request(), request_id="req-1", now_s=21.0, wall_s=501.0)
     assert isinstance(exchange, Exchange)
     exchange.cancelled(now_s=21.5)

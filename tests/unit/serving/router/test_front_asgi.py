@@ -17,9 +17,9 @@ from aiohttp import web
 
 from serving.clock import boot_s
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Limits
 from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
+from serving.router.types import Limits
 
 CHAT = "/chat/v1/chat/completions"
 Behaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -119,15 +119,15 @@ class Rig:
         arm = Arm("v-2", (Replica(self.canary.url),)) if canary else None
         stable = Arm("v-1", (Replica(self.stable.url),))
         table = RouteTable("chat", 1, change, change, "r-1", "salt", weight_bp, stable, arm, 0, "s3cret")
-        self.core.heard(table, sent_s=boot_s())
+        self.core.on_table(table, sent_s=boot_s())
 
     async def ask(self, **body: object) -> httpx.Response:
         return await self.client.post(CHAT, json={"messages": [], **body})
 
     def records(self) -> list[RequestRecord]:
-        self.core.heard(None, sent_s=boot_s() + 1)
-        records = list(self.core.outbox.take(now_s=1e12).records)
-        self.core.outbox.sent()
+        self.core.on_table(None, sent_s=boot_s() + 1)
+        records = list(self.core.outbox.next_batch(now_s=1e12).records)
+        self.core.outbox.acknowledge()
         return records
 
     async def record(self) -> RequestRecord:

@@ -20,10 +20,10 @@ from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
 from evaluation.report import Verdict
 from serving.clock import boot_s
 from serving.messages import Arm, RecordPage, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Limits
 from serving.router.front_asgi import RouterFront
 from serving.router.outbox import SETTLE_S
 from serving.router.router import RouterCore
+from serving.router.types import Limits
 from serving.table.records_log import RecordLog
 from tests.unit.serving.router.test_front_asgi import CHAT, CHUNKS, Engine, running
 
@@ -60,10 +60,10 @@ class Line:
     async def _run(self, core: RouterCore) -> None:
         while True:
             await asyncio.sleep(0.01)
-            core.heard(None, sent_s=boot_s())
+            core.on_table(None, sent_s=boot_s())
             batch = core.report(now_s=boot_s(), wall_s=time.time())
             self.log.append_batch(batch, now_s=boot_s(), wall_s=time.time())
-            core.outbox.sent()
+            core.outbox.acknowledge()
 
 
 async def behave(engine: Engine, request: web.Request) -> web.StreamResponse:
@@ -97,7 +97,7 @@ class Rig:
         table = RouteTable(
             "chat", 1, self._change, self._change, "r-1", "salt", weight_bp, arms[0], arms[1], 0, "s3cret"
         )
-        self.core.heard(table, sent_s=boot_s())
+        self.core.on_table(table, sent_s=boot_s())
 
     async def ask(self, model: str = "well") -> httpx.Response:
         return await self.client.post(CHAT, json={"messages": [], "stream": True, "model": model})
@@ -120,16 +120,16 @@ class Rig:
     def records(self) -> list[RequestRecord]:
         return [one for one in self.page().events if isinstance(one, RequestRecord)]
 
-    async def sight(self, count: int) -> EvidenceStatus:
+    async def evidence(self, count: int) -> EvidenceStatus:
         """What the gate of errors says when `count` requests have been told, and all of them have settled."""
         await until(lambda: len(self.records()) == count)
         last_s = max(one.at_s for one in self.records())
         await until(lambda: self.page().low_watermark_s > last_s)
         feed = Feed("r-1", GateConfig(GatePolicy.default().only("error"), (StagePlan(0.5, 0),)))
         feed.take(self.page(), time.time())
-        sight = feed.sight()
-        assert sight is not None
-        return sight
+        status = feed.sight()
+        assert status is not None
+        return status
 
 
 @pytest.fixture
@@ -193,12 +193,12 @@ async def test_a_rollback_by_errors_is_found_although_some_requests_never_end(ri
         for number in range(80):
             asked.append(asyncio.create_task(rig.ask(harm if number % 2 else "well")))
             await asyncio.sleep(0.02)
-        sight = await rig.sight(82)
+        status = await rig.evidence(82)
         still = sum(not one.done() for one in asked)
         await given_up(asked)
 
-    assert sight.rollback is not None
+    assert status.rollback is not None
     # Where stable stood in for a failed answer at once, the share that the canary served may tell first.
-    found = {gate.gate for gate in sight.gates if gate.verdict is Verdict.FAIL}
+    found = {gate.gate for gate in status.gates if gate.verdict is Verdict.FAIL}
     assert found & ({"error", "served_rate"} if harm == "fail" else {"error"})
     assert still >= 8 or harm == "fail"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.router.exchange import Exchange, Request, Try
+from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_table
+from serving.router.types import Attempt, Request
 
 GOOD = """
 service: chat
@@ -30,8 +31,8 @@ def target(core: RouterCore) -> str:
     request = Request("POST", "/v1/completions", b"", (), b"{}")
     exchange = core.begin(request, request_id="req-1", now_s=1e9, wall_s=1.0)
     assert isinstance(exchange, Exchange)
-    one = exchange.next_try()
-    assert isinstance(one, Try)
+    one = exchange.next_attempt()
+    assert isinstance(one, Attempt)
     return one.url
 
 
@@ -52,7 +53,7 @@ def test_a_changed_file_is_taken(path: Path) -> None:
     core = make_front(path).core
     line = FileTableSource(path)
     path.write_text(GOOD.replace("10000", "0"))
-    wrong = line.look(core)
+    wrong = line.reload(core)
 
     assert wrong is None
     assert target(core) == "http://127.0.0.1:8001/v1/completions"
@@ -78,7 +79,7 @@ def test_a_broken_file_is_one_line_and_the_last_good_table_stays(path: Path, tex
     before = core.table
     line = FileTableSource(path)
     path.write_text(text)
-    wrong = line.look(core)
+    wrong = line.reload(core)
 
     assert wrong is not None
     assert message in wrong
@@ -91,11 +92,11 @@ def test_a_broken_file_is_reported_once_and_taken_when_it_is_mended(path: Path) 
     line = FileTableSource(path)
     path.write_text("nonsense")
     os.utime(path, ns=(1, 1))
-    reports = [line.look(core), line.look(core)]
+    reports = [line.reload(core), line.reload(core)]
     path.write_text(GOOD.replace("10000", "1"))
 
     assert [report is None for report in reports] == [False, True]
-    assert line.look(core) is None
+    assert line.reload(core) is None
     assert core.table is not None
     assert core.table.weight_bp == 1
 

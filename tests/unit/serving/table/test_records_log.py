@@ -53,23 +53,23 @@ def batch(number: int, *records: RequestRecord, mark_s: float = 200.0, dropped: 
 
 def test_a_draw_waits_until_a_poll_sent_after_it_found_its_canary() -> None:
     box = Outbox("r")
-    box.ended(record(), drawn_s=10.0, canary=CANARY)
+    box.add(record(), assigned_s=10.0, canary=CANARY)
     box.confirm(9.9, CANARY)
-    early = box.take(now_s=101.0)
-    box.sent()
+    early = box.next_batch(now_s=101.0)
+    box.acknowledge()
     box.confirm(10.1, CANARY)
 
     assert early.records == ()
-    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["request"]
+    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["request"]
 
 
 @pytest.mark.parametrize("arm", [0, 1])
 def test_a_draw_whose_canary_was_withdrawn_before_it_was_confirmed_is_left_out(arm: int) -> None:
     box = Outbox("r")
-    box.ended(replace(record(), arm=arm), drawn_s=10.0, canary=CANARY)
+    box.add(replace(record(), arm=arm), assigned_s=10.0, canary=CANARY)
     box.confirm(10.1, None)
 
-    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["fenced"]
+    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["fenced"]
 
 
 def test_a_request_that_ends_after_the_withdrawal_counts_if_its_draw_was_confirmed() -> None:
@@ -77,57 +77,57 @@ def test_a_request_that_ends_after_the_withdrawal_counts_if_its_draw_was_confirm
     box.opened("req-1", 100.0)
     box.confirm(10.1, CANARY)
     box.confirm(11.0, None)
-    box.ended(record(), drawn_s=10.0, canary=CANARY)
+    box.add(record(), assigned_s=10.0, canary=CANARY)
 
-    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["request"]
+    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["request"]
 
 
 def test_the_low_watermark_stays_below_every_open_and_every_waiting_request() -> None:
     box = Outbox("r")
     box.opened("req-1", 100.0)
     box.opened("req-2", 101.0)
-    first = box.take(now_s=105.0).low_watermark_s
-    box.sent()
-    box.ended(record("req-1", 100.0), drawn_s=10.0, canary=CANARY)
-    second = box.take(now_s=105.0).low_watermark_s
-    box.sent()
+    first = box.next_batch(now_s=105.0).low_watermark_s
+    box.acknowledge()
+    box.add(record("req-1", 100.0), assigned_s=10.0, canary=CANARY)
+    second = box.next_batch(now_s=105.0).low_watermark_s
+    box.acknowledge()
     box.confirm(11.0, CANARY)
-    third = box.take(now_s=105.0).low_watermark_s
+    third = box.next_batch(now_s=105.0).low_watermark_s
 
     assert (first, second, third) == (100.0, 100.0, 101.0)
 
 
 def test_a_draw_that_no_poll_confirms_is_left_out_and_holds_nothing_for_ever() -> None:
     box = Outbox("r")
-    box.ended(record("req-1", 100.0), drawn_s=10.0, canary=CANARY)
-    box.ended(record("req-2", 101.0), drawn_s=11.0, canary=CANARY)
-    box.give_up(10.0)
-    first = box.take(now_s=170.0)
-    box.sent()
+    box.add(record("req-1", 100.0), assigned_s=10.0, canary=CANARY)
+    box.add(record("req-2", 101.0), assigned_s=11.0, canary=CANARY)
+    box.expire(10.0)
+    first = box.next_batch(now_s=170.0)
+    box.acknowledge()
     box.confirm(11.5, CANARY)
 
     assert [(one.request_id, one.assigned_by) for one in first.records] == [("req-1", "fenced")]
     assert first.low_watermark_s == 101.0
-    assert [one.assigned_by for one in box.take(now_s=170.0).records] == ["request"]
+    assert [one.assigned_by for one in box.next_batch(now_s=170.0).records] == ["request"]
 
 
 def test_a_batch_that_was_not_taken_is_offered_again() -> None:
     box = Outbox("r")
-    box.ended(record(), drawn_s=1.0, canary=None)
-    first = box.take(now_s=101.0)
-    box.ended(record("req-2"), drawn_s=1.0, canary=None)
-    again = box.take(now_s=102.0)
-    box.sent()
+    box.add(record(), assigned_s=1.0, canary=None)
+    first = box.next_batch(now_s=101.0)
+    box.add(record("req-2"), assigned_s=1.0, canary=None)
+    again = box.next_batch(now_s=102.0)
+    box.acknowledge()
 
     assert again is first
-    assert [one.request_id for one in box.take(now_s=103.0).records] == ["req-2"]
+    assert [one.request_id for one in box.next_batch(now_s=103.0).records] == ["req-2"]
 
 
 def test_an_outbox_that_cannot_send_gives_up_its_oldest_and_says_how_many() -> None:
     box = Outbox("r")
     for index in range(OUTBOX_LIMIT + 3):
-        box.ended(record(str(index)), drawn_s=1.0, canary=None)
-    taken = box.take(now_s=101.0)
+        box.add(record(str(index)), assigned_s=1.0, canary=None)
+    taken = box.next_batch(now_s=101.0)
 
     assert taken.dropped == 3
     assert taken.records[0].request_id == "3"
