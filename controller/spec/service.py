@@ -22,22 +22,9 @@ from controller.spec.fields import Weight as Weight
 from controller.spec.policy import GateSpec, RungSpec, SamplingSpec
 from controller.spec.policy import PolicySpec as PolicySpec
 from controller.spec.policy import StageSpec as StageSpec
+from serving.fleet.engine_args import OWNED_ARGUMENTS
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-# Engine arguments that the controller sets itself; a second value would start an engine nobody can reach.
-OWN_ARGUMENTS = frozenset(
-    {
-        "model",
-        "served_model_name",
-        "host",
-        "port",
-        "uds",
-        "api_key",
-        "ssl_keyfile",
-        "ssl_certfile",
-        "root_path",
-    }
-)
 
 
 class VersionSpec(Strict):
@@ -69,7 +56,7 @@ class VersionSpec(Strict):
             )
         for name in self.engine:
             own = name.lstrip("-").replace("-", "_")
-            if own in OWN_ARGUMENTS:
+            if own in OWNED_ARGUMENTS:
                 raise ValueError(f"engine.{name} is set by canaryctl itself; leave it out")
             if own in type(self).model_fields:
                 raise ValueError(f"engine.{name} has its own key; write {own}: {self.engine[name]}")
