@@ -79,18 +79,18 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     server.shutdown()
 
 
-def test_a_service_nobody_wanted_has_no_versions(rig: Rig) -> None:
+def test_an_unknown_service_has_no_versions(rig: Rig) -> None:
     assert rig.fleet.observe("nobody") == ()
 
 
-def test_a_wanted_endpoint_that_answers_becomes_ready(rig: Rig) -> None:
+def test_an_endpoint_that_answers_becomes_ready(rig: Rig) -> None:
     rig.ensure(rig.launch())
 
     status = rig.until("ready")
     assert (status.urls, status.ready_replicas, status.external) == ((rig.url,), 1, True)
 
 
-def test_an_endpoint_that_does_not_answer_is_loading_and_says_why(rig: Rig) -> None:
+def test_an_endpoint_that_does_not_answer_stays_loading_with_its_error(rig: Rig) -> None:
     rig.ensure(rig.launch(url=DEAD))
 
     deadline_s = time.time() + 20
@@ -110,7 +110,7 @@ def test_a_second_ensure_changes_nothing(rig: Rig) -> None:
     assert rig.status() == before
 
 
-def test_a_drained_version_comes_back_by_ensure(rig: Rig) -> None:
+def test_ensure_makes_a_drained_version_ready_again(rig: Rig) -> None:
     rig.ensure(rig.launch())
     rig.until("ready")
     rig.fleet.drain(rig.service, "v-1", token=rig.token())
@@ -121,7 +121,7 @@ def test_a_drained_version_comes_back_by_ensure(rig: Rig) -> None:
     assert rig.until("ready").urls == (rig.url,)
 
 
-def test_a_stopped_version_is_gone_and_stop_again_is_harmless(rig: Rig) -> None:
+def test_a_stopped_version_is_gone_and_stop_is_idempotent(rig: Rig) -> None:
     rig.ensure(rig.launch())
     rig.until("ready")
     rig.fleet.stop(rig.service, "v-1", token=rig.token())
@@ -132,7 +132,7 @@ def test_a_stopped_version_is_gone_and_stop_again_is_harmless(rig: Rig) -> None:
     assert rig.until("gone") == status
 
 
-def test_a_missing_checkpoint_fails_in_one_line_and_leaves_the_others(rig: Rig) -> None:
+def test_a_missing_checkpoint_fails_with_one_line_and_other_versions_stay_ready(rig: Rig) -> None:
     rig.ensure(rig.launch())
     rig.until("ready")
 
@@ -155,7 +155,7 @@ def test_a_failed_version_stays_failed_until_it_is_stopped(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("command", ["drain", "cancel", "stop"])
-def test_a_command_to_a_version_that_is_not_there_does_nothing(rig: Rig, command: str) -> None:
+def test_a_command_for_an_unknown_version_does_nothing(rig: Rig, command: str) -> None:
     getattr(rig.fleet, command)(rig.service, "v-none", token=rig.token())
 
     assert rig.status("v-none") is None

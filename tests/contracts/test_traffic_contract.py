@@ -49,7 +49,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     one.traffic.close(service)
 
 
-def test_a_split_nobody_has_to_acknowledge_is_applied(rig: Rig) -> None:
+def test_a_split_without_routers_is_applied_at_once(rig: Rig) -> None:
     status = rig.split(500)
 
     assert isinstance(status, SplitStatus)
@@ -72,7 +72,7 @@ def test_an_older_token_is_refused(rig: Rig) -> None:
     assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
 
 
-def test_a_wrong_split_is_refused_and_changes_nothing(rig: Rig) -> None:
+def test_an_invalid_split_is_refused_and_changes_nothing(rig: Rig) -> None:
     rig.split(500)
 
     with pytest.raises(BadSplit, match="weight 10001 bp is outside"):
@@ -87,7 +87,7 @@ def test_opening_again_keeps_the_split(rig: Rig) -> None:
     assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
 
 
-def test_a_tombstone_needs_no_token_and_lasts(rig: Rig) -> None:
+def test_a_tombstone_needs_no_token_and_is_permanent(rig: Rig) -> None:
     rig.split(500, token=9)
     status = rig.traffic.tombstone(rig.service, "r-1")
     again = rig.split(900, token=10)
@@ -98,7 +98,7 @@ def test_a_tombstone_needs_no_token_and_lasts(rig: Rig) -> None:
     assert rig.split(100, token=10, rollout="r-2").weight_bp == 100
 
 
-def test_replicas_come_and_go_in_the_table(rig: Rig) -> None:
+def test_replicas_are_added_to_and_removed_from_the_table(rig: Rig) -> None:
     rig.split(500)
     rig.traffic.set_replicas(rig.service, "v-2", [Replica("http://127.0.0.1:1/")])
     there = rig.traffic.table(rig.service)
@@ -114,7 +114,7 @@ def test_replicas_come_and_go_in_the_table(rig: Rig) -> None:
     assert rig.traffic.are_replicas_applied(rig.service, "v-2")
 
 
-def test_a_fence_that_nobody_takes_does_not_hold_the_split_for_ever(rig: Rig) -> None:
+def test_an_unanswered_fence_does_not_keep_the_split_pending(rig: Rig) -> None:
     rig.traffic.set_replicas(rig.service, "v-2", [Replica("http://127.0.0.1:9")])
     rig.split(500)
     rig.split(0, canary=None)
@@ -125,7 +125,7 @@ def test_a_fence_that_nobody_takes_does_not_hold_the_split_for_ever(rig: Rig) ->
     assert (status.applied, status.how) == (True, "acknowledged")
 
 
-def test_scores_are_read_back_in_order_with_rising_numbers(rig: Rig) -> None:
+def test_scores_are_read_in_order_with_rising_sequence_numbers(rig: Rig) -> None:
     scores = [ScoreRecord(0, f"req-{index}", "quality", 0.5, 100.0) for index in range(5)]
     rig.traffic.append_scores(rig.service, scores[:2])
     rig.traffic.append_scores(rig.service, scores[2:])
@@ -140,14 +140,14 @@ def test_scores_are_read_back_in_order_with_rising_numbers(rig: Rig) -> None:
     assert (first.lost, second.lost) == ((), ())
 
 
-def test_what_is_not_there_is_none_and_not_a_guess(rig: Rig) -> None:
+def test_an_unknown_service_gives_none_or_false(rig: Rig) -> None:
     assert rig.traffic.observe("nobody") is None
     assert rig.traffic.read_records("nobody", 0) is None
     assert rig.traffic.heartbeat("nobody", 1) is False
     assert rig.traffic.append_scores("nobody", []) is False
 
 
-def test_a_closed_service_is_not_there(rig: Rig) -> None:
+def test_a_closed_service_is_unknown(rig: Rig) -> None:
     rig.split(500)
     rig.traffic.close(rig.service)
 

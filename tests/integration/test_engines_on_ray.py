@@ -223,7 +223,7 @@ def failed(fleet: RayFleet, launch: Launch) -> VersionStatus:
 # ---- two engines side by side
 
 
-def test_two_engines_answer_side_by_side_each_as_well_as_its_checkpoint(
+def test_two_engines_run_side_by_side_with_the_accuracy_of_their_checkpoints(
     two_versions: Engines, checkpoints: Mapping[str, Checkpoint]
 ) -> None:
     stable = right_ratio(two_versions.stable_url, every=7)
@@ -234,7 +234,7 @@ def test_two_engines_answer_side_by_side_each_as_well_as_its_checkpoint(
     assert stable > canary
 
 
-def test_vllms_own_routes_are_all_there(two_versions: Engines) -> None:
+def test_all_routes_of_vllm_are_served(two_versions: Engines) -> None:
     paths = httpx.get(f"{two_versions.stable_url}/openapi.json", headers=HEADERS).json()["paths"]
     models = httpx.get(f"{two_versions.stable_url}/v1/models", headers=HEADERS).json()["data"]
     metrics = httpx.get(f"{two_versions.stable_url}/metrics", headers=HEADERS).text
@@ -245,12 +245,12 @@ def test_vllms_own_routes_are_all_there(two_versions: Engines) -> None:
     assert "vllm:num_requests_running" in metrics
 
 
-def test_an_engine_is_closed_to_who_has_not_the_secret(two_versions: Engines) -> None:
+def test_an_engine_refuses_requests_without_the_secret(two_versions: Engines) -> None:
     for path in ("/v1/models", "/metrics", "/_canaryctl/state"):
         assert httpx.get(two_versions.stable_url + path).status_code == 403
 
 
-def test_everything_of_the_cluster_listens_on_loopback(
+def test_every_server_of_the_cluster_listens_on_loopback(
     cluster: cluster_ray.ClusterHandle, two_versions: Engines, service: Service
 ) -> None:
     pids = {one.pid for one in cluster_ray.processes_of(cluster)}
@@ -264,7 +264,7 @@ def test_everything_of_the_cluster_listens_on_loopback(
     assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
 
 
-def test_a_second_ensure_leaves_the_processes_alone(
+def test_a_second_ensure_does_not_restart_the_processes(
     two_versions: Engines, fleet: RayFleet, token: Any
 ) -> None:
     before = state(two_versions.stable_url)["pid"]
@@ -289,7 +289,7 @@ def test_commands_answer_within_50_ms(two_versions: Engines, fleet: RayFleet, to
 # ---- a canary comes and goes
 
 
-def test_a_canary_is_added_split_and_deleted_under_traffic_without_a_failed_request(
+def test_a_canary_is_loaded_served_and_deleted_under_traffic_without_a_failed_request(
     service: Service,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],
@@ -368,7 +368,7 @@ def _reported(fleet: RayFleet, launch: Launch) -> Any:
 # ---- what cannot be loaded
 
 
-def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
+def test_a_failed_load_is_reported_in_one_line_and_does_not_disturb_stable(
     service: Service,
     two_versions: Engines,
     checkpoints: Mapping[str, Checkpoint],
@@ -407,7 +407,7 @@ def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
 # ---- an engine dies
 
 
-def test_a_killed_engine_is_replaced_and_ready_again(service: Service, two_versions: Engines) -> None:
+def test_a_killed_engine_is_replaced_and_becomes_ready(service: Service, two_versions: Engines) -> None:
     url = two_versions.canary_url
     before = state(url)["pid"]
     for child in psutil.Process(before).children(recursive=True):
@@ -428,7 +428,7 @@ def test_a_killed_engine_is_replaced_and_ready_again(service: Service, two_versi
 # ---- tensor parallel, on Ray's logical GPUs
 
 
-def test_tensor_parallel_workers_get_a_placement_group_with_a_bundle_each(
+def test_each_tensor_parallel_worker_gets_its_own_bundle(
     two_versions: Engines,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],

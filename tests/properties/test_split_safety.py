@@ -106,7 +106,7 @@ class Environment:
 
 @settings(max_examples=400, deadline=None)
 @given(script=st.lists(steps, min_size=5, max_size=60))
-def test_an_applied_withdrawal_means_that_no_router_starts_a_canary_request(
+def test_no_router_starts_a_canary_request_after_an_applied_withdrawal(
     script: list[tuple[str, object]],
 ) -> None:
     world = Environment()
@@ -119,7 +119,7 @@ def test_an_applied_withdrawal_means_that_no_router_starts_a_canary_request(
 
 @settings(max_examples=100, deadline=None)
 @given(script=st.lists(steps, max_size=40))
-def test_a_withdrawal_is_applied_within_one_lease_and_its_margin_whatever_came_before(
+def test_a_withdrawal_is_applied_within_one_lease_and_its_margin(
     script: list[tuple[str, object]],
 ) -> None:
     world = Environment()

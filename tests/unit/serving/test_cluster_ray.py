@@ -11,7 +11,7 @@ from serving import cluster_ray
 from serving.cluster_ray import ClusterError, ClusterHandle, ClusterProcess, ClusterSettings, PortBusy
 
 
-def test_a_busy_port_is_named_with_its_holder_and_nothing_is_started() -> None:
+def test_a_busy_port_is_reported_with_its_process_and_nothing_is_started() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -19,7 +19,7 @@ def test_a_busy_port_is_named_with_its_holder_and_nothing_is_started() -> None:
             cluster_ray.start(ClusterSettings(http_port=port))
 
 
-def test_a_folder_that_would_make_socket_names_too_long_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_would_make_socket_paths_too_long_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 40)
 
     with pytest.raises(ClusterError, match="choose a shorter one"):
@@ -35,7 +35,7 @@ def test_a_handle_survives_json() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"address": 1, "processes": [{"pid": 1}]}'])
-def test_what_is_no_handle_is_refused(text: str) -> None:
+def test_a_malformed_handle_is_refused(text: str) -> None:
     with pytest.raises(ClusterError, match="start a new one"):
         ClusterHandle.from_json(text)
 

@@ -69,7 +69,7 @@ class Harness:
         return {status.version: status.phase for status in self.core.statuses("chat")}.get(version)
 
 
-def test_a_wanted_version_is_run_once_and_then_published_when_ready() -> None:
+def test_a_new_version_is_run_once_and_published_when_ready() -> None:
     harness, one = Harness(), launch()
     harness.ensure(one)
 
@@ -102,7 +102,7 @@ def test_ensure_again_orders_nothing() -> None:
     assert harness.orders() == ()
 
 
-def test_more_replicas_are_one_more_run_of_the_same_version() -> None:
+def test_more_replicas_are_another_run_of_the_same_version() -> None:
     harness = Harness()
     harness.ready(launch())
 
@@ -111,7 +111,7 @@ def test_more_replicas_are_one_more_run_of_the_same_version() -> None:
     assert harness.orders() == (RunApp(launch(replicas=3), 1),)
 
 
-def test_a_version_leaves_the_table_before_serve_takes_it_down() -> None:
+def test_a_version_leaves_the_table_before_it_is_deleted() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     harness.stop()
@@ -121,7 +121,7 @@ def test_a_version_leaves_the_table_before_serve_takes_it_down() -> None:
     assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
 
 
-def test_stop_lets_requests_under_way_end_for_a_while_then_breaks_them_off() -> None:
+def test_stop_waits_for_requests_in_flight_then_cancels_them() -> None:
     harness, one = Harness(), launch()
     harness.ready(one, in_flight=2)
     harness.stop()
@@ -135,7 +135,7 @@ def test_stop_lets_requests_under_way_end_for_a_while_then_breaks_them_off() -> 
     assert isinstance(harness.orders()[0], DeleteApp)
 
 
-def test_an_engine_that_hangs_does_not_keep_stop_waiting_for_ever() -> None:
+def test_a_hung_engine_is_deleted_after_the_stop_limit() -> None:
     harness, one = Harness(), launch()
     harness.ready(one, in_flight=2)
     harness.stop()
@@ -146,7 +146,7 @@ def test_an_engine_that_hangs_does_not_keep_stop_waiting_for_ever() -> None:
     assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
 
 
-def test_a_version_is_gone_when_its_processes_are_and_holds_no_memory_then() -> None:
+def test_a_version_is_gone_when_its_processes_have_ended_and_holds_no_memory() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     harness.stop()
@@ -159,7 +159,7 @@ def test_a_version_is_gone_when_its_processes_are_and_holds_no_memory_then() -> 
     assert (status.phase, status.memory_bytes, status.urls, harness.orders()) == ("gone", 0, (), ())
 
 
-def test_draining_takes_out_of_the_table_and_leaves_the_engine() -> None:
+def test_draining_takes_a_version_out_of_the_table_and_keeps_its_engine() -> None:
     harness, one = Harness(), launch()
     harness.ready(one, in_flight=3)
     harness.drain()
@@ -170,7 +170,7 @@ def test_draining_takes_out_of_the_table_and_leaves_the_engine() -> None:
     assert (status.phase, status.in_flight) == ("draining", 3)
 
 
-def test_a_draining_version_can_come_back() -> None:
+def test_ensure_returns_a_draining_version_to_the_table() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     harness.drain()
@@ -181,7 +181,7 @@ def test_a_draining_version_can_come_back() -> None:
     assert (harness.phase(), harness.orders()) == ("ready", (Publish(one, ("http://h:0",)),))
 
 
-def test_only_a_draining_version_is_broken_off() -> None:
+def test_only_a_draining_version_is_cancelled() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     assert harness.core.cancel("chat", "v-1", token=1) == ()
@@ -191,7 +191,7 @@ def test_only_a_draining_version_is_broken_off() -> None:
     assert harness.core.cancel("chat", "v-1", token=1) == (Cancel(one, ("http://h:0",)),)
 
 
-def test_a_failed_load_is_taken_down_and_not_tried_again_by_ensure() -> None:
+def test_a_failed_load_is_deleted_and_not_retried_by_ensure() -> None:
     harness, one = Harness(), launch()
     harness.ensure(one)
     harness.do()
@@ -205,7 +205,7 @@ def test_a_failed_load_is_taken_down_and_not_tried_again_by_ensure() -> None:
     assert (status.phase, status.last_error, harness.orders()) == ("failed", "broke", ())
 
 
-def test_stop_forgets_a_failure() -> None:
+def test_stop_clears_a_failure() -> None:
     harness, one = Harness(), launch()
     harness.ensure(one)
     harness.do()
@@ -228,7 +228,7 @@ def test_a_version_that_loses_its_engine_is_not_failed_but_has_no_replica() -> N
     assert harness.orders() == (Publish(one, ()),)
 
 
-def test_a_version_that_was_stopped_while_it_loaded_goes() -> None:
+def test_a_version_stopped_while_loading_is_deleted() -> None:
     harness, one = Harness(), launch()
     harness.ensure(one)
     harness.do()
@@ -239,7 +239,7 @@ def test_a_version_that_was_stopped_while_it_loaded_goes() -> None:
     assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
 
 
-def test_wanted_again_while_it_goes_it_is_loaded_when_it_is_gone() -> None:
+def test_ensure_while_stopping_reloads_the_version_when_it_is_gone() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     harness.stop()
@@ -251,7 +251,7 @@ def test_wanted_again_while_it_goes_it_is_loaded_when_it_is_gone() -> None:
     assert (harness.phase(), harness.orders()) == ("loading", (RunApp(one, 0),))
 
 
-def test_a_silent_replica_is_looked_after_and_leaves_the_table_when_lost() -> None:
+def test_a_replica_without_reports_is_probed_and_unpublished_when_lost() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     harness.now_s += 3.5
@@ -261,7 +261,7 @@ def test_a_silent_replica_is_looked_after_and_leaves_the_table_when_lost() -> No
     assert harness.orders() == (Publish(one, ()),)
 
 
-def test_replicas_are_published_again_for_a_table_that_was_made_later() -> None:
+def test_replicas_are_published_again_for_a_new_table() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     assert harness.orders() == ()
@@ -271,7 +271,7 @@ def test_replicas_are_published_again_for_a_table_that_was_made_later() -> None:
     assert harness.orders() == (Publish(one, ("http://h:0",)),)
 
 
-def test_serve_giving_up_fails_a_loading_version() -> None:
+def test_a_refusal_by_serve_fails_a_loading_version() -> None:
     harness, one = Harness(), launch()
     harness.ensure(one)
 
@@ -311,7 +311,7 @@ def test_every_command_with_an_older_token_is_refused_and_changes_nothing() -> N
     assert harness.core.to_store() == before
 
 
-def test_a_restarted_fleet_goes_on_where_it_was() -> None:
+def test_a_restarted_fleet_continues_from_its_stored_state() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     harness.ready(launch("v-2"))
@@ -324,7 +324,7 @@ def test_a_restarted_fleet_goes_on_where_it_was() -> None:
         harness.ensure(one, token=8)
 
 
-def test_a_fleet_without_memory_learns_from_its_replicas_what_runs() -> None:
+def test_a_fleet_without_stored_state_adopts_the_replicas_that_report() -> None:
     harness, one = Harness(), launch()
 
     harness.report(one)
@@ -332,7 +332,7 @@ def test_a_fleet_without_memory_learns_from_its_replicas_what_runs() -> None:
     assert (harness.phase(), harness.orders()) == ("ready", (Publish(one, ("http://h:0",)),))
 
 
-def test_loads_on_one_device_go_one_after_another_and_on_two_side_by_side() -> None:
+def test_loads_are_serial_on_one_device_and_parallel_on_two() -> None:
     queue = LoadQueue()
 
     assert queue.try_acquire("a", ["gpu0"])

@@ -30,7 +30,7 @@ from tests.unit.serving.router.test_front_asgi import CHAT, CHUNKS, Engine, runn
 WAIT_S = 1.5  # instead of a minute
 
 
-def test_the_router_and_the_evidence_wait_for_an_answer_alike() -> None:
+def test_router_and_evidence_have_the_same_settle_time() -> None:
     assert SETTLE_S == WAIT_OF_THE_EVIDENCE_S == Limits().settle_s
 
 
@@ -156,7 +156,7 @@ async def rig() -> AsyncIterator[Rig]:
         await serving
 
 
-async def test_requests_that_never_end_are_told_as_they_stand_and_hold_nothing_back(rig: Rig) -> None:
+async def test_endless_requests_are_recorded_as_open_and_do_not_hold_the_watermark(rig: Rig) -> None:
     async with rig.never_ending("hang", "drip") as asked_s:
         rig.split(5_000)
         for _ in range(20):
@@ -173,7 +173,7 @@ async def test_requests_that_never_end_are_told_as_they_stand_and_hold_nothing_b
         assert rig.core.in_flight[rig.canary.url] == 2  # both still hold a drain
 
 
-async def test_their_end_is_not_told_again(rig: Rig) -> None:
+async def test_the_end_of_an_open_request_is_not_recorded_again(rig: Rig) -> None:
     async with rig.never_ending("hang", "drip"):
         await until(lambda: len(rig.records()) == 2)
     await until(lambda: not rig.core.in_flight)
@@ -185,7 +185,7 @@ async def test_their_end_is_not_told_again(rig: Rig) -> None:
 
 @pytest.mark.calibration
 @pytest.mark.parametrize("harm", ["hang", "fail"])
-async def test_a_rollback_by_errors_is_found_although_some_requests_never_end(rig: Rig, harm: str) -> None:
+async def test_errors_cause_a_rollback_although_some_requests_never_end(rig: Rig, harm: str) -> None:
     rig.stable.behave = rig.stable.well
     asked = []
     async with rig.never_ending("hang", "drip"):

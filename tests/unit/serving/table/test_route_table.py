@@ -46,7 +46,7 @@ def service() -> Service:
     return Service()
 
 
-def test_a_split_is_applied_when_every_live_router_acknowledged(service: Service) -> None:
+def test_a_split_is_applied_when_every_router_with_a_lease_has_acknowledged(service: Service) -> None:
     before = service.core.publication
     service.poll("r1")
     service.poll("r2")
@@ -60,7 +60,7 @@ def test_a_split_is_applied_when_every_live_router_acknowledged(service: Service
     assert (service.status().applied, service.status().how) == (True, "acknowledged")
 
 
-def test_a_fence_that_was_given_up_does_not_stand(service: Service) -> None:
+def test_a_fence_that_was_given_up_does_not_count(service: Service) -> None:
     service.split(500)
     old = service.core.publication
     service.poll("r1")
@@ -74,7 +74,7 @@ def test_a_fence_that_was_given_up_does_not_stand(service: Service) -> None:
     assert service.status().applied
 
 
-def test_a_silent_router_is_waited_for_until_its_lease_and_the_margin_have_passed(service: Service) -> None:
+def test_a_router_that_stops_polling_is_waited_for_until_lease_and_margin_expire(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.now_s += 1.19
@@ -85,7 +85,7 @@ def test_a_silent_router_is_waited_for_until_its_lease_and_the_margin_have_passe
     assert (service.status().applied, service.status().how) == (True, "lease")
 
 
-def test_a_poll_with_an_old_table_renews_the_lease_so_the_split_goes_on_waiting(service: Service) -> None:
+def test_a_poll_with_an_old_table_renews_the_lease_so_the_split_stays_pending(service: Service) -> None:
     service.poll("r1")
     old = service.core.publication
     service.split(500)
@@ -96,7 +96,7 @@ def test_a_poll_with_an_old_table_renews_the_lease_so_the_split_goes_on_waiting(
     assert not service.status().applied
 
 
-def test_a_withdrawn_canary_is_applied_as_soon_as_every_replica_is_fenced(service: Service) -> None:
+def test_a_withdrawal_is_applied_as_soon_as_every_replica_is_fenced(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.poll("r1")
@@ -111,7 +111,7 @@ def test_a_withdrawn_canary_is_applied_as_soon_as_every_replica_is_fenced(servic
     assert (service.status().applied, service.status().how) == (True, "fenced")
 
 
-def test_acknowledgements_alone_wait_for_the_fence_a_quarter_second(service: Service) -> None:
+def test_acknowledgements_alone_suffice_only_after_the_fence_grace(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.split(0, None)
@@ -153,7 +153,7 @@ def test_a_promoted_canary_is_not_fenced(service: Service) -> None:
     assert service.core.pending_fences() == ()
 
 
-def test_a_fence_says_nothing_about_a_new_stable_that_routers_do_not_know_yet(service: Service) -> None:
+def test_fences_do_not_suffice_while_routers_lack_a_new_stable(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.poll("r1")
@@ -177,7 +177,7 @@ def test_weight_zero_publishes_a_table_without_a_canary(service: Service) -> Non
     assert service.core.table().canary is None
 
 
-def test_changed_replicas_reach_routers_without_a_new_revision(service: Service) -> None:
+def test_changed_replicas_are_published_without_a_new_revision(service: Service) -> None:
     service.split(500)
     before = service.core.table()
     service.core.set_replicas(Arm("v-2", (Replica(CANARY_URL), Replica("http://second"))))
@@ -187,7 +187,7 @@ def test_changed_replicas_reach_routers_without_a_new_revision(service: Service)
     assert after.change == before.change + 1
 
 
-def test_replicas_count_as_applied_when_live_routers_have_them(service: Service) -> None:
+def test_replicas_are_applied_when_every_router_with_a_lease_has_them(service: Service) -> None:
     service.split(500)
     service.poll("r1")
     old = service.core.publication
@@ -220,7 +220,7 @@ def test_an_older_token_is_refused_and_changes_nothing(service: Service) -> None
         (500, None, "without a canary"),
     ],
 )
-def test_a_wrong_split_is_refused_in_words(
+def test_an_invalid_split_is_refused_with_the_reason(
     service: Service, weight_bp: int, canary: str | None, message: str
 ) -> None:
     before = service.core.table()
@@ -230,7 +230,7 @@ def test_a_wrong_split_is_refused_in_words(
     assert service.core.table() == before
 
 
-def test_a_tombstone_withdraws_at_once_and_refuses_every_later_weight(service: Service) -> None:
+def test_a_tombstone_withdraws_the_canary_and_refuses_every_later_weight(service: Service) -> None:
     service.split(500)
     status = service.core.tombstone("r-1", now_s=service.now_s)
     again = service.split(900, token=9)
@@ -239,7 +239,7 @@ def test_a_tombstone_withdraws_at_once_and_refuses_every_later_weight(service: S
     assert (again.canary, again.weight_bp) == (None, 0)
 
 
-def test_a_tombstoned_rollout_cannot_promote_but_can_go_back_to_the_stable_it_found(service: Service) -> None:
+def test_a_tombstoned_rollout_cannot_promote_but_can_restore_its_initial_stable(service: Service) -> None:
     service.split(500)
     service.split(0, None, stable="v-2")
     service.core.tombstone("r-1", now_s=service.now_s)
@@ -249,13 +249,13 @@ def test_a_tombstoned_rollout_cannot_promote_but_can_go_back_to_the_stable_it_fo
     assert (back, forth) == ("v-1", "v-1")
 
 
-def test_another_rollout_is_free_of_the_tombstone(service: Service) -> None:
+def test_a_tombstone_does_not_affect_another_rollout(service: Service) -> None:
     service.core.tombstone("r-1", now_s=service.now_s)
 
     assert service.split(500, rollout="r-2").canary == "v-2"
 
 
-def test_a_minute_without_the_controller_withdraws_the_canary_and_keeps_stable(service: Service) -> None:
+def test_a_minute_without_a_heartbeat_withdraws_the_canary_and_keeps_stable(service: Service) -> None:
     service.split(500)
     service.now_s += 59
     service.core.heartbeat(1, now_s=service.now_s)
@@ -269,7 +269,7 @@ def test_a_minute_without_the_controller_withdraws_the_canary_and_keeps_stable(s
     assert service.core.table().stable is not None
 
 
-def test_the_controller_that_comes_back_sets_the_split_again(service: Service) -> None:
+def test_a_controller_that_returns_can_set_the_split_again(service: Service) -> None:
     service.split(500)
     service.now_s += 61
     silenced = service.status()
@@ -279,7 +279,7 @@ def test_the_controller_that_comes_back_sets_the_split_again(service: Service) -
     assert (back.canary, back.silenced) == ("v-2", False)
 
 
-def test_a_service_that_holds_keeps_the_share_for_ever() -> None:
+def test_without_a_silence_limit_the_canary_stays() -> None:
     service = Service(silence_s=None)
     service.split(500)
     service.now_s += 86_400
@@ -292,7 +292,7 @@ def restarted(service: Service) -> TableCore:
     return TableCore("chat", epoch=1, now_s=service.now_s, stored=stored)
 
 
-def test_a_restarted_table_has_stable_only_and_a_higher_epoch(service: Service) -> None:
+def test_a_restarted_table_has_no_canary_and_a_higher_epoch(service: Service) -> None:
     service.split(500)
     core = restarted(service)
     table = core.table()
@@ -302,7 +302,7 @@ def test_a_restarted_table_has_stable_only_and_a_higher_epoch(service: Service) 
     assert table.secret == "secret"
 
 
-def test_a_restarted_table_waits_a_whole_lease_for_routers_it_does_not_know(service: Service) -> None:
+def test_a_restarted_table_waits_one_lease_for_unknown_routers(service: Service) -> None:
     core = restarted(service)
     early = core.status(now_s=service.now_s + 1.1)
     late = core.status(now_s=service.now_s + 1.3)
@@ -327,7 +327,7 @@ def test_a_router_that_polls_with_the_old_epoch_has_news(service: Service) -> No
     assert core.poll(Poll("r1", old), now_s=service.now_s)
 
 
-def test_tables_and_sights_survive_json(service: Service) -> None:
+def test_table_and_status_survive_json(service: Service) -> None:
     service.split(500)
     table, status = service.core.table(), service.status()
 
@@ -336,7 +336,7 @@ def test_tables_and_sights_survive_json(service: Service) -> None:
     assert "secret" not in repr(table)
 
 
-def test_routers_that_are_long_gone_are_forgotten(service: Service) -> None:
+def test_routers_that_stopped_polling_are_forgotten(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.now_s += 3600
