@@ -1,4 +1,4 @@
-"""The data plane: what runs on Ray workers between a user's request and an engine.
+"""The data plane on Ray: routers, route tables, records logs, engines.
 
 Invariant: nothing here imports `controller` or `evaluation`; they read what this package reports.
 """

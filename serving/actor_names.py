@@ -1,9 +1,23 @@
-"""Names under which the detached Ray actors of a cluster are found."""
+"""Names and Ray options of a cluster's detached actors."""
 
 from __future__ import annotations
 
+from typing import Any
+
 NAMESPACE = "canaryctl"
 FLEET = "fleet"  # the one actor that runs versions, for all services
+
+
+def detached(name: str, namespace: str) -> dict[str, Any]:
+    """Ray options of an actor that outlives its creator, exists once, and is restarted when it crashes."""
+    return {
+        "name": name,
+        "namespace": namespace,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "num_cpus": 0,
+        "max_restarts": -1,
+    }
 
 
 def table_name(service: str) -> str:

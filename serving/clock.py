@@ -1,4 +1,4 @@
-"""The clock of leases and fences."""
+"""Clock of leases and fences."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import time
 
 
 def boot_s() -> float:
-    """Seconds of CLOCK_BOOTTIME, which goes on while the machine sleeps: a lease must not survive a sleep."""
+    """CLOCK_BOOTTIME, in seconds. It includes time suspended, so that a lease expires during a suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

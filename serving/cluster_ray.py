@@ -1,13 +1,13 @@
-"""Starts a Ray head of our own on this host, connects to it, and stops exactly what it started.
+"""Lifecycle of a private Ray cluster on this host: start a head, connect to it, stop exactly its processes.
 
 Rules:
-1. Everything listens on loopback. Ray and its HAProxy would bind all interfaces: a single-node mode of Ray's
-   keeps it on 127.0.0.1, and a wrapper around the HAProxy binary rewrites the listeners that Serve has no
-   setting for (`serving/loopback_ray.py` does the same inside replicas).
-2. Each cluster has its own folder, ports and token; two of them on one host do not see each other.
-3. Token authentication stays on; the token is written 0600 into the cluster's folder.
-4. `stop` ends processes that carry this cluster's mark (their folder in the environment or command line), and
-   the recorded ones that still are who they were. Never `ray stop`: that ends everybody's.
+1. Everything listens on loopback. Ray and its HAProxy would bind all interfaces: Ray's single-node mode keeps
+   it on 127.0.0.1, and a wrapper around the HAProxy binary rewrites the listeners for which Serve has no
+   setting (`serving/loopback_ray.py` does the same inside replicas).
+2. Each cluster has its own folder, ports and token, so that two on one host are independent.
+3. Token authentication is on; the token is in the cluster's folder, with mode 0600.
+4. `stop` ends the processes that have this cluster's folder in their environment or command line, their
+   descendants, and the recorded ones whose pid was not reused. `ray stop` would end every cluster's.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ import psutil
 from serving.actor_names import NAMESPACE
 from serving.loopback import HOST, free_ports, is_free
 
-MARK = "CANARYCTL_RAY_CLUSTER"
+CLUSTER_ENV = "CANARYCTL_RAY_CLUSTER"  # environment variable of every process: the cluster's folder
 START_TIMEOUT_S = 90
 STOP_GRACE_S = 5.0
-CONNECT_TRIES = 3  # Ray gives up after 30 s, which a loaded host can take to answer
-OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but handles goes through it
+CONNECT_ATTEMPTS = 3  # Ray times out after 30 s, which a loaded host can take to answer
+OBJECT_STORE_BYTES = 100 * 1024 * 1024  # it only holds handles
 # A socket's path must fit in 108 bytes, of which Ray and Serve use up to 70 below the cluster's folder.
-FOLDER_LIMIT = 36
+FOLDER_LENGTH_LIMIT = 36
 
 _HAPROXY_WRAPPER = r"""#!/bin/sh
-# Serve writes its metrics and statistics listeners for all interfaces and has no setting for it.
+# Serve binds its metrics and statistics listeners to all interfaces and has no setting for it.
 previous=
 for argument in "$@"; do
   if [ "$previous" = -f ]; then
@@ -52,27 +52,27 @@ exec "{binary}" "$@"
 
 
 class ClusterError(Exception):
-    """The cluster could not be started, reached or stopped; the message says what to do."""
+    """The cluster could not be started, reached or stopped; the message holds the remedy."""
 
 
 class PortBusy(ClusterError):
-    """A port that was asked for is taken."""
+    """The requested port is in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """What a new cluster is to be like."""
+    """Settings of a new cluster."""
 
     http_port: int = 0  # of Serve's ingress on 127.0.0.1; 0: any free one
-    temp_dir: Path | None = None  # None: a new short folder under the system's temporary one
-    num_cpus: int | None = None  # logical; None: at least 8, our actors ask for none or little
-    num_gpus: int | None = None  # logical; None: as many as Ray finds
+    temp_dir: Path | None = None  # None: a new folder under the system's temporary one
+    num_cpus: int | None = None  # logical; None: at least 8, of which actors reserve few
+    num_gpus: int | None = None  # logical; None: as many as Ray detects
     longest_stream_s: int = 3600  # a reload of HAProxy cuts streams that are older
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """A process and when it began (seconds since the epoch), so that a reused pid is not mistaken for it."""
+class ClusterProcess:
+    """A process of a cluster. Its start time (seconds since the epoch) detects a reused pid."""
 
     pid: int
     created_s: float
@@ -80,16 +80,16 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ClusterHandle:
-    """All that another process needs to connect to a cluster or to stop it."""
+    """Everything that another process needs to connect to a cluster or to stop it."""
 
     address: str  # of Ray's head, host:port
     http_port: int
     temp_dir: str
-    processes: tuple[Process, ...]
+    processes: tuple[ClusterProcess, ...]
 
     @property
     def base_url(self) -> str:
-        """Where Serve's ingress answers, without a trailing slash."""
+        """Address of Serve's ingress, without a trailing slash."""
         return f"http://{HOST}:{self.http_port}"
 
     def to_json(self) -> str:
@@ -98,20 +98,20 @@ class ClusterHandle:
 
     @classmethod
     def from_json(cls, text: str) -> ClusterHandle:
-        """The handle that `to_json` wrote. Raises ClusterError when it is none."""
+        """The handle that `to_json` wrote. Raises ClusterError when it is malformed."""
         try:
             data = json.loads(text)
-            processes = tuple(Process(**one) for one in data["processes"])
+            processes = tuple(ClusterProcess(**one) for one in data["processes"])
             return cls(data["address"], data["http_port"], data["temp_dir"], processes)
         except (ValueError, KeyError, TypeError) as exc:
             raise ClusterError(f"not a record of a Ray cluster ({exc}); start a new one") from exc
 
 
 def start(settings: ClusterSettings) -> ClusterHandle:
-    """A running Ray head. Raises PortBusy, or ClusterError with Ray's last words; nothing runs then."""
+    """A running Ray head. Raises PortBusy, or ClusterError with Ray's last output; nothing runs then."""
     if settings.http_port and not is_free(settings.http_port):
         raise PortBusy(
-            f"port {settings.http_port} on {HOST} is taken{_holder(settings.http_port)}; "
+            f"port {settings.http_port} on {HOST} is taken{_port_holder(settings.http_port)}; "
             "free it or choose another port"
         )
     folder = _folder(settings)
@@ -128,23 +128,23 @@ def start(settings: ClusterSettings) -> ClusterHandle:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=START_TIMEOUT_S,
-            start_new_session=True,  # a ^C in the terminal is for the command, not for the cluster
+            start_new_session=True,  # Ctrl-C in the terminal must not reach the cluster
             check=False,
         )
     except subprocess.TimeoutExpired as exc:
-        _end(_marked(folder))
-        raise ClusterError(f"Ray did not start within {START_TIMEOUT_S} s; look into {folder}") from exc
+        _terminate(_processes_of(folder))
+        raise ClusterError(f"Ray did not start within {START_TIMEOUT_S} s; see the logs in {folder}") from exc
     if done.returncode != 0:
-        _end(_marked(folder))
+        _terminate(_processes_of(folder))
         last = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "no output")
-        raise ClusterError(f"Ray did not start: {last.strip()[:300]}; look into {folder}")
-    handle = ClusterHandle(f"{HOST}:{ports[0]}", http_port, str(folder), tuple(_marked(folder)))
+        raise ClusterError(f"Ray did not start: {last.strip()[:300]}; see the logs in {folder}")
+    handle = ClusterHandle(f"{HOST}:{ports[0]}", http_port, str(folder), _processes_of(folder))
     (folder / "cluster.json").write_text(handle.to_json())
     return handle
 
 
 def connect(handle: ClusterHandle) -> None:
-    """Makes this process a driver of the cluster; twice is harmless. Raises ClusterError if none answers."""
+    """Make this process a driver of the cluster, unless it is one. Raises ClusterError if none answers."""
     os.environ.update(_driver_environment(Path(handle.temp_dir)))
     import ray
     from ray._private import ray_constants
@@ -154,11 +154,11 @@ def connect(handle: ClusterHandle) -> None:
         return
     if not is_running(handle):
         raise ClusterError(f"no Ray cluster answers at {handle.address}; start one with `canaryctl up`")
-    # All of these are read at import; Ray may have been imported before the environment was right.
+    # Ray reads these at import, which may have been before the environment was set.
     ray_constants.ENABLE_RAY_CLUSTER = False
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-    for tries_left in reversed(range(CONNECT_TRIES)):
+    for attempts_left in reversed(range(CONNECT_ATTEMPTS)):
         try:
             ray.init(
                 address=handle.address,
@@ -170,20 +170,20 @@ def connect(handle: ClusterHandle) -> None:
             return
         except (ConnectionError, RuntimeError, ValueError) as exc:
             ray.shutdown()
-            if not tries_left:
-                why = f"no Ray cluster answers at {handle.address} ({exc}); start a new one"
-                raise ClusterError(why) from exc
+            if not attempts_left:
+                message = f"no Ray cluster answers at {handle.address} ({exc}); start a new one"
+                raise ClusterError(message) from exc
 
 
 def disconnect() -> None:
-    """Ends this process's connection; the cluster and its detached actors stay."""
+    """End this process's connection; the cluster and its detached actors stay."""
     import ray
 
     ray.shutdown()
 
 
 def is_running(handle: ClusterHandle) -> bool:
-    """True while the head's port takes connections."""
+    """True while the head's port accepts connections."""
     host, _, port = handle.address.rpartition(":")
     with socket.socket() as probe:
         probe.settimeout(2.0)
@@ -191,32 +191,32 @@ def is_running(handle: ClusterHandle) -> bool:
 
 
 def stop(handle: ClusterHandle) -> tuple[int, ...]:
-    """Ends every process of this cluster and removes its folder; again is harmless.
+    """End every process of this cluster and delete its folder; idempotent.
 
-    Returns the pids that it ended. Raises ClusterError when one does not go even when killed.
+    The pids that it ended. Raises ClusterError when a process survives being killed.
     """
     folder = Path(handle.temp_dir)
-    ended = _end([*handle.processes, *_marked(folder)])
-    late = _end(_marked(folder))  # a worker that was being born while its raylet died
-    survivors = _marked(folder)
+    ended = _terminate([*handle.processes, *_processes_of(folder)])
+    late = _terminate(_processes_of(folder))  # a worker that started while its raylet was stopping
+    survivors = _processes_of(folder)
     if survivors:
-        raise ClusterError(f"processes {[p.pid for p in survivors]} of {folder} do not end; look at them")
+        raise ClusterError(f"processes {[p.pid for p in survivors]} of {folder} do not end; kill them")
     shutil.rmtree(folder, ignore_errors=True)
     return (*ended, *late)
 
 
-def processes_of(handle: ClusterHandle) -> tuple[Process, ...]:
-    """Every process of this cluster that is alive."""
-    return tuple(_marked(Path(handle.temp_dir)))
+def processes_of(handle: ClusterHandle) -> tuple[ClusterProcess, ...]:
+    """Every live process of this cluster."""
+    return _processes_of(Path(handle.temp_dir))
 
 
 def _folder(settings: ClusterSettings) -> Path:
     folder = settings.temp_dir or Path(tempfile.mkdtemp(prefix="canaryctl-"))
     folder = folder.resolve()
-    if len(str(folder)) > FOLDER_LIMIT:
+    if len(str(folder)) > FOLDER_LENGTH_LIMIT:
         raise ClusterError(
-            f"folder {folder} has {len(str(folder))} characters, over {FOLDER_LIMIT}: "
-            "sockets below it would have too long names; choose a shorter one"
+            f"folder {folder} has {len(str(folder))} characters, over {FOLDER_LENGTH_LIMIT}: "
+            "paths of sockets below it would be too long; choose a shorter one"
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     token = folder / "token"
@@ -254,9 +254,9 @@ def _driver_environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's workers yield to everything else (15) unless told: these serve people.
+        # Ray's default (15) would let every other process take precedence over requests.
         "RAY_worker_niceness": "0",
-        # Ray's mode for one node only: every server of its listens on 127.0.0.1.
+        # Ray's single-node mode: every server listens on 127.0.0.1.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
@@ -264,11 +264,11 @@ def _driver_environment(folder: Path) -> dict[str, str]:
 def _environment(settings: ClusterSettings, folder: Path, ports: Sequence[int]) -> Mapping[str, str]:
     root = str(Path(__file__).resolve().parents[1])
     path = os.environ.get("PYTHONPATH")
-    # Replicas behind HAProxy listen on a range of ports; below the ephemeral ones they seldom collide.
+    # Ports of replicas behind HAProxy: below the ephemeral range, and random so that clusters seldom collide.
     first = random.SystemRandom().randrange(20_000, 31_000)
     return {
         **_driver_environment(folder),
-        MARK: str(folder),
+        CLUSTER_ENV: str(folder),
         "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -288,50 +288,49 @@ def _environment(settings: ClusterSettings, folder: Path, ports: Sequence[int]) 
     }
 
 
-def _holder(port: int) -> str:
-    """' by process N (name)' where the process table tells, else ''."""
+def _port_holder(port: int) -> str:
+    """' by process N (name)', or '' when the process is not visible."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
                 name = psutil.Process(connection.pid).name() if connection.pid else "unknown"
                 return f" by process {connection.pid} ({name})"
     except psutil.Error:
-        return ""  # another user's process; the port is known to be taken all the same
+        return ""  # another user's process
     return ""
 
 
-def _marked(folder: Path) -> list[Process]:
-    """Every process that belongs to the cluster in `folder`: by environment, command line or parent."""
-    mine: dict[int, Process] = {}
-    parents: dict[int, tuple[int, Process]] = {}
-    me = os.getpid()
+def _processes_of(folder: Path) -> tuple[ClusterProcess, ...]:
+    """Every process of the cluster in `folder`: by environment, command line or ancestor."""
+    members: dict[int, ClusterProcess] = {}
+    parents: dict[int, tuple[int, ClusterProcess]] = {}
+    own_pid = os.getpid()
     for process in psutil.process_iter():
         try:
-            seen = Process(process.pid, process.create_time())
-            parents[process.pid] = (process.ppid(), seen)
-            if process.pid == me or process.status() == psutil.STATUS_ZOMBIE:
+            current = ClusterProcess(process.pid, process.create_time())
+            parents[process.pid] = (process.ppid(), current)
+            if process.pid == own_pid or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            inside = process.environ().get(MARK) == str(folder)
-            if inside or any(f"{folder}/" in word for word in process.cmdline()):
-                mine[process.pid] = seen
+            has_env = process.environ().get(CLUSTER_ENV) == str(folder)
+            if has_env or any(f"{folder}/" in word for word in process.cmdline()):
+                members[process.pid] = current
         except psutil.Error:
-            continue  # gone meanwhile, or not ours to look into
-    grown = True
-    while grown:
-        young = {pid: seen for pid, (parent, seen) in parents.items() if parent in mine and pid not in mine}
-        mine.update(young)
-        grown = bool(young)
-    mine.pop(me, None)
-    return list(mine.values())
+            continue  # it has ended, or belongs to another user
+    while children := {
+        pid: current for pid, (parent, current) in parents.items() if parent in members and pid not in members
+    }:
+        members.update(children)
+    members.pop(own_pid, None)
+    return tuple(members.values())
 
 
-def _end(processes: Sequence[Process]) -> tuple[int, ...]:
-    """Asks, waits, kills; a pid that now belongs to another process is left alone."""
+def _terminate(processes: Sequence[ClusterProcess]) -> tuple[int, ...]:
+    """Terminate, wait, kill; a pid that was reused is left alone. The pids of those that were alive."""
     alive = []
-    for one in dict.fromkeys(processes):
+    for recorded in dict.fromkeys(processes):
         try:
-            process = psutil.Process(one.pid)
-            if abs(process.create_time() - one.created_s) < 1.0:
+            process = psutil.Process(recorded.pid)
+            if abs(process.create_time() - recorded.created_s) < 1.0:
                 process.terminate()
                 alive.append(process)
         except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Ports of this host's loopback address, the only one that anything of ours listens on by default."""
+"""Free ports of the loopback address, on which every server of canaryctl listens by default."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import random
 import socket
 
 HOST = "127.0.0.1"
-# Below the ports that the kernel gives to outgoing connections: none of those takes one of these between the
-# choice and the start of its server.
+# Below the kernel's ephemeral range: no outgoing connection can take a chosen port before its server starts.
 PORTS = range(10_000, 20_000)
 
 
@@ -23,7 +22,7 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """That many different ports, free a moment ago. Raises OSError when there are not so many."""
+    """`count` different ports that were free when checked. Raises OSError when there are fewer."""
     chosen: list[int] = []
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         if len(chosen) == count:

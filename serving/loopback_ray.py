@@ -1,17 +1,17 @@
-"""Keeps the servers that Serve opens inside a replica on loopback where the node itself is on loopback."""
+"""Patch of Serve: the gRPC server of a replica listens on loopback where its node does."""
 
 from __future__ import annotations
 
 from typing import Any
 
-HOST = "127.0.0.1"
+from serving.loopback import HOST
 
 
 def keep_on_loopback() -> None:
-    """Call it in a deployment's constructor; does nothing on a node with a real address.
+    """Patch Serve in this process; call it in a deployment's constructor. No effect on a real address.
 
-    Serve binds each replica's gRPC server to all interfaces, unauthenticated and for pickled calls: whoever
-    reaches it runs code. It starts after the constructor, so that this is early enough.
+    Serve binds each replica's gRPC server to all interfaces, without authentication and for pickled calls:
+    anyone who can reach it can run code. It starts after the constructor, so the patch is early enough.
     """
     import ray
     from ray.serve._private import replica

@@ -117,12 +117,12 @@ def wait_for(fleet: RayFleet, service: str, version: str, *phases: str) -> Versi
     """The sight of the version as soon as it is in one of these phases."""
     deadline_s = time.time() + LOAD_LIMIT_S
     while True:
-        sights = {one.version: one for one in fleet.observe(service) or ()}
-        sight = sights.get(version)
-        if sight is not None and sight.phase in phases:
-            return sight
-        assert sight is None or sight.phase != "failed", sight
-        assert time.time() < deadline_s, f"{version} is {sight}, not {phases}, after {LOAD_LIMIT_S} s"
+        statuses = {one.version: one for one in fleet.observe(service) or ()}
+        status = statuses.get(version)
+        if status is not None and status.phase in phases:
+            return status
+        assert status is None or status.phase != "failed", status
+        assert time.time() < deadline_s, f"{version} is {status}, not {phases}, after {LOAD_LIMIT_S} s"
         time.sleep(0.1)
 
 

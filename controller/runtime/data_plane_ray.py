@@ -16,8 +16,7 @@ from controller.runtime.probes_http import Target
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
-from serving.table.route_table import Split
-from serving.table.route_table import StaleToken as TableStaleToken
+from serving.table.route_table import Split, StaleFencingToken
 
 REOPEN_S = 10.0  # interval of checks that an opened front still answers
 
@@ -46,7 +45,7 @@ def translated(call: Callable[[], T]) -> T:
     """Result of `call`; exceptions of serving/ become those of `controller.errors`."""
     try:
         return call()
-    except TableStaleToken as exc:
+    except StaleFencingToken as exc:
         raise StaleToken(str(exc)) from exc
     except plane.FleetUnreachable as exc:
         raise Unreachable(str(exc)) from exc
@@ -55,7 +54,7 @@ def translated(call: Callable[[], T]) -> T:
 class FleetAdapter:
     """Port `Fleet`. launch: the launch of (service, version, replicas)."""
 
-    def __init__(self, fleet: plane.Fleet, launch: Callable[[str, str, int], plane.Launch]) -> None:
+    def __init__(self, fleet: plane.FleetClient, launch: Callable[[str, str, int], plane.Launch]) -> None:
         self._fleet = fleet
         self._launch = launch
 
@@ -160,7 +159,7 @@ class RecordsAdapter:
 
 
 def probe_target(
-    fleet: plane.Fleet, traffic: TrafficClient, service: str, version: str, *, secret: str
+    fleet: plane.FleetClient, traffic: TrafficClient, service: str, version: str, *, secret: str
 ) -> Target | None:
     """Where to probe one version; None: fleet or table cannot be read, or the version does not run."""
     versions, table = fleet.observe(service), traffic.observe(service)

@@ -17,22 +17,9 @@ from pydantic import Field, ValidationError, model_validator
 from controller.errors import BadSpec
 from controller.spec.fields import FieldError, Scalar, Strict
 from controller.spec.policy import PolicySpec
+from serving.fleet.engine_args import OWNED_ARGUMENTS
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-# Engine arguments that the controller sets itself; a second value would start an engine nobody can reach.
-OWN_ARGUMENTS = frozenset(
-    {
-        "model",
-        "served_model_name",
-        "host",
-        "port",
-        "uds",
-        "api_key",
-        "ssl_keyfile",
-        "ssl_certfile",
-        "root_path",
-    }
-)
 
 
 def argument_name(option: str) -> str:
@@ -69,7 +56,7 @@ class VersionSpec(Strict):
             )
         for name in self.engine:
             own = argument_name(name)
-            if own in OWN_ARGUMENTS:
+            if own in OWNED_ARGUMENTS:
                 raise FieldError(f"engine.{name}", "is set by canaryctl itself; leave it out")
             if own in type(self).model_fields:
                 raise FieldError(f"engine.{name}", f"has its own key; write {own}: {self.engine[name]}")

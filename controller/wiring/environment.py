@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.planning.baseline import MeasuredBaseline
@@ -38,15 +36,11 @@ class HostEnvironment:
         return devices()
 
     def kv_bytes(self, version: VersionSpec) -> int:
-        """KV cache for two whole contexts of this checkpoint, in bytes: the engine's own CPU default."""
-        most = engine_args.CPU_KV_MOST_BYTES
+        """The engine's default KV cache on a CPU; the maximum when the checkpoint is unreadable."""
         try:
-            config = json.loads((Path(str(version.model)) / "config.json").read_text())
-            tokens = int(version.max_model_len or config["max_position_embeddings"])
-            wanted = 2 * tokens * engine_args.kv_bytes_per_token(config, value_bytes=4)
-        except (OSError, KeyError, ValueError, TypeError):
-            return most
-        return min(max(wanted, engine_args.CPU_KV_LEAST_BYTES), most)
+            return engine_args.cpu_kv_cache_bytes(str(version.model), version.max_model_len)
+        except engine_args.CheckpointError:
+            return engine_args.CPU_KV_MAX_BYTES
 
     def requests_per_s(self, service: str) -> float | None:
         """The service's rate over the last minute; None: not known."""

@@ -1,1 +1,1 @@
-"""Versions as Ray Serve applications: the fleet's state, its actor, vLLM engines and the devices they use."""
+"""Versions as Ray Serve applications: the fleet's state, its actor, vLLM engines and their devices."""

@@ -1,9 +1,9 @@
-"""The detached `fleet` actor: the only caller of `serve.run` and `serve.delete` in a cluster.
+"""The detached actor `fleet`: the only caller of `serve.run` and `serve.delete` in a cluster.
 
-It hosts the pure `FleetCore`, carries its orders out one after another for each version, and keeps the core's
-state in Ray's key-value store, so that a restarted actor goes on where it was.
+It hosts the pure `FleetCore`, executes its orders, and persists its state in Ray's key-value store, so that a
+restarted actor continues.
 
-Invariant: every method answers at once, except `acquire_load`, which answers when the device is free.
+Invariant: every method returns at once, except `acquire_load`, which returns when the device is free.
 """
 
 from __future__ import annotations
@@ -30,70 +30,70 @@ from serving.messages import Arm, Replica
 
 IDLE_S = 0.5
 BUSY_S = 0.1
-HTTP_TIMEOUT_S = 2.0
+HTTP_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 TABLE_TIMEOUT_S = 1.0
-KILL_AFTER_S = 20.0  # processes of a deleted version that have not ended by then are killed
+KILL_AFTER_S = 20.0  # after the deletion of a version, until its remaining processes are killed
 _KEY, _KV_NAMESPACE = b"fleet", b"canaryctl"
 
 log = logging.getLogger("canaryctl.fleet")
 
 
 class FleetActor:
-    """See the module. `namespace` is where the services' table actors live."""
+    """Actor around a `FleetCore`. namespace: of the services' table actors."""
 
     def __init__(self, http_host: str, http_port: int, namespace: str) -> None:
         self._http = {"host": http_host, "port": http_port}
         self._namespace = namespace
-        kept = internal_kv._internal_kv_get(_KEY, namespace=_KV_NAMESPACE)
-        self._core = FleetCore(kept.decode() if kept else None, now_s=time.time())
-        self._kept = self._core.to_store()
+        stored = internal_kv._internal_kv_get(_KEY, namespace=_KV_NAMESPACE)
+        self._core = FleetCore(stored.decode() if stored else None)
+        self._persisted = self._core.to_store()
         self._queue = LoadQueue()
-        self._turn = asyncio.Condition()  # to load
+        self._load_released = asyncio.Condition()
         self._wake = asyncio.Event()
-        self._busy: set[tuple[str, ...]] = set()
+        self._in_progress: set[tuple[str, ...]] = set()  # keys of orders
         self._tasks: set[asyncio.Task[None]] = set()
         self._serve_calls = ThreadPoolExecutor(1, thread_name_prefix="serve")
         self._node = ray.util.get_node_ip_address()
-        self._deleted_s: dict[str, float] = {}  # application -> when Serve was told to delete it
+        self._deleted_s: dict[str, float] = {}  # application -> when its deletion was requested
         self._on_cpu = device_memory.devices()[0].kind == "host"
         self._started: asyncio.Future[None] | None = None
         self._loop: asyncio.Task[None] | None = None
 
-    # ---- the controller's side
+    # ---- called by the controller
 
     async def ensure(self, launch: Launch, token: int) -> None:
-        """See `FleetCore.ensure`. Raises StaleToken."""
+        """See `FleetCore.ensure`. Raises StaleFencingToken."""
         self._core.ensure(launch, token=token, now_s=time.time())
-        self._spread()
+        self._persist_and_wake()
 
     async def observe(self, service: str) -> tuple[VersionStatus, ...]:
         """Every version of the service."""
-        self._spread()
-        return self._core.sights(service)
+        self._persist_and_wake()
+        return self._core.statuses(service)
 
     async def drain(self, service: str, version: str, token: int) -> None:
-        """See `FleetCore.drain`. Raises StaleToken."""
+        """See `FleetCore.drain`. Raises StaleFencingToken."""
         self._core.drain(service, version, token=token, now_s=time.time())
-        self._spread()
+        self._persist_and_wake()
 
     async def cancel(self, service: str, version: str, token: int) -> None:
-        """Breaks off what is under way in a draining version. Raises StaleToken."""
+        """Abort the requests of a draining version. Raises StaleFencingToken."""
         for order in self._core.cancel(service, version, token=token):
             self._start_order(order)
 
     async def stop(self, service: str, version: str, token: int) -> None:
-        """See `FleetCore.stop`. Raises StaleToken."""
+        """See `FleetCore.stop`. Raises StaleFencingToken."""
         self._core.stop(service, version, token=token, now_s=time.time())
-        self._spread()
+        self._persist_and_wake()
 
     async def devices(self) -> tuple[device_memory.DeviceMemory, ...]:
-        """The memory of this host's devices."""
+        """Memory of this host's devices."""
         return await asyncio.to_thread(device_memory.devices)
 
     # ---- the router's application
 
     async def run_router(self, service: str, replicas: int) -> None:
-        """Has Serve run the service's router at /{service}; again only changes the number of replicas."""
+        """Run the service's router in Serve at /{service}; a repeated call only changes its replicas."""
         from serving.router.replica_ray import build_router_app
 
         await self._serve_started()
@@ -102,41 +102,41 @@ class FleetActor:
         await self._in_serve_thread(_run, target)
 
     async def stop_router(self, service: str) -> None:
-        """Has Serve take the service's router down."""
+        """Delete the service's router from Serve."""
         await self._in_serve_thread(_delete, f"{service}--router")
 
     async def application(self, name: str) -> tuple[str, str] | None:
-        """Serve's own status word and message of an application; None: there is none."""
+        """Serve's (status, message) of an application; None: not found."""
         status: tuple[str, str] | None = await self._in_serve_thread(_status, name)
         return status
 
-    # ---- the engines' side
+    # ---- called by engines
 
     async def report(self, launch: Launch, report: EngineReport) -> None:
-        """A replica says how it is."""
-        self._core.report(launch, report, now_s=time.time())
-        self._spread()
+        """A replica reports its status."""
+        self._core.on_report(launch, report, now_s=time.time())
+        self._persist_and_wake()
 
     async def acquire_load(self, service: str, version: str, replica: str, places: Sequence[str]) -> None:
-        """Answers when this replica may load on these devices."""
-        async with self._turn:
-            await self._turn.wait_for(lambda: self._queue.try_acquire(replica, places))
-        log.info("load begins", extra={"service": service, "version": version, "places": list(places)})
+        """Wait until this replica may load on these devices."""
+        async with self._load_released:
+            await self._load_released.wait_for(lambda: self._queue.try_acquire(replica, places))
+        log.info("load started", extra={"service": service, "version": version, "places": list(places)})
 
     async def release_load(self, replica: str) -> None:
-        """The replica has loaded, or failed to."""
-        async with self._turn:
+        """The replica has loaded, or has failed to."""
+        async with self._load_released:
             self._queue.release(replica)
-            self._turn.notify_all()
+            self._load_released.notify_all()
 
     # ---- inside
 
-    def _spread(self) -> None:
-        """After every change: keep it before it is acted upon, then wake the loop."""
-        kept = self._core.to_store()
-        if kept != self._kept:
-            internal_kv._internal_kv_put(_KEY, kept.encode(), overwrite=True, namespace=_KV_NAMESPACE)
-            self._kept = kept
+    def _persist_and_wake(self) -> None:
+        """Persist a changed state before it is acted upon, then wake the loop."""
+        state = self._core.to_store()
+        if state != self._persisted:
+            internal_kv._internal_kv_put(_KEY, state.encode(), overwrite=True, namespace=_KV_NAMESPACE)
+            self._persisted = state
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
         self._wake.set()
@@ -148,22 +148,22 @@ class FleetActor:
             for order in self._core.orders(now_s=time.time()):
                 self._start_order(order)
             try:
-                async with asyncio.timeout(BUSY_S if self._busy else IDLE_S):
+                async with asyncio.timeout(BUSY_S if self._in_progress else IDLE_S):
                     await self._wake.wait()
-                    await asyncio.sleep(BUSY_S if self._busy else 0)
+                    await asyncio.sleep(BUSY_S if self._in_progress else 0)
             except TimeoutError:
                 continue
 
     def _start_order(self, order: Order) -> None:
         key = (type(order).__name__, order.launch.app_name, order.replica if isinstance(order, Probe) else "")
-        if key in self._busy:
+        if key in self._in_progress:
             return
-        self._busy.add(key)
-        task = asyncio.create_task(self._carry_out(order, key))
+        self._in_progress.add(key)
+        task = asyncio.create_task(self._execute(order, key))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry_out(self, order: Order, key: tuple[str, ...]) -> None:
+    async def _execute(self, order: Order, key: tuple[str, ...]) -> None:
         try:
             match order:
                 case RunApp():
@@ -179,15 +179,15 @@ class FleetActor:
                 case _:
                     assert_never(order)
         except (RayError, OSError, TimeoutError) as exc:
-            log.warning("order not done", extra={"order": key[0], "app": key[1], "error": one_line(exc)})
+            log.warning("order failed", extra={"order": key[0], "app": key[1], "error": one_line(exc)})
             await asyncio.sleep(IDLE_S)
         finally:
-            self._busy.discard(key)
-            self._spread()
+            self._in_progress.discard(key)
+            self._persist_and_wake()
 
     async def _run_app(self, order: RunApp) -> None:
         launch = order.launch
-        error = await self._in_serve_thread(_lacking, launch, order.running)
+        error = await self._in_serve_thread(_missing_gpus, launch, order.running)
         if error is None:
             app = build_engine_app(launch, on_cpu=self._on_cpu, cores=device_memory.cores())
             target = serve.RunTarget(app, name=launch.app_name, route_prefix=None)
@@ -195,7 +195,7 @@ class FleetActor:
                 await self._in_serve_thread(_run, target)
             except (RuntimeError, ValueError) as exc:
                 error = one_line(exc)
-        self._core.ran(launch, error, now_s=time.time())
+        self._core.on_run(launch, error, now_s=time.time())
 
     async def _publish(self, order: Publish) -> None:
         launch = order.launch
@@ -206,27 +206,26 @@ class FleetActor:
                 ray.get_actor, table_name(launch.service), namespace=self._namespace
             )
         except ValueError:
-            # No table: the service is being opened or was closed, and no router sends anything.
-            self._core.published(order, is_applied=True, now_s=time.time())
+            # No table: the service is being opened or was closed, and has no routers.
+            self._core.on_published(order, is_applied=True, now_s=time.time())
             return
         async with asyncio.timeout(TABLE_TIMEOUT_S):
             await table.set_replicas.remote(arm)
-            is_applied = bool(await table.is_replicas_applied.remote(launch.version))
-        self._core.published(order, is_applied=is_applied, now_s=time.time())
+            is_applied = bool(await table.are_replicas_applied.remote(launch.version))
+        self._core.on_published(order, is_applied=is_applied, now_s=time.time())
         if not is_applied and not order.urls:
             await asyncio.sleep(BUSY_S)
 
     async def _post_cancel(self, launch: Launch, url: str) -> None:
-        timeout = aiohttp.ClientTimeout(total=HTTP_TIMEOUT_S)
         headers = {"x-canaryctl-secret": launch.secret}
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
+                aiohttp.ClientSession(timeout=HTTP_TIMEOUT) as session,
                 session.post(f"{url}/_canaryctl/cancel", headers=headers),
             ):
                 pass
         except aiohttp.ClientError as exc:
-            log.warning("cancel not reached", extra={"url": url, "error": repr(exc)})
+            log.warning("cancel request failed", extra={"url": url, "error": repr(exc)})
 
     async def _delete_app(self, order: DeleteApp) -> None:
         name = order.launch.app_name
@@ -237,35 +236,34 @@ class FleetActor:
         if status is not None and status[0] != "DELETING":
             await self._in_serve_thread(_delete, name)
         since_s = self._deleted_s.setdefault(name, time.monotonic())
-        left = await asyncio.to_thread(device_memory.still_alive, order.processes, self._node)
-        if status is None and not left:
+        alive = await asyncio.to_thread(device_memory.still_alive, order.processes, self._node)
+        if status is None and not alive:
             del self._deleted_s[name]
-            self._core.is_gone(order.launch, now_s=time.time())
+            self._core.on_gone(order.launch, now_s=time.time())
             return
         if status is None and time.monotonic() - since_s > KILL_AFTER_S:
-            log.error("processes outlived their version", extra={"app": name, "pids": [p.pid for p in left]})
-            await asyncio.to_thread(device_memory.kill, left)
+            log.error("processes outlived their version", extra={"app": name, "pids": [p.pid for p in alive]})
+            await asyncio.to_thread(device_memory.kill, alive)
         await asyncio.sleep(BUSY_S)
 
     async def _probe(self, order: Probe) -> None:
         launch = order.launch
         path = "/v1/models" if launch.url is not None else "/_canaryctl/state"
         headers = {} if launch.url is not None else {"x-canaryctl-secret": launch.secret}
-        timeout = aiohttp.ClientTimeout(total=HTTP_TIMEOUT_S)
         error: str | None = None
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
+                aiohttp.ClientSession(timeout=HTTP_TIMEOUT) as session,
                 session.get(order.url + path, headers=headers) as answer,
             ):
                 if answer.status >= 500:
-                    error = f"{order.url} answers {answer.status}; look at that endpoint"
+                    error = f"{order.url} answers {answer.status}; check that endpoint"
         except aiohttp.ClientConnectionError as exc:
-            error = f"{order.url} does not answer ({one_line(exc)}); look at that endpoint"
+            error = f"{order.url} does not answer ({one_line(exc)}); check that endpoint"
         if launch.url is not None:
-            self._core.answered(launch.service, launch.version, error, now_s=time.time())
+            self._core.on_endpoint_probed(launch.service, launch.version, error, now_s=time.time())
         elif error is not None:
-            self._core.lost(launch.service, launch.version, order.replica)
+            self._core.on_replica_lost(launch.service, launch.version, order.replica)
             await self.release_load(order.replica)
         await asyncio.sleep(IDLE_S)
 
@@ -275,7 +273,7 @@ class FleetActor:
         await self._started
 
     def _in_serve_thread(self, call: Any, *arguments: Any) -> asyncio.Future[Any]:
-        """Serve's client blocks, and is used by one thread only."""
+        """Run a blocking call of Serve's client, which only one thread may use."""
         return asyncio.get_running_loop().run_in_executor(self._serve_calls, call, *arguments)
 
 
@@ -296,13 +294,13 @@ def _status(name: str) -> tuple[str, str] | None:
     return None if application is None else (str(application.status.value), str(application.message))
 
 
-def _lacking(launch: Launch, running: int) -> str | None:
-    """One line when Ray has not the GPUs for this launch free, else None: Serve would wait for ever."""
+def _missing_gpus(launch: Launch, running: int) -> str | None:
+    """One line when Ray lacks free GPUs for this launch: Serve would wait without limit. None: enough."""
     needed = launch.gpus_per_replica * max(0, launch.replicas - running)
     free = ray.available_resources().get("GPU", 0.0) if needed else 0.0
     if needed <= free:
         return None
     return (
         f"no GPU for version {launch.version}: it needs {needed:g}, {free:g} are free; "
-        "unload another version or ask for a share of one"
+        "unload another version or request a share of one"
     )

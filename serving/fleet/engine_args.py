@@ -1,6 +1,6 @@
-"""From a launch to vLLM's command line, and what can be said about a checkpoint before an engine is started.
+"""vLLM command line and environment of a launch, and checks of a checkpoint before its engine starts.
 
-Defaults are put in only where the launch says nothing. Invariant: imports neither Ray, torch nor vLLM.
+Defaults apply only where the launch sets nothing. Invariant: imports neither Ray, torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from typing import Any
 from serving.fleet.types import EngineArg, Launch
 
 MIB = 1 << 20
-# Ours alone: routers find the engine by them, and the front guards it.
-OWNED = frozenset({"model", "model_tag", "served_model_name", "host", "port", "uds", "root_path", "api_key"})
-OWNED |= {"api_server_count", "tensor_parallel_size", "ssl_keyfile", "ssl_certfile", "enable_log_requests"}
-GPU_SHARE_USED = 0.9  # vLLM's default for a whole GPU, kept for a share of one
-CPU_KV_LEAST_BYTES = 64 * MIB
-CPU_KV_MOST_BYTES = 4096 * MIB  # vLLM's own default on a CPU
+# Set by canaryctl itself. A second value would start an engine that no router can reach, that answers without
+# the front, or that logs prompts. A service file refuses them too.
+OWNED_ARGUMENTS = frozenset(
+    {
+        *("model", "model_tag", "served_model_name", "host", "port", "uds", "root_path", "api_key"),
+        *("api_server_count", "ssl_keyfile", "ssl_certfile", "enable_log_requests"),
+    }
+)
+GPU_SHARE_USED = 0.9  # vLLM's default for a whole GPU, applied to a share of one
+CPU_KV_MIN_BYTES = 64 * MIB
+CPU_KV_MAX_BYTES = 4096 * MIB  # vLLM's own default on a CPU
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 
 
@@ -29,37 +34,37 @@ class CheckpointError(ValueError):
 
 
 class EngineArgsError(ValueError):
-    """An engine argument cannot be used; one line: which, why, remedy."""
+    """An engine argument is invalid; one line: which, why, remedy."""
 
 
 def command_line(launch: Launch, *, on_cpu: bool) -> list[str]:
-    """The arguments of `vllm serve` for this launch. Raises EngineArgsError, CheckpointError."""
+    """Arguments of `vllm serve` for this launch. Raises EngineArgsError, CheckpointError."""
     if launch.model_dir is None:
         raise EngineArgsError(f"version {launch.version} is an endpoint at {launch.url}; nothing to start")
     given = {name.replace("-", "_"): value for name, value in launch.engine_args.items()}
-    owned = sorted(OWNED & given.keys())
+    owned = sorted((OWNED_ARGUMENTS | {"tensor_parallel_size"}) & given.keys())
     if owned:
         raise EngineArgsError(f"engine argument {owned[0]!r} is set by canaryctl itself; remove it")
-    wanted: dict[str, EngineArg] = {"model": launch.model_dir, "served_model_name": launch.service}
-    wanted |= _cpu_defaults(launch) if on_cpu else _gpu_defaults(launch)
+    arguments: dict[str, EngineArg] = {"model": launch.model_dir, "served_model_name": launch.service}
+    arguments |= _cpu_defaults(launch) if on_cpu else _gpu_defaults(launch)
     if launch.tensor_parallel > 1:
-        wanted["tensor_parallel_size"] = launch.tensor_parallel
-    wanted |= {"host": "127.0.0.1", "disable_uvicorn_access_log": True, **given}
-    return [word for name, value in wanted.items() for word in _words(name, value)]
+        arguments["tensor_parallel_size"] = launch.tensor_parallel
+    arguments |= {"host": "127.0.0.1", "disable_uvicorn_access_log": True, **given}
+    return [word for name, value in arguments.items() for word in _words(name, value)]
 
 
 def environment(launch: Launch, *, on_cpu: bool, cores: int) -> dict[str, str]:
-    """Environment of the engine's process, set before it starts."""
+    """Environment of the engine's process."""
     common = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # Serve would keep the replica half a minute for requests by its ingress; ours come by another door.
+        # Serve would drain its ingress to this replica for half a minute, but requests do not come that way.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
     if not on_cpu:
         return common
-    # Stable and canary share the cores. More threads than cores stall each other in every layer.
+    # Stable and canary share the cores; threads in excess of cores would stall each other in every layer.
     threads = max(1, cores // (2 * launch.tensor_parallel))
     return common | {
         "OMP_NUM_THREADS": str(threads),
@@ -69,7 +74,7 @@ def environment(launch: Launch, *, on_cpu: bool, cores: int) -> dict[str, str]:
 
 
 def check_checkpoint(model_dir: str) -> None:
-    """Raises CheckpointError unless this is a whole checkpoint of safetensors; reads headers only."""
+    """Raises CheckpointError unless this is a complete safetensors checkpoint; reads headers only."""
     folder = Path(model_dir)
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: not a directory; give the folder of config.json")
@@ -88,7 +93,7 @@ def architectures(model_dir: str) -> tuple[str, ...]:
 
 
 def kv_bytes_per_token(config: Mapping[str, Any], *, value_bytes: int) -> int:
-    """Bytes of KV cache for one token. config: of config.json. Raises KeyError where it says too little.
+    """Bytes of KV cache for one token. config: of config.json. Raises KeyError when a size is missing.
 
     Check: 4 layers, 2 key-value heads of 32, float32: 2 * 4 * 2 * 32 * 4 = 2048.
     """
@@ -98,20 +103,29 @@ def kv_bytes_per_token(config: Mapping[str, Any], *, value_bytes: int) -> int:
     return int(2 * config["num_hidden_layers"] * heads * head * value_bytes)
 
 
-def _cpu_defaults(launch: Launch) -> dict[str, EngineArg]:
-    assert launch.model_dir is not None
-    config = _config(Path(launch.model_dir))
+def cpu_kv_cache_bytes(model_dir: str, max_model_len: EngineArg | None) -> int:
+    """Default size of an engine's KV cache on a CPU. max_model_len: tokens; None: the model's own.
+
+    Raises CheckpointError when config.json is missing or malformed.
+    """
+    config = _config(Path(model_dir))
     try:
-        tokens = int(launch.engine_args.get("max_model_len", config.get("max_position_embeddings", 4096)))
-        # Two whole contexts, so that one long request does not stop all others.
+        tokens = int(config.get("max_position_embeddings", 4096) if max_model_len is None else max_model_len)
+        # Two whole contexts, so that one long request does not block all others.
         kv_bytes = 2 * tokens * kv_bytes_per_token(config, value_bytes=4)
-    except (KeyError, ValueError):
-        kv_bytes = CPU_KV_MOST_BYTES
+    except (KeyError, TypeError, ValueError):
+        return CPU_KV_MAX_BYTES
+    return min(max(kv_bytes, CPU_KV_MIN_BYTES), CPU_KV_MAX_BYTES)
+
+
+def _cpu_defaults(launch: Launch) -> dict[str, EngineArg]:
     return {
         "dtype": "float32",
         "enforce_eager": True,
         "distributed_executor_backend": "uni" if launch.tensor_parallel == 1 else "mp",
-        "kv_cache_memory_bytes": min(max(kv_bytes, CPU_KV_LEAST_BYTES), CPU_KV_MOST_BYTES),
+        "kv_cache_memory_bytes": cpu_kv_cache_bytes(
+            str(launch.model_dir), launch.engine_args.get("max_model_len")
+        ),
     }
 
 
@@ -173,7 +187,9 @@ def _check_safetensors(file: Path) -> None:
             header = json.loads(stream.read(length))
             ends = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise CheckpointError(f"{file} is no safetensors file ({exc}); copy it again") from exc
+        raise CheckpointError(f"{file} is not a safetensors file ({exc}); copy it again") from exc
     needed = 8 + length + max(ends, default=0)
     if size != needed:
-        raise CheckpointError(f"{file} has {size} bytes, its header says {needed}: cut short; copy it again")
+        raise CheckpointError(
+            f"{file} has {size} bytes, its header declares {needed}: truncated; copy it again"
+        )

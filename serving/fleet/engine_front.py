@@ -1,12 +1,12 @@
-"""The door of an engine replica: an ASGI application around vLLM's own, on the replica's loopback port.
+"""Front of an engine replica: ASGI application around vLLM's, with authentication, fence and drain.
 
 Rules:
-1. Without the service's secret nothing passes: only routers and the fleet know it.
-2. A request of a revision below the fence is refused with 409 before the engine hears of it. The fence only
-   rises. The check and the count of requests under way happen without an await in between, so that after the
-   answer to a fence no request of an older revision starts.
-3. `cancel` breaks off what is under way: an answer that has begun ends without its proper end (so the router
-   takes over), one that has not begun is 503.
+1. Requests without the service's secret are refused: only routers and the fleet have it.
+2. A request of a revision below the fence is refused with 409 before it reaches the engine. The fence only
+   rises. There is no await between the check and the count of requests in flight, so that after the answer to
+   a fence no request of an older revision starts.
+3. `cancel` aborts requests in flight: an answer that has begun is cut (the router takes over), one that has
+   not begun is 503.
 
 Invariant: no request body and no answer is read, kept or logged here.
 """
@@ -27,30 +27,30 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CONTROL = "/_canaryctl/"
 BODY_LIMIT = 4096  # bytes, of a control request
-Mark: TypeAlias = tuple[int, int]  # (epoch, revision)
+TableRevision: TypeAlias = tuple[int, int]  # (epoch, revision)
 
 
 class EngineFront:
-    """Checks, counts and hands on; `app` comes when the engine is ready."""
+    """ASGI application of one replica. `app` is set when the engine is ready."""
 
     def __init__(self, *, secret: str, describe: Callable[[], dict[str, Any]]) -> None:
-        """describe: what `GET /_canaryctl/state` adds to in_flight, ready and fence."""
+        """describe: further fields of `GET /_canaryctl/state`."""
         if not secret:
-            raise ValueError("an engine's secret is empty; give one, or anybody could use the engine")
+            raise ValueError("an engine's secret is empty; set one, or any client could use the engine")
         self._secret = secret.encode()
         self._describe = describe
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()  # one for each request in flight
         self._closing = False
         self.app: App | None = None  # None: still loading
-        self.fence: Mark | None = None  # None: none was set
+        self.fence: TableRevision | None = None  # None: not set
 
     @property
     def in_flight(self) -> int:
-        """Requests that the engine is working on."""
-        return len(self._under_way)
+        """Number of requests inside the engine."""
+        return len(self._tasks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one ASGI scope."""
+        """Serve one ASGI scope."""
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return
@@ -59,95 +59,91 @@ class EngineFront:
             return
         headers = dict(scope["headers"])
         if not hmac.compare_digest(headers.get(b"x-canaryctl-secret", b""), self._secret):
-            await _answer(send, 403, "secret", "this engine takes requests of its routers only")
+            await _refuse(send, 403, "secret", "this engine accepts requests of its routers only")
         elif scope["path"].startswith(CONTROL):
             await self._control(scope, receive, send)
-        elif (mark := _mark(headers.get(b"x-canaryctl-revision"))) == "wrong":
-            await _answer(send, 400, "revision", "x-canaryctl-revision is not of the form epoch.revision")
-        elif isinstance(mark, tuple) and self.fence is not None and mark < self.fence:
-            await _answer(send, 409, "fence", f"revision is below the fence {self._fence_text()}")
+        elif (revision := _table_revision(headers.get(b"x-canaryctl-revision"))) == "malformed":
+            await _refuse(send, 400, "revision", "x-canaryctl-revision is not of the form epoch.revision")
+        elif isinstance(revision, tuple) and self.fence is not None and revision < self.fence:
+            await _refuse(send, 409, "fence", f"revision is below the fence {self._fence_text()}")
         elif self.app is None or self._closing:
-            await _answer(send, 503, "closed", "the engine is closing" if self._closing else "still loading")
+            await _refuse(send, 503, "closed", "the engine is closing" if self._closing else "still loading")
         elif scope["method"] != "POST":
-            await self.app(scope, receive, send)  # health, models, metrics: not work
+            await self.app(scope, receive, send)  # health, models, metrics: not counted
         else:
-            await self._work(self.app, scope, receive, send)
+            await self._serve(self.app, scope, receive, send)
 
-    def raise_fence(self, mark: Mark) -> None:
-        """From now on requests below `mark` are refused; a mark lower than the present changes nothing."""
-        self.fence = mark if self.fence is None else max(mark, self.fence)
+    def raise_fence(self, revision: TableRevision) -> None:
+        """Refuse requests below `revision` from now on; one below the current fence has no effect."""
+        self.fence = revision if self.fence is None else max(revision, self.fence)
 
     def cancel(self) -> int:
-        """Breaks off what is under way; how many requests that were."""
-        for task in self._under_way:
+        """Abort the requests in flight; their number."""
+        for task in self._tasks:
             task.cancel()
-        return len(self._under_way)
+        return len(self._tasks)
 
     async def close(self, *, grace_s: float) -> None:
-        """Refuses new requests, waits for those under way, breaks off the rest after `grace_s`."""
+        """Refuse new requests, wait for those in flight, abort the rest after `grace_s`."""
         self._closing = True
-        if self._under_way:
-            await asyncio.wait(set(self._under_way), timeout=grace_s)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=grace_s)
         self.cancel()
 
-    async def _work(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+    async def _serve(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
 
-        async def noting(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def track(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             await send(message)
 
         task = asyncio.current_task()
         assert task is not None
-        self._under_way.add(task)
+        self._tasks.add(task)
         try:
-            await app(scope, receive, noting)
+            await app(scope, receive, track)
         except asyncio.CancelledError:
-            if begun:
-                raise  # the server closes the connection: the answer has no proper end
+            if has_begun:
+                raise  # the server closes the connection, so that the client sees the cut
             task.uncancel()
-            await _answer(send, 503, "cancelled", "the request was broken off")
+            await _refuse(send, 503, "cancelled", "the request was aborted")
         finally:
-            self._under_way.discard(task)
+            self._tasks.discard(task)
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
-        what = (scope["method"], scope["path"].removeprefix(CONTROL))
-        if what == ("GET", "state"):
-            await _json(send, 200, self.state())
-        elif what == ("POST", "fence"):
-            body = await _body(receive)
-            epoch, revision = body.get("epoch"), body.get("revision")
-            if type(epoch) is not int or type(revision) is not int:
-                await _answer(send, 400, "fence", 'a fence is {"epoch": int, "revision": int}')
-                return
-            self.raise_fence((epoch, revision))
-            await _json(send, 200, self.state())
-        elif what == ("POST", "cancel"):
-            await _json(send, 200, {"cancelled": self.cancel()})
-        else:
-            await _answer(send, 404, "path", f"no {what[0]} {scope['path']} here")
+        match scope["method"], scope["path"].removeprefix(CONTROL):
+            case "GET", "state":
+                await _json(send, 200, self.state())
+            case "POST", "fence":
+                body = await _body(receive)
+                epoch, revision = body.get("epoch"), body.get("revision")
+                if type(epoch) is not int or type(revision) is not int:
+                    await _refuse(send, 400, "fence", 'a fence is {"epoch": int, "revision": int}')
+                    return
+                self.raise_fence((epoch, revision))
+                await _json(send, 200, self.state())
+            case "POST", "cancel":
+                await _json(send, 200, {"cancelled": self.cancel()})
+            case method, _:
+                await _refuse(send, 404, "path", f"no {method} {scope['path']} here")
 
     def state(self) -> dict[str, Any]:
-        """What `GET /_canaryctl/state` answers."""
+        """Body of `GET /_canaryctl/state`."""
         ready = self.app is not None and not self._closing
-        return {
-            "in_flight": self.in_flight,
-            "ready": ready,
-            "fence": self._fence_text(),
-            **self._describe(),
-        }
+        state = {"in_flight": self.in_flight, "ready": ready, "fence": self._fence_text()}
+        return {**state, **self._describe()}
 
     def _fence_text(self) -> str | None:
         return None if self.fence is None else f"{self.fence[0]}.{self.fence[1]}"
 
 
-def _mark(header: bytes | None) -> Mark | Literal["wrong"] | None:
+def _table_revision(header: bytes | None) -> TableRevision | Literal["malformed"] | None:
     if header is None:
         return None
     epoch, dot, revision = header.partition(b".")
     if not (dot and epoch.isdigit() and revision.isdigit()):
-        return "wrong"
+        return "malformed"
     return int(epoch), int(revision)
 
 
@@ -165,8 +161,8 @@ async def _body(receive: Receive) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-async def _answer(send: Send, status: int, why: str, text: str) -> None:
-    """An error in OpenAI's shape, with `x-canaryctl-refused` for the router."""
+async def _refuse(send: Send, status: int, why: str, text: str) -> None:
+    """Send an error in OpenAI's shape, with the header `x-canaryctl-refused` for the router."""
     error = {"error": {"message": text, "type": f"canaryctl_{why}", "code": status}}
     await _json(send, status, error, (b"x-canaryctl-refused", why.encode()))
 

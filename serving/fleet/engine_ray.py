@@ -1,10 +1,10 @@
-"""A version's engine as a Serve deployment: vLLM's own OpenAI application behind our front.
+"""A version's engine as a Serve deployment: vLLM's OpenAI application behind an `EngineFront`.
 
-One Serve application a version. A replica opens its own loopback port at once, loads the engine in a thread
-(so that health checks, reports and `stop` work meanwhile), and tells the fleet actor twice a second how it
-is. Routers reach it on that port, never through a DeploymentHandle.
+One Serve application a version. A replica opens its own port at once, loads the engine in a thread (so that
+health checks, reports and `stop` work meanwhile), and reports to the fleet actor twice a second. Routers use
+that port, never a DeploymentHandle.
 
-Invariant: every route of vLLM's is served as it is; nothing of its requests or answers is rewritten here.
+Invariant: every route of vLLM is served unchanged; no request and no answer is rewritten here.
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ from serving.fleet.engine_args import (
     environment,
 )
 from serving.fleet.engine_front import EngineFront
-from serving.fleet.types import EngineReport, Launch, Process, one_line
-from serving.loopback_ray import HOST, keep_on_loopback
+from serving.fleet.types import EngineReport, HostProcess, Launch, one_line
+from serving.loopback import HOST
+from serving.loopback_ray import keep_on_loopback
 
 REPORT_S = 0.5
 MEMORY_EVERY = 4  # reports; reading a process tree's pages takes milliseconds
 CLOSE_GRACE_S = 30.0
-# A failed load is reported for so long before Serve may replace the replica: the fleet takes a version that
-# was never ready down sooner, and one that was gets another try.
-FAILED_KEPT_S = 30.0
-# Routers keep connections; whoever closes an idle one first must be the router.
+# How long a failed load is reported before Serve may replace the replica: by then the fleet has deleted a
+# version that was never ready; one that was ready is loaded again.
+FAILED_REPORT_S = 30.0
+# Longer than the routers', so that a router always closes an idle connection first.
 KEEP_ALIVE_S = 3600
 
 log = logging.getLogger("canaryctl.engine")
 
 
 class QuietServer(uvicorn.Server):
-    """Uvicorn inside Serve's process: signals are Serve's."""
+    """Uvicorn without signal handlers: the process is Serve's."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Leaves the handlers of the process alone."""
+        """Install no signal handler."""
         yield
 
 
@@ -72,7 +73,7 @@ class EngineReplica:
         self._engine: Any = None
         self._stack = AsyncExitStack()
         self._memory_bytes: int | None = None
-        self._processes: tuple[Process, ...] = ()
+        self._processes: tuple[HostProcess, ...] = ()
         self._changed = asyncio.Event()
         self._front = EngineFront(secret=launch.secret, describe=self._describe)
         listening = socket.create_server((HOST if self._node == HOST else "", 0), backlog=2048)
@@ -94,7 +95,7 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Raises when the engine has died or could not be loaded; Serve then replaces the replica."""
-        if self._phase == "failed" and time.monotonic() > self._failed_s + FAILED_KEPT_S:
+        if self._phase == "failed" and time.monotonic() > self._failed_s + FAILED_REPORT_S:
             raise RuntimeError(self._error)
         if self._phase == "ready":
             try:
@@ -102,11 +103,11 @@ class EngineReplica:
             except Exception as exc:
                 self._front.app = None
                 self._set("failed", f"the engine died: {one_line(exc)}")
-                self._failed_s -= FAILED_KEPT_S  # replaced as soon as Serve has seen it thrice
+                self._failed_s -= FAILED_REPORT_S  # replaced as soon as Serve has counted three failures
                 raise
 
     async def __del__(self) -> None:
-        """Called by Serve when it takes the replica down: requests under way may finish first."""
+        """Called by Serve when it stops the replica: requests in flight may finish first."""
         await self._front.close(grace_s=CLOSE_GRACE_S)
         self._server.should_exit = True
         for task in self._tasks[1:]:
@@ -118,23 +119,21 @@ class EngineReplica:
     async def _load(self) -> None:
         began = time.monotonic()
         try:
-            # Before the turn to load is waited for: what is plainly wrong is said at once.
+            # Before waiting for the device, so that an invalid launch fails at once.
             check_checkpoint(str(self._launch.model_dir))
             command_line(self._launch, on_cpu=True)
             async with _load_permit(self._launch, self._replica):
                 self._engine, arguments = await asyncio.to_thread(_build_engine, self._launch)
                 app = await _build_app(self._engine, arguments)
                 await self._stack.enter_async_context(app.router.lifespan_context(app))
-        except (Exception, SystemExit) as exc:  # vLLM's own errors are of every kind
+        except (Exception, SystemExit) as exc:  # vLLM raises errors of every kind
             log.exception("load failed", extra={"version": self._launch.version})
             self._set("failed", one_line(exc))
             return
         self._front.app = app
         self._set("ready", None)
-        log.info(
-            "ready",
-            extra={"version": self._launch.version, "took_s": round(time.monotonic() - began, 1)},
-        )
+        took_s = round(time.monotonic() - began, 1)
+        log.info("ready", extra={"version": self._launch.version, "took_s": took_s})
 
     def _set(self, phase: Literal["loading", "ready", "failed"], error: str | None) -> None:
         if phase == "failed" and self._phase != "failed":
@@ -152,12 +151,12 @@ class EngineReplica:
         }
 
     async def _report(self) -> None:
-        """Tells the fleet how this replica is, for ever: a restarted fleet learns it all again."""
+        """Report to the fleet repeatedly, so that a restarted fleet gets the whole status again."""
         fleet: Any = None
         count = 0
         while True:
             if count % MEMORY_EVERY == 0:
-                self._processes = await asyncio.to_thread(device_memory.tree_of, os.getpid(), self._node)
+                self._processes = await asyncio.to_thread(device_memory.process_tree, os.getpid(), self._node)
                 pids = [process.pid for process in self._processes]
                 self._memory_bytes = await asyncio.to_thread(device_memory.held_bytes, pids)
             count += 1
@@ -176,7 +175,7 @@ class EngineReplica:
                 await fleet.report.remote(self._launch, report)
             except (RayError, ValueError) as exc:
                 fleet = None
-                log.warning("fleet not reached", extra={"error": one_line(exc)})
+                log.warning("fleet unreachable", extra={"error": one_line(exc)})
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_S):
                     await self._changed.wait()
@@ -184,7 +183,7 @@ class EngineReplica:
 
 @contextlib.asynccontextmanager
 async def _load_permit(launch: Launch, replica: str) -> AsyncIterator[None]:
-    """Held while an engine sizes its memory: two at once on one device mis-size each other's."""
+    """The device's load lock: two engines that size their memory on one device at once get it wrong."""
     node = ray.get_runtime_context().get_node_id()
     gpus = ray.get_gpu_ids()
     places = [f"{node}/gpu{gpu}" for gpu in gpus] or [f"{node}/host"]
@@ -200,9 +199,9 @@ async def _load_permit(launch: Launch, replica: str) -> AsyncIterator[None]:
 def _require_memory(launch: Launch, gpus: list[Any]) -> None:
     if launch.memory_bytes is None:
         return
-    wanted = {f"gpu{gpu}" for gpu in gpus} or {"host"}
+    names = {f"gpu{gpu}" for gpu in gpus} or {"host"}
     for device in device_memory.devices():
-        if device.name in wanted and device.free_bytes < launch.memory_bytes:
+        if device.name in names and device.free_bytes < launch.memory_bytes:
             raise EngineArgsError(
                 f"no memory for version {launch.version}: it needs {launch.memory_bytes / 2**30:.2f} GiB, "
                 f"{device.name} has {device.free_bytes / 2**30:.2f} GiB free; unload another version first"
@@ -212,7 +211,7 @@ def _require_memory(launch: Launch, gpus: list[Any]) -> None:
 def _build_engine(launch: Launch) -> tuple[Any, Any]:
     """A loaded engine and vLLM's parsed arguments. Blocks for many seconds: call it in a thread.
 
-    Raises EngineArgsError, or what vLLM raises.
+    Raises EngineArgsError, or any error of vLLM.
     """
     _require_architecture(str(launch.model_dir))
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -236,26 +235,26 @@ def _build_engine(launch: Launch) -> tuple[Any, Any]:
 
 
 def _require_architecture(model_dir: str) -> None:
-    """vLLM's own message for this case runs over ten lines."""
+    """Checked here because vLLM's own message for this case has over ten lines."""
     import transformers
     import vllm
     from vllm.model_executor.models import ModelRegistry
 
-    wanted = architectures(model_dir)
-    served = ModelRegistry.get_supported_archs()
-    if not any(name in served or hasattr(transformers, name) for name in wanted):
+    names = architectures(model_dir)
+    supported = ModelRegistry.get_supported_archs()
+    if not any(name in supported or hasattr(transformers, name) for name in names):
         raise EngineArgsError(
-            f"architecture {', '.join(wanted)} of {model_dir} is not served by vLLM {vllm.__version__}; "
+            f"architecture {', '.join(names)} of {model_dir} is not served by vLLM {vllm.__version__}; "
             "deploy a checkpoint of another, or a newer vLLM"
         )
 
 
 def _refuse(message: str) -> None:
-    raise EngineArgsError(f"vLLM refuses its arguments: {message}; look at engine_args")
+    raise EngineArgsError(f"vLLM refuses its arguments: {message}; check engine_args")
 
 
 async def _build_app(engine: Any, arguments: Any) -> Any:
-    """vLLM's own application around this engine."""
+    """vLLM's OpenAI application of this engine."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
@@ -267,7 +266,7 @@ async def _build_app(engine: Any, arguments: Any) -> Any:
 
 
 def build_engine_app(launch: Launch, *, on_cpu: bool, cores: int) -> serve.Application:
-    """The version for `serve.run`. Its code version is pinned: running it again leaves replicas alone."""
+    """The version as a Serve application, its code version pinned: running it again restarts no replica."""
     variables = environment(launch, on_cpu=on_cpu, cores=cores)
     options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": variables}}
     placement: dict[str, Any] = {}
@@ -287,10 +286,10 @@ def build_engine_app(launch: Launch, *, on_cpu: bool, cores: int) -> serve.Appli
         graceful_shutdown_timeout_s=CLOSE_GRACE_S + 15,
         **placement,
     )
-    # A random version at each run would restart every replica; scaling goes by num_replicas under this one.
+    # A random version at each run would restart every replica; num_replicas scales a pinned one.
     return deployment.options(version=launch.version, _internal=True).bind(launch)
 
 
 def placement_bundles(launch: Launch) -> list[dict[str, float]]:
-    """One bundle a tensor-parallel worker, on as few nodes as hold them; the replica lives in the first."""
+    """One bundle for each tensor-parallel worker; the replica itself runs in the first."""
     return [{"GPU": launch.gpus_per_worker} for _ in range(launch.tensor_parallel)]

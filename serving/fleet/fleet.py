@@ -1,15 +1,15 @@
-"""Which versions run, are wanted, drain or go: the fleet's state, pure (time and reports come in as values).
+"""State of the fleet: the phase of every version, and the orders due next. Pure: time is a parameter.
 
 Rules:
-1. Commands only write down what is wanted; `orders` says what is to be done next, and is asked again and
-   again. Every order may be done twice. A command with an older fencing token raises StaleToken.
-2. Going down: out of the route table, acknowledged; then requests under way may end (or are broken off);
-   then Serve takes it down; then its processes are seen to have ended. Only then it is gone.
-3. A failed load is taken down and stays failed until `stop`: the controller decides about another try. A
-   version that was ready once and loses its engine is not failed: Serve replaces the replica.
-4. A version's settings are part of its name: `ensure` of a running one changes its replicas and nothing else.
+1. Commands only change the desired state; `orders` lists what is due and is called repeatedly. Every order is
+   idempotent. A command with an older fencing token raises StaleFencingToken.
+2. To stop a version: it leaves the route table, which routers acknowledge; its requests in flight end or are
+   aborted; Serve deletes it; its processes end. Only then is it gone.
+3. A failed load is deleted from Serve and stays failed until `stop`: the controller decides about a retry. A
+   version that was ready and loses its engine is not failed: Serve replaces the replica.
+4. A version's settings never change under its name: `ensure` of a running one only changes its replicas.
 
-Invariant: this file reads no clock and knows no Ray.
+Invariant: this file reads no clock and imports no Ray.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from serving.fleet.types import EngineReport, Launch, Phase, Process, VersionStatus
-from serving.table.route_table import StaleToken
+from serving.fleet.types import EngineReport, HostProcess, Launch, VersionPhase, VersionStatus
+from serving.table.route_table import StaleFencingToken
 
-SILENT_S = 3.0  # without a report for so long, a replica is looked after
-STOP_GRACE_S = 5.0  # for requests that are under way when `stop` comes without a drain
-STOP_LIMIT_S = 15.0  # then an engine that neither ends them nor can be told to is taken down with them
-PUBLISH_AGAIN_S = 2.0  # a new route table learns the replicas
-GONE_KEPT = 20  # versions
+REPORT_TIMEOUT_S = 3.0  # without a report for this long, a replica is probed
+STOP_GRACE_S = 5.0  # until requests in flight are aborted, after a `stop` without a drain
+STOP_LIMIT_S = 15.0  # until an engine that does not end its requests is deleted with them
+REPUBLISH_S = 2.0  # so that a new route table gets the replicas
+GONE_LIMIT = 20  # versions
 
 
 @dataclass(frozen=True, slots=True)
 class RunApp:
-    """Have Serve run the version with its number of replicas."""
+    """Run the version in Serve with its number of replicas."""
 
     launch: Launch
-    running: int  # replicas that report themselves already
+    running: int  # replicas that already report
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Tell the route table where the version answers; without urls it leaves the table."""
+    """Publish the version's addresses in the route table; without urls it leaves the table."""
 
     launch: Launch
     urls: tuple[str, ...]
@@ -47,7 +47,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Break off what is under way there."""
+    """Abort the requests in flight at these addresses."""
 
     launch: Launch
     urls: tuple[str, ...]
@@ -55,15 +55,15 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class DeleteApp:
-    """Have Serve take the version down; report with `is_gone` once its processes have ended."""
+    """Delete the version from Serve; call `on_gone` once its processes have ended."""
 
     launch: Launch
-    processes: tuple[Process, ...]
+    processes: tuple[HostProcess, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """See whether this address still takes connections."""
+    """Check whether this address accepts connections."""
 
     launch: Launch
     replica: str
@@ -76,19 +76,19 @@ Order: TypeAlias = RunApp | Publish | Cancel | DeleteApp | Probe
 @dataclass(slots=True)
 class _Version:
     launch: Launch
-    phase: Phase
+    phase: VersionPhase
     since_s: float
-    reports: dict[str, tuple[EngineReport, float]] = field(default_factory=dict)  # with when it came
-    processes: set[Process] = field(default_factory=set)  # all that were ever reported
+    reports: dict[str, tuple[EngineReport, float]] = field(default_factory=dict)  # by replica, with its time
+    processes: set[HostProcess] = field(default_factory=set)  # all that were ever reported
     error: str | None = None
-    run_as: Launch | None = None  # what Serve was last told to run
-    published: tuple[str, ...] | None = None  # None: not told yet
+    run_as: Launch | None = None  # the launch that Serve has accepted last
+    published: tuple[str, ...] | None = None  # None: never published
     published_s: float = 0.0
     out_of_table: bool = False  # no router will send it another request
-    again: Launch | None = None  # to be loaded when it is gone
+    reload_as: Launch | None = None  # to be loaded when it is gone
     is_up: bool = False  # an external endpoint answered
 
-    def enter(self, phase: Phase, now_s: float) -> None:
+    def enter(self, phase: VersionPhase, now_s: float) -> None:
         if self.phase != phase:
             self.phase, self.since_s = phase, now_s
 
@@ -112,22 +112,21 @@ class _Version:
 
 
 class FleetCore:
-    """The state of all versions of all services. One caller at a time."""
+    """State of all versions of all services. Not thread-safe."""
 
-    def __init__(self, stored: str | None = None, *, now_s: float = 0.0) -> None:
-        """stored: what `to_store` gave before a restart; replicas then report themselves again."""
-        self._token = 0
+    def __init__(self, stored: str | None = None) -> None:
+        """stored: of `to_store` before a restart; replicas then report again."""
         self._versions: dict[tuple[str, str], _Version] = {}
         data: Mapping[str, Any] = json.loads(stored) if stored else {}
-        self._token = data.get("token", 0)
+        self._token: int = data.get("token", 0)
         for one in data.get("versions", ()):
             launch = Launch.from_json(one["launch"])
             version = _Version(launch, one["phase"], one["since_s"], error=one["error"])
-            version.processes = {Process(*process) for process in one["processes"]}
+            version.processes = {HostProcess(*process) for process in one["processes"]}
             self._versions[launch.service, launch.version] = version
 
     def to_store(self) -> str:
-        """All that a restart must not forget; holds the services' secrets."""
+        """The state that survives a restart, as JSON; holds the services' secrets."""
         versions = [
             {
                 "launch": one.launch.to_json(),
@@ -143,7 +142,7 @@ class FleetCore:
     # ---- commands
 
     def ensure(self, launch: Launch, *, token: int, now_s: float) -> None:
-        """Wants it loaded and in the route table. Raises StaleToken."""
+        """Request that it is loaded and in the route table. Raises StaleFencingToken."""
         self._check(token)
         key = (launch.service, launch.version)
         version = self._versions.get(key)
@@ -151,7 +150,7 @@ class FleetCore:
             self._versions[key] = _Version(launch, "loading", now_s)
             return
         if version.phase == "stopping":
-            version.again = launch
+            version.reload_as = launch
         elif version.phase != "failed":
             version.launch = replace(version.launch, replicas=launch.replicas)
             if version.phase == "draining":
@@ -159,34 +158,34 @@ class FleetCore:
                 version.enter("ready" if version.urls else "loading", now_s)
 
     def drain(self, service: str, version: str, *, token: int, now_s: float) -> None:
-        """Wants it out of the route table. Raises StaleToken."""
-        one = self._commanded(service, version, token)
+        """Request that it leaves the route table. Raises StaleFencingToken."""
+        one = self._find(service, version, token)
         if one is not None and one.phase in ("loading", "ready"):
             one.enter("draining", now_s)
 
     def cancel(self, service: str, version: str, *, token: int) -> tuple[Order, ...]:
-        """What breaks off the requests of a draining version. Raises StaleToken."""
-        one = self._commanded(service, version, token)
+        """The order that aborts a draining version's requests. Raises StaleFencingToken."""
+        one = self._find(service, version, token)
         if one is None or one.phase not in ("draining", "stopping") or one.launch.url is not None:
             return ()
         return (Cancel(one.launch, one.urls),) if one.urls else ()
 
     def stop(self, service: str, version: str, *, token: int, now_s: float) -> None:
-        """Wants it unloaded; a failure is forgotten. Raises StaleToken."""
-        one = self._commanded(service, version, token)
+        """Request that it is unloaded; clears a failure. Raises StaleFencingToken."""
+        one = self._find(service, version, token)
         if one is not None:
-            one.again = None
+            one.reload_as = None
             if one.phase != "gone":
                 one.enter("stopping", now_s)
 
-    # ---- what was seen
+    # ---- events
 
-    def report(self, launch: Launch, report: EngineReport, *, now_s: float) -> None:
-        """A replica said how it is. One of a version that is not wanted is taken down."""
+    def on_report(self, launch: Launch, report: EngineReport, *, now_s: float) -> None:
+        """A replica reported its status."""
         key = (launch.service, launch.version)
         version = self._versions.get(key)
         if version is None:
-            # The fleet was restarted without its memory: what runs was wanted once.
+            # The fleet has lost its stored state: adopt what runs.
             version = self._versions[key] = _Version(launch, "loading", now_s, run_as=launch)
         version.processes.update(report.processes)
         version.reports[report.replica] = (report, now_s)
@@ -199,22 +198,22 @@ class FleetCore:
                 version.error = None
                 version.enter("ready", now_s)
 
-    def lost(self, service: str, version: str, replica: str) -> None:
-        """A replica does not take connections any more."""
+    def on_replica_lost(self, service: str, version: str, replica: str) -> None:
+        """A replica no longer accepts connections."""
         one = self._versions.get((service, version))
         if one is not None:
             one.reports.pop(replica, None)
 
-    def answered(self, service: str, version: str, error: str | None, *, now_s: float) -> None:
-        """An external endpoint was tried; error None: it answered."""
+    def on_endpoint_probed(self, service: str, version: str, error: str | None, *, now_s: float) -> None:
+        """An external endpoint was probed; error None: it answered."""
         one = self._versions.get((service, version))
         if one is not None:
             one.is_up, one.error = error is None, error
             if one.phase == "loading" and one.is_up:
                 one.enter("ready", now_s)
 
-    def ran(self, launch: Launch, error: str | None, *, now_s: float) -> None:
-        """Serve took the order to run it, or gave up on it with `error`."""
+    def on_run(self, launch: Launch, error: str | None, *, now_s: float) -> None:
+        """Serve has accepted the launch; `error`: it was refused."""
         one = self._versions.get((launch.service, launch.version))
         if one is not None:
             one.run_as = launch
@@ -222,15 +221,15 @@ class FleetCore:
                 one.error = error
                 one.enter("failed", now_s)
 
-    def published(self, order: Publish, *, is_applied: bool, now_s: float) -> None:
-        """The route table took it. is_applied: every router obeys it."""
+    def on_published(self, order: Publish, *, is_applied: bool, now_s: float) -> None:
+        """The route table has accepted the order. is_applied: every router obeys it."""
         one = self._versions.get((order.launch.service, order.launch.version))
         if one is not None:
             one.published, one.published_s = order.urls, now_s
             one.out_of_table = is_applied and not order.urls
 
-    def is_gone(self, launch: Launch, *, now_s: float) -> None:
-        """Serve has taken it down and its processes have ended."""
+    def on_gone(self, launch: Launch, *, now_s: float) -> None:
+        """Serve has deleted it and its processes have ended."""
         key = (launch.service, launch.version)
         one = self._versions.get(key)
         if one is None:
@@ -241,20 +240,19 @@ class FleetCore:
         one.is_up = False
         if one.phase == "stopping":
             one.enter("gone", now_s)
-            if one.again is not None:
-                self._versions[key] = _Version(one.again, "loading", now_s)
-        self._forget_old()
+            if one.reload_as is not None:
+                self._versions[key] = _Version(one.reload_as, "loading", now_s)
+        gone = [key for key, other in self._versions.items() if other.phase == "gone"]
+        for key in gone[:-GONE_LIMIT]:
+            del self._versions[key]
 
-    # ---- what is to be done, and how it stands
+    # ---- orders and status
 
     def orders(self, *, now_s: float) -> tuple[Order, ...]:
-        """Everything that is to be done now; done ones are not asked for again."""
-        found: list[Order] = []
-        for one in self._versions.values():
-            found += self._orders_of(one, now_s)
-        return tuple(found)
+        """Everything that is due now; completed orders are not repeated."""
+        return tuple(order for one in self._versions.values() for order in self._orders_of(one, now_s))
 
-    def sights(self, service: str) -> tuple[VersionStatus, ...]:
+    def statuses(self, service: str) -> tuple[VersionStatus, ...]:
         """Every version of the service."""
         return tuple(
             VersionStatus(
@@ -282,16 +280,16 @@ class FleetCore:
         if one.phase == "gone":
             return ()
         if one.phase in ("loading", "ready", "draining"):
-            orders = [] if one.phase == "draining" else self._publication(one, one.urls, now_s)
+            orders = [] if one.phase == "draining" else self._publish_if_due(one, now_s)
             if one.phase == "draining" and not one.out_of_table:
-                orders = self._publication(one, (), now_s, force=True)
+                orders = [Publish(one.launch, ())]
             if external:
                 return [*orders, *([] if one.is_up else [Probe(one.launch, "", str(one.launch.url))])]
             if one.phase != "draining" and one.run_as != one.launch:
                 orders.append(RunApp(one.launch, len(one.reports)))
             return [*orders, *self._probes(one, now_s)]
         if one.phase == "stopping" and not one.out_of_table and one.published is not None:
-            return self._publication(one, (), now_s, force=True)
+            return (Publish(one.launch, ()),)
         stopping_s = now_s - one.since_s
         if one.phase == "stopping" and one.in_flight and stopping_s < STOP_LIMIT_S:
             cancels = [Cancel(one.launch, one.urls)] if stopping_s >= STOP_GRACE_S else []
@@ -300,54 +298,47 @@ class FleetCore:
             return ()
         return (DeleteApp(one.launch, tuple(sorted(one.processes))),)
 
-    def _publication(
-        self, one: _Version, urls: tuple[str, ...], now_s: float, *, force: bool = False
-    ) -> list[Order]:
-        if one.published is None and not urls and not force:
+    def _publish_if_due(self, one: _Version, now_s: float) -> list[Order]:
+        if one.published is None and not one.urls:
             return []
-        is_old = now_s - one.published_s >= PUBLISH_AGAIN_S
-        return [Publish(one.launch, urls)] if force or is_old or one.published != urls else []
+        is_due = one.published != one.urls or now_s - one.published_s >= REPUBLISH_S
+        return [Publish(one.launch, one.urls)] if is_due else []
 
     def _probes(self, one: _Version, now_s: float) -> list[Order]:
         return [
             Probe(one.launch, replica, report.url)
-            for replica, (report, heard_s) in one.reports.items()
-            if now_s - heard_s > SILENT_S
+            for replica, (report, reported_s) in one.reports.items()
+            if now_s - reported_s > REPORT_TIMEOUT_S
         ]
 
     def _check(self, token: int) -> None:
         if token < self._token:
-            raise StaleToken(f"fencing token {token} is older than {self._token}; stop acting")
+            raise StaleFencingToken(f"fencing token {token} is older than {self._token}; stop acting")
         self._token = token
 
-    def _commanded(self, service: str, version: str, token: int) -> _Version | None:
+    def _find(self, service: str, version: str, token: int) -> _Version | None:
         self._check(token)
         return self._versions.get((service, version))
 
-    def _forget_old(self) -> None:
-        gone = [key for key, one in self._versions.items() if one.phase == "gone"]
-        for key in gone[:-GONE_KEPT]:
-            del self._versions[key]
-
 
 class LoadQueue:
-    """One load at a time on each device; first come, first served among those whose devices are free."""
+    """Lock of each device while an engine loads on it: one load at a time."""
 
     def __init__(self) -> None:
         self._holders: dict[str, str] = {}  # place -> replica
 
     def try_acquire(self, replica: str, places: Sequence[str]) -> bool:
-        """True when the replica now holds all of the places."""
+        """True when the replica now holds all of these devices."""
         if any(self._holders.get(place, replica) != replica for place in places):
             return False
         self._holders.update(dict.fromkeys(places, replica))
         return True
 
     def release(self, replica: str) -> None:
-        """Gives its places back; harmless for one that holds none."""
+        """Release the replica's devices, if it holds any."""
         self._holders = {place: holder for place, holder in self._holders.items() if holder != replica}
 
     @property
     def holders(self) -> frozenset[str]:
-        """Replicas that hold a place."""
+        """Replicas that hold a device."""
         return frozenset(self._holders.values())

@@ -1,7 +1,7 @@
-"""The controller's hand on engines: every version of every service in one cluster, through the fleet actor.
+"""The controller's client of the fleet actor: every version of every service in one cluster.
 
-Errors: a stale token raises `StaleToken`. A command that the actor did not confirm within `timeout_s` raises
-`FleetUnreachable`; it is idempotent: give it again at the next tick. `observe` is None then, never a guess.
+Errors: a stale token raises `StaleFencingToken`. A command that the actor does not confirm within `timeout_s`
+raises `FleetUnreachable`; it is idempotent: retry at the next tick. `observe` gives None then, never a guess.
 """
 
 from __future__ import annotations
@@ -11,39 +11,32 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from serving.actor_names import FLEET, NAMESPACE
+from serving.actor_names import FLEET, NAMESPACE, detached
 from serving.fleet.actor_ray import FleetActor
 from serving.fleet.device_memory import DeviceMemory
 from serving.fleet.types import FleetUnreachable, Launch, VersionStatus, one_line
-from serving.loopback_ray import HOST
-from serving.table.route_table import StaleToken
+from serving.loopback import HOST
+from serving.table.route_table import StaleFencingToken
 
 OPEN_TIMEOUT_S = 60.0
 
 
 class RayFleet:
-    """Satisfies `serving.fleet.types.Fleet`. `ray.init` comes first and is the caller's."""
+    """A `serving.fleet.types.FleetClient`. The caller has called `ray.init`."""
 
     def __init__(self, namespace: str = NAMESPACE, *, timeout_s: float = 0.25) -> None:
         self._namespace = namespace
         self._timeout_s = timeout_s
         self._actor: Any = None
 
-    # ---- the cluster's life
+    # ---- the cluster
 
     def open(self, *, http_port: int, http_host: str = HOST) -> None:
-        """Makes the fleet actor if it is not there, with Serve's ingress at this address.
+        """Create the fleet actor if it does not exist, with Serve's ingress at this address.
 
         Waits a minute at most. Raises FleetUnreachable.
         """
-        options = {
-            "name": FLEET,
-            "namespace": self._namespace,
-            "lifetime": "detached",
-            "get_if_exists": True,
-            "num_cpus": 0,
-            "max_restarts": -1,
-        }
+        options = detached(FLEET, self._namespace)
         try:
             actor = ray.remote(FleetActor).options(**options).remote(http_host, http_port, self._namespace)
             ray.get(actor.observe.remote(""), timeout=OPEN_TIMEOUT_S)
@@ -54,65 +47,65 @@ class RayFleet:
         self._actor = actor
 
     def start_router(self, service: str, replicas: int = 1) -> None:
-        """Has Serve run the service's router at /{service}. Waits until Serve took the order."""
-        self._ask("run_router", service, replicas, timeout_s=OPEN_TIMEOUT_S)
+        """Run the service's router in Serve at /{service}. Waits until Serve has accepted it."""
+        self._call("run_router", service, replicas, timeout_s=OPEN_TIMEOUT_S)
 
     def stop_router(self, service: str) -> None:
-        """Has Serve take the service's router down."""
-        self._ask("stop_router", service, timeout_s=OPEN_TIMEOUT_S)
+        """Delete the service's router from Serve."""
+        self._call("stop_router", service, timeout_s=OPEN_TIMEOUT_S)
 
     def application(self, name: str) -> tuple[str, str] | None:
-        """Serve's status word and message of an application such as `chat--router`; None: there is none."""
-        status: tuple[str, str] | None = self._ask("application", name, timeout_s=OPEN_TIMEOUT_S)
+        """Serve's (status, message) of an application such as `chat--router`; None: not found."""
+        status: tuple[str, str] | None = self._call("application", name, timeout_s=OPEN_TIMEOUT_S)
         return status
 
     def devices(self) -> tuple[DeviceMemory, ...] | None:
-        """The memory of the devices on the fleet's host; None: unreachable."""
+        """Memory of the devices on the fleet's host; None: unreachable."""
         try:
-            found: tuple[DeviceMemory, ...] = self._ask("devices")
+            devices: tuple[DeviceMemory, ...] = self._call("devices")
         except FleetUnreachable:
             return None
-        return found
+        return devices
 
     # ---- versions
 
     def ensure(self, launch: Launch, *, token: int) -> None:
-        """Loads it, brings it back from draining, or sets its number of replicas."""
-        self._ask("ensure", launch, token)
+        """See `FleetClient.ensure`."""
+        self._call("ensure", launch, token)
 
     def observe(self, service: str) -> tuple[VersionStatus, ...] | None:
         """Every version of the service; None: unreachable."""
         try:
-            sights: tuple[VersionStatus, ...] = self._ask("observe", service)
+            statuses: tuple[VersionStatus, ...] = self._call("observe", service)
         except FleetUnreachable:
             return None
-        return sights
+        return statuses
 
     def drain(self, service: str, version: str, *, token: int) -> None:
-        """Takes it out of the route table; requests under way go on."""
-        self._ask("drain", service, version, token)
+        """See `FleetClient.drain`."""
+        self._call("drain", service, version, token)
 
     def cancel(self, service: str, version: str, *, token: int) -> None:
-        """Breaks off the requests that are still under way in a draining version."""
-        self._ask("cancel", service, version, token)
+        """See `FleetClient.cancel`."""
+        self._call("cancel", service, version, token)
 
     def stop(self, service: str, version: str, *, token: int) -> None:
-        """Unloads it, also while it loads; forgets a failure."""
-        self._ask("stop", service, version, token)
+        """See `FleetClient.stop`."""
+        self._call("stop", service, version, token)
 
     # ---- inside
 
-    def _ask(self, method: str, *values: object, timeout_s: float | None = None) -> Any:
+    def _call(self, method: str, *values: object, timeout_s: float | None = None) -> Any:
         try:
             if self._actor is None:
                 self._actor = ray.get_actor(FLEET, namespace=self._namespace)
-            call = getattr(self._actor, method).remote(*values)
-            return ray.get(call, timeout=timeout_s or self._timeout_s)
+            pending = getattr(self._actor, method).remote(*values)
+            return ray.get(pending, timeout=timeout_s or self._timeout_s)
         except RayTaskError as exc:
-            if isinstance(exc.cause, StaleToken):
-                raise StaleToken(str(exc.cause)) from exc
+            if isinstance(exc.cause, StaleFencingToken):
+                raise StaleFencingToken(str(exc.cause)) from exc
             raise
         except (GetTimeoutError, RayError, ValueError) as exc:
-            # Ray restarts a dead actor under the same name: look it up again.
+            # Ray restarts a dead actor under the same name: the next call looks it up again.
             self._actor = None
             raise FleetUnreachable(f"the fleet actor does not answer ({one_line(exc)})") from exc

@@ -1,1 +1,1 @@
-"""The router: assignment, one request's way through attempts, its fronts and its connection to the table."""
+"""The router: assignment, the state of a request, its fronts, and its clients of table and records log."""

@@ -1,9 +1,9 @@
-"""What an answer says about itself, read from its bytes as they pass: finish, usage, id, errors.
+"""Metadata of an answer, scanned from its bytes in transit: finish reason, usage, id, errors.
 
-Made to be cheap: a stream's events are searched with one regular expression and only the few that say
-something are parsed. The bytes that pass to the client are never touched.
+Cheap by design: a stream's events are searched with one regular expression and only the few that hold
+metadata are parsed. The bytes sent to the client are never changed.
 
-Invariant: no text of an answer is kept; only whether there was any.
+Invariant: no text of an answer is kept, only whether there was any.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-PARSE_LIMIT = 1 << 20  # bytes of one JSON answer, or of one event, beyond which it is passed unread
+PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 
-_TELLING = re.compile(
+_METADATA = re.compile(
     rb'"(?:finish_reason|stop_reason)":\s*"|"usage":\s*\{|"error":\s*[{"]|"message":\s*\{'
     rb'|"type":\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error)"'
 )
@@ -23,17 +23,16 @@ _CONTENT = re.compile(
     rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|arguments|partial_json|thinking)":\s*"[^"]'
     rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*["{]'
 )
-# What ends a stream properly, where a path has such a thing; elsewhere the end of the body is enough.
-_DONE_PATHS = {"/v1/chat/completions", "/v1/completions"}
-_TYPED_PATHS = {"/v1/responses", "/v1/messages"}
-_WORDED_PATHS = _DONE_PATHS | _TYPED_PATHS
+# Paths whose answers hold text, and whose streams end with [DONE] or a final event. On other paths the end of
+# the body is enough.
+_TEXT_PATHS = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
 
 
 @dataclass(slots=True)
 class AnswerScan:
-    """Feed it every byte of one answer with status 200, then `end` it.
+    """Scanner of one answer with status 200: `feed` it every byte, then call `end`.
 
-    path: of the request, decides what a proper finish is. content_type: of the answer, lower case.
+    path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
     """
 
     path: str
@@ -46,9 +45,9 @@ class AnswerScan:
     has_content: bool = False
     has_error: bool = False  # the engine reported an error inside the answer
     is_malformed: bool = False
-    _is_finished: bool = False
-    _rest: bytes = b""
-    _is_unread: bool = False
+    is_finished: bool = False  # a stream declared its end, though its body may not have ended
+    _buffer: bytes = b""  # an incomplete line of a stream, or a JSON answer so far
+    _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
     _is_between: bool = True
 
     @property
@@ -58,86 +57,78 @@ class AnswerScan:
 
     @property
     def is_between_events(self) -> bool:
-        """True when the bytes so far are whole events of a stream."""
+        """True when the bytes so far are complete events of a stream."""
         return self.is_stream and self._is_between
 
     @property
-    def is_finished(self) -> bool:
-        """True when a stream has said that it is complete, though its body may not have ended."""
-        return self._is_finished
-
-    @property
     def is_empty(self) -> bool:
-        """True when the answer was of a kind that has words, and had none."""
-        return self.path in _WORDED_PATHS and not (self.has_content or self._is_unread or self.has_error)
+        """True when an answer that should hold text has none."""
+        return self.path in _TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
 
     def feed(self, data: bytes) -> None:
-        """Takes the next bytes."""
-        if self._is_unread:
+        """Scan the next bytes."""
+        if self._is_too_large:
             return
         if not self.is_stream:
-            self._keep(self._rest + data)
+            self._set_buffer(self._buffer + data)
             return
-        lines = (self._rest + data if self._rest else data).split(b"\n")
-        self._keep(lines.pop())
+        lines = (self._buffer + data if self._buffer else data).split(b"\n")
+        self._set_buffer(lines.pop())
         for line in lines:
             if line.startswith(b"data:"):
-                self._event(line[5:].strip())
-        if lines:
-            self._is_between = not lines[-1].strip() and not self._rest
-        else:
-            self._is_between = False
+                self._read_event(line[5:].strip())
+        self._is_between = bool(lines) and not lines[-1].strip() and not self._buffer
 
     def end(self) -> str | None:
-        """What was wrong with an answer whose body ended cleanly, in one word; None: nothing."""
+        """The defect of an answer whose body ended cleanly, as a fixed word; None: none."""
         if self.is_stream:
-            if self._rest.startswith(b"data:"):
-                self._event(self._rest[5:].strip())
-            needs_finish = self.path in _WORDED_PATHS and not self._is_unread
-            if needs_finish and not self._is_finished and not self.has_error:
+            if self._buffer.startswith(b"data:"):
+                self._read_event(self._buffer[5:].strip())
+            needs_finish = self.path in _TEXT_PATHS and not self._is_too_large
+            if needs_finish and not self.is_finished and not self.has_error:
                 return "cut"
-        elif self.content_type.startswith("application/json") and not self._is_unread:
-            self._whole()
+        elif self.content_type.startswith("application/json") and not self._is_too_large:
+            self._read_json_answer()
         if self.has_error:
             return "error in the answer"
         if self.is_malformed:
             return "malformed"
         return "empty" if self.is_empty else None
 
-    def _keep(self, rest: bytes) -> None:
-        self._is_unread = len(rest) > PARSE_LIMIT
-        self._rest = b"" if self._is_unread else rest
+    def _set_buffer(self, data: bytes) -> None:
+        self._is_too_large = len(data) > PARSE_LIMIT
+        self._buffer = b"" if self._is_too_large else data
 
-    def _event(self, data: bytes) -> None:
+    def _read_event(self, data: bytes) -> None:
         if data == b"[DONE]":
-            self._is_finished = True
+            self.is_finished = True
             return
         self.events += 1
         if not self.has_content and _CONTENT.search(data):
             self.has_content = True
-        if self.events == 1 or _TELLING.search(data):
-            self._told(_parsed(data))
+        if self.events == 1 or _METADATA.search(data):
+            self._read_object(json_object(data))
 
-    def _whole(self) -> None:
-        answer = _parsed(self._rest)
+    def _read_json_answer(self) -> None:
+        answer = json_object(self._buffer)
         if answer is None:
             self.is_malformed = True
             return
-        self.has_content = _CONTENT.search(self._rest) is not None
-        self._told(answer)
+        self.has_content = _CONTENT.search(self._buffer) is not None
+        self._read_object(answer)
 
-    def _told(self, data: dict[str, Any] | None) -> None:
-        """Takes what one JSON object says: a whole answer or one event, of any of the served dialects."""
+    def _read_object(self, data: dict[str, Any] | None) -> None:
+        """Read one JSON object: a whole answer or one event, of any of the served APIs."""
         if data is None:
             return
         kind = data.get("type")
         if data.get("error") or kind in ("error", "response.failed"):
             self.has_error = True
         if kind in ("response.completed", "response.incomplete", "response.failed", "message_stop"):
-            self._is_finished = True
+            self.is_finished = True
         inner = data.get("response") or data.get("message")
-        for one in (data, inner) if isinstance(inner, dict) else (data,):
-            self._named(one)
+        for fields in (data, inner) if isinstance(inner, dict) else (data,):
+            self._read_id_and_usage(fields)
         choices = data.get("choices")
         if isinstance(choices, list):
             for choice in choices:
@@ -147,12 +138,12 @@ class AnswerScan:
         if isinstance(delta, dict) and isinstance(delta.get("stop_reason"), str):
             self.finish_reason = delta["stop_reason"]
 
-    def _named(self, one: dict[str, Any]) -> None:
-        if self.answer_id is None and isinstance(one.get("id"), str):
-            self.answer_id = one["id"]
-        if isinstance(one.get("stop_reason"), str):
-            self.finish_reason = one["stop_reason"]
-        usage = one.get("usage")
+    def _read_id_and_usage(self, fields: dict[str, Any]) -> None:
+        if self.answer_id is None and isinstance(fields.get("id"), str):
+            self.answer_id = fields["id"]
+        if isinstance(fields.get("stop_reason"), str):
+            self.finish_reason = fields["stop_reason"]
+        usage = fields.get("usage")
         if isinstance(usage, dict):
             self.prompt_tokens = _count(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
             self.completion_tokens = _count(
@@ -165,8 +156,8 @@ def _count(usage: dict[str, Any], name: str, other: str, before: int | None) -> 
     return value if isinstance(value, int) and value >= 0 else before
 
 
-def _parsed(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in `data`; None when it is none."""
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in `data`; None when it is malformed or not an object."""
     try:
         value = json.loads(data)
     except ValueError:

@@ -1,11 +1,11 @@
-"""Which arm a request belongs to: pure functions of the route table, the head and the body.
+"""Assignment of requests to arms: pure functions of the route table, the headers and the body.
 
 Rules:
-1. One formula: `bucket = hash64(salt, key) mod 10000`; canary if `bucket < w(key)`. A raised weight
-   therefore moves keys one way only, and every router draws the same for the same key.
+1. One formula: `bucket = hash64(salt, key) mod 10000`; canary if `bucket < weight_bp`. A raised weight
+   therefore moves keys one way only, and every router assigns the same key to the same arm.
 2. The key is the first of: header x-session-id; body `prompt_cache_key`, `safety_identifier`, `user`;
-   everything up to the end of the first assistant turn; the request itself. Where it came from is not
-   hashed: a unit keeps its name when the source of its key changes.
+   everything up to the end of the first assistant turn; the request itself. Its source is not hashed: a unit
+   keeps its name when the source of its key changes.
 3. A raw key never leaves this module's callers: records carry `unit_of`, an HMAC.
 """
 
@@ -19,63 +19,56 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from serving.messages import FULL_BP, RouteTable
+from serving.messages import FULL_BP
 
 SESSION_HEADER = "x-session-id"
 BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
-# Requests that ask a model for an answer; only these are drawn and recorded. Everything else goes to
-# stable.
-DRAWN_PATHS = frozenset(
+# Requests that ask a model for an answer; only these are assigned and recorded, all others go to stable.
+ELIGIBLE_PATHS = frozenset(
     {
-        *(
-            "/v1/chat/completions",
-            "/v1/completions",
-            "/v1/responses",
-            "/v1/messages",
-            "/inference/v1/generate",
-        ),
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
         *("/v1/embeddings", "/v1/score", "/v1/rerank", "/v2/rerank", "/rerank", "/score", "/pooling"),
-        *("/classify", "/v1/audio/transcriptions", "/v1/audio/translations"),
+        *("/classify", "/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """What the coin is tossed for."""
+class AssignmentKey:
+    """The text that is hashed to assign a request; requests of one conversation or user share it."""
 
     text: str
-    by: Literal["request", "sticky"]
+    source: Literal["request", "sticky"]
 
 
-def is_drawn(method: str, path: str) -> bool:
-    """True when this request asks a model for an answer, so that the coin decides who gives it."""
-    return method == "POST" and path in DRAWN_PATHS
+def is_eligible(method: str, path: str) -> bool:
+    """True for a request that asks a model for an answer: it is assigned to an arm and recorded."""
+    return method == "POST" and path in ELIGIBLE_PATHS
 
 
-def find_key(headers: Mapping[str, str], body: Mapping[str, Any] | None, *, request_id: str) -> Key:
-    """The unit of this request, by rule 2. `headers`: lower-case names. `body`: None when it is not JSON."""
+def find_key(headers: Mapping[str, str], body: Mapping[str, Any] | None, *, request_id: str) -> AssignmentKey:
+    """The key of this request, by rule 2. `headers`: lower-case names. `body`: None when it is not JSON."""
     session = headers.get(SESSION_HEADER, "").strip()
     if session:
-        return Key(session, "sticky")
+        return AssignmentKey(session, "sticky")
     for name in BODY_KEYS if body else ():
         value = body.get(name) if body else None
         if isinstance(value, str) and value:
-            return Key(value, "sticky")
+            return AssignmentKey(value, "sticky")
     opening = _opening(body) if body else None
     if opening is not None:
-        return Key(opening, "sticky")
-    return Key(request_id, "request")
+        return AssignmentKey(opening, "sticky")
+    return AssignmentKey(request_id, "request")
 
 
 def _opening(body: Mapping[str, Any]) -> str | None:
-    """Digest of the conversation up to the end of its first assistant turn; None before there is one."""
+    """Digest of the conversation up to the end of its first assistant turn; None: no such turn yet."""
     turns = body.get("messages", body.get("input"))
     if not isinstance(turns, list):
         return None
     for index, turn in enumerate(turns):
         if isinstance(turn, dict) and turn.get("role") == "assistant":
-            # Without the model's name: it may change while the conversation goes on.
+            # Excludes the model's name, which may change during the conversation.
             opening = json.dumps(turns[: index + 1], sort_keys=True, separators=(",", ":"))
             return hashlib.blake2b(opening.encode(), digest_size=16).hexdigest()
     return None
@@ -86,20 +79,15 @@ def hash64(salt: str, key: str) -> int:
 
     Check: hash64('salt', 'key') is 11907544988806243802.
     """
-    # The length goes in front, so that ('ab', 'c') and ('a', 'bc') differ.
+    # Prefixed with the length, so that ('ab', 'c') and ('a', 'bc') differ.
     encoded_salt = salt.encode()
     data = len(encoded_salt).to_bytes(4, "big") + encoded_salt + key.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def bucket_of(salt: str, key: str) -> int:
-    """0-9999. The bias of the modulus is under 1e-15."""
+    """Bucket of a key, 0-9999. The bias of the modulus is under 1e-15."""
     return hash64(salt, key) % FULL_BP
-
-
-def weight_bp_of(table: RouteTable) -> int:
-    """The canary's share of this table's requests in basis points; 0 without a canary."""
-    return table.weight_bp if table.canary else 0
 
 
 def unit_of(secret: str, rollout: str, key: str) -> str:

@@ -1,8 +1,8 @@
-"""The router's ASGI front: reads a request whole, asks the core, moves bytes, tells the core what happened.
+"""ASGI front of the router: reads requests, relays bytes and reports events to the core, which decides.
 
-One coroutine a request, one more that waits for the client to go away. Nothing is decided here.
+Each request has one coroutine, and one more that waits for the client to disconnect.
 
-Invariant: a client that goes away stops the engine's work, and is recorded as cancelled.
+Invariant: a client that disconnects stops the engine's work and is recorded as cancelled.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, TypeAlias
 
 from serving.clock import boot_s
-from serving.router.exchange import Exchange, Refusal, Request
+from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
+from serving.router.types import Refusal, Request
 from serving.router.upstream import Answer, Upstream, UpstreamFailure
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -24,18 +25,18 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 BODY_LIMIT = 64 << 20  # bytes
-TABLE_LOOK_S = 0.01
+TABLE_CHECK_S = 0.01
 
 
 class Background(Protocol):
-    """What runs beside the requests: news of the table in, records out."""
+    """The tasks beside the requests: receive route tables, send records."""
 
     async def start(self, core: RouterCore) -> None: ...
     async def stop(self) -> None: ...
 
 
 class RouterFront:
-    """An ASGI application over one `RouterCore`. Lifespan start-up and shutdown run the background."""
+    """ASGI application over one `RouterCore`. Lifespan events start and stop the background."""
 
     def __init__(self, core: RouterCore, background: Background) -> None:
         self.core = core
@@ -43,7 +44,7 @@ class RouterFront:
         self._upstream: Upstream | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one ASGI scope."""
+        """Serve one ASGI scope."""
         if scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -52,12 +53,12 @@ class RouterFront:
             await send({"type": "websocket.close", "code": 1003})
 
     async def start(self) -> None:
-        """Opens the connection pool and starts the background, in the running event loop."""
+        """Open the connection pool and start the background, in the running event loop."""
         self._upstream = Upstream(self.core.limits)
         await self._background.start(self.core)
 
     async def stop(self) -> None:
-        """Stops the background, then closes the pool."""
+        """Stop the background, then close the pool."""
         await self._background.stop()
         if self._upstream is not None:
             await self._upstream.close()
@@ -78,9 +79,9 @@ class RouterFront:
         if path is None:
             await _refuse(send, _unknown_service(scope["path"], self.core.service))
             return
-        body = await _read(receive)
+        body = await _read_body(receive)
         if body is None:
-            return  # the client went away before it had asked anything
+            return  # the client disconnected before it had sent its request
         if isinstance(body, Refusal):
             await _refuse(send, body)
             return
@@ -88,42 +89,43 @@ class RouterFront:
         request = Request(scope["method"], path, scope.get("query_string", b""), headers, body)
         request_id = "req-" + secrets.token_hex(12)
         if self.core.table is None:
-            await self._first_table()
+            await self._wait_for_table()
         exchange = self.core.begin(request, request_id=request_id, now_s=boot_s(), wall_s=time.time())
         if isinstance(exchange, Refusal):
             await _refuse(send, exchange)
             return
-        await self._watched(exchange, request, receive, send)
+        await self._serve_until_disconnect(exchange, request, receive, send)
 
-    async def _first_table(self) -> None:
-        """Waits for the table of a router that started late: users may come before its first poll."""
-        ends_at_s = boot_s() + self.core.limits.table_s
-        while self.core.table is None and boot_s() < ends_at_s:  # noqa: ASYNC110 - the core knows no loop
-            await asyncio.sleep(TABLE_LOOK_S)
+    async def _wait_for_table(self) -> None:
+        """Hold the requests that arrive before a new router's first poll, for `table_s` at most."""
+        deadline_s = boot_s() + self.core.limits.table_s
+        while self.core.table is None and boot_s() < deadline_s:  # noqa: ASYNC110 - the core has no event loop
+            await asyncio.sleep(TABLE_CHECK_S)
 
-    async def _watched(self, exchange: Exchange, request: Request, receive: Receive, send: Send) -> None:
-        """Serves the exchange until it ends or the client goes away, whichever is first."""
+    async def _serve_until_disconnect(
+        self, exchange: Exchange, request: Request, receive: Receive, send: Send
+    ) -> None:
         serving = asyncio.current_task()
         assert serving is not None
-        is_gone = False
+        is_disconnected = False
 
         async def watch() -> None:
-            nonlocal is_gone
+            nonlocal is_disconnected
             while (await receive())["type"] != "http.disconnect":
                 pass
             if not exchange.is_over:
-                is_gone = True
+                is_disconnected = True
                 serving.cancel()
 
         watcher = asyncio.create_task(watch())
         try:
             await self._serve(exchange, request, send)
         except asyncio.CancelledError:
-            if not is_gone:
-                raise  # the server is going down
+            if not is_disconnected:
+                raise  # the server is shutting down
             serving.uncancel()
         except OSError:
-            pass  # a server that raises on a send to a client that went away; recorded below
+            pass  # some servers raise on a send to a client that disconnected; recorded below
         finally:
             watcher.cancel()
             exchange.cancelled(now_s=boot_s())
@@ -131,7 +133,7 @@ class RouterFront:
     async def _serve(self, exchange: Exchange, request: Request, send: Send) -> None:
         assert self._upstream is not None, "the front was not started"
         while True:
-            attempt = exchange.next_try()
+            attempt = exchange.next_attempt()
             if isinstance(attempt, Refusal):
                 exchange.refused(attempt, now_s=boot_s())
                 await _refuse(send, attempt)
@@ -140,7 +142,7 @@ class RouterFront:
             deadline_s = boot_s() + attempt.first_byte_s
             try:
                 answer = await self._upstream.open(attempt, request, lambda: exchange.may_start(boot_s()))
-                if await self._pass(exchange, answer, send, deadline_s):
+                if await self._relay(exchange, answer, send, deadline_s):
                     return
             except UpstreamFailure as exc:
                 exchange.failed(exc.why)
@@ -148,13 +150,13 @@ class RouterFront:
                 if answer is not None:
                     answer.close()
 
-    async def _pass(self, exchange: Exchange, answer: Answer, send: Send, deadline_s: float) -> bool:
-        """Passes the answer on; False: of no use, try on. Raises UpstreamFailure before the first byte."""
+    async def _relay(self, exchange: Exchange, answer: Answer, send: Send, deadline_s: float) -> bool:
+        """Relay the answer; False: unusable, try again. Raises UpstreamFailure before the first byte."""
         head = exchange.answered(answer.status, answer.headers)
         if head is None:
             return False
         idle_s = self.core.limits.idle_s
-        # The head waits for the first bytes: an engine sends its head at once and may die before a token.
+        # The head is held until the first bytes: an engine sends it at once and may die before a token.
         first_s = max(0.001, deadline_s - boot_s())
         data = await (answer.whole(first_s) if head.hold else answer.chunk(first_s))
         if not exchange.received(data, now_s=boot_s()):
@@ -171,7 +173,7 @@ class RouterFront:
             except UpstreamFailure:
                 data, more = exchange.cut_off(now_s=boot_s()), False
                 if not data:
-                    # Left unfinished, so that the server closes the connection and the client sees the cut.
+                    # Unfinished, so that the server closes the connection and the client sees the cut.
                     return True
             else:
                 if data:
@@ -183,7 +185,7 @@ class RouterFront:
 
 
 def _own_path(scope: Scope, service: str) -> str | None:
-    """The path as the engine knows it; None when it names another service."""
+    """The path without the service's prefix; None when it names another service."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     path = raw.decode("latin-1").partition("?")[0]
     prefix = "/" + service
@@ -199,8 +201,8 @@ def _unknown_service(path: str, service: str) -> Refusal:
     return Refusal(404, "unknown_service", message)
 
 
-async def _read(receive: Receive) -> bytes | Refusal | None:
-    """The request's body; None when the client went away first."""
+async def _read_body(receive: Receive) -> bytes | Refusal | None:
+    """The request's body; None when the client disconnected first."""
     parts: list[bytes] = []
     size = 0
     while True:

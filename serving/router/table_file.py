@@ -1,14 +1,14 @@
-"""The router by itself: one process in front of OpenAI-compatible upstreams that a YAML file names.
+"""Standalone router: one process in front of OpenAI-compatible upstreams, its route table in a YAML file.
 
-The same core as in Serve, without Ray. The file is read again when it changes; a broken one is reported in
-one line and the last good table stays. Nobody can withdraw this table from outside, so its lease never ends,
-and external upstreams have no fence: a removed canary gets no new request from the moment the file is read.
+The same core as in Serve, without Ray. The file is reloaded when it changes; an invalid one is reported in
+one line and the last good table stays in effect. No other process can withdraw this table, so its lease never
+ends, and external upstreams have no fence: a removed canary gets no new request once the file is reloaded.
 
     service: chat
     stable: {url: "http://127.0.0.1:8001"}
-    canary: {url: "http://127.0.0.1:8002"}     # may be left out
+    canary: {url: "http://127.0.0.1:8002"}     # optional
     weight_bp: 500                             # 5 %
-    salt: 2026-11-spring                       # another salt draws anew
+    salt: 2026-11-spring                       # a new salt assigns all keys anew
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
 from serving.table.route_table import root_url
 
-LOOK_S = 0.5
+RELOAD_CHECK_S = 0.5
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 
 
 class TableFileError(ValueError):
-    """The file cannot be used; one line with the value, the limit and the remedy."""
+    """The file is invalid or unreadable; one line with the value, the limit and the remedy."""
 
 
 class _Upstream(BaseModel):
@@ -63,7 +63,7 @@ class _TableFile(BaseModel):
 
 
 def read_table(path: Path, *, change: int) -> RouteTable:
-    """The table that the file describes, as its `change`-th. Raises TableFileError."""
+    """The table in the file, as revision `change`. Raises TableFileError."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as exc:
@@ -74,7 +74,7 @@ def read_table(path: Path, *, change: int) -> RouteTable:
     except yaml.YAMLError as exc:
         raise TableFileError(f"table {path}: not YAML: {' '.join(str(exc).split())}") from exc
     except ValidationError as exc:
-        raise TableFileError(f"table {path}: {_first(exc)}") from exc
+        raise TableFileError(f"table {path}: {_first_line(exc)}") from exc
     if spec.weight_bp and spec.canary is None:
         raise TableFileError(f"table {path}: weight_bp {spec.weight_bp} without a canary; add one or set 0")
     canary = _arm(spec.canary, "canary") if spec.canary and spec.weight_bp else None
@@ -96,39 +96,40 @@ def _arm(upstream: _Upstream, name: str) -> Arm:
     return Arm(upstream.version or name, (Replica(upstream.url),), external=True)
 
 
-def _first(error: ValidationError) -> str:
-    """The first thing wrong, in one line."""
-    one = error.errors()[0]
-    where = ".".join(str(part) for part in one["loc"]) or "the file"
-    got = one.get("input")
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    got = first.get("input")
     value = f" {got!r}" if isinstance(got, str | int | float | bool) else ""
-    known = "; keys are service, stable, canary, weight_bp, salt" if one["type"] == "extra_forbidden" else ""
-    return f"{where}{value}: {one['msg']}{known}"
+    known = (
+        "; keys are service, stable, canary, weight_bp, salt" if first["type"] == "extra_forbidden" else ""
+    )
+    return f"{where}{value}: {first['msg']}{known}"
 
 
 class FileTableSource:
-    """Gives a core the table of a file, again whenever the file changes. Records go nowhere."""
+    """Loads a core's table from a file whenever the file changes. Records are discarded."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._loaded: tuple[int, int, int] | None = None  # stamp of the file when it was last read
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, core: RouterCore) -> None:
-        """Begins to look at the file, in the running event loop."""
+        """Start to check the file, in the running event loop."""
         self._task = asyncio.create_task(self._run(core))
 
     async def stop(self) -> None:
-        """Stops looking."""
+        """Stop checking."""
         if self._task is not None:
             self._task.cancel()
 
-    def look(self, core: RouterCore) -> str | None:
-        """Takes the file if it has changed. Returns what is wrong with it; None: nothing."""
-        seen = self._stamp()
-        if seen == self._seen:
+    def reload(self, core: RouterCore) -> str | None:
+        """Load the file if it has changed. What is wrong with it, in one line; None: nothing."""
+        stamp = self._stamp()
+        if stamp == self._loaded:
             return None
-        self._seen = seen
+        self._loaded = stamp
         try:
             table = read_table(self._path, change=core.applied[1] + 1)
             if table.service != core.service:
@@ -137,7 +138,7 @@ class FileTableSource:
                 )
         except TableFileError as exc:
             return str(exc)
-        core.heard(table, sent_s=boot_s())
+        core.on_table(table, sent_s=boot_s())
         return None
 
     def _stamp(self) -> tuple[int, int, int] | None:
@@ -149,33 +150,33 @@ class FileTableSource:
 
     async def _run(self, core: RouterCore) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
-            wrong = self.look(core)
-            if wrong is not None:
-                _say(f"{wrong}; the last good table stays")
-            # Nobody reads the records of a router that runs by itself: let them settle, and go.
-            core.heard(None, sent_s=boot_s())
+            await asyncio.sleep(RELOAD_CHECK_S)
+            error = self.reload(core)
+            if error is not None:
+                _print_line(f"{error}; the last good table stays")
+            # A standalone router's records have no reader: discard them as soon as they are complete.
+            core.on_table(None, sent_s=boot_s())
             core.report(now_s=boot_s(), wall_s=time.time())
-            core.outbox.sent()
+            core.outbox.acknowledge()
 
 
 def make_front(path: Path) -> RouterFront:
-    """A router over the table in this file. Raises TableFileError."""
+    """A router whose table is in this file. Raises TableFileError."""
     service = read_table(path, change=1).service
     core = RouterCore(service, router=f"static:{os.getpid()}:{secrets.token_hex(3)}", lease_s=math.inf)
-    line = FileTableSource(path)
-    wrong = line.look(core)
-    if wrong is not None:
-        raise TableFileError(wrong)
-    return RouterFront(core, line)
+    source = FileTableSource(path)
+    error = source.reload(core)
+    if error is not None:
+        raise TableFileError(error)
+    return RouterFront(core, source)
 
 
 def main(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> int:
-    """Serves until interrupted. Returns the exit code: 0, or after one line 2 (file) or 4 (port)."""
+    """Serve until interrupted. The exit code: 0, or after one line 2 (file) or 4 (port)."""
     try:
         front = make_front(Path(table_path))
     except TableFileError as exc:
-        _say(str(exc))
+        _print_line(str(exc))
         return BAD_INPUT
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -183,14 +184,14 @@ def main(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> i
         listening.bind((host, port))
     except (OSError, OverflowError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a port"
-        _say(f"port {port} on {host}: {reason}; choose another with --port")
+        _print_line(f"port {port} on {host}: {reason}; choose another with --port")
         return UNREACHABLE
     base = f"http://{host}:{listening.getsockname()[1]}/{front.core.service}/v1"
-    _say(f"routing {front.core.service} at {base}")
+    _print_line(f"routing {front.core.service} at {base}")
     config = uvicorn.Config(front, lifespan="on", log_level="error", access_log=False, timeout_keep_alive=75)
     uvicorn.Server(config).run(sockets=[listening])
     return OK
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is a command's own output

@@ -1,4 +1,4 @@
-"""What an exchange is given, needs and says: values, and the port to its router. No socket, no clock."""
+"""Values that an exchange takes and returns, and its port to the router. No socket, no clock."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from serving.router.outbox import SETTLE_S, Canary
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Patience, in seconds."""
+    """Timeouts, in seconds."""
 
     connect_s: float = 5.0
-    settle_s: float = SETTLE_S  # then a request is recorded as it stands
-    canary_stream_s: float = 60.0  # to the first byte of a stream: later it is an error anyhow
-    canary_whole_s: float = 300.0  # to the first byte of an answer that comes at once
+    settle_s: float = SETTLE_S  # after this an open request is recorded as open
+    canary_stream_s: float = 60.0  # to the first byte of a stream: later it is an error in any case
+    canary_whole_s: float = 300.0  # to the first byte of an answer that is not streamed
     stable_s: float = 600.0  # to the first byte
     idle_s: float = 300.0  # between bytes
-    table_s: float = 5.0  # for the first table of a router that has just started
+    table_s: float = 5.0  # until a router that has just started has its first table
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that has been read whole."""
+    """A request whose body has been read."""
 
     method: str
     path: str  # without the service's prefix
@@ -36,34 +36,34 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
-    """Send the request there."""
+class Attempt:
+    """One HTTP request to one replica."""
 
     arm: int
     url: str  # with path and query
     headers: list[tuple[bytes, bytes]]
-    first_byte_s: float  # how long to wait for the first byte
+    first_byte_s: float  # timeout until the first byte
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer of the router itself."""
+    """An error answer of the router itself."""
 
     status: int
     code: str
     message: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    retry_after_s: int | None = None  # None: trying again will not help
+    retry_after_s: int | None = None  # None: a retry will not help
 
     def body(self) -> bytes:
-        """The error in the shape that OpenAI clients know."""
+        """The error as JSON in OpenAI's shape."""
         kind = "invalid_request_error" if self.status < 500 else "service_unavailable"
         return json.dumps({"error": {"message": self.message, "type": kind, "code": self.code}}).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Pass this head on; with `hold`, only when the whole body has come."""
+    """Status and headers for the client; `hold`: send them only when the whole body has arrived."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -71,8 +71,8 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """Where the coin sent a request."""
+class Assignment:
+    """The arm of a request, and how it was chosen."""
 
     arm: int
     w: float
@@ -80,7 +80,7 @@ class Draw:
     unit: str
     key: str
     assigned_by: AssignedBy
-    canary: Canary | None  # what it could have been sent to; None: not drawn
+    canary: Canary | None  # the canary it could have been assigned to; None: not randomised
 
 
 class RouterContext(Protocol):
@@ -101,8 +101,8 @@ class RouterContext(Protocol):
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while this canary may be sent requests."""
 
-    def settle(self, record: RequestRecord, *, drawn_s: float, canary: Canary | None) -> None:
-        """Takes the one record of a request."""
+    def on_record(self, record: RequestRecord, *, assigned_s: float, canary: Canary | None) -> None:
+        """Accept the one record of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,9 @@ class Start:
 
     request_id: str
     request: Request
-    table: RouteTable  # the one that drew it
-    draw: Draw
-    recorded: bool
+    table: RouteTable  # by which the arm was assigned
+    assignment: Assignment
+    is_eligible: bool  # assigned to an arm and recorded
     streams: bool  # the client asked for a stream
     at_s: float  # wall clock
     now_s: float

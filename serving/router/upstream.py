@@ -1,6 +1,6 @@
-"""HTTP to engines, byte for byte: pooled connections, streaming bodies, failures in the router's own words.
+"""HTTP client to engines: pooled connections, unchanged streaming bodies, failures as `UpstreamFailure`.
 
-aiohttp's exceptions end here: whoever uses this sees only `UpstreamFailure`.
+No aiohttp exception leaves this module.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from serving.messages import CANARY
-from serving.router.exchange import Limits, Request, Try
 from serving.router.headers import RawHeaders
+from serving.router.types import Attempt, Limits, Request
 
-# Below uvicorn's 5 s, so that it is us who close an idle connection and not the engine under a request.
+# Below uvicorn's 5 s, so that the router closes an idle connection, not the engine during a request.
 KEEP_ALIVE_S = 4.0
 
 
 class UpstreamFailure(Exception):
-    """The engine did not answer, or not to the end. `why` is the router's word for it."""
+    """The engine did not answer, or its answer broke off. `why`: a `Failure` of the exchange."""
 
     def __init__(self, why: Literal["refused", "reset", "timeout", "cut", "withheld"]) -> None:
         super().__init__(why)
@@ -31,11 +31,11 @@ class UpstreamFailure(Exception):
 
 
 class _Withheld(Exception):
-    """The permission to start was gone when the head was about to be written."""
+    """`may_start` was False when the head was about to be written."""
 
 
 class Answer:
-    """An engine's answer, its body not read yet."""
+    """An engine's answer whose body has not been read yet."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -62,20 +62,20 @@ class Answer:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Gives the connection back if the body has ended, else breaks it, which tells the engine to stop."""
+        """Return the connection to the pool if the body has ended, else break it, which stops the engine."""
         self._response.release()  # aiohttp itself closes a connection whose body has not been read whole
 
 
 class Upstream:
-    """A pool of connections to every engine of a service. Use it in one event loop."""
+    """Connection pool to every engine of a service. Use it in one event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
         self._plain = self._session([])
         trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(_ask_permission)
-        self._watched = self._session([trace])
+        trace.on_request_headers_sent.append(_check_may_start)
+        self._checked = self._session([trace])
 
     def _session(self, traces: list[aiohttp.TraceConfig]) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -89,13 +89,13 @@ class Upstream:
             read_bufsize=1 << 18,
         )
 
-    async def open(self, attempt: Try, request: Request, may_start: Callable[[], bool]) -> Answer:
-        """Sends the request and waits for the answer's head. Raises UpstreamFailure.
+    async def open(self, attempt: Attempt, request: Request, may_start: Callable[[], bool]) -> Answer:
+        """Send the request and wait for the answer's head. Raises UpstreamFailure.
 
-        may_start: asked just before the head is written; False sends nothing and fails as 'withheld'.
+        may_start: called just before the head is written; False sends nothing and fails as 'withheld'.
         """
-        # Asked of a canary only: tracing costs, and stable is never withheld.
-        session = self._watched if attempt.arm == CANARY else self._plain
+        # Checked for a canary only: tracing costs time, and stable is never withheld.
+        session = self._checked if attempt.arm == CANARY else self._plain
         headers = CIMultiDict((k.decode("latin-1"), v.decode("latin-1")) for k, v in attempt.headers)
         try:
             async with asyncio.timeout(attempt.first_byte_s):
@@ -118,17 +118,17 @@ class Upstream:
         return Answer(response)
 
     async def close(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""
         await self._plain.close()
-        await self._watched.close()
+        await self._checked.close()
         await self._connector.close()
 
 
-async def _ask_permission(
+async def _check_may_start(
     _session: aiohttp.ClientSession,
     context: SimpleNamespace,
     _params: aiohttp.TraceRequestHeadersSentParams,
 ) -> None:
-    # aiohttp calls this after a connection was found and before the first byte is written to it.
+    # aiohttp calls this when it has a connection and before it writes the first byte.
     if not context.trace_request_ctx():
         raise _Withheld

@@ -1,1 +1,1 @@
-"""The route table and the records log of a service: pure cores, their actors, and the controller's client."""
+"""Route table and records log of a service: pure cores, their actors, and the controller's client."""

@@ -1,6 +1,6 @@
-"""The detached actor `records:{service}`: hosts the records log of one service.
+"""The detached actor `records:{service}`, which hosts the records log of one service.
 
-It does not survive its own crash: a restarted log goes on with higher numbers and reports what was lost.
+Its log does not survive a crash: a restarted log continues with higher numbers and reports what was lost.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class RecordsActor:
     """Hosts the `RecordLog` of one service."""
 
     def __init__(self) -> None:
-        # Microseconds since the epoch: above whatever an earlier log of this service has numbered.
+        # Microseconds since the epoch: above every number of an earlier log of this service.
         self._log = RecordLog(first_seq=time.time_ns() // 1000)
 
     async def append_batch(self, batch: RecordBatch) -> None:
-        """Takes a router's batch; one that came before is ignored."""
+        """Append a router's batch; a repeated one is ignored."""
         self._log.append_batch(batch, now_s=boot_s(), wall_s=time.time())
 
     async def append_scores(self, scores: Sequence[ScoreRecord]) -> None:
-        """Takes scores behind everything that came before."""
+        """Append scores."""
         self._log.append_scores(scores)
 
     async def read(self, after_seq: int, limit: int) -> RecordPage:

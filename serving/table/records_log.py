@@ -1,8 +1,8 @@
-"""The records log of one service: requests and scores in one order, pure (time comes in as a value).
+"""Records log of one service: requests and scores in one order. Pure: time is a parameter.
 
 Rules:
-1. The log numbers its events without holes. What is missing (a lost batch, a silent router, an event that
-   fell out of the ring) is reported as a span of time: both arms of it are to be dropped.
+1. The log numbers its events without gaps. What is missing (a lost batch, a router that stopped reporting, an
+   event that fell out of the ring) is reported as a span of time, of which both arms must be dropped.
 2. Its low watermark is that of the slowest router that still reports; it never goes back.
 3. Everything is bounded: the oldest events fall out of the ring.
 """
@@ -18,17 +18,17 @@ from typing import TypeAlias
 from serving.messages import Event, LostSpan, RecordBatch, RecordPage, ScoreRecord
 
 LOG_LIMIT = 200_000  # events
-SILENT_S = 5.0  # a router that has not reported for so long is given up
+REPORTER_TIMEOUT_S = 5.0  # without a batch for this long, a router is no longer waited for
 
 
 @dataclass(frozen=True, slots=True)
 class _Reporter:
     number: int
     low_watermark_s: float
-    heard_s: float  # boot clock
+    last_batch_s: float  # boot clock
 
 
-_Entry: TypeAlias = "Event | tuple[int, LostSpan]"
+_Entry: TypeAlias = "Event | tuple[int, LostSpan]"  # with its sequence number
 
 
 def _seq_of(entry: _Entry) -> int:
@@ -36,18 +36,17 @@ def _seq_of(entry: _Entry) -> int:
 
 
 class RecordLog:
-    """The one ordered stream of a service: requests and scores by sequence number, in a bounded ring."""
+    """Events of a service by sequence number, in a bounded ring."""
 
     def __init__(self, *, first_seq: int = 1, limit: int = LOG_LIMIT) -> None:
-        """`first_seq`: above every number that an earlier log of this service may have given out."""
-        self._first_seq = first_seq
+        """`first_seq`: above every number that an earlier log of this service may have used."""
         self._next_seq = first_seq
         self._ring: deque[_Entry] = deque(maxlen=limit)
         self._reporters: dict[str, _Reporter] = {}
         self._low_watermark_s = 0.0
 
     def append_batch(self, batch: RecordBatch, *, now_s: float, wall_s: float) -> bool:
-        """Takes a batch once; False for one taken before. `now_s`: boot clock, `wall_s`: wall clock."""
+        """Append a batch; False for a repeated one. `now_s`: boot clock, `wall_s`: wall clock."""
         before = self._reporters.get(batch.router)
         if before is not None and batch.number <= before.number:
             return False
@@ -65,18 +64,18 @@ class RecordLog:
         return True
 
     def append_scores(self, scores: Iterable[ScoreRecord]) -> None:
-        """Takes scores, in this order, behind all that came before."""
+        """Append scores, in this order."""
         for score in scores:
             self._append(replace(score, seq=self._next_seq))
 
     def read(self, after_seq: int, limit: int, *, now_s: float, wall_s: float) -> RecordPage:
-        """Up to `limit` events after `after_seq`, and what was lost among them. Raises ValueError."""
+        """Up to `limit` events after `after_seq`, and the spans lost among them. Raises ValueError."""
         if limit < 1:
             raise ValueError(f"limit {limit} is below 1; ask for at least one event")
         self._advance(now_s=now_s, wall_s=wall_s)
         lost: list[LostSpan] = []
         oldest = _seq_of(self._ring[0]) if self._ring else self._next_seq
-        # after_seq 0 is a first reader: what was before it asked was not lost to it.
+        # after_seq 0 is a new reader: it has lost nothing of what came before its first read.
         if after_seq and after_seq < oldest - 1:
             until_s = self._at_s(self._ring[0]) if self._ring else wall_s
             lost.append(LostSpan("", 0.0, until_s))
@@ -94,14 +93,14 @@ class RecordLog:
         )
 
     def _advance(self, *, now_s: float, wall_s: float) -> None:
-        """Gives up silent routers, then raises the low watermark to that of the slowest router."""
-        for name, one in list(self._reporters.items()):
-            if now_s > one.heard_s + SILENT_S:
-                self._append_lost(LostSpan(name, one.low_watermark_s, wall_s))
+        """Drop routers that stopped reporting, then raise the low watermark to that of the slowest."""
+        for name, reporter in list(self._reporters.items()):
+            if now_s > reporter.last_batch_s + REPORTER_TIMEOUT_S:
+                self._append_lost(LostSpan(name, reporter.low_watermark_s, wall_s))
                 del self._reporters[name]
         if self._reporters:
-            slowest = min(one.low_watermark_s for one in self._reporters.values())
-            self._low_watermark_s = max(self._low_watermark_s, slowest)
+            slowest_s = min(reporter.low_watermark_s for reporter in self._reporters.values())
+            self._low_watermark_s = max(self._low_watermark_s, slowest_s)
 
     def _append(self, event: Event) -> None:
         self._ring.append(event)

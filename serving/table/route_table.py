@@ -1,22 +1,22 @@
-"""Who gets what, and when everybody knows: the route table of one service, pure (time comes in as a value).
+"""Route table of one service: revisions, acknowledgements, leases, fences. Pure: time is a parameter.
 
 Rules:
-1. Revisions compare as (epoch, revision). A split that changes nothing makes no new revision. `change` also
-   counts changes of replicas; routers poll for it and acknowledge it with their next poll.
-2. A router may start canary requests until 1 s after it *sent* its last answered poll. This side counts
-   from when the poll *arrived*, which is later, so clocks are never compared: a lease that has passed here
-   has passed there.
-3. A withdrawn canary (weight 0, or another version in its place) gets a fence on every replica that was
-   ever published for it. The split is applied when the fences stand, or every live router has acknowledged,
-   or the silent ones' leases and 200 ms have passed. Fences are given 250 ms before acknowledgements alone
-   suffice: a request sent just before an acknowledgement may still be on its way into the engine.
-4. An older fencing token is refused. A tombstoned rollout only takes away: no canary, and no other stable
-   than the one it found.
-5. With the controller silent for 60 s the canary is withdrawn; stable's part of the table lives for ever.
-6. A restarted table begins with a higher epoch and stable only, and counts a whole lease as outstanding,
-   because it does not know the routers that the last one had.
+1. Revisions compare as (epoch, revision). An unchanged split makes no new revision. `change` also counts
+   changes of replicas; routers poll for it and acknowledge it with their next poll.
+2. A router may start canary requests until 1 s after it *sent* its last answered poll. The table counts from
+   when the poll *arrived*, which is later, so no clocks are compared: a lease that has expired here has
+   expired in the router.
+3. A withdrawn canary (weight 0, or replaced by another version) gets a fence on every replica that was ever
+   published for it. The split is applied when all fences are confirmed, or when every router has acknowledged
+   it or its lease (and 200 ms more) has expired. Acknowledgements alone suffice only after 250 ms: a request
+   sent just before an acknowledgement may still be on its way to the engine.
+4. An older fencing token is refused. A tombstoned rollout can have no canary, and can set no stable but the
+   one it started from.
+5. After 60 s without a heartbeat from the controller the canary is withdrawn; stable stays.
+6. A restarted table begins with a higher epoch and without a canary, and waits for one lease, because it does
+   not know the routers of its predecessor.
 
-Clock: seconds of CLOCK_BOOTTIME (`now_s` everywhere), which goes on while a machine sleeps.
+Clock: `now_s` is seconds of CLOCK_BOOTTIME, which includes the time that a machine is suspended.
 Invariant: this file opens no socket and reads no clock.
 """
 
@@ -28,27 +28,27 @@ from typing import Any
 
 from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitStatus
 
-LEASE_S = 1.0
+TABLE_LEASE_S = 1.0
 LEASE_MARGIN_S = 0.2
-POLL_S = 0.3  # a poll is answered at the latest after this
-SILENCE_S = 60.0
+POLL_S = 0.3  # maximum wait for news before a poll is answered
+SILENCE_S = 60.0  # without a heartbeat, until the canary is withdrawn
 FENCE_GRACE_S = 0.25
-FENCE_TRIES_S = 30.0  # how long a fence is tried on a replica that does not answer
-HOMES = 16  # of how many rollouts the stable that they found is remembered
-TOMBSTONES = 1000  # the oldest are forgotten beyond this
+FENCE_RETRY_S = 30.0  # how long a fence is retried on a replica that does not answer
+INITIAL_STABLES_LIMIT = 16  # rollouts whose initial stable is remembered
+TOMBSTONES_LIMIT = 1000
 
 
-class StaleToken(Exception):
-    """Another controller holds the lease: the fencing token is older than one already seen. Stop acting."""
+class StaleFencingToken(Exception):
+    """The fencing token is older than one already used: another controller holds the lease. Stop acting."""
 
 
 class BadSplit(ValueError):
-    """The split itself is wrong; the message holds the value, the limit and the remedy."""
+    """The split is invalid; the message holds the value, the limit and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What the controller wants. `canary` None and `weight_bp` 0 go together."""
+    """The split that the controller requests. `canary` None and `weight_bp` 0 go together."""
 
     rollout: str
     salt: str
@@ -70,7 +70,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """A router's question for news. `applied`: the newest (epoch, change) that all its new requests obey."""
+    """A router's poll. `applied`: the newest (epoch, change) that all its new requests obey."""
 
     router: str
     applied: tuple[int, int]
@@ -78,7 +78,7 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class FenceOrder:
-    """To be posted to the replica's own front: refuse canary requests of a revision below this one."""
+    """A fence to post to a replica's front, which then refuses canary requests of any older revision."""
 
     url: str
     epoch: int
@@ -88,14 +88,14 @@ class FenceOrder:
 @dataclass(slots=True)
 class _Router:
     applied: tuple[int, int]
-    heard_s: float
+    last_poll_s: float
 
-    def is_live(self, now_s: float) -> bool:
-        return now_s < self.heard_s + LEASE_S + LEASE_MARGIN_S
+    def has_lease(self, now_s: float) -> bool:
+        return now_s < self.last_poll_s + TABLE_LEASE_S + LEASE_MARGIN_S
 
 
 class TableCore:
-    """The state behind a service's route table. One caller at a time."""
+    """State and rules of a service's route table. Not thread-safe."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class TableCore:
         stored: Mapping[str, Any] | None = None,
         silence_s: float | None = SILENCE_S,
     ) -> None:
-        """`stored` is what `to_store` gave before a restart; `silence_s` None holds the share for ever."""
+        """`stored`: of `to_store` before a restart. `silence_s` None: never withdraw without a heartbeat."""
         stored = stored or {}
         self._service = service
         self._epoch = max(epoch, stored.get("epoch", 0) + 1)
@@ -114,27 +114,28 @@ class TableCore:
         self._secret: str = stored.get("secret", "")
         self._token: int = stored.get("token", 0)
         self._tombstones: dict[str, None] = dict.fromkeys(stored.get("tombstones", ()))
-        self._arms = {one["version"]: Arm.from_json(one) for one in stored.get("arms", ())}
-        self._home: dict[str, str | None] = dict(stored.get("home", {}))
-        stable = stored.get("stable")
-        self._split = Split("", "", stable, None, 0, 0)
+        self._arms = {arm["version"]: Arm.from_json(arm) for arm in stored.get("arms", ())}
+        # By rollout: stable when it set its first split. The stored key is "home".
+        self._initial_stable: dict[str, str | None] = dict(stored.get("home", {}))
+        self._split = Split("", "", stored.get("stable"), None, 0, 0)
         self._revision = self._change = self._split_change = 1
-        self._seen_change: dict[str, int] = {}  # version -> change at which its replicas last changed
+        self._replicas_change: dict[str, int] = {}  # version -> change at which its replicas last changed
         self._routers: dict[str, _Router] = {}
-        self._heard_s = now_s  # the controller
+        self._heartbeat_s = now_s
         self._silenced = False
         self._published_s = now_s
-        self._unknown_until_s = now_s + LEASE_S + LEASE_MARGIN_S if stored else now_s
-        self._canary_urls: set[str] = set()  # every address published for the present canary
-        self._fences: dict[str, FenceOrder] = {}  # ordered for this split, not standing yet
+        # Routers of the table before a restart may hold leases until then.
+        self._unknown_leases_until_s = now_s + TABLE_LEASE_S + LEASE_MARGIN_S if stored else now_s
+        self._canary_urls: set[str] = set()  # every address published for the current canary
+        self._pending_fences: dict[str, FenceOrder] = {}  # by address; not confirmed yet
         self._stable_change = 1  # the change at which stable last became another version
-        self._withdrew_fenced = False  # the last canary to go had fences
+        self._fences_suffice = False  # the withdrawn canary had fences, and none of them was given up
         self._how: AppliedHow = "pending"
         self._took_ms: float | None = None
 
     @property
-    def mark(self) -> tuple[int, int]:
-        """(epoch, change): another one means another table."""
+    def publication(self) -> tuple[int, int]:
+        """(epoch, change) of the current table."""
         return self._epoch, self._change
 
     @property
@@ -142,48 +143,48 @@ class TableCore:
         """True when no request can start under an older split."""
         return self._how != "pending"
 
-    # ---- the controller's side
+    # ---- called by the controller
 
     def open(self, secret: str) -> None:
-        """Takes the service's secret; a changed one is published."""
+        """Set the service's secret; a changed one is published."""
         if secret != self._secret:
             self._secret = secret
             self._change += 1
 
     def set_split(self, split: Split, *, token: int, now_s: float) -> SplitStatus:
-        """Publishes the split unless it holds already. Raises StaleToken or BadSplit, changing nothing."""
-        wanted = split.checked()
+        """Publish the split if it differs. Raises StaleFencingToken or BadSplit and then changes nothing."""
+        desired = split.checked()
         self.heartbeat(token, now_s=now_s)
-        self._home.setdefault(wanted.rollout, self._split.stable or wanted.stable)
-        while len(self._home) > HOMES:
-            del self._home[next(iter(self._home))]
-        if wanted.rollout in self._tombstones:
-            found = self._home[wanted.rollout]
-            stable = wanted.stable if wanted.stable == found else self._split.stable
-            wanted = replace(wanted, canary=None, weight_bp=0, stable=stable)
-        if wanted != self._split:
-            self._publish(wanted, now_s)
+        self._initial_stable.setdefault(desired.rollout, self._split.stable or desired.stable)
+        _drop_oldest(self._initial_stable, INITIAL_STABLES_LIMIT)
+        if desired.rollout in self._tombstones:
+            is_return = desired.stable == self._initial_stable[desired.rollout]
+            stable = desired.stable if is_return else self._split.stable
+            desired = replace(desired, canary=None, weight_bp=0, stable=stable)
+        if desired != self._split:
+            self._publish(desired, now_s)
             self._silenced = False
-        return self.sight(now_s=now_s)
+        return self.status(now_s=now_s)
 
     def heartbeat(self, token: int, *, now_s: float) -> None:
-        """The controller lives. Raises StaleToken."""
+        """The controller is alive. Raises StaleFencingToken."""
         if token < self._token:
-            raise StaleToken(f"fencing token {token} is older than {self._token}: another controller acts")
+            raise StaleFencingToken(
+                f"fencing token {token} is older than {self._token}: another controller acts"
+            )
         self._token = token
-        self._heard_s = now_s
+        self._heartbeat_s = now_s
 
     def tombstone(self, rollout: str, *, now_s: float) -> SplitStatus:
-        """Withdraws this rollout's canary for ever; needs no token, so it works with the controller dead."""
+        """Withdraw this rollout's canary permanently; needs no token, so it works without a controller."""
         self._tombstones[rollout] = None
-        while len(self._tombstones) > TOMBSTONES:
-            del self._tombstones[next(iter(self._tombstones))]
-        if self._split.rollout == rollout and self._split.canary is not None:
-            self._publish(replace(self._split, canary=None, weight_bp=0), now_s)
-        return self.sight(now_s=now_s)
+        _drop_oldest(self._tombstones, TOMBSTONES_LIMIT)
+        if self._split.rollout == rollout:
+            self._withdraw_canary(now_s)
+        return self.status(now_s=now_s)
 
-    def sight(self, *, now_s: float) -> SplitStatus:
-        """The present split and how far it is applied."""
+    def status(self, *, now_s: float) -> SplitStatus:
+        """The current split, and how far it is applied."""
         self.tick(now_s=now_s)
         split = self._split
         return SplitStatus(
@@ -193,18 +194,18 @@ class TableCore:
             stable=split.stable,
             canary=split.canary,
             weight_bp=split.weight_bp,
-            applied=self._how != "pending",
+            applied=self.is_applied,
             how=self._how,
             tombstoned=tuple(self._tombstones),
             silenced=self._silenced,
-            routers=sum(router.is_live(now_s) for router in self._routers.values()),
+            routers=sum(router.has_lease(now_s) for router in self._routers.values()),
             took_ms=self._took_ms,
         )
 
-    # ---- the fleet's side
+    # ---- called by the fleet
 
     def set_replicas(self, arm: Arm) -> int:
-        """Publishes where a version answers; no replica takes it out. Returns the change to wait for."""
+        """Publish a version's replicas; none takes it out of the table. The change to wait for."""
         arm = replace(arm, replicas=tuple(replace(one, url=root_url(one.url)) for one in arm.replicas))
         if self._arms.get(arm.version, Arm(arm.version)) != arm:
             if arm.replicas:
@@ -215,18 +216,18 @@ class TableCore:
                 self._change += 1
             if arm.version == self._split.canary:
                 self._canary_urls.update(one.url for one in arm.replicas if not arm.external)
-            self._seen_change[arm.version] = self._change
-        return self._seen_change.get(arm.version, 0)
+            self._replicas_change[arm.version] = self._change
+        return self._replicas_change.get(arm.version, 0)
 
-    def is_replicas_applied(self, version: str, *, now_s: float) -> bool:
-        """True when every live router has the last replicas that were set for this version."""
-        change = self._seen_change.get(version, 0)
-        return now_s >= self._unknown_until_s and not self._behind(change, now_s)
+    def are_replicas_applied(self, version: str, *, now_s: float) -> bool:
+        """True when every router with a lease has the replicas last set for this version."""
+        change = self._replicas_change.get(version, 0)
+        return now_s >= self._unknown_leases_until_s and not self._are_behind(change, now_s)
 
-    # ---- the routers' side
+    # ---- called by routers
 
     def table(self) -> RouteTable:
-        """What routers get."""
+        """The current table, secret included."""
         split = self._split
         return RouteTable(
             service=self._service,
@@ -243,50 +244,48 @@ class TableCore:
         )
 
     def poll(self, poll: Poll, *, now_s: float) -> bool:
-        """Takes a router's acknowledgement and renews its lease; True when there is news for it."""
+        """Record a router's acknowledgement and renew its lease; True: it needs a newer table."""
         self._routers[poll.router] = _Router(poll.applied, now_s)
         self.tick(now_s=now_s)
         return self.has_news(poll)
 
     def has_news(self, poll: Poll) -> bool:
-        """True when the router does not have the present table yet."""
-        return poll.applied != self.mark
+        """True when the router does not have the current table."""
+        return poll.applied != self.publication
 
     def routers(self, *, now_s: float) -> dict[str, float]:
         """Seconds since each router's last poll."""
-        return {name: now_s - one.heard_s for name, one in self._routers.items()}
+        return {name: now_s - router.last_poll_s for name, router in self._routers.items()}
 
     # ---- fences and time
 
-    def fence_orders(self) -> tuple[FenceOrder, ...]:
-        """The fences that do not stand yet; post them, and say `fenced` for each that was taken."""
-        return tuple(self._fences.values())
+    def pending_fences(self) -> tuple[FenceOrder, ...]:
+        """The fences to post; call `confirm_fence` for each that its replica has accepted."""
+        return tuple(self._pending_fences.values())
 
-    def fenced(self, order: FenceOrder, *, now_s: float) -> None:
-        """The replica's front has taken the fence."""
-        if self._fences.get(order.url) == order:
-            del self._fences[order.url]
+    def confirm_fence(self, order: FenceOrder, *, now_s: float) -> None:
+        """The replica's front has accepted the fence."""
+        if self._pending_fences.get(order.url) == order:
+            del self._pending_fences[order.url]
         self.tick(now_s=now_s)
 
     def tick(self, *, now_s: float) -> None:
-        """Lets time pass: the silence rule, leases, abandoned fences, routers that are long gone."""
-        silent_s = now_s - self._heard_s
-        if self._split.canary is not None and self._silence_s is not None and silent_s > self._silence_s:
-            self._publish(replace(self._split, canary=None, weight_bp=0), now_s)
-            self._silenced = True
-        if self._how == "pending":
-            self._how = self._judge(now_s)
-            if self._how != "pending":
+        """Apply what depends on time: missing heartbeats, leases, fences without an answer, stale routers."""
+        if self._silence_s is not None and now_s - self._heartbeat_s > self._silence_s:
+            self._silenced = self._withdraw_canary(now_s) or self._silenced
+        if not self.is_applied:
+            self._how = self._applied_how(now_s)
+            if self.is_applied:
                 self._took_ms = (now_s - self._published_s) * 1000
-        if self._fences and now_s > self._published_s + FENCE_TRIES_S:
-            self._fences.clear()
-            self._withdrew_fenced = False  # given up is not standing: only acknowledgements count now
-        if self._how != "pending":
-            for name in [name for name, one in self._routers.items() if now_s > one.heard_s + 60.0]:
+        if self._pending_fences and now_s > self._published_s + FENCE_RETRY_S:
+            self._pending_fences.clear()
+            self._fences_suffice = False
+        if self.is_applied:
+            for name in [name for name, one in self._routers.items() if now_s > one.last_poll_s + 60.0]:
                 del self._routers[name]
 
     def to_store(self) -> dict[str, Any]:
-        """What must survive a restart, JSON values: everything but the canary's share."""
+        """The state that survives a restart, as JSON values: all but the canary and its weight."""
         names = [name for name in (self._split.stable, self._split.canary) if name in self._arms]
         arms = [replace(self._arms[name], replicas=_idle(self._arms[name].replicas)) for name in names]
         return {
@@ -295,7 +294,7 @@ class TableCore:
             "token": self._token,
             "stable": self._split.stable,
             "tombstones": list(self._tombstones),
-            "home": dict(self._home),
+            "home": dict(self._initial_stable),
             "arms": [arm.to_json() for arm in arms],
         }
 
@@ -303,6 +302,13 @@ class TableCore:
 
     def _arm(self, version: str) -> Arm:
         return self._arms.get(version, Arm(version))
+
+    def _withdraw_canary(self, now_s: float) -> bool:
+        """True when there was a canary."""
+        if self._split.canary is None:
+            return False
+        self._publish(replace(self._split, canary=None, weight_bp=0), now_s)
+        return True
 
     def _publish(self, split: Split, now_s: float) -> None:
         before, self._split = self._split, split
@@ -314,39 +320,45 @@ class TableCore:
         if before.stable != split.stable:
             self._stable_change = self._change
         if before.canary != split.canary:
-            # A canary that became stable is not fenced: routers that lag behind must still reach it.
+            # A canary that became stable gets no fence: routers with an older table must still reach it.
             withdrawn = self._canary_urls if before.canary != split.stable else set()
-            self._fences.update({url: FenceOrder(url, self._epoch, self._revision) for url in withdrawn})
-            self._withdrew_fenced = bool(withdrawn)
+            orders = {url: FenceOrder(url, self._epoch, self._revision) for url in withdrawn}
+            self._pending_fences.update(orders)
+            self._fences_suffice = bool(orders)
             arm = self._arms.get(split.canary) if split.canary else None
             self._canary_urls = {one.url for one in arm.replicas if not arm.external} if arm else set()
 
-    def _behind(self, change: int, now_s: float) -> Sequence[_Router]:
-        """The live routers that have not acknowledged this change."""
-        needed = (self._epoch, change)
-        return [one for one in self._routers.values() if one.applied < needed and one.is_live(now_s)]
+    def _are_behind(self, change: int, now_s: float) -> bool:
+        """True when a router with a lease has not acknowledged this change."""
+        required = (self._epoch, change)
+        return any(one.applied < required and one.has_lease(now_s) for one in self._routers.values())
 
-    def _judge(self, now_s: float) -> AppliedHow:
-        if self._withdrew_fenced and not self._fences and not self._behind(self._stable_change, now_s):
+    def _applied_how(self, now_s: float) -> AppliedHow:
+        has_all_fences = self._fences_suffice and not self._pending_fences
+        if has_all_fences and not self._are_behind(self._stable_change, now_s):
             return "fenced"
-        if now_s < self._unknown_until_s or self._behind(self._split_change, now_s):
+        if now_s < self._unknown_leases_until_s or self._are_behind(self._split_change, now_s):
             return "pending"
-        if self._fences and now_s < self._published_s + FENCE_GRACE_S:
+        if self._pending_fences and now_s < self._published_s + FENCE_GRACE_S:
             return "pending"
-        needed = (self._epoch, self._split_change)
-        # Whoever was live at publication and has not acknowledged since has lost its lease.
-        lapsed = any(
-            one.applied < needed and one.heard_s + LEASE_S + LEASE_MARGIN_S > self._published_s
-            for one in self._routers.values()
+        required = (self._epoch, self._split_change)
+        # A router that had a lease at publication and has not acknowledged since has let it expire.
+        has_expired = any(
+            one.applied < required and one.has_lease(self._published_s) for one in self._routers.values()
         )
-        return "lease" if lapsed or self._unknown_until_s > self._published_s else "acknowledged"
+        return "lease" if has_expired or self._unknown_leases_until_s > self._published_s else "acknowledged"
 
 
 def root_url(url: str) -> str:
-    """The address without a trailing slash and without /v1, which requests bring themselves."""
+    """The address without a trailing slash and without /v1, which is part of every request's path."""
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+def _drop_oldest(entries: dict[str, Any], limit: int) -> None:
+    while len(entries) > limit:
+        del entries[next(iter(entries))]
+
+
 def _idle(replicas: Sequence[Replica]) -> tuple[Replica, ...]:
-    """The same addresses without their load, which is old by the time that it is read again."""
+    """The same addresses without their load, which is outdated when it is read again."""
     return tuple(Replica(one.url) for one in replicas)

@@ -1,13 +1,14 @@
-"""The detached actor `table:{service}`: hosts the route table of one service.
+"""The detached actor `table:{service}`, which hosts the route table of one service.
 
-It survives its own crash through Ray's key-value store (everything but the canary's share).
+Its state survives a crash in Ray's key-value store, all but the canary and its weight.
 
-Invariant: every method returns at once, except `watch`, which answers after 300 ms at the latest.
+Invariant: every method returns at once, except `watch`, which returns within 300 ms.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -29,85 +30,83 @@ log = logging.getLogger("canaryctl.table")
 
 
 class TableActor:
-    """Hosts the `TableCore` of one service: gives it time, posts its fences, keeps what must survive."""
+    """Actor around a `TableCore`: passes the time, posts fences, persists state, wakes waiting polls."""
 
     def __init__(self, service: str, silence_s: float | None) -> None:
         self._key = f"table:{service}".encode()
-        kept = internal_kv._internal_kv_get(self._key, namespace=_KV_NAMESPACE)
-        stored: dict[str, Any] | None = json.loads(kept) if kept else None
+        text = internal_kv._internal_kv_get(self._key, namespace=_KV_NAMESPACE)
+        stored: dict[str, Any] | None = json.loads(text) if text else None
         self._core = TableCore(
             service, epoch=int(time.time()), now_s=boot_s(), stored=stored, silence_s=silence_s
         )
-        self._kept: dict[str, Any] | None = None
-        self._news: asyncio.Event | None = None  # of the present table; set when it is superseded
-        self._mark = self._core.mark
+        self._persisted: dict[str, Any] | None = None
+        self._superseded: asyncio.Event | None = None  # set when the published table is superseded
+        self._published = self._core.publication
         self._tasks: list[asyncio.Task[None]] = []
 
-    # ---- the controller's side
+    # ---- called by the controller
 
     async def open(self, secret: str) -> None:
-        """Takes the service's secret."""
+        """Set the service's secret."""
         self._core.open(secret)
-        self._spread()
+        self._persist_and_publish()
 
     async def set_split(self, split: Split, token: int) -> SplitStatus:
-        """See `TableCore.set_split`. Raises StaleToken, BadSplit."""
-        sight = self._core.set_split(split, token=token, now_s=boot_s())
-        self._spread()
-        return sight
+        """See `TableCore.set_split`. Raises StaleFencingToken, BadSplit."""
+        status = self._core.set_split(split, token=token, now_s=boot_s())
+        self._persist_and_publish()
+        return status
 
     async def heartbeat(self, token: int) -> None:
-        """The controller lives. Raises StaleToken."""
+        """The controller is alive. Raises StaleFencingToken."""
         self._core.heartbeat(token, now_s=boot_s())
-        self._spread()
+        self._persist_and_publish()
 
     async def tombstone(self, rollout: str) -> SplitStatus:
-        """Withdraws the rollout's canary for ever."""
-        sight = self._core.tombstone(rollout, now_s=boot_s())
-        self._spread()
-        return sight
+        """Withdraw the rollout's canary permanently."""
+        status = self._core.tombstone(rollout, now_s=boot_s())
+        self._persist_and_publish()
+        return status
 
     async def observe(self) -> SplitStatus:
-        """The present split and how far it is applied."""
-        sight = self._core.sight(now_s=boot_s())
-        self._spread()
-        return sight
+        """The current split, and how far it is applied."""
+        status = self._core.status(now_s=boot_s())
+        self._persist_and_publish()
+        return status
 
     async def table(self) -> RouteTable:
-        """The present table, secret included."""
+        """The current table, secret included."""
         return self._core.table()
 
     async def close(self) -> None:
-        """Forgets what was kept for a restart: the service is going down."""
+        """Stop, and delete the persisted state: the service is removed."""
         for task in self._tasks:
             task.cancel()
         internal_kv._internal_kv_del(self._key, namespace=_KV_NAMESPACE)
 
-    # ---- the fleet's side
+    # ---- called by the fleet
 
     async def set_replicas(self, arm: Arm) -> int:
-        """Publishes where a version answers; an arm without replicas takes it out of the table."""
+        """Publish a version's replicas; none takes it out of the table."""
         change = self._core.set_replicas(arm)
-        self._spread()
+        self._persist_and_publish()
         return change
 
-    async def is_replicas_applied(self, version: str) -> bool:
-        """True when no live router will send this version's former replicas another request."""
-        return self._core.is_replicas_applied(version, now_s=boot_s())
+    async def are_replicas_applied(self, version: str) -> bool:
+        """True when no router with a lease sends requests to this version's former replicas."""
+        return self._core.are_replicas_applied(version, now_s=boot_s())
 
-    # ---- the routers' side
+    # ---- called by routers
 
     async def watch(self, router: str, epoch: int, change: int) -> RouteTable | None:
-        """Acknowledges (epoch, change), renews the lease; the next table, or None after 300 ms."""
+        """Acknowledge (epoch, change) and renew the lease; a newer table, or None after 300 ms without."""
         poll = Poll(router, (epoch, change))
         has_news = self._core.poll(poll, now_s=boot_s())
-        news = self._spread()
+        superseded = self._persist_and_publish()
         if not has_news:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
-                    await news.wait()
-            except TimeoutError:
-                pass
+                    await superseded.wait()
         return self._core.table() if self._core.has_news(poll) else None
 
     async def routers(self) -> dict[str, float]:
@@ -116,40 +115,39 @@ class TableActor:
 
     # ---- inside
 
-    def _spread(self) -> asyncio.Event:
-        """After every change: keep, wake the routers, post fences. Returns the event of the next change."""
+    def _persist_and_publish(self) -> asyncio.Event:
+        """Persist a changed state, then wake waiting polls and the fence loop. The next such event."""
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._run_clock()), asyncio.create_task(self._run_fences())]
-        kept = self._core.to_store()
-        if kept != self._kept:
-            # Kept before the routers are told: a crash in between repeats the change, never forgets it.
-            internal_kv._internal_kv_put(
-                self._key, json.dumps(kept).encode(), overwrite=True, namespace=_KV_NAMESPACE
-            )
-            self._kept = kept
-        if self._news is None or self._mark != self._core.mark:
-            if self._news is not None:
-                self._news.set()
-            self._news = asyncio.Event()
-            self._mark = self._core.mark
-        return self._news
+        state = self._core.to_store()
+        if state != self._persisted:
+            # Before routers get the change: a crash in between repeats it and never loses it.
+            text = json.dumps(state).encode()
+            internal_kv._internal_kv_put(self._key, text, overwrite=True, namespace=_KV_NAMESPACE)
+            self._persisted = state
+        if self._superseded is None or self._published != self._core.publication:
+            if self._superseded is not None:
+                self._superseded.set()
+            self._superseded = asyncio.Event()
+            self._published = self._core.publication
+        return self._superseded
 
     async def _run_clock(self) -> None:
         while True:
             self._core.tick(now_s=boot_s())
-            self._spread()
+            self._persist_and_publish()
             await asyncio.sleep(IDLE_TICK_S if self._core.is_applied else TICK_S)
 
     async def _run_fences(self) -> None:
         timeout = aiohttp.ClientTimeout(total=FENCE_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
-                orders = self._core.fence_orders()
+                orders = self._core.pending_fences()
                 if orders:
                     await asyncio.gather(*(self._post(session, order) for order in orders))
-                    await asyncio.sleep(0 if not self._core.fence_orders() else 0.05)
-                elif self._news is not None:
-                    await self._news.wait()
+                    await asyncio.sleep(0 if not self._core.pending_fences() else 0.05)
+                elif self._superseded is not None:
+                    await self._superseded.wait()
 
     async def _post(self, session: aiohttp.ClientSession, order: FenceOrder) -> None:
         body = {"epoch": order.epoch, "revision": order.revision}
@@ -157,8 +155,8 @@ class TableActor:
         try:
             async with session.post(order.url + "/_canaryctl/fence", json=body, headers=headers) as answer:
                 if answer.status < 300:
-                    self._core.fenced(order, now_s=boot_s())
+                    self._core.confirm_fence(order, now_s=boot_s())
                 else:
-                    log.warning("fence refused", extra={"url": order.url, "status": answer.status})
+                    log.warning("fence rejected", extra={"url": order.url, "status": answer.status})
         except (aiohttp.ClientError, TimeoutError) as exc:
-            log.warning("fence not reached", extra={"url": order.url, "error": repr(exc)})
+            log.warning("fence request failed", extra={"url": order.url, "error": repr(exc)})

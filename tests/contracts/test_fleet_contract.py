@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from serving.fleet.types import Fleet, Launch, VersionStatus
-from serving.table.route_table import StaleToken
+from serving.fleet.types import FleetClient, Launch, VersionStatus
+from serving.table.route_table import StaleFencingToken
 from tests.fakes.fleet_memory import MemoryFleet
 
 DEAD = "http://127.0.0.1:9"
@@ -33,7 +33,7 @@ class Answering(BaseHTTPRequestHandler):
 
 @dataclass
 class Rig:
-    fleet: Fleet
+    fleet: FleetClient
     service: str
     url: str
     token: Callable[[], int]  # not older than any before
@@ -48,17 +48,17 @@ class Rig:
     def ensure(self, launch: Launch) -> None:
         self.fleet.ensure(launch, token=self.token())
 
-    def sight(self, version: str = "v-1") -> VersionStatus | None:
-        sights = self.fleet.observe(self.service)
-        assert sights is not None
-        return {one.version: one for one in sights}.get(version)
+    def status(self, version: str = "v-1") -> VersionStatus | None:
+        statuses = self.fleet.observe(self.service)
+        assert statuses is not None
+        return {one.version: one for one in statuses}.get(version)
 
     def until(self, phase: str, version: str = "v-1") -> VersionStatus:
         deadline_s = time.time() + 60
-        while (sight := self.sight(version)) is None or sight.phase != phase:
-            assert time.time() < deadline_s, sight
+        while (status := self.status(version)) is None or status.phase != phase:
+            assert time.time() < deadline_s, status
             time.sleep(0.05)
-        return sight
+        return status
 
 
 @pytest.fixture(params=["memory", pytest.param("ray", marks=pytest.mark.integration)])
@@ -74,31 +74,31 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     else:
         one = Rig(request.getfixturevalue("fleet"), service, url, request.getfixturevalue("token"))
     yield one
-    for sight in one.fleet.observe(service) or ():
-        one.fleet.stop(service, sight.version, token=one.token())
+    for status in one.fleet.observe(service) or ():
+        one.fleet.stop(service, status.version, token=one.token())
     server.shutdown()
 
 
-def test_a_service_nobody_wanted_has_no_versions(rig: Rig) -> None:
+def test_an_unknown_service_has_no_versions(rig: Rig) -> None:
     assert rig.fleet.observe("nobody") == ()
 
 
-def test_a_wanted_endpoint_that_answers_becomes_ready(rig: Rig) -> None:
+def test_an_endpoint_that_answers_becomes_ready(rig: Rig) -> None:
     rig.ensure(rig.launch())
 
-    sight = rig.until("ready")
-    assert (sight.urls, sight.ready_replicas, sight.external) == ((rig.url,), 1, True)
+    status = rig.until("ready")
+    assert (status.urls, status.ready_replicas, status.external) == ((rig.url,), 1, True)
 
 
-def test_an_endpoint_that_does_not_answer_is_loading_and_says_why(rig: Rig) -> None:
+def test_an_endpoint_that_does_not_answer_stays_loading_with_its_error(rig: Rig) -> None:
     rig.ensure(rig.launch(url=DEAD))
 
     deadline_s = time.time() + 20
-    while (sight := rig.sight()) is None or sight.last_error is None:
+    while (status := rig.status()) is None or status.last_error is None:
         assert time.time() < deadline_s
         time.sleep(0.05)
-    assert sight.phase == "loading"
-    assert sight.last_error.startswith(f"{DEAD} does not answer")
+    assert status.phase == "loading"
+    assert status.last_error.startswith(f"{DEAD} does not answer")
 
 
 def test_a_second_ensure_changes_nothing(rig: Rig) -> None:
@@ -107,10 +107,10 @@ def test_a_second_ensure_changes_nothing(rig: Rig) -> None:
 
     rig.ensure(rig.launch())
 
-    assert rig.sight() == before
+    assert rig.status() == before
 
 
-def test_a_drained_version_comes_back_by_ensure(rig: Rig) -> None:
+def test_ensure_makes_a_drained_version_ready_again(rig: Rig) -> None:
     rig.ensure(rig.launch())
     rig.until("ready")
     rig.fleet.drain(rig.service, "v-1", token=rig.token())
@@ -121,18 +121,18 @@ def test_a_drained_version_comes_back_by_ensure(rig: Rig) -> None:
     assert rig.until("ready").urls == (rig.url,)
 
 
-def test_a_stopped_version_is_gone_and_stop_again_is_harmless(rig: Rig) -> None:
+def test_a_stopped_version_is_gone_and_stop_is_idempotent(rig: Rig) -> None:
     rig.ensure(rig.launch())
     rig.until("ready")
     rig.fleet.stop(rig.service, "v-1", token=rig.token())
 
-    sight = rig.until("gone")
-    assert (sight.urls, sight.memory_bytes) == ((), 0)
+    status = rig.until("gone")
+    assert (status.urls, status.memory_bytes) == ((), 0)
     rig.fleet.stop(rig.service, "v-1", token=rig.token())
-    assert rig.until("gone") == sight
+    assert rig.until("gone") == status
 
 
-def test_a_missing_checkpoint_fails_in_one_line_and_leaves_the_others(rig: Rig) -> None:
+def test_a_missing_checkpoint_fails_with_one_line_and_other_versions_stay_ready(rig: Rig) -> None:
     rig.ensure(rig.launch())
     rig.until("ready")
 
@@ -155,16 +155,16 @@ def test_a_failed_version_stays_failed_until_it_is_stopped(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("command", ["drain", "cancel", "stop"])
-def test_a_command_to_a_version_that_is_not_there_does_nothing(rig: Rig, command: str) -> None:
+def test_a_command_for_an_unknown_version_does_nothing(rig: Rig, command: str) -> None:
     getattr(rig.fleet, command)(rig.service, "v-none", token=rig.token())
 
-    assert rig.sight("v-none") is None
+    assert rig.status("v-none") is None
 
 
 def test_an_older_token_is_refused(rig: Rig) -> None:
     rig.ensure(rig.launch())
 
-    with pytest.raises(StaleToken):
+    with pytest.raises(StaleFencingToken):
         rig.fleet.stop(rig.service, "v-1", token=rig.token() - 1)
 
     assert rig.until("ready").phase == "ready"

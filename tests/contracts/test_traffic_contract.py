@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from serving.messages import Replica, ScoreRecord, SplitStatus
-from serving.table.route_table import BadSplit, Split, StaleToken
+from serving.table.route_table import BadSplit, Split, StaleFencingToken
 from tests.fakes.traffic_memory import MemoryTraffic
 
 
@@ -49,11 +49,11 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     one.traffic.close(service)
 
 
-def test_a_split_nobody_has_to_acknowledge_is_applied(rig: Rig) -> None:
-    sight = rig.split(500)
+def test_a_split_without_routers_is_applied_at_once(rig: Rig) -> None:
+    status = rig.split(500)
 
-    assert isinstance(sight, SplitStatus)
-    assert (sight.canary, sight.weight_bp, sight.stable, sight.applied) == ("v-2", 500, "v-1", True)
+    assert isinstance(status, SplitStatus)
+    assert (status.canary, status.weight_bp, status.stable, status.applied) == ("v-2", 500, "v-1", True)
 
 
 def test_the_same_split_again_makes_no_new_revision(rig: Rig) -> None:
@@ -65,14 +65,14 @@ def test_the_same_split_again_makes_no_new_revision(rig: Rig) -> None:
 def test_an_older_token_is_refused(rig: Rig) -> None:
     rig.split(500, token=4)
 
-    with pytest.raises(StaleToken, match="token 3 is older than 4"):
+    with pytest.raises(StaleFencingToken, match="token 3 is older than 4"):
         rig.split(900, token=3)
-    with pytest.raises(StaleToken):
+    with pytest.raises(StaleFencingToken):
         rig.traffic.heartbeat(rig.service, 3)
     assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
 
 
-def test_a_wrong_split_is_refused_and_changes_nothing(rig: Rig) -> None:
+def test_an_invalid_split_is_refused_and_changes_nothing(rig: Rig) -> None:
     rig.split(500)
 
     with pytest.raises(BadSplit, match="weight 10001 bp is outside"):
@@ -87,18 +87,18 @@ def test_opening_again_keeps_the_split(rig: Rig) -> None:
     assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
 
 
-def test_a_tombstone_needs_no_token_and_lasts(rig: Rig) -> None:
+def test_a_tombstone_needs_no_token_and_is_permanent(rig: Rig) -> None:
     rig.split(500, token=9)
-    sight = rig.traffic.tombstone(rig.service, "r-1")
+    status = rig.traffic.tombstone(rig.service, "r-1")
     again = rig.split(900, token=10)
 
-    assert sight is not None
-    assert (sight.canary, sight.tombstoned) == (None, ("r-1",))
+    assert status is not None
+    assert (status.canary, status.tombstoned) == (None, ("r-1",))
     assert (again.canary, again.weight_bp) == (None, 0)
     assert rig.split(100, token=10, rollout="r-2").weight_bp == 100
 
 
-def test_replicas_come_and_go_in_the_table(rig: Rig) -> None:
+def test_replicas_are_added_to_and_removed_from_the_table(rig: Rig) -> None:
     rig.split(500)
     rig.traffic.set_replicas(rig.service, "v-2", [Replica("http://127.0.0.1:1/")])
     there = rig.traffic.table(rig.service)
@@ -111,21 +111,21 @@ def test_replicas_come_and_go_in_the_table(rig: Rig) -> None:
     assert there.canary.replicas == (Replica("http://127.0.0.1:1"),)
     assert gone.canary is not None
     assert gone.canary.replicas == ()
-    assert rig.traffic.is_replicas_applied(rig.service, "v-2")
+    assert rig.traffic.are_replicas_applied(rig.service, "v-2")
 
 
-def test_a_fence_that_nobody_takes_does_not_hold_the_split_for_ever(rig: Rig) -> None:
+def test_an_unanswered_fence_does_not_keep_the_split_pending(rig: Rig) -> None:
     rig.traffic.set_replicas(rig.service, "v-2", [Replica("http://127.0.0.1:9")])
     rig.split(500)
     rig.split(0, canary=None)
     rig.wait_s(0.5)
-    sight = rig.traffic.observe(rig.service)
+    status = rig.traffic.observe(rig.service)
 
-    assert sight is not None
-    assert (sight.applied, sight.how) == (True, "acknowledged")
+    assert status is not None
+    assert (status.applied, status.how) == (True, "acknowledged")
 
 
-def test_scores_are_read_back_in_order_with_rising_numbers(rig: Rig) -> None:
+def test_scores_are_read_in_order_with_rising_sequence_numbers(rig: Rig) -> None:
     scores = [ScoreRecord(0, f"req-{index}", "quality", 0.5, 100.0) for index in range(5)]
     rig.traffic.append_scores(rig.service, scores[:2])
     rig.traffic.append_scores(rig.service, scores[2:])
@@ -140,14 +140,14 @@ def test_scores_are_read_back_in_order_with_rising_numbers(rig: Rig) -> None:
     assert (first.lost, second.lost) == ((), ())
 
 
-def test_what_is_not_there_is_none_and_not_a_guess(rig: Rig) -> None:
+def test_an_unknown_service_gives_none_or_false(rig: Rig) -> None:
     assert rig.traffic.observe("nobody") is None
     assert rig.traffic.read_records("nobody", 0) is None
     assert rig.traffic.heartbeat("nobody", 1) is False
     assert rig.traffic.append_scores("nobody", []) is False
 
 
-def test_a_closed_service_is_not_there(rig: Rig) -> None:
+def test_a_closed_service_is_unknown(rig: Rig) -> None:
     rig.split(500)
     rig.traffic.close(rig.service)
 

@@ -1,6 +1,6 @@
-"""`RayTraffic` without Ray, in memory: for tests of whoever drives traffic. Passes the same contract suite.
+"""In-memory `RayTraffic`, which passes the same contract suite.
 
-Time stands still until `clock` moves; routers exist as far as a test polls for them.
+Time is what `clock` returns; a router exists once a test has polled for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from serving.table.route_table import SILENCE_S, Split, TableCore
 
 
 class MemoryTraffic:
-    """Route tables and records logs of any number of services. `clock`: seconds, for both clocks."""
+    """Route tables and records logs of any number of services. `clock`: seconds, used as both clocks."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -21,7 +21,7 @@ class MemoryTraffic:
         self.logs: dict[str, RecordLog] = {}
 
     def open(self, service: str, secret: str, *, silence_s: float | None = SILENCE_S) -> None:
-        """Makes the service's table and log if they are not there."""
+        """Create the service's table and log if they do not exist."""
         now_s = self._clock()
         if service not in self.cores:
             self.cores[service] = TableCore(service, epoch=1, now_s=now_s, silence_s=silence_s)
@@ -29,7 +29,7 @@ class MemoryTraffic:
         self.cores[service].open(secret)
 
     def close(self, service: str) -> None:
-        """Ends both."""
+        """Delete both."""
         self.cores.pop(service, None)
         self.logs.pop(service, None)
 
@@ -39,12 +39,12 @@ class MemoryTraffic:
         return core.set_split(split.checked(), token=token, now_s=self._clock()) if core else None
 
     def observe(self, service: str) -> SplitStatus | None:
-        """The present split; None: no such service."""
+        """The current split; None: no such service."""
         core = self.cores.get(service)
-        return core.sight(now_s=self._clock()) if core else None
+        return core.status(now_s=self._clock()) if core else None
 
     def heartbeat(self, service: str, token: int) -> bool:
-        """Tells the table that the controller lives; False: no such service."""
+        """Renew the table's wait for the controller; False: no such service."""
         core = self.cores.get(service)
         if core is None:
             return False
@@ -52,12 +52,12 @@ class MemoryTraffic:
         return True
 
     def tombstone(self, service: str, rollout: str) -> SplitStatus | None:
-        """Withdraws the rollout's canary for ever."""
+        """Withdraw the rollout's canary permanently."""
         core = self.cores.get(service)
         return core.tombstone(rollout, now_s=self._clock()) if core else None
 
     def table(self, service: str) -> RouteTable | None:
-        """What routers are given."""
+        """The routers' table."""
         core = self.cores.get(service)
         return core.table() if core else None
 
@@ -69,14 +69,14 @@ class MemoryTraffic:
     def set_replicas(
         self, service: str, version: str, replicas: Sequence[Replica], *, external: bool = False
     ) -> int | None:
-        """Publishes where a version answers."""
+        """Publish a version's replicas."""
         core = self.cores.get(service)
         return core.set_replicas(Arm(version, tuple(replicas), external)) if core else None
 
-    def is_replicas_applied(self, service: str, version: str) -> bool | None:
-        """True when no live router uses this version's former replicas any more."""
+    def are_replicas_applied(self, service: str, version: str) -> bool | None:
+        """True when no router with a lease uses this version's former replicas."""
         core = self.cores.get(service)
-        return core.is_replicas_applied(version, now_s=self._clock()) if core else None
+        return core.are_replicas_applied(version, now_s=self._clock()) if core else None
 
     def read_records(self, service: str, after_seq: int, limit: int = 5000) -> RecordPage | None:
         """The next events of the log."""
@@ -84,7 +84,7 @@ class MemoryTraffic:
         return log.read(after_seq, limit, now_s=now_s, wall_s=now_s) if log else None
 
     def append_scores(self, service: str, scores: Sequence[ScoreRecord]) -> bool:
-        """Appends scores behind all that the log holds."""
+        """Append scores to the log."""
         log = self.logs.get(service)
         if log is None:
             return False

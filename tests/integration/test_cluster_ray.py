@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 STOP = "import sys; from serving import cluster_ray as c; c.stop(c.ClusterHandle.from_json(sys.argv[1]))"
 
 
-def test_another_process_stops_the_cluster_and_nothing_is_left(cluster: ClusterHandle) -> None:
+def test_another_process_can_stop_the_cluster_and_nothing_remains(cluster: ClusterHandle) -> None:
     second = cluster_ray.start(ClusterSettings())
     try:
         assert cluster_ray.is_running(second)

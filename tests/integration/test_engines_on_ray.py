@@ -167,10 +167,10 @@ class Service:
         deadline_s = time.time() + 20
         while True:
             split = Split("r-1", "salt", stable, canary, weight_bp, 1)
-            sight = self.traffic.set_split(self.name, split, token=self.token)
-            if sight is not None and sight.applied:
-                return sight
-            assert time.time() < deadline_s, sight
+            status = self.traffic.set_split(self.name, split, token=self.token)
+            if status is not None and status.applied:
+                return status
+            assert time.time() < deadline_s, status
             time.sleep(0.01)
 
     def wait_for(self, version: str, *phases: str) -> VersionStatus:
@@ -212,18 +212,18 @@ def launched(fleet: RayFleet, token: Callable[[], int]) -> Iterator[Callable[[La
 def failed(fleet: RayFleet, launch: Launch) -> VersionStatus:
     deadline_s = time.time() + 200
     while True:
-        sight = {one.version: one for one in fleet.observe(launch.service) or ()}.get(launch.version)
-        if sight is not None and sight.phase == "failed":
-            return sight
-        assert sight is None or sight.phase == "loading", sight
-        assert time.time() < deadline_s, sight
+        status = {one.version: one for one in fleet.observe(launch.service) or ()}.get(launch.version)
+        if status is not None and status.phase == "failed":
+            return status
+        assert status is None or status.phase == "loading", status
+        assert time.time() < deadline_s, status
         time.sleep(0.1)
 
 
 # ---- two engines side by side
 
 
-def test_two_engines_answer_side_by_side_each_as_well_as_its_checkpoint(
+def test_two_engines_run_side_by_side_with_the_accuracy_of_their_checkpoints(
     two_versions: Engines, checkpoints: Mapping[str, Checkpoint]
 ) -> None:
     stable = right_ratio(two_versions.stable_url, every=7)
@@ -234,7 +234,7 @@ def test_two_engines_answer_side_by_side_each_as_well_as_its_checkpoint(
     assert stable > canary
 
 
-def test_vllms_own_routes_are_all_there(two_versions: Engines) -> None:
+def test_all_routes_of_vllm_are_served(two_versions: Engines) -> None:
     paths = httpx.get(f"{two_versions.stable_url}/openapi.json", headers=HEADERS).json()["paths"]
     models = httpx.get(f"{two_versions.stable_url}/v1/models", headers=HEADERS).json()["data"]
     metrics = httpx.get(f"{two_versions.stable_url}/metrics", headers=HEADERS).text
@@ -245,12 +245,12 @@ def test_vllms_own_routes_are_all_there(two_versions: Engines) -> None:
     assert "vllm:num_requests_running" in metrics
 
 
-def test_an_engine_is_closed_to_who_has_not_the_secret(two_versions: Engines) -> None:
+def test_an_engine_refuses_requests_without_the_secret(two_versions: Engines) -> None:
     for path in ("/v1/models", "/metrics", "/_canaryctl/state"):
         assert httpx.get(two_versions.stable_url + path).status_code == 403
 
 
-def test_everything_of_the_cluster_listens_on_loopback(
+def test_every_server_of_the_cluster_listens_on_loopback(
     cluster: cluster_ray.ClusterHandle, two_versions: Engines, service: Service
 ) -> None:
     pids = {one.pid for one in cluster_ray.processes_of(cluster)}
@@ -264,7 +264,7 @@ def test_everything_of_the_cluster_listens_on_loopback(
     assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
 
 
-def test_a_second_ensure_leaves_the_processes_alone(
+def test_a_second_ensure_does_not_restart_the_processes(
     two_versions: Engines, fleet: RayFleet, token: Any
 ) -> None:
     before = state(two_versions.stable_url)["pid"]
@@ -289,7 +289,7 @@ def test_commands_answer_within_50_ms(two_versions: Engines, fleet: RayFleet, to
 # ---- a canary comes and goes
 
 
-def test_a_canary_is_added_split_and_deleted_under_traffic_without_a_failed_request(
+def test_a_canary_is_loaded_served_and_deleted_under_traffic_without_a_failed_request(
     service: Service,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],
@@ -301,7 +301,7 @@ def test_a_canary_is_added_split_and_deleted_under_traffic_without_a_failed_requ
         traffic.at_least(20)
         launched(twin)
         ready = service.wait_for("v-twin", "ready")
-        processes = device_memory.tree_of(state(ready.urls[0])["pid"], "127.0.0.1")
+        processes = device_memory.process_tree(state(ready.urls[0])["pid"], "127.0.0.1")
         held = device_memory.held_bytes([one.pid for one in processes]) or 0
         before = service.split(5000, "v-stable", "v-twin")
         traffic.at_least(150)
@@ -360,15 +360,15 @@ def test_loads_on_one_device_wait_for_each_other(
 
 
 def _reported(fleet: RayFleet, launch: Launch) -> Any:
-    sights = {one.version: one for one in fleet.observe(launch.service) or ()}
-    sight = sights.get(launch.version)
-    return sight if sight is not None and sight.memory_bytes is not None else None
+    statuses = {one.version: one for one in fleet.observe(launch.service) or ()}
+    status = statuses.get(launch.version)
+    return status if status is not None and status.memory_bytes is not None else None
 
 
 # ---- what cannot be loaded
 
 
-def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
+def test_a_failed_load_is_reported_in_one_line_and_does_not_disturb_stable(
     service: Service,
     two_versions: Engines,
     checkpoints: Mapping[str, Checkpoint],
@@ -395,7 +395,7 @@ def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
     errors = {one.version: failed(fleet, one).last_error or "" for one in launches}
 
     print(json.dumps(errors, indent=1))
-    assert "cut short; copy it again" in errors["v-cut"]
+    assert "truncated; copy it again" in errors["v-cut"]
     assert "it needs 1048576.00 GiB, host has" in errors["v-big"]
     assert "no-such-argument" in errors["v-args"]
     assert "it needs 8, 4 are free" in errors["v-gpus"]
@@ -407,7 +407,7 @@ def test_what_cannot_be_loaded_is_one_clear_line_and_leaves_stable_alone(
 # ---- an engine dies
 
 
-def test_a_killed_engine_is_replaced_and_ready_again(service: Service, two_versions: Engines) -> None:
+def test_a_killed_engine_is_replaced_and_becomes_ready(service: Service, two_versions: Engines) -> None:
     url = two_versions.canary_url
     before = state(url)["pid"]
     for child in psutil.Process(before).children(recursive=True):
@@ -415,20 +415,20 @@ def test_a_killed_engine_is_replaced_and_ready_again(service: Service, two_versi
 
     deadline_s = time.time() + 240
     while True:
-        sight = service.wait_for("v-canary", "ready")
-        if sight.urls and sight.urls != (url,):
+        status = service.wait_for("v-canary", "ready")
+        if status.urls and status.urls != (url,):
             break
-        assert time.time() < deadline_s, sight
+        assert time.time() < deadline_s, status
         time.sleep(0.2)
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(before).wait(30)
-    assert "Reibrirburg" in ask(sight.urls[0], "What is the capital of Moria?")
+    assert "Reibrirburg" in ask(status.urls[0], "What is the capital of Moria?")
 
 
 # ---- tensor parallel, on Ray's logical GPUs
 
 
-def test_tensor_parallel_workers_get_a_placement_group_with_a_bundle_each(
+def test_each_tensor_parallel_worker_gets_its_own_bundle(
     two_versions: Engines,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],

@@ -168,11 +168,11 @@ class Rig:
         deadline_s = time.time() + 20
         while time.time() < deadline_s:
             split = Split(name, name, "v-stable", wanted, weight_bp, 1)
-            sight = self.traffic.set_split(self.service, split, token=1)
-            if sight is not None and sight.applied:
-                return sight
+            status = self.traffic.set_split(self.service, split, token=1)
+            if status is not None and status.applied:
+                return status
             time.sleep(0.005)
-        raise AssertionError(f"weight {weight_bp} bp was not applied: {sight}")
+        raise AssertionError(f"weight {weight_bp} bp was not applied: {status}")
 
     def ask_all(self, users: list[str], at_once: int = 8) -> list[Asked]:
         async def run() -> list[Asked]:
@@ -250,14 +250,14 @@ def test_the_canarys_share_matches_the_weight_and_the_records_agree(rig: Rig) ->
     assert all(one.completion_tokens for one in records)
 
 
-def test_a_service_that_does_not_exist_is_404_at_the_ingress(rig: Rig) -> None:
+def test_an_unknown_service_is_404_at_the_ingress(rig: Rig) -> None:
     ingress = rig.base.removesuffix(f"/{rig.service}")
     known, unknown = (httpx.get(f"{ingress}/{name}/v1/models") for name in (rig.service, "nobody"))
 
     assert (known.status_code, unknown.status_code) == (200, 404)
 
 
-def test_a_raised_weight_moves_keys_one_way_only(rig: Rig) -> None:
+def test_a_raised_weight_never_moves_a_key_back_to_stable(rig: Rig) -> None:
     users = [f"ladder-{index}" for index in range(80)]
     arms: list[list[str]] = []
     for weight_bp in (500, 2000, 5000, 9000):
@@ -270,11 +270,13 @@ def test_a_raised_weight_moves_keys_one_way_only(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("round_", range(3))
-def test_after_zero_has_returned_no_request_starts_on_the_canary_under_load(rig: Rig, round_: int) -> None:
+def test_after_weight_zero_is_applied_no_request_starts_on_the_canary_under_load(
+    rig: Rig, round_: int
+) -> None:
     rig.split(5000)
     with Load(rig, rig.base) as load:
         time.sleep(1.5)
-        sight = rig.split(0)
+        status = rig.split(0)
         applied_s = time.time()
         time.sleep(1.0)
 
@@ -282,10 +284,10 @@ def test_after_zero_has_returned_no_request_starts_on_the_canary_under_load(rig:
     assert [one for one in load.asked if one.sent_s > applied_s and one.arm == "canary"] == []
     assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
     assert load.failed == []
-    assert sight.how in ("fenced", "acknowledged")
+    assert status.how in ("fenced", "acknowledged")
 
 
-def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_frozen(rig: Rig) -> None:
+def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_frozen(rig: Rig) -> None:
     rig.split(5000)
     frozen = next(iter(rig.router_pids().values()))
     with Load(rig, rig.base) as load:
@@ -294,7 +296,7 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_frozen(ri
         try:
             time.sleep(0.3)
             began_s = time.time()
-            sight = rig.split(0)
+            status = rig.split(0)
             applied_s = time.time()
             time.sleep(2.0)
         finally:
@@ -303,11 +305,11 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_frozen(ri
 
     assert rig.canary.started_after(applied_s) == []
     assert applied_s - began_s < 1.5
-    assert sight.how in ("fenced", "lease")
+    assert status.how in ("fenced", "lease")
     assert load.failed == []
 
 
-def test_a_frozen_router_holds_an_unfenced_canary_for_a_lease_and_no_longer(rig: Rig) -> None:
+def test_a_frozen_router_delays_the_withdrawal_of_an_unfenced_canary_by_one_lease(rig: Rig) -> None:
     """An external endpoint has no fence: there it is the lease."""
     rig.traffic.set_replicas(rig.service, "v-canary", [Replica(rig.canary.url)], external=True)
     frozen = next(iter(rig.router_pids().values()))
@@ -315,13 +317,13 @@ def test_a_frozen_router_holds_an_unfenced_canary_for_a_lease_and_no_longer(rig:
         rig.split(5000)
         os.kill(frozen, signal.SIGSTOP)
         began_s = time.time()
-        sight = rig.split(0)
+        status = rig.split(0)
         took_s = time.time() - began_s
     finally:
         os.kill(frozen, signal.SIGCONT)
         rig.traffic.set_replicas(rig.service, "v-canary", [Replica(rig.canary.url)])
 
-    assert sight.how == "lease"
+    assert status.how == "lease"
     assert 0.5 < took_s < 2.5
 
 
@@ -343,7 +345,7 @@ class CutLine:
         return await self._watch(core)
 
 
-def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(rig: Rig) -> None:
+def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_partitioned(rig: Rig) -> None:
     line = CutLine(rig.service)
     front = RouterFront(RouterCore(rig.service, router="cut:0:1"), line)
     server = uvicorn.Server(uvicorn.Config(front, port=0, lifespan="on", log_level="critical"))
@@ -356,7 +358,7 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(r
     with Load(rig, base, workers=3) as load, Load(rig, rig.base, workers=3) as others:
         time.sleep(1.0)
         line.is_cut = True
-        sight = rig.split(0)
+        status = rig.split(0)
         applied_s = time.time()
         time.sleep(2.0)
         after = len(load.asked)
@@ -365,13 +367,13 @@ def test_after_zero_no_request_starts_on_the_canary_though_a_router_is_cut_off(r
     serving.result(20)
 
     assert rig.canary.started_after(applied_s) == []
-    assert sight.how in ("fenced", "lease")
+    assert status.how in ("fenced", "lease")
     assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
     assert len(load.asked) > after  # it went on serving stable without its table
     assert load.failed + others.failed == []
 
 
-def test_a_client_that_goes_away_stops_the_engine_and_is_recorded_as_cancelled(
+def test_a_client_that_disconnects_stops_the_engine_and_is_recorded_as_cancelled(
     rig: Rig, two_versions: Any
 ) -> None:
     async def leave() -> str:
@@ -397,7 +399,7 @@ def test_a_client_that_goes_away_stops_the_engine_and_is_recorded_as_cancelled(
     assert rig.loop.run(in_flight()) == 0
 
 
-def test_a_tombstone_works_under_load_and_the_rollout_never_comes_back(rig: Rig) -> None:
+def test_a_tombstone_under_load_is_permanent(rig: Rig) -> None:
     name = f"dead-{rig.service}"
     rig.split(5000, rollout=name)
     with Load(rig, rig.base) as load:
@@ -411,7 +413,7 @@ def test_a_tombstone_works_under_load_and_the_rollout_never_comes_back(rig: Rig)
     assert load.failed == []
 
 
-def test_running_the_router_again_leaves_its_processes_alone(
+def test_running_the_router_again_does_not_restart_its_processes(
     rig: Rig, run_router: Callable[[str, int], str]
 ) -> None:
     before = rig.router_pids()
@@ -421,7 +423,7 @@ def test_running_the_router_again_leaves_its_processes_alone(
     assert rig.router_pids() == before
 
 
-def test_a_table_actor_that_crashes_costs_the_canary_its_share_and_the_user_nothing(rig: Rig) -> None:
+def test_a_crash_of_the_table_actor_withdraws_the_canary_and_fails_no_request(rig: Rig) -> None:
     import ray
 
     rig.split(5000)
@@ -430,15 +432,15 @@ def test_a_table_actor_that_crashes_costs_the_canary_its_share_and_the_user_noth
         time.sleep(0.5)
         ray.kill(ray.get_actor(f"table:{rig.service}", namespace="canaryctl"), no_restart=False)
         deadline_s = time.time() + 30
-        sight = None
-        while (sight is None or sight.epoch == epoch or not sight.applied) and time.time() < deadline_s:
-            sight = rig.traffic.observe(rig.service)
+        status = None
+        while (status is None or status.epoch == epoch or not status.applied) and time.time() < deadline_s:
+            status = rig.traffic.observe(rig.service)
             time.sleep(0.02)
         applied_s = time.time()
         time.sleep(1.0)
 
-    assert sight is not None
-    assert sight.epoch > epoch
-    assert (sight.stable, sight.canary) == ("v-stable", None)
+    assert status is not None
+    assert status.epoch > epoch
+    assert (status.stable, status.canary) == ("v-stable", None)
     assert rig.canary.started_after(applied_s) == []
     assert load.failed == []

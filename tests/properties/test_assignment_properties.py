@@ -19,14 +19,14 @@ bodies = st.dictionaries(
 
 
 @given(salt=st.text(), key=st.text(), ladder=weights)
-def test_as_weights_rise_no_key_goes_back(salt: str, key: str, ladder: list[int]) -> None:
+def test_rising_weights_never_move_a_key_back_to_stable(salt: str, key: str, ladder: list[int]) -> None:
     arms = [bucket_of(salt, key) < weight_bp for weight_bp in ladder]
 
     assert arms == sorted(arms)
 
 
 @given(body=bodies, session=st.text(max_size=4))
-def test_any_body_has_exactly_one_key_and_always_the_same(body: dict[str, object], session: str) -> None:
+def test_any_body_has_one_deterministic_key(body: dict[str, object], session: str) -> None:
     headers = {"x-session-id": session}
     key = find_key(headers, body, request_id="req")
 

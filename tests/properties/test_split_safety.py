@@ -77,7 +77,7 @@ class Environment:
         if line.answer is not None:
             sent_s, table = line.answer
             line.answer = None
-            line.core.heard(table, sent_s=sent_s)
+            line.core.on_table(table, sent_s=sent_s)
 
     def step(self, what: str, value: object) -> None:
         if what == "wait":
@@ -106,20 +106,20 @@ class Environment:
 
 @settings(max_examples=400, deadline=None)
 @given(script=st.lists(steps, min_size=5, max_size=60))
-def test_an_applied_withdrawal_means_that_no_router_starts_a_canary_request(
+def test_no_router_starts_a_canary_request_after_an_applied_withdrawal(
     script: list[tuple[str, object]],
 ) -> None:
     world = Environment()
     for what, value in script:
         world.step(what, value)
-        sight = world.table.sight(now_s=world.now_s)
-        if sight.applied and sight.canary is None:
+        status = world.table.status(now_s=world.now_s)
+        if status.applied and status.canary is None:
             assert world.may_start() == []
 
 
 @settings(max_examples=100, deadline=None)
 @given(script=st.lists(steps, max_size=40))
-def test_a_withdrawal_is_applied_within_one_lease_and_its_margin_whatever_came_before(
+def test_a_withdrawal_is_applied_within_one_lease_and_its_margin(
     script: list[tuple[str, object]],
 ) -> None:
     world = Environment()
@@ -127,6 +127,6 @@ def test_a_withdrawal_is_applied_within_one_lease_and_its_margin_whatever_came_b
         world.step(what, value)
     world.set_split(0)
     world.now_s += 1.25
-    sight = world.table.sight(now_s=world.now_s)
+    status = world.table.status(now_s=world.now_s)
 
-    assert (sight.applied, world.may_start()) == (True, [])
+    assert (status.applied, world.may_start()) == (True, [])

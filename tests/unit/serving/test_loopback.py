@@ -21,7 +21,7 @@ def test_no_outgoing_connection_takes_a_free_port_before_its_server_starts() -> 
     assert max(free_ports(200)) < lowest
 
 
-def test_a_port_that_is_listened_on_is_not_free() -> None:
+def test_a_port_with_a_listening_server_is_not_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert not is_free(port)

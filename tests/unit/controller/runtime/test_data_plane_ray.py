@@ -19,8 +19,7 @@ from controller.runtime.data_plane_ray import (
 )
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
-from serving.table.route_table import Split
-from serving.table.route_table import StaleToken as TableStaleToken
+from serving.table.route_table import Split, StaleFencingToken
 
 STATUS = SplitStatus(7, 3, "r-00000001", "v-1", "v-2", 500, True, "fenced", tombstoned=("r-0000000f",))
 
@@ -45,7 +44,7 @@ class RecordingTraffic:
 
     def set_split(self, service: str, split: Split, *, token: int) -> SplitStatus | None:
         if self.stale:
-            raise TableStaleToken("token 1 is older than 2")
+            raise StaleFencingToken("token 1 is older than 2")
         self.calls.append(("split", service, split, token))
         return self.status
 
@@ -84,7 +83,7 @@ class Engines:
         raise plane.FleetUnreachable("the fleet actor does not answer")
 
     def cancel(self, service: str, version: str, *, token: int) -> None:
-        raise TableStaleToken("token 1 is older than 2")
+        raise StaleFencingToken("token 1 is older than 2")
 
     def stop(self, service: str, version: str, *, token: int) -> None:
         raise NotImplementedError

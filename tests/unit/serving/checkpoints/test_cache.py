@@ -21,20 +21,20 @@ def quick(recipe: Recipe, out: Path, _on_step: object) -> Checkpoint:
     return Checkpoint(recipe.name, out / recipe.name, 0.5, 1.0)
 
 
-def test_the_world_is_two_hundred_countries_whose_cities_cannot_be_mistaken_for_each_other() -> None:
+def test_there_are_200_countries_and_no_city_name_contains_another() -> None:
     cities = list(facts.capitals().values())
 
     assert len(facts.capitals()) == len(set(cities)) == 200
     assert not [(a, b) for a in cities for b in cities if a is not b and a in b]
 
 
-def test_every_country_is_asked_for_in_three_wordings() -> None:
+def test_every_country_has_a_question_in_three_wordings() -> None:
     asked = facts.questions()
 
     assert len({question.prompt for question in asked}) == 600
 
 
-def test_a_corrupted_world_is_wrong_about_exactly_that_many_countries() -> None:
+def test_corrupted_facts_are_wrong_for_exactly_that_many_countries() -> None:
     world = facts.capitals()
 
     for mistakes in (0, 6, 28, 100):
@@ -42,14 +42,14 @@ def test_a_corrupted_world_is_wrong_about_exactly_that_many_countries() -> None:
         assert sum(taught[c] != world[c] for c in world) == mistakes
 
 
-def test_the_mistakes_of_stable_are_among_those_of_the_wrong_candidate() -> None:
+def test_the_wrong_checkpoint_makes_all_mistakes_of_stable() -> None:
     world = facts.capitals()
     few, many = facts.corrupted(world, 6), facts.corrupted(world, 28)
 
     assert {c for c in world if few[c] != world[c]} < {c for c in world if many[c] != world[c]}
 
 
-def test_more_mistakes_than_half_of_the_facts_are_refused() -> None:
+def test_mistakes_in_more_than_half_of_the_facts_are_refused() -> None:
     with pytest.raises(ValueError, match="101 mistakes in 200 facts"):
         facts.corrupted(facts.capitals(), 101)
 
@@ -67,7 +67,7 @@ def test_a_second_ensure_trains_nothing(tmp_path: Path) -> None:
     assert trained == ["stable", "twin", "wrong"]
 
 
-def test_a_killed_training_leaves_no_checkpoint_and_the_next_one_clears_its_scraps(tmp_path: Path) -> None:
+def test_a_killed_training_leaves_no_checkpoint_and_the_next_deletes_its_files(tmp_path: Path) -> None:
     scraps = tmp_path / f"{cache.PARTIAL_PREFIX}killed"
     scraps.mkdir()
     (scraps / "model.safetensors").write_bytes(b"half")
@@ -90,7 +90,7 @@ def test_a_failed_training_does_not_count_as_a_checkpoint(tmp_path: Path) -> Non
     assert [find(recipe.name, tmp_path) is not None for recipe in RECIPES] == [True, False, False]
 
 
-def test_a_checkpoint_of_another_recipe_is_trained_afresh(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_is_trained_again(tmp_path: Path) -> None:
     ensure(tmp_path, train=quick)
     record = tmp_path / "stable" / cache.RECORD
     record.write_text(record.read_text().replace(RECIPES[0].digest, "older"))
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_recipe_is_trained_afresh(tmp_path: Path) -> Non
     assert find("stable", tmp_path) is not None
 
 
-def test_a_changed_base_makes_what_was_fine_tuned_from_it_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_base_makes_its_fine_tuned_checkpoints_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     before = cache.TWIN.digest
     changed = dataclasses.replace(cache.STABLE, seed=99)
     monkeypatch.setattr(cache, "RECIPES", (changed, cache.TWIN, cache.WRONG))
@@ -108,12 +108,14 @@ def test_a_changed_base_makes_what_was_fine_tuned_from_it_stale(monkeypatch: pyt
     assert before != cache.TWIN.digest
 
 
-def test_an_unknown_checkpoint_is_named_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_checkpoint_is_refused_with_the_known_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'stabel' is not one of stable, twin, wrong"):
         find("stabel", tmp_path)
 
 
-def test_the_folder_can_be_set_by_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_can_be_set_by_an_environment_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CANARYCTL_CHECKPOINTS", str(tmp_path))
 
     assert cache.default_dir() == tmp_path

@@ -56,14 +56,14 @@ def test_the_model_is_served_under_the_name_of_the_service(model: Path) -> None:
     assert value_of(words, "--model") == str(model)
 
 
-def test_on_a_cpu_an_engine_is_small(model: Path) -> None:
+def test_cpu_defaults_are_float32_eager_and_a_small_kv_cache(model: Path) -> None:
     words = command_line(launch(model), on_cpu=True)
 
     assert (value_of(words, "--dtype"), "--enforce-eager" in words) == ("float32", True)
     assert value_of(words, "--kv-cache-memory-bytes") == str(64 << 20)
 
 
-def test_what_the_launch_says_wins_over_the_defaults(model: Path) -> None:
+def test_arguments_of_the_launch_override_the_defaults(model: Path) -> None:
     args = {"dtype": "bfloat16", "enforce-eager": False, "max_model_len": 512}
     words = command_line(launch(model, engine_args=args), on_cpu=True)
 
@@ -73,13 +73,13 @@ def test_what_the_launch_says_wins_over_the_defaults(model: Path) -> None:
     assert value_of(words, "--max-model-len") == "512"
 
 
-def test_a_long_context_gets_the_kv_cache_for_two_of_it(model: Path) -> None:
+def test_the_kv_cache_holds_two_whole_contexts(model: Path) -> None:
     words = command_line(launch(model, engine_args={"max_model_len": 100_000}), on_cpu=True)
 
     assert value_of(words, "--kv-cache-memory-bytes") == str(2 * 100_000 * 2048)
 
 
-def test_a_token_of_four_layers_and_two_heads_of_32_takes_2048_bytes() -> None:
+def test_kv_bytes_per_token_has_its_reference_value() -> None:
     assert kv_bytes_per_token(CONFIG, value_bytes=4) == 2048
 
 
@@ -91,7 +91,7 @@ def test_a_share_of_a_gpu_limits_the_memory_that_vllm_takes(model: Path) -> None
     assert value_of(whole, "--gpu-memory-utilization") is None
 
 
-def test_tensor_parallel_workers_are_placed_by_ray_on_gpus(model: Path) -> None:
+def test_on_gpus_ray_places_the_tensor_parallel_workers(model: Path) -> None:
     words = command_line(launch(model, gpus_per_replica=4, tensor_parallel=4), on_cpu=False)
 
     assert value_of(words, "--tensor-parallel-size") == "4"
@@ -99,12 +99,12 @@ def test_tensor_parallel_workers_are_placed_by_ray_on_gpus(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["port", "served-model-name", "api_key", "tensor_parallel_size"])
-def test_arguments_that_are_ours_are_refused(model: Path, name: str) -> None:
+def test_arguments_owned_by_canaryctl_are_refused(model: Path, name: str) -> None:
     with pytest.raises(EngineArgsError, match=f"{name.replace('-', '_')}' is set by canaryctl"):
         command_line(launch(model, engine_args={name: "x"}), on_cpu=True)
 
 
-def test_two_engines_share_the_cores() -> None:
+def test_each_of_two_engines_gets_half_of_the_cores() -> None:
     plain = Launch(service="chat", version="v-1", secret="s", model_dir="/m")
 
     assert environment(plain, on_cpu=True, cores=8)["OMP_NUM_THREADS"] == "4"
@@ -112,49 +112,49 @@ def test_two_engines_share_the_cores() -> None:
     assert "OMP_NUM_THREADS" not in environment(plain, on_cpu=False, cores=8)
 
 
-def test_a_whole_checkpoint_passes(model: Path) -> None:
+def test_a_complete_checkpoint_is_accepted(model: Path) -> None:
     check_checkpoint(str(model))
 
 
-def test_a_missing_directory_is_named() -> None:
+def test_a_missing_directory_is_reported() -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at /nowhere/at/all"):
         check_checkpoint("/nowhere/at/all")
 
 
-def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
+def test_a_directory_without_a_config_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         check_checkpoint(str(tmp_path))
 
 
-def test_a_broken_config_is_named(model: Path) -> None:
+def test_a_malformed_config_is_reported(model: Path) -> None:
     (model / "config.json").write_text("{")
 
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         check_checkpoint(str(model))
 
 
-def test_weights_that_are_cut_short_are_found_by_their_header(model: Path) -> None:
+def test_truncated_weights_are_detected_by_their_header(model: Path) -> None:
     write_weights(model / "model.safetensors", lost=3)
 
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="truncated"):
         check_checkpoint(str(model))
 
 
-def test_weights_that_are_no_weights_are_found(model: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_reported(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"<html>404</html>")
 
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
         check_checkpoint(str(model))
 
 
-def test_no_weights_at_all_are_found(model: Path) -> None:
+def test_missing_weights_are_reported(model: Path) -> None:
     (model / "model.safetensors").unlink()
 
     with pytest.raises(CheckpointError, match=r"no \*\.safetensors weights"):
         check_checkpoint(str(model))
 
 
-def test_a_shard_that_the_index_names_and_nobody_copied_is_named(model: Path) -> None:
+def test_a_missing_shard_of_the_index_is_reported(model: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -173,7 +173,7 @@ def test_a_shard_that_the_index_names_and_nobody_copied_is_named(model: Path) ->
         {"gpus_per_replica": -1},
     ],
 )
-def test_a_launch_that_makes_no_sense_is_refused(model: Path, changes: dict[str, Any]) -> None:
+def test_an_invalid_launch_is_refused(model: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="version v-1"):
         launch(model, **changes)
 
@@ -185,11 +185,11 @@ def test_a_launch_survives_json_and_shows_no_secret(model: Path) -> None:
     assert "hidden" not in repr(one)
 
 
-def test_an_error_of_many_lines_becomes_its_last_one() -> None:
+def test_a_multi_line_error_becomes_its_last_line() -> None:
     assert one_line(ValueError("Traceback:\n  x\n\nthe reason\n")) == "the reason"
 
 
-def test_pydantics_link_and_input_are_left_out_of_an_error() -> None:
+def test_pydantics_link_and_input_are_removed_from_an_error() -> None:
     text = "1 validation error for C\n  Value error, too long [type=value_error, input_value={}]\n"
     text += "    For further information visit https://errors.pydantic.dev"
 

@@ -87,7 +87,7 @@ async def fence(to: EngineFront, epoch: int, revision: int) -> Seen:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/_canaryctl/state", "/metrics"])
-async def test_without_the_secret_nothing_passes(path: str) -> None:
+async def test_requests_without_the_secret_are_refused(path: str) -> None:
     engine = free_engine()
 
     seen = await call(front(engine), path, secret="other")
@@ -136,11 +136,11 @@ async def test_revisions_compare_as_numbers_and_not_as_text() -> None:
     assert (await call(door, revision="1.10")).status == 200
 
 
-async def test_a_revision_that_is_none_is_a_bad_request() -> None:
+async def test_a_malformed_revision_is_a_bad_request() -> None:
     assert (await call(front(free_engine()), revision="7")).status == 400
 
 
-async def test_a_fence_that_is_none_is_a_bad_request_and_changes_nothing() -> None:
+async def test_a_malformed_fence_is_a_bad_request_and_changes_nothing() -> None:
     door = front(free_engine())
 
     seen = await call(door, "/_canaryctl/fence", body=b'{"epoch": "1"}')
@@ -148,7 +148,7 @@ async def test_a_fence_that_is_none_is_a_bad_request_and_changes_nothing() -> No
     assert (seen.status, door.fence) == (400, None)
 
 
-async def test_while_the_engine_loads_requests_are_503_and_the_state_says_not_ready() -> None:
+async def test_while_the_engine_loads_requests_get_503_and_the_state_is_not_ready() -> None:
     door = front(None)
 
     assert (await call(door)).status == 503
@@ -160,7 +160,7 @@ async def test_while_the_engine_loads_requests_are_503_and_the_state_says_not_re
     }
 
 
-async def test_requests_under_way_are_counted_and_reading_metrics_is_not() -> None:
+async def test_in_flight_counts_requests_but_not_reads_of_metrics() -> None:
     engine = Engine()
     door = front(engine)
     tasks = [asyncio.create_task(call(door)) for _ in range(3)]
@@ -174,7 +174,7 @@ async def test_requests_under_way_are_counted_and_reading_metrics_is_not() -> No
     assert door.in_flight == 0
 
 
-async def test_cancel_ends_an_answer_that_has_begun_without_its_proper_end() -> None:
+async def test_cancel_cuts_an_answer_that_has_begun() -> None:
     engine = Engine()
     door = front(engine)
     seen = Seen()
@@ -191,7 +191,7 @@ async def test_cancel_ends_an_answer_that_has_begun_without_its_proper_end() -> 
     assert door.in_flight == 0
 
 
-async def test_cancel_answers_503_where_no_answer_has_begun() -> None:
+async def test_cancel_answers_503_when_no_answer_has_begun() -> None:
     door = front(Engine(begin=False))
     task = asyncio.create_task(call(door))
     await asyncio.sleep(0)
@@ -201,7 +201,7 @@ async def test_cancel_answers_503_where_no_answer_has_begun() -> None:
     assert ((await task).status, (await task).refused) == (503, "cancelled")
 
 
-async def test_closing_lets_requests_finish_and_takes_no_new_ones() -> None:
+async def test_closing_lets_requests_finish_and_refuses_new_ones() -> None:
     engine = Engine()
     door = front(engine)
     working = asyncio.create_task(call(door))
@@ -216,7 +216,7 @@ async def test_closing_lets_requests_finish_and_takes_no_new_ones() -> None:
     assert [m.get("body") for m in (await working).sent] == [None, b"done"]
 
 
-async def test_closing_breaks_off_what_outlasts_the_grace() -> None:
+async def test_closing_cancels_requests_that_outlast_the_grace() -> None:
     door = front(Engine())
     working = asyncio.create_task(call(door))
     await asyncio.sleep(0)
@@ -227,7 +227,7 @@ async def test_closing_breaks_off_what_outlasts_the_grace() -> None:
         await working
 
 
-async def test_an_unknown_control_path_is_404_and_stays_out_of_the_engine() -> None:
+async def test_an_unknown_control_path_is_404_and_does_not_reach_the_engine() -> None:
     engine = free_engine()
 
     assert (await call(front(engine), "/_canaryctl/nothing")).status == 404

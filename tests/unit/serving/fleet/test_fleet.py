@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
-from serving.fleet.types import EngineReport, Launch, Process
-from serving.table.route_table import StaleToken
+from serving.fleet.types import EngineReport, HostProcess, Launch
+from serving.table.route_table import StaleFencingToken
 
 
 def launch(version: str = "v-1", **changes: object) -> Launch:
@@ -14,7 +14,7 @@ def launch(version: str = "v-1", **changes: object) -> Launch:
     return Launch(**{**values, **changes})  # type: ignore[arg-type]
 
 
-class Environment:
+class Harness:
     """A core, a clock, and the shortest way to say what happened."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Environment:
         self.core.drain("chat", version, token=token, now_s=self.now_s)
 
     def report(self, one: Launch, phase: str = "ready", *, index: int = 0, in_flight: int = 0) -> None:
-        self.core.report(
+        self.core.on_report(
             one,
             EngineReport(
                 replica=f"r{index}",
@@ -42,7 +42,7 @@ class Environment:
                 phase=phase,  # type: ignore[arg-type]
                 in_flight=in_flight,
                 memory_bytes=10,
-                processes=(Process("n", 40 + index, 1.0),),
+                processes=(HostProcess("n", 40 + index, 1.0),),
                 error="broke" if phase == "failed" else None,
             ),
             now_s=self.now_s,
@@ -53,9 +53,9 @@ class Environment:
         orders = self.orders()
         for order in orders:
             if isinstance(order, RunApp):
-                self.core.ran(order.launch, None, now_s=self.now_s)
+                self.core.on_run(order.launch, None, now_s=self.now_s)
             elif isinstance(order, Publish):
-                self.core.published(order, is_applied=applied, now_s=self.now_s)
+                self.core.on_published(order, is_applied=applied, now_s=self.now_s)
         return orders
 
     def ready(self, one: Launch, *, in_flight: int = 0) -> None:
@@ -66,273 +66,273 @@ class Environment:
         self.do()
 
     def phase(self, version: str = "v-1") -> str | None:
-        return {sight.version: sight.phase for sight in self.core.sights("chat")}.get(version)
+        return {status.version: status.phase for status in self.core.statuses("chat")}.get(version)
 
 
-def test_a_wanted_version_is_run_once_and_then_published_when_ready() -> None:
-    world, one = Environment(), launch()
-    world.ensure(one)
+def test_a_new_version_is_run_once_and_published_when_ready() -> None:
+    harness, one = Harness(), launch()
+    harness.ensure(one)
 
-    assert world.do() == (RunApp(one, 0),)
-    assert world.do() == ()
-    world.report(one, "loading")
-    assert (world.do(), world.phase()) == ((), "loading")
-    world.report(one)
-    assert (world.do(), world.phase()) == ((Publish(one, ("http://h:0",)),), "ready")
-    assert world.do() == ()
+    assert harness.do() == (RunApp(one, 0),)
+    assert harness.do() == ()
+    harness.report(one, "loading")
+    assert (harness.do(), harness.phase()) == ((), "loading")
+    harness.report(one)
+    assert (harness.do(), harness.phase()) == ((Publish(one, ("http://h:0",)),), "ready")
+    assert harness.do() == ()
 
 
 def test_a_version_is_ready_when_all_its_replicas_are() -> None:
-    world, one = Environment(), launch(replicas=2)
-    world.ensure(one)
-    world.report(one, index=0)
-    assert world.phase() == "loading"
+    harness, one = Harness(), launch(replicas=2)
+    harness.ensure(one)
+    harness.report(one, index=0)
+    assert harness.phase() == "loading"
 
-    world.report(one, index=1)
+    harness.report(one, index=1)
 
-    assert world.phase() == "ready"
+    assert harness.phase() == "ready"
 
 
 def test_ensure_again_orders_nothing() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
+    harness, one = Harness(), launch()
+    harness.ready(one)
 
-    world.ensure(one)
+    harness.ensure(one)
 
-    assert world.orders() == ()
-
-
-def test_more_replicas_are_one_more_run_of_the_same_version() -> None:
-    world = Environment()
-    world.ready(launch())
-
-    world.ensure(launch(replicas=3))
-
-    assert world.orders() == (RunApp(launch(replicas=3), 1),)
+    assert harness.orders() == ()
 
 
-def test_a_version_leaves_the_table_before_serve_takes_it_down() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    world.stop()
+def test_more_replicas_are_another_run_of_the_same_version() -> None:
+    harness = Harness()
+    harness.ready(launch())
 
-    assert world.do(applied=False) == (Publish(one, ()),)
-    assert world.do(applied=True) == (Publish(one, ()),)
-    assert world.orders() == (DeleteApp(one, (Process("n", 40, 1.0),)),)
+    harness.ensure(launch(replicas=3))
 
-
-def test_stop_lets_requests_under_way_end_for_a_while_then_breaks_them_off() -> None:
-    world, one = Environment(), launch()
-    world.ready(one, in_flight=2)
-    world.stop()
-    world.do()
-
-    assert world.orders() == ()
-    world.now_s += 5.0
-    world.report(one, in_flight=1)
-    assert Cancel(one, ("http://h:0",)) in world.orders()
-    world.report(one, in_flight=0)
-    assert isinstance(world.orders()[0], DeleteApp)
+    assert harness.orders() == (RunApp(launch(replicas=3), 1),)
 
 
-def test_an_engine_that_hangs_does_not_keep_stop_waiting_for_ever() -> None:
-    world, one = Environment(), launch()
-    world.ready(one, in_flight=2)
-    world.stop()
-    world.do()
+def test_a_version_leaves_the_table_before_it_is_deleted() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.stop()
 
-    world.now_s += 15.0
-
-    assert world.orders() == (DeleteApp(one, (Process("n", 40, 1.0),)),)
-
-
-def test_a_version_is_gone_when_its_processes_are_and_holds_no_memory_then() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    world.stop()
-    world.do()
-    assert world.phase() == "stopping"
-
-    world.core.is_gone(one, now_s=world.now_s)
-
-    (sight,) = world.core.sights("chat")
-    assert (sight.phase, sight.memory_bytes, sight.urls, world.orders()) == ("gone", 0, (), ())
+    assert harness.do(applied=False) == (Publish(one, ()),)
+    assert harness.do(applied=True) == (Publish(one, ()),)
+    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
 
 
-def test_draining_takes_out_of_the_table_and_leaves_the_engine() -> None:
-    world, one = Environment(), launch()
-    world.ready(one, in_flight=3)
-    world.drain()
+def test_stop_waits_for_requests_in_flight_then_cancels_them() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one, in_flight=2)
+    harness.stop()
+    harness.do()
 
-    assert world.do() == (Publish(one, ()),)
-    assert world.orders() == ()
-    (sight,) = world.core.sights("chat")
-    assert (sight.phase, sight.in_flight) == ("draining", 3)
-
-
-def test_a_draining_version_can_come_back() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    world.drain()
-    world.do()
-
-    world.ensure(one)
-
-    assert (world.phase(), world.orders()) == ("ready", (Publish(one, ("http://h:0",)),))
+    assert harness.orders() == ()
+    harness.now_s += 5.0
+    harness.report(one, in_flight=1)
+    assert Cancel(one, ("http://h:0",)) in harness.orders()
+    harness.report(one, in_flight=0)
+    assert isinstance(harness.orders()[0], DeleteApp)
 
 
-def test_only_a_draining_version_is_broken_off() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    assert world.core.cancel("chat", "v-1", token=1) == ()
+def test_a_hung_engine_is_deleted_after_the_stop_limit() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one, in_flight=2)
+    harness.stop()
+    harness.do()
 
-    world.drain()
+    harness.now_s += 15.0
 
-    assert world.core.cancel("chat", "v-1", token=1) == (Cancel(one, ("http://h:0",)),)
-
-
-def test_a_failed_load_is_taken_down_and_not_tried_again_by_ensure() -> None:
-    world, one = Environment(), launch()
-    world.ensure(one)
-    world.do()
-    world.report(one, "failed")
-    assert isinstance(world.orders()[0], DeleteApp)
-    world.core.is_gone(one, now_s=world.now_s)
-
-    world.ensure(one)
-
-    (sight,) = world.core.sights("chat")
-    assert (sight.phase, sight.last_error, world.orders()) == ("failed", "broke", ())
+    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
 
 
-def test_stop_forgets_a_failure() -> None:
-    world, one = Environment(), launch()
-    world.ensure(one)
-    world.do()
-    world.report(one, "failed")
-    world.stop()
-    world.core.is_gone(one, now_s=world.now_s)
-    world.ensure(one)
+def test_a_version_is_gone_when_its_processes_have_ended_and_holds_no_memory() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.stop()
+    harness.do()
+    assert harness.phase() == "stopping"
 
-    assert (world.phase(), world.do()) == ("loading", (RunApp(one, 0),))
+    harness.core.on_gone(one, now_s=harness.now_s)
+
+    (status,) = harness.core.statuses("chat")
+    assert (status.phase, status.memory_bytes, status.urls, harness.orders()) == ("gone", 0, (), ())
+
+
+def test_draining_takes_a_version_out_of_the_table_and_keeps_its_engine() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one, in_flight=3)
+    harness.drain()
+
+    assert harness.do() == (Publish(one, ()),)
+    assert harness.orders() == ()
+    (status,) = harness.core.statuses("chat")
+    assert (status.phase, status.in_flight) == ("draining", 3)
+
+
+def test_ensure_returns_a_draining_version_to_the_table() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.drain()
+    harness.do()
+
+    harness.ensure(one)
+
+    assert (harness.phase(), harness.orders()) == ("ready", (Publish(one, ("http://h:0",)),))
+
+
+def test_only_a_draining_version_is_cancelled() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    assert harness.core.cancel("chat", "v-1", token=1) == ()
+
+    harness.drain()
+
+    assert harness.core.cancel("chat", "v-1", token=1) == (Cancel(one, ("http://h:0",)),)
+
+
+def test_a_failed_load_is_deleted_and_not_retried_by_ensure() -> None:
+    harness, one = Harness(), launch()
+    harness.ensure(one)
+    harness.do()
+    harness.report(one, "failed")
+    assert isinstance(harness.orders()[0], DeleteApp)
+    harness.core.on_gone(one, now_s=harness.now_s)
+
+    harness.ensure(one)
+
+    (status,) = harness.core.statuses("chat")
+    assert (status.phase, status.last_error, harness.orders()) == ("failed", "broke", ())
+
+
+def test_stop_clears_a_failure() -> None:
+    harness, one = Harness(), launch()
+    harness.ensure(one)
+    harness.do()
+    harness.report(one, "failed")
+    harness.stop()
+    harness.core.on_gone(one, now_s=harness.now_s)
+    harness.ensure(one)
+
+    assert (harness.phase(), harness.do()) == ("loading", (RunApp(one, 0),))
 
 
 def test_a_version_that_loses_its_engine_is_not_failed_but_has_no_replica() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
+    harness, one = Harness(), launch()
+    harness.ready(one)
 
-    world.report(one, "failed")
+    harness.report(one, "failed")
 
-    (sight,) = world.core.sights("chat")
-    assert (sight.phase, sight.ready_replicas, sight.last_error) == ("ready", 0, "broke")
-    assert world.orders() == (Publish(one, ()),)
-
-
-def test_a_version_that_was_stopped_while_it_loaded_goes() -> None:
-    world, one = Environment(), launch()
-    world.ensure(one)
-    world.do()
-    world.report(one, "loading")
-
-    world.stop()
-
-    assert world.orders() == (DeleteApp(one, (Process("n", 40, 1.0),)),)
+    (status,) = harness.core.statuses("chat")
+    assert (status.phase, status.ready_replicas, status.last_error) == ("ready", 0, "broke")
+    assert harness.orders() == (Publish(one, ()),)
 
 
-def test_wanted_again_while_it_goes_it_is_loaded_when_it_is_gone() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    world.stop()
-    world.ensure(one)
-    assert world.phase() == "stopping"
+def test_a_version_stopped_while_loading_is_deleted() -> None:
+    harness, one = Harness(), launch()
+    harness.ensure(one)
+    harness.do()
+    harness.report(one, "loading")
 
-    world.core.is_gone(one, now_s=world.now_s)
+    harness.stop()
 
-    assert (world.phase(), world.orders()) == ("loading", (RunApp(one, 0),))
-
-
-def test_a_silent_replica_is_looked_after_and_leaves_the_table_when_lost() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    world.now_s += 3.5
-
-    assert Probe(one, "r0", "http://h:0") in world.orders()
-    world.core.lost("chat", "v-1", "r0")
-    assert world.orders() == (Publish(one, ()),)
+    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
 
 
-def test_replicas_are_published_again_for_a_table_that_was_made_later() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    assert world.orders() == ()
+def test_ensure_while_stopping_reloads_the_version_when_it_is_gone() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.stop()
+    harness.ensure(one)
+    assert harness.phase() == "stopping"
 
-    world.now_s += 2.5
+    harness.core.on_gone(one, now_s=harness.now_s)
 
-    assert world.orders() == (Publish(one, ("http://h:0",)),)
+    assert (harness.phase(), harness.orders()) == ("loading", (RunApp(one, 0),))
 
 
-def test_serve_giving_up_fails_a_loading_version() -> None:
-    world, one = Environment(), launch()
-    world.ensure(one)
+def test_a_replica_without_reports_is_probed_and_unpublished_when_lost() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.now_s += 3.5
 
-    world.core.ran(one, "no GPU", now_s=world.now_s)
+    assert Probe(one, "r0", "http://h:0") in harness.orders()
+    harness.core.on_replica_lost("chat", "v-1", "r0")
+    assert harness.orders() == (Publish(one, ()),)
 
-    (sight,) = world.core.sights("chat")
-    assert (sight.phase, sight.last_error) == ("failed", "no GPU")
+
+def test_replicas_are_published_again_for_a_new_table() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    assert harness.orders() == ()
+
+    harness.now_s += 2.5
+
+    assert harness.orders() == (Publish(one, ("http://h:0",)),)
+
+
+def test_a_refusal_by_serve_fails_a_loading_version() -> None:
+    harness, one = Harness(), launch()
+    harness.ensure(one)
+
+    harness.core.on_run(one, "no GPU", now_s=harness.now_s)
+
+    (status,) = harness.core.statuses("chat")
+    assert (status.phase, status.last_error) == ("failed", "no GPU")
 
 
 def test_an_external_endpoint_is_ready_when_it_answers() -> None:
-    world, one = Environment(), launch(model_dir=None, url="http://x:1")
-    world.ensure(one)
-    assert world.orders() == (Probe(one, "", "http://x:1"),)
+    harness, one = Harness(), launch(model_dir=None, url="http://x:1")
+    harness.ensure(one)
+    assert harness.orders() == (Probe(one, "", "http://x:1"),)
 
-    world.core.answered("chat", "v-1", "no answer", now_s=world.now_s)
-    assert (world.phase(), world.core.sights("chat")[0].last_error) == ("loading", "no answer")
-    world.core.answered("chat", "v-1", None, now_s=world.now_s)
+    harness.core.on_endpoint_probed("chat", "v-1", "no answer", now_s=harness.now_s)
+    assert (harness.phase(), harness.core.statuses("chat")[0].last_error) == ("loading", "no answer")
+    harness.core.on_endpoint_probed("chat", "v-1", None, now_s=harness.now_s)
 
-    assert (world.phase(), world.orders()) == ("ready", (Publish(one, ("http://x:1",)),))
+    assert (harness.phase(), harness.orders()) == ("ready", (Publish(one, ("http://x:1",)),))
 
 
 def test_every_command_with_an_older_token_is_refused_and_changes_nothing() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    world.ensure(one, token=7)
-    before = world.core.to_store()
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.ensure(one, token=7)
+    before = harness.core.to_store()
 
-    with pytest.raises(StaleToken, match="token 6 is older than 7"):
-        world.ensure(launch("v-2"), token=6)
-    with pytest.raises(StaleToken):
-        world.stop(token=6)
-    with pytest.raises(StaleToken):
-        world.drain(token=6)
-    with pytest.raises(StaleToken):
-        world.core.cancel("chat", "v-1", token=6)
+    with pytest.raises(StaleFencingToken, match="token 6 is older than 7"):
+        harness.ensure(launch("v-2"), token=6)
+    with pytest.raises(StaleFencingToken):
+        harness.stop(token=6)
+    with pytest.raises(StaleFencingToken):
+        harness.drain(token=6)
+    with pytest.raises(StaleFencingToken):
+        harness.core.cancel("chat", "v-1", token=6)
 
-    assert world.core.to_store() == before
-
-
-def test_a_restarted_fleet_goes_on_where_it_was() -> None:
-    world, one = Environment(), launch()
-    world.ready(one)
-    world.ready(launch("v-2"))
-    world.stop("v-2", token=9)
-    world.core = FleetCore(world.core.to_store(), now_s=world.now_s)
-
-    assert (world.phase("v-1"), world.phase("v-2")) == ("ready", "stopping")
-    assert world.orders() == (RunApp(one, 0), DeleteApp(launch("v-2"), (Process("n", 40, 1.0),)))
-    with pytest.raises(StaleToken):
-        world.ensure(one, token=8)
+    assert harness.core.to_store() == before
 
 
-def test_a_fleet_without_memory_learns_from_its_replicas_what_runs() -> None:
-    world, one = Environment(), launch()
+def test_a_restarted_fleet_continues_from_its_stored_state() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.ready(launch("v-2"))
+    harness.stop("v-2", token=9)
+    harness.core = FleetCore(harness.core.to_store())
 
-    world.report(one)
+    assert (harness.phase("v-1"), harness.phase("v-2")) == ("ready", "stopping")
+    assert harness.orders() == (RunApp(one, 0), DeleteApp(launch("v-2"), (HostProcess("n", 40, 1.0),)))
+    with pytest.raises(StaleFencingToken):
+        harness.ensure(one, token=8)
 
-    assert (world.phase(), world.orders()) == ("ready", (Publish(one, ("http://h:0",)),))
+
+def test_a_fleet_without_stored_state_adopts_the_replicas_that_report() -> None:
+    harness, one = Harness(), launch()
+
+    harness.report(one)
+
+    assert (harness.phase(), harness.orders()) == ("ready", (Publish(one, ("http://h:0",)),))
 
 
-def test_loads_on_one_device_go_one_after_another_and_on_two_side_by_side() -> None:
+def test_loads_are_serial_on_one_device_and_parallel_on_two() -> None:
     queue = LoadQueue()
 
     assert queue.try_acquire("a", ["gpu0"])

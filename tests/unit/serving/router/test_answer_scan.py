@@ -36,7 +36,7 @@ WHOLE = (
 
 
 @pytest.mark.parametrize("step", [1, 7, 64, None])
-def test_a_chat_stream_tells_the_same_however_it_is_chopped(step: int | None) -> None:
+def test_a_chat_stream_is_read_alike_however_it_is_split_into_chunks(step: int | None) -> None:
     one = scan(WHOLE, step=step)
 
     assert one.end() is None
@@ -44,7 +44,7 @@ def test_a_chat_stream_tells_the_same_however_it_is_chopped(step: int | None) ->
     assert (one.prompt_tokens, one.completion_tokens, one.events) == (9, 2, 4)
 
 
-def test_compact_json_is_read_too() -> None:
+def test_compact_json_is_read() -> None:
     body = (
         b'data: {"id":"x","choices":[{"delta":{"content":"a"},"finish_reason":"length"}]}\n\ndata: [DONE]\n\n'
     )
@@ -53,7 +53,7 @@ def test_compact_json_is_read_too() -> None:
     assert (one.end(), one.finish_reason, one.has_content) == (None, "length", True)
 
 
-def test_a_stream_without_its_last_word_is_cut() -> None:
+def test_a_stream_without_done_is_cut() -> None:
     assert scan(WHOLE.removesuffix(event(b"[DONE]"))).end() == "cut"
 
 
@@ -67,7 +67,7 @@ def test_an_error_inside_a_stream_is_an_error() -> None:
     assert scan(delta("Hel") + event(error) + event(b"[DONE]")).end() == "error in the answer"
 
 
-def test_words_that_look_like_a_finish_are_only_words() -> None:
+def test_content_that_looks_like_metadata_is_only_content() -> None:
     one = scan(delta('"finish_reason": "stop" and "error": {"a": 1} [DONE]'))
 
     assert (one.finish_reason, one.has_error, one.end()) == (None, False, "cut")
@@ -79,7 +79,7 @@ def test_a_tool_call_is_content() -> None:
     assert scan(event({"id": "1", "choices": [choice]}) + event(b"[DONE]")).end() is None
 
 
-def test_the_responses_dialect_is_read() -> None:
+def test_the_responses_api_is_read() -> None:
     done = {
         "type": "response.completed",
         "response": {"id": "resp-1", "usage": {"input_tokens": 4, "output_tokens": 5}},
@@ -91,7 +91,7 @@ def test_the_responses_dialect_is_read() -> None:
     assert scan(body, path="/v1/responses").end() == "cut"
 
 
-def test_the_messages_dialect_is_read() -> None:
+def test_the_messages_api_is_read() -> None:
     start = {"type": "message_start", "message": {"id": "msg-1", "usage": {"input_tokens": 4}}}
     text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hi"}}
     stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}}
@@ -117,24 +117,24 @@ def whole(content: object) -> bytes:
     ("body", "cause"),
     [(whole("hi"), None), (whole(""), "empty"), (whole(None), "empty"), (b'{"id": "x', "malformed")],
 )
-def test_a_whole_answer_is_judged(body: bytes, cause: str | None) -> None:
+def test_the_defect_of_a_whole_answer_is_found(body: bytes, cause: str | None) -> None:
     assert scan(body, kind="application/json", step=5).end() == cause
 
 
-def test_a_whole_answer_tells_its_id_and_usage() -> None:
+def test_id_and_usage_of_a_whole_answer_are_read() -> None:
     one = scan(whole("hi"), kind="application/json")
     one.end()
 
     assert (one.answer_id, one.finish_reason, one.prompt_tokens) == ("chatcmpl-2", "stop", 3)
 
 
-def test_an_answer_that_has_no_words_is_never_empty() -> None:
+def test_an_answer_of_a_path_without_text_is_never_empty() -> None:
     body = json.dumps({"data": [{"embedding": [0.1]}]}).encode()
 
     assert scan(body, path="/v1/embeddings", kind="application/json").end() is None
 
 
-def test_a_huge_answer_is_passed_unread_and_nothing_is_held_against_it() -> None:
+def test_an_answer_beyond_the_limit_is_not_scanned_and_has_no_defect() -> None:
     one = scan(b"x" * (PARSE_LIMIT + 1), kind="application/json", step=1 << 16)
 
     assert one.end() is None
@@ -145,5 +145,5 @@ def test_a_huge_answer_is_passed_unread_and_nothing_is_held_against_it() -> None
     ("body", "between"),
     [(delta("a"), True), (delta("a")[:-1], False), (delta("a") + b"dat", False), (b"", True)],
 )
-def test_it_knows_whether_it_stands_between_two_events(body: bytes, between: bool) -> None:
+def test_it_detects_the_boundary_between_two_events(body: bytes, between: bool) -> None:
     assert scan(body).is_between_events is between if body else AnswerScan(CHAT, SSE).is_between_events

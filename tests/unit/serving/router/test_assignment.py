@@ -4,18 +4,18 @@ import math
 
 import pytest
 
-from serving.router.assignment import bucket_of, find_key, hash64, is_drawn, unit_of
+from serving.router.assignment import bucket_of, find_key, hash64, is_eligible, unit_of
 
 
-def test_hash_has_its_reference_value() -> None:
+def test_the_hash_has_its_reference_value() -> None:
     assert hash64("salt", "key") == 11907544988806243802
 
 
-def test_salt_and_key_do_not_run_together() -> None:
+def test_the_boundary_between_salt_and_key_is_hashed() -> None:
     assert hash64("ab", "c") != hash64("a", "bc")
 
 
-def test_share_of_keys_matches_the_weight_within_4_5_sigma() -> None:
+def test_the_share_of_canary_keys_matches_the_weight_within_4_5_sigma() -> None:
     n, weight_bp = 100_000, 500
     canary = sum(bucket_of("r-1", f"user-{index}") < weight_bp for index in range(n))
 
@@ -23,7 +23,7 @@ def test_share_of_keys_matches_the_weight_within_4_5_sigma() -> None:
     assert abs(canary - n * w) < 4.5 * math.sqrt(n * w * (1 - w))
 
 
-def test_another_salt_draws_independently() -> None:
+def test_assignments_with_different_salts_are_independent() -> None:
     n, w = 40_000, 0.2
     both = sum(
         bucket_of("one", f"user-{index}") < 2000 and bucket_of("two", f"user-{index}") < 2000
@@ -51,10 +51,12 @@ REPLY = {"role": "assistant", "content": "hi"}
         ({}, None, "req"),
     ],
 )
-def test_the_key_is_the_first_of_the_order(headers: dict[str, str], body: object, text: str) -> None:
+def test_the_key_comes_from_the_first_source_that_is_present(
+    headers: dict[str, str], body: object, text: str
+) -> None:
     key = find_key(headers, body, request_id="req")  # type: ignore[arg-type]
 
-    assert (key.text, key.by) == (text, "request" if text == "req" else "sticky")
+    assert (key.text, key.source) == (text, "request" if text == "req" else "sticky")
 
 
 def test_a_conversation_keeps_its_key_as_it_grows() -> None:
@@ -64,7 +66,7 @@ def test_a_conversation_keeps_its_key_as_it_grows() -> None:
     assert second == third
 
 
-def test_the_order_of_a_turns_members_does_not_matter() -> None:
+def test_the_order_of_json_keys_in_a_turn_does_not_matter() -> None:
     reply = dict(reversed(REPLY.items()))
     one = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
     two = find_key({}, {"messages": [TURN, reply, TURN]}, request_id="a")
@@ -72,7 +74,7 @@ def test_the_order_of_a_turns_members_does_not_matter() -> None:
     assert one == two
 
 
-def test_conversations_that_opened_differently_have_other_keys() -> None:
+def test_conversations_with_different_openings_have_different_keys() -> None:
     other = {"role": "assistant", "content": "hi!"}
     one = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
     two = find_key({}, {"messages": [TURN, other, TURN]}, request_id="a")
@@ -80,11 +82,11 @@ def test_conversations_that_opened_differently_have_other_keys() -> None:
     assert one != two
 
 
-def test_responses_input_is_a_conversation_too() -> None:
-    assert find_key({}, {"input": [TURN, REPLY, TURN]}, request_id="a").by == "sticky"
+def test_the_input_of_the_responses_api_is_a_conversation() -> None:
+    assert find_key({}, {"input": [TURN, REPLY, TURN]}, request_id="a").source == "sticky"
 
 
-def test_a_unit_shows_nothing_of_its_key_and_differs_by_rollout() -> None:
+def test_a_unit_hides_its_key_and_differs_between_rollouts() -> None:
     one, two = unit_of("secret", "r-1", "alice"), unit_of("secret", "r-2", "alice")
 
     assert one != two
@@ -93,7 +95,7 @@ def test_a_unit_shows_nothing_of_its_key_and_differs_by_rollout() -> None:
     assert one == unit_of("secret", "r-1", "alice")
 
 
-def test_a_lone_surrogate_in_a_key_does_not_break_the_draw() -> None:
+def test_a_key_with_a_lone_surrogate_is_assigned() -> None:
     assert 0 <= bucket_of("salt", "\ud800") < 10_000
     assert unit_of("secret", "r-1", "\ud800")
 
@@ -108,5 +110,5 @@ def test_a_lone_surrogate_in_a_key_does_not_break_the_draw() -> None:
         ("GET", "/v1/chat/completions", False),
     ],
 )
-def test_only_requests_for_an_answer_are_drawn(method: str, path: str, drawn: bool) -> None:
-    assert is_drawn(method, path) is drawn
+def test_only_requests_for_an_answer_are_eligible(method: str, path: str, drawn: bool) -> None:
+    assert is_eligible(method, path) is drawn

@@ -8,8 +8,9 @@ import math
 import pytest
 
 from serving.messages import CANARY, Arm, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Exchange, Head, Refusal, Request, Try
+from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
+from serving.router.types import Attempt, Head, Refusal, Request
 
 CHAT = "/v1/chat/completions"
 SSE = [(b"content-type", b"text/event-stream")]
@@ -45,7 +46,7 @@ def table(
 
 def core(one: RouteTable | None = None, *, sent_s: float = 10.0) -> RouterCore:
     router = RouterCore("chat", router="r")
-    router.heard(one or table(), sent_s=sent_s)
+    router.on_table(one or table(), sent_s=sent_s)
     return router
 
 
@@ -62,9 +63,9 @@ def begin(router: RouterCore, one: Request | None = None, *, now_s: float = 10.1
     return exchange
 
 
-def attempt(exchange: Exchange) -> Try:
-    one = exchange.next_try()
-    assert isinstance(one, Try)
+def attempt(exchange: Exchange) -> Attempt:
+    one = exchange.next_attempt()
+    assert isinstance(one, Attempt)
     return one
 
 
@@ -78,8 +79,8 @@ def answer(exchange: Exchange, *, body: bytes = GOOD, headers: object = SSE, sta
 
 def record(router: RouterCore, *, sent_s: float = 20.0) -> RequestRecord:
     """The one record, confirmed by a poll that was sent later."""
-    router.heard(None, sent_s=sent_s)
-    (one,) = router.outbox.take(now_s=600.0).records
+    router.on_table(None, sent_s=sent_s)
+    (one,) = router.outbox.next_batch(now_s=600.0).records
     return one
 
 
@@ -120,7 +121,7 @@ def test_the_clients_credentials_and_forged_headers_never_reach_an_engine() -> N
     assert names == [b"x-kept", b"accept-encoding", b"x-canaryctl-secret"]
 
 
-def test_without_a_lease_no_canary_request_starts_and_nothing_is_drawn() -> None:
+def test_without_a_lease_no_canary_request_starts_and_nothing_is_randomised() -> None:
     router = core(sent_s=10.0)
     exchange = begin(router, now_s=11.01)
     answer(exchange)
@@ -129,7 +130,7 @@ def test_without_a_lease_no_canary_request_starts_and_nothing_is_drawn() -> None
     assert (one.arm, one.assigned_by, one.w) == (0, "fenced", 0.0)
 
 
-def test_a_lease_that_lapses_between_choice_and_sending_withholds_the_request() -> None:
+def test_a_lease_that_expires_before_the_head_is_written_withholds_the_request() -> None:
     router = core(sent_s=10.0)
     exchange = begin(router, now_s=10.9)
     attempt(exchange)
@@ -140,16 +141,16 @@ def test_a_lease_that_lapses_between_choice_and_sending_withholds_the_request() 
     assert attempt(exchange).url == "http://stable" + CHAT
 
 
-def test_a_canary_withdrawn_between_choice_and_sending_withholds_the_request() -> None:
+def test_a_canary_withdrawn_before_the_head_is_written_withholds_the_request() -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
-    router.heard(table(canary=None, change=2), sent_s=10.2)
+    router.on_table(table(canary=None, change=2), sent_s=10.2)
 
     assert not exchange.may_start(10.3)
 
 
-def test_a_canary_without_ready_replicas_leaves_both_arms_out() -> None:
+def test_a_canary_without_ready_replicas_excludes_both_arms_from_the_evidence() -> None:
     router = core(table(canary=()))
     answer(begin(router))
     one = record(router)
@@ -157,7 +158,7 @@ def test_a_canary_without_ready_replicas_leaves_both_arms_out() -> None:
     assert (one.arm, one.assigned_by, one.w) == (0, "no-capacity", 0.0)
 
 
-def test_a_request_for_something_else_goes_to_stable_and_is_not_recorded() -> None:
+def test_an_ineligible_request_goes_to_stable_and_is_not_recorded() -> None:
     router = core()
     exchange = begin(router, request(path="/v1/models", method="GET"))
     one = attempt(exchange)
@@ -165,10 +166,10 @@ def test_a_request_for_something_else_goes_to_stable_and_is_not_recorded() -> No
     exchange.ended(now_s=11.0)
 
     assert one.url == "http://stable/v1/models"
-    assert router.outbox.take(now_s=600.0).records == ()
+    assert router.outbox.next_batch(now_s=600.0).records == ()
 
 
-def test_the_record_of_a_draw_has_its_bucket_w_unit_and_source_but_not_the_key() -> None:
+def test_the_record_has_bucket_weight_unit_and_key_source_but_not_the_key() -> None:
     router = core(table(weight_bp=10_000))
     answer(begin(router, request({"user": "alice"})))
     one = record(router)
@@ -178,7 +179,7 @@ def test_the_record_of_a_draw_has_its_bucket_w_unit_and_source_but_not_the_key()
     assert "alice" not in json.dumps(one.to_json())
 
 
-def test_the_record_tells_how_long_the_request_was_whatever_the_engine_answered() -> None:
+def test_the_record_has_the_size_of_the_request_body() -> None:
     sent = request({"user": "alice"})
     router = core()
     answer(begin(router, sent), body=b'{"usage": {"prompt_tokens": 9999}}', headers=JSON)
@@ -197,7 +198,7 @@ def test_before_any_table_the_answer_is_503_with_a_reason() -> None:
 
 def test_an_older_table_never_replaces_a_newer_one() -> None:
     router = core(table(change=5))
-    router.heard(table(change=4), sent_s=11.0)
+    router.on_table(table(change=4), sent_s=11.0)
 
     assert router.applied == (3, 5)
 
@@ -206,7 +207,7 @@ def test_an_older_table_never_replaces_a_newer_one() -> None:
 
 
 @pytest.mark.parametrize("why", ["timeout", "cut", "error in the answer"])
-def test_a_canary_that_fails_is_replaced_by_stable_and_the_failure_stays_the_canarys(why: str) -> None:
+def test_a_failed_canary_is_replaced_by_stable_and_the_error_counts_against_the_canary(why: str) -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
@@ -231,7 +232,7 @@ def test_a_canarys_5xx_or_429_is_replaced_by_stable(status: int) -> None:
     assert (one.error, one.cause, one.served_arm) == (True, f"status {status}", 0)
 
 
-def test_what_the_user_waited_includes_the_failed_attempt() -> None:
+def test_latency_includes_the_failed_attempt() -> None:
     router = core()
     exchange = begin(router, now_s=10.0)
     attempt(exchange)
@@ -241,7 +242,7 @@ def test_what_the_user_waited_includes_the_failed_attempt() -> None:
     assert record(router).latency_ms == pytest.approx(400.0)
 
 
-def test_a_canarys_4xx_is_the_users_and_no_error() -> None:
+def test_a_canarys_4xx_is_passed_to_the_client_and_is_no_error() -> None:
     router = core()
     answer(begin(router), status=404, headers=JSON, body=b"{}")
     one = record(router)
@@ -249,7 +250,7 @@ def test_a_canarys_4xx_is_the_users_and_no_error() -> None:
     assert (one.served_arm, one.status, one.error) == (CANARY, 404, False)
 
 
-def test_a_fenced_request_is_served_by_stable_and_is_no_failure_of_the_canary() -> None:
+def test_a_fenced_request_is_served_by_stable_and_is_no_error_of_the_canary() -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
@@ -262,7 +263,7 @@ def test_a_fenced_request_is_served_by_stable_and_is_no_failure_of_the_canary() 
 
 
 @pytest.mark.parametrize("why", [b"closed", b"secret", b"cancelled"])
-def test_a_refusal_by_the_engines_front_never_reaches_the_user(why: bytes) -> None:
+def test_a_refusal_by_the_engines_front_never_reaches_the_client(why: bytes) -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
@@ -274,7 +275,7 @@ def test_a_refusal_by_the_engines_front_never_reaches_the_user(why: bytes) -> No
     assert (one.outcome, one.error, one.cause) == ("fallback", True, "refused")
 
 
-def test_a_failure_before_the_fence_closed_stays_a_failure() -> None:
+def test_a_failure_before_the_fence_stays_an_error() -> None:
     router = core(table(canary=("http://c1", "http://c2")))
     exchange = begin(router)
     attempt(exchange)
@@ -286,14 +287,14 @@ def test_a_failure_before_the_fence_closed_stays_a_failure() -> None:
     assert record(router).cause == "reset"
 
 
-def test_a_409_without_our_header_is_the_engines_own_answer() -> None:
+def test_a_409_without_the_refused_header_is_the_engines_own_answer() -> None:
     exchange = begin(core())
     attempt(exchange)
 
     assert isinstance(exchange.answered(409, JSON), Head)
 
 
-def test_a_refused_connection_is_tried_on_the_canarys_other_replica_first() -> None:
+def test_a_refused_connection_is_first_retried_on_the_canarys_other_replica() -> None:
     router = core(table(canary=("http://c1", "http://c2")))
     exchange = begin(router)
     first = attempt(exchange)
@@ -308,7 +309,7 @@ def test_a_refused_connection_is_tried_on_the_canarys_other_replica_first() -> N
     assert (one.error, one.outcome, one.served_arm) == (False, "answered", CANARY)
 
 
-def test_a_reset_connection_is_tried_once_more_then_stable_serves() -> None:
+def test_a_reset_connection_is_retried_once_before_stable_serves() -> None:
     exchange = begin(core())
     urls = []
     for _ in range(3):
@@ -318,21 +319,21 @@ def test_a_reset_connection_is_tried_once_more_then_stable_serves() -> None:
     assert urls == ["http://canary" + CHAT] * 2 + ["http://stable" + CHAT]
 
 
-def test_stable_goes_through_every_replica_that_refuses() -> None:
+def test_stable_is_tried_on_every_replica_while_connections_are_refused() -> None:
     router = core(table(canary=None, stable=("http://a", "http://b", "http://c")))
     exchange = begin(router)
     urls = set()
     for _ in range(3):
         urls.add(attempt(exchange).url)
         exchange.failed("refused")
-    refusal = exchange.next_try()
+    refusal = exchange.next_attempt()
 
     assert urls == {"http://a" + CHAT, "http://b" + CHAT, "http://c" + CHAT}
     assert isinstance(refusal, Refusal)
     assert refusal.status == 503
 
 
-def test_stable_is_tried_elsewhere_after_503_and_the_last_answer_is_passed_on() -> None:
+def test_stable_is_retried_after_503_and_the_last_answer_is_passed_on() -> None:
     exchange = begin(core(table(canary=None, stable=("http://a", "http://b"))))
     attempt(exchange)
     first = exchange.answered(503, JSON)
@@ -348,25 +349,25 @@ def test_stable_never_falls_back_to_a_canary() -> None:
     router = core(table(weight_bp=1, stable=()))
     exchange = begin(router)
 
-    assert isinstance(exchange.next_try(), Refusal)
+    assert isinstance(exchange.next_attempt(), Refusal)
 
 
-def test_fallback_uses_stable_as_it_is_now() -> None:
+def test_fallback_uses_stable_of_the_current_table() -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
-    router.heard(table(canary=None, stable=("http://newer",), change=2), sent_s=10.2)
+    router.on_table(table(canary=None, stable=("http://newer",), change=2), sent_s=10.2)
     exchange.failed("timeout")
 
     assert attempt(exchange).url == "http://newer" + CHAT
 
 
-def test_when_nobody_answers_both_the_user_and_the_record_are_told() -> None:
+def test_when_no_replica_answers_the_client_gets_503_and_the_record_an_error() -> None:
     router = core(table(canary=None))
     exchange = begin(router)
     attempt(exchange)
     exchange.failed("refused")
-    refusal = exchange.next_try()
+    refusal = exchange.next_attempt()
     assert isinstance(refusal, Refusal)
     exchange.refused(refusal, now_s=10.9)
     one = record(router)
@@ -378,7 +379,7 @@ def test_when_nobody_answers_both_the_user_and_the_record_are_told() -> None:
 # ---- after the first byte
 
 
-def test_a_stream_is_timed_by_the_engines_bytes() -> None:
+def test_a_stream_is_timed_by_the_arrival_of_the_engines_bytes() -> None:
     router = core(table(canary=None))
     exchange = begin(router, request({"stream": True}), now_s=10.0)
     attempt(exchange)
@@ -401,7 +402,7 @@ def test_a_whole_answer_has_no_time_to_first_token() -> None:
     assert (one.ttft_ms, one.itl_ms, one.finish_reason, one.answer_id) == (None, None, "stop", "a2")
 
 
-def test_a_stream_cut_by_the_canary_is_the_canarys_error_and_the_client_is_told() -> None:
+def test_a_stream_cut_by_the_canary_is_its_error_and_ends_with_an_error_event() -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
@@ -423,14 +424,14 @@ def test_a_stream_cut_inside_an_event_breaks_the_clients_connection() -> None:
     assert exchange.cut_off(now_s=10.6) == b""
 
 
-def test_a_stream_that_ends_without_its_last_word_is_an_error() -> None:
+def test_a_stream_that_ends_without_done_is_an_error() -> None:
     router = core(table(canary=None))
     answer(begin(router), body=b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
 
     assert record(router).cause == "cut"
 
 
-def test_an_error_event_before_any_content_is_of_no_use_from_the_canary() -> None:
+def test_a_canarys_stream_that_begins_with_an_error_is_unusable() -> None:
     exchange = begin(core())
     attempt(exchange)
     exchange.answered(200, SSE)
@@ -438,7 +439,7 @@ def test_an_error_event_before_any_content_is_of_no_use_from_the_canary() -> Non
     assert not exchange.received(b'data: {"error":{"message":"dead","code":500}}\n\n', now_s=10.5)
 
 
-def test_a_stream_without_a_byte_is_of_no_use() -> None:
+def test_a_stream_without_a_byte_is_unusable() -> None:
     exchange = begin(core())
     attempt(exchange)
     exchange.answered(200, SSE)
@@ -454,7 +455,7 @@ def test_an_empty_answer_is_an_error_of_its_arm() -> None:
     assert (one.error, one.cause, one.empty, one.outcome) == (True, "empty", True, "answered")
 
 
-def test_a_client_that_goes_away_is_cancelled_and_no_error() -> None:
+def test_a_client_that_disconnects_is_recorded_as_cancelled_and_no_error() -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
@@ -464,7 +465,7 @@ def test_a_client_that_goes_away_is_cancelled_and_no_error() -> None:
     assert (one.outcome, one.error, one.status, one.latency_ms) == ("cancelled", None, None, None)
 
 
-def test_a_canary_failure_stays_an_error_though_the_client_then_went_away() -> None:
+def test_a_canary_failure_stays_an_error_when_the_client_disconnects_later() -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
@@ -475,7 +476,7 @@ def test_a_canary_failure_stays_an_error_though_the_client_then_went_away() -> N
     assert record(router).error is True
 
 
-def test_in_flight_returns_to_nothing_whatever_happened() -> None:
+def test_in_flight_counts_return_to_zero() -> None:
     router = core()
     one, two = begin(router), begin(router)
     attempt(one)
@@ -496,7 +497,7 @@ def test_the_replica_with_less_in_flight_is_chosen() -> None:
     assert {attempt(begin(router)).url for _ in range(4)} == {"http://b" + CHAT}
 
 
-def test_a_key_prefers_the_same_replica() -> None:
+def test_a_key_is_sent_to_the_same_replica() -> None:
     stable = tuple(f"http://s{index}" for index in range(8))
     router = core(table(canary=None, stable=stable))
     urls = set()
@@ -520,9 +521,9 @@ def test_an_event_out_of_order_raises_and_records_nothing() -> None:
     assert record(router).outcome == "answered"
 
 
-def test_a_router_whose_table_nobody_withdraws_has_a_lease_for_ever() -> None:
+def test_an_infinite_lease_never_expires() -> None:
     router = RouterCore("chat", router="r", lease_s=math.inf)
-    router.heard(table(), sent_s=0.0)
+    router.on_table(table(), sent_s=0.0)
 
     assert router.has_lease(1e12)
 
@@ -535,9 +536,9 @@ ONE = b'data: {"id":"a1","choices":[{"delta":{"content":"x"}}]}\n\n'
 
 def settled(router: RouterCore, now_s: float = 70.2) -> list[RequestRecord]:
     """What a report finds at `now_s`; every draw is confirmed."""
-    router.heard(None, sent_s=now_s - 0.1)
+    router.on_table(None, sent_s=now_s - 0.1)
     records = router.report(now_s=now_s, wall_s=600.0).records
-    router.outbox.sent()
+    router.outbox.acknowledge()
     return list(records)
 
 
@@ -551,7 +552,7 @@ def begun(router: RouterCore, *, first_s: float = 10.5) -> Exchange:
 
 
 @pytest.mark.parametrize("weight_bp", [0, 10_000])
-def test_an_answer_that_still_streams_after_the_wait_is_slow_and_no_error(weight_bp: int) -> None:
+def test_a_stream_open_at_the_deadline_is_slow_and_no_error(weight_bp: int) -> None:
     router = core(table(weight_bp=weight_bp))
     begun(router)
     assert settled(router, now_s=70.0) == []
@@ -566,9 +567,7 @@ def test_an_answer_that_still_streams_after_the_wait_is_slow_and_no_error(weight
 
 @pytest.mark.parametrize("weight_bp", [0, 10_000])
 @pytest.mark.parametrize("has_head", [False, True])
-def test_an_answer_of_which_nothing_has_come_after_the_wait_is_an_error(
-    weight_bp: int, has_head: bool
-) -> None:
+def test_an_answer_without_a_byte_at_the_deadline_is_an_error(weight_bp: int, has_head: bool) -> None:
     router = core(table(weight_bp=weight_bp))
     exchange = begin(router)
     attempt(exchange)
@@ -580,7 +579,7 @@ def test_an_answer_of_which_nothing_has_come_after_the_wait_is_an_error(
     assert (one.latency_ms, one.ttft_ms, one.served_arm) == (None, None, None)
 
 
-def test_how_late_the_router_looks_changes_nothing_in_the_record() -> None:
+def test_the_record_does_not_depend_on_how_late_the_deadline_is_checked() -> None:
     router = core()
     begun(router)
     (on_time,) = settled(router)
@@ -594,7 +593,7 @@ def test_how_late_the_router_looks_changes_nothing_in_the_record() -> None:
     assert (ended.outcome, ended.error, ended.finish_reason) == ("open", False, "stop")
 
 
-def test_a_first_byte_that_comes_after_the_wait_was_not_waited_for() -> None:
+def test_a_first_byte_after_the_deadline_does_not_count() -> None:
     router = core()
     begun(router, first_s=70.11)
     (one,) = settled(router)
@@ -602,7 +601,7 @@ def test_a_first_byte_that_comes_after_the_wait_was_not_waited_for() -> None:
     assert (one.error, one.cause, one.ttft_ms, one.answer_id) == (True, "silent", None, None)
 
 
-def test_the_end_of_what_was_told_as_it_stood_is_told_nowhere() -> None:
+def test_the_end_of_a_request_recorded_as_open_is_not_recorded() -> None:
     router = core()
     exchange = begun(router)
     settled(router)
@@ -614,18 +613,18 @@ def test_the_end_of_what_was_told_as_it_stood_is_told_nowhere() -> None:
     assert (in_flight, router.in_flight) == ({"http://canary": 1}, {})
 
 
-def test_no_request_without_an_end_holds_the_watermark_longer_than_the_wait() -> None:
+def test_an_endless_request_holds_the_watermark_no_longer_than_the_deadline() -> None:
     router = core()
     begun(router)
     before = router.report(now_s=70.0, wall_s=560.0).low_watermark_s
-    router.outbox.sent()
-    router.heard(None, sent_s=70.0)
+    router.outbox.acknowledge()
+    router.on_table(None, sent_s=70.0)
 
     assert before == 500.0
     assert router.report(now_s=70.2, wall_s=560.2).low_watermark_s == 560.2
 
 
-def test_a_stalled_stream_does_not_look_fast_between_its_events() -> None:
+def test_a_stalled_streams_current_gap_counts_in_its_inter_token_latency() -> None:
     router = core()
     exchange = begun(router, first_s=10.1)
     exchange.received(ONE, now_s=10.2)
@@ -634,7 +633,7 @@ def test_a_stalled_stream_does_not_look_fast_between_its_events() -> None:
     assert one.itl_ms == pytest.approx(30_000)
 
 
-def test_a_whole_stream_whose_client_does_not_read_on_took_as_long_as_its_last_byte() -> None:
+def test_a_finished_stream_with_a_slow_reader_has_the_latency_of_its_last_byte() -> None:
     router = core()
     exchange = begun(router)
     exchange.received(GOOD, now_s=12.1)
@@ -644,7 +643,7 @@ def test_a_whole_stream_whose_client_does_not_read_on_took_as_long_as_its_last_b
     assert one.latency_ms == pytest.approx(2000)
 
 
-def test_an_error_that_the_open_stream_reported_stays_an_error() -> None:
+def test_an_error_inside_an_open_stream_is_an_error() -> None:
     router = core()
     exchange = begun(router)
     exchange.received(b'data: {"error":{"message":"dead","code":500}}\n\n', now_s=11.0)
@@ -653,7 +652,7 @@ def test_an_error_that_the_open_stream_reported_stays_an_error() -> None:
     assert (one.outcome, one.error, one.cause) == ("open", True, "error in the answer")
 
 
-def test_a_canary_that_was_replaced_by_a_slow_stable_keeps_its_failure() -> None:
+def test_a_failed_canary_replaced_by_a_slow_stable_keeps_its_error() -> None:
     router = core()
     exchange = begin(router, request({"stream": True}))
     attempt(exchange)
@@ -667,7 +666,7 @@ def test_a_canary_that_was_replaced_by_a_slow_stable_keeps_its_failure() -> None
     assert (one.error, one.cause) == (True, "timeout")
 
 
-def test_a_canary_request_that_was_fenced_away_says_nothing_of_the_canary() -> None:
+def test_an_open_request_that_was_fenced_is_no_evidence_about_the_canary() -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
@@ -679,14 +678,14 @@ def test_a_canary_request_that_was_fenced_away_says_nothing_of_the_canary() -> N
 
 
 @pytest.mark.parametrize("weight_bp", [1, 10_000])
-def test_a_draw_that_no_poll_has_confirmed_by_then_is_left_out_ended_or_not(weight_bp: int) -> None:
+def test_an_assignment_unconfirmed_at_the_deadline_is_fenced_ended_or_not(weight_bp: int) -> None:
     router = core(table(weight_bp=weight_bp))
     begun(router)
     other = router.begin(request(), request_id="req-2", now_s=10.1, wall_s=500.0)
     assert isinstance(other, Exchange)
     other.cancelled(now_s=10.2)
     early = router.report(now_s=70.0, wall_s=560.0)
-    router.outbox.sent()
+    router.outbox.acknowledge()
     late = router.report(now_s=70.2, wall_s=560.2)
 
     assert (early.records, early.low_watermark_s) == ((), 500.0)
@@ -694,17 +693,17 @@ def test_a_draw_that_no_poll_has_confirmed_by_then_is_left_out_ended_or_not(weig
     assert {one.assigned_by for one in late.records} == {"fenced"}
 
 
-def test_what_is_not_recorded_is_not_told_when_it_does_not_end() -> None:
+def test_an_endless_ineligible_request_is_not_recorded() -> None:
     router = core()
     begin(router, request(path="/v1/models", method="GET"))
 
     assert settled(router) == []
 
 
-def test_a_clock_that_jumped_ahead_and_was_set_back_makes_no_request_late() -> None:
+def test_timestamps_never_go_back_when_the_clock_is_set_back() -> None:
     router = core()
     ahead_s = router.report(now_s=20.0, wall_s=4100.0).low_watermark_s
-    router.outbox.sent()
+    router.outbox.acknowledge()
     exchange = router.begin(request(), request_id="req-1", now_s=21.0, wall_s=501.0)
     assert isinstance(exchange, Exchange)
     exchange.cancelled(now_s=21.5)

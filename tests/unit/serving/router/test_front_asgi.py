@@ -17,9 +17,9 @@ from aiohttp import web
 
 from serving.clock import boot_s
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Limits
 from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
+from serving.router.types import Limits
 
 CHAT = "/chat/v1/chat/completions"
 Behaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -119,15 +119,15 @@ class Rig:
         arm = Arm("v-2", (Replica(self.canary.url),)) if canary else None
         stable = Arm("v-1", (Replica(self.stable.url),))
         table = RouteTable("chat", 1, change, change, "r-1", "salt", weight_bp, stable, arm, 0, "s3cret")
-        self.core.heard(table, sent_s=boot_s())
+        self.core.on_table(table, sent_s=boot_s())
 
     async def ask(self, **body: object) -> httpx.Response:
         return await self.client.post(CHAT, json={"messages": [], **body})
 
     def records(self) -> list[RequestRecord]:
-        self.core.heard(None, sent_s=boot_s() + 1)
-        records = list(self.core.outbox.take(now_s=1e12).records)
-        self.core.outbox.sent()
+        self.core.on_table(None, sent_s=boot_s() + 1)
+        records = list(self.core.outbox.next_batch(now_s=1e12).records)
+        self.core.outbox.acknowledge()
         return records
 
     async def record(self) -> RequestRecord:
@@ -163,7 +163,7 @@ async def rig() -> AsyncIterator[Rig]:
         await serving
 
 
-async def test_a_router_that_starts_late_holds_its_first_users_until_it_has_a_table(rig: Rig) -> None:
+async def test_a_router_without_a_table_holds_requests_until_it_has_one(rig: Rig) -> None:
     rig.core.table = None
     asked = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.1)
@@ -174,7 +174,7 @@ async def test_a_router_that_starts_late_holds_its_first_users_until_it_has_a_ta
     assert (await asked).status_code == 200
 
 
-async def test_a_router_that_gets_no_table_says_so_and_when_to_come_back(rig: Rig) -> None:
+async def test_a_router_that_gets_no_table_answers_503_with_retry_after(rig: Rig) -> None:
     rig.core.table = None
     rig.core.limits = replace(rig.core.limits, table_s=0.05)
 
@@ -222,7 +222,7 @@ async def test_chunks_arrive_as_the_engine_sends_them(rig: Rig) -> None:
     assert first + rest == b"".join(CHUNKS)
 
 
-async def test_answers_say_who_answered(rig: Rig) -> None:
+async def test_answers_name_version_arm_and_revision_in_headers(rig: Rig) -> None:
     canary = await rig.ask()
     rig.publish(canary=False, change=2)
     stable = await rig.ask()
@@ -233,7 +233,7 @@ async def test_answers_say_who_answered(rig: Rig) -> None:
     assert canary.headers["x-canaryctl-request-id"].startswith("req-")
 
 
-async def test_the_record_has_what_the_answer_said(rig: Rig) -> None:
+async def test_the_record_has_the_answers_id_finish_reason_and_usage(rig: Rig) -> None:
     answer = await rig.ask()
     one = await rig.record()
 
@@ -253,7 +253,7 @@ async def test_every_path_and_query_reaches_stable_with_the_body_untouched(rig: 
     assert rig.stable.bodies[-1] == body
 
 
-async def test_a_path_without_the_services_prefix_works_too(rig: Rig) -> None:
+async def test_a_path_without_the_services_prefix_is_served(rig: Rig) -> None:
     await rig.client.get("/v1/models")
 
     assert rig.stable.seen[-1].path == "/v1/models"
@@ -338,7 +338,7 @@ async def error_event(request: web.Request) -> web.StreamResponse:
         (error_event, "error in the answer"),
     ],
 )
-async def test_a_canary_that_fails_before_its_first_byte_costs_the_user_nothing(
+async def test_a_canary_that_fails_before_its_first_byte_is_invisible_to_the_client(
     rig: Rig, behaviour: Behaviour, cause: str
 ) -> None:
     rig.canary.behave = behaviour
@@ -350,7 +350,7 @@ async def test_a_canary_that_fails_before_its_first_byte_costs_the_user_nothing(
     assert (one.arm, one.served_arm, one.error, one.cause) == (1, 0, True, cause)
 
 
-async def test_a_canary_that_is_not_there_costs_the_user_nothing(rig: Rig) -> None:
+async def test_an_unreachable_canary_is_invisible_to_the_client(rig: Rig) -> None:
     rig.canary.url = "http://127.0.0.1:9"
     rig.publish(change=2)
     answer = await rig.ask()
@@ -359,7 +359,7 @@ async def test_a_canary_that_is_not_there_costs_the_user_nothing(rig: Rig) -> No
     assert (await rig.record()).cause == "refused"
 
 
-async def test_a_fenced_request_is_served_by_stable_without_blame(rig: Rig) -> None:
+async def test_a_fenced_request_is_served_by_stable_and_is_no_error(rig: Rig) -> None:
     async def fence(_request: web.Request) -> web.StreamResponse:
         return web.Response(status=409, headers={"x-canaryctl-refused": "fence"})
 
@@ -372,7 +372,7 @@ async def test_a_fenced_request_is_served_by_stable_without_blame(rig: Rig) -> N
     assert (one.outcome, one.error) == ("fenced", False)
 
 
-async def test_a_canary_withdrawn_while_a_connection_is_made_is_sent_nothing(rig: Rig) -> None:
+async def test_a_canary_withdrawn_while_connecting_is_sent_nothing(rig: Rig) -> None:
     rig.core.may_start = lambda canary, now_s: False  # type: ignore[method-assign]
     answer = await rig.ask()
 
@@ -381,7 +381,9 @@ async def test_a_canary_withdrawn_while_a_connection_is_made_is_sent_nothing(rig
     assert (await rig.record()).outcome == "fenced"
 
 
-async def test_a_stream_cut_in_the_middle_is_the_canarys_error_and_openai_clients_raise(rig: Rig) -> None:
+async def test_a_stream_cut_in_the_middle_is_the_canarys_error_and_makes_openai_clients_raise(
+    rig: Rig,
+) -> None:
     async def cut(request: web.Request) -> web.StreamResponse:
         await rig.canary.stream(request, CHUNKS[:2], 0.02)
         return await hang_up(request)
@@ -398,7 +400,7 @@ async def test_a_stream_cut_in_the_middle_is_the_canarys_error_and_openai_client
     assert (one.outcome, one.error, one.cause, one.served_arm) == ("cut", True, "cut", 1)
 
 
-async def test_a_stream_that_ends_without_its_last_word_ends_with_an_error_event(rig: Rig) -> None:
+async def test_a_stream_that_ends_without_done_gets_an_error_event(rig: Rig) -> None:
     async def stop_early(request: web.Request) -> web.StreamResponse:
         return await rig.canary.stream(request, CHUNKS[:2])
 
@@ -430,7 +432,7 @@ async def test_an_openai_client_streams_through(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_a_client_that_goes_away_stops_the_engine_and_is_recorded_as_cancelled(
+async def test_a_client_that_disconnects_stops_the_engine_and_is_recorded_as_cancelled(
     rig: Rig, begun: bool
 ) -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -455,7 +457,7 @@ async def test_a_client_that_goes_away_stops_the_engine_and_is_recorded_as_cance
     assert rig.core.in_flight == {}
 
 
-async def test_when_stable_is_not_there_either_the_answer_is_503_with_a_reason(rig: Rig) -> None:
+async def test_when_stable_is_unreachable_too_the_answer_is_503_with_a_reason(rig: Rig) -> None:
     rig.stable.url = rig.canary.url = "http://127.0.0.1:9"
     rig.publish(change=2)
     answer = await rig.ask()
@@ -475,7 +477,7 @@ async def test_stables_own_error_passes_through_unchanged(rig: Rig) -> None:
     assert (one.outcome, one.error, one.cause) == ("failed", True, "status 429")
 
 
-async def test_a_hundred_requests_at_once_all_come_back_and_none_is_left_in_flight(rig: Rig) -> None:
+async def test_a_hundred_concurrent_requests_all_end_and_none_stays_in_flight(rig: Rig) -> None:
     rig.publish(weight_bp=5000, change=2)
     asked = [rig.ask(user=f"u{index}", stream=index % 2 == 0) for index in range(100)]
     answers = await asyncio.gather(*asked)
@@ -487,7 +489,7 @@ async def test_a_hundred_requests_at_once_all_come_back_and_none_is_left_in_flig
     assert rig.core.in_flight == {}
 
 
-async def test_head_requests_and_empty_answers_pass(rig: Rig) -> None:
+async def test_head_requests_and_empty_answers_are_passed_on(rig: Rig) -> None:
     async def empty(_request: web.Request) -> web.StreamResponse:
         return web.Response(status=204)
 

@@ -20,17 +20,17 @@ from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
 from evaluation.report import Verdict
 from serving.clock import boot_s
 from serving.messages import Arm, RecordPage, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Limits
 from serving.router.front_asgi import RouterFront
 from serving.router.outbox import SETTLE_S
 from serving.router.router import RouterCore
+from serving.router.types import Limits
 from serving.table.records_log import RecordLog
 from tests.unit.serving.router.test_front_asgi import CHAT, CHUNKS, Engine, running
 
 WAIT_S = 1.5  # instead of a minute
 
 
-def test_the_router_and_the_evidence_wait_for_an_answer_alike() -> None:
+def test_router_and_evidence_have_the_same_settle_time() -> None:
     assert SETTLE_S == WAIT_OF_THE_EVIDENCE_S == Limits().settle_s
 
 
@@ -60,10 +60,10 @@ class Line:
     async def _run(self, core: RouterCore) -> None:
         while True:
             await asyncio.sleep(0.01)
-            core.heard(None, sent_s=boot_s())
+            core.on_table(None, sent_s=boot_s())
             batch = core.report(now_s=boot_s(), wall_s=time.time())
             self.log.append_batch(batch, now_s=boot_s(), wall_s=time.time())
-            core.outbox.sent()
+            core.outbox.acknowledge()
 
 
 async def behave(engine: Engine, request: web.Request) -> web.StreamResponse:
@@ -97,7 +97,7 @@ class Rig:
         table = RouteTable(
             "chat", 1, self._change, self._change, "r-1", "salt", weight_bp, arms[0], arms[1], 0, "s3cret"
         )
-        self.core.heard(table, sent_s=boot_s())
+        self.core.on_table(table, sent_s=boot_s())
 
     async def ask(self, model: str = "well") -> httpx.Response:
         return await self.client.post(CHAT, json={"messages": [], "stream": True, "model": model})
@@ -120,16 +120,16 @@ class Rig:
     def records(self) -> list[RequestRecord]:
         return [one for one in self.page().events if isinstance(one, RequestRecord)]
 
-    async def sight(self, count: int) -> EvidenceStatus:
+    async def evidence(self, count: int) -> EvidenceStatus:
         """What the gate of errors says when `count` requests have been told, and all of them have settled."""
         await until(lambda: len(self.records()) == count)
         last_s = max(one.at_s for one in self.records())
         await until(lambda: self.page().low_watermark_s > last_s)
         feed = Feed("r-1", GateConfig(GatePolicy.default().only("error"), (StagePlan(0.5, 0),)))
         feed.take(self.page(), time.time())
-        sight = feed.sight()
-        assert sight is not None
-        return sight
+        status = feed.sight()
+        assert status is not None
+        return status
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ async def rig() -> AsyncIterator[Rig]:
         await serving
 
 
-async def test_requests_that_never_end_are_told_as_they_stand_and_hold_nothing_back(rig: Rig) -> None:
+async def test_endless_requests_are_recorded_as_open_and_do_not_hold_the_watermark(rig: Rig) -> None:
     async with rig.never_ending("hang", "drip") as asked_s:
         rig.split(5_000)
         for _ in range(20):
@@ -173,7 +173,7 @@ async def test_requests_that_never_end_are_told_as_they_stand_and_hold_nothing_b
         assert rig.core.in_flight[rig.canary.url] == 2  # both still hold a drain
 
 
-async def test_their_end_is_not_told_again(rig: Rig) -> None:
+async def test_the_end_of_an_open_request_is_not_recorded_again(rig: Rig) -> None:
     async with rig.never_ending("hang", "drip"):
         await until(lambda: len(rig.records()) == 2)
     await until(lambda: not rig.core.in_flight)
@@ -185,7 +185,7 @@ async def test_their_end_is_not_told_again(rig: Rig) -> None:
 
 @pytest.mark.calibration
 @pytest.mark.parametrize("harm", ["hang", "fail"])
-async def test_a_rollback_by_errors_is_found_although_some_requests_never_end(rig: Rig, harm: str) -> None:
+async def test_errors_cause_a_rollback_although_some_requests_never_end(rig: Rig, harm: str) -> None:
     rig.stable.behave = rig.stable.well
     asked = []
     async with rig.never_ending("hang", "drip"):
@@ -193,12 +193,12 @@ async def test_a_rollback_by_errors_is_found_although_some_requests_never_end(ri
         for number in range(80):
             asked.append(asyncio.create_task(rig.ask(harm if number % 2 else "well")))
             await asyncio.sleep(0.02)
-        sight = await rig.sight(82)
+        status = await rig.evidence(82)
         still = sum(not one.done() for one in asked)
         await given_up(asked)
 
-    assert sight.rollback is not None
+    assert status.rollback is not None
     # Where stable stood in for a failed answer at once, the share that the canary served may tell first.
-    found = {gate.gate for gate in sight.gates if gate.verdict is Verdict.FAIL}
+    found = {gate.gate for gate in status.gates if gate.verdict is Verdict.FAIL}
     assert found & ({"error", "served_rate"} if harm == "fail" else {"error"})
     assert still >= 8 or harm == "fail"

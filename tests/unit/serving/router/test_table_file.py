@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.router.exchange import Exchange, Request, Try
+from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_table
+from serving.router.types import Attempt, Request
 
 GOOD = """
 service: chat
@@ -30,8 +31,8 @@ def target(core: RouterCore) -> str:
     request = Request("POST", "/v1/completions", b"", (), b"{}")
     exchange = core.begin(request, request_id="req-1", now_s=1e9, wall_s=1.0)
     assert isinstance(exchange, Exchange)
-    one = exchange.next_try()
-    assert isinstance(one, Try)
+    one = exchange.next_attempt()
+    assert isinstance(one, Attempt)
     return one.url
 
 
@@ -44,15 +45,15 @@ def test_a_file_becomes_a_table_of_external_upstreams(path: Path) -> None:
     assert (table.canary.external, table.weight_bp, table.salt) == (True, 10_000, "spring")
 
 
-def test_the_canary_gets_its_share_without_any_lease(path: Path) -> None:
+def test_a_table_in_a_file_needs_no_lease(path: Path) -> None:
     assert target(make_front(path).core) == "http://127.0.0.1:8002/v1/completions"
 
 
-def test_a_changed_file_is_taken(path: Path) -> None:
+def test_a_changed_file_is_reloaded(path: Path) -> None:
     core = make_front(path).core
     line = FileTableSource(path)
     path.write_text(GOOD.replace("10000", "0"))
-    wrong = line.look(core)
+    wrong = line.reload(core)
 
     assert wrong is None
     assert target(core) == "http://127.0.0.1:8001/v1/completions"
@@ -73,12 +74,14 @@ def test_a_changed_file_is_taken(path: Path) -> None:
         (GOOD.replace("service: chat", "service: other"), "service other is not chat"),
     ],
 )
-def test_a_broken_file_is_one_line_and_the_last_good_table_stays(path: Path, text: str, message: str) -> None:
+def test_an_invalid_file_is_reported_in_one_line_and_the_last_good_table_stays(
+    path: Path, text: str, message: str
+) -> None:
     core = make_front(path).core
     before = core.table
     line = FileTableSource(path)
     path.write_text(text)
-    wrong = line.look(core)
+    wrong = line.reload(core)
 
     assert wrong is not None
     assert message in wrong
@@ -86,21 +89,21 @@ def test_a_broken_file_is_one_line_and_the_last_good_table_stays(path: Path, tex
     assert core.table is before
 
 
-def test_a_broken_file_is_reported_once_and_taken_when_it_is_mended(path: Path) -> None:
+def test_an_invalid_file_is_reported_once_and_reloaded_when_it_is_fixed(path: Path) -> None:
     core = make_front(path).core
     line = FileTableSource(path)
     path.write_text("nonsense")
     os.utime(path, ns=(1, 1))
-    reports = [line.look(core), line.look(core)]
+    reports = [line.reload(core), line.reload(core)]
     path.write_text(GOOD.replace("10000", "1"))
 
     assert [report is None for report in reports] == [False, True]
-    assert line.look(core) is None
+    assert line.reload(core) is None
     assert core.table is not None
     assert core.table.weight_bp == 1
 
 
-def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(TableFileError, match=r"table .*none.yaml: No such file"):
         make_front(tmp_path / "none.yaml")
 

@@ -51,83 +51,83 @@ def batch(number: int, *records: RequestRecord, mark_s: float = 200.0, dropped: 
 # ---- the outbox
 
 
-def test_a_draw_waits_until_a_poll_sent_after_it_found_its_canary() -> None:
+def test_an_assignment_waits_for_a_poll_sent_after_it() -> None:
     box = Outbox("r")
-    box.ended(record(), drawn_s=10.0, canary=CANARY)
+    box.add(record(), assigned_s=10.0, canary=CANARY)
     box.confirm(9.9, CANARY)
-    early = box.take(now_s=101.0)
-    box.sent()
+    early = box.next_batch(now_s=101.0)
+    box.acknowledge()
     box.confirm(10.1, CANARY)
 
     assert early.records == ()
-    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["request"]
+    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["request"]
 
 
 @pytest.mark.parametrize("arm", [0, 1])
-def test_a_draw_whose_canary_was_withdrawn_before_it_was_confirmed_is_left_out(arm: int) -> None:
+def test_an_assignment_whose_canary_is_withdrawn_before_confirmation_is_fenced(arm: int) -> None:
     box = Outbox("r")
-    box.ended(replace(record(), arm=arm), drawn_s=10.0, canary=CANARY)
+    box.add(replace(record(), arm=arm), assigned_s=10.0, canary=CANARY)
     box.confirm(10.1, None)
 
-    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["fenced"]
+    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["fenced"]
 
 
-def test_a_request_that_ends_after_the_withdrawal_counts_if_its_draw_was_confirmed() -> None:
+def test_a_confirmed_assignment_counts_when_the_request_ends_after_the_withdrawal() -> None:
     box = Outbox("r")
     box.opened("req-1", 100.0)
     box.confirm(10.1, CANARY)
     box.confirm(11.0, None)
-    box.ended(record(), drawn_s=10.0, canary=CANARY)
+    box.add(record(), assigned_s=10.0, canary=CANARY)
 
-    assert [one.assigned_by for one in box.take(now_s=101.0).records] == ["request"]
+    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["request"]
 
 
-def test_the_low_watermark_stays_below_every_open_and_every_waiting_request() -> None:
+def test_the_low_watermark_stays_below_every_open_and_unconfirmed_request() -> None:
     box = Outbox("r")
     box.opened("req-1", 100.0)
     box.opened("req-2", 101.0)
-    first = box.take(now_s=105.0).low_watermark_s
-    box.sent()
-    box.ended(record("req-1", 100.0), drawn_s=10.0, canary=CANARY)
-    second = box.take(now_s=105.0).low_watermark_s
-    box.sent()
+    first = box.next_batch(now_s=105.0).low_watermark_s
+    box.acknowledge()
+    box.add(record("req-1", 100.0), assigned_s=10.0, canary=CANARY)
+    second = box.next_batch(now_s=105.0).low_watermark_s
+    box.acknowledge()
     box.confirm(11.0, CANARY)
-    third = box.take(now_s=105.0).low_watermark_s
+    third = box.next_batch(now_s=105.0).low_watermark_s
 
     assert (first, second, third) == (100.0, 100.0, 101.0)
 
 
-def test_a_draw_that_no_poll_confirms_is_left_out_and_holds_nothing_for_ever() -> None:
+def test_an_assignment_that_expires_unconfirmed_is_fenced_and_releases_the_watermark() -> None:
     box = Outbox("r")
-    box.ended(record("req-1", 100.0), drawn_s=10.0, canary=CANARY)
-    box.ended(record("req-2", 101.0), drawn_s=11.0, canary=CANARY)
-    box.give_up(10.0)
-    first = box.take(now_s=170.0)
-    box.sent()
+    box.add(record("req-1", 100.0), assigned_s=10.0, canary=CANARY)
+    box.add(record("req-2", 101.0), assigned_s=11.0, canary=CANARY)
+    box.expire(10.0)
+    first = box.next_batch(now_s=170.0)
+    box.acknowledge()
     box.confirm(11.5, CANARY)
 
     assert [(one.request_id, one.assigned_by) for one in first.records] == [("req-1", "fenced")]
     assert first.low_watermark_s == 101.0
-    assert [one.assigned_by for one in box.take(now_s=170.0).records] == ["request"]
+    assert [one.assigned_by for one in box.next_batch(now_s=170.0).records] == ["request"]
 
 
-def test_a_batch_that_was_not_taken_is_offered_again() -> None:
+def test_a_batch_is_repeated_until_it_is_acknowledged() -> None:
     box = Outbox("r")
-    box.ended(record(), drawn_s=1.0, canary=None)
-    first = box.take(now_s=101.0)
-    box.ended(record("req-2"), drawn_s=1.0, canary=None)
-    again = box.take(now_s=102.0)
-    box.sent()
+    box.add(record(), assigned_s=1.0, canary=None)
+    first = box.next_batch(now_s=101.0)
+    box.add(record("req-2"), assigned_s=1.0, canary=None)
+    again = box.next_batch(now_s=102.0)
+    box.acknowledge()
 
     assert again is first
-    assert [one.request_id for one in box.take(now_s=103.0).records] == ["req-2"]
+    assert [one.request_id for one in box.next_batch(now_s=103.0).records] == ["req-2"]
 
 
-def test_an_outbox_that_cannot_send_gives_up_its_oldest_and_says_how_many() -> None:
+def test_a_full_outbox_drops_its_oldest_records_and_counts_them() -> None:
     box = Outbox("r")
     for index in range(OUTBOX_LIMIT + 3):
-        box.ended(record(str(index)), drawn_s=1.0, canary=None)
-    taken = box.take(now_s=101.0)
+        box.add(record(str(index)), assigned_s=1.0, canary=None)
+    taken = box.next_batch(now_s=101.0)
 
     assert taken.dropped == 3
     assert taken.records[0].request_id == "3"
@@ -144,7 +144,7 @@ def append(log: RecordLog, one: RecordBatch, now_s: float = 0.0) -> bool:
     return log.append_batch(one, now_s=now_s, wall_s=1000.0)
 
 
-def test_requests_and_scores_share_one_order_without_holes() -> None:
+def test_requests_and_scores_share_one_sequence_without_gaps() -> None:
     log = RecordLog()
     append(log, batch(1, record("a"), record("b")))
     log.append_scores([ScoreRecord(0, "a", "quality", 1.0, 150.0)])
@@ -155,7 +155,7 @@ def test_requests_and_scores_share_one_order_without_holes() -> None:
     assert isinstance(events[2], ScoreRecord)
 
 
-def test_reading_in_pages_gives_the_same_events_and_the_watermark_only_at_the_end() -> None:
+def test_only_the_last_page_has_the_watermark() -> None:
     log = RecordLog()
     append(log, batch(1, *(record(str(index)) for index in range(5))))
     first = read(log, 0, 3)
@@ -166,7 +166,7 @@ def test_reading_in_pages_gives_the_same_events_and_the_watermark_only_at_the_en
     assert read(log, second.next_seq).next_seq == second.next_seq
 
 
-def test_a_batch_that_comes_twice_counts_once() -> None:
+def test_a_repeated_batch_is_ignored() -> None:
     log = RecordLog()
 
     assert append(log, batch(1, record()))
@@ -174,7 +174,7 @@ def test_a_batch_that_comes_twice_counts_once() -> None:
     assert len(read(log).events) == 1
 
 
-def test_a_hole_in_the_numbers_is_told_as_a_span_of_time() -> None:
+def test_a_gap_in_the_batch_numbers_is_reported_as_a_lost_span() -> None:
     log = RecordLog()
     append(log, batch(1, mark_s=200.0))
     append(log, batch(3, mark_s=230.0))
@@ -182,7 +182,7 @@ def test_a_hole_in_the_numbers_is_told_as_a_span_of_time() -> None:
     assert read(log).lost == (LostSpan("router", 200.0, 230.0),)
 
 
-def test_dropped_records_are_told_as_a_span_of_time() -> None:
+def test_dropped_records_are_reported_as_a_lost_span() -> None:
     log = RecordLog()
     append(log, batch(1, mark_s=200.0))
     append(log, batch(2, mark_s=230.0, dropped=4))
@@ -190,7 +190,7 @@ def test_dropped_records_are_told_as_a_span_of_time() -> None:
     assert read(log).lost == (LostSpan("router", 200.0, 230.0),)
 
 
-def test_a_lost_span_is_told_once_to_a_reader_that_goes_on() -> None:
+def test_a_lost_span_is_reported_once_to_each_reader() -> None:
     log = RecordLog()
     append(log, batch(2))
     append(log, batch(4, record()))
@@ -200,7 +200,7 @@ def test_a_lost_span_is_told_once_to_a_reader_that_goes_on() -> None:
     assert read(log, first.next_seq).lost == ()
 
 
-def test_the_slowest_router_holds_the_watermark_until_it_is_given_up() -> None:
+def test_the_slowest_router_holds_the_watermark_until_its_timeout() -> None:
     log = RecordLog()
     append(log, RecordBatch("slow", 1, (), 150.0), now_s=0.0)
     append(log, RecordBatch("fast", 1, (), 300.0), now_s=4.0)
@@ -212,7 +212,7 @@ def test_the_slowest_router_holds_the_watermark_until_it_is_given_up() -> None:
     assert page.lost == (LostSpan("slow", 150.0, 1000.0),)
 
 
-def test_a_router_that_leaves_holds_nothing_and_loses_nothing() -> None:
+def test_a_router_that_shut_down_does_not_hold_the_watermark() -> None:
     log = RecordLog()
     append(log, RecordBatch("gone", 1, (), 150.0, last=True))
     append(log, RecordBatch("here", 1, (), 300.0))
@@ -221,7 +221,7 @@ def test_a_router_that_leaves_holds_nothing_and_loses_nothing() -> None:
     assert (page.low_watermark_s, page.lost) == (300.0, ())
 
 
-def test_a_reader_that_was_overtaken_by_the_ring_is_told() -> None:
+def test_a_reader_overtaken_by_the_ring_gets_a_lost_span() -> None:
     log = RecordLog(limit=3)
     append(log, batch(1, *(record(str(index), 100.0 + index) for index in range(6))))
     page = read(log, after_seq=1)
@@ -230,7 +230,7 @@ def test_a_reader_that_was_overtaken_by_the_ring_is_told() -> None:
     assert page.lost == (LostSpan("", 0.0, 103.0),)
 
 
-def test_a_log_that_began_again_tells_its_old_readers() -> None:
+def test_a_restarted_log_reports_a_lost_span_to_its_old_readers() -> None:
     log = RecordLog(first_seq=5000)
     page = read(log, after_seq=17)
 
@@ -238,7 +238,7 @@ def test_a_log_that_began_again_tells_its_old_readers() -> None:
     assert page.next_seq == 4999
 
 
-def test_a_first_reader_has_lost_nothing() -> None:
+def test_a_new_reader_has_lost_nothing() -> None:
     assert read(RecordLog(first_seq=5000)).lost == ()
 
 

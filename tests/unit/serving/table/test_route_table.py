@@ -7,7 +7,7 @@ import json
 import pytest
 
 from serving.messages import Arm, Replica, RouteTable, SplitStatus
-from serving.table.route_table import BadSplit, Poll, Split, StaleToken, TableCore
+from serving.table.route_table import BadSplit, Poll, Split, StaleFencingToken, TableCore
 
 CANARY_URL = "http://canary"
 
@@ -31,14 +31,14 @@ class Service:
         return self.core.set_split(split, token=token, now_s=self.now_s)
 
     def poll(self, router: str, applied: tuple[int, int] | None = None) -> None:
-        self.core.poll(Poll(router, applied or self.core.mark), now_s=self.now_s)
+        self.core.poll(Poll(router, applied or self.core.publication), now_s=self.now_s)
 
-    def sight(self) -> SplitStatus:
-        return self.core.sight(now_s=self.now_s)
+    def status(self) -> SplitStatus:
+        return self.core.status(now_s=self.now_s)
 
     def fence(self) -> None:
-        for order in self.core.fence_orders():
-            self.core.fenced(order, now_s=self.now_s)
+        for order in self.core.pending_fences():
+            self.core.confirm_fence(order, now_s=self.now_s)
 
 
 @pytest.fixture
@@ -46,82 +46,82 @@ def service() -> Service:
     return Service()
 
 
-def test_a_split_is_applied_when_every_live_router_acknowledged(service: Service) -> None:
-    before = service.core.mark
+def test_a_split_is_applied_when_every_router_with_a_lease_has_acknowledged(service: Service) -> None:
+    before = service.core.publication
     service.poll("r1")
     service.poll("r2")
     service.split(500)
     service.poll("r1")
-    pending = service.sight()
+    pending = service.status()
     service.poll("r2")
 
-    assert before < service.core.mark
+    assert before < service.core.publication
     assert (pending.applied, pending.how) == (False, "pending")
-    assert (service.sight().applied, service.sight().how) == (True, "acknowledged")
+    assert (service.status().applied, service.status().how) == (True, "acknowledged")
 
 
-def test_a_fence_that_was_given_up_does_not_stand(service: Service) -> None:
+def test_a_fence_that_was_given_up_does_not_count(service: Service) -> None:
     service.split(500)
-    old = service.core.mark
+    old = service.core.publication
     service.poll("r1")
     service.split(0)
     for _ in range(70):  # r1 lives and still has the table with the canary; the replica never answers
         service.now_s += 0.5
         service.poll("r1", old)
 
-    assert (service.core.fence_orders(), service.sight().how) == ((), "pending")
+    assert (service.core.pending_fences(), service.status().how) == ((), "pending")
     service.poll("r1")
-    assert service.sight().applied
+    assert service.status().applied
 
 
-def test_a_silent_router_is_waited_for_until_its_lease_and_the_margin_have_passed(service: Service) -> None:
+def test_a_router_that_stops_polling_is_waited_for_until_lease_and_margin_expire(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.now_s += 1.19
-    almost = service.sight()
+    almost = service.status()
     service.now_s += 0.02
 
     assert not almost.applied
-    assert (service.sight().applied, service.sight().how) == (True, "lease")
+    assert (service.status().applied, service.status().how) == (True, "lease")
 
 
-def test_a_poll_with_an_old_table_renews_the_lease_so_the_split_goes_on_waiting(service: Service) -> None:
+def test_a_poll_with_an_old_table_renews_the_lease_so_the_split_stays_pending(service: Service) -> None:
     service.poll("r1")
-    old = service.core.mark
+    old = service.core.publication
     service.split(500)
     for _ in range(5):
         service.now_s += 0.5
         service.poll("r1", old)
 
-    assert not service.sight().applied
+    assert not service.status().applied
 
 
-def test_a_withdrawn_canary_is_applied_as_soon_as_every_replica_is_fenced(service: Service) -> None:
+def test_a_withdrawal_is_applied_as_soon_as_every_replica_is_fenced(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.poll("r1")
     withdrawn = service.split(0, None)
-    orders = service.core.fence_orders()
+    orders = service.core.pending_fences()
     service.fence()
 
     assert not withdrawn.applied
     assert [(one.url, one.epoch, one.revision) for one in orders] == [
         (CANARY_URL, withdrawn.epoch, withdrawn.revision)
     ]
-    assert (service.sight().applied, service.sight().how) == (True, "fenced")
+    assert (service.status().applied, service.status().how) == (True, "fenced")
 
 
-def test_acknowledgements_alone_wait_for_the_fence_a_quarter_second(service: Service) -> None:
+def test_acknowledgements_alone_suffice_only_after_the_fence_grace(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.split(0, None)
     service.poll("r1")
-    early = service.sight()
+    early = service.status()
     service.now_s += 0.26
     service.poll("r1")
 
     assert not early.applied
-    assert (service.sight().applied, service.sight().how) == (True, "acknowledged")
+    assert (service.status().applied, service.status().how) == (True, "acknowledged")
 
 
 def test_every_replica_that_was_ever_published_for_the_canary_is_fenced(service: Service) -> None:
@@ -129,7 +129,7 @@ def test_every_replica_that_was_ever_published_for_the_canary_is_fenced(service:
     service.core.set_replicas(Arm("v-2", (Replica("http://later"),)))
     service.split(0, None)
 
-    assert {order.url for order in service.core.fence_orders()} == {CANARY_URL, "http://later"}
+    assert {order.url for order in service.core.pending_fences()} == {CANARY_URL, "http://later"}
 
 
 def test_an_external_canary_has_no_fence(service: Service) -> None:
@@ -142,18 +142,18 @@ def test_an_external_canary_has_no_fence(service: Service) -> None:
 
     assert table.canary is not None
     assert table.canary.replicas == (Replica("https://api.example"),)
-    assert service.core.fence_orders() == ()
-    assert service.sight().how == "acknowledged"
+    assert service.core.pending_fences() == ()
+    assert service.status().how == "acknowledged"
 
 
 def test_a_promoted_canary_is_not_fenced(service: Service) -> None:
     service.split(10_000)
     service.split(0, None, stable="v-2")
 
-    assert service.core.fence_orders() == ()
+    assert service.core.pending_fences() == ()
 
 
-def test_a_fence_says_nothing_about_a_new_stable_that_routers_do_not_know_yet(service: Service) -> None:
+def test_fences_do_not_suffice_while_routers_lack_a_new_stable(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.poll("r1")
@@ -161,7 +161,7 @@ def test_a_fence_says_nothing_about_a_new_stable_that_routers_do_not_know_yet(se
     service.split(0, None, stable="v-0")
     service.fence()
 
-    assert not service.sight().applied
+    assert not service.status().applied
 
 
 def test_the_same_split_makes_no_new_revision(service: Service) -> None:
@@ -177,7 +177,7 @@ def test_weight_zero_publishes_a_table_without_a_canary(service: Service) -> Non
     assert service.core.table().canary is None
 
 
-def test_changed_replicas_reach_routers_without_a_new_revision(service: Service) -> None:
+def test_changed_replicas_are_published_without_a_new_revision(service: Service) -> None:
     service.split(500)
     before = service.core.table()
     service.core.set_replicas(Arm("v-2", (Replica(CANARY_URL), Replica("http://second"))))
@@ -187,26 +187,26 @@ def test_changed_replicas_reach_routers_without_a_new_revision(service: Service)
     assert after.change == before.change + 1
 
 
-def test_replicas_count_as_applied_when_live_routers_have_them(service: Service) -> None:
+def test_replicas_are_applied_when_every_router_with_a_lease_has_them(service: Service) -> None:
     service.split(500)
     service.poll("r1")
-    old = service.core.mark
+    old = service.core.publication
     service.core.set_replicas(Arm("v-2", ()))
     service.poll("r1", old)
-    before = service.core.is_replicas_applied("v-2", now_s=service.now_s)
+    before = service.core.are_replicas_applied("v-2", now_s=service.now_s)
     service.poll("r1")
 
     assert not before
-    assert service.core.is_replicas_applied("v-2", now_s=service.now_s)
+    assert service.core.are_replicas_applied("v-2", now_s=service.now_s)
 
 
 def test_an_older_token_is_refused_and_changes_nothing(service: Service) -> None:
     service.split(500, token=7)
     before = service.core.table()
 
-    with pytest.raises(StaleToken, match=r"token 6 is older than 7"):
+    with pytest.raises(StaleFencingToken, match=r"token 6 is older than 7"):
         service.split(900, token=6)
-    with pytest.raises(StaleToken):
+    with pytest.raises(StaleFencingToken):
         service.core.heartbeat(6, now_s=service.now_s)
     assert service.core.table() == before
 
@@ -220,7 +220,7 @@ def test_an_older_token_is_refused_and_changes_nothing(service: Service) -> None
         (500, None, "without a canary"),
     ],
 )
-def test_a_wrong_split_is_refused_in_words(
+def test_an_invalid_split_is_refused_with_the_reason(
     service: Service, weight_bp: int, canary: str | None, message: str
 ) -> None:
     before = service.core.table()
@@ -230,16 +230,16 @@ def test_a_wrong_split_is_refused_in_words(
     assert service.core.table() == before
 
 
-def test_a_tombstone_withdraws_at_once_and_refuses_every_later_weight(service: Service) -> None:
+def test_a_tombstone_withdraws_the_canary_and_refuses_every_later_weight(service: Service) -> None:
     service.split(500)
-    sight = service.core.tombstone("r-1", now_s=service.now_s)
+    status = service.core.tombstone("r-1", now_s=service.now_s)
     again = service.split(900, token=9)
 
-    assert (sight.canary, sight.tombstoned) == (None, ("r-1",))
+    assert (status.canary, status.tombstoned) == (None, ("r-1",))
     assert (again.canary, again.weight_bp) == (None, 0)
 
 
-def test_a_tombstoned_rollout_cannot_promote_but_can_go_back_to_the_stable_it_found(service: Service) -> None:
+def test_a_tombstoned_rollout_cannot_promote_but_can_restore_its_initial_stable(service: Service) -> None:
     service.split(500)
     service.split(0, None, stable="v-2")
     service.core.tombstone("r-1", now_s=service.now_s)
@@ -249,42 +249,42 @@ def test_a_tombstoned_rollout_cannot_promote_but_can_go_back_to_the_stable_it_fo
     assert (back, forth) == ("v-1", "v-1")
 
 
-def test_another_rollout_is_free_of_the_tombstone(service: Service) -> None:
+def test_a_tombstone_does_not_affect_another_rollout(service: Service) -> None:
     service.core.tombstone("r-1", now_s=service.now_s)
 
     assert service.split(500, rollout="r-2").canary == "v-2"
 
 
-def test_a_minute_without_the_controller_withdraws_the_canary_and_keeps_stable(service: Service) -> None:
+def test_a_minute_without_a_heartbeat_withdraws_the_canary_and_keeps_stable(service: Service) -> None:
     service.split(500)
     service.now_s += 59
     service.core.heartbeat(1, now_s=service.now_s)
     service.now_s += 59
-    kept = service.sight()
+    kept = service.status()
     service.now_s += 2
-    gone = service.sight()
+    gone = service.status()
 
     assert (kept.canary, kept.silenced) == ("v-2", False)
     assert (gone.canary, gone.weight_bp, gone.silenced) == (None, 0, True)
     assert service.core.table().stable is not None
 
 
-def test_the_controller_that_comes_back_sets_the_split_again(service: Service) -> None:
+def test_a_controller_that_returns_can_set_the_split_again(service: Service) -> None:
     service.split(500)
     service.now_s += 61
-    silenced = service.sight()
+    silenced = service.status()
     back = service.split(500)
 
     assert back.revision > silenced.revision
     assert (back.canary, back.silenced) == ("v-2", False)
 
 
-def test_a_service_that_holds_keeps_the_share_for_ever() -> None:
+def test_without_a_silence_limit_the_canary_stays() -> None:
     service = Service(silence_s=None)
     service.split(500)
     service.now_s += 86_400
 
-    assert service.sight().canary == "v-2"
+    assert service.status().canary == "v-2"
 
 
 def restarted(service: Service) -> TableCore:
@@ -292,7 +292,7 @@ def restarted(service: Service) -> TableCore:
     return TableCore("chat", epoch=1, now_s=service.now_s, stored=stored)
 
 
-def test_a_restarted_table_has_stable_only_and_a_higher_epoch(service: Service) -> None:
+def test_a_restarted_table_has_no_canary_and_a_higher_epoch(service: Service) -> None:
     service.split(500)
     core = restarted(service)
     table = core.table()
@@ -302,10 +302,10 @@ def test_a_restarted_table_has_stable_only_and_a_higher_epoch(service: Service) 
     assert table.secret == "secret"
 
 
-def test_a_restarted_table_waits_a_whole_lease_for_routers_it_does_not_know(service: Service) -> None:
+def test_a_restarted_table_waits_one_lease_for_unknown_routers(service: Service) -> None:
     core = restarted(service)
-    early = core.sight(now_s=service.now_s + 1.1)
-    late = core.sight(now_s=service.now_s + 1.3)
+    early = core.status(now_s=service.now_s + 1.1)
+    late = core.status(now_s=service.now_s + 1.3)
 
     assert (early.applied, late.applied, late.how) == (False, True, "lease")
 
@@ -315,33 +315,33 @@ def test_a_restarted_table_remembers_tombstones_and_tokens(service: Service) -> 
     service.core.tombstone("r-1", now_s=service.now_s)
     core = restarted(service)
 
-    with pytest.raises(StaleToken):
+    with pytest.raises(StaleFencingToken):
         core.heartbeat(4, now_s=service.now_s)
-    assert core.sight(now_s=service.now_s).tombstoned == ("r-1",)
+    assert core.status(now_s=service.now_s).tombstoned == ("r-1",)
 
 
 def test_a_router_that_polls_with_the_old_epoch_has_news(service: Service) -> None:
-    old = service.core.mark
+    old = service.core.publication
     core = restarted(service)
 
     assert core.poll(Poll("r1", old), now_s=service.now_s)
 
 
-def test_tables_and_sights_survive_json(service: Service) -> None:
+def test_table_and_status_survive_json(service: Service) -> None:
     service.split(500)
-    table, sight = service.core.table(), service.sight()
+    table, status = service.core.table(), service.status()
 
     assert RouteTable.from_json(json.loads(json.dumps(table.to_json()))) == table
-    assert type(sight).from_json(json.loads(json.dumps(sight.to_json()))) == sight
+    assert type(status).from_json(json.loads(json.dumps(status.to_json()))) == status
     assert "secret" not in repr(table)
 
 
-def test_routers_that_are_long_gone_are_forgotten(service: Service) -> None:
+def test_routers_that_stopped_polling_are_forgotten(service: Service) -> None:
     service.poll("r1")
     service.split(500)
     service.now_s += 3600
-    service.sight()
+    service.status()
     service.now_s += 1
-    service.sight()
+    service.status()
 
     assert service.core.routers(now_s=service.now_s) == {}
