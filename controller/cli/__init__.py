@@ -1,4 +1,4 @@
-"""The command line. `main` is the entry point: it ends with one of the exit codes of `controller.errors`."""
+"""The command line. `main` is the installed entry point; it exits with a code of `controller.errors`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run `canaryctl` on this process's arguments and end the process."""
+    """Run `canaryctl` with this process's arguments, then exit."""
     from controller.cli.main import run
 
     raise SystemExit(run())

@@ -1,4 +1,4 @@
-"""`python -m controller.cli`: the command line without its installed name."""
+"""`python -m controller.cli`: the command line without installing it."""
 
 from controller.cli import main
 

@@ -1,19 +1,20 @@
-"""What `canaryctl ab` prints for people: the verdict first, then what it rests on."""
+"""Tables of `canaryctl ab`: the verdict first, then the figures behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from pydantic import BaseModel
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from controller.ab.spec import AbView
-from controller.cli.output import table
+from controller.cli.output import number, table
 from evaluation.ab.comparison import MIN_PER_SIDE, AbVerdict
 from evaluation.ab.sample_size import SampleSize
 
-_SAID = {
+VERDICT_TEXT = {
     AbVerdict.B_BETTER: ("B IS BETTER", "bold green"),
     AbVerdict.A_BETTER: ("A IS BETTER", "bold yellow"),
     AbVerdict.NOT_SHOWN: ("NO DIFFERENCE SHOWN", "bold"),
@@ -22,82 +23,95 @@ _SAID = {
 }
 
 
+class SizeRow(BaseModel):
+    """One sample size and its assumptions."""
+
+    effect: float
+    relative: float | None  # effect as a share of the baseline; None: no baseline was given
+    n_a: int
+    n_b: int
+    sd: float
+    alpha: float
+    power: float
+    split: float
+
+    @classmethod
+    def of(cls, size: SampleSize, baseline: float | None) -> SizeRow:
+        relative = size.effect / baseline if baseline else None
+        return cls.model_validate({**asdict(size), "relative": relative})
+
+
 def cell(value: object) -> str:
-    """A value of a table; `-` where there is none."""
+    """A table cell: an interval, a number or text; `-` for None."""
     if isinstance(value, tuple | list):
-        return " to ".join(f"{end:.4g}" for end in value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "-" if value is None else str(value)
+        return " to ".join(f"{bound:.4g}" for bound in value)
+    return number(value) if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def view_table(view: AbView) -> RenderableType:
-    """The verdict in one line, then both sides, then the figures with their names."""
-    said, style = _SAID[AbVerdict(view.verdict)]
+    """The verdict in one line, then both sides, then the figures."""
+    verdict, style = VERDICT_TEXT[AbVerdict(view.verdict)]
     direction = "higher" if view.higher_is_better else "lower"
-    head = Text.assemble((said, style), f"  {view.metric} ({direction} is better), {view.service}, {view.id}")
-    size = f", once, at {view.sample_size} units a side" if view.sample_size else ", at every look"
-    lines = [head, Text(f"{view.phase}: {view.why or _share(view)}")]
+    head = Text.assemble(
+        (verdict, style), f"  {view.metric} ({direction} is better), {view.service}, {view.id}"
+    )
+    size = f", once, at {view.sample_size} units per side" if view.sample_size else ", continuously"
+    share = f"B has {view.split_percent:g} % of the traffic"
+    lines = [head, Text(f"{view.phase}: {view.why or share}")]
     if view.note is not None:
         lines.append(Text(f"note: {view.note}", style="magenta"))
     grid = table("side", "version", "units", "mean", "no outcome")
     grid.add_row("A", view.version_a or "-", str(view.n_a), cell(view.mean_a), str(view.missing_a))
     grid.add_row("B", view.version_b or "-", str(view.n_b), cell(view.mean_b), str(view.missing_b))
-    p = "-" if view.p_value is None else f"{view.p_value:.3g}"
     figures = table("figure", "value", "")
-    figures.add_row("difference", cell(view.difference), "mean of B - mean of A")
+    figures.add_row("difference", cell(view.difference), "mean of B minus mean of A")
     figures.add_row(
-        "interval", cell(view.interval), f"of the {view.interval_of}, {(1 - view.alpha) * 100:.4g} % sure"
+        "interval", cell(view.interval), f"{(1 - view.alpha) * 100:.4g} % interval of the {view.interval_of}"
     )
-    figures.add_row("win rate", cell(view.win_rate), "how often an outcome of B beats one of A, ties half")
-    figures.add_row("Cohen's d", cell(view.cohens_d), "the difference in standard deviations")
-    figures.add_row("p", p, f"alpha {view.alpha:g}, {view.mode}{size}")
+    figures.add_row(
+        "win rate", cell(view.win_rate), "probability that B's outcome beats A's, ties count half"
+    )
+    figures.add_row("Cohen's d", cell(view.cohens_d), "difference in standard deviations")
+    figures.add_row(
+        "p",
+        "-" if view.p_value is None else f"{view.p_value:.3g}",
+        f"alpha {view.alpha:g}, {view.mode}{size}",
+    )
     return Group(*lines, Text(), grid, Text(), figures)
 
 
-def _share(view: AbView) -> str:
-    return f"B has {view.split_percent:g} % of the traffic"
-
-
 def next_step(view: AbView) -> str:
-    """What somebody who reads the verdict does now."""
+    """Commands that follow from the phase and the verdict."""
     if view.phase in ("ended", "ending"):
-        return f"canaryctl ab create {view.service} begins another; canaryctl deploy takes B to production"
+        return f"start another: canaryctl ab create {view.service}; take B to production: canaryctl deploy"
     if AbVerdict(view.verdict) in (AbVerdict.B_BETTER, AbVerdict.A_BETTER, AbVerdict.INVALID):
-        return f"canaryctl ab stop {view.service} ends it and takes B away"
-    return f"canaryctl ab status {view.service} shows it again, canaryctl ab stop {view.service} ends it"
+        return f"end it and remove B: canaryctl ab stop {view.service}"
+    return f"check again: canaryctl ab status {view.service}; end it: canaryctl ab stop {view.service}"
 
 
-def size_table(rows: Sequence[tuple[SampleSize, float | None]]) -> RenderableType:
-    """The sizes with their relative effects, and the lines that say what they assume."""
+def size_table(rows: Sequence[SizeRow]) -> RenderableType:
+    """The sample sizes, then their assumptions."""
     grid = table("difference", "relative", "units of A", "units of B")
-    for size, relative in rows:
-        share = "-" if relative is None else f"{relative:.1%}"
-        grid.add_row(f"{size.effect:.4g}", share, str(size.n_a), str(size.n_b))
-    first = rows[0][0]
-    sd, alpha, power = f"sd {first.sd:g}", f"alpha {first.alpha:g} two-sided", f"power {first.power:g}"
-    lines = [f"assumed: {sd}, {alpha}, {power}, B gets {first.split:.0%}"]
-    if any(min(size.n_a, size.n_b) < MIN_PER_SIDE for size, _ in rows):
-        lines.append(f"a fixed test takes at least {MIN_PER_SIDE} a side")
+    for row in rows:
+        relative = "-" if row.relative is None else f"{row.relative:.1%}"
+        grid.add_row(f"{row.effect:.4g}", relative, str(row.n_a), str(row.n_b))
+    first = rows[0]
+    lines = [
+        f"assumed: sd {first.sd:g}, alpha {first.alpha:g} two-sided, power {first.power:g}, "
+        f"B gets {first.split:.0%}"
+    ]
+    if any(min(row.n_a, row.n_b) < MIN_PER_SIDE for row in rows):
+        lines.append(f"a fixed test needs at least {MIN_PER_SIDE} units per side")
     return Group(grid, *lines)
 
 
-def file_table(rows: Sequence[dict[str, object]]) -> Table:
-    """A row for the whole and for each category."""
-    names = ("category", "verdict", "n_a", "n_b", "mean_a", "mean_b", "win_rate", "cohens_d", "interval", "p")
-    heads = (
-        "category",
-        "verdict",
-        "units A",
-        "units B",
-        "mean A",
-        "mean B",
-        "win rate",
-        "d",
-        "interval",
-        "p",
-    )
-    grid = table(*heads)
+def file_table(rows: Sequence[dict[str, object]], notes: Sequence[str]) -> RenderableType:
+    """A row for the whole file and for each category, then the notes."""
+    titles = {
+        "category": "category", "verdict": "verdict", "n_a": "units A", "n_b": "units B", "mean_a": "mean A",
+        "mean_b": "mean B", "win_rate": "win rate", "cohens_d": "d", "interval": "interval", "p": "p",
+    }  # fmt: skip
+    grid = table(*titles.values())
     for row in rows:
-        grid.add_row(*(cell(row[name]) for name in names))
-    return grid
+        grid.add_row(*(cell(row[key]) for key in titles))
+    return Group(grid, *notes)

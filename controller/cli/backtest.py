@@ -1,7 +1,7 @@
-"""`canaryctl backtest FILE`: what would this gate have done?
+"""`canaryctl backtest FILE`: the decision the gates would have made on a recorded rollout.
 
-The file takes the route of a live rollout (`evaluation.offline.backtest`). The decision is the answer, so any
-decision ends with 0; what cannot be evidence ends with 2 and one line.
+The file takes the path of a live rollout (`evaluation.offline.backtest`). Every decision exits with 0; data
+that cannot be evidence exits with 2 and one line.
 """
 
 from __future__ import annotations
@@ -9,140 +9,120 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Set
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 import typer
 from rich.console import Group, RenderableType
 
-from controller.cli.actions import read_policy
-from controller.cli.evidence_files import EvidenceFile, read_evidence
-from controller.cli.evidence_plot import draw_trace, what_is_drawn
-from controller.cli.observed import RangeAnswer, judge_range, moment_s
-from controller.cli.output import console, say, table
+from controller.cli.options import EvidenceArgument, WindowOption
+from controller.cli.output import console, note, number, table
 from controller.errors import BadInput
-from controller.quantities import duration_s
-from controller.spec.service import parse_policy
-from evaluation.offline.backtest import BacktestResult, run
-from evaluation.offline.trace import trace
-from evaluation.policy.policy import GatePolicy, PolicyError
-from evaluation.records import EvidenceError
-from evaluation.report import GateReport
 
-PLOTS = frozenset({".png", ".svg"})
-ASKS = {"rollback": "is it worse?", "promotion": "is it proven?", "guard": "is the split as drawn?"}
+if TYPE_CHECKING:
+    from controller.cli.evidence_files import EvidenceFile
+    from controller.cli.observed_range import RangeResult
+    from evaluation.offline.backtest import BacktestResult
+    from evaluation.policy.policy import GatePolicy
+    from evaluation.report import GateReport
 
-
-class Shape(StrEnum):
-    """What `-o` takes here."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-def register(app: typer.Typer) -> None:
-    """Mount `backtest` on the command line."""
-    app.command()(backtest)
+PLOT_SUFFIXES = frozenset({".png", ".svg"})
+QUESTIONS = {"rollback": "is it worse?", "promotion": "is it proven?", "guard": "is the split as assigned?"}
 
 
 def backtest(
-    file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="Requests in order of assignment: .jsonl, .csv or .parquet."),
-    ],
-    policy: Annotated[str, typer.Option(help="Policy file, or a preset's name.")] = "default",
-    output: Annotated[Shape, typer.Option("-o", "--output", help="How to print the answer.")] = Shape.TABLE,
+    file: EvidenceArgument,
+    policy: Annotated[str, typer.Option(help="Policy file or preset.")] = "default",
+    output: Annotated[
+        Literal["table", "json"], typer.Option("-o", "--output", help="Output format.")
+    ] = "table",
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw the evidence over time into this .png or .svg.", show_default=False),
+        typer.Option(help="Plot the evidence over time to this .png or .svg file."),
     ] = None,
-    observed: Annotated[
+    range_metric: Annotated[
         str | None,
         typer.Option(
             "--range",
             metavar="METRIC",
-            help="Also: is the canary's p50/p90/p95 inside what stable showed from --since to --until?",
-            show_default=False,
+            help="Also check the canary's p50/p90/p95 of METRIC against stable's observed range.",
         ),
     ] = None,
-    since: Annotated[str, typer.Option(help="Begin of what stable showed: a date or seconds.")] = "0",
+    since: Annotated[str, typer.Option(help="Start of the observed range: a date or seconds.")] = "0",
     until: Annotated[
         str | None,
-        typer.Option(help="Its end. [default: the canary's first request]", show_default=False),
+        typer.Option(help="End of the observed range. [default: the canary's first request]"),
     ] = None,
-    window: Annotated[str, typer.Option(help="Length of the windows that span the range.")] = "1h",
+    window: WindowOption = "1h",
 ) -> None:
-    """Judge a recorded rollout: would the gate have rolled back, promoted, or waited?"""
-    if plot is not None and plot.suffix.lower() not in PLOTS:
+    """Replay a recorded rollout through the gates.
+
+    Shows whether they would have rolled back, promoted or waited.
+    """
+    from controller.cli.evidence_files import read_evidence
+    from controller.cli.evidence_plot import caption, plot_trace
+    from controller.cli.observed_range import range_of_backtest
+    from controller.cli.request_bodies import read_policy
+    from controller.spec.service import parse_policy
+    from evaluation.offline.backtest import run
+    from evaluation.offline.trace import trace
+    from evaluation.policy.policy import PolicyError
+    from evaluation.records import EvidenceError
+
+    if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
         raise BadInput(f"--plot {plot.name} ends in {plot.suffix or 'nothing'}; give a .png or .svg")
     evidence = read_evidence(file)
     if evidence.ignored:
-        say(f"not read, no gate knows them: {', '.join(evidence.ignored)}")
+        note(f"columns ignored, no gate uses them: {', '.join(evidence.ignored)}")
     gates = parse_policy(read_policy(policy)).gate_policy()
     try:
         result = run(evidence.columns, gates)
-        drawn = trace(evidence.columns, gates) if plot is not None else None
+        traced = trace(evidence.columns, gates) if plot is not None else None
     except (EvidenceError, PolicyError) as exc:
         raise BadInput(f"{file.name}: {exc}") from exc
-    ranged = _ranged(evidence, observed, since, until, window) if observed is not None else None
-    if plot is not None and drawn is not None:
-        draw_trace(drawn, result, plot)
-        say(f"drawn: {plot} ({what_is_drawn(drawn, result)})")
-    if output is Shape.JSON:
-        ranges = {"observed_range": ranged.as_plain()} if ranged is not None else {}
-        print(json.dumps(as_plain(evidence, gates, result) | ranges, indent=2))
+    observed: RangeResult | None = None
+    if range_metric is not None:
+        observed = range_of_backtest(evidence, range_metric, since=since, until=until, window=window)
+    if plot is not None and traced is not None:
+        plot_trace(traced, result, plot)
+        note(f"plotted: {plot} ({caption(traced, result)})")
+    if output == "json":
+        more = {"observed_range": observed.as_json()} if observed is not None else {}
+        print(json.dumps(_as_json(evidence, gates, result) | more, indent=2))
         return
-    console().print(as_table(evidence, result, {one.name for one in gates.observed_ranges}))
-    for line in ranged.lines() if ranged is not None else ():
+    console().print(_as_table(evidence, result, {gate.name for gate in gates.observed_ranges}))
+    for line in observed.lines() if observed is not None else ():
         console().print(line)
 
 
-def _ranged(evidence: EvidenceFile, metric: str, since: str, until: str | None, window: str) -> RangeAnswer:
-    begin_s = moment_s("--since", since)
-    if until is not None:
-        end_s = moment_s("--until", until)
-    else:
-        canary = np.asarray(evidence.columns["arm"]) == 1
-        if not canary.any():
-            raise BadInput("--range needs canary rows, or there is nothing to judge")
-        end_s = float(np.asarray(evidence.columns["t_s"], dtype=np.float64)[canary].min())
-    # A range that begins before the file does is cut into windows of the file alone.
-    begin_s = max(begin_s, float(np.asarray(evidence.columns["t_s"], dtype=np.float64).min()))
-    try:
-        window_s = duration_s(window)
-    except ValueError as exc:
-        raise BadInput(f"--window {exc}") from exc
-    return judge_range(evidence, metric, since_s=begin_s, until_s=end_s, window_s=window_s)
-
-
-def as_plain(evidence: EvidenceFile, policy: GatePolicy, result: BacktestResult) -> dict[str, object]:
-    """The result in plain values; what is not known is null."""
+def _as_json(evidence: EvidenceFile, policy: GatePolicy, result: BacktestResult) -> dict[str, object]:
+    """The result in JSON types; infinite and NaN values are null."""
     return {
         "decision": result.decision,
         "metric": result.metric,
         "canary_requests": result.canary_requests,
-        "t_s": _known(result.t_s),
+        "t_s": _finite(result.t_s),
         "policy": policy.name,
         "alpha": policy.alpha,
         "rows": evidence.rows,
         "log_e": dict(result.log_e),
-        "intervals": {name: [_known(end) for end in ends] for name, ends in result.intervals.items()},
+        "intervals": {
+            name: [_finite(bound) for bound in bounds] for name, bounds in result.intervals.items()
+        },
         "proofs": dict(result.proofs),
-        "gates": [_gate(report) for report in result.gates],
+        "gates": [_gate_as_json(report) for report in result.gates],
         "reasons": list(result.reasons),
         "ignored_columns": list(evidence.ignored),
     }
 
 
-def _gate(report: GateReport) -> dict[str, object]:
+def _gate_as_json(report: GateReport) -> dict[str, object]:
     return {
         "gate": report.gate,
         "side": report.side,
         "verdict": report.verdict.value,
         "log_e": report.log_e,
-        "limit": _known(report.limit),
+        "limit": _finite(report.limit),
         "stable": report.stable,
         "canary": report.canary,
         "n_stable": report.n_stable,
@@ -154,43 +134,36 @@ def _gate(report: GateReport) -> dict[str, object]:
     }
 
 
-def _known(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def as_table(
-    evidence: EvidenceFile, result: BacktestResult, ranges: Set[str] = frozenset()
-) -> RenderableType:
+def _as_table(evidence: EvidenceFile, result: BacktestResult, ranges: Set[str]) -> RenderableType:
     """The decision in one line, then a row for each gate and side. `ranges`: names of observed ranges."""
-    grid = table("gate", "asks", "verdict", "evidence", "stable", "canary", "why")
+    grid = table("gate", "question", "verdict", "evidence", "stable", "canary", "why")
     for report in result.gates:
-        commands = "an alarm: is it worse?" if report.is_alarm else ASKS[report.side]
-        commands = "is it as stable was?" if report.gate in ranges else commands
-        at = f" after {report.decided_canary} canary requests" if report.decided_canary is not None else ""
+        question = "alarm: is it worse?" if report.is_alarm else QUESTIONS[report.side]
+        count = report.decided_canary
         grid.add_row(
             report.gate,
-            commands,
+            "is it within stable's range?" if report.gate in ranges else question,
             report.verdict.value,
             f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
-            _figure(report.stable),
-            _figure(report.canary),
-            f"{report.reason}{at}",
+            number(report.stable),
+            number(report.canary),
+            report.reason + (f" after {count} canary requests" if count is not None else ""),
         )
     return Group(_headline(result, evidence.rows), "", grid)
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
 def _headline(result: BacktestResult, rows: int) -> str:
-    seen = f"policy {result.policy}, {rows} rows"
+    basis = f"policy {result.policy}, {rows} rows"
     match result.decision:
         case "rollback":
-            return f"ROLLBACK by {result.metric} after {result.canary_requests} canary requests ({seen})"
+            return f"ROLLBACK by {result.metric} after {result.canary_requests} canary requests ({basis})"
         case "promote":
-            return f"PROMOTE: all proven after {result.canary_requests} canary requests ({seen})"
+            return f"PROMOTE: all proven after {result.canary_requests} canary requests ({basis})"
         case "invalid":
-            return f"INVALID: {'; '.join(result.reasons)} ({seen})"
+            return f"INVALID: {'; '.join(result.reasons)} ({basis})"
         case "undecided":
-            return f"UNDECIDED after {result.canary_requests} canary requests ({seen})"
+            return f"UNDECIDED after {result.canary_requests} canary requests ({basis})"

@@ -1,18 +1,22 @@
-"""The API as the command line calls it: views in, our own errors out."""
+"""HTTP client of the controller's API: returns views, raises the errors of `controller.errors`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
 from controller import errors
 from controller.auth import admin_token
+from controller.cli.output import NO_SERVICE
 from controller.errors import BadSpec, CanaryctlError, Unreachable
 from controller.settings import Settings
 from controller.views.models import PlanView, RolloutView, ServiceView
+
+if TYPE_CHECKING:
+    from controller.ab.spec import AbView
 
 TIMEOUT_S = 30.0
 # A deploy hashes the checkpoint's files once: 140 GB take minutes.
@@ -23,135 +27,163 @@ T = TypeVar("T")
 
 
 class Client:
-    """One controller's API. Raises Unreachable when none answers, else what the controller raised."""
+    """One controller's API. Raises Unreachable when nothing answers, otherwise the controller's own error."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.api_url
         headers = {"authorization": f"Bearer {admin_token(settings.home)}"}
-        # HTTP, and loading certificates that nobody asks for would double the time that a command takes.
+        # Plain HTTP: loading unused certificates would double the time a command takes.
         self._http = httpx.Client(
             base_url=self._url, headers=headers, timeout=TIMEOUT_S, trust_env=False, verify=False
         )
 
     def health(self) -> Mapping[str, Any] | None:
-        """The controller's own words; None: no canaryctl controller answers there."""
+        """Answer of /healthz; None: no canaryctl controller answers at this URL."""
         try:
             answer = self._http.get("/healthz", timeout=2.0)
-            found = answer.json() if answer.status_code == 200 else None
+            health = answer.json() if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError):
             return None
-        return found if isinstance(found, dict) and "leading" in found else None
+        return health if isinstance(health, dict) and "leading" in health else None
 
-    def is_ours(self) -> bool:
-        """True when the controller that answers there knows this state folder's token."""
+    def accepts_token(self) -> bool:
+        """True when the answering controller accepts this state folder's token, so belongs to it."""
         try:
             return self._http.get("/v1/services").status_code != 401
         except httpx.HTTPError:
-            return True  # it went silent: nobody else's, as far as can be told
+            return True  # it stopped answering; nothing indicates another state folder's controller
 
-    def up(self, service: str, body: Mapping[str, Any]) -> ServiceView:
-        """Make the service."""
-        found = self._ask("PUT", f"/v1/services/{service}", body, timeout_s=HASH_TIMEOUT_S)
-        return ServiceView.model_validate(found)
+    def up(self, body: Mapping[str, Any]) -> ServiceView:
+        """Create the service that `body` names."""
+        rest = {key: value for key, value in body.items() if key != "service"}
+        answer = self._request("PUT", f"/v1/services/{body['service']}", rest, timeout_s=HASH_TIMEOUT_S)
+        return ServiceView.model_validate(answer)
 
     def down(self, service: str) -> None:
-        """Ask for the service's end."""
-        self._ask("DELETE", f"/v1/services/{service}")
+        """Start the removal of a service."""
+        self._request("DELETE", f"/v1/services/{service}")
 
     def services(self) -> list[ServiceView]:
         """All services."""
-        return [ServiceView.model_validate(one) for one in self._ask("GET", "/v1/services")]
+        return [ServiceView.model_validate(item) for item in self._request("GET", "/v1/services")]
 
     def service(self, name: str) -> ServiceView:
         """One service."""
-        return ServiceView.model_validate(self._ask("GET", f"/v1/services/{name}"))
+        return ServiceView.model_validate(self._request("GET", f"/v1/services/{name}"))
 
     def plan(self, service: str, body: Mapping[str, Any]) -> PlanView:
-        """What a deploy would do."""
-        found = self._ask("POST", f"/v1/services/{service}/plan", body, timeout_s=HASH_TIMEOUT_S)
-        return PlanView.model_validate(found)
+        """Preview of a deploy."""
+        answer = self._request("POST", f"/v1/services/{service}/plan", body, timeout_s=HASH_TIMEOUT_S)
+        return PlanView.model_validate(answer)
 
     def deploy(self, service: str, body: Mapping[str, Any]) -> RolloutView:
-        """Begin a rollout."""
-        found = self._ask("POST", f"/v1/services/{service}/rollouts", body, timeout_s=HASH_TIMEOUT_S)
-        return RolloutView.model_validate(found)
+        """Start a rollout."""
+        answer = self._request("POST", f"/v1/services/{service}/rollouts", body, timeout_s=HASH_TIMEOUT_S)
+        return RolloutView.model_validate(answer)
 
     def rollback(self, service: str, *, reason: str) -> tuple[str, str]:
-        """('asked' | 'already', one line)."""
-        found = self._ask("POST", f"/v1/services/{service}/rollback", {"reason": reason})
-        return found["outcome"], found["text"]
+        """Outcome ('asked': a rollback was started, or 'already') and one line of text."""
+        answer = self._request("POST", f"/v1/services/{service}/rollback", {"reason": reason})
+        return answer["outcome"], answer["text"]
 
     def history(self, service: str, *, limit: int) -> list[RolloutView]:
-        """The service's rollouts, newest first."""
-        found = self._ask("GET", f"/v1/services/{service}/history?limit={limit}")
-        return [RolloutView.model_validate(one) for one in found]
+        """Rollouts of a service, newest first."""
+        answer = self._request("GET", f"/v1/services/{service}/history?limit={limit}")
+        return [RolloutView.model_validate(item) for item in answer]
 
-    def the_service(self, name: str | None) -> str:
-        """The name that was given, or the only service there is. Raises BadInput when that is not clear."""
+    def create_ab(self, service: str, body: Mapping[str, Any]) -> AbView:
+        """Start an A/B test."""
+        return self._ab("POST", service, body, timeout_s=HASH_TIMEOUT_S)
+
+    def ab(self, service: str) -> AbView:
+        """Newest A/B test of a service."""
+        return self._ab("GET", service)
+
+    def stop_ab(self, service: str) -> str:
+        """End the A/B test; one line of text."""
+        return str(self._request("DELETE", f"/v1/services/{service}/ab")["text"])
+
+    def _ab(
+        self,
+        method: str,
+        service: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+    ) -> AbView:
+        from controller.ab.spec import AbView
+
+        answer = self._request(method, f"/v1/services/{service}/ab", body, timeout_s=timeout_s)
+        return AbView.model_validate(answer)
+
+    def resolve_service(self, name: str | None) -> str:
+        """`name`, or the only service when it is None. Raises UnknownService, BadInput."""
         if name is not None:
             return name
-        names = [one.service for one in self.services()]
+        names = [view.service for view in self.services()]
         if len(names) == 1:
             return names[0]
         if not names:
-            raise errors.UnknownService("there is no service yet; start one: canaryctl up")
+            raise errors.UnknownService(NO_SERVICE)
         raise errors.BadInput(f"there are {len(names)} services; name one of {', '.join(names)}")
 
-    def _ask(
+    def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> Any:
         try:
             answer = self._http.request(method, path, json=body, timeout=timeout_s)
         except httpx.HTTPError as exc:
-            raise Unreachable(f"no controller answers at {self._url}; start it again: canaryctl up") from exc
+            raise Unreachable(f"no controller answers at {self._url}; start it: canaryctl up") from exc
         if answer.status_code >= 400:
             raise _error(answer, self._url)
         try:
             return answer.json()
         except ValueError as exc:
-            raise _stranger(answer, self._url) from exc
+            raise _not_canaryctl(answer, self._url) from exc
 
 
-def patiently(read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S) -> Iterator[T | None]:
-    """What `read` gives, again and again; None while nothing answers, Unreachable after `give_up_s`."""
-    silent_since_s: float | None = None
+def poll(read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S) -> Iterator[T | None]:
+    """Results of `read`, repeatedly; None while it is unreachable. Raises Unreachable after `give_up_s`."""
+    lost_at_s: float | None = None
     while True:
         try:
-            found = read()
-            silent_since_s = None
-            yield found
+            result = read()
+            lost_at_s = None
+            yield result
         except Unreachable:
-            silent_since_s = silent_since_s or time.monotonic()
-            if time.monotonic() - silent_since_s > give_up_s:
+            lost_at_s = lost_at_s or time.monotonic()
+            if time.monotonic() - lost_at_s > give_up_s:
                 raise
             yield None
         time.sleep(pause_s)
 
 
 def _error(answer: httpx.Response, url: str) -> CanaryctlError:
-    """The error that the controller raised, as the same class."""
+    """The error raised by the controller, as an instance of the same class."""
     try:
         problem = answer.json()
         kind = str(problem["type"]).rpartition(":")[2]
         lines = [str(line) for line in problem["lines"]]
     except (ValueError, KeyError, TypeError):
-        return _stranger(answer, url)
+        return _not_canaryctl(answer, url)
     if answer.status_code in (401, 403):
-        return errors.BadInput(f"{url} refuses this token: {lines[0]}; is CANARYCTL_HOME the controller's?")
+        return errors.BadInput(
+            f"{url} rejects this token: {lines[0]}; does CANARYCTL_HOME name the controller's state folder?"
+        )
     for known in _all_errors(CanaryctlError):
         if known.problem == kind:
             return BadSpec(lines) if known is BadSpec else known(lines[0])
     return CanaryctlError(lines[0])
 
 
-def _stranger(answer: httpx.Response, url: str) -> Unreachable:
+def _not_canaryctl(answer: httpx.Response, url: str) -> Unreachable:
     return Unreachable(
-        f"{url} answers {answer.status_code} but is no canaryctl; is the port right? "
-        "canaryctl up --api-port chooses another"
+        f"{url} answers {answer.status_code} but is not canaryctl; is the port right? "
+        "choose another: canaryctl up --api-port PORT"
     )
 
 
 def _all_errors(base: type[CanaryctlError]) -> Iterator[type[CanaryctlError]]:
     yield base
-    for one in base.__subclasses__():
-        yield from _all_errors(one)
+    for subclass in base.__subclasses__():
+        yield from _all_errors(subclass)

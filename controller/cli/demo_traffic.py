@@ -1,7 +1,7 @@
-"""Users for the demo: a real OpenAI client asks questions whose answers are known, and grades what it got.
+"""Simulated users of the demo: an OpenAI client sends questions with known answers and scores the replies.
 
-Runs in a thread of its own with its own event loop, so that the terminal stays live. Half of the answers are
-streamed. A request fails when the client raises, or when its answer ends without a finish reason.
+Runs in its own thread with its own event loop, so that the terminal stays responsive. Half of the answers are
+streamed. A request has failed when the client raises, or when its answer ends without a finish reason.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 import openai
 
 ANSWER_TOKENS = 24
-GRADE_RETRY_S, GRADE_TRIES = 1.0, 25  # the demo's policy counts grades that come within 30 s
+SCORE_RETRY_S, SCORE_TRIES = 1.0, 25  # the demo's policy counts scores that arrive within 30 s
 STABLE, CANARY = "stable", "canary"
 
 
 class Question(Protocol):
-    """A prompt whose right answer is known."""
+    """A prompt whose correct answer is known."""
 
     @property
     def prompt(self) -> str: ...
@@ -33,12 +33,12 @@ class Question(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """What the users saw so far. Counters by arm; `failures` holds one line for each failed request."""
+    """Counts so far, by arm."""
 
     answered: Counter[str] = field(default_factory=Counter)
-    right: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-    grades_lost: int = 0  # grades that the controller did not take; evidence lost, no request failed
+    correct: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)  # one line for each failed request
+    scores_lost: int = 0  # scores the controller did not accept; lost evidence, not failed requests
 
     @property
     def requests(self) -> int:
@@ -47,7 +47,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the users send their requests and their grades."""
+    """Where the users send requests and scores."""
 
     base_url: str  # of the service, ending in /v1
     model: str
@@ -78,89 +78,85 @@ class Users:
         self._thread.join()
 
     def _run(self) -> None:
-        asyncio.run(self._all())
+        asyncio.run(self._run_users())
 
-    async def _all(self) -> None:
+    async def _run_users(self) -> None:
         client = openai.AsyncOpenAI(base_url=self._target.base_url, api_key="not-needed", max_retries=0)
         headers = {"Authorization": f"Bearer {self._target.token}"}
-        async with client, httpx.AsyncClient(headers=headers, timeout=10.0) as grades:
-            await asyncio.gather(*(self._user(seed, client, grades) for seed in range(self._concurrency)))
+        async with client, httpx.AsyncClient(headers=headers, timeout=10.0) as feedback:
+            await asyncio.gather(*(self._user(seed, client, feedback) for seed in range(self._concurrency)))
 
-    async def _user(self, seed: int, client: openai.AsyncOpenAI, grades: httpx.AsyncClient) -> None:
+    async def _user(self, seed: int, client: openai.AsyncOpenAI, feedback: httpx.AsyncClient) -> None:
         rng = random.Random(seed)
         pending: set[asyncio.Task[None]] = set()
         while not self._stop.is_set():
             question = rng.choice(self._questions)
             started_s = time.monotonic()
             try:
-                answer_id, arm, text = await self._ask(client, question, stream=rng.random() < 0.5)
+                answer_id, arm, text = await self._request(client, question, stream=rng.random() < 0.5)
             except (openai.OpenAIError, httpx.HTTPError, IncompleteAnswer) as exc:
                 waited_s = time.monotonic() - started_s
                 self.tally.failures.append(f"after {waited_s:.2f} s: {type(exc).__name__}: {exc}")
                 continue
-            is_right = question.is_right(text)
+            is_correct = question.is_right(text)
             self.tally.answered[arm] += 1
-            self.tally.right[arm] += is_right
-            pending.add(grading := asyncio.create_task(self._grade(grades, answer_id, is_right=is_right)))
-            grading.add_done_callback(pending.discard)
+            self.tally.correct[arm] += is_correct
+            pending.add(
+                scoring := asyncio.create_task(self._score(feedback, answer_id, is_correct=is_correct))
+            )
+            scoring.add_done_callback(pending.discard)
             await asyncio.sleep(self._think_s)
-        for grading in pending:
-            grading.cancel()
+        for scoring in pending:
+            scoring.cancel()
 
-    async def _ask(
+    async def _request(
         self, client: openai.AsyncOpenAI, question: Question, *, stream: bool
     ) -> tuple[str, str, str]:
-        """Id of the answer, arm, text. Raises IncompleteAnswer when it ended without a finish reason."""
-        ask = client.chat.completions.with_raw_response
-        message = {"role": "user", "content": question.prompt}
+        """Answer id, arm and text. Raises IncompleteAnswer when it ended without a finish reason."""
+        completions = client.chat.completions.with_raw_response
+        request: dict[str, Any] = {
+            "model": self._target.model,
+            "messages": [{"role": "user", "content": question.prompt}],
+            "temperature": 0.0,
+            "max_tokens": ANSWER_TOKENS,
+        }
         if not stream:
-            raw = await ask.create(
-                model=self._target.model,
-                messages=[message],  # type: ignore[list-item]
-                temperature=0.0,
-                max_tokens=ANSWER_TOKENS,
-            )
+            raw = await completions.create(**request)
             answer = raw.parse()
             choice = answer.choices[0]
-            _complete(choice.finish_reason)
+            _check_finish(choice.finish_reason)
             return answer.id, _arm(raw.headers), choice.message.content or ""
-        raw_stream = await ask.create(
-            model=self._target.model,
-            messages=[message],  # type: ignore[list-item]
-            temperature=0.0,
-            max_tokens=ANSWER_TOKENS,
-            stream=True,
-        )
+        raw_stream = await completions.create(**request, stream=True)
         answer_id, text, finish = "", "", None
         chunks = raw_stream.parse()
         if not isinstance(chunks, openai.AsyncStream):
-            raise IncompleteAnswer("asked for a stream, got a whole answer")
+            raise IncompleteAnswer("requested a stream, received a whole answer")
         async for chunk in chunks:
             answer_id = chunk.id
             if chunk.choices:
                 text += chunk.choices[0].delta.content or ""
                 finish = chunk.choices[0].finish_reason or finish
-        _complete(finish)
+        _check_finish(finish)
         return answer_id, _arm(raw_stream.headers), text
 
-    async def _grade(self, grades: httpx.AsyncClient, answer_id: str, *, is_right: bool) -> None:
-        """Hand the grade in; while the controller is away, again and again until it is too late to count."""
-        body = {"id": answer_id, "metric": "quality", "score": float(is_right)}
-        for _ in range(GRADE_TRIES):
+    async def _score(self, feedback: httpx.AsyncClient, answer_id: str, *, is_correct: bool) -> None:
+        """Send the score; while the controller is unreachable, retry until it is too late to count."""
+        body = {"id": answer_id, "metric": "quality", "score": float(is_correct)}
+        for _ in range(SCORE_TRIES):
             try:
-                if (await grades.post(self._target.feedback_url, json=body)).is_success:
+                if (await feedback.post(self._target.feedback_url, json=body)).is_success:
                     return
             except httpx.TransportError:
-                pass  # nobody listens there now
-            await asyncio.sleep(GRADE_RETRY_S)
-        self.tally.grades_lost += 1
+                pass  # the controller is down
+            await asyncio.sleep(SCORE_RETRY_S)
+        self.tally.scores_lost += 1
 
 
 class IncompleteAnswer(Exception):
-    """A 200 whose answer ended without a finish reason: the user saw a sentence cut off."""
+    """A 200 whose answer ended without a finish reason: truncated."""
 
 
-def _complete(finish: str | None) -> None:
+def _check_finish(finish: str | None) -> None:
     if finish is None:
         raise IncompleteAnswer("no finish reason")
 

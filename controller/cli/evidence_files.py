@@ -1,9 +1,9 @@
-"""Evidence files: the columns of a backtest from JSONL, CSV or Parquet.
+"""Evidence files: columns of recorded requests from JSONL, CSV or Parquet.
 
-One row a request, in order of assignment. `t_s, arm, w, assigned_by` must be there, and `unit` where a row
-is not its own; every metric of the catalogue may be. `arm` is 0 or 1, or `stable` or `canary`; `t_s` are
-seconds, or timestamps of Parquet (UTC where they do not say); an empty cell, a missing key and a null are a
-missing value. What cannot be read is refused with its line, because a skipped row would be a chosen row.
+One row per request, in order of assignment. Required: `t_s, arm, w, assigned_by`; `unit` where a unit has
+several rows; optional: every metric of the catalogue. `arm` is 0 or 1, or `stable` or `canary`; `t_s` is in
+seconds, or a Parquet timestamp (UTC unless it has a zone). An empty cell, a missing key and null are missing
+values. A malformed row is refused with its line number: skipping rows would bias the evidence.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Column = NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFile:
-    """Columns of equal length by name; `ignored` are columns of the file that no gate knows."""
+    """Columns of an evidence file."""
 
-    columns: Mapping[str, Column]
-    ignored: tuple[str, ...]
+    columns: Mapping[str, Column]  # by name, of equal length
+    ignored: tuple[str, ...]  # columns of the file that no gate uses
 
     @property
     def rows(self) -> int:
@@ -46,9 +46,9 @@ class EvidenceFile:
 
 
 def read_evidence(path: Path, *, extra: Sequence[str] = ()) -> EvidenceFile:
-    """The columns of a .jsonl (.ndjson), .csv or .parquet file. Errors: BadInput, with the line.
+    """Columns of a .jsonl (.ndjson), .csv or .parquet file. Raises BadInput, with the line.
 
-    extra: columns of text that this reader needs besides, such as a category.
+    extra: further required columns of text, such as a category.
     """
     readers: Mapping[str, Callable[[Path], dict[str, list[object]]]] = {
         ".jsonl": _read_jsonl,
@@ -67,11 +67,12 @@ def read_evidence(path: Path, *, extra: Sequence[str] = ()) -> EvidenceFile:
         raise BadInput(f"{path} cannot be read: {exc.strerror or exc}; check the path") from exc
     except UnicodeDecodeError as exc:
         raise BadInput(f"{path.name} is not UTF-8 (byte {exc.start}); save it as UTF-8") from exc
-    missing = [name for name in (*REQUIRED, *extra) if name not in raw]
-    if missing:
-        have = ", ".join(sorted(raw)) or "none"
-        needs = ", ".join((*REQUIRED, *extra))
-        raise BadInput(f"{path.name} lacks {', '.join(missing)} (it has {have}); each row needs {needs}")
+    required = (*REQUIRED, *extra)
+    if missing := [name for name in required if name not in raw]:
+        present = ", ".join(sorted(raw)) or "none"
+        raise BadInput(
+            f"{path.name} lacks {', '.join(missing)} (it has {present}); each row needs {', '.join(required)}"
+        )
     known = KNOWN | set(extra)
     columns = {
         name: _column(path, name, values, is_text=name in TEXTS or name in extra)
@@ -79,12 +80,12 @@ def read_evidence(path: Path, *, extra: Sequence[str] = ()) -> EvidenceFile:
         if name in known
     }
     if len(columns["t_s"]) == 0:
-        raise BadInput(f"{path.name} has no rows; nothing can be shown from it")
+        raise BadInput(f"{path.name} has no rows; give a file with requests")
     return EvidenceFile(columns, tuple(sorted(set(raw) - known)))
 
 
 def _read_jsonl(path: Path) -> dict[str, list[object]]:
-    with path.open(encoding="utf-8-sig") as lines:  # Excel begins its files with a mark
+    with path.open(encoding="utf-8-sig") as lines:  # Excel writes a byte order mark
         return _by_column(path, _json_rows(path, lines))
 
 
@@ -93,11 +94,11 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, object
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_once)
+            row = json.loads(line, object_pairs_hook=_unique_keys)
         except ValueError as exc:
             raise BadInput(f"{path.name} line {number} is not JSON ({exc}); write one object a line") from exc
         except RecursionError as exc:
-            raise BadInput(f"{path.name} line {number} is nested too deep; write flat objects") from exc
+            raise BadInput(f"{path.name} line {number} is nested too deeply; write flat objects") from exc
         if not isinstance(row, dict):
             raise BadInput(
                 f"{path.name} line {number} is {type(row).__name__}, not an object; write one a line"
@@ -105,10 +106,10 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, object
         yield row
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("duplicate key")
     return row
 
 
@@ -117,9 +118,9 @@ def _read_csv(path: Path) -> dict[str, list[object]]:
         reader = csv.DictReader(lines, strict=True)
         try:
             names = list(reader.fieldnames or ())
-            twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
-            if twice is not None:
-                raise BadInput(f"{path.name} has two columns {twice!r}; name each once")
+            duplicate = next((name for index, name in enumerate(names) if name in names[:index]), None)
+            if duplicate is not None:
+                raise BadInput(f"{path.name} has two columns {duplicate!r}; name each once")
             return _by_column(path, _csv_rows(path, reader), names=names)
         except csv.Error as exc:
             raise BadInput(f"{path.name} line {reader.line_num} is not CSV ({exc}); quote the cell") from exc
@@ -130,7 +131,7 @@ def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[Mapping[str, 
         if None in row or None in row.values():
             width = len(reader.fieldnames or ())
             raise BadInput(
-                f"{path.name} line {reader.line_num} has not {width} cells, as its header; complete it"
+                f"{path.name} line {reader.line_num} does not have {width} cells like the header; correct it"
             )
         yield {name: cell if cell != "" else None for name, cell in row.items()}
 
@@ -139,12 +140,12 @@ def _by_column(
     path: Path, rows: Iterable[Mapping[str, object]], names: Iterable[str] = ()
 ) -> dict[str, list[object]]:
     columns: dict[str, list[object]] = {name: [] for name in names}
-    for before, row in enumerate(rows):
+    for index, row in enumerate(rows):
         for name in row.keys() - columns.keys():
-            columns[name] = [None] * before
+            columns[name] = [None] * index  # missing in all earlier rows
         for name, values in columns.items():
             values.append(row.get(name))
-        if before >= MAX_ROWS:
+        if index >= MAX_ROWS:
             raise BadInput(f"{path.name} has more than {MAX_ROWS} rows; split it by time")
     return columns
 
@@ -172,28 +173,26 @@ def _read_parquet(path: Path) -> dict[str, list[object]]:
 def _column(path: Path, name: str, values: list[object], *, is_text: bool) -> Column:
     if is_text:
         return np.array([_text(path, name, row, value) for row, value in enumerate(values, start=1)])
-    out = np.empty(len(values), dtype=np.float64)
-    for i, value in enumerate(values):
+    numbers = np.empty(len(values), dtype=np.float64)
+    for index, value in enumerate(values):
         number = _number(name, value)
         if number is None:
             remedy = "write seconds since the epoch" if name == "t_s" else "write 0.5, or leave it empty"
-            raise BadInput(f"{path.name} row {i + 1}: {name} {value!r:.60} is not a number; {remedy}")
-        out[i] = number
-    if name == "arm":
-        return _arms(path, out)
-    return out
+            raise BadInput(f"{path.name} row {index + 1}: {name} {value!r:.60} is not a number; {remedy}")
+        numbers[index] = number
+    return _arms(path, numbers) if name == "arm" else numbers
 
 
 def _text(path: Path, name: str, row: int, value: object) -> str:
     if value is None or value == "" or value != value:
-        raise BadInput(f"{path.name} row {row} has no {name}; a row without it is no evidence")
+        raise BadInput(f"{path.name} row {row} has no {name}; fill it in")
     if isinstance(value, bool) or not isinstance(value, str | int | float) or "\0" in str(value):
-        raise BadInput(f"{path.name} row {row}: {name} {value!r:.60} is no name; write text or a number")
+        raise BadInput(f"{path.name} row {row}: {name} {value!r:.60} is not a name; write text or a number")
     return str(value)
 
 
 def _number(name: str, value: object) -> float | None:
-    """The value as a float, NaN where it is missing, None where it is no number."""
+    """The value as a float; NaN: missing, None: not a number."""
     if value is None:
         return math.nan
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands take, worded once."""
+"""Options and arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -19,43 +19,40 @@ def _duration(text: str) -> float:
 
 ServiceArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[SERVICE]", help="Default: the only one there is.", show_default=False),
+    typer.Argument(metavar="[SERVICE]", help="Default: the only service."),
 ]
-ServiceOption = Annotated[
-    str | None, typer.Option("--service", help="The same as SERVICE.", show_default=False)
-]
+ServiceOption = Annotated[str | None, typer.Option("--service", help="Same as SERVICE.")]
 ModelOption = Annotated[
     Path | None,
-    typer.Option(help="Checkpoint directory (config.json, safetensors, tokenizer).", show_default=False),
+    typer.Option(help="Checkpoint directory (config.json, safetensors, tokenizer)."),
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option(help="External OpenAI-compatible endpoint instead of a checkpoint.", show_default=False),
+    typer.Option(help="External OpenAI-compatible endpoint instead of a checkpoint."),
 ]
-PolicyOption = Annotated[
-    str | None, typer.Option(help="Policy file, or a preset's name.", show_default=False)
-]
+PolicyOption = Annotated[str | None, typer.Option(help="Policy file or preset (default, strict, vendor).")]
 EngineOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--engine", metavar="KEY=VALUE", help="Engine argument; may be repeated.", show_default=False
-    ),
+    typer.Option("--engine", metavar="KEY=VALUE", help="Engine argument; repeatable."),
 ]
 TwinOption = Annotated[
     bool,
     typer.Option(
-        "--twin", help="Stable against itself: shows how long proofs take and what fires. Promotes nothing."
+        "--twin",
+        help="Compare stable with itself: measures how long proofs take and which gates fire. "
+        "Promotes nothing.",
     ),
 ]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Watch until it is over; the exit code says how.")]
+RetryOption = Annotated[bool, typer.Option("--retry", help="Accept a version that was rolled back before.")]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Wait until the rollout ends; the exit code reports the outcome.")
+]
 TimeoutOption = Annotated[
     float | None,
-    typer.Option(
-        parser=_duration,
-        metavar="DURATION",
-        help="Give up waiting after this (30s, 10m).",
-        show_default=False,
-    ),
+    typer.Option(parser=_duration, metavar="DURATION", help="Maximum time to wait (30s, 10m)."),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-ReasonOption = Annotated[str, typer.Option(help="Why; the log keeps it.")]
+ReasonOption = Annotated[str, typer.Option(help="Reason, recorded in the rollout's log.")]
+EvidenceArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Requests in order of assignment: .jsonl, .csv or .parquet.")
+]
+WindowOption = Annotated[str, typer.Option(help="Length of the windows that make up the observed range.")]

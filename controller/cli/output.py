@@ -1,4 +1,4 @@
-"""How answers are printed: tables for people, JSON and YAML for programs, errors as single lines."""
+"""How results are printed: tables for people, JSON and YAML for programs, notes and errors on stderr."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -17,33 +17,47 @@ from rich.table import Table
 from controller.errors import BadSpec, CanaryctlError
 
 JSON_INDENT = 2
+NO_SERVICE = "no service yet; start one: canaryctl up --service NAME --model DIR"
 
 
 class Output(StrEnum):
-    """What `-o` takes."""
+    """Formats of `-o`."""
 
     TABLE = "table"
     WIDE = "wide"
     JSON = "json"
     YAML = "yaml"
 
+    @property
+    def is_text(self) -> bool:
+        return self in (Output.TABLE, Output.WIDE)
 
-OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How to print the answer.")]
+
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Output format.")]
 
 
 def console() -> Console:
-    """Standard output. Lines of a pipe are never cut to a terminal's width."""
+    """Standard output. Lines written to a pipe are not cut to a terminal's width."""
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
 def emit(
     data: BaseModel | Sequence[BaseModel], output: Output, render: Callable[[bool], RenderableType]
 ) -> None:
-    """Print `data` as JSON or YAML, or what `render(wide)` makes of it."""
-    if output in (Output.TABLE, Output.WIDE):
+    """Print `render(is_wide)` for people, or `data` for programs."""
+    if output.is_text:
         console().print(render(output is Output.WIDE))
-        return
-    plain = _plain(data)
+    else:
+        emit_data(data, output)
+
+
+def emit_data(data: BaseModel | Sequence[BaseModel], output: Output) -> None:
+    """Print `data` as JSON or YAML."""
+    plain = (
+        data.model_dump(mode="json")
+        if isinstance(data, BaseModel)
+        else [item.model_dump(mode="json") for item in data]
+    )
     if output is Output.JSON:
         print(json.dumps(plain, indent=JSON_INDENT, ensure_ascii=False))
     else:
@@ -51,29 +65,25 @@ def emit(
 
 
 def table(*columns: str) -> Table:
-    """A table without lines, its first column bold."""
+    """An empty table without borders, its first column bold."""
     grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         grid.add_column(column.upper(), style="bold" if index == 0 else "", overflow="fold")
     return grid
 
 
-def say(text: str) -> None:
-    """One line for people, on standard error: standard output is the answer's."""
+def number(value: float | None) -> str:
+    """Four significant digits; `-` for None."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def note(text: str) -> None:
+    """Print one line for people on stderr; stdout carries only results."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def complain(exc: CanaryctlError) -> None:
-    """The error's line or lines, on standard error."""
-    lines = exc.lines if isinstance(exc, BadSpec) else (str(exc),)
-    for line in lines:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            "[bold red]error:[/] ", end="", markup=True
-        )
-        say(line)
-
-
-def _plain(data: BaseModel | Sequence[BaseModel]) -> Any:
-    if isinstance(data, BaseModel):
-        return data.model_dump(mode="json")
-    return [one.model_dump(mode="json") for one in data]
+def print_error(error: CanaryctlError) -> None:
+    """Print the error on stderr, one line for each rule broken."""
+    for line in error.lines if isinstance(error, BadSpec) else (str(error),):
+        Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
+        note(line)

@@ -1,7 +1,7 @@
-"""What `up` starts and `down` ends on this host: a Ray cluster and the detached controller.
+"""Processes on this host: start and stop the Ray cluster and the detached controller.
 
-Invariants: everything is checked before anything is started; what runs already is left as it is; only what
-the state folder names is ever ended.
+Invariants: every check precedes the first start; what is already running is left alone; only processes
+recorded in the state folder are ever stopped.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from serving.loopback import is_free
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
+PAUSE_S = 0.1
 
 
 @contextmanager
-def one_at_a_time(settings: Settings) -> Iterator[None]:
-    """Hold the state folder's lock. Raises Conflict when another `up` or `down` has it."""
+def exclusive_access(settings: Settings) -> Iterator[None]:
+    """Hold the state folder's lock. Raises Conflict when another `up` or `down` holds it."""
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (settings.home / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise Conflict(f"another canaryctl up or down works in {settings.home}; wait for it") from exc
+            raise Conflict(f"another canaryctl up or down is using {settings.home}; wait for it") from exc
         yield
 
 
 def start(settings: Settings, *, ingress_port: int | None, api_port: int | None) -> Settings:
-    """A cluster and a controller that answer; those that do already are left alone. Returns their settings.
+    """Start the cluster and the controller unless they run already; the settings in effect.
 
-    Raises BusyPort, Conflict when other ports are asked for than the present ones, Unreachable.
+    Raises BusyPort, Unreachable, and Conflict when a running one uses another port than the requested.
     """
     from controller.wiring import cluster
 
@@ -48,17 +49,11 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
     settings = _with_ports(settings, ingress_port, api_port, has_ingress=has_cluster, has_api=has_api)
     health = _own_health(settings)
     if health is None and not is_free(settings.config.api_port):
-        holder = "another program" if Client(settings).health() is None else "another canaryctl"
-        raise BusyPort(
-            f"port {settings.config.api_port} on {settings.host} is taken by {holder}; "
-            "choose another with --api-port"
-        )
+        owner = "another program" if Client(settings).health() is None else "another canaryctl"
+        raise _busy(settings, settings.config.api_port, owner, "--api-port")
     if not has_cluster:
         if not is_free(settings.config.ingress_port):
-            raise BusyPort(
-                f"port {settings.config.ingress_port} on {settings.host} is taken by another program; "
-                "choose another with --port"
-            )
+            raise _busy(settings, settings.config.ingress_port, "another program", "--port")
         if health is not None:
             stop_controller(settings)  # it belongs to a cluster that is gone
             health = None
@@ -70,29 +65,40 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
             _start_controller(settings)
         except CanaryctlError:
             if not has_cluster:
-                cluster.stop(settings)  # nobody else would ever end what this command started
+                cluster.stop(settings)  # started by this command, and nothing else would stop it
             raise
     return settings
 
 
-def stop_controller(settings: Settings) -> bool:
-    """End this state folder's controller; False: none of its own answers."""
+def stop(settings: Settings) -> None:
+    """Stop the controller and the cluster."""
+    from controller.wiring import cluster
+
+    stop_controller(settings)
+    cluster.stop(settings)
+
+
+def stop_controller(settings: Settings) -> None:
+    """Stop this state folder's controller, if it answers."""
     health = _own_health(settings)
     if health is None:
-        return False
+        return
     pid = int(health["pid"])
     os.kill(pid, signal.SIGTERM)
-    if not _until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S):
+    if not _wait_until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S):
         os.kill(pid, signal.SIGKILL)
-        _until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S)
-    return True
+        _wait_until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S)
 
 
 def _own_health(settings: Settings) -> Mapping[str, Any] | None:
-    """What this state folder's controller says; None: none answers, or it is another folder's."""
+    """Health of this state folder's controller; None: none answers, or it belongs to another folder."""
     client = Client(settings)
     health = client.health()
-    return health if health is not None and client.is_ours() else None
+    return health if health is not None and client.accepts_token() else None
+
+
+def _busy(settings: Settings, port: int, owner: str, option: str) -> BusyPort:
+    return BusyPort(f"port {port} on {settings.host} is taken by {owner}; choose another with {option}")
 
 
 def _with_ports(
@@ -103,50 +109,53 @@ def _with_ports(
     has_ingress: bool,
     has_api: bool,
 ) -> Settings:
-    wanted = {"ingress_port": ingress_port, "api_port": api_port}
+    requested = {"ingress_port": ingress_port, "api_port": api_port}
     in_use = {"ingress_port": has_ingress, "api_port": has_api}
-    for name, port in wanted.items():
-        present = getattr(settings.config, name)
-        if in_use[name] and port is not None and port != present:
+    changes = {name: port for name, port in requested.items() if port is not None}
+    for name, port in changes.items():
+        current = getattr(settings.config, name)
+        if in_use[name] and port != current:
             kind = name.partition("_")[0]
-            raise Conflict(f"{kind} port is {present} and in use; canaryctl down first to move it to {port}")
-    changes = {name: port for name, port in wanted.items() if port is not None}
+            raise Conflict(
+                f"the {kind} port is {current} and in use; to change it to {port}, first run canaryctl down"
+            )
     return settings.model_copy(update={"config": settings.config.model_copy(update=changes)})
 
 
 def _start_controller(settings: Settings) -> None:
     with settings.log_path.open("ab") as log:
         log.seek(0, os.SEEK_END)
-        begin = log.tell()
+        offset = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "controller.cli", "controller"],
             env={**os.environ, "CANARYCTL_HOME": str(settings.home)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a ^C in the terminal is for the command, not for the controller
+            start_new_session=True,  # ^C in the terminal must not reach the controller
         )
     client = Client(settings)
 
     def is_ready() -> bool:
         if process.poll() is not None:
-            raise Unreachable(f"the controller ended at once ({_last_line(settings, begin)}); "
-                              f"look into {settings.log_path}")  # fmt: skip
+            raise Unreachable(
+                f"the controller exited immediately ({_last_line(settings, offset)}); see {settings.log_path}"
+            )
         health = client.health()
         return health is not None and bool(health["leading"])
 
-    if not _until(is_ready, timeout_s=START_TIMEOUT_S):
+    if not _wait_until(is_ready, timeout_s=START_TIMEOUT_S):
         process.terminate()
         raise Unreachable(
-            f"the controller did not answer within {START_TIMEOUT_S:g} s; look into {settings.log_path}"
+            f"the controller did not answer within {START_TIMEOUT_S:g} s; see {settings.log_path}"
         )
 
 
-def _last_line(settings: Settings, begin: int) -> str:
+def _last_line(settings: Settings, offset: int) -> str:
     with settings.log_path.open("rb") as log:
-        log.seek(begin)
+        log.seek(offset)
         lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "it logged nothing"
 
 
 def _is_alive(pid: int) -> bool:
@@ -155,18 +164,19 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError as exc:
-        raise CanaryctlError(f"controller {pid} belongs to another user; end it as that user") from exc
-    # Our own child that ended is a zombie until it is waited for.
+        raise CanaryctlError(f"controller {pid} belongs to another user; stop it as that user") from exc
+    # A child of this process that exited stays a zombie until it is waited for.
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == 0
     except ChildProcessError:
         return True
 
 
-def _until(holds: Callable[[], bool], *, timeout_s: float, pause_s: float = 0.1) -> bool:
+def _wait_until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
+    """True once the condition holds; False: it did not within the timeout."""
     ends_at_s = time.monotonic() + timeout_s
     while time.monotonic() < ends_at_s:
-        if holds():
+        if condition():
             return True
-        time.sleep(pause_s)
+        time.sleep(PAUSE_S)
     return False

@@ -1,6 +1,6 @@
-"""docs/reference/cli.md from the commands themselves: `python -m controller.cli.reference` writes it.
+"""docs/reference/cli.md, generated from the commands by `python -m controller.cli.reference`.
 
-A test compares the file with what the commands say now, so that it cannot drift.
+A test compares the file with the generated page, so that it cannot drift.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from controller.cli.main import app
 PAGE = Path("docs/reference/cli.md")
 HEAD = """# Commands
 
-Written by `make reference` from the commands themselves; do not edit.
+Generated from the commands by `make reference`; do not edit.
 
-Every command takes its state from `$CANARYCTL_HOME` (default `~/.canaryctl`). Where a command takes a
-service, the only one there is need not be named. `-o` prints `table`, `wide`, `json` or `yaml`.
+Every command keeps its state in `$CANARYCTL_HOME` (default `~/.canaryctl`). SERVICE may be omitted when there
+is only one. `-o` prints `table`, `wide`, `json` or `yaml`.
 
 | exit code | meaning |
 |---|---|
-| 0 | done |
-| 1 | our error |
+| 0 | success |
+| 1 | internal error |
 | 2 | bad input |
 | 3 | conflict |
 | 4 | unreachable |
@@ -43,27 +43,24 @@ def page() -> str:
 def _commands(root: Any) -> Iterator[tuple[str, Any]]:
     for name, command in root.commands.items():
         if isinstance(command, TyperGroup):
-            for inner, one in command.commands.items():
-                yield f"{name} {inner}", one
+            for inner_name, inner in command.commands.items():
+                yield f"{name} {inner_name}", inner
         else:
             yield name, command
 
 
 def _section(path: list[str], command: Any) -> str:
-    arguments = [one for one in command.params if one.param_type_name == "argument"]
-    options = [one for one in command.params if one.param_type_name == "option"]
-    usage = " ".join([*path, *(_metavar(one) for one in arguments), *(["[OPTIONS]"] if options else [])])
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    options = [param for param in command.params if param.param_type_name == "option"]
+    metavars = [str(argument.metavar or argument.name.upper()) for argument in arguments]
+    usage = " ".join([*path, *metavars, *(["[OPTIONS]"] if options else [])])
     lines = [f"\n## {' '.join(path)}\n", f"```\n{usage}\n```\n", (command.help or "").strip(), ""]
     if options:
         lines += ["| option | |", "|---|---|"]
         context = command.make_context(path[-1], [], resilient_parsing=True)
-        lines += [_row(one, context) for one in options if one.get_help_record(context)]
+        lines += [_row(option, context) for option in options if option.get_help_record(context)]
         lines.append("")
     return "\n".join(lines)
-
-
-def _metavar(argument: Any) -> str:
-    return str(argument.metavar or argument.name.upper())
 
 
 def _row(option: Any, context: Any) -> str:
@@ -72,11 +69,6 @@ def _row(option: Any, context: Any) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Write the page into the working directory's docs."""
+if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page())
-
-
-if __name__ == "__main__":
-    main()

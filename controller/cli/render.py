@@ -1,4 +1,4 @@
-"""Views as people see them: each function turns one view into what rich can print, and asks nothing."""
+"""Text rendering of views: each function turns one view into something rich can print, without I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from controller.cli.output import table
+from controller.cli.output import NO_SERVICE, number, table
 from controller.quantities import FULL_BP, duration, gib, percent
 from controller.rollout.plan import NEVER_CANARY
 from controller.rollout.state import Phase
@@ -18,13 +18,12 @@ from controller.views.models import (
     PlanView,
     RolloutView,
     ServiceView,
-    StageView,
     StepsView,
 )
 from evaluation.report import Verdict
 
-BAR = 6
-WEIGHT_BAR = 48
+GATE_BAR_WIDTH = 6
+WEIGHT_BAR_WIDTH = 48
 PHASE_STYLE = {
     Phase.SUCCEEDED: "bold green",
     Phase.ROLLED_BACK: "bold red",
@@ -37,76 +36,78 @@ VERDICT_STYLE = {
     Verdict.UNDECIDED: "yellow",
     Verdict.INVALID: "magenta",
 }
-STAGE_MARK = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
+STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
 
 def phase_text(view: RolloutView) -> Text:
-    """The phase in its colour, a stage with its number."""
-    words = view.phase.value.replace("_", " ")
+    """The phase in its colour; a stage with its number."""
+    text = view.phase.value.replace("_", " ")
     if view.stage is not None:
-        words = f"stage {view.stage} of {len(view.stages)}"
-    return Text(words, style=PHASE_STYLE.get(view.phase, "cyan"))
+        text = f"stage {view.stage} of {len(view.stages)}"
+    return Text(text, style=PHASE_STYLE.get(view.phase, "cyan"))
 
 
-def services_table(views: Sequence[ServiceView], *, wide: bool) -> RenderableType:
-    """One line a service."""
-    grid = table("service", "serving", "ready", "canary", "weight", "rollout", *(["url"] if wide else []))
+def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> RenderableType:
+    """Table of services."""
+    grid = table("service", "serving", "ready", "canary", "weight", "rollout", *(["url"] if is_wide else []))
     for view in views:
-        rollout = view.rollout if view.rollout and not view.rollout.is_final else None
+        running = view.rollout if view.rollout and not view.rollout.is_final else None
         cells: list[RenderableType] = [
             view.service,
             view.stable,
             _ready(view, view.stable),
-            rollout.canary if rollout else "-",
+            running.canary if running else "-",
             percent(view.weight_bp) if view.weight_bp is not None else "unknown",
             phase_text(view.rollout) if view.rollout else "-",
         ]
-        grid.add_row(*cells, *([view.url] if wide else []))
-    return grid if views else Text("no service yet; start one: canaryctl up --service chat --model DIR")
+        grid.add_row(*cells, *([view.url] if is_wide else []))
+    return grid if views else Text(NO_SERVICE)
 
 
-def service_detail(view: ServiceView, *, wide: bool) -> RenderableType:
-    """A service: what it serves, on what, and its newest rollout."""
+def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
+    """A service: its URL, its versions and its newest rollout."""
     parts: list[RenderableType] = [
         Text.assemble((view.service, "bold"), "  serving ", (view.stable, "bold"), f"  {view.url}"),
-        versions_table(view, wide=wide),
+        versions_table(view, is_wide=is_wide),
     ]
     if view.rollout is not None:
-        parts += [Text(), *rollout_parts(view.rollout, wide=wide)]
+        parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide)]
     return Group(*parts)
 
 
-def versions_table(view: ServiceView, *, wide: bool) -> RenderableType:
-    """The versions in the fleet."""
+def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
+    """Table of the versions in the fleet."""
     if view.versions is None:
-        return Text("the fleet cannot be read now", style="yellow")
-    grid = table("version", "role", "state", "replicas", "in flight", "memory", *(["error"] if wide else []))
-    for one in view.versions:
-        role = "stable" if one.version == view.stable else "canary"
-        state = Text(one.phase, style="green" if one.phase == "ready" else "yellow")
-        if one.phase == "failed":
-            state = Text(f"failed: {one.last_error or 'no error given'}", style="red")
-        memory = gib(one.memory_bytes) if one.memory_bytes is not None else "-"
+        return Text("the fleet cannot be read", style="yellow")
+    grid = table(
+        "version", "role", "state", "replicas", "in flight", "memory", *(["error"] if is_wide else [])
+    )
+    for version in view.versions:
+        role = "stable" if version.version == view.stable else "canary"
+        state = Text(version.phase, style="green" if version.phase == "ready" else "yellow")
+        if version.phase == "failed":
+            state = Text(f"failed: {version.last_error or 'no error reported'}", style="red")
+        memory = gib(version.memory_bytes) if version.memory_bytes is not None else "-"
         cells: list[RenderableType] = [
-            one.version, role, state, str(one.ready_replicas), str(one.in_flight), memory
+            version.version, role, state, str(version.ready_replicas), str(version.in_flight), memory
         ]  # fmt: skip
-        grid.add_row(*cells, *([one.last_error or "-"] if wide else []))
+        grid.add_row(*cells, *([version.last_error or "-"] if is_wide else []))
     return grid
 
 
-def rollout_parts(view: RolloutView, *, wide: bool, log_lines: int = 8) -> list[RenderableType]:
-    """A rollout from its head line to its log."""
+def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> list[RenderableType]:
+    """A rollout: its phase, stages, weight, gates, notes and the end of its log."""
     head = Text.assemble(
         (view.rollout, "bold"), "  ", view.stable, " -> ", view.canary, "  ", phase_text(view),
-        *([f"  risk {view.risk}"] if wide else []),
+        *([f"  risk {view.risk}"] if is_wide else []),
     )  # fmt: skip
     parts: list[RenderableType] = [head, stages_line(view), weight_bar(view)]
     if view.waiting_for:
         parts.append(Text("waiting for " + "; ".join(view.waiting_for), style="dim"))
-    parts += [Text(f"held: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
+    parts += [Text(f"on hold: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
     if view.gates:
-        parts += [Text(), gates_table(view.gates, wide=wide)]
-        invalid = () if wide else [gate for gate in view.gates if gate.verdict is Verdict.INVALID]
+        parts += [Text(), gates_table(view.gates, is_wide=is_wide)]
+        invalid = () if is_wide else [gate for gate in view.gates if gate.verdict is Verdict.INVALID]
         parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
     parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
@@ -120,23 +121,22 @@ def rollout_parts(view: RolloutView, *, wide: bool, log_lines: int = 8) -> list[
 
 
 def stages_line(view: RolloutView) -> Text:
-    """The ladder: what is done, what runs, what is ahead."""
+    """The stages: done, current and ahead."""
     line = Text()
     for stage in view.stages:
-        mark, style = STAGE_MARK[stage.status]
-        least = f"/{stage.min_canary}" if stage.min_canary < NEVER_CANARY else ""
-        done = f" {view.canary_requests}{least}" if stage.status == "now" else ""
-        line.append(f"{mark} {percent(stage.weight_bp)}{done}   ", style=style)
+        symbol, style = STAGE_STYLE[stage.status]
+        minimum = f"/{stage.min_canary}" if stage.min_canary < NEVER_CANARY else ""
+        requests = f" {view.canary_requests}{minimum}" if stage.status == "now" else ""
+        line.append(f"{symbol} {percent(stage.weight_bp)}{requests}   ", style=style)
     if view.twin:
         return line.append("○ nothing to promote", style="dim")
-    final = view.phase is Phase.SUCCEEDED
-    line.append("✓ 100 %" if final else "○ 100 %", style="green" if final else "dim")
-    return line
+    symbol, style = ("✓", "green") if view.phase is Phase.SUCCEEDED else ("○", "dim")
+    return line.append(f"{symbol} 100 %", style=style)
 
 
 def weight_bar(view: RolloutView) -> Text:
-    """Who gets how much of the traffic."""
-    width = WEIGHT_BAR
+    """Bar of the traffic shares of stable and canary."""
+    width = WEIGHT_BAR_WIDTH
     canary = round(width * view.weight_bp / FULL_BP)
     if 0 < view.weight_bp < FULL_BP:
         canary = min(max(canary, 1), width - 1)
@@ -147,37 +147,37 @@ def weight_bar(view: RolloutView) -> Text:
     return line
 
 
-def gates_table(gates: Sequence[GateView], *, wide: bool) -> RenderableType:
-    """The evidence, a line a gate: is the canary worse (rolls back), is it proven no worse (promotes)?"""
-    grid = table("gate", "worse?", "no worse?", "stable", "canary", "requests", *(["why"] if wide else []))
+def gates_table(gates: Sequence[GateView], *, is_wide: bool) -> RenderableType:
+    """Evidence by gate: is the canary worse (rolls back), is it proven no worse (promotes)?"""
+    grid = table("gate", "worse?", "no worse?", "stable", "canary", "requests", *(["why"] if is_wide else []))
     for name in dict.fromkeys(gate.gate for gate in gates):
         sides = {gate.side: gate for gate in gates if gate.gate == name}
-        against, proof = sides.get("rollback") or sides.get("guard"), sides.get("promotion")
-        shown = against or proof
+        harm, proof = sides.get("rollback") or sides.get("guard"), sides.get("promotion")
+        shown = harm or proof
         if shown is None:
             continue
         grid.add_row(
             name,
-            _standing(against),
-            _standing(proof),
-            _number(shown.stable),
-            _number(shown.canary),
+            _progress(harm),
+            _progress(proof),
+            number(shown.stable),
+            number(shown.canary),
             f"{shown.n_stable}/{shown.n_canary}",
-            *([_why(against, proof)] if wide else []),
+            *([_reason(harm, proof)] if is_wide else []),
         )
     return grid
 
 
 def steps_line(steps: StepsView) -> Text:
-    """The steps of a departure with their times."""
-    named = (
+    """Durations of the steps in which a version leaves."""
+    steps_ms = (
         ("traffic shifted", steps.traffic_shift_ms),
         ("drained", steps.drain_ms),
         ("unloaded", steps.unload_ms),
-        ("in all", steps.total_ms),
+        ("total", steps.total_ms),
     )
-    done = [f"{name} {_ms(value)}" for name, value in named if value is not None]
-    line = Text(f"{steps.leaving} leaves: ", style="bold")
+    done = [f"{name} {_ms(value)}" for name, value in steps_ms if value is not None]
+    line = Text(f"removal of {steps.leaving}: ", style="bold")
     line.append(", ".join(done) if done else steps.step)
     return line
 
@@ -191,8 +191,8 @@ def log_line(at_s: float, actor: str, text: str) -> Text:
     return line
 
 
-def plan_detail(view: PlanView, *, wide: bool) -> RenderableType:
-    """What a deploy would do."""
+def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
+    """Preview of a deploy."""
     parts: list[RenderableType] = [
         Text.assemble(
             (view.service, "bold"), "  ", view.stable, " -> ", (view.canary, "bold"), f"  risk {view.risk}"
@@ -200,77 +200,83 @@ def plan_detail(view: PlanView, *, wide: bool) -> RenderableType:
     ]
     parts += [Text(f"  {reason}") for reason in view.reasons]
     parts += [Text(f"  {warning}", style="bold red") for warning in view.warnings]
-    grid = table("stage", "weight", "at least", "canary requests", "deadline", "replicas")
+    grid = table("stage", "weight", "min duration", "min canary requests", "deadline", "replicas")
     for stage in view.stages:
-        grid.add_row(*_stage_cells(stage))
-    last = percent(FULL_BP - view.holdback_bp)
+        grid.add_row(
+            str(stage.number),
+            percent(stage.weight_bp),
+            duration(stage.duration_s),
+            str(stage.min_canary),
+            duration(round(stage.deadline_s)),
+            str(stage.replicas),
+        )
     if not view.twin:
-        grid.add_row("bake", last, duration(view.bake_s), "-", "-", "-")
+        grid.add_row("bake", percent(FULL_BP - view.holdback_bp), duration(view.bake_s), "-", "-", "-")
     points = [str(stage.number) for stage in view.stages if stage.promote_if_point_ok]
     parts += [Text(), grid, *(Text(line) for line in view.latency), Text(f"capacity: {view.capacity}")]
     if view.twin:
-        parts.append(Text("a twin run: ends with the twin unloaded; nothing is promoted"))
+        parts.append(Text("twin run: ends by unloading the twin; nothing is promoted"))
     if points:
-        text = f"unproven at the deadline, goes on on point estimates: stage {', '.join(points)}"
+        text = f"if unproven at the deadline, promoted on point estimates: stage {', '.join(points)}"
         parts.append(Text(text, style="yellow"))
-    parts.append(
-        Text(f"at the soonest {duration(round(view.shortest_s))}, when every proof is there in time")
-    )
+    parts.append(Text(f"minimum duration {duration(round(view.shortest_s))}, if every proof arrives in time"))
     parts += _forecast(view)
-    if wide:
+    if is_wide:
         parts += [Text(), Text(f"gates (alpha {view.alpha:g} for the whole rollout)")]
         parts += [Text(f"  {line}") for line in view.gates]
     return Group(*parts)
 
 
 def _forecast(view: PlanView) -> list[RenderableType]:
-    """How long it will take, and what each stage finds; or why that is not said."""
+    """Expected duration and detectable harm of each stage, or why there is no forecast."""
     if view.forecast is None or view.requests_per_s is None:
-        return [Text(f"how long: not known; {view.forecast_note}")] if view.forecast_note else []
-    unit = "each its own unit" if view.unit_requests in (None, 1) else f"{view.unit_requests:.3g} a unit"
-    users = f", {view.users:,} users who return" if view.users is not None else ""
-    parts = [Text(), Text(f"how long, at {view.requests_per_s:.3g} requests/s, {unit}{users}", style="bold")]
+        return [Text(f"expected duration unknown: {view.forecast_note}")] if view.forecast_note else []
+    unit = "1 request per unit" if view.unit_requests in (None, 1) else f"{view.unit_requests:.3g} per unit"
+    users = f", {view.users:,} returning users" if view.users is not None else ""
+    parts = [
+        Text(),
+        Text(f"expected duration at {view.requests_per_s:.3g} requests/s, {unit}{users}", style="bold"),
+    ]
     parts += [Text(f"  {line}") for line in view.basis]
-    grid = table("stage", "proven after", "nine in ten", "simulated", "last by")
-    for one in view.forecast:
-        cut = one.simulated_requests
-        late = "past its deadline" if cut is None else f"past {cut:.0f} requests"
+    grid = table("stage", "proven after (p50)", "p90", "proven runs", "slowest gate")
+    for stage in view.forecast:
+        limit = stage.simulated_requests
+        late = "after its deadline" if limit is None else f"after {limit:.0f} requests"
         grid.add_row(
-            str(one.number),
-            _time(one.seconds_median, late),
-            _time(one.seconds_p90, late),
-            f"{one.proven_runs} of {one.runs} runs" if one.slowest_gate else "-",
-            one.slowest_gate or "nothing to prove",
+            str(stage.number),
+            _time(stage.seconds_median, late),
+            _time(stage.seconds_p90, late),
+            f"{stage.proven_runs} of {stage.runs}" if stage.slowest_gate else "-",
+            stage.slowest_gate or "nothing to prove",
         )
     median_s, p90_s = view.decision_s
-    grid.add_row("all", _time(median_s, "not known"), _time(p90_s, "not known"), "-", "then the bake")
-    return [*parts, Text(), grid, *_findings(view.forecast)]
+    grid.add_row("all", _time(median_s, "unknown"), _time(p90_s, "unknown"), "-", "before the bake")
+    return [*parts, Text(), grid, *_detectable_harm(view.forecast)]
 
 
-def _findings(stages: Sequence[ForecastView]) -> list[RenderableType]:
-    """The smallest harm that each stage finds, a column a gate."""
-    gates = [one.rpartition(" ")[0].rstrip(":") for one in stages[0].finds] if stages else []
+def _detectable_harm(stages: Sequence[ForecastView]) -> list[RenderableType]:
+    """Minimum detectable effect of each stage, a column for each gate."""
+    gates = [effect.rpartition(" ")[0].rstrip(":") for effect in stages[0].finds] if stages else []
     if not gates:
         return []
     grid = table("stage", *gates)
     for stage in stages:
-        grid.add_row(str(stage.number), *(one.rpartition(" ")[2] for one in stage.finds))
-    return [Text(), Text("the smallest harm found, nine times in ten", style="bold"), grid]
+        grid.add_row(str(stage.number), *(effect.rpartition(" ")[2] for effect in stage.finds))
+    return [Text(), Text("minimum detectable effect (90 % power)", style="bold"), grid]
 
 
 def _time(seconds: float | None, late: str) -> str:
     return late if seconds is None else duration(round(seconds))
 
 
-def history_table(views: Sequence[RolloutView], *, wide: bool) -> RenderableType:
-    """One line a rollout, newest first."""
-    more = ("rollback", "reason") if wide else ("reason",)
-    grid = table("rollout", "started", "took", "from", "to", "risk", "result", *more)
+def history_table(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableType:
+    """Table of rollouts, newest first."""
+    more = ("rollback", "reason") if is_wide else ("reason",)
+    grid = table("rollout", "started", "duration", "from", "to", "risk", "result", *more)
     for view in views:
         ended_s = view.log[-1].at_s if view.log else view.entered_at_s
         took = duration(round(max(0.0, ended_s - view.started_at_s)))
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.started_at_s))
-        steps = _ms(view.steps.total_ms) if view.steps and view.steps.total_ms is not None else "-"
         cells: list[RenderableType] = [
             view.rollout,
             started,
@@ -279,51 +285,38 @@ def history_table(views: Sequence[RolloutView], *, wide: bool) -> RenderableType
             view.canary,
             view.risk,
             phase_text(view),
+            *([_ms(view.steps.total_ms if view.steps else None)] if is_wide else []),
+            view.reason,
         ]
-        grid.add_row(*cells, *([steps, view.reason] if wide else [view.reason]))
+        grid.add_row(*cells)
     return grid if views else Text("no rollout yet")
-
-
-def _stage_cells(stage: StageView) -> tuple[str, ...]:
-    return (
-        str(stage.number),
-        percent(stage.weight_bp),
-        duration(stage.duration_s),
-        str(stage.min_canary),
-        duration(round(stage.deadline_s)),
-        str(stage.replicas),
-    )
 
 
 def _ready(view: ServiceView, version: str) -> str:
     if view.versions is None:
         return "unknown"
-    one = next((one for one in view.versions if one.version == version), None)
-    return f"{one.ready_replicas} {one.phase}" if one is not None else "0"
+    found = next((found for found in view.versions if found.version == version), None)
+    return f"{found.ready_replicas} {found.phase}" if found is not None else "0"
 
 
-def _standing(gate: GateView | None) -> Text:
-    """A gate's way to its decision, and its verdict."""
+def _progress(gate: GateView | None) -> Text:
+    """A gate's progress towards its decision, and its verdict."""
     if gate is None:
         return Text("-", style="dim")
-    filled = round(BAR * gate.progress_ratio)
+    filled = round(GATE_BAR_WIDTH * gate.progress_ratio)
     style = VERDICT_STYLE[gate.verdict]
     line = Text("━" * filled, style=style)
-    line.append("╌" * (BAR - filled), style="dim")
+    line.append("╌" * (GATE_BAR_WIDTH - filled), style="dim")
     line.append(f" {gate.verdict.value}", style=style)
     return line
 
 
-def _why(against: GateView | None, proof: GateView | None) -> str:
-    """The more telling of two reasons: harm first, then what is not proven yet."""
-    if against is not None and against.verdict in (Verdict.FAIL, Verdict.INVALID):
-        return against.reason
-    shown = proof or against
+def _reason(harm: GateView | None, proof: GateView | None) -> str:
+    """The more important of two reasons: proven harm first, then what is not proven yet."""
+    if harm is not None and harm.verdict in (Verdict.FAIL, Verdict.INVALID):
+        return harm.reason
+    shown = proof or harm
     return shown.reason if shown is not None else ""
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _ms(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`canaryctl ab`: judging files, sizes, and the routes behind create, status and stop."""
+"""`canaryctl ab`: judging files, sample sizes, and the API routes behind create, status and stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -17,8 +16,8 @@ from controller.ab.service import AbTests
 from controller.ab.spec import AbEvaluator, AbSpec, AbView, ab_view
 from controller.api.ab import add_ab_routes
 from controller.auth import Identity, Role
-from controller.cli.ab import register
 from controller.cli.ab_show import next_step, view_table
+from controller.cli.main import app as cli
 from controller.cli.output import console
 from controller.errors import BadInput, BadSpec
 from controller.rollout.state import Phase
@@ -34,8 +33,8 @@ VIEW = ab_view(
 )
 
 
-def written(path: Path, *, n: int = 900) -> Path:
-    """Scores of two topics; B is better in one of them."""
+def write_scores(path: Path, *, n: int = 900) -> Path:
+    """A file of scores in two topics; B is better in one of them."""
     rng = np.random.default_rng(2)
     lines = []
     for i in range(n):
@@ -47,46 +46,46 @@ def written(path: Path, *, n: int = 900) -> Path:
     return path
 
 
-def ask(*arguments: str) -> None:
-    app = typer.Typer()
-    register(app)
-    app(args=["ab", *arguments], standalone_mode=False)
+def run_ab(*arguments: str) -> None:
+    cli(args=["ab", *arguments], standalone_mode=False)
 
 
-def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+def verdicts(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return {row["category"]: row["verdict"] for row in json.loads(capsys.readouterr().out)["rows"]}
 
 
 @pytest.mark.parametrize("mode", [[], ["--fixed"]])
-def test_a_file_is_judged_as_a_whole_and_by_category(
+def test_judge_reports_the_whole_file_and_each_category(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
 ) -> None:
-    ask("judge", str(written(tmp_path / "e.jsonl")), "--by", "topic", "-o", "json", *mode)
+    run_ab("judge", str(write_scores(tmp_path / "e.jsonl")), "--by", "topic", "-o", "json", *mode)
 
-    assert rows(capsys) == {"(all)": "b better", "code": "b better", "chat": "no difference shown"}
+    assert verdicts(capsys) == {"(all)": "b better", "code": "b better", "chat": "no difference shown"}
 
 
-def test_a_file_says_what_its_figures_rest_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path / "e.jsonl", n=90)
-    ask("judge", str(path), "--by", "topic", "--fixed", "-o", "json")
+def test_judge_notes_the_method_and_the_correction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_scores(tmp_path / "e.jsonl", n=90)
+    run_ab("judge", str(path), "--by", "topic", "--fixed", "-o", "json")
 
     assert json.loads(capsys.readouterr().out)["notes"] == [
-        "too few: a fixed test needs at least 30 units a side",
+        "too few: a fixed test needs at least 30 units per side",
         "p and verdict of 2 categories are corrected for their number (Holm)",
         "fixed horizon, alpha 0.05; the interval is of the difference",
     ]
 
 
-def test_a_file_whose_answers_of_b_went_ungraded_names_no_winner(
+def test_judge_names_no_winner_when_one_side_lacks_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [json.loads(line) for line in written(tmp_path / "e.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in write_scores(tmp_path / "e.jsonl").read_text().splitlines()]
     for row in rows:
         if row["arm"] and row["quality"] == 0.0:
             del row["quality"]
-    path = tmp_path / "half.jsonl"
+    path = tmp_path / "partial.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ask("judge", str(path), "-o", "json")
+    run_ab("judge", str(path), "-o", "json")
 
     report = json.loads(capsys.readouterr().out)
     assert [row["verdict"] for row in report["rows"]] == ["invalid"]
@@ -96,48 +95,48 @@ def test_a_file_whose_answers_of_b_went_ungraded_names_no_winner(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("options", "message"),
     [
         (["--split", "100%"], "ab: split 100 % leaves one side empty; use 50%"),
         (["--fixed", "29"], "ab.sample_size 29 is below 30; raise it"),
         (["--metric", "speed"], "ab.metric 'speed' is unknown"),
     ],
 )
-def test_a_wrong_question_is_refused_before_a_controller_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[str], said: str
+def test_create_refuses_a_malformed_test_without_a_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
     monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
 
-    with pytest.raises(BadSpec, match=said):
-        ask("create", "chat", "--model", str(tmp_path), *wrong)
+    with pytest.raises(BadSpec, match=message):
+        run_ab("create", "chat", "--model", str(tmp_path), *options)
 
 
-def test_what_to_do_next_follows_from_the_verdict() -> None:
+def test_next_step_follows_from_the_phase() -> None:
     steps = [next_step(VIEW), next_step(VIEW.model_copy(update={"phase": "ended"}))]
 
     assert steps == [
-        "canaryctl ab stop chat ends it and takes B away",
-        "canaryctl ab create chat begins another; canaryctl deploy takes B to production",
+        "end it and remove B: canaryctl ab stop chat",
+        "start another: canaryctl ab create chat; take B to production: canaryctl deploy",
     ]
 
 
-def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_judge_names_a_missing_column(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="the file has no column latency_ms"):
-        ask("judge", str(written(tmp_path / "e.jsonl", n=40)), "--metric", "latency_ms")
+        run_ab("judge", str(write_scores(tmp_path / "e.jsonl", n=40)), "--metric", "latency_ms")
     with pytest.raises(BadInput, match="lacks tenant"):
-        ask("judge", str(written(tmp_path / "e.jsonl", n=40)), "--by", "tenant")
+        run_ab("judge", str(write_scores(tmp_path / "e.jsonl", n=40)), "--by", "tenant")
     with pytest.raises(BadInput, match="metric 'speed' is unknown"):
-        ask("judge", str(written(tmp_path / "e.jsonl", n=40)), "--metric", "speed")
+        run_ab("judge", str(write_scores(tmp_path / "e.jsonl", n=40)), "--metric", "speed")
 
 
-def test_a_size_prints_what_it_assumes(capsys: pytest.CaptureFixture[str]) -> None:
-    ask("size", "--effect", "0.1", "--sd", "0.2")
+def test_size_prints_its_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
+    run_ab("size", "--effect", "0.1", "--sd", "0.2")
 
     assert "assumed: sd 0.2, alpha 0.05 two-sided, power 0.8, B gets 50%" in capsys.readouterr().out
 
 
-def test_the_table_of_sizes_runs_from_one_to_twenty_percent(capsys: pytest.CaptureFixture[str]) -> None:
-    ask("size", "--baseline", "0.8", "-o", "json")
+def test_size_with_a_baseline_covers_one_to_twenty_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    run_ab("size", "--baseline", "0.8", "-o", "json")
 
     relative = [round(row["relative"], 3) for row in json.loads(capsys.readouterr().out)]
     assert (relative[0], relative[-1]) == (0.01, 0.2)
@@ -148,7 +147,7 @@ def test_the_table_of_sizes_runs_from_one_to_twenty_percent(capsys: pytest.Captu
 )
 def test_an_impossible_size_is_bad_input(bad: list[str]) -> None:
     with pytest.raises(BadInput, match="ab size: "):
-        ask("size", *bad)
+        run_ab("size", *bad)
 
 
 def test_the_view_begins_with_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,14 +156,14 @@ def test_the_view_begins_with_the_verdict(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.startswith("B IS BETTER  quality (higher is better), chat, ab-1")
 
 
-class Fake(AbTests):
-    """Tests that answer from memory."""
+class FakeAbTests(AbTests):
+    """A/B tests that return a fixed view."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
+        self.created: list[tuple[str, str]] = []
 
     def create(self, service: str, body: object, identity: Identity) -> AbView:
-        self.asked.append(("create", identity.name))
+        self.created.append(("create", identity.name))
         return VIEW
 
     def status(self, service: str) -> AbView:
@@ -174,8 +173,8 @@ class Fake(AbTests):
         return "asked", "stopped"
 
 
-def test_the_routes_create_show_and_stop() -> None:
-    app, tests = FastAPI(), Fake()
+def test_api_routes_create_show_and_stop_a_test() -> None:
+    app, tests = FastAPI(), FakeAbTests()
     who = Identity("ada", Role.OPERATOR)
     add_ab_routes(app, tests, viewer=lambda: who, operator=lambda: who)
     client = TestClient(app)
@@ -183,41 +182,41 @@ def test_the_routes_create_show_and_stop() -> None:
     assert client.post("/v1/services/chat/ab", json={"version": {"model": "/b"}}).status_code == 201
     assert AbView.model_validate(client.get("/v1/services/chat/ab").json()) == VIEW
     assert client.delete("/v1/services/chat/ab").json() == {"outcome": "asked", "text": "stopped"}
-    assert tests.asked == [("create", "ada")]
+    assert tests.created == [("create", "ada")]
 
 
-def test_the_table_of_a_file_shows_cohens_d(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ask("judge", str(written(tmp_path / "e.jsonl")), "-o", "json")
+def test_judge_table_shows_cohens_d(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_ab("judge", str(write_scores(tmp_path / "e.jsonl")), "-o", "json")
     [whole] = json.loads(capsys.readouterr().out)["rows"]
-    ask("judge", str(tmp_path / "e.jsonl"))
+    run_ab("judge", str(tmp_path / "e.jsonl"))
 
     assert f"{whole['cohens_d']:.4g}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"quality": None}, "quality: no unit has a drawn side and an outcome"),
-        ({"w": 0.0, "arm": 0}, "quality: no unit has a drawn side and an outcome"),
-        ({"assigned_by": "force"}, "quality: no unit has a drawn side and an outcome"),
+        ({"quality": None}, "quality: no unit has a randomised side and an outcome"),
+        ({"w": 0.0, "arm": 0}, "quality: no unit has a randomised side and an outcome"),
+        ({"assigned_by": "force"}, "quality: no unit has a randomised side and an outcome"),
         ({"assigned_by": "zzz"}, "assigned_by 'zzz' is unknown"),
         ({"unit": None}, "row 1 has no unit"),
     ],
 )
-def test_a_file_that_compares_nothing_is_refused(
-    tmp_path: Path, change: dict[str, object], said: str
+def test_judge_refuses_a_file_without_comparable_units(
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    path = written(tmp_path / "e.jsonl", n=40)
+    path = write_scores(tmp_path / "e.jsonl", n=40)
     rows = [json.loads(line) | change for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    with pytest.raises(BadInput, match=said):
-        ask("judge", str(path))
+    with pytest.raises(BadInput, match=message):
+        run_ab("judge", str(path))
 
 
-def test_a_twins_policy_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_create_refuses_a_twin_policy_in_one_line(tmp_path: Path) -> None:
     policy = tmp_path / "twin.yaml"
     policy.write_text("twin: true\n")
 
     with pytest.raises(BadSpec, match="policy has twin, which runs A against itself; leave it out"):
-        ask("create", "chat", "--model", "/b", "--policy", str(policy))
+        run_ab("create", "chat", "--model", "/b", "--policy", str(policy))

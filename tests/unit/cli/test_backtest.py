@@ -1,4 +1,4 @@
-"""`canaryctl backtest` on files: the decision, the picture, and one line for what cannot be read."""
+"""`canaryctl backtest` on files: the decision, the plot, and one line for malformed input."""
 
 from __future__ import annotations
 
@@ -7,75 +7,71 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from benchmarks.gate_traffic import Behaviour, Case, simulate
-from controller.cli.backtest import register
-from controller.cli.evidence_plot import draw_trace
-from controller.cli.observed import moment_s
+from controller.cli.evidence_plot import plot_trace
+from controller.cli.main import app
+from controller.cli.observed_range import parse_time
 from controller.errors import BadInput
 from evaluation.offline.backtest import run
 from evaluation.offline.trace import trace
 from evaluation.report import Verdict
 
-HARM = Case("backtest harm", "rollback", Behaviour(error=0.2), canary_requests=300)
-FINE = Case("backtest fine", "no_harm", canary_requests=600)
+HARMFUL = Case("backtest harm", "rollback", Behaviour(error=0.2), canary_requests=300)
+HARMLESS = Case("backtest fine", "no_harm", canary_requests=600)
 
 
 def columns(case: Case) -> dict[str, np.ndarray]:
     return {name: np.asarray(column) for name, column in simulate(case, 0).columns.items()}
 
 
-def written(case: Case, path: Path) -> Path:
-    got = columns(case)
-    rows = zip(*(column.tolist() for column in got.values()), strict=True)
-    path.write_text("".join(json.dumps(dict(zip(got, row, strict=True))) + "\n" for row in rows))
+def write(case: Case, path: Path) -> Path:
+    data = columns(case)
+    rows = zip(*(column.tolist() for column in data.values()), strict=True)
+    path.write_text("".join(json.dumps(dict(zip(data, row, strict=True))) + "\n" for row in rows))
     return path
 
 
-def ask(*arguments: str) -> None:
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
+def backtest(*arguments: str) -> None:
     app(args=["backtest", *arguments], standalone_mode=False)
 
 
-def test_the_json_says_what_run_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ask(str(written(HARM, tmp_path / "e.jsonl")), "-o", "json")
-    got = json.loads(capsys.readouterr().out)
-    expected = run(columns(HARM))
+def test_json_holds_the_result_of_the_backtest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backtest(str(write(HARMFUL, tmp_path / "e.jsonl")), "-o", "json")
+    answer = json.loads(capsys.readouterr().out)
+    expected = run(columns(HARMFUL))
 
-    assert (got["decision"], got["metric"]) == ("rollback", "error")
-    assert got["canary_requests"] == expected.canary_requests
-    assert got["log_e"] == dict(expected.log_e)
+    assert (answer["decision"], answer["metric"]) == ("rollback", "error")
+    assert answer["canary_requests"] == expected.canary_requests
+    assert answer["log_e"] == dict(expected.log_e)
 
 
-def test_the_table_begins_with_the_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ask(str(written(HARM, tmp_path / "e.jsonl")))
+def test_table_starts_with_the_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backtest(str(write(HARMFUL, tmp_path / "e.jsonl")))
 
     assert capsys.readouterr().out.startswith("ROLLBACK by error after ")
 
 
-def test_a_policy_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ask(str(written(FINE, tmp_path / "e.jsonl")), "-o", "json", "--policy", "strict")
+def test_policy_option_accepts_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backtest(str(write(HARMLESS, tmp_path / "e.jsonl")), "-o", "json", "--policy", "strict")
 
     assert json.loads(capsys.readouterr().out)["policy"] == "strict"
 
 
 @pytest.mark.parametrize(("name", "starts"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml")])
-def test_the_picture_is_written_in_the_format_of_its_name(tmp_path: Path, name: str, starts: bytes) -> None:
-    got = columns(HARM)
-    draw_trace(trace(got), run(got), tmp_path / name)
+def test_plot_format_follows_the_suffix(tmp_path: Path, name: str, starts: bytes) -> None:
+    got = columns(HARMFUL)
+    plot_trace(trace(got), run(got), tmp_path / name)
 
     assert (tmp_path / name).read_bytes().startswith(starts)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (
             '{"t_s": 1, "unit": "a", "arm": 0, "w": 1.5, "assigned_by": "request", "error": 0}\n',
@@ -88,145 +84,152 @@ def test_the_picture_is_written_in_the_format_of_its_name(tmp_path: Path, name: 
         ),
     ],
 )
-def test_what_cannot_be_evidence_is_bad_input_with_its_file(tmp_path: Path, content: str, said: str) -> None:
+def test_invalid_evidence_is_bad_input_with_the_file_name(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "e.jsonl"
     path.write_text(content)
 
-    with pytest.raises(BadInput, match=rf"e\.jsonl: .*{said}"):
-        ask(str(path))
+    with pytest.raises(BadInput, match=rf"e\.jsonl: .*{message}"):
+        backtest(str(path))
 
 
-def test_a_picture_of_another_format_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_an_unknown_plot_format_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"p\.gif ends in \.gif; give a \.png or \.svg"):
-        ask(str(tmp_path / "nowhere.jsonl"), "--plot", str(tmp_path / "p.gif"))
+        backtest(str(tmp_path / "nowhere.jsonl"), "--plot", str(tmp_path / "p.gif"))
 
 
-def test_the_trace_crosses_its_limit_where_the_gate_decided() -> None:
-    got = columns(HARM)
-    drawn = trace(got, points=400)
+def test_trace_crosses_its_limit_where_the_gate_decided() -> None:
+    got = columns(HARMFUL)
+    traced = trace(got, points=400)
     decided = {
         r.gate: r.decided_at_s for r in run(got).gates if r.side == "rollback" and r.verdict is Verdict.FAIL
     }
 
     for gate, at_s in decided.items():
-        first = int(np.argmax(drawn.log_e[gate] >= drawn.limit[gate]))
+        first = int(np.argmax(traced.log_e[gate] >= traced.limit[gate]))
         assert at_s is not None
-        assert drawn.t_s[first - 2] <= at_s <= drawn.t_s[first]
+        assert traced.t_s[first - 2] <= at_s <= traced.t_s[first]
 
 
 def test_a_trace_of_one_point_is_refused() -> None:
     with pytest.raises(ValueError, match="points 1 is below 2"):
-        trace(columns(FINE), points=1)
+        trace(columns(HARMLESS), points=1)
 
 
-LONG = Case("backtest range", "no_harm", canary_requests=400, metrics=("latency",))
+WITH_LATENCY = Case("backtest range", "no_harm", canary_requests=400, metrics=("latency",))
 
 
-def ranged(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    ask(str(written(LONG, tmp_path / "e.jsonl")), "-o", "json", "--range", "latency_ms", *arguments)
+def range_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    backtest(
+        str(write(WITH_LATENCY, tmp_path / "e.jsonl")), "-o", "json", "--range", "latency_ms", *arguments
+    )
     answer = json.loads(capsys.readouterr().out)["observed_range"]
-    return [one["verdict"] for one in answer["percentiles"]]
+    return [percentile["verdict"] for percentile in answer["percentiles"]]
 
 
 def test_a_canary_inside_the_observed_range_passes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ranged(tmp_path, capsys, "--window", "60s") == ["PASS", "PASS", "PASS"]
+    assert range_verdicts(tmp_path, capsys, "--window", "60s") == ["PASS", "PASS", "PASS"]
 
 
 def test_a_range_of_too_few_windows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadInput, match="--range latency_ms: 1 windows of 36000 s hold 50 answers, needed 3"):
-        ranged(tmp_path, capsys, "--window", "10h")
+        range_verdicts(tmp_path, capsys, "--window", "10h")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["--since", "yesterday"], "--since 'yesterday' is no time"), (["--window", "wide"], "--window 'wide'")],
+    ("arguments", "message"),
+    [
+        (["--since", "yesterday"], "--since 'yesterday' is not a time"),
+        (["--window", "wide"], "--window 'wide'"),
+    ],
 )
-def test_dates_that_are_none_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+def test_malformed_dates_and_windows_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(BadInput, match=said):
-        ranged(tmp_path, capsys, *arguments)
+    with pytest.raises(BadInput, match=message):
+        range_verdicts(tmp_path, capsys, *arguments)
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("1777593600", 1777593600.0), ("2026-05-01", 1777593600.0), ("2026-05-01T02:00+02:00", 1777593600.0)],
 )
-def test_dates_are_read_as_utc_unless_they_say_otherwise(text: str, seconds: float) -> None:
-    assert moment_s("--since", text) == seconds
+def test_dates_without_a_zone_are_utc(text: str, seconds: float) -> None:
+    assert parse_time("--since", text) == seconds
 
 
-def test_a_range_of_what_is_no_value_is_refused(tmp_path: Path) -> None:
+def test_a_range_of_a_metric_without_values_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--range error is not a column of values; the file has latency_ms"):
-        ask(str(written(FINE, tmp_path / "e.jsonl")), "--range", "error")
+        backtest(str(write(HARMLESS, tmp_path / "e.jsonl")), "--range", "error")
 
 
 def texts(figure: Figure) -> str:
     return " | ".join(text.get_text() for text in figure.findobj(Text))
 
 
-def pictured(got: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
-    """The figure that was saved."""
-    seen: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: seen.append(figure))
-    draw_trace(trace(got), run(got), tmp_path / "p.png")
-    return seen[0]
+def plotted(got: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    """The saved figure."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    plot_trace(trace(got), run(got), tmp_path / "p.png")
+    return saved[0]
 
 
-def vertical(axes: Axes) -> list[Line2D]:
+def vertical_lines(axes: Axes) -> list[Line2D]:
     return [line for line in axes.lines if len(line.get_xdata()) == 2 and np.ptp(line.get_xdata()) == 0]
 
 
-@pytest.mark.parametrize("case", [HARM, FINE])
-def test_a_decision_is_marked_by_what_and_when_in_a_colour_of_its_own(
+@pytest.mark.parametrize("case", [HARMFUL, HARMLESS])
+def test_plot_marks_the_decision_with_its_reason_in_a_distinct_colour(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got = columns(case)
     result = run(got)
-    figure = pictured(got, tmp_path, monkeypatch)
-    said = "rollback by error" if case is HARM else "promote: all proven"
+    figure = plotted(got, tmp_path, monkeypatch)
+    reason = "rollback by error" if case is HARMFUL else "promote: all proven"
 
-    assert f"{said}\nafter {result.canary_requests} canary requests" in texts(figure)
+    assert f"{reason}\nafter {result.canary_requests} canary requests" in texts(figure)
     for axes in figure.axes:
-        [mark] = vertical(axes)
+        [mark] = vertical_lines(axes)
         others = {line.get_color() for line in axes.lines if line is not mark}
         assert mark.get_color() not in others
 
 
-def test_the_evidence_of_the_proofs_is_drawn_and_reaches_its_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    got = columns(FINE)
-    proof = pictured(got, tmp_path, monkeypatch).axes[1]
+def test_plot_shows_each_proof_reaching_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got = columns(HARMLESS)
+    proof = plotted(got, tmp_path, monkeypatch).axes[1]
     peaks = {line.get_label(): np.max(line.get_ydata()) for line in proof.lines}
 
     assert all(peaks[name] >= 1.0 for name in run(got).proofs)
 
 
-def test_what_is_invalid_has_no_mark_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    got = columns(FINE)
+def test_plot_of_invalid_evidence_has_the_reason_and_no_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = columns(HARMLESS)
     got["arm"] = np.zeros_like(got["arm"])
-    figure = pictured(got, tmp_path, monkeypatch)
+    figure = plotted(got, tmp_path, monkeypatch)
 
     assert "INVALID, policy default: the canary has no requests" in texts(figure)
-    assert not any(vertical(axes) for axes in figure.axes)
+    assert not any(vertical_lines(axes) for axes in figure.axes)
 
 
-def test_what_was_drawn_is_said_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole, one, picture = written(FINE, tmp_path / "e.jsonl"), tmp_path / "one.jsonl", str(tmp_path / "p.png")
+def test_plot_note_counts_the_points_and_names_the_decision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, one, plot = write(HARMLESS, tmp_path / "e.jsonl"), tmp_path / "one.jsonl", str(tmp_path / "p.png")
     one.write_text(whole.read_text().splitlines()[0] + "\n")
-    ask(str(one), "--plot", picture)
-    ask(str(whole), "--plot", picture)
-    said = capsys.readouterr().err.replace("\n", "")
+    backtest(str(one), "--plot", plot)
+    backtest(str(whole), "--plot", plot)
+    printed = capsys.readouterr().err.replace("\n", "")
 
-    assert "(1 point of evidence, INVALID: there is no decision to mark)" in said
-    assert "points of evidence, promote marked)" in said
+    assert "(1 point of evidence, invalid: no decision to mark)" in printed
+    assert "points of evidence, promote marked)" in printed
 
 
-def test_the_split_is_not_asked_for_a_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ask(str(written(FINE, tmp_path / "e.jsonl")))
+def test_the_sample_ratio_gate_needs_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backtest(str(write(HARMLESS, tmp_path / "e.jsonl")))
     [line] = [
         line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("served_share")
     ]

@@ -1,4 +1,4 @@
-"""The command line against a controller on fakes: what works, and every bad input of the issue."""
+"""The command line against a controller on fakes: successful commands, and every kind of bad input."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def chat(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
-    """A controller of the test's own, serving `chat`."""
+    """A controller for this test alone, serving `chat`."""
     yield from serving_chat(at_home(tmp_path / "home", monkeypatch), models)
 
 
@@ -54,8 +54,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[F
 
 
 @pytest.fixture
-def still(shared: FakeController, monkeypatch: pytest.MonkeyPatch) -> FakeController:
-    """A controller serving `chat`, for tests that leave everything as it was."""
+def unchanged(shared: FakeController, monkeypatch: pytest.MonkeyPatch) -> FakeController:
+    """A shared controller serving `chat`, for tests that change nothing."""
     at_home(shared.home, monkeypatch)
     return shared
 
@@ -87,10 +87,10 @@ def policy(tmp_path: Path) -> Callable[[object], str]:
     return write
 
 
-def until(holds: Callable[[], object], what: str) -> None:
+def until(condition: Callable[[], object], what: str) -> None:
     ends_at_s = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < ends_at_s, f"never came true: {what}"
+    while not condition():
+        assert time.monotonic() < ends_at_s, f"not within 10 s: {what}"
         time.sleep(0.01)
 
 
@@ -98,10 +98,10 @@ def deploy(models: Path, name: str, policy: str, *more: str) -> int:
     return run(["deploy", "chat", "--model", str(models / name), "--policy", policy, *more])
 
 
-# --- what works
+# --- successful commands
 
 
-def test_a_good_version_is_promoted_and_the_exit_code_says_so(
+def test_deploy_wait_exits_with_0_once_the_version_is_promoted(
     chat: FakeController,
     models: Path,
     policy: Callable[[object], str],
@@ -116,7 +116,7 @@ def test_a_good_version_is_promoted_and_the_exit_code_says_so(
     assert "succeeded" in capsys.readouterr().out
 
 
-def test_a_rollback_that_was_waited_for_ends_the_waiting_deploy_with_five(
+def test_rollback_wait_returns_traffic_to_stable_and_records_the_reason(
     chat: FakeController, models: Path, policy: Callable[[object], str]
 ) -> None:
     assert deploy(models, "twin", policy(SLOW)) == 0
@@ -128,7 +128,7 @@ def test_a_rollback_that_was_waited_for_ends_the_waiting_deploy_with_five(
     assert chat.traffic.tables["chat"].weight_bp == 0
 
 
-def test_watch_ends_with_the_rollouts_exit_code(
+def test_watch_exits_with_the_rollouts_exit_code(
     chat: FakeController, models: Path, policy: Callable[[object], str]
 ) -> None:
     assert deploy(models, "twin", policy(SLOW)) == 0
@@ -139,7 +139,7 @@ def test_watch_ends_with_the_rollouts_exit_code(
     until(lambda: chat.store.rollouts("chat")[0].ended_at_s, "the rollout is over")
 
 
-def test_waiting_longer_than_the_timeout_is_six_and_the_rollout_goes_on(
+def test_deploy_wait_exits_with_6_at_its_timeout_and_the_rollout_continues(
     chat: FakeController,
     models: Path,
     policy: Callable[[object], str],
@@ -148,26 +148,26 @@ def test_waiting_longer_than_the_timeout_is_six_and_the_rollout_goes_on(
     code = deploy(models, "twin", policy(SLOW), "--wait", "--timeout", "1s")
 
     assert code == 6
-    assert "goes on" in capsys.readouterr().err
+    assert "is still running after 1 s" in capsys.readouterr().err
     assert chat.store.rollouts("chat")[0].ended_at_s is None
 
 
-def test_rollback_on_stable_says_so_and_is_no_error(
-    still: FakeController, capsys: pytest.CaptureFixture[str]
+def test_rollback_without_a_rollout_is_not_an_error(
+    unchanged: FakeController, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["rollback", "chat"]) == 0
-    assert f"already serving {still.store.service('chat').stable}" in capsys.readouterr().err
+    assert f"already serving {unchanged.store.service('chat').stable}" in capsys.readouterr().err
 
 
-def test_up_again_changes_nothing(still: FakeController, models: Path) -> None:
-    before = still.picture()
+def test_up_is_idempotent(unchanged: FakeController, models: Path) -> None:
+    before = unchanged.picture()
 
     assert run(["up", "--service", "chat", "--model", str(models / "stable"), "--no-wait"]) == 0
     assert run(["up", "--no-wait"]) == 0
-    assert still.picture() == before
+    assert unchanged.picture() == before
 
 
-def test_a_service_that_is_taken_down_leaves_no_engine(chat: FakeController) -> None:
+def test_a_removed_service_leaves_no_engine(chat: FakeController) -> None:
     chat.store.mark_removing("chat", Identity("admin", Role.ADMIN), at_s=time.time())
     chat.runner.wake("chat")
 
@@ -175,10 +175,10 @@ def test_a_service_that_is_taken_down_leaves_no_engine(chat: FakeController) -> 
     assert (chat.fleet.engines, chat.front.opened) == ({}, {})
 
 
-def test_plan_and_dry_run_show_the_same_and_begin_nothing(
-    still: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
+def test_plan_and_dry_run_print_the_same_and_start_nothing(
+    unchanged: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = still.picture()
+    before = unchanged.picture()
     arguments = ["chat", "--model", str(models / "twin"), "-o", "json"]
     capsys.readouterr()
 
@@ -187,13 +187,13 @@ def test_plan_and_dry_run_show_the_same_and_begin_nothing(
     assert run(["deploy", *arguments, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out) == planned
     assert planned["risk"] == "medium"
-    assert still.picture() == before
+    assert unchanged.picture() == before
 
 
 @pytest.mark.parametrize("output", ["table", "wide", "json", "yaml"])
 @pytest.mark.parametrize("command", ["status", "list", "history"])
-def test_every_view_prints_in_every_form(
-    still: FakeController, command: str, output: str, capsys: pytest.CaptureFixture[str]
+def test_every_view_prints_in_every_format(
+    unchanged: FakeController, command: str, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
 
@@ -209,8 +209,8 @@ def test_every_view_prints_in_every_form(
 
 
 @pytest.mark.parametrize("name", ["max_model_len", "max-num-seqs"], ids=["own key", "engine's"])
-def test_an_engine_argument_alone_is_a_change_of_low_risk(
-    still: FakeController, name: str, capsys: pytest.CaptureFixture[str]
+def test_a_change_of_one_engine_argument_is_low_risk(
+    unchanged: FakeController, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
 
@@ -221,7 +221,7 @@ def test_an_engine_argument_alone_is_a_change_of_low_risk(
     assert f"{name.replace('-', '_')}: not set -> 64" in planned["reasons"][0]
 
 
-def test_a_deploy_that_is_waited_for_prints_one_json_document_and_nothing_else(
+def test_deploy_wait_prints_one_json_document_only(
     chat: FakeController,
     models: Path,
     policy: Callable[[object], str],
@@ -238,8 +238,8 @@ def test_a_deploy_that_is_waited_for_prints_one_json_document_and_nothing_else(
     assert len(captured.err.splitlines()) == 1
 
 
-def test_up_prints_one_json_document_and_nothing_else(
-    still: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
+def test_up_prints_one_json_document_only(
+    unchanged: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
 
@@ -247,7 +247,7 @@ def test_up_prints_one_json_document_and_nothing_else(
     assert json.loads(capsys.readouterr().out)["service"] == "chat"
 
 
-def test_history_keeps_what_was(
+def test_history_lists_finished_rollouts(
     chat: FakeController,
     models: Path,
     policy: Callable[[object], str],
@@ -262,14 +262,14 @@ def test_history_keeps_what_was(
     assert [view["phase"] for view in views] == [Phase.SUCCEEDED.value]
 
 
-def test_a_sound_checkpoint_and_policy_validate_without_a_controller(
+def test_validate_accepts_a_valid_checkpoint_and_policy_without_a_controller(
     home: Path, models: Path, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["validate", "--model", str(models / "stable"), "--policy", policy(FAST)]) == 0
-    assert capsys.readouterr().out.count("is sound") == 2
+    assert capsys.readouterr().out.count("is valid") == 2
 
 
-# --- bad input: one clear line, the right exit code, nothing touched
+# --- bad input: one clear line, the right exit code, nothing changed
 
 
 def refused(
@@ -280,7 +280,7 @@ def refused(
     code: int,
     line: str,
 ) -> None:
-    """The command is refused with this line, and leaves everything as it was."""
+    """Assert that the command is refused with this line and changes nothing."""
     before = chat.picture()
     capsys.readouterr()
 
@@ -288,13 +288,13 @@ def refused(
 
     captured = capsys.readouterr()
     assert captured.out == ""
-    lines = [one for one in captured.err.splitlines() if one]
+    lines = [text for text in captured.err.splitlines() if text]
     assert len(lines) == 1, lines
     assert re.search(line, lines[0]), lines[0]
     assert chat.picture() == before
 
 
-def test_a_missing_checkpoint_is_refused_by_up(
+def test_up_refuses_a_missing_checkpoint(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["up", "--service", "chat", "--model", str(tmp_path / "nowhere")]) == 2
@@ -302,30 +302,30 @@ def test_a_missing_checkpoint_is_refused_by_up(
     assert not (home / "cluster.json").exists()
 
 
-def test_a_missing_checkpoint_is_refused_by_deploy(
-    still: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_deploy_refuses_a_missing_checkpoint(
+    unchanged: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["deploy", "chat", "--model", str(tmp_path / "nowhere")]
-    refused(still, capsys, arguments, code=2, line=r"nowhere is not a directory; give the folder")
+    refused(unchanged, capsys, arguments, code=2, line=r"nowhere is not a directory; give the folder")
 
 
-def test_a_broken_checkpoint_is_refused(
-    still: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_deploy_refuses_a_truncated_checkpoint(
+    unchanged: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_checkpoint(tmp_path / "broken") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
 
     arguments = ["deploy", "chat", "--model", str(file.parent)]
-    refused(still, capsys, arguments, code=2, line=r"model\.safetensors.*copy")
+    refused(unchanged, capsys, arguments, code=2, line=r"model\.safetensors.*copy")
 
 
-def test_an_unknown_architecture_is_refused(
-    still: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_deploy_refuses_an_unknown_architecture(
+    unchanged: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_checkpoint(tmp_path / "strange", architecture="FrobnicatorForCausalLM")
 
     arguments = ["deploy", "chat", "--model", str(model)]
-    refused(still, capsys, arguments, code=2, line=r"'FrobnicatorForCausalLM' is unknown to the engine")
+    refused(unchanged, capsys, arguments, code=2, line=r"'FrobnicatorForCausalLM' is unknown to the engine")
 
 
 @pytest.mark.parametrize(
@@ -339,8 +339,8 @@ def test_an_unknown_architecture_is_refused(
     ],
     ids=["falling", "over-100", "over-10000-bp", "unknown-key", "no-yaml"],
 )
-def test_a_policy_that_cannot_hold_is_refused(
-    still: FakeController,
+def test_deploy_refuses_an_invalid_policy(
+    unchanged: FakeController,
     models: Path,
     policy: Callable[[object], str],
     capsys: pytest.CaptureFixture[str],
@@ -348,18 +348,18 @@ def test_a_policy_that_cannot_hold_is_refused(
     line: str,
 ) -> None:
     arguments = ["deploy", "chat", "--model", str(models / "twin"), "--policy", policy(content)]
-    refused(still, capsys, arguments, code=2, line=line)
+    refused(unchanged, capsys, arguments, code=2, line=line)
 
 
-def test_an_unknown_engine_key_that_is_ours_is_refused(
-    still: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
+def test_deploy_refuses_an_engine_argument_set_by_canaryctl(
+    unchanged: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["deploy", "chat", "--model", str(models / "twin"), "--engine", "port=1"]
-    refused(still, capsys, arguments, code=2, line=r"engine\.port is set by canaryctl itself")
+    refused(unchanged, capsys, arguments, code=2, line=r"engine\.port is set by canaryctl itself")
 
 
 @pytest.mark.parametrize("option", ["--port", "--api-port"])
-def test_a_busy_port_is_refused_before_anything_is_started(
+def test_up_refuses_a_busy_port_before_starting_anything(
     home: Path, models: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -387,19 +387,19 @@ def test_a_busy_port_is_refused_before_anything_is_started(
     assert not (home / "controller.log").exists()
 
 
-def test_no_memory_for_a_second_engine_is_a_conflict(
-    still: FakeController,
+def test_deploy_without_memory_for_a_second_engine_is_a_conflict(
+    unchanged: FakeController,
     models: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(still.world, "free_bytes", 100 << 20)
+    monkeypatch.setattr(unchanged.world, "free_bytes", 100 << 20)
 
     arguments = ["deploy", "chat", "--model", str(models / "twin")]
-    refused(still, capsys, arguments, code=3, line=r"(GiB|MiB).*free")
+    refused(unchanged, capsys, arguments, code=3, line=r"(GiB|MiB).*free")
 
 
-def test_an_up_that_is_refused_leaves_no_process_behind(
+def test_a_refused_up_leaves_no_process_behind(
     home: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeController(home)
@@ -412,7 +412,7 @@ def test_an_up_that_is_refused_leaves_no_process_behind(
         if number == 0:
             raise ProcessLookupError
 
-    # The controller's process is this one: it must be told to end, and must not.
+    # The fake controller runs in this process: the signal must be sent, but not delivered.
     monkeypatch.setattr(os, "kill", kill)
     code = run(["up", "--service", "chat", "--model", str(models / "stable")])
     fake.stop()
@@ -422,7 +422,7 @@ def test_an_up_that_is_refused_leaves_no_process_behind(
     assert re.search(r"(GiB|MiB)", capsys.readouterr().err)
 
 
-def test_a_second_deploy_while_one_runs_is_a_conflict(
+def test_a_second_deploy_during_a_rollout_is_a_conflict(
     chat: FakeController,
     models: Path,
     policy: Callable[[object], str],
@@ -437,39 +437,41 @@ def test_a_second_deploy_while_one_runs_is_a_conflict(
 
 
 @pytest.mark.parametrize("command", ["status", "rollback", "history", "watch", "plan", "deploy"])
-def test_an_unknown_service_is_refused_with_those_there_are(
-    still: FakeController, capsys: pytest.CaptureFixture[str], models: Path, command: str
+def test_an_unknown_service_is_refused_with_the_existing_ones(
+    unchanged: FakeController, capsys: pytest.CaptureFixture[str], models: Path, command: str
 ) -> None:
     change = ["--model", str(models / "twin")] if command in ("plan", "deploy") else []
     arguments = [command, "caht", *change]
-    refused(still, capsys, arguments, code=2, line=r"service caht does not exist; there are: chat")
+    refused(unchanged, capsys, arguments, code=2, line=r"service caht does not exist; there are: chat")
 
 
-def test_down_of_an_unknown_service_is_refused(
-    still: FakeController, capsys: pytest.CaptureFixture[str]
+def test_down_refuses_an_unknown_service(
+    unchanged: FakeController, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(still, capsys, ["down", "caht", "--yes"], code=2, line=r"service caht does not exist")
+    refused(unchanged, capsys, ["down", "caht", "--yes"], code=2, line=r"service caht does not exist")
 
 
-def test_down_in_a_pipe_wants_a_yes(still: FakeController, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(still, capsys, ["down", "chat"], code=2, line=r"confirm it with --yes")
+def test_down_without_a_terminal_requires_yes(
+    unchanged: FakeController, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(unchanged, capsys, ["down", "chat"], code=2, line=r"confirm with --yes")
 
 
-def test_another_model_under_the_same_name_is_a_conflict(
-    still: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
+def test_up_with_another_model_for_a_running_service_is_a_conflict(
+    unchanged: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["up", "--service", "chat", "--model", str(models / "twin"), "--no-wait"]
-    refused(still, capsys, arguments, code=3, line=r"up changes nothing that runs: canaryctl deploy chat")
+    refused(unchanged, capsys, arguments, code=3, line=r"up changes nothing that runs: canaryctl deploy chat")
 
 
-def test_deploying_what_is_served_already_is_a_conflict(
-    still: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
+def test_deploying_the_stable_version_is_a_conflict(
+    unchanged: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["deploy", "chat", "--model", str(models / "stable")]
-    refused(still, capsys, arguments, code=3, line=r"already serves v-")
+    refused(unchanged, capsys, arguments, code=3, line=r"already serves v-")
 
 
-def test_what_was_rolled_back_is_not_tried_again_unless_asked(
+def test_a_rolled_back_version_is_refused_without_retry(
     chat: FakeController,
     models: Path,
     policy: Callable[[object], str],
@@ -483,7 +485,7 @@ def test_what_was_rolled_back_is_not_tried_again_unless_asked(
     assert run([*arguments, "--retry", "--wait", "--timeout", "20s"]) == 0
 
 
-def test_what_was_rolled_back_stays_so_though_its_memory_was_not_seen_freed(
+def test_a_rolled_back_version_is_refused_even_if_its_memory_release_is_unconfirmed(
     chat: FakeController,
     models: Path,
     policy: Callable[[object], str],
@@ -502,7 +504,7 @@ def test_what_was_rolled_back_stays_so_though_its_memory_was_not_seen_freed(
     refused(chat, capsys, arguments, code=3, line=r"was rolled back in r-.*--retry")
 
 
-def test_rollback_does_not_answer_for_an_earlier_service_of_the_same_name(
+def test_rollback_ignores_an_earlier_service_of_the_same_name(
     chat: FakeController,
     models: Path,
     policy: Callable[[object], str],
@@ -534,7 +536,7 @@ def test_rollback_does_not_answer_for_an_earlier_service_of_the_same_name(
     ],
     ids=" ".join,
 )
-def test_without_a_controller_every_command_names_the_remedy(
+def test_every_command_names_the_remedy_when_no_controller_answers(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setenv("CANARYCTL_API_PORT", str(free_ports(1)[0]))
@@ -548,13 +550,15 @@ def test_without_a_controller_every_command_names_the_remedy(
     assert ("canaryctl rollback chat --direct" in captured.err) == (arguments[0] == "rollback")
 
 
-def test_a_wrong_option_is_one_line_and_two(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_option_is_one_line_and_exit_code_2(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["status", "--frobnicate"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["list", "up"])
-def test_a_state_folder_that_cannot_be_one_is_named(
+def test_an_unusable_state_folder_is_named(
     tmp_path: Path,
     models: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -563,15 +567,15 @@ def test_a_state_folder_that_cannot_be_one_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "file" / "home"))
-    what = ["--service", "chat", "--model", str(models / "stable")] if command == "up" else []
+    options = ["--service", "chat", "--model", str(models / "stable")] if command == "up" else []
 
-    assert run([command, *what]) == 2
+    assert run([command, *options]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert re.search(r"file/home\S*: Not a directory; give a place .*CANARYCTL_HOME", lines[0])
+    assert re.search(r"file/home\S*: Not a directory; use a writable path .*CANARYCTL_HOME", lines[0])
 
 
-def test_a_broken_config_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_config_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "config.json").write_text('{"api_prot": 1}')
 
     assert run(["status", "chat"]) == 2
@@ -580,8 +584,8 @@ def test_a_broken_config_is_named(home: Path, capsys: pytest.CaptureFixture[str]
     )
 
 
-def test_plan_prints_how_long_and_what_each_stage_finds(
-    still: FakeController,
+def test_plan_prints_expected_duration_and_detectable_effects(
+    unchanged: FakeController,
     models: Path,
     policy: Callable[[object], str],
     capsys: pytest.CaptureFixture[str],
@@ -595,10 +599,10 @@ def test_plan_prints_how_long_and_what_each_stage_finds(
 
     out = " ".join(capsys.readouterr().out.split())
     assert (
-        "how long, at 5 requests/s, each its own unit measured over 0 requests, 200 are needed: typical"
-        in out
+        "expected duration at 5 requests/s, 1 request per unit "
+        "measured over 0 requests, 200 are needed: typical" in out
     )
-    assert "STAGE PROVEN AFTER NINE IN TEN SIMULATED LAST BY 1 5 min " in out
-    assert "the smallest harm found, nine times in ten STAGE QUALITY 1 -0." in out
+    assert "STAGE PROVEN AFTER (P50) P90 PROVEN RUNS SLOWEST GATE 1 5 min " in out
+    assert "minimum detectable effect (90 % power) STAGE QUALITY 1 -0." in out
     assert run([*arguments, "--quick"]) == 0
-    assert "how long: not known; not simulated: --quick" in capsys.readouterr().out
+    assert "expected duration unknown: not simulated: --quick" in capsys.readouterr().out

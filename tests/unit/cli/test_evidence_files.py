@@ -1,4 +1,4 @@
-"""Reading evidence: three formats, one answer; what cannot be read is refused with its place."""
+"""Reading evidence files: three formats, the same columns; malformed rows are refused with their line."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_every_format_gives_the_same_columns(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(columns["latency_ms"], [812.25, np.nan, 0.5])
 
 
-def test_arms_may_be_named(tmp_path: Path) -> None:
+def test_arms_may_be_given_by_name(tmp_path: Path) -> None:
     rows = [row | {"arm": "canary" if row["arm"] else "stable"} for row in ROWS]
 
     assert read_evidence(write(tmp_path / "e.jsonl", rows)).columns["arm"].tolist() == [0, 1, 0]
 
 
-def test_a_key_that_comes_late_was_missing_before(tmp_path: Path) -> None:
+def test_a_key_that_first_appears_later_is_missing_in_earlier_rows(tmp_path: Path) -> None:
     rows = [*ROWS[:2], ROWS[2] | {"quality": 0.5}]
 
     np.testing.assert_array_equal(
@@ -80,19 +80,19 @@ def test_a_key_that_comes_late_was_missing_before(tmp_path: Path) -> None:
     )
 
 
-def test_columns_that_no_gate_knows_are_named_not_hidden(tmp_path: Path) -> None:
+def test_columns_that_no_gate_uses_are_reported(tmp_path: Path) -> None:
     rows = [row | {"latencyms": 3.0} for row in ROWS]
 
     assert read_evidence(write(tmp_path / "e.jsonl", rows)).ignored == ("latencyms",)
 
 
-def text(path: Path, content: str) -> Path:
+def write_text(path: Path, content: str) -> Path:
     path.write_text(content, encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("e.txt", "", "e.txt ends in .txt; give a .jsonl, .csv or .parquet file"),
         ("e.jsonl", '{"t_s": 1}\nnonsense\n', "e.jsonl line 2 is not JSON"),
@@ -115,17 +115,17 @@ def text(path: Path, content: str) -> Path:
             "row 1: w 'x' is not a number",
         ),
         ("e.csv", "t_s,unit,arm,w,assigned_by\n", "e.csv has no rows"),
-        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a,0\n", "e.csv line 2 has not 5 cells"),
-        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a,0,0.1,request,9\n", "e.csv line 2 has not 5 cells"),
+        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a,0\n", "e.csv line 2 does not have 5 cells"),
+        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a,0,0.1,request,9\n", "e.csv line 2 does not have 5 cells"),
         (
             "e.jsonl",
             '{"t_s": 1, "unit": ["a"], "arm": 0, "w": 0.1, "assigned_by": "request"}\n',
-            r"row 1: unit \['a'\] is no name",
+            r"row 1: unit \['a'\] is not a name",
         ),
-        ("e.jsonl", '{"t_s": 1, "arm": 0, "w": 0.1, "w": 0.2}\n', "line 1 is not JSON .a key is there twice"),
-        ("e.jsonl", "[" * 100_000, "e.jsonl line 1 is nested too deep"),
+        ("e.jsonl", '{"t_s": 1, "arm": 0, "w": 0.1, "w": 0.2}\n', "line 1 is not JSON .duplicate key"),
+        ("e.jsonl", "[" * 100_000, "e.jsonl line 1 is nested too deeply"),
         ("e.csv", "t_s,unit,arm,w,assigned_by,error,error\n1,a,0,0.1,request,0,1\n", "two columns 'error'"),
-        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a\0,0,0.1,request\n", "row 1: unit .* is no name"),
+        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a\0,0,0.1,request\n", "row 1: unit .* is not a name"),
         (
             "e.csv",
             "t_s,unit,arm,w,assigned_by\n2026-01-01,a,0,0.1,request\n",
@@ -134,12 +134,12 @@ def text(path: Path, content: str) -> Path:
         ("e.parquet", "not parquet", "e.parquet is not Parquet"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_one_line(
-    tmp_path: Path, name: str, content: str, said: str
+def test_a_malformed_file_is_refused_in_one_line(
+    tmp_path: Path, name: str, content: str, message: str
 ) -> None:
-    path = text(tmp_path / name, content)
+    path = write_text(tmp_path / name, content)
 
-    with pytest.raises(BadInput, match=said) as refused:
+    with pytest.raises(BadInput, match=message) as refused:
         read_evidence(path)
     assert "\n" not in str(refused.value)
 
@@ -161,24 +161,24 @@ def test_a_file_that_is_not_utf_8_is_refused_with_the_byte(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.jsonl"])
-def test_the_mark_that_excel_writes_first_is_no_part_of_a_name(tmp_path: Path, name: str) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_column_name(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
 
     assert read_evidence(path).columns["t_s"].tolist() == [1.5, 2.5, 3.5]
 
 
-def test_timestamps_of_parquet_are_seconds(tmp_path: Path) -> None:
+def test_parquet_timestamps_become_seconds(tmp_path: Path) -> None:
     times = [datetime(2026, 5, 1, 0, 0, second, tzinfo=UTC) for second in range(3)]
     aware = [row | {"t_s": at} for row, at in zip(ROWS, times, strict=True)]
     naive = [row | {"t_s": at.replace(tzinfo=None)} for row, at in zip(ROWS, times, strict=True)]
 
     for rows in (naive, aware):
-        found = read_evidence(write(tmp_path / "e.parquet", rows)).columns["t_s"]
-        assert found.tolist() == [1777593600.0, 1777593601.0, 1777593602.0]
+        t_s = read_evidence(write(tmp_path / "e.parquet", rows)).columns["t_s"]
+        assert t_s.tolist() == [1777593600.0, 1777593601.0, 1777593602.0]
 
 
-def test_requests_need_no_unit(tmp_path: Path) -> None:
+def test_the_unit_column_is_optional(tmp_path: Path) -> None:
     rows = [{name: value for name, value in row.items() if name != "unit"} for row in ROWS]
 
     assert "unit" not in read_evidence(write(tmp_path / "e.jsonl", rows)).columns

@@ -1,4 +1,4 @@
-"""`canaryctl observed`: the policy entry from a file of stable's traffic, or one line that says why not."""
+"""`canaryctl observed`: the policy entry from a file of stable's traffic, or one line with the reason."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 import yaml
 
-from controller.cli import backtest, observed
-from controller.cli.observed import _down
+from controller.cli.main import app
+from controller.cli.observed_range import round_down
 from controller.errors import BadInput
 from controller.spec.service import parse_policy
 from evaluation.policy.observed_ranges import RangeGate
@@ -29,7 +28,7 @@ def two_days(rows: int = 6000) -> Columns:
     return columns
 
 
-def written(columns: Columns, path: Path) -> Path:
+def write(columns: Columns, path: Path) -> Path:
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
     return path
@@ -37,24 +36,21 @@ def written(columns: Columns, path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(two_days(), tmp_path_factory.mktemp("observed") / "stable.jsonl")
+    return write(two_days(), tmp_path_factory.mktemp("observed") / "stable.jsonl")
 
 
-def ask(*arguments: str) -> None:
-    app = typer.Typer()
-    observed.register(app)
-    backtest.register(app)
+def canaryctl(*arguments: str) -> None:
     app(args=list(arguments), standalone_mode=False)
 
 
 def entry(file: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> RangeGate:
-    """The written policy, read as `deploy --policy` reads it."""
-    ask("observed", str(file), *arguments)
+    """The printed policy entry, parsed as by `deploy --policy`."""
+    canaryctl("observed", str(file), *arguments)
     policy = parse_policy(yaml.safe_load(capsys.readouterr().out)).gate_policy()
     return policy.observed_ranges[0]
 
 
-def test_the_entry_spans_what_stable_showed_between_the_dates(
+def test_the_entry_spans_stables_windows_between_the_dates(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     columns = two_days()
@@ -70,14 +66,16 @@ def test_the_entry_spans_what_stable_showed_between_the_dates(
     assert gate.ranges[2].high == pytest.approx(max(p95), rel=2e-3)
 
 
-def test_without_dates_it_is_the_whole_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_dates_the_range_covers_the_whole_file(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = entry(file, capsys, "--until", "2026-05-02")
     whole = entry(file, capsys)
 
     assert whole.ranges[0].high > first.ranges[0].high * 1.1
 
 
-def test_a_begin_before_the_files_own_cuts_no_half_window(
+def test_a_start_before_the_file_adds_no_partial_window(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     early = entry(file, capsys, "--since", "2026-04-30T23:30")
@@ -85,7 +83,7 @@ def test_a_begin_before_the_files_own_cuts_no_half_window(
     assert early.ranges == entry(file, capsys).ranges
 
 
-def test_the_options_are_in_the_entry(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_entry_holds_the_options(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate = entry(file, capsys, "--name", "slow", "--on-outside", "rollback", "--alpha-share", "0.1")
 
     assert (gate.name, gate.on_outside, gate.alpha_share) == ("slow", "rollback", 0.1)
@@ -93,13 +91,13 @@ def test_the_options_are_in_the_entry(file: Path, capsys: pytest.CaptureFixture[
 
 def test_json_holds_the_same_entry(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate = entry(file, capsys)
-    ask("observed", str(file), "-o", "json")
+    canaryctl("observed", str(file), "-o", "json")
 
     assert json.loads(capsys.readouterr().out)["observed_ranges"] == {gate.name: gate.to_mapping()}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ["--since", "2026-06-01", "--until", "2026-06-02"],
@@ -107,7 +105,7 @@ def test_json_holds_the_same_entry(file: Path, capsys: pytest.CaptureFixture[str
             "the file has it from 2026-05-01 to 2026-05-02T23",
         ),
         (["--since", "2026-05-02", "--until", "2026-05-01"], "--since 2026-05-02 is not before --until"),
-        (["--since", "May"], "--since 'May' is no time"),
+        (["--since", "May"], "--since 'May' is not a time"),
         (["--window", "1m"], "0 windows of 60 s hold 50 answers, needed 3"),
         (["--window", "wide"], "--window 'wide'"),
         (["--metric", "error"], "--metric error is not a column of values; the file has latency_ms"),
@@ -115,23 +113,23 @@ def test_json_holds_the_same_entry(file: Path, capsys: pytest.CaptureFixture[str
         (["--alpha-share", "0"], r"alpha_share 0.0 is outside \(0, 1\]"),
     ],
 )  # fmt: skip
-def test_what_gives_no_range_is_refused_in_one_line(file: Path, arguments: list[str], said: str) -> None:
-    with pytest.raises(BadInput, match=said) as refused:
-        ask("observed", str(file), *arguments)
+def test_input_without_a_range_is_refused_in_one_line(file: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as refused:
+        canaryctl("observed", str(file), *arguments)
     assert "\n" not in str(refused.value)
 
 
-def test_backtest_holds_by_the_entry_it_was_given(
+def test_backtest_holds_a_canary_outside_the_written_entry(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask("observed", str(file), "--until", "2026-05-02")
+    canaryctl("observed", str(file), "--until", "2026-05-02")
     policy = tmp_path / "policy.yaml"
     policy.write_text(capsys.readouterr().out)
     columns = requests(3000, before=200)
     columns["latency_ms"] = columns["latency_ms"] * 1.6
-    traffic = written(columns, tmp_path / "rollout.jsonl")
+    traffic = write(columns, tmp_path / "rollout.jsonl")
 
-    ask("backtest", str(traffic), "--policy", str(policy))
+    canaryctl("backtest", str(traffic), "--policy", str(policy))
     table = capsys.readouterr().out
 
     assert table.startswith("INVALID: latency_ms_range: p50 ")
@@ -141,5 +139,5 @@ def test_backtest_holds_by_the_entry_it_was_given(
 @pytest.mark.parametrize(
     ("value", "rounded"), [(391.27, 391.2), (0.00123456, 0.001234), (7.0, 7.0), (0.0, 0.0), (-811.13, -811.2)]
 )
-def test_ends_are_rounded_outward(value: float, rounded: float) -> None:
-    assert _down(value) == rounded
+def test_bounds_are_rounded_outward(value: float, rounded: float) -> None:
+    assert round_down(value) == rounded

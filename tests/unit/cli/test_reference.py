@@ -1,4 +1,4 @@
-"""The commands' reference page is what the commands say now."""
+"""docs/reference/cli.md matches the commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from controller.cli.reference import PAGE, page
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_reference_page_has_not_drifted() -> None:
+def test_the_reference_page_is_up_to_date() -> None:
     assert (ROOT / PAGE).read_text() == page(), "run: make reference"
 
 

@@ -1,4 +1,4 @@
-"""What `up` and `down` start and end on a host: their own, all of it, and nobody else's."""
+"""Processes that `up` and `down` start and stop on a host: all of their own, and no others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state folder in which nothing runs."""
+    """A state folder with nothing running."""
     monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
     (tmp_path / "home").mkdir()
@@ -54,7 +54,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Signals that were sent; a fake controller lives in this process, so none arrives."""
+    """Signals sent; the fake controller runs in this process, so none is delivered."""
     sent: list[tuple[int, int]] = []
 
     def kill(pid: int, number: int) -> None:
@@ -67,8 +67,8 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 @pytest.fixture
-def stranger() -> Iterator[int]:
-    """The port of a web server that is no canaryctl."""
+def foreign_port() -> Iterator[int]:
+    """Port of a web server that is not canaryctl."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -96,7 +96,7 @@ def pretend_cluster(home: Path, address: str) -> None:
     (home / "cluster.json").write_text(json.dumps(handle))
 
 
-def test_up_leaves_the_controller_of_another_state_folder_alone(
+def test_up_leaves_another_state_folders_controller_alone(
     home: Path,
     model: Path,
     tmp_path: Path,
@@ -115,21 +115,21 @@ def test_up_leaves_the_controller_of_another_state_folder_alone(
     assert re.search(rf"port {port} .* taken by another canaryctl; .*--api-port", capsys.readouterr().err)
 
 
-def test_a_cluster_whose_controller_does_not_start_is_ended_again(
+def test_up_stops_the_cluster_when_the_controller_does_not_start(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Ray itself is not the matter here: its record in the state folder is.
+    # A record in the state folder stands in for Ray itself.
     monkeypatch.setattr(cluster, "start", lambda settings: pretend_cluster(home, "127.0.0.1:1"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     port, api_port = free_ports(2)
     ports = ["--port", str(port), "--api-port", str(api_port)]
 
     assert run(["up", "--service", "chat", "--model", str(model), *ports]) == 4
-    assert "the controller ended at once" in capsys.readouterr().err
+    assert "the controller exited immediately" in capsys.readouterr().err
     assert not (home / "cluster.json").exists()
 
 
-def test_a_dead_controllers_port_can_be_moved_while_its_cluster_runs(
+def test_up_can_change_a_dead_controllers_port_while_its_cluster_runs(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
@@ -139,40 +139,40 @@ def test_a_dead_controllers_port_can_be_moved_while_its_cluster_runs(
         code = run(["up", "--service", "chat", "--model", str(model), "--api-port", str(port)])
 
     assert code == 4
-    assert "the controller ended at once" in capsys.readouterr().err
+    assert "the controller exited immediately" in capsys.readouterr().err
     assert load_settings().config.api_port == port
     assert (home / "cluster.json").exists()
 
 
-def test_the_port_of_a_service_file_is_the_endpoints(
+def test_the_port_in_a_service_file_is_the_endpoints_port(
     home: Path,
     model: Path,
-    stranger: int,
+    foreign_port: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(cluster, "start", lambda settings: pretend_cluster(home, "127.0.0.1:1"))
-    monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing is to be started
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing must be started
     file = tmp_path / "chat.yaml"
-    file.write_text(f"service: chat\nmodel: {model}\nport: {stranger}\n")
+    file.write_text(f"service: chat\nmodel: {model}\nport: {foreign_port}\n")
 
     code = run(["up", "--file", str(file), "--api-port", str(free_ports(1)[0])])
 
     assert code == 4
-    assert f"port {stranger} on 127.0.0.1 is taken by another program" in capsys.readouterr().err
+    assert f"port {foreign_port} on 127.0.0.1 is taken by another program" in capsys.readouterr().err
 
 
-def test_a_web_server_on_the_controllers_port_is_told_from_a_controller(
-    home: Path, stranger: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_web_server_on_the_controllers_port_is_reported_as_such(
+    home: Path, foreign_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("CANARYCTL_API_PORT", str(stranger))
+    monkeypatch.setenv("CANARYCTL_API_PORT", str(foreign_port))
 
     assert run(["list"]) == 4
-    assert re.search(r"answers 200 but is no canaryctl; is the port right\?", capsys.readouterr().err)
+    assert re.search(r"answers 200 but is not canaryctl; is the port right\?", capsys.readouterr().err)
 
 
-def test_down_ends_a_controller_whose_cluster_is_gone(
+def test_down_stops_a_controller_whose_cluster_is_gone(
     home: Path, model: Path, signals: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeController(home)
@@ -180,17 +180,17 @@ def test_down_ends_a_controller_whose_cluster_is_gone(
     assert run(["up", "--service", "chat", "--model", str(model), "--no-wait"]) == 0
     pretend_cluster(home, f"127.0.0.1:{free_ports(1)[0]}")
 
-    one = run(["down", "chat", "--yes", "--timeout", "2s"])
-    everything = run(["down", "--yes", "--timeout", "2s"])
-    left = fake.store.services()
+    one_code = run(["down", "chat", "--yes", "--timeout", "2s"])
+    all_code = run(["down", "--yes", "--timeout", "2s"])
+    remaining = fake.store.services()
     fake.stop()
 
-    assert (one, everything, left) == (4, 0, ())
+    assert (one_code, all_code, remaining) == (4, 0, ())
     assert signals == [(os.getpid(), signal.SIGTERM)]
-    assert "the Ray cluster is gone; canaryctl up starts it" in capsys.readouterr().err
+    assert "the Ray cluster is not running; start it: canaryctl up" in capsys.readouterr().err
 
 
-def test_up_that_waits_too_long_says_what_the_version_says(
+def test_up_that_times_out_reports_the_versions_last_error(
     home: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeController(home)
@@ -208,10 +208,13 @@ def test_up_that_waits_too_long_says_what_the_version_says(
     fake.stop()
 
     assert code == 6
-    assert "goes on loading (http://elsewhere does not answer); canaryctl status" in capsys.readouterr().err
+    assert (
+        "is still loading (http://elsewhere does not answer); check it: canaryctl status"
+        in capsys.readouterr().err
+    )
 
 
-def test_down_of_everything_takes_nothing_away_while_one_rollout_runs(
+def test_down_of_all_services_removes_none_while_a_rollout_runs(
     home: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeController(home)
@@ -232,7 +235,7 @@ def test_down_of_everything_takes_nothing_away_while_one_rollout_runs(
     assert [(row.name, row.removing) for row in rows] == [("a", False), ("b", False)]
 
 
-def test_a_rollout_whose_service_was_taken_down_past_the_controller_never_acts_again(home: Path) -> None:
+def test_a_rollout_of_a_directly_removed_service_never_acts_again(home: Path) -> None:
     store = SqlStore(load_settings().database_url)
     version = VersionRow("chat", STABLE, "{}", "{}", 1.0)
     store.put_service(CHAT, version)
@@ -248,7 +251,7 @@ def test_a_rollout_whose_service_was_taken_down_past_the_controller_never_acts_a
     store.close()
 
 
-def test_a_service_that_is_made_again_launches_with_its_new_secret(home: Path) -> None:
+def test_a_recreated_service_launches_with_its_new_secret(home: Path) -> None:
     settings = load_settings()
     store = SqlStore(settings.database_url)
     versions = Versions(settings, store)
@@ -265,7 +268,7 @@ def test_a_service_that_is_made_again_launches_with_its_new_secret(home: Path) -
     assert secrets == ["first", "second"]
 
 
-def test_a_direct_rollback_without_a_cluster_still_leaves_its_request(
+def test_a_direct_rollback_without_a_cluster_still_stores_its_command(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = SqlStore(load_settings().database_url)
@@ -276,10 +279,10 @@ def test_a_direct_rollback_without_a_cluster_still_leaves_its_request(
     commands = store.commands("r-00000001", after_seq=0)
     store.close()
 
-    said = "".join(capsys.readouterr())
-    assert (code, "traffic has not moved" in said) == (4, True)
-    assert [(ask.kind, ask.actor, ask.reason) for ask in commands] == [
+    printed = "".join(capsys.readouterr())
+    assert (code, "traffic has not moved" in printed) == (4, True)
+    assert [(command.kind, command.actor, command.reason) for command in commands] == [
         (CommandKind.ROLLBACK, "direct", "3 a.m.")
     ]
-    assert "rollback of r-00000001 requested; the next controller completes it" in said
-    assert "route table: not reached (no Ray cluster of canaryctl runs on this host" in said
+    assert "rollback of r-00000001 requested; the next controller completes it" in printed
+    assert "route table: not reached (no Ray cluster of canaryctl runs on this host" in printed

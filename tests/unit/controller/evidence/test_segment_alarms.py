@@ -273,7 +273,7 @@ def test_an_alarm_is_told_once_and_moves_nothing() -> None:
 def test_an_alarm_is_shown_by_status_and_in_the_view() -> None:
     evidence = EvidenceStatus(0, Verdict.UNDECIDED, alarms=(ALARM,), notes=("stable is slower",))
     view = rollout_view(in_stage(), evidence)
-    lines = [str(part) for part in rollout_parts(view, wide=False)]
+    lines = [str(part) for part in rollout_parts(view, is_wide=False)]
 
     assert view.model_dump(mode="json")["alarms"] == [
         {

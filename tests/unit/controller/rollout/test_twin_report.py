@@ -107,8 +107,8 @@ def test_status_says_that_a_twin_runs(
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["--twin", "--model", "OTHER"], 2, "a twin run takes the version that serves; leave --model"),
-        (["--twin", "--engine", "max_model_len=64"], 2, "a twin run takes the version that serves"),
+        (["--twin", "--model", "OTHER"], 2, "a twin run compares stable with itself; omit --model"),
+        (["--twin", "--engine", "max_model_len=64"], 2, "a twin run compares stable with itself"),
         (["--model", "STABLE"], 3, "nothing in it changes; deploy another version, or run it against itself"),
     ],
 )

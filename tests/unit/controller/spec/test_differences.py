@@ -177,7 +177,7 @@ def test_an_option_without_a_service_to_start_is_refused(
     capsys.readouterr()
 
     assert run(["up", option, value]) == 2
-    assert f"{option} of which service? give --service NAME and --model DIR" in capsys.readouterr().err
+    assert f"{option} needs a service; give --service NAME and --model DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--service", "--model", "--replicas", "--engine"])

@@ -1,0 +1,34 @@
+"""Commands that serve in the foreground until interrupted: controller, router."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controller.settings import load_settings
+
+
+def controller() -> None:
+    """Run the controller in the foreground.
+
+    `up` runs it in the background.
+    """
+    from controller.wiring.controller import run_controller
+
+    run_controller(load_settings())
+
+
+def router(
+    table: Annotated[Path, typer.Option(help="Table file (YAML): service, stable, canary, weight_bp.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> int:
+    """Split traffic between endpoints by a table file.
+
+    Needs neither Ray nor a controller; the endpoints are OpenAI-compatible.
+    """
+    from controller.wiring.router import run_router
+
+    return run_router(table, host=host, port=port)

@@ -1,0 +1,125 @@
+"""API request bodies built from options and files, checked as far as possible without a controller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from controller.errors import BadInput
+from controller.planning.fingerprint import fingerprint_checkpoint, known_architectures
+from controller.settings import Settings
+from controller.spec.service import (
+    PolicySpec,
+    VersionSpec,
+    parse_policy,
+    parse_service,
+    parse_version,
+    parse_yaml,
+)
+from controller.store.digest_cache import read_hashes, write_hashes
+
+PRESETS: tuple[str, ...] = get_args(PolicySpec.model_fields["preset"].annotation)
+
+
+def service_body(settings: Settings, file: Path | None, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Body of `up`; None: no service is described, restart the existing ones. Raises BadSpec, BadInput.
+
+    options: those given on the command line, by name: service, model, url, replicas, gpus, engine, policy.
+    """
+    if file is not None:
+        if name := next((name for name in options if name != "policy"), None):
+            raise BadInput(f"--file and --{name} cannot be given together; write {name} into {file}")
+        raw = read_yaml(file)
+        if not isinstance(raw, dict):
+            raise BadInput(f"{file} holds {type(raw).__name__}; write a mapping, key: value")
+        body, base = raw, file.parent
+    elif "model" not in options and "url" not in options:
+        if "service" in options:
+            raise BadInput(f"nothing to serve for {options['service']}; give --model DIR or --url URL")
+        if options:
+            raise BadInput(
+                f"--{next(iter(options))} needs a service; give --service NAME and --model DIR or --url URL; "
+                "to change a running service: canaryctl deploy"
+            )
+        return None
+    elif "service" not in options:
+        raise BadInput("the service has no name; give --service NAME")
+    else:
+        body = {name: options[name] for name in ("service", "replicas", "gpus") if name in options}
+        body |= _source(options.get("model"), options.get("url")) | engine_arguments(options.get("engine"))
+        base = Path.cwd()
+    if "policy" in options:
+        body["policy"] = read_policy(options["policy"])
+    spec = parse_service(body).located(base)
+    if spec.model is not None:
+        hashes = read_hashes(settings.hashes_path)
+        fingerprint_checkpoint(Path(spec.model), architectures=known_architectures(), cache=hashes)
+        write_hashes(settings.hashes_path, hashes)
+        body["model"] = spec.model
+    return body
+
+
+def change_body(
+    *,
+    model: Path | None,
+    url: str | None,
+    engine: Sequence[str] | None,
+    policy: str | None,
+    twin: bool = False,
+) -> dict[str, Any]:
+    """Body of a deploy or its plan. Raises BadSpec, BadInput."""
+    version: dict[str, Any] = {**_source(model, url), **engine_arguments(engine)}
+    rules = read_policy(policy) if policy is not None else None
+    body: dict[str, Any] = {"policy": rules} if policy is not None else {}
+    if twin or (isinstance(rules, dict) and rules.get("twin") is True):
+        if version:
+            raise BadInput("a twin run compares stable with itself; omit --model, --url and --engine")
+        return {"twin": True, **body}
+    if not version:
+        raise BadInput("nothing to deploy; give --model DIR, --url URL, --engine KEY=VALUE or --twin")
+    if model is not None or url is not None:
+        parse_version(version)
+    return {"version": version, **body}
+
+
+def engine_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Version keys of `--engine key=value` pairs: a key of VersionSpec by its name, the rest under `engine`.
+
+    Values are parsed as YAML (true, 0.5, 4096, text). Raises BadInput.
+    """
+    keys: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, separator, value = pair.partition("=")
+        if not separator or not key.strip():
+            raise BadInput(f"--engine {pair!r} is not KEY=VALUE; write --engine max_model_len=4096")
+        name = key.strip().lstrip("-").replace("-", "_")
+        is_version_key = name in VersionSpec.model_fields and name not in ("model", "url", "engine")
+        (keys if is_version_key else engine)[name] = parse_yaml(value, f"--engine {name}")
+    return {**keys, **({"engine": engine} if engine else {})}
+
+
+def read_policy(name_or_path: str) -> Any:
+    """Policy of a preset or a file, checked and as written. Raises BadSpec, BadInput."""
+    if name_or_path in PRESETS:
+        return {"preset": name_or_path}
+    raw = read_yaml(Path(name_or_path))
+    parse_policy(raw)
+    return raw
+
+
+def read_yaml(path: Path) -> Any:
+    """Parsed content of a YAML file. Raises BadSpec, BadInput."""
+    try:
+        text = path.read_text()
+    except OSError as exc:
+        raise BadInput(f"{path}: {exc.strerror or exc}; give a readable file") from exc
+    except UnicodeDecodeError as exc:
+        raise BadInput(f"{path} is not text; give a YAML file") from exc
+    return parse_yaml(text, str(path))
+
+
+def _source(model: Path | None, url: str | None) -> dict[str, Any]:
+    source = {"model": str(model.expanduser().absolute()) if model is not None else None, "url": url}
+    return {name: value for name, value in source.items() if value is not None}

@@ -1,0 +1,190 @@
+"""Commands on rollouts: plan, deploy, watch, rollback, history."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from controller.cli import live, options, render
+from controller.cli.client import Client
+from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
+from controller.errors import CanaryctlError, Unreachable
+from controller.settings import Settings, load_settings
+
+
+def plan(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    model: options.ModelOption = None,
+    url: options.UrlOption = None,
+    engine: options.EngineOption = None,
+    policy: options.PolicyOption = None,
+    twin: options.TwinOption = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(metavar="REQUESTS_PER_S", help="Assumed request rate. [default: the last minute's]"),
+    ] = None,
+    unit_requests: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Mean requests per sticky unit in a session. [default: measured]"),
+    ] = None,
+    users: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Total distinct users, who return. [default: new users keep arriving]"
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the simulation of the duration.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Preview a deploy: risk, stages, duration, memory.
+
+    Changes nothing. Exit 2 when a stage cannot prove anything at this traffic. The simulation takes seconds.
+    """
+    from controller.cli.request_bodies import change_body
+
+    body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
+    traffic = {"rate": rate, "unit_requests": unit_requests, "users": users, "quick": quick or None}
+    body |= {key: value for key, value in traffic.items() if value is not None}
+    client = Client(load_settings())
+    view = client.plan(client.resolve_service(service or service_), body)
+    emit(view, output, lambda is_wide: render.plan_detail(view, is_wide=is_wide))
+
+
+def deploy(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    model: options.ModelOption = None,
+    url: options.UrlOption = None,
+    engine: options.EngineOption = None,
+    policy: options.PolicyOption = None,
+    twin: options.TwinOption = False,
+    wait: options.WaitOption = False,
+    timeout: options.TimeoutOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Same as plan.")] = False,
+    retry: options.RetryOption = False,
+    allow_unproven: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON",
+            help="Run stages that cannot prove anything at this traffic; the reason is logged.",
+        ),
+    ] = None,
+    reason: options.ReasonOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Roll out a new version beside stable.
+
+    It is promoted stage by stage, or rolled back automatically. With --wait: exit 0 promoted (a twin run:
+    proven), 5 rolled back, 6 not proven or timed out.
+    """
+    from controller.cli.request_bodies import change_body
+
+    body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
+    client = Client(load_settings())
+    name = client.resolve_service(service or service_)
+    if dry_run:
+        planned = client.plan(name, body)
+        emit(planned, output, lambda is_wide: render.plan_detail(planned, is_wide=is_wide))
+        return
+    if allow_unproven is not None:
+        body["allow_unproven"] = allow_unproven
+    view = client.deploy(name, {**body, "retry": retry, "reason": reason})
+    if wait:
+        view = live.watch(client, name, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
+    elif output.is_text:
+        console().print(
+            f"{view.rollout} started: {view.stable} -> {view.canary}, {view.risk} risk", soft_wrap=True
+        )
+        note(f"follow it: canaryctl watch {name}; end it: canaryctl rollback {name}")
+    if not output.is_text:
+        emit_data(view, output)
+    if wait:
+        live.raise_for_outcome(view)
+
+
+def watch(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    timeout: options.TimeoutOption = None,
+) -> None:
+    """Watch the running rollout until it ends.
+
+    The exit code reports the outcome, as with `deploy --wait`.
+    """
+    client = Client(load_settings())
+    name = client.resolve_service(service or service_)
+    view = client.service(name)
+    if view.rollout is None or view.rollout.is_final:
+        console().print(render.service_detail(view, is_wide=False))
+        note(f"{name} has no running rollout")
+        return
+    live.raise_for_outcome(live.watch(client, name, view.rollout.rollout, timeout_s=timeout))
+
+
+def rollback(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    wait: options.WaitOption = False,
+    timeout: options.TimeoutOption = None,
+    direct: Annotated[
+        bool,
+        typer.Option("--direct", help="Bypass a dead controller: write to the route table directly."),
+    ] = False,
+    reason: options.ReasonOption = "",
+) -> None:
+    """Return all traffic to stable immediately.
+
+    Works in any phase. Exit 0 also when stable already has all traffic.
+    """
+    settings, name = load_settings(), service or service_
+    if direct:
+        _roll_back_directly(settings, name, reason=reason)
+        return
+    client = Client(settings)
+    try:
+        name = client.resolve_service(name)
+        outcome, text = client.rollback(name, reason=reason)
+    except Unreachable as exc:
+        raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
+    note(text)
+    view = client.service(name).rollout
+    if outcome == "asked" and wait and view is not None:
+        ended = live.watch(client, name, view.rollout, timeout_s=timeout)
+        if ended.steps is not None:
+            console().print(render.steps_line(ended.steps))
+        if ended.exit_code == CanaryctlError.exit_code:
+            raise CanaryctlError(f"{ended.rollout}: {ended.reason}")
+
+
+def _roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> None:
+    """Write a tombstone to the route table and the command to the store, and print which succeeded.
+
+    Raises Unreachable while traffic may still reach the canary, even if the store took the command.
+    """
+    from controller.wiring import direct_rollback
+
+    result = direct_rollback.roll_back_directly(settings, service, reason=reason or "direct rollback")
+    for line in (*result.succeeded, *result.failed):
+        note(line)
+    if not result.succeeded:
+        raise Unreachable(
+            "neither the route table nor the store could be reached; is Ray running on this host?"
+        )
+    if not result.has_moved:
+        raise Unreachable(
+            "traffic has not moved: the route table could not be reached; run this on the host where Ray runs"
+        )
+
+
+def history(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of rollouts.")] = 20,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List the rollouts of a service, newest first."""
+    client = Client(load_settings())
+    views = client.history(client.resolve_service(service or service_), limit=limit)
+    emit(views, output, lambda is_wide: render.history_table(views, is_wide=is_wide))

@@ -1,0 +1,248 @@
+"""Commands on services: up, down, status, list."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+
+from controller.cli import options, processes, render
+from controller.cli.client import Client, poll
+from controller.cli.output import NO_SERVICE, Output, OutputOption, console, emit, emit_data, note
+from controller.errors import (
+    BadInput,
+    CanaryctlError,
+    RolloutRunning,
+    TimedOut,
+    UnknownService,
+    Unreachable,
+)
+from controller.settings import Settings, load_settings
+from controller.views.models import ServiceView
+
+UP_TIMEOUT_S = 900.0
+DOWN_TIMEOUT_S = 180.0
+CONNECTION_LOST_S = 30.0  # without an answer of the controller for this long, waiting ends
+
+
+def up(
+    service: Annotated[str | None, typer.Option(help="Service name.")] = None,
+    model: options.ModelOption = None,
+    url: options.UrlOption = None,
+    file: Annotated[Path | None, typer.Option(help="Service file (YAML) instead of options.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the endpoint. [default: 8000]"),
+    ] = None,
+    api_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the controller. [default: 7878]"),
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Number of replicas. [default: 1]")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs per replica; may be a fraction.")] = None,
+    engine: options.EngineOption = None,
+    policy: options.PolicyOption = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the model answers.")] = False,
+    timeout: options.TimeoutOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Serve a model and print the base URL for OpenAI clients.
+
+    Idempotent: running it again restarts what has died and changes nothing else. An option that differs from
+    the running service is refused, with the command that changes it. Without --model or --url, it restarts
+    the existing services.
+    """
+    from controller.cli.request_bodies import service_body
+
+    settings = load_settings()
+    given = {
+        "service": service,
+        "model": model,
+        "url": url,
+        "replicas": replicas,
+        "gpus": gpus,
+        "engine": engine or None,
+        "policy": policy,
+    }
+    body = service_body(settings, file, {name: value for name, value in given.items() if value is not None})
+    if port is None and body is not None:
+        port = body.get("port")
+    wait_s = 0.0 if no_wait else UP_TIMEOUT_S if timeout is None else timeout
+    views = _bring_up(settings, body, port=port, api_port=api_port, wait_s=wait_s)
+    if not output.is_text:
+        emit_data(views if body is None else views[0], output)
+        return
+    for view in views:
+        console().print(
+            f"[bold]{view.service}[/] serves {view.stable} at [bold]{view.url}[/]", soft_wrap=True
+        )
+
+
+def down(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")] = False,
+    timeout: options.TimeoutOption = None,
+) -> None:
+    """Remove a service, or all of them.
+
+    Removing the last one also stops the controller and the Ray cluster.
+    """
+    settings = load_settings()
+    name = service or service_
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInput("down stops serving users; confirm with --yes")
+        typer.confirm(f"Take down {name or 'every service'}?", abort=True)
+    with processes.exclusive_access(settings):
+        _take_down(settings, name, ends_at_s=time.monotonic() + (timeout or DOWN_TIMEOUT_S))
+
+
+def status(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show a service: its versions, its rollout and the evidence."""
+    client = Client(load_settings())
+    view = client.service(client.resolve_service(service or service_))
+    emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+
+
+def list_services(output: OutputOption = Output.TABLE) -> None:
+    """List all services."""
+    views = Client(load_settings()).services()
+    emit(views, output, lambda is_wide: render.services_table(views, is_wide=is_wide))
+
+
+def _bring_up(
+    settings: Settings,
+    body: Mapping[str, Any] | None,
+    *,
+    port: int | None,
+    api_port: int | None,
+    wait_s: float,
+) -> list[ServiceView]:
+    """Start what is not running, create the service (None: use the existing ones), wait until it answers."""
+    with processes.exclusive_access(settings):
+        with Console(stderr=True).status("starting Ray and the controller"):
+            settings = processes.start(settings, ingress_port=port, api_port=api_port)
+        client = Client(settings)
+        try:
+            if body is not None:
+                names = [client.up(body).service]
+            elif not (names := [view.service for view in client.services()]):
+                raise UnknownService(NO_SERVICE)
+        except CanaryctlError:
+            # A refused `up` leaves nothing behind: without a service, nothing needs the controller or Ray.
+            if not client.services():
+                processes.stop(settings)
+            raise
+        if wait_s != 0:
+            for name in names:
+                _wait_until_served(client, name, wait_s)
+        return [client.service(name) for name in names]
+
+
+def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
+    """Return once stable answers at the service's URL. Raises TimedOut, or the engine's own error."""
+    started_s, last_error = time.monotonic(), ""
+    with Console(stderr=True).status(f"loading {service}") as spinner:
+        for view in poll(lambda: client.service(service), give_up_s=CONNECTION_LOST_S):
+            elapsed_s = time.monotonic() - started_s
+            if view is not None:
+                stable = next((found for found in view.versions or () if found.version == view.stable), None)
+                if stable is not None and stable.phase == "failed":
+                    raise CanaryctlError(
+                        f"{service}: {view.stable} failed to load: "
+                        f"{stable.last_error or 'no error reported'}; "
+                        f"remove it: canaryctl down {service}"
+                    )
+                if stable is not None and stable.phase == "ready" and _answers(view.url):
+                    return
+                spinner.update(f"{service}: {stable.phase if stable else 'waiting'} for {elapsed_s:.0f} s")
+                last_error = f" ({stable.last_error})" if stable is not None and stable.last_error else ""
+            if elapsed_s > timeout_s:
+                raise TimedOut(
+                    f"{service} does not answer after {timeout_s:g} s and is still loading{last_error}; "
+                    f"check it: canaryctl status {service}"
+                )
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/models", timeout=5.0, trust_env=False, verify=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> None:
+    """Remove the service (None: all of them); with the last one, stop the controller and the cluster."""
+    from controller.wiring import cluster
+
+    client = Client(settings)
+    if client.health() is None:
+        _remove_without_controller(settings, service)
+        return
+    if client.accepts_token() and not cluster.is_running(settings):
+        # Without the cluster no drain or unload can be confirmed: the controller would wait indefinitely.
+        if service is not None:
+            raise Unreachable(
+                "the Ray cluster is not running; start it: canaryctl up, or remove everything: canaryctl down"
+            )
+        processes.stop_controller(settings)
+        _remove_without_controller(settings, None)
+        return
+    views = [client.service(service)] if service is not None else client.services()
+    for view in views:  # all checks before the first removal: a refusal changes nothing
+        if view.rollout is not None and not view.rollout.is_final:
+            raise RolloutRunning(
+                f"{view.service} has rollout {view.rollout.rollout} running; "
+                f"end it first: canaryctl rollback {view.service} --wait"
+            )
+    names = [view.service for view in views]
+    for name in names:
+        client.down(name)
+        note(f"taking down {name}")
+    if not _wait_until_removed(client, names, ends_at_s):
+        processes.stop(settings)
+        note("controller and Ray stopped")
+
+
+def _remove_without_controller(settings: Settings, service: str | None) -> None:
+    """Stop the cluster and forget all services. Raises Unreachable for a single service."""
+    from controller.wiring import cluster
+    from controller.wiring import direct_rollback as direct
+
+    if service is not None:
+        raise Unreachable(
+            f"no controller answers at {settings.api_url}; "
+            "start it: canaryctl up, or remove everything: canaryctl down"
+        )
+    had_cluster = cluster.stop(settings)
+    had_services = direct.forget_services(settings)
+    note(
+        "the controller or Ray had died; removed what was left"
+        if had_cluster or had_services
+        else "nothing is running"
+    )
+
+
+def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:
+    """Services that remain once `names` are removed. Raises TimedOut."""
+    with Console(stderr=True).status("waiting for engines and routers to stop"):
+        for views in poll(client.services, give_up_s=CONNECTION_LOST_S):
+            if views is not None:
+                remaining = [view.service for view in views]
+                pending = [name for name in names if name in remaining]
+                if not pending:
+                    return remaining
+                if time.monotonic() > ends_at_s:
+                    raise TimedOut(f"{', '.join(pending)} is still being removed; run canaryctl down again")
+    raise AssertionError("poll never ends by itself")
