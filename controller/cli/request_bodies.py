@@ -9,8 +9,8 @@ from typing import Any, get_args
 from controller.errors import BadInput
 from controller.planning.fingerprint import fingerprint_checkpoint, known_architectures
 from controller.settings import Settings
+from controller.spec.policy import PolicySpec
 from controller.spec.service import (
-    PolicySpec,
     VersionSpec,
     parse_policy,
     parse_service,
