@@ -141,8 +141,7 @@ def judge(
 def size(
     effect: Annotated[float | None, typer.Option(help="Minimum detectable difference.")] = None,
     baseline: Annotated[
-        float | None,
-        typer.Option(help="A's mean; prints a table of differences from 1 to 20 %."),
+        float | None, typer.Option(help="A's mean; prints a table of differences from 1 to 20 %.")
     ] = None,
     sd: Annotated[
         float,

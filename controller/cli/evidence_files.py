@@ -96,12 +96,14 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, object
         try:
             row = json.loads(line, object_pairs_hook=_unique_keys)
         except ValueError as exc:
-            raise BadInput(f"{path.name} line {number} is not JSON ({exc}); write one object a line") from exc
+            raise BadInput(
+                f"{path.name} line {number} is not JSON ({exc}); write one object per line"
+            ) from exc
         except RecursionError as exc:
             raise BadInput(f"{path.name} line {number} is nested too deeply; write flat objects") from exc
         if not isinstance(row, dict):
             raise BadInput(
-                f"{path.name} line {number} is {type(row).__name__}, not an object; write one a line"
+                f"{path.name} line {number} is {type(row).__name__}, not an object; write one per line"
             )
         yield row
 

@@ -227,7 +227,7 @@ def test_deploy_wait_prints_one_json_document_only(
     policy: Callable[[object], str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    chat.probes.results[ProbeKind.SMOKE] = ("failed", "it says nothing")
+    chat.probes.results[ProbeKind.SMOKE] = ("failed", "empty answer")
     capsys.readouterr()
 
     code = deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s", "-o", "json")
