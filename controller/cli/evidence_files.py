@@ -1,7 +1,7 @@
 """Evidence files: columns of recorded requests from JSONL, CSV or Parquet.
 
-One row per request, in order of assignment. Required: `t_s, arm, w, assigned_by`; `unit` where a unit has
-several rows; optional: every metric of the catalogue. `arm` is 0 or 1, or `stable` or `canary`; `t_s` is in
+One row per request, in order of assignment. Required: `t_s, arm, w, assigned_by`, and `unit` unless every
+row is its own unit; optional: every metric of the catalogue. `arm` is 0, 1, `stable` or `canary`; `t_s` is in
 seconds, or a Parquet timestamp (UTC unless it has a zone). An empty cell, a missing key and null are missing
 values. A malformed row is refused with its line number: skipping rows would bias the evidence.
 """
