@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 ab = typer.Typer(
     name="ab",
     help="A/B tests: is B better than A?",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 
@@ -60,10 +59,10 @@ def create(
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Give version B a share of the traffic and compare it with stable (A). Nothing is promoted.
+    """Start a test of version B against stable (A).
 
-    --model, --url and --engine describe B. Guards and the gates of a policy watch B and may end the test.
-    A service runs one test or rollout at a time.
+    B gets a share of the traffic; nothing is promoted. --model, --url and --engine describe B. Guards and the
+    gates of a policy watch B and may end the test. A service runs one test or rollout at a time.
     """
     from controller.ab.spec import parse_ab
     from controller.cli.request_bodies import change_body, read_policy
@@ -91,14 +90,17 @@ def status(
     service_: options.ServiceOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show the newest A/B test of a service and its current result."""
+    """Show the newest test of a service."""
     client = Client(load_settings())
     _print(client.ab(client.resolve_service(service or service_)), output)
 
 
 @ab.command()
 def stop(service: options.ServiceArgument = None, service_: options.ServiceOption = None) -> None:
-    """End the test and remove B; the result stays readable. Exit 0 also when it has ended already."""
+    """End the test and remove B.
+
+    The result stays readable. Exit 0 also when the test has ended already.
+    """
     client = Client(load_settings())
     note(client.stop_ab(client.resolve_service(service or service_)))
 
@@ -123,9 +125,10 @@ def judge(
     alpha: AlphaOption = 0.05,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Judge a recorded A/B test; each unit counts once, on its assigned side (intention to treat).
+    """Judge a recorded test.
 
-    With --by also by category; p-values and verdicts are corrected for the number of categories (Holm).
+    Each unit counts once, on its assigned side (intention to treat). With --by also by category; p-values and
+    verdicts are corrected for the number of categories (Holm).
     """
     from controller.cli.ab_file import judge_file
     from controller.cli.ab_show import file_table
@@ -138,8 +141,7 @@ def judge(
 def size(
     effect: Annotated[float | None, typer.Option(help="Minimum detectable difference.")] = None,
     baseline: Annotated[
-        float | None,
-        typer.Option(help="A's mean; prints a table of differences from 1 to 20 %."),
+        float | None, typer.Option(help="A's mean; prints a table of differences from 1 to 20 %.")
     ] = None,
     sd: Annotated[
         float,
@@ -150,7 +152,7 @@ def size(
     split: Annotated[str, typer.Option(help="B's share of the units.")] = "50%",
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Sample size of a fixed test, and its assumptions."""
+    """Show the sample size of a fixed test and its assumptions."""
     from controller.cli.ab_show import SizeRow, size_table
     from evaluation.ab.sample_size import effect_table, required_sample_size
 

@@ -37,8 +37,7 @@ def backtest(
         Literal["table", "json"], typer.Option("-o", "--output", help="Output format.")
     ] = "table",
     plot: Annotated[
-        Path | None,
-        typer.Option(help="Plot the evidence over time to this .png or .svg file."),
+        Path | None, typer.Option(help="Plot the evidence over time to this .png or .svg file.")
     ] = None,
     range_metric: Annotated[
         str | None,
@@ -50,8 +49,7 @@ def backtest(
     ] = None,
     since: Annotated[str, typer.Option(help="Start of the observed range: a date or seconds.")] = "0",
     until: Annotated[
-        str | None,
-        typer.Option(help="End of the observed range. [default: the canary's first request]"),
+        str | None, typer.Option(help="End of the observed range. [default: the canary's first request]")
     ] = None,
     window: WindowOption = "1h",
 ) -> None:

@@ -44,8 +44,7 @@ def demo(
         "examples/demo-policy.yaml"
     ),
     folder: Annotated[
-        Path | None,
-        typer.Option(help="State folder; a short path; its contents are deleted first."),
+        Path | None, typer.Option(help="State folder; a short path; its contents are deleted first.")
     ] = None,
 ) -> int:
     """Demonstrate a promotion and a rollback on real engines.

@@ -1,7 +1,7 @@
 """Evidence files: columns of recorded requests from JSONL, CSV or Parquet.
 
-One row per request, in order of assignment. Required: `t_s, arm, w, assigned_by`; `unit` where a unit has
-several rows; optional: every metric of the catalogue. `arm` is 0 or 1, or `stable` or `canary`; `t_s` is in
+One row per request, in order of assignment. Required: `t_s, arm, w, assigned_by`, and `unit` unless every
+row is its own unit; optional: every metric of the catalogue. `arm` is 0, 1, `stable` or `canary`; `t_s` is in
 seconds, or a Parquet timestamp (UTC unless it has a zone). An empty cell, a missing key and null are missing
 values. A malformed row is refused with its line number: skipping rows would bias the evidence.
 """
@@ -96,12 +96,14 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, object
         try:
             row = json.loads(line, object_pairs_hook=_unique_keys)
         except ValueError as exc:
-            raise BadInput(f"{path.name} line {number} is not JSON ({exc}); write one object a line") from exc
+            raise BadInput(
+                f"{path.name} line {number} is not JSON ({exc}); write one object per line"
+            ) from exc
         except RecursionError as exc:
             raise BadInput(f"{path.name} line {number} is nested too deeply; write flat objects") from exc
         if not isinstance(row, dict):
             raise BadInput(
-                f"{path.name} line {number} is {type(row).__name__}, not an object; write one a line"
+                f"{path.name} line {number} is {type(row).__name__}, not an object; write one per line"
             )
         yield row
 

@@ -16,7 +16,7 @@ from controller.cli.render import log_line, rollout_parts, versions_table
 from controller.errors import CanaryctlError, RolledBack, TimedOut
 from controller.views.models import RolloutView, ServiceView
 
-CONNECTION_LOST_S = 60.0  # without an answer of the controller for this long, watching ends
+CONNECTION_LOST_S = 60.0  # give up after this long without an answer of the controller
 CONNECTION_LOST = "connection to the controller lost; retrying"
 REFRESH_PER_S = 4
 WIDE_COLUMNS = 120  # from this width on, the gates' reasons fit

@@ -34,11 +34,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Exit code of `canaryctl ARGUMENTS`; an error is printed as one line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = app(args=given or ["--help"], standalone_mode=False)
+        result = app(args=given or ["--help"], prog_name="canaryctl", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except UsageError as exc:
-        return _fail(BadInput(f"{exc.format_message()} (usage: canaryctl {' '.join(given[:1])} --help)"))
+        path = exc.ctx.command_path if exc.ctx is not None else "canaryctl"
+        return _fail(BadInput(f"{exc.format_message()} (usage: {path} --help)"))
     except CanaryctlError as exc:
         return _fail(exc)
     except OSError as exc:

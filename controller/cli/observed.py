@@ -20,8 +20,7 @@ def observed(
         typer.Option(help="Start of the observed range: a date or seconds. [default: the file's start]"),
     ] = None,
     until: Annotated[
-        str | None,
-        typer.Option(help="End of the observed range. [default: the file's end]"),
+        str | None, typer.Option(help="End of the observed range. [default: the file's end]")
     ] = None,
     window: WindowOption = "1h",
     name: Annotated[str | None, typer.Option(help="Name of the gate. [default: METRIC_range]")] = None,

@@ -18,22 +18,18 @@ def _duration(text: str) -> float:
 
 
 ServiceArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[SERVICE]", help="Default: the only service."),
+    str | None, typer.Argument(metavar="[SERVICE]", help="Default: the only service.")
 ]
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Same as SERVICE.")]
 ModelOption = Annotated[
-    Path | None,
-    typer.Option(help="Checkpoint directory (config.json, safetensors, tokenizer)."),
+    Path | None, typer.Option(help="Checkpoint directory (config.json, safetensors, tokenizer).")
 ]
 UrlOption = Annotated[
-    str | None,
-    typer.Option(help="External OpenAI-compatible endpoint instead of a checkpoint."),
+    str | None, typer.Option(help="External OpenAI-compatible endpoint instead of a checkpoint.")
 ]
 PolicyOption = Annotated[str | None, typer.Option(help="Policy file or preset (default, strict, vendor).")]
 EngineOption = Annotated[
-    list[str] | None,
-    typer.Option("--engine", metavar="KEY=VALUE", help="Engine argument; repeatable."),
+    list[str] | None, typer.Option("--engine", metavar="KEY=VALUE", help="Engine argument; repeatable.")
 ]
 TwinOption = Annotated[
     bool,
@@ -48,8 +44,7 @@ WaitOption = Annotated[
     bool, typer.Option("--wait", help="Wait until the rollout ends; the exit code reports the outcome.")
 ]
 TimeoutOption = Annotated[
-    float | None,
-    typer.Option(parser=_duration, metavar="DURATION", help="Maximum time to wait (30s, 10m)."),
+    float | None, typer.Option(parser=_duration, metavar="DURATION", help="Maximum time to wait (30s, 10m).")
 ]
 ReasonOption = Annotated[str, typer.Option(help="Reason, recorded in the rollout's log.")]
 EvidenceArgument = Annotated[

@@ -1,4 +1,4 @@
-"""Text rendering of views: each function turns one view into something rich can print, without I/O."""
+"""Rendering of views for people: each function turns one view into a rich renderable, without I/O."""
 
 from __future__ import annotations
 

@@ -129,8 +129,7 @@ def rollback(
     wait: options.WaitOption = False,
     timeout: options.TimeoutOption = None,
     direct: Annotated[
-        bool,
-        typer.Option("--direct", help="Bypass a dead controller: write to the route table directly."),
+        bool, typer.Option("--direct", help="Bypass a dead controller: write to the route table directly.")
     ] = False,
     reason: options.ReasonOption = "",
 ) -> None:

@@ -28,7 +28,7 @@ from controller.views.models import ServiceView
 
 UP_TIMEOUT_S = 900.0
 DOWN_TIMEOUT_S = 180.0
-CONNECTION_LOST_S = 30.0  # without an answer of the controller for this long, waiting ends
+CONNECTION_LOST_S = 30.0  # give up after this long without an answer of the controller
 
 
 def up(
@@ -37,12 +37,10 @@ def up(
     url: options.UrlOption = None,
     file: Annotated[Path | None, typer.Option(help="Service file (YAML) instead of options.")] = None,
     port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="Port of the endpoint. [default: 8000]"),
+        int | None, typer.Option(min=1, max=65535, help="Port of the endpoint. [default: 8000]")
     ] = None,
     api_port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="Port of the controller. [default: 7878]"),
+        int | None, typer.Option(min=1, max=65535, help="Port of the controller. [default: 7878]")
     ] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="Number of replicas. [default: 1]")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs per replica; may be a fraction.")] = None,
@@ -183,7 +181,7 @@ def _answers(url: str) -> bool:
 
 
 def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> None:
-    """Remove the service (None: all of them); with the last one, stop the controller and the cluster."""
+    """Remove the service (None: all); after the last one, stop the controller and the cluster."""
     from controller.wiring import cluster
 
     client = Client(settings)

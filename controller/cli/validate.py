@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +19,6 @@ def validate(
     file: Annotated[Path | None, typer.Option(help="Service file (YAML).")] = None,
 ) -> None:
     """Check a checkpoint, policy or service file offline."""
-    for line in _check(model=model, policy=policy, file=file):
-        console().print(line, soft_wrap=True)
-
-
-def _check(*, model: Path | None, policy: str | None, file: Path | None) -> Iterator[str]:
-    """One line for each valid input. Raises the error of the first invalid one."""
     from controller.cli.request_bodies import read_policy, read_yaml
     from controller.planning.fingerprint import fingerprint_checkpoint, known_architectures
     from controller.spec.service import parse_policy, parse_service
@@ -35,15 +28,16 @@ def _check(*, model: Path | None, policy: str | None, file: Path | None) -> Iter
     if policy is not None:
         gates = parse_policy(read_policy(policy)).gate_policy()
         count = len(gates.gates) + len(gates.observed_ranges)
-        yield f"policy {policy} is valid: {count} gates, alpha {gates.alpha:g}"
+        _print(f"policy {policy} is valid: {count} gates, alpha {gates.alpha:g}")
     if file is not None:
         service = parse_service(read_yaml(file)).located(file.parent)
-        yield f"service file {file} is valid: {service.service}"
+        _print(f"service file {file} is valid: {service.service}")
         model = Path(service.model) if service.model is not None else model
     if model is not None:
         checkpoint = fingerprint_checkpoint(model.absolute(), architectures=known_architectures())
-        size = gib(checkpoint.tensor_bytes)
-        yield (
-            f"checkpoint {model} is valid: "
-            f"{checkpoint.architecture}, {checkpoint.parameters:,} parameters, {size}"
-        )
+        size = f"{checkpoint.parameters:,} parameters, {gib(checkpoint.tensor_bytes)}"
+        _print(f"checkpoint {model} is valid: {checkpoint.architecture}, {size}")
+
+
+def _print(line: str) -> None:
+    console().print(line, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""One installation of canaryctl on real parts, as a user has it: its commands, its users, its end."""
+"""A canaryctl installation on real Ray and vLLM: its commands, its simulated users, its removal."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Product:
             text=True,
         )
 
-    def run(self, *arguments: str, limit_s: float = 420) -> tuple[int, str]:
-        """Exit code and everything that was printed."""
-        command = self.start(*arguments)
-        printed, _ = command.communicate(timeout=limit_s)
-        return command.returncode, printed
+    def run(self, *arguments: str, timeout_s: float = 420) -> tuple[int, str]:
+        """Exit code and combined output."""
+        process = self.start(*arguments)
+        printed, _ = process.communicate(timeout=timeout_s)
+        return process.returncode, printed
 
     def service(self) -> dict[str, Any]:
         code, printed = self.run("status", "--service", SERVICE, "-o", "json")
@@ -73,28 +73,28 @@ class Product:
 
 @contextmanager
 def installed(model: Path) -> Iterator[Product]:
-    """An installation that serves `model`, in a state folder of its own; at the end nothing of it is left."""
+    """An installation that serves `model` in its own state folder; removed without a trace at the end."""
     home = Path(tempfile.mkdtemp(prefix="cctl-"))
     api_port, port = free_ports(2)
-    made = Product({**os.environ, "CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(api_port)})
+    product = Product({**os.environ, "CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(api_port)})
     try:
-        code, printed = made.run("up", "--service", SERVICE, "--model", str(model), "--port", str(port))
+        code, printed = product.run("up", "--service", SERVICE, "--model", str(model), "--port", str(port))
         assert code == 0, printed
         assert f"/{SERVICE}/v1" in printed
-        yield made
+        yield product
     finally:
-        made.run("rollback", "--service", SERVICE, "--wait")  # when a test failed in the middle
-        code, printed = made.run("down", "--yes", limit_s=120)
-        left = [line for line in processes() if str(home) in line]
+        product.run("rollback", "--service", SERVICE, "--wait")  # a failed test may leave a rollout
+        code, printed = product.run("down", "--yes", timeout_s=120)
+        leftover = [line for line in processes() if str(home) in line]
         shutil.rmtree(home, ignore_errors=True)
     assert code == 0, printed
-    assert left == []
+    assert leftover == []
 
 
-def until(true: Callable[[], bool], *, limit_s: float, what: str) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline_s, f"{what} did not come within {limit_s:.0f} s"
+def until(condition: Callable[[], bool], *, limit_s: float, what: str) -> None:
+    deadline_at_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline_at_s, f"{what}: not within {limit_s:.0f} s"
         time.sleep(0.5)
 
 
@@ -106,5 +106,5 @@ def processes() -> list[str]:
             try:
                 lines.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
             except OSError:
-                continue  # it ended meanwhile
+                continue  # it exited in the meantime
     return lines

@@ -1,7 +1,7 @@
-"""The commands of the README against real Ray Serve, real vLLM and real checkpoints, as a user types them.
+"""The README's commands against real Ray Serve, vLLM and checkpoints.
 
-One state folder for the whole module: `up` and a first load cost half a minute, so the tests run in the
-order of this file, and each leaves the service on one version with nothing running.
+All tests share one state folder, because `up` with its first load takes half a minute: they run in file
+order, and each leaves the service on one version without a rollout.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def trained() -> Path:
 
 @pytest.fixture(scope="module")
 def product(trained: Path) -> Iterator[Product]:
-    with installed(trained / "stable") as made:
-        yield made
+    with installed(trained / "stable") as product:
+        yield product
 
 
-def test_bad_input_gives_one_line_and_leaves_what_runs_untouched(product: Product, trained: Path) -> None:
+def test_bad_input_is_one_line_and_changes_nothing(product: Product, trained: Path) -> None:
     before = product.service()
     falling = Path(product.environment["CANARYCTL_HOME"]) / "falling.yaml"
     falling.write_text("stages: [{weight: 20%}, {weight: 10%}]\n")
@@ -44,18 +44,20 @@ def test_bad_input_gives_one_line_and_leaves_what_runs_untouched(product: Produc
         "weight past 100 %": (["--model", stable, "--policy", str(beyond)], 2),
     }
 
-    ended = {what: product.run("deploy", "--service", SERVICE, *rest) for what, (rest, _) in refused.items()}
+    results = {
+        what: product.run("deploy", "--service", SERVICE, *rest) for what, (rest, _) in refused.items()
+    }
 
-    assert {what: code for what, (code, _) in ended.items()} == {
+    assert {what: code for what, (code, _) in results.items()} == {
         what: code for what, (_, code) in refused.items()
     }
-    assert all(len(printed.strip().splitlines()) == 1 for _, printed in ended.values()), ended
+    assert all(len(printed.strip().splitlines()) == 1 for _, printed in results.values()), results
     assert product.service()["stable"] == before["stable"]
-    code, printed = product.run("rollback", "--service", "nobody")
+    code, printed = product.run("rollback", "--service", "unknown")
     assert (code, len(printed.strip().splitlines())) == (2, 1), printed
 
 
-def test_a_killed_controller_finishes_the_rollout_after_its_restart(product: Product, trained: Path) -> None:
+def test_a_killed_controller_finishes_its_rollout_after_a_restart(product: Product, trained: Path) -> None:
     with product.users() as users:
         code, printed = product.run(
             "deploy", "--service", SERVICE, "--model", str(trained / "twin"), "--policy", str(POLICY)
@@ -80,7 +82,7 @@ def test_a_killed_controller_finishes_the_rollout_after_its_restart(product: Pro
     assert users.tally.answered["canary"] > 0
 
 
-def test_a_rollback_by_hand_frees_the_canary_and_fails_no_request(product: Product, trained: Path) -> None:
+def test_a_manual_rollback_unloads_the_canary_and_fails_no_request(product: Product, trained: Path) -> None:
     before = product.service()
     with product.users() as users:
         code, printed = product.run(
@@ -93,7 +95,7 @@ def test_a_rollback_by_hand_frees_the_canary_and_fails_no_request(product: Produ
     view = product.rollout()
     assert code == 0, printed
     assert view["phase"] == "rolled_back", view["log"][-5:]
-    assert [one["version"] for one in product.service()["versions"]] == [before["stable"]]
+    assert [version["version"] for version in product.service()["versions"]] == [before["stable"]]
     assert {name for name, value in view["steps"].items() if name.endswith("_ms") and value is None} == set()
     assert users.tally.failures == []
     code, printed = product.run("rollback", "--service", SERVICE)

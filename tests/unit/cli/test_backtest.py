@@ -64,8 +64,8 @@ def test_policy_option_accepts_a_preset(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(("name", "starts"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml")])
 def test_plot_format_follows_the_suffix(tmp_path: Path, name: str, starts: bytes) -> None:
-    got = columns(HARMFUL)
-    plot_trace(trace(got), run(got), tmp_path / name)
+    data = columns(HARMFUL)
+    plot_trace(trace(data), run(data), tmp_path / name)
 
     assert (tmp_path / name).read_bytes().startswith(starts)
 
@@ -98,10 +98,10 @@ def test_an_unknown_plot_format_is_refused_before_the_file_is_read(tmp_path: Pat
 
 
 def test_trace_crosses_its_limit_where_the_gate_decided() -> None:
-    got = columns(HARMFUL)
-    traced = trace(got, points=400)
+    data = columns(HARMFUL)
+    traced = trace(data, points=400)
     decided = {
-        r.gate: r.decided_at_s for r in run(got).gates if r.side == "rollback" and r.verdict is Verdict.FAIL
+        r.gate: r.decided_at_s for r in run(data).gates if r.side == "rollback" and r.verdict is Verdict.FAIL
     }
 
     for gate, at_s in decided.items():
@@ -168,11 +168,11 @@ def texts(figure: Figure) -> str:
     return " | ".join(text.get_text() for text in figure.findobj(Text))
 
 
-def plotted(got: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+def plotted(data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
     """The saved figure."""
     saved: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
-    plot_trace(trace(got), run(got), tmp_path / "p.png")
+    plot_trace(trace(data), run(data), tmp_path / "p.png")
     return saved[0]
 
 
@@ -184,9 +184,9 @@ def vertical_lines(axes: Axes) -> list[Line2D]:
 def test_plot_marks_the_decision_with_its_reason_in_a_distinct_colour(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    got = columns(case)
-    result = run(got)
-    figure = plotted(got, tmp_path, monkeypatch)
+    data = columns(case)
+    result = run(data)
+    figure = plotted(data, tmp_path, monkeypatch)
     reason = "rollback by error" if case is HARMFUL else "promote: all proven"
 
     assert f"{reason}\nafter {result.canary_requests} canary requests" in texts(figure)
@@ -197,19 +197,19 @@ def test_plot_marks_the_decision_with_its_reason_in_a_distinct_colour(
 
 
 def test_plot_shows_each_proof_reaching_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    got = columns(HARMLESS)
-    proof = plotted(got, tmp_path, monkeypatch).axes[1]
+    data = columns(HARMLESS)
+    proof = plotted(data, tmp_path, monkeypatch).axes[1]
     peaks = {line.get_label(): np.max(line.get_ydata()) for line in proof.lines}
 
-    assert all(peaks[name] >= 1.0 for name in run(got).proofs)
+    assert all(peaks[name] >= 1.0 for name in run(data).proofs)
 
 
 def test_plot_of_invalid_evidence_has_the_reason_and_no_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    got = columns(HARMLESS)
-    got["arm"] = np.zeros_like(got["arm"])
-    figure = plotted(got, tmp_path, monkeypatch)
+    data = columns(HARMLESS)
+    data["arm"] = np.zeros_like(data["arm"])
+    figure = plotted(data, tmp_path, monkeypatch)
 
     assert "INVALID, policy default: the canary has no requests" in texts(figure)
     assert not any(vertical_lines(axes) for axes in figure.axes)

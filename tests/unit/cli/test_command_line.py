@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -227,7 +229,7 @@ def test_deploy_wait_prints_one_json_document_only(
     policy: Callable[[object], str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    chat.probes.results[ProbeKind.SMOKE] = ("failed", "it says nothing")
+    chat.probes.results[ProbeKind.SMOKE] = ("failed", "empty answer")
     capsys.readouterr()
 
     code = deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s", "-o", "json")
@@ -555,6 +557,31 @@ def test_an_unknown_option_is_one_line_and_exit_code_2(
 ) -> None:
     assert run(["status", "--frobnicate"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (["frobnicate"], "canaryctl --help"),
+        (["ab"], "canaryctl ab --help"),
+        (["ab", "create", "--frobnicate"], "canaryctl ab create --help"),
+    ],
+    ids=" ".join,
+)
+def test_a_usage_error_is_one_line_that_names_the_help(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], usage: str
+) -> None:
+    assert run(arguments) == 2
+
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"(usage: {usage})")
+
+
+def test_help_loads_no_slow_library() -> None:
+    slow = ("numpy", "ray", "openai", "sqlalchemy", "matplotlib", "controller.spec.service")
+    script = f"import sys, controller.cli.main; print([name for name in {slow} if name in sys.modules])"
+
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
 
 
 @pytest.mark.parametrize("command", ["list", "up"])

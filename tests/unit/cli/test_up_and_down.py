@@ -118,7 +118,7 @@ def test_up_leaves_another_state_folders_controller_alone(
 def test_up_stops_the_cluster_when_the_controller_does_not_start(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A record in the state folder stands in for Ray itself.
+    # A record in the state folder simulates Ray.
     monkeypatch.setattr(cluster, "start", lambda settings: pretend_cluster(home, "127.0.0.1:1"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     port, api_port = free_ports(2)
