@@ -33,6 +33,15 @@ OWN_ARGUMENTS = frozenset(
         "root_path",
     }
 )
+# Keys of a version that are engine arguments, and so part of its fingerprint: a deploy changes them.
+ENGINE_KEYS = (
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "dtype",
+    "quantization",
+    "max_model_len",
+    "kv_cache_memory_bytes",
+)
 
 
 def argument_name(option: str) -> str:
@@ -89,14 +98,7 @@ class VersionSpec(Strict):
         """vLLM's arguments by its own names (underscores); empty for an external endpoint."""
         if self.is_external:
             return {}
-        named = {
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "dtype": self.dtype,
-            "quantization": self.quantization,
-            "max_model_len": self.max_model_len,
-            "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
-        }
+        named = {name: getattr(self, name) for name in ENGINE_KEYS}
         return {name: value for name, value in named.items() if value is not None} | self.extra_arguments
 
     @property

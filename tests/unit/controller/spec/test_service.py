@@ -47,9 +47,12 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ),
         (
             {"stages": [{"weight": "100%"}]},
-            "policy.stages has only 100 %, the promotion; put a stage below 100 % before it",
+            "policy.stages has no stage below 100 %, the promotion; give one, or leave it out",
         ),
-        ({"stages": []}, "policy.stages is empty; give at least one stage below 100 %, or leave it out"),
+        (
+            {"stages": []},
+            "policy.stages has no stage below 100 %, the promotion; give one, or leave it out",
+        ),
         (
             {"stages": [{"weight": 0}]},
             "policy.stages.0.weight 0 % gives the canary no traffic; start at 0.01% or above",
