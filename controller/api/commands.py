@@ -84,13 +84,11 @@ class Commands:
             refuse_change(spec, stable=row.stable, given=service_spec(row), running=running)
             self._wake(row.name)
             return row
-        given = self._environment.fingerprint(spec.version())
-        devices = self._environment.devices() if not spec.is_external else ()
-        kv_bytes = self._environment.kv_bytes(spec.version())
-        version = with_headroom(spec.version(), given, devices, kv_bytes=kv_bytes)
+        version, devices = spec.version(), () if spec.is_external else self._environment.devices()
+        unsized, kv_bytes = self._environment.fingerprint(version), self._environment.kv_bytes(version)
+        version = with_headroom(version, unsized, devices, kv_bytes=kv_bytes)
         fingerprint = self._environment.fingerprint(version)
-        if not spec.is_external:
-            require_fit(version, fingerprint, devices)
+        require_fit(version, fingerprint, devices)
         now_s = self._clock.now_s()
         row = ServiceRow(spec.service, json.dumps(dump(spec)), fingerprint.version_id, make_secret(), now_s)
         self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s))
