@@ -27,7 +27,7 @@ class SamplingSpec(Strict):
 class GateSpec(Strict):
     """Changes to one gate of the preset, or a gate of its own (that needs metric, kind, threshold)."""
 
-    ALSO: ClassVar[Mapping[str, str]] = {"deadline_s": "deadline"}
+    ALIASES: ClassVar[Mapping[str, str]] = {"deadline_s": "deadline"}
 
     metric: str | None = Field(default=None, description="name of the metric in the catalogue")
     kind: Literal["rate", "score", "shape", "percentile"] | None = Field(
@@ -163,7 +163,7 @@ _GATE_POLICY_KEYS = (
 class PolicySpec(Strict):
     """Policy of a rollout: its gates, stages and timeouts."""
 
-    ALSO: ClassVar[Mapping[str, str]] = {"base": "preset", "session_s": "session"}
+    ALIASES: ClassVar[Mapping[str, str]] = {"base": "preset", "session_s": "session"}
 
     name: str = "default"
     preset: Literal["default", "strict", "vendor"] = "default"

@@ -41,7 +41,7 @@ def test_every_key_has_its_row_and_every_row_its_key(title: str, kind: type[Stri
 
 @pytest.mark.parametrize("kind", [PolicySpec, GateSpec, StageSpec, RungSpec, SamplingSpec, ObservedRangeSpec])
 def test_aliases_and_keys_of_nested_specs_are_on_the_page(kind: type[Strict]) -> None:
-    names = {*kind.ALSO, *kind.model_fields}
+    names = {*kind.ALIASES, *kind.model_fields}
 
     assert {name for name in names if not re.search(rf"\b{name}\b", PAGE)} == set()
 

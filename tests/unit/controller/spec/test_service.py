@@ -146,7 +146,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ),
         (
             {"gates": {"quality": {"deadline": 5, "deadline_s": 5}}},
-            "policy.gates.quality.deadline is given twice, once by its other name; leave one out",
+            "policy.gates.quality.deadline is given twice, once by its alias; leave one out",
         ),
         (
             {"stages": [{"weight": "5%", "margins": {"error": -5}}]},

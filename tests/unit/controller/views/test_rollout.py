@@ -1,12 +1,10 @@
-"""Views of rollouts and services: complete, with what is waited for, always valid JSON."""
+"""Views of rollouts and services: complete, and always valid JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import replace
-
-import pytest
 
 from controller.rollout.machine import begin
 from controller.rollout.observation import (
@@ -17,7 +15,7 @@ from controller.rollout.observation import (
     VersionStatus,
 )
 from controller.rollout.plan import Plan, Stage, VersionRef
-from controller.rollout.state import Departure, DepartureStep, Hold, HoldKind, Phase, RolloutState
+from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.views.models import RolloutView
 from controller.views.rollout import gate_view, rollout_view, service_view
 from evaluation.report import EvaluationReport, GateReport, Verdict
@@ -58,44 +56,6 @@ def test_stages_are_marked_done_now_or_ahead() -> None:
         ["done", "done"],
         ["ahead", "ahead"],
     ]
-
-
-def test_a_stage_lists_every_condition_that_it_waits_for() -> None:
-    held = (Hold(HoldKind.PAUSE, "ann", "lunch", 0.0),)
-    evidence = EvidenceStatus(0, Verdict.UNDECIDED, gates=(GATE,), missing=("ttft_ms",), canary_requests=20)
-
-    view = rollout_view(in_stage(holds=held), evidence, now_s=130.0)
-
-    assert view.waiting_for == (
-        "pause (ann): lunch",
-        "30 s at 10 %",
-        "30 canary requests",
-        "proof of quality",
-        "data to judge ttft_ms",
-    )
-
-
-@pytest.mark.parametrize(
-    ("state", "waits"),
-    [
-        (in_stage(acked_at_s=None), ("the routers to acknowledge 10 %",)),
-        (in_stage(), ("readable evidence",)),
-        (in_stage(phase=Phase.BAKING, entered_at_s=100.0), ("1 min 30 s of bake",)),
-        (in_stage(phase=Phase.PROMOTING), ("full capacity",)),
-        (in_stage(phase=Phase.PROMOTING, weight_bp=9500), ("the routers",)),
-        (in_stage(phase=Phase.LOADING), ("loading of v-new",)),
-        (in_stage(phase=Phase.SUCCEEDED), ()),
-        (
-            in_stage(
-                phase=Phase.ROLLING_BACK,
-                departure=Departure("v-new", "v-old", DepartureStep.DRAIN, 100.0, 101.0, 12.5),
-            ),
-            ("drain of v-new",),
-        ),
-    ],
-)
-def test_every_phase_lists_what_it_waits_for(state: RolloutState, waits: tuple[str, ...]) -> None:
-    assert rollout_view(state, now_s=130.0).waiting_for == waits
 
 
 def test_the_steps_of_a_rollback_are_shown_in_ms() -> None:
