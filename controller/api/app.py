@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from controller.api.bearer_auth import Identities, requires
+from controller.api.bearer_auth import requires
 from controller.api.bodies import (
     CommandResult,
     DeployBody,
@@ -33,9 +33,11 @@ from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError
 from controller.evidence.snapshot import evidence_in
 from controller.rollout.serialization import state_from_json
+from controller.runtime.runner import Runner
 from controller.runtime.service_loop import LastTick
 from controller.spec.service import ServiceSpec
-from controller.store.rows import EventRow, RolloutRow, ServiceRow
+from controller.store.rows import RolloutRow, ServiceRow
+from controller.store.sql import SqlStore
 from controller.views.models import PlanView, RolloutView, ServiceView
 from controller.views.rollout import rollout_view, service_view
 
@@ -43,36 +45,18 @@ EVENTS_POLL_S = 0.25
 HISTORY_LIMIT = 50
 
 
-class ServiceReader(Identities, Protocol):
-    """The store, as far as the API reads it."""
-
-    def services(self) -> tuple[ServiceRow, ...]: ...
-    def service(self, name: str) -> ServiceRow: ...
-    def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]: ...
-    def evidence(self, rollout: str) -> bytes | None: ...
-    def events(self, service: str, *, after_seq: int = 0, limit: int = 500) -> tuple[EventRow, ...]: ...
-
-
-class LastTicks(Protocol):
-    """What the last tick of each service observed."""
-
-    @property
-    def is_leading(self) -> bool: ...
-    def last_tick(self, service: str) -> LastTick: ...
-
-
 class ViewBuilder:
     """Views of services and rollouts, from the store and the last ticks."""
 
-    def __init__(self, reader: ServiceReader, ticks: LastTicks, base_url: Callable[[str], str]) -> None:
-        self._reader = reader
-        self._ticks = ticks
+    def __init__(self, store: SqlStore, runner: Runner, base_url: Callable[[str], str]) -> None:
+        self._store = store
+        self._runner = runner
         self._base_url = base_url
 
     def service(self, row: ServiceRow) -> ServiceView:
         """The service with its newest rollout."""
-        tick = self._ticks.last_tick(row.name)
-        newest = next(iter(self._reader.rollouts(row.name, limit=1)), None)
+        tick = self._runner.last_tick(row.name)
+        newest = next(iter(self._store.rollouts(row.name, limit=1)), None)
         return service_view(
             row.name,
             url=self._base_url(row.name),
@@ -86,24 +70,19 @@ class ViewBuilder:
         """A rollout with the evidence of its last tick, or else the stored one."""
         evidence = tick.evidence if tick.rollout == row.id else None
         if evidence is None:
-            evidence = evidence_in(self._reader.evidence(row.id))
+            evidence = evidence_in(self._store.evidence(row.id))
         return rollout_view(state_from_json(row.state), evidence, now_s=tick.at_s or None)
 
 
 def make_app(
-    reader: ServiceReader,
-    commands: Commands,
-    ticks: LastTicks,
-    *,
-    base_url: Callable[[str], str],
-    version: str,
+    store: SqlStore, commands: Commands, runner: Runner, *, base_url: Callable[[str], str], version: str
 ) -> FastAPI:
     """The application. All routes but the event stream are synchronous and run in the thread pool."""
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
-    views = ViewBuilder(reader, ticks, base_url)
+    views = ViewBuilder(store, runner, base_url)
     add_error_handling(app)
-    _add_reads(app, reader, views, ticks, version)
-    _add_writes(app, reader, commands, views)
+    _add_reads(app, store, views, runner, version)
+    _add_writes(app, store, commands, views)
     return app
 
 
@@ -112,48 +91,46 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
-def _add_reads(
-    app: FastAPI, reader: ServiceReader, views: ViewBuilder, ticks: LastTicks, version: str
-) -> None:
-    viewer = [Depends(requires(reader, Role.VIEWER))]
+def _add_reads(app: FastAPI, store: SqlStore, views: ViewBuilder, runner: Runner, version: str) -> None:
+    viewer = [Depends(requires(store, Role.VIEWER))]
 
     @app.get("/healthz")
     def health() -> Health:
         """Liveness; needs no token."""
-        return Health(status="ok", pid=os.getpid(), leading=ticks.is_leading, version=version)
+        return Health(status="ok", pid=os.getpid(), leading=runner.is_leading, version=version)
 
     @app.get("/v1/services", dependencies=viewer)
     def list_services() -> list[ServiceView]:
         """All services."""
-        return [views.service(row) for row in reader.services()]
+        return [views.service(row) for row in store.services()]
 
     @app.get("/v1/services/{service}", dependencies=viewer)
     def get_service(service: str) -> ServiceView:
         """One service with its newest rollout and evidence."""
-        return views.service(reader.service(service))
+        return views.service(store.service(service))
 
     @app.get("/v1/services/{service}/history", dependencies=viewer)
     def get_history(
         service: str, limit: Annotated[int, Query(ge=1, le=500)] = HISTORY_LIMIT
     ) -> list[RolloutView]:
         """The service's rollouts, newest first; also of a service that was taken down."""
-        rows = reader.rollouts(service, limit=limit)
+        rows = store.rollouts(service, limit=limit)
         if not rows:
-            reader.service(service)  # raises for an unknown name
+            store.service(service)  # raises for an unknown name
         return [views.rollout(row, LastTick()) for row in rows]
 
     @app.get("/v1/services/{service}/events", dependencies=viewer, response_class=StreamingResponse)
     async def stream_events(request: Request, service: str, after: int | None = None) -> StreamingResponse:
         """Server-sent events: `log` (a line of the service's log), `view` (the service, when it changed)."""
-        await asyncio.to_thread(reader.service, service)
+        await asyncio.to_thread(store.service, service)
         last = request.headers.get("last-event-id", "")
         start = after if after is not None else int(last) if last.isdigit() else 0
-        return StreamingResponse(_events(reader, views, service, start), media_type="text/event-stream")
+        return StreamingResponse(_events(store, views, service, start), media_type="text/event-stream")
 
 
-def _add_writes(app: FastAPI, reader: ServiceReader, commands: Commands, views: ViewBuilder) -> None:
-    operator = Depends(requires(reader, Role.OPERATOR))
-    admin = Depends(requires(reader, Role.ADMIN))
+def _add_writes(app: FastAPI, store: SqlStore, commands: Commands, views: ViewBuilder) -> None:
+    operator = Depends(requires(store, Role.OPERATOR))
+    admin = Depends(requires(store, Role.ADMIN))
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
     def put_service(service: str, body: JsonBody = None, identity: Identity = admin) -> ServiceView:
@@ -192,16 +169,16 @@ def _add_writes(app: FastAPI, reader: ServiceReader, commands: Commands, views: 
         return FeedbackResult(taken=commands.feedback([_mapping(item) for item in items], service=service))
 
 
-async def _events(reader: ServiceReader, views: ViewBuilder, service: str, after: int) -> AsyncIterator[str]:
+async def _events(store: SqlStore, views: ViewBuilder, service: str, after: int) -> AsyncIterator[str]:
     sent_view = ""
     while True:
-        rows: Sequence[EventRow] = await asyncio.to_thread(reader.events, service, after_seq=after)
+        rows = await asyncio.to_thread(store.events, service, after_seq=after)
         for row in rows:
             after = row.seq
             data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
             yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
         try:
-            view = await asyncio.to_thread(lambda: views.service(reader.service(service)).model_dump_json())
+            view = await asyncio.to_thread(lambda: views.service(store.service(service)).model_dump_json())
         except CanaryctlError:
             yield "event: gone\ndata: {}\n\n"
             return

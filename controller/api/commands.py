@@ -34,7 +34,8 @@ from controller.spec.differences import refuse_change
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
 from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
-from controller.store.rows import RolloutRow, ServiceRow, VersionRow
+from controller.store.rows import ServiceRow
+from controller.store.sql import SqlStore
 from evaluation.forecast.stages import StageForecast, TrafficModel
 
 DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
@@ -43,23 +44,6 @@ PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
 MIN_FORECAST_REQUESTS_PER_S = 1.0
 # A deploy that takes longer to simulate goes ahead: the gate decides, the forecast only saves time.
 DEPLOY_FORECAST_S = 30.0
-
-
-class ServiceRepository(Protocol):
-    """The store, as far as the commands use it."""
-
-    def services(self) -> tuple[ServiceRow, ...]: ...
-    def service(self, name: str) -> ServiceRow: ...
-    def put_service(self, row: ServiceRow, version: VersionRow) -> None: ...
-    def mark_removing(self, name: str, identity: Identity, *, at_s: float) -> None: ...
-    def put_version(self, row: VersionRow) -> None: ...
-    def version(self, service: str, version: str) -> VersionRow | None: ...
-    def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]: ...
-    def latest_attempt(self, service: str, canary: str) -> RolloutRow | None: ...
-    def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int: ...
-    def append_command(
-        self, rollout: str, kind: CommandKind, identity: Identity, *, reason: str, at_s: float
-    ) -> int: ...
 
 
 class Environment(Protocol):
@@ -80,13 +64,9 @@ class Commands:
     """The controller's commands. `wake` triggers a tick of a service with new work."""
 
     def __init__(
-        self,
-        repository: ServiceRepository,
-        environment: Environment,
-        clock: Clock,
-        wake: Callable[[str], None],
+        self, store: SqlStore, environment: Environment, clock: Clock, wake: Callable[[str], None]
     ) -> None:
-        self._repository = repository
+        self._store = store
         self._environment = environment
         self._clock = clock
         self._wake = wake
@@ -97,23 +77,21 @@ class Commands:
         Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when the existing service differs.
         """
         spec = parse_service(body)
-        if spec.service in {row.name for row in self._repository.services()}:
+        if spec.service in {row.name for row in self._store.services()}:
             row = self._active_service(spec.service)
-            stable = self._repository.version(row.name, row.stable)
+            stable = self._store.version(row.name, row.stable)
             running = version_spec(stable) if stable is not None else None
             refuse_change(spec, stable=row.stable, given=service_spec(row), running=running)
             self._wake(row.name)
             return row
-        given = self._environment.fingerprint(spec.version())
-        devices = self._environment.devices() if not spec.is_external else ()
-        kv_bytes = self._environment.kv_bytes(spec.version())
-        version = with_headroom(spec.version(), given, devices, kv_bytes=kv_bytes)
+        version, devices = spec.version(), () if spec.is_external else self._environment.devices()
+        unsized, kv_bytes = self._environment.fingerprint(version), self._environment.kv_bytes(version)
+        version = with_headroom(version, unsized, devices, kv_bytes=kv_bytes)
         fingerprint = self._environment.fingerprint(version)
-        if not spec.is_external:
-            require_fit(version, fingerprint, devices)
+        require_fit(version, fingerprint, devices)
         now_s = self._clock.now_s()
         row = ServiceRow(spec.service, json.dumps(dump(spec)), fingerprint.version_id, make_secret(), now_s)
-        self._repository.put_service(row, version_row(spec.service, version, fingerprint, now_s))
+        self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s))
         self._wake(spec.service)
         return row
 
@@ -141,7 +119,7 @@ class Commands:
                 f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
             )
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
-        before = self._repository.latest_attempt(service, proposal.canary_id)
+        before = self._store.latest_attempt(service, proposal.canary_id)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
         if before is not None and not proposal.plan.twin and not body.get("retry", False):
             refuse_rejected(state_from_json(before.state))
@@ -169,8 +147,8 @@ class Commands:
             "allow_unproven": waiver,
         }
         row = version_row(service, proposal.version, proposal.fingerprint, now_s)
-        self._repository.put_version(replace(row, id=proposal.canary_id))
-        self._repository.create_rollout(state, request=json.dumps(request), at_s=now_s)
+        self._store.put_version(replace(row, id=proposal.canary_id))
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s)
         self._wake(service)
         return state
 
@@ -179,7 +157,7 @@ class Commands:
     ) -> Proposal:
         """The proposal without a forecast. keys: those that `body` may have."""
         row = self._active_service(service)
-        stable = self._repository.version(service, row.stable)
+        stable = self._store.version(service, row.stable)
         if stable is None:
             raise Conflict(f"{service} has no stored version {row.stable}; restore the store")
         unknown = sorted(set(body) - set(keys))
@@ -252,7 +230,7 @@ class Commands:
 
     def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
         """('asked' | 'already', one line). Raises UnknownService, and Conflict after a promotion."""
-        row = self._repository.service(service)
+        row = self._store.service(service)
         state = self._newest_rollout(service)
         effect = rollback_effect(state)
         if effect == "undo" and state is not None and state.serving != row.stable:
@@ -267,7 +245,7 @@ class Commands:
                 f"{service} serves {state.canary.id}; its predecessor {state.stable.id} was unloaded; "
                 f"deploy that again: canaryctl deploy {service} {option}"
             )
-        self._repository.append_command(
+        self._store.append_command(
             state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
         )
         self._wake(service)
@@ -275,9 +253,9 @@ class Commands:
 
     def down(self, service: str, identity: Identity) -> None:
         """Take the service down. Raises RolloutRunning while a rollout runs: roll back first."""
-        row = self._repository.service(service)
+        row = self._store.service(service)
         if not row.removing:
-            self._repository.mark_removing(service, identity, at_s=self._clock.now_s())
+            self._store.mark_removing(service, identity, at_s=self._clock.now_s())
         self._wake(service)
 
     def feedback(self, items: Sequence[Mapping[str, Any]], *, service: str | None) -> int:
@@ -287,7 +265,7 @@ class Commands:
         it and drop the score.
         """
         scores = parse_scores(items, now_s=self._clock.now_s())
-        rows = [self._repository.service(service)] if service else self._repository.services()
+        rows = [self._store.service(service)] if service else self._store.services()
         if not rows:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
         for row in rows:
@@ -296,17 +274,17 @@ class Commands:
         return len(scores)
 
     def _active_service(self, service: str) -> ServiceRow:
-        row = self._repository.service(service)
+        row = self._store.service(service)
         if row.removing:
             raise Conflict(f"{service} is being taken down; wait until it is gone, then canaryctl up")
         return row
 
     def _newest_rollout(self, service: str) -> RolloutState | None:
-        rows = self._repository.rollouts(service, limit=1)
+        rows = self._store.rollouts(service, limit=1)
         return state_from_json(rows[0].state) if rows else None
 
     def _source_option(self, service: str, version: str) -> str:
-        row = self._repository.version(service, version)
+        row = self._store.version(service, version)
         if row is None:
             return "--model DIR"
         spec = version_spec(row)

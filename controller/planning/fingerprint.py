@@ -117,16 +117,8 @@ def fingerprint_checkpoint(
     rope = {key: value for key, value in config.items() if "rope" in key}
     sizes = _only(config, _SIZES)
     quantization = config.get("quantization_config")
-    separate = {
-        "quantization_config",
-        "torch_dtype",
-        "dtype",
-        "architectures",
-        *rope,
-        *sizes,
-        *_SPECIAL,
-        *_NOISE,
-    }
+    separate = {"quantization_config", "torch_dtype", "dtype", "architectures", *rope, *sizes}
+    separate |= _SPECIAL | _NOISE
     parts = {
         "tensors": tensors,
         "tokenizer": _digest(tokenizer),

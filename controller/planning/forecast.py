@@ -73,10 +73,7 @@ def forecast(
 
 
 def traffic_model(
-    policy: PolicySpec,
-    measured: MeasuredBaseline | None,
-    requests_per_s: float,
-    overrides: TrafficOverrides,
+    policy: PolicySpec, measured: MeasuredBaseline | None, requests_per_s: float, overrides: TrafficOverrides
 ) -> TrafficModel:
     """The traffic that a plan of this policy meets; overrides take precedence over measured figures.
 

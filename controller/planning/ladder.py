@@ -1,6 +1,6 @@
 """Plan of a rollout: canary weights, how long each is held, and with how many replicas. Pinned at the start.
 
-The ladder goes 2, 5, 10, 25, 50, 100 %. The risk says at which step it begins and how long that step is held;
+The ladder is 2, 5, 10, 25, 50, 100 %. The risk decides at which step it starts and how long that is held;
 a policy may give its own stages instead. 100 % is not a stage but the promotion: all traffic less the
 holdback, then the bake.
 """

@@ -13,17 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from controller.errors import Conflict
-from controller.spec.service import ServiceSpec, VersionSpec
+from controller.spec.service import ENGINE_KEYS, ServiceSpec, VersionSpec
 
-# Part of a version's fingerprint, so a deploy changes them; replicas, gpus and routers are not.
-ENGINE_KEYS = (
-    "tensor_parallel_size",
-    "gpu_memory_utilization",
-    "dtype",
-    "quantization",
-    "max_model_len",
-    "kv_cache_memory_bytes",
-)
 HOST_KEYS = ("replicas", "gpus", "routers")
 
 

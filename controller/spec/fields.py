@@ -47,7 +47,7 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
     # Alias -> key: the evaluation's own name, where it differs.
-    ALSO: ClassVar[Mapping[str, str]] = {}
+    ALIASES: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -57,12 +57,12 @@ class Strict(BaseModel):
         known = sorted(cls.model_fields)
         fields: dict[object, object] = {}
         for key, value in data.items():
-            name = cls.ALSO.get(key, key)
+            name = cls.ALIASES.get(key, key)
             if name not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
                 raise ValueError(f"unknown key {key!r}; {hint}")
             if name in fields:
-                raise FieldError(str(name), "is given twice, once by its other name; leave one out")
+                raise FieldError(str(name), "is given twice, once by its alias; leave one out")
             fields[name] = value
         return fields

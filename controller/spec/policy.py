@@ -27,7 +27,7 @@ class SamplingSpec(Strict):
 class GateSpec(Strict):
     """Changes to one gate of the preset, or a gate of its own (that needs metric, kind, threshold)."""
 
-    ALSO: ClassVar[Mapping[str, str]] = {"deadline_s": "deadline"}
+    ALIASES: ClassVar[Mapping[str, str]] = {"deadline_s": "deadline"}
 
     metric: str | None = Field(default=None, description="name of the metric in the catalogue")
     kind: Literal["rate", "score", "shape", "percentile"] | None = Field(
@@ -104,10 +104,7 @@ class StageSpec(Strict):
         None, description="margins that must be proven, by gate; default: those of the rung for min_canary"
     )
     floor: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="a rate below stable's plus this passes, too; default: by rung",
+        default=None, ge=0, le=1, description="a rate below stable's plus this passes, too; default: by rung"
     )
     promote_if_point_ok: bool | None = Field(
         default=None,
@@ -166,7 +163,7 @@ _GATE_POLICY_KEYS = (
 class PolicySpec(Strict):
     """Policy of a rollout: its gates, stages and timeouts."""
 
-    ALSO: ClassVar[Mapping[str, str]] = {"base": "preset", "session_s": "session"}
+    ALIASES: ClassVar[Mapping[str, str]] = {"base": "preset", "session_s": "session"}
 
     name: str = "default"
     preset: Literal["default", "strict", "vendor"] = "default"
@@ -221,8 +218,7 @@ class PolicySpec(Strict):
         default=None, description="alpha of the sample ratio mismatch test; default 0.001"
     )
     served_rate_hold: float | None = Field(
-        default=None,
-        description="share that the canary must serve of its requests, else hold; default 0.98",
+        default=None, description="share that the canary must serve of its requests, else hold; default 0.98"
     )
     served_rate_rollback: float | None = Field(default=None, description="... else roll back; default 0.9")
     holdback: Weight = 500
@@ -248,7 +244,11 @@ class PolicySpec(Strict):
             raise FieldError("gates", "has an empty name; name each gate, as error")
         self._check_stages()
         self._check_margins()
-        self._check_twin()
+        points = [self.promote_if_point_ok, *(stage.promote_if_point_ok for stage in self.stages or ())]
+        if self.twin and any(points):
+            raise FieldError(
+                "promote_if_point_ok", "cannot be combined with twin, which times the proofs; leave one out"
+            )
         try:
             gates = self.gate_policy()
             for index, stage in enumerate(self.stages or ()):
@@ -258,31 +258,22 @@ class PolicySpec(Strict):
         _check_gates(gates)
         return self
 
-    def _check_twin(self) -> None:
-        points = self.promote_if_point_ok or any(stage.promote_if_point_ok for stage in self.stages or ())
-        if self.twin and points:
-            raise FieldError(
-                "promote_if_point_ok", "cannot be combined with twin, which times the proofs; leave one out"
-            )
-
     def _check_stages(self) -> None:
-        if self.stages is None:
+        stages, before = self.stages, 0
+        if stages is None:
             return
-        if not self.stages:
-            raise FieldError("stages", "is empty; give at least one stage below 100 %, or leave it out")
-        before = 0
-        for index, stage in enumerate(self.stages):
+        if not stages or stages[0].bp == FULL_BP:
+            raise FieldError("stages", "has no stage below 100 %, the promotion; give one, or leave it out")
+        for index, stage in enumerate(stages):
             path, weight = f"stages.{index}.weight", percent(stage.bp)
             if stage.bp <= before:
                 raise FieldError(path, f"{weight} is not above {percent(before)}, the stage before; raise it")
-            if stage.bp == FULL_BP and index < len(self.stages) - 1:
+            if stage.bp == FULL_BP and index < len(stages) - 1:
                 raise FieldError(path, f"{weight} must be the last stage; it is the promotion itself")
             if FULL_BP > stage.bp >= FULL_BP - self.holdback:
                 top = percent(FULL_BP - self.holdback)
                 raise FieldError(path, f"{weight} reaches the bake's weight, {top}; lower it, or holdback")
             before = stage.bp
-        if self.stages[0].bp == FULL_BP:
-            raise FieldError("stages", "has only 100 %, the promotion; put a stage below 100 % before it")
 
     def _check_margins(self) -> None:
         preset = {gate.name for gate in self._base().gates}

@@ -20,6 +20,15 @@ from controller.spec.policy import PolicySpec
 from serving.fleet.engine_args import OWNED_ARGUMENTS
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+# Keys of a version that are engine arguments, and so part of its fingerprint: a deploy changes them.
+ENGINE_KEYS = (
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "dtype",
+    "quantization",
+    "max_model_len",
+    "kv_cache_memory_bytes",
+)
 
 
 def argument_name(option: str) -> str:
@@ -76,14 +85,7 @@ class VersionSpec(Strict):
         """vLLM's arguments by its own names (underscores); empty for an external endpoint."""
         if self.is_external:
             return {}
-        named = {
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "dtype": self.dtype,
-            "quantization": self.quantization,
-            "max_model_len": self.max_model_len,
-            "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
-        }
+        named = {name: getattr(self, name) for name in ENGINE_KEYS}
         return {name: value for name, value in named.items() if value is not None} | self.extra_arguments
 
     @property

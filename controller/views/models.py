@@ -24,7 +24,8 @@ Real = Annotated[float | None, BeforeValidator(finite)]
 
 
 class _View(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # from_attributes: a view whose fields are those of a domain object is validated from the object itself.
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
 class GateView(_View):

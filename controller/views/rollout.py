@@ -6,12 +6,12 @@ A view decides nothing. Its shapes are in `models.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeVar
 
-from controller.rollout.observation import Alarm, EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
+from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.plan import Plan
-from controller.rollout.state import Cause, Departure, Hold, LogLine, PassedStage, Phase, RolloutState
+from controller.rollout.state import PassedStage, Phase, RolloutState
 from controller.rollout.status import exit_code
 from controller.rollout.twin_report import unproven
 from controller.views.models import (
@@ -30,6 +30,9 @@ from controller.views.models import (
 )
 from controller.views.waiting import waiting_for
 from evaluation.report import GateReport, Verdict
+
+T = TypeVar("T")
+V = TypeVar("V")
 
 
 def rollout_view(
@@ -62,7 +65,7 @@ def rollout_view(
         deadline_at_s=state.deadline_at_s,
         is_final=state.is_final,
         exit_code=exit_code(state),
-        holds=tuple(map(_hold_view, state.holds)),
+        holds=tuple(map(HoldView.model_validate, state.holds)),
         verdict=evidence.verdict if evidence is not None else None,
         canary_requests=shown.canary_requests,
         stable_requests=shown.stable_requests,
@@ -70,12 +73,12 @@ def rollout_view(
         missing=shown.missing,
         guards=tuple(f"{guard.name}: {guard.text}" for guard in shown.guards),
         notes=(*_notes(state), *shown.notes),
-        alarms=tuple(map(_alarm_view, shown.alarms)),
-        cause=_cause_view(state.cause),
-        decisive=gate_view(state.decisive) if state.decisive is not None else None,
+        alarms=tuple(map(AlarmView.model_validate, shown.alarms)),
+        cause=_optional(CauseView.model_validate, state.cause),
+        decisive=_optional(gate_view, state.decisive),
         decided_canary=state.decided_canary,
-        steps=_steps_view(state.departure),
-        log=tuple(map(_log_view, state.log)),
+        steps=_optional(StepsView.model_validate, state.departure),
+        log=tuple(map(LogView.model_validate, state.log)),
     )
 
 
@@ -91,7 +94,8 @@ def service_view(
     """The service with its newest rollout. split, versions None: could not be read, shown as null."""
     loaded = None
     if versions is not None:
-        loaded = tuple(_version_view(one) for one in versions if one.phase is not VersionPhase.GONE)
+        present = (one for one in versions if one.phase is not VersionPhase.GONE)
+        loaded = tuple(map(VersionView.model_validate, present))
     return ServiceView(
         service=service,
         url=url,
@@ -175,51 +179,5 @@ def _pass_view(passed: PassedStage) -> PassView:
     )
 
 
-def _hold_view(hold: Hold) -> HoldView:
-    return HoldView(kind=hold.kind.value, actor=hold.actor, reason=hold.reason, since_s=hold.since_s)
-
-
-def _alarm_view(alarm: Alarm) -> AlarmView:
-    return AlarmView(
-        gate=alarm.gate,
-        segment=alarm.segment,
-        text=alarm.text,
-        canary_requests=alarm.canary_requests,
-        at_s=alarm.at_s,
-    )
-
-
-def _cause_view(cause: Cause | None) -> CauseView | None:
-    if cause is None:
-        return None
-    return CauseView(kind=cause.kind.value, text=cause.text, actor=cause.actor)
-
-
-def _steps_view(departure: Departure | None) -> StepsView | None:
-    if departure is None:
-        return None
-    return StepsView(
-        leaving=departure.leaving,
-        staying=departure.staying,
-        step=departure.step.value,
-        cancelled=departure.cancelled,
-        traffic_shift_ms=departure.traffic_shift_ms,
-        drain_ms=departure.drain_ms,
-        unload_ms=departure.unload_ms,
-        total_ms=departure.total_ms,
-    )
-
-
-def _log_view(line: LogLine) -> LogView:
-    return LogView(seq=line.seq, at_s=line.at_s, actor=line.actor, text=line.text)
-
-
-def _version_view(status: VersionStatus) -> VersionView:
-    return VersionView(
-        version=status.version,
-        phase=status.phase.value,
-        ready_replicas=status.ready_replicas,
-        in_flight=status.in_flight,
-        memory_bytes=status.memory_bytes,
-        last_error=status.last_error,
-    )
+def _optional(view: Callable[[T], V], value: T | None) -> V | None:
+    return view(value) if value is not None else None

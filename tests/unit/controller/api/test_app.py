@@ -1,4 +1,4 @@
-"""The API over ASGI: tokens, problem details, views, events, feedback and its bounds."""
+"""The API over ASGI: tokens, problem details, views, events, feedback and its limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG = {"stages": [{"weight": "10%", "duration": "1h"}]}
 
 @pytest.fixture
 def controller(tmp_path: Path) -> FakeController:
-    """Not ticking: what the API answers must not depend on a tick."""
+    """Without ticks: the API's answers must not depend on one."""
     return FakeController(tmp_path)
 
 
@@ -41,7 +41,7 @@ async def api(controller: FakeController) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def model(tmp_path: Path, api: httpx.AsyncClient) -> Path:
-    """A second checkpoint, with `chat` serving the first."""
+    """A second checkpoint; the service `chat` serves the first."""
     stable = write_checkpoint(tmp_path / "stable", seed=1)
     answer = await api.put("/v1/services/chat", json={"model": str(stable)})
     assert answer.status_code == 200
@@ -54,14 +54,14 @@ def of_role(controller: FakeController, role: Role) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-async def test_health_is_open_and_tells_nothing_else(api: httpx.AsyncClient) -> None:
+async def test_health_needs_no_token_and_shows_only_liveness(api: httpx.AsyncClient) -> None:
     answer = await api.get("/healthz", headers={"authorization": ""})
 
     assert (answer.status_code, set(answer.json())) == (200, {"status", "pid", "leading", "version"})
 
 
 @pytest.mark.parametrize("value", ["", "Bearer ", "Bearer wrong", "Basic abc", "wrong"])
-async def test_without_a_good_token_nothing_is_shown(api: httpx.AsyncClient, value: str) -> None:
+async def test_a_missing_or_invalid_token_is_refused(api: httpx.AsyncClient, value: str) -> None:
     answer = await api.get("/v1/services", headers={"authorization": value})
 
     assert answer.status_code == 401
@@ -80,7 +80,7 @@ async def test_without_a_good_token_nothing_is_shown(api: httpx.AsyncClient, val
         (Role.ADMIN, "DELETE", "/v1/services/chat", True),
     ],
 )
-async def test_a_role_may_do_its_own_and_no_more(
+async def test_a_role_has_its_own_rights_and_no_more(
     controller: FakeController,
     api: httpx.AsyncClient,
     model: Path,
@@ -94,13 +94,13 @@ async def test_a_role_may_do_its_own_and_no_more(
     assert (answer.status_code != 403) is allowed
 
 
-async def test_the_first_admin_token_is_private(controller: FakeController) -> None:
+async def test_the_first_admin_token_is_readable_by_its_owner_only(controller: FakeController) -> None:
     mode = (controller.home / "admin.token").stat().st_mode & 0o777
 
     assert mode == 0o600
 
 
-async def test_a_service_begins_with_the_version_of_its_files(api: httpx.AsyncClient, model: Path) -> None:
+async def test_a_new_service_serves_the_version_of_its_files(api: httpx.AsyncClient, model: Path) -> None:
     view = (await api.get("/v1/services/chat")).json()
 
     assert (view["service"], view["rollout"]) == ("chat", None)
@@ -126,7 +126,7 @@ async def test_a_deploy_is_stored_before_it_is_answered(
     assert controller.store.load(answer.json()["rollout"]) is not None
 
 
-async def test_every_error_is_a_problem_with_the_command_lines_exit_code(
+async def test_errors_are_problem_details_with_the_command_lines_exit_code(
     api: httpx.AsyncClient, model: Path
 ) -> None:
     body = {"version": {"model": str(model)}}
@@ -174,7 +174,7 @@ async def test_engine_arguments_that_are_not_changed_are_inherited(
         ("plan", {"version": {"model": "/nowhere"}}, "/nowhere is not a directory"),
     ],
 )
-async def test_a_body_that_makes_no_sense_is_refused_by_name(
+async def test_an_invalid_body_is_refused_by_name(
     api: httpx.AsyncClient, model: Path, path: str, body: Any, line: str
 ) -> None:
     answer = await api.post(f"/v1/services/chat/{path}", json=body)
@@ -183,7 +183,7 @@ async def test_a_body_that_makes_no_sense_is_refused_by_name(
     assert line in answer.json()["detail"]
 
 
-async def test_what_is_no_json_is_refused(api: httpx.AsyncClient, model: Path) -> None:
+async def test_malformed_json_is_refused(api: httpx.AsyncClient, model: Path) -> None:
     answer = await api.post("/v1/feedback", content=b"{", headers={"content-type": "application/json"})
 
     assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
@@ -201,7 +201,7 @@ async def test_an_unknown_service_is_404_and_exit_2(api: httpx.AsyncClient) -> N
     assert (answer.status_code, answer.json()["exit_code"]) == (404, 2)
 
 
-async def test_a_rollback_of_a_running_rollout_is_asked_once_and_for_all(
+async def test_a_rollback_is_stored_with_its_actor_and_reason(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     body = {"version": {"model": str(model)}, "policy": LONG}
@@ -211,7 +211,7 @@ async def test_a_rollback_of_a_running_rollout_is_asked_once_and_for_all(
 
     assert (answer.status_code, answer.json()["outcome"]) == (202, "asked")
     commands = controller.store.commands(rollout, after_seq=0)
-    assert [(ask.actor, ask.role, ask.reason) for ask in commands] == [("admin", "admin", "it rambles")]
+    assert [(one.actor, one.role, one.reason) for one in commands] == [("admin", "admin", "it rambles")]
 
 
 async def test_a_service_with_a_running_rollout_is_not_taken_down(
@@ -225,7 +225,7 @@ async def test_a_service_with_a_running_rollout_is_not_taken_down(
     assert controller.store.service("chat").removing is False
 
 
-async def test_a_version_that_was_rolled_back_sixty_rollouts_ago_is_not_tried_again(
+async def test_a_version_rolled_back_sixty_rollouts_ago_is_still_rejected(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     body = {"version": {"model": str(model)}}
@@ -285,7 +285,7 @@ async def test_one_bad_score_refuses_the_whole_list(
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
-async def test_what_is_no_finite_number_is_refused(
+async def test_a_score_that_is_not_finite_is_refused(
     controller: FakeController, api: httpx.AsyncClient, model: Path, text: str
 ) -> None:
     body = f'{{"id": "a", "metric": "quality", "score": {text}}}'
@@ -302,7 +302,7 @@ async def test_more_scores_than_the_limit_are_refused(api: httpx.AsyncClient, mo
     assert (await api.post("/v1/feedback", json=items)).status_code == 422
 
 
-async def test_scores_that_the_log_did_not_take_are_to_be_sent_again(
+async def test_scores_that_the_log_did_not_accept_are_answered_503(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     controller.world.takes_scores = False
@@ -316,7 +316,7 @@ async def test_scores_that_the_log_did_not_take_are_to_be_sent_again(
 
 
 async def frames(app: Any, path: str, headers: dict[str, str], enough: Callable[[str], bool]) -> str:
-    """What the event stream sends until it is enough."""
+    """Text of the event stream until `enough` accepts it."""
     sent: list[str] = []
     done = asyncio.Event()
 
@@ -340,7 +340,7 @@ async def frames(app: Any, path: str, headers: dict[str, str], enough: Callable[
     return "".join(sent)
 
 
-async def test_events_bring_the_log_then_the_view_and_go_on_where_they_ended(
+async def test_events_stream_the_log_then_the_view_and_resume_after_a_sequence_number(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     headers = {"authorization": api.headers["authorization"]}
@@ -371,15 +371,15 @@ async def test_the_openapi_document_names_every_route(api: httpx.AsyncClient) ->
     }
 
 
-QUICK_STAGE = {
+QUALITY_ONLY = {
     "gates": dict.fromkeys(("error", "latency_p99", "latency_shape", "ttft_shape", "hallucination"))
 }
 
 
-async def test_a_plan_says_how_long_it_takes_at_the_traffic_given(
+async def test_a_plan_forecasts_its_duration_at_the_given_traffic(
     api: httpx.AsyncClient, model: Path
 ) -> None:
-    policy = {**QUICK_STAGE, "stages": [{"weight": "10%", "min_canary": 150}]}
+    policy = {**QUALITY_ONLY, "stages": [{"weight": "10%", "min_canary": 150}]}
     body = {"version": {"model": str(model)}, "policy": policy, "rate": 5}
 
     view = (await api.post("/v1/services/chat/plan", json=body)).json()
@@ -393,7 +393,7 @@ async def test_a_plan_says_how_long_it_takes_at_the_traffic_given(
     assert view["basis"][0].startswith("measured over 0 requests, 200 are needed: typical figures are used")
 
 
-async def test_without_known_traffic_a_plan_guesses_nothing(api: httpx.AsyncClient, model: Path) -> None:
+async def test_without_known_traffic_a_plan_has_no_forecast(api: httpx.AsyncClient, model: Path) -> None:
     view = (await api.post("/v1/services/chat/plan", json={"version": {"model": str(model)}})).json()
 
     assert view["forecast"] is None
@@ -403,7 +403,7 @@ async def test_without_known_traffic_a_plan_guesses_nothing(api: httpx.AsyncClie
 async def test_a_plan_whose_stage_can_prove_nothing_is_refused_with_the_remedy(
     api: httpx.AsyncClient, model: Path
 ) -> None:
-    policy = {**QUICK_STAGE, "stages": [{"weight": "1%", "deadline": "60s"}]}
+    policy = {**QUALITY_ONLY, "stages": [{"weight": "1%", "deadline": "60s"}]}
     body = {"version": {"model": str(model)}, "policy": policy, "rate": 5}
 
     answer = await api.post("/v1/services/chat/plan", json=body)
@@ -415,7 +415,7 @@ async def test_a_plan_whose_stage_can_prove_nothing_is_refused_with_the_remedy(
 
 
 @pytest.mark.parametrize(("key", "value"), [("rate", 0), ("rate", "x"), ("unit_requests", 0.5), ("quick", 1)])
-async def test_traffic_that_cannot_be_is_refused_by_name(
+async def test_invalid_traffic_figures_are_refused_by_name(
     api: httpx.AsyncClient, model: Path, key: str, value: object
 ) -> None:
     body = {"version": {"model": str(model)}, key: value}
@@ -426,7 +426,7 @@ async def test_traffic_that_cannot_be_is_refused_by_name(
     assert answer.json()["detail"].startswith(f"{key} {value!r} ")
 
 
-async def test_a_deploy_at_unknown_traffic_simulates_nothing_but_refuses_a_stage_that_sees_nothing(
+async def test_a_deploy_without_a_baseline_refuses_an_underpowered_stage_without_a_simulation(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     controller.world.rate = 2.0
@@ -444,14 +444,14 @@ async def test_a_deploy_at_unknown_traffic_simulates_nothing_but_refuses_a_stage
 MEASURED = MeasuredBaseline(
     4120, {"error": 37}, 420.0, 2100.0, 0.6, {"quality": ScoreStats(3980, 0.8, 0.2, 0.97)}, 1.0
 )
-SHORT = {**QUICK_STAGE, "stages": [{"weight": "5%", "min_canary": 20, "deadline": "200s"}]}
+SHORT = {**QUALITY_ONLY, "stages": [{"weight": "5%", "min_canary": 20, "deadline": "200s"}]}
 
 
-async def test_a_plan_stands_on_what_was_measured_and_says_from_how_many_requests(
+async def test_a_plan_uses_the_measured_baseline_and_names_its_sample_size(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     controller.world.rate, controller.world.traffic = 5.0, replace(MEASURED, unit_requests=3.0)
-    policy = {**QUICK_STAGE, "stages": [{"weight": "10%", "min_canary": 150, "deadline": "1h"}]}
+    policy = {**QUALITY_ONLY, "stages": [{"weight": "10%", "min_canary": 150, "deadline": "1h"}]}
 
     view = (
         await api.post(
@@ -467,7 +467,7 @@ async def test_a_plan_stands_on_what_was_measured_and_says_from_how_many_request
     assert (view["unit_requests"], view["users"]) == (3.0, 90_000)
 
 
-async def test_a_deploy_refuses_what_plan_refuses_unless_someone_says_why_not(
+async def test_a_deploy_refuses_what_plan_refuses_unless_a_reason_is_given(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     controller.world.rate, controller.world.traffic = 5.0, MEASURED
@@ -491,7 +491,7 @@ async def test_a_deploy_refuses_what_plan_refuses_unless_someone_says_why_not(
     assert json.loads(row.request)["allow_unproven"] == "a rehearsal"
 
 
-async def test_a_simulation_that_fails_leaves_the_plan_and_stops_no_deploy(
+async def test_a_failed_simulation_blocks_neither_the_plan_nor_a_deploy(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
     def fails(*_: object) -> tuple[StageForecast, ...]:

@@ -1,4 +1,4 @@
-"""The API's limit on a body, over a real socket: what is counted is what arrives, not what is announced."""
+"""The limit on request bodies, over a real socket: received bytes count, not the declared length."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ END = b"0\r\n\r\n"
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    """Of a controller that listens."""
+    """Port of a listening controller."""
     fake = FakeController(tmp_path)
     yield fake.serve().config.api_port
     fake.stop()
 
 
 def answer_to(home: Path, port: int, *body: bytes) -> tuple[int, bytes]:
-    """Status and text of the answer to a chunked POST of feedback."""
+    """Status and body of the answer to a chunked POST of feedback."""
     head = (
         "POST /v1/feedback HTTP/1.1\r\nhost: api\r\ncontent-type: application/json\r\n"
         f"authorization: Bearer {admin_token(home)}\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -1,4 +1,4 @@
-"""A second engine fits, or the refusal says the value, the limit and what to do."""
+"""A second engine fits, or the refusal names the value, the limit and the remedy."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_a_gpu_engine_takes_its_share_of_the_whole_device() -> None:
 
 
 def test_a_refusal_on_a_gpu_names_the_share_that_would_fit() -> None:
-    found = fit(parse_version({"model": "m"}), SMALL, [A_GPU])
+    result = fit(parse_version({"model": "m"}), SMALL, [A_GPU])
 
-    assert found.text == (
+    assert result.text == (
         "a second engine needs 72.0 GiB on GPU 0, 36.0 GiB are free of 80.0 GiB; "
         "lower gpu_memory_utilization to 0.45, or free 36.0 GiB"
     )
@@ -81,9 +81,9 @@ def test_another_dtype_changes_the_size_of_the_tensors() -> None:
     assert need_bytes(full, SMALL, A_HOST) - need_bytes(half, SMALL, A_HOST) == 1_500_000
 
 
-def test_an_endpoint_needs_nothing_here() -> None:
+def test_an_external_endpoint_needs_no_memory() -> None:
     assert fit(parse_version({"url": "http://a/v1"}), SMALL, []).fits
 
 
-def test_no_device_at_all_is_a_refusal() -> None:
+def test_without_a_device_nothing_fits() -> None:
     assert not fit(parse_version({"model": "m"}), SMALL, []).fits

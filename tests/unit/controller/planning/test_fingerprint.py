@@ -1,4 +1,4 @@
-"""Fingerprints of real files: what changes them, what does not, and what is refused in one line."""
+"""Fingerprints of real files: what changes them, what does not, and what is refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_same_files_elsewhere_are_the_same_version(tmp_path: Path) -> None:
     assert len(fingerprint_checkpoint(one).version_id) == 12
 
 
-def test_sharding_does_not_show(tmp_path: Path) -> None:
+def test_sharding_does_not_change_the_fingerprint(tmp_path: Path) -> None:
     whole, shards = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "shards")
     (shards / "model.safetensors").unlink()
     names = {name: f"model-0000{index}-of-00002.safetensors" for index, name in enumerate(TENSORS, 1)}
@@ -97,7 +97,7 @@ def test_sharding_does_not_show(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_each_file_moves_its_own_part(tmp_path: Path, file: str, text: str, parts: set[str]) -> None:
+def test_each_file_changes_only_its_own_part(tmp_path: Path, file: str, text: str, parts: set[str]) -> None:
     before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after")
     (after / file).write_text(text)
 
@@ -117,7 +117,9 @@ def test_each_file_moves_its_own_part(tmp_path: Path, file: str, text: str, part
         ({"transformers_version": "6.0"}, set()),
     ],
 )
-def test_each_setting_moves_its_own_part(tmp_path: Path, config: dict[str, object], parts: set[str]) -> None:
+def test_each_setting_changes_only_its_own_part(
+    tmp_path: Path, config: dict[str, object], parts: set[str]
+) -> None:
     before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after", config=config)
 
     assert changed(fingerprint_checkpoint(before), fingerprint_checkpoint(after)) == parts
@@ -139,13 +141,13 @@ def test_engine_arguments_are_part_of_a_version(tmp_path: Path) -> None:
     )
 
 
-def test_sizes_are_counted(tmp_path: Path) -> None:
+def test_bytes_and_parameters_are_counted(tmp_path: Path) -> None:
     found = fingerprint_checkpoint(checkpoint(tmp_path / "one"))
 
     assert (found.tensor_bytes, found.parameters) == (20, 5)
 
 
-def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
+def test_an_unchanged_file_is_taken_from_the_cache(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "one")
     cache: dict[str, str] = {}
     fingerprint_checkpoint(path, cache=cache)
@@ -164,12 +166,12 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     assert fingerprint_checkpoint(path, cache=cache) != before
 
 
-def test_an_endpoint_is_its_address() -> None:
+def test_an_endpoint_is_identified_by_its_url() -> None:
     assert fingerprint_external("http://a/v1/") == fingerprint_external("http://a/v1")
     assert fingerprint_external("http://a/v1").version_id != fingerprint_external("http://b/v1").version_id
 
 
-def test_a_fingerprint_survives_the_store(tmp_path: Path) -> None:
+def test_a_fingerprint_round_trips_through_the_store(tmp_path: Path) -> None:
     found = fingerprint_checkpoint(checkpoint(tmp_path / "one"), engine_arguments={"a": True})
     row = version_row("chat", VersionSpec(model="/m", gpus=None), found, 1.0)
 
@@ -233,7 +235,7 @@ def test_a_broken_checkpoint_is_refused_in_one_line(
     assert "\n" not in found
 
 
-def test_a_pickled_checkpoint_is_told_to_convert(tmp_path: Path) -> None:
+def test_a_pickled_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "one")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
 

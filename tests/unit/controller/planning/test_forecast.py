@@ -1,4 +1,4 @@
-"""Forecasts: when stages are proven, which are refused, and the measured baseline behind them."""
+"""Forecasts: when stages are proven, which are refused, and the traffic that they assume."""
 
 from __future__ import annotations
 
@@ -105,23 +105,6 @@ def test_with_too_few_requests_typical_figures_are_used_and_the_summary_says_so(
     assert line.startswith(
         "measured over 199 requests, 200 are needed: typical figures are used (errors 1 %, "
     )
-
-
-def test_the_summary_tells_measured_figures_from_typical_ones() -> None:
-    assert MEASURED.summary({"error", "quality", "hallucinated"}) == (
-        "measured over 4,120 requests: errors 0.9 %, latency p50 420 ms, p99 2.1 s",
-        "hallucinated: 0 scores, 100 are needed: the typical 3 % is used, with every answer scored",
-        "quality 0.7 (sd 0.1) over 3,980 scores, of 97 % of the answers",
-    )
-
-
-def test_scores_of_0_and_1_give_a_valid_baseline() -> None:
-    baseline = MeasuredBaseline(500, scores={"quality": ScoreStats(400, 0.9, 0.3, None)}).baseline(
-        {"quality"}
-    )
-
-    assert baseline.score_mean == 0.9
-    assert 0.29 < baseline.score_sd < 0.3
 
 
 @pytest.mark.parametrize(

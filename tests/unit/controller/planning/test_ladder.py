@@ -1,17 +1,15 @@
-"""Risk from what changed, and the plan from the risk: each row of the table is a test."""
+"""Plans by risk and policy, and what their load ratios mean for latency."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from controller.errors import BadSpec
-from controller.planning.fingerprint import Fingerprint, fingerprint_external
 from controller.planning.ladder import gate_stages, latency_lines, make_plan
 from controller.planning.replica_load import load_ratio
-from controller.planning.risk import Assessment, Risk, assess
+from controller.planning.risk import Assessment, Risk
 from controller.rollout.plan import Plan
 from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy, parse_yaml
@@ -20,59 +18,6 @@ from evaluation.pipeline import stage_margins
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw
 from evaluation.report import GateReport
-
-PARTS = ("config", "dtype", "engine_release", "quantization", "rope", "sizes", "special_tokens", "template")
-BASE = Fingerprint(
-    kind="checkpoint",
-    architecture="LlamaForCausalLM",
-    family="llama",
-    parts=tuple((name, "1") for name in sorted((*PARTS, "tensors", "tokenizer"))),
-    sampling=(("temperature", "0.0"),),
-    engine=(("max_model_len", "512"),),
-    tensor_bytes=1000,
-    parameters=250,
-)
-
-
-def other(*names: str, **fields: object) -> Fingerprint:
-    parts = tuple((name, "2" if name in names else value) for name, value in BASE.parts)
-    return replace(BASE, parts=parts, **fields)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("canary", "risk"),
-    [
-        (BASE, Risk.NONE),
-        (other(engine=(("max_model_len", "1024"),)), Risk.LOW),
-        (other(sampling=(("temperature", "1.0"),)), Risk.LOW),
-        (other("tensors"), Risk.MEDIUM),
-        *((other(name), Risk.MEDIUM) for name in ("tokenizer", *PARTS) if name != "sizes"),
-        (other("tensors", "tokenizer"), Risk.HIGH),
-        (other("tensors", "sizes"), Risk.HIGH),
-        (other("tensors", "sizes", family="qwen3"), Risk.CRITICAL),
-        (fingerprint_external("http://a/v1"), Risk.CRITICAL),
-    ],
-)
-def test_the_risk_is_that_of_the_table(canary: Fingerprint, risk: Risk) -> None:
-    assert assess(BASE, canary).risk is risk
-
-
-def test_the_same_endpoint_is_no_change() -> None:
-    endpoint = fingerprint_external("http://a/v1")
-
-    assert assess(endpoint, endpoint) == Assessment(Risk.NONE, ("nothing changes",), (), ())
-
-
-def test_a_changed_sampling_default_is_flagged_even_beside_other_changes() -> None:
-    found = assess(BASE, other("tensors", sampling=(("temperature", "1.0"), ("top_p", "0.9"))))
-
-    assert [str(change) for change in found.sampling] == ["temperature: 0.0 -> 1.0", "top_p: not set -> 0.9"]
-    assert found.risk is Risk.MEDIUM
-    assert found.reasons == (
-        "fine-tuned tensors on the same base",
-        "sampling default temperature: 0.0 -> 1.0",
-        "sampling default top_p: not set -> 0.9",
-    )
 
 
 def shares(risk: Risk, **policy: object) -> list[tuple[int, float, int]]:
@@ -94,7 +39,7 @@ def test_a_full_ladder_starts_every_risk_at_two_percent() -> None:
     assert shares(Risk.LOW, ladder="full")[0] == (200, 0.5, 200)
 
 
-def test_the_vendor_preset_goes_in_days() -> None:
+def test_the_vendor_preset_starts_at_a_tenth_of_a_percent() -> None:
     assert [weight for weight, *_ in shares(Risk.LOW, preset="vendor")] == [10, 100, 500, 2500]
 
 
@@ -124,20 +69,20 @@ def test_a_policy_may_give_its_own_stages_and_the_bake_as_the_last() -> None:
     assert (plan.bake_s, plan.holdback_bp, plan.stages[1].on_missing) == (15.0, 1000, "rollback")
 
 
-def test_known_traffic_moves_the_deadline_to_what_the_counts_need() -> None:
+def test_known_traffic_extends_the_deadline_until_min_canary_is_reached() -> None:
     plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), parse_policy({}), replicas=1, requests_per_s=1.0)
 
     # 2000 canary requests at 10 % of 1 request/s take 20,000 s; three times that is the deadline.
     assert plan.stages[0].deadline_s == pytest.approx(60_000)
 
 
-def test_the_capacity_of_a_stage_is_that_of_its_share() -> None:
+def test_a_stage_has_the_replicas_for_its_weight() -> None:
     plan = make_plan(Assessment(Risk.CRITICAL, (), (), ()), parse_policy({}), replicas=10)
 
     assert [stage.replicas for stage in plan.stages] == [1, 1, 1, 3, 5]
 
 
-def test_a_holdback_above_the_ladder_is_refused_or_cuts_it() -> None:
+def test_a_high_holdback_cuts_the_ladder() -> None:
     assert [weight for weight, *_ in shares(Risk.MEDIUM, holdback="50%")] == [1000, 2500]
 
 
@@ -152,14 +97,14 @@ def test_the_evaluator_gets_the_stages_and_the_bake() -> None:
     assert stages[0].margins == {"error": 8.0}
 
 
-def test_without_a_holdback_the_bake_has_no_coin_and_no_stage() -> None:
+def test_without_a_holdback_the_evaluator_gets_no_stage_for_the_bake() -> None:
     policy = parse_policy({"holdback": 0})
     plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1)
 
     assert [stage.weight for stage in gate_stages(plan, policy)] == [0.1, 0.25, 0.5]
 
 
-# --- loads
+# --- load ratios
 
 
 def planned(replicas: int, stable: int | None = None, **policy: object) -> tuple[Plan, PolicySpec]:
@@ -169,7 +114,7 @@ def planned(replicas: int, stable: int | None = None, **policy: object) -> tuple
     return make_plan(assessment, spec, replicas=replicas, stable_replicas=stable), spec
 
 
-def late_margins(plan: Plan, policy: PolicySpec) -> list[set[str]]:
+def latency_margins(plan: Plan, policy: PolicySpec) -> list[set[str]]:
     gates = policy.gate_policy()
     demanded = [stage_margins(gates, stage)[0] for stage in gate_stages(plan, policy)]
     return [{name for name in names if name.startswith("latency")} for names in demanded]
@@ -177,19 +122,19 @@ def late_margins(plan: Plan, policy: PolicySpec) -> list[set[str]]:
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 10, 64])
 def test_the_default_ladder_proves_latency_at_fifty_percent_with_any_equal_replicas(replicas: int) -> None:
-    assert late_margins(*planned(replicas))[2] == {"latency_shape", "latency_p99"}
+    assert latency_margins(*planned(replicas))[2] == {"latency_shape", "latency_p99"}
 
 
-def test_with_one_replica_latency_is_not_demanded_below_fifty_percent_and_all_else_is() -> None:
+def test_with_one_replica_all_but_latency_must_be_proven_below_fifty_percent() -> None:
     plan, policy = planned(1)
 
     stages = gate_stages(plan, policy)
 
-    assert late_margins(plan, policy)[:2] == [set(), set()]
+    assert latency_margins(plan, policy)[:2] == [set(), set()]
     assert [set(stage.margins or ()) for stage in stages[:2]] == [{"error", "hallucination", "quality"}] * 2
 
 
-def test_no_stage_gives_a_canary_replica_more_than_stables() -> None:
+def test_no_stage_loads_a_canary_replica_beyond_the_load_ratio() -> None:
     for replicas in range(1, 65):
         plan, _ = planned(replicas)
         for index in range(len(plan.stages)):
@@ -198,7 +143,7 @@ def test_no_stage_gives_a_canary_replica_more_than_stables() -> None:
             assert ratio.at_start <= 1.25
 
 
-def test_what_a_canary_at_higher_load_takes_longer_does_not_roll_it_back() -> None:
+def test_latency_at_a_higher_load_does_not_roll_back() -> None:
     plan, policy = planned(1, 4)
     last, bake = gate_stages(plan, policy)[2:]
     gates = policy.gate_policy().only("latency_ms")
@@ -229,7 +174,7 @@ def test_a_margin_that_the_replicas_make_unprovable_is_refused_with_the_remedy()
     )
 
 
-def test_the_plan_says_where_latency_is_proven_and_where_not() -> None:
+def test_latency_lines_name_where_latency_is_proven_and_where_not() -> None:
     assert latency_lines(*planned(1)) == (
         "latency can be proven at 50 % (1x stable's load)",
         "latency can roll back, but not be proven, at 10 % (0.11x stable's load), 25 % (0.33x stable's load)",
@@ -244,14 +189,14 @@ def test_the_demos_latency_is_proven_where_the_policy_demands_it() -> None:
     policy = parse_policy(parse_yaml(Path("examples/demo-policy.yaml").read_text(), "demo"))
     plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1, stable_replicas=1)
 
-    assert late_margins(plan, policy) == [set(), {"latency_shape"}, set()]
+    assert latency_margins(plan, policy) == [set(), {"latency_shape"}, set()]
 
 
-def test_an_endpoints_load_is_not_ours_to_know() -> None:
+def test_the_load_of_an_external_endpoint_is_unknown() -> None:
     policy = parse_policy({})
     plan = make_plan(Assessment(Risk.CRITICAL, (), (), ()), policy, replicas=1)
 
-    assert all(late_margins(plan, policy)[:-1])
+    assert all(latency_margins(plan, policy)[:-1])
     assert "not known" in latency_lines(plan, policy)[0]
 
 

@@ -1,4 +1,4 @@
-"""`up` of a service that is there: the same again is harmless, anything else is refused with its remedy."""
+"""`up` of an existing service: repeating it is harmless, any difference is refused with its remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIVEN = {
     "max_model_len": 64,
     "engine": {"max-num-seqs": 8},
 }
-# As the last promotion left it: another place, another argument, sizes that nobody gave.
+# After a promotion: another directory, another argument, and sizes that the user did not give.
 RUNNING = {
     "model": "/models/b",
     "replicas": 2,
@@ -32,39 +32,39 @@ RUNNING = {
     "kv_cache_memory_bytes": 1 << 26,
     "engine": {"max_num_seqs": 4, "seed": 1},
 }
-HERE: Mapping[str, Any] = {"service": "chat", "model": "/models/a"}
+MODEL: Mapping[str, Any] = {"service": "chat", "model": "/models/a"}
 
 
-def refusal(asked: Mapping[str, Any]) -> str:
-    """Why it is refused; '' when it is not."""
+def refusal(requested: Mapping[str, Any]) -> str:
+    """The error message; '': not refused."""
     given, running = parse_service(GIVEN), parse_version(RUNNING)
     try:
-        refuse_change(parse_service(asked), stable="v-1", given=given, running=running)
+        refuse_change(parse_service(requested), stable="v-1", given=given, running=running)
     except Conflict as exc:
         return str(exc)
     return ""
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     [
         GIVEN,
-        HERE,
-        {**HERE, "model": "/models/b"},
-        {**HERE, "engine": {"max_num_seqs": 8}},
-        {**HERE, "engine": {"max-num-seqs": 4}},
-        {**HERE, "kv_cache_memory_bytes": 1 << 26},
-        {**HERE, "policy": {"preset": "default"}},
-        {**HERE, "routers": 1},
+        MODEL,
+        {**MODEL, "model": "/models/b"},
+        {**MODEL, "engine": {"max_num_seqs": 8}},
+        {**MODEL, "engine": {"max-num-seqs": 4}},
+        {**MODEL, "kv_cache_memory_bytes": 1 << 26},
+        {**MODEL, "policy": {"preset": "default"}},
+        {**MODEL, "routers": 1},
     ],
-    ids=["all", "only the model", "promoted", "as begun", "as it runs", "sized for it", "policy", "routers"],
+    ids=["all", "model", "promoted model", "given", "running", "sized", "policy", "routers"],
 )
-def test_what_is_so_or_was_asked_at_first_is_no_change(asked: Mapping[str, Any]) -> None:
-    assert refusal(asked) == ""
+def test_current_and_originally_given_values_are_no_change(requested: Mapping[str, Any]) -> None:
+    assert refusal(requested) == ""
 
 
 @pytest.mark.parametrize(
-    ("more", "now", "wanted", "remedy"),
+    ("change", "current", "requested", "remedy"),
     [
         ({"model": "/models/c"}, "model /models/b", "model /models/c", "deploy chat --model /models/c"),
         ({"replicas": 1}, "replicas 2", "replicas 1", "down chat and then up again changes replicas"),
@@ -82,14 +82,14 @@ def test_what_is_so_or_was_asked_at_first_is_no_change(asked: Mapping[str, Any])
     ],
     ids=str,
 )
-def test_a_difference_is_named_with_both_values_and_the_command_that_makes_it(
-    more: Mapping[str, Any], now: str, wanted: str, remedy: str
+def test_a_difference_is_named_with_both_values_and_the_command_that_changes_it(
+    change: Mapping[str, Any], current: str, requested: str, remedy: str
 ) -> None:
-    line = refusal({**HERE, **more})
+    line = refusal({**MODEL, **change})
 
     before, _, after = line.partition("; requested: ")
-    assert before == f"chat serves v-1 with {now}"
-    assert after.startswith(f"{wanted}, but up changes nothing that runs: canaryctl ")
+    assert before == f"chat serves v-1 with {current}"
+    assert after.startswith(f"{requested}, but up changes nothing that runs: canaryctl ")
     assert after.endswith(remedy)
 
 
@@ -101,7 +101,7 @@ def test_an_endpoint_instead_of_the_checkpoint_is_a_difference() -> None:
 
 
 def test_all_differences_are_in_one_line() -> None:
-    line = refusal({**HERE, "model": "/models/c", "replicas": 3, "engine": {"max_num_seqs": 9}})
+    line = refusal({**MODEL, "model": "/models/c", "replicas": 3, "engine": {"max_num_seqs": 9}})
 
     assert line.endswith(
         "canaryctl deploy chat --model /models/c --engine max_num_seqs=9; "
@@ -149,7 +149,7 @@ def test_the_same_flags_again_are_harmless(up: Callable[..., int], flags: list[s
     assert up(*flags) == 0
 
 
-def test_a_preset_by_its_name_is_a_policy_of_up(
+def test_up_accepts_the_name_of_a_preset_as_policy(
     up: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert up("--policy", "default") == 0
@@ -157,16 +157,16 @@ def test_a_preset_by_its_name_is_a_policy_of_up(
     assert "requested: policy another" in capsys.readouterr().err
 
 
-def test_other_flags_for_a_service_that_runs_are_refused(
+def test_other_flags_for_a_running_service_are_refused(
     up: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
 
     assert up("--replicas", "3", "--engine", "max_num_seqs=16") == 3
 
-    said = capsys.readouterr()
-    assert (said.out, len(said.err.splitlines())) == ("", 1)
-    assert "with replicas 2, max_num_seqs 8; requested: replicas 3, max_num_seqs 16, but up" in said.err
+    printed = capsys.readouterr()
+    assert (printed.out, len(printed.err.splitlines())) == ("", 1)
+    assert "with replicas 2, max_num_seqs 8; requested: replicas 3, max_num_seqs 16, but up" in printed.err
 
 
 @pytest.mark.parametrize("option", ["--replicas", "--gpus", "--engine", "--policy"])
@@ -181,7 +181,7 @@ def test_an_option_without_a_service_to_start_is_refused(
 
 
 @pytest.mark.parametrize("option", ["--service", "--model", "--replicas", "--engine"])
-def test_an_option_beside_the_service_file_that_would_say_it_too_is_refused(
+def test_an_option_that_duplicates_the_service_file_is_refused(
     up: Callable[..., int], tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "chat.yaml"

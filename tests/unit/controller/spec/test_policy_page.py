@@ -40,8 +40,8 @@ def test_every_key_has_its_row_and_every_row_its_key(title: str, kind: type[Stri
 
 
 @pytest.mark.parametrize("kind", [PolicySpec, GateSpec, StageSpec, RungSpec, SamplingSpec, ObservedRangeSpec])
-def test_keys_by_their_other_names_and_of_small_parts_are_on_the_page(kind: type[Strict]) -> None:
-    names = {*kind.ALSO, *kind.model_fields}
+def test_aliases_and_keys_of_nested_specs_are_on_the_page(kind: type[Strict]) -> None:
+    names = {*kind.ALIASES, *kind.model_fields}
 
     assert {name for name in names if not re.search(rf"\b{name}\b", PAGE)} == set()
 
@@ -50,30 +50,30 @@ def test_keys_by_their_other_names_and_of_small_parts_are_on_the_page(kind: type
     "key", sorted(PolicySpec.model_fields.keys() - {"stages", "gates", "rungs", "observed_ranges"})
 )
 def test_a_default_on_the_page_is_the_default(key: str) -> None:
-    said = rows("The policy")[key].strip("`")
+    on_page = rows("The policy")[key].strip("`")
     field = PolicySpec.model_fields[key]
-    found = field.default
-    if found is None:
+    default = field.default
+    if default is None:
         evaluated = GatePolicy.default()
-        found = evaluated.session_s if key == "session" else getattr(evaluated, key)
+        default = evaluated.session_s if key == "session" else getattr(evaluated, key)
 
     if key == "holdback":
-        assert weight_bp(said) == found
-    elif isinstance(found, bool):
-        assert said == str(found).lower()
-    elif isinstance(found, float) and not re.fullmatch(r"[\d.]+", said):
-        assert duration_s(said) == found
+        assert weight_bp(on_page) == default
+    elif isinstance(default, bool):
+        assert on_page == str(default).lower()
+    elif isinstance(default, float) and not re.fullmatch(r"[\d.]+", on_page):
+        assert duration_s(on_page) == default
     else:
-        assert said == str(found)
+        assert on_page == str(default)
 
 
-def test_the_default_gates_and_their_parts_are_those_on_the_page() -> None:
-    said = dict(re.findall(r"`(\w+)`\s+(0\.\d+)", section("A gate").split("| key |")[0]))
+def test_the_default_gates_and_their_alpha_shares_are_on_the_page() -> None:
+    on_page = dict(re.findall(r"`(\w+)`\s+(0\.\d+)", section("A gate").split("| key |")[0]))
 
-    assert said == {gate.name: str(gate.alpha_share) for gate in GatePolicy.default().gates}
+    assert on_page == {gate.name: str(gate.alpha_share) for gate in GatePolicy.default().gates}
 
 
-def test_every_metric_is_named() -> None:
+def test_every_metric_is_on_the_page() -> None:
     assert set(rows("A gate")) >= {"metric"}
     named = re.search(r"^\| `metric` \| .*? \| `(.*?)` \|$", section("A gate"), re.MULTILINE)
 
@@ -86,18 +86,18 @@ def examples() -> list[str]:
 
 
 @pytest.mark.parametrize("text", examples())
-def test_an_example_is_a_sound_policy(text: str) -> None:
+def test_the_examples_are_valid_policies(text: str) -> None:
     policy = parse_policy(yaml.safe_load(text)).gate_policy()
 
     judged: Gate = policy.gate("quality")
     assert (judged.sampling.stable, judged.sampling.canary) == (0.2, 0.2)
 
 
-def test_the_claim_is_on_the_page_as_it_was_designed() -> None:
+def test_the_claim_is_on_the_page() -> None:
     assert "At no time worse than the tolerance, for exchangeable units" in PAGE
 
 
-def test_the_entry_of_an_observed_range_is_sound() -> None:
+def test_the_example_of_an_observed_range_is_valid() -> None:
     text = re.search(r"```\n(.*?)```", section("An observed range"), re.DOTALL)
 
     assert text is not None

@@ -1,4 +1,4 @@
-"""Bad specs are refused in one line each: path, value, limit, remedy. Good ones survive their own dump."""
+"""Invalid specs are refused in one line each: path, value, limit, remedy. Valid ones round-trip."""
 
 from __future__ import annotations
 
@@ -47,9 +47,12 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ),
         (
             {"stages": [{"weight": "100%"}]},
-            "policy.stages has only 100 %, the promotion; put a stage below 100 % before it",
+            "policy.stages has no stage below 100 %, the promotion; give one, or leave it out",
         ),
-        ({"stages": []}, "policy.stages is empty; give at least one stage below 100 %, or leave it out"),
+        (
+            {"stages": []},
+            "policy.stages has no stage below 100 %, the promotion; give one, or leave it out",
+        ),
         (
             {"stages": [{"weight": 0}]},
             "policy.stages.0.weight 0 % gives the canary no traffic; start at 0.01% or above",
@@ -143,7 +146,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ),
         (
             {"gates": {"quality": {"deadline": 5, "deadline_s": 5}}},
-            "policy.gates.quality.deadline is given twice, once by its other name; leave one out",
+            "policy.gates.quality.deadline is given twice, once by its alias; leave one out",
         ),
         (
             {"stages": [{"weight": "5%", "margins": {"error": -5}}]},
@@ -232,7 +235,7 @@ def test_text_that_is_not_yaml_is_refused_with_its_line() -> None:
         parse_yaml("stages:\n  - [1\n", "p.yaml")
 
 
-def test_a_service_survives_its_own_dump() -> None:
+def test_a_service_round_trips_through_its_dump() -> None:
     spec = parse_service(
         {
             "service": "chat",
@@ -257,7 +260,7 @@ def test_a_percent_and_basis_points_mean_the_same() -> None:
     assert [stage.bp for stage in stages] == [250, 500, 1000]
 
 
-def test_gates_start_from_the_preset_and_null_takes_one_out() -> None:
+def test_gates_start_from_the_preset_and_null_removes_one() -> None:
     policy = parse_policy(
         {"preset": "strict", "gates": {"hallucination": None, "quality": {"tolerance": 0.01}}}
     ).gate_policy()
@@ -273,7 +276,7 @@ def test_gates_start_from_the_preset_and_null_takes_one_out() -> None:
     assert policy.gate("error").tolerance == 0.0
 
 
-def test_units_proofs_and_rungs_reach_the_gate_and_survive_a_dump() -> None:
+def test_units_proofs_and_rungs_reach_the_gate_policy_and_round_trip() -> None:
     spec = parse_policy(
         {
             "units": "sticky",
@@ -294,7 +297,7 @@ def test_units_proofs_and_rungs_reach_the_gate_and_survive_a_dump() -> None:
     assert parse_policy(yaml.safe_load(yaml.safe_dump(dump(spec)))) == spec
 
 
-# Another value than any preset has, for every key that the gate's own policy knows.
+# A value that no preset has, for every key of the evaluation's policy.
 OTHER = {
     "base": "strict",
     "name": "ours",
@@ -328,7 +331,7 @@ OTHER_GATE = {
 
 
 @pytest.mark.parametrize("key", sorted({*gate_policy._PLAIN, "base", "name", "units", "gates", "rungs"}))
-def test_every_key_of_the_gates_own_policy_is_taken_and_decides(key: str) -> None:
+def test_every_key_of_the_gate_policy_is_accepted_and_effective(key: str) -> None:
     changed = parse_policy({key: OTHER[key]})
 
     assert changed.gate_policy().digest() != GatePolicy.default().digest()
@@ -336,7 +339,7 @@ def test_every_key_of_the_gates_own_policy_is_taken_and_decides(key: str) -> Non
 
 
 @pytest.mark.parametrize("key", sorted(gate_policy._GATE_KEYS))
-def test_every_key_of_a_gate_is_taken_and_decides(key: str) -> None:
+def test_every_key_of_a_gate_is_accepted_and_effective(key: str) -> None:
     tail = {"metric": "latency_ms", "kind": "percentile", "threshold": 0.1, "percentile": 0.95}
     mean = {"metric": "accepted", "kind": "score", "threshold": 0.2}
     given = {
@@ -353,19 +356,19 @@ def test_every_key_of_a_gate_is_taken_and_decides(key: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["default", "strict"])
-def test_a_gate_policy_as_it_is_written_down_is_a_policy_file(preset: str) -> None:
+def test_a_dumped_gate_policy_is_a_valid_policy_file(preset: str) -> None:
     written = GatePolicy.named(preset).to_mapping()
 
     assert parse_policy(written).gate_policy() == GatePolicy.named(preset)
 
 
-def test_a_judged_gate_says_how_many_answers_of_each_arm_are_judged() -> None:
+def test_a_judged_gate_has_a_sampling_ratio_for_each_arm() -> None:
     spec = parse_policy({"gates": {"quality": {"sampling": {"stable": 0.2, "canary": 0.2}}}})
 
     assert spec.gate_policy().gate("quality").sampling == Sampling(0.2, 0.2)
 
 
-def test_a_service_is_no_twin() -> None:
+def test_a_service_with_a_twin_policy_is_refused() -> None:
     assert lines(parse_service, {"service": "chat", "model": "m", "policy": {"twin": True}}) == (
         "service.policy.twin belongs to one rollout, not to a service; give it to deploy",
     )
@@ -386,7 +389,7 @@ def test_engine_arguments_have_the_engines_own_names() -> None:
     }
 
 
-def test_a_relative_checkpoint_is_found_from_where_the_command_was_given() -> None:
+def test_a_relative_checkpoint_is_resolved_from_the_commands_directory() -> None:
     assert parse_version({"model": "models/a"}).located(Path("/srv")).model == "/srv/models/a"
 
 
