@@ -71,7 +71,7 @@ class RecordLog:
     def read(self, after_seq: int, limit: int, *, now_s: float, wall_s: float) -> RecordPage:
         """Up to `limit` events after `after_seq`, and the spans lost among them. Raises ValueError."""
         if limit < 1:
-            raise ValueError(f"limit {limit} is below 1; ask for at least one event")
+            raise ValueError(f"limit {limit} is below 1; request at least one event")
         self._advance(now_s=now_s, wall_s=wall_s)
         lost: list[LostSpan] = []
         oldest = _seq_of(self._ring[0]) if self._ring else self._next_seq

@@ -1,4 +1,4 @@
-"""A Ray head of our own: another process can stop it, and nothing of it is left."""
+"""A private Ray cluster: another process can stop it, and nothing of it remains."""
 
 from __future__ import annotations
 

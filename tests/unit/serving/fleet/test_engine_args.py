@@ -1,4 +1,4 @@
-"""From a launch to vLLM's command line; broken checkpoints are found before an engine starts."""
+"""vLLM's command line of a launch, and the checks of a checkpoint before its engine starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The route table under a clock that the test holds. Router r1 and r2 poll by hand."""
+"""The route table with an explicit clock and explicit polls of the routers r1 and r2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CANARY_URL = "http://canary"
 
 
 class Service:
-    """A table with stable v-1 in service, canary v-2 ready, and a hand on the clock."""
+    """A table with stable v-1 and canary v-2, both with replicas, and its clock."""
 
     def __init__(self, *, silence_s: float | None = 60.0) -> None:
         self.now_s = 1000.0
@@ -65,7 +65,7 @@ def test_a_fence_that_was_given_up_does_not_count(service: Service) -> None:
     old = service.core.publication
     service.poll("r1")
     service.split(0)
-    for _ in range(70):  # r1 lives and still has the table with the canary; the replica never answers
+    for _ in range(70):  # r1 polls with the old table, which has the canary; the replica never answers
         service.now_s += 0.5
         service.poll("r1", old)
 
