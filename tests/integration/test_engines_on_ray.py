@@ -253,7 +253,7 @@ def test_an_engine_refuses_requests_without_the_secret(two_versions: Engines) ->
 def test_every_server_of_the_cluster_listens_on_loopback(
     cluster: cluster_ray.ClusterHandle, two_versions: Engines, service: Service
 ) -> None:
-    pids = {one.pid for one in cluster_ray.processes_of(cluster)}
+    pids = {one.pid for one in cluster_ray.processes_of(cluster.temp_dir)}
     listening = [
         one.laddr.ip
         for one in psutil.net_connections("tcp")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from serving.messages import Arm, Replica, RouteTable, SplitStatus
+from serving.messages import Arm, Replica, SplitStatus
 from serving.table.route_table import BadSplit, Poll, Split, StaleFencingToken, TableCore
 
 CANARY_URL = "http://canary"
@@ -327,13 +327,8 @@ def test_a_router_that_polls_with_the_old_epoch_has_news(service: Service) -> No
     assert core.poll(Poll("r1", old), now_s=service.now_s)
 
 
-def test_table_and_status_survive_json(service: Service) -> None:
-    service.split(500)
-    table, status = service.core.table(), service.status()
-
-    assert RouteTable.from_json(json.loads(json.dumps(table.to_json()))) == table
-    assert type(status).from_json(json.loads(json.dumps(status.to_json()))) == status
-    assert "secret" not in repr(table)
+def test_the_text_of_a_table_hides_the_secret(service: Service) -> None:
+    assert "secret" not in repr(service.core.table())
 
 
 def test_routers_that_stopped_polling_are_forgotten(service: Service) -> None:
