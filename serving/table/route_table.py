@@ -106,7 +106,7 @@ class TableCore:
         stored: Mapping[str, Any] | None = None,
         silence_s: float | None = SILENCE_S,
     ) -> None:
-        """`stored`: of `to_store` before a restart. `silence_s` None: never withdraw without a heartbeat."""
+        """`stored`: result of `to_store` before a restart. `silence_s` None: no heartbeat needed."""
         stored = stored or {}
         self._service = service
         self._epoch = max(epoch, stored.get("epoch", 0) + 1)
