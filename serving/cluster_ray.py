@@ -200,7 +200,8 @@ def stop(handle: ClusterHandle) -> tuple[int, ...]:
     late = _terminate(processes_of(folder))  # a worker that started while its raylet was stopping
     survivors = processes_of(folder)
     if survivors:
-        raise ClusterError(f"processes {[p.pid for p in survivors]} of {folder} do not end; kill them")
+        pids = [process.pid for process in survivors]
+        raise ClusterError(f"processes {pids} of {folder} did not end when killed; check their state")
     shutil.rmtree(folder, ignore_errors=True)
     return (*ended, *late)
 
