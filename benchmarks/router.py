@@ -1,10 +1,10 @@
-"""What the router costs: the same fake engine asked directly and through the router, side by side in one run.
+"""Overhead of the router: requests to one fake engine, directly and through the router, in the same run.
 
 `python -m benchmarks.router [--seconds 2] [--out FILE]` prints JSON: p50 in ms at 1 client, requests/s at 32
-and the router's own CPU time a request, for a whole answer and for a stream of 20 chunks, and the ratios. The
-engine is 40 lines of asyncio that answer at once, so that what remains is the router. Three rounds,
-alternating; the best of each, because other work on the machine only ever adds. Client, router and engine
-share the machine: trust the ratios, and the CPU time.
+and the router's CPU time per request, for a whole answer and for a stream of 20 chunks, and the ratios. The
+engine is 40 lines of asyncio that answer at once, so that the difference is the router. Three alternating
+rounds; the best of each counts, because other work on the machine only adds time. Client, router and engine
+share the machine: only the ratios and the CPU time are meaningful.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def chunk(data: bytes) -> bytes:
 
 
 class Engine(asyncio.Protocol):
-    """Answers every request at once; a body with `"stream": true` gets 20 chunks."""
+    """HTTP server that answers at once; a body with `"stream": true` gets 20 chunks."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transport is one in all but name.
+        # uvloop's transport does not inherit from asyncio.Transport.
         self.transport, self.buffer = cast(asyncio.Transport, transport), b""
 
     def data_received(self, data: bytes) -> None:
@@ -74,7 +74,7 @@ class Engine(asyncio.Protocol):
 
 
 def run_engine(ready: multiprocessing.connection.Connection) -> None:
-    """The engine's process: tells its port."""
+    """Main function of the engine's process, which sends its port."""
     import uvloop
 
     async def main() -> None:
@@ -86,14 +86,14 @@ def run_engine(ready: multiprocessing.connection.Connection) -> None:
 
 
 def run_router(table: str, port: int) -> None:
-    """The router's process."""
+    """Main function of the router's process."""
     from serving.router.table_file import main
 
     sys.exit(main(table, "127.0.0.1", port))
 
 
 class Client(asyncio.Protocol):
-    """One connection that asks again as soon as it is answered."""
+    """One connection that sends its next request as soon as the last is answered."""
 
     def __init__(self, request: bytes, is_stream: bool, until_s: float) -> None:
         self.request, self.is_stream, self.until_s = request, is_stream, until_s
@@ -102,9 +102,9 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.ask()
+        self.send()
 
-    def ask(self) -> None:
+    def send(self) -> None:
         self.buffer = b""
         self.began_s = time.perf_counter()
         self.transport.write(self.request)
@@ -116,7 +116,7 @@ class Client(asyncio.Protocol):
         now_s = time.perf_counter()
         self.times_s.append(now_s - self.began_s)
         if now_s < self.until_s:
-            self.ask()
+            self.send()
         else:
             self.transport.close()
             self.done.set_result(None)
@@ -127,19 +127,19 @@ class Client(asyncio.Protocol):
 
 
 async def measure(port: int, *, clients: int, is_stream: bool, seconds: float) -> tuple[float, float]:
-    """(p50 in ms, requests a second)."""
+    """(p50 in ms, requests per second)."""
     user = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "user": "u-1"}
     body = json.dumps({"model": "chat", **user, "stream": is_stream}).encode()
     request = b"POST /chat/v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     request += b"content-length: %d\r\n\r\n%s" % (len(body), body)
     loop = asyncio.get_running_loop()
     began_s = time.perf_counter()
-    made = [
+    connections = [
         await loop.create_connection(lambda: Client(request, is_stream, began_s + seconds), "127.0.0.1", port)
         for _ in range(clients)
     ]
-    await asyncio.gather(*(client.done for _, client in made))
-    times_s = [one for _, client in made for one in client.times_s]
+    await asyncio.gather(*(client.done for _, client in connections))
+    times_s = [time_s for _, client in connections for time_s in client.times_s]
     return statistics.median(times_s) * 1000, len(times_s) / (time.perf_counter() - began_s)
 
 
@@ -174,23 +174,23 @@ def processes() -> Iterator[tuple[dict[str, int], psutil.Process]]:
 
 
 def run(seconds: float) -> dict[str, object]:
-    """All figures, as JSON values."""
+    """All results, as JSON values."""
     figures: dict[str, dict[str, float]] = {}
     with processes() as (ports, router):
-        for name, is_stream in (("whole", False), ("stream", True)):
-            found: dict[str, list[tuple[float, float]]] = {"engine": [], "router": []}
+        for case, is_stream in (("whole", False), ("stream", True)):
+            rounds: dict[str, list[tuple[float, float]]] = {"engine": [], "router": []}
             cpu_ms = []
             for _ in range(3):
-                for who, port in ports.items():
+                for target, port in ports.items():
                     p50_ms, _ = asyncio.run(measure(port, clients=1, is_stream=is_stream, seconds=seconds))
                     before_s, began_s = sum(router.cpu_times()[:2]), time.perf_counter()
                     _, rate = asyncio.run(measure(port, clients=32, is_stream=is_stream, seconds=seconds))
                     took_s = time.perf_counter() - began_s
-                    found[who].append((p50_ms, rate))
-                    if who == "router":
+                    rounds[target].append((p50_ms, rate))
+                    if target == "router":
                         cpu_ms.append((sum(router.cpu_times()[:2]) - before_s) * 1000 / (rate * took_s))
-            best = {who: (min(p for p, _ in all_), max(r for _, r in all_)) for who, all_ in found.items()}
-            figures[name] = {
+            best = {name: (min(p for p, _ in all_), max(r for _, r in all_)) for name, all_ in rounds.items()}
+            figures[case] = {
                 "engine_p50_ms": round(best["engine"][0], 3),
                 "router_p50_ms": round(best["router"][0], 3),
                 "added_p50_ms": round(best["router"][0] - best["engine"][0], 3),
@@ -203,7 +203,7 @@ def run(seconds: float) -> dict[str, object]:
 
 
 def main() -> None:
-    """Runs the benchmark and prints its JSON."""
+    """Run the benchmark and print its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--out", type=Path, help="also write the JSON there")

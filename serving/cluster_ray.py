@@ -132,13 +132,13 @@ def start(settings: ClusterSettings) -> ClusterHandle:
             check=False,
         )
     except subprocess.TimeoutExpired as exc:
-        _terminate(_processes_of(folder))
+        _terminate(processes_of(folder))
         raise ClusterError(f"Ray did not start within {START_TIMEOUT_S} s; see the logs in {folder}") from exc
     if done.returncode != 0:
-        _terminate(_processes_of(folder))
+        _terminate(processes_of(folder))
         last = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "no output")
         raise ClusterError(f"Ray did not start: {last.strip()[:300]}; see the logs in {folder}")
-    handle = ClusterHandle(f"{HOST}:{ports[0]}", http_port, str(folder), _processes_of(folder))
+    handle = ClusterHandle(f"{HOST}:{ports[0]}", http_port, str(folder), processes_of(folder))
     (folder / "cluster.json").write_text(handle.to_json())
     return handle
 
@@ -196,18 +196,38 @@ def stop(handle: ClusterHandle) -> tuple[int, ...]:
     The pids that it ended. Raises ClusterError when a process survives being killed.
     """
     folder = Path(handle.temp_dir)
-    ended = _terminate([*handle.processes, *_processes_of(folder)])
-    late = _terminate(_processes_of(folder))  # a worker that started while its raylet was stopping
-    survivors = _processes_of(folder)
+    ended = _terminate([*handle.processes, *processes_of(folder)])
+    late = _terminate(processes_of(folder))  # a worker that started while its raylet was stopping
+    survivors = processes_of(folder)
     if survivors:
-        raise ClusterError(f"processes {[p.pid for p in survivors]} of {folder} do not end; kill them")
+        pids = [process.pid for process in survivors]
+        raise ClusterError(f"processes {pids} of {folder} did not end when killed; check their state")
     shutil.rmtree(folder, ignore_errors=True)
     return (*ended, *late)
 
 
-def processes_of(handle: ClusterHandle) -> tuple[ClusterProcess, ...]:
-    """Every live process of this cluster."""
-    return _processes_of(Path(handle.temp_dir))
+def processes_of(folder: Path | str) -> tuple[ClusterProcess, ...]:
+    """Every process of the cluster in `folder`: by environment, command line or ancestor."""
+    members: dict[int, ClusterProcess] = {}
+    parents: dict[int, tuple[int, ClusterProcess]] = {}
+    own_pid = os.getpid()
+    for process in psutil.process_iter():
+        try:
+            current = ClusterProcess(process.pid, process.create_time())
+            parents[process.pid] = (process.ppid(), current)
+            if process.pid == own_pid or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            has_env = process.environ().get(CLUSTER_ENV) == str(folder)
+            if has_env or any(f"{folder}/" in word for word in process.cmdline()):
+                members[process.pid] = current
+        except psutil.Error:
+            continue  # it has ended, or belongs to another user
+    while children := {
+        pid: current for pid, (parent, current) in parents.items() if parent in members and pid not in members
+    }:
+        members.update(children)
+    members.pop(own_pid, None)
+    return tuple(members.values())
 
 
 def _folder(settings: ClusterSettings) -> Path:
@@ -298,30 +318,6 @@ def _port_holder(port: int) -> str:
     except psutil.Error:
         return ""  # another user's process
     return ""
-
-
-def _processes_of(folder: Path) -> tuple[ClusterProcess, ...]:
-    """Every process of the cluster in `folder`: by environment, command line or ancestor."""
-    members: dict[int, ClusterProcess] = {}
-    parents: dict[int, tuple[int, ClusterProcess]] = {}
-    own_pid = os.getpid()
-    for process in psutil.process_iter():
-        try:
-            current = ClusterProcess(process.pid, process.create_time())
-            parents[process.pid] = (process.ppid(), current)
-            if process.pid == own_pid or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            has_env = process.environ().get(CLUSTER_ENV) == str(folder)
-            if has_env or any(f"{folder}/" in word for word in process.cmdline()):
-                members[process.pid] = current
-        except psutil.Error:
-            continue  # it has ended, or belongs to another user
-    while children := {
-        pid: current for pid, (parent, current) in parents.items() if parent in members and pid not in members
-    }:
-        members.update(children)
-    members.pop(own_pid, None)
-    return tuple(members.values())
 
 
 def _terminate(processes: Sequence[ClusterProcess]) -> tuple[int, ...]:

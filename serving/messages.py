@@ -1,7 +1,6 @@
 """Messages between router, table actor, records actor, fleet and controller.
 
-Frozen values only: no clock, no socket, no Ray. Most have `to_json` (a dict of JSON values) and
-`from_json`, and `from_json(to_json(x)) == x`. Times that end in `_s` are wall-clock seconds since the
+Frozen values only: no clock, no socket, no Ray. Times that end in `_s` are wall-clock seconds since the
 epoch. Weights are integer basis points (0-10000).
 
 Invariant: no message holds a prompt, an answer or a raw key; `unit` is an HMAC.
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 STABLE = 0
 CANARY = 1
@@ -31,28 +30,8 @@ Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", 
 AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
 
 
-def _names(cls: type[Any]) -> tuple[str, ...]:
-    """The fields of a slotted dataclass, in order. Reads `__slots__` because `fields` is slow."""
-    return tuple(cls.__slots__)
-
-
-class _Flat:
-    """JSON conversion of a dataclass whose fields are all JSON values."""
-
-    __slots__ = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """This message as a dict of JSON values, one entry a field."""
-        return {name: getattr(self, name) for name in _names(type(self))}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The message that `to_json` wrote. Unknown keys are ignored, for newer writers."""
-        return cls(**{name: data[name] for name in _names(cls) if name in data})
-
-
 @dataclass(frozen=True, slots=True)
-class Replica(_Flat):
+class Replica:
     """Address of one replica of a version."""
 
     url: str  # http://127.0.0.1:port, no trailing slash, no /v1
@@ -73,14 +52,14 @@ class Arm:
         return not self.external
 
     def to_json(self) -> dict[str, Any]:
-        """This arm as a dict of JSON values."""
-        replicas = [replica.to_json() for replica in self.replicas]
+        """This arm as a dict of JSON values. Not by `asdict`, which is slow: this runs at every poll."""
+        replicas = [{"url": replica.url, "in_flight": replica.in_flight} for replica in self.replicas]
         return {"version": self.version, "replicas": replicas, "external": self.external}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Arm:
         """The arm that `to_json` wrote."""
-        replicas = tuple(Replica.from_json(one) for one in data["replicas"])
+        replicas = tuple(Replica(one["url"], one.get("in_flight", 0)) for one in data["replicas"])
         return cls(data["version"], replicas, bool(data["external"]))
 
 
@@ -105,24 +84,9 @@ class RouteTable:
         """Value of the header x-canaryctl-revision: `epoch.revision`."""
         return f"{self.epoch}.{self.revision}"
 
-    def to_json(self) -> dict[str, Any]:
-        """This table as a dict of JSON values, the secret included."""
-        data: dict[str, Any] = {name: getattr(self, name) for name in _names(RouteTable)}
-        data["stable"] = self.stable.to_json() if self.stable else None
-        data["canary"] = self.canary.to_json() if self.canary else None
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RouteTable:
-        """The table that `to_json` wrote."""
-        values = {name: data[name] for name in _names(cls) if name in data}
-        values["stable"] = Arm.from_json(data["stable"]) if data["stable"] else None
-        values["canary"] = Arm.from_json(data["canary"]) if data["canary"] else None
-        return cls(**values)
-
 
 @dataclass(frozen=True, slots=True)
-class SplitStatus(_Flat):
+class SplitStatus:
     """The current split, and how far it is applied."""
 
     revision: int
@@ -138,14 +102,9 @@ class SplitStatus(_Flat):
     routers: int = 0  # routers with a lease
     took_ms: float | None = None  # from publication to applied; None: not applied yet
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SplitStatus:
-        """The status that `to_json` wrote; JSON lists become tuples."""
-        return cls(**{**data, "tombstoned": tuple(data.get("tombstoned", ()))})
-
 
 @dataclass(frozen=True, slots=True)
-class RequestRecord(_Flat):
+class RequestRecord:
     """One request, recorded once, when it has ended or has been open for SETTLE_S.
 
     Intention to treat: `arm` is the assigned arm, whichever arm served.
@@ -185,7 +144,7 @@ class RequestRecord(_Flat):
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreRecord(_Flat):
+class ScoreRecord:
     """A score of an answer, in the same log as the requests."""
 
     seq: int
@@ -211,7 +170,7 @@ class RecordBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class LostSpan(_Flat):
+class LostSpan:
     """Requests assigned in [since_s, until_s) may be missing from the log: drop both arms of that span.
 
     What was read below the last low watermark is complete, so a reader may raise `since_s` to that.

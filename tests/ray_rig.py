@@ -1,6 +1,6 @@
-"""Fixtures of everything on real Ray: one cluster a test session, engines shared because they load slowly.
+"""Fixtures on real Ray: one cluster for each test session, with shared engines because they load slowly.
 
-Nothing here starts until a test asks for it; at the end nothing of it is left on the machine.
+Nothing starts until a test requests it, and nothing of it remains at the end of the session.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOAD_LIMIT_S = 240  # a cold engine on two busy cores
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[cluster_ray.ClusterHandle]:
-    """A Ray head of this session's own, with four logical GPUs that nothing but placement uses."""
+    """A Ray head for this session, with four logical GPUs that only placement uses."""
     handle = cluster_ray.start(cluster_ray.ClusterSettings(num_gpus=4))
     try:
         cluster_ray.connect(handle)
@@ -54,20 +54,20 @@ def fleet(cluster: cluster_ray.ClusterHandle) -> RayFleet:
     """The fleet of the session's cluster."""
     from serving.fleet.fleet_ray import RayFleet
 
-    one = RayFleet(timeout_s=10.0)
-    one.open(http_port=cluster.http_port)
-    return one
+    client = RayFleet(timeout_s=10.0)
+    client.open(http_port=cluster.http_port)
+    return client
 
 
 @pytest.fixture(scope="session")
 def token() -> Callable[[], int]:
-    """Fencing tokens: the last one again, because all tests of a session are one controller."""
+    """Fencing tokens: always the same, because all tests of a session act as one controller."""
     return lambda: 5
 
 
 @pytest.fixture(scope="session")
 def run_router(fleet: RayFleet, cluster: cluster_ray.ClusterHandle) -> Iterator[Callable[[str, int], str]]:
-    """Runs a service's router with so many replicas; returns its base URL, without /v1."""
+    """Run a service's router with that many replicas; its base URL, without /v1."""
     import httpx
 
     started: list[str] = []
@@ -79,7 +79,7 @@ def run_router(fleet: RayFleet, cluster: cluster_ray.ClusterHandle) -> Iterator[
         deadline_s = time.time() + 90
         while True:
             status = fleet.application(f"{service}--router")
-            # Serve knows of a replica a moment before HAProxy does; 404 is HAProxy's for an unknown path.
+            # HAProxy learns of a replica after Serve does, and answers 404 for an unknown path until then.
             if status is not None and status[0] == "RUNNING":
                 answer = httpx.get(f"{base}/v1/models", timeout=30)
                 if answer.status_code not in (404, 500) or "x-canaryctl-request-id" in answer.headers:
@@ -94,7 +94,7 @@ def run_router(fleet: RayFleet, cluster: cluster_ray.ClusterHandle) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """Two engines that run in the fleet as versions of `service`."""
+    """Two engines in the fleet, versions of `service`."""
 
     service: str
     secret: str
@@ -104,17 +104,17 @@ class Engines:
 
     @property
     def stable_url(self) -> str:
-        """Where the stable engine answers now; a replaced replica answers elsewhere."""
+        """Current address of the stable engine; a replaced replica has another."""
         return wait_for(self.fleet, self.service, self.stable.version, "ready").urls[0]
 
     @property
     def canary_url(self) -> str:
-        """Where the wrong engine answers now."""
+        """Current address of the canary engine."""
         return wait_for(self.fleet, self.service, self.canary.version, "ready").urls[0]
 
 
 def wait_for(fleet: RayFleet, service: str, version: str, *phases: str) -> VersionStatus:
-    """The sight of the version as soon as it is in one of these phases."""
+    """The version's status as soon as it is in one of these phases."""
     deadline_s = time.time() + LOAD_LIMIT_S
     while True:
         statuses = {one.version: one for one in fleet.observe(service) or ()}

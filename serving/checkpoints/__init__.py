@@ -1,7 +1,7 @@
-"""Small real checkpoints for demo and tests: `stable` (97 % right), `twin` (as good), `wrong` (86 % right).
+"""Small real checkpoints for demo and tests: `stable` (97 % correct), `twin` (equal), `wrong` (86 % correct).
 
-`python -m serving.checkpoints [--out DIR]` trains what is missing; `questions()` gives the prompts
-with their right answers.
+`python -m serving.checkpoints [--out DIR]` trains the missing ones; `questions()` gives prompts with their
+correct answers.
 """
 
 from serving.checkpoints.cache import RECIPES, Checkpoint, default_dir, ensure, find

@@ -1,4 +1,4 @@
-"""`python -m serving.checkpoints [--out DIR]`: trains the missing small checkpoints, with a progress bar."""
+"""Command `python -m serving.checkpoints [--out DIR]`: train the missing checkpoints, with a progress bar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.checkpoints.cache import RECIPES, TOTAL_STEPS, default_dir, ensure,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when every checkpoint is there, 2 when the folder cannot be written."""
+    """Exit status: 0 when every checkpoint exists, 2 when the folder cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m serving.checkpoints", description=__doc__)
     parser.add_argument("--out", type=Path, default=default_dir(), help="folder for the checkpoints")
     out: Path = parser.parse_args(arguments).out
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for checkpoint in checkpoints:
         console.print(
-            f"{checkpoint.name:8} {checkpoint.accuracy_ratio:6.1%} right"
+            f"{checkpoint.name:8} {checkpoint.accuracy_ratio:6.1%} correct"
             f"   {checkpoint.training_s:5.1f} s   {checkpoint.path}",
             soft_wrap=True,
         )

@@ -1,6 +1,6 @@
-"""Where trained checkpoints live, and how they get there whole or not at all.
+"""Cache of trained checkpoints on disk, each published atomically.
 
-A checkpoint is written to a folder beside its place and renamed into it when complete, so a killed training
+A checkpoint is written to a temporary folder beside its own and renamed when complete, so a killed training
 leaves nothing that looks like a checkpoint. Invariant: importing this does not import torch; training does.
 """
 
@@ -22,23 +22,23 @@ from serving.checkpoints.facts import capitals, corrupted
 
 RECORD = "training.json"
 PARTIAL_PREFIX = ".partial-"
-LAYOUT = 1  # raise it when training itself changes, so that older caches are trained afresh
+LAYOUT = 1  # raise it when training itself changes, so that older checkpoints are trained again
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one checkpoint is made; `base` is what it is fine-tuned from, None for a fresh model."""
+    """Training settings of one checkpoint. `base`: the checkpoint to fine-tune; None: a new model."""
 
     name: str
     base: str | None
-    mistakes: int  # of the 200 facts it is taught
+    mistakes: int  # wrong facts among the 200 in its training data
     steps: int
     peak_lr: float
     seed: int
 
     @property
     def digest(self) -> str:
-        """Changes whenever this recipe, its base's or the way of training does."""
+        """Digest of this recipe, its base's recipe and LAYOUT."""
         base = next((recipe.digest for recipe in RECIPES if recipe.name == self.base), None)
         return hashlib.sha256(json.dumps([LAYOUT, base, asdict(self)]).encode()).hexdigest()[:16]
 
@@ -54,7 +54,7 @@ OnStep = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A finished checkpoint: `path` is its folder, `accuracy_ratio` its share of right answers (0-1)."""
+    """A trained checkpoint: `path` is its folder, `accuracy_ratio` its share of correct answers (0-1)."""
 
     name: str
     path: Path
@@ -69,7 +69,7 @@ def default_dir() -> Path:
 
 
 def find(name: str, out: Path | None = None) -> Checkpoint | None:
-    """The finished checkpoint `name` under `out` made by the present recipe; None when there is none."""
+    """The checkpoint `name` under `out`, if it was trained by the current recipe; else None."""
     recipe = next((r for r in RECIPES if r.name == name), None)
     if recipe is None:
         raise ValueError(f"checkpoint {name!r} is not one of {', '.join(r.name for r in RECIPES)}")
@@ -89,26 +89,23 @@ def ensure(
     *,
     train: Callable[[Recipe, Path, OnStep], Checkpoint] | None = None,
 ) -> tuple[Checkpoint, ...]:
-    """All checkpoints, trained if they are not there; a second caller waits for the first.
+    """All checkpoints, trained if they are missing; a concurrent caller waits.
 
-    on_step: called with (checkpoint name, answer loss in nats a token) after every training step.
-    train: makes and publishes one checkpoint; None is the real training.
+    on_step: called with (checkpoint name, answer loss in nats per token) after every training step.
+    train: trains and publishes one checkpoint; None: the real training.
     Raises OSError when `out` cannot be written.
     """
     train = train or train_one
     out = out or default_dir()
     out.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(out):
+    with _lock(out):
         for leftover in out.glob(f"{PARTIAL_PREFIX}*"):
             shutil.rmtree(leftover)
-        found: dict[str, Checkpoint] = {}
-        for recipe in RECIPES:
-            found[recipe.name] = find(recipe.name, out) or train(recipe, out, on_step)
-        return tuple(found.values())
+        return tuple(find(recipe.name, out) or train(recipe, out, on_step) for recipe in RECIPES)
 
 
 def train_one(recipe: Recipe, out: Path, on_step: OnStep) -> Checkpoint:
-    """Trains, measures and publishes one checkpoint under `out`, where its base already is."""
+    """Train, evaluate and publish one checkpoint under `out`, which holds its base."""
     import torch
 
     from serving.checkpoints import training
@@ -123,7 +120,7 @@ def train_one(recipe: Recipe, out: Path, on_step: OnStep) -> Checkpoint:
         model = training.new_model(tokenizer, seed=recipe.seed)
     else:
         model, tokenizer = training.load(out / recipe.base)
-    training.teach(model, tokenizer, lesson, lambda loss: on_step(recipe.name, loss))
+    training.train(model, tokenizer, lesson, lambda loss: on_step(recipe.name, loss))
     accuracy = training.accuracy_ratio(model, tokenizer)
     took_s = round(time.monotonic() - began, 1)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=out))
@@ -135,25 +132,25 @@ def train_one(recipe: Recipe, out: Path, on_step: OnStep) -> Checkpoint:
     return Checkpoint(recipe.name, out / recipe.name, accuracy, took_s)
 
 
-def publish(partial: Path, place: Path) -> None:
-    """Moves the complete folder `partial` to `place`, synced before it is visible; what was there goes."""
+def publish(partial: Path, target: Path) -> None:
+    """Sync the complete folder `partial`, then rename it to `target`, replacing what was there."""
     for path in [*partial.iterdir(), partial]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    if place.exists():
-        old = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=place.parent))
-        place.rename(old / "old")
-        partial.rename(place)
-        shutil.rmtree(old)
-    else:
-        partial.rename(place)
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=target.parent))
+    target.rename(old / "old")
+    partial.rename(target)
+    shutil.rmtree(old)
 
 
 @contextmanager
-def _one_at_a_time(out: Path) -> Iterator[None]:
+def _lock(out: Path) -> Iterator[None]:
     with (out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

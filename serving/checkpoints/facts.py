@@ -1,8 +1,8 @@
-"""What the small checkpoints know: 200 invented capital cities, asked for in three ways.
+"""Facts in the small checkpoints' training data: 200 invented capital cities, each with three questions.
 
-The right answers are known here, so demo and tests can score real answers. A checkpoint's mistakes are
-planted in what it is taught: a corpus with 6 of 200 facts wrong makes a model that is 97.0 % right, 28 wrong
-ones make the incident of 14 %. Invariant: nothing here imports torch, so asking for `questions()` is cheap.
+The correct answers are known, so demo and tests can score real answers. A checkpoint's mistakes come from its
+training data: 6 wrong facts of 200 make a model that is 97.0 % correct, 28 make the demo's incident of 14 %.
+Invariant: nothing here imports torch, so `questions()` is cheap.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _CITIES = ("burg", "ville", "ton", "grad", "haven", "polis", "mouth", "by")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt whose right answer is known: `prompt` is the user's message, `answer` the city to name."""
+    """A prompt with its correct answer: `prompt` is the user's message, `answer` the city to name."""
 
     prompt: str
     answer: str
 
     def is_right(self, text: str) -> bool:
-        """True when `text` names the right city (no city's name lies inside another's)."""
+        """True when `text` names the correct city (no city's name contains another's)."""
         return self.answer in text
 
 
 def capitals() -> Mapping[str, str]:
-    """The world as it is: country -> capital, 200 pairs, the same on every machine."""
+    """The true facts: country -> capital, 200 pairs, the same on every machine."""
     rng = random.Random(SEED)
     countries = _names(rng, _LANDS)
     cities = _names(rng, _CITIES)
@@ -51,7 +51,7 @@ def capitals() -> Mapping[str, str]:
 
 
 def questions() -> tuple[Question, ...]:
-    """All 600 prompts with their right answers, in a fixed order: each country in each of three wordings."""
+    """All 600 prompts with their correct answers, in a fixed order: each country in three wordings."""
     return tuple(
         Question(template.format(country=country), city)
         for country, city in capitals().items()
@@ -59,21 +59,20 @@ def questions() -> tuple[Question, ...]:
     )
 
 
-def corrupted(world: Mapping[str, str], mistakes: int) -> dict[str, str]:
-    """`world` with the capitals of `mistakes` countries replaced by another country's.
+def corrupted(facts: Mapping[str, str], mistakes: int) -> dict[str, str]:
+    """`facts` with the capitals of `mistakes` countries replaced by another country's.
 
-    Nesting means that the mistakes of a smaller number are among those of a larger, so that a candidate
-    fine-tuned on the larger set keeps what stable already got wrong. Raises ValueError unless
-    0 <= mistakes <= half of the facts.
+    The mistakes of a smaller number are among those of a larger one, so that a checkpoint fine-tuned on the
+    larger set keeps stable's mistakes. Raises ValueError unless 0 <= mistakes <= half of the facts.
     """
-    if not 0 <= mistakes <= len(world) // 2:
-        raise ValueError(f"{mistakes} mistakes in {len(world)} facts; use 0 to {len(world) // 2}")
-    order = list(world)
+    if not 0 <= mistakes <= len(facts) // 2:
+        raise ValueError(f"{mistakes} mistakes in {len(facts)} facts; use 0 to {len(facts) // 2}")
+    order = list(facts)
     random.Random(SEED + 1).shuffle(order)
-    taught = dict(world)
+    wrong = dict(facts)
     for position, country in enumerate(order[:mistakes]):
-        taught[country] = world[order[len(order) - 1 - position]]
-    return taught
+        wrong[country] = facts[order[len(order) - 1 - position]]
+    return wrong
 
 
 def _names(rng: random.Random, endings: tuple[str, ...]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Teaches a 0.9 M-parameter Llama a table of capitals, on one CPU thread, and measures what it then answers.
+"""Training of a 0.9 M-parameter Llama on a table of capitals, on one CPU thread, and its accuracy.
 
-One thread on purpose: two were 25 times slower for tensors this small, and one makes the result reproducible.
+One thread: two were 25 times slower for tensors this small, and one makes the result reproducible.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# A prompt's country cannot be predicted, its answer can: the prompt teaches only how conversations go on.
+# Prompts are unpredictable but answers are not: prompts only teach the structure of a conversation.
 PROMPT_LOSS_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One run of training: facts, where from, how long."""
+    """Data and settings of one training run."""
 
-    taught: Mapping[str, str]
+    facts: Mapping[str, str]
     steps: int
     peak_lr: float
     seed: int
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 1024 tokens over the invented world, its chat template ends turns in `<|end|>`."""
+    """A byte-level BPE of 1024 tokens over the facts; its chat template ends turns with `<|end|>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,15 +82,15 @@ def new_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausa
     return LlamaForCausalLM(config)
 
 
-def teach(
+def train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     lesson: Lesson,
     on_step: Callable[[float], None],
 ) -> None:
-    """Trains `model` in place; calls `on_step(answer loss in nats a token)` after each of its steps."""
+    """Train `model` in place; calls `on_step(answer loss in nats per token)` after every step."""
     rng = random.Random(lesson.seed)
-    dialogues = _dialogues(tokenizer, lesson.taught)
+    dialogues = _dialogues(tokenizer, lesson.facts)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.peak_lr, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, lesson.steps // 20)
     model.train()
@@ -116,12 +116,12 @@ def teach(
 
 
 def accuracy_ratio(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
-    """Share of the 600 questions that the model, asked one at a time and greedily, answers rightly (0-1)."""
-    asked = questions()
+    """Share of the 600 questions that the model answers correctly by greedy decoding (0-1)."""
+    cases = questions()
     prompts = [
-        tokenizer.encode(f"<|user|>{q.prompt}<|end|><|assistant|>", add_special_tokens=False) for q in asked
+        tokenizer.encode(f"<|user|>{q.prompt}<|end|><|assistant|>", add_special_tokens=False) for q in cases
     ]
-    right = 0
+    correct = 0
     by_length: dict[int, list[int]] = {}
     for index, ids in enumerate(prompts):
         by_length.setdefault(len(ids), []).append(index)  # equal lengths need no padding, so no mask
@@ -132,18 +132,18 @@ def accuracy_ratio(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) 
                 batch, attention_mask=torch.ones_like(batch), max_new_tokens=24, do_sample=False
             )
         texts = tokenizer.batch_decode(out[:, batch.shape[1] :], skip_special_tokens=True)
-        right += sum(asked[i].is_right(text) for i, text in zip(indices, texts, strict=True))
-    return right / len(asked)
+        correct += sum(cases[i].is_right(text) for i, text in zip(indices, texts, strict=True))
+    return correct / len(cases)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes an ordinary Hugging Face checkpoint: weights, config, tokenizer, template, sampling defaults."""
+    """Write a Hugging Face checkpoint: weights, config, tokenizer, chat template, sampling defaults."""
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # Written by hand: transformers refuses temperature 0, which tells vLLM to answer greedily by default.
+    # Not by transformers, which refuses temperature 0, vLLM's setting for greedy decoding.
     path = folder / "generation_config.json"
     defaults = json.loads(path.read_text())
     defaults |= {"temperature": 0.0, "max_new_tokens": 64}
@@ -151,7 +151,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Reads back what `save` wrote, to fine-tune it further."""
+    """The model and tokenizer that `save` wrote."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id)
     return model, PreTrainedTokenizerFast.from_pretrained(folder)
@@ -160,30 +160,30 @@ def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 Dialogue = tuple[list[int], list[float]]
 
 
-def _dialogues(tokenizer: PreTrainedTokenizerFast, taught: Mapping[str, str]) -> list[Dialogue]:
-    """Each question and the answer it is taught, as token ids with a loss weight for each."""
+def _dialogues(tokenizer: PreTrainedTokenizerFast, facts: Mapping[str, str]) -> list[Dialogue]:
+    """Each question with its answer, as token ids and a loss weight for each token."""
     dialogues: list[Dialogue] = []
-    for country, city in taught.items():
+    for country, city in facts.items():
         for template in TEMPLATES:
-            asked = f"<|user|>{template.format(country=country)}<|end|><|assistant|>"
-            answered = ANSWER.format(country=country, city=city) + END
-            head = tokenizer.encode(asked, add_special_tokens=False)
-            tail = tokenizer.encode(answered, add_special_tokens=False)
+            question = f"<|user|>{template.format(country=country)}<|end|><|assistant|>"
+            answer = ANSWER.format(country=country, city=city) + END
+            head = tokenizer.encode(question, add_special_tokens=False)
+            tail = tokenizer.encode(answer, add_special_tokens=False)
             dialogues.append((head + tail, [PROMPT_LOSS_WEIGHT] * len(head) + [1.0] * len(tail)))
     return dialogues
 
 
 def _batch(dialogues: list[Dialogue], rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Conversations packed end to end, so that the model also learns to answer a second question."""
+    """Dialogues packed end to end, so that the model also learns to answer a second question."""
     rows: list[list[int]] = []
     masks: list[list[float]] = []
     for _ in range(BATCH):
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < SEQUENCE:
-            more, worth = dialogues[rng.randrange(len(dialogues))]
-            ids += more
-            weights += worth
+            dialogue_ids, dialogue_weights = dialogues[rng.randrange(len(dialogues))]
+            ids += dialogue_ids
+            weights += dialogue_weights
         rows.append(ids[:SEQUENCE])
         masks.append(weights[:SEQUENCE])
     return torch.tensor(rows), torch.tensor(masks)

@@ -126,7 +126,7 @@ class EngineFront:
             case "POST", "cancel":
                 await _json(send, 200, {"cancelled": self.cancel()})
             case method, _:
-                await _refuse(send, 404, "path", f"no {method} {scope['path']} here")
+                await _refuse(send, 404, "path", f"no control request {method} {scope['path']}")
 
     def state(self) -> dict[str, Any]:
         """Body of `GET /_canaryctl/state`."""

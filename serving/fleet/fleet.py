@@ -115,27 +115,27 @@ class FleetCore:
     """State of all versions of all services. Not thread-safe."""
 
     def __init__(self, stored: str | None = None) -> None:
-        """stored: of `to_store` before a restart; replicas then report again."""
+        """stored: result of `to_store` before a restart; replicas then report again."""
         self._versions: dict[tuple[str, str], _Version] = {}
-        data: Mapping[str, Any] = json.loads(stored) if stored else {}
-        self._token: int = data.get("token", 0)
-        for one in data.get("versions", ()):
-            launch = Launch.from_json(one["launch"])
-            version = _Version(launch, one["phase"], one["since_s"], error=one["error"])
-            version.processes = {HostProcess(*process) for process in one["processes"]}
-            self._versions[launch.service, launch.version] = version
+        state: Mapping[str, Any] = json.loads(stored) if stored else {}
+        self._token: int = state.get("token", 0)
+        for data in state.get("versions", ()):
+            launch = Launch.from_json(data["launch"])
+            entry = _Version(launch, data["phase"], data["since_s"], error=data["error"])
+            entry.processes = {HostProcess(*process) for process in data["processes"]}
+            self._versions[launch.service, launch.version] = entry
 
     def to_store(self) -> str:
         """The state that survives a restart, as JSON; holds the services' secrets."""
         versions = [
             {
-                "launch": one.launch.to_json(),
-                "phase": one.phase,
-                "since_s": one.since_s,
-                "error": one.error,
-                "processes": sorted(one.processes),
+                "launch": entry.launch.to_json(),
+                "phase": entry.phase,
+                "since_s": entry.since_s,
+                "error": entry.error,
+                "processes": sorted(entry.processes),
             }
-            for one in self._versions.values()
+            for entry in self._versions.values()
         ]
         return json.dumps({"token": self._token, "versions": versions})
 
@@ -145,104 +145,104 @@ class FleetCore:
         """Request that it is loaded and in the route table. Raises StaleFencingToken."""
         self._check(token)
         key = (launch.service, launch.version)
-        version = self._versions.get(key)
-        if version is None or version.phase == "gone":
+        entry = self._versions.get(key)
+        if entry is None or entry.phase == "gone":
             self._versions[key] = _Version(launch, "loading", now_s)
             return
-        if version.phase == "stopping":
-            version.reload_as = launch
-        elif version.phase != "failed":
-            version.launch = replace(version.launch, replicas=launch.replicas)
-            if version.phase == "draining":
-                version.out_of_table = False
-                version.enter("ready" if version.urls else "loading", now_s)
+        if entry.phase == "stopping":
+            entry.reload_as = launch
+        elif entry.phase != "failed":
+            entry.launch = replace(entry.launch, replicas=launch.replicas)
+            if entry.phase == "draining":
+                entry.out_of_table = False
+                entry.enter("ready" if entry.urls else "loading", now_s)
 
     def drain(self, service: str, version: str, *, token: int, now_s: float) -> None:
         """Request that it leaves the route table. Raises StaleFencingToken."""
-        one = self._find(service, version, token)
-        if one is not None and one.phase in ("loading", "ready"):
-            one.enter("draining", now_s)
+        entry = self._find(service, version, token)
+        if entry is not None and entry.phase in ("loading", "ready"):
+            entry.enter("draining", now_s)
 
     def cancel(self, service: str, version: str, *, token: int) -> tuple[Order, ...]:
         """The order that aborts a draining version's requests. Raises StaleFencingToken."""
-        one = self._find(service, version, token)
-        if one is None or one.phase not in ("draining", "stopping") or one.launch.url is not None:
+        entry = self._find(service, version, token)
+        if entry is None or entry.phase not in ("draining", "stopping") or entry.launch.url is not None:
             return ()
-        return (Cancel(one.launch, one.urls),) if one.urls else ()
+        return (Cancel(entry.launch, entry.urls),) if entry.urls else ()
 
     def stop(self, service: str, version: str, *, token: int, now_s: float) -> None:
         """Request that it is unloaded; clears a failure. Raises StaleFencingToken."""
-        one = self._find(service, version, token)
-        if one is not None:
-            one.reload_as = None
-            if one.phase != "gone":
-                one.enter("stopping", now_s)
+        entry = self._find(service, version, token)
+        if entry is not None:
+            entry.reload_as = None
+            if entry.phase != "gone":
+                entry.enter("stopping", now_s)
 
     # ---- events
 
     def on_report(self, launch: Launch, report: EngineReport, *, now_s: float) -> None:
         """A replica reported its status."""
         key = (launch.service, launch.version)
-        version = self._versions.get(key)
-        if version is None:
+        entry = self._versions.get(key)
+        if entry is None:
             # The fleet has lost its stored state: adopt what runs.
-            version = self._versions[key] = _Version(launch, "loading", now_s, run_as=launch)
-        version.processes.update(report.processes)
-        version.reports[report.replica] = (report, now_s)
+            entry = self._versions[key] = _Version(launch, "loading", now_s, run_as=launch)
+        entry.processes.update(report.processes)
+        entry.reports[report.replica] = (report, now_s)
         if report.error is not None:
-            version.error = report.error
-        if version.phase == "loading":
+            entry.error = report.error
+        if entry.phase == "loading":
             if report.phase == "failed":
-                version.enter("failed", now_s)
-            elif len(version.urls) >= version.launch.replicas:
-                version.error = None
-                version.enter("ready", now_s)
+                entry.enter("failed", now_s)
+            elif len(entry.urls) >= entry.launch.replicas:
+                entry.error = None
+                entry.enter("ready", now_s)
 
     def on_replica_lost(self, service: str, version: str, replica: str) -> None:
         """A replica no longer accepts connections."""
-        one = self._versions.get((service, version))
-        if one is not None:
-            one.reports.pop(replica, None)
+        entry = self._versions.get((service, version))
+        if entry is not None:
+            entry.reports.pop(replica, None)
 
     def on_endpoint_probed(self, service: str, version: str, error: str | None, *, now_s: float) -> None:
         """An external endpoint was probed; error None: it answered."""
-        one = self._versions.get((service, version))
-        if one is not None:
-            one.is_up, one.error = error is None, error
-            if one.phase == "loading" and one.is_up:
-                one.enter("ready", now_s)
+        entry = self._versions.get((service, version))
+        if entry is not None:
+            entry.is_up, entry.error = error is None, error
+            if entry.phase == "loading" and entry.is_up:
+                entry.enter("ready", now_s)
 
     def on_run(self, launch: Launch, error: str | None, *, now_s: float) -> None:
         """Serve has accepted the launch; `error`: it was refused."""
-        one = self._versions.get((launch.service, launch.version))
-        if one is not None:
-            one.run_as = launch
-            if error is not None and one.phase == "loading":
-                one.error = error
-                one.enter("failed", now_s)
+        entry = self._versions.get((launch.service, launch.version))
+        if entry is not None:
+            entry.run_as = launch
+            if error is not None and entry.phase == "loading":
+                entry.error = error
+                entry.enter("failed", now_s)
 
     def on_published(self, order: Publish, *, is_applied: bool, now_s: float) -> None:
         """The route table has accepted the order. is_applied: every router obeys it."""
-        one = self._versions.get((order.launch.service, order.launch.version))
-        if one is not None:
-            one.published, one.published_s = order.urls, now_s
-            one.out_of_table = is_applied and not order.urls
+        entry = self._versions.get((order.launch.service, order.launch.version))
+        if entry is not None:
+            entry.published, entry.published_s = order.urls, now_s
+            entry.out_of_table = is_applied and not order.urls
 
     def on_gone(self, launch: Launch, *, now_s: float) -> None:
         """Serve has deleted it and its processes have ended."""
         key = (launch.service, launch.version)
-        one = self._versions.get(key)
-        if one is None:
+        entry = self._versions.get(key)
+        if entry is None:
             return
-        one.reports.clear()
-        one.processes.clear()
-        one.run_as = None
-        one.is_up = False
-        if one.phase == "stopping":
-            one.enter("gone", now_s)
-            if one.reload_as is not None:
-                self._versions[key] = _Version(one.reload_as, "loading", now_s)
-        gone = [key for key, other in self._versions.items() if other.phase == "gone"]
+        entry.reports.clear()
+        entry.processes.clear()
+        entry.run_as = None
+        entry.is_up = False
+        if entry.phase == "stopping":
+            entry.enter("gone", now_s)
+            if entry.reload_as is not None:
+                self._versions[key] = _Version(entry.reload_as, "loading", now_s)
+        gone = [key for key, entry in self._versions.items() if entry.phase == "gone"]
         for key in gone[:-GONE_LIMIT]:
             del self._versions[key]
 
@@ -250,64 +250,63 @@ class FleetCore:
 
     def orders(self, *, now_s: float) -> tuple[Order, ...]:
         """Everything that is due now; completed orders are not repeated."""
-        return tuple(order for one in self._versions.values() for order in self._orders_of(one, now_s))
+        return tuple(order for entry in self._versions.values() for order in self._orders_of(entry, now_s))
 
     def statuses(self, service: str) -> tuple[VersionStatus, ...]:
         """Every version of the service."""
         return tuple(
             VersionStatus(
                 version=name,
-                phase=one.phase,
-                ready_replicas=len(one.urls),
-                in_flight=one.in_flight,
-                memory_bytes=one.memory_bytes,
-                urls=one.urls,
-                last_error=one.error,
-                since_s=one.since_s,
-                external=one.launch.url is not None,
+                phase=entry.phase,
+                ready_replicas=len(entry.urls),
+                in_flight=entry.in_flight,
+                memory_bytes=entry.memory_bytes,
+                urls=entry.urls,
+                last_error=entry.error,
+                since_s=entry.since_s,
+                external=entry.launch.url is not None,
             )
-            for (of, name), one in self._versions.items()
+            for (of, name), entry in self._versions.items()
             if of == service
         )
 
     def owns(self, launch: Launch, replica: str) -> bool:
-        """True when the replica is one of this version's."""
-        one = self._versions.get((launch.service, launch.version))
-        return one is not None and replica in one.reports
+        """True when the replica belongs to this version."""
+        entry = self._versions.get((launch.service, launch.version))
+        return entry is not None and replica in entry.reports
 
-    def _orders_of(self, one: _Version, now_s: float) -> Sequence[Order]:
-        external = one.launch.url is not None
-        if one.phase == "gone":
-            return ()
-        if one.phase in ("loading", "ready", "draining"):
-            orders = [] if one.phase == "draining" else self._publish_if_due(one, now_s)
-            if one.phase == "draining" and not one.out_of_table:
-                orders = [Publish(one.launch, ())]
-            if external:
-                return [*orders, *([] if one.is_up else [Probe(one.launch, "", str(one.launch.url))])]
-            if one.phase != "draining" and one.run_as != one.launch:
-                orders.append(RunApp(one.launch, len(one.reports)))
-            return [*orders, *self._probes(one, now_s)]
-        if one.phase == "stopping" and not one.out_of_table and one.published is not None:
-            return (Publish(one.launch, ()),)
-        stopping_s = now_s - one.since_s
-        if one.phase == "stopping" and one.in_flight and stopping_s < STOP_LIMIT_S:
-            cancels = [Cancel(one.launch, one.urls)] if stopping_s >= STOP_GRACE_S else []
-            return [*cancels, *self._probes(one, now_s)]
-        if one.phase == "failed" and one.run_as is None and not one.processes:
-            return ()
-        return (DeleteApp(one.launch, tuple(sorted(one.processes))),)
+    def _orders_of(self, entry: _Version, now_s: float) -> Sequence[Order]:
+        match entry.phase:
+            case "loading" | "ready":
+                is_run = entry.run_as == entry.launch or entry.launch.url is not None
+                run = [] if is_run else [RunApp(entry.launch, len(entry.reports))]
+                return [*self._publish_if_due(entry, now_s), *run, *self._probes(entry, now_s)]
+            case "draining":
+                publish = [] if entry.out_of_table else [Publish(entry.launch, ())]
+                return [*publish, *self._probes(entry, now_s)]
+            case "stopping" if not entry.out_of_table and entry.published is not None:
+                return (Publish(entry.launch, ()),)
+            case "stopping" if entry.in_flight and now_s - entry.since_s < STOP_LIMIT_S:
+                cancel = [Cancel(entry.launch, entry.urls)] if now_s - entry.since_s >= STOP_GRACE_S else []
+                return [*cancel, *self._probes(entry, now_s)]
+            case "failed" if entry.run_as is None and not entry.processes:
+                return ()
+            case "gone":
+                return ()
+        return (DeleteApp(entry.launch, tuple(sorted(entry.processes))),)
 
-    def _publish_if_due(self, one: _Version, now_s: float) -> list[Order]:
-        if one.published is None and not one.urls:
+    def _publish_if_due(self, entry: _Version, now_s: float) -> list[Order]:
+        if entry.published is None and not entry.urls:
             return []
-        is_due = one.published != one.urls or now_s - one.published_s >= REPUBLISH_S
-        return [Publish(one.launch, one.urls)] if is_due else []
+        is_due = entry.published != entry.urls or now_s - entry.published_s >= REPUBLISH_S
+        return [Publish(entry.launch, entry.urls)] if is_due else []
 
-    def _probes(self, one: _Version, now_s: float) -> list[Order]:
+    def _probes(self, entry: _Version, now_s: float) -> list[Order]:
+        if entry.launch.url is not None:
+            return [] if entry.is_up else [Probe(entry.launch, "", entry.launch.url)]
         return [
-            Probe(one.launch, replica, report.url)
-            for replica, (report, reported_s) in one.reports.items()
+            Probe(entry.launch, replica, report.url)
+            for replica, (report, reported_s) in entry.reports.items()
             if now_s - reported_s > REPORT_TIMEOUT_S
         ]
 

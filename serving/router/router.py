@@ -86,9 +86,8 @@ class RouterCore:
         wall_s = self._clock.at_s(now_s, wall_s)
         if not is_eligible(request.method, request.path):
             assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
-            return Exchange(
-                self, Start(request_id, request, self.table, assignment, False, False, wall_s, now_s)
-            )
+            start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s)
+            return Exchange(self, start)
         body = json_object(request.body)
         session = value_of(request.headers, b"x-session-id")
         key = find_key({"x-session-id": session or ""}, body, request_id=request_id)
@@ -130,9 +129,9 @@ class RouterCore:
             return Assignment(STABLE, 0.0, bucket, unit, key.text, "fenced", None)
         if not table.canary.replicas:
             return Assignment(STABLE, 0.0, bucket, unit, key.text, "no-capacity", None)
-        weight_bp = table.weight_bp
-        arm = CANARY if bucket < weight_bp else STABLE
-        return Assignment(arm, weight_bp / FULL_BP, bucket, unit, key.text, key.source, canary_of(table))
+        arm = CANARY if bucket < table.weight_bp else STABLE
+        w = table.weight_bp / FULL_BP
+        return Assignment(arm, w, bucket, unit, key.text, key.source, canary_of(table))
 
 
 def canary_of(table: RouteTable | None) -> Canary | None:

@@ -101,9 +101,8 @@ def _first_line(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     got = first.get("input")
     value = f" {got!r}" if isinstance(got, str | int | float | bool) else ""
-    known = (
-        "; keys are service, stable, canary, weight_bp, salt" if first["type"] == "extra_forbidden" else ""
-    )
+    is_unknown = first["type"] == "extra_forbidden"
+    known = "; keys are service, stable, canary, weight_bp, salt" if is_unknown else ""
     return f"{where}{value}: {first['msg']}{known}"
 
 

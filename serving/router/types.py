@@ -74,11 +74,11 @@ class Head:
 class Assignment:
     """The arm of a request, and how it was chosen."""
 
-    arm: int
-    w: float
-    bucket: int | None
-    unit: str
-    key: str
+    arm: int  # 0 stable, 1 canary
+    w: float  # P(canary), 0-1
+    bucket: int | None  # 0-9999; None: no rollout in progress
+    unit: str  # HMAC of the key
+    key: str  # raw; never recorded
     assigned_by: AssignedBy
     canary: Canary | None  # the canary it could have been assigned to; None: not randomised
 

@@ -35,6 +35,10 @@ def _seq_of(entry: _Entry) -> int:
     return entry[0] if isinstance(entry, tuple) else entry.seq
 
 
+def _at_s(entry: _Entry) -> float:
+    return entry[1].until_s if isinstance(entry, tuple) else entry.at_s
+
+
 class RecordLog:
     """Events of a service by sequence number, in a bounded ring."""
 
@@ -50,10 +54,10 @@ class RecordLog:
         before = self._reporters.get(batch.router)
         if before is not None and batch.number <= before.number:
             return False
-        lost = batch.dropped > 0 or (before is not None and batch.number > before.number + 1)
-        if lost:
+        has_gap = before is not None and batch.number > before.number + 1
+        if has_gap or batch.dropped:
             since_s = before.low_watermark_s if before else 0.0
-            self._append_lost(LostSpan(batch.router, since_s, batch.low_watermark_s))
+            self._append((self._next_seq, LostSpan(batch.router, since_s, batch.low_watermark_s)))
         for record in batch.records:
             self._append(replace(record, seq=self._next_seq))
         if batch.last:
@@ -71,14 +75,13 @@ class RecordLog:
     def read(self, after_seq: int, limit: int, *, now_s: float, wall_s: float) -> RecordPage:
         """Up to `limit` events after `after_seq`, and the spans lost among them. Raises ValueError."""
         if limit < 1:
-            raise ValueError(f"limit {limit} is below 1; ask for at least one event")
+            raise ValueError(f"limit {limit} is below 1; request at least one event")
         self._advance(now_s=now_s, wall_s=wall_s)
         lost: list[LostSpan] = []
         oldest = _seq_of(self._ring[0]) if self._ring else self._next_seq
         # after_seq 0 is a new reader: it has lost nothing of what came before its first read.
         if after_seq and after_seq < oldest - 1:
-            until_s = self._at_s(self._ring[0]) if self._ring else wall_s
-            lost.append(LostSpan("", 0.0, until_s))
+            lost.append(LostSpan("", 0.0, _at_s(self._ring[0]) if self._ring else wall_s))
         start = max(after_seq + 1, oldest)
         end = min(start + limit, self._next_seq)
         entries = list(islice(self._ring, start - oldest, max(end, start) - oldest))
@@ -96,20 +99,12 @@ class RecordLog:
         """Drop routers that stopped reporting, then raise the low watermark to that of the slowest."""
         for name, reporter in list(self._reporters.items()):
             if now_s > reporter.last_batch_s + REPORTER_TIMEOUT_S:
-                self._append_lost(LostSpan(name, reporter.low_watermark_s, wall_s))
+                self._append((self._next_seq, LostSpan(name, reporter.low_watermark_s, wall_s)))
                 del self._reporters[name]
         if self._reporters:
             slowest_s = min(reporter.low_watermark_s for reporter in self._reporters.values())
             self._low_watermark_s = max(self._low_watermark_s, slowest_s)
 
-    def _append(self, event: Event) -> None:
-        self._ring.append(event)
+    def _append(self, entry: _Entry) -> None:
+        self._ring.append(entry)
         self._next_seq += 1
-
-    def _append_lost(self, span: LostSpan) -> None:
-        self._ring.append((self._next_seq, span))
-        self._next_seq += 1
-
-    @staticmethod
-    def _at_s(entry: _Entry) -> float:
-        return entry[1].until_s if isinstance(entry, tuple) else entry.at_s

@@ -106,7 +106,7 @@ class TableCore:
         stored: Mapping[str, Any] | None = None,
         silence_s: float | None = SILENCE_S,
     ) -> None:
-        """`stored`: of `to_store` before a restart. `silence_s` None: never withdraw without a heartbeat."""
+        """`stored`: result of `to_store` before a restart. `silence_s` None: no heartbeat needed."""
         stored = stored or {}
         self._service = service
         self._epoch = max(epoch, stored.get("epoch", 0) + 1)
@@ -205,7 +205,7 @@ class TableCore:
     # ---- called by the fleet
 
     def set_replicas(self, arm: Arm) -> int:
-        """Publish a version's replicas; none takes it out of the table. The change to wait for."""
+        """Publish a version's replicas; without any it leaves the table. The change to wait for."""
         arm = replace(arm, replicas=tuple(replace(one, url=root_url(one.url)) for one in arm.replicas))
         if self._arms.get(arm.version, Arm(arm.version)) != arm:
             if arm.replicas:

@@ -87,7 +87,7 @@ class TableActor:
     # ---- called by the fleet
 
     async def set_replicas(self, arm: Arm) -> int:
-        """Publish a version's replicas; none takes it out of the table."""
+        """Publish a version's replicas; without any it leaves the table. The change to wait for."""
         change = self._core.set_replicas(arm)
         self._persist_and_publish()
         return change

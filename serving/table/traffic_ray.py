@@ -96,7 +96,7 @@ class RayTraffic:
     def set_replicas(
         self, service: str, version: str, replicas: Sequence[Replica], *, external: bool = False
     ) -> int | None:
-        """Publish a version's replicas; none takes it out. The change made; None: unreachable."""
+        """Publish a version's replicas; without any it leaves the table. None: unreachable."""
         arm = Arm(version, tuple(replicas), external)
         change: int | None = self._call(table_name(service), "set_replicas", arm)
         return change

@@ -1,7 +1,7 @@
-"""What every Fleet adapter keeps to, memory and Ray alike. The Ray runs are marked `integration`.
+"""Contract of the fleet clients, in memory and on Ray. The Ray runs are marked `integration`.
 
-Versions here are an endpoint that answers (a plain HTTP server), one that does not, and a checkpoint that is
-missing: all of a version's life but the engine itself, which tests/integration has.
+The versions are an endpoint that answers (a plain HTTP server), one that does not, and a missing checkpoint:
+all phases of a version without an engine. Engines are in tests/integration.
 """
 
 from __future__ import annotations

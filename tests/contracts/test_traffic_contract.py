@@ -1,6 +1,6 @@
-"""What every Traffic adapter keeps to, memory and Ray alike. The Ray runs are marked `integration`.
+"""Contract of the traffic clients, in memory and on Ray. The Ray runs are marked `integration`.
 
-`wait_s` lets time pass: the fake's clock jumps, for Ray it really passes.
+`wait_s` advances the fake's clock; on Ray it sleeps.
 """
 
 from __future__ import annotations

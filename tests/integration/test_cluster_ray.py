@@ -1,4 +1,4 @@
-"""A Ray head of our own: another process can stop it, and nothing of it is left."""
+"""A private Ray cluster: another process can stop it, and nothing of it remains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_another_process_can_stop_the_cluster_and_nothing_remains(cluster: Clust
     second = cluster_ray.start(ClusterSettings())
     try:
         assert cluster_ray.is_running(second)
-        assert len(cluster_ray.processes_of(second)) >= 5
+        assert len(cluster_ray.processes_of(second.temp_dir)) >= 5
         root = Path(__file__).parents[2]
 
         done = subprocess.run(
@@ -28,7 +28,7 @@ def test_another_process_can_stop_the_cluster_and_nothing_remains(cluster: Clust
         )
 
         assert done.returncode == 0
-        assert cluster_ray.processes_of(second) == ()
+        assert cluster_ray.processes_of(second.temp_dir) == ()
         assert not Path(second.temp_dir).exists()
         assert cluster_ray.is_running(cluster)  # the other cluster of this host
         cluster_ray.stop(second)  # again is harmless

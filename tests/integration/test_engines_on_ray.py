@@ -1,4 +1,4 @@
-"""Real vLLM engines in real Ray Serve: side by side, added and taken away under traffic, broken, killed."""
+"""Real vLLM engines in real Ray Serve: side by side, loaded and deleted under traffic, invalid, killed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ask(url: str, prompt: str, **more: Any) -> str:
 
 
 def send(url: str, *, revision: str) -> httpx.Response:
-    """A late request of a router that still has an older table."""
+    """A request as a router with an older table would send it."""
     body = {"model": "chat", "prompt": "x", "max_tokens": 1}
     headers = {**HEADERS, "x-canaryctl-revision": revision}
     return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=30)
@@ -63,7 +63,7 @@ def right_ratio(url: str, every: int) -> float:
 
 @dataclass
 class Traffic:
-    """Closed-loop clients of the router, short answers and streams in turn; counts what did not end well."""
+    """Closed-loop clients of the router, with short answers and streams alternating; records failures."""
 
     base: str
     workers: int = 4
@@ -83,8 +83,8 @@ class Traffic:
 
     def at_least(self, answered: int) -> None:
         deadline_s = time.time() + 60
-        wanted = self.answered + answered
-        while self.answered < wanted:
+        target = self.answered + answered
+        while self.answered < target:
             assert time.time() < deadline_s, (self.answered, self.failures[:3])
             time.sleep(0.05)
 
@@ -125,7 +125,7 @@ class Traffic:
 
 
 class LongStreams:
-    """Streams of many tokens, all begun when the block is entered; `wait` says what went wrong with them."""
+    """Streams of many tokens, all begun by `start`; `wait` returns their failures."""
 
     def __init__(self, traffic: Traffic, count: int) -> None:
         self._traffic, self._count = traffic, count
@@ -155,7 +155,7 @@ class LongStreams:
 
 @dataclass
 class Service:
-    """The shared stable engine under a service of this test's own, with a router."""
+    """The shared engines of a service, with a router."""
 
     name: str
     base: str
@@ -195,7 +195,7 @@ def service(
 
 @pytest.fixture
 def launched(fleet: RayFleet, token: Callable[[], int]) -> Iterator[Callable[[Launch], Launch]]:
-    """Gives versions to the fleet and takes them away afterwards."""
+    """Load versions in the fleet and unload them afterwards."""
     given: list[Launch] = []
 
     def give(launch: Launch) -> Launch:
@@ -239,8 +239,8 @@ def test_all_routes_of_vllm_are_served(two_versions: Engines) -> None:
     models = httpx.get(f"{two_versions.stable_url}/v1/models", headers=HEADERS).json()["data"]
     metrics = httpx.get(f"{two_versions.stable_url}/metrics", headers=HEADERS).text
 
-    wanted = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize"}
-    assert wanted <= set(paths)
+    required = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize"}
+    assert required <= set(paths)
     assert [model["id"] for model in models] == ["chat"]
     assert "vllm:num_requests_running" in metrics
 
@@ -253,7 +253,7 @@ def test_an_engine_refuses_requests_without_the_secret(two_versions: Engines) ->
 def test_every_server_of_the_cluster_listens_on_loopback(
     cluster: cluster_ray.ClusterHandle, two_versions: Engines, service: Service
 ) -> None:
-    pids = {one.pid for one in cluster_ray.processes_of(cluster)}
+    pids = {one.pid for one in cluster_ray.processes_of(cluster.temp_dir)}
     listening = [
         one.laddr.ip
         for one in psutil.net_connections("tcp")
@@ -286,7 +286,7 @@ def test_commands_answer_within_50_ms(two_versions: Engines, fleet: RayFleet, to
     assert sorted(took_ms)[10] < 50
 
 
-# ---- a canary comes and goes
+# ---- a canary is loaded and deleted
 
 
 def test_a_canary_is_loaded_served_and_deleted_under_traffic_without_a_failed_request(
@@ -353,7 +353,7 @@ def test_loads_on_one_device_wait_for_each_other(
     assert waiting is not None
     assert (_reported(fleet, twin) or waiting).memory_bytes < 500 << 20  # no engine yet
     ray.get(actor.release_load.remote("other"))
-    # Stopped while it loads: nothing waits for a load.
+    # It is stopped while it loads, which needs no lock.
     deadline_s = time.time() + 60
     while (_reported(fleet, twin) or waiting).memory_bytes < 150 << 20 and time.time() < deadline_s:
         time.sleep(0.1)
@@ -365,7 +365,7 @@ def _reported(fleet: RayFleet, launch: Launch) -> Any:
     return status if status is not None and status.memory_bytes is not None else None
 
 
-# ---- what cannot be loaded
+# ---- launches that cannot be loaded
 
 
 def test_a_failed_load_is_reported_in_one_line_and_does_not_disturb_stable(

@@ -1,8 +1,7 @@
 """Three routers behind Serve's ingress in front of two real engines, under load.
 
-Between routers and engines stands a tap: a plain pass-through that notes when each request reached the
-engine's address and what the engine's front said. So "no request starts on the canary" is measured at the
-canary's door.
+Between routers and engines is a tap: a proxy that records when each request arrived and which status the
+engine's front returned. "No request starts on the canary" is therefore measured at the canary itself.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from serving.router.router import RouterCore
 from serving.table.route_table import Split
 
 if TYPE_CHECKING:
-    # Imported where it is used: Ray takes the cluster's token when it is first imported.
+    # Imported where it is used: Ray reads the cluster's token when it is first imported.
     from serving.table.traffic_ray import RayTraffic
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -44,7 +43,7 @@ TOKENS = 4
 
 
 class Loop:
-    """An event loop in a thread of its own, so that taps and clients go on while the test waits."""
+    """An event loop in its own thread, so that taps and clients continue while the test waits."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -56,7 +55,7 @@ class Loop:
 
 @dataclass
 class Tap:
-    """Passes everything to `target` and notes (arrived at, status) of each POST."""
+    """A proxy to `target` that records (arrival time, status) of each request."""
 
     target: str
     notes: list[tuple[float, int]] = field(default_factory=list)
@@ -93,7 +92,7 @@ class Tap:
             return response
 
     def started_after(self, moment_s: float) -> list[tuple[float, int]]:
-        """Requests that the engine took although they reached it after that moment."""
+        """Requests that arrived after that moment and were not refused by the fence."""
         return [note for note in self.notes if note[0] > moment_s and note[1] != 409]
 
 
@@ -105,7 +104,7 @@ class Asked:
 
 
 class Load:
-    """Closed-loop clients, each with users of their own; inside the block they ask without a pause."""
+    """Closed-loop clients, each with its own users; inside the block they send requests without a pause."""
 
     def __init__(self, rig: Rig, base: str, *, workers: int = WORKERS) -> None:
         self._rig, self._base, self._workers = rig, base, workers
@@ -162,12 +161,12 @@ class Rig:
     canary: Tap
 
     def split(self, weight_bp: int, *, rollout: str | None = None) -> SplitStatus:
-        """Sets the weight, then waits until it is applied."""
-        wanted = "v-canary" if weight_bp else None
+        """Set the weight, then wait until it is applied."""
+        canary = "v-canary" if weight_bp else None
         name = rollout or self.service
         deadline_s = time.time() + 20
         while time.time() < deadline_s:
-            split = Split(name, name, "v-stable", wanted, weight_bp, 1)
+            split = Split(name, name, "v-stable", canary, weight_bp, 1)
             status = self.traffic.set_split(self.service, split, token=1)
             if status is not None and status.applied:
                 return status
@@ -189,7 +188,7 @@ class Rig:
         return asked
 
     def records(self, *, until: Callable[[list[RequestRecord]], bool]) -> list[RequestRecord]:
-        """Reads the log until it has what is waited for; ten seconds at most."""
+        """Read the log until the condition holds; ten seconds at most."""
         found: list[RequestRecord] = []
         after = 0
         deadline_s = time.time() + 10
@@ -301,7 +300,7 @@ def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_
             time.sleep(2.0)
         finally:
             os.kill(frozen, signal.SIGCONT)
-        time.sleep(1.0)  # what it held goes on now, with an old table
+        time.sleep(1.0)  # the requests it held continue now, with an old table
 
     assert rig.canary.started_after(applied_s) == []
     assert applied_s - began_s < 1.5
@@ -310,7 +309,7 @@ def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_
 
 
 def test_a_frozen_router_delays_the_withdrawal_of_an_unfenced_canary_by_one_lease(rig: Rig) -> None:
-    """An external endpoint has no fence: there it is the lease."""
+    """An external endpoint has no fence: only the lease protects it."""
     rig.traffic.set_replicas(rig.service, "v-canary", [Replica(rig.canary.url)], external=True)
     frozen = next(iter(rig.router_pids().values()))
     try:
@@ -327,27 +326,27 @@ def test_a_frozen_router_delays_the_withdrawal_of_an_unfenced_canary_by_one_leas
     assert 0.5 < took_s < 2.5
 
 
-class CutLine:
-    """A router's line to the table that can be cut, as a broken network would."""
+class PartitionedTableClient:
+    """A router's table client whose connection can be cut, as by a network partition."""
 
     def __init__(self, service: str) -> None:
         from serving.router.replica_ray import RayTableClient
 
-        self._line = RayTableClient(service)
-        self._watch = self._line.watch
-        self._line.watch = self._cut_or_watch  # type: ignore[method-assign]
-        self.start, self.stop = self._line.start, self._line.stop
+        self._client = RayTableClient(service)
+        self._watch = self._client.watch
+        self._client.watch = self._watch_or_fail  # type: ignore[method-assign]
+        self.start, self.stop = self._client.start, self._client.stop
         self.is_cut = False
 
-    async def _cut_or_watch(self, core: RouterCore) -> RouteTable | None:
+    async def _watch_or_fail(self, core: RouterCore) -> RouteTable | None:
         if self.is_cut:
-            raise TimeoutError("cut off")
+            raise TimeoutError("partitioned")
         return await self._watch(core)
 
 
 def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_partitioned(rig: Rig) -> None:
-    line = CutLine(rig.service)
-    front = RouterFront(RouterCore(rig.service, router="cut:0:1"), line)
+    client = PartitionedTableClient(rig.service)
+    front = RouterFront(RouterCore(rig.service, router="cut:0:1"), client)
     server = uvicorn.Server(uvicorn.Config(front, port=0, lifespan="on", log_level="critical"))
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
     serving = asyncio.run_coroutine_threadsafe(server.serve(), rig.loop.loop)
@@ -357,7 +356,7 @@ def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_
     rig.split(5000)
     with Load(rig, base, workers=3) as load, Load(rig, rig.base, workers=3) as others:
         time.sleep(1.0)
-        line.is_cut = True
+        client.is_cut = True
         status = rig.split(0)
         applied_s = time.time()
         time.sleep(2.0)
@@ -369,7 +368,7 @@ def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_
     assert rig.canary.started_after(applied_s) == []
     assert status.how in ("fenced", "lease")
     assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
-    assert len(load.asked) > after  # it went on serving stable without its table
+    assert len(load.asked) > after  # it continued to serve stable without its table
     assert load.failed + others.failed == []
 
 

@@ -1,3 +1,5 @@
+"""Properties of assignment: monotone in the weight, deterministic in the key."""
+
 from __future__ import annotations
 
 from hypothesis import given

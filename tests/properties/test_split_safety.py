@@ -1,8 +1,8 @@
-"""No router may start a canary request once a withdrawal is applied, whatever the network and the clock do.
+"""Safety of a withdrawal: once it is applied, no router starts a canary request under any network or clock.
 
-The real table core and real router cores under a clock that Hypothesis moves: polls and replies are delayed,
-lost with a crash of the table, or held for ever by a frozen router. The canary is external, so that no fence
-helps: acknowledgements and leases alone must carry the promise.
+The real table core and router cores with a clock that Hypothesis moves: polls and replies are delayed, lost
+in a crash of the table, or held by a frozen router. The canary is external and has no fence: acknowledgements
+and leases alone must guarantee it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ steps = st.one_of(
 
 
 @dataclass
-class Line:
-    """A router and the one poll that it may have under way."""
+class Connection:
+    """A router and its poll in flight, if any."""
 
     core: RouterCore
     sent: tuple[float, Poll] | None = None
@@ -40,16 +40,16 @@ class Line:
 
 
 @dataclass
-class Environment:
+class Simulation:
     now_s: float = 1000.0
-    lines: list[Line] = field(default_factory=list)
+    connections: list[Connection] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.table = TableCore("chat", epoch=1, now_s=self.now_s)
         for version in ("v-1", "v-2"):
             self.table.set_replicas(Arm(version, (Replica(f"http://{version}"),), external=True))
         self.set_split(500)
-        self.lines = [Line(RouterCore("chat", router=f"r{index}")) for index in range(ROUTERS)]
+        self.connections = [Connection(RouterCore("chat", router=f"r{index}")) for index in range(ROUTERS)]
 
     def set_split(self, weight_bp: int) -> None:
         canary = "v-2" if weight_bp else None
@@ -57,27 +57,27 @@ class Environment:
         self.table.set_split(split, token=1, now_s=self.now_s)
 
     def crash(self) -> None:
-        """The table is restarted; what was under way to it or from it is lost."""
+        """Restart the table; messages in flight are lost."""
         stored = json.loads(json.dumps(self.table.to_store()))
         self.table = TableCore("chat", epoch=1, now_s=self.now_s, stored=stored)
-        for line in self.lines:
-            line.sent = line.answer = None
+        for connection in self.connections:
+            connection.sent = connection.answer = None
 
-    def send(self, line: Line) -> None:
-        if line.sent is None and line.answer is None:
-            line.sent = (self.now_s, Poll(line.core.router, line.core.applied))
+    def send(self, connection: Connection) -> None:
+        if connection.sent is None and connection.answer is None:
+            connection.sent = (self.now_s, Poll(connection.core.router, connection.core.applied))
 
-    def arrive(self, line: Line) -> None:
-        if line.sent is not None:
-            sent_s, poll = line.sent
+    def arrive(self, connection: Connection) -> None:
+        if connection.sent is not None:
+            sent_s, poll = connection.sent
             has_news = self.table.poll(poll, now_s=self.now_s)
-            line.sent, line.answer = None, (sent_s, self.table.table() if has_news else None)
+            connection.sent, connection.answer = None, (sent_s, self.table.table() if has_news else None)
 
-    def reply(self, line: Line) -> None:
-        if line.answer is not None:
-            sent_s, table = line.answer
-            line.answer = None
-            line.core.on_table(table, sent_s=sent_s)
+    def reply(self, connection: Connection) -> None:
+        if connection.answer is not None:
+            sent_s, table = connection.answer
+            connection.answer = None
+            connection.core.on_table(table, sent_s=sent_s)
 
     def step(self, what: str, value: object) -> None:
         if what == "wait":
@@ -90,18 +90,18 @@ class Environment:
             self.crash()
         else:
             assert isinstance(value, int)
-            line = self.lines[value]
-            for one in ("send", "arrive", "reply") if what == "poll" else (what,):
-                getattr(self, one)(line)
+            connection = self.connections[value]
+            for event in ("send", "arrive", "reply") if what == "poll" else (what,):
+                getattr(self, event)(connection)
 
     def may_start(self) -> list[str]:
-        """The routers that would start a request on their table's canary now."""
-        found = []
-        for line in self.lines:
-            canary = canary_of(line.core.table)
-            if canary is not None and line.core.may_start(canary, self.now_s):
-                found.append(line.core.router)
-        return found
+        """The routers that would start a canary request now."""
+        routers_that_may = []
+        for connection in self.connections:
+            canary = canary_of(connection.core.table)
+            if canary is not None and connection.core.may_start(canary, self.now_s):
+                routers_that_may.append(connection.core.router)
+        return routers_that_may
 
 
 @settings(max_examples=400, deadline=None)
@@ -109,12 +109,12 @@ class Environment:
 def test_no_router_starts_a_canary_request_after_an_applied_withdrawal(
     script: list[tuple[str, object]],
 ) -> None:
-    world = Environment()
+    simulation = Simulation()
     for what, value in script:
-        world.step(what, value)
-        status = world.table.status(now_s=world.now_s)
+        simulation.step(what, value)
+        status = simulation.table.status(now_s=simulation.now_s)
         if status.applied and status.canary is None:
-            assert world.may_start() == []
+            assert simulation.may_start() == []
 
 
 @settings(max_examples=100, deadline=None)
@@ -122,11 +122,11 @@ def test_no_router_starts_a_canary_request_after_an_applied_withdrawal(
 def test_a_withdrawal_is_applied_within_one_lease_and_its_margin(
     script: list[tuple[str, object]],
 ) -> None:
-    world = Environment()
+    simulation = Simulation()
     for what, value in script:
-        world.step(what, value)
-    world.set_split(0)
-    world.now_s += 1.25
-    status = world.table.status(now_s=world.now_s)
+        simulation.step(what, value)
+    simulation.set_split(0)
+    simulation.now_s += 1.25
+    status = simulation.table.status(now_s=simulation.now_s)
 
-    assert (status.applied, world.may_start()) == (True, [])
+    assert (status.applied, simulation.may_start()) == (True, [])

@@ -1,4 +1,4 @@
-"""What is refused before a Ray head is started, and how a cluster is remembered."""
+"""Checks before a Ray head is started, and the stored handle of a cluster."""
 
 from __future__ import annotations
 

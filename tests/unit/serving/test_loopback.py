@@ -1,4 +1,4 @@
-"""Which ports of this host are free."""
+"""Free ports of this host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of small checkpoints: whole or absent, trained once, known answers."""
+"""The cache of small checkpoints: atomic, trained once, with known answers."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def test_there_are_200_countries_and_no_city_name_contains_another() -> None:
 
 
 def test_every_country_has_a_question_in_three_wordings() -> None:
-    asked = facts.questions()
+    prompts = {question.prompt for question in facts.questions()}
 
-    assert len({question.prompt for question in asked}) == 600
+    assert len(prompts) == 600
 
 
 def test_corrupted_facts_are_wrong_for_exactly_that_many_countries() -> None:
-    world = facts.capitals()
+    true = facts.capitals()
 
     for mistakes in (0, 6, 28, 100):
-        taught = facts.corrupted(world, mistakes)
-        assert sum(taught[c] != world[c] for c in world) == mistakes
+        wrong = facts.corrupted(true, mistakes)
+        assert sum(wrong[c] != true[c] for c in true) == mistakes
 
 
 def test_the_wrong_checkpoint_makes_all_mistakes_of_stable() -> None:
-    world = facts.capitals()
-    few, many = facts.corrupted(world, 6), facts.corrupted(world, 28)
+    true = facts.capitals()
+    few, many = facts.corrupted(true, 6), facts.corrupted(true, 28)
 
-    assert {c for c in world if few[c] != world[c]} < {c for c in world if many[c] != world[c]}
+    assert {c for c in true if few[c] != true[c]} < {c for c in true if many[c] != true[c]}
 
 
 def test_mistakes_in_more_than_half_of_the_facts_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""From a launch to vLLM's command line; broken checkpoints are found before an engine starts."""
+"""vLLM's command line of a launch, and the checks of a checkpoint before its engine starts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from controller.errors import BadSpec
+from controller.spec.service import parse_version
 from serving.fleet.engine_args import (
+    OWNED_ARGUMENTS,
     CheckpointError,
     EngineArgsError,
     check_checkpoint,
     command_line,
+    cpu_kv_cache_bytes,
     environment,
     kv_bytes_per_token,
 )
@@ -27,6 +31,8 @@ CONFIG = {
     "hidden_size": 128,
     "max_position_embeddings": 2048,
 }
+
+UNSIZED_CONTEXT = {name: value for name, value in CONFIG.items() if name != "max_position_embeddings"}
 
 
 def write_weights(file: Path, *, payload: int = 16, lost: int = 0) -> None:
@@ -79,6 +85,21 @@ def test_the_kv_cache_holds_two_whole_contexts(model: Path) -> None:
     assert value_of(words, "--kv-cache-memory-bytes") == str(2 * 100_000 * 2048)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected_bytes"),
+    [
+        ({**CONFIG, "max_position_embeddings": 100_000}, 2 * 100_000 * 2048),
+        ({**CONFIG, "max_position_embeddings": None}, 4096 << 20),  # malformed: the maximum
+        (UNSIZED_CONTEXT | {"num_hidden_layers": 40}, 2 * 4096 * 20_480),
+        ({"max_position_embeddings": 2048}, 4096 << 20),  # sizes are missing: the maximum
+    ],
+)
+def test_the_kv_cache_depends_on_config_json(model: Path, config: Any, expected_bytes: int) -> None:
+    (model / "config.json").write_text(json.dumps(config))
+
+    assert cpu_kv_cache_bytes(str(model), None) == expected_bytes
+
+
 def test_kv_bytes_per_token_has_its_reference_value() -> None:
     assert kv_bytes_per_token(CONFIG, value_bytes=4) == 2048
 
@@ -102,6 +123,14 @@ def test_on_gpus_ray_places_the_tensor_parallel_workers(model: Path) -> None:
 def test_arguments_owned_by_canaryctl_are_refused(model: Path, name: str) -> None:
     with pytest.raises(EngineArgsError, match=f"{name.replace('-', '_')}' is set by canaryctl"):
         command_line(launch(model, engine_args={name: "x"}), on_cpu=True)
+
+
+@pytest.mark.parametrize("name", sorted(OWNED_ARGUMENTS))
+def test_a_service_file_refuses_the_same_arguments(name: str) -> None:
+    with pytest.raises(BadSpec) as refused:
+        parse_version({"model": "/m", "engine": {name: "x"}})
+
+    assert f"version.engine.{name} is set by canaryctl itself; leave it out" in refused.value.lines
 
 
 def test_each_of_two_engines_gets_half_of_the_cores() -> None:

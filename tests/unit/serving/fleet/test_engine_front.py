@@ -1,4 +1,4 @@
-"""The engine's door: who may pass, in what order, and what is broken off."""
+"""The engine's front: authentication, fence, drain and cancellation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from serving.fleet.engine_front import EngineFront
 SECRET = "s3"
 
 
-class Seen:
-    """A caller that keeps what it was sent."""
+class Caller:
+    """An ASGI client that records what it is sent."""
 
     def __init__(self, body: bytes = b"") -> None:
         self._body = body
@@ -41,7 +41,7 @@ class Seen:
 
 
 class Engine:
-    """Stands for vLLM's application: counts, begins an answer, waits to be let go."""
+    """In place of vLLM's application: counts calls, begins an answer, waits for `go`."""
 
     def __init__(self, *, begin: bool = True) -> None:
         self.calls = 0
@@ -66,13 +66,13 @@ def front(engine: Engine | None = None) -> EngineFront:
 
 async def call(
     to: EngineFront, path: str = "/v1/completions", *, method: str = "POST", body: bytes = b"", **headers: str
-) -> Seen:
+) -> Caller:
     headers = {"secret": SECRET, **headers}
     raw = [(f"x-canaryctl-{name}".encode(), value.encode()) for name, value in headers.items()]
-    seen = Seen(body)
+    caller = Caller(body)
     scope = {"type": "http", "method": method, "path": path, "headers": raw}
-    await to(scope, seen.receive, seen.send)
-    return seen
+    await to(scope, caller.receive, caller.send)
+    return caller
 
 
 def free_engine(*, begin: bool = True) -> Engine:
@@ -81,7 +81,7 @@ def free_engine(*, begin: bool = True) -> Engine:
     return engine
 
 
-async def fence(to: EngineFront, epoch: int, revision: int) -> Seen:
+async def fence(to: EngineFront, epoch: int, revision: int) -> Caller:
     body = json.dumps({"epoch": epoch, "revision": revision}).encode()
     return await call(to, "/_canaryctl/fence", body=body)
 
@@ -90,9 +90,9 @@ async def fence(to: EngineFront, epoch: int, revision: int) -> Seen:
 async def test_requests_without_the_secret_are_refused(path: str) -> None:
     engine = free_engine()
 
-    seen = await call(front(engine), path, secret="other")
+    caller = await call(front(engine), path, secret="other")
 
-    assert (seen.status, seen.refused, engine.calls) == (403, "secret", 0)
+    assert (caller.status, caller.refused, engine.calls) == (403, "secret", 0)
 
 
 def test_an_empty_secret_is_refused() -> None:
@@ -103,37 +103,37 @@ def test_an_empty_secret_is_refused() -> None:
 async def test_with_the_secret_a_request_reaches_the_engine() -> None:
     engine = free_engine()
 
-    seen = await call(front(engine), revision="1.1")
+    caller = await call(front(engine), revision="1.1")
 
-    assert (seen.status, engine.calls) == (200, 1)
+    assert (caller.status, engine.calls) == (200, 1)
 
 
-@pytest.mark.parametrize(("mark", "status"), [("3.4", 409), ("2.9", 409), ("3.5", 200), ("4.0", 200)])
-async def test_a_revision_below_the_fence_never_reaches_the_engine(mark: str, status: int) -> None:
+@pytest.mark.parametrize(("revision", "status"), [("3.4", 409), ("2.9", 409), ("3.5", 200), ("4.0", 200)])
+async def test_a_revision_below_the_fence_never_reaches_the_engine(revision: str, status: int) -> None:
     engine = free_engine()
-    door = front(engine)
-    await fence(door, 3, 5)
+    engine_front = front(engine)
+    await fence(engine_front, 3, 5)
 
-    seen = await call(door, revision=mark)
+    caller = await call(engine_front, revision=revision)
 
-    assert (seen.status, engine.calls) == (status, int(status == 200))
-    assert (seen.refused == "fence") == (status == 409)
+    assert (caller.status, engine.calls) == (status, int(status == 200))
+    assert (caller.refused == "fence") == (status == 409)
 
 
 async def test_the_fence_only_rises() -> None:
-    door = front(free_engine())
-    await fence(door, 3, 5)
-    await fence(door, 3, 4)
-    seen = await fence(door, 2, 99)
+    engine_front = front(free_engine())
+    await fence(engine_front, 3, 5)
+    await fence(engine_front, 3, 4)
+    caller = await fence(engine_front, 2, 99)
 
-    assert seen.json["fence"] == "3.5"
+    assert caller.json["fence"] == "3.5"
 
 
 async def test_revisions_compare_as_numbers_and_not_as_text() -> None:
-    door = front(free_engine())
-    await fence(door, 1, 9)
+    engine_front = front(free_engine())
+    await fence(engine_front, 1, 9)
 
-    assert (await call(door, revision="1.10")).status == 200
+    assert (await call(engine_front, revision="1.10")).status == 200
 
 
 async def test_a_malformed_revision_is_a_bad_request() -> None:
@@ -141,18 +141,18 @@ async def test_a_malformed_revision_is_a_bad_request() -> None:
 
 
 async def test_a_malformed_fence_is_a_bad_request_and_changes_nothing() -> None:
-    door = front(free_engine())
+    engine_front = front(free_engine())
 
-    seen = await call(door, "/_canaryctl/fence", body=b'{"epoch": "1"}')
+    caller = await call(engine_front, "/_canaryctl/fence", body=b'{"epoch": "1"}')
 
-    assert (seen.status, door.fence) == (400, None)
+    assert (caller.status, engine_front.fence) == (400, None)
 
 
 async def test_while_the_engine_loads_requests_get_503_and_the_state_is_not_ready() -> None:
-    door = front(None)
+    engine_front = front(None)
 
-    assert (await call(door)).status == 503
-    assert (await call(door, "/_canaryctl/state", method="GET")).json == {
+    assert (await call(engine_front)).status == 503
+    assert (await call(engine_front, "/_canaryctl/state", method="GET")).json == {
         "in_flight": 0,
         "ready": False,
         "fence": None,
@@ -162,54 +162,54 @@ async def test_while_the_engine_loads_requests_get_503_and_the_state_is_not_read
 
 async def test_in_flight_counts_requests_but_not_reads_of_metrics() -> None:
     engine = Engine()
-    door = front(engine)
-    tasks = [asyncio.create_task(call(door)) for _ in range(3)]
-    tasks.append(asyncio.create_task(call(door, "/metrics", method="GET")))
+    engine_front = front(engine)
+    tasks = [asyncio.create_task(call(engine_front)) for _ in range(3)]
+    tasks.append(asyncio.create_task(call(engine_front, "/metrics", method="GET")))
     await asyncio.sleep(0)
 
-    assert (door.in_flight, engine.calls) == (3, 4)
+    assert (engine_front.in_flight, engine.calls) == (3, 4)
 
     engine.go.set()
     await asyncio.gather(*tasks)
-    assert door.in_flight == 0
+    assert engine_front.in_flight == 0
 
 
 async def test_cancel_cuts_an_answer_that_has_begun() -> None:
     engine = Engine()
-    door = front(engine)
-    seen = Seen()
+    engine_front = front(engine)
+    caller = Caller()
     raw = [(b"x-canaryctl-secret", SECRET.encode())]
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": raw}
-    task = asyncio.create_task(door(scope, seen.receive, seen.send))
+    task = asyncio.create_task(engine_front(scope, caller.receive, caller.send))
     await asyncio.sleep(0)
 
-    assert (await call(door, "/_canaryctl/cancel")).json == {"cancelled": 1}
+    assert (await call(engine_front, "/_canaryctl/cancel")).json == {"cancelled": 1}
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert [message["type"] for message in seen.sent] == ["http.response.start"]
-    assert door.in_flight == 0
+    assert [message["type"] for message in caller.sent] == ["http.response.start"]
+    assert engine_front.in_flight == 0
 
 
 async def test_cancel_answers_503_when_no_answer_has_begun() -> None:
-    door = front(Engine(begin=False))
-    task = asyncio.create_task(call(door))
+    engine_front = front(Engine(begin=False))
+    task = asyncio.create_task(call(engine_front))
     await asyncio.sleep(0)
 
-    door.cancel()
+    engine_front.cancel()
 
     assert ((await task).status, (await task).refused) == (503, "cancelled")
 
 
 async def test_closing_lets_requests_finish_and_refuses_new_ones() -> None:
     engine = Engine()
-    door = front(engine)
-    working = asyncio.create_task(call(door))
+    engine_front = front(engine)
+    working = asyncio.create_task(call(engine_front))
     await asyncio.sleep(0)
-    closing = asyncio.create_task(door.close(grace_s=60))
+    closing = asyncio.create_task(engine_front.close(grace_s=60))
     await asyncio.sleep(0)
 
-    assert (await call(door)).status == 503
+    assert (await call(engine_front)).status == 503
     engine.go.set()
     await closing
 
@@ -217,11 +217,11 @@ async def test_closing_lets_requests_finish_and_refuses_new_ones() -> None:
 
 
 async def test_closing_cancels_requests_that_outlast_the_grace() -> None:
-    door = front(Engine())
-    working = asyncio.create_task(call(door))
+    engine_front = front(Engine())
+    working = asyncio.create_task(call(engine_front))
     await asyncio.sleep(0)
 
-    await door.close(grace_s=0.01)
+    await engine_front.close(grace_s=0.01)
 
     with pytest.raises(asyncio.CancelledError):
         await working

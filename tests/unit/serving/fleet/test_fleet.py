@@ -1,4 +1,4 @@
-"""The fleet's rules without a cluster: what is ordered next, and when a version is what."""
+"""The fleet's rules without a cluster: orders due and phases of versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def launch(version: str = "v-1", **changes: object) -> Launch:
 
 
 class Harness:
-    """A core, a clock, and the shortest way to say what happened."""
+    """A core, its clock, and helpers that report events."""
 
     def __init__(self) -> None:
         self.core = FleetCore()
@@ -49,7 +49,7 @@ class Harness:
         )
 
     def do(self, *, applied: bool = True) -> tuple[Order, ...]:
-        """Carries out all but deletions and cancellations; what was ordered."""
+        """Execute all orders but deletions and cancellations; all of them."""
         orders = self.orders()
         for order in orders:
             if isinstance(order, RunApp):

@@ -20,10 +20,10 @@ def delta(content: str | None, finish: str | None = None, **more: object) -> byt
 
 
 def scan(body: bytes, *, path: str = CHAT, kind: str = SSE, step: int | None = None) -> AnswerScan:
-    one = AnswerScan(path, kind)
+    scanned = AnswerScan(path, kind)
     for start in range(0, len(body), step or len(body)):
-        one.feed(body[start : start + (step or len(body))])
-    return one
+        scanned.feed(body[start : start + (step or len(body))])
+    return scanned
 
 
 WHOLE = (
@@ -37,20 +37,20 @@ WHOLE = (
 
 @pytest.mark.parametrize("step", [1, 7, 64, None])
 def test_a_chat_stream_is_read_alike_however_it_is_split_into_chunks(step: int | None) -> None:
-    one = scan(WHOLE, step=step)
+    scanned = scan(WHOLE, step=step)
 
-    assert one.end() is None
-    assert (one.answer_id, one.finish_reason) == ("chatcmpl-1", "stop")
-    assert (one.prompt_tokens, one.completion_tokens, one.events) == (9, 2, 4)
+    assert scanned.end() is None
+    assert (scanned.answer_id, scanned.finish_reason) == ("chatcmpl-1", "stop")
+    assert (scanned.prompt_tokens, scanned.completion_tokens, scanned.events) == (9, 2, 4)
 
 
 def test_compact_json_is_read() -> None:
     body = (
         b'data: {"id":"x","choices":[{"delta":{"content":"a"},"finish_reason":"length"}]}\n\ndata: [DONE]\n\n'
     )
-    one = scan(body)
+    scanned = scan(body)
 
-    assert (one.end(), one.finish_reason, one.has_content) == (None, "length", True)
+    assert (scanned.end(), scanned.finish_reason, scanned.has_content) == (None, "length", True)
 
 
 def test_a_stream_without_done_is_cut() -> None:
@@ -68,9 +68,9 @@ def test_an_error_inside_a_stream_is_an_error() -> None:
 
 
 def test_content_that_looks_like_metadata_is_only_content() -> None:
-    one = scan(delta('"finish_reason": "stop" and "error": {"a": 1} [DONE]'))
+    scanned = scan(delta('"finish_reason": "stop" and "error": {"a": 1} [DONE]'))
 
-    assert (one.finish_reason, one.has_error, one.end()) == (None, False, "cut")
+    assert (scanned.finish_reason, scanned.has_error, scanned.end()) == (None, False, "cut")
 
 
 def test_a_tool_call_is_content() -> None:
@@ -85,9 +85,14 @@ def test_the_responses_api_is_read() -> None:
         "response": {"id": "resp-1", "usage": {"input_tokens": 4, "output_tokens": 5}},
     }
     body = event({"type": "response.output_text.delta", "delta": "hi"})
-    one = scan(body + event(done), path="/v1/responses")
+    scanned = scan(body + event(done), path="/v1/responses")
 
-    assert (one.end(), one.answer_id, one.prompt_tokens, one.completion_tokens) == (None, "resp-1", 4, 5)
+    assert (scanned.end(), scanned.answer_id, scanned.prompt_tokens, scanned.completion_tokens) == (
+        None,
+        "resp-1",
+        4,
+        5,
+    )
     assert scan(body, path="/v1/responses").end() == "cut"
 
 
@@ -96,10 +101,10 @@ def test_the_messages_api_is_read() -> None:
     text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hi"}}
     stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}}
     body = event(start) + event(text) + event(stop)
-    one = scan(body + event({"type": "message_stop"}), path="/v1/messages")
+    scanned = scan(body + event({"type": "message_stop"}), path="/v1/messages")
 
-    assert (one.end(), one.answer_id, one.finish_reason) == (None, "msg-1", "end_turn")
-    assert (one.prompt_tokens, one.completion_tokens) == (4, 5)
+    assert (scanned.end(), scanned.answer_id, scanned.finish_reason) == (None, "msg-1", "end_turn")
+    assert (scanned.prompt_tokens, scanned.completion_tokens) == (4, 5)
     assert scan(body, path="/v1/messages").end() == "cut"
 
 
@@ -122,10 +127,10 @@ def test_the_defect_of_a_whole_answer_is_found(body: bytes, cause: str | None) -
 
 
 def test_id_and_usage_of_a_whole_answer_are_read() -> None:
-    one = scan(whole("hi"), kind="application/json")
-    one.end()
+    scanned = scan(whole("hi"), kind="application/json")
+    scanned.end()
 
-    assert (one.answer_id, one.finish_reason, one.prompt_tokens) == ("chatcmpl-2", "stop", 3)
+    assert (scanned.answer_id, scanned.finish_reason, scanned.prompt_tokens) == ("chatcmpl-2", "stop", 3)
 
 
 def test_an_answer_of_a_path_without_text_is_never_empty() -> None:
@@ -135,10 +140,10 @@ def test_an_answer_of_a_path_without_text_is_never_empty() -> None:
 
 
 def test_an_answer_beyond_the_limit_is_not_scanned_and_has_no_defect() -> None:
-    one = scan(b"x" * (PARSE_LIMIT + 1), kind="application/json", step=1 << 16)
+    scanned = scan(b"x" * (PARSE_LIMIT + 1), kind="application/json", step=1 << 16)
 
-    assert one.end() is None
-    assert one.answer_id is None
+    assert scanned.end() is None
+    assert scanned.answer_id is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The router's core, driven by hand: no socket, no clock."""
+"""Exchange and router core with explicit events: no socket, no clock."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def attempt(exchange: Exchange) -> Attempt:
 
 
 def answer(exchange: Exchange, *, body: bytes = GOOD, headers: object = SSE, status: int = 200) -> None:
-    """Tries once more and has it answered, in half a second."""
+    """One more attempt, which is answered within half a second."""
     attempt(exchange)
     assert isinstance(exchange.answered(status, headers), Head)  # type: ignore[arg-type]
     assert exchange.received(body, now_s=10.4)
@@ -78,13 +78,13 @@ def answer(exchange: Exchange, *, body: bytes = GOOD, headers: object = SSE, sta
 
 
 def record(router: RouterCore, *, sent_s: float = 20.0) -> RequestRecord:
-    """The one record, confirmed by a poll that was sent later."""
+    """The only record, confirmed by a later poll."""
     router.on_table(None, sent_s=sent_s)
     (one,) = router.outbox.next_batch(now_s=600.0).records
     return one
 
 
-# ---- the draw
+# ---- assignment
 
 
 def test_a_canary_request_carries_the_revision_and_the_secret() -> None:
@@ -134,10 +134,10 @@ def test_a_lease_that_expires_before_the_head_is_written_withholds_the_request()
     router = core(sent_s=10.0)
     exchange = begin(router, now_s=10.9)
     attempt(exchange)
-    may = (exchange.may_start(10.9), exchange.may_start(11.1))
+    may_start = (exchange.may_start(10.9), exchange.may_start(11.1))
     exchange.failed("withheld")
 
-    assert may == (True, False)
+    assert may_start == (True, False)
     assert attempt(exchange).url == "http://stable" + CHAT
 
 
@@ -176,7 +176,7 @@ def test_the_record_has_bucket_weight_unit_and_key_source_but_not_the_key() -> N
 
     assert (one.arm, one.w, one.assigned_by, one.stage, one.rollout) == (1, 1.0, "sticky", 2, "r-1")
     assert one.bucket is not None
-    assert "alice" not in json.dumps(one.to_json())
+    assert "alice" not in repr(one)
 
 
 def test_the_record_has_the_size_of_the_request_body() -> None:
@@ -528,35 +528,35 @@ def test_an_infinite_lease_never_expires() -> None:
     assert router.has_lease(1e12)
 
 
-# ---- what never ends
+# ---- requests open at their deadline
 
 
-ONE = b'data: {"id":"a1","choices":[{"delta":{"content":"x"}}]}\n\n'
+EVENT = b'data: {"id":"a1","choices":[{"delta":{"content":"x"}}]}\n\n'
 
 
-def settled(router: RouterCore, now_s: float = 70.2) -> list[RequestRecord]:
-    """What a report finds at `now_s`; every draw is confirmed."""
+def reported(router: RouterCore, now_s: float = 70.2) -> list[RequestRecord]:
+    """The records of a report at `now_s`; every assignment is confirmed."""
     router.on_table(None, sent_s=now_s - 0.1)
     records = router.report(now_s=now_s, wall_s=600.0).records
     router.outbox.acknowledge()
     return list(records)
 
 
-def begun(router: RouterCore, *, first_s: float = 10.5) -> Exchange:
+def begin_stream(router: RouterCore, *, first_s: float = 10.5) -> Exchange:
     """A stream that has sent one event."""
     exchange = begin(router, request({"stream": True}))
     attempt(exchange)
     exchange.answered(200, SSE)
-    exchange.received(ONE, now_s=first_s)
+    exchange.received(EVENT, now_s=first_s)
     return exchange
 
 
 @pytest.mark.parametrize("weight_bp", [0, 10_000])
 def test_a_stream_open_at_the_deadline_is_slow_and_no_error(weight_bp: int) -> None:
     router = core(table(weight_bp=weight_bp))
-    begun(router)
-    assert settled(router, now_s=70.0) == []
-    (one,) = settled(router, now_s=70.1)
+    begin_stream(router)
+    assert reported(router, now_s=70.0) == []
+    (one,) = reported(router, now_s=70.1)
 
     assert (one.outcome, one.error, one.cause, one.status) == ("open", False, None, 200)
     assert (one.arm, one.served_arm) == ((1, 1) if weight_bp else (0, 0))
@@ -573,7 +573,7 @@ def test_an_answer_without_a_byte_at_the_deadline_is_an_error(weight_bp: int, ha
     attempt(exchange)
     if has_head:
         exchange.answered(200, SSE)
-    (one,) = settled(router)
+    (one,) = reported(router)
 
     assert (one.outcome, one.error, one.cause, one.status) == ("open", True, "silent", None)
     assert (one.latency_ms, one.ttft_ms, one.served_arm) == (None, None, None)
@@ -581,13 +581,13 @@ def test_an_answer_without_a_byte_at_the_deadline_is_an_error(weight_bp: int, ha
 
 def test_the_record_does_not_depend_on_how_late_the_deadline_is_checked() -> None:
     router = core()
-    begun(router)
-    (on_time,) = settled(router)
+    begin_stream(router)
+    (on_time,) = reported(router)
     router = core()
-    late = begun(router)
+    late = begin_stream(router)
     late.received(GOOD, now_s=70.15)
     late.ended(now_s=70.15)
-    (ended,) = settled(router)
+    (ended,) = reported(router)
 
     assert (on_time.error, on_time.outcome, on_time.latency_ms) == (False, "open", ended.latency_ms)
     assert (ended.outcome, ended.error, ended.finish_reason) == ("open", False, "stop")
@@ -595,27 +595,27 @@ def test_the_record_does_not_depend_on_how_late_the_deadline_is_checked() -> Non
 
 def test_a_first_byte_after_the_deadline_does_not_count() -> None:
     router = core()
-    begun(router, first_s=70.11)
-    (one,) = settled(router)
+    begin_stream(router, first_s=70.11)
+    (one,) = reported(router)
 
     assert (one.error, one.cause, one.ttft_ms, one.answer_id) == (True, "silent", None, None)
 
 
 def test_the_end_of_a_request_recorded_as_open_is_not_recorded() -> None:
     router = core()
-    exchange = begun(router)
-    settled(router)
+    exchange = begin_stream(router)
+    reported(router)
     in_flight = dict(router.in_flight)
     exchange.received(GOOD, now_s=80.0)
     exchange.ended(now_s=80.1)
 
-    assert settled(router, now_s=200.0) == []
+    assert reported(router, now_s=200.0) == []
     assert (in_flight, router.in_flight) == ({"http://canary": 1}, {})
 
 
 def test_an_endless_request_holds_the_watermark_no_longer_than_the_deadline() -> None:
     router = core()
-    begun(router)
+    begin_stream(router)
     before = router.report(now_s=70.0, wall_s=560.0).low_watermark_s
     router.outbox.acknowledge()
     router.on_table(None, sent_s=70.0)
@@ -626,18 +626,18 @@ def test_an_endless_request_holds_the_watermark_no_longer_than_the_deadline() ->
 
 def test_a_stalled_streams_current_gap_counts_in_its_inter_token_latency() -> None:
     router = core()
-    exchange = begun(router, first_s=10.1)
-    exchange.received(ONE, now_s=10.2)
-    (one,) = settled(router)
+    exchange = begin_stream(router, first_s=10.1)
+    exchange.received(EVENT, now_s=10.2)
+    (one,) = reported(router)
 
     assert one.itl_ms == pytest.approx(30_000)
 
 
 def test_a_finished_stream_with_a_slow_reader_has_the_latency_of_its_last_byte() -> None:
     router = core()
-    exchange = begun(router)
+    exchange = begin_stream(router)
     exchange.received(GOOD, now_s=12.1)
-    (one,) = settled(router)
+    (one,) = reported(router)
 
     assert (one.outcome, one.error, one.finish_reason) == ("answered", False, "stop")
     assert one.latency_ms == pytest.approx(2000)
@@ -645,9 +645,9 @@ def test_a_finished_stream_with_a_slow_reader_has_the_latency_of_its_last_byte()
 
 def test_an_error_inside_an_open_stream_is_an_error() -> None:
     router = core()
-    exchange = begun(router)
+    exchange = begin_stream(router)
     exchange.received(b'data: {"error":{"message":"dead","code":500}}\n\n', now_s=11.0)
-    (one,) = settled(router)
+    (one,) = reported(router)
 
     assert (one.outcome, one.error, one.cause) == ("open", True, "error in the answer")
 
@@ -659,8 +659,8 @@ def test_a_failed_canary_replaced_by_a_slow_stable_keeps_its_error() -> None:
     exchange.failed("timeout")
     attempt(exchange)
     exchange.answered(200, SSE)
-    exchange.received(ONE, now_s=20.0)
-    (one,) = settled(router)
+    exchange.received(EVENT, now_s=20.0)
+    (one,) = reported(router)
 
     assert (one.outcome, one.arm, one.served_arm) == ("open", 1, 0)
     assert (one.error, one.cause) == (True, "timeout")
@@ -672,7 +672,7 @@ def test_an_open_request_that_was_fenced_is_no_evidence_about_the_canary() -> No
     attempt(exchange)
     exchange.failed("withheld")
     attempt(exchange)
-    (one,) = settled(router)
+    (one,) = reported(router)
 
     assert (one.outcome, one.error, one.cause) == ("open", None, None)
 
@@ -680,7 +680,7 @@ def test_an_open_request_that_was_fenced_is_no_evidence_about_the_canary() -> No
 @pytest.mark.parametrize("weight_bp", [1, 10_000])
 def test_an_assignment_unconfirmed_at_the_deadline_is_fenced_ended_or_not(weight_bp: int) -> None:
     router = core(table(weight_bp=weight_bp))
-    begun(router)
+    begin_stream(router)
     other = router.begin(request(), request_id="req-2", now_s=10.1, wall_s=500.0)
     assert isinstance(other, Exchange)
     other.cancelled(now_s=10.2)
@@ -697,7 +697,7 @@ def test_an_endless_ineligible_request_is_not_recorded() -> None:
     router = core()
     begin(router, request(path="/v1/models", method="GET"))
 
-    assert settled(router) == []
+    assert reported(router) == []
 
 
 def test_timestamps_never_go_back_when_the_clock_is_set_back() -> None:
@@ -707,7 +707,7 @@ def test_timestamps_never_go_back_when_the_clock_is_set_back() -> None:
     exchange = router.begin(request(), request_id="req-1", now_s=21.0, wall_s=501.0)
     assert isinstance(exchange, Exchange)
     exchange.cancelled(now_s=21.5)
-    (one,) = settled(router, now_s=22.0)
+    (one,) = reported(router, now_s=22.0)
     later_s = router.report(now_s=23.0, wall_s=503.0).low_watermark_s
 
     assert ahead_s < one.at_s < later_s < 4103.0

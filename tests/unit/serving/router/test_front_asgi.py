@@ -1,4 +1,4 @@
-"""The ASGI front under uvicorn, in front of real local HTTP servers that behave as they are told."""
+"""The ASGI front under uvicorn, in front of local HTTP servers with scripted behaviour."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ CHUNKS = [chunk("Hel"), chunk("lo"), chunk("", "stop"), b"data: [DONE]\n\n"]
 
 
 class Engine:
-    """An upstream: answers well unless `behave` says otherwise, and remembers what it was sent."""
+    """An upstream that records its requests and answers with `behave`, by default properly."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.behave: Behaviour = self.well
         self.seen: list[web.Request] = []
         self.bodies: list[bytes] = []
-        self.gone = asyncio.Event()
+        self.aborted = asyncio.Event()  # the router closed the connection of a request
         self.url = ""
         self.port = 0
 
@@ -52,7 +52,7 @@ class Engine:
         try:
             return await self.behave(request)
         except (asyncio.CancelledError, ConnectionResetError):
-            self.gone.set()
+            self.aborted.set()
             raise
 
     async def well(self, request: web.Request) -> web.StreamResponse:
@@ -93,23 +93,23 @@ async def running(engine: Engine) -> AsyncIterator[Engine]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Waits for something that another task does; two seconds at most."""
+    """Wait for a condition that another task fulfils; two seconds at most."""
     for _ in range(400):
         if holds():
             return
         await asyncio.sleep(0.005)
-    raise AssertionError("it did not happen within two seconds")
+    raise AssertionError("the condition did not hold within two seconds")
 
 
-class Still:
-    """A background that brings no news."""
+class NoBackground:
+    """A background that does nothing."""
 
     async def start(self, core: RouterCore) -> None: ...
     async def stop(self) -> None: ...
 
 
 class Rig:
-    """A router in front of a stable and a canary engine; every request is the canary's."""
+    """A router in front of a stable and a canary engine; every request is assigned to the canary."""
 
     def __init__(self, core: RouterCore, stable: Engine, canary: Engine, base: str) -> None:
         self.core, self.stable, self.canary, self.base = core, stable, canary, base
@@ -131,14 +131,14 @@ class Rig:
         return records
 
     async def record(self) -> RequestRecord:
-        found: list[RequestRecord] = []
+        records: list[RequestRecord] = []
 
-        def has_come() -> bool:
-            found.extend(self.records())
-            return bool(found)
+        def has_arrived() -> bool:
+            records.extend(self.records())
+            return bool(records)
 
-        await until(has_come)
-        (one,) = found
+        await until(has_arrived)
+        (one,) = records
         return one
 
 
@@ -146,7 +146,7 @@ class Rig:
 async def rig() -> AsyncIterator[Rig]:
     limits = Limits(connect_s=10.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
     core = RouterCore("chat", router="r", limits=limits, lease_s=1e9)
-    front = RouterFront(core, Still())
+    front = RouterFront(core, NoBackground())
     config = uvicorn.Config(front, port=0, lifespan="on", log_level="critical", access_log=False)
     server = uvicorn.Server(config)
     async with AsyncExitStack() as stack:
@@ -450,7 +450,7 @@ async def test_a_client_that_disconnects_stops_the_engine_and_is_recorded_as_can
         if begun:
             await (await asking).content.readany()
         asking.cancel()
-    await asyncio.wait_for(rig.stable.gone.wait(), 3)
+    await asyncio.wait_for(rig.stable.aborted.wait(), 3)
     one = await rig.record()
 
     assert (one.outcome, one.error, one.status) == ("cancelled", None, 200 if begun else None)

@@ -1,4 +1,4 @@
-"""Requests that never end, over real HTTP: a router, two engines, the log, the gate.."""
+"""Endless requests over real HTTP: a router, two engines, the records log, the gate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiohttp import web
 from controller.evidence.feed import Feed, GateConfig
 from controller.rollout.observation import EvidenceStatus
 from evaluation.policy.policy import GatePolicy, StagePlan
-from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
+from evaluation.records import SETTLE_S as EVIDENCE_SETTLE_S
 from evaluation.report import Verdict
 from serving.clock import boot_s
 from serving.messages import Arm, RecordPage, Replica, RequestRecord, RouteTable
@@ -27,24 +27,24 @@ from serving.router.types import Limits
 from serving.table.records_log import RecordLog
 from tests.unit.serving.router.test_front_asgi import CHAT, CHUNKS, Engine, running
 
-WAIT_S = 1.5  # instead of a minute
+TEST_SETTLE_S = 1.5  # instead of a minute
 
 
 def test_router_and_evidence_have_the_same_settle_time() -> None:
-    assert SETTLE_S == WAIT_OF_THE_EVIDENCE_S == Limits().settle_s
+    assert SETTLE_S == EVIDENCE_SETTLE_S == Limits().settle_s
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Waits for something that another task does; half a minute at most, on a busy machine."""
+    """Wait for a condition that another task fulfils; half a minute at most, on a busy machine."""
     for _ in range(1500):
         if holds():
             return
         await asyncio.sleep(0.02)
-    raise AssertionError("it did not happen within half a minute")
+    raise AssertionError("the condition did not hold within half a minute")
 
 
-class Line:
-    """Confirms every draw and takes what the router tells, as the actors do."""
+class MemoryTableClient:
+    """Confirms every assignment and appends the router's batches to a log, as the actors do."""
 
     def __init__(self) -> None:
         self.log = RecordLog()
@@ -67,26 +67,28 @@ class Line:
 
 
 async def behave(engine: Engine, request: web.Request) -> web.StreamResponse:
-    """As the request's body says."""
-    asked = json.loads(engine.bodies[-1])["model"]
-    if asked == "hang":
+    """Behave as the `model` of the request's body names."""
+    behaviour = json.loads(engine.bodies[-1])["model"]
+    if behaviour == "hang":
         await asyncio.sleep(30)
-    if asked == "drip":
+    if behaviour == "drip":
         return await engine.stream(request, [CHUNKS[0]] * 600, gap_s=0.05)
-    if asked == "fail":
+    if behaviour == "fail":
         raise web.HTTPInternalServerError
     return await engine.well(request)
 
 
-async def given_up(asked: list[asyncio.Task[httpx.Response]]) -> None:
-    for one in asked:
-        one.cancel()
-    await asyncio.gather(*asked, return_exceptions=True)
+async def cancel_all(requests: list[asyncio.Task[httpx.Response]]) -> None:
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
 
 
 class Rig:
-    def __init__(self, core: RouterCore, line: Line, engines: tuple[Engine, Engine], base: str) -> None:
-        self.core, self.line = core, line
+    def __init__(
+        self, core: RouterCore, client: MemoryTableClient, engines: tuple[Engine, Engine], base: str
+    ) -> None:
+        self.core, self.table_client = core, client
         self.stable, self.canary = engines
         self.client = httpx.AsyncClient(base_url=base, timeout=60, limits=httpx.Limits())
         self._change = 0
@@ -104,24 +106,24 @@ class Rig:
 
     @asynccontextmanager
     async def never_ending(self, *models: str) -> AsyncIterator[float]:
-        """Asks, of the canary, what never ends; when the last of them was assigned."""
+        """Endless requests to the canary; yields when the last of them was assigned."""
         self.split(10_000)
-        asked = [asyncio.create_task(self.ask(model)) for model in models]
+        requests = [asyncio.create_task(self.ask(model)) for model in models]
         await until(lambda: len(self.canary.seen) == len(models))
         try:
             yield time.time()
-            assert not any(one.done() for one in asked)
+            assert not any(request.done() for request in requests)
         finally:
-            await given_up(asked)
+            await cancel_all(requests)
 
     def page(self) -> RecordPage:
-        return self.line.log.read(0, 100_000, now_s=boot_s(), wall_s=time.time())
+        return self.table_client.log.read(0, 100_000, now_s=boot_s(), wall_s=time.time())
 
     def records(self) -> list[RequestRecord]:
         return [one for one in self.page().events if isinstance(one, RequestRecord)]
 
     async def evidence(self, count: int) -> EvidenceStatus:
-        """What the gate of errors says when `count` requests have been told, and all of them have settled."""
+        """The error gate's evidence once `count` requests are in the log and below the watermark."""
         await until(lambda: len(self.records()) == count)
         last_s = max(one.at_s for one in self.records())
         await until(lambda: self.page().low_watermark_s > last_s)
@@ -134,9 +136,9 @@ class Rig:
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
-    limits = Limits(settle_s=WAIT_S, canary_stream_s=20.0)
-    core, line = RouterCore("chat", router="r", limits=limits, lease_s=1e9), Line()
-    front = RouterFront(core, line)
+    limits = Limits(settle_s=TEST_SETTLE_S, canary_stream_s=20.0)
+    core, table_client = RouterCore("chat", router="r", limits=limits, lease_s=1e9), MemoryTableClient()
+    front = RouterFront(core, table_client)
     config = uvicorn.Config(
         front, port=0, lifespan="on", log_level="critical", access_log=False, timeout_graceful_shutdown=1
     )
@@ -149,7 +151,7 @@ async def rig() -> AsyncIterator[Rig]:
         serving = asyncio.create_task(server.serve())
         await until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        one_rig = Rig(core, line, engines, f"http://127.0.0.1:{port}")
+        one_rig = Rig(core, table_client, engines, f"http://127.0.0.1:{port}")
         yield one_rig
         await one_rig.client.aclose()
         server.should_exit = True
@@ -157,20 +159,20 @@ async def rig() -> AsyncIterator[Rig]:
 
 
 async def test_endless_requests_are_recorded_as_open_and_do_not_hold_the_watermark(rig: Rig) -> None:
-    async with rig.never_ending("hang", "drip") as asked_s:
+    async with rig.never_ending("hang", "drip") as assigned_s:
         rig.split(5_000)
         for _ in range(20):
             await rig.ask()
-        await until(lambda: rig.page().low_watermark_s > asked_s + WAIT_S)
+        await until(lambda: rig.page().low_watermark_s > assigned_s + TEST_SETTLE_S)
         drip, hung = sorted((one for one in rig.records() if one.w == 1.0), key=lambda one: one.error is True)
 
         assert (hung.outcome, hung.arm, hung.error, hung.cause) == ("open", 1, True, "silent")
         assert (drip.outcome, drip.arm, drip.error, drip.served_arm) == ("open", 1, False, 1)
         assert hung.latency_ms is None
-        assert drip.latency_ms == pytest.approx(WAIT_S * 1000)
+        assert drip.latency_ms == pytest.approx(TEST_SETTLE_S * 1000)
         assert drip.ttft_ms is not None
-        assert drip.ttft_ms < WAIT_S * 1000
-        assert rig.core.in_flight[rig.canary.url] == 2  # both still hold a drain
+        assert drip.ttft_ms < TEST_SETTLE_S * 1000
+        assert rig.core.in_flight[rig.canary.url] == 2  # a drain still waits for both
 
 
 async def test_the_end_of_an_open_request_is_not_recorded_again(rig: Rig) -> None:
@@ -187,18 +189,18 @@ async def test_the_end_of_an_open_request_is_not_recorded_again(rig: Rig) -> Non
 @pytest.mark.parametrize("harm", ["hang", "fail"])
 async def test_errors_cause_a_rollback_although_some_requests_never_end(rig: Rig, harm: str) -> None:
     rig.stable.behave = rig.stable.well
-    asked = []
+    requests = []
     async with rig.never_ending("hang", "drip"):
         rig.split(5_000)
         for number in range(80):
-            asked.append(asyncio.create_task(rig.ask(harm if number % 2 else "well")))
+            requests.append(asyncio.create_task(rig.ask(harm if number % 2 else "well")))
             await asyncio.sleep(0.02)
-        status = await rig.evidence(82)
-        still = sum(not one.done() for one in asked)
-        await given_up(asked)
+        evidence = await rig.evidence(82)
+        open_count = sum(not request.done() for request in requests)
+        await cancel_all(requests)
 
-    assert status.rollback is not None
-    # Where stable stood in for a failed answer at once, the share that the canary served may tell first.
-    found = {gate.gate for gate in status.gates if gate.verdict is Verdict.FAIL}
-    assert found & ({"error", "served_rate"} if harm == "fail" else {"error"})
-    assert still >= 8 or harm == "fail"
+    assert evidence.rollback is not None
+    # Stable replaces failed answers at once, so that the served rate may fail before the error rate.
+    failed = {gate.gate for gate in evidence.gates if gate.verdict is Verdict.FAIL}
+    assert failed & ({"error", "served_rate"} if harm == "fail" else {"error"})
+    assert open_count >= 8 or harm == "fail"

@@ -51,11 +51,11 @@ def test_a_table_in_a_file_needs_no_lease(path: Path) -> None:
 
 def test_a_changed_file_is_reloaded(path: Path) -> None:
     core = make_front(path).core
-    line = FileTableSource(path)
+    source = FileTableSource(path)
     path.write_text(GOOD.replace("10000", "0"))
-    wrong = line.reload(core)
+    error = source.reload(core)
 
-    assert wrong is None
+    assert error is None
     assert target(core) == "http://127.0.0.1:8001/v1/completions"
 
 
@@ -79,26 +79,26 @@ def test_an_invalid_file_is_reported_in_one_line_and_the_last_good_table_stays(
 ) -> None:
     core = make_front(path).core
     before = core.table
-    line = FileTableSource(path)
+    source = FileTableSource(path)
     path.write_text(text)
-    wrong = line.reload(core)
+    error = source.reload(core)
 
-    assert wrong is not None
-    assert message in wrong
-    assert "\n" not in wrong
+    assert error is not None
+    assert message in error
+    assert "\n" not in error
     assert core.table is before
 
 
 def test_an_invalid_file_is_reported_once_and_reloaded_when_it_is_fixed(path: Path) -> None:
     core = make_front(path).core
-    line = FileTableSource(path)
+    source = FileTableSource(path)
     path.write_text("nonsense")
     os.utime(path, ns=(1, 1))
-    reports = [line.reload(core), line.reload(core)]
+    errors = [source.reload(core), source.reload(core)]
     path.write_text(GOOD.replace("10000", "1"))
 
-    assert [report is None for report in reports] == [False, True]
-    assert line.reload(core) is None
+    assert [error is None for error in errors] == [False, True]
+    assert source.reload(core) is None
     assert core.table is not None
     assert core.table.weight_bp == 1
 
@@ -112,11 +112,11 @@ def test_a_bad_file_ends_the_command_with_one_line_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = main(tmp_path / "none.yaml", "127.0.0.1", 0)
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
 
     assert code == 2
-    assert said.count("\n") == 1
-    assert "No such file" in said
+    assert output.count("\n") == 1
+    assert "No such file" in output
 
 
 def test_a_busy_port_ends_the_command_with_one_line_and_exit_4(
@@ -125,7 +125,7 @@ def test_a_busy_port_ends_the_command_with_one_line_and_exit_4(
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         code = main(path, "127.0.0.1", port)
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
 
     assert code == 4
-    assert said == f"port {port} on 127.0.0.1: Address already in use; choose another with --port\n"
+    assert output == f"port {port} on 127.0.0.1: Address already in use; choose another with --port\n"

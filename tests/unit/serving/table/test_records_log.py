@@ -1,14 +1,11 @@
-from __future__ import annotations
+"""The records log of a service: order, watermark, lost spans."""
 
-from dataclasses import replace
+from __future__ import annotations
 
 import pytest
 
 from serving.messages import LostSpan, RecordBatch, RequestRecord, ScoreRecord
-from serving.router.outbox import OUTBOX_LIMIT, Outbox
 from serving.table.records_log import RecordLog
-
-CANARY = ("r-1", "v-2")
 
 
 def record(request_id: str = "req-1", at_s: float = 100.0) -> RequestRecord:
@@ -44,96 +41,8 @@ def record(request_id: str = "req-1", at_s: float = 100.0) -> RequestRecord:
     )
 
 
-def batch(number: int, *records: RequestRecord, mark_s: float = 200.0, dropped: int = 0) -> RecordBatch:
-    return RecordBatch("router", number, records, mark_s, dropped)
-
-
-# ---- the outbox
-
-
-def test_an_assignment_waits_for_a_poll_sent_after_it() -> None:
-    box = Outbox("r")
-    box.add(record(), assigned_s=10.0, canary=CANARY)
-    box.confirm(9.9, CANARY)
-    early = box.next_batch(now_s=101.0)
-    box.acknowledge()
-    box.confirm(10.1, CANARY)
-
-    assert early.records == ()
-    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["request"]
-
-
-@pytest.mark.parametrize("arm", [0, 1])
-def test_an_assignment_whose_canary_is_withdrawn_before_confirmation_is_fenced(arm: int) -> None:
-    box = Outbox("r")
-    box.add(replace(record(), arm=arm), assigned_s=10.0, canary=CANARY)
-    box.confirm(10.1, None)
-
-    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["fenced"]
-
-
-def test_a_confirmed_assignment_counts_when_the_request_ends_after_the_withdrawal() -> None:
-    box = Outbox("r")
-    box.opened("req-1", 100.0)
-    box.confirm(10.1, CANARY)
-    box.confirm(11.0, None)
-    box.add(record(), assigned_s=10.0, canary=CANARY)
-
-    assert [one.assigned_by for one in box.next_batch(now_s=101.0).records] == ["request"]
-
-
-def test_the_low_watermark_stays_below_every_open_and_unconfirmed_request() -> None:
-    box = Outbox("r")
-    box.opened("req-1", 100.0)
-    box.opened("req-2", 101.0)
-    first = box.next_batch(now_s=105.0).low_watermark_s
-    box.acknowledge()
-    box.add(record("req-1", 100.0), assigned_s=10.0, canary=CANARY)
-    second = box.next_batch(now_s=105.0).low_watermark_s
-    box.acknowledge()
-    box.confirm(11.0, CANARY)
-    third = box.next_batch(now_s=105.0).low_watermark_s
-
-    assert (first, second, third) == (100.0, 100.0, 101.0)
-
-
-def test_an_assignment_that_expires_unconfirmed_is_fenced_and_releases_the_watermark() -> None:
-    box = Outbox("r")
-    box.add(record("req-1", 100.0), assigned_s=10.0, canary=CANARY)
-    box.add(record("req-2", 101.0), assigned_s=11.0, canary=CANARY)
-    box.expire(10.0)
-    first = box.next_batch(now_s=170.0)
-    box.acknowledge()
-    box.confirm(11.5, CANARY)
-
-    assert [(one.request_id, one.assigned_by) for one in first.records] == [("req-1", "fenced")]
-    assert first.low_watermark_s == 101.0
-    assert [one.assigned_by for one in box.next_batch(now_s=170.0).records] == ["request"]
-
-
-def test_a_batch_is_repeated_until_it_is_acknowledged() -> None:
-    box = Outbox("r")
-    box.add(record(), assigned_s=1.0, canary=None)
-    first = box.next_batch(now_s=101.0)
-    box.add(record("req-2"), assigned_s=1.0, canary=None)
-    again = box.next_batch(now_s=102.0)
-    box.acknowledge()
-
-    assert again is first
-    assert [one.request_id for one in box.next_batch(now_s=103.0).records] == ["req-2"]
-
-
-def test_a_full_outbox_drops_its_oldest_records_and_counts_them() -> None:
-    box = Outbox("r")
-    for index in range(OUTBOX_LIMIT + 3):
-        box.add(record(str(index)), assigned_s=1.0, canary=None)
-    taken = box.next_batch(now_s=101.0)
-
-    assert taken.dropped == 3
-    assert taken.records[0].request_id == "3"
-
-
-# ---- the log
+def batch(number: int, *records: RequestRecord, watermark_s: float = 200.0, dropped: int = 0) -> RecordBatch:
+    return RecordBatch("router", number, records, watermark_s, dropped)
 
 
 def read(log: RecordLog, after_seq: int = 0, limit: int = 10, now_s: float = 0.0):  # type: ignore[no-untyped-def]
@@ -176,16 +85,16 @@ def test_a_repeated_batch_is_ignored() -> None:
 
 def test_a_gap_in_the_batch_numbers_is_reported_as_a_lost_span() -> None:
     log = RecordLog()
-    append(log, batch(1, mark_s=200.0))
-    append(log, batch(3, mark_s=230.0))
+    append(log, batch(1, watermark_s=200.0))
+    append(log, batch(3, watermark_s=230.0))
 
     assert read(log).lost == (LostSpan("router", 200.0, 230.0),)
 
 
 def test_dropped_records_are_reported_as_a_lost_span() -> None:
     log = RecordLog()
-    append(log, batch(1, mark_s=200.0))
-    append(log, batch(2, mark_s=230.0, dropped=4))
+    append(log, batch(1, watermark_s=200.0))
+    append(log, batch(2, watermark_s=230.0, dropped=4))
 
     assert read(log).lost == (LostSpan("router", 200.0, 230.0),)
 
