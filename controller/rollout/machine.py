@@ -78,8 +78,6 @@ from controller.rollout.state import (
 )
 from controller.rollout.twin_report import passed_stage
 
-Result = tuple[RolloutState, tuple[Action, ...]]
-
 
 def begin(
     rollout: str, service: str, *, stable: VersionRef, canary: VersionRef, plan: Plan, now_s: float
@@ -94,7 +92,7 @@ def begin(
     return enter(state, Phase.PLANNING, now_s, f"{stable.id} -> {canary.id}, {plan.risk} risk")
 
 
-def step(state: RolloutState, seen: Observation) -> Result:
+def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Action, ...]]:
     """The next state, and all actions that it desires and does not observe yet."""
     last_s = state.log[-1].at_s if state.log else state.entered_at_s
     now_s = seen.now_s if math.isfinite(seen.now_s) else last_s
@@ -304,8 +302,7 @@ def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> Rollo
     if not state.is_late(now_s) or state.phase not in (Phase.STAGE, Phase.BAKING):
         return state
     why = (
-        missing_evidence(seen)
-        or "undecided at the deadline; send more traffic, wait, or run canaryctl promote"
+        missing_evidence(seen) or "undecided at the deadline; send more traffic, wait, or promote it manually"
     )
     if state.phase is Phase.STAGE and state.plan.stages[state.stage].promote_if_point_ok:
         points = seen.evidence.points if seen.evidence is not None else None

@@ -60,7 +60,6 @@ class FleetAdapter:
         self._launch = launch
 
     def ensure(self, service: str, version: str, replicas: int, *, token: int) -> None:
-        """Run the version with this many replicas."""
         launch = self._launch(service, version, replicas)
         translated(lambda: self._fleet.ensure(launch, token=token))
 
@@ -72,15 +71,12 @@ class FleetAdapter:
         return tuple(_version_status(version) for version in versions if version.phase != "gone")
 
     def drain(self, service: str, version: str, *, token: int) -> None:
-        """Take the version out of rotation; in-flight requests go on."""
         translated(lambda: self._fleet.drain(service, version, token=token))
 
     def cancel(self, service: str, version: str, *, token: int) -> None:
-        """End the version's in-flight requests."""
         translated(lambda: self._fleet.cancel(service, version, token=token))
 
     def stop(self, service: str, version: str, *, token: int) -> None:
-        """Unload the version."""
         translated(lambda: self._fleet.stop(service, version, token=token))
 
 
@@ -105,7 +101,6 @@ class TrafficAdapter:
         return _split_status(status) if status is not None else None
 
     def heartbeat(self, service: str, *, token: int) -> None:
-        """Report that the controller is alive."""
         if not translated(lambda: self._traffic.heartbeat(service, token)):
             raise Unreachable(f"the route table of {service} does not answer")
 
@@ -150,7 +145,7 @@ class RecordsAdapter:
         self._traffic = traffic
 
     def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None:
-        """The next events; None: the log cannot be read."""
+        """The next page of events; None: the log cannot be read."""
         return self._traffic.read_records(service, after_seq, limit)
 
     def append(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:

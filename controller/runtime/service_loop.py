@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
-from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, SplitStatus, VersionStatus
+from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionStatus
 from controller.rollout.ports import Clock
-from controller.rollout.state import RolloutState
 from controller.runtime.reconciler import Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
@@ -106,22 +105,12 @@ class ServiceLoop:
         self.last = LastTick(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s)
         if is_keep_due or running is None:
             if can_keep:
-                pause_s = min(pause_s, self._keep(workers.keeper, row, running, plane, token))
+                if running is not None:
+                    row = self._store.service(self._service)  # the step may have changed the stable version
+                next_in_s = workers.keeper.tick(row, self._replicas(row), running, plane, token=token)
+                if next_in_s is None:
+                    raise UnknownService(f"service {self._service} was removed")
+                pause_s = min(pause_s, next_in_s)
             self._keep_at_s = plane.read_at_s + KEEP_S
             workers.measure(plane.read_at_s)
         return pause_s
-
-    def _keep(
-        self,
-        keeper: Keeper,
-        row: ServiceRow,
-        running: RolloutState | None,
-        plane: DataPlaneStatus,
-        token: int,
-    ) -> float:
-        if running is not None:
-            row = self._store.service(self._service)  # the step may have changed the stable version
-        next_in_s = keeper.tick(row, self._replicas(row), running, plane, token=token)
-        if next_in_s is None:
-            raise UnknownService(f"service {self._service} was removed")
-        return next_in_s

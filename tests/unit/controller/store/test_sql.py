@@ -72,18 +72,18 @@ def test_the_version_in_production_stays_where_it_runs_from(store: SqlStore) -> 
 def test_a_service_that_is_there_is_not_made_again(store: SqlStore) -> None:
     store.put_service(CHAT, VERSION)
 
-    with pytest.raises(Conflict, match=r"chat was made by somebody else just now"):
+    with pytest.raises(Conflict, match=r"chat was created by someone else meanwhile"):
         store.put_service(replace(CHAT, secret="another"), VERSION)
     assert store.service("chat") == CHAT
 
 
 def test_a_plan_for_a_service_that_is_gone_or_going_begins_nothing(store: SqlStore) -> None:
-    with pytest.raises(Conflict, match=r"chat was taken down meanwhile; canaryctl up"):
+    with pytest.raises(Conflict, match=r"chat was removed meanwhile; canaryctl up"):
         store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     store.put_service(CHAT, VERSION)
     store.mark_removing("chat", Identity("ada", Role.ADMIN), at_s=1.0)
 
-    with pytest.raises(Conflict, match=r"chat was taken down meanwhile"):
+    with pytest.raises(Conflict, match=r"chat was removed meanwhile"):
         store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     assert store.rollouts("chat") == ()
 
@@ -144,11 +144,13 @@ def test_each_log_line_becomes_one_event(store: SqlStore) -> None:
 
 
 def test_events_go_on_after_the_last_one_read(store: SqlStore) -> None:
-    for text in ("a", "b", "c"):
-        store.append_event("chat", text, at_s=1.0)
-    first = store.events("chat", limit=1)[0]
+    store.put_service(CHAT, VERSION)
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    store.commit(said(a_rollout(), "b", 2.0), (), expected_version=0, evidence=None)
+    created, begun, _ = store.events("chat")
 
-    assert [event.text for event in store.events("chat", after_seq=first.seq)] == ["b", "c"]
+    after = [store.events("chat", after_seq=event.seq) for event in (created, begun)]
+    assert [[event.text for event in events] for events in after] == [[begun.text, "b"], ["b"]]
 
 
 def test_history_is_newest_first(store: SqlStore) -> None:
