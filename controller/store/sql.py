@@ -44,11 +44,11 @@ class SqlStore:
         """Close the connections."""
         self._engine.dispose()
 
-    def _first(self, query: sa.Select[Any]) -> sa.Row[Any] | None:
+    def _first(self, query: sa.Select[Any]) -> Any | None:
         with self._engine.begin() as db:
             return db.execute(query).first()
 
-    def _all(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def _all(self, query: sa.Select[Any]) -> Sequence[Any]:
         with self._engine.begin() as db:
             return db.execute(query).all()
 
