@@ -393,7 +393,7 @@ def test_no_memory_for_a_second_engine_is_a_conflict(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(still.world, "free_bytes", 100 << 20)
+    monkeypatch.setattr(still.environment, "free_bytes", 100 << 20)
 
     arguments = ["deploy", "chat", "--model", str(models / "twin")]
     refused(still, capsys, arguments, code=3, line=r"(GiB|MiB).*free")
@@ -403,7 +403,7 @@ def test_an_up_that_is_refused_leaves_no_process_behind(
     home: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeController(home)
-    fake.world.free_bytes = 100 << 20
+    fake.environment.free_bytes = 100 << 20
     fake.serve()
     sent: list[tuple[int, int]] = []
 

@@ -254,7 +254,7 @@ async def test_a_score_reaches_the_log_of_the_service(
     answer = await api.post("/v1/feedback", json={"id": "chatcmpl-1", "metric": "quality", "score": 0.5})
 
     assert (answer.status_code, answer.json()) == (202, {"taken": 1})
-    assert [score[:3] for score in controller.world.scores] == [("chatcmpl-1", "quality", 0.5)]
+    assert [score[:3] for score in controller.environment.scores] == [("chatcmpl-1", "quality", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ async def test_one_bad_score_refuses_the_whole_list(
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("feedback 1: ")
     assert line in answer.json()["detail"]
-    assert controller.world.scores == []
+    assert controller.environment.scores == []
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
@@ -293,7 +293,7 @@ async def test_what_is_no_finite_number_is_refused(
     answer = await api.post("/v1/feedback", content=body, headers={"content-type": "application/json"})
 
     assert answer.status_code == 422
-    assert controller.world.scores == []
+    assert controller.environment.scores == []
 
 
 async def test_more_scores_than_the_limit_are_refused(api: httpx.AsyncClient, model: Path) -> None:
@@ -305,7 +305,7 @@ async def test_more_scores_than_the_limit_are_refused(api: httpx.AsyncClient, mo
 async def test_scores_that_the_log_did_not_take_are_to_be_sent_again(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    controller.world.takes_scores = False
+    controller.environment.accepts_scores = False
 
     answer = await api.post("/v1/feedback", json={"id": "a", "metric": "quality", "score": 1})
 
@@ -429,7 +429,7 @@ async def test_traffic_that_cannot_be_is_refused_by_name(
 async def test_a_deploy_at_unknown_traffic_simulates_nothing_but_refuses_a_stage_that_sees_nothing(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    controller.world.rate = 2.0
+    controller.environment.rate = 2.0
     body = {"version": {"model": str(model)}, "policy": {"stages": [{"weight": "0.01%", "deadline": "60s"}]}}
 
     answer = await api.post("/v1/services/chat/rollouts", json=body)
@@ -438,7 +438,7 @@ async def test_a_deploy_at_unknown_traffic_simulates_nothing_but_refuses_a_stage
     assert "which show no harm at all; raise its weight or its deadline" in answer.json()["detail"]
     body["policy"] = {"stages": [{"weight": "10%"}]}
     assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
-    assert controller.world.forecasts == 0
+    assert controller.environment.forecasts == 0
 
 
 MEASURED = Measured(4120, {"error": 37}, 420.0, 2100.0, 0.6, {"quality": Scored(3980, 0.8, 0.2, 0.97)}, 1.0)
@@ -448,7 +448,7 @@ SHORT = {**QUICK_STAGE, "stages": [{"weight": "5%", "min_canary": 20, "deadline"
 async def test_a_plan_stands_on_what_was_measured_and_says_from_how_many_requests(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    controller.world.rate, controller.world.traffic = 5.0, replace(MEASURED, unit_requests=3.0)
+    controller.environment.rate, controller.environment.traffic = 5.0, replace(MEASURED, unit_requests=3.0)
     policy = {**QUICK_STAGE, "stages": [{"weight": "10%", "min_canary": 150, "deadline": "1h"}]}
 
     view = (
@@ -468,7 +468,7 @@ async def test_a_plan_stands_on_what_was_measured_and_says_from_how_many_request
 async def test_a_deploy_refuses_what_plan_refuses_unless_someone_says_why_not(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    controller.world.rate, controller.world.traffic = 5.0, MEASURED
+    controller.environment.rate, controller.environment.traffic = 5.0, MEASURED
     body = {"version": {"model": str(model)}, "policy": SHORT}
 
     planned = (await api.post("/v1/services/chat/plan", json=body)).json()
@@ -495,7 +495,11 @@ async def test_a_simulation_that_fails_leaves_the_plan_and_stops_no_deploy(
     def fails(*_: object) -> tuple[ForecastView, ...]:
         raise NotSimulated("the simulation ended with exit code -9; the controller's log says why")
 
-    controller.world.rate, controller.world.traffic, controller.world.simulate = 5.0, MEASURED, fails
+    controller.environment.rate, controller.environment.traffic, controller.environment.simulate = (
+        5.0,
+        MEASURED,
+        fails,
+    )
     body = {"version": {"model": str(model)}, "policy": SHORT}
 
     view = (await api.post("/v1/services/chat/plan", json=body)).json()

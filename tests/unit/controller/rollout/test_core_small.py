@@ -1,4 +1,4 @@
-"""Units, errors, codec and the small questions that one asks of a rollout."""
+"""Units, errors, serialization and status of a rollout."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_percents_become_basis_points(text: object, points: int) -> None:
 
 
 @pytest.mark.parametrize("bad", ["5", "5 percent", -1, 101, 0.001, True, None, float("nan"), "1e400%"])
-def test_what_is_no_percent_is_refused(bad: object) -> None:
+def test_a_malformed_percentage_is_refused(bad: object) -> None:
     with pytest.raises(ValueError, match=r"is not a percent|is outside|is finer"):
         weight_bp(bad)
 
@@ -59,12 +59,12 @@ def test_durations_become_seconds(text: object, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "soon", "5 weeks", "1h-", -1, True, None, float("inf"), "400d"])
-def test_what_is_no_duration_is_refused(bad: object) -> None:
+def test_a_malformed_duration_is_refused(bad: object) -> None:
     with pytest.raises(ValueError, match=r"is not a duration|is outside"):
         duration_s(bad)
 
 
-def test_numbers_read_as_people_write_them() -> None:
+def test_numbers_are_formatted_with_their_units() -> None:
     assert (percent(250), percent(10_000), duration(5400), duration(0.5)) == (
         "2.5 %",
         "100 %",
@@ -74,7 +74,7 @@ def test_numbers_read_as_people_write_them() -> None:
     assert (gib(3 << 30), gib(5 << 20)) == ("3.0 GiB", "5 MiB")
 
 
-def test_every_error_has_an_exit_code_of_the_six_and_its_own_problem() -> None:
+def test_every_error_has_one_of_six_exit_codes_and_a_unique_problem() -> None:
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CanaryctlError)
     ]
@@ -83,7 +83,7 @@ def test_every_error_has_an_exit_code_of_the_six_and_its_own_problem() -> None:
     assert len({kind.problem for kind in kinds}) == len(kinds)
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
+def test_the_tree_in_the_docstring_is_complete() -> None:
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CanaryctlError)
     ]
@@ -101,7 +101,7 @@ def test_both_arms_cannot_be_one_version() -> None:
         begin("r-1", "chat", stable=same, canary=same, plan=PLAN, now_s=0.0)
 
 
-def test_exit_codes_tell_how_a_rollout_ended() -> None:
+def test_the_exit_code_is_the_outcome_of_the_rollout() -> None:
     not_proven = Cause(CauseKind.NOT_PROVEN, "")
 
     assert exit_code(at(Phase.SUCCEEDED)) == 0
@@ -111,7 +111,7 @@ def test_exit_codes_tell_how_a_rollout_ended() -> None:
     assert exit_code(at(Phase.STAGE)) is None
 
 
-def test_rollback_means_what_the_person_means() -> None:
+def test_the_effect_of_a_rollback_depends_on_the_phase() -> None:
     new_serves = Departure("v-old", "v-new", DepartureStep.UNLOAD, 0.0, 0.0)
 
     assert rollback_effect(None) == "already"
@@ -128,26 +128,26 @@ def test_rollback_means_what_the_person_means() -> None:
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"format": 99, "rollout": {}}', '{"format": 1, "rollout": {}}']
 )
-def test_a_state_that_cannot_be_read_is_refused_in_one_line(text: str) -> None:
+def test_a_malformed_state_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(UnreadableState) as caught:
         state_from_json(text)
     assert "\n" not in str(caught.value)
 
 
-def test_actions_and_evidence_that_cannot_be_read_are_refused() -> None:
+def test_malformed_actions_and_evidence_are_refused() -> None:
     with pytest.raises(UnreadableState):
         actions_from_json('[{"kind": "explode"}]')
     with pytest.raises(UnreadableState):
         evidence_from_json("{}")
 
 
-def test_evidence_survives_the_store() -> None:
+def test_evidence_converts_to_json_and_back() -> None:
     evidence = EvidenceStatus(1, Verdict.INVALID, missing=("quality",), canary_requests=7)
 
     assert evidence_from_json(evidence_to_json(evidence)) == evidence
 
 
-def test_the_list_of_architectures_is_the_pinned_engines_own() -> None:
+def test_the_list_of_architectures_matches_the_pinned_engine() -> None:
     engine = importlib.util.find_spec("vllm")  # found, not imported: that takes ten seconds
     assert engine is not None
     registry = Path(str(engine.origin)).parent / "model_executor/models/registry.py"
