@@ -4,7 +4,7 @@
                     |           |          |         |           |              |             |          |
                     |           `----------+---------+-----------+--------------+-------------+----------+
                     v                                            v                                       v
-                  Failed <--(memory not released)------ RollingBack <--(a person, a dead engine)-- Unloading
+                  Failed <--(memory not released)------ RollingBack <--(manual, engine failed)---- Unloading
                                                           `--> RolledBack                Succeeded <--'
 
 Rules:
@@ -25,7 +25,7 @@ Rules:
 7. Actions are level-triggered: all that is desired and not yet observed, each idempotent. So a crash between
    any two lines loses nothing, and an empty set means that the data plane is as desired.
 8. A phase whose condition is met is not ended by its deadline. After a controller restart deadlines start
-   anew (a stage gets one planned duration more): the canary is not blamed for the controller's absence.
+   again (a stage gets one planned duration more): the canary is not blamed for the controller's absence.
 
 Promotion ends with the new version as stable in the route table: weight 10,000 minus the holdback, bake, then
 one table with stable=new and canary=None, then the old version is drained and unloaded as in rule 3.

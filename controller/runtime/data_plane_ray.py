@@ -87,7 +87,7 @@ class TrafficAdapter:
         self._traffic = traffic
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
-        """Publish the split. Its salt is the rollout's id, so each rollout assigns units anew."""
+        """Publish the split. Its salt is the rollout's id, so each rollout assigns units independently."""
         salt = rollout or service
         desired = Split(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage)
         status = translated(lambda: self._traffic.set_split(service, desired, token=token))

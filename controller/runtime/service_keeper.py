@@ -35,7 +35,7 @@ class Removals(Protocol):
 
 
 class Keeper:
-    """Drives the data plane towards the service's row, and out of existence when the row says `removing`."""
+    """Drives the data plane towards the service's row; stops all of it when the row is `removing`."""
 
     def __init__(
         self, fleet: Fleet, traffic: Traffic, front: Front, removals: Removals, clock: Clock
@@ -96,7 +96,7 @@ class Keeper:
         except StaleToken:
             raise
         except CanaryctlError as exc:
-            telemetry.warning("service cannot be kept now", service=row.name, why=str(exc))
+            telemetry.warning("keeping the service failed, will be retried", service=row.name, why=str(exc))
             return INTERVAL_S
 
     def _has_stable(

@@ -1,4 +1,4 @@
-"""Loop body of one service: perform pending actions, read the data plane once, step its rollouts, keep it.
+"""Loop body of one service: perform pending actions, read the data plane, step rollouts, run the keeper.
 
 Invariant: fleet and route table are read once per tick, after the pending actions were performed.
 """
@@ -34,7 +34,7 @@ class LastTick:
 
 @dataclass(frozen=True, slots=True)
 class ServiceWorkers:
-    """The workers of one service, made anew for every lease."""
+    """Workers of one service, created for each lease."""
 
     reconciler: Reconciler
     keeper: Keeper
@@ -42,7 +42,7 @@ class ServiceWorkers:
 
 
 class ServiceLoop:
-    """Ticks one service. `replicas`: how many its stable version needs."""
+    """Ticks one service. replicas: number that its stable version needs."""
 
     def __init__(
         self,

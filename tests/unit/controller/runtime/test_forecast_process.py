@@ -65,9 +65,7 @@ def test_a_failed_process_raises_one_line() -> None:
 
 
 def test_a_killed_process_raises_one_line() -> None:
-    assert why(Simulator(is_killed)) == (
-        "the simulation ended with exit code -9; the controller's log says why"
-    )
+    assert why(Simulator(is_killed)) == ("the simulation ended with exit code -9; see the controller's log")
 
 
 def test_a_hanging_process_is_killed_and_raises_one_line() -> None:
