@@ -24,9 +24,9 @@ NETWORK_FILE_SYSTEMS = frozenset({
 metadata = sa.MetaData()
 
 
-def one_at_a_time(name: str, column: sa.Column[str], running: sa.ColumnElement[bool]) -> sa.Index:
-    """Unique index: at most one `running` row per value of `column`."""
-    return sa.Index(name, column, unique=True, sqlite_where=running, postgresql_where=running)
+def unique_while(name: str, column: sa.Column[str], condition: sa.ColumnElement[bool]) -> sa.Index:
+    """Unique index: at most one row per value of `column` while `condition` holds."""
+    return sa.Index(name, column, unique=True, sqlite_where=condition, postgresql_where=condition)
 
 
 meta = sa.Table(
@@ -73,7 +73,7 @@ rollouts = sa.Table(
     sa.Column("ended_at_s", sa.Float),
     sa.Column("canary", sa.String, nullable=False, server_default=""),
 )
-one_at_a_time("one_rollout_a_service", rollouts.c.service, ~rollouts.c.is_final)
+unique_while("one_rollout_a_service", rollouts.c.service, ~rollouts.c.is_final)
 sa.Index("rollouts_of_a_service", rollouts.c.service, rollouts.c.created_at_s)
 attempts_of_a_version = sa.Index(
     "attempts_of_a_version", rollouts.c.service, rollouts.c.canary, rollouts.c.created_at_s
@@ -134,7 +134,7 @@ ab_tests = sa.Table(
     sa.Column("resume_seq", sa.BigInteger, nullable=False, default=0),
     sa.Column("settled_through_s", sa.Float, nullable=False, default=0.0),
 )
-one_at_a_time("one_ab_test_a_service", ab_tests.c.service, ab_tests.c.ended_at_s.is_(None))
+unique_while("one_ab_test_a_service", ab_tests.c.service, ab_tests.c.ended_at_s.is_(None))
 
 ab_outcomes = sa.Table(
     "ab_outcomes",

@@ -1,4 +1,4 @@
-"""Settings from the environment, config.json and defaults; tokens and roles; the digest cache."""
+"""Settings from the environment, config.json and defaults."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.auth import Identity, Role, admin_token, make_token, token_digest
 from controller.errors import BadInput
 from controller.settings import Config, load_settings, save_config
-from controller.store.digest_cache import read_hashes, write_hashes
 
 
 def test_defaults_are_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,30 +45,3 @@ def test_a_malformed_config_is_named_in_the_error(tmp_path: Path, text: str) -> 
 
     with pytest.raises(BadInput, match=r"config\.json: not a canaryctl config"):
         load_settings({"CANARYCTL_HOME": str(tmp_path)})
-
-
-def test_the_admin_token_is_created_once(tmp_path: Path) -> None:
-    assert admin_token(tmp_path / "home") == admin_token(tmp_path / "home")
-
-
-def test_tokens_differ_and_their_digests_too() -> None:
-    first, second = make_token(), make_token()
-
-    assert token_digest(first) != token_digest(second)
-
-
-@pytest.mark.parametrize(
-    ("role", "covered"),
-    [(Role.VIEWER, 1), (Role.OPERATOR, 2), (Role.ADMIN, 3)],
-)
-def test_each_role_includes_the_lesser_ones(role: Role, covered: int) -> None:
-    assert sum(Identity("x", role).role.covers(needed) for needed in Role) == covered
-
-
-def test_cached_digests_are_read_back_and_a_malformed_cache_is_empty(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "hashes.json"
-    write_hashes(path, {"file|1|2": "{}"})
-
-    assert read_hashes(path) == {"file|1|2": "{}"}
-    path.write_text("[1")
-    assert read_hashes(path) == {}
