@@ -1,4 +1,4 @@
-"""Bearer tokens of the API: made here, kept only as SHA-256, compared in constant time.
+"""Bearer tokens and roles of the API. The store holds only a token's SHA-256 digest.
 
 Invariant: a token's text exists in its owner's file and in the request, never in the store or in a log.
 """
@@ -16,21 +16,21 @@ TOKEN_BYTES = 32
 
 
 class Role(StrEnum):
-    """What a token may do; each role may do what the earlier ones may."""
+    """Permissions of a token; each role includes the ones before it."""
 
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMIN = "admin"
 
     def covers(self, needed: Role) -> bool:
-        """True when this role may do what `needed` may."""
+        """True: this role includes `needed`."""
         order = list(Role)
         return order.index(self) >= order.index(needed)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who sent a request, as the log and the events show it."""
+    """Sender of a request, as logs and events show it."""
 
     name: str
     role: Role
@@ -47,17 +47,12 @@ def make_secret() -> str:
 
 
 def token_digest(token: str) -> str:
-    """What the store keeps of a token. A plain hash is enough: a random token leaves nothing to guess."""
+    """Digest of a token, for the store. A plain hash is enough: a random token cannot be guessed."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def same_secret(left: str, right: str) -> bool:
-    """Compares without telling by its duration where the difference is."""
-    return secrets.compare_digest(left.encode(), right.encode())
-
-
 def write_private(path: Path, text: str) -> None:
-    """Write `text` to `path` so that at no moment another user could read it (0600)."""
+    """Write `text` to `path` so that no other user can read it at any time (0600)."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
@@ -68,7 +63,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def admin_token(home: Path) -> str:
-    """The first admin token of a state folder, from `admin.token`, made (0600) when it is not there yet."""
+    """Admin token of a state folder, from `admin.token`, which is created (0600) if it is missing."""
     path = home / "admin.token"
     try:
         return path.read_text().strip()

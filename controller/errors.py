@@ -1,23 +1,23 @@
-"""Every error that a user can meet, named for what the reader does next.
+"""Errors shown to users, named for what the user does next.
 
-    CanaryctlError            1  internal         our fault: report it
-    |-- BadInput              2  bad-input        change what was asked (a file, a value, a flag)
+    CanaryctlError            1  internal         a bug in canaryctl: report it
+    |-- BadInput              2  bad-input        change the request (a file, a value, a flag)
     |   |-- BadSpec           2  bad-spec         ... in the service, version or policy
     |   |-- BadCheckpoint     2  bad-checkpoint   ... in the checkpoint directory
     |   `-- UnknownService    2  unknown-service  ... the name
-    |-- Conflict              3  conflict         wait, or undo what stands in the way
-    |   |-- RolloutRunning    3  rollout-running  one rollout a service at a time
+    |-- Conflict              3  conflict         wait, or remove what blocks it
+    |   |-- RolloutRunning    3  rollout-running  one rollout per service at a time
     |   |-- AlreadyRejected   3  already-rejected this fingerprint was rolled back before
-    |   |-- NoRoom            3  no-room          free device memory, or ask for less
-    |   |-- StaleWrite        3  stale-write      somebody else wrote first: read again
+    |   |-- NoRoom            3  no-room          free device memory, or request less
+    |   |-- StaleWrite        3  stale-write      another writer was first: read again
     |   `-- StaleToken        3  stale-token      another controller holds the lease
-    |-- Unreachable           4  unreachable      start or reach what does not answer
+    |-- Unreachable           4  unreachable      start what does not answer, or connect to it
     |   `-- BusyPort          4  busy-port        free the port, or choose another
     |-- RolledBack            5  rolled-back      read the evidence
-    `-- TimedOut              6  timed-out        undecided: give it traffic or time
+    `-- TimedOut              6  timed-out        undecided: send more traffic, or wait longer
 
 A message is one line: the value, the limit, the remedy. `problem` is the last part of the problem-details
-`type` (RFC 9457), `status` its HTTP status; `exit_code` is what the command line ends with.
+`type` (RFC 9457), `status` the HTTP status, `exit_code` the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import ClassVar
 
 
 class CanaryctlError(Exception):
-    """The controller's own fault; every other error below is more specific."""
+    """A bug in canaryctl; every error below is more specific."""
 
     exit_code: ClassVar[int] = 1
     problem: ClassVar[str] = "internal"
@@ -34,7 +34,7 @@ class CanaryctlError(Exception):
 
 
 class BadInput(CanaryctlError):
-    """What was asked cannot be done as written."""
+    """The request is malformed or cannot be fulfilled as written."""
 
     exit_code = 2
     problem = "bad-input"
@@ -42,7 +42,7 @@ class BadInput(CanaryctlError):
 
 
 class BadSpec(BadInput):
-    """A service, version or policy breaks a rule; `lines` holds one line for each rule broken."""
+    """A service, version or policy is invalid; `lines` has one line for each violation."""
 
     problem = "bad-spec"
 
@@ -52,7 +52,7 @@ class BadSpec(BadInput):
 
 
 class BadCheckpoint(BadInput):
-    """The checkpoint directory is missing, broken, or of a kind that cannot be served."""
+    """The checkpoint directory is missing, malformed, or of an unsupported architecture."""
 
     problem = "bad-checkpoint"
 
@@ -65,7 +65,7 @@ class UnknownService(BadInput):
 
 
 class Conflict(CanaryctlError):
-    """The request is sound but something stands in its way."""
+    """The request is valid but conflicts with the current state."""
 
     exit_code = 3
     problem = "conflict"
@@ -73,37 +73,37 @@ class Conflict(CanaryctlError):
 
 
 class RolloutRunning(Conflict):
-    """A rollout of this service runs already."""
+    """A rollout of this service is running already."""
 
     problem = "rollout-running"
 
 
 class AlreadyRejected(Conflict):
-    """This fingerprint was rolled back; it is not tried again until someone says so."""
+    """This fingerprint was rolled back before; a retry must be requested explicitly."""
 
     problem = "already-rejected"
 
 
 class NoRoom(Conflict):
-    """A second engine does not fit beside the first."""
+    """A second engine does not fit into the device memory beside the first."""
 
     problem = "no-room"
 
 
 class StaleWrite(Conflict):
-    """The stored version is not the expected one: somebody else wrote first."""
+    """The stored version is not the expected one: another writer was first."""
 
     problem = "stale-write"
 
 
 class StaleToken(Conflict):
-    """The fencing token is older than one already seen: another controller holds the lease."""
+    """The fencing token is older than the newest one: another controller holds the lease."""
 
     problem = "stale-token"
 
 
 class Unreachable(CanaryctlError):
-    """Something that must answer does not."""
+    """A required component does not answer."""
 
     exit_code = 4
     problem = "unreachable"
@@ -117,7 +117,7 @@ class BusyPort(Unreachable):
 
 
 class RolledBack(CanaryctlError):
-    """The rollout that was waited for was rolled back."""
+    """The awaited rollout was rolled back."""
 
     exit_code = 5
     problem = "rolled-back"
@@ -125,7 +125,7 @@ class RolledBack(CanaryctlError):
 
 
 class TimedOut(CanaryctlError):
-    """The rollout ended, or the wait did, before there was proof either way."""
+    """The rollout or the wait ended before anything was proven."""
 
     exit_code = 6
     problem = "timed-out"

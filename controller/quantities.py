@@ -1,4 +1,4 @@
-"""What people write and what the core counts in: percents as basis points, durations as seconds."""
+"""Units: percent as basis points, durations as seconds, bytes as GiB; parsed and formatted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _PERCENT = re.compile(r"([0-9]*\.?[0-9]+)\s*%")
 
 
 def weight_bp(value: object) -> int:
-    """Basis points of a percent: `2.5%`, `2.5 %` and 2.5 give 250.
+    """Basis points of a percentage: `2.5%`, `2.5 %` and 2.5 give 250.
 
-    Raises ValueError above 100 %, below 0, or when it is no whole number of basis points.
+    Raises ValueError above 100 %, below 0, or for a fraction of a basis point.
     """
     if isinstance(value, str):
         match = _PERCENT.fullmatch(value.strip())
@@ -35,7 +35,7 @@ def weight_bp(value: object) -> int:
 
 
 def duration_s(value: object) -> float:
-    """Seconds of `500ms`, `30s`, `10m`, `1h30m`, `3d`, or of a plain number. Raises ValueError."""
+    """Seconds of `500ms`, `30s`, `10m`, `1h30m`, `3d` or a plain number. Raises ValueError."""
     if (isinstance(value, int | float) and not isinstance(value, bool)) or (
         isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+", value.strip())
     ):
@@ -48,28 +48,28 @@ def duration_s(value: object) -> float:
     else:
         raise ValueError(f"{value!r} is not a duration; write 30s, 10m, 1h30m or 3d")
     if not (math.isfinite(seconds) and 0 <= seconds <= 366 * 86_400):
-        raise ValueError(f"{seconds:g} s is outside 0 s to 366 d; write a duration that a rollout can wait")
+        raise ValueError(f"{seconds:g} s is outside 0 s to 366 d; write a duration within that range")
     return seconds
 
 
 def percent(points: int) -> str:
-    """A weight as people read it: 250 bp is `2.5 %`."""
+    """Basis points formatted as a percentage: 250 gives `2.5 %`."""
     return f"{points / 100:g} %"
 
 
 def duration(seconds: float) -> str:
-    """A duration as people read it: 5400 s is `1 h 30 min`."""
+    """Seconds formatted as a duration: 5400 gives `1 h 30 min`."""
     if seconds < 60:
         return f"{seconds:g} s"
     parts = []
-    left = round(seconds)
+    rest = round(seconds)
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
+        count, rest = divmod(rest, size)
         if count:
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2])
 
 
 def gib(count: int) -> str:
-    """Bytes as `12.3 GiB`; small counts as MiB, so that no size reads as 0."""
+    """Bytes formatted as `12.3 GiB`; below 0.1 GiB as MiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.0f} MiB"

@@ -1,7 +1,6 @@
-"""Where canaryctl keeps its state and which ports it uses: environment, then `config.json`, then defaults.
+"""Settings: state folder, database and ports, from the environment, then `config.json`, then defaults.
 
-Read once, at start, by the command line and by the controller, and passed on as a value; nothing runs at
-import.
+Read once, at the start of the command line or the controller, and passed on as a value.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ DEFAULT_INGRESS_PORT = 8000
 
 
 class Config(BaseModel):
-    """What `up` fixed for this machine, as `config.json` in the state folder holds it."""
+    """Contents of `config.json` in the state folder: the ports that `up` chose."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +28,7 @@ class Config(BaseModel):
 
 
 class Settings(BaseModel):
-    """Everything the process needs to know before it opens anything."""
+    """Settings of one process."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,22 +39,22 @@ class Settings(BaseModel):
 
     @property
     def api_url(self) -> str:
-        """Where the controller of this state folder listens."""
+        """Address of this state folder's controller."""
         return f"http://{self.host}:{self.config.api_port}"
 
     @property
     def cluster_path(self) -> Path:
-        """What is needed to connect to the Ray cluster that `up` started, or to stop it."""
+        """Handle of the Ray cluster that `up` started, to connect to it and to stop it."""
         return self.home / "cluster.json"
 
     @property
     def hashes_path(self) -> Path:
-        """Tensor digests of checkpoint files that were read before."""
+        """Cache of tensor digests, see `store.digest_cache`."""
         return self.home / "hashes.json"
 
     @property
     def log_path(self) -> Path:
-        """The detached controller's log."""
+        """Log file of the detached controller."""
         return self.home / "controller.log"
 
     @property
@@ -64,15 +63,15 @@ class Settings(BaseModel):
         return self.home / "config.json"
 
     def base_url(self, service: str) -> str:
-        """The OpenAI base URL of one service behind Serve's ingress."""
+        """OpenAI base URL of a service behind Serve's ingress."""
         return f"http://{self.host}:{self.config.ingress_port}/{service}/v1"
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings of the state folder that `environ` names (`CANARYCTL_HOME`, default `~/.canaryctl`).
+    """Settings of the state folder `CANARYCTL_HOME` (default `~/.canaryctl`).
 
-    `CANARYCTL_DATABASE_URL` moves the state into another database, `CANARYCTL_API_PORT` moves the API.
-    Raises BadInput for a config file or a variable that cannot be read.
+    `CANARYCTL_DATABASE_URL` selects another database, `CANARYCTL_API_PORT` another port of the API.
+    Raises BadInput for a malformed config file or variable.
     """
     home = Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
     config = _read_config(home / "config.json")
@@ -83,7 +82,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def save_config(settings: Settings, config: Config) -> Settings:
-    """Write `config.json` whole or not at all; returns the settings with it."""
+    """Write `config.json` atomically; the settings with it."""
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = settings.config_path.with_suffix(".partial")
     partial.write_text(config.model_dump_json(indent=2) + "\n")
@@ -100,7 +99,7 @@ def _read_config(path: Path) -> Config:
         return Config.model_validate(json.loads(text))
     except (ValueError, ValidationError) as exc:
         raise BadInput(
-            f"{path}: not a canaryctl config ({_first_line(exc)}); fix the file or remove it"
+            f"{path}: not a canaryctl config ({str(exc).splitlines()[0]}); fix the file or remove it"
         ) from exc
 
 
@@ -108,7 +107,3 @@ def _port(text: str, *, name: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 65535:
         raise BadInput(f"{name}={text} is not a port; use a number from 1 to 65535")
     return int(text)
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).splitlines()[0]

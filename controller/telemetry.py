@@ -1,6 +1,6 @@
-"""Structured logs: one JSON object a line, constant event text plus fields.
+"""Structured logs: one JSON object per line, with a constant event text plus fields.
 
-Invariant: never a prompt, a completion, a user id, a key or a token. Fields are those that the caller names.
+Invariant: never a prompt, a completion, a user id, a key or a token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class JsonFormatter(logging.Formatter):
     """One line of JSON: time (UTC, ms), level, event, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The line, without a newline."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Field] = {
             "at": f"{stamp}.{int(record.msecs):03d}Z",
@@ -37,7 +37,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(stream: TextIO = sys.stderr, *, level: int = logging.INFO) -> None:
-    """Send canaryctl's events to `stream` as JSON lines. Called once, by the process's main."""
+    """Send canaryctl's events to `stream` as JSON lines. Called once, by the main of the process."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
     logger = logging.getLogger(LOGGER)
@@ -47,15 +47,15 @@ def configure_logging(stream: TextIO = sys.stderr, *, level: int = logging.INFO)
 
 
 def event(text: str, /, **fields: Field) -> None:
-    """Something happened as it should: a state changed or an action was performed."""
+    """INFO: a state changed or an action was performed."""
     logging.getLogger(LOGGER).info(text, extra={"fields": fields})
 
 
 def warning(text: str, /, **fields: Field) -> None:
-    """Something did not work and will be tried again."""
+    """WARNING: something failed and will be retried."""
     logging.getLogger(LOGGER).warning(text, extra={"fields": fields})
 
 
 def alarm(text: str, /, exc: BaseException | None = None, **fields: Field) -> None:
-    """Someone must act."""
+    """ERROR: a person must act."""
     logging.getLogger(LOGGER).error(text, extra={"fields": fields}, exc_info=exc)

@@ -22,9 +22,6 @@ from controller.rollout.state import (
 MAX_NOTICE_AGE_S = 600.0  # a notifier that fails for longer loses the notice; the log keeps it
 
 
-# --- phases
-
-
 def enter(
     state: RolloutState, phase: Phase, now_s: float, reason: str, *, keep_ack: bool = False
 ) -> RolloutState:
@@ -47,34 +44,23 @@ def time_limit_s(state: RolloutState) -> float | None:
     """Time limit of this phase, or of this step of a departure; None: there is none."""
     plan = state.plan
     if state.departure is not None and state.phase in (Phase.ROLLING_BACK, Phase.UNLOADING):
-        limits = {
+        return {
             DepartureStep.RESTORE: plan.load_s,
             DepartureStep.SHIFT: plan.unreadable_s,
             DepartureStep.DRAIN: plan.drain_s,
             DepartureStep.CANCEL: plan.cancel_s,
             DepartureStep.UNLOAD: plan.unload_s,
-        }
-        return limits[state.departure.step]
-    match state.phase:
-        case Phase.PREFLIGHT:
-            return plan.preflight_s
-        case Phase.LOADING:
-            return plan.load_s
-        case Phase.WARMING:
-            return plan.warm_s
-        case Phase.SMOKE:
-            return plan.smoke_s
-        case Phase.STAGE:
-            return plan.stages[state.stage].deadline_s
-        case Phase.PROMOTING:
-            return plan.promote_s if state.weight_bp == plan.promoted_bp else plan.load_s
-        case Phase.BAKING:
-            return 2 * plan.bake_s + plan.unreadable_s
-        case _:
-            return None
-
-
-# --- log and holds
+        }[state.departure.step]
+    if state.phase is Phase.STAGE:
+        return plan.stages[state.stage].deadline_s
+    return {
+        Phase.PREFLIGHT: plan.preflight_s,
+        Phase.LOADING: plan.load_s,
+        Phase.WARMING: plan.warm_s,
+        Phase.SMOKE: plan.smoke_s,
+        Phase.PROMOTING: plan.promote_s if state.weight_bp == plan.promoted_bp else plan.load_s,
+        Phase.BAKING: 2 * plan.bake_s + plan.unreadable_s,
+    }.get(state.phase)
 
 
 def log(state: RolloutState, now_s: float, text: str, actor: str = "controller") -> RolloutState:
@@ -102,9 +88,6 @@ def hold(
 
 def release(state: RolloutState, kind: HoldKind) -> RolloutState:
     return replace(state, holds=tuple(hold for hold in state.holds if hold.kind is not kind))
-
-
-# --- notices
 
 
 def notice(

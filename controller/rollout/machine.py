@@ -4,7 +4,7 @@
                     |           |          |         |           |              |             |          |
                     |           `----------+---------+-----------+--------------+-------------+----------+
                     v                                            v                                       v
-                  Failed <--(memory not released)------ RollingBack <--(a person, a dead engine)-- Unloading
+                  Failed <--(memory not released)------ RollingBack <--(manual, engine failed)---- Unloading
                                                           `--> RolledBack                Succeeded <--'
 
 Rules:
@@ -25,7 +25,7 @@ Rules:
 7. Actions are level-triggered: all that is desired and not yet observed, each idempotent. So a crash between
    any two lines loses nothing, and an empty set means that the data plane is as desired.
 8. A phase whose condition is met is not ended by its deadline. After a controller restart deadlines start
-   anew (a stage gets one planned duration more): the canary is not blamed for the controller's absence.
+   again (a stage gets one planned duration more): the canary is not blamed for the controller's absence.
 
 Promotion ends with the new version as stable in the route table: weight 10,000 minus the holdback, bake, then
 one table with stable=new and canary=None, then the old version is drained and unloaded as in rule 3.
@@ -78,8 +78,6 @@ from controller.rollout.state import (
 )
 from controller.rollout.twin_report import passed_stage
 
-Result = tuple[RolloutState, tuple[Action, ...]]
-
 
 def begin(
     rollout: str, service: str, *, stable: VersionRef, canary: VersionRef, plan: Plan, now_s: float
@@ -94,7 +92,7 @@ def begin(
     return enter(state, Phase.PLANNING, now_s, f"{stable.id} -> {canary.id}, {plan.risk} risk")
 
 
-def step(state: RolloutState, seen: Observation) -> Result:
+def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Action, ...]]:
     """The next state, and all actions that it desires and does not observe yet."""
     last_s = state.log[-1].at_s if state.log else state.entered_at_s
     now_s = seen.now_s if math.isfinite(seen.now_s) else last_s
@@ -304,8 +302,7 @@ def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> Rollo
     if not state.is_late(now_s) or state.phase not in (Phase.STAGE, Phase.BAKING):
         return state
     why = (
-        missing_evidence(seen)
-        or "undecided at the deadline; send more traffic, wait, or run canaryctl promote"
+        missing_evidence(seen) or "undecided at the deadline; send more traffic, wait, or promote it manually"
     )
     if state.phase is Phase.STAGE and state.plan.stages[state.stage].promote_if_point_ok:
         points = seen.evidence.points if seen.evidence is not None else None

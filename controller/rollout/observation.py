@@ -184,7 +184,7 @@ class Observation:
     probes: tuple[ProbeStatus, ...] = ()
     commands: tuple[ManualCommand, ...] = ()
     delivered: frozenset[str] = frozenset()  # keys of delivered notices
-    resumed: bool = False  # first tick of this controller: deadlines start anew
+    resumed: bool = False  # first tick of this controller: deadlines start again
 
 
 # --- predicates on an observation: a missing version has no ready replicas

@@ -159,7 +159,7 @@ class RolloutState:
     reason: str
     started_at_s: float = 0.0
     stage: int = 0  # index into plan.stages; len(plan.stages) from Promoting on
-    weight_bp: int = 0  # last weight to publish
+    weight_bp: int = 0  # weight of the canary that the routers should apply
     acked_at_s: float | None = None  # when every live router had acknowledged this phase's weight
     holds: tuple[Hold, ...] = ()
     launched: bool = False  # the canary may hold memory

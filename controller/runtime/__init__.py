@@ -1,1 +1,1 @@
-"""The running controller: ticks under a lease, services kept, and the adapters they act through."""
+"""The running controller: lease, service loops, reconciler, keeper, and the adapters of their ports."""

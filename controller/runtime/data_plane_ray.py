@@ -59,7 +59,6 @@ class FleetAdapter:
         self._launch = launch
 
     def ensure(self, service: str, version: str, replicas: int, *, token: int) -> None:
-        """Run the version with this many replicas."""
         launch = self._launch(service, version, replicas)
         translated(lambda: self._fleet.ensure(launch, token=token))
 
@@ -71,15 +70,12 @@ class FleetAdapter:
         return tuple(_version_status(version) for version in versions if version.phase != "gone")
 
     def drain(self, service: str, version: str, *, token: int) -> None:
-        """Take the version out of rotation; in-flight requests go on."""
         translated(lambda: self._fleet.drain(service, version, token=token))
 
     def cancel(self, service: str, version: str, *, token: int) -> None:
-        """End the version's in-flight requests."""
         translated(lambda: self._fleet.cancel(service, version, token=token))
 
     def stop(self, service: str, version: str, *, token: int) -> None:
-        """Unload the version."""
         translated(lambda: self._fleet.stop(service, version, token=token))
 
 
@@ -90,7 +86,7 @@ class TrafficAdapter:
         self._traffic = traffic
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
-        """Publish the split. Its salt is the rollout's id, so each rollout assigns units anew."""
+        """Publish the split. Its salt is the rollout's id, so each rollout assigns units independently."""
         salt = rollout or service
         desired = Split(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage)
         status = translated(lambda: self._traffic.set_split(service, desired, token=token))
@@ -104,7 +100,6 @@ class TrafficAdapter:
         return _split_status(status) if status is not None else None
 
     def heartbeat(self, service: str, *, token: int) -> None:
-        """Report that the controller is alive."""
         if not translated(lambda: self._traffic.heartbeat(service, token)):
             raise Unreachable(f"the route table of {service} does not answer")
 
@@ -149,7 +144,7 @@ class RecordsAdapter:
         self._traffic = traffic
 
     def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None:
-        """The next events; None: the log cannot be read."""
+        """The next page of events; None: the log cannot be read."""
         return self._traffic.read_records(service, after_seq, limit)
 
     def append(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:

@@ -1,4 +1,4 @@
-"""Forecasts in a process of their own, so that neither ticks nor other requests wait for a simulation.
+"""Forecasts in a child process, so that neither ticks nor other requests wait for a simulation.
 
 Invariants: one simulation at a time, at most `MAX_WAITING` wait for it, each for a limited time; a process
 that fails, hangs or is killed becomes one `NotSimulated`, and none is left behind.
@@ -75,7 +75,7 @@ class Simulator:
             process.join(STOP_S)
             telemetry.warning("forecast process ended", exit_code=process.exitcode)
             raise NotSimulated(
-                f"the simulation ended with exit code {process.exitcode}; the controller's log says why"
+                f"the simulation ended with exit code {process.exitcode}; see the controller's log"
             ) from exc
         finally:
             receiver.close()
@@ -83,8 +83,8 @@ class Simulator:
         if error is not None:
             telemetry.warning("forecast failed", why=error)
             raise NotSimulated(f"the simulation failed: {error}; the rollout does not need it")
-        forecast: Forecast = result
-        return forecast
+        stages: Forecast = result
+        return stages
 
 
 def _simulate(sender: Connection, work: Work, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> None:

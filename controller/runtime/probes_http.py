@@ -39,8 +39,6 @@ class Target:
 
 @dataclass(slots=True)
 class _Run:
-    """A probe that was started; its thread writes the outcome here."""
-
     phase: Literal["running", "passed", "failed"] = "running"
     detail: str = ""
 

@@ -31,7 +31,6 @@ from controller.rollout.status import is_urgent
 
 # Interval of commits that hold new evidence alone: a crash replays at most this much of the records log.
 EVIDENCE_COMMIT_S = 5.0
-AT_ONCE_S = 0.0
 URGENT_S = 0.02  # a weight is being applied, or a version is leaving
 WAITING_S = 0.25  # a load or a probe is running
 INTERVAL_S = 1.0
@@ -198,7 +197,7 @@ def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool, fa
     if failed:
         return WAITING_S
     if changed and not state.is_final:
-        return AT_ONCE_S
+        return 0.0
     if is_urgent(state) or any(isinstance(action, SetSplit) for action in pending):
         return URGENT_S
     if any(isinstance(action, EnsureVersion | RunProbe) for action in pending):

@@ -88,7 +88,7 @@ class Runner:
                 if self._token is not None:
                     self._start_loops()
             except Exception as exc:  # noqa: BLE001 - without this thread nothing would ever act again
-                telemetry.alarm("the lease could not be kept", exc)
+                telemetry.alarm("the lease could not be renewed", exc)
                 self._token = None
             self._changed.wait(RENEW_S)
             self._changed.clear()

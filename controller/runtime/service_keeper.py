@@ -35,7 +35,7 @@ class Removals(Protocol):
 
 
 class Keeper:
-    """Drives the data plane towards the service's row, and out of existence when the row says `removing`."""
+    """Drives the data plane towards the service's row; stops all of it when the row is `removing`."""
 
     def __init__(
         self, fleet: Fleet, traffic: Traffic, front: Front, removals: Removals, clock: Clock
@@ -83,46 +83,35 @@ class Keeper:
         try:
             if row.removing:
                 return self._remove(row, plane, token)
-            return BUSY_S if self._correct(row, replicas, rollout, plane, token) else INTERVAL_S
+            is_settled = plane.versions is not None and plane.split is not None
+            if plane.versions is not None:
+                is_settled &= self._has_stable(row, replicas, plane.versions, token)
+                if rollout is None:
+                    is_settled &= not self._stop_strays(row, plane.versions, token)
+            if (rollout is None or not rollout.exposed) and not _is_only_stable(plane.split, row.stable):
+                stable_alone = SetSplit(row.stable, None, 0, 0)
+                self._traffic.set_split(row.name, rollout.id if rollout else "", stable_alone, token=token)
+                is_settled = False
+            return INTERVAL_S if is_settled else BUSY_S
         except StaleToken:
             raise
         except CanaryctlError as exc:
-            telemetry.warning("service cannot be kept now", service=row.name, why=str(exc))
+            telemetry.warning("keeping the service failed, will be retried", service=row.name, why=str(exc))
             return INTERVAL_S
 
-    def _correct(
-        self,
-        row: ServiceRow,
-        replicas: int,
-        rollout: RolloutState | None,
-        plane: DataPlaneStatus,
-        token: int,
-    ) -> bool:
-        """True: something was corrected, or could not be read."""
-        is_busy = plane.versions is None or plane.split is None
-        if plane.versions is not None:
-            is_busy |= self._ensure_stable(row, replicas, plane.versions, token)
-            if rollout is None:
-                is_busy |= self._stop_strays(row, plane.versions, token)
-        if (rollout is None or not rollout.exposed) and not _is_only_stable(plane.split, row.stable):
-            stable_alone = SetSplit(row.stable, None, 0, 0)
-            self._traffic.set_split(row.name, rollout.id if rollout else "", stable_alone, token=token)
-            is_busy = True
-        return is_busy
-
-    def _ensure_stable(
+    def _has_stable(
         self, row: ServiceRow, replicas: int, versions: tuple[VersionStatus, ...], token: int
     ) -> bool:
-        """True: stable does not have its replicas yet."""
+        """True: all stable replicas are ready; otherwise they are loaded."""
         stable = next((version for version in versions if version.version == row.stable), None)
         if stable is not None and stable.phase is VersionPhase.READY and stable.ready_replicas >= replicas:
-            return False
+            return True
         if stable is None or stable.phase is not VersionPhase.FAILED:
             self._fleet.ensure(row.name, row.stable, replicas, token=token)
         elif self._clock.now_s() - stable.since_s >= RETRY_FAILED_S:
             # Stopping clears the failure; the next tick finds the version gone and loads it again.
             self._fleet.stop(row.name, row.stable, token=token)
-        return True
+        return False
 
     def _stop_strays(self, row: ServiceRow, versions: tuple[VersionStatus, ...], token: int) -> bool:
         """Stop versions without an owner, such as a canary whose memory was not released in time."""

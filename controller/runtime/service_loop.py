@@ -1,4 +1,4 @@
-"""Loop body of one service: perform pending actions, read the data plane once, step its rollouts, keep it.
+"""Loop body of one service: perform pending actions, read the data plane, step rollouts, run the keeper.
 
 Invariant: fleet and route table are read once per tick, after the pending actions were performed.
 """
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
-from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, SplitStatus, VersionStatus
+from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionStatus
 from controller.rollout.ports import Clock
-from controller.rollout.state import RolloutState
 from controller.runtime.reconciler import Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
@@ -35,7 +34,7 @@ class LastTick:
 
 @dataclass(frozen=True, slots=True)
 class ServiceWorkers:
-    """The workers of one service, made anew for every lease."""
+    """Workers of one service, created for each lease."""
 
     reconciler: Reconciler
     keeper: Keeper
@@ -43,7 +42,7 @@ class ServiceWorkers:
 
 
 class ServiceLoop:
-    """Ticks one service. `replicas`: how many its stable version needs."""
+    """Ticks one service. replicas: number that its stable version needs."""
 
     def __init__(
         self,
@@ -106,22 +105,12 @@ class ServiceLoop:
         self.last = LastTick(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s)
         if is_keep_due or running is None:
             if can_keep:
-                pause_s = min(pause_s, self._keep(workers.keeper, row, running, plane, token))
+                if running is not None:
+                    row = self._store.service(self._service)  # the step may have changed the stable version
+                next_in_s = workers.keeper.tick(row, self._replicas(row), running, plane, token=token)
+                if next_in_s is None:
+                    raise UnknownService(f"service {self._service} was removed")
+                pause_s = min(pause_s, next_in_s)
             self._keep_at_s = plane.read_at_s + KEEP_S
             workers.measure(plane.read_at_s)
         return pause_s
-
-    def _keep(
-        self,
-        keeper: Keeper,
-        row: ServiceRow,
-        running: RolloutState | None,
-        plane: DataPlaneStatus,
-        token: int,
-    ) -> float:
-        if running is not None:
-            row = self._store.service(self._service)  # the step may have changed the stable version
-        next_in_s = keeper.tick(row, self._replicas(row), running, plane, token=token)
-        if next_in_s is None:
-            raise UnknownService(f"service {self._service} was removed")
-        return next_in_s

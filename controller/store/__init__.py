@@ -1,1 +1,1 @@
-"""State in SQL: SQLite by default, PostgreSQL by URL; rows, schema and queries."""
+"""Persistent state in SQL (SQLite or PostgreSQL): rows, schema and queries."""

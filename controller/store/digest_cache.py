@@ -1,4 +1,4 @@
-"""Tensor digests of checkpoint files that were read before, in one file: 140 GB are hashed once."""
+"""Cache file of tensor digests, so that a checkpoint of 140 GB is hashed once."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 import os
 from pathlib import Path
 
-KEPT = 10_000  # files; the newest stay
+MAX_FILES = 10_000  # the newest are kept
 
 
 def read_hashes(path: Path) -> dict[str, str]:
-    """What was kept; empty when there is nothing, or nothing readable: then files are simply hashed again."""
+    """The cached digests; empty when the file is missing or malformed: then files are hashed again."""
     try:
-        kept = json.loads(path.read_text())
+        cached = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return {str(key): str(value) for key, value in kept.items()} if isinstance(kept, dict) else {}
+    return {str(key): str(value) for key, value in cached.items()} if isinstance(cached, dict) else {}
 
 
 def write_hashes(path: Path, hashes: dict[str, str]) -> None:
-    """Keep `hashes`, whole or not at all."""
+    """Replace the cache file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    newest = dict(list(hashes.items())[-KEPT:])
+    newest = dict(list(hashes.items())[-MAX_FILES:])
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(newest))
     partial.replace(path)

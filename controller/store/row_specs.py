@@ -1,4 +1,4 @@
-"""The specs and fingerprints inside stored rows, whose JSON stays text in `stored.py`."""
+"""Specs and fingerprints in the JSON columns of stored rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from controller.store.rows import ServiceRow, VersionRow
 
 
 def version_row(service: str, spec: VersionSpec, fingerprint: Fingerprint, at_s: float) -> VersionRow:
-    """The row that `version_spec` and `fingerprint_of` read back."""
+    """Row of a version, which `version_spec` and `fingerprint_of` read."""
     return VersionRow(
         service, fingerprint.version_id, json.dumps(dump(spec)), json.dumps(asdict(fingerprint)), at_s
     )
 
 
 def version_spec(row: VersionRow) -> VersionSpec:
-    """The spec of a stored version."""
+    """Spec of a stored version."""
     return parse_version(json.loads(row.spec))
 
 
@@ -28,12 +28,12 @@ def replicas_of(row: VersionRow | None) -> int:
 
 
 def service_spec(row: ServiceRow) -> ServiceSpec:
-    """The spec of a stored service, as `up` was given it."""
+    """Spec of a stored service, as given to `up`."""
     return parse_service(json.loads(row.spec))
 
 
 def fingerprint_of(row: VersionRow) -> Fingerprint:
-    """The fingerprint of a stored version."""
+    """Fingerprint of a stored version."""
     values = json.loads(row.fingerprint)
     pairs = {
         name: tuple((key, value) for key, value in values[name]) for name in ("parts", "sampling", "engine")

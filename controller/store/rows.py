@@ -1,4 +1,4 @@
-"""What the store keeps besides a rollout's own state. Frozen rows; JSON stays text at this level."""
+"""Rows of the store: service, version, rollout, event, lease. JSON columns stay text here."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ServiceRow:
-    """A named model endpoint and the version that production runs."""
+    """A named model endpoint and its version in production."""
 
     name: str
-    spec: str  # the service as `up` was given it, JSON of `spec.ServiceSpec`
+    spec: str  # JSON of `spec.service.ServiceSpec`, as given to `up`
     stable: str  # id of the version in production
-    secret: str  # engines accept the routers by it; never shown
+    secret: str  # shared by routers and engines; never shown
     created_at_s: float
-    removing: bool = False  # `down` was asked: traffic, engines and table are on their way out
+    removing: bool = False  # `down` was requested: routers, engines and table are being stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class VersionRow:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRow:
-    """A rollout as history shows it. `request`: what was asked for, JSON."""
+    """A rollout with its state and the request that created it, both JSON."""
 
     id: str
     service: str
@@ -38,7 +38,7 @@ class RolloutRow:
     request: str
     version: int
     created_at_s: float
-    ended_at_s: float | None  # None: it runs
+    ended_at_s: float | None  # None: it is running
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class EventRow:
 
     seq: int
     service: str
-    rollout: str | None  # None: of the service itself
+    rollout: str | None  # None: an event of the service itself
     at_s: float
     actor: str
     text: str
@@ -55,7 +55,7 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Who acts. The token rises with every holder, so that the world can refuse an earlier one."""
+    """The controller's lease. Its fencing token rises with every holder, so earlier ones are refused."""
 
     holder: str
     token: int

@@ -1,7 +1,7 @@
-"""The tables, for SQLite and PostgreSQL alike, and the engine that opens them.
+"""SQL schema for SQLite and PostgreSQL, its migrations, and the engine.
 
-Invariant: SQLite is for one host; a database file on a network file system is refused, because WAL's shared
-memory does not exist there.
+Invariant: SQLite is for one host; a database file on a network file system is refused, because WAL needs
+shared memory.
 """
 
 from __future__ import annotations
@@ -16,33 +16,17 @@ from controller.errors import BadInput, Unreachable
 
 SCHEMA_VERSION = 2  # 2: rollouts.canary
 BUSY_TIMEOUT_MS = 10_000
-NETWORK_FILE_SYSTEMS = frozenset(
-    {
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "9p",
-        "ceph",
-        "lustre",
-        "glusterfs",
-        "fuse.sshfs",
-        "fuse.s3fs",
-        "fuse.glusterfs",
-        "fuse.gcsfuse",
-        "afs",
-        "beegfs",
-        "gpfs",
-    }
-)
+NETWORK_FILE_SYSTEMS = frozenset({
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "afs", "beegfs", "gpfs",
+    "fuse.sshfs", "fuse.s3fs", "fuse.glusterfs", "fuse.gcsfuse",
+})  # fmt: skip
 
 metadata = sa.MetaData()
 
 
-def one_at_a_time(name: str, column: sa.Column[str], running: sa.ColumnElement[bool]) -> sa.Index:
-    """The database itself refuses a second row of the same `column` while one is `running`."""
-    return sa.Index(name, column, unique=True, sqlite_where=running, postgresql_where=running)
+def unique_while(name: str, column: sa.Column[str], condition: sa.ColumnElement[bool]) -> sa.Index:
+    """Unique index: at most one row per value of `column` while `condition` holds."""
+    return sa.Index(name, column, unique=True, sqlite_where=condition, postgresql_where=condition)
 
 
 meta = sa.Table(
@@ -89,7 +73,7 @@ rollouts = sa.Table(
     sa.Column("ended_at_s", sa.Float),
     sa.Column("canary", sa.String, nullable=False, server_default=""),
 )
-one_at_a_time("one_rollout_a_service", rollouts.c.service, ~rollouts.c.is_final)
+unique_while("one_rollout_a_service", rollouts.c.service, ~rollouts.c.is_final)
 sa.Index("rollouts_of_a_service", rollouts.c.service, rollouts.c.created_at_s)
 attempts_of_a_version = sa.Index(
     "attempts_of_a_version", rollouts.c.service, rollouts.c.canary, rollouts.c.created_at_s
@@ -150,7 +134,7 @@ ab_tests = sa.Table(
     sa.Column("resume_seq", sa.BigInteger, nullable=False, default=0),
     sa.Column("settled_through_s", sa.Float, nullable=False, default=0.0),
 )
-one_at_a_time("one_ab_test_a_service", ab_tests.c.service, ab_tests.c.ended_at_s.is_(None))
+unique_while("one_ab_test_a_service", ab_tests.c.service, ab_tests.c.ended_at_s.is_(None))
 
 ab_outcomes = sa.Table(
     "ab_outcomes",
@@ -166,14 +150,14 @@ ab_outcomes = sa.Table(
 
 
 def values_of(row: object) -> dict[str, object]:
-    """A slotted row as the values of its columns, which have its names."""
+    """Column values of a slotted row, by name."""
     return {name: getattr(row, name) for name in type(row).__slots__}  # type: ignore[attr-defined]
 
 
 def open_engine(url: str, *, mounts: Path = Path("/proc/self/mounts")) -> sa.Engine:
-    """An engine whose tables exist and are of this code's schema.
+    """Engine of a database whose tables exist and have the current schema.
 
-    Raises BadInput for a URL or a place that cannot hold the state, Unreachable when no database answers.
+    Raises BadInput for a URL or a path that cannot hold the state, Unreachable when no database answers.
     """
     try:
         parsed = sa.make_url(url)
@@ -185,7 +169,7 @@ def open_engine(url: str, *, mounts: Path = Path("/proc/self/mounts")) -> sa.Eng
     if dialect not in ("sqlite", "postgresql"):
         raise BadInput(f"database {dialect} is not supported; use sqlite:///FILE or postgresql+psycopg://...")
     if dialect == "sqlite":
-        _check_place(parsed.database, mounts)
+        _check_path(parsed.database, mounts)
     try:
         engine = sa.create_engine(parsed)
     except ImportError as exc:
@@ -200,9 +184,9 @@ def open_engine(url: str, *, mounts: Path = Path("/proc/self/mounts")) -> sa.Eng
 
 
 def writing(engine: sa.Engine) -> sa.Engine:
-    """The same engine, its transactions taking SQLite's write lock at their begin.
+    """The same engine, whose transactions take SQLite's write lock at their start.
 
-    A transaction that reads first and writes later would fail instead of wait when another wrote in between.
+    Otherwise a transaction that reads first fails at its write, instead of waiting, after a concurrent write.
     """
     return engine.execution_options(canaryctl_writes=True)
 
@@ -211,11 +195,11 @@ def _create_tables(engine: sa.Engine) -> None:
     try:
         with writing(engine).begin() as connection:
             metadata.create_all(connection)
-            # Locked where the database locks rows: of two that open it at once, one brings it up to date.
+            # Locks the row, so that of two controllers starting at once only one migrates.
             stored = sa.select(meta.c.value).where(meta.c.name == "schema").with_for_update()
             row = connection.execute(stored).first()
             if row is not None and row.value == "1":
-                _name_canaries(connection)
+                _add_canary_column(connection)
                 row = connection.execute(stored).first()
             if row is None:
                 connection.execute(sa.insert(meta).values(name="schema", value=str(SCHEMA_VERSION)))
@@ -235,8 +219,8 @@ def _create_tables(engine: sa.Engine) -> None:
         )
 
 
-def _name_canaries(connection: sa.Connection) -> None:
-    """Schema 1 to 2: each rollout's canary, which only its state held, in a column with an index."""
+def _add_canary_column(connection: sa.Connection) -> None:
+    """Migration from schema 1 to 2: the canary of each rollout, read from its state, as an indexed column."""
     connection.execute(sa.text("ALTER TABLE rollouts ADD COLUMN canary VARCHAR NOT NULL DEFAULT ''"))
     for row in connection.execute(sa.select(rollouts.c.id, rollouts.c.state)).all():
         canary = json.loads(row.state)["rollout"]["canary"]["id"]
@@ -245,10 +229,10 @@ def _name_canaries(connection: sa.Connection) -> None:
     connection.execute(sa.update(meta).where(meta.c.name == "schema").values(value="2"))
 
 
-def _check_place(database: str | None, mounts: Path) -> None:
+def _check_path(database: str | None, mounts: Path) -> None:
     if not database or database == ":memory:":
         raise BadInput(
-            "database sqlite:// has no file; use sqlite:///FILE, so that a restart finds the state"
+            "database sqlite:// has no file; use sqlite:///FILE, so that the state survives a restart"
         )
     path = Path(database).absolute()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -261,22 +245,22 @@ def _check_place(database: str | None, mounts: Path) -> None:
 
 
 def file_system(folder: Path, mounts: Path) -> str:
-    """Type of the file system that holds `folder`, from a file like /proc/self/mounts; '' when unknown."""
+    """File system type of `folder`, from a file like /proc/self/mounts; '' when unknown."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:
         return ""
-    held_by = ("", "")
+    longest, found = "", ""
     for line in lines:
-        _, point, kind, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        if folder.is_relative_to(point) and len(point) >= len(held_by[0]):
-            held_by = (point, kind)
-    return held_by[1]
+        _, mount_point, kind, *_ = line.split(" ")
+        mount_point = mount_point.replace("\\040", " ")
+        if folder.is_relative_to(mount_point) and len(mount_point) >= len(longest):
+            longest, found = mount_point, kind
+    return found
 
 
 def _configure_sqlite(connection: object, _record: ConnectionPoolEntry) -> None:
-    # The driver's own transactions are switched off: it begins them too late and never as IMMEDIATE.
+    # Disables the driver's own transactions: it starts them too late and never as IMMEDIATE.
     connection.isolation_level = None  # type: ignore[attr-defined]
     cursor = connection.cursor()  # type: ignore[attr-defined]
     for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}"):

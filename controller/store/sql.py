@@ -1,13 +1,14 @@
-"""The store on SQLAlchemy Core: SQLite by default, PostgreSQL by URL, one code.
+"""SQL store on SQLAlchemy Core: one code for SQLite (default) and PostgreSQL (by URL).
 
 Invariants: a commit is one transaction (state, pending actions, evidence, log lines, the service's stable
-version); it names the version that it replaces, so of two writers one is refused; a token never falls.
+version) and names the version that it replaces, so of two writers one is refused; fencing tokens only rise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import delete, insert, select, update
@@ -32,41 +33,47 @@ _ROLLOUT = select(*(t.rollouts.c[name] for name in RolloutRow.__slots__))
 
 
 class SqlStore:
-    """Everything that outlives the controller. Safe to use from several threads and processes."""
+    """All persistent state. Safe to use from several threads and processes."""
 
     def __init__(self, url: str, *, mounts: Path = Path("/proc/self/mounts")) -> None:
-        """Opens (and on first use makes) the database. Raises BadInput or Unreachable."""
+        """Open the database, creating it on first use. Raises BadInput or Unreachable."""
         self._engine = t.open_engine(url, mounts=mounts)
         self._writes = t.writing(self._engine)
 
     def close(self) -> None:
-        """Gives the connections back."""
+        """Close the connections."""
         self._engine.dispose()
 
-    # --- rollouts: the core's port
+    def _first(self, query: sa.Select[Any]) -> Any | None:
+        with self._engine.begin() as db:
+            return db.execute(query).first()
+
+    def _all(self, query: sa.Select[Any]) -> Sequence[Any]:
+        with self._engine.begin() as db:
+            return db.execute(query).all()
+
+    # --- rollouts: the port `Store`
 
     def load(self, rollout: str) -> Stored | None:
-        """The rollout as last committed; None: there is none of this id."""
+        """The rollout as last committed; None: it does not exist."""
         query = select(t.rollouts.c.state, t.rollouts.c.version, t.rollouts.c.pending)
-        with self._engine.begin() as db:
-            row = db.execute(query.where(t.rollouts.c.id == rollout)).first()
+        row = self._first(query.where(t.rollouts.c.id == rollout))
         if row is None:
             return None
         return Stored(state_from_json(row.state), row.version, actions_from_json(row.pending))
 
     def running(self, service: str | None = None) -> Sequence[str]:
-        """Ids of the rollouts that are not final, or have a notice to deliver, oldest first. None: of all."""
-        to_do = ~t.rollouts.c.is_final | (t.rollouts.c.pending != "[]")
+        """Ids of rollouts that are not final or have pending notices, oldest first. service None: of all."""
+        active = ~t.rollouts.c.is_final | (t.rollouts.c.pending != "[]")
         if service is not None:
-            to_do &= t.rollouts.c.service == service
-        query = select(t.rollouts.c.id).where(to_do).order_by(t.rollouts.c.created_at_s)
-        with self._engine.begin() as db:
-            return tuple(db.execute(query).scalars())
+            active &= t.rollouts.c.service == service
+        query = select(t.rollouts.c.id).where(active).order_by(t.rollouts.c.created_at_s)
+        return tuple(row.id for row in self._all(query))
 
     def commit(
         self, state: RolloutState, pending: Sequence[Action], *, expected_version: int, evidence: bytes | None
     ) -> int:
-        """The new version. evidence None: keep what is stored. Raises StaleWrite when another came first."""
+        """The new version. evidence None: keep the stored one. Raises StaleWrite when another was first."""
         at_s = state.log[-1].at_s if state.log else state.entered_at_s
         values: dict[str, object] = {
             "state": state_to_json(state),
@@ -91,23 +98,22 @@ class SqlStore:
         return expected_version + 1
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
-        """What people asked of the rollout since `after_seq`, in order."""
+        """Manual commands of the rollout after `after_seq`, in order."""
         query = (
             select(t.commands)
             .where((t.commands.c.rollout == rollout) & (t.commands.c.seq > after_seq))
             .order_by(t.commands.c.seq)
         )
-        with self._engine.begin() as db:
-            rows = db.execute(query).all()
         return tuple(
-            ManualCommand(r.seq, CommandKind(r.kind), r.actor, r.role, r.reason, r.at_s) for r in rows
+            ManualCommand(row.seq, CommandKind(row.kind), row.actor, row.role, row.reason, row.at_s)
+            for row in self._all(query)
         )
 
-    # --- rollouts: beginning, asking, looking back
+    # --- rollouts: creation, commands, history
 
     def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int:
-        """Stores a new rollout at version 0. Raises RolloutRunning when the service has one already, and
-        Conflict when the service is gone, is going, or serves another version than the plan was made for."""
+        """Store a new rollout; its version, 0. Raises RolloutRunning when the service has one, Conflict when
+        the service is removed or being removed, or serves another version than the plan was made for."""
         values = {
             "id": state.id,
             "service": state.service,
@@ -125,7 +131,7 @@ class SqlStore:
             with self._writes.begin() as db:
                 if (other := db.execute(select(t.rollouts.c.id).where(running)).scalar()) is not None:
                     raise _already_running(state.service, other)
-                # Between the plan and this line the checkpoint was hashed, for minutes where it is large.
+                # Hashing the checkpoint may have taken minutes since the plan was made.
                 _require_stable(db, state.service, state.stable.id)
                 db.execute(insert(t.rollouts).values(values))
                 _append_log(db, state, 0)
@@ -136,7 +142,7 @@ class SqlStore:
     def append_command(
         self, rollout: str, kind: CommandKind, identity: Identity, *, reason: str, at_s: float
     ) -> int:
-        """Leaves a person's request for the next tick; returns its number."""
+        """Queue a manual command for the next tick; its sequence number."""
         values = {
             "rollout": rollout,
             "kind": kind.value,
@@ -149,55 +155,47 @@ class SqlStore:
             return int(db.execute(insert(t.commands).values(values).returning(t.commands.c.seq)).scalar_one())
 
     def evidence(self, rollout: str) -> bytes | None:
-        """The evidence snapshot of the last commit that held one; None: none yet."""
-        with self._engine.begin() as db:
-            return db.execute(select(t.rollouts.c.evidence).where(t.rollouts.c.id == rollout)).scalar()
+        """The newest committed evidence snapshot; None: none yet."""
+        row = self._first(select(t.rollouts.c.evidence).where(t.rollouts.c.id == rollout))
+        return row.evidence if row else None
 
     def request(self, rollout: str) -> str:
-        """What was asked for when the rollout began, JSON. Raises UnknownService when there is none."""
-        with self._engine.begin() as db:
-            found = db.execute(select(t.rollouts.c.request).where(t.rollouts.c.id == rollout)).scalar()
-        if found is None:
+        """The request that created the rollout, JSON. Raises UnknownService for an unknown rollout."""
+        row = self._first(select(t.rollouts.c.request).where(t.rollouts.c.id == rollout))
+        if row is None:
             raise UnknownService(f"rollout {rollout} does not exist; canaryctl history lists those that do")
-        return str(found)
+        return str(row.request)
 
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]:
         """The service's rollouts, newest first."""
         c = t.rollouts.c
         query = _ROLLOUT.where(c.service == service).order_by(c.created_at_s.desc(), c.id).limit(limit)
-        with self._engine.begin() as db:
-            return tuple(RolloutRow(*row) for row in db.execute(query))
+        return tuple(RolloutRow(*row) for row in self._all(query))
 
     def latest_attempt(self, service: str, canary: str) -> RolloutRow | None:
-        """The newest rollout that tried this version, however long ago; None: it was never tried."""
+        """The newest rollout of this version, however long ago; None: it was never tried."""
         c = t.rollouts.c
         here = (c.service == service) & (c.canary == canary)
-        query = _ROLLOUT.where(here).order_by(c.created_at_s.desc(), c.id).limit(1)
-        with self._engine.begin() as db:
-            row = db.execute(query).first()
+        row = self._first(_ROLLOUT.where(here).order_by(c.created_at_s.desc(), c.id).limit(1))
         return RolloutRow(*row) if row else None
 
     # --- services and their versions
 
     def services(self) -> tuple[ServiceRow, ...]:
         """All services, by name."""
-        with self._engine.begin() as db:
-            return tuple(
-                ServiceRow(*row) for row in db.execute(select(t.services).order_by(t.services.c.name))
-            )
+        return tuple(ServiceRow(*row) for row in self._all(select(t.services).order_by(t.services.c.name)))
 
     def service(self, name: str) -> ServiceRow:
         """One service. Raises UnknownService."""
-        with self._engine.begin() as db:
-            row = db.execute(select(t.services).where(t.services.c.name == name)).first()
-            known = db.execute(select(t.services.c.name).order_by(t.services.c.name)).scalars().all()
+        row = self._first(select(t.services).where(t.services.c.name == name))
         if row is None:
-            there = f"there are: {', '.join(known)}" if known else "there is none yet: canaryctl up"
-            raise UnknownService(f"service {name} does not exist; {there}")
+            known = ", ".join(service.name for service in self.services())
+            hint = f"there are: {known}" if known else "there is none yet: canaryctl up"
+            raise UnknownService(f"service {name} does not exist; {hint}")
         return ServiceRow(*row)
 
     def put_service(self, row: ServiceRow, version: VersionRow) -> None:
-        """Stores a new service together with its first version. Raises Conflict when there is one already."""
+        """Store a new service and its first version. Raises Conflict when it exists already."""
         try:
             with self._writes.begin() as db:
                 db.execute(insert(t.services).values(t.values_of(row)))
@@ -205,85 +203,81 @@ class SqlStore:
                 text = f"service created on {row.stable}"
                 _append_event(db, row.name, None, row.created_at_s, "controller", text)
         except sa.exc.IntegrityError as exc:
-            raise Conflict(f"{row.name} was made by somebody else just now; read it and try again") from exc
+            raise Conflict(
+                f"{row.name} was created by someone else meanwhile; read it and try again"
+            ) from exc
 
     def mark_removing(self, name: str, identity: Identity, *, at_s: float) -> None:
-        """Notes that `down` was asked; the controller takes it away and then calls `remove_service`.
+        """Mark the service for removal; the controller stops it and then calls `remove_service`.
 
-        Raises RolloutRunning: what a rollout has in its hands is not taken away under it.
+        Raises RolloutRunning: a running rollout must be ended first.
         """
         running = (t.rollouts.c.service == name) & ~t.rollouts.c.is_final
         with self._writes.begin() as db:
             if (rollout := db.execute(select(t.rollouts.c.id).where(running)).scalar()) is not None:
-                raise _still_running(name, rollout)
+                raise RolloutRunning(
+                    f"{name} has rollout {rollout} running; end it first: canaryctl rollback {name} --wait"
+                )
             db.execute(update(t.services).where(t.services.c.name == name).values(removing=True))
-            _append_event(db, name, None, at_s, identity.name, "down was asked")
+            _append_event(db, name, None, at_s, identity.name, "removal requested")
 
     def remove_service(self, name: str, *, at_s: float) -> None:
-        """Forgets a service and its versions; its rollouts and events stay as history."""
+        """Delete a service and its versions; its rollouts and events stay as history."""
         with self._writes.begin() as db:
             db.execute(delete(t.services).where(t.services.c.name == name))
             db.execute(delete(t.versions).where(t.versions.c.service == name))
             _append_event(db, name, None, at_s, "controller", "service removed")
 
     def put_version(self, row: VersionRow) -> None:
-        """Stores a version. The same id again is the same files, maybe elsewhere: the newer place counts,
-        but for the version in production, whose place is the one it runs from."""
+        """Store a version. The same id is the same files, maybe at a new path: the new path replaces the old,
+        except for the version in production, which keeps the path that it runs from."""
         with self._writes.begin() as db:
             _put_version(db, row)
 
     def version(self, service: str, version: str) -> VersionRow | None:
-        """One version of a service; None: not known."""
+        """One version of a service; None: unknown."""
         here = (t.versions.c.service == service) & (t.versions.c.id == version)
-        with self._engine.begin() as db:
-            row = db.execute(select(t.versions).where(here)).first()
+        row = self._first(select(t.versions).where(here))
         return VersionRow(*row) if row else None
 
     # --- the log
 
-    def append_event(self, service: str, text: str, *, at_s: float, actor: str = "controller") -> None:
-        """Adds a line to the service's own log."""
-        with self._writes.begin() as db:
-            _append_event(db, service, None, at_s, actor, text)
-
     def events(self, service: str, *, after_seq: int = 0, limit: int = 500) -> tuple[EventRow, ...]:
         """The service's log lines after `after_seq`, oldest first."""
         here = (t.events.c.service == service) & (t.events.c.seq > after_seq)
-        with self._engine.begin() as db:
-            rows = db.execute(select(t.events).where(here).order_by(t.events.c.seq).limit(limit))
-            return tuple(EventRow(*row) for row in rows)
+        query = select(t.events).where(here).order_by(t.events.c.seq).limit(limit)
+        return tuple(EventRow(*row) for row in self._all(query))
 
     # --- the lease
 
     def lease(self) -> Lease:
-        """Who acts, or acted last."""
-        with self._engine.begin() as db:
-            row = db.execute(select(t.leases).where(t.leases.c.name == LEASE)).one()
-        return Lease(row.holder, row.token, row.expires_at_s)
+        """The current lease, or the last one."""
+        c = t.leases.c
+        [row] = self._all(select(c.holder, c.token, c.expires_at_s).where(c.name == LEASE))
+        return Lease(*row)
 
     def acquire_lease(self, holder: str, *, now_s: float, ttl_s: float) -> Lease | None:
-        """The lease under a token higher than any before; None: another controller holds it.
+        """The lease, with a token higher than any before; None: another controller holds it.
 
-        One that ends further ahead than two terms was written before the clock was set back: it is void.
+        A lease that expires more than two terms ahead is void: it was written before the clock was set back.
         """
         c = t.leases.c
         free = (c.expires_at_s <= now_s) | (c.expires_at_s > now_s + 2 * ttl_s)
-        taken = update(t.leases).where((c.name == LEASE) & free)
+        acquired = {"holder": holder, "token": c.token + 1, "expires_at_s": now_s + ttl_s}
         with self._writes.begin() as db:
-            taken = taken.values(holder=holder, token=c.token + 1, expires_at_s=now_s + ttl_s)
-            if db.execute(taken).rowcount != 1:
+            if db.execute(update(t.leases).where((c.name == LEASE) & free).values(acquired)).rowcount != 1:
                 return None
             token = db.execute(select(c.token).where(c.name == LEASE)).scalar_one()
         return Lease(holder, token, now_s + ttl_s)
 
     def renew_lease(self, token: int, *, now_s: float, ttl_s: float) -> bool:
-        """True: still ours for `ttl_s`. False: another controller has it."""
+        """True: held for another `ttl_s`. False: another controller holds it."""
         here = (t.leases.c.name == LEASE) & (t.leases.c.token == token)
         with self._writes.begin() as db:
             return db.execute(update(t.leases).where(here).values(expires_at_s=now_s + ttl_s)).rowcount == 1
 
     def release_lease(self, token: int) -> None:
-        """Ends the lease of this token now; one of another token is left alone."""
+        """Expire the lease if it still has this token."""
         here = (t.leases.c.name == LEASE) & (t.leases.c.token == token)
         with self._writes.begin() as db:
             db.execute(update(t.leases).where(here).values(expires_at_s=0.0))
@@ -291,16 +285,15 @@ class SqlStore:
     # --- tokens
 
     def put_token(self, digest: str, identity: Identity, *, at_s: float) -> None:
-        """Lets the token of this digest in; the same again changes nothing."""
+        """Store or replace the identity of a bearer token, by its digest."""
         with self._writes.begin() as db:
             db.execute(delete(t.tokens).where(t.tokens.c.digest == digest))
             row = {"digest": digest, "name": identity.name, "role": identity.role.value, "created_at_s": at_s}
             db.execute(insert(t.tokens).values(row))
 
     def identity(self, digest: str) -> Identity | None:
-        """Whose token has this digest; None: nobody's."""
-        with self._engine.begin() as db:
-            row = db.execute(select(t.tokens).where(t.tokens.c.digest == digest)).first()
+        """Owner of the bearer token with this digest; None: unknown token."""
+        row = self._first(select(t.tokens).where(t.tokens.c.digest == digest))
         return Identity(row.name, Role(row.role)) if row else None
 
 
@@ -311,17 +304,11 @@ def _already_running(service: str, other: str) -> RolloutRunning:
     )
 
 
-def _still_running(service: str, rollout: str) -> RolloutRunning:
-    return RolloutRunning(
-        f"{service} has rollout {rollout} running; end it first: canaryctl rollback {service} --wait"
-    )
-
-
 def _require_stable(db: sa.Connection, service: str, stable: str) -> None:
     c = t.services.c
     row = db.execute(select(c.stable, c.removing).where(c.name == service)).first()
     if row is None or row.removing:
-        raise Conflict(f"{service} was taken down meanwhile; canaryctl up brings it back")
+        raise Conflict(f"{service} was removed meanwhile; canaryctl up creates it again")
     if row.stable != stable:
         raise Conflict(f"{service} serves {row.stable} now, the plan was made for {stable}; deploy again")
 

@@ -1,4 +1,4 @@
-"""What the core expects of traffic: the fake and the real table (its core behind the adapter) promise it."""
+"""Contract of the port `Traffic`: for the fake, and for the real route table behind its adapter."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def rig(request: pytest.FixtureRequest) -> Rig:
 
 
 def table(rig: Rig) -> tuple[str | None, str | None, int]:
-    sight = rig.traffic.observe("chat")
-    assert sight is not None
-    return sight.stable, sight.canary, sight.weight_bp
+    status = rig.traffic.observe("chat")
+    assert status is not None
+    return status.stable, status.canary, status.weight_bp
 
 
 def test_an_unknown_service_is_none(rig: Rig) -> None:
     assert rig.traffic.observe("nobody") is None
 
 
-def test_what_was_set_is_seen(rig: Rig) -> None:
+def test_a_published_split_is_observed(rig: Rig) -> None:
     rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
 
     assert table(rig) == ("v-1", "v-2", 500)
@@ -72,14 +72,14 @@ def test_another_split_makes_a_higher_revision(rig: Rig) -> None:
     assert (other.epoch, other.revision) > (first.epoch, first.revision)
 
 
-def test_a_split_comes_to_hold_everywhere(rig: Rig) -> None:
+def test_a_split_is_applied_in_time(rig: Rig) -> None:
     rig.traffic.set_split("chat", ROLLOUT, SHARED, token=1)
     rig.pass_time()
 
-    sight = rig.traffic.observe("chat")
+    status = rig.traffic.observe("chat")
 
-    assert sight is not None
-    assert sight.applied
+    assert status is not None
+    assert status.applied
 
 
 def test_an_older_token_is_refused_and_changes_nothing(rig: Rig) -> None:
@@ -103,7 +103,7 @@ def test_a_tombstoned_rollout_never_has_a_weight_again(rig: Rig) -> None:
     assert (table(rig), status.tombstoned) == (("v-1", None, 0), (ROLLOUT,))
 
 
-def test_a_tombstone_is_of_one_rollout(rig: Rig) -> None:
+def test_a_tombstone_ends_one_rollout_only(rig: Rig) -> None:
     rig.traffic.set_split("chat", ROLLOUT, ALONE, token=1)
     rig.tombstone(ROLLOUT)
 

@@ -1,4 +1,4 @@
-"""What every store promises: the fake, SQLite, and PostgreSQL when CANARYCTL_TEST_POSTGRES names one."""
+"""Contract of the port `Store`: the fake, SQLite, and PostgreSQL if CANARYCTL_TEST_POSTGRES is its URL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from controller.rollout.state import Phase
 from controller.store import schema as store_schema
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout, with_log_line
 from tests.fakes.store_memory import MemoryStore
 
 POSTGRES = os.environ.get("CANARYCTL_TEST_POSTGRES")
@@ -47,25 +47,25 @@ def test_an_unknown_rollout_is_none(store: Store) -> None:
     assert store.load("r-nowhere0") is None
 
 
-def test_what_was_committed_is_loaded_unchanged(store: Store) -> None:
+def test_a_committed_state_is_loaded_unchanged(store: Store) -> None:
     state = a_rollout()
     split = SetSplit(STABLE, CANARY, 100, 0)
     store.create_rollout(state, request="{}", at_s=1.0)
 
-    store.commit(said(state, "moved", 2.0), (split,), expected_version=0, evidence=None)
+    store.commit(with_log_line(state, "moved", 2.0), (split,), expected_version=0, evidence=None)
 
     stored = store.load(state.id)
     assert stored is not None
-    assert (stored.state, stored.pending, stored.version) == (said(state, "moved", 2.0), (split,), 1)
+    assert (stored.state, stored.pending, stored.version) == (with_log_line(state, "moved", 2.0), (split,), 1)
 
 
-def test_the_second_of_two_writers_is_refused_and_changes_nothing(store: Store) -> None:
+def test_the_second_of_two_writers_is_refused(store: Store) -> None:
     state = a_rollout()
     store.create_rollout(state, request="{}", at_s=1.0)
-    store.commit(said(state, "first", 2.0), (), expected_version=0, evidence=b"first")
+    store.commit(with_log_line(state, "first", 2.0), (), expected_version=0, evidence=b"first")
 
     with pytest.raises(StaleWrite):
-        store.commit(said(state, "second", 3.0), (), expected_version=0, evidence=b"second")
+        store.commit(with_log_line(state, "second", 3.0), (), expected_version=0, evidence=b"second")
 
     stored = store.load(state.id)
     assert stored is not None
@@ -91,7 +91,7 @@ def test_a_service_has_one_rollout_at_a_time(store: Store) -> None:
     assert store.load("r-00000002") is None
 
 
-def test_a_service_takes_the_next_rollout_after_a_final_one(store: Store) -> None:
+def test_a_service_accepts_a_rollout_after_a_final_one(store: Store) -> None:
     ended = replace(a_rollout("r-00000001"), phase=Phase.ROLLED_BACK)
     store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
     store.commit(ended, (), expected_version=0, evidence=None)
@@ -101,7 +101,7 @@ def test_a_service_takes_the_next_rollout_after_a_final_one(store: Store) -> Non
     assert store.running() == ("r-00000002",)
 
 
-def test_a_final_rollout_runs_until_its_notices_are_out(store: Store) -> None:
+def test_a_final_rollout_is_running_until_its_notices_are_delivered(store: Store) -> None:
     ended = replace(a_rollout(), phase=Phase.ROLLED_BACK)
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     store.commit(ended, (SetSplit(STABLE, None, 0, 0),), expected_version=0, evidence=None)
@@ -109,7 +109,7 @@ def test_a_final_rollout_runs_until_its_notices_are_out(store: Store) -> None:
     assert store.running() == (ended.id,)
 
 
-def test_asks_come_in_order_and_only_after_the_last_one_taken(store: Store) -> None:
+def test_commands_are_returned_in_order_after_the_given_one(store: Store) -> None:
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     first = store.append_command("r-00000001", CommandKind.PAUSE, OPERATOR, reason="lunch", at_s=2.0)
     store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="bad", at_s=3.0)
@@ -117,6 +117,6 @@ def test_asks_come_in_order_and_only_after_the_last_one_taken(store: Store) -> N
 
     commands = store.commands("r-00000001", after_seq=first)
 
-    assert [(ask.kind, ask.actor, ask.role, ask.reason) for ask in commands] == [
+    assert [(command.kind, command.actor, command.role, command.reason) for command in commands] == [
         (CommandKind.ROLLBACK, "ada", "operator", "bad")
     ]

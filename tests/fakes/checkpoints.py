@@ -1,4 +1,4 @@
-"""Checkpoint directories of a few bytes that pass for real ones."""
+"""Checkpoint directories of a few bytes that are accepted as real ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_checkpoint(folder: Path, *, seed: int = 0, architecture: str = "LlamaForCausalLM") -> Path:
-    """A checkpoint whose tensors depend on `seed`."""
+    """Write a checkpoint whose tensors depend on `seed`."""
     folder.mkdir(parents=True)
     config = {
         "architectures": [architecture],

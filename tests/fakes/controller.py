@@ -1,4 +1,4 @@
-"""A whole controller on fakes: real store, ticks and API; engines, table and evidence in memory."""
+"""Controller on fakes: real store, ticks and API; in-memory engines, route table and evidence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GIB = 1 << 30
 
 
 class LiveClock:
-    """Wall time, in the shape of the fake clock."""
+    """Wall clock with the interface of FakeClock."""
 
     @property
     def at_s(self) -> float:
@@ -55,12 +55,12 @@ class LiveClock:
 
 
 @dataclass(slots=True)
-class FakeWorld:
-    """A host with so much memory; fingerprints are real."""
+class FakeEnvironment:
+    """Host with `free_bytes` of memory. Fingerprints are real."""
 
     free_bytes: int = 64 * GIB
     scores: list[tuple[str, str, float, float]] = field(default_factory=list)
-    takes_scores: bool = True
+    accepts_scores: bool = True
     rate: float | None = None
     traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
     forecasts: int = 0  # simulations that were asked for
@@ -94,12 +94,12 @@ class FakeWorld:
         return self.simulate(plan, policy, traffic)
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
-        self.scores += scores if self.takes_scores else ()
-        return self.takes_scores
+        self.scores += scores if self.accepts_scores else ()
+        return self.accepts_scores
 
 
 class FakeController:
-    """Everything of a controller that needs no Ray. `start` ticks; `serve` also listens."""
+    """A controller without Ray. `start` runs the ticks, `serve` also the HTTP server."""
 
     def __init__(self, home: Path, *, store: SqlStore | None = None) -> None:
         clock = LiveClock()
@@ -108,7 +108,7 @@ class FakeController:
         self.fleet = FakeFleet(clock, load_s=0.05, unload_s=0.05)  # type: ignore[arg-type]
         self.traffic = FakeTraffic(clock)  # type: ignore[arg-type]
         self.evidence, self.probes, self.notifier = FakeEvidence(), FakeProbes(), FakeNotifier()
-        self.front, self.world = FakeFront(self.traffic), FakeWorld()
+        self.front, self.environment = FakeFront(self.traffic), FakeEnvironment()
         ports = Ports(self.store, self.fleet, self.traffic, self.evidence, self.probes, self.notifier, clock)
 
         def make_workers(_: str) -> ServiceWorkers:
@@ -119,7 +119,7 @@ class FakeController:
             return replicas_of(self.store.version(row.name, row.stable))
 
         self.runner = Runner(self.store, clock, make_workers, replicas, holder="test")
-        commands = Commands(self.store, self.world, clock, self.runner.wake)
+        commands = Commands(self.store, self.environment, clock, self.runner.wake)
         token = token_digest(admin_token(home))
         self.store.put_token(token, Identity("admin", Role.ADMIN), at_s=0.0)
         self.app: FastAPI = make_app(
@@ -129,17 +129,17 @@ class FakeController:
         self._listening: list[socket.socket] = []
 
     def start(self) -> None:
-        """Begin to tick."""
+        """Start the ticks."""
         self.runner.start()
 
     def serve(self) -> Settings:
-        """Begin to tick and to listen; the settings that a command line needs to find it."""
+        """Start ticks and HTTP server; the settings with which a command line finds it."""
         self.start()
         api, cluster = _listen(), _listen()
         self._listening = [api, cluster]
         config = Config(api_port=api.getsockname()[1], ingress_port=free_ports(1)[0])
         settings = save_config(Settings(home=self.home, database_url=str(self.store)), config)
-        # As far as a command line can see, a Ray cluster is what takes connections.
+        # The command line takes any port that accepts connections for a Ray cluster.
         handle = {
             "address": f"127.0.0.1:{cluster.getsockname()[1]}",
             "http_port": config.ingress_port,
@@ -156,19 +156,21 @@ class FakeController:
         return settings
 
     def stop(self) -> None:
-        """End ticks and server."""
+        """Stop ticks and server."""
         if self._server is not None:
             self._server.should_exit = True
         self.runner.stop()
-        for one in self._listening:
-            one.close()
+        for listener in self._listening:
+            listener.close()
         self.store.close()
 
     def picture(self) -> tuple[object, ...]:
-        """All that a refused command must leave untouched."""
+        """All state that a refused command must leave unchanged."""
         rows = self.store.services()
-        rollouts = [(row.id, row.version) for name in rows for row in self.store.rollouts(name.name)]
-        tables = {name: (one.stable, one.canary, one.weight_bp) for name, one in self.traffic.tables.items()}
+        rollouts = [(row.id, row.version) for service in rows for row in self.store.rollouts(service.name)]
+        tables = {
+            name: (table.stable, table.canary, table.weight_bp) for name, table in self.traffic.tables.items()
+        }
         return rows, rollouts, tables, sorted(self.fleet.engines)
 
 

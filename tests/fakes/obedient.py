@@ -1,4 +1,4 @@
-"""A world as the rollout's machine sees it, in which what is wanted comes true when it is told to."""
+"""Data plane for tests of the machine: performs every action at once, acknowledges after a lag."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from controller.rollout.observation import (
 
 
 @dataclass(slots=True)
-class Obedient:
-    """Stable `v-old` with all traffic. A new table is acknowledged after `lag` looks more."""
+class ObedientPlane:
+    """Stable `v-old` with all traffic. A new route table is acknowledged `lag` observations later."""
 
     replicas: int = 2
     lag: int = 0
@@ -38,14 +38,14 @@ class Obedient:
     )
     versions: dict[str, VersionStatus] = field(default_factory=dict)
     probes: tuple[ProbeStatus, ...] = ()
-    asked: tuple[ManualCommand, ...] = ()
-    unacknowledged: int = 0  # looks until the newest table stands
+    commands: tuple[ManualCommand, ...] = ()
+    unacknowledged: int = 0  # observations until the newest table is applied
 
     def __post_init__(self) -> None:
         self.versions["v-old"] = VersionStatus("v-old", VersionPhase.READY, self.replicas, 0)
 
-    def obey(self, actions: tuple[Action, ...]) -> None:
-        """All of it comes true."""
+    def perform(self, actions: tuple[Action, ...]) -> None:
+        """Perform all actions at once."""
         for action in actions:
             match action:
                 case EnsureVersion(version, replicas):
@@ -62,25 +62,26 @@ class Obedient:
                     pass
 
     def table(self, stable: str | None, canary: str | None, weight_bp: int) -> None:
-        """The next revision of the route table; the same table again needs no new acknowledgement."""
+        """Publish a route table; the same table again needs no new acknowledgement."""
         before = self.split
         if before is None or (before.stable, before.canary, before.weight_bp) != (stable, canary, weight_bp):
             self.unacknowledged = self.lag
         revision = before.revision + 1 if before is not None else 1
         self.split = SplitStatus(1, revision, stable, canary, weight_bp, applied=self.unacknowledged == 0)
 
-    def ask(self, kind: CommandKind, actor: str = "ann", role: str = "operator") -> None:
-        """A person asks for it now."""
-        one = ManualCommand(len(self.asked) + 1, kind, actor, role, "because", self.now_s)  # type: ignore[arg-type]
-        self.asked = (*self.asked, one)
+    def command(self, kind: CommandKind, actor: str = "ann", role: str = "operator") -> None:
+        """Add a manual command."""
+        seq = len(self.commands) + 1
+        command = ManualCommand(seq, kind, actor, role, "because", self.now_s)  # type: ignore[arg-type]
+        self.commands = (*self.commands, command)
 
-    def look(self, evidence: EvidenceStatus | None) -> Observation:
-        """What is to be seen a second later."""
+    def observe(self, evidence: EvidenceStatus | None) -> Observation:
+        """Observation one second later."""
         self.now_s += 1.0
         if self.unacknowledged:
             self.unacknowledged -= 1
         elif self.split is not None:
             self.split = replace(self.split, applied=True)
         return Observation(
-            self.now_s, self.split, tuple(self.versions.values()), evidence, self.probes, self.asked
+            self.now_s, self.split, tuple(self.versions.values()), evidence, self.probes, self.commands
         )

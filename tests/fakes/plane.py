@@ -1,4 +1,4 @@
-"""A data plane in memory on a fake clock: engines, route table, records, probes."""
+"""In-memory data plane on a fake clock: engines, route tables, fronts, records, probes, evidence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
 
 @dataclass(slots=True)
 class FakeClock:
-    """Time that passes only when told to."""
+    """Clock that advances only by `advance`."""
 
     at_s: float = 1_800_000_000.0
 
@@ -35,7 +35,7 @@ class FakeClock:
 
 @dataclass(slots=True)
 class _Fence:
-    """Refuses a token older than one already seen."""
+    """Refuses a token older than the newest one."""
 
     token: int = 0
 
@@ -56,7 +56,7 @@ class _Engine:
 
 @dataclass(slots=True)
 class FakeFleet:
-    """Engines that load in `load_s`, unload in `unload_s`. `broken`: versions that fail to load, and why."""
+    """Engines that load in `load_s` and unload in `unload_s`. broken: versions that fail to load, and why."""
 
     clock: FakeClock
     load_s: float = 1.0
@@ -84,11 +84,13 @@ class FakeFleet:
             return None
         self._pass_time()
         return tuple(
-            self._sight(name, one) for (owner, name), one in self.engines.items() if owner == service
+            self._status(version, engine)
+            for (owner, version), engine in self.engines.items()
+            if owner == service
         )
 
     def drain(self, service: str, version: str, *, token: int) -> None:
-        self._to(service, version, token, VersionPhase.DRAINING)
+        self._enter(service, version, token, VersionPhase.DRAINING)
 
     def cancel(self, service: str, version: str, *, token: int) -> None:
         self._open(token)
@@ -96,10 +98,10 @@ class FakeFleet:
             engine.in_flight = 0
 
     def stop(self, service: str, version: str, *, token: int) -> None:
-        self._to(service, version, token, VersionPhase.STOPPING)
+        self._enter(service, version, token, VersionPhase.STOPPING)
 
     def crash(self, service: str, version: str, why: str) -> None:
-        """The engine dies by itself."""
+        """The engine fails on its own."""
         self.engines[service, version].phase = VersionPhase.FAILED
         self.engines[service, version].error = why
 
@@ -108,29 +110,31 @@ class FakeFleet:
             raise Unreachable("the fleet does not answer; is Ray running?")
         self.fence.check(token)
 
-    def _to(self, service: str, version: str, token: int, phase: VersionPhase) -> None:
+    def _enter(self, service: str, version: str, token: int, phase: VersionPhase) -> None:
         self._open(token)
         engine = self.engines.get((service, version))
         if engine is not None and engine.phase not in (phase, VersionPhase.STOPPING):
             engine.phase, engine.since_s = phase, self.clock.at_s
 
     def _pass_time(self) -> None:
-        for key, one in list(self.engines.items()):
-            waited_s = self.clock.at_s - one.since_s
-            if one.phase is VersionPhase.LOADING and waited_s >= self.load_s:
-                one.error = self.broken.get(key[1])
-                one.phase = VersionPhase.FAILED if one.error else VersionPhase.READY
-            elif one.phase is VersionPhase.STOPPING and waited_s >= self.unload_s:
+        for key, engine in list(self.engines.items()):
+            waited_s = self.clock.at_s - engine.since_s
+            if engine.phase is VersionPhase.LOADING and waited_s >= self.load_s:
+                engine.error = self.broken.get(key[1])
+                engine.phase = VersionPhase.FAILED if engine.error else VersionPhase.READY
+            elif engine.phase is VersionPhase.STOPPING and waited_s >= self.unload_s:
                 del self.engines[key]
 
-    def _sight(self, name: str, one: _Engine) -> VersionStatus:
-        ready = one.replicas if one.phase is VersionPhase.READY else 0
-        return VersionStatus(name, one.phase, ready, one.in_flight, self.memory_bytes, one.error, one.since_s)
+    def _status(self, version: str, engine: _Engine) -> VersionStatus:
+        ready = engine.replicas if engine.phase is VersionPhase.READY else 0
+        return VersionStatus(
+            version, engine.phase, ready, engine.in_flight, self.memory_bytes, engine.error, engine.since_s
+        )
 
 
 @dataclass(slots=True)
 class FakeTraffic:
-    """Route tables that every router acknowledges `ack_s` after they were set."""
+    """Route tables that every router acknowledges `ack_s` after they are set."""
 
     clock: FakeClock
     ack_s: float = 0.005
@@ -139,16 +143,20 @@ class FakeTraffic:
     set_at_s: dict[str, float] = field(default_factory=dict)
     tombstones: set[str] = field(default_factory=set)
     weights: list[int] = field(default_factory=list)  # every weight published, in order
-    heard: dict[str, float] = field(default_factory=dict)
+    heartbeat_at_s: dict[str, float] = field(default_factory=dict)
     fence: _Fence = field(default_factory=_Fence)
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         self._open(token)
         weight_bp = 0 if rollout in self.tombstones else split.weight_bp
         canary = split.canary if weight_bp else None
-        old = self.tables.get(service)
-        if old is None or (old.stable, old.canary, old.weight_bp) != (split.stable, canary, weight_bp):
-            revision = old.revision + 1 if old else 1
+        before = self.tables.get(service)
+        if before is None or (before.stable, before.canary, before.weight_bp) != (
+            split.stable,
+            canary,
+            weight_bp,
+        ):
+            revision = before.revision + 1 if before else 1
             self.tables[service] = SplitStatus(1, revision, split.stable, canary, weight_bp, applied=False)
             self.set_at_s[service] = self.clock.at_s
             self.weights.append(weight_bp)
@@ -163,10 +171,10 @@ class FakeTraffic:
 
     def heartbeat(self, service: str, *, token: int) -> None:
         self._open(token)
-        self.heard[service] = self.clock.at_s
+        self.heartbeat_at_s[service] = self.clock.at_s
 
     def tombstone(self, rollout: str) -> None:
-        """What `rollback --direct` leaves, past any controller."""
+        """As `rollback --direct` does without a controller."""
         self.tombstones.add(rollout)
 
     def _open(self, token: int) -> None:
@@ -192,7 +200,7 @@ class FakeFront:
 
 @dataclass(slots=True)
 class FakeProbes:
-    """Probes that end as told, at once."""
+    """Probes that end at once, passed unless `results` says otherwise."""
 
     results: dict[ProbeKind, tuple[Literal["running", "passed", "failed"], str]] = field(default_factory=dict)
 
@@ -203,7 +211,7 @@ class FakeProbes:
 
 @dataclass(slots=True)
 class FakeEvidence:
-    """Evidence that says of every stage what `verdict` says; `harm`: a gate that fired."""
+    """The same `verdict` for every stage. harm: a rollback gate that fired."""
 
     verdict: Verdict = Verdict.PASS
     harm: GateReport | None = None
@@ -222,7 +230,7 @@ class FakeEvidence:
 
 @dataclass(slots=True)
 class FakeNotifier:
-    """Remembers each key once."""
+    """Records each key once."""
 
     sent: dict[str, str] = field(default_factory=dict)
 
@@ -233,7 +241,7 @@ class FakeNotifier:
 
 @dataclass(slots=True)
 class FakeLog:
-    """An ordered records log."""
+    """In-memory records log of one service."""
 
     events: list[RequestRecord | ScoreRecord] = field(default_factory=list)
     lost: tuple[LostSpan, ...] = ()

@@ -1,4 +1,4 @@
-"""The core's Store port in memory; passes the same contract suite as the SQL store."""
+"""In-memory `Store`; passes the same contract suite as the SQL store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from controller.rollout.state import RolloutState
 class MemoryStore:
     rows: dict[str, Stored] = field(default_factory=dict)
     evidences: dict[str, bytes] = field(default_factory=dict)
-    asked: dict[str, list[ManualCommand]] = field(default_factory=dict)
+    queued: dict[str, list[ManualCommand]] = field(default_factory=dict)
     commits: int = 0
 
     def load(self, rollout: str) -> Stored | None:
@@ -39,7 +39,7 @@ class MemoryStore:
         return expected_version + 1
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
-        return tuple(ask for ask in self.asked.get(rollout, ()) if ask.seq > after_seq)
+        return tuple(command for command in self.queued.get(rollout, ()) if command.seq > after_seq)
 
     def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int:
         for row in self.rows.values():
@@ -51,9 +51,9 @@ class MemoryStore:
     def append_command(
         self, rollout: str, kind: CommandKind, identity: Identity, *, reason: str, at_s: float
     ) -> int:
-        seq = sum(len(asked) for asked in self.asked.values()) + 1
-        ask = ManualCommand(seq, kind, identity.name, identity.role.value, reason, at_s)
-        self.asked.setdefault(rollout, []).append(ask)
+        seq = sum(len(commands) for commands in self.queued.values()) + 1
+        command = ManualCommand(seq, kind, identity.name, identity.role.value, reason, at_s)
+        self.queued.setdefault(rollout, []).append(command)
         return seq
 
     def evidence(self, rollout: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The rules of rollout.py on arbitrary worlds, and the machine against a deliberately dumb twin."""
+"""Rules of the rollout machine on arbitrary observations, and the machine against a simple model."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from controller.rollout.state import Phase, RolloutState
 from controller.rollout.status import exit_code, is_urgent, rollback_effect
 from controller.views.rollout import rollout_view
 from evaluation.report import GateReport, Verdict
-from tests.fakes.obedient import Obedient
+from tests.fakes.obedient import ObedientPlane
 
 HOLDBACK_BP = 500
 OLD, NEW = VersionRef("v-old", 2), VersionRef("v-new", 2)
 STAGES = (Stage(1000, 5.0, 10, 60.0, 1), Stage(5000, 5.0, 10, 60.0, 1, "rollback"))
 PLAN = Plan("medium", (), STAGES, HOLDBACK_BP, 10.0, load_s=50.0, unreadable_s=20.0, hold_limit_s=200.0)
 
-# --- worlds that make no sense
+# --- arbitrary observations
 
 times = st.one_of(st.floats(0, 1e4), st.sampled_from([math.nan, math.inf, -math.inf, -5.0]))
 versions = st.sampled_from(["v-old", "v-new", "v-else"])
@@ -54,7 +54,7 @@ splits = st.builds(
     applied=st.booleans(),
     tombstoned=st.sampled_from([()] * 19 + [("r-1",)]),
 )
-sights = st.builds(
+statuses = st.builds(
     VersionStatus,
     version=versions,
     phase=st.sampled_from(VersionPhase),
@@ -103,7 +103,7 @@ observations = st.builds(
     Observation,
     now_s=times,
     split=st.one_of(st.none(), splits),
-    versions=st.one_of(st.none(), st.lists(sights, max_size=3).map(tuple)),
+    versions=st.one_of(st.none(), st.lists(statuses, max_size=3).map(tuple)),
     evidence=st.one_of(st.none(), evidences),
     probes=st.lists(probes, max_size=3).map(tuple),
     commands=st.lists(commands, max_size=2).map(tuple),
@@ -115,22 +115,20 @@ def start() -> RolloutState:
     return begin("r-1", "chat", stable=OLD, canary=NEW, plan=PLAN, now_s=0.0)
 
 
-# --- worlds that mostly obey, so that runs get far
+# --- runs on a data plane that performs the actions, with one event per tick
 
-
-# What happens in a tick: nothing special, or one thing that goes wrong or is asked.
-events = st.sampled_from(
+event_names = st.sampled_from(
     ["proven"] * 12
     + ["unproven", "harm", "blind table", "blind fleet", "no evidence", "invalid", "stale"]
     + ["rollback", "pause", "resume", "promote", "promote_full", "jump", "resumed"]
 )
 
 
-def happen(world: Obedient, state: RolloutState, event: str) -> Observation:
+def observe(plane: ObedientPlane, state: RolloutState, event: str) -> Observation:
     if event in {kind.value for kind in CommandKind}:
-        world.ask(CommandKind(event))
+        plane.command(CommandKind(event))
     if event == "jump":
-        world.now_s += 70.0
+        plane.now_s += 70.0
     verdict = {
         "unproven": Verdict.UNDECIDED,
         "jump": Verdict.UNDECIDED,
@@ -138,7 +136,7 @@ def happen(world: Obedient, state: RolloutState, event: str) -> Observation:
         "invalid": Verdict.INVALID,
     }
     stage = state.stage - 1 if event == "stale" else state.stage
-    seen = world.look(EvidenceStatus(stage, verdict.get(event, Verdict.PASS), canary_requests=99))
+    seen = plane.observe(EvidenceStatus(stage, verdict.get(event, Verdict.PASS), canary_requests=99))
     match event:
         case "blind table":
             return replace(seen, split=None)
@@ -160,24 +158,24 @@ class Tick:
     actions: tuple[Action, ...]
 
 
-def run(happenings: list[str], lag: int = 0) -> list[Tick]:
-    world, state = Obedient(lag=lag), start()
+def run(events: list[str], lag: int = 0) -> list[Tick]:
+    plane, state = ObedientPlane(lag=lag), start()
     actions: tuple[Action, ...] = ()
     ticks: list[Tick] = []
-    for event in happenings:
-        world.obey(actions)
-        seen = happen(world, state, event)
+    for event in events:
+        plane.perform(actions)
+        seen = observe(plane, state, event)
         after, actions = step(state, seen)
         ticks.append(Tick(state, seen, after, actions))
         state = after
     return ticks
 
 
-# Most runs begin well, so that they get far before things happen.
+# Most runs start with good ticks, so that they reach late phases.
 runs = st.builds(
-    lambda well, happenings, lag: run(["proven"] * well + happenings, lag),
+    lambda good, events, lag: run(["proven"] * good + events, lag),
     st.integers(1, 20),
-    st.lists(events, max_size=25),
+    st.lists(event_names, max_size=25),
     st.integers(0, 3),
 )
 
@@ -187,7 +185,7 @@ runs = st.builds(
 
 @given(st.lists(observations, max_size=25))
 @settings(max_examples=80, deadline=None)
-def test_step_is_total_and_everything_it_says_is_json(seen: list[Observation]) -> None:
+def test_step_is_total_and_its_results_convert_to_json(seen: list[Observation]) -> None:
     state = start()
     for one in seen:
         state, actions = step(state, one)
@@ -224,7 +222,7 @@ def test_the_weight_rises_only_after_pass_or_a_waiver(ticks: list[Tick]) -> None
 
 @given(runs)
 @settings(max_examples=100, deadline=None)
-def test_every_published_weight_is_the_one_that_was_committed_with_it(ticks: list[Tick]) -> None:
+def test_every_published_weight_is_committed_with_it(ticks: list[Tick]) -> None:
     for tick in ticks:
         for action in tick.actions:
             if isinstance(action, SetSplit):
@@ -234,7 +232,7 @@ def test_every_published_weight_is_the_one_that_was_committed_with_it(ticks: lis
 
 @given(runs, st.lists(observations, max_size=10))
 @settings(max_examples=80, deadline=None)
-def test_final_phases_absorb_whatever_is_seen(ticks: list[Tick], seen: list[Observation]) -> None:
+def test_final_phases_are_absorbing(ticks: list[Tick], seen: list[Observation]) -> None:
     state = next((tick.after for tick in ticks if tick.after.is_final), None)
     if state is None:
         return
@@ -247,14 +245,14 @@ def test_final_phases_absorb_whatever_is_seen(ticks: list[Tick], seen: list[Obse
 
 @given(runs)
 @settings(max_examples=100, deadline=None)
-def test_a_rollback_is_allowed_from_every_phase_and_held_up_by_nothing(ticks: list[Tick]) -> None:
+def test_a_rollback_is_allowed_from_every_phase_and_blocked_by_nothing(ticks: list[Tick]) -> None:
     for tick in ticks:
         if tick.after.is_final:
             continue
         seq = tick.after.commands_through + 1
-        ask = ManualCommand(seq, CommandKind.ROLLBACK, "ann", "operator", "", tick.seen.now_s)
+        command = ManualCommand(seq, CommandKind.ROLLBACK, "ann", "operator", "", tick.seen.now_s)
 
-        after, actions = step(tick.after, replace(tick.seen, commands=(ask,)))
+        after, actions = step(tick.after, replace(tick.seen, commands=(command,)))
 
         assert after.phase is Phase.ROLLING_BACK or (
             not tick.after.launched and after.phase is Phase.ROLLED_BACK
@@ -264,60 +262,60 @@ def test_a_rollback_is_allowed_from_every_phase_and_held_up_by_nothing(ticks: li
 
 @given(runs)
 @settings(max_examples=100, deadline=None)
-def test_nothing_is_stopped_before_a_table_without_it_stood_on_every_router(ticks: list[Tick]) -> None:
-    stood: set[str] = set()  # versions that the newest standing table keeps from getting traffic
+def test_no_version_is_stopped_before_a_table_without_it_is_applied(ticks: list[Tick]) -> None:
+    idle: set[str] = set()  # versions without traffic in the newest applied table
     for tick in ticks:
         split = tick.seen.split
         if split is not None and split.applied:
-            stood = {"v-old", "v-new"} - {split.stable, split.canary}
+            idle = {"v-old", "v-new"} - {split.stable, split.canary}
         for action in tick.actions:
             if isinstance(action, StopVersion | DrainVersion):
-                assert action.version in stood or not tick.after.exposed
+                assert action.version in idle or not tick.after.exposed
 
 
 @given(runs)
 @settings(max_examples=100, deadline=None)
-def test_stable_keeps_its_engine_until_the_new_version_has_baked(ticks: list[Tick]) -> None:
+def test_stable_keeps_its_engine_until_the_bake_is_over(ticks: list[Tick]) -> None:
     for tick in ticks:
-        touched = {a.version for a in tick.actions if isinstance(a, StopVersion | DrainVersion)}
-        if "v-old" in touched:
+        leaving = {a.version for a in tick.actions if isinstance(a, StopVersion | DrainVersion)}
+        if "v-old" in leaving:
             assert tick.after.phase is Phase.UNLOADING
 
 
 @given(st.lists(st.sampled_from(["no evidence", "invalid", "stale", "unproven", "jump"]), max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_without_proof_no_canary_gets_beyond_its_first_stage(happenings: list[str]) -> None:
-    for tick in run(["proven"] * 6 + happenings):
+def test_without_proof_no_canary_leaves_its_first_stage(events: list[str]) -> None:
+    for tick in run(["proven"] * 6 + events):
         assert tick.after.weight_bp <= STAGES[0].weight_bp
         assert tick.after.phase not in (Phase.PROMOTING, Phase.BAKING, Phase.UNLOADING, Phase.SUCCEEDED)
 
 
 @given(runs)
 @settings(max_examples=100, deadline=None)
-def test_an_obedient_world_always_comes_to_an_end(ticks: list[Tick]) -> None:
-    world, state = Obedient(), start()
+def test_every_rollout_ends_on_a_working_data_plane(ticks: list[Tick]) -> None:
+    plane, state = ObedientPlane(), start()
     actions: tuple[Action, ...] = ()
     for tick in ticks:
-        world.obey(actions)
+        plane.perform(actions)
         state, actions = step(
-            state, replace(tick.seen, split=world.split, versions=tuple(world.versions.values()))
+            state, replace(tick.seen, split=plane.split, versions=tuple(plane.versions.values()))
         )
-        world.now_s = max(world.now_s, tick.seen.now_s)
-    world.asked = ticks[-1].seen.commands
-    world.ask(CommandKind.RESUME)
+        plane.now_s = max(plane.now_s, tick.seen.now_s)
+    plane.commands = ticks[-1].seen.commands
+    plane.command(CommandKind.RESUME)
     for _ in range(300):
-        world.obey(actions)
+        plane.perform(actions)
         state, actions = step(
-            state, world.look(EvidenceStatus(state.stage, Verdict.PASS, canary_requests=99))
+            state, plane.observe(EvidenceStatus(state.stage, Verdict.PASS, canary_requests=99))
         )
 
     assert state.is_final
-    assert world.split is not None
-    assert (world.split.stable, world.split.weight_bp) == (state.serving, 0)
-    assert state.phase is Phase.FAILED or set(world.versions) == {state.serving}
+    assert plane.split is not None
+    assert (plane.split.stable, plane.split.weight_bp) == (state.serving, 0)
+    assert state.phase is Phase.FAILED or set(plane.versions) == {state.serving}
 
 
-# --- the dumb twin: a list of places, one step a tick, no clocks, no world
+# --- the model: a list of places, one step per tick, no clocks, no data plane
 
 FORWARD = [
     "planning",
@@ -336,9 +334,9 @@ WEIGHTS = {"stage0": 1000, "stage1": 5000, "capacity": 5000, "promoting": 9500, 
 LIVE_PLACES = FORWARD[5:10]
 
 
-def twin(happenings: list[str]) -> list[str]:
+def model(events: list[str]) -> list[str]:
     place, paused, places = "planning", False, []
-    for event in happenings:
+    for event in events:
         paused = {"pause": True, "resume": False}.get(event, paused)
         if place in ("succeeded", "rolled_back"):
             pass
@@ -357,13 +355,13 @@ def twin(happenings: list[str]) -> list[str]:
     return places
 
 
-def where(state: RolloutState) -> str:
-    """The machine's state in the twin's words."""
-    going = state.departure
-    if going is not None and not state.is_final:
+def place_of(state: RolloutState) -> str:
+    """The place of the model that matches the machine's state."""
+    departure = state.departure
+    if departure is not None and not state.is_final:
         names = {"restore": "restore", "shift": "swap", "drain": "drain", "unload": "unload"}
         back = {"restore": "restore", "shift": "shift", "drain": "drain_canary", "unload": "unload_canary"}
-        return (back if state.phase is Phase.ROLLING_BACK else names)[going.step.value]
+        return (back if state.phase is Phase.ROLLING_BACK else names)[departure.step.value]
     if state.phase is Phase.STAGE:
         return f"stage{state.stage}"
     if state.phase is Phase.PROMOTING and state.weight_bp < FULL_BP - HOLDBACK_BP:
@@ -380,17 +378,17 @@ def where(state: RolloutState) -> str:
     )
 )
 @settings(max_examples=200, deadline=None)
-def test_the_machine_walks_as_its_dumb_twin_does(happenings: list[str]) -> None:
+def test_the_machine_goes_through_the_places_of_the_model(events: list[str]) -> None:
     plan = replace(PLAN, bake_s=0.0, stages=tuple(replace(stage, duration_s=0.0) for stage in STAGES))
-    world, state = Obedient(), replace(start(), plan=plan)
+    plane, state = ObedientPlane(), replace(start(), plan=plan)
     actions: tuple[Action, ...] = ()
-    walked, weights = [], []
-    for event in happenings:
-        world.obey(actions)
-        state, actions = step(state, happen(world, state, event))
-        walked.append(where(state))
+    places, weights = [], []
+    for event in events:
+        plane.perform(actions)
+        state, actions = step(state, observe(plane, state, event))
+        places.append(place_of(state))
         weights.append(state.weight_bp)
 
-    expected = twin(happenings)
-    assert walked == expected
+    expected = model(events)
+    assert places == expected
     assert weights == [WEIGHTS.get(place, 0) for place in expected]

@@ -1,4 +1,4 @@
-"""Whatever line of a tick the controller dies in, and however long it is away, the same world comes out."""
+"""Crash matrix: a controller that crashes anywhere in a tick, for any time, does not change the outcome."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ TICK_S = 0.5
 TICKS = 3000
 
 
-class Died(Exception):
-    """The controller's process is gone; what it had not committed never was."""
+class Crashed(Exception):
+    """The controller process ended; what it had not committed is lost."""
 
 
 @dataclass
-class Environment:
-    """What outlives a controller: the data plane, the store, and what people said."""
+class Survivors:
+    """What survives a controller: data plane, store, manual commands."""
 
-    story: Callable[[Environment, RolloutState], None]
+    story: Callable[[Survivors, RolloutState], None]
     clock: FakeClock = field(default_factory=lambda: FakeClock(0.0))
     notifier: FakeNotifier = field(default_factory=FakeNotifier)
-    asked: list[ManualCommand] = field(default_factory=list)
+    commands: list[ManualCommand] = field(default_factory=list)
     harmful: bool = False
 
     def __post_init__(self) -> None:
@@ -67,24 +67,24 @@ class Environment:
         state = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=PLAN, now_s=self.clock.now_s())
         self.stored = Stored(state, 0, ())
 
-    def reread(self) -> None:
-        """Through JSON, as a restart does: nothing may live only in memory."""
-        kept, pending = self.stored.state, self.stored.pending
-        kept, pending = state_from_json(state_to_json(kept)), actions_from_json(actions_to_json(pending))
-        self.stored = Stored(kept, self.stored.version, pending)
+    def reload(self) -> None:
+        """Convert to JSON and back, as a restart does: nothing may exist only in memory."""
+        state = state_from_json(state_to_json(self.stored.state))
+        pending = actions_from_json(actions_to_json(self.stored.pending))
+        self.stored = Stored(state, self.stored.version, pending)
 
-    def ask_once(self, kind: CommandKind) -> None:
-        if not self.asked:
-            self.asked.append(ManualCommand(1, kind, "ann", "operator", "", self.clock.now_s()))
+    def command_once(self, kind: CommandKind) -> None:
+        if not self.commands:
+            self.commands.append(ManualCommand(1, kind, "ann", "operator", "", self.clock.now_s()))
 
     def assert_no_traffic(self, version: str) -> None:
-        """Rule 3: what is drained or stopped gets no traffic, and every router knows it."""
+        """Rule 3: a drained or stopped version gets no traffic, acknowledged by every router."""
         table = self.traffic.observe("chat")
         assert table is not None
         assert table.applied
         assert version not in (table.stable, table.canary)
 
-    def end(self) -> tuple[object, ...]:
+    def outcome(self) -> tuple[object, ...]:
         state, table = self.stored.state, self.traffic.observe("chat")
         assert table is not None
         engines = sorted(version for _, version in self.fleet.engines)
@@ -93,156 +93,159 @@ class Environment:
 
 @dataclass
 class Controller:
-    """One process: its probes and its first look are its own. It dies at its `dies_at`th line."""
+    """One controller process. It crashes at its `crash_at`-th checkpoint."""
 
-    world: Environment
+    survivors: Survivors
     token: int
-    dies_at: int | None = None
-    lines: int = 0
-    has_looked: bool = False
+    crash_at: int | None = None
+    checkpoints: int = 0
+    has_ticked: bool = False
 
-    def line(self) -> None:
-        self.lines += 1
-        if self.lines == self.dies_at:
-            raise Died
+    def checkpoint(self) -> None:
+        self.checkpoints += 1
+        if self.checkpoints == self.crash_at:
+            raise Crashed
 
     def tick(self) -> None:
-        world = self.world
-        state, pending = world.stored.state, world.stored.pending
-        self.line()
+        survivors = self.survivors
+        state, pending = survivors.stored.state, survivors.stored.pending
+        self.checkpoint()
         probes: list[ProbeStatus] = []
         delivered: set[str] = set()
         for action in pending:
             self.act(state, action, probes, delivered)
-            self.line()
-        now_s = world.clock.now_s()
+            self.checkpoint()
+        now_s = survivors.clock.now_s()
         evidence = EvidenceStatus(
-            state.stage, Verdict.PASS, HARM if world.harmful else None, canary_requests=50
+            state.stage, Verdict.PASS, HARM if survivors.harmful else None, canary_requests=50
         )
         seen = Observation(
             now_s=now_s,
-            split=world.traffic.observe("chat"),
-            versions=world.fleet.observe("chat"),
+            split=survivors.traffic.observe("chat"),
+            versions=survivors.fleet.observe("chat"),
             evidence=evidence,
             probes=tuple(probes),
-            commands=tuple(world.asked),
+            commands=tuple(survivors.commands),
             delivered=frozenset(delivered),
-            resumed=not self.has_looked and state.phase is not Phase.PLANNING,
+            resumed=not self.has_ticked and state.phase is not Phase.PLANNING,
         )
-        self.line()
-        after, wanted = step(state, seen)
-        self.line()
-        if (after, wanted) != (state, pending):
-            world.stored = Stored(after, world.stored.version + 1, wanted)
-        self.has_looked = True
-        self.line()
+        self.checkpoint()
+        after, actions = step(state, seen)
+        self.checkpoint()
+        if (after, actions) != (state, pending):
+            survivors.stored = Stored(after, survivors.stored.version + 1, actions)
+        self.has_ticked = True
+        self.checkpoint()
 
     def act(
         self, state: RolloutState, action: Action, probes: list[ProbeStatus], delivered: set[str]
     ) -> None:
-        world, token = self.world, self.token
+        survivors, token = self.survivors, self.token
         match action:
             case SetSplit():
-                world.traffic.set_split("chat", "r-1", action, token=token)
+                survivors.traffic.set_split("chat", "r-1", action, token=token)
             case EnsureVersion(version, replicas):
-                world.fleet.ensure("chat", version, replicas, token=token)
+                survivors.fleet.ensure("chat", version, replicas, token=token)
             case DrainVersion(version):
-                world.assert_no_traffic(version)
-                world.fleet.drain("chat", version, token=token)
+                survivors.assert_no_traffic(version)
+                survivors.fleet.drain("chat", version, token=token)
             case CancelVersion(version):
-                world.fleet.cancel("chat", version, token=token)
+                survivors.fleet.cancel("chat", version, token=token)
             case StopVersion(version):
-                world.assert_no_traffic(version)
-                world.fleet.stop("chat", version, token=token)
+                survivors.assert_no_traffic(version)
+                survivors.fleet.stop("chat", version, token=token)
             case RunProbe():
                 probes.append(FakeProbes().start_or_check(state, action))
             case Notify(key, severity, text):
-                world.notifier.send(key, severity, text)
+                survivors.notifier.send(key, severity, text)
                 delivered.add(key)
 
 
-# --- what happens to the canary
+# --- stories of a canary
 
 
-def nothing(world: Environment, state: RolloutState) -> None:
+def nothing(survivors: Survivors, state: RolloutState) -> None:
     pass
 
 
-def harm(world: Environment, state: RolloutState) -> None:
-    world.harmful = state.phase is Phase.STAGE and state.stage == 1 and state.acked_at_s is not None
+def harm(survivors: Survivors, state: RolloutState) -> None:
+    survivors.harmful = state.phase is Phase.STAGE and state.stage == 1 and state.acked_at_s is not None
 
 
-def switched_back(world: Environment, state: RolloutState) -> None:
+def switched_back(survivors: Survivors, state: RolloutState) -> None:
     if state.phase is Phase.BAKING:
-        world.ask_once(CommandKind.ROLLBACK)
+        survivors.command_once(CommandKind.ROLLBACK)
 
 
-def restored(world: Environment, state: RolloutState) -> None:
+def restored(survivors: Survivors, state: RolloutState) -> None:
     if (
         state.phase is Phase.UNLOADING
         and state.departure is not None
         and state.departure.drain_ms is not None
     ):
-        world.ask_once(CommandKind.ROLLBACK)
+        survivors.command_once(CommandKind.ROLLBACK)
 
 
-def stuck_streams(world: Environment, state: RolloutState) -> None:
-    """Requests that end only when they are taken over."""
+def stuck_streams(survivors: Survivors, state: RolloutState) -> None:
+    """Requests that end only by takeover."""
     if state.phase is Phase.STAGE and state.stage == 1:
-        world.fleet.engines["chat", "v-new"].in_flight = 3
-        world.ask_once(CommandKind.ROLLBACK)
+        survivors.fleet.engines["chat", "v-new"].in_flight = 3
+        survivors.command_once(CommandKind.ROLLBACK)
 
 
 def run(
-    story: Callable[[Environment, RolloutState], None], dies_at: int | None, away_s: float
-) -> tuple[Environment, int]:
-    world = Environment(story)
-    controller = Controller(world, 2, dies_at)
+    story: Callable[[Survivors, RolloutState], None], crash_at: int | None, down_s: float
+) -> tuple[Survivors, int]:
+    survivors = Survivors(story)
+    controller = Controller(survivors, 2, crash_at)
     for _ in range(TICKS):
-        story(world, world.stored.state)
+        story(survivors, survivors.stored.state)
         try:
             controller.tick()
-        except Died:
-            world.clock.advance(away_s)
-            world.reread()
-            controller = Controller(world, controller.token + 1)
-        if world.stored.state.is_final and not world.stored.pending:
-            world.clock.advance(9.0)
-            world.fleet.observe("chat")
-            return world, controller.lines
-        world.clock.advance(TICK_S)
-    raise AssertionError(f"no end: {world.stored.state.phase}, {world.stored.state.reason}")
+        except Crashed:
+            survivors.clock.advance(down_s)
+            survivors.reload()
+            controller = Controller(survivors, controller.token + 1)
+        if survivors.stored.state.is_final and not survivors.stored.pending:
+            survivors.clock.advance(9.0)
+            survivors.fleet.observe("chat")
+            return survivors, controller.checkpoints
+        survivors.clock.advance(TICK_S)
+    raise AssertionError(f"not finished: {survivors.stored.state.phase}, {survivors.stored.state.reason}")
 
 
-@pytest.mark.parametrize("away_s", [0.0, 5000.0])
+@pytest.mark.parametrize("down_s", [0.0, 5000.0])
 @pytest.mark.parametrize("story", [nothing, harm, switched_back, restored, stuck_streams])
-def test_dying_at_any_line_ends_in_the_same_world(
-    story: Callable[[Environment, RolloutState], None], away_s: float
+def test_a_crash_at_any_checkpoint_has_the_same_outcome(
+    story: Callable[[Survivors, RolloutState], None], down_s: float
 ) -> None:
-    whole, lines = run(story, None, 0.0)
-    assert lines > 100
+    undisturbed, checkpoints = run(story, None, 0.0)
+    assert checkpoints > 100
 
-    ends = {at: run(story, at, away_s)[0] for at in range(1, lines)}
+    crashed = {at: run(story, at, down_s)[0] for at in range(1, checkpoints)}
 
-    assert {at: world.end() for at, world in ends.items() if world.end() != whole.end()} == {}
-    assert {frozenset(world.notifier.sent) for world in ends.values()} == {frozenset(whole.notifier.sent)}
+    expected = undisturbed.outcome()
+    assert {at: run.outcome() for at, run in crashed.items() if run.outcome() != expected} == {}
+    assert {frozenset(run.notifier.sent) for run in crashed.values()} == {
+        frozenset(undisturbed.notifier.sent)
+    }
 
 
-def test_the_stories_end_as_they_should() -> None:
+def test_each_story_has_its_expected_outcome() -> None:
     new = (Phase.SUCCEEDED, "v-new", "v-new", None, 0, ["v-new"])
     old = (Phase.ROLLED_BACK, "v-old", "v-old", None, 0, ["v-old"])
     stories = [nothing, harm, switched_back, restored, stuck_streams]
 
-    assert [run(story, None, 0.0)[0].end() for story in stories] == [new, old, old, old, old]
+    assert [run(story, None, 0.0)[0].outcome() for story in stories] == [new, old, old, old, old]
 
 
 def test_a_deposed_controller_changes_nothing() -> None:
-    world, _ = run(nothing, None, 0.0)
-    before = world.end()
-    late = Controller(world, 1)
-    late.world.stored = replace(world.stored, pending=(SetSplit("v-old", "v-new", 9500, 2),))
+    survivors, _ = run(nothing, None, 0.0)
+    before = survivors.outcome()
+    late = Controller(survivors, 1)
+    survivors.stored = replace(survivors.stored, pending=(SetSplit("v-old", "v-new", 9500, 2),))
 
     with pytest.raises(Exception, match="older than"):
         late.tick()
 
-    assert world.end() == before
+    assert survivors.outcome() == before

@@ -1,4 +1,4 @@
-"""Each transcript is what the machine does today. `REGENERATE=1 pytest tests/scenarios` rewrites them."""
+"""Golden transcripts of the machine. `REGENERATE=1 pytest tests/scenarios` rewrites them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TRANSCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
 
 
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
-def test_the_machine_does_what_the_transcript_says(path: Path) -> None:
-    now = replay(path)
+def test_the_machine_writes_the_golden_transcript(path: Path) -> None:
+    current = replay(path)
     if os.environ.get("REGENERATE") == "1":
-        path.write_text(now)
+        path.write_text(current)
 
-    assert now == path.read_text()
+    assert current == path.read_text()
 
 
-def test_there_are_transcripts() -> None:
+def test_the_transcripts_are_found() -> None:
     assert len(TRANSCRIPTS) >= 15

@@ -1,19 +1,19 @@
-"""Golden transcripts: a line with `>` is what is seen (only what changed), the rest is what the machine did.
+"""Golden transcripts: a `>` line is an observation (what changed), other lines are the machine's output.
 
 A file begins with comments (`#`) and one `plan` line. Words of a `>` line:
 
-    +5s                      time passes (each line is one tick; without it, one second)
-    table=v-old              the route table; v-old+v-new@200; trailing `?`: not acknowledged; none
+    +5s                      time since the last tick (default: one second); each line is one tick
+    table=v-old              the route table; v-old+v-new@200; a final `?`: not acknowledged; none: unreadable
     v-new=ready*2            a version's phase and ready replicas; ready/3: in flight; gone: not listed
-    fleet=none               the fleet cannot be read (fleet=read: again)
-    probe=smoke:passed       how a probe stands; probe=none: the shell knows of none
+    fleet=none               the fleet cannot be read; fleet=read: it can
+    probe=smoke:passed       status of a probe; probe=none: no probe is known
     evidence=PASS/0/300      verdict, stage, canary requests; evidence=none: cannot be read; missing=quality
-    gate=error               a rollback gate fired; guard=errors, guard=errors!both, guard=none
-    proof=quality/120@310    a gate was proven after so many canary requests, at that second
-    near=error/0.4           a rollback gate has so much of the evidence that it takes
-    points=in                the point estimates are within their margins; points=quality: that one is not
-    ask=rollback/ann         a person asks (operator unless `ask=pause/vic/viewer`)
-    do                       what was wanted at the last tick comes true at once
+    gate=error               a rollback gate fired; guard=errors (the canary's), guard=errors!both, guard=none
+    proof=quality/120@310    a gate was proven after 120 canary requests, at 310 s
+    near=error/0.4           a rollback gate has 0.4 of the evidence that it requires
+    points=in                the point estimates are within their margins; points=quality: one is outside
+    command=rollback/ann     a manual command by an operator; command=pause/vic/viewer: by a viewer
+    do                       the actions of the last tick are performed at once
     tombstone  resumed  delivered
 """
 
@@ -50,11 +50,11 @@ from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.state import Phase, RolloutState
 from controller.rollout.status import exit_code
 from evaluation.report import GateReport, Verdict
-from tests.fakes.obedient import Obedient
+from tests.fakes.obedient import ObedientPlane
 
 
 def replay(path: Path) -> str:
-    """The transcript as the machine writes it now: the inputs kept, the outputs made anew."""
+    """The transcript with its inputs kept and its outputs as the machine writes them now."""
     out: list[str] = []
     player: Player | None = None
     for line in path.read_text().splitlines():
@@ -62,7 +62,7 @@ def replay(path: Path) -> str:
             out.append(line)
         elif line.startswith("plan"):
             player = Player(line)
-            out += [line, *player.told()]
+            out += [line, *player.output()]
         elif line.startswith(">"):
             assert player is not None, "a transcript begins with a plan line"
             out += ["", line, *player.play(line[1:].split())]
@@ -71,7 +71,7 @@ def replay(path: Path) -> str:
 
 @dataclass
 class Player:
-    """One rollout and the world as the transcript tells it."""
+    """One rollout, driven by the lines of a transcript."""
 
     plan_line: str
     fleet_readable: bool = True
@@ -81,8 +81,8 @@ class Player:
     missing: tuple[str, ...] = ()
     gates: tuple[GateReport, ...] = ()
     points: PointEstimates | None = None
-    wanted: tuple[Action, ...] = ()
-    lines_told: int = 0
+    actions: tuple[Action, ...] = ()
+    lines_written: int = 0
 
     def __post_init__(self) -> None:
         words = dict(word.split("=", 1) for word in self.plan_line.split()[1:])
@@ -95,40 +95,40 @@ class Player:
         canary = "v-old-twin" if plan.twin else "v-new"
         refs = VersionRef("v-old", replicas), VersionRef(canary, replicas)
         self.state: RolloutState = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=plan, now_s=0.0)
-        self.world = Obedient(replicas)
+        self.plane = ObedientPlane(replicas)
 
     def play(self, words: list[str]) -> list[str]:
-        """One tick: take the words in, look, step, tell."""
+        """One tick: apply the words, observe, step; the output lines."""
         flags = {word for word in words if word in ("do", "tombstone", "resumed", "delivered")}
         if "do" in flags:
-            self.world.obey(self.wanted)
-        self.world.now_s += duration_s(words[0][1:]) if words and words[0].startswith("+") else 1.0
+            self.plane.perform(self.actions)
+        self.plane.now_s += duration_s(words[0][1:]) if words and words[0].startswith("+") else 1.0
         for word in words:
             if "=" in word:
-                self._take(*word.split("=", 1))
+                self._apply(*word.split("=", 1))
         if "tombstone" in flags:
-            assert self.world.split is not None, "a tombstone needs a table"
-            self.world.split = replace(self.world.split, tombstoned=(self.state.id,))
-        notices = {action.key for action in self.wanted if isinstance(action, Notify)}
+            assert self.plane.split is not None, "a tombstone needs a table"
+            self.plane.split = replace(self.plane.split, tombstoned=(self.state.id,))
+        notices = {action.key for action in self.actions if isinstance(action, Notify)}
         seen = Observation(
-            now_s=self.world.now_s,
-            split=self.world.split,
-            versions=tuple(self.world.versions.values()) if self.fleet_readable else None,
+            now_s=self.plane.now_s,
+            split=self.plane.split,
+            versions=tuple(self.plane.versions.values()) if self.fleet_readable else None,
             evidence=self._evidence(),
-            probes=self.world.probes,
-            commands=self.world.asked,
+            probes=self.plane.probes,
+            commands=self.plane.commands,
             delivered=frozenset(notices if "delivered" in flags else ()),
             resumed="resumed" in flags,
         )
-        self.state, self.wanted = step(self.state, seen)
-        return self.told()
+        self.state, self.actions = step(self.state, seen)
+        return self.output()
 
-    def told(self) -> list[str]:
-        """New log lines, where the rollout stands, what it wants."""
-        new = [line for line in self.state.log if line.seq > self.lines_told]
-        self.lines_told = self.state.log_count
+    def output(self) -> list[str]:
+        """New log lines, summary of the state, desired actions."""
+        new = [line for line in self.state.log if line.seq > self.lines_written]
+        self.lines_written = self.state.log_count
         lines = [f"  {line.at_s:g} s  {line.text}" for line in new]
-        return [*lines, f"  = {_where(self.state)}", *(f"  ! {_action(action)}" for action in self.wanted)]
+        return [*lines, f"  = {_summary(self.state)}", *(f"  ! {_action(action)}" for action in self.actions)]
 
     def _evidence(self) -> EvidenceStatus | None:
         if self.evidence is None:
@@ -136,7 +136,7 @@ class Player:
         seen = replace(self.evidence, guards=self.guards, rollback=self.gate, missing=self.missing)
         return replace(seen, gates=self.gates, points=self.points)
 
-    def _take(self, name: str, value: str) -> None:
+    def _apply(self, name: str, value: str) -> None:
         match name:
             case "table":
                 self._table(value)
@@ -144,8 +144,8 @@ class Player:
                 self.fleet_readable = value != "none"
             case "probe":
                 kind, _, phase = value.partition(":")
-                one = () if value == "none" else (ProbeStatus(ProbeKind(kind), phase, "no answer"),)  # type: ignore[arg-type]
-                self.world.probes = one
+                probes = () if value == "none" else (ProbeStatus(ProbeKind(kind), phase, "no answer"),)  # type: ignore[arg-type]
+                self.plane.probes = probes
             case "evidence":
                 self.evidence = None if value == "none" else _evidence(value)
             case "missing":
@@ -161,21 +161,21 @@ class Player:
             case "guard":
                 guard, _, both = value.partition("!")
                 self.guards = () if value == "none" else (GuardStatus(guard, "60 % of 20", both == "both"),)
-            case "ask":
+            case "command":
                 kind, actor, role = (*value.split("/"), "operator")[:3]
-                self.world.ask(CommandKind(kind), actor, role)
+                self.plane.command(CommandKind(kind), actor, role)
             case _:
                 self._version(name, value)
 
     def _table(self, value: str) -> None:
         if value == "none":
-            self.world.split = None
+            self.plane.split = None
             return
         match = re.fullmatch(r"([\w-]+)(?:\+([\w-]+)@(\d+))?(\?)?", value)
         assert match is not None, f"table {value!r} is not a table"
-        self.world.table(match[1], match[2], int(match[3] or 0))
-        if match[4] and self.world.split is not None:
-            self.world.split = replace(self.world.split, applied=False)
+        self.plane.table(match[1], match[2], int(match[3] or 0))
+        if match[4] and self.plane.split is not None:
+            self.plane.split = replace(self.plane.split, applied=False)
 
     def _version(self, name: str, value: str) -> None:
         match = re.fullmatch(r"(\w+)(?:\*(\d+))?(?:/(\d+))?", value)
@@ -183,11 +183,11 @@ class Player:
         assert name.startswith("v-"), f"{name}={value} is not a word of a transcript"
         phase = VersionPhase(match[1])
         if phase is VersionPhase.GONE:
-            self.world.versions.pop(name, None)
+            self.plane.versions.pop(name, None)
             return
         ready = int(match[2] or 1) if phase is VersionPhase.READY else 0
         error = "CUDA out of memory" if phase is VersionPhase.FAILED else None
-        self.world.versions[name] = VersionStatus(name, phase, ready, int(match[3] or 0), None, error)
+        self.plane.versions[name] = VersionStatus(name, phase, ready, int(match[3] or 0), None, error)
 
 
 def _stage(text: str, replicas: int) -> Stage:
@@ -226,17 +226,17 @@ def _near(value: str) -> GateReport:
     return GateReport(gate, gate, "rollback", Verdict.UNDECIDED, 5.0 * float(share), 5.0, "no harm", 80, 1500)
 
 
-def _where(state: RolloutState) -> str:
+def _summary(state: RolloutState) -> str:
     phase = f"stage {state.stage + 1}" if state.phase is Phase.STAGE else state.phase.value
     words = [phase, percent(state.weight_bp), f"serving {state.serving}"]
     words += [] if state.acked_at_s is None else ["acknowledged"]
     words += [f"held: {hold.kind.value}" for hold in state.holds]
     words += [] if state.deadline_at_s is None else [f"until {state.deadline_at_s:g} s"]
     if state.departure is not None:
-        going = state.departure
-        times = (going.traffic_shift_ms, going.drain_ms, going.unload_ms, going.total_ms)
+        departure = state.departure
+        times = (departure.traffic_shift_ms, departure.drain_ms, departure.unload_ms, departure.total_ms)
         ms = " ".join("-" if time is None else f"{time:.0f}" for time in times)
-        words.append(f"{going.leaving} leaves: {going.step.value} [{ms}]")
+        words.append(f"{departure.leaving} leaves: {departure.step.value} [{ms}]")
     code = exit_code(state)
     return ", ".join(words if code is None else [*words, f"exit {code}"])
 

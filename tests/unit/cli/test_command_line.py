@@ -395,7 +395,7 @@ def test_deploy_without_memory_for_a_second_engine_is_a_conflict(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unchanged.world, "free_bytes", 100 << 20)
+    monkeypatch.setattr(unchanged.environment, "free_bytes", 100 << 20)
 
     arguments = ["deploy", "chat", "--model", str(models / "twin")]
     refused(unchanged, capsys, arguments, code=3, line=r"(GiB|MiB).*free")
@@ -405,7 +405,7 @@ def test_a_refused_up_leaves_no_process_behind(
     home: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeController(home)
-    fake.world.free_bytes = 100 << 20
+    fake.environment.free_bytes = 100 << 20
     fake.serve()
     sent: list[tuple[int, int]] = []
 

@@ -254,7 +254,7 @@ async def test_a_score_reaches_the_log_of_the_service(
     answer = await api.post("/v1/feedback", json={"id": "chatcmpl-1", "metric": "quality", "score": 0.5})
 
     assert (answer.status_code, answer.json()) == (202, {"taken": 1})
-    assert [score[:3] for score in controller.world.scores] == [("chatcmpl-1", "quality", 0.5)]
+    assert [score[:3] for score in controller.environment.scores] == [("chatcmpl-1", "quality", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ async def test_one_bad_score_refuses_the_whole_list(
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("feedback 1: ")
     assert line in answer.json()["detail"]
-    assert controller.world.scores == []
+    assert controller.environment.scores == []
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
@@ -293,7 +293,7 @@ async def test_a_score_that_is_not_finite_is_refused(
     answer = await api.post("/v1/feedback", content=body, headers={"content-type": "application/json"})
 
     assert answer.status_code == 422
-    assert controller.world.scores == []
+    assert controller.environment.scores == []
 
 
 async def test_more_scores_than_the_limit_are_refused(api: httpx.AsyncClient, model: Path) -> None:
@@ -305,7 +305,7 @@ async def test_more_scores_than_the_limit_are_refused(api: httpx.AsyncClient, mo
 async def test_scores_that_the_log_did_not_accept_are_answered_503(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    controller.world.takes_scores = False
+    controller.environment.accepts_scores = False
 
     answer = await api.post("/v1/feedback", json={"id": "a", "metric": "quality", "score": 1})
 
@@ -429,7 +429,7 @@ async def test_invalid_traffic_figures_are_refused_by_name(
 async def test_a_deploy_without_a_baseline_refuses_an_underpowered_stage_without_a_simulation(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    controller.world.rate = 2.0
+    controller.environment.rate = 2.0
     body = {"version": {"model": str(model)}, "policy": {"stages": [{"weight": "0.01%", "deadline": "60s"}]}}
 
     answer = await api.post("/v1/services/chat/rollouts", json=body)
@@ -438,7 +438,7 @@ async def test_a_deploy_without_a_baseline_refuses_an_underpowered_stage_without
     assert "too few to detect any harm; raise its weight or its deadline" in answer.json()["detail"]
     body["policy"] = {"stages": [{"weight": "10%"}]}
     assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
-    assert controller.world.forecasts == 0
+    assert controller.environment.forecasts == 0
 
 
 MEASURED = MeasuredBaseline(
@@ -450,7 +450,7 @@ SHORT = {**QUALITY_ONLY, "stages": [{"weight": "5%", "min_canary": 20, "deadline
 async def test_a_plan_uses_the_measured_baseline_and_names_its_sample_size(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    controller.world.rate, controller.world.traffic = 5.0, replace(MEASURED, unit_requests=3.0)
+    controller.environment.rate, controller.environment.traffic = 5.0, replace(MEASURED, unit_requests=3.0)
     policy = {**QUALITY_ONLY, "stages": [{"weight": "10%", "min_canary": 150, "deadline": "1h"}]}
 
     view = (
@@ -470,7 +470,7 @@ async def test_a_plan_uses_the_measured_baseline_and_names_its_sample_size(
 async def test_a_deploy_refuses_what_plan_refuses_unless_a_reason_is_given(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
-    controller.world.rate, controller.world.traffic = 5.0, MEASURED
+    controller.environment.rate, controller.environment.traffic = 5.0, MEASURED
     body = {"version": {"model": str(model)}, "policy": SHORT}
 
     planned = (await api.post("/v1/services/chat/plan", json=body)).json()
@@ -497,7 +497,11 @@ async def test_a_failed_simulation_blocks_neither_the_plan_nor_a_deploy(
     def fails(*_: object) -> tuple[StageForecast, ...]:
         raise NotSimulated("the simulation ended with exit code -9; the controller's log says why")
 
-    controller.world.rate, controller.world.traffic, controller.world.simulate = 5.0, MEASURED, fails
+    controller.environment.rate, controller.environment.traffic, controller.environment.simulate = (
+        5.0,
+        MEASURED,
+        fails,
+    )
     body = {"version": {"model": str(model)}, "policy": SHORT}
 
     view = (await api.post("/v1/services/chat/plan", json=body)).json()

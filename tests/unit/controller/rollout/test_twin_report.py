@@ -1,4 +1,4 @@
-"""A twin run through the command line: stable against itself, measured and never promoted."""
+"""Twin runs through the command line: stable against itself, measured and never promoted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def policy(tmp_path: Path) -> Callable[[object], str]:
     return write
 
 
-def test_a_twin_run_is_proven_and_changes_nothing_that_is_served(
+def test_a_twin_run_is_proven_and_does_not_change_what_is_served(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stable = chat.store.service("chat").stable
@@ -58,7 +58,7 @@ def test_a_twin_run_is_proven_and_changes_nothing_that_is_served(
     assert set(chat.fleet.engines) == {("chat", stable)}
 
 
-def test_a_gate_that_fires_on_a_twin_is_a_false_rollback_and_it_may_run_again(
+def test_a_gate_that_fires_on_a_twin_is_a_false_rollback_and_it_can_be_repeated(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat.evidence.harm = GateReport("error", "error", "rollback", Verdict.FAIL, 6.0, 5.8, "5 %", 90, 900)
@@ -70,14 +70,14 @@ def test_a_gate_that_fires_on_a_twin_is_a_false_rollback_and_it_may_run_again(
     assert "both arms are one model: a false rollback" in capsys.readouterr().err
 
 
-def test_a_policy_file_may_ask_for_a_twin_run(chat: FakeController, policy: Callable[[object], str]) -> None:
+def test_a_policy_file_can_request_a_twin_run(chat: FakeController, policy: Callable[[object], str]) -> None:
     code = run(["deploy", "chat", "--policy", policy(FAST | {"twin": True}), "--wait"])
 
     state = chat.store.rollouts("chat")[0].state
     assert (code, json.loads(state)["rollout"]["plan"]["twin"]) == (0, True)
 
 
-def test_plan_shows_a_twin_run_and_begins_none(
+def test_plan_shows_a_twin_run_without_starting_it(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run(["plan", "chat", "--twin", "--policy", policy(FAST)])
@@ -89,7 +89,7 @@ def test_plan_shows_a_twin_run_and_begins_none(
     assert "bake" not in shown
 
 
-def test_status_says_that_a_twin_runs(
+def test_status_shows_a_twin_run(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = policy({"stages": [{"weight": "10%", "duration": "1h"}]})
@@ -112,7 +112,7 @@ def test_status_says_that_a_twin_runs(
         (["--model", "STABLE"], 3, "nothing in it changes; deploy another version, or run it against itself"),
     ],
 )
-def test_only_stable_itself_is_a_twin_and_only_a_twin_is_stable_itself(
+def test_a_twin_run_accepts_only_the_version_in_production(
     chat: FakeController,
     models: Path,
     capsys: pytest.CaptureFixture[str],
@@ -144,7 +144,7 @@ def test_a_twin_whose_files_changed_is_refused(
     assert chat.picture() == before
 
 
-def test_a_rollback_after_a_twin_run_finds_stable_serving(
+def test_a_rollback_after_a_twin_run_has_no_effect(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["deploy", "chat", "--twin", "--policy", policy(FAST), "--wait"]) == 0

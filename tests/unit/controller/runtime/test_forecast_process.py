@@ -65,9 +65,7 @@ def test_a_failed_process_raises_one_line() -> None:
 
 
 def test_a_killed_process_raises_one_line() -> None:
-    assert why(Simulator(is_killed)) == (
-        "the simulation ended with exit code -9; the controller's log says why"
-    )
+    assert why(Simulator(is_killed)) == ("the simulation ended with exit code -9; see the controller's log")
 
 
 def test_a_hanging_process_is_killed_and_raises_one_line() -> None:
@@ -125,7 +123,7 @@ def test_a_running_controller_forecasts_in_a_real_process(
     live: tuple[FakeController, httpx.Client, Path],
 ) -> None:
     controller, api, model = live
-    controller.world.simulate = Simulator().forecast
+    controller.environment.simulate = Simulator().forecast
 
     view = api.post("/v1/services/chat/plan", json=plan_request(model)).json()
 
@@ -137,13 +135,13 @@ def test_a_forecast_that_hangs_blocks_neither_ticks_nor_api(
     live: tuple[FakeController, httpx.Client, Path],
 ) -> None:
     controller, api, model = live
-    controller.world.simulate = Simulator(hangs, limit_s=2.0).forecast
+    controller.environment.simulate = Simulator(hangs, limit_s=2.0).forecast
     answers: list[httpx.Response] = []
     plan = threading.Thread(
         target=lambda: answers.append(api.post("/v1/services/chat/plan", json=plan_request(model)))
     )
     plan.start()
-    while not controller.world.forecasts:
+    while not controller.environment.forecasts:
         time.sleep(0.01)
 
     seen = controller.runner.last_tick("chat").at_s

@@ -1,4 +1,4 @@
-"""The loop around the ticks: the lease, its loss, faults, services that come and go."""
+"""Runner on a fake controller: lease, its loss, faults, wake-ups."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def controller(tmp_path: Path) -> Iterator[FakeController]:
 
 
 def commands(controller: FakeController) -> Commands:
-    return Commands(controller.store, controller.world, LiveClock(), controller.runner.wake)
+    return Commands(controller.store, controller.environment, LiveClock(), controller.runner.wake)
 
 
 def up(controller: FakeController, folder: Path) -> None:
@@ -50,13 +50,11 @@ def deploy(controller: FakeController, folder: Path) -> str:
 def until(holds: Callable[[], object], what: str) -> None:
     ends_at_s = time.monotonic() + 15
     while not holds():
-        assert time.monotonic() < ends_at_s, f"never came true: {what}"
+        assert time.monotonic() < ends_at_s, f"timed out waiting until {what}"
         time.sleep(0.01)
 
 
-def test_a_controller_that_starts_keeps_the_services_of_before(
-    controller: FakeController, tmp_path: Path
-) -> None:
+def test_a_running_controller_loads_a_lost_stable_again(controller: FakeController, tmp_path: Path) -> None:
     controller.start()
     up(controller, tmp_path)
     controller.fleet.engines.clear()
@@ -64,7 +62,7 @@ def test_a_controller_that_starts_keeps_the_services_of_before(
     until(lambda: controller.fleet.engines, "stable is loaded again")
 
 
-def test_a_stopped_controller_gives_its_lease_back_at_once(controller: FakeController) -> None:
+def test_a_stopped_controller_releases_its_lease_at_once(controller: FakeController) -> None:
     controller.start()
     until(lambda: controller.runner.is_leading, "it leads")
 
@@ -85,9 +83,7 @@ def test_a_controller_without_the_lease_does_nothing(controller: FakeController,
     assert (controller.runner.is_leading, controller.fleet.engines) == (False, {})
 
 
-def test_a_controller_that_was_fenced_comes_back_under_a_higher_token(
-    controller: FakeController, tmp_path: Path
-) -> None:
+def test_a_fenced_controller_acquires_a_higher_token(controller: FakeController, tmp_path: Path) -> None:
     controller.start()
     up(controller, tmp_path)
     before = controller.store.lease().token
@@ -98,7 +94,7 @@ def test_a_controller_that_was_fenced_comes_back_under_a_higher_token(
     assert controller.store.lease().token > before
 
 
-def test_a_rollback_is_taken_up_at_once(controller: FakeController, tmp_path: Path) -> None:
+def test_a_rollback_wakes_the_service_at_once(controller: FakeController, tmp_path: Path) -> None:
     controller.start()
     up(controller, tmp_path)
     deploy(controller, tmp_path)
@@ -110,7 +106,7 @@ def test_a_rollback_is_taken_up_at_once(controller: FakeController, tmp_path: Pa
     assert time.monotonic() - began_s < 1.0
 
 
-def test_the_next_controller_finishes_what_a_killed_one_began(tmp_path: Path) -> None:
+def test_the_next_controller_finishes_a_rollout(tmp_path: Path) -> None:
     first = FakeController(tmp_path)
     first.start()
     up(first, tmp_path)
@@ -130,7 +126,7 @@ def test_the_next_controller_finishes_what_a_killed_one_began(tmp_path: Path) ->
     assert stored.state.phase is Phase.ROLLED_BACK
 
 
-def test_a_fault_in_one_service_stops_no_other(
+def test_a_fault_in_one_service_does_not_stop_another(
     controller: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controller.start()
@@ -149,14 +145,14 @@ def test_a_fault_in_one_service_stops_no_other(
     assert ("chat", controller.store.service("chat").stable) in controller.fleet.engines
 
 
-def test_what_a_tick_saw_is_kept_for_those_who_ask(controller: FakeController, tmp_path: Path) -> None:
+def test_the_last_tick_can_be_read(controller: FakeController, tmp_path: Path) -> None:
     controller.start()
     up(controller, tmp_path)
     rollout = deploy(controller, tmp_path)
 
-    until(lambda: controller.runner.last_tick("chat").rollout == rollout, "the tick's sight is kept")
-    sight = controller.runner.last_tick("chat")
+    until(lambda: controller.runner.last_tick("chat").rollout == rollout, "a tick has read the evidence")
+    last = controller.runner.last_tick("chat")
 
-    assert sight.evidence is not None
-    assert sight.split is not None
+    assert last.evidence is not None
+    assert last.split is not None
     assert json.loads(controller.store.request(rollout))["actor"] == "ada"

@@ -1,4 +1,4 @@
-"""A service is kept as its row says, whatever was found; only what nobody owns is stopped."""
+"""Keeper on fakes: repairs a service towards its row, and stops only versions without an owner."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Removals:
         self.removed.append(name)
 
 
-class Environment:
+class Rig:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.fleet, self.traffic = FakeFleet(self.clock), FakeTraffic(self.clock)
@@ -52,123 +52,123 @@ class Environment:
         return {one.version: one.phase for one in self.fleet.observe("chat") or ()}
 
 
-def test_a_new_service_is_loaded_and_gets_all_traffic() -> None:
-    world = Environment()
-    world.keep(ticks=10)
+def test_a_new_service_is_loaded_and_stable_gets_all_traffic() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
 
-    table = world.traffic.tables["chat"]
-    assert world.versions() == {STABLE: VersionPhase.READY}
-    assert (table.stable, table.canary, world.front.opened) == (STABLE, None, {"chat": "s3cret"})
-
-
-def test_a_settled_service_is_left_in_peace() -> None:
-    world = Environment()
-    world.keep(ticks=10)
-    loads, weights = world.fleet.loads, list(world.traffic.weights)
-
-    next_in_s = world.keep(ticks=10)
-
-    assert (world.fleet.loads, world.traffic.weights, next_in_s) == (loads, weights, 1.0)
+    table = rig.traffic.tables["chat"]
+    assert rig.versions() == {STABLE: VersionPhase.READY}
+    assert (table.stable, table.canary, rig.front.opened) == (STABLE, None, {"chat": "s3cret"})
 
 
-def test_every_look_tells_the_table_that_the_controller_lives() -> None:
-    world = Environment()
-    world.keep(ticks=3)
-    before_s = world.traffic.heard["chat"]
+def test_a_settled_service_is_not_changed() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
+    loads, weights = rig.fleet.loads, list(rig.traffic.weights)
 
-    world.clock.advance(5.0)
-    world.keep()
+    next_in_s = rig.keep(ticks=10)
 
-    assert world.traffic.heard["chat"] > before_s + 5.0
-
-
-def test_a_stable_that_vanished_is_loaded_again() -> None:
-    world = Environment()
-    world.keep(ticks=10)
-    world.fleet.engines.clear()
-
-    world.keep(ticks=10)
-
-    assert world.versions() == {STABLE: VersionPhase.READY}
+    assert (rig.fleet.loads, rig.traffic.weights, next_in_s) == (loads, weights, 1.0)
 
 
-def test_a_stable_that_failed_is_tried_again_but_not_at_once() -> None:
-    world = Environment()
-    world.fleet.broken[STABLE] = "out of memory"
-    world.keep(ticks=20)
-    loads = world.fleet.loads
-    del world.fleet.broken[STABLE]
+def test_every_tick_sends_a_heartbeat() -> None:
+    rig = Rig()
+    rig.keep(ticks=3)
+    before_s = rig.traffic.heartbeat_at_s["chat"]
 
-    world.clock.advance(31.0)
-    world.keep(ticks=20)
+    rig.clock.advance(5.0)
+    rig.keep()
 
-    assert (loads, world.versions()) == (1, {STABLE: VersionPhase.READY})
+    assert rig.traffic.heartbeat_at_s["chat"] > before_s + 5.0
 
 
-def test_a_version_that_nobody_owns_is_stopped() -> None:
-    world = Environment()
-    world.fleet.ensure("chat", CANARY, 1, token=1)
-    world.keep(ticks=20)
+def test_a_missing_stable_is_loaded_again() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
+    rig.fleet.engines.clear()
 
-    assert world.versions() == {STABLE: VersionPhase.READY}
+    rig.keep(ticks=10)
+
+    assert rig.versions() == {STABLE: VersionPhase.READY}
 
 
-def test_a_running_rollouts_canary_and_table_are_not_touched() -> None:
-    world = Environment()
-    world.keep(ticks=10)
-    world.fleet.ensure("chat", CANARY, 1, token=1)
-    world.traffic.set_split("chat", "r-00000001", SetSplit(STABLE, CANARY, 1000, 0), token=1)
+def test_a_failed_stable_is_loaded_again_after_a_delay() -> None:
+    rig = Rig()
+    rig.fleet.broken[STABLE] = "out of memory"
+    rig.keep(ticks=20)
+    loads = rig.fleet.loads
+    del rig.fleet.broken[STABLE]
+
+    rig.clock.advance(31.0)
+    rig.keep(ticks=20)
+
+    assert (loads, rig.versions()) == (1, {STABLE: VersionPhase.READY})
+
+
+def test_a_version_without_an_owner_is_stopped() -> None:
+    rig = Rig()
+    rig.fleet.ensure("chat", CANARY, 1, token=1)
+    rig.keep(ticks=20)
+
+    assert rig.versions() == {STABLE: VersionPhase.READY}
+
+
+def test_canary_and_table_of_a_running_rollout_are_not_changed() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
+    rig.fleet.ensure("chat", CANARY, 1, token=1)
+    rig.traffic.set_split("chat", "r-00000001", SetSplit(STABLE, CANARY, 1000, 0), token=1)
     rollout = replace(a_rollout(), phase=Phase.STAGE, launched=True, exposed=True)
 
-    world.keep(rollout=rollout, ticks=10)
+    rig.keep(rollout=rollout, ticks=10)
 
-    assert CANARY in world.versions()
-    assert world.traffic.tables["chat"].weight_bp == 1000
-
-
-def test_a_table_that_came_back_empty_gets_its_stable_again() -> None:
-    world = Environment()
-    world.keep(ticks=10)
-    world.traffic.tables.clear()
-
-    world.keep(ticks=2)
-
-    assert world.traffic.tables["chat"].stable == STABLE
+    assert CANARY in rig.versions()
+    assert rig.traffic.tables["chat"].weight_bp == 1000
 
 
-def test_a_fleet_that_cannot_be_read_is_left_alone() -> None:
-    world = Environment()
-    world.keep(ticks=10)
-    loads = world.fleet.loads
-    world.fleet.blind = True
+def test_an_empty_table_gets_its_stable_again() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
+    rig.traffic.tables.clear()
 
-    world.keep(ticks=5)
+    rig.keep(ticks=2)
 
-    assert world.fleet.loads == loads
+    assert rig.traffic.tables["chat"].stable == STABLE
+
+
+def test_an_unreadable_fleet_is_not_changed() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
+    loads = rig.fleet.loads
+    rig.fleet.blind = True
+
+    rig.keep(ticks=5)
+
+    assert rig.fleet.loads == loads
 
 
 def test_a_removed_service_closes_its_front_before_its_engines_stop() -> None:
-    world = Environment()
-    world.keep(ticks=10)
+    rig = Rig()
+    rig.keep(ticks=10)
 
-    world.keep(replace(CHAT, removing=True))
+    rig.keep(replace(CHAT, removing=True))
 
-    assert (world.front.opened, world.removals.removed) == ({}, [])
-    assert world.versions() == {STABLE: VersionPhase.STOPPING}
-
-
-def test_a_removed_service_is_forgotten_once_its_memory_is_free() -> None:
-    world = Environment()
-    world.keep(ticks=10)
-
-    next_in_s = world.keep(replace(CHAT, removing=True), ticks=10)
-
-    assert (world.versions(), set(world.removals.removed), next_in_s) == ({}, {"chat"}, None)
+    assert (rig.front.opened, rig.removals.removed) == ({}, [])
+    assert rig.versions() == {STABLE: VersionPhase.STOPPING}
 
 
-def test_another_controllers_token_ends_the_look() -> None:
-    world = Environment()
-    world.fleet.fence.check(7)
+def test_a_removed_service_is_deleted_once_its_memory_is_released() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
+
+    next_in_s = rig.keep(replace(CHAT, removing=True), ticks=10)
+
+    assert (rig.versions(), set(rig.removals.removed), next_in_s) == ({}, {"chat"}, None)
+
+
+def test_a_stale_token_ends_the_tick() -> None:
+    rig = Rig()
+    rig.fleet.fence.check(7)
 
     with pytest.raises(StaleToken):
-        world.keep()
+        rig.keep()

@@ -69,7 +69,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ({"holdback": "60%"}, "policy.holdback 60 % exceeds 50 %; leave most to the promoted version"),
         ({"preset": "fast"}, "policy.preset 'fast' is unknown; use one of 'default', 'strict' or 'vendor'"),
         ({"bake": "soon"}, "policy.bake: 'soon' is not a duration; write 30s, 10m, 1h30m or 3d"),
-        ({"bake": -5}, "policy.bake: -5 s is outside 0 s to 366 d; write a duration that a rollout can wait"),
+        ({"bake": -5}, "policy.bake: -5 s is outside 0 s to 366 d; write a duration within that range"),
         (
             {"gates": {"quality": {"alpha_share": 1.0}}},
             "policy.gates.*.alpha_share add up to 1.8, limit 1; lower them, they are parts of alpha",

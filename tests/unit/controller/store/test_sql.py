@@ -1,4 +1,4 @@
-"""What the SQL store promises beyond the core's port: services, log, lease, tokens, where it may live."""
+"""SQL store beyond the port `Store`: services, log, lease, tokens, databases that are refused, migration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from controller.rollout.state import Departure, DepartureStep, Phase
 from controller.store import schema as store_schema
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from tests.fakes.rollouts import CANARY, STABLE, a_rollout, said
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout, with_log_line
 
 POSTGRES = os.environ.get("CANARYCTL_TEST_POSTGRES")
 CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
@@ -48,47 +48,47 @@ def test_a_second_process_sees_what_the_first_committed(store: SqlStore, url: st
     second.close()
 
 
-def test_an_unknown_service_is_refused_with_the_ones_there_are(store: SqlStore) -> None:
+def test_an_unknown_service_is_refused_with_the_known_ones(store: SqlStore) -> None:
     store.put_service(CHAT, VERSION)
 
     with pytest.raises(UnknownService, match=r"service caht does not exist; there are: chat"):
         store.service("caht")
 
 
-def test_a_version_that_comes_again_from_elsewhere_is_found_there(store: SqlStore) -> None:
+def test_a_version_stored_again_gets_its_new_path(store: SqlStore) -> None:
     store.put_version(VERSION)
     store.put_version(replace(VERSION, spec='{"other": 1}'))
 
     assert store.version("chat", STABLE) == replace(VERSION, spec='{"other": 1}')
 
 
-def test_the_version_in_production_stays_where_it_runs_from(store: SqlStore) -> None:
+def test_the_version_in_production_keeps_its_path(store: SqlStore) -> None:
     store.put_service(CHAT, VERSION)
     store.put_version(replace(VERSION, spec='{"other": 1}'))
 
     assert store.version("chat", STABLE) == VERSION
 
 
-def test_a_service_that_is_there_is_not_made_again(store: SqlStore) -> None:
+def test_an_existing_service_is_not_created_again(store: SqlStore) -> None:
     store.put_service(CHAT, VERSION)
 
-    with pytest.raises(Conflict, match=r"chat was made by somebody else just now"):
+    with pytest.raises(Conflict, match=r"chat was created by someone else meanwhile"):
         store.put_service(replace(CHAT, secret="another"), VERSION)
     assert store.service("chat") == CHAT
 
 
-def test_a_plan_for_a_service_that_is_gone_or_going_begins_nothing(store: SqlStore) -> None:
-    with pytest.raises(Conflict, match=r"chat was taken down meanwhile; canaryctl up"):
+def test_a_plan_for_a_removed_service_creates_no_rollout(store: SqlStore) -> None:
+    with pytest.raises(Conflict, match=r"chat was removed meanwhile; canaryctl up"):
         store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     store.put_service(CHAT, VERSION)
     store.mark_removing("chat", Identity("ada", Role.ADMIN), at_s=1.0)
 
-    with pytest.raises(Conflict, match=r"chat was taken down meanwhile"):
+    with pytest.raises(Conflict, match=r"chat was removed meanwhile"):
         store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     assert store.rollouts("chat") == ()
 
 
-def test_a_plan_made_for_another_stable_begins_nothing(store: SqlStore) -> None:
+def test_a_plan_for_another_stable_creates_no_rollout(store: SqlStore) -> None:
     store.put_service(replace(CHAT, stable="v-0000000009"), VERSION)
 
     with pytest.raises(Conflict, match=r"chat serves v-0000000009 now, the plan was made for .*deploy again"):
@@ -105,7 +105,7 @@ def test_a_service_with_a_running_rollout_is_not_marked_for_removal(store: SqlSt
     assert not store.service("chat").removing
 
 
-def test_a_commit_moves_the_services_stable_in_the_same_transaction(store: SqlStore) -> None:
+def test_a_commit_updates_the_stable_version_of_the_service(store: SqlStore) -> None:
     state = a_rollout()
     store.put_service(CHAT, VERSION)
     store.create_rollout(state, request="{}", at_s=1.0)
@@ -116,7 +116,7 @@ def test_a_commit_moves_the_services_stable_in_the_same_transaction(store: SqlSt
     assert store.service("chat").stable == CANARY
 
 
-def test_a_refused_commit_leaves_stable_and_log_alone(store: SqlStore) -> None:
+def test_a_refused_commit_changes_neither_stable_nor_log(store: SqlStore) -> None:
     state = a_rollout()
     store.put_service(CHAT, VERSION)
     store.create_rollout(state, request="{}", at_s=1.0)
@@ -124,7 +124,7 @@ def test_a_refused_commit_leaves_stable_and_log_alone(store: SqlStore) -> None:
     leaving = replace(state, departure=Departure(STABLE, CANARY, DepartureStep.SHIFT, 2.0, 2.0))
 
     with pytest.raises(StaleWrite):
-        store.commit(said(leaving, "x", 3.0), (), expected_version=7, evidence=None)
+        store.commit(with_log_line(leaving, "x", 3.0), (), expected_version=7, evidence=None)
 
     assert (store.service("chat").stable, store.events("chat")) == (STABLE, before)
 
@@ -133,22 +133,26 @@ def test_each_log_line_becomes_one_event(store: SqlStore) -> None:
     store.put_service(CHAT, VERSION)
     state = a_rollout()
     store.create_rollout(state, request="{}", at_s=1.0)
-    one = said(state, "one", 2.0)
+    one = with_log_line(state, "one", 2.0)
     store.commit(one, (), expected_version=0, evidence=None)
 
-    store.commit(said(said(one, "two", 3.0), "three", 3.0), (), expected_version=1, evidence=None)
+    store.commit(
+        with_log_line(with_log_line(one, "two", 3.0), "three", 3.0), (), expected_version=1, evidence=None
+    )
 
     texts = [event.text for event in store.events("chat")]
     assert texts[-3:] == ["one", "two", "three"]
     assert len(texts) == 1 + state.log_count + 3  # the first is the service's own
 
 
-def test_events_go_on_after_the_last_one_read(store: SqlStore) -> None:
-    for text in ("a", "b", "c"):
-        store.append_event("chat", text, at_s=1.0)
-    first = store.events("chat", limit=1)[0]
+def test_events_are_returned_after_the_given_one(store: SqlStore) -> None:
+    store.put_service(CHAT, VERSION)
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    store.commit(with_log_line(a_rollout(), "b", 2.0), (), expected_version=0, evidence=None)
+    created, begun, _ = store.events("chat")
 
-    assert [event.text for event in store.events("chat", after_seq=first.seq)] == ["b", "c"]
+    after = [store.events("chat", after_seq=event.seq) for event in (created, begun)]
+    assert [[event.text for event in events] for events in after] == [[begun.text, "b"], ["b"]]
 
 
 def test_history_is_newest_first(store: SqlStore) -> None:
@@ -163,7 +167,7 @@ def test_history_is_newest_first(store: SqlStore) -> None:
     assert [row.id for row in store.rollouts("chat")] == ["r-00000003", "r-00000002"]
 
 
-def test_of_many_writers_at_once_exactly_one_begins_a_rollout(store: SqlStore) -> None:
+def test_exactly_one_of_many_concurrent_writers_creates_a_rollout(store: SqlStore) -> None:
     store.put_service(CHAT, VERSION)
     refused: list[str] = []
 
@@ -182,7 +186,7 @@ def test_of_many_writers_at_once_exactly_one_begins_a_rollout(store: SqlStore) -
     assert (len(refused), len(store.running())) == (5, 1)
 
 
-def test_the_lease_has_one_holder_until_it_ends(store: SqlStore) -> None:
+def test_the_lease_has_one_holder_until_it_expires(store: SqlStore) -> None:
     assert store.acquire_lease("a", now_s=100.0, ttl_s=5.0) is not None
 
     assert store.acquire_lease("b", now_s=104.9, ttl_s=5.0) is None
@@ -214,14 +218,14 @@ def test_a_lease_from_a_clock_that_was_set_back_is_void(store: SqlStore) -> None
     assert store.acquire_lease("b", now_s=100.0, ttl_s=5.0) is not None
 
 
-def test_a_token_names_its_owner_and_another_names_nobody(store: SqlStore) -> None:
+def test_a_token_identifies_its_owner(store: SqlStore) -> None:
     store.put_token("digest", Identity("ada", Role.VIEWER), at_s=1.0)
 
     assert store.identity("digest") == Identity("ada", Role.VIEWER)
     assert store.identity("another") is None
 
 
-def test_a_removed_service_leaves_its_history(store: SqlStore) -> None:
+def test_a_removed_service_keeps_its_history(store: SqlStore) -> None:
     store.put_service(CHAT, VERSION)
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     store.remove_service("chat", at_s=2.0)
@@ -242,13 +246,13 @@ def test_a_network_file_system_is_refused_with_its_name_and_a_remedy(tmp_path: P
 
 
 @pytest.mark.parametrize("place", ["mysql://x/y", "sqlite://", "no url"])
-def test_a_database_that_cannot_hold_the_state_is_refused(place: str) -> None:
+def test_an_unsupported_database_is_refused(place: str) -> None:
     with pytest.raises(BadInput, match=r"use sqlite:///FILE"):
         SqlStore(place)
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
-    (tmp_path / "state.db").write_text("hello, I am no database, and long enough to show it" * 100)
+def test_a_file_that_is_not_a_database_is_named_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_text("this text is not a database, and long enough to show it" * 100)
 
     with pytest.raises(Unreachable, match=r"state\.db does not open: file is not a database"):
         SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
@@ -265,7 +269,7 @@ def test_a_database_of_a_newer_canaryctl_is_refused(url: str) -> None:
 
 
 def with_attempts(store: SqlStore, count: int) -> None:
-    """One rolled-back attempt of CANARY, then this many of other versions."""
+    """Store one rolled-back attempt of CANARY, then `count` of other versions."""
     store.put_service(CHAT, VERSION)
     for index in range(count + 1):
         state = a_rollout(f"r-{index:08}")
@@ -276,7 +280,7 @@ def with_attempts(store: SqlStore, count: int) -> None:
         store.commit(ended, (), expected_version=0, evidence=None)
 
 
-def test_an_attempt_is_found_behind_any_number_of_others(store: SqlStore) -> None:
+def test_an_attempt_is_found_among_any_number_of_others(store: SqlStore) -> None:
     with_attempts(store, 120)
 
     found = store.latest_attempt("chat", CANARY)
@@ -287,7 +291,7 @@ def test_an_attempt_is_found_behind_any_number_of_others(store: SqlStore) -> Non
     )  # fmt: skip
 
 
-def test_of_two_attempts_the_newer_counts(store: SqlStore) -> None:
+def test_the_newer_of_two_attempts_is_returned(store: SqlStore) -> None:
     with_attempts(store, 1)
     store.create_rollout(a_rollout("r-00000009"), request="{}", at_s=9.0)
 
@@ -297,7 +301,7 @@ def test_of_two_attempts_the_newer_counts(store: SqlStore) -> None:
     assert found.id == "r-00000009"
 
 
-def test_a_database_of_the_first_schema_is_brought_up_to_date(store: SqlStore, url: str) -> None:
+def test_a_database_of_the_first_schema_is_migrated(store: SqlStore, url: str) -> None:
     with_attempts(store, 60)
     with store._writes.begin() as db:
         db.execute(sa.text("DROP INDEX attempts_of_a_version"))

@@ -1,0 +1,44 @@
+"""Units: percentages, durations, bytes; parsed and formatted."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.quantities import duration, duration_s, gib, percent, weight_bp
+
+
+@pytest.mark.parametrize(
+    ("text", "points"), [("2.5%", 250), ("2.5 %", 250), (2.5, 250), (100, 10_000), ("0.01%", 1)]
+)
+def test_percents_become_basis_points(text: object, points: int) -> None:
+    assert weight_bp(text) == points
+
+
+@pytest.mark.parametrize("bad", ["5", "5 percent", -1, 101, 0.001, True, None, float("nan"), "1e400%"])
+def test_a_malformed_percentage_is_refused(bad: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a percent|is outside|is finer"):
+        weight_bp(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("30s", 30), ("10m", 600), ("1h30m", 5400), ("3d", 259_200), (7, 7), ("7", 7)],
+)
+def test_durations_become_seconds(text: object, seconds: float) -> None:
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("bad", ["", "soon", "5 weeks", "1h-", -1, True, None, float("inf"), "400d"])
+def test_a_malformed_duration_is_refused(bad: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a duration|is outside"):
+        duration_s(bad)
+
+
+def test_numbers_are_formatted_with_their_units() -> None:
+    assert (percent(250), percent(10_000), duration(5400), duration(0.5)) == (
+        "2.5 %",
+        "100 %",
+        "1 h 30 min",
+        "0.5 s",
+    )
+    assert (gib(3 << 30), gib(5 << 20)) == ("3.0 GiB", "5 MiB")
