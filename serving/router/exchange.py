@@ -21,18 +21,17 @@ Clocks: `now_s` is CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, assert_never
+from typing import assert_never
 
 from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecord
 from serving.router.answer_scan import AnswerScan
 from serving.router.assignment import hash64
 from serving.router.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
-from serving.router.types import Attempt, Head, Refusal, RouterContext, Start
+from serving.router.types import Attempt, Failure, Head, Refusal, RouterContext, Start
 
 MAX_ATTEMPTS = 4  # of one request, both arms together
 HOLD_LIMIT = 1 << 20  # bytes; a whole answer up to this size is passed on only when it is complete
 
-Failure: TypeAlias = Literal["refused", "reset", "timeout", "cut", "withheld", "error in the answer"]
 _RECONNECT_AFTER: tuple[frozenset[str], frozenset[str]] = (  # by arm: another connection may help
     frozenset({"refused", "reset", "cut"}),
     frozenset({"refused", "reset"}),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from serving.messages import AssignedBy, RequestRecord, RouteTable
 from serving.router.headers import RawHeaders
 from serving.router.outbox import SETTLE_S, Canary
+
+# Why an attempt failed. refused: no connection, or refused by the engine's front.  reset: connection broken
+# before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.
+Failure: TypeAlias = Literal["refused", "reset", "timeout", "cut", "withheld", "error in the answer"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Literal
 
 import aiohttp
 from multidict import CIMultiDict
@@ -16,16 +15,16 @@ from yarl import URL
 
 from serving.messages import CANARY
 from serving.router.headers import RawHeaders
-from serving.router.types import Attempt, Limits, Request
+from serving.router.types import Attempt, Failure, Limits, Request
 
 # Below uvicorn's 5 s, so that the router closes an idle connection, not the engine during a request.
 KEEP_ALIVE_S = 4.0
 
 
 class UpstreamFailure(Exception):
-    """The engine did not answer, or its answer broke off. `why`: a `Failure` of the exchange."""
+    """The engine did not answer, or its answer broke off."""
 
-    def __init__(self, why: Literal["refused", "reset", "timeout", "cut", "withheld"]) -> None:
+    def __init__(self, why: Failure) -> None:
         super().__init__(why)
         self.why = why
 

@@ -57,8 +57,8 @@ def state(url: str) -> Any:
 
 
 def right_ratio(url: str, every: int) -> float:
-    asked = questions()[::every]
-    return sum(one.is_right(ask(url, one.prompt)) for one in asked) / len(asked)
+    cases = questions()[::every]
+    return sum(case.is_right(ask(url, case.prompt)) for case in cases) / len(cases)
 
 
 @dataclass
@@ -146,10 +146,10 @@ class LongStreams:
         one = Traffic(self._traffic.base)
         more = {"max_tokens": LONG_TOKENS, "ignore_eos": True}
         async with aiohttp.ClientSession() as session:
-            found = await asyncio.gather(
+            failures = await asyncio.gather(
                 *(one._one(session, f"long-{index}", stream=True, **more) for index in range(self._count))
             )
-        self.failures = [why for why in found if why]
+        self.failures = [why for why in failures if why]
         self.arms = one.arms
 
 

@@ -97,7 +97,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Reply:
     sent_s: float
     status: int
     arm: str
@@ -108,7 +108,7 @@ class Load:
 
     def __init__(self, rig: Rig, base: str, *, workers: int = WORKERS) -> None:
         self._rig, self._base, self._workers = rig, base, workers
-        self.asked: list[Asked] = []
+        self.replies: list[Reply] = []
 
     def __enter__(self) -> Load:
         self._stop = asyncio.Event()
@@ -128,14 +128,14 @@ class Load:
         while not self._stop.is_set():
             count += 1
             one = await ask(session, self._base, f"load-{worker}-{count}", stream=count % 2 == 0)
-            self.asked.append(one)
+            self.replies.append(one)
 
     @property
-    def failed(self) -> list[Asked]:
-        return [one for one in self.asked if one.status != 200]
+    def failed(self) -> list[Reply]:
+        return [one for one in self.replies if one.status != 200]
 
 
-async def ask(session: aiohttp.ClientSession, base: str, user: str, *, stream: bool = False) -> Asked:
+async def ask(session: aiohttp.ClientSession, base: str, user: str, *, stream: bool = False) -> Reply:
     body = {
         "model": "chat",
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -148,7 +148,7 @@ async def ask(session: aiohttp.ClientSession, base: str, user: str, *, stream: b
         text = await answer.text()
         ended = answer.status == 200 and (not stream or text.rstrip().endswith("[DONE]"))
         status = answer.status if ended or answer.status != 200 else 599
-        return Asked(sent_s, status, answer.headers.get("x-canaryctl-arm", ""))
+        return Reply(sent_s, status, answer.headers.get("x-canaryctl-arm", ""))
 
 
 @dataclass
@@ -173,19 +173,19 @@ class Rig:
             time.sleep(0.005)
         raise AssertionError(f"weight {weight_bp} bp was not applied: {status}")
 
-    def ask_all(self, users: list[str], at_once: int = 8) -> list[Asked]:
-        async def run() -> list[Asked]:
+    def ask_all(self, users: list[str], at_once: int = 8) -> list[Reply]:
+        async def run() -> list[Reply]:
             gate = asyncio.Semaphore(at_once)
 
-            async def one(session: aiohttp.ClientSession, user: str) -> Asked:
+            async def one(session: aiohttp.ClientSession, user: str) -> Reply:
                 async with gate:
                     return await ask(session, self.base, user)
 
             async with aiohttp.ClientSession() as session:
                 return list(await asyncio.gather(*(one(session, user) for user in users)))
 
-        asked: list[Asked] = self.loop.run(run(), 120)
-        return asked
+        replies: list[Reply] = self.loop.run(run(), 120)
+        return replies
 
     def records(self, *, until: Callable[[list[RequestRecord]], bool]) -> list[RequestRecord]:
         """Read the log until the condition holds; ten seconds at most."""
@@ -234,12 +234,12 @@ def rig(two_versions: Any, run_router: Callable[[str, int], str]) -> Iterator[Ri
 def test_the_canarys_share_matches_the_weight_and_the_records_agree(rig: Rig) -> None:
     n, w = 500, 0.2
     rig.split(2000, rollout=f"share-{rig.service}")
-    asked = rig.ask_all([f"user-{index}" for index in range(n)])
+    replies = rig.ask_all([f"user-{index}" for index in range(n)])
     found = rig.records(until=lambda r: sum(x.rollout.startswith("share") for x in r) >= n)
     records = [one for one in found if one.rollout.startswith("share")]
-    canary = sum(one.arm == "canary" for one in asked)
+    canary = sum(one.arm == "canary" for one in replies)
 
-    assert [one.status for one in asked] == [200] * n
+    assert [one.status for one in replies] == [200] * n
     assert abs(canary - n * w) < 4.5 * math.sqrt(n * w * (1 - w))
     assert sum(one.arm for one in records) == canary
     assert {(one.w, one.assigned_by, one.error, one.outcome) for one in records} == {
@@ -280,8 +280,8 @@ def test_after_weight_zero_is_applied_no_request_starts_on_the_canary_under_load
         time.sleep(1.0)
 
     assert rig.canary.started_after(applied_s) == []
-    assert [one for one in load.asked if one.sent_s > applied_s and one.arm == "canary"] == []
-    assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
+    assert [one for one in load.replies if one.sent_s > applied_s and one.arm == "canary"] == []
+    assert {one.arm for one in load.replies if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
     assert load.failed == []
     assert status.how in ("fenced", "acknowledged")
 
@@ -360,15 +360,15 @@ def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_
         status = rig.split(0)
         applied_s = time.time()
         time.sleep(2.0)
-        after = len(load.asked)
+        after = len(load.replies)
         time.sleep(0.5)
     server.should_exit = True
     serving.result(20)
 
     assert rig.canary.started_after(applied_s) == []
     assert status.how in ("fenced", "lease")
-    assert {one.arm for one in load.asked if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
-    assert len(load.asked) > after  # it continued to serve stable without its table
+    assert {one.arm for one in load.replies if one.sent_s < applied_s - 0.5} == {"stable", "canary"}
+    assert len(load.replies) > after  # it continued to serve stable without its table
     assert load.failed + others.failed == []
 
 

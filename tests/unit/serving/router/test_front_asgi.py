@@ -165,13 +165,13 @@ async def rig() -> AsyncIterator[Rig]:
 
 async def test_a_router_without_a_table_holds_requests_until_it_has_one(rig: Rig) -> None:
     rig.core.table = None
-    asked = asyncio.create_task(rig.ask())
+    request = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.1)
-    is_held = not asked.done()
+    is_held = not request.done()
     rig.publish()
 
     assert is_held
-    assert (await asked).status_code == 200
+    assert (await request).status_code == 200
 
 
 async def test_a_router_that_gets_no_table_answers_503_with_retry_after(rig: Rig) -> None:
@@ -479,8 +479,8 @@ async def test_stables_own_error_passes_through_unchanged(rig: Rig) -> None:
 
 async def test_a_hundred_concurrent_requests_all_end_and_none_stays_in_flight(rig: Rig) -> None:
     rig.publish(weight_bp=5000, change=2)
-    asked = [rig.ask(user=f"u{index}", stream=index % 2 == 0) for index in range(100)]
-    answers = await asyncio.gather(*asked)
+    requests = [rig.ask(user=f"u{index}", stream=index % 2 == 0) for index in range(100)]
+    answers = await asyncio.gather(*requests)
     records = rig.records()
 
     assert [answer.status_code for answer in answers] == [200] * 100

@@ -129,9 +129,9 @@ class Rig:
         await until(lambda: self.page().low_watermark_s > last_s)
         feed = Feed("r-1", GateConfig(GatePolicy.default().only("error"), (StagePlan(0.5, 0),)))
         feed.take(self.page(), time.time())
-        status = feed.sight()
-        assert status is not None
-        return status
+        evidence = feed.sight()
+        assert evidence is not None
+        return evidence
 
 
 @pytest.fixture
