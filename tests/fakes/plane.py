@@ -69,7 +69,7 @@ class FakeFleet:
     loads: int = 0
 
     def ensure(self, service: str, version: str, replicas: int, *, token: int) -> None:
-        self._open(token)
+        self._check(token)
         engine = self.engines.get((service, version))
         if engine is None or engine.phase in (VersionPhase.FAILED, VersionPhase.STOPPING):
             self.loads += 1
@@ -93,25 +93,20 @@ class FakeFleet:
         self._enter(service, version, token, VersionPhase.DRAINING)
 
     def cancel(self, service: str, version: str, *, token: int) -> None:
-        self._open(token)
+        self._check(token)
         if (engine := self.engines.get((service, version))) is not None:
             engine.in_flight = 0
 
     def stop(self, service: str, version: str, *, token: int) -> None:
         self._enter(service, version, token, VersionPhase.STOPPING)
 
-    def crash(self, service: str, version: str, why: str) -> None:
-        """The engine fails on its own."""
-        self.engines[service, version].phase = VersionPhase.FAILED
-        self.engines[service, version].error = why
-
-    def _open(self, token: int) -> None:
+    def _check(self, token: int) -> None:
         if self.blind:
             raise Unreachable("the fleet does not answer; is Ray running?")
         self.fence.check(token)
 
     def _enter(self, service: str, version: str, token: int, phase: VersionPhase) -> None:
-        self._open(token)
+        self._check(token)
         engine = self.engines.get((service, version))
         if engine is not None and engine.phase not in (phase, VersionPhase.STOPPING):
             engine.phase, engine.since_s = phase, self.clock.at_s
@@ -147,7 +142,7 @@ class FakeTraffic:
     fence: _Fence = field(default_factory=_Fence)
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
-        self._open(token)
+        self._check(token)
         weight_bp = 0 if rollout in self.tombstones else split.weight_bp
         canary = split.canary if weight_bp else None
         before = self.tables.get(service)
@@ -170,14 +165,14 @@ class FakeTraffic:
         return replace(table, applied=applied, tombstoned=tuple(sorted(self.tombstones)))
 
     def heartbeat(self, service: str, *, token: int) -> None:
-        self._open(token)
+        self._check(token)
         self.heartbeat_at_s[service] = self.clock.at_s
 
     def tombstone(self, rollout: str) -> None:
         """As `rollback --direct` does without a controller."""
         self.tombstones.add(rollout)
 
-    def _open(self, token: int) -> None:
+    def _check(self, token: int) -> None:
         if self.blind:
             raise Unreachable("the route table does not answer; is Ray running?")
         self.fence.check(token)
