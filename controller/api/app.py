@@ -24,7 +24,7 @@ from controller import telemetry
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, token_digest
 from controller.errors import BadInput, BadSpec, CanaryctlError
-from controller.evidence.snapshot import evidence_in
+from controller.evidence.snapshot import stored_status
 from controller.rollout.serialization import state_from_json
 from controller.runtime.runner import LastTick
 from controller.spec.service import PolicySpec, ServiceSpec, VersionSpec
@@ -144,7 +144,7 @@ class Views:
         """A rollout with its live evidence, or with what was committed last."""
         evidence = sight.evidence if sight.rollout == row.id else None
         if evidence is None:
-            evidence = evidence_in(self._reader.evidence(row.id))
+            evidence = stored_status(self._reader.evidence(row.id))
         return rollout_view(state_from_json(row.state), evidence, now_s=sight.at_s or None)
 
 

@@ -11,7 +11,8 @@ import typer
 from pydantic import BaseModel
 from rich.console import Group
 
-from controller.ab.spec import AbView, parse_ab, question_of
+from controller.ab.results import AbView
+from controller.ab.spec import parse_ab, question_of
 from controller.cli.ab_show import file_table, next_step, size_table, view_table
 from controller.cli.actions import change_body, read_policy
 from controller.cli.client import HASH_TIMEOUT_S, Client

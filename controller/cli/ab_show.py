@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from controller.ab.spec import AbView
+from controller.ab.results import AbView
 from controller.cli.output import table
 from evaluation.ab.comparison import MIN_PER_SIDE, AbVerdict
 from evaluation.ab.sample_size import SampleSize

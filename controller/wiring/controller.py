@@ -19,7 +19,9 @@ from controller.api.app import make_app, requires
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.errors import BusyPort
-from controller.evidence.feed import EvidenceFeeds, gate_config
+from controller.evidence.feed import EvidenceFeeds
+from controller.evidence.reader import RecordsReader
+from controller.evidence.records import gate_config
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
 from controller.rollout.serialization import state_from_json
@@ -111,18 +113,19 @@ def build(settings: Settings) -> Built:
         return state.entered_at_s if state is not None and state.serving == stable else 0.0
 
     def make_workers(service: str) -> ServiceWorkers:
-        meter = world.meters.setdefault(
-            service, TrafficMeter(service, log, lambda stable: promoted_at_s(service, stable))
-        )
+        meter = world.meters.setdefault(service, TrafficMeter(lambda stable: promoted_at_s(service, stable)))
         engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
-        feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store.request(rollout.id)))
+        reader = RecordsReader(service, log)
+        feeds = EvidenceFeeds(reader, store, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(target=target, preflight=preflight, rate_per_s=world.requests_per_s)
         front = PlaneFront(traffic, routers, fleet.stop_router, time.monotonic)
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
 
         def measure(now_s: float) -> None:
-            meter.look(now_s, store.service(service).stable)
-            tests.look(service, now_s)
+            meter.set_stable(store.service(service).stable)
+            reader.subscribe("meter", meter)  # not before its first `set_stable`, which starts it anew
+            feeds.poll_idle(now_s)
+            tests.tick(service, reader, now_s)
 
         return ServiceWorkers(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)
 
@@ -136,7 +139,7 @@ def build(settings: Settings) -> Built:
 
     runner = Runner(store, clock, make_workers, replicas, holder=_holder())
     commands = Commands(store, world, clock, runner.wake)
-    tests = AbTests(AbStore(settings.database_url), commands, log, clock, rollout_of=rollout_of)
+    tests = AbTests(AbStore(settings.database_url), commands, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
     app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())

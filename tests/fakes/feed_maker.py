@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from controller.evidence.feed import EvidenceFeeds, GateConfig
+from controller.evidence.feed import EvidenceFeeds
+from controller.evidence.reader import RecordsReader
+from controller.evidence.records import GateConfig
 from controller.rollout.observation import EvidenceStatus, VersionStatus
 from controller.rollout.state import Phase, RolloutState
 from evaluation.policy.policy import GatePolicy, StagePlan
@@ -65,8 +67,8 @@ def traffic(log: FakeLog, count: int, *, first: int = 0, canary_right: float = 0
     log.watermark_s = START_S + 0.1 * (first + count)
 
 
-def feeds_on(log: FakeLog, saved: bytes | None = None) -> EvidenceFeeds:
-    return EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
+def feeds_on(log: FakeLog, saved: bytes | None = None, config: GateConfig = CONFIG) -> EvidenceFeeds:
+    return EvidenceFeeds(RecordsReader("chat", log), Snapshots(saved), lambda rollout: config)
 
 
 def look(

@@ -12,16 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.ab.outcomes import Outcome, OutcomeLedger
+from controller.ab.outcomes import OutcomeLedger
+from controller.ab.results import AbEvaluator
 from controller.ab.service import AbTests
-from controller.ab.spec import LIVE_METRICS, AbEvaluator, AbSpec, parse_ab
+from controller.ab.spec import LIVE_METRICS, AbSpec, parse_ab
 from controller.auth import Identity, Role
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
+from controller.evidence.reader import RecordsReader
+from controller.evidence.score_join import JOIN_WINDOW_S, JoinedRequest, ScoreJoin
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.plan import Stage
 from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.spec.service import PolicySpec, parse_policy
 from controller.store.ab import AbStore
+from controller.store.rows import AbOutcome
 from controller.views.rollout import waiting_for
 from evaluation.ab.comparison import AbVerdict
 from evaluation.report import Verdict
@@ -87,6 +91,19 @@ class Rollouts:
         return replace(state, phase=Phase.ROLLED_BACK, cause=cause) if self.over else state
 
 
+class Controller(AbTests):
+    """A controller's A/B tests, with the reader of its service."""
+
+    def __init__(self, log: Log, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reader = RecordsReader("chat", log)
+
+    def look(self, service: str, now_s: float) -> None:
+        self.tick(service, self.reader, now_s)  # subscribes a new test
+        self.reader.poll(now_s)
+        self.tick(service, self.reader, now_s)
+
+
 class Bench:
     """One controller over a database file."""
 
@@ -95,9 +112,9 @@ class Bench:
         self.path = path
         self.tests = self.restarted()
 
-    def restarted(self) -> AbTests:
+    def restarted(self) -> Controller:
         store = AbStore(f"sqlite:///{self.path / 'ab.db'}", mounts=self.path / "no-mounts")
-        return AbTests(store, self.rollouts, self.log, self.now, rollout_of=self.rollouts.load)
+        return Controller(self.log, store, self.rollouts, self.now, rollout_of=self.rollouts.load)
 
 
 @pytest.fixture
@@ -147,7 +164,7 @@ def test_a_restart_goes_on_where_it_was_and_says_the_same(bench: Bench) -> None:
     bench.log.events, bench.log.low_watermark_s = events, 1e9
     again.look("chat", now_s=5000.0)
     whole = AbEvaluator(parse_ab(BODY))
-    book = OutcomeLedger("r-1", "quality", 600.0)
+    book = Book("r-1", "quality", 600.0)
     take(book, events)
     whole.add(book.settle(1e9, 5000.0))
 
@@ -210,7 +227,7 @@ def test_a_fault_in_a_test_does_not_reach_the_services_tick(
     bench.tests.create("chat", BODY, ADMIN)
     bench.log.events = graded(40)
     with monkeypatch.context() as broken:
-        broken.setattr(bench.log, "read", lambda *_, **__: 1 / 0)
+        broken.setattr(OutcomeLedger, "add_request", lambda *_, **__: 1 / 0)
         bench.tests.look("chat", now_s=500.0)
     bench.tests.look("chat", now_s=501.0)
 
@@ -267,7 +284,7 @@ def test_a_test_says_whether_b_is_served(bench: Bench, is_acked: bool, phase: st
 def test_a_side_that_loses_units_makes_the_test_invalid_whatever_it_shows() -> None:
     spec, rng = parse_ab(BODY), np.random.default_rng(0)
     sides = [bool(side) for side in rng.random(4000) < 0.4]
-    rows = [Outcome(n, side, 0.5, 0.9 if side else 0.1, float(n)) for n, side in enumerate(sides)]
+    rows = [AbOutcome(n, side, 0.5, 0.9 if side else 0.1, float(n)) for n, side in enumerate(sides)]
 
     evaluator = AbEvaluator(spec, rows)
     assert evaluator.result().verdict is AbVerdict.INVALID
@@ -275,7 +292,7 @@ def test_a_side_that_loses_units_makes_the_test_invalid_whatever_it_shows() -> N
 
 
 def test_a_test_without_one_grade_says_so() -> None:
-    rows = [Outcome(n, n % 2 == 1, 0.5, None, float(n)) for n in range(120)]
+    rows = [AbOutcome(n, n % 2 == 1, 0.5, None, float(n)) for n in range(120)]
 
     evaluator = AbEvaluator(parse_ab(BODY), rows)
     assert (evaluator.result().verdict, evaluator.note()) == (AbVerdict.NOT_SHOWN, "no value in 120 requests")
@@ -300,7 +317,7 @@ def test_one_test_at_a_time(bench: Bench) -> None:
 def test_a_running_rollout_has_the_canarys_place(bench: Bench) -> None:
     bench.rollouts.is_running = True
 
-    with pytest.raises(RolloutRunning, match="an A/B test needs the canary's place: chat has rollout r-0"):
+    with pytest.raises(RolloutRunning, match="an A/B test deploys B as the canary: chat has rollout r-0"):
         bench.tests.create("chat", BODY, ADMIN)
 
 
@@ -309,12 +326,21 @@ def test_a_service_without_a_test_says_how_to_begin_one(bench: Bench) -> None:
         bench.tests.status("chat")
 
 
-def take(book: OutcomeLedger, events: list[Event]) -> None:
-    for event in events:
-        if isinstance(event, RequestRecord):
-            book.add_request(event)
+class Book(OutcomeLedger):
+    """A ledger with a join of its own."""
+
+    def __init__(self, rollout: str, metric: str, score_wait_s: float) -> None:
+        super().__init__(rollout, metric, score_wait_s)
+        self.join = ScoreJoin()
+
+
+def take(book: Book, events: list[Event]) -> None:
+    for event in book.join.join(events):
+        if isinstance(event, JoinedRequest):
+            book.add_request(event.record, event.scores)
         else:
-            book.add_score(event)
+            book.add_score(event.score, event.request.request_id)
+    book.join.forget(before_s=events[-1].at_s - JOIN_WINDOW_S, max_ids=1000)
 
 
 def score(seq: int, of: str, value: float = 0.7, *, at_s: float = 1.0) -> ScoreRecord:
@@ -325,21 +351,19 @@ def timed(n: int, latency_ms: float, **more: Any) -> RequestRecord:
     return request(n, latency_ms=latency_ms, **more)
 
 
-def outcomes(
-    book: OutcomeLedger, through_s: float = 1e9, now_s: float = 1e9
-) -> list[tuple[bool, float | None]]:
+def outcomes(book: Book, through_s: float = 1e9, now_s: float = 1e9) -> list[tuple[bool, float | None]]:
     return [(outcome.is_b, outcome.y) for outcome in book.settle(through_s, now_s)]
 
 
 def test_outcomes_come_in_the_order_of_assignment_not_of_answers() -> None:
-    book = OutcomeLedger("r-1", "latency_ms", 600.0)
+    book = Book("r-1", "latency_ms", 600.0)
     take(book, [timed(1, 1.0, at_s=9.0), timed(2, 2.0, at_s=3.0, arm=1)])
 
     assert outcomes(book) == [(True, 2.0), (False, 1.0)]
 
 
 def test_nothing_settles_before_every_earlier_request_was_told() -> None:
-    book = OutcomeLedger("r-1", "latency_ms", 600.0)
+    book = Book("r-1", "latency_ms", 600.0)
     take(book, [timed(1, 1.0, at_s=9.0)])
 
     assert outcomes(book, through_s=9.0) == []
@@ -347,7 +371,7 @@ def test_nothing_settles_before_every_earlier_request_was_told() -> None:
 
 
 def test_a_score_is_waited_for_and_then_missing() -> None:
-    book = OutcomeLedger("r-1", "quality", 30.0)
+    book = Book("r-1", "quality", 30.0)
     take(book, [request(1, at_s=100.0)])
 
     assert outcomes(book, now_s=129.0) == []
@@ -355,7 +379,7 @@ def test_a_score_is_waited_for_and_then_missing() -> None:
 
 
 def test_a_graded_request_counts_at_once_but_for_one_before_it_that_waits() -> None:
-    book = OutcomeLedger("r-1", "quality", 600.0)
+    book = Book("r-1", "quality", 600.0)
     take(book, [request(n, at_s=float(n), arm=n % 2) for n in (1, 2, 3, 4)])
     take(book, [score(5, "q1"), score(6, "q2"), score(7, "q4")])
 
@@ -366,7 +390,7 @@ def test_a_graded_request_counts_at_once_but_for_one_before_it_that_waits() -> N
 @pytest.mark.parametrize("name", ["q1", "a1"])
 @pytest.mark.parametrize("score_first", [True, False])
 def test_a_score_finds_its_request_by_either_id_before_or_after(name: str, score_first: bool) -> None:
-    book = OutcomeLedger("r-1", "quality", 600.0)
+    book = Book("r-1", "quality", 600.0)
     events: list[Event] = [request(1), score(2, name)]
     take(book, events[::-1] if score_first else events)
 
@@ -374,23 +398,23 @@ def test_a_score_finds_its_request_by_either_id_before_or_after(name: str, score
 
 
 def test_a_restart_reads_again_from_a_score_whose_request_has_not_come() -> None:
-    book = OutcomeLedger("r-1", "quality", 600.0)
+    book = Book("r-1", "quality", 600.0)
     take(book, [score(41, "q9")])
 
-    assert book.resume_seq(60) == 40
+    assert (book.join.first_held() or 0) - 1 == 40
 
 
 def test_scores_of_nobody_are_forgotten_in_time() -> None:
-    book = OutcomeLedger("r-1", "quality", 600.0)
+    book = Book("r-1", "quality", 600.0)
     take(book, [score(1, "lost", at_s=0.0), score(2, "q2", at_s=901.0)])
-    assert book.resume_seq(60) == 1
+    assert (book.join.first_held() or 0) - 1 == 1
 
     take(book, [score(n, f"x{n}", at_s=902.0) for n in range(3, 25_000)])
-    assert book.resume_seq(60_000) > 4000
+    assert (book.join.first_held() or 0) > 4000
 
 
 def test_a_unit_counts_once() -> None:
-    book = OutcomeLedger("r-1", "latency_ms", 600.0)
+    book = Book("r-1", "latency_ms", 600.0)
     take(book, [timed(n, float(n), unit="ada", assigned_by="sticky") for n in range(1, 6)])
 
     assert outcomes(book) == [(False, 1.0)]
@@ -407,14 +431,14 @@ def test_a_unit_counts_once() -> None:
     ],
 )
 def test_what_no_coin_decided_is_left_out(left_out: dict[str, Any]) -> None:
-    book = OutcomeLedger("r-1", "latency_ms", 600.0)
+    book = Book("r-1", "latency_ms", 600.0)
     take(book, [timed(1, 1.0, **left_out)])
 
     assert outcomes(book) == []
 
 
 def test_a_lost_span_is_dropped_for_both_arms() -> None:
-    book = OutcomeLedger("r-1", "latency_ms", 600.0)
+    book = Book("r-1", "latency_ms", 600.0)
     take(book, [timed(n, float(n), arm=n % 2) for n in range(1, 7)])
     book.drop_span(2.0, 5.0)
 
@@ -433,7 +457,7 @@ def test_a_lost_span_is_dropped_for_both_arms() -> None:
     ],
 )
 def test_what_a_record_holds_is_read_from_it(metric: str, told: dict[str, Any], value: float | None) -> None:
-    book = OutcomeLedger("r-1", metric, 600.0)
+    book = Book("r-1", metric, 600.0)
     take(book, [request(1, **told)])
 
     assert outcomes(book) == [(False, value)]
@@ -441,34 +465,34 @@ def test_what_a_record_holds_is_read_from_it(metric: str, told: dict[str, Any], 
 
 @pytest.mark.parametrize("metric", sorted(LIVE_METRICS))
 def test_every_metric_that_can_be_asked_for_is_read_or_handed_in(metric: str) -> None:
-    book = OutcomeLedger("r-1", metric, 600.0)
+    book = Book("r-1", metric, 600.0)
     take(book, [request(1, ttft_ms=1.0, itl_ms=1.0), ScoreRecord(2, "q1", metric, 1.0, 1.0)])
 
     [(_, value)] = outcomes(book)
     assert value is not None
-    AbEvaluator(parse_ab(BODY | {"metric": metric}), [Outcome(1, False, 0.5, value, 1.0)])
+    AbEvaluator(parse_ab(BODY | {"metric": metric}), [AbOutcome(1, False, 0.5, value, 1.0)])
 
 
 def test_half_a_hallucination_is_a_score_and_stops_nothing() -> None:
-    evaluator = AbEvaluator(parse_ab(BODY | {"metric": "hallucinated"}), [Outcome(1, True, 0.5, 0.5, 1.0)])
+    evaluator = AbEvaluator(parse_ab(BODY | {"metric": "hallucinated"}), [AbOutcome(1, True, 0.5, 0.5, 1.0)])
 
     assert (evaluator.result().n_b, evaluator.missing) == (1, [0, 0])
 
 
 @pytest.mark.parametrize(("metric", "y"), [("latency_ms", -3.0), ("quality", 1.5), ("error", math.nan)])
 def test_what_is_no_outcome_counts_as_missing(metric: str, y: float) -> None:
-    evaluator = AbEvaluator(parse_ab(BODY | {"metric": metric}), [Outcome(1, True, 0.5, y, 1.0)])
+    evaluator = AbEvaluator(parse_ab(BODY | {"metric": metric}), [AbOutcome(1, True, 0.5, y, 1.0)])
 
     assert (evaluator.result().n_b, evaluator.missing) == (0, [0, 1])
 
 
 def test_a_fixed_test_is_silent_until_both_sides_are_full() -> None:
     spec = parse_ab(BODY | {"mode": "fixed", "sample_size": 50})
-    rows = [Outcome(n, n % 2 == 1, 0.5, 0.9 if n % 2 else 0.1, float(n)) for n in range(140)]
+    rows = [AbOutcome(n, n % 2 == 1, 0.5, 0.9 if n % 2 else 0.1, float(n)) for n in range(140)]
 
     early, late = AbEvaluator(spec, rows[:99]).result(), AbEvaluator(spec, rows).result()
     assert (early.verdict, early.p_value, early.interval) == (AbVerdict.TOO_FEW, 1.0, None)
-    assert AbEvaluator(spec, rows[:99]).note() == "judged once, at 50 units a side; it has 50 and 49"
+    assert AbEvaluator(spec, rows[:99]).note() == "evaluated once, at 50 units a side; it has 50 and 49"
     assert (late.verdict, late.n_a, late.n_b) == (AbVerdict.B_BETTER, 50, 50)
 
 
@@ -480,7 +504,7 @@ def test_a_fixed_test_is_silent_until_both_sides_are_full() -> None:
         ({"split": "0%"}, "ab: split 0 % leaves one side empty; use 50%"),
         ({"split": "half"}, "ab.split: 'half' is not a percent; write 2.5%"),
         ({"split": "100%"}, "leaves one side empty"),
-        ({"mode": "fixed"}, "sample_size belongs to the mode fixed"),
+        ({"mode": "fixed"}, "sample_size is required by mode fixed"),
         ({"mode": "fixed", "sample_size": 29}, "ab.sample_size 29 is below 30; raise it"),
         ({"alpha": 0.7}, "ab.alpha 0.7 is not below 0.5; lower it"),
         ({"alpha": math.nan}, "ab.alpha nan "),

@@ -8,8 +8,11 @@ from typing import get_args
 
 import pytest
 
-from controller.evidence.feed import EvidenceFeeds, Feed, GateConfig, draw_of, gate_config
-from controller.evidence.snapshot import evidence_in
+from controller.evidence.feed import EvidenceFeeds, Feed
+from controller.evidence.reader import JoinedPage
+from controller.evidence.records import GateConfig, draw_of, gate_config
+from controller.evidence.score_join import ScoreJoin
+from controller.evidence.snapshot import stored_status
 from controller.rollout.observation import EvidenceStatus, VersionPhase, VersionStatus
 from controller.rollout.state import RolloutState
 from evaluation.evaluator import Evaluator
@@ -21,7 +24,6 @@ from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
-    Snapshots,
     a_record,
     a_score,
     feeds_on,
@@ -37,7 +39,7 @@ from tests.fakes.rollouts import a_rollout
 
 
 @pytest.mark.parametrize("word", get_args(AssignedBy))
-def test_only_what_the_coin_decided_is_evidence_in_the_evaluations_words(word: AssignedBy) -> None:
+def test_only_what_the_coin_decided_is_stored_status_the_evaluations_words(word: AssignedBy) -> None:
     assert kind_is_drawn(draw_of(a_record(1, assigned_by=word)).assigned_by) is (
         word in ("request", "sticky")
     )
@@ -270,7 +272,7 @@ def loaded(
         VersionStatus(state.stable.id, ready, stable, 0),
         VersionStatus(state.canary.id, ready, canary, 0),
     )
-    feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
+    feeds = feeds_on(log, saved)
     return look(feeds, state, START_S + 1000, fleet), feeds
 
 
@@ -371,8 +373,8 @@ def test_a_snapshot_of_another_policy_starts_again_from_the_log() -> None:
     look(before, in_stage(), START_S + 100)
     strict = GateConfig(GatePolicy.strict(), CONFIG.stages)
 
-    after = EvidenceFeeds(log, Snapshots(before.snapshot(ROLLOUT)), lambda rollout: strict)
-    fresh = EvidenceFeeds(log, Snapshots(), lambda rollout: strict)
+    after = feeds_on(log, before.snapshot(ROLLOUT), config=strict)
+    fresh = feeds_on(log, config=strict)
 
     assert look(after, in_stage(), START_S + 100) == look(fresh, in_stage(), START_S + 100)
 
@@ -383,7 +385,7 @@ def test_what_the_evidence_said_can_be_read_from_the_store() -> None:
     feeds = feeds_on(log)
     said = look(feeds, in_stage(), START_S + 100)
 
-    assert evidence_in(feeds.snapshot(ROLLOUT)) == said
+    assert stored_status(feeds.snapshot(ROLLOUT)) == said
 
 
 def test_a_record_that_cannot_be_evidence_is_counted_and_left_out() -> None:
@@ -393,7 +395,9 @@ def test_a_record_that_cannot_be_evidence_is_counted_and_left_out() -> None:
     page = log.read("chat", after_seq=0, limit=10)
     assert page is not None
 
-    feed.take(page, START_S + 1)
+    feed.on_page(
+        JoinedPage(ScoreJoin().join(page.events), (), page.low_watermark_s, is_end=True), START_S + 1
+    )
 
     assert feed.refused == 1
 

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.live_load import LiveLoad
 from controller.rollout.observation import EvidenceStatus, VersionPhase, VersionStatus
 from controller.rollout.state import RolloutState
 from evaluation.report import Verdict
-from tests.fakes.feed_maker import CONFIG, ROLLOUT, START_S, Snapshots, a_record, in_stage, look, n_of
+from tests.fakes.feed_maker import ROLLOUT, START_S, a_record, feeds_on, in_stage, look, n_of
 from tests.fakes.plane import FakeLog
 
 LOST_S, SEEN_S, BACK_S, END_S = 60, 64, 130, 200  # seconds of the stage; a lost replica is seen after 4
@@ -48,7 +47,7 @@ def lived(
     """
     dice, log, state = random.Random(5), FakeLog(), in_stage(1)
     fleet = Fleet(state)
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG)
+    feeds = feeds_on(log)
     for second in range(1, END_S + 1):
         for n in range(10 * second - 10, 10 * second):
             arm, is_slow = n % 2, LOST_S <= n / 10 < BACK_S
@@ -58,7 +57,7 @@ def lived(
         fleet.ready = seen if SEEN_S <= second < BACK_S else before
         if second == restart_s:
             saved = feeds.snapshot(ROLLOUT)
-            feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
+            feeds = feeds_on(log, saved)
         look(feeds, state, START_S + second, fleet())
     fleet.ready = before
     return look(feeds, state, START_S + END_S + 100, fleet())
@@ -97,7 +96,7 @@ def test_an_overload_is_said_while_it_lasts() -> None:
         log.append(a_record(n, arm=n % 2, w=0.5))
     log.watermark_s = START_S + 100
     fleet = Fleet(state)
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG)
+    feeds = feeds_on(log)
     told = []
     for second, ready in ((101, (2, 2)), (102, (2, 1)), (103, (2, 2))):
         fleet.ready = ready
@@ -118,8 +117,8 @@ def test_the_load_of_a_stage_is_that_of_the_units_that_count() -> None:
 def test_a_weight_of_all_or_nothing_compares_no_loads() -> None:
     for weight_bp in (0, 10_000):
         load = LiveLoad(1.25)
-        load.stand(weight_bp, START_S)
-        load.look(2, 1, START_S)
+        load.set_weight(weight_bp, START_S)
+        load.note_ready(2, 1, START_S)
 
         assert not load._is_over()
 
@@ -128,8 +127,8 @@ def test_a_single_replica_delays_no_evidence() -> None:
     through = []
     for canary in (1, 2):
         load = LiveLoad(1.25)
-        load.look(2, canary, START_S)
-        through.append(load.through_s(START_S, START_S) - START_S)
+        load.note_ready(2, canary, START_S)
+        through.append(load.settle_through_s(START_S, START_S) - START_S)
 
     assert through == [0.0, -5.0]
 
@@ -141,7 +140,7 @@ def test_another_weight_is_counted_anew() -> None:
     log.watermark_s = START_S + 1000
     fleet = Fleet(state)
     fleet.ready = (1, 1)
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: CONFIG)
+    feeds = feeds_on(log)
     reasons = []
     for now in (state, replace(state, weight_bp=5500, acked_at_s=START_S + 1000)):
         sight = look(feeds, now, START_S + 2000, fleet())

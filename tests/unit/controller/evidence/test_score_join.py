@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.evidence.feed import EvidenceFeeds, GateConfig
+from controller.evidence.records import GateConfig
 from controller.rollout.observation import EvidenceStatus
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import GateReport, Verdict
@@ -16,7 +16,6 @@ from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
-    Snapshots,
     a_record,
     a_score,
     feeds_on,
@@ -107,7 +106,7 @@ def test_scores_of_nobody_do_not_pile_up() -> None:
     held = []
     for now_s in (START_S + 10, LATER_S):
         look(feeds, in_stage(), now_s)
-        held.append(feeds._feeds[ROLLOUT]._join.first_held())
+        held.append(feeds._reader._join.first_held())
 
     assert held == [1, None]
 
@@ -186,13 +185,13 @@ def test_a_patient_gate_still_finds_the_request_of_a_score_that_comes_after_an_h
     gates = tuple(replace(g, deadline_s=7200.0) for g in CONFIG.policy.gates if g.metric == "quality")
     config = GateConfig(replace(GatePolicy.default(), gates=gates), (StagePlan(0.1, 50),))
     log = FakeLog(watermark_s=START_S)
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: config)
+    feeds = feeds_on(log, config=config)
     log.append(a_record(7, arm=1))
     for hour_s in (0.0, 1800.0, 3500.0):
         log.watermark_s = START_S + hour_s
         look(feeds, in_stage(), START_S + hour_s)
     if restart:
-        feeds = EvidenceFeeds(log, Snapshots(feeds.snapshot(ROLLOUT)), lambda rollout: config)
+        feeds = feeds_on(log, feeds.snapshot(ROLLOUT), config=config)
     log.append(a_score("a7", 0.5, at_s=START_S + 3600.0))
     log.watermark_s = START_S + 9000.0
 

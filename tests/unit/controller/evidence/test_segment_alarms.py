@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from controller.cli.render import rollout_parts
-from controller.evidence.feed import EvidenceFeeds, GateConfig
-from controller.evidence.segment_alarms import SegmentFeed, segments_of
+from controller.evidence.records import GateConfig
+from controller.evidence.segment_alarms import RolloutSegmentAlarms, segments_of
 from controller.rollout.machine import step
 from controller.rollout.observation import Alarm, EvidenceStatus, Observation
 from controller.rollout.serialization import state_from_json, state_to_json
@@ -24,7 +24,6 @@ from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
-    Snapshots,
     a_record,
     a_score,
     feeds_on,
@@ -128,7 +127,7 @@ def test_arms_judged_at_different_rates_are_bet_at_their_own_coin(told: bool) ->
             log.append(a_score(f"a{n}", float(dice.random() < 0.05), metric="hallucinated", at_s=at_s))
     log.watermark_s = START_S + 10_000
     config = GateConfig(policy, (StagePlan(0.2, 50),))
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: config)
+    feeds = feeds_on(log, config=config)
 
     assert bool(look(feeds, in_stage(), START_S + 10_000).alarms) is not told
 
@@ -232,21 +231,21 @@ def test_labels_are_forgotten_once_their_requests_have_settled() -> None:
     log = harmful_to_long_ones(200)
     feeds = feeds_on(log)
     look(feeds, in_stage(), START_S + 10)
-    kept = [len(feeds._feeds[ROLLOUT]._segments._labels)]
+    kept = [len(feeds._feeds[ROLLOUT]._segments._requests)]
     log.watermark_s = START_S + 5000
     look(feeds, in_stage(), START_S + 5000)
-    kept.append(len(feeds._feeds[ROLLOUT]._segments._labels))
+    kept.append(len(feeds._feeds[ROLLOUT]._segments._requests))
 
     assert kept == [200, 0]
 
 
 def test_memory_is_bounded_where_nothing_settles() -> None:
-    segments = SegmentFeed(CONFIG.policy)
+    segments = RolloutSegmentAlarms(CONFIG.policy)
     for n in range(200_010):
-        segments._labels[str(n)] = (n, START_S, ())
-    segments.note(a_record(1))
+        segments._requests[str(n)] = (n, START_S, ())
+    segments.remember(a_record(1))
 
-    assert len(segments._labels) == 200_000
+    assert len(segments._requests) == 200_000
 
 
 # --- told

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
 
 from controller.evidence import traffic_meter as meters
+from controller.evidence.reader import RecordsReader
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.planning.baseline import Measured
 from serving.messages import Event, RecordPage, RequestRecord, ScoreRecord
@@ -67,9 +68,22 @@ def request(n: int, **changes: object) -> RequestRecord:
     return replace(REQUEST, **{**named, **changes})  # type: ignore[arg-type]
 
 
+class PolledMeter(TrafficMeter):
+    """A meter with a reader of its own."""
+
+    def __init__(self, log: Log, promoted_at_s: Callable[[str], float] = lambda version: 0.0) -> None:
+        super().__init__(promoted_at_s)
+        self.reader = RecordsReader("chat", log)
+        self.reader.subscribe("meter", self)
+
+    def poll(self, now_s: float, stable: str = "v1") -> None:
+        self.set_stable(stable)
+        self.reader.poll(now_s)
+
+
 def measured(*events: Event, now_s: float = 0.0) -> Measured:
-    meter = TrafficMeter("chat", Log(events))
-    meter.look(now_s, "v1")
+    meter = PolledMeter(Log(events))
+    meter.poll(now_s)
     return meter.measured()
 
 
@@ -129,29 +143,29 @@ def test_how_many_get_a_score_is_asked_of_answers_old_enough() -> None:
 
 
 def test_what_is_long_ago_is_forgotten_and_the_state_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meters, "IDS", 100)
-    monkeypatch.setattr(meters, "OPEN_UNITS", 50)
-    meter = TrafficMeter("chat", log := Log())
+    monkeypatch.setattr(PolledMeter, "join_ids", 100)
+    monkeypatch.setattr(meters, "OPEN_SESSIONS", 50)
+    meter = PolledMeter(log := Log())
     rows = [request(n, error=n < 4000, assigned_by="sticky", at_s=n / 1000) for n in range(24_000)]
     for start in range(0, 24_000, 4000):
         log.add(*rows[start : start + 4000])
-        meter.look(0.0, "v1")
+        meter.poll(0.0)
 
     got = meter.measured()
 
     assert (got.requests, got.events["error"]) == (20_000, 0)
-    assert (len(meter._places), len(meter._open), len(meter._blocks)) == (100, 50, 40)
+    assert (len(meter.reader._join._requests), len(meter._sessions), len(meter._blocks)) == (100, 50, 40)
 
 
 def test_a_restarted_controller_measures_the_same_from_the_log() -> None:
     rows: list[Event] = [request(n, error=n % 7 == 0, assigned_by="sticky") for n in range(12_000)]
     rows += [ScoreRecord(0, f"q{n}", "quality", 0.5, 1.0) for n in range(11_000, 12_000)]
-    before, after = TrafficMeter("chat", log := Log()), TrafficMeter("chat", log)
+    before, after = PolledMeter(log := Log()), PolledMeter(log)
     for start in range(0, len(rows), 900):
         log.add(*rows[start : start + 900])
-        before.look(20_000.0, "v1")
+        before.poll(20_000.0)
 
-    after.look(20_000.0, "v1")
+    after.poll(20_000.0)
 
     assert after.measured() == before.measured()
     assert after.measured().requests == 12_000
@@ -160,24 +174,24 @@ def test_a_restarted_controller_measures_the_same_from_the_log() -> None:
 def test_a_promotion_begins_a_new_measurement_also_after_a_restart() -> None:
     promoted = {"v1": 0.0, "v2": 500.0}
     log = Log(request(n, error=True) for n in range(500))
-    meter = TrafficMeter("chat", log, promoted.__getitem__)
-    meter.look(500.0, "v1")
+    meter = PolledMeter(log, promoted.__getitem__)
+    meter.poll(500.0)
     log.add(*(request(n) for n in range(500, 800)))
 
-    meter.look(800.0, "v2")
-    restarted = TrafficMeter("chat", log, promoted.__getitem__)
-    restarted.look(800.0, "v2")
+    meter.poll(800.0, "v2")
+    restarted = PolledMeter(log, promoted.__getitem__)
+    restarted.poll(800.0, "v2")
 
     assert (meter.measured().requests, meter.measured().events["error"]) == (300, 0)
     assert restarted.measured() == meter.measured()
 
 
 def test_a_log_that_cannot_be_read_changes_nothing() -> None:
-    meter = TrafficMeter("chat", log := Log([request(0), request(1)]))
-    meter.look(2.0, "v1")
+    meter = PolledMeter(log := Log([request(0), request(1)]))
+    meter.poll(2.0)
     log.is_up = False
 
-    meter.look(3.0, "v1")
+    meter.poll(3.0)
 
     assert meter.measured().requests == 2
     assert meter.requests_per_s() == 2 / 60
