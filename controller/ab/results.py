@@ -6,16 +6,18 @@ names a winner.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 from pydantic import BaseModel
 
 from controller.ab.spec import AbSpec
 from controller.rollout.state import Phase, RolloutState
-from controller.store.rows import AbOutcome
+from controller.store.rows import AbOutcome, AbRow
 from evaluation.ab.comparison import AbResult, AbVerdict, SequentialTest, fixed_horizon
 from evaluation.ab.validity import AbValidity
+
+_ROW_FIELDS = ("id", "service", "rollout", "created_at_s", "ended_at_s")
 
 
 class AbView(BaseModel):
@@ -56,7 +58,7 @@ class AbEvaluator:
     """Statistics of one test's outcomes. A fixed test is evaluated once, when both sides are full."""
 
     def __init__(self, spec: AbSpec, outcomes: Sequence[AbOutcome] = ()) -> None:
-        self._spec = spec
+        self.spec = spec
         self._sequential = SequentialTest(spec.question)
         self._sides: tuple[list[float], list[float]] = ([], [])
         self._validity = AbValidity()
@@ -71,7 +73,7 @@ class AbEvaluator:
         for outcome, value in zip(outcomes, values, strict=True):
             if value is None:
                 self.missing[outcome.is_b] += 1
-            elif self._spec.mode == "sequential":
+            elif self.spec.mode == "sequential":
                 self._sequential.add(value, is_b=outcome.is_b, w=outcome.w)
             elif self.is_open:
                 self._sides[outcome.is_b].append(value)
@@ -81,7 +83,7 @@ class AbEvaluator:
         if outcome.y is None:
             return None
         try:
-            self._spec.question.check(outcome.y)
+            self.spec.question.check(outcome.y)
         except ValueError:
             return None
         return outcome.y
@@ -89,9 +91,9 @@ class AbEvaluator:
     @property
     def is_open(self) -> bool:
         """True while a fixed test lacks units; a sequential one never does."""
-        if self._spec.sample_size is None:
+        if self.spec.sample_size is None:
             return False
-        return min(len(side) for side in self._sides) < self._spec.sample_size
+        return min(len(side) for side in self._sides) < self.spec.sample_size
 
     def note(self) -> str | None:
         """Why the test is invalid, or what it is waiting for; None: neither."""
@@ -99,40 +101,34 @@ class AbEvaluator:
             return reason
         if self.is_open:
             counts = " and ".join(str(len(side)) for side in self._sides)
-            return f"evaluated once, at {self._spec.sample_size} units a side; it has {counts}"
+            return f"evaluated once, at {self.spec.sample_size} units a side; it has {counts}"
         return None
 
     def result(self) -> AbResult:
         """The current result."""
-        if self._spec.mode == "sequential":
+        if self.spec.mode == "sequential":
             result = self._sequential.result()
         else:
-            result = fixed_horizon(*self._sides, self._spec.question)
+            result = fixed_horizon(*self._sides, self.spec.question)
         if self.is_open:
             # A p-value before both sides are full is an interim look, which breaks a fixed test's alpha.
-            hidden = {"verdict": AbVerdict.TOO_FEW, "p_value": 1.0, "interval": None, "win_rate": None}
-            result = AbResult(**(_fields(result) | hidden))
+            result = replace(result, verdict=AbVerdict.TOO_FEW, p_value=1.0, interval=None, win_rate=None)
         if self._validity.reason() is not None:
-            result = AbResult(**(_fields(result) | {"verdict": AbVerdict.INVALID}))
+            result = replace(result, verdict=AbVerdict.INVALID)
         return result
 
 
-def _fields(result: AbResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in AbResult.__slots__}
-
-
-def ab_view(
-    row: Mapping[str, Any], spec: AbSpec, evaluator: AbEvaluator, rollout: RolloutState | None
-) -> AbView:
-    """View of a test. row: id, service, rollout, created_at_s, ended_at_s."""
-    shown = _fields(evaluator.result()) | {"alpha": spec.alpha}
+def ab_view(row: AbRow, evaluator: AbEvaluator, rollout: RolloutState | None) -> AbView:
+    """View of a stored test. rollout None: it no longer exists."""
+    spec = evaluator.spec
+    shown = asdict(evaluator.result()) | {"alpha": spec.alpha}
     shown["verdict"] = str(shown["verdict"].value)
     shown.pop("method")
     if evaluator.is_open:
         shown["p_value"] = None
-    phase, why = _phase(rollout, has_ended=row["ended_at_s"] is not None)
+    phase, why = _phase(rollout, has_ended=row.ended_at_s is not None)
     return AbView(
-        **row,
+        **{name: getattr(row, name) for name in _ROW_FIELDS},
         **shown,
         phase=phase,
         why=why,

@@ -21,7 +21,7 @@ from controller.ab.spec import AbSpec, parse_ab
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence.reader import JoinedPage, RecordsReader
-from controller.evidence.score_join import JOIN_WINDOW_S, JoinedRequest
+from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.quantities import duration
 from controller.rollout.ports import Clock
 from controller.rollout.state import RolloutState
@@ -30,7 +30,6 @@ from controller.store.ab import AbStore
 from controller.store.rows import AbRow
 
 _SUBSCRIBER = "ab"
-_SHOWN = ("id", "service", "rollout", "created_at_s", "ended_at_s")
 _SELF = Identity("controller", Role.OPERATOR)
 
 
@@ -51,30 +50,25 @@ class _Replay:
     def __init__(self, row: AbRow, store: AbStore) -> None:
         before = store.outcomes(row.id)
         self.row = row
-        self.spec = AbSpec.model_validate_json(row.spec)
-        self.evaluator = AbEvaluator(self.spec, before)
+        spec = AbSpec.model_validate_json(row.spec)
+        self.evaluator = AbEvaluator(spec, before)
         self.count = len(before)
         self.seq = row.resume_seq
         self.stored = (row.resume_seq, row.settled_through_s)
         self.reader: RecordsReader | None = None  # None: not subscribed yet
         self.fault: Exception | None = None  # None: every page so far was consumed
-        self.ledger = OutcomeLedger(
-            row.rollout,
-            self.spec.metric,
-            self.spec.score_wait,
-            row.settled_through_s,
-            {outcome.unit for outcome in before},
-        )
+        seen = {outcome.unit for outcome in before}
+        self.ledger = OutcomeLedger(row.rollout, spec.metric, spec.score_wait, row.settled_through_s, seen)
         self._low_watermark_s = self._now_s = 0.0
 
     def on_page(self, page: JoinedPage, now_s: float) -> None:
         """Consume one page. A fault is kept for `tick`: the other subscribers must go on."""
         try:
             for event in page.events:
-                if isinstance(event, JoinedRequest):
-                    self.ledger.add_request(event.record, event.scores)
-                else:
-                    self.ledger.add_score(event.score, event.request.request_id)
+                if event.is_new:
+                    self.ledger.add_request(event.request)
+                for score in event.scores:
+                    self.ledger.add_score(score, event.request.request_id)
             for span in page.lost:
                 self.ledger.drop_span(span.since_s, span.until_s)
         except Exception as exc:  # noqa: BLE001 - this runs in the service's own tick, which must go on
@@ -88,12 +82,9 @@ class _Replay:
         due = self.ledger.settle(self._low_watermark_s, self._now_s)
         if not due:
             return
-        resume_seq = self.ledger.resume_seq(reader.resume_seq(self.seq))
-        settled_through_s = self.ledger.settled_through_s
-        store.append(
-            self.row.id, due, first=self.count, resume_seq=resume_seq, settled_through_s=settled_through_s
-        )
-        self.stored = (resume_seq, settled_through_s)
+        seq, through_s = self.ledger.resume_seq(reader.resume_seq(self.seq)), self.ledger.settled_through_s
+        store.append(self.row.id, due, first=self.count, resume_seq=seq, settled_through_s=through_s)
+        self.stored = (seq, through_s)
         self.count += len(due)
         self.evaluator.add(due)
 
@@ -135,10 +126,8 @@ class AbTests:
         now_s = self._clock.now_s()
         if newest is not None:
             self._store.end(newest.id, at_s=now_s)
-        row = AbRow(
-            f"ab-{secrets.token_hex(4)}", service, rollout.id, spec.model_dump_json(), now_s, ended_at_s=None
-        )
-        self._store.create(row)
+        id = f"ab-{secrets.token_hex(4)}"
+        self._store.create(AbRow(id, service, rollout.id, spec.model_dump_json(), now_s, ended_at_s=None))
         return self.status(service)
 
     def tick(self, service: str, reader: RecordsReader, now_s: float) -> None:
@@ -159,9 +148,7 @@ class AbTests:
         """The service's newest test. Raises BadInput when it never had one."""
         with self._lock:
             row = self._newest(service)
-            shown = {name: getattr(row, name) for name in _SHOWN}
-            replay = self._replay(row)
-            return ab_view(shown, replay.spec, replay.evaluator, self._rollout_of(row.rollout))
+            return ab_view(row, self._replay(row).evaluator, self._rollout_of(row.rollout))
 
     def stop(self, service: str, identity: Identity) -> tuple[str, str]:
         """End the test and roll B back: ('asked' | 'already', one line). The result stays readable."""
@@ -202,8 +189,8 @@ class AbTests:
             replay.settle(self._store, reader)
         if self._is_over(row):
             self._store.end(row.id, at_s=now_s)
-        elif now_s - row.created_at_s >= replay.spec.duration:
-            reason = f"A/B test {row.id} is over after {duration(replay.spec.duration)}"
+        elif now_s - row.created_at_s >= (length_s := replay.evaluator.spec.duration):
+            reason = f"A/B test {row.id} is over after {duration(length_s)}"
             self._rollouts.rollback(service, _SELF, reason=reason)
             self._store.end(row.id, at_s=now_s)
 

@@ -48,9 +48,7 @@ class AbSpec(Strict):
         if not 0 < self.split < FULL_BP:
             raise ValueError(f"split {self.split / 100:g} % leaves one side empty; use 50%")
         if (self.mode == "fixed") != (self.sample_size is not None):
-            raise ValueError(
-                "sample_size is required by mode fixed and allowed in no other; see canaryctl ab size"
-            )
+            raise ValueError("sample_size is required by mode fixed, and only by it; see canaryctl ab size")
         if self.policy is not None and self.policy.twin:
             raise ValueError("policy has twin, which runs A against itself; leave it out")
         return self
@@ -62,13 +60,8 @@ class AbSpec(Strict):
 
     def deploy_body(self) -> dict[str, object]:
         """Body of the deploy that gives B its share: one stage without margins, for the test's duration."""
-        stage = {
-            "weight_bp": self.split,
-            "duration": self.duration,
-            "deadline": self.duration,
-            "min_canary": NEVER_CANARY,
-            "margins": {},
-        }
+        stage: dict[str, object] = {"weight_bp": self.split, "min_canary": NEVER_CANARY, "margins": {}}
+        stage |= {"duration": self.duration, "deadline": self.duration}
         test = {"name": "ab-test", "holdback": "0%", "stages": [stage], "promote_if_point_ok": False}
         policy = dump(self.policy or PolicySpec()) | test
         reason = f"A/B test of {self.metric}"

@@ -9,14 +9,13 @@ from __future__ import annotations
 import base64
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from controller import telemetry
 from controller.evidence.live_load import LiveLoad
 from controller.evidence.point_estimates import point_estimates
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.records import GateConfig, draw_of, score_of
-from controller.evidence.score_join import JOIN_WINDOW_S, Joined, JoinedRequest
+from controller.evidence.score_join import JOIN_WINDOW_S, Joined
 from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
 from controller.evidence.snapshot import envelope_of, stored_feed
 from controller.rollout.observation import EvidenceStatus, GuardStatus, VersionPhase, VersionStatus
@@ -29,12 +28,6 @@ from serving.messages import CANARY, STABLE, LostSpan, RequestRecord
 SEED_VALUES = 4_000  # of stable's own traffic, per metric, before the canary's first unit
 SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
 LOST_SPANS = 1_000
-
-
-class Snapshots(Protocol):
-    """Source of a rollout's last committed snapshot; None: none was committed."""
-
-    def evidence(self, rollout: str) -> bytes | None: ...
 
 
 class Feed:
@@ -102,10 +95,10 @@ class Feed:
         """Consume one page in its order, then settle what its watermark allows."""
         self._drop_lost(page.lost)
         for event in page.events:
-            if isinstance(event, JoinedRequest):
-                self._consume(event)
-            else:
-                self._add(score_of(event.score, event.request))
+            if event.is_new:
+                self._consume(event.request)
+            for score in event.scores:
+                self._add(score_of(score, event.request))
         self._low_watermark_s = max(self._low_watermark_s, page.low_watermark_s)
         if self._evaluator is not None:
             self._load.report_to(self._evaluator)
@@ -118,29 +111,30 @@ class Feed:
         if page.is_end and self._stage >= 0:
             self._started()  # an acknowledged stage has evidence even without a unit
 
-    def follow(self, state: RolloutState) -> None:
-        """Note the rollout's weight and stage, so that the evaluator enters each acknowledged stage once."""
+    def follow(self, state: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float) -> None:
+        """Note the rollout's weight, stage and ready replicas. versions None: not known."""
+        self._follow_stage(state)
+        # An external endpoint may have any number of replicas.
+        if versions is not None and not state.stable.external and not state.canary.external:
+            ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
+            self._load.note_ready(ready.get(state.stable.id, 0), ready.get(state.canary.id, 0), now_s)
+
+    def _follow_stage(self, state: RolloutState) -> None:
+        """Enter each acknowledged stage once."""
         if state.phase not in LIVE or state.acked_at_s is None:
             return
         self._load.set_weight(state.weight_bp, state.acked_at_s)
         if self._entered < state.stage < len(self._config.stages):
             self._stage, self._acked_at_s = state.stage, state.acked_at_s
-            if self._evaluator is not None:
-                self._enter_stage(self._evaluator)
-
-    def note_ready(self, stable: int, canary: int, now_s: float) -> None:
-        """Ready replicas of each arm now."""
-        self._load.note_ready(stable, canary, now_s)
+            self._enter_stage()
 
     def status(self) -> EvidenceStatus | None:
         """Status of gates, guards, alarms and point estimates; None: no unit was drawn yet."""
         if self._evaluator is None:
             return None
-        fired = self._guard.verdict()
-        guards: tuple[GuardStatus, ...] = ()
-        if fired is not None:
-            is_both = fired.action is GuardAction.HOLD
-            guards = (GuardStatus(fired.guard, fired.reason, both_arms=is_both),)
+        hit = self._guard.verdict()
+        is_both = hit is not None and hit.action is GuardAction.HOLD
+        guards = (GuardStatus(hit.guard, hit.reason, both_arms=is_both),) if hit else ()
         report = self._evaluator.report()
         points = point_estimates(report, self._config.policy, self._config.stages[report.stage])
         alarms = (*metric_alarms(report), *self._segments.raised(frozen=report.frozen))
@@ -163,8 +157,7 @@ class Feed:
     def _is_lost(self, at_s: float) -> bool:
         return any(since_s <= at_s < until_s for since_s, until_s in self._lost)
 
-    def _consume(self, event: JoinedRequest) -> None:
-        record = event.record
+    def _consume(self, record: RequestRecord) -> None:
         self._window[record.seq] = record.at_s
         if self._is_own(record):
             if not self._is_lost(record.at_s):
@@ -176,16 +169,14 @@ class Feed:
                     self._guard.add(canary=record.arm == CANARY, error=record.error)
         elif self._evaluator is None:
             self._seed_with(record)
-        for score in event.scores:
-            self._add(score_of(score, record))
 
     def _recall(self, events: Sequence[Joined]) -> None:
         """Remember the requests of events consumed before a restart, without counting them again."""
         for event in events:
-            if isinstance(event, JoinedRequest):
-                self._window[event.record.seq] = event.record.at_s
-                if self._is_own(event.record):
-                    self._segments.remember(event.record)
+            if event.is_new:
+                self._window[event.request.seq] = event.request.at_s
+                if self._is_own(event.request):
+                    self._segments.remember(event.request)
 
     def _is_own(self, record: RequestRecord) -> bool:
         return record.rollout == self._rollout and record.w > 0
@@ -193,18 +184,17 @@ class Feed:
     def _started(self) -> None:
         if self._evaluator is None:
             config = self._config
-            evaluator = Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed)
-            self._attach(evaluator)
-            self._enter_stage(evaluator)
+            self._attach(Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed))
+            self._enter_stage()
 
     def _attach(self, evaluator: Evaluator) -> None:
         evaluator.watch = self._segments.on_settled
         self._evaluator = evaluator
 
-    def _enter_stage(self, evaluator: Evaluator) -> None:
-        if self._stage > self._entered:
+    def _enter_stage(self) -> None:
+        if self._evaluator is not None and self._stage > self._entered:
             self._entered = self._stage
-            evaluator.enter_stage(self._stage, self._acked_at_s)
+            self._evaluator.enter_stage(self._stage, self._acked_at_s)
 
     def _add(self, event: Draw | Score | None) -> None:
         if self._evaluator is None or event is None:
@@ -236,10 +226,14 @@ class EvidenceFeeds:
     """The core's Evidence port for one service: one feed per running rollout, restored from the store."""
 
     def __init__(
-        self, reader: RecordsReader, snapshots: Snapshots, config: Callable[[RolloutState], GateConfig]
+        self,
+        reader: RecordsReader,
+        snapshot_of: Callable[[str], bytes | None],
+        config: Callable[[RolloutState], GateConfig],
     ) -> None:
+        """snapshot_of: a rollout's last committed snapshot; None: it has none."""
         self._reader = reader
-        self._snapshots = snapshots
+        self._snapshot_of = snapshot_of
         self._config = config
         self._feeds: dict[str, Feed] = {}
         self._observed: set[str] = set()  # rollouts observed since the last `poll_idle`
@@ -254,8 +248,7 @@ class EvidenceFeeds:
         feed = self._feeds.get(rollout.id) or self._open(rollout)
         if feed is None:
             return None
-        feed.follow(rollout)
-        _note_ready(feed, rollout, versions, now_s)
+        feed.follow(rollout, versions, now_s)
         is_read = self._reader.poll(now_s)
         self._observed.add(rollout.id)
         return feed.status() if is_read else None
@@ -279,7 +272,7 @@ class EvidenceFeeds:
 
     def _open(self, rollout: RolloutState) -> Feed | None:
         config = self._config(rollout)
-        saved = self._snapshots.evidence(rollout.id)
+        saved = self._snapshot_of(rollout.id)
         feed: Feed | None = Feed(rollout.id, config)
         if saved is not None:
             try:
@@ -291,13 +284,3 @@ class EvidenceFeeds:
             self._feeds[rollout.id] = feed
             self._reader.subscribe(rollout.id, feed)
         return feed
-
-
-def _note_ready(
-    feed: Feed, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
-) -> None:
-    """Unknown versions change nothing; an external endpoint may have any number of replicas."""
-    if rollout.stable.external or rollout.canary.external or versions is None:
-        return
-    ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
-    feed.note_ready(ready.get(rollout.stable.id, 0), ready.get(rollout.canary.id, 0), now_s)

@@ -51,12 +51,8 @@ class LiveLoad:
 
     def count(self, record: RequestRecord) -> None:
         """Count a request for the arm that served it, whichever it was assigned to."""
-        if (
-            self._ready is None
-            or self._weight_bp is None
-            or record.at_s < self._acked_at_s
-            or self._is_over()
-        ):
+        is_current = self._weight_bp is not None and record.at_s >= self._acked_at_s
+        if self._ready is None or not is_current or self._is_over():
             return
         arm = record.arm if record.served_arm is None else record.served_arm
         if self._ready[arm]:
@@ -86,20 +82,16 @@ class LiveLoad:
 
     def to_mapping(self) -> dict[str, Any]:
         """State for a snapshot."""
-        balanced_at_s = self._balanced_at_s if math.isfinite(self._balanced_at_s) else None
-        return {
-            "served": self._served,
-            "load": self._carried,
-            "weight_bp": self._weight_bp,
-            "alike_at_s": balanced_at_s,
-        }
+        at_s = self._balanced_at_s if math.isfinite(self._balanced_at_s) else None
+        counts = {"served": self._served, "load": self._carried}
+        return {**counts, "weight_bp": self._weight_bp, "alike_at_s": at_s}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore the state of `to_mapping`; older versions wrote fewer keys, the oldest none."""
         self._served, self._carried = saved.get("served", [0, 0]), saved.get("load", [0.0, 0.0])
         self._weight_bp = saved.get("weight_bp")
-        balanced_at_s = saved.get("alike_at_s")
-        self._balanced_at_s = -math.inf if balanced_at_s is None else balanced_at_s
+        at_s = saved.get("alike_at_s")
+        self._balanced_at_s = -math.inf if at_s is None else at_s
 
     def _weight(self) -> float:
         return (self._weight_bp or 0) / FULL_BP

@@ -21,14 +21,14 @@ def point_estimates(report: EvaluationReport, policy: GatePolicy, stage: StagePl
         return PointEstimates(False, why)
     if not margins:
         return PointEstimates(False, "the stage has nothing to prove")
-    proofs = {gate.gate: gate for gate in report.gates if gate.side == "promotion"}
+    gates = {gate.gate: gate for gate in report.gates if gate.side == "promotion"}
     texts = []
     for name, margin in margins.items():
-        proof = proofs.get(name)
-        if proof is None or proof.verdict is Verdict.INVALID or proof.stable is None or proof.canary is None:
+        gate = gates.get(name)
+        if gate is None or gate.verdict is Verdict.INVALID or gate.stable is None or gate.canary is None:
             return PointEstimates(False, f"{name}: no estimate of both arms")
-        text = f"{name} {proof.canary:.3g} beside {proof.stable:.3g}"
-        if not _is_within(proof, policy.gate(name), margin, floor):
+        text = f"{name} {gate.canary:.3g} beside {gate.stable:.3g}"
+        if not _is_within(gate, policy.gate(name), margin, floor):
             return PointEstimates(False, f"{text} is outside its margin, {margin:g}")
         texts.append(text)
     return PointEstimates(True, ", ".join(texts))

@@ -40,20 +40,10 @@ class Subscriber(Protocol):
     """A consumer of the log. Its position survives the reader, so it may subscribe to the next one."""
 
     seq: int  # the last event consumed; advanced by the reader after each page
+    join_s: float  # how long a score is held until its request comes
+    join_ids: int  # how many request and answer ids scores may refer to; a request has up to two
 
-    @property
-    def join_s(self) -> float:
-        """How long a score must be held until its request comes."""
-        ...
-
-    @property
-    def join_ids(self) -> int:
-        """How many request and answer ids scores may refer to. A request has up to two."""
-        ...
-
-    def on_page(self, page: JoinedPage, now_s: float) -> None:
-        """Consume one page."""
-        ...
+    def on_page(self, page: JoinedPage, now_s: float) -> None: ...
 
 
 class RecordsReader:

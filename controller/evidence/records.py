@@ -25,13 +25,18 @@ def gate_config(request: str) -> GateConfig:
     return GateConfig(GatePolicy.from_mapping(pinned["gate"]), stages)
 
 
-def draw_of(record: RequestRecord) -> Draw:
-    """The draw of a settled request."""
-    flags = {
+def flags_of(record: RequestRecord) -> dict[str, bool]:
+    """The metrics of a record that are true or false, except `error`."""
+    return {
         "truncated": record.finish_reason == "length",
         "empty": record.empty,
         "cancelled": record.outcome == "cancelled",
     }
+
+
+def draw_of(record: RequestRecord) -> Draw:
+    """The draw of a settled request."""
+    flags = flags_of(record)
     if record.outcome == "open":
         flags["censored"] = True
     # A client that left before any answer might still have been served by the canary.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from serving.messages import Event, RequestRecord, ScoreRecord
 
@@ -15,21 +15,12 @@ JOIN_WINDOW_S = 900.0  # how long a score waits for its request, unless a subscr
 HELD_SCORES = 20_000
 
 
-class JoinedRequest(NamedTuple):
-    """A request, with the scores that came before it in log order."""
+class Joined(NamedTuple):
+    """A request with the scores that came before it, or a score that comes after its request."""
 
-    record: RequestRecord
-    scores: Sequence[ScoreRecord]
-
-
-class JoinedScore(NamedTuple):
-    """A score, with the request that came before it."""
-
-    score: ScoreRecord
     request: RequestRecord
-
-
-Joined: TypeAlias = JoinedRequest | JoinedScore
+    is_new: bool  # the request itself comes here; False: only its score does
+    scores: Sequence[ScoreRecord]  # in log order
 
 
 class ScoreJoin:
@@ -41,12 +32,12 @@ class ScoreJoin:
 
     def join(self, events: Iterable[Event]) -> list[Joined]:
         """The events, joined. A score whose request has not come yet is left out, and comes with it."""
-        joined: list[Joined] = []
+        joined = []
         for event in events:
             if isinstance(event, RequestRecord):
-                joined.append(JoinedRequest(event, self._add(event)))
+                joined.append(Joined(event, True, self._add(event)))
             elif (request := self._match(event)) is not None:
-                joined.append(JoinedScore(event, request))
+                joined.append(Joined(request, False, (event,)))
         return joined
 
     def forget(self, *, before_s: float, max_ids: int) -> None:

@@ -13,6 +13,7 @@ import base64
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,8 @@ class RolloutSegmentAlarms:
     def __init__(self, policy: GatePolicy) -> None:
         gates = [gate for gate in policy.gates if gate.kind is not Kind.PERCENTILE]
         self._gates = {
-            gate.name: (
-                gate,
-                SegmentAlarms(gate.kind, tolerance=gate.tolerance, alpha=policy.alpha / len(gates)),
-            )
-            for gate in gates
+            g.name: (g, SegmentAlarms(g.kind, tolerance=g.tolerance, alpha=policy.alpha / len(gates)))
+            for g in gates
         }
         # request id -> seq, at_s, segments
         self._requests: OrderedDict[str, tuple[int, float, tuple[str, ...]]] = OrderedDict()
@@ -107,7 +105,7 @@ class RolloutSegmentAlarms:
                 name: base64.b64encode(snapshots.write(alarms, digest=_digest(gate))).decode()
                 for name, (gate, alarms) in self._gates.items()
             },
-            "raised": {key: _to_json(alarm) for key, alarm in self._raised.items()},
+            "raised": {key: asdict(alarm) for key, alarm in self._raised.items()},
         }
 
     def restore(self, saved: Mapping[str, Any] | None) -> None:
@@ -139,11 +137,8 @@ def _feed(
 
 
 def _alarm(gate: Gate, alarm: SegmentAlarm) -> Alarm:
-    beyond = (
-        f"more than {gate.tolerance:g} below stable"
-        if gate.kind is Kind.SCORE
-        else f"above {1 + gate.tolerance:g}x stable's"
-    )
+    is_score, limit = gate.kind is Kind.SCORE, gate.tolerance
+    beyond = f"more than {limit:g} below stable" if is_score else f"above {1 + limit:g}x stable's"
     text = f"{gate.name} {beyond} in {alarm.segment}"
     return Alarm(gate.name, alarm.segment, text, alarm.canary_requests, alarm.at_s)
 
@@ -152,21 +147,13 @@ def metric_alarms(report: EvaluationReport) -> tuple[Alarm, ...]:
     """Alarms of metrics without a gate, over all requests; empty during a sample ratio mismatch."""
     if report.frozen:
         return ()
-    return tuple(
-        Alarm(
-            gate=gate.gate,
-            segment="all requests",
-            text=gate.reason.replace(gate.gate, gate.metric),
-            canary_requests=gate.decided_canary,
-            at_s=gate.decided_at_s or 0.0,
-        )
-        for gate in report.gates
-        if gate.is_alarm and gate.decided_canary is not None
-    )
-
-
-def _to_json(alarm: Alarm) -> dict[str, Any]:
-    return {name: getattr(alarm, name) for name in alarm.__slots__}
+    alarms = []
+    for gate in report.gates:
+        if gate.is_alarm and gate.decided_canary is not None:
+            text = gate.reason.replace(gate.gate, gate.metric)
+            at_s = gate.decided_at_s or 0.0
+            alarms.append(Alarm(gate.gate, "all requests", text, gate.decided_canary, at_s))
+    return tuple(alarms)
 
 
 def _digest(gate: Gate) -> str:

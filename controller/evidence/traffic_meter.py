@@ -10,12 +10,13 @@ import math
 import sys
 import threading
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from controller.evidence.reader import JoinedPage
-from controller.evidence.score_join import JOIN_WINDOW_S, JoinedRequest
+from controller.evidence.records import flags_of
+from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.planning.baseline import Measured, Scored
 from serving.messages import STABLE, RequestRecord, ScoreRecord
 
@@ -48,7 +49,7 @@ class _Block:
     requests: int = 0
     answered: int = 0
     last_s: float = 0.0
-    events: dict[str, int] = field(default_factory=dict)
+    events: Counter[str] = field(default_factory=Counter)
     scores: dict[str, _Sum] = field(default_factory=dict)
     sessions: int = 0
     session_requests: int = 0
@@ -83,11 +84,9 @@ class TrafficMeter:
         """Consume one page."""
         with self._lock:
             for event in page.events:
-                if isinstance(event, JoinedRequest):
-                    self._add(event.record)
-                    self._add_scores(event.record, event.scores)
-                else:
-                    self._add_scores(event.request, (event.score,))
+                if event.is_new:
+                    self._add(event.request)
+                self._add_scores(event.request, event.scores)
         self._now_s = now_s
         while self._recent and self._recent[0] < now_s - WINDOW_S:
             self._recent.popleft()
@@ -99,30 +98,26 @@ class TrafficMeter:
     def measured(self) -> Measured:
         """Baseline of stable's newest requests, up to 20,000."""
         with self._lock:
-            return self._measured(tuple(self._blocks))
-
-    def _measured(self, blocks: tuple[_Block, ...]) -> Measured:
-        events: dict[str, int] = {}
-        for block in blocks:
-            for name, count in block.events.items():
-                events[name] = events.get(name, 0) + count
-        logs = sorted(math.log(max(value, 1e-3)) for value in self._latencies_ms)
-        mean = math.fsum(logs) / len(logs) if logs else 0.0
-        spread = math.sqrt(math.fsum((one - mean) ** 2 for one in logs) / len(logs)) if logs else None
-        return Measured(
-            requests=sum(block.requests for block in blocks),
-            events=events,
-            latency_p50_ms=math.exp(logs[len(logs) // 2]) if logs else None,
-            latency_p99_ms=math.exp(logs[min(len(logs) - 1, int(0.99 * len(logs)))]) if logs else None,
-            latency_log_sd=spread,
-            scores=self._scored(blocks),
-            unit_requests=self._unit_requests(blocks),
-        )
+            events: Counter[str] = Counter()
+            for block in self._blocks:
+                events.update(block.events)
+            logs = sorted(math.log(max(value, 1e-3)) for value in self._latencies_ms)
+            mean = math.fsum(logs) / len(logs) if logs else 0.0
+            spread = math.sqrt(math.fsum((one - mean) ** 2 for one in logs) / len(logs)) if logs else None
+            return Measured(
+                requests=sum(block.requests for block in self._blocks),
+                events=events,
+                latency_p50_ms=math.exp(logs[len(logs) // 2]) if logs else None,
+                latency_p99_ms=math.exp(logs[min(len(logs) - 1, int(0.99 * len(logs)))]) if logs else None,
+                latency_log_sd=spread,
+                scores=self._scored(),
+                unit_requests=self._unit_requests(),
+            )
 
     def _reset(self) -> None:
         self._blocks: deque[_Block] = deque([_Block()], maxlen=BLOCKS)
         self._latencies_ms: deque[float] = deque(maxlen=LATENCIES)
-        self._sessions: OrderedDict[str, list[float]] = OrderedDict()  # unit -> [start of session, requests]
+        self._sessions: OrderedDict[str, tuple[float, int]] = OrderedDict()  # unit -> start, requests
 
     def _add(self, record: RequestRecord) -> None:
         self._recent.append(record.at_s)
@@ -137,14 +132,7 @@ class TrafficMeter:
         block.first_seq = min(block.first_seq, record.seq)
         block.requests += 1
         block.last_s = record.at_s
-        flags = {
-            "error": record.error is True,
-            "truncated": record.finish_reason == "length",
-            "empty": record.empty,
-            "cancelled": record.outcome == "cancelled",
-        }
-        for name, is_so in flags.items():
-            block.events[name] = block.events.get(name, 0) + is_so
+        block.events.update(error=record.error is True, **flags_of(record))
         if record.error is False:
             block.answered += 1
             if record.latency_ms is not None:
@@ -163,43 +151,41 @@ class TrafficMeter:
         return record.arm == STABLE and record.outcome != "fenced" and record.at_s >= self._begins_s
 
     def _add_to_session(self, record: RequestRecord) -> None:
-        block = self._blocks[-1]
         if record.assigned_by == "request":
-            block.sessions += 1
-            block.session_requests += 1
+            self._close(1)
             return
         session = self._sessions.get(record.unit)
         if session is not None and record.at_s <= session[0] + SESSION_S:
-            session[1] += 1
+            self._sessions[record.unit] = (session[0], session[1] + 1)
             return
         if session is not None:
-            self._close(self._sessions.pop(record.unit))
-        self._sessions[record.unit] = [record.at_s, 1]
+            self._close(self._sessions.pop(record.unit)[1])
+        self._sessions[record.unit] = (record.at_s, 1)
         # Sessions start in order, so the oldest are in front.
         while self._sessions:
             oldest = next(iter(self._sessions.values()))
             if oldest[0] + SESSION_S >= record.at_s and len(self._sessions) <= OPEN_SESSIONS:
                 break
-            self._close(self._sessions.popitem(last=False)[1])
+            self._close(self._sessions.popitem(last=False)[1][1])
 
-    def _close(self, session: list[float]) -> None:
+    def _close(self, requests: int) -> None:
         self._blocks[-1].sessions += 1
-        self._blocks[-1].session_requests += int(session[1])
+        self._blocks[-1].session_requests += requests
 
-    def _unit_requests(self, blocks: tuple[_Block, ...]) -> float:
+    def _unit_requests(self) -> float:
         """Mean requests per session; open ones count as they are, which is a slight underestimate."""
-        open_sessions = list(self._sessions.values())
-        sessions = sum(block.sessions for block in blocks) + len(open_sessions)
-        requests = sum(block.session_requests for block in blocks) + sum(one[1] for one in open_sessions)
+        sessions = sum(block.sessions for block in self._blocks) + len(self._sessions)
+        requests = sum(block.session_requests for block in self._blocks)
+        requests += sum(count for _, count in self._sessions.values())
         return requests / sessions if sessions else 1.0
 
-    def _scored(self, blocks: tuple[_Block, ...]) -> dict[str, Scored]:
-        names = dict.fromkeys(name for block in blocks for name in block.scores)
-        old = [block for block in blocks if block.last_s < self._now_s - SCORES_TAKE_S]
+    def _scored(self) -> dict[str, Scored]:
+        names = dict.fromkeys(name for block in self._blocks for name in block.scores)
+        old = [block for block in self._blocks if block.last_s < self._now_s - SCORES_TAKE_S]
         answered = sum(block.answered for block in old)
         out = {}
         for name in names:
-            sums = [block.scores[name] for block in blocks if name in block.scores]
+            sums = [block.scores[name] for block in self._blocks if name in block.scores]
             count = sum(one.count for one in sums)
             mean = math.fsum(one.total for one in sums) / count
             variance = max(math.fsum(one.squares for one in sums) / count - mean * mean, 0.0)

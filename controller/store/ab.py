@@ -23,10 +23,6 @@ class AbStore:
         self._engine = t.open_engine(url, mounts=mounts)
         self._writes = t.writing(self._engine)
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
-
     def create(self, row: AbRow) -> None:
         """Store a new test. Raises Conflict while another runs on the service."""
         try:
@@ -55,19 +51,13 @@ class AbStore:
             return tuple(AbOutcome(*row) for row in db.execute(query))
 
     def append(
-        self,
-        test: str,
-        outcomes: Sequence[AbOutcome],
-        *,
-        first: int,
-        resume_seq: int,
-        settled_through_s: float,
+        self, test: str, rows: Sequence[AbOutcome], *, first: int, resume_seq: int, settled_through_s: float
     ) -> None:
         """Append outcomes from place `first` on, and how far the log was read, in one transaction."""
-        rows = [{"test": test, "place": first + i, **t.values_of(o)} for i, o in enumerate(outcomes)]
+        values = [{"test": test, "place": first + i, **t.values_of(row)} for i, row in enumerate(rows)]
         with self._writes.begin() as db:
-            if rows:
-                db.execute(sa.insert(t.ab_outcomes), rows)
+            if values:
+                db.execute(sa.insert(t.ab_outcomes), values)
             db.execute(
                 sa.update(t.ab_tests)
                 .where(t.ab_tests.c.id == test)

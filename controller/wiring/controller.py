@@ -116,7 +116,7 @@ def build(settings: Settings) -> Built:
         meter = world.meters.setdefault(service, TrafficMeter(lambda stable: promoted_at_s(service, stable)))
         engines, table = PlaneFleet(fleet, versions.launch), PlaneTraffic(traffic)
         reader = RecordsReader(service, log)
-        feeds = EvidenceFeeds(reader, store, lambda rollout: gate_config(store.request(rollout.id)))
+        feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(target=target, preflight=preflight, rate_per_s=world.requests_per_s)
         front = PlaneFront(traffic, routers, fleet.stop_router, time.monotonic)
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)

@@ -24,14 +24,6 @@ CONFIG = GateConfig(
 ROLLOUT = "r-00000001"
 
 
-class Snapshots:
-    def __init__(self, saved: bytes | None = None) -> None:
-        self.saved = saved
-
-    def evidence(self, rollout: str) -> bytes | None:
-        return self.saved
-
-
 def a_record(
     n: int, *, arm: int = 0, w: float = 0.1, rollout: str = ROLLOUT, **more: object
 ) -> RequestRecord:
@@ -68,7 +60,7 @@ def traffic(log: FakeLog, count: int, *, first: int = 0, canary_right: float = 0
 
 
 def feeds_on(log: FakeLog, saved: bytes | None = None, config: GateConfig = CONFIG) -> EvidenceFeeds:
-    return EvidenceFeeds(RecordsReader("chat", log), Snapshots(saved), lambda rollout: config)
+    return EvidenceFeeds(RecordsReader("chat", log), lambda rollout: saved, lambda rollout: config)
 
 
 def look(

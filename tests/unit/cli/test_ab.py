@@ -22,12 +22,11 @@ from controller.cli.ab_show import next_step, view_table
 from controller.cli.output import console
 from controller.errors import BadInput, BadSpec
 from controller.rollout.state import Phase
-from controller.store.rows import AbOutcome
+from controller.store.rows import AbOutcome, AbRow
 from tests.fakes.rollouts import a_rollout
 
 VIEW = ab_view(
-    {"id": "ab-1", "service": "chat", "rollout": "r-1", "created_at_s": 1.0, "ended_at_s": None},
-    AbSpec(version={"model": "/b"}),
+    AbRow("ab-1", "chat", "r-1", "{}", created_at_s=1.0, ended_at_s=None),
     AbEvaluator(
         AbSpec(version={"model": "/b"}), [AbOutcome(n, n % 2 == 1, 0.5, float(n % 2), n) for n in range(80)]
     ),

@@ -19,7 +19,7 @@ from controller.ab.spec import LIVE_METRICS, AbSpec, parse_ab
 from controller.auth import Identity, Role
 from controller.errors import BadInput, BadSpec, Conflict, RolloutRunning
 from controller.evidence.reader import RecordsReader
-from controller.evidence.score_join import JOIN_WINDOW_S, JoinedRequest, ScoreJoin
+from controller.evidence.score_join import JOIN_WINDOW_S, ScoreJoin
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.plan import Stage
 from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
@@ -336,10 +336,10 @@ class Book(OutcomeLedger):
 
 def take(book: Book, events: list[Event]) -> None:
     for event in book.join.join(events):
-        if isinstance(event, JoinedRequest):
-            book.add_request(event.record, event.scores)
-        else:
-            book.add_score(event.score, event.request.request_id)
+        if event.is_new:
+            book.add_request(event.request)
+        for score in event.scores:
+            book.add_score(score, event.request.request_id)
     book.join.forget(before_s=events[-1].at_s - JOIN_WINDOW_S, max_ids=1000)
 
 

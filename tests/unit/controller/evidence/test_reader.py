@@ -7,10 +7,10 @@ import pytest
 from controller.evidence import reader as readers
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.reader import JoinedPage, RecordsReader
-from controller.evidence.score_join import JOIN_WINDOW_S, JoinedRequest, ScoreJoin
+from controller.evidence.score_join import JOIN_WINDOW_S, Joined, ScoreJoin
 from controller.evidence.traffic_meter import TrafficMeter
 from serving.messages import LostSpan
-from tests.fakes.feed_maker import CONFIG, START_S, Snapshots, a_record, a_score, in_stage, traffic
+from tests.fakes.feed_maker import CONFIG, START_S, a_record, a_score, in_stage, traffic
 from tests.fakes.plane import FakeLog
 
 
@@ -28,11 +28,9 @@ class Recorder:
 
     def on_page(self, page: JoinedPage, now_s: float) -> None:
         for event in page.events:
-            if isinstance(event, JoinedRequest):
-                self.received.append(event.record.request_id)
-                self.received += [f"{event.record.request_id}={score.value}" for score in event.scores]
-            else:
-                self.received.append(f"{event.request.request_id}={event.score.value}")
+            id = event.request.request_id
+            self.received += [id] if event.is_new else []
+            self.received += [f"{id}={score.value}" for score in event.scores]
         self.lost += page.lost
         self.ends += page.is_end
 
@@ -73,7 +71,7 @@ def test_a_rollouts_tick_and_the_measurement_after_it_read_once() -> None:
     traffic(log, 20)
     reader = RecordsReader("chat", log)
     reader.subscribe("meter", meter)
-    feeds = EvidenceFeeds(reader, Snapshots(), lambda rollout: CONFIG)
+    feeds = EvidenceFeeds(reader, lambda rollout: None, lambda rollout: CONFIG)
 
     feeds.observe(in_stage(), None, START_S + 10)
     feeds.poll_idle(START_S + 10.1)
@@ -85,7 +83,7 @@ def test_without_a_rollout_the_measurement_reads_and_drops_the_ended_feed() -> N
     log, meter = FakeLog(), TrafficMeter()
     reader = RecordsReader("chat", log)
     reader.subscribe("meter", meter)
-    feeds = EvidenceFeeds(reader, Snapshots(), lambda rollout: CONFIG)
+    feeds = EvidenceFeeds(reader, lambda rollout: None, lambda rollout: CONFIG)
     feeds.observe(in_stage(), None, START_S + 10)
     feeds.poll_idle(START_S + 10.1)
     traffic(log, 20)
@@ -188,10 +186,10 @@ def test_an_unreadable_log_leaves_every_subscriber_as_it_was() -> None:
 
 def test_a_replay_reads_exactly_the_requested_events() -> None:
     log = a_log(1, "a1=0.5", 2, 3)
-    got: list[object] = []
+    got: list[Joined] = []
 
     assert RecordsReader("chat", log).replay(1, 3, got.extend)
-    assert [event.record.request_id for event in got if isinstance(event, JoinedRequest)] == ["q2"]
+    assert [event.request.request_id for event in got if event.is_new] == ["q2"]
 
 
 def test_the_resume_position_lies_before_the_oldest_held_score() -> None:
