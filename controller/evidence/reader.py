@@ -1,9 +1,9 @@
 """The one reader of a service's records log: reads once per tick, joins scores, delivers to subscribers.
 
 Rules:
-1. A subscriber receives every event after its own position, in log order. One that is behind (it is new, or
-   was restored from a snapshot) is read for separately until it catches up; the others do not wait for it.
-2. A page ends where the next subscriber is, so every page belongs whole to all subscribers at one position.
+1. A subscriber receives every page after its own position, in log order, with the lost spans of that page.
+2. Subscribers at one position share each read. One that is behind (it is new, or restored from a snapshot)
+   is read for separately until it catches up; the others do not wait for it.
 3. A log that cannot be read leaves every subscriber as it was.
 """
 
@@ -65,12 +65,11 @@ class RecordsReader:
 
     def poll(self, now_s: float) -> bool:
         """Read what is new for every subscriber; False: the log cannot be read now."""
-        positions = sorted({one.seq for one in self._subscribers.values()})
-        for position, next_position in zip(positions, [*positions[1:], None], strict=True):
-            if not self._advance(position, next_position, now_s):
+        subscribers = self._subscribers.values()
+        for position in sorted({one.seq for one in subscribers}):
+            if not self._advance(position, now_s):
                 return False
-        if positions:
-            subscribers = self._subscribers.values()
+        if subscribers:
             self._join.forget(
                 before_s=now_s - max(one.join_s for one in subscribers),
                 max_ids=max(one.join_ids for one in subscribers),
@@ -95,19 +94,18 @@ class RecordsReader:
         first_held = self._join.first_held()
         return seq if first_held is None else min(seq, first_held - 1)
 
-    def _advance(self, position: int, next_position: int | None, now_s: float) -> bool:
+    def _advance(self, position: int, now_s: float) -> bool:
         group = [one for one in self._subscribers.values() if one.seq == position]
         for _ in range(PAGES_A_TICK):
-            limit = PAGE_EVENTS if next_position is None else min(PAGE_EVENTS, next_position - position)
-            page = self._log.read(self._service, after_seq=position, limit=limit)
+            page = self._log.read(self._service, after_seq=position, limit=PAGE_EVENTS)
             if page is None:
                 return False
-            is_end = page.next_seq - position < limit
+            is_end = page.next_seq - position < PAGE_EVENTS
             joined = JoinedPage(self._join.join(page.events), page.lost, page.low_watermark_s, is_end)
             for subscriber in group:
                 subscriber.on_page(joined, now_s)
                 subscriber.seq = page.next_seq
             position = page.next_seq
-            if is_end or (next_position is not None and position >= next_position):
+            if is_end:
                 break
         return True

@@ -109,13 +109,16 @@ def test_a_subscriber_that_is_behind_catches_up_and_the_others_receive_nothing_t
     assert ahead.received == ["q1", "q2", "q3", "q4", "q5"]
     assert behind.received == ahead.received[seq:]
     assert (ahead.ends, behind.ends) == (2, 1)
+    assert ahead.seq == behind.seq == 5
 
 
 def test_subscribers_share_each_read_as_soon_as_they_are_level() -> None:
     log = a_log(1, 2, 3, 4)
-    reader_of(log, Recorder(0), Recorder(1), Recorder(3)).poll(START_S)
+    reader = reader_of(log, Recorder(0), Recorder(1), Recorder(3))
+    for tick in range(3):
+        reader.poll(START_S + tick)
 
-    assert log.reads == [0, 1, 3]
+    assert log.reads == [0, 1, 3, 4, 4]
 
 
 def test_a_subscriber_far_behind_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +141,7 @@ def test_lost_records_concern_only_the_subscriber_whose_page_reports_them() -> N
     behind = Recorder()
     reader.subscribe("behind", behind)
     log.lost = (span,)
-    reader._advance(0, 2, START_S)
+    reader._advance(0, START_S)
 
     assert (ahead.lost, behind.lost) == ([], [span])
 
