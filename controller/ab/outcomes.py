@@ -38,7 +38,7 @@ class OutcomeLedger:
     metric: str
     score_wait_s: float
     settled_through_s: float = 0.0  # every outcome assigned before this has been settled
-    seen: set[int] = field(default_factory=set)
+    counted_units: set[int] = field(default_factory=set)
     _pending: dict[str, _Pending] = field(default_factory=dict)  # by request id
 
     def add_request(self, record: RequestRecord) -> None:
@@ -78,8 +78,8 @@ class OutcomeLedger:
                 settled_s = record.at_s
                 break
             del self._pending[record.request_id]
-            if unit not in self.seen and len(self.seen) < MAX_OUTCOMES:
-                self.seen.add(unit)
+            if unit not in self.counted_units and len(self.counted_units) < MAX_OUTCOMES:
+                self.counted_units.add(unit)
                 due.append(AbOutcome(unit, record.arm == CANARY, record.w, y, record.at_s))
         self.settled_through_s = max(self.settled_through_s, settled_s)
         return due

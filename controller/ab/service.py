@@ -57,8 +57,8 @@ class _Replay:
         self.stored = (row.resume_seq, row.settled_through_s)
         self.reader: RecordsReader | None = None  # None: not subscribed yet
         self.fault: Exception | None = None  # None: every page so far was consumed
-        seen = {outcome.unit for outcome in before}
-        self.ledger = OutcomeLedger(row.rollout, spec.metric, spec.score_wait, row.settled_through_s, seen)
+        counted = {outcome.unit for outcome in before}
+        self.ledger = OutcomeLedger(row.rollout, spec.metric, spec.score_wait, row.settled_through_s, counted)
         self._low_watermark_s = self._now_s = 0.0
 
     def on_page(self, page: JoinedPage, now_s: float) -> None:

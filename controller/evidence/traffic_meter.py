@@ -65,7 +65,7 @@ class TrafficMeter:
         """promoted_at_s: when a version became stable; older requests belong to its predecessor."""
         self._promoted_at_s = promoted_at_s
         self._stable: str | None = None  # None: not known yet
-        self._begins_s = 0.0
+        self._stable_since_s = 0.0
         self.seq = 0
         self._recent: deque[float] = deque()
         self._now_s = 0.0
@@ -75,9 +75,9 @@ class TrafficMeter:
     def set_stable(self, stable: str) -> None:
         """Note the stable version's id; a different one starts the baseline anew."""
         if stable != self._stable:
-            begins_s = self._promoted_at_s(stable)
+            since_s = self._promoted_at_s(stable)
             with self._lock:
-                self._stable, self._begins_s = stable, begins_s
+                self._stable, self._stable_since_s = stable, since_s
                 self._reset()
 
     def on_page(self, page: JoinedPage, now_s: float) -> None:
@@ -121,9 +121,9 @@ class TrafficMeter:
 
     def _add(self, record: RequestRecord) -> None:
         self._recent.append(record.at_s)
-        if record.at_s >= self._begins_s:
+        if record.at_s >= self._stable_since_s:
             self._add_to_session(record)
-        if not self._is_stables(record):
+        if not self._is_of_stable(record):
             return
         block = self._blocks[-1]
         if block.requests >= BLOCK_REQUESTS:
@@ -139,7 +139,7 @@ class TrafficMeter:
                 self._latencies_ms.append(record.latency_ms)
 
     def _add_scores(self, request: RequestRecord, scores: Sequence[ScoreRecord]) -> None:
-        if not scores or not self._is_stables(request):
+        if not scores or not self._is_of_stable(request):
             return
         index = bisect_right(self._blocks, request.seq, key=lambda block: block.first_seq) - 1
         if index >= 0:
@@ -147,8 +147,8 @@ class TrafficMeter:
             for score in scores:
                 sums.setdefault(score.metric, _Sum()).add(score.value)
 
-    def _is_stables(self, record: RequestRecord) -> bool:
-        return record.arm == STABLE and record.outcome != "fenced" and record.at_s >= self._begins_s
+    def _is_of_stable(self, record: RequestRecord) -> bool:
+        return record.arm == STABLE and record.outcome != "fenced" and record.at_s >= self._stable_since_s
 
     def _add_to_session(self, record: RequestRecord) -> None:
         if record.assigned_by == "request":

@@ -221,7 +221,7 @@ def test_scores_are_held_as_long_as_the_most_patient_subscriber_needs() -> None:
 
 def test_the_join_is_bounded() -> None:
     join = ScoreJoin()
-    join.join(a_score(f"nobody{n}", 0.0) for n in range(20_100))
+    join.join(a_score(f"unknown{n}", 0.0) for n in range(20_100))
     join.join(a_record(n) for n in range(100))
     join.forget(before_s=0.0, max_ids=10)
 
