@@ -1,10 +1,10 @@
-"""A/B tests on a controller: begin, look, show, end.
+"""A/B tests of a controller: create, tick, status, stop.
 
-`look` is called with every tick of the service; it reads what is new in the log and appends what has settled.
-A test ends when someone stops it, when its time is over, or when its rollout ends (a guard or a gate took B
-away). What is stored is the truth: of two controllers, the one that comes after replays it.
+`tick` runs with every measurement of the service and stores the outcomes that have settled. A test ends when
+a user stops it, when its duration is over, or when its rollout ends (a guard or a gate removed B). The stored
+outcomes are authoritative: a second controller replays them.
 
-Invariant: whatever is wrong with a test, its service goes on.
+Invariant: no fault in a test reaches its service.
 """
 
 from __future__ import annotations
@@ -15,47 +15,78 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from controller import telemetry
-from controller.ab.outcomes import OutcomeLedger
-from controller.ab.spec import AbEvaluator, AbView, ab_view, parse_ab
+from controller.ab.outcomes import MAX_PENDING, OutcomeLedger
+from controller.ab.results import AbEvaluator, AbView, ab_view
+from controller.ab.spec import AbSpec, parse_ab
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
-from controller.evidence.feed import PAGE_EVENTS, PAGES_A_TICK, RecordsLog
+from controller.evidence.reader import JoinedPage, RecordsReader
+from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.quantities import duration
 from controller.rollout.ports import Clock
 from controller.rollout.state import RolloutState
 from controller.spec.policy import PolicySpec
-from controller.store.ab import AbRow, AbStore
-from serving.messages import RequestRecord
+from controller.store.ab import AbStore
+from controller.store.rows import AbRow
 
-_SHOWN = ("id", "service", "rollout", "created_at_s", "ended_at_s")
+_SUBSCRIBER = "ab"
 _SELF = Identity("controller", Role.OPERATOR)
 
 
 class Rollouts(Protocol):
-    """Who begins and ends rollouts."""
+    """Starts and rolls back rollouts."""
 
     def policy(self, service: str) -> PolicySpec: ...
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState: ...
     def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]: ...
 
 
-class _Reading:
-    """One test under way: its book, its judge, and how far they are."""
+class _Replay:
+    """One test rebuilt from the store: ledger, evaluator, and its subscription to the records log."""
+
+    join_s = JOIN_WINDOW_S
+    join_ids = 2 * MAX_PENDING
 
     def __init__(self, row: AbRow, store: AbStore) -> None:
         before = store.outcomes(row.id)
         self.row = row
-        self.evaluator = AbEvaluator(row.spec, before)
+        spec = AbSpec.model_validate_json(row.spec)
+        self.evaluator = AbEvaluator(spec, before)
         self.count = len(before)
         self.seq = row.resume_seq
-        self.written = (row.resume_seq, row.settled_through_s)
-        self.book = OutcomeLedger(
-            row.rollout,
-            row.spec.metric,
-            row.spec.score_wait,
-            row.settled_through_s,
-            {outcome.unit for outcome in before},
-        )
+        self.stored = (row.resume_seq, row.settled_through_s)
+        self.reader: RecordsReader | None = None  # None: not subscribed yet
+        self.fault: Exception | None = None  # None: every page so far was consumed
+        counted = {outcome.unit for outcome in before}
+        self.ledger = OutcomeLedger(row.rollout, spec.metric, spec.score_wait, row.settled_through_s, counted)
+        self._low_watermark_s = self._now_s = 0.0
+
+    def on_page(self, page: JoinedPage, now_s: float) -> None:
+        """Consume one page. A fault is kept for `tick`: the other subscribers must go on."""
+        try:
+            for event in page.events:
+                if event.is_new:
+                    self.ledger.add_request(event.request)
+                for score in event.scores:
+                    self.ledger.add_score(score, event.request.request_id)
+            for span in page.lost:
+                self.ledger.drop_span(span.since_s, span.until_s)
+        except Exception as exc:  # noqa: BLE001 - this runs in the service's own tick, which must go on
+            self.fault = exc
+        self._low_watermark_s, self._now_s = page.low_watermark_s, now_s
+
+    def settle(self, store: AbStore, reader: RecordsReader) -> None:
+        """Store and evaluate the outcomes that are due."""
+        if self.fault is not None:
+            raise self.fault
+        due = self.ledger.settle(self._low_watermark_s, self._now_s)
+        if not due:
+            return
+        seq, through_s = self.ledger.resume_seq(reader.resume_seq(self.seq)), self.ledger.settled_through_s
+        store.append(self.row.id, due, first=self.count, resume_seq=seq, settled_through_s=through_s)
+        self.stored = (seq, through_s)
+        self.count += len(due)
+        self.evaluator.add(due)
 
 
 class AbTests:
@@ -65,7 +96,6 @@ class AbTests:
         self,
         store: AbStore,
         rollouts: Rollouts,
-        log: RecordsLog,
         clock: Clock,
         *,
         rollout_of: Callable[[str], RolloutState | None],
@@ -74,14 +104,13 @@ class AbTests:
         self._store = store
         self._rollout_of = rollout_of
         self._rollouts = rollouts
-        self._log = log
         self._clock = clock
-        self._readings: dict[str, _Reading] = {}  # by service: its newest test's
-        self._complained: dict[str, str] = {}  # by service: what fails now, so that the log hears of it once
+        self._replays: dict[str, _Replay] = {}  # by service: its newest test
+        self._faults: dict[str, str] = {}  # by service: the current fault, so that it is logged once
         self._lock = threading.Lock()
 
     def create(self, service: str, body: Mapping[str, Any], identity: Identity) -> AbView:
-        """Begin a test: deploy B with its share. Raises BadSpec, Conflict and what a deploy raises."""
+        """Start a test: deploy B with its share. Raises BadSpec, Conflict and what a deploy raises."""
         spec = parse_ab(body)
         newest = self._store.newest(service)
         if newest is not None and newest.ended_at_s is None and not self._is_over(newest):
@@ -93,37 +122,36 @@ class AbTests:
         try:
             rollout = self._rollouts.deploy(service, spec.deploy_body(), identity)
         except RolloutRunning as exc:
-            raise RolloutRunning(f"an A/B test needs the canary's place: {exc}") from exc
+            raise RolloutRunning(f"an A/B test deploys B as the canary: {exc}") from exc
         now_s = self._clock.now_s()
         if newest is not None:
             self._store.end(newest.id, at_s=now_s)
-        row = AbRow(f"ab-{secrets.token_hex(4)}", service, rollout.id, spec, now_s, None)
-        self._store.create(row)
+        id = f"ab-{secrets.token_hex(4)}"
+        self._store.create(AbRow(id, service, rollout.id, spec.model_dump_json(), now_s, ended_at_s=None))
         return self.status(service)
 
-    def look(self, service: str, now_s: float) -> None:
-        """Read what is new in the service's log and count what has settled; does nothing without a test."""
+    def tick(self, service: str, reader: RecordsReader, now_s: float) -> None:
+        """Settle what the reader has delivered; end a test that is over. Does nothing without a test."""
         try:
-            self._look(service, now_s)
+            self._tick(service, reader, now_s)
         except Exception as exc:  # noqa: BLE001 - this runs in the service's own tick, which must go on
             with self._lock:
-                self._readings.pop(service, None)  # another may have written: begin again from the store
-            if self._complained.get(service) != str(exc):
-                telemetry.alarm("the A/B test could not be looked at, trying again", exc, service=service)
-            self._complained[service] = str(exc)
+                self._replays.pop(service, None)  # another controller may have written: replay the store
+            reader.unsubscribe(_SUBSCRIBER)
+            if self._faults.get(service) != str(exc):
+                telemetry.alarm("the A/B test's tick failed, trying again", exc, service=service)
+            self._faults[service] = str(exc)
         else:
-            self._complained.pop(service, None)
+            self._faults.pop(service, None)
 
     def status(self, service: str) -> AbView:
         """The service's newest test. Raises BadInput when it never had one."""
         with self._lock:
             row = self._newest(service)
-            named = {name: getattr(row, name) for name in _SHOWN}
-            evaluator = self._reading(row).evaluator
-            return ab_view(named, row.spec, evaluator, self._rollout_of(row.rollout))
+            return ab_view(row, self._replay(row).evaluator, self._rollout_of(row.rollout))
 
     def stop(self, service: str, identity: Identity) -> tuple[str, str]:
-        """End the test and take B away: ('asked' | 'already', one line). The result stays readable."""
+        """End the test and roll B back: ('asked' | 'already', one line). The result stays readable."""
         row = self._newest(service)
         if row.ended_at_s is not None:
             return "already", f"{service}: A/B test {row.id} has ended already"
@@ -138,7 +166,7 @@ class AbTests:
         row = self._store.newest(service)
         if row is None:
             raise BadInput(
-                f"{service} never had an A/B test; begin one: canaryctl ab create {service} --model DIR"
+                f"{service} never had an A/B test; start one: canaryctl ab create {service} --model DIR"
             )
         return row
 
@@ -146,54 +174,30 @@ class AbTests:
         rollout = self._rollout_of(row.rollout)
         return rollout is None or rollout.is_final
 
-    def _look(self, service: str, now_s: float) -> None:
+    def _tick(self, service: str, reader: RecordsReader, now_s: float) -> None:
         with self._lock:
             row = self._store.newest(service)
             if row is None or row.ended_at_s is not None:
+                reader.unsubscribe(_SUBSCRIBER)
                 return
-            self._read(self._reading(row), now_s)
+            replay = self._replay(row)
+            if replay.reader is not None and replay.reader is not reader:
+                # A new reader knows no request yet that a score may refer to: read again from `resume_seq`.
+                replay = self._replays[service] = _Replay(row, self._store)
+            replay.reader = reader
+            reader.subscribe(_SUBSCRIBER, replay)
+            replay.settle(self._store, reader)
         if self._is_over(row):
             self._store.end(row.id, at_s=now_s)
-        elif now_s - row.created_at_s >= row.spec.duration:
-            reason = f"A/B test {row.id} is over after {duration(row.spec.duration)}"
+        elif now_s - row.created_at_s >= (length_s := replay.evaluator.spec.duration):
+            reason = f"A/B test {row.id} is over after {duration(length_s)}"
             self._rollouts.rollback(service, _SELF, reason=reason)
             self._store.end(row.id, at_s=now_s)
 
-    def _reading(self, row: AbRow) -> _Reading:
-        """What is known of the row's test; replayed when another controller has written since."""
-        known = self._readings.get(row.service)
-        is_current = known is not None and known.row.id == row.id
-        if known is None or not is_current or known.written != (row.resume_seq, row.settled_through_s):
-            known = self._readings[row.service] = _Reading(row, self._store)
-        return known
-
-    def _read(self, reading: _Reading, now_s: float) -> None:
-        through_s = 0.0
-        for _ in range(PAGES_A_TICK):
-            page = self._log.read(reading.row.service, after_seq=reading.seq, limit=PAGE_EVENTS)
-            if page is None:
-                return
-            for event in page.events:
-                if isinstance(event, RequestRecord):
-                    reading.book.add_request(event)
-                else:
-                    reading.book.add_score(event)
-            for span in page.lost:
-                reading.book.drop_span(span.since_s, span.until_s)
-            reading.seq, through_s = page.next_seq, page.low_watermark_s
-            if len(page.events) < PAGE_EVENTS:
-                break
-        due = reading.book.settle(through_s, now_s)
-        if not due:
-            return
-        resume_seq, settled_through_s = reading.book.resume_seq(reading.seq), reading.book.settled_through_s
-        self._store.append(
-            reading.row.id,
-            due,
-            first=reading.count,
-            resume_seq=resume_seq,
-            settled_through_s=settled_through_s,
-        )
-        reading.written = (resume_seq, settled_through_s)
-        reading.count += len(due)
-        reading.evaluator.add(due)
+    def _replay(self, row: AbRow) -> _Replay:
+        """The row's test; replayed from the store when another controller has written since."""
+        replay = self._replays.get(row.service)
+        stored = (row.resume_seq, row.settled_through_s)
+        if replay is None or replay.row.id != row.id or replay.stored != stored:
+            replay = self._replays[row.service] = _Replay(row, self._store)
+        return replay

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from fastapi import Depends, FastAPI
 
+from controller.ab.results import AbView
 from controller.ab.service import AbTests
-from controller.ab.spec import AbView
 from controller.api.bodies import CommandResult, JsonBody
 from controller.auth import Identity
 from controller.errors import BadInput
@@ -26,18 +26,18 @@ def add_ab_routes(
 
     @app.post("/v1/services/{service}/ab", status_code=201)
     def create_ab(service: str, body: JsonBody = None, identity: Identity = may_write) -> AbView:
-        """Begin an A/B test: B gets its share. 409 while a rollout or another test runs."""
+        """Start an A/B test: B gets its share. 409 while a rollout or another test runs."""
         if not isinstance(body, Mapping):
             raise BadInput(f"body is {json.dumps(body)[:40]}; send a JSON object with version")
         return tests.create(service, body, identity)
 
     @app.get("/v1/services/{service}/ab", dependencies=[Depends(viewer)])
     def get_ab(service: str) -> AbView:
-        """The service's newest A/B test and what it says now."""
+        """The service's newest A/B test and its current result."""
         return tests.status(service)
 
     @app.delete("/v1/services/{service}/ab", status_code=202)
     def stop_ab(service: str, identity: Identity = may_write) -> CommandResult:
-        """End the test and take B away; the result stays readable."""
+        """End the test and roll B back; the result stays readable."""
         outcome, text = tests.stop(service, identity)
         return CommandResult(outcome=outcome, text=text)

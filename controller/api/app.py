@@ -31,7 +31,7 @@ from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError
-from controller.evidence.snapshot import evidence_in
+from controller.evidence.snapshot import stored_status
 from controller.rollout.serialization import state_from_json
 from controller.runtime.runner import Runner
 from controller.runtime.service_loop import LastTick
@@ -70,7 +70,7 @@ class ViewBuilder:
         """A rollout with the evidence of its last tick, or else the stored one."""
         evidence = tick.evidence if tick.rollout == row.id else None
         if evidence is None:
-            evidence = evidence_in(self._store.evidence(row.id))
+            evidence = stored_status(self._store.evidence(row.id))
         return rollout_view(state_from_json(row.state), evidence, now_s=tick.at_s or None)
 
 

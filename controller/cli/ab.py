@@ -15,7 +15,7 @@ from controller.quantities import FULL_BP, weight_bp
 from controller.settings import load_settings
 
 if TYPE_CHECKING:
-    from controller.ab.spec import AbView
+    from controller.ab.results import AbView
 
 ab = typer.Typer(
     name="ab",

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from controller.ab.spec import AbView
+from controller.ab.results import AbView
 from controller.cli.output import number, table
 from evaluation.ab.comparison import MIN_PER_SIDE, AbVerdict
 from evaluation.ab.sample_size import SampleSize

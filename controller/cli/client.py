@@ -16,7 +16,7 @@ from controller.settings import Settings
 from controller.views.models import PlanView, RolloutView, ServiceView
 
 if TYPE_CHECKING:
-    from controller.ab.spec import AbView
+    from controller.ab.results import AbView
 
 TIMEOUT_S = 30.0
 # A deploy hashes the checkpoint's files once: 140 GB take minutes.
@@ -111,7 +111,7 @@ class Client:
         *,
         timeout_s: float = TIMEOUT_S,
     ) -> AbView:
-        from controller.ab.spec import AbView
+        from controller.ab.results import AbView
 
         answer = self._request(method, f"/v1/services/{service}/ab", body, timeout_s=timeout_s)
         return AbView.model_validate(answer)

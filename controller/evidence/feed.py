@@ -1,230 +1,155 @@
-"""From the ordered log of a service's requests and scores to one rollout's evaluator, and back after a crash.
+"""Evidence of a rollout: feeds its evaluator from the records log, and goes on after a restart.
 
-Invariants: the log is read in order and only forwards; the snapshot names how far it was read, so a restart
-goes on after exactly that event; a score finds its request by either id, before or after it.
+Invariants: the log is consumed in order and only forwards; a snapshot holds the position, so a restarted feed
+continues after exactly that event and ends with the same evidence.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from controller import telemetry
 from controller.evidence.live_load import LiveLoad
 from controller.evidence.point_estimates import point_estimates
-from controller.evidence.score_join import ScoreJoin
-from controller.evidence.segment_alarms import SegmentFeed, metric_alarms
-from controller.evidence.snapshot import feed_in, pack
+from controller.evidence.reader import JoinedPage, RecordsReader
+from controller.evidence.records import GateConfig, draw_of, score_of
+from controller.evidence.score_join import JOIN_WINDOW_S, Joined
+from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
+from controller.evidence.snapshot import envelope_of, stored_feed
 from controller.rollout.observation import EvidenceStatus, GuardStatus, VersionPhase, VersionStatus
 from controller.rollout.state import LIVE, RolloutState
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
-from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import Draw, EvidenceError, Score
-from serving.messages import CANARY, LostSpan, RecordPage, RequestRecord, ScoreRecord
+from serving.messages import CANARY, STABLE, LostSpan, RequestRecord
 
-PAGE_EVENTS = 5_000
-PAGES_A_TICK = 4
-SEED_VALUES = 4_000  # of stable's own, per metric, before the canary's first unit
+SEED_VALUES = 4_000  # of stable's own traffic, per metric, before the canary's first unit
 SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
 LOST_SPANS = 1_000
-JOIN_WINDOW_S = 900.0  # how long after its request a score finds it, or longer where a gate waits longer
-
-
-class RecordsLog(Protocol):
-    """The one replayable stream of a service. None: it cannot be read now."""
-
-    def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None: ...
-
-
-class Snapshots(Protocol):
-    """Where the last committed snapshot of a rollout is."""
-
-    def evidence(self, rollout: str) -> bytes | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class GateConfig:
-    """What a rollout's evidence is judged by: pinned when the rollout starts."""
-
-    policy: GatePolicy
-    stages: tuple[StagePlan, ...]
-
-
-def gate_config(request: str) -> GateConfig:
-    """What was pinned when the rollout began, from its stored request: a newer default changes nothing."""
-    pinned = json.loads(request)
-    stages = tuple(StagePlan(**stage) for stage in pinned["stages"])
-    return GateConfig(GatePolicy.from_mapping(pinned["gate"]), stages)
-
-
-def draw_of(record: RequestRecord) -> Draw:
-    """The draw that a settled request is evidence of."""
-    flags = {
-        "truncated": record.finish_reason == "length",
-        "empty": record.empty,
-        "cancelled": record.outcome == "cancelled",
-    }
-    if record.outcome == "open":
-        flags["censored"] = True
-    # Whose client left before anybody answered might still have been served by the canary.
-    if record.arm == CANARY and (record.served_arm is not None or record.outcome != "cancelled"):
-        flags["fell_back"] = record.served_arm != CANARY
-    return Draw(
-        request_id=record.request_id,
-        unit=record.unit,
-        at_s=record.at_s,
-        arm=record.arm,
-        w=record.w,
-        assigned_by=record.assigned_by,
-        stage=record.stage,
-        error=record.error,
-        latency_ms=record.latency_ms,
-        ttft_ms=record.ttft_ms,
-        itl_ms=record.itl_ms,
-        tokens=record.completion_tokens,
-        flags=flags,
-    )
 
 
 class Feed:
-    """One rollout's way through the log. `seq` is the last event that it took in."""
+    """One rollout's subscriber of the records log: evaluator, error guard, load and segment alarms."""
+
+    join_ids = 200_000
 
     def __init__(self, rollout: str, config: GateConfig) -> None:
         self._rollout = rollout
         self._config = config
         self._evaluator: Evaluator | None = None  # None until the first unit of this rollout
         self._seed: dict[str, list[float]] = {metric: [] for metric in SEED_METRICS}
-        self._join = ScoreJoin()
-        self._window: OrderedDict[int, float] = (
-            OrderedDict()
-        )  # seq -> at_s of requests that scores may still name
+        # seq -> at_s of requests that a score may still refer to
+        self._window: OrderedDict[int, float] = OrderedDict()
         self._guard = ErrorGuard()
         self._load = LiveLoad(config.policy.load_ratio)
-        self._segments = SegmentFeed(config.policy)
+        self._segments = RolloutSegmentAlarms(config.policy)
         # How long after its request a score still finds it, after a restart too.
-        self._join_s = max((JOIN_WINDOW_S, *(gate.deadline_s for gate in config.policy.gates)))
+        self.join_s = max((JOIN_WINDOW_S, *(gate.deadline_s for gate in config.policy.gates)))
         self._lost: list[tuple[float, float]] = []  # spans of assignment that have not settled yet
-        self._entered = self._stage = -1
+        self._entered = self._stage = -1  # last stage that the evaluator entered; last one acknowledged
         self._acked_at_s = 0.0
-        self._through_s = 0.0
+        self._low_watermark_s = 0.0
         self.seq = 0
         self.refused = 0
 
     @classmethod
-    def restore(
-        cls, rollout: str, config: GateConfig, data: bytes, log: RecordsLog, service: str
-    ) -> Feed | None:
-        """The feed that made `data`, its joins read again from the log; None: the log cannot be read now."""
-        saved = feed_in(data)
+    def restore(cls, rollout: str, config: GateConfig, data: bytes, reader: RecordsReader) -> Feed | None:
+        """The feed that wrote `data`, its recent requests read again; None: the log cannot be read now."""
+        saved = stored_feed(data)
         feed = cls(rollout, config)
         if saved["evaluator"] is not None:
             state = base64.b64decode(saved["evaluator"])
-            feed._evaluator = feed._heard(Evaluator.restore(config.policy, config.stages, state))
+            feed._attach(Evaluator.restore(config.policy, config.stages, state))
         feed._seed = saved["seed"] or feed._seed
         feed._guard = ErrorGuard.from_mapping(saved["guard"])
         feed._entered = feed._stage = saved["entered"]
-        feed._through_s = saved["through_s"]
+        feed._low_watermark_s = saved["through_s"]
         feed._lost = [(since_s, until_s) for since_s, until_s in saved.get("lost", [])]
         feed._load.restore(saved)
         feed._segments.restore(saved.get("segments"))
-        feed.seq = saved["join_from"]
-        while feed.seq < saved["seq"]:
-            page = log.read(service, after_seq=feed.seq, limit=min(PAGE_EVENTS, saved["seq"] - feed.seq))
-            if page is None:
-                return None
-            for event in page.events:
-                if event.seq <= saved["seq"]:
-                    feed._join_only(event)
-            if page.next_seq <= feed.seq:
-                break
-            feed.seq = page.next_seq
         feed.seq = saved["seq"]
-        return feed
+        is_read = reader.replay(saved["join_from"], feed.seq, feed._recall)
+        return feed if is_read else None
 
-    def snapshot(self) -> bytes:
-        """Everything that `restore` needs, as JSON."""
-        firsts = (next(iter(self._window), None), self._join.first_held(), self._segments.first_seq)
+    def snapshot(self, resume_seq: int) -> bytes:
+        """Everything that `restore` needs, as JSON. resume_seq: from there the join needs the log again."""
+        oldest = (next(iter(self._window), None), self._segments.first_seq)
         evaluator = self._evaluator.snapshot() if self._evaluator else None
         saved = {
             "seq": self.seq,
-            "join_from": min(first - 1 for first in (*firsts, self.seq + 1) if first is not None),
+            "join_from": min((resume_seq, *(seq - 1 for seq in oldest if seq is not None))),
             "guard": self._guard.to_mapping(),
             "entered": self._entered,
-            "through_s": self._through_s,
+            "through_s": self._low_watermark_s,
             "lost": self._lost,
             **self._load.to_mapping(),
             "segments": self._segments.to_mapping(),
             "seed": {} if self._evaluator else self._seed,
             "evaluator": base64.b64encode(evaluator).decode() if evaluator else None,
         }
-        return pack(self.sight(), saved)
+        return envelope_of(self.status(), saved)
 
-    def take(self, page: RecordPage, now_s: float) -> None:
-        """Feed one page, in its order."""
-        self._note_lost(page.lost)
+    def on_page(self, page: JoinedPage, now_s: float) -> None:
+        """Consume one page in its order, then settle what its watermark allows."""
+        self._drop_lost(page.lost)
         for event in page.events:
-            if isinstance(event, RequestRecord):
-                self._take_request(event)
-            elif (score := self._join.match(event)) is not None:
-                self._add(score)
-        self.seq = page.next_seq
-        self._through_s = max(self._through_s, page.low_watermark_s)
+            if event.is_new:
+                self._consume(event.request)
+            for score in event.scores:
+                self._add(score_of(score, event.request))
+        self._low_watermark_s = max(self._low_watermark_s, page.low_watermark_s)
         if self._evaluator is not None:
-            self._load.tell(self._evaluator)
+            self._load.report_to(self._evaluator)
             settled_s = self._evaluator.settlement.through_s
-            through_s = self._load.through_s(self._through_s, now_s)
+            through_s = self._load.settle_through_s(self._low_watermark_s, now_s)
             self._evaluator.advance(max(settled_s, through_s), now_s)
             settled_s = self._evaluator.settlement.through_s
             self._lost = [span for span in self._lost if span[1] > settled_s]
         self._forget(now_s)
+        if page.is_end and self._stage >= 0:
+            self._started()  # an acknowledged stage has evidence even without a unit
 
-    def follow(self, state: RolloutState) -> None:
-        """Note where the rollout stands, so that the evaluator hears of each acknowledged stage once."""
+    def follow(self, state: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float) -> None:
+        """Note the rollout's weight, stage and ready replicas. versions None: not known."""
+        self._follow_stage(state)
+        # An external endpoint may have any number of replicas.
+        if versions is not None and not state.stable.external and not state.canary.external:
+            ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
+            self._load.note_ready(ready.get(state.stable.id, 0), ready.get(state.canary.id, 0), now_s)
+
+    def _follow_stage(self, state: RolloutState) -> None:
+        """Enter each acknowledged stage once."""
         if state.phase not in LIVE or state.acked_at_s is None:
             return
-        self._load.stand(state.weight_bp, state.acked_at_s)
+        self._load.set_weight(state.weight_bp, state.acked_at_s)
         if self._entered < state.stage < len(self._config.stages):
             self._stage, self._acked_at_s = state.stage, state.acked_at_s
-            if self._evaluator is not None:
-                self._enter(self._evaluator)
+            self._enter_stage()
 
-    def note_ready(self, stable: int, canary: int, now_s: float) -> None:
-        """Ready replicas of each arm now."""
-        self._load.look(stable, canary, now_s)
-
-    def begin(self) -> None:
-        """The log has been read to its end: with a stage acknowledged, start even without a unit."""
-        if self._stage >= 0:
-            self._started()
-
-    def sight(self) -> EvidenceStatus | None:
-        """What the evidence and the guard of errors say; None: no unit was drawn yet."""
+    def status(self) -> EvidenceStatus | None:
+        """Status of gates, guards, alarms and point estimates; None: no unit was drawn yet."""
         if self._evaluator is None:
             return None
-        rung = self._guard.verdict()
-        guards = (
-            (GuardStatus(rung.guard, rung.reason, both_arms=rung.action is GuardAction.HOLD),) if rung else ()
-        )
+        hit = self._guard.verdict()
+        is_both = hit is not None and hit.action is GuardAction.HOLD
+        guards = (GuardStatus(hit.guard, hit.reason, both_arms=is_both),) if hit else ()
         report = self._evaluator.report()
         points = point_estimates(report, self._config.policy, self._config.stages[report.stage])
-        return EvidenceStatus.of(
-            report, guards, (*metric_alarms(report), *self._segments.raised(frozen=report.frozen)), points
-        )
+        alarms = (*metric_alarms(report), *self._segments.raised(frozen=report.frozen))
+        return EvidenceStatus.of(report, guards, alarms, points)
 
-    def _note_lost(self, lost: Sequence[LostSpan]) -> None:
-        """Drop a span with lost records for both arms: what is missing may hang on the arm.
+    def _drop_lost(self, lost: Sequence[LostSpan]) -> None:
+        """Drop every request of a span with lost records, for both arms: the loss may depend on the arm.
 
-        The rest of it was told before, in an earlier page, or comes later: what was quick, and what was not.
+        Requests of the span may have come in an earlier page (the fast ones), or come in a later one.
         """
-        if lost:
-            self._lost += [(one.since_s, one.until_s) for one in lost]
-            self._lost = list(dict.fromkeys(self._lost))[-LOST_SPANS:]
-        if lost and self._evaluator is not None:
+        if not lost:
+            return
+        spans = [*self._lost, *((span.since_s, span.until_s) for span in lost)]
+        self._lost = list(dict.fromkeys(spans))[-LOST_SPANS:]
+        if self._evaluator is not None:
             waiting = self._evaluator.settlement.waiting
             for draw in [draw for draw in waiting.values() if self._is_lost(draw.at_s)]:
                 del waiting[draw.request_id]
@@ -232,44 +157,47 @@ class Feed:
     def _is_lost(self, at_s: float) -> bool:
         return any(since_s <= at_s < until_s for since_s, until_s in self._lost)
 
-    def _take_request(self, record: RequestRecord) -> None:
-        scores = self._join_request(record)
+    def _consume(self, record: RequestRecord) -> None:
+        self._window[record.seq] = record.at_s
         if self._is_own(record):
             if not self._is_lost(record.at_s):
                 self._started()
-                self._segments.note(record)
+                self._segments.remember(record)
                 self._add(draw_of(record))
                 self._load.count(record)
                 if record.error is not None:
-                    self._guard.add(canary=record.arm == 1, error=record.error)
+                    self._guard.add(canary=record.arm == CANARY, error=record.error)
         elif self._evaluator is None:
             self._seed_with(record)
-        for score in scores:
-            self._add(score)
+
+    def _recall(self, events: Sequence[Joined]) -> None:
+        """Remember the requests of events consumed before a restart, without counting them again."""
+        for event in events:
+            if event.is_new:
+                self._window[event.request.seq] = event.request.at_s
+                if self._is_own(event.request):
+                    self._segments.remember(event.request)
 
     def _is_own(self, record: RequestRecord) -> bool:
         return record.rollout == self._rollout and record.w > 0
 
-    def _started(self) -> Evaluator:
+    def _started(self) -> None:
         if self._evaluator is None:
             config = self._config
-            started = Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed)
-            self._evaluator = self._heard(started)
-            self._enter(self._evaluator)
-        return self._evaluator
+            self._attach(Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed))
+            self._enter_stage()
 
-    def _heard(self, evaluator: Evaluator) -> Evaluator:
-        """The evaluator, with the segments hearing of what settles."""
-        evaluator.watch = self._segments.watch
-        return evaluator
+    def _attach(self, evaluator: Evaluator) -> None:
+        evaluator.watch = self._segments.on_settled
+        self._evaluator = evaluator
 
-    def _enter(self, evaluator: Evaluator) -> None:
-        if self._stage > self._entered:
+    def _enter_stage(self) -> None:
+        if self._evaluator is not None and self._stage > self._entered:
             self._entered = self._stage
-            evaluator.enter_stage(self._stage, self._acked_at_s)
+            self._evaluator.enter_stage(self._stage, self._acked_at_s)
 
-    def _add(self, event: Draw | Score) -> None:
-        if self._evaluator is None:
+    def _add(self, event: Draw | Score | None) -> None:
+        if self._evaluator is None or event is None:
             return
         try:
             self._evaluator.add(event)
@@ -278,7 +206,7 @@ class Feed:
             telemetry.warning("record refused as evidence", rollout=self._rollout, why=str(exc))
 
     def _seed_with(self, record: RequestRecord) -> None:
-        if record.error is not False or record.served_arm != 0:
+        if record.error is not False or record.served_arm != STABLE:
             return
         for metric, values in self._seed.items():
             value = getattr(record, metric)
@@ -286,96 +214,73 @@ class Feed:
                 values.append(value)
                 del values[:-SEED_VALUES]
 
-    def _join_request(self, record: RequestRecord) -> list[Score]:
-        """The scores that waited for it. What its arm did not answer whole has no quality, whatever is said
-        of the answer that stable gave instead."""
-        self._window[record.seq] = record.at_s
-        return self._join.add(record) if record.error is False and record.served_arm == record.arm else []
-
-    def _join_only(self, event: RequestRecord | ScoreRecord) -> None:
-        if isinstance(event, RequestRecord):
-            self._join_request(event)
-            if self._is_own(event):
-                self._segments.note(event)
-        else:
-            self._join.match(event)
-
     def _forget(self, now_s: float) -> None:
-        before_s = now_s - self._join_s
+        before_s = now_s - self.join_s
         while self._window and next(iter(self._window.values())) < before_s:
             self._window.popitem(last=False)
-        self._join.forget(before_s)
         if self._evaluator is not None:
             self._segments.forget(min(before_s, self._evaluator.settlement.through_s))
 
 
 class EvidenceFeeds:
-    """The core's Evidence port: one feed a running rollout, restored from the store when first asked for."""
+    """The core's Evidence port for one service: one feed per running rollout, restored from the store."""
 
     def __init__(
         self,
-        log: RecordsLog,
-        snapshots: Snapshots,
+        reader: RecordsReader,
+        snapshot_of: Callable[[str], bytes | None],
         config: Callable[[RolloutState], GateConfig],
     ) -> None:
-        self._log = log
-        self._snapshots = snapshots
+        """snapshot_of: a rollout's last committed snapshot; None: it has none."""
+        self._reader = reader
+        self._snapshot_of = snapshot_of
         self._config = config
         self._feeds: dict[str, Feed] = {}
+        self._observed: set[str] = set()  # rollouts observed since the last `poll_idle`
 
     def observe(
         self, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
     ) -> EvidenceStatus | None:
-        """Take in what is new and report; None: the log cannot be read, or no unit was drawn yet.
+        """Poll the log and report; None: the log cannot be read, or no unit was drawn yet.
 
         versions: the service's, with their ready replicas; None: not known, and no load is compared.
         """
-        feed = self._feed(rollout)
+        feed = self._feeds.get(rollout.id) or self._open(rollout)
         if feed is None:
             return None
-        feed.follow(rollout)
-        _note_ready(feed, rollout, versions, now_s)
-        for _ in range(PAGES_A_TICK):
-            page = self._log.read(rollout.service, after_seq=feed.seq, limit=PAGE_EVENTS)
-            if page is None:
-                return None
-            feed.take(page, now_s)
-            if len(page.events) < PAGE_EVENTS:
-                feed.begin()
-                break
-        return feed.sight()
+        feed.follow(rollout, versions, now_s)
+        is_read = self._reader.poll(now_s)
+        self._observed.add(rollout.id)
+        return feed.status() if is_read else None
+
+    def poll_idle(self, now_s: float) -> None:
+        """Poll the log for the other subscribers, unless `observe` has done so since the last call.
+
+        A feed that was not observed since then is dropped: its rollout has ended.
+        """
+        for rollout in self._feeds.keys() - self._observed:
+            self._reader.unsubscribe(rollout)
+            del self._feeds[rollout]
+        if not self._observed:
+            self._reader.poll(now_s)
+        self._observed.clear()
 
     def snapshot(self, rollout: str) -> bytes | None:
-        """The feed as it stands; None: this rollout was not observed since the start."""
+        """Snapshot of the feed; None: this rollout has no feed here."""
         feed = self._feeds.get(rollout)
-        return feed.snapshot() if feed else None
-
-    def _feed(self, rollout: RolloutState) -> Feed | None:
-        feed = self._feeds.get(rollout.id)
-        if feed is None:
-            feed = self._open(rollout)
-            if feed is not None:
-                self._feeds[rollout.id] = feed
-        return feed
+        return feed.snapshot(self._reader.resume_seq(feed.seq)) if feed else None
 
     def _open(self, rollout: RolloutState) -> Feed | None:
         config = self._config(rollout)
-        saved = self._snapshots.evidence(rollout.id)
-        if saved is None:
-            return Feed(rollout.id, config)
-        try:
-            return Feed.restore(rollout.id, config, saved, self._log, rollout.service)
-        except (SnapshotMismatch, ValueError, KeyError) as exc:
-            # Evidence of another policy is no evidence. The gate starts again from the log as it is.
-            telemetry.alarm("evidence snapshot refused, starting again", exc, rollout=rollout.id)
-            return Feed(rollout.id, config)
-
-
-def _note_ready(
-    feed: Feed, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
-) -> None:
-    """Unreadable changes nothing; behind an endpoint there may be any number of replicas."""
-    if rollout.stable.external or rollout.canary.external or versions is None:
-        return
-    ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
-    feed.note_ready(ready.get(rollout.stable.id, 0), ready.get(rollout.canary.id, 0), now_s)
+        saved = self._snapshot_of(rollout.id)
+        feed: Feed | None = Feed(rollout.id, config)
+        if saved is not None:
+            try:
+                feed = Feed.restore(rollout.id, config, saved, self._reader)
+            except (SnapshotMismatch, ValueError, KeyError) as exc:
+                # Evidence for another policy does not count: the gate starts again from the whole log.
+                telemetry.alarm("evidence snapshot refused, starting again", exc, rollout=rollout.id)
+        if feed is not None:
+            self._feeds[rollout.id] = feed
+            self._reader.subscribe(rollout.id, feed)
+        return feed

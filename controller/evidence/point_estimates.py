@@ -1,7 +1,7 @@
 """Point estimates against a stage's margins, for `promote_if_point_ok`. They prove nothing: never a PASS.
 
-An estimate counts every settled request of the rollout. Whatever is missing, harmful or not comparable puts
-the whole outside, and so does an estimate that is not there.
+An estimate covers every settled request of the rollout. Harm, missing evidence, arms that cannot be compared
+and a missing estimate all count as outside the margins.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from evaluation.report import EvaluationReport, GateReport, Verdict
 
 
 def point_estimates(report: EvaluationReport, policy: GatePolicy, stage: StagePlan) -> PointEstimates:
-    """Where the estimates of the stage's gates lie. A stage that must prove nothing has none to look at."""
+    """Whether the stage's estimates lie within their margins; False for a stage with nothing to prove."""
     margins, floor = stage_margins(policy, stage)
     if report.stage_verdict not in (Verdict.PASS, Verdict.UNDECIDED) or report.notes or report.frozen:
-        why = next(iter((*report.notes, *report.missing)), "what is seen is no evidence")
+        why = next(iter((*report.notes, *report.missing)), "the evidence is not valid")
         return PointEstimates(False, why)
     if not margins:
-        return PointEstimates(False, "nothing has to be proven")
-    proofs = {one.gate: one for one in report.gates if one.side == "promotion"}
+        return PointEstimates(False, "the stage has nothing to prove")
+    gates = {gate.gate: gate for gate in report.gates if gate.side == "promotion"}
     texts = []
     for name, margin in margins.items():
-        one = proofs.get(name)
-        if one is None or one.verdict is Verdict.INVALID or one.stable is None or one.canary is None:
+        gate = gates.get(name)
+        if gate is None or gate.verdict is Verdict.INVALID or gate.stable is None or gate.canary is None:
             return PointEstimates(False, f"{name}: no estimate of both arms")
-        text = f"{name} {one.canary:.3g} beside {one.stable:.3g}"
-        if not _is_within(one, policy.gate(name), margin, floor):
+        text = f"{name} {gate.canary:.3g} beside {gate.stable:.3g}"
+        if not _is_within(gate, policy.gate(name), margin, floor):
             return PointEstimates(False, f"{text} is outside its margin, {margin:g}")
         texts.append(text)
     return PointEstimates(True, ", ".join(texts))

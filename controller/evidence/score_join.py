@@ -1,53 +1,70 @@
-"""Scores find their requests: by the request's id or the answer's, before or after the request is told."""
+"""Join of scores to their requests, by request id or answer id, whichever of the two comes first in the log.
+
+Invariant: joining the same events again, in log order, gives the same pairs again and no duplicates.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from evaluation.records import Score
-from serving.messages import RequestRecord, ScoreRecord
+from serving.messages import Event, RequestRecord, ScoreRecord
 
-JOIN_IDS = 200_000
+JOIN_WINDOW_S = 900.0  # how long a score waits for its request, unless a subscriber needs longer
 HELD_SCORES = 20_000
 
 
+class Joined(NamedTuple):
+    """A request with the scores that came before it, or a score that comes after its request."""
+
+    request: RequestRecord
+    is_new: bool  # the request itself comes here; False: only its score does
+    scores: Sequence[ScoreRecord]  # in log order
+
+
 class ScoreJoin:
-    """Ids of answers and requests -> request, with scores that came before their request."""
+    """Recent requests by id, and scores held until their request comes."""
 
     def __init__(self) -> None:
-        self._requests: OrderedDict[str, str] = OrderedDict()
-        self._held: OrderedDict[str, list[ScoreRecord]] = OrderedDict()  # by the id they name
+        self._requests: OrderedDict[str, RequestRecord] = OrderedDict()  # by request id and answer id
+        self._held: OrderedDict[str, dict[int, ScoreRecord]] = OrderedDict()  # id -> seq -> score
 
-    def add(self, record: RequestRecord) -> list[Score]:
-        """Remember a request; returns the held scores that were waiting for it."""
-        names = {record.request_id, record.answer_id} - {None}
-        for name in names:
-            self._requests[str(name)] = record.request_id
-        while len(self._requests) > JOIN_IDS:
+    def join(self, events: Iterable[Event]) -> list[Joined]:
+        """The events, joined. A score whose request has not come yet is left out, and comes with it."""
+        joined = []
+        for event in events:
+            if isinstance(event, RequestRecord):
+                joined.append(Joined(event, True, self._add(event)))
+            elif (request := self._match(event)) is not None:
+                joined.append(Joined(request, False, (event,)))
+        return joined
+
+    def forget(self, *, before_s: float, max_ids: int) -> None:
+        """Drop held scores received before `before_s`, and the oldest ids beyond `max_ids`."""
+        while self._held and next(iter(next(iter(self._held.values())).values())).at_s < before_s:
+            self._held.popitem(last=False)
+        while len(self._requests) > max_ids:
             self._requests.popitem(last=False)
-        waiting = [score for name in names for score in self._held.pop(str(name), [])]
-        waiting.sort(key=lambda score: score.seq)  # the first counts, by whichever id it came
-        return [_score(record.request_id, score) for score in waiting]
-
-    def match(self, score: ScoreRecord) -> Score | None:
-        """The score under its request's id; None: held until the request comes."""
-        request = self._requests.get(score.id)
-        if request is not None:
-            return _score(request, score)
-        self._held.setdefault(score.id, []).append(score)
-        while len(self._held) > HELD_SCORES:
-            self._held.popitem(last=False)
-        return None
-
-    def forget(self, before_s: float) -> None:
-        """Drop held scores that were given before `before_s`."""
-        while self._held and next(iter(self._held.values()))[0].at_s < before_s:
-            self._held.popitem(last=False)
 
     def first_held(self) -> int | None:
         """Position of the oldest held score; None: none is held."""
-        return next(iter(self._held.values()))[0].seq if self._held else None
+        return min((seq for scores in self._held.values() for seq in scores), default=None)
 
+    def _add(self, record: RequestRecord) -> Sequence[ScoreRecord]:
+        held: dict[int, ScoreRecord] = {}
+        for id in (record.request_id, record.answer_id):
+            if id is not None:
+                self._requests[id] = record
+                held |= self._held.pop(id, {})
+        return [held[seq] for seq in sorted(held)]
 
-def _score(request_id: str, score: ScoreRecord) -> Score:
-    return Score(request_id, score.metric, score.value, score.at_s)
+    def _match(self, score: ScoreRecord) -> RequestRecord | None:
+        request = self._requests.get(score.id)
+        # When the log is read again, a request may be known that comes after its score.
+        if request is not None and request.seq < score.seq:
+            return request
+        self._held.setdefault(score.id, {})[score.seq] = score
+        if len(self._held) > HELD_SCORES:
+            self._held.popitem(last=False)
+        return None

@@ -1,10 +1,10 @@
-"""What has settled, cut by segment: an alarm where the canary harms one kind of request and not the mean.
+"""Segment alarms of one rollout: kinds of requests that the canary harms though the mean may not show it.
 
-A request's segments are known before its coin: the endpoint, and how long the request is (in bytes: tokens
-are told by the answer, so they would hang on the arm). A unit counts once, in the segments of its first
-request. Levels: the policy's alpha over all gates and all segments that can ever appear.
+A request's segments are known before assignment: its endpoint and its length (in bytes: a token count comes
+with the answer, so it would depend on the arm). A unit counts once, in the segments of its first request.
+Significance: the policy's alpha, divided over all gates and all segments that can ever appear.
 
-Invariant: nothing here decides. An alarm is shown, told once, and stays.
+Invariant: nothing here decides. An alarm is shown, published once, and stays.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import base64
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -31,88 +32,84 @@ from evaluation.units.sessions import Rows
 from serving.messages import RequestRecord
 
 LENGTHS_KIB = (1, 4, 16, 64, 256)
-LABELS = 200_000  # of requests that have not settled in every metric yet
+MAX_REQUESTS = 200_000  # that have not settled in every metric yet
 
 
 def segments_of(record: RequestRecord) -> tuple[str, ...]:
-    """The segments of a request, by what was known of it before its coin."""
-    found = [f"endpoint {record.path}"]
+    """The segments of a request, from what was known of it before assignment."""
+    segments = [f"endpoint {record.path}"]
     if record.body_bytes is not None:
-        at = bisect_right(LENGTHS_KIB, record.body_bytes / 1024)
-        low = LENGTHS_KIB[at - 1] if at else 0
-        found.append(
-            f"requests of {low}-{LENGTHS_KIB[at]} KiB"
-            if at < len(LENGTHS_KIB)
-            else f"requests of {low} KiB and more"
-        )
-    return tuple(found)
+        index = bisect_right(LENGTHS_KIB, record.body_bytes / 1024)
+        low = LENGTHS_KIB[index - 1] if index else 0
+        is_longest = index == len(LENGTHS_KIB)
+        span = f"{low} KiB and more" if is_longest else f"{low}-{LENGTHS_KIB[index]} KiB"
+        segments.append(f"requests of {span}")
+    return tuple(segments)
 
 
-class SegmentFeed:
-    """The alarms of one rollout's gates, by segment. `watch` is what the evaluator tells of what settles."""
+class RolloutSegmentAlarms:
+    """One `SegmentAlarms` per gate of a rollout, fed by the evaluator through `on_settled`."""
 
     def __init__(self, policy: GatePolicy) -> None:
         gates = [gate for gate in policy.gates if gate.kind is not Kind.PERCENTILE]
         self._gates = {
-            gate.name: (
-                gate,
-                SegmentAlarms(gate.kind, tolerance=gate.tolerance, alpha=policy.alpha / len(gates)),
-            )
-            for gate in gates
+            g.name: (g, SegmentAlarms(g.kind, tolerance=g.tolerance, alpha=policy.alpha / len(gates)))
+            for g in gates
         }
-        self._labels: OrderedDict[str, tuple[int, float, tuple[str, ...]]] = OrderedDict()
+        # request id -> seq, at_s, segments
+        self._requests: OrderedDict[str, tuple[int, float, tuple[str, ...]]] = OrderedDict()
         self._raised: dict[str, Alarm] = {}
 
-    def note(self, record: RequestRecord) -> None:
-        """Remember the segments of a request until it has settled."""
-        self._labels[record.request_id] = (record.seq, record.at_s, segments_of(record))
-        while len(self._labels) > LABELS:
-            self._labels.popitem(last=False)
+    def remember(self, record: RequestRecord) -> None:
+        """Keep the segments of a request until it has settled."""
+        self._requests[record.request_id] = (record.seq, record.at_s, segments_of(record))
+        while len(self._requests) > MAX_REQUESTS:
+            self._requests.popitem(last=False)
 
-    def watch(
+    def on_settled(
         self, requests: Sequence[str], rows: Rows, raw: Mapping[str, Floats], failed: NDArray[np.bool_]
     ) -> None:
-        """Take what has settled, in order: the first request of each unit."""
+        """Consume settled requests in order; only the first request of each unit counts."""
         first = np.flatnonzero((rows.place == 1) & (rows.w > 0.0)).tolist()
-        found = [(at, self._labels[requests[at]][2]) for at in first if requests[at] in self._labels]
+        labelled = [(i, self._requests[requests[i]][2]) for i in first if requests[i] in self._requests]
         for gate, alarms in self._gates.values():
             y = raw.get(gate.metric)
             if y is None:
                 continue
             if gate.metric in VALUES:
                 y = np.where(failed | rows.cold, np.nan, y)
-            _feed(alarms, rows, y, judged_coin(gate.sampling, rows.w), found)
+            _feed(alarms, rows, y, judged_coin(gate.sampling, rows.w), labelled)
 
     def raised(self, *, frozen: bool) -> tuple[Alarm, ...]:
-        """Every alarm so far. frozen: the split does not fit its weight, so nothing new is believed."""
+        """Every alarm so far. frozen: sample ratio mismatch, so no new alarm is accepted."""
         if not frozen:
             for gate, alarms in self._gates.values():
                 for alarm in alarms.alarms():
-                    self._raised.setdefault(f"{gate.name}/{alarm.segment}", _sight(gate, alarm))
+                    self._raised.setdefault(f"{gate.name}/{alarm.segment}", _alarm(gate, alarm))
         return tuple(self._raised.values())
 
     def forget(self, before_s: float) -> None:
-        """Drop the segments of requests that have settled in every metric: those assigned before."""
-        while self._labels and next(iter(self._labels.values()))[1] < before_s:
-            self._labels.popitem(last=False)
+        """Drop requests assigned before `before_s`, which have settled in every metric."""
+        while self._requests and next(iter(self._requests.values()))[1] < before_s:
+            self._requests.popitem(last=False)
 
     @property
     def first_seq(self) -> int | None:
-        """Position of the oldest request that is remembered; None: there is none."""
-        return next(iter(self._labels.values()))[0] if self._labels else None
+        """Position of the oldest remembered request; None: there is none."""
+        return next(iter(self._requests.values()))[0] if self._requests else None
 
     def to_mapping(self) -> dict[str, Any]:
-        """For a snapshot; the segments of requests are read again from the log."""
+        """State for a snapshot, without the requests: they are read again from the log."""
         return {
             "gates": {
                 name: base64.b64encode(snapshots.write(alarms, digest=_digest(gate))).decode()
                 for name, (gate, alarms) in self._gates.items()
             },
-            "raised": {key: _to_json(alarm) for key, alarm in self._raised.items()},
+            "raised": {key: asdict(alarm) for key, alarm in self._raised.items()},
         }
 
     def restore(self, saved: Mapping[str, Any] | None) -> None:
-        """What `to_mapping` gave; None: an older canaryctl knew no segments, and they begin now."""
+        """Restore the state of `to_mapping`; None: written before segments existed, so they start empty."""
         if saved is None:
             return
         self._raised = {key: Alarm(**alarm) for key, alarm in saved["raised"].items()}
@@ -120,52 +117,43 @@ class SegmentFeed:
             try:
                 snapshots.read(alarms, base64.b64decode(saved["gates"][name]), digest=_digest(gate))
             except (ValueError, KeyError, TypeError) as exc:
-                # An alarm decides nothing: what cannot be read costs what it had seen, and not the rollout.
+                # An alarm decides nothing: an unreadable state costs its evidence so far, not the rollout.
                 telemetry.warning("segment alarms start again", gate=name, why=str(exc))
                 alarms.segments = []
 
 
 def _feed(
-    alarms: SegmentAlarms, rows: Rows, y: Floats, w: Floats, found: Sequence[tuple[int, tuple[str, ...]]]
+    alarms: SegmentAlarms, rows: Rows, y: Floats, w: Floats, labelled: Sequence[tuple[int, tuple[str, ...]]]
 ) -> None:
-    """Each segment's rows that have a value. They appear in that order, however blocks are cut."""
+    """Feed each segment its rows with a value, in order of appearance, however blocks are cut."""
     present = ~np.isnan(y)
-    places: dict[str, list[int]] = {}
-    for at, segments in found:
-        if present[at]:
+    indices: dict[str, list[int]] = {}
+    for i, segments in labelled:
+        if present[i]:
             for segment in segments:
-                places.setdefault(segment, []).append(at)
-    for segment, chosen in places.items():
+                indices.setdefault(segment, []).append(i)
+    for segment, chosen in indices.items():
         alarms.feed(segment, rows.block(y, np.array(chosen, dtype=np.int64), w))
 
 
-def _sight(gate: Gate, alarm: SegmentAlarm) -> Alarm:
-    beyond = (
-        f"more than {gate.tolerance:g} below stable"
-        if gate.kind is Kind.SCORE
-        else f"above {1 + gate.tolerance:g}x stable's"
-    )
+def _alarm(gate: Gate, alarm: SegmentAlarm) -> Alarm:
+    is_score, limit = gate.kind is Kind.SCORE, gate.tolerance
+    beyond = f"more than {limit:g} below stable" if is_score else f"above {1 + limit:g}x stable's"
     text = f"{gate.name} {beyond} in {alarm.segment}"
     return Alarm(gate.name, alarm.segment, text, alarm.canary_requests, alarm.at_s)
 
 
 def metric_alarms(report: EvaluationReport) -> tuple[Alarm, ...]:
-    """What no gate asks about, and is worse over all requests. None while the split does not fit."""
-    rang = [gate for gate in report.gates if gate.is_alarm and gate.decided_canary is not None]
-    return tuple(
-        Alarm(
-            gate=gate.gate,
-            segment="all requests",
-            text=gate.reason.replace(gate.gate, gate.metric),
-            canary_requests=gate.decided_canary or 0,
-            at_s=gate.decided_at_s or 0.0,
-        )
-        for gate in (() if report.frozen else rang)
-    )
-
-
-def _to_json(alarm: Alarm) -> dict[str, Any]:
-    return {name: getattr(alarm, name) for name in alarm.__slots__}
+    """Alarms of metrics without a gate, over all requests; empty during a sample ratio mismatch."""
+    if report.frozen:
+        return ()
+    alarms = []
+    for gate in report.gates:
+        if gate.is_alarm and gate.decided_canary is not None:
+            text = gate.reason.replace(gate.gate, gate.metric)
+            at_s = gate.decided_at_s or 0.0
+            alarms.append(Alarm(gate.gate, "all requests", text, gate.decided_canary, at_s))
+    return tuple(alarms)
 
 
 def _digest(gate: Gate) -> str:

@@ -1,4 +1,4 @@
-"""The envelope in which a rollout's evidence is stored: what it said, beside what the feed needs to go on."""
+"""Stored envelope of a rollout's evidence: its status when stored, and the state that its feed restores."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from controller.rollout.serialization import evidence_from_json, evidence_to_jso
 FORMAT = 1
 
 
-def pack(sight: EvidenceStatus | None, feed: Mapping[str, Any]) -> bytes:
-    """The envelope. sight None: there was nothing to say yet."""
-    said = evidence_to_json(sight) if sight is not None else None
-    return json.dumps({"format": FORMAT, "sight": said, "feed": feed}, separators=(",", ":")).encode()
+def envelope_of(status: EvidenceStatus | None, feed: Mapping[str, Any]) -> bytes:
+    """The envelope as JSON. status None: no unit was drawn yet."""
+    shown = evidence_to_json(status) if status is not None else None
+    return json.dumps({"format": FORMAT, "sight": shown, "feed": feed}, separators=(",", ":")).encode()
 
 
-def feed_in(envelope: bytes) -> dict[str, Any]:
-    """What the feed needs. Raises ValueError for an envelope of another format."""
-    found = json.loads(envelope)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"evidence has no format {FORMAT}; it was written by another canaryctl")
-    feed: dict[str, Any] = found["feed"]
+def stored_feed(envelope: bytes) -> dict[str, Any]:
+    """The feed's state. Raises ValueError for an envelope of another format."""
+    data = json.loads(envelope)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"evidence is not of format {FORMAT}; another version of canaryctl wrote it")
+    feed: dict[str, Any] = data["feed"]
     return feed
 
 
-def evidence_in(envelope: bytes | None) -> EvidenceStatus | None:
-    """What the evidence said when it was stored; None: nothing yet."""
-    said = json.loads(envelope).get("sight") if envelope else None
-    return evidence_from_json(said) if said else None
+def stored_status(envelope: bytes | None) -> EvidenceStatus | None:
+    """The status when the evidence was stored; None: there was none yet."""
+    status = json.loads(envelope).get("sight") if envelope else None
+    return evidence_from_json(status) if status else None

@@ -60,3 +60,28 @@ class Lease:
     holder: str
     token: int
     expires_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AbRow:
+    """An A/B test of a service."""
+
+    id: str
+    service: str
+    rollout: str
+    spec: str  # JSON of `ab.spec.AbSpec`
+    created_at_s: float
+    ended_at_s: float | None  # None: it runs
+    resume_seq: int = 0  # a restarted controller reads the log again from after this event
+    settled_through_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AbOutcome:
+    """One unit's outcome in an A/B test."""
+
+    unit: int
+    is_b: bool
+    w: float
+    y: float | None  # None: it is missing; counted as missing by arm, never compared
+    at_s: float

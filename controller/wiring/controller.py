@@ -20,7 +20,9 @@ from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.errors import BusyPort
-from controller.evidence.feed import EvidenceFeeds, gate_config
+from controller.evidence.feed import EvidenceFeeds
+from controller.evidence.reader import RecordsReader
+from controller.evidence.records import gate_config
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
 from controller.rollout.state import RolloutState
@@ -81,10 +83,11 @@ def build(settings: Settings) -> Controller:
 
     def make_workers(service: str) -> ServiceWorkers:
         meter = environment.meters.setdefault(
-            service, TrafficMeter(service, log, lambda stable: versions.promoted_at_s(service, stable))
+            service, TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
         )
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
-        feeds = EvidenceFeeds(log, store, lambda rollout: gate_config(store.request(rollout.id)))
+        reader = RecordsReader(service, log)
+        feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
             target=lambda name, version: probe_target(
                 fleet, traffic, name, version, secret=store.service(name).secret
@@ -98,8 +101,10 @@ def build(settings: Settings) -> Controller:
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
 
         def measure(now_s: float) -> None:
-            meter.look(now_s, store.service(service).stable)
-            tests.look(service, now_s)
+            meter.set_stable(store.service(service).stable)
+            reader.subscribe("meter", meter)  # not before its first `set_stable`, which starts it anew
+            feeds.poll_idle(now_s)
+            tests.tick(service, reader, now_s)
 
         return ServiceWorkers(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)
 
@@ -115,7 +120,7 @@ def build(settings: Settings) -> Controller:
         holder=_lease_holder(),
     )
     commands = Commands(store, environment, clock, runner.wake)
-    tests = AbTests(AbStore(settings.database_url), commands, log, clock, rollout_of=rollout_of)
+    tests = AbTests(AbStore(settings.database_url), commands, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
     app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())

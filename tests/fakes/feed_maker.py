@@ -1,4 +1,4 @@
-"""A service's log and its feeds, for the tests of what becomes of records."""
+"""Records, a log of them and evidence feeds on it, for tests of what reads the log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from controller.evidence.feed import EvidenceFeeds, GateConfig
+from controller.evidence.feed import EvidenceFeeds
+from controller.evidence.reader import RecordsReader
+from controller.evidence.records import GateConfig
 from controller.rollout.observation import EvidenceStatus, VersionStatus
 from controller.rollout.state import Phase, RolloutState
 from evaluation.policy.policy import GatePolicy, StagePlan
@@ -22,16 +24,8 @@ CONFIG = GateConfig(
 ROLLOUT = "r-00000001"
 
 
-class Snapshots:
-    def __init__(self, saved: bytes | None = None) -> None:
-        self.saved = saved
-
-    def evidence(self, rollout: str) -> bytes | None:
-        return self.saved
-
-
 def a_record(
-    n: int, *, arm: int = 0, w: float = 0.1, rollout: str = ROLLOUT, **more: object
+    n: int, *, arm: int = 0, w: float = 0.1, rollout: str = ROLLOUT, **changes: object
 ) -> RequestRecord:
     at_s = START_S + 0.1 * n
     record = RequestRecord(
@@ -42,7 +36,7 @@ def a_record(
         path="/v1/chat/completions", router="one", epoch=1, revision=1,
         body_bytes=500 * 4 ** (n % 4),
     )  # fmt: skip
-    return replace(record, **more)  # type: ignore[arg-type]
+    return replace(record, **changes)  # type: ignore[arg-type]
 
 
 def a_score(id: str, value: float, *, metric: str = "quality", at_s: float = START_S) -> ScoreRecord:
@@ -54,32 +48,32 @@ def in_stage(index: int = 0, *, acked_at_s: float = START_S) -> RolloutState:
     return replace(state, phase=Phase.STAGE, stage=index, weight_bp=bp, acked_at_s=acked_at_s, exposed=True)
 
 
-def traffic(log: FakeLog, count: int, *, first: int = 0, canary_right: float = 0.9, seed: int = 3) -> None:
-    """`count` requests at w = 0.5, each scored by its answer's id; latencies and grades by `seed`."""
-    dice = random.Random(seed)
+def traffic(log: FakeLog, count: int, *, first: int = 0, canary_accuracy: float = 0.9, seed: int = 3) -> None:
+    """`count` requests at w = 0.5, each scored by its answer's id; latencies and scores by `seed`."""
+    rng = random.Random(seed)
     for n in range(first, first + count):
-        arm = int(dice.random() < 0.5)
-        log.append(a_record(n, arm=arm, w=0.5, latency_ms=dice.expovariate(1 / 80)))
-        right = float(dice.random() < (canary_right if arm else 0.97))
-        log.append(a_score(f"a{n}", right, at_s=START_S + 0.1 * n + 0.06))
+        arm = int(rng.random() < 0.5)
+        log.append(a_record(n, arm=arm, w=0.5, latency_ms=rng.expovariate(1 / 80)))
+        score = float(rng.random() < (canary_accuracy if arm else 0.97))
+        log.append(a_score(f"a{n}", score, at_s=START_S + 0.1 * n + 0.06))
     log.watermark_s = START_S + 0.1 * (first + count)
 
 
-def feeds_on(log: FakeLog, saved: bytes | None = None) -> EvidenceFeeds:
-    return EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
+def feeds_on(log: FakeLog, saved: bytes | None = None, config: GateConfig = CONFIG) -> EvidenceFeeds:
+    return EvidenceFeeds(RecordsReader("chat", log), lambda rollout: saved, lambda rollout: config)
 
 
-def look(
+def observe(
     feeds: EvidenceFeeds,
     state: RolloutState,
     now_s: float,
     versions: Sequence[VersionStatus] | None = None,
 ) -> EvidenceStatus:
-    sight = feeds.observe(state, versions, now_s)
-    assert sight is not None
-    return sight
+    status = feeds.observe(state, versions, now_s)
+    assert status is not None
+    return status
 
 
-def n_of(sight: EvidenceStatus, metric: str) -> tuple[int, int]:
-    gate = next(gate for gate in sight.gates if gate.metric == metric and gate.side == "rollback")
+def n_of(status: EvidenceStatus, metric: str) -> tuple[int, int]:
+    gate = next(gate for gate in status.gates if gate.metric == metric and gate.side == "rollback")
     return gate.n_stable, gate.n_canary

@@ -1,7 +1,7 @@
-"""An A/B test as a user runs it: real Ray Serve and vLLM, OpenAI clients, grades, a killed controller.
+"""An A/B test end to end: real Ray Serve and vLLM, OpenAI clients, scores, a killed controller.
 
-A is the checkpoint that answers wrongly 14 % of the time and B the one that does 3 %: B is better, and no
-gate takes it away before that is shown (the demo's policy: engines that share two cores differ in latency).
+A is the checkpoint that answers wrongly 14 % of the time, B the one that does 3 %: B is better, and no gate
+rolls it back before that is shown (the demo's policy: engines that share two cores differ in latency).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def trained() -> Path:
 
 @pytest.fixture(scope="module")
 def product(trained: Path) -> Iterator[Product]:
-    with installed(trained / "wrong") as made:
-        yield made
+    with installed(trained / "wrong") as product:
+        yield product
 
 
 def view(product: Product) -> dict[str, Any]:
     code, printed = product.run("ab", "status", SERVICE, "-o", "json")
     assert code == 0, printed
-    found: dict[str, Any] = json.loads(printed)
-    return found
+    shown: dict[str, Any] = json.loads(printed)
+    return shown
 
 
-def test_a_better_b_is_found_across_a_killed_controller_and_no_request_fails(
+def test_a_better_b_is_found_although_the_controller_is_killed_and_no_request_fails(
     product: Product, trained: Path
 ) -> None:
     a = product.service()["stable"]
@@ -50,9 +50,9 @@ def test_a_better_b_is_found_across_a_killed_controller_and_no_request_fails(
         same = product.run("ab", "create", "--model", str(trained / "wrong"))
         code, printed = product.run("ab", "create", *better, "--policy", str(POLICY), "-o", "json")
         assert code == 0, printed
-        begun = json.loads(printed)
+        created = json.loads(printed)
         refused = [product.run("ab", "create", *better), product.run("deploy", "--service", SERVICE, *better)]
-        until(lambda: view(product)["n_a"] >= 10, limit_s=300, what="ten graded answers of A")
+        until(lambda: view(product)["n_a"] >= 10, limit_s=300, what="ten scored answers of A")
         before = view(product)
 
         os.kill(product.controller_pid(), signal.SIGKILL)
@@ -66,11 +66,11 @@ def test_a_better_b_is_found_across_a_killed_controller_and_no_request_fails(
         until(lambda: product.rollout()["is_final"], limit_s=120, what="the end of B")
 
     after = view(product)
-    assert (begun["phase"], begun["version_a"], before["phase"]) == ("loading", a, "running")
+    assert (created["phase"], created["version_a"], before["phase"]) == ("loading", a, "running")
     assert (after["verdict"], after["phase"], after["why"]) == (
         "b better",
         "ended",
-        f"A/B test {begun['id']} stopped",
+        f"A/B test {created['id']} stopped",
     )
     assert (after["n_a"] >= before["n_a"], after["mean_b"] > after["mean_a"]) == (True, True)
     assert table.startswith("B IS BETTER"), table

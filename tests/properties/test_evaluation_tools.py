@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.ab.outcomes import Outcome, OutcomeLedger
+from controller.ab.outcomes import OutcomeLedger
+from controller.store.rows import AbOutcome
 from evaluation.ab.comparison import AbQuestion, Scale, SequentialTest, holm, mann_whitney
 from evaluation.ab.sample_size import required_sample_size
 from evaluation.betting.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e
@@ -130,7 +131,7 @@ def test_an_ab_test_counts_the_same_however_the_answers_come_in(
         for i, (is_b, unit) in enumerate(arms)
     ]
 
-    def counted(order: list[RequestRecord]) -> list[Outcome]:
+    def counted(order: list[RequestRecord]) -> list[AbOutcome]:
         book = OutcomeLedger("r-1", "latency_ms", 600.0)
         for record in order:
             book.add_request(record)

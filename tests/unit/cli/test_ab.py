@@ -11,9 +11,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from controller.ab.outcomes import Outcome
+from controller.ab.results import AbEvaluator, AbView, ab_view
 from controller.ab.service import AbTests
-from controller.ab.spec import AbEvaluator, AbSpec, AbView, ab_view
+from controller.ab.spec import AbSpec
 from controller.api.ab import add_ab_routes
 from controller.auth import Identity, Role
 from controller.cli.ab_show import next_step, view_table
@@ -21,13 +21,13 @@ from controller.cli.main import app as cli
 from controller.cli.output import console
 from controller.errors import BadInput, BadSpec
 from controller.rollout.state import Phase
+from controller.store.rows import AbOutcome, AbRow
 from tests.fakes.rollouts import a_rollout
 
 VIEW = ab_view(
-    {"id": "ab-1", "service": "chat", "rollout": "r-1", "created_at_s": 1.0, "ended_at_s": None},
-    AbSpec(version={"model": "/b"}),
+    AbRow("ab-1", "chat", "r-1", "{}", created_at_s=1.0, ended_at_s=None),
     AbEvaluator(
-        AbSpec(version={"model": "/b"}), [Outcome(n, n % 2 == 1, 0.5, float(n % 2), n) for n in range(80)]
+        AbSpec(version={"model": "/b"}), [AbOutcome(n, n % 2 == 1, 0.5, float(n % 2), n) for n in range(80)]
     ),
     replace(a_rollout(), phase=Phase.STAGE, acked_at_s=1.0),
 )

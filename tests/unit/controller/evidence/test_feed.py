@@ -1,4 +1,4 @@
-"""From the log to the evaluator: order, joins, seeds, stages, lost spans, restarts that change nothing."""
+"""Evidence feed: order, joins, seeds, stages, lost spans, and restarts that change nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import get_args
 
 import pytest
 
-from controller.evidence.feed import EvidenceFeeds, Feed, GateConfig, draw_of, gate_config
-from controller.evidence.snapshot import evidence_in
+from controller.evidence.feed import EvidenceFeeds, Feed
+from controller.evidence.reader import JoinedPage
+from controller.evidence.records import GateConfig, draw_of, gate_config
+from controller.evidence.score_join import ScoreJoin
+from controller.evidence.snapshot import stored_status
 from controller.rollout.observation import EvidenceStatus, VersionPhase, VersionStatus
 from controller.rollout.state import RolloutState
 from evaluation.evaluator import Evaluator
@@ -21,25 +24,24 @@ from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
-    Snapshots,
     a_record,
     a_score,
     feeds_on,
     in_stage,
-    look,
     n_of,
+    observe,
     traffic,
 )
 from tests.fakes.plane import FakeLog
 from tests.fakes.rollouts import a_rollout
 
-# --- translation
+# --- draws
 
 
-@pytest.mark.parametrize("word", get_args(AssignedBy))
-def test_only_what_the_coin_decided_is_evidence_in_the_evaluations_words(word: AssignedBy) -> None:
-    assert kind_is_drawn(draw_of(a_record(1, assigned_by=word)).assigned_by) is (
-        word in ("request", "sticky")
+@pytest.mark.parametrize("value", get_args(AssignedBy))
+def test_only_drawn_requests_count_as_drawn_in_the_evaluation(value: AssignedBy) -> None:
+    assert kind_is_drawn(draw_of(a_record(1, assigned_by=value)).assigned_by) is (
+        value in ("request", "sticky")
     )
 
 
@@ -56,29 +58,39 @@ def test_only_what_the_coin_decided_is_evidence_in_the_evaluations_words(word: A
         (a_record(1, arm=1, outcome="cancelled", served_arm=0, error=True), True),
         (a_record(1, arm=0), None),
     ],
-    ids=["served", "fallback", "fenced", "stable cut", "cut", "failed", "left", "left stable", "stable's"],
+    ids=[
+        "served",
+        "fallback",
+        "fenced",
+        "stable was cut",
+        "cut",
+        "failed",
+        "cancelled",
+        "cancelled at stable",
+        "stable's own",
+    ],
 )
-def test_what_the_canary_did_not_serve_itself_is_flagged(
+def test_a_canary_request_served_by_stable_is_flagged_as_fallen_back(
     record: RequestRecord, fell_back: bool | None
 ) -> None:
     assert draw_of(record).flags.get("fell_back") is fell_back
 
 
-def test_a_canary_that_stable_stands_in_for_is_rolled_back_by_its_served_rate() -> None:
+def test_a_canary_whose_requests_stable_serves_is_rolled_back_by_its_served_rate() -> None:
     log = FakeLog()
     for n in range(600):
         record = a_record(n, arm=n % 2, w=0.5)
         log.append(replace(record, outcome="fenced", served_arm=0) if n % 4 == 1 else record)
     log.watermark_s = START_S + 100
 
-    sight = look(feeds_on(log), in_stage(), START_S + 100)
+    evidence = observe(feeds_on(log), in_stage(), START_S + 100)
 
-    assert sight.rollback is not None
-    assert sight.rollback.gate == "served_rate"
+    assert evidence.rollback is not None
+    assert evidence.rollback.gate == "served_rate"
 
 
-def test_what_was_told_as_it_stood_is_censored() -> None:
-    flags = [draw_of(a_record(1, outcome=word)).flags.get("censored") for word in ("open", "answered")]
+def test_a_request_reported_while_open_is_censored() -> None:
+    flags = [draw_of(a_record(1, outcome=value)).flags.get("censored") for value in ("open", "answered")]
 
     assert flags == [True, None]
 
@@ -95,7 +107,7 @@ def test_a_fallback_stays_the_assigned_arms_failure() -> None:
     assert (draw.arm, draw.error) == (1, True)
 
 
-def test_a_client_that_left_is_no_error_and_is_counted_by_itself() -> None:
+def test_a_cancelled_request_is_no_error_and_has_its_own_flag() -> None:
     draw = draw_of(a_record(1, arm=1, outcome="cancelled", served_arm=None, error=None, latency_ms=None))
 
     assert (draw.error, draw.flags["cancelled"], draw.flags.get("fell_back")) == (None, True, None)
@@ -113,9 +125,7 @@ def test_a_client_that_left_is_no_error_and_is_counted_by_itself() -> None:
         ("answered", "empty", 200),
     ],
 )
-def test_nothing_that_happens_after_the_coin_removes_a_unit(
-    outcome: Outcome, cause: str, status: int
-) -> None:
+def test_nothing_after_the_draw_removes_a_unit(outcome: Outcome, cause: str, status: int) -> None:
     log = FakeLog()
     for n in range(60):
         record = a_record(n, arm=n % 2, w=0.5)
@@ -125,8 +135,8 @@ def test_nothing_that_happens_after_the_coin_removes_a_unit(
         log.append(record)
     log.watermark_s = START_S + 1000
 
-    sight = look(feeds_on(log), in_stage(), START_S + 1000)
-    error = next(gate for gate in sight.gates if gate.gate == "error" and gate.side == "rollback")
+    evidence = observe(feeds_on(log), in_stage(), START_S + 1000)
+    error = next(gate for gate in evidence.gates if gate.gate == "error" and gate.side == "rollback")
 
     assert (error.n_stable, error.n_canary) == (30, 30)
     assert error.canary == pytest.approx(10 / 30)
@@ -144,18 +154,18 @@ def test_a_score_finds_its_request_by_either_id_before_or_after_it(by: str, firs
         log.append(event)
     log.watermark_s = START_S + 10_000
 
-    sight = look(feeds_on(log), in_stage(), START_S + 10_000)
+    evidence = observe(feeds_on(log), in_stage(), START_S + 10_000)
 
-    assert n_of(sight, "quality") == (0, 1)
+    assert n_of(evidence, "quality") == (0, 1)
 
 
-def test_a_score_of_nobody_changes_nothing() -> None:
+def test_a_score_without_a_request_changes_nothing() -> None:
     log = FakeLog()
     traffic(log, 50)
-    before = look(feeds_on(log), in_stage(), START_S + 1000)
-    log.append(a_score("nobody", 0.0))
+    before = observe(feeds_on(log), in_stage(), START_S + 1000)
+    log.append(a_score("unknown", 0.0))
 
-    assert look(feeds_on(log), in_stage(), START_S + 1000) == before
+    assert observe(feeds_on(log), in_stage(), START_S + 1000) == before
 
 
 # --- what counts
@@ -168,7 +178,7 @@ def test_no_evidence_before_the_first_stage_is_acknowledged() -> None:
     assert feeds_on(log).observe(a_rollout(), None, START_S + 5) is None
 
 
-def test_a_log_that_cannot_be_read_is_none() -> None:
+def test_an_unreadable_log_gives_no_status() -> None:
     assert feeds_on(FakeLog(blind=True)).observe(in_stage(), None, START_S) is None
 
 
@@ -178,9 +188,9 @@ def test_requests_of_another_rollout_are_no_evidence() -> None:
         log.append(a_record(n, arm=1, rollout="r-00000000"))
     log.watermark_s = START_S + 1000
 
-    sight = look(feeds_on(log), in_stage(), START_S + 1000)
+    evidence = observe(feeds_on(log), in_stage(), START_S + 1000)
 
-    assert n_of(sight, "error") == (0, 0)
+    assert n_of(evidence, "error") == (0, 0)
 
 
 def test_stables_own_traffic_seeds_the_latency_tables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,12 +201,12 @@ def test_stables_own_traffic_seeds_the_latency_tables(monkeypatch: pytest.Monkey
     log.append(a_record(32, arm=1))
     start = Evaluator.start
 
-    def noting(policy: GatePolicy, **more: object) -> Evaluator:
+    def recording(policy: GatePolicy, **more: object) -> Evaluator:
         seeds.append(dict(more["seed_latency_ms"]))  # type: ignore[call-overload]
         return start(policy, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Evaluator, "start", noting)
-    look(feeds_on(log), in_stage(), START_S + 100)
+    monkeypatch.setattr(Evaluator, "start", recording)
+    observe(feeds_on(log), in_stage(), START_S + 100)
 
     assert [seed["latency_ms"] for seed in seeds] == [[100.0 + n for n in range(30)]]
 
@@ -207,62 +217,62 @@ def test_a_span_with_lost_records_is_dropped_for_both_arms() -> None:
         log.append(a_record(n, arm=n % 2, w=0.5))
     log.watermark_s = START_S + 1000
 
-    sight = look(feeds_on(log), in_stage(), START_S + 1000)
+    evidence = observe(feeds_on(log), in_stage(), START_S + 1000)
 
-    assert n_of(sight, "error") == (5, 5)
+    assert n_of(evidence, "error") == (5, 5)
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["no restart", "restarts"])
-def test_of_a_lost_span_nothing_counts_that_was_told_before_or_after(restart: bool) -> None:
+def test_requests_of_a_lost_span_do_not_count_whether_reported_before_or_after_it(restart: bool) -> None:
     log = FakeLog(watermark_s=START_S)
     feeds = feeds_on(log)
-    for first in (0, 10, 20):  # the span is told of with the second page, and covers some of each
+    for first in (0, 10, 20):  # the span is reported with the second page and covers part of each
         for n in range(first, 30, 30 if first == 20 else 3):
             log.append(a_record(100 * first + n, arm=n % 2, w=0.5, at_s=START_S + 0.1 * n))
         log.lost = (LostSpan("one", START_S, START_S + 2.5),) if first == 10 else ()
-        look(feeds, in_stage(), START_S + 5)
+        observe(feeds, in_stage(), START_S + 5)
         if restart:
             feeds = feeds_on(log, feeds.snapshot(ROLLOUT))
     log.watermark_s = START_S + 1000
 
-    told = [event.at_s for event in log.events if isinstance(event, RequestRecord)]
-    counted = n_of(look(feeds, in_stage(), START_S + 1000), "error")
-    assert sum(counted) == sum(at_s >= START_S + 2.5 for at_s in told) < len(told)
+    reported = [event.at_s for event in log.events if isinstance(event, RequestRecord)]
+    counted = n_of(observe(feeds, in_stage(), START_S + 1000), "error")
+    assert sum(counted) == sum(at_s >= START_S + 2.5 for at_s in reported) < len(reported)
 
 
 def test_evidence_of_a_stage_counts_from_its_acknowledgement() -> None:
     log = FakeLog()
     traffic(log, 200)
     feeds = feeds_on(log)
-    look(feeds, in_stage(0), START_S + 1000)
+    observe(feeds, in_stage(0), START_S + 1000)
     traffic(log, 60, first=20_000)
 
-    sight = look(feeds, in_stage(1, acked_at_s=START_S + 1999.0), START_S + 5000)
+    evidence = observe(feeds, in_stage(1, acked_at_s=START_S + 1999.0), START_S + 5000)
 
-    assert (sight.stage, sight.canary_requests < 60) == (1, True)
-    assert n_of(sight, "error")[1] > 60
+    assert (evidence.stage, evidence.canary_requests < 60) == (1, True)
+    assert n_of(evidence, "error")[1] > 60
 
 
-def test_half_of_the_canarys_requests_failing_rings_the_guard() -> None:
+def test_the_error_guard_fires_when_half_of_the_canarys_requests_fail() -> None:
     log = FakeLog()
     for n in range(60):
         log.append(a_record(n, arm=n % 2, w=0.5, error=bool(n % 2)))
     log.watermark_s = START_S + 6.0
 
-    sight = look(feeds_on(log), in_stage(), START_S + 6.0)
+    evidence = observe(feeds_on(log), in_stage(), START_S + 6.0)
 
-    assert [(guard.name, guard.both_arms) for guard in sight.guards] == [("errors", False)]
+    assert [(guard.name, guard.both_arms) for guard in evidence.guards] == [("errors", False)]
 
 
 # --- load
 
 
-def latency_proof(sight: EvidenceStatus) -> tuple[Verdict, str]:
-    gate = next(gate for gate in sight.gates if gate.gate == "latency_shape" and gate.side == "promotion")
+def latency_proof(evidence: EvidenceStatus) -> tuple[Verdict, str]:
+    gate = next(gate for gate in evidence.gates if gate.gate == "latency_shape" and gate.side == "promotion")
     return gate.verdict, gate.reason
 
 
-def loaded(
+def observed_with(
     log: FakeLog, stable: int, canary: int, state: RolloutState, saved: bytes | None = None
 ) -> tuple[EvidenceStatus, EvidenceFeeds]:
     ready = VersionPhase.READY
@@ -270,24 +280,24 @@ def loaded(
         VersionStatus(state.stable.id, ready, stable, 0),
         VersionStatus(state.canary.id, ready, canary, 0),
     )
-    feeds = EvidenceFeeds(log, Snapshots(saved), lambda rollout: CONFIG)
-    return look(feeds, state, START_S + 1000, fleet), feeds
+    feeds = feeds_on(log, saved)
+    return observe(feeds, state, START_S + 1000, fleet), feeds
 
 
 @pytest.mark.parametrize("count", [100, 2000], ids=["by weight", "counted"])
-def test_latency_is_not_proven_while_replicas_are_loaded_differently(count: int) -> None:
+def test_latency_is_not_proven_while_the_arms_carry_different_load(count: int) -> None:
     log = FakeLog()
     traffic(log, count)
-    even, _ = loaded(log, 2, 2, in_stage(1))
-    odd, _ = loaded(log, 2, 4, in_stage(1))
+    even, _ = observed_with(log, 2, 2, in_stage(1))
+    uneven, _ = observed_with(log, 2, 4, in_stage(1))
 
     assert latency_proof(even)[0] is not Verdict.INVALID
-    assert latency_proof(odd) == (Verdict.INVALID, "not comparable: canary load 0.5x stable's")
-    assert odd.verdict is not Verdict.PASS
+    assert latency_proof(uneven) == (Verdict.INVALID, "not comparable: canary load 0.5x stable's")
+    assert uneven.verdict is not Verdict.PASS
 
 
-def stood_in() -> FakeLog:
-    """Stable serves half of the canary's requests, and so three times as many as the canary."""
+def half_served_by_stable() -> FakeLog:
+    """Stable serves half of the canary's requests, so three times as many as the canary."""
     log = FakeLog()
     for n in range(2000):
         log.append(a_record(n, arm=n % 2, w=0.5, served_arm=0 if n % 4 == 1 else n % 2))
@@ -295,47 +305,47 @@ def stood_in() -> FakeLog:
     return log
 
 
-def test_a_request_that_stable_stood_in_for_is_stables_load() -> None:
-    sight, _ = loaded(stood_in(), 1, 1, in_stage(1))
+def test_a_canary_request_served_by_stable_counts_as_stables_load() -> None:
+    evidence, _ = observed_with(half_served_by_stable(), 1, 1, in_stage(1))
 
-    assert latency_proof(sight)[1] == "not comparable: canary load 0.3x stable's"
+    assert latency_proof(evidence)[1] == "not comparable: canary load 0.3x stable's"
 
 
-def test_an_endpoints_latency_is_compared_without_knowing_its_replicas() -> None:
+def test_latency_of_an_external_endpoint_is_compared_without_its_replicas() -> None:
     log = FakeLog()
     traffic(log, 2000)
     state = in_stage(1)
 
-    sight, _ = loaded(log, 2, 4, replace(state, canary=replace(state.canary, external=True)))
+    evidence, _ = observed_with(log, 2, 4, replace(state, canary=replace(state.canary, external=True)))
 
-    assert latency_proof(sight)[0] is not Verdict.INVALID
-
-
-def test_a_restart_goes_on_counting_the_load_where_it_was() -> None:
-    log = stood_in()
-    sight, feeds = loaded(log, 1, 1, in_stage(1))
-
-    again, _ = loaded(log, 1, 1, in_stage(1), feeds.snapshot(ROLLOUT))
-
-    assert latency_proof(again) == latency_proof(sight)
+    assert latency_proof(evidence)[0] is not Verdict.INVALID
 
 
-# --- after a crash
+def test_the_load_count_survives_a_restart() -> None:
+    log = half_served_by_stable()
+    evidence, feeds = observed_with(log, 1, 1, in_stage(1))
+
+    restarted, _ = observed_with(log, 1, 1, in_stage(1), feeds.snapshot(ROLLOUT))
+
+    assert latency_proof(restarted) == latency_proof(evidence)
+
+
+# --- restarts
 
 
 @pytest.mark.parametrize("crash_at", [1, 40, 77, 160, 399])
 def test_a_restart_at_any_event_ends_with_the_same_evidence(crash_at: int) -> None:
     log = FakeLog()
-    traffic(log, 200, canary_right=0.85)
+    traffic(log, 200, canary_accuracy=0.85)
     undisturbed = feeds_on(log)
-    look(undisturbed, in_stage(), START_S + 100)
+    observe(undisturbed, in_stage(), START_S + 100)
 
     early = FakeLog(log.events[:crash_at], watermark_s=0.0)
     before = feeds_on(early)
-    look(before, in_stage(), START_S + 100)
+    observe(before, in_stage(), START_S + 100)
     saved = before.snapshot(ROLLOUT)
     restarted = feeds_on(log, saved)
-    look(restarted, in_stage(), START_S + 100)
+    observe(restarted, in_stage(), START_S + 100)
 
     assert restarted.snapshot(ROLLOUT) == undisturbed.snapshot(ROLLOUT)
 
@@ -344,61 +354,63 @@ def test_a_score_after_the_restart_finds_a_request_from_before_it() -> None:
     log = FakeLog()
     log.append(a_record(1, arm=1))
     before = feeds_on(log)
-    look(before, in_stage(), START_S + 1)
+    observe(before, in_stage(), START_S + 1)
     log.append(a_score("a1", 1.0))
     log.watermark_s = START_S + 10_000
 
-    sight = look(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 10_000)
+    evidence = observe(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 10_000)
 
-    assert n_of(sight, "quality") == (0, 1)
+    assert n_of(evidence, "quality") == (0, 1)
 
 
-def test_a_restart_goes_on_after_the_last_event_and_reads_no_draw_twice() -> None:
+def test_a_restart_continues_after_the_last_event_and_counts_no_draw_twice() -> None:
     log = FakeLog()
     traffic(log, 100)
     before = feeds_on(log)
-    first = look(before, in_stage(), START_S + 100)
+    first = observe(before, in_stage(), START_S + 100)
 
-    again = look(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 100)
+    restarted = observe(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 100)
 
-    assert again == first
+    assert restarted == first
 
 
 def test_a_snapshot_of_another_policy_starts_again_from_the_log() -> None:
     log = FakeLog()
     traffic(log, 100)
     before = feeds_on(log)
-    look(before, in_stage(), START_S + 100)
+    observe(before, in_stage(), START_S + 100)
     strict = GateConfig(GatePolicy.strict(), CONFIG.stages)
 
-    after = EvidenceFeeds(log, Snapshots(before.snapshot(ROLLOUT)), lambda rollout: strict)
-    fresh = EvidenceFeeds(log, Snapshots(), lambda rollout: strict)
+    after = feeds_on(log, before.snapshot(ROLLOUT), config=strict)
+    fresh = feeds_on(log, config=strict)
 
-    assert look(after, in_stage(), START_S + 100) == look(fresh, in_stage(), START_S + 100)
+    assert observe(after, in_stage(), START_S + 100) == observe(fresh, in_stage(), START_S + 100)
 
 
-def test_what_the_evidence_said_can_be_read_from_the_store() -> None:
+def test_the_stored_snapshot_holds_the_status() -> None:
     log = FakeLog()
     traffic(log, 100)
     feeds = feeds_on(log)
-    said = look(feeds, in_stage(), START_S + 100)
+    expected = observe(feeds, in_stage(), START_S + 100)
 
-    assert evidence_in(feeds.snapshot(ROLLOUT)) == said
+    assert stored_status(feeds.snapshot(ROLLOUT)) == expected
 
 
-def test_a_record_that_cannot_be_evidence_is_counted_and_left_out() -> None:
+def test_an_invalid_record_is_counted_as_refused_and_left_out() -> None:
     log = FakeLog()
     log.append(a_record(1, arm=1, latency_ms=float("nan")))
     feed = Feed(ROLLOUT, CONFIG)
     page = log.read("chat", after_seq=0, limit=10)
     assert page is not None
 
-    feed.take(page, START_S + 1)
+    feed.on_page(
+        JoinedPage(ScoreJoin().join(page.events), (), page.low_watermark_s, is_end=True), START_S + 1
+    )
 
     assert feed.refused == 1
 
 
-def test_what_a_rollout_is_judged_by_is_pinned_when_it_begins() -> None:
+def test_policy_and_stages_are_pinned_when_a_rollout_starts() -> None:
     request = {"gate": CONFIG.policy.to_mapping(), "stages": [asdict(stage) for stage in CONFIG.stages]}
 
     pinned = gate_config(json.dumps(request))

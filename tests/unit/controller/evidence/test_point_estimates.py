@@ -1,4 +1,4 @@
-"""Point estimates against margins: only what is merely undecided, and inside, may go on."""
+"""Point estimates against margins: within only if undecided or proven, complete and inside every margin."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def with_gate(new: GateReport) -> EvaluationReport:
 
 
 def test_estimates_inside_every_margin_are_within() -> None:
-    sight = point_estimates(REPORT, POLICY, STAGE)
+    estimates = point_estimates(REPORT, POLICY, STAGE)
 
-    assert sight.within
-    assert sight.text.startswith("error 0.025 beside 0.01, quality 0.76 beside 0.8, ")
+    assert estimates.within
+    assert estimates.text.startswith("error 0.025 beside 0.01, quality 0.76 beside 0.8, ")
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_estimates_inside_every_margin_are_within() -> None:
     ],
 )
 def test_one_estimate_outside_its_margin_is_named(name: str, stable: float, canary: float) -> None:
-    sight = point_estimates(with_gate(gate(name, stable, canary)), POLICY, STAGE)
+    estimates = point_estimates(with_gate(gate(name, stable, canary)), POLICY, STAGE)
 
-    assert not sight.within
-    assert sight.text.startswith(f"{name} {canary:.3g} beside {stable:.3g} is outside its margin")
+    assert not estimates.within
+    assert estimates.text.startswith(f"{name} {canary:.3g} beside {stable:.3g} is outside its margin")
 
 
 def test_a_rate_below_stable_plus_the_floor_is_inside_whatever_its_ratio() -> None:
@@ -73,7 +73,7 @@ def test_a_rate_below_stable_plus_the_floor_is_inside_whatever_its_ratio() -> No
     assert not point_estimates(with_gate(gate("error", 0.0, 0.011)), POLICY, STAGE).within
 
 
-def test_what_was_proven_needs_no_estimate_inside() -> None:
+def test_a_proven_gate_is_within_whatever_its_estimate() -> None:
     proven = replace(gate("quality", 0.80, 0.74), verdict=Verdict.PASS)
 
     assert point_estimates(with_gate(proven), POLICY, STAGE).within
@@ -91,9 +91,9 @@ def test_what_was_proven_needs_no_estimate_inside() -> None:
         replace(REPORT, notes=("stable's own latency_ms rose to 2x of before the canary",)),
     ],
 )
-def test_what_is_missing_wrong_or_not_comparable_is_never_within(report: EvaluationReport) -> None:
+def test_missing_invalid_or_incomparable_estimates_are_never_within(report: EvaluationReport) -> None:
     assert not point_estimates(report, POLICY, STAGE).within
 
 
-def test_a_stage_that_must_prove_nothing_has_no_estimate_to_go_on() -> None:
+def test_a_stage_with_nothing_to_prove_is_never_within() -> None:
     assert not point_estimates(REPORT, POLICY, StagePlan(0.1, 0, {})).within

@@ -1,4 +1,4 @@
-"""Scores from outside: which count, and what becomes of a gate whose scores do not come."""
+"""Score join in an evidence feed: which scores count, and the verdict of a gate without its scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.evidence.feed import EvidenceFeeds, GateConfig
+from controller.evidence.records import GateConfig
 from controller.rollout.observation import EvidenceStatus
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.report import GateReport, Verdict
@@ -16,13 +16,12 @@ from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
-    Snapshots,
     a_record,
     a_score,
     feeds_on,
     in_stage,
-    look,
     n_of,
+    observe,
 )
 from tests.fakes.plane import FakeLog
 
@@ -30,21 +29,21 @@ DEADLINE_S = 600.0  # of quality, by default
 LATER_S = START_S + 5000.0
 
 
-def quality(sight: EvidenceStatus, side: str = "rollback") -> GateReport:
-    return next(gate for gate in sight.gates if gate.gate == "quality" and gate.side == side)
+def quality(evidence: EvidenceStatus, side: str = "rollback") -> GateReport:
+    return next(gate for gate in evidence.gates if gate.gate == "quality" and gate.side == side)
 
 
-def seen(*events: Event, restart: bool = False) -> EvidenceStatus:
-    """What a stage says once all of these have settled; restart: between each two of them."""
+def settled(*events: Event, restart: bool = False) -> EvidenceStatus:
+    """Evidence of a stage after all these events have settled; restart: after each event."""
     log = FakeLog(watermark_s=START_S)
     feeds = feeds_on(log)
     for event in events:
         log.append(event)
         if restart:
-            look(feeds, in_stage(), START_S + 5.0)
+            observe(feeds, in_stage(), START_S + 5.0)
             feeds = feeds_on(log, feeds.snapshot(ROLLOUT))
     log.watermark_s = LATER_S
-    return look(feeds, in_stage(), LATER_S)
+    return observe(feeds, in_stage(), LATER_S)
 
 
 both = pytest.mark.parametrize("restart", [False, True], ids=["no restart", "restarts"])
@@ -59,7 +58,7 @@ def test_of_two_scores_of_one_answer_the_first_counts(
     scores = [a_score(ids[0], 0.25, at_s=START_S + 2), a_score(ids[1], 1.0, at_s=START_S + 3)]
     events: list[Event] = [*scores, a_record(7, arm=1)] if early else [a_record(7, arm=1), *scores]
 
-    gate = quality(seen(*events, restart=restart))
+    gate = quality(settled(*events, restart=restart))
 
     assert (gate.n_canary, gate.canary) == (1, 0.25)
 
@@ -70,18 +69,18 @@ def test_a_score_after_its_deadline_is_missing(after_s: float, counted: int, res
     record = a_record(7, arm=1)
     score = a_score("a7", 1.0, at_s=record.at_s + DEADLINE_S + after_s)
 
-    assert n_of(seen(record, score, restart=restart), "quality") == (0, counted)
+    assert n_of(settled(record, score, restart=restart), "quality") == (0, counted)
 
 
 @both
-def test_a_late_score_does_not_stand_in_the_way_of_none_before_it(restart: bool) -> None:
+def test_a_late_score_does_not_replace_one_on_time(restart: bool) -> None:
     record = a_record(7, arm=1)
     scores = (
         a_score("a7", 0.5, at_s=record.at_s + 1.0),
         a_score("q7", 1.0, at_s=record.at_s + DEADLINE_S + 1.0),
     )
 
-    assert quality(seen(record, *scores, restart=restart)).canary == 0.5
+    assert quality(settled(record, *scores, restart=restart)).canary == 0.5
 
 
 @both
@@ -89,42 +88,42 @@ def test_a_score_of_another_rollouts_request_is_no_evidence(restart: bool) -> No
     own = (a_record(1, arm=1), a_score("a1", 0.5, at_s=START_S + 1))
     other = (a_record(2, arm=1, rollout="r-00000000"), a_score("a2", 0.0, at_s=START_S + 1))
 
-    assert seen(*own, *other, restart=restart) == seen(*own)
+    assert settled(*own, *other, restart=restart) == settled(*own)
 
 
 @both
-def test_a_score_of_nobody_is_no_evidence_and_is_forgotten(restart: bool) -> None:
+def test_a_score_without_a_request_is_no_evidence_and_expires(restart: bool) -> None:
     own = (a_record(1, arm=1), a_score("a1", 0.5, at_s=START_S + 1))
 
-    assert seen(*own, a_score("nobody", 0.0), restart=restart) == seen(*own)
+    assert settled(*own, a_score("unknown", 0.0), restart=restart) == settled(*own)
 
 
-def test_scores_of_nobody_do_not_pile_up() -> None:
+def test_scores_without_a_request_do_not_accumulate() -> None:
     log = FakeLog(watermark_s=START_S)
     feeds = feeds_on(log)
     for n in range(50):
-        log.append(a_score(f"nobody{n}", 0.0))
+        log.append(a_score(f"unknown{n}", 0.0))
     held = []
     for now_s in (START_S + 10, LATER_S):
-        look(feeds, in_stage(), now_s)
-        held.append(feeds._feeds[ROLLOUT]._join.first_held())
+        observe(feeds, in_stage(), now_s)
+        held.append(feeds._reader._join.first_held())
 
     assert held == [1, None]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, 1.01])
-def test_a_score_that_is_none_is_refused_and_a_right_one_still_counts(value: float) -> None:
+def test_a_malformed_score_is_refused_and_a_valid_one_still_counts(value: float) -> None:
     scores = (a_score("a7", value, at_s=START_S + 1), a_score("a7", 0.75, at_s=START_S + 2))
-    gate = quality(seen(a_record(7, arm=1), *scores))
+    gate = quality(settled(a_record(7, arm=1), *scores))
 
     assert (gate.n_canary, gate.canary) == (1, 0.75)
 
 
-def test_a_score_cannot_say_what_the_router_has_seen() -> None:
+def test_a_score_cannot_override_a_metric_of_the_request_record() -> None:
     records = [a_record(n, arm=n % 2, w=0.5) for n in range(40)]
-    lies = [a_score(f"a{n}", 1.0, metric="error", at_s=START_S + 5) for n in range(1, 40, 2)]
+    overrides = [a_score(f"a{n}", 1.0, metric="error", at_s=START_S + 5) for n in range(1, 40, 2)]
 
-    assert seen(*records, *lies) == seen(*records)
+    assert settled(*records, *overrides) == settled(*records)
 
 
 @pytest.mark.parametrize(
@@ -138,24 +137,24 @@ def test_a_score_cannot_say_what_the_router_has_seen() -> None:
     ids=lambda failure: str(failure["outcome"]),
 )
 @both
-def test_what_its_arm_did_not_answer_whole_has_no_quality(failure: dict[str, Any], restart: bool) -> None:
-    sight = seen(a_record(7, arm=1, **failure), a_score("a7", 1.0, at_s=START_S + 2), restart=restart)
+def test_a_request_its_arm_did_not_answer_whole_has_no_score(failure: dict[str, Any], restart: bool) -> None:
+    evidence = settled(a_record(7, arm=1, **failure), a_score("a7", 1.0, at_s=START_S + 2), restart=restart)
 
-    assert n_of(sight, "quality") == (0, 0)
-
-
-# --- a gate whose scores do not come
+    assert n_of(evidence, "quality") == (0, 0)
 
 
-def a_stage(scored: tuple[float, float]) -> EvidenceStatus:
-    """600 harmless requests at 50 %; the shares of each arm's answers that somebody scores."""
+# --- a gate without its scores
+
+
+def scored_stage(scored: tuple[float, float]) -> EvidenceStatus:
+    """600 harmless requests at 50 %. scored: share of answers with a score, by arm."""
     log = FakeLog()
     for n in range(600):
         log.append(a_record(n, arm=n % 2, w=0.5))
         if (n // 2) % 20 < 20 * scored[n % 2]:
             log.append(a_score(f"a{n}", 0.9, at_s=START_S + 0.1 * n + 1))
     log.watermark_s = LATER_S
-    return look(feeds_on(log), in_stage(1), LATER_S)
+    return observe(feeds_on(log), in_stage(1), LATER_S)
 
 
 @pytest.mark.parametrize(
@@ -168,32 +167,32 @@ def a_stage(scored: tuple[float, float]) -> EvidenceStatus:
     ids=["of neither", "of stable alone", "of fewer canary answers"],
 )
 def test_a_gate_without_its_scores_is_invalid_and_never_passes(scored: tuple[float, float], why: str) -> None:
-    sight = a_stage(scored)
+    evidence = scored_stage(scored)
 
-    assert (sight.verdict, sight.rollback) == (Verdict.INVALID, None)
-    assert quality(sight, "promotion").reason == why
-    assert sight.missing == (f"quality: {why}",)
+    assert (evidence.verdict, evidence.rollback) == (Verdict.INVALID, None)
+    assert quality(evidence, "promotion").reason == why
+    assert evidence.missing == (f"quality: {why}",)
 
 
-def test_a_gate_with_all_its_scores_is_judged() -> None:
-    sight = a_stage((1.0, 1.0))
+def test_a_gate_with_all_its_scores_passes() -> None:
+    evidence = scored_stage((1.0, 1.0))
 
-    assert (quality(sight, "promotion").verdict, sight.missing) == (Verdict.PASS, ())
+    assert (quality(evidence, "promotion").verdict, evidence.missing) == (Verdict.PASS, ())
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["no restart", "restart"])
-def test_a_patient_gate_still_finds_the_request_of_a_score_that_comes_after_an_hour(restart: bool) -> None:
+def test_a_score_within_a_two_hour_deadline_finds_its_request_after_an_hour(restart: bool) -> None:
     gates = tuple(replace(g, deadline_s=7200.0) for g in CONFIG.policy.gates if g.metric == "quality")
     config = GateConfig(replace(GatePolicy.default(), gates=gates), (StagePlan(0.1, 50),))
     log = FakeLog(watermark_s=START_S)
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: config)
+    feeds = feeds_on(log, config=config)
     log.append(a_record(7, arm=1))
     for hour_s in (0.0, 1800.0, 3500.0):
         log.watermark_s = START_S + hour_s
-        look(feeds, in_stage(), START_S + hour_s)
+        observe(feeds, in_stage(), START_S + hour_s)
     if restart:
-        feeds = EvidenceFeeds(log, Snapshots(feeds.snapshot(ROLLOUT)), lambda rollout: config)
+        feeds = feeds_on(log, feeds.snapshot(ROLLOUT), config=config)
     log.append(a_score("a7", 0.5, at_s=START_S + 3600.0))
     log.watermark_s = START_S + 9000.0
 
-    assert n_of(look(feeds, in_stage(), START_S + 9000.0), "quality") == (0, 1)
+    assert n_of(observe(feeds, in_stage(), START_S + 9000.0), "quality") == (0, 1)

@@ -1,4 +1,4 @@
-"""Harm to one kind of request is named, told once, kept over a restart, and decides nothing."""
+"""Segment alarms: harm to one kind of request is named, published once, kept, and decides nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from controller.cli.render import rollout_parts
-from controller.evidence.feed import EvidenceFeeds, GateConfig
-from controller.evidence.segment_alarms import SegmentFeed, segments_of
+from controller.evidence.records import GateConfig
+from controller.evidence.segment_alarms import RolloutSegmentAlarms, segments_of
 from controller.rollout.machine import step
 from controller.rollout.observation import Alarm, EvidenceStatus, Observation
 from controller.rollout.serialization import state_from_json, state_to_json
@@ -24,12 +24,11 @@ from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
     START_S,
-    Snapshots,
     a_record,
     a_score,
     feeds_on,
     in_stage,
-    look,
+    observe,
 )
 from tests.fakes.plane import FakeLog
 
@@ -37,20 +36,20 @@ LONG = "requests of 256 KiB and more"
 ALARM = Alarm("quality", LONG, f"quality more than 0.025 below stable in {LONG}", 412, START_S)
 
 
-def harmful_to_long_ones(count: int = 2400, *, right: float = 0.2) -> FakeLog:
-    """One request in twenty is long, and the canary is right on those in `right` of cases."""
-    dice, log = random.Random(7), FakeLog()
+def log_with_harm_to_long_requests(count: int = 2400, *, accuracy: float = 0.2) -> FakeLog:
+    """One request in twenty is long, and the canary answers a share of `accuracy` of them correctly."""
+    rng, log = random.Random(7), FakeLog()
     for n in range(count):
-        arm, is_long = int(dice.random() < 0.5), n % 20 == 0
+        arm, is_long = int(rng.random() < 0.5), n % 20 == 0
         log.append(a_record(n, arm=arm, w=0.5, body_bytes=400_000 if is_long else 3_000))
-        share = right if arm and is_long else 0.97
-        log.append(a_score(f"a{n}", float(dice.random() < share), at_s=START_S + 0.1 * n + 0.06))
+        share = accuracy if arm and is_long else 0.97
+        log.append(a_score(f"a{n}", float(rng.random() < share), at_s=START_S + 0.1 * n + 0.06))
     log.watermark_s = START_S + 0.1 * count
     return log
 
 
-def named(sight: EvidenceStatus) -> list[tuple[str, str]]:
-    return [(alarm.gate, alarm.segment) for alarm in sight.alarms]
+def alarm_names(evidence: EvidenceStatus) -> list[tuple[str, str]]:
+    return [(alarm.gate, alarm.segment) for alarm in evidence.alarms]
 
 
 @pytest.mark.parametrize(
@@ -63,79 +62,79 @@ def named(sight: EvidenceStatus) -> list[tuple[str, str]]:
         (262_144, LONG),
     ],
 )
-def test_a_request_is_of_its_endpoint_and_of_its_length(size: int, segment: str) -> None:
+def test_a_request_has_a_segment_of_its_endpoint_and_of_its_length(size: int, segment: str) -> None:
     assert segments_of(a_record(1, body_bytes=size)) == ("endpoint /v1/chat/completions", segment)
 
 
-def test_a_record_of_an_older_router_is_of_its_endpoint_alone() -> None:
+def test_a_record_of_an_older_router_has_only_the_endpoint_segment() -> None:
     assert segments_of(a_record(1, body_bytes=None)) == ("endpoint /v1/chat/completions",)
 
 
-def test_harm_that_the_mean_hides_is_named_and_decides_nothing() -> None:
-    sight = look(feeds_on(harmful_to_long_ones()), in_stage(), START_S + 1000)
+def test_harm_hidden_by_the_mean_raises_an_alarm_and_decides_nothing() -> None:
+    evidence = observe(feeds_on(log_with_harm_to_long_requests()), in_stage(), START_S + 1000)
 
-    assert named(sight) == [("quality", LONG)]
-    assert (sight.rollback, sight.verdict is Verdict.FAIL) == (None, False)
+    assert alarm_names(evidence) == [("quality", LONG)]
+    assert (evidence.rollback, evidence.verdict is Verdict.FAIL) == (None, False)
 
 
 def test_a_harmless_canary_raises_no_alarm() -> None:
-    sight = look(feeds_on(harmful_to_long_ones(right=0.97)), in_stage(), START_S + 1000)
+    evidence = observe(feeds_on(log_with_harm_to_long_requests(accuracy=0.97)), in_stage(), START_S + 1000)
 
-    assert sight.alarms == ()
+    assert evidence.alarms == ()
 
 
 def test_a_unit_counts_once_in_the_segment_of_its_first_request() -> None:
     log = FakeLog()
-    for n in range(2000):  # one user in forty is on the canary, fails, and asks again and again
+    for n in range(2000):  # one user in forty is on the canary, fails, and sends request after request
         user = n % 40
         log.append(
             a_record(n, arm=int(user == 0), w=0.025, assigned_by="sticky", unit=f"u{user}", error=user == 0)
         )
     log.watermark_s = START_S + 1000
 
-    assert look(feeds_on(log), in_stage(), START_S + 1000).alarms == ()
+    assert observe(feeds_on(log), in_stage(), START_S + 1000).alarms == ()
 
 
-def test_what_was_assigned_in_an_overload_rings_no_alarm_of_latency() -> None:
-    rung = []
+def test_requests_assigned_during_an_overload_raise_no_latency_alarm() -> None:
+    alarms = []
     for is_over in (False, True):
-        dice, log = random.Random(1), FakeLog()
+        rng, log = random.Random(1), FakeLog()
         for n in range(600):
             slower = 3.0 if n % 2 and n > 200 else 1.0
-            log.append(a_record(n, arm=n % 2, w=0.5, latency_ms=slower * dice.lognormvariate(4.0, 0.4)))
+            log.append(a_record(n, arm=n % 2, w=0.5, latency_ms=slower * rng.lognormvariate(4.0, 0.4)))
         feeds = feeds_on(log)
-        look(feeds, in_stage(), START_S + 10)
+        observe(feeds, in_stage(), START_S + 10)
         feed = feeds._feeds[ROLLOUT]
         assert feed._evaluator is not None
         feed._evaluator.note_load_now(2.0 if is_over else 1.0, since_s=START_S + 20, at_s=START_S + 70)
         log.watermark_s = START_S + 100
-        rung.append({alarm.gate for alarm in look(feeds, in_stage(), START_S + 100).alarms})
+        alarms.append({alarm.gate for alarm in observe(feeds, in_stage(), START_S + 100).alarms})
 
-    assert rung == [{"latency_shape"}, set()]
+    assert alarms == [{"latency_shape"}, set()]
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["sampling told", "sampling not told"])
-def test_arms_judged_at_different_rates_are_bet_at_their_own_coin(told: bool) -> None:
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "not declared"])
+def test_arms_sampled_at_different_rates_raise_no_alarm_when_the_rates_are_declared(declared: bool) -> None:
     gates = [gate for gate in GatePolicy.default().gates if gate.metric == "hallucinated"]
-    rates = Sampling(0.1, 1.0) if told else Sampling()
+    rates = Sampling(0.1, 1.0) if declared else Sampling()
     policy = replace(GatePolicy.default(), gates=tuple(replace(gate, sampling=rates) for gate in gates))
-    dice, log = random.Random(2), FakeLog()
+    rng, log = random.Random(2), FakeLog()
     for n in range(6000):  # the canary's answers are all judged, one in ten of stable's
-        arm = int(dice.random() < 0.2)
+        arm = int(rng.random() < 0.2)
         log.append(a_record(n, arm=arm, w=0.2))
-        if arm or dice.random() < 0.1:
+        if arm or rng.random() < 0.1:
             at_s = START_S + 0.1 * n + 0.06
-            log.append(a_score(f"a{n}", float(dice.random() < 0.05), metric="hallucinated", at_s=at_s))
+            log.append(a_score(f"a{n}", float(rng.random() < 0.05), metric="hallucinated", at_s=at_s))
     log.watermark_s = START_S + 10_000
     config = GateConfig(policy, (StagePlan(0.2, 50),))
-    feeds = EvidenceFeeds(log, Snapshots(), lambda rollout: config)
+    feeds = feeds_on(log, config=config)
 
-    assert bool(look(feeds, in_stage(), START_S + 10_000).alarms) is not told
+    assert bool(observe(feeds, in_stage(), START_S + 10_000).alarms) is not declared
 
 
-def test_nothing_is_raised_while_the_split_does_not_fit_its_weight() -> None:
-    feeds = feeds_on(harmful_to_long_ones())
-    look(feeds, in_stage(), START_S + 1000)
+def test_no_alarm_is_raised_during_a_sample_ratio_mismatch() -> None:
+    feeds = feeds_on(log_with_harm_to_long_requests())
+    observe(feeds, in_stage(), START_S + 1000)
     segments = feeds._feeds[ROLLOUT]._segments
     segments._raised.clear()
 
@@ -143,13 +142,13 @@ def test_nothing_is_raised_while_the_split_does_not_fit_its_weight() -> None:
     assert [alarm.segment for alarm in segments.raised(frozen=False)] == [LONG]
 
 
-def test_random_endpoints_share_one_segment_beyond_the_limit() -> None:
+def test_endpoints_beyond_the_limit_share_one_segment() -> None:
     log = FakeLog()
     for n in range(700):
         log.append(a_record(n, arm=n % 2, w=0.5, path=f"/{n}"))
     log.watermark_s = START_S + 1000
     feeds = feeds_on(log)
-    look(feeds, in_stage(), START_S + 1000)
+    observe(feeds, in_stage(), START_S + 1000)
     alarms = feeds._feeds[ROLLOUT]._segments._gates["error"][1]
 
     assert (len(alarms.segments), alarms.segments[-1]) == (257, "(others)")
@@ -166,107 +165,112 @@ def without(saved: bytes | None, *names: str) -> bytes:
 
 
 @pytest.mark.parametrize("crash_at", [600, 2501, 4799])
-def test_alarms_go_on_after_a_restart_as_if_there_had_been_none(crash_at: int) -> None:
-    log = harmful_to_long_ones()
+def test_a_restart_does_not_change_the_alarms(crash_at: int) -> None:
+    log = log_with_harm_to_long_requests()
     whole = feeds_on(log)
-    expected = look(whole, in_stage(), START_S + 1000)
+    expected = observe(whole, in_stage(), START_S + 1000)
 
     crash_s = START_S + 0.05 * crash_at
     before = feeds_on(FakeLog(log.events[:crash_at], watermark_s=crash_s - 10))
-    look(before, in_stage(), crash_s)
+    observe(before, in_stage(), crash_s)
     after = feeds_on(log, before.snapshot(ROLLOUT))
 
-    assert look(after, in_stage(), START_S + 1000).alarms == expected.alarms != ()
+    assert observe(after, in_stage(), START_S + 1000).alarms == expected.alarms != ()
     assert after.snapshot(ROLLOUT) == whole.snapshot(ROLLOUT)
 
 
-def test_an_alarm_that_was_raised_is_there_after_a_restart_with_nothing_new() -> None:
-    log = harmful_to_long_ones()
+def test_a_raised_alarm_survives_a_restart_without_new_events() -> None:
+    log = log_with_harm_to_long_requests()
     before = feeds_on(log)
-    expected = look(before, in_stage(), START_S + 1000)
+    expected = observe(before, in_stage(), START_S + 1000)
 
-    assert look(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 1000) == expected
+    assert observe(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 1000) == expected
 
 
-def test_a_snapshot_from_before_the_segments_goes_on_and_they_begin() -> None:
-    log = harmful_to_long_ones()
+def test_a_snapshot_without_segments_restores_and_starts_them_empty() -> None:
+    log = log_with_harm_to_long_requests()
     before = feeds_on(FakeLog(log.events[:1000], watermark_s=START_S + 40))
-    look(before, in_stage(), START_S + 50)
+    observe(before, in_stage(), START_S + 50)
     older = without(before.snapshot(ROLLOUT), "segments", "weight_bp", "alike_at_s", "served", "load")
 
-    sight = look(feeds_on(log, older), in_stage(), START_S + 1000)
-    whole = look(feeds_on(log), in_stage(), START_S + 1000)
+    evidence = observe(feeds_on(log, older), in_stage(), START_S + 1000)
+    whole = observe(feeds_on(log), in_stage(), START_S + 1000)
 
-    assert replace(sight, alarms=()) == replace(whole, alarms=())
-    assert named(sight) == [("quality", LONG)]
+    assert replace(evidence, alarms=()) == replace(whole, alarms=())
+    assert alarm_names(evidence) == [("quality", LONG)]
 
 
-def test_segments_that_cannot_be_read_start_again_and_what_was_raised_stays() -> None:
-    log = harmful_to_long_ones()
+def test_unreadable_segments_start_again_and_raised_alarms_stay() -> None:
+    log = log_with_harm_to_long_requests()
     before = feeds_on(log)
-    expected = look(before, in_stage(), START_S + 1000)
+    expected = observe(before, in_stage(), START_S + 1000)
     envelope = json.loads(before.snapshot(ROLLOUT) or b"")
     broken = base64.b64encode(b'{"format": 99}').decode()
     envelope["feed"]["segments"]["gates"] = {"quality": broken, "error": broken}
 
-    sight = look(feeds_on(log, json.dumps(envelope).encode()), in_stage(), START_S + 1000)
+    evidence = observe(feeds_on(log, json.dumps(envelope).encode()), in_stage(), START_S + 1000)
 
-    assert sight == expected
+    assert evidence == expected
 
 
-def test_requests_that_wait_long_for_the_watermark_keep_their_segments_over_a_restart() -> None:
+def test_unsettled_requests_keep_their_segments_across_a_restart() -> None:
     log = FakeLog(watermark_s=START_S)
     for n in range(1600):
         is_long = n % 20 < 2
         log.append(a_record(n, arm=n % 2, w=0.5, body_bytes=400_000 if is_long else 3_000,
                             error=bool(is_long and n % 2)))  # fmt: skip
     before = feeds_on(log)
-    look(before, in_stage(), START_S + 2000)
+    observe(before, in_stage(), START_S + 2000)
     after = feeds_on(log, before.snapshot(ROLLOUT))
     log.watermark_s = START_S + 2000
 
-    assert ("error", LONG) in named(look(after, in_stage(), START_S + 2010))
+    assert ("error", LONG) in alarm_names(observe(after, in_stage(), START_S + 2010))
 
 
-def test_labels_are_forgotten_once_their_requests_have_settled() -> None:
-    log = harmful_to_long_ones(200)
+def test_segments_are_forgotten_once_their_requests_have_settled() -> None:
+    log = log_with_harm_to_long_requests(200)
     feeds = feeds_on(log)
-    look(feeds, in_stage(), START_S + 10)
-    kept = [len(feeds._feeds[ROLLOUT]._segments._labels)]
+    observe(feeds, in_stage(), START_S + 10)
+    counts = [len(feeds._feeds[ROLLOUT]._segments._requests)]
     log.watermark_s = START_S + 5000
-    look(feeds, in_stage(), START_S + 5000)
-    kept.append(len(feeds._feeds[ROLLOUT]._segments._labels))
+    observe(feeds, in_stage(), START_S + 5000)
+    counts.append(len(feeds._feeds[ROLLOUT]._segments._requests))
 
-    assert kept == [200, 0]
+    assert counts == [200, 0]
 
 
-def test_memory_is_bounded_where_nothing_settles() -> None:
-    segments = SegmentFeed(CONFIG.policy)
+def test_memory_is_bounded_while_nothing_settles() -> None:
+    segments = RolloutSegmentAlarms(CONFIG.policy)
     for n in range(200_010):
-        segments._labels[str(n)] = (n, START_S, ())
-    segments.note(a_record(1))
+        segments._requests[str(n)] = (n, START_S, ())
+    segments.remember(a_record(1))
 
-    assert len(segments._labels) == 200_000
-
-
-# --- told
+    assert len(segments._requests) == 200_000
 
 
-def test_an_alarm_is_told_once_and_moves_nothing() -> None:
+# --- published
+
+
+def test_an_alarm_is_published_once_and_moves_nothing() -> None:
     state = replace(in_stage(), launched=True)
-    seen = Observation(
+    observation = Observation(
         now_s=START_S + 5,
         split=None,
         versions=None,
         evidence=EvidenceStatus(0, Verdict.UNDECIDED, alarms=(ALARM,)),
     )
-    told, actions = step(state, seen)
-    again, _ = step(state_from_json(state_to_json(told)), replace(seen, now_s=START_S + 6))
+    first, actions = step(state, observation)
+    second, _ = step(state_from_json(state_to_json(first)), replace(observation, now_s=START_S + 6))
 
-    lines = [line.text for line in again.log if "alarm" in line.text]
+    lines = [line.text for line in second.log if "alarm" in line.text]
     assert lines == [f"chat: alarm, not deciding: {ALARM.text}"]
-    assert [(notice.severity, notice.text) for notice in again.outbox] == [("info", lines[0])]
-    assert (again.phase, again.stage, again.weight_bp, again.holds) == (Phase.STAGE, 0, state.weight_bp, ())
+    assert [(notice.severity, notice.text) for notice in second.outbox] == [("info", lines[0])]
+    assert (second.phase, second.stage, second.weight_bp, second.holds) == (
+        Phase.STAGE,
+        0,
+        state.weight_bp,
+        (),
+    )
     assert [action.kind for action in actions if action.kind == "notify"] == ["notify"]
 
 
@@ -288,15 +292,15 @@ def test_an_alarm_is_shown_by_status_and_in_the_view() -> None:
     assert "stable is slower" in lines
 
 
-def test_a_metric_that_no_gate_asks_about_rings_once_and_decides_nothing() -> None:
-    dice, log = random.Random(3), FakeLog()
+def test_a_metric_without_a_gate_raises_one_alarm_and_decides_nothing() -> None:
+    rng, log = random.Random(3), FakeLog()
     for n in range(2000):
-        arm = int(dice.random() < 0.5)
+        arm = int(rng.random() < 0.5)
         log.append(replace(a_record(n, arm=arm, w=0.5), completion_tokens=900 if arm else 100 + n % 7))
     log.watermark_s = START_S + 200.0
 
-    sight = look(feeds_on(log), in_stage(1), START_S + 1000)
+    evidence = observe(feeds_on(log), in_stage(1), START_S + 1000)
 
-    assert named(sight) == [("tokens_alarm", "all requests")]
-    assert sight.alarms[0].text == "tokens above 1.1x shown by first requests"
-    assert sight.rollback is None
+    assert alarm_names(evidence) == [("tokens_alarm", "all requests")]
+    assert evidence.alarms[0].text == "tokens above 1.1x shown by first requests"
+    assert evidence.rollback is None

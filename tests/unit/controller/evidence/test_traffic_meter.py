@@ -1,14 +1,15 @@
-"""What the meter makes of a service's log: stable alone, its newest requests, the same after a restart."""
+"""Traffic meter: stable alone, its newest requests, the same after a restart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
 
 from controller.evidence import traffic_meter as meters
+from controller.evidence.reader import RecordsReader
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.planning.baseline import MeasuredBaseline
 from serving.messages import Event, RecordPage, RequestRecord, ScoreRecord
@@ -46,7 +47,7 @@ REQUEST = RequestRecord(
 
 
 class Log:
-    """A log in memory. None in `events` cannot be read: `is_up` False."""
+    """A log in memory; unreadable while `is_up` is False."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.events: list[Event] = []
@@ -67,9 +68,22 @@ def request(n: int, **changes: object) -> RequestRecord:
     return replace(REQUEST, **{**named, **changes})  # type: ignore[arg-type]
 
 
+class PolledMeter(TrafficMeter):
+    """A meter with a reader of its own."""
+
+    def __init__(self, log: Log, promoted_at_s: Callable[[str], float] = lambda version: 0.0) -> None:
+        super().__init__(promoted_at_s)
+        self.reader = RecordsReader("chat", log)
+        self.reader.subscribe("meter", self)
+
+    def poll(self, now_s: float, stable: str = "v1") -> None:
+        self.set_stable(stable)
+        self.reader.poll(now_s)
+
+
 def measured(*events: Event, now_s: float = 0.0) -> MeasuredBaseline:
-    meter = TrafficMeter("chat", Log(events))
-    meter.look(now_s, "v1")
+    meter = PolledMeter(Log(events))
+    meter.poll(now_s)
     return meter.measured()
 
 
@@ -77,30 +91,30 @@ def test_stables_errors_are_counted_and_the_canarys_are_not() -> None:
     stable = [request(n, error=n % 10 == 0) for n in range(100)]
     canary = [request(100 + n, arm=1, served_arm=0, error=True) for n in range(50)]
 
-    got = measured(*stable, *canary)
+    baseline = measured(*stable, *canary)
 
-    assert (got.requests, got.events["error"]) == (100, 10)
-
-
-def test_a_client_that_left_is_no_error() -> None:
-    got = measured(*(request(n, error=None, outcome="cancelled", latency_ms=None) for n in range(5)))
-
-    assert (got.events["error"], got.events["cancelled"], got.latency_p50_ms) == (0, 5, None)
+    assert (baseline.requests, baseline.events["error"]) == (100, 10)
 
 
-def test_latency_is_told_by_its_percentiles_and_spread() -> None:
-    got = measured(*(request(n, latency_ms=math.exp(5 + (-1) ** n)) for n in range(1000)))
+def test_a_cancelled_request_is_no_error() -> None:
+    baseline = measured(*(request(n, error=None, outcome="cancelled", latency_ms=None) for n in range(5)))
 
-    assert got.latency_log_sd == pytest.approx(1.0)
-    assert got.latency_p99_ms == pytest.approx(math.exp(6))
+    assert (baseline.events["error"], baseline.events["cancelled"], baseline.latency_p50_ms) == (0, 5, None)
 
 
-def test_a_unit_is_what_one_key_asked_within_a_session() -> None:
-    # Each of 20 keys asks 4 times in a minute, and again an hour later: 40 sessions of 4.
+def test_latency_is_measured_by_percentiles_and_spread() -> None:
+    baseline = measured(*(request(n, latency_ms=math.exp(5 + (-1) ** n)) for n in range(1000)))
+
+    assert baseline.latency_log_sd == pytest.approx(1.0)
+    assert baseline.latency_p99_ms == pytest.approx(math.exp(6))
+
+
+def test_a_unit_is_a_keys_requests_within_one_session() -> None:
+    # Each of 20 keys sends 4 requests in a minute, and again an hour later: 40 sessions of 4.
     at = [(hour * 3600.0 + 15 * k + u / 100, u) for hour in (0, 1) for k in range(4) for u in range(20)]
-    rows = [request(n, unit=f"u{u}", at_s=t, assigned_by="sticky") for n, (t, u) in enumerate(at)]
+    records = [request(n, unit=f"u{u}", at_s=t, assigned_by="sticky") for n, (t, u) in enumerate(at)]
 
-    assert measured(*rows).unit_requests == pytest.approx(4.0)
+    assert measured(*records).unit_requests == pytest.approx(4.0)
 
 
 def test_requests_without_a_key_are_units_of_one() -> None:
@@ -110,74 +124,74 @@ def test_requests_without_a_key_are_units_of_one() -> None:
 
 
 def test_scores_are_joined_by_either_id_and_only_to_stable() -> None:
-    rows = [request(0), request(1), request(2, arm=1)]
+    records = [request(0), request(1), request(2, arm=1)]
     scores = [ScoreRecord(0, name, "quality", value, 5.0) for name, value in
               (("q0", 0.5), ("chatcmpl-1", 0.9), ("q2", 0.0), ("q77", 0.0))]  # fmt: skip
 
-    quality = measured(*rows, *scores).scores["quality"]
+    quality = measured(*records, *scores).scores["quality"]
 
     assert quality.count == 2
     assert (quality.mean, quality.sd) == pytest.approx((0.7, 0.2))
 
 
-def test_how_many_get_a_score_is_asked_of_answers_old_enough() -> None:
-    rows = [request(n) for n in range(1000)]
+def test_the_judged_ratio_covers_only_answers_old_enough() -> None:
+    records = [request(n) for n in range(1000)]
     scores = [ScoreRecord(0, f"q{n}", "quality", 1.0, 2000.0) for n in range(500) if n % 4]
 
-    assert measured(*rows, *scores, now_s=1000.0).scores["quality"].judged_ratio is None
-    assert measured(*rows, *scores, now_s=1100.0).scores["quality"].judged_ratio == 0.75
+    assert measured(*records, *scores, now_s=1000.0).scores["quality"].judged_ratio is None
+    assert measured(*records, *scores, now_s=1100.0).scores["quality"].judged_ratio == 0.75
 
 
-def test_what_is_long_ago_is_forgotten_and_the_state_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meters, "IDS", 100)
-    monkeypatch.setattr(meters, "OPEN_UNITS", 50)
-    meter = TrafficMeter("chat", log := Log())
-    rows = [request(n, error=n < 4000, assigned_by="sticky", at_s=n / 1000) for n in range(24_000)]
+def test_old_requests_drop_out_and_the_state_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PolledMeter, "join_ids", 100)
+    monkeypatch.setattr(meters, "OPEN_SESSIONS", 50)
+    meter = PolledMeter(log := Log())
+    records = [request(n, error=n < 4000, assigned_by="sticky", at_s=n / 1000) for n in range(24_000)]
     for start in range(0, 24_000, 4000):
-        log.add(*rows[start : start + 4000])
-        meter.look(0.0, "v1")
+        log.add(*records[start : start + 4000])
+        meter.poll(0.0)
 
-    got = meter.measured()
+    baseline = meter.measured()
 
-    assert (got.requests, got.events["error"]) == (20_000, 0)
-    assert (len(meter._places), len(meter._open), len(meter._blocks)) == (100, 50, 40)
+    assert (baseline.requests, baseline.events["error"]) == (20_000, 0)
+    assert (len(meter.reader._join._requests), len(meter._sessions), len(meter._blocks)) == (100, 50, 40)
 
 
 def test_a_restarted_controller_measures_the_same_from_the_log() -> None:
-    rows: list[Event] = [request(n, error=n % 7 == 0, assigned_by="sticky") for n in range(12_000)]
-    rows += [ScoreRecord(0, f"q{n}", "quality", 0.5, 1.0) for n in range(11_000, 12_000)]
-    before, after = TrafficMeter("chat", log := Log()), TrafficMeter("chat", log)
-    for start in range(0, len(rows), 900):
-        log.add(*rows[start : start + 900])
-        before.look(20_000.0, "v1")
+    records: list[Event] = [request(n, error=n % 7 == 0, assigned_by="sticky") for n in range(12_000)]
+    records += [ScoreRecord(0, f"q{n}", "quality", 0.5, 1.0) for n in range(11_000, 12_000)]
+    before, after = PolledMeter(log := Log()), PolledMeter(log)
+    for start in range(0, len(records), 900):
+        log.add(*records[start : start + 900])
+        before.poll(20_000.0)
 
-    after.look(20_000.0, "v1")
+    after.poll(20_000.0)
 
     assert after.measured() == before.measured()
     assert after.measured().requests == 12_000
 
 
-def test_a_promotion_begins_a_new_measurement_also_after_a_restart() -> None:
+def test_a_promotion_starts_the_baseline_anew_also_after_a_restart() -> None:
     promoted = {"v1": 0.0, "v2": 500.0}
     log = Log(request(n, error=True) for n in range(500))
-    meter = TrafficMeter("chat", log, promoted.__getitem__)
-    meter.look(500.0, "v1")
+    meter = PolledMeter(log, promoted.__getitem__)
+    meter.poll(500.0)
     log.add(*(request(n) for n in range(500, 800)))
 
-    meter.look(800.0, "v2")
-    restarted = TrafficMeter("chat", log, promoted.__getitem__)
-    restarted.look(800.0, "v2")
+    meter.poll(800.0, "v2")
+    restarted = PolledMeter(log, promoted.__getitem__)
+    restarted.poll(800.0, "v2")
 
     assert (meter.measured().requests, meter.measured().events["error"]) == (300, 0)
     assert restarted.measured() == meter.measured()
 
 
-def test_a_log_that_cannot_be_read_changes_nothing() -> None:
-    meter = TrafficMeter("chat", log := Log([request(0), request(1)]))
-    meter.look(2.0, "v1")
+def test_an_unreadable_log_changes_nothing() -> None:
+    meter = PolledMeter(log := Log([request(0), request(1)]))
+    meter.poll(2.0)
     log.is_up = False
 
-    meter.look(3.0, "v1")
+    meter.poll(3.0)
 
     assert meter.measured().requests == 2
     assert meter.requests_per_s() == 2 / 60

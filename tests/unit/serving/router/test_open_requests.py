@@ -13,7 +13,10 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from controller.evidence.feed import Feed, GateConfig
+from controller.evidence.feed import Feed
+from controller.evidence.reader import JoinedPage
+from controller.evidence.records import GateConfig
+from controller.evidence.score_join import ScoreJoin
 from controller.rollout.observation import EvidenceStatus
 from evaluation.policy.policy import GatePolicy, StagePlan
 from evaluation.records import SETTLE_S as EVIDENCE_SETTLE_S
@@ -128,8 +131,10 @@ class Rig:
         last_s = max(one.at_s for one in self.records())
         await until(lambda: self.page().low_watermark_s > last_s)
         feed = Feed("r-1", GateConfig(GatePolicy.default().only("error"), (StagePlan(0.5, 0),)))
-        feed.take(self.page(), time.time())
-        evidence = feed.sight()
+        page = self.page()
+        joined = ScoreJoin().join(page.events)
+        feed.on_page(JoinedPage(joined, page.lost, page.low_watermark_s, is_end=False), time.time())
+        evidence = feed.status()
         assert evidence is not None
         return evidence
 

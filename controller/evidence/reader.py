@@ -1,0 +1,111 @@
+"""The one reader of a service's records log: reads once per tick, joins scores, delivers to subscribers.
+
+Rules:
+1. A subscriber receives every page after its own position, in log order, with the lost spans of that page.
+2. Subscribers at one position share each read. One that is behind (it is new, or restored from a snapshot)
+   is read for separately until it catches up; the others do not wait for it.
+3. A log that cannot be read leaves every subscriber as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from controller.evidence.score_join import Joined, ScoreJoin
+from serving.messages import LostSpan, RecordPage
+
+PAGE_EVENTS = 5_000
+PAGES_A_TICK = 4  # per position
+
+
+class RecordsLog(Protocol):
+    """The one replayable stream of a service. None: it cannot be read now."""
+
+    def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedPage:
+    """One page of the log, its scores joined to their requests."""
+
+    events: Sequence[Joined]
+    lost: Sequence[LostSpan]
+    low_watermark_s: float  # every request assigned before this was delivered; 0: more pages follow first
+    is_end: bool  # the log holds nothing more now
+
+
+class Subscriber(Protocol):
+    """A consumer of the log. Its position survives the reader, so it may subscribe to the next one."""
+
+    seq: int  # the last event consumed; advanced by the reader after each page
+    join_s: float  # how long a score is held until its request comes
+    join_ids: int  # how many request and answer ids scores may refer to; a request has up to two
+
+    def on_page(self, page: JoinedPage, now_s: float) -> None: ...
+
+
+class RecordsReader:
+    """Subscribers of one service's log and the join they share. Not shared between threads."""
+
+    def __init__(self, service: str, log: RecordsLog) -> None:
+        self._service = service
+        self._log = log
+        self._join = ScoreJoin()
+        self._subscribers: dict[str, Subscriber] = {}
+
+    def subscribe(self, name: str, subscriber: Subscriber) -> None:
+        """Deliver to `subscriber` from the next poll on; it replaces an earlier one of this name."""
+        self._subscribers[name] = subscriber
+
+    def unsubscribe(self, name: str) -> None:
+        """Deliver no more; does nothing for an unknown name."""
+        self._subscribers.pop(name, None)
+
+    def poll(self, now_s: float) -> bool:
+        """Read what is new for every subscriber; False: the log cannot be read now."""
+        subscribers = self._subscribers.values()
+        for position in sorted({one.seq for one in subscribers}):
+            if not self._advance(position, now_s):
+                return False
+        if subscribers:
+            self._join.forget(
+                before_s=now_s - max(one.join_s for one in subscribers),
+                max_ids=max(one.join_ids for one in subscribers),
+            )
+        return True
+
+    def replay(self, after_seq: int, through_seq: int, consume: Callable[[Sequence[Joined]], None]) -> bool:
+        """Read (after_seq, through_seq] again for one consumer; False: the log cannot be read now."""
+        while after_seq < through_seq:
+            limit = min(PAGE_EVENTS, through_seq - after_seq)
+            page = self._log.read(self._service, after_seq=after_seq, limit=limit)
+            if page is None:
+                return False
+            consume(self._join.join(event for event in page.events if event.seq <= through_seq))
+            if page.next_seq <= after_seq:
+                break
+            after_seq = page.next_seq
+        return True
+
+    def resume_seq(self, seq: int) -> int:
+        """The position to restart from, for a subscriber at `seq`: before the oldest score still held."""
+        first_held = self._join.first_held()
+        return seq if first_held is None else min(seq, first_held - 1)
+
+    def _advance(self, position: int, now_s: float) -> bool:
+        group = [one for one in self._subscribers.values() if one.seq == position]
+        for _ in range(PAGES_A_TICK):
+            page = self._log.read(self._service, after_seq=position, limit=PAGE_EVENTS)
+            if page is None:
+                return False
+            is_end = page.next_seq - position < PAGE_EVENTS
+            joined = JoinedPage(self._join.join(page.events), page.lost, page.low_watermark_s, is_end)
+            for subscriber in group:
+                subscriber.on_page(joined, now_s)
+                subscriber.seq = page.next_seq
+            position = page.next_seq
+            if is_end:
+                break
+        return True

@@ -1,0 +1,66 @@
+"""What a record of the log is to the evaluator, and the policy and stages a rollout is evaluated by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.records import Draw, Score
+from serving.messages import CANARY, RequestRecord, ScoreRecord
+
+
+@dataclass(frozen=True, slots=True)
+class GateConfig:
+    """Gate policy and stages of one rollout, pinned when it starts."""
+
+    policy: GatePolicy
+    stages: tuple[StagePlan, ...]
+
+
+def gate_config(request: str) -> GateConfig:
+    """The configuration pinned in a rollout's stored request: a newer default changes nothing."""
+    pinned = json.loads(request)
+    stages = tuple(StagePlan(**stage) for stage in pinned["stages"])
+    return GateConfig(GatePolicy.from_mapping(pinned["gate"]), stages)
+
+
+def flags_of(record: RequestRecord) -> dict[str, bool]:
+    """The metrics of a record that are true or false, except `error`."""
+    return {
+        "truncated": record.finish_reason == "length",
+        "empty": record.empty,
+        "cancelled": record.outcome == "cancelled",
+    }
+
+
+def draw_of(record: RequestRecord) -> Draw:
+    """The draw of a settled request."""
+    flags = flags_of(record)
+    if record.outcome == "open":
+        flags["censored"] = True
+    # A client that left before any answer might still have been served by the canary.
+    if record.arm == CANARY and (record.served_arm is not None or record.outcome != "cancelled"):
+        flags["fell_back"] = record.served_arm != CANARY
+    return Draw(
+        request_id=record.request_id,
+        unit=record.unit,
+        at_s=record.at_s,
+        arm=record.arm,
+        w=record.w,
+        assigned_by=record.assigned_by,
+        stage=record.stage,
+        error=record.error,
+        latency_ms=record.latency_ms,
+        ttft_ms=record.ttft_ms,
+        itl_ms=record.itl_ms,
+        tokens=record.completion_tokens,
+        flags=flags,
+    )
+
+
+def score_of(score: ScoreRecord, request: RequestRecord) -> Score | None:
+    """The score of a request; None: its own arm did not answer it whole, so the score is not of that arm."""
+    if request.error is not False or request.served_arm != request.arm:
+        return None
+    return Score(request.request_id, score.metric, score.value, score.at_s)

@@ -1,0 +1,143 @@
+"""Outcome ledger: which requests count, in which order, and from when on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controller.ab.results import AbEvaluator
+from controller.ab.spec import LIVE_METRICS, parse_ab
+from controller.store.rows import AbOutcome
+from serving.messages import Event, RequestRecord, ScoreRecord
+from tests.fakes.ab_maker import BODY, JoinedLedger, consume, request, score
+
+
+def timed(n: int, latency_ms: float, **changes: Any) -> RequestRecord:
+    return request(n, latency_ms=latency_ms, **changes)
+
+
+def outcomes(
+    ledger: JoinedLedger, through_s: float = 1e9, now_s: float = 1e9
+) -> list[tuple[bool, float | None]]:
+    return [(outcome.is_b, outcome.y) for outcome in ledger.settle(through_s, now_s)]
+
+
+def test_outcomes_come_in_the_order_of_assignment_not_of_answers() -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    consume(ledger, [timed(1, 1.0, at_s=9.0), timed(2, 2.0, at_s=3.0, arm=1)])
+
+    assert outcomes(ledger) == [(True, 2.0), (False, 1.0)]
+
+
+def test_nothing_settles_before_every_earlier_request_is_known() -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    consume(ledger, [timed(1, 1.0, at_s=9.0)])
+
+    assert outcomes(ledger, through_s=9.0) == []
+    assert outcomes(ledger, through_s=9.1) == [(False, 1.0)]
+
+
+def test_a_score_is_waited_for_and_then_missing() -> None:
+    ledger = JoinedLedger("r-1", "quality", 30.0)
+    consume(ledger, [request(1, at_s=100.0)])
+
+    assert outcomes(ledger, now_s=129.0) == []
+    assert outcomes(ledger, now_s=131.0) == [(False, None)]
+
+
+def test_a_scored_request_counts_unless_an_earlier_one_still_waits() -> None:
+    ledger = JoinedLedger("r-1", "quality", 600.0)
+    consume(ledger, [request(n, at_s=float(n), arm=n % 2) for n in (1, 2, 3, 4)])
+    consume(ledger, [score(5, "q1"), score(6, "q2"), score(7, "q4")])
+
+    assert outcomes(ledger, now_s=10.0) == [(True, 0.7), (False, 0.7)]
+    assert outcomes(ledger, now_s=604.0) == [(True, None), (False, 0.7)]
+
+
+@pytest.mark.parametrize("name", ["q1", "a1"])
+@pytest.mark.parametrize("score_first", [True, False])
+def test_a_score_finds_its_request_by_either_id_before_or_after(name: str, score_first: bool) -> None:
+    ledger = JoinedLedger("r-1", "quality", 600.0)
+    events: list[Event] = [request(1), score(2, name)]
+    consume(ledger, events[::-1] if score_first else events)
+
+    assert outcomes(ledger) == [(False, 0.7)]
+
+
+def test_a_restart_rereads_from_a_score_still_without_its_request() -> None:
+    ledger = JoinedLedger("r-1", "quality", 600.0)
+    consume(ledger, [score(41, "q9")])
+
+    assert (ledger.join.first_held() or 0) - 1 == 40
+
+
+def test_scores_without_a_request_expire() -> None:
+    ledger = JoinedLedger("r-1", "quality", 600.0)
+    consume(ledger, [score(1, "lost", at_s=0.0), score(2, "q2", at_s=901.0)])
+    assert (ledger.join.first_held() or 0) - 1 == 1
+
+    consume(ledger, [score(n, f"x{n}", at_s=902.0) for n in range(3, 25_000)])
+    assert (ledger.join.first_held() or 0) > 4000
+
+
+def test_a_unit_counts_once() -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    consume(ledger, [timed(n, float(n), unit="ada", assigned_by="sticky") for n in range(1, 6)])
+
+    assert outcomes(ledger) == [(False, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        {"assigned_by": "no-capacity"},
+        {"assigned_by": "fenced"},
+        {"rollout": "r-0"},
+        {"w": 0.0},
+        {"w": 1.0},
+    ],
+)
+def test_requests_that_were_not_drawn_are_left_out(left_out: dict[str, Any]) -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    consume(ledger, [timed(1, 1.0, **left_out)])
+
+    assert outcomes(ledger) == []
+
+
+def test_a_lost_span_is_dropped_for_both_arms() -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    consume(ledger, [timed(n, float(n), arm=n % 2) for n in range(1, 7)])
+    ledger.drop_span(2.0, 5.0)
+
+    assert outcomes(ledger) == [(True, 1.0), (True, 5.0), (False, 6.0)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "record", "value"),
+    [
+        ("error", {"error": True}, 1.0),
+        ("tokens", {"completion_tokens": 9}, 9.0),
+        ("truncated", {"finish_reason": "length"}, 1.0),
+        ("cancelled", {"outcome": "cancelled"}, 1.0),
+        ("empty", {"empty": True}, 1.0),
+        ("ttft_ms", {"ttft_ms": None}, None),
+    ],
+)
+def test_a_request_metric_is_read_from_the_record(
+    metric: str, record: dict[str, Any], value: float | None
+) -> None:
+    ledger = JoinedLedger("r-1", metric, 600.0)
+    consume(ledger, [request(1, **record)])
+
+    assert outcomes(ledger) == [(False, value)]
+
+
+@pytest.mark.parametrize("metric", sorted(LIVE_METRICS))
+def test_every_live_metric_is_read_from_the_record_or_scored(metric: str) -> None:
+    ledger = JoinedLedger("r-1", metric, 600.0)
+    consume(ledger, [request(1, ttft_ms=1.0, itl_ms=1.0), ScoreRecord(2, "q1", metric, 1.0, 1.0)])
+
+    [(_, value)] = outcomes(ledger)
+    assert value is not None
+    AbEvaluator(parse_ab(BODY | {"metric": metric}), [AbOutcome(1, False, 0.5, value, 1.0)])

@@ -1,0 +1,228 @@
+"""Records reader: one read per tick, catch-up by position, joins that survive re-reading."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.evidence import reader as readers
+from controller.evidence.feed import EvidenceFeeds
+from controller.evidence.reader import JoinedPage, RecordsReader
+from controller.evidence.score_join import JOIN_WINDOW_S, Joined, ScoreJoin
+from controller.evidence.traffic_meter import TrafficMeter
+from serving.messages import LostSpan
+from tests.fakes.feed_maker import CONFIG, START_S, a_record, a_score, in_stage, traffic
+from tests.fakes.plane import FakeLog
+
+
+class Recorder:
+    """A subscriber that keeps what it received: requests and scores by the ids of both."""
+
+    join_s = JOIN_WINDOW_S
+    join_ids = 1000
+
+    def __init__(self, seq: int = 0) -> None:
+        self.seq = seq
+        self.received: list[str] = []
+        self.lost: list[LostSpan] = []
+        self.ends = 0
+
+    def on_page(self, page: JoinedPage, now_s: float) -> None:
+        for event in page.events:
+            id = event.request.request_id
+            self.received += [id] if event.is_new else []
+            self.received += [f"{id}={score.value}" for score in event.scores]
+        self.lost += page.lost
+        self.ends += page.is_end
+
+
+def reader_of(log: FakeLog, *subscribers: Recorder) -> RecordsReader:
+    reader = RecordsReader("chat", log)
+    for i, subscriber in enumerate(subscribers):
+        reader.subscribe(str(i), subscriber)
+    return reader
+
+
+def a_log(*events: int | str) -> FakeLog:
+    """A log of requests (their number) and scores ("id=value")."""
+    log = FakeLog()
+    for event in events:
+        if isinstance(event, int):
+            log.append(a_record(event))
+        else:
+            id, _, value = event.partition("=")
+            log.append(a_score(id, float(value)))
+    return log
+
+
+def test_three_subscribers_are_served_by_one_read_per_tick() -> None:
+    log = a_log(1, "a1=0.5", 2)
+    recorders = [Recorder() for _ in range(3)]
+    reader = reader_of(log, *recorders)
+
+    for tick in range(3):
+        reader.poll(START_S + tick)
+
+    assert log.reads == [0, 3, 3]
+    assert [one.received for one in recorders] == [["q1", "q1=0.5", "q2"]] * 3
+
+
+def test_a_rollouts_tick_and_the_measurement_after_it_read_once() -> None:
+    log, meter = FakeLog(), TrafficMeter()
+    traffic(log, 20)
+    reader = RecordsReader("chat", log)
+    reader.subscribe("meter", meter)
+    feeds = EvidenceFeeds(reader, lambda rollout: None, lambda rollout: CONFIG)
+
+    feeds.observe(in_stage(), None, START_S + 10)
+    feeds.poll_idle(START_S + 10.1)
+
+    assert (log.reads, meter.seq) == ([0], 40)
+
+
+def test_without_a_rollout_the_measurement_reads_and_drops_the_ended_feed() -> None:
+    log, meter = FakeLog(), TrafficMeter()
+    reader = RecordsReader("chat", log)
+    reader.subscribe("meter", meter)
+    feeds = EvidenceFeeds(reader, lambda rollout: None, lambda rollout: CONFIG)
+    feeds.observe(in_stage(), None, START_S + 10)
+    feeds.poll_idle(START_S + 10.1)
+    traffic(log, 20)
+
+    feeds.poll_idle(START_S + 11.0)
+
+    assert meter.seq == 40
+    assert feeds.snapshot(in_stage().id) is None
+
+
+@pytest.mark.parametrize("seq", [0, 1, 3, 4])
+def test_a_subscriber_that_is_behind_catches_up_and_the_others_receive_nothing_twice(seq: int) -> None:
+    log = a_log(1, 2, 3, 4)
+    ahead = Recorder()
+    reader = reader_of(log, ahead)
+    reader.poll(START_S)
+    behind = Recorder(seq)
+    reader.subscribe("behind", behind)
+    log.append(a_record(5))
+
+    reader.poll(START_S + 1)
+
+    assert ahead.received == ["q1", "q2", "q3", "q4", "q5"]
+    assert behind.received == ahead.received[seq:]
+    assert (ahead.ends, behind.ends) == (2, 1)
+    assert ahead.seq == behind.seq == 5
+
+
+def test_subscribers_share_each_read_as_soon_as_they_are_level() -> None:
+    log = a_log(1, 2, 3, 4)
+    reader = reader_of(log, Recorder(0), Recorder(1), Recorder(3))
+    for tick in range(3):
+        reader.poll(START_S + tick)
+
+    assert log.reads == [0, 1, 3, 4, 4]
+
+
+def test_a_subscriber_far_behind_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PAGE_EVENTS", 2)
+    log = a_log(*range(1, 41))
+    ahead, behind = Recorder(38), Recorder()
+    reader = reader_of(log, ahead, behind)
+
+    reader.poll(START_S)
+
+    assert (ahead.received, behind.seq) == (["q39", "q40"], 2 * readers.PAGES_A_TICK)
+
+
+def test_lost_records_concern_only_the_subscriber_whose_page_reports_them() -> None:
+    log = a_log(1, 2)
+    ahead = Recorder()
+    reader = reader_of(log, ahead)
+    reader.poll(START_S)
+    span = LostSpan("one", START_S, START_S + 1)
+    behind = Recorder()
+    reader.subscribe("behind", behind)
+    log.lost = (span,)
+    reader._advance(0, START_S)
+
+    assert (ahead.lost, behind.lost) == ([], [span])
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(1, "a1=0.5", "q1=0.75"), ("a1=0.5", "q1=0.75", 1), ("q1=0.5", 1, "a1=0.75")],
+    ids=["request first", "scores first", "between"],
+)
+def test_reading_again_delivers_each_score_once_in_log_order(events: tuple[int | str, ...]) -> None:
+    log = a_log(*events)
+    first, again, third = Recorder(), Recorder(), Recorder()
+    reader = reader_of(log, first)
+    for late in (again, third):
+        reader.poll(START_S)
+        reader.subscribe(str(id(late)), late)
+    reader.poll(START_S)
+
+    assert first.received == again.received == third.received == ["q1", "q1=0.5", "q1=0.75"]
+
+
+def test_a_score_held_for_one_subscriber_is_delivered_to_all_with_its_request() -> None:
+    log = a_log("a1=0.5")
+    before, later = Recorder(), Recorder(1)
+    reader = reader_of(log, before)
+    reader.poll(START_S)
+    reader.subscribe("later", later)
+    log.append(a_record(1))
+
+    reader.poll(START_S + 1)
+
+    assert before.received == later.received == ["q1", "q1=0.5"]
+
+
+def test_an_unreadable_log_leaves_every_subscriber_as_it_was() -> None:
+    log = a_log(1, 2)
+    recorder = Recorder(1)
+    reader = reader_of(log, recorder)
+    log.blind = True
+
+    assert not reader.poll(START_S)
+    assert (recorder.seq, recorder.received, recorder.ends) == (1, [], 0)
+    assert not reader.replay(0, 2, lambda events: None)
+
+
+def test_a_replay_reads_exactly_the_requested_events() -> None:
+    log = a_log(1, "a1=0.5", 2, 3)
+    got: list[Joined] = []
+
+    assert RecordsReader("chat", log).replay(1, 3, got.extend)
+    assert [event.request.request_id for event in got if event.is_new] == ["q2"]
+
+
+def test_the_resume_position_lies_before_the_oldest_held_score() -> None:
+    log = a_log(1, "a2=0.5", 3)
+    recorder = Recorder()
+    reader = reader_of(log, recorder)
+    reader.poll(START_S)
+
+    assert reader.resume_seq(recorder.seq) == 1
+    log.append(a_record(2))
+    reader.poll(START_S)
+    assert reader.resume_seq(recorder.seq) == 4
+
+
+def test_scores_are_held_as_long_as_the_most_patient_subscriber_needs() -> None:
+    log = a_log("a1=0.5")
+    patient = Recorder()
+    patient.join_s = 7200.0
+    reader = reader_of(log, Recorder(), patient)
+
+    reader.poll(START_S + 7199)
+    assert reader.resume_seq(1) == 0
+    reader.poll(START_S + 7201)
+    assert reader.resume_seq(1) == 1
+
+
+def test_the_join_is_bounded() -> None:
+    join = ScoreJoin()
+    join.join(a_score(f"unknown{n}", 0.0) for n in range(20_100))
+    join.join(a_record(n) for n in range(100))
+    join.forget(before_s=0.0, max_ids=10)
+
+    assert (len(join._held), len(join._requests)) == (20_000, 10)
