@@ -30,7 +30,8 @@ from benchmarks.gate_report import as_json, as_markdown
 from benchmarks.gate_speed import measure_speed
 from benchmarks.gate_traffic import Case, Columns, Events, simulate
 from evaluation.offline.backtest import BacktestResult, run
-from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 
 ROOT = Path(__file__).parent

@@ -12,7 +12,8 @@ import numpy as np
 from benchmarks.gate_traffic import STABLE_FIRST, Case, simulate
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score
 
 FOUR = ("error", "latency_shape", "quality", "hallucination")

@@ -24,7 +24,8 @@ from evaluation import snapshot as snapshots
 from evaluation.betting.wealth import Block, Floats
 from evaluation.metrics import CATALOGUE
 from evaluation.pipeline import Lane, Pipeline
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S, Draw, EvidenceError, Pair, Score, check_draw, check_pair, check_score
 from evaluation.report import EvaluationReport, GateReport, Verdict
 from evaluation.snapshot import SnapshotMismatch

@@ -27,6 +27,13 @@ class Metric:
     arrives_later: bool
     what: str
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How it can be tested: a rate counts events, which are harm; a score is better when it is higher."""
+        if self.name in VALUES:
+            return Kind.SHAPE, Kind.PERCENTILE
+        return (Kind.RATE,) if self.lower_is_better else (Kind.SCORE,)
+
 
 CATALOGUE: dict[str, Metric] = {
     metric.name: metric

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.betting.histogram import BINS, WIDTH, LogHistogram
 from evaluation.betting.wealth import Floats, Ints
 from evaluation.metrics import CATALOGUE
-from evaluation.policy.alpha import limit_of
+from evaluation.policy.alpha import log_limit
 from evaluation.policy.observed_ranges import PercentileRange, RangeGate
 from evaluation.report import GateReport, Side, Verdict
 from evaluation.units.sessions import Rows
@@ -143,7 +143,7 @@ class RangeWatch:
             raise ValueError(f"alpha {alpha} is outside (0, 1); use 0.01")
         self.gate = gate
         sides = 2 if gate.sides == "both" else 1
-        self.limit = limit_of(alpha / (len(gate.ranges) * sides))
+        self.limit = log_limit(alpha / (len(gate.ranges) * sides))
         self.n = 0
         self.above: Ints = np.zeros(len(gate.ranges), dtype=np.int64)  # values above the high ends
         self.below: Ints = np.zeros(len(gate.ranges), dtype=np.int64)  # and below the low ones

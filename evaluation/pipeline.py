@@ -14,8 +14,9 @@ from evaluation.betting.sample_ratio import FallbackBet, ShareBet
 from evaluation.betting.wealth import Block, Channel, Floats, Ints
 from evaluation.metrics import CATALOGUE
 from evaluation.observed_range import RangeWatch, compared, watches
-from evaluation.policy.alpha import limit_of
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.alpha import log_limit
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 from evaluation.units.metric_evidence import MetricEvidence
 from evaluation.units.sessions import Rows, Sessions
@@ -100,10 +101,10 @@ class Pipeline:
         self.lanes = [Lane(metrics, policy) for metrics in (now, *later)]
         self.units = Units(session_requests=policy.session_requests, session_s=policy.session_s)
         self.share = Stream(with_histogram=False)
-        self.share.channels = [Channel(ShareBet(), limit=limit_of(policy.served_share_alpha))]
+        self.share.channels = [Channel(ShareBet(), limit=log_limit(policy.served_share_alpha))]
         self.fallback = Stream(with_histogram=False)
         self.fallback.channels = [
-            Channel(FallbackBet(most=1.0 - floor), limit=limit_of(policy.served_share_alpha))
+            Channel(FallbackBet(most=1.0 - floor), limit=log_limit(policy.served_share_alpha))
             for floor in (policy.served_rate_rollback, policy.served_rate_hold)
         ]
         self.seq = 0

@@ -11,8 +11,8 @@ import numpy as np
 from evaluation.betting.wealth import Decision
 from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_margins
-from evaluation.policy.alpha import limit_of, whole_of
-from evaluation.policy.policy import Gate, StagePlan
+from evaluation.policy.alpha import gate_alpha, log_limit
+from evaluation.policy.gates import Gate, StagePlan
 from evaluation.report import EvaluationReport, GateReport, Side, Verdict
 from evaluation.units.metric_evidence import MetricEvidence, Track
 
@@ -210,7 +210,7 @@ def frozen_since(pipeline: Pipeline) -> float:
 
 
 def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
-    limit = limit_of(whole_of(pipeline.policy, gate))
+    limit = log_limit(gate_alpha(pipeline.policy, gate))
     tracks = [t for t in metric.tracks if t.gate is gate and t.use != "proof"]
     best = max(tracks, key=lambda t: _lead(t))
     reached = [t for t in tracks if t.channel.decision.is_reached]

@@ -27,7 +27,8 @@ from controller.quantities import duration_s
 from controller.spec.service import parse_policy
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.offline.trace import trace
-from evaluation.policy.policy import GatePolicy, PolicyError
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 from evaluation.records import EvidenceError
 from evaluation.report import GateReport
 

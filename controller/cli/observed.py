@@ -25,8 +25,8 @@ from controller.quantities import duration_s
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.observed_range import ObservedRange, RangeWatch, Standing, observe_range
 from evaluation.policy.observed_ranges import ALPHA_SHARE, RangeGate
-from evaluation.policy.parsing import PolicyError
 from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 
 ALPHA = 0.01  # of `--range`, which stands alone
 

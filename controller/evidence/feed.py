@@ -23,7 +23,9 @@ from controller.rollout.observation import EvidenceStatus, GuardStatus, VersionP
 from controller.rollout.state import LIVE, RolloutState
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.guards import ErrorGuard, GuardAction
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, EvidenceError, Score
 from serving.messages import CANARY, LostSpan, RecordPage, RequestRecord, ScoreRecord
 
@@ -59,7 +61,7 @@ def gate_config(request: str) -> GateConfig:
     """What was pinned when the rollout began, from its stored request: a newer default changes nothing."""
     pinned = json.loads(request)
     stages = tuple(StagePlan(**stage) for stage in pinned["stages"])
-    return GateConfig(GatePolicy.from_mapping(pinned["gate"]), stages)
+    return GateConfig(parse_gate_policy(pinned["gate"]), stages)
 
 
 def draw_of(record: RequestRecord) -> Draw:

@@ -23,7 +23,8 @@ from controller.rollout.observation import Alarm
 from evaluation import snapshot as snapshots
 from evaluation.betting.wealth import Floats
 from evaluation.metrics import VALUES, Kind
-from evaluation.policy.policy import Gate, GatePolicy
+from evaluation.policy.gates import Gate
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import EvaluationReport
 from evaluation.segments import SegmentAlarm, SegmentAlarms
 from evaluation.units.metric_evidence import judged_coin

@@ -12,9 +12,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from controller.quantities import FULL_BP, percent
 from controller.spec.fields import Duration, Strict, Weight
 from evaluation.metrics import CATALOGUE, VALUES
+from evaluation.policy.gates import Gate, Sampling, check_margins
 from evaluation.policy.observed_ranges import ALPHA_SHARE
-from evaluation.policy.parsing import check_margins, kinds_of
-from evaluation.policy.policy import Gate, GatePolicy, PolicyError, Sampling
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 
 
 class SamplingSpec(Strict):
@@ -52,7 +54,7 @@ class GateSpec(Strict):
     )
 
     def to_mapping(self) -> dict[str, object]:
-        """In the words of `GatePolicy.from_mapping`."""
+        """In the words of `parse_gate_policy`."""
         given = self.model_dump(exclude_none=True)
         if "deadline" in given:
             given["deadline_s"] = given.pop("deadline")
@@ -251,7 +253,7 @@ class PolicySpec(Strict):
         try:
             gates = self.gate_policy()
             for index, stage in enumerate(self.stages or ()):
-                check_margins(f"stages.{index}.margins", stage.margins or {}, kinds_of(gates))
+                check_margins(f"stages.{index}.margins", stage.margins or {}, gates.gate_kinds())
         except PolicyError as exc:
             raise ValueError(str(exc)) from exc
         _check_gates(gates)
@@ -330,7 +332,7 @@ class PolicySpec(Strict):
             raw["observed_ranges"] = {
                 name: given.model_dump(exclude_none=True) for name, given in self.observed_ranges.items()
             }
-        return GatePolicy.from_mapping(raw)
+        return parse_gate_policy(raw)
 
 
 def _check_gates(policy: GatePolicy) -> None:

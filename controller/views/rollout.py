@@ -32,8 +32,9 @@ from controller.views.models import (
     VersionView,
     finite,
 )
+from evaluation.policy.gates import Sampling
 from evaluation.policy.observed_ranges import RangeGate
-from evaluation.policy.policy import GatePolicy, Sampling
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import GateReport, Verdict
 
 

@@ -22,8 +22,9 @@ from evaluation.betting.scores import ScoreLoss
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Bettor, Block
 from evaluation.metrics import Kind
-from evaluation.policy.alpha import limit_of, parts_of
-from evaluation.policy.policy import Gate, GatePolicy
+from evaluation.policy.alpha import channel_alphas, log_limit
+from evaluation.policy.gates import Gate
+from evaluation.policy.policy import GatePolicy
 
 Floats = NDArray[np.float64]
 
@@ -109,9 +110,9 @@ def units_to_find(
     policy: GatePolicy, gate: Gate, harm: float, *, w: float, unit_requests: float, baseline: Baseline
 ) -> float:
     """Canary units after which nine runs in ten have found `harm`; inf when the gate tolerates it."""
-    parts = parts_of(policy, gate, sticky=unit_requests > 1)
+    parts = channel_alphas(policy, gate, sticky=unit_requests > 1)
     walk = _walk(policy, gate, harm, w, unit_requests, baseline)
-    limit = limit_of(parts.first)
+    limit = log_limit(parts.first)
     return min((_crossing(limit + math.log(1 / prior), g, v) for prior, g, v in walk), default=math.inf)
 
 

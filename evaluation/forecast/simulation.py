@@ -18,7 +18,8 @@ from evaluation.metrics import CATALOGUE, Kind
 from evaluation.offline.backtest import feed
 from evaluation.offline.columns import Table
 from evaluation.pipeline import Pipeline
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 from evaluation.units.units import REQUEST, STICKY
 from evaluation.verdict import gate_reports

@@ -21,7 +21,8 @@ from evaluation.forecast.simulation import Run, counted, one_run
 from evaluation.forecast.simulation import TrafficModel as TrafficModel
 from evaluation.metrics import Kind
 from evaluation.pipeline import stage_margins
-from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.policy import GatePolicy
 
 MOST_RUNS = 40
 LEAST_RUNS = 10

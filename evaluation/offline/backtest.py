@@ -12,9 +12,10 @@ from typing import Literal
 from numpy.typing import ArrayLike
 
 from evaluation.offline.arrays import names_of
-from evaluation.offline.columns import Table, checked, gated, planned, seeds
+from evaluation.offline.columns import Table, checked_seeds, checked_stages, checked_table, policy_for_columns
 from evaluation.pipeline import Pipeline
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import EvidenceError
 from evaluation.report import GateReport, Verdict
 from evaluation.verdict import blind_gates, evaluation_report, split_reasons
@@ -63,9 +64,9 @@ def run(
     `policy`: a name, a mapping, a `GatePolicy`; None is `default`. `stages`: what must be proven; by default
     one stage at the policy's first rung. Errors: EvidenceError, PolicyError; nothing is guessed.
     """
-    chosen = gated(columns, policy)
-    table = checked(columns, chosen)
-    plan = planned(stages, chosen)
+    chosen = policy_for_columns(columns, policy)
+    table = checked_table(columns, chosen)
+    plan = checked_stages(stages, chosen)
     if len(plan) > 1 and "stage" not in names_of(columns):
         raise EvidenceError(f"column stage is missing; {len(plan)} stages need to know which row is of which")
     if len(table.stage) and not 0 <= table.stage.min() <= table.stage.max() < len(plan):
@@ -74,7 +75,7 @@ def run(
             f"column stage holds {found}, the plan has stages 0..{len(plan) - 1}; give its own"
         )
     pipeline = Pipeline(chosen, plan)
-    for metric, values in seeds(seed_latency_ms).items():
+    for metric, values in checked_seeds(seed_latency_ms).items():
         if metric in pipeline.metrics:
             pipeline.metrics[metric].seed(values)
     feed(pipeline, table)

@@ -13,8 +13,10 @@ from evaluation.betting.wealth import Floats, Ints
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.offline.arrays import Array, arrays_of, first_row, floats_of, names_of, texts_of
 from evaluation.offline.duplicates import names_again, rows_again
-from evaluation.policy.parsing import check_stages
-from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.policy.gates import StagePlan, check_margins
+from evaluation.policy.parsing import gate_policy_of
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 from evaluation.records import LEAST_W, EvidenceError, is_rate
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, kind_of, unit_hash
 
@@ -38,10 +40,10 @@ class Table:
     values: Mapping[str, Floats]
 
 
-def gated(columns: Mapping[str, ArrayLike], policy: object) -> GatePolicy:
+def policy_for_columns(columns: Mapping[str, ArrayLike], policy: object) -> GatePolicy:
     """The policy (a name, a mapping, a `GatePolicy`; None: `default`) with the gates and alarms whose columns
     are there. Errors: EvidenceError, PolicyError."""
-    policy = GatePolicy.of(policy)
+    policy = gate_policy_of(policy)
     names = names_of(columns)
     missing = [name for name in NEEDED if name not in names]
     if missing:
@@ -56,12 +58,20 @@ def _names(policy: GatePolicy) -> str:
     return ", ".join(dict.fromkeys(gate.metric for gate in policy.gates))
 
 
-def planned(stages: object, policy: GatePolicy) -> tuple[StagePlan, ...]:
-    """The stages, checked; one at the policy's first rung where none are given. Errors: PolicyError."""
-    return (StagePlan(0.5, 0),) if stages is None else check_stages(stages, policy)
+def checked_stages(stages: object, policy: GatePolicy) -> tuple[StagePlan, ...]:
+    """The stages, checked; a single one at the policy's first rung for None. Errors: PolicyError."""
+    if stages is None:
+        return (StagePlan(0.5, 0),)
+    if not isinstance(stages, list | tuple) or not all(isinstance(stage, StagePlan) for stage in stages):
+        raise PolicyError(f"stages {stages!r} is not a list of StagePlan; leave it out for one stage")
+    if not stages:
+        raise PolicyError("stages is empty; leave it out for one stage, or give the plan's")
+    for index, stage in enumerate(stages):
+        check_margins(f"stages.{index}.margins", stage.margins or {}, policy.gate_kinds())
+    return tuple(stages)
 
 
-def seeds(given: Mapping[str, ArrayLike] | None) -> dict[str, Floats]:
+def checked_seeds(given: Mapping[str, ArrayLike] | None) -> dict[str, Floats]:
     """Stable's own values from before the rollout, by metric, checked. Errors: EvidenceError."""
     out = {}
     for name in () if given is None else names_of(given):
@@ -73,7 +83,7 @@ def seeds(given: Mapping[str, ArrayLike] | None) -> dict[str, Floats]:
     return out
 
 
-def checked(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table:
+def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table:
     """The columns as the pipeline takes them. Errors: EvidenceError."""
     arrays = arrays_of(columns)
     at_s = floats_of(arrays, "t_s")

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evaluation.offline.backtest import feed
-from evaluation.offline.columns import Table, checked, gated, planned
+from evaluation.offline.columns import Table, checked_stages, checked_table, policy_for_columns
 from evaluation.pipeline import Pipeline, stage_margins
-from evaluation.policy.alpha import limit_of
-from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.alpha import log_limit
+from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.units.metric_evidence import MetricEvidence, Track
 
 POINTS = 200
@@ -48,9 +49,9 @@ def trace(
     """The evidence at about `points` times, evenly many rows apart. Columns and errors as `backtest.run`."""
     if points < 2:
         raise ValueError(f"points {points} is below 2; a line needs two")
-    chosen = gated(columns, policy)
-    table = checked(columns, chosen)
-    plan = planned(stages, chosen)
+    chosen = policy_for_columns(columns, policy)
+    table = checked_table(columns, chosen)
+    plan = checked_stages(stages, chosen)
     pipeline = Pipeline(chosen, plan)
     cuts = np.unique(np.linspace(0, len(table.at_s), points, dtype=np.int64)[1:])
     cuts = cuts[cuts > 0]  # without rows there is nothing to cut
@@ -74,7 +75,7 @@ def trace(
         {name: np.array(values) for name, values in log_e.items()},
         {gate.name: _limit(chosen, gate) for gate in deciding},
         {name: np.array(values) for name, values in proofs.items()},
-        limit_of(chosen.promotion_alpha),
+        log_limit(chosen.promotion_alpha),
     )
 
 
@@ -103,7 +104,7 @@ def _cut(table: Table, rows: slice) -> Table:
 
 
 def _limit(policy: GatePolicy, gate: Gate) -> float:
-    return limit_of(policy.alpha * gate.alpha_share)
+    return log_limit(policy.alpha * gate.alpha_share)
 
 
 def _log_e(metric: MetricEvidence, gate: Gate, limit: float) -> float:

@@ -22,8 +22,9 @@ from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, Sess
 from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
 from evaluation.betting.wealth import Bettor, Block, Channel, Floats
 from evaluation.metrics import VALUES, Kind
-from evaluation.policy.alpha import limit_of, parts_of
-from evaluation.policy.policy import Gate, GatePolicy, Sampling
+from evaluation.policy.alpha import channel_alphas, log_limit
+from evaluation.policy.gates import Gate, Sampling
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
 from evaluation.units.missingness import Presence
@@ -84,7 +85,7 @@ class MetricEvidence:
         self.is_alarm = all(gate.is_alarm for gate in self.gates)
         self._longest = SETTLE_S * 1000.0 if metric == "latency_ms" else math.inf
         self._restart_share = policy.restart_share
-        self._proof_limit = limit_of(policy.promotion_alpha)
+        self._proof_limit = log_limit(policy.promotion_alpha)
         self._least_canary = policy.proof_canary
         self.tracks: list[Track] = []
         self.columns: list[Column] = []
@@ -125,8 +126,8 @@ class MetricEvidence:
         """Fix how each gate's alpha is cut, before the first bet."""
         for track in self.tracks:
             if track.use != "proof":
-                parts = parts_of(policy, track.gate, sticky=sticky)
-                track.channel.decision.limit = limit_of(getattr(parts, track.use))
+                parts = channel_alphas(policy, track.gate, sticky=sticky)
+                track.channel.decision.limit = log_limit(getattr(parts, track.use))
                 track.channel.is_idle = track.use == "session" and not sticky
 
     def comparable(self, raw: Floats, failed: NDArray[np.bool_], rows: Rows) -> Floats:
@@ -263,7 +264,9 @@ class MetricEvidence:
             self._rollback(gate, "session", column.units, _session_bettor(gate, policy))
         if gate.mirrored:
             self._rollback(gate, "pairs", self.pairs, PairLoss(tolerance=gate.tolerance))
-            self.tracks[-1].channel.decision.limit = limit_of(parts_of(policy, gate, sticky=False).pairs)
+            self.tracks[-1].channel.decision.limit = log_limit(
+                channel_alphas(policy, gate, sticky=False).pairs
+            )
         for margin, floor in proofs:
             proof: Bettor
             proof = (

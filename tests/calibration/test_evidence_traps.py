@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from evaluation.offline.backtest import BacktestResult, run
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from tests.fakes.evidence_maker import Columns, requests, settings_of, sticky
 
 pytestmark = pytest.mark.calibration
@@ -153,10 +155,10 @@ def judged(seed: int) -> Columns:
 
 def test_a_sample_at_plain_w_shows_a_harm_that_is_not_there() -> None:
     raw = settings_of(GatePolicy.default(), "hallucination")
-    ours = GatePolicy.from_mapping(
+    ours = parse_gate_policy(
         {"gates": {"hallucination": {**raw, "sampling": {"stable": 0.3, "canary": 1.0}}}}
     )
-    plain = GatePolicy.from_mapping({"gates": {"hallucination": {**raw, "presence_gated": True}}})
+    plain = parse_gate_policy({"gates": {"hallucination": {**raw, "presence_gated": True}}})
 
     def log_e(seed: int, policy: GatePolicy) -> float:
         return run(judged(seed), policy).log_e["hallucinated"]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from evaluation.evaluator import Evaluator
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score
 
 Columns = dict[str, np.ndarray]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
-from evaluation.policy.alpha import limit_of, parts_of
-from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.alpha import channel_alphas, log_limit
+from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.missingness import MISSING_ALPHA
 from tests.fakes.evidence_maker import Columns
@@ -214,7 +215,7 @@ def gate_channels(
     """The channels of one gate."""
     policy = rollout.policy
     out: dict[Key, Played] = {}
-    parts = parts_of(policy, gate, sticky=sticky)
+    parts = channel_alphas(policy, gate, sticky=sticky)
     before = rollout.seed.get(gate.metric, ()) if gate.kind is Kind.SHAPE else ()
     values, by_event = rollback_values(rollout, gate)
     firsts, sessions = rollout.firsts(values, gate, by_event=by_event), rollout.sessions(values, gate)
@@ -222,14 +223,14 @@ def gate_channels(
     rollback = zip(("first", "session"), (firsts, sessions), bets, (parts.first, parts.session), strict=True)
     for use, units, bet, alpha in rollback:
         if alpha > 0.0:
-            limit, share = limit_of(alpha), policy.restart_share
+            limit, share = log_limit(alpha), policy.restart_share
             out[gate.name, use, 0.0] = play(units, bet, limit=limit, share=share, seed=before)
     for margin, floor in proofs:
         bet, values = proof_bet(rollout, gate, margin, floor)
         out[gate.name, "proof", margin] = play(
             rollout.sessions(values, gate),
             bet,
-            limit=limit_of(policy.promotion_alpha),
+            limit=log_limit(policy.promotion_alpha),
             least=policy.proof_canary,
             staged=gate.kind in (Kind.SHAPE, Kind.PERCENTILE),
             seed=before,
@@ -293,13 +294,13 @@ def presence_of(rollout: Rollout, gate: Gate, policy: GatePolicy) -> Played:
         if rollout.owner[row].w > 0.0
         and not ((rollout.failed[row] or rollout.is_cold(row)) and gate.metric in VALUES)
     ]
-    return play(units, PlainOdds(among=sampled), limit=limit_of(MISSING_ALPHA))
+    return play(units, PlainOdds(among=sampled), limit=log_limit(MISSING_ALPHA))
 
 
 def split_channels(rollout: Rollout) -> dict[Key, Played]:
     """Units against their w, and the canary's requests that stable served."""
     policy, gate = rollout.policy, rollout.policy.gates[0]
-    limit = limit_of(policy.served_share_alpha)
+    limit = log_limit(policy.served_share_alpha)
     plain = Gate(gate.name, gate.metric, gate.kind, 0.0, 1.0, 0.0)
     tossed = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.draws if drawn.w > 0.0]
     out = {("served", "share", 0.0): play(tossed, PlainOdds(), limit=limit)}
@@ -318,5 +319,5 @@ def split_channels(rollout: Rollout) -> dict[Key, Played]:
 def plain_pairs(differences: Sequence[float], gate: Gate, policy: GatePolicy) -> Played:
     """Mirrored pairs, one a conversation, on their own part of alpha."""
     units = [Unit(1, 0.0, d) for d in differences]
-    limit = limit_of(parts_of(policy, gate, sticky=False).pairs)
+    limit = log_limit(channel_alphas(policy, gate, sticky=False).pairs)
     return play(units, PlainPairs(gate.tolerance), limit=limit, share=policy.restart_share)

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from tests.fakes.evidence_maker import Columns, requests, settings_of
 
 ROWS = 900
@@ -30,7 +32,7 @@ def policy_of(case: str) -> GatePolicy:
             "sampling": {"stable": 0.6, "canary": 0.9},
         },
     }
-    policy = GatePolicy.from_mapping({"base": name, "gates": gates, "proof_canary": 40})
+    policy = parse_gate_policy({"base": name, "gates": gates, "proof_canary": 40})
     return replace(policy, alpha=0.3, promotion_alpha=0.3, served_share_alpha=0.3)
 
 

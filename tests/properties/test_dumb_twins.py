@@ -18,9 +18,10 @@ from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Channel
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import feed, run
-from evaluation.offline.columns import checked
+from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
-from evaluation.policy.alpha import parts_of
+from evaluation.policy.alpha import channel_alphas
+from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
 from tests.fakes.evidence_maker import requests, settings_of
@@ -52,7 +53,7 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
     columns, policy = traffic(case), policy_of(case)
     pipeline = Pipeline(policy, STAGES)
     pipeline.metrics["latency_ms"].seed(np.array(SEED["latency_ms"]))
-    feed(pipeline, checked(columns, policy))
+    feed(pipeline, checked_table(columns, policy))
     for lane in pipeline.lanes:
         lane.close_through(math.inf)
     got = {("served", "share", 0.0): pipeline.share.channels[0]}
@@ -86,7 +87,7 @@ def test_the_traffic_of_the_twins_moves_every_channel_and_decides_in_many() -> N
 @pytest.mark.parametrize("name", ["default", "strict"])
 def test_mirrored_pairs_equal_their_twin(name: str) -> None:
     raw = settings_of(GatePolicy.named(name), "quality")
-    policy = GatePolicy.from_mapping({"base": name, "gates": {"quality": {**raw, "mirrored": True}}})
+    policy = parse_gate_policy({"base": name, "gates": {"quality": {**raw, "mirrored": True}}})
     differences = np.clip(np.random.default_rng(4).normal(0.06, 0.3, 150), -1.0, 1.0).tolist()
     evaluator = Evaluator.start(policy, stages=STAGES[:1], seed_latency_ms={})
     for number, difference in enumerate(differences):
@@ -149,6 +150,6 @@ def test_the_decision_uses_the_part_of_alpha_that_its_channel_has() -> None:
     result = run(columns, gates)
     rows = int(np.searchsorted(columns["t_s"], result.t_s)) + 1
     before = {name: values[: rows - 1] for name, values in columns.items()}
-    limit = math.log(1 / parts_of(gates, gates.gate("error"), sticky=False).first)
+    limit = math.log(1 / channel_alphas(gates, gates.gate("error"), sticky=False).first)
 
     assert run(before, gates).log_e["error"] < limit <= result.log_e["error"]

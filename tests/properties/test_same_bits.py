@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from evaluation import snapshot as snapshots
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import feed
-from evaluation.offline.columns import checked
+from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Pair, Score
@@ -53,7 +53,7 @@ def pipeline_in(case: str, cuts: list[int]) -> Bits:
     pipeline.metrics["latency_ms"].seed(np.array(SEED["latency_ms"]))
     for start, stop in zip([0, *cuts], [*cuts, 430], strict=True):
         part = {name: values[start:stop] for name, values in columns(case).items()}
-        feed(pipeline, checked(part, policy(case)))
+        feed(pipeline, checked_table(part, policy(case)))
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
     return channels(pipeline)

@@ -8,7 +8,8 @@ import numpy as np
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline import backtest
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S, Draw
 from evaluation.report import Verdict
 

@@ -55,8 +55,10 @@ import pytest
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
-from evaluation.policy.alpha import parts_of
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.alpha import channel_alphas
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Pair
 from evaluation.report import EvaluationReport, GateReport
 from tests.fakes.evidence_maker import Columns, draw_at, requests, scores_at, settings_of
@@ -153,7 +155,7 @@ def test_feedback_that_one_arm_gives_more_often_is_invalid() -> None:
     votes = np.random.default_rng(8).random(3000) < np.where(columns["arm"] == 1, 0.09, 0.03)
     columns["quality"][~votes] = np.nan
     gate = {**settings_of(GatePolicy.default(), "quality"), "presence_gated": True}
-    result = run(columns, GatePolicy.from_mapping({"gates": {"quality": gate}}))
+    result = run(columns, parse_gate_policy({"gates": {"quality": gate}}))
 
     assert result.decision == "invalid"
     assert "quality: values are missing differently by arm" in result.reasons
@@ -161,14 +163,14 @@ def test_feedback_that_one_arm_gives_more_often_is_invalid() -> None:
 
 def mirrored(**more: object) -> GatePolicy:
     gate = {**settings_of(GatePolicy.default(), "quality"), "mirrored": True, **more}
-    return GatePolicy.from_mapping({"gates": {"quality": gate}})
+    return parse_gate_policy({"gates": {"quality": gate}})
 
 
 @pytest.mark.parametrize(("sticky", "live"), [(False, (0.0015, 0.0)), (True, (0.00075, 0.00075))])
 def test_mirrored_pairs_have_a_quarter_of_alpha_and_live_answers_the_rest(
     sticky: bool, live: tuple[float, float]
 ) -> None:
-    parts = parts_of(mirrored(), mirrored().gate("quality"), sticky=sticky)
+    parts = channel_alphas(mirrored(), mirrored().gate("quality"), sticky=sticky)
 
     assert (parts.first, parts.session) == pytest.approx(live)
     assert parts.pairs == pytest.approx(0.0005)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evaluation.offline.backtest import run
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import EvidenceError
 from evaluation.report import GateReport
 from tests.fakes.evidence_maker import Columns, requests, streamed

@@ -9,9 +9,10 @@ import pytest
 from evaluation import snapshot as snapshots
 from evaluation.evaluator import Evaluator, SnapshotMismatch
 from evaluation.offline.backtest import feed, run
-from evaluation.offline.columns import checked
+from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import GateReport
 from evaluation.verdict import gate_reports
 from tests.fakes.evidence_maker import ONE_STAGE, Columns, draw_at, requests, sticky, streamed
@@ -62,7 +63,7 @@ def test_the_size_of_blocks_changes_no_bit(size: int) -> None:
     columns: Columns = {k: v[:700] for k, v in CASES["sticky users"]().items()}
     expected = run(columns, POLICY, stages=ONE_STAGE)
     pipeline = Pipeline(POLICY, ONE_STAGE)
-    feed(pipeline, checked(columns, POLICY), rows_at_once=size)
+    feed(pipeline, checked_table(columns, POLICY), rows_at_once=size)
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
 
@@ -188,7 +189,7 @@ def test_one_odd_first_latency_blinds_no_gate() -> None:
     said = []
     for size in (1, 7, 3000):
         pipeline = Pipeline(policy, ONE_STAGE)
-        feed(pipeline, checked(columns, policy), rows_at_once=size)
+        feed(pipeline, checked_table(columns, policy), rows_at_once=size)
         said.append(essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))))
 
     assert said[0] == said[1] == said[2]

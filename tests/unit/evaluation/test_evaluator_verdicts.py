@@ -7,7 +7,9 @@ import pytest
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
 from evaluation.report import EvaluationReport, GateReport, Verdict
 from tests.fakes.evidence_maker import Columns, draw_at, requests, scores_at, settings_of, sticky, streamed
@@ -201,10 +203,8 @@ def test_a_judged_sample_is_bet_at_the_odds_of_being_judged() -> None:
     share = np.where(columns["arm"] == 1, 1.0, 0.2)
     columns["quality"][rng.random(30_000) > share] = np.nan
     raw = settings_of(GatePolicy.default(), "quality")
-    judged = GatePolicy.from_mapping(
-        {"gates": {"quality": {**raw, "sampling": {"stable": 0.2, "canary": 1.0}}}}
-    )
-    plain = GatePolicy.from_mapping({"gates": {"quality": {**raw, "presence_gated": True}}})
+    judged = parse_gate_policy({"gates": {"quality": {**raw, "sampling": {"stable": 0.2, "canary": 1.0}}}})
+    plain = parse_gate_policy({"gates": {"quality": {**raw, "presence_gated": True}}})
 
     assert run(columns, judged).decision == "promote"
     assert run(columns, plain).decision == "invalid"  # at plain w the sample itself looks like an effect
@@ -212,7 +212,7 @@ def test_a_judged_sample_is_bet_at_the_odds_of_being_judged() -> None:
 
 def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha() -> None:
     raw = settings_of(GatePolicy.default(), "quality")
-    policy = GatePolicy.from_mapping({"gates": {"quality": {**raw, "mirrored": True}}})
+    policy = parse_gate_policy({"gates": {"quality": {**raw, "mirrored": True}}})
     evaluator = Evaluator.start(policy, stages=(StagePlan(0.2, 0),), seed_latency_ms={})
     rng = np.random.default_rng(3)
     for number in range(400):

@@ -13,7 +13,9 @@ from evaluation.evaluator import Evaluator
 from evaluation.observed_range import ObservedRange, RangeWatch, log_wealth, observe_range
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.observed_ranges import PercentileRange, RangeGate
-from evaluation.policy.policy import GatePolicy, PolicyError
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 from evaluation.report import GateReport, Verdict
 from tests.fakes.evidence_maker import ONE_STAGE, Columns, requests, sticky, streamed
 
@@ -290,7 +292,7 @@ def test_the_stage_is_invalid_live_too() -> None:
 def test_a_policy_keeps_its_ranges() -> None:
     policy = policy_of(on_outside="rollback", sides="above")
 
-    assert GatePolicy.from_mapping(policy.to_mapping()) == policy
+    assert parse_gate_policy(policy.to_mapping()) == policy
     assert policy.digest() != policy_of().digest()
 
 
@@ -312,9 +314,9 @@ def test_the_alpha_of_a_range_is_part_of_the_whole() -> None:
         ({"metric": "latency_ms"}, "observed_ranges.r.ranges is missing"),
         ({"metric": "error", "ranges": {"p50": [1, 2]}}, "'error' has no percentiles; use one of cost"),
         ({"metric": "cost", "ranges": {}}, "ranges is empty"),
-        ({"metric": "cost", "ranges": {"q50": [1, 2]}}, "q50 is no percentile; write p50"),
+        ({"metric": "cost", "ranges": {"q50": [1, 2]}}, "q50 is not a percentile; write p50"),
         ({"metric": "cost", "ranges": {"p0": [1, 2]}}, "percentile 0.0 is outside"),
-        ({"metric": "cost", "ranges": {"p50": [2, 1]}}, r"p50 \[2, 1\] spans no values"),
+        ({"metric": "cost", "ranges": {"p50": [2, 1]}}, r"p50 \[2, 1\] is not a range"),
         ({"metric": "cost", "ranges": {"p50": [1]}}, r"p50 \[1\] is not two values"),
         ({"metric": "cost", "ranges": {"p50": [1, float("nan")]}}, "p50 nan is not a finite number"),
         (
@@ -328,7 +330,7 @@ def test_the_alpha_of_a_range_is_part_of_the_whole() -> None:
 )
 def test_an_entry_that_cannot_hold_is_refused_by_its_key(entry: dict[str, object], said: str) -> None:
     with pytest.raises(PolicyError, match=said):
-        GatePolicy.from_mapping({"observed_ranges": {"r": entry}})
+        parse_gate_policy({"observed_ranges": {"r": entry}})
 
 
 def test_a_range_has_a_name_of_its_own() -> None:

@@ -18,7 +18,8 @@ from controller.rollout.observation import Alarm, EvidenceStatus, Observation
 from controller.rollout.serialization import state_from_json, state_to_json
 from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
-from evaluation.policy.policy import GatePolicy, Sampling, StagePlan
+from evaluation.policy.gates import Sampling, StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 from tests.fakes.feed_maker import (
     CONFIG,

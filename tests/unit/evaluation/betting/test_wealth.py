@@ -19,7 +19,7 @@ from evaluation.betting.wealth import (
     Wealth,
     by_weight,
 )
-from evaluation.policy.alpha import limit_of, parts_of
+from evaluation.policy.alpha import channel_alphas, log_limit
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 
@@ -127,7 +127,7 @@ def test_a_restarted_wealth_finds_late_harm_that_a_single_process_misses() -> No
         for row in range(800):
             wealth.bet(steps[:, row : row + 1], np.array([0]))
             wealth.restart_if_due(row + 1)
-        found[share] = wealth.peak > limit_of(0.01)
+        found[share] = wealth.peak > log_limit(0.01)
 
     assert found == {0.0: False, 0.3: True}
 
@@ -181,7 +181,7 @@ def test_a_gate_never_spends_more_than_its_part_of_alpha(
 ) -> None:
     policy = GatePolicy.default()
 
-    parts = parts_of(policy, policy.gate("error"), sticky=sticky)
+    parts = channel_alphas(policy, policy.gate("error"), sticky=sticky)
 
     assert (parts.first, parts.session, parts.pairs) == pytest.approx(expected)
 

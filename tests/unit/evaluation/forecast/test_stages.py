@@ -9,7 +9,8 @@ import pytest
 
 from evaluation.forecast import simulation as plan_traffic
 from evaluation.forecast.stages import StageForecast, TrafficModel, simulate_plan
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 
 POLICY = GatePolicy.default()
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from evaluation.offline.backtest import run
-from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.values import PolicyError
 from evaluation.records import EvidenceError
 from tests.fakes.evidence_maker import Columns, requests
 
@@ -228,6 +230,6 @@ def test_several_stages_need_to_know_which_row_is_of_which() -> None:
 
 
 def test_a_gate_without_alpha_never_decides() -> None:
-    policy = GatePolicy.from_mapping({"gates": {"error": {"alpha_share": 0.0}}})
+    policy = parse_gate_policy({"gates": {"error": {"alpha_share": 0.0}}})
 
     assert run(requests(8000, error=(0.02, 0.3)), policy).decision == "undecided"

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.offline.trace import trace
-from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 from evaluation.records import EvidenceError
 from tests.fakes.evidence_maker import Columns, requests, sticky
 

@@ -6,13 +6,16 @@ from math import inf, nan
 import pytest
 
 from evaluation.metrics import Kind
-from evaluation.policy.policy import Gate, GatePolicy, PolicyError, Rung, StagePlan
+from evaluation.policy.gates import Gate, Rung, StagePlan
+from evaluation.policy.parsing import gate_policy_of, parse_gate_policy
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 
 
 def test_a_policy_survives_its_mapping() -> None:
     policy = GatePolicy.strict()
 
-    assert GatePolicy.from_mapping(policy.to_mapping()) == policy
+    assert parse_gate_policy(policy.to_mapping()) == policy
 
 
 def test_default_tolerates_half_of_each_threshold_and_strict_nothing() -> None:
@@ -27,7 +30,7 @@ def test_shares_add_up_to_the_whole_alpha() -> None:
 
 
 def test_a_changed_threshold_brings_its_own_tolerance() -> None:
-    policy = GatePolicy.from_mapping({"gates": {"error": {"threshold": 1.0}}})
+    policy = parse_gate_policy({"gates": {"error": {"threshold": 1.0}}})
 
     assert policy.gate("error").tolerance == 0.5
 
@@ -36,8 +39,8 @@ def test_any_change_that_decides_changes_the_digest() -> None:
     digests = {
         GatePolicy.default().digest(),
         GatePolicy.strict().digest(),
-        GatePolicy.from_mapping({"alpha": 0.02}).digest(),
-        GatePolicy.from_mapping({"gates": {"error": {"tolerance": 0.1}}}).digest(),
+        parse_gate_policy({"alpha": 0.02}).digest(),
+        parse_gate_policy({"gates": {"error": {"tolerance": 0.1}}}).digest(),
     }
 
     assert len(digests) == 4
@@ -46,7 +49,7 @@ def test_any_change_that_decides_changes_the_digest() -> None:
 def test_a_new_gate_is_made_from_metric_kind_and_threshold() -> None:
     raw = {"metric": "truncated", "kind": "rate", "threshold": 0.5, "alpha_share": 0.1}
 
-    gate = GatePolicy.from_mapping({"gates": {"truncation": raw}}).gate("truncation")
+    gate = parse_gate_policy({"gates": {"truncation": raw}}).gate("truncation")
 
     assert (gate.kind, gate.tolerance) == (Kind.RATE, 0.25)
 
@@ -107,7 +110,7 @@ def test_a_new_gate_is_made_from_metric_kind_and_threshold() -> None:
 )
 def test_a_policy_that_cannot_hold_is_refused_by_name(raw: dict[str, object], words: str) -> None:
     with pytest.raises(PolicyError, match=re.escape(words)):
-        GatePolicy.from_mapping(raw)
+        parse_gate_policy(raw)
 
 
 def test_a_stage_takes_the_highest_rung_that_it_reaches() -> None:
@@ -172,10 +175,10 @@ def test_leaving_out_a_gate_leaves_out_its_margin() -> None:
 @pytest.mark.parametrize("given", ["", "DEFAULT", 42, ["default"]])
 def test_what_is_no_policy_is_refused_with_what_one_is(given: object) -> None:
     with pytest.raises(PolicyError, match="mapping"):
-        GatePolicy.of(given)
+        gate_policy_of(given)
 
 
 def test_a_policy_is_asked_for_by_name_mapping_itself_or_not_at_all() -> None:
     given: list[object] = [None, "default", {}, {"base": "default"}, GatePolicy()]
 
-    assert [GatePolicy.of(one) for one in given] == [GatePolicy()] * 5
+    assert [gate_policy_of(one) for one in given] == [GatePolicy()] * 5

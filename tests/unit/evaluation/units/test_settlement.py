@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from evaluation.evaluator import Evaluator
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, EvidenceError, Pair, Score
 from evaluation.units.settlement import Settlement
 

@@ -15,7 +15,8 @@ from aiohttp import web
 
 from controller.evidence.feed import Feed, GateConfig
 from controller.rollout.observation import EvidenceStatus
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S as WAIT_OF_THE_EVIDENCE_S
 from evaluation.report import Verdict
 from serving.clock import boot_s
