@@ -61,7 +61,7 @@ from controller.spec.service import (
 from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
 from controller.store.rows import RolloutRow, ServiceRow, VersionRow
 from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.simulation import TrafficModel
 from evaluation.metrics import CATALOGUE
 
 MAX_FEEDBACK = 1000

@@ -20,7 +20,7 @@ from controller.spec.service import PolicySpec, VersionSpec, dump, parse_policy,
 from controller.store.rows import ServiceRow, VersionRow
 from controller.views.models import ForecastView, PlanView
 from controller.views.rollout import plan_view
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.simulation import TrafficModel
 
 
 @dataclass(frozen=True, slots=True)

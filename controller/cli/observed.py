@@ -23,7 +23,7 @@ from controller.cli.evidence_files import EvidenceFile, read_evidence
 from controller.errors import BadInput
 from controller.quantities import duration_s
 from evaluation.metrics import CATALOGUE, VALUES
-from evaluation.observed_range import ObservedRange, RangeWatch, Standing, observe_range
+from evaluation.observed_range import ObservedRange, PercentileEstimate, RangeMonitor, observe_range
 from evaluation.policy.observed_ranges import ALPHA_SHARE, RangeGate
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
@@ -37,7 +37,7 @@ class RangeAnswer:
 
     metric: str
     observed: ObservedRange
-    reports: tuple[Standing, ...]
+    reports: tuple[PercentileEstimate, ...]
 
     def lines(self) -> list[str]:
         """A line for each percentile."""
@@ -87,11 +87,11 @@ def judge_range(
             until_s=until_s,
             window_s=window_s,
         )
-        watch = RangeWatch(RangeGate("range", metric, observed.ranges), alpha=ALPHA)
+        watch = RangeMonitor(RangeGate("range", metric, observed.ranges), alpha=ALPHA)
         watch.add(y[first])
     except ValueError as exc:
         raise BadInput(f"--range {metric}: {exc}") from exc
-    return RangeAnswer(metric, observed, watch.standings())
+    return RangeAnswer(metric, observed, watch.estimates())
 
 
 class Written(StrEnum):

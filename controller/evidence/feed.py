@@ -262,7 +262,7 @@ class Feed:
 
     def _heard(self, evaluator: Evaluator) -> Evaluator:
         """The evaluator, with the segments hearing of what settles."""
-        evaluator.watch = self._segments.watch
+        evaluator.on_settled = self._segments.watch
         return evaluator
 
     def _enter(self, evaluator: Evaluator) -> None:

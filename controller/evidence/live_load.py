@@ -64,7 +64,7 @@ class LiveLoad:
         if ratio is None or self._ready is None:
             return
         since_s = self._alike_at_s - UNDER_WAY_S
-        evaluator.note_load_now(ratio, since_s=since_s, at_s=self._looked_at_s)
+        evaluator.set_current_load(ratio, since_s=since_s, at_s=self._looked_at_s)
         if min(self._served) >= ENOUGH:
             stable, canary = self._carried
         elif self._ready[1]:
@@ -72,7 +72,7 @@ class LiveLoad:
             stable, canary = (1 - w) / self._ready[0], w / self._ready[1]
         else:
             return
-        evaluator.note_load(stable=stable, canary=canary)
+        evaluator.set_stage_load(stable=stable, canary=canary)
 
     def through_s(self, through_s: float, now_s: float) -> float:
         """Up to where may settle: where the canary has replicas to lose, not before a loss would be seen."""

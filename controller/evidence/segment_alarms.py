@@ -27,7 +27,7 @@ from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import EvaluationReport
 from evaluation.segments import SegmentAlarm, SegmentAlarms
-from evaluation.units.metric_evidence import judged_coin
+from evaluation.units.metric_evidence import judged_probability
 from evaluation.units.sessions import Rows
 from serving.messages import RequestRecord
 
@@ -74,7 +74,7 @@ class SegmentFeed:
         self, requests: Sequence[str], rows: Rows, raw: Mapping[str, Floats], failed: NDArray[np.bool_]
     ) -> None:
         """Take what has settled, in order: the first request of each unit."""
-        first = np.flatnonzero((rows.place == 1) & (rows.w > 0.0)).tolist()
+        first = np.flatnonzero((rows.position == 1) & (rows.w > 0.0)).tolist()
         found = [(at, self._labels[requests[at]][2]) for at in first if requests[at] in self._labels]
         for gate, alarms in self._gates.values():
             y = raw.get(gate.metric)
@@ -82,7 +82,7 @@ class SegmentFeed:
                 continue
             if gate.metric in VALUES:
                 y = np.where(failed | rows.cold, np.nan, y)
-            _feed(alarms, rows, y, judged_coin(gate.sampling, rows.w), found)
+            _feed(alarms, rows, y, judged_probability(gate.sampling, rows.w), found)
 
     def raised(self, *, frozen: bool) -> tuple[Alarm, ...]:
         """Every alarm so far. frozen: the split does not fit its weight, so nothing new is believed."""

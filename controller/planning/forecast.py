@@ -18,8 +18,9 @@ from controller.quantities import FULL_BP, duration, percent
 from controller.rollout.plan import Plan
 from controller.spec.service import PolicySpec
 from controller.views.models import ForecastView
-from evaluation.forecast.detectable_effect import Finding, finds_nothing
-from evaluation.forecast.stages import MOST_RUNS, StageForecast, TrafficModel, simulate_plan
+from evaluation.forecast.detectable_effect import DetectableEffect, detects_nothing
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import MAX_RUNS, StageForecast, simulate_plan
 from evaluation.metrics import Kind
 
 FORECAST_KEYS = ("rate", "unit_requests", "users", "quick")
@@ -61,7 +62,7 @@ class AskedTraffic:
 
 
 def forecast(
-    plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, reps: int = MOST_RUNS
+    plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, reps: int = MAX_RUNS
 ) -> tuple[ForecastView, ...]:
     """A forecast for each stage of the plan. traffic: the service's rate, unit size and baseline."""
     stages = gate_stages(plan, policy)[: len(plan.stages)]
@@ -111,7 +112,7 @@ def blind_stages(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> tuple
     for number, stage in enumerate(plan.stages, 1):
         w = stage.weight_bp / FULL_BP
         requests = rate * w * stage.deadline_s
-        if finds_nothing(
+        if detects_nothing(
             judged,
             w=w,
             canary_requests=requests,
@@ -141,7 +142,7 @@ def _view(found: StageForecast, weight_bp: int) -> ForecastView:
         seconds_median=found.seconds_median,
         seconds_p90=found.seconds_p90,
         slowest_gate=found.slowest_gate,
-        finds=tuple(_finding(one) for one in found.finds),
+        finds=tuple(_finding(one) for one in found.detectable),
         refusal=found.refusal,
         runs=found.runs,
         proven_runs=found.proven_runs,
@@ -149,7 +150,7 @@ def _view(found: StageForecast, weight_bp: int) -> ForecastView:
     )
 
 
-def _finding(found: Finding) -> str:
+def _finding(found: DetectableEffect) -> str:
     if found.harm is None:
         return f"{found.gate}: nothing"
     if found.kind is Kind.SCORE:

@@ -18,7 +18,7 @@ from controller.planning.forecast import NotSimulated, forecast
 from controller.rollout.plan import Plan
 from controller.spec.service import PolicySpec
 from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.simulation import TrafficModel
 
 LIMIT_S = 120.0
 MOST_WAITING = 3  # each holds a thread of the API

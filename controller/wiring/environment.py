@@ -16,7 +16,7 @@ from controller.runtime.forecast_process import Simulator
 from controller.spec.service import PolicySpec, VersionSpec
 from controller.views.models import ForecastView
 from controller.wiring.launches import Versions, devices
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.simulation import TrafficModel
 from serving.fleet import engine_args
 
 

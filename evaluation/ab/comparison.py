@@ -1,14 +1,14 @@
-"""Is B *better* than A? A/B tests, in two modes.
+"""Comparison of an A/B test: is B *better* than A? In two modes.
 
-- sequential (the default): look whenever you like and stop when it says so. Two bets on the coin, one that B
-  is better and one that A is; a verdict is wrong with probability at most alpha over all looks. Drift that
-  both arms share cancels, and any split and unit will do, since w belongs to the draw.
-- fixed horizon: Mann-Whitney once, at a sample size chosen before (`power.required_sample_size`), with the
-  win rate, Cohen's d and Welch's interval. Looking earlier and stopping on what one sees breaks its alpha.
+- sequential (the default): valid at every look, so it can stop at the first verdict. Two bets on the coin,
+  one that B is better and one that A is; a verdict is wrong with probability at most alpha over all looks.
+  Drift that both arms share cancels, and any split and unit is valid, since w belongs to the draw.
+- fixed horizon: Mann-Whitney once, at a sample size chosen in advance (`sample_size.required_sample_size`),
+  with the win rate, Cohen's d and Welch's interval. Stopping early on an interim result breaks its alpha.
 
 Results by category are corrected for their number (Holm), in both modes.
 
-Invariant: a canary gate never asks this question, and an A/B test never moves traffic by itself.
+Invariant: no canary gate tests for better, and an A/B test never moves traffic by itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _UNIT_BINS = 256
 
 
 class Scale(StrEnum):
-    """What an outcome is. RATE: 0 or 1. SCORE: within 0..1. VALUE: at least 0 (latency, tokens)."""
+    """Scale of an outcome. RATE: 0 or 1. SCORE: within 0..1. VALUE: at least 0 (latency, tokens)."""
 
     RATE = "rate"
     SCORE = "score"
@@ -42,8 +42,8 @@ class Scale(StrEnum):
 
 
 class AbVerdict(StrEnum):
-    """What is shown so far. TOO_FEW: a fixed-horizon test has fewer than 30 outcomes on a side. INVALID: the
-    experiment itself is broken (`ab_validity.py`), so that no difference means anything."""
+    """Verdict so far. TOO_FEW: a fixed-horizon test has fewer than 30 outcomes on a side. INVALID: the
+    experiment itself is broken (`validity.py`), so that no difference means anything."""
 
     B_BETTER = "b better"
     A_BETTER = "a better"
@@ -54,7 +54,7 @@ class AbVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AbQuestion:
-    """What is asked of the outcomes. Raises ValueError for an alpha outside (0, 1)."""
+    """What an A/B test compares. Raises ValueError for an alpha outside (0, 1)."""
 
     scale: Scale
     higher_is_better: bool
@@ -76,11 +76,11 @@ class AbQuestion:
 
 @dataclass(frozen=True, slots=True)
 class AbResult:
-    """What one comparison says.
+    """Result of one comparison.
 
     `difference`: mean of B - mean of A, in the outcome's unit; `interval`: of the difference, or of the win
     rate for a sequential test of values. `win_rate`: P(an outcome of B is better than one of A), ties half.
-    `p_value`: of the fixed test, or 1 / (largest evidence so far), which may be read at any time.
+    `p_value`: of the fixed test, or 1 / (maximum evidence so far), which is valid at any time.
     """
 
     verdict: AbVerdict
@@ -110,9 +110,9 @@ class _Arm:
 
     def add(self, y: float, scale: Scale) -> None:
         self.n += 1
-        step = y - self.mean
-        self.mean += step / self.n
-        self.square += step * (y - self.mean)
+        deviation = y - self.mean
+        self.mean += deviation / self.n
+        self.square += deviation * (y - self.mean)
         if scale is Scale.VALUE:
             self.values.add(np.array([y]))
         else:
@@ -120,29 +120,29 @@ class _Arm:
 
 
 class SequentialTest:
-    """A running A/B test; feed it one outcome a unit in the order of assignment, ask at any time.
+    """A running A/B test: one outcome a unit in order of assignment, a valid result at any time.
 
-    A unit that comes again (a sticky user) counts once: leave its later outcomes out. About 30 KiB of state.
+    A returning unit (a sticky user) counts once: leave its later outcomes out. About 30 KiB of state.
     """
 
     def __init__(self, question: AbQuestion) -> None:
         self.question = question
         self._a, self._b = _Arm(), _Arm()
-        start = -math.log(len(_BETS))
-        self._wealth = {side: [start] * len(_BETS) for side in (AbVerdict.B_BETTER, AbVerdict.A_BETTER)}
+        log_prior = -math.log(len(_BETS))
+        self._wealth = {side: [log_prior] * len(_BETS) for side in (AbVerdict.B_BETTER, AbVerdict.A_BETTER)}
         self._peak = {AbVerdict.B_BETTER: 0.0, AbVerdict.A_BETTER: 0.0}
         self._difference = MeanDifference(question.alpha)
-        self._good_total = 0.5  # of A's goodness, with half an outcome's worth of doubt
+        self._good_total = 0.5  # of A's goodness, with a prior of half an outcome
         self._verdict = AbVerdict.NOT_SHOWN
 
     def add(self, y: float, *, is_b: bool, w: float) -> None:
-        """Take one unit's outcome; w: P(B) at its draw. Raises ValueError for bad input, changing nothing."""
+        """Add one unit's outcome; w: P(B) at its draw. Raises ValueError for bad input, changing nothing."""
         self.question.check(y)
         if not 0 < w < 1:
-            raise ValueError(f"w {w} is outside (0, 1); rows without a coin are no evidence")
+            raise ValueError(f"w {w} is outside (0, 1); rows without a coin are not evidence")
         good = self._goodness(y)
         mean = self._good_total / (self._a.n + 1)
-        # Mean zero without a difference, whatever `mean` is: w(1-w)(good_b - mean) - (1-w)w(good_a - mean).
+        # Mean zero without a difference, for every `mean`: w(1-w)(good_b - mean) - (1-w)w(good_a - mean).
         x = (1 - w) * (good - mean) if is_b else -w * (good - mean)
         worst = max((1 - w) * max(mean, 1 - mean), w * max(mean, 1 - mean))
         for side, sign in ((AbVerdict.B_BETTER, 1.0), (AbVerdict.A_BETTER, -1.0)):
@@ -151,7 +151,7 @@ class SequentialTest:
             for i, bet in enumerate(_BETS):
                 wealth[i] += math.log1p(sign * bet * x / worst)
             top = max(wealth)
-            log_e = top + math.log(sum(math.exp(one - top) for one in wealth))
+            log_e = top + math.log(sum(math.exp(lw - top) for lw in wealth))
             self._peak[side] = max(self._peak[side], log_e)
             if self._verdict is AbVerdict.NOT_SHOWN and log_e >= math.log(2 / self.question.alpha):
                 self._verdict = side
@@ -164,7 +164,7 @@ class SequentialTest:
             self._good_total += good
 
     def _goodness(self, y: float) -> float:
-        """The outcome in 0..1, higher is better; a value by its place among the past of both arms."""
+        """The outcome in 0..1, higher is better; of a value its rank among the past values of both arms."""
         if self.question.scale is not Scale.VALUE:
             return y if self.question.higher_is_better else 1 - y
         n = self._a.n + self._b.n
@@ -175,13 +175,13 @@ class SequentialTest:
 
     @property
     def verdict(self) -> AbVerdict:
-        """The first that was reached; it stays."""
+        """The first verdict that was reached; it stays."""
         return self._verdict
 
     def result(self) -> AbResult:
-        """What is shown now."""
-        a, b, asked = self._a, self._b, self.question
-        is_value = asked.scale is Scale.VALUE
+        """The current result."""
+        a, b = self._a, self._b
+        is_value = self.question.scale is Scale.VALUE
         low, high = self._difference.interval()
         both = a.n > 0 and b.n > 0
         peak = max(self._peak.values())
@@ -198,7 +198,7 @@ class SequentialTest:
             self._win_rate() if both else None,
             _cohens_d(a.n, a.mean, a.square, b.n, b.mean, b.square),
             min(1.0, 2 * math.exp(-peak)),
-            asked.alpha,
+            self.question.alpha,
         )
 
     def _win_rate(self) -> float:
@@ -214,7 +214,7 @@ class SequentialTest:
 
 
 def _mid_share_above(values: LogHistogram, y: float) -> float:
-    """Share of values above y, those in its own bin by half."""
+    """Share of values above y, with half of those in its own bin."""
     return (values.share_above(y) + values.share_above(y * math.exp(-WIDTH))) / 2
 
 
@@ -270,7 +270,7 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
 
 
 def mann_whitney(a: Floats, b: Floats) -> tuple[float, float]:
-    """U of b (pairs in which b is the higher, ties half) and the two-sided p-value."""
+    """U of b (pairs in which b is higher, ties half) and the two-sided p-value."""
     n_a, n_b = len(a), len(b)
     ordered = np.sort(a)
     u = float((np.searchsorted(ordered, b, "left") + np.searchsorted(ordered, b, "right")).sum()) / 2
@@ -321,7 +321,7 @@ def t_quantile(probability: float, freedom: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CategoryResult:
-    """One category's comparison; `adjusted_p` and `verdict` count all the categories that were looked at."""
+    """One category's comparison; `adjusted_p` and `verdict` are corrected for the number of categories."""
 
     category: str
     result: AbResult
@@ -330,9 +330,9 @@ class CategoryResult:
 
 
 def correct_categories(results: Mapping[str, AbResult]) -> tuple[CategoryResult, ...]:
-    """Holm's correction over categories: wrongly naming any of them has probability at most alpha.
+    """Holm's correction over categories: the probability of any wrong verdict is at most alpha.
 
-    A sequential result's p-value holds at any time, so this does too. Raises ValueError beyond 64 categories.
+    Valid at any time for sequential results, like their p-values. Raises ValueError beyond 64 categories.
     """
     if len(results) > MAX_CATEGORIES:
         raise ValueError(f"{len(results)} categories exceed {MAX_CATEGORIES}; group the rare ones")

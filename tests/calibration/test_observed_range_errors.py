@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.observed_range import RangeWatch
+from evaluation.observed_range import RangeMonitor
 from evaluation.policy.observed_ranges import PercentileRange, RangeGate
 
 pytestmark = pytest.mark.calibration
@@ -30,7 +30,7 @@ def share_outside(gate: RangeGate, drift: float, runs: int = RUNS) -> float:
     found = 0
     for seed in range(runs):
         rng = np.random.default_rng(seed)
-        watch = RangeWatch(gate, alpha=ALPHA)
+        watch = RangeMonitor(gate, alpha=ALPHA)
         watch.add(rng.lognormal(6.0, 0.4, REQUESTS) * np.linspace(1.0, 1.0 + drift, REQUESTS))
         found += watch.peak >= watch.limit
     return found / runs

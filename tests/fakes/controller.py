@@ -35,7 +35,7 @@ from controller.store.row_specs import version_spec
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.simulation import TrafficModel
 from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
 

@@ -34,7 +34,7 @@ class PlainFirstEvents(Bet):
             for rho in rates.RATIOS
         ]
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         if len(past.units) >= rates.KNOWN_UNITS and past.mean(0.0) > rates.NEAR_ZERO:
             self.prior = list(rates.KNOWN_PRIOR)
 
@@ -57,7 +57,7 @@ class PlainSessionCounts(Bet):
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         self.norm = [
             (1.0 + sum(rho ** self.count(unit) for unit in past.units)) / (len(past.units) + 1)
             for rho in rates.SESSION_RATIOS
@@ -79,14 +79,14 @@ class PlainSessionMeans(Bet):
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         self.mu = past.mean(0.05)
 
 
 class PlainRateProof(Bet):
     def __init__(self, ratio: float, floor: float) -> None:
         self.ratio, self.floor, self.mu = ratio, floor, 0.02
-        truths, weights = rates._truths(ratio)
+        truths, weights = rates.true_ratios(ratio)
         self.truths, self.weights = [float(t) for t in truths], [float(p) for p in weights]
         super().__init__(self.cut(rates.FLOOR_SHARE))
 
@@ -114,7 +114,7 @@ class PlainRateProof(Bet):
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1 or unit.y > 0.0
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         self.mu = past.mean(0.02)
         if len(past.units) >= rates.KNOWN_UNITS:
             needed = self.mu * (self.ratio - 1.0) < self.floor
@@ -142,7 +142,7 @@ class PlainScore(Bet):
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         self.mu, self.variance = past.mean(0.8), past.variance(0.04)
 
 
@@ -174,14 +174,14 @@ class PlainShape(Bet):
         if not self.edges:
             return None
         value = unit.y / self.divisor if unit.arm else unit.y
-        place = self.column(value)
-        return [odds_factor(unit, row[place]) for row in self.ratios]
+        position = self.column(value)
+        return [odds_factor(unit, row[position]) for row in self.ratios]
 
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
-    def turn(self, past: Past) -> None:
-        if len(past.logs) < latency.LEAST_VALUES:
+    def end_epoch(self, past: Past) -> None:
+        if len(past.logs) < latency.MIN_VALUES:
             return
         self.edges = sorted({past.quantile(share) for share in latency.QUANTILES})
         middles = [math.exp((bin_of(log) + 0.5) * WIDTH) for log in past.logs]
@@ -201,7 +201,7 @@ class PlainShape(Bet):
             start = past.quantile(share)
             edge_bin = bin_of(math.log(start / 1.005))
             above = max(sum(bin_of(log) > edge_bin for log in past.logs) / len(past.logs), latency.SMOOTHING)
-            rest = max((1.0 - times * above) / (1.0 - above), latency.LEAST_RATIO)
+            rest = max((1.0 - times * above) / (1.0 - above), latency.MIN_RATIO)
             self.ratios.append(self.rising([times if e > start else rest for e in [*self.edges, math.inf]]))
 
     @staticmethod
@@ -222,7 +222,7 @@ class PlainShape(Bet):
 
     @staticmethod
     def clipped(ratios: list[float]) -> list[float]:
-        return [min(max(ratio, latency.LEAST_RATIO), latency.MOST_RATIO) for ratio in ratios]
+        return [min(max(ratio, latency.MIN_RATIO), latency.MAX_RATIO) for ratio in ratios]
 
     def rising(self, ratios: list[float]) -> list[float]:
         kept = self.clipped(ratios)

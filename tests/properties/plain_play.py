@@ -70,7 +70,7 @@ class Bet:
     def looks(self, unit: Unit) -> bool:
         return True
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         """Freeze what the next epoch bets with."""
 
 
@@ -142,7 +142,7 @@ def play(
     for value in seed:
         past.learn(Unit(0, 0.0, value))
     if seed:
-        bet.turn(past)
+        bet.end_epoch(past)
         wealth = Wealth(bet.prior, share)
     ends, stage, behind, canary_units = epoch_ends(len(units)), 0, 0.0, 0
     for count, unit in enumerate(units, start=1):
@@ -161,7 +161,7 @@ def play(
         if not unit.arm:
             past.learn(unit)
         if count in ends:
-            bet.turn(past)
+            bet.end_epoch(past)
             if not wealth.has_bet:
                 wealth.prior = list(bet.prior)
             wealth.restart(canary_units)

@@ -116,8 +116,8 @@ def test_the_tables_of_shape_equal_their_twin(values: int, times: float) -> None
     pairs = [(ShapeLoss(tolerance=times - 1.0), PlainShape(times, proof=False))]
     pairs.append((ShapeProof(margin=times + 0.1), PlainShape(times + 0.1, proof=True)))
     for bettor, twin in pairs:
-        bettor.turn(stable)
-        twin.turn(past)
+        bettor.end_epoch(stable)
+        twin.end_epoch(past)
 
         assert bettor.edges == pytest.approx(np.array(twin.edges), rel=1e-12)
         assert np.exp(bettor.log_ratios) == pytest.approx(np.array(twin.ratios), rel=1e-9)

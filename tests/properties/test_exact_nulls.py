@@ -17,7 +17,7 @@ import pytest
 
 from evaluation.betting.latency import Exceedance, ShapeLoss, ShapeProof
 from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
-from evaluation.betting.sample_ratio import FallbackBet, ShareBet
+from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
 from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Bettor, Block
@@ -42,7 +42,7 @@ def events(stable: float, canary: float, w: float = W) -> Law:
 def knowing(bettor: Bettor, past: np.ndarray) -> Bettor:
     stable = Stable(with_histogram=True)
     stable.learn(past)
-    bettor.turn(stable)
+    bettor.end_epoch(stable)
     return bettor
 
 
@@ -81,14 +81,14 @@ def counts(tail: float) -> Law:
 Channel = tuple[Callable[[], Bettor], Callable[[float], Law]]
 CHANNELS: dict[str, Channel] = {
     "first events": (lambda: FirstEvents(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
-    "session counts": (lambda: SessionCounts(most=10), lambda h: counts(0.2 * (h - 1.0))),
+    "session counts": (lambda: SessionCounts(max_events=10), lambda h: counts(0.2 * (h - 1.0))),
     "session means": (lambda: SessionMeans(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
     "scores": (lambda: ScoreLoss(tolerance=0.05), lambda h: events(0.7, 0.7 - 0.05 * h)),
     "shape": (lambda: knowing(ShapeLoss(tolerance=0.1), PAST), lambda h: slower(1.1 * h)),
     "percentile": (lambda: FirstEvents(tolerance=0.0), lambda h: exceeding(1.1 * h, 1.1, proof=False)),
     "pairs": (lambda: PairLoss(tolerance=0.05), lambda h: pairs(0.05 * h)),
-    "served rate": (lambda: FallbackBet(most=0.1), lambda h: events(0.0, 0.1 * h)),
-    "served share": (ShareBet, lambda h: events(0.5, 0.5, w=W * (1.0 + 0.2 * (h - 1.0)))),
+    "served rate": (lambda: FallbackBet(max_rate=0.1), lambda h: events(0.0, 0.1 * h)),
+    "served share": (SampleRatioBet, lambda h: events(0.5, 0.5, w=W * (1.0 + 0.2 * (h - 1.0)))),
     "presence": (lambda: PresenceBet(on_present=False), lambda h: events(0.8, 0.8 - 0.2 * (h - 1.0))),
     "rate proof, by ratio": (lambda: RateProof(ratio=3.0, floor=0.001), lambda h: events(0.2, 0.6 / h)),
     "rate proof, by floor": (lambda: RateProof(ratio=1.2, floor=0.3), lambda h: events(0.1, 0.4 / h)),
@@ -108,7 +108,7 @@ def decided_by(bettor: Bettor, unit: Law) -> tuple[list[float], float]:
     size = len(cells)
     arm, y = np.array([a == 1 for a, _ in cells]), np.array([v for _, v in cells])
     zero = np.zeros(size, dtype=np.int64)
-    rows, steps, looks = bettor.steps(
+    rows, steps, looks = bettor.bets(
         Block(arm, np.full(size, W), y, np.full(size, 10.0), zero, zero, y, zero)
     )
     moves = np.zeros((len(bettor.prior), size))

@@ -30,7 +30,7 @@ def lived(columns: Columns, ratio: float, *, policy: GatePolicy = POLICY, step_s
             evaluator.add(draw_at(columns, row))
             row += 1
         load = ratio if LOST_S <= now_s < BACK_S else 1.0
-        evaluator.note_load_now(load, since_s=now_s - step_s, at_s=now_s)
+        evaluator.set_current_load(load, since_s=now_s - step_s, at_s=now_s)
         evaluator.advance(now_s, now_s)
     evaluator.advance(float("inf"), float("inf"))
     return evaluator
@@ -77,7 +77,7 @@ def test_an_overload_leaves_out_the_units_of_both_arms_and_no_other() -> None:
 def test_the_same_units_are_left_out_after_a_restart() -> None:
     columns = slow_while_one_is_lost()
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
-    evaluator.note_load_now(2.0, since_s=LOST_S, at_s=LOST_S)
+    evaluator.set_current_load(2.0, since_s=LOST_S, at_s=LOST_S)
     evaluator = Evaluator.restore(POLICY, ONE_STAGE, evaluator.snapshot())
     for row in range(len(columns["t_s"])):
         evaluator.add(draw_at(columns, row))
@@ -98,7 +98,7 @@ def test_what_has_settled_before_the_note_stays() -> None:
         evaluator.add(draw_at(columns, row))
     evaluator.advance(LOST_S, LOST_S)
     evaluator.advance(1200.0, 1200.0)  # too few for a block: they wait, and have settled all the same
-    evaluator.note_load_now(2.0, since_s=LOST_S, at_s=1200.0)
+    evaluator.set_current_load(2.0, since_s=LOST_S, at_s=1200.0)
     evaluator.advance(BACK_S, BACK_S)
     evaluator.report()
 
@@ -110,7 +110,7 @@ def test_what_has_settled_before_the_note_stays() -> None:
 def test_harm_shown_before_an_overload_stands_in_it() -> None:
     columns = requests(1000, slower=2.0)
     evaluator = lived(columns, 1.0)
-    evaluator.note_load_now(float("inf"), since_s=float("inf"), at_s=float("inf"))
+    evaluator.set_current_load(float("inf"), since_s=float("inf"), at_s=float("inf"))
     report = evaluator.report()
 
     assert report.rollback is not None
@@ -123,6 +123,6 @@ def test_harm_shown_before_an_overload_stands_in_it() -> None:
 def test_flapping_adds_no_span_where_the_windows_touch() -> None:
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     for now_s in range(100, 1100):
-        evaluator.note_load_now(1.0 + now_s % 2, since_s=now_s - 10.0, at_s=float(now_s))
+        evaluator.set_current_load(1.0 + now_s % 2, since_s=now_s - 10.0, at_s=float(now_s))
 
     assert evaluator.overloads == [[91.0, 1098.0 if evaluator.load_now == 1.0 else float("inf")]]

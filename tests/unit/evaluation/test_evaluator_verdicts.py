@@ -117,7 +117,7 @@ def test_a_higher_rung_asks_for_more() -> None:
 
 def test_arms_under_different_load_are_not_compared() -> None:
     evaluator = streamed(requests(3000, before=500), POLICY)
-    evaluator.note_load(stable=10.0, canary=4.0)
+    evaluator.set_stage_load(stable=10.0, canary=4.0)
 
     report = evaluator.report()
 

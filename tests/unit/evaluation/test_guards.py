@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.guards import ErrorGuard, GuardAction, GuardLimits, ProcessSight, check_process
+from evaluation.guards import ErrorGuard, GuardAction, GuardLimits
 
 
 def feed(guard: ErrorGuard, *, canary: str, stable: str = "") -> GuardAction | None:
@@ -76,27 +76,11 @@ def test_a_restored_guard_goes_on_as_the_first() -> None:
 
 
 def test_a_foreign_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="start the guard anew"):
+    with pytest.raises(ValueError, match="start a new guard"):
         ErrorGuard.from_mapping({"canary": 3})
 
 
-@pytest.mark.parametrize(
-    ("sight", "guard"),
-    [
-        (ProcessSight(1000.0, load_error="no space on device"), "load"),
-        (ProcessSight(1000.0, restarts_s=(500.0, 700.0, 990.0)), "crash loop"),
-        (ProcessSight(1000.0, heartbeat_s=969.0), "heartbeat"),
-        (ProcessSight(1000.0, restarts_s=(100.0, 700.0, 990.0), heartbeat_s=970.0), None),
-        (ProcessSight(1000.0), None),
-    ],
-)
-def test_process_guards_ring_on_what_they_name(sight: ProcessSight, guard: str | None) -> None:
-    verdict = check_process(sight)
-
-    assert (verdict.guard if verdict else None) == guard
-
-
-@pytest.mark.parametrize("bad", [{"error_requests": 0}, {"error_ratio": 0.0}, {"heartbeat_s": 0.0}])
+@pytest.mark.parametrize("bad", [{"error_requests": 0}, {"error_ratio": 0.0}, {"error_ratio": 1.5}])
 def test_limits_that_cannot_hold_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="use"):
         GuardLimits(**bad)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from evaluation.evaluator import Evaluator
-from evaluation.observed_range import ObservedRange, RangeWatch, log_wealth, observe_range
+from evaluation.observed_range import ObservedRange, RangeMonitor, log_wealth, observe_range
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.observed_ranges import PercentileRange, RangeGate
 from evaluation.policy.parsing import parse_gate_policy
@@ -47,13 +47,13 @@ def observed() -> ObservedRange:
     return observe_range(t_s, y, since_s=0.0, until_s=24 * HOUR_S)
 
 
-def watch(sides: str = "both") -> RangeWatch:
-    return RangeWatch(RangeGate("r", "latency_ms", observed().ranges, sides=sides), alpha=0.01)
+def watch(sides: str = "both") -> RangeMonitor:
+    return RangeMonitor(RangeGate("r", "latency_ms", observed().ranges, sides=sides), alpha=0.01)
 
 
-def verdicts(one: RangeWatch, values: np.ndarray) -> list[Verdict]:
+def verdicts(one: RangeMonitor, values: np.ndarray) -> list[Verdict]:
     one.add(values)
-    return [standing.verdict for standing in one.standings()]
+    return [standing.verdict for standing in one.estimates()]
 
 
 def canary(scale: float, n: int, seed: int = 1) -> np.ndarray:
@@ -100,12 +100,12 @@ def test_the_interval_ends_where_the_test_does() -> None:
     values = canary(1.0, 2000)
     one = watch()
     one.add(values)
-    p95 = one.standings()[2]
+    p95 = one.estimates()[2]
 
     def is_outside(low: float) -> bool:
         moved = replace(p95.range, low=low, high=low * 2)
         ranges = (*observed().ranges[:2], moved)
-        other = RangeWatch(replace(one.gate, ranges=ranges), alpha=0.01)
+        other = RangeMonitor(replace(one.gate, ranges=ranges), alpha=0.01)
         return verdicts(other, values)[2] is Verdict.FAIL
 
     assert p95.low < np.quantile(values, 0.95) < p95.high
@@ -113,7 +113,7 @@ def test_the_interval_ends_where_the_test_does() -> None:
 
     def is_above(high: float) -> bool:
         ranges = (*observed().ranges[:2], replace(p95.range, low=0.0, high=high))
-        other = RangeWatch(replace(one.gate, ranges=ranges), alpha=0.01)
+        other = RangeMonitor(replace(one.gate, ranges=ranges), alpha=0.01)
         return verdicts(other, values)[2] is Verdict.FAIL
 
     assert (is_above(p95.low / 1.001), is_above(p95.low * 1.02)) == (True, False)
@@ -122,9 +122,9 @@ def test_the_interval_ends_where_the_test_does() -> None:
 @pytest.mark.parametrize("value", [1000.5, 899.5])
 def test_what_is_said_to_be_outside_is_outside_the_range_it_names(value: float) -> None:
     """All within the bin of 1 % that holds the range's own end."""
-    one = RangeWatch(RangeGate("r", "latency_ms", (PercentileRange(0.5, 900.0, 1000.0),)), alpha=0.01)
+    one = RangeMonitor(RangeGate("r", "latency_ms", (PercentileRange(0.5, 900.0, 1000.0),)), alpha=0.01)
     one.add(np.full(100, value))
-    left = one.standings()[0]
+    left = one.estimates()[0]
 
     assert left.verdict is Verdict.FAIL
     assert (left.low, left.high)[value < 900.0] == (1000.0 if value > 1000.0 else 900.0)
@@ -132,7 +132,7 @@ def test_what_is_said_to_be_outside_is_outside_the_range_it_names(value: float) 
 
 def test_what_a_range_spends_is_shared_by_its_percentiles_and_sides() -> None:
     limits = [
-        RangeWatch(RangeGate("r", "latency_ms", RANGE.ranges[:count], sides=sides), alpha=0.01).limit
+        RangeMonitor(RangeGate("r", "latency_ms", RANGE.ranges[:count], sides=sides), alpha=0.01).limit
         for count, sides in ((3, "both"), (3, "above"), (1, "above"))
     ]
 

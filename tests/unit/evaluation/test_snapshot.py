@@ -30,9 +30,9 @@ def test_a_changed_byte_is_refused_wherever_it_is(saved: bytes) -> None:
     rng = random.Random(1)
     places = [*rng.sample(range(len(saved)), 150), *range(len(saved) - 80, len(saved)), *range(60)]
 
-    for place in places:
+    for position in places:
         changed = bytearray(saved)
-        changed[place] = rng.choice([b for b in b'AZaz019 {}[]",:' if b != saved[place]])
+        changed[position] = rng.choice([b for b in b'AZaz019 {}[]",:' if b != saved[position]])
         refused(bytes(changed))
 
 
@@ -75,9 +75,9 @@ def test_without_a_sum_a_changed_byte_ends_in_nothing_else(saved: bytes) -> None
     rng, old = random.Random(2), json.dumps(unsealed(saved)).encode()
     answers = set()
 
-    for place in rng.sample(range(len(old)), 150):
+    for position in rng.sample(range(len(old)), 150):
         changed = bytearray(old)
-        changed[place] = rng.choice(b"AZaz09")
+        changed[position] = rng.choice(b"AZaz09")
         try:
             Evaluator.restore(POLICY, ONE_STAGE, bytes(changed))
             answers.add("read")

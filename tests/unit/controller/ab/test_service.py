@@ -271,7 +271,7 @@ def test_a_side_that_loses_units_makes_the_test_invalid_whatever_it_shows() -> N
 
     evaluator = AbEvaluator(spec, rows)
     assert evaluator.result().verdict is AbVerdict.INVALID
-    assert (evaluator.note() or "").startswith("B has 40.4% of the units, the split says 50.0%")
+    assert (evaluator.note() or "").startswith("B has 40.4% of the units, the split is 50.0%")
 
 
 def test_a_test_without_one_grade_says_so() -> None:

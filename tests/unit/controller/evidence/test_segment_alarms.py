@@ -108,7 +108,7 @@ def test_what_was_assigned_in_an_overload_rings_no_alarm_of_latency() -> None:
         look(feeds, in_stage(), START_S + 10)
         feed = feeds._feeds[ROLLOUT]
         assert feed._evaluator is not None
-        feed._evaluator.note_load_now(2.0 if is_over else 1.0, since_s=START_S + 20, at_s=START_S + 70)
+        feed._evaluator.set_current_load(2.0 if is_over else 1.0, since_s=START_S + 20, at_s=START_S + 70)
         log.watermark_s = START_S + 100
         rung.append({alarm.gate for alarm in look(feeds, in_stage(), START_S + 100).alarms})
 

@@ -12,7 +12,7 @@ from controller.planning.forecast import AskedTraffic, blind_stages, forecast, r
 from controller.rollout.plan import Plan, Stage
 from controller.spec.service import parse_policy
 from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.simulation import TrafficModel
 
 POLICY = parse_policy(
     {

@@ -18,7 +18,7 @@ from controller.rollout.plan import Plan, Stage
 from controller.runtime.forecast_process import MOST_WAITING, Simulator
 from controller.spec.service import PolicySpec, parse_policy
 from controller.views.models import ForecastView
-from evaluation.forecast.stages import TrafficModel
+from evaluation.forecast.simulation import TrafficModel
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 

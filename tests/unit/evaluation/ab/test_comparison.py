@@ -93,7 +93,7 @@ def test_an_alpha_outside_its_range_is_refused(alpha: float) -> None:
 def test_a_split_without_a_coin_is_refused_and_changes_nothing(w: float) -> None:
     test = SequentialTest(SCORE)
 
-    with pytest.raises(ValueError, match="is outside \\(0, 1\\); rows without a coin are no evidence"):
+    with pytest.raises(ValueError, match="is outside \\(0, 1\\); rows without a coin are not evidence"):
         test.add(0.5, is_b=True, w=w)
     assert test.result().n_b == 0
 

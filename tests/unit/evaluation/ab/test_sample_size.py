@@ -78,7 +78,7 @@ def test_the_table_runs_from_one_to_twenty_percent() -> None:
         ({"alpha": 1.0}, "alpha 1.0 is outside"),
         ({"power": 0.0}, "power 0.0 is outside"),
         ({"split": 1.5}, "split 1.5 is outside"),
-        ({"alpha": 0.9, "power": 0.1}, "ask nothing of the data"),
+        ({"alpha": 0.9, "power": 0.1}, "need no data"),
     ],
 )
 def test_impossible_questions_are_refused_by_name(bad: dict[str, float], named: str) -> None:

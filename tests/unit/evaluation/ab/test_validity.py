@@ -37,7 +37,7 @@ def test_a_side_that_loses_a_tenth_of_its_units_breaks_the_split() -> None:
     reason = fed(kept, 0.5, np.ones(len(kept))).reason()
     assert reason is not None
     assert reason.startswith("B has 47.")
-    assert "the split says 50.0%" in reason
+    assert "the split is 50.0%" in reason
 
 
 @pytest.mark.parametrize(("on_a", "on_b"), [(1.0, 0.9), (0.1, 0.2)])
@@ -69,7 +69,7 @@ def test_silence_is_said_and_is_no_fault_of_the_test() -> None:
 
     silent = fed(rng.random(150) < 0.5, 0.5, np.zeros(150))
     assert silent.reason() is None
-    assert silent.silence() == "no value in 150 requests"
+    assert silent.missing_outcomes() == "no value in 150 requests"
 
 
 def test_a_unit_without_a_coin_is_refused() -> None:

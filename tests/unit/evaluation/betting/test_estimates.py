@@ -30,7 +30,7 @@ def after(block: Block, epoch: int = 500) -> MeanGap:
     gap = MeanGap()
     for start in range(0, len(block), epoch):
         gap.learn(block.pick(slice(start, start + epoch)))
-        gap.turn(Stable(with_histogram=False))
+        gap.end_epoch(Stable(with_histogram=False))
     return gap
 
 
@@ -54,7 +54,7 @@ def test_blocks_do_not_change_a_bit() -> None:
     whole, parts = MeanGap(), MeanGap()
     for gap in (whole, parts):
         gap.learn(block)
-        gap.turn(Stable(with_histogram=False))
+        gap.end_epoch(Stable(with_histogram=False))
     whole.learn(block)
     for row in range(500):
         parts.learn(block.pick(slice(row, row + 1)))
@@ -104,7 +104,7 @@ def fed(block: Block, pieces: int = 1) -> MedianRatio:
         for part in np.array_split(np.arange(len(epoch)), pieces):
             ratio.learn(epoch.pick(part))
         known.learn(epoch.y[~epoch.arm])
-        ratio.turn(known)
+        ratio.end_epoch(known)
     return ratio
 
 

@@ -109,8 +109,8 @@ def test_the_mean_difference_shuts_out_zero_in_the_end() -> None:
     [
         (1.5, 0.5, "outside 0..1"),
         (math.nan, 0.5, "outside 0..1"),
-        (0.5, 0.0, "no evidence"),
-        (0.5, 1.0, "no evidence"),
+        (0.5, 0.0, "not evidence"),
+        (0.5, 1.0, "not evidence"),
     ],
 )
 def test_bad_rows_are_refused_and_change_nothing(y: float, w: float, named: str) -> None:
@@ -123,7 +123,7 @@ def test_bad_rows_are_refused_and_change_nothing(y: float, w: float, named: str)
 
 @pytest.mark.parametrize("bad", [EventCount(0.0, 1, 1), EventCount(0.1, -1, 1)])
 def test_counts_that_cannot_be_are_refused(bad: EventCount) -> None:
-    with pytest.raises(ValueError, match=r"no evidence|counter was reset"):
+    with pytest.raises(ValueError, match=r"not evidence|counter was reset"):
         ratio_log_e([bad], 1.0)
 
 

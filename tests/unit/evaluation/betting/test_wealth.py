@@ -8,7 +8,7 @@ from scipy import stats
 
 from evaluation.betting.latency import ShapeLoss
 from evaluation.betting.rates import RATIO_PRIOR, RATIOS, FirstEvents, event_table
-from evaluation.betting.sample_ratio import ODDS, ShareBet
+from evaluation.betting.sample_ratio import ODDS, SampleRatioBet
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import (
     FIRST_RESTART,
@@ -37,7 +37,7 @@ def test_an_event_is_weighed_as_the_formula_says() -> None:
 def wealth_of(bettor: Bettor, arm: np.ndarray, y: np.ndarray, w: float) -> float:
     """The mean wealth of a bettor's alternatives after units of one weight."""
     zero = np.zeros(len(arm), dtype=np.int64)
-    _, steps, _ = bettor.steps(Block(arm, np.full(len(arm), w), y, np.ones(len(arm)), zero, zero, y, zero))
+    _, steps, _ = bettor.bets(Block(arm, np.full(len(arm), w), y, np.ones(len(arm)), zero, zero, y, zero))
     return float(np.exp(steps.sum(axis=1)) @ bettor.prior / np.sum(bettor.prior))
 
 
@@ -59,7 +59,9 @@ def test_the_served_share_is_weighed_as_scipys_binomials_do() -> None:
     odds = 0.1 / 0.9 * ODDS
     ratios = stats.binom.pmf(61, 500, odds / (1.0 + odds)) / stats.binom.pmf(61, 500, 0.1)
 
-    assert wealth_of(ShareBet(), arm, np.zeros(500), 0.1) == pytest.approx(float(ratios.mean()), rel=1e-9)
+    assert wealth_of(SampleRatioBet(), arm, np.zeros(500), 0.1) == pytest.approx(
+        float(ratios.mean()), rel=1e-9
+    )
 
 
 def test_shape_is_weighed_as_scipys_binomials_of_each_bin_do() -> None:
@@ -68,12 +70,12 @@ def test_shape_is_weighed_as_scipys_binomials_of_each_bin_do() -> None:
     past = Stable(with_histogram=True)
     past.learn(rng.lognormal(6.0, 0.5, 4000))
     bettor = ShapeLoss(tolerance=0.0)
-    bettor.turn(past)
+    bettor.end_epoch(past)
     y, arm = rng.lognormal(6.1, 0.5, 300), rng.random(300) < 0.2
-    place = np.array([sum(edge < value for edge in bettor.edges) for value in y])
+    position = np.array([sum(edge < value for edge in bettor.edges) for value in y])
     logs = np.zeros(len(bettor.prior))
     for column in range(len(bettor.edges) + 1):
-        n, k = int((place == column).sum()), int(arm[place == column].sum())
+        n, k = int((position == column).sum()), int(arm[position == column].sum())
         odds = 0.2 / 0.8 * np.exp(bettor.log_ratios[:, column])
         logs += stats.binom.logpmf(k, n, odds / (1.0 + odds)) - stats.binom.logpmf(k, n, 0.2)
     expected = np.exp(logs) @ bettor.prior / np.sum(bettor.prior)
@@ -145,9 +147,9 @@ def test_blocks_do_not_change_a_bit(cuts: list[int]) -> None:
 
 def test_a_prior_can_change_only_before_anything_was_bet() -> None:
     wealth = Wealth(np.ones(2), restart_share=0.0)
-    wealth.take_prior(np.array([3.0, 1.0]))
+    wealth.reset_prior(np.array([3.0, 1.0]))
     wealth.bet(np.array([[0.1], [-0.1]]), np.array([0]))
-    wealth.take_prior(np.array([1.0, 99.0]))
+    wealth.reset_prior(np.array([1.0, 99.0]))
 
     assert np.exp(wealth.log_prior).tolist() == pytest.approx([0.75, 0.25])
 

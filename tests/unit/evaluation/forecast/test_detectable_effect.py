@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.forecast.detectable_effect import Baseline, _beta_grid, findings, units_to_find
+from evaluation.forecast.detectable_effect import Baseline, _beta_grid, detectable_effects, units_to_detect
 from evaluation.policy.policy import GatePolicy
 
 FOUR = ("error", "latency_shape", "quality", "hallucination")
@@ -35,7 +35,7 @@ def test_the_walk_reproduces_the_prototypes_p90(
 ) -> None:
     policy = equal_four(GatePolicy.named(name))
 
-    units = units_to_find(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
+    units = units_to_detect(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
     assert units == pytest.approx(simulated_p90, rel=0.25)
 
 
@@ -43,12 +43,12 @@ def test_what_the_policy_tolerates_is_never_found() -> None:
     policy = equal_four(GatePolicy.default())
 
     for gate, harm in (("quality", 0.02), ("error", 1.2), ("latency_shape", 1.08)):
-        units = units_to_find(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
+        units = units_to_detect(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
         assert units == float("inf")
 
 
 def harms(requests: float, *, unit: float = 1.0, w: float = 0.05) -> dict[str, float]:
-    found = findings(
+    found = detectable_effects(
         GatePolicy.default(), w=w, canary_requests=requests, unit_requests=unit, baseline=Baseline()
     )
     return {f.gate: f.harm if f.harm is not None else float("inf") for f in found}

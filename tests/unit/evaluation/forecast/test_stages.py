@@ -1,4 +1,4 @@
-"""Forecasts of a plan: how long, what it finds, and what it refuses."""
+"""Forecasts of a plan: how long, what it detectable, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from evaluation.forecast import simulation as plan_traffic
-from evaluation.forecast.stages import StageForecast, TrafficModel, simulate_plan
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast, simulate_plan
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 
@@ -192,7 +193,7 @@ def test_a_longer_stage_finds_smaller_harm() -> None:
     short = forecast(StagePlan(0.1, 300, {}), TrafficModel(5.0))
     long = forecast(StagePlan(0.1, 300, {}), TrafficModel(5.0), held_s=7200.0)
 
-    for few, many in zip(short.finds, long.finds, strict=True):
+    for few, many in zip(short.detectable, long.detectable, strict=True):
         assert few.harm is not None
         assert many.harm is not None
         assert many.harm < few.harm
@@ -208,7 +209,7 @@ def test_the_same_question_has_the_same_answer() -> None:
 def test_alarms_are_not_promised_to_find_anything() -> None:
     policy = replace(POLICY, gates=tuple(replace(g, alpha_share=0.0) for g in POLICY.gates))
 
-    assert forecast(StagePlan(0.1, 200, {}), TrafficModel(5.0), policy=policy).finds == ()
+    assert forecast(StagePlan(0.1, 200, {}), TrafficModel(5.0), policy=policy).detectable == ()
 
 
 @pytest.mark.parametrize(

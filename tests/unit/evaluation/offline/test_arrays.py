@@ -179,7 +179,7 @@ def test_a_request_that_was_told_twice_is_refused() -> None:
         for name, values in requests(100).items()
     }
 
-    with pytest.raises(EvidenceError, match=r"row 31 .*the same request is there twice"):
+    with pytest.raises(EvidenceError, match=r"row 31 .*the request is a duplicate"):
         run(columns)
 
 

@@ -109,10 +109,10 @@ def test_none_and_what_a_mask_hides_are_missing() -> None:
         ("assigned_by", np.zeros(100), r"row 0: assigned_by '0\.0' is unknown"),
         ("assigned_by", ["request", "zzz"] * 50, "row 1: assigned_by 'zzz' is unknown; use request, sticky"),
         ("request_id", [None] * 100, "request_id is missing in row 0"),
-        ("request_id", ["x"] * 100, "request_id x in row 1 .*the same request is there twice"),
+        ("request_id", ["x"] * 100, "request_id x in row 1 .*the request is a duplicate"),
         ("unit", [["a"]] * 100, r"column unit is of shape"),
-        ("unit", [{"a": 1}] * 100, "unit {'a': 1} in row 0 is no name"),
-        ("unit", ["a\0"] * 100, "in row 0 is no name"),
+        ("unit", [{"a": 1}] * 100, "unit {'a': 1} in row 0 is not a name"),
+        ("unit", ["a\0"] * 100, "in row 0 is not a name"),
         ("stage", [NAN] * 100, "stage nan in row 0"),
         ("stage", [-3] * 100, "stage -3.0 in row 0"),
         ("stage", [0.5] * 100, "stage 0.5 in row 0"),
@@ -211,14 +211,14 @@ def test_rows_that_are_told_twice_are_refused_wherever_they_stand(order: tuple[i
     if names == "no words":
         del columns["assigned_by"]
 
-    with pytest.raises(EvidenceError, match="the same request is there twice"):
+    with pytest.raises(EvidenceError, match="the request is a duplicate"):
         run(columns)
 
 
 def test_twenty_times_the_same_rows_are_refused() -> None:
     columns = {name: np.repeat(column, 20) for name, column in requests(200).items() if name != "unit"}
 
-    with pytest.raises(EvidenceError, match="the same request is there twice"):
+    with pytest.raises(EvidenceError, match="the request is a duplicate"):
         run(columns)
 
 
@@ -231,7 +231,7 @@ def test_a_request_that_comes_again_at_another_time_is_refused(rows: str) -> Non
     }
     twice["t_s"] = np.arange(800, dtype=np.float64)
 
-    with pytest.raises(EvidenceError, match=r"unit .* the same request is there twice"):
+    with pytest.raises(EvidenceError, match=r"unit .* the request is a duplicate"):
         run(twice)
 
 
@@ -239,7 +239,7 @@ def test_a_sticky_row_that_is_told_twice_is_refused() -> None:
     columns = sticky(400, people=60)
     rows = np.sort(np.append(np.arange(400), 123))
 
-    with pytest.raises(EvidenceError, match=r"in row 124 .*the same request is there twice"):
+    with pytest.raises(EvidenceError, match=r"in row 124 .*the request is a duplicate"):
         run({name: column[rows] for name, column in columns.items()})
 
 
@@ -297,8 +297,8 @@ def test_stages_that_cannot_be_run_are_refused(stages: Any, words: str) -> None:
         ({"latency_ms": [NAN]}, "seed of latency_ms nan in row 0"),
         ({"latency_ms": [1.0, -5.0]}, r"seed of latency_ms -5\.0 in row 1"),
         ({"latency_ms": "fast"}, "column latency_ms is one value"),
-        ({"lat": [5.0]}, "seed 'lat' is no metric of values"),
-        ({"error": [0.0]}, "seed 'error' is no metric of values"),
+        ({"lat": [5.0]}, "seed 'lat' is not a metric of values"),
+        ({"error": [0.0]}, "seed 'error' is not a metric of values"),
         (5, "columns are int"),
     ],
 )
