@@ -15,7 +15,7 @@ from benchmarks.gate import (
     at_look,
     both_policies,
     measure,
-    one,
+    measure_rep,
     prefix,
     proof_times,
     rollback_times,
@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     measure([case], {"boundary": 4}, Records(tmp_path), float("inf"))
 
     assert [row["rep"] for row in Records(tmp_path).read(case)] == [0, 1, 2, 3]
-    assert Records(tmp_path).read(case)[2] == one(case, 2)
+    assert Records(tmp_path).read(case)[2] == measure_rep(case, 2)
 
 
 def test_no_time_left_measures_nothing(tmp_path: Path) -> None:
