@@ -208,9 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kind", choices=sorted(REPS), help="only cases of this kind")
     parser.add_argument("--horizon", type=int, default=10_000, help="canary requests of a no-harm run")
     parser.add_argument("--reps", type=int, default=sys.maxsize, help="maximum repetitions of each case")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop then; run again to resume"
-    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to resume")
     parser.add_argument("--jobs", type=int, default=1, help="processes; one core each")
     parser.add_argument("--no-speed", action="store_true", help="skip the timings")
     parser.add_argument("--json", type=Path, default=ROOT / "results" / "gate.json")

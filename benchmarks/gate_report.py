@@ -147,9 +147,7 @@ def _promotion_table(lines: Mapping[str, Line]) -> list[str]:
     ]
     for name, line in lines.items():
         target = "/".join(f"{t:.0f}" for t in line["target"].values())
-        out.append(
-            f"| {name} | {line['reps']} | {_time(line, 'proven')} | {target} | {_verdict(line)} |"
-        )
+        out.append(f"| {name} | {line['reps']} | {_time(line, 'proven')} | {target} | {_verdict(line)} |")
     return out
 
 

@@ -1,6 +1,6 @@
-"""Each channel beside a deliberately dumb twin (`plain_gate.py`), on traffic with everything
-in it: requests of one unit each, users who come back over a ramp, tokens, forced requests, fallbacks,
-failures, values that are missing, a warm-up, two stages, and a latency that drifts for both arms.
+"""Each channel equals its deliberately simple twin (`plain_gate.py`), on traffic with single requests, users
+who return during a ramp, tokens, forced requests, fallbacks, failures, missing values, a warm-up, two
+stages, and a latency that drifts on both arms.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def played(channel: Channel) -> Played:
 
 @lru_cache
 def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
-    """What the gate and what its twin made of each channel."""
+    """The results of each channel, by the gate and by its twin."""
     columns, policy = traffic(case), policy_of(case)
     pipeline = Pipeline(policy, STAGES)
     pipeline.metrics["latency_ms"].seed(np.array(SEED["latency_ms"]))
@@ -77,7 +77,7 @@ def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
         assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
 
 
-def test_the_traffic_of_the_twins_moves_every_channel_and_decides_in_many() -> None:
+def test_the_twins_traffic_moves_every_channel_and_many_decide() -> None:
     twins = [twin for case in (*STICKY, SINGLE) for twin in both(case)[1].values()]
 
     assert all(abs(twin.last) > 1e-3 for twin in twins)
@@ -105,7 +105,7 @@ def test_mirrored_pairs_equal_their_twin(name: str) -> None:
 @pytest.mark.parametrize("values", [90, 4000])
 @pytest.mark.parametrize("times", [1.0, 1.3])
 def test_the_tables_of_shape_equal_their_twin(values: int, times: float) -> None:
-    """Bins and ratios for rollback (not slower than `times`) and for promotion (at least `times` slower)."""
+    """Bins and ratios for rollback (tolerates `times`) and for promotion (margin a little above)."""
     drifting = np.random.default_rng(7).lognormal(6.0, 0.6, values) * np.linspace(1.0, 3.0, values)
     stable, past = Stable(with_histogram=True), Past()
     for part in np.array_split(drifting, 3):
@@ -133,7 +133,7 @@ def test_a_quantile_of_the_histogram_is_within_a_bin_of_the_sorted_list(share: f
     assert exact <= histogram.upper_edges(np.array([share]))[0] * (1 + 1e-12) <= exact * 1.0101
 
 
-def test_what_lies_outside_the_histogram_is_counted_in_its_end_bins() -> None:
+def test_values_outside_the_histogram_are_counted_in_its_end_bins() -> None:
     histogram = LogHistogram()
     histogram.add(np.full(36, 400.0))
     histogram.add(np.array([0.0, 1e12, 1e12]))

@@ -52,13 +52,13 @@ STREAMING = replace(ANSWER, latency_ms=LONGEST_MS, flags={"censored": True})
 SILENT = replace(ANSWER, error=True, latency_ms=None, ttft_ms=None, flags={"censored": True})
 
 
-def test_an_answer_that_still_streams_is_no_error() -> None:
+def test_an_answer_that_still_streams_is_not_an_error() -> None:
     gate = told(GatePolicy.default().only("error"), canary=STREAMING, every=5)
 
     assert next(r.canary for r in gate.report().gates if r.gate == "error") == 0.0
 
 
-def test_an_answer_that_never_came_is_an_error_that_rolls_back() -> None:
+def test_a_silent_answer_is_an_error_that_rolls_back() -> None:
     gate = told(GatePolicy.default().only("error"), canary=SILENT, every=5)
 
     rollback = gate.report().rollback
@@ -74,7 +74,7 @@ def test_answers_that_still_stream_are_slowest_and_roll_back() -> None:
     assert rollback.metric == "latency_ms"
 
 
-def test_answers_that_never_came_show_no_latency_in_rollback_and_prove_nothing() -> None:
+def test_silent_answers_have_no_latency_in_rollback_and_prove_nothing() -> None:
     report = told(SLOW, canary=SILENT, every=5).report()
 
     assert report.rollback is None
@@ -88,7 +88,7 @@ def test_how_long_a_censored_answer_waited_does_not_matter() -> None:
     assert early.report().gates == late.report().gates
 
 
-def test_what_took_longer_than_the_wait_is_the_same_as_what_was_cut_off_there() -> None:
+def test_a_value_beyond_the_longest_wait_equals_a_censored_one() -> None:
     ended = told(SLOW, canary=replace(ANSWER, latency_ms=LONGEST_MS * 3), every=5)
 
     assert wealth(ended) == wealth(told(SLOW, canary=STREAMING, every=5))
@@ -117,19 +117,19 @@ def slow_seed() -> dict[str, np.ndarray]:
     return {"latency_ms": np.random.default_rng(9).lognormal(np.log(LONGEST_MS), 0.3, 4000)}
 
 
-def test_a_tolerable_canary_of_a_slow_service_is_not_worse_by_the_cut() -> None:
+def test_censoring_does_not_make_a_tolerable_canary_worse() -> None:
     result = backtest.run(slow_service(1.09), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 
     assert result.decision != "rollback"
 
 
-def test_a_slow_canary_of_a_slow_service_is_still_found() -> None:
+def test_a_slow_canary_of_a_slow_service_is_detected() -> None:
     result = backtest.run(slow_service(1.5), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 
     assert result.decision == "rollback"
 
 
-def test_the_cut_proves_no_slow_canary_fast() -> None:
+def test_censoring_does_not_prove_a_slow_canary() -> None:
     result = backtest.run(slow_service(1.5), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 
     assert result.proofs == {}

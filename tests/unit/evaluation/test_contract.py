@@ -7,13 +7,13 @@ absence does is measured in `tests/calibration/test_evidence_traps.py`.
 - tokens belong to their draw: test_a_request_under_a_token_belongs_to_the_draw_of_the_token
 - tokens reveal nothing: test_a_token_reveals_nothing_new_of_its_bucket
 - tokens are no units of a stage: test_requests_under_tokens_do_not_fill_the_floor_of_a_stage
-- bucket intervals: test_a_unit_last_seen_on_stable_comes_back_at_the_conditional_weight
+- bucket intervals: test_a_unit_last_seen_on_stable_returns_at_the_conditional_probability
 - returning canary users: test_a_unit_seen_on_the_canary_is_not_bet_again_at_a_higher_weight
 - intention to treat, fallback: test_a_fallback_stays_the_assigned_arms_failure
 - intention to treat, all that follows: test_nothing_that_happens_after_the_coin_removes_a_unit
-- left out before the coin: test_what_was_decided_without_the_coin_never_counts
+- left out before the coin: test_requests_assigned_without_the_coin_never_count
 - left out for both arms alike: test_a_draw_whose_canary_was_withdrawn_before_it_was_confirmed_is_left_out
-- everything on the canary proves nothing: test_a_canary_that_has_everyone_shows_nothing
+- everything on the canary proves nothing: test_a_canary_with_all_traffic_is_not_evidence
 - error, 5xx and its own 429: test_a_canarys_5xx_or_429_is_replaced_by_stable
 - refused, reset: test_a_canary_that_fails_is_replaced_by_stable_and_the_failure_stays_the_canarys
 - error, cut streams: test_a_stream_cut_by_the_canary_is_the_canarys_error_and_the_client_is_told
@@ -24,12 +24,12 @@ absence does is measured in `tests/calibration/test_evidence_traps.py`.
 - failed units and rollback latency: test_a_request_that_failed_slowly_is_harm_by_its_error_alone
 - failed units, promotion: test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollback
 - missing differently by arm: test_scores_missing_differently_by_arm_make_the_metric_invalid
-- order of assignment: test_draws_come_out_in_order_of_assignment_and_only_behind_the_watermark
+- order of assignment: test_draws_settle_in_order_of_assignment_behind_the_watermark
 - scores at their deadline: test_a_score_after_its_deadline_is_missing
-- silent units, error: test_an_answer_that_never_came_is_an_error_and_slowest
-- silent units, latency: test_answers_that_never_come_lie_in_the_slowest_bin
+- silent units, error: test_a_silent_answer_is_an_error_and_slowest
+- silent units, latency: test_silent_answers_are_in_the_slowest_bin
 - lost records, both arms: test_a_span_with_lost_records_is_dropped_for_both_arms
-- lost records are no time-outs: test_a_lost_record_is_missing_and_no_failure
+- lost records are no time-outs: test_a_lost_record_is_missing_and_not_a_failure
 - sampled metrics: test_a_judged_sample_is_bet_at_the_odds_of_being_judged
 - presence gated: test_feedback_that_one_arm_gives_more_often_is_invalid
 - pairs, their part of alpha: test_mirrored_pairs_have_a_quarter_of_alpha_and_live_answers_the_rest
@@ -38,10 +38,10 @@ absence does is measured in `tests/calibration/test_evidence_traps.py`.
 - arms loaded differently: test_arms_under_different_load_are_not_compared
 - warm-up: test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan
 - interference: test_a_canary_that_slows_both_arms_holds
-- served share counts units: test_users_with_many_requests_do_not_break_the_served_share
-- served share freezes: test_a_share_that_does_not_fit_its_weight_freezes_statistics
+- served share counts units: test_users_with_many_requests_are_no_sample_ratio_mismatch
+- served share freezes: test_a_sample_ratio_mismatch_freezes_statistics
 - first events never promote: test_sticky_units_never_promote_by_first_requests
-- latency is proven by the stage's own units: test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on
+- latency is proven by the stage's own units: test_latency_proofs_restart_with_each_stage_and_others_continue
 - floors count the stage's own requests: test_the_floor_counts_the_requests_of_the_stage_alone
 """
 
@@ -98,7 +98,7 @@ def test_every_rule_names_tests_that_are_there() -> None:
 
 
 @pytest.mark.parametrize("word", BEFORE_THE_COIN)
-def test_what_was_decided_without_the_coin_never_counts(word: str) -> None:
+def test_requests_assigned_without_the_coin_never_count(word: str) -> None:
     columns = all_bad(requests(400, w=0.5))
     columns["assigned_by"] = np.full(400, word)
     report = judged([draw_at(columns, row) for row in range(400)], ERRORS).report()
@@ -107,7 +107,7 @@ def test_what_was_decided_without_the_coin_never_counts(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["request", "sticky"])
-def test_a_canary_that_has_everyone_shows_nothing(word: str) -> None:
+def test_a_canary_with_all_traffic_is_not_evidence(word: str) -> None:
     columns = requests(800, w=0.2)
     columns["assigned_by"] = np.full(800, word)
     columns["arm"][400:], columns["w"][400:] = 1, 1.0
@@ -127,7 +127,7 @@ def test_requests_under_tokens_do_not_fill_the_floor_of_a_stage() -> None:
     assert (report.n_canary, report.stage_canary) == (columns["arm"].sum(), columns["arm"].sum() / 3)
 
 
-def test_answers_that_never_come_lie_in_the_slowest_bin() -> None:
+def test_silent_answers_are_in_the_slowest_bin() -> None:
     columns = requests(1500, before=500, w=0.3)
     silent = (columns["arm"] == 1) & (np.arange(1500) % 5 == 0)
     draws = [draw_at(columns, row) for row in range(1500)]
@@ -140,7 +140,7 @@ def test_answers_that_never_come_lie_in_the_slowest_bin() -> None:
     assert rollback.metric == "latency_ms"
 
 
-def test_a_lost_record_is_missing_and_no_failure() -> None:
+def test_a_lost_record_is_missing_and_not_a_failure() -> None:
     columns = requests(1200, before=200, error=(0.0, 0.0))
     draws = [draw_at(columns, row) for row in range(1200)]
     lost = [replace(d, error=None, latency_ms=None) if i % 20 == 0 else d for i, d in enumerate(draws)]
@@ -200,7 +200,7 @@ def test_mirrored_pairs_leave_the_live_channels_as_they_were() -> None:
     assert with_pairs[1] > 7.0 > without[1]
 
 
-def test_users_with_many_requests_do_not_break_the_served_share() -> None:
+def test_users_with_many_requests_are_no_sample_ratio_mismatch() -> None:
     """26 of 40 users on the canary at w = 0.5 are luck; 260 of 400 requests would not be."""
     columns = requests(400, w=0.5)
     columns["unit"] = np.arange(400) // 10

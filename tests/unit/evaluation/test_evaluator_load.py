@@ -41,9 +41,7 @@ def latency_sides(report: EvaluationReport) -> dict[tuple[str, str], tuple[Verdi
 
 
 @pytest.mark.parametrize(("ratio", "rolled_back"), [(2.0, False), (1.2, True), (1.0, True), (0.5, True)])
-def test_only_a_canary_that_carries_more_is_not_blamed_for_being_slower(
-    ratio: float, rolled_back: bool
-) -> None:
+def test_slowness_is_excused_only_under_a_higher_load(ratio: float, rolled_back: bool) -> None:
     report = lived(slow_while_one_is_lost(), ratio).report()
 
     assert (report.rollback is not None and report.rollback.metric == "latency_ms") is rolled_back
@@ -59,7 +57,7 @@ def test_harm_in_the_other_metrics_is_found_under_any_load() -> None:
     assert report.rollback.metric == "error"
 
 
-def test_an_overload_leaves_out_the_units_of_both_arms_and_no_other() -> None:
+def test_an_overload_excludes_exactly_its_units_of_both_arms() -> None:
     columns = slow_while_one_is_lost(errors=0.0)
     left_out = (columns["t_s"] >= LOST_S - 50.0) & (columns["t_s"] < BACK_S)
     expected = {k: v.copy() for k, v in columns.items()}
@@ -74,7 +72,7 @@ def test_an_overload_leaves_out_the_units_of_both_arms_and_no_other() -> None:
     assert told == wanted
 
 
-def test_the_same_units_are_left_out_after_a_restart() -> None:
+def test_an_overload_excludes_the_same_units_after_a_restart() -> None:
     columns = slow_while_one_is_lost()
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     evaluator.set_current_load(2.0, since_s=LOST_S, at_s=LOST_S)
@@ -91,7 +89,7 @@ def test_the_same_units_are_left_out_after_a_restart() -> None:
     assert set(told.values()) == {(Verdict.INVALID, "not comparable: canary load 2.0x stable's")}
 
 
-def test_what_has_settled_before_the_note_stays() -> None:
+def test_an_overload_does_not_change_settled_units() -> None:
     columns = slow_while_one_is_lost()
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     for row in range(len(columns["t_s"])):
@@ -107,7 +105,7 @@ def test_what_has_settled_before_the_note_stays() -> None:
     )
 
 
-def test_harm_shown_before_an_overload_stands_in_it() -> None:
+def test_harm_shown_before_an_overload_stays() -> None:
     columns = requests(1000, slower=2.0)
     evaluator = lived(columns, 1.0)
     evaluator.set_current_load(float("inf"), since_s=float("inf"), at_s=float("inf"))

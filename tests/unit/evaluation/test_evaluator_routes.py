@@ -91,12 +91,12 @@ def test_a_snapshot_of_other_stages_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"not json", b"[1]", b'{"format": 99, "digest": "", "state": {}}'])
-def test_what_is_no_snapshot_is_refused(data: bytes) -> None:
+def test_malformed_snapshots_are_refused(data: bytes) -> None:
     with pytest.raises(SnapshotMismatch):
         Evaluator.restore(POLICY, ONE_STAGE, data)
 
 
-def test_a_snapshot_that_lacks_a_part_is_refused() -> None:
+def test_a_snapshot_without_a_required_part_is_refused() -> None:
     document = json.loads(Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot())
     del document["state"]["settlement"], document["sum"]
 
@@ -115,7 +115,7 @@ def test_state_stays_below_16_kib_a_metric() -> None:
     assert len(snapshots.write(pipeline.metrics["latency_ms"], digest="")) <= 16 * 1024
 
 
-def test_waiting_records_survive_a_restart() -> None:
+def test_pending_records_survive_a_restart() -> None:
     columns = requests(50)
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     for row in range(50):
@@ -159,7 +159,7 @@ def older(document: dict[str, Any], version: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
-def test_a_snapshot_of_an_earlier_format_goes_on_to_the_bit(version: int) -> None:
+def test_a_snapshot_of_an_earlier_format_continues_with_the_same_bits(version: int) -> None:
     saved = streamed(CASES["sticky users"](), POLICY, seed=2).snapshot()
     before = json.dumps(older(json.loads(saved), version)).encode()
 
@@ -181,7 +181,7 @@ def test_a_snapshot_of_a_later_format_is_refused() -> None:
         Evaluator.restore(POLICY, ONE_STAGE, later)
 
 
-def test_one_odd_first_latency_blinds_no_gate() -> None:
+def test_an_outlier_as_first_latency_hides_no_harm() -> None:
     """A cached answer of 2 ms before answers of 400 ms: the range of the histogram is not centred on it."""
     columns = requests(3000, w=0.2, before=500, slower=1.6)
     columns["latency_ms"][0] = 2.0

@@ -60,7 +60,7 @@ def test_a_proof_without_enough_requests_of_the_stage_is_undecided() -> None:
     assert "of 500000 canary requests in this stage" in report.missing[-1]
 
 
-def test_harm_fails_the_stage_and_stays_said() -> None:
+def test_harm_fails_the_stage_permanently() -> None:
     columns = requests(3000, error=(0.02, 0.2))
     columns["error"][2000:] = 0.0  # all is well from then on
     report = streamed(columns, POLICY).report()
@@ -68,7 +68,7 @@ def test_harm_fails_the_stage_and_stays_said() -> None:
     assert (report.stage_verdict, rollback_of(report).gate) == (Verdict.FAIL, "error")
 
 
-def test_what_is_missing_is_named_while_undecided() -> None:
+def test_missing_proofs_are_named_while_undecided() -> None:
     report = streamed(requests(40), POLICY).report()
 
     assert report.stage_verdict is Verdict.UNDECIDED
@@ -80,7 +80,7 @@ def test_what_is_missing_is_named_while_undecided() -> None:
     }
 
 
-def test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on() -> None:
+def test_latency_proofs_restart_with_each_stage_and_others_continue() -> None:
     columns = requests(3000, before=500)
     stages = (StagePlan(0.2, 0), StagePlan(0.2, 0))
     evaluator = staged(columns, [0.0, 2990.0], stages)
@@ -108,7 +108,7 @@ def test_the_floor_counts_the_requests_of_the_stage_alone() -> None:
     assert report.stage_canary == int(columns["arm"][2000:].sum())
 
 
-def test_a_higher_rung_asks_for_more() -> None:
+def test_a_higher_rung_requires_more_evidence() -> None:
     columns = requests(3000, before=500)
     reports = [streamed(columns, ERRORS, stages=(StagePlan(0.2, n),)).report() for n in (0, 10_000)]
 
@@ -125,7 +125,7 @@ def test_arms_under_different_load_are_not_compared() -> None:
     assert report.stage_verdict is Verdict.INVALID
 
 
-def test_a_share_that_does_not_fit_its_weight_freezes_statistics() -> None:
+def test_a_sample_ratio_mismatch_freezes_statistics() -> None:
     columns = requests(4000, w=0.2, error=(0.02, 0.5))
     columns["w"][:] = 0.4  # what was logged is not what was tossed
     report = streamed(columns, ERRORS).report()
@@ -135,7 +135,7 @@ def test_a_share_that_does_not_fit_its_weight_freezes_statistics() -> None:
     assert gate_of(report, "served_share", "guard").verdict is Verdict.INVALID
 
 
-def test_harm_shown_before_the_share_broke_stands() -> None:
+def test_harm_shown_before_the_sample_ratio_mismatch_stays() -> None:
     columns = requests(3000, w=0.2, error=(0.02, 0.5))
     columns["w"][1500:] = 0.5
     report = streamed(columns, ERRORS).report()

@@ -53,7 +53,7 @@ def test_a_silent_stable_is_judged_by_its_last_requests() -> None:
     assert feed(guard, canary="x" * 20) is GuardAction.HOLD
 
 
-def test_no_stable_at_all_rolls_back_and_says_so() -> None:
+def test_without_any_stable_request_the_guard_rolls_back() -> None:
     guard = ErrorGuard()
     feed(guard, canary="x" * 20)
 
@@ -66,7 +66,7 @@ def test_recovery_leaves_the_window() -> None:
     assert feed(ErrorGuard(), canary="x" * 10 + "." * 20, stable="." * 30) is None
 
 
-def test_a_restored_guard_goes_on_as_the_first() -> None:
+def test_a_restored_guard_continues_like_the_original() -> None:
     guard = ErrorGuard()
     feed(guard, canary="x" * 12, stable="." * 12)
     restored = ErrorGuard.from_mapping(guard.to_mapping())
@@ -75,12 +75,12 @@ def test_a_restored_guard_goes_on_as_the_first() -> None:
     assert restored == guard
 
 
-def test_a_foreign_state_is_refused() -> None:
+def test_a_malformed_guard_state_is_refused() -> None:
     with pytest.raises(ValueError, match="start a new guard"):
         ErrorGuard.from_mapping({"canary": 3})
 
 
 @pytest.mark.parametrize("bad", [{"error_requests": 0}, {"error_ratio": 0.0}, {"error_ratio": 1.5}])
-def test_limits_that_cannot_hold_are_refused(bad: dict[str, float]) -> None:
+def test_invalid_guard_limits_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="use"):
         GuardLimits(**bad)  # type: ignore[arg-type]

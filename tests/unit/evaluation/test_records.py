@@ -58,7 +58,7 @@ def evaluator() -> Evaluator:
         ({"assigned_by": ["request"]}, r"assigned_by \['request'\]"),
     ],
 )
-def test_a_draw_that_cannot_be_evidence_is_refused_by_its_field(change: dict[str, Any], said: str) -> None:
+def test_an_invalid_draw_is_refused_by_its_field(change: dict[str, Any], said: str) -> None:
     asked = evaluator()
 
     with pytest.raises(EvidenceError, match=said):
@@ -81,7 +81,7 @@ def test_a_draw_that_cannot_be_evidence_is_refused_by_its_field(change: dict[str
         ({"request_id": None}, "request_id None"),
     ],
 )
-def test_a_score_that_cannot_be_evidence_is_refused_by_its_field(change: dict[str, Any], said: str) -> None:
+def test_an_invalid_score_is_refused_by_its_field(change: dict[str, Any], said: str) -> None:
     asked = evaluator()
     given: dict[str, Any] = {"request_id": "x", "metric": "quality", "value": 0.5, "at_s": 1.0}
 
@@ -91,7 +91,7 @@ def test_a_score_that_cannot_be_evidence_is_refused_by_its_field(change: dict[st
 
 
 @pytest.mark.parametrize("change", [{"difference": 1.5}, {"difference": "1"}, {"at_s": None}])
-def test_a_pair_that_cannot_be_evidence_is_refused(change: dict[str, Any]) -> None:
+def test_an_invalid_pair_is_refused_by_its_field(change: dict[str, Any]) -> None:
     good: dict[str, Any] = {"conversation": "c", "metric": "quality", "difference": 0.1, "at_s": 1.0}
 
     with pytest.raises(EvidenceError, match=next(iter(change))):
@@ -101,7 +101,7 @@ def test_a_pair_that_cannot_be_evidence_is_refused(change: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     "change", [{"error": True}, {"error": 1}, {"flags": {"truncated": False}}, {"arm": 1}]
 )
-def test_what_says_yes_or_no_is_taken(change: dict[str, Any]) -> None:
+def test_boolean_fields_are_accepted(change: dict[str, Any]) -> None:
     asked = evaluator()
 
     asked.add(Draw(**{**GOOD, **change}))

@@ -34,7 +34,7 @@ def test_harm_to_one_tenant_in_twenty_is_named() -> None:
     assert named(alarms) == ["tenant 13"]
 
 
-def test_forty_healthy_segments_rarely_ring() -> None:
+def test_forty_healthy_segments_rarely_raise_an_alarm() -> None:
     rang = 0
     for run in range(25):
         alarms = SegmentAlarms(Kind.RATE, tolerance=0.0, alpha=0.1)
@@ -45,7 +45,7 @@ def test_forty_healthy_segments_rarely_ring() -> None:
     assert rang <= 5
 
 
-def test_all_levels_together_are_alpha() -> None:
+def test_the_levels_of_all_segments_add_up_to_alpha() -> None:
     alarms = SegmentAlarms(Kind.RATE, tolerance=0.25, alpha=0.01)
     for i in range(MAX_SEGMENTS):
         alarms.feed(str(i), units(1, i))
@@ -64,7 +64,7 @@ def test_random_headers_cannot_fill_the_memory() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.SCORE, Kind.SHAPE])
-def test_scores_and_values_ring_too(kind: Kind) -> None:
+def test_scores_and_values_raise_alarms_too(kind: Kind) -> None:
     block = units(4000, 3, w=0.3)
     rng = np.random.default_rng(4)
     bad = np.where(block.arm, 0.2, 0.0)
@@ -81,7 +81,7 @@ def test_scores_and_values_ring_too(kind: Kind) -> None:
     assert named(alarms) == ["long prompts"]
 
 
-def test_alarms_restored_go_on_to_the_bit() -> None:
+def test_restored_segment_alarms_continue_with_the_same_bits() -> None:
     whole, cut = SegmentAlarms(Kind.RATE, tolerance=0.25), SegmentAlarms(Kind.RATE, tolerance=0.25)
     for i in range(4):
         for alarms in (whole, cut):
@@ -102,6 +102,6 @@ def test_alarms_restored_go_on_to_the_bit() -> None:
         ({"kind": Kind.RATE, "tolerance": 0.1, "alpha": 0.0}, "alpha 0.0"),
     ],
 )
-def test_what_cannot_be_tested_is_refused(bad: dict[str, object], said: str) -> None:
+def test_an_invalid_segment_test_is_refused(bad: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SegmentAlarms(bad.pop("kind"), **bad)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ def refused(data: bytes) -> str:
     return str(mismatch.value)
 
 
-def test_a_changed_byte_is_refused_wherever_it_is(saved: bytes) -> None:
+def test_a_snapshot_with_any_changed_byte_is_refused(saved: bytes) -> None:
     rng = random.Random(1)
     places = [*rng.sample(range(len(saved)), 150), *range(len(saved) - 80, len(saved)), *range(60)]
 
@@ -37,7 +37,7 @@ def test_a_changed_byte_is_refused_wherever_it_is(saved: bytes) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 1000, -1, -75])
-def test_a_snapshot_that_was_cut_short_is_refused(saved: bytes, keep: int) -> None:
+def test_a_truncated_snapshot_is_refused(saved: bytes, keep: int) -> None:
     refused(saved[:keep])
 
 
@@ -48,30 +48,30 @@ def unsealed(saved: bytes) -> dict[str, object]:
     return document
 
 
-def test_what_an_earlier_program_wrote_without_a_sum_is_read(saved: bytes) -> None:
+def test_an_earlier_snapshot_without_a_checksum_is_read(saved: bytes) -> None:
     old = json.dumps(unsealed(saved)).encode()
 
     assert Evaluator.restore(POLICY, ONE_STAGE, old).snapshot() == saved
 
 
 @pytest.mark.parametrize("version", [2.0, "4", [4], None, True, 99])
-def test_a_format_that_is_no_known_number_is_refused(saved: bytes, version: object) -> None:
+def test_an_unknown_snapshot_format_is_refused(saved: bytes, version: object) -> None:
     assert "is unknown, the limit is" in refused(json.dumps({**unsealed(saved), "format": version}).encode())
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("state", [None, {}, [], 5, {"pipeline": None}, {"pipeline": {"lanes": 3}}])
-def test_a_state_that_is_none_is_refused(saved: bytes, version: int, state: object) -> None:
+def test_a_malformed_state_is_refused(saved: bytes, version: int, state: object) -> None:
     refused(json.dumps({**unsealed(saved), "format": version, "state": state}).encode())
 
 
-def test_a_document_of_other_keys_is_refused(saved: bytes) -> None:
+def test_a_snapshot_with_other_keys_is_refused(saved: bytes) -> None:
     refused(json.dumps({**unsealed(saved), "sUm": "0"}).encode())
     refused(b'{"format": 4}')
     refused(b"[" * 100_000)
 
 
-def test_without_a_sum_a_changed_byte_ends_in_nothing_else(saved: bytes) -> None:
+def test_without_a_checksum_a_changed_byte_is_read_or_refused(saved: bytes) -> None:
     rng, old = random.Random(2), json.dumps(unsealed(saved)).encode()
     answers = set()
 

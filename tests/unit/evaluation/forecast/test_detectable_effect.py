@@ -30,7 +30,7 @@ def equal_four(policy: GatePolicy) -> GatePolicy:
         ("strict", "quality", 0.05, 380),
     ],
 )
-def test_the_walk_reproduces_the_prototypes_p90(
+def test_the_random_walk_agrees_with_simulated_p90s(
     name: str, gate: str, harm: float, simulated_p90: float
 ) -> None:
     policy = equal_four(GatePolicy.named(name))
@@ -39,7 +39,7 @@ def test_the_walk_reproduces_the_prototypes_p90(
     assert units == pytest.approx(simulated_p90, rel=0.25)
 
 
-def test_what_the_policy_tolerates_is_never_found() -> None:
+def test_tolerated_harm_is_never_detected() -> None:
     policy = equal_four(GatePolicy.default())
 
     for gate, harm in (("quality", 0.02), ("error", 1.2), ("latency_shape", 1.08)):
@@ -54,19 +54,19 @@ def harms(requests: float, *, unit: float = 1.0, w: float = 0.05) -> dict[str, f
     return {f.gate: f.harm if f.harm is not None else float("inf") for f in found}
 
 
-def test_more_requests_find_smaller_harm_in_every_gate() -> None:
+def test_more_requests_detect_smaller_harm_in_every_gate() -> None:
     few, many = harms(500), harms(5000)
 
     assert all(many[gate] < few[gate] for gate in few)
 
 
-def test_sticky_units_find_less_with_as_many_requests() -> None:
+def test_sticky_units_detect_less_with_as_many_requests() -> None:
     each, sticky = harms(500), harms(500, unit=10)
 
     assert all(sticky[gate] > each[gate] for gate in each)
 
 
-def test_half_of_the_traffic_tells_less_per_canary_request_than_a_twentieth() -> None:
+def test_a_canary_request_at_50_percent_is_less_informative_than_at_5_percent() -> None:
     small, half = harms(500), harms(500, w=0.5)
 
     assert all(half[gate] > small[gate] for gate in small)
@@ -76,7 +76,7 @@ def test_eight_requests_cannot_show_a_loss_of_quality() -> None:
     assert harms(8)["quality"] == float("inf")
 
 
-def test_nothing_smaller_than_the_tolerance_is_promised() -> None:
+def test_no_harm_within_the_tolerance_is_detectable() -> None:
     found = harms(1e9)
     policy = GatePolicy.default()
 
@@ -87,14 +87,14 @@ def test_nothing_smaller_than_the_tolerance_is_promised() -> None:
 @pytest.mark.parametrize(
     "bad", [{"rate": 1.0}, {"rates": {"error": -0.1}}, {"score_mean": 0.5, "score_sd": 0.6}, {"log_sd": 0.0}]
 )
-def test_a_baseline_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
+def test_an_invalid_baseline_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="baseline"):
         Baseline(**bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("part", [0.98, 0.9, 0.5, 0.1])
 @pytest.mark.parametrize("mean", [0.5, 0.86, 0.97])
-def test_the_grid_of_scores_has_the_mean_and_spread_that_was_asked_for(mean: float, part: float) -> None:
+def test_the_grid_of_scores_has_the_mean_and_variance_of_the_baseline(mean: float, part: float) -> None:
     most = mean * (1 - mean)  # of scores that are 0 or 1
     baseline = Baseline(score_mean=mean, score_sd=(part * most) ** 0.5)
 

@@ -77,7 +77,7 @@ def test_any_array_like_gives_the_same_answer(change: Any) -> None:
     assert said(run(change(columns))) == said(run(columns))
 
 
-def test_none_and_what_a_mask_hides_are_missing() -> None:
+def test_none_and_masked_values_are_missing() -> None:
     columns = requests(3000, error=(0.02, 0.2))
     gone = columns["arm"] == 1
     hidden = np.ma.masked_where(gone, np.where(gone, 99, columns["error"].astype(int)))
@@ -127,14 +127,14 @@ def test_none_and_what_a_mask_hides_are_missing() -> None:
         ("unknown", [1] * 99, "column unknown has 99 rows"),
     ],
 )
-def test_what_has_no_one_reading_is_refused(name: str, value: object, words: str) -> None:
+def test_an_ambiguous_column_is_refused(name: str, value: object, words: str) -> None:
     with pytest.raises(EvidenceError, match=words) as refused:
         run(told(requests(100), **{name: value}))
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("columns", [None, 5, "columns", [1, 2]])
-def test_what_is_no_table_is_refused(columns: Any) -> None:
+def test_columns_that_are_not_a_table_are_refused(columns: Any) -> None:
     with pytest.raises(EvidenceError, match=r"columns are .*; give a mapping of names to arrays"):
         run(columns)
 
@@ -152,7 +152,7 @@ def test_a_sticky_row_without_its_unit_is_refused(missing: object) -> None:
 # --- how a row was assigned
 
 
-def test_requests_are_their_own_units_where_nothing_else_is_said() -> None:
+def test_requests_are_their_own_units_by_default() -> None:
     columns = requests(1500, before=300)
     bare = {name: column for name, column in columns.items() if name != "assigned_by"}
 
@@ -161,7 +161,7 @@ def test_requests_are_their_own_units_where_nothing_else_is_said() -> None:
     assert said(run(bare)) == said(run(columns))
 
 
-def test_units_that_come_again_are_sticky_where_nothing_else_is_said() -> None:
+def test_repeated_units_are_sticky_by_default() -> None:
     columns = sticky(1500, people=200)
     bare = {name: column for name, column in columns.items() if name != "assigned_by"}
 
@@ -202,7 +202,7 @@ def again(columns: Columns, *order: int, every: int = 2) -> Columns:
 
 @pytest.mark.parametrize("order", [(0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0)])
 @pytest.mark.parametrize("names", ["all", "no unit", "listed", "no words"])
-def test_rows_that_are_told_twice_are_refused_wherever_they_stand(order: tuple[int, ...], names: str) -> None:
+def test_duplicate_rows_are_refused_in_any_order(order: tuple[int, ...], names: str) -> None:
     columns: Loose = told(again(requests(400), *order))
     if names == "no unit":
         del columns["unit"]
@@ -215,7 +215,7 @@ def test_rows_that_are_told_twice_are_refused_wherever_they_stand(order: tuple[i
         run(columns)
 
 
-def test_twenty_times_the_same_rows_are_refused() -> None:
+def test_rows_repeated_twenty_times_are_refused() -> None:
     columns = {name: np.repeat(column, 20) for name, column in requests(200).items() if name != "unit"}
 
     with pytest.raises(EvidenceError, match="the request is a duplicate"):
@@ -223,7 +223,7 @@ def test_twenty_times_the_same_rows_are_refused() -> None:
 
 
 @pytest.mark.parametrize("rows", ["one after the other", "after all others"])
-def test_a_request_that_comes_again_at_another_time_is_refused(rows: str) -> None:
+def test_a_request_repeated_at_another_time_is_refused(rows: str) -> None:
     columns = requests(400)
     twice = {
         name: np.repeat(column, 2) if rows == "one after the other" else np.concatenate((column, column))
@@ -235,7 +235,7 @@ def test_a_request_that_comes_again_at_another_time_is_refused(rows: str) -> Non
         run(twice)
 
 
-def test_a_sticky_row_that_is_told_twice_is_refused() -> None:
+def test_a_duplicate_sticky_row_is_refused() -> None:
     columns = sticky(400, people=60)
     rows = np.sort(np.append(np.arange(400), 123))
 
@@ -243,7 +243,7 @@ def test_a_sticky_row_that_is_told_twice_is_refused() -> None:
         run({name: column[rows] for name, column in columns.items()})
 
 
-def test_what_a_coarse_clock_shows_alike_is_no_repeat() -> None:
+def test_equal_rows_of_a_coarse_clock_are_not_duplicates() -> None:
     columns: Loose = told(sticky(2000, people=40))
     columns["t_s"] = np.repeat(np.arange(20.0), 100)  # a hundred requests within each second
     only_errors = {name: columns[name] for name in ("t_s", "unit", "arm", "w", "assigned_by", "error")}
@@ -253,7 +253,7 @@ def test_what_a_coarse_clock_shows_alike_is_no_repeat() -> None:
     assert run(unnamed).decision in ("undecided", "promote")
 
 
-def test_rows_with_ids_of_their_own_are_no_repeats() -> None:
+def test_equal_rows_with_distinct_ids_are_not_duplicates() -> None:
     columns = again(requests(400), 0, 0)
     ids = np.arange(len(columns["t_s"]))
 
@@ -271,7 +271,7 @@ def test_a_mapping_is_a_policy() -> None:
 
 
 @pytest.mark.parametrize("policy", ["", "nope", 42, {"alpa": 0.1}, {"gates": {"error": {"alpha_share": 2}}}])
-def test_what_is_no_policy_is_refused(policy: Any) -> None:
+def test_an_invalid_policy_argument_is_refused(policy: Any) -> None:
     with pytest.raises(PolicyError):
         run(requests(100), policy)
 
@@ -286,7 +286,7 @@ def test_what_is_no_policy_is_refused(policy: Any) -> None:
         ([StagePlan(0.05, 0, {"error": -1.0})], r"stages\.0\.margins\.error -1\.0 is outside"),
     ],
 )
-def test_stages_that_cannot_be_run_are_refused(stages: Any, words: str) -> None:
+def test_invalid_stages_are_refused(stages: Any, words: str) -> None:
     with pytest.raises(PolicyError, match=words):
         run(requests(100), stages=stages)
 
@@ -302,7 +302,7 @@ def test_stages_that_cannot_be_run_are_refused(stages: Any, words: str) -> None:
         (5, "columns are int"),
     ],
 )
-def test_seeds_that_are_no_values_are_refused(seed: Any, words: str) -> None:
+def test_invalid_seeds_are_refused(seed: Any, words: str) -> None:
     with pytest.raises(EvidenceError, match=words):
         run(requests(100), seed_latency_ms=seed)
 
@@ -311,7 +311,7 @@ def test_seeds_that_are_no_values_are_refused(seed: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_almost_no_rows_are_answered(rows: int) -> None:
+def test_zero_and_one_row_have_a_result(rows: int) -> None:
     columns = {name: column[:rows] for name, column in requests(5).items()}
 
     assert run(columns).decision == "invalid"
@@ -319,7 +319,7 @@ def test_almost_no_rows_are_answered(rows: int) -> None:
 
 
 @pytest.mark.parametrize("w", [1e-9, 1e-6, 0.99999])
-def test_arms_that_their_weights_exclude_are_invalid_with_no_interval_turned_round(w: float) -> None:
+def test_arms_impossible_at_their_weights_are_invalid_without_inverted_intervals(w: float) -> None:
     result = run(told(requests(3000, w=0.3), w=np.full(3000, w)))
 
     assert result.decision == "invalid"
@@ -350,7 +350,7 @@ SOME = st.sampled_from(["unit", "assigned_by", "latency_ms", "tokens", "quality"
     columns=st.dictionaries(NAMES, st.one_of(ANYTHING, st.lists(ANYTHING, max_size=4)), max_size=8),
     policy=st.one_of(st.sampled_from([None, "default", "strict", {}]), ANYTHING),
 )
-def test_whatever_is_given_is_answered_or_refused(columns: Any, policy: Any) -> None:
+def test_arbitrary_input_is_evaluated_or_refused(columns: Any, policy: Any) -> None:
     answered_or_refused(columns, policy)
 
 
@@ -389,7 +389,7 @@ def tables(draw: st.DrawFn) -> Loose:
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(columns=tables(), policy=st.sampled_from(["default", "strict"]))
-def test_whatever_extremes_a_table_holds_it_is_answered_or_refused(columns: Any, policy: str) -> None:
+def test_tables_of_extreme_values_are_evaluated_or_refused(columns: Any, policy: str) -> None:
     answered_or_refused(columns, policy)
 
 

@@ -24,7 +24,7 @@ def settlement() -> Settlement:
     return Settlement(keep_scores_s=600.0)
 
 
-def test_draws_come_out_in_order_of_assignment_and_only_behind_the_watermark() -> None:
+def test_draws_settle_in_order_of_assignment_behind_the_watermark() -> None:
     waiting = settlement()
     for name, at_s in (("c", 3.0), ("a", 1.0), ("d", 4.0), ("b", 1.0)):
         waiting.add_draw(replace(GOOD, request_id=name, at_s=at_s))
@@ -41,7 +41,7 @@ def test_a_repeated_record_counts_once() -> None:
     assert (gate.report().n_canary, gate.settlement.repeated) == (1, 2)
 
 
-def test_a_record_from_before_the_watermark_is_late_and_counted_so() -> None:
+def test_a_record_from_before_the_watermark_is_counted_as_late() -> None:
     gate = evaluator()
     gate.advance(5.0, 5.0)
     gate.add(GOOD)
@@ -58,7 +58,7 @@ def test_a_watermark_that_goes_back_is_refused() -> None:
         gate.advance(4.0, 6.0)
 
 
-def test_the_time_settles_no_score_while_the_log_is_still_being_read() -> None:
+def test_scores_do_not_expire_while_the_log_is_still_being_read() -> None:
     gate = evaluator()
     gate.add(GOOD)
     gate.advance(5.0, 5.0)
@@ -69,7 +69,7 @@ def test_the_time_settles_no_score_while_the_log_is_still_being_read() -> None:
     assert settled_scores(gate) == 1
 
 
-def test_a_clock_that_was_set_back_is_no_error() -> None:
+def test_a_clock_set_back_is_ignored() -> None:
     gate = evaluator()
     gate.advance(5.0, 5.0)
     gate.advance(6.0, 4.0)
@@ -81,7 +81,7 @@ def settled_scores(gate: Evaluator) -> int:
     return next(r.n_stable for r in gate.report().gates if r.gate == "quality" and r.side == "rollback")
 
 
-def test_a_score_settles_as_soon_as_nothing_before_it_waits() -> None:
+def test_a_score_settles_when_all_earlier_ones_have() -> None:
     gate = evaluator()
     for name, at_s in (("a", 1.0), ("b", 2.0)):
         gate.add(replace(GOOD, request_id=name, at_s=at_s))
@@ -94,7 +94,7 @@ def test_a_score_settles_as_soon_as_nothing_before_it_waits() -> None:
     assert (before, settled_scores(gate)) == (0, 2)
 
 
-def test_an_answer_that_did_not_come_holds_no_later_score_back() -> None:
+def test_a_failed_request_does_not_delay_later_scores() -> None:
     """Nobody will score it: to wait for its deadline would hold all quality back for ten minutes."""
     one = evaluator()
     for row in range(4):
@@ -126,7 +126,7 @@ def test_the_first_score_of_a_request_counts() -> None:
     assert next(r.stable for r in gate.report().gates if r.gate == "quality") == 0.25
 
 
-def test_scores_that_nobody_can_ask_for_are_forgotten() -> None:
+def test_expired_scores_are_forgotten() -> None:
     gate = evaluator()
     gate.add(Score("unknown", "quality", 0.5, 2.0))
     gate.advance(700.0, 700.0)
@@ -152,7 +152,7 @@ def test_scores_that_nobody_can_ask_for_are_forgotten() -> None:
         ({"tokens": -5.0}, "tokens -5.0"),
     ],
 )
-def test_a_record_that_cannot_be_evidence_is_refused_by_name_and_changes_nothing(
+def test_an_invalid_record_is_refused_by_field_and_changes_nothing(
     change: dict[str, Any], words: str
 ) -> None:
     gate = evaluator()
@@ -172,19 +172,19 @@ def test_a_score_outside_its_range_is_refused(event: Score | Pair) -> None:
         evaluator().add(event)
 
 
-def test_a_seed_that_is_no_duration_is_refused() -> None:
+def test_an_invalid_seed_value_is_refused() -> None:
     with pytest.raises(EvidenceError, match="latency_ms"):
         Evaluator.start(POLICY, stages=(StagePlan(0.5, 0),), seed_latency_ms={"latency_ms": [1.0, math.nan]})
 
 
-def test_stages_only_rise_and_must_exist() -> None:
+def test_a_stage_outside_the_plan_cannot_be_entered() -> None:
     gate = evaluator()
 
     with pytest.raises(EvidenceError, match="stage 1"):
         gate.enter_stage(1, 0.0)
 
 
-def test_an_answer_that_never_came_is_an_error_and_slowest() -> None:
+def test_a_silent_answer_is_an_error_and_slowest() -> None:
     gate = evaluator()
     gate.add(replace(GOOD, error=True, latency_ms=None, flags={"censored": True}))
     gate.advance(10.0, 10.0)

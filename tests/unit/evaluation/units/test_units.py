@@ -34,7 +34,7 @@ def new_units() -> Units:
     return Units(session_requests=3, session_s=600.0)
 
 
-def test_a_unit_last_seen_on_stable_comes_back_at_the_conditional_weight() -> None:
+def test_a_unit_last_seen_on_stable_returns_at_the_conditional_probability() -> None:
     drawn = resolve(new_units(), (0, 0, 0.05, STICKY, 7), (9000, 1, 0.25, STICKY, 7))
 
     assert drawn.w.tolist() == pytest.approx([0.05, 0.2 / 0.95])
@@ -165,7 +165,7 @@ def test_weights_that_change_with_every_row_cost_no_search() -> None:
     assert units.intervals[units.interval_of[7]] == (0.0, weights[7])
 
 
-def test_an_interval_is_stored_once_also_after_a_restart() -> None:
+def test_an_interval_is_stored_once_even_after_a_restart() -> None:
     units = new_units()
     resolve(units, (0, 0, 0.1, STICKY, 7), (1, 0, 0.1, STICKY, 8))
     again = new_units()
