@@ -1,25 +1,24 @@
-"""The contract of the evidence, rule by rule: which test turns red when the rule is taken out.
+"""Contract of the evidence: each rule, and the test that fails without it.
 
-Each line names the rule and the tests that hold it, most of them seen to fail without it; how much harm its
-absence does is measured in `tests/calibration/test_evidence_traps.py`.
+The harm done without a rule is measured in `tests/calibration/test_evidence_traps.py`.
 
 - unit, counted once: test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session
 - tokens belong to their draw: test_a_request_under_a_token_belongs_to_the_draw_of_the_token
 - tokens reveal nothing: test_a_token_reveals_nothing_new_of_its_bucket
-- tokens are no units of a stage: test_requests_under_tokens_do_not_fill_the_floor_of_a_stage
+- tokens are not units of a stage: test_requests_under_tokens_do_not_fill_the_floor_of_a_stage
 - bucket intervals: test_a_unit_last_seen_on_stable_returns_at_the_conditional_probability
 - returning canary users: test_a_unit_seen_on_the_canary_is_not_bet_again_at_a_higher_weight
 - intention to treat, fallback: test_a_fallback_stays_the_assigned_arms_failure
-- intention to treat, all that follows: test_nothing_that_happens_after_the_coin_removes_a_unit
+- intention to treat, after the coin: test_nothing_that_happens_after_the_coin_removes_a_unit
 - left out before the coin: test_requests_assigned_without_the_coin_never_count
 - left out for both arms alike: test_a_draw_whose_canary_was_withdrawn_before_it_was_confirmed_is_left_out
-- everything on the canary proves nothing: test_a_canary_with_all_traffic_is_not_evidence
+- a canary with all traffic is not evidence: test_a_canary_with_all_traffic_is_not_evidence
 - error, 5xx and its own 429: test_a_canarys_5xx_or_429_is_replaced_by_stable
 - refused, reset: test_a_canary_that_fails_is_replaced_by_stable_and_the_failure_stays_the_canarys
 - error, cut streams: test_a_stream_cut_by_the_canary_is_the_canarys_error_and_the_client_is_told
 - error, empty answers: test_an_empty_answer_is_an_error_of_its_arm
-- no error, other 4xx: test_a_canarys_4xx_is_the_users_and_no_error
-- a client that leaves is a rate of its own: test_a_client_that_left_is_no_error_and_is_counted_by_itself
+- other 4xx are no errors: test_a_canarys_4xx_is_the_users_and_no_error
+- cancelled by the client, a separate rate: test_a_client_that_left_is_no_error_and_is_counted_by_itself
 - latency is what the user waited: test_what_the_user_waited_includes_the_failed_attempt
 - failed units and rollback latency: test_a_request_that_failed_slowly_is_harm_by_its_error_alone
 - failed units, promotion: test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollback
@@ -29,7 +28,7 @@ absence does is measured in `tests/calibration/test_evidence_traps.py`.
 - silent units, error: test_a_silent_answer_is_an_error_and_slowest
 - silent units, latency: test_silent_answers_are_in_the_slowest_bin
 - lost records, both arms: test_a_span_with_lost_records_is_dropped_for_both_arms
-- lost records are no time-outs: test_a_lost_record_is_missing_and_not_a_failure
+- lost records are not timeouts: test_a_lost_record_is_missing_and_not_a_failure
 - sampled metrics: test_a_judged_sample_is_bet_at_the_odds_of_being_judged
 - presence gated: test_feedback_that_one_arm_gives_more_often_is_invalid
 - pairs, their part of alpha: test_mirrored_pairs_have_a_quarter_of_alpha_and_live_answers_the_rest
@@ -38,10 +37,10 @@ absence does is measured in `tests/calibration/test_evidence_traps.py`.
 - arms loaded differently: test_arms_under_different_load_are_not_compared
 - warm-up: test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan
 - interference: test_a_canary_that_slows_both_arms_holds
-- served share counts units: test_users_with_many_requests_are_no_sample_ratio_mismatch
-- served share freezes: test_a_sample_ratio_mismatch_freezes_statistics
+- sample ratio counts units: test_users_with_many_requests_are_no_sample_ratio_mismatch
+- sample ratio mismatch freezes: test_a_sample_ratio_mismatch_freezes_statistics
 - first events never promote: test_sticky_units_never_promote_by_first_requests
-- latency is proven by the stage's own units: test_latency_proofs_restart_with_each_stage_and_others_continue
+- latency is proven by the units of the stage: test_latency_proofs_restart_with_each_stage_and_others_continue
 - floors count the stage's own requests: test_the_floor_counts_the_requests_of_the_stage_alone
 """
 
@@ -150,7 +149,7 @@ def test_a_lost_record_is_missing_and_not_a_failure() -> None:
 
 
 def test_feedback_that_one_arm_gives_more_often_is_invalid() -> None:
-    """Where a value comes at all is an outcome, the rarer side is watched: who votes, not who does not."""
+    """Where the arrival of a value is an outcome, the rarer case is tested: votes, not missing votes."""
     columns = requests(3000, before=300, w=0.3)
     votes = np.random.default_rng(8).random(3000) < np.where(columns["arm"] == 1, 0.09, 0.03)
     columns["quality"][~votes] = np.nan
@@ -201,13 +200,13 @@ def test_mirrored_pairs_leave_the_live_channels_as_they_were() -> None:
 
 
 def test_users_with_many_requests_are_no_sample_ratio_mismatch() -> None:
-    """26 of 40 users on the canary at w = 0.5 are luck; 260 of 400 requests would not be."""
+    """26 of 40 users on the canary at w = 0.5 are plausible; 260 of 400 requests would not be."""
     columns = requests(400, w=0.5)
     columns["unit"] = np.arange(400) // 10
     columns["arm"] = (columns["unit"] * 13 % 20 < 13).astype(np.int64)
 
-    def share(assigned_by: str) -> bool:
+    def is_frozen(assigned_by: str) -> bool:
         columns["assigned_by"] = np.full(400, assigned_by)
         return judged([draw_at(columns, row) for row in range(400)], ERRORS).report().frozen
 
-    assert (share("sticky"), share("request")) == (False, True)
+    assert (is_frozen("sticky"), is_frozen("request")) == (False, True)

@@ -1,4 +1,4 @@
-"""What a gate cannot see holds, and what no gate asks about is told: INVALID and alarms."""
+"""Missing values make a gate INVALID, and metrics without a gate are alarms."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def harmless(rows: int = 24_000, before: int = 4000, seed: int = 3) -> Columns:
 
 
 def test_a_rollback_gate_without_canary_values_is_invalid() -> None:
-    """Nothing asks for a proof of the time to the first token; a canary without one is promoted by nobody."""
+    """No proof of the time to first token is required, but a canary without values is not promoted."""
     columns = harmless()
     columns["ttft_ms"] = columns["latency_ms"] / 10.0
     assert run(columns).decision == "promote"
@@ -58,7 +58,7 @@ def test_mostly_missing_latency_is_invalid() -> None:
 
 
 def test_a_slowdown_of_stable_with_the_canary_blocks_promotion() -> None:
-    """On shared hardware the canary can slow both arms, which no coin sees."""
+    """On shared hardware the canary can slow both arms, which the coin does not show."""
     columns = harmless()
     columns["latency_ms"][4000:] *= 5.0
 
@@ -95,7 +95,7 @@ def test_a_decision_in_the_first_second_has_its_time() -> None:
     assert (run(columns).decision, run(columns).t_s) == ("rollback", 0.0)
 
 
-def rang(gates: Sequence[GateReport]) -> list[str]:
+def raised(gates: Sequence[GateReport]) -> list[str]:
     return [report.gate for report in gates if report.is_alarm and report.decided_canary is not None]
 
 
@@ -106,7 +106,7 @@ def test_a_metric_without_a_gate_is_an_alarm_and_decides_nothing() -> None:
 
     result = run(columns)
 
-    assert rang(result.gates) == ["tokens_alarm", "flagged_alarm"]
+    assert raised(result.gates) == ["tokens_alarm", "flagged_alarm"]
     assert result.decision == "promote"
     assert result.log_e["flagged"] > 5.0
 
@@ -118,7 +118,7 @@ def test_alarms_are_quiet_without_harm_and_without_values() -> None:
 
     result = run(columns)
 
-    assert (result.decision, rang(result.gates)) == ("promote", [])
+    assert (result.decision, raised(result.gates)) == ("promote", [])
     assert [report.gate for report in result.gates if report.is_alarm] == ["flagged_alarm"]
 
 
@@ -128,7 +128,7 @@ def test_a_live_rollout_has_the_alarms_of_a_backtest() -> None:
 
     live = streamed(columns, GatePolicy.default().only("error", "latency_ms")).report()
 
-    assert rang(live.gates) == ["ttft_ms_alarm"]
+    assert raised(live.gates) == ["ttft_ms_alarm"]
     assert live.rollback is None
 
 

@@ -1,4 +1,4 @@
-"""Two routes, one answer: arrays and records, in whatever pieces, give the same bits."""
+"""Live rollouts and backtests have the same bits, however records are cut; snapshots continue them."""
 
 import json
 from typing import Any
@@ -126,31 +126,31 @@ def test_pending_records_survive_a_restart() -> None:
     assert evaluator.report().n_canary == int(columns["arm"].sum())
 
 
-def without_waiting(value: Any) -> Any:
+def without_buffers(value: Any) -> Any:
     if isinstance(value, list):
-        return [without_waiting(item) for item in value]
+        return [without_buffers(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {name: without_waiting(item) for name, item in value.items()}
-    return {k: v for k, v in kept.items() if k != "waiting"} if "first_bin" in kept else kept
+    state = {name: without_buffers(item) for name, item in value.items()}
+    return {k: v for k, v in state.items() if k != "waiting"} if "first_bin" in state else state
 
 
 def older(document: dict[str, Any], version: int) -> dict[str, Any]:
-    """What the program of an earlier format would have written."""
+    """The snapshot as a version with an earlier format would have written it."""
     state = document["state"]
     if version <= 5:  # no observed ranges
         for lane in state["pipeline"]["lanes"]:
             del lane["ranges"]
-    if version <= 4:  # nothing waited to centre a histogram
-        state = document["state"] = without_waiting(state)
+    if version <= 4:  # no buffer to centre a histogram
+        state = document["state"] = without_buffers(state)
     if version <= 3:  # no ratio of medians
         for lane in state["pipeline"]["lanes"]:
             for metric in lane["metrics"]:
                 first = metric["columns"][0]["first"]
                 first["estimate"] = None if "median" in (first["estimate"] or {}) else first["estimate"]
-    if version <= 2:  # nobody looked at the load
+    if version <= 2:  # no load
         del state["load_now"], state["overloads"]
-    if version <= 1:  # the book of units as a list of pairs
+    if version <= 1:  # the units as a list of pairs
         units = state["pipeline"]["units"]
         names, places = (np.asarray(snapshots._decode(part)) for part in units.pop("book"))
         pairs = [list(pair) for pair in zip(names.tolist(), places.tolist(), strict=True)]
@@ -166,7 +166,7 @@ def test_a_snapshot_of_an_earlier_format_continues_with_the_same_bits(version: i
     restored = Evaluator.restore(POLICY, ONE_STAGE, before)
 
     for metric in restored.pipeline.metrics.values():
-        if metric.takes_values and version <= 3:  # what was not counted then begins now
+        if metric.takes_values and version <= 3:  # the estimate starts now
             estimate = metric.columns[0].first.estimate
             assert estimate is not None
             assert estimate.interval() is None
@@ -182,15 +182,15 @@ def test_a_snapshot_of_a_later_format_is_refused() -> None:
 
 
 def test_an_outlier_as_first_latency_hides_no_harm() -> None:
-    """A cached answer of 2 ms before answers of 400 ms: the range of the histogram is not centred on it."""
+    """A cached answer of 2 ms before answers of 400 ms does not centre the histogram."""
     columns = requests(3000, w=0.2, before=500, slower=1.6)
     columns["latency_ms"][0] = 2.0
     policy = GatePolicy.default().only("latency_ms")
-    said = []
+    results = []
     for size in (1, 7, 3000):
         pipeline = Pipeline(policy, ONE_STAGE)
         feed(pipeline, checked_table(columns, policy), rows_at_once=size)
-        said.append(essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))))
+        results.append(essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))))
 
-    assert said[0] == said[1] == said[2]
+    assert results[0] == results[1] == results[2]
     assert run(columns, policy).decision == "rollback"

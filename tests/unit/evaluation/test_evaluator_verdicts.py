@@ -1,4 +1,4 @@
-"""What the evaluator says of a stage: PASS, FAIL, UNDECIDED, INVALID, and why."""
+"""Verdicts on a stage: PASS, FAIL, UNDECIDED, INVALID, and their reasons."""
 
 from dataclasses import replace
 
@@ -62,7 +62,7 @@ def test_a_proof_without_enough_requests_of_the_stage_is_undecided() -> None:
 
 def test_harm_fails_the_stage_permanently() -> None:
     columns = requests(3000, error=(0.02, 0.2))
-    columns["error"][2000:] = 0.0  # all is well from then on
+    columns["error"][2000:] = 0.0  # no harm from then on
     report = streamed(columns, POLICY).report()
 
     assert (report.stage_verdict, rollback_of(report).gate) == (Verdict.FAIL, "error")
@@ -127,7 +127,7 @@ def test_arms_under_different_load_are_not_compared() -> None:
 
 def test_a_sample_ratio_mismatch_freezes_statistics() -> None:
     columns = requests(4000, w=0.2, error=(0.02, 0.5))
-    columns["w"][:] = 0.4  # what was logged is not what was tossed
+    columns["w"][:] = 0.4  # not the probability of the toss
     report = streamed(columns, ERRORS).report()
 
     assert report.frozen

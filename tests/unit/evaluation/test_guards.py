@@ -1,4 +1,4 @@
-"""Guards act at once, and only on what they say."""
+"""Error guard: when it trips, with which action, and its stored state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from evaluation.guards import ErrorGuard, GuardAction, GuardLimits
 
 
 def feed(guard: ErrorGuard, *, canary: str, stable: str = "") -> GuardAction | None:
-    """Feed 'x' (failed) and '.' (answered) of both arms in turn; the last verdict's action."""
+    """Action after requests of both arms in turn, 'x' failed and '.' answered."""
     for i in range(max(len(canary), len(stable))):
         for arm, marks in ((False, stable), (True, canary)):
             if i < len(marks):

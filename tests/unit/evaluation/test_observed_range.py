@@ -1,4 +1,4 @@
-"""The canary's percentiles against what stable showed between two dates."""
+"""Observed ranges: the canary's percentiles against the range of stable's between two dates."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def observed() -> ObservedRange:
     return observe_range(t_s, y, since_s=0.0, until_s=24 * HOUR_S)
 
 
-def watch(sides: str = "both") -> RangeMonitor:
+def monitor(sides: str = "both") -> RangeMonitor:
     return RangeMonitor(RangeGate("r", "latency_ms", observed().ranges, sides=sides), alpha=0.01)
 
 
-def verdicts(one: RangeMonitor, values: np.ndarray) -> list[Verdict]:
-    one.add(values)
-    return [standing.verdict for standing in one.estimates()]
+def verdicts(of: RangeMonitor, values: np.ndarray) -> list[Verdict]:
+    of.add(values)
+    return [estimate.verdict for estimate in of.estimates()]
 
 
 def canary(scale: float, n: int, seed: int = 1) -> np.ndarray:
@@ -69,43 +69,43 @@ def test_the_range_spans_each_windows_percentile() -> None:
 
 
 def test_a_canary_like_stable_passes_every_percentile() -> None:
-    assert verdicts(watch(), canary(1.0, 3000)) == [Verdict.PASS] * 3
+    assert verdicts(monitor(), canary(1.0, 3000)) == [Verdict.PASS] * 3
 
 
 def test_a_canary_twice_as_slow_is_outside_at_every_percentile() -> None:
-    assert verdicts(watch(), canary(2.0, 400)) == [Verdict.FAIL] * 3
+    assert verdicts(monitor(), canary(2.0, 400)) == [Verdict.FAIL] * 3
 
 
 def test_no_answers_decide_nothing() -> None:
-    assert verdicts(watch(), canary(1.0, 0)) == [Verdict.UNDECIDED] * 3
+    assert verdicts(monitor(), canary(1.0, 0)) == [Verdict.UNDECIDED] * 3
 
 
 def test_a_faster_canary_is_inside_only_with_the_side_above() -> None:
-    assert verdicts(watch("above"), canary(0.4, 800)) == [Verdict.PASS] * 3
-    assert verdicts(watch("both"), canary(0.4, 800)) == [Verdict.FAIL] * 3
+    assert verdicts(monitor("above"), canary(0.4, 800)) == [Verdict.PASS] * 3
+    assert verdicts(monitor("both"), canary(0.4, 800)) == [Verdict.FAIL] * 3
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.95])
 @pytest.mark.parametrize("more", [True, False])
 def test_at_the_end_of_the_range_the_wealth_has_mean_one(rate: float, more: bool) -> None:
-    """Exact: over scipy's binomial of how many of 80 answers are beyond the end."""
+    """Exact: over scipy's binomial of the number of 80 answers beyond the end."""
     hits = np.arange(81)
-    worth = np.exp(log_wealth(hits, np.full(81, 80), rate, more=more))
+    wealth = np.exp(log_wealth(hits, np.full(81, 80), rate, more=more))
 
-    assert float(stats.binom.pmf(hits, 80, rate) @ worth) == pytest.approx(1.0, rel=1e-9)
+    assert float(stats.binom.pmf(hits, 80, rate) @ wealth) == pytest.approx(1.0, rel=1e-9)
 
 
 def test_the_percentile_interval_inverts_the_range_test() -> None:
-    """Inversion: a range that begins above the interval is left, one that begins within it is not."""
+    """A range that begins above the interval is rejected, one that begins within it is not."""
     values = canary(1.0, 2000)
-    one = watch()
-    one.add(values)
-    p95 = one.estimates()[2]
+    range_monitor = monitor()
+    range_monitor.add(values)
+    p95 = range_monitor.estimates()[2]
 
     def is_outside(low: float) -> bool:
         moved = replace(p95.range, low=low, high=low * 2)
         ranges = (*observed().ranges[:2], moved)
-        other = RangeMonitor(replace(one.gate, ranges=ranges), alpha=0.01)
+        other = RangeMonitor(replace(range_monitor.gate, ranges=ranges), alpha=0.01)
         return verdicts(other, values)[2] is Verdict.FAIL
 
     assert p95.low < np.quantile(values, 0.95) < p95.high
@@ -113,7 +113,7 @@ def test_the_percentile_interval_inverts_the_range_test() -> None:
 
     def is_above(high: float) -> bool:
         ranges = (*observed().ranges[:2], replace(p95.range, low=0.0, high=high))
-        other = RangeMonitor(replace(one.gate, ranges=ranges), alpha=0.01)
+        other = RangeMonitor(replace(range_monitor.gate, ranges=ranges), alpha=0.01)
         return verdicts(other, values)[2] is Verdict.FAIL
 
     assert (is_above(p95.low / 1.001), is_above(p95.low * 1.02)) == (True, False)
@@ -121,13 +121,15 @@ def test_the_percentile_interval_inverts_the_range_test() -> None:
 
 @pytest.mark.parametrize("value", [1000.5, 899.5])
 def test_an_estimate_outside_lies_outside_the_range(value: float) -> None:
-    """All within the bin of 1 % that holds the range's own end."""
-    one = RangeMonitor(RangeGate("r", "latency_ms", (PercentileRange(0.5, 900.0, 1000.0),)), alpha=0.01)
-    one.add(np.full(100, value))
-    left = one.estimates()[0]
+    """All values within the 1 % bin of the end of the range."""
+    range_monitor = RangeMonitor(
+        RangeGate("r", "latency_ms", (PercentileRange(0.5, 900.0, 1000.0),)), alpha=0.01
+    )
+    range_monitor.add(np.full(100, value))
+    estimate = range_monitor.estimates()[0]
 
-    assert left.verdict is Verdict.FAIL
-    assert (left.low, left.high)[value < 900.0] == (1000.0 if value > 1000.0 else 900.0)
+    assert estimate.verdict is Verdict.FAIL
+    assert (estimate.low, estimate.high)[value < 900.0] == (1000.0 if value > 1000.0 else 900.0)
 
 
 def test_the_alpha_of_a_range_is_split_over_its_percentiles_and_sides() -> None:
@@ -157,15 +159,15 @@ def test_a_rarer_percentile_needs_more_answers() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), -1.0])
 def test_bad_values_are_refused_and_change_nothing(bad: float) -> None:
-    one = watch()
+    range_monitor = monitor()
 
     with pytest.raises(ValueError, match="not a number of at least 0"):
-        one.add(np.array([700.0, bad]))
-    assert one.n == 0
+        range_monitor.add(np.array([700.0, bad]))
+    assert range_monitor.n == 0
 
 
 def policy_of(**changes: object) -> GatePolicy:
-    """The range beside the default's gates of latency and errors; nothing has to be proven."""
+    """The range and the default gates of latency and errors, without margins to prove."""
     base = GatePolicy.default().only("latency_ms", "error")
     rungs = (replace(base.rungs[0], margins={}),)
     return replace(base, rungs=rungs, observed_ranges=(replace(RANGE, **changes),))  # type: ignore[arg-type]
@@ -177,7 +179,7 @@ def judged(columns: Columns, **changes: object) -> tuple[BacktestResult, GateRep
 
 
 def slower_both(factor: float, rows: int = 3000) -> Columns:
-    """Both arms alike, and not as stable was: what every other gate cancels."""
+    """Both arms equal, and slower than the range: what every other gate cancels."""
     columns = requests(rows, before=500)
     return {**columns, "latency_ms": columns["latency_ms"] * factor}
 
@@ -243,9 +245,8 @@ def test_a_range_without_its_column_is_not_tested() -> None:
     columns = {name: column for name, column in requests(1000).items() if name != "latency_ms"}
 
     assert policy_of().only("error").observed_ranges == ()
-    assert [
-        one.gate for one in run(columns, policy_of(), stages=ONE_STAGE).gates if "range" in one.gate
-    ] == []
+    reports = run(columns, policy_of(), stages=ONE_STAGE).gates
+    assert [report.gate for report in reports if "range" in report.gate] == []
 
 
 TRAFFIC = {
@@ -261,7 +262,7 @@ TRAFFIC = {
 def test_a_live_range_with_restarts_reports_the_same_as_a_backtest(case: str, on_outside: str) -> None:
     columns, policy = TRAFFIC[case](), policy_of(on_outside=on_outside)
     ranged = [
-        [one for one in report.gates if one.gate == RANGE.name]
+        [gate for gate in report.gates if gate.gate == RANGE.name]
         for report in (
             run(columns, policy, stages=ONE_STAGE),
             streamed(columns, policy, max_batch=50).report(),
@@ -308,7 +309,7 @@ def test_the_alpha_share_of_a_range_counts_towards_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ({"ranges": {"p50": [1, 2]}}, "observed_ranges.r.metric is missing"),
         ({"metric": "latency_ms"}, "observed_ranges.r.ranges is missing"),
@@ -328,8 +329,8 @@ def test_the_alpha_share_of_a_range_counts_towards_the_limit() -> None:
         ({"metric": "cost", "ranges": {"p50": [1, 2]}, "colour": 1}, "colour is unknown; use one of metric"),
     ],
 )
-def test_an_invalid_range_is_refused_by_its_key(entry: dict[str, object], said: str) -> None:
-    with pytest.raises(PolicyError, match=said):
+def test_an_invalid_range_is_refused_by_its_key(entry: dict[str, object], message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
         parse_gate_policy({"observed_ranges": {"r": entry}})
 
 

@@ -1,4 +1,4 @@
-"""Segment alarms find what the mean hides, and stay silent over many healthy segments."""
+"""Segment alarms: harm in one segment is found, and many healthy segments raise few alarms."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_harm_to_one_tenant_in_twenty_is_named() -> None:
 
 
 def test_forty_healthy_segments_rarely_raise_an_alarm() -> None:
-    rang = 0
+    with_alarm = 0
     for run in range(25):
         alarms = SegmentAlarms(Kind.RATE, tolerance=0.0, alpha=0.1)
         for i in range(40):
             alarms.feed(str(i), units(300, 1000 * run + i))
-        rang += bool(named(alarms))
+        with_alarm += bool(named(alarms))
 
-    assert rang <= 5
+    assert with_alarm <= 5
 
 
 def test_the_levels_of_all_segments_add_up_to_alpha() -> None:
@@ -95,13 +95,13 @@ def test_restored_segment_alarms_continue_with_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ({"kind": Kind.PERCENTILE, "tolerance": 0.1}, "rate, score or shape"),
         ({"kind": Kind.RATE, "tolerance": -0.1}, "tolerance -0.1"),
         ({"kind": Kind.RATE, "tolerance": 0.1, "alpha": 0.0}, "alpha 0.0"),
     ],
 )
-def test_an_invalid_segment_test_is_refused(bad: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_invalid_segment_test_is_refused(bad: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SegmentAlarms(bad.pop("kind"), **bad)  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_the_anytime_interval_contains_scipys_fixed_interval(w: float, canary: i
 
 
 def difference_paths(seed: int, *, w: float, n: int) -> tuple[bool, tuple[float, float]]:
-    """Beta outcomes whose means differ by -0.075, with shared drift: always covered, and the last interval."""
+    """Beta outcomes whose means differ by -0.075, with shared drift: coverage, and the last interval."""
     rng = np.random.default_rng(seed)
     sequence = MeanDifference(alpha=0.1)
     covered = True

@@ -1,4 +1,4 @@
-"""The harm that a stage is said to find is the harm that simulations find."""
+"""Minimum detectable effects agree with simulations."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_tolerated_harm_is_never_detected() -> None:
 
 
 def harms(requests: float, *, unit: float = 1.0, w: float = 0.05) -> dict[str, float]:
-    found = detectable_effects(
+    effects = detectable_effects(
         GatePolicy.default(), w=w, canary_requests=requests, unit_requests=unit, baseline=Baseline()
     )
-    return {f.gate: f.harm if f.harm is not None else float("inf") for f in found}
+    return {e.gate: e.harm if e.harm is not None else float("inf") for e in effects}
 
 
 def test_more_requests_detect_smaller_harm_in_every_gate() -> None:
@@ -77,11 +77,11 @@ def test_eight_requests_cannot_show_a_loss_of_quality() -> None:
 
 
 def test_no_harm_within_the_tolerance_is_detectable() -> None:
-    found = harms(1e9)
+    smallest = harms(1e9)
     policy = GatePolicy.default()
 
-    assert found["quality"] >= policy.gate("quality").tolerance
-    assert found["error"] >= 1 + policy.gate("error").tolerance
+    assert smallest["quality"] >= policy.gate("quality").tolerance
+    assert smallest["error"] >= 1 + policy.gate("error").tolerance
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_an_invalid_baseline_is_refused(bad: dict[str, object]) -> None:
 @pytest.mark.parametrize("part", [0.98, 0.9, 0.5, 0.1])
 @pytest.mark.parametrize("mean", [0.5, 0.86, 0.97])
 def test_the_grid_of_scores_has_the_mean_and_variance_of_the_baseline(mean: float, part: float) -> None:
-    most = mean * (1 - mean)  # of scores that are 0 or 1
-    baseline = Baseline(score_mean=mean, score_sd=(part * most) ** 0.5)
+    max_variance = mean * (1 - mean)  # of scores that are 0 or 1
+    baseline = Baseline(score_mean=mean, score_sd=(part * max_variance) ** 0.5)
 
-    y, chance = _beta_grid(*baseline.score_shape(mean))
+    y, probability = _beta_grid(*baseline.score_shape(mean))
 
-    got = float(chance @ y)
-    assert got == pytest.approx(mean, abs=0.002)
-    assert float(chance @ (y - got) ** 2) == pytest.approx(part * most, rel=0.01)
+    grid_mean = float(probability @ y)
+    assert grid_mean == pytest.approx(mean, abs=0.002)
+    assert float(probability @ (y - grid_mean) ** 2) == pytest.approx(part * max_variance, rel=0.01)

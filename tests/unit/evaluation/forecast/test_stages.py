@@ -1,4 +1,4 @@
-"""Forecasts of a plan: how long, what it detectable, and what it refuses."""
+"""Forecasts of stages: duration, detectable effects, refusals and their remedies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.forecast import simulation as plan_traffic
+from evaluation.forecast import simulation
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast, simulate_plan
 from evaluation.policy.gates import StagePlan
@@ -84,44 +84,44 @@ def test_the_published_example_is_refused() -> None:
 @pytest.mark.calibration
 @pytest.mark.parametrize("way", ["deadline", "weight", "margins"])
 def test_each_proposed_remedy_is_sufficient(way: str) -> None:
-    def made(deadline_s: float, weight: float, margin: float) -> StageForecast:
+    def run(deadline_s: float, weight: float, margin: float) -> StageForecast:
         stage, policy = StagePlan(weight, 100, {"quality": margin}), POLICY.only("quality")
         [only] = simulate_plan(policy, [stage], TrafficModel(17.0), deadlines_s=[deadline_s], seed=7)
         return only
 
-    refusal = made(240.0, 0.03, 0.03).refusal or ""
-    said = {
+    refusal = run(240.0, 0.03, 0.03).refusal or ""
+    proposed = {
         "deadline": re.search(r"give it a deadline of ([0-9.]+) min", refusal),
         "weight": re.search(r"raise its weight to ([0-9.]+) %", refusal),
         "margins": re.search(r"widen its margins to quality: ([0-9.]+)", refusal),
     }[way]
-    assert said is not None, refusal
-    value = float(said[1])
+    assert proposed is not None, refusal
+    value = float(proposed[1])
     better = {
         "deadline": (value * 60, 0.03, 0.03),
         "weight": (240.0, value / 100, 0.03),
         "margins": (240.0, 0.03, value),
     }[way]
 
-    assert made(*better).proven_ratio > 0.7
+    assert run(*better).proven_ratio > 0.7
 
 
 def test_a_stage_that_was_not_simulated_to_its_deadline_is_not_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def asked() -> StageForecast:
+    def run() -> StageForecast:
         quality, tight = POLICY.only("quality"), StagePlan(0.1, 100, {"quality": 0.015})
         [only] = simulate_plan(quality, [tight], TrafficModel(5.0), deadlines_s=[7200.0], reps=4)
         return only
 
-    monkeypatch.setattr(plan_traffic, "RUN_ROWS", 3000)
-    short = asked()
+    monkeypatch.setattr(simulation, "RUN_ROWS", 3000)
+    short = run()
 
     assert (short.proven_runs, short.refusal) == (0, None)
     assert short.cut_at is not None
     assert 200 <= short.cut_at < 720
     monkeypatch.undo()
-    assert asked().proven_runs > 0
+    assert run().proven_runs > 0
 
 
 def test_runs_that_all_agree_are_not_repeated() -> None:
@@ -201,9 +201,9 @@ def test_a_longer_stage_detects_smaller_harm() -> None:
 
 def test_the_forecast_is_deterministic() -> None:
     policy = POLICY.only("error")
-    asked = [StagePlan(0.1, 50)], TrafficModel(5.0, unit_requests=3)
+    plan = [StagePlan(0.1, 50)], TrafficModel(5.0, unit_requests=3)
 
-    assert simulate_plan(policy, *asked, reps=2) == simulate_plan(policy, *asked, reps=2)
+    assert simulate_plan(policy, *plan, reps=2) == simulate_plan(policy, *plan, reps=2)
 
 
 def test_alarms_have_no_detectable_effect() -> None:
@@ -213,7 +213,7 @@ def test_alarms_have_no_detectable_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ({"requests_per_s": 0.0}, "requests_per_s 0.0 is not above 0"),
         ({"requests_per_s": 1.0, "unit_requests": 0.5}, "unit_requests 0.5 is outside"),
@@ -221,8 +221,8 @@ def test_alarms_have_no_detectable_effect() -> None:
         ({"requests_per_s": 1.0, "judged_ratio": 0.0}, "judged_ratio 0.0 is outside"),
     ],
 )
-def test_invalid_traffic_is_refused(bad: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_traffic_is_refused(bad: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TrafficModel(**bad)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""`backtest.run` on arrays: its decisions, and every input that it refuses by name."""
+"""Decisions of `backtest.run`, and the input that it refuses by name."""
 
 import re
 
@@ -14,6 +14,7 @@ from tests.fakes.evidence_maker import Columns, requests
 
 
 def only(columns: Columns, *metrics: str) -> Columns:
+    """The columns without the other metrics."""
     dropped = {"error", "latency_ms", "quality", "hallucinated"} - set(metrics)
     return {name: values for name, values in columns.items() if name not in dropped}
 
@@ -103,8 +104,8 @@ def test_a_metric_is_valid_again_after_an_outage_of_the_grader() -> None:
     columns["quality"][1000:1600] = np.nan  # 15 % of all, of both arms alike
 
     assert not any("missing" in reason for reason in run(columns).reasons)
-    until_then = {name: column[:1600] for name, column in columns.items()}
-    assert any("quality" in reason for reason in run(until_then).reasons)
+    during = {name: column[:1600] for name, column in columns.items()}
+    assert any("quality" in reason for reason in run(during).reasons)
 
 
 def test_a_few_missing_values_are_valid() -> None:
@@ -115,7 +116,7 @@ def test_a_few_missing_values_are_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"t_s": np.nan}, "t_s is not finite"),
         ({"arm": 2}, "arm 2.0"),
@@ -129,12 +130,12 @@ def test_a_few_missing_values_are_valid() -> None:
         ({"quality": -0.2}, "quality -0.2"),
     ],
 )
-def test_an_invalid_value_is_refused_with_its_row(change: dict[str, float], words: str) -> None:
+def test_an_invalid_value_is_refused_with_its_row(change: dict[str, float], message: str) -> None:
     columns = requests(100)
     for name, value in change.items():
         columns[name][17] = value
 
-    with pytest.raises(EvidenceError, match=f"{words}.* row 17"):
+    with pytest.raises(EvidenceError, match=f"{message}.* row 17"):
         run(columns)
 
 

@@ -1,4 +1,4 @@
-"""Records settle in the order of assignment, scores at their deadline; what is wrong is refused by name."""
+"""Settlement: order of assignment, watermark, deadlines of scores; invalid records are refused by field."""
 
 import math
 from dataclasses import replace
@@ -25,11 +25,11 @@ def settlement() -> Settlement:
 
 
 def test_draws_settle_in_order_of_assignment_behind_the_watermark() -> None:
-    waiting = settlement()
+    pending = settlement()
     for name, at_s in (("c", 3.0), ("a", 1.0), ("d", 4.0), ("b", 1.0)):
-        waiting.add_draw(replace(GOOD, request_id=name, at_s=at_s))
+        pending.add_draw(replace(GOOD, request_id=name, at_s=at_s))
 
-    assert [d.request_id for d in waiting.advance(4.0, 4.0)] == ["a", "b", "c"]
+    assert [d.request_id for d in pending.advance(4.0, 4.0)] == ["a", "b", "c"]
 
 
 def test_a_repeated_record_counts_once() -> None:
@@ -62,7 +62,7 @@ def test_scores_do_not_expire_while_the_log_is_still_being_read() -> None:
     gate = evaluator()
     gate.add(GOOD)
     gate.advance(5.0, 5.0)
-    gate.advance(5.0, 10_000.0)  # a page of a long log: more follow, and the watermark stands
+    gate.advance(5.0, 10_000.0)  # a page of a long log: more follow, so the watermark stays
     gate.add(Score("a", "quality", 0.5, 2.0))
     gate.advance(6.0, 10_000.0)
 
@@ -95,16 +95,15 @@ def test_a_score_settles_when_all_earlier_ones_have() -> None:
 
 
 def test_a_failed_request_does_not_delay_later_scores() -> None:
-    """Nobody will score it: to wait for its deadline would hold all quality back for ten minutes."""
-    one = evaluator()
+    """It gets no score: waiting for its deadline would delay the quality gate by ten minutes."""
+    gate = evaluator()
     for row in range(4):
-        one.add(replace(GOOD, request_id=str(row), unit=str(row), at_s=float(row), error=row == 0))
+        gate.add(replace(GOOD, request_id=str(row), unit=str(row), at_s=float(row), error=row == 0))
         if row > 0:
-            one.add(Score(str(row), "quality", 1.0, float(row)))
-    one.advance(10.0, 10.0)
+            gate.add(Score(str(row), "quality", 1.0, float(row)))
+    gate.advance(10.0, 10.0)
 
-    quality = next(gate for gate in one.report().gates if gate.gate == "quality")
-    assert quality.n_stable == 3
+    assert settled_scores(gate) == 3
 
 
 def test_a_score_after_its_deadline_is_missing() -> None:
@@ -136,7 +135,7 @@ def test_expired_scores_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"at_s": math.nan}, "at_s nan"),
         ({"at_s": math.inf}, "at_s inf"),
@@ -153,12 +152,12 @@ def test_expired_scores_are_forgotten() -> None:
     ],
 )
 def test_an_invalid_record_is_refused_by_field_and_changes_nothing(
-    change: dict[str, Any], words: str
+    change: dict[str, Any], message: str
 ) -> None:
     gate = evaluator()
     before = gate.snapshot()
 
-    with pytest.raises(EvidenceError, match=words):
+    with pytest.raises(EvidenceError, match=message):
         gate.add(replace(GOOD, **change))
     assert gate.snapshot() == before
 

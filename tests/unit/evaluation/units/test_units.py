@@ -140,11 +140,11 @@ def test_conditional_probabilities_multiply_to_the_revealed_interval(
 
 def test_forgetting_closed_sessions_changes_no_answer() -> None:
     rows = [(float(at), 0, 0.1, STICKY, at // 2) for at in range(9000)]
-    swept, kept = new_units(), new_units()
-    kept._sweep = lambda now_s: None  # type: ignore[method-assign]
+    swept, unswept = new_units(), new_units()
+    unswept._sweep = lambda now_s: None  # type: ignore[method-assign]
 
-    assert np.array_equal(resolve(swept, *rows).position, resolve(kept, *rows).position)
-    assert len(swept.open_draws) < len(kept.open_draws)
+    assert np.array_equal(resolve(swept, *rows).position, resolve(unswept, *rows).position)
+    assert len(swept.open_draws) < len(unswept.open_draws)
 
 
 @pytest.mark.parametrize("word", ["zzz", "", "none", "None", "Request", "0.0"])
