@@ -26,14 +26,11 @@ from evaluation.pipeline import Lane, Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S, Draw, EvidenceError, Pair, Score, check_draw, check_pair, check_score
-from evaluation.report import EvaluationReport, GateReport, Verdict
-from evaluation.snapshot import SnapshotMismatch
+from evaluation.report import EvaluationReport
 from evaluation.units.sessions import Rows
 from evaluation.units.settlement import Settlement
 from evaluation.units.units import Assignments, kind_of, unit_hash
 from evaluation.verdict import evaluation_report
-
-__all__ = ["EvaluationReport", "Evaluator", "GateReport", "SnapshotMismatch", "Verdict"]
 
 ROWS_AT_ONCE = 512
 
@@ -111,9 +108,7 @@ class Evaluator:
         self.load_ratio = 1.0  # of the stage
         self.load_now = 1.0
         self.overloads: list[list[float]] = []  # start, end: latency of requests assigned in it is ignored
-        self.pairs: list[
-            tuple[float, str, str, float]
-        ] = []  # pending: at_s, conversation, metric, difference
+        self.pairs: list[tuple[float, str, str, float]] = []  # pending: at_s, conversation, metric, y
         self.paired: dict[int, int] = {}  # hashes of conversations whose pair was counted
         self._ready: list[Draw] = []
         self.on_settled: OnSettled | None = None  # not part of a snapshot: set it again after a restore
@@ -294,13 +289,13 @@ class Evaluator:
         due = [pair for pair in self.pairs if pair[0] < self.settlement.through_s]
         due.sort(key=lambda pair: pair[:2])  # never by the difference: of equal pairs the first added counts
         self.pairs = [pair for pair in self.pairs if not pair[0] < self.settlement.through_s]
-        for at_s, conversation, name, difference in due:
+        for at_s, conversation, name, y in due:
             key = unit_hash(f"{name}/{conversation}")
             if key in self.paired or name not in self.pipeline.metrics:
                 continue
             self.paired[key] = 1
             seq, canary = self.pipeline.seq, self.pipeline.canary
-            block = Block.one(at_s=at_s, y=difference, seq=seq, canary=canary)
+            block = Block.one(at_s=at_s, y=y, seq=seq, canary=canary)
             self.pipeline.metrics[name].pairs.feed(block)
 
 

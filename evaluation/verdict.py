@@ -192,7 +192,7 @@ def split_reasons(pipeline: Pipeline) -> list[str]:
     if pipeline.canary == 0:
         reasons.append("the canary has no requests")
     if pipeline.stable == 0:
-        reasons.append("stable has no requests while the canary has some")
+        reasons.append("stable has no requests during the canary")
     if pipeline.share.channels[0].decision.is_reached:
         reasons.append("sample ratio mismatch: the share of units does not fit their w")
     units = pipeline.units
@@ -219,26 +219,26 @@ def frozen_since(pipeline: Pipeline) -> float:
 
 
 def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
-    limit = log_limit(gate_alpha(pipeline.policy, gate))
     tracks = [t for t in metric.tracks if t.gate is gate and t.use != "proof"]
-    best = max(tracks, key=_lead)
-    reached = [t for t in tracks if t.channel.decision.is_reached]
-    void_from = min(frozen_since(pipeline), _missing_since(metric))
-    reached = [t for t in reached if t.channel.decision.seq < void_from]
-    reason = metric.presence.reason()
-    log_e = max(best.channel.decision.peak - max(best.channel.decision.limit - limit, 0.0), 0.0)
-    if math.isinf(best.channel.decision.limit):
+    limit = log_limit(gate_alpha(pipeline.policy, gate))
+    best = max(tracks, key=_lead).channel.decision
+    if math.isinf(best.limit):
         log_e = max(t.channel.decision.peak for t in tracks)
+    else:
+        log_e = max(best.peak - max(best.limit - limit, 0.0), 0.0)
+    void_from = min(frozen_since(pipeline), _missing_since(metric))
+    reached = [t for t in tracks if 0 <= t.channel.decision.seq < void_from]
+    invalid_reason = metric.presence.reason()
+    verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
     if reached:
         first = min(reached, key=lambda t: t.channel.decision.seq)
-        decision = first.channel.decision
+        verdict, decision = Verdict.FAIL, first.channel.decision
         text = f"{_harm(gate)} shown by {_USES[first.use]}"
-        verdict = Verdict.UNDECIDED if gate.is_alarm else Verdict.FAIL
-        return _report(metric, gate, "rollback", verdict, log_e, limit, text, decision.canary, decision.at_s)
-    if reason is not None:
-        verdict = Verdict.UNDECIDED if gate.is_alarm else Verdict.INVALID
-        return _report(metric, gate, "rollback", verdict, log_e, limit, reason)
-    return _report(metric, gate, "rollback", Verdict.UNDECIDED, log_e, limit, "no harm shown so far")
+    elif invalid_reason is not None:
+        verdict, text = Verdict.INVALID, invalid_reason
+    if gate.is_alarm:
+        verdict = Verdict.UNDECIDED
+    return _report(metric, gate, "rollback", verdict, text, log_e=log_e, limit=limit, decision=decision)
 
 
 def _proof_track(metric: MetricEvidence, gate: Gate, margin: float, floor: float) -> Track:
@@ -247,22 +247,27 @@ def _proof_track(metric: MetricEvidence, gate: Gate, margin: float, floor: float
 
 
 def _proof_report(pipeline: Pipeline, metric: MetricEvidence, track: Track, stage: int) -> GateReport:
-    gate, margin, floor = track.gate, track.margin, track.floor
     decision = track.channel.decision
-    reason = metric.presence.reason()
-    log_e, limit = decision.peak, decision.limit
-    if reason is not None:
-        return _report(metric, gate, "promotion", Verdict.INVALID, log_e, limit, reason)
-    if track.staged is not None and track.staged.stage != stage:
-        text = "no unit of this stage has settled yet"
-        return _report(metric, gate, "promotion", Verdict.UNDECIDED, 0.0, limit, text)
-    if decision.is_reached and decision.seq < frozen_since(pipeline):
-        text = f"{_margin(gate, margin, floor)} proven"
-        return _report(
-            metric, gate, "promotion", Verdict.PASS, log_e, limit, text, decision.canary, decision.at_s
-        )
-    text = f"{_margin(gate, margin, floor)} not proven yet"
-    return _report(metric, gate, "promotion", Verdict.UNDECIDED, log_e, limit, text)
+    log_e, margin = decision.peak, _margin(track.gate, track.margin, track.floor)
+    invalid_reason = metric.presence.reason()
+    is_proven = False
+    verdict, text = Verdict.UNDECIDED, f"{margin} not proven yet"
+    if invalid_reason is not None:
+        verdict, text = Verdict.INVALID, invalid_reason
+    elif track.staged is not None and track.staged.stage != stage:
+        log_e, text = 0.0, "no unit of this stage has settled yet"
+    elif decision.is_reached and decision.seq < frozen_since(pipeline):
+        is_proven, verdict, text = True, Verdict.PASS, f"{margin} proven"
+    return _report(
+        metric,
+        track.gate,
+        "promotion",
+        verdict,
+        text,
+        log_e=log_e,
+        limit=decision.limit,
+        decision=decision if is_proven else None,
+    )
 
 
 def _lead(track: Track) -> float:
@@ -281,12 +286,13 @@ def _report(
     gate: Gate,
     side: Side,
     verdict: Verdict,
+    reason: str,
+    *,
     log_e: float,
     limit: float,
-    reason: str,
-    decided_canary: int | None = None,
-    decided_at_s: float | None = None,
+    decision: Decision | None,
 ) -> GateReport:
+    """decision: of the channel that decided; None: none has."""
     stable, canary = point_estimates(metric, gate)
     return GateReport(
         gate=gate.name,
@@ -302,8 +308,8 @@ def _report(
         canary=canary,
         interval=metric.interval(gate) if side == "rollback" else None,
         effective_units=float(metric.columns[0].units.rows),
-        decided_at_s=decided_at_s,
-        decided_canary=decided_canary,
+        decided_at_s=None if decision is None else decision.at_s,
+        decided_canary=None if decision is None else decision.canary,
         is_alarm=gate.is_alarm,
     )
 

@@ -21,12 +21,13 @@ from controller.evidence.segment_alarms import SegmentFeed, metric_alarms
 from controller.evidence.snapshot import feed_in, pack
 from controller.rollout.observation import EvidenceStatus, GuardStatus, VersionPhase, VersionStatus
 from controller.rollout.state import LIVE, RolloutState
-from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.evaluator import Evaluator
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, EvidenceError, Score
+from evaluation.snapshot import SnapshotMismatch
 from serving.messages import CANARY, LostSpan, RecordPage, RequestRecord, ScoreRecord
 
 PAGE_EVENTS = 5_000

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,6 +99,12 @@ class AbResult:
     alpha: float
 
 
+class _Moments(NamedTuple):
+    n: int
+    mean: float
+    square: float  # sum of squared deviations
+
+
 @dataclass(slots=True)
 class _Arm:
     """Running moments and a bounded histogram of one side."""
@@ -107,6 +114,10 @@ class _Arm:
     square: float = 0.0
     bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_UNIT_BINS, dtype=np.int64))
     values: LogHistogram = field(default_factory=LogHistogram)
+
+    @property
+    def moments(self) -> _Moments:
+        return _Moments(self.n, self.mean, self.square)
 
     def add(self, y: float, scale: Scale) -> None:
         self.n += 1
@@ -196,7 +207,7 @@ class SequentialTest:
             (max(0.0, low + 0.5), min(1.0, high + 0.5)) if is_value else (low, high),
             "win rate" if is_value else "difference",
             self._win_rate() if both else None,
-            _cohens_d(a.n, a.mean, a.square, b.n, b.mean, b.square),
+            _cohens_d(a.moments, b.moments),
             min(1.0, 2 * math.exp(-peak)),
             self.question.alpha,
         )
@@ -241,14 +252,14 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
     ya, yb = (np.asarray(side, dtype=np.float64) for side in (a, b))
     for value in np.concatenate((ya, yb)):
         question.check(float(value))
-    moments = [(len(y), float(y.mean()) if len(y) else 0.0, _squares(y)) for y in (ya, yb)]
-    (n_a, mean_a, _), (n_b, mean_b, _) = moments
+    a_moments, b_moments = _moments_of(ya), _moments_of(yb)
+    (n_a, mean_a, _), (n_b, mean_b, _) = a_moments, b_moments
     win_rate, p_value, interval = None, 1.0, None
     verdict = AbVerdict.TOO_FEW
     if min(n_a, n_b) >= MIN_PER_SIDE:
         u, p_value = mann_whitney(ya, yb)
         win_rate = u / (n_a * n_b) if question.higher_is_better else 1 - u / (n_a * n_b)
-        interval = _welch(*moments, alpha=question.alpha)
+        interval = _welch(a_moments, b_moments, alpha=question.alpha)
         verdict = AbVerdict.NOT_SHOWN
         if p_value <= question.alpha:
             verdict = AbVerdict.B_BETTER if win_rate > 0.5 else AbVerdict.A_BETTER
@@ -263,7 +274,7 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
         interval,
         "difference",
         win_rate,
-        _cohens_d(*moments[0], *moments[1]),
+        _cohens_d(a_moments, b_moments),
         p_value,
         question.alpha,
     )
@@ -283,25 +294,24 @@ def mann_whitney(a: Floats, b: Floats) -> tuple[float, float]:
     return u, min(1.0, math.erfc(z / math.sqrt(2)))
 
 
-def _squares(y: Floats) -> float:
-    return float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
+def _moments_of(y: Floats) -> _Moments:
+    return (
+        _Moments(len(y), float(y.mean()), float(((y - y.mean()) ** 2).sum())) if len(y) else _Moments(0, 0, 0)
+    )
 
 
-def _cohens_d(
-    n_a: int, mean_a: float, square_a: float, n_b: int, mean_b: float, square_b: float
-) -> float | None:
-    if min(n_a, n_b) < 2 or square_a + square_b <= 0:
+def _cohens_d(a: _Moments, b: _Moments) -> float | None:
+    if min(a.n, b.n) < 2 or a.square + b.square <= 0:
         return None
-    return (mean_b - mean_a) / math.sqrt((square_a + square_b) / (n_a + n_b - 2))
+    return (b.mean - a.mean) / math.sqrt((a.square + b.square) / (a.n + b.n - 2))
 
 
-def _welch(a: tuple[int, float, float], b: tuple[int, float, float], *, alpha: float) -> tuple[float, float]:
-    (n_a, mean_a, square_a), (n_b, mean_b, square_b) = a, b
-    part_a, part_b = square_a / (n_a - 1) / n_a, square_b / (n_b - 1) / n_b
-    difference = mean_b - mean_a
+def _welch(a: _Moments, b: _Moments, *, alpha: float) -> tuple[float, float]:
+    part_a, part_b = a.square / (a.n - 1) / a.n, b.square / (b.n - 1) / b.n
+    difference = b.mean - a.mean
     if part_a + part_b == 0:
         return (difference, difference)
-    freedom = (part_a + part_b) ** 2 / (part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1))
+    freedom = (part_a + part_b) ** 2 / (part_a**2 / (a.n - 1) + part_b**2 / (b.n - 1))
     radius = t_quantile(1 - alpha / 2, freedom) * math.sqrt(part_a + part_b)
     return (difference - radius, difference + radius)
 

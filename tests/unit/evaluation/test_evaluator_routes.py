@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from evaluation import snapshot as snapshots
-from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import feed, run
 from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import GateReport
+from evaluation.snapshot import SnapshotMismatch
 from evaluation.verdict import gate_reports
 from tests.fakes.evidence_maker import ONE_STAGE, Columns, draw_at, requests, sticky, streamed
 

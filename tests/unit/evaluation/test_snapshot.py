@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.evaluator import Evaluator
 from evaluation.policy.policy import GatePolicy
+from evaluation.snapshot import SnapshotMismatch
 from tests.fakes.evidence_maker import ONE_STAGE, requests, streamed
 
 POLICY = GatePolicy.default()
