@@ -117,7 +117,7 @@ def test_excluding_takeovers_proves_a_false_tail() -> None:
 
 def test_counting_requests_instead_of_units_reports_a_sample_ratio_mismatch() -> None:
     def is_frozen(columns: Columns) -> bool:
-        return any("served share" in reason for reason in run(columns, ERRORS).reasons)
+        return any("sample ratio mismatch" in reason for reason in run(columns, ERRORS).reasons)
 
     def users(seed: int) -> Columns:
         return sticky(10_000, people=120, seed=seed, w=0.2)
