@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.gate_cases import CASES
 from benchmarks.gate_peers import LOOK, alarms, summary
 from benchmarks.gate_report import as_json, as_markdown
-from benchmarks.gate_speed import measure_speed
+from benchmarks.gate_speed import FOUR, measure_speed
 from benchmarks.gate_traffic import Case, Columns, Events, simulate
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.gates import Gate, StagePlan
@@ -35,7 +35,6 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 
 ROOT = Path(__file__).parent
-FOUR = ("error", "latency_shape", "quality", "hallucination")
 ALPHA_METRIC = 0.01 / len(FOUR)
 REPS = {"no_harm": 1000, "rollback": 1000, "promotion": 500, "boundary": 400}
 QUICK_REPS = {"no_harm": 20, "rollback": 25, "promotion": 25, "boundary": 10}
@@ -151,10 +150,8 @@ def gate_digest() -> str:
     digest = hashlib.sha256()
     for case in CASES.values():
         columns = prefix(simulate(case, 0), DIGEST_PREFIX)
-        if case.proofs:
-            result = _run_proofs(case, columns)
-        else:
-            result = _run_rollback(columns, both_policies(restart_share=0.3))
+        policy = both_policies(restart_share=0.3)
+        result = _run_proofs(case, columns) if case.proofs else _run_rollback(columns, policy)
         digest.update(f"{case.name} {dict(result.log_e)} {dict(result.proofs)}".encode())
         digest.update(" ".join(f"{r.gate} {r.log_e!r} {r.limit!r}" for r in result.gates).encode())
     return digest.hexdigest()[:12]

@@ -28,10 +28,10 @@ from benchmarks.gate_traffic import (
     Z95,
     Behaviour,
     Events,
+    Floats,
     tail_power,
 )
 
-Floats = NDArray[np.float64]
 Column = NDArray[np.generic]
 
 LOOK = 20  # canary requests between two looks
