@@ -1,7 +1,7 @@
-"""The cases of `make bench-gate`: every line of the issue's "Numbers to reach", with its figure.
+"""Cases of `make bench-gate`, with their targets.
 
-`NO_HARM` must stay, `HARM` must be found, `PROMOTION` must be proven, and `BOUNDARY` holds, for each gate
-and unit model, a canary exactly as bad as the stage's margin: there at most one in twenty may be promoted.
+`NO_HARM` must not be rolled back, `HARM` must be, `PROMOTION` must be proven. `BOUNDARY` is, for each gate
+and unit model, a canary exactly as bad as the stage's margin: at most one in twenty may be promoted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _STEADY = (
 
 
 def _drifting(name: str) -> Case:
-    """The same harm and the same seeds under a daily wave that both arms share."""
+    """The same harm and the same seeds, with a daily wave shared by both arms."""
     plain = next(case for case in _STEADY if case.name == name)
     return replace(plain, name=f"{name}, drift", traffic=_DRIFT, target={}, seeded_as=name)
 

@@ -1,12 +1,12 @@
-"""What other tools would have done on the same events: the rivals beside the gate in `make bench-gate`.
+"""Other methods on the same events, for comparison with the gate in `make bench-gate`.
 
-Each takes the columns of one repetition and returns the canary requests at its first alarm, read every
-`LOOK` canary requests, or None. They see all rows drawn while the canary had a share, as such tools do.
+Each returns the canary requests at its first alarm, read every `LOOK` canary requests, or None. They use all
+rows drawn while the canary had a share, as such tools do.
 - thresholds: error +50 %, hallucination +50 %, p99 +20 %, quality -0.05 on cumulative estimates, from 50
   samples on
 - Mann-Whitney at every look: one-sided, tie-corrected, normal approximation, alpha_metric each time
 - fixed horizon: the same test once, at `FIXED_N` canary requests
-- Wald: the sequential likelihood ratio of someone who knows both arms exactly, the limit of the game
+- Wald: the sequential likelihood ratio with both arms known exactly, the lower bound of any method
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from benchmarks.gate_traffic import (
     Z95,
     Behaviour,
     Events,
+    Floats,
     tail_power,
 )
 
-Floats = NDArray[np.float64]
 Column = NDArray[np.generic]
 
 LOOK = 20  # canary requests between two looks
@@ -43,7 +43,7 @@ HIGHER_IS_WORSE = {"error": True, "latency_ms": True, "quality": False, "halluci
 
 @dataclass(frozen=True, slots=True)
 class Alarms:
-    """Canary requests at each rival's first alarm; None: it never rang within the events."""
+    """Canary requests at each method's first alarm; None: no alarm within the events."""
 
     thresholds: int | None
     mann_whitney: int | None
@@ -52,7 +52,7 @@ class Alarms:
 
 
 def alarms(events: Events, *, alpha_metric: float) -> Alarms:
-    """First alarm of every rival on these events. alpha_metric: the level of one metric's test, in (0, 1)."""
+    """First alarm of each method on these events. alpha_metric: level of one metric's test, in (0, 1)."""
     columns = events.columns
     rows = np.asarray(columns["w"], dtype=np.float64) > 0
     arm = np.asarray(columns["arm"], dtype=np.int64)[rows]
@@ -61,19 +61,19 @@ def alarms(events: Events, *, alpha_metric: float) -> Alarms:
     looks = int(arm.sum()) // LOOK
     if looks == 0:
         return Alarms(None, None, None, _wald(events, alpha_metric))
-    threshold_rings = np.zeros(looks, dtype=np.bool_)
-    test_rings = np.zeros(looks, dtype=np.bool_)
+    threshold_alarms = np.zeros(looks, dtype=np.bool_)
+    test_alarms = np.zeros(looks, dtype=np.bool_)
     critical = NormalDist().inv_cdf(1 - alpha_metric)
     for name, worse_up in HIGHER_IS_WORSE.items():
         if name in columns:
             table = _histograms(np.asarray(columns[name], dtype=np.float64)[rows], arm, look, looks, name)
-            threshold_rings |= _over_threshold(name, table)
-            test_rings |= _mann_whitney_z(table, worse_up) > critical
+            threshold_alarms |= _over_threshold(name, table)
+            test_alarms |= _mann_whitney_z(table, worse_up) > critical
     last = min(looks, FIXED_N // LOOK) - 1
     return Alarms(
-        _first(threshold_rings),
-        _first(test_rings),
-        (last + 1) * LOOK if test_rings[last] else None,
+        _first(threshold_alarms),
+        _first(test_alarms),
+        (last + 1) * LOOK if test_alarms[last] else None,
         _wald(events, alpha_metric),
     )
 
@@ -135,8 +135,8 @@ def _mann_whitney_z(table: _Histograms, worse_up: bool) -> Floats:
     return z if worse_up else -z
 
 
-def _first(rings: NDArray[np.bool_]) -> int | None:
-    return int(np.argmax(rings) + 1) * LOOK if rings.any() else None
+def _first(is_alarm: NDArray[np.bool_]) -> int | None:
+    return int(np.argmax(is_alarm) + 1) * LOOK if is_alarm.any() else None
 
 
 def _wald(events: Events, alpha_metric: float) -> int | None:
@@ -151,10 +151,10 @@ def _wald(events: Events, alpha_metric: float) -> int | None:
 
 
 def _oracle(events: Events, canary: NDArray[np.bool_], w: Floats) -> Floats:
-    """Log likelihood ratio of each row's coin given its outcomes, for someone who knows both arms exactly.
+    """Log likelihood ratio of each row's coin given its outcomes, with both arms known exactly.
 
-    Sticky units count at their last request, by the counts of their sessions; drift is left out of it (the
-    limit is quoted without).
+    Sticky units count at their last request, by the counts of their sessions; drift is ignored, as in the
+    target.
     """
     log_ratio = np.zeros(len(w))
     if events.case.traffic.units == "sticky":
@@ -192,7 +192,7 @@ def _log_ratio(column: str, y: Floats, canary: Behaviour, stable: Behaviour) -> 
 
 
 def _session_log_ratio(events: Events) -> tuple[NDArray[np.bool_], Floats]:
-    """Each unit's last row, and there the ratio of the Gamma-Poisson counts of its hallucinations."""
+    """Each unit's last row, and the ratio of its Gamma-Poisson counts of hallucinations at that row."""
     case = events.case
     unit = np.asarray(events.columns["unit"], dtype=np.int64)
     y = np.asarray(events.columns["hallucinated"], dtype=np.float64)
@@ -210,7 +210,7 @@ def _session_log_ratio(events: Events) -> tuple[NDArray[np.bool_], Floats]:
 
 
 def summary(times: list[int | None]) -> Mapping[str, float | None]:
-    """Share that rang; median and p90 in canary requests, None where that many did not ring."""
+    """Share of runs with an alarm; median and p90 in canary requests, None where fewer had one."""
     rang = sorted(t for t in times if t is not None)
     n = len(times)
 

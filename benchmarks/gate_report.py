@@ -1,4 +1,4 @@
-"""The table of `make bench-gate`: as JSON for machines, as Markdown for the README."""
+"""Report of `make bench-gate`: JSON, and Markdown tables for the README."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ BOUNDARY_LIMIT = 0.05
 DRIFT_LIMIT = 1.25  # times the same case without drift
 DEFAULT_ONLY = frozenset({"tolerably worse", "quality -0.02 stays"})
 
-Line = dict[str, Any]  # one case's figures, as they go into the JSON
+Line = dict[str, Any]  # figures of one case, as in the JSON
 
 
 def as_json(lines: Mapping[str, dict[str, object]], speed: Mapping[str, float], *, digest: str) -> Line:
-    """The whole result: every case with `reached` (None: nothing to reach), and what it was measured on."""
+    """The whole result, with `reached` of every case (None: no target, or not measured)."""
     cases = {name: dict(line) for name, line in lines.items()}
     for name, line in cases.items():
         line["reached"] = _reached(name, line, cases)
@@ -50,11 +50,11 @@ def _reached(name: str, line: Line, cases: Mapping[str, Line]) -> bool | None:
     return _within(line["target"], {p: line[p]["median"] for p in ("strict", "default")})
 
 
-def _within(targets: Mapping[str, float | None], found: Mapping[str, float | None]) -> bool | None:
-    asked = {name: target for name, target in targets.items() if target is not None}
-    if not asked:
+def _within(targets: Mapping[str, float | None], figures: Mapping[str, float | None]) -> bool | None:
+    given = {name: target for name, target in targets.items() if target is not None}
+    if not given:
         return None
-    return all(found[name] is not None and found[name] <= target for name, target in asked.items())  # type: ignore[operator]
+    return all(figures[name] is not None and figures[name] <= target for name, target in given.items())  # type: ignore[operator]
 
 
 def as_markdown(result: Line) -> str:
@@ -85,7 +85,7 @@ def _percent(line: Line, column: str) -> str:
 
 
 def _time(line: Line, column: str) -> str:
-    """Median / p90; the share that decided where fewer than half did."""
+    """Median / p90, or the share that decided if fewer than half did."""
     if column not in line:
         return ""
     median, p90 = line[column]["median"], line[column]["p90"]
@@ -94,7 +94,7 @@ def _time(line: Line, column: str) -> str:
     return f"{median:.0f}/{p90:.0f}" if p90 is not None else f"{median:.0f}/-"
 
 
-def _mark(line: Line) -> str:
+def _verdict(line: Line) -> str:
     return {True: "yes", False: "**no**", None: ""}[line["reached"]]
 
 
@@ -111,7 +111,7 @@ def _no_harm_table(lines: Mapping[str, Line]) -> list[str]:
             _percent(line, c)
             for c in ("default", "default_restarts", "thresholds", "mann_whitney", "fixed_horizon")
         ]
-        out.append(f"| {' | '.join([*cells, _mark(line)])} |")
+        out.append(f"| {' | '.join([*cells, _verdict(line)])} |")
     return out
 
 
@@ -122,8 +122,8 @@ def _rollback_table(lines: Mapping[str, Line]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, line in lines.items():
-        wanted = [line["target"].get(policy) for policy in ("strict", "default")]
-        target = " \\| ".join("-" if t is None else f"{t:.0f}" for t in wanted) if any(wanted) else ""
+        targets = [line["target"].get(policy) for policy in ("strict", "default")]
+        target = " \\| ".join("-" if t is None else f"{t:.0f}" for t in targets) if any(targets) else ""
         if name.endswith(", drift"):
             target = "1.25x without"
         columns = (
@@ -136,7 +136,7 @@ def _rollback_table(lines: Mapping[str, Line]) -> list[str]:
             "fixed_horizon",
         )
         cells = [name, str(line["reps"]), *(_time(line, column) for column in columns)]
-        out.append(f"| {' | '.join([*cells, target, _mark(line)])} |")
+        out.append(f"| {' | '.join([*cells, target, _verdict(line)])} |")
     return out
 
 
@@ -147,12 +147,12 @@ def _promotion_table(lines: Mapping[str, Line]) -> list[str]:
     ]
     for name, line in lines.items():
         target = "/".join(f"{t:.0f}" for t in line["target"].values())
-        out.append(f"| {name} | {line['reps']} | {_time(line, 'proven')} | {target} | {_mark(line)} |")
+        out.append(f"| {name} | {line['reps']} | {_time(line, 'proven')} | {target} | {_verdict(line)} |")
     return out
 
 
 def _boundary_table(lines: Mapping[str, Line]) -> list[str]:
-    """A row for each margin, a column for each unit model: the share that was promoted."""
+    """The share that was promoted, by margin (rows) and unit model (columns)."""
     rows: dict[str, dict[str, Line]] = {}
     for name, line in lines.items():
         margin, _, model = name.partition(" | ")

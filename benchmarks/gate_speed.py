@@ -1,4 +1,4 @@
-"""What the gate costs: CPU microseconds a request and metric (streaming, from arrays) and bytes of state."""
+"""Cost of the gate: CPU microseconds a request and metric (streaming, from arrays) and bytes of state."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import numpy as np
 from benchmarks.gate_traffic import STABLE_FIRST, Case, simulate
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score
 
 FOUR = ("error", "latency_shape", "quality", "hallucination")
 STAGES = (StagePlan(0.05, 400),)
 BATCH_CANARY = 5000
 STREAM_CANARY = 500
-TICK_S = 5.0  # of the simulated clock, between two `advance`
+TICK_S = 5.0  # of the simulated clock, between two calls of `advance`
 BEST_OF = 3
 
 
 def measure_speed() -> Mapping[str, float]:
-    """Best of three, in process time, so that a busy machine is not counted."""
+    """Best of three, in process time, so that other load does not count."""
     policy = GatePolicy.default()
     policy = replace(policy, gates=tuple(g for g in policy.gates if g.name in FOUR))
     batch = simulate(Case("speed, batch", "no_harm", canary_requests=BATCH_CANARY), 0).columns
@@ -72,7 +73,7 @@ _ROW = ("t_s", "unit", "arm", "w", "assigned_by", "error", "latency_ms", "qualit
 
 
 def _live(policy: GatePolicy, events: list[tuple[Draw, tuple[Score, ...]]]) -> Evaluator:
-    """The events as a controller feeds them: one by one, with a tick now and then."""
+    """An evaluator fed like in the controller: one event at a time, with ticks in between."""
     seed = [draw.latency_ms for draw, _ in events[:STABLE_FIRST] if draw.latency_ms is not None]
     evaluator = Evaluator.start(policy, stages=STAGES, seed_latency_ms={"latency_ms": seed})
     evaluator.enter_stage(0, events[STABLE_FIRST][0].at_s)

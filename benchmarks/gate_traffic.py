@@ -1,12 +1,12 @@
-"""Seeded traffic for the gate, as the columns that `evaluation.offline.backtest.run` takes.
+"""Seeded traffic for the gate, as columns for `evaluation.offline.backtest.run`.
 
-A case is a traffic model (who asks, who is randomised, what drifts) and a harm (what the canary does to its
-share). `simulate(case, rep)` is a pure function of the case's name and the repetition, so every rival reads
-the same events. All cases share one baseline: errors 1 %, hallucination 3 %, latency lognormal (median
+A case is a traffic model (users, randomised units, drift) and a harm (the behaviour of the canary).
+`simulate(case, rep)` is a pure function of the case's name and the repetition, so all methods see the same
+events. All cases share one baseline: errors 1 %, hallucination 3 %, latency lognormal (median
 800 ms, sigma 0.5), quality Beta (mean 0.75, sd 0.2). Rows come in order of time; the first `STABLE_FIRST`
-have `w = 0` and seed stable's past.
+have `w = 0` and are the baseline of stable.
 
-Invariant: nothing here imports the gate, so that a mistake there cannot hide in the traffic.
+Invariant: nothing here imports the gate, so that an error of the gate cannot hide in the traffic.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ SLOWEST = 0.05  # share of canary requests that stable takes over in the fallbac
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What one arm does: rates in [0, 1], latency a scale on the common median, quality a mean in (0, 1)."""
+    """Behaviour of one arm: rates in [0, 1], factor of the median latency, mean quality in (0, 1)."""
 
     error: float = 0.01
     hallucinated: float = 0.03
     latency_scale: float = 1.0
-    p99_scale: float = 1.0  # > 1 stretches only what lies beyond p95, so that p99 grows by this factor
+    p99_scale: float = 1.0  # > 1 stretches only values above p95, so that p99 grows by this factor
     quality: float = 0.75
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Who asks and who is randomised. `drift` is the strength of the daily wave shared by both arms."""
+    """Users and randomised units. `drift`: amplitude of the daily wave shared by both arms."""
 
     units: Units = "request"
     per_unit: int = 10  # requests of one sticky unit
@@ -70,7 +70,7 @@ STABLE = Behaviour()
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One line of the table. `target`: the figure to reach by policy or quantile; None: none is stated."""
+    """One row of the table. `target`: figure to reach, by policy or quantile; None: no target."""
 
     name: str
     kind: Kind
@@ -80,9 +80,9 @@ class Case:
     canary_requests: int = 10_000  # horizon: the run ends undecided here
     metrics: tuple[str, ...] = ("error", "latency", "quality", "hallucinated")
     target: Mapping[str, float | None] = field(default_factory=dict)
-    proofs: Mapping[str, float] = field(default_factory=dict)  # margin by gate, where promotion is asked
+    proofs: Mapping[str, float] = field(default_factory=dict)  # margin by gate, for cases of promotion
     floor: float = 0.01
-    seeded_as: str = ""  # the case whose seeds it has, to be compared run by run; empty: its own
+    seeded_as: str = ""  # case whose seeds it uses, for comparison run by run; empty: its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Events:
 
 
 def simulate(case: Case, rep: int) -> Events:
-    """Return the events of one repetition: the same for the same seeds' name and rep, whoever asks."""
+    """Events of one repetition, determined by the name of the seeds and `rep`."""
     rng = np.random.default_rng([crc32((case.seeded_as or case.name).encode()), rep])
     draws = _draw_units(case, rng)
     outcomes = _draw_outcomes(case, draws, rng)
@@ -122,7 +122,7 @@ class _Draws:
     arm: Ints
     w: Floats  # of the row's draw: under a token, the w at which the token was drawn
     assigned_by: Strings
-    frailty: Ints  # index of the person or tenant whose habits the row has; -1: nobody's
+    frailty: Ints  # index of the person or tenant whose habits the row has; -1: none
     stage: Ints | None = None  # None: all rows are of one stage
 
 
@@ -157,7 +157,7 @@ def _labels(n: int, word: str) -> Strings:
 
 
 def _sessions(people: int, per_unit: int, span_s: float, rng: Rng) -> tuple[Ints, Floats]:
-    """Person and time of each request, by time; a person makes `per_unit` requests in one sitting."""
+    """Person and time of each request, by time; a person makes `per_unit` requests in one session."""
     start_s = rng.uniform(0.0, span_s, people)
     gaps = rng.exponential(SESSION_GAP_S, (people, per_unit))
     gaps[:, 0] = 0.0
@@ -181,7 +181,7 @@ def _sticky(n: int, per_unit: int, span_s: float, weight_at: WeightAt, rng: Rng)
 
 
 def _tenants(n: int, per_unit: int, span_s: float, weight_at: WeightAt, rng: Rng) -> _Draws:
-    """Five tenants hold half of the traffic: heavy keys, whose requests the router draws one by one."""
+    """Five tenants make half of the traffic: heavy keys, whose requests are randomised one by one."""
     people = math.ceil(n / 2 / per_unit)
     person, person_t_s = _sessions(people, per_unit, span_s, rng)
     tenant_t_s = np.sort(rng.uniform(0.0, span_s, n // 2))
@@ -202,7 +202,7 @@ def _tenants(n: int, per_unit: int, span_s: float, weight_at: WeightAt, rng: Rng
 
 
 def _returning(n: int, span_s: float, weight_at: WeightAt, rng: Rng) -> _Draws:
-    """People who come back all day, so that a ramp meets them again; no tokens, their bucket alone."""
+    """People who return all day, so that a ramp meets them again; no tokens, only their bucket."""
     people = max(50, n // 20)
     activity = rng.pareto(2.5, people) + 0.2
     person = rng.choice(people, n, p=activity / activity.sum())
@@ -277,7 +277,7 @@ def _harm_latency(log_ms: Floats, chosen: NDArray[np.bool_], behaviour: Behaviou
 
 
 def _take_over_slowest(draws: _Draws, latency_ms: Floats) -> None:
-    """Mark what stable took over: the assigned arm stays, the user waited as long as they waited."""
+    """Label the requests that stable took over; their assigned arm and latency stay."""
     canary = draws.arm == 1
     if canary.any():
         draws.assigned_by[canary & (latency_ms > np.quantile(latency_ms[canary], 1 - SLOWEST))] = "fallback"
@@ -285,7 +285,7 @@ def _take_over_slowest(draws: _Draws, latency_ms: Floats) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Habits:
-    """What a row owes to the person who asks; the neutral element for requests of nobody in particular."""
+    """Effects of a row's person on its outcomes; neutral without persons."""
 
     rate: Floats
     latency: Floats  # in sigmas

@@ -1,12 +1,11 @@
-"""One rollout's evidence while it runs: from the first record to the verdict.
+"""Evaluator of one live rollout: records in, reports out.
 
 Rules:
-1. Records may come in any order; they settle in the order of their assignment, behind the watermarks of
-`advance`. 2. What the evaluator says is a function of the settled records alone: not of when `advance`,
-`report` or `snapshot` were
-   called, and not of how the records were cut into batches. `backtest.run` on the same records says the
-   same, to the bit.
-3. A restored evaluator goes on to the bit as the one that was saved.
+1. Records may arrive in any order; they settle in order of assignment, behind the watermarks of `advance`.
+2. A report is a function of the settled records alone: neither of the calls of `advance`, `report` and
+   `snapshot`, nor of the batches in which records arrived. `backtest.run` on the same records returns the
+   same bits.
+3. A restored evaluator continues with the same bits as the one that was saved.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,27 +23,24 @@ from evaluation import snapshot as snapshots
 from evaluation.betting.wealth import Block, Floats
 from evaluation.metrics import CATALOGUE
 from evaluation.pipeline import Lane, Pipeline
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S, Draw, EvidenceError, Pair, Score, check_draw, check_pair, check_score
-from evaluation.report import EvaluationReport, GateReport, Verdict
-from evaluation.snapshot import SnapshotMismatch
+from evaluation.report import EvaluationReport
 from evaluation.units.sessions import Rows
 from evaluation.units.settlement import Settlement
-from evaluation.units.units import kind_of, unit_hash
+from evaluation.units.units import Assignments, kind_of, unit_hash
 from evaluation.verdict import evaluation_report
-
-__all__ = ["EvaluationReport", "Evaluator", "GateReport", "SnapshotMismatch", "Verdict"]
 
 ROWS_AT_ONCE = 512
 
-
-#: Hears of what has settled, metric by metric, in order of assignment: ids of the requests, their rows,
-#: values by metric (NaN: missing), and which failed. It changes nothing of what the evaluator says.
-Watch: TypeAlias = Callable[[Sequence[str], Rows, Mapping[str, Floats], NDArray[np.bool_]], None]
+#: Called with settled requests, lane by lane, in order of assignment: their ids, their rows, values by metric
+#: (NaN: missing), and which failed. It has no influence on the evaluator.
+OnSettled: TypeAlias = Callable[[Sequence[str], Rows, Mapping[str, Floats], NDArray[np.bool_]], None]
 
 
 class Queue:
-    """Settled requests that wait for one metric's scores, in order of assignment."""
+    """Settled requests waiting for the scores of one metric, in order of assignment."""
 
     __state__ = ("requests", "columns", "failed")
 
@@ -54,13 +50,13 @@ class Queue:
         self.failed = np.empty(0, dtype=np.bool_)
 
     @property
-    def columns(self) -> list[NDArray[np.generic]]:
+    def columns(self) -> list[NDArray[Any]]:
         """The rows as plain arrays, for a snapshot."""
         return self.rows.columns()
 
     @columns.setter
-    def columns(self, arrays: list[NDArray[np.generic]]) -> None:
-        self.rows = Rows.of(arrays)
+    def columns(self, arrays: list[NDArray[Any]]) -> None:
+        self.rows = Rows(*arrays)
 
     def push(self, requests: list[str], rows: Rows, failed: NDArray[np.bool_]) -> None:
         """Append requests."""
@@ -71,8 +67,8 @@ class Queue:
     def pop(
         self, metric: str, deadline_s: float, settlement: Settlement
     ) -> tuple[list[str], Rows, Floats, NDArray[np.bool_]]:
-        """The head of the queue whose score is there, or can no longer come (NaN): its time is over, or there
-        was no answer to score."""
+        """Remove the leading requests that have a score, or can get none any more (NaN): their deadline has
+        passed, or the request failed. Returns their ids, rows, scores and which failed."""
         values = []
         for request, at_s, failed in zip(
             self.requests, self.rows.at_s.tolist(), self.failed.tolist(), strict=True
@@ -82,18 +78,14 @@ class Queue:
                 break
             values.append(float("nan") if value is None else value)
         count = len(values)
-        head, gone, requests = self.rows.pick(slice(0, count)), self.failed[:count], self.requests[:count]
-        self.requests, self.rows, self.failed = (
-            self.requests[count:],
-            self.rows.pick(slice(count, None)),
-            self.failed[count:],
-        )
-        return requests, head, np.array(values, dtype=np.float64), gone
+        requests, rows, has_failed = self.requests[:count], self.rows.pick(slice(count)), self.failed[:count]
+        self.requests, self.failed = self.requests[count:], self.failed[count:]
+        self.rows = self.rows.pick(slice(count, None))
+        return requests, rows, np.array(values, dtype=np.float64), has_failed
 
 
 class Evaluator:
-    """Feed it records (`add`), tell it the time (`advance`), ask it (`report`). Not shared between
-    threads."""
+    """Add records (`add`), advance the watermark (`advance`), read the report (`report`). Not thread-safe."""
 
     __state__ = (
         "pipeline", "settlement", "queues", "stage_starts", "stage", "load_ratio", "load_now", "overloads",
@@ -115,13 +107,11 @@ class Evaluator:
         self.stage: list[int] = [0]
         self.load_ratio = 1.0  # of the stage
         self.load_now = 1.0
-        self.overloads: list[list[float]] = []  # from, until: what was assigned in it shows no latency
-        self.pairs: list[
-            tuple[float, str, str, float]
-        ] = []  # at_s, conversation, metric, difference; they wait
-        self.paired: dict[int, int] = {}  # conversations that have given their pair
+        self.overloads: list[list[float]] = []  # start, end: latency of requests assigned in it is ignored
+        self.pairs: list[tuple[float, str, str, float]] = []  # pending: at_s, conversation, metric, y
+        self.paired: dict[int, int] = {}  # hashes of conversations whose pair was counted
         self._ready: list[Draw] = []
-        self.watch: Watch | None = None  # no part of a snapshot; who restores sets it again
+        self.on_settled: OnSettled | None = None  # not part of a snapshot: set it again after a restore
 
     @classmethod
     def start(
@@ -131,7 +121,7 @@ class Evaluator:
         stages: Sequence[StagePlan],
         seed_latency_ms: Mapping[str, Sequence[float]],
     ) -> Evaluator:
-        """An evaluator without evidence. `seed_latency_ms`: stable's own values before the canary, by metric.
+        """A new evaluator. `seed_latency_ms`: stable's own values before the canary, by metric.
 
         Errors: EvidenceError when there is no stage or a seed is not a finite number of at least 0.
         """
@@ -147,8 +137,8 @@ class Evaluator:
         return evaluator
 
     def add(self, event: Draw | Score | Pair) -> None:
-        """Take one record, in any order within the settlement window. Errors: EvidenceError, and nothing
-        has changed."""
+        """Add one record, in any order within the settlement window. Errors: EvidenceError, changing
+        nothing."""
         if isinstance(event, Draw):
             check_draw(event)
             self.settlement.add_draw(event)
@@ -160,21 +150,18 @@ class Evaluator:
             self.pairs.append((event.at_s, event.conversation, event.metric, event.difference))
 
     def advance(self, through_s: float, now_s: float) -> None:
-        """Settle: no draw assigned before `through_s` is still missing, and no score received before
-        `now_s` either.
-
-        Errors: EvidenceError when either goes back.
+        """Advance the watermark: all draws assigned before `through_s` and all scores received before `now_s`
+        were added. Errors: EvidenceError when `through_s` goes back.
         """
         self._ready += self.settlement.advance(through_s, now_s)
         if len(self._ready) >= ROWS_AT_ONCE:
             self._settle()
 
     def enter_stage(self, stage: int, at_s: float) -> None:
-        """The stage's weight was acknowledged at `at_s`: its own proofs begin with units assigned from then
-        on.
+        """Start a stage whose weight was acknowledged at `at_s`: its proofs use units assigned from then on.
 
-        What has settled already stays where it was. Errors: EvidenceError for a stage that the plan has
-        not, or goes back.
+        Units that have settled already keep their stage. Errors: EvidenceError for a stage outside the plan,
+        or before the current one.
         """
         if not self.stage[-1] <= stage < len(self._stages):
             raise EvidenceError(
@@ -185,17 +172,16 @@ class Evaluator:
         self.stage_starts.append(max(at_s, self.settlement.through_s))
         self.stage.append(stage)
 
-    def note_load(self, *, stable: float, canary: float) -> None:
-        """Requests per ready replica of each arm. Far apart, latency cannot be compared and proves
-        nothing."""
+    def set_stage_load(self, *, stable: float, canary: float) -> None:
+        """Set the stage's requests per ready replica of each arm. Far apart, latency is not comparable."""
         self.load_ratio = canary / stable if stable > 0.0 else float("inf")
 
-    def note_load_now(self, ratio: float, *, since_s: float, at_s: float) -> None:
-        """A canary replica's load over a stable one's at `at_s`, and so since some moment after `since_s`.
+    def set_current_load(self, ratio: float, *, since_s: float, at_s: float) -> None:
+        """Set a canary replica's load over a stable one's at `at_s`; it was reached after `since_s`.
 
-        While it is above the policy's `load_ratio`, units show no latency, whichever arm they have: what a
-        lost replica's neighbours carry is not the version. Under less load, slower is slower. What has
-        settled already stays where it was.
+        While it is above the policy's `load_ratio`, latency of both arms is ignored: slowness under the load
+        of a lost replica is not an effect of the version. A lower load excuses nothing. Units that have
+        settled already are not changed.
         """
         through_s = self.settlement.through_s
         is_open = self.overloads and self.overloads[-1][1] == float("inf")
@@ -210,7 +196,7 @@ class Evaluator:
             self.overloads[-1][1] = max(at_s, through_s)
 
     def report(self) -> EvaluationReport:
-        """What the evidence says now."""
+        """The report on all evidence settled so far."""
         self._settle()
         return evaluation_report(
             self.pipeline,
@@ -223,23 +209,25 @@ class Evaluator:
         )
 
     def snapshot(self) -> bytes:
-        """Everything, to be restored with the same policy and stages; JSON in UTF-8, with a version."""
+        """The whole state as versioned JSON, to be restored with the same policy and stages."""
         self._settle()
         return snapshots.write(self, digest=plan_digest(self._policy, self._stages))
 
     @classmethod
     def restore(cls, policy: GatePolicy, stages: Sequence[StagePlan], data: bytes) -> Evaluator:
-        """The evaluator that made `data`, to the last bit. Errors: SnapshotMismatch."""
-        watched = policy.with_alarms()
-        # A rollout that began before there were alarms goes on without.
-        began_with = watched if snapshots.digest_of(data) == plan_digest(watched, stages) else policy
-        evaluator = cls(began_with, stages)
-        snapshots.read(evaluator, data, digest=plan_digest(began_with, stages))
+        """The evaluator whose `snapshot` returned `data`. Errors: SnapshotMismatch."""
+        with_alarms = policy.with_alarms()
+        # A rollout that started in a version without alarms continues without them.
+        started_with = (
+            with_alarms if snapshots.digest_of(data) == plan_digest(with_alarms, stages) else policy
+        )
+        evaluator = cls(started_with, stages)
+        snapshots.read(evaluator, data, digest=plan_digest(started_with, stages))
         evaluator.pipeline.restore_limits()
         return evaluator
 
     def _settle(self) -> None:
-        """Send what is due through the pipeline."""
+        """Feed the pipeline with everything that can settle."""
         if self._ready:
             self._draw(self._ready)
             self._ready = []
@@ -254,38 +242,41 @@ class Evaluator:
 
     def _settle_scores(self, lane: Lane, metric: str, queue: Queue) -> None:
         requests, rows, values, failed = queue.pop(metric, self._deadlines[metric], self.settlement)
-        lane.take(rows, {metric: values}, failed)
-        if self.watch is not None and requests:
-            self.watch(requests, rows, {metric: values}, failed)
+        lane.feed(rows, {metric: values}, failed)
+        if self.on_settled is not None and requests:
+            self.on_settled(requests, rows, {metric: values}, failed)
         waiting = float(queue.rows.at_s[0]) if queue.requests else float("inf")
         lane.close_through(min(self.settlement.through_s, waiting))
 
     def _draw(self, draws: Sequence[Draw]) -> None:
+        """Feed settled draws: to the lane of metrics known by now, and to the queues that wait for scores."""
         at_s = np.array([d.at_s for d in draws])
-        starts = np.array(self.stage_starts)
+        stage = np.searchsorted(np.array(self.stage_starts), at_s, side="right") - 1
         rows, keep = self.pipeline.draw(
-            at_s,
-            np.array([d.arm == 1 for d in draws]),
-            np.array([d.w for d in draws]),
-            np.array([kind_of(d.assigned_by) for d in draws], dtype=np.int64),
-            np.array([unit_hash(d.unit) for d in draws], dtype=np.int64),
-            np.array(self.stage, dtype=np.int64)[np.searchsorted(starts, at_s, side="right") - 1],
-            np.array([_flag(d, "fell_back") for d in draws]),
+            Assignments(
+                at_s,
+                np.array([d.arm == 1 for d in draws]),
+                np.array([d.w for d in draws]),
+                np.array([kind_of(d.assigned_by) for d in draws], dtype=np.int64),
+                np.array([unit_hash(d.unit) for d in draws], dtype=np.int64),
+                np.array(self.stage, dtype=np.int64)[stage],
+                np.array([_number(d.flags.get("fell_back")) for d in draws]),
+            )
         )
         rows = self._without_overloads(rows, through_s=float(at_s[-1]))
         kept = [draws[i] for i in keep.tolist()]
         failed = np.array([d.error is True for d in kept], dtype=np.bool_)
-        now = self.pipeline.lanes[0]
-        raw = {m.name: np.array([_value(d, m.name) for d in kept], dtype=np.float64) for m in now.metrics}
-        now.take(rows, raw, failed)
+        lane = self.pipeline.lanes[0]
+        raw = {m.name: np.array([_value(d, m.name) for d in kept], dtype=np.float64) for m in lane.metrics}
+        lane.feed(rows, raw, failed)
         requests = [d.request_id for d in kept]
-        if self.watch is not None and requests:
-            self.watch(requests, rows, raw, failed)
+        if self.on_settled is not None and requests:
+            self.on_settled(requests, rows, raw, failed)
         for queue in self.queues:
             queue.push(requests, rows, failed)
 
     def _without_overloads(self, rows: Rows, *, through_s: float) -> Rows:
-        """The rows, those of an overload cold; forgets what ended before the last of them."""
+        """The rows, cold where assigned during an overload; forgets overloads that ended by `through_s`."""
         if not self.overloads:
             return rows
         cold = rows.cold.copy()
@@ -296,17 +287,16 @@ class Evaluator:
 
     def _settle_pairs(self) -> None:
         due = [pair for pair in self.pairs if pair[0] < self.settlement.through_s]
-        due.sort(key=lambda pair: pair[:2])  # never by the difference: of two pairs the first to come counts
+        due.sort(key=lambda pair: pair[:2])  # never by the difference: of equal pairs the first added counts
         self.pairs = [pair for pair in self.pairs if not pair[0] < self.settlement.through_s]
-        for at_s, conversation, name, difference in due:
+        for at_s, conversation, name, y in due:
             key = unit_hash(f"{name}/{conversation}")
             if key in self.paired or name not in self.pipeline.metrics:
                 continue
             self.paired[key] = 1
-            self.pipeline.metrics[name].pairs.feed(self._pair(at_s, difference))
-
-    def _pair(self, at_s: float, difference: float) -> Block:
-        return Block.one(at_s=at_s, y=difference, seq=self.pipeline.seq, canary=self.pipeline.canary)
+            seq, canary = self.pipeline.seq, self.pipeline.canary
+            block = Block.one(at_s=at_s, y=y, seq=seq, canary=canary)
+            self.pipeline.metrics[name].pairs.feed(block)
 
 
 def plan_digest(policy: GatePolicy, stages: Sequence[StagePlan]) -> str:
@@ -322,12 +312,10 @@ def _value(draw: Draw, metric: str) -> float:
         return float("nan")
     if metric == "latency_ms" and draw.flags.get("censored"):
         return SETTLE_S * 1000.0
-    value = getattr(draw, metric)
-    return float("nan") if value is None else float(value)
+    return _number(getattr(draw, metric))
 
 
-def _flag(draw: Draw, name: str) -> float:
-    value = draw.flags.get(name)
+def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 

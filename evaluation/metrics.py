@@ -1,4 +1,4 @@
-"""The catalogue: what can be gated, in which unit, in which direction, and what kind of test it takes."""
+"""Catalogue of metrics: unit, direction, when a value arrives, and how each can be tested."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """How a metric is tested. `rate` and `score` live in [0, 1]; `shape` and `percentile` take any value of
-    at least 0."""
+    """How a metric is tested. Values of `rate` and `score` are within [0, 1], all others at least 0."""
 
     RATE = "rate"
     SCORE = "score"
@@ -18,14 +17,20 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One measured thing. `arrives_later`: reported by a `Score` after the answer, not with the request
-    itself."""
+    """One metric. `arrives_later`: reported by a `Score` after the answer, not with the request."""
 
     name: str
     unit: str
     lower_is_better: bool
     arrives_later: bool
     what: str
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How it can be tested: a rate counts events, which are harm; a score is better when it is higher."""
+        if self.name in VALUES:
+            return Kind.SHAPE, Kind.PERCENTILE
+        return (Kind.RATE,) if self.lower_is_better else (Kind.SCORE,)
 
 
 CATALOGUE: dict[str, Metric] = {
@@ -52,5 +57,5 @@ CATALOGUE: dict[str, Metric] = {
 
 #: Metrics that only a streamed answer has.
 STREAMED = frozenset({"ttft_ms", "itl_ms"})
-#: Metrics with values of any size, which take `shape` and `percentile` gates.
+#: Metrics with unbounded values, for `shape` and `percentile` gates.
 VALUES = frozenset({"latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"})

@@ -1,6 +1,6 @@
-"""From settled requests to channels: draws, counts, the split's own test, and one lane for each deadline.
+"""Pipeline from settled requests to channels: draws, counts, sample ratio test, a lane for each deadline.
 
-The one route that both a live rollout (`evaluator.py`) and a file (`backtest.py`) take.
+Both a live rollout (`evaluator.py`) and a file (`offline/backtest.py`) use it.
 """
 
 from __future__ import annotations
@@ -10,69 +10,73 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.sample_ratio import FallbackBet, ShareBet
+from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
 from evaluation.betting.wealth import Block, Channel, Floats, Ints
 from evaluation.metrics import CATALOGUE
-from evaluation.observed_range import RangeWatch, compared, watches
-from evaluation.policy.alpha import limit_of
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.observed_range import RangeMonitor, range_monitors
+from evaluation.policy.alpha import log_limit
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 from evaluation.units.metric_evidence import MetricEvidence
 from evaluation.units.sessions import Rows, Sessions
-from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Units
+from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, Drawn, Units
 
-NOW = "now"  # the lane of what is known when the request has settled
+NOW = "now"  # the lane of metrics that are known when the request has settled
 
 
 class Lane:
-    """Metrics that settle together, and their sessions."""
+    """Metrics that settle together, their observed ranges and their sessions."""
 
     __state__ = ("sessions", "metrics", "ranges")
 
     def __init__(self, metrics: Sequence[MetricEvidence], policy: GatePolicy) -> None:
         self.metrics = list(metrics)
-        self.ranges = watches(policy.observed_ranges, [metric.name for metric in metrics], alpha=policy.alpha)
+        self.ranges = range_monitors(
+            policy.observed_ranges, [metric.name for metric in metrics], alpha=policy.alpha
+        )
         self.sessions = Sessions(
             sum(len(metric.columns) for metric in metrics),
             session_requests=policy.session_requests,
             session_s=policy.session_s,
         )
 
-    def take(self, rows: Rows, raw: Mapping[str, Floats], failed: NDArray[np.bool_]) -> None:
-        """Take requests in order of assignment; `raw`: values by metric, NaN where missing."""
+    def feed(self, rows: Rows, raw: Mapping[str, Floats], failed: NDArray[np.bool_]) -> None:
+        """Add requests in order of assignment; `raw`: values by metric, NaN where missing."""
         if len(rows) == 0 or not self.metrics:
             return
         parts = []
-        at = 0
+        first_column = 0
         for metric in self.metrics:
-            if metric.has_nothing(raw[metric.name]):
+            if metric.can_skip(raw[metric.name]):
                 parts.append(np.full((len(metric.columns), len(rows)), np.nan))
-                at += len(metric.columns)
-                continue
-            given = metric.comparable(raw[metric.name], failed, rows)
-            columns = metric.values(given, failed, rows)
-            metric.take(rows, given, columns, failed, self.sessions, at)
-            parts.append(metric.session_values(columns, rows))
-            at += len(columns)
-            for watch in self.ranges:
-                if watch.gate.metric == metric.name:
-                    watch.take(rows, compared(given, failed))
-        self._give(self.sessions.take(rows, np.concatenate(parts)))
+            else:
+                values = metric.comparable(raw[metric.name], failed, rows)
+                columns = metric.values(values, failed, rows)
+                metric.count(rows, values, failed)
+                metric.feed_firsts(rows, columns, self.sessions, first_column)
+                parts.append(metric.session_values(columns, rows))
+                for monitor in self.ranges:
+                    if monitor.gate.metric == metric.name:
+                        monitor.feed(rows, np.where(failed, np.nan, values))  # failing fast is not fast
+            first_column += len(metric.columns)
+        self._feed_units(self.sessions.add(rows, np.concatenate(parts)))
 
     def close_through(self, through_s: float) -> None:
-        """No request of this lane assigned before `through_s` is still to come."""
+        """Close sessions up to the watermark: all requests assigned before `through_s` were fed."""
         if self.metrics:
-            self._give(self.sessions.close_through(through_s))
+            self._feed_units(self.sessions.close_through(through_s))
 
-    def _give(self, blocks: Sequence[Block]) -> None:
-        at = 0
+    def _feed_units(self, blocks: Sequence[Block]) -> None:
+        start = 0
         for metric in self.metrics:
-            metric.take_units(blocks[at : at + len(metric.columns)])
-            at += len(metric.columns)
+            stop = start + len(metric.columns)
+            metric.feed_units(blocks[start:stop])
+            start = stop
 
 
 class Pipeline:
-    """All evidence of one rollout, behind settlement."""
+    """All evidence of one rollout, from settled requests on."""
 
     __state__ = (
         "units",
@@ -99,11 +103,11 @@ class Pipeline:
         later = [[self.metrics[name]] for name in self.lane_names[1:]]
         self.lanes = [Lane(metrics, policy) for metrics in (now, *later)]
         self.units = Units(session_requests=policy.session_requests, session_s=policy.session_s)
-        self.share = Stream(with_histogram=False)
-        self.share.channels = [Channel(ShareBet(), limit=limit_of(policy.served_share_alpha))]
+        self.share = Stream(with_histogram=False)  # the sample ratio
+        self.share.channels = [Channel(SampleRatioBet(), limit=log_limit(policy.served_share_alpha))]
         self.fallback = Stream(with_histogram=False)
         self.fallback.channels = [
-            Channel(FallbackBet(most=1.0 - floor), limit=limit_of(policy.served_share_alpha))
+            Channel(FallbackBet(max_rate=1.0 - floor), limit=log_limit(policy.served_share_alpha))
             for floor in (policy.served_rate_rollback, policy.served_rate_hold)
         ]
         self.seq = 0
@@ -113,111 +117,96 @@ class Pipeline:
         self.stage_canary = 0
         self.stage_starts: dict[int, float] = {}
         self._warmup_s = [stage.warmup_s for stage in stages]
-        self.was_sticky = False  # a sticky unit was seen
-        self.is_sticky = -1  # whether alpha is cut for sticky units; -1: not fixed, nothing was bet
+        self.was_sticky = False  # there was a sticky unit
+        self.is_sticky = -1  # whether alpha is split for sticky units; -1: undecided, before the first bet
 
-    def draw(
-        self,
-        at_s: Floats,
-        arm: NDArray[np.bool_],
-        w: Floats,
-        kind: Ints,
-        unit: Ints,
-        stage: Ints,
-        fell_back: Floats,
-    ) -> tuple[Rows, Ints]:
-        """The requests that are evidence, and which they are. Arrays of equal length, in order of
-        assignment."""
-        seq = np.arange(self.seq, self.seq + len(at_s))
-        drawn = self.units.resolve(at_s, arm, w, kind, unit, seq)
-        counted = arm & (kind != LEFT_OUT) & (w > 0.0)
-        canary = np.cumsum(counted) + self.canary
-        self._fix_units(kind, drawn.place, drawn.w)
-        self._count(arm, kind, w, stage, counted & (drawn.place > 0), counted)
-        keep = np.flatnonzero(drawn.place > 0)
+    def draw(self, requests: Assignments) -> tuple[Rows, Ints]:
+        """The rows of the requests that are evidence, and which of the requests they are."""
+        arm, w, kind = requests.arm, requests.w, requests.kind
+        seq = np.arange(self.seq, self.seq + len(requests))
+        drawn = self.units.resolve(requests, seq)
+        on_canary = arm & (kind != LEFT_OUT) & (w > 0.0)
+        canary = np.cumsum(on_canary) + self.canary
+        self._fix_units(kind, drawn)
+        self._count(requests, on_canary, drawn)
+        keep = np.flatnonzero(drawn.position > 0)
         rows = Rows(
             seq[keep],
-            at_s[keep],
+            requests.at_s[keep],
             arm[keep],
             drawn.w[keep],
             drawn.draw[keep],
-            drawn.place[keep],
+            drawn.position[keep],
             kind[keep] == REQUEST,
-            stage[keep],
+            requests.stage[keep],
             canary[keep],
-            self._cold(at_s, w, stage)[keep],
+            self._is_warming_up(requests)[keep],
         )
-        self.share.feed(rows.block(np.zeros(len(rows)), (rows.place == 1) & (rows.w > 0.0), rows.w))
-        told = fell_back[keep]
-        self.fallback.feed(rows.block(told, rows.arm & ~np.isnan(told), rows.w))
-        self.seq += len(at_s)
+        self.share.feed(rows.block(np.zeros(len(rows)), (rows.position == 1) & (rows.w > 0.0), rows.w))
+        fell_back = requests.fell_back[keep]
+        self.fallback.feed(rows.block(fell_back, rows.arm & ~np.isnan(fell_back), rows.w))
+        self.seq += len(requests)
         return rows, keep
 
-    def _cold(self, at_s: Floats, w: Floats, stage: Ints) -> NDArray[np.bool_]:
+    def _is_warming_up(self, requests: Assignments) -> NDArray[np.bool_]:
         """Requests within the warm-up of their stage, which begins with its first drawn request."""
-        cold = np.zeros(len(at_s), dtype=np.bool_)
-        for index in np.unique(stage[w > 0.0]).tolist():
-            here = (stage == index) & (w > 0.0)
-            start_s = self.stage_starts.setdefault(index, float(at_s[np.argmax(here)]))
-            if index < len(self._warmup_s):
-                cold |= here & (at_s < start_s + self._warmup_s[index])
-        return cold
+        is_cold = np.zeros(len(requests), dtype=np.bool_)
+        is_drawn = requests.w > 0.0
+        for stage in np.unique(requests.stage[is_drawn]).tolist():
+            of_stage = (requests.stage == stage) & is_drawn
+            start_s = self.stage_starts.setdefault(stage, float(requests.at_s[np.argmax(of_stage)]))
+            if stage < len(self._warmup_s):
+                is_cold |= of_stage & (requests.at_s < start_s + self._warmup_s[stage])
+        return is_cold
 
     @property
-    def ranges(self) -> list[RangeWatch]:
-        """The watches of all lanes' observed ranges."""
-        return [watch for lane in self.lanes for watch in lane.ranges]
+    def ranges(self) -> list[RangeMonitor]:
+        """The monitors of all lanes' observed ranges."""
+        return [monitor for lane in self.lanes for monitor in lane.ranges]
 
     def restore_limits(self) -> None:
-        """Put the limits back that the first bet fixed."""
+        """Set the limits that the first bet fixed; a snapshot does not hold them."""
         if self.is_sticky >= 0:
             for metric in self.metrics.values():
                 metric.set_limits(self.policy, sticky=bool(self.is_sticky))
 
-    def _fix_units(self, kind: Ints, place: Ints, w: Floats) -> None:
-        """Cut alpha for sticky units if one was seen up to and with the first unit that is bet: known
-        before its coin."""
+    def _fix_units(self, kind: Ints, drawn: Drawn) -> None:
+        """Split alpha for sticky units if one came before the first bet or is the first: known before its
+        coin."""
         if self.is_sticky >= 0:
             return
-        bet = np.flatnonzero((place == 1) & (w > 0.0))
+        bet = np.flatnonzero((drawn.position == 1) & (drawn.w > 0.0))
         through = int(bet[0]) + 1 if len(bet) else len(kind)
         self.was_sticky = self.was_sticky or bool((kind[:through] > REQUEST).any())
         if len(bet):
-            self.is_sticky = int(
-                self.was_sticky if self.policy.units == "auto" else self.policy.units == "sticky"
-            )
+            is_sticky = self.was_sticky if self.policy.units == "auto" else self.policy.units == "sticky"
+            self.is_sticky = int(is_sticky)
             self.restore_limits()
 
-    def _count(
-        self,
-        arm: NDArray[np.bool_],
-        kind: Ints,
-        w: Floats,
-        stage: Ints,
-        own: NDArray[np.bool_],
-        counted: NDArray[np.bool_],
-    ) -> None:
-        self.canary += int(np.count_nonzero(counted))
-        self.stable += int(np.count_nonzero(~arm & (kind != LEFT_OUT) & (w > 0.0)))
+    def _count(self, requests: Assignments, on_canary: NDArray[np.bool_], drawn: Drawn) -> None:
+        stage, kind = requests.stage, requests.kind
+        self.canary += int(np.count_nonzero(on_canary))
+        self.stable += int(np.count_nonzero(~requests.arm & (kind != LEFT_OUT) & (requests.w > 0.0)))
         if len(stage) and stage[-1] != self.stage:
             self.stage, self.stage_canary = int(stage[-1]), 0
-        self.stage_canary += int(np.count_nonzero(own & (stage == self.stage) & (kind != HELD)))
+        own = on_canary & (drawn.position > 0) & (kind != HELD)
+        self.stage_canary += int(np.count_nonzero(own & (stage == self.stage)))
 
 
 def proofs_by_gate(policy: GatePolicy, stages: Sequence[StagePlan]) -> dict[str, list[tuple[float, float]]]:
-    """The distinct (margin, floor) that the stages must prove, by gate."""
+    """The distinct (margin, floor) pairs that the stages must prove, by gate."""
     out: dict[str, list[tuple[float, float]]] = {}
     for stage in stages:
         margins, floor = stage_margins(policy, stage)
         for name, margin in margins.items():
-            wanted = out.setdefault(name, [])
-            if (margin, floor) not in wanted:
-                wanted.append((margin, floor))
+            pairs = out.setdefault(name, [])
+            if (margin, floor) not in pairs:
+                pairs.append((margin, floor))
     return out
 
 
 def stage_margins(policy: GatePolicy, stage: StagePlan) -> tuple[dict[str, float], float]:
-    """What a stage must prove, of the gates this policy has, and the floor of its rates."""
+    """The margins that a stage must prove, by gate of this policy, and the floor of its rates."""
     rung = policy.rung_for(stage.min_canary)
     margins = rung.margins if stage.margins is None else stage.margins
     names = {gate.name for gate in policy.gates}

@@ -1,20 +1,16 @@
-"""The evidence: one `Draw` for each toss of the router's coin, one `Score` for each later judgement of an
-answer.
+"""Evidence records: a `Draw` for each request, a `Score` for each later judgement of an answer.
 
 The contract of the evidence (the first thing to read in this folder):
 
-- A **unit** is what the coin was tossed for: a request, or a sticky key (a user, a conversation), counted
-  once.
-- `w` belongs to the **draw**. A unit that is seen again at a higher weight is bet at its conditional
-  probability (`units.py`); a request that is held by an affinity token belongs to the draw of the token and
-  is never bet again.
-- **Intention to treat**: what happens after the coin removes no unit. Takeover, fallback, retry, 429 and
-  time-out stay with the *assigned* arm. Only what was decided before the coin and without it is left out,
-  for both arms alike.
-- **Order**: units settle in the order of their assignment, behind a watermark, never in the order of
-  completion.
-- **Missing** (`None`, NaN in arrays) is not a value: it is missing, and missing differently by arm makes a
-  metric INVALID.
+- A **unit** is what is randomised: a request, or a sticky key (a user, a conversation), counted once.
+- `w` belongs to the **draw**. A unit that returns at a higher weight is bet at its conditional probability
+  (`units/units.py`); a request held by an affinity token belongs to the draw of the token and is never bet
+  again.
+- **Intention to treat**: nothing that happens after the coin removes a unit. Takeover, fallback, retry, 429
+  and timeout count for the *assigned* arm. Only requests assigned without the coin are left out, on both
+  arms alike.
+- **Order**: units settle in order of assignment, behind a watermark, never in order of completion.
+- **Missing** (`None`, NaN in arrays) is not a value. A metric missing more often on one arm is INVALID.
 """
 
 from __future__ import annotations
@@ -23,20 +19,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from evaluation.metrics import CATALOGUE, VALUES
+from evaluation.metrics import CATALOGUE, VALUES, Kind
 
 STABLE = 0
 CANARY = 1
 
-#: How long an answer is waited for. What takes longer is told as it stands then, and is censored.
+#: Longest wait for an answer. One that takes longer is reported incomplete, and is censored.
 SETTLE_S = 60.0
 
-#: The least chance that a coin may have of coming up either way; less is a mistake, and no number holds it.
-LEAST_W = 1e-9
+#: Minimum of w and of 1 - w for a toss; less is a mistake, and not representable.
+MIN_W = 1e-9
 
-#: Tossed anew for each request, so the request is the unit. A heavy key's too, though it keeps its name.
+#: Randomised per request, so the request is the unit; with `heavy`, the requests of a heavy key.
 PER_REQUEST = frozenset({"request", "heavy"})
-#: A key's bucket fell to an arm: the key is the unit. What stable took over later (`fallback`) stays its own.
+#: Randomised by the bucket of a key, so the key is the unit. A `fallback` by stable stays the key's request.
 STICKY_KEYS = frozenset(
     {
         "sticky",
@@ -53,9 +49,9 @@ STICKY_KEYS = frozenset(
         "fallback",
     }
 )
-#: Held by the affinity token of an earlier draw: belongs to that draw, never bet again.
+#: Held by the affinity token of an earlier draw, to which it belongs; never bet again.
 PINNED = frozenset({"pin", "pinned", "affinity", "token"})
-#: Decided before the coin and without it: no evidence, for both arms alike.
+#: Assigned without the coin: not evidence, on both arms alike.
 NOT_DRAWN = frozenset(
     {
         "force",
@@ -77,25 +73,23 @@ WORDS_REMEDY = "use request, sticky, pin (a token held it) or force (no coin was
 
 
 def kind_is_drawn(assigned_by: str) -> bool:
-    """Whether a coin was tossed for this very request."""
+    """Whether the coin was tossed for this request itself."""
     return assigned_by in PER_REQUEST or assigned_by in STICKY_KEYS
 
 
 class EvidenceError(ValueError):
-    """A record that cannot be evidence; the message holds the field, the value, the limit and the remedy."""
+    """An invalid record; the message holds the field, the value, the limit and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One request and the coin that was tossed for it; arrives when the request has settled (answered,
-    failed, censored).
+    """One request and its assignment, recorded when it was answered, failed or was censored.
 
-    `w` is P(canary) at the draw. `w == 0` on stable is a request from before the canary: it teaches what
-    stable looks like and is never bet. `w == 1` on the canary is no evidence. Times in seconds since the
-    epoch, durations in ms. `assigned_by`: 'request' (each request its own unit), 'pin' (affinity token),
-    one of `STICKY_KEYS` (the key is the unit) or of `NOT_DRAWN`; another word is refused. `flags` are rates
-    by name (truncated, empty, refused, cancelled); `censored` marks an answer that was not complete after
-    `SETTLE_S`: the slowest there is, and an error only if `error` says so (not a byte of it had come).
+    `w`: P(canary) at the draw; 0 is a request from before the canary, a baseline that is never bet; 1 is not
+    evidence. Times in seconds since the epoch, durations in ms. `assigned_by`: 'request' (each request is its
+    own unit), 'pin' (affinity token), one of `STICKY_KEYS` (the key is the unit) or of `NOT_DRAWN`. `flags`:
+    rates by name (truncated, empty, refused, cancelled); `censored`: the answer was incomplete after
+    `SETTLE_S`, which counts as slowest, and as an error only with `error` (no byte had arrived).
     """
 
     request_id: str
@@ -105,10 +99,8 @@ class Draw:
     w: float
     assigned_by: str
     stage: int = 0
-    bucket: float | None = (
-        None  # None: not reported; shown, never used as evidence (it would give the coin away)
-    )
-    error: bool | None = None  # None: the record was lost, missing for both arms
+    bucket: float | None = None  # None: not reported. Never used as evidence: it determines the arm
+    error: bool | None = None  # None: the record was lost; missing on both arms
     latency_ms: float | None = None  # None: not measured
     ttft_ms: float | None = None
     itl_ms: float | None = None
@@ -119,8 +111,7 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A judgement of one answer: quality in [0, 1], hallucinated 0 or 1, a thumb; `at_s` is when it was
-    received."""
+    """A judgement of one answer: quality in [0, 1], hallucinated 0 or 1, a thumb. `at_s`: when received."""
 
     request_id: str
     metric: str
@@ -130,10 +121,9 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A mirrored answer beside the one that the user got: stable's score less the canary's, in [-1, 1].
+    """A served and a mirrored answer to one request: stable's score less the canary's, in [-1, 1].
 
-    One pair a conversation. A channel of its own: it can roll back, it never promotes, and its latency is
-    never gated.
+    One pair a conversation. Pairs can roll back and never promote; their latency is not gated.
     """
 
     conversation: str
@@ -143,12 +133,12 @@ class Pair:
 
 
 def check_draw(draw: Draw) -> None:
-    """Raise EvidenceError unless the draw can be evidence. Checked once, at the door."""
+    """Raise EvidenceError unless the draw is valid. Checked once, on entry."""
     who = draw.request_id
     if not is_number(draw.at_s):
         raise EvidenceError(f"at_s {draw.at_s!r} of {who} is not a time; send seconds since the epoch")
     if not is_name(draw.unit) or not is_name(who):
-        raise EvidenceError(f"unit {draw.unit!r} or request_id {who!r} is no name; send text, not empty")
+        raise EvidenceError(f"unit {draw.unit!r} or request_id {who!r} is not a name; send non-empty text")
     if not is_name(draw.assigned_by) or draw.assigned_by not in KNOWN_WORDS:
         raise EvidenceError(f"assigned_by {draw.assigned_by!r} of {who} is unknown; {WORDS_REMEDY}")
     if draw.arm not in (STABLE, CANARY):
@@ -157,8 +147,8 @@ def check_draw(draw: Draw) -> None:
         )
     if not is_number(draw.w) or not 0.0 <= draw.w <= 1.0:
         raise EvidenceError(f"w {draw.w!r} of {who} is outside 0..1; send P(canary) at the draw")
-    if 0.0 < min(draw.w, 1.0 - draw.w) < LEAST_W:
-        raise EvidenceError(f"w {draw.w!r} of {who} is no coin; send 0, 1 or at least {LEAST_W:g} from both")
+    if 0.0 < min(draw.w, 1.0 - draw.w) < MIN_W:
+        raise EvidenceError(f"w {draw.w!r} of {who} is too near 0 or 1; send 0, 1 or at least {MIN_W:g} away")
     if draw.w in (0.0, 1.0) and draw.w != draw.arm and kind_is_drawn(draw.assigned_by):
         raise EvidenceError(f"w {draw.w} of {who} cannot give arm {draw.arm}; send P(canary) at the draw")
     for name in ("latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"):
@@ -178,14 +168,14 @@ def check_score(score: Score) -> None:
     """Raise EvidenceError unless the score is of a known metric, on its scale, with a time."""
     who = score.request_id
     if not is_name(who):
-        raise EvidenceError(f"request_id {who!r} of a score is no name; send the request's")
+        raise EvidenceError(f"request_id {who!r} of a score is not a name; send the request's")
     if score.metric not in CATALOGUE or score.metric in VALUES:
         known = ", ".join(name for name in CATALOGUE if name not in VALUES)
         raise EvidenceError(f"metric {score.metric!r} of {who} is not scored; use one of {known}")
     if not is_number(score.value) or not 0.0 <= score.value <= 1.0:
         raise EvidenceError(f"{score.metric} {score.value!r} of {who} is outside 0..1; rescale it")
     if is_rate(score.metric) and not is_event(score.value):
-        raise EvidenceError(f"{score.metric} {score.value!r} of {who} is neither 0 nor 1; say which")
+        raise EvidenceError(f"{score.metric} {score.value!r} of {who} is neither 0 nor 1; send one")
     if not is_number(score.at_s):
         raise EvidenceError(f"at_s {score.at_s!r} of a score of {who} is not a time; send seconds")
 
@@ -203,7 +193,7 @@ def check_pair(pair: Pair) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number."""
+    """Whether the value is a finite number."""
     try:
         return math.isfinite(value)  # type: ignore[arg-type]
     except (TypeError, OverflowError):
@@ -211,15 +201,15 @@ def is_number(value: object) -> bool:
 
 
 def is_event(value: object) -> bool:
-    """Whether it says that something happened or not: false, true, 0 or 1."""
+    """Whether the value is false, true, 0 or 1."""
     return is_number(value) and value in (0, 1)
 
 
 def is_rate(metric: str) -> bool:
-    """Whether the metric happens or not, and nothing between."""
-    return CATALOGUE[metric].unit.startswith("share")
+    """Whether the metric counts events: each value is 0 or 1."""
+    return Kind.RATE in CATALOGUE[metric].kinds
 
 
 def is_name(value: object) -> bool:
-    """Whether it names something."""
+    """Whether the value is non-empty text."""
     return isinstance(value, str) and value != ""

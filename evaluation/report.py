@@ -1,4 +1,4 @@
-"""From evidence to a verdict: what each gate says, and what the whole says."""
+"""Evaluation report: the verdict on a stage, with a report for each gate and side."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Side = Literal["rollback", "promotion", "guard"]
 
 
 class Verdict(StrEnum):
-    """PASS: shown. FAIL: harm shown. UNDECIDED: more evidence is needed. INVALID: no evidence can be had as
-    things are."""
+    """PASS: proven. FAIL: harm shown. UNDECIDED: more evidence is needed. INVALID: the evidence is unusable,
+    and more of it will not help."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -21,12 +21,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """What one gate says at this moment.
+    """Current state of one gate, on one side.
 
-    `log_e`: the largest log wealth so far; `limit`: where it decides. `stable` and `canary` are point
+    `log_e`: the maximum log wealth so far; `limit`: where it decides. `stable` and `canary` are point
     estimates in the metric's unit, `interval` the anytime-valid interval of their ratio (rates, values) or
-    difference (scores), for display. None means that there is nothing to show yet. `effective_units`: of
-    both arms, each unit once.
+    difference (scores), for display; None: no evidence yet. `effective_units`: of both arms, each unit once.
     """
 
     gate: str
@@ -44,16 +43,16 @@ class GateReport:
     effective_units: float = 0.0
     decided_at_s: float | None = None  # None: not decided
     decided_canary: int | None = None  # canary requests settled at the decision; None: not decided
-    is_alarm: bool = False  # it never decides; `decided_canary` then says when it rang
+    is_alarm: bool = False  # it never decides; `decided_canary` is then where it was raised
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """What the whole says. `rollback` is sticky: once a gate has shown harm, nothing takes it back.
+    """Report on the whole rollout and its current stage.
 
-    `stage_verdict` is about the stage that runs: PASS when all that it must prove is proven on enough
-    canary requests, FAIL when `rollback` is set, INVALID when something it needs cannot be had (`missing`
-    says what), else UNDECIDED. `frozen`: the split itself does not look like its weight, so statistics
+    `rollback`: the gate that showed harm first; it stays. `stage_verdict`: PASS when all margins of the stage
+    are proven on enough canary requests, FAIL when `rollback` is set, INVALID when needed evidence is
+    unusable, else UNDECIDED. `missing`: why it is not PASS. `frozen`: sample ratio mismatch, so statistics
     neither promote nor roll back.
     """
 

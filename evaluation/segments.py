@@ -1,10 +1,10 @@
-"""Segment alarms: harm to one tenant, category or prompt length, which hides in the mean.
+"""Segment alarms: harm to one tenant, category or prompt length that the mean hides.
 
-Each segment is tested by the gate's own bet, at a level of its own that adds up to `alpha` over all segments
-that can ever appear: the j-th to appear gets alpha / (j (j + 1)). So a new tenant needs no new correction,
-and naming any healthy segment, at any look, has probability at most alpha.
+Each segment is tested by the gate's own bet, at its own level: alpha / (j (j + 1)) for the j-th to appear,
+which adds up to alpha over all segments that can ever appear. So a new tenant needs no new correction, and
+an alarm for any healthy segment, at any look, has probability at most alpha.
 
-Invariant: a segment alarm is shown and notified; it never decides a rollout.
+Invariant: a segment alarm is displayed and notified; it never decides a rollout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OTHERS = "(others)"
 
 @dataclass(frozen=True, slots=True)
 class SegmentAlarm:
-    """A segment in which the canary was shown to be worse than the tolerance allows."""
+    """A segment in which the canary was shown to be worse than tolerated."""
 
     segment: str
     log_e: float
@@ -35,9 +35,9 @@ class SegmentAlarm:
 
 
 class SegmentAlarms:
-    """One metric by segment, each unit once, in the order of settlement. At most 256 segments.
+    """Tests of one metric by segment. At most 256 segments.
 
-    Segments beyond that share one, `(others)`, so that a header with a random value cannot fill the memory.
+    Segments beyond that share one, `(others)`, so that a header with random values cannot fill the memory.
     """
 
     __state__ = ("segments", "streams")
@@ -48,34 +48,34 @@ class SegmentAlarms:
         if not (math.isfinite(tolerance) and tolerance >= 0):
             raise ValueError(f"tolerance {tolerance} is not a number of at least 0; use half the threshold")
         if kind is Kind.PERCENTILE:
-            raise ValueError("segments take rate, score or shape; a percentile of few answers shows nothing")
+            raise ValueError("segments need rate, score or shape; a percentile of few answers shows nothing")
         self._kind = kind
         self._tolerance = tolerance
         self._alpha = alpha
-        self._places: dict[str, int] = {}
+        self._positions: dict[str, int] = {}
         self.streams: list[Stream] = []  # one a segment, in the order of appearance
 
     @property
     def segments(self) -> list[str]:
-        """The segments in the order of appearance, which is that of their levels."""
-        return list(self._places)
+        """The segments in order of appearance, which is that of their levels."""
+        return list(self._positions)
 
     @segments.setter
     def segments(self, names: list[str]) -> None:
-        self._places, self.streams = {}, []
+        self._positions, self.streams = {}, []
         for name in names:
             self._open(name)
 
     def feed(self, segment: str, block: Block) -> None:
-        """Take settled units of one segment, in order; y as the metric's gate takes it."""
-        if segment not in self._places and len(self._places) >= MAX_SEGMENTS:
+        """Add settled units of one segment, each once, in order; y: as for the metric's gate."""
+        if segment not in self._positions and len(self._positions) >= MAX_SEGMENTS:
             segment = OTHERS
-        if segment not in self._places:
+        if segment not in self._positions:
             self._open(segment)
-        self.streams[self._places[segment]].feed(block)
+        self.streams[self._positions[segment]].feed(block)
 
     def _open(self, segment: str) -> None:
-        place = len(self._places) + 1
+        rank = len(self._positions) + 1
         bettor: FirstEvents | ScoreLoss | ShapeLoss
         if self._kind is Kind.RATE:
             bettor = FirstEvents(tolerance=self._tolerance)
@@ -83,17 +83,17 @@ class SegmentAlarms:
             bettor = ScoreLoss(tolerance=self._tolerance)
         else:
             bettor = ShapeLoss(tolerance=self._tolerance)
-        channel = Channel(bettor, limit=math.log(place * (place + 1) / self._alpha))
+        channel = Channel(bettor, limit=math.log(rank * (rank + 1) / self._alpha))
         stream = Stream(with_histogram=self._kind is Kind.SHAPE)
         stream.channels.append(channel)
-        self._places[segment] = place - 1
+        self._positions[segment] = len(self.streams)
         self.streams.append(stream)
 
     def alarms(self) -> tuple[SegmentAlarm, ...]:
-        """Every segment that has rung, in the order of appearance. An alarm stays."""
-        decisions = {name: self.streams[at].channels[0].decision for name, at in self._places.items()}
+        """The alarms so far, in order of appearance of their segments. An alarm stays."""
+        decisions = {name: self.streams[i].channels[0].decision for name, i in self._positions.items()}
         return tuple(
-            SegmentAlarm(name, decided.peak, decided.limit, decided.canary, decided.at_s)
-            for name, decided in decisions.items()
-            if decided.is_reached
+            SegmentAlarm(name, decision.peak, decision.limit, decision.canary, decision.at_s)
+            for name, decision in decisions.items()
+            if decision.is_reached
         )

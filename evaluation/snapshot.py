@@ -1,8 +1,7 @@
-"""State as bytes and back, to the last bit: JSON with a version, arrays as base64.
+"""Snapshots: state as versioned JSON with arrays as base64, restored with the same bits.
 
-Every stateful object names what it must remember in `__state__`; all else is made again from the policy.
-Invariant: a snapshot holds no code and no class names, and loading one can only fill in objects that
-already exist.
+Every stateful object lists its stored attributes in `__state__`; all else is derived from the policy.
+Invariant: a snapshot holds no code and no class names; loading one only sets attributes of existing objects.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ FORMAT = 6
 
 
 class SnapshotMismatch(ValueError):
-    """A snapshot of another policy, other stages or an unknown version, or a damaged one; the message says
-    which."""
+    """The snapshot is damaged, of an unknown version, or of another policy or other stages."""
 
 
-#: What reading a damaged document ends in, wherever the damage is.
-_BROKEN = (
+#: Exceptions that reading a damaged document can raise.
+_DAMAGE = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -39,32 +37,32 @@ _BROKEN = (
     zlib.error,
 )
 _REMEDY = "restore an earlier one, or start again"
-_SEAL_BYTES = 74
+_SUM_BYTES = 74
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An object that names its own state."""
+    """An object that lists its stored attributes."""
 
     @property
     def __state__(self) -> tuple[str, ...]: ...
 
 
 def _to_2(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 keeps the book of units as two arrays, not as a list of pairs."""
+    """Format 2 stores the units as two arrays instead of a list of pairs."""
     units = document["state"]["pipeline"]["units"]
     pairs = units.pop("seen")["items"]
-    units["book"] = [_encode(np.array([pair[at] for pair in pairs], dtype=np.int64)) for at in (0, 1)]
+    units["book"] = [_encode(np.array([pair[i] for pair in pairs], dtype=np.int64)) for i in (0, 1)]
     return {**document, "format": 2}
 
 
 def _to_3(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 3 knows when the canary's replicas carried more than stable's; before it, nobody looked."""
+    """Format 3 adds the times when the canary's replicas carried more load than stable's."""
     return {**document, "format": 3, "state": {**document["state"], "load_now": 1.0, "overloads": []}}
 
 
 def _to_4(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 4 estimates the ratio of medians where the shape of values is gated."""
+    """Format 4 adds the estimate of the ratio of medians to shape gates."""
     for lane in document["state"]["pipeline"]["lanes"]:
         for metric in lane["metrics"]:
             first = metric["columns"][0]["first"]
@@ -74,29 +72,29 @@ def _to_4(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_5(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 5 keeps the first values of a histogram until there are enough to centre it."""
-    return {**document, "state": _waiting(document["state"]), "format": 5}
+    """Format 5 buffers the first values of a histogram until there are enough to centre it."""
+    return {**document, "state": _with_buffers(document["state"]), "format": 5}
 
 
-def _waiting(value: Any) -> Any:
+def _with_buffers(value: Any) -> Any:
     if isinstance(value, list):
-        return [_waiting(item) for item in value]
+        return [_with_buffers(item) for item in value]
     if not isinstance(value, dict):
         return value
-    found = {name: _waiting(item) for name, item in value.items()}
-    if found.keys() == {"counts", "first_bin", "total"}:
-        found["waiting"] = _encode(np.empty(0, dtype=np.int64))
-    return found
+    state = {name: _with_buffers(item) for name, item in value.items()}
+    if state.keys() == {"counts", "first_bin", "total"}:
+        state["waiting"] = _encode(np.empty(0, dtype=np.int64))
+    return state
 
 
 def _to_6(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 6 watches observed ranges; before it, no policy had one."""
+    """Format 6 adds observed ranges; before it, no policy had one."""
     for lane in document["state"]["pipeline"]["lanes"]:
         lane["ranges"] = []
     return {**document, "format": 6}
 
 
-#: From a format to the next one: takes the document, returns it changed.
+#: From each format to the next one.
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _to_2,
     2: _to_3,
@@ -107,59 +105,57 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def write(root: Stateful, *, digest: str) -> bytes:
-    """The state under `root`, with the digest of what it may be restored with."""
+    """The state under `root` as bytes. digest: of the policy and stages it can be restored with."""
     document = {"format": FORMAT, "digest": digest, "state": _encode(root)}
     body = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()[:-1]
-    return body + _seal(body)
+    return body + _sum(body)
 
 
 def read(root: Stateful, data: bytes, *, digest: str) -> None:
-    """Fill `root` with the state in `data`. Errors: SnapshotMismatch, and `root` is of no use."""
-    document = _parsed(data)
+    """Set the state under `root` from `data`. Errors: SnapshotMismatch, and `root` is unusable."""
+    document = _parse(data)
     try:
         while document["format"] != FORMAT:
             document = MIGRATIONS[document["format"]](document)
         if document["digest"] != digest:
-            found = document["digest"]
+            stored = document["digest"]
             raise SnapshotMismatch(
-                f"snapshot belongs to policy and stages {found!r:.40}, not {digest}; restore with its own"
+                f"snapshot belongs to policy and stages {stored!r:.40}, not {digest}; restore with its own"
             )
         _fill(root, document["state"])
     except SnapshotMismatch:
         raise
-    except (*_BROKEN, ValueError) as exc:
+    except (*_DAMAGE, ValueError) as exc:
         raise SnapshotMismatch(f"snapshot is damaged ({type(exc).__name__}); {_REMEDY}") from exc
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
-    """The document, of a known format and as it was written. Errors: SnapshotMismatch."""
+def _parse(data: bytes) -> dict[str, Any]:
+    """The document, of a known format and unchanged since it was written. Errors: SnapshotMismatch."""
     try:
-        document = json.loads(data)
+        document: dict[str, Any] = json.loads(data)
         version = document["format"]
-    except (*_BROKEN, ValueError) as exc:
-        raise SnapshotMismatch("this is no snapshot of an evaluator; give what snapshot() returned") from exc
+    except (*_DAMAGE, ValueError) as exc:
+        raise SnapshotMismatch("this is not a snapshot of an evaluator; use the bytes of snapshot()") from exc
     if type(version) is not int or not (version == FORMAT or version in MIGRATIONS):
         raise SnapshotMismatch(f"snapshot format {version!r:.40} is unknown, the limit is {FORMAT}; upgrade")
-    body, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
-    is_whole = seal == _seal(body) if "sum" in document else document.keys() == {"format", "digest", "state"}
-    if not is_whole:
-        raise SnapshotMismatch(f"snapshot is damaged (its sum does not fit); {_REMEDY}")
-    found: dict[str, Any] = document
-    return found
+    body, end = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
+    is_intact = end == _sum(body) if "sum" in document else document.keys() == {"format", "digest", "state"}
+    if not is_intact:
+        raise SnapshotMismatch(f"snapshot is damaged (checksum mismatch); {_REMEDY}")
+    return document
 
 
-def _seal(body: bytes) -> bytes:
-    """The end of a document that begins with `body`: its sum. Earlier programs wrote none, and ignore it."""
+def _sum(body: bytes) -> bytes:
+    """The end of a document that begins with `body`: its checksum. Earlier versions wrote none."""
     return b',"sum":"%s"}' % hashlib.sha256(body).hexdigest().encode()
 
 
 def digest_of(data: bytes) -> str | None:
-    """With what a snapshot may be restored; None when it is none."""
+    """Digest of the policy and stages of a snapshot; None: not a snapshot."""
     try:
-        found = json.loads(data)["digest"]
-    except (*_BROKEN, ValueError):
+        return str(json.loads(data)["digest"])
+    except (*_DAMAGE, ValueError):
         return None
-    return str(found)
 
 
 def _encode(value: object) -> object:
@@ -200,10 +196,10 @@ def _decode(value: object) -> object:
 
 def _fill(target: Stateful, state: object) -> None:
     if not isinstance(state, dict):
-        raise SnapshotMismatch(f"snapshot is damaged ({type(target).__name__} is none); {_REMEDY}")
+        raise SnapshotMismatch(f"snapshot is damaged ({type(target).__name__} is malformed); {_REMEDY}")
     for name in target.__state__:
         if name not in state:
-            raise SnapshotMismatch(f"snapshot lacks {name!r} of {type(target).__name__}; it was cut short")
+            raise SnapshotMismatch(f"snapshot lacks {name!r} of {type(target).__name__}; {_REMEDY}")
         present = getattr(target, name)
         raw = state[name]
         if isinstance(present, Stateful):
@@ -221,7 +217,7 @@ def _fill(target: Stateful, state: object) -> None:
 
 
 def _shape(value: object) -> object:
-    """What may stand for what: numbers for numbers, an array for one of as many dimensions."""
+    """Equal for interchangeable values: numbers, and arrays of the same kind and number of dimensions."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind, value.ndim
     return float if isinstance(value, bool | int | float) else type(value)

@@ -1,4 +1,4 @@
-"""A stream: one column of settled units, in order, cut into epochs, with the channels that bet on it."""
+"""Stream: one column of settled units in order, cut into epochs, and the channels that bet on it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from evaluation.betting.wealth import Block, Channel
 
 
 class Stream:
-    """Feeds channels block by block; tables and normalisers change only where an epoch ends.
+    """Feeds channels block by block; what they bet with changes only where an epoch ends.
 
-    Epochs are counted in the stream's own units and grow by a fifth, so the answer does not depend on how
-    the units were cut into blocks: a live rollout and a file give the same bits.
+    Epochs are counted in the stream's own units and grow by a fifth, so the result does not depend on how
+    the units were cut into blocks: a live rollout and a file yield the same bits.
     """
 
     __state__ = ("stable", "channels", "staged", "estimate", "rows", "canary", "until", "stage")
 
     def __init__(self, *, with_histogram: bool, estimate: Estimate | None = None) -> None:
-        self.estimate = estimate  # None: no interval is shown
+        self.estimate = estimate  # None: no interval is displayed
         self.channels: list[Channel] = []
-        self.staged: list[Channel] = []  # begin again with each stage
+        self.staged: list[Channel] = []  # reset with each stage
         self.stable = Stable(with_histogram=with_histogram)
         self.rows = 0
         self.canary = 0
@@ -30,12 +30,12 @@ class Stream:
         self.stage = 0
 
     def seed(self, values: Floats) -> None:
-        """Stable's values from before the rollout."""
+        """Learn stable's values from before the rollout."""
         self.stable.learn(values)
-        self._turn()
+        self._end_epoch()
 
     def feed(self, block: Block) -> None:
-        """Take settled units, in order."""
+        """Bet on settled units, in order."""
         start = 0
         while start < len(block):
             stop = min(len(block), start + self.until - self.rows)
@@ -43,7 +43,7 @@ class Stream:
             if len(later) and later[0] == 0:
                 self.stage = int(block.stage[start])
                 for channel in self.staged:
-                    channel.begin_again()
+                    channel.reset()
                 later = np.flatnonzero(block.stage[start:stop] != self.stage)
             if len(later):
                 stop = start + int(later[0])
@@ -61,11 +61,11 @@ class Stream:
         self.rows += len(part)
         self.canary += int(np.count_nonzero(part.arm))
         if self.rows == self.until:
-            self._turn()
+            self._end_epoch()
             self.until += epoch_after(self.rows)
 
-    def _turn(self) -> None:
+    def _end_epoch(self) -> None:
         for channel in (*self.channels, *self.staged):
-            channel.turn(self.stable, self.canary)
+            channel.end_epoch(self.stable, self.canary)
         if self.estimate is not None:
-            self.estimate.turn(self.stable)
+            self.estimate.end_epoch(self.stable)

@@ -1,4 +1,4 @@
-"""What the channels say together: a report for each gate and side, the rollback, and the stage."""
+"""Verdicts from the channels' decisions: a report for each gate and side, the rollback, and the stage."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from evaluation.betting.wealth import Decision
 from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_margins
-from evaluation.policy.alpha import limit_of, whole_of
-from evaluation.policy.policy import Gate, StagePlan
+from evaluation.policy.alpha import gate_alpha, log_limit
+from evaluation.policy.gates import Gate, StagePlan
 from evaluation.report import EvaluationReport, GateReport, Side, Verdict
 from evaluation.units.metric_evidence import MetricEvidence, Track
 
-MANY_CONTRADICTIONS = 10
-MANY_ROWS = 1000  # so many requests without one on an arm are no coincidence any more
-CLEAR = 2.0  # times the harm that must be found: so much slower is stable itself only for a reason
+MAX_CONTRADICTIONS = 10
+MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
+SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself that needs a cause
 SERVED = "served"
 
 
@@ -40,38 +40,43 @@ def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) ->
 def _range_reports(pipeline: Pipeline) -> list[GateReport]:
     """A report for each observed range."""
     reports = []
-    for watch in pipeline.ranges:
-        metric = pipeline.metrics[watch.gate.metric]
-        # Where no answer is streamed there is nothing to hold against a range, and nothing to hold for.
+    for monitor in pipeline.ranges:
+        metric = pipeline.metrics[monitor.gate.metric]
+        # Where no answer is streamed, missing values are no reason to hold.
         is_idle = metric.name in STREAMED and metric.presence.never_arrived
         reports.append(
-            watch.report(
+            monitor.report(
                 n_stable=int(metric.counts[0]),
                 void_from=min(frozen_since(pipeline), _missing_since(metric)),
-                lacking=None if is_idle else metric.presence.reason(),
+                invalid_reason=None if is_idle else metric.presence.reason(),
             )
         )
     return reports
 
 
 def _served_reports(pipeline: Pipeline) -> list[GateReport]:
-    """The split's own gates: units against their w, and the canary's requests that it really served."""
+    """Reports on the sample ratio, and on the share of the canary's requests that it served itself."""
     policy = pipeline.policy
-    share = pipeline.share.channels[0].decision
-    worse, bad = (channel.decision for channel in pipeline.fallback.channels)
-    shown = Verdict.INVALID if share.is_reached else Verdict.UNDECIDED
-    text = "units do not fit their w: statistics are frozen" if share.is_reached else "units fit their w"
-    reports = [_served("served_share", "guard", shown, share, text, pipeline)]
-    if worse.is_reached and worse.seq < frozen_since(pipeline):
+    sample_ratio = pipeline.share.channels[0].decision
+    below_rollback, below_hold = (channel.decision for channel in pipeline.fallback.channels)
+    verdict, text = Verdict.UNDECIDED, "units fit their w"
+    if sample_ratio.is_reached:
+        verdict, text = Verdict.INVALID, "units do not fit their w: statistics are frozen"
+    reports = [_served_report("served_share", "guard", verdict, sample_ratio, text, pipeline)]
+    if below_rollback.is_reached and below_rollback.seq < frozen_since(pipeline):
         text = f"the canary served less than {policy.served_rate_rollback:.0%} of its requests"
-        reports.append(_served("served_rate", "rollback", Verdict.FAIL, worse, text, pipeline))
-    if bad.is_reached:
+        reports.append(
+            _served_report("served_rate", "rollback", Verdict.FAIL, below_rollback, text, pipeline)
+        )
+    if below_hold.is_reached:
         text = f"the canary served less than {policy.served_rate_hold:.0%} of its requests"
-        reports.append(_served("served_rate", "promotion", Verdict.INVALID, bad, text, pipeline))
+        reports.append(
+            _served_report("served_rate", "promotion", Verdict.INVALID, below_hold, text, pipeline)
+        )
     return reports
 
 
-def _served(
+def _served_report(
     gate: str, side: Side, verdict: Verdict, decision: Decision, reason: str, pipeline: Pipeline
 ) -> GateReport:
     return GateReport(
@@ -100,22 +105,26 @@ def evaluation_report(
     load_ratio: float = 1.0,
     load_now: float = 1.0,
 ) -> EvaluationReport:
-    """The whole report of the stage that runs. The load is a canary replica's over a stable one's: in the
-    stage, and now."""
-    loads = (load_ratio, load_now)
-    reports = [_comparable(r, pipeline, *loads) for r in gate_reports(pipeline, stages, stage)]
+    """The whole report on the current stage.
+
+    load_ratio, load_now: a canary replica's load over a stable one's, in the stage and at this moment.
+    """
+    reports = [_with_load(r, pipeline, load_ratio, load_now) for r in gate_reports(pipeline, stages, stage)]
     rollback = rollback_of(reports)
     split = split_reasons(pipeline)
-    blind = blind_gates(pipeline, reports)
-    wanted = [r for r in reports if r.side == "promotion"]
+    invalid = invalid_gates(pipeline, reports)
     stage_canary = pipeline.stage_canary if pipeline.stage == stage else 0
     shared = interference(pipeline)
-    missing = [f"{r.gate}: {r.reason}" for r in wanted if r.verdict not in (Verdict.PASS, Verdict.INVALID)]
+    missing = [
+        f"{r.gate}: {r.reason}"
+        for r in reports
+        if r.side == "promotion" and r.verdict not in (Verdict.PASS, Verdict.INVALID)
+    ]
     if stage_canary < stages[stage].min_canary:
         missing.append(f"{stage_canary} of {stages[stage].min_canary} canary requests in this stage")
     if rollback is not None:
         verdict = Verdict.FAIL
-    elif (split and pipeline.seq >= MANY_ROWS) or blind:
+    elif (split and pipeline.seq >= MIN_ROWS) or invalid:
         verdict = Verdict.INVALID
     elif missing or split or shared:
         verdict = Verdict.UNDECIDED
@@ -126,7 +135,7 @@ def evaluation_report(
         stage_verdict=verdict,
         rollback=rollback,
         gates=tuple(reports),
-        missing=(*split, *shared, *blind, *missing),
+        missing=(*split, *shared, *invalid, *missing),
         frozen=math.isfinite(frozen_since(pipeline)),
         n_canary=pipeline.canary,
         n_stable=pipeline.stable,
@@ -137,128 +146,132 @@ def evaluation_report(
     )
 
 
-def _comparable(report: GateReport, pipeline: Pipeline, load_ratio: float, load_now: float) -> GateReport:
-    """A latency proof is INVALID while the arms' replicas are loaded differently; so is the search for harm
-    while the canary's carry more.
+def _with_load(report: GateReport, pipeline: Pipeline, load_ratio: float, load_now: float) -> GateReport:
+    """The report, INVALID where the replicas' loads differ too much to compare latency.
 
-    What was shown before stands. A canary with less to carry that is slower is slower.
+    A proof needs similar loads, a rollback only a canary without more load: under less load, slower is
+    slower. Harm shown before stays.
     """
     if report.metric not in VALUES or report.verdict is Verdict.FAIL:
         return report
-    most = pipeline.policy.load_ratio
-    ratio = load_now if load_now > most else load_ratio
+    limit = pipeline.policy.load_ratio
+    ratio = load_now if load_now > limit else load_ratio
     is_proof = report.side == "promotion"
-    if not (load_now > most or (is_proof and not 1.0 / most <= load_ratio <= most)):
+    if not (load_now > limit or (is_proof and not 1.0 / limit <= load_ratio <= limit)):
         return report
     load = "no canary replica is ready" if math.isinf(ratio) else f"canary load {ratio:.1f}x stable's"
     return replace(report, verdict=Verdict.INVALID, reason=f"not comparable: {load}")
 
 
 def rollback_of(reports: Sequence[GateReport]) -> GateReport | None:
-    """The gate that showed harm first."""
+    """The report of the gate that showed harm first; None: none did."""
     failed = [r for r in reports if r.side == "rollback" and r.verdict is Verdict.FAIL]
     return min(failed, key=lambda r: (r.decided_canary or 0, r.decided_at_s or 0.0), default=None)
 
 
-def blind_gates(pipeline: Pipeline, reports: Sequence[GateReport]) -> list[str]:
-    """Why nothing can be proven as things are: the gates that are INVALID, each once.
+def invalid_gates(pipeline: Pipeline, reports: Sequence[GateReport]) -> list[str]:
+    """The gates that are INVALID, each once, with the reason: nothing can be proven meanwhile.
 
-    A gate that can only roll back counts as well, because a canary that it does not see may be doing the harm
-    it is there for. Left out are times of streaming while no answer is streamed, and what never decides.
+    Includes gates that can only roll back: without evidence, the canary may be doing the harm they test for.
+    Excludes streaming times while no answer is streamed, guards, and alarms.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for report in reports:
         if report.verdict is not Verdict.INVALID or report.side == "guard" or report.is_alarm:
             continue
         metric = pipeline.metrics.get(report.metric)
         is_idle = metric is not None and report.metric in STREAMED and metric.presence.never_arrived
         if not (is_idle and report.side == "rollback"):
-            found.setdefault(report.gate, report.reason)
-    return [f"{gate}: {reason}" for gate, reason in found.items()]
+            reasons.setdefault(report.gate, report.reason)
+    return [f"{gate}: {reason}" for gate, reason in reasons.items()]
 
 
 def split_reasons(pipeline: Pipeline) -> list[str]:
-    """Why the split itself is no evidence. Empty when it is."""
+    """Why the split itself is invalid. Empty: it is valid."""
     reasons = []
     if pipeline.canary == 0:
         reasons.append("the canary has no requests")
     if pipeline.stable == 0:
-        reasons.append("stable has no requests beside the canary's")
+        reasons.append("stable has no requests during the canary")
     if pipeline.share.channels[0].decision.is_reached:
-        reasons.append("the served share of units does not fit their w")
+        reasons.append("sample ratio mismatch: the share of units does not fit their w")
     units = pipeline.units
-    if units.contradictions > MANY_CONTRADICTIONS and units.contradictions > 0.01 * units.sticky_draws:
+    if units.contradictions > MAX_CONTRADICTIONS and units.contradictions > 0.01 * units.sticky_draws:
         reasons.append(f"{units.contradictions} sticky draws contradict their own bucket")
     return reasons
 
 
 def interference(pipeline: Pipeline) -> list[str]:
-    """Where stable itself became slower beside the canary: on shared hardware no coin sees that. It holds,
-    and pages."""
+    """Metrics by which stable itself became slower with the canary: invisible to the coin on shared
+    hardware, so it holds and pages."""
     return [
         f"stable's own {name} rose to {metric.slowdown():.1f}x of before the canary: shared hardware?"
         for name, metric in pipeline.metrics.items()
         if CATALOGUE[name].unit == "ms"
-        and metric.slowdown() > 1.0 + CLEAR * max(gate.threshold for gate in metric.gates)
+        and metric.slowdown() > 1.0 + SLOWDOWN_FACTOR * max(gate.threshold for gate in metric.gates)
     ]
 
 
 def frozen_since(pipeline: Pipeline) -> float:
-    """The row at which the served share fired; infinite while it holds."""
+    """Sequence number of the row that showed a sample ratio mismatch; infinite: none has."""
     seq = pipeline.share.channels[0].decision.seq
     return float(seq) if seq >= 0 else math.inf
 
 
 def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
-    limit = limit_of(whole_of(pipeline.policy, gate))
     tracks = [t for t in metric.tracks if t.gate is gate and t.use != "proof"]
-    best = max(tracks, key=lambda t: _lead(t))
-    reached = [t for t in tracks if t.channel.decision.is_reached]
-    void_from = min(frozen_since(pipeline), _missing_since(metric))
-    reached = [t for t in reached if t.channel.decision.seq < void_from]
-    reason = metric.presence.reason()
-    log_e = max(best.channel.decision.peak - max(best.channel.decision.limit - limit, 0.0), 0.0)
-    if math.isinf(best.channel.decision.limit):
+    limit = log_limit(gate_alpha(pipeline.policy, gate))
+    best = max(tracks, key=_lead).channel.decision
+    if math.isinf(best.limit):
         log_e = max(t.channel.decision.peak for t in tracks)
+    else:
+        log_e = max(best.peak - max(best.limit - limit, 0.0), 0.0)
+    void_from = min(frozen_since(pipeline), _missing_since(metric))
+    reached = [t for t in tracks if 0 <= t.channel.decision.seq < void_from]
+    invalid_reason = metric.presence.reason()
+    verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
     if reached:
         first = min(reached, key=lambda t: t.channel.decision.seq)
-        decision = first.channel.decision
-        text = f"{_harm(gate)} shown by {_use(first)}"
-        verdict = Verdict.UNDECIDED if gate.is_alarm else Verdict.FAIL
-        return _report(metric, gate, "rollback", verdict, log_e, limit, text, decision.canary, decision.at_s)
-    if reason is not None:
-        verdict = Verdict.UNDECIDED if gate.is_alarm else Verdict.INVALID
-        return _report(metric, gate, "rollback", verdict, log_e, limit, reason)
-    return _report(metric, gate, "rollback", Verdict.UNDECIDED, log_e, limit, "no harm shown so far")
+        verdict, decision = Verdict.FAIL, first.channel.decision
+        text = f"{_harm(gate)} shown by {_USES[first.use]}"
+    elif invalid_reason is not None:
+        verdict, text = Verdict.INVALID, invalid_reason
+    if gate.is_alarm:
+        verdict = Verdict.UNDECIDED
+    return _report(metric, gate, "rollback", verdict, text, log_e=log_e, limit=limit, decision=decision)
 
 
 def _proof_track(metric: MetricEvidence, gate: Gate, margin: float, floor: float) -> Track:
-    wanted = (margin, floor)
-    return next(
-        t for t in metric.tracks if t.gate is gate and t.use == "proof" and (t.margin, t.floor) == wanted
-    )
+    key = (gate, "proof", margin, floor)
+    return next(t for t in metric.tracks if (t.gate, t.use, t.margin, t.floor) == key)
 
 
 def _proof_report(pipeline: Pipeline, metric: MetricEvidence, track: Track, stage: int) -> GateReport:
-    gate, margin, floor = track.gate, track.margin, track.floor
     decision = track.channel.decision
-    reason = metric.presence.reason()
-    log_e, limit = decision.peak, decision.limit
-    if reason is not None:
-        return _report(metric, gate, "promotion", Verdict.INVALID, log_e, limit, reason)
-    if track.staged is not None and track.staged.stage != stage:
-        text = "no unit of this stage has settled yet"
-        return _report(metric, gate, "promotion", Verdict.UNDECIDED, 0.0, limit, text)
-    if decision.is_reached and decision.seq < frozen_since(pipeline):
-        text = f"{_margin(gate, margin, floor)} proven"
-        return _report(
-            metric, gate, "promotion", Verdict.PASS, log_e, limit, text, decision.canary, decision.at_s
-        )
-    text = f"{_margin(gate, margin, floor)} not proven yet"
-    return _report(metric, gate, "promotion", Verdict.UNDECIDED, log_e, limit, text)
+    log_e, margin = decision.peak, _margin(track.gate, track.margin, track.floor)
+    invalid_reason = metric.presence.reason()
+    is_proven = False
+    verdict, text = Verdict.UNDECIDED, f"{margin} not proven yet"
+    if invalid_reason is not None:
+        verdict, text = Verdict.INVALID, invalid_reason
+    elif track.staged is not None and track.staged.stage != stage:
+        log_e, text = 0.0, "no unit of this stage has settled yet"
+    elif decision.is_reached and decision.seq < frozen_since(pipeline):
+        is_proven, verdict, text = True, Verdict.PASS, f"{margin} proven"
+    return _report(
+        metric,
+        track.gate,
+        "promotion",
+        verdict,
+        text,
+        log_e=log_e,
+        limit=decision.limit,
+        decision=decision if is_proven else None,
+    )
 
 
 def _lead(track: Track) -> float:
+    """How far the log wealth is above its limit; negative below it."""
     decision = track.channel.decision
     return decision.peak - decision.limit if math.isfinite(decision.limit) else -math.inf
 
@@ -273,12 +286,13 @@ def _report(
     gate: Gate,
     side: Side,
     verdict: Verdict,
+    reason: str,
+    *,
     log_e: float,
     limit: float,
-    reason: str,
-    decided_canary: int | None = None,
-    decided_at_s: float | None = None,
+    decision: Decision | None,
 ) -> GateReport:
+    """decision: of the channel that decided; None: none has."""
     stable, canary = point_estimates(metric, gate)
     return GateReport(
         gate=gate.name,
@@ -294,14 +308,17 @@ def _report(
         canary=canary,
         interval=metric.interval(gate) if side == "rollback" else None,
         effective_units=float(metric.columns[0].units.rows),
-        decided_at_s=decided_at_s,
-        decided_canary=decided_canary,
+        decided_at_s=None if decision is None else decision.at_s,
+        decided_canary=None if decision is None else decision.canary,
         is_alarm=gate.is_alarm,
     )
 
 
 def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, float | None]:
-    """Stable's and the canary's mean (rates, scores), median (shape) or percentile, in the metric's unit."""
+    """Stable's and the canary's mean (rates, scores), median (shape) or percentile, in the metric's unit.
+
+    None: no values.
+    """
     if metric.canary_values is None:
         means = [
             float(total / count) if count else None
@@ -309,9 +326,9 @@ def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, f
         ]
         return means[0], means[1]
     share = gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
-    both = (metric.stable_values, metric.canary_values)
-    found = [float(h.upper_edges(np.array([share]))[0]) if h.total else None for h in both]
-    return found[0], found[1]
+    histograms = (metric.stable_values, metric.canary_values)
+    points = [float(h.upper_edges(np.array([share]))[0]) if h.total else None for h in histograms]
+    return points[0], points[1]
 
 
 def _harm(gate: Gate) -> str:
@@ -323,10 +340,7 @@ def _harm(gate: Gate) -> str:
     return f"{gate.name} {beyond}"
 
 
-def _use(track: Track) -> str:
-    return {"first": "first requests", "session": "sessions", "pairs": "mirrored pairs", "proof": "units"}[
-        track.use
-    ]
+_USES = {"first": "first requests", "session": "sessions", "pairs": "mirrored pairs"}
 
 
 def _margin(gate: Gate, margin: float, floor: float) -> str:

@@ -97,7 +97,7 @@ class AbEvaluator:
 
     def note(self) -> str | None:
         """Why the test is invalid, or what it is waiting for; None: neither."""
-        if reason := self._validity.reason() or self._validity.silence():
+        if reason := self._validity.reason() or self._validity.missing_outcomes():
             return reason
         if self.is_open:
             counts = " and ".join(str(len(side)) for side in self._sides)

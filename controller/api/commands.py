@@ -36,7 +36,8 @@ from controller.spec.service import VersionSpec, dump, parse_policy, parse_servi
 from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
-from evaluation.forecast.stages import StageForecast, TrafficModel
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast
 
 DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
 PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)

@@ -22,7 +22,8 @@ from controller.spec.service import VersionSpec, dump, parse_policy, parse_versi
 from controller.store.rows import ServiceRow, VersionRow
 from controller.views.models import PlanView
 from controller.views.plan import forecast_view, plan_view
-from evaluation.forecast.stages import StageForecast, TrafficModel
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast
 
 
 @dataclass(frozen=True, slots=True)

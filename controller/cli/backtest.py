@@ -64,7 +64,7 @@ def backtest(
     from controller.spec.service import parse_policy
     from evaluation.offline.backtest import run
     from evaluation.offline.trace import trace
-    from evaluation.policy.policy import PolicyError
+    from evaluation.policy.values import PolicyError
     from evaluation.records import EvidenceError
 
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:

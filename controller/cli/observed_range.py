@@ -13,10 +13,10 @@ from controller.cli.evidence_files import EvidenceFile
 from controller.errors import BadInput
 from controller.quantities import duration_s
 from evaluation.metrics import CATALOGUE, VALUES
-from evaluation.observed_range import ObservedRange, RangeWatch, Standing, observe_range
+from evaluation.observed_range import ObservedRange, PercentileEstimate, RangeMonitor, observe_range
 from evaluation.policy.observed_ranges import RangeGate
-from evaluation.policy.parsing import PolicyError
 from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 
 BACKTEST_ALPHA = 0.01  # of `backtest --range`, which has no policy's alpha to share
 
@@ -27,7 +27,7 @@ class RangeResult:
 
     metric: str
     observed: ObservedRange
-    percentiles: tuple[Standing, ...]
+    percentiles: tuple[PercentileEstimate, ...]
 
     def lines(self) -> list[str]:
         """One line for each percentile."""
@@ -89,11 +89,11 @@ def range_of_backtest(
             until_s=until_s,
             window_s=window_s,
         )
-        watch = RangeWatch(RangeGate("range", metric, observed.ranges), alpha=BACKTEST_ALPHA)
-        watch.add(values[canary])
+        monitor = RangeMonitor(RangeGate("range", metric, observed.ranges), alpha=BACKTEST_ALPHA)
+        monitor.add(values[canary])
     except ValueError as exc:
         raise BadInput(f"--range {metric}: {exc}") from exc
-    return RangeResult(metric, observed, watch.standings())
+    return RangeResult(metric, observed, monitor.estimates())
 
 
 def range_gate(

@@ -20,9 +20,10 @@ from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alar
 from controller.evidence.snapshot import envelope_of, stored_feed
 from controller.rollout.observation import EvidenceStatus, GuardStatus, VersionPhase, VersionStatus
 from controller.rollout.state import LIVE, RolloutState
-from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.evaluator import Evaluator
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.records import Draw, EvidenceError, Score
+from evaluation.snapshot import SnapshotMismatch
 from serving.messages import CANARY, STABLE, LostSpan, RequestRecord
 
 SEED_VALUES = 4_000  # of stable's own traffic, per metric, before the canary's first unit
@@ -188,7 +189,7 @@ class Feed:
             self._enter_stage()
 
     def _attach(self, evaluator: Evaluator) -> None:
-        evaluator.watch = self._segments.on_settled
+        evaluator.on_settled = self._segments.on_settled
         self._evaluator = evaluator
 
     def _enter_stage(self) -> None:

@@ -65,7 +65,7 @@ class LiveLoad:
         if ratio is None or self._ready is None:
             return
         since_s = self._balanced_at_s - IN_FLIGHT_S
-        evaluator.note_load_now(ratio, since_s=since_s, at_s=self._read_at_s)
+        evaluator.set_current_load(ratio, since_s=since_s, at_s=self._read_at_s)
         if min(self._served) >= ENOUGH:
             stable, canary = self._carried
         elif self._ready[1]:
@@ -73,7 +73,7 @@ class LiveLoad:
             stable, canary = (1 - w) / self._ready[0], w / self._ready[1]
         else:
             return
-        evaluator.note_load(stable=stable, canary=canary)
+        evaluator.set_stage_load(stable=stable, canary=canary)
 
     def settle_through_s(self, low_watermark_s: float, now_s: float) -> float:
         """How far requests may settle: where a canary replica can be lost, not before its loss is noticed."""

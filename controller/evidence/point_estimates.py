@@ -9,7 +9,8 @@ from __future__ import annotations
 from controller.rollout.observation import PointEstimates
 from evaluation.metrics import Kind
 from evaluation.pipeline import stage_margins
-from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import EvaluationReport, GateReport, Verdict
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score
 from serving.messages import CANARY, RequestRecord, ScoreRecord
 
@@ -22,7 +24,7 @@ def gate_config(request: str) -> GateConfig:
     """The configuration pinned in a rollout's stored request: a newer default changes nothing."""
     pinned = json.loads(request)
     stages = tuple(StagePlan(**stage) for stage in pinned["stages"])
-    return GateConfig(GatePolicy.from_mapping(pinned["gate"]), stages)
+    return GateConfig(parse_gate_policy(pinned["gate"]), stages)
 
 
 def flags_of(record: RequestRecord) -> dict[str, bool]:

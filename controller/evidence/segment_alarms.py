@@ -24,10 +24,11 @@ from controller.rollout.observation import Alarm
 from evaluation import snapshot as snapshots
 from evaluation.betting.wealth import Floats
 from evaluation.metrics import VALUES, Kind
-from evaluation.policy.policy import Gate, GatePolicy
+from evaluation.policy.gates import Gate
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import EvaluationReport
 from evaluation.segments import SegmentAlarm, SegmentAlarms
-from evaluation.units.metric_evidence import judged_coin
+from evaluation.units.metric_evidence import judged_probability
 from evaluation.units.sessions import Rows
 from serving.messages import RequestRecord
 
@@ -70,7 +71,7 @@ class RolloutSegmentAlarms:
         self, requests: Sequence[str], rows: Rows, raw: Mapping[str, Floats], failed: NDArray[np.bool_]
     ) -> None:
         """Consume settled requests in order; only the first request of each unit counts."""
-        first = np.flatnonzero((rows.place == 1) & (rows.w > 0.0)).tolist()
+        first = np.flatnonzero((rows.position == 1) & (rows.w > 0.0)).tolist()
         labelled = [(i, self._requests[requests[i]][2]) for i in first if requests[i] in self._requests]
         for gate, alarms in self._gates.values():
             y = raw.get(gate.metric)
@@ -78,7 +79,7 @@ class RolloutSegmentAlarms:
                 continue
             if gate.metric in VALUES:
                 y = np.where(failed | rows.cold, np.nan, y)
-            _feed(alarms, rows, y, judged_coin(gate.sampling, rows.w), labelled)
+            _feed(alarms, rows, y, judged_probability(gate.sampling, rows.w), labelled)
 
     def raised(self, *, frozen: bool) -> tuple[Alarm, ...]:
         """Every alarm so far. frozen: sample ratio mismatch, so no new alarm is accepted."""

@@ -17,8 +17,9 @@ from controller.planning.ladder import gate_stages
 from controller.quantities import FULL_BP, duration, percent
 from controller.rollout.plan import Plan
 from controller.spec.policy import PolicySpec
-from evaluation.forecast.detectable_effect import finds_nothing
-from evaluation.forecast.stages import MOST_RUNS, StageForecast, TrafficModel, simulate_plan
+from evaluation.forecast.detectable_effect import detects_nothing
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import MAX_RUNS, StageForecast, simulate_plan
 
 FORECAST_KEYS = ("rate", "unit_requests", "users", "quick")
 MAX_RATE = 1e6
@@ -59,7 +60,7 @@ class TrafficOverrides:
 
 
 def forecast(
-    plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, reps: int = MOST_RUNS
+    plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, reps: int = MAX_RUNS
 ) -> tuple[StageForecast, ...]:
     """A forecast for each stage of the plan; the bake, which has to prove nothing, is left out."""
     return simulate_plan(
@@ -110,7 +111,7 @@ def underpowered_stages(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -
     for number, stage in enumerate(plan.stages, 1):
         weight = stage.weight_bp / FULL_BP
         requests = rate * weight * stage.deadline_s
-        if finds_nothing(
+        if detects_nothing(
             gates,
             w=weight,
             canary_requests=requests,

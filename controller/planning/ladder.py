@@ -17,7 +17,8 @@ from controller.quantities import FULL_BP, percent
 from controller.rollout.plan import Plan, Stage
 from controller.spec.policy import PolicySpec, StageSpec
 from evaluation.metrics import VALUES
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 
 MIN_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
 

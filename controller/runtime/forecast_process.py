@@ -17,7 +17,8 @@ from controller import telemetry
 from controller.planning.forecast import NotSimulated, forecast
 from controller.rollout.plan import Plan
 from controller.spec.policy import PolicySpec
-from evaluation.forecast.stages import StageForecast, TrafficModel
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast
 
 LIMIT_S = 120.0
 MAX_WAITING = 3  # each blocks a thread of the API

@@ -12,9 +12,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from controller.quantities import FULL_BP, percent
 from controller.spec.fields import Duration, FieldError, Strict, Weight
 from evaluation.metrics import CATALOGUE, VALUES
+from evaluation.policy.gates import Gate, Sampling, check_margins
 from evaluation.policy.observed_ranges import ALPHA_SHARE
-from evaluation.policy.parsing import check_margins, kinds_of
-from evaluation.policy.policy import Gate, GatePolicy, PolicyError, Sampling
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 
 
 class SamplingSpec(Strict):
@@ -252,7 +254,7 @@ class PolicySpec(Strict):
         try:
             gates = self.gate_policy()
             for index, stage in enumerate(self.stages or ()):
-                check_margins(f"stages.{index}.margins", stage.margins or {}, kinds_of(gates))
+                check_margins(f"stages.{index}.margins", stage.margins or {}, gates.gate_kinds())
         except PolicyError as exc:
             raise FieldError(*str(exc).split(" ", 1)) from exc  # its message begins with the path
         _check_gates(gates)
@@ -322,7 +324,7 @@ class PolicySpec(Strict):
             raw["observed_ranges"] = {
                 name: given.model_dump(exclude_none=True) for name, given in self.observed_ranges.items()
             }
-        return GatePolicy.from_mapping(raw)
+        return parse_gate_policy(raw)
 
 
 def _check_gates(policy: GatePolicy) -> None:

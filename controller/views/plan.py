@@ -9,11 +9,12 @@ from controller.planning.risk import Assessment
 from controller.rollout.plan import Plan
 from controller.views.models import ForecastView, PlanView
 from controller.views.rollout import stage_views
-from evaluation.forecast.detectable_effect import Finding
+from evaluation.forecast.detectable_effect import DetectableEffect
 from evaluation.forecast.stages import StageForecast
 from evaluation.metrics import Kind
+from evaluation.policy.gates import Sampling
 from evaluation.policy.observed_ranges import RangeGate
-from evaluation.policy.policy import GatePolicy, Sampling
+from evaluation.policy.policy import GatePolicy
 
 
 def plan_view(
@@ -68,7 +69,7 @@ def forecast_view(stage: StageForecast, weight_bp: int) -> ForecastView:
         seconds_median=stage.seconds_median,
         seconds_p90=stage.seconds_p90,
         slowest_gate=stage.slowest_gate,
-        finds=tuple(_finding_text(one) for one in stage.finds),
+        finds=tuple(_finding_text(one) for one in stage.detectable),
         refusal=stage.refusal,
         runs=stage.runs,
         proven_runs=stage.proven_runs,
@@ -76,7 +77,7 @@ def forecast_view(stage: StageForecast, weight_bp: int) -> ForecastView:
     )
 
 
-def _finding_text(finding: Finding) -> str:
+def _finding_text(finding: DetectableEffect) -> str:
     if finding.harm is None:
         return f"{finding.gate}: nothing"
     sign = "-" if finding.kind is Kind.SCORE else "x"

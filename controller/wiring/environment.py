@@ -14,7 +14,8 @@ from controller.runtime.forecast_process import Simulator
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec
 from controller.wiring.launches import Versions, devices
-from evaluation.forecast.stages import StageForecast, TrafficModel
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast
 from serving.fleet import engine_args
 
 

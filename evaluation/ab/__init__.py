@@ -1,1 +1,1 @@
-"""A/B tests: is B better than A, can the outcomes be trusted, how much traffic does the question need."""
+"""A/B tests: comparison, validity of the experiment, sample size."""

@@ -1,14 +1,14 @@
-"""Is B *better* than A? A/B tests, in two modes.
+"""Comparison of an A/B test: is B *better* than A? In two modes.
 
-- sequential (the default): look whenever you like and stop when it says so. Two bets on the coin, one that B
-  is better and one that A is; a verdict is wrong with probability at most alpha over all looks. Drift that
-  both arms share cancels, and any split and unit will do, since w belongs to the draw.
-- fixed horizon: Mann-Whitney once, at a sample size chosen before (`power.required_sample_size`), with the
-  win rate, Cohen's d and Welch's interval. Looking earlier and stopping on what one sees breaks its alpha.
+- sequential (the default): valid at every look, so it can stop at the first verdict. Two bets on the coin,
+  one that B is better and one that A is; a verdict is wrong with probability at most alpha over all looks.
+  Drift that both arms share cancels, and any split and unit is valid, since w belongs to the draw.
+- fixed horizon: Mann-Whitney once, at a sample size chosen in advance (`sample_size.required_sample_size`),
+  with the win rate, Cohen's d and Welch's interval. Stopping early on an interim result breaks its alpha.
 
 Results by category are corrected for their number (Holm), in both modes.
 
-Invariant: a canary gate never asks this question, and an A/B test never moves traffic by itself.
+Invariant: no canary gate tests for better, and an A/B test never moves traffic by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,7 +35,7 @@ _UNIT_BINS = 256
 
 
 class Scale(StrEnum):
-    """What an outcome is. RATE: 0 or 1. SCORE: within 0..1. VALUE: at least 0 (latency, tokens)."""
+    """Scale of an outcome. RATE: 0 or 1. SCORE: within 0..1. VALUE: at least 0 (latency, tokens)."""
 
     RATE = "rate"
     SCORE = "score"
@@ -42,8 +43,8 @@ class Scale(StrEnum):
 
 
 class AbVerdict(StrEnum):
-    """What is shown so far. TOO_FEW: a fixed-horizon test has fewer than 30 outcomes on a side. INVALID: the
-    experiment itself is broken (`ab_validity.py`), so that no difference means anything."""
+    """Verdict so far. TOO_FEW: a fixed-horizon test has fewer than 30 outcomes on a side. INVALID: the
+    experiment itself is broken (`validity.py`), so that no difference means anything."""
 
     B_BETTER = "b better"
     A_BETTER = "a better"
@@ -54,7 +55,7 @@ class AbVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AbQuestion:
-    """What is asked of the outcomes. Raises ValueError for an alpha outside (0, 1)."""
+    """What an A/B test compares. Raises ValueError for an alpha outside (0, 1)."""
 
     scale: Scale
     higher_is_better: bool
@@ -76,11 +77,11 @@ class AbQuestion:
 
 @dataclass(frozen=True, slots=True)
 class AbResult:
-    """What one comparison says.
+    """Result of one comparison.
 
     `difference`: mean of B - mean of A, in the outcome's unit; `interval`: of the difference, or of the win
     rate for a sequential test of values. `win_rate`: P(an outcome of B is better than one of A), ties half.
-    `p_value`: of the fixed test, or 1 / (largest evidence so far), which may be read at any time.
+    `p_value`: of the fixed test, or 1 / (maximum evidence so far), which is valid at any time.
     """
 
     verdict: AbVerdict
@@ -98,6 +99,12 @@ class AbResult:
     alpha: float
 
 
+class _Moments(NamedTuple):
+    n: int
+    mean: float
+    square: float  # sum of squared deviations
+
+
 @dataclass(slots=True)
 class _Arm:
     """Running moments and a bounded histogram of one side."""
@@ -108,11 +115,15 @@ class _Arm:
     bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_UNIT_BINS, dtype=np.int64))
     values: LogHistogram = field(default_factory=LogHistogram)
 
+    @property
+    def moments(self) -> _Moments:
+        return _Moments(self.n, self.mean, self.square)
+
     def add(self, y: float, scale: Scale) -> None:
         self.n += 1
-        step = y - self.mean
-        self.mean += step / self.n
-        self.square += step * (y - self.mean)
+        deviation = y - self.mean
+        self.mean += deviation / self.n
+        self.square += deviation * (y - self.mean)
         if scale is Scale.VALUE:
             self.values.add(np.array([y]))
         else:
@@ -120,29 +131,29 @@ class _Arm:
 
 
 class SequentialTest:
-    """A running A/B test; feed it one outcome a unit in the order of assignment, ask at any time.
+    """A running A/B test: one outcome a unit in order of assignment, a valid result at any time.
 
-    A unit that comes again (a sticky user) counts once: leave its later outcomes out. About 30 KiB of state.
+    A returning unit (a sticky user) counts once: leave its later outcomes out. About 30 KiB of state.
     """
 
     def __init__(self, question: AbQuestion) -> None:
         self.question = question
         self._a, self._b = _Arm(), _Arm()
-        start = -math.log(len(_BETS))
-        self._wealth = {side: [start] * len(_BETS) for side in (AbVerdict.B_BETTER, AbVerdict.A_BETTER)}
+        log_prior = -math.log(len(_BETS))
+        self._wealth = {side: [log_prior] * len(_BETS) for side in (AbVerdict.B_BETTER, AbVerdict.A_BETTER)}
         self._peak = {AbVerdict.B_BETTER: 0.0, AbVerdict.A_BETTER: 0.0}
         self._difference = MeanDifference(question.alpha)
-        self._good_total = 0.5  # of A's goodness, with half an outcome's worth of doubt
+        self._good_total = 0.5  # of A's goodness, with a prior of half an outcome
         self._verdict = AbVerdict.NOT_SHOWN
 
     def add(self, y: float, *, is_b: bool, w: float) -> None:
-        """Take one unit's outcome; w: P(B) at its draw. Raises ValueError for bad input, changing nothing."""
+        """Add one unit's outcome; w: P(B) at its draw. Raises ValueError for bad input, changing nothing."""
         self.question.check(y)
         if not 0 < w < 1:
-            raise ValueError(f"w {w} is outside (0, 1); rows without a coin are no evidence")
+            raise ValueError(f"w {w} is outside (0, 1); rows without a coin are not evidence")
         good = self._goodness(y)
         mean = self._good_total / (self._a.n + 1)
-        # Mean zero without a difference, whatever `mean` is: w(1-w)(good_b - mean) - (1-w)w(good_a - mean).
+        # Mean zero without a difference, for every `mean`: w(1-w)(good_b - mean) - (1-w)w(good_a - mean).
         x = (1 - w) * (good - mean) if is_b else -w * (good - mean)
         worst = max((1 - w) * max(mean, 1 - mean), w * max(mean, 1 - mean))
         for side, sign in ((AbVerdict.B_BETTER, 1.0), (AbVerdict.A_BETTER, -1.0)):
@@ -151,7 +162,7 @@ class SequentialTest:
             for i, bet in enumerate(_BETS):
                 wealth[i] += math.log1p(sign * bet * x / worst)
             top = max(wealth)
-            log_e = top + math.log(sum(math.exp(one - top) for one in wealth))
+            log_e = top + math.log(sum(math.exp(lw - top) for lw in wealth))
             self._peak[side] = max(self._peak[side], log_e)
             if self._verdict is AbVerdict.NOT_SHOWN and log_e >= math.log(2 / self.question.alpha):
                 self._verdict = side
@@ -164,7 +175,7 @@ class SequentialTest:
             self._good_total += good
 
     def _goodness(self, y: float) -> float:
-        """The outcome in 0..1, higher is better; a value by its place among the past of both arms."""
+        """The outcome in 0..1, higher is better; of a value its rank among the past values of both arms."""
         if self.question.scale is not Scale.VALUE:
             return y if self.question.higher_is_better else 1 - y
         n = self._a.n + self._b.n
@@ -175,13 +186,13 @@ class SequentialTest:
 
     @property
     def verdict(self) -> AbVerdict:
-        """The first that was reached; it stays."""
+        """The first verdict that was reached; it stays."""
         return self._verdict
 
     def result(self) -> AbResult:
-        """What is shown now."""
-        a, b, asked = self._a, self._b, self.question
-        is_value = asked.scale is Scale.VALUE
+        """The current result."""
+        a, b = self._a, self._b
+        is_value = self.question.scale is Scale.VALUE
         low, high = self._difference.interval()
         both = a.n > 0 and b.n > 0
         peak = max(self._peak.values())
@@ -196,9 +207,9 @@ class SequentialTest:
             (max(0.0, low + 0.5), min(1.0, high + 0.5)) if is_value else (low, high),
             "win rate" if is_value else "difference",
             self._win_rate() if both else None,
-            _cohens_d(a.n, a.mean, a.square, b.n, b.mean, b.square),
+            _cohens_d(a.moments, b.moments),
             min(1.0, 2 * math.exp(-peak)),
-            asked.alpha,
+            self.question.alpha,
         )
 
     def _win_rate(self) -> float:
@@ -214,7 +225,7 @@ class SequentialTest:
 
 
 def _mid_share_above(values: LogHistogram, y: float) -> float:
-    """Share of values above y, those in its own bin by half."""
+    """Share of values above y, with half of those in its own bin."""
     return (values.share_above(y) + values.share_above(y * math.exp(-WIDTH))) / 2
 
 
@@ -241,14 +252,14 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
     ya, yb = (np.asarray(side, dtype=np.float64) for side in (a, b))
     for value in np.concatenate((ya, yb)):
         question.check(float(value))
-    moments = [(len(y), float(y.mean()) if len(y) else 0.0, _squares(y)) for y in (ya, yb)]
-    (n_a, mean_a, _), (n_b, mean_b, _) = moments
+    a_moments, b_moments = _moments_of(ya), _moments_of(yb)
+    (n_a, mean_a, _), (n_b, mean_b, _) = a_moments, b_moments
     win_rate, p_value, interval = None, 1.0, None
     verdict = AbVerdict.TOO_FEW
     if min(n_a, n_b) >= MIN_PER_SIDE:
         u, p_value = mann_whitney(ya, yb)
         win_rate = u / (n_a * n_b) if question.higher_is_better else 1 - u / (n_a * n_b)
-        interval = _welch(*moments, alpha=question.alpha)
+        interval = _welch(a_moments, b_moments, alpha=question.alpha)
         verdict = AbVerdict.NOT_SHOWN
         if p_value <= question.alpha:
             verdict = AbVerdict.B_BETTER if win_rate > 0.5 else AbVerdict.A_BETTER
@@ -263,14 +274,14 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
         interval,
         "difference",
         win_rate,
-        _cohens_d(*moments[0], *moments[1]),
+        _cohens_d(a_moments, b_moments),
         p_value,
         question.alpha,
     )
 
 
 def mann_whitney(a: Floats, b: Floats) -> tuple[float, float]:
-    """U of b (pairs in which b is the higher, ties half) and the two-sided p-value."""
+    """U of b (pairs in which b is higher, ties half) and the two-sided p-value."""
     n_a, n_b = len(a), len(b)
     ordered = np.sort(a)
     u = float((np.searchsorted(ordered, b, "left") + np.searchsorted(ordered, b, "right")).sum()) / 2
@@ -283,25 +294,24 @@ def mann_whitney(a: Floats, b: Floats) -> tuple[float, float]:
     return u, min(1.0, math.erfc(z / math.sqrt(2)))
 
 
-def _squares(y: Floats) -> float:
-    return float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
+def _moments_of(y: Floats) -> _Moments:
+    return (
+        _Moments(len(y), float(y.mean()), float(((y - y.mean()) ** 2).sum())) if len(y) else _Moments(0, 0, 0)
+    )
 
 
-def _cohens_d(
-    n_a: int, mean_a: float, square_a: float, n_b: int, mean_b: float, square_b: float
-) -> float | None:
-    if min(n_a, n_b) < 2 or square_a + square_b <= 0:
+def _cohens_d(a: _Moments, b: _Moments) -> float | None:
+    if min(a.n, b.n) < 2 or a.square + b.square <= 0:
         return None
-    return (mean_b - mean_a) / math.sqrt((square_a + square_b) / (n_a + n_b - 2))
+    return (b.mean - a.mean) / math.sqrt((a.square + b.square) / (a.n + b.n - 2))
 
 
-def _welch(a: tuple[int, float, float], b: tuple[int, float, float], *, alpha: float) -> tuple[float, float]:
-    (n_a, mean_a, square_a), (n_b, mean_b, square_b) = a, b
-    part_a, part_b = square_a / (n_a - 1) / n_a, square_b / (n_b - 1) / n_b
-    difference = mean_b - mean_a
+def _welch(a: _Moments, b: _Moments, *, alpha: float) -> tuple[float, float]:
+    part_a, part_b = a.square / (a.n - 1) / a.n, b.square / (b.n - 1) / b.n
+    difference = b.mean - a.mean
     if part_a + part_b == 0:
         return (difference, difference)
-    freedom = (part_a + part_b) ** 2 / (part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1))
+    freedom = (part_a + part_b) ** 2 / (part_a**2 / (a.n - 1) + part_b**2 / (b.n - 1))
     radius = t_quantile(1 - alpha / 2, freedom) * math.sqrt(part_a + part_b)
     return (difference - radius, difference + radius)
 
@@ -321,7 +331,7 @@ def t_quantile(probability: float, freedom: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CategoryResult:
-    """One category's comparison; `adjusted_p` and `verdict` count all the categories that were looked at."""
+    """One category's comparison; `adjusted_p` and `verdict` are corrected for the number of categories."""
 
     category: str
     result: AbResult
@@ -330,9 +340,9 @@ class CategoryResult:
 
 
 def correct_categories(results: Mapping[str, AbResult]) -> tuple[CategoryResult, ...]:
-    """Holm's correction over categories: wrongly naming any of them has probability at most alpha.
+    """Holm's correction over categories: the probability of any wrong verdict is at most alpha.
 
-    A sequential result's p-value holds at any time, so this does too. Raises ValueError beyond 64 categories.
+    Valid at any time for sequential results, like their p-values. Raises ValueError beyond 64 categories.
     """
     if len(results) > MAX_CATEGORIES:
         raise ValueError(f"{len(results)} categories exceed {MAX_CATEGORIES}; group the rare ones")

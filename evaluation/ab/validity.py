@@ -1,13 +1,13 @@
-"""Can an A/B test's outcomes be trusted? Two tests of the experiment itself, at every look.
+"""Validity of an A/B test: two tests of the experiment itself, at every look.
 
-- The split: B's share of the units must be what the coin was set to. Where it is not, something after the
+- Sample ratio: B's share of the units must fit the split. A mismatch (SRM) means that something after the
   coin removes units of one side, and no comparison of the rest means anything.
-- The presence: outcomes must come, or stay away, alike on both sides. If B's worst answers are the ones that
-  nobody grades, the graded ones make B look good.
+- Missing outcomes: they must be missing equally on both sides. If B's worst answers are never graded, the
+  graded ones make B look good.
 
-Either makes the test INVALID: a healthy one is called so with probability at most `FALSE_ALARM`.
+Either makes the test INVALID. A healthy test is called invalid with probability at most `FALSE_ALARM`.
 
-Invariant: an invalid test names no winner, whatever its evidence says.
+Invariant: an invalid test has no winner, whatever its evidence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evaluation.betting.sample_ratio import ShareBet
+from evaluation.betting.sample_ratio import SampleRatioBet
 from evaluation.betting.wealth import Block, Channel
 from evaluation.units.missingness import MISSING_ALPHA, Presence
 
@@ -26,29 +26,30 @@ FALSE_ALARM = SPLIT_ALPHA + 2 * MISSING_ALPHA
 
 
 class AbValidity:
-    """The two tests of one A/B test, fed with every unit once, in order of assignment."""
+    """The two validity tests of one A/B test."""
 
     def __init__(self) -> None:
-        self._split = Channel(ShareBet(), limit=math.log(1 / SPLIT_ALPHA))
-        # Which of the two is the rare one depends on who grades, so both are bet on.
-        self._presence = tuple(Presence(on_present=rare, most_missing=1.0) for rare in (True, False))
+        self._split = Channel(SampleRatioBet(), limit=math.log(1 / SPLIT_ALPHA))
+        # Whether missing or present outcomes are the rarer depends on who grades, so both are tested.
+        self._presence = tuple(Presence(on_present=present, max_missing=1.0) for present in (True, False))
         self._units = 0
         self._units_b = 0
         self._w_total = 0.0
 
     def add(self, is_b: ArrayLike, w: ArrayLike, has_outcome: ArrayLike) -> None:
-        """Take units in order. w: P(B) at the draw, in (0, 1). The same answer however they are cut."""
+        """Add units, each once, in order of assignment. w: P(B) at the draw, in (0, 1). The result does not
+        depend on the blocks."""
         arm = np.asarray(is_b, dtype=np.bool_)
-        chance = np.asarray(w, dtype=np.float64)
+        probability = np.asarray(w, dtype=np.float64)
         if len(arm) == 0:
             return
-        if not bool(((chance > 0) & (chance < 1)).all()):
-            raise ValueError("w has values outside (0, 1); rows without a coin are no evidence")
+        if not bool(((probability > 0) & (probability < 1)).all()):
+            raise ValueError("w has values outside (0, 1); rows without a coin are not evidence")
         n = len(arm)
         seq = np.arange(self._units, self._units + n)
         block = Block(
             arm,
-            chance,
+            probability,
             np.asarray(has_outcome, dtype=np.float64),
             np.ones(n),
             seq,
@@ -61,19 +62,19 @@ class AbValidity:
             presence.feed(block)
         self._units += n
         self._units_b += int(arm.sum())
-        self._w_total += float(chance.sum())
+        self._w_total += float(probability.sum())
 
     def reason(self) -> str | None:
-        """Why the test is INVALID, in one line; None: nothing speaks against it."""
+        """Why the test is INVALID, in one line; None: it is valid so far."""
         if self._split.decision.is_reached:
-            share, meant = self._units_b / self._units, self._w_total / self._units
-            return f"B has {share:.1%} of the units, the split says {meant:.1%}; units of one side are lost"
+            share, split = self._units_b / self._units, self._w_total / self._units
+            return f"B has {share:.1%} of the units, the split is {split:.1%}; units of one side are lost"
         if any(presence.channel.decision.is_reached for presence in self._presence):
             return "outcomes are missing more often on one side; grade both sides alike"
         return None
 
-    def silence(self) -> str | None:
-        """What has not come of late, in one line; None: outcomes come. Says nothing against the test."""
+    def missing_outcomes(self) -> str | None:
+        """Which outcomes do not arrive, in one line; None: they arrive. Does not make the test INVALID."""
         if self._presence[0].channel.decision.is_reached:
             return None
         return self._presence[0].reason()

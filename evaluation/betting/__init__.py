@@ -1,1 +1,1 @@
-"""E-processes against the router's own coin: the wealth process, its channels, intervals for display."""
+"""Anytime-valid tests (e-processes) on the router's coin: wealth, bettors by kind of metric, intervals."""

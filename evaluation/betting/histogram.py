@@ -1,4 +1,4 @@
-"""Log-histogram of stable's values at 1 % relative width: quantiles and tail shares in bounded memory."""
+"""Log-histogram at 1 % relative bin width: quantiles and tail shares in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-
 WIDTH = math.log(1.01)
 BINS = 640
-BELOW = 200  # bins below the middle of the first values: a factor of 7.3; above it a factor of 79
+BELOW = 200  # bins below the median of the first values: a factor of 7.3; above it a factor of 79
 SMALLEST = 1e-9
-FIRST = 32  # values that say where the range lies: one odd first value must not
+FIRST = 32  # values whose median centres the range, so that one outlier cannot
 
 
 class LogHistogram:
-    """Counts by logarithm. The range is centred on the first values, which wait until there are enough; what
-    lies outside falls into the end bins. However values come in blocks, the counts are the same."""
+    """Counts of values by logarithm. The range is centred on the first values, which are buffered until there
+    are enough; values outside it are counted in the end bins. The counts do not depend on the blocks."""
 
     __state__ = ("counts", "first_bin", "total", "waiting")
 
     def __init__(self) -> None:
         self.counts: NDArray[np.uint32] = np.zeros(BINS, dtype=np.uint32)
         self.first_bin = 0
-        self.total = 0  # counted; those that wait are not
+        self.total = 0  # counted; without the buffered ones
         self.waiting: Ints = np.empty(0, dtype=np.int64)  # bins of the first values
 
     def add(self, values: Floats) -> None:
@@ -46,13 +45,13 @@ class LogHistogram:
         self.total += len(bins)
 
     def occupied(self) -> tuple[Floats, Floats]:
-        """The middles of the bins that hold something, ascending, and the share of all values in each."""
+        """The midpoints of the occupied bins, ascending, and the share of all values in each."""
         index = np.flatnonzero(self.counts)
         middles = np.exp((index + self.first_bin + 0.5) * WIDTH)
         return middles, self.counts[index] / max(self.total, 1)
 
     def upper_edges(self, shares: Floats) -> Floats:
-        """For each share q the smallest bin edge with at least q of the values below it. NaN when empty."""
+        """For each share q, the smallest bin edge with at least q of the values below it. NaN when empty."""
         if self.total == 0:
             return np.full(len(shares), np.nan)
         below = np.cumsum(self.counts, dtype=np.int64)
@@ -61,7 +60,7 @@ class LogHistogram:
         return edges
 
     def share_above(self, value: float) -> float:
-        """The share of values in bins above the one that holds `value`. NaN when empty."""
+        """The share of values in bins above that of `value`. NaN when empty."""
         bin_of_value = int(np.floor(np.log(max(value, SMALLEST)) / WIDTH))
         if self.total == 0:
             return float(np.mean(self.waiting > bin_of_value)) if len(self.waiting) else float("nan")

@@ -1,27 +1,26 @@
-"""Bounded scores, higher is better: judged quality, acceptance, thumbs, win/tie/loss, paired differences."""
+"""Bettors on bounded scores, higher is better: judged quality, acceptance, thumbs, mirrored pairs."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Block, Floats, Ints
+from evaluation.betting.wealth import Bets, Block, Floats
 
-#: Bets, as multiples of the one that is best for the harm that must be found, and how much each gets.
+#: Bets, as multiples of the optimal one for the harm to detect, and their prior.
 LOSS_MULTIPLES, LOSS_PRIOR = np.array([0.42, 1.2, 3.0, 6.0]), np.array([0.42, 0.53, 0.04, 0.01])
-#: Of the one that is best for a canary as good as stable.
+#: As multiples of the optimal one for a canary as good as stable.
 PROOF_MULTIPLES, PROOF_PRIOR = np.array([0.45, 1.0, 2.5]), np.array([0.3, 0.55, 0.15])
 PAIR_LAMBDAS = np.array([0.15, 0.3, 0.6, 1.0, 1.6, 2.4])
 USUAL_HARM = 0.05  # beyond the tolerance
-FIRST_MEAN, FIRST_VARIANCE = 0.8, 0.04  # of stable, before it is known
+FIRST_MEAN, FIRST_VARIANCE = 0.8, 0.04  # assumed of stable before the first epoch ends
 SAFETY = 0.9
 
 
 def best_bet(effect: float, variance: float) -> float:
-    """The lambda that grows log1p(lambda x) fastest when the arms differ by `effect` beyond the null, at
-    any weight.
+    """The lambda with the highest growth of log1p(lambda x) when the harm is `effect` beyond the null.
 
-    x has mean w (1-w) effect and second moment w (1-w) (variance + effect^2 (1-w)) or less.
+    At any weight: x has mean w (1-w) effect and second moment w (1-w) (variance + effect^2 (1-w)) or less.
     Check: effect 0.05, variance 0.04 gives 1.17647.
     """
     return effect / (variance + effect * effect)
@@ -31,22 +30,21 @@ class ScoreLoss:
     """Rollback: bets that the canary's mean is more than `tolerance` below stable's.
 
     `log1p(lam x)`, `x = (1-w)(mu - y - delta0)` on the canary and `-w (mu - y)` on stable, has mean
-    `lam w (1-w) (stable - canary - delta0)`, at most 0 under the null whatever mu is; mu only takes out
-    noise.
+    `lam w (1-w) (stable - canary - delta0)`, at most 0 under the null for every mu; mu only removes noise.
     """
 
     __state__ = ("mu", "bet")
 
     def __init__(self, *, tolerance: float, threshold: float | None = None) -> None:
-        # threshold None: no harm is named that must be found; the usual one is taken
+        # threshold None: no harm to detect is given; the usual one is assumed
         self.prior: Floats = LOSS_PRIOR
         self._tolerance = tolerance
         self._effect = USUAL_HARM if threshold is None else threshold - tolerance
         self.mu = FIRST_MEAN
         self.bet = best_bet(self._effect, FIRST_VARIANCE)
 
-    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
-        """Every score counts; looks at the canary's."""
+    def bets(self, block: Block) -> Bets:
+        """On every score, with a look after each of the canary's."""
         x = np.where(
             block.arm,
             (1.0 - block.w) * (self.mu - block.y - self._tolerance),
@@ -54,12 +52,12 @@ class ScoreLoss:
         )
         worst = np.maximum((1.0 - block.w) * (1.0 + self._tolerance - self.mu), block.w * self.mu)
         lam = np.minimum(self.bet * LOSS_MULTIPLES[:, None], SAFETY / worst)
-        return np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm)
+        return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
-    def turn(self, stable: Stable) -> None:
-        """Centre on stable's mean so far, and bet by its spread."""
-        self.mu = stable.mean(before=FIRST_MEAN)
-        self.bet = best_bet(self._effect, stable.variance(before=FIRST_VARIANCE))
+    def end_epoch(self, stable: Stable) -> None:
+        """Centre on stable's mean so far, and bet by its variance."""
+        self.mu = stable.mean(prior=FIRST_MEAN)
+        self.bet = best_bet(self._effect, stable.variance(prior=FIRST_VARIANCE))
 
 
 class ScoreProof:
@@ -73,8 +71,8 @@ class ScoreProof:
         self.mu = FIRST_MEAN
         self.bet = best_bet(margin, FIRST_VARIANCE)
 
-    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
-        """Every unit counts; looks at the canary's."""
+    def bets(self, block: Block) -> Bets:
+        """On every unit, with a look after each of the canary's."""
         x = np.where(
             block.arm,
             (1.0 - block.w) * (block.y - self.mu + self._margin),
@@ -82,20 +80,18 @@ class ScoreProof:
         )
         worst = np.maximum((1.0 - block.w) * (self.mu - self._margin), block.w * (1.0 - self.mu))
         lam = np.minimum(self.bet * PROOF_MULTIPLES[:, None], SAFETY / np.maximum(worst, 1e-12))
-        return np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm)
+        return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
-    def turn(self, stable: Stable) -> None:
-        """Centre on stable's mean so far, and bet by its spread."""
-        self.mu = stable.mean(before=FIRST_MEAN)
-        self.bet = best_bet(self._margin, stable.variance(before=FIRST_VARIANCE))
+    def end_epoch(self, stable: Stable) -> None:
+        """Centre on stable's mean so far, and bet by its variance."""
+        self.mu = stable.mean(prior=FIRST_MEAN)
+        self.bet = best_bet(self._margin, stable.variance(prior=FIRST_VARIANCE))
 
 
 class PairLoss:
-    """Rollback on mirrored pairs: `log1p(lam (d - delta0))`, d = stable's score less the canary's, in [-1,
-    1].
+    """Rollback on mirrored pairs: `log1p(lam (d - delta0))`, d = stable's score less the canary's.
 
-    Null: the mean of d is at most delta0. One pair a conversation. A channel of its own, with its own part
-    of alpha.
+    d in [-1, 1]. Null: its mean is at most delta0. One pair a conversation, with its own part of alpha.
     """
 
     __state__ = ()
@@ -104,11 +100,11 @@ class PairLoss:
         self.prior: Floats = np.ones(len(PAIR_LAMBDAS))
         self._tolerance = tolerance
 
-    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
-        """Every pair counts and is looked at."""
+    def bets(self, block: Block) -> Bets:
+        """On every pair, with a look after each."""
         lam = np.minimum(PAIR_LAMBDAS[:, None], SAFETY / (1.0 + self._tolerance))
         rows = np.arange(len(block))
-        return rows, np.log1p(lam * (block.y - self._tolerance)), rows
+        return Bets(rows, np.log1p(lam * (block.y - self._tolerance)), rows)
 
-    def turn(self, stable: Stable) -> None:
-        """Nothing is frozen: a pair is its own baseline."""
+    def end_epoch(self, stable: Stable) -> None:
+        """Nothing to update: a pair is its own baseline."""

@@ -1,4 +1,4 @@
-"""What stable has shown so far in one stream: its mean, and a histogram where values have heavy tails."""
+"""Running statistics of stable in one stream: mean, variance, and a histogram of heavy-tailed values."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import numpy as np
 
 from evaluation.betting.histogram import Floats, LogHistogram
 
-FIRST_EPOCH = 64
+FIRST_EPOCH = 64  # rows
 LONGEST_EPOCH = 4096
-FEW = 30
+MIN_FOR_VARIANCE = 30
 
 
 def epoch_after(rows: int) -> int:
-    """How many rows the next epoch has, after `rows`: a fifth more, within 64..4096. Tables are frozen
-    that long."""
+    """Rows of the next epoch, after `rows` in all: a fifth of them, within 64..4096."""
     return min(max(rows // 5, FIRST_EPOCH), LONGEST_EPOCH)
 
 
 class Stable:
-    """Statistics of stable's units, learned after they were bet on, so that every bet is predictable."""
+    """Statistics of stable's units, updated after they were bet on, so that every bet is predictable."""
 
     __state__ = ("total", "squares", "count", "histogram")
 
@@ -26,13 +25,10 @@ class Stable:
         self.total = 0.0
         self.squares = 0.0
         self.count = 0
-        self.histogram = (
-            LogHistogram() if with_histogram else None
-        )  # None: bounded in [0, 1], the mean is enough
+        self.histogram = LogHistogram() if with_histogram else None  # None: outcomes are in [0, 1]
 
     def learn(self, y: Floats) -> None:
-        """Take stable's outcomes in order. Infinite ones (censored, failed) are counted and stay out of the
-        histogram."""
+        """Add stable's outcomes in order; infinite ones (censored, failed) are not in the histogram."""
         if len(y) == 0:
             return
         self.count += len(y)
@@ -42,13 +38,13 @@ class Stable:
         else:
             self.histogram.add(y[np.isfinite(y)])
 
-    def mean(self, *, before: float) -> float:
-        """The mean, shrunk to `before` by the weight of one unit."""
-        return (self.total + before) / (self.count + 1)
+    def mean(self, *, prior: float) -> float:
+        """The mean, shrunk towards `prior` with the weight of one unit."""
+        return (self.total + prior) / (self.count + 1)
 
-    def variance(self, *, before: float) -> float:
-        """The variance, `before` until thirty units are known; at least a hundredth of that."""
-        if self.count < FEW:
-            return before
+    def variance(self, *, prior: float) -> float:
+        """The variance; `prior` until thirty units are known, and at least a hundredth of that."""
+        if self.count < MIN_FOR_VARIANCE:
+            return prior
         mean = self.total / self.count
-        return max(self.squares / self.count - mean * mean, before / 100.0)
+        return max(self.squares / self.count - mean * mean, prior / 100.0)

@@ -1,1 +1,1 @@
-"""Questions asked before a rollout: how long each stage takes to prove, and which harm it can detect."""
+"""Forecasts before a rollout: how long each stage takes to prove, and its minimum detectable effects."""

@@ -1,7 +1,7 @@
-"""Simulated units of a service's traffic, sent through the gate until it has its proofs.
+"""Simulation of one stage: units of a service's traffic, fed to the gate until all proofs are complete.
 
-Units are simulated one after the other; when they come is arithmetic (`TrafficModel.seconds_to`). Used by
-`plan_power.py` alone; no gate runs through this file.
+Units are simulated one after another; their arrival times are arithmetic (`TrafficModel.seconds_to`). Used
+only by forecasts; no live gate runs through this file.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from evaluation.metrics import CATALOGUE, Kind
 from evaluation.offline.backtest import feed
 from evaluation.offline.columns import Table
 from evaluation.pipeline import Pipeline
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
-from evaluation.units.units import REQUEST, STICKY
+from evaluation.units.units import REQUEST, STICKY, Assignments
 from evaluation.verdict import gate_reports
 
-RUN_ROWS = 100_000  # of one run; what was not proven by then is not known
-LOOK_CANARY = 200  # canary requests before the first look; then a quarter more before each
-STABLE_FIRST = 1500  # requests that teach what stable looks like
-LEAST_W = 0.10  # smaller weights are simulated at this one: fewer stable rows, slightly later proofs
+RUN_ROWS = 100_000  # of one run; later proofs stay unknown
+FIRST_LOOK_CANARY = 200  # canary requests before proofs are first checked; then a quarter more each time
+STABLE_FIRST = 1500  # requests of stable alone, as the baseline
+MIN_SIMULATED_W = 0.10  # lower weights are simulated at this one: fewer stable rows, slightly later proofs
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficModel:
-    """Who asks. Raises ValueError for numbers that cannot be.
+    """Traffic of a service. Raises ValueError for invalid numbers.
 
-    unit_requests: mean requests of one randomised unit's session; 1: each request is its own unit. users: how
-    many distinct units there are in all, who then return; None: new ones keep coming. judged_ratio: share of
-    answers that get a score; judged: the same by metric, where it is known.
+    unit_requests: mean requests of one randomised unit's session; 1: each request is its own unit. users:
+    number of distinct units, which return; None: all units are new. judged_ratio: share of answers that get
+    a score; judged: the same by metric, where known.
     """
 
     requests_per_s: float
@@ -57,30 +58,31 @@ class TrafficModel:
                 f"unit_requests {self.unit_requests} is outside 1..10000; 1 means no sticky units"
             )
         if self.users is not None and self.users < 2:
-            raise ValueError(f"users {self.users} is below 2; there is nobody to compare with")
+            raise ValueError(f"users {self.users} is below 2; there is no other user to compare with")
         for name, ratio in (("judged_ratio", self.judged_ratio), *self.judged.items()):
             if not 0 < ratio <= 1:
                 raise ValueError(f"{name} {ratio} is outside (0, 1]; drop the gate instead")
 
     @property
     def is_sticky(self) -> bool:
+        """Whether units have, or may have, several requests."""
         return self.unit_requests > 1 or self.users is not None
 
     def judged_of(self, metric: str) -> float:
         """Share of requests that have a value of this metric."""
         return self.judged.get(metric, self.judged_ratio) if CATALOGUE[metric].arrives_later else 1.0
 
-    def came_by(self, seconds: float) -> float:
-        """Sessions that have begun by then, by new and by returning units."""
+    def sessions_by(self, seconds: float) -> float:
+        """Sessions started by then, of new and returning units."""
         return self.requests_per_s * max(seconds, 0.0) / self.unit_requests
 
-    def drawn_by(self, seconds: float) -> float:
-        """Distinct units that have come by then."""
-        came = self.came_by(seconds)
-        return came if self.users is None else self.users * -math.expm1(-came / self.users)
+    def units_by(self, seconds: float) -> float:
+        """Distinct units that have arrived by then."""
+        sessions = self.sessions_by(seconds)
+        return sessions if self.users is None else self.users * -math.expm1(-sessions / self.users)
 
     def seconds_to(self, units: float) -> float:
-        """The reverse of `drawn_by`; inf: there are not so many."""
+        """Inverse of `units_by`; inf: there are fewer units."""
         if self.users is not None:
             if units >= self.users:
                 return math.inf
@@ -90,67 +92,71 @@ class TrafficModel:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One simulated run: canary units at each gate's proof."""
+    """One simulated run. proofs: canary units at each gate's proof."""
 
     proofs: Mapping[str, float]
-    units: float  # canary units that were simulated
+    units: float  # simulated canary units
     rows: int
-    is_cut: bool  # it was ended for its length alone
+    is_cut: bool  # it ended undecided, because of its length
 
 
-def counted(unit_requests: float, session_requests: int) -> float:
-    """Mean requests of a session that count."""
-    more = 1 - 1 / unit_requests  # chance of one more request
-    return (1 - more**session_requests) * unit_requests
+def counted_requests(unit_requests: float, session_requests: int) -> float:
+    """Mean requests of a session up to the maximum that count."""
+    continues = 1 - 1 / unit_requests  # P(another request)
+    return (1 - continues**session_requests) * unit_requests
 
 
 def one_run(
-    policy: GatePolicy, stage: StagePlan, traffic: TrafficModel, most: float, seed: Sequence[int]
+    policy: GatePolicy, stage: StagePlan, traffic: TrafficModel, max_units: float, seed: Sequence[int]
 ) -> Run:
-    """Units until every gate of the policy is proven, at most `most` of the canary's."""
+    """One run until every gate of the policy is proven, or `max_units` canary units were simulated."""
     stages = (replace(stage, warmup_s=0.0),)
-    policy = replace(policy, observed_ranges=())  # these are of real values, which are not simulated
+    policy = replace(policy, observed_ranges=())  # real values, which are not simulated
     pipeline, rng = Pipeline(policy, stages), np.random.default_rng(seed)
-    w = max(stage.weight, LEAST_W)
-    size = counted(traffic.unit_requests, policy.session_requests)
+    w = max(stage.weight, MIN_SIMULATED_W)
+    size = counted_requests(traffic.unit_requests, policy.session_requests)
     for metric in pipeline.metrics.values():
         for column in metric.columns:
-            column.first.channels.clear()  # these only roll back, and are half of the work
+            column.first.channels.clear()  # they only roll back, and are half of the work
     units, canary_units, rows = math.ceil(STABLE_FIRST / size), 0, 0
     feed(pipeline, _table(policy, traffic, units, 0.0, 0, rng)[0])
-    while canary_units < most and rows < RUN_ROWS:
-        step = max(LOOK_CANARY / size, canary_units / 4)
-        asked = math.ceil(max(1.0, min(step, most - canary_units)) / w)
-        table, drawn = _table(policy, traffic, asked, w, units, rng)
+    while canary_units < max_units and rows < RUN_ROWS:
+        step = max(FIRST_LOOK_CANARY / size, canary_units / 4)
+        new_units = math.ceil(max(1.0, min(step, max_units - canary_units)) / w)
+        table, drawn = _table(policy, traffic, new_units, w, units, rng)
         feed(pipeline, table)
-        units, canary_units, rows = units + asked, canary_units + drawn, rows + len(table.at_s)
+        units, canary_units, rows = units + new_units, canary_units + drawn, rows + len(table.requests)
         proofs, is_hopeless = _proofs(pipeline, stages)
         if is_hopeless or len(proofs) == len(policy.gates):
             break
-    if canary_units >= most:
+    if canary_units >= max_units:
         for lane in pipeline.lanes:
             lane.close_through(math.inf)
     proofs, is_hopeless = _proofs(pipeline, stages)
-    one = canary_units / max(pipeline.canary, 1)
-    found = {gate: canary * one for gate, canary in proofs.items()}
-    is_whole = is_hopeless or len(found) == len(policy.gates) or canary_units >= most
-    return Run(found, canary_units, rows, is_cut=not is_whole)
+    units_per_request = canary_units / max(pipeline.canary, 1)
+    is_complete = is_hopeless or len(proofs) == len(policy.gates) or canary_units >= max_units
+    return Run(
+        {gate: canary * units_per_request for gate, canary in proofs.items()},
+        canary_units,
+        rows,
+        is_cut=not is_complete,
+    )
 
 
 def _proofs(pipeline: Pipeline, stages: Sequence[StagePlan]) -> tuple[dict[str, int], bool]:
-    """Canary requests at each gate's proof, and whether one can have none, for want of values."""
-    wanted = [one for one in gate_reports(pipeline, stages, 0) if one.side == "promotion"]
-    proofs = {one.gate: one.decided_canary for one in wanted if one.decided_canary is not None}
-    return proofs, any(one.verdict is Verdict.INVALID for one in wanted)
+    """Canary requests at each gate's proof, and whether a gate is INVALID, so that it cannot be proven."""
+    reports = [report for report in gate_reports(pipeline, stages, 0) if report.side == "promotion"]
+    proofs = {r.gate: r.decided_canary for r in reports if r.decided_canary is not None}
+    return proofs, any(report.verdict is Verdict.INVALID for report in reports)
 
 
 def _table(
     policy: GatePolicy, traffic: TrafficModel, units: int, w: float, first: int, rng: np.random.Generator
 ) -> tuple[Table, int]:
-    """The requests of `units` new units, one unit after the other, and how many units are the canary's.
+    """The requests of `units` new units, and how many of the units are the canary's.
 
-    A session has a geometric number of requests; what it counts at most is what is made. Units follow one
-    another so that each session has ended when the next begins: only their order matters to the gate.
+    A session has a geometric number of requests, cut at the maximum that counts. Each session ends before
+    the next begins: only the order of units matters to the gate.
     """
     size = rng.geometric(1 / traffic.unit_requests, units).clip(max=policy.session_requests)
     arm = rng.random(units) < w
@@ -160,7 +166,7 @@ def _table(
     values = {}
     for metric in dict.fromkeys(gate.metric for gate in policy.gates):
         values[metric] = _values(metric, policy.gates_for(metric)[0].kind, n, traffic, rng)
-    table = Table(
+    requests = Assignments(
         at_s=(first + which) * gap_s,
         arm=arm[which],
         w=np.full(n, w),
@@ -168,10 +174,8 @@ def _table(
         unit=(first + which).astype(np.int64),
         stage=np.zeros(n, dtype=np.int64),
         fell_back=np.full(n, np.nan),
-        failed=np.zeros(n, dtype=np.bool_),
-        values=values,
     )
-    return table, int(np.count_nonzero(arm))
+    return Table(requests, np.zeros(n, dtype=np.bool_), values), int(np.count_nonzero(arm))
 
 
 def _values(metric: str, kind: Kind, n: int, traffic: TrafficModel, rng: np.random.Generator) -> Floats:

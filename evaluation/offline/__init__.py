@@ -1,1 +1,1 @@
-"""The gate over recorded traffic: arrays in, the same verdicts as live."""
+"""Backtests of recorded rollouts: columns, duplicates, decision, trace."""

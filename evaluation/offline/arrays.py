@@ -1,7 +1,7 @@
-"""What strangers give as a column, as one array of one dimension: lists, masked and object arrays, series.
+"""Conversion of columns to one-dimensional arrays: lists, masked and object arrays, series.
 
-Converted once, at the door. `None` and what a mask hides are missing (NaN); what has no one reading (dates,
-text where a number belongs, a table within a table) is refused by name.
+Done once, on entry. `None` and masked values are missing (NaN); ambiguous input (dates, text instead of
+numbers, nested tables) is refused by column.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ TEXTS = frozenset({"unit", "request_id", "assigned_by"})
 
 def arrays_of(columns: object) -> dict[str, Array]:
     """The columns as arrays of equal length. Errors: EvidenceError."""
-    out = {name: _array(name, _column(columns, name)) for name in names_of(columns)}
+    table: Any = columns
+    out = {name: _array(name, table[name]) for name in names_of(columns)}
     lengths = {name: len(column) for name, column in out.items()}
     rows = lengths.get("t_s", next(iter(lengths.values()), 0))
     for name, length in lengths.items():
@@ -32,7 +33,7 @@ def arrays_of(columns: object) -> dict[str, Array]:
 
 
 def names_of(columns: object) -> tuple[str, ...]:
-    """The names of the columns: of a mapping, or of a table with `keys()` (pandas). Errors: EvidenceError."""
+    """Names of the columns of a mapping or of a table with `keys()` (pandas). Errors: EvidenceError."""
     keys = columns.keys if isinstance(columns, Mapping) else getattr(columns, "keys", None)
     if keys is None:
         kind = type(columns).__name__
@@ -55,12 +56,11 @@ def floats_of(columns: Mapping[str, Array], name: str) -> Floats:
 
 
 def texts_of(columns: Mapping[str, Array], name: str) -> tuple[Array, NDArray[np.bool_]]:
-    """A column of names (text or whole numbers), and where one is missing. Errors: EvidenceError."""
+    """A column of names (text or whole numbers), and which are missing. Errors: EvidenceError."""
     column = columns[name]
-    none = np.zeros(len(column), dtype=np.bool_)
     match column.dtype.kind:
         case "i" | "u":
-            return column, none
+            return column, np.zeros(len(column), dtype=np.bool_)
         case "U":
             return column, column == ""
         case "f":
@@ -73,12 +73,8 @@ def texts_of(columns: Mapping[str, Array], name: str) -> tuple[Array, NDArray[np
 
 
 def first_row(flags: NDArray[np.bool_]) -> int:
-    """The first row that is flagged."""
+    """Index of the first true flag."""
     return int(np.argmax(flags))
-
-
-def _column(columns: Any, name: str) -> object:
-    return columns[name]
 
 
 def _array(name: str, column: object) -> Array:
@@ -88,11 +84,11 @@ def _array(name: str, column: object) -> Array:
         if isinstance(column, np.ma.MaskedArray):
             array = _unmasked(column)
         elif name in TEXTS and not isinstance(column, np.ndarray):
-            array = np.asarray(column, dtype=object)  # else a NaN among texts becomes the text "nan"
+            array = np.asarray(column, dtype=object)  # else a NaN among texts would become the text "nan"
         else:
             array = np.asarray(column)
     except (TypeError, ValueError, OverflowError) as exc:
-        raise EvidenceError(f"column {name} is no array ({exc}); give one value for each row") from exc
+        raise EvidenceError(f"column {name} is not an array ({exc}); give one value for each row") from exc
     if array.ndim != 1:
         shape = f"one value, {column!r:.60}" if array.ndim == 0 else f"of shape {array.shape}"
         raise EvidenceError(f"column {name} is {shape}; give one value for each row")
@@ -100,21 +96,21 @@ def _array(name: str, column: object) -> Array:
 
 
 def _unmasked(column: np.ma.MaskedArray[Any, Any]) -> Array:
-    """The array, missing where it is masked: what lies under a mask is anything."""
-    hidden = np.broadcast_to(np.asarray(column.mask), column.shape)  # the mask may be one False for all
+    """The array, missing where it is masked: the data under a mask is arbitrary."""
+    mask = np.broadcast_to(np.asarray(column.mask), column.shape)  # the mask may be one False for all
     if column.dtype.kind in "biuf":
-        return np.where(hidden, np.nan, column.data.astype(np.float64))
+        return np.where(mask, np.nan, column.data.astype(np.float64))
     out = column.data.astype(object)
-    out[hidden] = None
+    out[mask] = None
     return np.asarray(out)
 
 
 def _text(name: str, row: int, value: object) -> str:
-    """The name as text; empty where it is missing."""
+    """The name as text; empty if it is missing."""
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return ""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     if not isinstance(value, str | int | float | np.number | UUID) or "\0" in str(value):
-        raise EvidenceError(f"{name} {value!r:.60} in row {row} is no name; give text or a whole number")
+        raise EvidenceError(f"{name} {value!r:.60} in row {row} is not a name; give text or a whole number")
     return str(value)

@@ -1,6 +1,6 @@
-"""What would this gate have done? A whole rollout at once, from arrays.
+"""Backtest: the decision of a gate policy on a whole recorded rollout, from arrays.
 
-The arrays take the route that a live rollout takes (`pipeline.py`), so both give the same bits.
+It uses the pipeline of a live rollout (`pipeline.py`), so that both yield the same bits.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Literal
 from numpy.typing import ArrayLike
 
 from evaluation.offline.arrays import names_of
-from evaluation.offline.columns import Table, checked, gated, planned, seeds
+from evaluation.offline.columns import Table, checked_seeds, checked_stages, checked_table, policy_for_columns
 from evaluation.pipeline import Pipeline
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import EvidenceError
 from evaluation.report import GateReport, Verdict
-from evaluation.verdict import blind_gates, evaluation_report, split_reasons
+from evaluation.verdict import evaluation_report, invalid_gates, split_reasons
 
 ROWS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True, slots=True)
 class BacktestResult:
-    """The decision, the metric that made it, and where: canary requests and time of the row that decided.
+    """The decision, the metric that decided, and the row: its canary requests so far and its time.
 
-    `decision`: 'rollback', 'promote', 'undecided' or 'invalid'. `log_e`: the largest log wealth of rollback
-    by metric. `proofs`: by gate, canary requests when its margin was proven. `reasons`: why it is invalid
-    or undecided.
+    `log_e`: maximum log wealth of rollback, by metric. `proofs`: canary requests when a gate's margin was
+    proven, by gate. `reasons`: why it is invalid or undecided.
     """
 
     decision: Literal["rollback", "promote", "undecided", "invalid"]
@@ -50,72 +50,64 @@ def run(
     stages: Sequence[StagePlan] | None = None,
     seed_latency_ms: Mapping[str, ArrayLike] | None = None,
 ) -> BacktestResult:
-    """Judge a recorded rollout. Rows in order of assignment; arm 1 is the canary; absent columns are not
-    gated.
+    """Evaluate a recorded rollout. Metrics without a column are not gated.
 
-    Columns of equal length, of whatever makes an array: `t_s` (s), `arm`, `w` (0 with arm 0: before the
-    canary); `unit` (what was drawn; requests need none); `assigned_by` (`request`, `sticky`, `pin` for what a
-    token held, `force` for what no coin decided, and `records.py` has their synonyms; without the column a
-    unit that comes again is sticky, and else each request is its own unit); `request_id`, `stage`,
-    `fell_back`; and metrics (`error`, `latency_ms`, `quality`, ...; None, NaN and what a mask hides are
-    missing). A request that is there twice is refused: by its `request_id`, or see `repeats.py`.
+    columns: array-likes of equal length, rows in order of assignment. `t_s`: seconds. `arm`: 1 is the canary.
+    `w`: P(canary) at the draw; 0 with arm 0 is before the canary. `unit`: what was randomised; not needed for
+    requests. `assigned_by`: `request`, `sticky`, `pin` (held by a token), `force` (no coin), or a synonym in
+    `records.py`; without the column a repeated unit is sticky, else each request is its own unit. Also
+    `request_id`, `stage`, `fell_back`, and metrics (`error`, `latency_ms`, `quality`, ...; None, NaN and
+    masked values are missing). A duplicate request is refused, see `duplicates.py`.
 
-    `policy`: a name, a mapping, a `GatePolicy`; None is `default`. `stages`: what must be proven; by default
-    one stage at the policy's first rung. Errors: EvidenceError, PolicyError; nothing is guessed.
+    `policy`: a name, a mapping or a `GatePolicy`; None: `default`. `stages`: None: one stage at the policy's
+    first rung. Errors: EvidenceError, PolicyError.
     """
-    chosen = gated(columns, policy)
-    table = checked(columns, chosen)
-    plan = planned(stages, chosen)
+    gate_policy = policy_for_columns(columns, policy)
+    table = checked_table(columns, gate_policy)
+    plan = checked_stages(stages, gate_policy)
     if len(plan) > 1 and "stage" not in names_of(columns):
-        raise EvidenceError(f"column stage is missing; {len(plan)} stages need to know which row is of which")
-    if len(table.stage) and not 0 <= table.stage.min() <= table.stage.max() < len(plan):
-        found = f"{table.stage.min()}..{table.stage.max()}"
+        raise EvidenceError(f"column stage is missing; {len(plan)} stages need the stage of each row")
+    stage = table.requests.stage
+    if len(stage) and not 0 <= stage.min() <= stage.max() < len(plan):
         raise EvidenceError(
-            f"column stage holds {found}, the plan has stages 0..{len(plan) - 1}; give its own"
+            f"column stage holds {stage.min()}..{stage.max()}, the plan has stages 0..{len(plan) - 1}; "
+            "give its own"
         )
-    pipeline = Pipeline(chosen, plan)
-    for metric, values in seeds(seed_latency_ms).items():
+    pipeline = Pipeline(gate_policy, plan)
+    for metric, values in checked_seeds(seed_latency_ms).items():
         if metric in pipeline.metrics:
             pipeline.metrics[metric].seed(values)
     feed(pipeline, table)
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
-    return _result(pipeline, plan, chosen)
+    return _result(pipeline, plan)
 
 
 def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> None:
-    """Send a table through the pipeline."""
-    for start in range(0, len(table.at_s), rows_at_once):
-        part = slice(start, start + rows_at_once)
-        rows, keep = pipeline.draw(
-            table.at_s[part],
-            table.arm[part],
-            table.w[part],
-            table.kind[part],
-            table.unit[part],
-            table.stage[part],
-            table.fell_back[part],
-        )
-        raw = {name: values[part][keep] for name, values in table.values.items()}
+    """Feed a table to the pipeline, in blocks of rows."""
+    for start in range(0, len(table.requests), rows_at_once):
+        part = table.pick(slice(start, start + rows_at_once))
+        rows, keep = pipeline.draw(part.requests)
+        raw = {name: values[keep] for name, values in part.values.items()}
         for lane in pipeline.lanes:
-            lane.take(rows, raw, table.failed[part][keep])
+            lane.feed(rows, raw, part.failed[keep])
 
 
-def _result(pipeline: Pipeline, stages: Sequence[StagePlan], policy: GatePolicy) -> BacktestResult:
+def _result(pipeline: Pipeline, stages: Sequence[StagePlan]) -> BacktestResult:
     report = evaluation_report(pipeline, stages, len(stages) - 1, through_s=float("inf"))
-    harms = [r for r in report.gates if r.side == "rollback"]
-    wanted = [r for r in report.gates if r.side == "promotion"]
-    log_e = {m: max((r.log_e for r in harms if r.metric == m), default=0.0) for m in pipeline.metrics}
-    intervals = {r.metric: r.interval for r in harms if r.interval is not None}
-    proofs = {r.gate: r.decided_canary or 0 for r in wanted if r.verdict is Verdict.PASS}
+    rollbacks = [r for r in report.gates if r.side == "rollback"]
+    promotions = [r for r in report.gates if r.side == "promotion"]
+    log_e = {m: max((r.log_e for r in rollbacks if r.metric == m), default=0.0) for m in pipeline.metrics}
+    intervals = {r.metric: r.interval for r in rollbacks if r.interval is not None}
+    proofs = {r.gate: r.decided_canary or 0 for r in promotions if r.verdict is Verdict.PASS}
     decision: Literal["rollback", "promote", "undecided", "invalid"] = "undecided"
     decided: GateReport | None = None
     if report.rollback is not None:
         decision, decided = "rollback", report.rollback
-    elif split_reasons(pipeline) or blind_gates(pipeline, report.gates):
+    elif split_reasons(pipeline) or invalid_gates(pipeline, report.gates):
         decision = "invalid"
-    elif wanted and report.stage_verdict is Verdict.PASS:
-        decision, decided = "promote", max(wanted, key=lambda r: r.decided_canary or 0)
+    elif promotions and report.stage_verdict is Verdict.PASS:
+        decision, decided = "promote", max(promotions, key=lambda r: r.decided_canary or 0)
     at_s = decided.decided_at_s if decided is not None else None
     return BacktestResult(
         decision=decision,
@@ -127,5 +119,5 @@ def _result(pipeline: Pipeline, stages: Sequence[StagePlan], policy: GatePolicy)
         proofs=proofs,
         gates=report.gates,
         reasons=report.missing if decided is None else (),
-        policy=policy.name,
+        policy=pipeline.policy.name,
     )

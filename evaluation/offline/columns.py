@@ -1,4 +1,4 @@
-"""The columns of a recorded rollout, checked: what cannot be evidence is refused, with row and remedy."""
+"""Checked columns of a recorded rollout: invalid values are refused with their row and a remedy."""
 
 from __future__ import annotations
 
@@ -12,69 +12,77 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.betting.wealth import Floats, Ints
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.offline.arrays import Array, arrays_of, first_row, floats_of, names_of, texts_of
-from evaluation.offline.duplicates import names_again, rows_again
-from evaluation.policy.parsing import check_stages
-from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
-from evaluation.records import LEAST_W, EvidenceError, is_rate
-from evaluation.units.units import HELD, LEFT_OUT, REQUEST, kind_of, unit_hash
+from evaluation.offline.duplicates import repeated_names, repeated_rows
+from evaluation.policy.gates import StagePlan, check_margins
+from evaluation.policy.parsing import gate_policy_of
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
+from evaluation.records import MIN_W, EvidenceError, is_rate
+from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, kind_of, unit_hash
 
 NEEDED = ("t_s", "arm", "w")
-MOST_STAGES = 1000
-Names: TypeAlias = tuple[Array, NDArray[np.bool_]]  # names, and where one is missing
+MAX_STAGES = 1000
+Names: TypeAlias = tuple[Array, NDArray[np.bool_]]  # names, and which are missing
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Checked columns: what the pipeline takes."""
+    """Checked columns, as the pipeline reads them. values: by metric, NaN where missing."""
 
-    at_s: Floats
-    arm: NDArray[np.bool_]
-    w: Floats
-    kind: Ints
-    unit: Ints
-    stage: Ints
-    fell_back: Floats
+    requests: Assignments
     failed: NDArray[np.bool_]
     values: Mapping[str, Floats]
 
+    def pick(self, rows: slice) -> Table:
+        """The chosen rows."""
+        values = {name: column[rows] for name, column in self.values.items()}
+        return Table(self.requests.pick(rows), self.failed[rows], values)
 
-def gated(columns: Mapping[str, ArrayLike], policy: object) -> GatePolicy:
-    """The policy (a name, a mapping, a `GatePolicy`; None: `default`) with the gates and alarms whose columns
-    are there. Errors: EvidenceError, PolicyError."""
-    policy = GatePolicy.of(policy)
+
+def policy_for_columns(columns: Mapping[str, ArrayLike], policy: object) -> GatePolicy:
+    """The policy with only the gates whose columns exist, and alarms for the other metrics with a column.
+
+    policy: as for `gate_policy_of`. Errors: EvidenceError, PolicyError.
+    """
+    policy = gate_policy_of(policy)
     names = names_of(columns)
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise EvidenceError(f"columns {', '.join(missing)} are missing; a backtest needs {', '.join(NEEDED)}")
     present = [name for name in CATALOGUE if name in names]
     if not policy.only(*present).gates:
-        raise PolicyError(f"no column is gated by policy {policy.name}; give one of {_names(policy)}")
+        metrics = ", ".join(dict.fromkeys(gate.metric for gate in policy.gates))
+        raise PolicyError(f"no column is gated by policy {policy.name}; give one of {metrics}")
     return policy.with_alarms().only(*present)
 
 
-def _names(policy: GatePolicy) -> str:
-    return ", ".join(dict.fromkeys(gate.metric for gate in policy.gates))
+def checked_stages(stages: object, policy: GatePolicy) -> tuple[StagePlan, ...]:
+    """The stages, checked; a single one at the policy's first rung for None. Errors: PolicyError."""
+    if stages is None:
+        return (StagePlan(0.5, 0),)
+    if not isinstance(stages, list | tuple) or not all(isinstance(stage, StagePlan) for stage in stages):
+        raise PolicyError(f"stages {stages!r} is not a list of StagePlan; leave it out for one stage")
+    if not stages:
+        raise PolicyError("stages is empty; leave it out for one stage, or give the plan's")
+    for index, stage in enumerate(stages):
+        check_margins(f"stages.{index}.margins", stage.margins or {}, policy.gate_kinds())
+    return tuple(stages)
 
 
-def planned(stages: object, policy: GatePolicy) -> tuple[StagePlan, ...]:
-    """The stages, checked; one at the policy's first rung where none are given. Errors: PolicyError."""
-    return (StagePlan(0.5, 0),) if stages is None else check_stages(stages, policy)
-
-
-def seeds(given: Mapping[str, ArrayLike] | None) -> dict[str, Floats]:
-    """Stable's own values from before the rollout, by metric, checked. Errors: EvidenceError."""
+def checked_seeds(given: Mapping[str, ArrayLike] | None) -> dict[str, Floats]:
+    """Stable's own values from before the rollout, checked, by metric. Errors: EvidenceError."""
     out = {}
     for name in () if given is None else names_of(given):
         if name not in VALUES:
-            raise EvidenceError(f"seed {name!r} is no metric of values; use {', '.join(sorted(VALUES))}")
+            raise EvidenceError(f"seed {name!r} is not a metric of values; use {', '.join(sorted(VALUES))}")
         values = floats_of(arrays_of({name: (given or {})[name]}), name)
         _refuse(f"seed of {name}", values, ~(np.isfinite(values) & (values >= 0.0)), "leave it out")
         out[name] = values
     return out
 
 
-def checked(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table:
-    """The columns as the pipeline takes them. Errors: EvidenceError."""
+def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table:
+    """The columns as the pipeline reads them. Errors: EvidenceError."""
     arrays = arrays_of(columns)
     at_s = floats_of(arrays, "t_s")
     if not bool(np.isfinite(at_s).all()):
@@ -86,8 +94,8 @@ def checked(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table:
     _refuse("arm", arm, ~((arm == 0.0) | (arm == 1.0)), "0 is stable, 1 the canary")
     _refuse("w", w, ~((w >= 0.0) & (w <= 1.0)), "give P(canary) at the draw, 0..1")
     coin = np.minimum(w, 1.0 - w)
-    no_coin = (coin > 0.0) & (coin < LEAST_W)
-    _refuse("w", w, no_coin, f"give 0 before the canary, or at least {LEAST_W:g} (and so far from 1)")
+    no_coin = (coin > 0.0) & (coin < MIN_W)
+    _refuse("w", w, no_coin, f"give 0 before the canary, or at least {MIN_W:g} (and so far from 1)")
     units = texts_of(arrays, "unit") if "unit" in arrays else None
     kinds, own = _kinds(arrays, units)
     drawn = (kinds != LEFT_OUT) & (kinds != HELD)
@@ -95,7 +103,7 @@ def checked(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table:
         "w", w, drawn & (((w == 0.0) & (arm == 1.0)) | ((w == 1.0) & (arm == 0.0))), "the arm contradicts it"
     )
     if not drawn.any() and bool((kinds == HELD).any()):
-        raise EvidenceError("assigned_by says that tokens hold every row; give the draws of the tokens, too")
+        raise EvidenceError("by assigned_by, tokens hold every row; give the draws of the tokens, too")
     values = {name: _metric(arrays, name) for name in dict.fromkeys(g.metric for g in policy.gates)}
     _refuse_repeats(arrays, at_s, units, own, (arm, w, *values.values()))
     if "error" in values:
@@ -104,8 +112,8 @@ def checked(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table:
         error = _metric(arrays, "error") if "error" in arrays else np.zeros(len(at_s))
     fell_back = floats_of(arrays, "fell_back") if "fell_back" in arrays else np.full(len(at_s), np.nan)
     _refuse("fell_back", fell_back, ~_is_event(fell_back), "give 0 or 1, NaN when unknown")
-    unit = _units(units, kinds)
-    return Table(at_s, arm == 1.0, w, kinds, unit, _stage(arrays, at_s), fell_back, error == 1.0, values)
+    requests = Assignments(at_s, arm == 1.0, w, kinds, _units(units, kinds), _stage(arrays, at_s), fell_back)
+    return Table(requests, error == 1.0, values)
 
 
 def _metric(arrays: Mapping[str, Array], name: str) -> Floats:
@@ -122,15 +130,15 @@ def _metric(arrays: Mapping[str, Array], name: str) -> Floats:
 
 
 def _is_event(values: Floats) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = (values == 0.0) | (values == 1.0) | np.isnan(values)
-    return found
+    is_event: NDArray[np.bool_] = (values == 0.0) | (values == 1.0) | np.isnan(values)
+    return is_event
 
 
 def _stage(arrays: Mapping[str, Array], at_s: Floats) -> Ints:
     if "stage" not in arrays:
         return np.zeros(len(at_s), dtype=np.int64)
     stage = floats_of(arrays, "stage")
-    bad = ~((stage >= 0.0) & (stage < MOST_STAGES) & (stage == np.floor(stage)))
+    bad = ~((stage >= 0.0) & (stage < MAX_STAGES) & (stage == np.floor(stage)))
     _refuse("stage", stage, bad, "give the stage's index, from 0")
     return stage.astype(np.int64)
 
@@ -155,34 +163,32 @@ def _refuse_repeats(
         names, missing = texts_of(arrays, name)
         if missing.any():
             raise EvidenceError(f"request_id is missing in row {first_row(missing)}; give all, or none")
-        again = names_again(names, ~missing)
+        repeated = repeated_names(names, ~missing)
     else:
-        again = rows_again(at_s, None if units is None else names, others)
-        if units is not None and not again.any():
-            again, remedy = (
-                names_again(names, own & ~units[1]),
-                f"{remedy}, or say sticky where a user has many",
-            )
-    if again.any():
-        row = first_row(again)
+        repeated = repeated_rows(at_s, None if units is None else names, others)
+        if units is not None and not repeated.any():
+            repeated = repeated_names(names, own & ~units[1])
+            remedy += ", or use sticky where a user has many"
+    if repeated.any():
+        row = first_row(repeated)
         raise EvidenceError(
-            f"{name} {names[row]} in row {row} cannot be evidence; the same request is there twice; {remedy}"
+            f"{name} {names[row]} in row {row} cannot be evidence; the request is a duplicate; {remedy}"
         )
 
 
 def _kinds(arrays: Mapping[str, Array], units: Names | None) -> tuple[Ints, NDArray[np.bool_]]:
-    """How each row was assigned, and which rows are their own unit by the word `request`.
+    """How each row was assigned, and which rows are their own unit because `assigned_by` is `request`.
 
-    Without the column a unit that comes again is a sticky key, and a request is its own unit otherwise.
+    Without that column, units are sticky keys if any is repeated, and each request is its own unit otherwise.
     """
     rows = len(arrays["t_s"])
     if "assigned_by" not in arrays:
-        is_sticky = units is not None and bool(names_again(units[0], ~units[1]).any())
+        is_sticky = units is not None and bool(repeated_names(units[0], ~units[1]).any())
         word = "sticky" if is_sticky else "request"
         return np.full(rows, kind_of(word), dtype=np.int64), np.full(rows, not is_sticky)
     words, missing = texts_of(arrays, "assigned_by")
     if missing.any():
-        raise EvidenceError(f"assigned_by is missing in row {first_row(missing)}; say request or sticky")
+        raise EvidenceError(f"assigned_by is missing in row {first_row(missing)}; use request or sticky")
     if rows and bool((words == words[0]).all()):
         return np.full(rows, _kind(words, words[0]), dtype=np.int64), np.full(rows, words[0] == "request")
     known, which = np.unique(words, return_inverse=True)
@@ -202,11 +208,11 @@ def _units(units: Names | None, kinds: Ints) -> Ints:
     if len(sticky) == 0:
         return out
     if units is None:
-        raise EvidenceError("column unit is missing; sticky rows need the name of what was drawn")
+        raise EvidenceError("column unit is missing; sticky rows need the name of the unit")
     names, missing = units
     if missing[sticky].any():
         row = int(sticky[first_row(missing[sticky])])
-        raise EvidenceError(f"unit is missing in row {row}; sticky rows need the name of what was drawn")
-    found, which = np.unique(names[sticky], return_inverse=True)
-    out[sticky] = np.array([unit_hash(str(name)) for name in found], dtype=np.int64)[which]
+        raise EvidenceError(f"unit is missing in row {row}; sticky rows need the name of the unit")
+    unique, which = np.unique(names[sticky], return_inverse=True)
+    out[sticky] = np.array([unit_hash(str(name)) for name in unique], dtype=np.int64)[which]
     return out

@@ -1,9 +1,9 @@
-"""Requests that a table tells twice: told again they are no further evidence, and half of it would be a lie.
+"""Duplicate requests of a table, which would count as evidence twice.
 
-With `request_id` that alone decides. Without it: a unit of the word `request` is its own request, so its
-name comes once. A key may ask twice at the same moment, so its rows are repeats where everything else is
-equal as well, one outcome at least being more than yes or no. Where nothing names a request, and where all
-outcomes are yes or no, only a table of which every row is repeated can be told from chance.
+With `request_id`, a repeated id is a duplicate. Without it: a unit assigned by `request` is its own request,
+so a repeated unit is one. A sticky key may send two requests at the same moment, so its rows are duplicates
+only where all else is equal too, and at least one outcome is not just 0 or 1. Where nothing names a request,
+or all outcomes are 0 or 1, only a table that repeats every row is distinguishable from chance.
 """
 
 from __future__ import annotations
@@ -16,56 +16,52 @@ from numpy.typing import NDArray
 from evaluation.betting.wealth import Floats
 from evaluation.offline.arrays import Array
 
-FEW_GROUPS = 20  # fewer different rows may all come an even number of times by chance
+MIN_GROUPS = 20  # fewer distinct rows may all be repeated by chance
 
 
-def names_again(names: Array, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where a name comes again among the chosen rows."""
-    again = np.zeros(len(names), dtype=np.bool_)
+def repeated_names(names: Array, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the chosen rows repeat the name of an earlier one."""
+    repeated = np.zeros(len(names), dtype=np.bool_)
     rows = np.flatnonzero(chosen)
-    some = names[rows]
-    if some.dtype.kind in "iuf":
-        numbers = some.astype(np.float64) if some.dtype.kind == "f" else some.astype(np.int64)
+    picked = names[rows]
+    if picked.dtype.kind in "iuf":
+        numbers = picked.astype(np.float64) if picked.dtype.kind == "f" else picked.astype(np.int64)
         if bool((numbers[1:] > numbers[:-1]).all()):
-            return again
-    if len(set(some.tolist())) == len(some):
-        return again
-    _, first = np.unique(some, return_index=True)
-    again[rows] = True
-    again[rows[first]] = False
-    return again
+            return repeated
+    if len(set(picked.tolist())) == len(picked):
+        return repeated
+    _, first = np.unique(picked, return_index=True)
+    repeated[rows] = True
+    repeated[rows[first]] = False
+    return repeated
 
 
-def rows_again(at_s: Floats, named: Array | None, others: Sequence[Floats]) -> NDArray[np.bool_]:
-    """Where a row comes again at the same moment, of the same name, with the same values of `others`.
+def repeated_rows(at_s: Floats, names: Array | None, others: Sequence[Floats]) -> NDArray[np.bool_]:
+    """Which rows repeat an earlier one: same moment, same name, same values of `others`.
 
     `others`: arm and w, then the outcomes, NaN where missing.
     """
-    again = np.zeros(len(at_s), dtype=np.bool_)
+    repeated = np.zeros(len(at_s), dtype=np.bool_)
     tied = at_s[1:] == at_s[:-1]
     if not tied.any():
-        return again
+        return repeated
     rows = np.flatnonzero(np.concatenate((tied, [False])) | np.concatenate(([False], tied)))
-    keys = [np.ascontiguousarray(column[rows]) + 0.0 for column in (at_s, *others)]  # -0.0 is 0.0
-    if named is not None:
-        keys.append(np.unique(named[rows], return_inverse=True)[1].astype(np.float64))
+    keys = [np.ascontiguousarray(column[rows]) + 0.0 for column in (at_s, *others)]  # makes -0.0 equal 0.0
+    if names is not None:
+        keys.append(np.unique(names[rows], return_inverse=True)[1].astype(np.float64))
     order = np.lexsort(keys)
     same = np.ones(len(rows) - 1, dtype=np.bool_)
     for key in keys:
-        one, next_one = key[order[:-1]], key[order[1:]]
-        same &= (one == next_one) | (np.isnan(one) & np.isnan(next_one))
-    twin = np.concatenate(([False], same))  # as sorted: equal to the one before
-    found = np.zeros(len(rows), dtype=np.bool_)
-    if len(rows) == len(at_s):
-        starts = np.flatnonzero(~twin)
-        sizes = np.diff(np.append(starts, len(rows)))
-        if len(sizes) >= FEW_GROUPS and np.gcd.reduce(sizes) > 1:
-            found |= twin[np.argsort(order)]
-    if named is not None:
-        telling = np.zeros(len(rows), dtype=np.bool_)
+        before, after = key[order[:-1]], key[order[1:]]
+        same &= (before == after) | (np.isnan(before) & np.isnan(after))
+    is_copy = np.concatenate(([False], same))  # in sorted order: equals the row before
+    sizes = np.diff(np.append(np.flatnonzero(~is_copy), len(rows)))
+    is_copy = is_copy[np.argsort(order)]
+    every_row_repeats = len(rows) == len(at_s) and len(sizes) >= MIN_GROUPS and np.gcd.reduce(sizes) > 1
+    is_distinctive = np.full(len(rows), every_row_repeats, dtype=np.bool_)
+    if names is not None:
         for column in others[2:]:
             value = column[rows]
-            telling |= ~np.isnan(value) & (value != 0.0) & (value != 1.0)
-        found |= twin[np.argsort(order)] & telling
-    again[rows] = found
-    return again
+            is_distinctive |= ~np.isnan(value) & (value != 0.0) & (value != 1.0)
+    repeated[rows] = is_copy & is_distinctive
+    return repeated

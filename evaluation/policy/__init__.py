@@ -1,1 +1,1 @@
-"""What is gated, how strictly, and what a stage must prove; parsing and checks of policy values."""
+"""Gate policies: what is tested, how strictly, what a stage must prove; parsing and checks."""

@@ -1,1 +1,1 @@
-"""From requests to randomised units: assignment, order of settlement, sessions, missing values."""
+"""From requests to randomised units: draws, settlement, sessions, missing values."""

@@ -1,4 +1,4 @@
-"""Is a metric's evidence there, on both arms alike? What is not makes the metric INVALID, with a reason."""
+"""Missing values of a metric: too many, or more on one arm, make it INVALID, with a reason."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Block, Channel, Floats, Ints, by_weight
+from evaluation.betting.wealth import Bets, Block, Channel, Floats, by_weight, ratio_table
 
-MISSING_ALPHA = 0.01  # INVALID by mistake holds; a bias that is not seen rolls back or promotes
+MISSING_ALPHA = 0.01  # a false INVALID only holds; an unnoticed bias rolls back or promotes
 RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])
-ENOUGH = 100
-WINDOW = 200
+MIN_ROWS = 100  # before a share of missing values is reported
+WINDOW = 200  # rows
 
 
 class PresenceBet:
-    """Two-sided: bets that values come, or stay away, more often on one arm than its coin explains.
+    """Two-sided: bets that values are missing (or present) more often on one arm than its coin explains.
 
-    Of the two it bets on the rarer by nature: missing values of a metric that every request should have,
-    present values of one that few have (sampled, or given by users). `w` is then P(canary) given that the
-    value is present.
+    It bets on the rarer of the two: missing values of a metric that every request should have, present values
+    of one that few have (sampled, or given by users). `w` is then P(canary) given that the value is present.
     """
 
     __state__ = ()
@@ -30,42 +29,38 @@ class PresenceBet:
         self.prior: Floats = np.ones(len(RATIOS))
         self._on_present = on_present
 
-    def steps(self, block: Block) -> tuple[Ints, Floats, Ints]:
-        """Only the chosen rows count, and each is looked at."""
+    def bets(self, block: Block) -> Bets:
+        """On present or on missing values, with a look after each."""
         rows = np.flatnonzero((block.y > 0.0) == self._on_present)
         if len(rows) == 0:
-            return rows, np.empty((len(RATIOS), 0)), rows
-        return (
-            rows,
-            by_weight(block.pick(rows), np.zeros(len(rows), dtype=np.int64), _odds_table),
-            np.arange(len(rows)),
-        )
+            return Bets(rows, np.empty((len(RATIOS), 0)), rows)
+        factors = by_weight(block.pick(rows), np.zeros(len(rows), dtype=np.int64), _table)
+        return Bets(rows, factors, np.arange(len(rows)))
 
-    def turn(self, stable: Stable) -> None:
-        """Nothing is frozen."""
+    def end_epoch(self, stable: Stable) -> None:
+        """Nothing to update."""
 
 
-def _odds_table(w: float) -> Floats:
-    both = np.log(w * RATIOS + 1.0 - w)
-    return np.stack((-both, np.log(RATIOS) - both), axis=1)[:, :, None]
+def _table(w: float) -> Floats:
+    return ratio_table(w, RATIOS[:, None], np.log(RATIOS)[:, None])
 
 
 class Presence:
-    """Counts of present and missing values of one metric, and the test that both arms miss them alike."""
+    """Counts of present and missing values of one metric, and the test that both arms miss equally many."""
 
     __state__ = ("channel", "rows", "present", "window_rows", "window_present", "before_present")
 
-    def __init__(self, *, on_present: bool, most_missing: float) -> None:
-        self._most_missing = most_missing  # 1: any share may be missing (sampled on purpose)
+    def __init__(self, *, on_present: bool, max_missing: float) -> None:
+        self._max_missing = max_missing  # share; 1: any (sampled on purpose)
         self.channel = Channel(PresenceBet(on_present=on_present), limit=math.log(1.0 / MISSING_ALPHA))
         self.rows = 0
         self.present = 0
         self.window_rows = 0
         self.window_present = 0
-        self.before_present = -1  # of the window before; -1: there was none
+        self.before_present = -1  # of the previous window; -1: there was none
 
     def feed(self, block: Block) -> None:
-        """Take rows in order; `y` is 1 where there is a value, else 0."""
+        """Count rows in order; `y` is 1 where there is a value, else 0."""
         if len(block) == 0:
             return
         self.channel.bet(block)
@@ -75,14 +70,14 @@ class Presence:
 
     @property
     def never_arrived(self) -> bool:
-        """Whether no value has come yet, on either arm."""
+        """Whether no value has arrived yet, on either arm."""
         return self.present == 0
 
     def reason(self) -> str | None:
-        """Why the metric is INVALID now, or None."""
+        """Why the metric is INVALID now; None: it is not."""
         if self.channel.decision.is_reached:
             return "values are missing differently by arm"
-        if self.rows < ENOUGH:
+        if self.rows < MIN_ROWS:
             return None
         if self.present == 0:
             return f"no value in {self.rows} requests"
@@ -90,17 +85,17 @@ class Presence:
             return f"stopped arriving: no value in the last {WINDOW + self.window_rows} requests"
         rows, present = self._recent()
         missing = 1.0 - present / rows
-        if missing > self._most_missing:
+        if missing > self._max_missing:
             return (
-                f"{missing:.0%} of values missing in the last {rows} requests, limit {self._most_missing:.0%}"
+                f"{missing:.0%} of values missing in the last {rows} requests, limit {self._max_missing:.0%}"
             )
         return None
 
     def _recent(self) -> tuple[int, int]:
-        """Requests of this window and the one before, and how many had a value.
+        """Requests of the current and the previous window, and how many had a value.
 
-        An outage of the grader that both arms lived through is over when it is over: what came before and
-        after is evidence as ever.
+        After an outage of the grader that affected both arms, the metric is valid again: what came before
+        and after is evidence.
         """
         if self.before_present < 0:
             return self.window_rows, self.window_present

@@ -1,14 +1,13 @@
-"""From requests to units: the mean of each session, given out in the order of the draws.
+"""Sessions: the requests of one draw as one unit with their mean, released in the order of the draws.
 
-A session is what follows one draw: up to `session_requests` requests within `session_s`. It closes at the
-last of them, or when the time has passed; it is given out when every earlier draw's has been, so that a
-version that makes users come back faster does not get its units counted sooner. A request that is its own
-unit is a session of one.
+A session is up to `session_requests` requests within `session_s` after a draw. It closes at the last of them,
+or when the time has passed; it is released after the session of every earlier draw, so that a version that
+makes users return faster does not get its units counted sooner. A request that is its own unit is a session
+of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +19,11 @@ from evaluation.betting.wealth import Block, Floats, Ints
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Settled requests that are evidence, in order of assignment. `place`: 1 for the first request of a draw.
+    """Settled requests that are evidence, in order of assignment. Arrays of equal length.
 
-    `cold`: within its stage's warm-up, or while the canary's replicas carried more than stable's, when
-    latency is no evidence of either arm. `single`: it is its own unit. `canary`: canary requests up to and
-    with this row.
+    `position`: 1 for the first request of a draw. `single`: it is its own unit. `canary`: canary requests up
+    to and including this row. `cold`: its latency is ignored, on both arms: within the warm-up of its stage,
+    or while a canary replica carried more load than a stable one.
     """
 
     seq: Ints
@@ -32,7 +31,7 @@ class Rows:
     arm: NDArray[np.bool_]
     w: Floats
     draw: Ints
-    place: Ints
+    position: Ints
     single: NDArray[np.bool_]
     stage: Ints
     canary: Ints
@@ -44,13 +43,8 @@ class Rows:
     @classmethod
     def none(cls) -> Rows:
         """No requests."""
-        whole, real, flag = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
-        return cls(whole, real, flag, real, whole, whole, flag, whole, whole, flag)
-
-    @classmethod
-    def of(cls, columns: Sequence[NDArray[Any]]) -> Rows:
-        """Rows from their columns, in the order of `columns`."""
-        return cls(*columns)
+        ints, floats, flags = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
+        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags)
 
     def columns(self) -> list[NDArray[Any]]:
         """The columns, in the order of the fields."""
@@ -70,7 +64,7 @@ class Rows:
         return bool(self.single.all())
 
     def block(self, y: Floats, rows: NDArray[np.bool_] | Ints, w: Floats) -> Block:
-        """Some of these rows as a block, with their outcomes and probabilities (given for all rows)."""
+        """Some of these rows as a block. y, w: outcomes and probabilities of all rows."""
         if rows.dtype == np.bool_ and rows.all():
             return Block(self.arm, w, y, np.ones(len(y)), self.seq, self.canary, self.at_s, self.stage)
         return Block(
@@ -86,7 +80,7 @@ class Rows:
 
 
 class Sessions:
-    """Open sessions of one lane, by draw, and the sums of each of its columns."""
+    """Sessions of one lane that are not released yet, by draw, with the sums of each of its columns."""
 
     __state__ = (
         "draw", "start_s", "arm", "w", "stage", "sums", "counts", "close_seq", "close_canary", "close_at_s",
@@ -94,7 +88,7 @@ class Sessions:
     )  # fmt: skip
 
     def __init__(self, columns: int, *, session_requests: int, session_s: float) -> None:
-        self._most = session_requests
+        self._max_requests = session_requests
         self._length_s = session_s
         self.draw: Ints = np.empty(0, dtype=np.int64)
         self.start_s: Floats = np.empty(0)
@@ -108,20 +102,21 @@ class Sessions:
         self.close_at_s: Floats = np.empty(0)
         self.last_seq = -1
         self.last_canary = 0
-        self.given: Floats = np.array([-1.0, 0.0, -np.inf])  # seq, canary, time of the last session given out
+        self.given: Floats = np.array([-1.0, 0.0, -np.inf])  # seq, canary, time of the last released session
 
-    def take(self, rows: Rows, values: Floats) -> list[Block]:
-        """Add requests in order (`values`: columns x n, NaN where missing); the sessions that can be given
-        out now."""
+    def add(self, rows: Rows, values: Floats) -> list[Block]:
+        """Add requests in order; return the sessions released by that, a block for each column.
+
+        values: columns x n, NaN where missing.
+        """
         if len(rows) and len(self.draw) == 0 and rows.all_single:
-            return self._pass_on(rows, values)
+            return self._single(rows, values)
         if len(rows):
             self._add(rows, values)
-        return self._give()
+        return self._release()
 
     def close_through(self, through_s: float) -> list[Block]:
-        """Close what ended before `through_s` (no earlier request is still to come); what can be given out
-        now."""
+        """Close sessions that ended before the watermark `through_s`; return the sessions released so."""
         passed = np.flatnonzero((self.close_seq < 0) & (self.start_s + self._length_s < through_s))
         self._close(
             passed,
@@ -129,10 +124,10 @@ class Sessions:
             np.full(len(passed), self.last_canary),
             self.start_s[passed] + self._length_s,
         )
-        return self._give()
+        return self._release()
 
     def has_event(self, draws: Ints, column: int) -> NDArray[np.bool_]:
-        """Which of these draws already have an event in a column of rates."""
+        """Which of these draws already have an event in this column."""
         slot = np.searchsorted(self.draw, draws)
         known = slot < len(self.draw)
         known[known] = self.draw[slot[known]] == draws[known]
@@ -140,21 +135,20 @@ class Sessions:
         out[known] = self.sums[column, slot[known]] > 0.0
         return out
 
-    def _pass_on(self, rows: Rows, values: Floats) -> list[Block]:
-        """Sessions of one request each with none before them: the requests themselves."""
+    def _single(self, rows: Rows, values: Floats) -> list[Block]:
+        """The requests themselves: sessions of one request each, with none waiting before them."""
         self.last_seq, self.last_canary = int(rows.seq[-1]), int(rows.canary[-1])
         self.given = np.array(
             [self.last_seq, self.last_canary, max(self.given[2], rows.at_s[-1])], dtype=np.float64
         )
         present = ~np.isnan(values)
-        nothing = rows.pick(slice(0, 0)).block(np.empty(0), np.empty(0, dtype=np.bool_), np.empty(0))
+        empty = rows.pick(slice(0, 0)).block(np.empty(0), np.empty(0, dtype=np.bool_), np.empty(0))
         return [
-            rows.block(y, has, rows.w) if has.any() else nothing
-            for y, has in zip(values, present, strict=True)
+            rows.block(y, has, rows.w) if has.any() else empty for y, has in zip(values, present, strict=True)
         ]
 
     def _add(self, rows: Rows, values: Floats) -> None:
-        first = rows.place == 1
+        first = rows.position == 1
         new = int(np.count_nonzero(first))
         self.draw = np.concatenate((self.draw, rows.draw[first]))
         self.start_s = np.concatenate((self.start_s, rows.at_s[first]))
@@ -171,14 +165,13 @@ class Sessions:
         for column in range(len(values)):
             np.add.at(self.sums[column], slot[present[column]], values[column][present[column]])
             np.add.at(self.counts[column], slot[present[column]], 1.0)
-        last = rows.single | (rows.place == self._most)
+        last = rows.single | (rows.position == self._max_requests)
         self._close(slot[last], rows.seq[last], rows.canary[last], rows.at_s[last])
         self._close_passed(rows)
         self.last_seq, self.last_canary = int(rows.seq[-1]), int(rows.canary[-1])
 
-    def _give(self) -> list[Block]:
-        """The closed sessions that no open one precedes, a block for each column (units without a value
-        left out)."""
+    def _release(self) -> list[Block]:
+        """Remove the closed sessions that no open one precedes: a block for each column, of its values."""
         still_open = np.flatnonzero(self.close_seq < 0)
         count = int(still_open[0]) if len(still_open) else len(self.draw)
         seq = np.maximum.accumulate(np.concatenate(([self.given[0]], self.close_seq[:count])))
@@ -204,7 +197,7 @@ class Sessions:
         return blocks
 
     def _close_passed(self, rows: Rows) -> None:
-        """Close sessions whose time ended before some row of this block, as of the row before that one."""
+        """Close sessions that ended before a row of this block, with the counters of the row before that."""
         limit = self.start_s + self._length_s
         passed = np.flatnonzero((self.close_seq < 0) & (limit < rows.at_s[-1]))
         after = np.searchsorted(rows.at_s, limit[passed], side="right")

@@ -1,7 +1,7 @@
-"""Order: requests settle as they were assigned, behind a watermark; scores at their own deadline.
+"""Settlement: requests in order of assignment, behind a watermark; scores up to their own deadline.
 
-In the order of completion a slow canary's units come later than stable's of the same moment, and a drift
-then looks like harm: 29 % false rollbacks. So a unit waits for every earlier one, and a score that comes
+In order of completion, a slow canary's units would come later than stable's of the same moment, and drift
+would look like harm (29 % false rollbacks). So a unit waits for every earlier one, and a score that arrives
 after its deadline is missing.
 """
 
@@ -13,24 +13,21 @@ from evaluation.records import Draw, EvidenceError, Score
 
 
 class Settlement:
-    """Records that wait: draws for the watermark, scores for their draws."""
+    """Pending records: draws until the watermark passes them, scores until their draws settle."""
 
     __state__ = ("waiting_rows", "scores", "through_s", "now_s", "late", "repeated")
 
     def __init__(self, *, keep_scores_s: float) -> None:
         self._keep_s = keep_scores_s
         self.waiting: dict[str, Draw] = {}
-        self.scores: dict[
-            str, list[tuple[str, float, float]]
-        ] = {}  # request -> (metric, value, at_s), first come
+        self.scores: dict[str, list[tuple[str, float, float]]] = {}  # request -> (metric, value, at_s)
         self.through_s = float("-inf")
         self.now_s = float("-inf")
         self.late = 0
         self.repeated = 0
 
     def add_draw(self, draw: Draw) -> None:
-        """Keep a draw until its turn. One from before the watermark is late, one that is there already a
-        repeat."""
+        """Store a draw until it settles; late and repeated ones are only counted."""
         if draw.at_s < self.through_s:
             self.late += 1
         elif draw.request_id in self.waiting:
@@ -39,7 +36,7 @@ class Settlement:
             self.waiting[draw.request_id] = draw
 
     def add_score(self, score: Score) -> None:
-        """Keep a score until its draw asks for it; the first of each metric counts."""
+        """Store a score until its draw settles; the first of each metric counts."""
         known = self.scores.setdefault(score.request_id, [])
         if any(metric == score.metric for metric, _, _ in known):
             self.repeated += 1
@@ -47,10 +44,10 @@ class Settlement:
         known.append((score.metric, score.value, score.at_s))
 
     def advance(self, through_s: float, now_s: float) -> list[Draw]:
-        """Draws assigned before `through_s`, in order. Errors: EvidenceError when that watermark goes back.
+        """Remove and return the draws assigned before the watermark `through_s`, in order.
 
-        `now_s` counts only while `through_s` moves on: who reads a long log in pages knows the time before
-        it knows the scores in it. A clock that was set back makes nothing unknown again.
+        Errors: EvidenceError when the watermark goes back. `now_s` is ignored unless the watermark advances:
+        a reader of a long log knows the time before it has read the scores. A clock set back is ignored.
         """
         if through_s < self.through_s:
             raise EvidenceError(f"watermark {through_s} went back from {self.through_s}; send them ascending")
@@ -64,23 +61,22 @@ class Settlement:
         return due
 
     def score_of(self, request_id: str, metric: str, before_s: float) -> float | None:
-        """The score of a request if it was received by `before_s`; None: none so far."""
+        """The score of a request if it was received by `before_s`; None: not received."""
         for name, value, at_s in self.scores.get(request_id, ()):
             if name == metric and at_s <= before_s:
                 return value
         return None
 
     def forget_scores(self) -> None:
-        """Drop scores that nobody can ask for any more: their draws have settled, and their deadlines have
-        passed."""
+        """Drop scores whose draws have settled and whose deadlines have passed."""
         before_s = min(self.through_s, self.now_s - self._keep_s)
-        gone = [r for r, known in self.scores.items() if all(at < before_s for _, _, at in known)]
-        for request in gone:
+        expired = [r for r, known in self.scores.items() if all(at_s < before_s for _, _, at_s in known)]
+        for request in expired:
             del self.scores[request]
 
     @property
     def waiting_rows(self) -> list[list[object]]:
-        """The waiting draws as plain values, for a snapshot."""
+        """The pending draws as plain values, for a snapshot."""
         return [[getattr(d, f) for f in _FIELDS[:-1]] + [dict(d.flags)] for d in self.waiting.values()]
 
     @waiting_rows.setter

@@ -1,7 +1,7 @@
-"""Units and their draws: which coin a request belongs to, and with which probability it was tossed.
+"""Units and their draws: which coin toss a request belongs to, and the probability it was tossed with.
 
 Per-request keys: each request is its own draw, at the logged `w`. Sticky keys: the unit's bucket is fixed,
-and each draw reveals in which interval [lo, hi) it lies. At weight `w` the next coin comes up canary with
+and each draw reveals an interval [lo, hi) that contains it. At weight `w` the next toss comes up canary with
 probability `|[0, w) n [lo, hi)| / (hi - lo)`: for a raise from `v` to `w` that is `(w - v) / (1 - v)` for a
 unit last seen on stable, and 1, so no bet, for one seen on the canary. (Betting the plain `w` again
 promoted harmful canaries in 54-100 % of runs.)
@@ -10,7 +10,6 @@ promoted harmful canaries in 54-100 % of runs.)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,16 +18,16 @@ from numpy.typing import NDArray
 from evaluation.betting.wealth import Floats, Ints
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED, STICKY_KEYS, WORDS_REMEDY, EvidenceError
 
-LEFT_OUT, REQUEST, STICKY, HELD = 0, 1, 2, 3
-SWEEP_EVERY = 4096
-MOST_CHANCES = 10_000  # remembered
+LEFT_OUT, REQUEST, STICKY, HELD = 0, 1, 2, 3  # HELD: by the affinity token of an earlier draw
+SWEEP_EVERY = 4096  # sticky rows
+MAX_CACHED = 10_000  # probabilities
 _KINDS = ((PER_REQUEST, REQUEST), (STICKY_KEYS, STICKY), (PINNED, HELD), (NOT_DRAWN, LEFT_OUT))
 
 
 def kind_of(assigned_by: str) -> int:
     """LEFT_OUT, REQUEST, STICKY or HELD for a record's `assigned_by`. Errors: EvidenceError for another word.
 
-    A word that nobody knows is no sticky key by default: a forced request would count as a draw.
+    An unknown word is not taken for a sticky key: a forced request would then count as a draw.
     """
     for words, kind in _KINDS:
         if assigned_by in words:
@@ -37,8 +36,7 @@ def kind_of(assigned_by: str) -> int:
 
 
 def unit_hash(unit: str) -> int:
-    """64 bits of the unit's name; keyed on the unit alone, so a unit keeps its draws when its key's source
-    changes."""
+    """64-bit hash of the unit's name alone, so that a unit keeps its draws when its key's source changes."""
     return int.from_bytes(
         hashlib.blake2b(unit.encode(errors="surrogatepass"), digest_size=8).digest(), "big", signed=True
     )
@@ -53,26 +51,63 @@ def next_probability(w: float, low: float, high: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Assignments:
+    """Requests as the router assigned them, in order of assignment. Arrays of equal length.
+
+    `w`: P(canary) as logged. `kind`: see `kind_of`. `unit`: hash of the unit; matters for sticky keys and
+    tokens only. `fell_back`: 1 where stable answered for the canary, NaN where unknown.
+    """
+
+    at_s: Floats
+    arm: NDArray[np.bool_]
+    w: Floats
+    kind: Ints
+    unit: Ints
+    stage: Ints
+    fell_back: Floats
+
+    def __len__(self) -> int:
+        return len(self.at_s)
+
+    def pick(self, rows: slice | Ints) -> Assignments:
+        """The chosen requests, in order."""
+        return Assignments(*(getattr(self, name)[rows] for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
 class Drawn:
-    """For each request: P(canary) of its draw, the draw's number, and its place in it (1 is the first; 0:
-    not evidence)."""
+    """For each request: P(canary) of its draw, the number of the draw, and its position in the draw.
+
+    position: 1 for the first request of a draw; 0: not evidence.
+    """
 
     w: Floats
     draw: Ints
-    place: Ints
+    position: Ints
+
+
+@dataclass(slots=True)
+class OpenDraw:
+    """A draw of a sticky unit whose session is still open."""
+
+    draw: int
+    start_s: float
+    requests: int
+    arm: int
+    w: float
 
 
 class Units:
-    """The book of sticky units: one revealed interval each, and the draws whose sessions are still open."""
+    """Ledger of sticky units: one revealed interval each, and the draws whose sessions are still open."""
 
     __state__ = ("book", "intervals", "open", "contradictions", "sticky_draws", "rows")
 
     def __init__(self, *, session_requests: int, session_s: float) -> None:
-        self._most = session_requests
+        self._max_requests = session_requests
         self._length_s = session_s
-        self.seen: dict[int, int] = {}  # unit -> index of its interval
+        self.interval_of: dict[int, int] = {}  # unit -> index of its interval
         self.intervals = []
-        self.open: dict[int, tuple[int, float, int, int, float]] = {}  # unit -> draw, start, requests, arm, w
+        self.open_draws: dict[int, OpenDraw] = {}  # by unit
         self.contradictions = 0
         self.sticky_draws = 0
         self.rows = 0
@@ -85,117 +120,111 @@ class Units:
     @intervals.setter
     def intervals(self, intervals: list[tuple[float, float]]) -> None:
         self._intervals = intervals
-        self._places = {interval: place for place, interval in enumerate(intervals)}
-        self._chances: dict[tuple[int, float], float] = {}
+        self._index_of = {interval: index for index, interval in enumerate(intervals)}
+        self._cache: dict[tuple[int, float], float] = {}  # P(canary) by interval and weight
 
     @property
     def book(self) -> list[Ints]:
-        """Units and the indices of their intervals as two arrays, for a snapshot: 9 bytes a unit instead of
-        25."""
-        size = len(self.seen)
-        return [
-            np.fromiter(part, dtype=np.int64, count=size) for part in (self.seen.keys(), self.seen.values())
-        ]
+        """Units and the indices of their intervals as two arrays, for a snapshot: 9 bytes a unit, not 25."""
+        size, columns = len(self.interval_of), (self.interval_of.keys(), self.interval_of.values())
+        return [np.fromiter(column, dtype=np.int64, count=size) for column in columns]
 
     @book.setter
     def book(self, arrays: list[Ints]) -> None:
-        units, places = arrays
-        self.seen = dict(zip(units.tolist(), places.tolist(), strict=True))
+        units, indices = arrays
+        self.interval_of = dict(zip(units.tolist(), indices.tolist(), strict=True))
 
-    def resolve(
-        self, at_s: Floats, arm: NDArray[np.bool_], w: Floats, kind: Ints, unit: Ints, seq: Ints
-    ) -> Drawn:
-        """The draws of requests in order of assignment. Arrays of equal length; `unit` matters for sticky
-        rows only."""
-        drawn = Drawn(w.copy(), seq.copy(), ((kind == REQUEST) & (w < 1.0)).astype(np.int64))
-        sticky = np.flatnonzero(kind >= STICKY)
-        if len(sticky):
-            self._resolve_sticky(sticky, at_s, arm, w, kind, unit, drawn)
+    @property
+    def open(self) -> dict[int, tuple[int, float, int, int, float]]:
+        """The open draws as plain values, for a snapshot."""
+        return {unit: (d.draw, d.start_s, d.requests, d.arm, d.w) for unit, d in self.open_draws.items()}
+
+    @open.setter
+    def open(self, rows: dict[int, tuple[int, float, int, int, float]]) -> None:
+        self.open_draws = {unit: OpenDraw(*row) for unit, row in rows.items()}
+
+    def resolve(self, requests: Assignments, seq: Ints) -> Drawn:
+        """The draws of the requests. seq: their sequence numbers, of which a draw takes its first one's."""
+        own = (requests.kind == REQUEST) & (requests.w < 1.0)
+        drawn = Drawn(requests.w.copy(), seq.copy(), own.astype(np.int64))
+        rows = np.flatnonzero(requests.kind >= STICKY)
+        if len(rows):
+            self._resolve_sticky(rows, requests.pick(rows), drawn)
         return drawn
 
-    def _resolve_sticky(
-        self,
-        sticky: Ints,
-        at_s: Floats,
-        arm: NDArray[np.bool_],
-        w: Floats,
-        kind: Ints,
-        unit: Ints,
-        drawn: Drawn,
-    ) -> None:
-        rows: Sequence[tuple[int, float, int, float, int, int]] = list(
-            zip(
-                sticky.tolist(),
-                at_s[sticky].tolist(),
-                arm[sticky].astype(np.int64).tolist(),
-                w[sticky].tolist(),
-                kind[sticky].tolist(),
-                unit[sticky].tolist(),
-                strict=True,
-            )
-        )
-        seen, chances = self.seen, self._chances
-        for row, at, side, weight, how, key in rows:
-            known = seen.get(key)
+    def _resolve_sticky(self, rows: Ints, requests: Assignments, drawn: Drawn) -> None:
+        """Write the draws of sticky and held requests into these rows of `drawn`."""
+        arms = requests.arm.astype(np.int64)
+        columns = (rows, requests.at_s, arms, requests.w, requests.kind == STICKY, requests.unit)
+        for row, at_s, arm, w, is_sticky, unit in zip(*(column.tolist() for column in columns), strict=True):
             # Looked up here, not in a method: most rows are of a unit whose draw is known.
-            chance: float | None = 0.5
-            if known is not None and (chance := chances.get((known, weight))) is None:
-                chance = self._chance(known, weight)
-            # A coin was tossed: the unit is new, or the weight now splits what is known of its bucket.
-            if how == STICKY and chance is not None and (0.0 < chance < 1.0 or chance != side):
-                probability = self._reveal(key, side, weight)
-                if probability < 0.0:
-                    self.contradictions += 1
-                    continue
-                self.sticky_draws += 1
-                self.open.pop(key, None)
-                self.open[key] = (int(drawn.draw[row]), at, 1, side, probability)
-                drawn.w[row], drawn.place[row] = probability, 1 if probability < 1.0 else 0
+            interval = self.interval_of.get(unit)
+            if interval is None:
+                is_toss = is_sticky
+            else:
+                probability = self._cache.get((interval, w))
+                if probability is None:
+                    probability = self._probability(interval, w)
+                # The weight splits what is known of the bucket, or the arm contradicts it.
+                is_toss = is_sticky and (0.0 < probability < 1.0 or probability != arm)
+            held = None if is_toss else self.open_draws.get(unit)
+            if is_toss:
+                self._toss(row, at_s, arm, w, unit, drawn)
+            elif held is None:
                 continue
-            held = self.open.get(key)
-            if held is None:
-                continue
-            draw, start, requests, drawn_arm, probability = held
-            if requests >= self._most or at > start + self._length_s:
-                del self.open[key]
-                continue
-            if side != drawn_arm:
-                self.contradictions += how == STICKY
-                continue
-            self.open[key] = (draw, start, requests + 1, side, probability)
-            drawn.w[row], drawn.draw[row] = probability, draw
-            drawn.place[row] = requests + 1 if probability < 1.0 else 0
+            elif held.requests >= self._max_requests or at_s > held.start_s + self._length_s:
+                del self.open_draws[unit]
+            elif arm != held.arm:
+                self.contradictions += is_sticky
+            else:
+                held.requests += 1
+                drawn.w[row], drawn.draw[row] = held.w, held.draw
+                drawn.position[row] = held.requests if held.w < 1.0 else 0
         self.rows += len(rows)
         if self.rows >= SWEEP_EVERY:
             self.rows = 0
-            self._sweep(rows[-1][1])
+            self._sweep(at_s)
 
-    def _chance(self, place: int, w: float) -> float:
-        """P(canary) at weight `w` of a unit with this interval; remembered, because there are few of both."""
-        if len(self._chances) >= MOST_CHANCES:
-            self._chances.clear()
-        chance = self._chances[place, w] = next_probability(w, *self._intervals[place])
-        return chance
+    def _toss(self, row: int, at_s: float, arm: int, w: float, unit: int, drawn: Drawn) -> None:
+        """Open the draw of a new toss, unless its arm contradicts what is known of the bucket."""
+        probability = self._reveal(unit, arm, w)
+        if probability is None:
+            self.contradictions += 1
+            return
+        self.sticky_draws += 1
+        self.open_draws.pop(unit, None)  # so that the new one comes last
+        self.open_draws[unit] = OpenDraw(int(drawn.draw[row]), at_s, 1, arm, probability)
+        drawn.w[row], drawn.position[row] = probability, 1 if probability < 1.0 else 0
 
-    def _reveal(self, key: int, arm: int, w: float) -> float:
-        """P(canary) of this draw, its interval narrowed; -1 when the arm contradicts what is known of the
-        bucket."""
-        known = self.seen.get(key)
+    def _probability(self, interval: int, w: float) -> float:
+        """P(canary) at weight `w` of a unit with this interval; cached, because there are few of both."""
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()
+        probability = self._cache[interval, w] = next_probability(w, *self._intervals[interval])
+        return probability
+
+    def _reveal(self, unit: int, arm: int, w: float) -> float | None:
+        """P(canary) of this toss; narrows the unit's interval. None: the arm contradicts the bucket."""
+        known = self.interval_of.get(unit)
         low, high = (0.0, 1.0) if known is None else self._intervals[known]
         probability = next_probability(w, low, high)
         if probability == 1.0 - arm:
-            return -1.0
+            return None
         cut = min(max(w, low), high)
         interval = (low, cut) if arm else (cut, high)
         # Not a search of the list: where the weight changes with every row, so does the interval.
-        place = self._places.setdefault(interval, len(self._intervals))
-        if place == len(self._intervals):
+        index = self._index_of.setdefault(interval, len(self._intervals))
+        if index == len(self._intervals):
             self._intervals.append(interval)
-        self.seen[key] = place
+        self.interval_of[unit] = index
         return probability
 
     def _sweep(self, now_s: float) -> None:
         """Forget draws whose sessions have closed. Changes no answer."""
-        closed = [k for k, v in self.open.items() if v[2] >= self._most or now_s > v[1] + self._length_s]
-        for key in closed:
-            del self.open[key]
+        closed = [
+            unit
+            for unit, draw in self.open_draws.items()
+            if draw.requests >= self._max_requests or now_s > draw.start_s + self._length_s
+        ]
+        for unit in closed:
+            del self.open_draws[unit]

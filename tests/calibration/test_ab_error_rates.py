@@ -1,6 +1,5 @@
-"""A sequential A/B test looked at after every unit: a winner where there is none, at most as often as alpha.
-
-Beside it, on the same runs, a fixed test that is looked at as often: what the sequential one is for.
+"""Error rates of A/B tests: a sequential test read after every unit has a false winner with probability at
+most alpha; a fixed test with interim looks on the same runs has not.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ RUNS, UNITS, ALPHA = 250, 400, 0.1
 
 
 def outcomes(scale: Scale, rng: np.random.Generator) -> np.ndarray:
-    """The same on both sides, and worse by the hour on both: drift is no difference."""
+    """Outcomes with the same distribution and the same drift on both sides."""
     drift = np.linspace(0.0, 0.4, UNITS)
     match scale:
         case Scale.RATE:
@@ -31,7 +30,7 @@ def outcomes(scale: Scale, rng: np.random.Generator) -> np.ndarray:
 
 
 def names_a_winner(y: np.ndarray, is_b: np.ndarray, w: float, question: AbQuestion) -> bool:
-    """Looked at after each unit; the first winner ends it."""
+    """Whether a test read after each unit has a winner."""
     test = SequentialTest(question)
     for value, arm in zip(y, is_b, strict=True):
         test.add(float(value), is_b=bool(arm), w=w)
@@ -42,7 +41,7 @@ def names_a_winner(y: np.ndarray, is_b: np.ndarray, w: float, question: AbQuesti
 
 @pytest.mark.parametrize("w", [0.5, 0.1])
 @pytest.mark.parametrize("scale", list(Scale))
-def test_a_winner_where_there_is_none_is_named_at_most_as_often_as_alpha(scale: Scale, w: float) -> None:
+def test_a_false_winner_has_probability_at_most_alpha(scale: Scale, w: float) -> None:
     question = AbQuestion(scale, higher_is_better=True, alpha=ALPHA)
     wrong = 0
     for seed in range(RUNS):
@@ -52,7 +51,7 @@ def test_a_winner_where_there_is_none_is_named_at_most_as_often_as_alpha(scale: 
     assert wrong <= ALPHA * RUNS
 
 
-def test_a_fixed_test_looked_at_as_often_names_one_far_too_often() -> None:
+def test_a_fixed_test_with_interim_looks_exceeds_its_alpha() -> None:
     question = AbQuestion(Scale.SCORE, higher_is_better=True, alpha=ALPHA)
     wrong = 0
     for seed in range(RUNS):
@@ -64,7 +63,7 @@ def test_a_fixed_test_looked_at_as_often_names_one_far_too_often() -> None:
     assert wrong > 2 * ALPHA * RUNS
 
 
-def test_one_look_at_the_planned_size_is_wrong_as_often_as_alpha() -> None:
+def test_one_look_at_the_planned_size_is_wrong_with_probability_alpha() -> None:
     question = AbQuestion(Scale.SCORE, higher_is_better=True, alpha=ALPHA)
     wrong = 0
     for seed in range(1000):
@@ -77,11 +76,11 @@ def test_one_look_at_the_planned_size_is_wrong_as_often_as_alpha() -> None:
 
 @pytest.mark.parametrize("graded", [0.1, 0.5, 0.97])
 def test_a_healthy_test_is_called_invalid_at_most_as_often_as_promised(graded: float) -> None:
-    called = 0
+    invalid = 0
     for seed in range(400):
         rng = np.random.default_rng(seed)
         test = AbValidity()
         test.add(rng.random(3000) < 0.5, np.full(3000, 0.5), rng.random(3000) < graded)
-        called += test.reason() is not None
+        invalid += test.reason() is not None
 
-    assert called <= math.ceil(stats.binom.ppf(0.999, 400, FALSE_ALARM))
+    assert invalid <= math.ceil(stats.binom.ppf(0.999, 400, FALSE_ALARM))

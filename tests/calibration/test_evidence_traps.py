@@ -1,6 +1,6 @@
-"""Each rule of the evidence's contract, taken out: the same traffic then decides wrongly in most runs.
+"""Rules of the evidence contract, each removed: the same traffic then decides wrongly in many runs.
 
-Left: with the rule. Right: without it, by handing the gate what a tool without the rule would have recorded.
+First with the rule; then without it, on what a tool without the rule would have recorded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from evaluation.offline.backtest import BacktestResult, run
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from tests.fakes.evidence_maker import Columns, requests, settings_of, sticky
 
 pytestmark = pytest.mark.calibration
@@ -27,7 +29,7 @@ def share_of_runs(happened: Callable[[int], bool]) -> float:
 
 
 def each_its_own(rows: int) -> Columns:
-    """The mistake: each request of a user is told as a unit of its own."""
+    """The mistake: each request of a user is recorded as a unit of its own."""
     return {"assigned_by": np.full(rows, "request"), "request_id": np.arange(rows)}
 
 
@@ -38,7 +40,7 @@ def without(columns: Columns, **changed: np.ndarray) -> Columns:
 def held_traffic(seed: int) -> tuple[Columns, Columns]:
     """Errors exactly 5x; after a raise from 5 to 20 % half of the requests are under tokens of stage one.
 
-    The second columns are what a tool without tokens records: each request at its stage's weight, bet again.
+    The second columns are those of a tool without tokens: each request at its stage's weight, bet again.
     """
     rng = np.random.default_rng(seed)
     half, people = 6000, 3000
@@ -73,7 +75,7 @@ def test_tokens_that_are_bet_again_prove_a_canary_that_is_five_times_worse() -> 
 
 
 def outages(seed: int) -> tuple[Columns, Columns]:
-    """Outages that both arms share; stable takes 31 s to answer, the canary 1 s. Then by completion."""
+    """Outages of both arms; stable takes 31 s to answer, the canary 1 s. Second: in order of completion."""
     rows = 12_000
     columns = requests(rows, seed=seed, w=0.1)
     columns["t_s"] = columns["t_s"] / 10.0
@@ -95,7 +97,7 @@ def test_the_order_of_completion_rolls_back_a_good_canary() -> None:
 
 
 def slow_tail(seed: int, *, leave_out: bool) -> Columns:
-    """The canary's p99 is exactly 1.2x; stable took over its slowest 5 %."""
+    """The canary's p99 is exactly 1.2x; leave_out: without its slowest 5 %, which stable took over."""
     columns = requests(24_000, seed=seed, w=0.1, before=4000)
     canary = columns["arm"] == 1
     columns["latency_ms"][canary] *= 1.2
@@ -103,7 +105,7 @@ def slow_tail(seed: int, *, leave_out: bool) -> Columns:
     return {name: values[~slowest] for name, values in columns.items()} if leave_out else columns
 
 
-def test_leaving_out_what_stable_took_over_proves_a_tail_that_is_not_there() -> None:
+def test_excluding_takeovers_proves_a_false_tail() -> None:
     stages = (StagePlan(0.1, 0, margins={"latency_p99": 1.2}),)
 
     def proven(leave_out: bool) -> Callable[[int], bool]:
@@ -113,9 +115,9 @@ def test_leaving_out_what_stable_took_over_proves_a_tail_that_is_not_there() -> 
     assert share_of_runs(proven(True)) >= 0.4
 
 
-def test_counting_requests_instead_of_units_breaks_the_served_share() -> None:
+def test_counting_requests_instead_of_units_reports_a_sample_ratio_mismatch() -> None:
     def is_frozen(columns: Columns) -> bool:
-        return any("served share" in reason for reason in run(columns, ERRORS).reasons)
+        return any("sample ratio mismatch" in reason for reason in run(columns, ERRORS).reasons)
 
     def users(seed: int) -> Columns:
         return sticky(10_000, people=120, seed=seed, w=0.2)
@@ -125,7 +127,7 @@ def test_counting_requests_instead_of_units_breaks_the_served_share() -> None:
 
 
 def users_with_habits(seed: int, *, by_unit: bool) -> Columns:
-    """Equal arms; a few of the users cause most errors. Without units each of their requests is bet."""
+    """Equal arms; a few users cause most errors. Not by_unit: each of their requests is bet."""
     rows, people = 8_000, 30
     columns = sticky(rows, people=people, seed=seed, w=0.3)
     rng = np.random.default_rng(seed + 70)
@@ -134,7 +136,7 @@ def users_with_habits(seed: int, *, by_unit: bool) -> Columns:
     return columns if by_unit else without(columns, **each_its_own(rows))
 
 
-def test_betting_each_request_of_a_user_shows_harm_in_a_good_canary() -> None:
+def test_betting_each_request_of_a_user_shows_false_harm() -> None:
     def shows_harm(by_unit: bool) -> Callable[[int], bool]:
         return lambda seed: run(users_with_habits(seed, by_unit=by_unit), ERRORS).log_e["error"] > 5.81
 
@@ -151,12 +153,12 @@ def judged(seed: int) -> Columns:
     return columns
 
 
-def test_a_sample_at_plain_w_shows_a_harm_that_is_not_there() -> None:
+def test_a_sampled_metric_bet_at_plain_w_shows_false_harm() -> None:
     raw = settings_of(GatePolicy.default(), "hallucination")
-    ours = GatePolicy.from_mapping(
+    ours = parse_gate_policy(
         {"gates": {"hallucination": {**raw, "sampling": {"stable": 0.3, "canary": 1.0}}}}
     )
-    plain = GatePolicy.from_mapping({"gates": {"hallucination": {**raw, "presence_gated": True}}})
+    plain = parse_gate_policy({"gates": {"hallucination": {**raw, "presence_gated": True}}})
 
     def log_e(seed: int, policy: GatePolicy) -> float:
         return run(judged(seed), policy).log_e["hallucinated"]

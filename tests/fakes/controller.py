@@ -36,7 +36,8 @@ from controller.spec.service import VersionSpec
 from controller.store.row_specs import replicas_of
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
-from evaluation.forecast.stages import StageForecast, TrafficModel
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast
 from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
 

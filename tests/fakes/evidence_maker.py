@@ -1,4 +1,4 @@
-"""Small recorded rollouts for tests: columns, and the same rollout as a stream of records."""
+"""Small recorded rollouts for tests, as columns and as a stream of records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from evaluation.evaluator import Evaluator
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score
 
 Columns = dict[str, np.ndarray]
@@ -17,7 +18,7 @@ LATER = ("quality", "hallucinated")
 
 
 def settings_of(policy: GatePolicy, gate: str) -> dict[str, Any]:
-    """One gate of the policy, as a policy file would say it."""
+    """Settings of one gate, as in a policy file."""
     gates = policy.to_mapping()["gates"]
     assert isinstance(gates, dict)
     return dict(gates[gate])
@@ -33,7 +34,7 @@ def requests(
     worse: float = 0.0,
     before: int = 0,
 ) -> Columns:
-    """`rows` requests, each its own unit, one a second; the first `before` come before the canary."""
+    """`rows` requests, each its own unit, one a second; the first `before` are from before the canary."""
     rng = np.random.default_rng(seed)
     weight = np.where(np.arange(rows) < before, 0.0, w)
     arm = (rng.random(rows) < weight).astype(np.int64)
@@ -52,7 +53,7 @@ def requests(
 
 
 def sticky(rows: int, *, people: int, seed: int = 0, w: float | np.ndarray = 0.2, **more: object) -> Columns:
-    """Requests of `people` users, each with one bucket for good."""
+    """Requests of `people` users, each with a fixed bucket."""
     columns = requests(rows, seed=seed, w=0.5, **more)  # type: ignore[arg-type]
     rng = np.random.default_rng(seed + 1000)
     unit = rng.integers(0, people, rows)
@@ -63,7 +64,7 @@ def sticky(rows: int, *, people: int, seed: int = 0, w: float | np.ndarray = 0.2
 
 
 def draw_at(columns: Mapping[str, np.ndarray], row: int) -> Draw:
-    """One row as the record that a router would have sent."""
+    """One row as the record of a router."""
 
     def value(name: str) -> float | None:
         if name not in columns or np.isnan(columns[name][row]):
@@ -99,15 +100,16 @@ def streamed(
     *,
     stages: Sequence[StagePlan] = ONE_STAGE,
     seed: int = 0,
-    most: int = 400,
+    max_batch: int = 400,
     reload_ratio: float = 0.0,
 ) -> Evaluator:
-    """The columns as records: shuffled within batches of random size, reports and restarts in between."""
+    """An evaluator fed with the columns as records: shuffled within random batches of up to `max_batch` rows,
+    with reports and restarts in between."""
     rng = np.random.default_rng(seed)
     evaluator = Evaluator.start(policy, stages=stages, seed_latency_ms={})
     rows, start = len(columns["t_s"]), 0
     while start < rows:
-        stop = min(rows, start + int(rng.integers(1, most)))
+        stop = min(rows, start + int(rng.integers(1, max_batch)))
         for row in rng.permutation(np.arange(start, stop)).tolist():
             evaluator.add(draw_at(columns, row))
             for score in scores_at(columns, row, delay_s=float(rng.uniform(0.0, 50.0))):

@@ -11,7 +11,8 @@ from controller.evidence.reader import RecordsReader
 from controller.evidence.records import GateConfig
 from controller.rollout.observation import EvidenceStatus, VersionStatus
 from controller.rollout.state import Phase, RolloutState
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from serving.messages import RequestRecord, ScoreRecord
 from tests.fakes.plane import FakeLog
 from tests.fakes.rollouts import a_rollout

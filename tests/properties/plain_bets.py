@@ -1,22 +1,21 @@
-"""The bet of every channel once more, in plain Python.
+"""Simple twins of all bettors, in plain Python.
 
-Written from the design (what is bet, against which null, on what), not from the code; only the published
-constants (which alternatives, which priors) are the code's own.
+Written from the design (the bet, its null, its data), not from the code; only the published constants
+(alternatives and priors) are the code's own.
 """
 
 from __future__ import annotations
 
 import math
 
-from evaluation.betting import latency, rates, scores
-from evaluation.betting import sample_ratio as served_share
+from evaluation.betting import latency, rates, sample_ratio, scores
 from evaluation.betting.histogram import WIDTH
-from evaluation.units import missingness as presence
+from evaluation.units import missingness
 from tests.properties.plain_play import Bet, Past, Unit, bin_of
 
 
 def odds_factor(unit: Unit, ratio: float) -> float:
-    """The core factor: r on the canary, 1 on stable, over its mean at this coin."""
+    """The core log factor: r on the canary, 1 on stable, over its mean at this coin."""
     return (math.log(ratio) if unit.arm else 0.0) - math.log(unit.w * ratio + 1.0 - unit.w)
 
 
@@ -34,19 +33,19 @@ class PlainFirstEvents(Bet):
             for rho in rates.RATIOS
         ]
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         if len(past.units) >= rates.KNOWN_UNITS and past.mean(0.0) > rates.NEAR_ZERO:
             self.prior = list(rates.KNOWN_PRIOR)
 
 
 class PlainSessionCounts(Bet):
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_events: int) -> None:
         super().__init__([1.0] * len(rates.SESSION_RATIOS))
-        self.most = most
+        self.max_events = max_events
         self.norm = [1.0] * len(self.prior)
 
     def count(self, unit: Unit) -> int:
-        return min(round(unit.y * unit.n), self.most)
+        return min(round(unit.y * unit.n), self.max_events)
 
     def factors(self, unit: Unit) -> list[float]:
         ratios = [
@@ -57,7 +56,7 @@ class PlainSessionCounts(Bet):
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         self.norm = [
             (1.0 + sum(rho ** self.count(unit) for unit in past.units)) / (len(past.units) + 1)
             for rho in rates.SESSION_RATIOS
@@ -71,26 +70,26 @@ class PlainSessionMeans(Bet):
 
     def factors(self, unit: Unit) -> list[float]:
         z = unit.y / self.tolerated if unit.arm else unit.y
-        most = 0.9 / max((1.0 - unit.w) * self.mu, unit.w * (1.0 - self.mu))
+        cap = 0.9 / max((1.0 - unit.w) * self.mu, unit.w * (1.0 - self.mu))
         return [
-            math.log1p(min(lam, most) * (unit.arm - unit.w) * (z - self.mu)) for lam in rates.TOLERANT_LAMBDAS
+            math.log1p(min(lam, cap) * (unit.arm - unit.w) * (z - self.mu)) for lam in rates.TOLERANT_LAMBDAS
         ]
 
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         self.mu = past.mean(0.05)
 
 
 class PlainRateProof(Bet):
     def __init__(self, ratio: float, floor: float) -> None:
         self.ratio, self.floor, self.mu = ratio, floor, 0.02
-        truths, weights = rates._truths(ratio)
-        self.truths, self.weights = [float(t) for t in truths], [float(p) for p in weights]
-        super().__init__(self.cut(rates.FLOOR_SHARE))
+        true_ratios, weights = rates.true_ratios(ratio)
+        self.true_ratios, self.weights = [float(t) for t in true_ratios], [float(p) for p in weights]
+        super().__init__(self.with_floor_share(rates.FLOOR_SHARE))
 
-    def cut(self, share: float) -> list[float]:
+    def with_floor_share(self, share: float) -> list[float]:
         if self.floor == 0.0:
             return self.weights
         whole = sum(self.weights)
@@ -101,8 +100,8 @@ class PlainRateProof(Bet):
         w, y, out = unit.w, unit.y, []
         if y == 0.0 and self.floor == 0.0:
             return None
-        for truth in self.truths:
-            lam = 1.0 - truth / self.ratio * (w * self.ratio + 1.0 - w) / (w * truth + 1.0 - w)
+        for true in self.true_ratios:
+            lam = 1.0 - true / self.ratio * (w * self.ratio + 1.0 - w) / (w * true + 1.0 - w)
             stake = -1.0 if unit.arm else w * self.ratio / (1.0 - w)
             out.append(math.log1p(min(max(lam, 0.02), 0.97) * y * stake))
         if self.floor > 0.0:
@@ -114,15 +113,16 @@ class PlainRateProof(Bet):
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1 or unit.y > 0.0
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         self.mu = past.mean(0.02)
         if len(past.units) >= rates.KNOWN_UNITS:
             needed = self.mu * (self.ratio - 1.0) < self.floor
-            self.prior = self.cut(rates.FLOOR_SHARE_NEEDED if needed else rates.FLOOR_SHARE_SPARE)
+            share = rates.FLOOR_SHARE_NEEDED if needed else rates.FLOOR_SHARE_SPARE
+            self.prior = self.with_floor_share(share)
 
 
 class PlainScore(Bet):
-    """`sign` 1: the canary is worse by more than `beyond`; -1: it is worse by less, which promotes."""
+    """Sign 1: bets that the canary is worse by more than `beyond`; -1 (proof): that it is worse by less."""
 
     def __init__(self, beyond: float, effect: float, *, proof: bool) -> None:
         self.multiples = scores.PROOF_MULTIPLES if proof else scores.LOSS_MULTIPLES
@@ -142,7 +142,7 @@ class PlainScore(Bet):
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
-    def turn(self, past: Past) -> None:
+    def end_epoch(self, past: Past) -> None:
         self.mu, self.variance = past.mean(0.8), past.variance(0.04)
 
 
@@ -152,12 +152,12 @@ class PlainPairs(Bet):
         self.tolerance = tolerance
 
     def factors(self, unit: Unit) -> list[float]:
-        most = 0.9 / (1.0 + self.tolerance)
-        return [math.log1p(min(lam, most) * (unit.y - self.tolerance)) for lam in scores.PAIR_LAMBDAS]
+        cap = 0.9 / (1.0 + self.tolerance)
+        return [math.log1p(min(lam, cap) * (unit.y - self.tolerance)) for lam in scores.PAIR_LAMBDAS]
 
 
 class PlainShape(Bet):
-    """Bins at stable's percentiles, ratios from stable's own values moved by each alternative."""
+    """Bins at stable's percentiles; ratios from stable's own values, moved by each alternative."""
 
     def __init__(self, divisor: float, *, proof: bool) -> None:
         self.powers = latency.ShapeProof.POWERS if proof else None
@@ -174,39 +174,39 @@ class PlainShape(Bet):
         if not self.edges:
             return None
         value = unit.y / self.divisor if unit.arm else unit.y
-        place = self.column(value)
-        return [odds_factor(unit, row[place]) for row in self.ratios]
+        position = self.column(value)
+        return [odds_factor(unit, row[position]) for row in self.ratios]
 
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
-    def turn(self, past: Past) -> None:
-        if len(past.logs) < latency.LEAST_VALUES:
+    def end_epoch(self, past: Past) -> None:
+        if len(past.logs) < latency.MIN_VALUES:
             return
         self.edges = sorted({past.quantile(share) for share in latency.QUANTILES})
         middles = [math.exp((bin_of(log) + 0.5) * WIDTH) for log in past.logs]
         stable = self.shares(middles)
         if self.powers:
-            found = [self.shares([m / self.divisor**power for m in middles]) for power in self.powers]
-            self.ratios = [self.falling(self.over(moved, stable)) for moved in found]
+            shares = [self.shares([m / self.divisor**power for m in middles]) for power in self.powers]
+            self.ratios = [self.falling(self.over(moved, stable)) for moved in shares]
             return
         p95, p99 = past.quantile(0.95), past.quantile(0.99)
         p99 = max(p99, 1.01 * p95)
-        found = [self.shares([m * scale for m in middles]) for scale in latency.SCALES]
-        found += [
+        shares = [self.shares([m * scale for m in middles]) for scale in latency.SCALES]
+        shares += [
             self.shares([m * times ** self.part(m, p95, p99) for m in middles]) for times in latency.STRETCHES
         ]
-        self.ratios = [self.rising(self.over(moved, stable)) for moved in found]
+        self.ratios = [self.rising(self.over(moved, stable)) for moved in shares]
         for share, times in latency.TAILS:
             start = past.quantile(share)
             edge_bin = bin_of(math.log(start / 1.005))
             above = max(sum(bin_of(log) > edge_bin for log in past.logs) / len(past.logs), latency.SMOOTHING)
-            rest = max((1.0 - times * above) / (1.0 - above), latency.LEAST_RATIO)
+            rest = max((1.0 - times * above) / (1.0 - above), latency.MIN_RATIO)
             self.ratios.append(self.rising([times if e > start else rest for e in [*self.edges, math.inf]]))
 
     @staticmethod
     def part(value: float, start: float, end: float) -> float:
-        """How far `value` lies from `start` to `end` by the logarithm, within 0..1."""
+        """Position of `value` between `start` and `end` by logarithm, within 0..1."""
         return min(max(math.log(max(value, start) / start) / math.log(end / start), 0.0), 1.0)
 
     def shares(self, values: list[float]) -> list[float]:
@@ -222,23 +222,22 @@ class PlainShape(Bet):
 
     @staticmethod
     def clipped(ratios: list[float]) -> list[float]:
-        return [min(max(ratio, latency.LEAST_RATIO), latency.MOST_RATIO) for ratio in ratios]
+        return [min(max(ratio, latency.MIN_RATIO), latency.MAX_RATIO) for ratio in ratios]
 
     def rising(self, ratios: list[float]) -> list[float]:
-        kept = self.clipped(ratios)
-        return [max(kept[: i + 1]) for i in range(len(kept))]
+        clipped = self.clipped(ratios)
+        return [max(clipped[: i + 1]) for i in range(len(clipped))]
 
     def falling(self, ratios: list[float]) -> list[float]:
-        kept = self.clipped(ratios)
-        return [min(kept[: i + 1]) for i in range(len(kept))]
+        clipped = self.clipped(ratios)
+        return [min(clipped[: i + 1]) for i in range(len(clipped))]
 
 
 class PlainOdds(Bet):
-    """A two-sided bet on the coin itself: the units' share (`among` None), or of the present or missing
-    values."""
+    """Two-sided bet on the coin itself: of all units (`among` None), or of present or missing values."""
 
     def __init__(self, among: bool | None = None) -> None:
-        self.odds = served_share.ODDS if among is None else presence.RATIOS
+        self.odds = sample_ratio.ODDS if among is None else missingness.RATIOS
         super().__init__([1.0] * len(self.odds))
         self.among = among
 
@@ -249,13 +248,14 @@ class PlainOdds(Bet):
 
 
 class PlainFallback(Bet):
-    def __init__(self, most: float) -> None:
-        super().__init__([1.0] * len(served_share.FALLBACK_LAMBDAS))
-        self.most = most
+    def __init__(self, max_rate: float) -> None:
+        super().__init__([1.0] * len(sample_ratio.FALLBACK_LAMBDAS))
+        self.max_rate = max_rate
 
     def factors(self, unit: Unit) -> list[float] | None:
         if not unit.arm:
             return None
         return [
-            math.log1p(0.9 / self.most * lam * (unit.y - self.most)) for lam in served_share.FALLBACK_LAMBDAS
+            math.log1p(0.9 / self.max_rate * lam * (unit.y - self.max_rate))
+            for lam in sample_ratio.FALLBACK_LAMBDAS
         ]

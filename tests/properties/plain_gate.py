@@ -1,7 +1,7 @@
-"""A whole rollout judged once more in plain Python: draws, sessions, columns, every channel of every gate.
+"""Simple twin of the whole pipeline in plain Python: draws, sessions, columns, all channels of all gates.
 
-One pass for each channel over lists of units; nothing is incremental, nothing is shared. The contract that
-it spells out is EVALUATION.md's, section 1. Left out on purpose: settlement (the columns are in order).
+One pass for each channel over lists of units; nothing is incremental, nothing is shared. It implements the
+contract of `evaluation/records.py`. Excluded on purpose: settlement (the columns are in order).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
-from evaluation.policy.alpha import limit_of, parts_of
-from evaluation.policy.policy import Gate, GatePolicy, StagePlan
+from evaluation.policy.alpha import channel_alphas, log_limit
+from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.missingness import MISSING_ALPHA
 from tests.fakes.evidence_maker import Columns
@@ -36,7 +37,7 @@ NAN = float("nan")
 
 @dataclass
 class Drawn:
-    """One toss of the coin: P(canary), the arm, and the rows that belong to it."""
+    """One toss of the coin: P(canary), the arm, and its rows."""
 
     w: float
     arm: int
@@ -46,18 +47,18 @@ class Drawn:
 
 
 def draws_of(columns: Columns, policy: GatePolicy) -> list[Drawn]:
-    """Units in order of their draws: a unit is what the coin was tossed for, w belongs to the draw."""
+    """The draws in order: a unit is what is randomised, and w belongs to the draw."""
     buckets: dict[object, tuple[float, float]] = {}
     current: dict[object, Drawn] = {}
     out: list[Drawn] = []
     for row in range(len(columns["t_s"])):
-        at, arm, w = float(columns["t_s"][row]), int(columns["arm"][row]), float(columns["w"][row])
+        at_s, arm, w = float(columns["t_s"][row]), int(columns["arm"][row]), float(columns["w"][row])
         name, how = columns["unit"][row], str(columns["assigned_by"][row])
         if how in NOT_DRAWN:
             continue
         if how in PER_REQUEST:
             if w < 1.0:
-                out.append(Drawn(w, arm, at, True, [row]))
+                out.append(Drawn(w, arm, at_s, True, [row]))
             continue
         low, high = buckets.get(name, (0.0, 1.0))
         chance = min(max((min(w, high) - low) / (high - low), 0.0), 1.0)
@@ -65,11 +66,11 @@ def draws_of(columns: Columns, policy: GatePolicy) -> list[Drawn]:
             continue  # the arm contradicts what is known of the bucket
         if how not in PINNED and (name not in buckets or 0.0 < chance < 1.0):
             buckets[name] = (low, min(max(w, low), high)) if arm else (min(max(w, low), high), high)
-            current[name] = Drawn(chance, arm, at, False, [row])
+            current[name] = Drawn(chance, arm, at_s, False, [row])
             out.append(current[name])
         elif name in current:
             held = current[name]
-            if len(held.rows) == policy.session_requests or at > held.at_s + policy.session_s:
+            if len(held.rows) == policy.session_requests or at_s > held.at_s + policy.session_s:
                 del current[name]
             elif arm == held.arm:
                 held.rows.append(row)
@@ -78,7 +79,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> list[Drawn]:
 
 @dataclass
 class Rollout:
-    """The columns with what every channel needs of them."""
+    """The columns, with the derived values that all channels need."""
 
     columns: Columns
     policy: GatePolicy
@@ -131,7 +132,7 @@ class Rollout:
         return [NAN if failed else v for v, failed in zip(values, self.failed, strict=True)]
 
     def firsts(self, values: Sequence[float], gate: Gate, *, by_event: bool) -> list[Unit]:
-        """First requests; by event, the first event of each draw, and its first request without one."""
+        """First requests; by event: the first event of each draw, or its first request if it has none."""
         chosen = []
         for drawn in self.draws:
             chosen += [drawn.rows[0]] if not (by_event and values[drawn.rows[0]] > 0.0) else []
@@ -141,22 +142,22 @@ class Rollout:
 
     def sessions(self, values: Sequence[float], gate: Gate) -> list[Unit]:
         """The mean of each draw's session, in the order of the draws; first requests alone where the arms are
-        judged at different rates."""
+        sampled differently."""
         out, seq, canary = [], -1, 0
         first_only = gate.sampling.stable != gate.sampling.canary
         for drawn in self.draws:
             closed = self.closed_at(drawn)
             seq, canary = max(seq, closed), max(canary, self.canary[closed])
-            asked = drawn.rows[:1] if first_only else drawn.rows
-            got = [values[row] for row in asked if not math.isnan(values[row])]
-            if got:
-                unit = self.unit(drawn.rows[0], sum(got) / len(got), gate)
-                unit.n, unit.seq, unit.canary = float(len(got)), seq, canary
+            rows = drawn.rows[:1] if first_only else drawn.rows
+            present = [values[row] for row in rows if not math.isnan(values[row])]
+            if present:
+                unit = self.unit(drawn.rows[0], sum(present) / len(present), gate)
+                unit.n, unit.seq, unit.canary = float(len(present)), seq, canary
                 out.append(unit)
         return out
 
     def closed_at(self, drawn: Drawn) -> int:
-        """The row with which a session is over: its own, its tenth, or the last within its time."""
+        """The row that closes a session: its own, its tenth, or the last within its time."""
         if drawn.single:
             return drawn.rows[0]
         if len(drawn.rows) == self.policy.session_requests:
@@ -165,29 +166,29 @@ class Rollout:
         return max(row for row in self.rows if self.columns["t_s"][row] <= end)
 
     def exceeds(self, gate: Gate, times: float, *, proof: bool) -> list[float]:
-        """1 above stable's past percentile, the canary's value divided by `times` first; a failed request is
-        missing in rollback and slowest in promotion. NaN: missing, or no percentile yet."""
+        """1 for values above stable's past percentile, the canary's divided by `times`. A failed request
+        is missing in rollback and slowest in promotion. NaN: missing, or no percentile yet."""
         assert gate.percentile is not None
         raw, past, out = self.raw(gate.metric), Past(), [NAN] * len(self.columns["t_s"])
         for value in self.seed.get(gate.metric, ()):
             past.learn(Unit(0, 0.0, value))
-        bar = self.bar(past, gate.percentile)
+        threshold = self.threshold(past, gate.percentile)
         slowest = [math.inf if self.failed[row] and not self.is_cold(row) else raw[row] for row in self.rows]
         present = [row for row, value in zip(self.rows, slowest, strict=True) if not math.isnan(value)]
         ends = epoch_ends(len(present))
         for count, row in enumerate(present, start=1):
             value = (math.inf if proof else NAN) if self.failed[row] else raw[row]
             arm = self.columns["arm"][row]
-            if not (math.isnan(bar) or math.isnan(value)):
-                out[row] = float((value / times if arm else value) > bar)
+            if not (math.isnan(threshold) or math.isnan(value)):
+                out[row] = float((value / times if arm else value) > threshold)
             if not arm and not self.failed[row]:
                 past.learn(Unit(0, 0.0, raw[row]))
             if count in ends:
-                bar = self.bar(past, gate.percentile)
+                threshold = self.threshold(past, gate.percentile)
         return out
 
     @staticmethod
-    def bar(past: Past, share: float) -> float:
+    def threshold(past: Past, share: float) -> float:
         return past.quantile(share) if len(past.logs) >= 50 else NAN
 
 
@@ -199,7 +200,7 @@ def plain_channels(
     *,
     sticky: bool,
 ) -> dict[Key, Played]:
-    """Every channel of every gate of a rollout, and the split's own."""
+    """All channels of all gates of a rollout, and those of the split."""
     rollout = Rollout(columns, policy, stages, seed or {})
     proofs = proofs_by_gate(policy, stages)
     out: dict[Key, Played] = {}
@@ -214,7 +215,7 @@ def gate_channels(
     """The channels of one gate."""
     policy = rollout.policy
     out: dict[Key, Played] = {}
-    parts = parts_of(policy, gate, sticky=sticky)
+    parts = channel_alphas(policy, gate, sticky=sticky)
     before = rollout.seed.get(gate.metric, ()) if gate.kind is Kind.SHAPE else ()
     values, by_event = rollback_values(rollout, gate)
     firsts, sessions = rollout.firsts(values, gate, by_event=by_event), rollout.sessions(values, gate)
@@ -222,15 +223,15 @@ def gate_channels(
     rollback = zip(("first", "session"), (firsts, sessions), bets, (parts.first, parts.session), strict=True)
     for use, units, bet, alpha in rollback:
         if alpha > 0.0:
-            limit, share = limit_of(alpha), policy.restart_share
+            limit, share = log_limit(alpha), policy.restart_share
             out[gate.name, use, 0.0] = play(units, bet, limit=limit, share=share, seed=before)
     for margin, floor in proofs:
         bet, values = proof_bet(rollout, gate, margin, floor)
         out[gate.name, "proof", margin] = play(
             rollout.sessions(values, gate),
             bet,
-            limit=limit_of(policy.promotion_alpha),
-            least=policy.proof_canary,
+            limit=log_limit(policy.promotion_alpha),
+            min_canary=policy.proof_canary,
             staged=gate.kind in (Kind.SHAPE, Kind.PERCENTILE),
             seed=before,
         )
@@ -239,7 +240,7 @@ def gate_channels(
 
 
 def rollback_bets(gate: Gate, policy: GatePolicy) -> tuple[Bet, Bet]:
-    """The bets on first units, and on sessions."""
+    """The bets on first requests and on sessions."""
     match gate.kind:
         case Kind.SCORE:
             effect = gate.threshold - gate.tolerance
@@ -256,7 +257,7 @@ def rollback_bets(gate: Gate, policy: GatePolicy) -> tuple[Bet, Bet]:
 
 
 def rollback_values(rollout: Rollout, gate: Gate) -> tuple[list[float], bool]:
-    """What rollback is bet on, and whether by first events."""
+    """The values for rollback, and whether first events count."""
     if gate.kind is Kind.PERCENTILE:
         return rollout.exceeds(gate, 1.0 + gate.tolerance, proof=False), True
     raw = rollout.raw(gate.metric)
@@ -266,7 +267,7 @@ def rollback_values(rollout: Rollout, gate: Gate) -> tuple[list[float], bool]:
 
 
 def proof_bet(rollout: Rollout, gate: Gate, margin: float, floor: float) -> tuple[Bet, list[float]]:
-    """The bet of one margin, and what it is bet on."""
+    """The bet of one margin, and its values."""
     raw = rollout.raw(gate.metric)
     match gate.kind:
         case Kind.SCORE:
@@ -283,7 +284,7 @@ def proof_bet(rollout: Rollout, gate: Gate, margin: float, floor: float) -> tupl
 
 
 def presence_of(rollout: Rollout, gate: Gate, policy: GatePolicy) -> Played:
-    """Missing differently by arm? Of a sampled metric: present differently?"""
+    """The test that values are missing (of a sampled metric: present) equally on both arms."""
     gates = policy.gates_for(gate.metric)
     sampled = min(gate.sampling.stable, gate.sampling.canary) < 1.0 or any(g.presence_gated for g in gates)
     raw = rollout.raw(gate.metric)
@@ -293,30 +294,30 @@ def presence_of(rollout: Rollout, gate: Gate, policy: GatePolicy) -> Played:
         if rollout.owner[row].w > 0.0
         and not ((rollout.failed[row] or rollout.is_cold(row)) and gate.metric in VALUES)
     ]
-    return play(units, PlainOdds(among=sampled), limit=limit_of(MISSING_ALPHA))
+    return play(units, PlainOdds(among=sampled), limit=log_limit(MISSING_ALPHA))
 
 
 def split_channels(rollout: Rollout) -> dict[Key, Played]:
-    """Units against their w, and the canary's requests that stable served."""
+    """The sample ratio test, and the tests of the canary's fallback rate."""
     policy, gate = rollout.policy, rollout.policy.gates[0]
-    limit = limit_of(policy.served_share_alpha)
+    limit = log_limit(policy.served_share_alpha)
     plain = Gate(gate.name, gate.metric, gate.kind, 0.0, 1.0, 0.0)
-    tossed = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.draws if drawn.w > 0.0]
-    out = {("served", "share", 0.0): play(tossed, PlainOdds(), limit=limit)}
-    told = rollout.columns.get("fell_back")
-    if told is not None:
-        asked = [
-            rollout.unit(r, float(told[r]), plain)
+    units = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.draws if drawn.w > 0.0]
+    out = {("served", "share", 0.0): play(units, PlainOdds(), limit=limit)}
+    fell_back = rollout.columns.get("fell_back")
+    if fell_back is not None:
+        requests = [
+            rollout.unit(r, float(fell_back[r]), plain)
             for r in rollout.rows
-            if rollout.owner[r].arm and not math.isnan(told[r])
+            if rollout.owner[r].arm and not math.isnan(fell_back[r])
         ]
         for floor in (policy.served_rate_rollback, policy.served_rate_hold):
-            out["served", "fallback", floor] = play(asked, PlainFallback(1.0 - floor), limit=limit)
+            out["served", "fallback", floor] = play(requests, PlainFallback(1.0 - floor), limit=limit)
     return out
 
 
 def plain_pairs(differences: Sequence[float], gate: Gate, policy: GatePolicy) -> Played:
-    """Mirrored pairs, one a conversation, on their own part of alpha."""
+    """The channel of mirrored pairs, on its own part of alpha."""
     units = [Unit(1, 0.0, d) for d in differences]
-    limit = limit_of(parts_of(policy, gate, sticky=False).pairs)
+    limit = log_limit(channel_alphas(policy, gate, sticky=False).pairs)
     return play(units, PlainPairs(gate.tolerance), limit=limit, share=policy.restart_share)

@@ -1,5 +1,6 @@
-"""One channel over one stream once more, deliberately dumb: one unit at a time, no arrays, nothing kept but
-lists; every process of the mixture by itself, and stable's whole past looked at anew where an epoch ends.
+"""Deliberately simple twin of a channel on one stream: one unit at a time, no arrays, only lists.
+
+Every process of the mixture is computed separately, and all of stable's past again at the end of each epoch.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from evaluation.betting.wealth import FIRST_RESTART, RESTART_GROWTH
 
 @dataclass
 class Unit:
-    """One row of a stream: a request, or a session's mean over `n` requests. `seq`, `canary`: where it
-    stands."""
+    """One row of a stream: a request, or a session's mean over `n` requests. `seq`, `canary`: position."""
 
     arm: int
     w: float
@@ -32,7 +32,7 @@ def bin_of(log_value: float) -> int:
 
 @dataclass
 class Past:
-    """All of stable so far, looked at only where an epoch ends."""
+    """All of stable's units so far, read only at the end of an epoch."""
 
     units: list[Unit] = field(default_factory=list)
     logs: list[float] = field(default_factory=list)  # of the finite values
@@ -59,7 +59,7 @@ class Past:
 
 
 class Bet:
-    """What is bet on one unit: log factors by alternative. None: nothing is bet on it."""
+    """Bet on single units: log factors by alternative. None: no bet on the unit."""
 
     def __init__(self, prior: Sequence[float]) -> None:
         self.prior = list(prior)
@@ -70,12 +70,12 @@ class Bet:
     def looks(self, unit: Unit) -> bool:
         return True
 
-    def turn(self, past: Past) -> None:
-        """Freeze what the next epoch bets with."""
+    def end_epoch(self, past: Past) -> None:
+        """Update what the next epoch bets with."""
 
 
 class Wealth:
-    """Every process by itself: the first, and each that began later, with its part of the prior."""
+    """Every process separately: the first, and each that started later, with its part of the prior."""
 
     def __init__(self, prior: Sequence[float], share: float) -> None:
         self.prior, self.share = list(prior), share
@@ -87,8 +87,8 @@ class Wealth:
     def bet(self, factors: list[float]) -> None:
         self.has_bet = self.has_bet or any(factors)  # before the canary, at w = 0, each of them is 0
         for _, lw in self.processes:
-            for k, step in enumerate(factors):
-                lw[k] += step
+            for k, factor in enumerate(factors):
+                lw[k] += factor
 
     def log_e(self) -> float:
         total = sum(self.prior)
@@ -132,28 +132,28 @@ def play(
     *,
     limit: float,
     share: float = 0.0,
-    least: int = 0,
+    min_canary: int = 0,
     staged: bool = False,
     seed: Sequence[float] = (),
 ) -> Played:
-    """One channel over its stream: `share` of restarts, `least` canary requests before a look, `staged`:
-    anew in each stage."""
+    """One channel over its stream. share: prior of restarts; min_canary: canary requests before the first
+    look; staged: reset with each stage; seed: stable's values from before."""
     past, wealth, played = Past(), Wealth(bet.prior, share), Played()
     for value in seed:
         past.learn(Unit(0, 0.0, value))
     if seed:
-        bet.turn(past)
+        bet.end_epoch(past)
         wealth = Wealth(bet.prior, share)
-    ends, stage, behind, canary_units = epoch_ends(len(units)), 0, 0.0, 0
+    ends, stage, canary_requests, canary_units = epoch_ends(len(units)), 0, 0.0, 0
     for count, unit in enumerate(units, start=1):
         if staged and unit.stage != stage:
-            stage, behind, wealth, played = unit.stage, 0.0, Wealth(bet.prior, share), Played()
-        behind += unit.n * unit.arm
+            stage, canary_requests, wealth, played = unit.stage, 0.0, Wealth(bet.prior, share), Played()
+        canary_requests += unit.n * unit.arm
         canary_units += unit.arm
         factors = bet.factors(unit)
         if factors is not None:
             wealth.bet(factors)
-            if bet.looks(unit) and behind >= least:
+            if bet.looks(unit) and canary_requests >= min_canary:
                 played.last = wealth.log_e()
                 played.peak = max(played.peak, played.last)
                 if played.last >= limit and played.canary is None:
@@ -161,7 +161,7 @@ def play(
         if not unit.arm:
             past.learn(unit)
         if count in ends:
-            bet.turn(past)
+            bet.end_epoch(past)
             if not wealth.has_bet:
                 wealth.prior = list(bet.prior)
             wealth.restart(canary_units)

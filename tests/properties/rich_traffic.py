@@ -1,4 +1,4 @@
-"""Traffic with everything in it that a gate can meet, and a policy under which many channels decide."""
+"""Traffic with every way of assignment and every kind of missing value; a policy with many decisions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from tests.fakes.evidence_maker import Columns, requests, settings_of
 
 ROWS = 900
@@ -17,7 +19,7 @@ STICKY, SINGLE = ("default", "strict"), "requests"
 
 
 def policy_of(case: str) -> GatePolicy:
-    """Low limits, so that channels decide; a p90, so that its few exceedances say something."""
+    """Low limits, so that channels decide; a p90, so that exceedances are frequent enough."""
     name = "strict" if case == "strict" else "default"
     base = GatePolicy.named(name)
     gates = {
@@ -30,13 +32,13 @@ def policy_of(case: str) -> GatePolicy:
             "sampling": {"stable": 0.6, "canary": 0.9},
         },
     }
-    policy = GatePolicy.from_mapping({"base": name, "gates": gates, "proof_canary": 40})
+    policy = parse_gate_policy({"base": name, "gates": gates, "proof_canary": 40})
     return replace(policy, alpha=0.3, promotion_alpha=0.3, served_share_alpha=0.3)
 
 
 def traffic(case: str) -> Columns:
-    """A rollout from 0 over 20 to 50 %, with every way of being assigned; or long before the canary, and then
-    requests that are their own units."""
+    """A rollout from 0 over 20 to 50 %, with every way of assignment; for SINGLE, a long time without the
+    canary, and then requests that are their own units."""
     rng = np.random.default_rng(len(case))
     row = np.arange(ROWS)
     stage = np.where(row < 700, 0, 1)

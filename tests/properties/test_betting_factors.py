@@ -1,4 +1,4 @@
-"""Without harm no alternative's factor has a mean above one, whatever the bettor has frozen."""
+"""Under the null, no alternative's factor has a mean above one, whatever the bettor has learned."""
 
 import numpy as np
 from hypothesis import assume, given, settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from evaluation.betting.latency import ShapeLoss, ShapeProof
 from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
-from evaluation.betting.sample_ratio import FallbackBet, ShareBet
+from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
 from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Bettor, Block
@@ -34,18 +34,18 @@ def worst_mean(
     canary_p: np.ndarray,
     n: float = 1.0,
 ) -> float:
-    """The largest mean factor over the alternatives: exact, over the coin and both arms' outcomes."""
+    """Maximum mean factor over the alternatives: exact, over the coin and both arms' outcomes."""
     arm = np.repeat([False, True], [len(stable_y), len(canary_y)])
-    rows, steps, _ = bettor.steps(block(arm, w, np.concatenate((stable_y, canary_y)), n))
+    rows, log_factors, _ = bettor.bets(block(arm, w, np.concatenate((stable_y, canary_y)), n))
     factors = np.ones((len(bettor.prior), len(arm)))
-    factors[:, rows] = np.exp(steps)
+    factors[:, rows] = np.exp(log_factors)
     return float((factors @ np.concatenate(((1 - w) * stable_p, w * canary_p))).max())
 
 
 def knowing(bettor: Bettor, stable_y: np.ndarray, *, with_histogram: bool = False) -> Bettor:
     past = Stable(with_histogram=with_histogram)
     past.learn(np.asarray(stable_y, dtype=float))
-    bettor.turn(past)
+    bettor.end_epoch(past)
     return bettor
 
 
@@ -77,9 +77,9 @@ def test_first_events_gain_when_the_rate_is_worse(w: float, stable: float, ratio
 def test_session_counts_gain_nothing_from_a_canary_no_worse(
     w: float, stable: np.ndarray, moved: np.ndarray, past: list[int]
 ) -> None:
-    bettor = SessionCounts(most=10)
-    bettor.steps(block(np.zeros(80, dtype=bool), 0.0, np.array(past) / 10, 10.0))
-    bettor.turn(Stable(with_histogram=False))
+    bettor = SessionCounts(max_events=10)
+    bettor.bets(block(np.zeros(80, dtype=bool), 0.0, np.array(past) / 10, 10.0))
+    bettor.end_epoch(Stable(with_histogram=False))
     tail = np.minimum(
         np.cumsum(stable[::-1])[::-1], np.cumsum(moved[::-1])[::-1]
     )  # at most stable's, everywhere
@@ -116,9 +116,9 @@ def test_a_score_is_not_proven_while_the_loss_reaches_the_margin(
     w: float, stable: np.ndarray, canary: np.ndarray, part: float, past: np.ndarray
 ) -> None:
     margin = part * float(stable @ SCORES)
-    most = float(stable @ SCORES) - margin
-    kept = min(1.0, most / float(canary @ SCORES))
-    canary = kept * canary + (1.0 - kept) * np.eye(11)[0]  # moved down to the margin
+    max_mean = float(stable @ SCORES) - margin
+    part_kept = min(1.0, max_mean / float(canary @ SCORES))
+    canary = part_kept * canary + (1.0 - part_kept) * np.eye(11)[0]  # moved down to the margin
     bettor = knowing(ScoreProof(margin=margin), past)
 
     assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
@@ -185,15 +185,15 @@ def test_shape_is_not_proven_while_values_reach_the_margin(
 
 @quick
 @given(weights, rates)
-def test_the_share_and_the_presence_gain_nothing_from_a_fair_coin(w: float, rate: float) -> None:
-    for bettor in (ShareBet(), PresenceBet(on_present=True), PresenceBet(on_present=False)):
+def test_sample_ratio_and_presence_gain_nothing_from_a_fair_coin(w: float, rate: float) -> None:
+    for bettor in (SampleRatioBet(), PresenceBet(on_present=True), PresenceBet(on_present=False)):
         assert worst_mean(bettor, w, *binary(rate), *binary(rate)) <= 1 + ROUNDING
 
 
 @quick
 @given(st.floats(0.0, 1.0), st.floats(0.01, 0.2))
-def test_fallback_gains_nothing_while_the_canary_serves_enough(part: float, most: float) -> None:
-    assert worst_mean(FallbackBet(most=most), 0.5, *binary(0.0), *binary(part * most)) <= 1 + ROUNDING
+def test_fallback_gains_nothing_while_the_canary_serves_enough(part: float, limit: float) -> None:
+    assert worst_mean(FallbackBet(max_rate=limit), 0.5, *binary(0.0), *binary(part * limit)) <= 1 + ROUNDING
 
 
 @quick

@@ -1,6 +1,6 @@
-"""Each channel beside a deliberately dumb twin (`plain_gate.py`), on traffic with everything
-in it: requests of one unit each, users who come back over a ramp, tokens, forced requests, fallbacks,
-failures, values that are missing, a warm-up, two stages, and a latency that drifts for both arms.
+"""Each channel equals its deliberately simple twin (`plain_gate.py`), on traffic with single requests, users
+who return during a ramp, tokens, forced requests, fallbacks, failures, missing values, a warm-up, two
+stages, and a latency that drifts on both arms.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Channel
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import feed, run
-from evaluation.offline.columns import checked
+from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
-from evaluation.policy.alpha import parts_of
+from evaluation.policy.alpha import channel_alphas
+from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
 from tests.fakes.evidence_maker import requests, settings_of
@@ -48,11 +49,11 @@ def played(channel: Channel) -> Played:
 
 @lru_cache
 def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
-    """What the gate and what its twin made of each channel."""
+    """The results of each channel, by the gate and by its twin."""
     columns, policy = traffic(case), policy_of(case)
     pipeline = Pipeline(policy, STAGES)
     pipeline.metrics["latency_ms"].seed(np.array(SEED["latency_ms"]))
-    feed(pipeline, checked(columns, policy))
+    feed(pipeline, checked_table(columns, policy))
     for lane in pipeline.lanes:
         lane.close_through(math.inf)
     got = {("served", "share", 0.0): pipeline.share.channels[0]}
@@ -76,7 +77,7 @@ def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
         assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
 
 
-def test_the_traffic_of_the_twins_moves_every_channel_and_decides_in_many() -> None:
+def test_the_twins_traffic_moves_every_channel_and_many_decide() -> None:
     twins = [twin for case in (*STICKY, SINGLE) for twin in both(case)[1].values()]
 
     assert all(abs(twin.last) > 1e-3 for twin in twins)
@@ -86,7 +87,7 @@ def test_the_traffic_of_the_twins_moves_every_channel_and_decides_in_many() -> N
 @pytest.mark.parametrize("name", ["default", "strict"])
 def test_mirrored_pairs_equal_their_twin(name: str) -> None:
     raw = settings_of(GatePolicy.named(name), "quality")
-    policy = GatePolicy.from_mapping({"base": name, "gates": {"quality": {**raw, "mirrored": True}}})
+    policy = parse_gate_policy({"base": name, "gates": {"quality": {**raw, "mirrored": True}}})
     differences = np.clip(np.random.default_rng(4).normal(0.06, 0.3, 150), -1.0, 1.0).tolist()
     evaluator = Evaluator.start(policy, stages=STAGES[:1], seed_latency_ms={})
     for number, difference in enumerate(differences):
@@ -104,7 +105,7 @@ def test_mirrored_pairs_equal_their_twin(name: str) -> None:
 @pytest.mark.parametrize("values", [90, 4000])
 @pytest.mark.parametrize("times", [1.0, 1.3])
 def test_the_tables_of_shape_equal_their_twin(values: int, times: float) -> None:
-    """Bins and ratios for rollback (not slower than `times`) and for promotion (at least `times` slower)."""
+    """Bins and ratios for rollback (tolerates `times`) and for promotion (margin a little above)."""
     drifting = np.random.default_rng(7).lognormal(6.0, 0.6, values) * np.linspace(1.0, 3.0, values)
     stable, past = Stable(with_histogram=True), Past()
     for part in np.array_split(drifting, 3):
@@ -115,8 +116,8 @@ def test_the_tables_of_shape_equal_their_twin(values: int, times: float) -> None
     pairs = [(ShapeLoss(tolerance=times - 1.0), PlainShape(times, proof=False))]
     pairs.append((ShapeProof(margin=times + 0.1), PlainShape(times + 0.1, proof=True)))
     for bettor, twin in pairs:
-        bettor.turn(stable)
-        twin.turn(past)
+        bettor.end_epoch(stable)
+        twin.end_epoch(past)
 
         assert bettor.edges == pytest.approx(np.array(twin.edges), rel=1e-12)
         assert np.exp(bettor.log_ratios) == pytest.approx(np.array(twin.ratios), rel=1e-9)
@@ -132,7 +133,7 @@ def test_a_quantile_of_the_histogram_is_within_a_bin_of_the_sorted_list(share: f
     assert exact <= histogram.upper_edges(np.array([share]))[0] * (1 + 1e-12) <= exact * 1.0101
 
 
-def test_what_lies_outside_the_histogram_is_counted_in_its_end_bins() -> None:
+def test_values_outside_the_histogram_are_counted_in_its_end_bins() -> None:
     histogram = LogHistogram()
     histogram.add(np.full(36, 400.0))
     histogram.add(np.array([0.0, 1e12, 1e12]))
@@ -149,6 +150,6 @@ def test_the_decision_uses_the_part_of_alpha_that_its_channel_has() -> None:
     result = run(columns, gates)
     rows = int(np.searchsorted(columns["t_s"], result.t_s)) + 1
     before = {name: values[: rows - 1] for name, values in columns.items()}
-    limit = math.log(1 / parts_of(gates, gates.gate("error"), sticky=False).first)
+    limit = math.log(1 / channel_alphas(gates, gates.gate("error"), sticky=False).first)
 
     assert run(before, gates).log_e["error"] < limit <= result.log_e["error"]

@@ -1,4 +1,4 @@
-"""Properties of the tools around the gate, for whatever numbers come."""
+"""Properties of intervals, A/B tests, guards and sample sizes, for arbitrary input."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_the_ratio_bets_mean_is_at_most_one_under_its_null(
 ) -> None:
     ratio = null * share if worse else null / max(share, 0.01)
     p_canary = w * ratio / (w * ratio + 1 - w)
-    seen = [math.exp(ratio_log_e([EventCount(w, k, 1 - k)], null, worse=worse)) for k in (0, 1)]
+    wealth = [math.exp(ratio_log_e([EventCount(w, k, 1 - k)], null, worse=worse)) for k in (0, 1)]
 
-    assert (1 - p_canary) * seen[0] + p_canary * seen[1] <= 1 + 1e-9
+    assert (1 - p_canary) * wealth[0] + p_canary * wealth[1] <= 1 + 1e-9
 
 
 @given(w=weights, canary=st.integers(0, 60), stable=st.integers(0, 60), alpha=st.floats(0.001, 0.3))
-def test_the_ratio_interval_holds_the_observed_ratio(
+def test_the_ratio_interval_contains_the_observed_ratio(
     w: float, canary: int, stable: int, alpha: float
 ) -> None:
     low, high = ratio_interval([EventCount(w, canary, stable)], alpha=alpha)
@@ -96,22 +96,24 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float]
 
 
 @given(a=st.lists(outcomes, min_size=2, max_size=30), b=st.lists(outcomes, min_size=2, max_size=30))
-def test_turning_the_sides_round_turns_u_round(a: list[float], b: list[float]) -> None:
+def test_swapping_the_sides_reverses_u(a: list[float], b: list[float]) -> None:
     forth, back = mann_whitney(np.array(a), np.array(b)), mann_whitney(np.array(b), np.array(a))
 
     assert forth[0] + back[0] == len(a) * len(b)
     assert math.isclose(forth[1], back[1])
 
 
-@given(steps=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=80), cut=st.integers(0, 80))
-def test_a_guard_restored_anywhere_says_the_same(steps: list[tuple[bool, bool]], cut: int) -> None:
-    whole, parts = ErrorGuard(), ErrorGuard()
-    said = [whole.add(canary=canary, error=error) for canary, error in steps]
-    heard = [parts.add(canary=canary, error=error) for canary, error in steps[:cut]]
-    parts = ErrorGuard.from_mapping(parts.to_mapping())
-    heard += [parts.add(canary=canary, error=error) for canary, error in steps[cut:]]
+@given(requests=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=80), cut=st.integers(0, 80))
+def test_a_guard_restored_at_any_point_returns_the_same_verdicts(
+    requests: list[tuple[bool, bool]], cut: int
+) -> None:
+    guard, restored = ErrorGuard(), ErrorGuard()
+    expected = [guard.add(canary=canary, error=error) for canary, error in requests]
+    verdicts = [restored.add(canary=canary, error=error) for canary, error in requests[:cut]]
+    restored = ErrorGuard.from_mapping(restored.to_mapping())
+    verdicts += [restored.add(canary=canary, error=error) for canary, error in requests[cut:]]
 
-    assert heard == said
+    assert verdicts == expected
 
 
 @given(effect=st.floats(0.001, 2.0), sd=st.floats(0.01, 3.0), power=st.floats(0.5, 0.99))
@@ -123,7 +125,7 @@ def test_half_the_effect_needs_four_times_the_units(effect: float, sd: float, po
 
 @settings(max_examples=50)
 @given(data=st.data(), arms=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=20))
-def test_an_ab_test_counts_the_same_however_the_answers_come_in(
+def test_an_ab_test_counts_the_same_in_any_order_of_arrival(
     data: st.DataObject, arms: list[tuple[bool, int]]
 ) -> None:
     records = [
@@ -132,9 +134,9 @@ def test_an_ab_test_counts_the_same_however_the_answers_come_in(
     ]
 
     def counted(order: list[RequestRecord]) -> list[AbOutcome]:
-        book = OutcomeLedger("r-1", "latency_ms", 600.0)
+        ledger = OutcomeLedger("r-1", "latency_ms", 600.0)
         for record in order:
-            book.add_request(record)
-        return book.settle(1e9, 1e9)
+            ledger.add_request(record)
+        return ledger.settle(1e9, 1e9)
 
     assert counted(data.draw(st.permutations(records))) == counted(records)

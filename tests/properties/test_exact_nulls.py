@@ -1,9 +1,8 @@
-"""Exact, not simulated: how likely a channel decides over every sequence of a few units, and its mean.
+"""Exact, not simulated: P(decision) and mean wealth of each channel over all sequences of a few units.
 
-Within one epoch a channel's wealth depends only on how often each (arm, outcome) was seen, so all sequences
-of `N` units are counted by walking over those counts. At the edge of its null a channel decides with
-probability at most alpha and is worth at most one on average; the further beyond, the sooner, in
-distribution.
+Within one epoch a channel's wealth depends only on the counts of each (arm, outcome), so all sequences of `N`
+units are covered by enumerating those counts. At the edge of its null a channel decides with probability at
+most alpha and its wealth has mean at most one; further beyond it decides sooner, in distribution.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import pytest
 
 from evaluation.betting.latency import Exceedance, ShapeLoss, ShapeProof
 from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
-from evaluation.betting.sample_ratio import FallbackBet, ShareBet
+from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
 from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Bettor, Block
@@ -42,7 +41,7 @@ def events(stable: float, canary: float, w: float = W) -> Law:
 def knowing(bettor: Bettor, past: np.ndarray) -> Bettor:
     stable = Stable(with_histogram=True)
     stable.learn(past)
-    bettor.turn(stable)
+    bettor.end_epoch(stable)
     return bettor
 
 
@@ -55,40 +54,41 @@ def slower(times: float) -> Law:
 
 
 def exceeding(times: float, allowed: float, *, proof: bool) -> Law:
-    """What a percentile gate makes of those: above stable's past median, the canary's divided first."""
+    """These as indicators of a percentile gate: above stable's past median, the canary's divided first."""
     values = slower(times)
     out: Law = defaultdict(float)
     for (arm, y), p in values.items():
         gate = Exceedance(percentile=0.5)
         gate.seed(PAST)
-        shown = gate.of(np.array([y]), np.array([y]), np.array([arm == 1]), (allowed, allowed))[int(proof), 0]
-        out[arm, float(shown)] += p
+        indicator = gate.of(np.array([y]), np.array([y]), np.array([arm == 1]), (allowed, allowed))[
+            int(proof), 0
+        ]
+        out[arm, float(indicator)] += p
     return out
 
 
 def pairs(mean: float) -> Law:
-    """Differences of -1, 0 and 1: the coin is not asked, so stable's arm stands for all."""
+    """Differences of -1, 0 and 1, all on stable's arm: the coin does not matter."""
     return {(0, -1.0): 0.3 - mean / 2, (0, 0.0): 0.4, (0, 1.0): 0.3 + mean / 2}
 
 
 def counts(tail: float) -> Law:
-    """Sessions of ten requests with no event or three; `tail` moves the canary's up."""
+    """Sessions of ten requests with no event or three; `tail`: more with three on the canary."""
     return law({0.0: 0.8, 0.3: 0.2}, {0.0: 0.8 - tail, 0.3: 0.2 + tail})
 
 
-#: Each channel: a new bettor, and the law of one unit when the harm is `harm` (1: the edge of the null; more:
-#: further into what the channel looks for).
+#: By channel: a new bettor, and the law of one unit by harm (1: the edge of the null; more: further beyond).
 Channel = tuple[Callable[[], Bettor], Callable[[float], Law]]
 CHANNELS: dict[str, Channel] = {
     "first events": (lambda: FirstEvents(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
-    "session counts": (lambda: SessionCounts(most=10), lambda h: counts(0.2 * (h - 1.0))),
+    "session counts": (lambda: SessionCounts(max_events=10), lambda h: counts(0.2 * (h - 1.0))),
     "session means": (lambda: SessionMeans(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
     "scores": (lambda: ScoreLoss(tolerance=0.05), lambda h: events(0.7, 0.7 - 0.05 * h)),
     "shape": (lambda: knowing(ShapeLoss(tolerance=0.1), PAST), lambda h: slower(1.1 * h)),
     "percentile": (lambda: FirstEvents(tolerance=0.0), lambda h: exceeding(1.1 * h, 1.1, proof=False)),
     "pairs": (lambda: PairLoss(tolerance=0.05), lambda h: pairs(0.05 * h)),
-    "served rate": (lambda: FallbackBet(most=0.1), lambda h: events(0.0, 0.1 * h)),
-    "served share": (ShareBet, lambda h: events(0.5, 0.5, w=W * (1.0 + 0.2 * (h - 1.0)))),
+    "served rate": (lambda: FallbackBet(max_rate=0.1), lambda h: events(0.0, 0.1 * h)),
+    "sample ratio": (SampleRatioBet, lambda h: events(0.5, 0.5, w=W * (1.0 + 0.2 * (h - 1.0)))),
     "presence": (lambda: PresenceBet(on_present=False), lambda h: events(0.8, 0.8 - 0.2 * (h - 1.0))),
     "rate proof, by ratio": (lambda: RateProof(ratio=3.0, floor=0.001), lambda h: events(0.2, 0.6 / h)),
     "rate proof, by floor": (lambda: RateProof(ratio=1.2, floor=0.3), lambda h: events(0.1, 0.4 / h)),
@@ -103,59 +103,59 @@ HARMS = (1.0, 1.3, 1.8, 4.0)
 
 
 def decided_by(bettor: Bettor, unit: Law) -> tuple[list[float], float]:
-    """P(decided by n) for n = 1..N, and the mean after N units of the alternative that has the largest."""
+    """P(decided by n) for n = 1..N, and the maximum over alternatives of the mean wealth after N units."""
     cells = [cell for cell, p in unit.items() if p > 0.0]
     size = len(cells)
     arm, y = np.array([a == 1 for a, _ in cells]), np.array([v for _, v in cells])
     zero = np.zeros(size, dtype=np.int64)
-    rows, steps, looks = bettor.steps(
+    rows, log_factors, looks = bettor.bets(
         Block(arm, np.full(size, W), y, np.full(size, 10.0), zero, zero, y, zero)
     )
-    moves = np.zeros((len(bettor.prior), size))
-    moves[:, rows] = steps
-    looked = np.isin(np.arange(size), rows[looks])
+    factors = np.zeros((len(bettor.prior), size))
+    factors[:, rows] = log_factors
+    is_look = np.isin(np.arange(size), rows[looks])
     log_prior = np.log(bettor.prior / np.sum(bettor.prior))
 
-    def log_e(seen: tuple[int, ...]) -> float:
-        return float(np.logaddexp.reduce(log_prior + moves @ np.array(seen)))
+    def log_e(counts: tuple[int, ...]) -> float:
+        return float(np.logaddexp.reduce(log_prior + factors @ np.array(counts)))
 
-    going: dict[tuple[int, ...], float] = {(0,) * size: 1.0}
-    every = dict(going)
-    found, total = [], 0.0
+    undecided: dict[tuple[int, ...], float] = {(0,) * size: 1.0}
+    every = dict(undecided)
+    decided, total = [], 0.0
     for _ in range(N):
-        following: dict[tuple[int, ...], float] = defaultdict(float)
+        still: dict[tuple[int, ...], float] = defaultdict(float)
         after: dict[tuple[int, ...], float] = defaultdict(float)
         for state, chance in every.items():
             for cell in range(size):
                 to = tuple(c + (i == cell) for i, c in enumerate(state))
                 after[to] += chance * unit[cells[cell]]
         values = {state: log_e(state) for state in after}
-        for state, chance in going.items():
+        for state, chance in undecided.items():
             for cell in range(size):
                 to = tuple(c + (i == cell) for i, c in enumerate(state))
-                if looked[cell] and values[to] >= math.log(1.0 / ALPHA):
+                if is_look[cell] and values[to] >= math.log(1.0 / ALPHA):
                     total += chance * unit[cells[cell]]
                 else:
-                    following[to] += chance * unit[cells[cell]]
-        going, every = following, after
-        found.append(total)
+                    still[to] += chance * unit[cells[cell]]
+        undecided, every = still, after
+        decided.append(total)
     states, chances = np.array(list(every)), np.array(list(every.values()))
-    return found, float((np.exp(moves @ states.T) @ chances).max())
+    return decided, float((np.exp(factors @ states.T) @ chances).max())
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_at_the_edge_of_its_null_a_channel_is_worth_at_most_one_and_rarely_decides(name: str) -> None:
+def test_at_the_edge_of_its_null_a_channel_has_mean_at_most_one_and_rarely_decides(name: str) -> None:
     make, unit = CHANNELS[name]
-    found, worth = decided_by(make(), unit(1.0))
+    decided, mean_wealth = decided_by(make(), unit(1.0))
 
-    assert worth <= 1.0 + 1e-9
-    assert found[-1] <= ALPHA
+    assert mean_wealth <= 1.0 + 1e-9
+    assert decided[-1] <= ALPHA
 
 
 @pytest.mark.parametrize("name", CHANNELS)
 def test_the_further_beyond_its_null_the_sooner_a_channel_decides(name: str) -> None:
     make, unit = CHANNELS[name]
-    found = [decided_by(make(), unit(harm))[0] for harm in HARMS]
+    decided = [decided_by(make(), unit(harm))[0] for harm in HARMS]
 
-    assert (np.diff(np.array(found), axis=0) >= -1e-12).all()
-    assert found[-1][-1] > found[0][-1]
+    assert (np.diff(np.array(decided), axis=0) >= -1e-12).all()
+    assert decided[-1][-1] > decided[0][-1]

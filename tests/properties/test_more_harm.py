@@ -1,4 +1,4 @@
-"""More harm never delays a rollback: on the same coins and the same stable answers, row by row."""
+"""More harm never delays a rollback, with the same coins and the same stable answers."""
 
 import numpy as np
 from hypothesis import given, settings

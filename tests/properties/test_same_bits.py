@@ -1,4 +1,4 @@
-"""Whatever pieces the records come in, wherever the evaluator is saved: the same bits in every channel."""
+"""Every channel has the same bits however records are cut, and wherever the evaluator is restored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from evaluation import snapshot as snapshots
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import feed
-from evaluation.offline.columns import checked
+from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Pair, Score
@@ -24,7 +24,7 @@ ROWS = slice(0, 860, 2)  # before the canary, both stages, sessions that end by 
 CASES = ("strict", SINGLE)
 Bits = dict[tuple[str, str], bytes]
 few = settings(max_examples=8, deadline=None, derandomize=True)
-places = st.lists(st.integers(1, 429), min_size=1, max_size=6, unique=True).map(sorted)
+positions = st.lists(st.integers(1, 429), min_size=1, max_size=6, unique=True).map(sorted)
 
 
 def policy(case: str) -> GatePolicy:
@@ -38,14 +38,14 @@ def columns(case: str) -> Columns:
 
 
 def channels(pipeline: Pipeline) -> Bits:
-    """Every channel that bets, to the last bit: wealth, decision, and what its bettor has frozen."""
-    found = {("share", str(n)): channel for n, channel in enumerate(pipeline.share.channels)}
-    found |= {("fallback", str(n)): channel for n, channel in enumerate(pipeline.fallback.channels)}
+    """State of every channel that bets: wealth, decision, and bettor."""
+    by_key = {("share", str(n)): channel for n, channel in enumerate(pipeline.share.channels)}
+    by_key |= {("fallback", str(n)): channel for n, channel in enumerate(pipeline.fallback.channels)}
     for name, metric in pipeline.metrics.items():
-        found[name, "presence"] = metric.presence.channel
+        by_key[name, "presence"] = metric.presence.channel
         tracks = [track for track in metric.tracks if not track.channel.is_idle]
-        found |= {(track.gate.name, f"{track.use} {track.margin}"): track.channel for track in tracks}
-    return {key: snapshots.write(channel, digest="") for key, channel in found.items()}
+        by_key |= {(track.gate.name, f"{track.use} {track.margin}"): track.channel for track in tracks}
+    return {key: snapshots.write(channel, digest="") for key, channel in by_key.items()}
 
 
 def pipeline_in(case: str, cuts: list[int]) -> Bits:
@@ -53,7 +53,7 @@ def pipeline_in(case: str, cuts: list[int]) -> Bits:
     pipeline.metrics["latency_ms"].seed(np.array(SEED["latency_ms"]))
     for start, stop in zip([0, *cuts], [*cuts, 430], strict=True):
         part = {name: values[start:stop] for name, values in columns(case).items()}
-        feed(pipeline, checked(part, policy(case)))
+        feed(pipeline, checked_table(part, policy(case)))
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
     return channels(pipeline)
@@ -65,36 +65,36 @@ def whole(case: str) -> Bits:
 
 
 @few
-@given(st.sampled_from(CASES), places)
+@given(st.sampled_from(CASES), positions)
 def test_rows_cut_anywhere_give_the_same_bits(case: str, cuts: list[int]) -> None:
     assert pipeline_in(case, cuts) == whole(case)
 
 
 @cache
 def records(case: str) -> list[tuple[Draw, list[Score | Pair]]]:
-    """Each draw, and what comes with it: scores, and for some a mirrored pair."""
+    """Each draw, with its scores, and for some a mirrored pair."""
     out = []
-    for row, told in enumerate(columns(case)["fell_back"]):
+    for row, fell_back in enumerate(columns(case)["fell_back"]):
         at_s = float(columns(case)["t_s"][row])
         draw = draw_at(columns(case), row)
-        if not np.isnan(told):
-            draw = replace(draw, flags={"fell_back": bool(told)})
-        with_it: list[Score | Pair] = list(scores_at(columns(case), row))
+        if not np.isnan(fell_back):
+            draw = replace(draw, flags={"fell_back": bool(fell_back)})
+        others: list[Score | Pair] = list(scores_at(columns(case), row))
         if row % 5 == 0:
-            with_it.append(Pair(f"c{row}", "quality", float(np.sin(row)) / 2, at_s))
-        out.append((draw, with_it))
+            others.append(Pair(f"c{row}", "quality", float(np.sin(row)) / 2, at_s))
+        out.append((draw, others))
     return out
 
 
 def live(case: str, saved_after: list[int]) -> Bits:
-    """Record by record, saved and restored after these rows."""
+    """The channels fed record by record, with a restart after each of these rows."""
     evaluator = Evaluator.start(policy(case), stages=STAGES, seed_latency_ms=SEED)
-    for row, (draw, with_it) in enumerate(records(case)):
+    for row, (draw, others) in enumerate(records(case)):
         if columns(case)["stage"][row] > evaluator.stage[-1]:
             evaluator.advance(draw.at_s, draw.at_s)
             evaluator.enter_stage(1, draw.at_s)
         evaluator.add(draw)
-        for event in with_it:
+        for event in others:
             evaluator.add(event)
         if row in saved_after:
             evaluator.advance(draw.at_s, draw.at_s)
@@ -110,14 +110,14 @@ def undisturbed(case: str) -> Bits:
 
 
 @few
-@given(st.sampled_from(CASES), places)
-def test_a_snapshot_at_any_row_goes_on_to_the_last_bit(case: str, rows: list[int]) -> None:
+@given(st.sampled_from(CASES), positions)
+def test_a_snapshot_at_any_row_continues_with_the_same_bits(case: str, rows: list[int]) -> None:
     assert live(case, rows) == undisturbed(case)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_live_route_bets_what_the_arrays_bet(case: str) -> None:
-    """All but the mirrored pairs, which files do not hold; live, there may be alarms as well."""
-    mine = undisturbed(case)
+def test_a_live_rollout_bets_the_same_bits_as_a_backtest(case: str) -> None:
+    """Except mirrored pairs, which files do not have; the live rollout may have more alarms."""
+    live_bits = undisturbed(case)
 
-    assert {key for key, bits in whole(case).items() if mine[key] != bits} == {("quality", "pairs 0.0")}
+    assert {key for key, bits in whole(case).items() if live_bits[key] != bits} == {("quality", "pairs 0.0")}

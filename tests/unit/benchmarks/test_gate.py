@@ -1,4 +1,4 @@
-"""`make bench-gate` itself: it goes on where it was stopped, and says "reached" only where it was."""
+"""The gate benchmark: rows, resumption of an interrupted run, targets, tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.gate import (
     at_look,
     both_policies,
     measure,
-    one,
+    measure_rep,
     prefix,
     proof_times,
     rollback_times,
@@ -28,7 +28,7 @@ from benchmarks.gate_traffic import Behaviour, Case, simulate
 HARM = Case("bench harm", "rollback", Behaviour(hallucinated=0.3), canary_requests=300)
 
 
-def test_both_policies_keep_their_own_quarter_of_one_percent() -> None:
+def test_each_policy_has_a_quarter_of_one_percent_for_each_metric() -> None:
     policy = both_policies(restart_share=0.0)
 
     assert [policy.alpha * gate.alpha_share for gate in policy.gates] == pytest.approx([0.0025] * 8)
@@ -65,7 +65,7 @@ def test_a_proof_waits_for_every_margin() -> None:
     assert (proof_times(case, events)["proven"] or 10**6) >= (proof_times(alone, events)["proven"] or 0)
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     case = replace(BOUNDARY[0], canary_requests=200)
     measure([case], {"boundary": 2}, Records(tmp_path), float("inf"))
     with next(tmp_path.iterdir()).open("a") as out:
@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     measure([case], {"boundary": 4}, Records(tmp_path), float("inf"))
 
     assert [row["rep"] for row in Records(tmp_path).read(case)] == [0, 1, 2, 3]
-    assert Records(tmp_path).read(case)[2] == one(case, 2)
+    assert Records(tmp_path).read(case)[2] == measure_rep(case, 2)
 
 
 def test_no_time_left_measures_nothing(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_no_time_left_measures_nothing(tmp_path: Path) -> None:
     assert Records(tmp_path).read(HARM) == []
 
 
-def told(case: Case, rows: list[Row]) -> dict[str, Any]:
+def result_of(case: Case, rows: list[Row]) -> dict[str, Any]:
     line: dict[str, Any] = as_json({case.name: summarise(case, rows)}, {}, digest="x")["cases"][case.name]
     return line
 
@@ -93,19 +93,19 @@ def rows(n: int, rang: int, **more: int | None) -> list[Row]:
 
 @pytest.mark.parametrize(("rang", "reached"), [(16, True), (17, False)])
 def test_sixteen_in_a_thousand_are_allowed(rang: int, reached: bool) -> None:
-    assert told(CASES["independent"], rows(1000, rang))["reached"] is reached
+    assert result_of(CASES["independent"], rows(1000, rang))["reached"] is reached
 
 
-def test_what_strict_does_with_a_tolerable_harm_does_not_matter() -> None:
-    assert told(CASES["tolerably worse"], rows(100, 100))["reached"] is True
+def test_the_strict_policy_has_no_target_for_a_tolerable_harm() -> None:
+    assert result_of(CASES["tolerably worse"], rows(100, 100))["reached"] is True
 
 
-def test_a_median_above_the_figure_is_not_reached() -> None:
+def test_a_median_above_its_target_is_not_reached() -> None:
     case = CASES["hallucination 3 -> 14 %"]
 
-    assert told(case, [{"rep": 0, "strict": 80, "default": 100}])["reached"] is True
-    assert told(case, [{"rep": 0, "strict": 80, "default": 120}])["reached"] is False
-    assert told(case, [{"rep": 0, "strict": 80, "default": None}])["reached"] is False
+    assert result_of(case, [{"rep": 0, "strict": 80, "default": 100}])["reached"] is True
+    assert result_of(case, [{"rep": 0, "strict": 80, "default": 120}])["reached"] is False
+    assert result_of(case, [{"rep": 0, "strict": 80, "default": None}])["reached"] is False
 
 
 def test_drift_is_measured_against_the_same_case_without() -> None:
@@ -118,8 +118,8 @@ def test_drift_is_measured_against_the_same_case_without() -> None:
     assert as_json(lines, {}, digest="x")["cases"][drift.name]["reached"] is False
 
 
-def test_nothing_measured_is_nothing_reached() -> None:
-    assert told(CASES["independent"], [])["reached"] is None
+def test_without_rows_nothing_is_reached() -> None:
+    assert result_of(CASES["independent"], [])["reached"] is None
 
 
 def test_the_tables_hold_every_case_that_was_measured() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark's traffic is what it says it is, and its rivals do what their names say."""
+"""Traffic of the gate benchmark, and the other methods that it compares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def columns(case: Case, rep: int = 0) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_every_case_gives_whole_columns_in_order_of_time(name: str) -> None:
+def test_every_case_has_complete_columns_in_order_of_time(name: str) -> None:
     got = columns(SMALL[name])
 
     assert len({len(column) for column in got.values()}) == 1
@@ -30,14 +30,14 @@ def test_every_case_gives_whole_columns_in_order_of_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["independent", "sticky users, drift", "ramp, returning users, drift"])
-def test_a_repetition_is_the_same_for_everyone_who_asks(name: str) -> None:
+def test_a_repetition_is_deterministic(name: str) -> None:
     first, second = columns(SMALL[name], 3), columns(SMALL[name], 3)
 
     assert all((first[column] == second[column]).all() for column in first)
     assert (columns(SMALL[name], 4)["arm"] != first["arm"]).any()
 
 
-def test_stable_serves_alone_first() -> None:
+def test_stable_serves_the_first_rows_alone() -> None:
     before = columns(SMALL["independent"])["w"] == 0
 
     assert before[:STABLE_FIRST].mean() > 0.98
@@ -67,7 +67,7 @@ def test_tokens_are_held_by_the_named_share_of_the_second_stage(ratio: float) ->
     assert len(units) > 1000
 
 
-def test_returning_users_never_go_back() -> None:
+def test_returning_users_never_move_back_to_stable() -> None:
     got = columns(replace(SMALL["ramp, returning users, drift"], canary_requests=3000))
     order = np.lexsort((got["t_s"], got["unit"]))
     same_unit = np.diff(got["unit"][order]) == 0
@@ -78,11 +78,11 @@ def test_returning_users_never_go_back() -> None:
 
 def test_a_takeover_leaves_the_slowest_canary_answers_in_their_arm() -> None:
     got = columns(Case("fallback", "no_harm", traffic=Traffic(units="fallback"), canary_requests=2000))
-    taken = got["assigned_by"] == "fallback"
+    taken_over = got["assigned_by"] == "fallback"
 
-    assert got["arm"][taken].all()
-    assert taken.sum() / got["arm"].sum() == pytest.approx(0.05, abs=0.002)
-    assert got["latency_ms"][taken].min() > got["latency_ms"][(got["arm"] == 1) & ~taken].max()
+    assert got["arm"][taken_over].all()
+    assert taken_over.sum() / got["arm"].sum() == pytest.approx(0.05, abs=0.002)
+    assert got["latency_ms"][taken_over].min() > got["latency_ms"][(got["arm"] == 1) & ~taken_over].max()
 
 
 @pytest.mark.parametrize("case", [c for c in BOUNDARY if "sticky 50" not in c.name], ids=lambda c: c.name)
@@ -113,7 +113,7 @@ def test_a_stretched_tail_moves_the_p99_and_nothing_below_p95() -> None:
     assert np.quantile(y1, 0.9) / np.quantile(y0, 0.9) == pytest.approx(1.0, rel=0.02)
 
 
-def test_the_fixed_horizon_rings_when_scipys_test_does() -> None:
+def test_the_fixed_horizon_alarms_agree_with_scipys_test() -> None:
     case = Case("mw", "rollback", Behaviour(error=0.02), metrics=("error",), canary_requests=1000)
     agreed = 0
     for rep in range(20):
@@ -128,7 +128,7 @@ def test_the_fixed_horizon_rings_when_scipys_test_does() -> None:
     assert agreed == 20
 
 
-def test_the_oracle_finds_harm_before_log_likelihood_alone_would_by_chance() -> None:
+def test_walds_test_decides_at_the_expected_time() -> None:
     case = replace(CASES["hallucination 3 -> 14 %"], metrics=("hallucinated",))
     times = [alarms(simulate(case, rep), alpha_metric=0.0025).wald for rep in range(60)]
 
@@ -143,12 +143,12 @@ def test_thresholds_need_fifty_samples() -> None:
     assert min(t for t in times if t is not None) >= 60
 
 
-def test_silence_counts_as_for_ever() -> None:
+def test_a_run_without_an_alarm_counts_as_infinite() -> None:
     assert summary([20, None, 40, None]) == {"rang": 0.5, "median": 40.0, "p90": None}
 
 
-def test_no_rival_is_asked_without_a_canary() -> None:
+def test_no_method_raises_an_alarm_without_a_canary() -> None:
     got = simulate(SMALL["independent"], 0)
-    quiet = Events(got.case, {name: column[:100] for name, column in got.columns.items()})
+    without_canary = Events(got.case, {name: column[:100] for name, column in got.columns.items()})
 
-    assert alarms(quiet, alpha_metric=0.01).thresholds is None
+    assert alarms(without_canary, alpha_metric=0.01).thresholds is None

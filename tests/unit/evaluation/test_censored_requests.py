@@ -1,4 +1,4 @@
-"""An answer that is not complete when the router stops waiting: slowest; an error only if silent."""
+"""Censored answers, incomplete when the router stops waiting: slowest, and an error only without a byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline import backtest
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S, Draw
 from evaluation.report import Verdict
 
@@ -33,16 +34,16 @@ def evaluator(policy: GatePolicy) -> Evaluator:
     return Evaluator.start(policy, stages=STAGES, seed_latency_ms={"latency_ms": list(seed)})
 
 
-def told(policy: GatePolicy, *, canary: Draw, every: int, requests: int = 3000) -> Evaluator:
-    """A gate whose arms are alike but for every so-many-th canary request, which is like `canary`."""
+def fed(policy: GatePolicy, *, canary: Draw, every: int, requests: int = 3000) -> Evaluator:
+    """An evaluator fed with equal arms, except that every so-many-th canary request is `canary`."""
     gate = evaluator(policy)
     rng = np.random.default_rng(6)
-    for at in range(requests):
+    for row in range(requests):
         arm = int(rng.random() < 0.5)
-        own = replace(ANSWER, latency_ms=float(rng.lognormal(7.0, 0.4)))
-        if arm and at % every == 0:
-            own = canary
-        gate.add(replace(own, request_id=str(at), unit=str(at), at_s=float(at), arm=arm))
+        draw = replace(ANSWER, latency_ms=float(rng.lognormal(7.0, 0.4)))
+        if arm and row % every == 0:
+            draw = canary
+        gate.add(replace(draw, request_id=str(row), unit=str(row), at_s=float(row), arm=arm))
     gate.advance(float(requests), float(requests))
     return gate
 
@@ -51,14 +52,14 @@ STREAMING = replace(ANSWER, latency_ms=LONGEST_MS, flags={"censored": True})
 SILENT = replace(ANSWER, error=True, latency_ms=None, ttft_ms=None, flags={"censored": True})
 
 
-def test_an_answer_that_still_streams_is_no_error() -> None:
-    gate = told(GatePolicy.default().only("error"), canary=STREAMING, every=5)
+def test_an_answer_that_still_streams_is_not_an_error() -> None:
+    gate = fed(GatePolicy.default().only("error"), canary=STREAMING, every=5)
 
     assert next(r.canary for r in gate.report().gates if r.gate == "error") == 0.0
 
 
-def test_an_answer_that_never_came_is_an_error_that_rolls_back() -> None:
-    gate = told(GatePolicy.default().only("error"), canary=SILENT, every=5)
+def test_a_silent_answer_is_an_error_that_rolls_back() -> None:
+    gate = fed(GatePolicy.default().only("error"), canary=SILENT, every=5)
 
     rollback = gate.report().rollback
     assert rollback is not None
@@ -66,31 +67,31 @@ def test_an_answer_that_never_came_is_an_error_that_rolls_back() -> None:
 
 
 def test_answers_that_still_stream_are_slowest_and_roll_back() -> None:
-    gate = told(SLOW, canary=STREAMING, every=5)
+    gate = fed(SLOW, canary=STREAMING, every=5)
 
     rollback = gate.report().rollback
     assert rollback is not None
     assert rollback.metric == "latency_ms"
 
 
-def test_answers_that_never_came_show_no_latency_in_rollback_and_prove_nothing() -> None:
-    report = told(SLOW, canary=SILENT, every=5).report()
+def test_silent_answers_have_no_latency_in_rollback_and_prove_nothing() -> None:
+    report = fed(SLOW, canary=SILENT, every=5).report()
 
     assert report.rollback is None
     assert {r.verdict for r in report.gates if r.side == "promotion"} == {Verdict.UNDECIDED}
 
 
 def test_how_long_a_censored_answer_waited_does_not_matter() -> None:
-    early = told(SLOW, canary=replace(STREAMING, latency_ms=300.0), every=5)
-    late = told(SLOW, canary=replace(STREAMING, latency_ms=LONGEST_MS + 700.0), every=5)
+    early = fed(SLOW, canary=replace(STREAMING, latency_ms=300.0), every=5)
+    late = fed(SLOW, canary=replace(STREAMING, latency_ms=LONGEST_MS + 700.0), every=5)
 
     assert early.report().gates == late.report().gates
 
 
-def test_what_took_longer_than_the_wait_is_the_same_as_what_was_cut_off_there() -> None:
-    ended = told(SLOW, canary=replace(ANSWER, latency_ms=LONGEST_MS * 3), every=5)
+def test_a_value_beyond_the_longest_wait_equals_a_censored_one() -> None:
+    ended = fed(SLOW, canary=replace(ANSWER, latency_ms=LONGEST_MS * 3), every=5)
 
-    assert wealth(ended) == wealth(told(SLOW, canary=STREAMING, every=5))
+    assert wealth(ended) == wealth(fed(SLOW, canary=STREAMING, every=5))
 
 
 def wealth(gate: Evaluator) -> list[tuple[str, str, float]]:
@@ -98,17 +99,17 @@ def wealth(gate: Evaluator) -> list[tuple[str, str, float]]:
 
 
 def slow_service(times: float, requests: int = 20_000) -> dict[str, np.ndarray]:
-    """A service of which half takes longer than a minute; the canary takes `times` as long."""
+    """A service with half of its answers longer than a minute; the canary takes `times` as long."""
     rng = np.random.default_rng(8)
     arm = (rng.random(requests) < 0.5).astype(np.float64)
-    taken_ms = rng.lognormal(np.log(LONGEST_MS), 0.3, requests)
+    latency_ms = rng.lognormal(np.log(LONGEST_MS), 0.3, requests)
     return {
         "t_s": np.arange(requests, dtype=np.float64),
         "arm": arm,
         "w": np.full(requests, 0.5),
         "assigned_by": np.full(requests, "request"),
         "error": np.zeros(requests),
-        "latency_ms": taken_ms * np.where(arm == 1.0, times, 1.0),
+        "latency_ms": latency_ms * np.where(arm == 1.0, times, 1.0),
     }
 
 
@@ -116,19 +117,19 @@ def slow_seed() -> dict[str, np.ndarray]:
     return {"latency_ms": np.random.default_rng(9).lognormal(np.log(LONGEST_MS), 0.3, 4000)}
 
 
-def test_a_tolerable_canary_of_a_slow_service_is_not_worse_by_the_cut() -> None:
+def test_censoring_does_not_make_a_tolerable_canary_worse() -> None:
     result = backtest.run(slow_service(1.09), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 
     assert result.decision != "rollback"
 
 
-def test_a_slow_canary_of_a_slow_service_is_still_found() -> None:
+def test_a_slow_canary_of_a_slow_service_is_detected() -> None:
     result = backtest.run(slow_service(1.5), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 
     assert result.decision == "rollback"
 
 
-def test_the_cut_proves_no_slow_canary_fast() -> None:
+def test_censoring_does_not_prove_a_slow_canary() -> None:
     result = backtest.run(slow_service(1.5), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 
     assert result.proofs == {}

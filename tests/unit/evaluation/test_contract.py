@@ -1,35 +1,34 @@
-"""The contract of the evidence, rule by rule: which test turns red when the rule is taken out.
+"""Contract of the evidence: each rule, and the test that fails without it.
 
-Each line names the rule and the tests that hold it, most of them seen to fail without it; how much harm its
-absence does is measured in `tests/calibration/test_evidence_traps.py`.
+The harm done without a rule is measured in `tests/calibration/test_evidence_traps.py`.
 
 - unit, counted once: test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session
 - tokens belong to their draw: test_a_request_under_a_token_belongs_to_the_draw_of_the_token
 - tokens reveal nothing: test_a_token_reveals_nothing_new_of_its_bucket
-- tokens are no units of a stage: test_requests_under_tokens_do_not_fill_the_floor_of_a_stage
-- bucket intervals: test_a_unit_last_seen_on_stable_comes_back_at_the_conditional_weight
+- tokens are not units of a stage: test_requests_under_tokens_do_not_fill_the_floor_of_a_stage
+- bucket intervals: test_a_unit_last_seen_on_stable_returns_at_the_conditional_probability
 - returning canary users: test_a_unit_seen_on_the_canary_is_not_bet_again_at_a_higher_weight
 - intention to treat, fallback: test_a_fallback_stays_the_assigned_arms_failure
-- intention to treat, all that follows: test_nothing_that_happens_after_the_coin_removes_a_unit
-- left out before the coin: test_what_was_decided_without_the_coin_never_counts
-- left out for both arms alike: test_a_draw_whose_canary_was_withdrawn_before_it_was_confirmed_is_left_out
-- everything on the canary proves nothing: test_a_canary_that_has_everyone_shows_nothing
+- intention to treat, after the coin: test_nothing_after_the_draw_removes_a_unit
+- left out before the coin: test_requests_assigned_without_the_coin_never_count
+- left out for both arms alike: test_an_assignment_whose_canary_is_withdrawn_before_confirmation_is_fenced
+- a canary with all traffic is not evidence: test_a_canary_with_all_traffic_is_not_evidence
 - error, 5xx and its own 429: test_a_canarys_5xx_or_429_is_replaced_by_stable
-- refused, reset: test_a_canary_that_fails_is_replaced_by_stable_and_the_failure_stays_the_canarys
-- error, cut streams: test_a_stream_cut_by_the_canary_is_the_canarys_error_and_the_client_is_told
+- refused, reset: test_a_failed_canary_is_replaced_by_stable_and_the_error_counts_against_the_canary
+- error, cut streams: test_a_stream_cut_by_the_canary_is_its_error_and_ends_with_an_error_event
 - error, empty answers: test_an_empty_answer_is_an_error_of_its_arm
-- no error, other 4xx: test_a_canarys_4xx_is_the_users_and_no_error
-- a client that leaves is a rate of its own: test_a_client_that_left_is_no_error_and_is_counted_by_itself
-- latency is what the user waited: test_what_the_user_waited_includes_the_failed_attempt
+- other 4xx are no errors: test_a_canarys_4xx_is_passed_to_the_client_and_is_no_error
+- cancelled by the client, a separate rate: test_a_cancelled_request_is_no_error_and_has_its_own_flag
+- latency is what the user waited: test_latency_includes_the_failed_attempt
 - failed units and rollback latency: test_a_request_that_failed_slowly_is_harm_by_its_error_alone
 - failed units, promotion: test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollback
 - missing differently by arm: test_scores_missing_differently_by_arm_make_the_metric_invalid
-- order of assignment: test_draws_come_out_in_order_of_assignment_and_only_behind_the_watermark
+- order of assignment: test_draws_settle_in_order_of_assignment_behind_the_watermark
 - scores at their deadline: test_a_score_after_its_deadline_is_missing
-- silent units, error: test_an_answer_that_never_came_is_an_error_and_slowest
-- silent units, latency: test_answers_that_never_come_lie_in_the_slowest_bin
+- silent units, error: test_a_silent_answer_is_an_error_and_slowest
+- silent units, latency: test_silent_answers_are_in_the_slowest_bin
 - lost records, both arms: test_a_span_with_lost_records_is_dropped_for_both_arms
-- lost records are no time-outs: test_a_lost_record_is_missing_and_no_failure
+- lost records are not timeouts: test_a_lost_record_is_missing_and_not_a_failure
 - sampled metrics: test_a_judged_sample_is_bet_at_the_odds_of_being_judged
 - presence gated: test_feedback_that_one_arm_gives_more_often_is_invalid
 - pairs, their part of alpha: test_mirrored_pairs_have_a_quarter_of_alpha_and_live_answers_the_rest
@@ -38,10 +37,10 @@ absence does is measured in `tests/calibration/test_evidence_traps.py`.
 - arms loaded differently: test_arms_under_different_load_are_not_compared
 - warm-up: test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan
 - interference: test_a_canary_that_slows_both_arms_holds
-- served share counts units: test_users_with_many_requests_do_not_break_the_served_share
-- served share freezes: test_a_share_that_does_not_fit_its_weight_freezes_statistics
+- sample ratio counts units: test_users_with_many_requests_are_no_sample_ratio_mismatch
+- sample ratio mismatch freezes: test_a_sample_ratio_mismatch_freezes_statistics
 - first events never promote: test_sticky_units_never_promote_by_first_requests
-- latency is proven by the stage's own units: test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on
+- latency is proven by the units of the stage: test_latency_proofs_restart_with_each_stage_and_others_continue
 - floors count the stage's own requests: test_the_floor_counts_the_requests_of_the_stage_alone
 """
 
@@ -55,8 +54,10 @@ import pytest
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
-from evaluation.policy.alpha import parts_of
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.alpha import channel_alphas
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Pair
 from evaluation.report import EvaluationReport, GateReport
 from tests.fakes.evidence_maker import Columns, draw_at, requests, scores_at, settings_of
@@ -96,7 +97,7 @@ def test_every_rule_names_tests_that_are_there() -> None:
 
 
 @pytest.mark.parametrize("word", BEFORE_THE_COIN)
-def test_what_was_decided_without_the_coin_never_counts(word: str) -> None:
+def test_requests_assigned_without_the_coin_never_count(word: str) -> None:
     columns = all_bad(requests(400, w=0.5))
     columns["assigned_by"] = np.full(400, word)
     report = judged([draw_at(columns, row) for row in range(400)], ERRORS).report()
@@ -105,7 +106,7 @@ def test_what_was_decided_without_the_coin_never_counts(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["request", "sticky"])
-def test_a_canary_that_has_everyone_shows_nothing(word: str) -> None:
+def test_a_canary_with_all_traffic_is_not_evidence(word: str) -> None:
     columns = requests(800, w=0.2)
     columns["assigned_by"] = np.full(800, word)
     columns["arm"][400:], columns["w"][400:] = 1, 1.0
@@ -125,7 +126,7 @@ def test_requests_under_tokens_do_not_fill_the_floor_of_a_stage() -> None:
     assert (report.n_canary, report.stage_canary) == (columns["arm"].sum(), columns["arm"].sum() / 3)
 
 
-def test_answers_that_never_come_lie_in_the_slowest_bin() -> None:
+def test_silent_answers_are_in_the_slowest_bin() -> None:
     columns = requests(1500, before=500, w=0.3)
     silent = (columns["arm"] == 1) & (np.arange(1500) % 5 == 0)
     draws = [draw_at(columns, row) for row in range(1500)]
@@ -138,7 +139,7 @@ def test_answers_that_never_come_lie_in_the_slowest_bin() -> None:
     assert rollback.metric == "latency_ms"
 
 
-def test_a_lost_record_is_missing_and_no_failure() -> None:
+def test_a_lost_record_is_missing_and_not_a_failure() -> None:
     columns = requests(1200, before=200, error=(0.0, 0.0))
     draws = [draw_at(columns, row) for row in range(1200)]
     lost = [replace(d, error=None, latency_ms=None) if i % 20 == 0 else d for i, d in enumerate(draws)]
@@ -148,12 +149,12 @@ def test_a_lost_record_is_missing_and_no_failure() -> None:
 
 
 def test_feedback_that_one_arm_gives_more_often_is_invalid() -> None:
-    """Where a value comes at all is an outcome, the rarer side is watched: who votes, not who does not."""
+    """Where the arrival of a value is an outcome, the rarer case is tested: votes, not missing votes."""
     columns = requests(3000, before=300, w=0.3)
     votes = np.random.default_rng(8).random(3000) < np.where(columns["arm"] == 1, 0.09, 0.03)
     columns["quality"][~votes] = np.nan
     gate = {**settings_of(GatePolicy.default(), "quality"), "presence_gated": True}
-    result = run(columns, GatePolicy.from_mapping({"gates": {"quality": gate}}))
+    result = run(columns, parse_gate_policy({"gates": {"quality": gate}}))
 
     assert result.decision == "invalid"
     assert "quality: values are missing differently by arm" in result.reasons
@@ -161,14 +162,14 @@ def test_feedback_that_one_arm_gives_more_often_is_invalid() -> None:
 
 def mirrored(**more: object) -> GatePolicy:
     gate = {**settings_of(GatePolicy.default(), "quality"), "mirrored": True, **more}
-    return GatePolicy.from_mapping({"gates": {"quality": gate}})
+    return parse_gate_policy({"gates": {"quality": gate}})
 
 
 @pytest.mark.parametrize(("sticky", "live"), [(False, (0.0015, 0.0)), (True, (0.00075, 0.00075))])
 def test_mirrored_pairs_have_a_quarter_of_alpha_and_live_answers_the_rest(
     sticky: bool, live: tuple[float, float]
 ) -> None:
-    parts = parts_of(mirrored(), mirrored().gate("quality"), sticky=sticky)
+    parts = channel_alphas(mirrored(), mirrored().gate("quality"), sticky=sticky)
 
     assert (parts.first, parts.session) == pytest.approx(live)
     assert parts.pairs == pytest.approx(0.0005)
@@ -198,14 +199,14 @@ def test_mirrored_pairs_leave_the_live_channels_as_they_were() -> None:
     assert with_pairs[1] > 7.0 > without[1]
 
 
-def test_users_with_many_requests_do_not_break_the_served_share() -> None:
-    """26 of 40 users on the canary at w = 0.5 are luck; 260 of 400 requests would not be."""
+def test_users_with_many_requests_are_no_sample_ratio_mismatch() -> None:
+    """26 of 40 users on the canary at w = 0.5 are plausible; 260 of 400 requests would not be."""
     columns = requests(400, w=0.5)
     columns["unit"] = np.arange(400) // 10
     columns["arm"] = (columns["unit"] * 13 % 20 < 13).astype(np.int64)
 
-    def share(assigned_by: str) -> bool:
+    def is_frozen(assigned_by: str) -> bool:
         columns["assigned_by"] = np.full(400, assigned_by)
         return judged([draw_at(columns, row) for row in range(400)], ERRORS).report().frozen
 
-    assert (share("sticky"), share("request")) == (False, True)
+    assert (is_frozen("sticky"), is_frozen("request")) == (False, True)

@@ -1,4 +1,4 @@
-"""What a gate cannot see holds, and what no gate asks about is told: INVALID and alarms."""
+"""Missing values make a gate INVALID, and metrics without a gate are alarms."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evaluation.offline.backtest import run
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import EvidenceError
 from evaluation.report import GateReport
 from tests.fakes.evidence_maker import Columns, requests, streamed
@@ -18,8 +19,8 @@ def harmless(rows: int = 24_000, before: int = 4000, seed: int = 3) -> Columns:
     return requests(rows, before=before, w=0.1, seed=seed)
 
 
-def test_a_gate_that_can_only_roll_back_must_see_the_canary() -> None:
-    """Nothing asks for a proof of the time to the first token; a canary without one is promoted by nobody."""
+def test_a_rollback_gate_without_canary_values_is_invalid() -> None:
+    """No proof of the time to first token is required, but a canary without values is not promoted."""
     columns = harmless()
     columns["ttft_ms"] = columns["latency_ms"] / 10.0
     assert run(columns).decision == "promote"
@@ -31,7 +32,7 @@ def test_a_gate_that_can_only_roll_back_must_see_the_canary() -> None:
     assert "ttft_shape: values are missing differently by arm" in result.reasons
 
 
-def test_a_time_that_stops_arriving_holds() -> None:
+def test_a_streaming_time_that_stops_arriving_holds() -> None:
     columns = harmless()
     columns["ttft_ms"] = columns["latency_ms"] / 10.0
     columns["ttft_ms"][12_000:] = np.nan
@@ -46,7 +47,7 @@ def test_answers_that_are_not_streamed_need_no_time_to_the_first_token() -> None
     assert run(columns).decision == "promote"
 
 
-def test_latency_that_mostly_does_not_come_is_invalid() -> None:
+def test_mostly_missing_latency_is_invalid() -> None:
     columns = harmless()
     columns["latency_ms"][np.arange(24_000) % 10 > 0] = np.nan
 
@@ -56,8 +57,8 @@ def test_latency_that_mostly_does_not_come_is_invalid() -> None:
     assert any(reason.startswith("latency_shape: 9") for reason in result.reasons)
 
 
-def test_stable_that_became_slower_beside_the_canary_is_not_promoted_through() -> None:
-    """On shared hardware the canary can slow both arms, which no coin sees."""
+def test_a_slowdown_of_stable_with_the_canary_blocks_promotion() -> None:
+    """On shared hardware the canary can slow both arms, which the coin does not show."""
     columns = harmless()
     columns["latency_ms"][4000:] *= 5.0
 
@@ -67,7 +68,7 @@ def test_stable_that_became_slower_beside_the_canary_is_not_promoted_through() -
     assert any("stable's own latency_ms rose" in reason for reason in result.reasons)
 
 
-def test_a_stage_that_no_request_reached_is_not_passed() -> None:
+def test_a_stage_without_requests_does_not_pass() -> None:
     columns = harmless()
     columns["stage"] = np.zeros(24_000)
     plan = (StagePlan(0.05, 0, {"error": 5.0}, 0.01), StagePlan(0.5, 500, {"error": 5.0}, 0.01))
@@ -94,18 +95,18 @@ def test_a_decision_in_the_first_second_has_its_time() -> None:
     assert (run(columns).decision, run(columns).t_s) == ("rollback", 0.0)
 
 
-def rang(gates: Sequence[GateReport]) -> list[str]:
+def raised(gates: Sequence[GateReport]) -> list[str]:
     return [report.gate for report in gates if report.is_alarm and report.decided_canary is not None]
 
 
-def test_what_no_gate_asks_about_is_an_alarm_and_decides_nothing() -> None:
+def test_a_metric_without_a_gate_is_an_alarm_and_decides_nothing() -> None:
     columns = harmless()
     columns["flagged"] = (columns["arm"] == 1).astype(float)
     columns["tokens"] = np.where(columns["arm"] == 1, 900.0, 100.0) + np.arange(24_000) % 7
 
     result = run(columns)
 
-    assert rang(result.gates) == ["tokens_alarm", "flagged_alarm"]
+    assert raised(result.gates) == ["tokens_alarm", "flagged_alarm"]
     assert result.decision == "promote"
     assert result.log_e["flagged"] > 5.0
 
@@ -117,7 +118,7 @@ def test_alarms_are_quiet_without_harm_and_without_values() -> None:
 
     result = run(columns)
 
-    assert (result.decision, rang(result.gates)) == ("promote", [])
+    assert (result.decision, raised(result.gates)) == ("promote", [])
     assert [report.gate for report in result.gates if report.is_alarm] == ["flagged_alarm"]
 
 
@@ -127,11 +128,11 @@ def test_a_live_rollout_has_the_alarms_of_a_backtest() -> None:
 
     live = streamed(columns, GatePolicy.default().only("error", "latency_ms")).report()
 
-    assert rang(live.gates) == ["ttft_ms_alarm"]
+    assert raised(live.gates) == ["ttft_ms_alarm"]
     assert live.rollback is None
 
 
-def test_the_score_of_an_answer_that_did_not_come_is_missing() -> None:
+def test_the_score_of_a_failed_request_is_missing() -> None:
     columns = requests(400, w=0.5)
     columns["error"] = columns["arm"].astype(float)
     columns["quality"] = 1.0 - columns["arm"]

@@ -1,4 +1,4 @@
-"""Two routes, one answer: arrays and records, in whatever pieces, give the same bits."""
+"""Live rollouts and backtests have the same bits, however records are cut; snapshots continue them."""
 
 import json
 from typing import Any
@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from evaluation import snapshot as snapshots
-from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import feed, run
-from evaluation.offline.columns import checked
+from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import GateReport
+from evaluation.snapshot import SnapshotMismatch
 from evaluation.verdict import gate_reports
 from tests.fakes.evidence_maker import ONE_STAGE, Columns, draw_at, requests, sticky, streamed
 
@@ -62,7 +64,7 @@ def test_the_size_of_blocks_changes_no_bit(size: int) -> None:
     columns: Columns = {k: v[:700] for k, v in CASES["sticky users"]().items()}
     expected = run(columns, POLICY, stages=ONE_STAGE)
     pipeline = Pipeline(POLICY, ONE_STAGE)
-    feed(pipeline, checked(columns, POLICY), rows_at_once=size)
+    feed(pipeline, checked_table(columns, POLICY), rows_at_once=size)
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
 
@@ -90,12 +92,12 @@ def test_a_snapshot_of_other_stages_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"not json", b"[1]", b'{"format": 99, "digest": "", "state": {}}'])
-def test_what_is_no_snapshot_is_refused(data: bytes) -> None:
+def test_malformed_snapshots_are_refused(data: bytes) -> None:
     with pytest.raises(SnapshotMismatch):
         Evaluator.restore(POLICY, ONE_STAGE, data)
 
 
-def test_a_snapshot_that_lacks_a_part_is_refused() -> None:
+def test_a_snapshot_without_a_required_part_is_refused() -> None:
     document = json.loads(Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={}).snapshot())
     del document["state"]["settlement"], document["sum"]
 
@@ -114,7 +116,7 @@ def test_state_stays_below_16_kib_a_metric() -> None:
     assert len(snapshots.write(pipeline.metrics["latency_ms"], digest="")) <= 16 * 1024
 
 
-def test_waiting_records_survive_a_restart() -> None:
+def test_pending_records_survive_a_restart() -> None:
     columns = requests(50)
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
     for row in range(50):
@@ -125,31 +127,31 @@ def test_waiting_records_survive_a_restart() -> None:
     assert evaluator.report().n_canary == int(columns["arm"].sum())
 
 
-def without_waiting(value: Any) -> Any:
+def without_buffers(value: Any) -> Any:
     if isinstance(value, list):
-        return [without_waiting(item) for item in value]
+        return [without_buffers(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {name: without_waiting(item) for name, item in value.items()}
-    return {k: v for k, v in kept.items() if k != "waiting"} if "first_bin" in kept else kept
+    state = {name: without_buffers(item) for name, item in value.items()}
+    return {k: v for k, v in state.items() if k != "waiting"} if "first_bin" in state else state
 
 
 def older(document: dict[str, Any], version: int) -> dict[str, Any]:
-    """What the program of an earlier format would have written."""
+    """The snapshot as a version with an earlier format would have written it."""
     state = document["state"]
     if version <= 5:  # no observed ranges
         for lane in state["pipeline"]["lanes"]:
             del lane["ranges"]
-    if version <= 4:  # nothing waited to centre a histogram
-        state = document["state"] = without_waiting(state)
+    if version <= 4:  # no buffer to centre a histogram
+        state = document["state"] = without_buffers(state)
     if version <= 3:  # no ratio of medians
         for lane in state["pipeline"]["lanes"]:
             for metric in lane["metrics"]:
                 first = metric["columns"][0]["first"]
                 first["estimate"] = None if "median" in (first["estimate"] or {}) else first["estimate"]
-    if version <= 2:  # nobody looked at the load
+    if version <= 2:  # no load
         del state["load_now"], state["overloads"]
-    if version <= 1:  # the book of units as a list of pairs
+    if version <= 1:  # the units as a list of pairs
         units = state["pipeline"]["units"]
         names, places = (np.asarray(snapshots._decode(part)) for part in units.pop("book"))
         pairs = [list(pair) for pair in zip(names.tolist(), places.tolist(), strict=True)]
@@ -158,14 +160,14 @@ def older(document: dict[str, Any], version: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
-def test_a_snapshot_of_an_earlier_format_goes_on_to_the_bit(version: int) -> None:
+def test_a_snapshot_of_an_earlier_format_continues_with_the_same_bits(version: int) -> None:
     saved = streamed(CASES["sticky users"](), POLICY, seed=2).snapshot()
     before = json.dumps(older(json.loads(saved), version)).encode()
 
     restored = Evaluator.restore(POLICY, ONE_STAGE, before)
 
     for metric in restored.pipeline.metrics.values():
-        if metric.takes_values and version <= 3:  # what was not counted then begins now
+        if metric.takes_values and version <= 3:  # the estimate starts now
             estimate = metric.columns[0].first.estimate
             assert estimate is not None
             assert estimate.interval() is None
@@ -180,16 +182,16 @@ def test_a_snapshot_of_a_later_format_is_refused() -> None:
         Evaluator.restore(POLICY, ONE_STAGE, later)
 
 
-def test_one_odd_first_latency_blinds_no_gate() -> None:
-    """A cached answer of 2 ms before answers of 400 ms: the range of the histogram is not centred on it."""
+def test_an_outlier_as_first_latency_hides_no_harm() -> None:
+    """A cached answer of 2 ms before answers of 400 ms does not centre the histogram."""
     columns = requests(3000, w=0.2, before=500, slower=1.6)
     columns["latency_ms"][0] = 2.0
     policy = GatePolicy.default().only("latency_ms")
-    said = []
+    results = []
     for size in (1, 7, 3000):
         pipeline = Pipeline(policy, ONE_STAGE)
-        feed(pipeline, checked(columns, policy), rows_at_once=size)
-        said.append(essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))))
+        feed(pipeline, checked_table(columns, policy), rows_at_once=size)
+        results.append(essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))))
 
-    assert said[0] == said[1] == said[2]
+    assert results[0] == results[1] == results[2]
     assert run(columns, policy).decision == "rollback"

@@ -1,4 +1,4 @@
-"""What the evaluator says of a stage: PASS, FAIL, UNDECIDED, INVALID, and why."""
+"""Verdicts on a stage: PASS, FAIL, UNDECIDED, INVALID, and their reasons."""
 
 from dataclasses import replace
 
@@ -7,7 +7,9 @@ import pytest
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
 from evaluation.report import EvaluationReport, GateReport, Verdict
 from tests.fakes.evidence_maker import Columns, draw_at, requests, scores_at, settings_of, sticky, streamed
@@ -58,15 +60,15 @@ def test_a_proof_without_enough_requests_of_the_stage_is_undecided() -> None:
     assert "of 500000 canary requests in this stage" in report.missing[-1]
 
 
-def test_harm_fails_the_stage_and_stays_said() -> None:
+def test_harm_fails_the_stage_permanently() -> None:
     columns = requests(3000, error=(0.02, 0.2))
-    columns["error"][2000:] = 0.0  # all is well from then on
+    columns["error"][2000:] = 0.0  # no harm from then on
     report = streamed(columns, POLICY).report()
 
     assert (report.stage_verdict, rollback_of(report).gate) == (Verdict.FAIL, "error")
 
 
-def test_what_is_missing_is_named_while_undecided() -> None:
+def test_missing_proofs_are_named_while_undecided() -> None:
     report = streamed(requests(40), POLICY).report()
 
     assert report.stage_verdict is Verdict.UNDECIDED
@@ -78,7 +80,7 @@ def test_what_is_missing_is_named_while_undecided() -> None:
     }
 
 
-def test_latency_is_proven_anew_in_each_stage_and_the_rest_goes_on() -> None:
+def test_latency_proofs_restart_with_each_stage_and_others_continue() -> None:
     columns = requests(3000, before=500)
     stages = (StagePlan(0.2, 0), StagePlan(0.2, 0))
     evaluator = staged(columns, [0.0, 2990.0], stages)
@@ -106,7 +108,7 @@ def test_the_floor_counts_the_requests_of_the_stage_alone() -> None:
     assert report.stage_canary == int(columns["arm"][2000:].sum())
 
 
-def test_a_higher_rung_asks_for_more() -> None:
+def test_a_higher_rung_requires_more_evidence() -> None:
     columns = requests(3000, before=500)
     reports = [streamed(columns, ERRORS, stages=(StagePlan(0.2, n),)).report() for n in (0, 10_000)]
 
@@ -115,7 +117,7 @@ def test_a_higher_rung_asks_for_more() -> None:
 
 def test_arms_under_different_load_are_not_compared() -> None:
     evaluator = streamed(requests(3000, before=500), POLICY)
-    evaluator.note_load(stable=10.0, canary=4.0)
+    evaluator.set_stage_load(stable=10.0, canary=4.0)
 
     report = evaluator.report()
 
@@ -123,9 +125,9 @@ def test_arms_under_different_load_are_not_compared() -> None:
     assert report.stage_verdict is Verdict.INVALID
 
 
-def test_a_share_that_does_not_fit_its_weight_freezes_statistics() -> None:
+def test_a_sample_ratio_mismatch_freezes_statistics() -> None:
     columns = requests(4000, w=0.2, error=(0.02, 0.5))
-    columns["w"][:] = 0.4  # what was logged is not what was tossed
+    columns["w"][:] = 0.4  # not the probability of the toss
     report = streamed(columns, ERRORS).report()
 
     assert report.frozen
@@ -133,7 +135,7 @@ def test_a_share_that_does_not_fit_its_weight_freezes_statistics() -> None:
     assert gate_of(report, "served_share", "guard").verdict is Verdict.INVALID
 
 
-def test_harm_shown_before_the_share_broke_stands() -> None:
+def test_harm_shown_before_the_sample_ratio_mismatch_stays() -> None:
     columns = requests(3000, w=0.2, error=(0.02, 0.5))
     columns["w"][1500:] = 0.5
     report = streamed(columns, ERRORS).report()
@@ -201,10 +203,8 @@ def test_a_judged_sample_is_bet_at_the_odds_of_being_judged() -> None:
     share = np.where(columns["arm"] == 1, 1.0, 0.2)
     columns["quality"][rng.random(30_000) > share] = np.nan
     raw = settings_of(GatePolicy.default(), "quality")
-    judged = GatePolicy.from_mapping(
-        {"gates": {"quality": {**raw, "sampling": {"stable": 0.2, "canary": 1.0}}}}
-    )
-    plain = GatePolicy.from_mapping({"gates": {"quality": {**raw, "presence_gated": True}}})
+    judged = parse_gate_policy({"gates": {"quality": {**raw, "sampling": {"stable": 0.2, "canary": 1.0}}}})
+    plain = parse_gate_policy({"gates": {"quality": {**raw, "presence_gated": True}}})
 
     assert run(columns, judged).decision == "promote"
     assert run(columns, plain).decision == "invalid"  # at plain w the sample itself looks like an effect
@@ -212,7 +212,7 @@ def test_a_judged_sample_is_bet_at_the_odds_of_being_judged() -> None:
 
 def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha() -> None:
     raw = settings_of(GatePolicy.default(), "quality")
-    policy = GatePolicy.from_mapping({"gates": {"quality": {**raw, "mirrored": True}}})
+    policy = parse_gate_policy({"gates": {"quality": {**raw, "mirrored": True}}})
     evaluator = Evaluator.start(policy, stages=(StagePlan(0.2, 0),), seed_latency_ms={})
     rng = np.random.default_rng(3)
     for number in range(400):

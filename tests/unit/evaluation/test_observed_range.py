@@ -1,4 +1,4 @@
-"""The canary's percentiles against what stable showed between two dates."""
+"""Observed ranges: the canary's percentiles against the range of stable's between two dates."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 from scipy import stats
 
 from evaluation.evaluator import Evaluator
-from evaluation.observed_range import ObservedRange, RangeWatch, log_wealth, observe_range
+from evaluation.observed_range import ObservedRange, RangeMonitor, log_wealth, observe_range
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.observed_ranges import PercentileRange, RangeGate
-from evaluation.policy.policy import GatePolicy, PolicyError
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 from evaluation.report import GateReport, Verdict
 from tests.fakes.evidence_maker import ONE_STAGE, Columns, requests, sticky, streamed
 
@@ -45,13 +47,13 @@ def observed() -> ObservedRange:
     return observe_range(t_s, y, since_s=0.0, until_s=24 * HOUR_S)
 
 
-def watch(sides: str = "both") -> RangeWatch:
-    return RangeWatch(RangeGate("r", "latency_ms", observed().ranges, sides=sides), alpha=0.01)
+def monitor(sides: str = "both") -> RangeMonitor:
+    return RangeMonitor(RangeGate("r", "latency_ms", observed().ranges, sides=sides), alpha=0.01)
 
 
-def verdicts(one: RangeWatch, values: np.ndarray) -> list[Verdict]:
-    one.add(values)
-    return [standing.verdict for standing in one.standings()]
+def verdicts(of: RangeMonitor, values: np.ndarray) -> list[Verdict]:
+    of.add(values)
+    return [estimate.verdict for estimate in of.estimates()]
 
 
 def canary(scale: float, n: int, seed: int = 1) -> np.ndarray:
@@ -67,43 +69,43 @@ def test_the_range_spans_each_windows_percentile() -> None:
 
 
 def test_a_canary_like_stable_passes_every_percentile() -> None:
-    assert verdicts(watch(), canary(1.0, 3000)) == [Verdict.PASS] * 3
+    assert verdicts(monitor(), canary(1.0, 3000)) == [Verdict.PASS] * 3
 
 
 def test_a_canary_twice_as_slow_is_outside_at_every_percentile() -> None:
-    assert verdicts(watch(), canary(2.0, 400)) == [Verdict.FAIL] * 3
+    assert verdicts(monitor(), canary(2.0, 400)) == [Verdict.FAIL] * 3
 
 
 def test_no_answers_decide_nothing() -> None:
-    assert verdicts(watch(), canary(1.0, 0)) == [Verdict.UNDECIDED] * 3
+    assert verdicts(monitor(), canary(1.0, 0)) == [Verdict.UNDECIDED] * 3
 
 
-def test_a_faster_canary_is_inside_only_where_one_side_is_asked() -> None:
-    assert verdicts(watch("above"), canary(0.4, 800)) == [Verdict.PASS] * 3
-    assert verdicts(watch("both"), canary(0.4, 800)) == [Verdict.FAIL] * 3
+def test_a_faster_canary_is_inside_only_with_the_side_above() -> None:
+    assert verdicts(monitor("above"), canary(0.4, 800)) == [Verdict.PASS] * 3
+    assert verdicts(monitor("both"), canary(0.4, 800)) == [Verdict.FAIL] * 3
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.95])
 @pytest.mark.parametrize("more", [True, False])
-def test_a_canary_at_the_very_end_of_the_range_is_worth_one_in_the_mean(rate: float, more: bool) -> None:
-    """Exact: over scipy's binomial of how many of 80 answers are beyond the end."""
+def test_at_the_end_of_the_range_the_wealth_has_mean_one(rate: float, more: bool) -> None:
+    """Exact: over scipy's binomial of the number of 80 answers beyond the end."""
     hits = np.arange(81)
-    worth = np.exp(log_wealth(hits, np.full(81, 80), rate, more=more))
+    wealth = np.exp(log_wealth(hits, np.full(81, 80), rate, more=more))
 
-    assert float(stats.binom.pmf(hits, 80, rate) @ worth) == pytest.approx(1.0, rel=1e-9)
+    assert float(stats.binom.pmf(hits, 80, rate) @ wealth) == pytest.approx(1.0, rel=1e-9)
 
 
-def test_the_interval_ends_where_the_test_does() -> None:
-    """Inversion: a range that begins above the interval is left, one that begins within it is not."""
+def test_the_percentile_interval_inverts_the_range_test() -> None:
+    """A range that begins above the interval is rejected, one that begins within it is not."""
     values = canary(1.0, 2000)
-    one = watch()
-    one.add(values)
-    p95 = one.standings()[2]
+    range_monitor = monitor()
+    range_monitor.add(values)
+    p95 = range_monitor.estimates()[2]
 
     def is_outside(low: float) -> bool:
         moved = replace(p95.range, low=low, high=low * 2)
         ranges = (*observed().ranges[:2], moved)
-        other = RangeWatch(replace(one.gate, ranges=ranges), alpha=0.01)
+        other = RangeMonitor(replace(range_monitor.gate, ranges=ranges), alpha=0.01)
         return verdicts(other, values)[2] is Verdict.FAIL
 
     assert p95.low < np.quantile(values, 0.95) < p95.high
@@ -111,33 +113,35 @@ def test_the_interval_ends_where_the_test_does() -> None:
 
     def is_above(high: float) -> bool:
         ranges = (*observed().ranges[:2], replace(p95.range, low=0.0, high=high))
-        other = RangeWatch(replace(one.gate, ranges=ranges), alpha=0.01)
+        other = RangeMonitor(replace(range_monitor.gate, ranges=ranges), alpha=0.01)
         return verdicts(other, values)[2] is Verdict.FAIL
 
     assert (is_above(p95.low / 1.001), is_above(p95.low * 1.02)) == (True, False)
 
 
 @pytest.mark.parametrize("value", [1000.5, 899.5])
-def test_what_is_said_to_be_outside_is_outside_the_range_it_names(value: float) -> None:
-    """All within the bin of 1 % that holds the range's own end."""
-    one = RangeWatch(RangeGate("r", "latency_ms", (PercentileRange(0.5, 900.0, 1000.0),)), alpha=0.01)
-    one.add(np.full(100, value))
-    left = one.standings()[0]
+def test_an_estimate_outside_lies_outside_the_range(value: float) -> None:
+    """All values within the 1 % bin of the end of the range."""
+    range_monitor = RangeMonitor(
+        RangeGate("r", "latency_ms", (PercentileRange(0.5, 900.0, 1000.0),)), alpha=0.01
+    )
+    range_monitor.add(np.full(100, value))
+    estimate = range_monitor.estimates()[0]
 
-    assert left.verdict is Verdict.FAIL
-    assert (left.low, left.high)[value < 900.0] == (1000.0 if value > 1000.0 else 900.0)
+    assert estimate.verdict is Verdict.FAIL
+    assert (estimate.low, estimate.high)[value < 900.0] == (1000.0 if value > 1000.0 else 900.0)
 
 
-def test_what_a_range_spends_is_shared_by_its_percentiles_and_sides() -> None:
+def test_the_alpha_of_a_range_is_split_over_its_percentiles_and_sides() -> None:
     limits = [
-        RangeWatch(RangeGate("r", "latency_ms", RANGE.ranges[:count], sides=sides), alpha=0.01).limit
+        RangeMonitor(RangeGate("r", "latency_ms", RANGE.ranges[:count], sides=sides), alpha=0.01).limit
         for count, sides in ((3, "both"), (3, "above"), (1, "above"))
     ]
 
     assert limits == [math.log(6 / 0.01), math.log(3 / 0.01), math.log(1 / 0.01)]
 
 
-def test_one_hour_is_no_range() -> None:
+def test_one_window_is_not_enough_for_a_range() -> None:
     t_s, y = stable_day()
 
     with pytest.raises(
@@ -155,15 +159,15 @@ def test_a_rarer_percentile_needs_more_answers() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), -1.0])
 def test_bad_values_are_refused_and_change_nothing(bad: float) -> None:
-    one = watch()
+    range_monitor = monitor()
 
     with pytest.raises(ValueError, match="not a number of at least 0"):
-        one.add(np.array([700.0, bad]))
-    assert one.n == 0
+        range_monitor.add(np.array([700.0, bad]))
+    assert range_monitor.n == 0
 
 
 def policy_of(**changes: object) -> GatePolicy:
-    """The range beside the default's gates of latency and errors; nothing has to be proven."""
+    """The range and the default gates of latency and errors, without margins to prove."""
     base = GatePolicy.default().only("latency_ms", "error")
     rungs = (replace(base.rungs[0], margins={}),)
     return replace(base, rungs=rungs, observed_ranges=(replace(RANGE, **changes),))  # type: ignore[arg-type]
@@ -175,12 +179,12 @@ def judged(columns: Columns, **changes: object) -> tuple[BacktestResult, GateRep
 
 
 def slower_both(factor: float, rows: int = 3000) -> Columns:
-    """Both arms alike, and not as stable was: what every other gate cancels."""
+    """Both arms equal, and slower than the range: what every other gate cancels."""
     columns = requests(rows, before=500)
     return {**columns, "latency_ms": columns["latency_ms"] * factor}
 
 
-def test_a_canary_outside_holds_and_says_what_stable_showed() -> None:
+def test_a_canary_outside_the_range_holds_and_the_reason_has_both_ranges() -> None:
     result, report = judged(slower_both(1.6))
 
     assert result.decision == "invalid"
@@ -190,7 +194,7 @@ def test_a_canary_outside_holds_and_says_what_stable_showed() -> None:
     assert report.reason.endswith(" ms, stable showed 740..830 ms between 2026-05-01 and 2026-05-02")
 
 
-def test_it_rolls_back_where_the_policy_says_so() -> None:
+def test_a_range_rolls_back_with_on_outside_rollback() -> None:
     result, report = judged(slower_both(1.6), on_outside="rollback")
 
     assert (result.decision, result.metric) == ("rollback", "latency_ms")
@@ -198,7 +202,7 @@ def test_it_rolls_back_where_the_policy_says_so() -> None:
     assert report.decided_canary == result.canary_requests < 150
 
 
-def test_a_canary_inside_neither_holds_nor_has_to_be_proven() -> None:
+def test_a_canary_inside_the_range_neither_holds_nor_needs_a_proof() -> None:
     few, undecided = judged(requests(1000, before=500))
     many, inside = judged(requests(60_000, before=500))
 
@@ -207,7 +211,7 @@ def test_a_canary_inside_neither_holds_nor_has_to_be_proven() -> None:
     assert not any("latency_range" in reason for reason in (*few.reasons, *many.reasons))
 
 
-def test_a_range_of_what_stopped_arriving_holds() -> None:
+def test_a_range_holds_when_its_metric_stops_arriving() -> None:
     columns = requests(3000, before=500)
     columns["latency_ms"][1000:] = np.nan
     result, report = judged(columns)
@@ -216,7 +220,7 @@ def test_a_range_of_what_stopped_arriving_holds() -> None:
     assert "latency_range: stopped arriving" in " ".join(result.reasons)
 
 
-def test_failed_answers_are_no_fast_ones() -> None:
+def test_failed_requests_do_not_count_as_fast() -> None:
     columns = requests(3000, before=500, error=(0.4, 0.4))
     columns["latency_ms"] = np.where(columns["error"] == 1.0, 1.0, columns["latency_ms"])
 
@@ -230,20 +234,19 @@ def test_a_unit_of_the_canary_counts_once() -> None:
     assert judged(columns)[1].n_canary == people
 
 
-def test_stables_own_values_are_not_held_against_the_range() -> None:
+def test_stables_values_are_not_tested_against_the_range() -> None:
     columns = requests(3000, before=500)
     slow = np.where(columns["arm"] == 0, 3.0, 1.0)
 
     assert judged({**columns, "latency_ms": columns["latency_ms"] * slow})[1].log_e < 3.0
 
 
-def test_what_is_absent_has_no_range() -> None:
+def test_a_range_without_its_column_is_not_tested() -> None:
     columns = {name: column for name, column in requests(1000).items() if name != "latency_ms"}
 
     assert policy_of().only("error").observed_ranges == ()
-    assert [
-        one.gate for one in run(columns, policy_of(), stages=ONE_STAGE).gates if "range" in one.gate
-    ] == []
+    reports = run(columns, policy_of(), stages=ONE_STAGE).gates
+    assert [report.gate for report in reports if "range" in report.gate] == []
 
 
 TRAFFIC = {
@@ -256,14 +259,14 @@ TRAFFIC = {
 @pytest.mark.calibration
 @pytest.mark.parametrize("on_outside", ["hold", "rollback"])
 @pytest.mark.parametrize("case", TRAFFIC)
-def test_the_stream_with_restarts_says_what_the_arrays_say(case: str, on_outside: str) -> None:
+def test_a_live_range_with_restarts_reports_the_same_as_a_backtest(case: str, on_outside: str) -> None:
     columns, policy = TRAFFIC[case](), policy_of(on_outside=on_outside)
     ranged = [
-        [one for one in report.gates if one.gate == RANGE.name]
+        [gate for gate in report.gates if gate.gate == RANGE.name]
         for report in (
             run(columns, policy, stages=ONE_STAGE),
-            streamed(columns, policy, most=50).report(),
-            streamed(columns, policy, most=300, reload_ratio=0.5).report(),
+            streamed(columns, policy, max_batch=50).report(),
+            streamed(columns, policy, max_batch=300, reload_ratio=0.5).report(),
         )
     ]
 
@@ -280,25 +283,25 @@ def test_a_snapshot_keeps_the_range_to_the_bit() -> None:
     assert after.snapshot() == before.snapshot()
 
 
-def test_the_stage_is_invalid_live_too() -> None:
+def test_a_canary_outside_the_range_makes_a_live_stage_invalid() -> None:
     report = streamed(slower_both(1.6), policy_of()).report()
 
     assert report.stage_verdict is Verdict.INVALID
     assert any(reason.startswith("latency_range: p50 ") for reason in report.missing)
 
 
-def test_a_policy_keeps_its_ranges() -> None:
+def test_a_policy_with_ranges_is_parsed_back_from_its_mapping() -> None:
     policy = policy_of(on_outside="rollback", sides="above")
 
-    assert GatePolicy.from_mapping(policy.to_mapping()) == policy
+    assert parse_gate_policy(policy.to_mapping()) == policy
     assert policy.digest() != policy_of().digest()
 
 
-def test_a_policy_without_ranges_has_the_digest_it_had() -> None:
+def test_a_policy_without_ranges_keeps_its_former_digest() -> None:
     assert "observed_ranges" not in GatePolicy.default().to_mapping()
 
 
-def test_the_alpha_of_a_range_is_part_of_the_whole() -> None:
+def test_the_alpha_share_of_a_range_counts_towards_the_limit() -> None:
     with pytest.raises(
         PolicyError, match=r"gates\..*alpha_share and observed_ranges\..* add up to 1\.1, limit"
     ):
@@ -306,15 +309,15 @@ def test_the_alpha_of_a_range_is_part_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ({"ranges": {"p50": [1, 2]}}, "observed_ranges.r.metric is missing"),
         ({"metric": "latency_ms"}, "observed_ranges.r.ranges is missing"),
         ({"metric": "error", "ranges": {"p50": [1, 2]}}, "'error' has no percentiles; use one of cost"),
         ({"metric": "cost", "ranges": {}}, "ranges is empty"),
-        ({"metric": "cost", "ranges": {"q50": [1, 2]}}, "q50 is no percentile; write p50"),
+        ({"metric": "cost", "ranges": {"q50": [1, 2]}}, "q50 is not a percentile; write p50"),
         ({"metric": "cost", "ranges": {"p0": [1, 2]}}, "percentile 0.0 is outside"),
-        ({"metric": "cost", "ranges": {"p50": [2, 1]}}, r"p50 \[2, 1\] spans no values"),
+        ({"metric": "cost", "ranges": {"p50": [2, 1]}}, r"p50 \[2, 1\] is not a range"),
         ({"metric": "cost", "ranges": {"p50": [1]}}, r"p50 \[1\] is not two values"),
         ({"metric": "cost", "ranges": {"p50": [1, float("nan")]}}, "p50 nan is not a finite number"),
         (
@@ -326,11 +329,11 @@ def test_the_alpha_of_a_range_is_part_of_the_whole() -> None:
         ({"metric": "cost", "ranges": {"p50": [1, 2]}, "colour": 1}, "colour is unknown; use one of metric"),
     ],
 )
-def test_an_entry_that_cannot_hold_is_refused_by_its_key(entry: dict[str, object], said: str) -> None:
-    with pytest.raises(PolicyError, match=said):
-        GatePolicy.from_mapping({"observed_ranges": {"r": entry}})
+def test_an_invalid_range_is_refused_by_its_key(entry: dict[str, object], message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        parse_gate_policy({"observed_ranges": {"r": entry}})
 
 
-def test_a_range_has_a_name_of_its_own() -> None:
+def test_a_range_with_the_name_of_a_gate_is_refused() -> None:
     with pytest.raises(PolicyError, match="repeat a name"):
         replace(policy_of(), observed_ranges=(replace(RANGE, name="error"),))

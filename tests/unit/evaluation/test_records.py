@@ -1,4 +1,4 @@
-"""What a record must hold to be evidence: each field refused by name, whatever type it comes as."""
+"""Validation of records: invalid values of any type are refused by field."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluator() -> Evaluator:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"at_s": math.nan}, "at_s nan"),
         ({"at_s": None}, "at_s None"),
@@ -58,16 +58,16 @@ def evaluator() -> Evaluator:
         ({"assigned_by": ["request"]}, r"assigned_by \['request'\]"),
     ],
 )
-def test_a_draw_that_cannot_be_evidence_is_refused_by_its_field(change: dict[str, Any], said: str) -> None:
-    asked = evaluator()
+def test_an_invalid_draw_is_refused_by_its_field(change: dict[str, Any], message: str) -> None:
+    gate = evaluator()
 
-    with pytest.raises(EvidenceError, match=said):
-        asked.add(Draw(**{**GOOD, **change}))
-    assert not asked.settlement.waiting
+    with pytest.raises(EvidenceError, match=message):
+        gate.add(Draw(**{**GOOD, **change}))
+    assert not gate.settlement.waiting
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"value": math.nan}, "quality nan"),
         ({"value": 80.0}, "quality 80.0"),
@@ -81,17 +81,17 @@ def test_a_draw_that_cannot_be_evidence_is_refused_by_its_field(change: dict[str
         ({"request_id": None}, "request_id None"),
     ],
 )
-def test_a_score_that_cannot_be_evidence_is_refused_by_its_field(change: dict[str, Any], said: str) -> None:
-    asked = evaluator()
+def test_an_invalid_score_is_refused_by_its_field(change: dict[str, Any], message: str) -> None:
+    gate = evaluator()
     given: dict[str, Any] = {"request_id": "x", "metric": "quality", "value": 0.5, "at_s": 1.0}
 
-    with pytest.raises(EvidenceError, match=said):
-        asked.add(Score(**(given | change)))
-    assert not asked.settlement.scores
+    with pytest.raises(EvidenceError, match=message):
+        gate.add(Score(**(given | change)))
+    assert not gate.settlement.scores
 
 
 @pytest.mark.parametrize("change", [{"difference": 1.5}, {"difference": "1"}, {"at_s": None}])
-def test_a_pair_that_cannot_be_evidence_is_refused(change: dict[str, Any]) -> None:
+def test_an_invalid_pair_is_refused_by_its_field(change: dict[str, Any]) -> None:
     good: dict[str, Any] = {"conversation": "c", "metric": "quality", "difference": 0.1, "at_s": 1.0}
 
     with pytest.raises(EvidenceError, match=next(iter(change))):
@@ -101,9 +101,9 @@ def test_a_pair_that_cannot_be_evidence_is_refused(change: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     "change", [{"error": True}, {"error": 1}, {"flags": {"truncated": False}}, {"arm": 1}]
 )
-def test_what_says_yes_or_no_is_taken(change: dict[str, Any]) -> None:
-    asked = evaluator()
+def test_boolean_fields_are_accepted(change: dict[str, Any]) -> None:
+    gate = evaluator()
 
-    asked.add(Draw(**{**GOOD, **change}))
+    gate.add(Draw(**{**GOOD, **change}))
 
-    assert len(asked.settlement.waiting) == 1
+    assert len(gate.settlement.waiting) == 1

@@ -1,4 +1,4 @@
-"""Segment alarms find what the mean hides, and stay silent over many healthy segments."""
+"""Segment alarms: harm in one segment is found, and many healthy segments raise few alarms."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def test_harm_to_one_tenant_in_twenty_is_named() -> None:
     assert named(alarms) == ["tenant 13"]
 
 
-def test_forty_healthy_segments_rarely_ring() -> None:
-    rang = 0
+def test_forty_healthy_segments_rarely_raise_an_alarm() -> None:
+    with_alarm = 0
     for run in range(25):
         alarms = SegmentAlarms(Kind.RATE, tolerance=0.0, alpha=0.1)
         for i in range(40):
             alarms.feed(str(i), units(300, 1000 * run + i))
-        rang += bool(named(alarms))
+        with_alarm += bool(named(alarms))
 
-    assert rang <= 5
+    assert with_alarm <= 5
 
 
-def test_all_levels_together_are_alpha() -> None:
+def test_the_levels_of_all_segments_add_up_to_alpha() -> None:
     alarms = SegmentAlarms(Kind.RATE, tolerance=0.25, alpha=0.01)
     for i in range(MAX_SEGMENTS):
         alarms.feed(str(i), units(1, i))
@@ -64,7 +64,7 @@ def test_random_headers_cannot_fill_the_memory() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.SCORE, Kind.SHAPE])
-def test_scores_and_values_ring_too(kind: Kind) -> None:
+def test_scores_and_values_raise_alarms_too(kind: Kind) -> None:
     block = units(4000, 3, w=0.3)
     rng = np.random.default_rng(4)
     bad = np.where(block.arm, 0.2, 0.0)
@@ -81,7 +81,7 @@ def test_scores_and_values_ring_too(kind: Kind) -> None:
     assert named(alarms) == ["long prompts"]
 
 
-def test_alarms_restored_go_on_to_the_bit() -> None:
+def test_restored_segment_alarms_continue_with_the_same_bits() -> None:
     whole, cut = SegmentAlarms(Kind.RATE, tolerance=0.25), SegmentAlarms(Kind.RATE, tolerance=0.25)
     for i in range(4):
         for alarms in (whole, cut):
@@ -95,13 +95,13 @@ def test_alarms_restored_go_on_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ({"kind": Kind.PERCENTILE, "tolerance": 0.1}, "rate, score or shape"),
         ({"kind": Kind.RATE, "tolerance": -0.1}, "tolerance -0.1"),
         ({"kind": Kind.RATE, "tolerance": 0.1, "alpha": 0.0}, "alpha 0.0"),
     ],
 )
-def test_what_cannot_be_tested_is_refused(bad: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_invalid_segment_test_is_refused(bad: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SegmentAlarms(bad.pop("kind"), **bad)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A snapshot that was damaged is refused, whatever is wrong with it: `SnapshotMismatch`, in one line."""
+"""Damaged snapshots are refused with `SnapshotMismatch`, in one line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from evaluation.evaluator import Evaluator, SnapshotMismatch
+from evaluation.evaluator import Evaluator
 from evaluation.policy.policy import GatePolicy
+from evaluation.snapshot import SnapshotMismatch
 from tests.fakes.evidence_maker import ONE_STAGE, requests, streamed
 
 POLICY = GatePolicy.default()
@@ -26,63 +27,65 @@ def refused(data: bytes) -> str:
     return str(mismatch.value)
 
 
-def test_a_changed_byte_is_refused_wherever_it_is(saved: bytes) -> None:
+def test_a_snapshot_with_any_changed_byte_is_refused(saved: bytes) -> None:
     rng = random.Random(1)
-    places = [*rng.sample(range(len(saved)), 150), *range(len(saved) - 80, len(saved)), *range(60)]
+    positions = [*rng.sample(range(len(saved)), 150), *range(len(saved) - 80, len(saved)), *range(60)]
 
-    for place in places:
+    for position in positions:
         changed = bytearray(saved)
-        changed[place] = rng.choice([b for b in b'AZaz019 {}[]",:' if b != saved[place]])
+        changed[position] = rng.choice([b for b in b'AZaz019 {}[]",:' if b != saved[position]])
         refused(bytes(changed))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 1000, -1, -75])
-def test_a_snapshot_that_was_cut_short_is_refused(saved: bytes, keep: int) -> None:
+def test_a_truncated_snapshot_is_refused(saved: bytes, keep: int) -> None:
     refused(saved[:keep])
 
 
-def unsealed(saved: bytes) -> dict[str, object]:
-    """As an earlier program wrote it, without a sum."""
+def without_sum(saved: bytes) -> dict[str, object]:
+    """As an earlier version wrote it, without a checksum."""
     document: dict[str, object] = json.loads(saved)
     del document["sum"]
     return document
 
 
-def test_what_an_earlier_program_wrote_without_a_sum_is_read(saved: bytes) -> None:
-    old = json.dumps(unsealed(saved)).encode()
+def test_an_earlier_snapshot_without_a_checksum_is_read(saved: bytes) -> None:
+    old = json.dumps(without_sum(saved)).encode()
 
     assert Evaluator.restore(POLICY, ONE_STAGE, old).snapshot() == saved
 
 
 @pytest.mark.parametrize("version", [2.0, "4", [4], None, True, 99])
-def test_a_format_that_is_no_known_number_is_refused(saved: bytes, version: object) -> None:
-    assert "is unknown, the limit is" in refused(json.dumps({**unsealed(saved), "format": version}).encode())
+def test_an_unknown_snapshot_format_is_refused(saved: bytes, version: object) -> None:
+    assert "is unknown, the limit is" in refused(
+        json.dumps({**without_sum(saved), "format": version}).encode()
+    )
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("state", [None, {}, [], 5, {"pipeline": None}, {"pipeline": {"lanes": 3}}])
-def test_a_state_that_is_none_is_refused(saved: bytes, version: int, state: object) -> None:
-    refused(json.dumps({**unsealed(saved), "format": version, "state": state}).encode())
+def test_a_malformed_state_is_refused(saved: bytes, version: int, state: object) -> None:
+    refused(json.dumps({**without_sum(saved), "format": version, "state": state}).encode())
 
 
-def test_a_document_of_other_keys_is_refused(saved: bytes) -> None:
-    refused(json.dumps({**unsealed(saved), "sUm": "0"}).encode())
+def test_a_snapshot_with_other_keys_is_refused(saved: bytes) -> None:
+    refused(json.dumps({**without_sum(saved), "sUm": "0"}).encode())
     refused(b'{"format": 4}')
     refused(b"[" * 100_000)
 
 
-def test_without_a_sum_a_changed_byte_ends_in_nothing_else(saved: bytes) -> None:
-    rng, old = random.Random(2), json.dumps(unsealed(saved)).encode()
-    answers = set()
+def test_without_a_checksum_a_changed_byte_is_read_or_refused(saved: bytes) -> None:
+    rng, old = random.Random(2), json.dumps(without_sum(saved)).encode()
+    outcomes = set()
 
-    for place in rng.sample(range(len(old)), 150):
+    for position in rng.sample(range(len(old)), 150):
         changed = bytearray(old)
-        changed[place] = rng.choice(b"AZaz09")
+        changed[position] = rng.choice(b"AZaz09")
         try:
             Evaluator.restore(POLICY, ONE_STAGE, bytes(changed))
-            answers.add("read")
+            outcomes.add("read")
         except SnapshotMismatch:
-            answers.add("refused")
+            outcomes.add("refused")
 
-    assert answers <= {"read", "refused"}
-    assert "refused" in answers
+    assert outcomes <= {"read", "refused"}
+    assert "refused" in outcomes

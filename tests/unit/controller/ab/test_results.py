@@ -21,7 +21,7 @@ def test_a_sample_ratio_mismatch_makes_the_test_invalid() -> None:
 
     evaluator = AbEvaluator(spec, rows)
     assert evaluator.result().verdict is AbVerdict.INVALID
-    assert (evaluator.note() or "").startswith("B has 40.4% of the units, the split says 50.0%")
+    assert (evaluator.note() or "").startswith("B has 40.4% of the units, the split is 50.0%")
 
 
 def test_a_test_without_any_score_is_noted() -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from controller.evidence.point_estimates import point_estimates
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import EvaluationReport, GateReport, Side, Verdict
 
 MARGINS = {"error": 3.0, "quality": 0.05, "latency_shape": 1.2, "latency_p99": 1.2}

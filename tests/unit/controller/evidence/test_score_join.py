@@ -9,7 +9,8 @@ import pytest
 
 from controller.evidence.records import GateConfig
 from controller.rollout.observation import EvidenceStatus
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import GateReport, Verdict
 from serving.messages import Event
 from tests.fakes.feed_maker import (

@@ -18,7 +18,8 @@ from controller.rollout.observation import Alarm, EvidenceStatus, Observation
 from controller.rollout.serialization import state_from_json, state_to_json
 from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
-from evaluation.policy.policy import GatePolicy, Sampling, StagePlan
+from evaluation.policy.gates import Sampling, StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 from tests.fakes.feed_maker import (
     CONFIG,
@@ -106,7 +107,7 @@ def test_requests_assigned_during_an_overload_raise_no_latency_alarm() -> None:
         observe(feeds, in_stage(), START_S + 10)
         feed = feeds._feeds[ROLLOUT]
         assert feed._evaluator is not None
-        feed._evaluator.note_load_now(2.0 if is_over else 1.0, since_s=START_S + 20, at_s=START_S + 70)
+        feed._evaluator.set_current_load(2.0 if is_over else 1.0, since_s=START_S + 20, at_s=START_S + 70)
         log.watermark_s = START_S + 100
         alarms.append({alarm.gate for alarm in observe(feeds, in_stage(), START_S + 100).alarms})
 

@@ -18,7 +18,8 @@ from controller.planning.forecast import (
 from controller.rollout.plan import Plan, Stage
 from controller.spec.service import parse_policy
 from controller.views.plan import forecast_view
-from evaluation.forecast.stages import StageForecast, TrafficModel
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast
 
 POLICY = parse_policy(
     {

@@ -15,7 +15,8 @@ from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy, parse_yaml
 from evaluation.evaluator import Evaluator
 from evaluation.pipeline import stage_margins
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw
 from evaluation.report import GateReport
 

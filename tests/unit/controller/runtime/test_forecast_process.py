@@ -18,7 +18,8 @@ from controller.rollout.plan import Plan, Stage
 from controller.runtime.forecast_process import MAX_WAITING, Simulator
 from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy
-from evaluation.forecast.stages import StageForecast, TrafficModel
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 

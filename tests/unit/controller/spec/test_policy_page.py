@@ -13,7 +13,8 @@ from controller.spec.fields import Strict
 from controller.spec.policy import GateSpec, ObservedRangeSpec, PolicySpec, RungSpec, SamplingSpec, StageSpec
 from controller.spec.service import parse_policy
 from evaluation.metrics import CATALOGUE
-from evaluation.policy.policy import Gate, GatePolicy
+from evaluation.policy.gates import Gate
+from evaluation.policy.policy import GatePolicy
 
 PAGE = (Path(__file__).parents[4] / "docs" / "policy.md").read_text()
 

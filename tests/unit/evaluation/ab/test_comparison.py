@@ -1,4 +1,4 @@
-"""A/B tests: reference values from scipy, and error rates under peeking."""
+"""A/B comparisons: reference values from scipy, invalid input, error rates under peeking."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_fixed_interval_is_scipys_welch() -> None:
     assert fixed_horizon(a, b, SCORE).interval == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
-def test_win_rate_and_d_are_what_counting_pairs_says() -> None:
+def test_win_rate_and_d_agree_with_counting_pairs() -> None:
     rng = np.random.default_rng(7)
     a, b = np.round(rng.uniform(0, 1, 40), 1), np.round(rng.uniform(0.1, 1, 35), 1)
     wins = sum((y > x) + 0.5 * (y == x) for y in b for x in a) / (40 * 35)
@@ -93,18 +93,18 @@ def test_an_alpha_outside_its_range_is_refused(alpha: float) -> None:
 def test_a_split_without_a_coin_is_refused_and_changes_nothing(w: float) -> None:
     test = SequentialTest(SCORE)
 
-    with pytest.raises(ValueError, match="is outside \\(0, 1\\); rows without a coin are no evidence"):
+    with pytest.raises(ValueError, match="is outside \\(0, 1\\); rows without a coin are not evidence"):
         test.add(0.5, is_b=True, w=w)
     assert test.result().n_b == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
-def test_a_fixed_test_refuses_what_is_no_outcome(bad: float) -> None:
+def test_a_fixed_test_refuses_invalid_outcomes(bad: float) -> None:
     with pytest.raises(ValueError, match="leave out what is unknown"):
         fixed_horizon([0.5] * 40, [0.5] * 39 + [bad], SCORE)
 
 
-def test_the_interval_of_a_sequential_test_holds_the_difference() -> None:
+def test_the_interval_of_a_sequential_test_contains_the_difference() -> None:
     missed = 0
     for seed in range(40):
         y, is_b = split(1500, seed, gain=0.1)
@@ -123,7 +123,7 @@ def test_lower_latency_wins() -> None:
     assert result.win_rate > 0.6
 
 
-def test_twenty_nine_a_side_are_too_few() -> None:
+def test_twenty_nine_outcomes_a_side_are_too_few() -> None:
     assert fixed_horizon([0.0] * 29, [1.0] * 300, SCORE).verdict is AbVerdict.TOO_FEW
     assert fixed_horizon([0.0] * 30, [1.0] * 30, SCORE).verdict is AbVerdict.B_BETTER
 
@@ -136,13 +136,13 @@ def test_identical_outcomes_show_nothing() -> None:
 
 @pytest.mark.calibration
 @pytest.mark.parametrize("scale", list(Scale))
-def test_peeking_at_equals_is_wrong_at_most_as_often_as_alpha(scale: Scale) -> None:
+def test_peeking_without_a_difference_is_wrong_with_probability_at_most_alpha(scale: Scale) -> None:
     wrong = 0
     for seed in range(60):
         y, is_b = split(600, seed)
         y = {Scale.RATE: (y > 0.9) * 1.0, Scale.SCORE: y, Scale.VALUE: 1000 * y}[scale]
-        asked = AbQuestion(scale, higher_is_better=True, alpha=0.1)
-        wrong += sequential(y, is_b, 0.5, asked).verdict is not AbVerdict.NOT_SHOWN
+        question = AbQuestion(scale, higher_is_better=True, alpha=0.1)
+        wrong += sequential(y, is_b, 0.5, question).verdict is not AbVerdict.NOT_SHOWN
 
     assert wrong <= 6
 
@@ -154,7 +154,7 @@ def test_a_better_b_is_found_at_any_split(w: float) -> None:
     assert sequential(y, is_b, w, SCORE).verdict is AbVerdict.B_BETTER
 
 
-def test_turning_the_question_round_turns_the_verdict_round() -> None:
+def test_reversing_the_question_reverses_the_verdict() -> None:
     y, is_b = split(3000, 10, gain=0.1)
     worse = AbQuestion(Scale.SCORE, higher_is_better=False)
 
@@ -176,7 +176,7 @@ def test_a_slower_b_loses_the_sequential_test_of_values() -> None:
     assert result.interval[0] <= result.win_rate <= result.interval[1] < 0.5
 
 
-def test_a_drift_that_both_share_is_not_taken_for_a_difference() -> None:
+def test_drift_shared_by_both_sides_is_not_a_difference() -> None:
     wrong = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -184,8 +184,8 @@ def test_a_drift_that_both_share_is_not_taken_for_a_difference() -> None:
             np.arange(1000) < 500, 0.1, 0.9
         )  # the split is raised while quality falls: Simpson's trap
         y = (rng.random(1000) < np.where(np.arange(1000) < 500, 0.9, 0.5)) * 1.0
-        asked = AbQuestion(Scale.RATE, higher_is_better=True, alpha=0.1)
-        wrong += sequential(y, rng.random(1000) < w, w, asked).verdict is not AbVerdict.NOT_SHOWN
+        question = AbQuestion(Scale.RATE, higher_is_better=True, alpha=0.1)
+        wrong += sequential(y, rng.random(1000) < w, w, question).verdict is not AbVerdict.NOT_SHOWN
 
     assert wrong <= 4
 
@@ -215,7 +215,7 @@ def test_a_category_that_is_significant_alone_is_not_among_many() -> None:
     assert all(c.verdict is AbVerdict.NOT_SHOWN for c in correct_categories(results))
 
 
-def test_more_categories_than_can_be_read_are_refused() -> None:
+def test_more_than_64_categories_are_refused() -> None:
     result = fixed_horizon([0.5] * 30, [0.5] * 30, SCORE)
 
     with pytest.raises(ValueError, match="65 categories exceed 64; group the rare ones"):
@@ -223,7 +223,7 @@ def test_more_categories_than_can_be_read_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "y", "named"),
+    ("question", "y", "message"),
     [
         (SCORE, math.nan, "not a number"),
         (SCORE, 1.2, "exceeds 1"),
@@ -232,10 +232,10 @@ def test_more_categories_than_can_be_read_are_refused() -> None:
     ],
 )
 def test_outcomes_off_the_scale_are_refused_and_change_nothing(
-    asked: AbQuestion, y: float, named: str
+    question: AbQuestion, y: float, message: str
 ) -> None:
-    test = SequentialTest(asked)
+    test = SequentialTest(question)
 
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=message):
         test.add(y, is_b=True, w=0.5)
     assert test.result().n_b == 0

@@ -1,4 +1,4 @@
-"""Sample sizes against published ones."""
+"""Sample sizes: published values, power, invalid parameters."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_sizes_are_the_two_sample_formulas(effect: float, sd: float, alpha: floa
     assert (size.n_a, size.n_b) == (np.ceil(each), np.ceil(each))
 
 
-def test_a_one_sided_question_needs_fewer() -> None:
-    one = required_sample_size(0.5, sd=1.0, two_sided=False)
+def test_a_one_sided_test_needs_fewer_units() -> None:
+    size = required_sample_size(0.5, sd=1.0, two_sided=False)
 
-    assert one.n_a == np.ceil(2 * ((stats.norm.isf(0.05) + stats.norm.ppf(0.8)) / 0.5) ** 2)
-    assert "alpha 0.05 one-sided" in str(one)
+    assert size.n_a == np.ceil(2 * ((stats.norm.isf(0.05) + stats.norm.ppf(0.8)) / 0.5) ** 2)
+    assert "alpha 0.05 one-sided" in str(size)
 
 
 def test_the_promised_power_is_reached() -> None:
@@ -57,7 +57,7 @@ def test_an_uneven_split_costs_more_in_all() -> None:
     assert even.n_a + even.n_b < uneven.n_a + uneven.n_b
 
 
-def test_the_answer_prints_what_it_assumes() -> None:
+def test_a_sample_size_prints_its_assumptions() -> None:
     text = str(required_sample_size(0.05, sd=0.2, alpha=0.01, power=0.9))
 
     assert text.endswith("(assumed sd 0.2, alpha 0.01 two-sided, power 0.9, B gets 50%)")
@@ -71,25 +71,25 @@ def test_the_table_runs_from_one_to_twenty_percent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "named"),
+    ("bad", "message"),
     [
         ({"effect": 0.0}, "effect 0.0 is not above 0"),
         ({"sd": float("nan")}, "sd nan is not above 0"),
         ({"alpha": 1.0}, "alpha 1.0 is outside"),
         ({"power": 0.0}, "power 0.0 is outside"),
         ({"split": 1.5}, "split 1.5 is outside"),
-        ({"alpha": 0.9, "power": 0.1}, "ask nothing of the data"),
+        ({"alpha": 0.9, "power": 0.1}, "need no data"),
     ],
 )
-def test_impossible_questions_are_refused_by_name(bad: dict[str, float], named: str) -> None:
-    asked = {"effect": 0.1, "sd": 1.0} | bad
-    effect = asked.pop("effect")
+def test_invalid_parameters_are_refused_by_name(bad: dict[str, float], message: str) -> None:
+    parameters = {"effect": 0.1, "sd": 1.0} | bad
+    effect = parameters.pop("effect")
 
-    with pytest.raises(ValueError, match=named):
-        required_sample_size(effect, **asked)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        required_sample_size(effect, **parameters)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("effect", [1e-300, 5e-324, 1e-9])
-def test_an_effect_that_no_traffic_finds_is_refused(effect: float) -> None:
+def test_an_effect_too_small_for_any_traffic_is_refused(effect: float) -> None:
     with pytest.raises(ValueError, match=f"effect {effect} is too small beside sd 0.2"):
         required_sample_size(effect, sd=0.2)

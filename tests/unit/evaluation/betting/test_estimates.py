@@ -1,4 +1,4 @@
-"""Intervals for display: they hold the truth, agree with their row-by-row relatives, and decide nothing."""
+"""Running estimates: they contain the truth, agree with `intervals.py`, and do not depend on blocks."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def after(block: Block, epoch: int = 500) -> MeanGap:
     gap = MeanGap()
     for start in range(0, len(block), epoch):
         gap.learn(block.pick(slice(start, start + epoch)))
-        gap.turn(Stable(with_histogram=False))
+        gap.end_epoch(Stable(with_histogram=False))
     return gap
 
 
@@ -41,7 +41,7 @@ def test_a_difference_lies_in_its_interval_and_the_interval_narrows() -> None:
     assert long[1] < 0.0
 
 
-def test_the_interval_holds_the_truth_in_most_runs() -> None:
+def test_the_interval_contains_the_truth_in_most_runs() -> None:
     missed = sum(
         not low < 0.0 < high for low, high in (shown(after(scores(4000, 0.0, s))) for s in range(60))
     )
@@ -54,7 +54,7 @@ def test_blocks_do_not_change_a_bit() -> None:
     whole, parts = MeanGap(), MeanGap()
     for gap in (whole, parts):
         gap.learn(block)
-        gap.turn(Stable(with_histogram=False))
+        gap.end_epoch(Stable(with_histogram=False))
     whole.learn(block)
     for row in range(500):
         parts.learn(block.pick(slice(row, row + 1)))
@@ -62,7 +62,7 @@ def test_blocks_do_not_change_a_bit() -> None:
     assert parts.interval() == whole.interval()
 
 
-def test_nothing_is_shown_before_there_is_anything() -> None:
+def test_there_is_no_interval_without_evidence() -> None:
     assert (MeanGap().interval(), EventCounts().interval()) == (None, None)
 
 
@@ -86,7 +86,7 @@ def test_a_backtest_shows_ratios_of_rates_and_differences_of_scores(
 
 
 def latencies(rows: int, ratio: float, seed: int = 0, *, drift: bool = False) -> Block:
-    """A ramp from 5 to 50 %; with `drift` both arms become three times slower on the way."""
+    """A ramp from 5 to 50 %; with `drift` both arms become three times slower meanwhile."""
     rng = np.random.default_rng(seed)
     w = np.where(np.arange(rows) < rows // 2, 0.05, 0.5)
     arm = rng.random(rows) < w
@@ -97,14 +97,14 @@ def latencies(rows: int, ratio: float, seed: int = 0, *, drift: bool = False) ->
 
 
 def fed(block: Block, pieces: int = 1) -> MedianRatio:
-    """The ratio after stable's first 500 values, from the rest in epochs of 500 that come in pieces."""
-    known, ratio = Stable(with_histogram=True), MedianRatio()
+    """The estimate after epochs of 500 units, each added in pieces."""
+    past, ratio = Stable(with_histogram=True), MedianRatio()
     for start in range(0, len(block), 500):
         epoch = block.pick(slice(start, start + 500))
         for part in np.array_split(np.arange(len(epoch)), pieces):
             ratio.learn(epoch.pick(part))
-        known.learn(epoch.y[~epoch.arm])
-        ratio.turn(known)
+        past.learn(epoch.y[~epoch.arm])
+        ratio.end_epoch(past)
     return ratio
 
 
@@ -113,13 +113,13 @@ def fed(block: Block, pieces: int = 1) -> MedianRatio:
 def test_the_ratio_of_medians_lies_in_its_interval(true: float, drift: bool) -> None:
     intervals = [shown(fed(latencies(6000, true, seed, drift=drift))) for seed in range(40)]
 
-    held = [low <= true <= high for low, high in intervals]
-    assert np.mean(held) >= 0.95
+    covered = [low <= true <= high for low, high in intervals]
+    assert np.mean(covered) >= 0.95
     assert np.median([high / low for low, high in intervals]) < (1.7 if drift else 1.35)
 
 
-def test_a_ramp_through_drift_is_no_difference() -> None:
-    """Pooled over the weights the canary looks slower: most of it comes when everything is slow."""
+def test_a_ramp_during_drift_is_not_a_difference() -> None:
+    """Pooled over the weights the canary looks slower, because most of its requests are late."""
     block = latencies(6000, 1.0, 1, drift=True)
     pooled = np.median(block.y[block.arm]) / np.median(block.y[~block.arm])
     low, high = shown(fed(block))
@@ -128,13 +128,13 @@ def test_a_ramp_through_drift_is_no_difference() -> None:
     assert low <= 1.0 <= high
 
 
-def test_the_ratio_of_medians_does_not_see_how_blocks_are_cut() -> None:
+def test_blocks_do_not_change_the_ratio_of_medians() -> None:
     block = latencies(2000, 1.2)
 
     assert fed(block, 7).interval() == fed(block).interval()
 
 
-def test_values_that_never_came_are_above_every_median() -> None:
+def test_infinite_values_are_above_every_median() -> None:
     block = latencies(4000, 1.0)
     block.y[block.arm] = np.inf
 
@@ -142,5 +142,5 @@ def test_values_that_never_came_are_above_every_median() -> None:
     assert (low, high) == (5.0, np.inf)
 
 
-def test_nothing_is_said_of_medians_before_the_canary() -> None:
+def test_there_is_no_ratio_of_medians_before_the_canary() -> None:
     assert fed(latencies(500, 1.0)).interval() is None

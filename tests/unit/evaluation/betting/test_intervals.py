@@ -1,4 +1,4 @@
-"""Intervals end where their tests reject, and cover at every look."""
+"""Confidence intervals: they invert their tests, cover at every look, and refuse invalid input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evaluation.betting.rates import RATIO_PRIOR, RATIOS
 COUNTS = (EventCount(0.05, 12, 60), EventCount(0.2, 30, 40))
 
 
-def test_the_ratio_evidence_agrees_with_the_sum_written_out() -> None:
+def test_the_ratio_evidence_agrees_with_an_explicit_sum() -> None:
     wealth = 0.0
     for rho, prior in zip(RATIOS, RATIO_PRIOR / RATIO_PRIOR.sum(), strict=True):
         product = prior
@@ -47,25 +47,25 @@ def test_more_events_at_the_same_ratio_narrow_the_interval() -> None:
 
 @pytest.mark.parametrize(("w", "truth"), [(0.2, 2.0), (0.05, 1.0), (0.5, 0.7)])
 def test_the_ratio_interval_covers_at_every_look(w: float, truth: float) -> None:
-    """Exact: over every sequence of 60 events, with a look after each, the truth is rarely ever shut out."""
+    """Exact: over all sequences of 60 events, with a look after each, the truth is rarely ever excluded."""
     p, limit = w * truth / (w * truth + 1 - w), math.log(2 / 0.2)
-    going, missed = {0: 1.0}, 0.0
+    covered, missed = {0: 1.0}, 0.0
     for n in range(1, 61):
         after: dict[int, float] = {}
-        for k, chance in going.items():
+        for k, chance in covered.items():
             for hit, part in ((1, p), (0, 1 - p)):
-                seen = [EventCount(w, k + hit, n - k - hit)]
-                if max(ratio_log_e(seen, truth), ratio_log_e(seen, truth, worse=False)) >= limit:
+                counts = [EventCount(w, k + hit, n - k - hit)]
+                if max(ratio_log_e(counts, truth), ratio_log_e(counts, truth, worse=False)) >= limit:
                     missed += chance * part
                 else:
                     after[k + hit] = after.get(k + hit, 0.0) + chance * part
-        going = after
+        covered = after
 
     assert 0.0 < missed <= 0.2
 
 
 @pytest.mark.parametrize(("w", "canary", "n"), [(0.05, 12, 72), (0.2, 30, 70), (0.5, 40, 60), (0.5, 5, 60)])
-def test_an_interval_for_every_look_holds_scipys_for_one_look(w: float, canary: int, n: int) -> None:
+def test_the_anytime_interval_contains_scipys_fixed_interval(w: float, canary: int, n: int) -> None:
     exact = stats.binomtest(canary, n).proportion_ci(0.95, method="exact")
     one_look = [p / (1 - p) * (1 - w) / w for p in (exact.low, exact.high)]
     low, high = ratio_interval([EventCount(w, canary, n - canary)], alpha=0.05)
@@ -74,7 +74,7 @@ def test_an_interval_for_every_look_holds_scipys_for_one_look(w: float, canary: 
 
 
 def difference_paths(seed: int, *, w: float, n: int) -> tuple[bool, tuple[float, float]]:
-    """Beta outcomes whose means differ by -0.075, under a drift that both arms share."""
+    """Beta outcomes whose means differ by -0.075, with shared drift: coverage, and the last interval."""
     rng = np.random.default_rng(seed)
     sequence = MeanDifference(alpha=0.1)
     covered = True
@@ -98,42 +98,42 @@ def test_the_mean_difference_covers_under_drift_at_every_look() -> None:
     assert sum(covered) >= 0.9 * 60
 
 
-def test_the_mean_difference_shuts_out_zero_in_the_end() -> None:
+def test_the_mean_difference_eventually_excludes_zero() -> None:
     _, (low, high) = difference_paths(1, w=0.5, n=4000)
 
     assert -0.15 < low < -0.075 < high < 0.0
 
 
 @pytest.mark.parametrize(
-    ("y", "w", "named"),
+    ("y", "w", "message"),
     [
         (1.5, 0.5, "outside 0..1"),
         (math.nan, 0.5, "outside 0..1"),
-        (0.5, 0.0, "no evidence"),
-        (0.5, 1.0, "no evidence"),
+        (0.5, 0.0, "not evidence"),
+        (0.5, 1.0, "not evidence"),
     ],
 )
-def test_bad_rows_are_refused_and_change_nothing(y: float, w: float, named: str) -> None:
+def test_bad_rows_are_refused_and_change_nothing(y: float, w: float, message: str) -> None:
     sequence = MeanDifference()
 
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=message):
         sequence.add(y, canary=True, w=w)
     assert sequence == MeanDifference()
 
 
 @pytest.mark.parametrize("bad", [EventCount(0.0, 1, 1), EventCount(0.1, -1, 1)])
-def test_counts_that_cannot_be_are_refused(bad: EventCount) -> None:
-    with pytest.raises(ValueError, match=r"no evidence|counter was reset"):
+def test_invalid_event_counts_are_refused(bad: EventCount) -> None:
+    with pytest.raises(ValueError, match=r"not evidence|counter was reset"):
         ratio_log_e([bad], 1.0)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, math.nan])
-def test_an_alpha_that_is_no_probability_is_refused(alpha: float) -> None:
+def test_an_alpha_outside_0_to_1_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
         ratio_interval(COUNTS, alpha=alpha)
 
 
-def test_the_mean_difference_is_theorem_two_written_out() -> None:
+def test_the_mean_difference_agrees_with_theorem_two() -> None:
     rng = np.random.default_rng(4)
     w, alpha, n = 0.3, 0.1, 300
     sequence, span = MeanDifference(alpha), 2 / 0.3

@@ -1,4 +1,4 @@
-"""The wealth: a mixture, restarts without a list of them, and looks that do not depend on the blocks."""
+"""Wealth processes: factors agree with scipy, mixtures, restarts, decisions, independence of blocks."""
 
 import math
 
@@ -8,7 +8,7 @@ from scipy import stats
 
 from evaluation.betting.latency import ShapeLoss
 from evaluation.betting.rates import RATIO_PRIOR, RATIOS, FirstEvents, event_table
-from evaluation.betting.sample_ratio import ODDS, ShareBet
+from evaluation.betting.sample_ratio import ODDS, SampleRatioBet
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import (
     FIRST_RESTART,
@@ -19,16 +19,16 @@ from evaluation.betting.wealth import (
     Wealth,
     by_weight,
 )
-from evaluation.policy.alpha import limit_of, parts_of
+from evaluation.policy.alpha import channel_alphas, log_limit
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 
 
-def steps_of(seed: int, alternatives: int = 4, rows: int = 500) -> np.ndarray:
+def factors_of(seed: int, alternatives: int = 4, rows: int = 500) -> np.ndarray:
     return np.random.default_rng(seed).normal(-0.01, 0.1, (alternatives, rows))
 
 
-def test_an_event_is_weighed_as_the_formula_says() -> None:
+def test_the_event_table_agrees_with_the_formula() -> None:
     table = event_table(0.5, 1.0)[:, :, 0]  # rho: 1.35, 1.8, ...
 
     assert table[0].tolist() == pytest.approx([math.log(1 / 1.175), math.log(1.35 / 1.175)])
@@ -37,12 +37,16 @@ def test_an_event_is_weighed_as_the_formula_says() -> None:
 def wealth_of(bettor: Bettor, arm: np.ndarray, y: np.ndarray, w: float) -> float:
     """The mean wealth of a bettor's alternatives after units of one weight."""
     zero = np.zeros(len(arm), dtype=np.int64)
-    _, steps, _ = bettor.steps(Block(arm, np.full(len(arm), w), y, np.ones(len(arm)), zero, zero, y, zero))
-    return float(np.exp(steps.sum(axis=1)) @ bettor.prior / np.sum(bettor.prior))
+    _, log_factors, _ = bettor.bets(
+        Block(arm, np.full(len(arm), w), y, np.ones(len(arm)), zero, zero, y, zero)
+    )
+    return float(np.exp(log_factors.sum(axis=1)) @ bettor.prior / np.sum(bettor.prior))
 
 
 @pytest.mark.parametrize(("w", "tolerance", "canary"), [(0.05, 0.0, 9), (0.3, 0.25, 20), (0.5, 0.0, 2)])
-def test_first_events_are_weighed_as_scipys_binomials_do(w: float, tolerance: float, canary: int) -> None:
+def test_the_wealth_of_first_events_agrees_with_scipys_binomial(
+    w: float, tolerance: float, canary: int
+) -> None:
     """Lindon & Malek (2022) for two cells: given 40 events, how many are the canary's?"""
     arm = np.arange(40) < canary
     null = w * (1.0 + tolerance) / (w * (1.0 + tolerance) + 1.0 - w)
@@ -54,26 +58,28 @@ def test_first_events_are_weighed_as_scipys_binomials_do(w: float, tolerance: fl
     assert got == pytest.approx(float(ratios @ RATIO_PRIOR / RATIO_PRIOR.sum()), rel=1e-9)
 
 
-def test_the_served_share_is_weighed_as_scipys_binomials_do() -> None:
+def test_the_wealth_of_the_sample_ratio_agrees_with_scipys_binomial() -> None:
     arm = np.arange(500) < 61
     odds = 0.1 / 0.9 * ODDS
     ratios = stats.binom.pmf(61, 500, odds / (1.0 + odds)) / stats.binom.pmf(61, 500, 0.1)
 
-    assert wealth_of(ShareBet(), arm, np.zeros(500), 0.1) == pytest.approx(float(ratios.mean()), rel=1e-9)
+    assert wealth_of(SampleRatioBet(), arm, np.zeros(500), 0.1) == pytest.approx(
+        float(ratios.mean()), rel=1e-9
+    )
 
 
-def test_shape_is_weighed_as_scipys_binomials_of_each_bin_do() -> None:
-    """Given the bin, the canary's odds are its ratio times the coin's: a binomial in each."""
+def test_the_wealth_of_shape_agrees_with_scipys_binomial_of_each_bin() -> None:
+    """Given the bin, the canary's odds are the bin's ratio times the coin's: a binomial in each."""
     rng = np.random.default_rng(6)
     past = Stable(with_histogram=True)
     past.learn(rng.lognormal(6.0, 0.5, 4000))
     bettor = ShapeLoss(tolerance=0.0)
-    bettor.turn(past)
+    bettor.end_epoch(past)
     y, arm = rng.lognormal(6.1, 0.5, 300), rng.random(300) < 0.2
-    place = np.array([sum(edge < value for edge in bettor.edges) for value in y])
+    position = np.array([sum(edge < value for edge in bettor.edges) for value in y])
     logs = np.zeros(len(bettor.prior))
     for column in range(len(bettor.edges) + 1):
-        n, k = int((place == column).sum()), int(arm[place == column].sum())
+        n, k = int((position == column).sum()), int(arm[position == column].sum())
         odds = 0.2 / 0.8 * np.exp(bettor.log_ratios[:, column])
         logs += stats.binom.logpmf(k, n, odds / (1.0 + odds)) - stats.binom.logpmf(k, n, 0.2)
     expected = np.exp(logs) @ bettor.prior / np.sum(bettor.prior)
@@ -82,72 +88,72 @@ def test_shape_is_weighed_as_scipys_binomials_of_each_bin_do() -> None:
 
 
 @pytest.mark.parametrize("w", [0.01, 0.05, 0.5])
-def test_over_scipys_binomial_the_wealth_of_events_is_one_on_average(w: float) -> None:
+def test_under_scipys_binomial_the_wealth_of_events_has_mean_one(w: float) -> None:
     bettor, counts = FirstEvents(tolerance=0.5), np.arange(31)
     null = w * 1.5 / (w * 1.5 + 1.0 - w)
-    worth = [wealth_of(bettor, np.arange(30) < k, np.ones(30), w) for k in counts]
+    wealth = [wealth_of(bettor, np.arange(30) < k, np.ones(30), w) for k in counts]
 
-    assert float(stats.binom.pmf(counts, 30, null) @ worth) == pytest.approx(1.0, rel=1e-9)
+    assert float(stats.binom.pmf(counts, 30, null) @ wealth) == pytest.approx(1.0, rel=1e-9)
 
 
-def test_a_mixture_is_the_mean_of_its_bettors() -> None:
-    steps = steps_of(1)
+def test_the_wealth_of_a_mixture_is_the_mean_of_its_alternatives() -> None:
+    log_factors = factors_of(1)
     prior = np.array([1.0, 2.0, 3.0, 4.0])
     wealth = Wealth(prior, restart_share=0.0)
 
-    log_e = wealth.bet(steps, np.array([499]))
+    log_e = wealth.bet(log_factors, np.array([499]))
 
-    assert log_e[0] == pytest.approx(math.log(np.exp(steps.sum(axis=1)) @ prior / 10))
+    assert log_e[0] == pytest.approx(math.log(np.exp(log_factors.sum(axis=1)) @ prior / 10))
 
 
 def test_restarts_equal_a_list_of_processes() -> None:
     share = 0.3
-    steps = steps_of(2, rows=400)
+    log_factors = factors_of(2, rows=400)
     wealth = Wealth(np.ones(4), restart_share=share)
     starts, due, got = [(1 - share, 0)], float(FIRST_RESTART), []
     for row in range(400):
-        got.append(float(wealth.bet(steps[:, row : row + 1], np.array([0]))[0]))
+        got.append(float(wealth.bet(log_factors[:, row : row + 1], np.array([0]))[0]))
         wealth.restart_if_due(row + 1)
         if row + 1 >= due:
             starts.append((share / (len(starts) * (len(starts) + 1)), row + 1))
             while due <= row + 1:
                 due *= RESTART_GROWTH
     idle = 1 - sum(part for part, _ in starts)
-    whole = idle + sum(part * np.exp(steps[:, start:].sum(axis=1)).mean() for part, start in starts)
+    whole = idle + sum(part * np.exp(log_factors[:, start:].sum(axis=1)).mean() for part, start in starts)
 
     assert len(starts) > 5
     assert got[-1] == pytest.approx(math.log(whole))
 
 
 def test_a_restarted_wealth_finds_late_harm_that_a_single_process_misses() -> None:
-    steps = np.concatenate((np.full((1, 600), -0.05), np.full((1, 200), 0.1)), axis=1)
+    log_factors = np.concatenate((np.full((1, 600), -0.05), np.full((1, 200), 0.1)), axis=1)
     found = {}
     for share in (0.0, 0.3):
         wealth = Wealth(np.ones(1), restart_share=share)
         for row in range(800):
-            wealth.bet(steps[:, row : row + 1], np.array([0]))
+            wealth.bet(log_factors[:, row : row + 1], np.array([0]))
             wealth.restart_if_due(row + 1)
-        found[share] = wealth.peak > limit_of(0.01)
+        found[share] = wealth.peak > log_limit(0.01)
 
     assert found == {0.0: False, 0.3: True}
 
 
 @pytest.mark.parametrize("cuts", [[1], [499], [3, 7, 250, 251], list(range(1, 500))])
 def test_blocks_do_not_change_a_bit(cuts: list[int]) -> None:
-    steps = steps_of(3, alternatives=9)
+    log_factors = factors_of(3, alternatives=9)
     whole, parts = Wealth(np.ones(9), restart_share=0.2), Wealth(np.ones(9), restart_share=0.2)
-    expected = whole.bet(steps, np.arange(500))
+    expected = whole.bet(log_factors, np.arange(500))
 
-    got = [parts.bet(part, np.arange(part.shape[1])) for part in np.split(steps, cuts, axis=1)]
+    got = [parts.bet(part, np.arange(part.shape[1])) for part in np.split(log_factors, cuts, axis=1)]
 
     assert np.array_equal(np.concatenate(got), expected)
 
 
-def test_a_prior_can_change_only_before_anything_was_bet() -> None:
+def test_the_prior_can_change_only_before_the_first_bet() -> None:
     wealth = Wealth(np.ones(2), restart_share=0.0)
-    wealth.take_prior(np.array([3.0, 1.0]))
+    wealth.reset_prior(np.array([3.0, 1.0]))
     wealth.bet(np.array([[0.1], [-0.1]]), np.array([0]))
-    wealth.take_prior(np.array([1.0, 99.0]))
+    wealth.reset_prior(np.array([1.0, 99.0]))
 
     assert np.exp(wealth.log_prior).tolist() == pytest.approx([0.75, 0.25])
 
@@ -162,7 +168,7 @@ def test_a_decision_names_the_first_row_at_its_limit_and_keeps_it() -> None:
     assert (decision.seq, decision.canary, decision.at_s, decision.peak) == (1, 1, 1.0, 9.0)
 
 
-def test_looking_up_by_weight_equals_computing_each_row() -> None:
+def test_by_weight_equals_the_table_of_each_row() -> None:
     rng = np.random.default_rng(4)
     arm, w = rng.random(50) < 0.5, rng.choice([0.05, 0.1, 0.5], 50)
     zero = np.zeros(50, dtype=np.int64)
@@ -181,7 +187,7 @@ def test_a_gate_never_spends_more_than_its_part_of_alpha(
 ) -> None:
     policy = GatePolicy.default()
 
-    parts = parts_of(policy, policy.gate("error"), sticky=sticky)
+    parts = channel_alphas(policy, policy.gate("error"), sticky=sticky)
 
     assert (parts.first, parts.session, parts.pairs) == pytest.approx(expected)
 

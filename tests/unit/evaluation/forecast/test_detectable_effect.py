@@ -1,4 +1,4 @@
-"""The harm that a stage is said to find is the harm that simulations find."""
+"""Minimum detectable effects agree with simulations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.forecast.detectable_effect import Baseline, _beta_grid, findings, units_to_find
+from evaluation.forecast.detectable_effect import Baseline, _beta_grid, detectable_effects, units_to_detect
 from evaluation.policy.policy import GatePolicy
 
 FOUR = ("error", "latency_shape", "quality", "hallucination")
@@ -30,43 +30,43 @@ def equal_four(policy: GatePolicy) -> GatePolicy:
         ("strict", "quality", 0.05, 380),
     ],
 )
-def test_the_walk_reproduces_the_prototypes_p90(
+def test_the_random_walk_agrees_with_simulated_p90s(
     name: str, gate: str, harm: float, simulated_p90: float
 ) -> None:
     policy = equal_four(GatePolicy.named(name))
 
-    units = units_to_find(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
+    units = units_to_detect(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
     assert units == pytest.approx(simulated_p90, rel=0.25)
 
 
-def test_what_the_policy_tolerates_is_never_found() -> None:
+def test_tolerated_harm_is_never_detected() -> None:
     policy = equal_four(GatePolicy.default())
 
     for gate, harm in (("quality", 0.02), ("error", 1.2), ("latency_shape", 1.08)):
-        units = units_to_find(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
+        units = units_to_detect(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
         assert units == float("inf")
 
 
 def harms(requests: float, *, unit: float = 1.0, w: float = 0.05) -> dict[str, float]:
-    found = findings(
+    effects = detectable_effects(
         GatePolicy.default(), w=w, canary_requests=requests, unit_requests=unit, baseline=Baseline()
     )
-    return {f.gate: f.harm if f.harm is not None else float("inf") for f in found}
+    return {e.gate: e.harm if e.harm is not None else float("inf") for e in effects}
 
 
-def test_more_requests_find_smaller_harm_in_every_gate() -> None:
+def test_more_requests_detect_smaller_harm_in_every_gate() -> None:
     few, many = harms(500), harms(5000)
 
     assert all(many[gate] < few[gate] for gate in few)
 
 
-def test_sticky_units_find_less_with_as_many_requests() -> None:
+def test_sticky_units_detect_less_with_as_many_requests() -> None:
     each, sticky = harms(500), harms(500, unit=10)
 
     assert all(sticky[gate] > each[gate] for gate in each)
 
 
-def test_half_of_the_traffic_tells_less_per_canary_request_than_a_twentieth() -> None:
+def test_a_canary_request_at_50_percent_is_less_informative_than_at_5_percent() -> None:
     small, half = harms(500), harms(500, w=0.5)
 
     assert all(half[gate] > small[gate] for gate in small)
@@ -76,30 +76,30 @@ def test_eight_requests_cannot_show_a_loss_of_quality() -> None:
     assert harms(8)["quality"] == float("inf")
 
 
-def test_nothing_smaller_than_the_tolerance_is_promised() -> None:
-    found = harms(1e9)
+def test_no_harm_within_the_tolerance_is_detectable() -> None:
+    smallest = harms(1e9)
     policy = GatePolicy.default()
 
-    assert found["quality"] >= policy.gate("quality").tolerance
-    assert found["error"] >= 1 + policy.gate("error").tolerance
+    assert smallest["quality"] >= policy.gate("quality").tolerance
+    assert smallest["error"] >= 1 + policy.gate("error").tolerance
 
 
 @pytest.mark.parametrize(
     "bad", [{"rate": 1.0}, {"rates": {"error": -0.1}}, {"score_mean": 0.5, "score_sd": 0.6}, {"log_sd": 0.0}]
 )
-def test_a_baseline_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
+def test_an_invalid_baseline_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="baseline"):
         Baseline(**bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("part", [0.98, 0.9, 0.5, 0.1])
 @pytest.mark.parametrize("mean", [0.5, 0.86, 0.97])
-def test_the_grid_of_scores_has_the_mean_and_spread_that_was_asked_for(mean: float, part: float) -> None:
-    most = mean * (1 - mean)  # of scores that are 0 or 1
-    baseline = Baseline(score_mean=mean, score_sd=(part * most) ** 0.5)
+def test_the_grid_of_scores_has_the_mean_and_variance_of_the_baseline(mean: float, part: float) -> None:
+    max_variance = mean * (1 - mean)  # of scores that are 0 or 1
+    baseline = Baseline(score_mean=mean, score_sd=(part * max_variance) ** 0.5)
 
-    y, chance = _beta_grid(*baseline.score_shape(mean))
+    y, probability = _beta_grid(*baseline.score_shape(mean))
 
-    got = float(chance @ y)
-    assert got == pytest.approx(mean, abs=0.002)
-    assert float(chance @ (y - got) ** 2) == pytest.approx(part * most, rel=0.01)
+    grid_mean = float(probability @ y)
+    assert grid_mean == pytest.approx(mean, abs=0.002)
+    assert float(probability @ (y - grid_mean) ** 2) == pytest.approx(part * max_variance, rel=0.01)

@@ -1,4 +1,4 @@
-"""Forecasts of a plan: how long, what it finds, and what it refuses."""
+"""Forecasts of stages: duration, detectable effects, refusals and their remedies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.forecast import simulation as plan_traffic
-from evaluation.forecast.stages import StageForecast, TrafficModel, simulate_plan
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.forecast import simulation
+from evaluation.forecast.simulation import TrafficModel
+from evaluation.forecast.stages import StageForecast, simulate_plan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 
 POLICY = GatePolicy.default()
 
@@ -29,20 +31,20 @@ def test_a_first_stage_is_proven_in_a_few_hundred_requests() -> None:
     assert 300 <= got.requests_median <= 500
 
 
-def test_time_is_requests_at_the_stages_own_rate() -> None:
+def test_seconds_are_requests_at_the_stages_own_rate() -> None:
     got = forecast(StagePlan(0.1, 300), TrafficModel(5.0))
 
     assert got.requests_median is not None
     assert got.seconds_median == pytest.approx(got.requests_median / 0.5)
 
 
-def test_a_stage_is_held_for_its_duration_even_when_proven_sooner() -> None:
+def test_a_stage_lasts_its_duration_even_when_proven_sooner() -> None:
     got = forecast(StagePlan(0.1, 300), TrafficModel(50.0), held_s=7200.0)
 
     assert (got.seconds_median, got.seconds_p90) == (7200.0, 7200.0)
 
 
-def test_returning_users_that_cannot_carry_the_proof_are_refused_with_the_remedy() -> None:
+def test_too_few_returning_users_for_a_proof_are_refused_with_a_remedy() -> None:
     got = forecast(StagePlan(0.02, 100), TrafficModel(5.0, users=2000))
 
     assert got.proven_ratio < 0.5
@@ -54,7 +56,7 @@ def test_returning_users_that_cannot_carry_the_proof_are_refused_with_the_remedy
     assert got.refusal.endswith("let each request be its own unit, for a user counts once")
 
 
-def test_a_stage_that_never_sees_its_min_canary_is_told_how_many_it_sees() -> None:
+def test_the_refusal_of_a_stage_below_min_canary_has_its_request_count() -> None:
     quality = POLICY.only("quality")
     [got] = simulate_plan(quality, [StagePlan(0.1, 900)], TrafficModel(5.0), deadlines_s=[1200.0], reps=6)
 
@@ -81,48 +83,48 @@ def test_the_published_example_is_refused() -> None:
 
 @pytest.mark.calibration
 @pytest.mark.parametrize("way", ["deadline", "weight", "margins"])
-def test_each_remedy_that_is_named_is_enough(way: str) -> None:
-    def made(deadline_s: float, weight: float, margin: float) -> StageForecast:
+def test_each_proposed_remedy_is_sufficient(way: str) -> None:
+    def run(deadline_s: float, weight: float, margin: float) -> StageForecast:
         stage, policy = StagePlan(weight, 100, {"quality": margin}), POLICY.only("quality")
         [only] = simulate_plan(policy, [stage], TrafficModel(17.0), deadlines_s=[deadline_s], seed=7)
         return only
 
-    refusal = made(240.0, 0.03, 0.03).refusal or ""
-    said = {
+    refusal = run(240.0, 0.03, 0.03).refusal or ""
+    proposed = {
         "deadline": re.search(r"give it a deadline of ([0-9.]+) min", refusal),
         "weight": re.search(r"raise its weight to ([0-9.]+) %", refusal),
         "margins": re.search(r"widen its margins to quality: ([0-9.]+)", refusal),
     }[way]
-    assert said is not None, refusal
-    value = float(said[1])
+    assert proposed is not None, refusal
+    value = float(proposed[1])
     better = {
         "deadline": (value * 60, 0.03, 0.03),
         "weight": (240.0, value / 100, 0.03),
         "margins": (240.0, 0.03, value),
     }[way]
 
-    assert made(*better).proven_ratio > 0.7
+    assert run(*better).proven_ratio > 0.7
 
 
 def test_a_stage_that_was_not_simulated_to_its_deadline_is_not_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def asked() -> StageForecast:
+    def run() -> StageForecast:
         quality, tight = POLICY.only("quality"), StagePlan(0.1, 100, {"quality": 0.015})
         [only] = simulate_plan(quality, [tight], TrafficModel(5.0), deadlines_s=[7200.0], reps=4)
         return only
 
-    monkeypatch.setattr(plan_traffic, "RUN_ROWS", 3000)
-    short = asked()
+    monkeypatch.setattr(simulation, "RUN_ROWS", 3000)
+    short = run()
 
     assert (short.proven_runs, short.refusal) == (0, None)
     assert short.cut_at is not None
     assert 200 <= short.cut_at < 720
     monkeypatch.undo()
-    assert asked().proven_runs > 0
+    assert run().proven_runs > 0
 
 
-def test_runs_that_all_say_the_same_are_not_repeated() -> None:
+def test_runs_that_all_agree_are_not_repeated() -> None:
     sure = StagePlan(0.1, 2000, {"quality": 0.05})
     [got] = simulate_plan(POLICY.only("quality"), [sure], TrafficModel(5.0))
     open_stage = StagePlan(0.1, 100, {"quality": 0.05})
@@ -132,7 +134,7 @@ def test_runs_that_all_say_the_same_are_not_repeated() -> None:
     assert more.runs > 20
 
 
-def test_the_time_of_sticky_units_has_the_end_of_their_sessions() -> None:
+def test_the_forecast_of_sticky_units_includes_the_end_of_their_sessions() -> None:
     quality = POLICY.only("quality")
     fast = forecast(StagePlan(0.1, 50), TrafficModel(5000.0, unit_requests=10), held_s=1.0, policy=quality)
 
@@ -154,7 +156,7 @@ def test_sticky_sessions_take_about_three_times_as_many_requests() -> None:
     assert sticky.requests_median > 1.5 * each.requests_median
 
 
-def test_fewer_scores_than_the_gate_takes_are_refused_with_the_share_it_needs() -> None:
+def test_too_few_scores_are_refused_with_the_share_that_is_needed() -> None:
     quality = POLICY.only("quality")
     got = forecast(StagePlan(0.1, 50), TrafficModel(50.0, judged_ratio=0.4), held_s=7200.0, policy=quality)
 
@@ -162,7 +164,7 @@ def test_fewer_scores_than_the_gate_takes_are_refused_with_the_share_it_needs() 
     assert got.refusal.endswith("40% of the answers get a score; score at least 90%")
 
 
-def test_a_score_that_may_be_missing_is_waited_for() -> None:
+def test_the_forecast_includes_the_wait_for_missing_scores() -> None:
     quality = POLICY.only("quality")
     stage, judged = StagePlan(0.1, 50), {"quality": 0.95}
     whole, some = (
@@ -175,43 +177,43 @@ def test_a_score_that_may_be_missing_is_waited_for() -> None:
     assert some.seconds_median - whole.seconds_median > 500  # quality's deadline is 600 s
 
 
-def test_a_stage_that_has_nothing_to_prove_waits_for_its_requests_alone() -> None:
+def test_a_stage_without_proofs_only_needs_its_requests() -> None:
     got = forecast(StagePlan(0.1, 400, {}), TrafficModel(5.0))
 
     assert (got.proven_ratio, got.requests_p90, got.slowest_gate) == (1.0, 400.0, None)
 
 
-def test_a_stage_that_is_asked_for_no_proof_is_not_refused_for_its_length() -> None:
+def test_a_stage_without_proofs_is_not_refused_for_its_length() -> None:
     [test] = simulate_plan(POLICY, [StagePlan(0.5, 10**9, {})], TrafficModel(5.0), deadlines_s=[3600.0])
 
     assert (test.refusal, test.proven_runs, test.seconds_median) == (None, 0, None)
 
 
-def test_a_longer_stage_finds_smaller_harm() -> None:
+def test_a_longer_stage_detects_smaller_harm() -> None:
     short = forecast(StagePlan(0.1, 300, {}), TrafficModel(5.0))
     long = forecast(StagePlan(0.1, 300, {}), TrafficModel(5.0), held_s=7200.0)
 
-    for few, many in zip(short.finds, long.finds, strict=True):
+    for few, many in zip(short.detectable, long.detectable, strict=True):
         assert few.harm is not None
         assert many.harm is not None
         assert many.harm < few.harm
 
 
-def test_the_same_question_has_the_same_answer() -> None:
+def test_the_forecast_is_deterministic() -> None:
     policy = POLICY.only("error")
-    asked = [StagePlan(0.1, 50)], TrafficModel(5.0, unit_requests=3)
+    plan = [StagePlan(0.1, 50)], TrafficModel(5.0, unit_requests=3)
 
-    assert simulate_plan(policy, *asked, reps=2) == simulate_plan(policy, *asked, reps=2)
+    assert simulate_plan(policy, *plan, reps=2) == simulate_plan(policy, *plan, reps=2)
 
 
-def test_alarms_are_not_promised_to_find_anything() -> None:
+def test_alarms_have_no_detectable_effect() -> None:
     policy = replace(POLICY, gates=tuple(replace(g, alpha_share=0.0) for g in POLICY.gates))
 
-    assert forecast(StagePlan(0.1, 200, {}), TrafficModel(5.0), policy=policy).finds == ()
+    assert forecast(StagePlan(0.1, 200, {}), TrafficModel(5.0), policy=policy).detectable == ()
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ({"requests_per_s": 0.0}, "requests_per_s 0.0 is not above 0"),
         ({"requests_per_s": 1.0, "unit_requests": 0.5}, "unit_requests 0.5 is outside"),
@@ -219,11 +221,11 @@ def test_alarms_are_not_promised_to_find_anything() -> None:
         ({"requests_per_s": 1.0, "judged_ratio": 0.0}, "judged_ratio 0.0 is outside"),
     ],
 )
-def test_traffic_that_cannot_be_is_refused(bad: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_traffic_is_refused(bad: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TrafficModel(**bad)  # type: ignore[arg-type]
 
 
-def test_a_duration_for_each_stage_is_asked_for() -> None:
+def test_each_stage_needs_a_duration() -> None:
     with pytest.raises(ValueError, match="1 durations for 2 stages"):
         simulate_plan(POLICY, [StagePlan(0.1, 1)] * 2, TrafficModel(1.0), durations_s=[0.0])

@@ -1,4 +1,4 @@
-"""`backtest.run` on arrays: its decisions, and every input that it refuses by name."""
+"""Decisions of `backtest.run`, and the input that it refuses by name."""
 
 import re
 
@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from evaluation.offline.backtest import run
-from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.values import PolicyError
 from evaluation.records import EvidenceError
 from tests.fakes.evidence_maker import Columns, requests
 
 
 def only(columns: Columns, *metrics: str) -> Columns:
+    """The columns without the other metrics."""
     dropped = {"error", "latency_ms", "quality", "hallucinated"} - set(metrics)
     return {name: values for name, values in columns.items() if name not in dropped}
 
@@ -96,16 +99,16 @@ def test_many_missing_values_are_invalid() -> None:
     )
 
 
-def test_an_outage_of_the_grader_is_over_when_it_is_over() -> None:
+def test_a_metric_is_valid_again_after_an_outage_of_the_grader() -> None:
     columns = requests(4000)
     columns["quality"][1000:1600] = np.nan  # 15 % of all, of both arms alike
 
     assert not any("missing" in reason for reason in run(columns).reasons)
-    until_then = {name: column[:1600] for name, column in columns.items()}
-    assert any("quality" in reason for reason in run(until_then).reasons)
+    during = {name: column[:1600] for name, column in columns.items()}
+    assert any("quality" in reason for reason in run(during).reasons)
 
 
-def test_a_few_missing_values_are_not() -> None:
+def test_a_few_missing_values_are_valid() -> None:
     columns = requests(6000, before=1000)
     columns["quality"][::50] = np.nan
 
@@ -113,7 +116,7 @@ def test_a_few_missing_values_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"t_s": np.nan}, "t_s is not finite"),
         ({"arm": 2}, "arm 2.0"),
@@ -127,18 +130,16 @@ def test_a_few_missing_values_are_not() -> None:
         ({"quality": -0.2}, "quality -0.2"),
     ],
 )
-def test_a_value_that_cannot_be_evidence_is_refused_with_its_row(
-    change: dict[str, float], words: str
-) -> None:
+def test_an_invalid_value_is_refused_with_its_row(change: dict[str, float], message: str) -> None:
     columns = requests(100)
     for name, value in change.items():
         columns[name][17] = value
 
-    with pytest.raises(EvidenceError, match=f"{words}.* row 17"):
+    with pytest.raises(EvidenceError, match=f"{message}.* row 17"):
         run(columns)
 
 
-def test_an_arm_that_its_weight_excludes_is_refused() -> None:
+def test_an_arm_impossible_at_its_weight_is_refused() -> None:
     columns = requests(100, w=0.5)
     columns["w"][columns["arm"] == 1] = 0.0
 
@@ -171,18 +172,18 @@ def test_repeated_requests_are_refused() -> None:
         run(columns)
 
 
-def test_a_request_that_was_told_twice_is_refused() -> None:
+def test_a_duplicate_row_is_refused() -> None:
     columns = {
         name: np.repeat(values, np.where(np.arange(100) == 30, 2, 1))
         for name, values in requests(100).items()
     }
 
-    with pytest.raises(EvidenceError, match=r"row 31 .*the same request is there twice"):
+    with pytest.raises(EvidenceError, match=r"row 31 .*the request is a duplicate"):
         run(columns)
 
 
 @pytest.mark.parametrize("name", ["t_s", "arm", "w"])
-def test_a_needed_column_that_is_missing_is_named(name: str) -> None:
+def test_a_missing_required_column_is_named(name: str) -> None:
     columns = requests(100)
     del columns[name]
 
@@ -199,7 +200,7 @@ def test_sticky_rows_need_the_name_of_their_unit() -> None:
         run(columns)
 
 
-def test_a_column_of_words_is_refused() -> None:
+def test_a_text_column_of_a_metric_is_refused() -> None:
     columns = requests(100)
     columns["latency_ms"] = np.full(100, "fast")
 
@@ -207,7 +208,7 @@ def test_a_column_of_words_is_refused() -> None:
         run(columns)
 
 
-def test_a_file_without_a_gated_metric_is_refused() -> None:
+def test_columns_without_a_gated_metric_are_refused() -> None:
     with pytest.raises(PolicyError, match="no column is gated"):
         run(only(requests(100)))
 
@@ -217,7 +218,7 @@ def test_an_unknown_policy_is_refused() -> None:
         run(requests(100), "lenient")
 
 
-def test_several_stages_need_to_know_which_row_is_of_which() -> None:
+def test_several_stages_need_a_stage_column() -> None:
     columns = requests(6000, before=500)
     stages = (StagePlan(0.2, 200), StagePlan(0.2, 200))
 
@@ -228,6 +229,6 @@ def test_several_stages_need_to_know_which_row_is_of_which() -> None:
 
 
 def test_a_gate_without_alpha_never_decides() -> None:
-    policy = GatePolicy.from_mapping({"gates": {"error": {"alpha_share": 0.0}}})
+    policy = parse_gate_policy({"gates": {"error": {"alpha_share": 0.0}}})
 
     assert run(requests(8000, error=(0.02, 0.3)), policy).decision == "undecided"

@@ -1,4 +1,4 @@
-"""What strangers give to `backtest.run`: any array-like is taken, and the rest is refused in one line."""
+"""Input of `backtest.run`: array-likes, missing values, assignment, duplicates; all else is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.offline.trace import trace
-from evaluation.policy.policy import GatePolicy, PolicyError, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 from evaluation.records import EvidenceError
 from tests.fakes.evidence_maker import Columns, requests, sticky
 
@@ -20,19 +22,19 @@ Loose = dict[str, Any]
 NAN = float("nan")
 
 
-def said(result: BacktestResult) -> tuple[object, ...]:
+def essence(result: BacktestResult) -> tuple[object, ...]:
     return result.decision, result.canary_requests, dict(result.log_e), dict(result.proofs)
 
 
-def told(columns: Columns, **more: object) -> Loose:
+def changed(columns: Columns, **more: object) -> Loose:
     return {**columns, **more}
 
 
-# --- whatever is an array of one dimension
+# --- array-likes
 
 
 class Series:
-    """As much of a pandas column as numpy asks for."""
+    """The part of a pandas column that numpy uses."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
@@ -42,7 +44,7 @@ class Series:
 
 
 class Frame:
-    """As much of a pandas table as is asked for here."""
+    """The part of a pandas table that is used here."""
 
     def __init__(self, columns: Loose) -> None:
         self.columns = columns
@@ -72,23 +74,23 @@ class Frame:
 def test_any_array_like_gives_the_same_answer(change: Any) -> None:
     columns = requests(1500, before=300)
 
-    assert said(run(change(columns))) == said(run(columns))
+    assert essence(run(change(columns))) == essence(run(columns))
 
 
-def test_none_and_what_a_mask_hides_are_missing() -> None:
+def test_none_and_masked_values_are_missing() -> None:
     columns = requests(3000, error=(0.02, 0.2))
-    gone = columns["arm"] == 1
-    hidden = np.ma.masked_where(gone, np.where(gone, 99, columns["error"].astype(int)))
-    nothing = [None if missing else value for value, missing in zip(columns["error"], gone, strict=True)]
-    expected = run(told(columns, error=np.where(gone, NAN, columns["error"])))
+    missing = columns["arm"] == 1
+    masked = np.ma.masked_where(missing, np.where(missing, 99, columns["error"].astype(int)))
+    with_none = [None if lost else value for value, lost in zip(columns["error"], missing, strict=True)]
+    expected = run(changed(columns, error=np.where(missing, NAN, columns["error"])))
 
-    assert said(run(told(columns, error=hidden))) == said(expected)
-    assert said(run(told(columns, error=nothing))) == said(expected)
+    assert essence(run(changed(columns, error=masked))) == essence(expected)
+    assert essence(run(changed(columns, error=with_none))) == essence(expected)
     assert expected.decision == "invalid"
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("w", 0.05, "column w is one value, 0.05"),
         ("w", np.array(0.05), "column w is one value"),
@@ -107,10 +109,10 @@ def test_none_and_what_a_mask_hides_are_missing() -> None:
         ("assigned_by", np.zeros(100), r"row 0: assigned_by '0\.0' is unknown"),
         ("assigned_by", ["request", "zzz"] * 50, "row 1: assigned_by 'zzz' is unknown; use request, sticky"),
         ("request_id", [None] * 100, "request_id is missing in row 0"),
-        ("request_id", ["x"] * 100, "request_id x in row 1 .*the same request is there twice"),
+        ("request_id", ["x"] * 100, "request_id x in row 1 .*the request is a duplicate"),
         ("unit", [["a"]] * 100, r"column unit is of shape"),
-        ("unit", [{"a": 1}] * 100, "unit {'a': 1} in row 0 is no name"),
-        ("unit", ["a\0"] * 100, "in row 0 is no name"),
+        ("unit", [{"a": 1}] * 100, "unit {'a': 1} in row 0 is not a name"),
+        ("unit", ["a\0"] * 100, "in row 0 is not a name"),
         ("stage", [NAN] * 100, "stage nan in row 0"),
         ("stage", [-3] * 100, "stage -3.0 in row 0"),
         ("stage", [0.5] * 100, "stage 0.5 in row 0"),
@@ -125,14 +127,14 @@ def test_none_and_what_a_mask_hides_are_missing() -> None:
         ("unknown", [1] * 99, "column unknown has 99 rows"),
     ],
 )
-def test_what_has_no_one_reading_is_refused(name: str, value: object, words: str) -> None:
-    with pytest.raises(EvidenceError, match=words) as refused:
-        run(told(requests(100), **{name: value}))
+def test_an_ambiguous_column_is_refused(name: str, value: object, message: str) -> None:
+    with pytest.raises(EvidenceError, match=message) as refused:
+        run(changed(requests(100), **{name: value}))
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("columns", [None, 5, "columns", [1, 2]])
-def test_what_is_no_table_is_refused(columns: Any) -> None:
+def test_columns_that_are_not_a_table_are_refused(columns: Any) -> None:
     with pytest.raises(EvidenceError, match=r"columns are .*; give a mapping of names to arrays"):
         run(columns)
 
@@ -144,26 +146,26 @@ def test_a_sticky_row_without_its_unit_is_refused(missing: object) -> None:
     units[17] = missing
 
     with pytest.raises(EvidenceError, match="unit is missing in row 17"):
-        run(told(columns, unit=units))
+        run(changed(columns, unit=units))
 
 
 # --- how a row was assigned
 
 
-def test_requests_are_their_own_units_where_nothing_else_is_said() -> None:
+def test_requests_are_their_own_units_by_default() -> None:
     columns = requests(1500, before=300)
     bare = {name: column for name, column in columns.items() if name != "assigned_by"}
 
-    assert said(run(bare)) == said(run(columns))
+    assert essence(run(bare)) == essence(run(columns))
     del bare["unit"]
-    assert said(run(bare)) == said(run(columns))
+    assert essence(run(bare)) == essence(run(columns))
 
 
-def test_units_that_come_again_are_sticky_where_nothing_else_is_said() -> None:
+def test_repeated_units_are_sticky_by_default() -> None:
     columns = sticky(1500, people=200)
     bare = {name: column for name, column in columns.items() if name != "assigned_by"}
 
-    assert said(run(bare)) == said(run(columns))
+    assert essence(run(bare)) == essence(run(columns))
 
 
 @pytest.mark.parametrize("word", ["force", "header"])
@@ -179,19 +181,19 @@ def test_forced_rows_are_left_out_of_both_arms(word: str) -> None:
 
 
 def test_rows_that_are_all_forced_are_invalid() -> None:
-    assert run(told(requests(500), assigned_by=["header"] * 500)).decision == "invalid"
+    assert run(changed(requests(500), assigned_by=["header"] * 500)).decision == "invalid"
 
 
 def test_rows_that_are_all_held_by_tokens_are_refused() -> None:
     with pytest.raises(EvidenceError, match="tokens hold every row; give the draws"):
-        run(told(requests(500), assigned_by=["pin"] * 500))
+        run(changed(requests(500), assigned_by=["pin"] * 500))
 
 
-# --- told twice
+# --- duplicates
 
 
-def again(columns: Columns, *order: int, every: int = 2) -> Columns:
-    """The rows in blocks of `every`, each block in this order of its rows."""
+def repeated(columns: Columns, *order: int, every: int = 2) -> Columns:
+    """The rows in blocks of `every`, each block with its rows in this order."""
     blocks = np.arange(len(columns["t_s"])).reshape(-1, every)[:, list(order)]
     out = {name: column[blocks.ravel()] for name, column in columns.items()}
     out["t_s"] = np.repeat(np.arange(len(blocks), dtype=np.float64), len(order))
@@ -200,8 +202,8 @@ def again(columns: Columns, *order: int, every: int = 2) -> Columns:
 
 @pytest.mark.parametrize("order", [(0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0)])
 @pytest.mark.parametrize("names", ["all", "no unit", "listed", "no words"])
-def test_rows_that_are_told_twice_are_refused_wherever_they_stand(order: tuple[int, ...], names: str) -> None:
-    columns: Loose = told(again(requests(400), *order))
+def test_duplicate_rows_are_refused_in_any_order(order: tuple[int, ...], names: str) -> None:
+    columns: Loose = changed(repeated(requests(400), *order))
     if names == "no unit":
         del columns["unit"]
     if names == "listed":
@@ -209,19 +211,19 @@ def test_rows_that_are_told_twice_are_refused_wherever_they_stand(order: tuple[i
     if names == "no words":
         del columns["assigned_by"]
 
-    with pytest.raises(EvidenceError, match="the same request is there twice"):
+    with pytest.raises(EvidenceError, match="the request is a duplicate"):
         run(columns)
 
 
-def test_twenty_times_the_same_rows_are_refused() -> None:
+def test_rows_repeated_twenty_times_are_refused() -> None:
     columns = {name: np.repeat(column, 20) for name, column in requests(200).items() if name != "unit"}
 
-    with pytest.raises(EvidenceError, match="the same request is there twice"):
+    with pytest.raises(EvidenceError, match="the request is a duplicate"):
         run(columns)
 
 
 @pytest.mark.parametrize("rows", ["one after the other", "after all others"])
-def test_a_request_that_comes_again_at_another_time_is_refused(rows: str) -> None:
+def test_a_request_repeated_at_another_time_is_refused(rows: str) -> None:
     columns = requests(400)
     twice = {
         name: np.repeat(column, 2) if rows == "one after the other" else np.concatenate((column, column))
@@ -229,20 +231,20 @@ def test_a_request_that_comes_again_at_another_time_is_refused(rows: str) -> Non
     }
     twice["t_s"] = np.arange(800, dtype=np.float64)
 
-    with pytest.raises(EvidenceError, match=r"unit .* the same request is there twice"):
+    with pytest.raises(EvidenceError, match=r"unit .* the request is a duplicate"):
         run(twice)
 
 
-def test_a_sticky_row_that_is_told_twice_is_refused() -> None:
+def test_a_duplicate_sticky_row_is_refused() -> None:
     columns = sticky(400, people=60)
     rows = np.sort(np.append(np.arange(400), 123))
 
-    with pytest.raises(EvidenceError, match=r"in row 124 .*the same request is there twice"):
+    with pytest.raises(EvidenceError, match=r"in row 124 .*the request is a duplicate"):
         run({name: column[rows] for name, column in columns.items()})
 
 
-def test_what_a_coarse_clock_shows_alike_is_no_repeat() -> None:
-    columns: Loose = told(sticky(2000, people=40))
+def test_equal_rows_of_a_coarse_clock_are_not_duplicates() -> None:
+    columns: Loose = changed(sticky(2000, people=40))
     columns["t_s"] = np.repeat(np.arange(20.0), 100)  # a hundred requests within each second
     only_errors = {name: columns[name] for name in ("t_s", "unit", "arm", "w", "assigned_by", "error")}
     unnamed = {name: only_errors[name] for name in ("t_s", "arm", "w", "error")}
@@ -251,11 +253,11 @@ def test_what_a_coarse_clock_shows_alike_is_no_repeat() -> None:
     assert run(unnamed).decision in ("undecided", "promote")
 
 
-def test_rows_with_ids_of_their_own_are_no_repeats() -> None:
-    columns = again(requests(400), 0, 0)
+def test_equal_rows_with_distinct_ids_are_not_duplicates() -> None:
+    columns = repeated(requests(400), 0, 0)
     ids = np.arange(len(columns["t_s"]))
 
-    assert run(told(columns, request_id=ids)).decision == "undecided"
+    assert run(changed(columns, request_id=ids)).decision == "undecided"
 
 
 # --- policies, stages, seeds
@@ -265,17 +267,17 @@ def test_a_mapping_is_a_policy() -> None:
     columns = requests(1500, before=300)
     raw = GatePolicy.strict().to_mapping()
 
-    assert said(run(columns, raw)) == said(run(columns, "strict"))
+    assert essence(run(columns, raw)) == essence(run(columns, "strict"))
 
 
 @pytest.mark.parametrize("policy", ["", "nope", 42, {"alpa": 0.1}, {"gates": {"error": {"alpha_share": 2}}}])
-def test_what_is_no_policy_is_refused(policy: Any) -> None:
+def test_an_invalid_policy_argument_is_refused(policy: Any) -> None:
     with pytest.raises(PolicyError):
         run(requests(100), policy)
 
 
 @pytest.mark.parametrize(
-    ("stages", "words"),
+    ("stages", "message"),
     [
         ([], "stages is empty"),
         (5, "stages 5 is not a list of StagePlan"),
@@ -284,32 +286,32 @@ def test_what_is_no_policy_is_refused(policy: Any) -> None:
         ([StagePlan(0.05, 0, {"error": -1.0})], r"stages\.0\.margins\.error -1\.0 is outside"),
     ],
 )
-def test_stages_that_cannot_be_run_are_refused(stages: Any, words: str) -> None:
-    with pytest.raises(PolicyError, match=words):
+def test_invalid_stages_are_refused(stages: Any, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
         run(requests(100), stages=stages)
 
 
 @pytest.mark.parametrize(
-    ("seed", "words"),
+    ("seed", "message"),
     [
         ({"latency_ms": [NAN]}, "seed of latency_ms nan in row 0"),
         ({"latency_ms": [1.0, -5.0]}, r"seed of latency_ms -5\.0 in row 1"),
         ({"latency_ms": "fast"}, "column latency_ms is one value"),
-        ({"lat": [5.0]}, "seed 'lat' is no metric of values"),
-        ({"error": [0.0]}, "seed 'error' is no metric of values"),
+        ({"lat": [5.0]}, "seed 'lat' is not a metric of values"),
+        ({"error": [0.0]}, "seed 'error' is not a metric of values"),
         (5, "columns are int"),
     ],
 )
-def test_seeds_that_are_no_values_are_refused(seed: Any, words: str) -> None:
-    with pytest.raises(EvidenceError, match=words):
+def test_invalid_seeds_are_refused(seed: Any, message: str) -> None:
+    with pytest.raises(EvidenceError, match=message):
         run(requests(100), seed_latency_ms=seed)
 
 
-# --- nothing and almost nothing
+# --- hardly any rows
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_almost_no_rows_are_answered(rows: int) -> None:
+def test_zero_and_one_row_have_a_result(rows: int) -> None:
     columns = {name: column[:rows] for name, column in requests(5).items()}
 
     assert run(columns).decision == "invalid"
@@ -317,14 +319,14 @@ def test_almost_no_rows_are_answered(rows: int) -> None:
 
 
 @pytest.mark.parametrize("w", [1e-9, 1e-6, 0.99999])
-def test_arms_that_their_weights_exclude_are_invalid_with_no_interval_turned_round(w: float) -> None:
-    result = run(told(requests(3000, w=0.3), w=np.full(3000, w)))
+def test_arms_impossible_at_their_weights_are_invalid_without_inverted_intervals(w: float) -> None:
+    result = run(changed(requests(3000, w=0.3), w=np.full(3000, w)))
 
     assert result.decision == "invalid"
     assert all(low <= high for low, high in result.intervals.values())
 
 
-# --- anything at all
+# --- arbitrary input
 
 METRICS = ("fell_back", "error", "latency_ms", "ttft_ms", "quality", "hallucinated", "thumbs", "cost")
 ANYTHING = st.one_of(
@@ -348,12 +350,12 @@ SOME = st.sampled_from(["unit", "assigned_by", "latency_ms", "tokens", "quality"
     columns=st.dictionaries(NAMES, st.one_of(ANYTHING, st.lists(ANYTHING, max_size=4)), max_size=8),
     policy=st.one_of(st.sampled_from([None, "default", "strict", {}]), ANYTHING),
 )
-def test_whatever_is_given_is_answered_or_refused(columns: Any, policy: Any) -> None:
-    answered_or_refused(columns, policy)
+def test_arbitrary_input_is_evaluated_or_refused(columns: Any, policy: Any) -> None:
+    evaluated_or_refused(columns, policy)
 
 
 def value_of(name: str) -> st.SearchStrategy[Any]:
-    """Mostly what a column may hold, its extremes among it, and now and then anything."""
+    """Mostly valid values of a column, including extremes."""
     weights = st.sampled_from([0.0, 0.05, 0.5, 0.95, 5e-324, 1e-300, 1.0 - 2**-53, 1.0])
     sizes = st.one_of(st.sampled_from([0.0, 1.0, 1e-300, 1e300, 1.7e308, NAN]), st.floats(0.0, 1e4))
     events = st.sampled_from([0, 1, 0.0, 1.0, True, False, None, NAN])
@@ -379,19 +381,19 @@ def tables(draw: st.DrawFn) -> Loose:
     out: Loose = {"t_s": sorted(draw(st.lists(st.floats(-1e9, 1e300), min_size=rows, max_size=rows)))}
     for name in ("arm", "w", "hallucinated", *sorted(names)):
         out[name] = draw(st.lists(value_of(name), min_size=rows, max_size=rows))
-    if draw(st.booleans()):  # the arms that the coins allow
-        both = zip(out["w"], out["arm"], strict=True)
-        out["arm"] = [int(w) if w in (0.0, 1.0) else arm for w, arm in both]
+    if draw(st.booleans()):  # arms that are possible at their weights
+        pairs = zip(out["w"], out["arm"], strict=True)
+        out["arm"] = [int(w) if w in (0.0, 1.0) else arm for w, arm in pairs]
     return out
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(columns=tables(), policy=st.sampled_from(["default", "strict"]))
-def test_whatever_extremes_a_table_holds_it_is_answered_or_refused(columns: Any, policy: str) -> None:
-    answered_or_refused(columns, policy)
+def test_tables_of_extreme_values_are_evaluated_or_refused(columns: Any, policy: str) -> None:
+    evaluated_or_refused(columns, policy)
 
 
-def answered_or_refused(columns: Any, policy: Any) -> None:
+def evaluated_or_refused(columns: Any, policy: Any) -> None:
     try:
         result = run(columns, policy)
     except (EvidenceError, PolicyError):

@@ -1,43 +1,62 @@
-"""A policy that cannot hold is refused by name: key, value, limit, remedy."""
+"""Gate policies: presets, parsing, and invalid values refused with key, value, limit and remedy."""
 
 import re
 from math import inf, nan
 
 import pytest
 
-from evaluation.metrics import Kind
-from evaluation.policy.policy import Gate, GatePolicy, PolicyError, Rung, StagePlan
+from evaluation.metrics import CATALOGUE, Kind
+from evaluation.policy.gates import PRESET_KINDS, Gate, Rung, StagePlan
+from evaluation.policy.parsing import gate_policy_of, parse_gate_policy
+from evaluation.policy.policy import GatePolicy
+from evaluation.policy.values import PolicyError
 
 
-def test_a_policy_survives_its_mapping() -> None:
+def test_a_policy_is_parsed_back_from_its_mapping() -> None:
     policy = GatePolicy.strict()
 
-    assert GatePolicy.from_mapping(policy.to_mapping()) == policy
+    assert parse_gate_policy(policy.to_mapping()) == policy
 
 
 def test_default_tolerates_half_of_each_threshold_and_strict_nothing() -> None:
     ratios = {gate.tolerance / gate.threshold for gate in GatePolicy.default().gates}
-    nothing = {gate.tolerance for gate in GatePolicy.strict().gates}
+    tolerances = {gate.tolerance for gate in GatePolicy.strict().gates}
 
-    assert (ratios, nothing) == ({0.5}, {0.0})
+    assert (ratios, tolerances) == ({0.5}, {0.0})
 
 
-def test_shares_add_up_to_the_whole_alpha() -> None:
+@pytest.mark.parametrize("name", ["default", "strict"])
+def test_a_rung_may_name_every_gate_of_a_preset(name: str) -> None:
+    kinds = {gate.name: gate.kind for gate in GatePolicy.named(name).gates}
+
+    assert kinds == PRESET_KINDS
+
+
+def test_alarms_test_each_metric_in_the_direction_of_harm() -> None:
+    kinds = {gate.metric: gate.kind for gate in GatePolicy(gates=()).with_alarms().gates}
+
+    assert kinds.keys() == CATALOGUE.keys()
+    assert kinds["tokens"] is Kind.SHAPE
+    assert kinds["thumbs"] is Kind.SCORE
+    assert kinds["flagged"] is Kind.RATE
+
+
+def test_the_shares_of_the_preset_gates_add_up_to_one() -> None:
     assert sum(gate.alpha_share for gate in GatePolicy.default().gates) == pytest.approx(1.0)
 
 
-def test_a_changed_threshold_brings_its_own_tolerance() -> None:
-    policy = GatePolicy.from_mapping({"gates": {"error": {"threshold": 1.0}}})
+def test_a_changed_threshold_changes_the_tolerance() -> None:
+    policy = parse_gate_policy({"gates": {"error": {"threshold": 1.0}}})
 
     assert policy.gate("error").tolerance == 0.5
 
 
-def test_any_change_that_decides_changes_the_digest() -> None:
+def test_every_change_that_decides_changes_the_digest() -> None:
     digests = {
         GatePolicy.default().digest(),
         GatePolicy.strict().digest(),
-        GatePolicy.from_mapping({"alpha": 0.02}).digest(),
-        GatePolicy.from_mapping({"gates": {"error": {"tolerance": 0.1}}}).digest(),
+        parse_gate_policy({"alpha": 0.02}).digest(),
+        parse_gate_policy({"gates": {"error": {"tolerance": 0.1}}}).digest(),
     }
 
     assert len(digests) == 4
@@ -46,13 +65,13 @@ def test_any_change_that_decides_changes_the_digest() -> None:
 def test_a_new_gate_is_made_from_metric_kind_and_threshold() -> None:
     raw = {"metric": "truncated", "kind": "rate", "threshold": 0.5, "alpha_share": 0.1}
 
-    gate = GatePolicy.from_mapping({"gates": {"truncation": raw}}).gate("truncation")
+    gate = parse_gate_policy({"gates": {"truncation": raw}}).gate("truncation")
 
     assert (gate.kind, gate.tolerance) == (Kind.RATE, 0.25)
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"),
+    ("raw", "message"),
     [
         ({"alpa": 0.01}, "alpa"),
         ({"alpha": 1.5}, "alpha 1.5"),
@@ -105,12 +124,12 @@ def test_a_new_gate_is_made_from_metric_kind_and_threshold() -> None:
         ({"gates": {"error": {"kind": "score"}}}, "score does not fit error; use rate"),
     ],
 )
-def test_a_policy_that_cannot_hold_is_refused_by_name(raw: dict[str, object], words: str) -> None:
-    with pytest.raises(PolicyError, match=re.escape(words)):
-        GatePolicy.from_mapping(raw)
+def test_an_invalid_policy_is_refused_by_key(raw: dict[str, object], message: str) -> None:
+    with pytest.raises(PolicyError, match=re.escape(message)):
+        parse_gate_policy(raw)
 
 
-def test_a_stage_takes_the_highest_rung_that_it_reaches() -> None:
+def test_a_stage_uses_the_highest_rung_that_it_reaches() -> None:
     policy = GatePolicy.default()
 
     margins = [policy.rung_for(n).margins["error"] for n in (0, 799, 800, 9_999, 10_000)]
@@ -127,24 +146,24 @@ def test_a_stage_takes_the_highest_rung_that_it_reaches() -> None:
     ]
     + [{"session_requests": 2.5}, {"session_requests": 10**400}],
 )
-def test_a_policy_made_of_what_is_no_number_is_refused_by_name(settings: dict[str, object]) -> None:
+def test_a_setting_that_is_not_a_finite_number_is_refused_by_key(settings: dict[str, object]) -> None:
     with pytest.raises(PolicyError, match=next(iter(settings))):
         GatePolicy(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("margin", [-5, nan, 0.5, inf])
-def test_a_rung_made_of_what_is_no_margin_is_refused(margin: float) -> None:
+def test_a_rung_with_an_invalid_margin_is_refused(margin: float) -> None:
     with pytest.raises(PolicyError, match=r"rungs\.0\.margins\.error"):
         GatePolicy(rungs=(Rung(0, {"error": margin}),))
 
 
-def test_a_floor_that_is_no_number_is_refused() -> None:
+def test_a_floor_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(PolicyError, match=r"rungs\.0\.floor nan"):
         GatePolicy(rungs=(Rung(0, {"error": 5.0}, floor=nan),))
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"weight": 2.0}, "weight 2.0"),
         ({"weight": 0.0}, "weight 0.0"),
@@ -156,12 +175,12 @@ def test_a_floor_that_is_no_number_is_refused() -> None:
         ({"margins": {"error": nan}}, "margins.error nan"),
     ],
 )
-def test_a_stage_that_cannot_be_run_is_refused(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(PolicyError, match=re.escape(words)):
+def test_an_invalid_stage_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(PolicyError, match=re.escape(message)):
         StagePlan(**{"weight": 0.05, "min_canary": 0, **settings})  # type: ignore[arg-type]
 
 
-def test_leaving_out_a_gate_leaves_out_its_margin() -> None:
+def test_removing_a_gate_removes_its_margin() -> None:
     mine = Gate("mine", "truncated", Kind.RATE, 0.1, 0.5, 0.25)
     policy = GatePolicy(gates=(*GatePolicy().gates[:1], mine), rungs=(Rung(0, {"error": 5.0, "mine": 3.0}),))
 
@@ -170,12 +189,12 @@ def test_leaving_out_a_gate_leaves_out_its_margin() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "DEFAULT", 42, ["default"]])
-def test_what_is_no_policy_is_refused_with_what_one_is(given: object) -> None:
+def test_a_value_that_is_not_a_policy_is_refused_with_a_remedy(given: object) -> None:
     with pytest.raises(PolicyError, match="mapping"):
-        GatePolicy.of(given)
+        gate_policy_of(given)
 
 
-def test_a_policy_is_asked_for_by_name_mapping_itself_or_not_at_all() -> None:
+def test_a_policy_is_given_by_name_mapping_itself_or_none() -> None:
     given: list[object] = [None, "default", {}, {"base": "default"}, GatePolicy()]
 
-    assert [GatePolicy.of(one) for one in given] == [GatePolicy()] * 5
+    assert [gate_policy_of(value) for value in given] == [GatePolicy()] * 5

@@ -1,4 +1,4 @@
-"""Records settle in the order of assignment, scores at their deadline; what is wrong is refused by name."""
+"""Settlement: order of assignment, watermark, deadlines of scores; invalid records are refused by field."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from evaluation.evaluator import Evaluator
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, EvidenceError, Pair, Score
 from evaluation.units.settlement import Settlement
 
@@ -23,12 +24,12 @@ def settlement() -> Settlement:
     return Settlement(keep_scores_s=600.0)
 
 
-def test_draws_come_out_in_order_of_assignment_and_only_behind_the_watermark() -> None:
-    waiting = settlement()
+def test_draws_settle_in_order_of_assignment_behind_the_watermark() -> None:
+    pending = settlement()
     for name, at_s in (("c", 3.0), ("a", 1.0), ("d", 4.0), ("b", 1.0)):
-        waiting.add_draw(replace(GOOD, request_id=name, at_s=at_s))
+        pending.add_draw(replace(GOOD, request_id=name, at_s=at_s))
 
-    assert [d.request_id for d in waiting.advance(4.0, 4.0)] == ["a", "b", "c"]
+    assert [d.request_id for d in pending.advance(4.0, 4.0)] == ["a", "b", "c"]
 
 
 def test_a_repeated_record_counts_once() -> None:
@@ -40,7 +41,7 @@ def test_a_repeated_record_counts_once() -> None:
     assert (gate.report().n_canary, gate.settlement.repeated) == (1, 2)
 
 
-def test_a_record_from_before_the_watermark_is_late_and_counted_so() -> None:
+def test_a_record_from_before_the_watermark_is_counted_as_late() -> None:
     gate = evaluator()
     gate.advance(5.0, 5.0)
     gate.add(GOOD)
@@ -57,18 +58,18 @@ def test_a_watermark_that_goes_back_is_refused() -> None:
         gate.advance(4.0, 6.0)
 
 
-def test_the_time_settles_no_score_while_the_log_is_still_being_read() -> None:
+def test_scores_do_not_expire_while_the_log_is_still_being_read() -> None:
     gate = evaluator()
     gate.add(GOOD)
     gate.advance(5.0, 5.0)
-    gate.advance(5.0, 10_000.0)  # a page of a long log: more follow, and the watermark stands
+    gate.advance(5.0, 10_000.0)  # a page of a long log: more follow, so the watermark stays
     gate.add(Score("a", "quality", 0.5, 2.0))
     gate.advance(6.0, 10_000.0)
 
     assert settled_scores(gate) == 1
 
 
-def test_a_clock_that_was_set_back_is_no_error() -> None:
+def test_a_clock_set_back_is_ignored() -> None:
     gate = evaluator()
     gate.advance(5.0, 5.0)
     gate.advance(6.0, 4.0)
@@ -80,7 +81,7 @@ def settled_scores(gate: Evaluator) -> int:
     return next(r.n_stable for r in gate.report().gates if r.gate == "quality" and r.side == "rollback")
 
 
-def test_a_score_settles_as_soon_as_nothing_before_it_waits() -> None:
+def test_a_score_settles_when_all_earlier_ones_have() -> None:
     gate = evaluator()
     for name, at_s in (("a", 1.0), ("b", 2.0)):
         gate.add(replace(GOOD, request_id=name, at_s=at_s))
@@ -93,17 +94,16 @@ def test_a_score_settles_as_soon_as_nothing_before_it_waits() -> None:
     assert (before, settled_scores(gate)) == (0, 2)
 
 
-def test_an_answer_that_did_not_come_holds_no_later_score_back() -> None:
-    """Nobody will score it: to wait for its deadline would hold all quality back for ten minutes."""
-    one = evaluator()
+def test_a_failed_request_does_not_delay_later_scores() -> None:
+    """It gets no score: waiting for its deadline would delay the quality gate by ten minutes."""
+    gate = evaluator()
     for row in range(4):
-        one.add(replace(GOOD, request_id=str(row), unit=str(row), at_s=float(row), error=row == 0))
+        gate.add(replace(GOOD, request_id=str(row), unit=str(row), at_s=float(row), error=row == 0))
         if row > 0:
-            one.add(Score(str(row), "quality", 1.0, float(row)))
-    one.advance(10.0, 10.0)
+            gate.add(Score(str(row), "quality", 1.0, float(row)))
+    gate.advance(10.0, 10.0)
 
-    quality = next(gate for gate in one.report().gates if gate.gate == "quality")
-    assert quality.n_stable == 3
+    assert settled_scores(gate) == 3
 
 
 def test_a_score_after_its_deadline_is_missing() -> None:
@@ -125,7 +125,7 @@ def test_the_first_score_of_a_request_counts() -> None:
     assert next(r.stable for r in gate.report().gates if r.gate == "quality") == 0.25
 
 
-def test_scores_that_nobody_can_ask_for_are_forgotten() -> None:
+def test_expired_scores_are_forgotten() -> None:
     gate = evaluator()
     gate.add(Score("unknown", "quality", 0.5, 2.0))
     gate.advance(700.0, 700.0)
@@ -135,7 +135,7 @@ def test_scores_that_nobody_can_ask_for_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"at_s": math.nan}, "at_s nan"),
         ({"at_s": math.inf}, "at_s inf"),
@@ -151,13 +151,13 @@ def test_scores_that_nobody_can_ask_for_are_forgotten() -> None:
         ({"tokens": -5.0}, "tokens -5.0"),
     ],
 )
-def test_a_record_that_cannot_be_evidence_is_refused_by_name_and_changes_nothing(
-    change: dict[str, Any], words: str
+def test_an_invalid_record_is_refused_by_field_and_changes_nothing(
+    change: dict[str, Any], message: str
 ) -> None:
     gate = evaluator()
     before = gate.snapshot()
 
-    with pytest.raises(EvidenceError, match=words):
+    with pytest.raises(EvidenceError, match=message):
         gate.add(replace(GOOD, **change))
     assert gate.snapshot() == before
 
@@ -171,19 +171,19 @@ def test_a_score_outside_its_range_is_refused(event: Score | Pair) -> None:
         evaluator().add(event)
 
 
-def test_a_seed_that_is_no_duration_is_refused() -> None:
+def test_an_invalid_seed_value_is_refused() -> None:
     with pytest.raises(EvidenceError, match="latency_ms"):
         Evaluator.start(POLICY, stages=(StagePlan(0.5, 0),), seed_latency_ms={"latency_ms": [1.0, math.nan]})
 
 
-def test_stages_only_rise_and_must_exist() -> None:
+def test_a_stage_outside_the_plan_cannot_be_entered() -> None:
     gate = evaluator()
 
     with pytest.raises(EvidenceError, match="stage 1"):
         gate.enter_stage(1, 0.0)
 
 
-def test_an_answer_that_never_came_is_an_error_and_slowest() -> None:
+def test_a_silent_answer_is_an_error_and_slowest() -> None:
     gate = evaluator()
     gate.add(replace(GOOD, error=True, latency_ms=None, flags={"censored": True}))
     gate.advance(10.0, 10.0)

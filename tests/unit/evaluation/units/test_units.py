@@ -1,16 +1,18 @@
-"""Which coin a request belongs to: draws, revealed bucket intervals, tokens, sessions."""
+"""Units and their draws: revealed bucket intervals, tokens, sessions."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation import snapshot as snapshots
 from evaluation.records import EvidenceError
 from evaluation.units.units import (
     HELD,
     LEFT_OUT,
     REQUEST,
     STICKY,
+    Assignments,
     Drawn,
     Units,
     kind_of,
@@ -22,46 +24,48 @@ from evaluation.units.units import (
 def resolve(units: Units, *rows: tuple[float, int, float, int, int], first_seq: int = 0) -> Drawn:
     """Rows of (at_s, arm, w, kind, unit)."""
     at_s, arm, w, kind, unit = (np.array(column) for column in zip(*rows, strict=True))
-    seq = np.arange(first_seq, first_seq + len(rows))
-    return units.resolve(at_s.astype(float), arm == 1, w.astype(float), kind, unit, seq)
+    requests = Assignments(
+        at_s.astype(float), arm == 1, w.astype(float), kind, unit, unit * 0, np.full(len(rows), np.nan)
+    )
+    return units.resolve(requests, np.arange(first_seq, first_seq + len(rows)))
 
 
-def book() -> Units:
+def new_units() -> Units:
     return Units(session_requests=3, session_s=600.0)
 
 
-def test_a_unit_last_seen_on_stable_comes_back_at_the_conditional_weight() -> None:
-    drawn = resolve(book(), (0, 0, 0.05, STICKY, 7), (9000, 1, 0.25, STICKY, 7))
+def test_a_unit_last_seen_on_stable_returns_at_the_conditional_probability() -> None:
+    drawn = resolve(new_units(), (0, 0, 0.05, STICKY, 7), (9000, 1, 0.25, STICKY, 7))
 
     assert drawn.w.tolist() == pytest.approx([0.05, 0.2 / 0.95])
 
 
 def test_a_unit_seen_on_the_canary_is_not_bet_again_at_a_higher_weight() -> None:
-    drawn = resolve(book(), (0, 1, 0.05, STICKY, 7), (9000, 1, 0.25, STICKY, 7))
+    drawn = resolve(new_units(), (0, 1, 0.05, STICKY, 7), (9000, 1, 0.25, STICKY, 7))
 
-    assert drawn.place.tolist() == [1, 0]
+    assert drawn.position.tolist() == [1, 0]
 
 
 def test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session() -> None:
-    drawn = resolve(book(), *[(at, 0, 0.1, STICKY, 7) for at in (0, 10, 20, 30)])
+    drawn = resolve(new_units(), *[(at, 0, 0.1, STICKY, 7) for at in (0, 10, 20, 30)])
 
-    assert (drawn.place.tolist(), drawn.draw.tolist()[:3]) == ([1, 2, 3, 0], [0, 0, 0])
+    assert (drawn.position.tolist(), drawn.draw.tolist()[:3]) == ([1, 2, 3, 0], [0, 0, 0])
 
 
 def test_a_session_ends_with_its_time() -> None:
-    drawn = resolve(book(), (0, 0, 0.1, STICKY, 7), (600, 0, 0.1, STICKY, 7), (601, 0, 0.1, STICKY, 7))
+    drawn = resolve(new_units(), (0, 0, 0.1, STICKY, 7), (600, 0, 0.1, STICKY, 7), (601, 0, 0.1, STICKY, 7))
 
-    assert drawn.place.tolist() == [1, 2, 0]
+    assert drawn.position.tolist() == [1, 2, 0]
 
 
 def test_a_request_under_a_token_belongs_to_the_draw_of_the_token() -> None:
-    drawn = resolve(book(), (0, 0, 0.05, STICKY, 7), (60, 0, 0.05, HELD, 7))
+    drawn = resolve(new_units(), (0, 0, 0.05, STICKY, 7), (60, 0, 0.05, HELD, 7))
 
-    assert (drawn.place.tolist(), drawn.draw.tolist(), drawn.w.tolist()) == ([1, 2], [0, 0], [0.05, 0.05])
+    assert (drawn.position.tolist(), drawn.draw.tolist(), drawn.w.tolist()) == ([1, 2], [0, 0], [0.05, 0.05])
 
 
 def test_a_token_reveals_nothing_new_of_its_bucket() -> None:
-    units = book()
+    units = new_units()
     resolve(units, (0, 0, 0.05, STICKY, 7))
     resolve(units, (60, 0, 0.25, HELD, 7))  # carries the stage's weight by mistake
 
@@ -70,33 +74,36 @@ def test_a_token_reveals_nothing_new_of_its_bucket() -> None:
     assert drawn.w.tolist() == pytest.approx([0.2 / 0.95])
 
 
-def test_a_token_of_an_unknown_draw_is_no_evidence() -> None:
-    assert resolve(book(), (0, 1, 0.05, HELD, 7)).place.tolist() == [0]
+def test_a_request_under_a_token_of_an_unknown_draw_is_not_evidence() -> None:
+    assert resolve(new_units(), (0, 1, 0.05, HELD, 7)).position.tolist() == [0]
 
 
-def test_what_was_not_drawn_is_no_evidence() -> None:
-    assert resolve(book(), (0, 1, 0.5, LEFT_OUT, 7), (1, 0, 0.5, LEFT_OUT, 8)).place.tolist() == [0, 0]
+def test_a_request_that_was_not_drawn_is_not_evidence() -> None:
+    assert resolve(new_units(), (0, 1, 0.5, LEFT_OUT, 7), (1, 0, 0.5, LEFT_OUT, 8)).position.tolist() == [
+        0,
+        0,
+    ]
 
 
-def test_a_request_before_the_canary_teaches_but_does_not_spend_the_unit() -> None:
-    drawn = resolve(book(), (0, 0, 0.0, STICKY, 7), (9000, 0, 0.1, STICKY, 7))
+def test_a_unit_seen_before_the_canary_is_still_bet_at_its_first_weight() -> None:
+    drawn = resolve(new_units(), (0, 0, 0.0, STICKY, 7), (9000, 0, 0.1, STICKY, 7))
 
     assert drawn.w.tolist() == [0.0, 0.1]
 
 
 def test_an_arm_that_contradicts_the_bucket_is_counted_and_left_out() -> None:
-    units = book()
+    units = new_units()
     drawn = resolve(units, (0, 1, 0.05, STICKY, 7), (9000, 0, 0.25, STICKY, 7))
 
-    assert (drawn.place.tolist(), units.contradictions) == ([1, 0], 1)
+    assert (drawn.position.tolist(), units.contradictions) == ([1, 0], 1)
 
 
-def test_a_unit_keeps_its_name_whatever_gave_the_key() -> None:
-    units = book()
+def test_a_unit_keeps_its_interval_whatever_the_source_of_its_key() -> None:
+    units = new_units()
     key = unit_hash("user-1")
     resolve(units, (0, 1, 0.05, kind_of("sticky"), key))
 
-    assert resolve(units, (9000, 1, 0.25, kind_of("user"), key), first_seq=1).place.tolist() == [0]
+    assert resolve(units, (9000, 1, 0.25, kind_of("user"), key), first_seq=1).position.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -109,62 +116,76 @@ def test_a_unit_keeps_its_name_whatever_gave_the_key() -> None:
         for word in ("force", "header", "no-capacity", "no-lease", "fenced", "excess", "mirror")
     ],
 )
-def test_only_what_was_decided_without_the_coin_is_left_out(word: str, kind: int) -> None:
+def test_only_requests_assigned_without_the_coin_are_left_out(word: str, kind: int) -> None:
     assert kind_of(word) == kind
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10_000), st.lists(st.floats(0.01, 0.9), min_size=1, max_size=6))
-def test_the_conditional_weights_add_up_to_the_bucket(bucket: int, weights: list[float]) -> None:
-    """Whatever weights a unit meets, its coins multiply to the probability of what its bucket showed."""
-    place = bucket / 10_001
+def test_conditional_probabilities_multiply_to_the_revealed_interval(
+    bucket: int, weights: list[float]
+) -> None:
+    """At any sequence of weights, a unit's coins multiply to the width of its revealed interval."""
+    position = bucket / 10_001
     low, high, chance = 0.0, 1.0, 1.0
     for w in sorted(weights):
         p = next_probability(w, low, high)
-        is_canary = place < w
+        is_canary = position < w
         chance *= p if is_canary else 1 - p
         low, high = (low, min(high, w)) if is_canary else (max(low, w), high)
 
-    assert low <= place < high
+    assert low <= position < high
     assert chance == pytest.approx(high - low)
 
 
 def test_forgetting_closed_sessions_changes_no_answer() -> None:
     rows = [(float(at), 0, 0.1, STICKY, at // 2) for at in range(9000)]
-    swept, kept = book(), book()
-    kept._sweep = lambda now_s: None  # type: ignore[method-assign]
+    swept, unswept = new_units(), new_units()
+    unswept._sweep = lambda now_s: None  # type: ignore[method-assign]
 
-    assert np.array_equal(resolve(swept, *rows).place, resolve(kept, *rows).place)
-    assert len(swept.open) < len(kept.open)
+    assert np.array_equal(resolve(swept, *rows).position, resolve(unswept, *rows).position)
+    assert len(swept.open_draws) < len(unswept.open_draws)
 
 
 @pytest.mark.parametrize("word", ["zzz", "", "none", "None", "Request", "0.0"])
-def test_a_word_that_nobody_knows_is_no_sticky_key(word: str) -> None:
+def test_an_unknown_word_is_refused_not_taken_for_a_sticky_key(word: str) -> None:
     with pytest.raises(EvidenceError, match=rf"assigned_by '{word}' is unknown; use request, sticky"):
         kind_of(word)
 
 
 def test_weights_that_change_with_every_row_cost_no_search() -> None:
-    units, rows = book(), 20_000
+    units, rows = new_units(), 20_000
     weights = np.linspace(0.1, 0.5, rows)
     units.intervals = Unsearchable()
-    sides = (np.arange(rows) % 7 == 0).astype(int)
+    arms = (np.arange(rows) % 7 == 0).astype(int)
 
-    resolve(units, *zip(range(rows), sides, weights, [STICKY] * rows, range(rows), strict=True))
+    resolve(units, *zip(range(rows), arms, weights, [STICKY] * rows, range(rows), strict=True))
 
     assert len(units.intervals) == rows
-    assert units.intervals[units.seen[7]] == (0.0, weights[7])
+    assert units.intervals[units.interval_of[7]] == (0.0, weights[7])
 
 
-def test_an_interval_is_kept_once_also_after_a_restart() -> None:
-    units = book()
+def test_an_interval_is_stored_once_even_after_a_restart() -> None:
+    units = new_units()
     resolve(units, (0, 0, 0.1, STICKY, 7), (1, 0, 0.1, STICKY, 8))
-    again = book()
+    again = new_units()
     again.book, again.intervals = units.book, list(units.intervals)
 
     resolve(again, (2, 0, 0.1, STICKY, 9))
 
     assert again.intervals == [(0.1, 1.0)]
+
+
+def test_open_draws_survive_a_restart() -> None:
+    units, again = new_units(), new_units()
+    resolve(units, (0, 1, 0.1, STICKY, 7), (1, 0, 0.1, STICKY, 8), (2, 1, 0.1, HELD, 7))
+    snapshots.read(again, snapshots.write(units, digest="d"), digest="d")
+    later = [(3, 1, 0.1, HELD, 7), (4, 0, 0.1, STICKY, 8)]
+
+    expected, drawn = (resolve(u, *later, first_seq=3) for u in (units, again))
+
+    assert drawn.position.tolist() == expected.position.tolist() == [3, 2]
+    assert drawn.draw.tolist() == expected.draw.tolist() == [0, 1]
 
 
 class Unsearchable(list[tuple[float, float]]):

@@ -18,7 +18,8 @@ from controller.evidence.reader import JoinedPage
 from controller.evidence.records import GateConfig
 from controller.evidence.score_join import ScoreJoin
 from controller.rollout.observation import EvidenceStatus
-from evaluation.policy.policy import GatePolicy, StagePlan
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S as EVIDENCE_SETTLE_S
 from evaluation.report import Verdict
 from serving.clock import boot_s
