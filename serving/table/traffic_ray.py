@@ -103,7 +103,7 @@ class RayTraffic:
 
     def are_replicas_applied(self, service: str, version: str) -> bool | None:
         """True when no router with a lease uses this version's former replicas; None: unreachable."""
-        applied: bool | None = self._call(table_name(service), "is_replicas_applied", version)
+        applied: bool | None = self._call(table_name(service), "are_replicas_applied", version)
         return applied
 
     # ---- the evidence
