@@ -48,7 +48,7 @@ class Settings(BaseModel):
         return self.home / "cluster.json"
 
     @property
-    def hashes_path(self) -> Path:
+    def digests_path(self) -> Path:
         """Cache of tensor digests, see `store.digest_cache`."""
         return self.home / "hashes.json"
 

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from evaluation.betting.histogram import BINS, WIDTH, LogHistogram
 from evaluation.betting.wealth import Floats, Ints
 from evaluation.metrics import CATALOGUE
-from evaluation.policy.alpha import log_limit
+from evaluation.policy.alpha_split import log_limit
 from evaluation.policy.observed_ranges import PercentileRange, RangeGate
 from evaluation.report import GateReport, Side, Verdict
 from evaluation.units.sessions import Rows

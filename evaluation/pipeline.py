@@ -14,7 +14,7 @@ from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
 from evaluation.betting.wealth import Block, Channel, Floats, Ints
 from evaluation.metrics import CATALOGUE
 from evaluation.observed_range import RangeMonitor, range_monitors
-from evaluation.policy.alpha import log_limit
+from evaluation.policy.alpha_split import log_limit
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream

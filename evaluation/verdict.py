@@ -11,7 +11,7 @@ import numpy as np
 from evaluation.betting.wealth import Decision
 from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_margins
-from evaluation.policy.alpha import gate_alpha, log_limit
+from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.report import EvaluationReport, GateReport, Side, Verdict
 from evaluation.units.metric_evidence import MetricEvidence, Track

@@ -16,7 +16,7 @@ from controller import telemetry
 from controller.api.feedback import Score, parse_scores
 from controller.api.proposal import Proposal, as_twin, changed_version, refuse_rejected, refuse_same
 from controller.auth import Identity, make_secret
-from controller.errors import BadInput, BadSpec, Conflict, NoRoom, RolloutRunning, Unreachable
+from controller.errors import BadInput, BadSpec, Conflict, NoRoom, Unreachable
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device, fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
@@ -35,7 +35,7 @@ from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
 from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
 from controller.store.rows import ServiceRow
-from controller.store.sql import SqlStore
+from controller.store.sql import SqlStore, already_running
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
@@ -115,10 +115,7 @@ class Commands:
         self._active_service(service)
         newest = self._newest_rollout(service)
         if newest is not None and not newest.is_final:
-            raise RolloutRunning(
-                f"{service} has rollout {newest.id} in {newest.phase.value}, one at a time; "
-                f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
-            )
+            raise already_running(service, newest.id, f"in {newest.phase.value}")
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
         before = self._store.latest_attempt(service, proposal.canary_id)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.

@@ -140,7 +140,7 @@ def refuse_rejected(before: RolloutState) -> None:
     if before.phase is not Phase.ROLLED_BACK and before.departure is None:
         return
     # Every A/B test ends with a rollback by a user; deploying B next is the normal course.
-    if before.plan.is_test and cause.kind is CauseKind.USER:
+    if before.plan.is_ab_test and cause.kind is CauseKind.USER:
         return
     raise AlreadyRejected(
         f"{canary} was rolled back in {before.id} ({cause.text}); change it, or give --retry"

@@ -17,7 +17,7 @@ from controller.spec.service import (
     parse_version,
     parse_yaml,
 )
-from controller.store.digest_cache import read_hashes, write_hashes
+from controller.store.digest_cache import cached_digests
 
 PRESETS: tuple[str, ...] = get_args(PolicySpec.model_fields["preset"].annotation)
 
@@ -53,9 +53,8 @@ def service_body(settings: Settings, file: Path | None, options: Mapping[str, An
         body["policy"] = read_policy(options["policy"])
     spec = parse_service(body).located(base)
     if spec.model is not None:
-        hashes = read_hashes(settings.hashes_path)
-        fingerprint_checkpoint(Path(spec.model), architectures=known_architectures(), cache=hashes)
-        write_hashes(settings.hashes_path, hashes)
+        with cached_digests(settings.digests_path) as digests:
+            fingerprint_checkpoint(Path(spec.model), architectures=known_architectures(), cache=digests)
         body["model"] = spec.model
     return body
 

@@ -10,7 +10,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from evaluation.forecast.detectable_effect import Baseline
+from evaluation.metrics import CATALOGUE
 
+JUDGED = frozenset(name for name, metric in CATALOGUE.items() if metric.arrives_later)
+JUDGED_SCORES = tuple(name for name in CATALOGUE if name in JUDGED and not CATALOGUE[name].lower_is_better)
 MIN_REQUESTS = 200
 MIN_SCORES = 100
 ALL_JUDGED_RATIO = 0.995  # above it every answer counts as judged: a few lost scores change no forecast
@@ -95,17 +98,17 @@ class MeasuredBaseline:
         others = sorted(set(gated) & set(self.events) - {"error"})
         parts += [f"{name} {_percent(self.events[name] / self.requests)}" for name in others]
         lines = [f"measured over {self.requests:,} requests: {', '.join(parts)}"]
-        for name in sorted(set(gated) & {"quality", "thumbs", "accepted", "hallucinated", "flagged"}):
+        for name in sorted(set(gated) & JUDGED):
             lines.append(self._score_line(name, typical))
         return tuple(lines)
 
     def _main_score(self, metrics: Collection[str]) -> ScoreStats | None:
         """The score metric, rates excluded, with the most scores: a forecast has one score distribution."""
-        known = [self.score(name) for name in ("quality", "thumbs", "accepted") if name in metrics]
+        known = [self.score(name) for name in JUDGED_SCORES if name in metrics]
         return max((one for one in known if one is not None), key=lambda one: one.count, default=None)
 
     def _score_line(self, name: str, typical: Baseline) -> str:
-        stats, is_rate = self.score(name), name in ("hallucinated", "flagged")
+        stats, is_rate = self.score(name), name not in JUDGED_SCORES
         if stats is None:
             figure = _percent(typical.rate_of(name)) if is_rate else f"{typical.score_mean:g}"
             count = self.scores[name].count if name in self.scores else 0

@@ -16,6 +16,7 @@ from controller.planning.risk import Assessment, Risk
 from controller.quantities import FULL_BP, percent
 from controller.rollout.plan import Plan, Stage
 from controller.spec.policy import PolicySpec, StageSpec
+from evaluation.forecast.stages import DEADLINE_FACTOR, MIN_DEADLINE_S
 from evaluation.metrics import VALUES
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
@@ -53,8 +54,6 @@ VENDOR = (
     LadderStep(500, 2 * DAY_S, 2000),
     LadderStep(2500, 5 * DAY_S, 5000),
 )
-DEADLINE_FACTOR = 3.0  # times the planned time, before a stage is held as not proven
-MIN_DEADLINE_S = 60.0
 WARMUP_WHOLE_STAGE_S = 366 * DAY_S  # longer than any stage: all of its latency is excluded, of both arms
 
 
@@ -143,7 +142,7 @@ def latency_lines(plan: Plan, policy: PolicySpec) -> tuple[str, ...]:
         return ("latency: the replicas of an external endpoint are not known; equal load is assumed",)
     places: dict[LatencyRole, list[str]] = {"proves": [], "guards": [], "ignored": []}
     weights = [stage.weight_bp for stage in plan.stages]
-    for index, bp in enumerate([*weights, FULL_BP - plan.holdback_bp]):
+    for index, bp in enumerate([*weights, plan.promoted_bp]):
         ratio = load_ratio(plan, index)
         if ratio is not None and (index < len(weights) or (plan.holdback_bp > 0 and not plan.twin)):
             role = ratio.latency_role(gates.load_ratio)

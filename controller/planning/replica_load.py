@@ -45,7 +45,7 @@ def load_ratio(plan: Plan, index: int) -> LoadRatio | None:
         return None
     stages = plan.stages
     if index >= len(stages):
-        ratio = _ratio(FULL_BP - plan.holdback_bp, plan.replicas, plan.stable_replicas)
+        ratio = _ratio(plan.promoted_bp, plan.replicas, plan.stable_replicas)
         return LoadRatio(ratio, ratio)
     stage = stages[index]
     end_replicas = stages[index + 1].replicas if index + 1 < len(stages) else plan.replicas

@@ -1,4 +1,4 @@
-"""Actions of a rollout: complete values ("split = 100 bp"), idempotent, performed within 50 ms each."""
+"""Actions of a rollout: complete values ("split = 100 bp"), idempotent, each returns at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EnsureVersion:
 
 @dataclass(frozen=True, slots=True)
 class SetSplit:
-    """Publish this route table. canary None: stable gets all traffic, affinity and forced arms included."""
+    """Publish this route table. canary None: stable gets all traffic."""
 
     stable: str
     canary: str | None

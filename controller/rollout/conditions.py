@@ -43,7 +43,7 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
             return ready >= state.canary.replicas and _is_revocable(state, seen)
         case Phase.BAKING:
             is_over = now_s - state.entered_at_s >= plan.bake_s
-            is_readable = seen.evidence is not None and state.blind_since_s is None
+            is_readable = seen.evidence is not None and state.unreadable_since_s is None
             return is_over and is_readable and ready >= state.canary.replicas
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return False
@@ -53,7 +53,7 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
 
 def _is_revocable(state: RolloutState, seen: Observation) -> bool:
     """True: stable could take all traffic back, and the data plane applies what was published."""
-    return state.blind_since_s is None and ready_replicas(seen, state.stable.id) > 0
+    return state.unreadable_since_s is None and ready_replicas(seen, state.stable.id) > 0
 
 
 def _has_passed(state: RolloutState, seen: Observation) -> bool:
@@ -107,7 +107,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         if harm is not None:
             return harm
     plan = state.plan
-    if state.blind_since_s is not None and now_s - state.blind_since_s >= plan.unreadable_s:
+    if state.unreadable_since_s is not None and now_s - state.unreadable_since_s >= plan.unreadable_s:
         text = f"the data plane was unreadable or did not apply the split for {plan.unreadable_s:g} s"
         return Cause(CauseKind.UNREADABLE, text)
     if state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:

@@ -27,7 +27,7 @@ def enter(
 ) -> RolloutState:
     acked_at_s = state.acked_at_s if keep_ack else None
     state = replace(state, phase=phase, entered_at_s=now_s, reason=reason, acked_at_s=acked_at_s)
-    state = replace(state, blind_since_s=None, unready_since_s=None)
+    state = replace(state, unreadable_since_s=None, unready_since_s=None)
     limit_s = time_limit_s(state)
     state = replace(state, deadline_at_s=None if limit_s is None else now_s + limit_s)
     name = f"stage {state.stage + 1} of {len(state.plan.stages)}" if phase is Phase.STAGE else phase.value

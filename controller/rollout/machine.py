@@ -172,7 +172,7 @@ def _apply_command(state: RolloutState, command: ManualCommand, now_s: float) ->
 
 
 def _restart_deadlines(state: RolloutState, now_s: float) -> RolloutState:
-    state = replace(state, blind_since_s=None, unready_since_s=None)
+    state = replace(state, unreadable_since_s=None, unready_since_s=None)
     limit_s = time_limit_s(state)
     if state.phase is Phase.STAGE and state.deadline_at_s is not None:
         # Its routers had withdrawn the canary: one planned duration more, not the whole limit again.
@@ -189,10 +189,10 @@ def _restart_deadlines(state: RolloutState, now_s: float) -> RolloutState:
 def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """Since when the data plane is blind and the canary unready, and when the weight was applied."""
     if state.phase in (Phase.PLANNING, Phase.PREFLIGHT, Phase.ROLLING_BACK, Phase.UNLOADING):
-        return replace(state, blind_since_s=None, unready_since_s=None)
+        return replace(state, unreadable_since_s=None, unready_since_s=None)
     applied = is_applied(seen, desired_split(state))
     blind = seen.split is None or seen.versions is None or (state.phase in LIVE and not applied)
-    state = replace(state, blind_since_s=_since(state.blind_since_s, blind, now_s))
+    state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
     if seen.versions is not None:
         unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
         state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))

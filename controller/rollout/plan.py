@@ -68,6 +68,6 @@ class Plan:
         return FULL_BP - self.holdback_bp
 
     @property
-    def is_test(self) -> bool:
+    def is_ab_test(self) -> bool:
         """True: the plan of an A/B test, held until it is ended manually, and never promoted by itself."""
         return any(stage.min_canary >= NEVER_CANARY for stage in self.stages)

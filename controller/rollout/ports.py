@@ -1,7 +1,8 @@
 """Ports of the rollout core to the data plane, the store and people. `wiring/` connects their adapters.
 
-What cannot be read is None, never a guess. Every command is idempotent, returns within 50 ms and carries the
-lease's fencing token; an older one raises `StaleToken`. Nothing here waits for a load, a drain or a timeout.
+What cannot be read is None, never a guess. Every command is idempotent, carries the lease's
+fencing token (an older one raises `StaleToken`) and returns at once: the Ray clients give up after 250 ms.
+Nothing here waits for a load or a drain.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from controller.rollout.state import RolloutState
 
 FORMAT = 1
 # Stored keys of renamed fields: stored states stay readable, also by older releases.
-STORED_KEYS = {"commands_through": "asks_through"}
+STORED_KEYS = {"commands_through": "asks_through", "unreadable_since_s": "blind_since_s"}
 
 _state = TypeAdapter(RolloutState)
 _actions = TypeAdapter(tuple[Action, ...])

@@ -165,7 +165,7 @@ class RolloutState:
     launched: bool = False  # the canary may hold memory
     exposed: bool = False  # a route table with the canary may exist
     waived_through: int = -1  # stages up to this index need no proof, by manual command
-    blind_since_s: float | None = None  # the data plane is unreadable, or does not apply the split
+    unreadable_since_s: float | None = None  # the data plane is unreadable, or does not apply the split
     unready_since_s: float | None = None  # no canary replica is ready
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure

@@ -1,7 +1,7 @@
 """Adapters of the data plane (serving/) to the ports of rollout/: fleet, route table, front, records log.
 
-Exceptions of serving/ are translated here, once. Every call returns within 50 ms, except the first `open` and
-the `close` of a service.
+Exceptions of serving/ are translated here, once. Every call returns within the client's timeout of 250 ms,
+except the first `open` and the `close` of a service.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ INTERVAL_S = 1.0
 
 
 class Front(Protocol):
-    """Route table, records log and routers of a service. Idempotent; each call returns within 50 ms."""
+    """Route table, records log and routers of a service. Idempotent."""
 
     def open(self, service: str, secret: str, *, token: int) -> None: ...
     def close(self, service: str, *, token: int) -> None: ...
@@ -87,7 +87,7 @@ class Keeper:
             if plane.versions is not None:
                 is_settled &= self._has_stable(row, replicas, plane.versions, token)
                 if rollout is None:
-                    is_settled &= not self._stop_strays(row, plane.versions, token)
+                    is_settled &= not self._stop_orphans(row, plane.versions, token)
             if (rollout is None or not rollout.exposed) and not _is_only_stable(plane.split, row.stable):
                 stable_alone = SetSplit(row.stable, None, 0, 0)
                 self._traffic.set_split(row.name, rollout.id if rollout else "", stable_alone, token=token)
@@ -113,13 +113,13 @@ class Keeper:
             self._fleet.stop(row.name, row.stable, token=token)
         return False
 
-    def _stop_strays(self, row: ServiceRow, versions: tuple[VersionStatus, ...], token: int) -> bool:
+    def _stop_orphans(self, row: ServiceRow, versions: tuple[VersionStatus, ...], token: int) -> bool:
         """Stop versions without an owner, such as a canary whose memory was not released in time."""
         leaving = (VersionPhase.GONE, VersionPhase.STOPPING)
-        strays = [one.version for one in versions if one.version != row.stable and one.phase not in leaving]
-        for version in strays:
+        orphans = [one.version for one in versions if one.version != row.stable and one.phase not in leaving]
+        for version in orphans:
             self._fleet.stop(row.name, version, token=token)
-        return bool(strays)
+        return bool(orphans)
 
     def _remove(self, row: ServiceRow, plane: DataPlaneStatus, token: int) -> float | None:
         if plane.versions is None:

@@ -54,7 +54,7 @@ class GateSpec(Strict):
     )
 
     def to_mapping(self) -> dict[str, object]:
-        """The keys of `GatePolicy.from_mapping`."""
+        """The keys of `parse_gate_policy`."""
         given = self.model_dump(exclude_none=True)
         if "deadline" in given:
             given["deadline_s"] = given.pop("deadline")

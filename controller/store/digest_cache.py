@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_FILES = 10_000  # the newest are kept
 
 
-def read_hashes(path: Path) -> dict[str, str]:
+@contextmanager
+def cached_digests(path: Path) -> Iterator[dict[str, str]]:
+    """The cached digests, to be added to; written back if any were."""
+    digests = read_digests(path)
+    before = len(digests)
+    yield digests
+    if len(digests) != before:
+        write_digests(path, digests)
+
+
+def read_digests(path: Path) -> dict[str, str]:
     """The cached digests; empty when the file is missing or malformed: then files are hashed again."""
     try:
         cached = json.loads(path.read_text())
@@ -18,10 +30,10 @@ def read_hashes(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in cached.items()} if isinstance(cached, dict) else {}
 
 
-def write_hashes(path: Path, hashes: dict[str, str]) -> None:
+def write_digests(path: Path, digests: dict[str, str]) -> None:
     """Replace the cache file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    newest = dict(list(hashes.items())[-MAX_FILES:])
+    newest = dict(list(digests.items())[-MAX_FILES:])
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(newest))
     partial.replace(path)

@@ -130,13 +130,13 @@ class SqlStore:
         try:
             with self._writes.begin() as db:
                 if (other := db.execute(select(t.rollouts.c.id).where(running)).scalar()) is not None:
-                    raise _already_running(state.service, other)
+                    raise already_running(state.service, other)
                 # Hashing the checkpoint may have taken minutes since the plan was made.
                 _require_stable(db, state.service, state.stable.id)
                 db.execute(insert(t.rollouts).values(values))
                 _append_log(db, state, 0)
         except sa.exc.IntegrityError as exc:
-            raise _already_running(state.service, "another") from exc
+            raise already_running(state.service, "another") from exc
         return 0
 
     def append_command(
@@ -297,9 +297,10 @@ class SqlStore:
         return Identity(row.name, Role(row.role)) if row else None
 
 
-def _already_running(service: str, other: str) -> RolloutRunning:
+def already_running(service: str, other: str, state: str = "running") -> RolloutRunning:
+    """The error of a second rollout on a service."""
     return RolloutRunning(
-        f"{service} has rollout {other} running, one at a time; "
+        f"{service} has rollout {other} {state}, one at a time; "
         f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from controller.quantities import FULL_BP, duration, percent
+from controller.quantities import duration, percent
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.state import Phase, RolloutState
 from evaluation.report import Verdict
@@ -28,7 +28,7 @@ def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: flo
             remaining_s = state.plan.bake_s - (now_s - state.entered_at_s)
             waits += [f"{duration(math.ceil(remaining_s))} of bake"] if remaining_s > 0 else []
         case Phase.PROMOTING:
-            is_weight_set = state.weight_bp == FULL_BP - state.plan.holdback_bp
+            is_weight_set = state.weight_bp == state.plan.promoted_bp
             waits.append("the routers" if is_weight_set else "full capacity")
         case _:
             waits.append(f"{state.phase.value} of {state.canary.id}")
@@ -38,7 +38,7 @@ def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: flo
 def _stage_waits(state: RolloutState, evidence: EvidenceStatus | None, elapsed_s: float) -> list[str]:
     if evidence is None:
         return ["readable evidence"]
-    if state.plan.is_test:
+    if state.plan.is_ab_test:
         return [f"canaryctl ab stop {state.service}: an A/B test is never promoted automatically"]
     stage, waits = state.plan.stages[state.stage], []
     if elapsed_s < stage.duration_s:

@@ -21,7 +21,7 @@ from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
-from controller.store.digest_cache import read_hashes, write_hashes
+from controller.store.digest_cache import cached_digests
 from controller.store.row_specs import fingerprint_of, version_spec
 from controller.store.rows import VersionRow
 from controller.store.sql import SqlStore
@@ -46,19 +46,14 @@ class Versions:
         """The version's fingerprint, from its files. Raises BadCheckpoint."""
         if spec.url is not None:
             return fingerprint_external(spec.url)
-        with self._hashing:
-            hashes = read_hashes(self._settings.hashes_path)
-            before = len(hashes)
-            fingerprint = fingerprint_checkpoint(
+        with self._hashing, cached_digests(self._settings.digests_path) as digests:
+            return fingerprint_checkpoint(
                 Path(str(spec.model)),
                 engine_arguments=spec.engine_arguments(),
                 engine_release=self._release,
                 architectures=known_architectures(),
-                cache=hashes,
+                cache=digests,
             )
-            if len(hashes) != before:
-                write_hashes(self._settings.hashes_path, hashes)
-        return fingerprint
 
     def launch(self, service: str, version: str, replicas: int) -> Launch:
         """The fleet's launch of the version. Raises UnknownService when it is not stored."""

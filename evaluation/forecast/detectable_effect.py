@@ -23,7 +23,7 @@ from evaluation.betting.scores import ScoreLoss
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Bettor, Block
 from evaluation.metrics import Kind
-from evaluation.policy.alpha import channel_alphas, log_limit
+from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
 

@@ -25,13 +25,14 @@ from evaluation.policy.policy import GatePolicy
 
 MAX_RUNS = 40
 MIN_RUNS = 10
-SURE_RUNS = 20  # no more runs if these all agree
+UNANIMOUS_RUNS = 20  # no more runs if these all agree
 STAGE_ROWS = 200_000  # simulated for one stage, over all runs, once it has had MIN_RUNS
-DEADLINE_FACTOR = 3.0
+DEADLINE_FACTOR = 3.0  # times the planned time, before a stage is held as not proven
+MIN_DEADLINE_S = 60.0
 MIN_PROVEN_RATIO = 0.5  # a stage proven in a smaller share of the runs is refused
-BEYOND = 6.0  # times the deadline: how long a stage is simulated, to find the deadline that it needs
-BEYOND_UNITS = 4000.0  # canary units, where that is more
-WIDER = (1.5, 2.0, 3.0, 5.0)  # factors of wider margins, tried for a stage that cannot prove its own
+SIMULATED_DEADLINES = 6.0  # how long a stage is simulated, to find the deadline that it needs
+MIN_SIMULATED_UNITS = 4000.0  # canary units, where that is more
+WIDER_MARGINS = (1.5, 2.0, 3.0, 5.0)  # factors of wider margins, tried for a stage that cannot prove its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class _Stage:
     ) -> None:
         self.policy, self.stage, self.traffic, self.duration_s = policy, stage, traffic, duration_s
         self.canary_per_s = traffic.requests_per_s * stage.weight
-        default_s = max(DEADLINE_FACTOR * stage.min_canary / self.canary_per_s, duration_s, 60.0)
+        default_s = max(DEADLINE_FACTOR * stage.min_canary / self.canary_per_s, duration_s, MIN_DEADLINE_S)
         self.deadline_s = default_s if deadline_s is None else deadline_s
         self.margins, _ = stage_margins(policy, stage)
         self.gates = tuple(g for g in policy.gates if g.name in self.margins)
@@ -146,11 +147,12 @@ class _Stage:
             return [Run({}, 0.0, 0, is_cut=False)]
         policy = replace(self.policy, gates=gates)
         # As if all units were new, to find how many it takes even where there are fewer.
-        max_units = max(self.stage.weight * self.traffic.sessions_by(BEYOND * self.deadline_s), BEYOND_UNITS)
+        sessions = self.traffic.sessions_by(SIMULATED_DEADLINES * self.deadline_s)
+        max_units = max(self.stage.weight * sessions, MIN_SIMULATED_UNITS)
         runs: list[Run] = []
         while len(runs) < reps:
             runs.append(one_run(policy, self.stage, self.traffic, max_units, [*seed, len(runs)]))
-            if len(runs) == SURE_RUNS and self.all_agree(runs):
+            if len(runs) == UNANIMOUS_RUNS and self.all_agree(runs):
                 break
             if len(runs) >= MIN_RUNS and sum(run.rows for run in runs) >= STAGE_ROWS:
                 break
@@ -269,7 +271,7 @@ def _is_in_time(stage: _Stage, gate: Gate, run: Run) -> bool:
 def _wider(stage: _Stage, gate: Gate, seed: Sequence[int]) -> str | None:
     """The narrowest of the wider margins that nine runs in ten prove in time, as `gate: margin`."""
     margin = stage.margins[gate.name]
-    for factor in WIDER:
+    for factor in WIDER_MARGINS:
         wide = margin * factor if gate.kind is Kind.SCORE else 1 + (max(margin, 1.0) - 1) * factor
         if gate.kind is Kind.SCORE and wide >= stage.traffic.baseline.score_mean:
             return None

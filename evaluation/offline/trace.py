@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.offline.backtest import feed
 from evaluation.offline.columns import checked_stages, checked_table, policy_for_columns
 from evaluation.pipeline import Pipeline, stage_margins
-from evaluation.policy.alpha import gate_alpha, log_limit
+from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.units.metric_evidence import MetricEvidence, Track

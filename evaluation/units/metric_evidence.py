@@ -22,7 +22,7 @@ from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, Sess
 from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
 from evaluation.betting.wealth import Bettor, Block, Channel, Floats
 from evaluation.metrics import VALUES, Kind
-from evaluation.policy.alpha import channel_alphas, log_limit
+from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate, Sampling
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S

@@ -7,9 +7,10 @@ Rules:
    when the poll *arrived*, which is later, so no clocks are compared: a lease that has expired here has
    expired in the router.
 3. A withdrawn canary (weight 0, or replaced by another version) gets a fence on every replica that was ever
-   published for it. The split is applied when all fences are confirmed, or when every router has acknowledged
-   it or its lease (and 200 ms more) has expired. Acknowledgements alone suffice only after 250 ms: a request
-   sent just before an acknowledgement may still be on its way to the engine.
+   published for it. The split is applied when all fences are confirmed and every router with a lease knows
+   the current stable, or when every router has acknowledged it or its lease (and 200 ms more) has expired.
+   While a fence is pending, acknowledgements suffice only after 250 ms: a request sent just before one may
+   still be on its way to the engine. An external canary has no fence.
 4. An older fencing token is refused. A tombstoned rollout can have no canary, and can set no stable but the
    one it started from.
 5. After 60 s without a heartbeat from the controller the canary is withdrawn; stable stays.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
-from evaluation.policy.alpha import channel_alphas, log_limit
+from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED

@@ -20,7 +20,7 @@ from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import feed, run
 from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
-from evaluation.policy.alpha import channel_alphas
+from evaluation.policy.alpha_split import channel_alphas
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair

@@ -54,7 +54,7 @@ import pytest
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
-from evaluation.policy.alpha import channel_alphas
+from evaluation.policy.alpha_split import channel_alphas
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy

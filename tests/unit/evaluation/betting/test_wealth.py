@@ -19,7 +19,7 @@ from evaluation.betting.wealth import (
     Wealth,
     by_weight,
 )
-from evaluation.policy.alpha import channel_alphas, log_limit
+from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 
