@@ -29,7 +29,7 @@ from controller.store.sql import SqlStore
 from serving.messages import RecordBatch, RecordPage, RequestRecord, ScoreRecord
 from serving.table.records_log import RecordLog
 from tests.fakes.feed_maker import CONFIG, a_record, a_score, in_stage
-from tests.fakes.plane import FakeClock, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
+from tests.fakes.plane import FakeClock, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE
 
 REQUESTS_A_TICK = 20
@@ -104,7 +104,7 @@ def run(ticks: int, folder: Path) -> dict[str, float]:
             feeds.poll_idle(now_s)
 
         return ServiceWorkers(
-            Reconciler(ports), Keeper(engines, table, FakeFront(traffic), store, clock), measure
+            Reconciler(ports), Keeper(engines, table, FakeIngress(traffic), store, clock), measure
         )
 
     loop = ServiceLoop("chat", store, clock, workers, lambda row: 1)

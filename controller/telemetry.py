@@ -56,6 +56,6 @@ def warning(text: str, /, **fields: Field) -> None:
     logging.getLogger(LOGGER).warning(text, extra={"fields": fields})
 
 
-def alarm(text: str, /, exc: BaseException | None = None, **fields: Field) -> None:
+def error(text: str, /, exc: BaseException | None = None, **fields: Field) -> None:
     """ERROR: a person must act."""
     logging.getLogger(LOGGER).error(text, extra={"fields": fields}, exc_info=exc)

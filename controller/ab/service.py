@@ -139,7 +139,7 @@ class AbTests:
                 self._replays.pop(service, None)  # another controller may have written: replay the store
             reader.unsubscribe(_SUBSCRIBER)
             if self._faults.get(service) != str(exc):
-                telemetry.alarm("the A/B test's tick failed, trying again", exc, service=service)
+                telemetry.error("the A/B test's tick failed, trying again", exc, service=service)
             self._faults[service] = str(exc)
         else:
             self._faults.pop(service, None)

@@ -36,7 +36,7 @@ def add_error_handling(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_internal_error(request: Request, exc: Exception) -> Response:
-        telemetry.alarm("request failed", exc, path=request.url.path)
+        telemetry.error("request failed", exc, path=request.url.path)
         return _problem(500, "internal", ("canaryctl failed; the controller's log says why",), 1)
 
     app.add_middleware(BodyLimit)

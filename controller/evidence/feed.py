@@ -280,7 +280,7 @@ class EvidenceFeeds:
                 feed = Feed.restore(rollout.id, config, saved, self._reader)
             except (SnapshotMismatch, ValueError, KeyError) as exc:
                 # Evidence for another policy does not count: the gate starts again from the whole log.
-                telemetry.alarm("evidence snapshot refused, starting again", exc, rollout=rollout.id)
+                telemetry.error("evidence snapshot refused, starting again", exc, rollout=rollout.id)
         if feed is not None:
             self._feeds[rollout.id] = feed
             self._reader.subscribe(rollout.id, feed)

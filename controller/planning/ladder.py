@@ -140,7 +140,7 @@ def latency_lines(plan: Plan, policy: PolicySpec) -> tuple[str, ...]:
         return ()
     if plan.stable_replicas is None:
         return ("latency: the replicas of an external endpoint are not known; equal load is assumed",)
-    places: dict[LatencyRole, list[str]] = {"proves": [], "guards": [], "ignored": []}
+    places: dict[LatencyRole, list[str]] = {"proves": [], "rollback_only": [], "ignored": []}
     weights = [stage.weight_bp for stage in plan.stages]
     for index, bp in enumerate([*weights, plan.promoted_bp]):
         ratio = load_ratio(plan, index)
@@ -151,7 +151,7 @@ def latency_lines(plan: Plan, policy: PolicySpec) -> tuple[str, ...]:
             places[role].append(f"{name} ({shown:.2g}x stable's load)")
     texts = {
         "proves": "can be proven at",
-        "guards": "can roll back, but not be proven, at",
+        "rollback_only": "can roll back, but not be proven, at",
         "ignored": "is ignored at",
     }
     lines = [f"latency {texts[role]} {', '.join(names)}" for role, names in places.items() if names]

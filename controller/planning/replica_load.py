@@ -14,8 +14,8 @@ from typing import Literal
 from controller.quantities import FULL_BP
 from controller.rollout.plan import Plan
 
-# proves: must be proven, and may roll back.  guards: may roll back, is never proven.  ignored: neither.
-LatencyRole = Literal["proves", "guards", "ignored"]
+# proves: must be proven, and may roll back.  rollback_only: is never proven.  ignored: neither.
+LatencyRole = Literal["proves", "rollback_only", "ignored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class LoadRatio:
         """
         if self.at_start > limit:
             return "ignored"
-        return "proves" if 1 / math.sqrt(limit) <= self.at_end <= math.sqrt(limit) else "guards"
+        return "proves" if 1 / math.sqrt(limit) <= self.at_end <= math.sqrt(limit) else "rollback_only"
 
 
 def load_ratio(plan: Plan, index: int) -> LoadRatio | None:

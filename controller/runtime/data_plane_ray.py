@@ -1,4 +1,4 @@
-"""Adapters of the data plane (serving/) to the ports of rollout/: fleet, route table, front, records log.
+"""Adapters of the data plane (serving/) to the ports of rollout/: fleet, route table, ingress, records log.
 
 Exceptions of serving/ are translated here, once. Every call returns within the client's timeout of 250 ms,
 except the first `open` and the `close` of a service.
@@ -18,7 +18,7 @@ from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
 from serving.table.route_table import Split, StaleFencingToken
 
-REOPEN_S = 10.0  # interval of checks that an opened front still answers
+REOPEN_S = 10.0  # interval of checks that an opened ingress still answers
 
 T = TypeVar("T")
 
@@ -104,8 +104,8 @@ class TrafficAdapter:
             raise Unreachable(f"the route table of {service} does not answer")
 
 
-class FrontAdapter:
-    """The keeper's `Front`: a service's two actors and its routers. routers: how many a service has."""
+class IngressAdapter:
+    """The keeper's `Ingress`: a service's two actors and its routers. routers: how many a service has."""
 
     def __init__(
         self,

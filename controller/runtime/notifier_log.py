@@ -18,7 +18,7 @@ class LogNotifier:
         if key not in self._sent:
             self._sent.add(key)
             if severity == "page":
-                telemetry.alarm("page", key=key, text=text)
+                telemetry.error("page", key=key, text=text)
             else:
                 telemetry.event("notice", key=key, text=text)
         return True

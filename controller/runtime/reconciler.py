@@ -182,7 +182,7 @@ class Reconciler:
         if isinstance(exc, CanaryctlError):
             telemetry.warning("failed, will be retried", what=what, why=str(exc))
         else:
-            telemetry.alarm("raised an unexpected error", exc, what=what)
+            telemetry.error("raised an unexpected error", exc, what=what)
 
     def _snapshot_if_due(self, state: RolloutState, now_s: float, changed: bool) -> bytes | None:
         last_s = self._evidence_committed_at_s.setdefault(state.id, now_s)

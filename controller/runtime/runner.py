@@ -88,7 +88,7 @@ class Runner:
                 if self._token is not None:
                     self._start_loops()
             except Exception as exc:  # noqa: BLE001 - without this thread nothing would ever act again
-                telemetry.alarm("the lease could not be renewed", exc)
+                telemetry.error("the lease could not be renewed", exc)
                 self._token = None
             self._changed.wait(RENEW_S)
             self._changed.clear()
@@ -129,7 +129,7 @@ class Runner:
             except UnknownService:
                 break
             except Exception as exc:  # noqa: BLE001 - a fault in one service must not end its thread
-                telemetry.alarm("the service's tick failed", exc, service=service)
+                telemetry.error("the service's tick failed", exc, service=service)
                 pause_s = PAUSE_S
             if pause_s > 0:
                 wake.wait(pause_s)

@@ -1,4 +1,4 @@
-"""Keeper of a service: front open, stable version loaded and in the route table, no other version running.
+"""Keeper of a service: ingress open, stable version loaded and in the route table, no other version running.
 
 Invariants: level-triggered, so it repairs what a crash, a reboot or an actor restart left behind; while a
 rollout is `exposed`, only the rollout writes the route table; what cannot be read is left alone.
@@ -21,7 +21,7 @@ BUSY_S = 0.25
 INTERVAL_S = 1.0
 
 
-class Front(Protocol):
+class Ingress(Protocol):
     """Route table, records log and routers of a service. Idempotent."""
 
     def open(self, service: str, secret: str, *, token: int) -> None: ...
@@ -38,33 +38,33 @@ class Keeper:
     """Drives the data plane towards the service's row; stops all of it when the row is `removing`."""
 
     def __init__(
-        self, fleet: Fleet, traffic: Traffic, front: Front, removals: Removals, clock: Clock
+        self, fleet: Fleet, traffic: Traffic, ingress: Ingress, removals: Removals, clock: Clock
     ) -> None:
         self._fleet = fleet
         self._traffic = traffic
-        self._front = front
+        self._ingress = ingress
         self._removals = removals
         self._clock = clock
 
     def prepare(self, row: ServiceRow, *, token: int) -> bool:
-        """Open the front and send a heartbeat, or close the front of a service being removed.
+        """Open the ingress and send a heartbeat, or close the ingress of a service being removed.
 
         MUST come before the data plane is read for `tick`. False: it failed, skip `tick`. Raises StaleToken.
         """
         try:
             if row.removing:
-                # The front first: no request may arrive at an engine that is being stopped.
-                self._front.close(row.name, token=token)
+                # The ingress first: no request may arrive at an engine that is being stopped.
+                self._ingress.close(row.name, token=token)
             else:
-                self._front.open(row.name, row.secret, token=token)
+                self._ingress.open(row.name, row.secret, token=token)
                 self._traffic.heartbeat(row.name, token=token)
             return True
         except StaleToken:
             raise
         except CanaryctlError as exc:
-            telemetry.warning("front does not answer, will be retried", service=row.name, why=str(exc))
-        except Exception as exc:  # noqa: BLE001 - a broken front must not block the rollback of a rollout
-            telemetry.alarm("front raised an unexpected error", exc, service=row.name)
+            telemetry.warning("ingress does not answer, will be retried", service=row.name, why=str(exc))
+        except Exception as exc:  # noqa: BLE001 - a broken ingress must not block the rollback of a rollout
+            telemetry.error("ingress raised an unexpected error", exc, service=row.name)
         return False
 
     def tick(

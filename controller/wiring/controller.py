@@ -28,7 +28,7 @@ from controller.installed import own_version
 from controller.rollout.state import RolloutState
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
-    FrontAdapter,
+    IngressAdapter,
     RecordsAdapter,
     TrafficAdapter,
     probe_target,
@@ -95,7 +95,7 @@ def build(settings: Settings) -> Controller:
             preflight=lambda rollout: versions.preflight(rollout, fleet.observe),
             rate_per_s=environment.requests_per_s,
         )
-        front = FrontAdapter(
+        ingress = IngressAdapter(
             traffic, lambda name: service_spec(store.service(name)).routers, fleet.stop_router, time.monotonic
         )
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
@@ -106,7 +106,7 @@ def build(settings: Settings) -> Controller:
             feeds.poll_idle(now_s)
             tests.tick(service, reader, now_s)
 
-        return ServiceWorkers(Reconciler(ports), Keeper(engines, table, front, store, clock), measure)
+        return ServiceWorkers(Reconciler(ports), Keeper(engines, table, ingress, store, clock), measure)
 
     def rollout_of(rollout: str) -> RolloutState | None:
         stored = store.load(rollout)

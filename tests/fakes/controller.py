@@ -39,7 +39,7 @@ from controller.store.sql import SqlStore
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.loopback import free_ports
-from tests.fakes.plane import FakeEvidence, FakeFleet, FakeFront, FakeNotifier, FakeProbes, FakeTraffic
+from tests.fakes.plane import FakeEvidence, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
 
 GIB = 1 << 30
 
@@ -109,11 +109,11 @@ class FakeController:
         self.fleet = FakeFleet(clock, load_s=0.05, unload_s=0.05)  # type: ignore[arg-type]
         self.traffic = FakeTraffic(clock)  # type: ignore[arg-type]
         self.evidence, self.probes, self.notifier = FakeEvidence(), FakeProbes(), FakeNotifier()
-        self.front, self.environment = FakeFront(self.traffic), FakeEnvironment()
+        self.ingress, self.environment = FakeIngress(self.traffic), FakeEnvironment()
         ports = Ports(self.store, self.fleet, self.traffic, self.evidence, self.probes, self.notifier, clock)
 
         def make_workers(_: str) -> ServiceWorkers:
-            keeper = Keeper(self.fleet, self.traffic, self.front, self.store, clock)
+            keeper = Keeper(self.fleet, self.traffic, self.ingress, self.store, clock)
             return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None)
 
         def replicas(row: ServiceRow) -> int:

@@ -179,7 +179,7 @@ class FakeTraffic:
 
 
 @dataclass(slots=True)
-class FakeFront:
+class FakeIngress:
     """Fronts that open and close at once."""
 
     traffic: FakeTraffic

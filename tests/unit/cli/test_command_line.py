@@ -174,7 +174,7 @@ def test_a_removed_service_leaves_no_engine(chat: FakeController) -> None:
     chat.runner.wake("chat")
 
     until(lambda: not chat.store.services(), "the service is gone")
-    assert (chat.fleet.engines, chat.front.opened) == ({}, {})
+    assert (chat.fleet.engines, chat.ingress.opened) == ({}, {})
 
 
 def test_plan_and_dry_run_print_the_same_and_start_nothing(

@@ -12,7 +12,7 @@ from controller.rollout.actions import SetSplit
 from controller.rollout.observation import VersionPhase
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
-    FrontAdapter,
+    IngressAdapter,
     RecordsAdapter,
     TrafficAdapter,
     probe_target,
@@ -160,13 +160,13 @@ def test_a_probe_has_no_target_while_the_data_plane_cannot_be_read() -> None:
 
 def test_a_front_is_opened_once_and_again_after_its_table_is_lost() -> None:
     traffic, now = RecordingTraffic(), [0.0]
-    front = FrontAdapter(traffic, lambda service: 3, lambda service: None, lambda: now[0])
+    ingress = IngressAdapter(traffic, lambda service: 3, lambda service: None, lambda: now[0])
     for now[0] in (0.0, 1.0, 11.0):
-        front.open("chat", "s", token=1)
+        ingress.open("chat", "s", token=1)
     before = list(traffic.calls)
     traffic.status = None
     for now[0] in (12.0, 23.0):
-        front.open("chat", "s", token=1)
+        ingress.open("chat", "s", token=1)
 
     opened = [("open", "chat", "s"), ("start_router", "chat", 3)]
     assert (before, traffic.calls) == (opened, opened * 2)
@@ -174,14 +174,14 @@ def test_a_front_is_opened_once_and_again_after_its_table_is_lost() -> None:
 
 def test_a_front_stops_routers_before_actors() -> None:
     traffic = RecordingTraffic()
-    front = FrontAdapter(
+    ingress = IngressAdapter(
         traffic,
         lambda service: 1,
         lambda service: traffic.calls.append(("stop_router", service)),
         lambda: 0.0,
     )
-    front.close("chat", token=1)
-    front.close("chat", token=1)
+    ingress.close("chat", token=1)
+    ingress.close("chat", token=1)
 
     assert traffic.calls == [("stop_router", "chat"), ("close", "chat")]
 

@@ -12,7 +12,7 @@ from controller.rollout.observation import DataPlaneStatus, VersionPhase
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
-from tests.fakes.plane import FakeClock, FakeFleet, FakeFront, FakeTraffic
+from tests.fakes.plane import FakeClock, FakeFleet, FakeIngress, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
@@ -30,9 +30,9 @@ class Rig:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.fleet, self.traffic = FakeFleet(self.clock), FakeTraffic(self.clock)
-        self.front = FakeFront(self.traffic)
+        self.ingress = FakeIngress(self.traffic)
         self.removals = Removals()
-        self.keeper = Keeper(self.fleet, self.traffic, self.front, self.removals, self.clock)
+        self.keeper = Keeper(self.fleet, self.traffic, self.ingress, self.removals, self.clock)
 
     def keep(
         self, row: ServiceRow = CHAT, *, rollout: RolloutState | None = None, ticks: int = 1
@@ -58,7 +58,7 @@ def test_a_new_service_is_loaded_and_stable_gets_all_traffic() -> None:
 
     table = rig.traffic.tables["chat"]
     assert rig.versions() == {STABLE: VersionPhase.READY}
-    assert (table.stable, table.canary, rig.front.opened) == (STABLE, None, {"chat": "s3cret"})
+    assert (table.stable, table.canary, rig.ingress.opened) == (STABLE, None, {"chat": "s3cret"})
 
 
 def test_a_settled_service_is_not_changed() -> None:
@@ -153,7 +153,7 @@ def test_a_removed_service_closes_its_front_before_its_engines_stop() -> None:
 
     rig.keep(replace(CHAT, removing=True))
 
-    assert (rig.front.opened, rig.removals.removed) == ({}, [])
+    assert (rig.ingress.opened, rig.removals.removed) == ({}, [])
     assert rig.versions() == {STABLE: VersionPhase.STOPPING}
 
 

@@ -19,7 +19,7 @@ from tests.fakes.plane import (
     FakeClock,
     FakeEvidence,
     FakeFleet,
-    FakeFront,
+    FakeIngress,
     FakeNotifier,
     FakeProbes,
     FakeTraffic,
@@ -50,14 +50,14 @@ class Rig:
             ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0)
         )
         traffic = FakeTraffic(self.clock)
-        self.front = FakeFront(traffic)
+        self.ingress = FakeIngress(traffic)
         self.fleet, self.traffic = Counted(FakeFleet(self.clock)), Counted(traffic)
         self.loop = ServiceLoop("chat", self.store, self.clock, self._workers, lambda row: 1)
 
     def _workers(self, _: str) -> ServiceWorkers:
         evidence, probes, notifier = FakeEvidence(), FakeProbes(), FakeNotifier()
         ports = Ports(self.store, self.fleet, self.traffic, evidence, probes, notifier, self.clock)
-        keeper = Keeper(self.fleet, self.traffic, self.front, self.store, self.clock)
+        keeper = Keeper(self.fleet, self.traffic, self.ingress, self.store, self.clock)
         return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None)
 
     def deploy(self) -> None:
@@ -116,7 +116,7 @@ def test_a_front_that_fails_does_not_block_a_rollback(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(FakeFront, "open", fails)
+    monkeypatch.setattr(FakeIngress, "open", fails)
     rig.store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="bad", at_s=rig.clock.at_s)
 
     rig.tick_until(Phase.ROLLED_BACK)

@@ -11,7 +11,7 @@ import math
 from evaluation.betting import latency, rates, sample_ratio, scores
 from evaluation.betting.histogram import WIDTH
 from evaluation.units import missingness
-from tests.properties.plain_play import Bet, Past, Unit, bin_of
+from tests.properties.reference_play import Bet, Past, Unit, bin_of
 
 
 def odds_factor(unit: Unit, ratio: float) -> float:

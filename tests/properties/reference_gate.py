@@ -18,7 +18,7 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.missingness import MISSING_ALPHA
 from tests.fakes.evidence_maker import Columns
-from tests.properties.plain_bets import (
+from tests.properties.reference_bets import (
     PlainFallback,
     PlainFirstEvents,
     PlainOdds,
@@ -29,7 +29,7 @@ from tests.properties.plain_bets import (
     PlainSessionMeans,
     PlainShape,
 )
-from tests.properties.plain_play import Bet, Past, Played, Unit, epoch_ends, play
+from tests.properties.reference_play import Bet, Past, Played, Unit, epoch_ends, play
 
 Key = tuple[str, str, float]  # gate, use, margin
 NAN = float("nan")

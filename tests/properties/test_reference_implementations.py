@@ -1,6 +1,7 @@
-"""Each channel equals its deliberately simple twin (`plain_gate.py`), on traffic with single requests, users
-who return during a ramp, tokens, forced requests, fallbacks, failures, missing values, a warm-up, two
-stages, and a latency that drifts on both arms.
+"""Each channel equals a deliberately simple reference implementation (`reference_gate.py`).
+
+The traffic has single requests, users who return during a ramp, tokens, forced requests, fallbacks, failures,
+missing values, a warm-up, two stages, and a latency that drifts on both arms.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
 from tests.fakes.evidence_maker import requests, settings_of
-from tests.properties.plain_bets import PlainShape
-from tests.properties.plain_gate import Key, plain_channels, plain_pairs
-from tests.properties.plain_play import Past, Played, Unit
+from tests.properties.reference_bets import PlainShape
+from tests.properties.reference_gate import Key, plain_channels, plain_pairs
+from tests.properties.reference_play import Past, Played, Unit
 from tests.properties.rich_traffic import MARGINS, SEED, SINGLE, STAGES, STICKY, policy_of, traffic
 
 METRICS = ("error", "latency_ms", "quality", "hallucinated")
