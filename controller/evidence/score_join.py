@@ -56,7 +56,8 @@ class ScoreJoin:
         for id in (record.request_id, record.answer_id):
             if id is not None:
                 self._requests[id] = record
-                held |= self._held.pop(id, {})
+                # A held score that comes later in the log is joined when it is read again.
+                held |= {seq: score for seq, score in self._held.pop(id, {}).items() if seq < record.seq}
         return [held[seq] for seq in sorted(held)]
 
     def _match(self, score: ScoreRecord) -> RequestRecord | None:

@@ -148,7 +148,7 @@ class TrafficMeter:
                 sums.setdefault(score.metric, _Sum()).add(score.value)
 
     def _is_of_stable(self, record: RequestRecord) -> bool:
-        return record.arm == STABLE and record.outcome != "fenced" and record.at_s >= self._stable_since_s
+        return record.arm == STABLE and record.at_s >= self._stable_since_s
 
     def _add_to_session(self, record: RequestRecord) -> None:
         if record.assigned_by == "request":

@@ -63,7 +63,7 @@ def _shift(state: RolloutState, departure: Departure, seen: Observation, now_s: 
     if not state.is_late(now_s):
         return state
     # Page once and keep trying: a weight above 0 is never left in effect.
-    text = f"{state.service}: weight 0 is not acknowledged after {spent_ms / 1000:.0f} s; still retrying"
+    text = f"{state.service}: the split is not acknowledged after {spent_ms / 1000:.0f} s; still retrying"
     state = replace(log(state, now_s, text), deadline_at_s=None)
     return notice(state, "stuck", "page", text, now_s)
 

@@ -1,7 +1,7 @@
 """Keeper of a service: ingress open, stable version loaded and in the route table, no other version running.
 
 Invariants: level-triggered, so it repairs what a crash, a reboot or an actor restart left behind; while a
-rollout is `exposed`, only the rollout writes the route table; what cannot be read is left alone.
+rollout is `exposed`, only the rollout writes the route table; engines of an unreadable fleet are left alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Keeper:
     def prepare(self, row: ServiceRow, *, token: int) -> bool:
         """Open the ingress and send a heartbeat, or close the ingress of a service being removed.
 
-        MUST come before the data plane is read for `tick`. False: it failed, skip `tick`. Raises StaleToken.
+        MUST come before the read for `tick`, by one interval at most. False: it failed, skip `tick`. Raises
+        StaleToken.
         """
         try:
             if row.removing:

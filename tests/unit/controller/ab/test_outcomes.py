@@ -59,8 +59,9 @@ def test_a_scored_request_counts_unless_an_earlier_one_still_waits() -> None:
 @pytest.mark.parametrize("score_first", [True, False])
 def test_a_score_finds_its_request_by_either_id_before_or_after(name: str, score_first: bool) -> None:
     ledger = JoinedLedger("r-1", "quality", 600.0)
-    events: list[Event] = [request(1), score(2, name)]
-    consume(ledger, events[::-1] if score_first else events)
+    later: list[Event] = [request(1), score(2, name)]
+    earlier: list[Event] = [score(1, name), request(2, request_id="q1", answer_id="a1")]
+    consume(ledger, earlier if score_first else later)
 
     assert outcomes(ledger) == [(False, 0.7)]
 

@@ -226,3 +226,15 @@ def test_the_join_is_bounded() -> None:
     join.forget(before_s=0.0, max_ids=10)
 
     assert (len(join._held), len(join._requests)) == (20_000, 10)
+
+
+def test_a_score_whose_request_only_a_later_subscriber_reads_is_delivered_once() -> None:
+    log = a_log(1, "a1=0.5")
+    head, behind = Recorder(seq=1), Recorder()
+    reader = reader_of(log, head)
+    assert reader.poll(START_S)  # the score is read, its request is not known to this reader
+
+    reader.subscribe("behind", behind)
+    assert reader.poll(START_S)
+
+    assert behind.received == ["q1", "q1=0.5"]
