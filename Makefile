@@ -15,7 +15,8 @@ test: $(STAMP)
 	$(BIN)/python -m serving.checkpoints
 	$(BIN)/python -m pytest
 
-check: $(STAMP) lint types unit
+check: $(STAMP)
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint types unit
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
