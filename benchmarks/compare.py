@@ -1,6 +1,6 @@
 """Speed before and after a change: one benchmark at a git revision and in this tree, alternating in one run.
 
-    python -m benchmarks.compare REVISION [--benchmark benchmarks.tick] [--rounds 3] [-- ARGUMENTS OF IT]
+    python -m benchmarks.compare REVISION [--benchmark benchmarks.tick] [--rounds 3] [ITS OPTIONS]
 
 The benchmark must exist at both and print JSON. Each figure is the median of its rounds; `ratio` is this tree
 over the revision. Machines are noisy: only the ratios mean something.
@@ -55,15 +55,14 @@ def main() -> None:
     parser.add_argument("revision")
     parser.add_argument("--benchmark", default="benchmarks.tick")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("arguments", nargs="*", help="passed on to the benchmark")
-    given = parser.parse_args()
+    given, arguments = parser.parse_known_args()  # the rest goes to the benchmark
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "before"
         subprocess.run(
             ["git", "worktree", "add", "-q", "--detach", tree, given.revision], cwd=ROOT, check=True
         )
         try:
-            print("\n".join(compare(tree, ROOT, given.benchmark, given.rounds, given.arguments)))
+            print("\n".join(compare(tree, ROOT, given.benchmark, given.rounds, arguments)))
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
 
