@@ -12,7 +12,6 @@ import json
 import random
 import tempfile
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +27,13 @@ from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from serving.messages import RecordBatch, RecordPage, RequestRecord, ScoreRecord
 from serving.table.records_log import RecordLog
+from tests.fakes.counted import Counted
 from tests.fakes.feed_maker import CONFIG, a_record, a_score, in_stage
 from tests.fakes.plane import FakeClock, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
 from tests.fakes.rollouts import CANARY, STABLE
 
 REQUESTS_A_TICK = 20
 TICK_S = 1.0
-
-
-class Counted:
-    """A port whose reads are counted under `name`."""
-
-    def __init__(self, port: Any, name: str, reads: Counter[str]) -> None:
-        self._port, self._name, self._reads = port, name, reads
-
-    def __getattr__(self, name: str) -> Any:
-        self._reads[self._name] += name in ("observe", "read")
-        return getattr(self._port, name)
 
 
 class Log:
@@ -76,11 +65,16 @@ class Log:
 
 def run(ticks: int, folder: Path) -> dict[str, float]:
     """Milliseconds of CPU time and reads per tick, over `ticks` ticks after 20 of warm-up."""
-    clock, reads, log = FakeClock(), Counter[str](), Log()
+    clock = FakeClock()
     store = SqlStore(f"sqlite:///{folder / 'state.db'}")
     version = VersionRow("chat", STABLE, "{}", "{}", 1.0)
     store.put_service(ServiceRow("chat", "{}", STABLE, "secret", 1.0), version)
-    fleet, traffic = FakeFleet(clock), FakeTraffic(clock)
+    fleet, traffic, log = FakeFleet(clock), FakeTraffic(clock), Log()
+    reads: dict[str, Any] = {
+        "fleet_reads": Counted(fleet),
+        "table_reads": Counted(traffic),
+        "log_reads": Counted(log),
+    }
     for name in (STABLE, CANARY):
         fleet.ensure("chat", name, 1, token=1)
     clock.advance(60.0)
@@ -92,9 +86,9 @@ def run(ticks: int, folder: Path) -> dict[str, float]:
 
     def workers(service: str) -> ServiceWorkers:
         meter = TrafficMeter()
-        engines: Any = Counted(fleet, "fleet_reads", reads)
-        table: Any = Counted(traffic, "table_reads", reads)
-        reader = RecordsReader(service, Counted(log, "log_reads", reads))
+        engines: Any = reads["fleet_reads"]
+        table: Any = reads["table_reads"]
+        reader = RecordsReader(service, reads["log_reads"])
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: CONFIG)
         ports = Ports(store, engines, table, feeds, FakeProbes(), FakeNotifier(), clock)
 
@@ -113,13 +107,14 @@ def run(ticks: int, folder: Path) -> dict[str, float]:
         clock.advance(TICK_S)
         log.fill(clock.at_s)
         if tick == 20:
-            reads.clear()
+            for port in reads.values():
+                port.reads = 0
         started_s = time.process_time()
         loop.tick(1)
         spent_s.append(time.process_time() - started_s)
     assert loop.last.evidence is not None
     measured = sorted(spent_s[20:])
-    per_tick = {name: count / ticks for name, count in sorted(reads.items())}
+    per_tick = {name: port.reads / ticks for name, port in reads.items()}
     return {"cpu_ms": 1000 * sum(measured) / ticks, "cpu_median_ms": 1000 * measured[ticks // 2], **per_tick}
 
 

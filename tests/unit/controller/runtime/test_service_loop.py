@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from controller.runtime.service_keeper import Keeper
 from controller.runtime.service_loop import ServiceLoop, ServiceWorkers
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
+from tests.fakes.counted import Counted
 from tests.fakes.plane import (
     FakeClock,
     FakeEvidence,
@@ -27,17 +27,6 @@ from tests.fakes.plane import (
 from tests.fakes.rollouts import STABLE, a_rollout
 
 OPERATOR = Identity("ada", Role.OPERATOR)
-
-
-class Counted:
-    """A port that counts its reads, apart from those that the fake makes of itself."""
-
-    def __init__(self, port: Any) -> None:
-        self.port, self.reads = port, 0
-
-    def __getattr__(self, name: str) -> Any:
-        self.reads += name == "observe"
-        return getattr(self.port, name)
 
 
 class Rig:
