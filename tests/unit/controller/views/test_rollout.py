@@ -14,11 +14,11 @@ from controller.rollout.observation import (
     VersionPhase,
     VersionStatus,
 )
-from controller.rollout.plan import Plan, Stage, VersionRef
-from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
+from controller.rollout.plan import VersionRef
+from controller.rollout.state import Departure, DepartureStep, Phase
 from controller.views.models import RolloutView
 from controller.views.rollout import gate_view, rollout_view, service_view
-from evaluation.report import EvaluationReport, GateReport, Verdict
+from evaluation.report import EvaluationReport, Verdict
 from tests.fakes.view_maker import GATE, PLAN, in_stage
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from controller.rollout.machine import begin
 from controller.rollout.observation import EvidenceStatus
-from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.state import Departure, DepartureStep, Hold, HoldKind, Phase, RolloutState
 from controller.views.waiting import waiting_for
-from evaluation.report import GateReport, Verdict
+from evaluation.report import Verdict
 from tests.fakes.view_maker import GATE, in_stage
 
 
