@@ -157,6 +157,12 @@ class FakeTraffic:
             self.weights.append(weight_bp)
         return self.observe(service)
 
+    def start(self, service: str) -> None:
+        """Start an empty table where there is none, as the start of a table actor does."""
+        if service not in self.tables:
+            self.tables[service] = SplitStatus(1, 0, None, None, 0, applied=False)
+            self.set_at_s[service] = self.clock.at_s
+
     def observe(self, service: str) -> SplitStatus | None:
         table = self.tables.get(service)
         if self.blind or table is None:
@@ -187,6 +193,7 @@ class FakeIngress:
 
     def open(self, service: str, secret: str, *, token: int) -> None:
         self.opened[service] = secret
+        self.traffic.start(service)
 
     def close(self, service: str, *, token: int) -> None:
         self.opened.pop(service, None)
