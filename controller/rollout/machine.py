@@ -26,12 +26,14 @@ Rules:
    any two lines loses nothing, and an empty set means that the data plane is as desired.
 8. A phase whose condition is met is not ended by its deadline. After a controller restart deadlines start
    again (a stage gets one planned duration more): the canary is not blamed for the controller's absence.
+   Only time that ticks saw counts: not a clock that was set, not a controller that stood still.
 
 Promotion ends with the new version as stable in the route table: weight 10,000 minus the holdback, bake, then
 one table with stable=new and canary=None, then the old version is drained and unloaded as in rule 3.
 A twin run ends after its last stage: one table with stable alone, then the twin leaves in the same order.
 
-`conditions.py` evaluates, `departure.py` advances a leaving version, `desired.py` derives the actions.
+`elapsed.py` keeps time, `conditions.py` evaluates, `departure.py` advances a leaving version, `desired.py`
+derives the actions.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from controller.rollout.actions import Action
 from controller.rollout.conditions import is_done, missing_evidence, reason_to_leave, stage_exit
 from controller.rollout.departure import advance_departure
 from controller.rollout.desired import desired_actions, desired_split
+from controller.rollout.elapsed import carry_over
 from controller.rollout.journal import (
     drop_delivered,
     end,
@@ -86,6 +89,7 @@ def begin(
     if stable.id == canary.id:
         raise BadInput(f"{canary.id} is in production already; deploy another version")
     state = RolloutState(rollout, service, stable, canary, plan, Phase.PLANNING, now_s, None, "", now_s)
+    state = replace(state, ticked_at_s=now_s)
     if plan.twin:
         text = f"twin run of {stable.id}: stable against itself, nothing will be promoted"
         return enter(state, Phase.PLANNING, now_s, text)
@@ -94,9 +98,8 @@ def begin(
 
 def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Action, ...]]:
     """The next state, and all actions that it desires and does not observe yet."""
-    last_s = state.log[-1].at_s if state.log else state.entered_at_s
-    now_s = seen.now_s if math.isfinite(seen.now_s) else last_s
-    state = drop_delivered(state, seen, now_s)
+    now_s = seen.now_s if math.isfinite(seen.now_s) else state.ticked_at_s
+    state = drop_delivered(carry_over(state, seen, now_s), seen, now_s)
     if state.is_final:
         return state, notices(state)
     commanded = _apply_commands(state, seen, now_s)

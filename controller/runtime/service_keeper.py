@@ -57,6 +57,8 @@ class Keeper:
         self._ingress = ingress
         self._services = services
         self._clock = clock
+        self._failure: tuple[str, float] | None = None  # version and start of stable's failure
+        self._failed_s = 0.0  # boot time at which it was first seen
 
     def prepare(self, service: str, *, token: int) -> Prepared | None:
         """Open the ingress and send a heartbeat, or close the ingress of a service being removed.
@@ -134,10 +136,17 @@ class Keeper:
             return True
         if stable is None or stable.phase is not VersionPhase.FAILED:
             self._fleet.ensure(row.name, row.stable, replicas, token=token)
-        elif self._clock.now_s() - stable.since_s >= RETRY_FAILED_S:
+        elif self._has_failed_for_long(stable):
             # Stopping clears the failure; the next tick finds the version gone and loads it again.
             self._fleet.stop(row.name, row.stable, token=token)
         return False
+
+    def _has_failed_for_long(self, stable: VersionStatus) -> bool:
+        """True: this failure was first seen `RETRY_FAILED_S` ago, by a clock that cannot be set."""
+        failure = (stable.version, stable.since_s)
+        if self._failure != failure:
+            self._failure, self._failed_s = failure, self._clock.boot_s()
+        return self._clock.boot_s() - self._failed_s >= RETRY_FAILED_S
 
     def _stop_orphans(self, row: ServiceRow, versions: tuple[VersionStatus, ...], token: int) -> bool:
         """Stop versions without an owner, such as a canary whose memory was not released in time."""

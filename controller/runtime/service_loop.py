@@ -60,7 +60,7 @@ class ServiceLoop:
         self._replicas = replicas
         self._workers: ServiceWorkers | None = None
         self._token: int | None = None
-        self._keep_at_s = 0.0
+        self._keep_at_s = 0.0  # boot time
 
     def tick(self, token: int | None) -> float:
         """One tick under the lease's token (None: another controller holds it); seconds until the next.
@@ -89,7 +89,7 @@ class ServiceLoop:
         reconciler = workers.reconciler
         loaded = [reconciler.perform(id, token=token) for id in self._store.running(self._service)]
         performed = [rollout for rollout in loaded if rollout is not None]
-        is_keep_due = self._clock.now_s() >= self._keep_at_s or all(
+        is_keep_due = self._clock.boot_s() >= self._keep_at_s or all(
             rollout.stored.state.is_final for rollout in performed
         )
         prepared = workers.keeper.prepare(self._service, token=token) if is_keep_due else None
@@ -109,7 +109,7 @@ class ServiceLoop:
                 if next_in_s is None:
                     raise UnknownService(f"service {self._service} was removed")
                 pause_s = min(pause_s, next_in_s)
-            self._keep_at_s = plane.read_at_s + KEEP_S
+            self._keep_at_s = plane.boot_s + KEEP_S
             workers.measure(plane.read_at_s)
         elif running is None:
             pause_s = 0.0  # the rollout ended in this tick: the next one keeps the service

@@ -6,6 +6,7 @@ rollout is exposed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,9 @@ class _Others:
     def now_s(self) -> float:
         return self.player.plane.now_s
 
+    def boot_s(self) -> float:
+        return self.player.plane.now_s
+
     def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeStatus:
         known = {one.kind: one for one in self.player.plane.probes}
         return known.get(probe.probe, ProbeStatus(probe.probe, "running"))
@@ -120,8 +124,10 @@ class StoredPlayer(Player):
     def _workers(self, _: str) -> ServiceWorkers:
         fleet, table, others = self.fleet, self.table_port, self.others
         ports = Ports(self.store, fleet, table, _Evidence(self), others, others, others)
+        # A transcript's tick may take minutes, and every tick of it is committed.
+        reconciler = Reconciler(ports, commit_s=0.0, max_tick_s=math.inf)
         return ServiceWorkers(
-            Reconciler(ports), Keeper(fleet, table, others, self.store, others), lambda now_s: None
+            reconciler, Keeper(fleet, table, others, self.store, others), lambda now_s: None
         )
 
     def tick(self, flags: set[str]) -> None:

@@ -125,6 +125,7 @@ class Player:
             commands=self.plane.commands,
             delivered=frozenset(notices if "delivered" in flags else ()),
             resumed="resumed" in flags,
+            away_s=self.plane.now_s - self.state.ticked_at_s if "resumed" in flags else 0.0,
         )
         self.state, self.actions = step(self.state, seen)
 

@@ -48,11 +48,19 @@ class Rig:
             prepared = self.keeper.prepare("chat", token=1)
             assert prepared is not None
             plane = DataPlaneStatus(
-                self.clock.now_s(), self.traffic.observe("chat"), self.fleet.observe("chat")
+                self.clock.now_s(),
+                self.clock.boot_s(),
+                self.traffic.observe("chat"),
+                self.fleet.observe("chat"),
             )
             next_in_s = self.keeper.tick(prepared, lambda row: 1, rollout, plane, token=1)
             self.clock.advance(next_in_s or 0.0)
         return next_in_s
+
+    def plane(self) -> DataPlaneStatus:
+        clock = self.clock
+        split, versions = self.traffic.observe("chat"), self.fleet.observe("chat")
+        return DataPlaneStatus(clock.now_s(), clock.boot_s(), split, versions)
 
     def versions(self) -> dict[str, VersionPhase]:
         return {one.version: one.phase for one in self.fleet.observe("chat") or ()}
@@ -159,7 +167,7 @@ def test_an_unreadable_route_table_is_not_changed() -> None:
     weights = list(rig.traffic.weights)
     prepared = rig.keeper.prepare("chat", token=1)
     assert prepared is not None
-    unreadable = DataPlaneStatus(rig.clock.now_s(), None, rig.fleet.observe("chat"))
+    unreadable = replace(rig.plane(), split=None)
     rig.traffic.tables["chat"] = replace(rig.traffic.tables["chat"], canary=CANARY, weight_bp=100)
 
     rig.keeper.tick(prepared, lambda row: 1, None, unreadable, token=1)
@@ -202,7 +210,9 @@ def test_the_row_is_read_after_the_rollout_was_stepped() -> None:
     rig.clock.advance(5.0)
     prepared = rig.keeper.prepare("chat", token=1)
     assert prepared is not None
-    plane = DataPlaneStatus(rig.clock.now_s(), rig.traffic.observe("chat"), rig.fleet.observe("chat"))
+    plane = DataPlaneStatus(
+        rig.clock.now_s(), rig.clock.boot_s(), rig.traffic.observe("chat"), rig.fleet.observe("chat")
+    )
 
     rig.services.row = replace(CHAT, stable=CANARY)
     rig.keeper.tick(prepared, lambda row: 1, None, plane, token=1)
@@ -216,7 +226,9 @@ def test_a_removal_requested_in_the_tick_stops_nothing_before_the_ingress_is_clo
     rig.keep(ticks=10)
     prepared = rig.keeper.prepare("chat", token=1)
     assert prepared is not None
-    plane = DataPlaneStatus(rig.clock.now_s(), rig.traffic.observe("chat"), rig.fleet.observe("chat"))
+    plane = DataPlaneStatus(
+        rig.clock.now_s(), rig.clock.boot_s(), rig.traffic.observe("chat"), rig.fleet.observe("chat")
+    )
 
     rig.services.row = replace(CHAT, removing=True)
     rig.keeper.tick(prepared, lambda row: 1, None, plane, token=1)
