@@ -59,7 +59,9 @@ class CauseKind(StrEnum):
     """Kind of event that started a rollback."""
 
     GATE = "gate"
-    GUARD = "guard"
+    GUARD = "guard"  # on the canary's answers to users
+    PROBE = "probe"  # preflight, warm-up or smoke test failed: before any user was served
+    ENGINE = "engine"  # the canary's engines failed or are not ready
     USER = "user"
     DEADLINE = "deadline"
     UNREADABLE = "unreadable"

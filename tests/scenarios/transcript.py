@@ -86,13 +86,13 @@ class Player:
     lines_written: int = 0
 
     def __post_init__(self) -> None:
-        words = dict(word.split("=", 1) for word in self.plan_line.split()[1:])
+        words = dict(word.partition("=")[::2] for word in self.plan_line.split()[1:])
         replicas = int(words.get("replicas", "1"))
-        stages = tuple(_stage(text, replicas) for text in words["stages"].split(","))
+        stages = tuple(_stage(text, replicas) for text in words.get("stages", "").split(",") if text)
         times = {name: duration_s(words[name]) for name in words if name.endswith("_s")}
         bake_s, holdback_bp = duration_s(words["bake"]), weight_bp(words.get("holdback", "5%"))
         plan = replace(Plan("medium", (), stages, holdback_bp, bake_s), **times)  # type: ignore[arg-type]
-        plan = replace(plan, twin="twin" in words)
+        plan = replace(plan, twin="twin" in words, undo="undo" in words)
         canary = "v-old-twin" if plan.twin else "v-new"
         refs = VersionRef("v-old", replicas), VersionRef(canary, replicas)
         self.state: RolloutState = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=plan, now_s=0.0)
