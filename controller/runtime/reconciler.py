@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar, assert_never
 
 from controller import telemetry
-from controller.errors import CanaryctlError, StaleToken, StaleWrite
+from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnreadCommand
 from controller.rollout.actions import (
     Action,
     CancelVersion,
@@ -59,6 +59,7 @@ class Performed:
     probes: tuple[ProbeStatus, ...]
     delivered: frozenset[str]  # keys of notices
     failed: bool  # some action failed: do not retry it at once
+    token: int  # of the lease, which the commit must still hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class Reconciler:
                 probes.append(result)
             elif result is not None:
                 delivered.add(result)
-        return Performed(stored, tuple(probes), frozenset(delivered), failed)
+        return Performed(stored, tuple(probes), frozenset(delivered), failed, token)
 
     def read(self, service: str) -> DataPlaneStatus:
         """Fleet and route table of the service, each read once."""
@@ -117,7 +118,8 @@ class Reconciler:
     def decide(self, performed: Performed, plane: DataPlaneStatus) -> Ticked:
         """Step the rollout and commit its next state and actions. `plane` was read after `performed`.
 
-        Raises StaleWrite when another controller committed meanwhile, Unreachable without a store.
+        A command that arrived since it was read keeps the rollout from ending: nothing is committed then.
+        Raises StaleWrite and StaleToken when another controller acts, Unreachable without a store.
         """
         ports, stored = self._ports, performed.stored
         before = stored.state
@@ -138,7 +140,16 @@ class Reconciler:
         changed = state != before or pending != stored.pending
         snapshot = self._snapshot_if_due(state, seen.now_s, changed)
         if changed or snapshot is not None:
-            ports.store.commit(state, pending, expected_version=stored.version, evidence=snapshot)
+            try:
+                ports.store.commit(
+                    state,
+                    pending,
+                    expected_version=stored.version,
+                    evidence=snapshot,
+                    token=performed.token,
+                )
+            except UnreadCommand:
+                return Ticked(before, evidence, 0.0)  # the next tick reads it, and decides again
             _log_change(before, state)
         self._known.add(state.id)
         return Ticked(state, evidence, _next_in_s(state, pending, changed, performed.failed))

@@ -31,7 +31,7 @@ class Ingress(Protocol):
 class Removals(Protocol):
     """The part of the store that deletes a removed service."""
 
-    def remove_service(self, name: str, *, at_s: float) -> None: ...
+    def remove_service(self, name: str, *, at_s: float, token: int) -> None: ...
 
 
 class Keeper:
@@ -131,7 +131,7 @@ class Keeper:
                 self._fleet.stop(row.name, version.version, token=token)
         if loaded or plane.split is not None:
             return BUSY_S
-        self._removals.remove_service(row.name, at_s=self._clock.now_s())
+        self._removals.remove_service(row.name, at_s=self._clock.now_s(), token=token)
         telemetry.event("service removed", service=row.name)
         return None
 

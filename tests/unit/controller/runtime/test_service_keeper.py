@@ -22,7 +22,7 @@ CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
 class Removals:
     removed: list[str] = field(default_factory=list)
 
-    def remove_service(self, name: str, *, at_s: float) -> None:
+    def remove_service(self, name: str, *, at_s: float, token: int) -> None:
         self.removed.append(name)
 
 
