@@ -58,6 +58,7 @@ class Plan:
     replicas: int | None = None  # of the canary at full traffic; None: an endpoint that we do not scale
     stable_replicas: int | None = None
     twin: bool = False  # stable against itself: goes through all stages, and is never promoted
+    undo: bool = False  # a version that served before returns: no stages, no proof; its smoke test decides
 
     @property
     def promoted_bp(self) -> int:
