@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import httpx
 
@@ -24,6 +24,14 @@ HASH_TIMEOUT_S = 1800.0
 POLL_S = 0.5
 
 T = TypeVar("T")
+
+
+class CommandAnswer(NamedTuple):
+    """Answer to a command. outcome: `asked` or `already`. rollout: what to wait for, None: nothing."""
+
+    outcome: str
+    text: str
+    rollout: str | None
 
 
 class Client:
@@ -81,10 +89,21 @@ class Client:
         answer = self._request("POST", f"/v1/services/{service}/rollouts", body, timeout_s=HASH_TIMEOUT_S)
         return RolloutView.model_validate(answer)
 
-    def rollback(self, service: str, *, reason: str) -> tuple[str, str]:
-        """Outcome ('asked': a rollback was started, or 'already') and one line of text."""
-        answer = self._request("POST", f"/v1/services/{service}/rollback", {"reason": reason})
-        return answer["outcome"], answer["text"]
+    def rollback(self, service: str, *, reason: str) -> CommandAnswer:
+        """Return to the version before."""
+        return self._command(f"/v1/services/{service}/rollback", {"reason": reason})
+
+    def undo(self, service: str, *, to: str | None, reason: str) -> CommandAnswer:
+        """Serve an earlier version again; to None: the previous one."""
+        return self._command(f"/v1/services/{service}/undo", {"to": to, "reason": reason})
+
+    def rollout(self, service: str, rollout: str) -> RolloutView:
+        """One rollout, running or ended. Raises UnknownRollout."""
+        return RolloutView.model_validate(self._request("GET", f"/v1/services/{service}/rollouts/{rollout}"))
+
+    def _command(self, path: str, body: Mapping[str, Any]) -> CommandAnswer:
+        answer = self._request("POST", path, body)
+        return CommandAnswer(answer["outcome"], answer["text"], answer.get("rollout"))
 
     def history(self, service: str, *, limit: int) -> list[RolloutView]:
         """Rollouts of a service, newest first."""

@@ -73,6 +73,7 @@ COMMANDS: Mapping[str, Callable[..., object]] = {
     "list": services.list_services,
     "watch": rollouts.watch,
     "rollback": rollouts.rollback,
+    "undo": rollouts.undo,
     "history": rollouts.history,
     "validate": validate.validate,
     "controller": foreground.controller,

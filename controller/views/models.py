@@ -132,6 +132,7 @@ class RolloutView(_View):
     weight_bp: int
     holdback_bp: int
     twin: bool = False  # stable against itself: never promoted
+    undo: bool = False  # a version that served before returns, without proof
     passed: tuple[PassView, ...] = ()
     risk: str
     risk_reasons: tuple[str, ...]
