@@ -91,7 +91,7 @@ def build(settings: Settings) -> Controller:
             service, TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
         )
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
-        reader = RecordsReader(service, log)
+        reader = environment.readers[service] = RecordsReader(service, log)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
             target=lambda name, version: probe_target(

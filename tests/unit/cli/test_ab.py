@@ -181,7 +181,8 @@ def test_api_routes_create_show_and_stop_a_test() -> None:
 
     assert client.post("/v1/services/chat/ab", json={"version": {"model": "/b"}}).status_code == 201
     assert AbView.model_validate(client.get("/v1/services/chat/ab").json()) == VIEW
-    assert client.delete("/v1/services/chat/ab").json() == {"outcome": "asked", "text": "stopped"}
+    stopped = {"outcome": "asked", "text": "stopped", "rollout": None}
+    assert client.delete("/v1/services/chat/ab").json() == stopped
     assert tests.created == [("create", "ada")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def test_preflight_refuses_files_that_changed_since_the_plan(versions: Versions,
 
     with pytest.raises(CanaryctlError, match="changed since the plan was made; deploy it again"):
         versions.preflight(rollout, lambda service: (READY,))
+
+
+def test_preflight_of_an_undo_needs_its_tensors_alone(versions: Versions, tmp_path: Path) -> None:
+    """Stable may be dead, and the tokenizer's file may have been saved again by a newer library."""
+    rollout = rollout_of(versions, tmp_path)
+    rollout = replace(rollout, plan=replace(rollout.plan, undo=True))
+    (tmp_path / "model" / "tokenizer.json").write_text('{"version": "2.0"}')
+
+    versions.preflight(rollout, lambda service: ())
+    shutil.rmtree(tmp_path / "model")
+    write_checkpoint(tmp_path / "model", seed=7)
+    with pytest.raises(CanaryctlError, match="changed since"):
+        versions.preflight(rollout, lambda service: ())
 
 
 @pytest.mark.parametrize(
