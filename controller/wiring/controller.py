@@ -18,7 +18,7 @@ from controller.api.ab import add_ab_routes
 from controller.api.app import make_app
 from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
-from controller.auth import Identity, Role, admin_token, token_digest
+from controller.auth import Role
 from controller.errors import BusyPort
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.reader import RecordsReader
@@ -47,6 +47,7 @@ from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
+from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
 from serving.clock import boot_s
 
@@ -126,10 +127,13 @@ def build(settings: Settings) -> Controller:
     )
     commands = Commands(store, environment, clock, runner.wake)
     tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
-    identity = Identity("admin", Role.ADMIN)
-    store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
-    app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())
-    add_ab_routes(app, tests, viewer=requires(store, Role.VIEWER), operator=requires(store, Role.OPERATOR))
+    admin = AdminToken(settings.home, store, clock)
+    admin.store()
+    remember_database(settings)
+    app = make_app(
+        store, commands, runner, base_url=settings.base_url, version=own_version(), identities=admin
+    )
+    add_ab_routes(app, tests, viewer=requires(admin, Role.VIEWER), operator=requires(admin, Role.OPERATOR))
     return Controller(store, runner, app)
 
 
