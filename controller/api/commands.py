@@ -15,7 +15,14 @@ from typing import Any, Protocol
 from controller import telemetry
 from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of
 from controller.api.feedback import Score, parse_scores, write_scores
-from controller.api.proposal import Proposal, as_twin, changed_version, refuse_rejected, refuse_same
+from controller.api.proposal import (
+    Proposal,
+    as_twin,
+    changed_version,
+    preflight_s,
+    refuse_rejected,
+    refuse_same,
+)
 from controller.api.undo import earlier_versions, named_version, predecessor, undo_plan, undone_by
 from controller.auth import Identity, make_secret
 from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
@@ -180,6 +187,7 @@ class Commands:
             stable_replicas=None if version.is_external or before.is_external else before.replicas,
             requests_per_s=rate,
         )
+        plan = replace(plan, preflight_s=preflight_s(fingerprint))
         measured = self._environment.measured(service) or MeasuredBaseline(0)
         return Proposal(
             service=row,
@@ -304,6 +312,7 @@ class Commands:
             replicas=after.replicas if scales else None,
             stable_replicas=before.replicas if scales else None,
         )
+        plan = replace(plan, preflight_s=preflight_s(fingerprint_of(version)))
         refs = _version_ref(row.stable, before), _version_ref(target, after)
         now_s = self._clock.now_s()
         state = begin(

@@ -26,6 +26,9 @@ from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
+MIN_PREFLIGHT_S = 60.0
+HASH_BYTES_PER_S = 100e6  # of a slow disk
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -85,6 +88,11 @@ class Proposal:
         if self.forecast is None:
             return underpowered_stages(self.plan, self.policy, self.traffic)
         return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
+
+
+def preflight_s(fingerprint: Fingerprint) -> float:
+    """Time limit of a preflight, in seconds: it may have to hash the whole checkpoint again."""
+    return MIN_PREFLIGHT_S + fingerprint.tensor_bytes / HASH_BYTES_PER_S
 
 
 def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
