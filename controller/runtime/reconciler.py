@@ -154,6 +154,9 @@ class Reconciler:
             snapshot = self._read("snapshot of the evidence", lambda: ports.evidence.snapshot(state.id))
             ports.store.commit(state, pending, expected_version=stored.version, evidence=snapshot)
             _log_change(before, state)
+        if state.is_final and not pending:
+            self._timers.pop(state.id, None)
+            self._committed_s.pop(state.id, None)
         return Ticked(state, evidence, _next_in_s(state, pending, changed, performed.failed))
 
     def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:

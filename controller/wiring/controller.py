@@ -125,6 +125,7 @@ def build(settings: Settings) -> Controller:
         lambda row: replicas_of(store.version(row.name, row.stable)),
         holder=_lease_holder(),
     )
+    environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)
     tests = AbTests(AbStore(settings.database_url), commands, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
