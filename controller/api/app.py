@@ -18,7 +18,6 @@ from pydantic import BaseModel
 
 from controller.api.bearer_auth import requires
 from controller.api.bodies import (
-    CommandResult,
     DeployBody,
     FeedbackItem,
     FeedbackResult,
@@ -43,7 +42,7 @@ from controller.runtime.service_loop import LastTick
 from controller.spec.service import ServiceSpec
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
-from controller.views.models import PlanView, RolloutView, ServiceView
+from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView, build_views
 from controller.views.rollout import rollout_view, service_view
 
 EVENTS_POLL_S = 0.25
@@ -103,6 +102,7 @@ def make_app(
     """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
     that may hash a checkpoint (slow_calls.py)."""
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
+    build_views()
     views = ViewBuilder(store, runner, base_url)
     add_error_handling(app)
     _add_reads(app, store, views, runner, version)

@@ -33,17 +33,6 @@ class Outcome(NamedTuple):
     rollout: str | None = None
 
 
-class CommandResult(BaseModel):
-    """Outcome of a command: `asked` (accepted, the ticks do it) or `already` (done, or under way).
-
-    `rollout`: follow this one to see it done; null: nothing is left to be done.
-    """
-
-    outcome: str
-    text: str
-    rollout: str | None = None
-
-
 class FeedbackResult(BaseModel):
     """What became of the scores. An answer is recorded when it is complete, and read within seconds.
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from controller.quantities import FULL_BP
-
-# A number of settled canary requests that no stage reaches: the stage of an A/B test is never passed.
-NEVER_CANARY = 1_000_000_000
+from controller.quantities import FULL_BP, NEVER_CANARY
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def build(settings: Settings) -> Controller:
     )
     environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)
-    tests = AbTests(AbStore(settings.database_url), commands, clock, rollout_of=rollout_of)
+    tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
     slow, viewer, operator = SlowCalls(), requires(store, Role.VIEWER), requires(store, Role.OPERATOR)
