@@ -32,6 +32,7 @@ from controller.api.bodies import (
 )
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
+from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
@@ -98,8 +99,10 @@ def make_app(
     base_url: Callable[[str], str],
     version: str,
     identities: Identities | None = None,
+    slow: SlowCalls | None = None,
 ) -> FastAPI:
-    """The application. All routes but the event stream are synchronous and run in the thread pool.
+    """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
+    that may hash a checkpoint (slow_calls.py).
 
     identities: owners of the bearer tokens; None: as stored.
     """
@@ -109,7 +112,7 @@ def make_app(
     views = ViewBuilder(store, runner, base_url)
     add_error_handling(app)
     _add_reads(app, store, views, runner, version, identities)
-    _add_writes(app, commands, views, identities)
+    _add_writes(app, commands, views, identities, slow if slow is not None else SlowCalls())
     return app
 
 
@@ -167,14 +170,17 @@ def _add_reads(
         return StreamingResponse(_events(store, views, service, start), media_type="text/event-stream")
 
 
-def _add_writes(app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities) -> None:
+def _add_writes(
+    app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities, slow: SlowCalls
+) -> None:
     operator = Depends(requires(identities, Role.OPERATOR))
     admin = Depends(requires(identities, Role.ADMIN))
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
-    def put_service(service: str, body: JsonBody = None, identity: Identity = admin) -> ServiceView:
+    async def put_service(service: str, body: JsonBody = None, identity: Identity = admin) -> ServiceView:
         """Create the service. 409 if it exists and differs from the body."""
-        return views.service(commands.up({**_mapping(body), "service": service}, identity))
+        given = {**_mapping(body), "service": service}
+        return await slow.run(lambda: views.service(commands.up(given, identity)))
 
     @app.delete("/v1/services/{service}", status_code=202)
     def delete_service(service: str, identity: Identity = admin) -> CommandResult:
@@ -183,14 +189,14 @@ def _add_writes(app: FastAPI, commands: Commands, views: ViewBuilder, identities
         return CommandResult(outcome="asked", text=f"{service} is being taken down")
 
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
-    def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
+    async def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
         """The rollout that a deploy of this body would start; changes nothing."""
-        return commands.plan(service, _mapping(body)).view()
+        return await slow.run(lambda: commands.plan(service, _mapping(body)).view())
 
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
-    def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
+    async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
-        return rollout_view(commands.deploy(service, _mapping(body), identity))
+        return await slow.run(lambda: rollout_view(commands.deploy(service, _mapping(body), identity)))
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
     def rollback(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:

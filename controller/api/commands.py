@@ -7,7 +7,6 @@ do the work.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
@@ -15,8 +14,17 @@ from typing import Any, Protocol
 from controller import telemetry
 from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of
 from controller.api.feedback import Score, parse_scores, write_scores
-from controller.api.proposal import Proposal, as_twin, changed_version, refuse_rejected, refuse_same
-from controller.api.undo import earlier_versions, named_version, predecessor, undo_plan, undone_by
+from controller.api.proposal import (
+    Proposal,
+    as_twin,
+    changed_version,
+    new_rollout_id,
+    preflight_s,
+    refuse_rejected,
+    refuse_same,
+    version_ref,
+)
+from controller.api.undo import begin_undo, earlier_versions, named_version, predecessor, undone_by
 from controller.auth import Identity, make_secret
 from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
 from controller.planning.baseline import MeasuredBaseline
@@ -27,7 +35,7 @@ from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
 from controller.rollout.machine import begin
 from controller.rollout.observation import CommandKind
-from controller.rollout.plan import Plan, VersionRef
+from controller.rollout.plan import Plan
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
@@ -133,10 +141,10 @@ class Commands:
             self._refuse_unprovable(proposal)
         now_s = self._clock.now_s()
         state = begin(
-            f"r-{secrets.token_hex(4)}",
+            new_rollout_id(),
             service,
-            stable=_version_ref(proposal.stable.id, version_spec(proposal.stable)),
-            canary=_version_ref(proposal.canary_id, proposal.version),
+            stable=version_ref(proposal.stable.id, version_spec(proposal.stable)),
+            canary=version_ref(proposal.canary_id, proposal.version),
             plan=proposal.plan,
             now_s=now_s,
         )
@@ -181,6 +189,7 @@ class Commands:
             stable_replicas=None if version.is_external or before.is_external else before.replicas,
             requests_per_s=rate,
         )
+        plan = replace(plan, preflight_s=preflight_s(fingerprint))
         measured = self._environment.measured(service) or MeasuredBaseline(0)
         return Proposal(
             service=row,
@@ -244,14 +253,18 @@ class Commands:
                 target = state.canary.id if state.plan.undo else state.stable.id
                 return Outcome("already", f"{service} is returning to {target} already", state.id)
             return Outcome("already", f"{service}: already serving {row.stable}")
-        return self._end(state, identity, reason)
+        # None: it ended since it was read above, so answer for what is true now.
+        return self._end(state, identity, reason) or self.rollback(service, identity, reason=reason)
 
     def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
         """Roll back the running rollout; `already` when none runs. Undoes nothing. Raises UnknownService."""
-        state = self._newest_rollout(service)
-        if state is None or state.is_final:
-            return Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
-        return self.rollback(service, identity, reason=reason)
+        state, ended = self._newest_rollout(service), None
+        if state is not None and not state.is_final:
+            if state.is_canary_leaving:
+                return Outcome("already", f"{service} is returning to {state.stable.id} already", state.id)
+            ended = self._end(state, identity, reason)
+        already = Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
+        return ended or already
 
     def undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
         """Serve an earlier version again, without proof. to: its id or the beginning of it; None: the last.
@@ -263,7 +276,8 @@ class Commands:
         row = self._active_service(service)
         running = history[0] if history and not history[0].is_final else None
         if running is not None:
-            return self._undo_while(running, identity, to, reason)
+            ended = self._undo_while(running, identity, to, reason)
+            return ended or self.undo(service, identity, to=to, reason=reason)
         known = earlier_versions(history, row.stable)
         known = tuple(one for one in known if self._store.version(service, one) is not None)
         if to is not None:
@@ -279,8 +293,10 @@ class Commands:
         state = self._start_undo(row, target, identity, reason)
         return Outcome("asked", f"{service}: undo {state.id} to {target} begins (not proven)", state.id)
 
-    def _undo_while(self, running: RolloutState, identity: Identity, to: str | None, reason: str) -> Outcome:
-        """Undo during a rollout: end it if that is where it leads."""
+    def _undo_while(
+        self, running: RolloutState, identity: Identity, to: str | None, reason: str
+    ) -> Outcome | None:
+        """Undo during a rollout: end it if that is where it leads. None: it has just ended by itself."""
         service = running.service
         leads_to = running.canary.id if running.plan.undo else running.stable.id
         target = named_version(to, service, (running.canary.id, running.stable.id)) if to else leads_to
@@ -294,41 +310,21 @@ class Commands:
         stable, version = self._store.version(row.name, row.stable), self._store.version(row.name, target)
         if stable is None or version is None:
             raise Conflict(f"{row.name} has no stored version {row.stable}; restore the store")
-        before, after = version_spec(stable), version_spec(version)
-        if not after.is_external:
-            require_fit(after, fingerprint_of(version), self._environment.devices())
-        policy, scales = service_spec(row).policy, not (before.is_external or after.is_external)
-        plan = undo_plan(
-            policy,
-            identity,
-            reason,
-            replicas=after.replicas if scales else None,
-            stable_replicas=before.replicas if scales else None,
-        )
-        refs = _version_ref(row.stable, before), _version_ref(target, after)
+        if not version_spec(version).is_external:
+            require_fit(version_spec(version), fingerprint_of(version), self._environment.devices())
         now_s = self._clock.now_s()
-        state = begin(
-            f"r-{secrets.token_hex(4)}", row.name, stable=refs[0], canary=refs[1], plan=plan, now_s=now_s
-        )
-        request = {
-            "undo": target,
-            "version": dump(after),
-            "policy": dump(policy),
-            "gate": policy.gate_policy().to_mapping(),
-            "stages": [],
-            "actor": identity.name,
-            "reason": reason,
-        }
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s)
+        state, request = begin_undo(row, stable, version, identity, reason, now_s=now_s)
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=version)
         self._wake(row.name)
         return state
 
-    def _end(self, state: RolloutState, identity: Identity, reason: str) -> Outcome:
+    def _end(self, state: RolloutState, identity: Identity, reason: str) -> Outcome | None:
+        """Request the rollback of a running rollout; None: it has ended meanwhile."""
         command = self._store.append_command(
             state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
         )
-        if command is None:  # it ended since it was read: answer for what is true now
-            return self.rollback(state.service, identity, reason=reason)
+        if command is None:
+            return None
         self._wake(state.service)
         text = f"{state.service}: rollback of {state.id} to {state.stable.id} begins"
         return Outcome("asked", text, state.id)
@@ -380,7 +376,3 @@ def _unproven_waiver(body: Mapping[str, Any]) -> str:
     if reason is not None and not (isinstance(reason, str) and reason.strip()):
         raise BadInput(f"allow_unproven {reason!r} is not a reason; give one, or leave it out")
     return (reason or "").strip()
-
-
-def _version_ref(version: str, spec: VersionSpec) -> VersionRef:
-    return VersionRef(version, spec.replicas, spec.is_external)

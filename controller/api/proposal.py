@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
-from controller.rollout.plan import Plan
+from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.policy import PolicySpec
@@ -25,6 +26,9 @@ from controller.views.models import PlanView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+
+MIN_PREFLIGHT_S = 60.0
+HASH_BYTES_PER_S = 100e6  # of a slow disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,21 @@ class Proposal:
         if self.forecast is None:
             return underpowered_stages(self.plan, self.policy, self.traffic)
         return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
+
+
+def new_rollout_id() -> str:
+    """`r-` and eight hex digits."""
+    return f"r-{secrets.token_hex(4)}"
+
+
+def version_ref(version: str, spec: VersionSpec) -> VersionRef:
+    """One arm of a rollout."""
+    return VersionRef(version, spec.replicas, spec.is_external)
+
+
+def preflight_s(fingerprint: Fingerprint) -> float:
+    """Time limit of a preflight, in seconds: it may have to hash the whole checkpoint again."""
+    return MIN_PREFLIGHT_S + fingerprint.tensor_bytes / HASH_BYTES_PER_S
 
 
 def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:

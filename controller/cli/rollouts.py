@@ -10,6 +10,7 @@ from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
 from controller.errors import CanaryctlError, Conflict, Unreachable
+from controller.rollout.state import Phase
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -160,7 +161,7 @@ def rollback(
         answer = client.rollback(name, reason=reason)
     except Unreachable as exc:
         raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
-    _finish(client, name, answer, wait=wait, timeout_s=timeout, output=output)
+    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
 
 
 def undo(
@@ -184,10 +185,10 @@ def undo(
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     answer = client.undo(name, to=to, reason=reason)
-    _finish(client, name, answer, wait=wait, timeout_s=timeout, output=output)
+    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
 
 
-def _finish(
+def _show_return(
     client: Client,
     service: str,
     answer: CommandResult,
@@ -196,7 +197,7 @@ def _finish(
     timeout_s: float | None,
     output: Output,
 ) -> None:
-    """Print the answer to a rollback or an undo; with `wait`, follow it to its end.
+    """Print the answer to a rollback or an undo, and follow it to its end if `wait`.
 
     Raises the error whose exit code reports what went wrong.
     """
@@ -204,19 +205,19 @@ def _finish(
         note(answer.text)
     else:
         emit_data(answer, output)
-    if not wait or answer.rollout is None:
+    rollout = answer.rollout
+    if not wait or rollout is None:
         return
     from controller.cli import live, render
-    from controller.rollout.state import Phase
 
-    ended = live.watch(client, service, answer.rollout, timeout_s=timeout_s, is_silent=not output.is_text)
+    ended = live.watch(client, service, rollout, timeout_s=timeout_s, is_silent=not output.is_text)
     if ended.steps is not None and output.is_text:
         console().print(render.steps_line(ended.steps))
     if ended.undo:
         live.raise_for_outcome(ended)
     elif ended.phase is Phase.SUCCEEDED:
         raise Conflict(
-            f"{ended.rollout} was finished before it could be rolled back and {ended.serving} serves; "
+            f"{rollout} was finished before it could be rolled back and {ended.serving} serves; "
             f"take it back: canaryctl undo {service}"
         )
     elif ended.exit_code == CanaryctlError.exit_code:

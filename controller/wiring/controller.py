@@ -18,6 +18,7 @@ from controller.api.ab import add_ab_routes
 from controller.api.app import make_app
 from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
+from controller.api.slow_calls import SlowCalls
 from controller.auth import Role
 from controller.errors import BusyPort
 from controller.evidence.feed import EvidenceFeeds
@@ -125,15 +126,23 @@ def build(settings: Settings) -> Controller:
         lambda row: replicas_of(store.version(row.name, row.stable)),
         holder=_lease_holder(),
     )
+    environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)
     tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
     admin = AdminToken(settings.home, store, clock)
     admin.store()
     remember_database(settings)
+    slow, viewer, operator = SlowCalls(), requires(admin, Role.VIEWER), requires(admin, Role.OPERATOR)
     app = make_app(
-        store, commands, runner, base_url=settings.base_url, version=own_version(), identities=admin
+        store,
+        commands,
+        runner,
+        base_url=settings.base_url,
+        version=own_version(),
+        identities=admin,
+        slow=slow,
     )
-    add_ab_routes(app, tests, viewer=requires(admin, Role.VIEWER), operator=requires(admin, Role.OPERATOR))
+    add_ab_routes(app, tests, viewer=viewer, operator=operator, slow=slow)
     return Controller(store, runner, app)
 
 

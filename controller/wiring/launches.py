@@ -38,7 +38,7 @@ class Versions:
     def __init__(self, settings: Settings, store: SqlStore) -> None:
         self._settings = settings
         self._store = store
-        self._hashing = threading.Lock()
+        self._hashing: dict[str, threading.Lock] = {}  # by checkpoint: the second caller finds the cache
         self._release = engine_release()
         self._launches: dict[tuple[str, ...], Launch] = {}
 
@@ -46,9 +46,11 @@ class Versions:
         """The version's fingerprint, from its files. Raises BadCheckpoint."""
         if spec.url is not None:
             return fingerprint_external(spec.url)
-        with self._hashing, cached_digests(self._settings.digests_path) as digests:
+        path = Path(str(spec.model))
+        lock = self._hashing.setdefault(str(path.resolve()), threading.Lock())
+        with lock, cached_digests(self._settings.digests_path) as digests:
             return fingerprint_checkpoint(
-                Path(str(spec.model)),
+                path,
                 engine_arguments=spec.engine_arguments(),
                 engine_release=self._release,
                 architectures=known_architectures(),
