@@ -10,6 +10,7 @@
     |   |-- AlreadyRejected   3  already-rejected this fingerprint was rolled back before
     |   |-- NoRoom            3  no-room          free device memory, or request less
     |   |-- StaleWrite        3  stale-write      another writer was first: read again
+    |   |   `-- UnreadCommand 3  unread-command   a command was first: read it
     |   `-- StaleToken        3  stale-token      another controller holds the lease
     |-- Unreachable           4  unreachable      start what does not answer, or connect to it
     |   `-- BusyPort          4  busy-port        free the port, or choose another
@@ -126,6 +127,12 @@ class StaleWrite(Conflict):
     """The stored version is not the expected one: another writer was first."""
 
     problem = "stale-write"
+
+
+class UnreadCommand(StaleWrite):
+    """A command reached the rollout after this tick's reading, and before its end was committed."""
+
+    problem = "unread-command"
 
 
 class StaleToken(Conflict):
