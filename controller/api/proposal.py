@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from controller.api.bodies import flag_of
 from controller.errors import AlreadyRejected, BadInput, Conflict
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
@@ -24,6 +25,9 @@ from controller.views.models import PlanView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+
+MIN_PREFLIGHT_S = 60.0
+HASH_BYTES_PER_S = 100e6  # of a slow disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,11 @@ class Proposal:
         return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
 
 
+def preflight_s(fingerprint: Fingerprint) -> float:
+    """Time limit of a preflight, in seconds: it may have to hash the whole checkpoint again."""
+    return MIN_PREFLIGHT_S + fingerprint.tensor_bytes / HASH_BYTES_PER_S
+
+
 def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
     """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput."""
     if not isinstance(change, Mapping):
@@ -103,9 +112,7 @@ def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpe
 
 def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     """The policy, changed to a twin run if `body` requests one. Raises BadInput, BadSpec."""
-    is_twin = body.get("twin", False)
-    if not isinstance(is_twin, bool):
-        raise BadInput(f"twin {is_twin!r} is not true or false; leave it out")
+    is_twin = flag_of(body, "twin")
     if not (is_twin or policy.twin):
         return policy
     if body.get("version"):
@@ -128,20 +135,29 @@ def refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> 
         )
 
 
-def refuse_rejected(before: RolloutState) -> None:
-    """Raises AlreadyRejected if this earlier rollout of the canary was rolled back for harm or by a person.
+def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
+    """Raises AlreadyRejected for a version that was rolled back for harm or by a person.
 
-    Missing proof and the end of an A/B test are no rejection.
+    attempts: all its rollouts, newest first. A rejection stands until the version has served after it: an
+    attempt that ended without a verdict, such as a failed retry, does not lift it.
     """
-    canary, cause = before.canary.id, before.cause
-    if cause is None or before.serving == canary or cause.kind is CauseKind.NOT_PROVEN:
-        return
+    for attempt in attempts:
+        if attempt.serving == attempt.canary.id:
+            return
+        if _has_rejected(attempt):
+            cause = attempt.cause.text if attempt.cause is not None else attempt.reason
+            raise AlreadyRejected(
+                f"{attempt.canary.id} was rolled back in {attempt.id} ({cause}); change it, or give --retry"
+            )
+
+
+def _has_rejected(attempt: RolloutState) -> bool:
+    """True: it was rolled back. Missing proof and the end of an A/B test are no rejection."""
+    cause = attempt.cause
+    if cause is None or cause.kind is CauseKind.NOT_PROVEN:
+        return False
     # FAILED with a departure: it was rolled back, only its memory release was not confirmed.
-    if before.phase is not Phase.ROLLED_BACK and before.departure is None:
-        return
+    if attempt.phase is not Phase.ROLLED_BACK and attempt.departure is None:
+        return False
     # Every A/B test ends with a rollback by a user; deploying B next is the normal course.
-    if before.plan.is_ab_test and cause.kind is CauseKind.USER:
-        return
-    raise AlreadyRejected(
-        f"{canary} was rolled back in {before.id} ({cause.text}); change it, or give --retry"
-    )
+    return not (attempt.plan.is_ab_test and cause.kind is CauseKind.USER)

@@ -81,10 +81,22 @@ class Client:
         answer = self._request("POST", _path(service, "rollouts"), body, timeout_s=HASH_TIMEOUT_S)
         return self._view(RolloutView, answer)
 
-    def rollback(self, service: str, *, reason: str) -> tuple[str, str]:
-        """Outcome ('asked': a rollback was started, or 'already') and one line of text."""
-        answer = self._request("POST", _path(service, "rollback"), {"reason": reason})
-        return answer["outcome"], answer["text"]
+    def rollback(self, service: str, *, reason: str) -> CommandResult:
+        """Return to the version before."""
+        return self._command(_path(service, "rollback"), {"reason": reason})
+
+    def undo(self, service: str, *, to: str | None, reason: str) -> CommandResult:
+        """Serve an earlier version again; to None: the previous one."""
+        return self._command(_path(service, "undo"), {"to": to, "reason": reason})
+
+    def rollout(self, service: str, rollout: str) -> RolloutView:
+        """One rollout, running or ended. Raises UnknownRollout."""
+        return self._view(
+            RolloutView, self._request("GET", _path(service, "rollouts", quote(rollout, safe="")))
+        )
+
+    def _command(self, path: str, body: Mapping[str, Any]) -> CommandResult:
+        return self._view(CommandResult, self._request("POST", path, body))
 
     def history(self, service: str, *, limit: int) -> list[RolloutView]:
         """Rollouts of a service, newest first."""

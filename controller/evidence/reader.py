@@ -89,6 +89,10 @@ class RecordsReader:
             after_seq = page.next_seq
         return True
 
+    def has_request(self, id: str) -> bool:
+        """True: a recent request with this request id or answer id was read. Safe to call from any thread."""
+        return self._join.has(id)
+
     def resume_seq(self, seq: int) -> int:
         """The position to restart from, for a subscriber at `seq`: before the oldest score still held."""
         first_held = self._join.first_held()

@@ -18,6 +18,7 @@ from controller.api.ab import add_ab_routes
 from controller.api.app import make_app
 from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
+from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.errors import BusyPort
 from controller.evidence.feed import EvidenceFeeds
@@ -91,7 +92,7 @@ def build(settings: Settings) -> Controller:
             service, TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
         )
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
-        reader = RecordsReader(service, log)
+        reader = environment.readers[service] = RecordsReader(service, log)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
             target=lambda name, version: probe_target(
@@ -128,8 +129,9 @@ def build(settings: Settings) -> Controller:
     tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
-    app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())
-    add_ab_routes(app, tests, viewer=requires(store, Role.VIEWER), operator=requires(store, Role.OPERATOR))
+    slow, viewer, operator = SlowCalls(), requires(store, Role.VIEWER), requires(store, Role.OPERATOR)
+    app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version(), slow=slow)
+    add_ab_routes(app, tests, viewer=viewer, operator=operator, slow=slow)
     return Controller(store, runner, app)
 
 

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ ROOT = Path(__file__).parents[3]
 PACKAGES = ("controller", "evaluation", "serving", "benchmarks")
 PAGES = ("README.md", "CONTRIBUTING.md", "docs", "examples")
 VALUE = "VALUE"  # stands for what an f-string inserts
-# Words after the product's own name.
-VERBS = ("is", "reads", "failed", "wrote", "runs", "tests", "listens")
-PROSE = (*VERBS, "and", "or", "with", "itself", "config", "that")
+# What comes before a command; elsewhere "canaryctl reads" is the product's name and a verb.
+LEADS = ("    ", ": ", "`", "$ ", "run ", "see ", "(", "; ", "or ", "then ")
 CHANGES = ("--model", "--url", "--engine", "--twin", VALUE)  # one of them is what `deploy` deploys
 # Where a command ends in running text.
 END = re.compile(r"[;,`()\"'|<>]|\.(?=\s|$)|: | \+ |\\n|\n| #| -> | && ")
@@ -41,12 +41,14 @@ def strings(tree: ast.AST) -> Iterator[str]:
 
 def named(text: str) -> Iterator[str]:
     """Commands in a text, each up to the end of its clause."""
+    known = group().commands
     for match in re.finditer(r"(?<![\w/.-])canaryctl (?=[a-z])", text):
         rest = text[match.end() :]
         end = END.search(rest)
-        command = rest[: end.start()] if end else rest
-        if command.split()[0] not in PROSE:
-            yield command.strip()
+        command = (rest[: end.start()] if end else rest).strip()
+        line = text[: match.start()].rpartition("\n")[2]
+        if line.endswith(LEADS) or command.split()[0] in known:
+            yield command
 
 
 def words(command: str) -> list[str]:
@@ -62,6 +64,7 @@ def words(command: str) -> list[str]:
     return found
 
 
+@cache
 def group() -> Any:
     return typer.main.get_command(app)
 
