@@ -10,7 +10,6 @@ from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
 from controller.errors import CanaryctlError, Conflict, Unreachable
-from controller.rollout.state import Phase
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -215,7 +214,7 @@ def _show_return(
         console().print(render.steps_line(ended.steps))
     if ended.undo:
         live.raise_for_outcome(ended)
-    elif ended.phase is Phase.SUCCEEDED:
+    elif ended.phase == "succeeded":
         raise Conflict(
             f"{rollout} was finished before it could be rolled back and {ended.serving} serves; "
             f"take it back: canaryctl undo {service}"
