@@ -42,11 +42,12 @@ class Proposal:
     traffic: TrafficModel | None  # None: not known, so there is no forecast either
     forecast: tuple[StageForecast, ...] | None = None
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
+    stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
     @property
     def canary_id(self) -> str:
         """Id of the canary: its fingerprint's; a twin, which has stable's fingerprint, has its own."""
-        version_id = self.fingerprint.version_id
+        version_id = self.stored_id or self.fingerprint.version_id
         return twin_id(version_id) if self.plan.twin else version_id
 
     def view(self) -> PlanView:
@@ -113,9 +114,9 @@ def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     return parse_policy({**dump(policy), "twin": True})
 
 
-def refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> None:
+def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is_twin: bool) -> None:
     """Raises Conflict for a canary that equals stable, and for a twin that does not."""
-    is_same = fingerprint.version_id == row.stable
+    is_same = canary.digest == stable.digest
     if is_same and not is_twin:
         raise Conflict(
             f"{row.name} already serves {row.stable}: nothing in it changes; deploy another version, "

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from controller.errors import BadSpec
 from controller.spec.fields import FieldError, Scalar, Strict
 from controller.spec.policy import PolicySpec
-from serving.fleet.engine_args import OWNED_ARGUMENTS
+from serving.files.engine_arguments import OWNED_ARGUMENTS
 
 _NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 # Keys of a version that are engine arguments, and so part of its fingerprint: a deploy changes them.

@@ -22,7 +22,7 @@ from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
-from controller.store.row_specs import fingerprint_of, version_spec
+from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
 from controller.store.rows import VersionRow
 from controller.store.sql import SqlStore
 from serving.fleet import device_memory
@@ -84,7 +84,7 @@ class Versions:
         spec = version_spec(row)
         fingerprint = self.fingerprint(spec)
         # Not the row's id: a twin has an id of its own, and stable's fingerprint.
-        if fingerprint.version_id != fingerprint_of(row).version_id:
+        if fingerprint.digest != comparable_fingerprint(row, self.fingerprint).digest:
             raise CanaryctlError(f"{spec.model} changed since the plan was made; deploy it again")
         if not spec.is_external:
             require_fit(spec, fingerprint, devices())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from controller.rollout.plan import VersionRef
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.settings import Settings
 from controller.spec.service import parse_version
-from controller.store.row_specs import replicas_of, version_row
+from controller.store.row_specs import comparable_fingerprint, replicas_of, version_row
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.wiring import launches
@@ -88,3 +89,34 @@ def test_a_version_that_was_rolled_back_is_not_promoted(versions: Versions) -> N
 def test_replicas_of_a_missing_version_are_one(versions: Versions) -> None:
     assert replicas_of(versions._store.version("chat", STABLE)) == 3
     assert replicas_of(versions._store.version("chat", "v-none")) == 1
+
+
+def test_a_version_stored_by_older_rules_is_compared_by_computing_it_anew(
+    versions: Versions, tmp_path: Path
+) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    fresh = versions.fingerprint(spec)
+    older = replace(fresh, scheme=1, files=(), vocabulary=(), sampling=())
+    row = version_row("chat", spec, older, 1.0)
+
+    assert row.id != fresh.version_id
+    assert comparable_fingerprint(row, versions.fingerprint) == fresh
+
+
+def test_a_version_stored_by_older_rules_whose_files_are_gone_is_compared_as_stored(
+    versions: Versions, tmp_path: Path
+) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    older = replace(versions.fingerprint(spec), scheme=1)
+    shutil.rmtree(tmp_path / "model")
+
+    assert comparable_fingerprint(version_row("chat", spec, older, 1.0), versions.fingerprint) == older
+
+
+def test_preflight_passes_for_a_version_stored_by_older_rules(versions: Versions, tmp_path: Path) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    older = replace(versions.fingerprint(spec), scheme=1, files=(), sampling=())
+    row = version_row("chat", spec, older, 1.0)
+    versions._store.put_version(row)
+
+    versions.preflight(replace(a_rollout(), canary=VersionRef(row.id)), lambda service: (READY,))
