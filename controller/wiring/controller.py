@@ -48,14 +48,19 @@ from controller.wiring import cluster
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
 from serving import loopback
+from serving.clock import boot_s
 
 
 class SystemClock:
-    """Wall time."""
+    """Wall time, and boot time."""
 
     def now_s(self) -> float:
         """Seconds since the epoch."""
         return time.time()
+
+    def boot_s(self) -> float:
+        """Seconds of CLOCK_BOOTTIME, which cannot be set."""
+        return boot_s()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ def build(settings: Settings) -> Controller:
         holder=_lease_holder(),
     )
     commands = Commands(store, environment, clock, runner.wake)
-    tests = AbTests(AbStore(settings.database_url), commands, clock, rollout_of=rollout_of)
+    tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
     app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())
