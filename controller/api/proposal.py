@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,13 @@ from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
+from controller.store.row_specs import version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.views.models import PlanView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+from serving.files.engine_arguments import canonical_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,15 @@ def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpe
     """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput."""
     if not isinstance(change, Mapping):
         raise BadInput(f"version is {type(change).__name__}; write model: DIR or url: URL")
-    inherited = json.loads(stable.spec)
+    inherited = dump(version_spec(stable))
     if change.get("url") is not None:
         inherited = {}
     elif change.get("model") is not None:
         inherited.pop("url", None)
     engine = change.get("engine")
     if isinstance(engine, Mapping):
-        change = {**change, "engine": {**inherited.get("engine", {}), **engine}}
+        named = {canonical_name(str(name)): value for name, value in engine.items()}
+        change = {**change, "engine": {**inherited.get("engine", {}), **named}}
     return parse_version({**inherited, **change})
 
 

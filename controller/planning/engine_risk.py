@@ -16,7 +16,6 @@ THROUGHPUT = frozenset(
     {
         *("max_num_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens", "max_num_active_seqs"),
         *(
-            "max_num_partial_prefills",
             "long_prefill_token_threshold",
             "long_prefill_token_threshold_adaptive",
         ),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from controller.errors import BadCheckpoint
 from controller.planning.fingerprint import Fingerprint
-from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_service, parse_version
+from controller.spec.service import ServiceSpec, VersionSpec, dump, stored_service, stored_version
 from controller.store.rows import ServiceRow, VersionRow
 
 
@@ -39,7 +39,7 @@ def version_row(
 
 def version_spec(row: VersionRow) -> VersionSpec:
     """Spec of a stored version."""
-    return parse_version(json.loads(row.spec))
+    return stored_version(json.loads(row.spec))
 
 
 def replicas_of(row: VersionRow | None) -> int:
@@ -49,7 +49,7 @@ def replicas_of(row: VersionRow | None) -> int:
 
 def service_spec(row: ServiceRow) -> ServiceSpec:
     """Spec of a stored service, as given to `up`."""
-    return parse_service(json.loads(row.spec))
+    return stored_service(json.loads(row.spec))
 
 
 def fingerprint_of(row: VersionRow) -> Fingerprint:

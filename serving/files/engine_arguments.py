@@ -85,7 +85,7 @@ def _unknown(name: str) -> str:
     if name.startswith("no_") and name[3:] in _arguments():
         return f"is unknown to the engine; write {name[3:]}: false"
     near = difflib.get_close_matches(name, [*_arguments(), *_aliases()], n=1, cutoff=0.75)
-    begun = [known for known in _arguments() if known.startswith(name)]
+    begun = [known for known in _arguments() if known.startswith(name)] if len(name) >= 4 else []
     if near or begun:
         return f"is unknown to the engine; did you mean {(near or begun)[0]}?"
     return "is unknown to the engine; `vllm serve --help` lists what it takes"
