@@ -22,7 +22,7 @@ from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
-from controller.store.row_specs import fingerprint_of, version_spec
+from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
 from controller.store.rows import VersionRow
 from controller.store.sql import SqlStore
 from serving.fleet import device_memory
@@ -89,8 +89,8 @@ class Versions:
         spec = version_spec(row)
         fingerprint = self.fingerprint(spec)
         # Not the row's id: a twin has an id of its own, and stable's fingerprint.
-        planned = fingerprint_of(row)
-        is_same = fingerprint.version_id == planned.version_id
+        planned = comparable_fingerprint(row, self.fingerprint)
+        is_same = fingerprint.digest == planned.digest
         if rollout.plan.undo:
             is_same |= fingerprint.part("tensors") == planned.part("tensors")
         if not is_same:
