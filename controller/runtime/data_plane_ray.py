@@ -13,6 +13,7 @@ from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.runtime.probes_http import Target
+from serving.credentials import DataSecret
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
@@ -164,7 +165,8 @@ def probe_target(
     if status is None:
         return None
     # Engines fence requests of older revisions, so the probe carries the current one.
-    headers = {"x-canaryctl-secret": secret, "x-canaryctl-revision": f"{table.epoch}.{table.revision}"}
+    data = DataSecret.of(secret).text
+    headers = {"x-canaryctl-secret": data, "x-canaryctl-revision": f"{table.epoch}.{table.revision}"}
     return Target(status.urls, {} if status.external else headers, None if status.external else service)
 
 

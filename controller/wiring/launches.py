@@ -27,7 +27,6 @@ from controller.store.rows import VersionRow
 from controller.store.sql import SqlStore
 from serving.fleet import device_memory
 from serving.fleet.types import Launch, VersionStatus
-from serving.table.route_table import root_url
 
 STABLE_WAIT_S = 45.0  # below the deadline of the preflight
 
@@ -136,8 +135,7 @@ def launch_of(
 ) -> Launch:
     """The fleet's launch of this version, from its spec."""
     if spec.url is not None:
-        url = root_url(spec.url)
-        return Launch(service, version, secret, url=url)
+        return Launch(service, version, secret, url=spec.url.rstrip("/"))
     arguments = spec.engine_arguments()
     # The launch has a field for tensor parallelism; without a dtype the engine chooses as for `auto`.
     arguments.pop("tensor_parallel_size", None)

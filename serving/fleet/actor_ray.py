@@ -22,11 +22,13 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from serving.actor_names import table_name
+from serving.credentials import ControlSecret
 from serving.fleet import device_memory
 from serving.fleet.engine_ray import build_engine_app
 from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
 from serving.fleet.types import EngineReport, Launch, VersionStatus, one_line
 from serving.messages import Arm, Replica
+from serving.targets import Endpoint
 
 IDLE_S = 0.5
 BUSY_S = 0.1
@@ -217,11 +219,11 @@ class FleetActor:
             await asyncio.sleep(BUSY_S)
 
     async def _post_cancel(self, launch: Launch, url: str) -> None:
-        headers = {"x-canaryctl-secret": launch.secret}
+        headers = ControlSecret.of(launch.secret).headers
         try:
             async with (
                 aiohttp.ClientSession(timeout=HTTP_TIMEOUT) as session,
-                session.post(f"{url}/_canaryctl/cancel", headers=headers),
+                session.post(Endpoint.parsed(url).own("/_canaryctl/cancel"), headers=headers),
             ):
                 pass
         except aiohttp.ClientError as exc:

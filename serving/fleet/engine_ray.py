@@ -25,6 +25,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from serving.actor_names import FLEET, NAMESPACE
+from serving.credentials import ControlSecret, DataSecret
 from serving.fleet import device_memory
 from serving.fleet.engine_args import (
     EngineArgsError,
@@ -75,7 +76,12 @@ class EngineReplica:
         self._memory_bytes: int | None = None
         self._processes: tuple[HostProcess, ...] = ()
         self._changed = asyncio.Event()
-        self._front = EngineFront(secret=launch.secret, describe=self._describe)
+        self._front = EngineFront(
+            data=DataSecret.of(launch.secret),
+            control=ControlSecret.of(launch.secret),
+            describe=self._describe,
+            is_alive=lambda: self._engine is None or not self._engine.errored,
+        )
         listening = socket.create_server((HOST if self._node == HOST else "", 0), backlog=2048)
         self._url = f"http://{self._node}:{listening.getsockname()[1]}"
         config = uvicorn.Config(

@@ -17,6 +17,7 @@ from controller.runtime.data_plane_ray import (
     TrafficAdapter,
     probe_target,
 )
+from serving.credentials import DataSecret
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
 from serving.table.route_table import Split, StaleFencingToken
@@ -143,7 +144,7 @@ def test_a_probe_sends_the_secret_and_the_current_revision() -> None:
 
     assert target is not None
     assert (target.urls, target.model) == (("http://127.0.0.1:1",), "chat")
-    assert target.headers == {"x-canaryctl-secret": "s", "x-canaryctl-revision": "3.7"}
+    assert target.headers == {"x-canaryctl-secret": DataSecret.of("s").text, "x-canaryctl-revision": "3.7"}
 
 
 def test_an_external_endpoint_never_receives_the_secret() -> None:

@@ -41,9 +41,9 @@ def test_dtype_auto_is_left_out_of_the_engine_arguments() -> None:
     assert named.engine_args["dtype"] == "bfloat16"
 
 
-def test_the_url_of_an_external_endpoint_loses_its_v1_suffix() -> None:
+def test_the_url_of_an_external_endpoint_is_used_as_written() -> None:
     spec = parse_version({"url": "http://10.0.0.7:8000/v1"})
 
     launch = launch_of("c", "v", "s", spec, replicas=1, on_gpu=False, memory_bytes=None)
 
-    assert (launch.url, launch.model_dir) == ("http://10.0.0.7:8000", None)
+    assert (launch.url, launch.model_dir) == ("http://10.0.0.7:8000/v1", None)

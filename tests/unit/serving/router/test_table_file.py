@@ -10,6 +10,7 @@ from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_table
 from serving.router.types import Attempt, Request
+from serving.targets import Target
 
 GOOD = """
 service: chat
@@ -28,12 +29,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def target(core: RouterCore) -> str:
-    request = Request("POST", "/v1/completions", b"", (), b"{}")
+    request = Request("POST", Target("/v1/completions"), (), b"{}")
     exchange = core.begin(request, request_id="req-1", now_s=1e9, wall_s=1.0)
     assert isinstance(exchange, Exchange)
     one = exchange.next_attempt()
     assert isinstance(one, Attempt)
-    return one.url
+    return str(one.url)
 
 
 def test_a_file_becomes_a_table_of_external_upstreams(path: Path) -> None:
@@ -41,7 +42,7 @@ def test_a_file_becomes_a_table_of_external_upstreams(path: Path) -> None:
 
     assert table.stable is not None
     assert table.canary is not None
-    assert table.stable.replicas[0].url == "http://127.0.0.1:8001"
+    assert table.stable.replicas[0].url == "http://127.0.0.1:8001/v1"
     assert (table.canary.external, table.weight_bp, table.salt) == (True, 10_000, "spring")
 
 
@@ -67,7 +68,7 @@ def test_a_changed_file_is_reloaded(path: Path) -> None:
         (GOOD + "colour: red", "colour 'red': Extra inputs are not permitted; keys are service, stable"),
         (GOOD.replace("10000", "12000"), "weight_bp 12000: Input should be less than or equal to 10000"),
         (GOOD.replace("10000", "0.5"), "weight_bp 0.5"),
-        (GOOD.replace("http://127.0.0.1:8002", "ftp://x"), "url 'ftp://x' is not http"),
+        (GOOD.replace("http://127.0.0.1:8002", "ftp://x"), "canary.url: 'ftp://x' is not http(s)://"),
         (GOOD.replace("service: chat", "service: Chat Two"), "service 'Chat Two'"),
         ("service: chat\nstable: {url: 'http://a'}\nweight_bp: 5", "weight_bp 5 without a canary"),
         ("service: chat", "stable: Field required"),
