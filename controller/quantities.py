@@ -7,6 +7,8 @@ import re
 
 GIB = 1 << 30
 FULL_BP = 10_000  # basis points: 100 %
+# A number of settled canary requests that no stage reaches: the stage of an A/B test is never passed.
+NEVER_CANARY = 1_000_000_000
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|min|m|h|d)")
 _PERCENT = re.compile(r"([0-9]*\.?[0-9]+)\s*%")

@@ -38,7 +38,7 @@ from controller.runtime.service_loop import LastTick
 from controller.spec.service import ServiceSpec
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
-from controller.views.models import PlanView, RolloutView, ServiceView
+from controller.views.models import PlanView, RolloutView, ServiceView, build_views
 from controller.views.rollout import rollout_view, service_view
 
 EVENTS_POLL_S = 0.25
@@ -79,6 +79,7 @@ def make_app(
 ) -> FastAPI:
     """The application. All routes but the event stream are synchronous and run in the thread pool."""
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
+    build_views()
     views = ViewBuilder(store, runner, base_url)
     add_error_handling(app)
     _add_reads(app, store, views, runner, version)

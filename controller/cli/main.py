@@ -1,32 +1,56 @@
 """The `canaryctl` app: table of commands, and the one place where an error becomes a line and an exit code.
 
-Command modules import what is slow to load (numpy, Ray, the evaluation) inside the command, so that `--help`
-stays fast.
+A command's module is imported when the command is run (`lazy_group.py`), and what is slow to load (numpy,
+Ray, the evaluation) inside the command, so that `--help` and `status` stay fast.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import typer
 
-from controller.cli import ab, backtest, demo, foreground, observed, rollouts, services, validate
+from controller.cli.lazy_group import LazyCommand, lazy_group
 from controller.cli.output import print_error
 from controller.errors import BadInput, CanaryctlError
-from controller.installed import own_version
 
 INTERRUPTED = 130
 # Typer vendors click or uses the installed one; either way this is the base class of its usage errors.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 
+# In the order of `canaryctl --help`: module, function, and the first line of its docstring.
+COMMANDS: Mapping[str, LazyCommand] = {
+    name: LazyCommand(f"controller.cli.{module}", function, line)
+    for name, module, function, line in (
+        ("up", "services", "up", "Serve a model and print the base URL for OpenAI clients."),
+        ("down", "services", "down", "Remove a service, or all of them."),
+        ("plan", "rollouts", "plan", "Preview a deploy: risk, stages, duration, memory."),
+        ("deploy", "rollouts", "deploy", "Roll out a new version beside stable."),
+        ("status", "services", "status", "Show a service: its versions, its rollout and the evidence."),
+        ("list", "services", "list_services", "List all services."),
+        ("watch", "rollouts", "watch", "Watch the running rollout until it ends."),
+        ("rollback", "rollouts", "rollback", "Return all traffic to stable immediately."),
+        ("history", "rollouts", "history", "List the rollouts of a service, newest first."),
+        ("validate", "validate", "validate", "Check a checkpoint, policy or service file offline."),
+        ("controller", "foreground", "controller", "Run the controller in the foreground."),
+        ("router", "foreground", "router", "Split traffic between endpoints by a table file."),
+        ("demo", "demo", "demo", "Demonstrate a promotion and a rollback on real engines."),
+        ("version", "version", "version", "Print the version."),
+        ("backtest", "backtest", "backtest", "Replay a recorded rollout through the gates."),
+        ("observed", "observed", "observed", "Write the policy entry of an observed range."),
+        ("ab", "ab", "ab", "A/B tests: is B better than A?"),
+    )
+}
 app = typer.Typer(
     name="canaryctl",
     help="Canary controller for LLM fleets: statistically proven promotions, immediate rollbacks.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=lazy_group(COMMANDS),
+    callback=lambda: None,  # Typer refuses an application without commands of its own
 )
 
 
@@ -56,32 +80,3 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _fail(error: CanaryctlError) -> int:
     print_error(error)
     return error.exit_code
-
-
-def version() -> None:
-    """Print the version."""
-    print(own_version())
-
-
-# In the order of `canaryctl --help`.
-COMMANDS: Mapping[str, Callable[..., object]] = {
-    "up": services.up,
-    "down": services.down,
-    "plan": rollouts.plan,
-    "deploy": rollouts.deploy,
-    "status": services.status,
-    "list": services.list_services,
-    "watch": rollouts.watch,
-    "rollback": rollouts.rollback,
-    "history": rollouts.history,
-    "validate": validate.validate,
-    "controller": foreground.controller,
-    "router": foreground.router,
-    "demo": demo.demo,
-    "version": version,
-    "backtest": backtest.backtest,
-    "observed": observed.observed,
-}
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
-app.add_typer(ab.ab)

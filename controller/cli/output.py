@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
-from pydantic import BaseModel
-from rich.console import Console, RenderableType
-from rich.table import Table
 
 from controller.errors import BadSpec, CanaryctlError
+
+if TYPE_CHECKING:  # imported where used: each takes longer to import than `--help` takes to run
+    from pydantic import BaseModel
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
 JSON_INDENT = 2
 NO_SERVICE = "no service yet; start one: canaryctl up --service NAME --model DIR"
@@ -38,7 +40,16 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Output for
 
 def console() -> Console:
     """Standard output. Lines written to a pipe are not cut to a terminal's width."""
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def error_console() -> Console:
+    """Standard error, for spinners."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def emit(
@@ -54,18 +65,22 @@ def emit(
 def emit_data(data: BaseModel | Sequence[BaseModel], output: Output) -> None:
     """Print `data` as JSON or YAML."""
     plain = (
-        data.model_dump(mode="json")
-        if isinstance(data, BaseModel)
-        else [item.model_dump(mode="json") for item in data]
+        [item.model_dump(mode="json") for item in data]
+        if isinstance(data, Sequence)
+        else data.model_dump(mode="json")
     )
     if output is Output.JSON:
         print(json.dumps(plain, indent=JSON_INDENT, ensure_ascii=False))
     else:
+        import yaml
+
         print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
 
 
 def table(*columns: str) -> Table:
     """An empty table without borders, its first column bold."""
+    from rich.table import Table
+
     grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         grid.add_column(column.upper(), style="bold" if index == 0 else "", overflow="fold")
@@ -79,11 +94,16 @@ def number(value: float | None) -> str:
 
 def note(text: str) -> None:
     """Print one line for people on stderr; stdout carries only results."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    typer.echo(text, err=True)
 
 
 def print_error(error: CanaryctlError) -> None:
     """Print the error on stderr, one line for each rule broken."""
     for line in error.lines if isinstance(error, BadSpec) else (str(error),):
-        Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
-        note(line)
+        typer.secho("error:", fg="red", bold=True, err=True, nl=False, color=_color())
+        note(f" {line}")
+
+
+def _color() -> bool | None:
+    """False: NO_COLOR is set (no-color.org). None: colours on a terminal only."""
+    return False if os.environ.get("NO_COLOR") else None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import live, options, render
+from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
 from controller.errors import CanaryctlError, Unreachable
@@ -42,6 +42,7 @@ def plan(
 
     Changes nothing. Exit 2 when a stage cannot prove anything at this traffic. The simulation takes seconds.
     """
+    from controller.cli import render
     from controller.cli.request_bodies import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
@@ -79,6 +80,7 @@ def deploy(
     It is promoted stage by stage, or rolled back automatically. With --wait: exit 0 promoted (a twin run:
     proven), 5 rolled back, 6 not proven or timed out.
     """
+    from controller.cli import live, render
     from controller.cli.request_bodies import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
@@ -113,6 +115,8 @@ def watch(
 
     The exit code reports the outcome, as with `deploy --wait`.
     """
+    from controller.cli import live, render
+
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     view = client.service(name)
@@ -150,6 +154,8 @@ def rollback(
     note(text)
     view = client.service(name).rollout
     if outcome == "asked" and wait and view is not None:
+        from controller.cli import live, render
+
         ended = live.watch(client, name, view.rollout, timeout_s=timeout)
         if ended.steps is not None:
             console().print(render.steps_line(ended.steps))
@@ -184,6 +190,8 @@ def history(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List the rollouts of a service, newest first."""
+    from controller.cli import render
+
     client = Client(load_settings())
     views = client.history(client.resolve_service(service or service_), limit=limit)
     emit(views, output, lambda is_wide: render.history_table(views, is_wide=is_wide))

@@ -8,13 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
-from rich.console import Console
 
-from controller.cli import options, processes, render
+from controller.cli import options, render
 from controller.cli.client import Client, poll
-from controller.cli.output import NO_SERVICE, Output, OutputOption, console, emit, emit_data, note
+from controller.cli.http import NoAnswer, send
+from controller.cli.output import (
+    NO_SERVICE,
+    Output,
+    OutputOption,
+    console,
+    emit,
+    emit_data,
+    error_console,
+    note,
+)
 from controller.errors import (
     BadInput,
     CanaryctlError,
@@ -92,6 +100,8 @@ def down(
 
     Removing the last one also stops the controller and the Ray cluster.
     """
+    from controller.cli import processes
+
     settings = load_settings()
     name = service or service_
     if not yes:
@@ -128,8 +138,10 @@ def _bring_up(
     wait_s: float,
 ) -> list[ServiceView]:
     """Start what is not running, create the service (None: use the existing ones), wait until it answers."""
+    from controller.cli import processes
+
     with processes.exclusive_access(settings):
-        with Console(stderr=True).status("starting Ray and the controller"):
+        with error_console().status("starting Ray and the controller"):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)
         try:
@@ -151,7 +163,7 @@ def _bring_up(
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
     """Return once stable answers at the service's URL. Raises TimedOut, or the engine's own error."""
     started_s, last_error = time.monotonic(), ""
-    with Console(stderr=True).status(f"loading {service}") as spinner:
+    with error_console().status(f"loading {service}") as spinner:
         for view in poll(lambda: client.service(service), give_up_s=CONNECTION_LOST_S):
             elapsed_s = time.monotonic() - started_s
             if view is not None:
@@ -175,13 +187,14 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/models", timeout=5.0, trust_env=False, verify=False).status_code == 200
-    except httpx.HTTPError:
+        return send("GET", f"{url}/models", timeout_s=5.0).status == 200
+    except NoAnswer:
         return False
 
 
 def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> None:
     """Remove the service (None: all); after the last one, stop the controller and the cluster."""
+    from controller.cli import processes
     from controller.wiring import cluster
 
     client = Client(settings)
@@ -234,7 +247,7 @@ def _remove_without_controller(settings: Settings, service: str | None) -> None:
 
 def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:
     """Services that remain once `names` are removed. Raises TimedOut."""
-    with Console(stderr=True).status("waiting for engines and routers to stop"):
+    with error_console().status("waiting for engines and routers to stop"):
         for views in poll(client.services, give_up_s=CONNECTION_LOST_S):
             if views is not None:
                 remaining = [view.service for view in views]

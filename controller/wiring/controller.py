@@ -48,14 +48,19 @@ from controller.wiring import cluster
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
 from serving import loopback
+from serving.clock import boot_s
 
 
 class SystemClock:
-    """Wall time."""
+    """Wall time, and boot time."""
 
     def now_s(self) -> float:
         """Seconds since the epoch."""
         return time.time()
+
+    def boot_s(self) -> float:
+        """Seconds of CLOCK_BOOTTIME, which cannot be set."""
+        return boot_s()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+from serving.clock import boot_s
 from serving.loopback import free_ports
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
 
@@ -53,6 +54,9 @@ class LiveClock:
 
     def now_s(self) -> float:
         return time.time()
+
+    def boot_s(self) -> float:
+        return boot_s()
 
 
 @dataclass(slots=True)

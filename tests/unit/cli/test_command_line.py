@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from controller.auth import Identity, Role
-from controller.cli.main import run
+from controller.cli.main import COMMANDS, run
 from controller.rollout.actions import ProbeKind
 from controller.rollout.state import Phase
 from serving.loopback import free_ports
@@ -577,11 +578,54 @@ def test_a_usage_error_is_one_line_that_names_the_help(
     assert line.endswith(f"(usage: {usage})")
 
 
-def test_help_loads_no_slow_library() -> None:
-    slow = ("numpy", "ray", "openai", "sqlalchemy", "matplotlib", "controller.spec.service")
-    script = f"import sys, controller.cli.main; print([name for name in {slow} if name in sys.modules])"
+# Libraries that take longer to import than a short command takes to run.
+HEAVY = (
+    "numpy",
+    "scipy",
+    "ray",
+    "vllm",
+    "torch",
+    "openai",
+    "sqlalchemy",
+    "fastapi",
+    "matplotlib",
+    "httpx",
+)
 
-    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
+
+@pytest.mark.parametrize(
+    ("arguments", "also"),
+    [
+        (["--help"], ("pydantic", "rich", "yaml", "asyncio", "controller.cli.services")),
+        (["version"], ("rich", "yaml")),
+        (["status", "chat"], ("yaml", "evaluation.report", "controller.spec.service")),
+        (["list"], ("yaml", "evaluation.report", "controller.spec.service")),
+        (["history", "chat"], ("yaml", "evaluation.report", "controller.spec.service")),
+        (["rollback", "chat"], ("rich", "yaml", "controller.cli.live", "controller.wiring")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_short_command_loads_no_slow_library(
+    unchanged: FakeController, arguments: list[str], also: tuple[str, ...]
+) -> None:
+    script = (
+        "import sys\nfrom controller.cli.main import run\n"
+        f"code = run({arguments})\n"
+        f"print([name for name in {HEAVY + also} if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
+
+
+def test_the_help_of_each_command_is_the_first_line_of_its_docstring() -> None:
+    loaded = {name: command.load() for name, command in COMMANDS.items()}
+
+    written = {
+        name: found.info.help if isinstance(found, typer.Typer) else (found.__doc__ or "").splitlines()[0]
+        for name, found in loaded.items()
+    }
+    assert {name: command.help for name, command in COMMANDS.items()} == written
 
 
 @pytest.mark.parametrize("command", ["list", "up"])
