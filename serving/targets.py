@@ -17,9 +17,11 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from yarl import URL
+if TYPE_CHECKING:
+    from yarl import URL
 
 PATH_LIMIT = 1024  # bytes of a request's path
 QUERY_LIMIT = 8192
@@ -152,6 +154,10 @@ class Endpoint:
         return self._at(self.root + path, "")
 
     def _at(self, path: str, query: str) -> URL:
+        from yarl import (
+            URL,
+        )  # not above: commands that check a spec need no URL, and importing it takes 40 ms
+
         return URL.build(
             scheme=self.scheme, authority=self.authority, path=path, query_string=query, encoded=True
         )

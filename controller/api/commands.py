@@ -286,7 +286,8 @@ class Commands:
         if row is None:
             return "--model DIR"
         spec = version_spec(row)
-        return f"--url {spec.url}" if spec.url else f"--model {spec.model}"
+        model = f"--model {spec.model}" if spec.model else ""
+        return f"--url {spec.url} {model}".rstrip() if spec.url else model
 
 
 def _unproven_waiver(body: Mapping[str, Any]) -> str:

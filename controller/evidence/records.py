@@ -44,8 +44,8 @@ def draw_of(record: RequestRecord) -> Draw:
     flags = flags_of(record)
     if record.outcome == "open":
         flags["censored"] = True
-    # A client that left before any answer might still have been served by the canary. A rejection is a rate of
-    # its own: identical arms that reject the same share would differ in what stable serves.
+    # A client that left before any answer might still have been served by the canary. A rejection is a rate
+    # of its own, which identical arms share.
     is_known = record.served_arm is not None or record.outcome != "cancelled"
     if record.arm == CANARY and is_known and not record.rejected:
         flags["fell_back"] = record.served_arm != CANARY

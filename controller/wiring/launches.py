@@ -44,10 +44,10 @@ class Versions:
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """The version's fingerprint, from its files. Raises BadCheckpoint."""
         if spec.url is not None:
-            return fingerprint_external(spec.url)
+            return fingerprint_external(spec.url, spec.model)
         with self._hashing, cached_digests(self._settings.digests_path) as digests:
             return fingerprint_checkpoint(
-                Path(str(spec.model)),
+                Path(str(spec.checkpoint)),
                 engine_arguments=spec.engine_arguments(),
                 engine_release=self._release,
                 architectures=known_architectures(),
@@ -85,6 +85,8 @@ class Versions:
         # Not the row's id: a twin has an id of its own, and stable's fingerprint.
         if fingerprint.version_id != fingerprint_of(row).version_id:
             raise CanaryctlError(f"{spec.model} changed since the plan was made; deploy it again")
+        if spec.api_key is not None:
+            spec.api_key.read()
         if not spec.is_external:
             require_fit(spec, fingerprint, devices())
 
@@ -135,7 +137,8 @@ def launch_of(
 ) -> Launch:
     """The fleet's launch of this version, from its spec."""
     if spec.url is not None:
-        return Launch(service, version, secret, url=spec.url.rstrip("/"))
+        url = spec.url.rstrip("/")
+        return Launch(service, version, secret, url=url, endpoint_model=spec.model, api_key=spec.api_key)
     arguments = spec.engine_arguments()
     # The launch has a field for tensor parallelism; without a dtype the engine chooses as for `auto`.
     arguments.pop("tensor_parallel_size", None)

@@ -10,9 +10,8 @@ import json
 import re
 
 _BOUNDARY = re.compile(r'boundary="?([^";,\s]+)', re.IGNORECASE)
-_MODEL_PART = (
-    rb'(\r\ncontent-disposition:[^\r\n]*;\s*name="?model"?(?=[;\r])[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n)'
-)
+_LINES = rb"(?:[^\r\n]+\r\n)*"
+_MODEL_LINE = rb'content-disposition:[^\r\n]*;\s*name="?model"?(?=[;\r])[^\r\n]*\r\n'
 
 
 def renamed(body: bytes, content_type: str, model: str) -> bytes:
@@ -24,8 +23,9 @@ def renamed(body: bytes, content_type: str, model: str) -> bytes:
         boundary = _BOUNDARY.search(content_type)
         if boundary is None:
             return body
-        end = re.escape(b"\r\n--" + boundary[1].encode("latin-1"))
-        field = re.compile(_MODEL_PART + rb"(.*?)(?=" + end + rb")", re.IGNORECASE | re.DOTALL)
+        delimiter = re.escape(b"--" + boundary[1].encode("latin-1"))
+        head = rb"(" + delimiter + rb"\r\n" + _LINES + _MODEL_LINE + _LINES + rb"\r\n)"
+        field = re.compile(head + rb"(.*?)(?=\r\n" + delimiter + rb")", re.IGNORECASE | re.DOTALL)
         return field.sub(lambda found: found[1] + model.encode(), body, count=1)
     try:
         fields = json.loads(body)
