@@ -67,13 +67,18 @@ class Settings(BaseModel):
         return f"http://{self.host}:{self.config.ingress_port}/{service}/v1"
 
 
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """`CANARYCTL_HOME`, by default `~/.canaryctl`."""
+    return Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
+
+
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings of the state folder `CANARYCTL_HOME` (default `~/.canaryctl`).
 
     `CANARYCTL_DATABASE_URL` selects another database, `CANARYCTL_API_PORT` another port of the API.
     Raises BadInput for a malformed config file or variable.
     """
-    home = Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
+    home = state_folder(environ)
     config = _read_config(home / "config.json")
     if port := environ.get("CANARYCTL_API_PORT"):
         config = config.model_copy(update={"api_port": _port(port, name="CANARYCTL_API_PORT")})

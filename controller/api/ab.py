@@ -9,9 +9,10 @@ from fastapi import Depends, FastAPI
 
 from controller.ab.results import AbView
 from controller.ab.service import AbTests
-from controller.api.bodies import CommandResult, JsonBody
+from controller.api.bodies import JsonBody
 from controller.auth import Identity
 from controller.errors import BadInput
+from controller.views.models import CommandResult
 
 
 def add_ab_routes(

@@ -18,7 +18,6 @@ from pydantic import BaseModel
 
 from controller.api.bearer_auth import requires
 from controller.api.bodies import (
-    CommandResult,
     DeployBody,
     FeedbackItem,
     FeedbackResult,
@@ -38,7 +37,7 @@ from controller.runtime.service_loop import LastTick
 from controller.spec.service import ServiceSpec
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
-from controller.views.models import PlanView, RolloutView, ServiceView, build_views
+from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView, build_views
 from controller.views.rollout import rollout_view, service_view
 
 EVENTS_POLL_S = 0.25

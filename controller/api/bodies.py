@@ -23,13 +23,6 @@ class Health(BaseModel):
     version: str
 
 
-class CommandResult(BaseModel):
-    """Outcome of a command: `asked` (accepted, the ticks do it) or `already` (nothing to do)."""
-
-    outcome: str
-    text: str
-
-
 class FeedbackResult(BaseModel):
     """Number of scores that were accepted."""
 

@@ -35,7 +35,8 @@ from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
 from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
 from controller.store.rows import ServiceRow
-from controller.store.sql import SqlStore, already_running
+from controller.store.sql import SqlStore
+from controller.store.statements import already_running
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
@@ -145,8 +146,8 @@ class Commands:
             "allow_unproven": waiver,
         }
         row = version_row(service, proposal.version, proposal.fingerprint, now_s)
-        self._store.put_version(replace(row, id=proposal.canary_id))
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s)
+        row = replace(row, id=proposal.canary_id)
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row)
         self._wake(service)
         return state
 
@@ -243,9 +244,11 @@ class Commands:
                 f"{service} serves {state.canary.id}; its predecessor {state.stable.id} was unloaded; "
                 f"deploy that again: canaryctl deploy {service} {option}"
             )
-        self._store.append_command(
+        command = self._store.append_command(
             state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
         )
+        if command is None:  # it ended since it was read above: answer for what is true now
+            return self.rollback(service, identity, reason=reason)
         self._wake(service)
         return "asked", f"{service}: rollback of {state.id} to {state.stable.id} begins"
 

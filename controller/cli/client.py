@@ -13,7 +13,7 @@ from controller.cli.http import Answer, NoAnswer, send
 from controller.cli.output import NO_SERVICE
 from controller.errors import BadSpec, CanaryctlError, Unreachable
 from controller.settings import Settings
-from controller.views.models import PlanView, RolloutView, ServiceView
+from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView
 
 if TYPE_CHECKING:
     from controller.ab.results import AbView
@@ -96,9 +96,9 @@ class Client:
         """Newest A/B test of a service."""
         return self._ab("GET", service)
 
-    def stop_ab(self, service: str) -> str:
-        """End the A/B test; one line of text."""
-        return str(self._request("DELETE", _path(service, "ab"))["text"])
+    def stop_ab(self, service: str) -> CommandResult:
+        """End the A/B test."""
+        return CommandResult.model_validate(self._request("DELETE", _path(service, "ab")))
 
     def _ab(
         self,
@@ -179,6 +179,10 @@ def _error(answer: Answer, url: str) -> CanaryctlError:
     for known in _all_errors(CanaryctlError):
         if known.problem == kind:
             return BadSpec(lines) if known is BadSpec else known(lines[0])
+    # A newer controller's own kind of error: its exit code is one that is known here.
+    for known in _all_errors(CanaryctlError):
+        if known.exit_code == problem.get("exit_code"):
+            return known(lines[0])
     return CanaryctlError(lines[0])
 
 

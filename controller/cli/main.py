@@ -6,14 +6,17 @@ Ray, the evaluation) inside the command, so that `--help` and `status` stay fast
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from traceback import format_exception
 from typing import cast
 
 import typer
 
 from controller.cli.lazy_group import LazyCommand, lazy_group
-from controller.cli.output import print_error
+from controller.cli.output import Output, print_error, requested_output
 from controller.errors import BadInput, CanaryctlError
 
 INTERRUPTED = 130
@@ -55,28 +58,46 @@ app = typer.Typer(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Exit code of `canaryctl ARGUMENTS`; an error is printed as one line."""
+    """Exit code of `canaryctl ARGUMENTS`; an error is printed in the format that `-o` asks for."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    output = requested_output(given)
     try:
         result = app(args=given or ["--help"], prog_name="canaryctl", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except UsageError as exc:
         path = exc.ctx.command_path if exc.ctx is not None else "canaryctl"
-        return _fail(BadInput(f"{exc.format_message()} (usage: {path} --help)"))
+        return _fail(BadInput(f"{exc.format_message()} (usage: {path} --help)"), output)
     except CanaryctlError as exc:
-        return _fail(exc)
+        return _fail(exc, output)
     except OSError as exc:
         if exc.filename is None:
             raise
+        return _fail(BadInput(_advice(exc)), output)
+    except Exception as exc:
+        if output.is_text:
+            raise  # a bug: the traceback is what its report needs
         return _fail(
-            BadInput(
-                f"{exc.filename}: {exc.strerror}; use a writable path (CANARYCTL_HOME sets the state folder)"
-            )
+            CanaryctlError(f"{type(exc).__name__}: {exc}; please report this"),
+            output,
+            traceback=format_exception(exc),
         )
     return result if isinstance(result, int) else 0
 
 
-def _fail(error: CanaryctlError) -> int:
-    print_error(error)
+def _advice(error: OSError) -> str:
+    """One line for a file that cannot be used: the path, the cause, the remedy."""
+    from controller.settings import state_folder
+
+    path, cause = Path(os.fsdecode(error.filename)), error.strerror
+    if path.is_relative_to(state_folder()):
+        return f"{path}: {cause}; use a writable path (CANARYCTL_HOME sets the state folder)"
+    if path.is_symlink() and not path.exists():
+        target = os.readlink(path)
+        return f"{path} is a link to {target}, which does not exist; copy it with links followed: cp -rL"
+    return f"{path}: {cause}; give a path that this user may read"
+
+
+def _fail(error: CanaryctlError, output: Output, *, traceback: Sequence[str] = ()) -> int:
+    print_error(error, output, traceback=traceback)
     return error.exit_code

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from controller.errors import BadSpec, CanaryctlError
+from controller.errors import CanaryctlError, document_of
 
 if TYPE_CHECKING:  # imported where used: each takes longer to import than `--help` takes to run
     from pydantic import BaseModel
@@ -62,19 +62,17 @@ def emit(
         emit_data(data, output)
 
 
-def emit_data(data: BaseModel | Sequence[BaseModel], output: Output) -> None:
-    """Print `data` as JSON or YAML."""
-    plain = (
-        [item.model_dump(mode="json") for item in data]
-        if isinstance(data, Sequence)
-        else data.model_dump(mode="json")
-    )
+def emit_data(data: BaseModel | Sequence[BaseModel] | Mapping[str, object], output: Output) -> None:
+    """Print `data` as JSON or YAML. A mapping must hold what JSON can express."""
+    plain: object = data
+    if isinstance(data, Sequence):
+        plain = [item.model_dump(mode="json") for item in data]
+    elif not isinstance(data, Mapping):
+        plain = data.model_dump(mode="json")
     if output is Output.JSON:
         print(json.dumps(plain, indent=JSON_INDENT, ensure_ascii=False))
     else:
-        import yaml
-
-        print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+        print(_yaml(plain), end="")
 
 
 def table(*columns: str) -> Table:
@@ -97,11 +95,42 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def print_error(error: CanaryctlError) -> None:
-    """Print the error on stderr, one line for each rule broken."""
-    for line in error.lines if isinstance(error, BadSpec) else (str(error),):
+def requested_output(arguments: Sequence[str]) -> Output:
+    """The format that a command line asks for, also one that cannot be parsed; TABLE if none is valid."""
+    found = Output.TABLE
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--":
+            break
+        if argument in ("-o", "--output"):
+            value = following
+        elif argument.startswith("--output="):
+            value = argument.removeprefix("--output=")
+        elif argument.startswith("-o"):
+            value = argument.removeprefix("-o")
+        else:
+            continue
+        found = Output(value) if value in list(Output) else found
+    return found
+
+
+def print_error(error: CanaryctlError, output: Output, *, traceback: Sequence[str] = ()) -> None:
+    """Print the error on stderr: lines for people, one problem document (RFC 9457) for programs.
+
+    traceback: shown to programs only, for an error that nobody foresaw.
+    """
+    if not output.is_text:
+        document = document_of(error) | ({"traceback": list(traceback)} if traceback else {})
+        note(json.dumps(document, ensure_ascii=False) if output is Output.JSON else _yaml(document).rstrip())
+        return
+    for line in error.details:
         typer.secho("error:", fg="red", bold=True, err=True, nl=False, color=_color())
         note(f" {line}")
+
+
+def _yaml(plain: object) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))
 
 
 def _color() -> bool | None:

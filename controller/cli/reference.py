@@ -20,7 +20,10 @@ HEAD = """# Commands
 Generated from the commands by `make reference`; do not edit.
 
 Every command keeps its state in `$CANARYCTL_HOME` (default `~/.canaryctl`). SERVICE may be omitted when there
-is only one. `-o` prints `table`, `wide`, `json` or `yaml`.
+is only one. `-o` prints `table`, `wide`, `json` or `yaml`. Results go to stdout.
+
+An error goes to stderr: as a line, or under `-o json` and `-o yaml` as one problem document (RFC 9457) with
+`type`, `title`, `status`, `detail`, `lines` and `exit_code`.
 
 | exit code | meaning |
 |---|---|

@@ -11,6 +11,7 @@ from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
 from controller.errors import CanaryctlError, Unreachable
 from controller.settings import Settings, load_settings
+from controller.views.models import CommandResult
 
 
 def plan(
@@ -110,10 +111,11 @@ def watch(
     service: options.ServiceArgument = None,
     service_: options.ServiceOption = None,
     timeout: options.TimeoutOption = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Watch the running rollout until it ends.
 
-    The exit code reports the outcome, as with `deploy --wait`.
+    The exit code reports the outcome, as with `deploy --wait`. -o json prints the service once, at the end.
     """
     from controller.cli import live, render
 
@@ -121,10 +123,15 @@ def watch(
     name = client.resolve_service(service or service_)
     view = client.service(name)
     if view.rollout is None or view.rollout.is_final:
-        console().print(render.service_detail(view, is_wide=False))
-        note(f"{name} has no running rollout")
+        emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+        if output.is_text:
+            note(f"{name} has no running rollout")
         return
-    live.raise_for_outcome(live.watch(client, name, view.rollout.rollout, timeout_s=timeout))
+    is_silent = not output.is_text
+    ended = live.watch(client, name, view.rollout.rollout, timeout_s=timeout, is_silent=is_silent)
+    if is_silent:
+        emit_data(client.service(name), output)
+    live.raise_for_outcome(ended)
 
 
 def rollback(
@@ -136,6 +143,7 @@ def rollback(
         bool, typer.Option("--direct", help="Bypass a dead controller: write to the route table directly.")
     ] = False,
     reason: options.ReasonOption = "",
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Return all traffic to stable immediately.
 
@@ -143,7 +151,7 @@ def rollback(
     """
     settings, name = load_settings(), service or service_
     if direct:
-        _roll_back_directly(settings, name, reason=reason)
+        _roll_back_directly(settings, name, reason=reason, output=output)
         return
     client = Client(settings)
     try:
@@ -151,19 +159,22 @@ def rollback(
         outcome, text = client.rollback(name, reason=reason)
     except Unreachable as exc:
         raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
-    note(text)
+    if output.is_text:
+        note(text)
+    else:
+        emit_data(CommandResult(outcome=outcome, text=text), output)
     view = client.service(name).rollout
     if outcome == "asked" and wait and view is not None:
         from controller.cli import live, render
 
-        ended = live.watch(client, name, view.rollout, timeout_s=timeout)
-        if ended.steps is not None:
+        ended = live.watch(client, name, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
+        if ended.steps is not None and output.is_text:
             console().print(render.steps_line(ended.steps))
         if ended.exit_code == CanaryctlError.exit_code:
             raise CanaryctlError(f"{ended.rollout}: {ended.reason}")
 
 
-def _roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> None:
+def _roll_back_directly(settings: Settings, service: str | None, *, reason: str, output: Output) -> None:
     """Write a tombstone to the route table and the command to the store, and print which succeeded.
 
     Raises Unreachable while traffic may still reach the canary, even if the store took the command.
@@ -171,8 +182,12 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str)
     from controller.wiring import direct_rollback
 
     result = direct_rollback.roll_back_directly(settings, service, reason=reason or "direct rollback")
-    for line in (*result.succeeded, *result.failed):
-        note(line)
+    lines = (*result.succeeded, *result.failed)
+    if output.is_text:
+        for line in lines:
+            note(line)
+    elif result.has_moved:
+        emit_data(CommandResult(outcome="done", text="; ".join(lines)), output)
     if not result.succeeded:
         raise Unreachable(
             "neither the route table nor the store could be reached; is Ray running on this host?"

@@ -32,7 +32,7 @@ from controller.errors import (
     Unreachable,
 )
 from controller.settings import Settings, load_settings
-from controller.views.models import ServiceView
+from controller.views.models import CommandResult, ServiceView
 
 UP_TIMEOUT_S = 900.0
 DOWN_TIMEOUT_S = 180.0
@@ -95,6 +95,7 @@ def down(
     service_: options.ServiceOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")] = False,
     timeout: options.TimeoutOption = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Remove a service, or all of them.
 
@@ -109,7 +110,12 @@ def down(
             raise BadInput("down stops serving users; confirm with --yes")
         typer.confirm(f"Take down {name or 'every service'}?", abort=True)
     with processes.exclusive_access(settings):
-        _take_down(settings, name, ends_at_s=time.monotonic() + (timeout or DOWN_TIMEOUT_S))
+        lines = _take_down(settings, name, ends_at_s=time.monotonic() + (timeout or DOWN_TIMEOUT_S))
+    if output.is_text:
+        for line in lines:
+            note(line)
+    else:
+        emit_data(CommandResult(outcome="done", text="; ".join(lines)), output)
 
 
 def status(
@@ -194,15 +200,17 @@ def _answers(url: str) -> bool:
     return answer.status == 200 or (400 <= answer.status < 500 and answer.content.lstrip()[:1] == b"{")
 
 
-def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> None:
-    """Remove the service (None: all); after the last one, stop the controller and the cluster."""
+def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> list[str]:
+    """Remove the service (None: all); after the last one, stop the controller and the cluster.
+
+    Returns what was done, a line each.
+    """
     from controller.cli import processes
     from controller.wiring import cluster
 
     client = Client(settings)
     if client.health() is None:
-        _remove_without_controller(settings, service)
-        return
+        return [_remove_without_controller(settings, service)]
     if client.accepts_token() and not cluster.is_running(settings):
         # Without the cluster no drain or unload can be confirmed: the controller would wait indefinitely.
         if service is not None:
@@ -210,8 +218,7 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
                 "the Ray cluster is not running; start it: canaryctl up, or remove everything: canaryctl down"
             )
         processes.stop_controller(settings)
-        _remove_without_controller(settings, None)
-        return
+        return [_remove_without_controller(settings, None)]
     views = [client.service(service)] if service is not None else client.services()
     for view in views:  # all checks before the first removal: a refusal changes nothing
         if view.rollout is not None and not view.rollout.is_final:
@@ -222,14 +229,15 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
     names = [view.service for view in views]
     for name in names:
         client.down(name)
-        note(f"taking down {name}")
+    done = [f"{name} is taken down" for name in names]
     if not _wait_until_removed(client, names, ends_at_s):
         processes.stop(settings)
-        note("controller and Ray stopped")
+        done.append("controller and Ray stopped")
+    return done
 
 
-def _remove_without_controller(settings: Settings, service: str | None) -> None:
-    """Stop the cluster and forget all services. Raises Unreachable for a single service."""
+def _remove_without_controller(settings: Settings, service: str | None) -> str:
+    """Stop the cluster and forget all services; what was done. Raises Unreachable for a single service."""
     from controller.wiring import cluster
     from controller.wiring import direct_rollback as direct
 
@@ -240,11 +248,9 @@ def _remove_without_controller(settings: Settings, service: str | None) -> None:
         )
     had_cluster = cluster.stop(settings)
     had_services = direct.forget_services(settings)
-    note(
-        "the controller or Ray had died; removed what was left"
-        if had_cluster or had_services
-        else "nothing is running"
-    )
+    if had_cluster or had_services:
+        return "the controller or Ray had died; removed what was left"
+    return "nothing is running"
 
 
 def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar, assert_never
 
 from controller import telemetry
-from controller.errors import CanaryctlError, StaleToken, StaleWrite
+from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnreadCommand
 from controller.rollout.actions import (
     Action,
     CancelVersion,
@@ -61,6 +61,7 @@ class Performed:
     probes: tuple[ProbeStatus, ...]
     delivered: frozenset[str]  # keys of notices
     failed: bool  # some action failed: do not retry it at once
+    token: int  # of the lease, which the commit must still hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Reconciler:
                 probes.append(result)
             elif result is not None:
                 delivered.add(result)
-        return Performed(stored, tuple(probes), frozenset(delivered), failed)
+        return Performed(stored, tuple(probes), frozenset(delivered), failed, token)
 
     def read(self, service: str) -> DataPlaneStatus:
         """Fleet and route table of the service, each read once."""
@@ -123,16 +124,17 @@ class Reconciler:
     def decide(self, performed: Performed, plane: DataPlaneStatus) -> Ticked:
         """Step the rollout and commit its next state and actions. `plane` was read after `performed`.
 
-        Raises StaleWrite when another controller committed meanwhile, Unreachable without a store.
+        A command that arrived since it was read keeps the rollout from ending: nothing is committed then.
+        Raises StaleWrite and StaleToken when another controller acts, Unreachable without a store.
         """
         ports, stored = self._ports, performed.stored
         before = stored.state
         is_known = before.id in self._timers
-        timer = self._timers.setdefault(before.id, TickTimer(max_tick_s=self._max_tick_s))
+        timer = self._timers.get(before.id, TickTimer(max_tick_s=self._max_tick_s))
         evidence = self._read(
             "evidence", lambda: ports.evidence.observe(before, plane.versions, plane.read_at_s)
         )
-        time = timer.tick(plane.read_at_s, plane.boot_s, ticked_at_s=before.ticked_at_s)
+        time, ticked = timer.tick(plane.read_at_s, plane.boot_s, ticked_at_s=before.ticked_at_s)
         seen = Observation(
             now_s=time.now_s,
             split=plane.split,
@@ -152,8 +154,18 @@ class Reconciler:
             self._committed_s[state.id] = plane.boot_s
             # A failed snapshot must not keep a rollback from being committed; it is retried.
             snapshot = self._read("snapshot of the evidence", lambda: ports.evidence.snapshot(state.id))
-            ports.store.commit(state, pending, expected_version=stored.version, evidence=snapshot)
+            try:
+                ports.store.commit(
+                    state,
+                    pending,
+                    expected_version=stored.version,
+                    evidence=snapshot,
+                    token=performed.token,
+                )
+            except UnreadCommand:
+                return Ticked(before, evidence, 0.0)  # the next tick reads it, and decides again
             _log_change(before, state)
+        self._timers[before.id] = ticked
         return Ticked(state, evidence, _next_in_s(state, pending, changed, performed.failed))
 
     def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:

@@ -35,7 +35,7 @@ class Services(Protocol):
     """The part of the store with the services' rows. `service` raises UnknownService."""
 
     def service(self, name: str) -> ServiceRow: ...
-    def remove_service(self, name: str, *, at_s: float) -> None: ...
+    def remove_service(self, name: str, *, at_s: float, token: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Keeper:
                 self._fleet.stop(row.name, version.version, token=token)
         if loaded or plane.split is not None:
             return BUSY_S
-        self._services.remove_service(row.name, at_s=self._clock.now_s())
+        self._services.remove_service(row.name, at_s=self._clock.now_s(), token=token)
         telemetry.event("service removed", service=row.name)
         return None
 

@@ -10,10 +10,28 @@ from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_servic
 from controller.store.rows import ServiceRow, VersionRow
 
 
-def version_row(service: str, spec: VersionSpec, fingerprint: Fingerprint, at_s: float) -> VersionRow:
+def version_row(
+    service: str,
+    spec: VersionSpec,
+    fingerprint: Fingerprint,
+    at_s: float,
+    *,
+    name: str | None = None,
+    source: str | None = None,
+    actor: str | None = None,
+    message: str | None = None,
+) -> VersionRow:
     """Row of a version, which `version_spec` and `fingerprint_of` read."""
     return VersionRow(
-        service, fingerprint.version_id, json.dumps(dump(spec)), json.dumps(asdict(fingerprint)), at_s
+        service,
+        fingerprint.version_id,
+        json.dumps(dump(spec)),
+        json.dumps(asdict(fingerprint)),
+        at_s,
+        name,
+        source,
+        actor,
+        message,
     )
 
 

@@ -181,6 +181,13 @@ class ServiceView(_View):
     rollout: RolloutView | None  # the newest; null: there has been none
 
 
+class CommandResult(_View):
+    """Outcome of a command: `asked` (accepted, the ticks do it), `done`, or `already` (nothing to do)."""
+
+    outcome: str
+    text: str
+
+
 class ForecastView(_View):
     """Forecast of one stage with a harmless canary. Seconds from its start; null: after its deadline."""
 

@@ -123,7 +123,7 @@ def build(settings: Settings) -> Controller:
         holder=_lease_holder(),
     )
     commands = Commands(store, environment, clock, runner.wake)
-    tests = AbTests(AbStore(settings.database_url), commands, clock, rollout_of=rollout_of)
+    tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
     identity = Identity("admin", Role.ADMIN)
     store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
     app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
@@ -97,6 +97,9 @@ def forget_services(settings: Settings) -> bool:
             stored = store.load(rollout)
             if stored is not None:
                 ended = abandon(stored.state, time.time(), "the service was taken down without a controller")
+                asked = store.commands(rollout, after_seq=ended.commands_through)
+                if asked:  # nobody is left to carry them out
+                    ended = replace(ended, commands_through=asked[-1].seq)
                 store.commit(ended, (), expected_version=stored.version, evidence=None)
         store.remove_service(row.name, at_s=time.time())
     store.close()

@@ -141,7 +141,7 @@ def write_tree(folder: Path, tree: Tree) -> Path:
 
 
 def write_snapshot(folder: Path, tree: Tree) -> Path:
-    """Write the tree as huggingface_hub's cache keeps it: files by digest, and a snapshot of links to them."""
+    """Write the tree as huggingface_hub's cache keeps it: files by digest, and a snapshot of links."""
     blobs, snapshot = folder / "models--acme--m/blobs", folder / "models--acme--m/snapshots/abc"
     write_tree(blobs, tree)
     for name in tree:

@@ -118,8 +118,14 @@ class StoredPlayer(Player):
         store.create_rollout(self.state, request="{}", at_s=0.0)
         self.fleet, self.table_port, self.others = _Plane(self), _Table(self), _Others(self)
         self.tables: list[SetSplit] = []
-        self.token = 1
+        self.token = self._lead()
         self.loop = ServiceLoop("chat", store, self.others, self._workers, lambda row: stable.replicas)
+
+    def _lead(self) -> int:
+        """The token of a controller that begins to lead."""
+        lease = self.store.acquire_lease("transcript", ttl_s=600.0)
+        assert lease is not None
+        return lease.token
 
     def _workers(self, _: str) -> ServiceWorkers:
         fleet, table, others = self.fleet, self.table_port, self.others
@@ -133,7 +139,8 @@ class StoredPlayer(Player):
     def tick(self, flags: set[str]) -> None:
         """One tick of the service loop, as the transcript's line says what it observes."""
         if "resumed" in flags:
-            self.token += 1
+            self.store.release_lease(self.token)
+            self.token = self._lead()
         self.others.delivers = "delivered" in flags
         self._queue_commands()
         self.fleet.stopped.clear()

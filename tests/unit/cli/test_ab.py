@@ -200,7 +200,7 @@ def test_judge_table_shows_cohens_d(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"w": 0.0, "arm": 0}, "quality: no unit has a randomised side and an outcome"),
         ({"assigned_by": "force"}, "quality: no unit has a randomised side and an outcome"),
         ({"assigned_by": "zzz"}, "assigned_by 'zzz' is unknown"),
-        ({"unit": None}, "row 1 has no unit"),
+        ({"unit": None}, "line 1: it has no unit"),
     ],
 )
 def test_judge_refuses_a_file_without_comparable_units(

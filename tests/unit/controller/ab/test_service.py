@@ -22,6 +22,7 @@ from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy
 from controller.store.ab import AbStore
+from controller.store.database import Database
 from serving.messages import Event, LostSpan, RecordPage, ScoreRecord
 from tests.fakes.ab_maker import BODY, JoinedLedger, consume, request
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
@@ -93,7 +94,7 @@ class Bench:
         self.tests = self.restarted()
 
     def restarted(self) -> Controller:
-        store = AbStore(f"sqlite:///{self.path / 'ab.db'}", mounts=self.path / "no-mounts")
+        store = AbStore(Database(f"sqlite:///{self.path / 'ab.db'}", mounts=self.path / "no-mounts"))
         return Controller(self.log, store, self.rollouts, self.clock, rollout_of=self.rollouts.load)
 
 

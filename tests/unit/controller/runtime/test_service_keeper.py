@@ -26,7 +26,7 @@ class Services:
     def service(self, name: str) -> ServiceRow:
         return self.row
 
-    def remove_service(self, name: str, *, at_s: float) -> None:
+    def remove_service(self, name: str, *, at_s: float, token: int) -> None:
         self.removed.append(name)
 
 
