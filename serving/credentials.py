@@ -78,7 +78,7 @@ class KeyReference:
         if self.source == "env":
             key = os.environ.get(self.name, "")
             if not key.strip():
-                raise NoKey(f"{self} is not set; export it before `canaryctl up`, or use api_key_file")
+                raise NoKey(f"{self} is not set; export it before starting canaryctl, or use api_key_file")
         else:
             key = self._read_file()
             if not key.strip():
@@ -89,8 +89,11 @@ class KeyReference:
         return key
 
     def _read_file(self) -> str:
+        path = Path(self.name)
         try:
-            with Path(self.name).open("rb") as file:
+            if path.exists() and not path.is_file():  # a pipe would block the router
+                raise NoKey(f"{self} is not a regular file; write the key into one")
+            with path.open("rb") as file:
                 data = file.read(KEY_LIMIT + 1)
         except OSError as exc:
             raise NoKey(f"{self}: {exc.strerror or exc}; name a readable file") from exc

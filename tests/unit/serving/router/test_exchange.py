@@ -484,6 +484,19 @@ def test_fallback_uses_stable_of_the_current_table() -> None:
     assert str(attempt(exchange).url) == "http://newer" + CHAT
 
 
+@pytest.mark.parametrize("why", [b"closed", b"secret"])
+def test_when_stables_only_engine_is_dead_the_client_gets_503_with_retry_after(why: bytes) -> None:
+    exchange = begin(core(table(canary=None)))
+    attempt(exchange)
+    head = exchange.answered(503, [(b"x-canaryctl-refused", why)])
+    refusal = exchange.next_attempt()
+
+    assert head is None
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.retry_after_s) == (503, 1)
+    assert "no replica of stable version v-1 answers" in refusal.message
+
+
 def test_when_no_replica_answers_the_client_gets_503_and_the_record_an_error() -> None:
     router = core(table(canary=None))
     exchange = begin(router)
