@@ -116,7 +116,8 @@ def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpe
     if change.get("url") is not None:
         inherited = {}
     elif change.get("model") is not None:
-        inherited.pop("url", None)
+        for name in ("url", "api_key_env", "api_key_file"):
+            inherited.pop(name, None)
     engine = change.get("engine")
     if isinstance(engine, Mapping):
         named = {canonical_name(str(name)): value for name, value in engine.items()}

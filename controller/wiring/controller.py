@@ -96,9 +96,7 @@ def build(settings: Settings) -> Controller:
         reader = environment.readers[service] = RecordsReader(service, log)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
-            target=lambda name, version: probe_target(
-                fleet, traffic, name, version, secret=store.service(name).secret
-            ),
+            target=lambda name, version: probe_target(fleet, traffic, versions.launch(name, version, 1)),
             preflight=lambda rollout: versions.preflight(rollout, fleet.observe),
             rate_per_s=environment.requests_per_s,
         )
