@@ -17,7 +17,7 @@ from controller.cli.evidence_options import (
     WOption,
     read_options,
 )
-from controller.cli.output import Output, OutputOption, emit, note
+from controller.cli.output import Output, OutputOption, emit, emit_data, note
 from controller.errors import BadInput
 from controller.quantities import FULL_BP, weight_bp
 from controller.settings import load_settings
@@ -104,13 +104,21 @@ def status(
 
 
 @ab.command()
-def stop(service: options.ServiceArgument = None, service_: options.ServiceOption = None) -> None:
+def stop(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """End the test and remove B.
 
     The result stays readable. Exit 0 also when the test has ended already.
     """
     client = Client(load_settings())
-    note(client.stop_ab(client.resolve_service(service or service_)))
+    stopped = client.stop_ab(client.resolve_service(service or service_))
+    if output.is_text:
+        note(stopped.text)
+    else:
+        emit_data(stopped, output)
 
 
 def _print(view: AbView, output: Output) -> None:

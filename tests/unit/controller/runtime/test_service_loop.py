@@ -38,6 +38,7 @@ class Rig:
         self.store.put_service(
             ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0)
         )
+        assert self.store.acquire_lease("test", ttl_s=60.0) is not None  # token 1
         traffic = FakeTraffic(self.clock)
         self.ingress = FakeIngress(traffic)
         self.fleet, self.traffic = Counted(FakeFleet(self.clock)), Counted(traffic)
