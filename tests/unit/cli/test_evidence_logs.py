@@ -372,3 +372,12 @@ def test_rows_of_other_versions_are_left_out(tmp_path: Path) -> None:
 def test_a_share_outside_its_range_is_refused(share: str) -> None:
     with pytest.raises(BadInput, match=r"is not a share between 0 and 1; write 5% or 0\.05"):
         read_options(maps=None, ignore=None, w=share)
+
+
+def test_a_column_that_is_read_already_is_not_offered_as_the_arm(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "spend.jsonl", [litellm(n) for n in range(8)])
+
+    with pytest.raises(
+        BadInput, match=r"lacks arm; give --map arm=model --canary llama-v1 \(it has request_id, "
+    ):
+        read(path, w=0.25)
