@@ -184,7 +184,10 @@ def _find_unit(reading: Reading, arms: Column) -> None:
     """Take a recognised log's unit from the column whose values keep their arm."""
     if reading.log is None or "unit" in reading.sources or "assigned_by" in reading.sources:
         return
-    name = sticky_column(reading.table, reading.log.units, arms.tolist())
+    w = [0.0] * len(reading.table)
+    if "w" in reading.sources:
+        w = numbers(reading, "w", reading.sources["w"]).tolist()
+    name = sticky_column(reading.table, reading.log.units, arms.tolist(), w)
     if name is not None:
         reading.sources["unit"] = Source(name, (Term(name, None),))
         reading.notes.append(f"unit from {name}: each of its values is always on one arm")

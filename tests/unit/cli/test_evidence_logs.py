@@ -381,3 +381,14 @@ def test_a_column_that_is_read_already_is_not_offered_as_the_arm(tmp_path: Path)
         BadInput, match=r"lacks arm; give --map arm=model --canary llama-v1 \(it has request_id, "
     ):
         read(path, w=0.25)
+
+
+def test_a_user_who_moves_to_the_canary_when_w_is_raised_is_still_the_unit(tmp_path: Path) -> None:
+    rows = []
+    for n in range(120):
+        w, bound = (0.25, 1) if n < 60 else (0.5, 2)
+        user = n % 4
+        rows.append(litellm(n) | {"end_user": f"u{user}", "model": f"v{1 + (user < bound)}", "w": w})
+    found = read(jsonl(tmp_path / "ramp.jsonl", rows), "arm=model", canary="v2")
+
+    assert found.columns["unit"].tolist()[:4] == ["u0", "u1", "u2", "u3"]
