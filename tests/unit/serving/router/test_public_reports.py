@@ -156,6 +156,19 @@ async def test_a_trailing_slash_is_drawn_and_no_redirect_names_the_engine(rig: R
     assert "location" not in redirected.headers
 
 
+async def test_headers_of_an_endpoints_own_origin_do_not_reach_the_client(rig: Rig) -> None:
+    own = {"set-cookie": "a=b", "alt-svc": 'h3=":443"', "strict-transport-security": "max-age=1"}
+
+    async def with_headers(_request: web.Request) -> web.StreamResponse:
+        return web.json_response({}, headers={**own, "location": "http://private/", "x-kept": "1"})
+
+    rig.canary.behave = with_headers
+    answer = await rig.ask()
+
+    assert answer.headers["x-kept"] == "1"
+    assert [name for name in (*own, "location") if name in answer.headers] == []
+
+
 async def test_a_stale_kept_alive_connection_is_nobodys_error(rig: Rig) -> None:
     """A peer that closes a kept-alive connection while the next request is on its way."""
     body = b'{"id": "a", "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}'
