@@ -38,9 +38,10 @@ def service_body(settings: Settings, file: Path | None, options: Mapping[str, An
         if "service" in options:
             raise BadInput(f"nothing to serve for {options['service']}; give --model DIR or --url URL")
         if options:
+            option = next(iter(options))
             raise BadInput(
-                f"--{next(iter(options))} needs a service; give --service NAME and --model DIR or --url URL; "
-                "to change a running service: canaryctl deploy"
+                f"--{option} needs a service; give --service NAME and --model DIR or --url URL; "
+                + _change(option)
             )
         return None
     elif "service" not in options:
@@ -110,6 +111,17 @@ def read_policy(name_or_path: str) -> Any:
     raw = read_yaml(Path(name_or_path))
     parse_policy(raw)
     return raw
+
+
+def _change(option: str) -> str:
+    """The command that changes this option of a running service."""
+    match option:
+        case "engine":
+            return "to change a running service: canaryctl deploy --engine KEY=VALUE"
+        case "policy":
+            return "a rollout's policy is given with it: canaryctl deploy --model DIR --policy FILE"
+        case _:
+            return f"a running service's {option} changes with canaryctl down and then up again"
 
 
 def read_yaml(path: Path) -> Any:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from serving.credentials import KeyReference
 
 # draining: out of the route table, requests in flight continue.  stopping: Serve is deleting it.
 # gone: its processes have ended and its memory is free.  failed: see last_error; not retried.
 VersionPhase: TypeAlias = Literal["loading", "ready", "draining", "stopping", "gone", "failed"]
-EngineArg: TypeAlias = str | int | float | bool
+EngineArg: TypeAlias = Any  # a JSON value: text, a number, a flag, a list or a mapping
 
 
 class FleetUnreachable(Exception):

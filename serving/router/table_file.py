@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Self
 
 import uvicorn
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from serving.clock import boot_s
 from serving.credentials import ENV_NAME, KeyReference, NoKey
+from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import FULL_BP, Arm, Replica, RouteTable
 from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
@@ -68,7 +68,7 @@ class _Upstream(BaseModel):
 
 class _TableFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    service: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    service: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
     stable: _Upstream
     canary: _Upstream | None = None
     weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
@@ -83,9 +83,10 @@ def read_table(path: Path, *, change: int) -> RouteTable:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
         raise TableFileError(f"table {path}: {reason}; name a readable YAML file") from exc
     try:
-        spec = _TableFile.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as exc:
-        raise TableFileError(f"table {path}: not YAML: {' '.join(str(exc).split())}") from exc
+        spec = _TableFile.model_validate(load_yaml(text))
+    except YamlError as exc:
+        line = f" line {exc.line}" if exc.line is not None else ""
+        raise TableFileError(f"table {path}{line}: {exc}") from exc
     except ValidationError as exc:
         raise TableFileError(f"table {path}: {_first_line(exc)}") from exc
     if spec.weight_bp and spec.canary is None:

@@ -99,7 +99,10 @@ def test_a_changed_file_is_reloaded(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("weight_bp: [", "not YAML"),
+        ("weight_bp: [", "line 1: expected the node content"),
+        (GOOD + "salt: b", "is given twice"),
+        (GOOD.replace("10000", "010"), "010 is octal in YAML 1.1 and decimal in 1.2; write 10"),
+        (GOOD + "version: on", "on is true in YAML 1.1 and text in 1.2"),
         ("nonsense", "the file"),
         (GOOD + "colour: red", "colour 'red': Extra inputs are not permitted; keys are service, stable"),
         (GOOD.replace("10000", "12000"), "weight_bp 12000: Input should be less than or equal to 10000"),
