@@ -39,6 +39,7 @@ from controller.store.sql import SqlStore
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.loopback import free_ports
+from tests.database_rig import sqlite_url
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
 
 GIB = 1 << 30
@@ -105,7 +106,7 @@ class FakeController:
     def __init__(self, home: Path, *, store: SqlStore | None = None) -> None:
         clock = LiveClock()
         self.home = home
-        self.store = store or SqlStore(f"sqlite:///{home / 'canaryctl.db'}")
+        self.store = store or SqlStore(sqlite_url(home / "canaryctl.db"))
         self.fleet = FakeFleet(clock, load_s=0.05, unload_s=0.05)  # type: ignore[arg-type]
         self.traffic = FakeTraffic(clock)  # type: ignore[arg-type]
         self.evidence, self.probes, self.notifier = FakeEvidence(), FakeProbes(), FakeNotifier()

@@ -178,7 +178,8 @@ def test_a_rollback_in_the_last_tick_of_unloading_takes_effect(
 ) -> None:
     rig.deploy("r-00000001")
     rig.drive("r-00000001", lambda state: state.phase is Phase.UNLOADING)
-    commit, answers = rig.store.commit, []
+    commit = rig.store.commit
+    answers: list[str] = []
 
     def commit_after_the_rollback(state: RolloutState, *args: Any, **kwargs: Any) -> int:
         if state.is_final and not answers:
@@ -367,14 +368,12 @@ def test_a_lease_does_not_change_hands_during_a_commit(rig: Rig, second: SqlStor
     def commit() -> int:
         return rig.store.commit(state, (), expected_version=0, evidence=None, token=rig.token)
 
-    order: list[str] = []
-    outcomes = both(
-        lambda: (commit(), order.append("committed"))[0],
-        stalled,
-        lambda: (second.acquire_lease("b", ttl_s=5.0), order.append("acquired"))[1],
-    )
+    def acquire() -> bool:
+        """True: only after the commit went on."""
+        second.acquire_lease("b", ttl_s=5.0)
+        return stalled.go.is_set()
 
-    assert (outcomes[0], order) == (1, ["committed", "acquired"])
+    assert both(commit, stalled, acquire) == (1, True)
     with pytest.raises(StaleToken, match="token 1 is not the lease's, 2 is"):
         rig.store.commit(state, (), expected_version=1, evidence=None, token=rig.token)
 

@@ -13,6 +13,7 @@ from controller.auth import Identity, Role, admin_token, token_digest, write_pri
 from controller.settings import Settings, load_settings
 from controller.store.sql import SqlStore
 from controller.wiring.state_folder import AdminToken, remember_database
+from tests.database_rig import sqlite_url
 
 CLOCK = SimpleNamespace(now_s=lambda: 1.0)
 ADMIN = Identity("admin", Role.ADMIN)
@@ -20,7 +21,7 @@ ADMIN = Identity("admin", Role.ADMIN)
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
-    sql = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+    sql = SqlStore(sqlite_url(tmp_path / "state.db"))
     yield sql
     sql.close()
 
