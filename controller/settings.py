@@ -72,6 +72,11 @@ class Settings(BaseModel):
         return f"http://{self.host}:{self.config.ingress_port}/{service}/v1"
 
 
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """`CANARYCTL_HOME`, by default `~/.canaryctl`."""
+    return Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
+
+
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings of the state folder `CANARYCTL_HOME` (default `~/.canaryctl`).
 
@@ -79,7 +84,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     the former, the database that the folder's controller used last: a rollback at 3 a.m. comes from a shell
     that knows no variables. Raises BadInput for a malformed config file or variable.
     """
-    home = Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
+    home = state_folder(environ)
     config = _read_config(home / "config.json")
     if port := environ.get("CANARYCTL_API_PORT"):
         config = config.model_copy(update={"api_port": _port(port, name="CANARYCTL_API_PORT")})

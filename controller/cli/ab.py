@@ -9,7 +9,7 @@ import typer
 
 from controller.cli import options
 from controller.cli.client import Client
-from controller.cli.output import Output, OutputOption, emit, note
+from controller.cli.output import Output, OutputOption, emit, emit_data, note
 from controller.errors import BadInput
 from controller.quantities import FULL_BP, weight_bp
 from controller.settings import load_settings
@@ -96,13 +96,21 @@ def status(
 
 
 @ab.command()
-def stop(service: options.ServiceArgument = None, service_: options.ServiceOption = None) -> None:
+def stop(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """End the test and remove B.
 
     The result stays readable. Exit 0 also when the test has ended already.
     """
     client = Client(load_settings())
-    note(client.stop_ab(client.resolve_service(service or service_)))
+    stopped = client.stop_ab(client.resolve_service(service or service_))
+    if output.is_text:
+        note(stopped.text)
+    else:
+        emit_data(stopped, output)
 
 
 def _print(view: AbView, output: Output) -> None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from controller.ab.spec import question_of
-from controller.cli.evidence_files import Column, read_evidence
+from controller.cli.evidence_columns import Column
+from controller.cli.evidence_files import read_evidence
 from controller.errors import BadInput
 from evaluation.ab.comparison import (
     MIN_PER_SIDE,
@@ -29,6 +30,7 @@ from evaluation.units.units import HELD, LEFT_OUT, kind_of
 RESULT_KEYS = (
     "n_a", "n_b", "mean_a", "mean_b", "difference", "win_rate", "cohens_d", "interval", "interval_of"
 )  # fmt: skip
+NOTHING = "no unit has a randomised side and an outcome; nothing to compare"
 
 
 class FileReport(BaseModel):
@@ -43,7 +45,10 @@ class FileReport(BaseModel):
 def judge_file(path: Path, metric: str, *, alpha: float, by: str | None, is_fixed: bool) -> FileReport:
     """Result of the file and of each category in the column `by`. Raises BadInput."""
     question = _question(metric, alpha)
-    columns = read_evidence(path, extra=("unit", by) if by else ("unit",)).columns
+    evidence = read_evidence(path, extra=("unit", by) if by else ("unit",))
+    columns = evidence.columns
+    if metric in evidence.empty:
+        raise BadInput(f"{metric}: {NOTHING}")
     if metric not in columns:
         raise BadInput(f"the file has no column {metric}; it has {', '.join(sorted(columns))}")
     y = np.asarray(columns[metric], dtype=np.float64)
@@ -53,7 +58,7 @@ def judge_file(path: Path, metric: str, *, alpha: float, by: str | None, is_fixe
     units = units[(w[units] > 0) & (w[units] < 1)]
     scored = units[~np.isnan(y[units])]
     if len(scored) == 0:
-        raise BadInput(f"{metric}: no unit has a randomised side and an outcome; nothing to compare")
+        raise BadInput(f"{metric}: {NOTHING}")
 
     def compare(rows: NDArray[np.intp]) -> AbResult:
         if is_fixed:

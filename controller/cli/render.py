@@ -9,9 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from controller.cli.output import NO_SERVICE, number, table
-from controller.quantities import FULL_BP, duration, gib, percent
-from controller.rollout.plan import NEVER_CANARY
-from controller.rollout.state import Phase
+from controller.quantities import FULL_BP, NEVER_CANARY, duration, figure, gib, percent
 from controller.views.models import (
     ForecastView,
     GateView,
@@ -20,28 +18,28 @@ from controller.views.models import (
     ServiceView,
     StepsView,
 )
-from evaluation.report import Verdict
 
 GATE_BAR_WIDTH = 6
 WEIGHT_BAR_WIDTH = 48
+# Keyed by the view's text, not by the enumerations: importing those takes longer than drawing the tables.
 PHASE_STYLE = {
-    Phase.SUCCEEDED: "bold green",
-    Phase.ROLLED_BACK: "bold red",
-    Phase.FAILED: "bold red",
-    Phase.ROLLING_BACK: "red",
+    "succeeded": "bold green",
+    "rolled_back": "bold red",
+    "failed": "bold red",
+    "rolling_back": "red",
 }
 VERDICT_STYLE = {
-    Verdict.PASS: "green",
-    Verdict.FAIL: "bold red",
-    Verdict.UNDECIDED: "yellow",
-    Verdict.INVALID: "magenta",
+    "PASS": "green",
+    "FAIL": "bold red",
+    "UNDECIDED": "yellow",
+    "INVALID": "magenta",
 }
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
 
 def phase_text(view: RolloutView) -> Text:
     """The phase in its colour; a stage with its number."""
-    text = view.phase.value.replace("_", " ")
+    text = view.phase.replace("_", " ")
     if view.stage is not None:
         text = f"stage {view.stage} of {len(view.stages)}"
     return Text(text, style=PHASE_STYLE.get(view.phase, "cyan"))
@@ -87,6 +85,8 @@ def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
         state = Text(version.phase, style="green" if version.phase == "ready" else "yellow")
         if version.phase == "failed":
             state = Text(f"failed: {version.last_error or 'no error reported'}", style="red")
+        elif version.phase == "loading" and version.last_error:
+            state = Text(f"loading: {version.last_error}", style="yellow")
         memory = gib(version.memory_bytes) if version.memory_bytes is not None else "-"
         cells: list[RenderableType] = [
             version.version, role, state, str(version.ready_replicas), str(version.in_flight), memory
@@ -107,7 +107,7 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
     parts += [Text(f"on hold: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
     if view.gates:
         parts += [Text(), gates_table(view.gates, is_wide=is_wide)]
-        invalid = () if is_wide else [gate for gate in view.gates if gate.verdict is Verdict.INVALID]
+        invalid = () if is_wide else [gate for gate in view.gates if gate.verdict == "INVALID"]
         parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
     parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
@@ -124,13 +124,13 @@ def stages_line(view: RolloutView) -> Text:
     """The stages: done, current and ahead."""
     line = Text()
     for stage in view.stages:
-        symbol, style = STAGE_STYLE[stage.status]
+        symbol, style = STAGE_STYLE.get(stage.status, STAGE_STYLE["ahead"])
         minimum = f"/{stage.min_canary}" if stage.min_canary < NEVER_CANARY else ""
         requests = f" {view.canary_requests}{minimum}" if stage.status == "now" else ""
         line.append(f"{symbol} {percent(stage.weight_bp)}{requests}   ", style=style)
     if view.twin:
         return line.append("○ nothing to promote", style="dim")
-    symbol, style = ("✓", "green") if view.phase is Phase.SUCCEEDED else ("○", "dim")
+    symbol, style = ("✓", "green") if view.phase == "succeeded" else ("○", "dim")
     return line.append(f"{symbol} 100 %", style=style)
 
 
@@ -231,11 +231,13 @@ def _forecast(view: PlanView) -> list[RenderableType]:
     """Expected duration and detectable harm of each stage, or why there is no forecast."""
     if view.forecast is None or view.requests_per_s is None:
         return [Text(f"expected duration unknown: {view.forecast_note}")] if view.forecast_note else []
-    unit = "1 request per unit" if view.unit_requests in (None, 1) else f"{view.unit_requests:.3g} per unit"
+    size = view.unit_requests or 1
+    unit = "1 request per unit" if size == 1 else f"{figure(size, 3)} per unit"
     users = f", {view.users:,} returning users" if view.users is not None else ""
+    rate = figure(view.requests_per_s, 3)
     parts = [
         Text(),
-        Text(f"expected duration at {view.requests_per_s:.3g} requests/s, {unit}{users}", style="bold"),
+        Text(f"expected duration at {rate} requests/s, {unit}{users}", style="bold"),
     ]
     parts += [Text(f"  {line}") for line in view.basis]
     grid = table("stage", "proven after (p50)", "p90", "proven runs", "slowest gate")
@@ -304,16 +306,16 @@ def _progress(gate: GateView | None) -> Text:
     if gate is None:
         return Text("-", style="dim")
     filled = round(GATE_BAR_WIDTH * gate.progress_ratio)
-    style = VERDICT_STYLE[gate.verdict]
+    style = VERDICT_STYLE.get(gate.verdict, "cyan")
     line = Text("━" * filled, style=style)
     line.append("╌" * (GATE_BAR_WIDTH - filled), style="dim")
-    line.append(f" {gate.verdict.value}", style=style)
+    line.append(f" {gate.verdict}", style=style)
     return line
 
 
 def _reason(harm: GateView | None, proof: GateView | None) -> str:
     """The more important of two reasons: proven harm first, then what is not proven yet."""
-    if harm is not None and harm.verdict in (Verdict.FAIL, Verdict.INVALID):
+    if harm is not None and harm.verdict in ("FAIL", "INVALID"):
         return harm.reason
     shown = proof or harm
     return shown.reason if shown is not None else ""

@@ -8,10 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from controller.quantities import FULL_BP
-
-# A number of settled canary requests that no stage reaches: the stage of an A/B test is never passed.
-NEVER_CANARY = 1_000_000_000
+from controller.quantities import FULL_BP, NEVER_CANARY
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +58,7 @@ class Plan:
     replicas: int | None = None  # of the canary at full traffic; None: an endpoint that we do not scale
     stable_replicas: int | None = None
     twin: bool = False  # stable against itself: goes through all stages, and is never promoted
+    undo: bool = False  # a version that served before returns: no stages, no proof; its smoke test decides
 
     @property
     def promoted_bp(self) -> int:

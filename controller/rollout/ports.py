@@ -23,7 +23,10 @@ from controller.rollout.state import RolloutState
 
 
 class Clock(Protocol):
+    """Wall time, which may be set, and boot time, which only rises; it includes time suspended."""
+
     def now_s(self) -> float: ...
+    def boot_s(self) -> float: ...
 
 
 class Fleet(Protocol):

@@ -1,7 +1,8 @@
 """Shapes of the read model: the API's answers, which the command line and the dashboard show.
 
-Always valid JSON (NaN and infinity become null), with `view` as its version: fields may be added under the
-same number, never removed.
+Always valid JSON (NaN and infinity become null), with `view` as its version: fields, and values of a field
+such as `phase`, may be added under the same number, never removed. So a reader ignores a field that it does
+not know, and shows a value that it does not know as it is.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
-
-from controller.rollout.state import Phase
-from evaluation.report import Verdict
 
 
 def finite(value: float | None) -> float | None:
@@ -25,7 +23,9 @@ Real = Annotated[float | None, BeforeValidator(finite)]
 
 class _View(BaseModel):
     # from_attributes: a view whose fields are those of a domain object is validated from the object itself.
-    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+    # extra: an older command line reads the answers of a newer controller.
+    # defer_build: a command uses few of these shapes, and building them all takes longer than it runs.
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True, defer_build=True)
 
 
 class GateView(_View):
@@ -34,7 +34,7 @@ class GateView(_View):
     gate: str
     metric: str
     side: str
-    verdict: Verdict
+    verdict: str  # of evaluation.report.Verdict: PASS, FAIL, UNDECIDED or INVALID
     log_e: Real
     limit: Real
     progress_ratio: float
@@ -54,7 +54,7 @@ class StageView(_View):
     min_canary: int
     deadline_s: float
     replicas: int
-    status: Literal["done", "now", "ahead"]
+    status: str  # done, now or ahead
     promote_if_point_ok: bool = False  # unproven at its deadline: promoted if estimates are within margins
 
 
@@ -63,7 +63,7 @@ class PassView(_View):
 
     number: int  # from 1
     weight_bp: int
-    how: Literal["proven", "waived", "point_estimates"]  # only `proven` is a proof
+    how: str  # proven, waived or point_estimates; only `proven` is a proof
     at_s: float
     held_s: float
     canary_requests: int | None
@@ -126,12 +126,13 @@ class RolloutView(_View):
     stable: str
     canary: str
     serving: str
-    phase: Phase
+    phase: str  # of rollout.state.Phase
     stage: int | None  # from 1; null: in no stage
     stages: tuple[StageView, ...]
     weight_bp: int
     holdback_bp: int
     twin: bool = False  # stable against itself: never promoted
+    undo: bool = False  # a version that served before returns, without proof
     passed: tuple[PassView, ...] = ()
     risk: str
     risk_reasons: tuple[str, ...]
@@ -144,7 +145,7 @@ class RolloutView(_View):
     is_final: bool
     exit_code: int | None
     holds: tuple[HoldView, ...]
-    verdict: Verdict | None  # null: no evidence was read
+    verdict: str | None  # as a gate's; null: no evidence was read
     canary_requests: int
     stable_requests: int
     gates: tuple[GateView, ...]
@@ -179,6 +180,17 @@ class ServiceView(_View):
     weight_bp: int | None  # null: the route table cannot be read
     versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
     rollout: RolloutView | None  # the newest; null: there has been none
+
+
+class CommandResult(_View):
+    """Outcome of a command: `asked` (accepted, the ticks do it), `done`, or `already` (done, or under way).
+
+    `rollout`: follow this one to see it done; null: nothing is left to be done.
+    """
+
+    outcome: str
+    text: str
+    rollout: str | None = None
 
 
 class ForecastView(_View):
@@ -237,3 +249,9 @@ class PlanView(_View):
 def _sum(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) if known and len(known) == len(values) else None
+
+
+def build_views() -> None:
+    """Build every shape now, in a process of several threads that would otherwise build them at first use."""
+    for view in _View.__subclasses__():
+        view.model_rebuild(force=True)

@@ -51,7 +51,7 @@ class Rig:
         self.clock = FakeClock()
         self.store = SqlStore(url, clock=lambda: 100.0)
         self.store.put_service(
-            ServiceRow("chat", "{}", STABLE, "s", 1.0),
+            ServiceRow("chat", '{"service": "chat", "model": "/m"}', STABLE, "s", 1.0),
             VersionRow("chat", STABLE, '{"model": "/m"}', "{}", 1.0),
         )
         lease = self.store.acquire_lease("test", ttl_s=60.0)
@@ -120,9 +120,9 @@ def test_a_rollback_finds_the_running_rollout_after_the_clock_was_an_hour_ahead(
     rig.deploy("r-00000002", canary=THIRD)
     rig.drive("r-00000002", in_stage)
 
-    outcome, _ = rig.commands.rollback("chat", ADA, reason="bad")
+    answer = rig.commands.rollback("chat", ADA, reason="bad")
 
-    assert (outcome, rig.drive("r-00000002", final).phase) == ("asked", Phase.ROLLED_BACK)
+    assert (answer.outcome, rig.drive("r-00000002", final).phase) == ("asked", Phase.ROLLED_BACK)
     assert [row.id for row in rig.store.rollouts("chat")] == ["r-00000002", "r-00000001"]
 
 
@@ -192,22 +192,27 @@ def test_a_rollback_in_the_last_tick_of_unloading_takes_effect(
     assert (rig.store.service("chat").stable, rig.traffic.tables["chat"].stable) == (STABLE, STABLE)
 
 
-def test_a_rollback_that_comes_after_the_end_is_refused_with_what_to_do(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rollback_that_comes_after_the_end_is_an_undo(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rollout ends between the API's reading and its writing."""
+    external = VersionRow("chat", CANARY, '{"url": "http://127.0.0.1:1"}', "{}", 1.0)
+    rig.store.put_version(external)
     rig.deploy("r-00000001")
     rig.drive("r-00000001", lambda state: state.phase is Phase.UNLOADING)
     append = rig.store.append_command
 
     def append_after_the_end(*args: Any, **kwargs: Any) -> int | None:
-        rig.drive("r-00000001", final)
+        if not rig.state("r-00000001").is_final:
+            rig.drive("r-00000001", final)
+            rig.store.put_version(replace(external, id=STABLE))
         return append(*args, **kwargs)
 
     monkeypatch.setattr(rig.store, "append_command", append_after_the_end)
 
-    with pytest.raises(Conflict, match=rf"chat serves {CANARY}; its predecessor {STABLE} was unloaded"):
-        rig.commands.rollback("chat", ADA, reason="")
+    answer = rig.commands.rollback("chat", ADA, reason="")
+
+    assert answer.rollout is not None
+    undo = rig.state(answer.rollout)
+    assert (answer.outcome, undo.plan.undo, undo.stable.id, undo.canary.id) == ("asked", True, CANARY, STABLE)
 
 
 def test_a_refused_deploy_does_not_move_the_path_of_the_running_canary(rig: Rig) -> None:
