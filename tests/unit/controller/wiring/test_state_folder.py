@@ -86,6 +86,15 @@ def test_the_database_is_remembered_for_its_owner_only(tmp_path: Path) -> None:
     assert "s3cret" not in repr(later)
 
 
+def test_a_relative_path_is_remembered_as_an_absolute_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    remember_database(Settings(home=tmp_path, database_url="sqlite:///state.db"))
+
+    assert load_settings({"CANARYCTL_HOME": str(tmp_path)}).database_url == f"sqlite:///{tmp_path}/state.db"
+
+
 def test_a_variable_overrides_the_remembered_database(tmp_path: Path) -> None:
     remember_database(Settings(home=tmp_path, database_url="sqlite:///a"))
     given = {"CANARYCTL_HOME": str(tmp_path), "CANARYCTL_DATABASE_URL": "sqlite:///b"}
