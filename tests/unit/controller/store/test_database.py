@@ -66,6 +66,7 @@ READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "evidence": lambda store, ab: store.evidence("r-00000001"),
     "request": lambda store, ab: store.request("r-00000001"),
     "rollouts": lambda store, ab: store.rollouts("chat"),
+    "attempts": lambda store, ab: store.attempts("chat", CANARY),
     "latest_attempt": lambda store, ab: store.latest_attempt("chat", CANARY),
     "services": lambda store, ab: store.services(),
     "service": lambda store, ab: store.service("chat"),
