@@ -10,7 +10,6 @@ from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
 from controller.errors import CanaryctlError, Conflict, Unreachable
-from controller.rollout.state import Phase
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -209,6 +208,7 @@ def _show_return(
     if not wait or rollout is None:
         return
     from controller.cli import live, render
+    from controller.rollout.state import Phase
 
     ended = live.watch(client, service, rollout, timeout_s=timeout_s, is_silent=not output.is_text)
     if ended.steps is not None and output.is_text:
