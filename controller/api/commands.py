@@ -43,7 +43,13 @@ from controller.rollout.status import rollback_effect
 from controller.spec.differences import refuse_change
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
-from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
+from controller.store.row_specs import (
+    comparable_fingerprint,
+    fingerprint_of,
+    service_spec,
+    version_row,
+    version_spec,
+)
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running
@@ -56,7 +62,7 @@ PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
 MIN_FORECAST_REQUESTS_PER_S = 1.0
 # A deploy that takes longer to simulate goes ahead: the gate decides, the forecast only saves time.
 DEPLOY_FORECAST_S = 30.0
-HISTORY_LIMIT = 100  # rollouts that an undo looks through
+HISTORY_LIMIT = 200  # rollouts that are looked through for earlier versions
 
 
 class Environment(Protocol):
@@ -177,8 +183,9 @@ class Commands:
         before = version_spec(stable)
         version = before if policy.twin else changed_version(stable, body.get("version") or {})
         fingerprint = self._environment.fingerprint(version)
-        refuse_same(row, fingerprint, is_twin=policy.twin)
-        assessment = assess(fingerprint_of(stable), fingerprint)
+        current = comparable_fingerprint(stable, self._environment.fingerprint)
+        refuse_same(row, current, fingerprint, is_twin=policy.twin)
+        assessment = assess(current, fingerprint)
         if policy.twin:
             assessment = replace(assessment, reasons=("a twin run: stable against itself",))
         rate = overrides.rate if overrides.rate is not None else self._environment.requests_per_s(service)
@@ -202,7 +209,18 @@ class Commands:
             fit=fit(version, fingerprint, self._environment.devices() if not version.is_external else ()),
             measured=measured,
             traffic=traffic_model(policy, measured, rate, overrides) if rate is not None else None,
+            stored_id=row.stable if policy.twin else self._stored_id(service, fingerprint),
         )
+
+    def _stored_id(self, service: str, fingerprint: Fingerprint) -> str | None:
+        """Id of an earlier attempt of this version that older rules computed; None: there is none."""
+        for rollout in self._store.rollouts(service, limit=HISTORY_LIMIT):
+            row = self._store.version(service, state_from_json(rollout.state).canary.id)
+            if row is None or fingerprint_of(row).is_current:
+                continue
+            if comparable_fingerprint(row, self._environment.fingerprint).digest == fingerprint.digest:
+                return row.id
+        return None
 
     def _with_forecast(
         self, proposal: Proposal, *, is_quick: bool = False, limit_s: float | None = None

@@ -215,7 +215,7 @@ def _show_return(
         console().print(render.steps_line(ended.steps))
     if ended.undo:
         live.raise_for_outcome(ended)
-    elif ended.phase is Phase.SUCCEEDED:
+    elif ended.phase == "succeeded":
         raise Conflict(
             f"{rollout} was finished before it could be rolled back and {ended.serving} serves; "
             f"take it back: canaryctl undo {service}"

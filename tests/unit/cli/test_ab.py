@@ -117,7 +117,7 @@ def test_next_step_follows_from_the_phase() -> None:
 
     assert steps == [
         "end it and remove B: canaryctl ab stop chat",
-        "start another: canaryctl ab create chat; take B to production: canaryctl deploy",
+        "start another: canaryctl ab create chat; take B to production: canaryctl deploy chat --model DIR",
     ]
 
 
