@@ -208,7 +208,6 @@ def _show_return(
     if not wait or rollout is None:
         return
     from controller.cli import live, render
-    from controller.rollout.state import Phase
 
     ended = live.watch(client, service, rollout, timeout_s=timeout_s, is_silent=not output.is_text)
     if ended.steps is not None and output.is_text:
