@@ -270,3 +270,21 @@ def test_forgetting_the_services_of_a_broken_store_ends_in_one_of_our_errors(set
 
     with pytest.raises(Unreachable, match="no such table: rollouts"):
         direct_rollback.forget_services(settings)
+
+
+def test_an_undo_under_way_is_left_alone(table: Table, settings: Settings) -> None:
+    """A tombstone would return all traffic to the version that somebody wanted to be rid of."""
+    store = SqlStore(settings.database_url)
+    stored = store.load("r-00000001")
+    assert stored is not None
+    ended = replace(stored.state, phase=Phase.ROLLED_BACK)
+    store.commit(ended, (), expected_version=stored.version, evidence=None)
+    store.create_rollout(a_rollout("u-00000001"), request="{}", at_s=2.0)
+    table.split = Split("u-00000001", 10_000, applied=True)
+
+    result = roll_back_directly(settings, "chat", reason="3 a.m.")
+
+    assert (table.calls, result.has_moved, result.failed) == ([], True, ())
+    assert result.succeeded == ("store: undo u-00000001 is under way; the next controller completes it",)
+    assert store.commands("u-00000001", after_seq=0) == ()
+    store.close()
