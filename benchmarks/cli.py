@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, Sequence[str]] = {
 
 
 def cpu_ms(arguments: Sequence[str], environment: Mapping[str, str]) -> float:
-    """CPU time of one process: canaryctl with these arguments, or Python alone without any."""
+    """CPU time of one process: the command line with these arguments, or Python alone without any."""
     command = [sys.executable, *(("-m", "controller.cli", *arguments) if arguments else ("-c", "pass"))]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, _, usage = os.wait4(process.pid, 0)

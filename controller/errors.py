@@ -4,7 +4,8 @@
     |-- BadInput              2  bad-input        change the request (a file, a value, a flag)
     |   |-- BadSpec           2  bad-spec         ... in the service, version or policy
     |   |-- BadCheckpoint     2  bad-checkpoint   ... in the checkpoint directory
-    |   `-- UnknownService    2  unknown-service  ... the name
+    |   |-- UnknownService    2  unknown-service  ... the name
+    |   `-- UnknownRollout    2  unknown-rollout  ... the id
     |-- Conflict              3  conflict         wait, or remove what blocks it
     |   |-- RolloutRunning    3  rollout-running  one rollout per service at a time
     |   |-- AlreadyRejected   3  already-rejected this fingerprint was rolled back before
@@ -94,6 +95,13 @@ class UnknownService(BadInput):
     """No service has this name."""
 
     problem = "unknown-service"
+    status = 404
+
+
+class UnknownRollout(BadInput):
+    """The service has had no rollout with this id."""
+
+    problem = "unknown-rollout"
     status = 404
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 GIB = 1 << 30
 FULL_BP = 10_000  # basis points: 100 %
@@ -113,6 +114,13 @@ def duration(seconds: float) -> str:
 def gib(count: int) -> str:
     """Bytes formatted as `12.3 GiB`; below 0.1 GiB as MiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.0f} MiB"
+
+
+def figure(value: float, digits: int) -> str:
+    """The value to `digits` significant digits, without an exponent: 308.2 to two gives `310`."""
+    if not math.isfinite(value):
+        return f"{value}"
+    return format(Decimal(f"{value:.{digits}g}"), "f")
 
 
 def _finite(value: object) -> float | None:

@@ -33,12 +33,21 @@ _SUBSCRIBER = "ab"
 _SELF = Identity("controller", Role.OPERATOR)
 
 
+class Ended(Protocol):
+    """Outcome of ending a rollout: 'asked' or 'already', and one line."""
+
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
 class Rollouts(Protocol):
     """Starts and rolls back rollouts."""
 
     def policy(self, service: str) -> PolicySpec: ...
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState: ...
-    def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]: ...
+    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Ended: ...
 
 
 class _Replay:
@@ -158,7 +167,8 @@ class AbTests:
         if self._is_over(row):
             outcome, text = "already", "its rollout has ended"
         else:
-            outcome, text = self._rollouts.rollback(service, identity, reason=f"A/B test {row.id} stopped")
+            ended = self._rollouts.end_rollout(service, identity, reason=f"A/B test {row.id} stopped")
+            outcome, text = ended.outcome, ended.text
         self._store.end(row.id, at_s=self._clock.now_s())
         return outcome, f"{service}: A/B test {row.id} stopped; {text.removeprefix(f'{service}: ')}"
 
@@ -191,7 +201,7 @@ class AbTests:
             self._store.end(row.id, at_s=now_s)
         elif now_s - row.created_at_s >= (length_s := replay.evaluator.spec.duration):
             reason = f"A/B test {row.id} is over after {duration(length_s)}"
-            self._rollouts.rollback(service, _SELF, reason=reason)
+            self._rollouts.end_rollout(service, _SELF, reason=reason)
             self._store.end(row.id, at_s=now_s)
 
     def _replay(self, row: AbRow) -> _Replay:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from controller.api.bodies import flag_of
 from controller.errors import AlreadyRejected, BadInput, Conflict
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
@@ -13,7 +15,7 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
-from controller.rollout.plan import Plan
+from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.policy import PolicySpec
@@ -25,6 +27,9 @@ from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.files.engine_arguments import canonical_name
+
+MIN_PREFLIGHT_S = 60.0
+HASH_BYTES_PER_S = 100e6  # of a slow disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,21 @@ class Proposal:
         return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
 
 
+def new_rollout_id() -> str:
+    """`r-` and eight hex digits."""
+    return f"r-{secrets.token_hex(4)}"
+
+
+def version_ref(version: str, spec: VersionSpec) -> VersionRef:
+    """One arm of a rollout."""
+    return VersionRef(version, spec.replicas, spec.is_external)
+
+
+def preflight_s(fingerprint: Fingerprint) -> float:
+    """Time limit of a preflight, in seconds: it may have to hash the whole checkpoint again."""
+    return MIN_PREFLIGHT_S + fingerprint.tensor_bytes / HASH_BYTES_PER_S
+
+
 def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
     """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput."""
     if not isinstance(change, Mapping):
@@ -96,7 +116,8 @@ def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpe
     if change.get("url") is not None:
         inherited = {}
     elif change.get("model") is not None:
-        inherited.pop("url", None)
+        for name in ("url", "api_key_env", "api_key_file"):
+            inherited.pop(name, None)
     engine = change.get("engine")
     if isinstance(engine, Mapping):
         named = {canonical_name(str(name)): value for name, value in engine.items()}
@@ -106,9 +127,7 @@ def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpe
 
 def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     """The policy, changed to a twin run if `body` requests one. Raises BadInput, BadSpec."""
-    is_twin = body.get("twin", False)
-    if not isinstance(is_twin, bool):
-        raise BadInput(f"twin {is_twin!r} is not true or false; leave it out")
+    is_twin = flag_of(body, "twin")
     if not (is_twin or policy.twin):
         return policy
     if body.get("version"):
@@ -131,20 +150,29 @@ def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is
         )
 
 
-def refuse_rejected(before: RolloutState) -> None:
-    """Raises AlreadyRejected if this earlier rollout of the canary was rolled back for harm or by a person.
+def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
+    """Raises AlreadyRejected for a version that was rolled back for harm or by a person.
 
-    Missing proof and the end of an A/B test are no rejection.
+    attempts: all its rollouts, newest first. A rejection stands until the version has served after it: an
+    attempt that ended without a verdict, such as a failed retry, does not lift it.
     """
-    canary, cause = before.canary.id, before.cause
-    if cause is None or before.serving == canary or cause.kind is CauseKind.NOT_PROVEN:
-        return
+    for attempt in attempts:
+        if attempt.serving == attempt.canary.id:
+            return
+        if _has_rejected(attempt):
+            cause = attempt.cause.text if attempt.cause is not None else attempt.reason
+            raise AlreadyRejected(
+                f"{attempt.canary.id} was rolled back in {attempt.id} ({cause}); change it, or give --retry"
+            )
+
+
+def _has_rejected(attempt: RolloutState) -> bool:
+    """True: it was rolled back. Missing proof and the end of an A/B test are no rejection."""
+    cause = attempt.cause
+    if cause is None or cause.kind is CauseKind.NOT_PROVEN:
+        return False
     # FAILED with a departure: it was rolled back, only its memory release was not confirmed.
-    if before.phase is not Phase.ROLLED_BACK and before.departure is None:
-        return
+    if attempt.phase is not Phase.ROLLED_BACK and attempt.departure is None:
+        return False
     # Every A/B test ends with a rollback by a user; deploying B next is the normal course.
-    if before.plan.is_ab_test and cause.kind is CauseKind.USER:
-        return
-    raise AlreadyRejected(
-        f"{canary} was rolled back in {before.id} ({cause.text}); change it, or give --retry"
-    )
+    return not (attempt.plan.is_ab_test and cause.kind is CauseKind.USER)

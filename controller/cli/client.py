@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from pydantic import BaseModel
+
 from controller import errors
 from controller.auth import admin_token
 from controller.cli.http import Answer, NoAnswer, send
@@ -25,6 +27,7 @@ HASH_TIMEOUT_S = 1800.0
 POLL_S = 0.5
 
 T = TypeVar("T")
+V = TypeVar("V", bound=BaseModel)
 
 
 class Client:
@@ -54,7 +57,7 @@ class Client:
         """Create the service that `body` names."""
         rest = {key: value for key, value in body.items() if key != "service"}
         answer = self._request("PUT", _path(body["service"]), rest, timeout_s=HASH_TIMEOUT_S)
-        return ServiceView.model_validate(answer)
+        return self._view(ServiceView, answer)
 
     def down(self, service: str) -> None:
         """Start the removal of a service."""
@@ -62,31 +65,43 @@ class Client:
 
     def services(self) -> list[ServiceView]:
         """All services."""
-        return [ServiceView.model_validate(item) for item in self._request("GET", "/v1/services")]
+        return [self._view(ServiceView, item) for item in self._request("GET", "/v1/services")]
 
     def service(self, name: str) -> ServiceView:
         """One service."""
-        return ServiceView.model_validate(self._request("GET", _path(name)))
+        return self._view(ServiceView, self._request("GET", _path(name)))
 
     def plan(self, service: str, body: Mapping[str, Any]) -> PlanView:
         """Preview of a deploy."""
         answer = self._request("POST", _path(service, "plan"), body, timeout_s=HASH_TIMEOUT_S)
-        return PlanView.model_validate(answer)
+        return self._view(PlanView, answer)
 
     def deploy(self, service: str, body: Mapping[str, Any]) -> RolloutView:
         """Start a rollout."""
         answer = self._request("POST", _path(service, "rollouts"), body, timeout_s=HASH_TIMEOUT_S)
-        return RolloutView.model_validate(answer)
+        return self._view(RolloutView, answer)
 
-    def rollback(self, service: str, *, reason: str) -> tuple[str, str]:
-        """Outcome ('asked': a rollback was started, or 'already') and one line of text."""
-        answer = self._request("POST", _path(service, "rollback"), {"reason": reason})
-        return answer["outcome"], answer["text"]
+    def rollback(self, service: str, *, reason: str) -> CommandResult:
+        """Return to the version before."""
+        return self._command(_path(service, "rollback"), {"reason": reason})
+
+    def undo(self, service: str, *, to: str | None, reason: str) -> CommandResult:
+        """Serve an earlier version again; to None: the previous one."""
+        return self._command(_path(service, "undo"), {"to": to, "reason": reason})
+
+    def rollout(self, service: str, rollout: str) -> RolloutView:
+        """One rollout, running or ended. Raises UnknownRollout."""
+        return self._view(
+            RolloutView, self._request("GET", _path(service, "rollouts", quote(rollout, safe="")))
+        )
+
+    def _command(self, path: str, body: Mapping[str, Any]) -> CommandResult:
+        return self._view(CommandResult, self._request("POST", path, body))
 
     def history(self, service: str, *, limit: int) -> list[RolloutView]:
         """Rollouts of a service, newest first."""
         answer = self._request("GET", _path(service, "history") + f"?limit={limit}")
-        return [RolloutView.model_validate(item) for item in answer]
+        return [self._view(RolloutView, item) for item in answer]
 
     def create_ab(self, service: str, body: Mapping[str, Any]) -> AbView:
         """Start an A/B test."""
@@ -98,7 +113,7 @@ class Client:
 
     def stop_ab(self, service: str) -> CommandResult:
         """End the A/B test."""
-        return CommandResult.model_validate(self._request("DELETE", _path(service, "ab")))
+        return self._view(CommandResult, self._request("DELETE", _path(service, "ab")))
 
     def _ab(
         self,
@@ -111,7 +126,7 @@ class Client:
         from controller.ab.results import AbView
 
         answer = self._request(method, _path(service, "ab"), body, timeout_s=timeout_s)
-        return AbView.model_validate(answer)
+        return self._view(AbView, answer)
 
     def resolve_service(self, name: str | None) -> str:
         """`name`, or the only service when it is None. Raises UnknownService, BadInput."""
@@ -137,6 +152,19 @@ class Client:
             return answer.json()
         except ValueError as exc:
             raise _not_canaryctl(answer, self._url) from exc
+
+    def _view(self, shape: type[V], answer: object) -> V:
+        """The answer as this view. Raises Unreachable if this release cannot read it."""
+        try:
+            return shape.model_validate(answer)
+        except ValueError as exc:
+            from controller.installed import own_version
+
+            release = (self.health() or {}).get("version", "of another release")
+            raise Unreachable(
+                f"the controller at {self._url} (canaryctl {release}) answers in a form that canaryctl "
+                f"{own_version()} cannot read; use the controller's release"
+            ) from exc
 
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controller.errors import CanaryctlError, document_of
+from controller.quantities import figure
 
 if TYPE_CHECKING:  # imported where used: each takes longer to import than `--help` takes to run
     from pydantic import BaseModel
@@ -87,7 +88,7 @@ def table(*columns: str) -> Table:
 
 def number(value: float | None) -> str:
     """Four significant digits; `-` for None."""
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else figure(value, 4)
 
 
 def note(text: str) -> None:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from controller.cli.output import NO_SERVICE, number, table
-from controller.quantities import FULL_BP, NEVER_CANARY, duration, gib, percent
+from controller.quantities import FULL_BP, NEVER_CANARY, duration, figure, gib, percent
 from controller.views.models import (
     ForecastView,
     GateView,
@@ -85,6 +85,8 @@ def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
         state = Text(version.phase, style="green" if version.phase == "ready" else "yellow")
         if version.phase == "failed":
             state = Text(f"failed: {version.last_error or 'no error reported'}", style="red")
+        elif version.phase == "loading" and version.last_error:
+            state = Text(f"loading: {version.last_error}", style="yellow")
         memory = gib(version.memory_bytes) if version.memory_bytes is not None else "-"
         cells: list[RenderableType] = [
             version.version, role, state, str(version.ready_replicas), str(version.in_flight), memory
@@ -229,11 +231,13 @@ def _forecast(view: PlanView) -> list[RenderableType]:
     """Expected duration and detectable harm of each stage, or why there is no forecast."""
     if view.forecast is None or view.requests_per_s is None:
         return [Text(f"expected duration unknown: {view.forecast_note}")] if view.forecast_note else []
-    unit = "1 request per unit" if view.unit_requests in (None, 1) else f"{view.unit_requests:.3g} per unit"
+    size = view.unit_requests or 1
+    unit = "1 request per unit" if size == 1 else f"{figure(size, 3)} per unit"
     users = f", {view.users:,} returning users" if view.users is not None else ""
+    rate = figure(view.requests_per_s, 3)
     parts = [
         Text(),
-        Text(f"expected duration at {view.requests_per_s:.3g} requests/s, {unit}{users}", style="bold"),
+        Text(f"expected duration at {rate} requests/s, {unit}{users}", style="bold"),
     ]
     parts += [Text(f"  {line}") for line in view.basis]
     grid = table("stage", "proven after (p50)", "p90", "proven runs", "slowest gate")

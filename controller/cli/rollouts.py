@@ -1,4 +1,4 @@
-"""Commands on rollouts: plan, deploy, watch, rollback, history."""
+"""Commands on rollouts: plan, deploy, watch, rollback, undo, history."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
-from controller.errors import CanaryctlError, Unreachable
+from controller.errors import CanaryctlError, Conflict, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -145,9 +145,10 @@ def rollback(
     reason: options.ReasonOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Return all traffic to stable immediately.
+    """Return to the version before, immediately.
 
-    Works in any phase. Exit 0 also when stable already has all traffic.
+    Ends a running rollout, in any phase; after a promotion it does what undo does. Exit 0 also when that is
+    what serves already. With --wait: exit 0 when it is done, 5 when an undo was rolled back, 1 on failure.
     """
     settings, name = load_settings(), service or service_
     if direct:
@@ -156,22 +157,70 @@ def rollback(
     client = Client(settings)
     try:
         name = client.resolve_service(name)
-        outcome, text = client.rollback(name, reason=reason)
+        answer = client.rollback(name, reason=reason)
     except Unreachable as exc:
         raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
-    if output.is_text:
-        note(text)
-    else:
-        emit_data(CommandResult(outcome=outcome, text=text), output)
-    view = client.service(name).rollout
-    if outcome == "asked" and wait and view is not None:
-        from controller.cli import live, render
+    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
 
-        ended = live.watch(client, name, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
-        if ended.steps is not None and output.is_text:
-            console().print(render.steps_line(ended.steps))
-        if ended.exit_code == CanaryctlError.exit_code:
-            raise CanaryctlError(f"{ended.rollout}: {ended.reason}")
+
+def undo(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="A version that has served. [default: the previous one]"),
+    ] = None,
+    wait: options.WaitOption = False,
+    timeout: options.TimeoutOption = None,
+    reason: options.ReasonOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Serve an earlier version again, without proof.
+
+    Its smoke test is the only gate, then it gets all traffic in one switch; its engine arguments come back
+    with it. Recorded as not proven, with who and why. Exit 0 also when that version serves already. With
+    --wait: exit 0 when it serves, 5 when it was rolled back, 1 on failure.
+    """
+    client = Client(load_settings())
+    name = client.resolve_service(service or service_)
+    answer = client.undo(name, to=to, reason=reason)
+    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
+
+
+def _show_return(
+    client: Client,
+    service: str,
+    answer: CommandResult,
+    *,
+    wait: bool,
+    timeout_s: float | None,
+    output: Output,
+) -> None:
+    """Print the answer to a rollback or an undo, and follow it to its end if `wait`.
+
+    Raises the error whose exit code reports what went wrong.
+    """
+    if output.is_text:
+        note(answer.text)
+    else:
+        emit_data(answer, output)
+    rollout = answer.rollout
+    if not wait or rollout is None:
+        return
+    from controller.cli import live, render
+
+    ended = live.watch(client, service, rollout, timeout_s=timeout_s, is_silent=not output.is_text)
+    if ended.steps is not None and output.is_text:
+        console().print(render.steps_line(ended.steps))
+    if ended.undo:
+        live.raise_for_outcome(ended)
+    elif ended.phase == "succeeded":
+        raise Conflict(
+            f"{rollout} was finished before it could be rolled back and {ended.serving} serves; "
+            f"take it back: canaryctl undo {service}"
+        )
+    elif ended.exit_code == CanaryctlError.exit_code:
+        raise CanaryctlError(f"{ended.rollout}: {ended.reason}")
 
 
 def _roll_back_directly(settings: Settings, service: str | None, *, reason: str, output: Output) -> None:

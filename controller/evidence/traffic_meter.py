@@ -20,7 +20,10 @@ from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.planning.baseline import MeasuredBaseline, ScoreStats
 from serving.messages import STABLE, RequestRecord, ScoreRecord
 
-WINDOW_S = 60.0
+# The rate is taken from the shortest window with enough requests: few say nothing about what is to come.
+RATE_WINDOWS_S = (60.0, 600.0, 3600.0)
+MIN_RATE_REQUESTS = 30
+BUCKET_S = 5.0
 BLOCK_REQUESTS = 500
 BLOCKS = 40
 LATENCIES = 4_000
@@ -55,6 +58,34 @@ class _Block:
     session_requests: int = 0
 
 
+class RequestRate:
+    """Request rate of the last minute, ten minutes or hour. Memory: one count for each `BUCKET_S`."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()  # by BUCKET_S
+        self._first_s: float | None = None  # time of the first request; None: there was none
+
+    def add(self, at_s: float) -> None:
+        """Count a request."""
+        self._counts[int(at_s // BUCKET_S)] += 1
+        self._first_s = at_s if self._first_s is None else min(self._first_s, at_s)
+
+    def forget(self, now_s: float) -> None:
+        """Drop what is older than the longest window, or in the future since the clock was set back."""
+        oldest, newest = (now_s - RATE_WINDOWS_S[-1]) // BUCKET_S, now_s // BUCKET_S + 1
+        for bucket in [one for one in self._counts if not oldest <= one <= newest]:
+            del self._counts[bucket]
+
+    def per_s(self, now_s: float) -> float | None:
+        """Requests per second; None: fewer than `MIN_RATE_REQUESTS` in an hour."""
+        for window_s in RATE_WINDOWS_S:
+            oldest = (now_s - window_s) // BUCKET_S
+            count = sum(count for bucket, count in self._counts.items() if bucket > oldest)
+            if count >= MIN_RATE_REQUESTS and self._first_s is not None:
+                return count / min(window_s, max(now_s - self._first_s, RATE_WINDOWS_S[0]))
+        return None
+
+
 class TrafficMeter:
     """Subscriber that measures one service's request rate and its stable version's baseline."""
 
@@ -67,7 +98,7 @@ class TrafficMeter:
         self._stable: str | None = None  # None: not known yet
         self._stable_since_s = 0.0
         self.seq = 0
-        self._recent: deque[float] = deque()
+        self._rate = RequestRate()
         self._now_s = 0.0
         self._lock = threading.Lock()  # ticks write, API requests read
         self._reset()
@@ -87,13 +118,13 @@ class TrafficMeter:
                 if event.is_new:
                     self._add(event.request)
                 self._add_scores(event.request, event.scores)
-        self._now_s = now_s
-        while self._recent and self._recent[0] < now_s - WINDOW_S:
-            self._recent.popleft()
+            self._now_s = now_s
+            self._rate.forget(now_s)
 
     def requests_per_s(self) -> float | None:
-        """Requests per second over the last minute; None: there was none."""
-        return len(self._recent) / WINDOW_S if self._recent else None
+        """Requests per second, lately; None: too few to tell."""
+        with self._lock:
+            return self._rate.per_s(self._now_s)
 
     def measured(self) -> MeasuredBaseline:
         """Baseline of stable's newest requests, up to 20,000."""
@@ -120,7 +151,7 @@ class TrafficMeter:
         self._sessions: OrderedDict[str, tuple[float, int]] = OrderedDict()  # unit -> start, requests
 
     def _add(self, record: RequestRecord) -> None:
-        self._recent.append(record.at_s)
+        self._rate.add(record.at_s)
         if record.at_s >= self._stable_since_s:
             self._add_to_session(record)
         if not self._is_of_stable(record):
@@ -133,7 +164,7 @@ class TrafficMeter:
         block.requests += 1
         block.last_s = record.at_s
         block.events.update(error=record.error is True, **flags_of(record))
-        if record.error is False:
+        if record.error is False and not record.rejected:
             block.answered += 1
             if record.latency_ms is not None:
                 self._latencies_ms.append(record.latency_ms)

@@ -105,9 +105,10 @@ def known_architectures() -> frozenset[str]:
     return frozenset(json.loads((Path(__file__).parent / "architectures.json").read_text()))
 
 
-def fingerprint_external(url: str) -> Fingerprint:
-    """Fingerprint of an external endpoint: its URL is all that is known of it."""
-    return Fingerprint("external", "", url.rstrip("/"), (("url", digest(url.rstrip("/"))),), (), (), 0, 0)
+def fingerprint_external(url: str, model: str | None = None) -> Fingerprint:
+    """Fingerprint of an external endpoint: its URL and the model's name there are all that is known of it."""
+    address = url.rstrip("/") if model is None else f"{url.rstrip('/')} {model}"
+    return Fingerprint("external", "", address, (("url", digest(address)),), (), (), 0, 0)
 
 
 def fingerprint_checkpoint(

@@ -14,7 +14,7 @@ from typing import Any
 from controller.errors import BadInput, CanaryctlError
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.ladder import gate_stages
-from controller.quantities import FULL_BP, duration, percent
+from controller.quantities import FULL_BP, duration, figure, percent
 from controller.rollout.plan import Plan
 from controller.spec.policy import PolicySpec
 from evaluation.forecast.detectable_effect import detects_nothing
@@ -94,9 +94,9 @@ def traffic_model(
 
 def describe_traffic(traffic: TrafficModel) -> str:
     """The traffic as `5 requests/s, 3.2 a unit, 900 returning users`."""
-    unit = "each its own unit" if traffic.unit_requests == 1 else f"{traffic.unit_requests:.3g} a unit"
+    unit = "each its own unit" if traffic.unit_requests == 1 else f"{figure(traffic.unit_requests, 3)} a unit"
     users = f", {traffic.users} returning users" if traffic.users is not None else ""
-    return f"{traffic.requests_per_s:.3g} requests/s, {unit}{users}"
+    return f"{figure(traffic.requests_per_s, 3)} requests/s, {unit}{users}"
 
 
 def gated_metrics(policy: PolicySpec) -> Collection[str]:
@@ -119,9 +119,10 @@ def underpowered_stages(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -
             baseline=traffic.baseline,
         ):
             lines.append(
-                f"stage {number}: {percent(stage.weight_bp)} of {rate:.3g} requests/s gives the canary "
-                f"{requests:.2g} requests by the deadline, {duration(round(stage.deadline_s))}, too few to "
-                "detect any harm; raise its weight or its deadline"
+                f"stage {number}: {percent(stage.weight_bp)} of {figure(rate, 3)} requests/s gives the "
+                f"canary {figure(requests, 2)} requests by the deadline, "
+                f"{duration(round(stage.deadline_s))}, too few to detect any harm; raise its weight or its "
+                "deadline"
             )
     return tuple(lines)
 

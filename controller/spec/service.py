@@ -16,8 +16,10 @@ from pydantic import Field, ValidationError, ValidationInfo, model_validator
 from controller.errors import BadSpec
 from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Strict, is_stored
 from controller.spec.policy import PolicySpec
+from serving.credentials import ENV_NAME, KeyReference
 from serving.files.engine_arguments import OWNED_ARGUMENTS, argument_error, canonical_name
 from serving.files.strict_yaml import YamlError, load_yaml
+from serving.targets import Endpoint
 
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?$"
 # Keys of a version that are engine arguments, and so part of its fingerprint: a deploy changes them.
@@ -35,9 +37,21 @@ class VersionSpec(Strict):
     """A checkpoint directory and how to run it, or an external OpenAI-compatible endpoint."""
 
     model: str | None = Field(
-        default=None, description="checkpoint directory (config.json, safetensors, tokenizer)"
+        default=None,
+        min_length=1,
+        description="checkpoint directory (config.json, safetensors, tokenizer); with url: its name there",
     )
-    url: str | None = Field(default=None, description="external endpoint, such as http://10.0.0.7:8000/v1")
+    url: str | None = Field(
+        default=None,
+        description="external endpoint: its base URL as written, such as https://api.example/v1beta/openai; "
+        "a bare host serves at /v1",
+    )
+    api_key_env: str | None = Field(
+        default=None, description="environment variable of `canaryctl up` that holds the endpoint's API key"
+    )
+    api_key_file: str | None = Field(
+        default=None, min_length=1, description="file that holds the endpoint's API key"
+    )
     replicas: int = Field(default=1, ge=1, le=1024)
     gpus: float | None = Field(
         None, ge=0, le=64, description="GPUs a replica; fractions share one; default: all it needs"
@@ -65,12 +79,9 @@ class VersionSpec(Strict):
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:
-        if (self.model is None) == (self.url is None):
-            raise ValueError("needs exactly one of model (a checkpoint directory) and url (an endpoint)")
-        if self.url is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", self.url):
-            raise FieldError(
-                "url", f"{self.url!r} is not http(s)://host[:port][/path]; give the endpoint's base URL"
-            )
+        if self.model is None and self.url is None:
+            raise ValueError("needs model (a checkpoint directory) or url (an endpoint)")
+        self._check_endpoint()
         for name, value in self.engine.items():
             if name in OWNED_ARGUMENTS:
                 raise FieldError(f"engine.{name}", "is set by canaryctl itself; leave it out")
@@ -108,9 +119,37 @@ class VersionSpec(Strict):
             getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True)
         )
 
+    def _check_endpoint(self) -> None:
+        if self.url is None:
+            for name in ("api_key_env", "api_key_file"):
+                if getattr(self, name) is not None:
+                    raise FieldError(name, "belongs to an endpoint; give its url, or leave it out")
+            return
+        try:
+            Endpoint.parsed(self.url)
+        except ValueError as exc:
+            raise FieldError("url", str(exc)) from exc
+        if self.model is not None and self.model.startswith(("/", "./", "../", "~")):
+            raise FieldError("model", f"{self.model} is a directory; with url it is the model's name there")
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise FieldError("api_key_file", "and api_key_env are both given; keep one")
+        # The value is not shown: someone may have written the key itself.
+        if self.api_key_env is not None and not re.fullmatch(ENV_NAME, self.api_key_env):
+            raise FieldError("api_key_env", "is no name of a variable; name the one that holds the key")
+
     @property
     def is_external(self) -> bool:
         return self.url is not None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint directory; None for an external endpoint, whose `model` is a name."""
+        return None if self.is_external else self.model
+
+    @property
+    def api_key(self) -> KeyReference | None:
+        """Where the endpoint's API key is found; None: it needs none."""
+        return KeyReference.from_names(self.api_key_env, self.api_key_file)
 
     def engine_arguments(self) -> dict[str, Any]:
         """vLLM's arguments by its own names (underscores); empty for an external endpoint."""
@@ -125,10 +164,15 @@ class VersionSpec(Strict):
         return dict(self.engine)
 
     def located(self, base: Path) -> Self:
-        """The version with its checkpoint directory made absolute, relative to `base`."""
-        if self.model is None:
-            return self
-        return self.model_copy(update={"model": str((base / Path(self.model).expanduser()).absolute())})
+        """The version with its checkpoint directory and key file made absolute, relative to `base`."""
+        paths = {"model": self.checkpoint, "api_key_file": self.api_key_file}
+        return self.model_copy(
+            update={
+                name: str((base / Path(path).expanduser()).absolute())
+                for name, path in paths.items()
+                if path is not None
+            }
+        )
 
 
 class ServiceSpec(VersionSpec):

@@ -226,12 +226,16 @@ class SqlStore:
         query = _ROLLOUT.where(c.service == service).order_by(c.seq.desc()).limit(limit)
         return tuple(RolloutRow(*row) for row in self._all(query))
 
-    def latest_attempt(self, service: str, canary: str) -> RolloutRow | None:
-        """The newest rollout of this version, however long ago; None: it was never tried."""
+    def attempts(self, service: str, canary: str, *, limit: int = 100) -> tuple[RolloutRow, ...]:
+        """The rollouts of this version, newest first, however long ago."""
         c = t.rollouts.c
         here = (c.service == service) & (c.canary == canary)
-        row = self._first(_ROLLOUT.where(here).order_by(c.seq.desc()).limit(1))
-        return RolloutRow(*row) if row else None
+        rows = self._all(_ROLLOUT.where(here).order_by(c.seq.desc()).limit(limit))
+        return tuple(RolloutRow(*row) for row in rows)
+
+    def latest_attempt(self, service: str, canary: str) -> RolloutRow | None:
+        """The newest rollout of this version; None: it was never tried."""
+        return next(iter(self.attempts(service, canary, limit=1)), None)
 
     # --- services and their versions
 

@@ -132,6 +132,7 @@ class RolloutView(_View):
     weight_bp: int
     holdback_bp: int
     twin: bool = False  # stable against itself: never promoted
+    undo: bool = False  # a version that served before returns, without proof
     passed: tuple[PassView, ...] = ()
     risk: str
     risk_reasons: tuple[str, ...]
@@ -182,10 +183,14 @@ class ServiceView(_View):
 
 
 class CommandResult(_View):
-    """Outcome of a command: `asked` (accepted, the ticks do it), `done`, or `already` (nothing to do)."""
+    """Outcome of a command: `asked` (accepted, the ticks do it), `done`, or `already` (done, or under way).
+
+    `rollout`: follow this one to see it done; null: nothing is left to be done.
+    """
 
     outcome: str
     text: str
+    rollout: str | None = None
 
 
 class ForecastView(_View):

@@ -6,6 +6,7 @@ import math
 
 from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment
+from controller.quantities import figure
 from controller.rollout.plan import Plan
 from controller.views.models import ForecastView, PlanView
 from controller.views.rollout import stage_views
@@ -81,7 +82,7 @@ def _finding_text(finding: DetectableEffect) -> str:
     if finding.harm is None:
         return f"{finding.gate}: nothing"
     sign = "-" if finding.kind is Kind.SCORE else "x"
-    return f"{finding.gate} {sign}{finding.harm:.2g}"
+    return f"{finding.gate} {sign}{figure(finding.harm, 2)}"
 
 
 def _range_line(policy: GatePolicy, gate: RangeGate) -> str:

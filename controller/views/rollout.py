@@ -54,6 +54,7 @@ def rollout_view(
         weight_bp=state.weight_bp,
         holdback_bp=state.plan.holdback_bp,
         twin=state.plan.twin,
+        undo=state.plan.undo,
         passed=tuple(map(_pass_view, state.passed)),
         risk=state.plan.risk,
         risk_reasons=state.plan.reasons,

@@ -27,7 +27,6 @@ from controller.store.rows import VersionRow
 from controller.store.sql import SqlStore
 from serving.fleet.cluster_memory_ray import cluster_devices
 from serving.fleet.types import Launch, VersionStatus
-from serving.table.route_table import root_url
 
 STABLE_WAIT_S = 45.0  # below the deadline of the preflight
 
@@ -38,7 +37,7 @@ class Versions:
     def __init__(self, settings: Settings, store: SqlStore) -> None:
         self._settings = settings
         self._store = store
-        self._hashing = threading.Lock()
+        self._hashing: dict[str, threading.Lock] = {}  # by checkpoint: the second caller finds the cache
         self._release = engine_release()
         self._launches: dict[tuple[str, ...], Launch] = {}
         self._devices: Sequence[Device] = ()  # as last measured
@@ -46,10 +45,12 @@ class Versions:
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """The version's fingerprint, from its files. Raises BadCheckpoint."""
         if spec.url is not None:
-            return fingerprint_external(spec.url)
-        with self._hashing, cached_digests(self._settings.digests_path) as digests:
+            return fingerprint_external(spec.url, spec.model)
+        path = Path(str(spec.checkpoint))
+        lock = self._hashing.setdefault(str(path.resolve()), threading.Lock())
+        with lock, cached_digests(self._settings.digests_path) as digests:
             return fingerprint_checkpoint(
-                Path(str(spec.model)),
+                path,
                 engine_arguments=spec.engine_arguments(),
                 engine_release=self._release,
                 architectures=known_architectures(),
@@ -84,15 +85,24 @@ class Versions:
     ) -> None:
         """Return if stable is ready, the canary's files are unchanged and it fits into free memory.
 
+        An undo does not wait for stable, which may be what is wrong, and only its tensors must be the same: a
+        newer engine may have come since its version served.
         observe: the fleet's versions of a service. Raises CanaryctlError with what is wrong.
         """
-        wait_until_ready(observe, rollout.service, rollout.stable.id)
+        if not rollout.plan.undo:
+            wait_until_ready(observe, rollout.service, rollout.stable.id)
         row = self._row(rollout.service, rollout.canary.id)
         spec = version_spec(row)
         fingerprint = self.fingerprint(spec)
         # Not the row's id: a twin has an id of its own, and stable's fingerprint.
-        if fingerprint.digest != comparable_fingerprint(row, self.fingerprint).digest:
+        planned = comparable_fingerprint(row, self.fingerprint)
+        is_same = fingerprint.digest == planned.digest
+        if rollout.plan.undo:
+            is_same |= fingerprint.part("tensors") == planned.part("tensors")
+        if not is_same:
             raise CanaryctlError(f"{spec.model} changed since the plan was made; deploy it again")
+        if spec.api_key is not None:
+            spec.api_key.read()
         if not spec.is_external:
             require_fit(spec, fingerprint, self.devices())
 
@@ -145,8 +155,8 @@ def launch_of(
 ) -> Launch:
     """The fleet's launch of this version, from its spec."""
     if spec.url is not None:
-        url = root_url(spec.url)
-        return Launch(service, version, secret, url=url)
+        url = spec.url.rstrip("/")
+        return Launch(service, version, secret, url=url, endpoint_model=spec.model, api_key=spec.api_key)
     arguments = spec.engine_arguments()
     # The launch has a field for tensor parallelism; without a dtype the engine chooses as for `auto`.
     arguments.pop("tensor_parallel_size", None)

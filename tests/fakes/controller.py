@@ -65,6 +65,9 @@ class FakeEnvironment:
 
     free_bytes: int = 64 * GIB
     scores: list[tuple[str, str, float, float]] = field(default_factory=list)
+    requests: dict[str, str] = field(default_factory=dict)  # recorded requests: id -> service
+    silent_logs: set[str] = field(default_factory=set)  # services whose log does not answer
+    written: list[tuple[str, str]] = field(default_factory=list)  # (service, id) of each score
     accepts_scores: bool = True
     rate: float | None = None
     traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
@@ -99,8 +102,14 @@ class FakeEnvironment:
         return self.simulate(plan, policy, traffic)
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
-        self.scores += scores if self.accepts_scores else ()
-        return self.accepts_scores
+        if not self.accepts_scores or service in self.silent_logs:
+            return False
+        self.scores += scores
+        self.written += [(service, score[0]) for score in scores]
+        return True
+
+    def has_request(self, service: str, id: str) -> bool | None:
+        return self.requests.get(id) == service
 
 
 class FakeController:

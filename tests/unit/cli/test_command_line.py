@@ -18,10 +18,14 @@ import pytest
 import typer
 import yaml
 
+from controller.api import undo as undo_module
 from controller.auth import Identity, Role
+from controller.cli import live
+from controller.cli.client import Client
 from controller.cli.main import COMMANDS, run
 from controller.rollout.actions import ProbeKind
 from controller.rollout.state import Phase
+from controller.settings import load_settings
 from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
@@ -677,3 +681,72 @@ def test_plan_prints_expected_duration_and_detectable_effects(
     assert "minimum detectable effect (90 % power) STAGE QUALITY 1 -0." in out
     assert run([*arguments, "--quick"]) == 0
     assert "expected duration unknown: not simulated: --quick" in capsys.readouterr().out
+
+
+# --- following one rollout by its id
+
+
+def test_undo_returns_to_the_version_before_and_says_that_it_is_not_proven(
+    chat: FakeController,
+    models: Path,
+    policy: Callable[[object], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(undo_module, "BAKE_S", 0.0)
+    before = chat.store.service("chat").stable
+    assert deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s") == 0
+
+    assert run(["rollback", "chat", "--reason", "it rambles", "--wait", "--timeout", "20s"]) == 0
+    again = run(["rollback", "chat", "--wait"]), run(["undo", "chat", "--wait"])
+
+    shown = capsys.readouterr()
+    assert chat.store.service("chat").stable == chat.traffic.tables["chat"].stable == before
+    assert again == (0, 0)
+    assert f"already serving {before}" in shown.err
+    assert "not proven: an undo" in shown.out
+    assert "it rambles" in chat.store.rollouts("chat")[0].request
+
+
+def test_undo_wait_exits_with_5_when_the_old_version_fails_its_smoke_test(
+    chat: FakeController, models: Path, policy: Callable[[object], str]
+) -> None:
+    assert deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s") == 0
+    promoted = chat.store.service("chat").stable
+    chat.probes.results[ProbeKind.SMOKE] = ("failed", "the answer is empty")
+
+    assert run(["undo", "chat", "--wait", "--timeout", "20s"]) == 5
+    assert chat.store.service("chat").stable == promoted
+
+
+def test_a_second_rollback_wait_waits_for_the_first(
+    chat: FakeController, models: Path, policy: Callable[[object], str]
+) -> None:
+    assert deploy(models, "twin", policy(SLOW)) == 0
+    until(lambda: chat.traffic.tables["chat"].weight_bp == 1000, "the canary gets traffic")
+    canary = next(version for _, version in chat.fleet.engines if version != stable_of(chat))
+    chat.fleet.engines["chat", canary].in_flight = 1  # a stream that keeps the drain from ending
+    assert run(["rollback", "chat"]) == 0
+    until(lambda: chat.traffic.tables["chat"].weight_bp == 0, "the rollback is under way")
+
+    assert run(["rollback", "chat", "--wait", "--timeout", "500ms"]) == 6
+    chat.fleet.engines["chat", canary].in_flight = 0
+    assert run(["rollback", "chat", "--wait", "--timeout", "20s"]) == 0
+    assert chat.store.rollouts("chat")[0].ended_at_s is not None
+
+
+def test_waiting_for_a_rollout_ends_with_it_even_if_another_one_has_started(
+    chat: FakeController, models: Path, policy: Callable[[object], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert deploy(models, "twin", policy(SLOW)) == 0
+    first = chat.store.rollouts("chat")[0].id
+    assert run(["rollback", "chat", "--wait", "--timeout", "20s"]) == 0
+    assert deploy(models, "other", policy(SLOW)) == 0
+
+    ended = live.watch(Client(load_settings()), "chat", first, timeout_s=5.0, is_silent=True)
+
+    assert (ended.rollout, ended.exit_code) == (first, 5)
+
+
+def stable_of(chat: FakeController) -> str:
+    return chat.store.service("chat").stable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.quantities import byte_count, duration, duration_s, gib, percent, weight_bp
+from controller.quantities import byte_count, duration, duration_s, figure, gib, percent, weight_bp
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,11 @@ def test_numbers_are_formatted_with_their_units() -> None:
         "0.5 s",
     )
     assert (gib(3 << 30), gib(5 << 20)) == ("3.0 GiB", "5 MiB")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(308.2, 2, "310"), (12345.6, 4, "12350"), (0.00001234, 2, "0.000012"), (1.5, 3, "1.5"), (0.0, 3, "0")],
+)
+def test_a_figure_has_no_exponent(value: float, digits: int, text: str) -> None:
+    assert figure(value, digits) == text

@@ -15,6 +15,7 @@ from controller.ab.outcomes import OutcomeLedger
 from controller.ab.results import AbEvaluator
 from controller.ab.service import AbTests
 from controller.ab.spec import parse_ab
+from controller.api.bodies import Outcome
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence.reader import RecordsReader
@@ -62,9 +63,9 @@ class Rollouts:
         self.bodies.append(body)
         return SimpleNamespace(id="r-1")
 
-    def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
+    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
         self.is_over, self.reason = True, reason
-        return "asked", f"{service}: rollback begins"
+        return Outcome("asked", f"{service}: rollback begins")
 
     def load(self, rollout: str) -> RolloutState:
         state = replace(a_rollout(rollout), phase=Phase.STAGE, acked_at_s=self.acked_at_s)

@@ -23,6 +23,7 @@ from controller.spec.service import (
 from evaluation.policy.gates import Rung, Sampling
 from evaluation.policy.parsing import _GATE_KEYS, _POLICY_KEYS
 from evaluation.policy.policy import GatePolicy
+from serving.credentials import KeyReference
 
 
 def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
@@ -244,8 +245,26 @@ def test_a_bad_policy_is_refused_by_path_value_limit_and_remedy(data: object, li
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        ({}, "version: needs exactly one of model (a checkpoint directory) and url (an endpoint)"),
-        ({"model": "m", "url": "http://x"}, "version: needs exactly one of model"),
+        ({}, "version: needs model (a checkpoint directory) or url (an endpoint)"),
+        ({"model": "/m", "url": "http://x"}, "version.model /m is a directory; with url it is"),
+        (
+            {"url": "http://me:pw@x"},
+            "version.url 'http://…@x' holds a user name or password",
+        ),
+        (
+            {"url": "http://x/v1/chat/completions"},
+            "version.url 'http://x/v1/chat/completions' is the address",
+        ),
+        ({"url": "http://x", "api_key": "sk-1"}, "version: unknown key 'api_key'; did you mean api_key_env?"),
+        (
+            {"url": "http://x", "api_key_env": "sk-1"},
+            "version.api_key_env is no name of a variable; name",
+        ),
+        ({"model": "m", "api_key_env": "KEY"}, "version.api_key_env belongs to an endpoint; give its url"),
+        (
+            {"url": "http://x", "api_key_env": "KEY", "api_key_file": "k"},
+            "version.api_key_file and api_key_env",
+        ),
         ({"url": "ftp://x"}, "version.url 'ftp://x' is not http(s)://host[:port][/path]"),
         ({"model": "m", "replicas": 0}, "version.replicas 0 is below 1; raise it"),
         ({"model": "m", "replicas": "two"}, "version.replicas 'two' is not a whole number; write one"),
@@ -341,6 +360,16 @@ def test_a_bad_version_is_refused_by_name(data: object, line: str) -> None:
     (found,) = lines(parse_version, data)
 
     assert found.startswith(line)
+    assert "sk-1" not in found
+    assert "me:pw" not in found
+
+
+def test_an_endpoint_keeps_its_model_name_and_gets_an_absolute_key_file() -> None:
+    spec = parse_version({"url": "https://x/v1beta/openai", "model": "org/large", "api_key_file": "k"})
+    located = spec.located(Path("/srv"))
+
+    assert (located.model, located.checkpoint, located.api_key_file) == ("org/large", None, "/srv/k")
+    assert located.api_key == KeyReference("file", "/srv/k")
 
 
 def test_every_broken_rule_has_its_own_line() -> None:

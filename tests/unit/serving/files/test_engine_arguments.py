@@ -1,4 +1,4 @@
-"""The table of vLLM's arguments, against the pinned engine's source; the risk classes, against the table."""
+"""The table of vLLM's arguments, against the pinned engine; the classes of risk, against the table."""
 
 from __future__ import annotations
 
