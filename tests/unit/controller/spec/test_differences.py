@@ -78,6 +78,12 @@ def test_current_and_originally_given_values_are_no_change(requested: Mapping[st
             "revision null, chat_template a b",
             """deploy chat --engine 'revision="null"' --engine 'chat_template=a b'""",
         ),
+        (
+            {"engine": {"chat_template": "{{ x }}", "revision": "on"}},
+            "chat_template not set",
+            "revision on",
+            """--engine 'chat_template="{{ x }}"' --engine 'revision="on"'""",
+        ),
         ({"model": "/models/my model"}, "model /models/b", "model /models/my model", "'/models/my model'"),
         ({"engine": {"block_size": 16}}, "block_size not set", "block_size 16", "--engine block_size=16"),
         (
