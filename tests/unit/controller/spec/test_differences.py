@@ -80,8 +80,8 @@ def test_current_and_originally_given_values_are_no_change(requested: Mapping[st
         ),
         (
             {"engine": {"chat_template": "{{ x }}", "revision": "on"}},
-            "chat_template not set",
-            "revision on",
+            "chat_template not set, revision not set",
+            "chat_template {{ x }}, revision on",
             """--engine 'chat_template="{{ x }}"' --engine 'revision="on"'""",
         ),
         ({"model": "/models/my model"}, "model /models/b", "model /models/my model", "'/models/my model'"),
