@@ -4,8 +4,9 @@
 
 Runs are appended to `benchmarks/out/gate/` under a digest of the gate's results, so that an interrupted run
 resumes, `--cases` measures a part, and rows of another gate are never mixed in: a change of any bit of a
-result starts anew. The tables hold everything measured under the present digest. Exits 1 when a goal was
-missed, 2 when no case has such a name.
+result starts anew. The tables hold everything measured under the present digest; those of `--quick` are a
+preview and go to `benchmarks/out/gate/`. Exits 1 when a goal was missed, 2 when no case has such a name. The
+whole takes a bit more than an hour on two quiet cores, `--quick` some minutes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         digest=digest,
     )
     text = as_markdown(result)
-    for path, content in ((args.json, json.dumps(result, indent=1) + "\n"), (args.markdown, text)):
+    json_path = args.json or ROOT / ("out/gate/quick.json" if args.quick else "results/gate.json")
+    markdown_path = args.markdown or json_path.with_suffix(".md")
+    for path, content in ((json_path, json.dumps(result, indent=1) + "\n"), (markdown_path, text)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
     print(text)
@@ -72,8 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to resume")
     parser.add_argument("--jobs", type=int, default=2, help="processes; one core each")
     parser.add_argument("--no-speed", action="store_true", help="skip the timings")
-    parser.add_argument("--json", type=Path, default=ROOT / "results" / "gate.json")
-    parser.add_argument("--markdown", type=Path, default=ROOT / "results" / "gate.md")
+    parser.add_argument(
+        "--json", type=Path, help="default: results/gate.json; with --quick out/gate/quick.json"
+    )
+    parser.add_argument("--markdown", type=Path, help="default: beside the JSON")
     return parser
 
 

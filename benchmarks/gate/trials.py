@@ -175,7 +175,7 @@ NO_PROOF = StagePlan(0.5, 0, {})
 HARMED = frozenset({"rollback", "invalid"})
 #: Weights that the runs of a twin go through, and its drawn requests.
 WEIGHTS = (0.1, 0.25, 0.5)
-TWIN_ROWS = 3500
+TWIN_ROWS = 5000
 
 
 @dataclass(frozen=True, slots=True)
