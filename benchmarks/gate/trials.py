@@ -256,7 +256,8 @@ class NotProven:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Measure: canary requests at each preset's rollback, counted from `late`; None: not found."""
+    """Measure: canary requests at each preset's rollback, counted from the first with the canary's own
+    behaviour; None: not found, or found before."""
 
     name: str
     world: World
@@ -264,11 +265,13 @@ class Found:
 
     def __call__(self, rep: int) -> Row:
         """One repetition."""
-        columns = columns_of(self.world, seed_of(self.name, rep))
+        columns = columns_of(replace(self.world, stages=2), seed_of(self.name, rep))
+        is_late = (columns.pop("stage") == 1) & (columns["arm"] == 1)
+        onset = int(columns["arm"][: int(is_late.argmax())].sum())
         row: Row = {"rep": rep}
         for preset in self.presets:
             decision = decide(columns, preset, NO_PROOF)
             row[preset] = decision.word
-            after = (decision.canary or 0) - self.world.late
+            after = (decision.canary or 0) - onset
             row[f"{preset}_at"] = after if decision.word == "rollback" and after >= 0 else None
         return row

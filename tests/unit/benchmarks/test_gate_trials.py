@@ -15,6 +15,7 @@ from benchmarks.gate.trials import (
     NO_PROOF,
     PRESETS,
     Better,
+    Found,
     NotProven,
     Quantile,
     Ratio,
@@ -139,6 +140,14 @@ def test_an_undecided_run_goes_on_to_the_next_length(monkeypatch: pytest.MonkeyP
     row = Better("x", replace(SMALL, sticky=False, canary_requests=3000))(0)
 
     assert (row["strict"], row["default"]) == ("promote", "promote")
+
+
+@pytest.mark.parametrize(("late", "within"), [(0, (1, 80)), (300, (1, 100))])
+def test_a_time_is_counted_from_the_beginning_of_the_harm(late: int, within: tuple[int, int]) -> None:
+    world = replace(SMALL, canary=Arm(error=0.9), late=late, w=0.5, metrics=("error",))
+    found = [Found("x", world)(rep)["strict_at"] for rep in range(5)]
+
+    assert all(isinstance(at, int) and within[0] <= at <= within[1] for at in found)
 
 
 def test_a_proof_of_the_last_stage_alone_counts() -> None:
