@@ -234,4 +234,4 @@ def test_the_sample_ratio_gate_needs_no_proof(tmp_path: Path, capsys: pytest.Cap
         line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("served_share")
     ]
 
-    assert "is it proven?" not in line
+    assert "proven?" not in line
