@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from benchmarks.gate_traffic import Behaviour, Case, simulate
+from benchmarks.gate.traffic import Behaviour, Case, simulate
 from controller.cli.evidence_plot import plot_trace
 from controller.cli.main import app
 from controller.cli.observed_range import parse_time
