@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from benchmarks.gate.traffic import Floats
 from benchmarks.gate.trials import Row, seed_of
-from evaluation.ab.comparison import AbQuestion, AbVerdict, Scale, SequentialTest
+from evaluation.ab.comparison import AbQuestion, Scale
+from evaluation.ab.sequential import SequentialTest
 
 ALPHA = 0.05
+UNITS_AT_ONCE = 512  # between two looks at the interval; the verdict is looked for after each unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,12 @@ class AbRun:
         is_b = rng.random(self.units) < 0.5
         y = (rng.random(self.units) < np.where(is_b, self.b, self.a)).astype(np.float64)
         test = SequentialTest(AbQuestion(Scale.RATE, higher_is_better=True, alpha=ALPHA))
-        found: int | None = None
-        for index, (value, arm) in enumerate(zip(y.tolist(), is_b.tolist(), strict=True), start=1):
-            test.add(value, is_b=arm, w=0.5)
-            if test.verdict is not AbVerdict.NOT_SHOWN:
-                found = index
+        for start in range(0, self.units, UNITS_AT_ONCE):
+            part = slice(start, start + UNITS_AT_ONCE)
+            test.add_all(y[part], is_b[part], np.full(len(y[part]), 0.5))
+            if test.ended_at is not None:
                 break
+        found = test.ended_at
         interval = test.result().interval
         excludes = interval is not None and (interval[0] > 0.0 or interval[1] < 0.0)
         return {

@@ -94,6 +94,11 @@ class SequentialTest:
                 return AbVerdict.A_BETTER
 
     @property
+    def ended_at(self) -> int | None:
+        """Units when the verdict was reached; None: it has not been."""
+        return self._mixture.ended_at
+
+    @property
     def log_e(self) -> dict[AbVerdict, float]:
         """Log evidence now, by the verdict that it speaks for; its limit is log(2 / alpha)."""
         b_better, a_better = self._mixture.log_e.tolist()
