@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.gate_traffic import Floats
+from benchmarks.gate.traffic import Floats
 from evaluation.ab.mixture import MeanMixture
 
 ALPHA = 0.05
