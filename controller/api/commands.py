@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from controller import telemetry
-from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of
+from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of, waiver_of
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.proposal import (
     Proposal,
@@ -40,21 +40,25 @@ from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.rollout.status import rollback_effect
 from controller.spec.differences import refuse_change
+from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
-from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
-from controller.store.rows import ServiceRow
+from controller.store.row_specs import fingerprint_of, label_of, service_spec, version_row, version_spec
+from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running
+from controller.views.models import AttemptView
+from controller.views.plan import attempt_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
-DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
+DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven", *LABEL_KEYS)
 PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
 # Below this measured rate too little is known of the traffic to refuse a deploy by its forecast.
 MIN_FORECAST_REQUESTS_PER_S = 1.0
 # A deploy that takes longer to simulate goes ahead: the gate decides, the forecast only saves time.
 DEPLOY_FORECAST_S = 30.0
+SHOWN_ATTEMPTS = 3
 HISTORY_LIMIT = 100  # rollouts that an undo looks through
 
 
@@ -89,7 +93,8 @@ class Commands:
 
         Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when the existing service differs.
         """
-        spec = parse_service(body)
+        spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
+        label = parse_label(body, source=spec.model or spec.url, identity=identity.name)
         if spec.service in {row.name for row in self._store.services()}:
             row = self._active_service(spec.service)
             stable = self._store.version(row.name, row.stable)
@@ -104,7 +109,7 @@ class Commands:
         require_fit(version, fingerprint, devices)
         now_s = self._clock.now_s()
         row = ServiceRow(spec.service, json.dumps(dump(spec)), fingerprint.version_id, make_secret(), now_s)
-        self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s))
+        self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s, label=label))
         self._wake(spec.service)
         return row
 
@@ -118,6 +123,7 @@ class Commands:
         overrides = TrafficOverrides.parse(body)
         proposal = self._propose(service, body, PLAN_KEYS, overrides)
         proposal = self._with_forecast(proposal, is_quick=overrides.is_quick)
+        proposal = replace(proposal, attempts=self._attempts(service, proposal.canary_id))
         if lines := proposal.unprovable_stages():
             raise BadSpec(list(lines))
         return proposal
@@ -135,32 +141,39 @@ class Commands:
             self._refuse_rejected(service, proposal.canary_id)
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
-        waiver = _unproven_waiver(body)
+        waiver = waiver_of(body, "allow_unproven")
         if not waiver:
             self._refuse_unprovable(proposal)
         now_s = self._clock.now_s()
+        label = proposal.label(body, identity)
+        row = version_row(service, proposal.version, proposal.fingerprint, now_s, label=label)
+        row = replace(row, id=proposal.canary_id)
         state = begin(
             f"r-{secrets.token_hex(4)}",
             service,
-            stable=_version_ref(proposal.stable.id, version_spec(proposal.stable)),
-            canary=_version_ref(proposal.canary_id, proposal.version),
+            stable=_version_ref(proposal.stable),
+            canary=_version_ref(row),
             plan=proposal.plan,
             now_s=now_s,
+            byline=label.byline,
         )
         request = {
             "version": dump(proposal.version),
             "policy": dump(proposal.policy),
             "gate": proposal.policy.gate_policy().to_mapping(),
             "stages": [asdict(stage) for stage in gate_stages(proposal.plan, proposal.policy)],
-            "actor": identity.name,
+            "actor": label.actor,
             "reason": reason,
             "allow_unproven": waiver,
         }
-        row = version_row(service, proposal.version, proposal.fingerprint, now_s)
-        row = replace(row, id=proposal.canary_id)
         self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row)
         self._wake(service)
         return state
+
+    def _attempts(self, service: str, canary: str) -> tuple[AttemptView, ...]:
+        """Earlier rollouts of this version, newest first."""
+        rows = self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS)
+        return tuple(attempt_view(state_from_json(row.state), label_of(row)) for row in rows)
 
     def _propose(
         self, service: str, body: Mapping[str, Any], keys: Sequence[str], overrides: TrafficOverrides
@@ -200,6 +213,7 @@ class Commands:
             plan=plan,
             fit=fit(version, fingerprint, self._environment.devices() if not version.is_external else ()),
             measured=measured,
+            name=parse_label(body, source=None, identity="").name,
             traffic=traffic_model(policy, measured, rate, overrides) if rate is not None else None,
         )
 
@@ -314,7 +328,7 @@ class Commands:
             stable_replicas=before.replicas if scales else None,
         )
         plan = replace(plan, preflight_s=preflight_s(fingerprint_of(version)))
-        refs = _version_ref(row.stable, before), _version_ref(target, after)
+        refs = _version_ref(stable), _version_ref(version)
         now_s = self._clock.now_s()
         state = begin(
             f"r-{secrets.token_hex(4)}", row.name, stable=refs[0], canary=refs[1], plan=plan, now_s=now_s
@@ -383,13 +397,6 @@ class Commands:
             )
 
 
-def _unproven_waiver(body: Mapping[str, Any]) -> str:
-    """The reason to run stages that can prove nothing; empty: none is given. Raises BadInput."""
-    reason = body.get("allow_unproven")
-    if reason is not None and not (isinstance(reason, str) and reason.strip()):
-        raise BadInput(f"allow_unproven {reason!r} is not a reason; give one, or leave it out")
-    return (reason or "").strip()
-
-
-def _version_ref(version: str, spec: VersionSpec) -> VersionRef:
-    return VersionRef(version, spec.replicas, spec.is_external)
+def _version_ref(row: VersionRow) -> VersionRef:
+    spec = version_spec(row)
+    return VersionRef(row.id, spec.replicas, spec.is_external, label_of(row).shown)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controller.api.bodies import flag_of
+from controller.auth import Identity
 from controller.errors import AlreadyRejected, BadInput, Conflict
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
@@ -18,10 +19,12 @@ from controller.planning.risk import Assessment
 from controller.rollout.plan import Plan
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
+from controller.spec.label import Label, parse_label, short_source
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
+from controller.store.row_specs import label_of
 from controller.store.rows import ServiceRow, VersionRow
-from controller.views.models import PlanView
+from controller.views.models import AttemptView, PlanView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
@@ -43,8 +46,10 @@ class Proposal:
     plan: Plan
     fit: Fit
     measured: MeasuredBaseline
+    name: str | None  # given to the canary; None: none
     traffic: TrafficModel | None  # None: not known, so there is no forecast either
     forecast: tuple[StageForecast, ...] | None = None
+    attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
 
     @property
@@ -52,6 +57,12 @@ class Proposal:
         """Id of the canary: its fingerprint's; a twin, which has stable's fingerprint, has its own."""
         version_id = self.fingerprint.version_id
         return twin_id(version_id) if self.plan.twin else version_id
+
+    def label(self, body: Mapping[str, Any], identity: Identity) -> Label:
+        """Label of the canary; of a twin, stable's name. Raises BadInput."""
+        label = parse_label(body, source=self.version.model or self.version.url, identity=identity.name)
+        name = label_of(self.stable).name if self.plan.twin else None
+        return replace(label, name=label.name or name)
 
     def view(self) -> PlanView:
         """The view that `canaryctl plan` shows."""
@@ -65,7 +76,12 @@ class Proposal:
             fit=self.fit,
             latency=latency_lines(self.plan, self.policy),
         )
-        update: dict[str, object] = {"forecast_note": self.forecast_note}
+        update: dict[str, object] = {
+            "forecast_note": self.forecast_note,
+            "stable_name": label_of(self.stable).shown,
+            "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
+            "attempts": self.attempts,
+        }
         if self.traffic is not None:
             update |= {
                 "requests_per_s": self.traffic.requests_per_s,

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from controller.cli.output import NO_SERVICE, number, table
 from controller.quantities import FULL_BP, NEVER_CANARY, duration, figure, gib, percent
+from controller.spec.label import Label, title
 from controller.views.models import (
+    AttemptView,
     ForecastView,
     GateView,
     PlanView,
@@ -52,9 +54,9 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
         running = view.rollout if view.rollout and not view.rollout.is_final else None
         cells: list[RenderableType] = [
             view.service,
-            view.stable,
+            title(view.stable, view.stable_name),
             _ready(view, view.stable),
-            running.canary if running else "-",
+            title(running.canary, running.canary_name) if running else "-",
             percent(view.weight_bp) if view.weight_bp is not None else "unknown",
             phase_text(view.rollout) if view.rollout else "-",
         ]
@@ -65,7 +67,12 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
 def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
     """A service: its URL, its versions and its newest rollout."""
     parts: list[RenderableType] = [
-        Text.assemble((view.service, "bold"), "  serving ", (view.stable, "bold"), f"  {view.url}"),
+        Text.assemble(
+            (view.service, "bold"),
+            "  serving ",
+            (title(view.stable, view.stable_name), "bold"),
+            f"  {view.url}",
+        ),
         versions_table(view, is_wide=is_wide),
     ]
     if view.rollout is not None:
@@ -78,7 +85,14 @@ def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
     if view.versions is None:
         return Text("the fleet cannot be read", style="yellow")
     grid = table(
-        "version", "role", "state", "replicas", "in flight", "memory", *(["error"] if is_wide else [])
+        "version",
+        "name",
+        "role",
+        "state",
+        "replicas",
+        "in flight",
+        "memory",
+        *(["by", "message", "source", "error"] if is_wide else []),
     )
     for version in view.versions:
         role = "stable" if version.version == view.stable else "canary"
@@ -87,19 +101,21 @@ def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
             state = Text(f"failed: {version.last_error or 'no error reported'}", style="red")
         memory = gib(version.memory_bytes) if version.memory_bytes is not None else "-"
         cells: list[RenderableType] = [
-            version.version, role, state, str(version.ready_replicas), str(version.in_flight), memory
+            version.version, version.name or "-", role, state, str(version.ready_replicas),
+            str(version.in_flight), memory,
         ]  # fmt: skip
-        grid.add_row(*cells, *([version.last_error or "-"] if is_wide else []))
+        more = (version.actor, version.message, version.source, version.last_error) if is_wide else ()
+        grid.add_row(*cells, *(text or "-" for text in more))
     return grid
 
 
 def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> list[RenderableType]:
     """A rollout: its phase, stages, weight, gates, notes and the end of its log."""
     head = Text.assemble(
-        (view.rollout, "bold"), "  ", view.stable, " -> ", view.canary, "  ", phase_text(view),
+        (view.rollout, "bold"), "  ", arms(view), "  ", phase_text(view),
         *([f"  risk {view.risk}"] if is_wide else []),
     )  # fmt: skip
-    parts: list[RenderableType] = [head, stages_line(view), weight_bar(view)]
+    parts: list[RenderableType] = [head, *byline(view), stages_line(view), weight_bar(view)]
     if view.waiting_for:
         parts.append(Text("waiting for " + "; ".join(view.waiting_for), style="dim"))
     parts += [Text(f"on hold: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
@@ -116,6 +132,17 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
     parts.append(Text())
     parts += [log_line(line.at_s, line.actor, line.text) for line in view.log[-log_lines:]]
     return parts
+
+
+def arms(view: RolloutView) -> str:
+    """Both versions, with their names."""
+    return f"{title(view.stable, view.stable_name)} -> {title(view.canary, view.canary_name)}"
+
+
+def byline(view: RolloutView) -> list[RenderableType]:
+    """Who deployed the canary and why, if that is known."""
+    text = Label(actor=view.actor, message=view.message).byline
+    return [Text(f"deployed {text}" if view.actor else text, style="dim")] if text else []
 
 
 def stages_line(view: RolloutView) -> Text:
@@ -193,9 +220,11 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
     """Preview of a deploy."""
     parts: list[RenderableType] = [
         Text.assemble(
-            (view.service, "bold"), "  ", view.stable, " -> ", (view.canary, "bold"), f"  risk {view.risk}"
+            (view.service, "bold"), "  ", title(view.stable, view.stable_name), " -> ",
+            (title(view.canary, view.canary_name), "bold"), f"  risk {view.risk}",
         )
-    ]
+    ]  # fmt: skip
+    parts += [Text(f"  {_attempt(one)}", style="bold red") for one in view.attempts]
     parts += [Text(f"  {reason}") for reason in view.reasons]
     parts += [Text(f"  {warning}", style="bold red") for warning in view.warnings]
     grid = table("stage", "weight", "min duration", "min canary requests", "deadline", "replicas")
@@ -223,6 +252,15 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
         parts += [Text(), Text(f"gates (alpha {view.alpha:g} for the whole rollout)")]
         parts += [Text(f"  {line}") for line in view.gates]
     return Group(*parts)
+
+
+def _attempt(one: AttemptView) -> str:
+    """How an earlier rollout of this version ended: `was rolled back on DATE in ROLLOUT: why (by whom)`."""
+    ended = {"succeeded": "was promoted", "rolled_back": "was rolled back", "failed": "failed"}
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.started_at_s))
+    by = Label(actor=one.actor, message=one.message).byline
+    what = f"this version {ended.get(one.phase, 'is in ' + one.phase)}"
+    return f"{what} on {date} in {one.rollout}: {one.reason}{f' ({by})' if by else ''}"
 
 
 def _forecast(view: PlanView) -> list[RenderableType]:
@@ -272,7 +310,7 @@ def _time(seconds: float | None, late: str) -> str:
 def history_table(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableType:
     """Table of rollouts, newest first."""
     more = ("rollback", "reason") if is_wide else ("reason",)
-    grid = table("rollout", "started", "duration", "from", "to", "risk", "result", *more)
+    grid = table("rollout", "started", "duration", "from", "to", "by", "risk", "result", *more)
     for view in views:
         ended_s = view.log[-1].at_s if view.log else view.entered_at_s
         took = duration(round(max(0.0, ended_s - view.started_at_s)))
@@ -281,8 +319,9 @@ def history_table(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableT
             view.rollout,
             started,
             took,
-            view.stable,
-            view.canary,
+            title(view.stable, view.stable_name),
+            title(view.canary, view.canary_name),
+            Label(actor=view.actor, message=view.message).byline.removeprefix("by ") or "-",
             view.risk,
             phase_text(view),
             *([_ms(view.steps.total_ms if view.steps else None)] if is_wide else []),

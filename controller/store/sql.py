@@ -226,6 +226,11 @@ class SqlStore:
         query = _ROLLOUT.where(c.service == service).order_by(c.seq.desc()).limit(limit)
         return tuple(RolloutRow(*row) for row in self._all(query))
 
+    def rollout(self, rollout: str) -> RolloutRow | None:
+        """The row of one rollout; None: unknown."""
+        row = self._first(_ROLLOUT.where(t.rollouts.c.id == rollout))
+        return RolloutRow(*row) if row else None
+
     def attempts(self, service: str, canary: str, *, limit: int = 100) -> tuple[RolloutRow, ...]:
         """The rollouts of this version, newest first, however long ago."""
         c = t.rollouts.c
