@@ -16,7 +16,8 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from controller.api.bearer_auth import requires
+from controller import telemetry
+from controller.api.bearer_auth import Identities, requires
 from controller.api.bodies import (
     DeployBody,
     FeedbackItem,
@@ -33,7 +34,7 @@ from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
-from controller.errors import BadInput, CanaryctlError, UnknownRollout
+from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
@@ -102,16 +103,21 @@ def make_app(
     *,
     base_url: Callable[[str], str],
     version: str,
+    identities: Identities | None = None,
     slow: SlowCalls | None = None,
 ) -> FastAPI:
     """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
-    that may hash a checkpoint (slow_calls.py)."""
+    that may hash a checkpoint (slow_calls.py).
+
+    identities: owners of the bearer tokens; None: as stored.
+    """
+    identities = identities or store
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
     build_views()
     views = ViewBuilder(store, runner, base_url)
     add_error_handling(app)
-    _add_reads(app, store, views, runner, version)
-    _add_writes(app, store, commands, views, slow if slow is not None else SlowCalls())
+    _add_reads(app, store, views, runner, version, identities)
+    _add_writes(app, commands, views, identities, slow if slow is not None else SlowCalls())
     return app
 
 
@@ -120,8 +126,15 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
-def _add_reads(app: FastAPI, store: SqlStore, views: ViewBuilder, runner: Runner, version: str) -> None:
-    viewer = [Depends(requires(store, Role.VIEWER))]
+def _add_reads(
+    app: FastAPI,
+    store: SqlStore,
+    views: ViewBuilder,
+    runner: Runner,
+    version: str,
+    identities: Identities,
+) -> None:
+    viewer = [Depends(requires(identities, Role.VIEWER))]
 
     @app.get("/healthz")
     def health() -> Health:
@@ -163,10 +176,10 @@ def _add_reads(app: FastAPI, store: SqlStore, views: ViewBuilder, runner: Runner
 
 
 def _add_writes(
-    app: FastAPI, store: SqlStore, commands: Commands, views: ViewBuilder, slow: SlowCalls
+    app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities, slow: SlowCalls
 ) -> None:
-    operator = Depends(requires(store, Role.OPERATOR))
-    admin = Depends(requires(store, Role.ADMIN))
+    operator = Depends(requires(identities, Role.OPERATOR))
+    admin = Depends(requires(identities, Role.ADMIN))
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
     async def put_service(service: str, body: JsonBody = None, identity: Identity = admin) -> ServiceView:
@@ -223,15 +236,19 @@ def _add_writes(
 async def _events(store: SqlStore, views: ViewBuilder, service: str, after: int) -> AsyncIterator[str]:
     sent_view = ""
     while True:
-        rows = await asyncio.to_thread(store.events, service, after_seq=after)
-        for row in rows:
-            after = row.seq
-            data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
-            yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
         try:
+            rows = await asyncio.to_thread(store.events, service, after_seq=after)
+            for row in rows:
+                after = row.seq
+                data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
+                yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
             view = await asyncio.to_thread(lambda: views.service(store.service(service)).model_dump_json())
-        except CanaryctlError:
+        except UnknownService:
             yield "event: gone\ndata: {}\n\n"
+            return
+        except CanaryctlError as exc:
+            # The service is not gone: its client connects again, and is told what is wrong if that lasts.
+            telemetry.warning("event stream ended", service=service, why=str(exc))
             return
         if view != sent_view:
             sent_view = view

@@ -7,34 +7,35 @@ do the work.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-from controller import telemetry
 from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of, waiver_of
 from controller.api.feedback import Score, parse_scores, write_scores
+from controller.api.forecasts import refuse_unprovable, with_forecast
 from controller.api.proposal import (
     Proposal,
     as_twin,
     changed_version,
+    new_rollout_id,
     preflight_s,
     refuse_rejected,
     refuse_same,
+    version_ref,
 )
-from controller.api.undo import earlier_versions, named_version, predecessor, undo_plan, undone_by
+from controller.api.undo import begin_undo, earlier_versions, named_version, predecessor, undone_by
 from controller.auth import Identity, make_secret
 from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device, fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
-from controller.planning.forecast import FORECAST_KEYS, NotSimulated, TrafficOverrides, traffic_model
+from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffic_model
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
 from controller.rollout.machine import begin
 from controller.rollout.observation import CommandKind
-from controller.rollout.plan import Plan, VersionRef
+from controller.rollout.plan import Plan
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
@@ -43,8 +44,15 @@ from controller.spec.differences import refuse_change
 from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
-from controller.store.row_specs import fingerprint_of, label_of, service_spec, version_row, version_spec
-from controller.store.rows import ServiceRow, VersionRow
+from controller.store.row_specs import (
+    comparable_fingerprint,
+    fingerprint_of,
+    label_of,
+    service_spec,
+    version_row,
+    version_spec,
+)
+from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running
 from controller.views.models import AttemptView
@@ -54,12 +62,8 @@ from evaluation.forecast.stages import StageForecast
 
 DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven", *LABEL_KEYS)
 PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
-# Below this measured rate too little is known of the traffic to refuse a deploy by its forecast.
-MIN_FORECAST_REQUESTS_PER_S = 1.0
-# A deploy that takes longer to simulate goes ahead: the gate decides, the forecast only saves time.
-DEPLOY_FORECAST_S = 30.0
 SHOWN_ATTEMPTS = 3
-HISTORY_LIMIT = 100  # rollouts that an undo looks through
+HISTORY_LIMIT = 200  # rollouts that are looked through for earlier versions
 
 
 class Environment(Protocol):
@@ -122,7 +126,7 @@ class Commands:
         """
         overrides = TrafficOverrides.parse(body)
         proposal = self._propose(service, body, PLAN_KEYS, overrides)
-        proposal = self._with_forecast(proposal, is_quick=overrides.is_quick)
+        proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
         proposal = replace(proposal, attempts=self._attempts(service, proposal.canary_id))
         if lines := proposal.unprovable_stages():
             raise BadSpec(list(lines))
@@ -143,16 +147,16 @@ class Commands:
             raise NoRoom(proposal.fit.text)
         waiver = waiver_of(body, "allow_unproven")
         if not waiver:
-            self._refuse_unprovable(proposal)
+            refuse_unprovable(proposal, self._environment)
         now_s = self._clock.now_s()
         label = proposal.label(body, identity)
         row = version_row(service, proposal.version, proposal.fingerprint, now_s, label=label)
         row = replace(row, id=proposal.canary_id)
         state = begin(
-            f"r-{secrets.token_hex(4)}",
+            new_rollout_id(),
             service,
-            stable=_version_ref(proposal.stable),
-            canary=_version_ref(row),
+            stable=version_ref(proposal.stable),
+            canary=version_ref(row),
             plan=proposal.plan,
             now_s=now_s,
             byline=label.byline,
@@ -189,8 +193,9 @@ class Commands:
         before = version_spec(stable)
         version = before if policy.twin else changed_version(stable, body.get("version") or {})
         fingerprint = self._environment.fingerprint(version)
-        refuse_same(row, fingerprint, is_twin=policy.twin)
-        assessment = assess(fingerprint_of(stable), fingerprint)
+        current = comparable_fingerprint(stable, self._environment.fingerprint)
+        refuse_same(row, current, fingerprint, is_twin=policy.twin)
+        assessment = assess(current, fingerprint)
         if policy.twin:
             assessment = replace(assessment, reasons=("a twin run: stable against itself",))
         rate = overrides.rate if overrides.rate is not None else self._environment.requests_per_s(service)
@@ -215,37 +220,18 @@ class Commands:
             measured=measured,
             name=parse_label(body, source=None, identity="").name,
             traffic=traffic_model(policy, measured, rate, overrides) if rate is not None else None,
+            stored_id=row.stable if policy.twin else self._stored_id(service, fingerprint),
         )
 
-    def _with_forecast(
-        self, proposal: Proposal, *, is_quick: bool = False, limit_s: float | None = None
-    ) -> Proposal:
-        """The proposal with its forecast, or with the reason why there is none."""
-        plan, policy, traffic = proposal.plan, proposal.policy, proposal.traffic
-        if traffic is None:
-            return replace(proposal, forecast_note="traffic not known; give --rate REQUESTS_PER_S")
-        if is_quick:
-            return replace(proposal, forecast_note="not simulated: --quick")
-        try:
-            stages = self._environment.forecast(plan, policy, traffic, limit_s=limit_s)
-        except NotSimulated as exc:
-            return replace(proposal, forecast_note=str(exc))
-        return replace(proposal, forecast=stages)
-
-    def _refuse_unprovable(self, proposal: Proposal) -> None:
-        """Raises BadSpec for a stage that can prove nothing at the measured traffic."""
-        traffic = proposal.traffic
-        if traffic is None or traffic.requests_per_s < MIN_FORECAST_REQUESTS_PER_S:
-            return
-        lines = proposal.unprovable_stages()
-        if not lines and proposal.measured.is_enough:
-            proposal = self._with_forecast(proposal, limit_s=DEPLOY_FORECAST_S)
-            if proposal.forecast is None:
-                service = proposal.service.name
-                telemetry.warning("deploy not simulated", service=service, why=proposal.forecast_note)
-            lines = proposal.unprovable_stages()
-        if lines:
-            raise BadSpec([f"{line}; --allow-unproven REASON deploys it anyway" for line in lines])
+    def _stored_id(self, service: str, fingerprint: Fingerprint) -> str | None:
+        """Id of an earlier attempt of this version that older rules computed; None: there is none."""
+        for rollout in self._store.rollouts(service, limit=HISTORY_LIMIT):
+            row = self._store.version(service, state_from_json(rollout.state).canary.id)
+            if row is None or fingerprint_of(row).is_current:
+                continue
+            if comparable_fingerprint(row, self._environment.fingerprint).digest == fingerprint.digest:
+                return row.id
+        return None
 
     def policy(self, service: str) -> PolicySpec:
         """The service's own policy, as given to `up`. Raises UnknownService, Conflict while it is removed."""
@@ -266,14 +252,18 @@ class Commands:
                 target = state.canary.id if state.plan.undo else state.stable.id
                 return Outcome("already", f"{service} is returning to {target} already", state.id)
             return Outcome("already", f"{service}: already serving {row.stable}")
-        return self._end(state, identity, reason)
+        # None: it ended since it was read above, so answer for what is true now.
+        return self._end(state, identity, reason) or self.rollback(service, identity, reason=reason)
 
     def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
         """Roll back the running rollout; `already` when none runs. Undoes nothing. Raises UnknownService."""
-        state = self._newest_rollout(service)
-        if state is None or state.is_final:
-            return Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
-        return self.rollback(service, identity, reason=reason)
+        state, ended = self._newest_rollout(service), None
+        if state is not None and not state.is_final:
+            if state.is_canary_leaving:
+                return Outcome("already", f"{service} is returning to {state.stable.id} already", state.id)
+            ended = self._end(state, identity, reason)
+        already = Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
+        return ended or already
 
     def undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
         """Serve an earlier version again, without proof. to: its id or the beginning of it; None: the last.
@@ -285,7 +275,8 @@ class Commands:
         row = self._active_service(service)
         running = history[0] if history and not history[0].is_final else None
         if running is not None:
-            return self._undo_while(running, identity, to, reason)
+            ended = self._undo_while(running, identity, to, reason)
+            return ended or self.undo(service, identity, to=to, reason=reason)
         known = earlier_versions(history, row.stable)
         known = tuple(one for one in known if self._store.version(service, one) is not None)
         if to is not None:
@@ -301,8 +292,10 @@ class Commands:
         state = self._start_undo(row, target, identity, reason)
         return Outcome("asked", f"{service}: undo {state.id} to {target} begins (not proven)", state.id)
 
-    def _undo_while(self, running: RolloutState, identity: Identity, to: str | None, reason: str) -> Outcome:
-        """Undo during a rollout: end it if that is where it leads."""
+    def _undo_while(
+        self, running: RolloutState, identity: Identity, to: str | None, reason: str
+    ) -> Outcome | None:
+        """Undo during a rollout: end it if that is where it leads. None: it has just ended by itself."""
         service = running.service
         leads_to = running.canary.id if running.plan.undo else running.stable.id
         target = named_version(to, service, (running.canary.id, running.stable.id)) if to else leads_to
@@ -316,42 +309,21 @@ class Commands:
         stable, version = self._store.version(row.name, row.stable), self._store.version(row.name, target)
         if stable is None or version is None:
             raise Conflict(f"{row.name} has no stored version {row.stable}; restore the store")
-        before, after = version_spec(stable), version_spec(version)
-        if not after.is_external:
-            require_fit(after, fingerprint_of(version), self._environment.devices())
-        policy, scales = service_spec(row).policy, not (before.is_external or after.is_external)
-        plan = undo_plan(
-            policy,
-            identity,
-            reason,
-            replicas=after.replicas if scales else None,
-            stable_replicas=before.replicas if scales else None,
-        )
-        plan = replace(plan, preflight_s=preflight_s(fingerprint_of(version)))
-        refs = _version_ref(stable), _version_ref(version)
+        if not version_spec(version).is_external:
+            require_fit(version_spec(version), fingerprint_of(version), self._environment.devices())
         now_s = self._clock.now_s()
-        state = begin(
-            f"r-{secrets.token_hex(4)}", row.name, stable=refs[0], canary=refs[1], plan=plan, now_s=now_s
-        )
-        request = {
-            "undo": target,
-            "version": dump(after),
-            "policy": dump(policy),
-            "gate": policy.gate_policy().to_mapping(),
-            "stages": [],
-            "actor": identity.name,
-            "reason": reason,
-        }
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s)
+        state, request = begin_undo(row, stable, version, identity, reason, now_s=now_s)
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=version)
         self._wake(row.name)
         return state
 
-    def _end(self, state: RolloutState, identity: Identity, reason: str) -> Outcome:
+    def _end(self, state: RolloutState, identity: Identity, reason: str) -> Outcome | None:
+        """Request the rollback of a running rollout; None: it has ended meanwhile."""
         command = self._store.append_command(
             state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
         )
-        if command is None:  # it ended since it was read: answer for what is true now
-            return self.rollback(state.service, identity, reason=reason)
+        if command is None:
+            return None
         self._wake(state.service)
         text = f"{state.service}: rollback of {state.id} to {state.stable.id} begins"
         return Outcome("asked", text, state.id)
@@ -395,8 +367,3 @@ class Commands:
             raise AlreadyRejected(
                 f"{canary} was undone in {undo.id} {'; '.join(undo.plan.reasons)}; change it, or give --retry"
             )
-
-
-def _version_ref(row: VersionRow) -> VersionRef:
-    spec = version_spec(row)
-    return VersionRef(row.id, spec.replicas, spec.is_external, label_of(row).shown)

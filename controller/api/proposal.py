@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,18 +16,19 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
-from controller.rollout.plan import Plan
+from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.label import Label, parse_label, short_source
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
-from controller.store.row_specs import label_of
+from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.views.models import AttemptView, PlanView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+from serving.files.engine_arguments import canonical_name
 
 MIN_PREFLIGHT_S = 60.0
 HASH_BYTES_PER_S = 100e6  # of a slow disk
@@ -51,11 +52,12 @@ class Proposal:
     forecast: tuple[StageForecast, ...] | None = None
     attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
+    stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
     @property
     def canary_id(self) -> str:
         """Id of the canary: its fingerprint's; a twin, which has stable's fingerprint, has its own."""
-        version_id = self.fingerprint.version_id
+        version_id = self.stored_id or self.fingerprint.version_id
         return twin_id(version_id) if self.plan.twin else version_id
 
     def label(self, body: Mapping[str, Any], identity: Identity) -> Label:
@@ -106,6 +108,17 @@ class Proposal:
         return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
 
 
+def new_rollout_id() -> str:
+    """`r-` and eight hex digits."""
+    return f"r-{secrets.token_hex(4)}"
+
+
+def version_ref(row: VersionRow) -> VersionRef:
+    """One arm of a rollout."""
+    spec = version_spec(row)
+    return VersionRef(row.id, spec.replicas, spec.is_external, label_of(row).shown)
+
+
 def preflight_s(fingerprint: Fingerprint) -> float:
     """Time limit of a preflight, in seconds: it may have to hash the whole checkpoint again."""
     return MIN_PREFLIGHT_S + fingerprint.tensor_bytes / HASH_BYTES_PER_S
@@ -115,14 +128,16 @@ def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpe
     """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput."""
     if not isinstance(change, Mapping):
         raise BadInput(f"version is {type(change).__name__}; write model: DIR or url: URL")
-    inherited = json.loads(stable.spec)
+    inherited = dump(version_spec(stable))
     if change.get("url") is not None:
         inherited = {}
     elif change.get("model") is not None:
-        inherited.pop("url", None)
+        for name in ("url", "api_key_env", "api_key_file"):
+            inherited.pop(name, None)
     engine = change.get("engine")
     if isinstance(engine, Mapping):
-        change = {**change, "engine": {**inherited.get("engine", {}), **engine}}
+        named = {canonical_name(str(name)): value for name, value in engine.items()}
+        change = {**change, "engine": {**inherited.get("engine", {}), **named}}
     return parse_version({**inherited, **change})
 
 
@@ -136,9 +151,9 @@ def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     return parse_policy({**dump(policy), "twin": True})
 
 
-def refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> None:
+def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is_twin: bool) -> None:
     """Raises Conflict for a canary that equals stable, and for a twin that does not."""
-    is_same = fingerprint.version_id == row.stable
+    is_same = canary.digest == stable.digest
     if is_same and not is_twin:
         raise Conflict(
             f"{row.name} already serves {row.stable}: nothing in it changes; deploy another version, "

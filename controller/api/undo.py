@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from controller.api.proposal import new_rollout_id, preflight_s, version_ref
 from controller.auth import Identity
 from controller.errors import BadInput
+from controller.rollout.machine import begin
 from controller.rollout.plan import Plan
 from controller.rollout.state import Phase, RolloutState
-from controller.spec.policy import PolicySpec
+from controller.spec.service import dump
+from controller.store.row_specs import fingerprint_of, service_spec, version_spec
+from controller.store.rows import ServiceRow, VersionRow
 
 # The replaced version stays loaded for so long after the switch: the error guard can still return to it.
 BAKE_S = 60.0
@@ -61,22 +66,19 @@ def named_version(name: str, service: str, known: Sequence[str]) -> str:
     raise BadInput(f"version {name} has not served in {service} ({served}); deploy it instead")
 
 
-def undo_plan(
-    policy: PolicySpec,
-    identity: Identity,
-    reason: str,
-    *,
-    replicas: int | None,
-    stable_replicas: int | None,
-) -> Plan:
-    """The plan of an undo, with the time limits of the service's policy."""
-    by = f"by {identity.name} ({identity.role.value}): {reason or 'no reason given'}"
-    return Plan(
+def begin_undo(
+    row: ServiceRow, stable: VersionRow, target: VersionRow, identity: Identity, reason: str, *, now_s: float
+) -> tuple[RolloutState, dict[str, Any]]:
+    """The rollout of an undo from `stable` to `target`, and the request to be stored with it."""
+    policy, before, after = service_spec(row).policy, version_spec(stable), version_spec(target)
+    scales = not (before.is_external or after.is_external)
+    plan = Plan(
         risk="none",
-        reasons=(by,),
+        reasons=(f"by {identity.name} ({identity.role.value}): {reason or 'no reason given'}",),
         stages=(),
         holdback_bp=0,
         bake_s=BAKE_S,
+        preflight_s=preflight_s(fingerprint_of(target)),
         load_s=policy.load_timeout,
         smoke_s=policy.smoke_timeout,
         promote_s=policy.promote_timeout,
@@ -84,10 +86,22 @@ def undo_plan(
         unload_s=policy.unload_timeout,
         unreadable_s=policy.unreadable_timeout,
         unready_s=policy.unready_timeout,
-        replicas=replicas,
-        stable_replicas=stable_replicas,
+        replicas=after.replicas if scales else None,
+        stable_replicas=before.replicas if scales else None,
         undo=True,
     )
+    refs = version_ref(stable), version_ref(target)
+    state = begin(new_rollout_id(), row.name, stable=refs[0], canary=refs[1], plan=plan, now_s=now_s)
+    request = {
+        "undo": target.id,
+        "version": dump(after),
+        "policy": dump(policy),
+        "gate": policy.gate_policy().to_mapping(),
+        "stages": [],
+        "actor": identity.name,
+        "reason": reason,
+    }
+    return state, request
 
 
 def _has_promoted(state: RolloutState) -> bool:

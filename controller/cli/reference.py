@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from controller.cli.main import app
+from controller.cli.risk_reference import RISK_PAGE, risk_page
 
 PAGE = Path("docs/reference/cli.md")
 HEAD = """# Commands
@@ -75,3 +76,4 @@ def _row(option: Any, context: Any) -> str:
 if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page())
+    RISK_PAGE.write_text(risk_page())

@@ -99,6 +99,8 @@ def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
         state = Text(version.phase, style="green" if version.phase == "ready" else "yellow")
         if version.phase == "failed":
             state = Text(f"failed: {version.last_error or 'no error reported'}", style="red")
+        elif version.phase == "loading" and version.last_error:
+            state = Text(f"loading: {version.last_error}", style="yellow")
         memory = gib(version.memory_bytes) if version.memory_bytes is not None else "-"
         cells: list[RenderableType] = [
             version.version, version.name or "-", role, state, str(version.ready_replicas),

@@ -53,10 +53,12 @@ def service_body(settings: Settings, file: Path | None, options: Mapping[str, An
     if "policy" in options:
         body["policy"] = read_policy(options["policy"])
     spec = parse_service(body).located(base)
-    if spec.model is not None:
+    if spec.api_key_file is not None:
+        body["api_key_file"] = spec.api_key_file
+    if spec.checkpoint is not None:
         with cached_digests(settings.digests_path) as digests:
-            fingerprint_checkpoint(Path(spec.model), architectures=known_architectures(), cache=digests)
-        body["model"] = spec.model
+            fingerprint_checkpoint(Path(spec.checkpoint), architectures=known_architectures(), cache=digests)
+        body["model"] = spec.checkpoint
     return body
 
 
@@ -70,6 +72,8 @@ def change_body(
 ) -> dict[str, Any]:
     """Body of a deploy or its plan. Raises BadSpec, BadInput."""
     version: dict[str, Any] = {**_source(model, url), **engine_arguments(engine)}
+    if isinstance(file := version.get("api_key_file"), str):
+        version["api_key_file"] = str(Path(file).expanduser().absolute())
     rules = read_policy(policy) if policy is not None else None
     body: dict[str, Any] = {"policy": rules} if policy is not None else {}
     if twin or (isinstance(rules, dict) and rules.get("twin") is True):
@@ -132,5 +136,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _source(model: Path | None, url: str | None) -> dict[str, Any]:
-    source = {"model": str(model.expanduser().absolute()) if model is not None else None, "url": url}
+    # Of an endpoint, `model` is a name.
+    name = str(model if url is not None else model.expanduser().absolute()) if model is not None else None
+    source = {"model": name, "url": url}
     return {name: value for name, value in source.items() if value is not None}

@@ -164,9 +164,7 @@ def rollback(
         answer = client.rollback(name, reason=reason)
     except Unreachable as exc:
         raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
-    _show(answer, output)
-    if wait and answer.rollout is not None:
-        _wait_for_return(client, name, answer.rollout, timeout_s=timeout, output=output)
+    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
 
 
 def undo(
@@ -190,22 +188,29 @@ def undo(
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     answer = client.undo(name, to=to, reason=reason)
-    _show(answer, output)
-    if wait and answer.rollout is not None:
-        _wait_for_return(client, name, answer.rollout, timeout_s=timeout, output=output)
+    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
 
 
-def _show(answer: CommandResult, output: Output) -> None:
+def _show_return(
+    client: Client,
+    service: str,
+    answer: CommandResult,
+    *,
+    wait: bool,
+    timeout_s: float | None,
+    output: Output,
+) -> None:
+    """Print the answer to a rollback or an undo, and follow it to its end if `wait`.
+
+    Raises the error whose exit code reports what went wrong.
+    """
     if output.is_text:
         note(answer.text)
     else:
         emit_data(answer, output)
-
-
-def _wait_for_return(
-    client: Client, service: str, rollout: str, *, timeout_s: float | None, output: Output
-) -> None:
-    """Follow a rollback or an undo to its end. Raises the error whose exit code reports what went wrong."""
+    rollout = answer.rollout
+    if not wait or rollout is None:
+        return
     from controller.cli import live, render
 
     ended = live.watch(client, service, rollout, timeout_s=timeout_s, is_silent=not output.is_text)

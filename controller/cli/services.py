@@ -200,9 +200,11 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return send("GET", f"{url}/models", timeout_s=5.0).status == 200
+        answer = send("GET", f"{url}/models", timeout_s=5.0)
     except NoAnswer:
         return False
+    # Some endpoints list no models and say so in JSON; Serve's own 404 is plain text.
+    return answer.status == 200 or (400 <= answer.status < 500 and answer.content.lstrip()[:1] == b"{")
 
 
 def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> list[str]:

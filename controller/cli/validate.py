@@ -34,7 +34,7 @@ def validate(
     if file is not None:
         service = parse_service(read_yaml(file)).located(file.parent)
         valid[f"service file {file}"] = service.service
-        model = Path(service.model) if service.model is not None else model
+        model = Path(service.checkpoint) if service.checkpoint is not None else model
     if model is not None:
         checkpoint = fingerprint_checkpoint(model.absolute(), architectures=known_architectures())
         size = f"{checkpoint.parameters:,} parameters, {gib(checkpoint.tensor_bytes)}"

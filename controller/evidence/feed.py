@@ -261,6 +261,10 @@ class EvidenceFeeds:
             return None
         feed.follow(rollout, versions, now_s)
         is_read = self._reader.poll(now_s)
+        if not self._reader.has(rollout.id):
+            # It failed on a page that it had partly counted: the next call opens it from its last snapshot.
+            del self._feeds[rollout.id]
+            return None
         self._observed.add(rollout.id)
         return feed.status() if is_read else None
 

@@ -164,7 +164,7 @@ class TrafficMeter:
         block.requests += 1
         block.last_s = record.at_s
         block.events.update(error=record.error is True, **flags_of(record))
-        if record.error is False:
+        if record.error is False and not record.rejected:
             block.answered += 1
             if record.latency_ms is not None:
                 self._latencies_ms.append(record.latency_ms)

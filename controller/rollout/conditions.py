@@ -147,7 +147,9 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
             return Cause(CauseKind.MISSING, f"at the stage's deadline: {missing}")
         return None
     spent_s = max(0.0, now_s - state.entered_at_s)
-    return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s")
+    canary = version_status(seen, state.canary.id)
+    why = f": {canary.last_error}" if canary is not None and canary.last_error else ""
+    return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s{why}")
 
 
 def missing_evidence(seen: Observation) -> str:

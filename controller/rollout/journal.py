@@ -19,6 +19,7 @@ from controller.rollout.state import (
     RolloutState,
 )
 
+EXTERNAL_LOAD_S = 120.0  # an endpoint that is not ours has nothing to load: it answers, or it does not
 MAX_NOTICE_AGE_S = 600.0  # a notifier that fails for longer loses the notice; the log keeps it
 
 
@@ -53,9 +54,10 @@ def time_limit_s(state: RolloutState) -> float | None:
         }[state.departure.step]
     if state.phase is Phase.STAGE:
         return plan.stages[state.stage].deadline_s
+    load_s = min(plan.load_s, EXTERNAL_LOAD_S) if state.canary.external else plan.load_s
     return {
         Phase.PREFLIGHT: plan.preflight_s,
-        Phase.LOADING: plan.load_s,
+        Phase.LOADING: load_s,
         Phase.WARMING: plan.warm_s,
         Phase.SMOKE: plan.smoke_s,
         Phase.PROMOTING: plan.promote_s if state.weight_bp == plan.promoted_bp else plan.load_s,

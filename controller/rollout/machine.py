@@ -67,8 +67,10 @@ from controller.rollout.observation import (
     CommandKind,
     ManualCommand,
     Observation,
+    VersionPhase,
     is_applied,
     ready_replicas,
+    version_status,
 )
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import (
@@ -172,14 +174,19 @@ def _apply_command(state: RolloutState, command: ManualCommand, now_s: float) ->
             return _roll_back(log(state, now_s, text, actor), cause, now_s)
         case CommandKind.PAUSE if not is_leaving:
             return hold(log(state, now_s, text, actor), HoldKind.PAUSE, command.reason, now_s, actor)
-        case CommandKind.RESUME if not is_leaving:
+        case CommandKind.RESUME if any(hold.kind is HoldKind.PAUSE for hold in state.holds):
             return release(log(state, now_s, text, actor), HoldKind.PAUSE)
         case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.twin:
             return log(state, now_s, f"{text}; no effect in a twin run", actor)
+        case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.undo:
+            return log(state, now_s, f"{text}; no effect in an undo, which has no stages", actor)
         case CommandKind.PROMOTE if state.phase is Phase.STAGE:
             waived = max(state.waived_through, state.stage)
             return replace(log(state, now_s, text, actor), waived_through=waived)
-        case CommandKind.PROMOTE_FULL if not is_leaving:
+        case CommandKind.PROMOTE_FULL if not is_leaving and state.phase not in (
+            Phase.PROMOTING,
+            Phase.BAKING,
+        ):
             return replace(log(state, now_s, text, actor), waived_through=len(state.plan.stages))
         case CommandKind.PAUSE | CommandKind.RESUME | CommandKind.PROMOTE | CommandKind.PROMOTE_FULL:
             return log(state, now_s, f"{text}; no effect in {state.phase.value}", actor)
@@ -212,6 +219,7 @@ def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> Roll
     applied = is_applied(seen, desired_split(state))
     blind = seen.split is None or seen.versions is None or (state.phase in LIVE and not applied)
     state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
+    state = _note_load_error(state, seen, now_s)
     if seen.versions is not None:
         unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
         state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))
@@ -223,6 +231,18 @@ def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> Roll
         text = f"{percent(state.weight_bp)} is applied on every router ({seen.split.how})"
         state = log(state, now_s, text)
     return _hold_while_both_arms_fail(state, seen, now_s)
+
+
+def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """Say what keeps the canary from being ready, when it is first seen: the limit may be far away."""
+    status = version_status(seen, state.canary.id)
+    begins = f"{state.canary.id} is not ready: "
+    if state.phase is not Phase.LOADING or status is None or not status.last_error:
+        return state
+    if status.phase is not VersionPhase.LOADING or state.reason.startswith(begins):
+        return state
+    text = f"{begins}{status.last_error}"
+    return log(replace(state, reason=text), now_s, text)
 
 
 def _since(since_s: float | None, holds: bool, now_s: float) -> float | None:
@@ -260,10 +280,11 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
         return advance_departure(state, state.departure, seen, now_s)
     if not is_done(state, seen, now_s):
         return _hold_if_late(state, seen, now_s)
-    state = release(state, HoldKind.NOT_PROVEN)
-    if state.holds:
+    # Evidence that is enough ends that hold only together with the phase: it may be gone before a pause ends.
+    free = release(state, HoldKind.NOT_PROVEN)
+    if free.holds:
         return state
-    plan = state.plan
+    state, plan = free, state.plan
     match state.phase:
         case Phase.PLANNING:
             return enter(state, Phase.PREFLIGHT, now_s, "the plan is pinned")

@@ -166,6 +166,9 @@ class Reconciler:
                 return Ticked(before, evidence, 0.0)  # the next tick reads it, and decides again
             _log_change(before, state)
         self._timers[before.id] = ticked
+        if state.is_final and not pending:
+            del self._timers[state.id]
+            self._committed_s.pop(state.id, None)
         return Ticked(state, evidence, _next_in_s(state, pending, changed, performed.failed))
 
     def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:

@@ -19,7 +19,7 @@ import yaml
 from controller.errors import Conflict
 from controller.spec.service import ENGINE_KEYS, ServiceSpec, VersionSpec
 
-HOST_KEYS = ("replicas", "gpus", "routers")
+HOST_KEYS = ("replicas", "gpus", "routers", "api_key_env", "api_key_file")
 POLICY = "--policy FILE"
 
 
@@ -71,7 +71,10 @@ def _differences(
         kind = "url" if requested.is_external else "model"
         name = kind if requested.is_external == current.is_external else "source"
         source = requested.url or requested.model
-        yield Difference(name, current.url or current.model, source, f"--{kind} {shlex.quote(str(source))}")
+        option = f"--{kind} {shlex.quote(str(source))}"
+        if requested.is_external and requested.model is not None:
+            option += f" --model {shlex.quote(requested.model)}"
+        yield Difference(name, current.url or current.model, source, option)
     for name in (*ENGINE_KEYS, *HOST_KEYS):
         value, first = getattr(requested, name), getattr(given, name)
         present = getattr(current, name, first)  # routers is a key of the service alone

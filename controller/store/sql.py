@@ -234,8 +234,9 @@ class SqlStore:
     def attempts(self, service: str, canary: str, *, limit: int = 100) -> tuple[RolloutRow, ...]:
         """The rollouts of this version, newest first, however long ago."""
         c = t.rollouts.c
-        query = _ROLLOUT.where((c.service == service) & (c.canary == canary)).order_by(c.seq.desc())
-        return tuple(RolloutRow(*row) for row in self._all(query.limit(limit)))
+        here = (c.service == service) & (c.canary == canary)
+        rows = self._all(_ROLLOUT.where(here).order_by(c.seq.desc()).limit(limit))
+        return tuple(RolloutRow(*row) for row in rows)
 
     def latest_attempt(self, service: str, canary: str) -> RolloutRow | None:
         """The newest rollout of this version; None: it was never tried."""

@@ -48,6 +48,8 @@ def rollout_view(
     label: the canary's, as stored; None: only the one in the state is known.
     """
     label = label or Label()
+    if state.plan.undo:  # the row's actor brought the version, the plan's reasons say who brought it back
+        label = Label(label.name, label.source, message="; ".join(state.plan.reasons))
     at_s = now_s if now_s is not None else (state.log[-1].at_s if state.log else state.entered_at_s)
     in_stage = state.phase is Phase.STAGE
     shown = evidence or EvidenceStatus(state.stage, Verdict.UNDECIDED)

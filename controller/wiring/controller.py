@@ -19,7 +19,7 @@ from controller.api.app import make_app
 from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
 from controller.api.slow_calls import SlowCalls
-from controller.auth import Identity, Role, admin_token, token_digest
+from controller.auth import Role
 from controller.errors import BusyPort
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.reader import RecordsReader
@@ -48,6 +48,7 @@ from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
+from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
 from serving.clock import boot_s
 
@@ -95,9 +96,7 @@ def build(settings: Settings) -> Controller:
         reader = environment.readers[service] = RecordsReader(service, log)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
-            target=lambda name, version: probe_target(
-                fleet, traffic, name, version, secret=store.service(name).secret
-            ),
+            target=lambda name, version: probe_target(fleet, traffic, versions.launch(name, version, 1)),
             preflight=lambda rollout: versions.preflight(rollout, fleet.observe),
             rate_per_s=environment.requests_per_s,
         )
@@ -125,12 +124,22 @@ def build(settings: Settings) -> Controller:
         lambda row: replicas_of(store.version(row.name, row.stable)),
         holder=_lease_holder(),
     )
+    environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)
     tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
-    identity = Identity("admin", Role.ADMIN)
-    store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
-    slow, viewer, operator = SlowCalls(), requires(store, Role.VIEWER), requires(store, Role.OPERATOR)
-    app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version(), slow=slow)
+    admin = AdminToken(settings.home, store, clock)
+    admin.store()
+    remember_database(settings)
+    slow, viewer, operator = SlowCalls(), requires(admin, Role.VIEWER), requires(admin, Role.OPERATOR)
+    app = make_app(
+        store,
+        commands,
+        runner,
+        base_url=settings.base_url,
+        version=own_version(),
+        identities=admin,
+        slow=slow,
+    )
     add_ab_routes(app, tests, viewer=viewer, operator=operator, slow=slow)
     return Controller(store, runner, app)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from controller.evidence.reader import RecordsReader
 from controller.evidence.traffic_meter import TrafficMeter
@@ -28,6 +28,7 @@ class HostEnvironment:
         self._log = log
         self.meters: dict[str, TrafficMeter] = {}
         self.readers: dict[str, RecordsReader] = {}
+        self.is_reading: Callable[[], bool] = lambda: True  # False: another controller reads the logs
         self._simulator = Simulator()
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
@@ -67,5 +68,5 @@ class HostEnvironment:
 
     def has_request(self, service: str, id: str) -> bool | None:
         """Whether a request with this id is recorded; None: the log is not read by this controller."""
-        reader = self.readers.get(service)
+        reader = self.readers.get(service) if self.is_reading() else None
         return reader.has_request(id) if reader is not None else None

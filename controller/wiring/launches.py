@@ -22,12 +22,11 @@ from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
-from controller.store.row_specs import fingerprint_of, version_spec
+from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
 from controller.store.rows import VersionRow
 from controller.store.sql import SqlStore
 from serving.fleet import device_memory
 from serving.fleet.types import Launch, VersionStatus
-from serving.table.route_table import root_url
 
 STABLE_WAIT_S = 45.0  # below the deadline of the preflight
 
@@ -45,8 +44,8 @@ class Versions:
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """The version's fingerprint, from its files. Raises BadCheckpoint."""
         if spec.url is not None:
-            return fingerprint_external(spec.url)
-        path = Path(str(spec.model))
+            return fingerprint_external(spec.url, spec.model)
+        path = Path(str(spec.checkpoint))
         lock = self._hashing.setdefault(str(path.resolve()), threading.Lock())
         with lock, cached_digests(self._settings.digests_path) as digests:
             return fingerprint_checkpoint(
@@ -89,12 +88,14 @@ class Versions:
         spec = version_spec(row)
         fingerprint = self.fingerprint(spec)
         # Not the row's id: a twin has an id of its own, and stable's fingerprint.
-        planned = fingerprint_of(row)
-        is_same = fingerprint.version_id == planned.version_id
+        planned = comparable_fingerprint(row, self.fingerprint)
+        is_same = fingerprint.digest == planned.digest
         if rollout.plan.undo:
             is_same |= fingerprint.part("tensors") == planned.part("tensors")
         if not is_same:
             raise CanaryctlError(f"{spec.model} changed since the plan was made; deploy it again")
+        if spec.api_key is not None:
+            spec.api_key.read()
         if not spec.is_external:
             require_fit(spec, fingerprint, devices())
 
@@ -145,8 +146,8 @@ def launch_of(
 ) -> Launch:
     """The fleet's launch of this version, from its spec."""
     if spec.url is not None:
-        url = root_url(spec.url)
-        return Launch(service, version, secret, url=url)
+        url = spec.url.rstrip("/")
+        return Launch(service, version, secret, url=url, endpoint_model=spec.model, api_key=spec.api_key)
     arguments = spec.engine_arguments()
     # The launch has a field for tensor parallelism; without a dtype the engine chooses as for `auto`.
     arguments.pop("tensor_parallel_size", None)

@@ -30,7 +30,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         return
     if request.param == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres")
-        sql = SqlStore(server.new_database())
+        sql = SqlStore(server.empty_database())
     else:
         sql = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
     sql.put_service(

@@ -4,7 +4,8 @@ A file begins with comments (`#`) and one `plan` line. Words of a `>` line:
 
     +5s                      time since the last tick (default: one second); each line is one tick
     table=v-old              the route table; v-old+v-new@200; a final `?`: not acknowledged; none: unreadable
-    v-new=ready*2            a version's phase and ready replicas; ready/3: in flight; gone: not listed
+    v-new=ready*2            a version's phase and ready replicas; ready/3: in flight; gone: not listed;
+                             loading!refused: with this error
     fleet=none               the fleet cannot be read; fleet=read: it can
     probe=smoke:passed       status of a probe; probe=none: no probe is known
     evidence=PASS/0/300      verdict, stage, canary requests; evidence=none: cannot be read; missing=quality
@@ -94,7 +95,7 @@ class Player:
         plan = replace(Plan("medium", (), stages, holdback_bp, bake_s), **times)  # type: ignore[arg-type]
         plan = replace(plan, twin="twin" in words, undo="undo" in words)
         canary = "v-old-twin" if plan.twin else "v-new"
-        refs = VersionRef("v-old", replicas), VersionRef(canary, replicas)
+        refs = VersionRef("v-old", replicas), VersionRef(canary, replicas, "external" in words)
         self.state: RolloutState = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=plan, now_s=0.0)
         self.plane = ObedientPlane(replicas)
 
@@ -184,6 +185,7 @@ class Player:
             self.plane.split = replace(self.plane.split, applied=False)
 
     def _version(self, name: str, value: str) -> None:
+        value, _, error = value.partition("!")
         match = re.fullmatch(r"(\w+)(?:\*(\d+))?(?:/(\d+))?", value)
         assert match is not None, f"{name}={value} is not a word of a transcript"
         assert name.startswith("v-"), f"{name}={value} is not a word of a transcript"
@@ -192,8 +194,9 @@ class Player:
             self.plane.versions.pop(name, None)
             return
         ready = int(match[2] or 1) if phase is VersionPhase.READY else 0
-        error = "CUDA out of memory" if phase is VersionPhase.FAILED else None
-        self.plane.versions[name] = VersionStatus(name, phase, ready, int(match[3] or 0), None, error)
+        error = "CUDA out of memory" if phase is VersionPhase.FAILED else error
+        in_flight = int(match[3] or 0)
+        self.plane.versions[name] = VersionStatus(name, phase, ready, in_flight, None, error or None)
 
 
 def _stage(text: str, replicas: int) -> Stage:

@@ -215,16 +215,16 @@ def test_every_view_prints_in_every_format(
         assert "chat" in out or "no rollout" in out
 
 
-@pytest.mark.parametrize("name", ["max_model_len", "max-num-seqs"], ids=["own key", "engine's"])
-def test_a_change_of_one_engine_argument_is_low_risk(
-    unchanged: FakeController, name: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "risk"), [("max_model_len", "medium"), ("max-num-seqs", "low")])
+def test_a_change_of_one_engine_argument_has_the_risk_of_its_class(
+    unchanged: FakeController, name: str, risk: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
 
     assert run(["plan", "chat", "--engine", f"{name}=64", "-o", "json"]) == 0
 
     planned = json.loads(capsys.readouterr().out)
-    assert planned["risk"] == "low"
+    assert planned["risk"] == risk
     assert f"{name.replace('-', '_')}: not set -> 64" in planned["reasons"][0]
 
 

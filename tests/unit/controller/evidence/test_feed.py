@@ -57,6 +57,7 @@ def test_only_drawn_requests_count_as_drawn_in_the_evaluation(value: AssignedBy)
         (a_record(1, arm=1, outcome="cancelled", served_arm=None, error=None), None),
         (a_record(1, arm=1, outcome="cancelled", served_arm=0, error=True), True),
         (a_record(1, arm=0), None),
+        (a_record(1, arm=1, outcome="fallback", served_arm=0, rejected=True), None),
     ],
     ids=[
         "served",
@@ -68,6 +69,7 @@ def test_only_drawn_requests_count_as_drawn_in_the_evaluation(value: AssignedBy)
         "cancelled",
         "cancelled at stable",
         "stable's own",
+        "rejected",
     ],
 )
 def test_a_canary_request_served_by_stable_is_flagged_as_fallen_back(
@@ -99,6 +101,16 @@ def test_a_truncated_answer_is_flagged_and_is_no_error() -> None:
     draw = draw_of(a_record(1, finish_reason="length"))
 
     assert (draw.flags["truncated"], draw.error) == (True, False)
+
+
+@pytest.mark.parametrize("arm", [0, 1])
+@pytest.mark.parametrize("rejected", [True, False, None])
+def test_a_first_attempts_4xx_of_either_arm_is_flagged_as_rejected_and_is_no_error(
+    arm: int, rejected: bool | None
+) -> None:
+    draw = draw_of(a_record(1, arm=arm, rejected=rejected))
+
+    assert (draw.flags.get("rejected"), draw.error) == (rejected, False)
 
 
 def test_a_fallback_stays_the_assigned_arms_failure() -> None:

@@ -18,7 +18,7 @@ from controller.rollout.state import Departure, DepartureStep, Phase, RolloutSta
 from controller.settings import Settings
 from controller.spec.service import parse_version
 from controller.store.digest_cache import read_digests
-from controller.store.row_specs import replicas_of, version_row
+from controller.store.row_specs import comparable_fingerprint, replicas_of, version_row
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.wiring import launches
@@ -134,3 +134,34 @@ def test_one_checkpoint_that_is_being_hashed_does_not_hold_up_another(
     cached = read_digests(versions._settings.digests_path)
     assert quick.version_id != late.version_id
     assert {Path(key.partition("|")[0]).parent.name for key in cached} >= {"large", "small"}
+
+
+def test_a_version_stored_by_older_rules_is_compared_by_computing_it_anew(
+    versions: Versions, tmp_path: Path
+) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    fresh = versions.fingerprint(spec)
+    older = replace(fresh, scheme=1, files=(), vocabulary=(), sampling=())
+    row = version_row("chat", spec, older, 1.0)
+
+    assert row.id != fresh.version_id
+    assert comparable_fingerprint(row, versions.fingerprint) == fresh
+
+
+def test_a_version_stored_by_older_rules_whose_files_are_gone_is_compared_as_stored(
+    versions: Versions, tmp_path: Path
+) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    older = replace(versions.fingerprint(spec), scheme=1)
+    shutil.rmtree(tmp_path / "model")
+
+    assert comparable_fingerprint(version_row("chat", spec, older, 1.0), versions.fingerprint) == older
+
+
+def test_preflight_passes_for_a_version_stored_by_older_rules(versions: Versions, tmp_path: Path) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    older = replace(versions.fingerprint(spec), scheme=1, files=(), sampling=())
+    row = version_row("chat", spec, older, 1.0)
+    versions._store.put_version(row)
+
+    versions.preflight(replace(a_rollout(), canary=VersionRef(row.id)), lambda service: (READY,))
