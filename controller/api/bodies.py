@@ -56,6 +56,7 @@ class DeployBody(BaseModel):
     name: str | None = None  # what people call the version; null: its folder or URL is shown
     message: str | None = None  # why it is deployed
     actor: str | None = None  # who deploys it; null: the token's name
+    allow_unjudged: str | None = None  # reason to run without gates whose metric never came
     allow_unproven: str | None = None  # reason to run stages that can prove nothing
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of, waiver_of
 from controller.api.feedback import Score, parse_scores, write_scores
-from controller.api.forecasts import refuse_unprovable, with_forecast
+from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
 from controller.api.proposal import (
     Proposal,
     as_twin,
@@ -33,6 +33,7 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffic_model
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
+from controller.planning.unjudged import unjudged, without
 from controller.rollout.machine import begin
 from controller.rollout.observation import CommandKind
 from controller.rollout.plan import Plan
@@ -60,7 +61,8 @@ from controller.views.plan import attempt_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
-DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven", *LABEL_KEYS)
+WAIVERS = ("allow_unproven", "allow_unjudged")
+DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", *WAIVERS, *LABEL_KEYS)
 PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
 SHOWN_ATTEMPTS = 3
 HISTORY_LIMIT = 200  # rollouts that are looked through for earlier versions
@@ -128,7 +130,9 @@ class Commands:
         proposal = self._propose(service, body, PLAN_KEYS, overrides)
         proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
         proposal = replace(proposal, attempts=self._attempts(service, proposal.canary_id))
-        if lines := proposal.unprovable_stages():
+        waiver = waiver_of(body, "allow_unjudged")
+        named = () if waiver else [one.text for one in proposal.not_judged if one.needs == "source"]
+        if lines := (*named, *proposal.unprovable_stages()):
             raise BadSpec(list(lines))
         return proposal
 
@@ -145,6 +149,9 @@ class Commands:
             self._refuse_rejected(service, proposal.canary_id)
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
+        unjudged_reason = waiver_of(body, "allow_unjudged")
+        if not unjudged_reason:
+            refuse_unjudged(proposal)
         waiver = waiver_of(body, "allow_unproven")
         if not waiver:
             refuse_unprovable(proposal, self._environment)
@@ -159,7 +166,7 @@ class Commands:
             canary=version_ref(row),
             plan=proposal.plan,
             now_s=now_s,
-            byline=label.byline,
+            byline="; ".join(filter(None, (label.byline, proposal.unjudged_note(unjudged_reason)))),
         )
         request = {
             "version": dump(proposal.version),
@@ -169,6 +176,8 @@ class Commands:
             "actor": label.actor,
             "reason": reason,
             "allow_unproven": waiver,
+            "allow_unjudged": unjudged_reason,
+            "not_judged": [one.gate for one in proposal.not_judged],
         }
         self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row)
         self._wake(service)
@@ -190,6 +199,9 @@ class Commands:
         refuse_unknown(body, keys)
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
+        measured = self._environment.measured(service) or MeasuredBaseline(0)
+        not_judged = unjudged(policy, measured)
+        policy = without(policy, not_judged)
         before = version_spec(stable)
         version = before if policy.twin else changed_version(stable, body.get("version") or {})
         fingerprint = self._environment.fingerprint(version)
@@ -207,7 +219,6 @@ class Commands:
             requests_per_s=rate,
         )
         plan = replace(plan, preflight_s=preflight_s(fingerprint))
-        measured = self._environment.measured(service) or MeasuredBaseline(0)
         return Proposal(
             service=row,
             stable=stable,
@@ -218,6 +229,7 @@ class Commands:
             plan=plan,
             fit=fit(version, fingerprint, self._environment.devices() if not version.is_external else ()),
             measured=measured,
+            not_judged=not_judged,
             name=parse_label(body, source=None, identity="").name,
             traffic=traffic_model(policy, measured, rate, overrides) if rate is not None else None,
             stored_id=row.stable if policy.twin else self._stored_id(service, fingerprint),

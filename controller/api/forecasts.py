@@ -58,3 +58,10 @@ def refuse_unprovable(proposal: Proposal, simulator: Simulates) -> None:
         lines = proposal.unprovable_stages()
     if lines:
         raise BadSpec([f"{line}; --allow-unproven REASON deploys it anyway" for line in lines])
+
+
+def refuse_unjudged(proposal: Proposal) -> None:
+    """Raises BadSpec for gates that stable's traffic gives nothing to judge by, but for streamed metrics."""
+    lines = [one.text for one in proposal.not_judged if one.needs != "nothing"]
+    if lines:
+        raise BadSpec(lines)

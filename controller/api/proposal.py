@@ -16,6 +16,7 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
+from controller.planning.unjudged import Unjudged
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
@@ -24,7 +25,7 @@ from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
 from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
-from controller.views.models import AttemptView, PlanView
+from controller.views.models import AttemptView, PlanView, UnjudgedView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
@@ -50,6 +51,7 @@ class Proposal:
     name: str | None  # given to the canary; None: none
     traffic: TrafficModel | None  # None: not known, so there is no forecast either
     forecast: tuple[StageForecast, ...] | None = None
+    not_judged: tuple[Unjudged, ...] = ()  # gates without a source; those nobody named are not in `policy`
     attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
     stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
@@ -83,6 +85,7 @@ class Proposal:
             "stable_name": label_of(self.stable).shown,
             "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
             "attempts": self.attempts,
+            "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
         }
         if self.traffic is not None:
             update |= {
@@ -98,6 +101,11 @@ class Proposal:
                 "forecast_runs": max((one.runs for one in stages), default=None),
             }
         return view.model_copy(update=update)
+
+    def unjudged_note(self, reason: str) -> str:
+        """For the rollout's log: the gates that nothing judges, and why that is accepted; '': none."""
+        gates = ", ".join(one.gate for one in self.not_judged)
+        return f"NOT JUDGED: {gates}{f' ({reason})' if reason else ''}" if gates else ""
 
     def unprovable_stages(self) -> tuple[str, ...]:
         """One line for each stage that can prove nothing: by the forecast, without one by its power alone."""

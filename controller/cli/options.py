@@ -57,6 +57,14 @@ MessageOption = Annotated[
 ActorOption = Annotated[
     str | None, typer.Option(metavar="WHO", envvar="USER", show_envvar=True, help="Who deploys it.")
 ]
+UnjudgedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--allow-unjudged",
+        metavar="REASON",
+        help="Run without the gates whose metric never came in stable's traffic; the reason is logged.",
+    ),
+]
 EvidenceArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="Requests in order of assignment: .jsonl, .csv or .parquet.")
 ]

@@ -249,6 +249,7 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
         text = f"if unproven at the deadline, promoted on point estimates: stage {', '.join(points)}"
         parts.append(Text(text, style="yellow"))
     parts.append(Text(f"minimum duration {duration(round(view.shortest_s))}, if every proof arrives in time"))
+    parts += [Text(one.text, style="bold yellow") for one in view.not_judged]
     parts += _forecast(view)
     if is_wide:
         parts += [Text(), Text(f"gates (alpha {view.alpha:g} for the whole rollout)")]

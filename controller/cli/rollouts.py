@@ -36,6 +36,7 @@ def plan(
             metavar="N", help="Total distinct users, who return. [default: new users keep arriving]"
         ),
     ] = None,
+    allow_unjudged: options.UnjudgedOption = None,
     name: options.NameOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip the simulation of the duration.")] = False,
     output: OutputOption = Output.TABLE,
@@ -51,6 +52,8 @@ def plan(
     traffic = {"rate": rate, "unit_requests": unit_requests, "users": users, "quick": quick or None}
     body |= {key: value for key, value in traffic.items() if value is not None}
     body |= options.label(name, None, None)
+    if allow_unjudged is not None:
+        body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     view = client.plan(client.resolve_service(service or service_), body)
     emit(view, output, lambda is_wide: render.plan_detail(view, is_wide=is_wide))
@@ -75,6 +78,7 @@ def deploy(
             help="Run stages that cannot prove anything at this traffic; the reason is logged.",
         ),
     ] = None,
+    allow_unjudged: options.UnjudgedOption = None,
     name: options.NameOption = None,
     message: options.MessageOption = None,
     actor: options.ActorOption = None,
@@ -91,6 +95,8 @@ def deploy(
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
     body |= options.label(name, message, actor)
+    if allow_unjudged is not None:
+        body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     serves = client.resolve_service(service or service_)
     if dry_run:

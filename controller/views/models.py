@@ -232,6 +232,15 @@ class AttemptView(_View):
     message: str | None = None
 
 
+class UnjudgedView(_View):
+    """A gate that stable's traffic gives nothing to judge by, so that the rollout runs without it."""
+
+    gate: str
+    metric: str
+    needs: str  # nothing, reason (--allow-unjudged) or source (the user named it: it blocks promotion)
+    text: str
+
+
 class PlanView(_View):
     """A plan: what a rollout would do, and its forecast."""
 
@@ -252,6 +261,7 @@ class PlanView(_View):
     shortest_s: float  # all stages and the bake, if every proof is in time
     alpha: float
     gates: tuple[str, ...]
+    not_judged: tuple[UnjudgedView, ...] = ()
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     fits: bool
     capacity: str
