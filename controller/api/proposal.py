@@ -113,7 +113,8 @@ class Proposal:
             return ()
         if self.forecast is None:
             return underpowered_stages(self.plan, self.policy, self.traffic)
-        return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
+        lines = refusals(self.forecast, self.plan, self.policy, self.traffic)
+        return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in lines)
 
 
 def new_rollout_id() -> str:
