@@ -53,7 +53,7 @@ from controller.store.row_specs import (
     version_row,
     version_spec,
 )
-from controller.store.rows import ServiceRow
+from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running
 from controller.views.models import AttemptView
@@ -183,6 +183,11 @@ class Commands:
         self._wake(service)
         return state
 
+    def _checkpoint_before(self, service: str) -> VersionRow | None:
+        """The newest checkpoint that served; None: endpoints alone did."""
+        served = (state.stable for state in self._history(service) if not state.stable.external)
+        return next((row for arm in served if (row := self._store.version(service, arm.id))), None)
+
     def _attempts(self, service: str, canary: str) -> tuple[AttemptView, ...]:
         """Earlier rollouts of this version, newest first."""
         rows = self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS)
@@ -203,7 +208,9 @@ class Commands:
         not_judged = unjudged(policy, measured)
         policy = without(policy, not_judged)
         before = version_spec(stable)
-        version = before if policy.twin else changed_version(stable, body.get("version") or {})
+        checkpoint = self._checkpoint_before(service) if before.is_external else None
+        change = body.get("version") or {}
+        version = before if policy.twin else changed_version(stable, change, checkpoint=checkpoint)
         fingerprint = self._environment.fingerprint(version)
         current = comparable_fingerprint(stable, self._environment.fingerprint)
         refuse_same(row, current, fingerprint, is_twin=policy.twin)

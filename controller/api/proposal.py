@@ -133,11 +133,19 @@ def preflight_s(fingerprint: Fingerprint) -> float:
     return MIN_PREFLIGHT_S + fingerprint.tensor_bytes / HASH_BYTES_PER_S
 
 
-def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
-    """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput."""
+def changed_version(
+    stable: VersionRow, change: Mapping[str, Any], *, checkpoint: VersionRow | None = None
+) -> VersionSpec:
+    """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput.
+
+    checkpoint: the newest version before an endpoint that is no endpoint. A checkpoint that replaces the
+    endpoint inherits from it, so that its sizes and with them its id survive the way through the endpoint.
+    """
     if not isinstance(change, Mapping):
         raise BadInput(f"version is {type(change).__name__}; write model: DIR or url: URL")
     inherited = dump(version_spec(stable))
+    if checkpoint is not None and "url" in inherited and change.get("url") is None and change.get("model"):
+        inherited = dump(version_spec(checkpoint))
     if change.get("url") is not None:
         inherited = {}
     elif change.get("model") is not None:

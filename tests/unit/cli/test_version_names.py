@@ -134,3 +134,17 @@ def test_a_name_of_two_lines_is_refused(
     assert deploy("slow", "--name", "a\nb") == 2
     assert "is not one printable line" in capsys.readouterr().err
     assert chat.picture() == before
+
+
+def test_a_version_keeps_its_id_on_the_way_through_an_endpoint(
+    chat: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sizes that `up` chose were lost with the endpoint: a rejected version came back as a new one."""
+    first = document(capsys, "status", "chat")["stable"]
+    fast = str(tmp_path / "fast.yaml")
+    endpoint = ("deploy", "chat", "--url", "http://127.0.0.1:9/v1", "--policy", fast)
+    assert run([*endpoint, "--wait", "--timeout", "20s"]) == 0
+
+    planned = document(capsys, "plan", "chat", "--model", str(tmp_path / "stable"), "--quick")
+
+    assert planned["canary"] == first
