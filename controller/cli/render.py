@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from controller.cli.output import NO_SERVICE, number, table
@@ -141,7 +142,7 @@ def arms(view: RolloutView) -> str:
     return f"{title(view.stable, view.stable_name)} -> {title(view.canary, view.canary_name)}"
 
 
-def byline(view: RolloutView) -> list[RenderableType]:
+def byline(view: RolloutView) -> list[Text]:
     """Who deployed the canary and why, if that is known."""
     text = Label(actor=view.actor, message=view.message).byline
     return [Text(f"deployed {text}" if view.actor else text, style="dim")] if text else []
@@ -310,28 +311,19 @@ def _time(seconds: float | None, late: str) -> str:
     return late if seconds is None else duration(round(seconds))
 
 
-def history_table(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableType:
-    """Table of rollouts, newest first."""
-    more = ("rollback", "reason") if is_wide else ("reason",)
-    grid = table("rollout", "started", "duration", "from", "to", "by", "risk", "result", *more)
+def history_list(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableType:
+    """Rollouts, newest first: when, how it ended, both versions, who and why, and the cause."""
+    parts: list[RenderableType] = []
     for view in views:
         ended_s = view.log[-1].at_s if view.log else view.entered_at_s
-        took = duration(round(max(0.0, ended_s - view.started_at_s)))
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.started_at_s))
-        cells: list[RenderableType] = [
-            view.rollout,
-            started,
-            took,
-            title(view.stable, view.stable_name),
-            title(view.canary, view.canary_name),
-            Label(actor=view.actor, message=view.message).byline.removeprefix("by ") or "-",
-            view.risk,
-            phase_text(view),
-            *([_ms(view.steps.total_ms if view.steps else None)] if is_wide else []),
-            view.reason,
-        ]
-        grid.add_row(*cells)
-    return grid if views else Text("no rollout yet")
+        took = f"{duration(round(max(0.0, ended_s - view.started_at_s)))}, risk {view.risk}"
+        head = Text.assemble((view.rollout, "bold"), f"  {started}, {took}  ", phase_text(view))
+        if is_wide and view.steps is not None:
+            head.append(f"  rollback {_ms(view.steps.total_ms)}")
+        lines = [Text(arms(view)), *byline(view), Text(view.reason, style="dim")]
+        parts += [head, *(Padding(line, (0, 0, 0, 2)) for line in lines)]
+    return Group(*parts) if parts else Text("no rollout yet")
 
 
 def _ready(view: ServiceView, version: str) -> str:

@@ -268,4 +268,4 @@ def history(
 
     client = Client(load_settings())
     views = client.history(client.resolve_service(service or service_), limit=limit)
-    emit(views, output, lambda is_wide: render.history_table(views, is_wide=is_wide))
+    emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide))
