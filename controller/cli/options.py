@@ -55,7 +55,8 @@ MessageOption = Annotated[
     typer.Option("-m", "--message", metavar="TEXT", help="Why it is deployed: a change, a commit, a ticket."),
 ]
 ActorOption = Annotated[
-    str | None, typer.Option(metavar="WHO", envvar=["USER", "LOGNAME"], show_envvar=True, help="Who deploys it.")
+    str | None,
+    typer.Option(metavar="WHO", envvar=["USER", "LOGNAME"], show_envvar=True, help="Who deploys it."),
 ]
 UnjudgedOption = Annotated[
     str | None,

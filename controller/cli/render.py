@@ -126,6 +126,7 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
         parts += [Text(), gates_table(view.gates, is_wide=is_wide)]
         invalid = () if is_wide else [gate for gate in view.gates if gate.verdict == "INVALID"]
         parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
+    parts += _sources(view.gates)
     parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
     if view.cause is not None:
@@ -337,12 +338,29 @@ def _progress(gate: GateView | None) -> Text:
     """A gate's progress towards its decision, and its verdict."""
     if gate is None:
         return Text("-", style="dim")
+    if gate.source != "arrives":
+        return Text("NOT JUDGED", style="bold magenta")
     filled = round(GATE_BAR_WIDTH * gate.progress_ratio)
     style = VERDICT_STYLE.get(gate.verdict, "cyan")
     line = Text("━" * filled, style=style)
     line.append("╌" * (GATE_BAR_WIDTH - filled), style="dim")
     line.append(f" {gate.verdict}", style=style)
     return line
+
+
+def _sources(gates: Sequence[GateView]) -> list[Text]:
+    """A line for each gate whose metric does not arrive."""
+    silent = {gate.gate: gate for gate in gates if gate.source != "arrives"}.values()
+    lines = []
+    for gate in silent:
+        since = (
+            f" since {time.strftime('%H:%M:%S', time.localtime(gate.last_value_s))}"
+            if gate.last_value_s
+            else ""
+        )
+        what = "has not arrived" if gate.source == "never" else f"has stopped arriving{since}"
+        lines.append(Text(f"{gate.gate} NOT JUDGED: {gate.metric} {what}", style="bold magenta"))
+    return lines
 
 
 def _reason(harm: GateView | None, proof: GateView | None) -> str:

@@ -60,6 +60,7 @@ from controller.rollout.journal import (
     notice,
     notices,
     publish_alarms,
+    publish_sources,
     release,
     time_limit_s,
 )
@@ -131,6 +132,8 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
     state = _update_timers(state, seen, now_s)
     if seen.evidence is not None:
         state = publish_alarms(state, seen.evidence.alarms, now_s)
+        if state.phase in LIVE:
+            state = publish_sources(state, seen.evidence.gates, now_s)
     cause = reason_to_leave(state, seen, now_s)
     if cause is None:
         return _advance(state, seen, now_s)

@@ -45,6 +45,8 @@ class GateView(_View):
     stable: Real
     low: Real
     high: Real
+    source: str = "arrives"  # arrives, never or stopped: whether the metric's values come
+    last_value_s: Real = None  # when the request of the last value was assigned
 
 
 class StageView(_View):

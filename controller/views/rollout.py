@@ -155,6 +155,8 @@ def gate_view(gate: GateReport) -> GateView:
         stable=gate.stable,
         low=low,
         high=high,
+        source=gate.source,
+        last_value_s=gate.last_value_s,
     )
 
 
