@@ -23,7 +23,7 @@ from controller.views.models import (
 )
 
 GATE_BAR_WIDTH = 6
-WEIGHT_BAR_WIDTH = 48
+WEIGHT_BAR_WIDTH = 44  # with both labels 70 columns, the frame of `watch` included
 # Keyed by the view's text, not by the enumerations: importing those takes longer than drawing the tables.
 PHASE_STYLE = {
     "succeeded": "bold green",
@@ -353,12 +353,9 @@ def _sources(gates: Sequence[GateView]) -> list[Text]:
     silent = {gate.gate: gate for gate in gates if gate.source != "arrives"}.values()
     lines = []
     for gate in silent:
-        since = (
-            f" since {time.strftime('%H:%M:%S', time.localtime(gate.last_value_s))}"
-            if gate.last_value_s
-            else ""
-        )
-        what = "has not arrived" if gate.source == "never" else f"has stopped arriving{since}"
+        what = "has not arrived" if gate.source == "never" else "has stopped arriving"
+        if gate.last_value_s is not None:
+            what += time.strftime(" since %H:%M:%S", time.localtime(gate.last_value_s))
         lines.append(Text(f"{gate.gate} NOT JUDGED: {gate.metric} {what}", style="bold magenta"))
     return lines
 
