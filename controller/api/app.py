@@ -86,7 +86,8 @@ class ViewBuilder:
             raise UnknownRollout(
                 f"{service} has no rollout {rollout}; canaryctl history {service} lists those it had"
             )
-        label = label_of(self._store.rollout(rollout))
+        attempts = self._store.attempts(service, stored.state.canary.id)
+        label = label_of(next((row for row in attempts if row.id == rollout), None))
         return self._view(stored.state, self._runner.last_tick(service), label)
 
     def _view(self, state: RolloutState, tick: LastTick, label: Label) -> RolloutView:

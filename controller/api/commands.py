@@ -129,7 +129,7 @@ class Commands:
         overrides = TrafficOverrides.parse(body)
         proposal = self._propose(service, body, PLAN_KEYS, overrides)
         proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
-        proposal = replace(proposal, attempts=self._attempts(service, proposal.canary_id))
+        proposal = replace(proposal, attempts=self._attempt_views(service, proposal.canary_id))
         waiver = waiver_of(body, "allow_unjudged")
         named = () if waiver else [one.text for one in proposal.not_judged if one.needs == "source"]
         if lines := (*named, *proposal.unprovable_stages()):
@@ -179,7 +179,9 @@ class Commands:
             "allow_unjudged": unjudged_reason,
             "not_judged": [one.gate for one in proposal.not_judged],
         }
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row)
+        # The forecast may have taken half a minute, in which this version may have been tried and rejected.
+        before = newest.id if newest is not None else None
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row, newest=before)
         self._wake(service)
         return state
 
@@ -188,7 +190,7 @@ class Commands:
         served = (state.stable for state in self._history(service) if not state.stable.external)
         return next((row for arm in served if (row := self._store.version(service, arm.id))), None)
 
-    def _attempts(self, service: str, canary: str) -> tuple[AttemptView, ...]:
+    def _attempt_views(self, service: str, canary: str) -> tuple[AttemptView, ...]:
         """Earlier rollouts of this version, newest first."""
         rows = self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS)
         return tuple(attempt_view(state_from_json(row.state), label_of(row)) for row in rows)
@@ -296,17 +298,16 @@ class Commands:
         if running is not None:
             ended = self._undo_while(running, identity, to, reason)
             return ended or self.undo(service, identity, to=to, reason=reason)
-        known = earlier_versions(history, row.stable)
-        known = tuple(one for one in known if self._store.version(service, one) is not None)
+        served = earlier_versions(history, row.stable)
+        known = tuple(one for one in served if self._store.version(service, one) is not None)
         if to is not None:
             target: str | None = named_version(to, service, (row.stable, *known))
         else:
-            is_undone = bool(history) and history[0].plan.undo and history[0].serving == history[0].canary.id
-            target = row.stable if is_undone else predecessor(history, row.stable)
+            target = predecessor(self._attempts(service, row.stable))
         if target == row.stable:
             more = f"; to go further back: canaryctl undo {service} --to {known[0]}" if known else ""
             return Outcome("already", f"{service}: already serving {row.stable}{more}")
-        if target is None or target not in known:
+        if target is None or self._store.version(service, target) is None:
             raise BadInput(f"{service} serves {row.stable} and has served no version before; deploy another")
         state = self._start_undo(row, target, identity, reason)
         return Outcome("asked", f"{service}: undo {state.id} to {target} begins (not proven)", state.id)
@@ -378,9 +379,13 @@ class Commands:
         """The service's newest rollouts, newest first."""
         return tuple(state_from_json(row.state) for row in self._store.rollouts(service, limit=limit))
 
+    def _attempts(self, service: str, canary: str) -> tuple[RolloutState, ...]:
+        """The rollouts of this version, newest first, however long ago."""
+        return tuple(state_from_json(row.state) for row in self._store.attempts(service, canary))
+
     def _refuse_rejected(self, service: str, canary: str) -> None:
         """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""
-        refuse_rejected([state_from_json(row.state) for row in self._store.attempts(service, canary)])
+        refuse_rejected(self._attempts(service, canary))
         undo = undone_by(self._history(service), canary)
         if undo is not None:
             raise AlreadyRejected(
