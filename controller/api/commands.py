@@ -165,7 +165,9 @@ class Commands:
         }
         row = version_row(service, proposal.version, proposal.fingerprint, now_s)
         row = replace(row, id=proposal.canary_id)
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row)
+        # The forecast may have taken half a minute, in which this version may have been tried and rejected.
+        before = newest.id if newest is not None else None
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row, newest=before)
         self._wake(service)
         return state
 
@@ -296,17 +298,16 @@ class Commands:
         if running is not None:
             ended = self._undo_while(running, identity, to, reason)
             return ended or self.undo(service, identity, to=to, reason=reason)
-        known = earlier_versions(history, row.stable)
-        known = tuple(one for one in known if self._store.version(service, one) is not None)
+        served = earlier_versions(history, row.stable)
+        known = tuple(one for one in served if self._store.version(service, one) is not None)
         if to is not None:
             target: str | None = named_version(to, service, (row.stable, *known))
         else:
-            is_undone = bool(history) and history[0].plan.undo and history[0].serving == history[0].canary.id
-            target = row.stable if is_undone else predecessor(history, row.stable)
+            target = predecessor(self._attempts(service, row.stable))
         if target == row.stable:
             more = f"; to go further back: canaryctl undo {service} --to {known[0]}" if known else ""
             return Outcome("already", f"{service}: already serving {row.stable}{more}")
-        if target is None or target not in known:
+        if target is None or self._store.version(service, target) is None:
             raise BadInput(f"{service} serves {row.stable} and has served no version before; deploy another")
         state = self._start_undo(row, target, identity, reason)
         return Outcome("asked", f"{service}: undo {state.id} to {target} begins (not proven)", state.id)
@@ -378,9 +379,13 @@ class Commands:
         """The service's newest rollouts, newest first."""
         return tuple(state_from_json(row.state) for row in self._store.rollouts(service, limit=limit))
 
+    def _attempts(self, service: str, canary: str) -> tuple[RolloutState, ...]:
+        """The rollouts of this version, newest first, however long ago."""
+        return tuple(state_from_json(row.state) for row in self._store.attempts(service, canary))
+
     def _refuse_rejected(self, service: str, canary: str) -> None:
         """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""
-        refuse_rejected([state_from_json(row.state) for row in self._store.attempts(service, canary)])
+        refuse_rejected(self._attempts(service, canary))
         undo = undone_by(self._history(service), canary)
         if undo is not None:
             raise AlreadyRejected(

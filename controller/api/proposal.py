@@ -15,7 +15,7 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
-from controller.rollout.plan import Plan, VersionRef
+from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.policy import PolicySpec
@@ -93,9 +93,9 @@ class Proposal:
         return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
 
 
-def new_rollout_id() -> str:
-    """`r-` and eight hex digits."""
-    return f"r-{secrets.token_hex(4)}"
+def new_rollout_id(prefix: str = ROLLOUT_PREFIX) -> str:
+    """`r-` (of an undo `u-`) and eight hex digits."""
+    return f"{prefix}{secrets.token_hex(4)}"
 
 
 def version_ref(version: str, spec: VersionSpec) -> VersionRef:

@@ -9,7 +9,7 @@ from controller.api.proposal import new_rollout_id, preflight_s, version_ref
 from controller.auth import Identity
 from controller.errors import BadInput
 from controller.rollout.machine import begin
-from controller.rollout.plan import Plan
+from controller.rollout.plan import UNDO_PREFIX, Plan
 from controller.rollout.state import Phase, RolloutState
 from controller.spec.service import dump
 from controller.store.row_specs import fingerprint_of, service_spec, version_spec
@@ -20,14 +20,15 @@ BAKE_S = 60.0
 SHOWN = 5
 
 
-def predecessor(history: Sequence[RolloutState], stable: str) -> str | None:
-    """The version that `stable` replaced when it was last promoted; None: it replaced none.
+def predecessor(attempts: Sequence[RolloutState]) -> str | None:
+    """The version that the canary of these rollouts replaced; None: it was never promoted.
 
-    history: the service's rollouts, newest first.
+    attempts: all rollouts of one version, newest first. A version that an undo brought back is its own
+    predecessor: what it replaced is what somebody wanted to be rid of.
     """
-    for state in history:
-        if _has_promoted(state) and state.canary.id == stable:
-            return state.stable.id
+    for state in attempts:
+        if _has_promoted(state):
+            return state.canary.id if state.plan.undo else state.stable.id
     return None
 
 
@@ -91,7 +92,8 @@ def begin_undo(
         undo=True,
     )
     refs = version_ref(stable.id, before), version_ref(target.id, after)
-    state = begin(new_rollout_id(), row.name, stable=refs[0], canary=refs[1], plan=plan, now_s=now_s)
+    id = new_rollout_id(UNDO_PREFIX)
+    state = begin(id, row.name, stable=refs[0], canary=refs[1], plan=plan, now_s=now_s)
     request = {
         "undo": target.id,
         "version": dump(after),

@@ -10,6 +10,13 @@ from typing import Literal
 
 from controller.quantities import FULL_BP, NEVER_CANARY
 
+ROLLOUT_PREFIX, UNDO_PREFIX = "r-", "u-"
+
+
+def is_undo_id(rollout: str) -> bool:
+    """True: the rollout with this id is an undo. The route table holds ids alone, and no plans."""
+    return rollout.startswith(UNDO_PREFIX)
+
 
 @dataclass(frozen=True, slots=True)
 class VersionRef:

@@ -131,9 +131,11 @@ class Reconciler:
         before = stored.state
         is_known = before.id in self._timers
         timer = self._timers.get(before.id, TickTimer(max_tick_s=self._max_tick_s))
-        evidence = self._read(
-            "evidence", lambda: ports.evidence.observe(before, plane.versions, plane.read_at_s)
-        )
+        evidence = None
+        if not before.is_final:  # of an ended one only notices are left: it needs no feed
+            evidence = self._read(
+                "evidence", lambda: ports.evidence.observe(before, plane.versions, plane.read_at_s)
+            )
         time, ticked = timer.tick(plane.read_at_s, plane.boot_s, ticked_at_s=before.ticked_at_s)
         seen = Observation(
             now_s=time.now_s,

@@ -10,6 +10,7 @@ from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.rollout.machine import abandon
 from controller.rollout.observation import CommandKind
+from controller.rollout.plan import is_undo_id
 from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
@@ -106,6 +107,10 @@ class _Rollback:
         stable = store.service(service).stable
         # Not the row's state: it may have a form that only another release can read.
         newest = next(iter(store.rollouts(service, limit=1)), None)
+        if newest is not None and newest.ended_at_s is None and is_undo_id(newest.id):
+            self.succeeded.append(f"store: undo {newest.id} is under way; the next controller completes it")
+            self.has_moved = True
+            return None
         if newest is not None and newest.ended_at_s is None:
             identity, now_s = Identity("direct", Role.ADMIN), time.time()
             queued = store.append_command(
@@ -137,8 +142,8 @@ def _tombstone(service: str, rollout: str | None) -> tuple[str, str]:
     if split is None:
         raise Unreachable(f"the route table of {service} does not answer")
     name = rollout or (split.rollout if split.weight_bp else "")
-    if not name:
-        return "", ""
+    if not name or is_undo_id(name):
+        return "", ""  # an undo is on its way to the version before already
     deadline_at_s = time.monotonic() + ACK_TIMEOUT_S
     split = traffic.tombstone(service, name)
     while split is not None and not split.applied and time.monotonic() < deadline_at_s:

@@ -28,8 +28,8 @@ def test_the_transcripts_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
-def test_the_service_loop_writes_the_same_transcript(path: Path, tmp_path: Path) -> None:
-    store = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+def test_the_service_loop_writes_the_same_transcript(path: Path, database_url: str) -> None:
+    store = SqlStore(database_url)
 
     current = replay(path, lambda plan_line: StoredPlayer(plan_line, store))
 

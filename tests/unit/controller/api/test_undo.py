@@ -128,6 +128,20 @@ async def test_a_second_undo_or_rollback_never_takes_back_the_first(chat: Chat) 
     assert all(f"already serving {first}" in one["text"] for one in done)
 
 
+async def test_an_undo_never_leads_back_to_what_was_undone(chat: Chat) -> None:
+    first = await chat.up()
+    second = await chat.promote(2)
+    chat.succeed((await chat.post("undo"))["rollout"])
+    chat.fail((await chat.deploy(3)).json()["rollout"], CauseKind.GATE)
+
+    answers = [await chat.post(command) for command in ("undo", "rollback")]
+    named = await chat.post("undo", to=second)
+
+    assert [one["outcome"] for one in answers] == ["already", "already"]
+    assert f"already serving {first}; to go further back: canaryctl undo chat --to" in answers[0]["text"]
+    assert chat.load(named["rollout"]).canary.id == second
+
+
 async def test_an_undo_that_failed_is_tried_again_by_the_same_command(chat: Chat) -> None:
     first = await chat.up()
     await chat.promote(2)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from controller.errors import UnknownService, Unreachable
 from controller.rollout.observation import CommandKind
@@ -18,7 +19,7 @@ from controller.store.sql import SqlStore
 from controller.wiring import cluster, direct_rollback
 from controller.wiring.direct_rollback import roll_back_directly
 from serving.table import traffic_ray
-from tests.database_rig import PostgresServer
+from tests.database_rig import PostgresServer, make_old_database
 from tests.fakes.rollouts import STABLE, a_rollout
 
 
@@ -172,6 +173,19 @@ def test_a_stopped_postgresql_does_not_keep_the_traffic_from_moving(
     assert "does not answer: connection failed" in result.failed[0]
 
 
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_database_of_an_earlier_release_gets_its_command(table: Table, tmp_path: Path, schema: int) -> None:
+    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'old.db'}")
+    engine = sa.create_engine(settings.database_url)
+    make_old_database(engine, schema)
+    engine.dispose()
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert (table.calls, result.has_moved, result.failed) == (["r-00000001"], True, ())
+    assert result.succeeded[1].startswith("store: rollback of r-00000001 requested")
+
+
 def test_a_state_of_another_release_still_gets_its_command(table: Table, settings: Settings) -> None:
     with sqlite3.connect(settings.home / "state.db") as db:
         db.execute("""UPDATE rollouts SET state = '{"format": 99}'""")
@@ -256,3 +270,21 @@ def test_forgetting_the_services_of_a_broken_store_ends_in_one_of_our_errors(set
 
     with pytest.raises(Unreachable, match="no such table: rollouts"):
         direct_rollback.forget_services(settings)
+
+
+def test_an_undo_under_way_is_left_alone(table: Table, settings: Settings) -> None:
+    """A tombstone would return all traffic to the version that somebody wanted to be rid of."""
+    store = SqlStore(settings.database_url)
+    stored = store.load("r-00000001")
+    assert stored is not None
+    ended = replace(stored.state, phase=Phase.ROLLED_BACK)
+    store.commit(ended, (), expected_version=stored.version, evidence=None)
+    store.create_rollout(a_rollout("u-00000001"), request="{}", at_s=2.0)
+    table.split = Split("u-00000001", 10_000, applied=True)
+
+    result = roll_back_directly(settings, "chat", reason="3 a.m.")
+
+    assert (table.calls, result.has_moved, result.failed) == ([], True, ())
+    assert result.succeeded == ("store: undo u-00000001 is under way; the next controller completes it",)
+    assert store.commands("u-00000001", after_seq=0) == ()
+    store.close()
