@@ -67,6 +67,7 @@ READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "request": lambda store, ab: store.request("r-00000001"),
     "rollouts": lambda store, ab: store.rollouts("chat"),
     "latest_attempt": lambda store, ab: store.latest_attempt("chat", CANARY),
+    "attempts": lambda store, ab: store.attempts("chat", CANARY),
     "services": lambda store, ab: store.services(),
     "service": lambda store, ab: store.service("chat"),
     "version": lambda store, ab: store.version("chat", STABLE),
