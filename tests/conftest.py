@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-from tests.database_rig import database_url, postgres
+from tests.database_rig import bare_url, database_url, postgres
 from tests.ray_rig import (
     checkpoints,
     cluster,
@@ -17,6 +17,7 @@ from tests.ray_rig import (
 )
 
 __all__ = [
+    "bare_url",
     "checkpoints",
     "cluster",
     "database_url",

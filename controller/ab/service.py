@@ -89,6 +89,7 @@ class _Replay:
         if self.fault is not None:
             raise self.fault
         due = self.ledger.settle(self._low_watermark_s, self._now_s)
+        self.evaluator.note_crossed(len(self.ledger.crossed))
         if not due:
             return
         seq, through_s = self.ledger.resume_seq(reader.resume_seq(self.seq)), self.ledger.settled_through_s
@@ -157,7 +158,9 @@ class AbTests:
         """The service's newest test. Raises BadInput when it never had one."""
         with self._lock:
             row = self._newest(service)
-            return ab_view(row, self._replay(row).evaluator, self._rollout_of(row.rollout))
+            replay = self._replay(row)
+            rollout = self._rollout_of(row.rollout)
+            return ab_view(row, replay.evaluator, rollout, left_out=replay.ledger.left_out)
 
     def stop(self, service: str, identity: Identity) -> tuple[str, str]:
         """End the test and roll B back: ('asked' | 'already', one line). The result stays readable."""

@@ -165,7 +165,9 @@ class Commands:
         }
         row = version_row(service, proposal.version, proposal.fingerprint, now_s)
         row = replace(row, id=proposal.canary_id)
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row)
+        # The forecast may have taken half a minute, in which this version may have been tried and rejected.
+        before = newest.id if newest is not None else None
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row, newest=before)
         self._wake(service)
         return state
 

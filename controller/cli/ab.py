@@ -9,6 +9,14 @@ import typer
 
 from controller.cli import options
 from controller.cli.client import Client
+from controller.cli.evidence_options import (
+    CanaryOption,
+    IgnoreOption,
+    MapOption,
+    StableOption,
+    WOption,
+    read_options,
+)
 from controller.cli.output import Output, OutputOption, emit, emit_data, note
 from controller.errors import BadInput
 from controller.quantities import FULL_BP, weight_bp
@@ -131,17 +139,23 @@ def judge(
     by: Annotated[str | None, typer.Option(help="Column of categories, each judged as well.")] = None,
     fixed: Annotated[bool, typer.Option("--fixed", help="Use one Mann-Whitney test of all units.")] = False,
     alpha: AlphaOption = 0.05,
+    maps: MapOption = None,
+    w: WOption = None,
+    canary: CanaryOption = None,
+    stable: StableOption = None,
+    ignore: IgnoreOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Judge a recorded test.
 
-    Each unit counts once, on its assigned side (intention to treat). With --by also by category; p-values and
-    verdicts are corrected for the number of categories (Holm).
+    Each unit counts once, with the mean of its answers, on its assigned side (intention to treat). With --by
+    also by category; p-values and verdicts are corrected for the number of categories (Holm).
     """
     from controller.cli.ab_file import judge_file
     from controller.cli.ab_show import file_table
 
-    report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed)
+    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
+    report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed, options=options)
     emit(report, output, lambda _: file_table(report.rows, report.notes))
 
 

@@ -61,6 +61,10 @@ def view_table(view: AbView) -> RenderableType:
     lines = [head, Text(f"{view.phase}: {view.why or share}")]
     if view.note is not None:
         lines.append(Text(f"note: {view.note}", style="magenta"))
+    if view.left_out:
+        lines.append(
+            Text(f"{view.left_out} later answers are left out: a user counts once, by the first answer")
+        )
     grid = table("side", "version", "units", "mean", "no outcome")
     grid.add_row("A", view.version_a or "-", str(view.n_a), cell(view.mean_a), str(view.missing_a))
     grid.add_row("B", view.version_b or "-", str(view.n_b), cell(view.mean_b), str(view.missing_b))

@@ -17,9 +17,17 @@ from evaluation.metrics import CATALOGUE
 from evaluation.offline.backtest import BacktestResult
 from evaluation.offline.names import COLUMNS
 from evaluation.policy.policy import GatePolicy
-from evaluation.report import GateReport
+from evaluation.report import GateReport, Verdict
 
-QUESTIONS = {"rollback": "is it worse?", "promotion": "is it proven?", "guard": "is the split as assigned?"}
+QUESTIONS = {"rollback": "worse?", "promotion": "proven?", "guard": "fair split?"}
+ANSWERS = {
+    ("rollback", Verdict.FAIL): "YES",
+    ("rollback", Verdict.UNDECIDED): "not shown",
+    ("promotion", Verdict.PASS): "yes",
+    ("promotion", Verdict.UNDECIDED): "not yet",
+    ("guard", Verdict.UNDECIDED): "yes",
+    ("guard", Verdict.INVALID): "NO",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +133,18 @@ def headline(shown: Shown) -> str:
         case "invalid":
             return f"INVALID: {'; '.join(result.reasons)} {basis}"
         case "undecided":
-            return f"UNDECIDED {count}: {'; '.join(result.reasons) or 'nothing to prove'} {basis}"
+            return f"UNDECIDED {count}: {_open_reasons(shown)} {basis}"
+
+
+def _open_reasons(shown: Shown) -> str:
+    """What is still to be proven; the gates that have nothing to judge stand on a line of their own."""
+    reasons = [reason for reason in shown.result.reasons if "NOT JUDGED" not in reason]
+    if reasons:
+        return "; ".join(reasons)
+    if len(shown.result.reasons) > 0:
+        proven = ", ".join(shown.result.proofs) or "nothing"
+        return f"{proven} proven, {len(shown.result.reasons)} of the policy's gates not judged"
+    return "nothing to prove"
 
 
 def unjudged_line(shown: Shown) -> str:
@@ -171,20 +190,30 @@ def _stage_grid(result: BacktestResult) -> RenderableType:
 
 
 def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableType:
-    grid = table("gate", "question", "verdict", "evidence", "stable", "canary", "why")
+    """One line for each question of each gate: the answer, the evidence of its limit, after how many."""
+    grid = table("gate", "question", "answer", "evidence", "stable", "canary", "after", "why")
     for report in reports:
-        question = "alarm: is it worse?" if report.is_alarm else QUESTIONS[report.side]
+        question = "alarm: worse?" if report.is_alarm else QUESTIONS[report.side]
         count = report.decided_canary
         grid.add_row(
             report.gate,
-            "is it within stable's range?" if report.gate in ranges else question,
-            report.verdict.value,
+            "in stable's range?" if report.gate in ranges else question,
+            ANSWERS.get((report.side, report.verdict), report.verdict.value),
             f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
             number(report.stable),
             number(report.canary),
-            report.reason + (f" after {count} canary requests" if count is not None else ""),
+            "-" if count is None else str(count),
+            _why(report),
         )
     return grid
+
+
+def _why(report: GateReport) -> str:
+    """The reason without what the other cells say already."""
+    if report.side == "rollback" and report.verdict is Verdict.UNDECIDED:
+        return ""
+    reason = report.reason.removeprefix(report.gate).removeprefix(":").strip()
+    return reason.removesuffix(" not proven yet").removesuffix(" proven")
 
 
 def columns_table() -> RenderableType:

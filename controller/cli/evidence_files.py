@@ -141,7 +141,7 @@ def _require(reading: Reading, extra: Sequence[str]) -> None:
             remedies.append(f"--map {name}={near[name]}")
         elif name == "w":
             remedies.append("--w 5% if it was the same for every row")
-        elif name == "arm" and (two := _two_valued(table)):
+        elif name == "arm" and (two := _two_valued(reading)):
             remedies.append(" or ".join(f"--map arm={column} --canary {value}" for column, value in two))
         else:
             remedies.append(f"--map {name}=COLUMN")
@@ -151,10 +151,13 @@ def _require(reading: Reading, extra: Sequence[str]) -> None:
     )
 
 
-def _two_valued(table: RawTable) -> list[tuple[str, str]]:
+def _two_valued(reading: Reading) -> list[tuple[str, str]]:
     """Columns of text with exactly two values, and the one that is seen later: the canary, most likely."""
+    used = {column for source in reading.sources.values() for column in source.columns}
     found = []
-    for name, values in table.columns.items():
+    for name, values in reading.table.columns.items():
+        if name in used:
+            continue
         kinds = list(dict.fromkeys(value for value in values if isinstance(value, str) and value))
         if len(kinds) == 2:
             found.append((name, kinds[1]))
@@ -181,7 +184,10 @@ def _find_unit(reading: Reading, arms: Column) -> None:
     """Take a recognised log's unit from the column whose values keep their arm."""
     if reading.log is None or "unit" in reading.sources or "assigned_by" in reading.sources:
         return
-    name = sticky_column(reading.table, reading.log.units, arms.tolist())
+    w = [0.0] * len(reading.table)
+    if "w" in reading.sources:
+        w = numbers(reading, "w", reading.sources["w"]).tolist()
+    name = sticky_column(reading.table, reading.log.units, arms.tolist(), w)
     if name is not None:
         reading.sources["unit"] = Source(name, (Term(name, None),))
         reading.notes.append(f"unit from {name}: each of its values is always on one arm")

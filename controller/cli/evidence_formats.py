@@ -230,7 +230,7 @@ def _by_column(
     columns: dict[str, list[object]] = {name: [] for name in names}
     lines: list[int] = []
     for index, (number, row) in enumerate(rows):
-        for name in row.keys() - columns.keys():
+        for name in [name for name in row if name not in columns]:
             columns[name] = [None] * index  # missing in all earlier rows
         for name, values in columns.items():
             values.append(row.get(name))

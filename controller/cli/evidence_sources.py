@@ -234,8 +234,10 @@ def _refuse_absent(table: RawTable, pair: str, column: str) -> None:
     raise BadInput(f"--map {pair}: {table.name} has no column {column!r}; {remedy}")
 
 
-def sticky_column(table: RawTable, names: Sequence[str], arms: Sequence[float]) -> str | None:
-    """The coarsest of these columns whose value always comes with one arm: the randomised unit.
+def sticky_column(
+    table: RawTable, names: Sequence[str], arms: Sequence[float], w: Sequence[float]
+) -> str | None:
+    """The coarsest of these columns whose value always has one arm at one w: the randomised unit.
 
     None: no value repeats, or repeated ones are on both arms, so that each request was drawn by itself.
     """
@@ -243,11 +245,12 @@ def sticky_column(table: RawTable, names: Sequence[str], arms: Sequence[float]) 
         cells = table.columns.get(name)
         if cells is None or any(is_missing(cell) for cell in cells):
             continue
-        arm_of: dict[object, float] = {}
+        arm_of: dict[tuple[str, float], float] = {}
         repeats, is_constant = 0, True
-        for cell, arm in zip(cells, arms, strict=True):
-            repeats += str(cell) in arm_of
-            is_constant &= arm_of.setdefault(str(cell), arm) == arm
+        for cell, arm, weight in zip(cells, arms, w, strict=True):
+            key = (str(cell), weight)
+            repeats += key in arm_of
+            is_constant &= arm_of.setdefault(key, arm) == arm
         if is_constant and repeats >= MIN_REPEATS and len(set(arm_of.values())) > 1:
             return name
     return None

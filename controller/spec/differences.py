@@ -14,10 +14,9 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import yaml
-
 from controller.errors import Conflict
 from controller.spec.service import ENGINE_KEYS, ServiceSpec, VersionSpec
+from serving.files.strict_yaml import YamlError, load_yaml
 
 HOST_KEYS = ("replicas", "gpus", "routers", "api_key_env", "api_key_file")
 POLICY = "--policy FILE"
@@ -91,7 +90,10 @@ def _differences(
 
 def _engine_option(name: str, value: object) -> str:
     """`--engine NAME=VALUE` for a shell; text that YAML would read as another type is quoted."""
-    is_plain = isinstance(value, str) and yaml.safe_load(value) == value
+    try:
+        is_plain = isinstance(value, str) and load_yaml(value) == value
+    except YamlError:  # as of `on` and `{{ x }}`: only quotes make it text
+        is_plain = False
     return f"--engine {shlex.quote(f'{name}={value if is_plain else json.dumps(value)}')}"
 
 

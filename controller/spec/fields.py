@@ -113,12 +113,27 @@ class Strict(BaseModel):
             if name in fields:
                 raise FieldError(str(name), "is given twice, once by its alias; leave one out")
             if not is_stored(info) and _is_flag_for_number(cls.model_fields[str(name)].annotation, value):
-                raise FieldError(str(name), f"{str(value).lower()} is not a number; write one")
+                shown = str(value).lower() if isinstance(value, bool) else "holds true or false, which"
+                raise FieldError(str(name), f"{shown} is not a number; write one")
             fields[name] = value
         return fields
 
 
 def _is_flag_for_number(annotation: Any, value: object) -> bool:
     """Whether true or false is given where a number is expected: pydantic would take it for 1 or 0."""
-    kinds = {annotation, *get_args(annotation)}
-    return isinstance(value, bool) and bool(kinds & {int, float}) and bool not in kinds
+    kinds = _kinds(annotation)
+    return bool(kinds & {int, float}) and bool not in kinds and _has_flag(value)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types in an annotation, within lists and mappings too."""
+    inner = get_args(annotation)
+    return {annotation} if not inner else {kind for one in inner for kind in _kinds(one)}
+
+
+def _has_flag(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_flag(one) for one in value.values())
+    if isinstance(value, list | tuple):
+        return any(_has_flag(one) for one in value)
+    return isinstance(value, bool)

@@ -15,7 +15,7 @@ from controller.spec.fields import Duration, FieldError, Strict, Weight, is_stor
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy.gates import Gate, Sampling, check_margins
 from evaluation.policy.observed_ranges import ALPHA_SHARE
-from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
 
@@ -55,7 +55,7 @@ class GateSpec(Strict):
     )
 
     def to_mapping(self) -> dict[str, object]:
-        """The keys of `parse_gate_policy`."""
+        """The keys of `gate_policy_of`."""
         given = self.model_dump(exclude_none=True)
         if "deadline" in given:
             given["deadline_s"] = given.pop("deadline")
@@ -354,21 +354,16 @@ class PolicySpec(Strict):
             raw["session_s"] = self.session
         if self.rungs is not None:
             raw["rungs"] = [rung.model_dump() for rung in self.rungs]
-        gates: dict[str, object] = {gate.name: {} for gate in base.gates}
-        for name, change in self.gates.items():
-            if change is not None:
-                gates[name] = change.to_mapping()
-            elif name in gates:
-                del gates[name]
-            else:
-                raise PolicyError(f"gates.{name} is null but unknown; known: {', '.join(sorted(gates))}")
         if self.gates:
-            raw["gates"] = gates
+            raw["gates"] = {
+                name: change.to_mapping() if change is not None else None
+                for name, change in self.gates.items()
+            }
         if self.observed_ranges:
             raw["observed_ranges"] = {
                 name: given.model_dump(exclude_none=True) for name, given in self.observed_ranges.items()
             }
-        return parse_gate_policy(raw)
+        return gate_policy_of(raw)
 
 
 def suggestion(name: str, known: Collection[str]) -> str:

@@ -1,7 +1,8 @@
 """The store's database, SQLite or PostgreSQL: its connections, transactions and errors.
 
-Invariants: every error of the database leaves here as one of ours, by one table; a SQLite file is read and
-written by its owner alone, and refused on a network file system, because WAL needs shared memory.
+Invariants: every error of the database leaves here as one of ours, by one table, and shows neither a password
+nor a row's values; a SQLite file is read and written by its owner alone, and refused on a network file
+system, because WAL needs shared memory.
 """
 
 from __future__ import annotations
@@ -167,10 +168,10 @@ def _engine(url: str, mounts: Path) -> sa.Engine:
         _prepare_file(parsed.database, mounts)
     try:
         if dialect == "sqlite":
-            engine = sa.create_engine(parsed)
+            engine = sa.create_engine(parsed, hide_parameters=True)
         else:
             given = {name: text for name, text in POSTGRESQL_CONNECTION.items() if name not in parsed.query}
-            engine = sa.create_engine(parsed, pool_pre_ping=True, connect_args=given)
+            engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=given)
     except (ImportError, sa.exc.NoSuchModuleError) as exc:
         raise BadInput(
             f"the driver of {dialect} is missing ({exc}); use postgresql+psycopg:// and "

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import delete, insert, select, update
 
 from controller.auth import Identity, Role
-from controller.errors import Conflict, StaleWrite, UnknownService, UnreadCommand
+from controller.errors import Conflict, StaleWrite, UnknownService
 from controller.rollout.actions import Action
 from controller.rollout.observation import CommandKind, ManualCommand
 from controller.rollout.ports import Stored
@@ -39,10 +39,14 @@ from controller.store.statements import (
     next_seq,
     put_version,
     refuse_second,
+    refuse_unread,
+    require_newest,
     require_stable,
     require_token,
+    unknown_rollout,
 )
 
+ANY_ROLLOUT = "any"
 _ROLLOUT = select(*(t.rollouts.c[name] for name in RolloutRow.__slots__))
 _SERVICE = select(*(t.services.c[name] for name in ServiceRow.__slots__))
 _VERSION = select(*(t.versions.c[name] for name in VersionRow.__slots__))
@@ -129,7 +133,7 @@ class SqlStore:
                     f"rollout {state.id} is no longer at version {expected_version}; read it again"
                 )
             if state.is_final and not before.is_final:
-                _refuse_unread(db, state)
+                refuse_unread(db, state)
             db.execute(update(t.rollouts).where(here).values(values))
             append_log(db, state, before.log_count)
             move_stable(db, service, before.state, state)
@@ -150,13 +154,20 @@ class SqlStore:
     # --- rollouts: creation, commands, history
 
     def create_rollout(
-        self, state: RolloutState, *, request: str, at_s: float, version: VersionRow | None = None
+        self,
+        state: RolloutState,
+        *,
+        request: str,
+        at_s: float,
+        version: VersionRow | None = None,
+        newest: str | None = ANY_ROLLOUT,
     ) -> int:
         """Store a new rollout and its canary's row; its version, 0.
 
         version: the canary as deployed; its names are kept on the rollout too. None: it is stored already.
-        Raises RolloutRunning when the service has one, Conflict when it is removed or being removed, or
-        serves another version than was planned for.
+        newest: the service's newest rollout when it was decided to start this one, None: there was none.
+        Raises RolloutRunning when the service has one, Conflict when it is removed or being removed, serves
+        another version than was planned for, or has had another rollout since.
         """
         values = {
             "id": state.id,
@@ -177,6 +188,8 @@ class SqlStore:
             refuse_second(db, state.service)
             # Hashing the checkpoint may have taken minutes since the plan was made.
             require_stable(service, state.service, state.stable.id)
+            if newest != ANY_ROLLOUT:
+                require_newest(db, state.service, newest)
             if version is not None:
                 put_version(db, version, state.stable.id)
             db.execute(insert(t.rollouts).values(values | {"seq": next_seq(db, t.rollouts, state.service)}))
@@ -203,7 +216,7 @@ class SqlStore:
             # The lock orders this with the commit that ends the rollout, and with other commands.
             row = db.execute(select(c.is_final).where(c.id == rollout).with_for_update()).first()
             if row is None:
-                raise _unknown_rollout(rollout)
+                raise unknown_rollout(rollout)
             if row.is_final:
                 return None
             return int(db.execute(insert(t.commands).values(values).returning(t.commands.c.seq)).scalar_one())
@@ -217,7 +230,7 @@ class SqlStore:
         """The request that created the rollout, JSON. Raises UnknownService for an unknown rollout."""
         row = self._first(select(t.rollouts.c.request).where(t.rollouts.c.id == rollout))
         if row is None:
-            raise _unknown_rollout(rollout)
+            raise unknown_rollout(rollout)
         return str(row.request)
 
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]:
@@ -382,14 +395,3 @@ class SqlStore:
         """Owner of the bearer token with this digest; None: unknown token."""
         row = self._first(select(t.tokens).where(t.tokens.c.digest == digest))
         return Identity(row.name, Role(row.role)) if row else None
-
-
-def _unknown_rollout(rollout: str) -> UnknownService:
-    return UnknownService(f"rollout {rollout} does not exist; canaryctl history lists those that do")
-
-
-def _refuse_unread(db: sa.Connection, state: RolloutState) -> None:
-    """Raises UnreadCommand when a command came after the last one that the state has read."""
-    unread = (t.commands.c.rollout == state.id) & (t.commands.c.seq > state.commands_through)
-    if db.execute(select(t.commands.c.seq).where(unread).limit(1)).first() is not None:
-        raise UnreadCommand(f"rollout {state.id} got a command meanwhile; read it before the rollout ends")

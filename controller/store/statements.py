@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import func, insert, select, update
 
-from controller.errors import Conflict, RolloutRunning, StaleToken
+from controller.errors import Conflict, RolloutRunning, StaleToken, UnknownService, UnreadCommand
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.store import schema as t
@@ -61,6 +61,16 @@ def require_stable(row: Any | None, service: str, stable: str) -> None:
         raise Conflict(f"{service} was removed meanwhile; canaryctl up creates it again")
     if row.stable != stable:
         raise Conflict(f"{service} serves {row.stable} now, the plan was made for {stable}; deploy again")
+
+
+def require_newest(db: sa.Connection, service: str, rollout: str | None) -> None:
+    """Raises Conflict when the service's newest rollout is another one. The service MUST be locked."""
+    c = t.rollouts.c
+    newest = db.execute(select(c.id).where(c.service == service).order_by(c.seq.desc()).limit(1)).scalar()
+    if newest != rollout:
+        raise Conflict(
+            f"{service} had rollout {newest} meanwhile, which may change what is allowed; deploy again"
+        )
 
 
 def next_seq(db: sa.Connection, table: sa.Table, service: str) -> int:
@@ -114,3 +124,15 @@ def append_log(db: sa.Connection, state: RolloutState, before: int) -> None:
     for line in state.log:
         if line.seq > before:
             append_event(db, state.service, state.id, line.at_s, line.actor, line.text)
+
+
+def unknown_rollout(rollout: str) -> UnknownService:
+    """The error of a rollout that is not stored."""
+    return UnknownService(f"rollout {rollout} does not exist; canaryctl history lists those that do")
+
+
+def refuse_unread(db: sa.Connection, state: RolloutState) -> None:
+    """Raises UnreadCommand when a command came after the last one that the state has read."""
+    unread = (t.commands.c.rollout == state.id) & (t.commands.c.seq > state.commands_through)
+    if db.execute(select(t.commands.c.seq).where(unread).limit(1)).first() is not None:
+        raise UnreadCommand(f"rollout {state.id} got a command meanwhile; read it before the rollout ends")

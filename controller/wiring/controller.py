@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import uvicorn
@@ -173,7 +174,17 @@ def run_controller(settings: Settings) -> None:
 
 def _lease_holder() -> str:
     """This process as `host/pid/start time`, which a reused pid does not match."""
-    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+    return f"{_host()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+
+
+def _host() -> str:
+    """Name of this boot of this host and of the process table that is seen from here.
+
+    Two hosts, or two containers of one host, may have the same host name, and each has a process 7.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    table = os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()},{boot},{table}"
 
 
 def _release_orphaned_lease(store: SqlStore) -> None:
@@ -181,7 +192,7 @@ def _release_orphaned_lease(store: SqlStore) -> None:
     lease = store.lease()
     host, _, rest = lease.holder.partition("/")
     pid, _, created = rest.partition("/")
-    if host != socket.gethostname() or not pid.isdigit():
+    if host != _host() or not pid.isdigit():
         return
     try:
         is_alive = f"{psutil.Process(int(pid)).create_time():.2f}" == created

@@ -14,7 +14,7 @@ from controller.runtime.data_plane_ray import RecordsAdapter
 from controller.runtime.forecast_process import Simulator
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec
-from controller.wiring.launches import Versions, devices
+from controller.wiring.launches import Versions
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.fleet import engine_args
@@ -36,8 +36,8 @@ class HostEnvironment:
         return self._versions.fingerprint(version)
 
     def devices(self) -> Sequence[Device]:
-        """The devices of this host, with the memory that is free now."""
-        return devices()
+        """The devices of the cluster, with the memory that is free now."""
+        return self._versions.devices()
 
     def kv_bytes(self, version: VersionSpec) -> int:
         """The engine's default KV cache on a CPU; the maximum when the checkpoint is unreadable."""

@@ -6,6 +6,8 @@ import socket
 import threading
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from controller.auth import Identity, Role, admin_token, token_digest, write_private
 from controller.rollout.ports import Clock
 from controller.settings import Settings
@@ -14,12 +16,17 @@ from controller.store.sql import SqlStore
 
 def remember_database(settings: Settings) -> None:
     """Write the database's URL, which worked, to the state folder; see `settings.load_settings`."""
+    url = sa.make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and url.database:
+        # The next command may run in another folder.
+        url = url.set(database=str(Path(url.database).absolute()))
+    text = url.render_as_string(hide_password=False)
     try:
-        is_known = settings.database_path.read_text().strip() == settings.database_url
+        is_known = settings.database_path.read_text().strip() == text
     except FileNotFoundError:
         is_known = False
     if not is_known:
-        write_private(settings.database_path, settings.database_url)
+        write_private(settings.database_path, text)
 
 
 class AdminToken:

@@ -39,6 +39,14 @@ SAMPLING_KEYS = frozenset(
 )
 
 
+GPU_SHARE_USED = 0.9  # of a part of a GPU: the rest is left to its neighbours' peaks
+
+
+def gpu_utilization(share: float, *, default: float) -> float:
+    """`gpu_memory_utilization` of an engine on this share of a GPU, 0-1. default: on a whole one."""
+    return round(GPU_SHARE_USED * share, 4) if 0 < share < 1 else default
+
+
 def argument_error(name: str, value: object) -> str | None:
     """What is wrong with an engine argument, as `is unknown; did you mean max_num_seqs?`; None: nothing.
 

@@ -48,9 +48,9 @@ def load_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        raise YamlError(
-            f"{exc.problem or 'is not YAML'}; correct it", mark.line + 1 if mark else None
-        ) from exc
+        problem = exc.problem or "is not YAML"
+        line = mark.line + 1 if mark else None
+        raise YamlError(problem if ";" in problem else f"{problem}; correct it", line) from exc
     except yaml.YAMLError as exc:
         raise YamlError(f"is not YAML ({' '.join(str(exc).split())}); correct it") from exc
     finally:
@@ -78,7 +78,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                hint = "; a template placeholder {{ ... }} was not filled in: render the file first"
+                hint = "; a template placeholder {{ ... }} was not filled in, render the file first"
                 raise _error(key, f"a key is a {key.id}, not a plain value{hint if key.flow_style else ''}")
             if key.tag == "tag:yaml.org,2002:merge":
                 continue

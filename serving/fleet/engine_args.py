@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.files.engine_arguments import OWNED_ARGUMENTS, canonical_name, is_list
+from serving.files.engine_arguments import OWNED_ARGUMENTS, canonical_name, gpu_utilization, is_list
 from serving.files.weights import WeightsError, check_weights
 from serving.fleet.types import EngineArg, Launch
 
 MIB = 1 << 20
-GPU_SHARE_USED = 0.9  # vLLM's default for a whole GPU, applied to a share of one
 CPU_KV_MIN_BYTES = 64 * MIB
 CPU_KV_MAX_BYTES = 4096 * MIB  # vLLM's own default on a CPU
 
@@ -131,8 +130,8 @@ def _cpu_defaults(launch: Launch, max_model_len: EngineArg | None) -> dict[str, 
 
 def _gpu_defaults(launch: Launch) -> dict[str, EngineArg]:
     defaults: dict[str, EngineArg] = {}
-    if launch.gpus_per_worker < 1:
-        defaults["gpu_memory_utilization"] = round(GPU_SHARE_USED * launch.gpus_per_worker, 4)
+    if 0 < launch.gpus_per_worker < 1:
+        defaults["gpu_memory_utilization"] = gpu_utilization(launch.gpus_per_worker, default=1.0)
     if launch.tensor_parallel > 1:
         # Ray places the workers in the replica's own placement group, on one node or several.
         defaults["distributed_executor_backend"] = "ray"

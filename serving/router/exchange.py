@@ -184,6 +184,7 @@ class Exchange:
             self._body_for(arm),
             canary_s if self._attempts.arm == CANARY else limits.stable_s,
             arm.api_key,
+            arm.external,
         )
 
     def _body_for(self, arm: Arm) -> bytes:
@@ -271,9 +272,7 @@ class Exchange:
             case _:
                 assert_never(outcome)
         answer_id = scan.answer_id if scan else None
-        if (
-            is_rejected
-        ):  # what stable answered instead is not of the first attempt, and a refusal takes no time
+        if is_rejected:  # stable's answer is not of the first attempt, and a rejection is no answer
             scan = latency_until_s = None
             is_empty = False
         is_stream = scan is not None and scan.is_stream

@@ -19,8 +19,11 @@ _NOT_FORWARDED = _HOP_BY_HOP | frozenset(
     b"host content-length expect authorization x-api-key api-key x-goog-api-key cookie "
     b"accept-encoding".split()
 )
-# The router's HTTP server writes its own date and server. A location would name an engine's private address.
-_NOT_RETURNED = _HOP_BY_HOP | frozenset(b"date server location content-location".split())
+# The router's HTTP server writes its own date and server. A location would name an engine's private address;
+# the others speak of an endpoint's own origin, which clients would take for the router's.
+_NOT_RETURNED = _HOP_BY_HOP | frozenset(
+    b"date server location content-location set-cookie alt-svc strict-transport-security".split()
+)
 
 
 def forwarded(headers: RawHeaders) -> list[tuple[bytes, bytes]]:

@@ -57,6 +57,7 @@ class Attempt:
     body: bytes
     first_byte_s: float  # timeout until the first byte
     api_key: KeyReference | None = None  # read when the request is sent; None: the endpoint needs none
+    may_be_stale: bool = False  # the peer closes idle connections by its own rule, as our engines do not
 
 
 @dataclass(frozen=True, slots=True)

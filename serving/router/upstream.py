@@ -2,8 +2,9 @@
 
 Rules:
 1. No aiohttp exception leaves this module.
-2. A peer may close a kept-alive connection while a request is on its way. A reset of a reused connection says
-   nothing about the engine, so the request is sent once more, on a new connection; only that outcome counts.
+2. An external peer may close a kept-alive connection while a request is on its way. A quick reset of a reused
+   connection says nothing about it, so the request is sent once more, on a new connection; only that outcome
+   counts. Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
 3. An endpoint's API key is read when a request is sent, and is in no other value.
 """
 
@@ -27,6 +28,7 @@ from serving.router.types import Attempt, Failure, Limits
 
 # Below uvicorn's 5 s, so that the router closes an idle connection, not the engine during a request.
 KEEP_ALIVE_S = 4.0
+STALE_S = 1.0  # a reset that comes later than this is the failure of a request that the peer had accepted
 
 
 log = logging.getLogger("canaryctl.router")
@@ -133,14 +135,15 @@ class Upstream:
         headers = CIMultiDict((k.decode("latin-1"), v.decode("latin-1")) for k, v in attempt.headers)
         if attempt.api_key is not None:
             headers["authorization"] = f"Bearer {self._key(attempt.api_key)}"
+        loop = asyncio.get_running_loop()
+        sent_s = loop.time()
         try:
             async with asyncio.timeout(attempt.first_byte_s):
                 try:
                     return await _send(session, attempt, method, headers, may_start)
-                except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-                    raise
-                except (aiohttp.ClientError, ConnectionError):
-                    if not _is_reused.get():
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
+                    is_stale = attempt.may_be_stale and _is_reused.get() and loop.time() - sent_s < STALE_S
+                    if not is_stale:
                         raise
                     return await _send(self._again, attempt, method, headers, may_start)
         except _Withheld as exc:

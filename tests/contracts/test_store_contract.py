@@ -15,7 +15,7 @@ from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from tests.database_rig import PostgresServer
+from tests.database_rig import PostgresServer, sqlite_url
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, with_log_line
 from tests.fakes.store_memory import MemoryStore
 
@@ -32,7 +32,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         server: PostgresServer = request.getfixturevalue("postgres")
         sql = SqlStore(server.empty_database())
     else:
-        sql = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+        sql = SqlStore(sqlite_url(tmp_path / "state.db"))
     sql.put_service(
         ServiceRow("chat", "{}", STABLE, "s3cret", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0)
     )

@@ -40,6 +40,7 @@ from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.clock import boot_s
 from serving.loopback import free_ports
+from tests.database_rig import sqlite_url
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
 
 GIB = 1 << 30
@@ -118,7 +119,7 @@ class FakeController:
     def __init__(self, home: Path, *, store: SqlStore | None = None) -> None:
         clock = LiveClock()
         self.home = home
-        self.store = store or SqlStore(f"sqlite:///{home / 'canaryctl.db'}")
+        self.store = store or SqlStore(sqlite_url(home / "canaryctl.db"))
         self.fleet = FakeFleet(clock, load_s=0.05, unload_s=0.05)  # type: ignore[arg-type]
         self.traffic = FakeTraffic(clock)  # type: ignore[arg-type]
         self.evidence, self.probes, self.notifier = FakeEvidence(), FakeProbes(), FakeNotifier()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from controller.api.commands import Commands
 from controller.auth import Identity, Role
 from controller.errors import Conflict, RolloutRunning, StaleToken
+from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import CommandKind
 from controller.rollout.plan import VersionRef
@@ -194,7 +196,9 @@ def test_a_rollback_in_the_last_tick_of_unloading_takes_effect(
 
 def test_a_rollback_that_comes_after_the_end_is_an_undo(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rollout ends between the API's reading and its writing."""
-    external = VersionRow("chat", CANARY, '{"url": "http://127.0.0.1:1"}', "{}", 1.0)
+    url = "http://127.0.0.1:1"
+    fingerprint = json.dumps(asdict(fingerprint_external(url)))
+    external = VersionRow("chat", CANARY, json.dumps({"url": url}), fingerprint, 1.0)
     rig.store.put_version(external)
     rig.deploy("r-00000001")
     rig.drive("r-00000001", lambda state: state.phase is Phase.UNLOADING)
@@ -227,6 +231,19 @@ def test_a_refused_deploy_does_not_move_the_path_of_the_running_canary(rig: Rig)
 
     assert rig.store.version("chat", CANARY) == row
     assert rig.store.rollouts("chat")[0].name == "first"
+
+
+def test_a_plan_from_before_another_rollout_creates_none(rig: Rig) -> None:
+    """The canary may have been rejected between the check and the creation."""
+    rig.deploy("r-00000001")
+    rig.store.append_command("r-00000001", CommandKind.ROLLBACK, ADA, reason="bad", at_s=1.0)
+    rig.drive("r-00000001", final)
+
+    with pytest.raises(Conflict, match=r"chat had rollout r-00000001 meanwhile, .*deploy again"):
+        rig.store.create_rollout(a_rollout("r-00000002"), request="{}", at_s=1.0, newest=None)
+
+    rig.store.create_rollout(a_rollout("r-00000003"), request="{}", at_s=1.0, newest="r-00000001")
+    assert [row.id for row in rig.store.rollouts("chat")] == ["r-00000003", "r-00000001"]
 
 
 # --- two connections
@@ -373,20 +390,12 @@ def test_a_lease_does_not_change_hands_during_a_commit(rig: Rig, second: SqlStor
     def commit() -> int:
         return rig.store.commit(state, (), expected_version=0, evidence=None, token=rig.token)
 
-    order: list[str] = []
-
-    def commit_first() -> int:
-        version = commit()
-        order.append("committed")
-        return version
-
-    def acquire() -> None:
+    def acquire() -> bool:
+        """True: only after the commit went on."""
         second.acquire_lease("b", ttl_s=5.0)
-        order.append("acquired")
+        return stalled.go.is_set()
 
-    outcomes = both(commit_first, stalled, acquire)
-
-    assert (outcomes[0], order) == (1, ["committed", "acquired"])
+    assert both(commit, stalled, acquire) == (1, True)
     with pytest.raises(StaleToken, match="token 1 is not the lease's, 2 is"):
         rig.store.commit(state, (), expected_version=1, evidence=None, token=rig.token)
 

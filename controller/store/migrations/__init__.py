@@ -43,6 +43,9 @@ def migrate(db: sa.Connection) -> None:
     from alembic.config import Config
 
     if db.dialect.name == "postgresql":
+        # Those of a connection are for single statements; here other controllers wait for the whole.
+        db.execute(sa.text("SET LOCAL statement_timeout = 0"))
+        db.execute(sa.text("SET LOCAL lock_timeout = '10min'"))
         db.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
     if stored_schema(db) == SCHEMA:
         return  # another process was first

@@ -372,3 +372,23 @@ def test_rows_of_other_versions_are_left_out(tmp_path: Path) -> None:
 def test_a_share_outside_its_range_is_refused(share: str) -> None:
     with pytest.raises(BadInput, match=r"is not a share between 0 and 1; write 5% or 0\.05"):
         read_options(maps=None, ignore=None, w=share)
+
+
+def test_a_column_that_is_read_already_is_not_offered_as_the_arm(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "spend.jsonl", [litellm(n) for n in range(8)])
+
+    with pytest.raises(
+        BadInput, match=r"lacks arm; give --map arm=model --canary llama-v1 \(it has request_id, "
+    ):
+        read(path, w=0.25)
+
+
+def test_a_user_who_moves_to_the_canary_when_w_is_raised_is_still_the_unit(tmp_path: Path) -> None:
+    rows = []
+    for n in range(120):
+        w, bound = (0.25, 1) if n < 60 else (0.5, 2)
+        user = n % 4
+        rows.append(litellm(n) | {"end_user": f"u{user}", "model": f"v{1 + (user < bound)}", "w": w})
+    found = read(jsonl(tmp_path / "ramp.jsonl", rows), "arm=model", canary="v2")
+
+    assert found.columns["unit"].tolist()[:4] == ["u0", "u1", "u2", "u3"]

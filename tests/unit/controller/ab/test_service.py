@@ -25,6 +25,7 @@ from controller.spec.service import parse_policy
 from controller.store.ab import AbStore
 from controller.store.database import Database
 from serving.messages import Event, LostSpan, RecordPage, ScoreRecord
+from tests.database_rig import sqlite_url
 from tests.fakes.ab_maker import BODY, JoinedLedger, consume, request
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
@@ -95,13 +96,12 @@ class Bench:
         self.tests = self.restarted()
 
     def restarted(self) -> Controller:
-        store = AbStore(Database(f"sqlite:///{self.path / 'ab.db'}", mounts=self.path / "no-mounts"))
+        store = AbStore(Database(sqlite_url(self.path / "ab.db")))
         return Controller(self.log, store, self.rollouts, self.clock, rollout_of=self.rollouts.load)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    (tmp_path / "no-mounts").write_text("")
     return Bench(tmp_path)
 
 

@@ -124,6 +124,11 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
             {"bake": 10**400},
             "policy.bake: a number of over 40 digits is not a duration; write 30s, 10m, 1h30m or 3d",
         ),
+        (
+            {"rungs": [{"margins": {"error": True}}]},
+            "policy.rungs.0.margins holds true or false, which is not a number; write one",
+        ),
+        ({"alpha": True}, "policy.alpha true is not a number; write one"),
         ({"bake": "soon"}, "policy.bake: 'soon' is not a duration; write 30s, 10m, 1h30m or 3d"),
         ({"bake": -5}, "policy.bake: -5 s is outside 0 s to 366 d; write a duration within that range"),
         (

@@ -21,7 +21,7 @@ from controller.store.ab import AbStore
 from controller.store.database import Database, translated
 from controller.store.rows import AbOutcome, AbRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from tests.database_rig import PostgresServer
+from tests.database_rig import PostgresServer, sqlite_url
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, with_log_line
 
 ADA = Identity("ada", Role.ADMIN)
@@ -66,6 +66,7 @@ READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "evidence": lambda store, ab: store.evidence("r-00000001"),
     "request": lambda store, ab: store.request("r-00000001"),
     "rollouts": lambda store, ab: store.rollouts("chat"),
+    "attempts": lambda store, ab: store.attempts("chat", CANARY),
     "latest_attempt": lambda store, ab: store.latest_attempt("chat", CANARY),
     "attempts": lambda store, ab: store.attempts("chat", CANARY),
     "services": lambda store, ab: store.services(),
@@ -194,7 +195,7 @@ def test_a_server_that_stops_is_reported_and_used_again_once_it_runs(postgres: P
 
 @pytest.mark.parametrize("name", [*WRITES, *REMOVALS])
 def test_a_full_or_read_only_file_is_reported_as_unreachable(tmp_path: Path, name: str) -> None:
-    store = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+    store = SqlStore(sqlite_url(tmp_path / "state.db"))
 
     def refuse_writes(connection: Any, *_: object) -> None:
         connection.execute("PRAGMA query_only=ON")
@@ -244,6 +245,19 @@ def test_a_foreign_error_has_a_reason_and_a_remedy(foreign: Exception, words: st
 
 def test_a_wrong_call_of_ours_is_no_error_of_the_database() -> None:
     assert translated(sa.exc.ArgumentError("a bug"), "sqlite:///x") is None
+
+
+def test_an_error_shows_no_value_of_a_row(store: SqlStore) -> None:
+    t.metadata.drop_all(store.database._engine)
+
+    with pytest.raises(Unreachable) as raised:
+        store.put_service(CHAT, VERSION)
+
+    text, error = "", raised.value.__cause__
+    while error is not None:
+        text, error = f"{text}{error}", error.__cause__
+    assert "INSERT INTO services" in text
+    assert CHAT.secret not in text
 
 
 # --- a crash between any two statements

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from controller.errors import UnknownService, Unreachable
 from controller.rollout.observation import CommandKind
@@ -18,7 +19,7 @@ from controller.store.sql import SqlStore
 from controller.wiring import cluster, direct_rollback
 from controller.wiring.direct_rollback import roll_back_directly
 from serving.table import traffic_ray
-from tests.database_rig import PostgresServer
+from tests.database_rig import PostgresServer, make_old_database
 from tests.fakes.rollouts import STABLE, a_rollout
 
 
@@ -170,6 +171,19 @@ def test_a_stopped_postgresql_does_not_keep_the_traffic_from_moving(
 
     assert (table.calls, result.has_moved) == (["r-00000001"], True)
     assert "does not answer: connection failed" in result.failed[0]
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_database_of_an_earlier_release_gets_its_command(table: Table, tmp_path: Path, schema: int) -> None:
+    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'old.db'}")
+    engine = sa.create_engine(settings.database_url)
+    make_old_database(engine, schema)
+    engine.dispose()
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert (table.calls, result.has_moved, result.failed) == (["r-00000001"], True, ())
+    assert result.succeeded[1].startswith("store: rollback of r-00000001 requested")
 
 
 def test_a_state_of_another_release_still_gets_its_command(table: Table, settings: Settings) -> None:

@@ -13,6 +13,7 @@ from controller.auth import Identity, Role, admin_token, token_digest, write_pri
 from controller.settings import Settings, load_settings
 from controller.store.sql import SqlStore
 from controller.wiring.state_folder import AdminToken, remember_database
+from tests.database_rig import sqlite_url
 
 CLOCK = SimpleNamespace(now_s=lambda: 1.0)
 ADMIN = Identity("admin", Role.ADMIN)
@@ -20,7 +21,7 @@ ADMIN = Identity("admin", Role.ADMIN)
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqlStore]:
-    sql = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+    sql = SqlStore(sqlite_url(tmp_path / "state.db"))
     yield sql
     sql.close()
 
@@ -83,6 +84,15 @@ def test_the_database_is_remembered_for_its_owner_only(tmp_path: Path) -> None:
 
     assert (later.database_url, stat.S_IMODE(later.database_path.stat().st_mode)) == (url, 0o600)
     assert "s3cret" not in repr(later)
+
+
+def test_a_relative_path_is_remembered_as_an_absolute_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    remember_database(Settings(home=tmp_path, database_url="sqlite:///state.db"))
+
+    assert load_settings({"CANARYCTL_HOME": str(tmp_path)}).database_url == f"sqlite:///{tmp_path}/state.db"
 
 
 def test_a_variable_overrides_the_remembered_database(tmp_path: Path) -> None:
