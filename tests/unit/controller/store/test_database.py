@@ -68,7 +68,6 @@ READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "rollouts": lambda store, ab: store.rollouts("chat"),
     "attempts": lambda store, ab: store.attempts("chat", CANARY),
     "latest_attempt": lambda store, ab: store.latest_attempt("chat", CANARY),
-    "attempts": lambda store, ab: store.attempts("chat", CANARY),
     "services": lambda store, ab: store.services(),
     "service": lambda store, ab: store.service("chat"),
     "version": lambda store, ab: store.version("chat", STABLE),
