@@ -300,6 +300,8 @@ def _proof_report(
         log_e, text = 0.0, "no unit of this stage has settled yet"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(names)} proven"
+    if tracks[0].use == "first proof":
+        text += " (by first requests: conversations differ in length)"
     return _report(
         metric,
         gate,

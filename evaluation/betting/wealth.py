@@ -198,7 +198,7 @@ class Channel:
         if self.canary < self._min_canary:
             canary = np.add.accumulate(np.where(block.arm, block.n, 0.0)) + self.canary
             looks = looks[canary[rows[looks]] >= self._min_canary]
-            self.canary = float(canary[-1])
+            self.canary = min(float(canary[-1]), float(self._min_canary))
         if len(rows) or len(due):
             starts = np.searchsorted(rows, due, side="right") if len(due) else NO_ROWS
             log_e = self.wealth.bet(log_factors, looks, starts)

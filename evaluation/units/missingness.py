@@ -48,8 +48,8 @@ class PresenceBet:
 
 
 _STATE = (
-    "stream", "rows", "present", "window_rows", "window_present", "before_present",
-    "firsts", "firsts_present", "silent", "last_s",
+    "stream", "rows", "present", "window_rows", "window_present", "before_present", "firsts",
+    "firsts_present", "silent", "last_s",
 )  # fmt: skip
 
 
