@@ -164,10 +164,17 @@ class Feed:
             if not self._is_lost(record.at_s):
                 self._started()
                 self._segments.remember(record)
-                self._add(draw_of(record))
+                draw = draw_of(record)
+                self._add(draw)
                 self._load.count(record)
                 if record.error is not None:
-                    self._guard.add(canary=record.arm == CANARY, error=record.error)
+                    is_rejected = bool(draw.flags.get("rejected"))
+                    self._guard.add(
+                        unit=record.unit,
+                        canary=record.arm == CANARY,
+                        error=record.error,
+                        rejected=is_rejected,
+                    )
         elif self._evaluator is None:
             self._seed_with(record)
 

@@ -164,7 +164,11 @@ def test_an_invalid_record_is_refused_by_field_and_changes_nothing(
 
 @pytest.mark.parametrize(
     "event",
-    [Score("a", "quality", 1.5, 1.0), Score("a", "quality", math.nan, 1.0), Pair("c", "quality", -2.0, 1.0)],
+    [
+        Score("a", "quality", 1.5, 1.0),
+        Score("a", "quality", math.nan, 1.0),
+        Pair("c", "quality", -2.0, 0.5, 1.0),
+    ],
 )
 def test_a_score_outside_its_range_is_refused(event: Score | Pair) -> None:
     with pytest.raises(EvidenceError, match="outside"):
