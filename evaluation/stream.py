@@ -7,7 +7,7 @@ import numpy as np
 from evaluation.betting.estimates import Estimate
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.unit_block import Floats, UnitBlock
-from evaluation.betting.wealth import Channel, restarts_in
+from evaluation.betting.wealth import NO_ROWS, Channel, restarts_in
 
 
 class Stream:
@@ -51,7 +51,7 @@ class Stream:
             start = stop
 
     def _bet(self, part: UnitBlock) -> None:
-        due = restarts_in(part, self.canary)
+        due = restarts_in(part, self.canary) if self.channels else NO_ROWS
         for channel in self.channels:
             channel.bet(part, due)
         for channel in self.staged:

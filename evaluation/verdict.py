@@ -180,7 +180,7 @@ def invalid_gates(pipeline: Pipeline, reports: Sequence[GateReport]) -> list[str
         if report.verdict is not Verdict.INVALID or report.side == "guard" or report.is_alarm:
             continue
         metric = pipeline.metrics.get(report.metric)
-        is_idle = metric is not None and is_not_streamed(metric) and not policy_names(metric)
+        is_idle = metric is not None and is_not_streamed(metric) and not is_required(metric)
         if not (is_idle and report.side == "rollback"):
             reasons.setdefault(report.gate, report.reason)
     return [f"{gate}: {reason}" for gate, reason in reasons.items()]
@@ -196,9 +196,9 @@ def is_not_streamed(metric: MetricEvidence) -> bool:
     return metric.name in STREAMED and metric.presence.never_arrived
 
 
-def policy_names(metric: MetricEvidence) -> bool:
-    """Whether the user named a gate on the metric: without values it blocks."""
-    return any(gate.named for gate in metric.gates)
+def is_required(metric: MetricEvidence) -> bool:
+    """Whether a user asked for a gate on the metric: without values it blocks."""
+    return any(gate.required for gate in metric.gates)
 
 
 def split_reasons(pipeline: Pipeline) -> list[str]:
@@ -300,6 +300,8 @@ def _proof_report(
         log_e, text = 0.0, "no unit of this stage has settled yet"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(names)} proven"
+    if tracks[0].use == "first proof":
+        text += " (by first requests: conversations differ in length)"
     return _report(
         metric,
         gate,

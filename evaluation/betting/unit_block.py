@@ -20,6 +20,15 @@ Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
+_ONES: Floats = np.ones(1 << 15)
+_ONES.setflags(write=False)
+
+
+def ones(n: int) -> Floats:
+    """Ones, read-only: the number of requests of units with one each."""
+    return _ONES[:n] if n <= len(_ONES) else np.ones(n)
+
+
 @dataclass(frozen=True, slots=True)
 class UnitBlock:
     """Units in the order of their tosses. Arrays of equal length, read-only.

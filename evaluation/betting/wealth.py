@@ -92,11 +92,14 @@ class Wealth:
 
     def _mix(self, lw: Floats, begun: Floats, started: Ints) -> Floats:
         """Log wealth of columns of `lw`, each after `started` of the restarts in `begun`."""
-        terms = lw + (self.log_prior[:, None] + begun)[:, started]
+        start = self.log_prior[:, None] + begun
+        terms = lw + (start if start.shape[1] == 1 else start[:, started])
         before = self.restarts - (begun.shape[1] - 1)
-        log_idle = np.full(len(started), -np.inf)
         if self._share > 0.0:
-            log_idle = np.log(self._share / (before + started + 1.0))
+            idle = np.log(self._share / (before + np.arange(begun.shape[1]) + 1.0))
+        else:
+            idle = np.full(begun.shape[1], -np.inf)
+        log_idle = idle if len(idle) == 1 else idle[started]
         top = np.maximum(np.maximum.reduce(terms, axis=0), log_idle)
         total = np.add.accumulate(np.exp(terms - top), axis=0)[-1] + np.exp(log_idle - top)
         mixed: Floats = top + np.log(total)
@@ -195,7 +198,7 @@ class Channel:
         if self.canary < self._min_canary:
             canary = np.add.accumulate(np.where(block.arm, block.n, 0.0)) + self.canary
             looks = looks[canary[rows[looks]] >= self._min_canary]
-            self.canary = float(canary[-1])
+            self.canary = min(float(canary[-1]), float(self._min_canary))
         if len(rows) or len(due):
             starts = np.searchsorted(rows, due, side="right") if len(due) else NO_ROWS
             log_e = self.wealth.bet(log_factors, looks, starts)

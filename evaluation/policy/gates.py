@@ -48,7 +48,7 @@ class Gate:
     sampling: Sampling = Sampling()
     presence_gated: bool = False  # whether a value arrives at all is itself an outcome (thumbs)
     mirrored: bool = False  # a quarter of its alpha is reserved for mirrored pairs
-    named: bool = False  # the user asked for it: without values it blocks promotion
+    required: bool = False  # a user asked for it: without values it blocks promotion
 
     @property
     def is_alarm(self) -> bool:
@@ -163,7 +163,7 @@ def check_gate(gate: Gate) -> None:
             )
     if not number(f"{path}.deadline_s", gate.deadline_s) > 0.0:
         raise PolicyError(f"{path}.deadline_s {gate.deadline_s} is not above 0; give the longest wait")
-    for key in ("presence_gated", "mirrored", "named"):
+    for key in ("presence_gated", "mirrored", "required"):
         flag(f"{path}.{key}", getattr(gate, key))
 
 

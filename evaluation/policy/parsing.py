@@ -26,6 +26,7 @@ _NUMBERS = (
 )
 _POLICY_KEYS = frozenset({*_NUMBERS, "base", "name", "units", "gates", "rungs", "observed_ranges"})
 _GATE_KEYS = sorted(field.name for field in fields(Gate) if field.name != "name")
+_STORED_KEYS = frozenset(_GATE_KEYS) - {"required", "percentile"}
 
 
 def gate_policy_of(given: object) -> GatePolicy:
@@ -100,14 +101,14 @@ def _gate(name: str, base: Gate | None, given: Mapping[str, object], *, tolerate
         sampling=_sampling(f"{path}.sampling", given["sampling"]) if "sampling" in given else base.sampling,
         presence_gated=flag(f"{path}.presence_gated", given.get("presence_gated", base.presence_gated)),
         mirrored=flag(f"{path}.mirrored", given.get("mirrored", base.mirrored)),
-        named=flag(f"{path}.named", given.get("named", _is_named(given))),
+        required=flag(f"{path}.required", given.get("required", _is_users(given))),
         **numbers,  # type: ignore[arg-type]
     )
 
 
-def _is_named(given: Mapping[str, object]) -> bool:
-    """Whether a user wrote these settings: none are the preset's, all were stored before `named` existed."""
-    return bool(given) and not given.keys() >= set(_GATE_KEYS) - {"named"}
+def _is_users(given: Mapping[str, object]) -> bool:
+    """Whether a user wrote these settings. A whole gate is a stored one, and holds `required` where it is."""
+    return bool(given) and not given.keys() >= _STORED_KEYS
 
 
 def _kind(path: str, value: object) -> Kind:

@@ -86,8 +86,8 @@ class GatePolicy:
             if not rung["own"]:
                 del rung["own"]
         for gate in out["gates"].values():
-            if not gate["named"]:
-                del gate["named"]
+            if not gate["required"]:
+                del gate["required"]
         out["observed_ranges"] = {gate.name: gate.to_mapping() for gate in self.observed_ranges}
         if not self.observed_ranges:
             del out["observed_ranges"]  # keeps the digests of policies stored before ranges existed
@@ -124,12 +124,12 @@ class GatePolicy:
 
     def without_sources(self, metrics: Collection[str]) -> GatePolicy:
         """The same policy where these metrics have no source: the preset's gates on them become alarms, and
-        their parts of alpha are shared out over the others. Gates that the user named stay.
+        their parts of alpha are shared out over the others. Gates that a user asked for stay.
 
         Only for what is known before the first draw: a metric that stops later, or arrives later, must not
         move alpha.
         """
-        absent = tuple(g for g in self.gates if g.metric in metrics and not g.named and not g.is_alarm)
+        absent = tuple(g for g in self.gates if g.metric in metrics and not g.required and not g.is_alarm)
         kept = math.fsum(g.alpha_share for g in self.gates if g not in absent)
         if not absent or kept == 0.0:
             return self

@@ -124,6 +124,7 @@ class MetricEvidence:
             max_missing=1.0 if is_judged or sampled or metric in OPTIONAL else policy.max_missing,
             restart_share=policy.restart_share,
             is_judged=is_judged,
+            is_counted=not self.is_alarm,
         )
         self.canary_values = LogHistogram() if self.takes_values else None  # None: its mean is displayed
         self.sums: Floats = np.zeros(2)

@@ -47,18 +47,27 @@ class PresenceBet:
         """Nothing to update."""
 
 
+_STATE = (
+    "stream", "rows", "present", "window_rows", "window_present", "before_present", "firsts",
+    "firsts_present", "silent", "last_s",
+)  # fmt: skip
+
+
 class Presence:
     """Counts of present and missing values of one metric, and the test that both arms miss equally many."""
 
-    __state__ = (
-        "stream", "rows", "present", "window_rows", "window_present", "before_present", "firsts",
-        "firsts_present", "silent", "last_s",
-    )  # fmt: skip
-
     def __init__(
-        self, *, on_present: bool, max_missing: float, restart_share: float, is_judged: bool
+        self,
+        *,
+        on_present: bool,
+        max_missing: float,
+        restart_share: float,
+        is_judged: bool,
+        is_counted: bool = True,
     ) -> None:
-        """on_present: bets on present values, not on missing ones. max_missing: share; 1: any."""
+        """on_present: bets on present values, not on missing ones. max_missing: share; 1: any. is_counted:
+        False for an alarm, whose values may be missing."""
+        self._is_counted = is_counted
         self.on_present = on_present
         self._is_judged = is_judged  # reported after the answer, by someone who may sample
         self._max_missing = max_missing
@@ -74,6 +83,10 @@ class Presence:
         self.firsts_present = 0  # of them, with a value in their first request
         self.silent = 0  # units since the last value
         self.last_s = math.nan  # when the request of the last value was assigned
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        return _STATE if self._is_counted else ()
 
     @property
     def channel(self) -> Channel:

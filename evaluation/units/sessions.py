@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.unit_block import Floats, Ints, UnitBlock
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock, ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Rows:
         chosen = self.firsts & ~np.isnan(y)
         if chosen.all():
             return UnitBlock(
-                self.draw, self.arm, w, y, np.ones(len(y)), self.seq, self.canary, self.at_s, self.stage, gap,
+                self.draw, self.arm, w, y, ones(len(y)), self.seq, self.canary, self.at_s, self.stage, gap,
                 is_checked=True,
             )  # fmt: skip
         return self.units_at(np.flatnonzero(chosen), y, w, gap)
@@ -86,7 +86,7 @@ class Rows:
             self.arm[rows],
             w[rows],
             y[rows],
-            np.ones(len(rows)),
+            ones(len(rows)),
             self.seq[rows],
             self.canary[rows],
             self.at_s[rows],
@@ -138,10 +138,10 @@ class Released:
         if self.owner is None:
             if present.all():
                 return UnitBlock(
-                    self.draw, self.arm, w, values, np.ones(len(self)), self.seq, self.canary, self.at_s,
+                    self.draw, self.arm, w, values, ones(len(self)), self.seq, self.canary, self.at_s,
                     self.stage, gap, is_checked=True,
                 )  # fmt: skip
-            return self._block(np.flatnonzero(present), values, np.ones(len(self)), w, gap)
+            return self._block(np.flatnonzero(present), values, ones(len(self)), w, gap)
         owner, values = self.owner[present], values[present]
         count = np.bincount(owner, minlength=len(self)).astype(np.float64)
         mean = np.bincount(owner, weights=values, minlength=len(self)) / np.maximum(count, 1.0)

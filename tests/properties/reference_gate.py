@@ -149,8 +149,11 @@ class Rollout:
             for row, (y, failed) in enumerate(zip(self.raw(metric), self.failed, strict=True))
         ]
 
-    def gap(self, before: Sequence[tuple[int, float]], gate: Gate) -> float:
-        """The canary's answered share less stable's. before: arm and answered share of each earlier unit."""
+    def gap(self, units: Sequence[tuple[int, float] | None], gate: Gate) -> float:
+        """The canary's answered share less stable's, when the last epoch ended. units: arm and answered share
+        of each earlier one; None: from before the canary."""
+        ended = max(epoch_ends(len(units)), default=0)
+        before = [unit for unit in units[:ended] if unit is not None]
         if gate.metric in ("error", "rejected") or gate.metric in VALUES or not before:
             return 0.0
         of = [[share for arm, share in before if arm == which] for which in (0, 1)]
@@ -168,14 +171,13 @@ class Rollout:
     def firsts(self, values: Sequence[float], gate: Gate) -> list[Unit]:
         """The first request of each draw."""
         out: list[Unit] = []
-        before: list[tuple[int, float]] = []
+        before: list[tuple[int, float] | None] = []
         for drawn in self.draws:
             row = drawn.rows[0]
             if not math.isnan(values[row]):
                 out.append(self.unit(row, values[row], gate))
                 out[-1].gap = self.gap(before, gate)
-            if drawn.w > 0.0:
-                before.append((drawn.arm, 1.0 - self.failed[row]))
+            before.append((drawn.arm, 1.0 - self.failed[row]) if drawn.w > 0.0 else None)
         return out
 
     def sessions(self, values: Sequence[float], gate: Gate) -> list[Unit]:
@@ -183,7 +185,7 @@ class Rollout:
         are sampled differently."""
         out: list[Unit] = []
         seq, canary = -1, 0
-        before: list[tuple[int, float]] = []
+        before: list[tuple[int, float] | None] = []
         first_only = gate.sampling.stable != gate.sampling.canary
         for drawn in self.draws:
             closed = self.closed_at(drawn)
@@ -195,9 +197,8 @@ class Rollout:
                 unit.n, unit.seq, unit.canary = float(len(present)), seq, canary
                 unit.values, unit.gap = present, self.gap(before, gate)
                 out.append(unit)
-            if drawn.w > 0.0:
-                answered = [1.0 - self.failed[row] for row in drawn.rows]
-                before.append((drawn.arm, sum(answered) / len(answered)))
+            answered = [1.0 - self.failed[row] for row in drawn.rows]
+            before.append((drawn.arm, sum(answered) / len(answered)) if drawn.w > 0.0 else None)
         return out
 
     def closed_at(self, drawn: Drawn) -> int:

@@ -9,7 +9,8 @@ import pytest
 
 from evaluation.betting.latency import ShapeProof
 from evaluation.betting.stable_baseline import Stable
-from evaluation.offline.backtest import run
+from evaluation.offline.backtest import feed, run
+from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
@@ -124,13 +125,12 @@ def test_turns_that_differ_leave_the_proof_to_first_requests() -> None:
     result = run(columns, policy, stages=stages)
 
     assert result.proofs == {}
+    [report] = [g for g in result.gates if g.side == "promotion"]
+    assert report.reason.endswith("(by first requests: conversations differ in length)")
 
 
 @pytest.mark.parametrize("ratio", [1.0, 2.0])
 def test_turns_void_sessions_only_where_they_differ(ratio: float) -> None:
-    from evaluation.offline.backtest import feed
-    from evaluation.offline.columns import checked_table
-
     columns, _ = users(turns=(4.0, 4.0 / ratio))
     policy = GatePolicy.default().only("error")
     pipeline = Pipeline(policy, (StagePlan(0.2, 0),))

@@ -70,11 +70,11 @@ def test_a_presets_gate_without_a_source_shares_out_its_alpha() -> None:
     assert all("hallucination" not in rung.margins for rung in shared.rungs)
 
 
-def test_a_gate_that_the_user_named_keeps_its_alpha_and_blocks() -> None:
+def test_a_gate_that_a_user_asked_for_keeps_its_alpha_and_blocks() -> None:
     policy = parse_gate_policy({"gates": {"error": {}, "ttft_shape": {"threshold": 0.3}}})
 
-    assert policy.gate("ttft_shape").named
-    assert not policy.gate("error").named
+    assert policy.gate("ttft_shape").required
+    assert not policy.gate("error").required
     assert policy.without_sources({"ttft_ms"}) == policy
     columns = requests(4000, before=500, w=0.2)
     columns["ttft_ms"] = np.full(4000, np.nan)
@@ -82,7 +82,7 @@ def test_a_gate_that_the_user_named_keeps_its_alpha_and_blocks() -> None:
 
 
 @pytest.mark.parametrize("names", [("default",), ("strict",)])
-def test_a_stored_policy_knows_which_gates_were_named(names: tuple[str]) -> None:
+def test_a_stored_policy_knows_which_gates_were_asked_for(names: tuple[str]) -> None:
     policy = parse_gate_policy({"base": names[0], "gates": {"error": {}, "quality": {"threshold": 0.1}}})
 
     assert parse_gate_policy(policy.to_mapping()) == policy

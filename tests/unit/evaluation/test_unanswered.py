@@ -159,10 +159,12 @@ def test_a_loss_of_quality_hidden_behind_failures_is_not_promoted() -> None:
 
 
 def test_the_gap_of_answered_shares_is_of_the_units_before_and_shrunk() -> None:
-    arm, w = np.array([False, True, True, False]), np.full(4, 0.5)
-    gap, certain = AnsweredGap().of(arm, w, np.array([0.0, 1.0, 1.0, 1.0]))
-    pooled = 2 / 3  # of the three units before the last
+    """Updated after 64 units: 16 of the canary, all answered, and 48 of stable, 36 of them answered."""
+    rows = np.arange(70)
+    arm, w = rows % 4 == 0, np.full(70, 0.25)
+    gap, certain = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 != 1, 1.0) * 1.0)
+    stable, pooled = 48 - 4, (64 - 4) / 64
 
-    assert gap[:2].tolist() == [0.0, 0.0]
-    assert gap[3] == pytest.approx((2 + 200 * pooled) / 202 - (0 + 200 * pooled) / 201)
-    assert certain.tolist() == [0.0] * 4  # so few are chance
+    assert set(gap[:64]) == {0.0}
+    assert gap[64] == pytest.approx((16 + 200 * pooled) / 216 - (stable + 200 * pooled) / 248)
+    assert certain.tolist() == [0.0] * 70  # so few are chance

@@ -24,7 +24,9 @@ from evaluation.forecast.stages import StageForecast
 POLICY = parse_policy(
     {
         "name": "quality only",
-        "gates": dict.fromkeys(("error", "latency_p99", "latency_shape", "ttft_shape", "hallucination")),
+        "gates": dict.fromkeys(
+            ("error", "rejected", "latency_p99", "latency_shape", "ttft_shape", "hallucination")
+        ),
         "stages": [{"weight": "10%", "min_canary": 150}],
     }
 )

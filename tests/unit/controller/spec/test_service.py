@@ -85,7 +85,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         (
             {"rungs": [{"min_canary": 0, "margins": {"eror": 2.0}}]},
             "policy.rungs.0.margins.eror is not a gate; use one of error, hallucination, latency_p99, "
-            "latency_shape, quality, ttft_shape",
+            "latency_shape, quality, rejected, ttft_shape",
         ),
         (
             {"rungs": [{"margins": {"error": 0}}]},
@@ -105,7 +105,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         (
             {"stages": [{"weight": "5%", "margins": {"latency": 1.2}}], "gates": {"hallucination": None}},
             "policy.stages.0.margins.latency is not a gate; use one of error, hallucination, latency_p99, "
-            "latency_shape, quality, ttft_shape",
+            "latency_shape, quality, rejected, ttft_shape",
         ),
         (
             {"gates": {"quality": {"sampling": {"stabel": 0.2}}}},
@@ -268,6 +268,7 @@ def test_gates_start_from_the_preset_and_null_removes_one() -> None:
 
     assert [gate.name for gate in policy.gates] == [
         "error",
+        "rejected",
         "latency_p99",
         "latency_shape",
         "ttft_shape",
@@ -328,6 +329,7 @@ OTHER_GATE = {
     "sampling": {"stable": 0.2, "canary": 0.4},
     "presence_gated": True,
     "mirrored": True,
+    "required": False,
 }
 
 
