@@ -75,7 +75,7 @@ def test_plot_format_follows_the_suffix(tmp_path: Path, name: str, starts: bytes
     [
         (
             '{"t_s": 1, "unit": "a", "arm": 0, "w": 1.5, "assigned_by": "request", "error": 0}\n',
-            "w 1.5 in row 0",
+            "w 1.5 in line 1",
         ),
         ('{"t_s": 1, "unit": "a", "arm": 0, "w": 0.5, "assigned_by": "request"}\n', "no column is gated"),
         (
@@ -234,4 +234,4 @@ def test_the_sample_ratio_gate_needs_no_proof(tmp_path: Path, capsys: pytest.Cap
         line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("served_share")
     ]
 
-    assert "is it proven?" not in line
+    assert "proven?" not in line
