@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import snapshot as snapshots
-from evaluation.betting.wealth import Block, Floats
-from evaluation.metrics import CATALOGUE
+from evaluation.betting.unit_block import Floats
+from evaluation.metrics import CATALOGUE, STREAMED
 from evaluation.pipeline import Lane, Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
@@ -33,6 +33,7 @@ from evaluation.units.units import Assignments, kind_of, unit_hash
 from evaluation.verdict import evaluation_report
 
 ROWS_AT_ONCE = 512
+MIN_SEEDS = 200  # latencies of stable that show whether anything is streamed
 
 #: Called with settled requests, lane by lane, in order of assignment: their ids, their rows, values by metric
 #: (NaN: missing), and which failed. It has no influence on the evaluator.
@@ -89,13 +90,14 @@ class Evaluator:
 
     __state__ = (
         "pipeline", "settlement", "queues", "stage_starts", "stage", "load_ratio", "load_now", "overloads",
-        "pairs", "paired",
+        "pairs", "paired", "pair_count", "unsourced",
     )  # fmt: skip
 
     def __init__(self, policy: GatePolicy, stages: Sequence[StagePlan]) -> None:
         if not stages:
             raise EvidenceError("an evaluator needs at least one stage; give the plan's")
-        self._policy = policy
+        self._policy = policy  # with alarms, and without the gates that have no source
+        self._digest = ""
         self._stages = tuple(stages)
         self.pipeline = Pipeline(policy, stages)
         self._deadlines = {
@@ -108,8 +110,12 @@ class Evaluator:
         self.load_ratio = 1.0  # of the stage
         self.load_now = 1.0
         self.overloads: list[list[float]] = []  # start, end: latency of requests assigned in it is ignored
-        self.pairs: list[tuple[float, str, str, float]] = []  # pending: at_s, conversation, metric, y
+        self.pairs: list[
+            tuple[float, str, str, float, float]
+        ] = []  # pending: at_s, conversation, metric, scores
         self.paired: dict[int, int] = {}  # hashes of conversations whose pair was counted
+        self.pair_count = 0
+        self.unsourced: list[str] = []  # metrics known to have no source before the first draw
         self._ready: list[Draw] = []
         self.on_settled: OnSettled | None = None  # not part of a snapshot: set it again after a restore
 
@@ -123,9 +129,12 @@ class Evaluator:
     ) -> Evaluator:
         """A new evaluator. `seed_latency_ms`: stable's own values before the canary, by metric.
 
-        Errors: EvidenceError when there is no stage or a seed is not a finite number of at least 0.
+        Where stable has latencies and no streaming time, nothing is streamed: the preset's gates on those
+        times become alarms, and their alpha is shared out. Errors: EvidenceError when there is no stage or a
+        seed is not a finite number of at least 0.
         """
-        evaluator = cls(policy.with_alarms(), stages)
+        unsourced = _not_streamed(seed_latency_ms)
+        evaluator = cls._of(policy, stages, unsourced)
         for metric, given in seed_latency_ms.items():
             values = np.asarray(given, dtype=np.float64)
             if not bool((np.isfinite(values) & (values >= 0.0)).all()):
@@ -147,7 +156,7 @@ class Evaluator:
             self.settlement.add_score(event)
         else:
             check_pair(event)
-            self.pairs.append((event.at_s, event.conversation, event.metric, event.difference))
+            self.pairs.append((event.at_s, event.conversation, event.metric, event.stable, event.canary))
 
     def advance(self, through_s: float, now_s: float) -> None:
         """Advance the watermark: all draws assigned before `through_s` and all scores received before `now_s`
@@ -211,19 +220,22 @@ class Evaluator:
     def snapshot(self) -> bytes:
         """The whole state as versioned JSON, to be restored with the same policy and stages."""
         self._settle()
-        return snapshots.write(self, digest=plan_digest(self._policy, self._stages))
+        return snapshots.write(self, digest=self._digest)
 
     @classmethod
     def restore(cls, policy: GatePolicy, stages: Sequence[StagePlan], data: bytes) -> Evaluator:
         """The evaluator whose `snapshot` returned `data`. Errors: SnapshotMismatch."""
-        with_alarms = policy.with_alarms()
-        # A rollout that started in a version without alarms continues without them.
-        started_with = (
-            with_alarms if snapshots.digest_of(data) == plan_digest(with_alarms, stages) else policy
-        )
-        evaluator = cls(started_with, stages)
-        snapshots.read(evaluator, data, digest=plan_digest(started_with, stages))
+        unsourced = [name for name in snapshots.stored_names(data, "unsourced") if name in STREAMED]
+        evaluator = cls._of(policy, stages, unsourced)
+        snapshots.read(evaluator, data, digest=evaluator._digest)
         evaluator.pipeline.restore_limits()
+        return evaluator
+
+    @classmethod
+    def _of(cls, policy: GatePolicy, stages: Sequence[StagePlan], unsourced: Sequence[str]) -> Evaluator:
+        evaluator = cls(policy.without_sources(unsourced).with_alarms(), stages)
+        evaluator._digest = plan_digest(policy, stages)
+        evaluator.unsourced = list(unsourced)
         return evaluator
 
     def _settle(self) -> None:
@@ -252,7 +264,7 @@ class Evaluator:
         """Feed settled draws: to the lane of metrics known by now, and to the queues that wait for scores."""
         at_s = np.array([d.at_s for d in draws])
         stage = np.searchsorted(np.array(self.stage_starts), at_s, side="right") - 1
-        rows, keep = self.pipeline.draw(
+        rows, keep, fell_back = self.pipeline.draw(
             Assignments(
                 at_s,
                 np.array([d.arm == 1 for d in draws]),
@@ -265,10 +277,10 @@ class Evaluator:
         )
         rows = self._without_overloads(rows, through_s=float(at_s[-1]))
         kept = [draws[i] for i in keep.tolist()]
-        failed = np.array([d.error is True for d in kept], dtype=np.bool_)
+        failed = np.array([d.is_unanswered for d in kept], dtype=np.bool_)
         lane = self.pipeline.lanes[0]
         raw = {m.name: np.array([_value(d, m.name) for d in kept], dtype=np.float64) for m in lane.metrics}
-        lane.feed(rows, raw, failed)
+        lane.feed(rows, raw, failed, fell_back)
         requests = [d.request_id for d in kept]
         if self.on_settled is not None and requests:
             self.on_settled(requests, rows, raw, failed)
@@ -289,14 +301,26 @@ class Evaluator:
         due = [pair for pair in self.pairs if pair[0] < self.settlement.through_s]
         due.sort(key=lambda pair: pair[:2])  # never by the difference: of equal pairs the first added counts
         self.pairs = [pair for pair in self.pairs if not pair[0] < self.settlement.through_s]
-        for at_s, conversation, name, y in due:
+        for at_s, conversation, name, stable, canary in due:
             key = unit_hash(f"{name}/{conversation}")
             if key in self.paired or name not in self.pipeline.metrics:
                 continue
             self.paired[key] = 1
-            seq, canary = self.pipeline.seq, self.pipeline.canary
-            block = Block.one(at_s=at_s, y=y, seq=seq, canary=canary)
-            self.pipeline.metrics[name].pairs.feed(block)
+            self.pair_count += 1
+            self.pipeline.metrics[name].add_pair(
+                draw=self.pair_count,
+                at_s=at_s,
+                scores=(stable, canary),
+                seq=self.pipeline.seq,
+                canary=self.pipeline.canary,
+            )
+
+
+def _not_streamed(seeds: Mapping[str, Sequence[float]]) -> list[str]:
+    """The streaming times that stable's own traffic shows to have no source."""
+    if len(seeds.get("latency_ms", ())) < MIN_SEEDS:
+        return []
+    return sorted(metric for metric in STREAMED if metric in seeds and len(seeds[metric]) == 0)
 
 
 def plan_digest(policy: GatePolicy, stages: Sequence[StagePlan]) -> str:

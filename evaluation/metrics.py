@@ -37,6 +37,7 @@ CATALOGUE: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("error", "share of requests", True, False, "the assigned version did not answer"),
+        Metric("rejected", "share of requests", True, False, "the first attempt was refused: 4xx, not 429"),
         Metric("latency_ms", "ms", True, False, "what the user waited, a failed first attempt included"),
         Metric("ttft_ms", "ms", True, False, "time to the first token"),
         Metric("itl_ms", "ms", True, False, "mean time between tokens"),
@@ -55,6 +56,8 @@ CATALOGUE: dict[str, Metric] = {
     )
 }
 
+#: Metrics of requests without an answer: no other metric of such a request has a value.
+UNANSWERED = frozenset({"error", "rejected"})
 #: Metrics that only a streamed answer has.
 STREAMED = frozenset({"ttft_ms", "itl_ms"})
 #: Metrics with unbounded values, for `shape` and `percentile` gates.

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evaluation.betting.histogram import BINS, WIDTH, LogHistogram
-from evaluation.betting.wealth import Floats, Ints
+from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE
 from evaluation.policy.alpha_split import log_limit
 from evaluation.policy.observed_ranges import PercentileRange, RangeGate

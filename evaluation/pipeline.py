@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
-from evaluation.betting.wealth import Block, Channel, Floats, Ints
+from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE
 from evaluation.observed_range import RangeMonitor, range_monitors
-from evaluation.policy.alpha_split import log_limit
-from evaluation.policy.gates import StagePlan
+from evaluation.policy.gates import Proof, StagePlan
 from evaluation.policy.policy import GatePolicy
-from evaluation.stream import Stream
-from evaluation.units.metric_evidence import MetricEvidence
-from evaluation.units.sessions import Rows, Sessions
+from evaluation.units.answered import AnsweredGap
+from evaluation.units.metric_evidence import Gaps, MetricEvidence
+from evaluation.units.sessions import Released, Rows, Sessions
+from evaluation.units.split import COLUMNS, Split
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, Drawn, Units
 
 NOW = "now"  # the lane of metrics that are known when the request has settled
@@ -28,51 +27,80 @@ NOW = "now"  # the lane of metrics that are known when the request has settled
 class Lane:
     """Metrics that settle together, their observed ranges and their sessions."""
 
-    __state__ = ("sessions", "metrics", "ranges")
+    __state__ = ("sessions", "metrics", "ranges", "answered", "answered_sessions")
 
-    def __init__(self, metrics: Sequence[MetricEvidence], policy: GatePolicy) -> None:
+    def __init__(self, metrics: Sequence[MetricEvidence], policy: GatePolicy, split: Split | None) -> None:
+        """split: its tests use the sessions of this lane; None: another lane's."""
         self.metrics = list(metrics)
+        self._split = split
         self.ranges = range_monitors(
             policy.observed_ranges, [metric.name for metric in metrics], alpha=policy.alpha
         )
         self.sessions = Sessions(
-            sum(len(metric.columns) for metric in metrics),
+            sum(metric.width for metric in metrics) + (COLUMNS if split else 1),
             session_requests=policy.session_requests,
             session_s=policy.session_s,
         )
+        self.answered = AnsweredGap()  # by first requests
+        self.answered_sessions = AnsweredGap()
 
-    def feed(self, rows: Rows, raw: Mapping[str, Floats], failed: NDArray[np.bool_]) -> None:
-        """Add requests in order of assignment; `raw`: values by metric, NaN where missing."""
-        if len(rows) == 0 or not self.metrics:
+    def feed(
+        self,
+        rows: Rows,
+        raw: Mapping[str, Floats],
+        unanswered: NDArray[np.bool_],
+        fell_back: Floats | None = None,
+    ) -> None:
+        """Add requests in order of assignment; `raw`: values by metric, NaN where missing. fell_back: 1 where
+        stable served for the canary, NaN where unknown; None: nowhere known."""
+        if len(rows) == 0 or not (self.metrics or self._split):
             return
+        gaps = self._gaps_before(rows, unanswered)
         parts = []
-        first_column = 0
         for metric in self.metrics:
             if metric.can_skip(raw[metric.name]):
-                parts.append(np.full((len(metric.columns), len(rows)), np.nan))
+                parts.append(np.full((metric.width, len(rows)), np.nan))
             else:
-                values = metric.comparable(raw[metric.name], failed, rows)
-                columns = metric.values(values, failed, rows)
-                metric.count(rows, values, failed)
-                metric.feed_firsts(rows, columns, self.sessions, first_column)
-                parts.append(metric.session_values(columns, rows))
+                values = metric.comparable(raw[metric.name], unanswered, rows)
+                columns = metric.values(values, unanswered, rows)
+                missing = metric.count(rows, values, unanswered)
+                metric.feed_firsts(rows, columns, gaps)
+                parts.append(metric.session_values(columns, missing, rows))
                 for monitor in self.ranges:
                     if monitor.gate.metric == metric.name:
-                        monitor.feed(rows, np.where(failed, np.nan, values))  # failing fast is not fast
-            first_column += len(metric.columns)
+                        monitor.feed(rows, values)
+        if self._split is not None:
+            fell_back = np.full(len(rows), np.nan) if fell_back is None else fell_back
+            parts.append(self._split.session_columns(rows, fell_back, unanswered.astype(np.float64)))
+        else:
+            parts.append(np.where(unanswered, 0.0, 1.0)[None, :])
         self._feed_units(self.sessions.add(rows, np.concatenate(parts)))
 
     def close_through(self, through_s: float) -> None:
         """Close sessions up to the watermark: all requests assigned before `through_s` were fed."""
-        if self.metrics:
+        if self.metrics or self._split:
             self._feed_units(self.sessions.close_through(through_s))
 
-    def _feed_units(self, blocks: Sequence[Block]) -> None:
+    def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Gaps:
+        """The gaps of first requests, for all rows; those of later requests are not used."""
+        firsts = np.flatnonzero(rows.firsts)
+        shrunk, certain = np.zeros(len(rows)), np.zeros(len(rows))
+        shrunk[firsts], certain[firsts] = self.answered.of(
+            rows.arm[firsts], rows.w[firsts], np.where(unanswered[firsts], 0.0, 1.0)
+        )
+        return Gaps(shrunk, certain)
+
+    def _feed_units(self, released: Released) -> None:
+        if len(released) == 0:
+            return
+        start = sum(metric.width for metric in self.metrics)
+        gaps = Gaps(*self.answered_sessions.of(released.arm, released.w, released.means(start)))
+        if self._split is not None:
+            self._split.feed_units(released, start)
         start = 0
         for metric in self.metrics:
-            stop = start + len(metric.columns)
-            metric.feed_units(blocks[start:stop])
-            start = stop
+            metric.feed_units(released, start, gaps)
+            start += metric.width
 
 
 class Pipeline:
@@ -81,8 +109,7 @@ class Pipeline:
     __state__ = (
         "units",
         "lanes",
-        "share",
-        "fallback",
+        "split",
         "seq",
         "canary",
         "stable",
@@ -101,15 +128,9 @@ class Pipeline:
         self.lane_names = [NOW, *(name for name in names if CATALOGUE[name].arrives_later)]
         now = [metric for name, metric in self.metrics.items() if not CATALOGUE[name].arrives_later]
         later = [[self.metrics[name]] for name in self.lane_names[1:]]
-        self.lanes = [Lane(metrics, policy) for metrics in (now, *later)]
+        self.split = Split(policy)
+        self.lanes = [Lane(now, policy, self.split), *(Lane(metrics, policy, None) for metrics in later)]
         self.units = Units(session_requests=policy.session_requests, session_s=policy.session_s)
-        self.share = Stream(with_histogram=False)  # the sample ratio
-        self.share.channels = [Channel(SampleRatioBet(), limit=log_limit(policy.served_share_alpha))]
-        self.fallback = Stream(with_histogram=False)
-        self.fallback.channels = [
-            Channel(FallbackBet(max_rate=1.0 - floor), limit=log_limit(policy.served_share_alpha))
-            for floor in (policy.served_rate_rollback, policy.served_rate_hold)
-        ]
         self.seq = 0
         self.canary = 0
         self.stable = 0
@@ -120,8 +141,9 @@ class Pipeline:
         self.was_sticky = False  # there was a sticky unit
         self.is_sticky = -1  # whether alpha is split for sticky units; -1: undecided, before the first bet
 
-    def draw(self, requests: Assignments) -> tuple[Rows, Ints]:
-        """The rows of the requests that are evidence, and which of the requests they are."""
+    def draw(self, requests: Assignments) -> tuple[Rows, Ints, Floats]:
+        """The rows of the requests that are evidence, which of the requests they are, and where stable served
+        for the canary (1; NaN: unknown, or stable's)."""
         arm, w, kind = requests.arm, requests.w, requests.kind
         seq = np.arange(self.seq, self.seq + len(requests))
         drawn = self.units.resolve(requests, seq)
@@ -142,11 +164,10 @@ class Pipeline:
             canary[keep],
             self._is_warming_up(requests)[keep],
         )
-        self.share.feed(rows.block(np.zeros(len(rows)), (rows.position == 1) & (rows.w > 0.0), rows.w))
-        fell_back = requests.fell_back[keep]
-        self.fallback.feed(rows.block(fell_back, rows.arm & ~np.isnan(fell_back), rows.w))
+        fell_back = np.where(rows.arm, requests.fell_back[keep], np.nan)
+        self.split.feed_firsts(rows, fell_back)
         self.seq += len(requests)
-        return rows, keep
+        return rows, keep, fell_back
 
     def _is_warming_up(self, requests: Assignments) -> NDArray[np.bool_]:
         """Requests within the warm-up of their stage, which begins with its first drawn request."""
@@ -169,6 +190,7 @@ class Pipeline:
         if self.is_sticky >= 0:
             for metric in self.metrics.values():
                 metric.set_limits(self.policy, sticky=bool(self.is_sticky))
+            self.split.set_limits(sticky=bool(self.is_sticky))
 
     def _fix_units(self, kind: Ints, drawn: Drawn) -> None:
         """Split alpha for sticky units if one came before the first bet or is the first: known before its
@@ -193,16 +215,26 @@ class Pipeline:
         self.stage_canary += int(np.count_nonzero(own & (stage == self.stage)))
 
 
-def proofs_by_gate(policy: GatePolicy, stages: Sequence[StagePlan]) -> dict[str, list[tuple[float, float]]]:
-    """The distinct (margin, floor) pairs that the stages must prove, by gate."""
-    out: dict[str, list[tuple[float, float]]] = {}
+def proofs_by_gate(policy: GatePolicy, stages: Sequence[StagePlan]) -> dict[str, list[Proof]]:
+    """The distinct margins that the stages must prove, by gate."""
+    out: dict[str, list[Proof]] = {}
     for stage in stages:
-        margins, floor = stage_margins(policy, stage)
-        for name, margin in margins.items():
-            pairs = out.setdefault(name, [])
-            if (margin, floor) not in pairs:
-                pairs.append((margin, floor))
+        for name, proofs in stage_proofs(policy, stage).items():
+            known = out.setdefault(name, [])
+            known += [proof for proof in proofs if proof not in known]
     return out
+
+
+def stage_proofs(policy: GatePolicy, stage: StagePlan) -> dict[str, list[Proof]]:
+    """What a stage must prove, by gate of this policy. A rung's `own` margin makes the other one that of the
+    whole rollout; the margins of a plan are always of the stage's own units."""
+    margins, floor = stage_margins(policy, stage)
+    own = policy.rung_for(stage.min_canary).own if stage.margins is None else {}
+    return {
+        name: [Proof(margin, floor, is_whole=name in own)]
+        + ([Proof(own[name], floor)] if name in own else [])
+        for name, margin in margins.items()
+    }
 
 
 def stage_margins(policy: GatePolicy, stage: StagePlan) -> tuple[dict[str, float], float]:

@@ -88,7 +88,7 @@ class Draw:
     `w`: P(canary) at the draw; 0 is a request from before the canary, a baseline that is never bet; 1 is not
     evidence. Times in seconds since the epoch, durations in ms. `assigned_by`: 'request' (each request is its
     own unit), 'pin' (affinity token), one of `STICKY_KEYS` (the key is the unit) or of `NOT_DRAWN`. `flags`:
-    rates by name (truncated, empty, refused, cancelled); `censored`: the answer was incomplete after
+    rates by name (rejected, truncated, empty, ...); `censored`: the answer was incomplete after
     `SETTLE_S`, which counts as slowest, and as an error only with `error` (no byte had arrived).
     """
 
@@ -108,6 +108,11 @@ class Draw:
     cost: float | None = None
     flags: Mapping[str, bool] = field(default_factory=dict)
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the assigned version's first attempt gave no answer: an error, or rejected (4xx)."""
+        return self.error is True or bool(self.flags.get("rejected"))
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -121,14 +126,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A served and a mirrored answer to one request: stable's score less the canary's, in [-1, 1].
+    """The scores of a served and of a mirrored answer to one request, each on the metric's own scale, 0..1.
 
-    One pair a conversation. Pairs can roll back and never promote; their latency is not gated.
+    Both scores and not their difference: which sign is harm, and whether a tolerance is relative, depends on
+    the metric. One pair a conversation. Pairs can roll back and never promote; their latency is not gated.
     """
 
     conversation: str
     metric: str
-    difference: float
+    stable: float
+    canary: float
     at_s: float
 
 
@@ -181,15 +188,9 @@ def check_score(score: Score) -> None:
 
 
 def check_pair(pair: Pair) -> None:
-    """Raise EvidenceError unless the difference is in [-1, 1] and has a time."""
-    if not is_number(pair.difference) or not -1.0 <= pair.difference <= 1.0:
-        raise EvidenceError(
-            f"difference {pair.difference!r} of {pair.conversation} is outside -1..1; rescale it"
-        )
-    if not is_number(pair.at_s):
-        raise EvidenceError(
-            f"at_s {pair.at_s!r} of a pair of {pair.conversation} is not a time; send seconds"
-        )
+    """Raise EvidenceError unless both scores are of a known metric, on its scale, with a time."""
+    for value in (pair.stable, pair.canary):
+        check_score(Score(pair.conversation, pair.metric, value, pair.at_s))
 
 
 def is_number(value: object) -> bool:

@@ -19,6 +19,15 @@ class Verdict(StrEnum):
     INVALID = "INVALID"
 
 
+class Source(StrEnum):
+    """Whether a metric's values arrive. ARRIVES: they do, or it is too early to say. NEVER: none has arrived,
+    so the gate is not judged. STOPPED: they arrived, and no longer do."""
+
+    ARRIVES = "arrives"
+    NEVER = "never"
+    STOPPED = "stopped"
+
+
 @dataclass(frozen=True, slots=True)
 class GateReport:
     """Current state of one gate, on one side.
@@ -44,6 +53,8 @@ class GateReport:
     decided_at_s: float | None = None  # None: not decided
     decided_canary: int | None = None  # canary requests settled at the decision; None: not decided
     is_alarm: bool = False  # it never decides; `decided_canary` is then where it was raised
+    source: Source = Source.ARRIVES
+    last_value_s: float | None = None  # when the request of the last value was assigned; None: no value yet
 
 
 @dataclass(frozen=True, slots=True)

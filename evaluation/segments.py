@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from evaluation.betting.latency import ShapeLoss
-from evaluation.betting.rates import FirstEvents
-from evaluation.betting.scores import ScoreLoss
-from evaluation.betting.wealth import Block, Channel
+from evaluation.betting.bettors import loss_bettor
+from evaluation.betting.unit_block import UnitBlock
+from evaluation.betting.wealth import Channel
 from evaluation.metrics import Kind
 from evaluation.stream import Stream
 
@@ -42,7 +41,10 @@ class SegmentAlarms:
 
     __state__ = ("segments", "streams")
 
-    def __init__(self, kind: Kind, *, tolerance: float, alpha: float = 0.01) -> None:
+    def __init__(
+        self, kind: Kind, *, tolerance: float, threshold: float | None = None, alpha: float = 0.01
+    ) -> None:
+        """tolerance, threshold: of the gate; threshold None: the usual harm."""
         if not 0 < alpha < 1:
             raise ValueError(f"alpha {alpha} is outside (0, 1); use 0.01")
         if not (math.isfinite(tolerance) and tolerance >= 0):
@@ -51,6 +53,7 @@ class SegmentAlarms:
             raise ValueError("segments need rate, score or shape; a percentile of few answers shows nothing")
         self._kind = kind
         self._tolerance = tolerance
+        self._threshold = threshold
         self._alpha = alpha
         self._positions: dict[str, int] = {}
         self.streams: list[Stream] = []  # one a segment, in the order of appearance
@@ -66,7 +69,7 @@ class SegmentAlarms:
         for name in names:
             self._open(name)
 
-    def feed(self, segment: str, block: Block) -> None:
+    def feed(self, segment: str, block: UnitBlock) -> None:
         """Add settled units of one segment, each once, in order; y: as for the metric's gate."""
         if segment not in self._positions and len(self._positions) >= MAX_SEGMENTS:
             segment = OTHERS
@@ -76,13 +79,7 @@ class SegmentAlarms:
 
     def _open(self, segment: str) -> None:
         rank = len(self._positions) + 1
-        bettor: FirstEvents | ScoreLoss | ShapeLoss
-        if self._kind is Kind.RATE:
-            bettor = FirstEvents(tolerance=self._tolerance)
-        elif self._kind is Kind.SCORE:
-            bettor = ScoreLoss(tolerance=self._tolerance)
-        else:
-            bettor = ShapeLoss(tolerance=self._tolerance)
+        bettor = loss_bettor(self._kind, tolerance=self._tolerance, threshold=self._threshold)
         channel = Channel(bettor, limit=math.log(rank * (rank + 1) / self._alpha))
         stream = Stream(with_histogram=self._kind is Kind.SHAPE)
         stream.channels.append(channel)

@@ -11,14 +11,12 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from evaluation.betting.estimates import MedianRatio
-
-FORMAT = 6
+#: The formats before 7 hold other evidence (requests where units are bet on now) and cannot be carried over.
+FORMAT = 7
 
 
 class SnapshotMismatch(ValueError):
@@ -48,62 +46,6 @@ class Stateful(Protocol):
     def __state__(self) -> tuple[str, ...]: ...
 
 
-def _to_2(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 stores the units as two arrays instead of a list of pairs."""
-    units = document["state"]["pipeline"]["units"]
-    pairs = units.pop("seen")["items"]
-    units["book"] = [_encode(np.array([pair[i] for pair in pairs], dtype=np.int64)) for i in (0, 1)]
-    return {**document, "format": 2}
-
-
-def _to_3(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 3 adds the times when the canary's replicas carried more load than stable's."""
-    return {**document, "format": 3, "state": {**document["state"], "load_now": 1.0, "overloads": []}}
-
-
-def _to_4(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 4 adds the estimate of the ratio of medians to shape gates."""
-    for lane in document["state"]["pipeline"]["lanes"]:
-        for metric in lane["metrics"]:
-            first = metric["columns"][0]["first"]
-            if first["stable"]["histogram"] is not None:
-                first["estimate"] = _encode(MedianRatio())
-    return {**document, "format": 4}
-
-
-def _to_5(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 5 buffers the first values of a histogram until there are enough to centre it."""
-    return {**document, "state": _with_buffers(document["state"]), "format": 5}
-
-
-def _with_buffers(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_with_buffers(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    state = {name: _with_buffers(item) for name, item in value.items()}
-    if state.keys() == {"counts", "first_bin", "total"}:
-        state["waiting"] = _encode(np.empty(0, dtype=np.int64))
-    return state
-
-
-def _to_6(document: dict[str, Any]) -> dict[str, Any]:
-    """Format 6 adds observed ranges; before it, no policy had one."""
-    for lane in document["state"]["pipeline"]["lanes"]:
-        lane["ranges"] = []
-    return {**document, "format": 6}
-
-
-#: From each format to the next one.
-MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: _to_2,
-    2: _to_3,
-    3: _to_4,
-    4: _to_5,
-    5: _to_6,
-}
-
-
 def write(root: Stateful, *, digest: str) -> bytes:
     """The state under `root` as bytes. digest: of the policy and stages it can be restored with."""
     document = {"format": FORMAT, "digest": digest, "state": _encode(root)}
@@ -115,8 +57,6 @@ def read(root: Stateful, data: bytes, *, digest: str) -> None:
     """Set the state under `root` from `data`. Errors: SnapshotMismatch, and `root` is unusable."""
     document = _parse(data)
     try:
-        while document["format"] != FORMAT:
-            document = MIGRATIONS[document["format"]](document)
         if document["digest"] != digest:
             stored = document["digest"]
             raise SnapshotMismatch(
@@ -136,26 +76,30 @@ def _parse(data: bytes) -> dict[str, Any]:
         version = document["format"]
     except (*_DAMAGE, ValueError) as exc:
         raise SnapshotMismatch("this is not a snapshot of an evaluator; use the bytes of snapshot()") from exc
-    if type(version) is not int or not (version == FORMAT or version in MIGRATIONS):
+    if type(version) is int and 0 < version < FORMAT:
+        raise SnapshotMismatch(
+            f"snapshot format {version} is of an earlier release, which bet on other evidence; "
+            "read the rollout's records again from the log: its weight and stage stay, its proofs start anew"
+        )
+    if type(version) is not int or version != FORMAT:
         raise SnapshotMismatch(f"snapshot format {version!r:.40} is unknown, the limit is {FORMAT}; upgrade")
     body, end = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
-    is_intact = end == _sum(body) if "sum" in document else document.keys() == {"format", "digest", "state"}
-    if not is_intact:
+    if end != _sum(body):
         raise SnapshotMismatch(f"snapshot is damaged (checksum mismatch); {_REMEDY}")
     return document
 
 
 def _sum(body: bytes) -> bytes:
-    """The end of a document that begins with `body`: its checksum. Earlier versions wrote none."""
+    """The end of a document that begins with `body`: its checksum."""
     return b',"sum":"%s"}' % hashlib.sha256(body).hexdigest().encode()
 
 
-def digest_of(data: bytes) -> str | None:
-    """Digest of the policy and stages of a snapshot; None: not a snapshot."""
+def stored_names(data: bytes, attribute: str) -> list[str]:
+    """A list of names that the stored root holds, without further checks: `read` makes them."""
     try:
-        return str(json.loads(data)["digest"])
+        return [str(name) for name in json.loads(data)["state"][attribute]]
     except (*_DAMAGE, ValueError):
-        return None
+        return []
 
 
 def _encode(value: object) -> object:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.betting.estimates import Estimate
-from evaluation.betting.histogram import Floats
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
-from evaluation.betting.wealth import Block, Channel
+from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.wealth import NO_ROWS, Channel, restarts_in
 
 
 class Stream:
@@ -34,7 +34,7 @@ class Stream:
         self.stable.learn(values)
         self._end_epoch()
 
-    def feed(self, block: Block) -> None:
+    def feed(self, block: UnitBlock) -> None:
         """Bet on settled units, in order."""
         start = 0
         while start < len(block):
@@ -50,14 +50,15 @@ class Stream:
             self._bet(block.pick(slice(start, stop)))
             start = stop
 
-    def _bet(self, part: Block) -> None:
+    def _bet(self, part: UnitBlock) -> None:
+        due = restarts_in(part, self.canary) if self.channels else NO_ROWS
         for channel in self.channels:
-            channel.bet(part)
+            channel.bet(part, due)
         for channel in self.staged:
             channel.bet(part)
         if self.estimate is not None:
             self.estimate.learn(part)
-        self.stable.learn(part.y[~part.arm])
+        self.stable.learn(part.stable_values())
         self.rows += len(part)
         self.canary += int(np.count_nonzero(part.arm))
         if self.rows == self.until:
@@ -66,6 +67,6 @@ class Stream:
 
     def _end_epoch(self) -> None:
         for channel in (*self.channels, *self.staged):
-            channel.end_epoch(self.stable, self.canary)
+            channel.end_epoch(self.stable)
         if self.estimate is not None:
             self.estimate.end_epoch(self.stable)

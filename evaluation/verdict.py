@@ -10,30 +10,30 @@ import numpy as np
 
 from evaluation.betting.wealth import Decision
 from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
-from evaluation.pipeline import Pipeline, stage_margins
+from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
-from evaluation.policy.gates import Gate, StagePlan
-from evaluation.report import EvaluationReport, GateReport, Side, Verdict
-from evaluation.units.metric_evidence import MetricEvidence, Track
+from evaluation.policy.gates import Gate, Proof, StagePlan
+from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdict
+from evaluation.units.metric_evidence import ROLLBACK_USES, MetricEvidence, Track
 
 MAX_CONTRADICTIONS = 10
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
 SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself that needs a cause
+MIN_NEVER = 100  # requests without a single value
 SERVED = "served"
 
 
 def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) -> list[GateReport]:
     """A rollback report for each gate, and a promotion report for each margin that `stage` must prove."""
-    margins, floor = stage_margins(pipeline.policy, stages[stage])
+    proofs = stage_proofs(pipeline.policy, stages[stage])
     reports = []
     for metric in pipeline.metrics.values():
         for gate in metric.gates:
             if gate.is_alarm and not metric.counts.any():
                 continue
             reports.append(_rollback_report(pipeline, metric, gate))
-            if gate.name in margins:
-                track = _proof_track(metric, gate, margins[gate.name], floor)
-                reports.append(_proof_report(pipeline, metric, track, stage))
+            if gate.name in proofs:
+                reports.append(_proof_report(pipeline, metric, gate, proofs[gate.name], stage))
     return [*reports, *_range_reports(pipeline), *_served_reports(pipeline)]
 
 
@@ -43,7 +43,7 @@ def _range_reports(pipeline: Pipeline) -> list[GateReport]:
     for monitor in pipeline.ranges:
         metric = pipeline.metrics[monitor.gate.metric]
         # Where no answer is streamed, missing values are no reason to hold.
-        is_idle = metric.name in STREAMED and metric.presence.never_arrived
+        is_idle = is_not_streamed(metric)
         reports.append(
             monitor.report(
                 n_stable=int(metric.counts[0]),
@@ -57,21 +57,21 @@ def _range_reports(pipeline: Pipeline) -> list[GateReport]:
 def _served_reports(pipeline: Pipeline) -> list[GateReport]:
     """Reports on the sample ratio, and on the share of the canary's requests that it served itself."""
     policy = pipeline.policy
-    sample_ratio = pipeline.share.channels[0].decision
-    below_rollback, below_hold = (channel.decision for channel in pipeline.fallback.channels)
+    sample_ratio = pipeline.split.sample_ratio
+    below_rollback, below_hold = (pipeline.split.served_below(hold=hold) for hold in (False, True))
     verdict, text = Verdict.UNDECIDED, "units fit their w"
     if sample_ratio.is_reached:
         verdict, text = Verdict.INVALID, "units do not fit their w: statistics are frozen"
     reports = [_served_report("served_share", "guard", verdict, sample_ratio, text, pipeline)]
     if below_rollback.is_reached and below_rollback.seq < frozen_since(pipeline):
-        text = f"the canary served less than {policy.served_rate_rollback:.0%} of its requests"
+        text = f"the canary served less than {policy.served_rate_rollback:.0%} of its units"
         reports.append(
             _served_report("served_rate", "rollback", Verdict.FAIL, below_rollback, text, pipeline)
         )
     if below_hold.is_reached:
-        text = f"the canary served less than {policy.served_rate_hold:.0%} of its requests"
+        text = f"the canary served less than {policy.served_rate_hold:.0%} of its units"
         reports.append(
-            _served_report("served_rate", "promotion", Verdict.INVALID, below_hold, text, pipeline)
+            _served_report("served_rate", "promotion", Verdict.UNDECIDED, below_hold, text, pipeline)
         )
     return reports
 
@@ -89,7 +89,7 @@ def _served_report(
         reason=reason,
         n_canary=pipeline.canary,
         n_stable=pipeline.stable,
-        effective_units=float(pipeline.share.rows),
+        effective_units=float(pipeline.split.share.rows),
         decided_at_s=decision.at_s if decision.is_reached else None,
         decided_canary=decision.canary if decision.is_reached else None,
     )
@@ -142,7 +142,7 @@ def evaluation_report(
         stage_canary=stage_canary,
         through_s=through_s,
         late_events=late,
-        notes=tuple(shared),
+        notes=(*shared, *(f"{r.gate}: {r.reason}" for r in reports if is_served_hold(r))),
     )
 
 
@@ -180,10 +180,25 @@ def invalid_gates(pipeline: Pipeline, reports: Sequence[GateReport]) -> list[str
         if report.verdict is not Verdict.INVALID or report.side == "guard" or report.is_alarm:
             continue
         metric = pipeline.metrics.get(report.metric)
-        is_idle = metric is not None and report.metric in STREAMED and metric.presence.never_arrived
+        is_idle = metric is not None and is_not_streamed(metric) and not is_required(metric)
         if not (is_idle and report.side == "rollback"):
             reasons.setdefault(report.gate, report.reason)
     return [f"{gate}: {reason}" for gate, reason in reasons.items()]
+
+
+def is_served_hold(report: GateReport) -> bool:
+    """Whether the canary serves too little of its own to be promoted. No reason to doubt the evidence."""
+    return report.metric == SERVED and report.side == "promotion"
+
+
+def is_not_streamed(metric: MetricEvidence) -> bool:
+    """Whether the metric is a streaming time, and no answer has been streamed yet."""
+    return metric.name in STREAMED and metric.presence.never_arrived
+
+
+def is_required(metric: MetricEvidence) -> bool:
+    """Whether a user asked for a gate on the metric: without values it blocks."""
+    return any(gate.required for gate in metric.gates)
 
 
 def split_reasons(pipeline: Pipeline) -> list[str]:
@@ -193,7 +208,7 @@ def split_reasons(pipeline: Pipeline) -> list[str]:
         reasons.append("the canary has no requests")
     if pipeline.stable == 0:
         reasons.append("stable has no requests during the canary")
-    if pipeline.share.channels[0].decision.is_reached:
+    if pipeline.split.sample_ratio.is_reached:
         reasons.append("sample ratio mismatch: the share of units does not fit their w")
     units = pipeline.units
     if units.contradictions > MAX_CONTRADICTIONS and units.contradictions > 0.01 * units.sticky_draws:
@@ -214,20 +229,19 @@ def interference(pipeline: Pipeline) -> list[str]:
 
 def frozen_since(pipeline: Pipeline) -> float:
     """Sequence number of the row that showed a sample ratio mismatch; infinite: none has."""
-    seq = pipeline.share.channels[0].decision.seq
+    seq = pipeline.split.sample_ratio.seq
     return float(seq) if seq >= 0 else math.inf
 
 
 def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
-    tracks = [t for t in metric.tracks if t.gate is gate and t.use != "proof"]
+    tracks = [t for t in metric.tracks if t.gate is gate and t.use in ROLLBACK_USES]
     limit = log_limit(gate_alpha(pipeline.policy, gate))
     best = max(tracks, key=_lead).channel.decision
     if math.isinf(best.limit):
         log_e = max(t.channel.decision.peak for t in tracks)
     else:
         log_e = max(best.peak - max(best.limit - limit, 0.0), 0.0)
-    void_from = min(frozen_since(pipeline), _missing_since(metric))
-    reached = [t for t in tracks if 0 <= t.channel.decision.seq < void_from]
+    reached = [t for t in tracks if 0 <= t.channel.decision.seq < _void_from(pipeline, metric, t)]
     invalid_reason = metric.presence.reason()
     verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
     if reached:
@@ -241,26 +255,56 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     return _report(metric, gate, "rollback", verdict, text, log_e=log_e, limit=limit, decision=decision)
 
 
-def _proof_track(metric: MetricEvidence, gate: Gate, margin: float, floor: float) -> Track:
-    key = (gate, "proof", margin, floor)
-    return next(t for t in metric.tracks if (t.gate, t.use, t.margin, t.floor) == key)
+def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> float:
+    """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
+    void = min(frozen_since(pipeline), _missing_since(metric))
+    return min(void, _sessions_void_since(pipeline)) if track.use in ("session", "proof") else void
 
 
-def _proof_report(pipeline: Pipeline, metric: MetricEvidence, track: Track, stage: int) -> GateReport:
-    decision = track.channel.decision
-    log_e, margin = decision.peak, _margin(track.gate, track.margin, track.floor)
+def _sessions_void_since(pipeline: Pipeline) -> float:
+    """Sequence number of the row that showed conversations of different length; infinite: none has."""
+    seq = pipeline.split.turns_differ.seq
+    return float(seq) if seq >= 0 else math.inf
+
+
+def _proof_track(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof: Proof) -> Track:
+    """The channel that proves a margin: of sessions, or of first requests once sessions say nothing."""
+    use = "proof" if math.isinf(_sessions_void_since(pipeline)) else "first proof"
+    return next(t for t in metric.tracks if (t.gate, t.use, t.proof) == (gate, use, proof))
+
+
+def _proof_report(
+    pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proofs: Sequence[Proof], stage: int
+) -> GateReport:
+    """The report on all that a stage must prove of one gate; the figures are of the proof that is furthest
+    from its limit."""
+    tracks = [_proof_track(pipeline, metric, gate, proof) for proof in proofs]
+    names = [_margin(gate, proof, len(proofs)) for proof in proofs]
+    is_begun = [t.staged is None or t.staged.stage == stage for t in tracks]
+    reached = [
+        begun and t.channel.decision.is_reached and t.channel.decision.seq < frozen_since(pipeline)
+        for t, begun in zip(tracks, is_begun, strict=True)
+    ]
+    open_ones = [index for index, is_proven in enumerate(reached) if not is_proven]
+    shown = min(
+        open_ones or range(len(tracks)),
+        key=lambda i: tracks[i].channel.decision.peak if open_ones else -tracks[i].channel.decision.seq,
+    )
+    decision = tracks[shown].channel.decision
+    log_e, is_proven = decision.peak, False
     invalid_reason = metric.presence.reason()
-    is_proven = False
-    verdict, text = Verdict.UNDECIDED, f"{margin} not proven yet"
+    verdict, text = Verdict.UNDECIDED, f"{names[shown]} not proven yet"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
-    elif track.staged is not None and track.staged.stage != stage:
+    elif not is_begun[shown]:
         log_e, text = 0.0, "no unit of this stage has settled yet"
-    elif decision.is_reached and decision.seq < frozen_since(pipeline):
-        is_proven, verdict, text = True, Verdict.PASS, f"{margin} proven"
+    elif not open_ones:
+        is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(names)} proven"
+    if tracks[0].use == "first proof":
+        text += " (by first requests: conversations differ in length)"
     return _report(
         metric,
-        track.gate,
+        gate,
         "promotion",
         verdict,
         text,
@@ -311,7 +355,17 @@ def _report(
         decided_at_s=None if decision is None else decision.at_s,
         decided_canary=None if decision is None else decision.canary,
         is_alarm=gate.is_alarm,
+        source=_source(metric),
+        last_value_s=metric.presence.last_s if metric.presence.present else None,
     )
+
+
+def _source(metric: MetricEvidence) -> Source:
+    if metric.presence.has_stopped:
+        return Source.STOPPED
+    if metric.presence.never_arrived and metric.presence.rows >= MIN_NEVER:
+        return Source.NEVER
+    return Source.ARRIVES
 
 
 def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, float | None]:
@@ -343,7 +397,15 @@ def _harm(gate: Gate) -> str:
 _USES = {"first": "first requests", "session": "sessions", "pairs": "mirrored pairs"}
 
 
-def _margin(gate: Gate, margin: float, floor: float) -> str:
+def _margin(gate: Gate, proof: Proof, proofs: int) -> str:
+    """What a proof shows, in words; with its units where a stage has two proofs of one gate."""
+    text = _margin_text(gate, proof.margin, proof.floor)
+    if proofs == 1:
+        return text
+    return f"{text} over the {'rollout' if proof.is_whole else 'stage'}"
+
+
+def _margin_text(gate: Gate, margin: float, floor: float) -> str:
     match gate.kind:
         case Kind.RATE:
             return f"{gate.name} < {margin:g}x or < +{floor:g}"

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from benchmarks.gate.traffic import Floats
 from benchmarks.gate.trials import Row, seed_of
-from evaluation.ab.comparison import AbQuestion, Scale
-from evaluation.ab.sequential import SequentialTest
+from evaluation.ab.comparison import AbVerdict
+from evaluation.ab.mixture import MeanMixture
 
 ALPHA = 0.05
-UNITS_AT_ONCE = 512  # between two looks at the interval; the verdict is looked for after each unit
+STEP = 256
+_VERDICTS = {None: AbVerdict.NOT_SHOWN, 0: AbVerdict.B_BETTER, 1: AbVerdict.A_BETTER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +40,21 @@ class AbRun:
         rng = np.random.default_rng(seed_of(self.name, rep))
         is_b = rng.random(self.units) < 0.5
         y = (rng.random(self.units) < np.where(is_b, self.b, self.a)).astype(np.float64)
-        test = SequentialTest(AbQuestion(Scale.RATE, higher_is_better=True, alpha=ALPHA))
-        for start in range(0, self.units, UNITS_AT_ONCE):
-            part = slice(start, start + UNITS_AT_ONCE)
-            test.add_all(y[part], is_b[part], np.full(len(y[part]), 0.5))
+        side, w = is_b.astype(np.float64), np.full(self.units, 0.5)
+        test = MeanMixture(ALPHA)
+        for start in range(0, self.units, STEP):
+            part = slice(start, start + STEP)
+            test.add(y[part], side[part], w[part])
             if test.ended_at is not None:
                 break
-        found = test.ended_at
-        interval = test.result().interval
-        excludes = interval is not None and (interval[0] > 0.0 or interval[1] < 0.0)
+        found, bounds = test.ended_at, test.bounds()
+        excludes = bounds.low > 0.0 or bounds.high < 0.0
         return {
             "rep": rep,
             "ours": found,
             "msprt": msprt(y, is_b, self.b - self.a, (self.a + self.b) / 2),
             "interval": "agrees" if excludes == (found is not None) else "contradicts",
-            "verdict": test.verdict.value,
+            "verdict": _VERDICTS[test.side].value,
         }
 
 

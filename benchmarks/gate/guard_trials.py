@@ -29,8 +29,8 @@ class OneBadClient:
         error = (user == 0) | (rng.random(REQUESTS) < 0.01)
         guard = ErrorGuard()
         word = "undecided"
-        for canary, failed in zip(arm.tolist(), error.tolist(), strict=True):
-            verdict = guard.add(canary=canary, error=failed)
+        for unit, canary, failed in zip(user.tolist(), arm.tolist(), error.tolist(), strict=True):
+            verdict = guard.add(unit=str(unit), canary=canary, error=failed)
             if verdict is not None and verdict.action is GuardAction.ROLLBACK:
                 word = "rollback"
                 break

@@ -31,19 +31,19 @@ class Mirrored:
             own = [rng.beta(4 * mean, 4 * (1 - mean), PAIRS) for mean in (self.stable, self.canary)]
         else:
             own = [(rng.random(PAIRS) < rate).astype(np.float64) for rate in (self.stable, self.canary)]
-        differences = (own[0] - own[1]).tolist()  # stable's less the canary's, whatever the direction
+        pairs = list(zip(own[0].tolist(), own[1].tolist(), strict=True))
         row: Row = {"rep": rep}
         for preset in PRESETS:
-            row[preset] = "rollback" if self._rolls_back(preset, differences) else "undecided"
+            row[preset] = "rollback" if self._rolls_back(preset, pairs) else "undecided"
         return row
 
-    def _rolls_back(self, preset: str, differences: list[float]) -> bool:
+    def _rolls_back(self, preset: str, pairs: list[tuple[float, float]]) -> bool:
         policy = GatePolicy.named(preset)
         gates = tuple(replace(gate, mirrored=True) for gate in policy.gates if gate.metric == self.metric)
         policy = replace(policy, gates=gates)
         stages = (StagePlan(0.05, 0, {}),)
         evaluator = Evaluator.start(policy, stages=stages, seed_latency_ms={})
-        for index, difference in enumerate(differences):
-            evaluator.add(Pair(f"c{index}", self.metric, difference, float(index)))
+        for index, (stable, canary) in enumerate(pairs):
+            evaluator.add(Pair(f"c{index}", self.metric, stable, canary, float(index)))
         evaluator.advance(float(PAIRS + 1), float(PAIRS + 1))
         return evaluator.report().rollback is not None

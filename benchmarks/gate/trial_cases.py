@@ -218,6 +218,17 @@ def _not_proven() -> list[Trial]:
                     deeper=deeper,
                 )
             )
+    for below, share in ((0.207, 2), (0.296, 5)):
+        for units, sticky in UNITS.items():
+            trials.append(
+                _never(
+                    f"quality at the margin, the worst {share} % fail, {units}",
+                    "the canary's worst answers fail and have no score; all of them have the margin's mean",
+                    "quality",
+                    World(sticky=sticky, w=0.25, canary_requests=2000),
+                    fails_below=below,
+                )
+            )
     for gate in _AT_MARGIN:
         for units, sticky in UNITS.items():
             world = World(sticky=sticky, w=0.25, canary_requests=3000, late=1500, stages=2)

@@ -33,6 +33,7 @@ class Arm:
 
     error: float = 0.01
     fails_slowest: float = 0.0  # this share, the slowest of all requests, ends in a time-out
+    fails_below: float = 0.0  # answers of lower quality than this fail instead, and have no score
     fails_hard: bool = False  # hard prompts fail; else they are answered slower and worse
     rejected: float = 0.0  # 4xx on the first attempt
     hallucinated: float = 0.03
@@ -66,7 +67,7 @@ class World:
     judged: float = 1.0  # share of answers with a score, at random
     hard: float = 0.0  # share of prompts that are hard
     resolution_s: float = 0.0  # time stamps are cut to it, and equal ones sorted by arm; 0: exact
-    step_ms: float = 0.0  # latency comes in multiples of it; 0: exact
+    step_ms: float = 0.0  # latency comes in multiples of it, times the arm's scale; 0: exact
     score_step: float = 0.0  # scores come in multiples of it; 0: exact
     late: int = 0
     stages: int = 1  # 2: the second begins at `late`
@@ -161,6 +162,9 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
     too_slow = z > _upper_quantile(of_arm("fails_slowest"))
     failed = (rng.random(n) < of_arm("error") * rate) | too_slow | (is_hard & (of_arm("fails_hard") > 0))
     failed |= _has(world.users_failing, rows, rng)
+    mean = np.clip(of_arm("quality") + liking - 0.25 * is_hard, 0.02, 0.98)
+    quality = rng.beta(QUALITY_WEIGHT * mean, QUALITY_WEIGHT * (1 - mean))
+    failed |= quality < of_arm("fails_below")
     rejected = ~failed & (rng.random(n) < of_arm("rejected") * rate)
     scale = of_arm("latency_scale") * np.where(is_hard, 2.0, 1.0) * (1.0 + of_arm("deeper")) ** rows.turn
     whole_ms = MEDIAN_MS * np.exp(world.sigma * z) * scale
@@ -169,10 +173,10 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
     latency_ms = np.where(failed & ~too_slow, REFUSED_MS, latency_ms)
     latency_ms = np.where(rejected, REJECTED_MS, latency_ms)
     if world.step_ms > 0.0:
-        latency_ms = np.maximum(np.round(latency_ms / world.step_ms), 1.0) * world.step_ms
+        # Before the scale: a rounded canary would not be slower throughout.
+        factor = of_arm("latency_scale")
+        latency_ms = np.maximum(np.round(latency_ms / factor / world.step_ms), 1.0) * world.step_ms * factor
     unanswered = failed | rejected
-    mean = np.clip(of_arm("quality") + liking - 0.25 * is_hard, 0.02, 0.98)
-    quality = rng.beta(QUALITY_WEIGHT * mean, QUALITY_WEIGHT * (1 - mean))
     if world.score_step > 0.0:
         # Rounded at random, which keeps the mean.
         quality = np.floor(quality / world.score_step + rng.random(n)) * world.score_step

@@ -25,6 +25,7 @@ from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.quantities import duration
 from controller.rollout.ports import Clock
 from controller.rollout.state import RolloutState
+from controller.spec.label import LABEL_KEYS
 from controller.spec.policy import PolicySpec
 from controller.store.ab import AbStore
 from controller.store.rows import AbRow
@@ -121,7 +122,8 @@ class AbTests:
 
     def create(self, service: str, body: Mapping[str, Any], identity: Identity) -> AbView:
         """Start a test: deploy B with its share. Raises BadSpec, Conflict and what a deploy raises."""
-        spec = parse_ab(body)
+        label = {key: body[key] for key in LABEL_KEYS if key in body}
+        spec = parse_ab({key: value for key, value in body.items() if key not in LABEL_KEYS})
         newest = self._store.newest(service)
         if newest is not None and newest.ended_at_s is None and not self._is_over(newest):
             raise Conflict(
@@ -130,7 +132,7 @@ class AbTests:
         if spec.policy is None:
             spec = spec.model_copy(update={"policy": self._rollouts.policy(service)})
         try:
-            rollout = self._rollouts.deploy(service, spec.deploy_body(), identity)
+            rollout = self._rollouts.deploy(service, {**spec.deploy_body(), **label}, identity)
         except RolloutRunning as exc:
             raise RolloutRunning(f"an A/B test deploys B as the canary: {exc}") from exc
         now_s = self._clock.now_s()

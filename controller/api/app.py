@@ -40,7 +40,9 @@ from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.runner import Runner
 from controller.runtime.service_loop import LastTick
+from controller.spec.label import Label
 from controller.spec.service import ServiceSpec
+from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
 from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView, build_views
@@ -62,6 +64,7 @@ class ViewBuilder:
         """The service with its newest rollout."""
         tick = self._runner.last_tick(row.name)
         newest = next(iter(self._store.rollouts(row.name, limit=1)), None)
+        shown = {row.stable, *(one.version for one in tick.versions or ())}
         return service_view(
             row.name,
             url=self._base_url(row.name),
@@ -69,11 +72,12 @@ class ViewBuilder:
             split=tick.split,
             versions=tick.versions,
             rollout=self.rollout(newest, tick) if newest else None,
+            labels={name: label_of(self._store.version(row.name, name)) for name in shown},
         )
 
     def rollout(self, row: RolloutRow, tick: LastTick) -> RolloutView:
         """A rollout with the evidence of its last tick, or else the stored one."""
-        return self._view(state_from_json(row.state), tick)
+        return self._view(state_from_json(row.state), tick, label_of(row))
 
     def rollout_by_id(self, service: str, rollout: str) -> RolloutView:
         """One rollout of the service. Raises UnknownRollout."""
@@ -82,13 +86,15 @@ class ViewBuilder:
             raise UnknownRollout(
                 f"{service} has no rollout {rollout}; canaryctl history {service} lists those it had"
             )
-        return self._view(stored.state, self._runner.last_tick(service))
+        attempts = self._store.attempts(service, stored.state.canary.id)
+        label = label_of(next((row for row in attempts if row.id == rollout), None))
+        return self._view(stored.state, self._runner.last_tick(service), label)
 
-    def _view(self, state: RolloutState, tick: LastTick) -> RolloutView:
+    def _view(self, state: RolloutState, tick: LastTick, label: Label) -> RolloutView:
         evidence = tick.evidence if tick.rollout == state.id else None
         if evidence is None:
             evidence = stored_status(self._store.evidence(state.id))
-        return rollout_view(state, evidence, now_s=tick.at_s or None)
+        return rollout_view(state, evidence, now_s=tick.at_s or None, label=label)
 
 
 def make_app(
@@ -196,7 +202,8 @@ def _add_writes(
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
     async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
-        return await slow.run(lambda: rollout_view(commands.deploy(service, _mapping(body), identity)))
+        state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
+        return await asyncio.to_thread(views.rollout_by_id, service, state.id)
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
     def rollback(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:

@@ -53,6 +53,10 @@ class DeployBody(BaseModel):
     twin: bool = False  # stable against itself; without a version
     retry: bool = False
     reason: str = ""
+    name: str | None = None  # what people call the version; null: its folder or URL is shown
+    message: str | None = None  # why it is deployed
+    actor: str | None = None  # who deploys it; null: the token's name
+    allow_unjudged: str | None = None  # reason to run without gates whose metric never came
     allow_unproven: str | None = None  # reason to run stages that can prove nothing
 
 
@@ -109,3 +113,11 @@ def text_of(body: Mapping[str, Any], name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise BadInput(f"{name} {value!r} is not a text; leave it out, or write it in quotes")
     return (value or "").strip()[:MAX_REASON]
+
+
+def waiver_of(body: Mapping[str, Any], name: str) -> str:
+    """The reason in the body to go without a check; empty: none is given. Raises BadInput for a blank one."""
+    reason = body.get(name)
+    if reason is not None and not (isinstance(reason, str) and reason.strip()):
+        raise BadInput(f"{name} {reason!r} is not a reason; give one, or leave it out")
+    return (reason or "").strip()

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-from controller import telemetry
-from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of
+from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of, waiver_of
 from controller.api.feedback import Score, parse_scores, write_scores
+from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
 from controller.api.proposal import (
     Proposal,
     as_twin,
@@ -30,9 +30,10 @@ from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRo
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device, fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
-from controller.planning.forecast import FORECAST_KEYS, NotSimulated, TrafficOverrides, traffic_model
+from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffic_model
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
+from controller.planning.unjudged import unjudged, without
 from controller.rollout.machine import begin
 from controller.rollout.observation import CommandKind
 from controller.rollout.plan import Plan
@@ -41,27 +42,29 @@ from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.rollout.status import rollback_effect
 from controller.spec.differences import refuse_change
+from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
 from controller.store.row_specs import (
     comparable_fingerprint,
     fingerprint_of,
+    label_of,
     service_spec,
     version_row,
     version_spec,
 )
-from controller.store.rows import ServiceRow
+from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running
+from controller.views.models import AttemptView
+from controller.views.plan import attempt_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
-DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
+WAIVERS = ("allow_unproven", "allow_unjudged")
+DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", *WAIVERS, *LABEL_KEYS)
 PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
-# Below this measured rate too little is known of the traffic to refuse a deploy by its forecast.
-MIN_FORECAST_REQUESTS_PER_S = 1.0
-# A deploy that takes longer to simulate goes ahead: the gate decides, the forecast only saves time.
-DEPLOY_FORECAST_S = 30.0
+SHOWN_ATTEMPTS = 3
 HISTORY_LIMIT = 200  # rollouts that are looked through for earlier versions
 
 
@@ -96,7 +99,8 @@ class Commands:
 
         Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when the existing service differs.
         """
-        spec = parse_service(body)
+        spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
+        label = parse_label(body, source=spec.model or spec.url, identity=identity.name)
         if spec.service in {row.name for row in self._store.services()}:
             row = self._active_service(spec.service)
             stable = self._store.version(row.name, row.stable)
@@ -111,7 +115,7 @@ class Commands:
         require_fit(version, fingerprint, devices)
         now_s = self._clock.now_s()
         row = ServiceRow(spec.service, json.dumps(dump(spec)), fingerprint.version_id, make_secret(), now_s)
-        self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s))
+        self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s, label=label))
         self._wake(spec.service)
         return row
 
@@ -124,8 +128,11 @@ class Commands:
         """
         overrides = TrafficOverrides.parse(body)
         proposal = self._propose(service, body, PLAN_KEYS, overrides)
-        proposal = self._with_forecast(proposal, is_quick=overrides.is_quick)
-        if lines := proposal.unprovable_stages():
+        proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
+        proposal = replace(proposal, attempts=self._attempt_views(service, proposal.canary_id))
+        waiver = waiver_of(body, "allow_unjudged")
+        named = () if waiver else [one.text for one in proposal.not_judged if one.needs == "source"]
+        if lines := (*named, *proposal.unprovable_stages()):
             raise BadSpec(list(lines))
         return proposal
 
@@ -142,34 +149,51 @@ class Commands:
             self._refuse_rejected(service, proposal.canary_id)
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
-        waiver = _unproven_waiver(body)
+        unjudged_reason = waiver_of(body, "allow_unjudged")
+        if not unjudged_reason:
+            refuse_unjudged(proposal)
+        waiver = waiver_of(body, "allow_unproven")
         if not waiver:
-            self._refuse_unprovable(proposal)
+            refuse_unprovable(proposal, self._environment)
         now_s = self._clock.now_s()
+        label = proposal.label(body, identity)
+        row = version_row(service, proposal.version, proposal.fingerprint, now_s, label=label)
+        row = replace(row, id=proposal.canary_id)
         state = begin(
             new_rollout_id(),
             service,
-            stable=version_ref(proposal.stable.id, version_spec(proposal.stable)),
-            canary=version_ref(proposal.canary_id, proposal.version),
+            stable=version_ref(proposal.stable),
+            canary=version_ref(row),
             plan=proposal.plan,
             now_s=now_s,
+            byline="; ".join(filter(None, (label.byline, proposal.unjudged_note(unjudged_reason)))),
         )
         request = {
             "version": dump(proposal.version),
             "policy": dump(proposal.policy),
             "gate": proposal.policy.gate_policy().to_mapping(),
             "stages": [asdict(stage) for stage in gate_stages(proposal.plan, proposal.policy)],
-            "actor": identity.name,
+            "actor": label.actor,
             "reason": reason,
             "allow_unproven": waiver,
+            "allow_unjudged": unjudged_reason,
+            "not_judged": [one.gate for one in proposal.not_judged],
         }
-        row = version_row(service, proposal.version, proposal.fingerprint, now_s)
-        row = replace(row, id=proposal.canary_id)
         # The forecast may have taken half a minute, in which this version may have been tried and rejected.
         before = newest.id if newest is not None else None
         self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row, newest=before)
         self._wake(service)
         return state
+
+    def _checkpoint_before(self, service: str) -> VersionRow | None:
+        """The newest checkpoint that served; None: endpoints alone did."""
+        served = (state.stable for state in self._history(service) if not state.stable.external)
+        return next((row for arm in served if (row := self._store.version(service, arm.id))), None)
+
+    def _attempt_views(self, service: str, canary: str) -> tuple[AttemptView, ...]:
+        """Earlier rollouts of this version, newest first."""
+        rows = self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS)
+        return tuple(attempt_view(state_from_json(row.state), label_of(row)) for row in rows)
 
     def _propose(
         self, service: str, body: Mapping[str, Any], keys: Sequence[str], overrides: TrafficOverrides
@@ -182,8 +206,13 @@ class Commands:
         refuse_unknown(body, keys)
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
+        measured = self._environment.measured(service) or MeasuredBaseline(0)
+        not_judged = unjudged(policy, measured)
+        policy = without(policy, not_judged)
         before = version_spec(stable)
-        version = before if policy.twin else changed_version(stable, body.get("version") or {})
+        checkpoint = self._checkpoint_before(service) if before.is_external else None
+        change = body.get("version") or {}
+        version = before if policy.twin else changed_version(stable, change, checkpoint=checkpoint)
         fingerprint = self._environment.fingerprint(version)
         current = comparable_fingerprint(stable, self._environment.fingerprint)
         refuse_same(row, current, fingerprint, is_twin=policy.twin)
@@ -199,7 +228,6 @@ class Commands:
             requests_per_s=rate,
         )
         plan = replace(plan, preflight_s=preflight_s(fingerprint))
-        measured = self._environment.measured(service) or MeasuredBaseline(0)
         return Proposal(
             service=row,
             stable=stable,
@@ -210,6 +238,8 @@ class Commands:
             plan=plan,
             fit=fit(version, fingerprint, self._environment.devices() if not version.is_external else ()),
             measured=measured,
+            not_judged=not_judged,
+            name=parse_label(body, source=None, identity="").name,
             traffic=traffic_model(policy, measured, rate, overrides) if rate is not None else None,
             stored_id=row.stable if policy.twin else self._stored_id(service, fingerprint),
         )
@@ -223,36 +253,6 @@ class Commands:
             if comparable_fingerprint(row, self._environment.fingerprint).digest == fingerprint.digest:
                 return row.id
         return None
-
-    def _with_forecast(
-        self, proposal: Proposal, *, is_quick: bool = False, limit_s: float | None = None
-    ) -> Proposal:
-        """The proposal with its forecast, or with the reason why there is none."""
-        plan, policy, traffic = proposal.plan, proposal.policy, proposal.traffic
-        if traffic is None:
-            return replace(proposal, forecast_note="traffic not known; give --rate REQUESTS_PER_S")
-        if is_quick:
-            return replace(proposal, forecast_note="not simulated: --quick")
-        try:
-            stages = self._environment.forecast(plan, policy, traffic, limit_s=limit_s)
-        except NotSimulated as exc:
-            return replace(proposal, forecast_note=str(exc))
-        return replace(proposal, forecast=stages)
-
-    def _refuse_unprovable(self, proposal: Proposal) -> None:
-        """Raises BadSpec for a stage that can prove nothing at the measured traffic."""
-        traffic = proposal.traffic
-        if traffic is None or traffic.requests_per_s < MIN_FORECAST_REQUESTS_PER_S:
-            return
-        lines = proposal.unprovable_stages()
-        if not lines and proposal.measured.is_enough:
-            proposal = self._with_forecast(proposal, limit_s=DEPLOY_FORECAST_S)
-            if proposal.forecast is None:
-                service = proposal.service.name
-                telemetry.warning("deploy not simulated", service=service, why=proposal.forecast_note)
-            lines = proposal.unprovable_stages()
-        if lines:
-            raise BadSpec([f"{line}; --allow-unproven REASON deploys it anyway" for line in lines])
 
     def policy(self, service: str) -> PolicySpec:
         """The service's own policy, as given to `up`. Raises UnknownService, Conflict while it is removed."""
@@ -391,11 +391,3 @@ class Commands:
             raise AlreadyRejected(
                 f"{canary} was undone in {undo.id} {'; '.join(undo.plan.reasons)}; change it, or give --retry"
             )
-
-
-def _unproven_waiver(body: Mapping[str, Any]) -> str:
-    """The reason to run stages that can prove nothing; empty: none is given. Raises BadInput."""
-    reason = body.get("allow_unproven")
-    if reason is not None and not (isinstance(reason, str) and reason.strip()):
-        raise BadInput(f"allow_unproven {reason!r} is not a reason; give one, or leave it out")
-    return (reason or "").strip()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controller.api.bodies import flag_of
+from controller.auth import Identity
 from controller.errors import AlreadyRejected, BadInput, Conflict
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
@@ -15,14 +16,16 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
+from controller.planning.unjudged import Unjudged
 from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
+from controller.spec.label import Label, parse_label, short_source
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
-from controller.store.row_specs import version_spec
+from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
-from controller.views.models import PlanView
+from controller.views.models import AttemptView, PlanView, UnjudgedView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
@@ -45,8 +48,11 @@ class Proposal:
     plan: Plan
     fit: Fit
     measured: MeasuredBaseline
+    name: str | None  # given to the canary; None: none
     traffic: TrafficModel | None  # None: not known, so there is no forecast either
     forecast: tuple[StageForecast, ...] | None = None
+    not_judged: tuple[Unjudged, ...] = ()  # gates without a source; those nobody named are not in `policy`
+    attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
     stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
@@ -55,6 +61,12 @@ class Proposal:
         """Id of the canary: its fingerprint's; a twin, which has stable's fingerprint, has its own."""
         version_id = self.stored_id or self.fingerprint.version_id
         return twin_id(version_id) if self.plan.twin else version_id
+
+    def label(self, body: Mapping[str, Any], identity: Identity) -> Label:
+        """Label of the canary; of a twin, stable's name. Raises BadInput."""
+        label = parse_label(body, source=self.version.model or self.version.url, identity=identity.name)
+        name = label_of(self.stable).name if self.plan.twin else None
+        return replace(label, name=label.name or name)
 
     def view(self) -> PlanView:
         """The view that `canaryctl plan` shows."""
@@ -68,7 +80,13 @@ class Proposal:
             fit=self.fit,
             latency=latency_lines(self.plan, self.policy),
         )
-        update: dict[str, object] = {"forecast_note": self.forecast_note}
+        update: dict[str, object] = {
+            "forecast_note": self.forecast_note,
+            "stable_name": label_of(self.stable).shown,
+            "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
+            "attempts": self.attempts,
+            "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
+        }
         if self.traffic is not None:
             update |= {
                 "requests_per_s": self.traffic.requests_per_s,
@@ -84,13 +102,19 @@ class Proposal:
             }
         return view.model_copy(update=update)
 
+    def unjudged_note(self, reason: str) -> str:
+        """For the rollout's log: the gates that nothing judges, and why that is accepted; '': none."""
+        gates = ", ".join(one.gate for one in self.not_judged)
+        return f"NOT JUDGED: {gates}{f' ({reason})' if reason else ''}" if gates else ""
+
     def unprovable_stages(self) -> tuple[str, ...]:
         """One line for each stage that can prove nothing: by the forecast, without one by its power alone."""
         if self.traffic is None:
             return ()
         if self.forecast is None:
             return underpowered_stages(self.plan, self.policy, self.traffic)
-        return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
+        lines = refusals(self.forecast, self.plan, self.policy, self.traffic)
+        return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in lines)
 
 
 def new_rollout_id(prefix: str = ROLLOUT_PREFIX) -> str:
@@ -98,9 +122,10 @@ def new_rollout_id(prefix: str = ROLLOUT_PREFIX) -> str:
     return f"{prefix}{secrets.token_hex(4)}"
 
 
-def version_ref(version: str, spec: VersionSpec) -> VersionRef:
+def version_ref(row: VersionRow) -> VersionRef:
     """One arm of a rollout."""
-    return VersionRef(version, spec.replicas, spec.is_external)
+    spec = version_spec(row)
+    return VersionRef(row.id, spec.replicas, spec.is_external, label_of(row).shown)
 
 
 def preflight_s(fingerprint: Fingerprint) -> float:
@@ -108,11 +133,19 @@ def preflight_s(fingerprint: Fingerprint) -> float:
     return MIN_PREFLIGHT_S + fingerprint.tensor_bytes / HASH_BYTES_PER_S
 
 
-def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
-    """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput."""
+def changed_version(
+    stable: VersionRow, change: Mapping[str, Any], *, checkpoint: VersionRow | None = None
+) -> VersionSpec:
+    """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput.
+
+    checkpoint: the newest version before an endpoint that is no endpoint. A checkpoint that replaces the
+    endpoint inherits from it, so that its sizes and with them its id survive the way through the endpoint.
+    """
     if not isinstance(change, Mapping):
         raise BadInput(f"version is {type(change).__name__}; write model: DIR or url: URL")
     inherited = dump(version_spec(stable))
+    if checkpoint is not None and "url" in inherited and change.get("url") is None and change.get("model"):
+        inherited = dump(version_spec(checkpoint))
     if change.get("url") is not None:
         inherited = {}
     elif change.get("model") is not None:

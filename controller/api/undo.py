@@ -91,7 +91,7 @@ def begin_undo(
         stable_replicas=before.replicas if scales else None,
         undo=True,
     )
-    refs = version_ref(stable.id, before), version_ref(target.id, after)
+    refs = version_ref(stable), version_ref(target)
     id = new_rollout_id(UNDO_PREFIX)
     state = begin(id, row.name, stable=refs[0], canary=refs[1], plan=plan, now_s=now_s)
     request = {

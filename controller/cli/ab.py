@@ -58,6 +58,9 @@ def create(
     ] = "10m",
     duration: Annotated[str, typer.Option("--for", help="Maximum duration; B is then removed.")] = "7d",
     retry: options.RetryOption = False,
+    name: options.NameOption = None,
+    message: options.MessageOption = None,
+    actor: options.ActorOption = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -75,7 +78,7 @@ def create(
     from controller.ab.spec import parse_ab
     from controller.cli.request_bodies import change_body, read_policy
 
-    body = {
+    body: dict[str, object] = {
         "version": change_body(model=model, url=url, engine=engine, policy=None)["version"],
         "metric": metric,
         "mode": "sequential" if fixed is None else "fixed",
@@ -88,6 +91,7 @@ def create(
         "policy": read_policy(policy) if policy is not None else None,
     }
     parse_ab(body)  # refuse a malformed test without a controller
+    body |= options.label(name, message, actor)
     client = Client(load_settings())
     _print(client.create_ab(client.resolve_service(service or service_), body), output)
 

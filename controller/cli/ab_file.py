@@ -27,9 +27,9 @@ from evaluation.ab.sequential import sequential
 from evaluation.ab.units import AbUnits, units_of_rows
 from evaluation.ab.validity import AbValidity
 from evaluation.metrics import CATALOGUE
-from evaluation.offline.ties import blind_order
 from evaluation.records import EvidenceError
-from evaluation.units.units import HELD, LEFT_OUT, REQUEST, STICKY, kind_of, unit_hash
+from evaluation.units.ties import tie_order
+from evaluation.units.units import REQUEST, STICKY, kind_of, unit_hash
 
 RESULT_KEYS = (
     "n_a", "n_b", "mean_a", "mean_b", "difference", "win_rate", "cohens_d", "interval", "interval_of"
@@ -110,14 +110,13 @@ def _kinds(columns: Mapping[str, Column]) -> NDArray[np.int64]:
 
 def _in_blind_order(evidence: EvidenceFile) -> dict[str, Column]:
     """The columns in an order of assignment in which ties do not depend on the arm."""
-    columns, kind = dict(evidence.columns), _kinds(evidence.columns)
-    at_s, w = (np.asarray(columns[name], dtype=np.float64) for name in ("t_s", "w"))
+    columns = dict(evidence.columns)
     key = np.zeros(evidence.rows, dtype=np.int64)
     if "unit" in columns:
         names, which = np.unique(columns["unit"], return_inverse=True)
         key = np.array([unit_hash(str(name)) for name in names], dtype=np.int64)[which]
-    has_coin = (kind != LEFT_OUT) & (kind != HELD) & (w > 0.0) & (w < 1.0)
-    order = blind_order(at_s, np.asarray(columns["arm"]) == 1, has_coin, key)
+    at_s = np.asarray(columns["t_s"], dtype=np.float64)
+    order = tie_order(at_s, lambda rows: [(int(key[row]), unit_hash(str(row))) for row in rows.tolist()])
     return columns if order is None else {name: column[order] for name, column in columns.items()}
 
 

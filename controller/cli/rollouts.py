@@ -36,6 +36,8 @@ def plan(
             metavar="N", help="Total distinct users, who return. [default: new users keep arriving]"
         ),
     ] = None,
+    allow_unjudged: options.UnjudgedOption = None,
+    name: options.NameOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip the simulation of the duration.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -49,6 +51,9 @@ def plan(
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
     traffic = {"rate": rate, "unit_requests": unit_requests, "users": users, "quick": quick or None}
     body |= {key: value for key, value in traffic.items() if value is not None}
+    body |= options.label(name, None, None)
+    if allow_unjudged is not None:
+        body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     view = client.plan(client.resolve_service(service or service_), body)
     emit(view, output, lambda is_wide: render.plan_detail(view, is_wide=is_wide))
@@ -73,6 +78,10 @@ def deploy(
             help="Run stages that cannot prove anything at this traffic; the reason is logged.",
         ),
     ] = None,
+    allow_unjudged: options.UnjudgedOption = None,
+    name: options.NameOption = None,
+    message: options.MessageOption = None,
+    actor: options.ActorOption = None,
     reason: options.ReasonOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -85,22 +94,23 @@ def deploy(
     from controller.cli.request_bodies import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
+    body |= options.label(name, message, actor)
+    if allow_unjudged is not None:
+        body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
-    name = client.resolve_service(service or service_)
+    serves = client.resolve_service(service or service_)
     if dry_run:
-        planned = client.plan(name, body)
+        planned = client.plan(serves, body)
         emit(planned, output, lambda is_wide: render.plan_detail(planned, is_wide=is_wide))
         return
     if allow_unproven is not None:
         body["allow_unproven"] = allow_unproven
-    view = client.deploy(name, {**body, "retry": retry, "reason": reason})
+    view = client.deploy(serves, {**body, "retry": retry, "reason": reason})
     if wait:
-        view = live.watch(client, name, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
+        view = live.watch(client, serves, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
     elif output.is_text:
-        console().print(
-            f"{view.rollout} started: {view.stable} -> {view.canary}, {view.risk} risk", soft_wrap=True
-        )
-        note(f"follow it: canaryctl watch {name}; end it: canaryctl rollback {name}")
+        console().print(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk", soft_wrap=True)
+        note(f"follow it: canaryctl watch {serves}; end it: canaryctl rollback {serves}")
     if not output.is_text:
         emit_data(view, output)
     if wait:
@@ -258,4 +268,4 @@ def history(
 
     client = Client(load_settings())
     views = client.history(client.resolve_service(service or service_), limit=limit)
-    emit(views, output, lambda is_wide: render.history_table(views, is_wide=is_wide))
+    emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide))

@@ -32,6 +32,7 @@ from controller.errors import (
     Unreachable,
 )
 from controller.settings import Settings, load_settings
+from controller.spec.label import title
 from controller.views.models import CommandResult, ServiceView
 
 UP_TIMEOUT_S = 900.0
@@ -54,6 +55,9 @@ def up(
     gpus: Annotated[float | None, typer.Option(help="GPUs per replica; may be a fraction.")] = None,
     engine: options.EngineOption = None,
     policy: options.PolicyOption = None,
+    name: options.NameOption = None,
+    message: options.MessageOption = None,
+    actor: options.ActorOption = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the model answers.")] = False,
     timeout: options.TimeoutOption = None,
     output: OutputOption = Output.TABLE,
@@ -76,9 +80,11 @@ def up(
         "engine": engine or None,
         "policy": policy,
     }
-    body = service_body(settings, file, {name: value for name, value in given.items() if value is not None})
+    body = service_body(settings, file, {key: value for key, value in given.items() if value is not None})
     if port is None and body is not None:
         port = body.get("port")
+    if body is not None:
+        body |= options.label(name, message, actor)
     wait_s = 0.0 if no_wait else UP_TIMEOUT_S if timeout is None else timeout
     views = _bring_up(settings, body, port=port, api_port=api_port, wait_s=wait_s)
     if not output.is_text:
@@ -86,7 +92,8 @@ def up(
         return
     for view in views:
         console().print(
-            f"[bold]{view.service}[/] serves {view.stable} at [bold]{view.url}[/]", soft_wrap=True
+            f"[bold]{view.service}[/] serves {title(view.stable, view.stable_name)} at [bold]{view.url}[/]",
+            soft_wrap=True,
         )
 
 

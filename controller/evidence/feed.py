@@ -171,12 +171,21 @@ class Feed:
                 self._add(draw_of(record))
                 self._load.count(record)
                 if record.error is not None:
-                    self._guard.add(canary=record.arm == CANARY, error=record.error)
+                    self._count_in_guard(record)
         elif not self._config.stages:
             if record.error is not None:
-                self._guard.add(canary=False, error=record.error)  # of the version to be replaced
+                self._count_in_guard(record, of_replaced=True)
         elif self._evaluator is None:
             self._seed_with(record)
+
+    def _count_in_guard(self, record: RequestRecord, *, of_replaced: bool = False) -> None:
+        """of_replaced: the request is of the version that an undo replaces, from before its switch."""
+        self._guard.add(
+            unit=record.unit,
+            canary=record.arm == CANARY and not of_replaced,
+            error=record.error is True,
+            rejected=record.rejected is True,
+        )
 
     def _recall(self, events: Sequence[Joined]) -> None:
         """Remember the requests of events consumed before a restart, without counting them again."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from controller import telemetry
 from controller.rollout.observation import Alarm
 from evaluation import snapshot as snapshots
-from evaluation.betting.wealth import Floats
+from evaluation.betting.unit_block import Floats
 from evaluation.metrics import VALUES, Kind
 from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
@@ -53,8 +53,9 @@ class RolloutSegmentAlarms:
 
     def __init__(self, policy: GatePolicy) -> None:
         gates = [gate for gate in policy.gates if gate.kind is not Kind.PERCENTILE]
+        alpha = policy.alpha / max(len(gates), 1)
         self._gates = {
-            g.name: (g, SegmentAlarms(g.kind, tolerance=g.tolerance, alpha=policy.alpha / len(gates)))
+            g.name: (g, SegmentAlarms(g.kind, tolerance=g.tolerance, threshold=g.threshold, alpha=alpha))
             for g in gates
         }
         # request id -> seq, at_s, segments
@@ -134,7 +135,7 @@ def _feed(
             for segment in segments:
                 indices.setdefault(segment, []).append(i)
     for segment, chosen in indices.items():
-        alarms.feed(segment, rows.block(y, np.array(chosen, dtype=np.int64), w))
+        alarms.feed(segment, rows.units_at(np.array(chosen, dtype=np.int64), y, w))
 
 
 def _alarm(gate: Gate, alarm: SegmentAlarm) -> Alarm:
@@ -158,4 +159,4 @@ def metric_alarms(report: EvaluationReport) -> tuple[Alarm, ...]:
 
 
 def _digest(gate: Gate) -> str:
-    return f"{gate.metric} {gate.kind.value} {gate.tolerance!r}"
+    return f"{gate.metric} {gate.kind.value} {gate.tolerance!r} {gate.threshold!r}"

@@ -54,6 +54,7 @@ class _Block:
     last_s: float = 0.0
     events: Counter[str] = field(default_factory=Counter)
     scores: dict[str, _Sum] = field(default_factory=dict)
+    values: Counter[str] = field(default_factory=Counter)  # requests with a value, by metric
     sessions: int = 0
     session_requests: int = 0
 
@@ -130,8 +131,10 @@ class TrafficMeter:
         """Baseline of stable's newest requests, up to 20,000."""
         with self._lock:
             events: Counter[str] = Counter()
+            values: Counter[str] = Counter()
             for block in self._blocks:
                 events.update(block.events)
+                values.update(block.values)
             logs = sorted(math.log(max(value, 1e-3)) for value in self._latencies_ms)
             mean = math.fsum(logs) / len(logs) if logs else 0.0
             spread = math.sqrt(math.fsum((one - mean) ** 2 for one in logs) / len(logs)) if logs else None
@@ -143,6 +146,8 @@ class TrafficMeter:
                 latency_log_sd=spread,
                 scores=self._scored(),
                 unit_requests=self._unit_requests(),
+                values=values,
+                settled=sum(block.answered for block in self._blocks if self._is_settled(block)),
             )
 
     def _reset(self) -> None:
@@ -164,6 +169,7 @@ class TrafficMeter:
         block.requests += 1
         block.last_s = record.at_s
         block.events.update(error=record.error is True, **flags_of(record))
+        block.values.update(name for name, value in _values(record) if value is not None)
         if record.error is False and not record.rejected:
             block.answered += 1
             if record.latency_ms is not None:
@@ -210,9 +216,12 @@ class TrafficMeter:
         requests += sum(count for _, count in self._sessions.values())
         return requests / sessions if sessions else 1.0
 
+    def _is_settled(self, block: _Block) -> bool:
+        return block.last_s < self._now_s - SCORES_TAKE_S
+
     def _scored(self) -> dict[str, ScoreStats]:
         names = dict.fromkeys(name for block in self._blocks for name in block.scores)
-        old = [block for block in self._blocks if block.last_s < self._now_s - SCORES_TAKE_S]
+        old = [block for block in self._blocks if self._is_settled(block)]
         answered = sum(block.answered for block in old)
         out = {}
         for name in names:
@@ -224,3 +233,13 @@ class TrafficMeter:
             ratio = min(judged / answered, 1.0) if answered >= BLOCK_REQUESTS else None
             out[name] = ScoreStats(count, mean, math.sqrt(variance), ratio)
         return out
+
+
+def _values(record: RequestRecord) -> tuple[tuple[str, float | None], ...]:
+    """The metrics of a record that are numbers."""
+    return (
+        ("latency_ms", record.latency_ms),
+        ("ttft_ms", record.ttft_ms),
+        ("itl_ms", record.itl_ms),
+        ("tokens", record.completion_tokens),
+    )

@@ -23,6 +23,7 @@ from evaluation.forecast.stages import MAX_RUNS, StageForecast, simulate_plan
 
 FORECAST_KEYS = ("rate", "unit_requests", "users", "quick")
 MAX_RATE = 1e6
+NOTABLE_SESSION = 0.2  # of a stage's deadline: from there on the wait for sessions to end is worth naming
 
 
 class NotSimulated(CanaryctlError):
@@ -127,9 +128,33 @@ def underpowered_stages(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -
     return tuple(lines)
 
 
-def refusals(stages: Sequence[StageForecast]) -> tuple[str, ...]:
+def refusals(
+    stages: Sequence[StageForecast], plan: Plan, policy: PolicySpec, traffic: TrafficModel
+) -> tuple[str, ...]:
     """One line for each stage that can prove nothing. Empty: the plan can be run."""
-    return tuple(f"stage {one.stage + 1}: {one.refusal}" for one in stages if one.refusal is not None)
+    refused = [(one.stage, one.refusal) for one in stages if one.refusal is not None]
+    return tuple(
+        f"stage {index + 1}: {_session_cause(plan.stages[index].deadline_s, policy, traffic, refusal)}"
+        for index, refusal in refused
+    )
+
+
+def _session_cause(deadline_s: float, policy: PolicySpec, traffic: TrafficModel, refusal: str) -> str:
+    """The refusal with what may be behind it: a sticky unit's requests count when its session has ended."""
+    session_s = policy.gate_policy().session_s
+    if not traffic.is_sticky or session_s < NOTABLE_SESSION * deadline_s:
+        return refusal
+    remedy = "shorten session, raise the deadline, or set units: request in the policy"
+    session, deadline = duration(round(session_s)), duration(round(deadline_s))
+    if session_s >= deadline_s:
+        return (
+            f"a user's requests count once the session has ended, session is {session} and the deadline "
+            f"{deadline}, so none counts in time; {remedy}"
+        )
+    return (
+        f"{refusal}; {session} of the {deadline} to the deadline pass before a session ends and its requests "
+        f"count: {remedy}"
+    )
 
 
 def _is_number(value: object) -> bool:

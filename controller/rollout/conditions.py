@@ -16,7 +16,7 @@ from controller.rollout.observation import (
 )
 from controller.rollout.plan import Stage
 from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Phase, RolloutState, StageExit
-from evaluation.report import Verdict
+from evaluation.report import Source, Verdict
 
 
 def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
@@ -77,6 +77,9 @@ def stage_exit(state: RolloutState, seen: Observation, now_s: float) -> StageExi
     if evidence is None or evidence.stage != state.stage:
         return None
     if evidence.canary_requests < stage.min_canary or now_s - state.acked_at_s < stage.duration_s:
+        return None
+    # A proof from before a metric stopped says nothing of what the canary does since.
+    if any(gate.source is Source.STOPPED and not gate.is_alarm for gate in evidence.gates):
         return None
     if evidence.verdict is Verdict.PASS:
         return "proven"

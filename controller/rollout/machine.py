@@ -60,6 +60,7 @@ from controller.rollout.journal import (
     notice,
     notices,
     publish_alarms,
+    publish_sources,
     release,
     time_limit_s,
 )
@@ -87,20 +88,31 @@ from controller.rollout.twin_report import passed_stage
 
 
 def begin(
-    rollout: str, service: str, *, stable: VersionRef, canary: VersionRef, plan: Plan, now_s: float
+    rollout: str,
+    service: str,
+    *,
+    stable: VersionRef,
+    canary: VersionRef,
+    plan: Plan,
+    now_s: float,
+    byline: str = "",
 ) -> RolloutState:
-    """A new rollout with its plan pinned. Raises BadInput when both arms are one version."""
+    """A new rollout with its plan pinned. byline: who started it and why, for the log.
+
+    Raises BadInput when both arms are one version.
+    """
     if stable.id == canary.id:
-        raise BadInput(f"{canary.id} is in production already; deploy another version")
+        raise BadInput(f"{canary.title} is in production already; deploy another version")
     state = RolloutState(rollout, service, stable, canary, plan, Phase.PLANNING, now_s, None, "", now_s)
     state = replace(state, ticked_at_s=now_s)
     if plan.twin:
-        text = f"twin run of {stable.id}: stable against itself, nothing will be promoted"
+        text = f"twin run of {stable.title}: stable against itself, nothing will be promoted"
         return enter(state, Phase.PLANNING, now_s, text)
     if plan.undo:
-        text = f"undo: {canary.id} served before and replaces {stable.id} without proof"
+        text = f"undo: {canary.title} served before and replaces {stable.title} without proof"
         return enter(state, Phase.PLANNING, now_s, "; ".join((text, *plan.reasons)))
-    return enter(state, Phase.PLANNING, now_s, f"{stable.id} -> {canary.id}, {plan.risk} risk")
+    text = f"{stable.title} -> {canary.title}, {plan.risk} risk"
+    return enter(state, Phase.PLANNING, now_s, f"{text}; {byline}" if byline else text)
 
 
 def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Action, ...]]:
@@ -120,6 +132,8 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
     state = _update_timers(state, seen, now_s)
     if seen.evidence is not None:
         state = publish_alarms(state, seen.evidence.alarms, now_s)
+        if state.phase in LIVE:
+            state = publish_sources(state, seen.evidence.gates, now_s)
     cause = reason_to_leave(state, seen, now_s)
     if cause is None:
         return _advance(state, seen, now_s)
@@ -282,7 +296,7 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
         case Phase.LOADING:
             # An undo is urgent, and its version was warm before: only the smoke test stands before traffic.
             following = Phase.SMOKE if plan.undo else Phase.WARMING
-            return enter(state, following, now_s, f"{state.canary.id} is loaded")
+            return enter(state, following, now_s, f"{state.canary.title} is loaded")
         case Phase.WARMING:
             return enter(state, Phase.SMOKE, now_s, "warm-up passed")
         case Phase.SMOKE | Phase.MIRRORING:
@@ -293,13 +307,13 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
             if state.weight_bp != plan.promoted_bp:
                 state = replace(state, weight_bp=plan.promoted_bp, acked_at_s=None)
                 state = replace(state, deadline_at_s=now_s + plan.promote_s, exposed=True)
-                text = f"capacity is ready: {percent(state.weight_bp)} to {state.canary.id}"
+                text = f"capacity is ready: {percent(state.weight_bp)} to {state.canary.title}"
                 return log(state, now_s, text)
             return enter(state, Phase.BAKING, now_s, f"baking for {plan.bake_s:g} s", keep_ack=True)
         case Phase.BAKING:
             departure = Departure(state.stable.id, state.canary.id, DepartureStep.SHIFT, now_s, now_s)
             state = replace(state, departure=departure, weight_bp=0)
-            return enter(state, Phase.UNLOADING, now_s, f"baked: {state.canary.id} becomes stable")
+            return enter(state, Phase.UNLOADING, now_s, f"baked: {state.canary.title} becomes stable")
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return state
         case _:

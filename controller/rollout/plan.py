@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from controller.quantities import FULL_BP, NEVER_CANARY
+from controller.spec.label import title
 
 ROLLOUT_PREFIX, UNDO_PREFIX = "r-", "u-"
 
@@ -25,6 +26,12 @@ class VersionRef:
     id: str
     replicas: int = 1
     external: bool = False
+    label: str = ""  # what people call it (`spec.label`), as of the rollout's start; empty: not known
+
+    @property
+    def title(self) -> str:
+        """Id and label, for people."""
+        return title(self.id, self.label)
 
 
 @dataclass(frozen=True, slots=True)

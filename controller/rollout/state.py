@@ -191,6 +191,10 @@ class RolloutState:
         """Id of the current stable version, as in the route table and the service row."""
         return self.stable.id if self.departure is None else self.departure.staying
 
+    def title(self, version: str) -> str:
+        """An arm's id and label, for people."""
+        return next((arm.title for arm in (self.stable, self.canary) if arm.id == version), version)
+
     @property
     def is_canary_leaving(self) -> bool:
         """True: the canary is departing, and stable gets all traffic."""

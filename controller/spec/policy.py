@@ -54,6 +54,11 @@ class GateSpec(Strict):
         default=None, description="reserves a quarter of the gate's alpha for mirrored pairs"
     )
 
+    required: bool | None = Field(
+        default=None,
+        description="without values it blocks promotion; default: true for gates that a policy names",
+    )
+
     def to_mapping(self) -> dict[str, object]:
         """The keys of `gate_policy_of`."""
         given = self.model_dump(exclude_none=True)
@@ -145,6 +150,10 @@ class RungSpec(Strict):
         description="by gate: a ratio for rates and latency, a loss for scores"
     )
     floor: float = Field(default=0.005, ge=0, le=1, description="a rate below stable's plus this passes, too")
+    own: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="wider margins that the stage's own units prove, where `margins` is of the whole rollout",
+    )
 
 
 _OWN_KEYS = ("metric", "kind", "threshold")

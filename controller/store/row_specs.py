@@ -8,8 +8,11 @@ from dataclasses import asdict
 
 from controller.errors import BadCheckpoint
 from controller.planning.fingerprint import Fingerprint
+from controller.spec.label import Label
 from controller.spec.service import ServiceSpec, VersionSpec, dump, stored_service, stored_version
-from controller.store.rows import ServiceRow, VersionRow
+from controller.store.rows import RolloutRow, ServiceRow, VersionRow
+
+UNLABELLED = Label()
 
 
 def version_row(
@@ -18,23 +21,25 @@ def version_row(
     fingerprint: Fingerprint,
     at_s: float,
     *,
-    name: str | None = None,
-    source: str | None = None,
-    actor: str | None = None,
-    message: str | None = None,
+    label: Label = UNLABELLED,
 ) -> VersionRow:
-    """Row of a version, which `version_spec` and `fingerprint_of` read."""
+    """Row of a version, which `version_spec`, `fingerprint_of` and `label_of` read."""
     return VersionRow(
         service,
         fingerprint.version_id,
         json.dumps(dump(spec)),
         json.dumps(asdict(fingerprint)),
         at_s,
-        name,
-        source,
-        actor,
-        message,
+        label.name,
+        label.source,
+        label.actor,
+        label.message,
     )
+
+
+def label_of(row: VersionRow | RolloutRow | None) -> Label:
+    """Label of a stored version, or of the canary of a stored rollout; an empty one if it is missing."""
+    return Label(row.name, row.source, row.actor, row.message) if row is not None else UNLABELLED
 
 
 def version_spec(row: VersionRow) -> VersionSpec:

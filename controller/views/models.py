@@ -45,6 +45,8 @@ class GateView(_View):
     stable: Real
     low: Real
     high: Real
+    source: str = "arrives"  # arrives, never or stopped: whether the metric's values come
+    last_value_s: Real = None  # when the request of the last value was assigned
 
 
 class StageView(_View):
@@ -125,6 +127,11 @@ class RolloutView(_View):
     service: str
     stable: str
     canary: str
+    stable_name: str = ""  # what people call it: the given name, else folder or URL; empty: not known
+    canary_name: str = ""
+    source: str | None = None  # of the canary: checkpoint directory or URL
+    actor: str | None = None  # who deployed it
+    message: str | None = None  # why, in their words
     serving: str
     phase: str  # of rollout.state.Phase
     stage: int | None  # from 1; null: in no stage
@@ -163,6 +170,10 @@ class RolloutView(_View):
 
 class VersionView(_View):
     version: str
+    name: str = ""  # the given name, else folder or URL; empty: not known
+    source: str | None = None
+    actor: str | None = None  # who brought it
+    message: str | None = None  # why, in their words
     phase: str
     ready_replicas: int
     in_flight: int
@@ -177,6 +188,7 @@ class ServiceView(_View):
     service: str
     url: str
     stable: str
+    stable_name: str = ""
     weight_bp: int | None  # null: the route table cannot be read
     versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
     rollout: RolloutView | None  # the newest; null: there has been none
@@ -211,6 +223,26 @@ class ForecastView(_View):
     simulated_requests: float | None = None  # canary requests at which runs were cut off; null: none was
 
 
+class AttemptView(_View):
+    """An earlier rollout of the version that a plan is about."""
+
+    rollout: str
+    started_at_s: float
+    phase: str  # of rollout.state.Phase
+    reason: str
+    actor: str | None = None
+    message: str | None = None
+
+
+class UnjudgedView(_View):
+    """A gate that stable's traffic gives nothing to judge by, so that the rollout runs without it."""
+
+    gate: str
+    metric: str
+    needs: str  # nothing, reason (--allow-unjudged) or source (the user named it: it blocks promotion)
+    text: str
+
+
 class PlanView(_View):
     """A plan: what a rollout would do, and its forecast."""
 
@@ -219,6 +251,9 @@ class PlanView(_View):
     service: str
     stable: str
     canary: str
+    stable_name: str = ""
+    canary_name: str = ""
+    attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this canary, newest first
     risk: str
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]  # shown in red
@@ -228,6 +263,7 @@ class PlanView(_View):
     shortest_s: float  # all stages and the bake, if every proof is in time
     alpha: float
     gates: tuple[str, ...]
+    not_judged: tuple[UnjudgedView, ...] = ()
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     fits: bool
     capacity: str

@@ -8,7 +8,9 @@ from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment
 from controller.quantities import figure
 from controller.rollout.plan import Plan
-from controller.views.models import ForecastView, PlanView
+from controller.rollout.state import RolloutState
+from controller.spec.label import Label
+from controller.views.models import AttemptView, ForecastView, PlanView
 from controller.views.rollout import stage_views
 from evaluation.forecast.detectable_effect import DetectableEffect
 from evaluation.forecast.stages import StageForecast
@@ -56,6 +58,18 @@ def plan_view(
         latency=latency,
         fits=fit.fits,
         capacity=fit.text,
+    )
+
+
+def attempt_view(state: RolloutState, label: Label) -> AttemptView:
+    """An earlier rollout of the planned version. Its cause, if it has one, goes before its last reason."""
+    return AttemptView(
+        rollout=state.id,
+        started_at_s=state.started_at_s,
+        phase=state.phase,
+        reason=state.cause.text if state.cause is not None else state.reason,
+        actor=label.actor,
+        message=label.message,
     )
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.betting.wealth import Floats
+from evaluation.betting.unit_block import Floats
 
 DELTAS: Floats = np.geomspace(0.01, 0.16, 12)
 MAX_LOSS = 0.9  # of the wealth, by one unit, against any difference

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.wealth import Floats, Ints
+from evaluation.betting.unit_block import Floats, Ints
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST
 
 MAX_CROSSINGS = 10  # units on both sides by accident; more, and above MAX_SHARE of all, are a broken split

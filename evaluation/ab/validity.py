@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evaluation.betting.sample_ratio import SampleRatioBet
-from evaluation.betting.wealth import Block, Channel
+from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.wealth import Channel
 from evaluation.units.missingness import MISSING_ALPHA, Presence
 
 SPLIT_ALPHA = 0.001
@@ -31,7 +32,10 @@ class AbValidity:
     def __init__(self) -> None:
         self._split = Channel(SampleRatioBet(), limit=math.log(1 / SPLIT_ALPHA))
         # Whether missing or present outcomes are the rarer depends on who grades, so both are tested.
-        self._presence = tuple(Presence(on_present=present, max_missing=1.0) for present in (True, False))
+        self._presence = tuple(
+            Presence(on_present=present, max_missing=1.0, restart_share=0.0, is_judged=True)
+            for present in (True, False)
+        )
         self._units = 0
         self._units_b = 0
         self._w_total = 0.0
@@ -47,19 +51,17 @@ class AbValidity:
             raise ValueError("w has values outside (0, 1); rows without a coin are not evidence")
         n = len(arm)
         seq = np.arange(self._units, self._units + n)
-        block = Block(
-            arm,
-            probability,
-            np.asarray(has_outcome, dtype=np.float64),
-            np.ones(n),
-            seq,
-            self._units_b + np.cumsum(arm),
-            seq.astype(np.float64),
-            np.zeros(n, dtype=np.int64),
-        )
-        self._split.bet(block)
+        present = np.asarray(has_outcome, dtype=np.float64) > 0.0
+        units_b, at_s = self._units_b + np.cumsum(arm), seq.astype(np.float64)
+        every, stage = np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.int64)
+
+        def block(y: Floats) -> UnitBlock:
+            return UnitBlock(seq, arm, probability, y, np.ones(n), seq, units_b, at_s, stage)
+
+        self._split.bet(block(present.astype(np.float64)))
         for presence in self._presence:
-            presence.feed(block)
+            presence.count(present, every, every, at_s)
+            presence.stream.feed(block(presence.indicator(present, every)))
         self._units += n
         self._units_b += int(arm.sum())
         self._w_total += float(probability.sum())

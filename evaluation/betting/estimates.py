@@ -13,7 +13,8 @@ import numpy as np
 
 from evaluation.betting.intervals import EventCount, ratio_interval, ratio_log_e
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Block, Floats, Ints, distinct
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock
+from evaluation.betting.wealth import distinct
 
 ALPHA = 0.05
 RATIO_GRID = np.array(
@@ -26,7 +27,7 @@ MAX_WEIGHTS = 8  # distinct weights that are counted; inverting the test costs 5
 class Estimate(Protocol):
     """A running estimate; what it conditions on is frozen within an epoch."""
 
-    def learn(self, block: Block) -> None:
+    def learn(self, block: UnitBlock) -> None:
         """Add units in order; the block lies within one epoch."""
 
     def end_epoch(self, stable: Stable) -> None:
@@ -50,7 +51,7 @@ class EventCounts:
         self.counts: dict[float, tuple[int, int]] = {}  # w -> canary, stable
         self._cached: tuple[list[EventCount], tuple[float, float]] | None = None
 
-    def learn(self, block: Block) -> None:
+    def learn(self, block: UnitBlock) -> None:
         """Count events; those at further weights than the first `MAX_WEIGHTS` are left out."""
         events = (block.y > 0.0) & (block.w > 0.0)
         if not events.any():
@@ -93,7 +94,7 @@ class MedianRatio:
         self.canary: dict[float, tuple[Ints, int]] = {}  # w -> values above it by ratio, values
         self._cached: tuple[int, tuple[float, float] | None] = (0, None)  # number of values, interval
 
-    def learn(self, block: Block) -> None:
+    def learn(self, block: UnitBlock) -> None:
         """Count values of both arms once the median is known; infinite ones are above it."""
         if math.isnan(self.median):
             return
@@ -101,12 +102,12 @@ class MedianRatio:
         for index, weight in enumerate(weights.tolist()):
             if weight <= 0.0 or (weight not in self.stable and len(self.stable) >= MAX_WEIGHTS):
                 continue
-            part = block if len(weights) == 1 else block.pick(which == index)
-            canary = part.y[part.arm]
+            of_weight = which == index
+            y, canary = block.y[of_weight], block.y[of_weight & block.arm]
             above, count = self.stable.get(weight, (0, 0))
             # All less the canary's: faster than picking stable's.
-            more = np.count_nonzero(part.y > self.median) - np.count_nonzero(canary > self.median)
-            self.stable[weight] = (above + int(more), count + len(part) - len(canary))
+            more = np.count_nonzero(y > self.median) - np.count_nonzero(canary > self.median)
+            self.stable[weight] = (above + int(more), count + len(y) - len(canary))
             hits, count = self.canary.get(weight, (np.zeros(len(RATIO_GRID), dtype=np.int64), 0))
             passed = np.searchsorted(self.median * RATIO_GRID, canary, side="left")
             over = np.bincount(passed, minlength=len(RATIO_GRID) + 1)[:0:-1].cumsum()[::-1]
@@ -162,7 +163,7 @@ class MeanGap:
         self.centre_z = 0.0
         self.bet = 0.0  # the variance is unknown in the first epoch
 
-    def learn(self, block: Block) -> None:
+    def learn(self, block: UnitBlock) -> None:
         """Add units in order."""
         drawn = block.w > 0.0
         y, w, arm = block.y[drawn], block.w[drawn], block.arm[drawn]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.betting.rates import RATIO_PRIOR, RATIOS
-from evaluation.betting.wealth import Floats
+from evaluation.betting.unit_block import Floats
 
 
 class EventCount(NamedTuple):

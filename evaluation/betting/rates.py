@@ -1,126 +1,123 @@
-"""Bettors on event rates: errors, hallucination, moderation, exceedance of a percentile. Lower is better."""
+"""Bettors on event rates: errors, hallucination, moderation, exceedance of a percentile. Lower is better.
+
+A unit's outcome y is its share of requests with the event, in [0, 1]: 0 or 1 for a request of its own.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Bets, Block, Floats, Ints, by_weight, ratio_table
+from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.wealth import Bets
 
 RATIOS = np.array([1.35, 1.8, 2.6, 4.2, 8.0, 20.0, 60.0])
 RATIO_PRIOR = np.array([1.0, 1.0, 1.2, 1.2, 1.0, 0.8, 1.5])  # the last: for a baseline near zero
 KNOWN_PRIOR = np.array([0.8, 1.2, 2.0, 3.5, 1.2, 0.1, 0.05])  # once stable's rate is known to be higher
 KNOWN_UNITS = 400
 NEAR_ZERO = 0.002
-SESSION_RATIOS = np.array([1.4, 2.0, 3.0, 5.0])
-TOLERANT_LAMBDAS = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+SHARE_LAMBDAS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 TRUE_PRIOR = np.array([0.1, 1.0, 5.0, 0.6, 0.3, 0.1])  # of the canary's true ratio
 TAIL_TRUE_PARTS = np.array([0.15, 0.3, 0.45, 0.6, 0.75, 0.88])  # of the margin, where that is near 1
 TAIL_PRIOR = np.array([0.7, 1.5, 1.5, 1.0, 0.7, 0.4])
 FLOOR_LAMBDAS = np.array([0.1, 0.3, 0.6, 0.9])
 FLOOR_SHARE = 0.3  # prior of the floor's family before stable's rate is known
 FLOOR_SHARE_NEEDED, FLOOR_SHARE_SPARE = 0.8, 0.05  # and after: where only the floor can prove, and else
+FIRST_SHARE = 0.05
+FIRST_RATE = 0.02  # assumed of stable before the first epoch ends
 SAFETY = 0.9
 
 
-def event_table(w: float, tolerated: float) -> Floats:
-    """K x 2 x 1 log factors of one event, by alternative and arm: `log(q0/q1) + (log rho if canary)`.
+def event_log_factors(arm: Floats, w: Floats, tolerated: Floats, ratios: Floats) -> Floats:
+    """K x n log factors of one event: `log(q0/q1) + (log rho if canary)`.
 
     Given an event, it is the canary's with probability at most `w r0 / (w r0 + 1 - w)` while its rate is at
     most r0 times stable's; the alternatives are r0 rho. Without an event nothing is bet: no baseline needed.
     Check: w=0.5, tolerated=1, rho=2 gives log(1/1.5) on stable and log(2/1.5) on the canary.
     """
+    rho = ratios[:, None]
     null = w * tolerated + 1.0 - w
-    worse = w * tolerated * RATIOS + 1.0 - w
-    on_stable = np.log(null / worse)
-    return np.stack((on_stable, on_stable + np.log(RATIOS)), axis=1)[:, :, None]
+    log_factors: Floats = np.log(null / (w * tolerated * rho + 1.0 - w)) + arm * np.log(rho)
+    return log_factors
 
 
-class FirstEvents:
-    """Rollback on first events. Null: the canary's rate is at most (1 + tolerance) times stable's, at every
-    moment."""
+def share_bets(block: UnitBlock, tolerated: Floats, ratios: Floats) -> Bets:
+    """Bets on each unit with an event: `1 + y (f - 1)`, f the factor of one event. A look after each.
 
-    __state__ = ()
+    The mean of its requests' factors, so that a unit counts once however many requests it has.
+    """
+    rows = np.flatnonzero((block.y > 0.0) & (block.w > 0.0))
+    looks = np.arange(len(rows))
+    if len(rows) == 0:
+        return Bets(rows, np.empty((len(ratios), 0)), looks)
+    arm, y = block.arm[rows].astype(np.float64), block.y[rows]
+    log_factors = event_log_factors(arm, block.w[rows], tolerated[rows], ratios)
+    part = np.flatnonzero(y < 1.0)
+    if len(part):
+        log_factors[:, part] = np.log1p(y[part] * np.expm1(log_factors[:, part]))
+    return Bets(rows, log_factors, looks)
+
+
+class EventLoss:
+    """Rollback on shares of events. Null: the canary's mean share is at most (1 + tolerance) times stable's.
+
+    Where units without an answer have no value (`UnitBlock.gap`), the tolerance grows by what the canary's
+    additional answers could add, if each had the event.
+    """
+
+    __state__ = ("prior", "rate")
 
     def __init__(self, *, tolerance: float) -> None:
         self.prior: Floats = RATIO_PRIOR
         self._tolerated = 1.0 + tolerance
+        self.rate = FIRST_RATE
 
-    def bets(self, block: Block) -> Bets:
-        """On events alone, with a look after each."""
-        rows = np.flatnonzero((block.y > 0.0) & (block.w > 0.0))
-        looks = np.arange(len(rows))
-        if len(rows) == 0:
-            return Bets(rows, np.empty((len(self.prior), 0)), looks)
-        column = np.zeros(len(rows), dtype=np.int64)
-        factors = by_weight(block.pick(rows), column, lambda w: event_table(w, self._tolerated))
-        return Bets(rows, factors, looks)
+    def bets(self, block: UnitBlock) -> Bets:
+        """On units with events alone, with a look after each."""
+        tolerated = np.full(len(block), self._tolerated)
+        if block.gap is not None:
+            tolerated += np.maximum(block.gap, 0.0) * (1.0 - self.rate) / self.rate
+        return share_bets(block, tolerated, RATIOS)
 
     def end_epoch(self, stable: Stable) -> None:
         """Only the prior depends on a baseline, and only before the first event (`Wealth.reset_prior`)."""
+        self.rate = stable.mean(prior=FIRST_RATE)
         if stable.count >= KNOWN_UNITS and stable.total > NEAR_ZERO * stable.count:
             self.prior = KNOWN_PRIOR
 
 
-class SessionCounts:
-    """Rollback on the events of a session, without tolerance: `r = rho ** count`, divided by stable's mean.
+class ShareLoss:
+    """Rollback on the shares of sessions: `log1p(lam (A - w)(z - mu))`, z = y / r0 on the canary.
 
-    Null: a canary session's count is stochastically at most stable's.
-    """
-
-    __state__ = ("norm", "counts", "seen")
-
-    def __init__(self, *, max_events: int) -> None:
-        self.prior: Floats = np.ones(len(SESSION_RATIOS))
-        self._max_events = max_events
-        self.counts: Ints = np.zeros(max_events + 1, dtype=np.int64)  # stable sessions by events (rounded)
-        self.seen = 0
-        self.norm: Floats = np.ones(len(SESSION_RATIOS))
-
-    def bets(self, block: Block) -> Bets:
-        """On every session, with a look after each of the canary's. Counts stable's for the next epoch."""
-        count = np.minimum(np.rint(block.y * block.n).astype(np.int64), self._max_events)
-        ratios = SESSION_RATIOS[:, None] ** np.arange(self._max_events + 1) / self.norm[:, None]
-        log_ratios = np.log(ratios)
-        factors = by_weight(block, count, lambda w: ratio_table(w, ratios, log_ratios))
-        stable = count[~block.arm]
-        self.counts = self.counts + np.bincount(stable, minlength=self._max_events + 1)
-        self.seen += len(stable)
-        return Bets(np.arange(len(block)), factors, np.flatnonzero(block.arm))
-
-    def end_epoch(self, stable: Stable) -> None:
-        """Set the norm to the mean of rho ** count over stable's sessions, and one without an event."""
-        events = np.arange(self._max_events + 1)
-        shares = (self.counts + np.where(events == 0, 1.0, 0.0)) / (self.seen + 1.0)
-        terms = SESSION_RATIOS[:, None] ** events * shares
-        self.norm = np.add.accumulate(terms, axis=1)[:, -1]
-
-
-class SessionMeans:
-    """Rollback on session means with a tolerance r0 > 1: `log1p(lam (A - w)(z - mu))`, z = y/r0 on the
-    canary.
-
-    Null: the canary's mean of y = events / requests is at most r0 times stable's. Valid without a baseline.
+    Null: the canary's mean share is at most r0 times stable's, r0 = 1 + tolerance (and more by
+    `UnitBlock.gap`, as for `EventLoss`). In a session of several requests events are frequent, so that one
+    without any says something too: centred on stable's mean this finds the same harm with a third fewer
+    sessions than `EventLoss`. Valid without a baseline: mu only removes noise.
     """
 
     __state__ = ("mu",)
 
     def __init__(self, *, tolerance: float) -> None:
-        self.prior: Floats = np.ones(len(TOLERANT_LAMBDAS))
+        self.prior: Floats = np.ones(len(SHARE_LAMBDAS))
         self._tolerated = 1.0 + tolerance
-        self.mu = 0.05
+        self.mu = FIRST_SHARE
 
-    def bets(self, block: Block) -> Bets:
+    def bets(self, block: UnitBlock) -> Bets:
         """On every session, with a look after each of the canary's."""
-        z = np.where(block.arm, block.y / self._tolerated, block.y)
+        z = block.y
+        if block.gap is None:
+            z = np.where(block.arm, z / self._tolerated, z)
+        else:
+            more = np.maximum(block.gap, 0.0) * (1.0 - self.mu) / self.mu
+            z = np.where(block.arm, z / (self._tolerated + more), z)
         x = (block.arm - block.w) * (z - self.mu)
         worst = np.maximum((1.0 - block.w) * self.mu, block.w * (1.0 - self.mu))
-        lam = np.minimum(TOLERANT_LAMBDAS[:, None], SAFETY / np.maximum(worst, 1e-12))
+        lam = np.minimum(SHARE_LAMBDAS[:, None], SAFETY / np.maximum(worst, 1e-12))
         return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
     def end_epoch(self, stable: Stable) -> None:
         """Centre on stable's mean so far."""
-        self.mu = stable.mean(prior=0.05)
+        self.mu = stable.mean(prior=FIRST_SHARE)
 
 
 class RateProof:
@@ -130,6 +127,8 @@ class RateProof:
     `log1p(lam y (-1 if canary else w r0 / (1-w)))`, and by floor `log1p(lam x)` with
     `x = (1-w)(mu + floor - y)` on the canary and `-w (mu - y)` on stable. y = events / requests of one unit,
     never first events or capped counts: those saturate, and "proved" a harmful canary in 56-100 % of runs.
+    Where stable answers more (`UnitBlock.gap`), its additional answers could all have had the event: both
+    margins shrink by that.
     """
 
     __state__ = ("mu", "floor_share")
@@ -138,7 +137,7 @@ class RateProof:
         self._ratio = ratio
         self._floor = floor
         self._true_ratios, self._true_prior = true_ratios(ratio)
-        self.mu = 0.02
+        self.mu = FIRST_RATE
         self.floor_share = FLOOR_SHARE if floor > 0.0 else 0.0
 
     @property
@@ -149,27 +148,28 @@ class RateProof:
             return by_ratio
         return np.concatenate((by_ratio, np.full(len(FLOOR_LAMBDAS), self.floor_share / len(FLOOR_LAMBDAS))))
 
-    def bets(self, block: Block) -> Bets:
+    def bets(self, block: UnitBlock) -> Bets:
         """By floor on every unit, by ratio on those with events; looks after canary units and events."""
         events = np.flatnonzero(block.y > 0.0)
+        hidden = np.zeros(len(block)) if block.gap is None else np.maximum(-block.gap, 0.0)
         y, w, arm = block.y[events], block.w[events], block.arm[events]
-        odds = w * self._ratio / np.maximum(1.0 - w, 1e-12)
+        ratio = np.maximum(self._ratio * (1.0 - hidden[events] / self.mu), 0.0)
+        odds = w * ratio / np.maximum(1.0 - w, 1e-12)
         of_events = np.log1p(self._lambdas(w) * np.where(arm, -y, y * odds))
         if self._floor <= 0.0:
             return Bets(events, of_events, np.arange(len(events)))
         by_ratio = np.zeros((len(of_events), len(block)))
         by_ratio[:, events] = of_events
         looks = np.flatnonzero(block.arm | (block.y > 0.0))
-        x = np.where(
-            block.arm, (1.0 - block.w) * (self.mu + self._floor - block.y), -block.w * (self.mu - block.y)
-        )
-        worst = np.maximum((1.0 - block.w) * (1.0 - self.mu - self._floor), block.w * self.mu)
+        floor = self._floor - hidden
+        x = np.where(block.arm, (1.0 - block.w) * (self.mu + floor - block.y), -block.w * (self.mu - block.y))
+        worst = np.maximum((1.0 - block.w) * (1.0 - self.mu - floor), block.w * self.mu)
         lam = np.minimum(FLOOR_LAMBDAS[:, None], SAFETY / np.maximum(worst, 1e-12))
         return Bets(np.arange(len(block)), np.concatenate((by_ratio, np.log1p(lam * x))), looks)
 
     def end_epoch(self, stable: Stable) -> None:
         """Centre on stable's mean so far; once that is known, weight the floor by whether it is needed."""
-        self.mu = stable.mean(prior=0.02)
+        self.mu = stable.mean(prior=FIRST_RATE)
         if self._floor > 0.0 and stable.count >= KNOWN_UNITS:
             is_needed = self.mu * (self._ratio - 1.0) < self._floor
             self.floor_share = FLOOR_SHARE_NEEDED if is_needed else FLOOR_SHARE_SPARE

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Bets, Block, Floats
+from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.wealth import Bets
 
 #: Bets, as multiples of the optimal one for the harm to detect, and their prior.
 LOSS_MULTIPLES, LOSS_PRIOR = np.array([0.42, 1.2, 3.0, 6.0]), np.array([0.42, 0.53, 0.04, 0.01])
@@ -26,8 +27,25 @@ def best_bet(effect: float, variance: float) -> float:
     return effect / (variance + effect * effect)
 
 
+def more_answers(block: UnitBlock) -> Floats | float:
+    """By how much the canary's share of answered units exceeds stable's; 0 where it does not."""
+    return 0.0 if block.gap is None else np.maximum(block.gap, 0.0)
+
+
+def hidden_by_missing(block: UnitBlock, mu: float) -> Floats | float:
+    """By how much the missing scores could move the difference of means: one arm's additional answers, at
+    worst, or at best."""
+    if block.gap is None:
+        return 0.0
+    worst: Floats = np.where(block.gap > 0.0, 1.0 - mu, max(1.0 - mu, mu)) * np.abs(block.gap)
+    return worst
+
+
 class ScoreLoss:
     """Rollback: bets that the canary's mean is more than `tolerance` below stable's.
+
+    A unit without an answer has no score and is not bet on. Where the canary answers more units than stable
+    (`UnitBlock.gap`), the tolerance grows by what it loses if all of those scored 0.
 
     `log1p(lam x)`, `x = (1-w)(mu - y - delta0)` on the canary and `-w (mu - y)` on stable, has mean
     `lam w (1-w) (stable - canary - delta0)`, at most 0 under the null for every mu; mu only removes noise.
@@ -43,14 +61,13 @@ class ScoreLoss:
         self.mu = FIRST_MEAN
         self.bet = best_bet(self._effect, FIRST_VARIANCE)
 
-    def bets(self, block: Block) -> Bets:
+    def bets(self, block: UnitBlock) -> Bets:
         """On every score, with a look after each of the canary's."""
+        tolerance = self._tolerance + more_answers(block) * self.mu
         x = np.where(
-            block.arm,
-            (1.0 - block.w) * (self.mu - block.y - self._tolerance),
-            -block.w * (self.mu - block.y),
+            block.arm, (1.0 - block.w) * (self.mu - block.y - tolerance), -block.w * (self.mu - block.y)
         )
-        worst = np.maximum((1.0 - block.w) * (1.0 + self._tolerance - self.mu), block.w * self.mu)
+        worst = np.maximum((1.0 - block.w) * (1.0 + tolerance - self.mu), block.w * self.mu)
         lam = np.minimum(self.bet * LOSS_MULTIPLES[:, None], SAFETY / worst)
         return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
@@ -61,7 +78,10 @@ class ScoreLoss:
 
 
 class ScoreProof:
-    """Promotion: bets that the canary's mean is *above* stable's less `margin`."""
+    """Promotion: bets that the canary's mean is *above* stable's less `margin`.
+
+    The margin shrinks by what missing scores could hide where the arms answer different shares of units.
+    """
 
     __state__ = ("mu", "bet")
 
@@ -71,14 +91,13 @@ class ScoreProof:
         self.mu = FIRST_MEAN
         self.bet = best_bet(margin, FIRST_VARIANCE)
 
-    def bets(self, block: Block) -> Bets:
+    def bets(self, block: UnitBlock) -> Bets:
         """On every unit, with a look after each of the canary's."""
+        margin = self._margin - hidden_by_missing(block, self.mu)
         x = np.where(
-            block.arm,
-            (1.0 - block.w) * (block.y - self.mu + self._margin),
-            -block.w * (block.y - self.mu),
+            block.arm, (1.0 - block.w) * (block.y - self.mu + margin), -block.w * (block.y - self.mu)
         )
-        worst = np.maximum((1.0 - block.w) * (self.mu - self._margin), block.w * (1.0 - self.mu))
+        worst = np.maximum((1.0 - block.w) * (self.mu - margin), block.w * (1.0 - self.mu))
         lam = np.minimum(self.bet * PROOF_MULTIPLES[:, None], SAFETY / np.maximum(worst, 1e-12))
         return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
@@ -89,22 +108,31 @@ class ScoreProof:
 
 
 class PairLoss:
-    """Rollback on mirrored pairs: `log1p(lam (d - delta0))`, d = stable's score less the canary's.
+    """Rollback on mirrored pairs: `log1p(lam (d - delta0))`, d the canary's harm in one pair.
 
-    d in [-1, 1]. Null: its mean is at most delta0. One pair a conversation, with its own part of alpha.
+    Null: the mean of d is at most delta0. One pair a conversation, with its own part of alpha. For a score d
+    is stable's less the canary's, and delta0 the tolerance; for a rate, whose tolerance is relative, d is the
+    canary's event less (1 + tolerance) times stable's, and delta0 is 0 (`pair_harm`).
     """
 
     __state__ = ()
 
-    def __init__(self, *, tolerance: float) -> None:
+    def __init__(self, *, tolerance: float, lower_is_better: bool) -> None:
         self.prior: Floats = np.ones(len(PAIR_LAMBDAS))
-        self._tolerance = tolerance
+        self._tolerance = 0.0 if lower_is_better else tolerance
+        self._least = -(1.0 + tolerance)  # of d - delta0
 
-    def bets(self, block: Block) -> Bets:
+    def bets(self, block: UnitBlock) -> Bets:
         """On every pair, with a look after each."""
-        lam = np.minimum(PAIR_LAMBDAS[:, None], SAFETY / (1.0 + self._tolerance))
+        lam = np.minimum(PAIR_LAMBDAS[:, None], SAFETY / -self._least)
         rows = np.arange(len(block))
         return Bets(rows, np.log1p(lam * (block.y - self._tolerance)), rows)
 
     def end_epoch(self, stable: Stable) -> None:
         """Nothing to update: a pair is its own baseline."""
+
+
+def pair_harm(stable: float, canary: float, *, tolerance: float, lower_is_better: bool) -> float:
+    """The harm of one pair that `PairLoss` bets on. Scores of both arms in [0, 1]; a tolerance is relative
+    where lower is better. Check: (0, 1), tolerance 0.25, lower is better gives 1; (1, 0) gives -1.25."""
+    return canary - (1.0 + tolerance) * stable if lower_is_better else stable - canary

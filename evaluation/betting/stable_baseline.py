@@ -19,16 +19,17 @@ def epoch_after(rows: int) -> int:
 class Stable:
     """Statistics of stable's units, updated after they were bet on, so that every bet is predictable."""
 
-    __state__ = ("total", "squares", "count", "histogram")
+    __state__ = ("total", "squares", "count", "infinite", "histogram")
 
     def __init__(self, *, with_histogram: bool) -> None:
         self.total = 0.0
         self.squares = 0.0
         self.count = 0
+        self.infinite = 0  # unanswered, or censored
         self.histogram = LogHistogram() if with_histogram else None  # None: outcomes are in [0, 1]
 
     def learn(self, y: Floats) -> None:
-        """Add stable's outcomes in order; infinite ones (censored, failed) are not in the histogram."""
+        """Add stable's outcomes in order; infinite ones (unanswered, censored) are only counted."""
         if len(y) == 0:
             return
         self.count += len(y)
@@ -36,7 +37,14 @@ class Stable:
             self.total = float(np.add.accumulate(np.concatenate(([self.total], y)))[-1])
             self.squares = float(np.add.accumulate(np.concatenate(([self.squares], y * y)))[-1])
         else:
-            self.histogram.add(y[np.isfinite(y)])
+            finite = y[np.isfinite(y)]
+            self.infinite += len(y) - len(finite)
+            self.histogram.add(finite)
+
+    @property
+    def unanswered(self) -> float:
+        """Share of infinite values."""
+        return self.infinite / max(self.count, 1)
 
     def mean(self, *, prior: float) -> float:
         """The mean, shrunk towards `prior` with the weight of one unit."""

@@ -1,13 +1,14 @@
 """Wealth processes: bets on the router's own coin that stay small unless the canary is worse.
 
-For an arm `A ~ Bernoulli(w)`, an outcome `y` and a predictable `r(y) >= 0` that grows with badness, the
-factor
+One form for every bettor. For an arm `A ~ Bernoulli(w)` and a unit's outcome z, the factor is
 
-    (r(y) if A else 1) / (w * r(y) + 1 - w)
+    h_A(z) on the canary,   (1 - w * h_S(z)) / (1 - w) on stable,   0 <= h < 1/w
 
-has mean at most one while the canary is stochastically no worse. So the product is a supermartingale that
-starts at 1 and, by Ville's inequality, ever reaches 1/alpha with probability at most alpha; so is a mixture
-over K alternatives. Whatever both arms share (drift, load, heavy users) cancels: only the coin is random.
+and has mean at most one if and only if `E1[h_A] <= E0[h_S]`: predictable h, whatever z is. With a ratio
+`r(z) >= 0` that grows with badness, `h = r / (w * r + 1 - w)`, and stable's factor is `1 / (w * r + 1 - w)`.
+So the product is a supermartingale that starts at 1 and, by Ville's inequality, ever reaches 1/alpha with
+probability at most alpha; so is a mixture over K alternatives. Whatever both arms share (drift, load, heavy
+users) cancels: only the coin is random. A unit with several requests has the mean of its requests' factors.
 
 Invariant: every function returns the same bits however its rows are cut into blocks. Sums run in row order
 (`np.add.accumulate`, never the pairwise `np.sum`), and everything else is element by element.
@@ -18,102 +19,55 @@ Source: Ville (1939); Waudby-Smith & Ramdas, Estimating means of bounded random 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-#: Restarts begin at this many canary units and then each time the count has grown by 15 %.
-FIRST_RESTART = 60
-RESTART_GROWTH = 1.15
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Settled units in order: arm, P(canary), outcome, and their position in the rollout.
-
-    `y`: float64 in the metric's unit, never NaN. `n`: requests that `y` averages (1 except for sessions).
-    `canary`: canary requests settled up to and including this row. Arrays of equal length, read-only.
-    """
-
-    arm: NDArray[np.bool_]
-    w: Floats
-    y: Floats
-    n: Floats
-    seq: Ints
-    canary: Ints
-    at_s: Floats
-    stage: Ints
-
-    @classmethod
-    def one(cls, *, at_s: float, y: float, seq: int, canary: int) -> Block:
-        """A single unit of the canary whose coin is not bet on, such as a mirrored pair."""
-        row, zero = np.array([seq]), np.zeros(1, dtype=np.int64)
-        return cls(
-            zero == 0, np.zeros(1), np.array([y]), np.ones(1), row, np.array([canary]), np.array([at_s]), zero
-        )
-
-    def __len__(self) -> int:
-        return len(self.w)
-
-    def pick(self, rows: slice | NDArray[np.bool_] | Ints) -> Block:
-        """The chosen rows, in order."""
-        return Block(
-            self.arm[rows],
-            self.w[rows],
-            self.y[rows],
-            self.n[rows],
-            self.seq[rows],
-            self.canary[rows],
-            self.at_s[rows],
-            self.stage[rows],
-        )
-
-    def with_w(self, w: Floats) -> Block:
-        """The same units at other probabilities."""
-        return replace(self, w=w)
+#: A process for late onset starts each time so many of the canary's units have settled.
+RESTART_EVERY = 64
+NO_ROWS: Ints = np.empty(0, dtype=np.int64)
 
 
 class Wealth:
     """Wealth of a mixture of K alternatives with restarts for late onset, and its maximum so far (log).
 
-    The mixture over start times needs no list of them: for each alternative, the sum over starts of
+    The first process has 1 - `restart_share` of the prior, restart k has `restart_share / (k (k + 1))`. The
+    mixture over start times needs no list of them: for each alternative, the sum over starts of
     `share * exp(-lw at the start)` is one number, stored as `log_starts`. Shares not yet started count as
     wealth 1 each.
     """
 
-    __state__ = ("log_prior", "lw", "log_starts", "idle", "restarts", "next_restart", "log_e", "peak")
+    __state__ = ("log_prior", "lw", "log_starts", "restarts", "log_e", "peak")
 
     def __init__(self, prior: Floats, *, restart_share: float) -> None:
         self.log_prior: Floats = np.log(prior / np.add.accumulate(prior)[-1])
         self._share = restart_share
         self.lw: Floats = np.zeros(len(prior))
         self.log_starts: Floats = np.full(len(prior), np.log(1.0 - restart_share))
-        self.idle = restart_share
         self.restarts = 0
-        self.next_restart = float(FIRST_RESTART)
         self.log_e = 0.0
         self.peak = 0.0
 
-    def bet(self, log_factors: Floats, looks: Ints) -> Floats:
+    def bet(self, log_factors: Floats, looks: Ints, starts: Ints = NO_ROWS) -> Floats:
         """Add log factors (K x n) in order; return the log wealth after each row in `looks` (ascending).
 
-        Rows between two looks change the wealth, but not the peak: looks depend on the data, never on how it
-        is cut into blocks.
+        starts: number of these bets before each restart, ascending. Rows between two looks change the wealth,
+        but not the peak: looks depend on the data, never on how it is cut into blocks.
         """
-        if log_factors.shape[1] == 0:
+        if self._share == 0.0:
+            starts = NO_ROWS
+        if log_factors.shape[1] == 0 and len(starts) == 0:
             return np.empty(0)
-        path = np.add.accumulate(np.concatenate((self.lw[:, None], log_factors), axis=1), axis=1)[:, 1:]
+        path = np.add.accumulate(np.concatenate((self.lw[:, None], log_factors), axis=1), axis=1)
+        begun = self._begin(path, starts)
         self.lw = path[:, -1].copy()
         if len(looks) == 0:
             return np.empty(0)
-        log_e = self._mix(path[:, looks])
+        started = np.searchsorted(starts, looks, side="right")
+        log_e = self._mix(path[:, looks + 1], begun, started)
         self.log_e = float(log_e[-1])
         self.peak = max(self.peak, float(log_e.max()))
         return log_e
@@ -123,27 +77,31 @@ class Wealth:
         if not self.lw.any():
             self.log_prior = np.log(prior / np.add.accumulate(prior)[-1])
 
-    def restart_if_due(self, canary_units: int) -> None:
-        """Start one more process, with the next part of the share, if `canary_units` reach its start."""
-        if self._share == 0.0 or canary_units < self.next_restart:
-            return
-        self.restarts += 1
-        part = self._share / (
-            self.restarts * (self.restarts + 1)
-        )  # sums to the share: 1/2 + 1/6 + 1/12 + ...
-        self.log_starts = np.logaddexp(self.log_starts, np.log(part) - self.lw)
-        self.idle -= part
-        while self.next_restart <= canary_units:
-            self.next_restart *= RESTART_GROWTH
+    def _begin(self, path: Floats, starts: Ints) -> Floats:
+        """`log_starts` before and after each restart, K x (1 + restarts)."""
+        if len(starts) == 0:
+            return self.log_starts[:, None]
+        k = self.restarts + np.arange(1, len(starts) + 1)
+        parts = np.log(self._share / (k * (k + 1.0))) - path[:, starts]
+        begun: Floats = np.logaddexp.accumulate(
+            np.concatenate((self.log_starts[:, None], parts), axis=1), axis=1
+        )
+        self.log_starts = begun[:, -1].copy()
+        self.restarts += len(starts)
+        return begun
 
-    def _mix(self, lw: Floats) -> Floats:
-        terms = lw + (self.log_prior + self.log_starts)[:, None]
-        top = np.maximum.reduce(terms, axis=0)
-        if self.idle > 0.0:
-            top = np.maximum(top, np.log(self.idle))
-        total = np.add.accumulate(np.exp(terms - top), axis=0)[-1]
-        if self.idle > 0.0:
-            total = total + np.exp(np.log(self.idle) - top)
+    def _mix(self, lw: Floats, begun: Floats, started: Ints) -> Floats:
+        """Log wealth of columns of `lw`, each after `started` of the restarts in `begun`."""
+        start = self.log_prior[:, None] + begun
+        terms = lw + (start if start.shape[1] == 1 else start[:, started])
+        before = self.restarts - (begun.shape[1] - 1)
+        if self._share > 0.0:
+            idle = np.log(self._share / (before + np.arange(begun.shape[1]) + 1.0))
+        else:
+            idle = np.full(begun.shape[1], -np.inf)
+        log_idle = idle if len(idle) == 1 else idle[started]
+        top = np.maximum(np.maximum.reduce(terms, axis=0), log_idle)
+        total = np.add.accumulate(np.exp(terms - top), axis=0)[-1] + np.exp(log_idle - top)
         mixed: Floats = top + np.log(total)
         return mixed
 
@@ -166,7 +124,7 @@ class Decision:
         """Whether the limit has been reached."""
         return self.seq >= 0
 
-    def observe(self, log_e: Floats, rows: Block, looks: Ints) -> None:
+    def observe(self, log_e: Floats, rows: UnitBlock, looks: Ints) -> None:
         """Record `log_e` at the rows `looks` of a block."""
         if len(log_e) == 0:
             return
@@ -196,7 +154,7 @@ class Bettor(Protocol):
     def prior(self) -> Floats:
         """Weights of the alternatives; normalised by the caller."""
 
-    def bets(self, block: Block) -> Bets:
+    def bets(self, block: UnitBlock) -> Bets:
         """The bets on a block that lies within one epoch."""
 
     def end_epoch(self, stable: Stable) -> None:
@@ -210,7 +168,7 @@ class Channel:
     but most wrong proofs are of that kind, and few right ones.
     """
 
-    __state__ = ("wealth", "decision", "bettor", "canary")
+    __state__ = ("wealth", "decision", "bettor", "canary", "last_draw")
 
     def __init__(
         self, bettor: Bettor, *, limit: float, restart_share: float = 0.0, min_canary: int = 0
@@ -222,27 +180,36 @@ class Channel:
         self.wealth = Wealth(bettor.prior, restart_share=restart_share)
         self.decision = Decision(limit)
         self.canary = 0.0
+        self.last_draw = -1
 
-    def bet(self, block: Block) -> None:
-        """Bet on a block that lies within one epoch."""
-        if self.is_idle:
+    def bet(self, block: UnitBlock, due: Ints = NO_ROWS) -> None:
+        """Bet on a block that lies within one epoch. due: rows after which a late-onset process starts.
+
+        Raises ValueError for a toss that was bet on before, or an earlier one.
+        """
+        if self.is_idle or len(block) == 0:
             return
+        if block.draw[0] <= self.last_draw:
+            raise ValueError(
+                f"toss {block.draw[0]} follows toss {self.last_draw}; a coin may be bet once, in order"
+            )
+        self.last_draw = int(block.draw[-1])
         rows, log_factors, looks = self.bettor.bets(block)
         if self.canary < self._min_canary:
             canary = np.add.accumulate(np.where(block.arm, block.n, 0.0)) + self.canary
             looks = looks[canary[rows[looks]] >= self._min_canary]
-            self.canary = float(canary[-1])
-        if len(rows):
-            log_e = self.wealth.bet(log_factors, looks)
+            self.canary = min(float(canary[-1]), float(self._min_canary))
+        if len(rows) or len(due):
+            starts = np.searchsorted(rows, due, side="right") if len(due) else NO_ROWS
+            log_e = self.wealth.bet(log_factors, looks, starts)
             self.decision.observe(log_e, block, rows[looks])
 
-    def end_epoch(self, stable: Stable, canary_units: int) -> None:
-        """Update the bettor and start a late-onset process if one is due."""
+    def end_epoch(self, stable: Stable) -> None:
+        """Update what the bettor bets with."""
         if self.is_idle:
             return
         self.bettor.end_epoch(stable)
         self.wealth.reset_prior(self.bettor.prior)
-        self.wealth.restart_if_due(canary_units)
 
     def reset(self) -> None:
         """Forget the wealth and the decision: a stage began, and its proof counts only its own units."""
@@ -251,18 +218,32 @@ class Channel:
         self.canary = 0.0
 
 
-def by_weight(block: Block, column: Ints, table: Callable[[float], Floats]) -> Floats:
+def restarts_in(block: UnitBlock, canary_before: int) -> Ints:
+    """Rows of the canary's units that complete another `RESTART_EVERY` of them."""
+    rows = np.flatnonzero(block.arm)
+    first = RESTART_EVERY - 1 - canary_before % RESTART_EVERY
+    return rows[first::RESTART_EVERY]
+
+
+def by_weight(block: UnitBlock, column: Ints, table: Callable[[float], Floats]) -> Floats:
     """K x n log factors looked up by weight, arm and column.
 
-    `table(w)`: K x 2 x C, by alternative, arm, column. Distinct weights are few (one a stage, or a pair of
-    stages for returning users), so the logarithms are computed once for each.
+    `table(w)`: K x 2 x C, by alternative, arm, column. `column`: of each unit; where the block has single
+    values, of each value, and a unit has the mean of its values' factors. Distinct weights are few (one a
+    stage, or a pair of stages for returning users), so the logarithms are computed once for each.
     """
     weights, which = distinct(block.w)
     tables = np.stack([table(float(w)) for w in weights], axis=1)  # K x W x 2 x C
     alternatives, _, arms, width = tables.shape
-    index = (which * arms + block.arm) * width + column
-    log_factors: Floats = np.take(tables.reshape(alternatives, -1), index, axis=1)
-    return log_factors
+    row = (which * arms + block.arm) * width
+    flat = tables.reshape(alternatives, -1)
+    if block.owner is None:
+        log_factors: Floats = np.take(flat, row + column, axis=1)
+        return log_factors
+    factors = np.take(np.exp(flat), row[block.owner] + column, axis=1)
+    total = np.stack([np.bincount(block.owner, weights=f, minlength=len(block)) for f in factors])
+    averaged: Floats = np.log(total / block.n)
+    return averaged
 
 
 def ratio_table(w: float, ratios: Floats, log_ratios: Floats) -> Floats:

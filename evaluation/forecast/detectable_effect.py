@@ -17,11 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.latency import ShapeLoss
-from evaluation.betting.rates import FirstEvents
-from evaluation.betting.scores import ScoreLoss
+from evaluation.betting.bettors import LossBettor, loss_bettor
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Bettor, Block
+from evaluation.betting.unit_block import UnitBlock
 from evaluation.metrics import Kind
 from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate
@@ -107,7 +105,7 @@ def units_to_detect(
 ) -> float:
     """Canary units after which nine runs in ten have detected `harm`; inf when the gate tolerates it."""
     limit = log_limit(channel_alphas(policy, gate, sticky=unit_requests > 1).first)
-    walks = _walks(policy, gate, harm, w, unit_requests, baseline)
+    walks = _walks(policy, gate, harm, w, baseline)
     return min((_crossing_p90(limit + math.log(1 / walk.prior), walk) for walk in walks), default=math.inf)
 
 
@@ -154,22 +152,22 @@ def _crossing_p90(distance: float, walk: _Walk) -> float:
     return distance / walk.drift + _Z90 * math.sqrt(distance * walk.variance / walk.drift**3)
 
 
-def _walks(
-    policy: GatePolicy, gate: Gate, harm: float, w: float, unit_requests: float, baseline: Baseline
-) -> list[_Walk]:
+def _walks(policy: GatePolicy, gate: Gate, harm: float, w: float, baseline: Baseline) -> list[_Walk]:
     """The walk of each alternative under this harm."""
-    counted_requests = min(unit_requests, policy.session_requests)
-    bettor: Bettor
+    bettor = loss_bettor(
+        gate.kind,
+        tolerance=gate.tolerance,
+        threshold=gate.threshold,
+        failures=policy.tolerated_failures(),
+    )
     if gate.kind is Kind.SCORE:
-        bettor = ScoreLoss(tolerance=gate.tolerance)
         arms = tuple(_beta_grid(*baseline.score_shape(baseline.score_mean - loss)) for loss in (0.0, harm))
     elif gate.kind is Kind.SHAPE:
-        bettor = ShapeLoss(tolerance=gate.tolerance)
         arms = tuple(_log_normal_grid(baseline.log_sd, scale) for scale in (1.0, harm))
     else:
-        bettor = FirstEvents(tolerance=gate.tolerance if gate.kind is Kind.RATE else 0.0)
-        arms = tuple(_events(rate, counted_requests) for rate in _rates(gate, harm, baseline))
-    return _moments(bettor, arms[0], arms[1], w)
+        arms = tuple(_events(rate) for rate in _rates(gate, harm, baseline))
+    is_shape = gate.kind is Kind.SHAPE
+    return _moments(bettor, arms[0], arms[1], w, with_histogram=is_shape)
 
 
 def _rates(gate: Gate, harm: float, baseline: Baseline) -> tuple[float, float]:
@@ -183,10 +181,9 @@ def _rates(gate: Gate, harm: float, baseline: Baseline) -> tuple[float, float]:
     return 1 - gate.percentile, 1 - normal.cdf(beyond)
 
 
-def _events(rate: float, requests: float) -> tuple[Floats, Floats]:
-    """0 and 1, and the probabilities that a unit of so many requests has no, or some, event."""
-    none = (1 - rate) ** requests
-    return np.array([0.0, 1.0]), np.array([none, 1 - none])
+def _events(rate: float) -> tuple[Floats, Floats]:
+    """0 and 1, and the probabilities that a unit's first request has no, or an, event."""
+    return np.array([0.0, 1.0]), np.array([1 - rate, rate])
 
 
 def _beta_grid(a: float, b: float) -> tuple[Floats, Floats]:
@@ -206,10 +203,15 @@ def _log_normal_grid(log_sd: float, scale: float) -> tuple[Floats, Floats]:
 
 
 def _moments(
-    bettor: Bettor, stable: tuple[Floats, Floats], canary: tuple[Floats, Floats], w: float
+    bettor: LossBettor,
+    stable: tuple[Floats, Floats],
+    canary: tuple[Floats, Floats],
+    w: float,
+    *,
+    with_histogram: bool,
 ) -> list[_Walk]:
     (y0, p0), (y1, p1) = stable, canary
-    past = Stable(with_histogram=isinstance(bettor, ShapeLoss))
+    past = Stable(with_histogram=with_histogram)
     # The bettor learns stable from a sample in the proportions of the grid.
     past.learn(np.repeat(y0, np.round(p0 * GRID * 5).astype(np.int64)))
     bettor.end_epoch(past)
@@ -217,7 +219,7 @@ def _moments(
     seq = np.arange(n, dtype=np.int64)
     zeros = np.zeros(n, dtype=np.int64)
     y = np.concatenate((y0, y1))
-    block = Block(seq >= len(y0), w * np.ones(n), y, np.ones(n), seq, zeros, np.zeros(n), zeros)
+    block = UnitBlock(seq, seq >= len(y0), w * np.ones(n), y, np.ones(n), seq, zeros, np.zeros(n), zeros)
     rows, log_factors, _ = bettor.bets(block)
     probability = np.concatenate(((1 - w) * p0, w * p1))[rows]
     # Each canary unit comes with (1 - w) / w stable units, so the moments are those of any unit over w.

@@ -235,9 +235,10 @@ def _refusal(stage: _Stage, runs: Sequence[Run], seed: Sequence[int]) -> str:
     else:
         worst = min(unproven, key=lambda gate: in_time[gate])
         problem = f"{subject} prove {worst.name} in {in_time[worst]} of {len(runs)} runs {within}"
-        judged, needed = traffic.judged_of(worst.metric), 1 - stage.policy.max_missing
-        if judged < needed:
-            return f"{problem}: {judged:.0%} of the answers get a score; score at least {needed:.0%}"
+        judged = traffic.judged_of(worst.metric)
+        if judged < 1:
+            problem += f", with {judged:.0%} of the answers judged"
+            remedies.append("judge more of them")
     remedies += _longer_or_heavier(stage, runs)
     if unproven and stage.min_s <= stage.deadline_s:
         wider = [_wider(stage, gate, [*seed, index]) for index, gate in enumerate(unproven)]

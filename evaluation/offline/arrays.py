@@ -13,7 +13,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.wealth import Floats
+from evaluation.betting.unit_block import Floats
 from evaluation.records import EvidenceError
 
 Array = NDArray[np.generic]

@@ -117,10 +117,10 @@ def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> 
     """Feed a table to the pipeline, in blocks of rows."""
     for start in range(0, len(table.requests), rows_at_once):
         part = table.pick(slice(start, start + rows_at_once))
-        rows, keep = pipeline.draw(part.requests)
+        rows, keep, fell_back = pipeline.draw(part.requests)
         raw = {name: values[keep] for name, values in part.values.items()}
         for lane in pipeline.lanes:
-            lane.feed(rows, raw, part.failed[keep])
+            lane.feed(rows, raw, part.failed[keep], fell_back)
 
 
 def _feed_stages(pipeline: Pipeline, table: Table, plan: Sequence[StagePlan]) -> list[StageResult]:

@@ -9,17 +9,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.betting.wealth import Floats, Ints
+from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.offline.arrays import Array, RowError, arrays_of, first_row, floats_of, names_of, texts_of
 from evaluation.offline.duplicates import repeated_names, repeated_rows
 from evaluation.offline.names import refuse_near_misses
-from evaluation.offline.ties import blind_order
 from evaluation.policy.gates import StagePlan, check_margins
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
 from evaluation.records import MIN_W, EvidenceError, is_rate
+from evaluation.units.ties import tie_order
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, kind_of, unit_hash
 
 NEEDED = ("t_s", "arm", "w")
@@ -30,7 +30,8 @@ Names: TypeAlias = tuple[Array, NDArray[np.bool_]]  # names, and which are missi
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Checked columns, as the pipeline reads them. values: by metric, NaN where missing."""
+    """Checked columns, as the pipeline reads them. values: by metric, NaN where missing. failed: without an
+    answer, by an error or rejected."""
 
     requests: Assignments
     failed: NDArray[np.bool_]
@@ -125,12 +126,22 @@ def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table
         error = values["error"]
     else:
         error = _metric(arrays, "error") if "error" in arrays else np.zeros(len(at_s))
+    rejected = values.get("rejected")
+    if rejected is None:
+        rejected = _metric(arrays, "rejected") if "rejected" in arrays else np.zeros(len(at_s))
     fell_back = floats_of(arrays, "fell_back") if "fell_back" in arrays else np.full(len(at_s), np.nan)
     _refuse("fell_back", fell_back, ~_is_event(fell_back), "give 0 or 1, NaN when unknown")
     requests = Assignments(at_s, arm == 1.0, w, kinds, _units(units, kinds), _stage(arrays, at_s), fell_back)
-    table = Table(requests, error == 1.0, values)
-    order = blind_order(at_s, requests.arm, drawn & (coin > 0.0), requests.unit)
+    table = Table(requests, (error == 1.0) | (rejected == 1.0), values)
+    order = tie_order(at_s, lambda rows: _tie_keys(arrays, units, rows))
     return table if order is None else table.pick(order)
+
+
+def _tie_keys(arrays: Mapping[str, Array], units: Names | None, rows: Ints) -> list[tuple[int, int]]:
+    """Keys by which rows of one moment are ordered: their unit, then their request, or else their row."""
+    names = [""] * len(rows) if units is None else [str(name) for name in units[0][rows].tolist()]
+    requests = arrays["request_id"][rows].tolist() if "request_id" in arrays else rows.tolist()
+    return [(unit_hash(name), unit_hash(str(request))) for name, request in zip(names, requests, strict=True)]
 
 
 def _metric(arrays: Mapping[str, Array], name: str) -> Floats:

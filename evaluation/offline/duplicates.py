@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.wealth import Floats
+from evaluation.betting.unit_block import Floats
 from evaluation.offline.arrays import Array
 
 MIN_GROUPS = 20  # fewer distinct rows may all be repeated by chance

@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.offline.backtest import feed
 from evaluation.offline.columns import checked_stages, checked_table, policy_for_columns
-from evaluation.pipeline import Pipeline, stage_margins
+from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
-from evaluation.units.metric_evidence import MetricEvidence, Track
+from evaluation.units.metric_evidence import ROLLBACK_USES, MetricEvidence, Track
 
 POINTS = 200
 
@@ -82,13 +82,14 @@ def trace(
 
 
 def _proof_tracks(pipeline: Pipeline, stage: StagePlan) -> dict[str, Track]:
-    """The proofs that a stage needs, by gate."""
-    margins, floor = stage_margins(pipeline.policy, stage)
-    needed = {(name, margin, floor) for name, margin in margins.items()}
-    tracks = [
-        track for metric in pipeline.metrics.values() for track in metric.tracks if track.use == "proof"
-    ]
-    return {t.gate.name: t for t in tracks if (t.gate.name, t.margin, t.floor) in needed}
+    """The proofs that a stage needs, by gate; of two, the one of the stage's own units."""
+    needed = stage_proofs(pipeline.policy, stage)
+    return {
+        track.gate.name: track
+        for metric in pipeline.metrics.values()
+        for track in metric.tracks
+        if track.use == "proof" and track.proof in needed.get(track.gate.name, ())
+    }
 
 
 def _log_e(metric: MetricEvidence, gate: Gate, limit: float) -> float:
@@ -96,5 +97,5 @@ def _log_e(metric: MetricEvidence, gate: Gate, limit: float) -> float:
         own = track.channel.decision.limit
         return track.channel.wealth.log_e - own if np.isfinite(own) else -np.inf
 
-    best = max(lead(track) for track in metric.tracks if track.gate is gate and track.use != "proof")
+    best = max(lead(track) for track in metric.tracks if track.gate is gate and track.use in ROLLBACK_USES)
     return float(limit + best) if np.isfinite(best) else 0.0

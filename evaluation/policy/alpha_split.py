@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
 
+SERVED_SHARE = 0.1  # of the error gate, for the share of units that the canary serves itself
 PAIRS_SHARE = 0.25  # of a gate with mirrored answers, for the channel of pairs
 SESSION_SHARE = 0.5  # of the rest, where units are sticky
 
@@ -29,13 +30,28 @@ def gate_alpha(policy: GatePolicy, gate: Gate) -> float:
     a false one only costs attention."""
     if gate.is_alarm:
         return policy.alpha / sum(other.is_alarm for other in policy.gates)
-    return policy.alpha * gate.alpha_share
+    alpha = policy.alpha * gate.alpha_share
+    return alpha * (1.0 - SERVED_SHARE) if gate == _error_gate(policy) else alpha
+
+
+def served_alpha(policy: GatePolicy) -> float:
+    """The alpha of the served rate: a part of the error gate's; without one, of what no gate spends."""
+    error = _error_gate(policy)
+    if error is not None:
+        return policy.alpha * error.alpha_share * SERVED_SHARE
+    shares = [g.alpha_share for g in policy.gates] + [r.alpha_share for r in policy.observed_ranges]
+    spent = math.fsum(shares)
+    return policy.alpha * min(max(1.0 - spent, 0.0), 0.25 * SERVED_SHARE)
+
+
+def _error_gate(policy: GatePolicy) -> Gate | None:
+    return next((gate for gate in policy.gates if gate.metric == "error" and not gate.is_alarm), None)
 
 
 def channel_alphas(policy: GatePolicy, gate: Gate, *, sticky: bool) -> ChannelAlphas:
     """The channels' alphas. `sticky`: a sticky unit came before the first bet, or was the first.
 
-    Check: default policy, gate error, not sticky: first 0.003, session 0, pairs 0; sticky: 0.0015, 0.0015, 0.
+    Check: default policy, gate quality, not sticky: first 0.002, session 0, pairs 0; sticky: 0.001, 0.001, 0.
     """
     alpha = gate_alpha(policy, gate)
     pairs = alpha * PAIRS_SHARE if gate.mirrored else 0.0

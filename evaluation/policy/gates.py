@@ -9,7 +9,7 @@ below the *margin*, which a `Rung` or a `StagePlan` sets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evaluation.metrics import CATALOGUE, Kind, Metric
 from evaluation.policy.values import PolicyError, check_probability, flag, mapping, number, whole
@@ -48,6 +48,7 @@ class Gate:
     sampling: Sampling = Sampling()
     presence_gated: bool = False  # whether a value arrives at all is itself an outcome (thumbs)
     mirrored: bool = False  # a quarter of its alpha is reserved for mirrored pairs
+    required: bool = False  # a user asked for it: without values it blocks promotion
 
     @property
     def is_alarm(self) -> bool:
@@ -62,11 +63,24 @@ class Rung:
     A margin is a ratio for rates (5.0: "fewer than five times stable's"), percentiles (1.2: "below 1.2x")
     and shape (1.0: "not slower throughout" beyond the shape margin), and a loss for scores (0.05). `floor`:
     a rate also passes when it is below stable plus this.
+    Every stage proves on its own units, so that earlier ones cannot hide late harm. `own`: a wider margin for
+    a gate whose margin would take longer than the stage: the stage's own units prove `own`, and the units of
+    the whole rollout prove `margins`.
     """
 
     min_canary: int
     margins: Mapping[str, float]
     floor: float = DEFAULT_FLOOR
+    own: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One margin that a stage must prove. `is_whole`: on the units of the whole rollout, not its own."""
+
+    margin: float
+    floor: float
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +163,7 @@ def check_gate(gate: Gate) -> None:
             )
     if not number(f"{path}.deadline_s", gate.deadline_s) > 0.0:
         raise PolicyError(f"{path}.deadline_s {gate.deadline_s} is not above 0; give the longest wait")
-    for key in ("presence_gated", "mirrored"):
+    for key in ("presence_gated", "mirrored", "required"):
         flag(f"{path}.{key}", getattr(gate, key))
 
 
@@ -163,7 +177,8 @@ def preset_gates(tolerance_ratio: float) -> tuple[Gate, ...]:
         return Gate(name, metric, kind, share, threshold, threshold * tolerance_ratio, **more)  # type: ignore[arg-type]
 
     return (
-        gate("error", "error", Kind.RATE, 0.3, 0.5),
+        gate("error", "error", Kind.RATE, 0.25, 0.5),
+        gate("rejected", "rejected", Kind.RATE, 0.05, 0.5),
         gate("latency_p99", "latency_ms", Kind.PERCENTILE, 0.1, 0.2, percentile=0.99),
         gate("latency_shape", "latency_ms", Kind.SHAPE, 0.1, 0.2),
         gate("ttft_shape", "ttft_ms", Kind.SHAPE, 0.1, 0.2),
@@ -184,6 +199,7 @@ DEFAULT_RUNGS = (
     Rung(
         10_000,
         {"error": 1.5, "hallucination": 1.5, "quality": 0.05, "latency_shape": 1.2, "latency_p99": 1.2},
+        own={"error": 3.0},
     ),
 )
 

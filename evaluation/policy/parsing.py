@@ -31,6 +31,7 @@ _NUMBERS = (
 )
 _POLICY_KEYS = frozenset({*_NUMBERS, "base", "name", "units", "gates", "rungs", "observed_ranges"})
 _GATE_KEYS = sorted(field.name for field in fields(Gate) if field.name != "name")
+_STORED_KEYS = frozenset(_GATE_KEYS) - {"required", "percentile"}
 
 
 def gate_policy_of(given: object) -> GatePolicy:
@@ -144,8 +145,14 @@ def _gate(name: str, base: Gate | None, given: Mapping[str, object], *, tolerate
         sampling=_sampling(f"{path}.sampling", given["sampling"]) if "sampling" in given else base.sampling,
         presence_gated=flag(f"{path}.presence_gated", given.get("presence_gated", base.presence_gated)),
         mirrored=flag(f"{path}.mirrored", given.get("mirrored", base.mirrored)),
+        required=flag(f"{path}.required", given.get("required", _is_users(given))),
         **numbers,  # type: ignore[arg-type]
     )
+
+
+def _is_users(given: Mapping[str, object]) -> bool:
+    """Whether a user wrote these settings. A whole gate is a stored one, and holds `required` where it is."""
+    return bool(given) and not given.keys() >= _STORED_KEYS
 
 
 def _kind(path: str, value: object) -> Kind:
@@ -168,13 +175,14 @@ def _rungs(raw: object) -> tuple[Rung, ...]:
     for index, item in enumerate(raw):
         path = f"rungs.{index}"
         entry = mapping(path, item)
-        check_keys(path, entry, ("min_canary", "margins", "floor"))
-        margins = mapping(f"{path}.margins", entry.get("margins", {}))
+        check_keys(path, entry, ("min_canary", "margins", "floor", "own"))
+        margins, own = (mapping(f"{path}.{key}", entry.get(key, {})) for key in ("margins", "own"))
         rungs.append(
             Rung(
                 min_canary=whole(f"{path}.min_canary", entry.get("min_canary", 0), minimum=0),
                 margins={name: number(f"{path}.margins.{name}", value) for name, value in margins.items()},
                 floor=number(f"{path}.floor", entry.get("floor", DEFAULT_FLOOR)),
+                own={name: number(f"{path}.own.{name}", value) for name, value in own.items()},
             )
         )
     return tuple(rungs)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 
-from evaluation.metrics import CATALOGUE, Kind
+from evaluation.metrics import CATALOGUE, UNANSWERED, Kind
 from evaluation.policy.gates import (
     DEFAULT_RUNGS,
     PRESET_KINDS,
@@ -77,7 +78,16 @@ class GatePolicy:
         """Plain values that `parse_gate_policy` reads back to an equal policy."""
         out = asdict(self)
         out["gates"] = {gate.pop("name"): gate for gate in out["gates"]}
-        out["rungs"] = [dict(rung, margins=dict(rung["margins"])) for rung in out["rungs"]]
+        out["rungs"] = [
+            dict(rung, margins=dict(rung["margins"]), own=dict(rung["own"])) for rung in out["rungs"]
+        ]
+        # Left out where unused: keeps the digests of policies that were stored before they existed.
+        for rung in out["rungs"]:
+            if not rung["own"]:
+                del rung["own"]
+        for gate in out["gates"].values():
+            if not gate["required"]:
+                del gate["required"]
         out["observed_ranges"] = {gate.name: gate.to_mapping() for gate in self.observed_ranges}
         if not self.observed_ranges:
             del out["observed_ranges"]  # keeps the digests of policies stored before ranges existed
@@ -112,6 +122,37 @@ class GatePolicy:
         rungs = _without_margins(self.rungs, set(self.gates) - set(gates))
         return replace(self, gates=gates, rungs=rungs, observed_ranges=ranges)
 
+    def without_sources(self, metrics: Collection[str]) -> GatePolicy:
+        """The same policy where these metrics have no source: the preset's gates on them become alarms, and
+        their parts of alpha are shared out over the others. Gates that a user asked for stay.
+
+        Only for what is known before the first draw: a metric that stops later, or arrives later, must not
+        move alpha.
+        """
+        absent = tuple(g for g in self.gates if g.metric in metrics and not g.required and not g.is_alarm)
+        kept = math.fsum(g.alpha_share for g in self.gates if g not in absent)
+        if not absent or kept == 0.0:
+            return self
+        factor = 1.0 + math.fsum(g.alpha_share for g in absent) / kept
+        shares = {g.name: 0.0 if g in absent else min(g.alpha_share * factor, 1.0) for g in self.gates}
+        gates = tuple(replace(g, alpha_share=shares[g.name]) for g in self.gates)
+        names = {g.name for g in absent}
+        rungs = tuple(
+            replace(
+                rung,
+                margins={name: m for name, m in rung.margins.items() if name not in names},
+                own={name: m for name, m in rung.own.items() if name not in names},
+            )
+            for rung in self.rungs
+        )
+        return replace(self, gates=gates, rungs=rungs)
+
+    def tolerated_failures(self) -> float:
+        """How many times as many requests as stable the canary may leave unanswered by the gates on errors
+        and rejections; 1 without such gates."""
+        gates = [gate for gate in self.gates if gate.metric in UNANSWERED and not gate.is_alarm]
+        return 1.0 + max((gate.tolerance for gate in gates), default=0.0)
+
     def with_alarms(self) -> GatePolicy:
         """The same policy, with an alarm for every metric of the catalogue that has no gate."""
         gated = {gate.metric for gate in self.gates}
@@ -129,7 +170,11 @@ def _without_margins(rungs: tuple[Rung, ...], removed: set[Gate]) -> tuple[Rung,
     if not any(names & rung.margins.keys() for rung in rungs):
         return rungs
     return tuple(
-        replace(rung, margins={name: m for name, m in rung.margins.items() if name not in names})
+        replace(
+            rung,
+            margins={name: m for name, m in rung.margins.items() if name not in names},
+            own={name: m for name, m in rung.own.items() if name not in names},
+        )
         for rung in rungs
     )
 
@@ -184,6 +229,12 @@ def _check_rungs(policy: GatePolicy) -> None:
     for index, rung in enumerate(policy.rungs):
         whole(f"rungs.{index}.min_canary", rung.min_canary, minimum=0)
         check_margins(f"rungs.{index}.margins", rung.margins, kinds)
+        check_margins(f"rungs.{index}.own", rung.own, kinds)
+        for name in rung.own:
+            if name not in rung.margins:
+                raise PolicyError(
+                    f"rungs.{index}.own.{name} has no margin beside it; give margins.{name}, for the rollout"
+                )
         check_floor(f"rungs.{index}.floor", rung.floor)
     starts = sorted(rung.min_canary for rung in policy.rungs)
     if not starts or starts[0] != 0:

@@ -1,43 +1,47 @@
 """Evidence of one metric: its derived columns, the streams they feed, and the channels of its gates.
 
-For rollback, a gate bets on up to three channels (first requests or first events; session means; mirrored
-pairs), each with a part of its alpha; for promotion on one for each margin that some stage must prove. First
-events and capped counts never promote.
+For rollback, a gate bets on up to three channels (first requests; sessions; mirrored pairs), each with a part
+of its alpha. For promotion it bets on sessions for each margin that some stage must prove, on the units of
+that stage; and, where units are sticky, on their first requests too, which alone speak once the arms'
+conversations are known to differ in length (`TurnsBet`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.betting.bettors import loss_bettor
 from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianRatio
 from evaluation.betting.histogram import LogHistogram
-from evaluation.betting.latency import Exceedance, ShapeLoss, ShapeProof, below_the_cut
-from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
-from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
-from evaluation.betting.wealth import Bettor, Block, Channel, Floats
-from evaluation.metrics import VALUES, Kind
+from evaluation.betting.latency import Exceedance, ShapeProof, below_the_cut
+from evaluation.betting.rates import RateProof
+from evaluation.betting.scores import PairLoss, ScoreProof, pair_harm
+from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.wealth import Bettor, Channel
+from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
 from evaluation.policy.alpha_split import channel_alphas, log_limit
-from evaluation.policy.gates import Gate, Sampling
+from evaluation.policy.gates import Gate, Proof, Sampling
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
 from evaluation.units.missingness import Presence
-from evaluation.units.sessions import Rows, Sessions
+from evaluation.units.sessions import Released, Rows
 
 MIN_FOR_SLOWDOWN = 200  # values of stable, both before and during the canary
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
-Use = Literal["first", "session", "pairs", "proof"]
+Use = Literal["first", "session", "pairs", "proof", "first proof"]
+ROLLBACK_USES = frozenset({"first", "session", "pairs"})
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A channel of a gate and its use. `margin` and `floor`: of a proof; 0 otherwise.
+    """A channel of a gate and its use. `proof`: what it proves; None: it rolls back.
 
     `staged`: the stream whose current stage the proof is about; None: it continues through all stages.
     """
@@ -45,18 +49,35 @@ class Track:
     gate: Gate
     use: Use
     channel: Channel
-    margin: float = 0.0
-    floor: float = 0.0
+    proof: Proof | None = None
     staged: Stream | None = None
+
+    @property
+    def margin(self) -> float:
+        """Of the proof; 0 for a rollback."""
+        return 0.0 if self.proof is None else self.proof.margin
+
+    @property
+    def floor(self) -> float:
+        """Of the proof; 0 for a rollback."""
+        return 0.0 if self.proof is None else self.proof.floor
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """The arms' difference of answered shares before each row or session: shrunk, and without its noise."""
+
+    shrunk: Floats
+    certain: Floats
 
 
 class Column:
-    """Streams of one derived column: the first request or event of each draw, and the session means."""
+    """Streams of one derived column: the first request of each draw, and the sessions."""
 
     __state__ = ("first", "units")
 
-    def __init__(self, *, by_event: bool, with_histogram: bool, estimate: Estimate | None = None) -> None:
-        self.by_event = by_event
+    def __init__(self, *, with_histogram: bool, estimate: Estimate | None = None) -> None:
+        self.with_histogram = with_histogram
         self.first = Stream(with_histogram=with_histogram, estimate=estimate)
         self.units = Stream(with_histogram=with_histogram)
 
@@ -75,15 +96,14 @@ class MetricEvidence:
         "stable_logs",
     )
 
-    def __init__(
-        self, metric: str, policy: GatePolicy, proofs: Mapping[str, Sequence[tuple[float, float]]]
-    ) -> None:
+    def __init__(self, metric: str, policy: GatePolicy, proofs: Mapping[str, Sequence[Proof]]) -> None:
         self.name = metric
         self.gates = policy.gates_for(metric)
         self.takes_values = metric in VALUES
         self.is_alarm = all(gate.is_alarm for gate in self.gates)
         self._longest = SETTLE_S * 1000.0 if metric == "latency_ms" else math.inf
         self._restart_share = policy.restart_share
+        self._failures = policy.tolerated_failures()
         self._proof_limit = log_limit(policy.promotion_alpha)
         self._min_proof_canary = policy.proof_canary
         self.tracks: list[Track] = []
@@ -92,21 +112,35 @@ class MetricEvidence:
         self._divisors: list[tuple[float, ...]] = []  # of each exceedance: the tolerance, then the margins
         self._has_shape_columns = False
         self._tail_columns: dict[str, Column] = {}  # by percentile gate
-        self.pairs = Stream(with_histogram=False)
+        self.pairs: list[Stream] = []  # of mirrored answers, one a gate that reserves alpha for them
+        self._pair_gates: list[Gate] = []
         sampling = self.gates[0].sampling
         self._sampling = sampling
         self._same_sampling = sampling.stable == sampling.canary
         sampled = sampling.stable < 1.0 or sampling.canary < 1.0 or any(g.presence_gated for g in self.gates)
+        is_judged = CATALOGUE[metric].arrives_later
         self.presence = Presence(
             on_present=sampled,
-            max_missing=1.0 if sampled or metric in OPTIONAL else policy.max_missing,
+            max_missing=1.0 if is_judged or sampled or metric in OPTIONAL else policy.max_missing,
+            restart_share=policy.restart_share,
+            is_judged=is_judged,
+            is_counted=not self.is_alarm,
         )
         self.canary_values = LogHistogram() if self.takes_values else None  # None: its mean is displayed
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
         self.stable_logs: Floats = np.zeros((2, 2))  # before, during the canary: sum of logarithms, count
         for gate in self.gates:
-            self._add_gate(gate, policy, proofs.get(gate.name, ()))
+            self._add_gate(gate, proofs.get(gate.name, ()))
+        for track in self.tracks:
+            if track.use == "pairs":  # they may come before the first bet
+                parts = channel_alphas(policy, track.gate, sticky=False)
+                track.channel.decision.limit = log_limit(parts.pairs)
+
+    @property
+    def width(self) -> int:
+        """Number of columns that the sessions keep: its own, and one for missing values."""
+        return len(self.columns) + 1
 
     def seed(self, values: Floats) -> None:
         """Learn stable's own values from before the rollout."""
@@ -122,62 +156,74 @@ class MetricEvidence:
     def set_limits(self, policy: GatePolicy, *, sticky: bool) -> None:
         """Split each gate's alpha over its channels, before the first bet."""
         for track in self.tracks:
-            if track.use != "proof":
+            if track.use == "first proof":
+                track.channel.is_idle = not sticky
+            elif track.use != "proof":
                 parts = channel_alphas(policy, track.gate, sticky=sticky)
                 track.channel.decision.limit = log_limit(getattr(parts, track.use))
                 track.channel.is_idle = track.use == "session" and not sticky
 
-    def comparable(self, raw: Floats, failed: NDArray[np.bool_], rows: Rows) -> Floats:
-        """The raw values that can be compared: no latency of cold rows, and no score of a failed request."""
+    def comparable(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
+        """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""
         if self.takes_values:
-            return np.where(rows.cold, np.nan, raw) if rows.cold.any() else raw
-        return np.where(failed, np.nan, raw) if self.name != "error" and failed.any() else raw
+            raw = np.where(rows.cold, np.nan, raw) if rows.cold.any() else raw
+        if self.name in UNANSWERED or not unanswered.any():
+            return raw
+        return np.where(unanswered, np.nan, raw)
 
-    def values(self, raw: Floats, failed: NDArray[np.bool_], rows: Rows) -> Floats:
-        """The metric's columns (C x n). raw: values, NaN where missing."""
+    def values(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
+        """The metric's columns (C x n). raw: comparable values, NaN where missing."""
         if not self.takes_values:
             return raw[None, :]
-        waited = np.where(failed, np.nan, raw)  # failing fast must not look fast
-        slowest = np.where(failed & ~rows.cold, np.inf, raw)
+        # Failing fast must not look fast: an unanswered request is slowest, on both arms. Rollback uses the
+        # wait of others censored on both arms, before the tolerance divides it: infinite on both would make a
+        # tolerable canary worse where the limit lies among stable's values. A proof counts censored values as
+        # slowest, or the canary's, divided by the margin, would look fast.
+        slowest = np.where(unanswered & ~rows.cold, np.inf, raw)
+        waited = slowest
         if self._longest < math.inf:
-            # Rollback uses the wait censored on both arms, before the tolerance divides it: infinite on both
-            # would make a tolerable canary worse where the limit lies among stable's values. A proof counts
-            # censored values as slowest, or the canary's, divided by the margin, would look fast.
+            waited = np.where(np.isinf(slowest), slowest, np.minimum(slowest, self._longest))
             slowest = np.where(raw >= self._longest, np.inf, slowest)
-            waited = np.minimum(waited, self._longest)
         out = [waited, slowest] if self._has_shape_columns else []
         for exceedance, divisors in zip(self.exceedances, self._divisors, strict=True):
-            out.extend(exceedance.of(waited, slowest, rows.arm, divisors))
+            events = exceedance.of(waited, slowest, rows.arm, divisors)
+            if self._failures > 1.0:
+                excused = np.isinf(waited) & rows.arm & ~np.isnan(events[0])
+                events[0][excused] = exceedance.discounted(self._failures)
+            out.extend(events)
         return np.stack(out)
 
     def can_skip(self, raw: Floats) -> bool:
         """Whether these are values of an alarm, all missing: nothing depends on them."""
         return self.is_alarm and bool(np.isnan(raw).all())
 
-    def feed_firsts(self, rows: Rows, columns: Floats, sessions: Sessions, first_column: int) -> None:
-        """Feed the streams of first requests and events. sessions: without these rows yet; it has this
-        metric's columns from `first_column` on."""
-        w = judged_probability(self._sampling, rows.w)
-        for index, (column, y) in enumerate(zip(self.columns, columns, strict=True), start=first_column):
-            if not column.first.channels:
-                continue
-            chosen = ~np.isnan(y)
-            if not rows.all_single:
-                chosen &= _first_events(rows, y, sessions, index) if column.by_event else rows.position == 1
-            column.first.feed(rows.block(y, chosen, w))
+    def feed_firsts(self, rows: Rows, columns: Floats, gaps: Gaps | None) -> None:
+        """Feed the streams of first requests."""
+        w, gap = judged_probability(self._sampling, rows.w), self._gap(gaps)
+        for column, y in zip(self.columns, columns, strict=True):
+            if column.first.channels or column.first.staged:
+                column.first.feed(rows.first_block(y, w, gap))
 
-    def feed_units(self, blocks: Sequence[Block]) -> None:
-        """Feed the session means, a block for each column."""
-        for column, block in zip(self.columns, blocks, strict=True):
+    def feed_units(self, released: Released, first_column: int, gaps: Gaps | None) -> None:
+        """Feed the sessions; they have this metric's columns from `first_column` on."""
+        w = None if self._same_sampling else judged_probability(self._sampling, released.w)
+        gap = self._gap(gaps)
+        for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
-                w = judged_probability(self._sampling, block.w)
-                column.units.feed(block if self._same_sampling else block.with_w(w))
+                column.units.feed(released.block(index, w, gap, single_values=column.with_histogram))
+        if not self.is_alarm:
+            self.presence.stream.feed(released.block(first_column + len(self.columns), w))
 
-    def session_values(self, columns: Floats, rows: Rows) -> Floats:
-        """The columns as sessions sum them: first requests alone where the arms are sampled differently."""
-        if self._same_sampling:
-            return columns
-        return np.where(rows.position == 1, columns, np.nan)
+    def _gap(self, gaps: Gaps | None) -> Floats | None:
+        """What missing answers can hide from this metric; None: nothing, or no request was unanswered."""
+        if gaps is None or self.takes_values or self.name in UNANSWERED:
+            return None
+        return gaps.shrunk if self.gates[0].kind is Kind.SCORE else gaps.certain
+
+    def session_values(self, columns: Floats, missing: Floats, rows: Rows) -> Floats:
+        """The columns as sessions keep them: first requests alone where the arms are sampled differently."""
+        kept = np.concatenate((columns, missing[None, :]))
+        return kept if self._same_sampling else np.where(rows.firsts, kept, np.nan)
 
     def interval(self, gate: Gate) -> tuple[float, float] | None:
         """The interval of the ratio of rates (percentile: of the shares above it) or medians (shape), or of
@@ -204,15 +250,21 @@ class MetricEvidence:
         total, count = self.stable_logs[during]
         self.stable_logs[during] = np.add.accumulate(np.concatenate(([total], logs)))[-1], count + len(logs)
 
-    def count(self, rows: Rows, raw: Floats, failed: NDArray[np.bool_]) -> None:
-        """Count present and missing values, and sum them for display."""
+    def count(self, rows: Rows, raw: Floats, unanswered: NDArray[np.bool_]) -> Floats:
+        """Count present and missing values, and sum them for display; return which are missing (or present,
+        if those are rarer), NaN where no value is expected. raw: comparable values."""
         present = ~np.isnan(raw)
-        expected = (rows.w > 0.0) & ~((failed | rows.cold) & self.takes_values)
+        missing = np.full(len(rows), np.nan)
         if not self.is_alarm:  # an alarm's values may be missing
-            w = judged_probability(self._sampling, rows.w)
-            self.presence.feed(rows.block(present.astype(np.float64), expected, w))
+            expected = rows.w > 0.0
+            if self.name not in UNANSWERED:
+                expected &= ~unanswered
+            if self.takes_values:
+                expected &= ~rows.cold
+            self.presence.count(present, expected, rows.firsts, rows.at_s)
+            missing = self.presence.indicator(present, expected)
         if self.takes_values:
-            stable = ~rows.arm & ~failed
+            stable = ~rows.arm & ~unanswered
             self._add_logs(0, raw[stable & (rows.w == 0.0)])
             self._add_logs(1, raw[stable & (rows.w > 0.0)])
         for arm in (0, 1):
@@ -221,80 +273,94 @@ class MetricEvidence:
             self.counts[arm] += len(chosen)
             if arm and self.canary_values is not None:
                 self.canary_values.add(chosen[np.isfinite(chosen)])
+        return missing
 
-    def _add_gate(self, gate: Gate, policy: GatePolicy, proofs: Sequence[tuple[float, float]]) -> None:
+    def add_pair(self, *, draw: int, at_s: float, scores: tuple[float, float], seq: int, canary: int) -> None:
+        """Bet on one mirrored pair: stable's score and the canary's."""
+        lower = CATALOGUE[self.name].lower_is_better
+        for gate, stream in zip(self._pair_gates, self.pairs, strict=True):
+            y = pair_harm(*scores, tolerance=gate.tolerance, lower_is_better=lower)
+            stream.feed(UnitBlock.one(draw=draw, at_s=at_s, y=y, seq=seq, canary=canary))
+
+    def _add_gate(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         match gate.kind:
             case Kind.RATE | Kind.SCORE:
                 if not self.columns:
                     estimate = EventCounts() if gate.kind is Kind.RATE else MeanGap()
-                    by_event = gate.kind is Kind.RATE
-                    self.columns.append(Column(by_event=by_event, with_histogram=False, estimate=estimate))
-                self._add_bounded(gate, policy, self.columns[0], proofs)
+                    self.columns.append(Column(with_histogram=False, estimate=estimate))
+                self._add_bounded(gate, self.columns[0], proofs)
             case Kind.SHAPE:
                 self._add_shape(gate, proofs)
             case Kind.PERCENTILE:
-                self._add_percentile(gate, policy, proofs)
+                self._add_percentile(gate, proofs)
 
-    def _add_bounded(
-        self, gate: Gate, policy: GatePolicy, column: Column, proofs: Sequence[tuple[float, float]]
-    ) -> None:
-        if gate.kind is Kind.SCORE:
-            first, session = (ScoreLoss(tolerance=gate.tolerance, threshold=gate.threshold) for _ in range(2))
-            self._rollback(gate, "first", column.first, first)
-            self._rollback(gate, "session", column.units, session)
-        else:
-            self._rollback(gate, "first", column.first, FirstEvents(tolerance=gate.tolerance))
-            self._rollback(gate, "session", column.units, _session_bettor(gate, policy))
+    def _add_bounded(self, gate: Gate, column: Column, proofs: Sequence[Proof]) -> None:
+        self._add_loss(gate, column)
         if gate.mirrored:
-            self._rollback(gate, "pairs", self.pairs, PairLoss(tolerance=gate.tolerance))
-            self.tracks[-1].channel.decision.limit = log_limit(
-                channel_alphas(policy, gate, sticky=False).pairs
-            )
-        for margin, floor in proofs:
-            is_score = gate.kind is Kind.SCORE
-            proof = ScoreProof(margin=margin) if is_score else RateProof(ratio=margin, floor=floor)
-            self._proof(gate, column.units, proof, margin, floor, staged=False)
+            lower = CATALOGUE[self.name].lower_is_better
+            self._pair_gates.append(gate)
+            self.pairs.append(Stream(with_histogram=False))
+            bettor = PairLoss(tolerance=gate.tolerance, lower_is_better=lower)
+            self._rollback(gate, "pairs", self.pairs[-1], bettor)
+        for proof in proofs:
+            if gate.kind is Kind.SCORE:
+                self._add_proof(gate, column, proof, lambda p: ScoreProof(margin=p.margin))
+            else:
+                self._add_proof(gate, column, proof, lambda p: RateProof(ratio=p.margin, floor=p.floor))
 
-    def _add_shape(self, gate: Gate, proofs: Sequence[tuple[float, float]]) -> None:
+    def _add_shape(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         if not self._has_shape_columns:
             self._has_shape_columns = True
             estimates = (MedianRatio(), None)
-            self.columns[:0] = [Column(by_event=False, with_histogram=True, estimate=e) for e in estimates]
+            self.columns[:0] = [Column(with_histogram=True, estimate=e) for e in estimates]
         waited, slowest = self.columns[:2]
-        self._rollback(gate, "first", waited.first, self._shape_loss(gate))
-        self._rollback(gate, "session", waited.units, self._shape_loss(gate))
-        for margin, floor in proofs:
-            self._proof(gate, slowest.units, ShapeProof(margin=margin), margin, floor, staged=True)
+        self._add_loss(gate, waited)
+        for proof in proofs:
+            self._add_proof(gate, slowest, proof, lambda p: ShapeProof(margin=p.margin))
 
-    def _shape_loss(self, gate: Gate) -> ShapeLoss:
-        return ShapeLoss(tolerance=gate.tolerance, longest=self._longest)
-
-    def _add_percentile(self, gate: Gate, policy: GatePolicy, proofs: Sequence[tuple[float, float]]) -> None:
+    def _add_percentile(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         assert gate.percentile is not None
         highest = below_the_cut(self._longest, 1.0 + gate.tolerance)
         self.exceedances.append(Exceedance(percentile=gate.percentile, highest=highest))
-        self._divisors.append((1.0 + gate.tolerance, *(margin for margin, _ in proofs)))
-        column = Column(by_event=True, with_histogram=False, estimate=EventCounts())
+        self._divisors.append((1.0 + gate.tolerance, *(proof.margin for proof in proofs)))
+        column = Column(with_histogram=False, estimate=EventCounts())
         self.columns.append(column)
         self._tail_columns[gate.name] = column
-        self._rollback(gate, "first", column.first, FirstEvents(tolerance=0.0))
-        self._rollback(gate, "session", column.units, SessionCounts(max_events=policy.session_requests))
-        for margin, floor in proofs:
-            proof_column = Column(by_event=True, with_histogram=False)
+        self._add_loss(gate, column)
+        for proof in proofs:
+            proof_column = Column(with_histogram=False)
             self.columns.append(proof_column)
-            self._proof(gate, proof_column.units, RateProof(ratio=1.0, floor=0.0), margin, floor, staged=True)
+            self._add_proof(gate, proof_column, proof, lambda _: RateProof(ratio=1.0, floor=0.0))
+
+    def _add_loss(self, gate: Gate, column: Column) -> None:
+        """The channels of first requests and of sessions that roll back."""
+        for is_first in (True, False):
+            bettor = loss_bettor(
+                gate.kind,
+                tolerance=gate.tolerance,
+                threshold=gate.threshold,
+                longest=self._longest,
+                failures=self._failures,
+                sessions=not is_first,
+            )
+            self._rollback(
+                gate, "first" if is_first else "session", column.first if is_first else column.units, bettor
+            )
 
     def _rollback(self, gate: Gate, use: Use, stream: Stream, bettor: Bettor) -> None:
         channel = Channel(bettor, limit=float("inf"), restart_share=self._restart_share)
         stream.channels.append(channel)
         self.tracks.append(Track(gate, use, channel))
 
-    def _proof(
-        self, gate: Gate, stream: Stream, bettor: Bettor, margin: float, floor: float, *, staged: bool
-    ) -> None:
-        channel = Channel(bettor, limit=self._proof_limit, min_canary=self._min_proof_canary)
-        (stream.staged if staged else stream.channels).append(channel)
-        self.tracks.append(Track(gate, "proof", channel, margin, floor, stream if staged else None))
+    def _add_proof(self, gate: Gate, column: Column, proof: Proof, bettor: Callable[[Proof], Bettor]) -> None:
+        """The channels of sessions and of first requests that prove a margin."""
+        for is_first in (False, True):
+            stream = column.first if is_first else column.units
+            channel = Channel(bettor(proof), limit=self._proof_limit, min_canary=self._min_proof_canary)
+            channel.is_idle = is_first  # until units are known to be sticky
+            (stream.channels if proof.is_whole else stream.staged).append(channel)
+            use: Use = "first proof" if is_first else "proof"
+            self.tracks.append(Track(gate, use, channel, proof, None if proof.is_whole else stream))
 
 
 def judged_probability(sampling: Sampling, w: Floats) -> Floats:
@@ -303,21 +369,3 @@ def judged_probability(sampling: Sampling, w: Floats) -> Floats:
         return w
     canary = w * sampling.canary
     return canary / (canary + (1.0 - w) * sampling.stable)
-
-
-def _session_bettor(gate: Gate, policy: GatePolicy) -> Bettor:
-    if gate.tolerance > 0.0:
-        return SessionMeans(tolerance=gate.tolerance)
-    return SessionCounts(max_events=policy.session_requests)
-
-
-def _first_events(rows: Rows, y: Floats, sessions: Sessions, column: int) -> NDArray[np.bool_]:
-    """Which rows are a draw's first event, or its first request if that has none."""
-    chosen: NDArray[np.bool_] = (rows.position == 1) & ~(y > 0.0)
-    events = np.flatnonzero(y > 0.0)
-    if len(events) == 0:
-        return chosen
-    _, first = np.unique(rows.draw[events], return_index=True)
-    events = events[first]
-    chosen[events[~sessions.has_event(rows.draw[events], column)]] = True
-    return chosen

@@ -1,4 +1,4 @@
-"""Sessions: the requests of one draw as one unit with their mean, released in the order of the draws.
+"""Sessions: the requests of one draw as one unit, released in the order of the draws.
 
 A session is up to `session_requests` requests within `session_s` after a draw. It closes at the last of them,
 or when the time has passed; it is released after the session of every earlier draw, so that a version that
@@ -8,13 +8,13 @@ of one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.wealth import Block, Floats, Ints
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock, ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +63,116 @@ class Rows:
         """Whether each request is its own unit."""
         return bool(self.single.all())
 
-    def block(self, y: Floats, rows: NDArray[np.bool_] | Ints, w: Floats) -> Block:
-        """Some of these rows as a block. y, w: outcomes and probabilities of all rows."""
-        if rows.dtype == np.bool_ and rows.all():
-            return Block(self.arm, w, y, np.ones(len(y)), self.seq, self.canary, self.at_s, self.stage)
-        return Block(
+    @property
+    def firsts(self) -> NDArray[np.bool_]:
+        """Which rows are the first request of their draw: the one that speaks for the unit."""
+        is_first: NDArray[np.bool_] = self.position == 1
+        return is_first
+
+    def first_block(self, y: Floats, w: Floats, gap: Floats | None = None) -> UnitBlock:
+        """The units by their first requests that have a value. y (NaN: missing), w, gap: of all rows."""
+        chosen = self.firsts & ~np.isnan(y)
+        if chosen.all():
+            return UnitBlock(
+                self.draw, self.arm, w, y, ones(len(y)), self.seq, self.canary, self.at_s, self.stage, gap,
+                is_checked=True,
+            )  # fmt: skip
+        return self.units_at(np.flatnonzero(chosen), y, w, gap)
+
+    def units_at(self, rows: Ints, y: Floats, w: Floats, gap: Floats | None = None) -> UnitBlock:
+        """The units whose first requests are these rows, ascending. y, w, gap: of all rows."""
+        return UnitBlock(
+            self.draw[rows],
             self.arm[rows],
             w[rows],
             y[rows],
-            np.ones(len(y))[rows],
+            ones(len(rows)),
             self.seq[rows],
             self.canary[rows],
             self.at_s[rows],
             self.stage[rows],
+            None if gap is None else gap[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Closed sessions in the order of their draws, with the values of their requests by column.
+
+    `owner`: the session of each request; None: each request is a session. `values`: columns x requests, NaN
+    where missing.
+    """
+
+    draw: Ints
+    arm: NDArray[np.bool_]
+    w: Floats
+    stage: Ints
+    seq: Ints
+    canary: Ints
+    at_s: Floats
+    owner: Ints | None
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.draw)
+
+    def means(self, column: int) -> Floats:
+        """Mean of a column over each session's requests; NaN: none has a value."""
+        values = self.values[column]
+        if self.owner is None:
+            whole: Floats = values
+            return whole
+        present = ~np.isnan(values)
+        owner, values = self.owner[present], values[present]
+        count = np.bincount(owner, minlength=len(self)).astype(np.float64)
+        total = np.bincount(owner, weights=values, minlength=len(self))
+        return np.where(count > 0.0, total / np.maximum(count, 1.0), np.nan)
+
+    def block(
+        self, column: int, w: Floats | None = None, gap: Floats | None = None, *, single_values: bool = False
+    ) -> UnitBlock:
+        """The sessions with a value in a column. w, gap: of all sessions; w None: their own."""
+        w = self.w if w is None else w
+        values = self.values[column]
+        present = ~np.isnan(values)
+        if self.owner is None:
+            if present.all():
+                return UnitBlock(
+                    self.draw, self.arm, w, values, ones(len(self)), self.seq, self.canary, self.at_s,
+                    self.stage, gap, is_checked=True,
+                )  # fmt: skip
+            return self._block(np.flatnonzero(present), values, ones(len(self)), w, gap)
+        owner, values = self.owner[present], values[present]
+        count = np.bincount(owner, minlength=len(self)).astype(np.float64)
+        mean = np.bincount(owner, weights=values, minlength=len(self)) / np.maximum(count, 1.0)
+        has = np.flatnonzero(count > 0.0)
+        block = self._block(has, mean, count, w, gap)
+        if not single_values:
+            return block
+        places = np.cumsum(count > 0.0) - 1
+        return replace(block, values=values, owner=places[owner], is_checked=True)
+
+    def _block(self, rows: Ints, y: Floats, n: Floats, w: Floats, gap: Floats | None) -> UnitBlock:
+        return UnitBlock(
+            self.draw[rows],
+            self.arm[rows],
+            w[rows],
+            y[rows],
+            n[rows],
+            self.seq[rows],
+            self.canary[rows],
+            self.at_s[rows],
+            self.stage[rows],
+            None if gap is None else gap[rows],
+            is_checked=True,
         )
 
 
 class Sessions:
-    """Sessions of one lane that are not released yet, by draw, with the sums of each of its columns."""
+    """Sessions of one lane that are not released yet, by draw, with the values of their requests."""
 
     __state__ = (
-        "draw", "start_s", "arm", "w", "stage", "sums", "counts", "close_seq", "close_canary", "close_at_s",
+        "draw", "start_s", "arm", "w", "stage", "owners", "values", "close_seq", "close_canary", "close_at_s",
         "last_seq", "last_canary", "given",
     )  # fmt: skip
 
@@ -95,8 +184,8 @@ class Sessions:
         self.arm: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self.w: Floats = np.empty(0)
         self.stage: Ints = np.empty(0, dtype=np.int64)
-        self.sums: Floats = np.empty((columns, 0))
-        self.counts: Floats = np.empty((columns, 0))
+        self.owners: Ints = np.empty(0, dtype=np.int64)  # the session of each request below
+        self.values: Floats = np.empty((columns, 0))  # columns x requests
         self.close_seq: Ints = np.empty(0, dtype=np.int64)  # -1: open
         self.close_canary: Ints = np.empty(0, dtype=np.int64)
         self.close_at_s: Floats = np.empty(0)
@@ -104,18 +193,15 @@ class Sessions:
         self.last_canary = 0
         self.given: Floats = np.array([-1.0, 0.0, -np.inf])  # seq, canary, time of the last released session
 
-    def add(self, rows: Rows, values: Floats) -> list[Block]:
-        """Add requests in order; return the sessions released by that, a block for each column.
-
-        values: columns x n, NaN where missing.
-        """
+    def add(self, rows: Rows, values: Floats) -> Released:
+        """Add requests in order; return the sessions released by that. values: columns x n."""
         if len(rows) and len(self.draw) == 0 and rows.all_single:
             return self._single(rows, values)
         if len(rows):
             self._add(rows, values)
         return self._release()
 
-    def close_through(self, through_s: float) -> list[Block]:
+    def close_through(self, through_s: float) -> Released:
         """Close sessions that ended before the watermark `through_s`; return the sessions released so."""
         passed = np.flatnonzero((self.close_seq < 0) & (self.start_s + self._length_s < through_s))
         self._close(
@@ -126,75 +212,58 @@ class Sessions:
         )
         return self._release()
 
-    def has_event(self, draws: Ints, column: int) -> NDArray[np.bool_]:
-        """Which of these draws already have an event in this column."""
-        slot = np.searchsorted(self.draw, draws)
-        known = slot < len(self.draw)
-        known[known] = self.draw[slot[known]] == draws[known]
-        out = np.zeros(len(draws), dtype=np.bool_)
-        out[known] = self.sums[column, slot[known]] > 0.0
-        return out
-
-    def _single(self, rows: Rows, values: Floats) -> list[Block]:
+    def _single(self, rows: Rows, values: Floats) -> Released:
         """The requests themselves: sessions of one request each, with none waiting before them."""
         self.last_seq, self.last_canary = int(rows.seq[-1]), int(rows.canary[-1])
         self.given = np.array(
             [self.last_seq, self.last_canary, max(self.given[2], rows.at_s[-1])], dtype=np.float64
         )
-        present = ~np.isnan(values)
-        empty = rows.pick(slice(0, 0)).block(np.empty(0), np.empty(0, dtype=np.bool_), np.empty(0))
-        return [
-            rows.block(y, has, rows.w) if has.any() else empty for y, has in zip(values, present, strict=True)
-        ]
+        return Released(
+            rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values
+        )
 
     def _add(self, rows: Rows, values: Floats) -> None:
-        first = rows.position == 1
+        first = rows.firsts
         new = int(np.count_nonzero(first))
         self.draw = np.concatenate((self.draw, rows.draw[first]))
         self.start_s = np.concatenate((self.start_s, rows.at_s[first]))
         self.arm = np.concatenate((self.arm, rows.arm[first]))
         self.w = np.concatenate((self.w, rows.w[first]))
         self.stage = np.concatenate((self.stage, rows.stage[first]))
-        self.sums = np.concatenate((self.sums, np.zeros((len(self.sums), new))), axis=1)
-        self.counts = np.concatenate((self.counts, np.zeros((len(self.sums), new))), axis=1)
         self.close_seq = np.concatenate((self.close_seq, np.full(new, -1, dtype=np.int64)))
         self.close_canary = np.concatenate((self.close_canary, np.zeros(new, dtype=np.int64)))
         self.close_at_s = np.concatenate((self.close_at_s, np.zeros(new)))
         slot = np.searchsorted(self.draw, rows.draw)
-        present = ~np.isnan(values)
-        for column in range(len(values)):
-            np.add.at(self.sums[column], slot[present[column]], values[column][present[column]])
-            np.add.at(self.counts[column], slot[present[column]], 1.0)
+        self.owners = np.concatenate((self.owners, slot))
+        self.values = np.concatenate((self.values, values), axis=1)
         last = rows.single | (rows.position == self._max_requests)
         self._close(slot[last], rows.seq[last], rows.canary[last], rows.at_s[last])
         self._close_passed(rows)
         self.last_seq, self.last_canary = int(rows.seq[-1]), int(rows.canary[-1])
 
-    def _release(self) -> list[Block]:
-        """Remove the closed sessions that no open one precedes: a block for each column, of its values."""
+    def _release(self) -> Released:
+        """Remove the closed sessions that no open one precedes."""
         still_open = np.flatnonzero(self.close_seq < 0)
         count = int(still_open[0]) if len(still_open) else len(self.draw)
         seq = np.maximum.accumulate(np.concatenate(([self.given[0]], self.close_seq[:count])))
         canary = np.maximum.accumulate(np.concatenate(([self.given[1]], self.close_canary[:count])))
         at_s = np.maximum.accumulate(np.concatenate(([self.given[2]], self.close_at_s[:count])))
         self.given = np.array([seq[-1], canary[-1], at_s[-1]])
-        blocks = []
-        for sums, counts in zip(self.sums[:, :count], self.counts[:, :count], strict=True):
-            has = counts > 0.0
-            blocks.append(
-                Block(
-                    self.arm[:count][has],
-                    self.w[:count][has],
-                    sums[has] / counts[has],
-                    counts[has],
-                    seq[1:][has].astype(np.int64),
-                    canary[1:][has].astype(np.int64),
-                    at_s[1:][has],
-                    self.stage[:count][has],
-                )
-            )
-        self._drop(count)
-        return blocks
+        is_released = self.owners < count
+        released = Released(
+            self.draw[:count],
+            self.arm[:count],
+            self.w[:count],
+            self.stage[:count],
+            seq[1:].astype(np.int64),
+            canary[1:].astype(np.int64),
+            at_s[1:],
+            self.owners[is_released],
+            self.values[:, is_released],
+        )
+        if count:
+            self._drop(count, ~is_released)
+        return released
 
     def _close_passed(self, rows: Rows) -> None:
         """Close sessions that ended before a row of this block, with the counters of the row before that."""
@@ -210,8 +279,8 @@ class Sessions:
         self.close_canary[slots] = canary
         self.close_at_s[slots] = at_s
 
-    def _drop(self, count: int) -> None:
+    def _drop(self, count: int, kept: NDArray[np.bool_]) -> None:
         for name in ("draw", "start_s", "arm", "w", "stage", "close_seq", "close_canary", "close_at_s"):
             setattr(self, name, getattr(self, name)[count:].copy())
-        self.sums = self.sums[:, count:].copy()
-        self.counts = self.counts[:, count:].copy()
+        self.owners = self.owners[kept] - count
+        self.values = self.values[:, kept]

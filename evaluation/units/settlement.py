@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import numpy as np
+
 from evaluation.records import Draw, EvidenceError, Score
+from evaluation.units.ties import tie_order
+from evaluation.units.units import unit_hash
 
 
 class Settlement:
@@ -55,10 +59,12 @@ class Settlement:
             self.now_s = max(self.now_s, now_s)
         self.through_s = through_s
         due = [draw for draw in self.waiting.values() if draw.at_s < through_s]
-        due.sort(key=lambda draw: (draw.at_s, draw.request_id))
         for draw in due:
             del self.waiting[draw.request_id]
-        return due
+        due.sort(key=lambda draw: draw.at_s)
+        at_s = np.array([draw.at_s for draw in due])
+        order = tie_order(at_s, lambda rows: [_tie_key(due[row]) for row in rows.tolist()])
+        return due if order is None else [due[row] for row in order.tolist()]
 
     def score_of(self, request_id: str, metric: str, before_s: float) -> float | None:
         """The score of a request if it was received by `before_s`; None: not received."""
@@ -83,6 +89,10 @@ class Settlement:
     def waiting_rows(self, rows: list[list[object]]) -> None:
         draws = [Draw(**dict(zip(_FIELDS, row, strict=True))) for row in rows]  # type: ignore[arg-type]
         self.waiting = {draw.request_id: draw for draw in draws}
+
+
+def _tie_key(draw: Draw) -> tuple[int, int]:
+    return unit_hash(draw.unit), unit_hash(draw.request_id)
 
 
 _FIELDS = tuple(field.name for field in fields(Draw))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.betting.unit_block import UnitBlock
 from evaluation.evaluator import Evaluator
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
@@ -15,6 +16,24 @@ from evaluation.records import Draw, Score
 Columns = dict[str, np.ndarray]
 ONE_STAGE = (StagePlan(0.5, 0),)
 LATER = ("quality", "hallucinated")
+
+
+def unit_block(
+    arm: np.ndarray, w: float | np.ndarray, y: np.ndarray, *, n: float = 1.0, first: int = 0
+) -> UnitBlock:
+    """Units with one outcome each, tossed in order from number `first` on."""
+    rows = np.arange(first, first + len(arm))
+    return UnitBlock(
+        draw=rows,
+        arm=np.asarray(arm, dtype=np.bool_),
+        w=np.broadcast_to(np.asarray(w, dtype=np.float64), (len(arm),)).copy(),
+        y=np.asarray(y, dtype=np.float64),
+        n=np.full(len(arm), n),
+        seq=rows,
+        canary=np.cumsum(arm),
+        at_s=rows.astype(np.float64),
+        stage=np.zeros(len(arm), dtype=np.int64),
+    )
 
 
 def settings_of(policy: GatePolicy, gate: str) -> dict[str, Any]:

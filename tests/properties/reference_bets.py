@@ -7,6 +7,7 @@ Written from the design (the bet, its null, its data), not from the code; only t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from evaluation.betting import latency, rates, sample_ratio, scores
 from evaluation.betting.histogram import WIDTH
@@ -19,60 +20,45 @@ def odds_factor(unit: Unit, ratio: float) -> float:
     return (math.log(ratio) if unit.arm else 0.0) - math.log(unit.w * ratio + 1.0 - unit.w)
 
 
-class PlainFirstEvents(Bet):
+def mean_factor(unit: Unit, log_factor_of: Callable[[float], float]) -> float:
+    """A unit's log factor: of the mean of the factors of its requests."""
+    factors = [math.exp(log_factor_of(value)) for value in unit.values]
+    return math.log(sum(factors) / len(factors))
+
+
+class PlainEvents(Bet):
     def __init__(self, tolerance: float) -> None:
         super().__init__(rates.RATIO_PRIOR.tolist())
-        self.tolerated = 1.0 + tolerance
+        self.tolerated, self.rate = 1.0 + tolerance, 0.02
 
     def factors(self, unit: Unit) -> list[float] | None:
         if unit.y == 0.0 or unit.w == 0.0:
             return None
-        q0 = unit.w * self.tolerated + 1.0 - unit.w
-        return [
-            math.log(q0 / (unit.w * self.tolerated * rho + 1.0 - unit.w)) + (math.log(rho) if unit.arm else 0)
-            for rho in rates.RATIOS
-        ]
+        r0 = self.tolerated + max(unit.gap, 0.0) * (1.0 - self.rate) / self.rate
+        q0 = unit.w * r0 + 1.0 - unit.w
+        out = []
+        for rho in rates.RATIOS:
+            event = q0 / (unit.w * r0 * rho + 1.0 - unit.w) * (rho if unit.arm else 1.0)
+            out.append(math.log(1.0 + unit.y * (event - 1.0)))
+        return out
 
     def end_epoch(self, past: Past) -> None:
+        self.rate = past.mean(0.02)
         if len(past.units) >= rates.KNOWN_UNITS and past.mean(0.0) > rates.NEAR_ZERO:
             self.prior = list(rates.KNOWN_PRIOR)
 
 
-class PlainSessionCounts(Bet):
-    def __init__(self, max_events: int) -> None:
-        super().__init__([1.0] * len(rates.SESSION_RATIOS))
-        self.max_events = max_events
-        self.norm = [1.0] * len(self.prior)
-
-    def count(self, unit: Unit) -> int:
-        return min(round(unit.y * unit.n), self.max_events)
-
-    def factors(self, unit: Unit) -> list[float]:
-        ratios = [
-            rho ** self.count(unit) / norm for rho, norm in zip(rates.SESSION_RATIOS, self.norm, strict=True)
-        ]
-        return [odds_factor(unit, ratio) for ratio in ratios]
-
-    def looks(self, unit: Unit) -> bool:
-        return unit.arm == 1
-
-    def end_epoch(self, past: Past) -> None:
-        self.norm = [
-            (1.0 + sum(rho ** self.count(unit) for unit in past.units)) / (len(past.units) + 1)
-            for rho in rates.SESSION_RATIOS
-        ]
-
-
-class PlainSessionMeans(Bet):
+class PlainShares(Bet):
     def __init__(self, tolerance: float) -> None:
-        super().__init__([1.0] * len(rates.TOLERANT_LAMBDAS))
+        super().__init__([1.0] * len(rates.SHARE_LAMBDAS))
         self.tolerated, self.mu = 1.0 + tolerance, 0.05
 
     def factors(self, unit: Unit) -> list[float]:
-        z = unit.y / self.tolerated if unit.arm else unit.y
+        r0 = self.tolerated + max(unit.gap, 0.0) * (1.0 - self.mu) / self.mu
+        z = unit.y / r0 if unit.arm else unit.y
         cap = 0.9 / max((1.0 - unit.w) * self.mu, unit.w * (1.0 - self.mu))
         return [
-            math.log1p(min(lam, cap) * (unit.arm - unit.w) * (z - self.mu)) for lam in rates.TOLERANT_LAMBDAS
+            math.log1p(min(lam, cap) * (unit.arm - unit.w) * (z - self.mu)) for lam in rates.SHARE_LAMBDAS
         ]
 
     def looks(self, unit: Unit) -> bool:
@@ -100,13 +86,15 @@ class PlainRateProof(Bet):
         w, y, out = unit.w, unit.y, []
         if y == 0.0 and self.floor == 0.0:
             return None
+        hidden = max(-unit.gap, 0.0)
+        ratio, floor = max(self.ratio * (1.0 - hidden / self.mu), 0.0), self.floor - hidden
         for true in self.true_ratios:
             lam = 1.0 - true / self.ratio * (w * self.ratio + 1.0 - w) / (w * true + 1.0 - w)
-            stake = -1.0 if unit.arm else w * self.ratio / (1.0 - w)
+            stake = -1.0 if unit.arm else w * ratio / (1.0 - w)
             out.append(math.log1p(min(max(lam, 0.02), 0.97) * y * stake))
         if self.floor > 0.0:
-            x = (1.0 - w) * (self.mu + self.floor - y) if unit.arm else -w * (self.mu - y)
-            worst = max((1.0 - w) * (1.0 - self.mu - self.floor), w * self.mu)
+            x = (1.0 - w) * (self.mu + floor - y) if unit.arm else -w * (self.mu - y)
+            worst = max((1.0 - w) * (1.0 - self.mu - floor), w * self.mu)
             out += [math.log1p(min(lam, 0.9 / worst) * x) for lam in rates.FLOOR_LAMBDAS]
         return out
 
@@ -131,9 +119,15 @@ class PlainScore(Bet):
         self.mu, self.variance = 0.8, 0.04
 
     def factors(self, unit: Unit) -> list[float]:
+        if self.sign > 0.0:
+            beyond = self.beyond + max(unit.gap, 0.0) * self.mu
+        else:
+            part = 1.0 - self.mu if unit.gap > 0.0 else max(self.mu, 1.0 - self.mu)
+            beyond = self.beyond - part * abs(unit.gap)
+
         def x(arm: int, y: float) -> float:
             loss = self.mu - y
-            return self.sign * ((1.0 - unit.w) * (loss - self.beyond) if arm else -unit.w * loss)
+            return self.sign * ((1.0 - unit.w) * (loss - beyond) if arm else -unit.w * loss)
 
         worst = max(-x(arm, y) for arm in (0, 1) for y in (0.0, 1.0))
         best = self.effect / (self.variance + self.effect**2)
@@ -147,25 +141,27 @@ class PlainScore(Bet):
 
 
 class PlainPairs(Bet):
-    def __init__(self, tolerance: float) -> None:
+    def __init__(self, tolerance: float, most: float) -> None:
+        """most: the largest gain of the canary beyond the tolerance."""
         super().__init__([1.0] * len(scores.PAIR_LAMBDAS))
-        self.tolerance = tolerance
+        self.tolerance, self.cap = tolerance, 0.9 / most
 
     def factors(self, unit: Unit) -> list[float]:
-        cap = 0.9 / (1.0 + self.tolerance)
-        return [math.log1p(min(lam, cap) * (unit.y - self.tolerance)) for lam in scores.PAIR_LAMBDAS]
+        return [math.log1p(min(lam, self.cap) * (unit.y - self.tolerance)) for lam in scores.PAIR_LAMBDAS]
 
 
 class PlainShape(Bet):
-    """Bins at stable's percentiles; ratios from stable's own values, moved by each alternative."""
+    """Bins at stable's percentiles; ratios from stable's own values, moved by each alternative. An unanswered
+    request is slowest; of the canary's, the excess that is tolerated is discounted."""
 
-    def __init__(self, divisor: float, *, proof: bool) -> None:
+    def __init__(self, divisor: float, *, proof: bool, failures: float = 1.0) -> None:
         self.powers = latency.ShapeProof.POWERS if proof else None
         rollback = (*latency.SCALE_PRIOR, *latency.STRETCH_PRIOR, *latency.TAIL_PRIOR)
         super().__init__([1.0] * len(self.powers) if self.powers else rollback)
-        self.divisor = divisor
+        self.divisor, self.failures = divisor, failures
         self.edges: list[float] = []
         self.ratios: list[list[float]] = []
+        self.mass: list[float] = []  # of stable's answers
 
     def column(self, value: float) -> int:
         return sum(edge < value for edge in self.edges)
@@ -173,9 +169,14 @@ class PlainShape(Bet):
     def factors(self, unit: Unit) -> list[float] | None:
         if not self.edges:
             return None
-        value = unit.y / self.divisor if unit.arm else unit.y
-        position = self.column(value)
-        return [odds_factor(unit, row[position]) for row in self.ratios]
+        return [mean_factor(unit, lambda y, row=row: self.factor(unit, row, y)) for row in self.ratios]  # type: ignore[misc]
+
+    def factor(self, unit: Unit, row: list[float], y: float) -> float:
+        if unit.arm and math.isinf(y) and self.failures > 1.0:
+            h = [ratio / (unit.w * ratio + 1.0 - unit.w) for ratio in row]
+            mean = sum(a * b for a, b in zip(h, self.mass, strict=True))
+            return math.log(mean + (h[-1] - mean) / self.failures)
+        return odds_factor(unit, row[self.column(y / self.divisor if unit.arm else y)])
 
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
@@ -183,12 +184,16 @@ class PlainShape(Bet):
     def end_epoch(self, past: Past) -> None:
         if len(past.logs) < latency.MIN_VALUES:
             return
-        self.edges = sorted({past.quantile(share) for share in latency.QUANTILES})
+        edges = {past.quantile(share) for share in latency.QUANTILES}
+        if self.powers:
+            edges.add(min(edges) / math.sqrt(self.divisor))
+        self.edges = sorted(edges)
         middles = [math.exp((bin_of(log) + 0.5) * WIDTH) for log in past.logs]
         stable = self.shares(middles)
+        self.mass = [share / sum(stable) for share in stable]
         if self.powers:
             shares = [self.shares([m / self.divisor**power for m in middles]) for power in self.powers]
-            self.ratios = [self.falling(self.over(moved, stable)) for moved in shares]
+            self.ratios = [self.falling(self.over(moved, stable), past) for moved in shares]
             return
         p95, p99 = past.quantile(0.95), past.quantile(0.99)
         p99 = max(p99, 1.01 * p95)
@@ -196,13 +201,14 @@ class PlainShape(Bet):
         shares += [
             self.shares([m * times ** self.part(m, p95, p99) for m in middles]) for times in latency.STRETCHES
         ]
-        self.ratios = [self.rising(self.over(moved, stable)) for moved in shares]
+        self.ratios = [self.rising(self.over(moved, stable), past) for moved in shares]
         for share, times in latency.TAILS:
             start = past.quantile(share)
             edge_bin = bin_of(math.log(start / 1.005))
             above = max(sum(bin_of(log) > edge_bin for log in past.logs) / len(past.logs), latency.SMOOTHING)
             rest = max((1.0 - times * above) / (1.0 - above), latency.MIN_RATIO)
-            self.ratios.append(self.rising([times if e > start else rest for e in [*self.edges, math.inf]]))
+            tail = [times if e > start else rest for e in [*self.edges, math.inf]]
+            self.ratios.append(self.rising(tail, past))
 
     @staticmethod
     def part(value: float, start: float, end: float) -> float:
@@ -224,27 +230,84 @@ class PlainShape(Bet):
     def clipped(ratios: list[float]) -> list[float]:
         return [min(max(ratio, latency.MIN_RATIO), latency.MAX_RATIO) for ratio in ratios]
 
-    def rising(self, ratios: list[float]) -> list[float]:
-        clipped = self.clipped(ratios)
-        return [max(clipped[: i + 1]) for i in range(len(clipped))]
+    def with_unanswered(self, ratios: list[float], past: Past) -> tuple[list[float], list[float]]:
+        """Ratios and masses, with the unanswered in the last bin, which no alternative moves."""
+        share = past.unanswered_share()
+        mass = [m * (1.0 - share) for m in self.mass]
+        ratios = self.clipped(ratios)
+        ratios[-1] = (ratios[-1] * mass[-1] + share) / (mass[-1] + share)
+        mass[-1] += share
+        return ratios, mass
 
-    def falling(self, ratios: list[float]) -> list[float]:
-        clipped = self.clipped(ratios)
-        return [min(clipped[: i + 1]) for i in range(len(clipped))]
+    def rising(self, ratios: list[float], past: Past) -> list[float]:
+        return pooled(*self.with_unanswered(ratios, past))
+
+    def falling(self, ratios: list[float], past: Past) -> list[float]:
+        ratios, mass = self.with_unanswered(ratios, past)
+        return pooled(ratios[::-1], mass[::-1])[::-1]
+
+
+def pooled(ratios: list[float], mass: list[float]) -> list[float]:
+    """Isotonic regression by pooling adjacent violators: neighbours that fall share their weighted mean."""
+    pools: list[list[float]] = []  # ratio, mass, bins
+    for ratio, weight in zip(ratios, mass, strict=True):
+        pools.append([ratio, weight, 1])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            last, before = pools.pop(), pools.pop()
+            total = last[1] + before[1]
+            mean = (last[0] * last[1] + before[0] * before[1]) / total
+            pools.append([mean, total, last[2] + before[2]])
+    return [ratio for ratio, _, bins in pools for _ in range(int(bins))]
 
 
 class PlainOdds(Bet):
-    """Two-sided bet on the coin itself: of all units (`among` None), or of present or missing values."""
+    """Two-sided bet on the coin itself, of all units."""
 
-    def __init__(self, among: bool | None = None) -> None:
-        self.odds = sample_ratio.ODDS if among is None else missingness.RATIOS
-        super().__init__([1.0] * len(self.odds))
-        self.among = among
+    def __init__(self) -> None:
+        super().__init__([1.0] * len(sample_ratio.ODDS))
 
     def factors(self, unit: Unit) -> list[float] | None:
-        if self.among is not None and (unit.y > 0.0) != self.among:
+        return [odds_factor(unit, ratio) for ratio in sample_ratio.ODDS]
+
+
+class PlainPresence(Bet):
+    """Two-sided bet on the share of a unit's requests without (or with) a value."""
+
+    def __init__(self) -> None:
+        super().__init__([1.0] * len(missingness.RATIOS))
+
+    def factors(self, unit: Unit) -> list[float] | None:
+        if unit.y == 0.0 or unit.w == 0.0:
             return None
-        return [odds_factor(unit, ratio) for ratio in self.odds]
+        out = []
+        for rho in missingness.RATIOS:
+            d = rho / (unit.w * rho + 1.0 - unit.w) - 1.0
+            out.append(math.log(1.0 + (d * unit.y if unit.arm else -d * unit.y * unit.w / (1.0 - unit.w))))
+        return out
+
+
+class PlainTurns(Bet):
+    def __init__(self, max_turns: int) -> None:
+        super().__init__([1.0] * len(sample_ratio.TURN_TILTS))
+        self.max_turns = max_turns
+        self.norm: list[float] = []
+
+    def ratio(self, tilt: float, unit: Unit) -> float:
+        return math.exp(tilt * min(unit.n, self.max_turns))
+
+    def factors(self, unit: Unit) -> list[float] | None:
+        if not self.norm:
+            return None
+        pairs = zip(sample_ratio.TURN_TILTS.tolist(), self.norm, strict=True)
+        return [odds_factor(unit, self.ratio(tilt, unit) / norm) for tilt, norm in pairs]
+
+    def end_epoch(self, past: Past) -> None:
+        if len(past.units) < sample_ratio.MIN_SESSIONS or all(unit.n == 1 for unit in past.units):
+            return
+        self.norm = [
+            sum(self.ratio(tilt, unit) for unit in past.units) / len(past.units)
+            for tilt in sample_ratio.TURN_TILTS.tolist()
+        ]
 
 
 class PlainFallback(Bet):

@@ -12,22 +12,25 @@ from dataclasses import dataclass, field
 
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
-from evaluation.policy.alpha_split import channel_alphas, log_limit
-from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.alpha_split import SESSION_SHARE, channel_alphas, log_limit, served_alpha
+from evaluation.policy.gates import Gate, Proof, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
+from evaluation.units.answered import NOISE, SHRINKAGE
 from evaluation.units.missingness import MISSING_ALPHA
+from evaluation.units.split import TURNS_ALPHA
 from tests.fakes.evidence_maker import Columns
 from tests.properties.reference_bets import (
+    PlainEvents,
     PlainFallback,
-    PlainFirstEvents,
     PlainOdds,
     PlainPairs,
+    PlainPresence,
     PlainRateProof,
     PlainScore,
-    PlainSessionCounts,
-    PlainSessionMeans,
     PlainShape,
+    PlainShares,
+    PlainTurns,
 )
 from tests.properties.reference_play import Bet, Past, Played, Unit, epoch_ends, play
 
@@ -103,7 +106,13 @@ class Rollout:
         given = self.columns.get("stage")
         self.stage = [0 if given is None else int(given[row]) for row in range(size)]
         failed = self.columns.get("error")
-        self.failed = [failed is not None and failed[row] == 1.0 for row in range(size)]
+        rejected = self.columns.get("rejected")
+        self.failed = [
+            any(given is not None and given[row] == 1.0 for given in (failed, rejected))
+            for row in range(size)
+        ]
+        gates = [g for g in self.policy.gates if g.metric in ("error", "rejected") and not g.is_alarm]
+        self.failures = 1.0 + max((g.tolerance for g in gates), default=0.0)
 
     def is_cold(self, row: int) -> bool:
         """Within the warm-up of its stage, which begins with the stage's first drawn request."""
@@ -124,26 +133,59 @@ class Rollout:
         return Unit(drawn.arm, w, y, 1.0, row, self.canary[row], self.stage[row])
 
     def raw(self, metric: str) -> list[float]:
+        """Comparable values: none of an unanswered request, and no latency of a cold one."""
         values = [float(v) for v in self.columns[metric]]
-        if metric in VALUES:
-            return [NAN if self.is_cold(row) else v for row, v in enumerate(values)]
-        if metric == "error":
+        if metric in ("error", "rejected"):
             return values
-        return [NAN if failed else v for v, failed in zip(values, self.failed, strict=True)]
+        return [
+            NAN if failed or (metric in VALUES and self.is_cold(row)) else v
+            for row, (v, failed) in enumerate(zip(values, self.failed, strict=True))
+        ]
 
-    def firsts(self, values: Sequence[float], gate: Gate, *, by_event: bool) -> list[Unit]:
-        """First requests; by event: the first event of each draw, or its first request if it has none."""
-        chosen = []
+    def slowest(self, metric: str) -> list[float]:
+        """The values of a shape or a percentile, where an unanswered request is slowest."""
+        return [
+            math.inf if failed and not self.is_cold(row) else y
+            for row, (y, failed) in enumerate(zip(self.raw(metric), self.failed, strict=True))
+        ]
+
+    def gap(self, units: Sequence[tuple[int, float] | None], gate: Gate) -> float:
+        """The canary's answered share less stable's, when the last epoch ended. units: arm and answered share
+        of each earlier one; None: from before the canary."""
+        ended = max(epoch_ends(len(units)), default=0)
+        before = [unit for unit in units[:ended] if unit is not None]
+        if gate.metric in ("error", "rejected") or gate.metric in VALUES or not before:
+            return 0.0
+        of = [[share for arm, share in before if arm == which] for which in (0, 1)]
+        pooled = sum(map(sum, of)) / len(before)
+        if gate.kind is Kind.SCORE:
+            means = [(sum(one) + SHRINKAGE * pooled) / (len(one) + SHRINKAGE) for one in of]
+            return means[1] - means[0]
+        if not (of[0] and of[1]):
+            return 0.0
+        raw = sum(of[1]) / len(of[1]) - sum(of[0]) / len(of[0])
+        spread = math.sqrt(max(pooled * (1.0 - pooled), 0.0))
+        noise = NOISE * spread * math.sqrt(1.0 / len(of[0]) + 1.0 / len(of[1]))
+        return math.copysign(max(abs(raw) - noise, 0.0), raw)
+
+    def firsts(self, values: Sequence[float], gate: Gate) -> list[Unit]:
+        """The first request of each draw."""
+        out: list[Unit] = []
+        before: list[tuple[int, float] | None] = []
         for drawn in self.draws:
-            chosen += [drawn.rows[0]] if not (by_event and values[drawn.rows[0]] > 0.0) else []
-            if by_event:
-                chosen += [row for row in drawn.rows if values[row] > 0.0][:1]
-        return [self.unit(row, values[row], gate) for row in sorted(chosen) if not math.isnan(values[row])]
+            row = drawn.rows[0]
+            if not math.isnan(values[row]):
+                out.append(self.unit(row, values[row], gate))
+                out[-1].gap = self.gap(before, gate)
+            before.append((drawn.arm, 1.0 - self.failed[row]) if drawn.w > 0.0 else None)
+        return out
 
     def sessions(self, values: Sequence[float], gate: Gate) -> list[Unit]:
-        """The mean of each draw's session, in the order of the draws; first requests alone where the arms are
-        sampled differently."""
-        out, seq, canary = [], -1, 0
+        """The requests of each draw's session, in the order of the draws; first requests alone where the arms
+        are sampled differently."""
+        out: list[Unit] = []
+        seq, canary = -1, 0
+        before: list[tuple[int, float] | None] = []
         first_only = gate.sampling.stable != gate.sampling.canary
         for drawn in self.draws:
             closed = self.closed_at(drawn)
@@ -153,7 +195,10 @@ class Rollout:
             if present:
                 unit = self.unit(drawn.rows[0], sum(present) / len(present), gate)
                 unit.n, unit.seq, unit.canary = float(len(present)), seq, canary
+                unit.values, unit.gap = present, self.gap(before, gate)
                 out.append(unit)
+            answered = [1.0 - self.failed[row] for row in drawn.rows]
+            before.append((drawn.arm, sum(answered) / len(answered)) if drawn.w > 0.0 else None)
         return out
 
     def closed_at(self, drawn: Drawn) -> int:
@@ -166,23 +211,24 @@ class Rollout:
         return max(row for row in self.rows if self.columns["t_s"][row] <= end)
 
     def exceeds(self, gate: Gate, times: float, *, proof: bool) -> list[float]:
-        """1 for values above stable's past percentile, the canary's divided by `times`. A failed request
-        is missing in rollback and slowest in promotion. NaN: missing, or no percentile yet."""
+        """1 for values above stable's past percentile, the canary's divided by `times`. NaN: missing, or no
+        percentile yet. Of the canary's unanswered requests, rollback discounts the tolerated excess."""
         assert gate.percentile is not None
-        raw, past, out = self.raw(gate.metric), Past(), [NAN] * len(self.columns["t_s"])
+        raw, past, out = self.slowest(gate.metric), Past(), [NAN] * len(self.columns["t_s"])
         for value in self.seed.get(gate.metric, ()):
             past.learn(Unit(0, 0.0, value))
         threshold = self.threshold(past, gate.percentile)
-        slowest = [math.inf if self.failed[row] and not self.is_cold(row) else raw[row] for row in self.rows]
-        present = [row for row, value in zip(self.rows, slowest, strict=True) if not math.isnan(value)]
+        present = [row for row in self.rows if not math.isnan(raw[row])]
         ends = epoch_ends(len(present))
+        above = 1.0 - gate.percentile
         for count, row in enumerate(present, start=1):
-            value = (math.inf if proof else NAN) if self.failed[row] else raw[row]
-            arm = self.columns["arm"][row]
-            if not (math.isnan(threshold) or math.isnan(value)):
+            value, arm = raw[row], self.columns["arm"][row]
+            if not math.isnan(threshold):
                 out[row] = float((value / times if arm else value) > threshold)
-            if not arm and not self.failed[row]:
-                past.learn(Unit(0, 0.0, raw[row]))
+                if arm and math.isinf(value) and not proof:
+                    out[row] = above + (1.0 - above) / self.failures
+            if not arm:
+                past.learn(Unit(0, 0.0, value))
             if count in ends:
                 threshold = self.threshold(past, gate.percentile)
         return out
@@ -206,118 +252,128 @@ def plain_channels(
     out: dict[Key, Played] = {}
     for gate in policy.gates:
         out |= gate_channels(rollout, gate, proofs.get(gate.name, ()), sticky=sticky)
-    return out | split_channels(rollout)
+    return out | split_channels(rollout, sticky=sticky)
 
 
 def gate_channels(
-    rollout: Rollout, gate: Gate, proofs: Sequence[tuple[float, float]], *, sticky: bool
+    rollout: Rollout, gate: Gate, proofs: Sequence[Proof], *, sticky: bool
 ) -> dict[Key, Played]:
     """The channels of one gate."""
     policy = rollout.policy
     out: dict[Key, Played] = {}
     parts = channel_alphas(policy, gate, sticky=sticky)
     before = rollout.seed.get(gate.metric, ()) if gate.kind is Kind.SHAPE else ()
-    values, by_event = rollback_values(rollout, gate)
-    firsts, sessions = rollout.firsts(values, gate, by_event=by_event), rollout.sessions(values, gate)
-    bets = rollback_bets(gate, policy)
-    rollback = zip(("first", "session"), (firsts, sessions), bets, (parts.first, parts.session), strict=True)
-    for use, units, bet, alpha in rollback:
+    values = rollback_values(rollout, gate)
+    rollback = (
+        ("first", rollout.firsts(values, gate), parts.first),
+        ("session", rollout.sessions(values, gate), parts.session),
+    )
+    for use, units, alpha in rollback:
         if alpha > 0.0:
-            limit, share = log_limit(alpha), policy.restart_share
+            limit, share, bet = log_limit(alpha), policy.restart_share, rollback_bet(gate, rollout, use)
             out[gate.name, use, 0.0] = play(units, bet, limit=limit, share=share, seed=before)
-    for margin, floor in proofs:
-        bet, values = proof_bet(rollout, gate, margin, floor)
-        out[gate.name, "proof", margin] = play(
-            rollout.sessions(values, gate),
-            bet,
-            limit=log_limit(policy.promotion_alpha),
-            min_canary=policy.proof_canary,
-            staged=gate.kind in (Kind.SHAPE, Kind.PERCENTILE),
-            seed=before,
-        )
+    for proof in proofs:
+        bet, values = proof_bet(rollout, gate, proof)
+        units_of = {"proof": rollout.sessions(values, gate)}
+        if sticky:
+            units_of["first proof"] = rollout.firsts(values, gate)
+        for use, units in units_of.items():
+            out[gate.name, use, proof.margin] = play(
+                units,
+                proof_bet(rollout, gate, proof)[0],
+                limit=log_limit(policy.promotion_alpha),
+                min_canary=policy.proof_canary,
+                staged=not proof.is_whole,
+                seed=before,
+            )
     out[gate.metric, "presence", 0.0] = presence_of(rollout, gate, policy)
     return out
 
 
-def rollback_bets(gate: Gate, policy: GatePolicy) -> tuple[Bet, Bet]:
-    """The bets on first requests and on sessions."""
+def rollback_bet(gate: Gate, rollout: Rollout, use: str) -> Bet:
+    """The bet of a gate, on first requests or on sessions."""
     match gate.kind:
         case Kind.SCORE:
-            effect = gate.threshold - gate.tolerance
-            first, session = (PlainScore(gate.tolerance, effect, proof=False) for _ in range(2))
-            return first, session
+            return PlainScore(gate.tolerance, gate.threshold - gate.tolerance, proof=False)
         case Kind.SHAPE:
-            divisor = 1.0 + gate.tolerance
-            return PlainShape(divisor, proof=False), PlainShape(divisor, proof=False)
+            return PlainShape(1.0 + gate.tolerance, proof=False, failures=rollout.failures)
         case Kind.PERCENTILE:
-            return PlainFirstEvents(0.0), PlainSessionCounts(policy.session_requests)
-    if gate.tolerance > 0.0:
-        return PlainFirstEvents(gate.tolerance), PlainSessionMeans(gate.tolerance)
-    return PlainFirstEvents(0.0), PlainSessionCounts(policy.session_requests)
+            return PlainEvents(0.0) if use == "first" else PlainShares(0.0)
+    return PlainEvents(gate.tolerance) if use == "first" else PlainShares(gate.tolerance)
 
 
-def rollback_values(rollout: Rollout, gate: Gate) -> tuple[list[float], bool]:
-    """The values for rollback, and whether first events count."""
+def rollback_values(rollout: Rollout, gate: Gate) -> list[float]:
+    """The values for rollback."""
     if gate.kind is Kind.PERCENTILE:
-        return rollout.exceeds(gate, 1.0 + gate.tolerance, proof=False), True
-    raw = rollout.raw(gate.metric)
-    if gate.kind is Kind.SHAPE:
-        return [NAN if failed else y for y, failed in zip(raw, rollout.failed, strict=True)], False
-    return raw, gate.kind is Kind.RATE
+        return rollout.exceeds(gate, 1.0 + gate.tolerance, proof=False)
+    return rollout.slowest(gate.metric) if gate.kind is Kind.SHAPE else rollout.raw(gate.metric)
 
 
-def proof_bet(rollout: Rollout, gate: Gate, margin: float, floor: float) -> tuple[Bet, list[float]]:
+def proof_bet(rollout: Rollout, gate: Gate, proof: Proof) -> tuple[Bet, list[float]]:
     """The bet of one margin, and its values."""
-    raw = rollout.raw(gate.metric)
     match gate.kind:
         case Kind.SCORE:
-            return PlainScore(margin, margin, proof=True), raw
+            return PlainScore(proof.margin, proof.margin, proof=True), rollout.raw(gate.metric)
         case Kind.RATE:
-            return PlainRateProof(margin, floor), raw
+            return PlainRateProof(proof.margin, proof.floor), rollout.raw(gate.metric)
         case Kind.PERCENTILE:
-            return PlainRateProof(1.0, 0.0), rollout.exceeds(gate, margin, proof=True)
-    slowest = [
-        math.inf if failed and not rollout.is_cold(row) else y
-        for row, (y, failed) in enumerate(zip(raw, rollout.failed, strict=True))
-    ]
-    return PlainShape(margin, proof=True), slowest
+            return PlainRateProof(1.0, 0.0), rollout.exceeds(gate, proof.margin, proof=True)
+    return PlainShape(proof.margin, proof=True), rollout.slowest(gate.metric)
 
 
 def presence_of(rollout: Rollout, gate: Gate, policy: GatePolicy) -> Played:
-    """The test that values are missing (of a sampled metric: present) equally on both arms."""
+    """The test that values are missing (of a sampled metric: present) equally on both arms, by the share of
+    each unit's requests."""
     gates = policy.gates_for(gate.metric)
     sampled = min(gate.sampling.stable, gate.sampling.canary) < 1.0 or any(g.presence_gated for g in gates)
     raw = rollout.raw(gate.metric)
-    units = [
-        rollout.unit(row, float(not math.isnan(raw[row])), gate)
-        for row in rollout.rows
-        if rollout.owner[row].w > 0.0
-        and not ((rollout.failed[row] or rollout.is_cold(row)) and gate.metric in VALUES)
+    is_expected = [
+        row in rollout.owner
+        and rollout.owner[row].w > 0.0
+        and not (rollout.failed[row] and gate.metric not in ("error", "rejected"))
+        and not (rollout.is_cold(row) and gate.metric in VALUES)
+        for row in range(len(raw))
     ]
-    return play(units, PlainOdds(among=sampled), limit=log_limit(MISSING_ALPHA))
+    values = [
+        float(math.isnan(y) != sampled) if expected else NAN
+        for y, expected in zip(raw, is_expected, strict=True)
+    ]
+    limit = log_limit(MISSING_ALPHA)
+    return play(rollout.sessions(values, gate), PlainPresence(), limit=limit, share=policy.restart_share)
 
 
-def split_channels(rollout: Rollout) -> dict[Key, Played]:
-    """The sample ratio test, and the tests of the canary's fallback rate."""
+def split_channels(rollout: Rollout, *, sticky: bool) -> dict[Key, Played]:
+    """The sample ratio test, the length of sessions, and the tests of the canary's fallback rate."""
     policy, gate = rollout.policy, rollout.policy.gates[0]
-    limit = log_limit(policy.served_share_alpha)
+    share = policy.restart_share
     plain = Gate(gate.name, gate.metric, gate.kind, 0.0, 1.0, 0.0)
-    units = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.draws if drawn.w > 0.0]
-    out = {("served", "share", 0.0): play(units, PlainOdds(), limit=limit)}
+    nothing = [0.0] * len(rollout.columns["t_s"])
+    units = [unit for unit in rollout.firsts(nothing, plain) if unit.w > 0.0]
+    limit = log_limit(policy.served_share_alpha)
+    out = {("served", "share", 0.0): play(units, PlainOdds(), limit=limit, share=share)}
+    turns = PlainTurns(policy.session_requests)
+    sessions = rollout.sessions(nothing, plain)
+    out["served", "turns", 0.0] = play(sessions, turns, limit=log_limit(TURNS_ALPHA), share=share)
     fell_back = rollout.columns.get("fell_back")
     if fell_back is not None:
-        requests = [
-            rollout.unit(r, float(fell_back[r]), plain)
-            for r in rollout.rows
-            if rollout.owner[r].arm and not math.isnan(fell_back[r])
-        ]
-        for floor in (policy.served_rate_rollback, policy.served_rate_hold):
-            out["served", "fallback", floor] = play(requests, PlainFallback(1.0 - floor), limit=limit)
+        values = [float(y) if arm else NAN for y, arm in zip(fell_back, rollout.columns["arm"], strict=True)]
+        session = served_alpha(policy) * SESSION_SHARE if sticky else 0.0
+        channels = [("first", rollout.firsts(values, plain), served_alpha(policy) - session)]
+        channels += [("session", rollout.sessions(values, plain), session)] if sticky else []
+        for use, units, alpha in channels:
+            for floor in (policy.served_rate_rollback, policy.served_rate_hold):
+                key = "served", f"fallback {use}", floor
+                out[key] = play(units, PlainFallback(1.0 - floor), limit=log_limit(alpha), share=share)
     return out
 
 
-def plain_pairs(differences: Sequence[float], gate: Gate, policy: GatePolicy) -> Played:
-    """The channel of mirrored pairs, on its own part of alpha."""
-    units = [Unit(1, 0.0, d) for d in differences]
+def plain_pairs(pairs: Sequence[tuple[float, float]], gate: Gate, policy: GatePolicy) -> Played:
+    """The channel of mirrored pairs, on its own part of alpha. pairs: stable's score, the canary's."""
+    if gate.kind is Kind.SCORE:
+        harms, tolerance = [stable - canary for stable, canary in pairs], gate.tolerance
+    else:
+        harms, tolerance = [canary - (1.0 + gate.tolerance) * stable for stable, canary in pairs], 0.0
+    units = [Unit(1, 0.0, harm) for harm in harms]
     limit = log_limit(channel_alphas(policy, gate, sticky=False).pairs)
-    return play(units, PlainPairs(gate.tolerance), limit=limit, share=policy.restart_share)
+    bet = PlainPairs(tolerance, 1.0 + gate.tolerance)
+    return play(units, bet, limit=limit, share=policy.restart_share)

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from evaluation.betting.histogram import WIDTH
-from evaluation.betting.wealth import FIRST_RESTART, RESTART_GROWTH
+from evaluation.betting.wealth import RESTART_EVERY
 
 
 @dataclass
 class Unit:
-    """One row of a stream: a request, or a session's mean over `n` requests. `seq`, `canary`: position."""
+    """One row of a stream: a unit with one outcome, the mean of its `n` requests. `values`: of each of them.
+    `seq`, `canary`: position. `gap`: the canary's answered share less stable's, before this unit."""
 
     arm: int
     w: float
@@ -24,6 +25,11 @@ class Unit:
     seq: int = 0
     canary: int = 0
     stage: int = 0
+    values: list[float] = field(default_factory=list)
+    gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.values = self.values or [self.y]
 
 
 def bin_of(log_value: float) -> int:
@@ -36,11 +42,16 @@ class Past:
 
     units: list[Unit] = field(default_factory=list)
     logs: list[float] = field(default_factory=list)  # of the finite values
+    unanswered: int = 0  # the others
 
     def learn(self, unit: Unit) -> None:
         self.units.append(unit)
-        if math.isfinite(unit.y):
-            self.logs.append(math.log(max(unit.y, 1e-9)))
+        finite = [value for value in unit.values if math.isfinite(value)]
+        self.logs += [math.log(max(value, 1e-9)) for value in finite]
+        self.unanswered += len(unit.values) - len(finite)
+
+    def unanswered_share(self) -> float:
+        return self.unanswered / max(self.unanswered + len(self.logs), 1)
 
     def mean(self, before: float) -> float:
         return (sum(unit.y for unit in self.units) + before) / (len(self.units) + 1)
@@ -81,7 +92,6 @@ class Wealth:
         self.prior, self.share = list(prior), share
         self.processes = [(1.0 - share, [0.0] * len(self.prior))]
         self.idle = share
-        self.due = float(FIRST_RESTART)
         self.has_bet = False
 
     def bet(self, factors: list[float]) -> None:
@@ -99,13 +109,11 @@ class Wealth:
         return math.log(self.idle + sum(parts))
 
     def restart(self, canary_units: int) -> None:
-        if self.share and canary_units >= self.due:
+        if self.share and canary_units % RESTART_EVERY == 0:
             count = len(self.processes)
             part = self.share / (count * (count + 1))
             self.processes.append((part, [0.0] * len(self.prior)))
             self.idle -= part
-            while self.due <= canary_units:
-                self.due *= RESTART_GROWTH
 
 
 @dataclass
@@ -158,11 +166,12 @@ def play(
                 played.peak = max(played.peak, played.last)
                 if played.last >= limit and played.canary is None:
                     played.canary, played.seq = unit.canary, unit.seq
-        if not unit.arm:
+        if unit.arm:
+            wealth.restart(canary_units)
+        else:
             past.learn(unit)
         if count in ends:
             bet.end_epoch(past)
             if not wealth.has_bet:
                 wealth.prior = list(bet.prior)
-            wealth.restart(canary_units)
     return played

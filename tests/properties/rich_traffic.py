@@ -32,7 +32,7 @@ def policy_of(case: str) -> GatePolicy:
             "sampling": {"stable": 0.6, "canary": 0.9},
         },
     }
-    policy = parse_gate_policy({"base": name, "gates": gates, "proof_canary": 40})
+    policy = parse_gate_policy({"base": name, "gates": gates, "proof_canary": 8})
     return replace(policy, alpha=0.3, promotion_alpha=0.3, served_share_alpha=0.3)
 
 

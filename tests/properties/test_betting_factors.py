@@ -1,16 +1,19 @@
 """Under the null, no alternative's factor has a mean above one, whatever the bettor has learned."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from evaluation.betting.latency import ShapeLoss, ShapeProof
-from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
-from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
-from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
+from evaluation.betting.rates import EventLoss, RateProof, ShareLoss
+from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet, TurnsBet
+from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof, pair_harm
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Bettor, Block
+from evaluation.betting.wealth import Bettor
 from evaluation.units.missingness import PresenceBet
+from tests.fakes.evidence_maker import unit_block
 
 ROUNDING = 1e-9
 weights = st.floats(0.001, 0.95)
@@ -18,11 +21,6 @@ rates = st.floats(0.0, 1.0)
 shares = st.lists(st.floats(0.01, 1.0), min_size=11, max_size=11).map(lambda s: np.array(s) / sum(s))
 SCORES = np.linspace(0.0, 1.0, 11)
 quick = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-def block(arm: np.ndarray, w: float, y: np.ndarray, n: float = 1.0) -> Block:
-    rows, at_s = np.arange(len(y)), np.arange(len(y), dtype=np.float64)
-    return Block(arm, np.full(len(y), w), y, np.full(len(y), n), rows, rows, at_s, rows * 0)
 
 
 def worst_mean(
@@ -36,7 +34,7 @@ def worst_mean(
 ) -> float:
     """Maximum mean factor over the alternatives: exact, over the coin and both arms' outcomes."""
     arm = np.repeat([False, True], [len(stable_y), len(canary_y)])
-    rows, log_factors, _ = bettor.bets(block(arm, w, np.concatenate((stable_y, canary_y)), n))
+    rows, log_factors, _ = bettor.bets(unit_block(arm, w, np.concatenate((stable_y, canary_y)), n=n))
     factors = np.ones((len(bettor.prior), len(arm)))
     factors[:, rows] = np.exp(log_factors)
     return float((factors @ np.concatenate(((1 - w) * stable_p, w * canary_p))).max())
@@ -55,48 +53,51 @@ def binary(rate: float) -> tuple[np.ndarray, np.ndarray]:
 
 @quick
 @given(weights, rates, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_first_events_gain_nothing_while_the_rate_is_tolerated(
+def test_first_requests_gain_nothing_while_the_rate_is_tolerated(
     w: float, stable: float, better: float, tolerance: float
 ) -> None:
     canary = better * min(1.0, (1.0 + tolerance) * stable)
 
-    assert worst_mean(FirstEvents(tolerance=tolerance), w, *binary(stable), *binary(canary)) <= 1 + ROUNDING
+    assert worst_mean(EventLoss(tolerance=tolerance), w, *binary(stable), *binary(canary)) <= 1 + ROUNDING
 
 
 @quick
 @given(weights, st.floats(0.01, 0.5), st.floats(1.3, 4.0))
-def test_first_events_gain_when_the_rate_is_worse(w: float, stable: float, ratio: float) -> None:
+def test_first_requests_gain_when_the_rate_is_worse(w: float, stable: float, ratio: float) -> None:
     canary = min(1.0, stable * ratio * 1.2)
     assume(canary > stable * 1.4)
 
-    assert worst_mean(FirstEvents(tolerance=0.0), w, *binary(stable), *binary(canary)) > 1.0
+    assert worst_mean(EventLoss(tolerance=0.0), w, *binary(stable), *binary(canary)) > 1.0
 
 
 @quick
-@given(weights, shares, shares, st.lists(st.integers(0, 10), min_size=80, max_size=80))
-def test_session_counts_gain_nothing_from_a_canary_no_worse(
-    w: float, stable: np.ndarray, moved: np.ndarray, past: list[int]
-) -> None:
-    bettor = SessionCounts(max_events=10)
-    bettor.bets(block(np.zeros(80, dtype=bool), 0.0, np.array(past) / 10, 10.0))
-    bettor.end_epoch(Stable(with_histogram=False))
-    tail = np.minimum(
-        np.cumsum(stable[::-1])[::-1], np.cumsum(moved[::-1])[::-1]
-    )  # at most stable's, everywhere
-    canary = tail - np.append(tail[1:], 0.0)
-
-    assert worst_mean(bettor, w, SCORES, stable, SCORES, canary, n=10.0) <= 1 + ROUNDING
-
-
-@quick
-@given(weights, shares, shares, st.floats(0.05, 1.0), shares)
-def test_session_means_gain_nothing_while_the_mean_is_tolerated(
+@given(weights, shares, shares, st.floats(0.0, 1.0), shares)
+def test_shares_of_sessions_gain_nothing_while_their_mean_is_tolerated(
     w: float, stable: np.ndarray, canary: np.ndarray, tolerance: float, past: np.ndarray
 ) -> None:
+    """Whatever the numbers of requests: y is the share of a session's requests with the event."""
     assume(canary @ SCORES <= (1.0 + tolerance) * (stable @ SCORES))
-    bettor = knowing(SessionMeans(tolerance=tolerance), past)
+    for bettor in (EventLoss(tolerance=tolerance), ShareLoss(tolerance=tolerance)):
+        assert worst_mean(knowing(bettor, past), w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
 
-    assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
+
+@quick
+@given(weights, st.integers(0, 9), st.floats(0.0, 0.6))
+def test_turns_gain_nothing_while_they_are_equally_distributed(w: float, seed: int, more: float) -> None:
+    rng = np.random.default_rng(seed)
+    bettor = TurnsBet(max_turns=10)
+    past = unit_block(np.zeros(90, dtype=bool), w, np.zeros(90))
+    bettor.bets(replace(past, n=rng.integers(1, 11, 90).astype(float)))
+    bettor.end_epoch(Stable(with_histogram=False))
+    p = rng.dirichlet(np.ones(10))
+    n = np.tile(np.arange(1.0, 11.0), 2)
+    arm = np.repeat([False, True], 10)
+    _, log_factors, _ = bettor.bets(replace(unit_block(arm, w, n), n=n))
+    shift = (1 - more) * p + more * np.append(0.0, p[:-1]) / (1 - p[-1])
+    equal, longer = (np.exp(log_factors) @ np.concatenate(((1 - w) * p, w * canary)) for canary in (p, shift))
+
+    assert equal.max() <= 1 + ROUNDING
+    assert more < 0.1 or longer.max() > 1.0
 
 
 @quick
@@ -186,7 +187,7 @@ def test_shape_is_not_proven_while_values_reach_the_margin(
 @quick
 @given(weights, rates)
 def test_sample_ratio_and_presence_gain_nothing_from_a_fair_coin(w: float, rate: float) -> None:
-    for bettor in (SampleRatioBet(), PresenceBet(on_present=True), PresenceBet(on_present=False)):
+    for bettor in (SampleRatioBet(), PresenceBet()):
         assert worst_mean(bettor, w, *binary(rate), *binary(rate)) <= 1 + ROUNDING
 
 
@@ -202,4 +203,55 @@ def test_pairs_gain_nothing_while_the_mean_difference_is_tolerated(p: np.ndarray
     differences = np.linspace(-1.0, 1.0, 11)
     assume(p @ differences <= tolerance)
 
-    assert worst_mean(PairLoss(tolerance=tolerance), 0.0, differences, p, differences, p) <= 1 + ROUNDING
+    assert (
+        worst_mean(PairLoss(tolerance=tolerance, lower_is_better=False), 0.0, differences, p, differences, p)
+        <= 1 + ROUNDING
+    )
+
+
+@quick
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_pairs_of_a_rate_gain_nothing_while_its_ratio_is_tolerated(
+    rate: float, both: float, tolerance: float
+) -> None:
+    """Lower is better: the canary's event is harm, and the tolerance is relative to stable's."""
+    stable = rate * 0.5
+    canary = min(1.0, (1.0 + tolerance) * stable)
+    shared = both * min(stable, canary)
+    cells = {(1, 1): shared, (1, 0): stable - shared, (0, 1): canary - shared}
+    cells[0, 0] = 1.0 - sum(cells.values())
+    assume(cells[0, 0] >= 0.0)
+    y = [pair_harm(*cell, tolerance=tolerance, lower_is_better=True) for cell in cells]
+    bettor = PairLoss(tolerance=tolerance, lower_is_better=True)
+
+    _, log_factors, _ = bettor.bets(unit_block(np.ones(4, dtype=bool), 0.0, np.array(y)))
+
+    assert (np.exp(log_factors) @ np.array(list(cells.values()))).max() <= 1 + ROUNDING
+
+
+@quick
+@given(
+    weights,
+    shares,
+    st.lists(st.floats(0.1, 1.0), min_size=11, max_size=11),
+    st.floats(0.0, 0.3),
+    st.floats(1.0, 2.0),
+    st.integers(0, 9),
+)
+def test_a_tolerated_excess_of_failures_is_no_slowness(
+    w: float, p: np.ndarray, better: list[float], failed: float, excess: float, seed: int
+) -> None:
+    stable = np.sort(np.random.default_rng(seed).lognormal(6.0, 0.8, 11))
+    bettor = ShapeLoss(tolerance=0.0, failures=excess)
+    past = Stable(with_histogram=True)
+    past.learn(np.append(np.repeat(stable, np.rint(p * 500).astype(int)), np.full(30, np.inf)))
+    bettor.end_epoch(past)
+    assume(len(bettor.edges))
+    # The bettor's own bins: within them hbar is exact where the masses are stable's own.
+    shares_of = np.append(np.rint(p * 500) / np.rint(p * 500).sum() * (1 - failed), failed)
+    canary = np.append(shares_of[:-1] / (1 - failed) * (1 - excess * failed), excess * failed)
+    values = np.append(stable, np.inf)
+    faster = np.append(stable * np.array(better), np.inf)
+
+    assert worst_mean(bettor, w, values, shares_of, values, canary) <= 1 + 1e-3
+    assert worst_mean(bettor, w, values, shares_of, faster, shares_of) <= 1 + ROUNDING

@@ -110,10 +110,15 @@ def test_a_guard_restored_at_any_point_returns_the_same_verdicts(
     requests: list[tuple[bool, bool]], cut: int
 ) -> None:
     guard, restored = ErrorGuard(), ErrorGuard()
-    expected = [guard.add(canary=canary, error=error) for canary, error in requests]
-    verdicts = [restored.add(canary=canary, error=error) for canary, error in requests[:cut]]
+    units = [f"u{row % 60}" for row in range(len(requests))]
+    added = [
+        {"unit": u, "canary": c, "error": e, "rejected": not e}
+        for u, (c, e) in zip(units, requests, strict=True)
+    ]
+    expected = [guard.add(**one) for one in added]  # type: ignore[arg-type]
+    verdicts = [restored.add(**one) for one in added[:cut]]  # type: ignore[arg-type]
     restored = ErrorGuard.from_mapping(restored.to_mapping())
-    verdicts += [restored.add(canary=canary, error=error) for canary, error in requests[cut:]]
+    verdicts += [restored.add(**one) for one in added[cut:]]  # type: ignore[arg-type]
 
     assert verdicts == expected
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from evaluation.betting.latency import Exceedance, ShapeLoss, ShapeProof
-from evaluation.betting.rates import FirstEvents, RateProof, SessionCounts, SessionMeans
+from evaluation.betting.rates import EventLoss, RateProof, ShareLoss
 from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
 from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Bettor, Block
+from evaluation.betting.wealth import Bettor
 from evaluation.units.missingness import PresenceBet
+from tests.fakes.evidence_maker import unit_block
 
 N = 14
 ALPHA = 0.2
@@ -80,16 +81,15 @@ def counts(tail: float) -> Law:
 #: By channel: a new bettor, and the law of one unit by harm (1: the edge of the null; more: further beyond).
 Channel = tuple[Callable[[], Bettor], Callable[[float], Law]]
 CHANNELS: dict[str, Channel] = {
-    "first events": (lambda: FirstEvents(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
-    "session counts": (lambda: SessionCounts(max_events=10), lambda h: counts(0.2 * (h - 1.0))),
-    "session means": (lambda: SessionMeans(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
+    "first requests": (lambda: EventLoss(tolerance=0.25), lambda h: events(0.2, 0.25 * h)),
+    "shares of sessions": (lambda: ShareLoss(tolerance=0.0), lambda h: counts(0.2 * (h - 1.0))),
     "scores": (lambda: ScoreLoss(tolerance=0.05), lambda h: events(0.7, 0.7 - 0.05 * h)),
     "shape": (lambda: knowing(ShapeLoss(tolerance=0.1), PAST), lambda h: slower(1.1 * h)),
-    "percentile": (lambda: FirstEvents(tolerance=0.0), lambda h: exceeding(1.1 * h, 1.1, proof=False)),
-    "pairs": (lambda: PairLoss(tolerance=0.05), lambda h: pairs(0.05 * h)),
+    "percentile": (lambda: EventLoss(tolerance=0.0), lambda h: exceeding(1.1 * h, 1.1, proof=False)),
+    "pairs": (lambda: PairLoss(tolerance=0.05, lower_is_better=False), lambda h: pairs(0.05 * h)),
     "served rate": (lambda: FallbackBet(max_rate=0.1), lambda h: events(0.0, 0.1 * h)),
     "sample ratio": (SampleRatioBet, lambda h: events(0.5, 0.5, w=W * (1.0 + 0.2 * (h - 1.0)))),
-    "presence": (lambda: PresenceBet(on_present=False), lambda h: events(0.8, 0.8 - 0.2 * (h - 1.0))),
+    "presence": (PresenceBet, lambda h: events(0.2, 0.2 + 0.2 * (h - 1.0))),
     "rate proof, by ratio": (lambda: RateProof(ratio=3.0, floor=0.001), lambda h: events(0.2, 0.6 / h)),
     "rate proof, by floor": (lambda: RateProof(ratio=1.2, floor=0.3), lambda h: events(0.1, 0.4 / h)),
     "score proof": (lambda: ScoreProof(margin=0.2), lambda h: events(0.6, 0.4 + 0.2 * (h - 1.0))),
@@ -107,10 +107,7 @@ def decided_by(bettor: Bettor, unit: Law) -> tuple[list[float], float]:
     cells = [cell for cell, p in unit.items() if p > 0.0]
     size = len(cells)
     arm, y = np.array([a == 1 for a, _ in cells]), np.array([v for _, v in cells])
-    zero = np.zeros(size, dtype=np.int64)
-    rows, log_factors, looks = bettor.bets(
-        Block(arm, np.full(size, W), y, np.full(size, 10.0), zero, zero, y, zero)
-    )
+    rows, log_factors, looks = bettor.bets(unit_block(arm, W, y, n=10.0))
     factors = np.zeros((len(bettor.prior), size))
     factors[:, rows] = log_factors
     is_look = np.isin(np.arange(size), rows[looks])

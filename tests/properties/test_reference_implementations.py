@@ -34,11 +34,11 @@ from tests.properties.rich_traffic import MARGINS, SEED, SINGLE, STAGES, STICKY,
 METRICS = ("error", "latency_ms", "quality", "hallucinated")
 KEYS: tuple[Key, ...] = (
     *((gate, use, 0.0) for gate in MARGINS for use in ("first", "session")),
-    *((gate, "proof", margin) for gate, margin in MARGINS.items()),
+    *((gate, use, margin) for gate, margin in MARGINS.items() for use in ("proof", "first proof")),
     *((metric, "presence", 0.0) for metric in METRICS),
     ("served", "share", 0.0),
-    ("served", "fallback", 0.9),
-    ("served", "fallback", 0.98),
+    ("served", "turns", 0.0),
+    *(("served", f"fallback {use}", floor) for use in ("first", "session") for floor in (0.9, 0.98)),
 )
 
 
@@ -57,9 +57,15 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
     feed(pipeline, checked_table(columns, policy))
     for lane in pipeline.lanes:
         lane.close_through(math.inf)
-    got = {("served", "share", 0.0): pipeline.share.channels[0]}
-    for floor, channel in zip((0.9, 0.98), pipeline.fallback.channels, strict=True):
-        got["served", "fallback", floor] = channel
+    split = pipeline.split
+    got = {
+        ("served", "share", 0.0): split.share.channels[0],
+        ("served", "turns", 0.0): split.turns.channels[0],
+    }
+    for use, stream in (("first", split.served_first), ("session", split.served)):
+        for floor, channel in zip((0.9, 0.98), stream.channels, strict=True):
+            if not channel.is_idle:
+                got["served", f"fallback {use}", floor] = channel
     for name, metric in pipeline.metrics.items():
         got[name, "presence", 0.0] = metric.presence.channel
         got |= {(t.gate.name, t.use, t.margin): t.channel for t in metric.tracks if not t.channel.is_idle}
@@ -72,32 +78,41 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
 def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
     got, twins = both(case)
 
-    assert (key in got) == (key in twins) == (case != SINGLE or key[1] != "session")
+    of_sticky_units = ("session", "first proof", "fallback session")
+    assert (key in got) == (key in twins) == (case != SINGLE or key[1] not in of_sticky_units)
     if key in twins:
         assert (got[key].peak, got[key].last) == pytest.approx((twins[key].peak, twins[key].last), abs=1e-9)
         assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
 
 
 def test_the_twins_traffic_moves_every_channel_and_many_decide() -> None:
-    twins = [twin for case in (*STICKY, SINGLE) for twin in both(case)[1].values()]
+    of_all = {(case, key): twin for case in (*STICKY, SINGLE) for key, twin in both(case)[1].items()}
+    assert of_all.pop((SINGLE, ("served", "turns", 0.0))).last == 0.0  # all sessions have one request
+    twins = list(of_all.values())
 
     assert all(abs(twin.last) > 1e-3 for twin in twins)
     assert sum(twin.canary is not None for twin in twins) >= 10
 
 
 @pytest.mark.parametrize("name", ["default", "strict"])
-def test_mirrored_pairs_equal_their_twin(name: str) -> None:
-    raw = settings_of(GatePolicy.named(name), "quality")
-    policy = parse_gate_policy({"base": name, "gates": {"quality": {**raw, "mirrored": True}}})
-    differences = np.clip(np.random.default_rng(4).normal(0.06, 0.3, 150), -1.0, 1.0).tolist()
+@pytest.mark.parametrize("gate", ["quality", "hallucination"])
+def test_mirrored_pairs_equal_their_twin(name: str, gate: str) -> None:
+    raw = settings_of(GatePolicy.named(name), gate)
+    policy = parse_gate_policy({"base": name, "gates": {gate: {**raw, "mirrored": True}}})
+    rng = np.random.default_rng(4)
+    metric = policy.gate(gate).metric
+    if gate == "quality":
+        pairs = np.clip(rng.normal((0.7, 0.6), 0.15, (150, 2)), 0.0, 1.0).tolist()
+    else:
+        pairs = (rng.random((150, 2)) < (0.1, 0.3)).astype(float).tolist()
     evaluator = Evaluator.start(policy, stages=STAGES[:1], seed_latency_ms={})
-    for number, difference in enumerate(differences):
-        evaluator.add(Pair(f"c{number}", "quality", difference, float(number)))
-        evaluator.add(Pair(f"c{number}", "quality", 1.0, number + 0.5))  # a second pair: not counted
+    for number, (stable, canary) in enumerate(pairs):
+        evaluator.add(Pair(f"c{number}", metric, stable, canary, float(number)))
+        evaluator.add(Pair(f"c{number}", metric, 1.0, 0.0, number + 0.5))  # a second pair: not counted
     evaluator.advance(1000.0, 1000.0)
     evaluator.report()
-    [track] = [t for t in evaluator.pipeline.metrics["quality"].tracks if t.use == "pairs"]
-    twin = plain_pairs(differences, policy.gate("quality"), policy)
+    [track] = [t for t in evaluator.pipeline.metrics[metric].tracks if t.use == "pairs"]
+    twin = plain_pairs(pairs, policy.gate(gate), policy)
 
     assert track.channel.decision.peak == pytest.approx(twin.peak, rel=1e-9)
     assert twin.peak > 0.5
@@ -113,6 +128,8 @@ def test_the_tables_of_shape_equal_their_twin(values: int, times: float) -> None
         stable.learn(part)
         for value in part.tolist():
             past.learn(Unit(0, 0.0, value))
+    stable.learn(np.full(9, np.inf))  # unanswered requests
+    past.learn(Unit(0, 0.0, math.inf, values=[math.inf] * 9))
     pairs: list[tuple[ShapeLoss | ShapeProof, PlainShape]]
     pairs = [(ShapeLoss(tolerance=times - 1.0), PlainShape(times, proof=False))]
     pairs.append((ShapeProof(margin=times + 0.1), PlainShape(times + 0.1, proof=True)))

@@ -39,8 +39,14 @@ def columns(case: str) -> Columns:
 
 def channels(pipeline: Pipeline) -> Bits:
     """State of every channel that bets: wealth, decision, and bettor."""
-    by_key = {("share", str(n)): channel for n, channel in enumerate(pipeline.share.channels)}
-    by_key |= {("fallback", str(n)): channel for n, channel in enumerate(pipeline.fallback.channels)}
+    split = pipeline.split
+    streams = {
+        "share": split.share,
+        "served first": split.served_first,
+        "served": split.served,
+        "turns": split.turns,
+    }
+    by_key = {(name, str(n)): c for name, stream in streams.items() for n, c in enumerate(stream.channels)}
     for name, metric in pipeline.metrics.items():
         by_key[name, "presence"] = metric.presence.channel
         tracks = [track for track in metric.tracks if not track.channel.is_idle]
@@ -81,7 +87,7 @@ def records(case: str) -> list[tuple[Draw, list[Score | Pair]]]:
             draw = replace(draw, flags={"fell_back": bool(fell_back)})
         others: list[Score | Pair] = list(scores_at(columns(case), row))
         if row % 5 == 0:
-            others.append(Pair(f"c{row}", "quality", float(np.sin(row)) / 2, at_s))
+            others.append(Pair(f"c{row}", "quality", 0.5 + float(np.sin(row)) / 4, 0.5, at_s))
         out.append((draw, others))
     return out
 

@@ -101,6 +101,27 @@ def test_coarse_values_keep_their_means() -> None:
     assert np.nanmean(coarse["quality"]) == pytest.approx(np.nanmean(exact["quality"]), abs=0.02)
 
 
+def test_a_coarse_canary_is_slower_throughout() -> None:
+    world = replace(SMALL, canary=Arm(latency_scale=1.2, error=0.0), stable=Arm(error=0.0), step_ms=400.0)
+    got = columns(replace(world, canary_requests=4000))
+    y1, y0 = (np.sort(got["latency_ms"][got["arm"] == arm]) for arm in (1, 0))
+
+    assert set(np.unique(y0 % 400.0)) == {0.0}
+    for value in np.unique(y0)[:3]:
+        assert (y1 / 1.2 > value - 1.0).mean() == pytest.approx((y0 > value - 1.0).mean(), abs=0.05)
+
+
+@pytest.mark.parametrize(("below", "share"), [(0.207, 0.02), (0.296, 0.05)])
+def test_the_worst_answers_fail(below: float, share: float) -> None:
+    world = replace(SMALL, sticky=False, canary_requests=8000)
+    got = columns(replace(world, canary=Arm(quality=0.70, error=0.0, fails_below=below)))
+    canary = got["arm"] == 1
+
+    assert got["error"][canary].mean() == pytest.approx(share, abs=0.008)
+    assert np.nanmin(got["quality"][canary]) >= below
+    assert np.nanmin(got["quality"][~canary]) < below
+
+
 def test_late_harm_begins_with_the_second_stage() -> None:
     world = replace(SMALL, canary=Arm(error=0.6), late=300, stages=2)
     got = columns(world)

@@ -83,7 +83,7 @@ def test_an_overload_excludes_the_same_units_after_a_restart() -> None:
     sides = latency_sides(evaluator.report())
 
     assert evaluator.pipeline.metrics["latency_ms"].counts[1] == np.sum(
-        (columns["arm"] == 1) & (columns["t_s"] < LOST_S)
+        (columns["arm"] == 1) & (columns["t_s"] < LOST_S) & (columns["error"] == 0.0)
     )
     assert set(sides.values()) == {(Verdict.INVALID, "not comparable: canary load 2.0x stable's")}
 
@@ -100,7 +100,7 @@ def test_an_overload_does_not_change_settled_units() -> None:
     evaluator.report()
 
     assert evaluator.pipeline.metrics["latency_ms"].counts[1] == np.sum(
-        (columns["arm"] == 1) & (columns["t_s"] < 1200.0)
+        (columns["arm"] == 1) & (columns["t_s"] < 1200.0) & (columns["error"] == 0.0)
     )
 
 

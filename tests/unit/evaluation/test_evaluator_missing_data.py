@@ -140,4 +140,4 @@ def test_the_score_of_a_failed_request_is_missing() -> None:
     result = run(columns, GatePolicy.default().only("quality"))
 
     assert result.log_e["quality"] == 0.0
-    assert result.decision == "invalid"
+    assert result.decision == "undecided"

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
-from evaluation.policy.gates import StagePlan
+from evaluation.policy.gates import Rung, StagePlan
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
@@ -80,15 +80,32 @@ def test_missing_proofs_are_named_while_undecided() -> None:
     }
 
 
-def test_latency_proofs_restart_with_each_stage_and_others_continue() -> None:
+def test_proofs_restart_with_each_stage() -> None:
+    """Every gate's: what an earlier stage proved says nothing of harm that begins in this one."""
     columns = requests(3000, before=500)
     stages = (StagePlan(0.2, 0), StagePlan(0.2, 0))
-    evaluator = staged(columns, [0.0, 2990.0], stages)
+    before, after = (staged(columns, starts, stages).report() for starts in ([0.0], [0.0, 2990.0]))
+    gates = ("error", "quality", "hallucination", "latency_shape")
 
-    report = evaluator.report()
+    assert [gate_of(before, name, "promotion").verdict for name in gates] == [Verdict.PASS] * 4
+    assert [gate_of(after, name, "promotion").verdict for name in gates] == [Verdict.UNDECIDED] * 4
 
-    assert gate_of(report, "error", "promotion").verdict is Verdict.PASS
-    assert gate_of(report, "latency_shape", "promotion").verdict is Verdict.UNDECIDED
+
+def test_a_rung_with_an_own_margin_proves_the_narrower_one_over_the_whole_rollout() -> None:
+    """At 50 % a stage cannot prove errors < 1.5x on its own units: it proves < 3x, and the rollout < 1.5x."""
+    rungs = (Rung(0, {"error": 2.2}, floor=0.0, own={"error": 5.0}),)
+    policy = replace(GatePolicy.default().only("error"), rungs=rungs)
+    columns = requests(9000, before=500, error=(0.1, 0.1))
+    stages = (StagePlan(0.2, 0), StagePlan(0.2, 0))
+    late, last = (
+        gate_of(staged(columns, starts, stages, policy).report(), "error", "promotion")
+        for starts in ([0.0, 6000.0], [0.0, 8900.0])
+    )
+
+    assert late.verdict is Verdict.PASS
+    assert late.reason == "error < 2.2x or < +0 over the rollout and error < 5x or < +0 over the stage proven"
+    assert last.verdict is Verdict.UNDECIDED  # so few units of the stage itself
+    assert last.reason == "error < 5x or < +0 over the stage not proven yet"
 
 
 def test_the_proof_of_a_stage_does_not_count_for_the_next_before_it_has_units() -> None:
@@ -144,7 +161,7 @@ def test_harm_shown_before_the_sample_ratio_mismatch_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("served", "verdict"), [(1.0, Verdict.PASS), (0.93, Verdict.INVALID), (0.7, Verdict.FAIL)]
+    ("served", "verdict"), [(1.0, Verdict.PASS), (0.93, Verdict.UNDECIDED), (0.7, Verdict.FAIL)]
 )
 def test_a_canary_that_does_not_serve_its_requests_is_not_promoted(served: float, verdict: Verdict) -> None:
     columns = requests(3000, before=500)
@@ -164,7 +181,10 @@ def test_scores_missing_differently_by_arm_make_the_metric_invalid() -> None:
     report = streamed(columns, POLICY).report()
 
     assert gate_of(report, "quality", "promotion").verdict is Verdict.INVALID
-    assert gate_of(report, "quality").reason == "values are missing differently by arm"
+    assert gate_of(report, "quality").reason == (
+        "values are missing differently by arm; if the arms are judged at different rates, state both in the "
+        "gate's `sampling`"
+    )
     assert report.stage_verdict is Verdict.INVALID
 
 
@@ -175,26 +195,6 @@ def test_an_invalid_metric_never_rolls_back() -> None:
     report = streamed(columns, POLICY).report()
 
     assert gate_of(report, "quality").verdict is Verdict.INVALID
-
-
-def test_a_failed_request_counts_as_slowest_in_promotion_and_not_at_all_in_rollback() -> None:
-    columns = requests(3000, before=500, error=(0.0, 0.3))
-    columns["latency_ms"][columns["error"] == 1.0] = 1.0  # failing fast
-    report = streamed(
-        columns, GatePolicy.default().only("latency_ms", "error"), stages=(StagePlan(0.2, 0),)
-    ).report()
-
-    assert gate_of(report, "latency_shape").verdict is Verdict.UNDECIDED
-    assert gate_of(report, "latency_shape", "promotion").verdict is Verdict.UNDECIDED
-
-
-def test_a_request_that_failed_slowly_is_harm_by_its_error_alone() -> None:
-    columns = requests(3000, before=500, error=(0.0, 0.2))
-    columns["latency_ms"][columns["error"] == 1.0] = 60_000.0  # time-outs
-    report = streamed(columns, GatePolicy.default().only("latency_ms", "error")).report()
-
-    assert gate_of(report, "latency_shape").verdict is Verdict.UNDECIDED
-    assert rollback_of(report).gate == "error"
 
 
 def test_a_judged_sample_is_bet_at_the_odds_of_being_judged() -> None:
@@ -217,15 +217,14 @@ def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha() -> None:
     rng = np.random.default_rng(3)
     for number in range(400):
         for _ in range(2):  # the second pair of a conversation is not counted
-            evaluator.add(
-                Pair(f"c{number}", "quality", float(np.clip(rng.normal(0.15, 0.2), -1, 1)), float(number))
-            )
+            canary = float(np.clip(rng.normal(0.65, 0.2), 0, 1))
+            evaluator.add(Pair(f"c{number}", "quality", 0.8, canary, float(number)))
     evaluator.advance(1000.0, 1000.0)
 
     report = evaluator.report()
 
     assert rollback_of(report).reason.endswith("shown by mirrored pairs")
-    assert evaluator.pipeline.metrics["quality"].pairs.rows == 400
+    assert evaluator.pipeline.metrics["quality"].pairs[0].rows == 400
 
 
 def test_sticky_units_never_promote_by_first_requests() -> None:

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from evaluation import snapshot as snapshots
-from evaluation.betting.wealth import Block
+from evaluation.betting.unit_block import UnitBlock
 from evaluation.metrics import Kind
 from evaluation.segments import MAX_SEGMENTS, SegmentAlarms
+from tests.fakes.evidence_maker import unit_block
 
 
-def units(n: int, seed: int, *, rate: float = 0.05, harm: float = 1.0, w: float = 0.2) -> Block:
+def units(
+    n: int, seed: int, *, rate: float = 0.05, harm: float = 1.0, w: float = 0.2, first: int = 0
+) -> UnitBlock:
     rng = np.random.default_rng(seed)
     arm = rng.random(n) < w
     y = (rng.random(n) < rate * np.where(arm, harm, 1.0)).astype(np.float64)
-    ones, at_s = np.ones(n), np.arange(n, dtype=np.float64)
-    places = np.arange(n, dtype=np.int64)
-    return Block(arm, w * ones, y, ones, places, np.cumsum(arm), at_s, np.zeros(n, dtype=np.int64))
+    return unit_block(arm, w, y, first=first)
 
 
 def named(alarms: SegmentAlarms) -> list[str]:
@@ -57,7 +58,9 @@ def test_the_levels_of_all_segments_add_up_to_alpha() -> None:
 def test_random_headers_cannot_fill_the_memory() -> None:
     alarms = SegmentAlarms(Kind.RATE, tolerance=0.25)
     for i in range(MAX_SEGMENTS + 50):
-        alarms.feed(f"header {i}", units(200, i, rate=0.3, harm=3.0 if i >= MAX_SEGMENTS else 1.0))
+        alarms.feed(
+            f"header {i}", units(200, i, rate=0.3, harm=3.0 if i >= MAX_SEGMENTS else 1.0, first=200 * i)
+        )
 
     assert "(others)" in named(alarms)
     assert len(alarms.streams) == MAX_SEGMENTS + 1
@@ -75,7 +78,7 @@ def test_scores_and_values_raise_alarms_too(kind: Kind) -> None:
     alarms = SegmentAlarms(kind, tolerance=0.02)
     alarms.feed(
         "long prompts",
-        Block(block.arm, block.w, y, block.n, block.seq, block.canary, block.at_s, block.stage),
+        unit_block(block.arm, block.w, y),
     )
 
     assert named(alarms) == ["long prompts"]
@@ -85,7 +88,7 @@ def test_restored_segment_alarms_continue_with_the_same_bits() -> None:
     whole, cut = SegmentAlarms(Kind.RATE, tolerance=0.25), SegmentAlarms(Kind.RATE, tolerance=0.25)
     for i in range(4):
         for alarms in (whole, cut):
-            alarms.feed(f"tenant {i % 3}", units(700, i, harm=3.0))
+            alarms.feed(f"tenant {i % 3}", units(700, i, harm=3.0, first=700 * i))
         saved = snapshots.write(cut, digest="rates")
         cut = SegmentAlarms(Kind.RATE, tolerance=0.25)
         snapshots.read(cut, saved, digest="rates")

@@ -49,10 +49,8 @@ def without_sum(saved: bytes) -> dict[str, object]:
     return document
 
 
-def test_an_earlier_snapshot_without_a_checksum_is_read(saved: bytes) -> None:
-    old = json.dumps(without_sum(saved)).encode()
-
-    assert Evaluator.restore(POLICY, ONE_STAGE, old).snapshot() == saved
+def test_a_snapshot_without_a_checksum_is_refused(saved: bytes) -> None:
+    assert "checksum" in refused(json.dumps(without_sum(saved)).encode())
 
 
 @pytest.mark.parametrize("version", [2.0, "4", [4], None, True, 99])
@@ -62,7 +60,7 @@ def test_an_unknown_snapshot_format_is_refused(saved: bytes, version: object) ->
     )
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 5, 7])
 @pytest.mark.parametrize("state", [None, {}, [], 5, {"pipeline": None}, {"pipeline": {"lanes": 3}}])
 def test_a_malformed_state_is_refused(saved: bytes, version: int, state: object) -> None:
     refused(json.dumps({**without_sum(saved), "format": version, "state": state}).encode())
@@ -72,20 +70,3 @@ def test_a_snapshot_with_other_keys_is_refused(saved: bytes) -> None:
     refused(json.dumps({**without_sum(saved), "sUm": "0"}).encode())
     refused(b'{"format": 4}')
     refused(b"[" * 100_000)
-
-
-def test_without_a_checksum_a_changed_byte_is_read_or_refused(saved: bytes) -> None:
-    rng, old = random.Random(2), json.dumps(without_sum(saved)).encode()
-    outcomes = set()
-
-    for position in rng.sample(range(len(old)), 150):
-        changed = bytearray(old)
-        changed[position] = rng.choice(b"AZaz09")
-        try:
-            Evaluator.restore(POLICY, ONE_STAGE, bytes(changed))
-            outcomes.add("read")
-        except SnapshotMismatch:
-            outcomes.add("refused")
-
-    assert outcomes <= {"read", "refused"}
-    assert "refused" in outcomes

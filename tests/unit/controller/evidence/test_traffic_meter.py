@@ -142,6 +142,23 @@ def test_the_judged_ratio_covers_only_answers_old_enough() -> None:
     assert measured(*records, *scores, now_s=1100.0).scores["quality"].judged_ratio == 0.75
 
 
+def test_what_a_request_carried_is_counted_by_metric() -> None:
+    records = [request(n, ttft_ms=None if n else 12.0, completion_tokens=None) for n in range(3)]
+
+    seen = measured(*records)
+
+    assert (seen.values["ttft_ms"], seen.carried("ttft_ms"), seen.carried("tokens")) == (1, True, False)
+    assert (seen.carried("error"), seen.carried("quality")) == (True, False)
+
+
+def test_only_answers_old_enough_could_carry_a_score() -> None:
+    records = [request(n) for n in range(1000)]
+
+    assert measured(*records, now_s=1000.0).could_carry("quality") == 0
+    assert measured(*records, now_s=1100.0).could_carry("quality") == 500
+    assert measured(*records, now_s=1100.0).could_carry("error") == 1000
+
+
 def test_old_requests_drop_out_and_the_state_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PolledMeter, "join_ids", 100)
     monkeypatch.setattr(meters, "OPEN_SESSIONS", 50)

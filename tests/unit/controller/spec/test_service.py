@@ -164,7 +164,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         (
             {"stages": [{"weight": "5%", "margins": {"speed": 1.2}}], "gates": {"hallucination": None}},
             "policy.stages.0.margins.speed is not a gate; use one of error, hallucination, latency_p99, "
-            "latency_shape, quality, ttft_shape",
+            "latency_shape, quality, rejected, ttft_shape",
         ),
         (
             {"gates": {"quality": {"sampling": {"stabel": 0.2}}}},
@@ -480,6 +480,7 @@ def test_gates_start_from_the_preset_and_null_removes_one() -> None:
 
     assert [gate.name for gate in policy.gates] == [
         "error",
+        "rejected",
         "latency_p99",
         "latency_shape",
         "ttft_shape",
@@ -540,6 +541,7 @@ OTHER_GATE = {
     "sampling": {"stable": 0.2, "canary": 0.4},
     "presence_gated": True,
     "mirrored": True,
+    "required": False,
 }
 
 

@@ -6,18 +6,17 @@ import pytest
 from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianRatio
 from evaluation.betting.intervals import EventCount, ratio_interval
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import Block
+from evaluation.betting.unit_block import UnitBlock
 from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy
-from tests.fakes.evidence_maker import requests
+from tests.fakes.evidence_maker import requests, unit_block
 
 
-def scores(rows: int, difference: float, seed: int = 0) -> Block:
+def scores(rows: int, difference: float, seed: int = 0) -> UnitBlock:
     rng = np.random.default_rng(seed)
     arm = rng.random(rows) < 0.2
     y = np.clip(rng.normal(0.7, 0.15, rows) + np.where(arm, difference, 0.0), 0.0, 1.0)
-    zero = np.zeros(rows, dtype=np.int64)
-    return Block(arm, np.full(rows, 0.2), y, np.ones(rows), zero, zero, y, zero)
+    return unit_block(arm, 0.2, y)
 
 
 def shown(estimate: Estimate) -> tuple[float, float]:
@@ -26,7 +25,7 @@ def shown(estimate: Estimate) -> tuple[float, float]:
     return interval
 
 
-def after(block: Block, epoch: int = 500) -> MeanGap:
+def after(block: UnitBlock, epoch: int = 500) -> MeanGap:
     gap = MeanGap()
     for start in range(0, len(block), epoch):
         gap.learn(block.pick(slice(start, start + epoch)))
@@ -68,9 +67,8 @@ def test_there_is_no_interval_without_evidence() -> None:
 
 def test_events_are_counted_by_the_weight_of_their_draws() -> None:
     counts = EventCounts()
-    zero = np.zeros(4, dtype=np.int64)
     arm, w = np.array([True, False, True, False]), np.array([0.1, 0.1, 0.5, 0.5])
-    counts.learn(Block(arm, w, np.array([1.0, 1.0, 1.0, 0.0]), w, zero, zero, w, zero))
+    counts.learn(unit_block(arm, w, np.array([1.0, 1.0, 1.0, 0.0])))
 
     assert counts.interval() == ratio_interval([EventCount(0.1, 1, 1), EventCount(0.5, 1, 0)], alpha=0.05)
 
@@ -85,24 +83,23 @@ def test_a_backtest_shows_ratios_of_rates_and_differences_of_scores(
     assert low < interval[0] < (2.0 if metric == "error" else -0.1) < interval[1] < high
 
 
-def latencies(rows: int, ratio: float, seed: int = 0, *, drift: bool = False) -> Block:
+def latencies(rows: int, ratio: float, seed: int = 0, *, drift: bool = False) -> UnitBlock:
     """A ramp from 5 to 50 %; with `drift` both arms become three times slower meanwhile."""
     rng = np.random.default_rng(seed)
     w = np.where(np.arange(rows) < rows // 2, 0.05, 0.5)
     arm = rng.random(rows) < w
     wave = np.linspace(0.0, np.log(3.0), rows) if drift else np.zeros(rows)
     y = np.exp(rng.normal(6.0, 0.5, rows) + wave) * np.where(arm, ratio, 1.0)
-    zero = np.zeros(rows, dtype=np.int64)
-    return Block(arm, w, y, np.ones(rows), zero, zero, y, zero)
+    return unit_block(arm, w, y)
 
 
-def fed(block: Block, pieces: int = 1) -> MedianRatio:
+def fed(block: UnitBlock, pieces: int = 1) -> MedianRatio:
     """The estimate after epochs of 500 units, each added in pieces."""
     past, ratio = Stable(with_histogram=True), MedianRatio()
     for start in range(0, len(block), 500):
         epoch = block.pick(slice(start, start + 500))
         for part in np.array_split(np.arange(len(epoch)), pieces):
-            ratio.learn(epoch.pick(part))
+            ratio.learn(epoch.pick(slice(part[0], part[-1] + 1)))
         past.learn(epoch.y[~epoch.arm])
         ratio.end_epoch(past)
     return ratio

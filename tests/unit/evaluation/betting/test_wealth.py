@@ -1,45 +1,51 @@
 """Wealth processes: factors agree with scipy, mixtures, restarts, decisions, independence of blocks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from evaluation.betting.latency import ShapeLoss
-from evaluation.betting.rates import RATIO_PRIOR, RATIOS, FirstEvents, event_table
+from evaluation.betting.rates import RATIO_PRIOR, RATIOS, EventLoss, event_log_factors
 from evaluation.betting.sample_ratio import ODDS, SampleRatioBet
 from evaluation.betting.stable_baseline import Stable
-from evaluation.betting.wealth import (
-    FIRST_RESTART,
-    RESTART_GROWTH,
-    Bettor,
-    Block,
-    Decision,
-    Wealth,
-    by_weight,
-)
+from evaluation.betting.unit_block import UnitBlock
+from evaluation.betting.wealth import RESTART_EVERY, Bettor, Channel, Decision, Wealth, by_weight, ratio_table
 from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
+from tests.fakes.evidence_maker import unit_block
 
 
 def factors_of(seed: int, alternatives: int = 4, rows: int = 500) -> np.ndarray:
     return np.random.default_rng(seed).normal(-0.01, 0.1, (alternatives, rows))
 
 
-def test_the_event_table_agrees_with_the_formula() -> None:
-    table = event_table(0.5, 1.0)[:, :, 0]  # rho: 1.35, 1.8, ...
+def test_the_factors_of_an_event_agree_with_the_formula() -> None:
+    arm, w = np.array([0.0, 1.0]), np.full(2, 0.5)
 
-    assert table[0].tolist() == pytest.approx([math.log(1 / 1.175), math.log(1.35 / 1.175)])
+    log_factors = event_log_factors(arm, w, np.ones(2), RATIOS)  # rho: 1.35, 1.8, ...
+
+    assert log_factors[0].tolist() == pytest.approx([math.log(1 / 1.175), math.log(1.35 / 1.175)])
+
+
+@pytest.mark.parametrize("arm", [False, True])
+def test_a_unit_with_many_requests_has_the_mean_of_their_factors(arm: bool) -> None:
+    """A share of events is bet on like that many single requests, averaged: the unit counts once."""
+    arms = np.array([arm])
+    one, none, share = (
+        np.exp(EventLoss(tolerance=0.25).bets(unit_block(arms, 0.2, np.array([y]))).log_factors.sum(axis=1))
+        for y in (1.0, 0.0, 0.3)
+    )
+
+    assert share == pytest.approx(0.3 * one + 0.7 * none, rel=1e-12)
 
 
 def wealth_of(bettor: Bettor, arm: np.ndarray, y: np.ndarray, w: float) -> float:
     """The mean wealth of a bettor's alternatives after units of one weight."""
-    zero = np.zeros(len(arm), dtype=np.int64)
-    _, log_factors, _ = bettor.bets(
-        Block(arm, np.full(len(arm), w), y, np.ones(len(arm)), zero, zero, y, zero)
-    )
+    _, log_factors, _ = bettor.bets(unit_block(arm, w, y))
     return float(np.exp(log_factors.sum(axis=1)) @ bettor.prior / np.sum(bettor.prior))
 
 
@@ -53,7 +59,7 @@ def test_the_wealth_of_first_events_agrees_with_scipys_binomial(
     odds = w / (1.0 - w) * (1.0 + tolerance) * RATIOS
     ratios = stats.binom.pmf(canary, 40, odds / (1.0 + odds)) / stats.binom.pmf(canary, 40, null)
 
-    got = wealth_of(FirstEvents(tolerance=tolerance), arm, np.ones(40), w)
+    got = wealth_of(EventLoss(tolerance=tolerance), arm, np.ones(40), w)
 
     assert got == pytest.approx(float(ratios @ RATIO_PRIOR / RATIO_PRIOR.sum()), rel=1e-9)
 
@@ -89,7 +95,7 @@ def test_the_wealth_of_shape_agrees_with_scipys_binomial_of_each_bin() -> None:
 
 @pytest.mark.parametrize("w", [0.01, 0.05, 0.5])
 def test_under_scipys_binomial_the_wealth_of_events_has_mean_one(w: float) -> None:
-    bettor, counts = FirstEvents(tolerance=0.5), np.arange(31)
+    bettor, counts = EventLoss(tolerance=0.5), np.arange(31)
     null = w * 1.5 / (w * 1.5 + 1.0 - w)
     wealth = [wealth_of(bettor, np.arange(30) < k, np.ones(30), w) for k in counts]
 
@@ -107,22 +113,35 @@ def test_the_wealth_of_a_mixture_is_the_mean_of_its_alternatives() -> None:
 
 
 def test_restarts_equal_a_list_of_processes() -> None:
-    share = 0.3
+    share, due = 0.3, np.array([64, 128, 192, 256, 320])
     log_factors = factors_of(2, rows=400)
     wealth = Wealth(np.ones(4), restart_share=share)
-    starts, due, got = [(1 - share, 0)], float(FIRST_RESTART), []
-    for row in range(400):
-        got.append(float(wealth.bet(log_factors[:, row : row + 1], np.array([0]))[0]))
-        wealth.restart_if_due(row + 1)
-        if row + 1 >= due:
-            starts.append((share / (len(starts) * (len(starts) + 1)), row + 1))
-            while due <= row + 1:
-                due *= RESTART_GROWTH
+
+    got = wealth.bet(log_factors, np.arange(400), due)
+    starts = [
+        (1 - share, 0),
+        *((share / (k * (k + 1)), start) for k, start in enumerate(due.tolist(), start=1)),
+    ]
     idle = 1 - sum(part for part, _ in starts)
     whole = idle + sum(part * np.exp(log_factors[:, start:].sum(axis=1)).mean() for part, start in starts)
 
-    assert len(starts) > 5
     assert got[-1] == pytest.approx(math.log(whole))
+
+
+def test_a_process_starts_with_every_64_units_of_the_canary_whatever_the_blocks() -> None:
+    arm = np.random.default_rng(1).random(3000) < 0.3
+    found = []
+    for size in (1, 7, 3000):
+        stream = Stream(with_histogram=False)
+        stream.channels.append(Channel(SampleRatioBet(), limit=5.0, restart_share=0.3))
+        for start in range(0, 3000, size):
+            part = arm[start : start + size]
+            stream.feed(unit_block(part, 0.3, np.zeros(len(part)), first=start))
+        wealth = stream.channels[0].wealth
+        found.append((wealth.restarts, wealth.peak, wealth.log_e, wealth.log_starts.tobytes()))
+
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == int(arm.sum()) // RESTART_EVERY > 10
 
 
 def test_a_restarted_wealth_finds_late_harm_that_a_single_process_misses() -> None:
@@ -130,12 +149,23 @@ def test_a_restarted_wealth_finds_late_harm_that_a_single_process_misses() -> No
     found = {}
     for share in (0.0, 0.3):
         wealth = Wealth(np.ones(1), restart_share=share)
-        for row in range(800):
-            wealth.bet(log_factors[:, row : row + 1], np.array([0]))
-            wealth.restart_if_due(row + 1)
+        wealth.bet(log_factors, np.arange(800), np.arange(64, 800, 64))
         found[share] = wealth.peak > log_limit(0.01)
 
     assert found == {0.0: False, 0.3: True}
+
+
+def test_a_channel_refuses_to_bet_a_coin_twice() -> None:
+    """Requests of one user that each came as a unit would be this: the same toss again."""
+    channel = Channel(SampleRatioBet(), limit=5.0)
+    arm = np.array([True, False])
+    channel.bet(unit_block(arm, 0.5, np.zeros(2), first=4))
+
+    for first in (4, 5, 3):
+        with pytest.raises(ValueError, match="a coin may be bet once"):
+            channel.bet(unit_block(arm, 0.5, np.zeros(2), first=first))
+    with pytest.raises(ValueError, match="a toss is in a block twice"):
+        replace(unit_block(arm, 0.5, np.zeros(2)), draw=np.array([1, 1]))
 
 
 @pytest.mark.parametrize("cuts", [[1], [499], [3, 7, 250, 251], list(range(1, 500))])
@@ -160,7 +190,7 @@ def test_the_prior_can_change_only_before_the_first_bet() -> None:
 
 def test_a_decision_names_the_first_row_at_its_limit_and_keeps_it() -> None:
     places, values = np.arange(4), np.arange(4, dtype=np.float64)
-    rows = Block(places > 0, values, values, values, places, places, values, places)
+    rows = UnitBlock(places, places > 0, values, values, values, places, places, values, places)
     decision = Decision(limit=2.0)
     decision.observe(np.array([1.0, 2.5, 9.0, 0.0]), rows, np.arange(4))
     decision.observe(np.array([5.0]), rows, np.array([3]))
@@ -171,23 +201,26 @@ def test_a_decision_names_the_first_row_at_its_limit_and_keeps_it() -> None:
 def test_by_weight_equals_the_table_of_each_row() -> None:
     rng = np.random.default_rng(4)
     arm, w = rng.random(50) < 0.5, rng.choice([0.05, 0.1, 0.5], 50)
-    zero = np.zeros(50, dtype=np.int64)
-    block = Block(arm, w, w, w, zero, zero, w, zero)
+    ratios = np.array([[0.5, 2.0], [0.1, 7.0]])
+    column = rng.integers(0, 2, 50)
 
-    got = by_weight(block, zero, lambda weight: event_table(weight, 1.25))
+    def table(weight: float) -> np.ndarray:
+        return ratio_table(weight, ratios, np.log(ratios))
+
+    got = by_weight(unit_block(arm, w, w), column, table)
 
     assert np.array_equal(
-        got, np.stack([event_table(x, 1.25)[:, int(a), 0] for a, x in zip(arm, w, strict=True)], axis=1)
+        got, np.stack([table(x)[:, int(a), c] for a, x, c in zip(arm, w, column, strict=True)], axis=1)
     )
 
 
-@pytest.mark.parametrize(("sticky", "expected"), [(False, (0.003, 0.0, 0.0)), (True, (0.0015, 0.0015, 0.0))])
+@pytest.mark.parametrize(("sticky", "expected"), [(False, (0.002, 0.0, 0.0)), (True, (0.001, 0.001, 0.0))])
 def test_a_gate_never_spends_more_than_its_part_of_alpha(
     sticky: bool, expected: tuple[float, float, float]
 ) -> None:
     policy = GatePolicy.default()
 
-    parts = channel_alphas(policy, policy.gate("error"), sticky=sticky)
+    parts = channel_alphas(policy, policy.gate("quality"), sticky=sticky)
 
     assert (parts.first, parts.session, parts.pairs) == pytest.approx(expected)
 
@@ -196,9 +229,8 @@ def test_an_epoch_ends_after_its_own_rows_whatever_the_blocks() -> None:
     ends = []
     for size in (1, 7, 3003):
         stream = Stream(with_histogram=False)
-        y, flag, zero = np.full(size, 0.5), np.zeros(size, dtype=bool), np.zeros(size, dtype=np.int64)
-        for _ in range(3003 // size):
-            stream.feed(Block(flag, y, y, y, zero, zero, y, zero))
+        for start in range(0, 3003, size):
+            stream.feed(unit_block(np.zeros(size, dtype=bool), 0.5, np.full(size, 0.5), first=start))
         ends.append((stream.rows, stream.until))
 
     assert ends == [(3003, 3406)] * 3

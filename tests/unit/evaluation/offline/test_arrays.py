@@ -92,7 +92,7 @@ def test_a_metric_that_stops_arriving_is_invalid() -> None:
 
 def test_many_missing_values_are_invalid() -> None:
     columns = requests(4000)
-    columns["quality"][::5] = np.nan
+    columns["latency_ms"][::5] = np.nan
 
     assert re.search(
         r"20% of values missing in the last \d{3} requests, limit 10%", " ".join(run(columns).reasons)

@@ -428,5 +428,5 @@ def test_gates_without_a_column_are_named_and_block_where_they_are_required() ->
     columns = {name: values for name, values in requests(4000).items() if name != "quality"}
     free, blocked = run(columns), run(columns, required=["quality"])
 
-    assert (free.decision, free.not_judged) == ("promote", ("ttft_shape", "quality"))
+    assert (free.decision, free.not_judged) == ("promote", ("rejected", "ttft_shape", "quality"))
     assert (blocked.decision, blocked.reasons) == ("undecided", ("quality: NOT JUDGED, it has no column",))

@@ -26,10 +26,23 @@ def settlement() -> Settlement:
 
 def test_draws_settle_in_order_of_assignment_behind_the_watermark() -> None:
     pending = settlement()
-    for name, at_s in (("c", 3.0), ("a", 1.0), ("d", 4.0), ("b", 1.0)):
+    for name, at_s in (("c", 3.0), ("a", 1.0), ("d", 4.0), ("b", 2.0)):
         pending.add_draw(replace(GOOD, request_id=name, at_s=at_s))
 
     assert [d.request_id for d in pending.advance(4.0, 4.0)] == ["a", "b", "c"]
+
+
+def test_draws_of_one_moment_settle_in_an_order_that_the_arm_does_not_decide() -> None:
+    """Whatever the order in which they came: by a hash of the unit."""
+    settled = []
+    for names in ("abcdef", "fedcba"):
+        pending = settlement()
+        for name in names:
+            pending.add_draw(replace(GOOD, request_id=name, unit=name, at_s=1.0))
+        settled.append("".join(d.request_id for d in pending.advance(4.0, 4.0)))
+
+    assert settled[0] == settled[1]
+    assert settled[0] not in ("abcdef", "fedcba")
 
 
 def test_a_repeated_record_counts_once() -> None:
@@ -164,7 +177,11 @@ def test_an_invalid_record_is_refused_by_field_and_changes_nothing(
 
 @pytest.mark.parametrize(
     "event",
-    [Score("a", "quality", 1.5, 1.0), Score("a", "quality", math.nan, 1.0), Pair("c", "quality", -2.0, 1.0)],
+    [
+        Score("a", "quality", 1.5, 1.0),
+        Score("a", "quality", math.nan, 1.0),
+        Pair("c", "quality", -2.0, 0.5, 1.0),
+    ],
 )
 def test_a_score_outside_its_range_is_refused(event: Score | Pair) -> None:
     with pytest.raises(EvidenceError, match="outside"):

@@ -1,0 +1,70 @@
+"""Difference of the arms' shares of answered units, which decides what missing scores could hide.
+
+A request without an answer (an error, or rejected) has no score. While both arms leave equally many
+unanswered, that hides nothing. Else the arm that answers more has additional answers, and their scores are
+all that it can be blamed, or praised, for: `scores.py` moves its tolerance and margin by them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from evaluation.betting.stable_baseline import FIRST_EPOCH, epoch_after
+from evaluation.betting.unit_block import Flags, Floats
+
+SHRINKAGE = 200.0  # units: the weight of the pooled share in each arm's
+NOISE = 2.0  # standard errors: a smaller difference is chance, where a rate would have to pay for all of it
+
+
+class AnsweredGap:
+    """Running shares of answered units of both arms. What a unit gets is of units before it: the gap is
+    updated where an epoch of units ends, so that it does not depend on how they were cut into blocks."""
+
+    __state__ = ("sums", "counts", "rows", "until", "shrunk", "certain")
+
+    def __init__(self) -> None:
+        self.sums: Floats = np.zeros(2)  # of answered shares, by arm
+        self.counts: Floats = np.zeros(2)
+        self.rows = 0
+        self.until = FIRST_EPOCH
+        self.shrunk = 0.0
+        self.certain = 0.0
+
+    def of(self, arm: Flags, w: Floats, answered: Floats) -> tuple[Floats, Floats]:
+        """The gap before each unit, canary less stable: shrunk, and with the noise taken off.
+
+        answered: share of each unit's requests that were answered. Units from before the canary (w = 0) do
+        not count.
+        """
+        shrunk, certain = np.empty(len(arm)), np.empty(len(arm))
+        start = 0
+        while start < len(arm):
+            stop = min(len(arm), start + self.until - self.rows)
+            part = slice(start, stop)
+            shrunk[part], certain[part] = self.shrunk, self.certain
+            drawn = w[part] > 0.0
+            for number, of_arm in enumerate((drawn & ~arm[part], drawn & arm[part])):
+                shares = answered[part][of_arm]
+                self.sums[number] = np.add.accumulate(np.concatenate(([self.sums[number]], shares)))[-1]
+                self.counts[number] += len(shares)
+            self.rows += stop - start
+            if self.rows == self.until:
+                self.until += epoch_after(self.rows)
+                self._end_epoch()
+            start = stop
+        return shrunk, certain
+
+    def _end_epoch(self) -> None:
+        total = float(self.counts[0] + self.counts[1])
+        if total == 0.0:
+            return
+        pooled = float(self.sums[0] + self.sums[1]) / total
+        stable, canary = ((self.sums + SHRINKAGE * pooled) / (self.counts + SHRINKAGE)).tolist()
+        self.shrunk = canary - stable
+        n0, n1 = self.counts.tolist()
+        if n0 > 0.0 and n1 > 0.0:
+            raw = float(self.sums[1]) / n1 - float(self.sums[0]) / n0
+            noise = NOISE * math.sqrt(max(pooled * (1.0 - pooled), 0.0) * (1.0 / n0 + 1.0 / n1))
+            self.certain = math.copysign(max(abs(raw) - noise, 0.0), raw)

@@ -1,0 +1,87 @@
+"""Tests of the split itself: the sample ratio, the share of units that the canary serves, and turns.
+
+- Sample ratio: units against the weights of their draws. A mismatch freezes all statistics.
+- Served: the canary's units whose requests stable had to serve. By first requests at once, and by sessions.
+- Turns: whether conversations are longer on one arm. Then a session's mean may say nothing of an answer, and
+  first requests alone speak.
+
+Each counts a unit once, however many requests it has. (Counting requests: 100 of 100 healthy runs frozen, and
+13 % false rollbacks where 5 % of the users always fall back.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet, TurnsBet
+from evaluation.betting.unit_block import Floats
+from evaluation.betting.wealth import Channel, Decision
+from evaluation.policy.alpha_split import SESSION_SHARE, log_limit, served_alpha
+from evaluation.policy.policy import GatePolicy
+from evaluation.stream import Stream
+from evaluation.units.sessions import Released, Rows
+
+TURNS_ALPHA = 0.01
+COLUMNS = 3  # of the sessions: answered, turns, fell back
+
+
+class Split:
+    """The tests of the split of one rollout."""
+
+    __state__ = ("share", "served_first", "served", "turns")
+
+    def __init__(self, policy: GatePolicy) -> None:
+        self._policy = policy
+        restarts = policy.restart_share
+        self.share = Stream(with_histogram=False)
+        limit = log_limit(policy.served_share_alpha)
+        self.share.channels = [Channel(SampleRatioBet(), limit=limit, restart_share=restarts)]
+        self.served_first, self.served = Stream(with_histogram=False), Stream(with_histogram=False)
+        for stream in (self.served_first, self.served):
+            stream.channels = [
+                Channel(FallbackBet(max_rate=1.0 - floor), limit=float("inf"), restart_share=restarts)
+                for floor in (policy.served_rate_rollback, policy.served_rate_hold)
+            ]
+        self.turns = Stream(with_histogram=False)
+        bettor = TurnsBet(max_turns=policy.session_requests)
+        self.turns.channels = [Channel(bettor, limit=log_limit(TURNS_ALPHA), restart_share=restarts)]
+
+    def set_limits(self, *, sticky: bool) -> None:
+        """Split the served rate's alpha over its two channels, before the first bet."""
+        alpha = served_alpha(self._policy)
+        session = alpha * SESSION_SHARE if sticky else 0.0
+        for stream, part in ((self.served_first, alpha - session), (self.served, session)):
+            for channel in stream.channels:
+                channel.decision.limit = log_limit(part)
+                channel.is_idle = part == 0.0 and alpha > 0.0
+
+    def feed_firsts(self, rows: Rows, fell_back: Floats) -> None:
+        """Add the units of new draws. fell_back: 1 where stable served, NaN where unknown or stable's."""
+        drawn = np.where(rows.w > 0.0, 0.0, np.nan)
+        self.share.feed(rows.first_block(drawn, rows.w))
+        self.served_first.feed(rows.first_block(fell_back, rows.w))
+
+    def session_columns(self, rows: Rows, fell_back: Floats, unanswered: Floats) -> Floats:
+        """What the sessions keep for these tests and for `AnsweredGap`: COLUMNS x n."""
+        return np.stack((1.0 - unanswered, np.zeros(len(rows)), fell_back))
+
+    def feed_units(self, released: Released, first_column: int) -> None:
+        """Add the sessions, which have the columns of `session_columns` from `first_column` on."""
+        self.turns.feed(released.block(first_column + 1))
+        self.served.feed(released.block(first_column + 2))
+
+    @property
+    def sample_ratio(self) -> Decision:
+        """Whether units do not fit their weights."""
+        return self.share.channels[0].decision
+
+    @property
+    def turns_differ(self) -> Decision:
+        """Whether conversations are longer on one arm."""
+        return self.turns.channels[0].decision
+
+    def served_below(self, *, hold: bool) -> Decision:
+        """Whether the canary serves less than the floor of a rollback, or of a hold: by the first channel."""
+        decisions = [stream.channels[int(hold)].decision for stream in (self.served_first, self.served)]
+        reached = [decision for decision in decisions if decision.is_reached]
+        return min(reached, key=lambda d: d.seq) if reached else max(decisions, key=lambda d: d.peak)

@@ -1,0 +1,170 @@
+"""Requests without an answer (errors, rejections): slowest in latency, and their missing scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluation.offline.backtest import run
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
+from evaluation.report import Verdict
+from evaluation.units.answered import AnsweredGap
+from tests.fakes.evidence_maker import Columns, requests
+
+PRESETS = ("default", "strict")
+ROWS = 24_000
+
+
+def unanswered(columns: Columns, bad: np.ndarray, *, metric: str = "error", after_ms: float = 5.0) -> Columns:
+    """The same requests, of which these had no answer; they ended fast, and nobody graded them."""
+    columns[metric] = bad.astype(np.float64)
+    columns["latency_ms"] = np.where(bad, after_ms, columns["latency_ms"])
+    for name in ("quality", "hallucinated"):
+        columns[name] = np.where(bad, np.nan, columns[name])
+    return columns
+
+
+def answered(seed: int = 3) -> Columns:
+    return requests(ROWS, before=4000, w=0.1, seed=seed, error=(0.0, 0.0))
+
+
+def by_arm(columns: Columns, stable: float, canary: float) -> np.ndarray:
+    chance = np.where(columns["arm"] == 1, canary, stable)
+    return np.random.default_rng(7).random(ROWS) < chance
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_canary_that_answers_what_stable_fails_is_not_slower(preset: str) -> None:
+    """Stable fails its slowest 2 %, in 5 ms; the canary answers them, as slowly as they are."""
+    columns = answered()
+    slowest = columns["latency_ms"] > np.quantile(columns["latency_ms"], 0.98)
+
+    result = run(unanswered(columns, slowest & (columns["arm"] == 0)), preset)
+
+    assert (result.decision, result.reasons) == ("promote", ())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("errors", [0.05, 0.3])
+def test_a_canary_that_fixes_errors_is_promoted(preset: str, errors: float) -> None:
+    """Its answers have scores where stable's failures have none: not "missing differently"."""
+    columns = answered()
+
+    result = run(unanswered(columns, by_arm(columns, errors, 0.01)), preset)
+
+    assert (result.decision, result.reasons) == ("promote", ())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_additional_answers_to_hard_prompts_are_no_loss_of_quality(preset: str) -> None:
+    """The canary answers the 5 % that stable fails; on those it scores 0.3 less, and hallucinates more."""
+    columns = answered()
+    hard = np.random.default_rng(8).random(ROWS) < 0.05
+    canary = columns["arm"] == 1
+    columns["quality"] = np.clip(columns["quality"] - 0.3 * (hard & canary), 0.0, 1.0)
+    columns["hallucinated"] = np.maximum(
+        columns["hallucinated"], hard & canary & (np.random.default_rng(9).random(ROWS) < 0.15)
+    )
+
+    assert run(unanswered(columns, hard & ~canary), preset).decision in ("promote", "undecided")
+
+
+def test_a_tolerated_excess_of_failures_is_not_latencys_business() -> None:
+    """Errors 5 % beside 6.2 %, which `default` tolerates: latency must not roll back for them."""
+    columns = answered()
+
+    gates = run(unanswered(columns, by_arm(columns, 0.05, 0.062))).gates
+
+    assert [g.gate for g in gates if g.verdict is Verdict.FAIL] == []
+
+
+def test_many_failures_are_slowness_too() -> None:
+    """Far beyond what is tolerated, failing fast must not look fast."""
+    columns = answered()
+
+    gates = run(unanswered(columns, by_arm(columns, 0.01, 0.3))).gates
+
+    failed = {g.gate for g in gates if g.verdict is Verdict.FAIL}
+    assert {"error", "latency_shape"} <= failed
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("rate", [0.002, 0.01, 0.05])
+def test_spurious_rejections_of_both_arms_are_no_harm(preset: str, rate: float) -> None:
+    columns = answered()
+
+    result = run(unanswered(columns, by_arm(columns, rate, rate), metric="rejected", after_ms=2.0), preset)
+
+    assert (result.decision, result.reasons) == ("promote", ())
+
+
+def test_a_fast_rejection_makes_neither_arm_look_faster() -> None:
+    """Slower by half and rejected in 2 ms half of the time: the rejected ones hide nothing."""
+    columns = answered()
+    columns["latency_ms"] = columns["latency_ms"] * np.where(columns["arm"] == 1, 1.5, 1.0)
+    bad = by_arm(columns, 0.5, 0.5)
+
+    result = run(
+        unanswered(columns, bad, metric="rejected", after_ms=2.0),
+        GatePolicy.default().only("latency_ms", "rejected"),
+    )
+
+    assert (result.decision, result.metric) == ("rollback", "latency_ms")
+
+
+def test_a_canary_that_rejects_everything_is_rolled_back_within_fifty_units() -> None:
+    columns = answered()
+
+    result = run(unanswered(columns, columns["arm"] == 1, metric="rejected", after_ms=2.0))
+
+    assert result.decision == "rollback"
+    assert result.canary_requests <= 50
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_quality_judged_on_half_of_the_answers_is_valid(share: float) -> None:
+    """At random, on both arms: fewer scores, and no reason to doubt them."""
+    columns = answered()
+    columns["quality"] = np.where(np.random.default_rng(5).random(ROWS) < share, columns["quality"], np.nan)
+
+    assert run(columns).decision == "promote"
+
+
+def test_scores_missing_by_arm_name_the_sampling() -> None:
+    columns = answered()
+    judged = np.random.default_rng(5).random(ROWS) < np.where(columns["arm"] == 1, 0.9, 0.3)
+    columns["quality"] = np.where(judged, columns["quality"], np.nan)
+
+    result = run(columns)
+
+    assert result.decision == "invalid"
+    assert any("`sampling`" in reason for reason in result.reasons)
+
+
+def test_a_loss_of_quality_hidden_behind_failures_is_not_promoted() -> None:
+    """The canary fails 4 % more: its worst answers. The others look 0.04 better than they are."""
+    columns = answered()
+    canary = columns["arm"] == 1
+    columns["quality"] = np.clip(columns["quality"] - np.where(canary, 0.06, 0.0), 0.0, 1.0)
+    worst = canary & (columns["quality"] < np.quantile(columns["quality"][canary], 0.06))
+    policy = replace(GatePolicy.default().only("quality"), restart_share=0.0)
+    columns = unanswered(columns, worst)
+
+    proofs = run(columns, policy, stages=(StagePlan(0.1, 0, {"quality": 0.05}),)).proofs
+
+    assert proofs == {}
+
+
+def test_the_gap_of_answered_shares_is_of_the_units_before_and_shrunk() -> None:
+    """Updated after 64 units: 16 of the canary, all answered, and 48 of stable, 36 of them answered."""
+    rows = np.arange(70)
+    arm, w = rows % 4 == 0, np.full(70, 0.25)
+    gap, certain = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 != 1, 1.0) * 1.0)
+    stable, pooled = 48 - 4, (64 - 4) / 64
+
+    assert set(gap[:64]) == {0.0}
+    assert gap[64] == pytest.approx((16 + 200 * pooled) / 216 - (stable + 200 * pooled) / 248)
+    assert certain.tolist() == [0.0] * 70  # so few are chance
