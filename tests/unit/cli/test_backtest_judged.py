@@ -16,7 +16,7 @@ from tests.fakes.evidence_maker import requests, sticky
 
 Columns = dict[str, Any]
 RAMP = """\
-gates: {quality: null, hallucination: null, ttft_shape: null, latency_p99: null}
+gates: {rejected: null, quality: null, hallucination: null, ttft_shape: null, latency_p99: null}
 stages:
   - {weight: 5%, min_canary: 50, margins: {error: 5.0, latency_shape: 1.5}, floor: 0.05}
   - {weight: 20%, min_canary: 200, margins: {error: 5.0, latency_shape: 1.5}, floor: 0.05}
@@ -32,7 +32,12 @@ def write(path: Path, columns: Columns) -> Path:
 
 
 def harmless(rows: int = 4000) -> Columns:
-    return {**requests(rows)}
+    return with_rejected(requests(rows))
+
+
+def with_rejected(columns: Columns) -> Columns:
+    """The columns, with one that says that no request was rejected."""
+    return {**columns, "rejected": np.zeros(len(columns["arm"]))}
 
 
 def backtest(path: Path, *arguments: str) -> None:
@@ -73,7 +78,7 @@ def test_a_misspelt_column_is_refused_with_the_name_it_is_close_to(
 def test_harm_under_misspelt_names_is_not_promoted_even_when_they_are_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    columns = {**requests(4000, slower=3.0)}
+    columns = with_rejected(requests(4000, slower=3.0))
     columns["hallucination"] = np.where(columns["arm"] == 1, 1.0, columns.pop("hallucinated"))
     columns["latency"] = columns.pop("latency_ms")
     path = write(tmp_path / "e.csv", columns)
@@ -86,7 +91,7 @@ def test_harm_under_misspelt_names_is_not_promoted_even_when_they_are_ignored(
 def test_a_map_reads_the_column_under_its_other_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    columns = {**requests(4000, slower=3.0)}
+    columns = with_rejected(requests(4000, slower=3.0))
     columns["latency"] = columns.pop("latency_ms")
     answer = decided(capsys, write(tmp_path / "e.csv", columns), "--map", "latency_ms=latency")
 
