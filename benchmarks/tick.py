@@ -68,6 +68,7 @@ def run(ticks: int, folder: Path) -> dict[str, float]:
     clock = FakeClock()
     store = SqlStore(f"sqlite:///{folder / 'state.db'}")
     version = VersionRow("chat", STABLE, "{}", "{}", 1.0)
+    assert store.acquire_lease("benchmark", ttl_s=3600.0) is not None  # token 1
     store.put_service(ServiceRow("chat", "{}", STABLE, "secret", 1.0), version)
     fleet, traffic, log = FakeFleet(clock), FakeTraffic(clock), Log()
     reads: dict[str, Any] = {

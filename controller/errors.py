@@ -4,12 +4,14 @@
     |-- BadInput              2  bad-input        change the request (a file, a value, a flag)
     |   |-- BadSpec           2  bad-spec         ... in the service, version or policy
     |   |-- BadCheckpoint     2  bad-checkpoint   ... in the checkpoint directory
-    |   `-- UnknownService    2  unknown-service  ... the name
+    |   |-- UnknownService    2  unknown-service  ... the name
+    |   `-- UnknownRollout    2  unknown-rollout  ... the id
     |-- Conflict              3  conflict         wait, or remove what blocks it
     |   |-- RolloutRunning    3  rollout-running  one rollout per service at a time
     |   |-- AlreadyRejected   3  already-rejected this fingerprint was rolled back before
     |   |-- NoRoom            3  no-room          free device memory, or request less
     |   |-- StaleWrite        3  stale-write      another writer was first: read again
+    |   |   `-- UnreadCommand 3  unread-command   a command was first: read it
     |   `-- StaleToken        3  stale-token      another controller holds the lease
     |-- Unreachable           4  unreachable      start what does not answer, or connect to it
     |   `-- BusyPort          4  busy-port        free the port, or choose another
@@ -22,6 +24,7 @@ A message is one line: the value, the limit, the remedy. `problem` is the last p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -31,6 +34,32 @@ class CanaryctlError(Exception):
     exit_code: ClassVar[int] = 1
     problem: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """One line for each thing that is wrong."""
+        return (str(self),)
+
+
+def problem_document(
+    problem: str, *, status: int, lines: Sequence[str], exit_code: int
+) -> dict[str, str | int | list[str]]:
+    """Problem details (RFC 9457) of an error, as the API answers and the command line prints them."""
+    return {
+        "type": f"urn:canaryctl:{problem}",
+        "title": problem.replace("-", " "),
+        "status": status,
+        "detail": lines[0] if lines else problem,
+        "lines": list(lines),
+        "exit_code": exit_code,
+    }
+
+
+def document_of(error: CanaryctlError) -> dict[str, str | int | list[str]]:
+    """Problem details of this error."""
+    return problem_document(
+        error.problem, status=error.status, lines=error.details, exit_code=error.exit_code
+    )
 
 
 class BadInput(CanaryctlError):
@@ -50,6 +79,11 @@ class BadSpec(BadInput):
         self.lines: tuple[str, ...] = (lines,) if isinstance(lines, str) else tuple(lines)
         super().__init__("\n".join(self.lines))
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The violations."""
+        return self.lines
+
 
 class BadCheckpoint(BadInput):
     """The checkpoint directory is missing, malformed, or of an unsupported architecture."""
@@ -61,6 +95,13 @@ class UnknownService(BadInput):
     """No service has this name."""
 
     problem = "unknown-service"
+    status = 404
+
+
+class UnknownRollout(BadInput):
+    """The service has had no rollout with this id."""
+
+    problem = "unknown-rollout"
     status = 404
 
 
@@ -94,6 +135,12 @@ class StaleWrite(Conflict):
     """The stored version is not the expected one: another writer was first."""
 
     problem = "stale-write"
+
+
+class UnreadCommand(StaleWrite):
+    """A command reached the rollout after this tick's reading, and before its end was committed."""
+
+    problem = "unread-command"
 
 
 class StaleToken(Conflict):

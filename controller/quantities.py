@@ -4,28 +4,58 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 GIB = 1 << 30
 FULL_BP = 10_000  # basis points: 100 %
+# A number of settled canary requests that no stage reaches: the stage of an A/B test is never passed.
+NEVER_CANARY = 1_000_000_000
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|min|m|h|d)")
+_BYTE_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "k": 1 << 10,
+    "m": 1 << 20,
+    "g": GIB,
+    "t": 1 << 40,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": GIB,
+    "tib": 1 << 40,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": GIB,
+    "ti": 1 << 40,
+}
+_BYTES = re.compile(r"([0-9]*\.?[0-9]+)\s*([kmgt]?i?b?)", re.IGNORECASE)
 _PERCENT = re.compile(r"([0-9]*\.?[0-9]+)\s*%")
 
 
 def weight_bp(value: object) -> int:
     """Basis points of a percentage: `2.5%`, `2.5 %` and 2.5 give 250.
 
-    Raises ValueError above 100 %, below 0, or for a fraction of a basis point.
+    Raises ValueError above 100 %, below 0, for a fraction of a basis point, and for a bare number up to 1,
+    which may be meant as a share of 1.
     """
     if isinstance(value, str):
         match = _PERCENT.fullmatch(value.strip())
         if match is None:
-            raise ValueError(f"{value!r} is not a percent; write 2.5%")
+            raise ValueError(f"{_short(value)} is not a percent; write 2.5%")
         percent = float(match[1])
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        percent = float(value)
+    elif (number := _finite(value)) is not None:
+        percent = number
+        if 0 < percent <= 1:
+            raise ValueError(
+                f"{percent:g} may mean {percent:g} % or {percent * 100:g} %; write {percent:g}% or "
+                f"{percent * 100:g}%"
+            )
     else:
-        raise ValueError(f"{value!r} is not a percent; write 2.5%")
+        raise ValueError(f"{_short(value)} is not a percent; write 2.5%")
     if not 0 <= percent <= 100:
         raise ValueError(f"{percent:g} % is outside 0 to 100 %; write a share of the traffic, such as 25%")
     points = percent * 100
@@ -36,20 +66,31 @@ def weight_bp(value: object) -> int:
 
 def duration_s(value: object) -> float:
     """Seconds of `500ms`, `30s`, `10m`, `1h30m`, `3d` or a plain number. Raises ValueError."""
-    if (isinstance(value, int | float) and not isinstance(value, bool)) or (
-        isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+", value.strip())
-    ):
-        seconds = float(value)
+    number = _finite(value)
+    if number is None and isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+", value.strip()):
+        number = float(value)
+    if number is not None:
+        seconds = number
     elif isinstance(value, str):
         parts = _DURATION.findall(value)
         if not parts or _DURATION.sub("", value).strip():
-            raise ValueError(f"{value!r} is not a duration; write 30s, 10m, 1h30m or 3d")
+            raise ValueError(f"{_short(value)} is not a duration; write 30s, 10m, 1h30m or 3d")
         seconds = math.fsum(float(number) * _SECONDS[unit] for number, unit in parts)
     else:
-        raise ValueError(f"{value!r} is not a duration; write 30s, 10m, 1h30m or 3d")
+        raise ValueError(f"{_short(value)} is not a duration; write 30s, 10m, 1h30m or 3d")
     if not (math.isfinite(seconds) and 0 <= seconds <= 366 * 86_400):
         raise ValueError(f"{seconds:g} s is outside 0 s to 366 d; write a duration within that range")
     return seconds
+
+
+def byte_count(value: object) -> int:
+    """Bytes of `4GiB`, `512 MiB`, `4GB`, `1e9` or a plain number. Raises ValueError."""
+    number = _finite(value)
+    if isinstance(value, str) and (match := _BYTES.fullmatch(value.strip())):
+        number = float(match[1]) * _BYTE_UNITS[match[2].lower()]
+    if number is None or number != int(number) or not 0 <= number < 1 << 62:
+        raise ValueError(f"{_short(value)} is not a number of bytes; write 4GiB, 512MiB or 4294967296")
+    return int(number)
 
 
 def percent(points: int) -> str:
@@ -73,3 +114,27 @@ def duration(seconds: float) -> str:
 def gib(count: int) -> str:
     """Bytes formatted as `12.3 GiB`; below 0.1 GiB as MiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.0f} MiB"
+
+
+def figure(value: float, digits: int) -> str:
+    """The value to `digits` significant digits, without an exponent: 308.2 to two gives `310`."""
+    if not math.isfinite(value):
+        return f"{value}"
+    return format(Decimal(f"{value:.{digits}g}"), "f")
+
+
+def _finite(value: object) -> float | None:
+    """The value as a float; None: it is no number, or none that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _short(value: object) -> str:
+    """The value as shown in an error, cut if it is long."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of over 40 digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."

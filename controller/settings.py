@@ -33,7 +33,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     home: Path
-    database_url: str
+    database_url: str = Field(repr=False)  # may hold a password
     host: str = "127.0.0.1"
     config: Config = Config()
 
@@ -46,6 +46,11 @@ class Settings(BaseModel):
     def cluster_path(self) -> Path:
         """Handle of the Ray cluster that `up` started, to connect to it and to stop it."""
         return self.home / "cluster.json"
+
+    @property
+    def database_path(self) -> Path:
+        """The file that remembers `database_url` once a controller has used it (0600)."""
+        return self.home / "database.url"
 
     @property
     def digests_path(self) -> Path:
@@ -67,17 +72,24 @@ class Settings(BaseModel):
         return f"http://{self.host}:{self.config.ingress_port}/{service}/v1"
 
 
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """`CANARYCTL_HOME`, by default `~/.canaryctl`."""
+    return Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
+
+
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings of the state folder `CANARYCTL_HOME` (default `~/.canaryctl`).
 
-    `CANARYCTL_DATABASE_URL` selects another database, `CANARYCTL_API_PORT` another port of the API.
-    Raises BadInput for a malformed config file or variable.
+    `CANARYCTL_DATABASE_URL` selects another database, `CANARYCTL_API_PORT` another port of the API. Without
+    the former, the database that the folder's controller used last: a rollback at 3 a.m. comes from a shell
+    that knows no variables. Raises BadInput for a malformed config file or variable.
     """
-    home = Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
+    home = state_folder(environ)
     config = _read_config(home / "config.json")
     if port := environ.get("CANARYCTL_API_PORT"):
         config = config.model_copy(update={"api_port": _port(port, name="CANARYCTL_API_PORT")})
-    url = environ.get("CANARYCTL_DATABASE_URL") or f"sqlite:///{home / 'canaryctl.db'}"
+    url = environ.get("CANARYCTL_DATABASE_URL") or _remembered_database(home / "database.url")
+    url = url or f"sqlite:///{home / 'canaryctl.db'}"
     return Settings(home=home, database_url=url, config=config)
 
 
@@ -101,6 +113,13 @@ def _read_config(path: Path) -> Config:
         raise BadInput(
             f"{path}: not a canaryctl config ({str(exc).splitlines()[0]}); fix the file or remove it"
         ) from exc
+
+
+def _remembered_database(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _port(text: str, *, name: str) -> int:

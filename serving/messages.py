@@ -9,8 +9,10 @@ Invariant: no message holds a prompt, an answer or a raw key; `unit` is an HMAC.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
+
+from serving.credentials import DataSecret, KeyReference
 
 STABLE = 0
 CANARY = 1
@@ -34,7 +36,7 @@ AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
 class Replica:
     """Address of one replica of a version."""
 
-    url: str  # http://127.0.0.1:port, no trailing slash, no /v1
+    url: str  # http://127.0.0.1:port, or an endpoint's base URL as written; no trailing slash
     in_flight: int = 0  # requests inside the engine as of the fleet's last report
 
 
@@ -45,6 +47,10 @@ class Arm:
     version: str
     replicas: tuple[Replica, ...] = ()
     external: bool = False  # an endpoint that canaryctl does not run: never sent the secret, has no fence
+    model: str | None = (
+        None  # name of the model there, which replaces the client's; None: as the client wrote
+    )
+    api_key: KeyReference | None = None  # of an external endpoint; None: it needs none
 
     @property
     def has_fence(self) -> bool:
@@ -54,13 +60,16 @@ class Arm:
     def to_json(self) -> dict[str, Any]:
         """This arm as a dict of JSON values. Not by `asdict`, which is slow: this runs at every poll."""
         replicas = [{"url": replica.url, "in_flight": replica.in_flight} for replica in self.replicas]
-        return {"version": self.version, "replicas": replicas, "external": self.external}
+        api_key = None if self.api_key is None else asdict(self.api_key)
+        named = {"version": self.version, "replicas": replicas, "external": self.external}
+        return {**named, "model": self.model, "api_key": api_key}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Arm:
         """The arm that `to_json` wrote."""
         replicas = tuple(Replica(one["url"], one.get("in_flight", 0)) for one in data["replicas"])
-        return cls(data["version"], replicas, bool(data["external"]))
+        api_key = KeyReference.from_json(data.get("api_key"))
+        return cls(data["version"], replicas, bool(data["external"]), data.get("model"), api_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,7 @@ class RouteTable:
     stable: Arm | None  # None: no version has been put into service yet
     canary: Arm | None  # None: no request may start on any canary
     stage: int = 0
-    secret: str = field(default="", repr=False)  # authenticates routers to engines; keys the HMAC of units
+    secret: DataSecret | None = None  # None: the table of a file, whose upstreams are all external
 
     @property
     def table_revision(self) -> str:
@@ -125,10 +134,12 @@ class RequestRecord:
     status: int | None  # sent to the client; None: nothing when this was recorded
     outcome: Outcome
     served_arm: int | None  # whose answer the client got, or began to get; None: neither
-    error: bool | None  # the assigned version did not answer properly; None: the client disconnected first
-    cause: str | None  # of the error, a fixed word: 'refused', 'status 503', 'cut', 'silent'; None: no error
-    # at_s to the last byte, failed attempts included; None: no whole answer. SETTLE_S, a lower bound, for an
-    # open one whose answer had begun.
+    # The first attempt on the assigned arm did not answer properly, whatever a repeat did; None: the client
+    # disconnected first. A 4xx (not 429) is no error but `rejected`.
+    error: bool | None
+    cause: str | None  # of error or rejection, a fixed word: 'refused', 'status 503', 'cut', 'silent'
+    # at_s to the last byte, failed attempts included; None: no whole answer, or rejected. SETTLE_S, a lower
+    # bound, for an open one whose answer had begun.
     latency_ms: float | None
     ttft_ms: float | None  # at_s to the first byte of a stream; None: not a stream
     itl_ms: float | None  # mean gap between the events of a stream; None: fewer than two
@@ -141,6 +152,10 @@ class RequestRecord:
     epoch: int
     revision: int
     body_bytes: int | None = None  # of the request, known before assignment; None: an older router
+    rejected: bool | None = (
+        None  # the first attempt answered 4xx, not 429; None: `error` is, or an older router
+    )
+    retries: int = 0  # attempts after the first, on both arms; `outcome` and `served_arm` tell what they did
 
 
 @dataclass(frozen=True, slots=True)

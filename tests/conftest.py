@@ -1,10 +1,11 @@
-"""Session fixtures of real Ray for every folder, and a deterministic Hypothesis profile."""
+"""Session fixtures of real Ray and of databases for every folder, and a deterministic Hypothesis profile."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import settings
 
+from tests.database_rig import bare_url, database_url, postgres
 from tests.ray_rig import (
     checkpoints,
     cluster,
@@ -15,7 +16,18 @@ from tests.ray_rig import (
     two_versions,
 )
 
-__all__ = ["checkpoints", "cluster", "fleet", "ray_cluster", "run_router", "token", "two_versions"]
+__all__ = [
+    "bare_url",
+    "checkpoints",
+    "cluster",
+    "database_url",
+    "fleet",
+    "postgres",
+    "ray_cluster",
+    "run_router",
+    "token",
+    "two_versions",
+]
 
 # The same examples on every machine, and no deadline: a busy machine is not a failure.
 settings.register_profile("canaryctl", deadline=None, derandomize=True)

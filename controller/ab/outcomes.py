@@ -1,7 +1,9 @@
 """Outcome ledger of an A/B test: which requests count, in which order, and from when on.
 
-One outcome per unit, in order of assignment. A request counts once every earlier one is known and has its
-score, or has waited for it long enough: a version that answers or is scored faster does not count earlier.
+One outcome per unit, its first answer's, in order of assignment. A request counts once every earlier one is
+known and has its score, or has waited for it long enough: a version that answers or is scored faster does not
+count earlier. Of several scores of an answer the first counts, and none where the assigned version did not
+write the answer: the rules of the gate. Later answers of a counted unit are left out, and counted as such.
 
 Invariant: no clock, no network, no database here.
 """
@@ -10,13 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from controller.evidence.records import flags_of
+from controller.evidence.records import flags_of, score_of
 from controller.store.rows import AbOutcome
 from evaluation.units.units import HELD, LEFT_OUT, kind_of, unit_hash
 from serving.messages import CANARY, RequestRecord, ScoreRecord
 
 MAX_OUTCOMES = 200_000
 MAX_PENDING = 200_000
+MAX_SPANS = 1000  # lost spans that are remembered, the newest; older ones were settled long ago
 #: Metrics whose value is in the request's own record; the others are scored later.
 REQUEST_METRICS = frozenset(
     {"error", "latency_ms", "ttft_ms", "itl_ms", "tokens", "truncated", "empty", "cancelled"}
@@ -39,26 +42,48 @@ class OutcomeLedger:
     score_wait_s: float
     settled_through_s: float = 0.0  # every outcome assigned before this has been settled
     counted_units: set[int] = field(default_factory=set)
+    left_out: int = 0  # later answers of counted units, since this ledger began
+    crossed: set[int] = field(default_factory=set)  # units seen on both sides at the same split
     _pending: dict[str, _Pending] = field(default_factory=dict)  # by request id
+    _side: dict[int, tuple[bool, float]] = field(default_factory=dict)  # a unit's first side and its w
+    _lost: list[tuple[float, float]] = field(default_factory=list)  # spans, merged, in order of time
 
     def add_request(self, record: RequestRecord) -> None:
         """Accept a request of the test; ignore any other."""
         is_ours = record.rollout == self.rollout and 0 < record.w < 1
         if not is_ours or record.at_s < self.settled_through_s or len(self._pending) >= MAX_PENDING:
             return
-        if kind_of(record.assigned_by) in (LEFT_OUT, HELD):
+        kind = kind_of(record.assigned_by)
+        if kind == LEFT_OUT or any(since_s <= record.at_s < until_s for since_s, until_s in self._lost):
             return
-        y = _request_value(record, self.metric)
-        self._pending[record.request_id] = _Pending(record, unit_hash(record.unit), y)
+        unit = unit_hash(record.unit)
+        self._watch_side(unit, record)
+        if kind != HELD:
+            y = _request_value(record, self.metric)
+            self._pending[record.request_id] = _Pending(record, unit, y)
+        elif unit in self.counted_units:
+            self.left_out += 1
+
+    def _watch_side(self, unit: int, record: RequestRecord) -> None:
+        """Note a unit that is on both sides, though its split was not raised in between."""
+        is_b = record.arm == CANARY
+        if unit not in self._side and len(self._side) < MAX_OUTCOMES:
+            self._side[unit] = (is_b, record.w)
+        side, w = self._side.get(unit, (is_b, record.w))
+        if is_b != side and (side or record.w <= w):
+            self.crossed.add(unit)
 
     def add_score(self, score: ScoreRecord, request_id: str) -> None:
-        """Accept a score of a pending request; until it settles, a later score replaces an earlier one."""
+        """Accept the first score of a pending request whose answer the assigned version wrote."""
         pending = self._pending.get(request_id)
-        if pending is not None and score.metric == self.metric and self.metric not in REQUEST_METRICS:
-            pending.y = score.value
+        if pending is None or score.metric != self.metric or self.metric in REQUEST_METRICS:
+            return
+        if pending.y is None and (counted := score_of(score, pending.record)) is not None:
+            pending.y = counted.value
 
     def drop_span(self, since_s: float, until_s: float) -> None:
-        """Drop both arms of a span in which records may be lost."""
+        """Drop both arms of a span in which records may be lost, also those that are read later."""
+        self._lost = _merged([*self._lost, (since_s, until_s)])[-MAX_SPANS:]
         for id in [id for id, one in self._pending.items() if since_s <= one.record.at_s < until_s]:
             del self._pending[id]
 
@@ -78,7 +103,9 @@ class OutcomeLedger:
                 settled_s = record.at_s
                 break
             del self._pending[record.request_id]
-            if unit not in self.counted_units and len(self.counted_units) < MAX_OUTCOMES:
+            if unit in self.counted_units:
+                self.left_out += 1
+            elif len(self.counted_units) < MAX_OUTCOMES:
                 self.counted_units.add(unit)
                 due.append(AbOutcome(unit, record.arm == CANARY, record.w, y, record.at_s))
         self.settled_through_s = max(self.settled_through_s, settled_s)
@@ -87,6 +114,17 @@ class OutcomeLedger:
     def resume_seq(self, seq: int) -> int:
         """Where a restarted controller must read from: before the oldest pending request, at most `seq`."""
         return min((seq, *(pending.record.seq - 1 for pending in self._pending.values())))
+
+
+def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same times as few spans, in order."""
+    out: list[tuple[float, float]] = []
+    for since_s, until_s in sorted(spans):
+        if out and since_s <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], until_s))
+        else:
+            out.append((since_s, until_s))
+    return out
 
 
 def _request_value(record: RequestRecord, metric: str) -> float | None:

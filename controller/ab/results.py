@@ -14,7 +14,10 @@ from pydantic import BaseModel
 from controller.ab.spec import AbSpec
 from controller.rollout.state import Phase, RolloutState
 from controller.store.rows import AbOutcome, AbRow
-from evaluation.ab.comparison import AbResult, AbVerdict, SequentialTest, fixed_horizon
+from evaluation.ab.comparison import AbResult, AbVerdict
+from evaluation.ab.fixed import fixed_by_split
+from evaluation.ab.sequential import SequentialTest
+from evaluation.ab.units import MAX_CROSSINGS, MAX_SHARE
 from evaluation.ab.validity import AbValidity
 
 _ROW_FIELDS = ("id", "service", "rollout", "created_at_s", "ended_at_s")
@@ -49,6 +52,7 @@ class AbView(BaseModel):
     p_value: float | None  # None: a fixed test has not been evaluated yet
     missing_a: int
     missing_b: int
+    left_out: int = 0  # later answers of users who count by their first, since the controller started
     sample_size: int | None
     created_at_s: float
     ended_at_s: float | None
@@ -60,7 +64,10 @@ class AbEvaluator:
     def __init__(self, spec: AbSpec, outcomes: Sequence[AbOutcome] = ()) -> None:
         self.spec = spec
         self._sequential = SequentialTest(spec.question)
-        self._sides: tuple[list[float], list[float]] = ([], [])
+        self._sides: tuple[list[float], list[float]] = ([], [])  # of a fixed test: outcomes of A and of B
+        self._weights: tuple[list[float], list[float]] = ([], [])  # and the split at their draws
+        self._crossed = 0  # units on both sides, since the controller started
+        self._units = 0
         self._validity = AbValidity()
         self.missing = [0, 0]
         self.add(outcomes)
@@ -70,13 +77,32 @@ class AbEvaluator:
         values = [self._value(outcome) for outcome in outcomes]
         has_outcome = [value is not None for value in values]
         self._validity.add([one.is_b for one in outcomes], [one.w for one in outcomes], has_outcome)
+        self._units += len(outcomes)
+        found = [
+            (value, one.is_b, one.w) for one, value in zip(outcomes, values, strict=True) if value is not None
+        ]
         for outcome, value in zip(outcomes, values, strict=True):
-            if value is None:
-                self.missing[outcome.is_b] += 1
-            elif self.spec.mode == "sequential":
-                self._sequential.add(value, is_b=outcome.is_b, w=outcome.w)
-            elif self.is_open:
-                self._sides[outcome.is_b].append(value)
+            self.missing[outcome.is_b] += value is None
+        if self.spec.mode == "sequential":
+            y, is_b, w = ([row[i] for row in found] for i in range(3))
+            self._sequential.add_all([float(value) for value in y], is_b, w)
+            return
+        for value, side, weight in found:
+            if self.is_open:
+                self._sides[side].append(value)
+                self._weights[side].append(weight)
+
+    def note_crossed(self, units: int) -> None:
+        """Take note of the number of units that were seen on both sides."""
+        self._crossed = units
+
+    def _invalid(self) -> str | None:
+        """Why the experiment itself is broken, in one line; None: it is valid so far."""
+        if self._crossed > max(MAX_CROSSINGS, MAX_SHARE * self._units):
+            return (
+                f"{self._crossed} of {self._units} units are on both sides; the split is not by these units"
+            )
+        return self._validity.reason()
 
     def _value(self, outcome: AbOutcome) -> float | None:
         """The outcome; None: it is missing or off its scale, such as a negative latency."""
@@ -97,8 +123,10 @@ class AbEvaluator:
 
     def note(self) -> str | None:
         """Why the test is invalid, or what it is waiting for; None: neither."""
-        if reason := self._validity.reason() or self._validity.missing_outcomes():
+        if reason := self._invalid() or self._validity.missing_outcomes():
             return reason
+        if self._crossed:
+            return f"{self._crossed} of {self._units} units are on both sides; each counts on its first"
         if self.is_open:
             counts = " and ".join(str(len(side)) for side in self._sides)
             return f"evaluated once, at {self.spec.sample_size} units a side; it has {counts}"
@@ -109,17 +137,19 @@ class AbEvaluator:
         if self.spec.mode == "sequential":
             result = self._sequential.result()
         else:
-            result = fixed_horizon(*self._sides, self.spec.question)
+            y, w = [*self._sides[0], *self._sides[1]], [*self._weights[0], *self._weights[1]]
+            is_b = [False] * len(self._sides[0]) + [True] * len(self._sides[1])
+            result = fixed_by_split(y, is_b, w, self.spec.question)
         if self.is_open:
             # A p-value before both sides are full is an interim look, which breaks a fixed test's alpha.
             result = replace(result, verdict=AbVerdict.TOO_FEW, p_value=1.0, interval=None, win_rate=None)
-        if self._validity.reason() is not None:
+        if self._invalid() is not None:
             result = replace(result, verdict=AbVerdict.INVALID)
         return result
 
 
-def ab_view(row: AbRow, evaluator: AbEvaluator, rollout: RolloutState | None) -> AbView:
-    """View of a stored test. rollout None: it no longer exists."""
+def ab_view(row: AbRow, evaluator: AbEvaluator, rollout: RolloutState | None, *, left_out: int = 0) -> AbView:
+    """View of a stored test. rollout None: it no longer exists. left_out: later answers of counted users."""
     spec = evaluator.spec
     shown = asdict(evaluator.result()) | {"alpha": spec.alpha}
     shown["verdict"] = str(shown["verdict"].value)
@@ -142,6 +172,7 @@ def ab_view(row: AbRow, evaluator: AbEvaluator, rollout: RolloutState | None) ->
         sample_size=spec.sample_size,
         missing_a=evaluator.missing[0],
         missing_b=evaluator.missing[1],
+        left_out=left_out,
     )
 
 

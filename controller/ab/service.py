@@ -25,6 +25,7 @@ from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.quantities import duration
 from controller.rollout.ports import Clock
 from controller.rollout.state import RolloutState
+from controller.spec.label import LABEL_KEYS
 from controller.spec.policy import PolicySpec
 from controller.store.ab import AbStore
 from controller.store.rows import AbRow
@@ -33,12 +34,21 @@ _SUBSCRIBER = "ab"
 _SELF = Identity("controller", Role.OPERATOR)
 
 
+class Ended(Protocol):
+    """Outcome of ending a rollout: 'asked' or 'already', and one line."""
+
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
 class Rollouts(Protocol):
     """Starts and rolls back rollouts."""
 
     def policy(self, service: str) -> PolicySpec: ...
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState: ...
-    def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]: ...
+    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Ended: ...
 
 
 class _Replay:
@@ -80,6 +90,7 @@ class _Replay:
         if self.fault is not None:
             raise self.fault
         due = self.ledger.settle(self._low_watermark_s, self._now_s)
+        self.evaluator.note_crossed(len(self.ledger.crossed))
         if not due:
             return
         seq, through_s = self.ledger.resume_seq(reader.resume_seq(self.seq)), self.ledger.settled_through_s
@@ -111,7 +122,8 @@ class AbTests:
 
     def create(self, service: str, body: Mapping[str, Any], identity: Identity) -> AbView:
         """Start a test: deploy B with its share. Raises BadSpec, Conflict and what a deploy raises."""
-        spec = parse_ab(body)
+        label = {key: body[key] for key in LABEL_KEYS if key in body}
+        spec = parse_ab({key: value for key, value in body.items() if key not in LABEL_KEYS})
         newest = self._store.newest(service)
         if newest is not None and newest.ended_at_s is None and not self._is_over(newest):
             raise Conflict(
@@ -120,7 +132,7 @@ class AbTests:
         if spec.policy is None:
             spec = spec.model_copy(update={"policy": self._rollouts.policy(service)})
         try:
-            rollout = self._rollouts.deploy(service, spec.deploy_body(), identity)
+            rollout = self._rollouts.deploy(service, {**spec.deploy_body(), **label}, identity)
         except RolloutRunning as exc:
             raise RolloutRunning(f"an A/B test deploys B as the canary: {exc}") from exc
         now_s = self._clock.now_s()
@@ -148,7 +160,9 @@ class AbTests:
         """The service's newest test. Raises BadInput when it never had one."""
         with self._lock:
             row = self._newest(service)
-            return ab_view(row, self._replay(row).evaluator, self._rollout_of(row.rollout))
+            replay = self._replay(row)
+            rollout = self._rollout_of(row.rollout)
+            return ab_view(row, replay.evaluator, rollout, left_out=replay.ledger.left_out)
 
     def stop(self, service: str, identity: Identity) -> tuple[str, str]:
         """End the test and roll B back: ('asked' | 'already', one line). The result stays readable."""
@@ -158,7 +172,8 @@ class AbTests:
         if self._is_over(row):
             outcome, text = "already", "its rollout has ended"
         else:
-            outcome, text = self._rollouts.rollback(service, identity, reason=f"A/B test {row.id} stopped")
+            ended = self._rollouts.end_rollout(service, identity, reason=f"A/B test {row.id} stopped")
+            outcome, text = ended.outcome, ended.text
         self._store.end(row.id, at_s=self._clock.now_s())
         return outcome, f"{service}: A/B test {row.id} stopped; {text.removeprefix(f'{service}: ')}"
 
@@ -191,7 +206,7 @@ class AbTests:
             self._store.end(row.id, at_s=now_s)
         elif now_s - row.created_at_s >= (length_s := replay.evaluator.spec.duration):
             reason = f"A/B test {row.id} is over after {duration(length_s)}"
-            self._rollouts.rollback(service, _SELF, reason=reason)
+            self._rollouts.end_rollout(service, _SELF, reason=reason)
             self._store.end(row.id, at_s=now_s)
 
     def _replay(self, row: AbRow) -> _Replay:

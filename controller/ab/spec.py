@@ -13,8 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from controller.ab.outcomes import MAX_OUTCOMES, REQUEST_METRICS
-from controller.quantities import FULL_BP
-from controller.rollout.plan import NEVER_CANARY
+from controller.quantities import FULL_BP, NEVER_CANARY
 from controller.spec.fields import Duration, FieldError, Strict, Weight
 from controller.spec.policy import PolicySpec
 from controller.spec.service import dump, parse_as

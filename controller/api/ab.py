@@ -9,9 +9,11 @@ from fastapi import Depends, FastAPI
 
 from controller.ab.results import AbView
 from controller.ab.service import AbTests
-from controller.api.bodies import CommandResult, JsonBody
+from controller.api.bodies import JsonBody
+from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity
 from controller.errors import BadInput
+from controller.views.models import CommandResult
 
 
 def add_ab_routes(
@@ -20,16 +22,17 @@ def add_ab_routes(
     *,
     viewer: Callable[..., Identity],
     operator: Callable[..., Identity],
+    slow: SlowCalls,
 ) -> None:
     """Mount POST, GET and DELETE /v1/services/{service}/ab. viewer, operator: check the token's role."""
     may_write = Depends(operator)
 
     @app.post("/v1/services/{service}/ab", status_code=201)
-    def create_ab(service: str, body: JsonBody = None, identity: Identity = may_write) -> AbView:
+    async def create_ab(service: str, body: JsonBody = None, identity: Identity = may_write) -> AbView:
         """Start an A/B test: B gets its share. 409 while a rollout or another test runs."""
         if not isinstance(body, Mapping):
             raise BadInput(f"body is {json.dumps(body)[:40]}; send a JSON object with version")
-        return tests.create(service, body, identity)
+        return await slow.run(lambda: tests.create(service, body, identity))
 
     @app.get("/v1/services/{service}/ab", dependencies=[Depends(viewer)])
     def get_ab(service: str) -> AbView:

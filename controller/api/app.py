@@ -16,9 +16,9 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from controller.api.bearer_auth import requires
+from controller import telemetry
+from controller.api.bearer_auth import Identities, requires
 from controller.api.bodies import (
-    CommandResult,
     DeployBody,
     FeedbackItem,
     FeedbackResult,
@@ -26,19 +26,26 @@ from controller.api.bodies import (
     JsonBody,
     PlanBody,
     RollbackBody,
+    UndoBody,
+    refuse_unknown,
+    text_of,
 )
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
+from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
-from controller.errors import BadInput, CanaryctlError
+from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
 from controller.rollout.serialization import state_from_json
+from controller.rollout.state import RolloutState
 from controller.runtime.runner import Runner
 from controller.runtime.service_loop import LastTick
+from controller.spec.label import Label
 from controller.spec.service import ServiceSpec
+from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
-from controller.views.models import PlanView, RolloutView, ServiceView
+from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView, build_views
 from controller.views.rollout import rollout_view, service_view
 
 EVENTS_POLL_S = 0.25
@@ -57,6 +64,7 @@ class ViewBuilder:
         """The service with its newest rollout."""
         tick = self._runner.last_tick(row.name)
         newest = next(iter(self._store.rollouts(row.name, limit=1)), None)
+        shown = {row.stable, *(one.version for one in tick.versions or ())}
         return service_view(
             row.name,
             url=self._base_url(row.name),
@@ -64,25 +72,53 @@ class ViewBuilder:
             split=tick.split,
             versions=tick.versions,
             rollout=self.rollout(newest, tick) if newest else None,
+            labels={name: label_of(self._store.version(row.name, name)) for name in shown},
         )
 
     def rollout(self, row: RolloutRow, tick: LastTick) -> RolloutView:
         """A rollout with the evidence of its last tick, or else the stored one."""
-        evidence = tick.evidence if tick.rollout == row.id else None
+        return self._view(state_from_json(row.state), tick, label_of(row))
+
+    def rollout_by_id(self, service: str, rollout: str) -> RolloutView:
+        """One rollout of the service. Raises UnknownRollout."""
+        stored = self._store.load(rollout)
+        if stored is None or stored.state.service != service:
+            raise UnknownRollout(
+                f"{service} has no rollout {rollout}; canaryctl history {service} lists those it had"
+            )
+        attempts = self._store.attempts(service, stored.state.canary.id)
+        label = label_of(next((row for row in attempts if row.id == rollout), None))
+        return self._view(stored.state, self._runner.last_tick(service), label)
+
+    def _view(self, state: RolloutState, tick: LastTick, label: Label) -> RolloutView:
+        evidence = tick.evidence if tick.rollout == state.id else None
         if evidence is None:
-            evidence = stored_status(self._store.evidence(row.id))
-        return rollout_view(state_from_json(row.state), evidence, now_s=tick.at_s or None)
+            evidence = stored_status(self._store.evidence(state.id))
+        return rollout_view(state, evidence, now_s=tick.at_s or None, label=label)
 
 
 def make_app(
-    store: SqlStore, commands: Commands, runner: Runner, *, base_url: Callable[[str], str], version: str
+    store: SqlStore,
+    commands: Commands,
+    runner: Runner,
+    *,
+    base_url: Callable[[str], str],
+    version: str,
+    identities: Identities | None = None,
+    slow: SlowCalls | None = None,
 ) -> FastAPI:
-    """The application. All routes but the event stream are synchronous and run in the thread pool."""
+    """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
+    that may hash a checkpoint (slow_calls.py).
+
+    identities: owners of the bearer tokens; None: as stored.
+    """
+    identities = identities or store
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
+    build_views()
     views = ViewBuilder(store, runner, base_url)
     add_error_handling(app)
-    _add_reads(app, store, views, runner, version)
-    _add_writes(app, store, commands, views)
+    _add_reads(app, store, views, runner, version, identities)
+    _add_writes(app, commands, views, identities, slow if slow is not None else SlowCalls())
     return app
 
 
@@ -91,8 +127,15 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
-def _add_reads(app: FastAPI, store: SqlStore, views: ViewBuilder, runner: Runner, version: str) -> None:
-    viewer = [Depends(requires(store, Role.VIEWER))]
+def _add_reads(
+    app: FastAPI,
+    store: SqlStore,
+    views: ViewBuilder,
+    runner: Runner,
+    version: str,
+    identities: Identities,
+) -> None:
+    viewer = [Depends(requires(identities, Role.VIEWER))]
 
     @app.get("/healthz")
     def health() -> Health:
@@ -119,6 +162,11 @@ def _add_reads(app: FastAPI, store: SqlStore, views: ViewBuilder, runner: Runner
             store.service(service)  # raises for an unknown name
         return [views.rollout(row, LastTick()) for row in rows]
 
+    @app.get("/v1/services/{service}/rollouts/{rollout}", dependencies=viewer)
+    def get_rollout(service: str, rollout: str) -> RolloutView:
+        """One rollout by its id, running or ended; also of a service that was taken down."""
+        return views.rollout_by_id(service, rollout)
+
     @app.get("/v1/services/{service}/events", dependencies=viewer, response_class=StreamingResponse)
     async def stream_events(request: Request, service: str, after: int | None = None) -> StreamingResponse:
         """Server-sent events: `log` (a line of the service's log), `view` (the service, when it changed)."""
@@ -128,14 +176,17 @@ def _add_reads(app: FastAPI, store: SqlStore, views: ViewBuilder, runner: Runner
         return StreamingResponse(_events(store, views, service, start), media_type="text/event-stream")
 
 
-def _add_writes(app: FastAPI, store: SqlStore, commands: Commands, views: ViewBuilder) -> None:
-    operator = Depends(requires(store, Role.OPERATOR))
-    admin = Depends(requires(store, Role.ADMIN))
+def _add_writes(
+    app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities, slow: SlowCalls
+) -> None:
+    operator = Depends(requires(identities, Role.OPERATOR))
+    admin = Depends(requires(identities, Role.ADMIN))
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
-    def put_service(service: str, body: JsonBody = None, identity: Identity = admin) -> ServiceView:
+    async def put_service(service: str, body: JsonBody = None, identity: Identity = admin) -> ServiceView:
         """Create the service. 409 if it exists and differs from the body."""
-        return views.service(commands.up({**_mapping(body), "service": service}, identity))
+        given = {**_mapping(body), "service": service}
+        return await slow.run(lambda: views.service(commands.up(given, identity)))
 
     @app.delete("/v1/services/{service}", status_code=202)
     def delete_service(service: str, identity: Identity = admin) -> CommandResult:
@@ -144,43 +195,61 @@ def _add_writes(app: FastAPI, store: SqlStore, commands: Commands, views: ViewBu
         return CommandResult(outcome="asked", text=f"{service} is being taken down")
 
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
-    def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
+    async def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
         """The rollout that a deploy of this body would start; changes nothing."""
-        return commands.plan(service, _mapping(body)).view()
+        return await slow.run(lambda: commands.plan(service, _mapping(body)).view())
 
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
-    def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
+    async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
-        return rollout_view(commands.deploy(service, _mapping(body), identity))
+        state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
+        return await asyncio.to_thread(views.rollout_by_id, service, state.id)
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
     def rollback(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
-        """Return to stable; `already` when stable has all traffic."""
-        reason = str(_mapping(body).get("reason") or "")
-        outcome, text = commands.rollback(service, identity, reason=reason[:500])
-        return CommandResult(outcome=outcome, text=text)
+        """Return to the version before: end a running rollout, or undo one that succeeded."""
+        given = _mapping(body)
+        refuse_unknown(given, RollbackBody.model_fields)
+        result = commands.rollback(service, identity, reason=text_of(given, "reason"))
+        return CommandResult(**result._asdict())
+
+    @app.post("/v1/services/{service}/undo", status_code=202, openapi_extra=_schema(UndoBody))
+    def undo(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
+        """Serve an earlier version again, without proof; `already` when it serves."""
+        given = _mapping(body)
+        refuse_unknown(given, UndoBody.model_fields)
+        to, reason = text_of(given, "to") or None, text_of(given, "reason")
+        result = commands.undo(service, identity, to=to, reason=reason)
+        return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
     def feedback(
         body: JsonBody = None, service: str | None = None, identity: Identity = operator
     ) -> FeedbackResult:
-        """Scores of answers, one object or a list; all are accepted or none is."""
+        """Scores of answers, one object or a list; an invalid one refuses the whole list.
+
+        The answer says how many have a recorded request, and how many wait for one.
+        """
         items = body if isinstance(body, list) else [_mapping(body)]
-        return FeedbackResult(taken=commands.feedback([_mapping(item) for item in items], service=service))
+        return commands.feedback([_mapping(item) for item in items], service=service)
 
 
 async def _events(store: SqlStore, views: ViewBuilder, service: str, after: int) -> AsyncIterator[str]:
     sent_view = ""
     while True:
-        rows = await asyncio.to_thread(store.events, service, after_seq=after)
-        for row in rows:
-            after = row.seq
-            data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
-            yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
         try:
+            rows = await asyncio.to_thread(store.events, service, after_seq=after)
+            for row in rows:
+                after = row.seq
+                data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
+                yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
             view = await asyncio.to_thread(lambda: views.service(store.service(service)).model_dump_json())
-        except CanaryctlError:
+        except UnknownService:
             yield "event: gone\ndata: {}\n\n"
+            return
+        except CanaryctlError as exc:
+            # The service is not gone: its client connects again, and is told what is wrong if that lasts.
+            telemetry.warning("event stream ended", service=service, why=str(exc))
             return
         if view != sent_view:
             sent_view = view

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Body
 from pydantic import BaseModel
 
+from controller.errors import BadInput
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec
 
@@ -23,17 +25,24 @@ class Health(BaseModel):
     version: str
 
 
-class CommandResult(BaseModel):
-    """Outcome of a command: `asked` (accepted, the ticks do it) or `already` (nothing to do)."""
+class Outcome(NamedTuple):
+    """Outcome of a command. rollout: the one that carries it out, None: nothing is to be done."""
 
-    outcome: str
+    outcome: Literal["asked", "already"]
     text: str
+    rollout: str | None = None
 
 
 class FeedbackResult(BaseModel):
-    """Number of scores that were accepted."""
+    """What became of the scores. An answer is recorded when it is complete, and read within seconds.
 
-    taken: int
+    matched and waiting are null while this controller does not read the records log.
+    """
+
+    taken: int  # scores that a records log took
+    matched: int | None = None  # of them, those whose request is recorded
+    waiting: int | None = None  # the others: kept for 15 minutes in case their request comes, then dropped
+    unreachable: tuple[str, ...] = ()  # services whose log took none: send again what may be theirs
 
 
 class DeployBody(BaseModel):
@@ -44,6 +53,10 @@ class DeployBody(BaseModel):
     twin: bool = False  # stable against itself; without a version
     retry: bool = False
     reason: str = ""
+    name: str | None = None  # what people call the version; null: its folder or URL is shown
+    message: str | None = None  # why it is deployed
+    actor: str | None = None  # who deploys it; null: the token's name
+    allow_unjudged: str | None = None  # reason to run without gates whose metric never came
     allow_unproven: str | None = None  # reason to run stages that can prove nothing
 
 
@@ -68,3 +81,43 @@ class RollbackBody(BaseModel):
     """The reason for a rollback, kept in the log."""
 
     reason: str = ""
+
+
+class UndoBody(RollbackBody):
+    """`to`: a version that has served, or the beginning of its id; null: the previous one."""
+
+    to: str | None = None
+
+
+MAX_REASON = 500
+
+
+def refuse_unknown(body: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises BadInput for a key that is not known."""
+    unknown = sorted(set(body) - set(known))
+    if unknown:
+        raise BadInput(f"unknown key {unknown[0]!r}; use {', '.join(known)}")
+
+
+def flag_of(body: Mapping[str, Any], name: str) -> bool:
+    """A JSON boolean of the body, False if it is left out. Raises BadInput for anything else."""
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise BadInput(f"{name} {value!r} is not true or false; leave it out")
+    return value
+
+
+def text_of(body: Mapping[str, Any], name: str) -> str:
+    """A JSON string of the body, empty if it is left out or null. Raises BadInput."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadInput(f"{name} {value!r} is not a text; leave it out, or write it in quotes")
+    return (value or "").strip()[:MAX_REASON]
+
+
+def waiver_of(body: Mapping[str, Any], name: str) -> str:
+    """The reason in the body to go without a check; empty: none is given. Raises BadInput for a blank one."""
+    reason = body.get(name)
+    if reason is not None and not (isinstance(reason, str) and reason.strip()):
+        raise BadInput(f"{name} {reason!r} is not a reason; give one, or leave it out")
+    return (reason or "").strip()

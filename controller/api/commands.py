@@ -1,4 +1,4 @@
-"""Commands of the controller: up, plan, deploy, rollback, down, feedback.
+"""Commands of the controller: up, plan, deploy, rollback, undo, down, feedback.
 
 Invariant: a refused command changes nothing; an accepted one is stored before it is answered, and the ticks
 do the work.
@@ -7,44 +7,65 @@ do the work.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-from controller import telemetry
-from controller.api.feedback import Score, parse_scores
-from controller.api.proposal import Proposal, as_twin, changed_version, refuse_rejected, refuse_same
+from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of, waiver_of
+from controller.api.feedback import Score, parse_scores, write_scores
+from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
+from controller.api.proposal import (
+    Proposal,
+    as_twin,
+    changed_version,
+    new_rollout_id,
+    preflight_s,
+    refuse_rejected,
+    refuse_same,
+    version_ref,
+)
+from controller.api.undo import begin_undo, earlier_versions, named_version, predecessor, undone_by
 from controller.auth import Identity, make_secret
-from controller.errors import BadInput, BadSpec, Conflict, NoRoom, Unreachable
+from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device, fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
-from controller.planning.forecast import FORECAST_KEYS, NotSimulated, TrafficOverrides, traffic_model
+from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffic_model
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
+from controller.planning.unjudged import unjudged, without
 from controller.rollout.machine import begin
 from controller.rollout.observation import CommandKind
-from controller.rollout.plan import Plan, VersionRef
+from controller.rollout.plan import Plan
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.rollout.status import rollback_effect
 from controller.spec.differences import refuse_change
+from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
-from controller.store.row_specs import fingerprint_of, service_spec, version_row, version_spec
-from controller.store.rows import ServiceRow
-from controller.store.sql import SqlStore, already_running
+from controller.store.row_specs import (
+    comparable_fingerprint,
+    fingerprint_of,
+    label_of,
+    service_spec,
+    version_row,
+    version_spec,
+)
+from controller.store.rows import ServiceRow, VersionRow
+from controller.store.sql import SqlStore
+from controller.store.statements import already_running
+from controller.views.models import AttemptView
+from controller.views.plan import attempt_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
-DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", "allow_unproven")
+WAIVERS = ("allow_unproven", "allow_unjudged")
+DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", *WAIVERS, *LABEL_KEYS)
 PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
-# Below this measured rate too little is known of the traffic to refuse a deploy by its forecast.
-MIN_FORECAST_REQUESTS_PER_S = 1.0
-# A deploy that takes longer to simulate goes ahead: the gate decides, the forecast only saves time.
-DEPLOY_FORECAST_S = 30.0
+SHOWN_ATTEMPTS = 3
+HISTORY_LIMIT = 200  # rollouts that are looked through for earlier versions
 
 
 class Environment(Protocol):
@@ -59,6 +80,7 @@ class Environment(Protocol):
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, *, limit_s: float | None = None
     ) -> tuple[StageForecast, ...]: ...
     def append_scores(self, service: str, scores: Sequence[Score]) -> bool: ...
+    def has_request(self, service: str, id: str) -> bool | None: ...
 
 
 class Commands:
@@ -77,7 +99,8 @@ class Commands:
 
         Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when the existing service differs.
         """
-        spec = parse_service(body)
+        spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
+        label = parse_label(body, source=spec.model or spec.url, identity=identity.name)
         if spec.service in {row.name for row in self._store.services()}:
             row = self._active_service(spec.service)
             stable = self._store.version(row.name, row.stable)
@@ -92,7 +115,7 @@ class Commands:
         require_fit(version, fingerprint, devices)
         now_s = self._clock.now_s()
         row = ServiceRow(spec.service, json.dumps(dump(spec)), fingerprint.version_id, make_secret(), now_s)
-        self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s))
+        self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s, label=label))
         self._wake(spec.service)
         return row
 
@@ -105,50 +128,72 @@ class Commands:
         """
         overrides = TrafficOverrides.parse(body)
         proposal = self._propose(service, body, PLAN_KEYS, overrides)
-        proposal = self._with_forecast(proposal, is_quick=overrides.is_quick)
-        if lines := proposal.unprovable_stages():
+        proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
+        proposal = replace(proposal, attempts=self._attempt_views(service, proposal.canary_id))
+        waiver = waiver_of(body, "allow_unjudged")
+        named = () if waiver else [one.text for one in proposal.not_judged if one.needs == "source"]
+        if lines := (*named, *proposal.unprovable_stages()):
             raise BadSpec(list(lines))
         return proposal
 
     def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
         """Start a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
+        may_retry, reason = flag_of(body, "retry"), text_of(body, "reason")
         self._active_service(service)
         newest = self._newest_rollout(service)
         if newest is not None and not newest.is_final:
             raise already_running(service, newest.id, f"in {newest.phase.value}")
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
-        before = self._store.latest_attempt(service, proposal.canary_id)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
-        if before is not None and not proposal.plan.twin and not body.get("retry", False):
-            refuse_rejected(state_from_json(before.state))
+        if not proposal.plan.twin and not may_retry:
+            self._refuse_rejected(service, proposal.canary_id)
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
-        waiver = _unproven_waiver(body)
+        unjudged_reason = waiver_of(body, "allow_unjudged")
+        if not unjudged_reason:
+            refuse_unjudged(proposal)
+        waiver = waiver_of(body, "allow_unproven")
         if not waiver:
-            self._refuse_unprovable(proposal)
+            refuse_unprovable(proposal, self._environment)
         now_s = self._clock.now_s()
+        label = proposal.label(body, identity)
+        row = version_row(service, proposal.version, proposal.fingerprint, now_s, label=label)
+        row = replace(row, id=proposal.canary_id)
         state = begin(
-            f"r-{secrets.token_hex(4)}",
+            new_rollout_id(),
             service,
-            stable=_version_ref(proposal.stable.id, version_spec(proposal.stable)),
-            canary=_version_ref(proposal.canary_id, proposal.version),
+            stable=version_ref(proposal.stable),
+            canary=version_ref(row),
             plan=proposal.plan,
             now_s=now_s,
+            byline="; ".join(filter(None, (label.byline, proposal.unjudged_note(unjudged_reason)))),
         )
         request = {
             "version": dump(proposal.version),
             "policy": dump(proposal.policy),
             "gate": proposal.policy.gate_policy().to_mapping(),
             "stages": [asdict(stage) for stage in gate_stages(proposal.plan, proposal.policy)],
-            "actor": identity.name,
-            "reason": str(body.get("reason") or ""),
+            "actor": label.actor,
+            "reason": reason,
             "allow_unproven": waiver,
+            "allow_unjudged": unjudged_reason,
+            "not_judged": [one.gate for one in proposal.not_judged],
         }
-        row = version_row(service, proposal.version, proposal.fingerprint, now_s)
-        self._store.put_version(replace(row, id=proposal.canary_id))
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s)
+        # The forecast may have taken half a minute, in which this version may have been tried and rejected.
+        before = newest.id if newest is not None else None
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row, newest=before)
         self._wake(service)
         return state
+
+    def _checkpoint_before(self, service: str) -> VersionRow | None:
+        """The newest checkpoint that served; None: endpoints alone did."""
+        served = (state.stable for state in self._history(service) if not state.stable.external)
+        return next((row for arm in served if (row := self._store.version(service, arm.id))), None)
+
+    def _attempt_views(self, service: str, canary: str) -> tuple[AttemptView, ...]:
+        """Earlier rollouts of this version, newest first."""
+        rows = self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS)
+        return tuple(attempt_view(state_from_json(row.state), label_of(row)) for row in rows)
 
     def _propose(
         self, service: str, body: Mapping[str, Any], keys: Sequence[str], overrides: TrafficOverrides
@@ -158,16 +203,20 @@ class Commands:
         stable = self._store.version(service, row.stable)
         if stable is None:
             raise Conflict(f"{service} has no stored version {row.stable}; restore the store")
-        unknown = sorted(set(body) - set(keys))
-        if unknown:
-            raise BadInput(f"unknown key {unknown[0]!r}; use {', '.join(keys)}")
+        refuse_unknown(body, keys)
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
+        measured = self._environment.measured(service) or MeasuredBaseline(0)
+        not_judged = unjudged(policy, measured)
+        policy = without(policy, not_judged)
         before = version_spec(stable)
-        version = before if policy.twin else changed_version(stable, body.get("version") or {})
+        checkpoint = self._checkpoint_before(service) if before.is_external else None
+        change = body.get("version") or {}
+        version = before if policy.twin else changed_version(stable, change, checkpoint=checkpoint)
         fingerprint = self._environment.fingerprint(version)
-        refuse_same(row, fingerprint, is_twin=policy.twin)
-        assessment = assess(fingerprint_of(stable), fingerprint)
+        current = comparable_fingerprint(stable, self._environment.fingerprint)
+        refuse_same(row, current, fingerprint, is_twin=policy.twin)
+        assessment = assess(current, fingerprint)
         if policy.twin:
             assessment = replace(assessment, reasons=("a twin run: stable against itself",))
         rate = overrides.rate if overrides.rate is not None else self._environment.requests_per_s(service)
@@ -178,7 +227,7 @@ class Commands:
             stable_replicas=None if version.is_external or before.is_external else before.replicas,
             requests_per_s=rate,
         )
-        measured = self._environment.measured(service) or MeasuredBaseline(0)
+        plan = replace(plan, preflight_s=preflight_s(fingerprint))
         return Proposal(
             service=row,
             stable=stable,
@@ -189,65 +238,115 @@ class Commands:
             plan=plan,
             fit=fit(version, fingerprint, self._environment.devices() if not version.is_external else ()),
             measured=measured,
+            not_judged=not_judged,
+            name=parse_label(body, source=None, identity="").name,
             traffic=traffic_model(policy, measured, rate, overrides) if rate is not None else None,
+            stored_id=row.stable if policy.twin else self._stored_id(service, fingerprint),
         )
 
-    def _with_forecast(
-        self, proposal: Proposal, *, is_quick: bool = False, limit_s: float | None = None
-    ) -> Proposal:
-        """The proposal with its forecast, or with the reason why there is none."""
-        plan, policy, traffic = proposal.plan, proposal.policy, proposal.traffic
-        if traffic is None:
-            return replace(proposal, forecast_note="traffic not known; give --rate REQUESTS_PER_S")
-        if is_quick:
-            return replace(proposal, forecast_note="not simulated: --quick")
-        try:
-            stages = self._environment.forecast(plan, policy, traffic, limit_s=limit_s)
-        except NotSimulated as exc:
-            return replace(proposal, forecast_note=str(exc))
-        return replace(proposal, forecast=stages)
-
-    def _refuse_unprovable(self, proposal: Proposal) -> None:
-        """Raises BadSpec for a stage that can prove nothing at the measured traffic."""
-        traffic = proposal.traffic
-        if traffic is None or traffic.requests_per_s < MIN_FORECAST_REQUESTS_PER_S:
-            return
-        lines = proposal.unprovable_stages()
-        if not lines and proposal.measured.is_enough:
-            proposal = self._with_forecast(proposal, limit_s=DEPLOY_FORECAST_S)
-            if proposal.forecast is None:
-                service = proposal.service.name
-                telemetry.warning("deploy not simulated", service=service, why=proposal.forecast_note)
-            lines = proposal.unprovable_stages()
-        if lines:
-            raise BadSpec([f"{line}; --allow-unproven REASON deploys it anyway" for line in lines])
+    def _stored_id(self, service: str, fingerprint: Fingerprint) -> str | None:
+        """Id of an earlier attempt of this version that older rules computed; None: there is none."""
+        for rollout in self._store.rollouts(service, limit=HISTORY_LIMIT):
+            row = self._store.version(service, state_from_json(rollout.state).canary.id)
+            if row is None or fingerprint_of(row).is_current:
+                continue
+            if comparable_fingerprint(row, self._environment.fingerprint).digest == fingerprint.digest:
+                return row.id
+        return None
 
     def policy(self, service: str) -> PolicySpec:
         """The service's own policy, as given to `up`. Raises UnknownService, Conflict while it is removed."""
         return service_spec(self._active_service(service)).policy
 
-    def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
-        """('asked' | 'already', one line). Raises UnknownService, and Conflict after a promotion."""
-        row = self._store.service(service)
+    def rollback(self, service: str, identity: Identity, *, reason: str) -> Outcome:
+        """Return to the version before: end a running rollout, undo one that succeeded.
+
+        Raises UnknownService, and what `undo` raises.
+        """
         state = self._newest_rollout(service)
+        row = self._store.service(service)  # after the rollout, whose step may have changed it
         effect = rollback_effect(state)
-        if effect == "undo" and state is not None and state.serving != row.stable:
-            effect = "already"  # a rollout of an earlier service of this name
-        if effect == "already" or state is None:
+        if effect == "undo" and state is not None and (state.plan.undo or state.serving == row.stable):
+            return self.undo(service, identity, to=None, reason=reason)
+        if effect in ("already", "undo") or state is None:  # undo: of an earlier service of this name
             if state is not None and not state.is_final:
-                return "already", f"{service} is rolling back to {state.stable.id} already"
-            return "already", f"{service}: already serving {row.stable}"
-        if effect == "undo":
-            option = self._source_option(service, state.stable.id)
-            raise Conflict(
-                f"{service} serves {state.canary.id}; its predecessor {state.stable.id} was unloaded; "
-                f"deploy that again: canaryctl deploy {service} {option}"
-            )
-        self._store.append_command(
+                target = state.canary.id if state.plan.undo else state.stable.id
+                return Outcome("already", f"{service} is returning to {target} already", state.id)
+            return Outcome("already", f"{service}: already serving {row.stable}")
+        # None: it ended since it was read above, so answer for what is true now.
+        return self._end(state, identity, reason) or self.rollback(service, identity, reason=reason)
+
+    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
+        """Roll back the running rollout; `already` when none runs. Undoes nothing. Raises UnknownService."""
+        state, ended = self._newest_rollout(service), None
+        if state is not None and not state.is_final:
+            if state.is_canary_leaving:
+                return Outcome("already", f"{service} is returning to {state.stable.id} already", state.id)
+            ended = self._end(state, identity, reason)
+        already = Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
+        return ended or already
+
+    def undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
+        """Serve an earlier version again, without proof. to: its id or the beginning of it; None: the last.
+
+        A running rollout is rolled back instead if that returns to the same version. Raises UnknownService,
+        BadInput for a version that has not served, NoRoom, RolloutRunning.
+        """
+        history = self._history(service)
+        row = self._active_service(service)
+        running = history[0] if history and not history[0].is_final else None
+        if running is not None:
+            ended = self._undo_while(running, identity, to, reason)
+            return ended or self.undo(service, identity, to=to, reason=reason)
+        served = earlier_versions(history, row.stable)
+        known = tuple(one for one in served if self._store.version(service, one) is not None)
+        if to is not None:
+            target: str | None = named_version(to, service, (row.stable, *known))
+        else:
+            target = predecessor(self._attempts(service, row.stable))
+        if target == row.stable:
+            more = f"; to go further back: canaryctl undo {service} --to {known[0]}" if known else ""
+            return Outcome("already", f"{service}: already serving {row.stable}{more}")
+        if target is None or self._store.version(service, target) is None:
+            raise BadInput(f"{service} serves {row.stable} and has served no version before; deploy another")
+        state = self._start_undo(row, target, identity, reason)
+        return Outcome("asked", f"{service}: undo {state.id} to {target} begins (not proven)", state.id)
+
+    def _undo_while(
+        self, running: RolloutState, identity: Identity, to: str | None, reason: str
+    ) -> Outcome | None:
+        """Undo during a rollout: end it if that is where it leads. None: it has just ended by itself."""
+        service = running.service
+        leads_to = running.canary.id if running.plan.undo else running.stable.id
+        target = named_version(to, service, (running.canary.id, running.stable.id)) if to else leads_to
+        if target == leads_to and (running.plan.undo or running.is_canary_leaving):
+            return Outcome("already", f"{service} is returning to {target} already", running.id)
+        if target != running.stable.id or running.is_canary_leaving:
+            raise already_running(service, running.id, f"in {running.phase.value}")
+        return self._end(running, identity, reason)
+
+    def _start_undo(self, row: ServiceRow, target: str, identity: Identity, reason: str) -> RolloutState:
+        stable, version = self._store.version(row.name, row.stable), self._store.version(row.name, target)
+        if stable is None or version is None:
+            raise Conflict(f"{row.name} has no stored version {row.stable}; restore the store")
+        if not version_spec(version).is_external:
+            require_fit(version_spec(version), fingerprint_of(version), self._environment.devices())
+        now_s = self._clock.now_s()
+        state, request = begin_undo(row, stable, version, identity, reason, now_s=now_s)
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=version)
+        self._wake(row.name)
+        return state
+
+    def _end(self, state: RolloutState, identity: Identity, reason: str) -> Outcome | None:
+        """Request the rollback of a running rollout; None: it has ended meanwhile."""
+        command = self._store.append_command(
             state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
         )
-        self._wake(service)
-        return "asked", f"{service}: rollback of {state.id} to {state.stable.id} begins"
+        if command is None:
+            return None
+        self._wake(state.service)
+        text = f"{state.service}: rollback of {state.id} to {state.stable.id} begins"
+        return Outcome("asked", text, state.id)
 
     def down(self, service: str, identity: Identity) -> None:
         """Take the service down. Raises RolloutRunning while a rollout runs: roll back first."""
@@ -256,20 +355,16 @@ class Commands:
             self._store.mark_removing(service, identity, at_s=self._clock.now_s())
         self._wake(service)
 
-    def feedback(self, items: Sequence[Mapping[str, Any]], *, service: str | None) -> int:
-        """Append scores to the records logs; their number. Raises BadInput, with none appended.
+    def feedback(self, items: Sequence[Mapping[str, Any]], *, service: str | None) -> FeedbackResult:
+        """Write scores to the records logs. service None: of the service that answered each request.
 
-        service None: to the logs of all services. An id names one answer; the other logs find no request for
-        it and drop the score.
+        Raises BadInput, with none written, and Unreachable.
         """
         scores = parse_scores(items, now_s=self._clock.now_s())
         rows = [self._store.service(service)] if service else self._store.services()
         if not rows:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
-        for row in rows:
-            if not self._environment.append_scores(row.name, scores):
-                raise Unreachable(f"the records log of {row.name} does not answer; send the scores again")
-        return len(scores)
+        return write_scores(self._environment, [row.name for row in rows], scores)
 
     def _active_service(self, service: str) -> ServiceRow:
         row = self._store.service(service)
@@ -278,24 +373,21 @@ class Commands:
         return row
 
     def _newest_rollout(self, service: str) -> RolloutState | None:
-        rows = self._store.rollouts(service, limit=1)
-        return state_from_json(rows[0].state) if rows else None
+        return next(iter(self._history(service, limit=1)), None)
 
-    def _source_option(self, service: str, version: str) -> str:
-        row = self._store.version(service, version)
-        if row is None:
-            return "--model DIR"
-        spec = version_spec(row)
-        return f"--url {spec.url}" if spec.url else f"--model {spec.model}"
+    def _history(self, service: str, *, limit: int = HISTORY_LIMIT) -> tuple[RolloutState, ...]:
+        """The service's newest rollouts, newest first."""
+        return tuple(state_from_json(row.state) for row in self._store.rollouts(service, limit=limit))
 
+    def _attempts(self, service: str, canary: str) -> tuple[RolloutState, ...]:
+        """The rollouts of this version, newest first, however long ago."""
+        return tuple(state_from_json(row.state) for row in self._store.attempts(service, canary))
 
-def _unproven_waiver(body: Mapping[str, Any]) -> str:
-    """The reason to run stages that can prove nothing; empty: none is given. Raises BadInput."""
-    reason = body.get("allow_unproven")
-    if reason is not None and not (isinstance(reason, str) and reason.strip()):
-        raise BadInput(f"allow_unproven {reason!r} is not a reason; give one, or leave it out")
-    return (reason or "").strip()
-
-
-def _version_ref(version: str, spec: VersionSpec) -> VersionRef:
-    return VersionRef(version, spec.replicas, spec.is_external)
+    def _refuse_rejected(self, service: str, canary: str) -> None:
+        """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""
+        refuse_rejected(self._attempts(service, canary))
+        undo = undone_by(self._history(service), canary)
+        if undo is not None:
+            raise AlreadyRejected(
+                f"{canary} was undone in {undo.id} {'; '.join(undo.plan.reasons)}; change it, or give --retry"
+            )

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller import telemetry
-from controller.errors import BadInput, BadSpec, CanaryctlError
+from controller.errors import BadInput, CanaryctlError, problem_document
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -22,8 +22,7 @@ def add_error_handling(app: FastAPI) -> None:
 
     @app.exception_handler(CanaryctlError)
     async def on_canaryctl_error(_: Request, exc: CanaryctlError) -> Response:
-        lines = exc.lines if isinstance(exc, BadSpec) else (str(exc),)
-        return _problem(exc.status, exc.problem, lines, exc.exit_code)
+        return _problem(exc.status, exc.problem, exc.details, exc.exit_code)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(_: Request, exc: HTTPException) -> Response:
@@ -43,14 +42,7 @@ def add_error_handling(app: FastAPI) -> None:
 
 
 def _problem(status: int, kind: str, lines: Sequence[str], exit_code: int) -> JSONResponse:
-    document = {
-        "type": f"urn:canaryctl:{kind}",
-        "title": kind.replace("-", " "),
-        "status": status,
-        "detail": lines[0] if lines else kind,
-        "lines": list(lines),
-        "exit_code": exit_code,
-    }
+    document = problem_document(kind, status=status, lines=lines, exit_code=exit_code)
     headers = {"www-authenticate": "Bearer"} if status == 401 else None
     return JSONResponse(document, status, headers, media_type="application/problem+json")
 

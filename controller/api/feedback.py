@@ -1,16 +1,18 @@
-"""Feedback scores of a request body: checked, all or none."""
+"""Feedback scores: a request body checked, all or none, and each score written to its service's log."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from controller.errors import BadInput
+from controller.api.bodies import FeedbackResult
+from controller.errors import BadInput, Unreachable
 from evaluation.metrics import CATALOGUE
 
 MAX_SCORES = 1000
 MAX_ID_LENGTH = 200
+DEFAULT_METRIC = "quality"
 
 Score = tuple[str, str, float, float]  # id, metric, value, at_s
 
@@ -26,7 +28,7 @@ def _score(index: int, item: Mapping[str, Any], now_s: float) -> Score:
     unknown = sorted(set(item) - {"id", "metric", "score"})
     if unknown:
         raise BadInput(f"feedback {index}: unknown key {unknown[0]!r}; use id, metric, score")
-    name, metric, value = item.get("id"), item.get("metric"), item.get("score")
+    name, metric, value = item.get("id"), item.get("metric", DEFAULT_METRIC), item.get("score")
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID_LENGTH:
         raise BadInput(
             f"feedback {index}: id is not 1 to {MAX_ID_LENGTH} characters; give the answer's id or its "
@@ -40,3 +42,41 @@ def _score(index: int, item: Mapping[str, Any], now_s: float) -> Score:
     if not 0 <= value <= 1:
         raise BadInput(f"feedback {index}: score {value:g} is outside 0 to 1; rescale it")
     return name, metric, float(value), now_s
+
+
+class ScoreLogs(Protocol):
+    """The services' records logs."""
+
+    def append_scores(self, service: str, scores: Sequence[Score]) -> bool: ...
+    def has_request(self, service: str, id: str) -> bool | None: ...
+
+
+def write_scores(logs: ScoreLogs, services: Sequence[str], scores: Sequence[Score]) -> FeedbackResult:
+    """Write each score to the log of the service that answered its request, or to all while that is unknown.
+
+    Raises Unreachable when no log took any of them.
+    """
+    owners = {score: [logs.has_request(service, score[0]) for service in services] for score in scores}
+    taken: set[Score] = set()
+    unreachable = []
+    for index, service in enumerate(services):
+        due = [score for score in scores if owners[score][index] or True not in owners[score]]
+        if not due:
+            continue
+        if logs.append_scores(service, due):
+            taken.update(due)
+        else:
+            unreachable.append(service)
+    if not taken:
+        raise Unreachable(
+            f"the records log of {', '.join(unreachable)} does not answer; send the scores again"
+        )
+    is_read = all(True in found or None not in found for found in owners.values())
+    matched = sum(True in owners[score] for score in scores if score in taken) if is_read else None
+    count = sum(score in taken for score in scores)
+    return FeedbackResult(
+        taken=count,
+        matched=matched,
+        waiting=count - matched if matched is not None else None,
+        unreachable=tuple(unreachable),
+    )

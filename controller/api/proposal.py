@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from controller.api.bodies import flag_of
+from controller.auth import Identity
 from controller.errors import AlreadyRejected, BadInput, Conflict
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
@@ -14,16 +16,23 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import latency_lines
 from controller.planning.risk import Assessment
-from controller.rollout.plan import Plan
+from controller.planning.unjudged import Unjudged
+from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
+from controller.spec.label import Label, parse_label, short_source
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
+from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
-from controller.views.models import PlanView
+from controller.views.models import AttemptView, PlanView, UnjudgedView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+from serving.files.engine_arguments import canonical_name
+
+MIN_PREFLIGHT_S = 60.0
+HASH_BYTES_PER_S = 100e6  # of a slow disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +48,25 @@ class Proposal:
     plan: Plan
     fit: Fit
     measured: MeasuredBaseline
+    name: str | None  # given to the canary; None: none
     traffic: TrafficModel | None  # None: not known, so there is no forecast either
     forecast: tuple[StageForecast, ...] | None = None
+    not_judged: tuple[Unjudged, ...] = ()  # gates without a source; those nobody named are not in `policy`
+    attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
+    stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
     @property
     def canary_id(self) -> str:
         """Id of the canary: its fingerprint's; a twin, which has stable's fingerprint, has its own."""
-        version_id = self.fingerprint.version_id
+        version_id = self.stored_id or self.fingerprint.version_id
         return twin_id(version_id) if self.plan.twin else version_id
+
+    def label(self, body: Mapping[str, Any], identity: Identity) -> Label:
+        """Label of the canary; of a twin, stable's name. Raises BadInput."""
+        label = parse_label(body, source=self.version.model or self.version.url, identity=identity.name)
+        name = label_of(self.stable).name if self.plan.twin else None
+        return replace(label, name=label.name or name)
 
     def view(self) -> PlanView:
         """The view that `canaryctl plan` shows."""
@@ -61,7 +80,13 @@ class Proposal:
             fit=self.fit,
             latency=latency_lines(self.plan, self.policy),
         )
-        update: dict[str, object] = {"forecast_note": self.forecast_note}
+        update: dict[str, object] = {
+            "forecast_note": self.forecast_note,
+            "stable_name": label_of(self.stable).shown,
+            "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
+            "attempts": self.attempts,
+            "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
+        }
         if self.traffic is not None:
             update |= {
                 "requests_per_s": self.traffic.requests_per_s,
@@ -77,35 +102,65 @@ class Proposal:
             }
         return view.model_copy(update=update)
 
+    def unjudged_note(self, reason: str) -> str:
+        """For the rollout's log: the gates that nothing judges, and why that is accepted; '': none."""
+        gates = ", ".join(one.gate for one in self.not_judged)
+        return f"NOT JUDGED: {gates}{f' ({reason})' if reason else ''}" if gates else ""
+
     def unprovable_stages(self) -> tuple[str, ...]:
         """One line for each stage that can prove nothing: by the forecast, without one by its power alone."""
         if self.traffic is None:
             return ()
         if self.forecast is None:
             return underpowered_stages(self.plan, self.policy, self.traffic)
-        return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in refusals(self.forecast))
+        lines = refusals(self.forecast, self.plan, self.policy, self.traffic)
+        return tuple(f"{line} ({describe_traffic(self.traffic)})" for line in lines)
 
 
-def changed_version(stable: VersionRow, change: Mapping[str, Any]) -> VersionSpec:
-    """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput."""
+def new_rollout_id(prefix: str = ROLLOUT_PREFIX) -> str:
+    """`r-` (of an undo `u-`) and eight hex digits."""
+    return f"{prefix}{secrets.token_hex(4)}"
+
+
+def version_ref(row: VersionRow) -> VersionRef:
+    """One arm of a rollout."""
+    spec = version_spec(row)
+    return VersionRef(row.id, spec.replicas, spec.is_external, label_of(row).shown)
+
+
+def preflight_s(fingerprint: Fingerprint) -> float:
+    """Time limit of a preflight, in seconds: it may have to hash the whole checkpoint again."""
+    return MIN_PREFLIGHT_S + fingerprint.tensor_bytes / HASH_BYTES_PER_S
+
+
+def changed_version(
+    stable: VersionRow, change: Mapping[str, Any], *, checkpoint: VersionRow | None = None
+) -> VersionSpec:
+    """Stable's spec with the user's change; what the change does not name is inherited. Raises BadInput.
+
+    checkpoint: the newest version before an endpoint that is no endpoint. A checkpoint that replaces the
+    endpoint inherits from it, so that its sizes and with them its id survive the way through the endpoint.
+    """
     if not isinstance(change, Mapping):
         raise BadInput(f"version is {type(change).__name__}; write model: DIR or url: URL")
-    inherited = json.loads(stable.spec)
+    inherited = dump(version_spec(stable))
+    if checkpoint is not None and "url" in inherited and change.get("url") is None and change.get("model"):
+        inherited = dump(version_spec(checkpoint))
     if change.get("url") is not None:
         inherited = {}
     elif change.get("model") is not None:
-        inherited.pop("url", None)
+        for name in ("url", "api_key_env", "api_key_file"):
+            inherited.pop(name, None)
     engine = change.get("engine")
     if isinstance(engine, Mapping):
-        change = {**change, "engine": {**inherited.get("engine", {}), **engine}}
+        named = {canonical_name(str(name)): value for name, value in engine.items()}
+        change = {**change, "engine": {**inherited.get("engine", {}), **named}}
     return parse_version({**inherited, **change})
 
 
 def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     """The policy, changed to a twin run if `body` requests one. Raises BadInput, BadSpec."""
-    is_twin = body.get("twin", False)
-    if not isinstance(is_twin, bool):
-        raise BadInput(f"twin {is_twin!r} is not true or false; leave it out")
+    is_twin = flag_of(body, "twin")
     if not (is_twin or policy.twin):
         return policy
     if body.get("version"):
@@ -113,9 +168,9 @@ def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     return parse_policy({**dump(policy), "twin": True})
 
 
-def refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> None:
+def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is_twin: bool) -> None:
     """Raises Conflict for a canary that equals stable, and for a twin that does not."""
-    is_same = fingerprint.version_id == row.stable
+    is_same = canary.digest == stable.digest
     if is_same and not is_twin:
         raise Conflict(
             f"{row.name} already serves {row.stable}: nothing in it changes; deploy another version, "
@@ -128,20 +183,29 @@ def refuse_same(row: ServiceRow, fingerprint: Fingerprint, *, is_twin: bool) -> 
         )
 
 
-def refuse_rejected(before: RolloutState) -> None:
-    """Raises AlreadyRejected if this earlier rollout of the canary was rolled back for harm or by a person.
+def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
+    """Raises AlreadyRejected for a version that was rolled back for harm or by a person.
 
-    Missing proof and the end of an A/B test are no rejection.
+    attempts: all its rollouts, newest first. A rejection stands until the version has served after it: an
+    attempt that ended without a verdict, such as a failed retry, does not lift it.
     """
-    canary, cause = before.canary.id, before.cause
-    if cause is None or before.serving == canary or cause.kind is CauseKind.NOT_PROVEN:
-        return
+    for attempt in attempts:
+        if attempt.serving == attempt.canary.id:
+            return
+        if _has_rejected(attempt):
+            cause = attempt.cause.text if attempt.cause is not None else attempt.reason
+            raise AlreadyRejected(
+                f"{attempt.canary.id} was rolled back in {attempt.id} ({cause}); change it, or give --retry"
+            )
+
+
+def _has_rejected(attempt: RolloutState) -> bool:
+    """True: it was rolled back. Missing proof and the end of an A/B test are no rejection."""
+    cause = attempt.cause
+    if cause is None or cause.kind is CauseKind.NOT_PROVEN:
+        return False
     # FAILED with a departure: it was rolled back, only its memory release was not confirmed.
-    if before.phase is not Phase.ROLLED_BACK and before.departure is None:
-        return
+    if attempt.phase is not Phase.ROLLED_BACK and attempt.departure is None:
+        return False
     # Every A/B test ends with a rollback by a user; deploying B next is the normal course.
-    if before.plan.is_ab_test and cause.kind is CauseKind.USER:
-        return
-    raise AlreadyRejected(
-        f"{canary} was rolled back in {before.id} ({cause.text}); change it, or give --retry"
-    )
+    return not (attempt.plan.is_ab_test and cause.kind is CauseKind.USER)

@@ -9,7 +9,15 @@ import typer
 
 from controller.cli import options
 from controller.cli.client import Client
-from controller.cli.output import Output, OutputOption, emit, note
+from controller.cli.evidence_options import (
+    CanaryOption,
+    IgnoreOption,
+    MapOption,
+    StableOption,
+    WOption,
+    read_options,
+)
+from controller.cli.output import Output, OutputOption, emit, emit_data, note
 from controller.errors import BadInput
 from controller.quantities import FULL_BP, weight_bp
 from controller.settings import load_settings
@@ -50,6 +58,9 @@ def create(
     ] = "10m",
     duration: Annotated[str, typer.Option("--for", help="Maximum duration; B is then removed.")] = "7d",
     retry: options.RetryOption = False,
+    name: options.NameOption = None,
+    message: options.MessageOption = None,
+    actor: options.ActorOption = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -67,7 +78,7 @@ def create(
     from controller.ab.spec import parse_ab
     from controller.cli.request_bodies import change_body, read_policy
 
-    body = {
+    body: dict[str, object] = {
         "version": change_body(model=model, url=url, engine=engine, policy=None)["version"],
         "metric": metric,
         "mode": "sequential" if fixed is None else "fixed",
@@ -80,6 +91,7 @@ def create(
         "policy": read_policy(policy) if policy is not None else None,
     }
     parse_ab(body)  # refuse a malformed test without a controller
+    body |= options.label(name, message, actor)
     client = Client(load_settings())
     _print(client.create_ab(client.resolve_service(service or service_), body), output)
 
@@ -96,13 +108,21 @@ def status(
 
 
 @ab.command()
-def stop(service: options.ServiceArgument = None, service_: options.ServiceOption = None) -> None:
+def stop(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """End the test and remove B.
 
     The result stays readable. Exit 0 also when the test has ended already.
     """
     client = Client(load_settings())
-    note(client.stop_ab(client.resolve_service(service or service_)))
+    stopped = client.stop_ab(client.resolve_service(service or service_))
+    if output.is_text:
+        note(stopped.text)
+    else:
+        emit_data(stopped, output)
 
 
 def _print(view: AbView, output: Output) -> None:
@@ -123,17 +143,23 @@ def judge(
     by: Annotated[str | None, typer.Option(help="Column of categories, each judged as well.")] = None,
     fixed: Annotated[bool, typer.Option("--fixed", help="Use one Mann-Whitney test of all units.")] = False,
     alpha: AlphaOption = 0.05,
+    maps: MapOption = None,
+    w: WOption = None,
+    canary: CanaryOption = None,
+    stable: StableOption = None,
+    ignore: IgnoreOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Judge a recorded test.
 
-    Each unit counts once, on its assigned side (intention to treat). With --by also by category; p-values and
-    verdicts are corrected for the number of categories (Holm).
+    Each unit counts once, with the mean of its answers, on its assigned side (intention to treat). With --by
+    also by category; p-values and verdicts are corrected for the number of categories (Holm).
     """
     from controller.cli.ab_file import judge_file
     from controller.cli.ab_show import file_table
 
-    report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed)
+    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
+    report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed, options=options)
     emit(report, output, lambda _: file_table(report.rows, report.notes))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,30 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from controller.ab.spec import question_of
-from controller.cli.evidence_files import Column, read_evidence
+from controller.cli.evidence_columns import Column, ReadOptions
+from controller.cli.evidence_files import AS_IS, EvidenceFile, read_evidence
 from controller.errors import BadInput
 from evaluation.ab.comparison import (
     MIN_PER_SIDE,
     AbQuestion,
     AbResult,
     AbVerdict,
+    Scale,
     correct_categories,
-    fixed_horizon,
-    sequential,
 )
+from evaluation.ab.fixed import fixed_by_split
+from evaluation.ab.sequential import sequential
+from evaluation.ab.units import AbUnits, units_of_rows
 from evaluation.ab.validity import AbValidity
 from evaluation.metrics import CATALOGUE
 from evaluation.records import EvidenceError
-from evaluation.units.units import HELD, LEFT_OUT, kind_of
+from evaluation.units.ties import tie_order
+from evaluation.units.units import REQUEST, STICKY, kind_of, unit_hash
 
 RESULT_KEYS = (
     "n_a", "n_b", "mean_a", "mean_b", "difference", "win_rate", "cohens_d", "interval", "interval_of"
 )  # fmt: skip
+NOTHING = "no unit has a randomised side and an outcome; nothing to compare"
 
 
 class FileReport(BaseModel):
@@ -40,41 +46,43 @@ class FileReport(BaseModel):
     notes: list[str]
 
 
-def judge_file(path: Path, metric: str, *, alpha: float, by: str | None, is_fixed: bool) -> FileReport:
+def judge_file(
+    path: Path, metric: str, *, alpha: float, by: str | None, is_fixed: bool, options: ReadOptions = AS_IS
+) -> FileReport:
     """Result of the file and of each category in the column `by`. Raises BadInput."""
     question = _question(metric, alpha)
-    columns = read_evidence(path, extra=("unit", by) if by else ("unit",)).columns
-    if metric not in columns:
-        raise BadInput(f"the file has no column {metric}; it has {', '.join(sorted(columns))}")
-    y = np.asarray(columns[metric], dtype=np.float64)
-    w = np.asarray(columns["w"], dtype=np.float64)
-    is_b = np.asarray(columns["arm"]) == 1
-    units = _randomised_units(columns)
-    units = units[(w[units] > 0) & (w[units] < 1)]
-    scored = units[~np.isnan(y[units])]
+    evidence = read_evidence(path, extra=(by,) if by else (), options=options)
+    if metric in evidence.empty:
+        raise BadInput(f"{metric}: {NOTHING}")
+    if metric not in evidence.columns:
+        raise BadInput(f"the file has no column {metric}; it has {', '.join(sorted(evidence.columns))}")
+    columns = _in_blind_order(evidence)
+    units = _units(columns, metric, question)
+    if question.scale is Scale.RATE and bool((units.answers > 1).any()):
+        question = replace(question, scale=Scale.SCORE)  # the mean of several events
+    scored = np.flatnonzero(units.answers > 0)
     if len(scored) == 0:
-        raise BadInput(f"{metric}: no unit has a randomised side and an outcome; nothing to compare")
+        raise BadInput(f"{metric}: {NOTHING}")
 
-    def compare(rows: NDArray[np.intp]) -> AbResult:
-        if is_fixed:
-            return fixed_horizon(y[rows[~is_b[rows]]], y[rows[is_b[rows]]], question)
-        return sequential(y[rows], is_b[rows], w[rows], question)
+    def compare(chosen: NDArray[np.intp]) -> AbResult:
+        test = fixed_by_split if is_fixed else sequential
+        return test(units.y[chosen], units.is_b[chosen], units.w[chosen], question)
 
     try:
         validity = AbValidity()
-        validity.add(is_b[units], w[units], ~np.isnan(y[units]))
+        validity.add(units.is_b, units.w, units.answers > 0)
         whole = compare(scored)
-        names = np.asarray(columns[by])[scored] if by is not None else np.empty(0)
+        names = np.asarray(columns[by])[units.row[scored]] if by is not None else np.empty(0)
         parts = correct_categories({str(name): compare(scored[names == name]) for name in np.unique(names)})
     except ValueError as exc:
         raise BadInput(f"{metric}: {exc}") from exc
-    invalid = validity.reason()
+    invalid = units.crossing() if units.is_broken else validity.reason()
     rows = [_row("(all)", whole, whole.p_value, whole.verdict)]
     rows += [_row(part.category, part.result, part.adjusted_p, part.verdict) for part in parts]
     if invalid is not None:
         rows = [row | {"verdict": AbVerdict.INVALID.value} for row in rows]
-    notes = _notes(whole, [part.result for part in parts], invalid)
-    return FileReport(metric=metric, method=whole.method, rows=rows, notes=notes)
+    notes = _notes(whole, [part.result for part in parts], invalid, units)
+    return FileReport(metric=metric, method=whole.method, rows=rows, notes=[*evidence.notes, *notes])
 
 
 def _question(metric: str, alpha: float) -> AbQuestion:
@@ -86,20 +94,52 @@ def _question(metric: str, alpha: float) -> AbQuestion:
         raise BadInput(f"ab: {exc}") from exc
 
 
-def _randomised_units(columns: Mapping[str, Column]) -> NDArray[np.intp]:
-    """Row of each unit's first request, in order of time, where its side was drawn at random."""
+def _kinds(columns: Mapping[str, Column]) -> NDArray[np.int64]:
+    """How each row was drawn; without `assigned_by`, a unit's rows are sticky."""
+    if "assigned_by" not in columns:
+        kind = STICKY if "unit" in columns else REQUEST
+        return np.full(len(columns["arm"]), kind, dtype=np.int64)
+    words, which = np.unique(columns["assigned_by"], return_inverse=True)
     try:
-        drawn = np.array([kind_of(str(word)) not in (LEFT_OUT, HELD) for word in columns["assigned_by"]])
+        kinds = np.array([kind_of(str(word)) for word in words], dtype=np.int64)
     except EvidenceError as exc:
         raise BadInput(f"assigned_by: {exc}") from exc
-    order: NDArray[np.intp] = np.argsort(np.asarray(columns["t_s"], dtype=np.float64), kind="stable")
-    _, first = np.unique(columns["unit"][order], return_index=True)
-    rows = order[np.sort(first)]
-    return np.asarray(rows[drawn[rows]], dtype=np.intp)
+    # A row of `request` whose unit repeats would count twice: the unit is taken at its word.
+    return np.where((kinds[which] == REQUEST) & ("unit" in columns), STICKY, kinds[which])
 
 
-def _notes(whole: AbResult, parts: Sequence[AbResult], invalid: str | None) -> list[str]:
+def _in_blind_order(evidence: EvidenceFile) -> dict[str, Column]:
+    """The columns in an order of assignment in which ties do not depend on the arm."""
+    columns = dict(evidence.columns)
+    key = np.zeros(evidence.rows, dtype=np.int64)
+    if "unit" in columns:
+        names, which = np.unique(columns["unit"], return_inverse=True)
+        key = np.array([unit_hash(str(name)) for name in names], dtype=np.int64)[which]
+    at_s = np.asarray(columns["t_s"], dtype=np.float64)
+    order = tie_order(at_s, lambda rows: [(int(key[row]), unit_hash(str(row))) for row in rows.tolist()])
+    return columns if order is None else {name: column[order] for name, column in columns.items()}
+
+
+def _units(columns: Mapping[str, Column], metric: str, question: AbQuestion) -> AbUnits:
+    y = np.asarray(columns[metric], dtype=np.float64)
+    try:
+        for value in np.unique(y[~np.isnan(y)]):
+            question.check(float(value))
+    except ValueError as exc:
+        raise BadInput(f"{metric}: {exc}") from exc
+    w = np.asarray(columns["w"], dtype=np.float64)
+    return units_of_rows(columns.get("unit"), np.asarray(columns["arm"]) == 1, w, _kinds(columns), y)
+
+
+def _notes(whole: AbResult, parts: Sequence[AbResult], invalid: str | None, units: AbUnits) -> list[str]:
     notes = [f"invalid: {invalid}"] if invalid is not None else []
+    if not units.is_broken and (crossing := units.crossing()) is not None:
+        notes.append(f"{crossing}; each counts on its first side")
+    if bool((units.answers > 1).any()):
+        mean = float(units.answers[units.answers > 0].mean())
+        notes.append(f"a unit counts once, with the mean of its answers ({mean:.3g} each on average)")
+    if units.rows_left_out:
+        notes.append(f"{units.rows_left_out} rows without a coin of their own are left out")
     if any(result.verdict is AbVerdict.TOO_FEW for result in (whole, *parts)):
         notes.append(f"too few: a fixed test needs at least {MIN_PER_SIDE} units per side")
     if parts:

@@ -11,10 +11,11 @@ from rich.text import Text
 
 from controller.ab.results import AbView
 from controller.cli.output import number, table
+from controller.quantities import figure
 from evaluation.ab.comparison import MIN_PER_SIDE, AbVerdict
 from evaluation.ab.sample_size import SampleSize
 
-VERDICT_TEXT = {
+VERDICT_TEXT: dict[str, tuple[str, str]] = {
     AbVerdict.B_BETTER: ("B IS BETTER", "bold green"),
     AbVerdict.A_BETTER: ("A IS BETTER", "bold yellow"),
     AbVerdict.NOT_SHOWN: ("NO DIFFERENCE SHOWN", "bold"),
@@ -44,13 +45,13 @@ class SizeRow(BaseModel):
 def cell(value: object) -> str:
     """A table cell: an interval, a number or text; `-` for None."""
     if isinstance(value, tuple | list):
-        return " to ".join(f"{bound:.4g}" for bound in value)
+        return " to ".join(figure(bound, 4) for bound in value)
     return number(value) if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def view_table(view: AbView) -> RenderableType:
     """The verdict in one line, then both sides, then the figures."""
-    verdict, style = VERDICT_TEXT[AbVerdict(view.verdict)]
+    verdict, style = VERDICT_TEXT.get(view.verdict, (view.verdict, "bold"))
     direction = "higher" if view.higher_is_better else "lower"
     head = Text.assemble(
         (verdict, style), f"  {view.metric} ({direction} is better), {view.service}, {view.id}"
@@ -60,6 +61,10 @@ def view_table(view: AbView) -> RenderableType:
     lines = [head, Text(f"{view.phase}: {view.why or share}")]
     if view.note is not None:
         lines.append(Text(f"note: {view.note}", style="magenta"))
+    if view.left_out:
+        lines.append(
+            Text(f"{view.left_out} later answers are left out: a user counts once, by the first answer")
+        )
     grid = table("side", "version", "units", "mean", "no outcome")
     grid.add_row("A", view.version_a or "-", str(view.n_a), cell(view.mean_a), str(view.missing_a))
     grid.add_row("B", view.version_b or "-", str(view.n_b), cell(view.mean_b), str(view.missing_b))
@@ -83,8 +88,11 @@ def view_table(view: AbView) -> RenderableType:
 def next_step(view: AbView) -> str:
     """Commands that follow from the phase and the verdict."""
     if view.phase in ("ended", "ending"):
-        return f"start another: canaryctl ab create {view.service}; take B to production: canaryctl deploy"
-    if AbVerdict(view.verdict) in (AbVerdict.B_BETTER, AbVerdict.A_BETTER, AbVerdict.INVALID):
+        return (
+            f"start another: canaryctl ab create {view.service}; "
+            f"take B to production: canaryctl deploy {view.service} --model DIR"
+        )
+    if view.verdict in (AbVerdict.B_BETTER, AbVerdict.A_BETTER, AbVerdict.INVALID):
         return f"end it and remove B: canaryctl ab stop {view.service}"
     return f"check again: canaryctl ab status {view.service}; end it: canaryctl ab stop {view.service}"
 
@@ -94,7 +102,7 @@ def size_table(rows: Sequence[SizeRow]) -> RenderableType:
     grid = table("difference", "relative", "units of A", "units of B")
     for row in rows:
         relative = "-" if row.relative is None else f"{row.relative:.1%}"
-        grid.add_row(f"{row.effect:.4g}", relative, str(row.n_a), str(row.n_b))
+        grid.add_row(f"{figure(row.effect, 4)}", relative, str(row.n_a), str(row.n_b))
     first = rows[0]
     lines = [
         f"assumed: sd {first.sd:g}, alpha {first.alpha:g} two-sided, power {first.power:g}, "

@@ -7,32 +7,57 @@ that cannot be evidence exits with 2 and one line.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Group, RenderableType
 
+from controller.cli.evidence_options import (
+    CanaryOption,
+    IgnoreOption,
+    MapOption,
+    StableOption,
+    WOption,
+    read_options,
+)
 from controller.cli.options import EvidenceArgument, WindowOption
-from controller.cli.output import console, note, number, table
+from controller.cli.output import console, note
 from controller.errors import BadInput
 
 if TYPE_CHECKING:
+    from controller.cli.backtest_show import Shown
     from controller.cli.evidence_files import EvidenceFile
     from controller.cli.observed_range import RangeResult
-    from evaluation.offline.backtest import BacktestResult
-    from evaluation.policy.policy import GatePolicy
-    from evaluation.report import GateReport
 
 PLOT_SUFFIXES = frozenset({".png", ".svg"})
-QUESTIONS = {"rollback": "is it worse?", "promotion": "is it proven?", "guard": "is the split as assigned?"}
+
+
+def _print_columns(is_asked: bool) -> None:
+    if is_asked:
+        from controller.cli.backtest_show import columns_table
+
+        console().print(columns_table())
+        raise typer.Exit
 
 
 def backtest(
     file: EvidenceArgument,
     policy: Annotated[str, typer.Option(help="Policy file or preset.")] = "default",
+    columns: Annotated[
+        bool,
+        typer.Option(
+            "--columns", is_eager=True, callback=_print_columns, help="List the columns of FILE, and exit."
+        ),
+    ] = False,
+    maps: MapOption = None,
+    w: WOption = None,
+    canary: CanaryOption = None,
+    stable: StableOption = None,
+    ignore: IgnoreOption = None,
+    allow_unjudged: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Promote although a preset's gate has no column to judge by."),
+    ] = None,
     output: Annotated[
         Literal["table", "json"], typer.Option("-o", "--output", help="Output format.")
     ] = "table",
@@ -55,113 +80,80 @@ def backtest(
 ) -> None:
     """Replay a recorded rollout through the gates.
 
-    Shows whether they would have rolled back, promoted or waited.
+    Shows whether they would have rolled back, promoted or waited, and which gates had nothing to judge. A
+    request needs t_s, arm and w (see --columns). Recognises logs of LiteLLM, Langfuse, nginx and OpenAI.
     """
+    from controller.cli.backtest_show import as_json, as_table, next_step
     from controller.cli.evidence_files import read_evidence
-    from controller.cli.evidence_plot import caption, plot_trace
     from controller.cli.observed_range import range_of_backtest
+
+    if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
+        raise BadInput(f"--plot {plot.name} ends in {plot.suffix or 'nothing'}; give a .png or .svg")
+    if allow_unjudged is not None and not allow_unjudged.strip():
+        raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
+    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
+    evidence = read_evidence(file, options=options)
+    _print_notes(evidence)
+    shown = _judged(file, evidence, policy, allow_unjudged, plot)
+    observed: RangeResult | None = None
+    if range_metric is not None:
+        observed = range_of_backtest(evidence, range_metric, since=since, until=until, window=window)
+    if output == "json":
+        more = {"observed_range": observed.as_json()} if observed is not None else {}
+        print(json.dumps(as_json(shown) | more, indent=2))
+        return
+    console().print(as_table(shown))
+    for line in observed.lines() if observed is not None else ():
+        console().print(line)
+    note(next_step(shown))
+
+
+def _print_notes(evidence: EvidenceFile) -> None:
+    """How the file was read, on stderr."""
+    for line in evidence.notes:
+        note(line)
+    if evidence.ignored:
+        note(f"columns ignored, no gate uses them: {', '.join(evidence.ignored)}")
+    if evidence.empty:
+        note(f"columns without any value: {', '.join(evidence.empty)}")
+
+
+def _judged(
+    file: Path, evidence: EvidenceFile, policy: str, allow_unjudged: str | None, plot: Path | None
+) -> Shown:
+    """The result, plotted where that is asked for. Raises BadInput, with the line of the file."""
+    from controller.cli.backtest_plan import needed_gates, ramp_of
+    from controller.cli.backtest_show import Shown
+    from controller.cli.evidence_plot import caption, plot_trace
     from controller.cli.request_bodies import read_policy
     from controller.spec.service import parse_policy
+    from evaluation.offline.arrays import RowError
     from evaluation.offline.backtest import run
     from evaluation.offline.trace import trace
     from evaluation.policy.values import PolicyError
     from evaluation.records import EvidenceError
 
-    if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
-        raise BadInput(f"--plot {plot.name} ends in {plot.suffix or 'nothing'}; give a .png or .svg")
-    evidence = read_evidence(file)
-    if evidence.ignored:
-        note(f"columns ignored, no gate uses them: {', '.join(evidence.ignored)}")
-    gates = parse_policy(read_policy(policy)).gate_policy()
+    spec = parse_policy(read_policy(policy))
+    gates = spec.gate_policy()
+    needed = needed_gates(spec, gates)
+    ramp = ramp_of(spec, evidence)
+    columns = dict(evidence.columns)
+    stages = None
+    if ramp is not None:
+        stages = ramp.stages
+        if ramp.column is not None:
+            columns["stage"] = ramp.column
+        if ramp.note is not None:
+            note(ramp.note)
+    required = needed.blocking(is_acknowledged=allow_unjudged is not None)
     try:
-        result = run(evidence.columns, gates)
-        traced = trace(evidence.columns, gates) if plot is not None else None
+        result = run(columns, gates, stages=stages, required=required)
+        if plot is not None:
+            traced = trace(columns, gates, stages=stages)
+            plot_trace(traced, result, plot)
+            note(f"plotted: {plot} ({caption(traced, result)})")
+    except RowError as exc:
+        raise BadInput(f"{file.name}: {exc.at(evidence.place(exc.row))}") from exc
     except (EvidenceError, PolicyError) as exc:
         raise BadInput(f"{file.name}: {exc}") from exc
-    observed: RangeResult | None = None
-    if range_metric is not None:
-        observed = range_of_backtest(evidence, range_metric, since=since, until=until, window=window)
-    if plot is not None and traced is not None:
-        plot_trace(traced, result, plot)
-        note(f"plotted: {plot} ({caption(traced, result)})")
-    if output == "json":
-        more = {"observed_range": observed.as_json()} if observed is not None else {}
-        print(json.dumps(_as_json(evidence, gates, result) | more, indent=2))
-        return
-    console().print(_as_table(evidence, result, {gate.name for gate in gates.observed_ranges}))
-    for line in observed.lines() if observed is not None else ():
-        console().print(line)
-
-
-def _as_json(evidence: EvidenceFile, policy: GatePolicy, result: BacktestResult) -> dict[str, object]:
-    """The result in JSON types; infinite and NaN values are null."""
-    return {
-        "decision": result.decision,
-        "metric": result.metric,
-        "canary_requests": result.canary_requests,
-        "t_s": _finite(result.t_s),
-        "policy": policy.name,
-        "alpha": policy.alpha,
-        "rows": evidence.rows,
-        "log_e": dict(result.log_e),
-        "intervals": {
-            name: [_finite(bound) for bound in bounds] for name, bounds in result.intervals.items()
-        },
-        "proofs": dict(result.proofs),
-        "gates": [_gate_as_json(report) for report in result.gates],
-        "reasons": list(result.reasons),
-        "ignored_columns": list(evidence.ignored),
-    }
-
-
-def _gate_as_json(report: GateReport) -> dict[str, object]:
-    return {
-        "gate": report.gate,
-        "side": report.side,
-        "verdict": report.verdict.value,
-        "log_e": report.log_e,
-        "limit": _finite(report.limit),
-        "stable": report.stable,
-        "canary": report.canary,
-        "n_stable": report.n_stable,
-        "n_canary": report.n_canary,
-        "effective_units": report.effective_units,
-        "decided_canary": report.decided_canary,
-        "is_alarm": report.is_alarm,
-        "reason": report.reason,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _as_table(evidence: EvidenceFile, result: BacktestResult, ranges: Set[str]) -> RenderableType:
-    """The decision in one line, then a row for each gate and side. `ranges`: names of observed ranges."""
-    grid = table("gate", "question", "verdict", "evidence", "stable", "canary", "why")
-    for report in result.gates:
-        question = "alarm: is it worse?" if report.is_alarm else QUESTIONS[report.side]
-        count = report.decided_canary
-        grid.add_row(
-            report.gate,
-            "is it within stable's range?" if report.gate in ranges else question,
-            report.verdict.value,
-            f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
-            number(report.stable),
-            number(report.canary),
-            report.reason + (f" after {count} canary requests" if count is not None else ""),
-        )
-    return Group(_headline(result, evidence.rows), "", grid)
-
-
-def _headline(result: BacktestResult, rows: int) -> str:
-    basis = f"policy {result.policy}, {rows} rows"
-    match result.decision:
-        case "rollback":
-            return f"ROLLBACK by {result.metric} after {result.canary_requests} canary requests ({basis})"
-        case "promote":
-            return f"PROMOTE: all proven after {result.canary_requests} canary requests ({basis})"
-        case "invalid":
-            return f"INVALID: {'; '.join(result.reasons)} ({basis})"
-        case "undecided":
-            return f"UNDECIDED after {result.canary_requests} canary requests ({basis})"
+    return Shown(evidence, gates, result, needed, allow_unjudged)

@@ -5,25 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
-import httpx
+from pydantic import BaseModel
 
 from controller import errors
 from controller.auth import admin_token
+from controller.cli.http import Answer, NoAnswer, send
 from controller.cli.output import NO_SERVICE
 from controller.errors import BadSpec, CanaryctlError, Unreachable
 from controller.settings import Settings
-from controller.views.models import PlanView, RolloutView, ServiceView
+from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView
 
 if TYPE_CHECKING:
     from controller.ab.results import AbView
 
 TIMEOUT_S = 30.0
+HEALTH_TIMEOUT_S = 2.0
 # A deploy hashes the checkpoint's files once: 140 GB take minutes.
 HASH_TIMEOUT_S = 1800.0
 POLL_S = 0.5
 
 T = TypeVar("T")
+V = TypeVar("V", bound=BaseModel)
 
 
 class Client:
@@ -31,65 +35,73 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.api_url
-        headers = {"authorization": f"Bearer {admin_token(settings.home)}"}
-        # Plain HTTP: loading unused certificates would double the time a command takes.
-        self._http = httpx.Client(
-            base_url=self._url, headers=headers, timeout=TIMEOUT_S, trust_env=False, verify=False
-        )
+        self._token = admin_token(settings.home)
 
     def health(self) -> Mapping[str, Any] | None:
         """Answer of /healthz; None: no canaryctl controller answers at this URL."""
         try:
-            answer = self._http.get("/healthz", timeout=2.0)
-            health = answer.json() if answer.status_code == 200 else None
-        except (httpx.HTTPError, ValueError):
+            answer = self._send("GET", "/healthz", timeout_s=HEALTH_TIMEOUT_S)
+            health = answer.json() if answer.status == 200 else None
+        except (NoAnswer, ValueError):
             return None
         return health if isinstance(health, dict) and "leading" in health else None
 
     def accepts_token(self) -> bool:
         """True when the answering controller accepts this state folder's token, so belongs to it."""
         try:
-            return self._http.get("/v1/services").status_code != 401
-        except httpx.HTTPError:
+            return self._send("GET", "/v1/services").status != 401
+        except NoAnswer:
             return True  # it stopped answering; nothing indicates another state folder's controller
 
     def up(self, body: Mapping[str, Any]) -> ServiceView:
         """Create the service that `body` names."""
         rest = {key: value for key, value in body.items() if key != "service"}
-        answer = self._request("PUT", f"/v1/services/{body['service']}", rest, timeout_s=HASH_TIMEOUT_S)
-        return ServiceView.model_validate(answer)
+        answer = self._request("PUT", _path(body["service"]), rest, timeout_s=HASH_TIMEOUT_S)
+        return self._view(ServiceView, answer)
 
     def down(self, service: str) -> None:
         """Start the removal of a service."""
-        self._request("DELETE", f"/v1/services/{service}")
+        self._request("DELETE", _path(service))
 
     def services(self) -> list[ServiceView]:
         """All services."""
-        return [ServiceView.model_validate(item) for item in self._request("GET", "/v1/services")]
+        return [self._view(ServiceView, item) for item in self._request("GET", "/v1/services")]
 
     def service(self, name: str) -> ServiceView:
         """One service."""
-        return ServiceView.model_validate(self._request("GET", f"/v1/services/{name}"))
+        return self._view(ServiceView, self._request("GET", _path(name)))
 
     def plan(self, service: str, body: Mapping[str, Any]) -> PlanView:
         """Preview of a deploy."""
-        answer = self._request("POST", f"/v1/services/{service}/plan", body, timeout_s=HASH_TIMEOUT_S)
-        return PlanView.model_validate(answer)
+        answer = self._request("POST", _path(service, "plan"), body, timeout_s=HASH_TIMEOUT_S)
+        return self._view(PlanView, answer)
 
     def deploy(self, service: str, body: Mapping[str, Any]) -> RolloutView:
         """Start a rollout."""
-        answer = self._request("POST", f"/v1/services/{service}/rollouts", body, timeout_s=HASH_TIMEOUT_S)
-        return RolloutView.model_validate(answer)
+        answer = self._request("POST", _path(service, "rollouts"), body, timeout_s=HASH_TIMEOUT_S)
+        return self._view(RolloutView, answer)
 
-    def rollback(self, service: str, *, reason: str) -> tuple[str, str]:
-        """Outcome ('asked': a rollback was started, or 'already') and one line of text."""
-        answer = self._request("POST", f"/v1/services/{service}/rollback", {"reason": reason})
-        return answer["outcome"], answer["text"]
+    def rollback(self, service: str, *, reason: str) -> CommandResult:
+        """Return to the version before."""
+        return self._command(_path(service, "rollback"), {"reason": reason})
+
+    def undo(self, service: str, *, to: str | None, reason: str) -> CommandResult:
+        """Serve an earlier version again; to None: the previous one."""
+        return self._command(_path(service, "undo"), {"to": to, "reason": reason})
+
+    def rollout(self, service: str, rollout: str) -> RolloutView:
+        """One rollout, running or ended. Raises UnknownRollout."""
+        return self._view(
+            RolloutView, self._request("GET", _path(service, "rollouts", quote(rollout, safe="")))
+        )
+
+    def _command(self, path: str, body: Mapping[str, Any]) -> CommandResult:
+        return self._view(CommandResult, self._request("POST", path, body))
 
     def history(self, service: str, *, limit: int) -> list[RolloutView]:
         """Rollouts of a service, newest first."""
-        answer = self._request("GET", f"/v1/services/{service}/history?limit={limit}")
-        return [RolloutView.model_validate(item) for item in answer]
+        answer = self._request("GET", _path(service, "history") + f"?limit={limit}")
+        return [self._view(RolloutView, item) for item in answer]
 
     def create_ab(self, service: str, body: Mapping[str, Any]) -> AbView:
         """Start an A/B test."""
@@ -99,9 +111,9 @@ class Client:
         """Newest A/B test of a service."""
         return self._ab("GET", service)
 
-    def stop_ab(self, service: str) -> str:
-        """End the A/B test; one line of text."""
-        return str(self._request("DELETE", f"/v1/services/{service}/ab")["text"])
+    def stop_ab(self, service: str) -> CommandResult:
+        """End the A/B test."""
+        return self._view(CommandResult, self._request("DELETE", _path(service, "ab")))
 
     def _ab(
         self,
@@ -113,8 +125,8 @@ class Client:
     ) -> AbView:
         from controller.ab.results import AbView
 
-        answer = self._request(method, f"/v1/services/{service}/ab", body, timeout_s=timeout_s)
-        return AbView.model_validate(answer)
+        answer = self._request(method, _path(service, "ab"), body, timeout_s=timeout_s)
+        return self._view(AbView, answer)
 
     def resolve_service(self, name: str | None) -> str:
         """`name`, or the only service when it is None. Raises UnknownService, BadInput."""
@@ -131,15 +143,37 @@ class Client:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> Any:
         try:
-            answer = self._http.request(method, path, json=body, timeout=timeout_s)
-        except httpx.HTTPError as exc:
+            answer = self._send(method, path, body, timeout_s=timeout_s)
+        except NoAnswer as exc:
             raise Unreachable(f"no controller answers at {self._url}; start it: canaryctl up") from exc
-        if answer.status_code >= 400:
+        if answer.status >= 400:
             raise _error(answer, self._url)
         try:
             return answer.json()
         except ValueError as exc:
             raise _not_canaryctl(answer, self._url) from exc
+
+    def _view(self, shape: type[V], answer: object) -> V:
+        """The answer as this view. Raises Unreachable if this release cannot read it."""
+        try:
+            return shape.model_validate(answer)
+        except ValueError as exc:
+            from controller.installed import own_version
+
+            release = (self.health() or {}).get("version", "of another release")
+            raise Unreachable(
+                f"the controller at {self._url} (canaryctl {release}) answers in a form that canaryctl "
+                f"{own_version()} cannot read; use the controller's release"
+            ) from exc
+
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> Answer:
+        return send(method, self._url + path, body=body, token=self._token, timeout_s=timeout_s)
+
+
+def _path(service: str, *more: str) -> str:
+    return "/".join(["/v1/services", quote(service, safe=""), *more])
 
 
 def poll(read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S) -> Iterator[T | None]:
@@ -158,7 +192,7 @@ def poll(read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S) ->
         time.sleep(pause_s)
 
 
-def _error(answer: httpx.Response, url: str) -> CanaryctlError:
+def _error(answer: Answer, url: str) -> CanaryctlError:
     """The error raised by the controller, as an instance of the same class."""
     try:
         problem = answer.json()
@@ -166,19 +200,23 @@ def _error(answer: httpx.Response, url: str) -> CanaryctlError:
         lines = [str(line) for line in problem["lines"]]
     except (ValueError, KeyError, TypeError):
         return _not_canaryctl(answer, url)
-    if answer.status_code in (401, 403):
+    if answer.status in (401, 403):
         return errors.BadInput(
             f"{url} rejects this token: {lines[0]}; does CANARYCTL_HOME name the controller's state folder?"
         )
     for known in _all_errors(CanaryctlError):
         if known.problem == kind:
             return BadSpec(lines) if known is BadSpec else known(lines[0])
+    # A newer controller's own kind of error: its exit code is one that is known here.
+    for known in _all_errors(CanaryctlError):
+        if known.exit_code == problem.get("exit_code"):
+            return known(lines[0])
     return CanaryctlError(lines[0])
 
 
-def _not_canaryctl(answer: httpx.Response, url: str) -> Unreachable:
+def _not_canaryctl(answer: Answer, url: str) -> Unreachable:
     return Unreachable(
-        f"{url} answers {answer.status_code} but is not canaryctl; is the port right? "
+        f"{url} answers {answer.status} but is not canaryctl; is the port right? "
         "choose another: canaryctl up --api-port PORT"
     )
 

@@ -1,224 +1,216 @@
-"""Evidence files: columns of recorded requests from JSONL, CSV or Parquet.
+"""Evidence files: columns of recorded requests, as the evaluation reads them.
 
-One row per request, in order of assignment. Required: `t_s, arm, w, assigned_by`, and `unit` unless every
-row is its own unit; optional: every metric of the catalogue. `arm` is 0, 1, `stable` or `canary`; `t_s` is in
-seconds, or a Parquet timestamp (UTC unless it has a zone). An empty cell, a missing key and null are missing
-values. A malformed row is refused with its line number: skipping rows would bias the evidence.
+One row per request. `docs/backtest.md` and `canaryctl backtest --columns` list the columns; other names are
+given by `--map`, and some logs are recognised (`evidence_sources.py`). A malformed row is refused with its
+line: skipping rows would bias the evidence. Rows are sorted by the time of their assignment.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from controller.cli.evidence_columns import Column, Reading, ReadOptions, arms, listed, numbers, texts, times
+from controller.cli.evidence_formats import RawTable, read_table
+from controller.cli.evidence_sources import (
+    Source,
+    Term,
+    log_sources,
+    parsed_maps,
+    recognised,
+    sticky_column,
+)
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE
+from evaluation.offline.names import KNOWN, near_misses
 
-REQUIRED = ("t_s", "arm", "w", "assigned_by")
+REQUIRED = ("t_s", "arm", "w")
 TEXTS = frozenset({"request_id", "unit", "assigned_by"})
-KNOWN = frozenset({*REQUIRED, "unit", "request_id", "stage", "fell_back", *CATALOGUE})
-ARMS = {"stable": 0.0, "canary": 1.0}
-WORDS = {"true": 1.0, "false": 0.0}
-MAX_ROWS = 20_000_000
-
-Column = NDArray[np.generic]
+AS_IS = ReadOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFile:
-    """Columns of an evidence file."""
+    """Columns of an evidence file, in order of assignment."""
 
     columns: Mapping[str, Column]  # by name, of equal length
     ignored: tuple[str, ...]  # columns of the file that no gate uses
+    lines: tuple[int, ...] = ()  # each row's number in the file
+    word: str = "row"  # what the file counts: lines, rows or items
+    notes: tuple[str, ...] = ()  # how the file was read, one line each
+    empty: tuple[str, ...] = ()  # metrics whose column holds no value at all
 
     @property
     def rows(self) -> int:
         return len(self.columns["t_s"])
 
+    def place(self, row: int) -> str:
+        """Where a row stands in the file: `line 18`."""
+        return f"{self.word} {self.lines[row]}" if self.lines else f"row {row + 1}"
 
-def read_evidence(path: Path, *, extra: Sequence[str] = ()) -> EvidenceFile:
-    """Columns of a .jsonl (.ndjson), .csv or .parquet file. Raises BadInput, with the line.
+
+def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions = AS_IS) -> EvidenceFile:
+    """Columns of a .jsonl, .json, .csv (each also .gz) or .parquet file. Raises BadInput, with the line.
 
     extra: further required columns of text, such as a category.
     """
-    readers: Mapping[str, Callable[[Path], dict[str, list[object]]]] = {
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".csv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise BadInput(
-            f"{path.name} ends in {path.suffix or 'nothing'}; give a .jsonl, .csv or .parquet file"
-        )
-    try:
-        raw = reader(path)
-    except OSError as exc:
-        raise BadInput(f"{path} cannot be read: {exc.strerror or exc}; check the path") from exc
-    except UnicodeDecodeError as exc:
-        raise BadInput(f"{path.name} is not UTF-8 (byte {exc.start}); save it as UTF-8") from exc
-    required = (*REQUIRED, *extra)
-    if missing := [name for name in required if name not in raw]:
-        present = ", ".join(sorted(raw)) or "none"
-        raise BadInput(
-            f"{path.name} lacks {', '.join(missing)} (it has {present}); each row needs {', '.join(required)}"
-        )
-    known = KNOWN | set(extra)
-    columns = {
-        name: _column(path, name, values, is_text=name in TEXTS or name in extra)
-        for name, values in raw.items()
-        if name in known
-    }
-    if len(columns["t_s"]) == 0:
+    reading = _sources_of(read_table(path), options, extra)
+    if len(reading.table) == 0:
         raise BadInput(f"{path.name} has no rows; give a file with requests")
-    return EvidenceFile(columns, tuple(sorted(set(raw) - known)))
+    _require(reading, extra)
+    ignored = _unused(reading, extra)
+    columns: dict[str, Column] = {}
+    if "arm" in reading.sources:
+        columns["arm"] = arms(reading)
+    elif options.only_stable:
+        columns["arm"] = np.zeros(len(reading.table), dtype=np.int64)
+    _find_unit(reading, columns["arm"])
+    for name, source in reading.sources.items():
+        if name == "t_s":
+            columns[name] = times(reading, source)
+        elif name in TEXTS or name in extra:
+            columns[name] = texts(reading, name, source, is_word=name == "assigned_by")
+        elif name != "arm":
+            columns[name] = numbers(reading, name, source)
+    if "w" not in columns:
+        columns["w"] = np.full(len(reading.table), options.w or 0.0)
+    return _sorted(reading, columns, ignored)
 
 
-def _read_jsonl(path: Path) -> dict[str, list[object]]:
-    with path.open(encoding="utf-8-sig") as lines:  # Excel writes a byte order mark
-        return _by_column(path, _json_rows(path, lines))
+def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
+    """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
+    table = _renamed(table, extra)
+    log = recognised(table)
+    own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}
+    given = parsed_maps(table, options.maps)
+    found = log_sources(table, log) if log is not None else {}
+    if log is not None and log.only is not None and log.only[0] in table.columns:
+        name, value = log.only
+        rows = [row for row, cell in enumerate(table.columns[name]) if cell == value]
+        if rows and len(rows) < len(table):
+            dropped = len(table) - len(rows)
+            reading = Reading(table.pick(rows), options, log, {**found, **own, **given})
+            reading.notes.append(f"{dropped} rows whose {name} is not {value} are left out")
+            return _noted(reading)
+    return _noted(Reading(table, options, log, {**found, **own, **given}))
 
 
-def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, object]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, object_pairs_hook=_unique_keys)
-        except ValueError as exc:
-            raise BadInput(
-                f"{path.name} line {number} is not JSON ({exc}); write one object per line"
-            ) from exc
-        except RecursionError as exc:
-            raise BadInput(f"{path.name} line {number} is nested too deeply; write flat objects") from exc
-        if not isinstance(row, dict):
-            raise BadInput(
-                f"{path.name} line {number} is {type(row).__name__}, not an object; write one per line"
-            )
-        yield row
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError("duplicate key")
-    return row
-
-
-def _read_csv(path: Path) -> dict[str, list[object]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            names = list(reader.fieldnames or ())
-            duplicate = next((name for index, name in enumerate(names) if name in names[:index]), None)
-            if duplicate is not None:
-                raise BadInput(f"{path.name} has two columns {duplicate!r}; name each once")
-            return _by_column(path, _csv_rows(path, reader), names=names)
-        except csv.Error as exc:
-            raise BadInput(f"{path.name} line {reader.line_num} is not CSV ({exc}); quote the cell") from exc
-
-
-def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[Mapping[str, object]]:
-    for row in reader:
-        if None in row or None in row.values():
-            width = len(reader.fieldnames or ())
-            raise BadInput(
-                f"{path.name} line {reader.line_num} does not have {width} cells like the header; correct it"
-            )
-        yield {name: cell if cell != "" else None for name, cell in row.items()}
-
-
-def _by_column(
-    path: Path, rows: Iterable[Mapping[str, object]], names: Iterable[str] = ()
-) -> dict[str, list[object]]:
-    columns: dict[str, list[object]] = {name: [] for name in names}
-    for index, row in enumerate(rows):
-        for name in row.keys() - columns.keys():
-            columns[name] = [None] * index  # missing in all earlier rows
-        for name, values in columns.items():
-            values.append(row.get(name))
-        if index >= MAX_ROWS:
-            raise BadInput(f"{path.name} has more than {MAX_ROWS} rows; split it by time")
-    return columns
-
-
-def _read_parquet(path: Path) -> dict[str, list[object]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as exc:
-        raise BadInput(
-            "reading Parquet needs pyarrow; pip install 'canaryctl[plot]', or convert to CSV"
-        ) from exc
-    try:
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_rows > MAX_ROWS:
-                raise BadInput(
-                    f"{path.name} has {file.metadata.num_rows} rows, limit {MAX_ROWS}; split it by time"
-                )
-            table = file.read()
-    except pa.ArrowException as exc:
-        raise BadInput(f"{path.name} is not Parquet ({str(exc).splitlines()[0]}); write it again") from exc
-    return {name: table.column(name).to_pylist() for name in table.column_names}
-
-
-def _column(path: Path, name: str, values: list[object], *, is_text: bool) -> Column:
-    if is_text:
-        return np.array([_text(path, name, row, value) for row, value in enumerate(values, start=1)])
-    numbers = np.empty(len(values), dtype=np.float64)
-    for index, value in enumerate(values):
-        number = _number(name, value)
-        if number is None:
-            remedy = "write seconds since the epoch" if name == "t_s" else "write 0.5, or leave it empty"
-            raise BadInput(f"{path.name} row {index + 1}: {name} {value!r:.60} is not a number; {remedy}")
-        numbers[index] = number
-    return _arms(path, numbers) if name == "arm" else numbers
-
-
-def _text(path: Path, name: str, row: int, value: object) -> str:
-    if value is None or value == "" or value != value:
-        raise BadInput(f"{path.name} row {row} has no {name}; fill it in")
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or "\0" in str(value):
-        raise BadInput(f"{path.name} row {row}: {name} {value!r:.60} is not a name; write text or a number")
-    return str(value)
-
-
-def _number(name: str, value: object) -> float | None:
-    """The value as a float; NaN: missing, None: not a number."""
-    if value is None:
-        return math.nan
-    if isinstance(value, str):
-        word = value.strip().lower()
-        if name == "arm" and word in ARMS:
-            return ARMS[word]
-        if word in WORDS:
-            return WORDS[word]
-        try:
-            return float(word)
-        except ValueError:
-            return None
-    if isinstance(value, datetime) and name == "t_s":
-        return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
-    try:
-        return float(value) if isinstance(value, bool | int | float | Decimal) else None
-    except OverflowError:
-        return None
-
-
-def _arms(path: Path, arms: NDArray[np.float64]) -> Column:
-    bad = np.flatnonzero(~np.isin(arms, (0.0, 1.0)))
-    if len(bad):
-        raise BadInput(
-            f"{path.name} row {bad[0] + 1}: arm {arms[bad[0]]:g} is neither 0 (stable) nor 1 (canary)"
+def _noted(reading: Reading) -> Reading:
+    if reading.log is not None:
+        used = ", ".join(
+            f"{name} from {source.text}" for name, source in reading.sources.items() if source.text != name
         )
-    return arms.astype(np.int64)
+        reading.notes.insert(0, f"read as {_article(reading.log.title)}: {used}")
+    return reading
+
+
+def _article(title: str) -> str:
+    return f"{'an' if title[0] in 'AEIOUaeiou' or title.startswith('n') else 'a'} {title}"
+
+
+def _renamed(table: RawTable, extra: Sequence[str]) -> RawTable:
+    """The table with known names in lower case: `Latency_MS` and `T_S` are the columns they look like."""
+    columns = {}
+    for name, values in table.columns.items():
+        plain = name.strip().lower().replace("-", "_").replace(" ", "_")
+        is_known = plain in KNOWN and plain not in table.columns and name not in extra
+        columns[plain if is_known and plain not in columns else name] = values
+    return replace(table, columns=columns)
+
+
+def _require(reading: Reading, extra: Sequence[str]) -> None:
+    """Raise BadInput, with how to give it, for the first required column without a source."""
+    table, options = reading.table, reading.options
+    needed = [name for name in (*REQUIRED, *extra) if name not in reading.sources]
+    if options.only_stable:
+        needed = [name for name in needed if name not in ("arm", "w")]
+    if options.w is not None:
+        if "w" in reading.sources:
+            raise BadInput(f"{table.name} has a column w and --w is given; leave one out")
+        needed.remove("w")
+    if not needed:
+        return
+    names = list(table.columns)
+    near = {known: name for name, known in near_misses(names).items()}
+    remedies = []
+    for name in needed:
+        if name in near:
+            remedies.append(f"--map {name}={near[name]}")
+        elif name == "w":
+            remedies.append("--w 5% if it was the same for every row")
+        elif name == "arm" and (two := _two_valued(reading)):
+            remedies.append(" or ".join(f"--map arm={column} --canary {value}" for column, value in two))
+        else:
+            remedies.append(f"--map {name}=COLUMN")
+    raise BadInput(
+        f"{table.name} lacks {', '.join(needed)}; give {', '.join(remedies)} (it has {listed(names)}; "
+        "what each column holds: canaryctl backtest --columns)"
+    )
+
+
+def _two_valued(reading: Reading) -> list[tuple[str, str]]:
+    """Columns of text with exactly two values, and the one that is seen later: the canary, most likely."""
+    used = {column for source in reading.sources.values() for column in source.columns}
+    found = []
+    for name, values in reading.table.columns.items():
+        if name in used:
+            continue
+        kinds = list(dict.fromkeys(value for value in values if isinstance(value, str) and value))
+        if len(kinds) == 2:
+            found.append((name, kinds[1]))
+    return found[:3]
+
+
+def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
+    """The columns that nothing is read from. Raises BadInput where one looks like a known column."""
+    used = {column for source in reading.sources.values() for column in source.columns} | set(extra)
+    unused = [name for name in reading.table.columns if name not in used]
+    missing = [name for name in KNOWN if name not in reading.sources]
+    for name, near in near_misses(unused, reading.options.ignore).items():
+        if near not in missing or (reading.log is not None and near not in CATALOGUE):
+            continue
+        unit = f" ({name}:s if it is in seconds)" if near.endswith("_ms") else ""
+        raise BadInput(
+            f"{reading.table.name}: column {name!r} is unknown and close to {near}; "
+            f"give --map {near}={name}{unit}, or --ignore {name}"
+        )
+    return tuple(sorted(unused))
+
+
+def _find_unit(reading: Reading, arms: Column) -> None:
+    """Take a recognised log's unit from the column whose values keep their arm."""
+    if reading.log is None or "unit" in reading.sources or "assigned_by" in reading.sources:
+        return
+    w = [0.0] * len(reading.table)
+    if "w" in reading.sources:
+        w = numbers(reading, "w", reading.sources["w"]).tolist()
+    name = sticky_column(reading.table, reading.log.units, arms.tolist(), w)
+    if name is not None:
+        reading.sources["unit"] = Source(name, (Term(name, None),))
+        reading.notes.append(f"unit from {name}: each of its values is always on one arm")
+    else:
+        reading.notes.append("each request is its own unit: no column of users keeps its arm")
+
+
+def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str, ...]) -> EvidenceFile:
+    """The file in order of time; rows of the same time keep their order."""
+    at_s, table = np.asarray(columns["t_s"], dtype=np.float64), reading.table
+    order = np.argsort(at_s, kind="stable")
+    if bool((np.diff(at_s) < 0.0).any()):
+        reading.notes.append("rows are sorted by time")
+    empty = tuple(
+        name
+        for name, values in columns.items()
+        if name in CATALOGUE and bool(np.isnan(np.asarray(values, dtype=np.float64)).all())
+    )
+    return EvidenceFile(
+        {name: values[order] for name, values in columns.items() if name not in empty},
+        ignored,
+        tuple(table.lines[row] for row in order.tolist()),
+        table.word,
+        tuple(reading.notes),
+        empty,
+    )

@@ -14,7 +14,7 @@ from controller.cli.client import Client, poll
 from controller.cli.output import console
 from controller.cli.render import log_line, rollout_parts, versions_table
 from controller.errors import CanaryctlError, RolledBack, TimedOut
-from controller.views.models import RolloutView, ServiceView
+from controller.views.models import RolloutView
 
 CONNECTION_LOST_S = 60.0  # give up after this long without an answer of the controller
 CONNECTION_LOST = "connection to the controller lost; retrying"
@@ -28,15 +28,16 @@ def watch(
 ) -> RolloutView:
     """Final view of the rollout, shown until it ends. Raises TimedOut, Unreachable after a minute."""
     ends_at_s = time.monotonic() + timeout_s if timeout_s is not None else None
-    display = _Silent() if is_silent else _LiveView() if sys.stdout.isatty() else _LogLines()
+    display = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines()
     with display:
-        for view in poll(lambda: client.service(service), give_up_s=CONNECTION_LOST_S):
+        # By its id: another rollout may have started since, or the service may be gone.
+        for view in poll(lambda: client.rollout(service, rollout), give_up_s=CONNECTION_LOST_S):
             if view is None:
                 display.on_connection_lost()
-            elif view.rollout is not None and view.rollout.rollout == rollout:
-                display.show(view, view.rollout)
-                if view.rollout.is_final:
-                    return view.rollout
+            else:
+                display.show(view)
+                if view.is_final:
+                    return view
             if ends_at_s is not None and time.monotonic() >= ends_at_s:
                 raise TimedOut(
                     f"{rollout} is still running after {timeout_s:g} s; "
@@ -64,7 +65,7 @@ class _Silent:
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def show(self, view: ServiceView, rollout: RolloutView) -> None:
+    def show(self, rollout: RolloutView) -> None:
         pass
 
     def on_connection_lost(self) -> None:
@@ -79,7 +80,7 @@ class _LogLines(_Silent):
         self._seq = 0
         self._is_lost = False
 
-    def show(self, view: ServiceView, rollout: RolloutView) -> None:
+    def show(self, rollout: RolloutView) -> None:
         self._is_lost = False
         for line in rollout.log:
             if line.seq > self._seq:
@@ -96,7 +97,8 @@ class _LogLines(_Silent):
 class _LiveView(_Silent):
     """Redraws versions, stages, weights, evidence and log in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._console = console()
         self._live = Live(console=self._console, refresh_per_second=REFRESH_PER_S, transient=False)
         self._last: RenderableType = Text("")
@@ -107,17 +109,21 @@ class _LiveView(_Silent):
     def __exit__(self, *exc: object) -> None:
         self._live.__exit__(None, None, None)
 
-    def show(self, view: ServiceView, rollout: RolloutView) -> None:
+    def show(self, rollout: RolloutView) -> None:
+        try:
+            view = self._client.service(rollout.service)
+        except CanaryctlError:  # it was taken down, or the connection is lost: the next poll says so
+            view = None
         is_wide = self._console.width >= WIDE_COLUMNS
         gates = len({gate.gate for gate in rollout.gates})
-        free_lines = self._console.height - 14 - gates - len(view.versions or ())
+        shown = (view.versions or ()) if view is not None else ()
+        free_lines = self._console.height - 14 - gates - len(shown)
         log_lines = LOG_LINES if rollout.is_final else max(3, min(free_lines, LOG_LINES))
         body = Group(
-            versions_table(view, is_wide=False),
-            Text(),
+            *((versions_table(view, is_wide=False), Text()) if view is not None else ()),
             *rollout_parts(rollout, is_wide=is_wide, log_lines=log_lines),
         )
-        title = f"[bold]{view.service}[/]  {view.url}"
+        title = f"[bold]{rollout.service}[/]" + (f"  {view.url}" if view is not None else "")
         self._last = Panel(body, title=title, title_align="left", border_style="dim")
         self._live.update(self._last)
 

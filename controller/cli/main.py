@@ -1,87 +1,104 @@
 """The `canaryctl` app: table of commands, and the one place where an error becomes a line and an exit code.
 
-Command modules import what is slow to load (numpy, Ray, the evaluation) inside the command, so that `--help`
-stays fast.
+A command's module is imported when the command is run (`lazy_group.py`), and what is slow to load (numpy,
+Ray, the evaluation) inside the command, so that `--help` and `status` stay fast.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from traceback import format_exception
 from typing import cast
 
 import typer
 
-from controller.cli import ab, backtest, demo, foreground, observed, rollouts, services, validate
-from controller.cli.output import print_error
+from controller.cli.lazy_group import LazyCommand, lazy_group
+from controller.cli.output import Output, print_error, requested_output
 from controller.errors import BadInput, CanaryctlError
-from controller.installed import own_version
 
 INTERRUPTED = 130
 # Typer vendors click or uses the installed one; either way this is the base class of its usage errors.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 
+# In the order of `canaryctl --help`: module, function, and the first line of its docstring.
+COMMANDS: Mapping[str, LazyCommand] = {
+    name: LazyCommand(f"controller.cli.{module}", function, line)
+    for name, module, function, line in (
+        ("up", "services", "up", "Serve a model and print the base URL for OpenAI clients."),
+        ("down", "services", "down", "Remove a service, or all of them."),
+        ("plan", "rollouts", "plan", "Preview a deploy: risk, stages, duration, memory."),
+        ("deploy", "rollouts", "deploy", "Roll out a new version beside stable."),
+        ("status", "services", "status", "Show a service: its versions, its rollout and the evidence."),
+        ("list", "services", "list_services", "List all services."),
+        ("watch", "rollouts", "watch", "Watch the running rollout until it ends."),
+        ("rollback", "rollouts", "rollback", "Return to the version before, immediately."),
+        ("undo", "rollouts", "undo", "Serve an earlier version again, without proof."),
+        ("history", "rollouts", "history", "List the rollouts of a service, newest first."),
+        ("validate", "validate", "validate", "Check a checkpoint, policy or service file offline."),
+        ("controller", "foreground", "controller", "Run the controller in the foreground."),
+        ("router", "foreground", "router", "Split traffic between endpoints by a table file."),
+        ("demo", "demo", "demo", "Demonstrate a promotion and a rollback on real engines."),
+        ("version", "version", "version", "Print the version."),
+        ("backtest", "backtest", "backtest", "Replay a recorded rollout through the gates."),
+        ("observed", "observed", "observed", "Write the policy entry of an observed range."),
+        ("ab", "ab", "ab", "A/B tests: is B better than A?"),
+    )
+}
 app = typer.Typer(
     name="canaryctl",
     help="Canary controller for LLM fleets: statistically proven promotions, immediate rollbacks.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=lazy_group(COMMANDS),
+    callback=lambda: None,  # Typer refuses an application without commands of its own
 )
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Exit code of `canaryctl ARGUMENTS`; an error is printed as one line."""
+    """Exit code of `canaryctl ARGUMENTS`; an error is printed in the format that `-o` asks for."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    output = requested_output(given)
     try:
         result = app(args=given or ["--help"], prog_name="canaryctl", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except UsageError as exc:
         path = exc.ctx.command_path if exc.ctx is not None else "canaryctl"
-        return _fail(BadInput(f"{exc.format_message()} (usage: {path} --help)"))
+        return _fail(BadInput(f"{exc.format_message()} (usage: {path} --help)"), output)
     except CanaryctlError as exc:
-        return _fail(exc)
+        return _fail(exc, output)
     except OSError as exc:
         if exc.filename is None:
             raise
+        return _fail(BadInput(_advice(exc)), output)
+    except Exception as exc:
+        if output.is_text:
+            raise  # a bug: the traceback is what its report needs
         return _fail(
-            BadInput(
-                f"{exc.filename}: {exc.strerror}; use a writable path (CANARYCTL_HOME sets the state folder)"
-            )
+            CanaryctlError(f"{type(exc).__name__}: {exc}; please report this"),
+            output,
+            traceback=format_exception(exc),
         )
     return result if isinstance(result, int) else 0
 
 
-def _fail(error: CanaryctlError) -> int:
-    print_error(error)
+def _advice(error: OSError) -> str:
+    """One line for a file that cannot be used: the path, the cause, the remedy."""
+    from controller.settings import state_folder
+
+    path, cause = Path(os.fsdecode(error.filename)), error.strerror
+    if path.is_relative_to(state_folder()):
+        return f"{path}: {cause}; use a writable path (CANARYCTL_HOME sets the state folder)"
+    if path.is_symlink() and not path.exists():
+        target = os.readlink(path)
+        return f"{path} is a link to {target}, which does not exist; copy it with links followed: cp -rL"
+    return f"{path}: {cause}; give a path that this user may read"
+
+
+def _fail(error: CanaryctlError, output: Output, *, traceback: Sequence[str] = ()) -> int:
+    print_error(error, output, traceback=traceback)
     return error.exit_code
-
-
-def version() -> None:
-    """Print the version."""
-    print(own_version())
-
-
-# In the order of `canaryctl --help`.
-COMMANDS: Mapping[str, Callable[..., object]] = {
-    "up": services.up,
-    "down": services.down,
-    "plan": rollouts.plan,
-    "deploy": rollouts.deploy,
-    "status": services.status,
-    "list": services.list_services,
-    "watch": rollouts.watch,
-    "rollback": rollouts.rollback,
-    "history": rollouts.history,
-    "validate": validate.validate,
-    "controller": foreground.controller,
-    "router": foreground.router,
-    "demo": demo.demo,
-    "version": version,
-    "backtest": backtest.backtest,
-    "observed": observed.observed,
-}
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
-app.add_typer(ab.ab)

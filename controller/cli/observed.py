@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 import typer
 import yaml
 
+from controller.cli.evidence_options import (
+    CanaryOption,
+    IgnoreOption,
+    MapOption,
+    StableOption,
+    read_options,
+)
 from controller.cli.options import EvidenceArgument, WindowOption
+from controller.cli.output import note
 from evaluation.policy.observed_ranges import ALPHA_SHARE
 
 
@@ -28,19 +36,28 @@ def observed(
         str, typer.Option(help="Action when the canary is outside: hold or rollback.")
     ] = "hold",
     alpha_share: Annotated[float, typer.Option(help="Share of the policy's alpha.")] = ALPHA_SHARE,
+    maps: MapOption = None,
+    canary: CanaryOption = None,
+    stable: StableOption = None,
+    ignore: IgnoreOption = None,
     output: Annotated[
         Literal["yaml", "json"], typer.Option("-o", "--output", help="Output format.")
     ] = "yaml",
 ) -> None:
     """Write the policy entry of an observed range.
 
-    The entry keeps a canary within the range that stable showed between two dates.
+    The entry keeps a canary within the range that stable showed between two dates. Reads the same files as
+    backtest; without a column arm, every row is stable's.
     """
     from controller.cli.evidence_files import read_evidence
     from controller.cli.observed_range import alpha_comment, range_gate, rounded_entry
 
+    options = read_options(maps=maps, ignore=ignore, canary=canary, stable=stable, only_stable=True)
+    evidence = read_evidence(file, options=options)
+    for line in evidence.notes:
+        note(line)
     gate = range_gate(
-        read_evidence(file),
+        evidence,
         metric,
         since=since,
         until=until,

@@ -47,7 +47,32 @@ TimeoutOption = Annotated[
     float | None, typer.Option(parser=_duration, metavar="DURATION", help="Maximum time to wait (30s, 10m).")
 ]
 ReasonOption = Annotated[str, typer.Option(help="Reason, recorded in the rollout's log.")]
+NameOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the version. [default: the folder, or the URL]")
+]
+MessageOption = Annotated[
+    str | None,
+    typer.Option("-m", "--message", metavar="TEXT", help="Why it is deployed: a change, a commit, a ticket."),
+]
+ActorOption = Annotated[
+    str | None,
+    typer.Option(metavar="WHO", envvar=["USER", "LOGNAME"], show_envvar=True, help="Who deploys it."),
+]
+UnjudgedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--allow-unjudged",
+        metavar="REASON",
+        help="Run without the gates whose metric never came in stable's traffic; the reason is logged.",
+    ),
+]
 EvidenceArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="Requests in order of assignment: .jsonl, .csv or .parquet.")
 ]
 WindowOption = Annotated[str, typer.Option(help="Length of the windows that make up the observed range.")]
+
+
+def label(name: str | None, message: str | None, actor: str | None) -> dict[str, str]:
+    """The label's keys of a request body, those that are given."""
+    given = {"name": name, "message": message, "actor": actor}
+    return {key: text for key, text in given.items() if text}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
-from pydantic import BaseModel
-from rich.console import Console, RenderableType
-from rich.table import Table
 
-from controller.errors import BadSpec, CanaryctlError
+from controller.errors import CanaryctlError, document_of
+from controller.quantities import figure
+
+if TYPE_CHECKING:  # imported where used: each takes longer to import than `--help` takes to run
+    from pydantic import BaseModel
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
 JSON_INDENT = 2
 NO_SERVICE = "no service yet; start one: canaryctl up --service NAME --model DIR"
@@ -38,7 +41,16 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Output for
 
 def console() -> Console:
     """Standard output. Lines written to a pipe are not cut to a terminal's width."""
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def error_console() -> Console:
+    """Standard error, for spinners."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def emit(
@@ -51,21 +63,23 @@ def emit(
         emit_data(data, output)
 
 
-def emit_data(data: BaseModel | Sequence[BaseModel], output: Output) -> None:
-    """Print `data` as JSON or YAML."""
-    plain = (
-        data.model_dump(mode="json")
-        if isinstance(data, BaseModel)
-        else [item.model_dump(mode="json") for item in data]
-    )
+def emit_data(data: BaseModel | Sequence[BaseModel] | Mapping[str, object], output: Output) -> None:
+    """Print `data` as JSON or YAML. A mapping must hold what JSON can express."""
+    plain: object = data
+    if isinstance(data, Sequence):
+        plain = [item.model_dump(mode="json") for item in data]
+    elif not isinstance(data, Mapping):
+        plain = data.model_dump(mode="json")
     if output is Output.JSON:
         print(json.dumps(plain, indent=JSON_INDENT, ensure_ascii=False))
     else:
-        print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+        print(_yaml(plain), end="")
 
 
 def table(*columns: str) -> Table:
     """An empty table without borders, its first column bold."""
+    from rich.table import Table
+
     grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         grid.add_column(column.upper(), style="bold" if index == 0 else "", overflow="fold")
@@ -74,16 +88,52 @@ def table(*columns: str) -> Table:
 
 def number(value: float | None) -> str:
     """Four significant digits; `-` for None."""
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else figure(value, 4)
 
 
 def note(text: str) -> None:
     """Print one line for people on stderr; stdout carries only results."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    typer.echo(text, err=True)
 
 
-def print_error(error: CanaryctlError) -> None:
-    """Print the error on stderr, one line for each rule broken."""
-    for line in error.lines if isinstance(error, BadSpec) else (str(error),):
-        Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
-        note(line)
+def requested_output(arguments: Sequence[str]) -> Output:
+    """The format that a command line asks for, also one that cannot be parsed; TABLE if none is valid."""
+    found = Output.TABLE
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--":
+            break
+        if argument in ("-o", "--output"):
+            value = following
+        elif argument.startswith("--output="):
+            value = argument.removeprefix("--output=")
+        elif argument.startswith("-o"):
+            value = argument.removeprefix("-o")
+        else:
+            continue
+        found = Output(value) if value in list(Output) else found
+    return found
+
+
+def print_error(error: CanaryctlError, output: Output, *, traceback: Sequence[str] = ()) -> None:
+    """Print the error on stderr: lines for people, one problem document (RFC 9457) for programs.
+
+    traceback: shown to programs only, for an error that nobody foresaw.
+    """
+    if not output.is_text:
+        document = document_of(error) | ({"traceback": list(traceback)} if traceback else {})
+        note(json.dumps(document, ensure_ascii=False) if output is Output.JSON else _yaml(document).rstrip())
+        return
+    for line in error.details:
+        typer.secho("error:", fg="red", bold=True, err=True, nl=False, color=_color())
+        note(f" {line}")
+
+
+def _yaml(plain: object) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))
+
+
+def _color() -> bool | None:
+    """False: NO_COLOR is set (no-color.org). None: colours on a terminal only."""
+    return False if os.environ.get("NO_COLOR") else None

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from controller.cli.main import app
+from controller.cli.risk_reference import RISK_PAGE, risk_page
 
 PAGE = Path("docs/reference/cli.md")
 HEAD = """# Commands
@@ -20,7 +21,10 @@ HEAD = """# Commands
 Generated from the commands by `make reference`; do not edit.
 
 Every command keeps its state in `$CANARYCTL_HOME` (default `~/.canaryctl`). SERVICE may be omitted when there
-is only one. `-o` prints `table`, `wide`, `json` or `yaml`.
+is only one. `-o` prints `table`, `wide`, `json` or `yaml`. Results go to stdout.
+
+An error goes to stderr: as a line, or under `-o json` and `-o yaml` as one problem document (RFC 9457) with
+`type`, `title`, `status`, `detail`, `lines` and `exit_code`.
 
 | exit code | meaning |
 |---|---|
@@ -72,3 +76,4 @@ def _row(option: Any, context: Any) -> str:
 if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page())
+    RISK_PAGE.write_text(risk_page())

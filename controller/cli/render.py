@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from controller.cli.output import NO_SERVICE, number, table
-from controller.quantities import FULL_BP, duration, gib, percent
-from controller.rollout.plan import NEVER_CANARY
-from controller.rollout.state import Phase
+from controller.quantities import FULL_BP, NEVER_CANARY, duration, figure, gib, percent
+from controller.spec.label import Label, title
 from controller.views.models import (
+    AttemptView,
     ForecastView,
     GateView,
     PlanView,
@@ -20,28 +21,28 @@ from controller.views.models import (
     ServiceView,
     StepsView,
 )
-from evaluation.report import Verdict
 
 GATE_BAR_WIDTH = 6
-WEIGHT_BAR_WIDTH = 48
+WEIGHT_BAR_WIDTH = 44  # with both labels 70 columns, the frame of `watch` included
+# Keyed by the view's text, not by the enumerations: importing those takes longer than drawing the tables.
 PHASE_STYLE = {
-    Phase.SUCCEEDED: "bold green",
-    Phase.ROLLED_BACK: "bold red",
-    Phase.FAILED: "bold red",
-    Phase.ROLLING_BACK: "red",
+    "succeeded": "bold green",
+    "rolled_back": "bold red",
+    "failed": "bold red",
+    "rolling_back": "red",
 }
 VERDICT_STYLE = {
-    Verdict.PASS: "green",
-    Verdict.FAIL: "bold red",
-    Verdict.UNDECIDED: "yellow",
-    Verdict.INVALID: "magenta",
+    "PASS": "green",
+    "FAIL": "bold red",
+    "UNDECIDED": "yellow",
+    "INVALID": "magenta",
 }
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
 
 def phase_text(view: RolloutView) -> Text:
     """The phase in its colour; a stage with its number."""
-    text = view.phase.value.replace("_", " ")
+    text = view.phase.replace("_", " ")
     if view.stage is not None:
         text = f"stage {view.stage} of {len(view.stages)}"
     return Text(text, style=PHASE_STYLE.get(view.phase, "cyan"))
@@ -54,9 +55,9 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
         running = view.rollout if view.rollout and not view.rollout.is_final else None
         cells: list[RenderableType] = [
             view.service,
-            view.stable,
+            title(view.stable, view.stable_name),
             _ready(view, view.stable),
-            running.canary if running else "-",
+            title(running.canary, running.canary_name) if running else "-",
             percent(view.weight_bp) if view.weight_bp is not None else "unknown",
             phase_text(view.rollout) if view.rollout else "-",
         ]
@@ -67,7 +68,12 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
 def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
     """A service: its URL, its versions and its newest rollout."""
     parts: list[RenderableType] = [
-        Text.assemble((view.service, "bold"), "  serving ", (view.stable, "bold"), f"  {view.url}"),
+        Text.assemble(
+            (view.service, "bold"),
+            "  serving ",
+            (title(view.stable, view.stable_name), "bold"),
+            f"  {view.url}",
+        ),
         versions_table(view, is_wide=is_wide),
     ]
     if view.rollout is not None:
@@ -80,35 +86,47 @@ def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
     if view.versions is None:
         return Text("the fleet cannot be read", style="yellow")
     grid = table(
-        "version", "role", "state", "replicas", "in flight", "memory", *(["error"] if is_wide else [])
+        "version",
+        "name",
+        "role",
+        "state",
+        "replicas",
+        "in flight",
+        "memory",
+        *(["by", "message", "source", "error"] if is_wide else []),
     )
     for version in view.versions:
         role = "stable" if version.version == view.stable else "canary"
         state = Text(version.phase, style="green" if version.phase == "ready" else "yellow")
         if version.phase == "failed":
             state = Text(f"failed: {version.last_error or 'no error reported'}", style="red")
+        elif version.phase == "loading" and version.last_error:
+            state = Text(f"loading: {version.last_error}", style="yellow")
         memory = gib(version.memory_bytes) if version.memory_bytes is not None else "-"
         cells: list[RenderableType] = [
-            version.version, role, state, str(version.ready_replicas), str(version.in_flight), memory
+            version.version, version.name or "-", role, state, str(version.ready_replicas),
+            str(version.in_flight), memory,
         ]  # fmt: skip
-        grid.add_row(*cells, *([version.last_error or "-"] if is_wide else []))
+        more = (version.actor, version.message, version.source, version.last_error) if is_wide else ()
+        grid.add_row(*cells, *(text or "-" for text in more))
     return grid
 
 
 def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> list[RenderableType]:
     """A rollout: its phase, stages, weight, gates, notes and the end of its log."""
     head = Text.assemble(
-        (view.rollout, "bold"), "  ", view.stable, " -> ", view.canary, "  ", phase_text(view),
+        (view.rollout, "bold"), "  ", arms(view), "  ", phase_text(view),
         *([f"  risk {view.risk}"] if is_wide else []),
     )  # fmt: skip
-    parts: list[RenderableType] = [head, stages_line(view), weight_bar(view)]
+    parts: list[RenderableType] = [head, *byline(view), stages_line(view), weight_bar(view)]
     if view.waiting_for:
         parts.append(Text("waiting for " + "; ".join(view.waiting_for), style="dim"))
     parts += [Text(f"on hold: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
     if view.gates:
         parts += [Text(), gates_table(view.gates, is_wide=is_wide)]
-        invalid = () if is_wide else [gate for gate in view.gates if gate.verdict is Verdict.INVALID]
+        invalid = () if is_wide else [gate for gate in view.gates if gate.verdict == "INVALID"]
         parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
+    parts += _sources(view.gates)
     parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
     if view.cause is not None:
@@ -120,17 +138,28 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
     return parts
 
 
+def arms(view: RolloutView) -> str:
+    """Both versions, with their names."""
+    return f"{title(view.stable, view.stable_name)} -> {title(view.canary, view.canary_name)}"
+
+
+def byline(view: RolloutView) -> list[Text]:
+    """Who deployed the canary and why, if that is known."""
+    text = Label(actor=view.actor, message=view.message).byline
+    return [Text(f"deployed {text}" if view.actor else text, style="dim")] if text else []
+
+
 def stages_line(view: RolloutView) -> Text:
     """The stages: done, current and ahead."""
     line = Text()
     for stage in view.stages:
-        symbol, style = STAGE_STYLE[stage.status]
+        symbol, style = STAGE_STYLE.get(stage.status, STAGE_STYLE["ahead"])
         minimum = f"/{stage.min_canary}" if stage.min_canary < NEVER_CANARY else ""
         requests = f" {view.canary_requests}{minimum}" if stage.status == "now" else ""
         line.append(f"{symbol} {percent(stage.weight_bp)}{requests}   ", style=style)
     if view.twin:
         return line.append("○ nothing to promote", style="dim")
-    symbol, style = ("✓", "green") if view.phase is Phase.SUCCEEDED else ("○", "dim")
+    symbol, style = ("✓", "green") if view.phase == "succeeded" else ("○", "dim")
     return line.append(f"{symbol} 100 %", style=style)
 
 
@@ -195,9 +224,11 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
     """Preview of a deploy."""
     parts: list[RenderableType] = [
         Text.assemble(
-            (view.service, "bold"), "  ", view.stable, " -> ", (view.canary, "bold"), f"  risk {view.risk}"
+            (view.service, "bold"), "  ", title(view.stable, view.stable_name), " -> ",
+            (title(view.canary, view.canary_name), "bold"), f"  risk {view.risk}",
         )
-    ]
+    ]  # fmt: skip
+    parts += [Text(f"  {_attempt(one)}", style="bold red") for one in view.attempts]
     parts += [Text(f"  {reason}") for reason in view.reasons]
     parts += [Text(f"  {warning}", style="bold red") for warning in view.warnings]
     grid = table("stage", "weight", "min duration", "min canary requests", "deadline", "replicas")
@@ -220,6 +251,7 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
         text = f"if unproven at the deadline, promoted on point estimates: stage {', '.join(points)}"
         parts.append(Text(text, style="yellow"))
     parts.append(Text(f"minimum duration {duration(round(view.shortest_s))}, if every proof arrives in time"))
+    parts += [Text(one.text, style="bold yellow") for one in view.not_judged]
     parts += _forecast(view)
     if is_wide:
         parts += [Text(), Text(f"gates (alpha {view.alpha:g} for the whole rollout)")]
@@ -227,15 +259,26 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
     return Group(*parts)
 
 
+def _attempt(one: AttemptView) -> str:
+    """How an earlier rollout of this version ended: `was rolled back on DATE in ROLLOUT: why (by whom)`."""
+    ended = {"succeeded": "was promoted", "rolled_back": "was rolled back", "failed": "failed"}
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.started_at_s))
+    by = Label(actor=one.actor, message=one.message).byline
+    what = f"this version {ended.get(one.phase, 'is in ' + one.phase)}"
+    return f"{what} on {date} in {one.rollout}: {one.reason}{f' ({by})' if by else ''}"
+
+
 def _forecast(view: PlanView) -> list[RenderableType]:
     """Expected duration and detectable harm of each stage, or why there is no forecast."""
     if view.forecast is None or view.requests_per_s is None:
         return [Text(f"expected duration unknown: {view.forecast_note}")] if view.forecast_note else []
-    unit = "1 request per unit" if view.unit_requests in (None, 1) else f"{view.unit_requests:.3g} per unit"
+    size = view.unit_requests or 1
+    unit = "1 request per unit" if size == 1 else f"{figure(size, 3)} per unit"
     users = f", {view.users:,} returning users" if view.users is not None else ""
+    rate = figure(view.requests_per_s, 3)
     parts = [
         Text(),
-        Text(f"expected duration at {view.requests_per_s:.3g} requests/s, {unit}{users}", style="bold"),
+        Text(f"expected duration at {rate} requests/s, {unit}{users}", style="bold"),
     ]
     parts += [Text(f"  {line}") for line in view.basis]
     grid = table("stage", "proven after (p50)", "p90", "proven runs", "slowest gate")
@@ -269,27 +312,19 @@ def _time(seconds: float | None, late: str) -> str:
     return late if seconds is None else duration(round(seconds))
 
 
-def history_table(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableType:
-    """Table of rollouts, newest first."""
-    more = ("rollback", "reason") if is_wide else ("reason",)
-    grid = table("rollout", "started", "duration", "from", "to", "risk", "result", *more)
+def history_list(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableType:
+    """Rollouts, newest first: when, how it ended, both versions, who and why, and the cause."""
+    parts: list[RenderableType] = []
     for view in views:
         ended_s = view.log[-1].at_s if view.log else view.entered_at_s
-        took = duration(round(max(0.0, ended_s - view.started_at_s)))
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.started_at_s))
-        cells: list[RenderableType] = [
-            view.rollout,
-            started,
-            took,
-            view.stable,
-            view.canary,
-            view.risk,
-            phase_text(view),
-            *([_ms(view.steps.total_ms if view.steps else None)] if is_wide else []),
-            view.reason,
-        ]
-        grid.add_row(*cells)
-    return grid if views else Text("no rollout yet")
+        took = f"{duration(round(max(0.0, ended_s - view.started_at_s)))}, risk {view.risk}"
+        head = Text.assemble((view.rollout, "bold"), f"  {started}, {took}  ", phase_text(view))
+        if is_wide and view.steps is not None:
+            head.append(f"  rollback {_ms(view.steps.total_ms)}")
+        lines = [Text(arms(view)), *byline(view), Text(view.reason, style="dim")]
+        parts += [head, *(Padding(line, (0, 0, 0, 2)) for line in lines)]
+    return Group(*parts) if parts else Text("no rollout yet")
 
 
 def _ready(view: ServiceView, version: str) -> str:
@@ -303,17 +338,31 @@ def _progress(gate: GateView | None) -> Text:
     """A gate's progress towards its decision, and its verdict."""
     if gate is None:
         return Text("-", style="dim")
+    if gate.source != "arrives":
+        return Text("NOT JUDGED", style="bold magenta")
     filled = round(GATE_BAR_WIDTH * gate.progress_ratio)
-    style = VERDICT_STYLE[gate.verdict]
+    style = VERDICT_STYLE.get(gate.verdict, "cyan")
     line = Text("━" * filled, style=style)
     line.append("╌" * (GATE_BAR_WIDTH - filled), style="dim")
-    line.append(f" {gate.verdict.value}", style=style)
+    line.append(f" {gate.verdict}", style=style)
     return line
+
+
+def _sources(gates: Sequence[GateView]) -> list[Text]:
+    """A line for each gate whose metric does not arrive."""
+    silent = {gate.gate: gate for gate in gates if gate.source != "arrives"}.values()
+    lines = []
+    for gate in silent:
+        what = "has not arrived" if gate.source == "never" else "has stopped arriving"
+        if gate.last_value_s is not None:
+            what += time.strftime(" since %H:%M:%S", time.localtime(gate.last_value_s))
+        lines.append(Text(f"{gate.gate} NOT JUDGED: {gate.metric} {what}", style="bold magenta"))
+    return lines
 
 
 def _reason(harm: GateView | None, proof: GateView | None) -> str:
     """The more important of two reasons: proven harm first, then what is not proven yet."""
-    if harm is not None and harm.verdict in (Verdict.FAIL, Verdict.INVALID):
+    if harm is not None and harm.verdict in ("FAIL", "INVALID"):
         return harm.reason
     shown = proof or harm
     return shown.reason if shown is not None else ""

@@ -38,9 +38,10 @@ def service_body(settings: Settings, file: Path | None, options: Mapping[str, An
         if "service" in options:
             raise BadInput(f"nothing to serve for {options['service']}; give --model DIR or --url URL")
         if options:
+            option = next(iter(options))
             raise BadInput(
-                f"--{next(iter(options))} needs a service; give --service NAME and --model DIR or --url URL; "
-                "to change a running service: canaryctl deploy"
+                f"--{option} needs a service; give --service NAME and --model DIR or --url URL; "
+                + _change(option)
             )
         return None
     elif "service" not in options:
@@ -52,10 +53,12 @@ def service_body(settings: Settings, file: Path | None, options: Mapping[str, An
     if "policy" in options:
         body["policy"] = read_policy(options["policy"])
     spec = parse_service(body).located(base)
-    if spec.model is not None:
+    if spec.api_key_file is not None:
+        body["api_key_file"] = spec.api_key_file
+    if spec.checkpoint is not None:
         with cached_digests(settings.digests_path) as digests:
-            fingerprint_checkpoint(Path(spec.model), architectures=known_architectures(), cache=digests)
-        body["model"] = spec.model
+            fingerprint_checkpoint(Path(spec.checkpoint), architectures=known_architectures(), cache=digests)
+        body["model"] = spec.checkpoint
     return body
 
 
@@ -69,6 +72,8 @@ def change_body(
 ) -> dict[str, Any]:
     """Body of a deploy or its plan. Raises BadSpec, BadInput."""
     version: dict[str, Any] = {**_source(model, url), **engine_arguments(engine)}
+    if isinstance(file := version.get("api_key_file"), str):
+        version["api_key_file"] = str(Path(file).expanduser().absolute())
     rules = read_policy(policy) if policy is not None else None
     body: dict[str, Any] = {"policy": rules} if policy is not None else {}
     if twin or (isinstance(rules, dict) and rules.get("twin") is True):
@@ -108,6 +113,17 @@ def read_policy(name_or_path: str) -> Any:
     return raw
 
 
+def _change(option: str) -> str:
+    """The command that changes this option of a running service."""
+    match option:
+        case "engine":
+            return "to change a running service: canaryctl deploy --engine KEY=VALUE"
+        case "policy":
+            return "a rollout's policy is given with it: canaryctl deploy --model DIR --policy FILE"
+        case _:
+            return f"a running service's {option} changes with canaryctl down and then up again"
+
+
 def read_yaml(path: Path) -> Any:
     """Parsed content of a YAML file. Raises BadSpec, BadInput."""
     try:
@@ -120,5 +136,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _source(model: Path | None, url: str | None) -> dict[str, Any]:
-    source = {"model": str(model.expanduser().absolute()) if model is not None else None, "url": url}
+    # Of an endpoint, `model` is a name.
+    name = str(model if url is not None else model.expanduser().absolute()) if model is not None else None
+    source = {"model": name, "url": url}
     return {name: value for name, value in source.items() if value is not None}

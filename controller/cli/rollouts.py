@@ -1,4 +1,4 @@
-"""Commands on rollouts: plan, deploy, watch, rollback, history."""
+"""Commands on rollouts: plan, deploy, watch, rollback, undo, history."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from controller.cli import live, options, render
+from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
-from controller.errors import CanaryctlError, Unreachable
+from controller.errors import CanaryctlError, Conflict, Unreachable
 from controller.settings import Settings, load_settings
+from controller.views.models import CommandResult
 
 
 def plan(
@@ -35,6 +36,8 @@ def plan(
             metavar="N", help="Total distinct users, who return. [default: new users keep arriving]"
         ),
     ] = None,
+    allow_unjudged: options.UnjudgedOption = None,
+    name: options.NameOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip the simulation of the duration.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -42,11 +45,15 @@ def plan(
 
     Changes nothing. Exit 2 when a stage cannot prove anything at this traffic. The simulation takes seconds.
     """
+    from controller.cli import render
     from controller.cli.request_bodies import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
     traffic = {"rate": rate, "unit_requests": unit_requests, "users": users, "quick": quick or None}
     body |= {key: value for key, value in traffic.items() if value is not None}
+    body |= options.label(name, None, None)
+    if allow_unjudged is not None:
+        body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     view = client.plan(client.resolve_service(service or service_), body)
     emit(view, output, lambda is_wide: render.plan_detail(view, is_wide=is_wide))
@@ -71,6 +78,10 @@ def deploy(
             help="Run stages that cannot prove anything at this traffic; the reason is logged.",
         ),
     ] = None,
+    allow_unjudged: options.UnjudgedOption = None,
+    name: options.NameOption = None,
+    message: options.MessageOption = None,
+    actor: options.ActorOption = None,
     reason: options.ReasonOption = "",
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -79,25 +90,27 @@ def deploy(
     It is promoted stage by stage, or rolled back automatically. With --wait: exit 0 promoted (a twin run:
     proven), 5 rolled back, 6 not proven or timed out.
     """
+    from controller.cli import live, render
     from controller.cli.request_bodies import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
+    body |= options.label(name, message, actor)
+    if allow_unjudged is not None:
+        body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
-    name = client.resolve_service(service or service_)
+    serves = client.resolve_service(service or service_)
     if dry_run:
-        planned = client.plan(name, body)
+        planned = client.plan(serves, body)
         emit(planned, output, lambda is_wide: render.plan_detail(planned, is_wide=is_wide))
         return
     if allow_unproven is not None:
         body["allow_unproven"] = allow_unproven
-    view = client.deploy(name, {**body, "retry": retry, "reason": reason})
+    view = client.deploy(serves, {**body, "retry": retry, "reason": reason})
     if wait:
-        view = live.watch(client, name, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
+        view = live.watch(client, serves, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
     elif output.is_text:
-        console().print(
-            f"{view.rollout} started: {view.stable} -> {view.canary}, {view.risk} risk", soft_wrap=True
-        )
-        note(f"follow it: canaryctl watch {name}; end it: canaryctl rollback {name}")
+        console().print(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk", soft_wrap=True)
+        note(f"follow it: canaryctl watch {serves}; end it: canaryctl rollback {serves}")
     if not output.is_text:
         emit_data(view, output)
     if wait:
@@ -108,19 +121,27 @@ def watch(
     service: options.ServiceArgument = None,
     service_: options.ServiceOption = None,
     timeout: options.TimeoutOption = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Watch the running rollout until it ends.
 
-    The exit code reports the outcome, as with `deploy --wait`.
+    The exit code reports the outcome, as with `deploy --wait`. -o json prints the service once, at the end.
     """
+    from controller.cli import live, render
+
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     view = client.service(name)
     if view.rollout is None or view.rollout.is_final:
-        console().print(render.service_detail(view, is_wide=False))
-        note(f"{name} has no running rollout")
+        emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+        if output.is_text:
+            note(f"{name} has no running rollout")
         return
-    live.raise_for_outcome(live.watch(client, name, view.rollout.rollout, timeout_s=timeout))
+    is_silent = not output.is_text
+    ended = live.watch(client, name, view.rollout.rollout, timeout_s=timeout, is_silent=is_silent)
+    if is_silent:
+        emit_data(client.service(name), output)
+    live.raise_for_outcome(ended)
 
 
 def rollback(
@@ -132,32 +153,87 @@ def rollback(
         bool, typer.Option("--direct", help="Bypass a dead controller: write to the route table directly.")
     ] = False,
     reason: options.ReasonOption = "",
+    output: OutputOption = Output.TABLE,
 ) -> None:
-    """Return all traffic to stable immediately.
+    """Return to the version before, immediately.
 
-    Works in any phase. Exit 0 also when stable already has all traffic.
+    Ends a running rollout, in any phase; after a promotion it does what undo does. Exit 0 also when that is
+    what serves already. With --wait: exit 0 when it is done, 5 when an undo was rolled back, 1 on failure.
     """
     settings, name = load_settings(), service or service_
     if direct:
-        _roll_back_directly(settings, name, reason=reason)
+        _roll_back_directly(settings, name, reason=reason, output=output)
         return
     client = Client(settings)
     try:
         name = client.resolve_service(name)
-        outcome, text = client.rollback(name, reason=reason)
+        answer = client.rollback(name, reason=reason)
     except Unreachable as exc:
         raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
-    note(text)
-    view = client.service(name).rollout
-    if outcome == "asked" and wait and view is not None:
-        ended = live.watch(client, name, view.rollout, timeout_s=timeout)
-        if ended.steps is not None:
-            console().print(render.steps_line(ended.steps))
-        if ended.exit_code == CanaryctlError.exit_code:
-            raise CanaryctlError(f"{ended.rollout}: {ended.reason}")
+    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
 
 
-def _roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> None:
+def undo(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="A version that has served. [default: the previous one]"),
+    ] = None,
+    wait: options.WaitOption = False,
+    timeout: options.TimeoutOption = None,
+    reason: options.ReasonOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Serve an earlier version again, without proof.
+
+    Its smoke test is the only gate, then it gets all traffic in one switch; its engine arguments come back
+    with it. Recorded as not proven, with who and why. Exit 0 also when that version serves already. With
+    --wait: exit 0 when it serves, 5 when it was rolled back, 1 on failure.
+    """
+    client = Client(load_settings())
+    name = client.resolve_service(service or service_)
+    answer = client.undo(name, to=to, reason=reason)
+    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
+
+
+def _show_return(
+    client: Client,
+    service: str,
+    answer: CommandResult,
+    *,
+    wait: bool,
+    timeout_s: float | None,
+    output: Output,
+) -> None:
+    """Print the answer to a rollback or an undo, and follow it to its end if `wait`.
+
+    Raises the error whose exit code reports what went wrong.
+    """
+    if output.is_text:
+        note(answer.text)
+    else:
+        emit_data(answer, output)
+    rollout = answer.rollout
+    if not wait or rollout is None:
+        return
+    from controller.cli import live, render
+
+    ended = live.watch(client, service, rollout, timeout_s=timeout_s, is_silent=not output.is_text)
+    if ended.steps is not None and output.is_text:
+        console().print(render.steps_line(ended.steps))
+    if ended.undo:
+        live.raise_for_outcome(ended)
+    elif ended.phase == "succeeded":
+        raise Conflict(
+            f"{rollout} was finished before it could be rolled back and {ended.serving} serves; "
+            f"take it back: canaryctl undo {service}"
+        )
+    elif ended.exit_code == CanaryctlError.exit_code:
+        raise CanaryctlError(f"{ended.rollout}: {ended.reason}")
+
+
+def _roll_back_directly(settings: Settings, service: str | None, *, reason: str, output: Output) -> None:
     """Write a tombstone to the route table and the command to the store, and print which succeeded.
 
     Raises Unreachable while traffic may still reach the canary, even if the store took the command.
@@ -165,8 +241,12 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str)
     from controller.wiring import direct_rollback
 
     result = direct_rollback.roll_back_directly(settings, service, reason=reason or "direct rollback")
-    for line in (*result.succeeded, *result.failed):
-        note(line)
+    lines = (*result.succeeded, *result.failed)
+    if output.is_text:
+        for line in lines:
+            note(line)
+    elif result.has_moved:
+        emit_data(CommandResult(outcome="done", text="; ".join(lines)), output)
     if not result.succeeded:
         raise Unreachable(
             "neither the route table nor the store could be reached; is Ray running on this host?"
@@ -184,6 +264,8 @@ def history(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List the rollouts of a service, newest first."""
+    from controller.cli import render
+
     client = Client(load_settings())
     views = client.history(client.resolve_service(service or service_), limit=limit)
-    emit(views, output, lambda is_wide: render.history_table(views, is_wide=is_wide))
+    emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide))

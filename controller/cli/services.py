@@ -8,13 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
-from rich.console import Console
 
-from controller.cli import options, processes, render
+from controller.cli import options, render
 from controller.cli.client import Client, poll
-from controller.cli.output import NO_SERVICE, Output, OutputOption, console, emit, emit_data, note
+from controller.cli.http import NoAnswer, send
+from controller.cli.output import (
+    NO_SERVICE,
+    Output,
+    OutputOption,
+    console,
+    emit,
+    emit_data,
+    error_console,
+    note,
+)
 from controller.errors import (
     BadInput,
     CanaryctlError,
@@ -24,7 +32,8 @@ from controller.errors import (
     Unreachable,
 )
 from controller.settings import Settings, load_settings
-from controller.views.models import ServiceView
+from controller.spec.label import title
+from controller.views.models import CommandResult, ServiceView
 
 UP_TIMEOUT_S = 900.0
 DOWN_TIMEOUT_S = 180.0
@@ -46,6 +55,9 @@ def up(
     gpus: Annotated[float | None, typer.Option(help="GPUs per replica; may be a fraction.")] = None,
     engine: options.EngineOption = None,
     policy: options.PolicyOption = None,
+    name: options.NameOption = None,
+    message: options.MessageOption = None,
+    actor: options.ActorOption = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the model answers.")] = False,
     timeout: options.TimeoutOption = None,
     output: OutputOption = Output.TABLE,
@@ -68,9 +80,11 @@ def up(
         "engine": engine or None,
         "policy": policy,
     }
-    body = service_body(settings, file, {name: value for name, value in given.items() if value is not None})
+    body = service_body(settings, file, {key: value for key, value in given.items() if value is not None})
     if port is None and body is not None:
         port = body.get("port")
+    if body is not None:
+        body |= options.label(name, message, actor)
     wait_s = 0.0 if no_wait else UP_TIMEOUT_S if timeout is None else timeout
     views = _bring_up(settings, body, port=port, api_port=api_port, wait_s=wait_s)
     if not output.is_text:
@@ -78,7 +92,8 @@ def up(
         return
     for view in views:
         console().print(
-            f"[bold]{view.service}[/] serves {view.stable} at [bold]{view.url}[/]", soft_wrap=True
+            f"[bold]{view.service}[/] serves {title(view.stable, view.stable_name)} at [bold]{view.url}[/]",
+            soft_wrap=True,
         )
 
 
@@ -87,11 +102,14 @@ def down(
     service_: options.ServiceOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")] = False,
     timeout: options.TimeoutOption = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Remove a service, or all of them.
 
     Removing the last one also stops the controller and the Ray cluster.
     """
+    from controller.cli import processes
+
     settings = load_settings()
     name = service or service_
     if not yes:
@@ -99,7 +117,12 @@ def down(
             raise BadInput("down stops serving users; confirm with --yes")
         typer.confirm(f"Take down {name or 'every service'}?", abort=True)
     with processes.exclusive_access(settings):
-        _take_down(settings, name, ends_at_s=time.monotonic() + (timeout or DOWN_TIMEOUT_S))
+        lines = _take_down(settings, name, ends_at_s=time.monotonic() + (timeout or DOWN_TIMEOUT_S))
+    if output.is_text:
+        for line in lines:
+            note(line)
+    else:
+        emit_data(CommandResult(outcome="done", text="; ".join(lines)), output)
 
 
 def status(
@@ -128,8 +151,10 @@ def _bring_up(
     wait_s: float,
 ) -> list[ServiceView]:
     """Start what is not running, create the service (None: use the existing ones), wait until it answers."""
+    from controller.cli import processes
+
     with processes.exclusive_access(settings):
-        with Console(stderr=True).status("starting Ray and the controller"):
+        with error_console().status("starting Ray and the controller"):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)
         try:
@@ -151,7 +176,7 @@ def _bring_up(
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
     """Return once stable answers at the service's URL. Raises TimedOut, or the engine's own error."""
     started_s, last_error = time.monotonic(), ""
-    with Console(stderr=True).status(f"loading {service}") as spinner:
+    with error_console().status(f"loading {service}") as spinner:
         for view in poll(lambda: client.service(service), give_up_s=CONNECTION_LOST_S):
             elapsed_s = time.monotonic() - started_s
             if view is not None:
@@ -175,19 +200,24 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/models", timeout=5.0, trust_env=False, verify=False).status_code == 200
-    except httpx.HTTPError:
+        answer = send("GET", f"{url}/models", timeout_s=5.0)
+    except NoAnswer:
         return False
+    # Some endpoints list no models and say so in JSON; Serve's own 404 is plain text.
+    return answer.status == 200 or (400 <= answer.status < 500 and answer.content.lstrip()[:1] == b"{")
 
 
-def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> None:
-    """Remove the service (None: all); after the last one, stop the controller and the cluster."""
+def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> list[str]:
+    """Remove the service (None: all); after the last one, stop the controller and the cluster.
+
+    Returns what was done, a line each.
+    """
+    from controller.cli import processes
     from controller.wiring import cluster
 
     client = Client(settings)
     if client.health() is None:
-        _remove_without_controller(settings, service)
-        return
+        return [_remove_without_controller(settings, service)]
     if client.accepts_token() and not cluster.is_running(settings):
         # Without the cluster no drain or unload can be confirmed: the controller would wait indefinitely.
         if service is not None:
@@ -195,8 +225,7 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
                 "the Ray cluster is not running; start it: canaryctl up, or remove everything: canaryctl down"
             )
         processes.stop_controller(settings)
-        _remove_without_controller(settings, None)
-        return
+        return [_remove_without_controller(settings, None)]
     views = [client.service(service)] if service is not None else client.services()
     for view in views:  # all checks before the first removal: a refusal changes nothing
         if view.rollout is not None and not view.rollout.is_final:
@@ -207,14 +236,15 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
     names = [view.service for view in views]
     for name in names:
         client.down(name)
-        note(f"taking down {name}")
+    done = [f"{name} is taken down" for name in names]
     if not _wait_until_removed(client, names, ends_at_s):
         processes.stop(settings)
-        note("controller and Ray stopped")
+        done.append("controller and Ray stopped")
+    return done
 
 
-def _remove_without_controller(settings: Settings, service: str | None) -> None:
-    """Stop the cluster and forget all services. Raises Unreachable for a single service."""
+def _remove_without_controller(settings: Settings, service: str | None) -> str:
+    """Stop the cluster and forget all services; what was done. Raises Unreachable for a single service."""
     from controller.wiring import cluster
     from controller.wiring import direct_rollback as direct
 
@@ -225,16 +255,14 @@ def _remove_without_controller(settings: Settings, service: str | None) -> None:
         )
     had_cluster = cluster.stop(settings)
     had_services = direct.forget_services(settings)
-    note(
-        "the controller or Ray had died; removed what was left"
-        if had_cluster or had_services
-        else "nothing is running"
-    )
+    if had_cluster or had_services:
+        return "the controller or Ray had died; removed what was left"
+    return "nothing is running"
 
 
 def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:
     """Services that remain once `names` are removed. Raises TimedOut."""
-    with Console(stderr=True).status("waiting for engines and routers to stop"):
+    with error_console().status("waiting for engines and routers to stop"):
         for views in poll(client.services, give_up_s=CONNECTION_LOST_S):
             if views is not None:
                 remaining = [view.service for view in views]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from controller.cli.options import ModelOption, PolicyOption
-from controller.cli.output import console
+from controller.cli.output import Output, OutputOption, console, emit_data
 from controller.errors import BadInput
 from controller.quantities import gib
 
@@ -17,6 +17,7 @@ def validate(
     model: ModelOption = None,
     policy: PolicyOption = None,
     file: Annotated[Path | None, typer.Option(help="Service file (YAML).")] = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Check a checkpoint, policy or service file offline."""
     from controller.cli.request_bodies import read_policy, read_yaml
@@ -25,19 +26,21 @@ def validate(
 
     if model is None and policy is None and file is None:
         raise BadInput("nothing to check; give --model DIR, --policy FILE or --file FILE")
+    valid: dict[str, object] = {}
     if policy is not None:
         gates = parse_policy(read_policy(policy)).gate_policy()
         count = len(gates.gates) + len(gates.observed_ranges)
-        _print(f"policy {policy} is valid: {count} gates, alpha {gates.alpha:g}")
+        valid[f"policy {policy}"] = f"{count} gates, alpha {gates.alpha:g}"
     if file is not None:
         service = parse_service(read_yaml(file)).located(file.parent)
-        _print(f"service file {file} is valid: {service.service}")
-        model = Path(service.model) if service.model is not None else model
+        valid[f"service file {file}"] = service.service
+        model = Path(service.checkpoint) if service.checkpoint is not None else model
     if model is not None:
         checkpoint = fingerprint_checkpoint(model.absolute(), architectures=known_architectures())
         size = f"{checkpoint.parameters:,} parameters, {gib(checkpoint.tensor_bytes)}"
-        _print(f"checkpoint {model} is valid: {checkpoint.architecture}, {size}")
-
-
-def _print(line: str) -> None:
-    console().print(line, soft_wrap=True)
+        valid[f"checkpoint {model}"] = f"{checkpoint.architecture}, {size}"
+    if not output.is_text:
+        emit_data({"valid": valid}, output)
+        return
+    for name, text in valid.items():
+        console().print(f"{name} is valid: {text}", soft_wrap=True)

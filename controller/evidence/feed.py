@@ -23,6 +23,7 @@ from controller.rollout.state import LIVE, RolloutState
 from evaluation.evaluator import Evaluator
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.records import Draw, EvidenceError, Score
+from evaluation.report import Verdict
 from evaluation.snapshot import SnapshotMismatch
 from serving.messages import CANARY, STABLE, LostSpan, RequestRecord
 
@@ -130,12 +131,15 @@ class Feed:
             self._enter_stage()
 
     def status(self) -> EvidenceStatus | None:
-        """Status of gates, guards, alarms and point estimates; None: no unit was drawn yet."""
-        if self._evaluator is None:
-            return None
+        """Status of gates, guards, alarms and point estimates; None: no unit was drawn yet.
+
+        Without stages, as in an undo, there are only guards.
+        """
         hit = self._guard.verdict()
         is_both = hit is not None and hit.action is GuardAction.HOLD
         guards = (GuardStatus(hit.guard, hit.reason, both_arms=is_both),) if hit else ()
+        if self._evaluator is None:
+            return None if self._config.stages else EvidenceStatus(0, Verdict.UNDECIDED, guards=guards)
         report = self._evaluator.report()
         points = point_estimates(report, self._config.policy, self._config.stages[report.stage])
         alarms = (*metric_alarms(report), *self._segments.raised(frozen=report.frozen))
@@ -164,19 +168,24 @@ class Feed:
             if not self._is_lost(record.at_s):
                 self._started()
                 self._segments.remember(record)
-                draw = draw_of(record)
-                self._add(draw)
+                self._add(draw_of(record))
                 self._load.count(record)
                 if record.error is not None:
-                    is_rejected = bool(draw.flags.get("rejected"))
-                    self._guard.add(
-                        unit=record.unit,
-                        canary=record.arm == CANARY,
-                        error=record.error,
-                        rejected=is_rejected,
-                    )
+                    self._count_in_guard(record)
+        elif not self._config.stages:
+            if record.error is not None:
+                self._count_in_guard(record, of_replaced=True)
         elif self._evaluator is None:
             self._seed_with(record)
+
+    def _count_in_guard(self, record: RequestRecord, *, of_replaced: bool = False) -> None:
+        """of_replaced: the request is of the version that an undo replaces, from before its switch."""
+        self._guard.add(
+            unit=record.unit,
+            canary=record.arm == CANARY and not of_replaced,
+            error=record.error is True,
+            rejected=record.rejected is True,
+        )
 
     def _recall(self, events: Sequence[Joined]) -> None:
         """Remember the requests of events consumed before a restart, without counting them again."""
@@ -190,7 +199,7 @@ class Feed:
         return record.rollout == self._rollout and record.w > 0
 
     def _started(self) -> None:
-        if self._evaluator is None:
+        if self._evaluator is None and self._config.stages:
             config = self._config
             self._attach(Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed))
             self._enter_stage()
@@ -224,7 +233,10 @@ class Feed:
 
     def _forget(self, now_s: float) -> None:
         before_s = now_s - self.join_s
-        while self._window and next(iter(self._window.values())) < before_s:
+        # A request beyond the join's own limit finds no score any more, however young it is.
+        while self._window and (
+            len(self._window) > self.join_ids or next(iter(self._window.values())) < before_s
+        ):
             self._window.popitem(last=False)
         if self._evaluator is not None:
             self._segments.forget(min(before_s, self._evaluator.settlement.through_s))
@@ -258,6 +270,10 @@ class EvidenceFeeds:
             return None
         feed.follow(rollout, versions, now_s)
         is_read = self._reader.poll(now_s)
+        if not self._reader.has(rollout.id):
+            # It failed on a page that it had partly counted: the next call opens it from its last snapshot.
+            del self._feeds[rollout.id]
+            return None
         self._observed.add(rollout.id)
         return feed.status() if is_read else None
 

@@ -5,6 +5,8 @@ Rules:
 2. Subscribers at one position share each read. One that is behind (it is new, or restored from a snapshot)
    is read for separately until it catches up; the others do not wait for it.
 3. A log that cannot be read leaves every subscriber as it was.
+4. A subscriber that raises is dropped, with the page behind it: it never sees a page twice, and the others go
+   on. Whoever subscribed it decides where it starts again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from controller import telemetry
 from controller.evidence.score_join import Joined, ScoreJoin
 from serving.messages import LostSpan, RecordPage
 
@@ -89,10 +92,28 @@ class RecordsReader:
             after_seq = page.next_seq
         return True
 
+    def has(self, name: str) -> bool:
+        """True: a subscriber of this name is subscribed. False: it never was, or it was dropped."""
+        return name in self._subscribers
+
+    def has_request(self, id: str) -> bool:
+        """True: a recent request with this request id or answer id was read. Safe to call from any thread."""
+        return self._join.has(id)
+
     def resume_seq(self, seq: int) -> int:
         """The position to restart from, for a subscriber at `seq`: before the oldest score still held."""
         first_held = self._join.first_held()
         return seq if first_held is None else min(seq, first_held - 1)
+
+    def _deliver(self, subscriber: Subscriber, page: JoinedPage, now_s: float) -> None:
+        names = [name for name, one in self._subscribers.items() if one is subscriber]
+        if not names:
+            return  # dropped at an earlier page of this poll
+        try:
+            subscriber.on_page(page, now_s)
+        except Exception as exc:  # noqa: BLE001 - one consumer's fault must not stop the others
+            telemetry.error("a subscriber failed on the records log", exc, subscriber=names[0])
+            del self._subscribers[names[0]]
 
     def _advance(self, position: int, now_s: float) -> bool:
         group = [one for one in self._subscribers.values() if one.seq == position]
@@ -103,8 +124,8 @@ class RecordsReader:
             is_end = page.next_seq - position < PAGE_EVENTS
             joined = JoinedPage(self._join.join(page.events), page.lost, page.low_watermark_s, is_end)
             for subscriber in group:
-                subscriber.on_page(joined, now_s)
-                subscriber.seq = page.next_seq
+                subscriber.seq = page.next_seq  # first: a page that it fails on must not be counted again
+                self._deliver(subscriber, joined, now_s)
             position = page.next_seq
             if is_end:
                 break

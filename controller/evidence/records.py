@@ -29,11 +29,14 @@ def gate_config(request: str) -> GateConfig:
 
 def flags_of(record: RequestRecord) -> dict[str, bool]:
     """The metrics of a record that are true or false, except `error`."""
-    return {
+    flags = {
         "truncated": record.finish_reason == "length",
         "empty": record.empty,
         "cancelled": record.outcome == "cancelled",
     }
+    if record.rejected is not None:
+        flags["rejected"] = record.rejected
+    return flags
 
 
 def draw_of(record: RequestRecord) -> Draw:
@@ -41,8 +44,10 @@ def draw_of(record: RequestRecord) -> Draw:
     flags = flags_of(record)
     if record.outcome == "open":
         flags["censored"] = True
-    # A client that left before any answer might still have been served by the canary.
-    if record.arm == CANARY and (record.served_arm is not None or record.outcome != "cancelled"):
+    # A client that left before any answer might still have been served by the canary. A rejection is a rate
+    # of its own, which identical arms share.
+    is_known = record.served_arm is not None or record.outcome != "cancelled"
+    if record.arm == CANARY and is_known and not record.rejected:
         flags["fell_back"] = record.served_arm != CANARY
     return Draw(
         request_id=record.request_id,

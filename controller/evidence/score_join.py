@@ -47,6 +47,10 @@ class ScoreJoin:
         while len(self._requests) > max_ids:
             self._requests.popitem(last=False)
 
+    def has(self, id: str) -> bool:
+        """True: a request with this request id or answer id is recorded. Safe to call from any thread."""
+        return id in self._requests
+
     def first_held(self) -> int | None:
         """Position of the oldest held score; None: none is held."""
         return min((seq for scores in self._held.values() for seq in scores), default=None)

@@ -20,7 +20,10 @@ from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.planning.baseline import MeasuredBaseline, ScoreStats
 from serving.messages import STABLE, RequestRecord, ScoreRecord
 
-WINDOW_S = 60.0
+# The rate is taken from the shortest window with enough requests: few say nothing about what is to come.
+RATE_WINDOWS_S = (60.0, 600.0, 3600.0)
+MIN_RATE_REQUESTS = 30
+BUCKET_S = 5.0
 BLOCK_REQUESTS = 500
 BLOCKS = 40
 LATENCIES = 4_000
@@ -51,8 +54,37 @@ class _Block:
     last_s: float = 0.0
     events: Counter[str] = field(default_factory=Counter)
     scores: dict[str, _Sum] = field(default_factory=dict)
+    values: Counter[str] = field(default_factory=Counter)  # requests with a value, by metric
     sessions: int = 0
     session_requests: int = 0
+
+
+class RequestRate:
+    """Request rate of the last minute, ten minutes or hour. Memory: one count for each `BUCKET_S`."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()  # by BUCKET_S
+        self._first_s: float | None = None  # time of the first request; None: there was none
+
+    def add(self, at_s: float) -> None:
+        """Count a request."""
+        self._counts[int(at_s // BUCKET_S)] += 1
+        self._first_s = at_s if self._first_s is None else min(self._first_s, at_s)
+
+    def forget(self, now_s: float) -> None:
+        """Drop what is older than the longest window, or in the future since the clock was set back."""
+        oldest, newest = (now_s - RATE_WINDOWS_S[-1]) // BUCKET_S, now_s // BUCKET_S + 1
+        for bucket in [one for one in self._counts if not oldest <= one <= newest]:
+            del self._counts[bucket]
+
+    def per_s(self, now_s: float) -> float | None:
+        """Requests per second; None: fewer than `MIN_RATE_REQUESTS` in an hour."""
+        for window_s in RATE_WINDOWS_S:
+            oldest = (now_s - window_s) // BUCKET_S
+            count = sum(count for bucket, count in self._counts.items() if bucket > oldest)
+            if count >= MIN_RATE_REQUESTS and self._first_s is not None:
+                return count / min(window_s, max(now_s - self._first_s, RATE_WINDOWS_S[0]))
+        return None
 
 
 class TrafficMeter:
@@ -67,7 +99,7 @@ class TrafficMeter:
         self._stable: str | None = None  # None: not known yet
         self._stable_since_s = 0.0
         self.seq = 0
-        self._recent: deque[float] = deque()
+        self._rate = RequestRate()
         self._now_s = 0.0
         self._lock = threading.Lock()  # ticks write, API requests read
         self._reset()
@@ -87,20 +119,22 @@ class TrafficMeter:
                 if event.is_new:
                     self._add(event.request)
                 self._add_scores(event.request, event.scores)
-        self._now_s = now_s
-        while self._recent and self._recent[0] < now_s - WINDOW_S:
-            self._recent.popleft()
+            self._now_s = now_s
+            self._rate.forget(now_s)
 
     def requests_per_s(self) -> float | None:
-        """Requests per second over the last minute; None: there was none."""
-        return len(self._recent) / WINDOW_S if self._recent else None
+        """Requests per second, lately; None: too few to tell."""
+        with self._lock:
+            return self._rate.per_s(self._now_s)
 
     def measured(self) -> MeasuredBaseline:
         """Baseline of stable's newest requests, up to 20,000."""
         with self._lock:
             events: Counter[str] = Counter()
+            values: Counter[str] = Counter()
             for block in self._blocks:
                 events.update(block.events)
+                values.update(block.values)
             logs = sorted(math.log(max(value, 1e-3)) for value in self._latencies_ms)
             mean = math.fsum(logs) / len(logs) if logs else 0.0
             spread = math.sqrt(math.fsum((one - mean) ** 2 for one in logs) / len(logs)) if logs else None
@@ -112,6 +146,8 @@ class TrafficMeter:
                 latency_log_sd=spread,
                 scores=self._scored(),
                 unit_requests=self._unit_requests(),
+                values=values,
+                settled=sum(block.answered for block in self._blocks if self._is_settled(block)),
             )
 
     def _reset(self) -> None:
@@ -120,7 +156,7 @@ class TrafficMeter:
         self._sessions: OrderedDict[str, tuple[float, int]] = OrderedDict()  # unit -> start, requests
 
     def _add(self, record: RequestRecord) -> None:
-        self._recent.append(record.at_s)
+        self._rate.add(record.at_s)
         if record.at_s >= self._stable_since_s:
             self._add_to_session(record)
         if not self._is_of_stable(record):
@@ -133,7 +169,8 @@ class TrafficMeter:
         block.requests += 1
         block.last_s = record.at_s
         block.events.update(error=record.error is True, **flags_of(record))
-        if record.error is False:
+        block.values.update(name for name, value in _values(record) if value is not None)
+        if record.error is False and not record.rejected:
             block.answered += 1
             if record.latency_ms is not None:
                 self._latencies_ms.append(record.latency_ms)
@@ -179,9 +216,12 @@ class TrafficMeter:
         requests += sum(count for _, count in self._sessions.values())
         return requests / sessions if sessions else 1.0
 
+    def _is_settled(self, block: _Block) -> bool:
+        return block.last_s < self._now_s - SCORES_TAKE_S
+
     def _scored(self) -> dict[str, ScoreStats]:
         names = dict.fromkeys(name for block in self._blocks for name in block.scores)
-        old = [block for block in self._blocks if block.last_s < self._now_s - SCORES_TAKE_S]
+        old = [block for block in self._blocks if self._is_settled(block)]
         answered = sum(block.answered for block in old)
         out = {}
         for name in names:
@@ -193,3 +233,13 @@ class TrafficMeter:
             ratio = min(judged / answered, 1.0) if answered >= BLOCK_REQUESTS else None
             out[name] = ScoreStats(count, mean, math.sqrt(variance), ratio)
         return out
+
+
+def _values(record: RequestRecord) -> tuple[tuple[str, float | None], ...]:
+    """The metrics of a record that are numbers."""
+    return (
+        ("latency_ms", record.latency_ms),
+        ("ttft_ms", record.ttft_ms),
+        ("itl_ms", record.itl_ms),
+        ("tokens", record.completion_tokens),
+    )

@@ -41,6 +41,18 @@ class MeasuredBaseline:
     latency_log_sd: float | None = None
     scores: Mapping[str, ScoreStats] = field(default_factory=dict)
     unit_requests: float = 1.0  # mean requests of a unit within a session
+    values: Mapping[str, int] = field(default_factory=dict)  # requests with a value, by metric: ttft_ms, ...
+    settled: int = 0  # answers so old that a score would have come
+
+    def could_carry(self, metric: str) -> int:
+        """Number of stable's requests that would have shown the metric by now."""
+        return self.settled if metric in JUDGED else self.requests
+
+    def carried(self, metric: str) -> bool:
+        """True: at least one request had the metric, whether a value, a score or a flag, be it false."""
+        if metric in JUDGED:
+            return metric in self.scores and self.scores[metric].count > 0
+        return metric in self.events or self.values.get(metric, 0) > 0
 
     @property
     def is_enough(self) -> bool:

@@ -1,56 +1,54 @@
-"""Fingerprint of a version, read from its files: digests of tensors, tokenizer, template and configuration.
+"""Fingerprint of a version, from its files: digests of tensors, tokenizer, template, configuration, the rest.
 
 Two checkpoints with the same digests answer alike under the same engine. Tensors are hashed by name, dtype,
-shape and bytes, so sharding has no effect; files are streamed. The caller keeps `cache` (a file's path, mtime
-and size -> its tensors), so that a checkpoint of 140 GB is read once.
+shape and bytes, so sharding has no effect; config.json in its normal form, so defaults that are written out
+have none. The caller keeps `cache` (a file's path, mtime and size -> its digests), so that a checkpoint of
+140 GB is read once.
 
-Invariant: the only file reads of the controller's core are here; nothing is written.
+Invariant: the only file reads of the controller's core are here and in the modules that this one calls;
+nothing is written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Collection, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 from controller.errors import BadCheckpoint
-from controller.quantities import gib
+from controller.planning.checkpoint_files import (
+    PARSED,
+    cached,
+    digest,
+    file_digest,
+    group_of,
+    read_object,
+    read_text,
+    relevant_files,
+)
+from controller.planning.families import vocabulary_sketch
+from controller.planning.model_config import NOISE, SPECIAL, ModelConfig, read_config
+from controller.planning.tokenizer_files import VOCABULARY_FILES, normal_tokenizer, tokens_in
+from serving.files.engine_arguments import canonical_value
+from serving.files.weights import (
+    WeightsError,
+    check_index,
+    require_present,
+    tensor_places,
+    weight_files,
+)
 
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+Json: TypeAlias = Any
 
 CHUNK_BYTES = 1 << 20
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-# Keys that transformers writes about how a file was saved; they change with every save and alter no answer.
-_NOISE = {
-    "transformers_version",
-    "_name_or_path",
-    "name_or_path",
-    "use_cache",
-    "_from_model_config",
-    "_commit_hash",
-    "is_local",
-    "local_files_only",
-    "tokenizer_file",
-    "cache_dir",
-}
-_SPECIAL = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "sep_token_id"}
-_SIZES = {
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "num_experts",
-    "num_local_experts",
-    "moe_intermediate_size",
-}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tekken.json")
+# Of the rules below. A version keeps the id that it was stored with: what was stored under older rules is
+# compared by computing it anew (`controller/wiring/launches.py`), never by its id.
+SCHEME = 2
+_OLDEST_SCHEME = 1
+_PIECES = ("tokenizer", "template", "quantization", "processor", "code", "files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +60,44 @@ class Fingerprint:
     family: str  # model_type, such as llama; the URL of an external endpoint
     parts: tuple[tuple[str, str], ...]
     sampling: tuple[tuple[str, str], ...]  # generation_config's defaults, values as JSON
-    engine: tuple[tuple[str, str], ...]  # engine arguments, values as JSON
+    engine: tuple[tuple[str, str], ...]  # engine arguments, values as JSON; `NAME content`: of a named file
     tensor_bytes: int  # 0 for an external endpoint
     parameters: int
+    scheme: int = _OLDEST_SCHEME  # of the rules that computed it
+    files: tuple[tuple[str, str], ...] = ()  # digests of side files by name, to name them; in `parts` too
+    vocabulary: tuple[int, ...] = ()  # sketch, to compare; (): not known
+    vocabulary_size: int = 0  # of config.json; 0: not known
 
     @property
     def digest(self) -> str:
         """64 hex digits over all fields but the sizes, which follow from them."""
-        return _digest([self.kind, self.family, list(self.parts), list(self.sampling), list(self.engine)])
+        identity: list[object] = [
+            self.kind,
+            self.family,
+            list(self.parts),
+            list(self.sampling),
+            list(self.engine),
+        ]
+        return digest([self.scheme, *identity] if self.scheme != _OLDEST_SCHEME else identity)
 
     @property
     def version_id(self) -> str:
         """`v-` and ten hex digits."""
         return f"v-{self.digest[:10]}"
 
+    @property
+    def is_current(self) -> bool:
+        """Whether it was computed by today's rules, so that it compares with a fresh one."""
+        return self.scheme == SCHEME or self.kind == "external"
+
     def part(self, name: str) -> str:
         """The digest of one part; empty: the version has no such part."""
         return dict(self.parts).get(name, "")
+
+    def on_release(self, release: str) -> Fingerprint:
+        """The same version run by another engine release."""
+        parts = {**dict(self.parts), "engine_release": release}
+        return replace(self, parts=tuple(sorted(parts.items())))
 
 
 def known_architectures() -> frozenset[str]:
@@ -86,15 +105,16 @@ def known_architectures() -> frozenset[str]:
     return frozenset(json.loads((Path(__file__).parent / "architectures.json").read_text()))
 
 
-def fingerprint_external(url: str) -> Fingerprint:
-    """Fingerprint of an external endpoint: its URL is all that is known of it."""
-    return Fingerprint("external", "", url.rstrip("/"), (("url", _digest(url.rstrip("/"))),), (), (), 0, 0)
+def fingerprint_external(url: str, model: str | None = None) -> Fingerprint:
+    """Fingerprint of an external endpoint: its URL and the model's name there are all that is known of it."""
+    address = url.rstrip("/") if model is None else f"{url.rstrip('/')} {model}"
+    return Fingerprint("external", "", address, (("url", digest(address)),), (), (), 0, 0)
 
 
 def fingerprint_checkpoint(
     path: Path,
     *,
-    engine_arguments: Mapping[str, bool | int | float | str] | None = None,
+    engine_arguments: Mapping[str, Json] | None = None,
     engine_release: str = "",
     architectures: Collection[str] | None = None,
     cache: MutableMapping[str, str] | None = None,
@@ -104,44 +124,47 @@ def fingerprint_checkpoint(
     architectures: those that the engine supports; None: any. cache: read and written; None: hash everything.
     Raises BadCheckpoint with one line when the directory is missing, broken or cannot be served.
     """
-    if not path.is_dir():
-        raise BadCheckpoint(f"checkpoint {path} is not a directory; give the folder that holds config.json")
-    if (path / "adapter_config.json").is_file():
-        raise BadCheckpoint(f"checkpoint {path} is a LoRA adapter; merge it into its base first")
-    config = _object(path / "config.json", needed=True)
+    cache = {} if cache is None else cache
+    files = _files(path)
+    config = read_object(files["config.json"])
     architecture = _architecture(path, config, architectures)
-    tensors, size, parameters = _tensors(path, {} if cache is None else cache)
-    tokenizer, template, special = _tokenizer(path)
-    generation = _object(path / "generation_config.json")
-    special += [_only(config, _SPECIAL), _only(generation, _SPECIAL)]
-    rope = {key: value for key, value in config.items() if "rope" in key}
-    sizes = _only(config, _SIZES)
-    quantization = config.get("quantization_config")
-    separate = {"quantization_config", "torch_dtype", "dtype", "architectures", *rope, *sizes}
-    separate |= _SPECIAL | _NOISE
+    tensors, size, parameters = _tensors(path, cache)
+    model = read_config(config)
+    generation = read_object(files.get("generation_config.json"))
+    sides, vocabulary = _side_files(path, files, cache)
     parts = {
         "tensors": tensors,
-        "tokenizer": _digest(tokenizer),
-        "template": _digest(template),
-        "special_tokens": _digest(special),
-        "sizes": _digest(sizes),
-        "config": _digest([architecture, {key: config[key] for key in config if key not in separate}]),
-        "rope": _digest(rope),
-        "quantization": _digest(quantization) if quantization is not None else "",
-        "dtype": _digest(config.get("torch_dtype", config.get("dtype"))),
+        **_part_digests(model, architecture, sides),
+        "special_tokens": digest([_special_tokens(files), dict(model.special), _only(generation, SPECIAL)]),
         "engine_release": engine_release,
     }
-    sampling = {key: generation[key] for key in generation if key not in _SPECIAL | _NOISE}
+    sampling = {key: value for key, value in generation.items() if key not in SPECIAL | NOISE}
     return Fingerprint(
         kind="checkpoint",
         architecture=architecture,
         family=str(config.get("model_type", architecture)),
         parts=tuple(sorted(parts.items())),
         sampling=_pairs(sampling),
-        engine=_pairs(engine_arguments or {}),
+        engine=_engine(engine_arguments or {}, cache),
         tensor_bytes=size,
         parameters=parameters,
+        scheme=SCHEME,
+        files=tuple(sorted((name, value) for group in sides.values() for name, value in group.items())),
+        vocabulary=vocabulary,
+        vocabulary_size=_vocabulary_size(config),
     )
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The files that an engine may read, config.json among them. Raises BadCheckpoint."""
+    if not path.is_dir():
+        raise BadCheckpoint(f"checkpoint {path} is not a directory; give the folder that holds config.json")
+    files = relevant_files(path)
+    if "adapter_config.json" in files:
+        raise BadCheckpoint(f"checkpoint {path} is a LoRA adapter; merge it into its base first")
+    if "config.json" not in files:
+        raise BadCheckpoint(f"checkpoint {path} has no config.json; give a complete checkpoint")
+    return files
 
 
 def _architecture(path: Path, config: Mapping[str, Json], supported: Collection[str] | None) -> str:
@@ -156,168 +179,194 @@ def _architecture(path: Path, config: Mapping[str, Json], supported: Collection[
     return listed[0]
 
 
+def _part_digests(
+    model: ModelConfig, architecture: str, sides: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
+    quantization = [model.quantization, dict(sides["quantization"])]
+    return {
+        "sizes": digest(dict(model.sizes)),
+        "config": digest([architecture, dict(model.rest)]),
+        "rope": digest(dict(model.rope)),
+        "quantization": digest(quantization) if quantization != [None, {}] else "",
+        "dtype": digest(model.dtype),
+        **{name: digest(sides[name]) for name in ("tokenizer", "template")},
+        **{name: digest(sides[name]) if sides[name] else "" for name in ("processor", "code", "files")},
+    }
+
+
 # --- tensors
 
 
 def _tensors(path: Path, cache: MutableMapping[str, str]) -> tuple[str, int, int]:
     """(digest, bytes, elements) over all tensors of the checkpoint."""
     tensors: dict[str, list[Json]] = {}
-    for file in _tensor_files(path):
-        stat = file.stat()
-        key = f"{file.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
-        if key not in cache:
-            try:
-                cache[key] = json.dumps(_hash_file(file, stat.st_size))
-            except OSError as exc:
-                raise BadCheckpoint(f"{file} cannot be read ({exc.strerror}); check its permissions") from exc
-        tensors.update(json.loads(cache[key]))
+    try:
+        files = weight_files(path)
+        if not files:
+            raise BadCheckpoint(f"checkpoint {path} holds {_other_weights(path)}; convert it to safetensors")
+        # Headers first: a broken file is named before the first of 140 GB is read.
+        check_index(path, {file.name: tensor_places(file) for file in files})
+        for file in files:
+            tensors.update(cached(file, "", cache, _hash_tensors))
+    except WeightsError as exc:
+        raise BadCheckpoint(str(exc)) from exc
     listed = sorted(tensors.items())
-    size = sum(_number(entry[3]) for _, entry in listed)
-    elements = sum(_number(entry[4]) for _, entry in listed)
-    return _digest([[name, *entry[:3]] for name, entry in listed]), size, elements
+    size, elements = (sum(int(entry[index]) for _, entry in listed) for index in (3, 4))
+    return digest([[name, *entry[:3]] for name, entry in listed]), size, elements
 
 
-def _tensor_files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = _object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BadCheckpoint(f"{index} has no weight_map; copy the checkpoint again")
-        files = sorted({path / str(name) for name in weight_map.values()})
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise BadCheckpoint(
-                f"checkpoint {path} lacks {len(missing)} of {len(files)} tensor files ({missing[0]}); "
-                "copy it again"
-            )
-        return files
-    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))
-    if not files:
-        others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in path.glob(pattern))
-        content = f"only {others[0]}" if others else "no tensors"
-        raise BadCheckpoint(f"checkpoint {path} holds {content}; convert it to safetensors")
-    return files
+def _other_weights(path: Path) -> str:
+    others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in path.glob(kind))
+    return f"only {others[0]}" if others else "no tensors"
 
 
-def _hash_file(file: Path, size: int) -> dict[str, list[Json]]:
+def _hash_tensors(file: Path) -> dict[str, list[Json]]:
     """Tensor name -> [dtype, shape, digest of its bytes, number of bytes, number of elements]."""
     tensors: dict[str, list[Json]] = {}
+    places = tensor_places(file)
     with file.open("rb") as stream:
-        header, start = _header(file, stream, size)
-        for name, (dtype, shape, begin, end) in sorted(header.items(), key=lambda item: item[1][2]):
-            stream.seek(start + begin)
-            digest, remaining = hashlib.sha256(), end - begin
+        for name, place in sorted(places.items(), key=lambda item: item[1].begin):
+            stream.seek(place.begin)
+            hashed, remaining = hashlib.sha256(), place.end - place.begin
             while remaining > 0:
                 chunk = stream.read(min(CHUNK_BYTES, remaining))
                 if not chunk:
                     raise BadCheckpoint(f"{file} was truncated while it was read; copy it again")
-                digest.update(chunk)
+                hashed.update(chunk)
                 remaining -= len(chunk)
-            tensors[name] = [dtype, list(shape), digest.hexdigest(), end - begin, math.prod(shape)]
+            size = place.end - place.begin
+            tensors[name] = [place.dtype, list(place.shape), hashed.hexdigest(), size, place.elements]
     return tensors
 
 
-def _header(
-    file: Path, stream: BinaryIO, size: int
-) -> tuple[dict[str, tuple[str, tuple[int, ...], int, int]], int]:
-    """(name -> (dtype, shape, begin, end), offset of the data). Raises BadCheckpoint when malformed."""
-    length = int.from_bytes(stream.read(8), "little")
-    if size < 8 or length > MAX_HEADER_BYTES or length > size - 8:
-        raise BadCheckpoint(f"{file} is truncated inside its header ({gib(size)}); copy it again")
-    try:
-        raw = json.loads(stream.read(length))
-        header = {
-            str(name): (
-                str(entry["dtype"]),
-                tuple(int(side) for side in entry["shape"]),
-                int(entry["data_offsets"][0]),
-                int(entry["data_offsets"][1]),
-            )
-            for name, entry in raw.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
-        raise BadCheckpoint(f"{file} has no readable safetensors header; copy it again") from exc
-    expected = 8 + length + max((end for *_, end in header.values()), default=0)
-    if expected > size:
-        raise BadCheckpoint(f"{file} is truncated: {size} bytes of {expected}; copy it again")
-    if any(begin < 0 or end < begin for *_, begin, end in header.values()):
-        raise BadCheckpoint(f"{file} has tensors that end before they begin; copy it again")
-    return header, 8 + length
+# --- side files
 
 
-# --- tokenizer, template, special tokens
-
-
-def _tokenizer(path: Path) -> tuple[list[Json], Json, list[Json]]:
-    """(tokenizer, chat template, special tokens), each as values to digest."""
-    present = [name for name in _TOKENIZER_FILES if (path / name).is_file()]
-    if not present:
-        raise BadCheckpoint(f"checkpoint {path} has no tokenizer; add tokenizer.json or tokenizer.model")
-    settings = _object(path / "tokenizer_config.json")
-    special: list[Json] = [_object(path / "special_tokens_map.json"), _object(path / "added_tokens.json")]
-    special.append({key: settings[key] for key in sorted(settings) if key.endswith("_token")})
-    special.append(settings.get("added_tokens_decoder"))
-    rest = {
+def _side_files(
+    path: Path, files: Mapping[str, Path], cache: MutableMapping[str, str]
+) -> tuple[dict[str, dict[str, str]], tuple[int, ...]]:
+    """(digest by file name, by group; sketch of the vocabulary). Raises BadCheckpoint without a tokenizer."""
+    groups: dict[str, dict[str, str]] = {name: {} for name in _PIECES}
+    weights = {file.name for file in weight_files(path)}
+    sketches: dict[str, tuple[int, ...]] = {}
+    for name, file in files.items():
+        if name in weights or name in PARSED:
+            continue
+        group = group_of(name)
+        if group == "tokenizer":
+            groups[group][name], sketch = cached(file, "tokenizer|", cache, _tokenizer_file)
+            sketches[name] = tuple(sketch)
+        else:
+            groups[group][name] = cached(file, "file|", cache, file_digest)
+    if not groups["tokenizer"]:
+        raise BadCheckpoint(
+            f"checkpoint {path} has no tokenizer; add tokenizer.json, tokenizer.model, tekken.json, a "
+            "*.tiktoken file, or vocab.json with merges.txt"
+        )
+    settings = read_object(files.get("tokenizer_config.json"))
+    kept = {
         key: value
         for key, value in settings.items()
-        if not key.endswith("_token") and key not in {"chat_template", "added_tokens_decoder", *_NOISE}
+        if not key.endswith("_token") and key not in {"chat_template", "added_tokens_decoder", *NOISE}
     }
-    jinja = path / "chat_template.jinja"
-    template: Json = _text(jinja) if jinja.is_file() else settings.get("chat_template")
-    files: list[Json] = []
-    for name in present:
-        text: Json = _object(path / name) if name.endswith(".json") else _file_digest(path / name)
-        files.append([name, text])
-    return [*files, rest], template, special
+    groups["tokenizer"]["tokenizer_config.json"] = digest(kept)
+    groups["template"] |= {name: digest(text) for name, text in _templates(files, settings).items()}
+    usual = (*VOCABULARY_FILES, *sorted(sketches))
+    return groups, next((sketches[name] for name in usual if sketches.get(name)), ())
 
 
-# --- reading
+def _tokenizer_file(file: Path) -> list[Json]:
+    """[digest, sketch of its vocabulary]; of JSON its values are hashed, not how they are written."""
+    data = file.read_bytes()
+    sketch = vocabulary_sketch(tokens_in(file.name, data))
+    value = (
+        normal_tokenizer(read_object(file)) if file.suffix == ".json" else hashlib.sha256(data).hexdigest()
+    )
+    return [digest(value), list(sketch)]
 
 
-def _object(file: Path, *, needed: bool = False) -> dict[str, Json]:
-    """The JSON object in `file`; empty when the file is missing and not needed. Raises BadCheckpoint."""
-    if not file.is_file():
-        if needed:
-            raise BadCheckpoint(f"checkpoint {file.parent} has no {file.name}; give a complete checkpoint")
-        return {}
+def _templates(files: Mapping[str, Path], settings: Mapping[str, Json]) -> dict[str, Json]:
+    """The chat templates by name, wherever they are written: chat_template.jinja wins, as in the engine."""
+    listed = settings.get("chat_template")
+    if isinstance(listed, list):
+        named = {str(one.get("name")): one.get("template") for one in listed if isinstance(one, Mapping)}
+    else:
+        named = {"default": listed} if listed is not None else {}
+    if "chat_template.jinja" in files:
+        named["default"] = read_text(files["chat_template.jinja"])
+    if "chat_template.json" in files:
+        of_processor = read_object(files["chat_template.json"]).get("chat_template")
+        if of_processor != named.setdefault("default", of_processor):
+            named["processor"] = of_processor
+    return named
+
+
+def _special_tokens(files: Mapping[str, Path]) -> list[Json]:
+    settings = read_object(files.get("tokenizer_config.json"))
+    named = {**read_object(files.get("special_tokens_map.json")), **settings}
+    tokens = {
+        key: _content(value) for key, value in named.items() if key.endswith("_token") and value is not None
+    }
+    extra = named.get("additional_special_tokens", named.get("extra_special_tokens"))
+    listed = [_content(one) for one in extra] if isinstance(extra, list) else extra
+    return [tokens, listed, read_object(files.get("added_tokens.json")), settings.get("added_tokens_decoder")]
+
+
+def _content(token: Json) -> Json:
+    """The text of a special token, which is written alone or as an object."""
+    return token["content"] if isinstance(token, Mapping) and "content" in token else token
+
+
+# --- engine arguments
+
+
+def _engine(arguments: Mapping[str, Json], cache: MutableMapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The arguments in normal form, and the digests of the files and folders that they name."""
+    values = {name: canonical_value(name, value) for name, value in arguments.items()}
+    contents = {
+        f"{name} content": digest(found)
+        for name, value in values.items()
+        if (found := [_content_digest(Path(text), cache) for text in _paths(value)])
+    }
+    return _pairs({**values, **contents})
+
+
+def _paths(value: Json) -> list[str]:
+    """The existing absolute paths in a value, also behind the `=` of NAME=PATH."""
+    if isinstance(value, Mapping):
+        return [path for inner in value.values() for path in _paths(inner)]
+    if isinstance(value, list):
+        return [path for inner in value for path in _paths(inner)]
+    if not isinstance(value, str):
+        return []
+    text = value.rsplit("=", 1)[-1].strip()
     try:
-        value = json.loads(_text(file))
-    except ValueError as exc:
-        raise BadCheckpoint(f"{file} is not JSON ({exc}); copy the checkpoint again") from exc
-    if not isinstance(value, dict):
-        raise BadCheckpoint(f"{file} is not a JSON object; copy the checkpoint again")
-    return value
+        return [text] if text.startswith("/") and Path(text).exists() else []
+    except (OSError, ValueError):
+        return []
 
 
-def _text(file: Path) -> str:
+def _content_digest(path: Path, cache: MutableMapping[str, str]) -> Json:
+    if path.is_dir():
+        return {
+            name: cached(file, "file|", cache, file_digest) for name, file in relevant_files(path).items()
+        }
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise BadCheckpoint(
-            f"{file} cannot be read ({exc}); check its permissions, or copy it again"
-        ) from exc
+        require_present(path)
+    except WeightsError as exc:
+        raise BadCheckpoint(str(exc)) from exc
+    return cached(path, "file|", cache, file_digest)
 
 
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _vocabulary_size(config: Mapping[str, Json]) -> int:
+    nested = config.get("text_config")
+    size = config.get("vocab_size", nested.get("vocab_size") if isinstance(nested, Mapping) else None)
+    return size if isinstance(size, int) else 0
 
 
 def _only(values: Mapping[str, Json], keys: Collection[str]) -> dict[str, Json]:
     return {key: values[key] for key in sorted(values) if key in keys}
 
 
-def _pairs(
-    values: Mapping[str, Json] | Mapping[str, bool | int | float | str],
-) -> tuple[tuple[str, str], ...]:
+def _pairs(values: Mapping[str, Json]) -> tuple[tuple[str, str], ...]:
     return tuple((key, json.dumps(values[key], sort_keys=True)) for key in sorted(values))
-
-
-def _number(value: Json) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

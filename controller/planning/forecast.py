@@ -14,7 +14,7 @@ from typing import Any
 from controller.errors import BadInput, CanaryctlError
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.ladder import gate_stages
-from controller.quantities import FULL_BP, duration, percent
+from controller.quantities import FULL_BP, duration, figure, percent
 from controller.rollout.plan import Plan
 from controller.spec.policy import PolicySpec
 from evaluation.forecast.detectable_effect import detects_nothing
@@ -23,6 +23,7 @@ from evaluation.forecast.stages import MAX_RUNS, StageForecast, simulate_plan
 
 FORECAST_KEYS = ("rate", "unit_requests", "users", "quick")
 MAX_RATE = 1e6
+NOTABLE_SESSION = 0.2  # of a stage's deadline: from there on the wait for sessions to end is worth naming
 
 
 class NotSimulated(CanaryctlError):
@@ -94,9 +95,9 @@ def traffic_model(
 
 def describe_traffic(traffic: TrafficModel) -> str:
     """The traffic as `5 requests/s, 3.2 a unit, 900 returning users`."""
-    unit = "each its own unit" if traffic.unit_requests == 1 else f"{traffic.unit_requests:.3g} a unit"
+    unit = "each its own unit" if traffic.unit_requests == 1 else f"{figure(traffic.unit_requests, 3)} a unit"
     users = f", {traffic.users} returning users" if traffic.users is not None else ""
-    return f"{traffic.requests_per_s:.3g} requests/s, {unit}{users}"
+    return f"{figure(traffic.requests_per_s, 3)} requests/s, {unit}{users}"
 
 
 def gated_metrics(policy: PolicySpec) -> Collection[str]:
@@ -119,16 +120,41 @@ def underpowered_stages(plan: Plan, policy: PolicySpec, traffic: TrafficModel) -
             baseline=traffic.baseline,
         ):
             lines.append(
-                f"stage {number}: {percent(stage.weight_bp)} of {rate:.3g} requests/s gives the canary "
-                f"{requests:.2g} requests by the deadline, {duration(round(stage.deadline_s))}, too few to "
-                "detect any harm; raise its weight or its deadline"
+                f"stage {number}: {percent(stage.weight_bp)} of {figure(rate, 3)} requests/s gives the "
+                f"canary {figure(requests, 2)} requests by the deadline, "
+                f"{duration(round(stage.deadline_s))}, too few to detect any harm; raise its weight or its "
+                "deadline"
             )
     return tuple(lines)
 
 
-def refusals(stages: Sequence[StageForecast]) -> tuple[str, ...]:
+def refusals(
+    stages: Sequence[StageForecast], plan: Plan, policy: PolicySpec, traffic: TrafficModel
+) -> tuple[str, ...]:
     """One line for each stage that can prove nothing. Empty: the plan can be run."""
-    return tuple(f"stage {one.stage + 1}: {one.refusal}" for one in stages if one.refusal is not None)
+    refused = [(one.stage, one.refusal) for one in stages if one.refusal is not None]
+    return tuple(
+        f"stage {index + 1}: {_session_cause(plan.stages[index].deadline_s, policy, traffic, refusal)}"
+        for index, refusal in refused
+    )
+
+
+def _session_cause(deadline_s: float, policy: PolicySpec, traffic: TrafficModel, refusal: str) -> str:
+    """The refusal with what may be behind it: a sticky unit's requests count when its session has ended."""
+    session_s = policy.gate_policy().session_s
+    if not traffic.is_sticky or session_s < NOTABLE_SESSION * deadline_s:
+        return refusal
+    remedy = "shorten session, raise the deadline, or set units: request in the policy"
+    session, deadline = duration(round(session_s)), duration(round(deadline_s))
+    if session_s >= deadline_s:
+        return (
+            f"a user's requests count once the session has ended, session is {session} and the deadline "
+            f"{deadline}, so none counts in time; {remedy}"
+        )
+    return (
+        f"{refusal}; {session} of the {deadline} to the deadline pass before a session ends and its requests "
+        f"count: {remedy}"
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -16,7 +16,7 @@ from controller.rollout.observation import (
 )
 from controller.rollout.plan import Stage
 from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Phase, RolloutState, StageExit
-from evaluation.report import Verdict
+from evaluation.report import Source, Verdict
 
 
 def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
@@ -43,7 +43,8 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
             return ready >= state.canary.replicas and _is_revocable(state, seen)
         case Phase.BAKING:
             is_over = now_s - state.entered_at_s >= plan.bake_s
-            is_readable = seen.evidence is not None and state.unreadable_since_s is None
+            has_evidence = plan.undo or seen.evidence is not None
+            is_readable = has_evidence and state.unreadable_since_s is None
             return is_over and is_readable and ready >= state.canary.replicas
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return False
@@ -52,8 +53,12 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
 
 
 def _is_revocable(state: RolloutState, seen: Observation) -> bool:
-    """True: stable could take all traffic back, and the data plane applies what was published."""
-    return state.unreadable_since_s is None and ready_replicas(seen, state.stable.id) > 0
+    """True: stable could take all traffic back, and the data plane applies what was published.
+
+    An undo does not wait for stable: it may be what is wrong.
+    """
+    has_stable = state.plan.undo or ready_replicas(seen, state.stable.id) > 0
+    return state.unreadable_since_s is None and has_stable
 
 
 def _has_passed(state: RolloutState, seen: Observation) -> bool:
@@ -72,6 +77,9 @@ def stage_exit(state: RolloutState, seen: Observation, now_s: float) -> StageExi
     if evidence is None or evidence.stage != state.stage:
         return None
     if evidence.canary_requests < stage.min_canary or now_s - state.acked_at_s < stage.duration_s:
+        return None
+    # A proof from before a metric stopped says nothing of what the canary does since.
+    if any(gate.source is Source.STOPPED and not gate.is_alarm for gate in evidence.gates):
         return None
     if evidence.verdict is Verdict.PASS:
         return "proven"
@@ -94,15 +102,17 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return Cause(CauseKind.TOMBSTONE, "a direct rollback left a tombstone in the route table")
     probe = probe_status(state, seen)
     if probe is not None and probe.phase == "failed":
-        return Cause(CauseKind.GUARD, f"{probe.kind.value} failed: {probe.detail}")
+        return Cause(CauseKind.PROBE, f"{probe.kind.value} failed: {probe.detail}")
     if state.phase in (Phase.PLANNING, Phase.PREFLIGHT):
         return _deadline_cause(state, seen, now_s)
     canary = version_status(seen, state.canary.id)
     if canary is not None and canary.phase is VersionPhase.FAILED:
-        return Cause(CauseKind.GUARD, f"the canary's engine failed: {canary.last_error or 'no error given'}")
+        return Cause(CauseKind.ENGINE, f"the canary's engine failed: {canary.last_error or 'no error given'}")
     if state.phase is Phase.UNLOADING:
         return None
-    if state.phase in LIVE and seen.evidence is not None:
+    # Out of an undo there is a way back only while the version that it replaces still answers.
+    has_way_back = not state.plan.undo or ready_replicas(seen, state.stable.id) > 0
+    if state.phase in LIVE and seen.evidence is not None and has_way_back:
         harm = _harm(seen.evidence)
         if harm is not None:
             return harm
@@ -110,8 +120,8 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
     if state.unreadable_since_s is not None and now_s - state.unreadable_since_s >= plan.unreadable_s:
         text = f"the data plane was unreadable or did not apply the split for {plan.unreadable_s:g} s"
         return Cause(CauseKind.UNREADABLE, text)
-    if state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
-        return Cause(CauseKind.GUARD, f"no canary replica was ready for {plan.unready_s:g} s")
+    if has_way_back and state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
+        return Cause(CauseKind.ENGINE, f"no canary replica was ready for {plan.unready_s:g} s")
     return _deadline_cause(state, seen, now_s)
 
 
@@ -140,7 +150,9 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
             return Cause(CauseKind.MISSING, f"at the stage's deadline: {missing}")
         return None
     spent_s = max(0.0, now_s - state.entered_at_s)
-    return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s")
+    canary = version_status(seen, state.canary.id)
+    why = f": {canary.last_error}" if canary is not None and canary.last_error else ""
+    return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s{why}")
 
 
 def missing_evidence(seen: Observation) -> str:

@@ -57,7 +57,7 @@ def _shift(state: RolloutState, departure: Departure, seen: Observation, now_s: 
     spent_ms = _spent_ms(departure, now_s)
     if is_applied(seen, desired_split(state)) or not state.exposed:
         how = seen.split.how if state.exposed and seen.split is not None else "never exposed"
-        text = f"all traffic is on {departure.staying} ({how}, {spent_ms:.0f} ms)"
+        text = f"all traffic is on {state.title(departure.staying)} ({how}, {spent_ms:.0f} ms)"
         departure = replace(departure, traffic_shift_ms=spent_ms)
         return _next_step(state, departure, DepartureStep.DRAIN, now_s, text)
     if not state.is_late(now_s):
@@ -97,18 +97,22 @@ def _unload(state: RolloutState, departure: Departure, seen: Observation, now_s:
         departure = replace(departure, unload_ms=_spent_ms(departure, now_s), total_ms=total_ms)
         return _complete(replace(state, departure=departure), departure, now_s)
     if state.is_late(now_s):
-        text = f"{departure.leaving} gets no traffic, but its memory release was not confirmed within "
-        text += f"{state.plan.unload_s:g} s; {departure.staying} serves; find the process and stop it"
+        text = (
+            f"{state.title(departure.leaving)} gets no traffic, but its memory release was not confirmed "
+            f"within {state.plan.unload_s:g} s; {state.title(departure.staying)} serves; find the process "
+            "and stop it"
+        )
         return end(state, Phase.FAILED, now_s, text)
     return state
 
 
 def _complete(state: RolloutState, departure: Departure, now_s: float) -> RolloutState:
+    staying, leaving = state.title(departure.staying), state.title(departure.leaving)
     if state.phase is Phase.UNLOADING:
-        text = f"{departure.staying} is stable, {departure.leaving} is unloaded{unproven(state)}"
+        text = f"{staying} is stable, {leaving} is unloaded{unproven(state)}"
         return end(state, Phase.SUCCEEDED, now_s, twin_report(state) if state.plan.twin else text)
     why = f"{state.cause.kind.value}: {state.cause.text}" if state.cause is not None else "rolled back"
-    text = f"{why}; {departure.staying} serves, {departure.leaving} is unloaded"
+    text = f"{why}; {staying} serves, {leaving} is unloaded"
     return end(state, Phase.ROLLED_BACK, now_s, text)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
+from controller.quantities import duration
 from controller.rollout.actions import Action, Notify
 from controller.rollout.observation import Alarm, Observation
 from controller.rollout.state import (
@@ -18,7 +19,9 @@ from controller.rollout.state import (
     Phase,
     RolloutState,
 )
+from evaluation.report import GateReport, Source
 
+EXTERNAL_LOAD_S = 120.0  # an endpoint that is not ours has nothing to load: it answers, or it does not
 MAX_NOTICE_AGE_S = 600.0  # a notifier that fails for longer loses the notice; the log keeps it
 
 
@@ -53,9 +56,10 @@ def time_limit_s(state: RolloutState) -> float | None:
         }[state.departure.step]
     if state.phase is Phase.STAGE:
         return plan.stages[state.stage].deadline_s
+    load_s = min(plan.load_s, EXTERNAL_LOAD_S) if state.canary.external else plan.load_s
     return {
         Phase.PREFLIGHT: plan.preflight_s,
-        Phase.LOADING: plan.load_s,
+        Phase.LOADING: load_s,
         Phase.WARMING: plan.warm_s,
         Phase.SMOKE: plan.smoke_s,
         Phase.PROMOTING: plan.promote_s if state.weight_bp == plan.promoted_bp else plan.load_s,
@@ -104,6 +108,32 @@ def publish_alarms(state: RolloutState, alarms: Iterable[Alarm], now_s: float) -
             state = replace(state, alarmed=(*state.alarmed, alarm.key))
             state = notice(log(state, now_s, text), f"alarm-{alarm.key}", "info", text, now_s)
     return state
+
+
+def publish_sources(state: RolloutState, gates: Iterable[GateReport], now_s: float) -> RolloutState:
+    """Log and page once when the metric of a deciding gate does not arrive, and log when it does again."""
+    for gate in {gate.gate: gate for gate in gates if not gate.is_alarm}.values():
+        key = f"source/{gate.gate}"
+        is_published = key in state.alarmed
+        if gate.source is Source.ARRIVES and is_published:
+            state = replace(state, alarmed=tuple(one for one in state.alarmed if one != key))
+            state = log(state, now_s, f"{gate.gate}: {gate.metric} arrives again")
+        elif gate.source is not Source.ARRIVES and not is_published:
+            text = f"{state.service}: {source_text(gate, now_s)}; nothing is promoted until it arrives"
+            state = replace(state, alarmed=(*state.alarmed, key))
+            since = f"{gate.last_value_s:.0f}" if gate.last_value_s is not None else "start"
+            state = notice(log(state, now_s, text), f"source-{gate.gate}-{since}", "page", text, now_s)
+    return state
+
+
+def source_text(gate: GateReport, now_s: float) -> str:
+    """`quality NOT JUDGED: quality stopped arriving 5 min ago`."""
+    if gate.source is Source.STOPPED and gate.last_value_s is not None:
+        ago = duration(max(0, round(now_s - gate.last_value_s)))
+        return f"{gate.gate} NOT JUDGED: {gate.metric} stopped arriving {ago} ago"
+    if gate.source is Source.STOPPED:
+        return f"{gate.gate} NOT JUDGED: {gate.metric} stopped arriving"
+    return f"{gate.gate} NOT JUDGED: {gate.metric} has not arrived"
 
 
 def drop_delivered(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:

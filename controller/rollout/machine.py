@@ -12,6 +12,7 @@ Rules:
    transition per tick.
 2. The weight rises only after PASS (of this stage, on its own units), after a waiver by a named operator or
    admin, or, where the plan allows it, at the stage's deadline on point estimates, recorded as not proven.
+   An undo has no stages: a version that served before gets all traffic after its smoke test, not proven.
    A rollback is allowed from every phase and takes precedence over a forward move in the same tick.
 3. Going up: capacity first, then traffic. Going down: traffic to 0, acknowledged and fenced; then drain, then
    take over; then unload until the memory release is confirmed. No version is stopped while it may get
@@ -26,12 +27,15 @@ Rules:
    any two lines loses nothing, and an empty set means that the data plane is as desired.
 8. A phase whose condition is met is not ended by its deadline. After a controller restart deadlines start
    again (a stage gets one planned duration more): the canary is not blamed for the controller's absence.
+   Only time that ticks saw counts: not a clock that was set, not a controller that stood still.
 
+An undo ends as a promotion does, and no condition of it depends on stable, which may be the fault.
 Promotion ends with the new version as stable in the route table: weight 10,000 minus the holdback, bake, then
 one table with stable=new and canary=None, then the old version is drained and unloaded as in rule 3.
 A twin run ends after its last stage: one table with stable alone, then the twin leaves in the same order.
 
-`conditions.py` evaluates, `departure.py` advances a leaving version, `desired.py` derives the actions.
+`elapsed.py` keeps time, `conditions.py` evaluates, `departure.py` advances a leaving version, `desired.py`
+derives the actions.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ from controller.rollout.actions import Action
 from controller.rollout.conditions import is_done, missing_evidence, reason_to_leave, stage_exit
 from controller.rollout.departure import advance_departure
 from controller.rollout.desired import desired_actions, desired_split
+from controller.rollout.elapsed import carry_over
 from controller.rollout.journal import (
     drop_delivered,
     end,
@@ -55,6 +60,7 @@ from controller.rollout.journal import (
     notice,
     notices,
     publish_alarms,
+    publish_sources,
     release,
     time_limit_s,
 )
@@ -62,8 +68,10 @@ from controller.rollout.observation import (
     CommandKind,
     ManualCommand,
     Observation,
+    VersionPhase,
     is_applied,
     ready_replicas,
+    version_status,
 )
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import (
@@ -80,23 +88,37 @@ from controller.rollout.twin_report import passed_stage
 
 
 def begin(
-    rollout: str, service: str, *, stable: VersionRef, canary: VersionRef, plan: Plan, now_s: float
+    rollout: str,
+    service: str,
+    *,
+    stable: VersionRef,
+    canary: VersionRef,
+    plan: Plan,
+    now_s: float,
+    byline: str = "",
 ) -> RolloutState:
-    """A new rollout with its plan pinned. Raises BadInput when both arms are one version."""
+    """A new rollout with its plan pinned. byline: who started it and why, for the log.
+
+    Raises BadInput when both arms are one version.
+    """
     if stable.id == canary.id:
-        raise BadInput(f"{canary.id} is in production already; deploy another version")
+        raise BadInput(f"{canary.title} is in production already; deploy another version")
     state = RolloutState(rollout, service, stable, canary, plan, Phase.PLANNING, now_s, None, "", now_s)
+    state = replace(state, ticked_at_s=now_s)
     if plan.twin:
-        text = f"twin run of {stable.id}: stable against itself, nothing will be promoted"
+        text = f"twin run of {stable.title}: stable against itself, nothing will be promoted"
         return enter(state, Phase.PLANNING, now_s, text)
-    return enter(state, Phase.PLANNING, now_s, f"{stable.id} -> {canary.id}, {plan.risk} risk")
+    if plan.undo:
+        text = f"undo: {canary.title} served before and replaces {stable.title} without proof"
+        return enter(state, Phase.PLANNING, now_s, "; ".join((text, *plan.reasons)))
+    text = f"{stable.title} -> {canary.title}, {plan.risk} risk"
+    return enter(state, Phase.PLANNING, now_s, f"{text}; {byline}" if byline else text)
 
 
 def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Action, ...]]:
     """The next state, and all actions that it desires and does not observe yet."""
-    last_s = state.log[-1].at_s if state.log else state.entered_at_s
-    now_s = seen.now_s if math.isfinite(seen.now_s) else last_s
-    state = drop_delivered(state, seen, now_s)
+    now_s = seen.now_s if math.isfinite(seen.now_s) else state.ticked_at_s
+    state = drop_delivered(carry_over(state, seen, now_s), seen, now_s)
     if state.is_final:
         return state, notices(state)
     commanded = _apply_commands(state, seen, now_s)
@@ -110,6 +132,8 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
     state = _update_timers(state, seen, now_s)
     if seen.evidence is not None:
         state = publish_alarms(state, seen.evidence.alarms, now_s)
+        if state.phase in LIVE:
+            state = publish_sources(state, seen.evidence.gates, now_s)
     cause = reason_to_leave(state, seen, now_s)
     if cause is None:
         return _advance(state, seen, now_s)
@@ -153,14 +177,19 @@ def _apply_command(state: RolloutState, command: ManualCommand, now_s: float) ->
             return _roll_back(log(state, now_s, text, actor), cause, now_s)
         case CommandKind.PAUSE if not is_leaving:
             return hold(log(state, now_s, text, actor), HoldKind.PAUSE, command.reason, now_s, actor)
-        case CommandKind.RESUME if not is_leaving:
+        case CommandKind.RESUME if any(hold.kind is HoldKind.PAUSE for hold in state.holds):
             return release(log(state, now_s, text, actor), HoldKind.PAUSE)
         case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.twin:
             return log(state, now_s, f"{text}; no effect in a twin run", actor)
+        case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.undo:
+            return log(state, now_s, f"{text}; no effect in an undo, which has no stages", actor)
         case CommandKind.PROMOTE if state.phase is Phase.STAGE:
             waived = max(state.waived_through, state.stage)
             return replace(log(state, now_s, text, actor), waived_through=waived)
-        case CommandKind.PROMOTE_FULL if not is_leaving:
+        case CommandKind.PROMOTE_FULL if not is_leaving and state.phase not in (
+            Phase.PROMOTING,
+            Phase.BAKING,
+        ):
             return replace(log(state, now_s, text, actor), waived_through=len(state.plan.stages))
         case CommandKind.PAUSE | CommandKind.RESUME | CommandKind.PROMOTE | CommandKind.PROMOTE_FULL:
             return log(state, now_s, f"{text}; no effect in {state.phase.value}", actor)
@@ -193,6 +222,7 @@ def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> Roll
     applied = is_applied(seen, desired_split(state))
     blind = seen.split is None or seen.versions is None or (state.phase in LIVE and not applied)
     state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
+    state = _note_load_error(state, seen, now_s)
     if seen.versions is not None:
         unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
         state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))
@@ -204,6 +234,18 @@ def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> Roll
         text = f"{percent(state.weight_bp)} is applied on every router ({seen.split.how})"
         state = log(state, now_s, text)
     return _hold_while_both_arms_fail(state, seen, now_s)
+
+
+def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """Say what keeps the canary from being ready, when it is first seen: the limit may be far away."""
+    status = version_status(seen, state.canary.id)
+    begins = f"{state.canary.id} is not ready: "
+    if state.phase is not Phase.LOADING or status is None or not status.last_error:
+        return state
+    if status.phase is not VersionPhase.LOADING or state.reason.startswith(begins):
+        return state
+    text = f"{begins}{status.last_error}"
+    return log(replace(state, reason=text), now_s, text)
 
 
 def _since(since_s: float | None, holds: bool, now_s: float) -> float | None:
@@ -228,7 +270,7 @@ def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: fl
 def _roll_back(state: RolloutState, cause: Cause, now_s: float) -> RolloutState:
     """Start the rollback. Before the canary was launched there is nothing to undo, so it ends at once."""
     if not state.launched:
-        final = Phase.FAILED if cause.kind in (CauseKind.DEADLINE, CauseKind.GUARD) else Phase.ROLLED_BACK
+        final = Phase.FAILED if cause.kind in (CauseKind.DEADLINE, CauseKind.PROBE) else Phase.ROLLED_BACK
         return end(replace(state, cause=cause), final, now_s, cause.text)
     first = DepartureStep.RESTORE if state.phase is Phase.UNLOADING else DepartureStep.SHIFT
     departure = Departure(state.canary.id, state.stable.id, first, now_s, now_s)
@@ -241,17 +283,20 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
         return advance_departure(state, state.departure, seen, now_s)
     if not is_done(state, seen, now_s):
         return _hold_if_late(state, seen, now_s)
-    state = release(state, HoldKind.NOT_PROVEN)
-    if state.holds:
+    # Evidence that is enough ends that hold only together with the phase: it may be gone before a pause ends.
+    free = release(state, HoldKind.NOT_PROVEN)
+    if free.holds:
         return state
-    plan = state.plan
+    state, plan = free, state.plan
     match state.phase:
         case Phase.PLANNING:
             return enter(state, Phase.PREFLIGHT, now_s, "the plan is pinned")
         case Phase.PREFLIGHT:
             return enter(replace(state, launched=True), Phase.LOADING, now_s, "preflight passed")
         case Phase.LOADING:
-            return enter(state, Phase.WARMING, now_s, f"{state.canary.id} is loaded")
+            # An undo is urgent, and its version was warm before: only the smoke test stands before traffic.
+            following = Phase.SMOKE if plan.undo else Phase.WARMING
+            return enter(state, following, now_s, f"{state.canary.title} is loaded")
         case Phase.WARMING:
             return enter(state, Phase.SMOKE, now_s, "warm-up passed")
         case Phase.SMOKE | Phase.MIRRORING:
@@ -262,13 +307,13 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
             if state.weight_bp != plan.promoted_bp:
                 state = replace(state, weight_bp=plan.promoted_bp, acked_at_s=None)
                 state = replace(state, deadline_at_s=now_s + plan.promote_s, exposed=True)
-                text = f"capacity is ready: {percent(state.weight_bp)} to {state.canary.id}"
+                text = f"capacity is ready: {percent(state.weight_bp)} to {state.canary.title}"
                 return log(state, now_s, text)
             return enter(state, Phase.BAKING, now_s, f"baking for {plan.bake_s:g} s", keep_ack=True)
         case Phase.BAKING:
             departure = Departure(state.stable.id, state.canary.id, DepartureStep.SHIFT, now_s, now_s)
             state = replace(state, departure=departure, weight_bp=0)
-            return enter(state, Phase.UNLOADING, now_s, f"baked: {state.canary.id} becomes stable")
+            return enter(state, Phase.UNLOADING, now_s, f"baked: {state.canary.title} becomes stable")
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return state
         case _:

@@ -53,7 +53,8 @@ class VersionStatus:
 class DataPlaneStatus:
     """Route table and fleet of one service, read together once per tick."""
 
-    read_at_s: float  # the clock before the reads
+    read_at_s: float  # wall time before the reads
+    boot_s: float  # the boot-time clock at that moment; it cannot be set
     split: SplitStatus | None  # None: the table could not be read
     versions: tuple[VersionStatus, ...] | None  # None: the fleet could not be read
 
@@ -185,6 +186,8 @@ class Observation:
     commands: tuple[ManualCommand, ...] = ()
     delivered: frozenset[str] = frozenset()  # keys of delivered notices
     resumed: bool = False  # first tick of this controller: deadlines start again
+    jump_s: float = 0.0  # by which the wall clock was set forward (negative: back) since the last tick
+    away_s: float = 0.0  # since the last tick, beyond what one tick takes: no controller acted, >= 0
 
 
 # --- predicates on an observation: a missing version has no ready replicas

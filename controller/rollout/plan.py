@@ -8,10 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from controller.quantities import FULL_BP
+from controller.quantities import FULL_BP, NEVER_CANARY
+from controller.spec.label import title
 
-# A number of settled canary requests that no stage reaches: the stage of an A/B test is never passed.
-NEVER_CANARY = 1_000_000_000
+ROLLOUT_PREFIX, UNDO_PREFIX = "r-", "u-"
+
+
+def is_undo_id(rollout: str) -> bool:
+    """True: the rollout with this id is an undo. The route table holds ids alone, and no plans."""
+    return rollout.startswith(UNDO_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,12 @@ class VersionRef:
     id: str
     replicas: int = 1
     external: bool = False
+    label: str = ""  # what people call it (`spec.label`), as of the rollout's start; empty: not known
+
+    @property
+    def title(self) -> str:
+        """Id and label, for people."""
+        return title(self.id, self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,7 @@ class Plan:
     replicas: int | None = None  # of the canary at full traffic; None: an endpoint that we do not scale
     stable_replicas: int | None = None
     twin: bool = False  # stable against itself: goes through all stages, and is never promoted
+    undo: bool = False  # a version that served before returns: no stages, no proof; its smoke test decides
 
     @property
     def promoted_bp(self) -> int:

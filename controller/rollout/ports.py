@@ -23,7 +23,10 @@ from controller.rollout.state import RolloutState
 
 
 class Clock(Protocol):
+    """Wall time, which may be set, and boot time, which only rises; it includes time suspended."""
+
     def now_s(self) -> float: ...
+    def boot_s(self) -> float: ...
 
 
 class Fleet(Protocol):
@@ -73,8 +76,18 @@ class Store(Protocol):
     def load(self, rollout: str) -> Stored | None: ...
     def running(self) -> Sequence[str]: ...
     def commit(
-        self, state: RolloutState, pending: Sequence[Action], *, expected_version: int, evidence: bytes | None
+        self,
+        state: RolloutState,
+        pending: Sequence[Action],
+        *,
+        expected_version: int,
+        evidence: bytes | None,
+        token: int | None = None,
     ) -> int:
-        """The new version. One transaction. Raises `StaleWrite` when another was committed meanwhile."""
+        """The new version. One transaction.
+
+        token: the lease's. Raises `StaleToken` when it is no longer; `StaleWrite` when another was committed
+        meanwhile; `UnreadCommand` for a state that ends the rollout without having read every command.
+        """
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]: ...

@@ -1,7 +1,8 @@
 """State of a rollout: phase, holds, cause, departure, log. `machine.py` decides every transition.
 
 Every value is immutable and converts to JSON through `serialization.py`. Times are float seconds since the
-epoch (`*_s`), weights are integer basis points (`*_bp`, 10,000 = 100 %).
+epoch (`*_s`); those that a limit runs from are moved by what does not count (`elapsed.py`). Weights are
+integer basis points (`*_bp`, 10,000 = 100 %).
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class CauseKind(StrEnum):
     """Kind of event that started a rollback."""
 
     GATE = "gate"
-    GUARD = "guard"
+    GUARD = "guard"  # on the canary's answers to users
+    PROBE = "probe"  # preflight, warm-up or smoke test failed: before any user was served
+    ENGINE = "engine"  # the canary's engines failed or are not ready
     USER = "user"
     DEADLINE = "deadline"
     UNREADABLE = "unreadable"
@@ -177,6 +180,7 @@ class RolloutState:
     log: tuple[LogLine, ...] = ()  # the newest MAX_LOG_LINES
     log_count: int = 0
     outbox: tuple[Notice, ...] = ()
+    ticked_at_s: float = 0.0  # of the last tick that was committed; 0.0: not known, by an older release
 
     @property
     def is_final(self) -> bool:
@@ -186,6 +190,10 @@ class RolloutState:
     def serving(self) -> str:
         """Id of the current stable version, as in the route table and the service row."""
         return self.stable.id if self.departure is None else self.departure.staying
+
+    def title(self, version: str) -> str:
+        """An arm's id and label, for people."""
+        return next((arm.title for arm in (self.stable, self.canary) if arm.id == version), version)
 
     @property
     def is_canary_leaving(self) -> bool:

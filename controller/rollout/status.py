@@ -23,12 +23,18 @@ def exit_code(state: RolloutState) -> int | None:
 def rollback_effect(
     state: RolloutState | None,
 ) -> Literal["abort", "switch_back", "restore", "undo", "already"]:
-    """What `rollback` would do now. state None: the service has had no rollout."""
-    if state is None or state.phase is Phase.ROLLED_BACK or state.is_canary_leaving:
+    """What `rollback` would do now. state None: the service has had no rollout.
+
+    A second `rollback` never takes back the first: an undo that runs or has succeeded is left alone, and one
+    that ended without its version serving is tried again.
+    """
+    if state is None:
         return "already"
-    if state.phase is Phase.SUCCEEDED:
-        return "undo"
-    if state.phase is Phase.FAILED:
+    if state.plan.undo:
+        return "undo" if state.is_final and state.serving == state.stable.id else "already"
+    if state.phase is Phase.ROLLED_BACK or state.is_canary_leaving:
+        return "already"
+    if state.phase in (Phase.SUCCEEDED, Phase.FAILED):
         return "already" if state.serving == state.stable.id else "undo"
     if state.phase is Phase.UNLOADING:
         return "restore"

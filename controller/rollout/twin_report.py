@@ -60,7 +60,9 @@ def twin_report(state: RolloutState) -> str:
 
 
 def unproven(state: RolloutState) -> str:
-    """`; not proven: ...` for the stages that were passed on point estimates; empty: there are none."""
+    """`; not proven: ...` of an undo, and of stages passed on point estimates; empty: all was proven."""
+    if state.plan.undo:
+        return "; not proven: an undo"
     names = [str(stage.stage + 1) for stage in state.passed if stage.how == "point_estimates"]
     if not names:
         return ""

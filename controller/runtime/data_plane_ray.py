@@ -13,6 +13,7 @@ from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.runtime.probes_http import Target
+from serving.credentials import DataSecret
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
@@ -153,19 +154,25 @@ class RecordsAdapter:
         return self._traffic.append_scores(service, records)
 
 
-def probe_target(
-    fleet: plane.FleetClient, traffic: TrafficClient, service: str, version: str, *, secret: str
-) -> Target | None:
-    """Where to probe one version; None: fleet or table cannot be read, or the version does not run."""
+def probe_target(fleet: plane.FleetClient, traffic: TrafficClient, launch: plane.Launch) -> Target | None:
+    """Where to probe one version; None: fleet or table cannot be read, or the version does not run.
+
+    Raises NoKey when an endpoint's API key cannot be read.
+    """
+    service, version = launch.service, launch.version
     versions, table = fleet.observe(service), traffic.observe(service)
     if versions is None or table is None:
         return None
     status = next((one for one in versions if one.version == version), None)
     if status is None:
         return None
+    if status.external:
+        key = {} if launch.api_key is None else {"authorization": f"Bearer {launch.api_key.read()}"}
+        return Target(status.urls, key, launch.endpoint_model or service)
     # Engines fence requests of older revisions, so the probe carries the current one.
-    headers = {"x-canaryctl-secret": secret, "x-canaryctl-revision": f"{table.epoch}.{table.revision}"}
-    return Target(status.urls, {} if status.external else headers, None if status.external else service)
+    data = DataSecret.of(launch.secret).text
+    headers = {"x-canaryctl-secret": data, "x-canaryctl-revision": f"{table.epoch}.{table.revision}"}
+    return Target(status.urls, headers, service)
 
 
 def _version_status(status: plane.VersionStatus) -> VersionStatus:

@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import httpx
@@ -19,6 +19,8 @@ from controller import telemetry
 from controller.rollout.actions import ProbeKind, RunProbe
 from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
+from serving.targets import Endpoint
+from serving.targets import Target as RouteTarget
 
 REQUEST_TIMEOUT_S = 60.0
 WARM_TOKENS_EACH = 64
@@ -30,11 +32,11 @@ SMOKE_PROMPTS = ("Say hello.", "What is the capital of France?", "Count from one
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Address of a version. headers: sent with each request. model: its name there, None: read from it."""
+    """Address of a version. headers: sent with each request. model: the name that routers send there."""
 
     urls: tuple[str, ...]
-    headers: Mapping[str, str]
-    model: str | None
+    headers: Mapping[str, str] = field(repr=False)  # hold a secret
+    model: str
 
 
 @dataclass(slots=True)
@@ -79,6 +81,8 @@ class HttpProbes:
         try:
             detail = self._run(rollout, probe)
         except Exception as exc:  # noqa: BLE001 - any error fails the probe, with its reason
+            while isinstance(exc, ExceptionGroup):  # of the load's requests
+                exc = exc.exceptions[0]
             run.detail = (str(exc).splitlines() or [type(exc).__name__])[0][:300]
             run.phase = "failed"
             telemetry.warning("probe failed", rollout=rollout.id, probe=probe.probe.value, why=run.detail)
@@ -105,17 +109,18 @@ async def _warm(target: Target, warmup_tokens: int, rate_per_s: float) -> str:
     """Each replica generates `warmup_tokens`, then serves a short load at stable's request rate."""
     async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=target.headers, trust_env=False) as http:
         for url in target.urls:
-            model = await _model(http, url, target)
             generated = 0
             for _ in range(MAX_WARM_REQUESTS):
                 if generated >= warmup_tokens:
                     break
-                answer = await _complete(http, url, model, SMOKE_PROMPTS[0], WARM_TOKENS_EACH)
+                answer = await _complete(http, url, target.model, SMOKE_PROMPTS[0], WARM_TOKENS_EACH)
                 generated += max(1, _tokens(answer))
             count = round(rate_per_s * LOAD_S)
             async with asyncio.TaskGroup() as group:
                 for _ in range(count):
-                    group.create_task(_complete(http, url, model, SMOKE_PROMPTS[1], WARM_TOKENS_EACH // 2))
+                    group.create_task(
+                        _complete(http, url, target.model, SMOKE_PROMPTS[1], WARM_TOKENS_EACH // 2)
+                    )
                     await asyncio.sleep(LOAD_S / count)
     return ""
 
@@ -124,24 +129,11 @@ async def _smoke(target: Target) -> str:
     """Each replica answers a few prompts with some text."""
     async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=target.headers, trust_env=False) as http:
         for url in target.urls:
-            model = await _model(http, url, target)
             for prompt in SMOKE_PROMPTS:
-                answer = await _complete(http, url, model, prompt, 32)
+                answer = await _complete(http, url, target.model, prompt, 32)
                 if not _text(answer).strip():
                     raise ProbeFailed("an answer was empty: is the chat template or the tokenizer wrong?")
     return ""
-
-
-async def _model(http: httpx.AsyncClient, url: str, target: Target) -> str:
-    if target.model is not None:
-        return target.model
-    answer = await http.get(f"{url}/v1/models")
-    listed = answer.json().get("data") if answer.status_code == 200 else None
-    if not listed:
-        raise ProbeFailed(
-            f"/v1/models answers {answer.status_code} and lists nothing; is it an OpenAI endpoint?"
-        )
-    return str(listed[0]["id"])
 
 
 async def _complete(
@@ -149,14 +141,49 @@ async def _complete(
 ) -> dict[str, Any]:
     """Answer of the chat route, or of the completions route if the model has no chat template."""
     chat = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
-    answer = await http.post(f"{url}/v1/chat/completions", json=chat)
+    answer = await http.post(_address(url, "/v1/chat/completions"), json=chat)
     if answer.status_code in (400, 404):
         plain = {"model": model, "prompt": prompt, "max_tokens": max_tokens}
-        answer = await http.post(f"{url}/v1/completions", json=plain)
+        second = await http.post(_address(url, "/v1/completions"), json=plain)
+        answer = second if second.status_code == 200 else answer
     if answer.status_code != 200:
-        raise ProbeFailed(f"status {answer.status_code}: {answer.text[:200]}")
-    body: dict[str, Any] = answer.json()
+        raise ProbeFailed(await _explained(http, url, model, answer))
+    try:
+        body = answer.json()
+    except ValueError as exc:
+        raise ProbeFailed(
+            f"the answer is not JSON: {answer.text[:100]!r}; is it an OpenAI endpoint?"
+        ) from exc
+    if not isinstance(body, dict):
+        raise ProbeFailed(f"the answer is no JSON object: {answer.text[:100]!r}; is it an OpenAI endpoint?")
     return body
+
+
+async def _explained(http: httpx.AsyncClient, url: str, model: str, answer: httpx.Response) -> str:
+    """Why an answer's status fails the probe, with the remedy where one is known."""
+    why = f"status {answer.status_code}: {answer.text[:200]}"
+    if answer.status_code in (401, 403):
+        return f"{why}; does {url} need another key? set api_key_env or api_key_file"
+    if answer.status_code not in (400, 404):
+        return why
+    names = await _listed_models(http, url)
+    if names and model not in names:
+        return f"{why}; {url} does not list {model}: set model to one of {', '.join(names[:5])}"
+    return f"{why}; is {url} the base URL, and {model} the model's name there? set url, model"
+
+
+async def _listed_models(http: httpx.AsyncClient, url: str) -> list[str]:
+    """The models that an endpoint lists; empty: it lists none."""
+    answer = await http.get(_address(url, "/v1/models"))
+    try:
+        listed = answer.json()["data"] if answer.status_code == 200 else []
+        return [str(one["id"]) for one in listed]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _address(url: str, path: str) -> str:
+    return str(Endpoint.parsed(url).url(RouteTarget(path)))
 
 
 def _tokens(answer: Mapping[str, Any]) -> int:

@@ -8,11 +8,11 @@ a stale token or a stale write ends the tick at once, because then another contr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, assert_never
 
 from controller import telemetry
-from controller.errors import CanaryctlError, StaleToken, StaleWrite
+from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnreadCommand
 from controller.rollout.actions import (
     Action,
     CancelVersion,
@@ -28,9 +28,11 @@ from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, Obse
 from controller.rollout.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
 from controller.rollout.state import Phase, RolloutState
 from controller.rollout.status import is_urgent
+from controller.runtime.tick_timer import MAX_TICK_S, TickTimer
 
-# Interval of commits that hold new evidence alone: a crash replays at most this much of the records log.
-EVIDENCE_COMMIT_S = 5.0
+# Interval of commits that hold new evidence alone: a crash replays at most this much of the records log, and
+# at most this much of the time that a stage or the bake was held counts again.
+COMMIT_S = 5.0
 URGENT_S = 0.02  # a weight is being applied, or a version is leaving
 WAITING_S = 0.25  # a load or a probe is running
 INTERVAL_S = 1.0
@@ -59,6 +61,7 @@ class Performed:
     probes: tuple[ProbeStatus, ...]
     delivered: frozenset[str]  # keys of notices
     failed: bool  # some action failed: do not retry it at once
+    token: int  # of the lease, which the commit must still hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,13 @@ class Ticked:
 class Reconciler:
     """Ticks rollouts. A tick is `perform`, `read`, `decide`; nothing kept here is missed after a restart."""
 
-    def __init__(self, ports: Ports) -> None:
+    def __init__(self, ports: Ports, *, commit_s: float = COMMIT_S, max_tick_s: float = MAX_TICK_S) -> None:
+        """commit_s: interval of commits without a change. max_tick_s: see `TickTimer`."""
         self._ports = ports
-        self._known: set[str] = set()  # rollouts that this controller has ticked
-        self._evidence_committed_at_s: dict[str, float] = {}
+        self._commit_s = commit_s
+        self._max_tick_s = max_tick_s
+        self._timers: dict[str, TickTimer] = {}  # of the rollouts that this controller has ticked
+        self._committed_s: dict[str, float] = {}  # boot time
         self._failures: dict[str, str] = {}  # current failures, so that each is logged once
 
     def perform(self, rollout: str, *, token: int) -> Performed | None:
@@ -105,42 +111,66 @@ class Reconciler:
                 probes.append(result)
             elif result is not None:
                 delivered.add(result)
-        return Performed(stored, tuple(probes), frozenset(delivered), failed)
+        return Performed(stored, tuple(probes), frozenset(delivered), failed, token)
 
     def read(self, service: str) -> DataPlaneStatus:
         """Fleet and route table of the service, each read once."""
-        ports, now_s = self._ports, self._ports.clock.now_s()
+        ports, clock = self._ports, self._ports.clock
+        now_s, boot_s = clock.now_s(), clock.boot_s()
         versions = self._read("versions", lambda: ports.fleet.observe(service))
         split = self._read("split", lambda: ports.traffic.observe(service))
-        return DataPlaneStatus(now_s, split, versions)
+        return DataPlaneStatus(now_s, boot_s, split, versions)
 
     def decide(self, performed: Performed, plane: DataPlaneStatus) -> Ticked:
         """Step the rollout and commit its next state and actions. `plane` was read after `performed`.
 
-        Raises StaleWrite when another controller committed meanwhile, Unreachable without a store.
+        A command that arrived since it was read keeps the rollout from ending: nothing is committed then.
+        Raises StaleWrite and StaleToken when another controller acts, Unreachable without a store.
         """
         ports, stored = self._ports, performed.stored
         before = stored.state
-        evidence = self._read(
-            "evidence", lambda: ports.evidence.observe(before, plane.versions, plane.read_at_s)
-        )
+        is_known = before.id in self._timers
+        timer = self._timers.get(before.id, TickTimer(max_tick_s=self._max_tick_s))
+        evidence = None
+        if not before.is_final:  # of an ended one only notices are left: it needs no feed
+            evidence = self._read(
+                "evidence", lambda: ports.evidence.observe(before, plane.versions, plane.read_at_s)
+            )
+        time, ticked = timer.tick(plane.read_at_s, plane.boot_s, ticked_at_s=before.ticked_at_s)
         seen = Observation(
-            now_s=plane.read_at_s,
+            now_s=time.now_s,
             split=plane.split,
             versions=plane.versions,
             evidence=evidence,
             probes=performed.probes,
             commands=ports.store.commands(before.id, after_seq=before.commands_through),
             delivered=performed.delivered,
-            resumed=before.id not in self._known and before.phase is not Phase.PLANNING,
+            resumed=not is_known and before.phase is not Phase.PLANNING,
+            jump_s=time.jump_s,
+            away_s=time.away_s,
         )
         state, pending = step(before, seen)
-        changed = state != before or pending != stored.pending
-        snapshot = self._snapshot_if_due(state, seen.now_s, changed)
-        if changed or snapshot is not None:
-            ports.store.commit(state, pending, expected_version=stored.version, evidence=snapshot)
+        is_same = replace(state, ticked_at_s=before.ticked_at_s) == before
+        changed = not is_same or pending != stored.pending
+        if changed or plane.boot_s - self._committed_s.setdefault(state.id, plane.boot_s) >= self._commit_s:
+            self._committed_s[state.id] = plane.boot_s
+            # A failed snapshot must not keep a rollback from being committed; it is retried.
+            snapshot = self._read("snapshot of the evidence", lambda: ports.evidence.snapshot(state.id))
+            try:
+                ports.store.commit(
+                    state,
+                    pending,
+                    expected_version=stored.version,
+                    evidence=snapshot,
+                    token=performed.token,
+                )
+            except UnreadCommand:
+                return Ticked(before, evidence, 0.0)  # the next tick reads it, and decides again
             _log_change(before, state)
-        self._known.add(state.id)
+        self._timers[before.id] = ticked
+        if state.is_final and not pending:
+            del self._timers[state.id]
+            self._committed_s.pop(state.id, None)
         return Ticked(state, evidence, _next_in_s(state, pending, changed, performed.failed))
 
     def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:
@@ -183,14 +213,6 @@ class Reconciler:
             telemetry.warning("failed, will be retried", what=what, why=str(exc))
         else:
             telemetry.error("raised an unexpected error", exc, what=what)
-
-    def _snapshot_if_due(self, state: RolloutState, now_s: float, changed: bool) -> bytes | None:
-        last_s = self._evidence_committed_at_s.setdefault(state.id, now_s)
-        if not changed and now_s - last_s < EVIDENCE_COMMIT_S:
-            return None
-        self._evidence_committed_at_s[state.id] = now_s
-        # A failed snapshot must not keep a rollback from being committed; it is retried.
-        return self._read("snapshot of the evidence", lambda: self._ports.evidence.snapshot(state.id))
 
 
 def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool, failed: bool) -> float:

@@ -2,7 +2,7 @@
 
 Invariants: of several controllers only the lease's holder acts, and every tick carries the lease's fencing
 token; a lost lease stops all ticks before the next one, and a new holder starts from the store alone; a fault
-in one service never stops another.
+in one service never stops another; no wall clock decides who leads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from controller.rollout.ports import Clock
 from controller.runtime.service_loop import PAUSE_S, LastTick, ServiceLoop, ServiceWorkers
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
+from serving.clock import boot_s
 
 CONTROLLER_LEASE_S = 5.0
 RENEW_S = 1.0
@@ -32,13 +33,16 @@ class Runner:
         replicas: Callable[[ServiceRow], int],
         *,
         holder: str,
+        boot_clock: Callable[[], float] = boot_s,
     ) -> None:
         self._store = store
         self._clock = clock
         self._make_workers = make_workers
         self._replicas = replicas
         self._holder = holder
+        self._boot_clock = boot_clock
         self._token: int | None = None  # None: another controller acts
+        self._held_until_s = 0.0  # by the boot clock: a controller that was suspended knows it when it wakes
         self._stopping = threading.Event()
         self._changed = threading.Event()  # services may have been added
         self._wakes: dict[str, threading.Event] = {}
@@ -49,7 +53,7 @@ class Runner:
     @property
     def is_leading(self) -> bool:
         """True while this controller holds the lease."""
-        return self._token is not None
+        return self._valid_token() is not None
 
     def start(self) -> None:
         """Start the threads; returns at once."""
@@ -94,17 +98,23 @@ class Runner:
             self._changed.clear()
 
     def _hold_lease(self) -> None:
-        now_s = self._clock.now_s()
+        held_until_s = self._boot_clock() + CONTROLLER_LEASE_S  # before the call, which may take long
         token = self._token
         if token is not None:
-            if self._store.renew_lease(token, now_s=now_s, ttl_s=CONTROLLER_LEASE_S):
+            if self._store.renew_lease(token, ttl_s=CONTROLLER_LEASE_S):
+                self._held_until_s = held_until_s
                 return
             telemetry.warning("lease lost, another controller acts", token=token)
             self._token = None
-        lease = self._store.acquire_lease(self._holder, now_s=now_s, ttl_s=CONTROLLER_LEASE_S)
+        lease = self._store.acquire_lease(self._holder, ttl_s=CONTROLLER_LEASE_S)
         if lease is not None:
             telemetry.event("lease acquired", token=lease.token)
-            self._token = lease.token
+            self._token, self._held_until_s = lease.token, held_until_s
+
+    def _valid_token(self) -> int | None:
+        """The lease's token; None: another controller holds it, or it was not renewed in time."""
+        token = self._token
+        return token if self._boot_clock() < self._held_until_s else None
 
     def _start_loops(self) -> None:
         for row in self._store.services():
@@ -136,7 +146,7 @@ class Runner:
         self._loops.pop(service, None)
 
     def _tick(self, service: str, loop: ServiceLoop) -> float:
-        token = self._token
+        token = self._valid_token()
         try:
             return loop.tick(token)
         except StaleToken as exc:

@@ -1,11 +1,14 @@
 """Keeper of a service: ingress open, stable version loaded and in the route table, no other version running.
 
 Invariants: level-triggered, so it repairs what a crash, a reboot or an actor restart left behind; while a
-rollout is `exposed`, only the rollout writes the route table; engines of an unreadable fleet are left alone.
+rollout is `exposed`, only the rollout writes the route table; an unreadable fleet or route table is left
+alone; the service's row is read after the rollouts were stepped, because a step may change stable.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from controller import telemetry
@@ -28,30 +31,42 @@ class Ingress(Protocol):
     def close(self, service: str, *, token: int) -> None: ...
 
 
-class Removals(Protocol):
-    """The part of the store that deletes a removed service."""
+class Services(Protocol):
+    """The part of the store with the services' rows. `service` raises UnknownService."""
 
-    def remove_service(self, name: str, *, at_s: float) -> None: ...
+    def service(self, name: str) -> ServiceRow: ...
+    def remove_service(self, name: str, *, at_s: float, token: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Result of `prepare`. removing: the ingress is closed, because the service is being removed."""
+
+    service: str
+    removing: bool
 
 
 class Keeper:
     """Drives the data plane towards the service's row; stops all of it when the row is `removing`."""
 
     def __init__(
-        self, fleet: Fleet, traffic: Traffic, ingress: Ingress, removals: Removals, clock: Clock
+        self, fleet: Fleet, traffic: Traffic, ingress: Ingress, services: Services, clock: Clock
     ) -> None:
         self._fleet = fleet
         self._traffic = traffic
         self._ingress = ingress
-        self._removals = removals
+        self._services = services
         self._clock = clock
+        self._failure: tuple[str, float] | None = None  # version and start of stable's failure
+        self._failed_s = 0.0  # boot time at which it was first seen
 
-    def prepare(self, row: ServiceRow, *, token: int) -> bool:
+    def prepare(self, service: str, *, token: int) -> Prepared | None:
         """Open the ingress and send a heartbeat, or close the ingress of a service being removed.
 
-        MUST come before the read for `tick`, by one interval at most. False: it failed, skip `tick`. Raises
-        StaleToken.
+        MUST come before the read for `tick`, by one interval at most. None: it failed, skip `tick`. Raises
+        StaleToken, UnknownService.
         """
+        row = self._services.service(service)
         try:
             if row.removing:
                 # The ingress first: no request may arrive at an engine that is being stopped.
@@ -59,46 +74,58 @@ class Keeper:
             else:
                 self._ingress.open(row.name, row.secret, token=token)
                 self._traffic.heartbeat(row.name, token=token)
-            return True
+            return Prepared(row.name, row.removing)
         except StaleToken:
             raise
         except CanaryctlError as exc:
             telemetry.warning("ingress does not answer, will be retried", service=row.name, why=str(exc))
         except Exception as exc:  # noqa: BLE001 - a broken ingress must not block the rollback of a rollout
             telemetry.error("ingress raised an unexpected error", exc, service=row.name)
-        return False
+        return None
 
     def tick(
         self,
-        row: ServiceRow,
-        replicas: int,
+        prepared: Prepared,
+        replicas: Callable[[ServiceRow], int],
         rollout: RolloutState | None,
         plane: DataPlaneStatus,
         *,
         token: int,
     ) -> float | None:
-        """One correction; seconds until the next, None: the service was removed. Raises StaleToken.
+        """One correction; seconds until the next, None: the service was removed.
 
-        rollout: the running one, None: there is none.
+        MUST come after the rollouts were stepped. replicas: number that the stable version needs. rollout:
+        the running one, None: there is none. Raises StaleToken, UnknownService.
         """
+        row = self._services.service(prepared.service)
+        if row.removing is not prepared.removing:
+            return BUSY_S  # its removal was requested since: close the ingress before the engines stop
         try:
             if row.removing:
                 return self._remove(row, plane, token)
-            is_settled = plane.versions is not None and plane.split is not None
-            if plane.versions is not None:
-                is_settled &= self._has_stable(row, replicas, plane.versions, token)
-                if rollout is None:
-                    is_settled &= not self._stop_orphans(row, plane.versions, token)
-            if (rollout is None or not rollout.exposed) and not _is_only_stable(plane.split, row.stable):
-                stable_alone = SetSplit(row.stable, None, 0, 0)
-                self._traffic.set_split(row.name, rollout.id if rollout else "", stable_alone, token=token)
-                is_settled = False
-            return INTERVAL_S if is_settled else BUSY_S
+            return self._correct(row, replicas(row), rollout, plane, token)
         except StaleToken:
             raise
         except CanaryctlError as exc:
             telemetry.warning("keeping the service failed, will be retried", service=row.name, why=str(exc))
             return INTERVAL_S
+
+    def _correct(
+        self, row: ServiceRow, replicas: int, rollout: RolloutState | None, plane: DataPlaneStatus, token: int
+    ) -> float:
+        """Ensure stable and its route table, stop versions without an owner; seconds until the next."""
+        is_settled = plane.versions is not None and plane.split is not None
+        if plane.versions is not None:
+            is_settled &= self._has_stable(row, replicas, plane.versions, token)
+            if rollout is None:
+                is_settled &= not self._stop_orphans(row, plane.versions, token)
+        # A table that cannot be read is left alone: an unreadable one is never taken for a wrong one.
+        is_own = plane.split is not None and (rollout is None or not rollout.exposed)
+        if is_own and not _is_only_stable(plane.split, row.stable):
+            stable_alone = SetSplit(row.stable, None, 0, 0)
+            self._traffic.set_split(row.name, rollout.id if rollout else "", stable_alone, token=token)
+            is_settled = False
+        return INTERVAL_S if is_settled else BUSY_S
 
     def _has_stable(
         self, row: ServiceRow, replicas: int, versions: tuple[VersionStatus, ...], token: int
@@ -109,10 +136,17 @@ class Keeper:
             return True
         if stable is None or stable.phase is not VersionPhase.FAILED:
             self._fleet.ensure(row.name, row.stable, replicas, token=token)
-        elif self._clock.now_s() - stable.since_s >= RETRY_FAILED_S:
+        elif self._has_failed_for_long(stable):
             # Stopping clears the failure; the next tick finds the version gone and loads it again.
             self._fleet.stop(row.name, row.stable, token=token)
         return False
+
+    def _has_failed_for_long(self, stable: VersionStatus) -> bool:
+        """True: this failure was first seen `RETRY_FAILED_S` ago, by a clock that cannot be set."""
+        failure = (stable.version, stable.since_s)
+        if self._failure != failure:
+            self._failure, self._failed_s = failure, self._clock.boot_s()
+        return self._clock.boot_s() - self._failed_s >= RETRY_FAILED_S
 
     def _stop_orphans(self, row: ServiceRow, versions: tuple[VersionStatus, ...], token: int) -> bool:
         """Stop versions without an owner, such as a canary whose memory was not released in time."""
@@ -131,7 +165,7 @@ class Keeper:
                 self._fleet.stop(row.name, version.version, token=token)
         if loaded or plane.split is not None:
             return BUSY_S
-        self._removals.remove_service(row.name, at_s=self._clock.now_s())
+        self._services.remove_service(row.name, at_s=self._clock.now_s(), token=token)
         telemetry.event("service removed", service=row.name)
         return None
 

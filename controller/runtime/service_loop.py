@@ -60,21 +60,21 @@ class ServiceLoop:
         self._replicas = replicas
         self._workers: ServiceWorkers | None = None
         self._token: int | None = None
-        self._keep_at_s = 0.0
+        self._keep_at_s = 0.0  # boot time
 
     def tick(self, token: int | None) -> float:
         """One tick under the lease's token (None: another controller holds it); seconds until the next.
 
         Raises UnknownService once the service is removed, StaleToken when another controller acted.
         """
-        row = self._store.service(self._service)
+        self._store.service(self._service)
         if token is None:
             self._workers = None
             return PAUSE_S
         if self._workers is None or self._token != token:
             self._workers, self._token = self._make_workers(self._service), token
         try:
-            return self._tick(self._workers, row, token)
+            return self._tick(self._workers, token)
         except StaleWrite as exc:
             telemetry.warning("another writer was first, reading again", service=self._service, why=str(exc))
             self._workers = None
@@ -85,14 +85,14 @@ class ServiceLoop:
             telemetry.warning("tick failed, will be retried", service=self._service, why=str(exc))
             return PAUSE_S
 
-    def _tick(self, workers: ServiceWorkers, row: ServiceRow, token: int) -> float:
+    def _tick(self, workers: ServiceWorkers, token: int) -> float:
         reconciler = workers.reconciler
         loaded = [reconciler.perform(id, token=token) for id in self._store.running(self._service)]
         performed = [rollout for rollout in loaded if rollout is not None]
-        is_keep_due = self._clock.now_s() >= self._keep_at_s or all(
+        is_keep_due = self._clock.boot_s() >= self._keep_at_s or all(
             rollout.stored.state.is_final for rollout in performed
         )
-        can_keep = not is_keep_due or workers.keeper.prepare(row, token=token)
+        prepared = workers.keeper.prepare(self._service, token=token) if is_keep_due else None
         plane = reconciler.read(self._service)
         pause_s, running = KEEP_S, None
         evidence, rollout_id = self.last.evidence, self.last.rollout
@@ -103,14 +103,14 @@ class ServiceLoop:
             if not ticked.state.is_final:
                 running = ticked.state
         self.last = LastTick(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s)
-        if is_keep_due or running is None:
-            if can_keep:
-                if running is not None:
-                    row = self._store.service(self._service)  # the step may have changed the stable version
-                next_in_s = workers.keeper.tick(row, self._replicas(row), running, plane, token=token)
+        if is_keep_due:
+            if prepared is not None:
+                next_in_s = workers.keeper.tick(prepared, self._replicas, running, plane, token=token)
                 if next_in_s is None:
                     raise UnknownService(f"service {self._service} was removed")
                 pause_s = min(pause_s, next_in_s)
-            self._keep_at_s = plane.read_at_s + KEEP_S
+            self._keep_at_s = plane.boot_s + KEEP_S
             workers.measure(plane.read_at_s)
+        elif running is None:
+            pause_s = 0.0  # the rollout ended in this tick: the next one keeps the service
         return pause_s

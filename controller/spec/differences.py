@@ -9,13 +9,17 @@ Rules:
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from controller.errors import Conflict
 from controller.spec.service import ENGINE_KEYS, ServiceSpec, VersionSpec
+from serving.files.strict_yaml import YamlError, load_yaml
 
-HOST_KEYS = ("replicas", "gpus", "routers")
+HOST_KEYS = ("replicas", "gpus", "routers", "api_key_env", "api_key_file")
+POLICY = "--policy FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,11 @@ def refuse_change(
     service = requested.service
     options = [one.option for one in differences if one.option]
     others = [one.name for one in differences if not one.option]
+    if options == [POLICY]:
+        options = [
+            "--model DIR",
+            POLICY,
+        ]  # a rollout's, and that needs another version
     remedies = [f"canaryctl deploy {service} {' '.join(options)}"] if options else []
     if others:
         remedies.append(f"canaryctl down {service} and then up again changes {', '.join(others)}")
@@ -61,19 +70,31 @@ def _differences(
         kind = "url" if requested.is_external else "model"
         name = kind if requested.is_external == current.is_external else "source"
         source = requested.url or requested.model
-        yield Difference(name, current.url or current.model, source, f"--{kind} {source}")
+        option = f"--{kind} {shlex.quote(str(source))}"
+        if requested.is_external and requested.model is not None:
+            option += f" --model {shlex.quote(requested.model)}"
+        yield Difference(name, current.url or current.model, source, option)
     for name in (*ENGINE_KEYS, *HOST_KEYS):
         value, first = getattr(requested, name), getattr(given, name)
         present = getattr(current, name, first)  # routers is a key of the service alone
         if name in keys and value not in (first, present):
-            option = f"--engine {name}={value}" if name in ENGINE_KEYS else ""
+            option = _engine_option(name, value) if name in ENGINE_KEYS else ""
             yield Difference(name, present, value, option)
     first_engine, current_engine = given.extra_arguments, current.extra_arguments
     for name, value in requested.extra_arguments.items():
         if value not in (first_engine.get(name), current_engine.get(name)):
-            yield Difference(name, current_engine.get(name), value, f"--engine {name}={value}")
+            yield Difference(name, current_engine.get(name), value, _engine_option(name, value))
     if "policy" in keys and requested.policy != given.policy:
-        yield Difference("policy", "of its first up", "another", "--policy FILE")
+        yield Difference("policy", "of its first up", "another", POLICY)
+
+
+def _engine_option(name: str, value: object) -> str:
+    """`--engine NAME=VALUE` for a shell; text that YAML would read as another type is quoted."""
+    try:
+        is_plain = isinstance(value, str) and load_yaml(value) == value
+    except YamlError:  # as of `on` and `{{ x }}`: only quotes make it text
+        is_plain = False
+    return f"--engine {shlex.quote(f'{name}={value if is_plain else json.dumps(value)}')}"
 
 
 def _list(pairs: Iterable[tuple[str, object]]) -> str:

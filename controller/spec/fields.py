@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
-from controller.quantities import duration_s, weight_bp
+from controller.quantities import byte_count, duration_s, weight_bp
 
 Weight = Annotated[
     int,
     BeforeValidator(weight_bp),
     PlainSerializer(lambda points: f"{points / 100:g}%", return_type=str),
     WithJsonSchema({"type": ["string", "number"], "description": "percent of the traffic: 2.5% or 2.5"}),
+]
+Bytes = Annotated[
+    int,
+    BeforeValidator(byte_count),
+    WithJsonSchema({"type": ["string", "integer"], "description": "4GiB, 512MiB, or bytes"}),
 ]
 Duration = Annotated[
     float,
@@ -33,13 +47,47 @@ class FieldError(ValueError):
         super().__init__(f"{path} {message}")
 
 
-def _scalar(value: object) -> object:
-    if isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(f"{value!r} is not a plain value; write text, a number, true or false")
+def _engine_value(value: object) -> object:
+    """The value, if JSON can hold it."""
+    _refuse_non_json(value, depth=0)
+    return value
 
 
-Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+def _refuse_non_json(value: object, *, depth: int) -> None:
+    if depth > MAX_VALUE_DEPTH:
+        raise ValueError(f"is nested over {MAX_VALUE_DEPTH} levels deep; write it flatter")
+    if isinstance(value, Mapping):
+        if bad := next((key for key in value if not isinstance(key, str)), None):
+            raise ValueError(f"key {bad!r} is not text; put it in quotes")
+        for inner in value.values():
+            _refuse_non_json(inner, depth=depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_non_json(inner, depth=depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number; write one")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a whole number is beyond 64 bits; write a smaller one")
+    elif not (value is None or isinstance(value, str | int | float)):
+        raise ValueError(
+            f"{type(value).__name__} is no plain value; write text, a number, a list or a mapping"
+        )
+
+
+MAX_VALUE_DEPTH = 20
+EngineValue = Annotated[
+    Any,
+    BeforeValidator(_engine_value),
+    WithJsonSchema({"description": "text, a number, true, false, a list or a mapping"}),
+]
+STORED = {
+    "stored": True
+}  # context of a spec that the store holds: accepted once, so no newer rule refuses it
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    """Whether the spec comes from the store: rules that came after it was accepted do not apply."""
+    return isinstance(info.context, Mapping) and bool(info.context.get("stored"))
 
 
 class Strict(BaseModel):
@@ -51,18 +99,41 @@ class Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown(cls, data: object) -> object:
+    def _refuse_unknown(cls, data: object, info: ValidationInfo) -> object:
         if not isinstance(data, Mapping):
             return data
         known = sorted(cls.model_fields)
         fields: dict[object, object] = {}
         for key, value in data.items():
-            name = cls.ALIASES.get(key, key)
+            name = cls.ALIASES.get(key, key) if isinstance(key, str) else key
             if name not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
                 raise ValueError(f"unknown key {key!r}; {hint}")
             if name in fields:
                 raise FieldError(str(name), "is given twice, once by its alias; leave one out")
+            if not is_stored(info) and _is_flag_for_number(cls.model_fields[str(name)].annotation, value):
+                shown = str(value).lower() if isinstance(value, bool) else "holds true or false, which"
+                raise FieldError(str(name), f"{shown} is not a number; write one")
             fields[name] = value
         return fields
+
+
+def _is_flag_for_number(annotation: Any, value: object) -> bool:
+    """Whether true or false is given where a number is expected: pydantic would take it for 1 or 0."""
+    kinds = _kinds(annotation)
+    return bool(kinds & {int, float}) and bool not in kinds and _has_flag(value)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types in an annotation, within lists and mappings too."""
+    inner = get_args(annotation)
+    return {annotation} if not inner else {kind for one in inner for kind in _kinds(one)}
+
+
+def _has_flag(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_flag(one) for one in value.values())
+    if isinstance(value, list | tuple):
+        return any(_has_flag(one) for one in value)
+    return isinstance(value, bool)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from datetime import date
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from controller.quantities import FULL_BP, percent
-from controller.spec.fields import Duration, FieldError, Strict, Weight
+from controller.quantities import FULL_BP, duration, percent
+from controller.spec.fields import Duration, FieldError, Strict, Weight, is_stored
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy.gates import Gate, Sampling, check_margins
 from evaluation.policy.observed_ranges import ALPHA_SHARE
-from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
 
@@ -59,7 +60,7 @@ class GateSpec(Strict):
     )
 
     def to_mapping(self) -> dict[str, object]:
-        """The keys of `parse_gate_policy`."""
+        """The keys of `gate_policy_of`."""
         given = self.model_dump(exclude_none=True)
         if "deadline" in given:
             given["deadline_s"] = given.pop("deadline")
@@ -155,6 +156,11 @@ class RungSpec(Strict):
     )
 
 
+_OWN_KEYS = ("metric", "kind", "threshold")
+_LIMITS = (
+    *("load_timeout", "warm_timeout", "smoke_timeout", "promote_timeout", "drain_timeout", "unload_timeout"),
+    *("unreadable_timeout", "unready_timeout", "hold_limit"),
+)
 # Keys with the same name in the evaluation's policy.
 _GATE_POLICY_KEYS = (
     "alpha",
@@ -246,6 +252,23 @@ class PolicySpec(Strict):
     warmup_tokens: int = Field(default=256, ge=0, le=100_000)
 
     @model_validator(mode="after")
+    def _check_times(self, info: ValidationInfo) -> Self:
+        """Limits that would be over before they begin, and a ladder that another key replaces."""
+        if is_stored(info):
+            return self
+        for name in _LIMITS:
+            if getattr(self, name) <= 0:
+                default = duration(type(self).model_fields[name].default).replace(" ", "")
+                raise FieldError(name, f"is 0 s, over before it begins; give some, such as {default}")
+        for index, stage in enumerate(self.stages or ()):
+            if stage.deadline is not None and stage.deadline <= 0:
+                raise FieldError(f"stages.{index}.deadline", "is 0 s, over before it begins; raise it")
+        if self.ladder == "full" and (self.preset == "vendor" or self.stages is not None):
+            other = "stages" if self.stages is not None else "preset vendor"
+            raise FieldError("ladder", f"full has no effect: {other} gives the weights; leave one out")
+        return self
+
+    @model_validator(mode="after")
     def _check(self) -> Self:
         if self.holdback > FULL_BP // 2:
             raise FieldError(
@@ -260,6 +283,7 @@ class PolicySpec(Strict):
             raise FieldError(
                 "promote_if_point_ok", "cannot be combined with twin, which times the proofs; leave one out"
             )
+        self._check_gate_names()
         try:
             gates = self.gate_policy()
             for index, stage in enumerate(self.stages or ()):
@@ -268,6 +292,28 @@ class PolicySpec(Strict):
             raise FieldError(*str(exc).split(" ", 1)) from exc  # its message begins with the path
         _check_gates(gates)
         return self
+
+    def _check_gate_names(self) -> None:
+        """A gate that no preset has and that says not what it is: most likely a typo."""
+        preset = [gate.name for gate in self._base().gates]
+        for name, gate in self.gates.items():
+            if gate is not None and gate.metric is not None and gate.metric not in CATALOGUE:
+                raise FieldError(
+                    f"gates.{name}.metric",
+                    f"{gate.metric!r} is unknown; {suggestion(gate.metric, CATALOGUE)}",
+                )
+            is_own = gate is not None and None not in (gate.metric, gate.kind, gate.threshold)
+            if name not in preset and not is_own:
+                what = (
+                    "null removes a gate of the preset"
+                    if gate is None
+                    else "a gate of its own needs all three"
+                )
+                given = [] if gate is None else [key for key in _OWN_KEYS if getattr(gate, key) is None]
+                lacks = f"lacks {' and '.join(given)}: {what}" if given else what
+                raise FieldError(
+                    f"gates.{name}", f"is no gate of the preset, {lacks}; {suggestion(name, preset)}"
+                )
 
     def _check_stages(self) -> None:
         stages, before = self.stages, 0
@@ -294,9 +340,7 @@ class PolicySpec(Strict):
         for path, margins in places:
             for name in margins:
                 if name not in known:
-                    raise FieldError(
-                        f"{path}.margins.{name}", f"is not a gate; use one of {', '.join(known)}"
-                    )
+                    raise FieldError(f"{path}.margins.{name}", f"is not a gate; {suggestion(name, known)}")
         for index, (before, rung) in enumerate(pairwise(self.rungs or ()), start=1):
             if rung.min_canary <= before.min_canary:
                 raise FieldError(
@@ -319,21 +363,22 @@ class PolicySpec(Strict):
             raw["session_s"] = self.session
         if self.rungs is not None:
             raw["rungs"] = [rung.model_dump() for rung in self.rungs]
-        gates: dict[str, object] = {gate.name: {} for gate in base.gates}
-        for name, change in self.gates.items():
-            if change is not None:
-                gates[name] = change.to_mapping()
-            elif name in gates:
-                del gates[name]
-            else:
-                raise PolicyError(f"gates.{name} is null but unknown; known: {', '.join(sorted(gates))}")
         if self.gates:
-            raw["gates"] = gates
+            raw["gates"] = {
+                name: change.to_mapping() if change is not None else None
+                for name, change in self.gates.items()
+            }
         if self.observed_ranges:
             raw["observed_ranges"] = {
                 name: given.model_dump(exclude_none=True) for name, given in self.observed_ranges.items()
             }
-        return parse_gate_policy(raw)
+        return gate_policy_of(raw)
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """The remedy for an unknown name: the near one, or all."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
 
 
 def _check_gates(policy: GatePolicy) -> None:

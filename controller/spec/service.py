@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from controller.errors import BadSpec
-from controller.spec.fields import FieldError, Scalar, Strict
+from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Strict, is_stored
 from controller.spec.policy import PolicySpec
-from serving.fleet.engine_args import OWNED_ARGUMENTS
+from serving.credentials import ENV_NAME, KeyReference
+from serving.files.engine_arguments import OWNED_ARGUMENTS, argument_error, canonical_name
+from serving.files.strict_yaml import YamlError, load_yaml
+from serving.targets import Endpoint
 
-_NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+_NAME = r"^[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?$"
 # Keys of a version that are engine arguments, and so part of its fingerprint: a deploy changes them.
 ENGINE_KEYS = (
     "tensor_parallel_size",
@@ -31,18 +33,25 @@ ENGINE_KEYS = (
 )
 
 
-def argument_name(option: str) -> str:
-    """vLLM's own name of an engine argument, `max_num_seqs` of `--max-num-seqs`."""
-    return option.lstrip("-").replace("-", "_")
-
-
 class VersionSpec(Strict):
     """A checkpoint directory and how to run it, or an external OpenAI-compatible endpoint."""
 
     model: str | None = Field(
-        default=None, description="checkpoint directory (config.json, safetensors, tokenizer)"
+        default=None,
+        min_length=1,
+        description="checkpoint directory (config.json, safetensors, tokenizer); with url: its name there",
     )
-    url: str | None = Field(default=None, description="external endpoint, such as http://10.0.0.7:8000/v1")
+    url: str | None = Field(
+        default=None,
+        description="external endpoint: its base URL as written, such as https://api.example/v1beta/openai; "
+        "a bare host serves at /v1",
+    )
+    api_key_env: str | None = Field(
+        default=None, description="environment variable of `canaryctl up` that holds the endpoint's API key"
+    )
+    api_key_file: str | None = Field(
+        default=None, min_length=1, description="file that holds the endpoint's API key"
+    )
     replicas: int = Field(default=1, ge=1, le=1024)
     gpus: float | None = Field(
         None, ge=0, le=64, description="GPUs a replica; fractions share one; default: all it needs"
@@ -52,36 +61,97 @@ class VersionSpec(Strict):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     quantization: str | None = None
     max_model_len: int | None = Field(default=None, ge=1)
-    kv_cache_memory_bytes: int | None = Field(default=None, ge=1 << 20)
-    engine: dict[str, Scalar] = Field(default_factory=dict, description="further vLLM engine arguments")
+    kv_cache_memory_bytes: Bytes | None = Field(default=None, ge=1 << 20)
+    engine: dict[str, EngineValue] = Field(
+        default_factory=dict, description="further vLLM engine arguments; null removes an inherited one"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, data: object, info: ValidationInfo) -> object:
+        """Without the keys that are null, as if they were not given; engine arguments by vLLM's own names."""
+        if not isinstance(data, Mapping):
+            return data
+        given = {key: value for key, value in data.items() if value is not None}
+        if isinstance(engine := given.get("engine"), Mapping):
+            given["engine"] = _own_names(engine, info)
+        return given
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.model is None) == (self.url is None):
-            raise ValueError("needs exactly one of model (a checkpoint directory) and url (an endpoint)")
-        if self.url is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", self.url):
-            raise FieldError(
-                "url", f"{self.url!r} is not http(s)://host[:port][/path]; give the endpoint's base URL"
-            )
-        for name in self.engine:
-            own = argument_name(name)
-            if own in OWNED_ARGUMENTS:
+    def _check(self, info: ValidationInfo) -> Self:
+        if self.model is None and self.url is None:
+            raise ValueError("needs model (a checkpoint directory) or url (an endpoint)")
+        self._check_endpoint()
+        for name, value in self.engine.items():
+            if name in OWNED_ARGUMENTS:
                 raise FieldError(f"engine.{name}", "is set by canaryctl itself; leave it out")
-            if own in type(self).model_fields:
-                raise FieldError(f"engine.{name}", f"has its own key; write {own}: {self.engine[name]}")
-        if self.gpus is not None and self.gpus < 1 and self.tensor_parallel_size > 1:
+            if name in type(self).model_fields:
+                raise FieldError(f"engine.{name}", f"has its own key; write {name}: {value}")
+        if not is_stored(info):
+            self._check_engine()
+        return self
+
+    def _check_engine(self) -> None:
+        """What the engine would refuse, or what an endpoint would ignore; not asked of a stored version."""
+        if self.is_external:
+            ignored = (name for name in (*ENGINE_KEYS, "replicas", "gpus", "engine") if self._is_set(name))
+            if name := next(ignored, None):
+                raise FieldError(name, "is for engines that canaryctl runs; an endpoint (url) has none of it")
+        for name, value in self.engine.items():
+            if error := argument_error(name, value):
+                raise FieldError(f"engine.{name}", error)
+        for name in ("quantization", "dtype"):
+            value = getattr(self, name)
+            if value is not None and (error := argument_error(name, value)):
+                raise FieldError(name, error)
+        size = self.tensor_parallel_size * int(self.engine.get("pipeline_parallel_size") or 1)
+        if self.gpus is not None and 0 < self.gpus < size and size > 1:
             raise FieldError(
                 "gpus",
                 f"{self.gpus:g} is too little for tensor_parallel_size {self.tensor_parallel_size}; "
-                f"give {self.tensor_parallel_size}, or leave it out",
+                f"give {size}, or leave it out",
             )
-        return self
+        if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
+            raise FieldError("gpus", f"{self.gpus:g} is no whole number; shares of a GPU end at 1")
+
+    def _is_set(self, name: str) -> bool:
+        return bool(
+            getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True)
+        )
+
+    def _check_endpoint(self) -> None:
+        if self.url is None:
+            for name in ("api_key_env", "api_key_file"):
+                if getattr(self, name) is not None:
+                    raise FieldError(name, "belongs to an endpoint; give its url, or leave it out")
+            return
+        try:
+            Endpoint.parsed(self.url)
+        except ValueError as exc:
+            raise FieldError("url", str(exc)) from exc
+        if self.model is not None and self.model.startswith(("/", "./", "../", "~")):
+            raise FieldError("model", f"{self.model} is a directory; with url it is the model's name there")
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise FieldError("api_key_file", "and api_key_env are both given; keep one")
+        # The value is not shown: someone may have written the key itself.
+        if self.api_key_env is not None and not re.fullmatch(ENV_NAME, self.api_key_env):
+            raise FieldError("api_key_env", "is no name of a variable; name the one that holds the key")
 
     @property
     def is_external(self) -> bool:
         return self.url is not None
 
-    def engine_arguments(self) -> dict[str, Scalar]:
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint directory; None for an external endpoint, whose `model` is a name."""
+        return None if self.is_external else self.model
+
+    @property
+    def api_key(self) -> KeyReference | None:
+        """Where the endpoint's API key is found; None: it needs none."""
+        return KeyReference.from_names(self.api_key_env, self.api_key_file)
+
+    def engine_arguments(self) -> dict[str, Any]:
         """vLLM's arguments by its own names (underscores); empty for an external endpoint."""
         if self.is_external:
             return {}
@@ -89,15 +159,20 @@ class VersionSpec(Strict):
         return {name: value for name, value in named.items() if value is not None} | self.extra_arguments
 
     @property
-    def extra_arguments(self) -> dict[str, Scalar]:
+    def extra_arguments(self) -> dict[str, Any]:
         """`engine` by vLLM's own names."""
-        return {argument_name(name): value for name, value in self.engine.items()}
+        return dict(self.engine)
 
     def located(self, base: Path) -> Self:
-        """The version with its checkpoint directory made absolute, relative to `base`."""
-        if self.model is None:
-            return self
-        return self.model_copy(update={"model": str((base / Path(self.model).expanduser()).absolute())})
+        """The version with its checkpoint directory and key file made absolute, relative to `base`."""
+        paths = {"model": self.checkpoint, "api_key_file": self.api_key_file}
+        return self.model_copy(
+            update={
+                name: str((base / Path(path).expanduser()).absolute())
+                for name, path in paths.items()
+                if path is not None
+            }
+        )
 
 
 class ServiceSpec(VersionSpec):
@@ -107,6 +182,14 @@ class ServiceSpec(VersionSpec):
     policy: PolicySpec = Field(default_factory=lambda: PolicySpec())
     routers: int = Field(default=1, ge=1, le=64)
     port: int | None = Field(default=None, ge=1, le=65_535)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: object) -> object:
+        """`policy: strict` names a preset, as in `--policy strict`."""
+        if isinstance(data, Mapping) and isinstance(preset := data.get("policy"), str):
+            return {**data, "policy": {"preset": preset}}
+        return data
 
     @model_validator(mode="after")
     def _check_policy(self) -> Self:
@@ -138,14 +221,33 @@ def parse_policy(data: object) -> PolicySpec:
     return parse_as(PolicySpec, {"preset": data} if isinstance(data, str) else data, "policy")
 
 
-def parse_yaml(text: str, where: str) -> object:
-    """The values of a YAML (or JSON) text. Raises BadSpec, naming the line; duplicate keys are refused."""
+def stored_service(data: object) -> ServiceSpec:
+    """The service that the store holds. Raises BadSpec."""
+    return parse_as(ServiceSpec, data, "service", context=STORED)
+
+
+def stored_version(data: object) -> VersionSpec:
+    """The version that the store holds. Raises BadSpec."""
+    return parse_as(VersionSpec, data, "version", context=STORED)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The values of a YAML (or JSON) text, read by `strict_yaml`. Raises BadSpec, naming the line."""
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        raise BadSpec(f"{where}{line}: {getattr(exc, 'problem', None) or 'is not YAML'}; correct it") from exc
+        return load_yaml(text)
+    except YamlError as exc:
+        line = f" line {exc.line}" if exc.line is not None else ""
+        raise BadSpec(f"{where}{line}: {exc}") from exc
+
+
+def _own_names(engine: Mapping[Any, Any], info: ValidationInfo) -> dict[Any, Any]:
+    named: dict[Any, Any] = {}
+    for key, value in engine.items():
+        name = canonical_name(key) if isinstance(key, str) else key
+        if name in named and not is_stored(info):
+            raise FieldError(f"engine.{name}", "is given twice, by two of its names; leave one out")
+        named[name] = value
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def dump(spec: Strict) -> dict[str, Any]:
@@ -153,22 +255,12 @@ def dump(spec: Strict) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude_defaults=True)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def parse_as(kind: type[Spec], data: object, root: str) -> Spec:
+def parse_as(kind: type[Spec], data: object, root: str, *, context: Mapping[str, bool] | None = None) -> Spec:
     """The spec in `data`, called `root` in errors. Raises BadSpec, one line for each broken rule."""
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(data, context=context)
+    except RecursionError as exc:
+        raise BadSpec(f"{root} is nested too deep; write it flatter") from exc
     except ValidationError as exc:
         raise BadSpec([_error_line(error, root) for error in exc.errors(include_url=False)]) from exc
 
@@ -188,7 +280,7 @@ _REMEDIES = {
     "model_attributes_type": "is not a mapping; write its settings as key: value",
     "dict_type": "is not a mapping; write its settings as key: value",
     "tuple_type": "is not a list; write its items with dashes",
-    "string_pattern_mismatch": "is not a name; use lower-case letters, digits and dashes, at most 40",
+    "string_pattern_mismatch": "is not a name; use lower-case letters, digits, dots and dashes, at most 40",
 }
 _LIMITS = {
     "greater_than_equal": ("ge", "is below {}; raise it"),

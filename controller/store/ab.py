@@ -6,67 +6,76 @@ The outcomes are the state: a restarted controller replays them and gets the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import sqlalchemy as sa
 
-from controller.errors import Conflict
+from controller.errors import Conflict, StaleWrite
 from controller.store import schema as t
+from controller.store.database import Database
 from controller.store.rows import AbOutcome, AbRow
+from controller.store.statements import lock_service, next_seq
 
 
 class AbStore:
-    """The tests of one database. Safe to use from several threads."""
+    """The tests of one database, which the caller closes. Safe to use from several threads."""
 
-    def __init__(self, url: str, *, mounts: Path = Path("/proc/self/mounts")) -> None:
-        """Open the tables, creating them on first use. Raises BadInput or Unreachable."""
-        self._engine = t.open_engine(url, mounts=mounts)
-        self._writes = t.writing(self._engine)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def create(self, row: AbRow) -> None:
         """Store a new test. Raises Conflict while another runs on the service."""
-        try:
-            with self._writes.begin() as db:
-                db.execute(sa.insert(t.ab_tests).values(**t.values_of(row)))
-        except sa.exc.IntegrityError as exc:
-            raise Conflict(
-                f"{row.service} has an A/B test already; end it: canaryctl ab stop {row.service}"
-            ) from exc
+        c = t.ab_tests.c
+        with self._database.write() as db:
+            lock_service(db, row.service)
+            running = (c.service == row.service) & c.ended_at_s.is_(None)
+            if db.execute(sa.select(c.id).where(running)).first() is not None:
+                raise Conflict(
+                    f"{row.service} has an A/B test already; end it: canaryctl ab stop {row.service}"
+                )
+            seq = next_seq(db, t.ab_tests, row.service)
+            db.execute(sa.insert(t.ab_tests).values(t.values_of(row) | {"seq": seq}))
 
     def newest(self, service: str) -> AbRow | None:
         """The service's newest test; None: it never had one."""
         c = t.ab_tests.c
-        # The running one is the newest, even if the clock was set back.
-        newest_first = (c.ended_at_s.is_not(None), c.created_at_s.desc())
-        query = sa.select(t.ab_tests).where(c.service == service).order_by(*newest_first).limit(1)
-        with self._engine.begin() as db:
+        columns = [c[name] for name in AbRow.__slots__]
+        query = sa.select(*columns).where(c.service == service).order_by(c.seq.desc()).limit(1)
+        with self._database.read() as db:
             row = db.execute(query).first()
-        return AbRow(**row._asdict()) if row is not None else None
+        return AbRow(*row) if row is not None else None
 
     def outcomes(self, test: str) -> tuple[AbOutcome, ...]:
         """Every outcome counted so far, in order."""
         columns = [t.ab_outcomes.c[name] for name in AbOutcome.__slots__]
         query = sa.select(*columns).where(t.ab_outcomes.c.test == test).order_by(t.ab_outcomes.c.place)
-        with self._engine.begin() as db:
+        with self._database.read() as db:
             return tuple(AbOutcome(*row) for row in db.execute(query))
 
     def append(
         self, test: str, rows: Sequence[AbOutcome], *, first: int, resume_seq: int, settled_through_s: float
     ) -> None:
-        """Append outcomes from place `first` on, and how far the log was read, in one transaction."""
+        """Append outcomes from place `first` on, and how far the log was read, in one transaction.
+
+        Raises StaleWrite unless `first` outcomes are stored: another controller has written, replay them.
+        """
         values = [{"test": test, "place": first + i, **t.values_of(row)} for i, row in enumerate(rows)]
-        with self._writes.begin() as db:
+        c = t.ab_tests.c
+        with self._database.write() as db:
+            db.execute(sa.select(c.id).where(c.id == test).with_for_update())
+            counted = sa.select(sa.func.count()).where(t.ab_outcomes.c.test == test)
+            if (stored := db.execute(counted).scalar_one()) != first:
+                raise StaleWrite(f"A/B test {test} has {stored} outcomes, not {first}; replay them")
             if values:
                 db.execute(sa.insert(t.ab_outcomes), values)
             db.execute(
                 sa.update(t.ab_tests)
-                .where(t.ab_tests.c.id == test)
+                .where(c.id == test)
                 .values(resume_seq=resume_seq, settled_through_s=settled_through_s)
             )
 
     def end(self, test: str, *, at_s: float) -> None:
         """End the test; its outcomes stay."""
-        with self._writes.begin() as db:
+        with self._database.write() as db:
             db.execute(
                 sa.update(t.ab_tests)
                 .where(t.ab_tests.c.id == test, t.ab_tests.c.ended_at_s.is_(None))

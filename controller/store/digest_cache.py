@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 MAX_FILES = 10_000  # the newest are kept
 
+_writing = threading.Lock()  # one thread of this process writes at a time; other processes replace the file
+
 
 @contextmanager
 def cached_digests(path: Path) -> Iterator[dict[str, str]]:
-    """The cached digests, to be added to; written back if any were."""
+    """The cached digests, to be added to; those added are written back. Safe to use from several threads."""
     digests = read_digests(path)
-    before = len(digests)
+    before = set(digests)
     yield digests
-    if len(digests) != before:
-        write_digests(path, digests)
+    added = {key: value for key, value in digests.items() if key not in before}
+    if added:
+        with _writing:
+            write_digests(path, {**read_digests(path), **added})
 
 
 def read_digests(path: Path) -> dict[str, str]:

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 
+from controller.errors import BadCheckpoint
 from controller.planning.fingerprint import Fingerprint
-from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_service, parse_version
-from controller.store.rows import ServiceRow, VersionRow
+from controller.spec.label import Label
+from controller.spec.service import ServiceSpec, VersionSpec, dump, stored_service, stored_version
+from controller.store.rows import RolloutRow, ServiceRow, VersionRow
+
+UNLABELLED = Label()
 
 
-def version_row(service: str, spec: VersionSpec, fingerprint: Fingerprint, at_s: float) -> VersionRow:
-    """Row of a version, which `version_spec` and `fingerprint_of` read."""
+def version_row(
+    service: str,
+    spec: VersionSpec,
+    fingerprint: Fingerprint,
+    at_s: float,
+    *,
+    label: Label = UNLABELLED,
+) -> VersionRow:
+    """Row of a version, which `version_spec`, `fingerprint_of` and `label_of` read."""
     return VersionRow(
-        service, fingerprint.version_id, json.dumps(dump(spec)), json.dumps(asdict(fingerprint)), at_s
+        service,
+        fingerprint.version_id,
+        json.dumps(dump(spec)),
+        json.dumps(asdict(fingerprint)),
+        at_s,
+        label.name,
+        label.source,
+        label.actor,
+        label.message,
     )
+
+
+def label_of(row: VersionRow | RolloutRow | None) -> Label:
+    """Label of a stored version, or of the canary of a stored rollout; an empty one if it is missing."""
+    return Label(row.name, row.source, row.actor, row.message) if row is not None else UNLABELLED
 
 
 def version_spec(row: VersionRow) -> VersionSpec:
     """Spec of a stored version."""
-    return parse_version(json.loads(row.spec))
+    return stored_version(json.loads(row.spec))
 
 
 def replicas_of(row: VersionRow | None) -> int:
@@ -29,13 +54,32 @@ def replicas_of(row: VersionRow | None) -> int:
 
 def service_spec(row: ServiceRow) -> ServiceSpec:
     """Spec of a stored service, as given to `up`."""
-    return parse_service(json.loads(row.spec))
+    return stored_service(json.loads(row.spec))
 
 
 def fingerprint_of(row: VersionRow) -> Fingerprint:
     """Fingerprint of a stored version."""
     values = json.loads(row.fingerprint)
     pairs = {
-        name: tuple((key, value) for key, value in values[name]) for name in ("parts", "sampling", "engine")
+        name: tuple((key, value) for key, value in values.get(name, ()))
+        for name in ("parts", "sampling", "engine", "files")
     }
-    return Fingerprint(**{**values, **pairs})
+    return Fingerprint(**{**values, **pairs, "vocabulary": tuple(values.get("vocabulary", ()))})
+
+
+def comparable_fingerprint(row: VersionRow, compute: Callable[[VersionSpec], Fingerprint]) -> Fingerprint:
+    """The row's fingerprint by today's rules, to compare with a fresh one: the stored one, or computed anew.
+
+    A version keeps the id that it was stored with, and what older rules stored never equals a fresh
+    fingerprint. compute: from the version's files. The stored one is returned if those are gone or changed.
+    """
+    stored = fingerprint_of(row)
+    if stored.is_current:
+        return stored
+    try:
+        fresh = compute(version_spec(row))
+    except BadCheckpoint:
+        return stored
+    if fresh.part("tensors") != stored.part("tensors"):
+        return stored
+    return fresh.on_release(stored.part("engine_release"))

@@ -26,6 +26,10 @@ class VersionRow:
     spec: str
     fingerprint: str
     created_at_s: float
+    name: str | None = None  # given name; None: it has none
+    source: str | None = None  # checkpoint path or URL, as given
+    actor: str | None = None  # who brought it
+    message: str | None = None  # why, in their words
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,10 @@ class RolloutRow:
     version: int
     created_at_s: float
     ended_at_s: float | None  # None: it is running
+    name: str | None = None  # the canary's label as of this rollout, as in `VersionRow`
+    source: str | None = None
+    actor: str | None = None
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

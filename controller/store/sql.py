@@ -1,12 +1,14 @@
 """SQL store on SQLAlchemy Core: one code for SQLite (default) and PostgreSQL (by URL).
 
 Invariants: a commit is one transaction (state, pending actions, evidence, log lines, the service's stable
-version) and names the version that it replaces, so of two writers one is refused; fencing tokens only rise.
+version) and names the version that it replaces and the lease's token, so of two writers one is refused;
+fencing tokens only rise; no order and no lease depends on a host's wall clock; what a transaction writes
+depends only on what it has read itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import delete, insert, select, update
 
 from controller.auth import Identity, Role
-from controller.errors import Conflict, RolloutRunning, StaleWrite, UnknownService
+from controller.errors import Conflict, StaleWrite, UnknownService
 from controller.rollout.actions import Action
 from controller.rollout.observation import CommandKind, ManualCommand
 from controller.rollout.ports import Stored
@@ -26,30 +28,50 @@ from controller.rollout.serialization import (
 )
 from controller.rollout.state import RolloutState
 from controller.store import schema as t
+from controller.store.database import MOUNTS, Database
 from controller.store.rows import EventRow, Lease, RolloutRow, ServiceRow, VersionRow
+from controller.store.statements import (
+    LEASE,
+    append_event,
+    append_log,
+    lock_service,
+    move_stable,
+    next_seq,
+    put_version,
+    refuse_second,
+    refuse_unread,
+    require_newest,
+    require_stable,
+    require_token,
+    unknown_rollout,
+)
 
-LEASE = "controller"
+ANY_ROLLOUT = "any"
 _ROLLOUT = select(*(t.rollouts.c[name] for name in RolloutRow.__slots__))
+_SERVICE = select(*(t.services.c[name] for name in ServiceRow.__slots__))
+_VERSION = select(*(t.versions.c[name] for name in VersionRow.__slots__))
 
 
 class SqlStore:
     """All persistent state. Safe to use from several threads and processes."""
 
-    def __init__(self, url: str, *, mounts: Path = Path("/proc/self/mounts")) -> None:
-        """Open the database, creating it on first use. Raises BadInput or Unreachable."""
-        self._engine = t.open_engine(url, mounts=mounts)
-        self._writes = t.writing(self._engine)
+    def __init__(self, url: str, *, mounts: Path = MOUNTS, clock: Callable[[], float] | None = None) -> None:
+        """Open the database, creating or migrating it. Raises BadInput or Unreachable.
+
+        clock: of leases, in seconds, instead of the database's own.
+        """
+        self.database = Database(url, mounts=mounts, clock=clock)
 
     def close(self) -> None:
         """Close the connections."""
-        self._engine.dispose()
+        self.database.close()
 
     def _first(self, query: sa.Select[Any]) -> Any | None:
-        with self._engine.begin() as db:
+        with self.database.read() as db:
             return db.execute(query).first()
 
     def _all(self, query: sa.Select[Any]) -> Sequence[Any]:
-        with self._engine.begin() as db:
+        with self.database.read() as db:
             return db.execute(query).all()
 
     # --- rollouts: the port `Store`
@@ -63,17 +85,31 @@ class SqlStore:
         return Stored(state_from_json(row.state), row.version, actions_from_json(row.pending))
 
     def running(self, service: str | None = None) -> Sequence[str]:
-        """Ids of rollouts that are not final or have pending notices, oldest first. service None: of all."""
+        """Ids of rollouts that are not final or have pending notices, oldest first within a service.
+
+        service None: of all.
+        """
         active = ~t.rollouts.c.is_final | (t.rollouts.c.pending != "[]")
         if service is not None:
             active &= t.rollouts.c.service == service
-        query = select(t.rollouts.c.id).where(active).order_by(t.rollouts.c.created_at_s)
+        query = select(t.rollouts.c.id).where(active).order_by(t.rollouts.c.service, t.rollouts.c.seq)
         return tuple(row.id for row in self._all(query))
 
     def commit(
-        self, state: RolloutState, pending: Sequence[Action], *, expected_version: int, evidence: bytes | None
+        self,
+        state: RolloutState,
+        pending: Sequence[Action],
+        *,
+        expected_version: int,
+        evidence: bytes | None,
+        token: int | None = None,
     ) -> int:
-        """The new version. evidence None: keep the stored one. Raises StaleWrite when another was first."""
+        """The new version. evidence None: keep the stored one. token: the lease's; None: not a controller.
+
+        Raises StaleWrite when another was first, UnreadCommand when the rollout would end without having read
+        a command, StaleToken when another controller acts, Conflict when it would move a stable version that
+        is not the one it moves from.
+        """
         at_s = state.log[-1].at_s if state.log else state.entered_at_s
         values: dict[str, object] = {
             "state": state_to_json(state),
@@ -85,16 +121,22 @@ class SqlStore:
         }
         if evidence is not None:
             values["evidence"] = evidence
-        here = (t.rollouts.c.id == state.id) & (t.rollouts.c.version == expected_version)
-        with self._writes.begin() as db:
-            before = db.execute(select(t.rollouts.c.log_count).where(here)).scalar()
-            if before is None or db.execute(update(t.rollouts).where(here).values(values)).rowcount != 1:
+        c = t.rollouts.c
+        with self.database.write() as db:
+            require_token(db, token)
+            service = lock_service(db, state.service)
+            here = (c.id == state.id) & (c.version == expected_version)
+            query = select(c.state, c.log_count, c.is_final).where(here).with_for_update()
+            before = db.execute(query).first()
+            if before is None:
                 raise StaleWrite(
                     f"rollout {state.id} is no longer at version {expected_version}; read it again"
                 )
-            _append_log(db, state, before)
-            service = t.services.c.name == state.service
-            db.execute(update(t.services).where(service).values(stable=state.serving))
+            if state.is_final and not before.is_final:
+                refuse_unread(db, state)
+            db.execute(update(t.rollouts).where(here).values(values))
+            append_log(db, state, before.log_count)
+            move_stable(db, service, before.state, state)
         return expected_version + 1
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
@@ -111,9 +153,22 @@ class SqlStore:
 
     # --- rollouts: creation, commands, history
 
-    def create_rollout(self, state: RolloutState, *, request: str, at_s: float) -> int:
-        """Store a new rollout; its version, 0. Raises RolloutRunning when the service has one, Conflict when
-        the service is removed or being removed, or serves another version than the plan was made for."""
+    def create_rollout(
+        self,
+        state: RolloutState,
+        *,
+        request: str,
+        at_s: float,
+        version: VersionRow | None = None,
+        newest: str | None = ANY_ROLLOUT,
+    ) -> int:
+        """Store a new rollout and its canary's row; its version, 0.
+
+        version: the canary as deployed; its names are kept on the rollout too. None: it is stored already.
+        newest: the service's newest rollout when it was decided to start this one, None: there was none.
+        Raises RolloutRunning when the service has one, Conflict when it is removed or being removed, serves
+        another version than was planned for, or has had another rollout since.
+        """
         values = {
             "id": state.id,
             "service": state.service,
@@ -126,23 +181,28 @@ class SqlStore:
             "is_final": state.is_final,
             "created_at_s": at_s,
         }
-        running = (t.rollouts.c.service == state.service) & ~t.rollouts.c.is_final
-        try:
-            with self._writes.begin() as db:
-                if (other := db.execute(select(t.rollouts.c.id).where(running)).scalar()) is not None:
-                    raise already_running(state.service, other)
-                # Hashing the checkpoint may have taken minutes since the plan was made.
-                _require_stable(db, state.service, state.stable.id)
-                db.execute(insert(t.rollouts).values(values))
-                _append_log(db, state, 0)
-        except sa.exc.IntegrityError as exc:
-            raise already_running(state.service, "another") from exc
+        if version is not None:
+            values |= {name: getattr(version, name) for name in ("name", "source", "actor", "message")}
+        with self.database.write() as db:
+            service = lock_service(db, state.service)
+            refuse_second(db, state.service)
+            # Hashing the checkpoint may have taken minutes since the plan was made.
+            require_stable(service, state.service, state.stable.id)
+            if newest != ANY_ROLLOUT:
+                require_newest(db, state.service, newest)
+            if version is not None:
+                put_version(db, version, state.stable.id)
+            db.execute(insert(t.rollouts).values(values | {"seq": next_seq(db, t.rollouts, state.service)}))
+            append_log(db, state, 0)
         return 0
 
     def append_command(
         self, rollout: str, kind: CommandKind, identity: Identity, *, reason: str, at_s: float
-    ) -> int:
-        """Queue a manual command for the next tick; its sequence number."""
+    ) -> int | None:
+        """Queue a manual command for the next tick; its sequence number, None: the rollout has ended.
+
+        A queued command is read by the rollout before it ends. Raises UnknownService for an unknown rollout.
+        """
         values = {
             "rollout": rollout,
             "kind": kind.value,
@@ -151,7 +211,14 @@ class SqlStore:
             "reason": reason,
             "at_s": at_s,
         }
-        with self._writes.begin() as db:
+        c = t.rollouts.c
+        with self.database.write() as db:
+            # The lock orders this with the commit that ends the rollout, and with other commands.
+            row = db.execute(select(c.is_final).where(c.id == rollout).with_for_update()).first()
+            if row is None:
+                raise unknown_rollout(rollout)
+            if row.is_final:
+                return None
             return int(db.execute(insert(t.commands).values(values).returning(t.commands.c.seq)).scalar_one())
 
     def evidence(self, rollout: str) -> bytes | None:
@@ -163,31 +230,35 @@ class SqlStore:
         """The request that created the rollout, JSON. Raises UnknownService for an unknown rollout."""
         row = self._first(select(t.rollouts.c.request).where(t.rollouts.c.id == rollout))
         if row is None:
-            raise UnknownService(f"rollout {rollout} does not exist; canaryctl history lists those that do")
+            raise unknown_rollout(rollout)
         return str(row.request)
 
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]:
         """The service's rollouts, newest first."""
         c = t.rollouts.c
-        query = _ROLLOUT.where(c.service == service).order_by(c.created_at_s.desc(), c.id).limit(limit)
+        query = _ROLLOUT.where(c.service == service).order_by(c.seq.desc()).limit(limit)
         return tuple(RolloutRow(*row) for row in self._all(query))
 
-    def latest_attempt(self, service: str, canary: str) -> RolloutRow | None:
-        """The newest rollout of this version, however long ago; None: it was never tried."""
+    def attempts(self, service: str, canary: str, *, limit: int = 100) -> tuple[RolloutRow, ...]:
+        """The rollouts of this version, newest first, however long ago."""
         c = t.rollouts.c
         here = (c.service == service) & (c.canary == canary)
-        row = self._first(_ROLLOUT.where(here).order_by(c.created_at_s.desc(), c.id).limit(1))
-        return RolloutRow(*row) if row else None
+        rows = self._all(_ROLLOUT.where(here).order_by(c.seq.desc()).limit(limit))
+        return tuple(RolloutRow(*row) for row in rows)
+
+    def latest_attempt(self, service: str, canary: str) -> RolloutRow | None:
+        """The newest rollout of this version; None: it was never tried."""
+        return next(iter(self.attempts(service, canary, limit=1)), None)
 
     # --- services and their versions
 
     def services(self) -> tuple[ServiceRow, ...]:
         """All services, by name."""
-        return tuple(ServiceRow(*row) for row in self._all(select(t.services).order_by(t.services.c.name)))
+        return tuple(ServiceRow(*row) for row in self._all(_SERVICE.order_by(t.services.c.name)))
 
     def service(self, name: str) -> ServiceRow:
         """One service. Raises UnknownService."""
-        row = self._first(select(t.services).where(t.services.c.name == name))
+        row = self._first(_SERVICE.where(t.services.c.name == name))
         if row is None:
             known = ", ".join(service.name for service in self.services())
             hint = f"there are: {known}" if known else "there is none yet: canaryctl up"
@@ -196,48 +267,56 @@ class SqlStore:
 
     def put_service(self, row: ServiceRow, version: VersionRow) -> None:
         """Store a new service and its first version. Raises Conflict when it exists already."""
-        try:
-            with self._writes.begin() as db:
+        with self.database.write() as db:
+            try:
                 db.execute(insert(t.services).values(t.values_of(row)))
-                _put_version(db, version)
-                text = f"service created on {row.stable}"
-                _append_event(db, row.name, None, row.created_at_s, "controller", text)
-        except sa.exc.IntegrityError as exc:
-            raise Conflict(
-                f"{row.name} was created by someone else meanwhile; read it and try again"
-            ) from exc
+            except sa.exc.IntegrityError as exc:
+                raise Conflict(
+                    f"{row.name} was created by someone else meanwhile; read it and try again"
+                ) from exc
+            put_version(db, version, None)
+            append_event(
+                db, row.name, None, row.created_at_s, "controller", f"service created on {row.stable}"
+            )
 
     def mark_removing(self, name: str, identity: Identity, *, at_s: float) -> None:
         """Mark the service for removal; the controller stops it and then calls `remove_service`.
 
-        Raises RolloutRunning: a running rollout must be ended first.
+        Raises RolloutRunning: a running rollout must be ended first; UnknownService: it is gone.
         """
-        running = (t.rollouts.c.service == name) & ~t.rollouts.c.is_final
-        with self._writes.begin() as db:
-            if (rollout := db.execute(select(t.rollouts.c.id).where(running)).scalar()) is not None:
-                raise RolloutRunning(
-                    f"{name} has rollout {rollout} running; end it first: canaryctl rollback {name} --wait"
-                )
+        with self.database.write() as db:
+            service = lock_service(db, name)
+            if service is None:
+                raise UnknownService(f"service {name} does not exist; it was removed meanwhile")
+            refuse_second(db, name, f"end it first: canaryctl rollback {name} --wait")
+            if service.removing:
+                return
             db.execute(update(t.services).where(t.services.c.name == name).values(removing=True))
-            _append_event(db, name, None, at_s, identity.name, "removal requested")
+            append_event(db, name, None, at_s, identity.name, "removal requested")
 
-    def remove_service(self, name: str, *, at_s: float) -> None:
-        """Delete a service and its versions; its rollouts and events stay as history."""
-        with self._writes.begin() as db:
+    def remove_service(self, name: str, *, at_s: float, token: int | None = None) -> None:
+        """Delete a service and its versions; its rollouts and events stay as history. Raises RolloutRunning,
+        and StaleToken when another controller acts. token: the lease's; None: no controller writes."""
+        with self.database.write() as db:
+            require_token(db, token)
+            if lock_service(db, name) is None:
+                return
+            refuse_second(db, name, f"end it first: canaryctl rollback {name} --wait")
             db.execute(delete(t.services).where(t.services.c.name == name))
             db.execute(delete(t.versions).where(t.versions.c.service == name))
-            _append_event(db, name, None, at_s, "controller", "service removed")
+            append_event(db, name, None, at_s, "controller", "service removed")
 
     def put_version(self, row: VersionRow) -> None:
         """Store a version. The same id is the same files, maybe at a new path: the new path replaces the old,
         except for the version in production, which keeps the path that it runs from."""
-        with self._writes.begin() as db:
-            _put_version(db, row)
+        with self.database.write() as db:
+            service = lock_service(db, row.service)
+            put_version(db, row, service.stable if service is not None else None)
 
     def version(self, service: str, version: str) -> VersionRow | None:
         """One version of a service; None: unknown."""
         here = (t.versions.c.service == service) & (t.versions.c.id == version)
-        row = self._first(select(t.versions).where(here))
+        row = self._first(_VERSION.where(here))
         return VersionRow(*row) if row else None
 
     # --- the log
@@ -256,83 +335,63 @@ class SqlStore:
         [row] = self._all(select(c.holder, c.token, c.expires_at_s).where(c.name == LEASE))
         return Lease(*row)
 
-    def acquire_lease(self, holder: str, *, now_s: float, ttl_s: float) -> Lease | None:
+    def acquire_lease(self, holder: str, *, ttl_s: float) -> Lease | None:
         """The lease, with a token higher than any before; None: another controller holds it.
 
-        A lease that expires more than two terms ahead is void: it was written before the clock was set back.
+        Only the database's clock counts, see `Database.now_s`. A lease that expires more than two terms ahead
+        is void: it was written before that clock was set back, or before this host was started.
         """
         c = t.leases.c
-        free = (c.expires_at_s <= now_s) | (c.expires_at_s > now_s + 2 * ttl_s)
-        acquired = {"holder": holder, "token": c.token + 1, "expires_at_s": now_s + ttl_s}
-        with self._writes.begin() as db:
-            if db.execute(update(t.leases).where((c.name == LEASE) & free).values(acquired)).rowcount != 1:
+        with self.database.write() as db:
+            row = db.execute(select(c.token, c.expires_at_s).where(c.name == LEASE).with_for_update()).one()
+            now_s = self.database.now_s(db)  # after the lock, which may have been waited for
+            if now_s < row.expires_at_s <= now_s + 2 * ttl_s:
                 return None
-            token = db.execute(select(c.token).where(c.name == LEASE)).scalar_one()
-        return Lease(holder, token, now_s + ttl_s)
+            lease = Lease(holder, row.token + 1, now_s + ttl_s)
+            db.execute(update(t.leases).where(c.name == LEASE).values(t.values_of(lease)))
+        return lease
 
-    def renew_lease(self, token: int, *, now_s: float, ttl_s: float) -> bool:
+    def renew_lease(self, token: int, *, ttl_s: float) -> bool:
         """True: held for another `ttl_s`. False: another controller holds it."""
-        here = (t.leases.c.name == LEASE) & (t.leases.c.token == token)
-        with self._writes.begin() as db:
-            return db.execute(update(t.leases).where(here).values(expires_at_s=now_s + ttl_s)).rowcount == 1
+        c = t.leases.c
+        with self.database.write() as db:
+            held = db.execute(select(c.token).where(c.name == LEASE).with_for_update()).scalar_one()
+            if held != token:
+                return False
+            expires_at_s = self.database.now_s(db) + ttl_s
+            db.execute(update(t.leases).where(c.name == LEASE).values(expires_at_s=expires_at_s))
+        return True
 
     def release_lease(self, token: int) -> None:
         """Expire the lease if it still has this token."""
         here = (t.leases.c.name == LEASE) & (t.leases.c.token == token)
-        with self._writes.begin() as db:
+        with self.database.write() as db:
             db.execute(update(t.leases).where(here).values(expires_at_s=0.0))
 
     # --- tokens
 
-    def put_token(self, digest: str, identity: Identity, *, at_s: float) -> None:
-        """Store or replace the identity of a bearer token, by its digest."""
-        with self._writes.begin() as db:
-            db.execute(delete(t.tokens).where(t.tokens.c.digest == digest))
-            row = {"digest": digest, "name": identity.name, "role": identity.role.value, "created_at_s": at_s}
+    def put_token(self, digest: str, identity: Identity, *, at_s: float, origin: str | None = None) -> None:
+        """Store or replace the identity of a bearer token, by its digest.
+
+        origin: the host and file that hold the token; the token that it held before becomes invalid.
+        """
+        c = t.tokens.c
+        with self.database.write() as db:
+            replaced = c.digest == digest
+            if origin is not None:
+                # Without an origin: stored by a release that did not keep it.
+                replaced |= (c.name == identity.name) & (c.origin.is_(None) | (c.origin == origin))
+            db.execute(delete(t.tokens).where(replaced))
+            row = {
+                "digest": digest,
+                "name": identity.name,
+                "role": identity.role.value,
+                "created_at_s": at_s,
+                "origin": origin,
+            }
             db.execute(insert(t.tokens).values(row))
 
     def identity(self, digest: str) -> Identity | None:
         """Owner of the bearer token with this digest; None: unknown token."""
         row = self._first(select(t.tokens).where(t.tokens.c.digest == digest))
         return Identity(row.name, Role(row.role)) if row else None
-
-
-def already_running(service: str, other: str, state: str = "running") -> RolloutRunning:
-    """The error of a second rollout on a service."""
-    return RolloutRunning(
-        f"{service} has rollout {other} {state}, one at a time; "
-        f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
-    )
-
-
-def _require_stable(db: sa.Connection, service: str, stable: str) -> None:
-    c = t.services.c
-    row = db.execute(select(c.stable, c.removing).where(c.name == service)).first()
-    if row is None or row.removing:
-        raise Conflict(f"{service} was removed meanwhile; canaryctl up creates it again")
-    if row.stable != stable:
-        raise Conflict(f"{service} serves {row.stable} now, the plan was made for {stable}; deploy again")
-
-
-def _put_version(db: sa.Connection, row: VersionRow) -> None:
-    c = t.versions.c
-    here = (c.service == row.service) & (c.id == row.id)
-    if db.execute(select(c.id).where(here)).first() is None:
-        db.execute(insert(t.versions).values(t.values_of(row)))
-        return
-    in_production = select(t.services.c.stable).where(t.services.c.name == row.service)
-    moved = update(t.versions).where(here & c.id.not_in(in_production))
-    db.execute(moved.values(spec=row.spec, fingerprint=row.fingerprint))
-
-
-def _append_event(
-    db: sa.Connection, service: str, rollout: str | None, at_s: float, actor: str, text: str
-) -> None:
-    row = {"service": service, "rollout": rollout, "at_s": at_s, "actor": actor, "text": text}
-    db.execute(insert(t.events).values(row))
-
-
-def _append_log(db: sa.Connection, state: RolloutState, before: int) -> None:
-    for line in state.log:
-        if line.seq > before:
-            _append_event(db, state.service, state.id, line.at_s, line.actor, line.text)

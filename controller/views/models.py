@@ -1,7 +1,8 @@
 """Shapes of the read model: the API's answers, which the command line and the dashboard show.
 
-Always valid JSON (NaN and infinity become null), with `view` as its version: fields may be added under the
-same number, never removed.
+Always valid JSON (NaN and infinity become null), with `view` as its version: fields, and values of a field
+such as `phase`, may be added under the same number, never removed. So a reader ignores a field that it does
+not know, and shows a value that it does not know as it is.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
-
-from controller.rollout.state import Phase
-from evaluation.report import Verdict
 
 
 def finite(value: float | None) -> float | None:
@@ -25,7 +23,9 @@ Real = Annotated[float | None, BeforeValidator(finite)]
 
 class _View(BaseModel):
     # from_attributes: a view whose fields are those of a domain object is validated from the object itself.
-    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
+    # extra: an older command line reads the answers of a newer controller.
+    # defer_build: a command uses few of these shapes, and building them all takes longer than it runs.
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True, defer_build=True)
 
 
 class GateView(_View):
@@ -34,7 +34,7 @@ class GateView(_View):
     gate: str
     metric: str
     side: str
-    verdict: Verdict
+    verdict: str  # of evaluation.report.Verdict: PASS, FAIL, UNDECIDED or INVALID
     log_e: Real
     limit: Real
     progress_ratio: float
@@ -45,6 +45,8 @@ class GateView(_View):
     stable: Real
     low: Real
     high: Real
+    source: str = "arrives"  # arrives, never or stopped: whether the metric's values come
+    last_value_s: Real = None  # when the request of the last value was assigned
 
 
 class StageView(_View):
@@ -54,7 +56,7 @@ class StageView(_View):
     min_canary: int
     deadline_s: float
     replicas: int
-    status: Literal["done", "now", "ahead"]
+    status: str  # done, now or ahead
     promote_if_point_ok: bool = False  # unproven at its deadline: promoted if estimates are within margins
 
 
@@ -63,7 +65,7 @@ class PassView(_View):
 
     number: int  # from 1
     weight_bp: int
-    how: Literal["proven", "waived", "point_estimates"]  # only `proven` is a proof
+    how: str  # proven, waived or point_estimates; only `proven` is a proof
     at_s: float
     held_s: float
     canary_requests: int | None
@@ -125,13 +127,19 @@ class RolloutView(_View):
     service: str
     stable: str
     canary: str
+    stable_name: str = ""  # what people call it: the given name, else folder or URL; empty: not known
+    canary_name: str = ""
+    source: str | None = None  # of the canary: checkpoint directory or URL
+    actor: str | None = None  # who deployed it
+    message: str | None = None  # why, in their words
     serving: str
-    phase: Phase
+    phase: str  # of rollout.state.Phase
     stage: int | None  # from 1; null: in no stage
     stages: tuple[StageView, ...]
     weight_bp: int
     holdback_bp: int
     twin: bool = False  # stable against itself: never promoted
+    undo: bool = False  # a version that served before returns, without proof
     passed: tuple[PassView, ...] = ()
     risk: str
     risk_reasons: tuple[str, ...]
@@ -144,7 +152,7 @@ class RolloutView(_View):
     is_final: bool
     exit_code: int | None
     holds: tuple[HoldView, ...]
-    verdict: Verdict | None  # null: no evidence was read
+    verdict: str | None  # as a gate's; null: no evidence was read
     canary_requests: int
     stable_requests: int
     gates: tuple[GateView, ...]
@@ -162,6 +170,10 @@ class RolloutView(_View):
 
 class VersionView(_View):
     version: str
+    name: str = ""  # the given name, else folder or URL; empty: not known
+    source: str | None = None
+    actor: str | None = None  # who brought it
+    message: str | None = None  # why, in their words
     phase: str
     ready_replicas: int
     in_flight: int
@@ -176,9 +188,21 @@ class ServiceView(_View):
     service: str
     url: str
     stable: str
+    stable_name: str = ""
     weight_bp: int | None  # null: the route table cannot be read
     versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
     rollout: RolloutView | None  # the newest; null: there has been none
+
+
+class CommandResult(_View):
+    """Outcome of a command: `asked` (accepted, the ticks do it), `done`, or `already` (done, or under way).
+
+    `rollout`: follow this one to see it done; null: nothing is left to be done.
+    """
+
+    outcome: str
+    text: str
+    rollout: str | None = None
 
 
 class ForecastView(_View):
@@ -199,6 +223,26 @@ class ForecastView(_View):
     simulated_requests: float | None = None  # canary requests at which runs were cut off; null: none was
 
 
+class AttemptView(_View):
+    """An earlier rollout of the version that a plan is about."""
+
+    rollout: str
+    started_at_s: float
+    phase: str  # of rollout.state.Phase
+    reason: str
+    actor: str | None = None
+    message: str | None = None
+
+
+class UnjudgedView(_View):
+    """A gate that stable's traffic gives nothing to judge by, so that the rollout runs without it."""
+
+    gate: str
+    metric: str
+    needs: str  # nothing, reason (--allow-unjudged) or source (the user named it: it blocks promotion)
+    text: str
+
+
 class PlanView(_View):
     """A plan: what a rollout would do, and its forecast."""
 
@@ -207,6 +251,9 @@ class PlanView(_View):
     service: str
     stable: str
     canary: str
+    stable_name: str = ""
+    canary_name: str = ""
+    attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this canary, newest first
     risk: str
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]  # shown in red
@@ -216,6 +263,7 @@ class PlanView(_View):
     shortest_s: float  # all stages and the bake, if every proof is in time
     alpha: float
     gates: tuple[str, ...]
+    not_judged: tuple[UnjudgedView, ...] = ()
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     fits: bool
     capacity: str
@@ -237,3 +285,9 @@ class PlanView(_View):
 def _sum(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) if known and len(known) == len(values) else None
+
+
+def build_views() -> None:
+    """Build every shape now, in a process of several threads that would otherwise build them at first use."""
+    for view in _View.__subclasses__():
+        view.model_rebuild(force=True)

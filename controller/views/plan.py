@@ -6,8 +6,11 @@ import math
 
 from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment
+from controller.quantities import figure
 from controller.rollout.plan import Plan
-from controller.views.models import ForecastView, PlanView
+from controller.rollout.state import RolloutState
+from controller.spec.label import Label
+from controller.views.models import AttemptView, ForecastView, PlanView
 from controller.views.rollout import stage_views
 from evaluation.forecast.detectable_effect import DetectableEffect
 from evaluation.forecast.stages import StageForecast
@@ -58,6 +61,18 @@ def plan_view(
     )
 
 
+def attempt_view(state: RolloutState, label: Label) -> AttemptView:
+    """An earlier rollout of the planned version. Its cause, if it has one, goes before its last reason."""
+    return AttemptView(
+        rollout=state.id,
+        started_at_s=state.started_at_s,
+        phase=state.phase,
+        reason=state.cause.text if state.cause is not None else state.reason,
+        actor=label.actor,
+        message=label.message,
+    )
+
+
 def forecast_view(stage: StageForecast, weight_bp: int) -> ForecastView:
     """The forecast of one stage."""
     return ForecastView(
@@ -81,7 +96,7 @@ def _finding_text(finding: DetectableEffect) -> str:
     if finding.harm is None:
         return f"{finding.gate}: nothing"
     sign = "-" if finding.kind is Kind.SCORE else "x"
-    return f"{finding.gate} {sign}{finding.harm:.2g}"
+    return f"{finding.gate} {sign}{figure(finding.harm, 2)}"
 
 
 def _range_line(policy: GatePolicy, gate: RangeGate) -> str:

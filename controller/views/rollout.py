@@ -6,7 +6,7 @@ A view decides nothing. Its shapes are in `models.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar
 
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
@@ -14,6 +14,7 @@ from controller.rollout.plan import Plan
 from controller.rollout.state import PassedStage, Phase, RolloutState
 from controller.rollout.status import exit_code
 from controller.rollout.twin_report import unproven
+from controller.spec.label import Label
 from controller.views.models import (
     AlarmView,
     CauseView,
@@ -36,9 +37,19 @@ V = TypeVar("V")
 
 
 def rollout_view(
-    state: RolloutState, evidence: EvidenceStatus | None = None, *, now_s: float | None = None
+    state: RolloutState,
+    evidence: EvidenceStatus | None = None,
+    *,
+    now_s: float | None = None,
+    label: Label | None = None,
 ) -> RolloutView:
-    """The rollout with its newest evidence (None: unreadable). now_s None: time of the last log line."""
+    """The rollout with its newest evidence (None: unreadable). now_s None: time of the last log line.
+
+    label: the canary's, as stored; None: only the one in the state is known.
+    """
+    label = label or Label()
+    if state.plan.undo:  # the row's actor brought the version, the plan's reasons say who brought it back
+        label = Label(label.name, label.source, message="; ".join(state.plan.reasons))
     at_s = now_s if now_s is not None else (state.log[-1].at_s if state.log else state.entered_at_s)
     in_stage = state.phase is Phase.STAGE
     shown = evidence or EvidenceStatus(state.stage, Verdict.UNDECIDED)
@@ -47,6 +58,11 @@ def rollout_view(
         service=state.service,
         stable=state.stable.id,
         canary=state.canary.id,
+        stable_name=state.stable.label,
+        canary_name=label.shown or state.canary.label,
+        source=label.source,
+        actor=label.actor,
+        message=label.message,
         serving=state.serving,
         phase=state.phase,
         stage=state.stage + 1 if in_stage else None,
@@ -54,6 +70,7 @@ def rollout_view(
         weight_bp=state.weight_bp,
         holdback_bp=state.plan.holdback_bp,
         twin=state.plan.twin,
+        undo=state.plan.undo,
         passed=tuple(map(_pass_view, state.passed)),
         risk=state.plan.risk,
         risk_reasons=state.plan.reasons,
@@ -90,20 +107,32 @@ def service_view(
     split: SplitStatus | None,
     versions: Iterable[VersionStatus] | None,
     rollout: RolloutView | None,
+    labels: Mapping[str, Label] | None = None,
 ) -> ServiceView:
-    """The service with its newest rollout. split, versions None: could not be read, shown as null."""
+    """The service with its newest rollout. split, versions None: could not be read, shown as null.
+
+    labels: by version, those that are known.
+    """
+    labels = labels or {}
     loaded = None
     if versions is not None:
         present = (one for one in versions if one.phase is not VersionPhase.GONE)
-        loaded = tuple(map(VersionView.model_validate, present))
+        loaded = tuple(_version_view(one, labels.get(one.version, Label())) for one in present)
     return ServiceView(
         service=service,
         url=url,
         stable=stable,
+        stable_name=labels.get(stable, Label()).shown,
         weight_bp=split.weight_bp if split is not None else None,
         versions=loaded,
         rollout=rollout,
     )
+
+
+def _version_view(status: VersionStatus, label: Label) -> VersionView:
+    view = VersionView.model_validate(status)
+    known = {"source": label.source, "actor": label.actor, "message": label.message}
+    return view.model_copy(update={"name": label.shown, **known})
 
 
 def gate_view(gate: GateReport) -> GateView:
@@ -126,6 +155,8 @@ def gate_view(gate: GateReport) -> GateView:
         stable=gate.stable,
         low=low,
         high=high,
+        source=gate.source,
+        last_value_s=gate.last_value_s,
     )
 
 

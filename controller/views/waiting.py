@@ -7,7 +7,7 @@ import math
 from controller.quantities import duration, percent
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.state import Phase, RolloutState
-from evaluation.report import Verdict
+from evaluation.report import Source, Verdict
 
 
 def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: float) -> tuple[str, ...]:
@@ -52,4 +52,6 @@ def _stage_waits(state: RolloutState, evidence: EvidenceStatus | None, elapsed_s
             if gate.side == "promotion" and gate.verdict is not Verdict.PASS
         ]
         waits.append(f"proof of {', '.join(unproven)}" if unproven else "a PASS verdict")
+    stopped = {gate.metric for gate in evidence.gates if gate.source is Source.STOPPED and not gate.is_alarm}
+    waits += [f"{metric} to arrive again" for metric in sorted(stopped)]
     return waits + [f"data to judge {name}" for name in evidence.missing]

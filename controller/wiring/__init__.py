@@ -2,5 +2,5 @@
 
 `cluster.py`: the Ray cluster of a state folder. `launches.py`: fingerprints, launches, preflight of versions.
 `environment.py`: this host, for the commands. `controller.py`: the controller process. `direct_rollback.py`:
-rollback without a controller. `router.py`: the router without either.
+rollback without a controller. `state_folder.py`: admin token, database URL. `router.py`: the static router.
 """

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import uvicorn
@@ -18,7 +19,8 @@ from controller.api.ab import add_ab_routes
 from controller.api.app import make_app
 from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
-from controller.auth import Identity, Role, admin_token, token_digest
+from controller.api.slow_calls import SlowCalls
+from controller.auth import Role
 from controller.errors import BusyPort
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.reader import RecordsReader
@@ -47,15 +49,21 @@ from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
+from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
+from serving.clock import boot_s
 
 
 class SystemClock:
-    """Wall time."""
+    """Wall time, and boot time."""
 
     def now_s(self) -> float:
         """Seconds since the epoch."""
         return time.time()
+
+    def boot_s(self) -> float:
+        """Seconds of CLOCK_BOOTTIME, which cannot be set."""
+        return boot_s()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +94,10 @@ def build(settings: Settings) -> Controller:
             service, TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
         )
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
-        reader = RecordsReader(service, log)
+        reader = environment.readers[service] = RecordsReader(service, log)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
-            target=lambda name, version: probe_target(
-                fleet, traffic, name, version, secret=store.service(name).secret
-            ),
+            target=lambda name, version: probe_target(fleet, traffic, versions.launch(name, version, 1)),
             preflight=lambda rollout: versions.preflight(rollout, fleet.observe),
             rate_per_s=environment.requests_per_s,
         )
@@ -119,12 +125,23 @@ def build(settings: Settings) -> Controller:
         lambda row: replicas_of(store.version(row.name, row.stable)),
         holder=_lease_holder(),
     )
+    environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)
-    tests = AbTests(AbStore(settings.database_url), commands, clock, rollout_of=rollout_of)
-    identity = Identity("admin", Role.ADMIN)
-    store.put_token(token_digest(admin_token(settings.home)), identity, at_s=clock.now_s())
-    app = make_app(store, commands, runner, base_url=settings.base_url, version=own_version())
-    add_ab_routes(app, tests, viewer=requires(store, Role.VIEWER), operator=requires(store, Role.OPERATOR))
+    tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
+    admin = AdminToken(settings.home, store, clock)
+    admin.store()
+    remember_database(settings)
+    slow, viewer, operator = SlowCalls(), requires(admin, Role.VIEWER), requires(admin, Role.OPERATOR)
+    app = make_app(
+        store,
+        commands,
+        runner,
+        base_url=settings.base_url,
+        version=own_version(),
+        identities=admin,
+        slow=slow,
+    )
+    add_ab_routes(app, tests, viewer=viewer, operator=operator, slow=slow)
     return Controller(store, runner, app)
 
 
@@ -157,7 +174,17 @@ def run_controller(settings: Settings) -> None:
 
 def _lease_holder() -> str:
     """This process as `host/pid/start time`, which a reused pid does not match."""
-    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+    return f"{_host()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+
+
+def _host() -> str:
+    """Name of this boot of this host and of the process table that is seen from here.
+
+    Two hosts, or two containers of one host, may have the same host name, and each has a process 7.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    table = os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()},{boot},{table}"
 
 
 def _release_orphaned_lease(store: SqlStore) -> None:
@@ -165,7 +192,7 @@ def _release_orphaned_lease(store: SqlStore) -> None:
     lease = store.lease()
     host, _, rest = lease.holder.partition("/")
     pid, _, created = rest.partition("/")
-    if host != socket.gethostname() or not pid.isdigit():
+    if host != _host() or not pid.isdigit():
         return
     try:
         is_alive = f"{psutil.Process(int(pid)).create_time():.2f}" == created

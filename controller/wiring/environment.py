@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from controller.evidence.reader import RecordsReader
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device
@@ -13,7 +14,7 @@ from controller.runtime.data_plane_ray import RecordsAdapter
 from controller.runtime.forecast_process import Simulator
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec
-from controller.wiring.launches import Versions, devices
+from controller.wiring.launches import Versions
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.fleet import engine_args
@@ -26,6 +27,8 @@ class HostEnvironment:
         self._versions = versions
         self._log = log
         self.meters: dict[str, TrafficMeter] = {}
+        self.readers: dict[str, RecordsReader] = {}
+        self.is_reading: Callable[[], bool] = lambda: True  # False: another controller reads the logs
         self._simulator = Simulator()
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
@@ -33,8 +36,8 @@ class HostEnvironment:
         return self._versions.fingerprint(version)
 
     def devices(self) -> Sequence[Device]:
-        """The devices of this host, with the memory that is free now."""
-        return devices()
+        """The devices of the cluster, with the memory that is free now."""
+        return self._versions.devices()
 
     def kv_bytes(self, version: VersionSpec) -> int:
         """The engine's default KV cache on a CPU; the maximum when the checkpoint is unreadable."""
@@ -62,3 +65,8 @@ class HostEnvironment:
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
         """Append (id, metric, value, at_s) scores to the records log; False: it did not accept them."""
         return self._log.append(service, scores)
+
+    def has_request(self, service: str, id: str) -> bool | None:
+        """Whether a request with this id is recorded; None: the log is not read by this controller."""
+        reader = self.readers.get(service) if self.is_reading() else None
+        return reader.has_request(id) if reader is not None else None

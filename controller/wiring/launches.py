@@ -10,7 +10,7 @@ from pathlib import Path
 
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.installed import engine_release
-from controller.planning.capacity import Device, need_bytes, require_fit
+from controller.planning.capacity import Device, gpu_share, need_bytes, require_fit
 from controller.planning.fingerprint import (
     Fingerprint,
     fingerprint_checkpoint,
@@ -22,12 +22,11 @@ from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
-from controller.store.row_specs import fingerprint_of, version_spec
+from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
 from controller.store.rows import VersionRow
 from controller.store.sql import SqlStore
-from serving.fleet import device_memory
+from serving.fleet.cluster_memory_ray import cluster_devices
 from serving.fleet.types import Launch, VersionStatus
-from serving.table.route_table import root_url
 
 STABLE_WAIT_S = 45.0  # below the deadline of the preflight
 
@@ -38,22 +37,30 @@ class Versions:
     def __init__(self, settings: Settings, store: SqlStore) -> None:
         self._settings = settings
         self._store = store
-        self._hashing = threading.Lock()
+        self._hashing: dict[str, threading.Lock] = {}  # by checkpoint: the second caller finds the cache
         self._release = engine_release()
         self._launches: dict[tuple[str, ...], Launch] = {}
+        self._devices: Sequence[Device] = ()  # as last measured
 
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """The version's fingerprint, from its files. Raises BadCheckpoint."""
         if spec.url is not None:
-            return fingerprint_external(spec.url)
-        with self._hashing, cached_digests(self._settings.digests_path) as digests:
+            return fingerprint_external(spec.url, spec.model)
+        path = Path(str(spec.checkpoint))
+        lock = self._hashing.setdefault(str(path.resolve()), threading.Lock())
+        with lock, cached_digests(self._settings.digests_path) as digests:
             return fingerprint_checkpoint(
-                Path(str(spec.model)),
+                path,
                 engine_arguments=spec.engine_arguments(),
                 engine_release=self._release,
                 architectures=known_architectures(),
                 cache=digests,
             )
+
+    def devices(self) -> Sequence[Device]:
+        """The devices of the cluster, with the memory that is free now. May wait some seconds for a node."""
+        self._devices = devices()
+        return self._devices
 
     def launch(self, service: str, version: str, replicas: int) -> Launch:
         """The fleet's launch of the version. Raises UnknownService when it is not stored."""
@@ -63,7 +70,8 @@ class Versions:
         key = (service, secret, version, row.spec)
         known = self._launches.get(key)
         if known is None:
-            spec, host = version_spec(row), devices()
+            # A launch is made within a tick, which cannot wait for every node; kind and size do not change.
+            spec, host = version_spec(row), self._devices or self.devices()
             memory = need_bytes(spec, fingerprint_of(row), host[0]) if host else None
             on_gpu = bool(host) and host[0].kind == "gpu"
             known = launch_of(
@@ -77,17 +85,26 @@ class Versions:
     ) -> None:
         """Return if stable is ready, the canary's files are unchanged and it fits into free memory.
 
+        An undo does not wait for stable, which may be what is wrong, and only its tensors must be the same: a
+        newer engine may have come since its version served.
         observe: the fleet's versions of a service. Raises CanaryctlError with what is wrong.
         """
-        wait_until_ready(observe, rollout.service, rollout.stable.id)
+        if not rollout.plan.undo:
+            wait_until_ready(observe, rollout.service, rollout.stable.id)
         row = self._row(rollout.service, rollout.canary.id)
         spec = version_spec(row)
         fingerprint = self.fingerprint(spec)
         # Not the row's id: a twin has an id of its own, and stable's fingerprint.
-        if fingerprint.version_id != fingerprint_of(row).version_id:
+        planned = comparable_fingerprint(row, self.fingerprint)
+        is_same = fingerprint.digest == planned.digest
+        if rollout.plan.undo:
+            is_same |= fingerprint.part("tensors") == planned.part("tensors")
+        if not is_same:
             raise CanaryctlError(f"{spec.model} changed since the plan was made; deploy it again")
+        if spec.api_key is not None:
+            spec.api_key.read()
         if not spec.is_external:
-            require_fit(spec, fingerprint, devices())
+            require_fit(spec, fingerprint, self.devices())
 
     def promoted_at_s(self, service: str, version: str) -> float:
         """When the newest rollout of the version promoted it, seconds since the epoch; 0.0: it did not."""
@@ -103,9 +120,11 @@ class Versions:
 
 
 def devices() -> tuple[Device, ...]:
-    """The devices of this host, with the memory that is free now."""
+    """The devices of the cluster, with the memory that is free now."""
     return tuple(
-        Device(one.kind, one.name, one.total_bytes, one.free_bytes) for one in device_memory.devices()
+        Device(one.kind, one.name, one.total_bytes, one.free_bytes, host.node, host.free_gpus)
+        for host in cluster_devices()
+        for one in host.devices
     )
 
 
@@ -136,8 +155,8 @@ def launch_of(
 ) -> Launch:
     """The fleet's launch of this version, from its spec."""
     if spec.url is not None:
-        url = root_url(spec.url)
-        return Launch(service, version, secret, url=url)
+        url = spec.url.rstrip("/")
+        return Launch(service, version, secret, url=url, endpoint_model=spec.model, api_key=spec.api_key)
     arguments = spec.engine_arguments()
     # The launch has a field for tensor parallelism; without a dtype the engine chooses as for `auto`.
     arguments.pop("tensor_parallel_size", None)
@@ -150,15 +169,7 @@ def launch_of(
         model_dir=spec.model,
         engine_args=arguments,
         replicas=replicas,
-        gpus_per_replica=_gpus(spec) if on_gpu else 0.0,
+        gpus_per_replica=gpu_share(spec) * spec.tensor_parallel_size if on_gpu else 0.0,
         tensor_parallel=spec.tensor_parallel_size,
         memory_bytes=memory_bytes,
     )
-
-
-def _gpus(spec: VersionSpec) -> float:
-    """GPUs per replica: as specified, else half a device if the engine uses at most half of its memory."""
-    if spec.gpus is not None:
-        return float(spec.gpus)
-    shares = spec.gpu_memory_utilization is not None and spec.gpu_memory_utilization <= 0.5
-    return float(spec.tensor_parallel_size) * (0.5 if shares else 1.0)

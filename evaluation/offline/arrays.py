@@ -17,6 +17,22 @@ from evaluation.betting.unit_block import Floats
 from evaluation.records import EvidenceError
 
 Array = NDArray[np.generic]
+
+
+class RowError(EvidenceError):
+    """An invalid value in one row. `row`: its index from 0; `at` names the row in the caller's words."""
+
+    def __init__(self, before: str, row: int, after: str) -> None:
+        super().__init__(f"{before}row {row}{after}")
+        self.row = row
+        self._parts = (before, after)
+
+    def at(self, place: str) -> str:
+        """The message with `place`, such as `line 18`, for the row."""
+        before, after = self._parts
+        return f"{before}{place}{after}"
+
+
 TEXTS = frozenset({"unit", "request_id", "assigned_by"})
 
 
@@ -112,5 +128,5 @@ def _text(name: str, row: int, value: object) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     if not isinstance(value, str | int | float | np.number | UUID) or "\0" in str(value):
-        raise EvidenceError(f"{name} {value!r:.60} in row {row} is not a name; give text or a whole number")
+        raise RowError(f"{name} {value!r:.60} in ", row, " is not a name; give text or a whole number")
     return str(value)

@@ -5,22 +5,42 @@ It uses the pipeline of a live rollout (`pipeline.py`), so that both yield the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from evaluation.offline.arrays import names_of
-from evaluation.offline.columns import Table, checked_seeds, checked_stages, checked_table, policy_for_columns
+from evaluation.offline.columns import (
+    Table,
+    checked_seeds,
+    checked_stages,
+    checked_table,
+    gates_without_column,
+    policy_for_columns,
+)
 from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
+from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import EvidenceError
-from evaluation.report import GateReport, Verdict
+from evaluation.report import EvaluationReport, GateReport, Verdict
 from evaluation.verdict import evaluation_report, invalid_gates, split_reasons
 
 ROWS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage at its own last row. `missing`: what it still had to prove, or why it failed."""
+
+    stage: int
+    weight: float
+    canary_requests: int
+    verdict: Verdict
+    missing: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +48,8 @@ class BacktestResult:
     """The decision, the metric that decided, and the row: its canary requests so far and its time.
 
     `log_e`: maximum log wealth of rollback, by metric. `proofs`: canary requests when a gate's margin was
-    proven, by gate. `reasons`: why it is invalid or undecided.
+    proven, by gate. `reasons`: why it is invalid or undecided. `not_judged`: gates of the policy whose metric
+    has no column: nothing is known of them, whatever the decision. `stages`: those that the rows reached.
     """
 
     decision: Literal["rollback", "promote", "undecided", "invalid"]
@@ -41,6 +62,8 @@ class BacktestResult:
     gates: tuple[GateReport, ...] = ()
     reasons: tuple[str, ...] = ()
     policy: str = "default"
+    not_judged: tuple[str, ...] = ()
+    stages: tuple[StageResult, ...] = ()
 
 
 def run(
@@ -48,21 +71,26 @@ def run(
     policy: str | GatePolicy | Mapping[str, object] | None = None,
     *,
     stages: Sequence[StagePlan] | None = None,
+    required: Collection[str] = (),
     seed_latency_ms: Mapping[str, ArrayLike] | None = None,
 ) -> BacktestResult:
-    """Evaluate a recorded rollout. Metrics without a column are not gated.
+    """Evaluate a recorded rollout. Metrics without a column are not gated, and named in `not_judged`.
 
     columns: array-likes of equal length, rows in order of assignment. `t_s`: seconds. `arm`: 1 is the canary.
     `w`: P(canary) at the draw; 0 with arm 0 is before the canary. `unit`: what was randomised; not needed for
     requests. `assigned_by`: `request`, `sticky`, `pin` (held by a token), `force` (no coin), or a synonym in
     `records.py`; without the column a repeated unit is sticky, else each request is its own unit. Also
     `request_id`, `stage`, `fell_back`, and metrics (`error`, `latency_ms`, `quality`, ...; None, NaN and
-    masked values are missing). A duplicate request is refused, see `duplicates.py`.
+    masked values are missing). A duplicate request is refused, see `duplicates.py`, and so is an unknown name
+    close to a known one, see `names.py`.
 
     `policy`: a name, a mapping or a `GatePolicy`; None: `default`. `stages`: None: one stage at the policy's
-    first rung. Errors: EvidenceError, PolicyError.
+    first rung; with several, the decision is to promote when each stage was proven by its own last row.
+    `required`: gates without which nothing is promoted, also where they have no column. Errors:
+    EvidenceError, PolicyError.
     """
-    gate_policy = policy_for_columns(columns, policy)
+    whole_policy = gate_policy_of(policy)
+    gate_policy = policy_for_columns(columns, whole_policy)
     table = checked_table(columns, gate_policy)
     plan = checked_stages(stages, gate_policy)
     if len(plan) > 1 and "stage" not in names_of(columns):
@@ -77,10 +105,12 @@ def run(
     for metric, values in checked_seeds(seed_latency_ms).items():
         if metric in pipeline.metrics:
             pipeline.metrics[metric].seed(values)
-    feed(pipeline, table)
-    for lane in pipeline.lanes:
-        lane.close_through(float("inf"))
-    return _result(pipeline, plan)
+    passed = _feed_stages(pipeline, table, plan)
+    last = int(stage.max()) if len(stage) else len(plan) - 1
+    report = evaluation_report(pipeline, plan, last, through_s=float("inf"))
+    found = (*passed, _stage_result(plan, report))
+    not_judged = gates_without_column(columns, whole_policy)
+    return _result(pipeline, report, found, len(plan), not_judged, required)
 
 
 def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> None:
@@ -93,20 +123,53 @@ def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> 
             lane.feed(rows, raw, part.failed[keep], fell_back)
 
 
-def _result(pipeline: Pipeline, stages: Sequence[StagePlan]) -> BacktestResult:
-    report = evaluation_report(pipeline, stages, len(stages) - 1, through_s=float("inf"))
+def _feed_stages(pipeline: Pipeline, table: Table, plan: Sequence[StagePlan]) -> list[StageResult]:
+    """Feed all rows; the results of the stages before the last one reached, each at its own last row."""
+    at_s, reached = table.requests.at_s, np.maximum.accumulate(table.requests.stage)
+    ends = np.flatnonzero(np.diff(reached)) + 1  # the first row of each stage but the first reached
+    found = []
+    start = 0
+    for end in ends.tolist():
+        feed(pipeline, table.pick(slice(start, end)))
+        start = end
+        for lane in pipeline.lanes:
+            lane.close_through(float(at_s[end]))
+        report = evaluation_report(pipeline, plan, int(reached[end - 1]), through_s=float(at_s[end]))
+        found.append(_stage_result(plan, report))
+    feed(pipeline, table.pick(slice(start, None)))
+    for lane in pipeline.lanes:
+        lane.close_through(float("inf"))
+    return found
+
+
+def _stage_result(plan: Sequence[StagePlan], report: EvaluationReport) -> StageResult:
+    """The stage of a report, with the reasons why it has not passed."""
+    reasons = report.missing if report.rollback is None else (report.rollback.reason,)
+    weight = plan[report.stage].weight
+    return StageResult(report.stage, weight, report.stage_canary, report.stage_verdict, reasons)
+
+
+def _result(
+    pipeline: Pipeline,
+    report: EvaluationReport,
+    stages: tuple[StageResult, ...],
+    planned: int,
+    not_judged: tuple[str, ...],
+    required: Collection[str],
+) -> BacktestResult:
     rollbacks = [r for r in report.gates if r.side == "rollback"]
     promotions = [r for r in report.gates if r.side == "promotion"]
     log_e = {m: max((r.log_e for r in rollbacks if r.metric == m), default=0.0) for m in pipeline.metrics}
     intervals = {r.metric: r.interval for r in rollbacks if r.interval is not None}
     proofs = {r.gate: r.decided_canary or 0 for r in promotions if r.verdict is Verdict.PASS}
+    unproven = _unproven(stages, planned, not_judged, required)
     decision: Literal["rollback", "promote", "undecided", "invalid"] = "undecided"
     decided: GateReport | None = None
     if report.rollback is not None:
         decision, decided = "rollback", report.rollback
     elif split_reasons(pipeline) or invalid_gates(pipeline, report.gates):
-        decision = "invalid"
-    elif promotions and report.stage_verdict is Verdict.PASS:
+        decision, unproven = "invalid", report.missing
+    elif promotions and not unproven:
         decision, decided = "promote", max(promotions, key=lambda r: r.decided_canary or 0)
     at_s = decided.decided_at_s if decided is not None else None
     return BacktestResult(
@@ -118,6 +181,27 @@ def _result(pipeline: Pipeline, stages: Sequence[StagePlan]) -> BacktestResult:
         intervals=intervals,
         proofs=proofs,
         gates=report.gates,
-        reasons=report.missing if decided is None else (),
+        reasons=unproven if decided is None else (),
         policy=pipeline.policy.name,
+        not_judged=not_judged,
+        stages=stages,
     )
+
+
+def _unproven(
+    stages: Sequence[StageResult],
+    planned: int,
+    not_judged: Sequence[str],
+    required: Collection[str],
+) -> tuple[str, ...]:
+    """What stands against a promotion, stage by stage. Empty: nothing does."""
+    out = [f"{gate}: NOT JUDGED, it has no column" for gate in not_judged if gate in required]
+    many = planned > 1
+    for stage in stages:
+        if stage.verdict is not Verdict.PASS:
+            prefix = f"stage {stage.stage} ({stage.weight * 100:.4g} %): " if many else ""
+            out += [prefix + reason for reason in stage.missing or (stage.verdict.value,)]
+    reached = {stage.stage for stage in stages}
+    if skipped := [str(index) for index in range(planned) if index not in reached]:
+        out.append(f"no rows of stage {', '.join(skipped)}")
+    return tuple(out)

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE, VALUES
-from evaluation.offline.arrays import Array, arrays_of, first_row, floats_of, names_of, texts_of
+from evaluation.offline.arrays import Array, RowError, arrays_of, first_row, floats_of, names_of, texts_of
 from evaluation.offline.duplicates import repeated_names, repeated_rows
+from evaluation.offline.names import refuse_near_misses
 from evaluation.policy.gates import StagePlan, check_margins
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
@@ -23,6 +24,7 @@ from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, kind_of
 
 NEEDED = ("t_s", "arm", "w")
 MAX_STAGES = 1000
+MAX_T_S = 1e11  # the year 5138; what is beyond is in milliseconds, 1.78e12 for 2026
 Names: TypeAlias = tuple[Array, NDArray[np.bool_]]  # names, and which are missing
 
 
@@ -44,10 +46,12 @@ class Table:
 def policy_for_columns(columns: Mapping[str, ArrayLike], policy: object) -> GatePolicy:
     """The policy with only the gates whose columns exist, and alarms for the other metrics with a column.
 
-    policy: as for `gate_policy_of`. Errors: EvidenceError, PolicyError.
+    policy: as for `gate_policy_of`. Errors: EvidenceError, also for a column under a misspelt name;
+    PolicyError.
     """
     policy = gate_policy_of(policy)
     names = names_of(columns)
+    refuse_near_misses(names)
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise EvidenceError(f"columns {', '.join(missing)} are missing; a backtest needs {', '.join(NEEDED)}")
@@ -56,6 +60,13 @@ def policy_for_columns(columns: Mapping[str, ArrayLike], policy: object) -> Gate
         metrics = ", ".join(dict.fromkeys(gate.metric for gate in policy.gates))
         raise PolicyError(f"no column is gated by policy {policy.name}; give one of {metrics}")
     return policy.with_alarms().only(*present)
+
+
+def gates_without_column(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> tuple[str, ...]:
+    """Names of the policy's gates and ranges that decide and whose metric has no column."""
+    names = names_of(columns)
+    gates = [gate.name for gate in policy.gates if not gate.is_alarm and gate.metric not in names]
+    return (*gates, *(gate.name for gate in policy.observed_ranges if gate.metric not in names))
 
 
 def checked_stages(stages: object, policy: GatePolicy) -> tuple[StagePlan, ...]:
@@ -88,10 +99,13 @@ def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table
     arrays = arrays_of(columns)
     at_s = floats_of(arrays, "t_s")
     if not bool(np.isfinite(at_s).all()):
-        raise EvidenceError(f"t_s is not finite in row {first_row(~np.isfinite(at_s))}; give seconds")
+        raise RowError("t_s is not finite in ", first_row(~np.isfinite(at_s)), "; give seconds")
+    if bool((at_s > MAX_T_S).any()):
+        row = first_row(at_s > MAX_T_S)
+        raise RowError(f"t_s {at_s[row]:.0f} in ", row, " is not in seconds; divide milliseconds by 1000")
     if bool((at_s[1:] < at_s[:-1]).any()):
         row = first_row(at_s[1:] < at_s[:-1]) + 1
-        raise EvidenceError(f"t_s goes back in row {row} ({at_s[row]}); sort by time of assignment")
+        raise RowError("t_s goes back in ", row, f" ({at_s[row]}); sort by time of assignment")
     arm, w = floats_of(arrays, "arm"), floats_of(arrays, "w")
     _refuse("arm", arm, ~((arm == 0.0) | (arm == 1.0)), "0 is stable, 1 the canary")
     _refuse("w", w, ~((w >= 0.0) & (w <= 1.0)), "give P(canary) at the draw, 0..1")
@@ -160,7 +174,7 @@ def _stage(arrays: Mapping[str, Array], at_s: Floats) -> Ints:
 def _refuse(name: str, values: Floats, bad: NDArray[np.bool_], remedy: str) -> None:
     if bool(bad.any()):
         row = first_row(bad)
-        raise EvidenceError(f"{name} {values[row]} in row {row} cannot be evidence; {remedy}")
+        raise RowError(f"{name} {values[row]} in ", row, f" cannot be evidence; {remedy}")
 
 
 def _refuse_repeats(
@@ -176,7 +190,7 @@ def _refuse_repeats(
         name, remedy = "request_id", "drop one"
         names, missing = texts_of(arrays, name)
         if missing.any():
-            raise EvidenceError(f"request_id is missing in row {first_row(missing)}; give all, or none")
+            raise RowError("request_id is missing in ", first_row(missing), "; give all, or none")
         repeated = repeated_names(names, ~missing)
     else:
         repeated = repeated_rows(at_s, None if units is None else names, others)
@@ -185,9 +199,8 @@ def _refuse_repeats(
             remedy += ", or use sticky where a user has many"
     if repeated.any():
         row = first_row(repeated)
-        raise EvidenceError(
-            f"{name} {names[row]} in row {row} cannot be evidence; the request is a duplicate; {remedy}"
-        )
+        after = f" cannot be evidence; the request is a duplicate; {remedy}"
+        raise RowError(f"{name} {names[row]} in ", row, after)
 
 
 def _kinds(arrays: Mapping[str, Array], units: Names | None) -> tuple[Ints, NDArray[np.bool_]]:
@@ -202,7 +215,7 @@ def _kinds(arrays: Mapping[str, Array], units: Names | None) -> tuple[Ints, NDAr
         return np.full(rows, kind_of(word), dtype=np.int64), np.full(rows, not is_sticky)
     words, missing = texts_of(arrays, "assigned_by")
     if missing.any():
-        raise EvidenceError(f"assigned_by is missing in row {first_row(missing)}; use request or sticky")
+        raise RowError("assigned_by is missing in ", first_row(missing), "; use request or sticky")
     if rows and bool((words == words[0]).all()):
         return np.full(rows, _kind(words, words[0]), dtype=np.int64), np.full(rows, words[0] == "request")
     known, which = np.unique(words, return_inverse=True)
@@ -213,7 +226,7 @@ def _kind(words: Array, word: object) -> int:
     try:
         return kind_of(str(word))
     except EvidenceError as exc:
-        raise EvidenceError(f"row {first_row(words == word)}: {exc}") from exc
+        raise RowError("", first_row(words == word), f": {exc}") from exc
 
 
 def _units(units: Names | None, kinds: Ints) -> Ints:
@@ -226,7 +239,7 @@ def _units(units: Names | None, kinds: Ints) -> Ints:
     names, missing = units
     if missing[sticky].any():
         row = int(sticky[first_row(missing[sticky])])
-        raise EvidenceError(f"unit is missing in row {row}; sticky rows need the name of the unit")
+        raise RowError("unit is missing in ", row, "; sticky rows need the name of the unit")
     unique, which = np.unique(names[sticky], return_inverse=True)
     out[sticky] = np.array([unit_hash(str(name)) for name in unique], dtype=np.int64)[which]
     return out

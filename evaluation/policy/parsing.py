@@ -1,4 +1,9 @@
-"""Parser of gate policies: plain values of a file, a spec or a caller to a checked `GatePolicy`."""
+"""Parser of gate policies: plain values of a file, a spec or a caller to a checked `GatePolicy`.
+
+One schema, two readings. What a person writes (`gate_policy_of`, and policy files by way of the controller's
+spec) changes a preset: gates that are not named stay, `NAME: null` removes one. What a program has stored
+(`parse_gate_policy`, the inverse of `GatePolicy.to_mapping`) is complete: gates that are not named are none.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from evaluation.metrics import Kind
 from evaluation.policy.gates import DEFAULT_FLOOR, Gate, Rung, Sampling
 from evaluation.policy.observed_ranges import parse_range_gates
 from evaluation.policy.policy import GatePolicy
-from evaluation.policy.values import PolicyError, check_keys, flag, mapping, number, whole
+from evaluation.policy.values import PolicyError, check_keys, flag, mapping, number, seconds, whole
 
 _NUMBERS = (
     "alpha",
@@ -30,7 +35,11 @@ _STORED_KEYS = frozenset(_GATE_KEYS) - {"required", "percentile"}
 
 
 def gate_policy_of(given: object) -> GatePolicy:
-    """The policy that a policy, a name, a mapping, or None for `default` stands for. Errors: PolicyError."""
+    """The policy that a policy, a name, a mapping, or None for `default` stands for. Errors: PolicyError.
+
+    A mapping has the words of a policy file: `preset` (or `base`), `session` and `deadline` as `10m` or
+    seconds, gates that change those of the preset, null for a gate to remove.
+    """
     if given is None:
         return GatePolicy.default()
     if isinstance(given, GatePolicy):
@@ -38,17 +47,52 @@ def gate_policy_of(given: object) -> GatePolicy:
     if isinstance(given, str):
         return GatePolicy.named(given)
     if isinstance(given, Mapping):
-        return parse_gate_policy(given)
+        return parse_gate_policy(_completed(given))
     raise PolicyError(f"policy {given!r} is {type(given).__name__}; give a name, a mapping or a GatePolicy")
 
 
+def _completed(given: Mapping[str, object]) -> Mapping[str, object]:
+    """The mapping of a person as a complete one. Errors: PolicyError."""
+    raw = _renamed("policy", mapping("policy", given), {"preset": "base", "session": "session_s"})
+    if "session_s" in raw:
+        raw["session_s"] = seconds("session", raw["session_s"])
+    base = _base(raw)
+    gates: dict[str, object] = {gate.name: {} for gate in base.gates}
+    for name, change in mapping("gates", raw.get("gates", {})).items():
+        if change is None:
+            if gates.pop(name, None) is None:
+                known = ", ".join(gate.name for gate in base.gates)
+                raise PolicyError(f"gates.{name} is null but unknown; known: {known}")
+            continue
+        changed = _renamed(f"gates.{name}", mapping(f"gates.{name}", change), {"deadline": "deadline_s"})
+        if changed.get("deadline_s") is not None:
+            changed["deadline_s"] = seconds(f"gates.{name}.deadline", changed["deadline_s"])
+        gates[name] = changed
+    return {**raw, "base": base.name, "gates": gates} if "gates" in raw else raw
+
+
+def _renamed(path: str, given: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
+    """The mapping with each word of `names` replaced. Errors: PolicyError when both words are given."""
+    out: dict[str, object] = {}
+    for key, value in given.items():
+        name = names.get(key, key)
+        if name in out:
+            raise PolicyError(f"{path}.{key} is given twice, once by another name; leave one out")
+        out[name] = value
+    return out
+
+
+def _base(raw: Mapping[str, object]) -> GatePolicy:
+    return GatePolicy.named(str(raw.get("base", "strict" if raw.get("name") == "strict" else "default")))
+
+
 def parse_gate_policy(raw: Mapping[str, object]) -> GatePolicy:
-    """A policy from plain values; its key `base` names the preset that the other keys change.
+    """A policy from complete plain values; its key `base` names the preset that the other keys change.
     Errors: PolicyError."""
     for key in mapping("policy", raw):
         if key not in _POLICY_KEYS:
             raise PolicyError(f"policy key {key!r} is unknown; use one of {', '.join(sorted(_POLICY_KEYS))}")
-    base = GatePolicy.named(str(raw.get("base", "strict" if raw.get("name") == "strict" else "default")))
+    base = _base(raw)
     changes: dict[str, object] = {key: number(key, raw[key]) for key in _NUMBERS if key in raw}
     for key in ("session_requests", "proof_canary"):
         if key in changes:

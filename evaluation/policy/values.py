@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|min|m|h|d)")
 
 
 class PolicyError(ValueError):
@@ -25,6 +29,16 @@ def number(key: str, value: object) -> float:
     except OverflowError:
         pass  # an integer too large for a float is refused like infinity
     raise PolicyError(f"{key} {value!r} is not a finite number; write it as 0.01")
+
+
+def seconds(key: str, value: object) -> float:
+    """Seconds of `500ms`, `30s`, `10m`, `1h30m`, `3d` or a number. Errors: PolicyError."""
+    if not isinstance(value, str):
+        return number(key, value)
+    parts = _DURATION.findall(value)
+    if not parts or _DURATION.sub("", value).strip():
+        raise PolicyError(f"{key} {value!r} is not a duration; write 30s, 10m or 1h30m")
+    return math.fsum(float(count) * _SECONDS[unit] for count, unit in parts)
 
 
 def whole(key: str, value: object, *, minimum: int) -> int:

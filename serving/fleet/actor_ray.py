@@ -22,11 +22,13 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from serving.actor_names import table_name
-from serving.fleet import device_memory
+from serving.credentials import ControlSecret
+from serving.fleet import device_memory, endpoint_probe
 from serving.fleet.engine_ray import build_engine_app
 from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
 from serving.fleet.types import EngineReport, Launch, VersionStatus, one_line
 from serving.messages import Arm, Replica
+from serving.targets import Endpoint
 
 IDLE_S = 0.5
 BUSY_S = 0.1
@@ -200,7 +202,8 @@ class FleetActor:
     async def _publish(self, order: Publish) -> None:
         launch = order.launch
         replicas = tuple(Replica(url) for url in order.urls)
-        arm = Arm(launch.version, replicas, external=launch.url is not None)
+        is_external = launch.url is not None
+        arm = Arm(launch.version, replicas, is_external, launch.endpoint_model, launch.api_key)
         try:
             table: Any = await asyncio.to_thread(
                 ray.get_actor, table_name(launch.service), namespace=self._namespace
@@ -217,11 +220,11 @@ class FleetActor:
             await asyncio.sleep(BUSY_S)
 
     async def _post_cancel(self, launch: Launch, url: str) -> None:
-        headers = {"x-canaryctl-secret": launch.secret}
+        headers = ControlSecret.of(launch.secret).headers
         try:
             async with (
                 aiohttp.ClientSession(timeout=HTTP_TIMEOUT) as session,
-                session.post(f"{url}/_canaryctl/cancel", headers=headers),
+                session.post(Endpoint.parsed(url).own("/_canaryctl/cancel"), headers=headers),
             ):
                 pass
         except aiohttp.ClientError as exc:
@@ -248,24 +251,27 @@ class FleetActor:
 
     async def _probe(self, order: Probe) -> None:
         launch = order.launch
-        path = "/v1/models" if launch.url is not None else "/_canaryctl/state"
-        headers = {} if launch.url is not None else {"x-canaryctl-secret": launch.secret}
-        error: str | None = None
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=HTTP_TIMEOUT) as session,
-                session.get(order.url + path, headers=headers) as answer,
-            ):
-                if answer.status >= 500:
-                    error = f"{order.url} answers {answer.status}; check that endpoint"
-        except aiohttp.ClientConnectionError as exc:
-            error = f"{order.url} does not answer ({one_line(exc)}); check that endpoint"
         if launch.url is not None:
+            timeout = aiohttp.ClientTimeout(total=endpoint_probe.TIMEOUT_S)
+            async with aiohttp.ClientSession(timeout=timeout) as session:
+                error = await endpoint_probe.endpoint_error(session, launch)
             self._core.on_endpoint_probed(launch.service, launch.version, error, now_s=time.time())
-        elif error is not None:
+        elif not await self._is_listening(order):
             self._core.on_replica_lost(launch.service, launch.version, order.replica)
             await self.release_load(order.replica)
         await asyncio.sleep(IDLE_S)
+
+    async def _is_listening(self, order: Probe) -> bool:
+        url = Endpoint.parsed(order.url).own("/_canaryctl/state")
+        headers = ControlSecret.of(order.launch.secret).headers
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=HTTP_TIMEOUT) as session,
+                session.get(url, headers=headers, allow_redirects=False) as answer,
+            ):
+                return answer.status < 500
+        except aiohttp.ClientConnectionError:
+            return False
 
     async def _serve_started(self) -> None:
         if self._started is None:

@@ -6,27 +6,17 @@ Defaults apply only where the launch sets nothing. Invariant: imports neither Ra
 from __future__ import annotations
 
 import json
-import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from serving.files.engine_arguments import OWNED_ARGUMENTS, canonical_name, gpu_utilization, is_list
+from serving.files.weights import WeightsError, check_weights
 from serving.fleet.types import EngineArg, Launch
 
 MIB = 1 << 20
-# Set by canaryctl itself. A second value would start an engine that no router can reach, that answers without
-# the front, or that logs prompts. A service file refuses them too.
-OWNED_ARGUMENTS = frozenset(
-    {
-        *("model", "model_tag", "served_model_name", "host", "port", "uds", "root_path", "api_key"),
-        *("api_server_count", "ssl_keyfile", "ssl_certfile", "enable_log_requests"),
-    }
-)
-GPU_SHARE_USED = 0.9  # vLLM's default for a whole GPU, applied to a share of one
 CPU_KV_MIN_BYTES = 64 * MIB
 CPU_KV_MAX_BYTES = 4096 * MIB  # vLLM's own default on a CPU
-SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 
 
 class CheckpointError(ValueError):
@@ -41,12 +31,13 @@ def command_line(launch: Launch, *, on_cpu: bool) -> list[str]:
     """Arguments of `vllm serve` for this launch. Raises EngineArgsError, CheckpointError."""
     if launch.model_dir is None:
         raise EngineArgsError(f"version {launch.version} is an endpoint at {launch.url}; nothing to start")
-    given = {name.replace("-", "_"): value for name, value in launch.engine_args.items()}
+    given = {canonical_name(name): value for name, value in launch.engine_args.items()}
     owned = sorted((OWNED_ARGUMENTS | {"tensor_parallel_size"}) & given.keys())
     if owned:
         raise EngineArgsError(f"engine argument {owned[0]!r} is set by canaryctl itself; remove it")
     arguments: dict[str, EngineArg] = {"model": launch.model_dir, "served_model_name": launch.service}
-    arguments |= _cpu_defaults(launch) if on_cpu else _gpu_defaults(launch)
+    max_model_len = given.get("max_model_len")
+    arguments |= _cpu_defaults(launch, max_model_len) if on_cpu else _gpu_defaults(launch)
     if launch.tensor_parallel > 1:
         arguments["tensor_parallel_size"] = launch.tensor_parallel
     arguments |= {"host": "127.0.0.1", "disable_uvicorn_access_log": True, **given}
@@ -80,11 +71,10 @@ def check_checkpoint(model_dir: str) -> None:
         raise CheckpointError(f"no checkpoint at {folder}: not a directory; give the folder of config.json")
     if not architectures(model_dir):
         raise CheckpointError(f"{folder / 'config.json'} names no architecture; export the checkpoint again")
-    files = _weight_files(folder)
-    if not files:
-        raise CheckpointError(f"{folder} has no *.safetensors weights; copy or convert them")
-    for file in files:
-        _check_safetensors(file)
+    try:
+        check_weights(folder)
+    except WeightsError as exc:
+        raise CheckpointError(str(exc)) from exc
 
 
 def architectures(model_dir: str) -> tuple[str, ...]:
@@ -110,7 +100,10 @@ def cpu_kv_cache_bytes(model_dir: str, max_model_len: EngineArg | None) -> int:
     """
     config = _config(Path(model_dir))
     try:
-        tokens = int(config.get("max_position_embeddings", 4096) if max_model_len is None else max_model_len)
+        given = (
+            config.get("max_position_embeddings", 4096) if max_model_len in (None, "auto") else max_model_len
+        )
+        tokens = _token_count(given)
         # Two whole contexts, so that one long request does not block all others.
         kv_bytes = 2 * tokens * kv_bytes_per_token(config, value_bytes=4)
     except (KeyError, TypeError, ValueError):
@@ -118,21 +111,27 @@ def cpu_kv_cache_bytes(model_dir: str, max_model_len: EngineArg | None) -> int:
     return min(max(kv_bytes, CPU_KV_MIN_BYTES), CPU_KV_MAX_BYTES)
 
 
-def _cpu_defaults(launch: Launch) -> dict[str, EngineArg]:
+def _token_count(value: Any) -> int:
+    """Tokens of 4096, "4096", "4k" (4000) or "4K" (4096), as vLLM reads them. TypeError, ValueError."""
+    scale = {"k": 1000, "K": 1024, "m": 1_000_000, "M": 1 << 20}
+    if isinstance(value, str) and value and value[-1] in scale:
+        return int(float(value[:-1]) * scale[value[-1]])
+    return int(value)
+
+
+def _cpu_defaults(launch: Launch, max_model_len: EngineArg | None) -> dict[str, EngineArg]:
     return {
         "dtype": "float32",
         "enforce_eager": True,
         "distributed_executor_backend": "uni" if launch.tensor_parallel == 1 else "mp",
-        "kv_cache_memory_bytes": cpu_kv_cache_bytes(
-            str(launch.model_dir), launch.engine_args.get("max_model_len")
-        ),
+        "kv_cache_memory_bytes": cpu_kv_cache_bytes(str(launch.model_dir), max_model_len),
     }
 
 
 def _gpu_defaults(launch: Launch) -> dict[str, EngineArg]:
     defaults: dict[str, EngineArg] = {}
-    if launch.gpus_per_worker < 1:
-        defaults["gpu_memory_utilization"] = round(GPU_SHARE_USED * launch.gpus_per_worker, 4)
+    if 0 < launch.gpus_per_worker < 1:
+        defaults["gpu_memory_utilization"] = gpu_utilization(launch.gpus_per_worker, default=1.0)
     if launch.tensor_parallel > 1:
         # Ray places the workers in the replica's own placement group, on one node or several.
         defaults["distributed_executor_backend"] = "ray"
@@ -145,7 +144,14 @@ def _words(name: str, value: EngineArg) -> list[str]:
         return [f"--{flag}"]
     if value is False:
         return [f"--no-{flag}"]
-    return [f"--{flag}", str(value)]
+    if isinstance(value, list | tuple) and is_list(name):
+        return [f"--{flag}", *(_word(item) for item in value)]
+    return [f"--{flag}", _word(value)]
+
+
+def _word(value: EngineArg) -> str:
+    """A value as one word: mappings and lists as JSON."""
+    return json.dumps(value) if isinstance(value, Mapping | list | tuple) else str(value)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -159,37 +165,3 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a JSON object; copy the checkpoint again")
     return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return sorted(folder.glob("*.safetensors"))
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as exc:
-        raise CheckpointError(f"{index} cannot be read ({exc}); copy the checkpoint again") from exc
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files, {missing[0]} first; copy them"
-        )
-    return [folder / name for name in names]
-
-
-def _check_safetensors(file: Path) -> None:
-    size = os.path.getsize(file)
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(size, SAFETENSORS_HEADER_LIMIT):
-                raise ValueError(f"its header would be {length} bytes long")
-            header = json.loads(stream.read(length))
-            ends = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise CheckpointError(f"{file} is not a safetensors file ({exc}); copy it again") from exc
-    needed = 8 + length + max(ends, default=0)
-    if size != needed:
-        raise CheckpointError(
-            f"{file} has {size} bytes, its header declares {needed}: truncated; copy it again"
-        )

@@ -1,12 +1,15 @@
 """Front of an engine replica: ASGI application around vLLM's, with authentication, fence and drain.
 
 Rules:
-1. Requests without the service's secret are refused: only routers and the fleet have it.
+1. The listed routes for users (`serving/targets.py`) need the service's data secret, which routers hold.
+   Every other path (fence, state, cancel, metrics, vLLM's own control routes) needs its control secret,
+   which only the fleet and table actors hold. The path is the one that vLLM routes by.
 2. A request of a revision below the fence is refused with 409 before it reaches the engine. The fence only
    rises. There is no await between the check and the count of requests in flight, so that after the answer to
    a fence no request of an older revision starts.
 3. `cancel` aborts requests in flight: an answer that has begun is cut (the router takes over), one that has
    not begun is 503.
+4. A dead engine is never asked, and its errors are replaced by a 503 that routers recognise.
 
 Invariant: no request body and no answer is read, kept or logged here.
 """
@@ -18,6 +21,9 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal, TypeAlias
+
+from serving.credentials import SECRET_HEADER, ControlSecret, DataSecret
+from serving.targets import method_of
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -33,12 +39,19 @@ TableRevision: TypeAlias = tuple[int, int]  # (epoch, revision)
 class EngineFront:
     """ASGI application of one replica. `app` is set when the engine is ready."""
 
-    def __init__(self, *, secret: str, describe: Callable[[], dict[str, Any]]) -> None:
-        """describe: further fields of `GET /_canaryctl/state`."""
-        if not secret:
-            raise ValueError("an engine's secret is empty; set one, or any client could use the engine")
-        self._secret = secret.encode()
+    def __init__(
+        self,
+        *,
+        data: DataSecret,
+        control: ControlSecret,
+        describe: Callable[[], dict[str, Any]],
+        is_alive: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """describe: further fields of `GET /_canaryctl/state`. is_alive: False once the engine has died."""
+        self._data = data.text.encode()
+        self._control_secret = control.text.encode()
         self._describe = describe
+        self._is_alive = is_alive
         self._tasks: set[asyncio.Task[Any]] = set()  # one for each request in flight
         self._closing = False
         self.app: App | None = None  # None: still loading
@@ -58,7 +71,8 @@ class EngineFront:
             await send({"type": "websocket.close", "code": 1003})
             return
         headers = dict(scope["headers"])
-        if not hmac.compare_digest(headers.get(b"x-canaryctl-secret", b""), self._secret):
+        needed = self._control_secret if method_of(scope["path"]) is None else self._data
+        if not hmac.compare_digest(headers.get(SECRET_HEADER, b""), needed):
             await _refuse(send, 403, "secret", "this engine accepts requests of its routers only")
         elif scope["path"].startswith(CONTROL):
             await self._control(scope, receive, send)
@@ -66,12 +80,22 @@ class EngineFront:
             await _refuse(send, 400, "revision", "x-canaryctl-revision is not of the form epoch.revision")
         elif isinstance(revision, tuple) and self.fence is not None and revision < self.fence:
             await _refuse(send, 409, "fence", f"revision is below the fence {self._fence_text()}")
-        elif self.app is None or self._closing:
-            await _refuse(send, 503, "closed", "the engine is closing" if self._closing else "still loading")
+        elif self.app is None or not self._is_ready:
+            await _refuse(send, 503, "closed", f"the engine {self._why_not_ready}")
         elif scope["method"] != "POST":
             await self.app(scope, receive, send)  # health, models, metrics: not counted
         else:
             await self._serve(self.app, scope, receive, send)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self.app is not None and not self._closing and self._is_alive()
+
+    @property
+    def _why_not_ready(self) -> str:
+        if self._closing:
+            return "is closing"
+        return "is still loading" if self.app is None else "has died"
 
     def raise_fence(self, revision: TableRevision) -> None:
         """Refuse requests below `revision` from now on; one below the current fence has no effect."""
@@ -91,18 +115,23 @@ class EngineFront:
         self.cancel()
 
     async def _serve(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
-        has_begun = False
+        has_begun = has_died = False
 
         async def track(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
+            nonlocal has_begun, has_died
+            if message["type"] == "http.response.start" and message["status"] >= 500 and not self._is_alive():
+                has_died = True
+            if not has_died:
+                has_begun = True
+                await send(message)
 
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         try:
             await app(scope, receive, track)
+            if has_died:
+                await _refuse(send, 503, "closed", f"the engine {self._why_not_ready}")
         except asyncio.CancelledError:
             if has_begun:
                 raise  # the server closes the connection, so that the client sees the cut
@@ -130,8 +159,7 @@ class EngineFront:
 
     def state(self) -> dict[str, Any]:
         """Body of `GET /_canaryctl/state`."""
-        ready = self.app is not None and not self._closing
-        state = {"in_flight": self.in_flight, "ready": ready, "fence": self._fence_text()}
+        state = {"in_flight": self.in_flight, "ready": self._is_ready, "fence": self._fence_text()}
         return {**state, **self._describe()}
 
     def _fence_text(self) -> str | None:

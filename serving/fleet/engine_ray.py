@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Generator
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import ray
@@ -25,6 +26,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from serving.actor_names import FLEET, NAMESPACE
+from serving.credentials import ControlSecret, DataSecret
 from serving.fleet import device_memory
 from serving.fleet.engine_args import (
     EngineArgsError,
@@ -75,7 +77,12 @@ class EngineReplica:
         self._memory_bytes: int | None = None
         self._processes: tuple[HostProcess, ...] = ()
         self._changed = asyncio.Event()
-        self._front = EngineFront(secret=launch.secret, describe=self._describe)
+        self._front = EngineFront(
+            data=DataSecret.of(launch.secret),
+            control=ControlSecret.of(launch.secret),
+            describe=self._describe,
+            is_alive=self._is_alive,
+        )
         listening = socket.create_server((HOST if self._node == HOST else "", 0), backlog=2048)
         self._url = f"http://{self._node}:{listening.getsockname()[1]}"
         config = uvicorn.Config(
@@ -101,10 +108,15 @@ class EngineReplica:
             try:
                 await self._engine.check_health()
             except Exception as exc:
-                self._front.app = None
-                self._set("failed", f"the engine died: {one_line(exc)}")
-                self._failed_s -= FAILED_REPORT_S  # replaced as soon as Serve has counted three failures
+                self._on_death(one_line(exc))
                 raise
+
+    def _is_alive(self) -> bool:
+        return self._phase != "failed" and (self._engine is None or not self._engine.errored)
+
+    def _on_death(self, why: str) -> None:
+        self._set("failed", f"the engine died: {why}")
+        self._failed_s -= FAILED_REPORT_S  # replaced as soon as Serve has counted three failures
 
     async def __del__(self) -> None:
         """Called by Serve when it stops the replica: requests in flight may finish first."""
@@ -160,6 +172,8 @@ class EngineReplica:
                 pids = [process.pid for process in self._processes]
                 self._memory_bytes = await asyncio.to_thread(device_memory.held_bytes, pids)
             count += 1
+            if self._phase == "ready" and self._engine.errored:
+                self._on_death("its core has stopped")  # sooner than Serve's next health check
             self._changed.clear()
             report = EngineReport(
                 replica=self._replica,
@@ -262,6 +276,8 @@ async def _build_app(engine: Any, arguments: Any) -> Any:
     tasks = await engine.get_supported_tasks()
     app = build_app(arguments, tasks, engine.model_config)
     await init_app_state(engine, app.state, arguments, tasks)
+    # When the engine has died, vLLM tells its own server to exit; here Serve replaces the replica.
+    app.state.server = SimpleNamespace(should_exit=False)
     return app
 
 

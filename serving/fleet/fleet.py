@@ -8,6 +8,8 @@ Rules:
 3. A failed load is deleted from Serve and stays failed until `stop`: the controller decides about a retry. A
    version that was ready and loses its engine is not failed: Serve replaces the replica.
 4. A version's settings never change under its name: `ensure` of a running one only changes its replicas.
+5. An endpoint that does not answer its probe says why at once, and has failed after a minute. Once ready it
+   is probed on and keeps its place in the route table: what it answers users is judged there.
 
 Invariant: this file reads no clock and imports no Ray.
 """
@@ -26,6 +28,8 @@ REPORT_TIMEOUT_S = 3.0  # without a report for this long, a replica is probed
 STOP_GRACE_S = 5.0  # until requests in flight are aborted, after a `stop` without a drain
 STOP_LIMIT_S = 15.0  # until an engine that does not end its requests is deleted with them
 REPUBLISH_S = 2.0  # so that a new route table gets the replicas
+ENDPOINT_LOAD_S = 60.0  # until an endpoint that does not answer its probe has failed
+ENDPOINT_PROBE_S = 10.0  # between probes of a ready endpoint
 GONE_LIMIT = 20  # versions
 
 
@@ -86,7 +90,8 @@ class _Version:
     published_s: float = 0.0
     out_of_table: bool = False  # no router will send it another request
     reload_as: Launch | None = None  # to be loaded when it is gone
-    is_up: bool = False  # an external endpoint answered
+    is_up: bool = False  # an external endpoint has answered its probe
+    probed_s: float = 0.0  # when it was last probed
 
     def enter(self, phase: VersionPhase, now_s: float) -> None:
         if self.phase != phase:
@@ -197,6 +202,8 @@ class FleetCore:
             elif len(entry.urls) >= entry.launch.replicas:
                 entry.error = None
                 entry.enter("ready", now_s)
+        elif entry.phase == "ready" and len(entry.urls) >= entry.launch.replicas:
+            entry.error = None  # of an engine that died and was replaced
 
     def on_replica_lost(self, service: str, version: str, replica: str) -> None:
         """A replica no longer accepts connections."""
@@ -208,9 +215,11 @@ class FleetCore:
         """An external endpoint was probed; error None: it answered."""
         entry = self._versions.get((service, version))
         if entry is not None:
-            entry.is_up, entry.error = error is None, error
+            entry.is_up, entry.error, entry.probed_s = entry.is_up or error is None, error, now_s
             if entry.phase == "loading" and entry.is_up:
                 entry.enter("ready", now_s)
+            elif entry.phase == "loading" and now_s - entry.since_s >= ENDPOINT_LOAD_S:
+                entry.enter("failed", now_s)
 
     def on_run(self, launch: Launch, error: str | None, *, now_s: float) -> None:
         """Serve has accepted the launch; `error`: it was refused."""
@@ -257,7 +266,8 @@ class FleetCore:
         return tuple(
             VersionStatus(
                 version=name,
-                phase=entry.phase,
+                # Without a ready replica it serves nobody, until Serve has replaced its engines.
+                phase="loading" if entry.phase == "ready" and not entry.urls else entry.phase,
                 ready_replicas=len(entry.urls),
                 in_flight=entry.in_flight,
                 memory_bytes=entry.memory_bytes,
@@ -303,7 +313,8 @@ class FleetCore:
 
     def _probes(self, entry: _Version, now_s: float) -> list[Order]:
         if entry.launch.url is not None:
-            return [] if entry.is_up else [Probe(entry.launch, "", entry.launch.url)]
+            is_due = not entry.is_up or now_s - entry.probed_s >= ENDPOINT_PROBE_S
+            return [Probe(entry.launch, "", entry.launch.url)] if is_due else []
         return [
             Probe(entry.launch, replica, report.url)
             for replica, (report, reported_s) in entry.reports.items()

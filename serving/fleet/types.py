@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from serving.credentials import KeyReference
 
 # draining: out of the route table, requests in flight continue.  stopping: Serve is deleting it.
 # gone: its processes have ended and its memory is free.  failed: see last_error; not retried.
 VersionPhase: TypeAlias = Literal["loading", "ready", "draining", "stopping", "gone", "failed"]
-EngineArg: TypeAlias = str | int | float | bool
+EngineArg: TypeAlias = Any  # a JSON value: text, a number, a flag, a list or a mapping
 
 
 class FleetUnreachable(Exception):
@@ -26,14 +28,16 @@ class Launch:
 
     service: str
     version: str
-    secret: str = field(repr=False)  # engines refuse requests without it
+    secret: str = field(repr=False)  # root of the service's data and control secrets
     model_dir: str | None = None  # None: `url` is set
-    url: str | None = None  # None: `model_dir` is set; no trailing slash, no /v1
+    url: str | None = None  # None: `model_dir` is set; base URL as written
     engine_args: Mapping[str, EngineArg] = field(default_factory=dict)  # vLLM's own names
     replicas: int = 1
     gpus_per_replica: float = 0.0  # in total; 0: on the CPU; below 1: a share of one GPU
     tensor_parallel: int = 1
     memory_bytes: int | None = None  # required by a replica on each device; None: not checked
+    endpoint_model: str | None = None  # name of the model at `url`; None: as clients write it
+    api_key: KeyReference | None = None  # of the endpoint; None: it needs none
 
     def __post_init__(self) -> None:
         if (self.model_dir is None) == (self.url is None):
@@ -66,7 +70,8 @@ class Launch:
     @classmethod
     def from_json(cls, text: str) -> Launch:
         """The launch that `to_json` wrote."""
-        return cls(**json.loads(text))
+        data = json.loads(text)
+        return cls(**{**data, "api_key": KeyReference.from_json(data.get("api_key"))})
 
 
 class HostProcess(NamedTuple):

@@ -160,6 +160,6 @@ def json_object(data: bytes) -> dict[str, Any] | None:
     """The JSON object in `data`; None when it is malformed or not an object."""
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -20,17 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from serving.messages import FULL_BP
+from serving.targets import ELIGIBLE_PATHS
 
 SESSION_HEADER = "x-session-id"
 BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
-# Requests that ask a model for an answer; only these are assigned and recorded, all others go to stable.
-ELIGIBLE_PATHS = frozenset(
-    {
-        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
-        *("/v1/embeddings", "/v1/score", "/v1/rerank", "/v2/rerank", "/rerank", "/score", "/pooling"),
-        *("/classify", "/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ Rules:
 1. The arm is assigned before the exchange begins; the record keeps it whatever happens (intention to treat).
 2. A canary request starts only while the router's lease holds and the assigned canary is still published.
    `may_start` checks that when the head is about to be written, not when the replica is chosen.
-3. A canary that fails before its first byte is replaced by stable; the failure counts against the canary. A
-   refusal by the canary's fence is no evidence about the version: stable serves and no error is recorded.
-4. A failed connection is retried once on the same arm, preferably on another replica: the peer may have
-   closed a pooled connection. Stable is also retried on another replica after 429, 502, 503 and 504.
-5. Stable never falls back to a canary.
-6. A request still open after `settle_s` is recorded as open, with that latency, and as an error if no byte of
+3. The record's `error` and `rejected` are the outcome of the first attempt (`attempts.py`, which also decides
+   about repeats). A rejected request has no latency: it is no answer. `retries`, `served_arm`, `outcome` and
+   `status` record what became of the request.
+4. A canary that does not answer before its first byte, or answers 4xx, is replaced by stable, whose answer
+   the user gets. A refusal by the canary's fence is no evidence about the version.
+5. A request still open after `settle_s` is recorded as open, with that latency, and as an error if no byte of
    the answer has arrived. It continues and counts as in flight, but its end is not recorded.
-7. Timestamps are taken when bytes arrive from the engine, by the same code for both arms.
+6. Timestamps are taken when bytes arrive from the engine, by the same code for both arms.
 
 Clocks: `now_s` is CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
 """
@@ -23,20 +23,16 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from serving.credentials import SECRET_HEADER
 from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecord
 from serving.router.answer_scan import AnswerScan
-from serving.router.assignment import hash64
+from serving.router.attempts import Attempts, failure_of
 from serving.router.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
+from serving.router.model_name import renamed
 from serving.router.types import Attempt, Failure, Head, Refusal, RouterContext, Start
+from serving.targets import Endpoint
 
-MAX_ATTEMPTS = 4  # of one request, both arms together
 HOLD_LIMIT = 1 << 20  # bytes; a whole answer up to this size is passed on only when it is complete
-
-_RECONNECT_AFTER: tuple[frozenset[str], frozenset[str]] = (  # by arm: another connection may help
-    frozenset({"refused", "reset", "cut"}),
-    frozenset({"refused", "reset"}),
-)
-_RETRY_STATUSES = frozenset({429, 502, 503, 504})
 
 
 class Exchange:
@@ -49,13 +45,8 @@ class Exchange:
         self._table = start.table
         self._request = start.request
         self._assignment = start.assignment
-        self._arm = start.assignment.arm
-        self._tried_urls: list[str] = []  # of the current arm
-        self._attempts = 0
-        self._may_reconnect = True  # one more connection on this arm is allowed
-        self._replica: Replica | None = None  # of the current attempt
+        self._attempts = Attempts(context, start.table, start.assignment)
         self._status: int | None = None
-        self._canary_cause: str | None = None  # why the canary did not answer; 'fenced' is no error
         self._scan: AnswerScan | None = None
         self._first_byte_s: float | None = None
         self._last_byte_s: float | None = None
@@ -72,52 +63,36 @@ class Exchange:
 
     def next_attempt(self) -> Attempt | Refusal:
         """Where to send the request now; a Refusal for the client when no replica is left."""
-        self._require(self._replica is None, "next_attempt")
-        while self._attempts < MAX_ATTEMPTS:
-            arm = self._current_arm()
-            replica = self._choose_replica(arm) if arm else None
-            if arm is not None and replica is not None:
-                return self._send(arm, replica)
-            if self._arm == STABLE:
-                break
-            self._fall_back(self._canary_cause or "refused")
-        stable = self._current_arm()
+        self._require(self._attempts.replica is None, "next_attempt")
+        chosen = self._attempts.begin()
+        if chosen is not None:
+            return self._send(*chosen)
+        stable = self._attempts.current_arm
         version = stable.version if stable else "none"
         message = f"service {self._context.service}: no replica of stable version {version} answers; retry"
         return Refusal(503, "no_capacity", message, tuple(self._own_headers()), retry_after_s=1)
 
     def may_start(self, now_s: float) -> bool:
         """Checked just before the head is written; False withholds a canary request."""
-        return self._arm == STABLE or self._context.may_start(self._assignment.canary, now_s)
+        return self._attempts.arm == STABLE or self._context.may_start(self._assignment.canary, now_s)
 
     def failed(self, why: Failure) -> None:
         """The current attempt failed before anything was sent to the client."""
-        self._require(self._replica is not None, "failed")
+        self._require(self._attempts.replica is not None, "failed")
         self._release()
         self._scan = self._first_byte_s = self._last_byte_s = None
-        if why in _RECONNECT_AFTER[self._arm] and self._may_reconnect:
-            # Stable goes through all its replicas that refuse; what may have started work is repeated once.
-            self._may_reconnect = why == "refused" and self._arm == STABLE
-            if why != "refused" and not self._untried():
-                self._tried_urls.clear()
-            self._canary_cause = why if self._arm == CANARY else self._canary_cause
-        elif self._arm == CANARY:
-            self._fall_back((self._canary_cause or "fenced") if why == "withheld" else why)
+        self._attempts.failed(why)
 
     def answered(self, status: int, headers: RawHeaders) -> Head | None:
         """An engine sent its head. None: discard this answer, close it and call `next_attempt`."""
-        self._require(self._replica is not None, "answered")
-        refused = value_of(headers, OWN_PREFIX + b"refused")
+        self._require(self._attempts.replica is not None, "answered")
+        arm = self._attempts.current_arm
+        refused = value_of(headers, OWN_PREFIX + b"refused") if arm is not None and arm.has_fence else None
         if refused is not None:
             # Sent by the engine's front, not by the engine: a fence, closing, loading, a wrong secret.
             self.failed("withheld" if refused == "fence" else "refused")
             return None
-        if self._arm == CANARY and (status >= 500 or status == 429):
-            self._release()
-            self._fall_back(f"status {status}")
-            return None
-        can_retry = self._arm == STABLE and self._attempts < MAX_ATTEMPTS
-        if can_retry and status in _RETRY_STATUSES and self._untried():
+        if not self._attempts.is_answer(status):
             self._release()
             return None
         self._status = status
@@ -145,7 +120,7 @@ class Exchange:
         if self._scan is None:
             return True
         self._scan.feed(data)
-        if is_first and self._arm == CANARY and self._scan.has_error and not self._scan.has_content:
+        if is_first and self._attempts.arm == CANARY and self._scan.has_error and not self._scan.has_content:
             self._first_byte_s = self._last_byte_s = None
             return False
         return True
@@ -153,8 +128,9 @@ class Exchange:
     def ended(self, *, now_s: float) -> bytes:
         """The body ended as its framing declared. An error event for the client if the answer is cut."""
         cause = self._scan.end() if self._scan else None
-        if self._status is not None and (self._status >= 500 or self._status == 429):
-            self._finish("failed", f"status {self._status}", now_s)
+        failure = failure_of(self._status)
+        if failure is not None:
+            self._finish("failed", failure, now_s)
             return b""
         self._finish("cut" if cause == "cut" else "answered", cause, now_s)
         return self._error_event() if cause == "cut" else b""
@@ -192,67 +168,41 @@ class Exchange:
     # ---- sending
 
     def _send(self, arm: Arm, replica: Replica) -> Attempt:
-        self._replica = replica
-        self._tried_urls.append(replica.url)
-        self._attempts += 1
-        self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
         headers = forwarded(self._request.headers)
         headers.append((b"accept-encoding", b"identity"))
         if arm.has_fence:
-            headers.append((b"x-canaryctl-secret", self._table.secret.encode()))
-            if self._arm == CANARY:
+            secret = self._table.secret
+            headers.append((SECRET_HEADER, secret.text.encode() if secret is not None else b""))
+            if self._attempts.arm == CANARY:
                 headers.append((b"x-canaryctl-revision", self._table.table_revision.encode()))
         limits = self._context.limits
         canary_s = limits.canary_stream_s if self._start.streams else limits.canary_whole_s
-        query = b"?" + self._request.query if self._request.query else b""
-        url = replica.url + self._request.path + query.decode("latin-1")
-        return Attempt(self._arm, url, headers, canary_s if self._arm == CANARY else limits.stable_s)
+        return Attempt(
+            self._attempts.arm,
+            Endpoint.parsed(replica.url).url(self._request.target),
+            headers,
+            self._body_for(arm),
+            canary_s if self._attempts.arm == CANARY else limits.stable_s,
+            arm.api_key,
+            arm.external,
+        )
 
-    def _choose_replica(self, arm: Arm) -> Replica | None:
-        """Of two replicas preferred by the key (a warm prefix cache), the one with less in flight."""
-        untried = self._untried()
-        if len(untried) < 2:
-            return untried[0] if untried else None
-        spread = hash64(arm.version, self._assignment.key)
-        first = spread % len(untried)
-        second = (first + 1 + (spread // len(untried)) % (len(untried) - 1)) % len(untried)
-        return min((untried[first], untried[second]), key=self._load)
-
-    def _load(self, replica: Replica) -> int:
-        # Other routers' load is as of the last publication, this router's is current.
-        return max(replica.in_flight, self._context.in_flight.get(replica.url, 0))
-
-    def _untried(self) -> list[Replica]:
-        arm = self._current_arm()
-        return [one for one in arm.replicas if one.url not in self._tried_urls] if arm else []
-
-    def _current_arm(self) -> Arm | None:
-        if self._arm == CANARY:
-            return self._table.canary
-        # Stable of the newest table: its replicas may have changed while the canary held the request.
-        return (self._context.table or self._table).stable
-
-    def _fall_back(self, cause: str) -> None:
-        self._canary_cause = cause
-        self._arm = STABLE
-        self._tried_urls.clear()
-        self._may_reconnect = True
+    def _body_for(self, arm: Arm) -> bytes:
+        """The client's body; for an endpoint with a model name of its own, with that name."""
+        body = self._request.body
+        if arm.model is None or not body:
+            return body
+        return renamed(body, value_of(self._request.headers, b"content-type") or "", arm.model)
 
     def _release(self) -> None:
-        replica, self._replica = self._replica, None
-        if replica is not None:
-            remaining = self._context.in_flight[replica.url] - 1
-            if remaining:
-                self._context.in_flight[replica.url] = remaining
-            else:
-                del self._context.in_flight[replica.url]
+        self._attempts.release()
         self._status = None
 
     def _own_headers(self) -> list[tuple[bytes, bytes]]:
-        arm = self._current_arm()
+        arm = self._attempts.current_arm
         return [
             (b"x-canaryctl-version", (arm.version if arm else "").encode()),
-            (b"x-canaryctl-arm", b"canary" if self._arm == CANARY else b"stable"),
+            (b"x-canaryctl-arm", b"canary" if self._attempts.arm == CANARY else b"stable"),
             (b"x-canaryctl-revision", self._table.table_revision.encode()),
             (b"x-canaryctl-request-id", self.request_id.encode()),
         ]
@@ -290,16 +240,18 @@ class Exchange:
         if is_whole and last_byte_s is not None and last_byte_s < self.settle_deadline_s:
             # The client reads slowly, or the engine does not close the connection.
             return "answered", scan.end() if scan else None, status
-        if status is not None and (status >= 500 or status == 429):
-            return "open", f"status {status}", status
+        failure = failure_of(status)
+        if failure is not None:
+            return "open", failure, status
         return "open", "error in the answer" if scan is not None and scan.has_error else None, status
 
     def _record(self, outcome: Outcome, cause: str | None, status: int | None, now_s: float) -> RequestRecord:
         assignment, scan = self._assignment, self._scan
-        if outcome == "answered" and self._has_fallen_back():
-            outcome = "fenced" if self._canary_cause == "fenced" else "fallback"
-        error, cause = self._error_of_assigned_arm(cause)
-        served_arm = self._arm if status is not None else None
+        if outcome == "answered" and self._attempts.has_fallen_back:
+            outcome = "fallback" if self._attempts.first_cause or self._attempts.first_4xx else "fenced"
+        error, cause = self._error_of_first_attempt(cause)
+        is_rejected = self._attempts.first_4xx is not None
+        served_arm = self._attempts.arm if status is not None else None
         latency_until_s: float | None = None
         open_until_s: float | None = None
         is_empty = False
@@ -319,11 +271,15 @@ class Exchange:
                 pass  # no latency: it was not answered whole
             case _:
                 assert_never(outcome)
+        answer_id = scan.answer_id if scan else None
+        if is_rejected:  # stable's answer is not of the first attempt, and a rejection is no answer
+            scan = latency_until_s = None
+            is_empty = False
         is_stream = scan is not None and scan.is_stream
         return RequestRecord(
             seq=0,
             request_id=self.request_id,
-            answer_id=scan.answer_id if scan else None,
+            answer_id=answer_id,
             unit=assignment.unit,
             bucket=assignment.bucket,
             arm=assignment.arm,
@@ -350,18 +306,19 @@ class Exchange:
             epoch=self._table.epoch,
             revision=self._table.revision,
             body_bytes=len(self._request.body),
+            rejected=True if is_rejected else (None if error is None else False),
+            retries=max(0, self._attempts.count - 1),
         )
 
-    def _has_fallen_back(self) -> bool:
-        return self._assignment.arm == CANARY and self._arm == STABLE
-
-    def _error_of_assigned_arm(self, cause: str | None) -> tuple[bool | None, str | None]:
-        """(error, cause): after a fallback what the canary did, not what stable did."""
-        if not self._has_fallen_back():
-            return cause is not None, cause
-        if self._canary_cause != "fenced":
-            return True, self._canary_cause
-        return (False if cause is None else None), None
+    def _error_of_first_attempt(self, cause: str | None) -> tuple[bool | None, str | None]:
+        """(error, cause) of the first attempt; `cause`: of the answer that the client got."""
+        if self._attempts.first_cause is not None:
+            return True, self._attempts.first_cause
+        if self._attempts.first_4xx is not None:
+            return False, f"status {self._attempts.first_4xx}"
+        if self._attempts.has_fallen_back:  # it was fenced
+            return (False if cause is None else None), None
+        return cause is not None, cause
 
     def _itl_ms(self, open_until_s: float | None) -> float | None:
         """Mean gap between events. An open stream's current gap counts, or a stall would look fast."""

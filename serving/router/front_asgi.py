@@ -18,6 +18,7 @@ from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.types import Refusal, Request
 from serving.router.upstream import Answer, Upstream, UpstreamFailure
+from serving.targets import QUERY_LIMIT, Target, method_of, normalised
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -26,6 +27,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 BODY_LIMIT = 64 << 20  # bytes
 TABLE_CHECK_S = 0.01
+SHOWN_LIMIT = 100  # bytes of a refused path in its error
 
 
 class Background(Protocol):
@@ -75,9 +77,9 @@ class RouterFront:
                 return
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = _own_path(scope, self.core.service)
-        if path is None:
-            await _refuse(send, _unknown_service(scope["path"], self.core.service))
+        target = _target_of(scope, self.core.service)
+        if isinstance(target, Refusal):
+            await _refuse(send, target)
             return
         body = await _read_body(receive)
         if body is None:
@@ -85,8 +87,7 @@ class RouterFront:
         if isinstance(body, Refusal):
             await _refuse(send, body)
             return
-        headers = tuple(scope["headers"])
-        request = Request(scope["method"], path, scope.get("query_string", b""), headers, body)
+        request = Request(scope["method"], target, tuple(scope["headers"]), body)
         request_id = "req-" + secrets.token_hex(12)
         if self.core.table is None:
             await self._wait_for_table()
@@ -119,7 +120,7 @@ class RouterFront:
 
         watcher = asyncio.create_task(watch())
         try:
-            await self._serve(exchange, request, send)
+            await self._serve(exchange, request.method, send)
         except asyncio.CancelledError:
             if not is_disconnected:
                 raise  # the server is shutting down
@@ -130,7 +131,7 @@ class RouterFront:
             watcher.cancel()
             exchange.cancelled(now_s=boot_s())
 
-    async def _serve(self, exchange: Exchange, request: Request, send: Send) -> None:
+    async def _serve(self, exchange: Exchange, method: str, send: Send) -> None:
         assert self._upstream is not None, "the front was not started"
         while True:
             attempt = exchange.next_attempt()
@@ -141,7 +142,7 @@ class RouterFront:
             answer: Answer | None = None
             deadline_s = boot_s() + attempt.first_byte_s
             try:
-                answer = await self._upstream.open(attempt, request, lambda: exchange.may_start(boot_s()))
+                answer = await self._upstream.open(attempt, method, lambda: exchange.may_start(boot_s()))
                 if await self._relay(exchange, answer, send, deadline_s):
                     return
             except UpstreamFailure as exc:
@@ -184,21 +185,43 @@ class RouterFront:
         return True
 
 
-def _own_path(scope: Scope, service: str) -> str | None:
-    """The path without the service's prefix; None when it names another service."""
+def _target_of(scope: Scope, service: str) -> Target | Refusal:
+    """The listed path that a request names, without the service's prefix; a Refusal for any other."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    path = raw.decode("latin-1").partition("?")[0]
+    path, method = normalised(raw.partition(b"?")[0]), scope["method"]
     prefix = "/" + service
-    if path == prefix or path.startswith(prefix + "/"):
-        return path[len(prefix) :] or "/"
+    if path is not None and (path == prefix or path.startswith(prefix + "/")):
+        path = path[len(prefix) :]
+    allowed = method_of(path) if path is not None else None
+    if path is None or allowed is None:
+        return _unknown_path(method, raw, path or "", service)
+    if method != allowed and method != "OPTIONS" and (method, allowed) != ("HEAD", "GET"):
+        message = f"{method} is not a method of {path}; send {allowed}"
+        return Refusal(405, "method_not_allowed", message, ((b"allow", allowed.encode()),))
+    try:
+        return Target(path, _query_of(scope))
+    except ValueError as exc:
+        return Refusal(400, "bad_query", f"{exc}; correct the address")
+
+
+def _query_of(scope: Scope) -> str:
+    query: bytes = scope.get("query_string", b"")
+    if len(query) > QUERY_LIMIT:
+        raise ValueError(f"a query of {len(query)} bytes exceeds {QUERY_LIMIT}")
+    return query.decode("latin-1")
+
+
+def _unknown_path(method: str, raw: bytes, path: str, service: str) -> Refusal:
+    api = f"/{service}/v1"
     parts = path.split("/", 3)
-    return None if len(parts) > 2 and parts[2] == "v1" and parts[1] else path
-
-
-def _unknown_service(path: str, service: str) -> Refusal:
-    name = path.split("/", 2)[1]
-    message = f"service {name} does not exist here; this router serves {service}, at /{service}/v1"
-    return Refusal(404, "unknown_service", message)
+    if len(parts) > 2 and parts[2] == "v1" and parts[1]:
+        message = f"service {parts[1]} does not exist here; this router serves {service}, at {api}"
+        return Refusal(404, "unknown_service", message)
+    shown = raw.decode("latin-1")[:SHOWN_LIMIT]
+    message = (
+        f"{method} {shown!r} is not a route of {service}; its API is at {api}, as {api}/chat/completions"
+    )
+    return Refusal(404, "unknown_path", message)
 
 
 async def _read_body(receive: Receive) -> bytes | Refusal | None:

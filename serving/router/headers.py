@@ -16,10 +16,14 @@ _HOP_BY_HOP = frozenset(
 # The client's credentials are for the router, not for an engine; the others are set for the next connection.
 # accept-encoding: a compressed answer could not be scanned for its finish and usage.
 _NOT_FORWARDED = _HOP_BY_HOP | frozenset(
-    b"host content-length expect authorization x-api-key cookie accept-encoding".split()
+    b"host content-length expect authorization x-api-key api-key x-goog-api-key cookie "
+    b"accept-encoding".split()
 )
-# The router's HTTP server writes its own date and server.
-_NOT_RETURNED = _HOP_BY_HOP | frozenset(b"date server".split())
+# The router's HTTP server writes its own date and server. A location would name an engine's private address;
+# the others speak of an endpoint's own origin, which clients would take for the router's.
+_NOT_RETURNED = _HOP_BY_HOP | frozenset(
+    b"date server location content-location set-cookie alt-svc strict-transport-security".split()
+)
 
 
 def forwarded(headers: RawHeaders) -> list[tuple[bytes, bytes]]:

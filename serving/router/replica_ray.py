@@ -30,7 +30,7 @@ from serving.router.types import Limits
 
 # Serve restarts every replica of a deployment whose version changes, and a deployment without one gets a
 # random version. Raise it when this router must not run beside the previous one.
-ROUTER_VERSION = "1"
+ROUTER_VERSION = "2"
 REPORT_S = 0.2
 RETRY_S = 0.1
 CALL_TIMEOUT_S = 1.0

@@ -79,7 +79,7 @@ class RouterCore:
         return now_s < self._lease_until_s
 
     def begin(self, request: Request, *, request_id: str, now_s: float, wall_s: float) -> Exchange | Refusal:
-        """Assign the request's arm. A Refusal when there is no table."""
+        """Assign the request's arm. A Refusal, which is no evidence: no table, or a malformed body."""
         if self.table is None:
             message = f"service {self.service} has no version in service yet; retry when `up` has finished"
             return Refusal(503, "no_table", message, retry_after_s=1)
@@ -89,6 +89,9 @@ class RouterCore:
             start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s)
             return Exchange(self, start)
         body = json_object(request.body)
+        if body is None and _must_be_json(request):
+            message = f"the body of {request.method} {request.path} is not a JSON object; correct it"
+            return Refusal(400, "invalid_json", message)
         session = value_of(request.headers, b"x-session-id")
         key = find_key({"x-session-id": session or ""}, body, request_id=request_id)
         assignment = self._assign(self.table, key, now_s)
@@ -121,7 +124,8 @@ class RouterCore:
         return self.outbox.next_batch(now_s=self._clock.at_s(now_s, wall_s), last=last)
 
     def _assign(self, table: RouteTable, key: AssignmentKey, now_s: float) -> Assignment:
-        unit = unit_of(table.secret, table.rollout, key.text)
+        secret = table.secret.text if table.secret is not None else ""
+        unit = unit_of(secret, table.rollout, key.text)
         if table.canary is None:
             return Assignment(STABLE, 0.0, None, unit, key.text, key.source, None)
         bucket = bucket_of(table.salt, key.text)
@@ -132,6 +136,14 @@ class RouterCore:
         arm = CANARY if bucket < table.weight_bp else STABLE
         w = table.weight_bp / FULL_BP
         return Assignment(arm, w, bucket, unit, key.text, key.source, canary_of(table))
+
+
+def _must_be_json(request: Request) -> bool:
+    """True unless the body is a form, or compressed: an engine of either arm would refuse other text."""
+    content_type = (value_of(request.headers, b"content-type") or "").lower()
+    return (
+        not content_type.startswith("multipart/") and value_of(request.headers, b"content-encoding") is None
+    )
 
 
 def canary_of(table: RouteTable | None) -> Canary | None:

@@ -5,8 +5,11 @@ one line and the last good table stays in effect. No other process can withdraw 
 ends, and external upstreams have no fence: a removed canary gets no new request once the file is reloaded.
 
     service: chat
-    stable: {url: "http://127.0.0.1:8001"}
-    canary: {url: "http://127.0.0.1:8002"}     # optional
+    stable: {url: "http://127.0.0.1:8001"}     # a base URL as written; a bare host serves at /v1
+    canary:                                    # optional
+      url: "https://api.example/v1beta/openai"
+      model: example-large                     # its name there, put in place of the client's; optional
+      api_key_env: EXAMPLE_KEY                 # or api_key_file: PATH; optional
     weight_bp: 500                             # 5 %
     salt: 2026-11-spring                       # a new salt assigns all keys anew
 """
@@ -21,16 +24,18 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 import uvicorn
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from serving.clock import boot_s
+from serving.credentials import ENV_NAME, KeyReference, NoKey
+from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import FULL_BP, Arm, Replica, RouteTable
 from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
-from serving.table.route_table import root_url
+from serving.targets import Endpoint
 
 RELOAD_CHECK_S = 0.5
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
@@ -44,18 +49,26 @@ class _Upstream(BaseModel):
     model_config = ConfigDict(extra="forbid")
     url: str
     version: str = ""
+    model: str | None = Field(None, min_length=1)
+    api_key_env: str | None = Field(None, pattern=ENV_NAME)
+    api_key_file: str | None = Field(None, min_length=1)
 
     @field_validator("url")
     @classmethod
-    def _is_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url {url!r} is not http:// or https://")
-        return root_url(url)
+    def _is_address(cls, url: str) -> str:
+        Endpoint.parsed(url)
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> Self:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("api_key_env and api_key_file are both given; keep one")
+        return self
 
 
 class _TableFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    service: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    service: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
     stable: _Upstream
     canary: _Upstream | None = None
     weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
@@ -70,14 +83,19 @@ def read_table(path: Path, *, change: int) -> RouteTable:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
         raise TableFileError(f"table {path}: {reason}; name a readable YAML file") from exc
     try:
-        spec = _TableFile.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as exc:
-        raise TableFileError(f"table {path}: not YAML: {' '.join(str(exc).split())}") from exc
+        spec = _TableFile.model_validate(load_yaml(text))
+    except YamlError as exc:
+        line = f" line {exc.line}" if exc.line is not None else ""
+        raise TableFileError(f"table {path}{line}: {exc}") from exc
     except ValidationError as exc:
         raise TableFileError(f"table {path}: {_first_line(exc)}") from exc
     if spec.weight_bp and spec.canary is None:
         raise TableFileError(f"table {path}: weight_bp {spec.weight_bp} without a canary; add one or set 0")
-    canary = _arm(spec.canary, "canary") if spec.canary and spec.weight_bp else None
+    try:
+        stable = _arm(spec.stable, "stable", path.parent)
+        canary = _arm(spec.canary, "canary", path.parent) if spec.canary and spec.weight_bp else None
+    except NoKey as exc:
+        raise TableFileError(f"table {path}: {exc}") from exc
     return RouteTable(
         service=spec.service,
         epoch=1,
@@ -86,24 +104,33 @@ def read_table(path: Path, *, change: int) -> RouteTable:
         rollout=f"file-{spec.salt}" if canary else "",
         salt=spec.salt,
         weight_bp=spec.weight_bp,
-        stable=_arm(spec.stable, "stable"),
+        stable=stable,
         canary=canary,
-        secret="",
     )
 
 
-def _arm(upstream: _Upstream, name: str) -> Arm:
-    return Arm(upstream.version or name, (Replica(upstream.url),), external=True)
+def _arm(upstream: _Upstream, name: str, folder: Path) -> Arm:
+    """The upstream as an arm. Raises NoKey when its key cannot be read now."""
+    file = upstream.api_key_file
+    key_file = None if file is None else str((folder / Path(file).expanduser()).absolute())
+    api_key = KeyReference.from_names(upstream.api_key_env, key_file)
+    if api_key is not None:
+        api_key.read()
+    replicas = (Replica(upstream.url),)
+    return Arm(upstream.version or name, replicas, True, upstream.model, api_key)
 
 
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     got = first.get("input")
-    value = f" {got!r}" if isinstance(got, str | int | float | bool) else ""
+    is_plain = isinstance(got, str | int | float | bool) and "key" not in str(first["loc"][-1:])
+    value = f" {got!r}" if is_plain and "url" not in first["loc"] else ""  # a key must not be shown
     is_unknown = first["type"] == "extra_forbidden"
     known = "; keys are service, stable, canary, weight_bp, salt" if is_unknown else ""
-    return f"{where}{value}: {first['msg']}{known}"
+    if is_unknown and len(first["loc"]) > 1:
+        known = "; keys are url, version, model, api_key_env, api_key_file"
+    return f"{where}{value}: {first['msg'].removeprefix('Value error, ')}{known}"
 
 
 class FileTableSource:

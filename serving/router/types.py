@@ -6,9 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+from yarl import URL
+
+from serving.credentials import KeyReference
 from serving.messages import AssignedBy, RequestRecord, RouteTable
 from serving.router.headers import RawHeaders
 from serving.router.outbox import SETTLE_S, Canary
+from serving.targets import Target
 
 # Why an attempt failed. refused: no connection, or refused by the engine's front.  reset: connection broken
 # before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.
@@ -33,10 +37,14 @@ class Request:
     """A request whose body has been read."""
 
     method: str
-    path: str  # without the service's prefix
-    query: bytes
+    target: Target  # without the service's prefix
     headers: RawHeaders
     body: bytes
+
+    @property
+    def path(self) -> str:
+        """The listed path, such as /v1/chat/completions."""
+        return self.target.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +52,12 @@ class Attempt:
     """One HTTP request to one replica."""
 
     arm: int
-    url: str  # with path and query
+    url: URL  # of one endpoint and a listed path
     headers: list[tuple[bytes, bytes]]
+    body: bytes
     first_byte_s: float  # timeout until the first byte
+    api_key: KeyReference | None = None  # read when the request is sent; None: the endpoint needs none
+    may_be_stale: bool = False  # the peer closes idle connections by its own rule, as our engines do not
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +73,8 @@ class Refusal:
     def body(self) -> bytes:
         """The error as JSON in OpenAI's shape."""
         kind = "invalid_request_error" if self.status < 500 else "service_unavailable"
-        return json.dumps({"error": {"message": self.message, "type": kind, "code": self.code}}).encode()
+        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
+        return json.dumps({"error": error}).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,40 @@
 """HTTP client to engines: pooled connections, unchanged streaming bodies, failures as `UpstreamFailure`.
 
-No aiohttp exception leaves this module.
+Rules:
+1. No aiohttp exception leaves this module.
+2. An external peer may close a kept-alive connection while a request is on its way. A quick reset of a reused
+   connection says nothing about it, so the request is sent once more, on a new connection; only that outcome
+   counts. Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
+3. An endpoint's API key is read when a request is sent, and is in no other value.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.tracing import Trace
 from multidict import CIMultiDict
-from yarl import URL
 
+from serving.credentials import KeyReference, NoKey
 from serving.messages import CANARY
 from serving.router.headers import RawHeaders
-from serving.router.types import Attempt, Failure, Limits, Request
+from serving.router.types import Attempt, Failure, Limits
 
 # Below uvicorn's 5 s, so that the router closes an idle connection, not the engine during a request.
 KEEP_ALIVE_S = 4.0
+STALE_S = 1.0  # a reset that comes later than this is the failure of a request that the peer had accepted
+
+
+log = logging.getLogger("canaryctl.router")
+
+# Whether the request of this task went out on a kept-alive connection.
+_is_reused: ContextVar[bool] = ContextVar("is_reused", default=False)
 
 
 class UpstreamFailure(Exception):
@@ -65,20 +81,41 @@ class Answer:
         self._response.release()  # aiohttp itself closes a connection whose body has not been read whole
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Connection pool that tells a kept-alive connection from a new one."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        _is_reused.set(True)
+        return await super().connect(req, traces, timeout)
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        _is_reused.set(False)
+        return await super()._create_connection(req, traces, timeout)
+
+
 class Upstream:
     """Connection pool to every engine of a service. Use it in one event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-        self._plain = self._session([])
+        self._pool = _Connector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+        self._new = aiohttp.TCPConnector(limit=0, force_close=True)  # a new connection for each request
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_check_may_start)
-        self._checked = self._session([trace])
+        self._plain = self._session(self._pool, [])
+        self._checked = self._session(self._pool, [trace])
+        self._again = self._session(self._new, [trace])
+        self._keys_missing: set[str] = set()  # logged once each
 
-    def _session(self, traces: list[aiohttp.TraceConfig]) -> aiohttp.ClientSession:
+    def _session(
+        self, connector: aiohttp.BaseConnector, traces: list[aiohttp.TraceConfig]
+    ) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=self._connector,
+            connector=connector,
             connector_owner=False,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -88,7 +125,7 @@ class Upstream:
             read_bufsize=1 << 18,
         )
 
-    async def open(self, attempt: Attempt, request: Request, may_start: Callable[[], bool]) -> Answer:
+    async def open(self, attempt: Attempt, method: str, may_start: Callable[[], bool]) -> Answer:
         """Send the request and wait for the answer's head. Raises UpstreamFailure.
 
         may_start: called just before the head is written; False sends nothing and fails as 'withheld'.
@@ -96,16 +133,19 @@ class Upstream:
         # Checked for a canary only: tracing costs time, and stable is never withheld.
         session = self._checked if attempt.arm == CANARY else self._plain
         headers = CIMultiDict((k.decode("latin-1"), v.decode("latin-1")) for k, v in attempt.headers)
+        if attempt.api_key is not None:
+            headers["authorization"] = f"Bearer {self._key(attempt.api_key)}"
+        loop = asyncio.get_running_loop()
+        sent_s = loop.time()
         try:
             async with asyncio.timeout(attempt.first_byte_s):
-                response = await session.request(
-                    request.method,
-                    URL(attempt.url, encoded=True),
-                    data=request.body or None,
-                    headers=headers,
-                    allow_redirects=False,
-                    trace_request_ctx=may_start,
-                )
+                try:
+                    return await _send(session, attempt, method, headers, may_start)
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
+                    is_stale = attempt.may_be_stale and _is_reused.get() and loop.time() - sent_s < STALE_S
+                    if not is_stale:
+                        raise
+                    return await _send(self._again, attempt, method, headers, may_start)
         except _Withheld as exc:
             raise UpstreamFailure("withheld") from exc
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
@@ -114,13 +154,43 @@ class Upstream:
             raise UpstreamFailure("timeout") from exc
         except (aiohttp.ClientError, ConnectionError) as exc:
             raise UpstreamFailure("reset") from exc
-        return Answer(response)
+
+    def _key(self, reference: KeyReference) -> str:
+        try:
+            key = reference.read()
+        except NoKey as exc:
+            if str(reference) not in self._keys_missing:
+                self._keys_missing.add(str(reference))
+                log.error("no API key", extra={"error": str(exc)})
+            raise UpstreamFailure("refused") from exc
+        self._keys_missing.discard(str(reference))
+        return key
 
     async def close(self) -> None:
         """Close every connection."""
         await self._plain.close()
         await self._checked.close()
-        await self._connector.close()
+        await self._again.close()
+        await self._pool.close()
+        await self._new.close()
+
+
+async def _send(
+    session: aiohttp.ClientSession,
+    attempt: Attempt,
+    method: str,
+    headers: CIMultiDict[str],
+    may_start: Callable[[], bool],
+) -> Answer:
+    response = await session.request(
+        method,
+        attempt.url,
+        data=attempt.body or None,
+        headers=headers,
+        allow_redirects=False,
+        trace_request_ctx=may_start,
+    )
+    return Answer(response)
 
 
 async def _check_may_start(

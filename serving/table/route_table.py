@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serving.credentials import ControlSecret, DataSecret
 from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitStatus
 
 TABLE_LEASE_S = 1.0
@@ -147,7 +148,7 @@ class TableCore:
     # ---- called by the controller
 
     def open(self, secret: str) -> None:
-        """Set the service's secret; a changed one is published."""
+        """Set the service's root secret; the data secret of a changed one is published."""
         if secret != self._secret:
             self._secret = secret
             self._change += 1
@@ -207,7 +208,7 @@ class TableCore:
 
     def set_replicas(self, arm: Arm) -> int:
         """Publish a version's replicas; without any it leaves the table. The change to wait for."""
-        arm = replace(arm, replicas=tuple(replace(one, url=root_url(one.url)) for one in arm.replicas))
+        arm = replace(arm, replicas=tuple(replace(one, url=one.url.rstrip("/")) for one in arm.replicas))
         if self._arms.get(arm.version, Arm(arm.version)) != arm:
             if arm.replicas:
                 self._arms[arm.version] = arm
@@ -228,7 +229,7 @@ class TableCore:
     # ---- called by routers
 
     def table(self) -> RouteTable:
-        """The current table, secret included."""
+        """The current table, with the data secret."""
         split = self._split
         return RouteTable(
             service=self._service,
@@ -241,7 +242,7 @@ class TableCore:
             stable=self._arm(split.stable) if split.stable else None,
             canary=self._arm(split.canary) if split.canary else None,
             stage=split.stage,
-            secret=self._secret,
+            secret=DataSecret.of(self._secret) if self._secret else None,
         )
 
     def poll(self, poll: Poll, *, now_s: float) -> bool:
@@ -263,6 +264,11 @@ class TableCore:
     def pending_fences(self) -> tuple[FenceOrder, ...]:
         """The fences to post; call `confirm_fence` for each that its replica has accepted."""
         return tuple(self._pending_fences.values())
+
+    @property
+    def control_secret(self) -> ControlSecret:
+        """What a fence is posted with. Raises ValueError before `open`."""
+        return ControlSecret.of(self._secret)
 
     def confirm_fence(self, order: FenceOrder, *, now_s: float) -> None:
         """The replica's front has accepted the fence."""
@@ -348,11 +354,6 @@ class TableCore:
             one.applied < required and one.has_lease(self._published_s) for one in self._routers.values()
         )
         return "lease" if has_expired or self._unknown_leases_until_s > self._published_s else "acknowledged"
-
-
-def root_url(url: str) -> str:
-    """The address without a trailing slash and without /v1, which is part of every request's path."""
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _drop_oldest(entries: dict[str, Any], limit: int) -> None:

@@ -20,10 +20,12 @@ from ray.experimental import internal_kv
 from serving.clock import boot_s
 from serving.messages import Arm, RouteTable, SplitStatus
 from serving.table.route_table import POLL_S, FenceOrder, Poll, Split, TableCore
+from serving.targets import Endpoint
 
 TICK_S = 0.02  # while a split is not applied yet
 IDLE_TICK_S = 0.25
 FENCE_TIMEOUT_S = 0.5
+FENCE_PATH = "/_canaryctl/fence"  # of an engine's front
 _KV_NAMESPACE = b"canaryctl"
 
 log = logging.getLogger("canaryctl.table")
@@ -47,7 +49,7 @@ class TableActor:
     # ---- called by the controller
 
     async def open(self, secret: str) -> None:
-        """Set the service's secret."""
+        """Set the service's root secret."""
         self._core.open(secret)
         self._persist_and_publish()
 
@@ -75,7 +77,7 @@ class TableActor:
         return status
 
     async def table(self) -> RouteTable:
-        """The current table, secret included."""
+        """The current table, with the data secret."""
         return self._core.table()
 
     async def close(self) -> None:
@@ -151,9 +153,9 @@ class TableActor:
 
     async def _post(self, session: aiohttp.ClientSession, order: FenceOrder) -> None:
         body = {"epoch": order.epoch, "revision": order.revision}
-        headers = {"x-canaryctl-secret": self._core.table().secret}
+        url, headers = Endpoint.parsed(order.url).own(FENCE_PATH), self._core.control_secret.headers
         try:
-            async with session.post(order.url + "/_canaryctl/fence", json=body, headers=headers) as answer:
+            async with session.post(url, json=body, headers=headers) as answer:
                 if answer.status < 300:
                     self._core.confirm_fence(order, now_s=boot_s())
                 else:

@@ -33,7 +33,7 @@ class RayTraffic:
     def open(self, service: str, secret: str, *, silence_s: float | None = SILENCE_S) -> None:
         """Create the service's two actors if they do not exist, and wait a minute at most. Raises RayError.
 
-        secret: authenticates routers to the service's engines.   silence_s: how long the table waits for a
+        secret: root of the service's two secrets.   silence_s: how long the table waits for a
         heartbeat before it withdraws the canary; None: without limit. Ignored when the actor exists.
         """
         table = ray.remote(TableActor).options(**detached(table_name(service), self._namespace))
@@ -84,7 +84,7 @@ class RayTraffic:
         return status
 
     def table(self, service: str) -> RouteTable | None:
-        """The routers' table, secret included; None: unreachable."""
+        """The routers' table, with the data secret; None: unreachable."""
         table: RouteTable | None = self._call(table_name(service), "table")
         return table
 

@@ -1,41 +1,38 @@
-"""Contract of the port `Store`: the fake, SQLite, and PostgreSQL if CANARYCTL_TEST_POSTGRES is its URL."""
+"""Contract of the port `Store`: the fake, SQLite, and in `make test` PostgreSQL."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from controller.auth import Identity, Role
-from controller.errors import RolloutRunning, StaleWrite
+from controller.errors import RolloutRunning, StaleWrite, UnknownService, UnreadCommand
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase
-from controller.store import schema as store_schema
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
+from tests.database_rig import PostgresServer, sqlite_url
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout, with_log_line
 from tests.fakes.store_memory import MemoryStore
 
-POSTGRES = os.environ.get("CANARYCTL_TEST_POSTGRES")
 OPERATOR = Identity("ada", Role.OPERATOR)
 Store = MemoryStore | SqlStore
 
 
-@pytest.fixture(params=["memory", "sqlite", *(["postgresql"] if POSTGRES else [])])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "memory":
         yield MemoryStore()
         return
-    url = POSTGRES if request.param == "postgresql" else f"sqlite:///{tmp_path / 'state.db'}"
-    assert url is not None
     if request.param == "postgresql":
-        store_schema.metadata.drop_all(sa.create_engine(url))
-    sql = SqlStore(url)
+        server: PostgresServer = request.getfixturevalue("postgres")
+        sql = SqlStore(server.empty_database())
+    else:
+        sql = SqlStore(sqlite_url(tmp_path / "state.db"))
     sql.put_service(
         ServiceRow("chat", "{}", STABLE, "s3cret", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0)
     )
@@ -112,11 +109,44 @@ def test_a_final_rollout_is_running_until_its_notices_are_delivered(store: Store
 def test_commands_are_returned_in_order_after_the_given_one(store: Store) -> None:
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     first = store.append_command("r-00000001", CommandKind.PAUSE, OPERATOR, reason="lunch", at_s=2.0)
+    assert first is not None
     store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="bad", at_s=3.0)
-    store.append_command("r-another1", CommandKind.RESUME, OPERATOR, reason="", at_s=4.0)
 
     commands = store.commands("r-00000001", after_seq=first)
 
     assert [(command.kind, command.actor, command.role, command.reason) for command in commands] == [
         (CommandKind.ROLLBACK, "ada", "operator", "bad")
     ]
+
+
+def test_a_command_to_an_unknown_rollout_is_refused(store: Store) -> None:
+    with pytest.raises(UnknownService, match=r"rollout r-nowhere0 does not exist"):
+        store.append_command("r-nowhere0", CommandKind.ROLLBACK, OPERATOR, reason="", at_s=1.0)
+
+
+def test_a_command_to_an_ended_rollout_is_refused(store: Store) -> None:
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    store.commit(replace(a_rollout(), phase=Phase.SUCCEEDED), (), expected_version=0, evidence=None)
+
+    queued = store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="", at_s=2.0)
+
+    assert (queued, store.commands("r-00000001", after_seq=0)) == (None, ())
+
+
+def test_a_rollout_does_not_end_before_it_has_read_a_command(store: Store) -> None:
+    ended = replace(a_rollout(), phase=Phase.SUCCEEDED)
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    seq = store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="", at_s=2.0)
+    assert seq is not None
+
+    with pytest.raises(UnreadCommand, match=r"r-00000001 got a command meanwhile"):
+        store.commit(ended, (), expected_version=0, evidence=None)
+
+    assert store.commit(replace(ended, commands_through=seq), (), expected_version=0, evidence=None) == 1
+
+
+def test_the_notices_of_an_ended_rollout_are_committed_whatever_was_asked(store: Store) -> None:
+    ended = replace(a_rollout(), phase=Phase.SUCCEEDED)
+    store.create_rollout(ended, request="{}", at_s=1.0)
+
+    assert store.commit(ended, (), expected_version=0, evidence=None) == 1

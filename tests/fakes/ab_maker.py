@@ -14,7 +14,8 @@ BODY = {"version": {"model": "/models/b"}}
 
 
 def request(n: int, **changes: Any) -> RequestRecord:
-    """Request n of the rollout r-1, drawn at w = 0.5; its position and time are n."""
+    """Request n of the rollout r-1, drawn at w = 0.5, served by its arm; its position and time are n."""
+    changes = {"served_arm": changes.get("arm", 0), **changes}
     return replace(a_record(n, w=0.5, rollout="r-1"), **{"seq": n, "at_s": float(n), **changes})
 
 

@@ -38,7 +38,9 @@ from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+from serving.clock import boot_s
 from serving.loopback import free_ports
+from tests.database_rig import sqlite_url
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
 
 GIB = 1 << 30
@@ -54,6 +56,9 @@ class LiveClock:
     def now_s(self) -> float:
         return time.time()
 
+    def boot_s(self) -> float:
+        return boot_s()
+
 
 @dataclass(slots=True)
 class FakeEnvironment:
@@ -61,6 +66,9 @@ class FakeEnvironment:
 
     free_bytes: int = 64 * GIB
     scores: list[tuple[str, str, float, float]] = field(default_factory=list)
+    requests: dict[str, str] = field(default_factory=dict)  # recorded requests: id -> service
+    silent_logs: set[str] = field(default_factory=set)  # services whose log does not answer
+    written: list[tuple[str, str]] = field(default_factory=list)  # (service, id) of each score
     accepts_scores: bool = True
     rate: float | None = None
     traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
@@ -95,8 +103,14 @@ class FakeEnvironment:
         return self.simulate(plan, policy, traffic)
 
     def append_scores(self, service: str, scores: Sequence[tuple[str, str, float, float]]) -> bool:
-        self.scores += scores if self.accepts_scores else ()
-        return self.accepts_scores
+        if not self.accepts_scores or service in self.silent_logs:
+            return False
+        self.scores += scores
+        self.written += [(service, score[0]) for score in scores]
+        return True
+
+    def has_request(self, service: str, id: str) -> bool | None:
+        return self.requests.get(id) == service
 
 
 class FakeController:
@@ -105,7 +119,7 @@ class FakeController:
     def __init__(self, home: Path, *, store: SqlStore | None = None) -> None:
         clock = LiveClock()
         self.home = home
-        self.store = store or SqlStore(f"sqlite:///{home / 'canaryctl.db'}")
+        self.store = store or SqlStore(sqlite_url(home / "canaryctl.db"))
         self.fleet = FakeFleet(clock, load_s=0.05, unload_s=0.05)  # type: ignore[arg-type]
         self.traffic = FakeTraffic(clock)  # type: ignore[arg-type]
         self.evidence, self.probes, self.notifier = FakeEvidence(), FakeProbes(), FakeNotifier()

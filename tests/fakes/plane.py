@@ -22,15 +22,24 @@ from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
 
 @dataclass(slots=True)
 class FakeClock:
-    """Clock that advances only by `advance`."""
+    """Clock that advances only by `advance`; `set_wall` changes its wall time alone."""
 
     at_s: float = 1_800_000_000.0
+    booted_s: float = 5_000.0
 
     def now_s(self) -> float:
         return self.at_s
 
+    def boot_s(self) -> float:
+        return self.booted_s
+
     def advance(self, seconds: float) -> None:
         self.at_s += seconds
+        self.booted_s += seconds
+
+    def set_wall(self, by_s: float) -> None:
+        """Set the wall time forward, or back."""
+        self.at_s += by_s
 
 
 @dataclass(slots=True)
@@ -73,7 +82,7 @@ class FakeFleet:
         engine = self.engines.get((service, version))
         if engine is None or engine.phase in (VersionPhase.FAILED, VersionPhase.STOPPING):
             self.loads += 1
-            engine = _Engine(VersionPhase.LOADING, replicas, self.clock.at_s)
+            engine = _Engine(VersionPhase.LOADING, replicas, self.clock.boot_s())
             self.engines[service, version] = engine
         elif engine.phase is VersionPhase.DRAINING:
             engine.phase = VersionPhase.READY
@@ -109,11 +118,11 @@ class FakeFleet:
         self._check(token)
         engine = self.engines.get((service, version))
         if engine is not None and engine.phase not in (phase, VersionPhase.STOPPING):
-            engine.phase, engine.since_s = phase, self.clock.at_s
+            engine.phase, engine.since_s = phase, self.clock.boot_s()
 
     def _pass_time(self) -> None:
         for key, engine in list(self.engines.items()):
-            waited_s = self.clock.at_s - engine.since_s
+            waited_s = self.clock.boot_s() - engine.since_s
             if engine.phase is VersionPhase.LOADING and waited_s >= self.load_s:
                 engine.error = self.broken.get(key[1])
                 engine.phase = VersionPhase.FAILED if engine.error else VersionPhase.READY
@@ -153,20 +162,31 @@ class FakeTraffic:
         ):
             revision = before.revision + 1 if before else 1
             self.tables[service] = SplitStatus(1, revision, split.stable, canary, weight_bp, applied=False)
-            self.set_at_s[service] = self.clock.at_s
+            self.set_at_s[service] = self.clock.boot_s()
             self.weights.append(weight_bp)
         return self.observe(service)
+
+    def start(self, service: str) -> None:
+        """Start an empty table where there is none, as the start of a table actor does."""
+        if service not in self.tables:
+            self.tables[service] = SplitStatus(1, 0, None, None, 0, applied=False)
+            self.set_at_s[service] = self.clock.boot_s()
 
     def observe(self, service: str) -> SplitStatus | None:
         table = self.tables.get(service)
         if self.blind or table is None:
             return None
-        applied = self.clock.at_s - self.set_at_s[service] >= self.ack_s
+        applied = self.clock.boot_s() - self.set_at_s[service] >= self.ack_s
         return replace(table, applied=applied, tombstoned=tuple(sorted(self.tombstones)))
 
     def heartbeat(self, service: str, *, token: int) -> None:
         self._check(token)
-        self.heartbeat_at_s[service] = self.clock.at_s
+        self.heartbeat_at_s[service] = self.clock.boot_s()
+
+    def withdraw(self, service: str) -> None:
+        """Return all traffic to stable, as the routers do when the controller is silent."""
+        table = self.tables[service]
+        self.tables[service] = replace(table, canary=None, weight_bp=0, revision=table.revision + 1)
 
     def tombstone(self, rollout: str) -> None:
         """As `rollback --direct` does without a controller."""
@@ -187,6 +207,7 @@ class FakeIngress:
 
     def open(self, service: str, secret: str, *, token: int) -> None:
         self.opened[service] = secret
+        self.traffic.start(service)
 
     def close(self, service: str, *, token: int) -> None:
         self.opened.pop(service, None)

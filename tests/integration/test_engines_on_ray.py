@@ -22,10 +22,12 @@ import pytest
 from serving import cluster_ray
 from serving.actor_names import NAMESPACE
 from serving.checkpoints import Checkpoint, questions
+from serving.credentials import ControlSecret, DataSecret
 from serving.fleet import device_memory
 from serving.fleet.types import Launch, VersionStatus
 from serving.messages import SplitStatus
 from serving.table.route_table import Split
+from serving.targets import method_of
 from tests.ray_rig import SECRET, Engines, wait_for
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-HEADERS = {"x-canaryctl-secret": SECRET}
+HEADERS = {"x-canaryctl-secret": DataSecret.of(SECRET).text}
+CONTROL = ControlSecret.of(SECRET).headers
 LONG_TOKENS = 600
 
 
@@ -53,7 +56,7 @@ def send(url: str, *, revision: str) -> httpx.Response:
 
 
 def state(url: str) -> Any:
-    return httpx.get(f"{url}/_canaryctl/state", headers=HEADERS, timeout=10).json()
+    return httpx.get(f"{url}/_canaryctl/state", headers=CONTROL, timeout=10).json()
 
 
 def right_ratio(url: str, every: int) -> float:
@@ -235,14 +238,28 @@ def test_two_engines_run_side_by_side_with_the_accuracy_of_their_checkpoints(
 
 
 def test_all_routes_of_vllm_are_served(two_versions: Engines) -> None:
-    paths = httpx.get(f"{two_versions.stable_url}/openapi.json", headers=HEADERS).json()["paths"]
+    paths = httpx.get(f"{two_versions.stable_url}/openapi.json", headers=CONTROL).json()["paths"]
     models = httpx.get(f"{two_versions.stable_url}/v1/models", headers=HEADERS).json()["data"]
-    metrics = httpx.get(f"{two_versions.stable_url}/metrics", headers=HEADERS).text
+    metrics = httpx.get(f"{two_versions.stable_url}/metrics", headers=CONTROL).text
 
     required = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize"}
     assert required <= set(paths)
     assert [model["id"] for model in models] == ["chat"]
     assert "vllm:num_requests_running" in metrics
+
+
+def test_the_routers_secret_opens_no_route_that_is_not_for_users(two_versions: Engines) -> None:
+    url = two_versions.stable_url
+    hidden = [
+        path
+        for path in httpx.get(f"{url}/openapi.json", headers=CONTROL).json()["paths"]
+        if method_of(path) is None
+    ]
+    hidden += ["/metrics", "/_canaryctl/state", "/openapi.json", "/v1/models/"]
+    statuses = {path: httpx.get(url + path, headers=HEADERS).status_code for path in hidden}
+
+    assert {"/load", "/version", "/v1/chat/completions/render"} <= set(hidden)
+    assert set(statuses.values()) == {403}
 
 
 def test_an_engine_refuses_requests_without_the_secret(two_versions: Engines) -> None:

@@ -26,6 +26,7 @@ import pytest
 import uvicorn
 from aiohttp import web
 
+from serving.credentials import ControlSecret
 from serving.messages import Replica, RequestRecord, RouteTable, SplitStatus
 from serving.router.front_asgi import RouterFront
 from serving.router.router import RouterCore
@@ -384,7 +385,7 @@ def test_a_client_that_disconnects_stops_the_engine_and_is_recorded_as_cancelled
             return answer.headers["x-canaryctl-request-id"]
 
     async def in_flight() -> int:
-        headers = {"x-canaryctl-secret": two_versions.secret}
+        headers = ControlSecret.of(two_versions.secret).headers
         async with aiohttp.ClientSession(headers=headers) as session:
             state = await session.get(rig.stable.target + "/_canaryctl/state")
             return int((await state.json())["in_flight"])

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from controller.ab.outcomes import OutcomeLedger
 from controller.store.rows import AbOutcome
-from evaluation.ab.comparison import AbQuestion, Scale, SequentialTest, holm, mann_whitney
+from evaluation.ab.comparison import AbQuestion, Scale, holm
+from evaluation.ab.fixed import mann_whitney
 from evaluation.ab.sample_size import required_sample_size
+from evaluation.ab.sequential import SequentialTest
 from evaluation.betting.intervals import EventCount, MeanDifference, ratio_interval, ratio_log_e
 from evaluation.guards import ErrorGuard
 from serving.messages import RequestRecord
@@ -63,7 +65,7 @@ def test_the_sequential_tests_next_factor_has_mean_one_without_a_difference(
         test = SequentialTest(AbQuestion(Scale.SCORE, higher_is_better=higher))
         for y, is_b in (*before, *last):
             test.add(y, is_b=is_b, w=w)
-        return {side: math.exp(np.logaddexp.reduce(lw)) for side, lw in test._wealth.items()}
+        return {side.value: math.exp(log_e) for side, log_e in test.log_e.items()}
 
     now = wealth()
     for side in now:

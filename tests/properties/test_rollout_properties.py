@@ -108,6 +108,8 @@ observations = st.builds(
     probes=st.lists(probes, max_size=3).map(tuple),
     commands=st.lists(commands, max_size=2).map(tuple),
     resumed=st.booleans(),
+    jump_s=times,
+    away_s=times,
 )
 
 
@@ -239,7 +241,7 @@ def test_final_phases_are_absorbing(ticks: list[Tick], seen: list[Observation]) 
     for one in seen:
         after, actions = step(state, one)
 
-        assert replace(after, outbox=state.outbox) == state
+        assert replace(after, outbox=state.outbox, ticked_at_s=state.ticked_at_s) == state
         assert all(isinstance(action, Notify) for action in actions)
 
 

@@ -4,7 +4,8 @@ A file begins with comments (`#`) and one `plan` line. Words of a `>` line:
 
     +5s                      time since the last tick (default: one second); each line is one tick
     table=v-old              the route table; v-old+v-new@200; a final `?`: not acknowledged; none: unreadable
-    v-new=ready*2            a version's phase and ready replicas; ready/3: in flight; gone: not listed
+    v-new=ready*2            a version's phase and ready replicas; ready/3: in flight; gone: not listed;
+                             loading!refused: with this error
     fleet=none               the fleet cannot be read; fleet=read: it can
     probe=smoke:passed       status of a probe; probe=none: no probe is known
     evidence=PASS/0/300      verdict, stage, canary requests; evidence=none: cannot be read; missing=quality
@@ -20,6 +21,7 @@ A file begins with comments (`#`) and one `plan` line. Words of a `>` line:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,7 +55,7 @@ from evaluation.report import GateReport, Verdict
 from tests.fakes.obedient import ObedientPlane
 
 
-def replay(path: Path) -> str:
+def replay(path: Path, make_player: Callable[[str], Player] | None = None) -> str:
     """The transcript with its inputs kept and its outputs as the machine writes them now."""
     out: list[str] = []
     player: Player | None = None
@@ -61,7 +63,7 @@ def replay(path: Path) -> str:
         if line.startswith("#") or (not line.strip() and player is None):
             out.append(line)
         elif line.startswith("plan"):
-            player = Player(line)
+            player = (make_player or Player)(line)
             out += [line, *player.output()]
         elif line.startswith(">"):
             assert player is not None, "a transcript begins with a plan line"
@@ -85,15 +87,15 @@ class Player:
     lines_written: int = 0
 
     def __post_init__(self) -> None:
-        words = dict(word.split("=", 1) for word in self.plan_line.split()[1:])
+        words = dict(word.partition("=")[::2] for word in self.plan_line.split()[1:])
         replicas = int(words.get("replicas", "1"))
-        stages = tuple(_stage(text, replicas) for text in words["stages"].split(","))
+        stages = tuple(_stage(text, replicas) for text in words.get("stages", "").split(",") if text)
         times = {name: duration_s(words[name]) for name in words if name.endswith("_s")}
         bake_s, holdback_bp = duration_s(words["bake"]), weight_bp(words.get("holdback", "5%"))
         plan = replace(Plan("medium", (), stages, holdback_bp, bake_s), **times)  # type: ignore[arg-type]
-        plan = replace(plan, twin="twin" in words)
+        plan = replace(plan, twin="twin" in words, undo="undo" in words)
         canary = "v-old-twin" if plan.twin else "v-new"
-        refs = VersionRef("v-old", replicas), VersionRef(canary, replicas)
+        refs = VersionRef("v-old", replicas), VersionRef(canary, replicas, "external" in words)
         self.state: RolloutState = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=plan, now_s=0.0)
         self.plane = ObedientPlane(replicas)
 
@@ -109,19 +111,24 @@ class Player:
         if "tombstone" in flags:
             assert self.plane.split is not None, "a tombstone needs a table"
             self.plane.split = replace(self.plane.split, tombstoned=(self.state.id,))
+        self.tick(flags)
+        return self.output()
+
+    def tick(self, flags: set[str]) -> None:
+        """Observe and step."""
         notices = {action.key for action in self.actions if isinstance(action, Notify)}
         seen = Observation(
             now_s=self.plane.now_s,
             split=self.plane.split,
             versions=tuple(self.plane.versions.values()) if self.fleet_readable else None,
-            evidence=self._evidence(),
+            evidence=self.seen_evidence(),
             probes=self.plane.probes,
             commands=self.plane.commands,
             delivered=frozenset(notices if "delivered" in flags else ()),
             resumed="resumed" in flags,
+            away_s=self.plane.now_s - self.state.ticked_at_s if "resumed" in flags else 0.0,
         )
         self.state, self.actions = step(self.state, seen)
-        return self.output()
 
     def output(self) -> list[str]:
         """New log lines, summary of the state, desired actions."""
@@ -130,7 +137,7 @@ class Player:
         lines = [f"  {line.at_s:g} s  {line.text}" for line in new]
         return [*lines, f"  = {_summary(self.state)}", *(f"  ! {_action(action)}" for action in self.actions)]
 
-    def _evidence(self) -> EvidenceStatus | None:
+    def seen_evidence(self) -> EvidenceStatus | None:
         if self.evidence is None:
             return None
         seen = replace(self.evidence, guards=self.guards, rollback=self.gate, missing=self.missing)
@@ -178,6 +185,7 @@ class Player:
             self.plane.split = replace(self.plane.split, applied=False)
 
     def _version(self, name: str, value: str) -> None:
+        value, _, error = value.partition("!")
         match = re.fullmatch(r"(\w+)(?:\*(\d+))?(?:/(\d+))?", value)
         assert match is not None, f"{name}={value} is not a word of a transcript"
         assert name.startswith("v-"), f"{name}={value} is not a word of a transcript"
@@ -186,8 +194,9 @@ class Player:
             self.plane.versions.pop(name, None)
             return
         ready = int(match[2] or 1) if phase is VersionPhase.READY else 0
-        error = "CUDA out of memory" if phase is VersionPhase.FAILED else None
-        self.plane.versions[name] = VersionStatus(name, phase, ready, int(match[3] or 0), None, error)
+        error = "CUDA out of memory" if phase is VersionPhase.FAILED else error
+        in_flight = int(match[3] or 0)
+        self.plane.versions[name] = VersionStatus(name, phase, ready, in_flight, None, error or None)
 
 
 def _stage(text: str, replicas: int) -> Stage:

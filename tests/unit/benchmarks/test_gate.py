@@ -1,43 +1,47 @@
-"""The gate benchmark: rows, resumption of an interrupted run, targets, tables."""
+"""The gate benchmark: rows of published cases, resumption of an interrupted run, goals, tables."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.gate import (
-    Records,
-    Row,
+from benchmarks.gate import __main__ as command
+from benchmarks.gate.cases import BOUNDARY, CASES
+from benchmarks.gate.published import (
     at_look,
-    both_policies,
-    measure,
-    measure_rep,
+    beside_baseline,
+    equal_metrics,
+    measure_case,
     prefix,
-    proof_times,
-    rollback_times,
+    proof_time,
+    rollback_time,
     summarise,
 )
-from benchmarks.gate_cases import BOUNDARY, CASES
-from benchmarks.gate_report import as_json, as_markdown
-from benchmarks.gate_traffic import Behaviour, Case, simulate
+from benchmarks.gate.records import Item, Records, by_name, measure, slug
+from benchmarks.gate.report import as_json, as_markdown, limit_as_before
+from benchmarks.gate.traffic import Behaviour, Case, simulate
+from benchmarks.gate.trials import Row
 
 HARM = Case("bench harm", "rollback", Behaviour(hallucinated=0.3), canary_requests=300)
 
 
-def test_each_policy_has_a_quarter_of_one_percent_for_each_metric() -> None:
-    policy = both_policies(restart_share=0.0)
+@pytest.mark.parametrize(("preset", "part"), [("strict", 0.0), ("default", 0.5)])
+def test_each_policy_has_a_quarter_of_one_percent_for_each_metric(preset: str, part: float) -> None:
+    policy = equal_metrics(preset)
 
-    assert [policy.alpha * gate.alpha_share for gate in policy.gates] == pytest.approx([0.0025] * 8)
-    assert {g.tolerance for g in policy.gates if g.name.endswith("@strict")} == {0.0}
-    assert all(g.tolerance == g.threshold / 2 for g in policy.gates if g.name.endswith("@default"))
+    assert policy.restart_share == 0.0
+    assert [policy.alpha * gate.alpha_share for gate in policy.gates] == pytest.approx([0.0025] * 4)
+    assert all(gate.tolerance == gate.threshold * part for gate in policy.gates)
 
 
-@pytest.mark.parametrize(("drawn", "look"), [(1, 20), (20, 20), (21, 40)])
-def test_a_decision_is_read_at_the_next_look(drawn: int, look: int) -> None:
+@pytest.mark.parametrize(("drawn", "look"), [(1, 20), (20, 20), (21, 40), (None, None)])
+def test_a_decision_is_read_at_the_next_look(drawn: int | None, look: int | None) -> None:
     assert at_look(drawn) == look
 
 
@@ -49,12 +53,13 @@ def test_a_prefix_ends_with_the_named_canary_request() -> None:
 
 
 def test_harm_is_found_by_both_policies_and_sooner_by_strict() -> None:
-    times = [rollback_times(HARM, simulate(HARM, rep), both_policies(restart_share=0.0)) for rep in range(10)]
+    events = [simulate(HARM, rep) for rep in range(6)]
+    times = {
+        preset: [rollback_time(HARM, each, equal_metrics(preset)) or 10**6 for each in events]
+        for preset in ("strict", "default")
+    }
 
-    assert np.median([t["strict"] or 10**6 for t in times]) <= np.median(
-        [t["default"] or 10**6 for t in times]
-    )
-    assert all(t["default"] is not None for t in times)
+    assert np.median(times["strict"]) <= np.median(times["default"]) < 10**6
 
 
 def test_a_proof_waits_for_every_margin() -> None:
@@ -62,28 +67,69 @@ def test_a_proof_waits_for_every_margin() -> None:
     alone = replace(case, proofs={"latency_shape": 1.2})
     events = simulate(case, 0)
 
-    assert (proof_times(case, events)["proven"] or 10**6) >= (proof_times(alone, events)["proven"] or 0)
+    assert (proof_time(case, events) or 10**6) >= (proof_time(alone, events) or 0)
+
+
+def item_of(case: Case, reps: int) -> Item:
+    return Item(case.name, slug(case.name), reps, partial(measure_case, case))
 
 
 def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     case = replace(BOUNDARY[0], canary_requests=200)
-    measure([case], {"boundary": 2}, Records(tmp_path), float("inf"))
+    measure([item_of(case, 2)], Records(tmp_path), float("inf"))
     with next(tmp_path.iterdir()).open("a") as out:
         out.write('{"rep": 2, "pro')
-    measure([case], {"boundary": 4}, Records(tmp_path), float("inf"))
+    measure([item_of(case, 4)], Records(tmp_path), float("inf"))
 
-    assert [row["rep"] for row in Records(tmp_path).read(case)] == [0, 1, 2, 3]
-    assert Records(tmp_path).read(case)[2] == measure_rep(case, 2)
+    rows = Records(tmp_path).read(slug(case.name))
+    assert [row["rep"] for row in rows] == [0, 1, 2, 3]
+    assert rows[2] == measure_case(case, 2)
+
+
+def test_processes_return_the_rows_of_one(tmp_path: Path) -> None:
+    items = [item_of(replace(case, canary_requests=100), 2) for case in BOUNDARY[:2]]
+    measure(items, Records(tmp_path / "one"), float("inf"))
+    measure(items, Records(tmp_path / "two"), float("inf"), jobs=2)
+
+    for item in items:
+        assert Records(tmp_path / "one").read(item.file) == Records(tmp_path / "two").read(item.file)
 
 
 def test_no_time_left_measures_nothing(tmp_path: Path) -> None:
-    measure([HARM], {"rollback": 3}, Records(tmp_path), 0.0)
+    measure([item_of(HARM, 3)], Records(tmp_path), 0.0)
 
-    assert Records(tmp_path).read(HARM) == []
+    assert Records(tmp_path).read(slug(HARM.name)) == []
+
+
+def test_two_items_never_share_a_file() -> None:
+    with pytest.raises(ValueError, match="rename one"):
+        by_name([item_of(HARM, 1), item_of(HARM, 1)])
+
+
+def test_a_part_is_measured_and_kept_with_what_was_measured_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "gate_digest", lambda: "abc")
+    out = ["--json", str(tmp_path / "gate.json"), "--markdown", str(tmp_path / "gate.md")]
+    few = ["--quick", "--reps", "1", "--no-speed", "--jobs", "1", *out]
+    command.main([*few, "--cases", "^errors = 5x . per request$"])
+    command.main([*few, "--cases", "^mirrored pairs, quality 0.75 -> 0.75$"])
+
+    result = json.loads((tmp_path / "gate.json").read_text())
+    assert result["cases"]["errors = 5x | per request"]["reps"] == 1
+    assert result["trials"]["mirrored pairs, quality 0.75 -> 0.75"]["runs"] == 1
+    monkeypatch.setattr(command, "gate_digest", lambda: "another gate")
+    command.main([*few, "--cases", "^mirrored pairs, quality 0.75 -> 0.75$"])
+    assert json.loads((tmp_path / "gate.json").read_text())["cases"]["errors = 5x | per request"]["reps"] == 0
+
+
+def test_a_name_that_matches_nothing_is_bad_input() -> None:
+    assert command.main(["--cases", "no such case"]) == 2
 
 
 def result_of(case: Case, rows: list[Row]) -> dict[str, Any]:
-    line: dict[str, Any] = as_json({case.name: summarise(case, rows)}, {}, digest="x")["cases"][case.name]
+    line: dict[str, Any] = as_json({case.name: summarise(case, rows)}, {}, {}, digest="x")["cases"][case.name]
     return line
 
 
@@ -115,11 +161,61 @@ def test_drift_is_measured_against_the_same_case_without() -> None:
         drift.name: summarise(drift, [{"rep": 0, "strict": 120, "default": 520}]),
     }
 
-    assert as_json(lines, {}, digest="x")["cases"][drift.name]["reached"] is False
+    assert as_json(lines, {}, {}, digest="x")["cases"][drift.name]["reached"] is False
 
 
 def test_without_rows_nothing_is_reached() -> None:
     assert result_of(CASES["independent"], [])["reached"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "before", "limit"),
+    [
+        ("errors 1 -> 5 %", "strict", 180, 200),
+        ("errors 1 -> 2 %", "default", 4000, 4200),
+        ("latency x1.2", "default", 560, 627.2),
+        ("latency x1.2, 5 % errors", "strict", 160, 192),
+        ("hallucination, sticky 10", "strict", 200, 240),
+        ("hallucination, sticky 10", "default", 200, 220),
+    ],
+)
+def test_no_decision_may_come_much_later_than_before(
+    name: str, column: str, before: float, limit: float
+) -> None:
+    assert limit_as_before(name, column, before) == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(("now", "reached"), [(220, True), (240, False), (None, False)])
+def test_later_than_before_is_not_reached(now: int | None, reached: bool) -> None:
+    case = replace(CASES["errors 1 -> 5 %"], target={})
+    row: Row = {"rep": 0, "strict": 60, "default": 60, "strict_equal": now, "default_equal": 100}
+    line = summarise(case, [row]) | beside_baseline({"strict": [200, 999], "default": [100, 999]}, [row])
+
+    assert as_json({case.name: line}, {}, {}, digest="x")["cases"][case.name]["reached"] is reached
+
+
+def test_published_figures_stand_beside_as_many_runs_of_today() -> None:
+    rows: list[Row] = [{"rep": rep, "proven": 100 if rep < 2 else 900} for rep in range(5)]
+    got = beside_baseline({"reps": 2, "proven": {"rang": 1.0, "median": 120.0, "p90": 140.0}}, rows)
+
+    assert got["proven_equal"] == {"rang": 1.0, "median": 100.0, "p90": 100.0}
+    assert got["proven_7f28581"] == {"rang": 1.0, "median": 120.0, "p90": 140.0}
+
+
+def test_a_crossing_has_its_own_goal() -> None:
+    case = CASES["quality -0.05"]
+    row: Row = {"rep": 0, "strict": 220, "default": 900, "strict_equal": 220, "strict_crossing": 206}
+
+    assert result_of(case, [row])["reached"] is False
+    assert result_of(case, [row | {"strict_crossing": 205}])["reached"] is True
+
+
+def test_the_figures_of_the_earlier_commit_belong_to_cases_of_today() -> None:
+    baseline = json.loads(command.BASELINE.read_text())["cases"]
+
+    assert set(baseline) == {n for n, c in CASES.items() if c.kind in ("rollback", "promotion")}
+    for columns in baseline.values():
+        assert columns.get("reps", 0) >= 500 or all(len(times) >= 120 for times in columns.values())
 
 
 def test_the_tables_hold_every_case_that_was_measured() -> None:
@@ -129,9 +225,9 @@ def test_the_tables_hold_every_case_that_was_measured() -> None:
         BOUNDARY[0].name: summarise(BOUNDARY[0], [{"rep": 0, "proven": None}]),
         "proves shape": summarise(CASES["proves shape"], [{"rep": 0, "proven": 120}]),
     }
-    text = as_markdown(as_json(lines, {"batch_us": 0.4}, digest="x"))
+    text = as_markdown(as_json(lines, {}, {"batch_us": 0.4}, digest="x"))
 
-    assert "| independent | 10 | 0.0% | 0.0% |  | 100.0% |" in text
+    assert "| independent | 10 | 0.0% | 0.0% |  |  | 100.0% |" in text
     assert "| bench harm | 10 | 40/40 | none |" in text
     assert "| errors = 5x | 0.0% | yes |" in text
-    assert "| proves shape | 1 | 120/120 | 130 | yes |" in text
+    assert "| proves shape | 1 | 120/120 |  |  | 130 | yes |" in text

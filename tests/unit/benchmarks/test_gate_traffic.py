@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.gate_cases import BOUNDARY, CASES, UNIT_MODELS
-from benchmarks.gate_peers import alarms, summary
-from benchmarks.gate_traffic import RAMP, STABLE_FIRST, Behaviour, Case, Events, Traffic, simulate
+from benchmarks.gate.cases import BOUNDARY, CASES, UNIT_MODELS
+from benchmarks.gate.peers import alarms, summary, tolerated
+from benchmarks.gate.traffic import RAMP, STABLE_FIRST, Behaviour, Case, Events, Traffic, simulate
 
 SMALL = {name: replace(case, canary_requests=400) for name, case in CASES.items()}
 
@@ -134,6 +134,30 @@ def test_walds_test_decides_at_the_expected_time() -> None:
 
     # Mean gain of the coin's log likelihood: 0.102 nats a canary request; log(400) / 0.102 = 58.
     assert summary(times)["median"] == pytest.approx(58, abs=20)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "later"),
+    [
+        ("hallucination 3 -> 14 %", {"hallucinated": 0.0375}, 1.0),
+        ("quality -0.05", {"quality": 0.725}, 2.0),
+        ("latency x1.2", {"latency_scale": 1.1}, 2.0),
+        ("tail only, p99 +50 %", {"p99_scale": 1.5}, 1.0),
+    ],
+)
+def test_walds_test_against_the_tolerance_decides_later(
+    name: str, kept: dict[str, float], later: float
+) -> None:
+    case = CASES[name]
+    pairs = [alarms(simulate(case, rep), alpha_metric=0.0025) for rep in range(7)]
+    plain, limited = (np.median([getattr(p, f) or 10**6 for p in pairs]) for f in ("wald", "wald_tolerated"))
+
+    assert tolerated(case.canary, case.stable) == replace(case.canary, **kept)
+    assert later * plain < limited < 10**6
+
+
+def test_a_tolerated_harm_has_no_limit() -> None:
+    assert alarms(simulate(CASES["quality -0.02"], 0), alpha_metric=0.0025).wald_tolerated is None
 
 
 def test_thresholds_need_fifty_samples() -> None:

@@ -15,6 +15,7 @@ from controller.ab.results import AbEvaluator, AbView, ab_view
 from controller.ab.service import AbTests
 from controller.ab.spec import AbSpec
 from controller.api.ab import add_ab_routes
+from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
 from controller.cli.ab_show import next_step, view_table
 from controller.cli.main import app as cli
@@ -116,7 +117,7 @@ def test_next_step_follows_from_the_phase() -> None:
 
     assert steps == [
         "end it and remove B: canaryctl ab stop chat",
-        "start another: canaryctl ab create chat; take B to production: canaryctl deploy",
+        "start another: canaryctl ab create chat; take B to production: canaryctl deploy chat --model DIR",
     ]
 
 
@@ -176,12 +177,13 @@ class FakeAbTests(AbTests):
 def test_api_routes_create_show_and_stop_a_test() -> None:
     app, tests = FastAPI(), FakeAbTests()
     who = Identity("ada", Role.OPERATOR)
-    add_ab_routes(app, tests, viewer=lambda: who, operator=lambda: who)
+    add_ab_routes(app, tests, viewer=lambda: who, operator=lambda: who, slow=SlowCalls())
     client = TestClient(app)
 
     assert client.post("/v1/services/chat/ab", json={"version": {"model": "/b"}}).status_code == 201
     assert AbView.model_validate(client.get("/v1/services/chat/ab").json()) == VIEW
-    assert client.delete("/v1/services/chat/ab").json() == {"outcome": "asked", "text": "stopped"}
+    stopped = client.delete("/v1/services/chat/ab").json()
+    assert (stopped["outcome"], stopped["text"]) == ("asked", "stopped")
     assert tests.created == [("create", "ada")]
 
 
@@ -200,7 +202,7 @@ def test_judge_table_shows_cohens_d(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"w": 0.0, "arm": 0}, "quality: no unit has a randomised side and an outcome"),
         ({"assigned_by": "force"}, "quality: no unit has a randomised side and an outcome"),
         ({"assigned_by": "zzz"}, "assigned_by 'zzz' is unknown"),
-        ({"unit": None}, "row 1 has no unit"),
+        ({"unit": None}, "line 1: it has no unit"),
     ],
 )
 def test_judge_refuses_a_file_without_comparable_units(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from benchmarks.gate_traffic import Behaviour, Case, simulate
+from benchmarks.gate.traffic import Behaviour, Case, simulate
 from controller.cli.evidence_plot import plot_trace
 from controller.cli.main import app
 from controller.cli.observed_range import parse_time
@@ -75,7 +75,7 @@ def test_plot_format_follows_the_suffix(tmp_path: Path, name: str, starts: bytes
     [
         (
             '{"t_s": 1, "unit": "a", "arm": 0, "w": 1.5, "assigned_by": "request", "error": 0}\n',
-            "w 1.5 in row 0",
+            "w 1.5 in line 1",
         ),
         ('{"t_s": 1, "unit": "a", "arm": 0, "w": 0.5, "assigned_by": "request"}\n', "no column is gated"),
         (
@@ -234,4 +234,4 @@ def test_the_sample_ratio_gate_needs_no_proof(tmp_path: Path, capsys: pytest.Cap
         line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("served_share")
     ]
 
-    assert "is it proven?" not in line
+    assert "proven?" not in line

@@ -15,12 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
+from controller.api import undo as undo_module
 from controller.auth import Identity, Role
-from controller.cli.main import run
+from controller.cli import live
+from controller.cli.client import Client
+from controller.cli.main import COMMANDS, run
 from controller.rollout.actions import ProbeKind
 from controller.rollout.state import Phase
+from controller.settings import load_settings
 from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
@@ -210,16 +215,16 @@ def test_every_view_prints_in_every_format(
         assert "chat" in out or "no rollout" in out
 
 
-@pytest.mark.parametrize("name", ["max_model_len", "max-num-seqs"], ids=["own key", "engine's"])
-def test_a_change_of_one_engine_argument_is_low_risk(
-    unchanged: FakeController, name: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "risk"), [("max_model_len", "medium"), ("max-num-seqs", "low")])
+def test_a_change_of_one_engine_argument_has_the_risk_of_its_class(
+    unchanged: FakeController, name: str, risk: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
 
     assert run(["plan", "chat", "--engine", f"{name}=64", "-o", "json"]) == 0
 
     planned = json.loads(capsys.readouterr().out)
-    assert planned["risk"] == "low"
+    assert planned["risk"] == risk
     assert f"{name.replace('-', '_')}: not set -> 64" in planned["reasons"][0]
 
 
@@ -577,11 +582,54 @@ def test_a_usage_error_is_one_line_that_names_the_help(
     assert line.endswith(f"(usage: {usage})")
 
 
-def test_help_loads_no_slow_library() -> None:
-    slow = ("numpy", "ray", "openai", "sqlalchemy", "matplotlib", "controller.spec.service")
-    script = f"import sys, controller.cli.main; print([name for name in {slow} if name in sys.modules])"
+# Libraries that take longer to import than a short command takes to run.
+HEAVY = (
+    "numpy",
+    "scipy",
+    "ray",
+    "vllm",
+    "torch",
+    "openai",
+    "sqlalchemy",
+    "fastapi",
+    "matplotlib",
+    "httpx",
+)
 
-    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
+
+@pytest.mark.parametrize(
+    ("arguments", "also"),
+    [
+        (["--help"], ("pydantic", "rich", "yaml", "asyncio", "controller.cli.services")),
+        (["version"], ("rich", "yaml")),
+        (["status", "chat"], ("yaml", "evaluation.report", "controller.spec.service")),
+        (["list"], ("yaml", "evaluation.report", "controller.spec.service")),
+        (["history", "chat"], ("yaml", "evaluation.report", "controller.spec.service")),
+        (["rollback", "chat"], ("rich", "yaml", "controller.cli.live", "controller.wiring")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_short_command_loads_no_slow_library(
+    unchanged: FakeController, arguments: list[str], also: tuple[str, ...]
+) -> None:
+    script = (
+        "import sys\nfrom controller.cli.main import run\n"
+        f"code = run({arguments})\n"
+        f"print([name for name in {HEAVY + also} if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
+
+
+def test_the_help_of_each_command_is_the_first_line_of_its_docstring() -> None:
+    loaded = {name: command.load() for name, command in COMMANDS.items()}
+
+    written = {
+        name: found.info.help if isinstance(found, typer.Typer) else (found.__doc__ or "").splitlines()[0]
+        for name, found in loaded.items()
+    }
+    assert {name: command.help for name, command in COMMANDS.items()} == written
 
 
 @pytest.mark.parametrize("command", ["list", "up"])
@@ -633,3 +681,72 @@ def test_plan_prints_expected_duration_and_detectable_effects(
     assert "minimum detectable effect (90 % power) STAGE QUALITY 1 -0." in out
     assert run([*arguments, "--quick"]) == 0
     assert "expected duration unknown: not simulated: --quick" in capsys.readouterr().out
+
+
+# --- following one rollout by its id
+
+
+def test_undo_returns_to_the_version_before_and_says_that_it_is_not_proven(
+    chat: FakeController,
+    models: Path,
+    policy: Callable[[object], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(undo_module, "BAKE_S", 0.0)
+    before = chat.store.service("chat").stable
+    assert deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s") == 0
+
+    assert run(["rollback", "chat", "--reason", "it rambles", "--wait", "--timeout", "20s"]) == 0
+    again = run(["rollback", "chat", "--wait"]), run(["undo", "chat", "--wait"])
+
+    shown = capsys.readouterr()
+    assert chat.store.service("chat").stable == chat.traffic.tables["chat"].stable == before
+    assert again == (0, 0)
+    assert f"already serving {before}" in shown.err
+    assert "not proven: an undo" in shown.out
+    assert "it rambles" in chat.store.rollouts("chat")[0].request
+
+
+def test_undo_wait_exits_with_5_when_the_old_version_fails_its_smoke_test(
+    chat: FakeController, models: Path, policy: Callable[[object], str]
+) -> None:
+    assert deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s") == 0
+    promoted = chat.store.service("chat").stable
+    chat.probes.results[ProbeKind.SMOKE] = ("failed", "the answer is empty")
+
+    assert run(["undo", "chat", "--wait", "--timeout", "20s"]) == 5
+    assert chat.store.service("chat").stable == promoted
+
+
+def test_a_second_rollback_wait_waits_for_the_first(
+    chat: FakeController, models: Path, policy: Callable[[object], str]
+) -> None:
+    assert deploy(models, "twin", policy(SLOW)) == 0
+    until(lambda: chat.traffic.tables["chat"].weight_bp == 1000, "the canary gets traffic")
+    canary = next(version for _, version in chat.fleet.engines if version != stable_of(chat))
+    chat.fleet.engines["chat", canary].in_flight = 1  # a stream that keeps the drain from ending
+    assert run(["rollback", "chat"]) == 0
+    until(lambda: chat.traffic.tables["chat"].weight_bp == 0, "the rollback is under way")
+
+    assert run(["rollback", "chat", "--wait", "--timeout", "500ms"]) == 6
+    chat.fleet.engines["chat", canary].in_flight = 0
+    assert run(["rollback", "chat", "--wait", "--timeout", "20s"]) == 0
+    assert chat.store.rollouts("chat")[0].ended_at_s is not None
+
+
+def test_waiting_for_a_rollout_ends_with_it_even_if_another_one_has_started(
+    chat: FakeController, models: Path, policy: Callable[[object], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert deploy(models, "twin", policy(SLOW)) == 0
+    first = chat.store.rollouts("chat")[0].id
+    assert run(["rollback", "chat", "--wait", "--timeout", "20s"]) == 0
+    assert deploy(models, "other", policy(SLOW)) == 0
+
+    ended = live.watch(Client(load_settings()), "chat", first, timeout_s=5.0, is_silent=True)
+
+    assert (ended.rollout, ended.exit_code) == (first, 5)
+
+
+def stable_of(chat: FakeController) -> str:
+    return chat.store.service("chat").stable

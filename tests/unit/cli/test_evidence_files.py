@@ -81,9 +81,9 @@ def test_a_key_that_first_appears_later_is_missing_in_earlier_rows(tmp_path: Pat
 
 
 def test_columns_that_no_gate_uses_are_reported(tmp_path: Path) -> None:
-    rows = [row | {"latencyms": 3.0} for row in ROWS]
+    rows = [row | {"region": "eu"} for row in ROWS]
 
-    assert read_evidence(write(tmp_path / "e.jsonl", rows)).ignored == ("latencyms",)
+    assert read_evidence(write(tmp_path / "e.jsonl", rows)).ignored == ("region",)
 
 
 def write_text(path: Path, content: str) -> Path:
@@ -94,25 +94,29 @@ def write_text(path: Path, content: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("e.txt", "", "e.txt ends in .txt; give a .jsonl, .csv or .parquet file"),
+        ("e.txt", "", "e.txt ends in .txt; give a .jsonl, .json, .csv or .parquet file"),
         ("e.jsonl", '{"t_s": 1}\nnonsense\n', "e.jsonl line 2 is not JSON"),
         ("e.jsonl", "[1]\n", "e.jsonl line 1 is list, not an object"),
-        ("e.jsonl", '{"t_s": 1, "arm": 0}\n', "e.jsonl lacks w, assigned_by"),
-        ("e.jsonl", "", "e.jsonl lacks t_s, arm, w, assigned_by"),
+        (
+            "e.jsonl",
+            '{"t_s": 1, "arm": 0}\n',
+            "e.jsonl lacks w; give --w 5% if it was the same for every row",
+        ),
+        ("e.jsonl", "", "e.jsonl has no rows"),
         (
             "e.jsonl",
             '{"t_s": 1, "unit": "a", "arm": 2, "w": 0.1, "assigned_by": "request"}\n',
-            "row 1: arm 2 is neither",
+            "line 1: arm 2 is neither",
         ),
         (
             "e.jsonl",
             '{"t_s": 1, "unit": null, "arm": 0, "w": 0.1, "assigned_by": "request"}\n',
-            "row 1 has no unit",
+            "line 1: it has no unit; fill it in",
         ),
         (
             "e.jsonl",
             '{"t_s": 1, "unit": "a", "arm": 0, "w": "x", "assigned_by": "request"}\n',
-            "row 1: w 'x' is not a number",
+            "line 1: w 'x' is not a share; write 0.05 or 5%",
         ),
         ("e.csv", "t_s,unit,arm,w,assigned_by\n", "e.csv has no rows"),
         ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a,0\n", "e.csv line 2 does not have 5 cells"),
@@ -120,15 +124,15 @@ def write_text(path: Path, content: str) -> Path:
         (
             "e.jsonl",
             '{"t_s": 1, "unit": ["a"], "arm": 0, "w": 0.1, "assigned_by": "request"}\n',
-            r"row 1: unit \['a'\] is not a name",
+            r"line 1: unit \['a'\] is not a name",
         ),
         ("e.jsonl", '{"t_s": 1, "arm": 0, "w": 0.1, "w": 0.2}\n', "line 1 is not JSON .duplicate key"),
         ("e.jsonl", "[" * 100_000, "e.jsonl line 1 is nested too deeply"),
         ("e.csv", "t_s,unit,arm,w,assigned_by,error,error\n1,a,0,0.1,request,0,1\n", "two columns 'error'"),
-        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a\0,0,0.1,request\n", "row 1: unit .* is not a name"),
+        ("e.csv", "t_s,unit,arm,w,assigned_by\n1,a\0,0,0.1,request\n", "line 2: unit .* is not a name"),
         (
             "e.csv",
-            "t_s,unit,arm,w,assigned_by\n2026-01-01,a,0,0.1,request\n",
+            "t_s,unit,arm,w,assigned_by\nyesterday,a,0,0.1,request\n",
             "write seconds since the epoch",
         ),
         ("e.parquet", "not parquet", "e.parquet is not Parquet"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from controller.cli.main import app
+from controller.cli.main import COMMANDS
 from controller.cli.reference import PAGE, page
+from controller.cli.risk_reference import RISK_PAGE, risk_page
 
 ROOT = Path(__file__).parents[3]
 
@@ -14,9 +15,9 @@ def test_the_reference_page_is_up_to_date() -> None:
     assert (ROOT / PAGE).read_text() == page(), "run: make reference"
 
 
-def test_every_command_is_on_the_page() -> None:
-    names = {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    }
+def test_the_page_of_risks_is_up_to_date() -> None:
+    assert (ROOT / RISK_PAGE).read_text() == risk_page(), "run: make reference"
 
-    assert {name for name in names if f"## canaryctl {name}\n" not in page()} == set()
+
+def test_every_command_is_on_the_page() -> None:
+    assert [name for name in COMMANDS if f"## canaryctl {name}" not in page()] == []

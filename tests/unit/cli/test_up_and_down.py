@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.auth import Identity, Role
 from controller.cli.main import run
 from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.actions import ProbeKind
@@ -240,6 +241,7 @@ def test_a_rollout_of_a_directly_removed_service_never_acts_again(home: Path) ->
     version = VersionRow("chat", STABLE, "{}", "{}", 1.0)
     store.put_service(CHAT, version)
     store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
+    store.append_command("r-00000001", CommandKind.ROLLBACK, Identity("ada", Role.ADMIN), reason="", at_s=1.0)
 
     assert direct.forget_services(load_settings())
     store.put_service(CHAT, version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.quantities import duration, duration_s, gib, percent, weight_bp
+from controller.quantities import byte_count, duration, duration_s, figure, gib, percent, weight_bp
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,11 @@ def test_percents_become_basis_points(text: object, points: int) -> None:
     assert weight_bp(text) == points
 
 
-@pytest.mark.parametrize("bad", ["5", "5 percent", -1, 101, 0.001, True, None, float("nan"), "1e400%"])
+@pytest.mark.parametrize(
+    "bad", ["5", "5 percent", -1, 101, 0.001, 0.1, 1, 10**400, True, None, float("nan"), "1e400%"]
+)
 def test_a_malformed_percentage_is_refused(bad: object) -> None:
-    with pytest.raises(ValueError, match=r"is not a percent|is outside|is finer"):
+    with pytest.raises(ValueError, match=r"is not a percent|is outside|is finer|may mean"):
         weight_bp(bad)
 
 
@@ -34,6 +36,27 @@ def test_a_malformed_duration_is_refused(bad: object) -> None:
         duration_s(bad)
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("4GiB", 4 << 30),
+        ("512 MiB", 512 << 20),
+        ("4GB", 4 * 10**9),
+        ("1.5Gi", 3 << 29),
+        ("4G", 4 << 30),
+        (7, 7),
+    ],
+)
+def test_sizes_become_bytes(text: object, count: int) -> None:
+    assert byte_count(text) == count
+
+
+@pytest.mark.parametrize("bad", ["", "4 gibs", "GiB", -1, 0.5, True, None, 10**400, "1e9GiB"])
+def test_a_malformed_size_is_refused(bad: object) -> None:
+    with pytest.raises(ValueError, match="is not a number of bytes; write 4GiB"):
+        byte_count(bad)
+
+
 def test_numbers_are_formatted_with_their_units() -> None:
     assert (percent(250), percent(10_000), duration(5400), duration(0.5)) == (
         "2.5 %",
@@ -42,3 +65,11 @@ def test_numbers_are_formatted_with_their_units() -> None:
         "0.5 s",
     )
     assert (gib(3 << 30), gib(5 << 20)) == ("3.0 GiB", "5 MiB")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(308.2, 2, "310"), (12345.6, 4, "12350"), (0.00001234, 2, "0.000012"), (1.5, 3, "1.5"), (0.0, 3, "0")],
+)
+def test_a_figure_has_no_exponent(value: float, digits: int, text: str) -> None:
+    assert figure(value, digits) == text

@@ -142,3 +142,50 @@ def test_every_live_metric_is_read_from_the_record_or_scored(metric: str) -> Non
     [(_, value)] = outcomes(ledger)
     assert value is not None
     AbEvaluator(parse_ab(BODY | {"metric": metric}), [AbOutcome(1, False, 0.5, value, 1.0)])
+
+
+def test_of_several_scores_the_first_counts() -> None:
+    ledger = JoinedLedger("r-1", "quality", 600.0)
+    consume(ledger, [request(1), score(2, "q1", 0.2), score(3, "q1", 0.9)])
+
+    assert outcomes(ledger) == [(False, 0.2)]
+
+
+@pytest.mark.parametrize("change", [{"served_arm": 0}, {"error": True}, {"served_arm": None}])
+def test_a_score_of_an_answer_that_b_did_not_write_is_not_bs(change: dict[str, Any]) -> None:
+    ledger = JoinedLedger("r-1", "quality", 600.0)
+    consume(ledger, [request(1, arm=1, **change), score(2, "q1", 1.0)])
+
+    assert outcomes(ledger) == [(True, None)]
+
+
+def test_later_answers_of_a_counted_unit_are_counted_as_left_out() -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    consume(ledger, [timed(n, float(n), unit="ada", assigned_by="sticky") for n in range(1, 6)])
+    outcomes(ledger)
+    consume(ledger, [timed(6, 6.0, unit="ada", assigned_by="pin", at_s=2e9)])
+
+    assert ledger.left_out == 5
+
+
+def test_a_request_that_is_read_after_its_span_was_lost_is_dropped_too() -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    ledger.drop_span(2.0, 4.0)
+    ledger.drop_span(3.5, 5.0)
+    consume(ledger, [timed(n, float(n), arm=n % 2) for n in range(1, 7)])
+
+    assert outcomes(ledger) == [(True, 1.0), (True, 5.0), (False, 6.0)]
+
+
+@pytest.mark.parametrize(
+    ("arms", "weights", "crossed"),
+    [([0, 1], [0.5, 0.5], 1), ([1, 0], [0.2, 0.5], 1), ([0, 1], [0.2, 0.5], 0), ([1, 1], [0.5, 0.5], 0)],
+)
+def test_a_unit_on_both_sides_is_noted_unless_the_split_was_raised(
+    arms: list[int], weights: list[float], crossed: int
+) -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    rows = enumerate(zip(arms, weights, strict=True), start=1)
+    consume(ledger, [timed(n, 1.0, unit="ada", assigned_by="sticky", arm=arm, w=w) for n, (arm, w) in rows])
+
+    assert len(ledger.crossed) == crossed

@@ -52,3 +52,27 @@ def test_a_fixed_test_has_no_verdict_until_both_sides_are_full() -> None:
     assert (early.verdict, early.p_value, early.interval) == (AbVerdict.TOO_FEW, 1.0, None)
     assert AbEvaluator(spec, rows[:99]).note() == "evaluated once, at 50 units a side; it has 50 and 49"
     assert (late.verdict, late.n_a, late.n_b) == (AbVerdict.B_BETTER, 50, 50)
+
+
+def test_units_on_both_sides_are_noted_and_many_make_the_test_invalid() -> None:
+    rows = [AbOutcome(n, n % 2 == 1, 0.5, 0.9 if n % 2 else 0.1, float(n)) for n in range(200)]
+    evaluator = AbEvaluator(parse_ab(BODY), rows)
+    evaluator.note_crossed(2)
+    few = evaluator.result().verdict, evaluator.note()
+    evaluator.note_crossed(40)
+
+    assert few == (AbVerdict.B_BETTER, "2 of 200 units are on both sides; each counts on its first")
+    assert evaluator.result().verdict is AbVerdict.INVALID
+    assert (evaluator.note() or "").startswith("40 of 200 units are on both sides")
+
+
+def test_a_fixed_test_of_units_at_two_splits_is_stratified() -> None:
+    rng = np.random.default_rng(4)
+    rows = []
+    for n in range(4000):
+        w, mean = (0.05, 0.8) if n < 2000 else (0.5, 0.4)  # the split is raised while quality falls
+        rows.append(AbOutcome(n, bool(rng.random() < w), w, float(rng.random() < mean), float(n)))
+    spec = parse_ab(BODY | {"mode": "fixed", "sample_size": 1000})
+
+    result = AbEvaluator(spec, rows).result()
+    assert (result.verdict, result.method) == (AbVerdict.NOT_SHOWN, "fixed horizon, by split")

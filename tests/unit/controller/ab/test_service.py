@@ -15,6 +15,7 @@ from controller.ab.outcomes import OutcomeLedger
 from controller.ab.results import AbEvaluator
 from controller.ab.service import AbTests
 from controller.ab.spec import parse_ab
+from controller.api.bodies import Outcome
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Conflict, RolloutRunning
 from controller.evidence.reader import RecordsReader
@@ -22,7 +23,9 @@ from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy
 from controller.store.ab import AbStore
+from controller.store.database import Database
 from serving.messages import Event, LostSpan, RecordPage, ScoreRecord
+from tests.database_rig import sqlite_url
 from tests.fakes.ab_maker import BODY, JoinedLedger, consume, request
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
@@ -61,9 +64,9 @@ class Rollouts:
         self.bodies.append(body)
         return SimpleNamespace(id="r-1")
 
-    def rollback(self, service: str, identity: Identity, *, reason: str) -> tuple[str, str]:
+    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
         self.is_over, self.reason = True, reason
-        return "asked", f"{service}: rollback begins"
+        return Outcome("asked", f"{service}: rollback begins")
 
     def load(self, rollout: str) -> RolloutState:
         state = replace(a_rollout(rollout), phase=Phase.STAGE, acked_at_s=self.acked_at_s)
@@ -93,13 +96,12 @@ class Bench:
         self.tests = self.restarted()
 
     def restarted(self) -> Controller:
-        store = AbStore(f"sqlite:///{self.path / 'ab.db'}", mounts=self.path / "no-mounts")
+        store = AbStore(Database(sqlite_url(self.path / "ab.db")))
         return Controller(self.log, store, self.rollouts, self.clock, rollout_of=self.rollouts.load)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    (tmp_path / "no-mounts").write_text("")
     return Bench(tmp_path)
 
 

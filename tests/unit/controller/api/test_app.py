@@ -253,7 +253,10 @@ async def test_a_score_reaches_the_log_of_the_service(
 ) -> None:
     answer = await api.post("/v1/feedback", json={"id": "chatcmpl-1", "metric": "quality", "score": 0.5})
 
-    assert (answer.status_code, answer.json()) == (202, {"taken": 1})
+    assert (answer.status_code, answer.json()) == (
+        202,
+        {"taken": 1, "matched": 0, "waiting": 1, "unreachable": []},
+    )
     assert [score[:3] for score in controller.environment.scores] == [("chatcmpl-1", "quality", 0.5)]
 
 
@@ -364,7 +367,9 @@ async def test_the_openapi_document_names_every_route(api: httpx.AsyncClient) ->
         "/v1/services/{service}",
         "/v1/services/{service}/plan",
         "/v1/services/{service}/rollouts",
+        "/v1/services/{service}/rollouts/{rollout}",
         "/v1/services/{service}/rollback",
+        "/v1/services/{service}/undo",
         "/v1/services/{service}/history",
         "/v1/services/{service}/events",
         "/v1/feedback",

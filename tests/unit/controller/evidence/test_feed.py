@@ -14,7 +14,7 @@ from controller.evidence.records import GateConfig, draw_of, gate_config
 from controller.evidence.score_join import ScoreJoin
 from controller.evidence.snapshot import stored_status
 from controller.rollout.observation import EvidenceStatus, VersionPhase, VersionStatus
-from controller.rollout.state import RolloutState
+from controller.rollout.state import Phase, RolloutState
 from evaluation.evaluator import Evaluator
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import kind_is_drawn
@@ -57,6 +57,7 @@ def test_only_drawn_requests_count_as_drawn_in_the_evaluation(value: AssignedBy)
         (a_record(1, arm=1, outcome="cancelled", served_arm=None, error=None), None),
         (a_record(1, arm=1, outcome="cancelled", served_arm=0, error=True), True),
         (a_record(1, arm=0), None),
+        (a_record(1, arm=1, outcome="fallback", served_arm=0, rejected=True), None),
     ],
     ids=[
         "served",
@@ -68,6 +69,7 @@ def test_only_drawn_requests_count_as_drawn_in_the_evaluation(value: AssignedBy)
         "cancelled",
         "cancelled at stable",
         "stable's own",
+        "rejected",
     ],
 )
 def test_a_canary_request_served_by_stable_is_flagged_as_fallen_back(
@@ -99,6 +101,16 @@ def test_a_truncated_answer_is_flagged_and_is_no_error() -> None:
     draw = draw_of(a_record(1, finish_reason="length"))
 
     assert (draw.flags["truncated"], draw.error) == (True, False)
+
+
+@pytest.mark.parametrize("arm", [0, 1])
+@pytest.mark.parametrize("rejected", [True, False, None])
+def test_a_first_attempts_4xx_of_either_arm_is_flagged_as_rejected_and_is_no_error(
+    arm: int, rejected: bool | None
+) -> None:
+    draw = draw_of(a_record(1, arm=arm, rejected=rejected))
+
+    assert (draw.flags.get("rejected"), draw.error) == (rejected, False)
 
 
 def test_a_fallback_stays_the_assigned_arms_failure() -> None:
@@ -416,3 +428,55 @@ def test_policy_and_stages_are_pinned_when_a_rollout_starts() -> None:
     pinned = gate_config(json.dumps(request))
 
     assert (pinned.policy.digest(), pinned.stages) == (CONFIG.policy.digest(), CONFIG.stages)
+
+
+# --- an undo: no stages, the error guard alone
+
+
+def undo_status(*, stable_fails: bool, canary_fails: bool) -> EvidenceStatus:
+    """Status after 30 requests of the version that is replaced, then 30 of the one that returns."""
+    log = FakeLog()
+    for n in range(30):
+        log.append(a_record(n, w=0.0, rollout="", error=stable_fails))
+    for n in range(30, 60):
+        log.append(a_record(n, arm=1, w=1.0, error=canary_fails))
+    feeds = feeds_on(log, config=GateConfig(CONFIG.policy, ()))
+    return observe(feeds, replace(in_stage(), phase=Phase.BAKING), START_S + 10.0)
+
+
+@pytest.mark.parametrize(
+    ("stable_fails", "canary_fails", "both_arms"),
+    [(False, False, []), (True, False, []), (False, True, [False]), (True, True, [True])],
+)
+def test_an_undo_is_guarded_by_comparison_with_the_version_it_replaces(
+    stable_fails: bool, canary_fails: bool, both_arms: list[bool]
+) -> None:
+    status = undo_status(stable_fails=stable_fails, canary_fails=canary_fails)
+
+    assert (status.verdict, status.gates) == (Verdict.UNDECIDED, ())
+    assert [guard.both_arms for guard in status.guards] == both_arms
+
+
+def test_an_undos_feed_goes_on_after_a_restart() -> None:
+    log, config = FakeLog(), GateConfig(CONFIG.policy, ())
+    for n in range(15):
+        log.append(a_record(n, arm=1, w=1.0, error=True))
+    feeds, state = feeds_on(log, config=config), replace(in_stage(), phase=Phase.BAKING)
+    observe(feeds, state, START_S + 2.0)
+    saved = feeds.snapshot(ROLLOUT)
+    for n in range(15, 20):
+        log.append(a_record(n, arm=1, w=1.0, error=True))
+
+    restarted = feeds_on(log, saved, config)
+
+    assert len(observe(restarted, state, START_S + 3.0).guards) == 1
+
+
+def test_the_window_of_recent_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Feed, "join_ids", 100)
+    log = FakeLog()
+    traffic(log, 300)
+    feeds = feeds_on(log)
+    observe(feeds, in_stage(), START_S + 30.0)
+
+    assert len(feeds._feeds[ROLLOUT]._window) == 100

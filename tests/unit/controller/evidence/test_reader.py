@@ -6,6 +6,7 @@ import pytest
 
 from controller.evidence import reader as readers
 from controller.evidence.feed import EvidenceFeeds
+from controller.evidence.live_load import LiveLoad
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.score_join import JOIN_WINDOW_S, Joined, ScoreJoin
 from controller.evidence.traffic_meter import TrafficMeter
@@ -238,3 +239,44 @@ def test_a_score_whose_request_only_a_later_subscriber_reads_is_delivered_once()
     assert reader.poll(START_S)
 
     assert behind.received == ["q1", "q1=0.5"]
+
+
+class Failing(Recorder):
+    """A subscriber that fails on the request with this number, after it has counted it."""
+
+    fails_on = "q2"
+
+    def on_page(self, page: JoinedPage, now_s: float) -> None:
+        super().on_page(page, now_s)
+        if self.fails_on in self.received:
+            raise ZeroDivisionError("a bug")
+
+
+def test_a_subscriber_that_fails_is_dropped_and_sees_no_page_twice() -> None:
+    log = a_log(1, 2, 3)
+    failing, other = Failing(), Recorder()
+    reader = reader_of(log, failing, other)
+    reader.poll(START_S)
+    log.append(a_record(4))
+    reader.poll(START_S)
+
+    assert (reader.has("0"), reader.has("1")) == (False, True)
+    assert failing.received == ["q1", "q2", "q3"]
+    assert other.received == ["q1", "q2", "q3", "q4"]
+
+
+def test_a_feed_that_failed_counts_no_error_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard is counted before the evaluator, so a page that fails between the two was counted half."""
+    log = FakeLog()
+    for n in range(12):
+        log.append(a_record(n, arm=1, w=0.1, error=True))
+    feeds = EvidenceFeeds(RecordsReader("chat", log), lambda rollout: None, lambda rollout: CONFIG)
+    monkeypatch.setattr(LiveLoad, "report_to", lambda *_: 1 / 0)
+
+    first = feeds.observe(in_stage(), None, START_S)
+    monkeypatch.undo()
+    second = feeds.observe(in_stage(), None, START_S)
+
+    assert first is None
+    assert second is not None
+    assert second.guards == ()  # 12 failures are fewer than the guard's 20, twice 12 are not

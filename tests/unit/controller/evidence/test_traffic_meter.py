@@ -10,7 +10,7 @@ import pytest
 
 from controller.evidence import traffic_meter as meters
 from controller.evidence.reader import RecordsReader
-from controller.evidence.traffic_meter import TrafficMeter
+from controller.evidence.traffic_meter import RequestRate, TrafficMeter
 from controller.planning.baseline import MeasuredBaseline
 from serving.messages import Event, RecordPage, RequestRecord, ScoreRecord
 
@@ -142,6 +142,23 @@ def test_the_judged_ratio_covers_only_answers_old_enough() -> None:
     assert measured(*records, *scores, now_s=1100.0).scores["quality"].judged_ratio == 0.75
 
 
+def test_what_a_request_carried_is_counted_by_metric() -> None:
+    records = [request(n, ttft_ms=None if n else 12.0, completion_tokens=None) for n in range(3)]
+
+    seen = measured(*records)
+
+    assert (seen.values["ttft_ms"], seen.carried("ttft_ms"), seen.carried("tokens")) == (1, True, False)
+    assert (seen.carried("error"), seen.carried("quality")) == (True, False)
+
+
+def test_only_answers_old_enough_could_carry_a_score() -> None:
+    records = [request(n) for n in range(1000)]
+
+    assert measured(*records, now_s=1000.0).could_carry("quality") == 0
+    assert measured(*records, now_s=1100.0).could_carry("quality") == 500
+    assert measured(*records, now_s=1100.0).could_carry("error") == 1000
+
+
 def test_old_requests_drop_out_and_the_state_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PolledMeter, "join_ids", 100)
     monkeypatch.setattr(meters, "OPEN_SESSIONS", 50)
@@ -194,4 +211,46 @@ def test_an_unreadable_log_changes_nothing() -> None:
     meter.poll(3.0)
 
     assert meter.measured().requests == 2
-    assert meter.requests_per_s() == 2 / 60
+
+
+# --- the request rate
+
+
+def rate_of(*spans: tuple[float, float, int]) -> float | None:
+    """Rate at NOW_S of spans (from, to, requests), in seconds before NOW_S, after an hour of reading."""
+    rate = RequestRate()
+    rate.add(NOW_S - 5000.0)
+    for since_s, until_s, count in spans:
+        for index in range(count):
+            rate.add(NOW_S - since_s + (since_s - until_s) * index / count)
+    rate.forget(NOW_S)
+    return rate.per_s(NOW_S)
+
+
+NOW_S = 1_800_000_000.0
+
+
+def test_the_rate_is_that_of_the_last_minute_where_it_has_enough_requests() -> None:
+    assert rate_of((3600.0, 60.0, 10), (60.0, 0.0, 600)) == pytest.approx(10.0, rel=0.1)
+
+
+def test_a_quiet_minute_is_judged_by_the_hour_around_it() -> None:
+    assert rate_of((3600.0, 0.0, 7200), (55.0, 50.0, 1)) == pytest.approx(2.0, rel=0.1)
+    assert rate_of((3590.0, 1800.0, 360)) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_single_request_is_no_rate() -> None:
+    """Taken as one a minute it made every stage's deadline 41.7 days."""
+    assert rate_of((10.0, 9.0, 1)) is None
+
+
+def test_a_clock_that_is_set_back_leaves_no_requests_in_the_future() -> None:
+    assert rate_of((-3500.0, -3600.0, 600)) is None
+
+
+def test_the_rate_of_a_young_service_is_taken_over_its_life() -> None:
+    rate = RequestRate()
+    for index in range(240):
+        rate.add(NOW_S - 120.0 + index / 2)
+
+    assert rate.per_s(NOW_S) == pytest.approx(2.0, rel=0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from controller.errors import NoRoom
@@ -33,8 +35,8 @@ def test_a_refusal_on_a_gpu_names_the_share_that_would_fit() -> None:
     result = fit(parse_version({"model": "m"}), SMALL, [A_GPU])
 
     assert result.text == (
-        "a second engine needs 72.0 GiB on GPU 0, 36.0 GiB are free of 80.0 GiB; "
-        "lower gpu_memory_utilization to 0.45, or free 36.0 GiB"
+        "a second engine needs 73.6 GiB on GPU 0, 36.0 GiB are free of 80.0 GiB; "
+        "lower gpu_memory_utilization to 0.45, or free 37.6 GiB"
     )
 
 
@@ -61,10 +63,89 @@ def test_tensor_parallel_shares_the_tensors_and_needs_as_many_gpus() -> None:
     assert need_bytes(version, BIG, A_GPU) == 36 * GIB
 
 
-def test_tensors_that_exceed_the_share_of_the_device_count_in_full() -> None:
-    version = parse_version({"model": "m", "tensor_parallel_size": 2, "gpu_memory_utilization": 0.1})
+def test_weights_that_exceed_the_engines_share_of_an_empty_device_are_refused() -> None:
+    version = parse_version({"model": "m", "gpu_memory_utilization": 0.45})
+    weights = replace(SMALL, tensor_bytes=40 * GIB, parameters=20 * GIB)
 
-    assert need_bytes(version, BIG, A_GPU) == 70_000_000_000
+    assert fit(version, weights, gpus(1, 80)).text == (
+        "the weights take 40.0 GiB on each GPU, and gpu_memory_utilization 0.45 of 80.0 GiB allows 36.0 GiB; "
+        "raise gpu_memory_utilization to 0.51 or more, or raise tensor_parallel_size above 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ({"tensor_parallel_size": 2}, True),
+        ({"quantization": "fp8"}, True),
+        ({"engine": {"cpu_offload_gb": 8}}, True),
+        ({"dtype": "float32"}, False),
+    ],
+)
+def test_what_shrinks_the_weights_on_a_gpu_counts(settings: dict[str, object], fits: bool) -> None:
+    weights = replace(SMALL, tensor_bytes=40 * GIB, parameters=20 * GIB)
+    version = parse_version({"model": "m", "gpu_memory_utilization": 0.45, **settings})
+
+    assert fit(version, weights, gpus(2, 80)).fits is fits
+
+
+def reserved(free_gpus: float) -> list[Device]:
+    return [replace(one, node="10.0.0.1", free_gpus=free_gpus) for one in gpus(2, 80)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "free_gpus", "fits"),
+    [
+        ({"gpus": 1}, 0.0, False),
+        ({"gpus": 1}, 1.0, True),
+        ({"gpus": 0.5}, 0.5, True),
+        ({"gpus": 1, "replicas": 2}, 1.0, False),
+        ({"gpu_memory_utilization": 0.45}, 0.5, True),
+        ({"tensor_parallel_size": 2, "gpu_memory_utilization": 0.9}, 1.0, False),
+    ],
+)
+def test_gpus_that_ray_has_reserved_are_not_free(
+    settings: dict[str, object], free_gpus: float, fits: bool
+) -> None:
+    result = fit(parse_version({"model": "m", **settings}), SMALL, reserved(free_gpus))
+
+    assert result.fits is fits
+    assert fits or "are not reserved; give both versions gpus below 1" in result.text
+
+
+def test_gpus_are_refused_where_no_host_has_one() -> None:
+    result = fit(parse_version({"model": "m", "gpus": 1}), SMALL, [A_HOST])
+
+    assert result.text == ("gpus 1: no host of the cluster has a GPU; leave gpus out, or add such a host")
+
+
+def test_a_share_of_a_gpu_takes_its_share_of_the_memory() -> None:
+    assert need_bytes(parse_version({"model": "m", "gpus": 0.5}), SMALL, A_GPU) == 36 * GIB
+
+
+def test_workers_on_one_host_share_its_memory_and_not_each_its_own() -> None:
+    one = parse_version({"model": "m", "dtype": "bfloat16", "kv_cache_memory_bytes": GIB})
+    four = parse_version(
+        {"model": "m", "dtype": "bfloat16", "kv_cache_memory_bytes": GIB, "tensor_parallel_size": 4}
+    )
+
+    assert need_bytes(four, SMALL, A_HOST) - need_bytes(one, SMALL, A_HOST) == 3 * (GIB + 1_200_000_000)
+
+
+def test_a_half_precision_checkpoint_doubles_on_a_host_where_float32_is_the_default() -> None:
+    half = replace(SMALL, tensor_bytes=1_500_000)
+
+    assert need_bytes(parse_version({"model": "m"}), half, A_HOST) == need_bytes(
+        parse_version({"model": "m"}), SMALL, A_HOST
+    )
+
+
+def test_replicas_are_placed_on_every_host_of_the_cluster() -> None:
+    hosts = [Device("host", f"host of 10.0.0.{n}", 16 * GIB, 6 * GIB, f"10.0.0.{n}") for n in (1, 2)]
+    version = parse_version({"model": "m", "replicas": 2})
+
+    assert fit(version, SMALL, hosts).fits
+    assert not fit(version, SMALL, hosts[:1]).fits
 
 
 def test_replicas_are_placed_whole_and_the_refusal_counts_them() -> None:

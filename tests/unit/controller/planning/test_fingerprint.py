@@ -203,13 +203,13 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
             b'{"architectures": ["MambaNineForever"]}',
             "config.json: architecture 'MambaNineForever' is unknown to the engine, which supports 262;",
         ),
-        ("tokenizer.json", None, "checkpoint DIR has no tokenizer; add tokenizer.json or tokenizer.model"),
+        ("tokenizer.json", None, "checkpoint DIR has no tokenizer; add tokenizer.json, tokenizer.model,"),
         ("model.safetensors", None, "checkpoint DIR holds no tensors; convert it to safetensors"),
         ("model.safetensors", b"abc", "model.safetensors is truncated inside its header"),
         (
             "model.safetensors",
             b"\x04" + b"\0" * 7 + b"nope",
-            "model.safetensors has no readable safetensors header",
+            "model.safetensors has no valid safetensors header",
         ),
         ("model.safetensors", safetensors(TENSORS)[:-3], "model.safetensors is truncated: "),
         (

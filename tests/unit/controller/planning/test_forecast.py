@@ -16,7 +16,7 @@ from controller.planning.forecast import (
     underpowered_stages,
 )
 from controller.rollout.plan import Plan, Stage
-from controller.spec.service import parse_policy
+from controller.spec.service import dump, parse_policy
 from controller.views.plan import forecast_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
@@ -46,13 +46,44 @@ def test_a_provable_stage_has_its_time_and_last_gate() -> None:
 
     assert stage.seconds_median is not None
     assert 300 <= stage.seconds_median < 360
-    assert (stage.slowest_gate, refusals([stage])) == ("quality", ())
+    assert (stage.slowest_gate, refusals([stage], plan(), POLICY, TrafficModel(5.0))) == ("quality", ())
 
 
 def test_a_stage_that_can_prove_nothing_is_refused_with_the_reason() -> None:
-    [line] = refusals([stage_forecast(TrafficModel(5.0, users=100))])
+    traffic = TrafficModel(5.0, users=100)
+
+    [line] = refusals([stage_forecast(traffic)], plan(), POLICY, traffic)
 
     assert line.startswith("stage 1: at 10 % 100 returning users prove quality in 0 of 8 runs")
+
+
+@pytest.mark.parametrize(
+    ("session", "line"),
+    [
+        (
+            "15m",
+            "a user's requests count once the session has ended, session is 15 min and the deadline 15 min",
+        ),
+        ("5m", "prove quality in .*; 5 min of the 15 min to the deadline pass before a session ends"),
+    ],
+)
+def test_a_refusal_of_sticky_units_names_the_session(session: str, line: str) -> None:
+    policy, traffic = parse_policy({**dump(POLICY), "session": session}), TrafficModel(5.0, 3.0, 100)
+    [stage] = forecast(plan(), policy, traffic, reps=8)
+
+    [refusal] = refusals([stage], plan(), policy, traffic)
+
+    assert re.search(line, refusal)
+    assert "shorten session, raise the deadline, or set units: request in the policy" in refusal
+
+
+def test_a_refusal_of_single_requests_does_not_name_the_session() -> None:
+    traffic = TrafficModel(0.05)
+    [stage] = forecast(plan(), POLICY, traffic, reps=8)
+
+    [refusal] = refusals([stage], plan(), POLICY, traffic)
+
+    assert "session" not in refusal
 
 
 def test_the_minimum_detectable_effect_is_named_by_gate() -> None:

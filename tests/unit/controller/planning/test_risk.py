@@ -16,7 +16,7 @@ BASE = Fingerprint(
     family="llama",
     parts=tuple((name, "1") for name in sorted((*PARTS, "tensors", "tokenizer"))),
     sampling=(("temperature", "0.0"),),
-    engine=(("max_model_len", "512"),),
+    engine=(("max_num_seqs", "512"),),
     tensor_bytes=1000,
     parameters=250,
 )
@@ -31,7 +31,8 @@ def other(*names: str, **fields: object) -> Fingerprint:
     ("canary", "risk"),
     [
         (BASE, Risk.NONE),
-        (other(engine=(("max_model_len", "1024"),)), Risk.LOW),
+        (other(engine=(("max_num_seqs", "1024"),)), Risk.LOW),
+        (other(engine=(("max_num_seqs", "512"), ("max_model_len", "1024"))), Risk.MEDIUM),
         (other(sampling=(("temperature", "1.0"),)), Risk.LOW),
         (other("tensors"), Risk.MEDIUM),
         *((other(name), Risk.MEDIUM) for name in ("tokenizer", *PARTS) if name != "sizes"),

@@ -45,7 +45,17 @@ def test_the_effect_of_a_rollback_depends_on_the_phase() -> None:
     assert rollback_effect(at(Phase.STAGE)) == "abort"
     assert rollback_effect(at(Phase.BAKING)) == "switch_back"
     assert rollback_effect(at(Phase.UNLOADING)) == "restore"
-    assert rollback_effect(at(Phase.SUCCEEDED)) == "undo"
+    assert rollback_effect(at(Phase.SUCCEEDED, departure=new_serves)) == "undo"
+    assert rollback_effect(at(Phase.SUCCEEDED)) == "already"  # a twin run
     assert rollback_effect(at(Phase.ROLLED_BACK)) == "already"
     assert rollback_effect(at(Phase.FAILED)) == "already"
     assert rollback_effect(at(Phase.FAILED, departure=new_serves)) == "undo"
+
+
+def test_a_second_rollback_never_takes_back_an_undo() -> None:
+    undo = replace(PLAN, undo=True)
+    restored = Departure("v-old", "v-new", DepartureStep.UNLOAD, 0.0, 0.0)
+
+    assert rollback_effect(at(Phase.BAKING, plan=undo)) == "already"
+    assert rollback_effect(at(Phase.SUCCEEDED, plan=undo, departure=restored)) == "already"
+    assert rollback_effect(at(Phase.ROLLED_BACK, plan=undo)) == "undo"

@@ -17,6 +17,7 @@ from controller.runtime.data_plane_ray import (
     TrafficAdapter,
     probe_target,
 )
+from serving.credentials import DataSecret, KeyReference, NoKey
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
 from serving.table.route_table import Split, StaleFencingToken
@@ -139,23 +140,47 @@ def test_a_version_that_is_gone_is_not_listed() -> None:
 
 
 def test_a_probe_sends_the_secret_and_the_current_revision() -> None:
-    target = probe_target(Engines(), RecordingTraffic(), "chat", "v-1", secret="s")
+    launch = plane.Launch("chat", "v-1", "s", model_dir="/m")
+    target = probe_target(Engines(), RecordingTraffic(), launch)
 
     assert target is not None
     assert (target.urls, target.model) == (("http://127.0.0.1:1",), "chat")
-    assert target.headers == {"x-canaryctl-secret": "s", "x-canaryctl-revision": "3.7"}
+    assert target.headers == {"x-canaryctl-secret": DataSecret.of("s").text, "x-canaryctl-revision": "3.7"}
 
 
 def test_an_external_endpoint_never_receives_the_secret() -> None:
-    target = probe_target(Engines(), RecordingTraffic(), "chat", "v-x", secret="s")
+    target = probe_target(Engines(), RecordingTraffic(), plane.Launch("chat", "v-x", "s", url="http://x"))
 
     assert target is not None
-    assert (target.headers, target.model) == ({}, None)
+    assert (target.headers, target.model) == ({}, "chat")
+
+
+def test_a_probe_of_an_endpoint_carries_its_key_and_its_name_of_the_model_and_shows_neither_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EXAMPLE_KEY", "sk-1")
+    key = KeyReference("env", "EXAMPLE_KEY")
+    launch = plane.Launch("chat", "v-x", "s", url="http://x", endpoint_model="large", api_key=key)
+    target = probe_target(Engines(), RecordingTraffic(), launch)
+
+    assert target is not None
+    assert (target.headers, target.model) == ({"authorization": "Bearer sk-1"}, "large")
+    assert "sk-1" not in repr(target) + repr(launch) + launch.to_json()
+
+
+def test_a_probe_of_an_endpoint_whose_key_is_not_set_fails_with_its_name() -> None:
+    key = KeyReference("env", "NO_SUCH_KEY")
+    launch = plane.Launch("chat", "v-x", "s", url="http://x", api_key=key)
+
+    with pytest.raises(NoKey, match="api_key_env NO_SUCH_KEY is not set"):
+        probe_target(Engines(), RecordingTraffic(), launch)
 
 
 def test_a_probe_has_no_target_while_the_data_plane_cannot_be_read() -> None:
-    assert probe_target(Engines(), RecordingTraffic(status=None), "chat", "v-1", secret="s") is None
-    assert probe_target(Engines(), RecordingTraffic(), "chat", "v-nowhere", secret="s") is None
+    known, unknown = (plane.Launch("chat", name, "s", model_dir="/m") for name in ("v-1", "v-nowhere"))
+
+    assert probe_target(Engines(), RecordingTraffic(status=None), known) is None
+    assert probe_target(Engines(), RecordingTraffic(), unknown) is None
 
 
 def test_a_front_is_opened_once_and_again_after_its_table_is_lost() -> None:

@@ -67,7 +67,7 @@ def engine() -> Iterator[type[Engine]]:
     server.server_close()
 
 
-def probes(engine: type[Engine], *, model: str | None = "chat", rate: float | None = None) -> HttpProbes:
+def probes(engine: type[Engine], *, model: str = "chat", rate: float | None = None) -> HttpProbes:
     target = Target((engine.url,), {"x-canaryctl-secret": "s"}, model)  # type: ignore[attr-defined]
     return HttpProbes(
         target=lambda service, version: target,
@@ -135,10 +135,42 @@ def test_every_probe_request_carries_the_secret(engine: type[Engine]) -> None:
     assert {headers.get("x-canaryctl-secret") for _, headers, _ in engine.requests} == {"s"}
 
 
-def test_the_model_name_of_an_endpoint_is_read_from_it(engine: type[Engine]) -> None:
-    result_of(probes(engine, model=None), ProbeKind.SMOKE)
+def test_a_probe_uses_the_model_name_that_routers_send(engine: type[Engine]) -> None:
+    result_of(probes(engine, model="large"), ProbeKind.SMOKE)
 
-    assert {body["model"] for _, _, body in engine.requests} == {"gpt-x"}
+    assert {body["model"] for _, _, body in engine.requests} == {"large"}
+
+
+@pytest.mark.parametrize("kind", [ProbeKind.WARM, ProbeKind.SMOKE])
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [
+        (404, "does not list chat: set model to one of gpt-x"),
+        (401, "set api_key_env or api_key_file"),
+        (403, "set api_key_env or api_key_file"),
+        (400, "set model to one of gpt-x"),
+    ],
+)
+def test_an_endpoint_that_refuses_every_request_fails_before_any_traffic_with_a_remedy(
+    engine: type[Engine], kind: ProbeKind, status: int, hint: str
+) -> None:
+    engine.status = status
+
+    found = result_of(probes(engine), kind, warmup_tokens=8)
+
+    assert (found.phase, found.detail.startswith(f"status {status}")) == ("failed", True)
+    assert hint in found.detail
+
+
+def test_a_failed_request_of_the_load_fails_the_warm_up_with_its_reason(
+    engine: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes_http, "LOAD_S", 0.5)
+    engine.status = 500
+
+    found = result_of(probes(engine, rate=16.0), ProbeKind.WARM)
+
+    assert (found.phase, found.detail.startswith("status 500")) == ("failed", True)
 
 
 def test_a_version_without_an_address_fails_with_that_reason() -> None:

@@ -379,3 +379,19 @@ def test_a_restarted_controller_logs_that_it_took_over() -> None:
     tick(Reconciler(rig.ports()), token=2)
 
     assert any("took over" in line.text for line in rig.state().log)
+
+
+def test_an_ended_rollout_with_an_undelivered_notice_keeps_no_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    monkeypatch.setattr(FakeNotifier, "send", lambda *_: False)
+    reconciler = Reconciler(rig.ports())
+    rig.drive(reconciler, until=final)
+    observed: list[str] = []
+    monkeypatch.setattr(FakeEvidence, "observe", lambda _, rollout, *rest: observed.append(rollout.id))
+
+    for _ in range(5):
+        rig.clock.advance(2.0)
+        tick(reconciler)
+
+    assert rig.store.running() == ("r-00000001",)
+    assert observed == []

@@ -19,10 +19,14 @@ CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
 
 
 @dataclass(slots=True)
-class Removals:
+class Services:
+    row: ServiceRow = CHAT
     removed: list[str] = field(default_factory=list)
 
-    def remove_service(self, name: str, *, at_s: float) -> None:
+    def service(self, name: str) -> ServiceRow:
+        return self.row
+
+    def remove_service(self, name: str, *, at_s: float, token: int) -> None:
         self.removed.append(name)
 
 
@@ -31,22 +35,32 @@ class Rig:
         self.clock = FakeClock()
         self.fleet, self.traffic = FakeFleet(self.clock), FakeTraffic(self.clock)
         self.ingress = FakeIngress(self.traffic)
-        self.removals = Removals()
-        self.keeper = Keeper(self.fleet, self.traffic, self.ingress, self.removals, self.clock)
+        self.services = Services()
+        self.keeper = Keeper(self.fleet, self.traffic, self.ingress, self.services, self.clock)
 
     def keep(
         self, row: ServiceRow = CHAT, *, rollout: RolloutState | None = None, ticks: int = 1
     ) -> float | None:
         """Tick a number of times, as far apart as the ticks return."""
         next_in_s: float | None = None
+        self.services.row = row
         for _ in range(ticks):
-            assert self.keeper.prepare(row, token=1)
+            prepared = self.keeper.prepare("chat", token=1)
+            assert prepared is not None
             plane = DataPlaneStatus(
-                self.clock.now_s(), self.traffic.observe("chat"), self.fleet.observe("chat")
+                self.clock.now_s(),
+                self.clock.boot_s(),
+                self.traffic.observe("chat"),
+                self.fleet.observe("chat"),
             )
-            next_in_s = self.keeper.tick(row, 1, rollout, plane, token=1)
+            next_in_s = self.keeper.tick(prepared, lambda row: 1, rollout, plane, token=1)
             self.clock.advance(next_in_s or 0.0)
         return next_in_s
+
+    def plane(self) -> DataPlaneStatus:
+        clock = self.clock
+        split, versions = self.traffic.observe("chat"), self.fleet.observe("chat")
+        return DataPlaneStatus(clock.now_s(), clock.boot_s(), split, versions)
 
     def versions(self) -> dict[str, VersionPhase]:
         return {one.version: one.phase for one in self.fleet.observe("chat") or ()}
@@ -147,13 +161,27 @@ def test_an_unreadable_fleet_is_not_changed() -> None:
     assert rig.fleet.loads == loads
 
 
+def test_an_unreadable_route_table_is_not_changed() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
+    weights = list(rig.traffic.weights)
+    prepared = rig.keeper.prepare("chat", token=1)
+    assert prepared is not None
+    unreadable = replace(rig.plane(), split=None)
+    rig.traffic.tables["chat"] = replace(rig.traffic.tables["chat"], canary=CANARY, weight_bp=100)
+
+    rig.keeper.tick(prepared, lambda row: 1, None, unreadable, token=1)
+
+    assert rig.traffic.weights == weights
+
+
 def test_a_removed_service_closes_its_front_before_its_engines_stop() -> None:
     rig = Rig()
     rig.keep(ticks=10)
 
     rig.keep(replace(CHAT, removing=True))
 
-    assert (rig.ingress.opened, rig.removals.removed) == ({}, [])
+    assert (rig.ingress.opened, rig.services.removed) == ({}, [])
     assert rig.versions() == {STABLE: VersionPhase.STOPPING}
 
 
@@ -163,7 +191,7 @@ def test_a_removed_service_is_deleted_once_its_memory_is_released() -> None:
 
     next_in_s = rig.keep(replace(CHAT, removing=True), ticks=10)
 
-    assert (rig.versions(), set(rig.removals.removed), next_in_s) == ({}, {"chat"}, None)
+    assert (rig.versions(), set(rig.services.removed), next_in_s) == ({}, {"chat"}, None)
 
 
 def test_a_stale_token_ends_the_tick() -> None:
@@ -172,3 +200,38 @@ def test_a_stale_token_ends_the_tick() -> None:
 
     with pytest.raises(StaleToken):
         rig.keep()
+
+
+def test_the_row_is_read_after_the_rollout_was_stepped() -> None:
+    """A step that changes the stable version comes between `prepare` and `tick`."""
+    rig = Rig()
+    rig.keep(ticks=10)
+    rig.fleet.ensure("chat", CANARY, 1, token=1)
+    rig.clock.advance(5.0)
+    prepared = rig.keeper.prepare("chat", token=1)
+    assert prepared is not None
+    plane = DataPlaneStatus(
+        rig.clock.now_s(), rig.clock.boot_s(), rig.traffic.observe("chat"), rig.fleet.observe("chat")
+    )
+
+    rig.services.row = replace(CHAT, stable=CANARY)
+    rig.keeper.tick(prepared, lambda row: 1, None, plane, token=1)
+
+    assert rig.versions()[CANARY] is VersionPhase.READY
+    assert rig.traffic.tables["chat"].stable == CANARY
+
+
+def test_a_removal_requested_in_the_tick_stops_nothing_before_the_ingress_is_closed() -> None:
+    rig = Rig()
+    rig.keep(ticks=10)
+    prepared = rig.keeper.prepare("chat", token=1)
+    assert prepared is not None
+    plane = DataPlaneStatus(
+        rig.clock.now_s(), rig.clock.boot_s(), rig.traffic.observe("chat"), rig.fleet.observe("chat")
+    )
+
+    rig.services.row = replace(CHAT, removing=True)
+    rig.keeper.tick(prepared, lambda row: 1, None, plane, token=1)
+
+    assert rig.versions() == {STABLE: VersionPhase.READY}
+    assert rig.ingress.opened == {"chat": "s3cret"}

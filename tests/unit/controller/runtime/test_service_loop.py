@@ -14,6 +14,7 @@ from controller.runtime.service_keeper import Keeper
 from controller.runtime.service_loop import ServiceLoop, ServiceWorkers
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
+from tests.database_rig import sqlite_url
 from tests.fakes.counted import Counted
 from tests.fakes.plane import (
     FakeClock,
@@ -34,10 +35,11 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock()
-        self.store = SqlStore(f"sqlite:///{folder / 'state.db'}")
+        self.store = SqlStore(sqlite_url(folder / "state.db"))
         self.store.put_service(
             ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0)
         )
+        assert self.store.acquire_lease("test", ttl_s=60.0) is not None  # token 1
         traffic = FakeTraffic(self.clock)
         self.ingress = FakeIngress(traffic)
         self.fleet, self.traffic = Counted(FakeFleet(self.clock)), Counted(traffic)

@@ -10,10 +10,20 @@ import yaml
 
 from controller.errors import BadSpec
 from controller.spec.policy import PolicySpec
-from controller.spec.service import ServiceSpec, dump, parse_policy, parse_service, parse_version, parse_yaml
+from controller.spec.service import (
+    ServiceSpec,
+    dump,
+    parse_policy,
+    parse_service,
+    parse_version,
+    parse_yaml,
+    stored_service,
+    stored_version,
+)
 from evaluation.policy.gates import Rung, Sampling
 from evaluation.policy.parsing import _GATE_KEYS, _POLICY_KEYS
 from evaluation.policy.policy import GatePolicy
+from serving.credentials import KeyReference
 
 
 def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
@@ -69,6 +79,56 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ({"holdbak": "5%"}, "policy: unknown key 'holdbak'; did you mean holdback?"),
         ({"holdback": "60%"}, "policy.holdback 60 % exceeds 50 %; leave most to the promoted version"),
         ({"preset": "fast"}, "policy.preset 'fast' is unknown; use one of 'default', 'strict' or 'vendor'"),
+        *(
+            ({name: 0}, f"policy.{name} is 0 s, over before it begins; give some, such as {example}")
+            for name, example in (
+                ("load_timeout", "15min"),
+                ("warm_timeout", "5min"),
+                ("smoke_timeout", "2min"),
+                ("promote_timeout", "1min30s"),
+                ("drain_timeout", "30s"),
+                ("unload_timeout", "2min"),
+                ("unreadable_timeout", "1min"),
+                ("unready_timeout", "30s"),
+                ("hold_limit", "3d"),
+            )
+        ),
+        (
+            {"preset": "vendor", "ladder": "full"},
+            "policy.ladder full has no effect: preset vendor gives the weights; leave one out",
+        ),
+        (
+            {"ladder": "full", "stages": [{"weight": "5%"}]},
+            "policy.ladder full has no effect: stages gives the weights; leave one out",
+        ),
+        (
+            {"stages": [{"weight": 0.1}]},
+            "policy.stages.0.weight: 0.1 may mean 0.1 % or 10 %; write 0.1% or 10%",
+        ),
+        (
+            {"gates": {"eror": {"threshold": 0.2}}},
+            "policy.gates.eror is no gate of the preset, lacks metric and kind: a gate of its own "
+            "needs all three; did you mean error?",
+        ),
+        (
+            {"gates": {"qualty": None}},
+            "policy.gates.qualty is no gate of the preset, null removes a gate of the "
+            "preset; did you mean quality?",
+        ),
+        (
+            {"gates": {"mine": {"metric": "latency", "kind": "rate", "threshold": 0.2}}},
+            "policy.gates.mine.metric 'latency' is unknown; did you mean latency_ms?",
+        ),
+        ({"holdback": 10**400}, "policy.holdback: a number of over 40 digits is not a percent; write 2.5%"),
+        (
+            {"bake": 10**400},
+            "policy.bake: a number of over 40 digits is not a duration; write 30s, 10m, 1h30m or 3d",
+        ),
+        (
+            {"rungs": [{"margins": {"error": True}}]},
+            "policy.rungs.0.margins holds true or false, which is not a number; write one",
+        ),
+        ({"alpha": True}, "policy.alpha true is not a number; write one"),
         ({"bake": "soon"}, "policy.bake: 'soon' is not a duration; write 30s, 10m, 1h30m or 3d"),
         ({"bake": -5}, "policy.bake: -5 s is outside 0 s to 366 d; write a duration within that range"),
         (
@@ -84,8 +144,7 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ({"rungs": []}, "policy.rungs must begin with min_canary 0; add the rung of the first stage"),
         (
             {"rungs": [{"min_canary": 0, "margins": {"eror": 2.0}}]},
-            "policy.rungs.0.margins.eror is not a gate; use one of error, hallucination, latency_p99, "
-            "latency_shape, quality, rejected, ttft_shape",
+            "policy.rungs.0.margins.eror is not a gate; did you mean error?",
         ),
         (
             {"rungs": [{"margins": {"error": 0}}]},
@@ -103,8 +162,8 @@ def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
         ),
         ({"rungs": [{"min_canary": 0}]}, "policy.rungs.0.margins is missing; give it"),
         (
-            {"stages": [{"weight": "5%", "margins": {"latency": 1.2}}], "gates": {"hallucination": None}},
-            "policy.stages.0.margins.latency is not a gate; use one of error, hallucination, latency_p99, "
+            {"stages": [{"weight": "5%", "margins": {"speed": 1.2}}], "gates": {"hallucination": None}},
+            "policy.stages.0.margins.speed is not a gate; use one of error, hallucination, latency_p99, "
             "latency_shape, quality, rejected, ttft_shape",
         ),
         (
@@ -191,8 +250,26 @@ def test_a_bad_policy_is_refused_by_path_value_limit_and_remedy(data: object, li
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        ({}, "version: needs exactly one of model (a checkpoint directory) and url (an endpoint)"),
-        ({"model": "m", "url": "http://x"}, "version: needs exactly one of model"),
+        ({}, "version: needs model (a checkpoint directory) or url (an endpoint)"),
+        ({"model": "/m", "url": "http://x"}, "version.model /m is a directory; with url it is"),
+        (
+            {"url": "http://me:pw@x"},
+            "version.url 'http://…@x' holds a user name or password",
+        ),
+        (
+            {"url": "http://x/v1/chat/completions"},
+            "version.url 'http://x/v1/chat/completions' is the address",
+        ),
+        ({"url": "http://x", "api_key": "sk-1"}, "version: unknown key 'api_key'; did you mean api_key_env?"),
+        (
+            {"url": "http://x", "api_key_env": "sk-1"},
+            "version.api_key_env is no name of a variable; name",
+        ),
+        ({"model": "m", "api_key_env": "KEY"}, "version.api_key_env belongs to an endpoint; give its url"),
+        (
+            {"url": "http://x", "api_key_env": "KEY", "api_key_file": "k"},
+            "version.api_key_file and api_key_env",
+        ),
         ({"url": "ftp://x"}, "version.url 'ftp://x' is not http(s)://host[:port][/path]"),
         ({"model": "m", "replicas": 0}, "version.replicas 0 is below 1; raise it"),
         ({"model": "m", "replicas": "two"}, "version.replicas 'two' is not a whole number; write one"),
@@ -208,8 +285,79 @@ def test_a_bad_policy_is_refused_by_path_value_limit_and_remedy(data: object, li
             {"model": "m", "engine": {"port": 1}},
             "version.engine.port is set by canaryctl itself; leave it out",
         ),
-        ({"model": "m", "engine": {"--max-model-len": 9}}, "version.engine.--max-model-len has its own key"),
-        ({"model": "m", "engine": {"a": [1]}}, "version.engine.a: [1] is not a plain value"),
+        ({"model": "m", "engine": {"--max-model-len": 9}}, "version.engine.max_model_len has its own key"),
+        (
+            {"model": "m", "engine": {"a": [1]}},
+            "version.engine.a is unknown to the engine; `vllm serve --help`",
+        ),
+        (
+            {"model": "m", "engine": {"max_num_seq": 64}},
+            "version.engine.max_num_seq is unknown to the engine; did you mean max_num_seqs?",
+        ),
+        (
+            {"model": "m", "engine": {"enforce": True}},
+            "version.engine.enforce is unknown to the engine; did you mean enforce_eager?",
+        ),
+        (
+            {"model": "m", "engine": {"temperature": 0.7}},
+            "version.engine.temperature is a sampling parameter, no engine argument; set its default with "
+            "override_generation_config: {temperature: ...}",
+        ),
+        (
+            {"model": "m", "engine": {"no_enforce_eager": True}},
+            "version.engine.no_enforce_eager is unknown to the engine; write enforce_eager: false",
+        ),
+        (
+            {"model": "m", "engine": {"max_num_seqs": "many"}},
+            "version.engine.max_num_seqs 'many' is not a whole number; write one",
+        ),
+        (
+            {"model": "m", "engine": {"enforce_eager": "on"}},
+            "version.engine.enforce_eager 'on' is not true or false; write one of them",
+        ),
+        (
+            {"model": "m", "engine": {"kv_cache_dtype": "fp9"}},
+            "version.engine.kv_cache_dtype 'fp9' is unknown to the engine; use one of auto, bfloat16",
+        ),
+        (
+            {"model": "m", "engine": {"tp": 2}},
+            "version.engine.tensor_parallel_size has its own key; write tensor_parallel_size: 2",
+        ),
+        (
+            {"model": "m", "engine": {"max-num-seqs": 1, "max_num_seqs": 2}},
+            "version.engine.max_num_seqs is given twice, by two of its names",
+        ),
+        (
+            {"model": "m", "engine": {"seed": 10**400}},
+            "version.engine.seed: a whole number is beyond 64 bits",
+        ),
+        (
+            {"model": "m", "engine": {"hf_overrides": {"a": {1: 2}}}},
+            "version.engine.hf_overrides: key 1 is not text",
+        ),
+        ({"model": "m", "replicas": True}, "version.replicas true is not a number; write one"),
+        ({"model": "m", "gpus": True}, "version.gpus true is not a number; write one"),
+        (
+            {"model": "m", "gpus": 1, "tensor_parallel_size": 4},
+            "version.gpus 1 is too little for tensor_parallel_size 4; give 4",
+        ),
+        ({"model": "m", "gpus": 2.5}, "version.gpus 2.5 is no whole number; shares of a GPU end at 1"),
+        (
+            {"url": "http://x/v1", "replicas": 3},
+            "version.replicas is for engines that canaryctl runs; an endpoint (url) has none of it",
+        ),
+        ({"url": "http://x/v1", "engine": {"seed": 1}}, "version.engine is for engines that canaryctl runs"),
+        (
+            {"url": "http://x/v1", "max_model_len": 512},
+            "version.max_model_len is for engines that canaryctl runs",
+        ),
+        (
+            {"model": "m", "kv_cache_memory_bytes": "4 gibs"},
+            "version.kv_cache_memory_bytes: '4 gibs' is not a number of bytes; write 4GiB",
+        ),
+        ({"model": "m", (1, 2): 3}, "version: unknown key (1, 2); use one of"),
+        ({"model": "m", "replicas": 10**400}, "version.replicas "),
+        ({"model": "m", "gpus": 10**400}, "version.gpus "),
         ({"model": "m", "gpus": 0.5, "tensor_parallel_size": 2}, "version.gpus 0.5 is too little"),
     ],
 )
@@ -217,12 +365,22 @@ def test_a_bad_version_is_refused_by_name(data: object, line: str) -> None:
     (found,) = lines(parse_version, data)
 
     assert found.startswith(line)
+    assert "sk-1" not in found
+    assert "me:pw" not in found
+
+
+def test_an_endpoint_keeps_its_model_name_and_gets_an_absolute_key_file() -> None:
+    spec = parse_version({"url": "https://x/v1beta/openai", "model": "org/large", "api_key_file": "k"})
+    located = spec.located(Path("/srv"))
+
+    assert (located.model, located.checkpoint, located.api_key_file) == ("org/large", None, "/srv/k")
+    assert located.api_key == KeyReference("file", "/srv/k")
 
 
 def test_every_broken_rule_has_its_own_line() -> None:
     assert lines(parse_service, {"service": "Chat!", "model": "m", "replicas": 0}) == (
         "service.replicas 0 is below 1; raise it",
-        "service.service 'Chat!' is not a name; use lower-case letters, digits and dashes, at most 40",
+        "service.service 'Chat!' is not a name; use lower-case letters, digits, dots and dashes, at most 40",
     )
 
 
@@ -252,6 +410,60 @@ def test_a_service_round_trips_through_its_dump() -> None:
     )
 
     assert parse_service(yaml.safe_load(yaml.safe_dump(dump(spec)))) == spec
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"kv_cache_memory_bytes": "4GiB"}, {"kv_cache_memory_bytes": 4 << 30}),
+        ({"kv_cache_memory_bytes": 1 << 30}, {"kv_cache_memory_bytes": 1 << 30}),
+        ({"engine": {"max-num-seqs": 8}}, {"engine": {"max_num_seqs": 8}}),
+        ({"engine": {"max_num_seqs": None, "seed": 1}}, {"engine": {"seed": 1}}),
+        ({"max_model_len": None, "dtype": None}, {"max_model_len": None, "dtype": "auto"}),
+        (
+            {"engine": {"hf_overrides": {"rope": {"factor": 2.0}}, "lora_modules": ["a=/a"]}},
+            {"engine": {"hf_overrides": {"rope": {"factor": 2.0}}, "lora_modules": ["a=/a"]}},
+        ),
+        ({"gpus": 8, "tensor_parallel_size": 4, "engine": {"pp": 2}}, {"gpus": 8.0}),
+    ],
+)
+def test_what_is_right_is_accepted(given: dict[str, object], read: dict[str, object]) -> None:
+    spec = parse_version({"model": "m", **given})
+
+    assert {name: getattr(spec, name) for name in read} == read
+    assert parse_version(dump(spec)) == spec
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "a", "qwen2.5-7b-instruct"])
+def test_a_service_is_named_as_models_are(name: str) -> None:
+    assert parse_service({"service": name, "model": "m"}).service == name
+
+
+def test_a_service_names_a_preset_as_its_policy() -> None:
+    spec = parse_service({"service": "chat", "model": "m", "policy": "strict"})
+
+    assert spec.policy == parse_policy("strict")
+    assert parse_service(dump(spec)) == spec
+
+
+def test_what_the_store_holds_is_not_refused_by_a_newer_rule() -> None:
+    old = {
+        "service": "chat",
+        "model": "m",
+        "gpus": 1,
+        "tensor_parallel_size": 4,
+        "engine": {"max_num_seq": 8},
+    }
+
+    assert stored_service({**old, "policy": {"unready_timeout": 0}}).engine == {"max_num_seq": 8}
+    assert stored_version({"url": "http://x", "replicas": 3}).replicas == 3
+
+
+def test_a_template_placeholder_that_was_not_filled_in_is_named_with_its_line() -> None:
+    text = "stages:\n  - weight: {{ canary_weight }}\n    duration: {{ args.wait }}\n"
+
+    with pytest.raises(BadSpec, match=r"^p.yaml line 2: .*a template placeholder .* was not filled in"):
+        parse_yaml(text, "p.yaml")
 
 
 def test_a_percent_and_basis_points_mean_the_same() -> None:

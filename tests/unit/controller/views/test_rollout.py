@@ -16,6 +16,7 @@ from controller.rollout.observation import (
 )
 from controller.rollout.plan import VersionRef
 from controller.rollout.state import Departure, DepartureStep, Phase
+from controller.spec.label import Label
 from controller.views.models import RolloutView
 from controller.views.rollout import gate_view, rollout_view, service_view
 from evaluation.report import EvaluationReport, Verdict
@@ -82,11 +83,19 @@ def test_unreadable_parts_of_a_service_are_null_not_empty() -> None:
 def test_a_service_shows_its_versions() -> None:
     status = VersionStatus("v-old", VersionPhase.READY, 2, 7, 1_000)
     split = SplitStatus(1, 1, "v-old", None, 0, applied=True)
-    view = service_view("chat", url="http://x", stable="v-old", split=split, versions=[status], rollout=None)
+    labels = {"v-old": Label("v1", "/models/one", "alice (admin)", "first")}
 
-    assert view.versions is not None
-    assert view.versions[0].model_dump() == {
+    view = service_view(
+        "chat", url="u", stable="v-old", split=split, versions=[status], rollout=None, labels=labels
+    )
+
+    assert (view.stable_name, view.versions is not None) == ("v1", True)
+    assert (view.versions or ())[0].model_dump() == {
         "version": "v-old",
+        "name": "v1",
+        "source": "/models/one",
+        "actor": "alice (admin)",
+        "message": "first",
         "phase": "ready",
         "ready_replicas": 2,
         "in_flight": 7,

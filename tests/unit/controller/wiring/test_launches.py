@@ -6,6 +6,8 @@ import pytest
 
 from controller.spec.service import parse_version
 from controller.wiring.launches import launch_of
+from serving.credentials import KeyReference
+from serving.fleet.types import Launch
 
 
 @pytest.mark.parametrize(
@@ -41,9 +43,18 @@ def test_dtype_auto_is_left_out_of_the_engine_arguments() -> None:
     assert named.engine_args["dtype"] == "bfloat16"
 
 
-def test_the_url_of_an_external_endpoint_loses_its_v1_suffix() -> None:
+def test_the_url_of_an_external_endpoint_is_used_as_written() -> None:
     spec = parse_version({"url": "http://10.0.0.7:8000/v1"})
 
     launch = launch_of("c", "v", "s", spec, replicas=1, on_gpu=False, memory_bytes=None)
 
-    assert (launch.url, launch.model_dir) == ("http://10.0.0.7:8000", None)
+    assert (launch.url, launch.model_dir) == ("http://10.0.0.7:8000/v1", None)
+
+
+def test_the_launch_of_an_endpoint_names_its_model_and_refers_to_its_key() -> None:
+    spec = parse_version({"url": "http://x", "model": "large", "api_key_env": "KEY"})
+
+    launch = launch_of("c", "v", "s", spec, replicas=1, on_gpu=False, memory_bytes=None)
+
+    assert (launch.endpoint_model, launch.api_key) == ("large", KeyReference("env", "KEY"))
+    assert Launch.from_json(launch.to_json()) == launch

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.errors import CanaryctlError, Unreachable
+from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint
 from controller.rollout.plan import VersionRef
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.settings import Settings
 from controller.spec.service import parse_version
-from controller.store.row_specs import replicas_of, version_row
+from controller.store.digest_cache import read_digests
+from controller.store.row_specs import comparable_fingerprint, replicas_of, version_row
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.wiring import launches
@@ -54,6 +60,19 @@ def test_preflight_refuses_files_that_changed_since_the_plan(versions: Versions,
         versions.preflight(rollout, lambda service: (READY,))
 
 
+def test_preflight_of_an_undo_needs_its_tensors_alone(versions: Versions, tmp_path: Path) -> None:
+    """Stable may be dead, and the tokenizer's file may have been saved again by a newer library."""
+    rollout = rollout_of(versions, tmp_path)
+    rollout = replace(rollout, plan=replace(rollout.plan, undo=True))
+    (tmp_path / "model" / "tokenizer.json").write_text('{"version": "2.0"}')
+
+    versions.preflight(rollout, lambda service: ())
+    shutil.rmtree(tmp_path / "model")
+    write_checkpoint(tmp_path / "model", seed=7)
+    with pytest.raises(CanaryctlError, match="changed since"):
+        versions.preflight(rollout, lambda service: ())
+
+
 @pytest.mark.parametrize(
     ("fleet", "phase"), [((), "missing"), ((replace(READY, phase="loading"),), "loading")]
 )
@@ -88,3 +107,61 @@ def test_a_version_that_was_rolled_back_is_not_promoted(versions: Versions) -> N
 def test_replicas_of_a_missing_version_are_one(versions: Versions) -> None:
     assert replicas_of(versions._store.version("chat", STABLE)) == 3
     assert replicas_of(versions._store.version("chat", "v-none")) == 1
+
+
+def test_one_checkpoint_that_is_being_hashed_does_not_hold_up_another(
+    versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preflight has a time limit, and the other checkpoint may take minutes."""
+    is_hashed, has_begun, real = threading.Event(), threading.Event(), fingerprint_checkpoint
+
+    def slow(path: Path, **rest: Any) -> Fingerprint:
+        if path.name == "large":
+            has_begun.set()
+            assert is_hashed.wait(20.0)
+        return real(path, **rest)
+
+    monkeypatch.setattr(launches, "fingerprint_checkpoint", slow)
+    large = parse_version({"model": str(write_checkpoint(tmp_path / "large", seed=5))})
+    small = parse_version({"model": str(write_checkpoint(tmp_path / "small", seed=6))})
+    with ThreadPoolExecutor(2) as threads:
+        pending = threads.submit(versions.fingerprint, large)
+        assert has_begun.wait(5.0)
+        quick = threads.submit(versions.fingerprint, small).result(timeout=5.0)
+        is_hashed.set()
+        late = pending.result(timeout=5.0)
+
+    cached = read_digests(versions._settings.digests_path)
+    assert quick.version_id != late.version_id
+    assert {Path(key.partition("|")[0]).parent.name for key in cached} >= {"large", "small"}
+
+
+def test_a_version_stored_by_older_rules_is_compared_by_computing_it_anew(
+    versions: Versions, tmp_path: Path
+) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    fresh = versions.fingerprint(spec)
+    older = replace(fresh, scheme=1, files=(), vocabulary=(), sampling=())
+    row = version_row("chat", spec, older, 1.0)
+
+    assert row.id != fresh.version_id
+    assert comparable_fingerprint(row, versions.fingerprint) == fresh
+
+
+def test_a_version_stored_by_older_rules_whose_files_are_gone_is_compared_as_stored(
+    versions: Versions, tmp_path: Path
+) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    older = replace(versions.fingerprint(spec), scheme=1)
+    shutil.rmtree(tmp_path / "model")
+
+    assert comparable_fingerprint(version_row("chat", spec, older, 1.0), versions.fingerprint) == older
+
+
+def test_preflight_passes_for_a_version_stored_by_older_rules(versions: Versions, tmp_path: Path) -> None:
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    older = replace(versions.fingerprint(spec), scheme=1, files=(), sampling=())
+    row = version_row("chat", spec, older, 1.0)
+    versions._store.put_version(row)
+
+    versions.preflight(replace(a_rollout(), canary=VersionRef(row.id)), lambda service: (READY,))

@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.ab.comparison import (
-    AbQuestion,
-    AbVerdict,
-    Scale,
-    SequentialTest,
-    correct_categories,
-    fixed_horizon,
-    holm,
-    mann_whitney,
-    sequential,
-    t_quantile,
-)
+from evaluation.ab.comparison import AbQuestion, AbVerdict, Scale, correct_categories, holm
+from evaluation.ab.fixed import fixed_horizon, mann_whitney, t_quantile
+from evaluation.ab.sequential import SequentialTest, sequential
 
 SCORE = AbQuestion(Scale.SCORE, higher_is_better=True)
 LATENCY = AbQuestion(Scale.VALUE, higher_is_better=False)

@@ -401,3 +401,32 @@ def evaluated_or_refused(columns: Any, policy: Any) -> None:
     assert result.decision in ("rollback", "promote", "undecided", "invalid")
     for low, high in result.intervals.values():
         assert low <= high
+
+
+# --- names and units that would silently mean something else
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("latency_ms", "latency"), ("hallucinated", "hallucination"), ("quality", "qualty")]
+)
+def test_a_misspelt_column_is_refused_by_the_library_too(right: str, wrong: str) -> None:
+    columns: Loose = {**requests(400)}
+    columns[wrong] = columns.pop(right)
+
+    with pytest.raises(EvidenceError, match=f"column '{wrong}' is unknown and close to {right}"):
+        run(columns)
+
+
+def test_times_in_milliseconds_are_refused() -> None:
+    columns = requests(100)
+
+    with pytest.raises(EvidenceError, match=r"t_s 1780000000000 in row 0 is not in seconds; divide"):
+        run(changed(columns, t_s=1.78e12 + columns["t_s"]))
+
+
+def test_gates_without_a_column_are_named_and_block_where_they_are_required() -> None:
+    columns = {name: values for name, values in requests(4000).items() if name != "quality"}
+    free, blocked = run(columns), run(columns, required=["quality"])
+
+    assert (free.decision, free.not_judged) == ("promote", ("rejected", "ttft_shape", "quality"))
+    assert (blocked.decision, blocked.reasons) == ("undecided", ("quality: NOT JUDGED, it has no column",))

@@ -11,8 +11,8 @@ import pytest
 
 from controller.errors import BadSpec
 from controller.spec.service import parse_version
+from serving.files.engine_arguments import OWNED_ARGUMENTS
 from serving.fleet.engine_args import (
-    OWNED_ARGUMENTS,
     CheckpointError,
     EngineArgsError,
     check_checkpoint,
@@ -79,10 +79,20 @@ def test_arguments_of_the_launch_override_the_defaults(model: Path) -> None:
     assert value_of(words, "--max-model-len") == "512"
 
 
-def test_the_kv_cache_holds_two_whole_contexts(model: Path) -> None:
-    words = command_line(launch(model, engine_args={"max_model_len": 100_000}), on_cpu=True)
+@pytest.mark.parametrize("name", ["max_model_len", "max-model-len", "--max-model-len"])
+@pytest.mark.parametrize("length", [100_000, "100000", "100k"])
+def test_the_kv_cache_holds_two_whole_contexts(model: Path, name: str, length: object) -> None:
+    words = command_line(launch(model, engine_args={name: length}), on_cpu=True)
 
     assert value_of(words, "--kv-cache-memory-bytes") == str(2 * 100_000 * 2048)
+
+
+def test_mappings_and_lists_reach_the_engine_as_it_reads_them(model: Path) -> None:
+    given = {"hf_overrides": {"rope": {"factor": 2}}, "lora_modules": ["a=/a", "b=/b"]}
+    words = command_line(launch(model, engine_args=given), on_cpu=True)
+
+    assert value_of(words, "--hf-overrides") == '{"rope": {"factor": 2}}'
+    assert words[words.index("--lora-modules") :][:3] == ["--lora-modules", "a=/a", "b=/b"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +182,7 @@ def test_truncated_weights_are_detected_by_their_header(model: Path) -> None:
 def test_a_file_that_is_not_safetensors_is_reported(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"<html>404</html>")
 
-    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+    with pytest.raises(CheckpointError, match="truncated inside its header"):
         check_checkpoint(str(model))
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from serving.credentials import ControlSecret, DataSecret
 from serving.fleet.engine_front import EngineFront
 
-SECRET = "s3"
+DATA, CONTROL = DataSecret.of("root"), ControlSecret.of("root")
 
 
 class Caller:
@@ -59,7 +60,7 @@ class Engine:
 
 
 def front(engine: Engine | None = None) -> EngineFront:
-    made = EngineFront(secret=SECRET, describe=lambda: {"version": "v-1"})
+    made = EngineFront(data=DATA, control=CONTROL, describe=lambda: {"version": "v-1"})
     made.app = engine
     return made
 
@@ -67,7 +68,8 @@ def front(engine: Engine | None = None) -> EngineFront:
 async def call(
     to: EngineFront, path: str = "/v1/completions", *, method: str = "POST", body: bytes = b"", **headers: str
 ) -> Caller:
-    headers = {"secret": SECRET, **headers}
+    secret = CONTROL if path.startswith(("/_canaryctl", "/metrics")) else DATA
+    headers = {"secret": secret.text, **headers}
     raw = [(f"x-canaryctl-{name}".encode(), value.encode()) for name, value in headers.items()]
     caller = Caller(body)
     scope = {"type": "http", "method": method, "path": path, "headers": raw}
@@ -95,9 +97,82 @@ async def test_requests_without_the_secret_are_refused(path: str) -> None:
     assert (caller.status, caller.refused, engine.calls) == (403, "secret", 0)
 
 
-def test_an_empty_secret_is_refused() -> None:
+@pytest.mark.parametrize("kind", [DataSecret, ControlSecret])
+def test_an_empty_secret_is_refused(kind: type[DataSecret | ControlSecret]) -> None:
     with pytest.raises(ValueError, match="secret is empty"):
-        EngineFront(secret="", describe=dict)
+        kind.of("")
+
+
+CONTROL_PATHS = (
+    *("/_canaryctl/state", "/_canaryctl/fence", "/_canaryctl/cancel", "/metrics", "/metrics/x", "/load"),
+    *("/sleep", "/collective_rpc", "/v1/load_lora_adapter", "/v1/chat/completions/", "//v1/models", ""),
+)
+
+
+@pytest.mark.parametrize("path", CONTROL_PATHS)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_routers_secret_opens_no_control_route(path: str, method: str) -> None:
+    engine = free_engine()
+    engine_front = front(engine)
+
+    caller = await call(engine_front, path, method=method, secret=DATA.text)
+
+    assert (caller.status, caller.refused, engine.calls, engine_front.fence) == (403, "secret", 0, None)
+
+
+async def test_the_control_secret_opens_metrics_and_no_route_for_users() -> None:
+    engine = free_engine()
+    metrics = await call(front(engine), "/metrics", method="GET", secret=CONTROL.text)
+    users = await call(front(engine), "/v1/completions", secret=CONTROL.text)
+
+    assert (metrics.status, users.status, engine.calls) == (200, 403, 1)
+
+
+def test_neither_secret_is_the_other_or_the_root_and_no_text_shows_them() -> None:
+    assert len({DATA.text, CONTROL.text, "root"}) == 3
+    for text in (DATA.text, CONTROL.text):
+        assert text not in f"{DATA} {CONTROL!r} {DATA!r}"
+
+
+def dead_engine(alive: list[bool]) -> EngineFront:
+    """A front whose engine answers 500 once `alive` is [False], as vLLM does after its core has died."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200 if alive[0] else 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"'State' object has no attribute 'server'"})
+
+    made = EngineFront(data=DATA, control=CONTROL, describe=dict, is_alive=lambda: alive[0])
+    made.app = app
+    return made
+
+
+async def test_a_dead_engine_is_not_asked_and_is_not_ready() -> None:
+    alive = [True]
+    engine_front = dead_engine(alive)
+    before = await call(engine_front)
+    alive[0] = False
+    after = await call(engine_front)
+    state = await call(engine_front, "/_canaryctl/state", method="GET")
+
+    assert (before.status, after.status, after.refused) == (200, 503, "closed")
+    assert "has died" in after.json["error"]["message"]
+    assert (engine_front.state()["ready"], state.json["ready"]) == (False, False)
+
+
+async def test_the_error_of_an_engine_that_dies_in_a_request_is_replaced_by_a_503() -> None:
+    alive = [True]
+    engine_front = dead_engine(alive)
+    made = engine_front.app
+    assert made is not None
+
+    async def dying(scope: Any, receive: Any, send: Any) -> None:
+        alive[0] = False
+        await made(scope, receive, send)
+
+    engine_front.app = dying
+    caller = await call(engine_front)
+
+    assert (caller.status, caller.refused, len(caller.sent)) == (503, "closed", 2)
 
 
 async def test_with_the_secret_a_request_reaches_the_engine() -> None:
@@ -178,7 +253,7 @@ async def test_cancel_cuts_an_answer_that_has_begun() -> None:
     engine = Engine()
     engine_front = front(engine)
     caller = Caller()
-    raw = [(b"x-canaryctl-secret", SECRET.encode())]
+    raw = [(b"x-canaryctl-secret", DATA.text.encode())]
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": raw}
     task = asyncio.create_task(engine_front(scope, caller.receive, caller.send))
     await asyncio.sleep(0)

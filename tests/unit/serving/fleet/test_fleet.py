@@ -224,7 +224,7 @@ def test_a_version_that_loses_its_engine_is_not_failed_but_has_no_replica() -> N
     harness.report(one, "failed")
 
     (status,) = harness.core.statuses("chat")
-    assert (status.phase, status.ready_replicas, status.last_error) == ("ready", 0, "broke")
+    assert (status.phase, status.ready_replicas, status.last_error) == ("loading", 0, "broke")
     assert harness.orders() == (Publish(one, ()),)
 
 
@@ -318,7 +318,7 @@ def test_a_restarted_fleet_continues_from_its_stored_state() -> None:
     harness.stop("v-2", token=9)
     harness.core = FleetCore(harness.core.to_store())
 
-    assert (harness.phase("v-1"), harness.phase("v-2")) == ("ready", "stopping")
+    assert (harness.phase("v-1"), harness.phase("v-2")) == ("loading", "stopping")
     assert harness.orders() == (RunApp(one, 0), DeleteApp(launch("v-2"), (HostProcess("n", 40, 1.0),)))
     with pytest.raises(StaleFencingToken):
         harness.ensure(one, token=8)
@@ -343,3 +343,50 @@ def test_loads_are_serial_on_one_device_and_parallel_on_two() -> None:
     queue.release("c")
     assert queue.try_acquire("b", ["gpu0", "gpu1"])
     assert queue.holders == {"b"}
+
+
+def endpoint_harness() -> tuple[Harness, Launch]:
+    harness, one = Harness(), launch(model_dir=None, url="http://e/v1")
+    harness.ensure(one)
+    return harness, one
+
+
+def probe(harness: Harness, error: str | None, *, after_s: float = 0.0) -> tuple[str, str | None]:
+    """The endpoint's phase and error after a probe."""
+    harness.now_s += after_s
+    harness.core.on_endpoint_probed("chat", "v-1", error, now_s=harness.now_s)
+    (status,) = harness.core.statuses("chat")
+    return status.phase, status.last_error
+
+
+def test_an_endpoint_says_at_once_why_it_does_not_load_and_fails_after_a_minute() -> None:
+    harness, _ = endpoint_harness()
+
+    assert probe(harness, "answers 401", after_s=1) == ("loading", "answers 401")
+    assert probe(harness, "answers 401", after_s=58) == ("loading", "answers 401")
+    assert probe(harness, "answers 401", after_s=1) == ("failed", "answers 401")
+
+
+def test_a_ready_endpoint_is_probed_every_ten_seconds_and_keeps_its_place_when_a_probe_fails() -> None:
+    harness, one = endpoint_harness()
+    probe(harness, None)
+    harness.do()
+    early = harness.orders()
+    harness.now_s += 10
+    due = [order for order in harness.orders() if isinstance(order, Probe)]
+
+    assert early == ()
+    assert due == [Probe(one, "", "http://e/v1")]
+    assert probe(harness, "answers 503") == ("ready", "answers 503")
+    assert [order.urls for order in harness.orders() if isinstance(order, Publish)] == [("http://e/v1",)]
+    assert probe(harness, None) == ("ready", None)
+
+
+def test_a_replaced_engine_clears_the_error_of_the_one_that_died() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.report(one, "failed")
+    harness.report(one, "ready")
+    (status,) = harness.core.statuses("chat")
+
+    assert (status.phase, status.ready_replicas, status.last_error) == ("ready", 1, None)

@@ -7,10 +7,12 @@ import math
 
 import pytest
 
+from serving.credentials import DataSecret
 from serving.messages import CANARY, Arm, Replica, RequestRecord, RouteTable
 from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.types import Attempt, Head, Refusal, Request
+from serving.targets import Target
 
 CHAT = "/v1/chat/completions"
 SSE = [(b"content-type", b"text/event-stream")]
@@ -40,7 +42,7 @@ def table(
         stable=Arm("v-1", tuple(map(Replica, stable))),
         canary=arm,
         stage=2,
-        secret="s3cret",
+        secret=DataSecret("s3cret"),
     )
 
 
@@ -54,7 +56,7 @@ def request(
     body: object = None, *, path: str = CHAT, method: str = "POST", headers: tuple[tuple[str, str], ...] = ()
 ) -> Request:
     raw = tuple((name.encode(), value.encode()) for name, value in headers)
-    return Request(method, path, b"", raw, json.dumps({} if body is None else body).encode())
+    return Request(method, Target(path), raw, json.dumps({} if body is None else body).encode())
 
 
 def begin(router: RouterCore, one: Request | None = None, *, now_s: float = 10.1) -> Exchange:
@@ -97,7 +99,7 @@ def test_a_canary_request_carries_the_revision_and_the_secret() -> None:
 def test_a_stable_request_carries_no_revision_because_stable_is_never_fenced() -> None:
     one = attempt(begin(core(table(canary=None))))
 
-    assert one.url == "http://stable" + CHAT
+    assert str(one.url) == "http://stable" + CHAT
     assert b"x-canaryctl-revision" not in dict(one.headers)
 
 
@@ -138,7 +140,7 @@ def test_a_lease_that_expires_before_the_head_is_written_withholds_the_request()
     exchange.failed("withheld")
 
     assert may_start == (True, False)
-    assert attempt(exchange).url == "http://stable" + CHAT
+    assert str(attempt(exchange).url) == "http://stable" + CHAT
 
 
 def test_a_canary_withdrawn_before_the_head_is_written_withholds_the_request() -> None:
@@ -165,7 +167,7 @@ def test_an_ineligible_request_goes_to_stable_and_is_not_recorded() -> None:
     exchange.answered(200, JSON)
     exchange.ended(now_s=11.0)
 
-    assert one.url == "http://stable/v1/models"
+    assert str(one.url) == "http://stable/v1/models"
     assert router.outbox.next_batch(now_s=600.0).records == ()
 
 
@@ -206,7 +208,7 @@ def test_an_older_table_never_replaces_a_newer_one() -> None:
 # ---- failures before the first byte
 
 
-@pytest.mark.parametrize("why", ["timeout", "cut", "error in the answer"])
+@pytest.mark.parametrize("why", ["timeout", "error in the answer"])
 def test_a_failed_canary_is_replaced_by_stable_and_the_error_counts_against_the_canary(why: str) -> None:
     router = core()
     exchange = begin(router)
@@ -242,12 +244,131 @@ def test_latency_includes_the_failed_attempt() -> None:
     assert record(router).latency_ms == pytest.approx(400.0)
 
 
-def test_a_canarys_4xx_is_passed_to_the_client_and_is_no_error() -> None:
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_canarys_4xx_is_replaced_by_stable_and_is_a_rejection(status: int, streams: bool) -> None:
     router = core()
+    exchange = begin(router, request({"stream": streams}))
+    attempt(exchange)
+    head = exchange.answered(status, JSON)
+    answer(exchange)
+    one = record(router)
+
+    assert head is None
+    assert (one.rejected, one.error, one.cause) == (True, False, f"status {status}")
+    assert (one.arm, one.served_arm, one.status, one.outcome) == (CANARY, 0, 200, "fallback")
+    assert (one.latency_ms, one.ttft_ms, one.completion_tokens) == (None, None, None)
+
+
+@pytest.mark.parametrize("second", [200, 404, 503])
+def test_what_stable_answers_the_second_time_changes_no_rejection(second: int) -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.answered(404, JSON)
+    answer(exchange, status=second, headers=JSON, body=ANSWER)
+    one = record(router)
+
+    assert (one.rejected, one.error, one.cause, one.latency_ms) == (True, False, "status 404", None)
+    assert one.status == second
+
+
+def test_stables_4xx_is_a_rejection_by_the_same_rule_and_reaches_the_client() -> None:
+    router = core(table(canary=None))
     answer(begin(router), status=404, headers=JSON, body=b"{}")
     one = record(router)
 
-    assert (one.served_arm, one.status, one.error) == (CANARY, 404, False)
+    assert (one.rejected, one.error, one.cause, one.latency_ms) == (True, False, "status 404", None)
+    assert (one.served_arm, one.status, one.outcome) == (0, 404, "answered")
+
+
+def test_a_429_is_an_error_and_no_rejection() -> None:
+    router = core(table(canary=None))
+    answer(begin(router), status=429, headers=JSON, body=b"{}")
+    one = record(router)
+
+    assert (one.rejected, one.error, one.cause) == (False, True, "status 429")
+
+
+def test_a_client_that_leaves_before_any_answer_leaves_the_rejection_unknown() -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.cancelled(now_s=10.5)
+
+    assert record(router).rejected is None
+
+
+def outcomes(weight_bp: int, statuses: list[int]) -> tuple[object, ...]:
+    """(error, rejected, cause, attempts on the arm) of a request whose arm has two replicas."""
+    pair = ("http://a", "http://b")
+    router = core(table(weight_bp=weight_bp, stable=pair, canary=pair))
+    exchange = begin(router)
+    asked = 0
+    for status in statuses:
+        asked += attempt(exchange).arm == (1 if weight_bp else 0)
+        if exchange.answered(status, JSON) is not None:
+            exchange.received(ANSWER, now_s=10.4)
+            exchange.ended(now_s=10.5)
+            break
+    one = record(router)
+    return one.error, one.rejected, one.cause, asked
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 307, 404, 200])
+def test_the_first_attempts_outcome_is_recorded_by_one_rule_on_both_arms(status: int) -> None:
+    stable, canary = outcomes(0, [status, 200]), outcomes(10_000, [status, 200, 200])
+
+    assert stable == canary
+    assert stable[0] is (status in (429, 500, 502, 503, 504, 307))
+
+
+@pytest.mark.parametrize("why", ["refused", "reset", "cut", "timeout"])
+def test_a_repeat_that_succeeds_does_not_change_the_first_attempts_error(why: str) -> None:
+    seen = []
+    for weight_bp in (0, 10_000):
+        pair = ("http://a", "http://b")
+        router = core(table(weight_bp=weight_bp, stable=pair, canary=pair))
+        exchange = begin(router)
+        attempt(exchange)
+        exchange.failed(why)  # type: ignore[arg-type]
+        answer(exchange, headers=JSON, body=ANSWER)
+        one = record(router)
+        seen.append((one.error, one.cause, one.retries, one.status))
+
+    assert seen == [(True, why, 1, 200)] * 2
+
+
+def test_identical_arms_with_one_replica_in_two_that_fails_have_the_same_error_rate() -> None:
+    rates = []
+    for weight_bp in (0, 10_000):
+        errors = 0
+        for user in range(200):
+            pair = ("http://good", "http://bad")
+            router = core(table(weight_bp=weight_bp, stable=pair, canary=pair))
+            exchange = begin(router, request({"user": f"u{user}"}))
+            while True:
+                is_good = attempt(exchange).url.host == "good"
+                if exchange.answered(200 if is_good else 503, JSON) is not None:
+                    break
+            exchange.received(ANSWER, now_s=10.4)
+            exchange.ended(now_s=10.5)
+            errors += record(router).error is True
+        rates.append(errors)
+
+    assert abs(rates[0] - rates[1]) < 45
+    assert 60 < rates[0] < 140
+
+
+def test_an_endpoint_cannot_claim_to_be_fenced() -> None:
+    router = core(table(external=True))
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.answered(409, FENCE)
+    answer(exchange)
+    one = record(router)
+
+    assert (one.outcome, one.rejected) == ("fallback", True)
 
 
 def test_a_fenced_request_is_served_by_stable_and_is_no_error_of_the_canary() -> None:
@@ -288,7 +409,7 @@ def test_a_failure_before_the_fence_stays_an_error() -> None:
 
 
 def test_a_409_without_the_refused_header_is_the_engines_own_answer() -> None:
-    exchange = begin(core())
+    exchange = begin(core(table(canary=None)))
     attempt(exchange)
 
     assert isinstance(exchange.answered(409, JSON), Head)
@@ -305,15 +426,16 @@ def test_a_refused_connection_is_first_retried_on_the_canarys_other_replica() ->
     exchange.ended(now_s=10.4)
     one = record(router)
 
-    assert {first.url, second.url} == {"http://c1" + CHAT, "http://c2" + CHAT}
-    assert (one.error, one.outcome, one.served_arm) == (False, "answered", CANARY)
+    assert {str(first.url), str(second.url)} == {"http://c1" + CHAT, "http://c2" + CHAT}
+    assert (one.error, one.cause, one.retries) == (True, "refused", 1)
+    assert (one.outcome, one.served_arm) == ("answered", CANARY)
 
 
 def test_a_reset_connection_is_retried_once_before_stable_serves() -> None:
     exchange = begin(core())
     urls = []
     for _ in range(3):
-        urls.append(attempt(exchange).url)
+        urls.append(str(attempt(exchange).url))
         exchange.failed("reset")
 
     assert urls == ["http://canary" + CHAT] * 2 + ["http://stable" + CHAT]
@@ -324,7 +446,7 @@ def test_stable_is_tried_on_every_replica_while_connections_are_refused() -> Non
     exchange = begin(router)
     urls = set()
     for _ in range(3):
-        urls.add(attempt(exchange).url)
+        urls.add(str(attempt(exchange).url))
         exchange.failed("refused")
     refusal = exchange.next_attempt()
 
@@ -359,7 +481,20 @@ def test_fallback_uses_stable_of_the_current_table() -> None:
     router.on_table(table(canary=None, stable=("http://newer",), change=2), sent_s=10.2)
     exchange.failed("timeout")
 
-    assert attempt(exchange).url == "http://newer" + CHAT
+    assert str(attempt(exchange).url) == "http://newer" + CHAT
+
+
+@pytest.mark.parametrize("why", [b"closed", b"secret"])
+def test_when_stables_only_engine_is_dead_the_client_gets_503_with_retry_after(why: bytes) -> None:
+    exchange = begin(core(table(canary=None)))
+    attempt(exchange)
+    head = exchange.answered(503, [(b"x-canaryctl-refused", why)])
+    refusal = exchange.next_attempt()
+
+    assert head is None
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.retry_after_s) == (503, 1)
+    assert "no replica of stable version v-1 answers" in refusal.message
 
 
 def test_when_no_replica_answers_the_client_gets_503_and_the_record_an_error() -> None:
@@ -494,7 +629,7 @@ def test_the_replica_with_less_in_flight_is_chosen() -> None:
     router = core(table(canary=None, stable=("http://a", "http://b")))
     router.in_flight["http://a"] = 5
 
-    assert {attempt(begin(router)).url for _ in range(4)} == {"http://b" + CHAT}
+    assert {str(attempt(begin(router)).url) for _ in range(4)} == {"http://b" + CHAT}
 
 
 def test_a_key_is_sent_to_the_same_replica() -> None:
@@ -503,7 +638,7 @@ def test_a_key_is_sent_to_the_same_replica() -> None:
     urls = set()
     for _ in range(6):
         exchange = begin(router, request({"user": "alice"}))
-        urls.add(attempt(exchange).url)
+        urls.add(str(attempt(exchange).url))
         exchange.cancelled(now_s=10.2)
 
     assert len(urls) == 1

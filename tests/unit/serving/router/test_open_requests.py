@@ -29,7 +29,7 @@ from serving.router.outbox import SETTLE_S
 from serving.router.router import RouterCore
 from serving.router.types import Limits
 from serving.table.records_log import RecordLog
-from tests.unit.serving.router.test_front_asgi import CHAT, CHUNKS, Engine, running
+from tests.fakes.router_rig import CHAT, CHUNKS, SECRET, Engine, running
 
 TEST_SETTLE_S = 1.5  # instead of a minute
 
@@ -101,7 +101,7 @@ class Rig:
         self._change += 1
         arms = [Arm(name, (Replica(one.url),)) for name, one in (("v-1", self.stable), ("v-2", self.canary))]
         table = RouteTable(
-            "chat", 1, self._change, self._change, "r-1", "salt", weight_bp, arms[0], arms[1], 0, "s3cret"
+            "chat", 1, self._change, self._change, "r-1", "salt", weight_bp, arms[0], arms[1], 0, SECRET
         )
         self.core.on_table(table, sent_s=boot_s())
 

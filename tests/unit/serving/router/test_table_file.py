@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from serving.messages import Arm
 from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_table
 from serving.router.types import Attempt, Request
+from serving.targets import Target
 
 GOOD = """
 service: chat
@@ -28,12 +30,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def target(core: RouterCore) -> str:
-    request = Request("POST", "/v1/completions", b"", (), b"{}")
+    request = Request("POST", Target("/v1/completions"), (), b"{}")
     exchange = core.begin(request, request_id="req-1", now_s=1e9, wall_s=1.0)
     assert isinstance(exchange, Exchange)
     one = exchange.next_attempt()
     assert isinstance(one, Attempt)
-    return one.url
+    return str(one.url)
 
 
 def test_a_file_becomes_a_table_of_external_upstreams(path: Path) -> None:
@@ -41,8 +43,43 @@ def test_a_file_becomes_a_table_of_external_upstreams(path: Path) -> None:
 
     assert table.stable is not None
     assert table.canary is not None
-    assert table.stable.replicas[0].url == "http://127.0.0.1:8001"
+    assert table.stable.replicas[0].url == "http://127.0.0.1:8001/v1"
     assert (table.canary.external, table.weight_bp, table.salt) == (True, 10_000, "spring")
+
+
+KEYED = """
+service: chat
+stable: {url: "http://127.0.0.1:8001"}
+canary: {url: "https://api.example/v1beta/openai/", model: large, api_key_env: EXAMPLE_KEY}
+weight_bp: 10000
+salt: spring
+"""
+
+
+def test_an_endpoint_in_a_table_has_a_model_name_and_a_key_that_nothing_shows(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXAMPLE_KEY", "sk-1")
+    path.write_text(KEYED)
+    core = make_front(path).core
+
+    assert core.table is not None
+    assert core.table.canary is not None
+    assert (core.table.canary.model, str(core.table.canary.api_key)) == ("large", "api_key_env EXAMPLE_KEY")
+    assert target(core) == "https://api.example/v1beta/openai/completions"
+    assert "sk-1" not in repr(core.table) + str(core.table.canary.to_json())
+    assert Arm.from_json(core.table.canary.to_json()) == core.table.canary
+
+
+def test_a_key_file_is_found_beside_the_table_and_read_when_it_is_used(path: Path) -> None:
+    path.write_text(KEYED.replace("api_key_env: EXAMPLE_KEY", "api_key_file: key"))
+    (path.parent / "key").write_text("sk-1\n")
+    table = read_table(path, change=1)
+    (path.parent / "key").write_text("sk-2\n")
+
+    assert table.canary is not None
+    assert table.canary.api_key is not None
+    assert table.canary.api_key.read() == "sk-2"
 
 
 def test_a_table_in_a_file_needs_no_lease(path: Path) -> None:
@@ -62,16 +99,27 @@ def test_a_changed_file_is_reloaded(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("weight_bp: [", "not YAML"),
+        ("weight_bp: [", "line 1: expected the node content"),
+        (GOOD + "salt: b", "is given twice"),
+        (GOOD.replace("10000", "010"), "010 is octal in YAML 1.1 and decimal in 1.2; write 10"),
+        (GOOD + "version: on", "on is true in YAML 1.1 and text in 1.2"),
         ("nonsense", "the file"),
         (GOOD + "colour: red", "colour 'red': Extra inputs are not permitted; keys are service, stable"),
         (GOOD.replace("10000", "12000"), "weight_bp 12000: Input should be less than or equal to 10000"),
         (GOOD.replace("10000", "0.5"), "weight_bp 0.5"),
-        (GOOD.replace("http://127.0.0.1:8002", "ftp://x"), "url 'ftp://x' is not http"),
+        (GOOD.replace("http://127.0.0.1:8002", "ftp://x"), "canary.url: 'ftp://x' is not http(s)://"),
         (GOOD.replace("service: chat", "service: Chat Two"), "service 'Chat Two'"),
         ("service: chat\nstable: {url: 'http://a'}\nweight_bp: 5", "weight_bp 5 without a canary"),
         ("service: chat", "stable: Field required"),
         (GOOD.replace("service: chat", "service: other"), "service other is not chat"),
+        (KEYED, "api_key_env EXAMPLE_KEY is not set; export it"),
+        (KEYED.replace("_env: EXAMPLE_KEY", "_file: none"), "none: No such file"),
+        (KEYED.replace("EXAMPLE_KEY", "sk-1"), "canary.api_key_env: String should match"),
+        (
+            KEYED.replace("_env: EXAMPLE_KEY", ": sk-1"),
+            "canary.api_key: Extra inputs are not permitted; keys",
+        ),
+        (KEYED.replace("//api", "//me:sk-1@api"), "canary.url: 'https://…@api.example/v1beta/openai/' holds"),
     ],
 )
 def test_an_invalid_file_is_reported_in_one_line_and_the_last_good_table_stays(
@@ -86,6 +134,7 @@ def test_an_invalid_file_is_reported_in_one_line_and_the_last_good_table_stays(
     assert error is not None
     assert message in error
     assert "\n" not in error
+    assert "sk-1" not in error
     assert core.table is before
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
+from serving.credentials import ControlSecret, DataSecret
 from serving.messages import Arm, Replica, SplitStatus
 from serving.table.route_table import BadSplit, Poll, Split, StaleFencingToken, TableCore
 
@@ -141,7 +143,7 @@ def test_an_external_canary_has_no_fence(service: Service) -> None:
     service.poll("r1")
 
     assert table.canary is not None
-    assert table.canary.replicas == (Replica("https://api.example"),)
+    assert table.canary.replicas == (Replica("https://api.example/v1"),)
     assert service.core.pending_fences() == ()
     assert service.status().how == "acknowledged"
 
@@ -299,7 +301,7 @@ def test_a_restarted_table_has_no_canary_and_a_higher_epoch(service: Service) ->
 
     assert table.epoch > service.core.table().epoch
     assert (table.stable, table.canary) == (service.core.table().stable, None)
-    assert table.secret == "secret"
+    assert table.secret == DataSecret.of("secret")
 
 
 def test_a_restarted_table_waits_one_lease_for_unknown_routers(service: Service) -> None:
@@ -328,7 +330,20 @@ def test_a_router_that_polls_with_the_old_epoch_has_news(service: Service) -> No
 
 
 def test_the_text_of_a_table_hides_the_secret(service: Service) -> None:
-    assert "secret" not in repr(service.core.table())
+    shown = repr(service.core.table())
+
+    assert "'secret'" not in shown
+    assert DataSecret.of("secret").text not in shown
+
+
+def test_routers_get_the_data_secret_and_nothing_from_which_the_control_secret_follows(
+    service: Service,
+) -> None:
+    sent = pickle.dumps(service.core.table())
+
+    assert DataSecret.of("secret").text.encode() in sent
+    assert ControlSecret.of("secret").text.encode() not in sent
+    assert b"\x06secret\x94\x8c\x06secret" not in sent
 
 
 def test_routers_that_stopped_polling_are_forgotten(service: Service) -> None:

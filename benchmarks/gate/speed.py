@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.gate_traffic import STABLE_FIRST, Case, simulate
+from benchmarks.gate.traffic import STABLE_FIRST, Case, simulate
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
 from evaluation.policy.gates import StagePlan

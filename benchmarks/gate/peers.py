@@ -6,13 +6,15 @@ rows drawn while the canary had a share, as such tools do.
   samples on
 - Mann-Whitney at every look: one-sided, tie-corrected, normal approximation, alpha_metric each time
 - fixed horizon: the same test once, at `FIXED_N` canary requests
-- Wald: the sequential likelihood ratio with both arms known exactly, the lower bound of any method
+- Wald: the sequential likelihood ratio of the coin with both arms known exactly, at alpha_metric
+- Wald, tolerance: the same against the worst canary that `default` tolerates: the limit of any method that
+  must not roll that one back
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln
 
-from benchmarks.gate_traffic import (
+from benchmarks.gate.traffic import (
     FRAILTY_SHAPE,
     MEDIAN_MS,
     QUALITY_WEIGHT,
@@ -38,6 +40,7 @@ LOOK = 20  # canary requests between two looks
 MIN_SAMPLES = 50
 FIXED_N = 4000
 BINS = 400
+RATE_TOLERATED, SCALE_TOLERATED, QUALITY_TOLERATED = 1.25, 1.1, 0.025
 HIGHER_IS_WORSE = {"error": True, "latency_ms": True, "quality": False, "hallucinated": True}
 
 
@@ -49,6 +52,7 @@ class Alarms:
     mann_whitney: int | None
     fixed_horizon: int | None
     wald: int | None
+    wald_tolerated: int | None
 
 
 def alarms(events: Events, *, alpha_metric: float) -> Alarms:
@@ -60,7 +64,7 @@ def alarms(events: Events, *, alpha_metric: float) -> Alarms:
     look = np.maximum(0, (seen - 1) // LOOK) + (arm == 0) * ((seen % LOOK == 0) & (seen > 0))
     looks = int(arm.sum()) // LOOK
     if looks == 0:
-        return Alarms(None, None, None, _wald(events, alpha_metric))
+        return Alarms(None, None, None, _wald(events, alpha_metric), None)
     threshold_alarms = np.zeros(looks, dtype=np.bool_)
     test_alarms = np.zeros(looks, dtype=np.bool_)
     critical = NormalDist().inv_cdf(1 - alpha_metric)
@@ -75,6 +79,21 @@ def alarms(events: Events, *, alpha_metric: float) -> Alarms:
         _first(test_alarms),
         (last + 1) * LOOK if test_alarms[last] else None,
         _wald(events, alpha_metric),
+        _wald(events, alpha_metric, tolerated(events.case.canary, events.case.stable)),
+    )
+
+
+def tolerated(canary: Behaviour, stable: Behaviour) -> Behaviour:
+    """The canary, as far as `default` tolerates its harm: half of each threshold.
+
+    A longer tail is tolerated up to 1.1x of stable's percentiles: see `_log_ratio`.
+    """
+    return Behaviour(
+        error=min(canary.error, RATE_TOLERATED * stable.error),
+        hallucinated=min(canary.hallucinated, RATE_TOLERATED * stable.hallucinated),
+        latency_scale=min(canary.latency_scale, SCALE_TOLERATED),
+        p99_scale=canary.p99_scale,
+        quality=max(canary.quality, stable.quality - QUALITY_TOLERATED),
     )
 
 
@@ -139,41 +158,59 @@ def _first(is_alarm: NDArray[np.bool_]) -> int | None:
     return int(np.argmax(is_alarm) + 1) * LOOK if is_alarm.any() else None
 
 
-def _wald(events: Events, alpha_metric: float) -> int | None:
-    if events.case.kind != "rollback":
-        return None
+def _wald(events: Events, alpha_metric: float, null: Behaviour | None = None) -> int | None:
+    """`null`: the worst canary that must stay; None: one like stable."""
+    case = events.case
+    if case.kind != "rollback" or (null == case.canary and case.canary.p99_scale == 1.0):
+        return None  # no harm, or all of it tolerated
     arm, w = (
         np.asarray(events.columns["arm"], dtype=np.int64),
         np.asarray(events.columns["w"], dtype=np.float64),
     )
-    crossed = np.flatnonzero(np.cumsum(_oracle(events, arm == 1, w)) >= np.log(1 / alpha_metric))
+    crossed = np.flatnonzero(np.cumsum(_oracle(events, arm == 1, w, null)) >= np.log(1 / alpha_metric))
     return int(arm[: crossed[0] + 1][w[: crossed[0] + 1] > 0].sum()) if len(crossed) else None
 
 
-def _oracle(events: Events, canary: NDArray[np.bool_], w: Floats) -> Floats:
+def _oracle(events: Events, canary: NDArray[np.bool_], w: Floats, null: Behaviour | None) -> Floats:
     """Log likelihood ratio of each row's coin given its outcomes, with both arms known exactly.
 
     Sticky units count at their last request, by the counts of their sessions; drift is ignored, as in the
     target.
     """
-    log_ratio = np.zeros(len(w))
-    if events.case.traffic.units == "sticky":
-        last, log_ratio[...] = _session_log_ratio(events)
-        evidence = last & (w > 0)
+    case = events.case
+    evidence = w > 0
+    if case.traffic.units == "sticky":
+        last, ratio = _session_log_ratio(events, case.canary)
+        tolerated_ratio = _session_log_ratio(events, null)[1] if null is not None else np.zeros(len(w))
+        evidence &= last
     else:
+        ratio, tolerated_ratio = np.zeros(len(w)), np.zeros(len(w))
         for column in HIGHER_IS_WORSE:
             if column in events.columns:
                 y = np.asarray(events.columns[column], dtype=np.float64)
-                log_ratio += _log_ratio(column, y, events.case.canary, events.case.stable)
-        evidence = w > 0
-    gain = np.where(canary, log_ratio, 0.0) - np.log1p(w * np.expm1(log_ratio))
+                ratio += _log_ratio(column, y, case.canary, case.stable)
+                if null is not None:
+                    tolerated_ratio += _log_ratio(column, y, null, case.stable, at_most=SCALE_TOLERATED)
+    gain = _gain(ratio, canary, w) - _gain(tolerated_ratio, canary, w)
     return np.where(evidence, gain, 0.0)
 
 
-def _log_ratio(column: str, y: Floats, canary: Behaviour, stable: Behaviour) -> Floats:
+def _gain(log_ratio: Floats, canary: NDArray[np.bool_], w: Floats) -> Floats:
+    """Log of P(the arm given the outcome) over P(the arm), where the canary's outcomes have this ratio."""
+    gain: Floats = np.where(canary, log_ratio, 0.0) - np.log1p(w * np.expm1(log_ratio))
+    return gain
+
+
+def _log_ratio(
+    column: str, y: Floats, canary: Behaviour, stable: Behaviour, *, at_most: float = math.inf
+) -> Floats:
+    """Log density of the canary's outcomes over stable's. `at_most`: a tail is stretched up to this factor,
+    and all beyond it by the factor itself."""
     if column in ("error", "hallucinated"):
         p1, p0 = getattr(canary, column), getattr(stable, column)
-        seen = math.log(p1 / p0) if p0 > 0 else (math.inf if p1 > 0 else 0.0)
+        if p1 == p0:
+            return np.zeros(len(y))
+        seen = math.log(p1 / p0) if p0 > 0 else math.inf
         # A first event where stable has none is proof by itself; 30 nats keep the sum finite.
         return np.where(y > 0, min(seen, 30.0), math.log((1 - p1) / (1 - p0)))
     if column == "quality":
@@ -186,19 +223,23 @@ def _log_ratio(column: str, y: Floats, canary: Behaviour, stable: Behaviour) -> 
     if canary.p99_scale != 1.0:
         g = tail_power(canary.p99_scale)
         back = np.where(z > Z95, Z95 + (z - Z95) / g, z)
-        return np.where(z > Z95, (z**2 - back**2) / 2 - math.log(g), 0.0)
+        stretched = np.where(z > Z95, (z**2 - back**2) / 2 - math.log(g), 0.0)
+        if math.isinf(at_most):
+            return stretched
+        shift = math.log(at_most) / SIGMA
+        return np.where(z - back > shift, z * shift - shift**2 / 2, stretched)
     shift = math.log(canary.latency_scale) / SIGMA
     return z * shift - shift**2 / 2
 
 
-def _session_log_ratio(events: Events) -> tuple[NDArray[np.bool_], Floats]:
+def _session_log_ratio(events: Events, canary: Behaviour) -> tuple[NDArray[np.bool_], Floats]:
     """Each unit's last row, and the ratio of its Gamma-Poisson counts of hallucinations at that row."""
     case = events.case
     unit = np.asarray(events.columns["unit"], dtype=np.int64)
     y = np.asarray(events.columns["hallucinated"], dtype=np.float64)
     people = int(unit.max()) + 1
     count = np.bincount(unit, weights=y, minlength=people)
-    m1, m0 = (case.traffic.per_unit * arm.hallucinated for arm in (case.canary, case.stable))
+    m1, m0 = (case.traffic.per_unit * arm.hallucinated for arm in (canary, case.stable))
     spread = math.log((FRAILTY_SHAPE + m0) / (FRAILTY_SHAPE + m1))
     last = np.zeros(people, dtype=np.int64)
     np.maximum.at(last, unit, np.arange(len(y)))
@@ -209,10 +250,12 @@ def _session_log_ratio(events: Events) -> tuple[NDArray[np.bool_], Floats]:
     return is_last, ratio
 
 
-def summary(times: list[int | None]) -> Mapping[str, float | None]:
+def summary(times: Sequence[int | None]) -> Mapping[str, float | None]:
     """Share of runs with an alarm; median and p90 in canary requests, None where fewer had one."""
     rang = sorted(t for t in times if t is not None)
     n = len(times)
+    if n == 0:
+        return {"rang": 0.0, "median": None, "p90": None}
 
     def quantile(q: float) -> float | None:
         index = int(np.ceil(q * n)) - 1

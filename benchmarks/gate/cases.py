@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from benchmarks.gate_traffic import STABLE, Behaviour, Case, Traffic
+from benchmarks.gate.traffic import STABLE, Behaviour, Case, Traffic
 
 
 def _harm(
@@ -52,10 +52,18 @@ _STEADY = (
     _harm("errors 0 -> 0.5 %", Behaviour(error=0.005), 4000, 560, 560, stable=Behaviour(error=0.0)),
     _harm("latency x1.2", Behaviour(latency_scale=1.2), 4000, 145, 680),
     _harm("latency x1.5", Behaviour(latency_scale=1.5), 600, 45, 70),
+    _harm(
+        "latency x1.2, 5 % errors",
+        Behaviour(latency_scale=1.2, error=0.05),
+        4000,
+        None,
+        None,
+        stable=Behaviour(error=0.05),
+    ),
     _harm("tail only, p99 +20 %", Behaviour(p99_scale=1.2), 6000, 2300, None),
     _harm("tail only, p99 +50 %", Behaviour(p99_scale=1.5), 4000, 600, 1100),
-    _harm("quality -0.05", Behaviour(quality=0.70), 4000, 185, 820),
-    _harm("quality -0.02", Behaviour(quality=0.73), 4000, 1250, None),
+    _harm("quality -0.05", Behaviour(quality=0.70), 4000, 220, None),
+    _harm("quality -0.02", Behaviour(quality=0.73), 4000, 1300, None),
 )
 
 
@@ -90,7 +98,7 @@ _FIRST_RUNG = {"error": 5.0, "hallucination": 3.0, "quality": 0.05, "latency_sha
 PROMOTION = (
     _proof("proves quality > -0.05", 2000, ("quality",), {"quality": 0.05}, median=130),
     _proof("proves shape", 2000, ("latency",), {"latency_shape": 1.2}, median=130),
-    _proof("proves errors < 5x", 2000, ("error",), {"error": 5.0}, median=150),
+    _proof("proves errors < 5x", 2000, ("error",), {"error": 5.0}),
     _proof("proves hallucination < 3x", 2000, ("hallucinated",), {"hallucination": 3.0}),
     _proof(
         "proves all four",
@@ -130,5 +138,22 @@ BOUNDARY = tuple(
     for model, traffic in UNIT_MODELS.items()
     if model != "fallback of the slowest 5 %" or metric == "latency"
 )
+
+#: Medians to reach at the crossing itself, before it is rounded up to a look.
+CROSSINGS: Mapping[str, Mapping[str, float]] = {
+    "quality -0.05": {"strict_crossing": 205},
+    "proves errors < 5x": {"proven_crossing": 150},
+}
+
+#: Share by which the median may exceed that of commit 7f28581; else 5 %. Failures now count as slowest.
+MORE_THAN_BEFORE: Mapping[str, float] = {
+    "latency x1.2": 0.12,
+    "latency x1.5": 0.12,
+    "latency x1.2, drift": 0.12,
+    "tail only, p99 +20 %": 0.12,
+    "tail only, p99 +50 %": 0.12,
+    "latency x1.2, 5 % errors": 0.20,
+}
+STICKY_STRICT_MORE = 0.20
 
 CASES: Mapping[str, Case] = {case.name: case for case in (*NO_HARM, *HARM, *PROMOTION, *BOUNDARY)}

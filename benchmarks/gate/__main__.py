@@ -1,0 +1,131 @@
+"""Benchmark of the gate: `make bench-gate`.
+
+    python -m benchmarks.gate [--quick] [--cases REGEX] [--reps N] [--jobs N] [--minutes N] [--help]
+
+Runs are appended to `benchmarks/out/gate/` under a digest of the gate's results, so that an interrupted run
+resumes, `--cases` measures a part, and rows of another gate are never mixed in: a change of any bit of a
+result starts anew. The tables hold everything measured under the present digest; those of `--quick` are a
+preview and go to `benchmarks/out/gate/`. Exits 1 when a goal was missed, 2 when no case has such a name. The
+whole takes a bit more than an hour on two quiet cores, `--quick` some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from benchmarks.gate.cases import CASES
+from benchmarks.gate.digest import gate_digest
+from benchmarks.gate.published import QUICK_REPS, REPS, beside_baseline, measure_case, summarise
+from benchmarks.gate.records import Item, Records, by_name, measure, slug
+from benchmarks.gate.report import as_json, as_markdown
+from benchmarks.gate.speed import measure_speed
+from benchmarks.gate.traffic import Case
+from benchmarks.gate.trial_cases import TRIALS
+
+ROOT = Path(__file__).parent.parent
+BASELINE = ROOT / "results" / "gate_7f28581.json"
+HORIZON = 2000
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns 1 when a goal was missed."""
+    args = _parser().parse_args(argv)
+    cases = [_shortened(case, args.horizon) for case in CASES.values()]
+    items = by_name([*_case_items(cases, args), *_trial_items(args)])
+    chosen = [item for name, item in items.items() if re.search(args.cases, name)]
+    if not chosen:
+        print(f"no case matches {args.cases!r}; there are {', '.join(items)}", file=sys.stderr)
+        return 2
+    digest = gate_digest()
+    records = Records(ROOT / "out" / "gate" / digest)
+    measure(chosen, records, time.monotonic() + args.minutes * 60, jobs=args.jobs)
+    result = as_json(
+        _case_lines(cases, items, records),
+        {trial.name: (trial, records.read(items[trial.name].file)) for trial in TRIALS.values()},
+        measure_speed() if not args.no_speed else {},
+        digest=digest,
+    )
+    text = as_markdown(result)
+    json_path = args.json or ROOT / ("out/gate/quick.json" if args.quick else "results/gate.json")
+    markdown_path = args.markdown or json_path.with_suffix(".md")
+    for path, content in ((json_path, json.dumps(result, indent=1) + "\n"), (markdown_path, text)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    print(text)
+    parts = {**result["cases"], **result["trials"]}
+    missed = [name for name in parts if parts[name]["reached"] is False and name in {i.name for i in chosen}]
+    print(f"missed goals: {'; '.join(missed)}" if missed else "every goal that was measured was reached")
+    return 1 if missed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few runs of each: a preview, not a result")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="measure only names that match")
+    parser.add_argument("--horizon", type=int, default=HORIZON, help="canary requests of a no-harm run")
+    parser.add_argument("--reps", type=int, default=sys.maxsize, help="maximum runs of each")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to resume")
+    parser.add_argument("--jobs", type=int, default=2, help="processes; one core each")
+    parser.add_argument("--no-speed", action="store_true", help="skip the timings")
+    parser.add_argument(
+        "--json", type=Path, help="default: results/gate.json; with --quick out/gate/quick.json"
+    )
+    parser.add_argument("--markdown", type=Path, help="default: beside the JSON")
+    return parser
+
+
+def _shortened(case: Case, horizon: int) -> Case:
+    """A no-harm case without a ramp, cut to at most so many canary requests; else the case itself."""
+    if case.kind != "no_harm" or case.traffic.ramp or horizon >= case.canary_requests:
+        return case
+    return replace(case, canary_requests=horizon)
+
+
+def _case_items(cases: list[Case], args: argparse.Namespace) -> list[Item]:
+    reps = QUICK_REPS if args.quick else REPS
+    return [
+        Item(
+            case.name,
+            f"{slug(case.name)}-{case.canary_requests}",
+            min(reps[case.kind], args.reps),
+            partial(measure_case, case),
+        )
+        for case in cases
+    ]
+
+
+def _trial_items(args: argparse.Namespace) -> list[Item]:
+    return [
+        Item(
+            trial.name,
+            f"trial-{slug(trial.name)}",
+            0 if trial.skipped else min(trial.quick_runs if args.quick else trial.runs, args.reps),
+            trial.measure,
+        )
+        for trial in TRIALS.values()
+    ]
+
+
+def _case_lines(
+    cases: list[Case], items: Mapping[str, Item], records: Records
+) -> dict[str, dict[str, object]]:
+    baseline = json.loads(BASELINE.read_text(encoding="utf-8"))["cases"]
+    lines = {}
+    for case in cases:
+        rows = records.read(items[case.name].file)
+        lines[case.name] = summarise(case, rows)
+        if rows and case.name in baseline:
+            lines[case.name] |= beside_baseline(baseline[case.name], rows)
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Seeded traffic of users for the trials: habits, conversations of unequal length, missing and coarse values.
+
+A `World` is what two arms do to their users; `columns_of(world, seed)` draws one run of it, as columns for
+`evaluation.offline.backtest.run`. The common baseline is that of `traffic.py`: errors 1 %, hallucination 3 %,
+latency lognormal (median 800 ms, sigma 0.5), quality Beta (mean 0.75, sd 0.2), time to first token about a
+quarter of the latency. Sticky: a user is a conversation with its own failure rate, speed and mean quality.
+
+Invariant: nothing here imports the gate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gate.traffic import FRAILTY_SHAPE, MEDIAN_MS, QUALITY_WEIGHT, Floats, Ints, Rng
+
+Columns = dict[str, NDArray[np.generic]]
+
+GAP_S = 20.0  # mean pause between two requests of one user
+REJECTED_MS = 5.0  # a 4xx is answered at once
+REFUSED_MS = 20.0  # a 5xx, unless the request was among the slowest
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What one arm does. Rates in [0, 1] of its requests; scales are factors of the common baseline."""
+
+    error: float = 0.01
+    fails_slowest: float = 0.0  # this share, the slowest of all requests, ends in a time-out
+    fails_below: float = 0.0  # answers of lower quality than this fail instead, and have no score
+    fails_hard: bool = False  # hard prompts fail; else they are answered slower and worse
+    rejected: float = 0.0  # 4xx on the first attempt
+    hallucinated: float = 0.03
+    quality: float = 0.75
+    latency_scale: float = 1.0
+    after_first_token: float = 1.0  # factor of the time after the first token: shorter answers
+    turns: float = 3.0  # mean requests of a conversation, 1 + Poisson
+    deeper: float = 0.0  # relative growth of the latency with each further turn
+    falls_back: float = 0.0  # share of requests that stable answers for it
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Two arms and their traffic. `late`: the canary behaves like stable until this many canary requests.
+
+    `users_*`: shares of the units (users when sticky, else requests) that have a property on both arms.
+    """
+
+    sticky: bool
+    stable: Arm = Arm()
+    canary: Arm = Arm()
+    w: float = 0.2
+    canary_requests: int = 2500
+    stable_first: int = 1500  # requests of stable before the canary
+    rate_per_s: float = 1.0
+    sigma: float = 0.5  # of the logarithm of latency
+    users_without_stream: float = 0.0
+    users_failing: float = 0.0
+    users_falling_back: float = 0.0
+    users_judged: float = 1.0
+    judged: float = 1.0  # share of answers with a score, at random
+    hard: float = 0.0  # share of prompts that are hard
+    resolution_s: float = 0.0  # time stamps are cut to it, and equal ones sorted by arm; 0: exact
+    step_ms: float = 0.0  # latency comes in multiples of it, times the arm's scale; 0: exact
+    score_step: float = 0.0  # scores come in multiples of it; 0: exact
+    late: int = 0
+    stages: int = 1  # 2: the second begins at `late`
+    metrics: tuple[str, ...] = ("error", "rejected", "latency_ms", "ttft_ms", "quality", "hallucinated")
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether both arms are described alike."""
+        return self.stable == self.canary
+
+
+def columns_of(world: World, seed: Sequence[int]) -> Columns:
+    """One run: columns of equal length, rows in order of time."""
+    rng = np.random.default_rng(list(seed))
+    rows = _sticky(world, rng) if world.sticky else _single(world, rng)
+    outcomes = _outcomes(world, rows, rng)
+    t_s = rows.t_s
+    if world.resolution_s > 0.0:
+        t_s = np.floor(t_s / world.resolution_s) * world.resolution_s
+    columns: Columns = {
+        "t_s": t_s,
+        "unit": rows.unit,
+        "arm": rows.arm,
+        "w": rows.w,
+        "assigned_by": np.full(len(t_s), "sticky" if world.sticky else "request"),
+        "request_id": np.arange(len(t_s)),
+        **outcomes,
+    }
+    if world.stages > 1:
+        columns["stage"] = rows.is_late.astype(np.int64)
+    if world.resolution_s > 0.0:
+        order = np.lexsort((rows.arm, t_s))
+        columns = {name: column[order] for name, column in columns.items()}
+    return columns
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    t_s: Floats
+    unit: Ints  # 0, 1, ...: also the index of the unit's habits
+    turn: Ints  # from 0
+    arm: Ints
+    w: Floats
+    is_late: NDArray[np.bool_]  # the canary's own behaviour has begun
+    units: int
+
+
+def _single(world: World, rng: Rng) -> _Rows:
+    drawn = math.ceil(world.canary_requests / world.w)
+    n = world.stable_first + drawn
+    w = np.where(np.arange(n) < world.stable_first, 0.0, world.w)
+    arm = (rng.random(n) < w).astype(np.int64)
+    t_s = np.cumsum(rng.exponential(1.0 / world.rate_per_s, n))
+    is_late = np.cumsum(arm) > world.late if world.late else np.ones(n, dtype=np.bool_)
+    return _Rows(t_s, np.arange(n), np.zeros(n, dtype=np.int64), arm, w, is_late, n)
+
+
+def _sticky(world: World, rng: Rng) -> _Rows:
+    """Users arrive one after another; each has one conversation, on the arm of its only draw."""
+    before = math.ceil(world.stable_first / world.stable.turns)
+    drawn = math.ceil(world.canary_requests / (world.w * world.canary.turns))
+    users = before + drawn
+    w = np.where(np.arange(users) < before, 0.0, world.w)
+    arm = (rng.random(users) < w).astype(np.int64)
+    late_user = np.ones(users, dtype=np.bool_)
+    if world.late:
+        late_user = np.cumsum(arm) > world.late / world.stable.turns
+    is_other = (arm == 1) & late_user
+    turns = 1 + rng.poisson(np.where(is_other, world.canary.turns, world.stable.turns) - 1.0)
+    start_s = np.cumsum(rng.exponential(world.stable.turns / world.rate_per_s, users))
+    user = np.repeat(np.arange(users), turns)
+    first = np.concatenate(([0], np.cumsum(turns)[:-1]))
+    turn = np.arange(len(user)) - np.repeat(first, turns)
+    gaps = np.where(turn == 0, 0.0, rng.exponential(GAP_S, len(user)))
+    waited = np.cumsum(gaps)
+    t_s = start_s[user] + waited - waited[first][user]
+    order = np.argsort(t_s, kind="stable")
+    user, turn = user[order], turn[order]
+    return _Rows(t_s[order], user, turn, arm[user], w[user], late_user[user], users)
+
+
+def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
+    n = len(rows.t_s)
+    canary = (rows.arm == 1) & rows.is_late
+
+    def of_arm(name: str) -> Floats:
+        return np.where(canary, float(getattr(world.canary, name)), float(getattr(world.stable, name)))
+
+    rate, speed, within, liking = _habits(world, rows, rng)
+    z = speed + within * rng.standard_normal(n)
+    is_hard = rng.random(n) < world.hard
+    too_slow = z > _upper_quantile(of_arm("fails_slowest"))
+    failed = (rng.random(n) < of_arm("error") * rate) | too_slow | (is_hard & (of_arm("fails_hard") > 0))
+    failed |= _has(world.users_failing, rows, rng)
+    mean = np.clip(of_arm("quality") + liking - 0.25 * is_hard, 0.02, 0.98)
+    quality = rng.beta(QUALITY_WEIGHT * mean, QUALITY_WEIGHT * (1 - mean))
+    failed |= quality < of_arm("fails_below")
+    rejected = ~failed & (rng.random(n) < of_arm("rejected") * rate)
+    scale = of_arm("latency_scale") * np.where(is_hard, 2.0, 1.0) * (1.0 + of_arm("deeper")) ** rows.turn
+    whole_ms = MEDIAN_MS * np.exp(world.sigma * z) * scale
+    latency_ms = whole_ms * (0.25 + 0.75 * of_arm("after_first_token"))
+    ttft_ms = np.minimum(0.25 * whole_ms * np.exp(0.2 * rng.standard_normal(n)), latency_ms)
+    latency_ms = np.where(failed & ~too_slow, REFUSED_MS, latency_ms)
+    latency_ms = np.where(rejected, REJECTED_MS, latency_ms)
+    if world.step_ms > 0.0:
+        # Before the scale: a rounded canary would not be slower throughout.
+        factor = of_arm("latency_scale")
+        latency_ms = np.maximum(np.round(latency_ms / factor / world.step_ms), 1.0) * world.step_ms * factor
+    unanswered = failed | rejected
+    if world.score_step > 0.0:
+        # Rounded at random, which keeps the mean.
+        quality = np.floor(quality / world.score_step + rng.random(n)) * world.score_step
+        quality = np.minimum(quality, 1.0)
+    is_judged = _has(world.users_judged, rows, rng) & (rng.random(n) < world.judged)
+    no_score = unanswered | ~is_judged
+    no_stream = unanswered | _has(world.users_without_stream, rows, rng)
+    hallucinated = (rng.random(n) < of_arm("hallucinated") * rate).astype(np.float64)
+    fell_back = (rows.arm == 1) & (
+        _has(world.users_falling_back, rows, rng) | (rng.random(n) < of_arm("falls_back"))
+    )
+    every: Columns = {
+        "error": failed.astype(np.float64),
+        "rejected": rejected.astype(np.float64),
+        "latency_ms": latency_ms,
+        "ttft_ms": np.where(no_stream, np.nan, ttft_ms),
+        "quality": np.where(no_score, np.nan, quality),
+        "hallucinated": np.where(no_score, np.nan, hallucinated),
+        "fell_back": fell_back.astype(np.float64),
+    }
+    return {name: every[name] for name in world.metrics}
+
+
+def _habits(world: World, rows: _Rows, rng: Rng) -> tuple[Floats, Floats, float, Floats]:
+    """Factor of the rates, latency in sigmas, spread within a unit, and shift of the quality, of each row."""
+    n = len(rows.t_s)
+    if not world.sticky:
+        return np.ones(n), np.zeros(n), 1.0, np.zeros(n)
+    rate = rng.gamma(FRAILTY_SHAPE, 1 / FRAILTY_SHAPE, rows.units)
+    speed = rng.normal(0.0, 0.5, rows.units)
+    return rate[rows.unit], speed[rows.unit], math.sqrt(0.75), rng.normal(0.0, 0.08, rows.units)[rows.unit]
+
+
+def _has(share: float, rows: _Rows, rng: Rng) -> NDArray[np.bool_]:
+    """Whether each row's unit has a property that this share of the units has."""
+    if share in (0.0, 1.0):
+        return np.full(len(rows.t_s), share == 1.0)
+    return (rng.random(rows.units) < share)[rows.unit]
+
+
+def _upper_quantile(share: Floats) -> Floats:
+    """The standard normal value that this share exceeds; infinite for 0."""
+    values, which = np.unique(share, return_inverse=True)
+    cuts = [math.inf if value == 0.0 else NormalDist().inv_cdf(1.0 - value) for value in values.tolist()]
+    return np.array(cuts)[which]

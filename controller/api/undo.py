@@ -1,0 +1,112 @@
+"""Undo: an earlier version of a service again, by one command and without proof. Which one, and its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from controller.api.proposal import new_rollout_id, preflight_s, version_ref
+from controller.auth import Identity
+from controller.errors import BadInput
+from controller.rollout.machine import begin
+from controller.rollout.plan import UNDO_PREFIX, Plan
+from controller.rollout.state import Phase, RolloutState
+from controller.spec.service import dump
+from controller.store.row_specs import fingerprint_of, service_spec, version_spec
+from controller.store.rows import ServiceRow, VersionRow
+
+# The replaced version stays loaded for so long after the switch: the error guard can still return to it.
+BAKE_S = 60.0
+SHOWN = 5
+
+
+def predecessor(attempts: Sequence[RolloutState]) -> str | None:
+    """The version that the canary of these rollouts replaced; None: it was never promoted.
+
+    attempts: all rollouts of one version, newest first. A version that an undo brought back is its own
+    predecessor: what it replaced is what somebody wanted to be rid of.
+    """
+    for state in attempts:
+        if _has_promoted(state):
+            return state.canary.id if state.plan.undo else state.stable.id
+    return None
+
+
+def earlier_versions(history: Sequence[RolloutState], stable: str) -> tuple[str, ...]:
+    """Versions that have served, newest first, without `stable`."""
+    served: dict[str, None] = {}
+    for state in history:
+        if _has_promoted(state):
+            served[state.canary.id] = None
+        served[state.stable.id] = None
+    return tuple(version for version in served if version != stable)
+
+
+def undone_by(history: Sequence[RolloutState], version: str) -> RolloutState | None:
+    """The undo that took `version` out of service, if it did not serve again since; None: there is none."""
+    for state in history:
+        if not state.is_final or not _has_promoted(state):
+            continue
+        if state.canary.id == version:
+            return None
+        if state.plan.undo and state.stable.id == version:
+            return state
+    return None
+
+
+def named_version(name: str, service: str, known: Sequence[str]) -> str:
+    """The one of `known` that is `name` or begins with it. Raises BadInput, naming those that have served."""
+    found = [version for version in known if version == name] or [
+        version for version in known if version.startswith(name)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BadInput(f"version {name} is ambiguous: {', '.join(found[:SHOWN])}; write more of it")
+    served = f"that have: {', '.join(known[:SHOWN])}" if known else "no other has"
+    raise BadInput(f"version {name} has not served in {service} ({served}); deploy it instead")
+
+
+def begin_undo(
+    row: ServiceRow, stable: VersionRow, target: VersionRow, identity: Identity, reason: str, *, now_s: float
+) -> tuple[RolloutState, dict[str, Any]]:
+    """The rollout of an undo from `stable` to `target`, and the request to be stored with it."""
+    policy, before, after = service_spec(row).policy, version_spec(stable), version_spec(target)
+    scales = not (before.is_external or after.is_external)
+    plan = Plan(
+        risk="none",
+        reasons=(f"by {identity.name} ({identity.role.value}): {reason or 'no reason given'}",),
+        stages=(),
+        holdback_bp=0,
+        bake_s=BAKE_S,
+        preflight_s=preflight_s(fingerprint_of(target)),
+        load_s=policy.load_timeout,
+        smoke_s=policy.smoke_timeout,
+        promote_s=policy.promote_timeout,
+        drain_s=policy.drain_timeout,
+        unload_s=policy.unload_timeout,
+        unreadable_s=policy.unreadable_timeout,
+        unready_s=policy.unready_timeout,
+        replicas=after.replicas if scales else None,
+        stable_replicas=before.replicas if scales else None,
+        undo=True,
+    )
+    refs = version_ref(stable), version_ref(target)
+    id = new_rollout_id(UNDO_PREFIX)
+    state = begin(id, row.name, stable=refs[0], canary=refs[1], plan=plan, now_s=now_s)
+    request = {
+        "undo": target.id,
+        "version": dump(after),
+        "policy": dump(policy),
+        "gate": policy.gate_policy().to_mapping(),
+        "stages": [],
+        "actor": identity.name,
+        "reason": reason,
+    }
+    return state, request
+
+
+def _has_promoted(state: RolloutState) -> bool:
+    """True: the rollout made its canary the stable version."""
+    is_over = state.phase in (Phase.SUCCEEDED, Phase.FAILED)
+    return is_over and not state.plan.twin and state.serving == state.canary.id

@@ -1,0 +1,228 @@
+"""A backtest as people and programs read it: the decision, what was judged, what was not, and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from controller.cli.backtest_plan import Needed
+from controller.cli.evidence_files import EvidenceFile
+from controller.cli.output import number, table
+from controller.quantities import FULL_BP, percent
+from evaluation.metrics import CATALOGUE
+from evaluation.offline.backtest import BacktestResult
+from evaluation.offline.names import COLUMNS
+from evaluation.policy.policy import GatePolicy
+from evaluation.report import GateReport, Verdict
+
+QUESTIONS = {"rollback": "worse?", "promotion": "proven?", "guard": "fair split?"}
+ANSWERS = {
+    ("rollback", Verdict.FAIL): "YES",
+    ("rollback", Verdict.UNDECIDED): "not shown",
+    ("promotion", Verdict.PASS): "yes",
+    ("promotion", Verdict.UNDECIDED): "not yet",
+    ("guard", Verdict.UNDECIDED): "yes",
+    ("guard", Verdict.INVALID): "NO",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A result with its file and what it was asked to judge. `allowed`: why unjudged gates do not block."""
+
+    evidence: EvidenceFile
+    policy: GatePolicy
+    result: BacktestResult
+    needed: Needed
+    allowed: str | None  # None: they block
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Gates that nothing is known of; streaming times only where the user's policy names them."""
+        either = self.needed.named | self.needed.preset
+        return tuple(name for name in self.result.not_judged if name in either)
+
+    def metric_of(self, gate: str) -> str:
+        """The metric that a gate tests."""
+        metrics = {found.name: found.metric for found in self.policy.gates}
+        metrics |= {found.name: found.metric for found in self.policy.observed_ranges}
+        return metrics[gate]
+
+
+def as_json(shown: Shown) -> dict[str, object]:
+    """The result in JSON types; infinite and NaN values are null."""
+    result, evidence = shown.result, shown.evidence
+    return {
+        "decision": result.decision,
+        "metric": result.metric,
+        "canary_requests": result.canary_requests,
+        "t_s": _finite(result.t_s),
+        "policy": shown.policy.name,
+        "alpha": shown.policy.alpha,
+        "rows": evidence.rows,
+        "log_e": dict(result.log_e),
+        "intervals": {name: [_finite(bound) for bound in pair] for name, pair in result.intervals.items()},
+        "proofs": dict(result.proofs),
+        "gates": [_gate_as_json(report) for report in result.gates],
+        "stages": [
+            {
+                "stage": stage.stage,
+                "weight": stage.weight,
+                "canary_requests": stage.canary_requests,
+                "verdict": stage.verdict.value,
+                "missing": list(stage.missing),
+            }
+            for stage in result.stages
+        ],
+        "reasons": list(result.reasons),
+        "not_judged": list(shown.unjudged),
+        "allow_unjudged": shown.allowed,
+        "ignored_columns": list(evidence.ignored),
+        "notes": list(evidence.notes),
+    }
+
+
+def _gate_as_json(report: GateReport) -> dict[str, object]:
+    return {
+        "gate": report.gate,
+        "side": report.side,
+        "verdict": report.verdict.value,
+        "log_e": report.log_e,
+        "limit": _finite(report.limit),
+        "stable": report.stable,
+        "canary": report.canary,
+        "n_stable": report.n_stable,
+        "n_canary": report.n_canary,
+        "effective_units": report.effective_units,
+        "decided_canary": report.decided_canary,
+        "is_alarm": report.is_alarm,
+        "reason": report.reason,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def as_table(shown: Shown) -> RenderableType:
+    """The decision in one line, what was not judged, the stages, then a row for each gate and side."""
+    ranges = {gate.name for gate in shown.policy.observed_ranges}
+    lines = [Text(headline(shown))]
+    if shown.unjudged:
+        lines.append(Text(unjudged_line(shown), style="bold magenta"))
+    parts: list[RenderableType] = [*lines, ""]
+    if len(shown.result.stages) > 1:
+        parts += [_stage_grid(shown.result), ""]
+    return Group(*parts, _gate_grid(shown.result.gates, ranges))
+
+
+def headline(shown: Shown) -> str:
+    """The decision, what it rests on, and how much of it."""
+    result = shown.result
+    basis = f"(policy {result.policy}, {shown.evidence.rows} rows)"
+    count = f"after {result.canary_requests} canary requests"
+    match result.decision:
+        case "rollback":
+            return f"ROLLBACK by {result.metric} {count} {basis}"
+        case "promote":
+            return f"PROMOTE: {', '.join(result.proofs)} proven {count} {basis}"
+        case "invalid":
+            return f"INVALID: {'; '.join(result.reasons)} {basis}"
+        case "undecided":
+            return f"UNDECIDED {count}: {_open_reasons(shown)} {basis}"
+
+
+def _open_reasons(shown: Shown) -> str:
+    """What is still to be proven; the gates that have nothing to judge stand on a line of their own."""
+    reasons = [reason for reason in shown.result.reasons if "NOT JUDGED" not in reason]
+    if reasons:
+        return "; ".join(reasons)
+    if len(shown.result.reasons) > 0:
+        proven = ", ".join(shown.result.proofs) or "nothing"
+        return f"{proven} proven, {len(shown.result.reasons)} of the policy's gates not judged"
+    return "nothing to prove"
+
+
+def unjudged_line(shown: Shown) -> str:
+    """The gates that nothing is known of, and the metric that each would need."""
+    gates = ", ".join(f"{gate} (no {shown.metric_of(gate)})" for gate in shown.unjudged)
+    return f"NOT JUDGED: {gates}" + (f"; allowed: {shown.allowed}" if shown.allowed is not None else "")
+
+
+def next_step(shown: Shown) -> str:
+    """What to do, in one line."""
+    blocking = shown.needed.blocking(is_acknowledged=shown.allowed is not None)
+    unjudged = [gate for gate in shown.unjudged if gate in blocking]
+    metrics = ", ".join(dict.fromkeys(shown.metric_of(gate) for gate in unjudged))
+    match shown.result.decision:
+        case "undecided" if unjudged and not set(unjudged) & shown.needed.named:
+            return f"next: add {metrics}, or accept that it is unknown: --allow-unjudged REASON"
+        case "undecided" if unjudged:
+            named = [gate for gate in unjudged if gate in shown.needed.named]
+            return f"next: add {metrics}; or remove the gate from the policy: {named[0]}: null"
+        case "undecided":
+            return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
+        case "invalid":
+            return "next: mend the recording (docs/backtest.md, what makes a file invalid)"
+        case "rollback":
+            return (
+                "next: --plot FILE.png shows when; a harm you accept is a gate's tolerance (docs/policy.md)"
+            )
+        case "promote":
+            return "next: --policy strict tolerates nothing; --plot FILE.png shows each proof"
+
+
+def _stage_grid(result: BacktestResult) -> RenderableType:
+    grid = table("stage", "weight", "canary", "verdict", "missing")
+    for stage in result.stages:
+        grid.add_row(
+            str(stage.stage),
+            percent(round(stage.weight * FULL_BP)),
+            str(stage.canary_requests),
+            stage.verdict.value,
+            "; ".join(stage.missing) or "-",
+        )
+    return grid
+
+
+def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableType:
+    """One line for each question of each gate: the answer, the evidence of its limit, after how many."""
+    grid = table("gate", "question", "answer", "evidence", "stable", "canary", "after", "why")
+    for report in reports:
+        question = "alarm: worse?" if report.is_alarm else QUESTIONS[report.side]
+        count = report.decided_canary
+        grid.add_row(
+            report.gate,
+            "in stable's range?" if report.gate in ranges else question,
+            ANSWERS.get((report.side, report.verdict), report.verdict.value),
+            f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
+            number(report.stable),
+            number(report.canary),
+            "-" if count is None else str(count),
+            _why(report),
+        )
+    return grid
+
+
+def _why(report: GateReport) -> str:
+    """The reason without what the other cells say already."""
+    if report.side == "rollback" and report.verdict is Verdict.UNDECIDED:
+        return ""
+    reason = report.reason.removeprefix(report.gate).removeprefix(":").strip()
+    return reason.removesuffix(" not proven yet").removesuffix(" proven")
+
+
+def columns_table() -> RenderableType:
+    """Every column that a file may have."""
+    grid = table("column", "unit", "what it holds")
+    needed = {"t_s": "required", "arm": "required", "w": "required, or --w"}
+    for name, what in COLUMNS.items():
+        grid.add_row(name, needed.get(name, "optional"), what)
+    for metric in CATALOGUE.values():
+        unit = "0 or 1" if metric.unit.startswith("share") else metric.unit
+        grid.add_row(metric.name, unit, metric.what)
+    return Group(grid, "", "A row is one request. An empty cell, null, NA, NaN and - are missing values.")

@@ -1,0 +1,121 @@
+"""One cell of an evidence file as a value: numbers, percentages, times, yes and no, status codes, arms.
+
+A function returns NaN for a missing cell and None for one that it cannot read, so that the caller names the
+line and the remedy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+MISSING = frozenset({"", "-", "--", "na", "n/a", "nan", "nat", "null", "none"})
+FLAGS = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
+STABLE_WORDS = ("stable", "control", "baseline", "a")
+CANARY_WORDS = ("canary", "treatment", "candidate", "b")
+ARMS = {**dict.fromkeys(STABLE_WORDS, 0.0), **dict.fromkeys(CANARY_WORDS, 1.0), "0": 0.0, "1": 1.0}
+#: Seconds of one unit, as `--map latency_ms=duration:s` names it.
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+EPOCH_UNITS = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (math.inf, "ns"))  # below this: seconds since 1970
+#: Words of a status or a finish reason that mean an event, by metric; the words that mean none.
+EVENT_WORDS: Mapping[str, frozenset[str]] = {
+    "error": frozenset({"error", "failure", "failed", "fail", "timeout"}),
+    "truncated": frozenset({"length", "max_tokens"}),
+    "flagged": frozenset({"content_filter"}),
+    "cancelled": frozenset({"cancelled", "canceled", "aborted"}),
+}
+PLAIN_WORDS = frozenset(
+    {
+        "success", "ok", "succeeded", "completed", "default", "debug", "warning", "info",
+        "stop", "end_turn", "stop_sequence", "tool_calls", "tool_use", "function_call",
+    }
+)  # fmt: skip
+
+
+def is_missing(value: object) -> bool:
+    """Whether the cell holds no value: empty, null, NaN, NA, - ..."""
+    if value is None or value != value:
+        return True
+    return isinstance(value, str) and value.strip().lower() in MISSING
+
+
+def number(value: object, *, has_decimal_commas: bool = False) -> float | None:
+    """The cell as a float; `5%` is 0.05, yes and true are 1. None: not a number."""
+    if is_missing(value):
+        return math.nan
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in FLAGS:
+            return FLAGS[word]
+        if has_decimal_commas and word.count(",") == 1:
+            word = word.replace(",", ".")
+        scale = 0.01 if word.endswith("%") else 1.0
+        try:
+            return float(word.removesuffix("%").replace("_", "x")) * scale
+        except ValueError:
+            return None
+    try:
+        return float(value) if isinstance(value, bool | int | float | Decimal) else None
+    except OverflowError:
+        return None
+
+
+def length_s(value: object, unit: str, *, has_decimal_commas: bool = False) -> float | None:
+    """A length of time in seconds; unit: of a plain number, one of `UNITS`. None: not a length."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    found = number(value, has_decimal_commas=has_decimal_commas)
+    return None if found is None else found * UNITS[unit]
+
+
+def time_s(value: object) -> float | None:
+    """Seconds since the epoch of a date, or an ISO or nginx time; UTC unless it has a zone. None: no time.
+
+    A number is no time here: of a column of numbers, `epoch_unit` tells seconds from milliseconds.
+    """
+    if is_missing(value):
+        return math.nan
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            value = datetime.fromisoformat(text)
+        except ValueError:
+            try:
+                value = datetime.strptime(text.strip("[]"), "%d/%b/%Y:%H:%M:%S %z")
+            except ValueError:
+                return None
+    if not isinstance(value, datetime):
+        return None
+    return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+
+
+def epoch_unit(seconds: float) -> str:
+    """The unit of a number that is a time since the epoch: 1.78e9 is in s, 1.78e12 in ms."""
+    return next(unit for limit, unit in EPOCH_UNITS if abs(seconds) < limit)
+
+
+def event(metric: str, value: object) -> float | None:
+    """1 where the cell says that the event happened, else 0; a status code or a status word is understood.
+
+    error: 5xx and 429. rejected: any other 4xx. cancelled: 499 (nginx: the client closed). None: unclear.
+    """
+    if isinstance(value, str) and (word := value.strip().lower()) not in MISSING:
+        if word in EVENT_WORDS.get(metric, ()):
+            return 1.0
+        if word in PLAIN_WORDS or any(word in words for words in EVENT_WORDS.values()):
+            return 0.0
+    found = number(value)
+    if found is None or math.isnan(found) or not 100.0 <= found <= 599.0 or found != int(found):
+        return found
+    code = int(found)
+    match metric:
+        case "error":
+            return float(code >= 500 or code == 429)
+        case "rejected":
+            return float(400 <= code < 500 and code not in (429, 499))
+        case "cancelled":
+            return float(code == 499)
+        case _:
+            return found

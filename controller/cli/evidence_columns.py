@@ -1,0 +1,210 @@
+"""Columns of an evidence file as arrays: arms, times, numbers, names. A bad cell is refused with its line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controller.cli import evidence_cells as cells
+from controller.cli.evidence_formats import RawTable
+from controller.cli.evidence_sources import PRESENT, KnownLog, Source, Term
+from controller.errors import BadInput
+from evaluation.metrics import CATALOGUE, VALUES
+from evaluation.records import is_rate
+
+MAX_SHOWN = 12  # columns or values named in one message
+MAX_ARM_VALUES = 20  # more distinct values than this are no arms
+
+Column = NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What the command line says of a file's columns."""
+
+    maps: tuple[str, ...] = ()  # NAME=SOURCE
+    ignore: frozenset[str] = frozenset()  # columns that look like a known one and are not
+    w: float | None = None  # of every row; None: the file has it
+    canary: str | None = None  # value of the arm's column
+    stable: str | None = None
+    only_stable: bool = False  # without a column, every row is stable's
+
+
+@dataclass(slots=True)
+class Reading:
+    """A file being read: its cells, the source of each known column, and what is to be said of them."""
+
+    table: RawTable
+    options: ReadOptions
+    log: KnownLog | None
+    sources: dict[str, Source]
+    notes: list[str] = field(default_factory=list)
+
+    def refuse(self, row: int, message: str) -> BadInput:
+        return BadInput(f"{self.table.name} {self.table.place(row)}: {message}")
+
+
+def arms(reading: Reading) -> Column:
+    """The arms. Rows with neither of two named values are left out, for both arms alike."""
+    source, options = reading.sources["arm"], reading.options
+    values = reading.table.columns[source.columns[0]]
+    words = ["" if cells.is_missing(value) else str(value).strip() for value in values]
+    if options.canary is None and options.stable is None:
+        return _arms_by_word(reading, source, values, words)
+    kinds = set(words) - {""}
+    canary, stable = options.canary, options.stable
+    if canary is None or stable is None:
+        named = canary or stable or ""
+        if len(kinds) != 2 or named not in kinds:
+            option = "--stable" if stable is None else "--canary"
+            have = listed(sorted(kinds)) if len(kinds) <= MAX_ARM_VALUES else f"{len(kinds)} values"
+            reason = f"{source.text} has {have}"
+            remedy = f"give {option} as well" if named in kinds else f"{named!r} is none of them"
+            raise BadInput(f"{reading.table.name}: {reason}; {remedy}")
+        other = next(iter(kinds - {named}))
+        canary, stable = (canary or other), (stable or other)
+    for name in (canary, stable):
+        if name not in kinds:
+            raise BadInput(
+                f"{reading.table.name}: no row has {source.text} {name!r}; it has {listed(sorted(kinds))}"
+            )
+    rows = [row for row, word in enumerate(words) if word in (canary, stable)]
+    if len(rows) < len(words):
+        reading.notes.append(f"{len(words) - len(rows)} rows whose {source.text} is neither are left out")
+        reading.table = reading.table.pick(rows)
+    return np.array([int(words[row] == canary) for row in rows], dtype=np.int64)
+
+
+def _arms_by_word(reading: Reading, source: Source, values: Sequence[object], words: Sequence[str]) -> Column:
+    arms = np.empty(len(words), dtype=np.int64)
+    for row, word in enumerate(words):
+        found = cells.ARMS.get(word.lower())
+        if found is None:
+            found = cells.number(values[row])
+        if found not in (0.0, 1.0):
+            if word == "":
+                raise reading.refuse(row, f"{source.text} is missing; every row needs its assigned arm")
+            shown = f"{found:g}" if isinstance(found, float) else repr(word[:60])
+            raise reading.refuse(
+                row,
+                f"{source.text} {shown} is neither 0 (stable) nor 1 (canary); say which value is the canary: "
+                f"--canary {word[:60]}",
+            )
+        arms[row] = int(found)
+    return arms
+
+
+def times(reading: Reading, source: Source) -> Column:
+    """Seconds since the epoch. Raises BadInput where seconds and milliseconds are mixed."""
+    first = _epoch_s(reading, source.terms[0])
+    if len(source.terms) == 1:
+        return first
+    return first - _lengths_s(reading, source.terms[1], default="s")
+
+
+def _epoch_s(reading: Reading, term: Term) -> NDArray[np.float64]:
+    values = reading.table.columns[term.column]
+    out = np.empty(len(values))
+    units: dict[str, int] = {}  # of the cells that are numbers: the first row with each
+    for row, value in enumerate(values):
+        found = cells.number(value, has_decimal_commas=reading.table.has_decimal_commas)
+        if found is None or isinstance(value, bool):
+            found = cells.time_s(value)
+        elif math.isfinite(found) and found != 0.0:
+            units.setdefault(term.unit or cells.epoch_unit(found), row)
+        if found is None or not math.isfinite(found):
+            shown = "is missing" if cells.is_missing(value) else f"{value!r:.60} is not a time"
+            raise reading.refuse(
+                row, f"{term.column} {shown}; write seconds since the epoch, or 2026-05-01T14:00:05Z"
+            )
+        out[row] = found
+    if len(units) > 1:
+        (a, row_a), (b, row_b) = list(units.items())[:2]
+        raise reading.refuse(
+            row_b,
+            f"{term.column} is in {b}, but in {a} in {reading.table.place(row_a)}; write one unit throughout",
+        )
+    [unit] = units or ["s"]
+    if unit != "s":
+        reading.notes.append(f"{term.column} is in {unit}, by its size")
+    return out * cells.UNITS[unit]
+
+
+def _lengths_s(reading: Reading, term: Term, *, default: str) -> NDArray[np.float64]:
+    values = reading.table.columns[term.column]
+    out = np.empty(len(values))
+    commas = reading.table.has_decimal_commas
+    for row, value in enumerate(values):
+        found = cells.length_s(value, term.unit or default, has_decimal_commas=commas)
+        if found is None:
+            raise reading.refuse(
+                row, f"{term.column} {value!r:.60} is not a length of time; write 812.5, or leave it empty"
+            )
+        out[row] = found
+    return out
+
+
+def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
+    """A column of numbers, NaN where missing."""
+    if name.endswith("_ms"):
+        if len(source.terms) == 1:
+            return _lengths_s(reading, source.terms[0], default="ms") * 1000.0
+        return _difference_s(reading, source) * 1000.0
+    if len(source.terms) == 2:
+        raise BadInput(f"--map {name}={source.text}: only times have a difference; map one column")
+    [term] = source.terms
+    values = reading.table.columns[term.column]
+    if term.unit == PRESENT:
+        return np.array([float(not cells.is_missing(value)) for value in values])
+    commas = reading.table.has_decimal_commas
+    out = np.empty(len(values))
+    for row, value in enumerate(values):
+        is_event = name in CATALOGUE and is_rate(name)
+        found = cells.event(name, value) if is_event else cells.number(value, has_decimal_commas=commas)
+        if found is None:
+            raise reading.refuse(
+                row, f"{source.text} {value!r:.60} is not {_remedy(name)}, or leave it empty"
+            )
+        out[row] = found
+    return out
+
+
+def _remedy(name: str) -> str:
+    if name == "w":
+        return "a share; write 0.05 or 5%"
+    if name in CATALOGUE and is_rate(name):
+        return "an event; write 1 or 0 (yes, no), a status code"
+    if name in CATALOGUE and name not in VALUES:
+        return "a score; write 0.5 or 50%"
+    return "a number; write 0.5"
+
+
+def _difference_s(reading: Reading, source: Source) -> NDArray[np.float64]:
+    """Seconds between two times; NaN where either is missing."""
+    first, second = ([cells.is_missing(v) for v in reading.table.columns[c]] for c in source.columns)
+    rows = [row for row, gone in enumerate(zip(first, second, strict=True)) if not any(gone)]
+    out = np.full(len(reading.table), np.nan)
+    if rows:
+        part = Reading(reading.table.pick(rows), reading.options, None, {})
+        out[rows] = _epoch_s(part, source.terms[0]) - _epoch_s(part, source.terms[1])
+    return out
+
+
+def texts(reading: Reading, name: str, source: Source, *, is_word: bool) -> Column:
+    out = []
+    for row, value in enumerate(reading.table.columns[source.columns[0]]):
+        if cells.is_missing(value):
+            raise reading.refuse(row, f"it has no {source.text}; fill it in")
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or "\0" in str(value):
+            raise reading.refuse(row, f"{source.text} {value!r:.60} is not a name; write text or a number")
+        out.append(str(value).strip().lower() if is_word else str(value))
+    return np.array(out)
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(names[:MAX_SHOWN]) + more or "none"

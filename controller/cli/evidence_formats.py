@@ -1,0 +1,240 @@
+"""Cells of an evidence file, by column and as written: CSV, JSON lines, JSON, Parquet, each also as .gz.
+
+Nested JSON becomes dotted names (`usage.completion_tokens`, `choices.0.finish_reason`). Each row keeps its
+number in the file, so that every message names the line that an editor shows.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from controller.errors import BadInput
+
+MAX_ROWS = 20_000_000
+MAX_DEPTH = 6  # of nested JSON that becomes columns
+DELIMITERS = (",", ";", "\t", "|")
+LIST_KEYS = ("data", "rows", "logs", "traces", "observations", "results")  # of a JSON object around the rows
+
+Rows = Iterator[tuple[int, Mapping[str, object]]]  # a row's number in the file, and its cells by column
+
+
+@dataclass(frozen=True, slots=True)
+class RawTable:
+    """Cells by column. `lines`: each row's number in the file, counted as `word` (line, row or item)."""
+
+    name: str
+    columns: dict[str, list[object]]  # of equal length; None: missing
+    lines: list[int]
+    word: str
+    has_decimal_commas: bool = False  # 0,05 is a number, as spreadsheets write it beside `;`
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def place(self, row: int) -> str:
+        """Where a row stands in the file: `line 18`."""
+        return f"{self.word} {self.lines[row]}"
+
+    def pick(self, rows: Sequence[int]) -> RawTable:
+        """The chosen rows, in that order."""
+        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
+        lines = [self.lines[row] for row in rows]
+        return RawTable(self.name, columns, lines, self.word, self.has_decimal_commas)
+
+
+def read_table(path: Path) -> RawTable:
+    """The cells of a file; its format follows its suffix. Raises BadInput, with the line."""
+    readers: Mapping[str, Callable[[Path], RawTable]] = {
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
+    reader = readers.get(suffix)
+    if reader is None:
+        raise BadInput(
+            f"{path.name} ends in {suffix or 'nothing'}; give a .jsonl, .json, .csv or .parquet file, "
+            "or one of the first three as .gz"
+        )
+    try:
+        return reader(path)
+    except gzip.BadGzipFile as exc:
+        raise BadInput(f"{path.name} is not gzip; compress it again, or drop .gz from its name") from exc
+    except EOFError as exc:
+        raise BadInput(f"{path.name} is cut off; copy it again") from exc
+    except OSError as exc:
+        raise BadInput(f"{path} cannot be read: {exc.strerror or exc}; check the path") from exc
+    except UnicodeDecodeError as exc:
+        raise BadInput(f"{path.name} is not UTF-8 (byte {exc.start}); save it as UTF-8") from exc
+
+
+def _open(path: Path, newline: str | None = None) -> IO[str]:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+    return path.open(encoding="utf-8-sig", newline=newline)  # Excel writes a byte order mark
+
+
+# --- JSON
+
+
+def _read_jsonl(path: Path) -> RawTable:
+    with _open(path) as lines:
+        return _by_column(path, _json_rows(path, lines), word="line")
+
+
+def _json_rows(path: Path, lines: Iterable[str]) -> Rows:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = f"{path.name} line {number}"
+            yield number, _flat(_object(_parsed(line, place, "write one object per line"), place))
+
+
+def _read_json(path: Path) -> RawTable:
+    with _open(path) as file:
+        found = _parsed(file.read(), path.name, "write an array of objects")
+    if isinstance(found, dict):
+        lists = [found[key] for key in LIST_KEYS if isinstance(found.get(key), list)]
+        found = lists[0] if len(lists) == 1 else found
+    if not isinstance(found, list):
+        raise BadInput(
+            f"{path.name} holds {type(found).__name__}, not an array of objects; "
+            "for one object per line, name it .jsonl"
+        )
+    places = (f"{path.name} item {number}" for number in range(1, len(found) + 1))
+    rows = (_flat(_object(row, place)) for row, place in zip(found, places, strict=True))
+    return _by_column(path, enumerate(rows, start=1), word="item")
+
+
+def _parsed(text: str, place: str, remedy: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except ValueError as exc:
+        raise BadInput(f"{place} is not JSON ({exc}); {remedy}") from exc
+    except RecursionError as exc:
+        raise BadInput(f"{place} is nested too deeply; write flat objects") from exc
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("duplicate key")
+    return row
+
+
+def _object(row: object, place: str) -> Mapping[str, object]:
+    if not isinstance(row, dict):
+        raise BadInput(f"{place} is {type(row).__name__}, not an object; write one object for each request")
+    return row
+
+
+def _flat(row: Mapping[str, object], prefix: str = "", depth: int = 1) -> dict[str, object]:
+    """The row with nested objects, and the first item of lists of objects, as dotted names."""
+    out: dict[str, object] = {}
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            name, value = f"{name}.0", value[0]
+        if isinstance(value, dict) and value and depth < MAX_DEPTH:
+            out |= _flat(value, f"{name}.", depth + 1)
+        elif value != {}:
+            out[name] = value
+    return out
+
+
+# --- CSV
+
+
+def _read_csv(path: Path) -> RawTable:
+    with _open(path, newline="") as lines:
+        header = lines.readline()
+        delimiter = max(DELIMITERS, key=header.count)
+        lines.seek(0)
+        reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
+        try:
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            duplicate = next((name for index, name in enumerate(names) if name in names[:index]), None)
+            if duplicate is not None:
+                raise BadInput(f"{path.name} has two columns {duplicate!r}; name each once")
+            rows = _csv_rows(path, reader)
+            return _by_column(path, rows, word="line", names=names, has_decimal_commas=delimiter == ";")
+        except csv.Error as exc:
+            raise BadInput(f"{path.name} line {reader.line_num} is not CSV ({exc}); quote the cell") from exc
+
+
+def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Rows:
+    for row in reader:
+        if None in row or None in row.values():
+            width = len(reader.fieldnames or ())
+            raise BadInput(
+                f"{path.name} line {reader.line_num} does not have {width} cells like the header; correct it"
+            )
+        yield reader.line_num, row
+
+
+# --- Parquet
+
+
+def _read_parquet(path: Path) -> RawTable:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as exc:
+        raise BadInput(
+            "reading Parquet needs pyarrow; pip install 'canaryctl[plot]', or convert to CSV"
+        ) from exc
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise BadInput(
+                    f"{path.name} has {file.metadata.num_rows} rows, limit {MAX_ROWS}; split it by time"
+                )
+            table = file.read()
+        cells = {name: _cells(table.column(name)) for name in table.column_names if name != PANDAS_INDEX}
+    except pa.ArrowException as exc:
+        raise BadInput(f"{path.name} is not Parquet ({str(exc).splitlines()[0]}); write it again") from exc
+    rows: Rows = enumerate(
+        (_flat(dict(zip(cells, row, strict=True))) for row in zip(*cells.values(), strict=True)), 1
+    )
+    return _by_column(path, rows, word="row", names=cells)
+
+
+PANDAS_INDEX = "__index_level_0__"
+
+
+def _cells(column: Any) -> list[object]:
+    """Plain values; pandas writes times in nanoseconds, which Python's have no room for."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    elif pa.types.is_duration(column.type):
+        column = column.cast(pa.duration("us"), safe=False)
+    found: list[object] = column.to_pylist()
+    return found
+
+
+def _by_column(
+    path: Path, rows: Rows, *, word: str, names: Iterable[str] = (), has_decimal_commas: bool = False
+) -> RawTable:
+    columns: dict[str, list[object]] = {name: [] for name in names}
+    lines: list[int] = []
+    for index, (number, row) in enumerate(rows):
+        for name in [name for name in row if name not in columns]:
+            columns[name] = [None] * index  # missing in all earlier rows
+        for name, values in columns.items():
+            values.append(row.get(name))
+        lines.append(number)
+        if index >= MAX_ROWS:
+            raise BadInput(f"{path.name} has more than {MAX_ROWS} rows; split it by time")
+    return RawTable(path.name, columns, lines, word, has_decimal_commas)

@@ -1,0 +1,59 @@
+"""Options that say what the columns of a file hold, shared by `backtest`, `observed` and `ab judge`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controller.errors import BadInput
+
+if TYPE_CHECKING:
+    from controller.cli.evidence_columns import ReadOptions
+
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="NAME=COLUMN",
+        help="Read column NAME from COLUMN (latency_ms=duration, latency_ms=duration:s, error=status, "
+        "latency_ms=end-start); repeatable.",
+    ),
+]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", metavar="COLUMN", help="A column that looks like a known one and is not."),
+]
+WOption = Annotated[
+    str | None,
+    typer.Option(
+        "--w", metavar="SHARE", help="P(canary) at the draw of every row, where no column has it: 5%."
+    ),
+]
+CanaryOption = Annotated[
+    str | None,
+    typer.Option("--canary", metavar="VALUE", help="Value of the arm's column that is the canary."),
+]
+StableOption = Annotated[
+    str | None,
+    typer.Option("--stable", metavar="VALUE", help="Value that is stable; other rows are left out."),
+]
+
+
+def read_options(
+    *,
+    maps: list[str] | None,
+    ignore: list[str] | None,
+    w: str | None = None,
+    canary: str | None = None,
+    stable: str | None = None,
+    only_stable: bool = False,
+) -> ReadOptions:
+    """The options as the reader takes them. Raises BadInput for a share that is none."""
+    from controller.cli.evidence_cells import number
+    from controller.cli.evidence_columns import ReadOptions
+
+    share = None if w is None else number(w)
+    if w is not None and not (share is not None and 0.0 <= share <= 1.0):
+        raise BadInput(f"--w {w!r} is not a share between 0 and 1; write 5% or 0.05")
+    return ReadOptions(tuple(maps or ()), frozenset(ignore or ()), share, canary, stable, only_stable)

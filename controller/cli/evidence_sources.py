@@ -1,0 +1,259 @@
+"""Which column of a file holds what: `--map`, and the logs that are recognised by their columns.
+
+A source is a column (`duration`), a nested one (`usage.completion_tokens`), one in another unit
+(`duration:s`), the presence of a value (`error.message:present`), or a difference of two of these
+(`endTime-startTime`). The names of the recognised logs are those of LiteLLM's LiteLLM_SpendLogs table,
+Langfuse's exports of observations and traces, nginx's log variables, and OpenAI's answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from controller.cli.evidence_cells import UNITS, is_missing
+from controller.cli.evidence_formats import RawTable
+from controller.errors import BadInput
+from evaluation.offline.names import KNOWN, near_name
+
+PRESENT = "present"  # as a unit: 1 where the column has a value
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One column. unit: None: as it is."""
+
+    column: str
+    unit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a known column is read from: a term, or the difference of two."""
+
+    text: str
+    terms: tuple[Term, ...]  # one or two
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(term.column for term in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLog:
+    """A log recognised by its columns. sources: by known column, the first whose columns exist is taken.
+
+    units: columns that may be the randomised unit, the coarsest first. only: keep rows with this cell.
+    """
+
+    title: str
+    signature: tuple[tuple[str, ...], ...]  # one column of each must exist
+    sources: Mapping[str, Sequence[str]]
+    units: tuple[str, ...]
+    only: tuple[str, str] | None = None
+
+
+KNOWN_LOGS = (
+    KnownLog(
+        "LiteLLM spend log",
+        (("startTime",), ("endTime",), ("spend", "call_type")),
+        {
+            "t_s": ("startTime",),
+            "latency_ms": ("endTime-startTime",),
+            "error": ("status",),
+            "tokens": ("completion_tokens",),
+            "cost": ("spend",),
+            "request_id": ("request_id",),
+        },
+        ("end_user", "session_id", "user"),
+    ),
+    KnownLog(
+        "Langfuse export of observations",
+        (("startTime", "start_time"), ("endTime", "end_time"), ("traceId", "trace_id")),
+        {
+            "t_s": ("startTime", "start_time"),
+            "latency_ms": ("endTime-startTime", "end_time-start_time"),
+            "ttft_ms": ("completionStartTime-startTime", "completion_start_time-start_time"),
+            "error": ("level",),
+            "tokens": (
+                "usageDetails.output", "usage_details.output", "completionTokens", "completion_tokens",
+                "outputUsage",
+            ),
+            "cost": ("totalCost", "total_cost", "calculatedTotalCost", "calculated_total_cost"),
+            "request_id": ("id",),
+        },
+        ("userId", "user_id", "sessionId", "session_id"),
+        ("type", "GENERATION"),
+    ),
+    KnownLog(
+        "Langfuse export of traces",
+        (("timestamp",), ("latency",), ("userId", "user_id", "sessionId", "session_id")),
+        {
+            "t_s": ("timestamp",),
+            "latency_ms": ("latency:s",),
+            "error": ("level",),
+            "tokens": ("usage.output", "outputTokens"),
+            "cost": ("totalCost", "total_cost"),
+            "request_id": ("id",),
+        },
+        ("userId", "user_id", "sessionId", "session_id"),
+    ),
+    KnownLog(
+        "nginx log",
+        (("request_time",), ("status",), ("msec", "time_iso8601", "time_local", "time")),
+        {
+            # nginx writes the time of the end; the draw was at the start.
+            "t_s": tuple(f"{end}-request_time:s" for end in ("msec", "time_iso8601", "time_local", "time")),
+            "latency_ms": ("request_time:s",),
+            "error": ("status",),
+            "rejected": ("status",),
+            "cancelled": ("status",),
+            "request_id": ("request_id",),
+        },
+        ("http_x_session_id", "cookie_session", "remote_user"),
+    ),
+    KnownLog(
+        "OpenAI-style log",
+        (
+            ("usage.completion_tokens", "response.usage.completion_tokens",
+             "response.body.usage.completion_tokens"),
+            ("created", "timestamp", "response.created", "response.body.created"),
+        ),
+        {
+            "t_s": ("timestamp", "created", "response.created", "response.body.created"),
+            "latency_ms": ("duration_ms", "elapsed_ms", "response_ms"),
+            "error": ("status_code", "response.status_code", "error.message:present"),
+            "rejected": ("status_code", "response.status_code"),
+            "tokens": (
+                "usage.completion_tokens", "response.usage.completion_tokens",
+                "response.body.usage.completion_tokens",
+            ),
+            "truncated": (
+                "choices.0.finish_reason", "response.choices.0.finish_reason",
+                "response.body.choices.0.finish_reason",
+            ),
+            "request_id": ("id", "request_id"),
+        },
+        ("user", "request.user", "metadata.user_id", "metadata.session_id"),
+    ),
+)  # fmt: skip
+
+
+def recognised(table: RawTable) -> KnownLog | None:
+    """The log that the file's columns are those of; None: none, or it has our own names."""
+    if "t_s" in table.columns:
+        return None
+    for log in KNOWN_LOGS:
+        if all(any(name in table.columns for name in names) for names in log.signature):
+            return log
+    return None
+
+
+def log_sources(table: RawTable, log: KnownLog) -> dict[str, Source]:
+    """The sources of a recognised log whose columns exist in the file, by known column."""
+    out = {}
+    for target, texts in log.sources.items():
+        found = [parsed_source(table, text) for text in texts]
+        usable = [source for source in found if all(name in table.columns for name in source.columns)]
+        if usable and target in KNOWN:
+            out[target] = usable[0]
+    return out
+
+
+def parsed_maps(table: RawTable, pairs: Sequence[str], known: Collection[str] = KNOWN) -> dict[str, Source]:
+    """The sources of `--map KNOWN=SOURCE` options. Raises BadInput for a name that is none."""
+    out: dict[str, Source] = {}
+    for pair in pairs:
+        target, separator, text = pair.partition("=")
+        target, text = target.strip(), text.strip()
+        if not separator or not text:
+            raise BadInput(f"--map {pair!r} is not NAME=COLUMN; write --map latency_ms=duration")
+        if target not in known:
+            near = near_name(target)
+            remedy = f"did you mean {near}?" if near else f"use one of {', '.join(KNOWN)}"
+            raise BadInput(f"--map {pair}: {target!r} is not a column of a backtest; {remedy}")
+        if target in out:
+            raise BadInput(f"--map {target} is given twice; give one source")
+        source = parsed_source(table, text)
+        for column in source.columns:
+            _refuse_absent(table, pair, column)
+        out[target] = source
+    return out
+
+
+def parsed_source(table: RawTable, text: str) -> Source:
+    """A source as written. A minus sign within the name of a column is part of the name."""
+    whole = _term(table, text)
+    if whole.column in table.columns or "-" not in text:
+        return Source(text, (whole,))
+    cuts = [index for index, letter in enumerate(text) if letter == "-"]
+    pairs = [(_term(table, text[:cut].strip()), _term(table, text[cut + 1 :].strip())) for cut in cuts]
+    for first, second in pairs:
+        if first.column in table.columns and second.column in table.columns:
+            return Source(text, (first, second))
+    return Source(text, pairs[0] if len(pairs) == 1 else (whole,))
+
+
+def _term(table: RawTable, text: str) -> Term:
+    column, separator, unit = text.rpartition(":")
+    if text not in table.columns and separator and (unit in UNITS or unit == PRESENT):
+        text, found = column, unit
+    else:
+        found = ""
+    _unpack(table, text)
+    return Term(text, found or None)
+
+
+def _unpack(table: RawTable, name: str) -> None:
+    """Add the column of a dotted name that lies within JSON text, as in a CSV export of metadata."""
+    outer, _, inner = name.partition(".")
+    if name in table.columns or not inner or outer not in table.columns:
+        return
+    cells: list[object] = []
+    for cell in table.columns[outer]:
+        value: object = None
+        if isinstance(cell, str) and cell.lstrip().startswith("{"):
+            try:
+                value = json.loads(cell)
+            except ValueError:
+                return
+        for key in inner.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        cells.append(value)
+    if any(cell is not None for cell in cells):
+        table.columns[name] = cells
+
+
+def _refuse_absent(table: RawTable, pair: str, column: str) -> None:
+    if column in table.columns:
+        return
+    near = get_close_matches(column, list(table.columns), n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(table.columns))}"
+    raise BadInput(f"--map {pair}: {table.name} has no column {column!r}; {remedy}")
+
+
+def sticky_column(
+    table: RawTable, names: Sequence[str], arms: Sequence[float], w: Sequence[float]
+) -> str | None:
+    """The coarsest of these columns whose value always has one arm at one w: the randomised unit.
+
+    None: no value repeats, or repeated ones are on both arms, so that each request was drawn by itself.
+    """
+    for name in names:
+        cells = table.columns.get(name)
+        if cells is None or any(is_missing(cell) for cell in cells):
+            continue
+        arm_of: dict[tuple[str, float], float] = {}
+        repeats, is_constant = 0, True
+        for cell, arm, weight in zip(cells, arms, w, strict=True):
+            key = (str(cell), weight)
+            repeats += key in arm_of
+            is_constant &= arm_of.setdefault(key, arm) == arm
+        if is_constant and repeats >= MIN_REPEATS and len(set(arm_of.values())) > 1:
+            return name
+    return None
+
+
+MIN_REPEATS = 20  # of values on one arm; fewer may be so by chance

@@ -1,0 +1,160 @@
+"""Files of a checkpoint directory: which an engine may read, what they concern, and their digests.
+
+Invariant: every file that is not known to be inert is hashed, by whatever name it comes; a file that nobody
+knows belongs to the group `files`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from controller.errors import BadCheckpoint
+from controller.planning.tokenizer_files import is_tokenizer
+from serving.files.weights import WeightsError, require_present
+
+Group: TypeAlias = Literal["config", "tokenizer", "template", "quantization", "processor", "code", "files"]
+
+CACHED_FROM_BYTES = 1 << 20  # smaller files are read each time
+MAX_FILES = 20_000
+# Read by name, each by its own rule (`fingerprint.py`).
+PARSED = frozenset(
+    {
+        *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("added_tokens.json", "chat_template.json", "chat_template.jinja"),
+    }
+)
+_INERT_FOLDERS = {
+    *(
+        "original",
+        "figures",
+        "images",
+        "runs",
+        "logs",
+        "wandb",
+        "onnx",
+        "openvino",
+        "coreml",
+        "metal",
+        "flax",
+    ),
+    "__pycache__",
+}
+_INERT_FOLDER = re.compile(r"checkpoint-\d+|global_step\d+")  # a trainer's intermediate states
+_INERT = re.compile(
+    r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|acknowledg|model_card)[^/]*"
+    r"|.*\.(md|rst|pdf|png|jpe?g|gif|svg|webp|bmp|ico|mp4|webm|html?|log|lock|sha256|ipynb)"
+    r"|(training_args|optimizer|scheduler|scaler)\.(bin|pt|pth|safetensors)|rng_state[^/]*\.pth"
+    r"|(trainer_state|train_results|eval_results|all_results)\.json|events\.out\.tfevents.*|latest"
+    r"|zero_to_fp32\.py|requirements[^/]*\.txt|.*\.index\.json",
+    re.IGNORECASE,
+)
+_QUANTIZATION = re.compile(
+    r"(quanti[sz]e_config|quant_config|hf_quant_config|.*quant[^/]*)\.json", re.IGNORECASE
+)
+_PROCESSOR = re.compile(r".*(processor|feature_extractor)[^/]*\.json", re.IGNORECASE)
+
+
+def relevant_files(folder: Path) -> dict[str, Path]:
+    """Every file that is not known to be inert, by its path within the folder. Raises BadCheckpoint."""
+    found: dict[str, Path] = {}
+    for name, file in _walk(folder):
+        if len(found) >= MAX_FILES:
+            raise BadCheckpoint(
+                f"checkpoint {folder} holds over {MAX_FILES:,} files; give the folder of one model"
+            )
+        try:
+            require_present(file)
+        except WeightsError as exc:
+            raise BadCheckpoint(str(exc)) from exc
+        if file.is_file():
+            found[name] = file
+    return dict(sorted(found.items()))
+
+
+def group_of(name: str) -> Group:
+    """What a file concerns, by its path within the folder."""
+    base = name.rsplit("/", 1)[-1]
+    if is_tokenizer(name):
+        return "tokenizer"
+    if base.startswith("chat_template") or "chat_template" in name.rsplit("/", 1)[0]:
+        return "template"
+    if base.endswith(".py"):
+        return "code"
+    if _QUANTIZATION.fullmatch(base):
+        return "quantization"
+    return "processor" if _PROCESSOR.fullmatch(base) else "files"
+
+
+def cached(file: Path, kind: str, cache: MutableMapping[str, str], compute: Callable[[Path], Any]) -> Any:
+    """`compute(file)`, a JSON value; taken from the cache while the file's time and size are unchanged.
+
+    Raises BadCheckpoint when the file cannot be read.
+    """
+    try:
+        stat = file.stat()
+        key = f"{kind}{file.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
+        if key in cache:
+            return json.loads(cache[key])
+        value = compute(file)
+    except OSError as exc:
+        raise BadCheckpoint(f"{file} cannot be read ({exc.strerror}); check its permissions") from exc
+    if stat.st_size >= CACHED_FROM_BYTES or kind == "":
+        cache[key] = json.dumps(value)
+    return value
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_object(file: Path | None) -> dict[str, Any]:
+    """The JSON object in the file; empty without one. Raises BadCheckpoint."""
+    if file is None:
+        return {}
+    try:
+        value = json.loads(read_text(file))
+    except (ValueError, RecursionError) as exc:
+        raise BadCheckpoint(f"{file} is not JSON ({exc}); copy the checkpoint again") from exc
+    if not isinstance(value, dict):
+        raise BadCheckpoint(f"{file} is not a JSON object; copy the checkpoint again")
+    return value
+
+
+def read_text(file: Path) -> str:
+    """The text of the file. Raises BadCheckpoint."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise BadCheckpoint(
+            f"{file} cannot be read ({exc}); check its permissions, or copy it again"
+        ) from exc
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value, in hex; the order of keys has no effect."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    def refuse(exc: OSError) -> None:
+        raise BadCheckpoint(f"{exc.filename} cannot be read ({exc.strerror}); check its permissions") from exc
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(
+            one
+            for one in folders
+            if not one.startswith(".") and one not in _INERT_FOLDERS and not _INERT_FOLDER.fullmatch(one)
+        )
+        for name in sorted(names):
+            if not name.startswith(".") and not _INERT.fullmatch(name):
+                file = Path(parent) / name
+                yield file.relative_to(folder).as_posix(), file

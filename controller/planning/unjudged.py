@@ -1,0 +1,100 @@
+"""Gates that stable's own traffic gives nothing to judge by: NOT JUDGED in a plan, and asked for by a deploy.
+
+Rules:
+1. A metric has no source when enough of stable's requests are known and not one carried it. Too few
+   requests, or requests too young for a score, say nothing: then no gate is reported.
+2. A preset's gate without a source is left out of the rollout, its part of alpha goes to the other gates,
+   and a deploy needs a reason. Gates on streamed metrics need none: where nothing streams, nothing is missed.
+3. A gate that the user named, in `gates` or in a margin, is never left out: it has to be proven, so nothing
+   is promoted until its metric arrives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from controller.planning.baseline import MIN_REQUESTS, MeasuredBaseline
+from controller.spec.policy import PolicySpec
+from controller.spec.service import dump, parse_policy
+from evaluation.metrics import CATALOGUE, STREAMED
+
+ALPHA_STEPS = 1_000_000  # shares are rounded down to one of these: their sum stays within 1
+
+Needs = Literal["nothing", "reason", "source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unjudged:
+    """A gate without a source. needs: what a deploy needs; `source`: its metric, or another policy."""
+
+    gate: str
+    metric: str
+    needs: Needs
+    requests: int  # of stable, none of which carried the metric
+
+    @property
+    def text(self) -> str:
+        """Gate, cause and remedy in one line."""
+        seen = f"{self.gate} NOT JUDGED: none of stable's {self.requests:,} requests has {self.metric}"
+        if self.metric in STREAMED:
+            seen += ", because none was streamed"
+        match self.needs:
+            case "nothing":
+                return seen
+            case "reason":
+                return f"{seen}; {_source(self.metric)}, or deploy without this gate: --allow-unjudged REASON"
+            case "source":
+                return (
+                    f"{seen}; the policy names it, so nothing is promoted without it; "
+                    f"{_source(self.metric)}, or remove it from the policy: gates: {{{self.gate}: null}}"
+                )
+
+
+def unjudged(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[Unjudged, ...]:
+    """The policy's deciding gates whose metric never came in stable's traffic."""
+    named = _named(policy)
+    found = []
+    for gate in policy.gate_policy().gates:
+        requests = measured.could_carry(gate.metric)
+        if gate.is_alarm or requests < MIN_REQUESTS or measured.carried(gate.metric):
+            continue
+        needs: Needs = "nothing" if gate.metric in STREAMED else "reason"
+        found.append(Unjudged(gate.name, gate.metric, "source" if gate.name in named else needs, requests))
+    return tuple(found)
+
+
+def without(policy: PolicySpec, gates: Sequence[Unjudged]) -> PolicySpec:
+    """The policy without those of `gates` that the user did not name; their alpha goes to the others."""
+    gone = {one.gate for one in gates if one.needs != "source"}
+    shares = {gate.name: gate.alpha_share for gate in policy.gate_policy().gates if not gate.is_alarm}
+    kept = {name: share for name, share in shares.items() if name not in gone}
+    if not gone or not kept:
+        return policy
+    factor = 1 + math.fsum(shares[name] for name in gone) / math.fsum(kept.values())
+    plain = dump(policy)
+    written = plain.get("gates") or {}
+    scaled = {
+        name: {**(written.get(name) or {}), "alpha_share": _floor(share * factor)}
+        for name, share in kept.items()
+    }
+    return parse_policy({**plain, "gates": {**written, **scaled, **dict.fromkeys(gone)}})
+
+
+def _named(policy: PolicySpec) -> set[str]:
+    """Gates that the user named: in `gates`, or in the margins of a rung or a stage."""
+    margins = [rung.margins for rung in policy.rungs or ()]
+    margins += [stage.margins or {} for stage in policy.stages or ()]
+    return {name for name, gate in policy.gates.items() if gate is not None}.union(*margins)
+
+
+def _source(metric: str) -> str:
+    if CATALOGUE[metric].arrives_later:
+        return f"send {metric} scores: POST /v1/feedback"
+    return f"serve requests that have {metric}"
+
+
+def _floor(share: float) -> float:
+    return math.floor(share * ALPHA_STEPS) / ALPHA_STEPS

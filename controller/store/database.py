@@ -1,0 +1,256 @@
+"""The store's database, SQLite or PostgreSQL: its connections, transactions and errors.
+
+Invariants: every error of the database leaves here as one of ours, by one table, and shows neither a password
+nor a row's values; a SQLite file is read and written by its owner alone, and refused on a network file
+system, because WAL needs shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from controller.errors import BadInput, CanaryctlError, Unreachable
+from controller.store.migrations import migrate, stored_schema
+from controller.store.schema import SCHEMA
+from serving.clock import boot_s
+
+MOUNTS = Path("/proc/self/mounts")
+BUSY_TIMEOUT_MS = 10_000
+NETWORK_FILE_SYSTEMS = frozenset({
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "afs", "beegfs", "gpfs",
+    "fuse.sshfs", "fuse.s3fs", "fuse.glusterfs", "fuse.gcsfuse",
+})  # fmt: skip
+# Without these a host that vanished would keep a query, and with it a rollback, waiting for hours.
+POSTGRESQL_CONNECTION = {
+    "connect_timeout": "5",
+    "options": "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+
+# From foreign errors to ours: the first row that matches. Conflicts that are foreseen are caught at their
+# statement; the rows for text and numbers are input that no database can hold. What is missing (a wrong call
+# of SQLAlchemy) is a bug of ours and stays one.
+ERRORS: tuple[tuple[type[Exception], type[CanaryctlError], str], ...] = (
+    (sa.exc.DataError, BadInput, "cannot hold this value"),
+    (UnicodeError, BadInput, "cannot hold this text"),
+    (OverflowError, BadInput, "cannot hold this number"),
+    (sa.exc.TimeoutError, Unreachable, "has no free connection"),
+    (sa.exc.IntegrityError, Unreachable, "refuses a row"),
+    (sa.exc.ProgrammingError, Unreachable, "has other tables than this canaryctl expects"),
+    (sa.exc.DBAPIError, Unreachable, "does not answer"),
+    (sa.exc.DisconnectionError, Unreachable, "does not answer"),
+    (sa.exc.PendingRollbackError, Unreachable, "lost the connection"),
+    (sa.exc.ResourceClosedError, Unreachable, "lost the connection"),
+    (sa.exc.NoResultFound, Unreachable, "lacks a row that this canaryctl expects"),
+    (sqlite3.Error, Unreachable, "does not answer"),
+)
+# What to do about it, by a part of the database's own words.
+REMEDIES: tuple[tuple[str, str], ...] = (
+    ("locked", "another process keeps it busy; try again"),
+    ("lock timeout", "another process keeps it busy; try again"),
+    ("is full", "free disk space"),
+    ("No space left", "free disk space"),
+    ("readonly", "make the file and its folder writable"),
+    ("read-only", "make the database writable"),
+    ("no such", "restore the database"),
+    ("does not exist", "restore the database"),
+    ("malformed", "restore the database"),
+    ("not a database", "restore the database, or use another file"),
+)
+
+
+class Database:
+    """Connections to one database whose schema is the newest. Safe to use from several threads."""
+
+    def __init__(self, url: str, *, mounts: Path = MOUNTS, clock: Callable[[], float] | None = None) -> None:
+        """Open the database, creating or migrating it. Raises BadInput for a URL or a path that cannot hold
+        the state and for a newer schema, Unreachable when no database answers.
+
+        clock: of leases, in seconds, instead of the database's own.
+        """
+        self._engine = _engine(url, mounts)
+        self._writes = self._engine.execution_options(canaryctl_writes=True)
+        self._clock = clock
+        try:
+            with self.read() as db:
+                is_current = stored_schema(db) == SCHEMA
+            if not is_current:
+                with self.write() as db:
+                    migrate(db)
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that reads. Raises Unreachable, BadInput."""
+        with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that writes; takes SQLite's write lock at its start. Raises Unreachable, BadInput."""
+        with self._translated(), self._writes.begin() as connection:
+            yield connection
+
+    def now_s(self, db: sa.Connection) -> float:
+        """The clock that all hosts of this database share, in seconds; its zero means nothing.
+
+        PostgreSQL: the server's. SQLite is for one host: that host's boot time, which no one can set back.
+        """
+        if self._clock is not None:
+            return self._clock()
+        if db.dialect.name == "sqlite":
+            return boot_s()
+        return float(db.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except CanaryctlError:
+            raise
+        except Exception as exc:
+            ours = translated(exc, shown_url(self._engine.url))
+            if ours is None:
+                raise
+            raise ours from exc
+
+
+def translated(exc: Exception, place: str) -> CanaryctlError | None:
+    """Our error for a foreign one, by `ERRORS`; None: it is not a database's."""
+    for foreign, ours, what in ERRORS:
+        if isinstance(exc, foreign):
+            reason = (str(getattr(exc, "orig", None) or exc).splitlines() or [type(exc).__name__])[0]
+            if ours is BadInput:
+                return BadInput(f"database {place} {what}: {reason}; change it")
+            remedy = next(
+                (text for part, text in REMEDIES if part in reason), "check that it runs and may be written"
+            )
+            return Unreachable(f"database {place} {what}: {reason}; {remedy}")
+    return None
+
+
+def shown_url(url: sa.URL) -> str:
+    """The URL without its password, wherever it stands."""
+    secrets = {name: "***" for name in url.query if "pass" in name.lower()}
+    return url.update_query_dict(secrets).render_as_string(hide_password=True)
+
+
+def _engine(url: str, mounts: Path) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as exc:
+        # Not the text itself: it may hold a password.
+        raise BadInput(
+            "the database URL cannot be parsed; use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
+        ) from exc
+    dialect = parsed.get_backend_name()
+    if dialect not in ("sqlite", "postgresql"):
+        raise BadInput(f"database {dialect} is not supported; use sqlite:///FILE or postgresql+psycopg://...")
+    if dialect == "sqlite":
+        _prepare_file(parsed.database, mounts)
+    try:
+        if dialect == "sqlite":
+            engine = sa.create_engine(parsed, hide_parameters=True)
+        else:
+            given = {name: text for name, text in POSTGRESQL_CONNECTION.items() if name not in parsed.query}
+            engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=given)
+    except (ImportError, sa.exc.NoSuchModuleError) as exc:
+        raise BadInput(
+            f"the driver of {dialect} is missing ({exc}); use postgresql+psycopg:// and "
+            "pip install 'canaryctl[postgres]'"
+        ) from exc
+    if dialect == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_file(database: str | None, mounts: Path) -> None:
+    """Check the file system, and that only its owner may read the file. Raises BadInput, Unreachable."""
+    if not database or database == ":memory:":
+        raise BadInput(
+            "database sqlite:// has no file; use sqlite:///FILE, so that the state survives a restart"
+        )
+    path = Path(database).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kind = file_system(path.resolve().parent, mounts)
+        if kind in NETWORK_FILE_SYSTEMS:
+            raise BadInput(
+                f"{path} is on a network file system ({kind}), where SQLite loses writes; "
+                "move CANARYCTL_HOME to a local disk or use PostgreSQL"
+            )
+        _make_private(path)
+    except OSError as exc:
+        raise Unreachable(
+            f"database {path} does not open: {exc.strerror}; check that its folder exists and may be written"
+        ) from exc
+
+
+def _make_private(path: Path) -> None:
+    """Create the file as 0600, or take the access of others away; SQLite's other files get the same mode."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}-journal"):
+            one = path.with_name(name)
+            try:
+                mode = one.stat().st_mode
+                if stat.S_ISREG(mode) and mode & 0o077:
+                    one.chmod(stat.S_IMODE(mode) & 0o700)
+            except (FileNotFoundError, PermissionError):
+                continue  # another user's file: its owner decides
+
+
+def file_system(folder: Path, mounts: Path) -> str:
+    """File system type of `folder`, from a file like /proc/self/mounts; '' when unknown."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return ""
+    longest, found = "", ""
+    for line in lines:
+        _, mount_point, kind, *_ = line.split(" ")
+        mount_point = mount_point.replace("\\040", " ")
+        if folder.is_relative_to(mount_point) and len(mount_point) >= len(longest):
+            longest, found = mount_point, kind
+    return found
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
+    # Disables the driver's own transactions: it starts them too late and never as IMMEDIATE.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA synchronous=FULL")
+    ends_at_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            # The busy time-out does not apply to this change: several first openers meet here.
+            if "locked" not in str(exc) or time.monotonic() > ends_at_s:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("canaryctl_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

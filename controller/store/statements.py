@@ -1,0 +1,138 @@
+"""Statements that several of the store's transactions share.
+
+Invariant: a transaction that writes for a service locks the service's row first (`lock_service`). So they
+run one after the other, and what they number (rollouts, events) is committed in that order: a reader who has
+seen a number has seen all lower ones. SQLite needs no row lock, its writers wait for each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import func, insert, select, update
+
+from controller.errors import Conflict, RolloutRunning, StaleToken, UnknownService, UnreadCommand
+from controller.rollout.serialization import state_from_json
+from controller.rollout.state import RolloutState
+from controller.store import schema as t
+from controller.store.rows import VersionRow
+
+LEASE = "controller"
+
+
+def require_token(db: sa.Connection, token: int | None) -> None:
+    """Raises StaleToken unless `token` is the lease's (None: the writer is no controller). The lease cannot
+    change hands before this transaction ends."""
+    if token is None:
+        return
+    here = select(t.leases.c.token).where(t.leases.c.name == LEASE).with_for_update(read=True)
+    if (newest := db.execute(here).scalar()) != token:
+        raise StaleToken(f"token {token} is not the lease's, {newest} is: another controller acts")
+
+
+def lock_service(db: sa.Connection, service: str) -> Any | None:
+    """The service's row, locked until the transaction ends; None: it does not exist."""
+    return db.execute(select(t.services).where(t.services.c.name == service).with_for_update()).first()
+
+
+def refuse_second(db: sa.Connection, service: str, remedy: str | None = None) -> None:
+    """Raises RolloutRunning while the service has a rollout that is not final."""
+    running = (t.rollouts.c.service == service) & ~t.rollouts.c.is_final
+    other = db.execute(select(t.rollouts.c.id).where(running)).scalar()
+    if other is None:
+        return
+    if remedy is None:
+        raise already_running(service, other)
+    raise RolloutRunning(f"{service} has rollout {other} running; {remedy}")
+
+
+def already_running(service: str, other: str, state: str = "running") -> RolloutRunning:
+    """The error of a second rollout on a service."""
+    return RolloutRunning(
+        f"{service} has rollout {other} {state}, one at a time; "
+        f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
+    )
+
+
+def require_stable(row: Any | None, service: str, stable: str) -> None:
+    """Raises Conflict unless the service exists, stays, and serves `stable`."""
+    if row is None or row.removing:
+        raise Conflict(f"{service} was removed meanwhile; canaryctl up creates it again")
+    if row.stable != stable:
+        raise Conflict(f"{service} serves {row.stable} now, the plan was made for {stable}; deploy again")
+
+
+def require_newest(db: sa.Connection, service: str, rollout: str | None) -> None:
+    """Raises Conflict when the service's newest rollout is another one. The service MUST be locked."""
+    c = t.rollouts.c
+    newest = db.execute(select(c.id).where(c.service == service).order_by(c.seq.desc()).limit(1)).scalar()
+    if newest != rollout:
+        raise Conflict(
+            f"{service} had rollout {newest} meanwhile, which may change what is allowed; deploy again"
+        )
+
+
+def next_seq(db: sa.Connection, table: sa.Table, service: str) -> int:
+    """The next row's place among the service's rows. The service MUST be locked."""
+    return int(
+        db.execute(
+            select(func.coalesce(func.max(table.c.seq), 0) + 1).where(table.c.service == service)
+        ).scalar_one()
+    )
+
+
+def move_stable(db: sa.Connection, service: Any | None, before: str, after: RolloutState) -> None:
+    """Write the service's stable version if this commit of the rollout moves it, and nothing else did.
+
+    service: the locked row. before: JSON of the state that is replaced. Raises Conflict.
+    """
+    if service is None or service.stable == after.serving:
+        return
+    was = state_from_json(before).serving
+    if was == after.serving:
+        return  # this rollout moved it earlier, or never: the row is a later rollout's
+    if service.stable != was:
+        raise Conflict(
+            f"{service.name} serves {service.stable}, not {was}, from which {after.id} moves it to "
+            f"{after.serving}; end it: canaryctl rollback {service.name}"
+        )
+    db.execute(update(t.services).where(t.services.c.name == service.name).values(stable=after.serving))
+
+
+def put_version(db: sa.Connection, row: VersionRow, in_production: str | None) -> None:
+    """Insert the version, or replace its path and names unless it is in production."""
+    c = t.versions.c
+    here = (c.service == row.service) & (c.id == row.id)
+    if db.execute(select(c.id).where(here)).first() is None:
+        db.execute(insert(t.versions).values(t.values_of(row)))
+    elif row.id != in_production:
+        values = {name: value for name, value in t.values_of(row).items() if name != "created_at_s"}
+        db.execute(update(t.versions).where(here).values(values))
+
+
+def append_event(
+    db: sa.Connection, service: str, rollout: str | None, at_s: float, actor: str, text: str
+) -> None:
+    """Append one line to the service's log."""
+    row = {"service": service, "rollout": rollout, "at_s": at_s, "actor": actor, "text": text}
+    db.execute(insert(t.events).values(row))
+
+
+def append_log(db: sa.Connection, state: RolloutState, before: int) -> None:
+    """Append the rollout's log lines after number `before`."""
+    for line in state.log:
+        if line.seq > before:
+            append_event(db, state.service, state.id, line.at_s, line.actor, line.text)
+
+
+def unknown_rollout(rollout: str) -> UnknownService:
+    """The error of a rollout that is not stored."""
+    return UnknownService(f"rollout {rollout} does not exist; canaryctl history lists those that do")
+
+
+def refuse_unread(db: sa.Connection, state: RolloutState) -> None:
+    """Raises UnreadCommand when a command came after the last one that the state has read."""
+    unread = (t.commands.c.rollout == state.id) & (t.commands.c.seq > state.commands_through)
+    if db.execute(select(t.commands.c.seq).where(unread).limit(1)).first() is not None:
+        raise UnreadCommand(f"rollout {state.id} got a command meanwhile; read it before the rollout ends")

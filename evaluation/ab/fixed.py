@@ -1,0 +1,174 @@
+"""Fixed-horizon A/B test: Mann-Whitney once, and stratified by the split where that changed.
+
+Units drawn at different splits must not be pooled: where the split went from 5 to 50 % while quality drifted,
+the pooled test names a winner between identical versions. Each weight is a stratum of its own (van Elteren).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from evaluation.ab.comparison import (
+    MIN_PER_SIDE,
+    AbQuestion,
+    AbResult,
+    AbVerdict,
+    Floats,
+    Moments,
+    cohens_d,
+    moments_of,
+)
+
+MAX_STRATA = 64
+
+
+def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
+    """Mann-Whitney (two-sided, ties and continuity corrected, normal approximation), win rate, d, interval.
+
+    a, b: outcomes of each side, independent units. TOO_FEW below 30 a side, with p = 1. The interval is
+    Welch's, of the difference of means. Raises ValueError for outcomes that are not on the scale.
+    Source: Mann & Whitney (1947); Welch (1947). Check: scipy.stats.mannwhitneyu(b, a, method="asymptotic").
+    """
+    ya, yb = (np.asarray(side, dtype=np.float64) for side in (a, b))
+    for value in np.concatenate((ya, yb)):
+        question.check(float(value))
+    a_moments, b_moments = moments_of(ya), moments_of(yb)
+    (n_a, mean_a, _), (n_b, mean_b, _) = a_moments, b_moments
+    win_rate, p_value, interval = None, 1.0, None
+    verdict = AbVerdict.TOO_FEW
+    if min(n_a, n_b) >= MIN_PER_SIDE:
+        u, p_value = mann_whitney(ya, yb)
+        win_rate = u / (n_a * n_b) if question.higher_is_better else 1 - u / (n_a * n_b)
+        interval = _welch(a_moments, b_moments, alpha=question.alpha)
+        verdict = AbVerdict.NOT_SHOWN
+        if p_value <= question.alpha:
+            verdict = AbVerdict.B_BETTER if win_rate > 0.5 else AbVerdict.A_BETTER
+    return AbResult(
+        verdict,
+        "fixed horizon",
+        n_a,
+        n_b,
+        mean_a if n_a else None,
+        mean_b if n_b else None,
+        mean_b - mean_a if n_a and n_b else None,
+        interval,
+        "difference",
+        win_rate,
+        cohens_d(a_moments, b_moments),
+        p_value,
+        question.alpha,
+    )
+
+
+def fixed_by_split(y: ArrayLike, is_b: ArrayLike, w: ArrayLike, question: AbQuestion) -> AbResult:
+    """The fixed test of units drawn at several splits; `fixed_horizon` where there is only one.
+
+    w: P(B) at each unit's draw. Means, difference, win rate and interval are averages over the splits, of
+    the splits with at least two units on each side. Raises ValueError for outcomes off the scale, and beyond
+    64 splits.
+    Source: van Elteren, On the combination of independent two-sample tests of Wilcoxon (1960).
+    """
+    outcomes, weights = np.asarray(y, dtype=np.float64), np.asarray(w, dtype=np.float64)
+    arms = np.asarray(is_b, dtype=np.bool_)
+    splits = np.unique(weights)
+    if len(splits) <= 1:
+        return fixed_horizon(outcomes[~arms], outcomes[arms], question)
+    if len(splits) > MAX_STRATA:
+        raise ValueError(
+            f"the split has {len(splits)} values, and a fixed test compares at most {MAX_STRATA}; "
+            "use the sequential test, which is valid at any"
+        )
+    for value in outcomes:
+        question.check(float(value))
+    pairs = [(outcomes[(weights == s) & ~arms], outcomes[(weights == s) & arms]) for s in splits]
+    return _combined([(a, b) for a, b in pairs if min(len(a), len(b)) > 1], question)
+
+
+def _combined(strata: Sequence[tuple[Floats, Floats]], question: AbQuestion) -> AbResult:
+    """Results of the strata, weighted: ranks by 1 / (n + 1), means by n_a n_b / n."""
+    excess = variance = wins = pairs = 0.0
+    mean_a = mean_b = spread = size = 0.0
+    within = [0, 0.0]
+    n_a, n_b = (sum(len(stratum[side]) for stratum in strata) for side in (0, 1))
+    for a, b in strata:
+        n = len(a) + len(b)
+        u, var_u = rank_sum(a, b)
+        excess += (u - len(a) * len(b) / 2) / (n + 1)
+        variance += var_u / (n + 1) ** 2
+        wins, pairs = wins + u / (n + 1), pairs + len(a) * len(b) / (n + 1)
+        share, one, two = len(a) * len(b) / n, moments_of(a), moments_of(b)
+        mean_a, mean_b, size = mean_a + share * one.mean, mean_b + share * two.mean, size + share
+        spread += share**2 * (one.square / (one.n - 1) / one.n + two.square / (two.n - 1) / two.n)
+        within = [within[0] + n - 2, within[1] + one.square + two.square]
+    enough = min(n_a, n_b) >= MIN_PER_SIDE and bool(strata)
+    p_value = math.erfc(abs(excess) / math.sqrt(2 * variance)) if enough and variance > 0 else 1.0
+    win_rate = (wins / pairs if question.higher_is_better else 1 - wins / pairs) if enough else None
+    verdict = AbVerdict.NOT_SHOWN if enough else AbVerdict.TOO_FEW
+    if win_rate is not None and p_value <= question.alpha:
+        verdict = AbVerdict.B_BETTER if win_rate > 0.5 else AbVerdict.A_BETTER
+    difference = (mean_b - mean_a) / size if size else None
+    radius = NormalDist().inv_cdf(1 - question.alpha / 2) * math.sqrt(spread) / size if size else 0.0
+    sd = math.sqrt(within[1] / within[0]) if within[0] > 0 else 0.0
+    return AbResult(
+        verdict,
+        "fixed horizon, by split",
+        n_a,
+        n_b,
+        mean_a / size if size else None,
+        mean_b / size if size else None,
+        difference,
+        (difference - radius, difference + radius) if enough and difference is not None else None,
+        "difference",
+        win_rate,
+        difference / sd if difference is not None and sd > 0 else None,
+        p_value,
+        question.alpha,
+    )
+
+
+def mann_whitney(a: Floats, b: Floats) -> tuple[float, float]:
+    """U of b (pairs in which b is higher, ties half) and the two-sided p-value."""
+    u, variance = rank_sum(a, b)
+    if variance <= 0:
+        return u, 1.0
+    z = (abs(u - len(a) * len(b) / 2) - 0.5) / math.sqrt(variance)
+    return u, min(1.0, math.erfc(z / math.sqrt(2)))
+
+
+def rank_sum(a: Floats, b: Floats) -> tuple[float, float]:
+    """U of b and its variance without a difference, corrected for ties."""
+    n_a, n_b = len(a), len(b)
+    ordered = np.sort(a)
+    u = float((np.searchsorted(ordered, b, "left") + np.searchsorted(ordered, b, "right")).sum()) / 2
+    _, ties = np.unique(np.concatenate((a, b)), return_counts=True)
+    n = n_a + n_b
+    tied = float((ties.astype(np.float64) ** 3 - ties).sum())
+    return u, n_a * n_b / 12 * (n + 1 - tied / (n * (n - 1)))
+
+
+def _welch(a: Moments, b: Moments, *, alpha: float) -> tuple[float, float]:
+    part_a, part_b = a.square / (a.n - 1) / a.n, b.square / (b.n - 1) / b.n
+    difference = b.mean - a.mean
+    if part_a + part_b == 0:
+        return (difference, difference)
+    freedom = (part_a + part_b) ** 2 / (part_a**2 / (a.n - 1) + part_b**2 / (b.n - 1))
+    radius = t_quantile(1 - alpha / 2, freedom) * math.sqrt(part_a + part_b)
+    return (difference - radius, difference + radius)
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """Student's t quantile for at least 25 degrees of freedom, within 1e-4 for probabilities up to 0.9995.
+
+    Source: Abramowitz & Stegun 26.7.5. Check: t_quantile(0.975, 30) = 2.04227.
+    """
+    z = NormalDist().inv_cdf(probability)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3 + g4 / freedom**4

@@ -1,0 +1,114 @@
+"""Secrets of the data path: a service's two, and the API keys of external endpoints.
+
+Rules:
+1. A service has one root secret, which the store, the fleet, its engines and its table actor hold. Two are
+   derived from it, one way: the data secret, which routers send with users' requests, and the control secret
+   (fence, cancel, state, metrics, vLLM's own control routes), which routers never hold.
+2. An API key is referred to by the name of an environment variable or of a file, and read where it is used.
+   The reference is stored and shown; the key never is.
+
+Invariant: no secret is in the text of these values (`repr`, `str`).
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+SECRET_HEADER = b"x-canaryctl-secret"
+KEY_LIMIT = 8192  # bytes
+ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"  # of a variable that holds a key
+
+
+class NoKey(ValueError):
+    """An API key cannot be read; one line with its reference and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSecret:
+    """Authenticates routers to a service's engines, on the paths for users. Keys the HMAC of units too."""
+
+    text: str = field(repr=False)
+
+    @classmethod
+    def of(cls, root: str) -> DataSecret:
+        """The data secret of a service with this root secret. Raises ValueError when that is empty."""
+        return cls(_derived(root, b"canaryctl data path"))
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSecret:
+    """Authenticates the fleet and table actors to an engine, on every other path."""
+
+    text: str = field(repr=False)
+
+    @classmethod
+    def of(cls, root: str) -> ControlSecret:
+        """The control secret of a service with this root secret. Raises ValueError when that is empty."""
+        return cls(_derived(root, b"canaryctl control path"))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a control request."""
+        return {SECRET_HEADER.decode(): self.text}
+
+
+def _derived(root: str, purpose: bytes) -> str:
+    if not root:
+        raise ValueError("a service's secret is empty; set one, or any client could use its engines")
+    return hmac.digest(root.encode(), purpose, "sha256").hex()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReference:
+    """Where the API key of an external endpoint is found: an environment variable or a file."""
+
+    source: Literal["env", "file"]
+    name: str  # of the variable, or the file's absolute path
+
+    def __str__(self) -> str:
+        return f"api_key_{self.source} {self.name}"
+
+    def read(self) -> str:
+        """The key, as it is now. Raises NoKey."""
+        if self.source == "env":
+            key = os.environ.get(self.name, "")
+            if not key.strip():
+                raise NoKey(f"{self} is not set; export it before starting canaryctl, or use api_key_file")
+        else:
+            key = self._read_file()
+            if not key.strip():
+                raise NoKey(f"{self} is empty; write the key into it")
+        key = key.strip()
+        if not all("!" <= character <= "~" for character in key):
+            raise NoKey(f"{self} holds a blank or a character that no header can hold; write the key alone")
+        return key
+
+    def _read_file(self) -> str:
+        path = Path(self.name)
+        try:
+            if path.exists() and not path.is_file():  # a pipe would block the router
+                raise NoKey(f"{self} is not a regular file; write the key into one")
+            with path.open("rb") as file:
+                data = file.read(KEY_LIMIT + 1)
+        except OSError as exc:
+            raise NoKey(f"{self}: {exc.strerror or exc}; name a readable file") from exc
+        if len(data) > KEY_LIMIT:
+            raise NoKey(f"{self} has more than {KEY_LIMIT} bytes; write the key alone")
+        return data.decode("utf-8", "replace")
+
+    @classmethod
+    def from_names(cls, env: str | None, file: str | None) -> KeyReference | None:
+        """The reference that a spec's two keys give; None: neither is set."""
+        if env is not None:
+            return cls("env", env)
+        return cls("file", file) if file is not None else None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> KeyReference | None:
+        """The reference that `asdict` wrote; None: none."""
+        return None if data is None else cls(data["source"], data["name"])

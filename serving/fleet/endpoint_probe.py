@@ -1,0 +1,54 @@
+"""Probe of an external endpoint: whether it answers, and if not, why, in one line with the remedy."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from serving.credentials import NoKey
+from serving.fleet.types import Launch, one_line
+from serving.targets import Endpoint, Target
+
+TIMEOUT_S = 5.0
+
+_MODELS = Target("/v1/models")
+_CHAT = Target("/v1/chat/completions")
+
+
+async def endpoint_error(session: aiohttp.ClientSession, launch: Launch) -> str | None:
+    """Why the endpoint of this launch cannot serve; None: it answers. Costs no tokens."""
+    url = str(launch.url)
+    endpoint = Endpoint.parsed(url)
+    try:
+        key = None if launch.api_key is None else launch.api_key.read()
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        async with session.get(endpoint.url(_MODELS), headers=headers, allow_redirects=False) as answer:
+            status = answer.status
+        if status in (404, 405):
+            # Some endpoints list no models. Without a message there is nothing to generate.
+            body = {"model": launch.endpoint_model or launch.service, "messages": []}
+            async with session.post(
+                endpoint.url(_CHAT), json=body, headers=headers, allow_redirects=False
+            ) as answer:
+                status = answer.status
+    except NoKey as exc:
+        return str(exc)
+    except TimeoutError:
+        return f"{url} does not answer within {TIMEOUT_S:g} s; check that endpoint"
+    except aiohttp.ClientError as exc:
+        return f"{url} does not answer ({one_line(exc)}); check that endpoint"
+    return _meaning(status, launch)
+
+
+def _meaning(status: int, launch: Launch) -> str | None:
+    url, key = launch.url, launch.api_key
+    if status in (401, 403):
+        why = (
+            f"refuses the key of {key}; correct it" if key else "needs a key; set api_key_env or api_key_file"
+        )
+        return f"{url} answers {status}: it {why}"
+    if status == 404:
+        model = launch.endpoint_model or launch.service
+        return f"{url} answers 404: correct its base URL, or set model, which is {model}"
+    if 300 <= status < 400:
+        return f"{url} answers {status}, a redirect; give the address that it leads to"
+    return f"{url} answers {status}; check that endpoint" if status >= 500 else None

@@ -1,0 +1,153 @@
+"""Attempts of one request: which replica is asked next, and the outcome of the first. No socket, no clock.
+
+Rules:
+1. One rule for both arms: what the evidence says is the outcome of the first attempt on the assigned arm,
+   whatever a repeat does. A first answer of 4xx (not 429) is a rejection, no failure.
+2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
+   repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
+   on while connections are refused, and after a timeout.
+3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
+"""
+
+from __future__ import annotations
+
+from serving.messages import CANARY, STABLE, Arm, Replica, RouteTable
+from serving.router.assignment import hash64
+from serving.router.types import Assignment, Failure, RouterContext
+
+MAX_ATTEMPTS = 4  # of one request, both arms together
+
+_REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
+_REPEATED_STATUSES = frozenset({429, 502, 503, 504})
+
+
+def failure_of(status: int | None) -> str | None:
+    """Why an answer with this status is none; None: it is one, or a 4xx. A redirect is a failure too."""
+    if status is None or not (status >= 500 or status == 429 or 300 <= status < 400):
+        return None
+    return f"status {status}"
+
+
+class Attempts:
+    """The attempts of one request so far. A replica counts the request as in flight until `release`."""
+
+    def __init__(self, context: RouterContext, table: RouteTable, assignment: Assignment) -> None:
+        self._context = context
+        self._table = table
+        self._assignment = assignment
+        self._tried_urls: list[str] = []  # of the current arm
+        self._may_repeat = True  # one more attempt on this arm is allowed
+        self._is_exhausted = False  # stable failed, and is not tried again
+        self.arm = assignment.arm
+        self.count = 0
+        self.replica: Replica | None = None  # of the current attempt
+        self.first_cause: str | None = None  # why the first attempt failed; None: it did not, or was fenced
+        self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
+
+    @property
+    def has_fallen_back(self) -> bool:
+        """True when stable serves a canary's request."""
+        return self._assignment.arm == CANARY and self.arm == STABLE
+
+    @property
+    def current_arm(self) -> Arm | None:
+        """The version that is asked now; None: the table has none."""
+        if self.arm == CANARY:
+            return self._table.canary
+        # Stable of the newest table: its replicas may have changed while the canary held the request.
+        return (self._context.table or self._table).stable
+
+    def begin(self) -> tuple[Arm, Replica] | None:
+        """The version and replica to ask now; None: no replica is left."""
+        while self.count < MAX_ATTEMPTS and not self._is_exhausted:
+            arm = self.current_arm
+            replica = self._choose_replica(arm) if arm else None
+            if arm is not None and replica is not None:
+                self.count += 1
+                self.replica = replica
+                self._tried_urls.append(replica.url)
+                self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
+                return arm, replica
+            if self.arm == STABLE:
+                break
+            self.first_cause = self.first_cause or "refused"
+            self._fall_back()
+        return None
+
+    def release(self) -> None:
+        """The current attempt is over."""
+        replica, self.replica = self.replica, None
+        if replica is not None:
+            remaining = self._context.in_flight[replica.url] - 1
+            if remaining:
+                self._context.in_flight[replica.url] = remaining
+            else:
+                del self._context.in_flight[replica.url]
+
+    def failed(self, why: Failure) -> None:
+        """The current attempt, which is over, got no answer."""
+        if why == "withheld" and self.arm == CANARY:
+            self._fall_back()
+            return
+        self._note_failure(why)
+        is_stable = self.arm == STABLE
+        can_repeat = self._may_repeat and (why in _REPEATED or (why == "timeout" and is_stable))
+        if why == "refused" and is_stable:
+            can_repeat = True  # nothing was sent
+        else:
+            self._may_repeat = False
+        if can_repeat and why in ("reset", "cut") and not self._untried():
+            self._tried_urls.clear()
+        if not (can_repeat and self._untried()):
+            self._is_exhausted = is_stable
+            self._fall_back()
+
+    def is_answer(self, status: int) -> bool:
+        """True: the client gets what the current attempt answered; False: ask again, after `release`."""
+        cause = failure_of(status)
+        if cause is None:
+            if 400 <= status < 500 and self._is_first:
+                self.first_4xx = status
+            is_replaced = status >= 400 and self.arm == CANARY
+        else:
+            self._note_failure(cause)
+            can_repeat = self._may_repeat and status in _REPEATED_STATUSES and bool(self._untried())
+            self._may_repeat = False
+            if can_repeat and self.count < MAX_ATTEMPTS:
+                return False
+            is_replaced = self.arm == CANARY
+        if is_replaced:
+            self._fall_back()
+        return not is_replaced
+
+    @property
+    def _is_first(self) -> bool:
+        return self.count == 1 and not self.has_fallen_back
+
+    def _note_failure(self, cause: str) -> None:
+        if self._is_first:
+            self.first_cause, self.first_4xx = cause, None
+
+    def _fall_back(self) -> None:
+        if self.arm == CANARY:
+            self.arm = STABLE
+            self._tried_urls.clear()
+            self._may_repeat = True
+
+    def _choose_replica(self, arm: Arm) -> Replica | None:
+        """Of two replicas preferred by the key (a warm prefix cache), the one with less in flight."""
+        untried = self._untried()
+        if len(untried) < 2:
+            return untried[0] if untried else None
+        spread = hash64(arm.version, self._assignment.key)
+        first = spread % len(untried)
+        second = (first + 1 + (spread // len(untried)) % (len(untried) - 1)) % len(untried)
+        return min((untried[first], untried[second]), key=self._load)
+
+    def _load(self, replica: Replica) -> int:
+        # Other routers' load is as of the last publication, this router's is current.
+        return max(replica.in_flight, self._context.in_flight.get(replica.url, 0))
+
+    def _untried(self) -> list[Replica]:
+        arm = self.current_arm
+        return [one for one in arm.replicas if one.url not in self._tried_urls] if arm else []

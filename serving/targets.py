@@ -1,0 +1,168 @@
+"""What a client may ask of an engine, and the addresses that requests are sent to.
+
+Rules:
+1. A client's path is decoded and normalised, then looked up in a list of the routes that serve users. What is
+   not listed is refused: an engine's control routes, its metrics, and whatever a later vLLM adds.
+2. A percent-encoding may only stand for an unreserved character (RFC 3986, 6.2.2.2). An encoded slash, dot
+   segments, a backslash or any other character are refused, because two servers could read them differently.
+   Repeated slashes and one at the end are dropped.
+3. A `Target` can only be made of a listed path in its one spelling, an `Endpoint` only of a parsed address;
+   `Endpoint.url` is the one place where they meet. No URL is ever made of a client's text.
+
+Invariant: pure; imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+PATH_LIMIT = 1024  # bytes of a request's path
+QUERY_LIMIT = 8192
+
+# Routes that vLLM 0.32 serves for users, without the scale-out, SageMaker and development ones.
+# These ask a model for an answer, so they are assigned to an arm and recorded:
+ELIGIBLE_PATHS = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/completions", "/v1/responses"),
+        *("/v1/messages", "/v1/embeddings", "/v2/embed", "/v1/score", "/score", "/generative_scoring"),
+        *("/v1/rerank", "/v2/rerank", "/rerank", "/pooling", "/classify", "/v1/systemone"),
+        *("/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
+    }
+)
+# These ask for no answer; they go to stable.
+_OTHER_PATHS = {
+    "/v1/models": "GET",
+    "/v1/messages/count_tokens": "POST",
+    "/tokenize": "POST",
+    "/detokenize": "POST",
+}
+_METHODS = dict.fromkeys(ELIGIBLE_PATHS, "POST") | _OTHER_PATHS
+_ID = r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,254}"
+_PATHS_WITH_ID = (
+    (re.compile(rf"/v1/responses/{_ID}"), "GET"),
+    (re.compile(rf"/v1/responses/{_ID}/cancel"), "POST"),
+    (re.compile(rf"/v1/models/{_ID}"), "GET"),
+)
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~/-]+")
+_ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
+_QUERY = re.compile(r"[!-~]*")
+_BASE_PATH = re.compile(r"(?:/[A-Za-z0-9._~:@%+=,-]+)*")
+_DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+
+
+def method_of(path: str) -> str | None:
+    """The method of a listed path in its one spelling, GET or POST; None: it is not for users."""
+    method = _METHODS.get(path)
+    if method is not None:
+        return method
+    return next((method for pattern, method in _PATHS_WITH_ID if pattern.fullmatch(path)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A listed path and a query, as they are sent to an engine. Raises ValueError for any other text."""
+
+    path: str  # with /v1 where the route has it
+    query: str = ""  # percent-encoded, without '?'
+
+    def __post_init__(self) -> None:
+        if method_of(self.path) is None:
+            raise ValueError(f"{self.path!r} is not a route for users")
+        if self.query and (not _QUERY.fullmatch(self.query) or "#" in self.query):
+            raise ValueError("a query holds a character that must be percent-encoded")
+
+
+def normalised(raw: bytes) -> str | None:
+    """A request's path, decoded and without empty segments, by rule 2; None: it is not a plain path.
+
+    Check: b'//v1/mod%65ls/' gives '/v1/models'; b'/v1/%2e%2e/x' and b'/a%2fb' give None.
+    """
+    if len(raw) > PATH_LIMIT or not raw.startswith(b"/"):
+        return None
+    text = raw.decode("latin-1")
+    if "%" in text:
+        if "2f" in {code.lower() for code in _ENCODED.findall(text)}:
+            return None
+        text = _ENCODED.sub(lambda found: chr(int(found[1], 16)), text)
+    if not _UNRESERVED.fullmatch(text):
+        return None
+    if "//" in text or "/." in text or text.endswith("/"):
+        segments = [segment for segment in text.split("/") if segment]
+        if "." in segments or ".." in segments:
+            return None
+        return "/" + "/".join(segments)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The fixed address of an OpenAI-compatible server, from `parsed`."""
+
+    scheme: str  # http or https
+    authority: str  # host[:port]
+    root: str  # path prefix of the routes outside the API: '' or /prefix
+    base: str  # path prefix that stands for /v1: /v1, /prefix/v1, /v1beta/openai
+
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)
+    def parsed(url: str) -> Endpoint:
+        """The server at a base URL as it is written; a bare host serves at /v1. Raises ValueError.
+
+        Check: http://h:1 and http://h:1/v1 are the same; https://h/v1beta/openai has base /v1beta/openai.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as exc:
+            raise ValueError(
+                f"{shown(url)!r} is not a URL ({exc}); give http(s)://host[:port][/path]"
+            ) from exc
+        if parts.username is not None or parts.password is not None:
+            raise ValueError(
+                f"{shown(url)!r} holds a user name or password; name the key by api_key_env or api_key_file"
+            )
+        host = parts.netloc.removesuffix(f":{parts.netloc.rpartition(':')[2]}" if port is not None else "")
+        path = parts.path.rstrip("/")
+        is_plain = bool(_HOST.fullmatch(host) and _BASE_PATH.fullmatch(path)) and not _DOTS.search(path)
+        # urlsplit drops control characters and blanks; a URL that holds any is not what was written.
+        is_whole = "?" not in url and "#" not in url and not re.search(r"[^!-~]", url)
+        if parts.scheme not in ("http", "https") or not (is_plain and is_whole) or port == 0:
+            raise ValueError(
+                f"{shown(url)!r} is not http(s)://host[:port][/path]; give the endpoint's base URL"
+            )
+        if path.endswith(("/chat/completions", "/completions", "/models")):
+            short = url.rstrip("/").removesuffix("/models").removesuffix("/completions").removesuffix("/chat")
+            raise ValueError(f"{url!r} is the address of one route; give the base URL, {short}")
+        return Endpoint(parts.scheme, parts.netloc, path.removesuffix("/v1"), path or "/v1")
+
+    def url(self, target: Target) -> URL:
+        """Where this target is found here."""
+        path = target.path
+        path = self.base + path.removeprefix("/v1") if path.startswith("/v1/") else self.root + path
+        return self._at(path, target.query)
+
+    def own(self, path: str) -> URL:
+        """A path of our own, such as one of the front's control routes; never a client's."""
+        return self._at(self.root + path, "")
+
+    def _at(self, path: str, query: str) -> URL:
+        from yarl import (
+            URL,
+        )  # not above: commands that check a spec need no URL, and importing it takes 40 ms
+
+        return URL.build(
+            scheme=self.scheme, authority=self.authority, path=path, query_string=query, encoded=True
+        )
+
+
+def shown(url: str) -> str:
+    """A URL as it may be shown: without a user name and password."""
+    return re.sub(r"//[^/?#]*@", "//…@", url)

@@ -1,0 +1,47 @@
+"""A sample of the gate benchmark's trials, with few runs: all of them are `make bench-gate`.
+
+A goal is missed where so few runs would miss it by chance in one case of forty at most.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.gate.trial_cases import TRIALS
+
+pytestmark = pytest.mark.calibration
+
+#: Of each kind of traffic one, with its number of runs: those that a mistake breaks in most runs.
+SAMPLE = {
+    "half never stream, sticky": 24,
+    "3 % of units always fail, sticky": 24,
+    "a judge samples 30 % of units, sticky": 16,
+    "half of the answers judged, per request": 16,
+    "turns 3 -> 6": 24,
+    "turns 1.3 -> 8": 16,
+    "time stamps of 10 s, sticky": 24,
+    "5.0% spurious 4xx, per request": 24,
+    "errors 5% -> 6.0%, per request": 24,
+    "guard: a client with 30% of the requests always fails": 60,
+    "mirrored pairs, hallucinated 0.1 -> 0.03": 16,
+    "mirrored pairs, hallucinated 0.03 -> 0.14": 16,
+    "fixes 2.0% errors, per request": 16,
+    "answers the slowest 2.0%, per request": 16,
+    "answers hard prompts, sticky": 16,
+    "latencies in steps of 500 ms, per request": 12,
+    "latency_shape at the margin, turns 8 -> 1.3, sigma 1": 24,
+    "latency_shape at the margin, +10% a turn, turns 4 -> 2": 24,
+    "late harm, quality, per request": 24,
+    "late harm, error, sticky": 24,
+    "404 to everything, from the start, per request": 8,
+    "404 to everything, from mid-stage on, sticky": 8,
+}
+
+
+@pytest.mark.parametrize("name", list(SAMPLE))
+def test_a_trial_reaches_its_goals_in_a_few_runs(name: str) -> None:
+    trial = TRIALS[name]
+    rows = [trial.measure(rep) for rep in range(SAMPLE[name])]
+    figures = {heading: goal.judge(rows, trial.runs) for heading, goal in trial.goals.items()}
+
+    assert all(reached for _, reached in figures.values()), f"{trial.says}: {figures}"

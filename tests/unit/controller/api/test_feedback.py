@@ -1,0 +1,62 @@
+"""Feedback: what becomes of scores is said, score by score and log by log."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.api.feedback import parse_scores, write_scores
+from controller.errors import Unreachable
+from tests.fakes.controller import FakeEnvironment
+
+SCORES = [("a-1", "quality", 0.5, 1.0), ("b-1", "quality", 0.7, 1.0), ("new", "quality", 0.9, 1.0)]
+
+
+@pytest.fixture
+def logs() -> FakeEnvironment:
+    """Two services, each with one recorded request."""
+    return FakeEnvironment(requests={"a-1": "a", "b-1": "b"})
+
+
+def test_a_score_without_a_metric_is_quality() -> None:
+    assert parse_scores([{"id": "x", "score": 1}], now_s=2.0) == [("x", "quality", 1.0, 2.0)]
+
+
+def test_each_score_goes_to_the_service_that_answered_and_an_unknown_one_to_all(
+    logs: FakeEnvironment,
+) -> None:
+    result = write_scores(logs, ["a", "b"], SCORES)
+
+    assert sorted(logs.written) == [("a", "a-1"), ("a", "new"), ("b", "b-1"), ("b", "new")]
+    assert (result.taken, result.matched, result.waiting, result.unreachable) == (3, 2, 1, ())
+
+
+def test_an_unknown_id_is_told_apart_from_a_recorded_one(logs: FakeEnvironment) -> None:
+    result = write_scores(logs, ["a"], [("never-heard-of", "quality", 1.0, 1.0)])
+
+    assert (result.taken, result.matched, result.waiting) == (1, 0, 1)
+
+
+def test_a_log_that_does_not_answer_fails_only_its_own_scores(logs: FakeEnvironment) -> None:
+    logs.silent_logs = {"b"}
+
+    result = write_scores(logs, ["a", "b"], SCORES)
+
+    assert sorted(logs.written) == [("a", "a-1"), ("a", "new")]
+    assert (result.taken, result.unreachable) == (2, ("b",))
+
+
+def test_scores_that_no_log_takes_are_refused(logs: FakeEnvironment) -> None:
+    logs.silent_logs = {"a", "b"}
+
+    with pytest.raises(Unreachable, match="the records log of a, b does not answer"):
+        write_scores(logs, ["a", "b"], SCORES)
+
+
+def test_without_a_read_log_nothing_is_said_about_requests(
+    logs: FakeEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEnvironment, "has_request", lambda *_: None)
+
+    result = write_scores(logs, ["a", "b"], SCORES)
+
+    assert (result.taken, result.matched, result.waiting) == (3, None, None)

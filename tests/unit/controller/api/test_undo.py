@@ -1,0 +1,260 @@
+"""Undo and rollback through the API: one command from a bad stable to the version before it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from controller.auth import admin_token
+from controller.rollout.state import Cause, CauseKind, Departure, DepartureStep, Phase, RolloutState
+from tests.fakes.checkpoints import write_checkpoint
+from tests.fakes.controller import FakeController
+
+URL = "/v1/services/chat"
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> FakeController:
+    """Without ticks: the tests end each rollout themselves."""
+    return FakeController(tmp_path)
+
+
+@pytest.fixture
+async def api(controller: FakeController) -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"authorization": f"Bearer {admin_token(controller.home)}"}
+    transport = httpx.ASGITransport(app=controller.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
+        yield client
+
+
+class Chat:
+    """The service `chat`, its checkpoints 1, 2, 3 and its versions in order of service."""
+
+    def __init__(self, controller: FakeController, api: httpx.AsyncClient, folder: Path) -> None:
+        self.controller, self.api, self.folder = controller, api, folder
+        self.seeds: dict[int, str] = {}
+
+    async def up(self) -> str:
+        model = write_checkpoint(self.folder / "1", seed=1)
+        body = {"model": str(model), "engine": {"max_num_seqs": 8}, "max_model_len": 64}
+        assert (await self.api.put(URL, json=body)).status_code == 200
+        return self.stable()
+
+    async def deploy(self, seed: int, **more: Any) -> httpx.Response:
+        model = self.folder / str(seed)
+        if not model.exists():
+            write_checkpoint(model, seed=seed)
+        body = {"version": {"model": str(model), "engine": {"max_num_seqs": 4}}, **more}
+        return await self.api.post(f"{URL}/rollouts", json=body)
+
+    async def promote(self, seed: int) -> str:
+        """Deploy a checkpoint and promote it; its version."""
+        rollout = (await self.deploy(seed)).json()["rollout"]
+        self.succeed(rollout)
+        return self.stable()
+
+    def succeed(self, rollout: str) -> None:
+        state = self.load(rollout)
+        departure = Departure(state.stable.id, state.canary.id, DepartureStep.UNLOAD, 0.0, 0.0)
+        self.commit(replace(state, phase=Phase.SUCCEEDED, departure=departure))
+
+    def fail(self, rollout: str, kind: CauseKind, phase: Phase = Phase.ROLLED_BACK) -> None:
+        self.commit(replace(self.load(rollout), phase=phase, cause=Cause(kind, "it was bad")))
+
+    def load(self, rollout: str) -> RolloutState:
+        stored = self.controller.store.load(rollout)
+        assert stored is not None
+        return stored.state
+
+    def commit(self, state: RolloutState) -> None:
+        stored = self.controller.store.load(state.id)
+        assert stored is not None
+        self.controller.store.commit(state, (), expected_version=stored.version, evidence=None)
+
+    def stable(self) -> str:
+        return self.controller.store.service("chat").stable
+
+    async def post(self, command: str, **body: Any) -> dict[str, Any]:
+        answer = await self.api.post(f"{URL}/{command}", json=body)
+        return {"status": answer.status_code, **answer.json()}
+
+
+@pytest.fixture
+async def chat(controller: FakeController, api: httpx.AsyncClient, tmp_path: Path) -> Chat:
+    return Chat(controller, api, tmp_path)
+
+
+@pytest.mark.parametrize("command", ["undo", "rollback"])
+async def test_a_promoted_version_is_replaced_by_the_one_before_it(chat: Chat, command: str) -> None:
+    first, second = await chat.up(), await chat.promote(2)
+
+    answer = await chat.post(command, reason="it rambles")
+
+    state = chat.load(answer["rollout"])
+    assert (answer["status"], answer["outcome"]) == (202, "asked")
+    assert (state.stable.id, state.canary.id, state.plan.undo, state.plan.stages) == (second, first, True, ())
+    assert "without proof; by admin (admin): it rambles" in state.log[0].text
+    stored = chat.controller.store.version("chat", state.canary.id)
+    assert stored is not None
+    assert '"max_num_seqs": 8' in stored.spec
+
+
+async def test_an_undo_fits_the_memory_or_is_refused(chat: Chat) -> None:
+    await chat.up()
+    await chat.promote(2)
+    chat.controller.environment.free_bytes = 1 << 20
+
+    answer = await chat.post("undo")
+
+    assert (answer["status"], answer["exit_code"]) == (409, 3)
+
+
+async def test_a_second_undo_or_rollback_never_takes_back_the_first(chat: Chat) -> None:
+    first = await chat.up()
+    await chat.promote(2)
+    undo = (await chat.post("undo"))["rollout"]
+
+    running = [await chat.post(command) for command in ("undo", "rollback")]
+    chat.succeed(undo)
+    done = [await chat.post(command) for command in ("undo", "rollback")]
+
+    assert [(one["outcome"], one["rollout"]) for one in running] == [("already", undo)] * 2
+    assert [(one["outcome"], one["rollout"]) for one in done] == [("already", None)] * 2
+    assert all(f"already serving {first}" in one["text"] for one in done)
+
+
+async def test_an_undo_never_leads_back_to_what_was_undone(chat: Chat) -> None:
+    first = await chat.up()
+    second = await chat.promote(2)
+    chat.succeed((await chat.post("undo"))["rollout"])
+    chat.fail((await chat.deploy(3)).json()["rollout"], CauseKind.GATE)
+
+    answers = [await chat.post(command) for command in ("undo", "rollback")]
+    named = await chat.post("undo", to=second)
+
+    assert [one["outcome"] for one in answers] == ["already", "already"]
+    assert f"already serving {first}; to go further back: canaryctl undo chat --to" in answers[0]["text"]
+    assert chat.load(named["rollout"]).canary.id == second
+
+
+async def test_an_undo_that_failed_is_tried_again_by_the_same_command(chat: Chat) -> None:
+    first = await chat.up()
+    await chat.promote(2)
+    chat.fail((await chat.post("rollback"))["rollout"], CauseKind.PROBE)
+
+    answer = await chat.post("rollback")
+
+    assert chat.load(answer["rollout"]).canary.id == first
+
+
+async def test_any_version_that_has_served_can_be_named(chat: Chat) -> None:
+    first, _ = await chat.up(), await chat.promote(2)
+    await chat.promote(3)
+
+    answer = await chat.post("undo", to=first[:6])
+
+    assert chat.load(answer["rollout"]).canary.id == first
+
+
+@pytest.mark.parametrize(("to", "line"), [("v-nope", "has not served in chat"), ("v-", "is ambiguous")])
+async def test_a_version_that_cannot_be_told_is_refused(chat: Chat, to: str, line: str) -> None:
+    await chat.up()
+    await chat.promote(2)
+
+    answer = await chat.post("undo", to=to)
+
+    assert (answer["status"], answer["exit_code"]) == (422, 2)
+    assert line in answer["detail"]
+
+
+async def test_the_serving_version_is_already_there(chat: Chat) -> None:
+    first = await chat.up()
+
+    assert (await chat.post("undo", to=first))["text"] == f"chat: already serving {first}"
+    assert (await chat.post("undo"))["status"] == 422
+
+
+async def test_an_undo_during_a_rollout_ends_it(chat: Chat) -> None:
+    first = await chat.up()
+    rollout = (await chat.deploy(2)).json()["rollout"]
+
+    answer = await chat.post("undo")
+
+    assert (answer["outcome"], answer["rollout"]) == ("asked", rollout)
+    assert [one.kind.value for one in chat.controller.store.commands(rollout, after_seq=0)] == ["rollback"]
+    assert chat.stable() == first
+
+
+async def test_an_undone_version_is_rejected_until_it_has_served_again(chat: Chat) -> None:
+    await chat.up()
+    await chat.promote(2)
+    chat.succeed((await chat.post("undo", reason="it rambles"))["rollout"])
+
+    refused = await chat.deploy(2)
+    retried = await chat.deploy(2, retry=True)
+
+    assert refused.json()["type"] == "urn:canaryctl:already-rejected"
+    assert "it rambles" in refused.json()["detail"]
+    assert retried.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase"),
+    [(CauseKind.NOT_PROVEN, Phase.ROLLED_BACK), (CauseKind.PROBE, Phase.FAILED)],
+)
+async def test_a_rejection_outlives_a_retry_without_a_verdict(
+    chat: Chat, kind: CauseKind, phase: Phase
+) -> None:
+    await chat.up()
+    chat.fail((await chat.deploy(2)).json()["rollout"], CauseKind.GATE)
+    chat.fail((await chat.deploy(2, retry=True)).json()["rollout"], kind, phase)
+
+    answer = await chat.deploy(2)
+
+    assert answer.json()["type"] == "urn:canaryctl:already-rejected"
+
+
+@pytest.mark.parametrize(
+    ("command", "body", "line"),
+    [
+        ("rollouts", {"retry": "false"}, "retry 'false' is not true or false"),
+        ("rollouts", {"twin": "false"}, "twin 'false' is not true or false"),
+        ("rollouts", {"reason": ["a"]}, "reason ['a'] is not a text"),
+        ("plan", {"quick": "no"}, "quick 'no' is not true or false"),
+        ("rollback", {"reason": 7}, "reason 7 is not a text"),
+        ("rollback", {"reson": "x"}, "unknown key 'reson'"),
+        ("undo", {"to": 7}, "to 7 is not a text"),
+        ("undo", {"version": "v-1"}, "unknown key 'version'"),
+    ],
+)
+async def test_a_body_with_another_type_is_refused(
+    chat: Chat, command: str, body: dict[str, Any], line: str
+) -> None:
+    await chat.up()
+
+    answer = await chat.post(command, **body)
+
+    assert (answer["status"], answer["exit_code"]) == (422, 2)
+    assert line in answer["detail"]
+
+
+async def test_a_rollout_is_read_by_its_id(chat: Chat, api: httpx.AsyncClient) -> None:
+    await chat.up()
+    first = (await chat.deploy(2)).json()["rollout"]
+    chat.fail(first, CauseKind.GATE)
+    await chat.deploy(3)
+
+    found = await api.get(f"{URL}/rollouts/{first}")
+    missing = [await api.get(f"/v1/services/{name}/rollouts/{id}") for name, id in _absent(first)]
+
+    assert (found.json()["rollout"], found.json()["exit_code"]) == (first, 5)
+    assert [(one.status_code, one.json()["exit_code"]) for one in missing] == [(404, 2)] * 2
+
+
+def _absent(rollout: str) -> list[tuple[str, str]]:
+    return [("chat", "r-none"), ("other", rollout)]

@@ -1,0 +1,319 @@
+"""Database of the store: what is refused, file modes, every error, a crash between any two statements."""
+
+from __future__ import annotations
+
+import inspect
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from controller.auth import Identity, Role
+from controller.errors import BadInput, Unreachable
+from controller.rollout.observation import CommandKind
+from controller.rollout.state import Departure, DepartureStep
+from controller.store import schema as t
+from controller.store.ab import AbStore
+from controller.store.database import Database, translated
+from controller.store.rows import AbOutcome, AbRow, ServiceRow, VersionRow
+from controller.store.sql import SqlStore
+from tests.database_rig import PostgresServer, sqlite_url
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout, with_log_line
+
+ADA = Identity("ada", Role.ADMIN)
+CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
+VERSION = VersionRow("chat", STABLE, "{}", "{}", 1.0)
+TEST = AbRow("ab-1", "chat", "r-00000001", "{}", 1.0, None)
+MOVED = replace(
+    with_log_line(a_rollout(), "moved", 2.0),
+    departure=Departure(STABLE, CANARY, DepartureStep.SHIFT, 2.0, 2.0),
+)
+
+# A call of every public method. Those of `WRITES` change rows, in this order on an empty database.
+WRITES: dict[str, Callable[[SqlStore, AbStore], object]] = {
+    "put_service": lambda store, ab: store.put_service(CHAT, VERSION),
+    "put_version": lambda store, ab: store.put_version(replace(VERSION, id="v-0000000009")),
+    "put_token": lambda store, ab: store.put_token("digest", ADA, at_s=1.0, origin="host:/file"),
+    "acquire_lease": lambda store, ab: store.acquire_lease("a", ttl_s=60.0),
+    "renew_lease": lambda store, ab: store.renew_lease(1, ttl_s=90.0),
+    "create_rollout": lambda store, ab: store.create_rollout(
+        a_rollout(), request="{}", at_s=1.0, version=replace(VERSION, id=CANARY)
+    ),
+    "append_command": lambda store, ab: store.append_command(
+        "r-00000001", CommandKind.PAUSE, ADA, reason="", at_s=1.0
+    ),
+    "commit": lambda store, ab: store.commit(MOVED, (), expected_version=0, evidence=b"e", token=1),
+    "ab.create": lambda store, ab: ab.create(TEST),
+    "ab.append": lambda store, ab: ab.append(
+        "ab-1", [AbOutcome(1, True, 0.5, 1.0, 2.0)], first=0, resume_seq=3, settled_through_s=2.0
+    ),
+    "ab.end": lambda store, ab: ab.end("ab-1", at_s=3.0),
+    "release_lease": lambda store, ab: store.release_lease(1),
+}
+# On a database with a service alone.
+REMOVALS: dict[str, Callable[[SqlStore, AbStore], object]] = {
+    "mark_removing": lambda store, ab: store.mark_removing("chat", ADA, at_s=1.0),
+    "remove_service": lambda store, ab: store.remove_service("chat", at_s=1.0),
+}
+READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
+    "load": lambda store, ab: store.load("r-00000001"),
+    "running": lambda store, ab: store.running(),
+    "commands": lambda store, ab: store.commands("r-00000001", after_seq=0),
+    "evidence": lambda store, ab: store.evidence("r-00000001"),
+    "request": lambda store, ab: store.request("r-00000001"),
+    "rollouts": lambda store, ab: store.rollouts("chat"),
+    "attempts": lambda store, ab: store.attempts("chat", CANARY),
+    "latest_attempt": lambda store, ab: store.latest_attempt("chat", CANARY),
+    "services": lambda store, ab: store.services(),
+    "service": lambda store, ab: store.service("chat"),
+    "version": lambda store, ab: store.version("chat", STABLE),
+    "events": lambda store, ab: store.events("chat"),
+    "lease": lambda store, ab: store.lease(),
+    "identity": lambda store, ab: store.identity("digest"),
+    "ab.newest": lambda store, ab: ab.newest("chat"),
+    "ab.outcomes": lambda store, ab: ab.outcomes("ab-1"),
+}
+CALLS = {**WRITES, **REMOVALS, **READS}
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[SqlStore]:
+    sql = SqlStore(database_url, clock=lambda: 100.0)
+    yield sql
+    sql.close()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_network_file_system_is_refused_with_its_name_and_a_remedy(
+    tmp_path: Path, kind: str, is_link: bool
+) -> None:
+    mounts, shared = tmp_path / "mounts", tmp_path / "shared"
+    shared.mkdir()
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\nserver:/x {shared} {kind} rw 0 0\n")
+    path = shared / "state.db"
+    if is_link:
+        path = tmp_path / "state.db"
+        path.symlink_to(shared / "state.db")
+
+    with pytest.raises(BadInput, match=rf"network file system \({kind}\).*PostgreSQL"):
+        SqlStore(f"sqlite:///{path}", mounts=mounts)
+
+    assert not (shared / "state.db").exists()
+
+
+@pytest.mark.parametrize("place", ["mysql://x/y", "sqlite://", "no url"])
+def test_an_unsupported_database_is_refused(place: str) -> None:
+    with pytest.raises(BadInput, match=r"use sqlite:///FILE"):
+        SqlStore(place)
+
+
+def test_a_url_that_cannot_be_parsed_is_not_repeated() -> None:
+    with pytest.raises(BadInput) as refused:
+        SqlStore("postgresql//ann:s3cret@host/x")
+
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_file_that_is_not_a_database_is_named_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_text("this text is not a database, and long enough to show it" * 100)
+
+    with pytest.raises(Unreachable, match=r"state\.db does not answer: file is not a database; restore"):
+        SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+
+
+# --- file modes
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_sqlite_file_is_readable_by_its_owner_only(tmp_path: Path, exists: bool) -> None:
+    tmp_path.chmod(0o755)
+    path = tmp_path / "state.db"
+    url = f"sqlite:///{path}"
+    if exists:
+        before = SqlStore(url)
+        for name in ("state.db", "state.db-wal", "state.db-shm"):
+            (tmp_path / name).chmod(0o644)
+        store = SqlStore(url)
+        before.close()
+    else:
+        store = SqlStore(url)
+    store.put_service(CHAT, VERSION)
+
+    modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
+    store.close()
+    assert modes == {"state.db": 0o600, "state.db-wal": 0o600, "state.db-shm": 0o600}
+
+
+# --- errors
+
+
+def test_every_public_method_is_called_below() -> None:
+    public = {
+        prefix + name
+        for prefix, kind in (("", SqlStore), ("ab.", AbStore))
+        for name, _ in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
+    }
+
+    assert public - {"close"} == set(CALLS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_tables_that_are_missing_are_reported_as_unreachable(store: SqlStore, name: str) -> None:
+    t.metadata.drop_all(store.database._engine)
+
+    with pytest.raises(Unreachable, match="restore the database"):
+        CALLS[name](store, AbStore(store.database))
+
+
+@pytest.mark.integration
+def test_a_server_that_stops_is_reported_and_used_again_once_it_runs(postgres: PostgresServer) -> None:
+    store = SqlStore(postgres.empty_database())
+    ab, failures = AbStore(store.database), {}
+    postgres.stop()
+    for name, call in CALLS.items():
+        try:
+            call(store, ab)
+        except Unreachable as exc:
+            failures[name] = str(exc)
+    postgres.start()
+
+    assert set(failures) == set(CALLS)
+    assert all(text.endswith("check that it runs and may be written") for text in failures.values())
+    assert store.services() == ()
+    store.close()
+
+
+@pytest.mark.parametrize("name", [*WRITES, *REMOVALS])
+def test_a_full_or_read_only_file_is_reported_as_unreachable(tmp_path: Path, name: str) -> None:
+    store = SqlStore(sqlite_url(tmp_path / "state.db"))
+
+    def refuse_writes(connection: Any, *_: object) -> None:
+        connection.execute("PRAGMA query_only=ON")
+
+    sa.event.listen(store.database._engine, "checkout", refuse_writes)
+
+    with pytest.raises(Unreachable, match="attempt to write a readonly database; make the file"):
+        CALLS[name](store, AbStore(store.database))
+    store.close()
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x00"])
+def test_text_that_no_database_holds_is_bad_input_or_stored(store: SqlStore, text: str) -> None:
+    store.put_service(CHAT, VERSION)
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+
+    try:
+        store.append_command("r-00000001", CommandKind.PAUSE, ADA, reason=text, at_s=1.0)
+    except BadInput:
+        assert store.commands("r-00000001", after_seq=0) == ()
+    else:
+        assert store.commands("r-00000001", after_seq=0)[0].reason == text
+
+
+def test_a_number_that_no_database_holds_is_bad_input(store: SqlStore) -> None:
+    with pytest.raises(BadInput, match="cannot hold this"):
+        store.events("chat", after_seq=10**30)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "words"),
+    [
+        (sa.exc.OperationalError("x", {}, Exception("database is locked")), "keeps it busy; try again"),
+        (sa.exc.OperationalError("x", {}, Exception("database or disk is full")), "free disk space"),
+        (sa.exc.TimeoutError("QueuePool limit"), "has no free connection"),
+        (sa.exc.InternalError("x", {}, Exception("odd")), "does not answer: odd; check that it runs"),
+        (sa.exc.IntegrityError("x", {}, Exception("NOT NULL")), "refuses a row"),
+        (sa.exc.NoResultFound(), "lacks a row"),
+    ],
+)
+def test_a_foreign_error_has_a_reason_and_a_remedy(foreign: Exception, words: str) -> None:
+    ours = translated(foreign, "sqlite:///x")
+
+    assert isinstance(ours, Unreachable)
+    assert words in str(ours)
+
+
+def test_a_wrong_call_of_ours_is_no_error_of_the_database() -> None:
+    assert translated(sa.exc.ArgumentError("a bug"), "sqlite:///x") is None
+
+
+def test_an_error_shows_no_value_of_a_row(store: SqlStore) -> None:
+    t.metadata.drop_all(store.database._engine)
+
+    with pytest.raises(Unreachable) as raised:
+        store.put_service(CHAT, VERSION)
+
+    text, error = "", raised.value.__cause__
+    while error is not None:
+        text, error = f"{text}{error}", error.__cause__
+    assert "INSERT INTO services" in text
+    assert CHAT.secret not in text
+
+
+# --- a crash between any two statements
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+def contents(database: Database) -> dict[str, list[tuple[object, ...]]]:
+    """All rows of all tables."""
+    with database.read() as db:
+        return {
+            table.name: sorted((tuple(row) for row in db.execute(sa.select(table))), key=str)
+            for table in t.metadata.sorted_tables
+        }
+
+
+def crash_at(store: SqlStore, statement: int) -> Callable[[], None]:
+    """Make the statement of this number raise Crash; returns a function that ends that."""
+    count = 0
+
+    def listen(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count == statement:
+            raise Crash
+
+    sa.event.listen(store.database._engine, "before_cursor_execute", listen)
+    return lambda: sa.event.remove(store.database._engine, "before_cursor_execute", listen)
+
+
+def prepare(store: SqlStore, ab: AbStore, name: str) -> None:
+    """Bring the database to where `name` is called: before it in `WRITES`, or a service alone."""
+    for before in WRITES if name in WRITES else ("put_service", "lease"):
+        if before == name:
+            return
+        CALLS[before](store, ab)
+
+
+@pytest.mark.parametrize("name", [*WRITES, *REMOVALS])
+def test_a_crash_between_any_two_statements_leaves_all_or_nothing(store: SqlStore, name: str) -> None:
+    ab = AbStore(store.database)
+    prepare(store, ab, name)
+    before = contents(store.database)
+
+    for statement in range(1, 40):
+        restore = crash_at(store, statement)
+        try:
+            CALLS[name](store, ab)
+        except Crash:
+            restore()
+            assert contents(store.database) == before
+            continue
+        restore()
+        break
+    else:
+        raise AssertionError("more than 40 statements")
+
+    assert contents(store.database) != before

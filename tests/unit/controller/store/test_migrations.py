@@ -1,0 +1,152 @@
+"""Migrations: every older schema is brought to today's tables, a newer one is refused, openers take turns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from controller.errors import BadInput
+from controller.store import migrations
+from controller.store import schema as t
+from controller.store.sql import SqlStore
+from tests.database_rig import make_old_database
+from tests.fakes.rollouts import CANARY
+
+
+@pytest.fixture
+def engine(bare_url: str) -> Iterator[sa.Engine]:
+    """Engine that looks at the database from outside."""
+    engine = sa.create_engine(bare_url)
+    yield engine
+    engine.dispose()
+
+
+def test_a_new_database_has_the_tables_that_the_code_expects(bare_url: str, engine: sa.Engine) -> None:
+    SqlStore(bare_url).close()
+
+    with engine.connect() as db:
+        assert compare_metadata(MigrationContext.configure(db), t.metadata) == []
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_database_of_an_earlier_release_gets_the_same_tables(
+    bare_url: str, engine: sa.Engine, schema: int
+) -> None:
+    make_old_database(engine, schema)
+
+    SqlStore(bare_url).close()
+
+    with engine.connect() as db:
+        assert compare_metadata(MigrationContext.configure(db), t.metadata) == []
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_database_of_an_earlier_release_keeps_its_rows(
+    bare_url: str, engine: sa.Engine, schema: int
+) -> None:
+    make_old_database(engine, schema)
+
+    store = SqlStore(bare_url)
+    found, rows, lease = store.latest_attempt("chat", CANARY), store.rollouts("chat"), store.lease()
+    acquired = store.acquire_lease("next", ttl_s=5.0)
+    store.close()
+
+    assert found is not None
+    assert (found.id, [row.id for row in rows]) == ("r-00000001", ["r-00000001", "r-00000002"])
+    assert (lease.token, acquired is not None and acquired.token) == (7, 8)
+
+
+def test_a_migrated_database_is_opened_again_without_a_change(bare_url: str, engine: sa.Engine) -> None:
+    make_old_database(engine, 2)
+    SqlStore(bare_url).close()
+    with engine.begin() as db:
+        db.execute(sa.text("UPDATE services SET secret = 'kept'"))
+
+    store = SqlStore(bare_url)
+    secret = store.service("chat").secret
+    store.close()
+
+    assert secret == "kept"
+
+
+def test_a_migration_that_is_cut_off_leaves_the_old_schema(
+    bare_url: str, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_old_database(engine, 2)
+    with engine.begin() as db:  # the last statements of schema 3 meet a table that is not as expected
+        db.execute(sa.text("ALTER TABLE leases RENAME COLUMN expires_at_s TO other"))
+    with pytest.raises(Exception, match="expires_at_s"):
+        SqlStore(bare_url)
+
+    with engine.begin() as db:
+        assert "seq" not in {column["name"] for column in sa.inspect(db).get_columns("rollouts")}
+        assert "alembic_version" not in sa.inspect(db).get_table_names()
+        db.execute(sa.text("ALTER TABLE leases RENAME COLUMN other TO expires_at_s"))
+    SqlStore(bare_url).close()
+
+
+@pytest.mark.parametrize("table", ["alembic_version SET version_num", "canaryctl_meta SET value"])
+def test_a_database_of_a_newer_canaryctl_is_refused(bare_url: str, engine: sa.Engine, table: str) -> None:
+    SqlStore(bare_url).close()
+    with engine.begin() as db:
+        db.execute(sa.text(f"UPDATE {table} = '99'"))
+        if "meta" in table:
+            db.execute(sa.text("DROP TABLE alembic_version"))
+
+    with pytest.raises(BadInput, match=r"schema 99, this canaryctl reads \d; run the canaryctl that"):
+        SqlStore(bare_url)
+
+
+def test_the_releases_before_alembic_refuse_a_migrated_database(bare_url: str, engine: sa.Engine) -> None:
+    """They read `canaryctl_meta` and accept 2."""
+    SqlStore(bare_url).close()
+
+    with engine.connect() as db:
+        stored = db.execute(sa.text("SELECT value FROM canaryctl_meta WHERE name = 'schema'")).scalar_one()
+    assert int(stored) > 2
+
+
+def test_the_newest_migration_is_the_schema_of_the_code() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrations.FOLDER))
+
+    assert ScriptDirectory.from_config(config).get_heads() == [str(t.SCHEMA)]
+
+
+@pytest.mark.parametrize("schema", [0, 2])
+def test_several_may_open_a_database_first(bare_url: str, engine: sa.Engine, schema: int) -> None:
+    """Eight at once: some failed with "table already exists" or "database is locked"."""
+    if schema:
+        make_old_database(engine, schema)
+    together, failed = threading.Barrier(8), []
+
+    def open_first() -> None:
+        together.wait()
+        try:
+            SqlStore(bare_url).close()
+        except Exception as exc:  # noqa: BLE001 - whatever a thread raises is what the test is about
+            failed.append(exc)
+
+    openers = [threading.Thread(target=open_first) for _ in range(8)]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join(60)
+
+    assert failed == []
+
+
+def test_an_installed_wheel_has_the_migrations() -> None:
+    """setuptools takes folders with an `__init__.py` and the Python files in them."""
+    folders = {path.parent for path in migrations.FOLDER.rglob("*") if path.suffix not in ("", ".pyc")}
+
+    assert len(folders) == 2
+    assert all((folder / "__init__.py").exists() for folder in folders)
+    assert {path.suffix for folder in folders for path in folder.iterdir() if path.is_file()} == {".py"}

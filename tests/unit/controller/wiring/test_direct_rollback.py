@@ -1,0 +1,290 @@
+"""Direct rollback: the table before the store, and every fault of the store or of Ray as one line."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from controller.errors import UnknownService, Unreachable
+from controller.rollout.observation import CommandKind
+from controller.rollout.state import Phase
+from controller.settings import Settings
+from controller.store.rows import ServiceRow, VersionRow
+from controller.store.sql import SqlStore
+from controller.wiring import cluster, direct_rollback
+from controller.wiring.direct_rollback import roll_back_directly
+from serving.table import traffic_ray
+from tests.database_rig import PostgresServer, make_old_database
+from tests.fakes.rollouts import STABLE, a_rollout
+
+
+class Split:
+    def __init__(self, rollout: str, weight_bp: int, applied: bool) -> None:
+        self.rollout, self.weight_bp, self.applied, self.how = rollout, weight_bp, applied, "acknowledged"
+
+
+class Table:
+    """Stands for the client of the route table: one service, `chat`, whose canary has weight."""
+
+    def __init__(self) -> None:
+        self.split: Split | None = Split("r-00000001", 1000, applied=True)
+        self.calls: list[str] = []
+        self.acknowledges = True
+
+    def observe(self, service: str) -> Split | None:
+        return self.split
+
+    def tombstone(self, service: str, rollout: str) -> Split | None:
+        self.calls.append(rollout)
+        self.split = Split(rollout, 0, self.acknowledges)
+        return self.split
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Table:
+    table = Table()
+    monkeypatch.setattr(cluster, "connect", lambda settings: None)
+    monkeypatch.setattr(traffic_ray, "RayTraffic", lambda timeout_s: table)
+    monkeypatch.setattr(direct_rollback, "ACK_TIMEOUT_S", 0.1)
+    return table
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """State folder with one service and one running rollout."""
+    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'state.db'}")
+    store = SqlStore(settings.database_url)
+    store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    store.close()
+    return settings
+
+
+def test_table_and_store_get_the_rollback(table: Table, settings: Settings) -> None:
+    result = roll_back_directly(settings, "chat", reason="3 a.m.")
+
+    assert (table.calls, result.has_moved, result.failed) == (["r-00000001"], True, ())
+    assert result.succeeded == (
+        "route table: r-00000001 is tombstoned and gets no traffic (acknowledged)",
+        "store: rollback of r-00000001 requested; the next controller completes it",
+    )
+
+
+def test_a_canary_that_has_no_weight_yet_is_tombstoned_by_the_stores_word(
+    table: Table, settings: Settings
+) -> None:
+    table.split = Split("", 0, applied=True)
+
+    result = roll_back_directly(settings, None, reason="")
+
+    assert (table.calls, result.has_moved) == (["r-00000001"], True)
+
+
+def newer(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE alembic_version SET version_num = '99'")
+
+
+def other_tables(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE rollouts")
+
+
+def no_database(path: Path) -> None:
+    path.write_text("no database" * 1000)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def full(path: Path) -> None:
+    """As on a full disk: the file cannot grow. Every word of the command needs a page."""
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON asks BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (newer, "schema 99"),
+        (other_tables, "no such table: rollouts; restore the database"),
+        (no_database, "file is not a database; restore the database"),
+        (a_folder, "unable to open database file"),
+        (full, "disk is full; free disk space"),
+    ],
+)
+def test_a_broken_store_does_not_keep_the_traffic_from_moving(
+    table: Table, settings: Settings, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(settings.home / "state.db")
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert (table.calls, result.has_moved, len(result.failed)) == (["r-00000001"], True, 1)
+    assert result.failed[0].startswith("store: not reached (")
+    assert words in result.failed[0]
+
+
+def test_a_locked_database_does_not_keep_the_traffic_from_moving(
+    table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.store.database.BUSY_TIMEOUT_MS", 50)
+    writer = sqlite3.connect(settings.home / "state.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+
+    result = roll_back_directly(settings, "chat", reason="")
+    writer.close()
+
+    assert (table.calls, result.has_moved) == (["r-00000001"], True)
+    assert "database is locked; another process keeps it busy; try again" in result.failed[0]
+
+
+def test_an_unreachable_server_is_named_without_its_password(table: Table, tmp_path: Path) -> None:
+    settings = Settings(
+        home=tmp_path, database_url="postgresql+psycopg://ann:s3cret@127.0.0.1:9/x?sslpassword=hidden"
+    )
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert (table.calls, result.has_moved) == (["r-00000001"], True)
+    assert "ann:***@127.0.0.1:9/x" in result.failed[0]
+    assert not {word for word in ("s3cret", "hidden") if word in result.failed[0] + repr(settings)}
+
+
+@pytest.mark.integration
+def test_a_stopped_postgresql_does_not_keep_the_traffic_from_moving(
+    table: Table, tmp_path: Path, postgres: PostgresServer
+) -> None:
+    settings = Settings(home=tmp_path, database_url=postgres.empty_database())
+    SqlStore(settings.database_url).close()
+    postgres.stop()
+
+    result = roll_back_directly(settings, "chat", reason="")
+    postgres.start()
+
+    assert (table.calls, result.has_moved) == (["r-00000001"], True)
+    assert "does not answer: connection failed" in result.failed[0]
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_database_of_an_earlier_release_gets_its_command(table: Table, tmp_path: Path, schema: int) -> None:
+    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'old.db'}")
+    engine = sa.create_engine(settings.database_url)
+    make_old_database(engine, schema)
+    engine.dispose()
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert (table.calls, result.has_moved, result.failed) == (["r-00000001"], True, ())
+    assert result.succeeded[1].startswith("store: rollback of r-00000001 requested")
+
+
+def test_a_state_of_another_release_still_gets_its_command(table: Table, settings: Settings) -> None:
+    with sqlite3.connect(settings.home / "state.db") as db:
+        db.execute("""UPDATE rollouts SET state = '{"format": 99}'""")
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert (result.has_moved, result.failed) == (True, ())
+
+
+def test_a_bug_in_ray_does_not_keep_the_command_from_the_store(
+    table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(settings: Settings) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cluster, "connect", broken)
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert result.failed == ("route table: not reached (ZeroDivisionError: a bug)",)
+    store = SqlStore(settings.database_url)
+    kinds = [command.kind for command in store.commands("r-00000001", after_seq=0)]
+    store.close()
+    assert (kinds, result.has_moved) == ([CommandKind.ROLLBACK], False)
+
+
+def test_a_table_that_is_not_acknowledged_has_not_moved_the_traffic(table: Table, settings: Settings) -> None:
+    table.acknowledges = False
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert not result.has_moved
+    assert "not every router acknowledged it" in result.failed[0]
+
+
+def test_without_a_running_rollout_stable_serves_already(table: Table, settings: Settings) -> None:
+    table.split = Split("", 0, applied=True)
+    store = SqlStore(settings.database_url)
+    store.commit(replace(a_rollout(), phase=Phase.FAILED), (), expected_version=0, evidence=None)
+    store.close()
+
+    result = roll_back_directly(settings, None, reason="")
+
+    assert (table.calls, result.has_moved) == ([], True)
+    assert result.succeeded == (f"store: chat: no rollout runs, already serving {STABLE}",)
+
+
+def test_without_a_service_the_message_says_what_to_do(table: Table, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'state.db'}")
+
+    with pytest.raises(UnknownService, match=r"no service exists, so nothing can be rolled back; start one"):
+        roll_back_directly(settings, None, reason="")
+
+
+def test_several_services_are_named(table: Table, settings: Settings) -> None:
+    store = SqlStore(settings.database_url)
+    store.put_service(ServiceRow("code", "{}", STABLE, "s", 1.0), VersionRow("code", STABLE, "{}", "{}", 1.0))
+    store.close()
+
+    with pytest.raises(UnknownService, match="there are 2 services; name one of chat, code"):
+        roll_back_directly(settings, None, reason="")
+
+
+def test_a_service_that_neither_knows_is_refused(table: Table, settings: Settings) -> None:
+    table.split = None
+
+    with pytest.raises(UnknownService, match=r"service caht does not exist; there are: chat"):
+        roll_back_directly(settings, "caht", reason="")
+
+
+def test_without_a_name_and_a_store_the_name_is_asked_for(table: Table, settings: Settings) -> None:
+    no_database(settings.home / "state.db")
+
+    result = roll_back_directly(settings, None, reason="")
+
+    assert (result.has_moved, result.succeeded) == (False, ())
+    assert result.failed[0].endswith("; name the service")
+
+
+def test_forgetting_the_services_of_a_broken_store_ends_in_one_of_our_errors(settings: Settings) -> None:
+    other_tables(settings.home / "state.db")
+
+    with pytest.raises(Unreachable, match="no such table: rollouts"):
+        direct_rollback.forget_services(settings)
+
+
+def test_an_undo_under_way_is_left_alone(table: Table, settings: Settings) -> None:
+    """A tombstone would return all traffic to the version that somebody wanted to be rid of."""
+    store = SqlStore(settings.database_url)
+    stored = store.load("r-00000001")
+    assert stored is not None
+    ended = replace(stored.state, phase=Phase.ROLLED_BACK)
+    store.commit(ended, (), expected_version=stored.version, evidence=None)
+    store.create_rollout(a_rollout("u-00000001"), request="{}", at_s=2.0)
+    table.split = Split("u-00000001", 10_000, applied=True)
+
+    result = roll_back_directly(settings, "chat", reason="3 a.m.")
+
+    assert (table.calls, result.has_moved, result.failed) == ([], True, ())
+    assert result.succeeded == ("store: undo u-00000001 is under way; the next controller completes it",)
+    assert store.commands("u-00000001", after_seq=0) == ()
+    store.close()

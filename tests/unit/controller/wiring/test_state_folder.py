@@ -1,0 +1,102 @@
+"""State folder: the admin token that is valid, and the database that is remembered."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from controller.auth import Identity, Role, admin_token, token_digest, write_private
+from controller.settings import Settings, load_settings
+from controller.store.sql import SqlStore
+from controller.wiring.state_folder import AdminToken, remember_database
+from tests.database_rig import sqlite_url
+
+CLOCK = SimpleNamespace(now_s=lambda: 1.0)
+ADMIN = Identity("admin", Role.ADMIN)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqlStore]:
+    sql = SqlStore(sqlite_url(tmp_path / "state.db"))
+    yield sql
+    sql.close()
+
+
+@pytest.fixture
+def token(tmp_path: Path, store: SqlStore) -> AdminToken:
+    token = AdminToken(tmp_path, store, CLOCK)
+    token.store()
+    return token
+
+
+def test_the_token_of_the_file_is_valid(tmp_path: Path, token: AdminToken) -> None:
+    assert token.identity(token_digest(admin_token(tmp_path))) == ADMIN
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_rotated_file_makes_the_old_token_invalid(
+    tmp_path: Path, store: SqlStore, token: AdminToken, is_restarted: bool
+) -> None:
+    old = token_digest(admin_token(tmp_path))
+    (tmp_path / "admin.token").unlink()
+    new = token_digest(admin_token(tmp_path))
+
+    if is_restarted:
+        token = AdminToken(tmp_path, store, CLOCK)
+
+    assert (token.identity(old), token.identity(new)) == (None, ADMIN)
+
+
+def test_a_token_that_was_written_by_hand_is_valid_at_once(tmp_path: Path, token: AdminToken) -> None:
+    write_private(tmp_path / "admin.token", "chosen")
+
+    assert token.identity(token_digest("chosen")) == ADMIN
+
+
+def test_a_token_that_an_earlier_release_stored_becomes_invalid(tmp_path: Path, store: SqlStore) -> None:
+    store.put_token("old", ADMIN, at_s=1.0)
+
+    AdminToken(tmp_path, store, CLOCK).store()
+
+    assert store.identity("old") is None
+
+
+def test_the_tokens_of_another_host_and_of_people_stay_valid(store: SqlStore, token: AdminToken) -> None:
+    ada = Identity("ada", Role.OPERATOR)
+    store.put_token("elsewhere", ADMIN, at_s=1.0, origin="other-host:/home/canary/admin.token")
+    store.put_token("ada", ada, at_s=1.0)
+
+    token.store()
+
+    assert (store.identity("elsewhere"), store.identity("ada")) == (ADMIN, ada)
+
+
+def test_the_database_is_remembered_for_its_owner_only(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://ann:s3cret@db/canary"
+    given = {"CANARYCTL_HOME": str(tmp_path), "CANARYCTL_DATABASE_URL": url}
+    remember_database(load_settings(given))
+
+    later = load_settings({"CANARYCTL_HOME": str(tmp_path)})
+
+    assert (later.database_url, stat.S_IMODE(later.database_path.stat().st_mode)) == (url, 0o600)
+    assert "s3cret" not in repr(later)
+
+
+def test_a_relative_path_is_remembered_as_an_absolute_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    remember_database(Settings(home=tmp_path, database_url="sqlite:///state.db"))
+
+    assert load_settings({"CANARYCTL_HOME": str(tmp_path)}).database_url == f"sqlite:///{tmp_path}/state.db"
+
+
+def test_a_variable_overrides_the_remembered_database(tmp_path: Path) -> None:
+    remember_database(Settings(home=tmp_path, database_url="sqlite:///a"))
+    given = {"CANARYCTL_HOME": str(tmp_path), "CANARYCTL_DATABASE_URL": "sqlite:///b"}
+
+    assert load_settings(given).database_url == "sqlite:///b"
