@@ -332,6 +332,8 @@ def plan_digest(policy: GatePolicy, stages: Sequence[StagePlan]) -> str:
 def _value(draw: Draw, metric: str) -> float:
     if metric in draw.flags:
         return float(draw.flags[metric])
+    if metric == "rejected":  # a known outcome that says nothing of a rejection was none
+        return float("nan") if draw.error is None else 0.0
     if metric not in _FIELDS:
         return float("nan")
     if metric == "latency_ms" and draw.flags.get("censored"):

@@ -12,7 +12,7 @@ from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 from evaluation.units.answered import AnsweredGap
-from tests.fakes.evidence_maker import Columns, requests
+from tests.fakes.evidence_maker import Columns, requests, streamed
 
 PRESETS = ("default", "strict")
 ROWS = 24_000
@@ -122,6 +122,14 @@ def test_a_canary_that_rejects_everything_is_rolled_back_within_fifty_units() ->
 
     assert result.decision == "rollback"
     assert result.canary_requests <= 50
+
+
+def test_a_record_without_the_flag_was_not_rejected() -> None:
+    columns = requests(1500, before=300, w=0.3)
+    report = streamed(columns, GatePolicy.default().only("error", "rejected")).report()
+    rejected = next(g for g in report.gates if g.gate == "rejected")
+
+    assert (rejected.verdict, rejected.stable) == (Verdict.UNDECIDED, 0.0)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2])
