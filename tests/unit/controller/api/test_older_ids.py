@@ -18,9 +18,10 @@ from tests.fakes.controller import FakeController, FakeEnvironment
 
 
 def older(found: Fingerprint) -> Fingerprint:
-    """The fingerprint as older rules computed it: fewer parts, another id, the same tensors."""
-    fewer = tuple(part for part in found.parts if part[0] not in ("files", "code", "processor"))
-    return replace(found, parts=fewer, scheme=1, files=(), vocabulary=())
+    """The fingerprint as older rules computed it: other digests, another id; tensors are hashed as today."""
+    kept = ("tensors", "engine_release")
+    parts = tuple((name, value if name in kept else "older") for name, value in found.parts)
+    return replace(found, parts=parts, scheme=1, files=(), vocabulary=())
 
 
 @pytest.fixture
