@@ -6,7 +6,7 @@ Runs are appended to `benchmarks/out/gate/` under a digest of the gate's results
 resumes, `--cases` measures a part, and rows of another gate are never mixed in: a change of any bit of a
 result starts anew. The tables hold everything measured under the present digest; those of `--quick` are a
 preview and go to `benchmarks/out/gate/`. Exits 1 when a goal was missed, 2 when no case has such a name. The
-whole takes a bit more than an hour on two quiet cores, `--quick` some minutes.
+whole takes about an hour and a half on two quiet cores, `--quick` some minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.gate.cases import CASES
 from benchmarks.gate.digest import gate_digest
-from benchmarks.gate.published import QUICK_REPS, REPS, beside_baseline, measure_case, summarise
+from benchmarks.gate.published import beside_baseline, measure_case, reps_of, summarise
 from benchmarks.gate.records import Item, Records, by_name, measure, slug
 from benchmarks.gate.report import as_json, as_markdown
 from benchmarks.gate.speed import measure_speed
@@ -90,12 +90,11 @@ def _shortened(case: Case, horizon: int) -> Case:
 
 
 def _case_items(cases: list[Case], args: argparse.Namespace) -> list[Item]:
-    reps = QUICK_REPS if args.quick else REPS
     return [
         Item(
             case.name,
             f"{slug(case.name)}-{case.canary_requests}",
-            min(reps[case.kind], args.reps),
+            min(reps_of(case, quick=args.quick), args.reps),
             partial(measure_case, case),
         )
         for case in cases

@@ -25,7 +25,11 @@ ALPHA_METRIC = 0.01 / len(FOUR)
 REPS = {"no_harm": 1000, "rollback": 1000, "promotion": 1000, "boundary": 400}
 QUICK_REPS = {"no_harm": 12, "rollback": 15, "promotion": 15, "boundary": 4}
 EQUAL_REPS = {"no_harm": 100, "rollback": 120}  # of these, also like for like
-MORE_EQUAL = frozenset({"quality -0.05", "quality -0.02"})  # all of them: their goals are at the crossing
+# All runs: their goals are at the crossing. Nothing decides on -0.02 under `default`.
+MORE_EQUAL = frozenset(
+    {("quality -0.05", "strict"), ("quality -0.05", "default"), ("quality -0.02", "strict")}
+)
+DRIFT_REPS = 300  # beside the same case without drift
 FIRST_PREFIX = 500  # canary requests tried first where harm is expected; then four times as many
 
 
@@ -34,6 +38,12 @@ def equal_metrics(preset: str) -> GatePolicy:
     policy = GatePolicy.named(preset)
     gates = tuple(replace(g, alpha_share=1 / len(FOUR)) for g in policy.gates if g.name in FOUR)
     return replace(policy, gates=gates, restart_share=0.0)
+
+
+def reps_of(case: Case, *, quick: bool) -> int:
+    """How many repetitions a case gets."""
+    reps = (QUICK_REPS if quick else REPS)[case.kind]
+    return min(reps, DRIFT_REPS) if case.kind == "rollback" and case.seeded_as else reps
 
 
 def prefix(events: Events, canary_requests: int) -> Columns:
@@ -88,7 +98,7 @@ def measure_case(case: Case, rep: int) -> Row:
         return row | {"proven": at_look(proven), "proven_crossing": proven}
     for preset in PRESETS:
         row[preset] = at_look(rollback_time(case, events, GatePolicy.named(preset)))
-        if rep < EQUAL_REPS[case.kind] or case.name in MORE_EQUAL:
+        if rep < EQUAL_REPS[case.kind] or (case.name, preset) in MORE_EQUAL:
             crossing = rollback_time(case, events, equal_metrics(preset))
             row |= {f"{preset}_equal": at_look(crossing), f"{preset}_crossing": crossing}
     peers = alarms(events, alpha_metric=ALPHA_METRIC)

@@ -20,6 +20,7 @@ from benchmarks.gate.published import (
     measure_case,
     prefix,
     proof_time,
+    reps_of,
     rollback_time,
     summarise,
 )
@@ -60,6 +61,12 @@ def test_harm_is_found_by_both_policies_and_sooner_by_strict() -> None:
     }
 
     assert np.median(times["strict"]) <= np.median(times["default"]) < 10**6
+
+
+def test_a_published_row_has_a_thousand_runs_and_one_with_drift_fewer() -> None:
+    assert reps_of(CASES["latency x1.2"], quick=False) == 1000
+    assert reps_of(CASES["latency x1.2, drift"], quick=False) == 300
+    assert reps_of(CASES["latency x1.2, drift"], quick=True) == reps_of(CASES["latency x1.2"], quick=True)
 
 
 def test_a_proof_waits_for_every_margin() -> None:
