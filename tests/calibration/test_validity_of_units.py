@@ -17,7 +17,7 @@ from evaluation.policy.policy import GatePolicy
 from tests.fakes.evidence_maker import Columns
 
 pytestmark = pytest.mark.calibration
-RUNS = 16
+RUNS = 8
 W = 0.1
 
 
