@@ -26,7 +26,8 @@ HARMLESS = Case("backtest fine", "no_harm", canary_requests=600)
 
 
 def columns(case: Case) -> dict[str, np.ndarray]:
-    return {name: np.asarray(column) for name, column in simulate(case, 0).columns.items()}
+    data = {name: np.asarray(column) for name, column in simulate(case, 0).columns.items()}
+    return {**data, "rejected": np.zeros(len(data["arm"]))}
 
 
 def write(case: Case, path: Path) -> Path:

@@ -53,6 +53,7 @@ def essence(reports: tuple[GateReport, ...]) -> dict[tuple[str, str], tuple[obje
 @pytest.mark.parametrize("policy", [POLICY, GatePolicy.strict().only(*FOUR)], ids=["default", "strict"])
 def test_a_file_and_a_live_rollout_give_the_same_bits(name: str, policy: GatePolicy) -> None:
     columns = CASES[name]()
+    columns["rejected"] = np.zeros(len(columns["arm"]))
 
     live = streamed(columns, policy, seed=1, reload_ratio=0.1).report()
 
