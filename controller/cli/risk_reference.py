@@ -30,6 +30,12 @@ FAMILIES = (
     "`qwen3_moe`). Two checkpoints of one model type are of different families if their architectures "
     "are, or if they share less than half of their vocabulary."
 )
+DEFAULTS = (
+    "Of these two the values that the engine applies are compared: those of the checkpoint's "
+    "generation_config.json, or of the folder that `generation_config` names, under "
+    "`override_generation_config`. What can end an answer (EOS, `max_new_tokens`, any key but the following) "
+    "is medium, also from a repository that cannot be read here:"
+)
 OTHERS = (
     "Any other argument can change or cut an answer: `max_model_len`, `dtype`, `quantization`, "
     "`kv_cache_dtype`, `tokenizer`, `chat_template`, `hf_overrides`, `load_format`, parsers, speculative "
@@ -53,7 +59,7 @@ def risk_page() -> str:
         _names(THROUGHPUT),
         "## Sampling defaults: low, printed in red",
         _names(SAMPLING),
-        "Keys of generation_config.json and `override_generation_config`; their other keys are medium:",
+        DEFAULTS,
         _names(SAMPLING_DEFAULTS),
         "## Every other engine argument: medium",
         OTHERS,

@@ -32,6 +32,9 @@ class Change:
     engine: Mapping[str, Any] = field(default_factory=dict)  # of the canary; stable has engine_before
     engine_before: Mapping[str, Any] = field(default_factory=dict)
     release: str = "vllm 0.32.0"
+    # Files that arguments name, under the folder NAMED; those of the canary are written over stable's.
+    named_before: Tree = field(default_factory=dict)
+    named: Tree = field(default_factory=dict)
 
 
 def with_engine(risk: Risk, before: Mapping[str, Any] | None = None, **arguments: Any) -> Change:
@@ -40,6 +43,26 @@ def with_engine(risk: Risk, before: Mapping[str, Any] | None = None, **arguments
 
 def sidecar(name: str, before: Any, after: Any, risk: Risk = MEDIUM) -> Change:
     return Change(risk, {**llama(), name: after}, before={**llama(), name: before})
+
+
+def with_defaults(risk: Risk, before: Any, after: Any, **own: Any) -> Change:
+    """Other generation defaults. own: in the checkpoint; before, after: the argument, or a folder's values."""
+    tree = edited(llama(), "generation_config.json", **own)
+    folders: Tree = {}
+    arguments = []
+    for name, value in (("before", before), ("after", after)):
+        if isinstance(value, Mapping):
+            folders[f"{name}/generation_config.json"] = value
+        arguments.append(f"NAMED/{name}" if isinstance(value, Mapping) else value)
+    engine_before, engine = ({"generation_config": value} if value else {} for value in arguments)
+    return Change(risk, tree, tree, engine, engine_before, named_before=folders)
+
+
+def in_place(risk: Risk, name: str, before: Any, after: Any, **engine: Any) -> Change:
+    """A file that the same arguments name on both sides, and that changes where it is."""
+    return Change(
+        risk, llama(), engine=engine, engine_before=engine, named_before={name: before}, named={name: after}
+    )
 
 
 def _quantised() -> Tree:
@@ -119,6 +142,8 @@ KV_FP8 = {
     "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
 }
 TEMPLATE_FILE = "templates/chat.jinja"
+WARM = {"temperature": 1.0, "eos_token_id": 2}
+CUTTING = {"temperature": 1.0, "max_new_tokens": 5, "eos_token_id": [13]}
 
 CHANGES: dict[str, Change] = {
     # --- the same version
@@ -247,6 +272,51 @@ CHANGES: dict[str, Change] = {
     "engine: a default length of answers": with_engine(
         MEDIUM, override_generation_config={"max_new_tokens": 64}
     ),
+    # --- generation defaults that arguments put in the place of the checkpoint's
+    "engine: the checkpoint's length of answers ignored": with_defaults(
+        MEDIUM, None, "vllm", max_new_tokens=256
+    ),
+    "engine: defaults of a folder with another temperature": with_defaults(LOW, None, WARM),
+    "engine: defaults of another folder with another temperature": with_defaults(
+        LOW, WARM, {**WARM, "temperature": 0.1}
+    ),
+    "engine: defaults of a folder that cut answers": with_defaults(MEDIUM, None, CUTTING),
+    "engine: defaults of another folder that cut answers": with_defaults(MEDIUM, WARM, CUTTING),
+    "engine: defaults of a folder with another EOS": with_defaults(
+        MEDIUM, WARM, {**WARM, "eos_token_id": 13}
+    ),
+    "engine: defaults of a folder without the checkpoint's EOS": with_defaults(
+        MEDIUM, None, {"temperature": 1.0}, eos_token_id=[2, 3]
+    ),
+    "engine: the checkpoint's length, in a folder that makes it a limit": with_defaults(
+        MEDIUM, None, {"temperature": 0.6, "eos_token_id": 2, "max_new_tokens": 256}, max_new_tokens=256
+    ),
+    "engine: defaults of a repository that is not here": with_defaults(MEDIUM, None, "acme/defaults"),
+    "engine: another temperature in the folder, in place": in_place(
+        LOW, "g/generation_config.json", WARM, {**WARM, "temperature": 0.1}, generation_config="NAMED/g"
+    ),
+    "engine: a length in the folder, in place": in_place(
+        MEDIUM, "g/generation_config.json", WARM, CUTTING, generation_config="NAMED/g"
+    ),
+    "engine: the checkpoint's length overridden away": Change(
+        MEDIUM,
+        edited(llama(), "generation_config.json", max_new_tokens=256),
+        before=edited(llama(), "generation_config.json", max_new_tokens=256),
+        engine={"override_generation_config": {"max_new_tokens": None}},
+    ),
+    "engine: an override that is no mapping": with_engine(MEDIUM, override_generation_config="max_tokens=5"),
+    "another length in a checkpoint whose defaults are ignored": Change(
+        NONE,
+        edited(llama(), "generation_config.json", max_new_tokens=256),
+        engine={"generation_config": "vllm"},
+        engine_before={"generation_config": "vllm"},
+    ),
+    "another EOS in a checkpoint whose defaults are ignored": Change(
+        MEDIUM,
+        edited(llama(), "generation_config.json", eos_token_id=[2, 3]),
+        engine={"generation_config": "vllm"},
+        engine_before={"generation_config": "vllm"},
+    ),
     "another engine release": Change(MEDIUM, llama(), release="vllm 0.33.0"),
     # --- high: a new version or size of the same family
     "a bigger size": Change(HIGH, llama(seed=9, hidden=8)),
@@ -294,10 +364,21 @@ CHANGES: dict[str, Change] = {
 def fingerprints(folder: Path, change: Change) -> tuple[Fingerprint, Fingerprint]:
     before = write_tree(folder / "before", change.before)
     after = write_tree(folder / "after", change.after)
-    return (
-        fingerprint_checkpoint(before, engine_arguments=change.engine_before, engine_release="vllm 0.32.0"),
-        fingerprint_checkpoint(after, engine_arguments=change.engine, engine_release=change.release),
+    named = write_tree(folder / "named", change.named_before)
+    stable = fingerprint_checkpoint(
+        before, engine_arguments=_located(change.engine_before, named), engine_release="vllm 0.32.0"
     )
+    write_tree(named, change.named)
+    canary = fingerprint_checkpoint(
+        after, engine_arguments=_located(change.engine, named), engine_release=change.release
+    )
+    return stable, canary
+
+
+def _located(arguments: Mapping[str, Any], named: Path) -> dict[str, Any]:
+    """The arguments with the folder's own path for NAMED."""
+    text = json.dumps(dict(arguments)).replace("NAMED", str(named))
+    return dict(json.loads(text))
 
 
 @pytest.mark.parametrize("name", CHANGES)
