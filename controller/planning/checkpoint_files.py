@@ -92,21 +92,35 @@ def group_of(name: str) -> Group:
 
 
 def cached(file: Path, kind: str, cache: MutableMapping[str, str], compute: Callable[[Path], Any]) -> Any:
-    """`compute(file)`, a JSON value; taken from the cache while the file's time and size are unchanged.
+    """`compute(file)`, a JSON value; taken from the cache while the file is the one that was read.
 
     Raises BadCheckpoint when the file cannot be read.
     """
     try:
-        stat = file.stat()
-        key = f"{kind}{file.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
+        key, size = _identity(file, kind)
         if key in cache:
             return json.loads(cache[key])
         value = compute(file)
+        is_unchanged = _identity(file, kind)[0] == key
     except OSError as exc:
         raise BadCheckpoint(f"{file} cannot be read ({exc.strerror}); check its permissions") from exc
-    if stat.st_size >= CACHED_FROM_BYTES or kind == "":
+    if is_unchanged and (size >= CACHED_FROM_BYTES or kind == ""):
         cache[key] = json.dumps(value)
     return value
+
+
+def _identity(file: Path, kind: str) -> tuple[str, int]:
+    """(key of the file's content in the cache, its size in bytes).
+
+    The modification time can be set, and `cp -p`, tar and image layers do set it. The change time cannot: a
+    file that is written over gets a new one, a file that takes the place of another has another inode. On NFS
+    both are the server's, up to a minute late (`acregmax`); a mount under another device number, or a move
+    within the file system, costs one more reading. FUSE mounts of object stores may make up the inode, and
+    give the modification time, which is that of the upload there, as the change time.
+    """
+    stat = file.stat()
+    times = f"{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+    return f"{kind}{file.resolve()}|{times}|{stat.st_size}|{stat.st_dev}:{stat.st_ino}", stat.st_size
 
 
 def file_digest(file: Path) -> str:

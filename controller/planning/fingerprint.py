@@ -2,8 +2,8 @@
 
 Two checkpoints with the same digests answer alike under the same engine. Tensors are hashed by name, dtype,
 shape and bytes, so sharding has no effect; config.json in its normal form, so defaults that are written out
-have none. The caller keeps `cache` (a file's path, times, size and inode -> its digests), so that a checkpoint
-of 140 GB is read once.
+have none. The caller keeps `cache` (a file's path, times, size and inode -> its digests), so that a
+checkpoint of 140 GB is read once.
 
 Invariant: the only file reads of the controller's core are here and in the modules that this one calls;
 nothing is written.

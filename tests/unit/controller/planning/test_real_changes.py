@@ -46,7 +46,7 @@ def sidecar(name: str, before: Any, after: Any, risk: Risk = MEDIUM) -> Change:
 
 
 def with_defaults(risk: Risk, before: Any, after: Any, **own: Any) -> Change:
-    """Other generation defaults. own: in the checkpoint; before, after: the argument, or a folder's values."""
+    """Other generation defaults. own: the checkpoint's; before, after: the argument, or a folder's values."""
     tree = edited(llama(), "generation_config.json", **own)
     folders: Tree = {}
     arguments = []
