@@ -21,9 +21,10 @@ COMPARISON = (
     "Nothing is asked of the network, and no code of a checkpoint is run."
 )
 FILES = (
-    "Every file of a checkpoint counts, but for what no engine reads: READMEs, licences, pictures, logs, "
-    "a trainer's states, hidden files, and the folders `original`, `onnx`, `openvino`, `coreml` and the "
-    "like. config.json is compared in its normal form: defaults that are written out change nothing."
+    "Every file of a checkpoint counts, but for what no engine reads: READMEs, licences, pictures, logs, a "
+    "trainer's states, hidden files, and what the folders `original`, `onnx`, `openvino`, `coreml`, "
+    "`checkpoint-N` and the like hold beside code. Code, templates and data count by whatever name. "
+    "config.json is compared in its normal form: defaults that are written out change nothing."
 )
 FAMILIES = (
     "A family is the first word of the model type without its version (`qwen` of `qwen2` and "

@@ -169,6 +169,27 @@ CHANGES: dict[str, Change] = {
         NONE,
         {**llama(), "training_args.bin": b"a", "trainer_state.json": {"step": 3}, "optimizer.pt": b"b"},
     ),
+    "pictures and logs, in folders of any name": Change(
+        NONE,
+        {
+            **llama(),
+            "images/a.PNG": b"x",
+            "logs/train.log": "y",
+            "docs/report.pdf": b"z",
+            "a/LICENSE.txt": "w",
+        },
+    ),
+    "a trainer's folders": Change(
+        NONE,
+        {
+            **llama(),
+            "checkpoint-100/trainer_state.json": {"step": 100},
+            "checkpoint-100/model.safetensors": b"x",
+            "runs/a/events.out.tfevents.1": b"y",
+            "wandb/run-1/files/config.yaml": "z",
+            ".cache/huggingface/download/config.json.metadata": "w",
+        },
+    ),
     "Meta's original weights in a folder of their own": Change(
         NONE, {**llama(), "original/consolidated.00.pth": b"x", "original/params.json": {"dim": 4}}
     ),
@@ -252,6 +273,21 @@ CHANGES: dict[str, Change] = {
     "other modules of sentence-transformers": sidecar("modules.json", [{"idx": 0}], [{"idx": 1}]),
     "another adapter in a folder": sidecar("adapters/a/adapter_config.json", {"r": 8}, {"r": 16}),
     "another GGUF file": sidecar("model-q4.gguf", b"GGUF1", b"GGUF2"),
+    **{
+        f"a new file {name}": Change(MEDIUM, {**llama(), name: "x = 1"})
+        for name in (
+            *("images/processor.py", "logs/modeling.py", "original/modeling.py", "checkpoint-5/head.py"),
+            *("notice_head.py", "readme_model.py", "license_modeling.py", ".hidden.py", "zero_to_fp32.py"),
+            *("requirements_model.txt", "notice_vocab.txt", "acknowledge_tokens.json", "changelog.yaml"),
+            *("citation_head.safetensors.dat", "license.bin", "figures/projector.pt", "images/prompts.json"),
+            *("flax/chat.jinja", "README.JINJA", "tokenizer.index.json", "original/consolidated.safetensors"),
+        )
+    },
+    "another adapter's weights beside an index": Change(
+        MEDIUM,
+        {**trees.sharded(llama(), trees.tensors(0), 2), "citation_head.safetensors": b"b"},
+        before={**trees.sharded(llama(), trees.tensors(0), 2), "citation_head.safetensors": b"a"},
+    ),
     "a file that nobody knows": sidecar("mystery.dat", b"1", b"2"),
     # --- medium: engine arguments that can change or cut an answer
     "engine: quantization": with_engine(MEDIUM, quantization="fp8"),
@@ -397,6 +433,30 @@ def test_a_cache_snapshot_of_links_is_the_same_version_as_its_files(tmp_path: Pa
     links = fingerprint_checkpoint(trees.write_snapshot(tmp_path / "hub", llama()))
 
     assert files == links
+
+
+def test_a_linked_folder_counts_by_what_it_holds(tmp_path: Path) -> None:
+    """os.walk alone passes over linked folders; a link to a folder above ends there."""
+    folder = write_tree(tmp_path / "m", llama())
+    shared = write_tree(tmp_path / "shared", {"tool_use.jinja": "a"})
+    (folder / "additional_chat_templates").symlink_to(shared)
+    (shared / "loop").symlink_to(folder)
+    before = fingerprint_checkpoint(folder)
+    write_tree(shared, {"tool_use.jinja": "b"})
+
+    assert assess(before, fingerprint_checkpoint(folder)).risk is MEDIUM
+
+
+def test_links_that_now_point_to_other_weights_are_another_version(tmp_path: Path) -> None:
+    one, two = (write_tree(tmp_path / str(seed), llama(seed=seed)) for seed in (0, 5))
+    folder, cache = write_tree(tmp_path / "m", without(llama(), "model.safetensors")), dict[str, str]()
+    link = folder / "model.safetensors"
+    link.symlink_to(one / "model.safetensors")
+    before = fingerprint_checkpoint(folder, cache=cache)
+    link.unlink()
+    link.symlink_to(two / "model.safetensors")
+
+    assert assess(before, fingerprint_checkpoint(folder, cache=cache)).risk is MEDIUM
 
 
 def test_the_content_of_a_template_file_that_an_argument_names_is_part_of_the_version(tmp_path: Path) -> None:
