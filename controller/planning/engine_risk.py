@@ -6,6 +6,7 @@ someone shows otherwise, and an argument that no list of vLLM's knows even more 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 ArgumentClass: TypeAlias = Literal["throughput", "sampling", "answers"]
@@ -80,12 +81,14 @@ PARTS = {
 }
 
 
-def argument_class(name: str) -> ArgumentClass:
-    """The class of a changed argument.
+def argument_class(name: str, values: Collection[str | None] = ()) -> ArgumentClass:
+    """The class of a changed argument. values: its values on both sides, as JSON; None: not set.
 
     Of the two that set generation defaults it is the effective values that count (`generation.py`), which the
     fingerprint holds beside them.
     """
     if name in THROUGHPUT:
-        return "throughput"
+        # A dotted name is that of a class, which can do anything.
+        has_class = name == "distributed_executor_backend" and any("." in (value or "") for value in values)
+        return "answers" if has_class else "throughput"
     return "sampling" if name in SAMPLING else "answers"

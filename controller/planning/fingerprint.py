@@ -135,7 +135,7 @@ def fingerprint_checkpoint(
     sides, vocabulary = _side_files(path, files, cache)
     parts = {
         "tensors": tensors,
-        **_part_digests(model, architecture, sides),
+        **_part_digests(model, config["architectures"], sides),
         "special_tokens": digest([_special_tokens(files), dict(model.special), _only(generation, SPECIAL)]),
         "engine_release": engine_release,
     }
@@ -181,12 +181,12 @@ def _architecture(path: Path, config: Mapping[str, Json], supported: Collection[
 
 
 def _part_digests(
-    model: ModelConfig, architecture: str, sides: Mapping[str, Mapping[str, str]]
+    model: ModelConfig, architectures: list[Json], sides: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str]:
     quantization = [model.quantization, dict(sides["quantization"])]
     return {
         "sizes": digest(dict(model.sizes)),
-        "config": digest([architecture, dict(model.rest)]),
+        "config": digest([architectures, dict(model.rest)]),
         "rope": digest(dict(model.rope)),
         "quantization": digest(quantization) if quantization != [None, {}] else "",
         "dtype": digest(model.dtype),
@@ -201,6 +201,8 @@ def _part_digests(
 def _tensors(path: Path, cache: MutableMapping[str, str]) -> tuple[str, int, int]:
     """(digest, bytes, elements) over all tensors of the checkpoint."""
     tensors: dict[str, list[Json]] = {}
+    # Tensors of a name that another file has too: which one counts is the engine's choice.
+    others: list[tuple[str, Json]] = []
     try:
         files = weight_files(path)
         if not files:
@@ -208,12 +210,16 @@ def _tensors(path: Path, cache: MutableMapping[str, str]) -> tuple[str, int, int
         # Headers first: a broken file is named before the first of 140 GB is read.
         check_index(path, {file.name: tensor_places(file) for file in files})
         for file in files:
-            tensors.update(cached(file, "", cache, _hash_tensors))
+            found = cached(file, "", cache, _hash_tensors)
+            others += [
+                (name, tensors[name]) for name in found if tensors.get(name, found[name]) != found[name]
+            ]
+            tensors.update(found)
     except WeightsError as exc:
         raise BadCheckpoint(str(exc)) from exc
     listed = sorted(tensors.items())
     size, elements = (sum(int(entry[index]) for _, entry in listed) for index in (3, 4))
-    return digest([[name, *entry[:3]] for name, entry in listed]), size, elements
+    return digest([[name, *entry[:3]] for name, entry in (*listed, *sorted(others))]), size, elements
 
 
 def _other_weights(path: Path) -> str:
@@ -314,8 +320,11 @@ def _special_tokens(files: Mapping[str, Path]) -> list[Json]:
 
 
 def _content(token: Json) -> Json:
-    """The text of a special token, which is written alone or as an object."""
-    return token["content"] if isinstance(token, Mapping) and "content" in token else token
+    """The text of a special token, which is written alone or as an object; with what widens its matches."""
+    if not isinstance(token, Mapping) or "content" not in token:
+        return token
+    widened = [key for key in ("lstrip", "rstrip", "single_word") if token.get(key)]
+    return [token["content"], *widened] if widened else token["content"]
 
 
 # --- values

@@ -100,7 +100,7 @@ def assess(stable: Fingerprint, canary: Fingerprint) -> Assessment:
     causes = list(_sampling_causes(sampling))
     has_other_defaults = bool(sampling)  # then they tell more than the arguments that set them
     for change in _changes(stable.engine, canary.engine):
-        kind = argument_class(change.name)
+        kind = argument_class(change.name, (change.before, change.after))
         if kind == "sampling" and has_other_defaults:
             continue
         (sampling if kind == "sampling" else engine).append(change)

@@ -132,6 +132,27 @@ def _tiktoken(data: bytes) -> Tree:
     return {**without(_qwen2(), "tokenizer.json"), "qwen.tiktoken": data}
 
 
+def _two_parts(**values: tuple[Any, Any]) -> Tree:
+    """Of two models in one: settings of the whole, and of its text_config."""
+    whole, text = ({key: pair[place] for key, pair in values.items()} for place in (0, 1))
+    config = {"torch_dtype": None, "text_config": {"model_type": "llama", **text}, **whole}
+    return edited(llama(), "config.json", **config)
+
+
+def _gemma3(layer_types: list[str] | None, pattern: int | None = None) -> Tree:
+    config = {"num_hidden_layers": 6, "layer_types": layer_types, "_sliding_window_pattern": pattern}
+    return edited(
+        other_family("gemma3_text", "Gemma3ForCausalLM", trees.GEMMA_3_WORDS), "config.json", **config
+    )
+
+
+def _index_of(file: str) -> Tree:
+    """Two files with tensors of the same names, of which the index names one."""
+    index = {"metadata": {}, "weight_map": dict.fromkeys(trees.tensors(0), f"{file}.safetensors")}
+    files = {f"{name}.safetensors": trees.safetensors(trees.tensors(ord(name))) for name in "ab"}
+    return {**without(llama(), "model.safetensors"), **files, "model.safetensors.index.json": index}
+
+
 JINJA = {
     **edited(llama(), "tokenizer_config.json", chat_template=None),
     "chat_template.jinja": "{{ messages }}",
@@ -308,6 +329,90 @@ CHANGES: dict[str, Change] = {
     "engine: a default length of answers": with_engine(
         MEDIUM, override_generation_config={"max_new_tokens": 64}
     ),
+    # --- changes that look like none
+    "special tokens that take the spaces beside them": Change(
+        MEDIUM, edited(llama(), "tokenizer_config.json", eos_token={"content": "</s>", "lstrip": True})
+    ),
+    "a second architecture": Change(
+        MEDIUM, edited(llama(), "config.json", architectures=["LlamaForCausalLM", "LlamaModel"])
+    ),
+    "the dtypes of two parts exchanged": Change(
+        MEDIUM, _two_parts(dtype=("float32", "float16")), before=_two_parts(dtype=("float16", "float32"))
+    ),
+    "another quantisation of one part": Change(
+        MEDIUM,
+        _two_parts(quantization_config=({"bits": 8}, {"bits": 2})),
+        before=_two_parts(quantization_config=({"bits": 8}, {"bits": 4})),
+    ),
+    "full attention in layers of a sliding window": Change(
+        MEDIUM, _gemma3(["full_attention"] * 6), before=_gemma3(None)
+    ),
+    "another pattern of sliding windows, written out": Change(
+        MEDIUM,
+        _gemma3((["sliding_attention"] * 2 + ["full_attention"]) * 2, 3),
+        before=_gemma3(["sliding_attention"] * 5 + ["full_attention"], 6),
+    ),
+    "a second file with the same tensors' names, loaded before": Change(
+        MEDIUM, {**llama(), "a.safetensors": trees.safetensors(trees.tensors(7))}
+    ),
+    "another second file with the same tensors' names": Change(
+        MEDIUM,
+        {**llama(), "a.safetensors": trees.safetensors(trees.tensors(8))},
+        before={**llama(), "a.safetensors": trees.safetensors(trees.tensors(7))},
+    ),
+    "an index that points to other shards": Change(HIGH, _index_of("b"), before=_index_of("a")),
+    "consolidated weights beside the others": Change(
+        MEDIUM, {**llama(), "consolidated.safetensors": trees.safetensors(trees.tensors(9))}
+    ),
+    "engine: an executor of one's own": with_engine(MEDIUM, distributed_executor_backend="acme.Executor"),
+    "engine: an executor of vLLM's": with_engine(LOW, distributed_executor_backend="mp"),
+    "engine: dashes in a name": with_engine(MEDIUM, {"--max-model-len": 8192}, max_model_len=4096),
+    "engine: dashes or none": Change(
+        NONE, llama(), engine={"--max-num-seqs": 64}, engine_before={"max_num_seqs": 64}
+    ),
+    "engine: nested hf_overrides": with_engine(
+        MEDIUM, {"hf_overrides": {"text_config": {"a": 1}}}, hf_overrides='{"text_config": {"a": 2}}'
+    ),
+    "engine: overrides as text or as a mapping": Change(
+        NONE, llama(), engine={"hf_overrides": '{"a": 1}'}, engine_before={"hf_overrides": {"a": 1}}
+    ),
+    "engine: tokenizer_mode": with_engine(MEDIUM, tokenizer_mode="slow"),
+    "engine: the backend of structured outputs": with_engine(
+        MEDIUM, structured_outputs_config={"backend": "guidance"}
+    ),
+    "engine: another EOS by an override": with_engine(MEDIUM, override_generation_config={"eos_token_id": 5}),
+    "engine: stop strings by an override": with_engine(
+        MEDIUM, override_generation_config={"stop_strings": ["a"]}
+    ),
+    "engine: a template written inline": with_engine(
+        MEDIUM, {"chat_template": "{{ a }}"}, chat_template="{{ b }}"
+    ),
+    "engine: the file of a template, in place": in_place(
+        MEDIUM, "t.jinja", "a", "b", chat_template="NAMED/t.jinja"
+    ),
+    "engine: a template in a folder with an equals sign": in_place(
+        MEDIUM, "a=b/t.jinja", "a", "b", chat_template="NAMED/a=b/t.jinja"
+    ),
+    "engine: an adapter's weights, in place": in_place(
+        MEDIUM, "a/adapter_model.safetensors", b"a", b"b", lora_modules=["a=NAMED/a"]
+    ),
+    "engine: an adapter's weights, named in JSON, in place": in_place(
+        MEDIUM,
+        "a/adapter_model.safetensors",
+        b"a",
+        b"b",
+        lora_modules=['{"name": "a", "path": "NAMED/a"}'],
+    ),
+    "engine: an adapter's settings, in place": in_place(
+        MEDIUM, "a/adapter_config.json", {"alpha": 8}, {"alpha": 16}, lora_modules="a=NAMED/a"
+    ),
+    "engine: the draft model, in place": in_place(
+        MEDIUM, "d/model.safetensors", b"a", b"b", speculative_config='{"model": "NAMED/d"}'
+    ),
+    "engine: the code of a tool parser, in place": in_place(
+        MEDIUM, "parser.py", "a", "b", tool_parser_plugin="NAMED/parser.py"
+    ),
+    "engine: files in the folder of downloads": in_place(NONE, "x.json", "a", "b", download_dir="NAMED"),
     # --- generation defaults that arguments put in the place of the checkpoint's
     "engine: the checkpoint's length of answers ignored": with_defaults(
         MEDIUM, None, "vllm", max_new_tokens=256
