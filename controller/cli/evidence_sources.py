@@ -1,22 +1,23 @@
 """Which column of a file holds what: `--map`, and the logs that are recognised by their columns.
 
 A source is a column (`duration`), a nested one (`usage.completion_tokens`), one in another unit
-(`duration:s`), the presence of a value (`error.message:present`), or a difference of two of these
-(`endTime-startTime`). The names of the recognised logs are those of LiteLLM's LiteLLM_SpendLogs table,
-Langfuse's exports of observations and traces, nginx's log variables, and OpenAI's answers.
+(`duration:s`), the presence of a value (`error.message:present`), the opposite of an event (`!success`), or
+a difference of two of these (`endTime-startTime`).
+
+The names of the recognised logs are those of LiteLLM's LiteLLM_SpendLogs table, Langfuse's exports of observations and traces, nginx's log variables, and OpenAI's answers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from controller.cli.evidence_cells import UNITS, is_missing
 from controller.cli.evidence_formats import RawTable
 from controller.errors import BadInput
-from evaluation.offline.names import KNOWN, near_name
+from evaluation.offline.names import KNOWN, is_opposite, near_name
 
 PRESENT = "present"  # as a unit: 1 where the column has a value
 
@@ -35,6 +36,7 @@ class Source:
 
     text: str
     terms: tuple[Term, ...]  # one or two
+    is_opposite: bool = False  # 1 where the column says no
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -172,7 +174,8 @@ def parsed_maps(table: RawTable, pairs: Sequence[str], known: Collection[str] = 
             raise BadInput(f"--map {pair!r} is not NAME=COLUMN; write --map latency_ms=duration")
         if target not in known:
             near = near_name(target)
-            remedy = f"did you mean {near}?" if near else f"use one of {', '.join(KNOWN)}"
+            sign = "!" if is_opposite(target) else ""
+            remedy = f"did you mean {near}={sign}{text}?" if near else f"use one of {', '.join(KNOWN)}"
             raise BadInput(f"--map {pair}: {target!r} is not a column of a backtest; {remedy}")
         if target in out:
             raise BadInput(f"--map {target} is given twice; give one source")
@@ -185,6 +188,8 @@ def parsed_maps(table: RawTable, pairs: Sequence[str], known: Collection[str] = 
 
 def parsed_source(table: RawTable, text: str) -> Source:
     """A source as written. A minus sign within the name of a column is part of the name."""
+    if text.startswith("!") and text not in table.columns:
+        return replace(parsed_source(table, text[1:].strip()), text=text, is_opposite=True)
     whole = _term(table, text)
     if whole.column in table.columns or "-" not in text:
         return Source(text, (whole,))
