@@ -22,8 +22,8 @@ from controller.cli.evidence_sources import (
     log_sources,
     parsed_maps,
     recognised,
-    sticky_column,
 )
+from controller.cli.evidence_units import find_unit
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE
 from evaluation.offline.names import KNOWN, is_opposite, near_misses
@@ -70,7 +70,8 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
         columns["arm"] = arms(reading)
     elif options.only_stable:
         columns["arm"] = np.zeros(len(reading.table), dtype=np.int64)
-    _find_unit(reading, columns["arm"])
+    w = numbers(reading, "w", reading.sources["w"]) if "w" in reading.sources else None
+    find_unit(reading, columns["arm"].tolist(), [0.0] * len(reading.table) if w is None else w.tolist())
     for name, source in reading.sources.items():
         if name == "t_s":
             columns[name] = times(reading, source)
@@ -225,21 +226,6 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
             f"give --map {near}={'!' * is_opposite(name)}{name}{unit}, or --ignore {name}"
         )
     return tuple(sorted(unused))
-
-
-def _find_unit(reading: Reading, arms: Column) -> None:
-    """Take a recognised log's unit from the column whose values keep their arm."""
-    if reading.log is None or "unit" in reading.sources or "assigned_by" in reading.sources:
-        return
-    w = [0.0] * len(reading.table)
-    if "w" in reading.sources:
-        w = numbers(reading, "w", reading.sources["w"]).tolist()
-    name = sticky_column(reading.table, reading.log.units, arms.tolist(), w)
-    if name is not None:
-        reading.sources["unit"] = Source(name, (Term(name, None),))
-        reading.notes.append(f"unit from {name}: each of its values is always on one arm")
-    else:
-        reading.notes.append("each request is its own unit: no column of users keeps its arm")
 
 
 def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str, ...]) -> EvidenceFile:

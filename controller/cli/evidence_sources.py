@@ -4,7 +4,8 @@ A source is a column (`duration`), a nested one (`usage.completion_tokens`), one
 (`duration:s`), the presence of a value (`error.message:present`), the opposite of an event (`!success`), or
 a difference of two of these (`endTime-startTime`).
 
-The names of the recognised logs are those of LiteLLM's LiteLLM_SpendLogs table, Langfuse's exports of observations and traces, nginx's log variables, and OpenAI's answers.
+The names of the recognised logs are those of LiteLLM's LiteLLM_SpendLogs table, Langfuse's exports of
+observations and traces, nginx's log variables, and OpenAI's answers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from controller.cli.evidence_cells import UNITS, is_missing
+from controller.cli.evidence_cells import UNITS
 from controller.cli.evidence_formats import RawTable
 from controller.errors import BadInput
 from evaluation.offline.names import KNOWN, is_opposite, near_name
@@ -86,7 +87,7 @@ KNOWN_LOGS = (
             "cost": ("totalCost", "total_cost", "calculatedTotalCost", "calculated_total_cost"),
             "request_id": ("id",),
         },
-        ("userId", "user_id", "sessionId", "session_id"),
+        ("userId", "user_id", "sessionId", "session_id", "traceId", "trace_id"),
         ("type", "GENERATION"),
     ),
     KnownLog(
@@ -237,28 +238,3 @@ def _refuse_absent(table: RawTable, pair: str, column: str) -> None:
     near = get_close_matches(column, list(table.columns), n=1)
     remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(table.columns))}"
     raise BadInput(f"--map {pair}: {table.name} has no column {column!r}; {remedy}")
-
-
-def sticky_column(
-    table: RawTable, names: Sequence[str], arms: Sequence[float], w: Sequence[float]
-) -> str | None:
-    """The coarsest of these columns whose value always has one arm at one w: the randomised unit.
-
-    None: no value repeats, or repeated ones are on both arms, so that each request was drawn by itself.
-    """
-    for name in names:
-        cells = table.columns.get(name)
-        if cells is None or any(is_missing(cell) for cell in cells):
-            continue
-        arm_of: dict[tuple[str, float], float] = {}
-        repeats, is_constant = 0, True
-        for cell, arm, weight in zip(cells, arms, w, strict=True):
-            key = (str(cell), weight)
-            repeats += key in arm_of
-            is_constant &= arm_of.setdefault(key, arm) == arm
-        if is_constant and repeats >= MIN_REPEATS and len(set(arm_of.values())) > 1:
-            return name
-    return None
-
-
-MIN_REPEATS = 20  # of values on one arm; fewer may be so by chance

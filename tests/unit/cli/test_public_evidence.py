@@ -163,3 +163,112 @@ def test_an_unknown_status_of_the_first_attempt_is_a_failure(tmp_path: Path) -> 
     found = read(path, "arm=upstream_addr", canary="10.0.0.2:8000", stable="10.0.0.1:8000", w=0.25)
 
     assert column(found, "error") == [0, 0, 0, 0, 1, 1, 0, 0]
+
+
+# --- the unit
+
+
+def users(change: str) -> Rows:
+    """300 sticky users of LiteLLM with ten requests each; `change`: which of their names are lost."""
+    rng = random.Random(3)
+    arm = {user: rng.random() < 0.2 for user in range(300)}
+    share = {"one": 0.0, "blank": 0.01, "shared": 0.01, "many": 0.3, "none": 0.0, "request": 1.0}[change]
+    out = []
+    for i in range(3000):
+        user, at = rng.randrange(300), START + timedelta(seconds=i)
+        is_lost, canary = rng.random() < share, arm[user]
+        if is_lost:
+            canary = rng.random() < 0.2
+        name = f"user{user}"
+        if (is_lost and change in ("blank", "many")) or (change == "one" and i == 77):
+            name = ""
+        elif is_lost and change == "shared":
+            name = "default_user_id"
+        out.append(
+            {
+                "request_id": f"r{i}",
+                "call_type": "acompletion",
+                "startTime": at.isoformat(),
+                "endTime": (at + timedelta(seconds=0.9)).isoformat(),
+                "model_group": "v2" if canary else "v1",
+                "status": "failure" if rng.random() < 0.01 else "success",
+                "end_user": name,
+            }
+        )
+    return out
+
+
+def read_users(tmp_path: Path, change: str, *maps: str) -> EvidenceFile:
+    path = written(tmp_path / "spend.json", users(change))
+    return read(path, "arm=model_group", *maps, canary="v2", w=0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("one", "1 of 3000 rows count each by itself: 1 have none"),
+        ("blank", "rows count each by itself: 40 have none"),
+        ("shared", "rows count each by itself: 40 share default_user_id, which is on both arms"),
+    ],
+)
+def test_a_few_rows_without_a_user_of_their_own_leave_the_unit_in_place(
+    tmp_path: Path, change: str, said: str
+) -> None:
+    found = read_users(tmp_path, change)
+    drawn = found.columns["assigned_by"].tolist()
+
+    assert any("unit from end_user, but" in note and said in note for note in found.notes), found.notes
+    assert drawn.count("request") == (1 if change == "one" else 40)
+    assert len(set(found.columns["unit"].tolist())) == 300 + drawn.count("request")
+
+
+def test_every_user_is_a_unit_and_draws_by_request_have_none(tmp_path: Path) -> None:
+    assert "unit from end_user: each of its values is always on one arm" in read_users(tmp_path, "none").notes
+    assert "unit" not in read_users(tmp_path, "request").columns
+
+
+def test_an_unclear_unit_has_to_be_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInput,
+        match=r"unclear whether end_user was drawn: \d+ of 3000 rows have no end_user.*--map unit=end_user",
+    ):
+        read_users(tmp_path, "many")
+
+    named = read_users(tmp_path, "many", "unit=end_user")
+    assert any("rows have no end_user and count each by itself" in note for note in named.notes)
+    assert len(set(read_users(tmp_path, "many", "unit=request_id").columns["unit"].tolist())) == 3000
+
+
+def test_rows_that_count_by_themselves_are_evidence_of_both_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "spend.json", users("shared"))
+    options = ("--map", "arm=model_group", "--canary", "v2", "--w", "20%")
+
+    assert decision(capsys, path, *options) == "undecided"
+    assert run(["ab", "judge", str(path), *options, "--metric", "latency_ms", "-o", "json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert row["n_a"] + row["n_b"] == 300 + 40
+
+
+def test_the_generations_of_a_trace_are_one_unit(tmp_path: Path) -> None:
+    rng, rows = random.Random(11), []
+    for trace in range(60):
+        canary = rng.random() < 0.3
+        for k in range(4):
+            at = START + timedelta(seconds=trace * 40 + k * 3)
+            rows.append(
+                {
+                    "id": f"o{trace}-{k}",
+                    "traceId": f"t{trace}",
+                    "type": "GENERATION",
+                    "startTime": at.isoformat(),
+                    "endTime": (at + timedelta(seconds=0.9)).isoformat(),
+                    "level": "DEFAULT",
+                    "variant": "canary" if canary else "stable",
+                }
+            )
+    found = read(written(tmp_path / "observations.json", rows), "arm=variant", w=0.3)
+
+    assert "unit from traceId: each of its values is always on one arm" in found.notes
+    assert len(set(found.columns["unit"].tolist())) == 60
