@@ -28,7 +28,7 @@ from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecor
 from serving.router.answer_scan import AnswerScan
 from serving.router.attempts import Attempts, failure_of
 from serving.router.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
-from serving.router.model_name import renamed
+from serving.router.model_name import NotRenamed, body_with_model
 from serving.router.types import Attempt, Failure, Head, Refusal, RouterContext, Start
 from serving.targets import Endpoint
 
@@ -46,6 +46,7 @@ class Exchange:
         self._request = start.request
         self._assignment = start.assignment
         self._attempts = Attempts(context, start.table, start.assignment)
+        self._bodies = dict(start.bodies)
         self._status: int | None = None
         self._scan: AnswerScan | None = None
         self._first_byte_s: float | None = None
@@ -66,7 +67,11 @@ class Exchange:
         self._require(self._attempts.replica is None, "next_attempt")
         chosen = self._attempts.begin()
         if chosen is not None:
-            return self._send(*chosen)
+            try:
+                return self._send(*chosen)
+            except NotRenamed as exc:  # a newer table's endpoint has a model name, none of the first had one
+                self._release()
+                return Refusal(400, "model_not_replaced", str(exc), tuple(self._own_headers()))
         stable = self._attempts.current_arm
         version = stable.version if stable else "none"
         message = f"service {self._context.service}: no replica of stable version {version} answers; retry"
@@ -188,11 +193,12 @@ class Exchange:
         )
 
     def _body_for(self, arm: Arm) -> bytes:
-        """The client's body; for an endpoint with a model name of its own, with that name."""
-        body = self._request.body
-        if arm.model is None or not body:
-            return body
-        return renamed(body, value_of(self._request.headers, b"content-type") or "", arm.model)
+        """The client's body, with the model name of an endpoint that has its own. Raises NotRenamed."""
+        if arm.model is None:
+            return self._request.body
+        if arm.model not in self._bodies:
+            self._bodies[arm.model] = body_with_model(self._request.body, self._request.headers, arm.model)
+        return self._bodies[arm.model]
 
     def _release(self) -> None:
         self._attempts.release()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from yarl import URL
@@ -133,3 +134,4 @@ class Start:
     streams: bool  # the client asked for a stream
     at_s: float  # wall clock
     now_s: float
+    bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name
