@@ -27,7 +27,7 @@ from serving.credentials import SECRET_HEADER
 from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecord
 from serving.router.answer_scan import AnswerScan
 from serving.router.attempts import Attempts, failure_of
-from serving.router.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
+from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, forwarded, returned, value_of
 from serving.router.model_name import NotRenamed, body_with_model
 from serving.router.types import Attempt, Failure, Head, Refusal, RouterContext, Start
 from serving.targets import Endpoint
@@ -105,8 +105,9 @@ class Exchange:
         length = value_of(headers, b"content-length")
         if self._start.is_eligible and status == 200:
             self._scan = AnswerScan(self._request.path, kind)
+        own_id = value_of(self._request.headers, REQUEST_ID)
         hold = length is not None and length.isdecimal() and int(length) <= HOLD_LIMIT
-        return Head(status, returned(headers) + self._own_headers(), hold)
+        return Head(status, returned(headers, request_id=own_id) + self._own_headers(), hold)
 
     # ---- the body
 
@@ -175,6 +176,9 @@ class Exchange:
     def _send(self, arm: Arm, replica: Replica) -> Attempt:
         headers = forwarded(self._request.headers)
         headers.append((b"accept-encoding", b"identity"))
+        count = self._attempts.count  # an engine may still hold the attempt before
+        sent_id = self.request_id if count == 1 else f"{self.request_id}-{count}"
+        headers.append((REQUEST_ID, sent_id.encode()))
         if arm.has_fence:
             secret = self._table.secret
             headers.append((SECRET_HEADER, secret.text.encode() if secret is not None else b""))
