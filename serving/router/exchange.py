@@ -51,6 +51,7 @@ class Exchange:
         self._scan: AnswerScan | None = None
         self._first_byte_s: float | None = None
         self._last_byte_s: float | None = None
+        self._is_key_refused = False  # by stable's endpoint, which was the last to fail
         self._is_over = False
         self._is_recorded = not start.is_eligible
         self.settle_deadline_s = start.now_s + context.limits.settle_s
@@ -74,6 +75,12 @@ class Exchange:
                 return Refusal(400, "model_not_replaced", str(exc), tuple(self._own_headers()))
         stable = self._attempts.current_arm
         version = stable.version if stable else "none"
+        if self._is_key_refused and stable is not None:
+            message = (
+                f"service {self._context.service}: the endpoint of stable version {version} refuses the "
+                "service's own API key, not yours; the operator must correct it"
+            )
+            return Refusal(502, "endpoint_key_refused", message, tuple(self._own_headers()))
         message = f"service {self._context.service}: no replica of stable version {version} answers; retry"
         return Refusal(503, "no_capacity", message, tuple(self._own_headers()), retry_after_s=1)
 
@@ -86,6 +93,7 @@ class Exchange:
         self._require(self._attempts.replica is not None, "failed")
         self._release()
         self._scan = self._first_byte_s = self._last_byte_s = None
+        self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
         self._attempts.failed(why)
 
     def answered(self, status: int, headers: RawHeaders) -> Head | None:
@@ -96,6 +104,10 @@ class Exchange:
         if refused is not None:
             # Sent by the engine's front, not by the engine: a fence, closing, loading, a wrong secret.
             self.failed("withheld" if refused == "fence" else "refused")
+            return None
+        if arm is not None and arm.api_key is not None and status in (401, 403):
+            # The operator's fault: the client's credentials were never sent.
+            self.failed("key refused")
             return None
         if not self._attempts.is_answer(status):
             self._release()
