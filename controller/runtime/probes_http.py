@@ -19,6 +19,7 @@ from controller import telemetry
 from controller.rollout.actions import ProbeKind, RunProbe
 from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
+from serving.files.plain_text import storable
 from serving.targets import Endpoint
 from serving.targets import Target as RouteTarget
 
@@ -83,7 +84,7 @@ class HttpProbes:
         except Exception as exc:  # noqa: BLE001 - any error fails the probe, with its reason
             while isinstance(exc, ExceptionGroup):  # of the load's requests
                 exc = exc.exceptions[0]
-            run.detail = (str(exc).splitlines() or [type(exc).__name__])[0][:300]
+            run.detail = storable((str(exc).splitlines() or [type(exc).__name__])[0][:300])
             run.phase = "failed"
             telemetry.warning("probe failed", rollout=rollout.id, probe=probe.probe.value, why=run.detail)
             return
