@@ -516,3 +516,38 @@ async def test_a_failed_simulation_blocks_neither_the_plan_nor_a_deploy(
     assert view["forecast"] is None
     assert view["forecast_note"] == "the simulation ended with exit code -9; the controller's log says why"
     assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
+
+
+@pytest.mark.parametrize("key", ["rate", "unit_requests", "users", "score"])
+async def test_a_number_that_no_float_holds_is_refused_in_one_line(
+    api: httpx.AsyncClient, model: Path, key: str
+) -> None:
+    """They were 500: an integer of 400 digits raises OverflowError where a float is expected."""
+    await api.put("/v1/services/chat", json={"model": str(model)})
+    number = "1" + "0" * 400
+    path = "/v1/feedback" if key == "score" else "/v1/services/chat/plan"
+    body = f'{{"id": "x", "score": {number}}}' if key == "score" else f'{{"{key}": {number}}}'
+
+    answer = await api.post(path, content=body, headers={"content-type": "application/json"})
+
+    assert (answer.status_code, len(answer.json()["detail"]) < 200) == (422, True)
+    assert "a number of over 40 digits" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("last", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", ""])
+async def test_a_last_event_id_that_is_no_number_starts_at_the_beginning(
+    api: httpx.AsyncClient, model: Path, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+
+    async def none(_store: object, _views: object, _service: str, after: int) -> AsyncIterator[str]:
+        starts.append(after)
+        yield ""
+
+    monkeypatch.setattr("controller.api.app._events", none)
+    await api.put("/v1/services/chat", json={"model": str(model)})
+
+    headers = {"last-event-id": last.encode("latin-1")}
+    answer = await api.get("/v1/services/chat/events", headers=headers)
+
+    assert (answer.status_code, starts) == (200, [0])
