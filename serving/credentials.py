@@ -23,7 +23,11 @@ from typing import Any, Literal
 
 SECRET_HEADER = b"x-canaryctl-secret"
 KEY_LIMIT = 8192  # bytes
+<<<<<<< HEAD
 SHORTEST_HIDDEN = 8  # bytes; a shorter key is a placeholder, and an ordinary word
+=======
+OWN_VARIABLES = "CANARYCTL_"  # how the names of canaryctl's settings begin; some hold passwords
+>>>>>>> fix-store
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"  # of a variable that holds a key
 
 
@@ -106,8 +110,10 @@ class KeyReference:
         return f"api_key_{self.source} {self.name}"
 
     def read(self) -> str:
-        """The key, as it is now. Raises NoKey."""
+        """The key, as it is now. Raises NoKey, also for what belongs to canaryctl itself."""
         if self.source == "env":
+            if self.name.upper().startswith(OWN_VARIABLES):
+                raise NoKey(f"{self} is a setting of canaryctl and no endpoint's key; name another variable")
             key = os.environ.get(self.name, "")
             if not key.strip():
                 raise NoKey(f"{self} is not set; export it before starting canaryctl, or use api_key_file")
@@ -121,8 +127,10 @@ class KeyReference:
         return key
 
     def _read_file(self) -> str:
-        path = Path(self.name)
         try:
+            path = Path(self.name).resolve()  # not the link: it may lead into the state folder
+            if path.is_relative_to(_state_folder()):
+                raise NoKey(f"{self} is in canaryctl's state folder, whose secrets leave no host; move it")
             if path.exists() and not path.is_file():  # a pipe would block the router
                 raise NoKey(f"{self} is not a regular file; write the key into one")
             with path.open("rb") as file:
@@ -144,3 +152,8 @@ class KeyReference:
     def from_json(cls, data: Mapping[str, Any] | None) -> KeyReference | None:
         """The reference that `asdict` wrote; None: none."""
         return None if data is None else cls(data["source"], data["name"])
+
+
+def _state_folder() -> Path:
+    """Where this host's canaryctl keeps its admin token and the database's URL."""
+    return Path(os.environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().resolve()
