@@ -23,11 +23,8 @@ from typing import Any, Literal
 
 SECRET_HEADER = b"x-canaryctl-secret"
 KEY_LIMIT = 8192  # bytes
-<<<<<<< HEAD
 SHORTEST_HIDDEN = 8  # bytes; a shorter key is a placeholder, and an ordinary word
-=======
 OWN_VARIABLES = "CANARYCTL_"  # how the names of canaryctl's settings begin; some hold passwords
->>>>>>> fix-store
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"  # of a variable that holds a key
 
 

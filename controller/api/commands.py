@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-from controller.api.bodies import FeedbackResult, Outcome, flag_of, refuse_unknown, text_of, waiver_of
+from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
 from controller.api.proposal import (
@@ -25,7 +25,7 @@ from controller.api.proposal import (
     refuse_same,
     version_ref,
 )
-from controller.api.undo import begin_undo, earlier_versions, named_version, predecessor, undone_by
+from controller.api.returns import Returns
 from controller.auth import Identity, make_secret
 from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
 from controller.planning.baseline import MeasuredBaseline
@@ -36,12 +36,10 @@ from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
 from controller.planning.unjudged import unjudged, without
 from controller.rollout.machine import begin
-from controller.rollout.observation import CommandKind
 from controller.rollout.plan import Plan
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
-from controller.rollout.status import rollback_effect
 from controller.spec.differences import refuse_change
 from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
@@ -84,16 +82,14 @@ class Environment(Protocol):
     def has_request(self, service: str, id: str) -> bool | None: ...
 
 
-class Commands:
+class Commands(Returns):
     """The controller's commands. `wake` triggers a tick of a service with new work."""
 
     def __init__(
         self, store: SqlStore, environment: Environment, clock: Clock, wake: Callable[[str], None]
     ) -> None:
-        self._store = store
+        super().__init__(store, environment.devices, clock, wake)
         self._environment = environment
-        self._clock = clock
-        self._wake = wake
 
     def up(self, body: Mapping[str, Any], identity: Identity) -> ServiceRow:
         """Create the service; an existing service that already is what `body` describes is left unchanged.
@@ -189,8 +185,8 @@ class Commands:
 
     def _checkpoint_before(self, service: str) -> VersionRow | None:
         """The newest checkpoint that served; None: endpoints alone did."""
-        served = (state.stable for state in self._history(service) if not state.stable.external)
-        return next((row for arm in served if (row := self._store.version(service, arm.id))), None)
+        served = (one.version for one in self._store.served(service))
+        return next((row for row in served if not version_spec(row).is_external), None)
 
     def _attempt_views(self, service: str, canary: str) -> tuple[AttemptView, ...]:
         """Earlier rollouts of this version, newest first."""
@@ -260,96 +256,6 @@ class Commands:
         """The service's own policy, as given to `up`. Raises UnknownService, Conflict while it is removed."""
         return service_spec(self._active_service(service)).policy
 
-    def rollback(self, service: str, identity: Identity, *, reason: str) -> Outcome:
-        """Return to the version before: end a running rollout, undo one that succeeded.
-
-        Raises UnknownService, and what `undo` raises.
-        """
-        state = self._newest_rollout(service)
-        row = self._store.service(service)  # after the rollout, whose step may have changed it
-        effect = rollback_effect(state)
-        if effect == "undo" and state is not None and (state.plan.undo or state.serving == row.stable):
-            return self.undo(service, identity, to=None, reason=reason)
-        if effect in ("already", "undo") or state is None:  # undo: of an earlier service of this name
-            if state is not None and not state.is_final:
-                target = state.canary.id if state.plan.undo else state.stable.id
-                return Outcome("already", f"{service} is returning to {target} already", state.id)
-            return Outcome("already", f"{service}: already serving {row.stable}")
-        # None: it ended since it was read above, so answer for what is true now.
-        return self._end(state, identity, reason) or self.rollback(service, identity, reason=reason)
-
-    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
-        """Roll back the running rollout; `already` when none runs. Undoes nothing. Raises UnknownService."""
-        state, ended = self._newest_rollout(service), None
-        if state is not None and not state.is_final:
-            if state.is_canary_leaving:
-                return Outcome("already", f"{service} is returning to {state.stable.id} already", state.id)
-            ended = self._end(state, identity, reason)
-        already = Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
-        return ended or already
-
-    def undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
-        """Serve an earlier version again, without proof. to: its id or the beginning of it; None: the last.
-
-        A running rollout is rolled back instead if that returns to the same version. Raises UnknownService,
-        BadInput for a version that has not served, NoRoom, RolloutRunning.
-        """
-        history = self._history(service)
-        row = self._active_service(service)
-        running = history[0] if history and not history[0].is_final else None
-        if running is not None:
-            ended = self._undo_while(running, identity, to, reason)
-            return ended or self.undo(service, identity, to=to, reason=reason)
-        served = earlier_versions(history, row.stable)
-        known = tuple(one for one in served if self._store.version(service, one) is not None)
-        if to is not None:
-            target: str | None = named_version(to, service, (row.stable, *known))
-        else:
-            target = predecessor(self._attempts(service, row.stable))
-        if target == row.stable:
-            more = f"; to go further back: canaryctl undo {service} --to {known[0]}" if known else ""
-            return Outcome("already", f"{service}: already serving {row.stable}{more}")
-        if target is None or self._store.version(service, target) is None:
-            raise BadInput(f"{service} serves {row.stable} and has served no version before; deploy another")
-        state = self._start_undo(row, target, identity, reason)
-        return Outcome("asked", f"{service}: undo {state.id} to {target} begins (not proven)", state.id)
-
-    def _undo_while(
-        self, running: RolloutState, identity: Identity, to: str | None, reason: str
-    ) -> Outcome | None:
-        """Undo during a rollout: end it if that is where it leads. None: it has just ended by itself."""
-        service = running.service
-        leads_to = running.canary.id if running.plan.undo else running.stable.id
-        target = named_version(to, service, (running.canary.id, running.stable.id)) if to else leads_to
-        if target == leads_to and (running.plan.undo or running.is_canary_leaving):
-            return Outcome("already", f"{service} is returning to {target} already", running.id)
-        if target != running.stable.id or running.is_canary_leaving:
-            raise already_running(service, running.id, f"in {running.phase.value}")
-        return self._end(running, identity, reason)
-
-    def _start_undo(self, row: ServiceRow, target: str, identity: Identity, reason: str) -> RolloutState:
-        stable, version = self._store.version(row.name, row.stable), self._store.version(row.name, target)
-        if stable is None or version is None:
-            raise Conflict(f"{row.name} has no stored version {row.stable}; restore the store")
-        if not version_spec(version).is_external:
-            require_fit(version_spec(version), fingerprint_of(version), self._environment.devices())
-        now_s = self._clock.now_s()
-        state, request = begin_undo(row, stable, version, identity, reason, now_s=now_s)
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=version)
-        self._wake(row.name)
-        return state
-
-    def _end(self, state: RolloutState, identity: Identity, reason: str) -> Outcome | None:
-        """Request the rollback of a running rollout; None: it has ended meanwhile."""
-        command = self._store.append_command(
-            state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
-        )
-        if command is None:
-            return None
-        self._wake(state.service)
-        text = f"{state.service}: rollback of {state.id} to {state.stable.id} begins"
-        return Outcome("asked", text, state.id)
-
     def down(self, service: str, identity: Identity) -> None:
         """Take the service down. Raises RolloutRunning while a rollout runs: roll back first."""
         row = self._store.service(service)
@@ -368,33 +274,19 @@ class Commands:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
         return write_scores(self._environment, [row.name for row in rows], scores)
 
-    def _active_service(self, service: str) -> ServiceRow:
-        row = self._store.service(service)
-        if row.removing:
-            raise Conflict(f"{service} is being taken down; wait until it is gone, then canaryctl up")
-        return row
-
-    def _newest_rollout(self, service: str) -> RolloutState | None:
-        return next(iter(self._history(service, limit=1)), None)
-
-    def _history(self, service: str, *, limit: int = HISTORY_LIMIT) -> tuple[RolloutState, ...]:
-        """The service's newest rollouts, newest first."""
-        return tuple(state_from_json(row.state) for row in self._store.rollouts(service, limit=limit))
-
     def _known_versions(self, service: str) -> Iterator[VersionSpec]:
         """Specs of the stable version and of those that were tried."""
-        ids = (self._store.service(service).stable, *(one.canary.id for one in self._history(service)))
+        rollouts = self._store.rollouts(service, limit=HISTORY_LIMIT)
+        tried = (state_from_json(row.state).canary.id for row in rollouts)
+        ids = (self._store.service(service).stable, *tried)
         return (version_spec(row) for id in ids if (row := self._store.version(service, id)) is not None)
-
-    def _attempts(self, service: str, canary: str) -> tuple[RolloutState, ...]:
-        """The rollouts of this version, newest first, however long ago."""
-        return tuple(state_from_json(row.state) for row in self._store.attempts(service, canary))
 
     def _refuse_rejected(self, service: str, canary: str) -> None:
         """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""
         refuse_rejected(self._attempts(service, canary))
-        undo = undone_by(self._history(service), canary)
+        served = self._store.served(service)
+        undone = next((one.undone for one in served if one.version.id == canary), None)
+        undo = self._store.load(undone) if undone is not None else None
         if undo is not None:
-            raise AlreadyRejected(
-                f"{canary} was undone in {undo.id} {'; '.join(undo.plan.reasons)}; change it, or give --retry"
-            )
+            why = "; ".join(undo.state.plan.reasons)
+            raise AlreadyRejected(f"{canary} was undone in {undone} {why}; change it, or give --retry")

@@ -207,20 +207,29 @@ def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is
         )
 
 
-def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
-    """Raises AlreadyRejected for a version that was rolled back for harm or by a person.
+def rejection(attempts: Iterable[RolloutState]) -> RolloutState | None:
+    """The attempt in which a version was rolled back for harm or by a person; None: it is not rejected.
 
     attempts: all its rollouts, newest first. A rejection stands until the version has served after it: an
     attempt that ended without a verdict, such as a failed retry, does not lift it.
     """
     for attempt in attempts:
         if attempt.serving == attempt.canary.id:
-            return
+            return None
         if _has_rejected(attempt):
-            cause = attempt.cause.text if attempt.cause is not None else attempt.reason
-            raise AlreadyRejected(
-                f"{attempt.canary.id} was rolled back in {attempt.id} ({cause}); change it, or give --retry"
-            )
+            return attempt
+    return None
+
+
+def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
+    """Raises AlreadyRejected for a version that `rejection` finds rejected."""
+    attempt = rejection(attempts)
+    if attempt is None:
+        return
+    cause = attempt.cause.text if attempt.cause is not None else attempt.reason
+    raise AlreadyRejected(
+        f"{attempt.canary.id} was rolled back in {attempt.id} ({cause}); change it, or give --retry"
+    )
 
 
 def _has_rejected(attempt: RolloutState) -> bool:

@@ -10,60 +10,42 @@ from controller.auth import Identity
 from controller.errors import BadInput
 from controller.rollout.machine import begin
 from controller.rollout.plan import UNDO_PREFIX, Plan
-from controller.rollout.state import Phase, RolloutState
+from controller.rollout.state import RolloutState
+from controller.spec.label import title
 from controller.spec.service import dump
 from controller.store.row_specs import fingerprint_of, service_spec, version_spec
-from controller.store.rows import ServiceRow, VersionRow
+from controller.store.rows import ServedRow, ServiceRow, VersionRow
 
 # The replaced version stays loaded for so long after the switch: the error guard can still return to it.
 BAKE_S = 60.0
 SHOWN = 5
 
 
-def predecessor(attempts: Sequence[RolloutState]) -> str | None:
-    """The version that the canary of these rollouts replaced; None: it was never promoted.
+def way_back(served: Sequence[ServedRow], stable: str) -> str | None:
+    """The version that an undo of `stable` returns to; None: it is the service's first.
 
-    attempts: all rollouts of one version, newest first. A version that an undo brought back is its own
-    predecessor: what it replaced is what somebody wanted to be rid of.
+    A version that an undo brought back is its own: what it replaced is what somebody wanted to be rid of.
     """
-    for state in attempts:
-        if _has_promoted(state):
-            return state.canary.id if state.plan.undo else state.stable.id
-    return None
+    return next((one.before for one in served if one.version.id == stable), None)
 
 
-def earlier_versions(history: Sequence[RolloutState], stable: str) -> tuple[str, ...]:
-    """Versions that have served, newest first, without `stable`."""
-    served: dict[str, None] = {}
-    for state in history:
-        if _has_promoted(state):
-            served[state.canary.id] = None
-        served[state.stable.id] = None
-    return tuple(version for version in served if version != stable)
+def named_version(name: str, service: str, known: Sequence[VersionRow]) -> str:
+    """The one of `known` whose id or name is `name`, or whose id begins with it.
 
-
-def undone_by(history: Sequence[RolloutState], version: str) -> RolloutState | None:
-    """The undo that took `version` out of service, if it did not serve again since; None: there is none."""
-    for state in history:
-        if not state.is_final or not _has_promoted(state):
-            continue
-        if state.canary.id == version:
-            return None
-        if state.plan.undo and state.stable.id == version:
-            return state
-    return None
-
-
-def named_version(name: str, service: str, known: Sequence[str]) -> str:
-    """The one of `known` that is `name` or begins with it. Raises BadInput, naming those that have served."""
-    found = [version for version in known if version == name] or [
-        version for version in known if version.startswith(name)
-    ]
+    Raises BadInput, naming those that have served.
+    """
+    matches = (
+        [one for one in known if one.id == name],
+        [one for one in known if one.name == name],
+        [one for one in known if one.id.startswith(name)],
+    )
+    found = list(dict.fromkeys(one.id for one in next(filter(None, matches), [])))
     if len(found) == 1:
         return found[0]
     if found:
-        raise BadInput(f"version {name} is ambiguous: {', '.join(found[:SHOWN])}; write more of it")
-    served = f"that have: {', '.join(known[:SHOWN])}" if known else "no other has"
+        raise BadInput(f"version {name} is ambiguous: {', '.join(found[:SHOWN])}; write more of its id")
+    shown = ", ".join(title(one.id, one.name or "") for one in known[:SHOWN])
+    served = f"that have: {shown}" if known else "no other has"
     raise BadInput(f"version {name} has not served in {service} ({served}); deploy it instead")
 
 
@@ -104,9 +86,3 @@ def begin_undo(
         "reason": reason,
     }
     return state, request
-
-
-def _has_promoted(state: RolloutState) -> bool:
-    """True: the rollout made its canary the stable version."""
-    is_over = state.phase in (Phase.SUCCEEDED, Phase.FAILED)
-    return is_over and not state.plan.twin and state.serving == state.canary.id

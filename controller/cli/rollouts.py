@@ -236,7 +236,7 @@ def _show_return(
 def _roll_back_directly(settings: Settings, service: str | None, *, reason: str, output: Output) -> None:
     """Write a tombstone to the route table and the command to the store, and print which succeeded.
 
-    Raises Unreachable while traffic may still reach the canary, even if the store took the command.
+    Raises Unreachable unless the service serves what it should, even if the store took the command.
     """
     from controller.wiring import direct_rollback
 
@@ -245,16 +245,10 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     if output.is_text:
         for line in lines:
             note(line)
-    elif result.has_moved:
+    elif result.problem is None:
         emit_data(CommandResult(outcome="done", text="; ".join(lines)), output)
-    if not result.succeeded:
-        raise Unreachable(
-            "neither the route table nor the store could be reached; is Ray running on this host?"
-        )
-    if not result.has_moved:
-        raise Unreachable(
-            "traffic has not moved: the route table could not be reached; run this on the host where Ray runs"
-        )
+    if result.problem is not None:
+        raise Unreachable(result.problem)
 
 
 def history(

@@ -33,6 +33,16 @@ class VersionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedRow:
+    """A version that has served since its service was created, as it served last."""
+
+    version: VersionRow
+    place: int  # rises with every version that begins to serve
+    before: str | None  # the version that an undo returns to, itself after an undo; None: it is the first
+    undone: str | None  # id of the undo that replaced it; None: none did, or it has served again since
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRow:
     """A rollout with its state and the request that created it, both JSON."""
 

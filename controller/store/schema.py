@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from serving.files.plain_text import storable
 
-SCHEMA = 3  # the newest revision in `migrations/versions/`
+SCHEMA = 4  # the newest revision in `migrations/versions/`
 
 metadata = sa.MetaData()
 
@@ -77,6 +77,22 @@ versions = sa.Table(
     sa.Column("fingerprint", Text, nullable=False),
     sa.Column("created_at_s", sa.Float, nullable=False),
     *label_columns(),
+)
+
+# Versions that have served since the service was created, each as it served last: a later attempt with the
+# same files replaces the row in `versions`, and not this one.
+served = sa.Table(
+    "served",
+    metadata,
+    sa.Column("service", sa.String, primary_key=True),
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    *label_columns(),
+    sa.Column("place", sa.Integer, nullable=False),  # in the order in which they began to serve
+    sa.Column("before", sa.String),  # the version that an undo returns to; NULL: created with the service
+    sa.Column("undone", sa.String),  # id of the undo that replaced it; NULL: none, or it served again since
 )
 
 rollouts = sa.Table(

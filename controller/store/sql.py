@@ -29,7 +29,8 @@ from controller.rollout.serialization import (
 from controller.rollout.state import RolloutState
 from controller.store import schema as t
 from controller.store.database import MOUNTS, Database
-from controller.store.rows import EventRow, Lease, RolloutRow, ServiceRow, VersionRow
+from controller.store.rows import EventRow, Lease, RolloutRow, ServedRow, ServiceRow, VersionRow
+from controller.store.served import forget_served, put_served, record_outcome, served_rows
 from controller.store.statements import (
     LEASE,
     append_event,
@@ -40,6 +41,7 @@ from controller.store.statements import (
     put_version,
     refuse_second,
     refuse_unread,
+    replace_token,
     require_newest,
     require_stable,
     require_token,
@@ -137,6 +139,8 @@ class SqlStore:
             db.execute(update(t.rollouts).where(here).values(values))
             append_log(db, state, before.log_count)
             move_stable(db, service, before.state, state)
+            if service is not None and not before.is_final:
+                record_outcome(db, state)
         return expected_version + 1
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
@@ -275,6 +279,7 @@ class SqlStore:
                     f"{row.name} was created by someone else meanwhile; read it and try again"
                 ) from exc
             put_version(db, version, None)
+            put_served(db, row.name, version.id, None)
             append_event(
                 db, row.name, None, row.created_at_s, "controller", f"service created on {row.stable}"
             )
@@ -304,6 +309,7 @@ class SqlStore:
             refuse_second(db, name, f"end it first: canaryctl rollback {name} --wait")
             db.execute(delete(t.services).where(t.services.c.name == name))
             db.execute(delete(t.versions).where(t.versions.c.service == name))
+            forget_served(db, name)
             append_event(db, name, None, at_s, "controller", "service removed")
 
     def put_version(self, row: VersionRow) -> None:
@@ -318,6 +324,11 @@ class SqlStore:
         here = (t.versions.c.service == service) & (t.versions.c.id == version)
         row = self._first(_VERSION.where(here))
         return VersionRow(*row) if row else None
+
+    def served(self, service: str) -> tuple[ServedRow, ...]:
+        """The versions that have served since the service was created, newest first, as they served last."""
+        with self.database.read() as db:
+            return served_rows(db, service)
 
     # --- the log
 
@@ -375,21 +386,8 @@ class SqlStore:
 
         origin: the host and file that hold the token; the token that it held before becomes invalid.
         """
-        c = t.tokens.c
         with self.database.write() as db:
-            replaced = c.digest == digest
-            if origin is not None:
-                # Without an origin: stored by a release that did not keep it.
-                replaced |= (c.name == identity.name) & (c.origin.is_(None) | (c.origin == origin))
-            db.execute(delete(t.tokens).where(replaced))
-            row = {
-                "digest": digest,
-                "name": identity.name,
-                "role": identity.role.value,
-                "created_at_s": at_s,
-                "origin": origin,
-            }
-            db.execute(insert(t.tokens).values(row))
+            replace_token(db, digest, identity, at_s=at_s, origin=origin)
 
     def identity(self, digest: str) -> Identity | None:
         """Owner of the bearer token with this digest; None: unknown token."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
+from controller.auth import Identity
 from controller.errors import Conflict, RolloutRunning, StaleToken, UnknownService, UnreadCommand
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
@@ -146,3 +147,23 @@ def refuse_unread(db: sa.Connection, state: RolloutState) -> None:
     unread = (t.commands.c.rollout == state.id) & (t.commands.c.seq > state.commands_through)
     if db.execute(select(t.commands.c.seq).where(unread).limit(1)).first() is not None:
         raise UnreadCommand(f"rollout {state.id} got a command meanwhile; read it before the rollout ends")
+
+
+def replace_token(
+    db: sa.Connection, digest: str, identity: Identity, *, at_s: float, origin: str | None
+) -> None:
+    """Store the token's identity, and delete the token that its origin held before."""
+    c = t.tokens.c
+    replaced = c.digest == digest
+    if origin is not None:
+        # Without an origin: stored by a release that did not keep it.
+        replaced |= (c.name == identity.name) & (c.origin.is_(None) | (c.origin == origin))
+    db.execute(delete(t.tokens).where(replaced))
+    row = {
+        "digest": digest,
+        "name": identity.name,
+        "role": identity.role.value,
+        "created_at_s": at_s,
+        "origin": origin,
+    }
+    db.execute(insert(t.tokens).values(row))

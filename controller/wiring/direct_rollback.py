@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
+from controller.quantities import FULL_BP
 from controller.rollout.machine import abandon
 from controller.rollout.observation import CommandKind
 from controller.rollout.plan import is_undo_id
@@ -18,13 +20,21 @@ from controller.wiring import cluster
 ACK_TIMEOUT_S = 5.0
 
 
+class Canary(Enum):
+    """What the route table says of the service's canary, read back from it."""
+
+    GONE = "gone"  # it gets no new request
+    MAY_SERVE = "may serve"  # the table does not answer, or not every router follows it
+    NO_CLUSTER = "no cluster"  # no Ray cluster on this host
+
+
 @dataclass(frozen=True, slots=True)
 class DirectRollback:
     """Result of a direct rollback, one line for each step."""
 
     succeeded: tuple[str, ...]
     failed: tuple[str, ...]
-    has_moved: bool  # no new request goes to a canary; False: the routers may still send some
+    problem: str | None  # why the service does not serve what it should, and what to do; None: it does
 
 
 def roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> DirectRollback:
@@ -36,14 +46,53 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     rollback = _Rollback(settings, reason)
     if service is None:
         service = rollback.only_service()
-    if service is not None:
-        rollback.tombstone(service, None)
-        running = rollback.command(service)
-        if running is not None:
-            rollback.tombstone(service, running)
-    if rollback.unknown is not None and not rollback.succeeded:
-        raise rollback.unknown
-    return DirectRollback(tuple(rollback.succeeded), tuple(rollback.failed), rollback.has_moved)
+    if service is None:
+        return rollback.result("nothing was rolled back; name the service: canaryctl rollback NAME --direct")
+    canary = rollback.tombstone(service, None)
+    stored = rollback.command(service)
+    if stored is not None and stored.running is not None:
+        canary = rollback.tombstone(service, stored.running)
+    return rollback.result(_problem(service, canary, stored, is_moved=bool(rollback.tombstoned)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What the store holds of the service."""
+
+    running: str | None = None  # the rollout that was told to roll back
+    undo: str | None = None  # the undo that has not ended
+    promoted: str | None = None  # the version that its newest rollout promoted, which an undo replaces
+
+
+def _problem(service: str, canary: Canary | str, stored: _Stored | None, *, is_moved: bool) -> str | None:
+    """Why the service does not serve what it should; None: it does.
+
+    canary: or the undo that the table has given all traffic. stored: None: the store could not be read.
+    """
+    if stored is None and canary in (Canary.MAY_SERVE, Canary.NO_CLUSTER):
+        return "neither the route table nor the store could be reached; is Ray running on this host?"
+    needs_controller = f"needs a controller; start it: canaryctl up, then: canaryctl watch {service}"
+    if stored is not None and stored.undo is not None:
+        if canary == stored.undo:
+            return None
+        return f"traffic has not moved: undo {stored.undo} is stored, but {needs_controller}"
+    if stored is not None and stored.promoted is not None and not is_moved:
+        return (
+            f"traffic has not moved: {service} serves {stored.promoted}, which was promoted, and to load the "
+            f"version before needs a controller; start it: canaryctl up, then: canaryctl undo {service}"
+        )
+    if canary is Canary.NO_CLUSTER and stored == _Stored():
+        return None  # without a cluster no router sends anything anywhere
+    if canary in (Canary.MAY_SERVE, Canary.NO_CLUSTER):
+        return (
+            "traffic has not moved: the route table could not be reached; run this on the host where Ray runs"
+        )
+    if stored is None and not is_moved and canary is Canary.GONE:
+        return (
+            "traffic has not moved: no canary gets any, and the store could not be read; to return to an "
+            f"earlier version, mend the store, then: canaryctl rollback {service}"
+        )
+    return None
 
 
 class _Rollback:
@@ -52,12 +101,16 @@ class _Rollback:
     def __init__(self, settings: Settings, reason: str) -> None:
         self._settings = settings
         self._reason = reason
-        self._tombstoned: set[str] = set()
-        self._was_connected = False  # without a Ray cluster no router sends anything anywhere
-        self.succeeded: list[str] = []
-        self.failed: list[str] = []
-        self.has_moved = False
-        self.unknown: UnknownService | None = None  # the store does not know the service
+        self._unknown: UnknownService | None = None  # the store does not know the service
+        self._succeeded: list[str] = []
+        self._failed: list[str] = []
+        self.tombstoned: set[str] = set()
+
+    def result(self, problem: str | None) -> DirectRollback:
+        """The lines so far, with the problem. Raises UnknownService when nothing knows the service."""
+        if self._unknown is not None and not self.tombstoned:
+            raise self._unknown
+        return DirectRollback(tuple(self._succeeded), tuple(self._failed), problem)
 
     def only_service(self) -> str | None:
         """The one service of the store; None: it could not be read. Raises UnknownService."""
@@ -65,7 +118,7 @@ class _Rollback:
             with closing(SqlStore(self._settings.database_url)) as store:
                 names = [row.name for row in store.services()]
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the store must not end this command
-            self.failed.append(f"store: not reached ({_line(exc)}); name the service")
+            self._failed.append(f"store: not reached ({_line(exc)}); name the service")
             return None
         if not names:
             raise UnknownService("no service exists, so nothing can be rolled back; start one: canaryctl up")
@@ -73,58 +126,66 @@ class _Rollback:
             raise UnknownService(f"there are {len(names)} services; name one of {', '.join(names)}")
         return names[0]
 
-    def tombstone(self, service: str, rollout: str | None) -> None:
-        """Tombstone the rollout (None: the one in the route table), and wait until every router knows."""
-        if rollout in self._tombstoned:
-            return
+    def tombstone(self, service: str, rollout: str | None) -> Canary | str:
+        """Tombstone the rollout (None: the one in the route table), and wait until every router knows.
+
+        The id of an undo that the table has given all traffic instead: it is left alone.
+        """
+        if rollout in self.tombstoned:
+            return Canary.GONE
+        is_connected = False
         try:
             cluster.connect(self._settings)
-            self._was_connected = True
+            is_connected = True
             name, how = _tombstone(service, rollout)
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with Ray must not keep the store's step back
             line = f"route table: not reached ({_line(exc)})"
-            if line not in self.failed:
-                self.failed.append(line)
-            return
-        self.has_moved = True
+            if line not in self._failed:
+                self._failed.append(line)
+            return Canary.MAY_SERVE if is_connected else Canary.NO_CLUSTER
+        if is_undo_id(name):
+            return name
         if name:
-            self._tombstoned.add(name)
-            self.succeeded.append(f"route table: {name} is tombstoned and gets no traffic ({how})")
+            self.tombstoned.add(name)
+            self._succeeded.append(f"route table: {name} is tombstoned and gets no traffic ({how})")
+        return Canary.GONE
 
-    def command(self, service: str) -> str | None:
-        """Store the command; the rollout that it is for, None: none runs, or the store failed."""
+    def command(self, service: str) -> _Stored | None:
+        """Store the command for a running rollout; None: the store failed."""
         try:
             with closing(SqlStore(self._settings.database_url)) as store:
                 return self._command(store, service)
         except UnknownService as exc:
-            self.unknown = exc
-            self.failed.append(f"store: {_line(exc)}")
+            self._unknown = exc
+            self._failed.append(f"store: {_line(exc)}")
         except Exception as exc:  # noqa: BLE001 - as above
-            self.failed.append(f"store: not reached ({_line(exc)})")
+            self._failed.append(f"store: not reached ({_line(exc)})")
         return None
 
-    def _command(self, store: SqlStore, service: str) -> str | None:
-        stable = store.service(service).stable
+    def _command(self, store: SqlStore, service: str) -> _Stored:
+        store.service(service)
         # Not the row's state: it may have a form that only another release can read.
         newest = next(iter(store.rollouts(service, limit=1)), None)
         if newest is not None and newest.ended_at_s is None and is_undo_id(newest.id):
-            self.succeeded.append(f"store: undo {newest.id} is under way; the next controller completes it")
-            self.has_moved = True
-            return None
+            self._succeeded.append(f"store: undo {newest.id} is stored; a controller completes it")
+            return _Stored(undo=newest.id)
         if newest is not None and newest.ended_at_s is None:
             identity, now_s = Identity("direct", Role.ADMIN), time.time()
             queued = store.append_command(
                 newest.id, CommandKind.ROLLBACK, identity, reason=self._reason, at_s=now_s
             )
-            if queued is not None:
-                self.succeeded.append(
-                    f"store: rollback of {newest.id} requested; the next controller completes it"
-                )
-                return newest.id
-            stable = store.service(service).stable
-        self.succeeded.append(f"store: {service}: no rollout runs, already serving {stable}")
-        self.has_moved = self.has_moved or not self._was_connected
-        return None
+            if queued is None:  # it has just ended: answer for what is true now
+                return self._command(store, service)
+            self._succeeded.append(
+                f"store: rollback of {newest.id} requested; the next controller completes it"
+            )
+            return _Stored(running=newest.id)
+        stable = store.service(service).stable
+        self._succeeded.append(f"store: {service}: no rollout runs, {stable} serves")
+        attempt = store.latest_attempt(service, stable)
+        before = next((one.before for one in store.served(service) if one.version.id == stable), None)
+        is_newest = attempt is not None and newest is not None and attempt.id == newest.id
+        return _Stored(promoted=stable if is_newest and before not in (None, stable) else None)
 
 
 def _line(exc: Exception) -> str:
@@ -134,7 +195,10 @@ def _line(exc: Exception) -> str:
 
 
 def _tombstone(service: str, rollout: str | None) -> tuple[str, str]:
-    """(rollout, how the table is applied), once every router acknowledged it; ('', '') when it holds none."""
+    """(rollout, how the table is applied), once every router acknowledged it; ('', '') when it holds none.
+
+    An undo is left alone: (its id, how) when it has all traffic, ('', '') when it has not.
+    """
     from serving.table.traffic_ray import RayTraffic
 
     traffic = RayTraffic(timeout_s=2.0)
@@ -142,8 +206,10 @@ def _tombstone(service: str, rollout: str | None) -> tuple[str, str]:
     if split is None:
         raise Unreachable(f"the route table of {service} does not answer")
     name = rollout or (split.rollout if split.weight_bp else "")
-    if not name or is_undo_id(name):
-        return "", ""  # an undo is on its way to the version before already
+    if is_undo_id(name):  # it is on its way to the version before already
+        return (name, split.how) if split.weight_bp == FULL_BP and split.applied else ("", "")
+    if not name:
+        return "", ""
     deadline_at_s = time.monotonic() + ACK_TIMEOUT_S
     split = traffic.tombstone(service, name)
     while split is not None and not split.applied and time.monotonic() < deadline_at_s:

@@ -85,8 +85,8 @@ class Versions:
     ) -> None:
         """Return if stable is ready, the canary's files are unchanged and it fits into free memory.
 
-        An undo does not wait for stable, which may be what is wrong, and only its tensors must be the same: a
-        newer engine may have come since its version served.
+        An undo does not wait for stable, which may be what is wrong, and a newer engine release may have
+        come since its version served.
         observe: the fleet's versions of a service. Raises CanaryctlError with what is wrong.
         """
         if not rollout.plan.undo:
@@ -96,10 +96,9 @@ class Versions:
         fingerprint = self.fingerprint(spec)
         # Not the row's id: a twin has an id of its own, and stable's fingerprint.
         planned = comparable_fingerprint(row, self.fingerprint)
-        is_same = fingerprint.digest == planned.digest
-        if rollout.plan.undo:
-            is_same |= fingerprint.part("tensors") == planned.part("tensors")
-        if not is_same:
+        if rollout.plan.undo and not spec.is_external:
+            planned = planned.on_release(fingerprint.part("engine_release"))
+        if fingerprint.digest != planned.digest:
             raise CanaryctlError(f"{spec.model} changed since the plan was made; deploy it again")
         if spec.api_key is not None:
             spec.api_key.read()

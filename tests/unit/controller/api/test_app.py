@@ -547,7 +547,7 @@ async def test_a_last_event_id_that_is_no_number_starts_at_the_beginning(
     monkeypatch.setattr("controller.api.app._events", none)
     await api.put("/v1/services/chat", json={"model": str(model)})
 
-    headers = {"last-event-id": last.encode("latin-1")}
+    headers = [(b"last-event-id", last.encode("latin-1"))]
     answer = await api.get("/v1/services/chat/events", headers=headers)
 
     assert (answer.status_code, starts) == (200, [0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +140,7 @@ async def test_an_undo_never_leads_back_to_what_was_undone(chat: Chat) -> None:
     named = await chat.post("undo", to=second)
 
     assert [one["outcome"] for one in answers] == ["already", "already"]
-    assert f"already serving {first}; to go further back: canaryctl undo chat --to" in answers[0]["text"]
+    assert answers[0]["text"] == f"chat: already serving {first}"
     assert chat.load(named["rollout"]).canary.id == second
 
 
@@ -258,3 +260,117 @@ async def test_a_rollout_is_read_by_its_id(chat: Chat, api: httpx.AsyncClient) -
 
 def _absent(rollout: str) -> list[tuple[str, str]]:
     return [("chat", "r-none"), ("other", rollout)]
+
+
+async def test_a_failed_attempt_leaves_the_version_that_undo_returns_to(chat: Chat) -> None:
+    """The same files from another folder are the same version, with another path and size."""
+    first, _ = await chat.up(), await chat.promote(2)
+    copy = chat.folder / "copy"
+    shutil.copytree(chat.folder / "1", copy)
+    body = {"version": {"model": str(copy), "replicas": 3, "engine": {"max_num_seqs": 8}}}
+    attempt = (await chat.api.post(f"{URL}/rollouts", json=body)).json()["rollout"]
+    assert (chat.load(attempt).canary.id, chat.load(attempt).canary.replicas) == (first, 3)
+    chat.fail(attempt, CauseKind.PROBE)
+
+    state = chat.load((await chat.post("undo"))["rollout"])
+
+    stored = chat.controller.store.version("chat", first)
+    assert stored is not None
+    assert (state.canary.id, state.canary.replicas) == (first, 1)
+    assert json.loads(stored.spec)["model"] == str(chat.folder / "1")
+
+
+async def test_a_promoted_copy_is_what_undo_returns_to(chat: Chat) -> None:
+    first, _ = await chat.up(), await chat.promote(2)
+    body = {"version": {"model": str(chat.folder / "1"), "replicas": 3, "engine": {"max_num_seqs": 8}}}
+    chat.succeed((await chat.api.post(f"{URL}/rollouts", json=body)).json()["rollout"])
+    await chat.promote(3)
+
+    state = chat.load((await chat.post("undo"))["rollout"])
+
+    assert (state.canary.id, state.canary.replicas) == (first, 3)
+
+
+@pytest.mark.parametrize("third", ["undone", "rejected"])
+async def test_no_undone_or_rejected_version_is_recommended(chat: Chat, third: str) -> None:
+    first, second = await chat.up(), await chat.promote(2)
+    if third == "undone":
+        chat.succeed((await chat.post("undo"))["rollout"])
+    else:
+        await chat.promote(3)
+        chat.fail((await chat.deploy(2)).json()["rollout"], CauseKind.GATE)
+    await chat.promote(4)
+    chat.succeed((await chat.post("undo"))["rollout"])
+
+    text = (await chat.post("undo"))["text"]
+
+    assert second not in text
+    assert ("further back" in text) == (third == "rejected")
+    assert chat.stable() == first or text.endswith(f"--to {first}")
+
+
+async def test_a_service_created_again_has_no_earlier_versions(chat: Chat) -> None:
+    first, second = await chat.up(), await chat.promote(2)
+    body = json.loads(chat.controller.store.served("chat")[0].version.spec)
+    chat.controller.store.remove_service("chat", at_s=1.0)
+    assert (await chat.api.put(URL, json=body)).status_code == 200
+    assert chat.stable() == second
+
+    rollback = await chat.post("rollback")
+    chat.fail((await _deploy_first(chat)).json()["rollout"], CauseKind.GATE)
+    undo, named = await chat.post("undo"), await chat.post("undo", to=first)
+
+    assert (rollback["outcome"], rollback["text"]) == ("already", f"chat: already serving {second}")
+    assert (undo["status"], named["status"]) == (422, 422)
+
+
+async def _deploy_first(chat: Chat) -> httpx.Response:
+    version = {"model": str(chat.folder / "1"), "engine": {"max_num_seqs": 8}}
+    return await chat.api.post(f"{URL}/rollouts", json={"version": version})
+
+
+@pytest.mark.parametrize("command", ["undo", "rollback"])
+async def test_people_who_roll_back_at_once_get_the_same_undo(
+    chat: Chat, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one read the service before the first one's undo was stored."""
+    await chat.up()
+    await chat.promote(2)
+    store = chat.controller.store
+    answers: list[int] = []
+    create = store.create_rollout
+
+    def create_second(*args: Any, **options: Any) -> int:
+        if not answers:
+            answers.append(create(a_first, request="{}", at_s=1.0))
+        return create(*args, **options)
+
+    probe = await chat.post(command)
+    a_first = replace(chat.load(probe["rollout"]), id="u-00000001")
+    chat.fail(probe["rollout"], CauseKind.PROBE)
+    monkeypatch.setattr(store, "create_rollout", create_second)
+
+    second = await chat.post(command)
+
+    assert (second["status"], second["outcome"], second["rollout"]) == (202, "already", "u-00000001")
+
+
+async def test_a_version_is_named_by_its_name(chat: Chat) -> None:
+    await chat.up()
+    chat.succeed((await chat.deploy(2, name="blue")).json()["rollout"])
+    second = chat.stable()
+    await chat.promote(3)
+
+    answer = await chat.post("undo", to="blue")
+
+    assert chat.load(answer["rollout"]).canary.id == second
+
+
+async def test_an_earlier_version_named_during_a_rollout_is_a_conflict(chat: Chat) -> None:
+    first, _ = await chat.up(), await chat.promote(2)
+    await chat.promote(3)
+    await chat.deploy(4)
+
+    answer = await chat.post("undo", to=first)
+
+    assert (answer["status"], answer["exit_code"]) == (409, 3)

@@ -72,6 +72,7 @@ READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "services": lambda store, ab: store.services(),
     "service": lambda store, ab: store.service("chat"),
     "version": lambda store, ab: store.version("chat", STABLE),
+    "served": lambda store, ab: store.served("chat"),
     "events": lambda store, ab: store.events("chat"),
     "lease": lambda store, ab: store.lease(),
     "identity": lambda store, ab: store.identity("digest"),

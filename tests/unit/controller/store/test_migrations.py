@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -13,11 +14,13 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from controller.errors import BadInput, Unreachable
+from controller.rollout.serialization import state_to_json
+from controller.rollout.state import Departure, DepartureStep, Phase
 from controller.store import migrations
 from controller.store import schema as t
 from controller.store.sql import SqlStore
 from tests.database_rig import make_old_database
-from tests.fakes.rollouts import CANARY
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 
 @pytest.fixture
@@ -71,6 +74,34 @@ def test_a_database_of_an_earlier_release_keeps_its_rows(
     assert found is not None
     assert (found.id, [row.id for row in rows]) == ("r-00000001", ["r-00000001", "r-00000002"])
     assert (lease.token, acquired is not None and acquired.token) == (7, 8)
+
+
+@pytest.mark.parametrize("undo", [False, True])
+def test_what_has_served_is_read_from_the_rollouts_of_an_earlier_release(
+    bare_url: str, engine: sa.Engine, undo: bool
+) -> None:
+    make_old_database(engine, 2)
+    departure = Departure(STABLE, CANARY, DepartureStep.UNLOAD, 2.0, 2.0)
+    state = replace(a_rollout("r-00000002"), phase=Phase.SUCCEEDED, departure=departure)
+    state = replace(state, plan=replace(state.plan, undo=undo))
+    version = "INSERT INTO versions VALUES ('chat', :id, :spec, '{}', 1.0)"
+    with engine.begin() as db:
+        db.execute(
+            sa.text("UPDATE rollouts SET state = :state WHERE id = 'r-00000002'"),
+            {"state": state_to_json(state)},
+        )
+        db.execute(sa.text("DELETE FROM versions"))
+        for id in (STABLE, CANARY):
+            db.execute(sa.text(version), {"id": id, "spec": f'{{"model": "/{id}"}}'})
+
+    store = SqlStore(bare_url)
+    newest, first = store.served("chat")
+    store.close()
+
+    assert (newest.version.id, newest.before) == (CANARY, CANARY if undo else STABLE)
+    assert (first.version.id, first.before) == (STABLE, None)
+    assert (newest.undone, first.undone) == (None, "r-00000002" if undo else None)
+    assert newest.version.spec == f'{{"model": "/{CANARY}"}}'
 
 
 def test_a_migrated_database_is_opened_again_without_a_change(bare_url: str, engine: sa.Engine) -> None:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from controller.errors import UnknownService, Unreachable
 from controller.rollout.observation import CommandKind
-from controller.rollout.state import Phase
+from controller.rollout.state import Departure, DepartureStep, Phase
 from controller.settings import Settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
@@ -20,7 +20,7 @@ from controller.wiring import cluster, direct_rollback
 from controller.wiring.direct_rollback import roll_back_directly
 from serving.table import traffic_ray
 from tests.database_rig import PostgresServer, make_old_database
-from tests.fakes.rollouts import STABLE, a_rollout
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 
 class Split:
@@ -68,7 +68,7 @@ def settings(tmp_path: Path) -> Settings:
 def test_table_and_store_get_the_rollback(table: Table, settings: Settings) -> None:
     result = roll_back_directly(settings, "chat", reason="3 a.m.")
 
-    assert (table.calls, result.has_moved, result.failed) == (["r-00000001"], True, ())
+    assert (table.calls, result.problem is None, result.failed) == (["r-00000001"], True, ())
     assert result.succeeded == (
         "route table: r-00000001 is tombstoned and gets no traffic (acknowledged)",
         "store: rollback of r-00000001 requested; the next controller completes it",
@@ -82,7 +82,7 @@ def test_a_canary_that_has_no_weight_yet_is_tombstoned_by_the_stores_word(
 
     result = roll_back_directly(settings, None, reason="")
 
-    assert (table.calls, result.has_moved) == (["r-00000001"], True)
+    assert (table.calls, result.problem is None) == (["r-00000001"], True)
 
 
 def newer(path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_broken_store_does_not_keep_the_traffic_from_moving(
 
     result = roll_back_directly(settings, "chat", reason="")
 
-    assert (table.calls, result.has_moved, len(result.failed)) == (["r-00000001"], True, 1)
+    assert (table.calls, result.problem is None, len(result.failed)) == (["r-00000001"], True, 1)
     assert result.failed[0].startswith("store: not reached (")
     assert words in result.failed[0]
 
@@ -142,7 +142,7 @@ def test_a_locked_database_does_not_keep_the_traffic_from_moving(
     result = roll_back_directly(settings, "chat", reason="")
     writer.close()
 
-    assert (table.calls, result.has_moved) == (["r-00000001"], True)
+    assert (table.calls, result.problem is None) == (["r-00000001"], True)
     assert "database is locked; another process keeps it busy; try again" in result.failed[0]
 
 
@@ -153,7 +153,7 @@ def test_an_unreachable_server_is_named_without_its_password(table: Table, tmp_p
 
     result = roll_back_directly(settings, "chat", reason="")
 
-    assert (table.calls, result.has_moved) == (["r-00000001"], True)
+    assert (table.calls, result.problem is None) == (["r-00000001"], True)
     assert "ann:***@127.0.0.1:9/x" in result.failed[0]
     assert not {word for word in ("s3cret", "hidden") if word in result.failed[0] + repr(settings)}
 
@@ -169,7 +169,7 @@ def test_a_stopped_postgresql_does_not_keep_the_traffic_from_moving(
     result = roll_back_directly(settings, "chat", reason="")
     postgres.start()
 
-    assert (table.calls, result.has_moved) == (["r-00000001"], True)
+    assert (table.calls, result.problem is None) == (["r-00000001"], True)
     assert "does not answer: connection failed" in result.failed[0]
 
 
@@ -182,7 +182,7 @@ def test_a_database_of_an_earlier_release_gets_its_command(table: Table, tmp_pat
 
     result = roll_back_directly(settings, "chat", reason="")
 
-    assert (table.calls, result.has_moved, result.failed) == (["r-00000001"], True, ())
+    assert (table.calls, result.problem is None, result.failed) == (["r-00000001"], True, ())
     assert result.succeeded[1].startswith("store: rollback of r-00000001 requested")
 
 
@@ -192,7 +192,7 @@ def test_a_state_of_another_release_still_gets_its_command(table: Table, setting
 
     result = roll_back_directly(settings, "chat", reason="")
 
-    assert (result.has_moved, result.failed) == (True, ())
+    assert (result.problem is None, result.failed) == (True, ())
 
 
 def test_a_bug_in_ray_does_not_keep_the_command_from_the_store(
@@ -209,7 +209,7 @@ def test_a_bug_in_ray_does_not_keep_the_command_from_the_store(
     store = SqlStore(settings.database_url)
     kinds = [command.kind for command in store.commands("r-00000001", after_seq=0)]
     store.close()
-    assert (kinds, result.has_moved) == ([CommandKind.ROLLBACK], False)
+    assert (kinds, result.problem is None) == ([CommandKind.ROLLBACK], False)
 
 
 def test_a_table_that_is_not_acknowledged_has_not_moved_the_traffic(table: Table, settings: Settings) -> None:
@@ -217,7 +217,7 @@ def test_a_table_that_is_not_acknowledged_has_not_moved_the_traffic(table: Table
 
     result = roll_back_directly(settings, "chat", reason="")
 
-    assert not result.has_moved
+    assert result.problem is not None
     assert "not every router acknowledged it" in result.failed[0]
 
 
@@ -229,8 +229,8 @@ def test_without_a_running_rollout_stable_serves_already(table: Table, settings:
 
     result = roll_back_directly(settings, None, reason="")
 
-    assert (table.calls, result.has_moved) == ([], True)
-    assert result.succeeded == (f"store: chat: no rollout runs, already serving {STABLE}",)
+    assert (table.calls, result.problem is None) == ([], True)
+    assert result.succeeded == (f"store: chat: no rollout runs, {STABLE} serves",)
 
 
 def test_without_a_service_the_message_says_what_to_do(table: Table, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_without_a_name_and_a_store_the_name_is_asked_for(table: Table, settings
 
     result = roll_back_directly(settings, None, reason="")
 
-    assert (result.has_moved, result.succeeded) == (False, ())
+    assert (result.problem is None, result.succeeded) == (False, ())
     assert result.failed[0].endswith("; name the service")
 
 
@@ -284,7 +284,54 @@ def test_an_undo_under_way_is_left_alone(table: Table, settings: Settings) -> No
 
     result = roll_back_directly(settings, "chat", reason="3 a.m.")
 
-    assert (table.calls, result.has_moved, result.failed) == ([], True, ())
-    assert result.succeeded == ("store: undo u-00000001 is under way; the next controller completes it",)
+    assert (table.calls, result.problem is None, result.failed) == ([], True, ())
+    assert result.succeeded == ("store: undo u-00000001 is stored; a controller completes it",)
     assert store.commands("u-00000001", after_seq=0) == ()
     store.close()
+
+
+def test_a_promoted_version_is_not_said_to_be_rolled_back(table: Table, settings: Settings) -> None:
+    """The version before must be loaded, and only a controller does that."""
+    table.split = Split("", 0, applied=True)
+    store = SqlStore(settings.database_url)
+    store.put_version(VersionRow("chat", CANARY, "{}", "{}", 1.0))
+    departure = Departure(STABLE, CANARY, DepartureStep.UNLOAD, 2.0, 2.0)
+    ended = replace(a_rollout(), phase=Phase.SUCCEEDED, departure=departure)
+    store.commit(ended, (), expected_version=0, evidence=None)
+    store.close()
+
+    result = roll_back_directly(settings, "chat", reason="it rambles")
+
+    assert table.calls == []
+    assert result.problem is not None
+    assert result.problem.startswith(f"traffic has not moved: chat serves {CANARY}, which was promoted")
+    assert result.problem.endswith("start it: canaryctl up, then: canaryctl undo chat")
+
+
+@pytest.mark.parametrize("weight_bp", [0, 9_000])
+def test_an_undo_that_no_controller_carries_out_is_not_said_to_be_done(
+    table: Table, settings: Settings, weight_bp: int
+) -> None:
+    store = SqlStore(settings.database_url)
+    store.commit(replace(a_rollout(), phase=Phase.ROLLED_BACK), (), expected_version=0, evidence=None)
+    store.create_rollout(a_rollout("u-00000001"), request="{}", at_s=2.0)
+    store.close()
+    table.split = Split("u-00000001" if weight_bp else "", weight_bp, applied=True)
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert table.calls == []
+    assert result.problem == (
+        "traffic has not moved: undo u-00000001 is stored, but needs a controller; start it: canaryctl up, "
+        "then: canaryctl watch chat"
+    )
+
+
+def test_without_a_canary_and_a_store_nothing_is_said_to_be_done(table: Table, settings: Settings) -> None:
+    table.split = Split("", 0, applied=True)
+    no_database(settings.home / "state.db")
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert result.problem is not None
+    assert "the store could not be read" in result.problem

@@ -73,15 +73,38 @@ def test_preflight_refuses_other_weights_of_the_same_size_and_time(
         versions.preflight(rollout, lambda service: (READY,))
 
 
-def test_preflight_of_an_undo_needs_its_tensors_alone(versions: Versions, tmp_path: Path) -> None:
-    """Stable may be dead, and the tokenizer's file may have been saved again by a newer library."""
+def test_preflight_of_an_undo_accepts_another_engine_release_and_a_dead_stable(
+    versions: Versions, tmp_path: Path
+) -> None:
+    rollout = rollout_of(versions, tmp_path)
+    versions._release = "vllm 99"
+
+    with pytest.raises(CanaryctlError, match="changed since"):
+        versions.preflight(rollout, lambda service: (READY,))
+    versions.preflight(replace(rollout, plan=replace(rollout.plan, undo=True)), lambda service: ())
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("chat_template.jinja", "{{ 'ANOTHER PROMPT' }}"),
+        ("generation_config.json", '{"eos_token_id": [1, 2, 3]}'),
+        ("generation_config.json", '{"max_new_tokens": 3}'),
+        ("tokenizer.json", '{"version": "2.0"}'),
+        ("", ""),
+    ],
+)
+def test_preflight_of_an_undo_refuses_changed_files(
+    versions: Versions, tmp_path: Path, file: str, text: str
+) -> None:
     rollout = rollout_of(versions, tmp_path)
     rollout = replace(rollout, plan=replace(rollout.plan, undo=True))
-    (tmp_path / "model" / "tokenizer.json").write_text('{"version": "2.0"}')
+    if file:
+        (tmp_path / "model" / file).write_text(text)
+    else:
+        shutil.rmtree(tmp_path / "model")
+        write_checkpoint(tmp_path / "model", seed=7)
 
-    versions.preflight(rollout, lambda service: ())
-    shutil.rmtree(tmp_path / "model")
-    write_checkpoint(tmp_path / "model", seed=7)
     with pytest.raises(CanaryctlError, match="changed since"):
         versions.preflight(rollout, lambda service: ())
 

@@ -1,0 +1,185 @@
+"""Commands that return a service to an earlier version: rollback, undo, the end of a rollout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from controller.api.bodies import Outcome
+from controller.api.proposal import rejection
+from controller.api.undo import begin_undo, named_version, way_back
+from controller.auth import Identity
+from controller.errors import BadInput, Conflict
+from controller.planning.capacity import Device, require_fit
+from controller.rollout.observation import CommandKind
+from controller.rollout.ports import Clock
+from controller.rollout.serialization import state_from_json
+from controller.rollout.state import RolloutState
+from controller.rollout.status import rollback_effect
+from controller.store.row_specs import fingerprint_of, version_spec
+from controller.store.rows import ServedRow, ServiceRow, VersionRow
+from controller.store.sql import SqlStore
+from controller.store.statements import already_running
+
+
+class Returns:
+    """The commands. A repeated one, or one of another person at the same time, is answered `already`."""
+
+    def __init__(
+        self,
+        store: SqlStore,
+        devices: Callable[[], Sequence[Device]],
+        clock: Clock,
+        wake: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._devices = devices
+        self._clock = clock
+        self._wake = wake
+
+    def rollback(self, service: str, identity: Identity, *, reason: str) -> Outcome:
+        """Return to the version before: end a running rollout, undo one that succeeded.
+
+        Raises UnknownService, and what `undo` raises.
+        """
+        state = self._newest_rollout(service)
+        row = self._store.service(service)  # after the rollout, whose step may have changed it
+        effect = rollback_effect(state)
+        if effect == "undo" and way_back(self._store.served(service), row.stable) is None:
+            effect = "already"  # the rollout is of an earlier service of this name
+        if effect == "undo":
+            return self.undo(service, identity, to=None, reason=reason)
+        if effect == "already" or state is None:
+            if state is not None and not state.is_final:
+                return _returning(state)
+            return Outcome("already", f"{service}: already serving {row.stable}")
+        # None: it ended since it was read above, so answer for what is true now.
+        return self._end(state, identity, reason) or self.rollback(service, identity, reason=reason)
+
+    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
+        """Roll back the running rollout; `already` when none runs. Undoes nothing. Raises UnknownService."""
+        state, ended = self._newest_rollout(service), None
+        if state is not None and not state.is_final:
+            if state.is_canary_leaving:
+                return _returning(state)
+            ended = self._end(state, identity, reason)
+        already = Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
+        return ended or already
+
+    def undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
+        """Serve an earlier version again, without proof. to: its name, its id or the beginning of it; None:
+        the one before.
+
+        A running rollout is rolled back instead if that returns to the same version. Raises UnknownService,
+        BadInput for a version that has not served, NoRoom, RolloutRunning.
+        """
+        newest = self._newest_rollout(service)
+        row, served = self._active_service(service), self._store.served(service)
+        if newest is not None and not newest.is_final:
+            ended = self._undo_while(newest, served, identity, to, reason)
+            return ended or self.undo(service, identity, to=to, reason=reason)
+        if to is not None:
+            target: str | None = named_version(to, service, [one.version for one in served])
+        else:
+            target = way_back(served, row.stable)
+        if target == row.stable:
+            further = self._further_back(row, served)
+            more = f"; to go further back: canaryctl undo {service} --to {further}" if further else ""
+            return Outcome("already", f"{service}: already serving {row.stable}{more}")
+        version = next((one.version for one in served if one.version.id == target), None)
+        if version is None:
+            raise BadInput(f"{service} serves {row.stable} and has served no version before; deploy another")
+        try:
+            state = self._start_undo(row, version, identity, reason)
+        except Conflict:
+            # Of two people who undo at once, the second gets what it asked for too.
+            if (already := self._done_by_another(service, version.id)) is not None:
+                return already
+            raise
+        return Outcome("asked", f"{service}: undo {state.id} to {version.id} begins (not proven)", state.id)
+
+    def _further_back(self, row: ServiceRow, served: Sequence[ServedRow]) -> str | None:
+        """The newest earlier version that nobody undid and that was not rolled back since it served."""
+        for one in served:
+            version = one.version.id
+            may_return = version != row.stable and one.undone is None
+            if may_return and rejection(self._attempts(row.name, version)) is None:
+                return version
+        return None
+
+    def _undo_while(
+        self,
+        running: RolloutState,
+        served: Sequence[ServedRow],
+        identity: Identity,
+        to: str | None,
+        reason: str,
+    ) -> Outcome | None:
+        """Undo during a rollout: end it if that is where it leads. None: it has just ended by itself."""
+        service = running.service
+        leads_to = running.canary.id if running.plan.undo else running.stable.id
+        target = leads_to
+        if to is not None:
+            canary = self._store.version(service, running.canary.id)
+            known = [one.version for one in served]
+            target = named_version(to, service, [*known, canary] if canary is not None else known)
+        if target == leads_to and (running.plan.undo or running.is_canary_leaving):
+            return _returning(running)
+        if target != running.stable.id or running.is_canary_leaving:
+            raise already_running(service, running.id, f"in {running.phase.value}")
+        return self._end(running, identity, reason)
+
+    def _done_by_another(self, service: str, target: str) -> Outcome | None:
+        """The answer if another has just begun or completed the undo to `target`; None: no one has."""
+        newest = self._newest_rollout(service)
+        if newest is not None and newest.plan.undo and newest.canary.id == target and not newest.is_final:
+            return _returning(newest)
+        if self._store.service(service).stable == target:
+            return Outcome("already", f"{service}: already serving {target}")
+        return None
+
+    def _start_undo(
+        self, row: ServiceRow, version: VersionRow, identity: Identity, reason: str
+    ) -> RolloutState:
+        """version: the one to serve, as it served last."""
+        stable = self._store.version(row.name, row.stable)
+        if stable is None:
+            raise Conflict(f"{row.name} has no stored version {row.stable}; restore the store")
+        if not version_spec(version).is_external:
+            require_fit(version_spec(version), fingerprint_of(version), self._devices())
+        now_s = self._clock.now_s()
+        state, request = begin_undo(row, stable, version, identity, reason, now_s=now_s)
+        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=version)
+        self._wake(row.name)
+        return state
+
+    def _end(self, state: RolloutState, identity: Identity, reason: str) -> Outcome | None:
+        """Request the rollback of a running rollout; None: it has ended meanwhile."""
+        command = self._store.append_command(
+            state.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
+        )
+        if command is None:
+            return None
+        self._wake(state.service)
+        text = f"{state.service}: rollback of {state.id} to {state.stable.id} begins"
+        return Outcome("asked", text, state.id)
+
+    def _active_service(self, service: str) -> ServiceRow:
+        row = self._store.service(service)
+        if row.removing:
+            raise Conflict(f"{service} is being taken down; wait until it is gone, then canaryctl up")
+        return row
+
+    def _newest_rollout(self, service: str) -> RolloutState | None:
+        newest = next(iter(self._store.rollouts(service, limit=1)), None)
+        return state_from_json(newest.state) if newest is not None else None
+
+    def _attempts(self, service: str, canary: str) -> tuple[RolloutState, ...]:
+        """The rollouts of this version, newest first, however long ago."""
+        return tuple(state_from_json(row.state) for row in self._store.attempts(service, canary))
+
+
+def _returning(running: RolloutState) -> Outcome:
+    """The answer while a rollout already returns to the version before."""
+    target = running.canary.id if running.plan.undo else running.stable.id
+    return Outcome("already", f"{running.service} is returning to {target} already", running.id)
