@@ -39,6 +39,9 @@ SAMPLING_KEYS = frozenset(
 )
 
 
+_FILES = frozenset({"chat_template", "tool_parser_plugin", "reasoning_parser_plugin"})
+_FILE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt", ".py")
+_FOLDERS = frozenset({"generation_config", "tokenizer", "hf_config_path", "lora_modules", "spec_model"})
 GPU_SHARE_USED = 0.9  # of a part of a GPU: the rest is left to its neighbours' peaks
 
 
@@ -58,8 +61,21 @@ def argument_error(name: str, value: object) -> str | None:
     kind, choices = entry["kind"], entry.get("choices")
     if choices and str(value) not in choices and not isinstance(value, list):
         return f"{value!r} is unknown to the engine; use one of {', '.join(choices)}"
+    if _is_relative(name, value):
+        return (
+            f"{value!r} is a relative path, and engines run in folders of their own; give the absolute path"
+        )
     wanted = _mismatch(kind, value)
     return f"{value!r} is not {wanted}" if wanted else None
+
+
+def _is_relative(name: str, value: object) -> bool:
+    """Whether the value is a path that each process would look up elsewhere; a repository's name is none."""
+    items = value if isinstance(value, list) else [value]
+    paths = [item.rpartition("=")[2].strip() if name == "lora_modules" else item for item in map(str, items)]
+    if name in _FILES:
+        return any(path.endswith(_FILE_SUFFIXES) and path[0] not in "/{" for path in paths)
+    return name in _FOLDERS and any(path.startswith(("./", "../", "~")) for path in paths)
 
 
 def canonical_value(name: str, value: object) -> Any:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
+MISTRAL_INDEX = "consolidated.safetensors.index.json"
+_MISTRAL_FILES = "consolidated*.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
@@ -65,14 +67,14 @@ class TensorPlace:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files that an engine loads from the folder, all present. Raises WeightsError.
 
-    With an index those that it names, else all in the folder but Mistral's `consolidated*` beside others.
+    As vLLM's load_format auto: Mistral's `consolidated*` before any others, and of either kind those that
+    its index names; without an index, all of that kind.
     """
     if (weight_map := index_of(folder)) is not None:
         names = sorted(set(weight_map.values()))
         _require_all(folder, names)
         return tuple(folder / name for name in names)
-    files = sorted(folder.glob("*.safetensors"))
-    files = [file for file in files if not file.name.startswith("consolidated")] or files
+    files = sorted(folder.glob(_MISTRAL_FILES)) or sorted(folder.glob("*.safetensors"))
     expected = {file.name for file in files}
     for file in files:
         if match := _SHARD.fullmatch(file.name):
@@ -83,8 +85,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def index_of(folder: Path) -> Mapping[str, str] | None:
-    """Tensor name -> file name, of the index; None: there is no index. Raises WeightsError."""
-    index = folder / INDEX
+    """Tensor name -> file name, of the index that counts; None: there is none. Raises WeightsError."""
+    index = folder / _index_name(folder)
     require_present(index)
     if not index.exists():
         return None
@@ -100,12 +102,17 @@ def index_of(folder: Path) -> Mapping[str, str] | None:
     return names
 
 
+def _index_name(folder: Path) -> str:
+    return MISTRAL_INDEX if any(folder.glob(_MISTRAL_FILES)) else INDEX
+
+
 def check_index(folder: Path, found: Mapping[str, Mapping[str, TensorPlace]]) -> None:
     """Raises WeightsError if the index names a tensor that its file lacks. found: tensors by file name."""
     for name, file in (index_of(folder) or {}).items():
         if name not in found.get(file, {}):
             raise WeightsError(
-                f"{folder / file} lacks the tensor {name}, which {INDEX} promises; copy both again"
+                f"{folder / file} lacks the tensor {name}, which {_index_name(folder)} promises; "
+                "copy both again"
             )
 
 

@@ -361,8 +361,8 @@ CHANGES: dict[str, Change] = {
         before={**llama(), "a.safetensors": trees.safetensors(trees.tensors(7))},
     ),
     "an index that points to other shards": Change(HIGH, _index_of("b"), before=_index_of("a")),
-    "consolidated weights beside the others": Change(
-        MEDIUM, {**llama(), "consolidated.safetensors": trees.safetensors(trees.tensors(9))}
+    "consolidated weights beside the others, which the engine then loads instead": Change(
+        HIGH, {**llama(), "consolidated.safetensors": trees.safetensors(trees.tensors(9))}
     ),
     "engine: an executor of one's own": with_engine(MEDIUM, distributed_executor_backend="acme.Executor"),
     "engine: an executor of vLLM's": with_engine(LOW, distributed_executor_backend="mp"),

@@ -83,3 +83,34 @@ def test_what_vllm_takes_is_no_error(name: str, value: object) -> None:
 def test_json_text_is_compared_by_its_values() -> None:
     assert canonical_value("hf_overrides", '{"b": 1,  "a": 2}') == {"a": 2, "b": 1}
     assert canonical_value("chat_template", "{{ x }}") == "{{ x }}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chat_template", "templates/chat.jinja"),
+        ("chat_template", "./chat.jinja"),
+        ("tool_parser_plugin", "parser.py"),
+        ("generation_config", "./defaults"),
+        ("tokenizer", "~/tokenizer"),
+        ("lora_modules", ["a=/adapters/a", "b=../b"]),
+    ],
+)
+def test_a_relative_path_is_refused(name: str, value: object) -> None:
+    """Each process would look it up in its own folder, and its content would be no part of the version."""
+    assert argument_error(name, value) == (
+        f"{value!r} is a relative path, and engines run in folders of their own; give the absolute path"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chat_template", "{% include 'a' %}.txt"),
+        ("tokenizer", "acme/tokenizer"),
+        ("generation_config", "vllm"),
+        ("lora_modules", ["a=acme/adapter", '{"name": "b", "path": "/b"}']),
+    ],
+)
+def test_a_repository_or_a_text_is_no_relative_path(name: str, value: object) -> None:
+    assert argument_error(name, value) is None

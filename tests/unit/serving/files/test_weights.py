@@ -144,9 +144,24 @@ def test_shards_without_an_index_are_complete_if_their_names_say_so(tmp_path: Pa
     check_checkpoint(str(write_tree(tmp_path / "m", shards(3, 1, 2, 3))))
 
 
-def test_mistrals_second_copy_of_the_weights_is_not_loaded_with_the_first(tmp_path: Path) -> None:
+def test_mistrals_copy_of_the_weights_is_loaded_before_the_other(tmp_path: Path) -> None:
+    """vLLM's load_format auto looks for consolidated*.safetensors first, and loads nothing else then."""
     both = {**llama(), "consolidated.safetensors": trees.safetensors(PART)}
     alone = {**without(llama(), "model.safetensors"), "consolidated.safetensors": trees.safetensors(PART)}
 
-    assert fingerprint_checkpoint(write_tree(tmp_path / "both", both)).parameters == 52
+    assert fingerprint_checkpoint(write_tree(tmp_path / "both", both)).parameters == 2
     assert fingerprint_checkpoint(write_tree(tmp_path / "alone", alone)).parameters == 2
+
+
+def test_the_index_of_the_other_copy_does_not_count_beside_mistrals(tmp_path: Path) -> None:
+    tree = {
+        **trees.sharded(llama(), trees.tensors(0), 2),
+        "consolidated.safetensors": trees.safetensors(PART),
+    }
+    folder = write_tree(tmp_path / "m", tree)
+    check_checkpoint(str(folder))
+    assert fingerprint_checkpoint(folder).parameters == 2
+
+    (folder / "consolidated.safetensors").write_bytes(trees.safetensors(PART)[:-1])
+    with pytest.raises(CheckpointError, match=r"consolidated\.safetensors is truncated"):
+        check_checkpoint(str(folder))
