@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import Column, Reading, ReadOptions, arms, listed, numbers, texts, times
@@ -25,7 +26,7 @@ from controller.cli.evidence_sources import (
 )
 from controller.cli.evidence_units import find_unit
 from controller.errors import BadInput
-from evaluation.metrics import CATALOGUE
+from evaluation.metrics import CATALOGUE, UNANSWERED
 from evaluation.offline.names import KNOWN, is_opposite, near_misses
 
 REQUIRED = ("t_s", "arm", "w")
@@ -48,6 +49,14 @@ class EvidenceFile:
     @property
     def rows(self) -> int:
         return len(self.columns["t_s"])
+
+    @property
+    def unanswered(self) -> NDArray[np.bool_]:
+        """Which rows have no answer, by `error` or `rejected`; their other values are none of an answer."""
+        out = np.zeros(self.rows, dtype=np.bool_)
+        for name in UNANSWERED & self.columns.keys():
+            out |= np.asarray(self.columns[name]) == 1
+        return out
 
     def place(self, row: int) -> str:
         """Where a row stands in the file: `line 18`."""

@@ -272,3 +272,47 @@ def test_the_generations_of_a_trace_are_one_unit(tmp_path: Path) -> None:
 
     assert "unit from traceId: each of its values is always on one arm" in found.notes
     assert len(set(found.columns["unit"].tolist())) == 60
+
+
+# --- requests that fail fast
+
+
+@pytest.mark.parametrize("fixed", [(), ("--fixed",)])
+def test_failing_fast_is_not_fast_in_an_ab_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed: tuple[str, ...]
+) -> None:
+    rng, rows = random.Random(2), []
+    for i in range(1500):
+        b = rng.random() < 0.5
+        failed = b and rng.random() < 0.6
+        latency_ms = 0 if failed else round(rng.gauss(1000, 150), 1)
+        rows.append(
+            {"t_s": 1.777e9 + i * 4, "arm": int(b), "w": 0.5, "error": int(failed), "latency_ms": latency_ms}
+        )
+    path = written(tmp_path / "fast.csv", rows)
+
+    assert run(["ab", "judge", str(path), "--metric", "latency_ms", *fixed, "-o", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"][0]["verdict"] == "a better"
+    assert any(
+        "requests without an answer (error, rejected) count at 60 s" in note for note in report["notes"]
+    )
+
+
+def test_failed_requests_are_no_part_of_an_observed_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, rows = random.Random(2), []
+    for i in range(2000):
+        failed = i % 8 == 0
+        latency_ms = 0 if failed else round(rng.gauss(1000, 150), 1)
+        rows.append({"t_s": 1.777e9 + i * 10, "error": int(failed), "latency_ms": latency_ms})
+    ranges = []
+    for name, chosen in (("all", rows), ("answered", [row for row in rows if not row["error"]])):
+        path = written(tmp_path / f"{name}.csv", chosen)
+        since = str(rows[1]["t_s"])  # the first answered row: the windows of both files begin there
+        assert run(["observed", str(path), "--since", since, "-o", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        ranges.append(found["observed_ranges"]["latency_ms_range"]["ranges"])
+
+    assert ranges[0] == ranges[1]
