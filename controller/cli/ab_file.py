@@ -27,6 +27,8 @@ from evaluation.ab.sequential import sequential
 from evaluation.ab.units import AbUnits, units_of_rows
 from evaluation.ab.validity import AbValidity
 from evaluation.metrics import CATALOGUE, UNANSWERED
+from evaluation.offline.columns import copy_error
+from evaluation.offline.duplicates import renamed_copies
 from evaluation.records import SETTLE_S, EvidenceError
 from evaluation.units.ties import tie_order
 from evaluation.units.units import REQUEST, STICKY, kind_of, unit_hash
@@ -58,6 +60,7 @@ def judge_file(
         raise BadInput(f"{metric}: {NOTHING}")
     if metric not in evidence.columns:
         raise BadInput(f"the file has no column {metric}; it has {', '.join(sorted(evidence.columns))}")
+    _refuse_copies(path, evidence)
     unanswered = 0 if metric in UNANSWERED else int(evidence.unanswered.sum())
     evidence = _with_slowest(evidence, metric)
     columns = _in_blind_order(evidence)
@@ -113,6 +116,17 @@ def _kinds(columns: Mapping[str, Column]) -> NDArray[np.int64]:
         raise BadInput(f"assigned_by: {exc}") from exc
     # A row of `request` whose unit repeats would count twice: the unit is taken at its word.
     return np.where((kinds[which] == REQUEST) & ("unit" in columns), STICKY, kinds[which])
+
+
+def _refuse_copies(path: Path, evidence: EvidenceFile) -> None:
+    """Raise BadInput where requests stand in the file twice, under two ids."""
+    names = evidence.columns.get("request_id")
+    values = [np.asarray(v, dtype=np.float64) for n, v in evidence.columns.items() if n in CATALOGUE]
+    arm, w = (np.asarray(evidence.columns[name], dtype=np.float64) for name in ("arm", "w"))
+    copies = renamed_copies(np.asarray(evidence.columns["t_s"], dtype=np.float64), (arm, w, *values))
+    if names is not None and copies.any():
+        found = copy_error(names, copies)
+        raise BadInput(f"{path.name}: {found.at(evidence.place(found.row))}")
 
 
 def _with_slowest(evidence: EvidenceFile, metric: str) -> EvidenceFile:

@@ -316,3 +316,34 @@ def test_failed_requests_are_no_part_of_an_observed_range(
         ranges.append(found["observed_ranges"]["latency_ms_range"]["ranges"])
 
     assert ranges[0] == ranges[1]
+
+
+# --- requests twice
+
+
+@pytest.mark.parametrize("command", [("backtest",), ("ab", "judge", "--metric", "latency_ms")])
+@pytest.mark.parametrize("twice", [True, False])
+def test_requests_that_stand_twice_under_two_ids_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...], twice: bool
+) -> None:
+    rng, rows = random.Random(8), []
+    for i in range(300):
+        at = START + timedelta(seconds=i * 2, microseconds=rng.randrange(10**6))
+        row = {
+            "request_id": f"chatcmpl-{i}",
+            "call_type": "aresponses",
+            "startTime": at.isoformat(),
+            "endTime": (at + timedelta(milliseconds=rng.gauss(900, 150))).isoformat(),
+            "model_group": "v2" if rng.random() < 0.2 else "v1",
+            "status": "success",
+        }
+        rows.append(row)
+        if twice:
+            rows.append(row | {"request_id": f"resp_{i}", "call_type": "acompletion"})
+    path = written(tmp_path / "spend.json", rows)
+
+    code = run([*command, str(path), "--map", "arm=model_group", "--canary", "v2", "--w", "20%"])
+    err = capsys.readouterr().err
+    assert code == (2 if twice else 0)
+    message = "request_id resp_0 in item 2 equals another row in all but its id, as do 299 more"
+    assert (message in err) == twice
