@@ -347,3 +347,33 @@ def test_requests_that_stand_twice_under_two_ids_are_refused(
     assert code == (2 if twice else 0)
     message = "request_id resp_0 in item 2 equals another row in all but its id, as do 299 more"
     assert (message in err) == twice
+
+
+# --- values that say less than they seem to
+
+
+@pytest.mark.parametrize(("base_ms", "is_said"), [(200_000, True), (900, False)])
+def test_latencies_beyond_what_the_gates_tell_apart_are_said(
+    tmp_path: Path, base_ms: float, is_said: bool
+) -> None:
+    rows = [
+        {"t_s": 1.777e9 + i, "arm": i % 2, "w": 0.5, "error": 0, "latency_ms": base_ms + i} for i in range(40)
+    ]
+    found = read(written(tmp_path / "long.csv", rows))
+
+    assert any("100% of latency_ms are beyond 60 s" in note for note in found.notes) == is_said
+
+
+@pytest.mark.parametrize(("absent", "is_said"), [("", True), ("0", False)])
+def test_a_column_with_a_value_only_where_it_happened_names_the_remedy(
+    tmp_path: Path, absent: str, is_said: bool
+) -> None:
+    rows = [
+        {"t_s": 1.777e9 + i, "arm": i % 2, "w": 0.5, "error": "1" if i % 7 == 0 else absent}
+        for i in range(40)
+    ]
+    path = written(tmp_path / "sparse.csv", rows)
+
+    assert any("--map error=error:present" in note for note in read(path).notes) == is_said
+    if is_said:
+        assert sum(column(read(path, "error=error:present"), "error")) == 6
