@@ -141,7 +141,7 @@ def judge(
     ],
     metric: MetricOption = "quality",
     by: Annotated[str | None, typer.Option(help="Column of categories, each judged as well.")] = None,
-    fixed: Annotated[bool, typer.Option("--fixed", help="Use one Mann-Whitney test of all units.")] = False,
+    fixed: Annotated[bool, typer.Option("--fixed", help="Use one test of all units, at the end.")] = False,
     alpha: AlphaOption = 0.05,
     maps: MapOption = None,
     w: WOption = None,

@@ -26,14 +26,18 @@ from evaluation.ab.fixed import fixed_by_split
 from evaluation.ab.sequential import sequential
 from evaluation.ab.units import AbUnits, units_of_rows
 from evaluation.ab.validity import AbValidity
-from evaluation.metrics import CATALOGUE
-from evaluation.records import EvidenceError
+from evaluation.metrics import CATALOGUE, UNANSWERED
+from evaluation.offline.columns import copy_error
+from evaluation.offline.duplicates import renamed_copies
+from evaluation.records import SETTLE_S, EvidenceError
 from evaluation.units.ties import tie_order
 from evaluation.units.units import REQUEST, STICKY, kind_of, unit_hash
 
 RESULT_KEYS = (
     "n_a", "n_b", "mean_a", "mean_b", "difference", "win_rate", "cohens_d", "interval", "interval_of"
 )  # fmt: skip
+TIMES = frozenset(name for name in CATALOGUE if name.endswith("_ms"))
+SLOWEST_S = SETTLE_S  # a request without an answer waited at least so long, whenever it failed
 NOTHING = "no unit has a randomised side and an outcome; nothing to compare"
 
 
@@ -56,6 +60,9 @@ def judge_file(
         raise BadInput(f"{metric}: {NOTHING}")
     if metric not in evidence.columns:
         raise BadInput(f"the file has no column {metric}; it has {', '.join(sorted(evidence.columns))}")
+    _refuse_copies(path, evidence)
+    unanswered = 0 if metric in UNANSWERED else int(evidence.unanswered.sum())
+    evidence = _with_slowest(evidence, metric)
     columns = _in_blind_order(evidence)
     units = _units(columns, metric, question)
     if question.scale is Scale.RATE and bool((units.answers > 1).any()):
@@ -82,6 +89,9 @@ def judge_file(
     if invalid is not None:
         rows = [row | {"verdict": AbVerdict.INVALID.value} for row in rows]
     notes = _notes(whole, [part.result for part in parts], invalid, units)
+    if unanswered:
+        counted = f"at {SLOWEST_S:g} s or the slowest" if metric in TIMES else "for nothing"
+        notes.append(f"{unanswered} requests without an answer (error, rejected) count {counted}")
     return FileReport(metric=metric, method=whole.method, rows=rows, notes=[*evidence.notes, *notes])
 
 
@@ -106,6 +116,30 @@ def _kinds(columns: Mapping[str, Column]) -> NDArray[np.int64]:
         raise BadInput(f"assigned_by: {exc}") from exc
     # A row of `request` whose unit repeats would count twice: the unit is taken at its word.
     return np.where((kinds[which] == REQUEST) & ("unit" in columns), STICKY, kinds[which])
+
+
+def _refuse_copies(path: Path, evidence: EvidenceFile) -> None:
+    """Raise BadInput where requests stand in the file twice, under two ids."""
+    names = evidence.columns.get("request_id")
+    values = [np.asarray(v, dtype=np.float64) for n, v in evidence.columns.items() if n in CATALOGUE]
+    arm, w = (np.asarray(evidence.columns[name], dtype=np.float64) for name in ("arm", "w"))
+    copies = renamed_copies(np.asarray(evidence.columns["t_s"], dtype=np.float64), (arm, w, *values))
+    if names is not None and copies.any():
+        found = copy_error(names, copies)
+        raise BadInput(f"{path.name}: {found.at(evidence.place(found.row))}")
+
+
+def _with_slowest(evidence: EvidenceFile, metric: str) -> EvidenceFile:
+    """The rule of the gates: without an answer a time is the slowest on both arms, as failing fast is not
+    fast, and any other value is missing."""
+    unanswered = evidence.unanswered
+    if metric in UNANSWERED or not unanswered.any():
+        return evidence
+    values = np.asarray(evidence.columns[metric], dtype=np.float64)
+    answered = values[~unanswered & ~np.isnan(values)]
+    slowest = max(SLOWEST_S * 1000.0, float(answered.max(initial=0.0))) if metric in TIMES else np.nan
+    columns = {**evidence.columns, metric: np.where(unanswered, slowest, values)}
+    return replace(evidence, columns=columns)
 
 
 def _in_blind_order(evidence: EvidenceFile) -> dict[str, Column]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import Column, Reading, ReadOptions, arms, listed, numbers, texts, times
@@ -25,12 +26,14 @@ from controller.cli.evidence_sources import (
 )
 from controller.cli.evidence_units import find_unit
 from controller.errors import BadInput
-from evaluation.metrics import CATALOGUE
-from evaluation.offline.names import KNOWN, is_opposite, near_misses
+from evaluation.metrics import CATALOGUE, UNANSWERED
+from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses
+from evaluation.records import SETTLE_S
 
 REQUIRED = ("t_s", "arm", "w")
 TEXTS = frozenset({"request_id", "unit", "assigned_by"})
 AS_IS = ReadOptions()
+LONG_SHARE = 0.5  # of the latencies; the median is then beyond what the gates tell apart
 BAD_GATEWAY = 502  # of an attempt after which the proxy asked another, where its status is not known
 
 
@@ -48,6 +51,14 @@ class EvidenceFile:
     @property
     def rows(self) -> int:
         return len(self.columns["t_s"])
+
+    @property
+    def unanswered(self) -> NDArray[np.bool_]:
+        """Which rows have no answer, by `error` or `rejected`; their other values are none of an answer."""
+        out = np.zeros(self.rows, dtype=np.bool_)
+        for name in UNANSWERED & self.columns.keys():
+            out |= np.asarray(self.columns[name]) == 1
+        return out
 
     def place(self, row: int) -> str:
         """Where a row stands in the file: `line 18`."""
@@ -228,12 +239,42 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(unused))
 
 
+def _note_long(reading: Reading, columns: Mapping[str, Column]) -> None:
+    """Say where nearly all latencies lie beyond the longest wait that the gates tell apart."""
+    values = np.asarray(columns.get("latency_ms", ()), dtype=np.float64)
+    known = values[~np.isnan(values)]
+    longest = SETTLE_S * 1000.0
+    if len(known) and float((known >= longest).mean()) >= LONG_SHARE:
+        share, median_s = float((known >= longest).mean()), float(np.median(known)) / 1000.0
+        reading.notes.append(
+            f"{share:.0%} of latency_ms are beyond {SETTLE_S:g} s, the longest wait that the gates tell "
+            f"apart (median {median_s:.4g} s): how much slower the canary is there is NOT judged; if it is "
+            "in another unit, give --map latency_ms=COLUMN:ms (or :us), else compare with ab judge or an "
+            "observed range"
+        )
+
+
+def _note_only_where_true(reading: Reading, columns: Mapping[str, Column]) -> None:
+    """Say how to read an event's column that has a value only where the event happened."""
+    for name, source in reading.sources.items():
+        if name not in EVENTS or len(source.terms) != 1:
+            continue
+        values = np.asarray(columns[name], dtype=np.float64)
+        if np.isnan(values).any() and (values == 1.0).any() and not (values == 0.0).any():
+            reading.notes.append(
+                f"{source.text} has a value only where it is 1; if empty means that it did not happen, "
+                f"give --map {name}={source.columns[0]}:present"
+            )
+
+
 def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str, ...]) -> EvidenceFile:
     """The file in order of time; rows of the same time keep their order."""
     at_s, table = np.asarray(columns["t_s"], dtype=np.float64), reading.table
     order = np.argsort(at_s, kind="stable")
     if bool((np.diff(at_s) < 0.0).any()):
         reading.notes.append("rows are sorted by time")
+    _note_long(reading, columns)
+    _note_only_where_true(reading, columns)
     empty = tuple(
         name
         for name, values in columns.items()

@@ -173,7 +173,8 @@ def _values(evidence: EvidenceFile, metric: str, option: str) -> NDArray[np.floa
     if metric not in VALUES or metric not in evidence.columns:
         available = ", ".join(sorted(VALUES & evidence.columns.keys())) or "none"
         raise BadInput(f"{option} {metric} is not a column of values; the file has {available}")
-    return np.asarray(evidence.columns[metric], dtype=np.float64)
+    values = np.asarray(evidence.columns[metric], dtype=np.float64)
+    return np.where(evidence.unanswered, np.nan, values)  # as in a live range: failing fast is not fast
 
 
 def _times(evidence: EvidenceFile) -> NDArray[np.float64]:

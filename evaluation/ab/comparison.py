@@ -2,8 +2,8 @@
 
 - `sequential.py` (the default): valid at every look, so it can stop at the first verdict. Drift that both
   arms share cancels, and any split and unit is valid, since w belongs to the draw.
-- `fixed.py`: Mann-Whitney once, at a sample size chosen in advance (`sample_size.required_sample_size`), with
-  the win rate, Cohen's d and an interval. Stopping early on an interim result breaks its alpha.
+- `fixed.py`: one test, at a sample size chosen in advance (`sample_size.required_sample_size`), with the win
+  rate, Cohen's d and an interval. Stopping early on an interim result breaks its alpha.
 
 Results by category are corrected for their number (Holm), in both modes.
 
@@ -73,8 +73,9 @@ class AbResult:
     """Result of one comparison.
 
     `difference`: mean of B - mean of A, in the outcome's unit; `interval`: of the difference, or of the win
-    rate for a sequential test of values. A sequential interval excludes "no difference" exactly when there is
-    a verdict. `win_rate`: P(an outcome of B is better than one of A), ties half.
+    rate for values (and for scores of a fixed test). A sequential interval, and one of a win rate, excludes
+    "no difference" exactly when there is a verdict. `win_rate`: P(an outcome of B is better than one of A),
+    ties half.
     `p_value`: of the fixed test, or 1 / (maximum evidence so far), which is valid at any time.
     """
 

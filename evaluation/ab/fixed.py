@@ -1,4 +1,7 @@
-"""Fixed-horizon A/B test: Mann-Whitney once, and stratified by the split where that changed.
+"""Fixed-horizon A/B test: one test of all units, and stratified by the split where that changed.
+
+Of values and scores the question is the win rate, and test and interval are Brunner and Munzel's, which hold
+where the sides differ in spread. Of rates it is the difference, by Mann-Whitney's normal approximation.
 
 Units drawn at different splits must not be pooled: where the split went from 5 to 50 % while quality drifted,
 the pooled test names a winner between identical versions. Each weight is a stratum of its own (van Elteren).
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,19 +24,23 @@ from evaluation.ab.comparison import (
     AbVerdict,
     Floats,
     Moments,
+    Scale,
     cohens_d,
     moments_of,
 )
 
 MAX_STRATA = 64
+MAX_Z = 37.0  # a p-value of 1e-299
 
 
 def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
-    """Mann-Whitney (two-sided, ties and continuity corrected, normal approximation), win rate, d, interval.
+    """Two-sided test, win rate, d and interval of the same question, so that both agree.
 
-    a, b: outcomes of each side, independent units. TOO_FEW below 30 a side, with p = 1. The interval is
-    Welch's, of the difference of means. Raises ValueError for outcomes that are not on the scale.
-    Source: Mann & Whitney (1947); Welch (1947). Check: scipy.stats.mannwhitneyu(b, a, method="asymptotic").
+    a, b: outcomes of each side, independent units. TOO_FEW below 30 a side, with p = 1. Of values and scores
+    the interval is of the win rate (Brunner and Munzel), of rates of the difference (Welch; the test is
+    Mann-Whitney's, ties and continuity corrected). Raises ValueError for outcomes that are not on the scale.
+    Source: Brunner & Munzel (2000); Mann & Whitney (1947); Welch (1947).
+    Check: scipy.stats.brunnermunzel(b, a); scipy.stats.mannwhitneyu(b, a, method="asymptotic").
     """
     ya, yb = (np.asarray(side, dtype=np.float64) for side in (a, b))
     for value in np.concatenate((ya, yb)):
@@ -44,7 +52,10 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
     if min(n_a, n_b) >= MIN_PER_SIDE:
         u, p_value = mann_whitney(ya, yb)
         win_rate = u / (n_a * n_b) if question.higher_is_better else 1 - u / (n_a * n_b)
-        interval = _welch(a_moments, b_moments, alpha=question.alpha)
+        if question.scale is Scale.RATE:
+            interval = _welch(a_moments, b_moments, alpha=question.alpha)
+        else:
+            p_value, interval = _win_interval(brunner_munzel(ya, yb), p_value, question)
         verdict = AbVerdict.NOT_SHOWN
         if p_value <= question.alpha:
             verdict = AbVerdict.B_BETTER if win_rate > 0.5 else AbVerdict.A_BETTER
@@ -57,7 +68,7 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
         mean_b if n_b else None,
         mean_b - mean_a if n_a and n_b else None,
         interval,
-        "difference",
+        "difference" if question.scale is Scale.RATE else "win rate",
         win_rate,
         cohens_d(a_moments, b_moments),
         p_value,
@@ -92,7 +103,7 @@ def fixed_by_split(y: ArrayLike, is_b: ArrayLike, w: ArrayLike, question: AbQues
 def _combined(strata: Sequence[tuple[Floats, Floats]], question: AbQuestion) -> AbResult:
     """Results of the strata, weighted: ranks by 1 / (n + 1), means by n_a n_b / n."""
     excess = variance = wins = pairs = 0.0
-    mean_a = mean_b = spread = size = 0.0
+    mean_a = mean_b = spread = size = win_variance = 0.0
     within = [0, 0.0]
     n_a, n_b = (sum(len(stratum[side]) for stratum in strata) for side in (0, 1))
     for a, b in strata:
@@ -101,6 +112,7 @@ def _combined(strata: Sequence[tuple[Floats, Floats]], question: AbQuestion) -> 
         excess += (u - len(a) * len(b) / 2) / (n + 1)
         variance += var_u / (n + 1) ** 2
         wins, pairs = wins + u / (n + 1), pairs + len(a) * len(b) / (n + 1)
+        win_variance += (len(a) * len(b) / (n + 1)) ** 2 * brunner_munzel(a, b).variance
         share, one, two = len(a) * len(b) / n, moments_of(a), moments_of(b)
         mean_a, mean_b, size = mean_a + share * one.mean, mean_b + share * two.mean, size + share
         spread += share**2 * (one.square / (one.n - 1) / one.n + two.square / (two.n - 1) / two.n)
@@ -108,11 +120,15 @@ def _combined(strata: Sequence[tuple[Floats, Floats]], question: AbQuestion) -> 
     enough = min(n_a, n_b) >= MIN_PER_SIDE and bool(strata)
     p_value = math.erfc(abs(excess) / math.sqrt(2 * variance)) if enough and variance > 0 else 1.0
     win_rate = (wins / pairs if question.higher_is_better else 1 - wins / pairs) if enough else None
+    difference = (mean_b - mean_a) / size if size else None
+    radius = NormalDist().inv_cdf(1 - question.alpha / 2) * math.sqrt(spread) / size if size else 0.0
+    interval = (difference - radius, difference + radius) if enough and difference is not None else None
+    if enough and question.scale is not Scale.RATE:
+        whole = WinRate(wins / pairs, win_variance / pairs**2, math.inf)
+        p_value, interval = _win_interval(whole, p_value, question)
     verdict = AbVerdict.NOT_SHOWN if enough else AbVerdict.TOO_FEW
     if win_rate is not None and p_value <= question.alpha:
         verdict = AbVerdict.B_BETTER if win_rate > 0.5 else AbVerdict.A_BETTER
-    difference = (mean_b - mean_a) / size if size else None
-    radius = NormalDist().inv_cdf(1 - question.alpha / 2) * math.sqrt(spread) / size if size else 0.0
     sd = math.sqrt(within[1] / within[0]) if within[0] > 0 else 0.0
     return AbResult(
         verdict,
@@ -122,13 +138,61 @@ def _combined(strata: Sequence[tuple[Floats, Floats]], question: AbQuestion) -> 
         mean_a / size if size else None,
         mean_b / size if size else None,
         difference,
-        (difference - radius, difference + radius) if enough and difference is not None else None,
-        "difference",
+        interval,
+        "difference" if question.scale is Scale.RATE else "win rate",
         win_rate,
         difference / sd if difference is not None and sd > 0 else None,
         p_value,
         question.alpha,
     )
+
+
+class WinRate(NamedTuple):
+    """P(an outcome of B is higher), ties half; variance and degrees of freedom of the estimate."""
+
+    share: float
+    variance: float
+    freedom: float
+
+
+def brunner_munzel(a: Floats, b: Floats) -> WinRate:
+    """The win rate of b, whose variance is estimated without assuming equal spreads; two or more a side.
+
+    Source: Brunner & Munzel, The nonparametric Behrens-Fisher problem (2000).
+    """
+    of_b, of_a = _placements(b, a), _placements(a, b)
+    part_a, part_b = float(of_a.var(ddof=1)) / len(a), float(of_b.var(ddof=1)) / len(b)
+    total = part_a + part_b
+    if total <= 0.0:
+        return WinRate(float(of_b.mean()), 0.0, math.inf)
+    freedom = total**2 / (part_a**2 / (len(a) - 1) + part_b**2 / (len(b) - 1))
+    return WinRate(float(of_b.mean()), total, freedom)
+
+
+def _placements(y: Floats, others: Floats) -> Floats:
+    """For each outcome the share of the other side's that are lower, ties half."""
+    ordered = np.sort(others)
+    counts = np.searchsorted(ordered, y, "left") + np.searchsorted(ordered, y, "right")
+    return np.asarray(counts / (2.0 * len(others)), dtype=np.float64)
+
+
+def _win_interval(
+    win: WinRate, separated_p: float, question: AbQuestion
+) -> tuple[float, tuple[float, float]]:
+    """The two-sided p-value and the interval of the win rate in the direction of better.
+
+    separated_p: of sides without any overlap, or of equal constants, where the variance is zero.
+    """
+    share = win.share if question.higher_is_better else 1.0 - win.share
+    if win.variance <= 0.0:
+        return separated_p, (share, share)
+    error = math.sqrt(win.variance)
+    target, low, high = abs(share - 0.5) / error, 0.0, MAX_Z
+    for _ in range(80):  # p is that of the z whose t quantile is the observed one
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_of_z(middle, win.freedom) <= target else (low, middle)
+    radius = error * _t_of_z(NormalDist().inv_cdf(1 - question.alpha / 2), win.freedom)
+    return math.erfc(low / math.sqrt(2)), (max(0.0, share - radius), min(1.0, share + radius))
 
 
 def mann_whitney(a: Floats, b: Floats) -> tuple[float, float]:
@@ -166,7 +230,10 @@ def t_quantile(probability: float, freedom: float) -> float:
 
     Source: Abramowitz & Stegun 26.7.5. Check: t_quantile(0.975, 30) = 2.04227.
     """
-    z = NormalDist().inv_cdf(probability)
+    return _t_of_z(NormalDist().inv_cdf(probability), freedom)
+
+
+def _t_of_z(z: float, freedom: float) -> float:
     g1 = (z**3 + z) / 4
     g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.offline.arrays import Array, RowError, arrays_of, first_row, floats_of, names_of, texts_of
-from evaluation.offline.duplicates import repeated_names, repeated_rows
+from evaluation.offline.duplicates import renamed_copies, repeated_names, repeated_rows
 from evaluation.offline.names import refuse_near_misses
 from evaluation.policy.gates import StagePlan, check_margins
 from evaluation.policy.parsing import gate_policy_of
@@ -192,6 +192,8 @@ def _refuse_repeats(
         if missing.any():
             raise RowError("request_id is missing in ", first_row(missing), "; give all, or none")
         repeated = repeated_names(names, ~missing)
+        if not repeated.any() and (copies := renamed_copies(at_s, others)).any():
+            raise copy_error(names, copies)
     else:
         repeated = repeated_rows(at_s, None if units is None else names, others)
         if units is not None and not repeated.any():
@@ -201,6 +203,13 @@ def _refuse_repeats(
         row = first_row(repeated)
         after = f" cannot be evidence; the request is a duplicate; {remedy}"
         raise RowError(f"{name} {names[row]} in ", row, after)
+
+
+def copy_error(names: Array | None, copies: NDArray[np.bool_]) -> RowError:
+    """The refusal of rows that stand in the table twice. names: their ids."""
+    row, id = first_row(copies), "" if names is None else f"request_id {names[first_row(copies)]} in "
+    after = f" equals another row in all but its id, as do {int(copies.sum()) - 1} more: drop each second one"
+    return RowError(id, row, after)
 
 
 def _kinds(arrays: Mapping[str, Array], units: Names | None) -> tuple[Ints, NDArray[np.bool_]]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from evaluation.betting.unit_block import Floats
 from evaluation.offline.arrays import Array
 
+MIN_COPIES = 3  # fewer rows may agree to the microsecond by chance
+RESOLUTION_MS = 0.0005  # seconds since 1970 as floats are exact to 0.0002 ms
 MIN_GROUPS = 20  # fewer distinct rows may all be repeated by chance
 
 
@@ -41,6 +43,24 @@ def repeated_rows(at_s: Floats, names: Array | None, others: Sequence[Floats]) -
 
     `others`: arm and w, then the outcomes, NaN where missing.
     """
+    return _copies(at_s, names, others)
+
+
+def renamed_copies(at_s: Floats, others: Sequence[Floats]) -> NDArray[np.bool_]:
+    """Which rows equal an earlier one in all but their id: start to the microsecond, arm and values.
+
+    `others`: as for `repeated_rows`. Starts in whole milliseconds say nothing, as requests may share them;
+    nor do fewer than `MIN_COPIES` rows, or outcomes that are all 0 or 1.
+    """
+    thousandths = at_s * 1000.0
+    is_exact = np.abs(thousandths - np.round(thousandths)) > RESOLUTION_MS
+    if not is_exact.any():
+        return np.zeros(len(at_s), dtype=np.bool_)
+    copies = _copies(at_s, np.zeros(len(at_s)), others) & is_exact
+    return copies if int(copies.sum()) >= MIN_COPIES else np.zeros(len(at_s), dtype=np.bool_)
+
+
+def _copies(at_s: Floats, names: Array | None, others: Sequence[Floats]) -> NDArray[np.bool_]:
     repeated = np.zeros(len(at_s), dtype=np.bool_)
     tied = at_s[1:] == at_s[:-1]
     if not tied.any():

@@ -73,7 +73,7 @@ def test_judge_notes_the_method_and_the_correction(
     assert json.loads(capsys.readouterr().out)["notes"] == [
         "too few: a fixed test needs at least 30 units per side",
         "p and verdict of 2 categories are corrected for their number (Holm)",
-        "fixed horizon, alpha 0.05; the interval is of the difference",
+        "fixed horizon, alpha 0.05; the interval is of the win rate",
     ]
 
 

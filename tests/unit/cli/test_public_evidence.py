@@ -272,3 +272,108 @@ def test_the_generations_of_a_trace_are_one_unit(tmp_path: Path) -> None:
 
     assert "unit from traceId: each of its values is always on one arm" in found.notes
     assert len(set(found.columns["unit"].tolist())) == 60
+
+
+# --- requests that fail fast
+
+
+@pytest.mark.parametrize("fixed", [(), ("--fixed",)])
+def test_failing_fast_is_not_fast_in_an_ab_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed: tuple[str, ...]
+) -> None:
+    rng, rows = random.Random(2), []
+    for i in range(1500):
+        b = rng.random() < 0.5
+        failed = b and rng.random() < 0.6
+        latency_ms = 0 if failed else round(rng.gauss(1000, 150), 1)
+        rows.append(
+            {"t_s": 1.777e9 + i * 4, "arm": int(b), "w": 0.5, "error": int(failed), "latency_ms": latency_ms}
+        )
+    path = written(tmp_path / "fast.csv", rows)
+
+    assert run(["ab", "judge", str(path), "--metric", "latency_ms", *fixed, "-o", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"][0]["verdict"] == "a better"
+    assert any(
+        "requests without an answer (error, rejected) count at 60 s" in note for note in report["notes"]
+    )
+
+
+def test_failed_requests_are_no_part_of_an_observed_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, rows = random.Random(2), []
+    for i in range(2000):
+        failed = i % 8 == 0
+        latency_ms = 0 if failed else round(rng.gauss(1000, 150), 1)
+        rows.append({"t_s": 1.777e9 + i * 10, "error": int(failed), "latency_ms": latency_ms})
+    ranges = []
+    for name, chosen in (("all", rows), ("answered", [row for row in rows if not row["error"]])):
+        path = written(tmp_path / f"{name}.csv", chosen)
+        since = str(rows[1]["t_s"])  # the first answered row: the windows of both files begin there
+        assert run(["observed", str(path), "--since", since, "-o", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        ranges.append(found["observed_ranges"]["latency_ms_range"]["ranges"])
+
+    assert ranges[0] == ranges[1]
+
+
+# --- requests twice
+
+
+@pytest.mark.parametrize("command", [("backtest",), ("ab", "judge", "--metric", "latency_ms")])
+@pytest.mark.parametrize("twice", [True, False])
+def test_requests_that_stand_twice_under_two_ids_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...], twice: bool
+) -> None:
+    rng, rows = random.Random(8), []
+    for i in range(300):
+        at = START + timedelta(seconds=i * 2, microseconds=rng.randrange(10**6))
+        row = {
+            "request_id": f"chatcmpl-{i}",
+            "call_type": "aresponses",
+            "startTime": at.isoformat(),
+            "endTime": (at + timedelta(milliseconds=rng.gauss(900, 150))).isoformat(),
+            "model_group": "v2" if rng.random() < 0.2 else "v1",
+            "status": "success",
+        }
+        rows.append(row)
+        if twice:
+            rows.append(row | {"request_id": f"resp_{i}", "call_type": "acompletion"})
+    path = written(tmp_path / "spend.json", rows)
+
+    code = run([*command, str(path), "--map", "arm=model_group", "--canary", "v2", "--w", "20%"])
+    err = capsys.readouterr().err
+    assert code == (2 if twice else 0)
+    message = "request_id resp_0 in item 2 equals another row in all but its id, as do 299 more"
+    assert (message in err) == twice
+
+
+# --- values that say less than they seem to
+
+
+@pytest.mark.parametrize(("base_ms", "is_said"), [(200_000, True), (900, False)])
+def test_latencies_beyond_what_the_gates_tell_apart_are_said(
+    tmp_path: Path, base_ms: float, is_said: bool
+) -> None:
+    rows = [
+        {"t_s": 1.777e9 + i, "arm": i % 2, "w": 0.5, "error": 0, "latency_ms": base_ms + i} for i in range(40)
+    ]
+    found = read(written(tmp_path / "long.csv", rows))
+
+    assert any("100% of latency_ms are beyond 60 s" in note for note in found.notes) == is_said
+
+
+@pytest.mark.parametrize(("absent", "is_said"), [("", True), ("0", False)])
+def test_a_column_with_a_value_only_where_it_happened_names_the_remedy(
+    tmp_path: Path, absent: str, is_said: bool
+) -> None:
+    rows = [
+        {"t_s": 1.777e9 + i, "arm": i % 2, "w": 0.5, "error": "1" if i % 7 == 0 else absent}
+        for i in range(40)
+    ]
+    path = written(tmp_path / "sparse.csv", rows)
+
+    assert any("--map error=error:present" in note for note in read(path).notes) == is_said
+    if is_said:
+        assert sum(column(read(path, "error=error:present"), "error")) == 6

@@ -1,0 +1,64 @@
+"""The fixed test: verdict and interval answer one question, and unequal spreads keep its alpha."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluation.ab.comparison import AbQuestion, AbVerdict, Scale
+from evaluation.ab.fixed import fixed_by_split, fixed_horizon
+
+LATENCY = AbQuestion(Scale.VALUE, False, 0.05)
+
+
+def test_the_test_of_values_is_that_of_scipy() -> None:
+    from scipy.stats import brunnermunzel
+
+    rng = np.random.default_rng(1)
+    for n_a, n_b in ((30, 200), (400, 60)):
+        a, b = np.round(rng.lognormal(0.0, 0.3, n_a), 1), np.round(rng.lognormal(0.1, 0.8, n_b), 1)
+        found = fixed_horizon(a, b, LATENCY)
+        assert found.p_value == pytest.approx(brunnermunzel(b, a).pvalue, abs=2e-4)
+
+
+@pytest.mark.parametrize("splits", [(0.2,), (0.2, 0.5)])
+def test_verdict_and_interval_answer_one_question(splits: tuple[float, ...]) -> None:
+    """B answers 65 % in half the time, the rest in four times it: more often faster, slower on average."""
+    rng = np.random.default_rng(9)
+    n = 4000
+    w = np.array(splits)[rng.integers(len(splits), size=n)]
+    is_b = rng.random(n) < w
+    y = rng.lognormal(6.8, 0.3, n)
+    y[is_b] *= np.where(rng.random(int(is_b.sum())) < 0.65, 0.5, 4.0)
+    found = fixed_by_split(y, is_b, w, LATENCY)
+
+    assert found.interval_of == "win rate"
+    assert found.interval is not None
+    assert found.win_rate is not None
+    assert found.verdict is AbVerdict.B_BETTER
+    assert 0.5 < found.interval[0] < found.win_rate < found.interval[1]
+    assert found.difference is not None
+    assert found.difference > 0  # shown as well: it is the other question
+
+
+def test_unequal_spreads_name_no_winner() -> None:
+    """Equal win rates, a small side that spreads more: Mann-Whitney names a winner in 33 of 200."""
+    winners, n = 0, 200
+    for seed in range(n):
+        rng = np.random.default_rng(seed)
+        is_b = rng.random(600) < 0.2
+        y = 900 * np.exp(np.where(is_b, 0.6, 0.05) * rng.standard_normal(600))
+        found = fixed_by_split(y, is_b, np.full(600, 0.2), LATENCY)
+        is_winner = found.verdict is not AbVerdict.NOT_SHOWN
+        winners += is_winner
+        assert found.interval is not None
+        assert is_winner == (not found.interval[0] <= 0.5 <= found.interval[1])
+
+    assert winners <= 20  # 5 % of 200 is 10; P(more than 20) is 0.1 %
+
+
+def test_sides_without_overlap_have_a_winner() -> None:
+    found = fixed_horizon(np.full(40, 3.0), np.full(40, 2.0), LATENCY)
+
+    assert (found.verdict, found.interval) == (AbVerdict.B_BETTER, (1.0, 1.0))
+    assert fixed_horizon(np.full(40, 2.0), np.full(40, 2.0), LATENCY).p_value == 1.0
