@@ -36,15 +36,16 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.api_url
         self._token = admin_token(settings.home)
+        self._is_canaryctl = False  # what listens at the URL has said so; until then it gets no token
 
     def health(self) -> Mapping[str, Any] | None:
         """Answer of /healthz; None: no canaryctl controller answers at this URL."""
         try:
-            answer = self._send("GET", "/healthz", timeout_s=HEALTH_TIMEOUT_S)
-            health = answer.json() if answer.status == 200 else None
-        except (NoAnswer, ValueError):
+            health = _health_in(self._healthz(HEALTH_TIMEOUT_S))
+        except NoAnswer:
             return None
-        return health if isinstance(health, dict) and "leading" in health else None
+        self._is_canaryctl = self._is_canaryctl or health is not None
+        return health
 
     def accepts_token(self) -> bool:
         """True when the answering controller accepts this state folder's token, so belongs to it."""
@@ -169,7 +170,25 @@ class Client:
     def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> Answer:
+        if not self._is_canaryctl:
+            answer = self._healthz(timeout_s)
+            if _health_in(answer) is None:
+                raise _not_canaryctl(answer, self._url)
+            self._is_canaryctl = True
         return send(method, self._url + path, body=body, token=self._token, timeout_s=timeout_s)
+
+    def _healthz(self, timeout_s: float) -> Answer:
+        """Answer of the one route that needs no token, and is sent none. Raises NoAnswer."""
+        return send("GET", self._url + "/healthz", timeout_s=timeout_s)
+
+
+def _health_in(answer: Answer) -> Mapping[str, Any] | None:
+    """The health that a canaryctl controller answers; None: it is another program's answer."""
+    try:
+        health = answer.json() if answer.status == 200 else None
+    except ValueError:
+        return None
+    return health if isinstance(health, dict) and "leading" in health else None
 
 
 def _path(service: str, *more: str) -> str:

@@ -7,9 +7,10 @@ its requests are no evidence; after a controller restart it starts again.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,11 +20,14 @@ from controller import telemetry
 from controller.rollout.actions import ProbeKind, RunProbe
 from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
-from serving.files.plain_text import storable
+from serving.credentials import SECRET_HEADER, KeyFilter
+from serving.files.plain_text import plain_text
 from serving.targets import Endpoint
 from serving.targets import Target as RouteTarget
 
-REQUEST_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 60.0  # in total, of one request
+ANSWER_LIMIT = 1 << 20  # bytes of one answer
+DETAIL_LIMIT = 300  # characters of a probe's reason
 WARM_TOKENS_EACH = 64
 MAX_WARM_REQUESTS = 200  # whatever warmup_tokens is
 LOAD_S = 3.0
@@ -38,6 +42,26 @@ class Target:
     urls: tuple[str, ...]
     headers: Mapping[str, str] = field(repr=False)  # hold a secret
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A whole answer, without our own secrets."""
+
+    status: int
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        """Its start on one line, for a message."""
+        return " ".join(self.content[:2000].decode("utf-8", "replace").split())
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError."""
+        try:
+            return json.loads(self.content)
+        except RecursionError as exc:
+            raise ValueError("nested too deeply") from exc
 
 
 @dataclass(slots=True)
@@ -84,7 +108,7 @@ class HttpProbes:
         except Exception as exc:  # noqa: BLE001 - any error fails the probe, with its reason
             while isinstance(exc, ExceptionGroup):  # of the load's requests
                 exc = exc.exceptions[0]
-            run.detail = storable((str(exc).splitlines() or [type(exc).__name__])[0][:300])
+            run.detail = plain_text((str(exc).splitlines() or [type(exc).__name__])[0], limit=DETAIL_LIMIT)
             run.phase = "failed"
             telemetry.warning("probe failed", rollout=rollout.id, probe=probe.probe.value, why=run.detail)
             return
@@ -102,8 +126,18 @@ class HttpProbes:
         if probe.probe is ProbeKind.WARM:
             rate = self._rate_per_s(rollout.service) or 0.0
             per_replica = min(MAX_LOAD_PER_S, rate / max(1, rollout.stable.replicas))
-            return asyncio.run(_warm(target, probe.warmup_tokens, per_replica))
-        return asyncio.run(_smoke(target))
+            plan = rollout.plan
+            return asyncio.run(_within(plan.warm_s, _warm(target, probe.warmup_tokens, per_replica)))
+        return asyncio.run(_within(rollout.plan.smoke_s, _smoke(target)))
+
+
+async def _within(limit_s: float, probe: Coroutine[None, None, str]) -> str:
+    """Result of the probe, which ends with its phase. Raises ProbeFailed."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await probe
+    except TimeoutError as exc:
+        raise ProbeFailed(f"not done within {limit_s:g} s; is the endpoint too slow?") from exc
 
 
 async def _warm(target: Target, warmup_tokens: int, rate_per_s: float) -> str:
@@ -142,30 +176,65 @@ async def _complete(
 ) -> dict[str, Any]:
     """Answer of the chat route, or of the completions route if the model has no chat template."""
     chat = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
-    answer = await http.post(_address(url, "/v1/chat/completions"), json=chat)
-    if answer.status_code in (400, 404):
+    answer = await _asked(http, "POST", _address(url, "/v1/chat/completions"), chat)
+    if answer.status in (400, 404):
         plain = {"model": model, "prompt": prompt, "max_tokens": max_tokens}
-        second = await http.post(_address(url, "/v1/completions"), json=plain)
-        answer = second if second.status_code == 200 else answer
-    if answer.status_code != 200:
+        second = await _asked(http, "POST", _address(url, "/v1/completions"), plain)
+        answer = second if second.status == 200 else answer
+    if answer.status != 200:
         raise ProbeFailed(await _explained(http, url, model, answer))
     try:
         body = answer.json()
     except ValueError as exc:
         raise ProbeFailed(
-            f"the answer is not JSON: {_shown(answer, 100)!r}; is it an OpenAI endpoint?"
+            f"the answer is not JSON: {plain_text(answer.text, limit=100)!r}; is it an OpenAI endpoint?"
         ) from exc
     if not isinstance(body, dict):
-        raise ProbeFailed(f"the answer is no JSON object: {_shown(answer, 100)!r}; is it an OpenAI endpoint?")
+        raise ProbeFailed(
+            f"the answer is no JSON object: {plain_text(answer.text, limit=100)!r}; is it an OpenAI endpoint?"
+        )
     return body
 
 
-async def _explained(http: httpx.AsyncClient, url: str, model: str, answer: httpx.Response) -> str:
+async def _asked(http: httpx.AsyncClient, method: str, url: str, body: object = None) -> _Answer:
+    """The whole answer of one request. Raises ProbeFailed when it is too long, too slow or compressed."""
+    parts: list[bytes] = []
+    size = 0
+    headers = {"accept-encoding": "identity"}  # a compressed answer may have any length
+    try:
+        async with (
+            asyncio.timeout(REQUEST_TIMEOUT_S),
+            http.stream(method, url, json=body, headers=headers) as answer,
+        ):
+            if answer.headers.get("content-encoding", "identity").lower() != "identity":
+                raise ProbeFailed("the answer is compressed, though that was not accepted; turn it off")
+            async for part in answer.aiter_raw():
+                size += len(part)
+                if size > ANSWER_LIMIT:
+                    raise ProbeFailed(
+                        f"an answer of more than {ANSWER_LIMIT} bytes; is it an OpenAI endpoint?"
+                    )
+                parts.append(part)
+            return _Answer(answer.status_code, _without_secrets(b"".join(parts), http.headers))
+    except (TimeoutError, httpx.TimeoutException) as exc:
+        raise ProbeFailed(
+            f"no whole answer within {REQUEST_TIMEOUT_S:g} s; is the endpoint too slow?"
+        ) from exc
+
+
+def _without_secrets(data: bytes, sent: Mapping[str, str]) -> bytes:
+    """An answer's bytes without the secrets in the headers that were sent: its text is stored and shown."""
+    for name in ("authorization", SECRET_HEADER.decode()):
+        data = KeyFilter(sent.get(name, "").removeprefix("Bearer ")).whole(data)
+    return data
+
+
+async def _explained(http: httpx.AsyncClient, url: str, model: str, answer: _Answer) -> str:
     """Why an answer's status fails the probe, with the remedy where one is known."""
-    why = f"status {answer.status_code}: {_shown(answer, 200)}"
-    if answer.status_code in (401, 403):
+    why = f"status {answer.status}: {plain_text(answer.text, limit=200)}"
+    if answer.status in (401, 403):
         return f"{why}; does {url} need another key? set api_key_env or api_key_file"
-    if answer.status_code not in (400, 404):
+    if answer.status not in (400, 404):
         return why
     names = await _listed_models(http, url)
     if names and model not in names:
@@ -173,17 +242,11 @@ async def _explained(http: httpx.AsyncClient, url: str, model: str, answer: http
     return f"{why}; is {url} the base URL, and {model} the model's name there? set url, model"
 
 
-def _shown(answer: httpx.Response, limit: int) -> str:
-    """The beginning of an answer, without the key that was sent: some endpoints repeat it."""
-    key = answer.request.headers.get("authorization", "").rpartition(" ")[2]
-    return (answer.text.replace(key, "***") if key else answer.text)[:limit]
-
-
 async def _listed_models(http: httpx.AsyncClient, url: str) -> list[str]:
     """The models that an endpoint lists; empty: it lists none."""
-    answer = await http.get(_address(url, "/v1/models"))
+    answer = await _asked(http, "GET", _address(url, "/v1/models"))
     try:
-        listed = answer.json()["data"] if answer.status_code == 200 else []
+        listed = answer.json()["data"] if answer.status == 200 else []
         return [str(one["id"]) for one in listed]
     except (ValueError, KeyError, TypeError):
         return []
@@ -194,8 +257,9 @@ def _address(url: str, path: str) -> str:
 
 
 def _tokens(answer: Mapping[str, Any]) -> int:
-    usage = answer.get("usage") or {}
-    return int(usage.get("completion_tokens") or 0)
+    usage = answer.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 def _text(answer: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from serving.credentials import KeyReference
-from serving.files.plain_text import storable
+from serving.files.plain_text import plain_text
 
 # draining: out of the route table, requests in flight continue.  stopping: Serve is deleting it.
 # gone: its processes have ended and its memory is free.  failed: see last_error; not retried.
@@ -134,10 +134,8 @@ class FleetClient(Protocol):
 
 
 def one_line(error: BaseException | str, *, limit: int = 400) -> str:
-    """The last informative line of an error, truncated to `limit` characters."""
+    """The last informative line of an error, truncated to `limit` characters and storable (`plain_text`)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # pydantic, with which vLLM validates its settings, ends a message with a link and the input.
     useful = [line.split(" [type=")[0] for line in lines if not line.startswith("For further information")]
-    text = useful[-1] if useful else type(error).__name__
-    text = storable(text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return plain_text(useful[-1] if useful else type(error).__name__, limit=limit)

@@ -18,6 +18,7 @@ from evaluation.report import Verdict
 from tests.fakes.view_maker import GATE, in_stage
 
 Answer = Callable[[str], object]
+HEALTH = {"status": "ok", "pid": 1, "leading": True, "version": "9.0"}
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Ans
     def serve(answer: Answer) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                body = json.dumps(answer(self.path)).encode()
+                is_health = self.path == "/healthz"
+                body = json.dumps(HEALTH if is_health else answer(self.path)).encode()
                 self.send_response(200)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -92,8 +94,7 @@ def test_a_phase_and_a_verdict_of_a_newer_controller_are_shown_as_they_are(
 def test_a_view_of_another_version_is_refused_with_the_remedy(
     controller: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    health = {"status": "ok", "pid": 1, "leading": True, "version": "9.0"}
-    controller(lambda path: health if path == "/healthz" else {**a_service(), "view": 2})
+    controller(lambda path: {**a_service(), "view": 2})
 
     assert run(["status", "chat"]) == 4
     assert "(canaryctl 9.0) answers in a form that canaryctl" in capsys.readouterr().err
