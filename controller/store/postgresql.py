@@ -64,4 +64,4 @@ def wait_without_limit(db: sa.Connection) -> None:
 def wait_bounded(db: sa.Connection) -> None:
     """Undo `wait_without_limit`."""
     if isinstance(connection := db.connection.dbapi_connection, BoundedConnection):
-        connection.answer_s = ANSWER_S
+        connection.answer_s = BoundedConnection.answer_s
