@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from controller import telemetry
-from controller.errors import StaleToken, UnknownService
+from controller.errors import CanaryctlError, StaleToken, UnknownService
 from controller.rollout.ports import Clock
 from controller.runtime.service_loop import PAUSE_S, LastTick, ServiceLoop, ServiceWorkers
 from controller.store.rows import ServiceRow
@@ -60,17 +60,18 @@ class Runner:
         self._lease_thread.start()
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
-        """Finish the current ticks, end all threads and release the lease."""
+        """Finish the current ticks, end all threads and release the lease; `timeout_s`: of all threads."""
         self._stopping.set()
         self._changed.set()
         for wake in list(self._wakes.values()):
             wake.set()
+        ends_at_s = self._boot_clock() + timeout_s
         for thread in (self._lease_thread, *self._threads.values()):
             if thread.is_alive():
-                thread.join(timeout_s)
+                thread.join(max(0.0, ends_at_s - self._boot_clock()))
         token, self._token = self._token, None
         if token is not None:
-            self._store.release_lease(token)
+            self._release(token)
 
     def wake(self, service: str) -> None:
         """Tick the service now: something was changed for it in the store."""
@@ -154,5 +155,12 @@ class Runner:
             # Release the lease, so that the next one has a higher token than the one that fenced us.
             if token is not None and self._token == token:
                 self._token = None
-                self._store.release_lease(token)
+                self._release(token)
             return PAUSE_S
+
+    def _release(self, token: int) -> None:
+        """Release the lease; it expires by itself if the store does not answer."""
+        try:
+            self._store.release_lease(token)
+        except CanaryctlError as exc:
+            telemetry.warning("the lease was not released, it expires", why=str(exc))

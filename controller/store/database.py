@@ -86,11 +86,21 @@ class Database:
             with self.read() as db:
                 is_newest = is_current(db)
             if not is_newest:
-                with self.write() as db:
-                    migrate(db)
+                self._migrate()
         except BaseException:
             self._engine.dispose()
             raise
+
+    def _migrate(self) -> None:
+        with self.write() as db:
+            if db.dialect.driver != "psycopg":
+                migrate(db)
+                return
+            from controller.store import postgresql
+
+            postgresql.wait_without_limit(db)
+            migrate(db)
+            postgresql.wait_bounded(db)
 
     def close(self) -> None:
         """Close the connections."""
@@ -176,6 +186,10 @@ def _engine(url: str, mounts: Path) -> sa.Engine:
             f"the driver of {dialect} is missing ({exc}); use postgresql+psycopg:// and "
             "pip install 'canaryctl[postgres]'"
         ) from exc
+    if engine.dialect.driver == "psycopg":
+        from controller.store.postgresql import bound_answers  # psycopg is an extra
+
+        bound_answers(engine)
     if dialect == "sqlite":
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)

@@ -389,7 +389,9 @@ class SqlStore:
         with self.database.write() as db:
             replace_token(db, digest, identity, at_s=at_s, origin=origin)
 
-    def identity(self, digest: str) -> Identity | None:
-        """Owner of the bearer token with this digest; None: unknown token."""
-        row = self._first(select(t.tokens).where(t.tokens.c.digest == digest))
+    def identity(self, digest: str, *, since_s: float = 0.0) -> Identity | None:
+        """Owner of this bearer token; None: unknown, or a controller's that was stored before `since_s`."""
+        c = t.tokens.c
+        is_valid = c.origin.is_(None) | (c.created_at_s >= since_s)
+        row = self._first(select(t.tokens).where((c.digest == digest) & is_valid))
         return Identity(row.name, Role(row.role)) if row else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import secrets
 import threading
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from controller.auth import Identity, Role, admin_token, token_digest, write_pri
 from controller.rollout.ports import Clock
 from controller.settings import Settings
 from controller.store.sql import SqlStore
+
+RENEW_S = 3600.0
+EXPIRES_S = 7 * 86_400.0  # of the admin token of a controller that renews it no more
 
 
 def remember_database(settings: Settings) -> None:
@@ -32,6 +35,8 @@ def remember_database(settings: Settings) -> None:
 class AdminToken:
     """The state folder's admin token: whatever `admin.token` holds now is valid, and nothing it held before.
 
+    Several controllers may share a database, each with a folder and so a token of its own. A token that its
+    controller has not renewed for `EXPIRES_S` is void: that controller was replaced.
     Implements `api.bearer_auth.Identities`.
     """
 
@@ -40,28 +45,31 @@ class AdminToken:
         self._path = home / "admin.token"
         self._store = store
         self._clock = clock
-        # Controllers on several hosts share a database, and each has a folder of its own.
-        self._origin = f"{socket.gethostname()}:{self._path}"
+        # Not the host's name and the path: containers repeat them, and a new one has others.
+        self._origin = _folder_id(home)
         self._stored: tuple[int, int, int] | None = None  # inode, time, size of the file that was stored
+        self._stored_at_s = 0.0
         self._lock = threading.Lock()
 
     def store(self) -> None:
-        """Store the token if the file changed; created (0600) if it is missing. Raises Unreachable."""
+        """Store the token if the file changed, or to renew it; created (0600) if it is missing. Raises
+        Unreachable."""
         with self._lock:
-            if self._stored is not None and self._file() in (None, self._stored):
+            now_s = self._clock.now_s()
+            is_new = 0.0 <= now_s - self._stored_at_s < RENEW_S
+            if self._stored is not None and is_new and self._file() in (None, self._stored):
                 return
             token = admin_token(self._home)
             file = self._file()
-            now_s = self._clock.now_s()
             self._store.put_token(
                 token_digest(token), Identity("admin", Role.ADMIN), at_s=now_s, origin=self._origin
             )
-            self._stored = file
+            self._stored, self._stored_at_s = file, now_s
 
     def identity(self, digest: str) -> Identity | None:
         """Owner of the bearer token with this digest; None: unknown token."""
         self.store()
-        return self._store.identity(digest)
+        return self._store.identity(digest, since_s=self._clock.now_s() - EXPIRES_S)
 
     def _file(self) -> tuple[int, int, int] | None:
         try:
@@ -69,3 +77,14 @@ class AdminToken:
         except FileNotFoundError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _folder_id(home: Path) -> str:
+    """A random name of this state folder, from `folder.id`, which is created if it is missing."""
+    path = home / "folder.id"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        name = f"folder-{secrets.token_hex(8)}"
+        write_private(path, name)
+        return name

@@ -11,6 +11,7 @@ import pytest
 
 from controller.api.commands import Commands
 from controller.auth import Identity, Role
+from controller.errors import Unreachable
 from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase
 from controller.store.sql import SqlStore
@@ -69,6 +70,22 @@ def test_a_stopped_controller_releases_its_lease_at_once(controller: FakeControl
     controller.runner.stop()
 
     assert controller.store.acquire_lease("next", ttl_s=5.0) is not None
+
+
+def test_a_controller_stops_without_its_store(
+    controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller.start()
+    until(lambda: controller.runner.is_leading, "it leads")
+
+    def fails(_token: int) -> None:
+        raise Unreachable("database x does not answer; check that it runs")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(controller.store, "release_lease", fails)
+        controller.runner.stop()
+
+    assert not controller.runner.is_leading
 
 
 def test_a_controller_without_the_lease_does_nothing(controller: FakeController, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from controller.rollout.observation import CommandKind
 from controller.rollout.state import Departure, DepartureStep, HoldKind
 from controller.store import schema as t
 from controller.store.ab import AbStore
-from controller.store.database import Database, translated
+from controller.store.database import POSTGRESQL_CONNECTION, Database, translated
 from controller.store.rows import AbOutcome, AbRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from tests.database_rig import PostgresServer, sqlite_url
@@ -191,6 +192,36 @@ def test_a_server_that_stops_is_reported_and_used_again_once_it_runs(postgres: P
     assert set(failures) == set(CALLS)
     assert all(text.endswith("check that it runs and may be written") for text in failures.values())
     assert store.services() == ()
+    store.close()
+
+
+def test_a_server_that_stands_still_is_unreachable_within_a_bounded_time(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal of the lease waited 95 s, and with it every command and the end of the controller."""
+    from controller.store.postgresql import BoundedConnection
+
+    monkeypatch.setattr(BoundedConnection, "answer_s", 0.5)
+    monkeypatch.setitem(POSTGRESQL_CONNECTION, "connect_timeout", "2")
+    store = SqlStore(postgres.empty_database())
+    lease = store.acquire_lease("a", ttl_s=60.0)
+    assert lease is not None
+    raised: list[Exception] = []
+
+    def renew() -> None:
+        try:
+            store.renew_lease(lease.token, ttl_s=60.0)
+        except Unreachable as exc:
+            raised.append(exc)
+
+    with postgres.frozen():
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        thread.join(30.0)
+        is_done = not thread.is_alive()
+
+    assert (is_done, len(raised)) == (True, 1)
+    assert store.renew_lease(lease.token, ttl_s=60.0)
     store.close()
 
 

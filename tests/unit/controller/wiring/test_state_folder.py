@@ -14,6 +14,7 @@ from controller.settings import Settings, load_settings
 from controller.store.sql import SqlStore
 from controller.wiring.state_folder import AdminToken, remember_database
 from tests.database_rig import sqlite_url
+from tests.fakes.plane import FakeClock
 
 CLOCK = SimpleNamespace(now_s=lambda: 1.0)
 ADMIN = Identity("admin", Role.ADMIN)
@@ -100,3 +101,37 @@ def test_a_variable_overrides_the_remembered_database(tmp_path: Path) -> None:
     given = {"CANARYCTL_HOME": str(tmp_path), "CANARYCTL_DATABASE_URL": "sqlite:///b"}
 
     assert load_settings(given).database_url == "sqlite:///b"
+
+
+def test_the_token_of_a_controller_that_was_replaced_expires(tmp_path: Path, store: SqlStore) -> None:
+    """A new container has a new folder: the tokens of all before it stayed valid for ever."""
+    clock = FakeClock()
+    for name in ("gone", "here"):
+        (tmp_path / name).mkdir()
+    gone, here = (AdminToken(tmp_path / name, store, clock) for name in ("gone", "here"))
+    gone.store()
+    of_gone, of_here = (token_digest(admin_token(tmp_path / name)) for name in ("gone", "here"))
+
+    clock.advance(6 * 86_400.0)
+    before = (here.identity(of_gone), here.identity(of_here))
+    clock.advance(2 * 86_400.0)
+
+    assert before == (ADMIN, ADMIN)
+    assert (here.identity(of_gone), here.identity(of_here)) == (None, ADMIN)
+    assert gone.identity(of_gone) == ADMIN  # it only had no request for a week
+
+
+def test_containers_with_one_host_name_and_path_have_tokens_of_their_own(
+    tmp_path: Path, store: SqlStore
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    first = AdminToken(home, store, CLOCK)
+    first.store()
+    digest = token_digest(admin_token(home))
+    home.rename(tmp_path / "other-container")
+    home.mkdir()
+
+    AdminToken(home, store, CLOCK).store()
+
+    assert store.identity(digest) == ADMIN

@@ -1,0 +1,67 @@
+"""Connections to PostgreSQL that wait a bounded time for every answer.
+
+The server's own time limits do not help when the server itself stands still (a stopped process, a disk that
+hangs): its host goes on acknowledging packets, so TCP's do not either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+
+ANSWER_S = 12.0  # more than the server's lock_timeout, which has the better message
+
+T = TypeVar("T")
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that is closed, with an OperationalError, when an answer takes over `answer_s`.
+
+    answer_s None: it waits without limit.
+    """
+
+    answer_s: float | None = ANSWER_S
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+        """Run one exchange with the server; psycopg resumes it every 0.1 s while nothing arrives."""
+        if self.answer_s is None:
+            return super().wait(gen, *args, **kwargs)
+        return super().wait(self._bounded(gen, self.answer_s), *args, **kwargs)
+
+    def _bounded(self, gen: Generator[Any, Any, T], answer_s: float) -> Generator[Any, Any, T]:
+        ends_at_s = time.monotonic() + answer_s
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state
+                if not ready and time.monotonic() > ends_at_s:
+                    self.close()
+                    raise psycopg.OperationalError(f"no answer within {answer_s:g} s")
+                state = gen.send(ready)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
+def bound_answers(engine: sa.Engine) -> None:
+    """Let the engine open bounded connections."""
+
+    @sa.event.listens_for(engine, "do_connect")
+    def connect(_dialect: object, _record: object, args: list[Any], given: dict[str, Any]) -> Any:
+        return BoundedConnection.connect(*args, **given)
+
+
+def wait_without_limit(db: sa.Connection) -> None:
+    """Let this connection wait for as long as the server takes, for a migration."""
+    if isinstance(connection := db.connection.dbapi_connection, BoundedConnection):
+        connection.answer_s = None
+
+
+def wait_bounded(db: sa.Connection) -> None:
+    """Undo `wait_without_limit`."""
+    if isinstance(connection := db.connection.dbapi_connection, BoundedConnection):
+        connection.answer_s = BoundedConnection.answer_s
