@@ -65,7 +65,11 @@ class Lane:
                 columns = metric.values(values, unanswered, rows)
                 missing = metric.count(rows, values, unanswered)
                 metric.feed_firsts(rows, columns, gaps)
-                parts.append(metric.session_values(columns, missing, rows))
+                weights = None
+                if metric.score_proofs:
+                    weights = metric.failure_weights(values, unanswered, rows.arm)
+                    metric.feed_first_scores(rows, values, weights)
+                parts.append(metric.session_values(columns, missing, weights, rows))
                 for monitor in self.ranges:
                     if monitor.gate.metric == metric.name:
                         monitor.feed(rows, values)

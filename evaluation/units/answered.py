@@ -1,8 +1,8 @@
-"""Difference of the arms' shares of answered units, which decides what missing scores could hide.
+"""Shares of answered units, which decide what missing scores could hide, and of answers that are scored.
 
 A request without an answer (an error, or rejected) has no score. While both arms leave equally many
 unanswered, that hides nothing. Else the arm that answers more has additional answers, and their scores are
-all that it can be blamed, or praised, for: `scores.py` moves its tolerance and margin by them.
+all that it can be blamed, or praised, for: `scores.py` moves its tolerance by them.
 """
 
 from __future__ import annotations
@@ -68,3 +68,34 @@ class AnsweredGap:
             raw = float(self.sums[1]) / n1 - float(self.sums[0]) / n0
             noise = NOISE * math.sqrt(max(pooled * (1.0 - pooled), 0.0) * (1.0 / n0 + 1.0 / n1))
             self.certain = math.copysign(max(abs(raw) - noise, 0.0), raw)
+
+
+class ScoredShare:
+    """Running share of answers that have a score, of both arms; 1 before any is known. Where a judge samples,
+    requests without an answer count so much less in a proof, since it would have scored only so many."""
+
+    __state__ = ("answers", "scores", "rows", "until", "share")
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.scores = 0
+        self.rows = 0
+        self.until = FIRST_EPOCH
+        self.share = 1.0
+
+    def of(self, scored: Flags, answered: Flags) -> Floats:
+        """The share before each request, updated where an epoch of requests ends."""
+        out = np.empty(len(scored))
+        start = 0
+        while start < len(scored):
+            stop = min(len(scored), start + self.until - self.rows)
+            part = slice(start, stop)
+            out[part] = self.share
+            self.answers += int(np.count_nonzero(answered[part]))
+            self.scores += int(np.count_nonzero(scored[part] & answered[part]))
+            self.rows += stop - start
+            if self.rows == self.until:
+                self.until += epoch_after(self.rows)
+                self.share = (self.scores + 1.0) / (self.answers + 1.0)
+            start = stop
+        return out
