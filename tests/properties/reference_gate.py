@@ -152,8 +152,8 @@ class Rollout:
     def gap(self, units: Sequence[tuple[int, float] | None], gate: Gate) -> float:
         """The canary's answered share less stable's, when the last epoch ended. units: arm and answered share
         of each earlier one; None: from before the canary."""
-        ended = max(epoch_ends(len(units)), default=0)
-        before = [unit for unit in units[:ended] if unit is not None]
+        drawn = [unit for unit in units if unit is not None]
+        before = drawn[: max(epoch_ends(len(drawn)), default=0)]
         if gate.metric in ("error", "rejected") or gate.metric in VALUES or not before:
             return 0.0
         of = [[share for arm, share in before if arm == which] for which in (0, 1)]

@@ -193,12 +193,13 @@ def test_failures_count_half_where_a_judge_scores_half_of_the_answers() -> None:
 
 
 def test_the_gap_of_answered_shares_is_of_the_units_before_and_shrunk() -> None:
-    """Updated after 64 units: 16 of the canary, all answered, and 48 of stable, 36 of them answered."""
-    rows = np.arange(70)
-    arm, w = rows % 4 == 0, np.full(70, 0.25)
-    gap, certain = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 != 1, 1.0) * 1.0)
+    """Updated after 64 drawn units: 16 of the canary, all answered, and 48 of stable, 36 of them answered.
+    The 10 units from before the canary do not count."""
+    rows = np.arange(80) - 10
+    arm, w = (rows >= 0) & (rows % 4 == 0), np.where(rows >= 0, 0.25, 0.0)
+    shrunk, certain = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 != 1, 1.0) * 1.0)
     stable, pooled = 48 - 4, (64 - 4) / 64
 
-    assert set(gap[:64]) == {0.0}
-    assert gap[64] == pytest.approx((16 + 200 * pooled) / 216 - (stable + 200 * pooled) / 248)
-    assert certain.tolist() == [0.0] * 70  # so few are chance
+    assert set(shrunk[:74]) == {0.0}
+    assert shrunk[74] == pytest.approx((16 + 200 * pooled) / 216 - (stable + 200 * pooled) / 248)
+    assert certain.tolist() == [0.0] * 80  # so few are chance
