@@ -65,7 +65,11 @@ class Lane:
                 columns = metric.values(values, unanswered, rows)
                 missing = metric.count(rows, values, unanswered)
                 metric.feed_firsts(rows, columns, gaps)
-                parts.append(metric.session_values(columns, missing, rows))
+                weights = None
+                if metric.score_proofs:
+                    weights = metric.failure_weights(values, unanswered, rows.arm)
+                    metric.feed_first_scores(rows, values, weights)
+                parts.append(metric.session_values(columns, missing, weights, rows))
                 for monitor in self.ranges:
                     if monitor.gate.metric == metric.name:
                         monitor.feed(rows, values)
@@ -84,11 +88,11 @@ class Lane:
     def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Gaps:
         """The gaps of first requests, for all rows; those of later requests are not used."""
         firsts = np.flatnonzero(rows.firsts)
-        shrunk, certain = np.zeros(len(rows)), np.zeros(len(rows))
-        shrunk[firsts], certain[firsts] = self.answered.of(
+        gaps = np.zeros((2, len(rows)))
+        gaps[:, firsts] = self.answered.of(
             rows.arm[firsts], rows.w[firsts], np.where(unanswered[firsts], 0.0, 1.0)
         )
-        return Gaps(shrunk, certain)
+        return Gaps(*gaps)
 
     def _feed_units(self, released: Released) -> None:
         if len(released) == 0:

@@ -267,10 +267,11 @@ def _sessions_void_since(pipeline: Pipeline) -> float:
     return float(seq) if seq >= 0 else math.inf
 
 
-def _proof_track(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof: Proof) -> Track:
-    """The channel that proves a margin: of sessions, or of first requests once sessions say nothing."""
+def _proof_tracks(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof: Proof) -> list[Track]:
+    """The channels that must all prove a margin: of sessions, or of first requests once sessions say
+    nothing."""
     use = "proof" if math.isinf(_sessions_void_since(pipeline)) else "first proof"
-    return next(t for t in metric.tracks if (t.gate, t.use, t.proof) == (gate, use, proof))
+    return [t for t in metric.tracks if (t.gate, t.use, t.proof) == (gate, use, proof)]
 
 
 def _proof_report(
@@ -278,8 +279,10 @@ def _proof_report(
 ) -> GateReport:
     """The report on all that a stage must prove of one gate; the figures are of the proof that is furthest
     from its limit."""
-    tracks = [_proof_track(pipeline, metric, gate, proof) for proof in proofs]
-    names = [_margin(gate, proof, len(proofs)) for proof in proofs]
+    tracks_of = [_proof_tracks(pipeline, metric, gate, proof) for proof in proofs]
+    tracks = [track for of_proof in tracks_of for track in of_proof]
+    margins = [_margin(gate, proof, len(proofs)) for proof in proofs]
+    names = [margin for margin, of in zip(margins, tracks_of, strict=True) for _ in of]
     is_begun = [t.staged is None or t.staged.stage == stage for t in tracks]
     reached = [
         begun and t.channel.decision.is_reached and t.channel.decision.seq < frozen_since(pipeline)
@@ -299,7 +302,7 @@ def _proof_report(
     elif not is_begun[shown]:
         log_e, text = 0.0, "no unit of this stage has settled yet"
     elif not open_ones:
-        is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(names)} proven"
+        is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
     if tracks[0].use == "first proof":
         text += " (by first requests: conversations differ in length)"
     return _report(

@@ -22,7 +22,7 @@ MAX_PENDING = 200_000
 MAX_SPANS = 1000  # lost spans that are remembered, the newest; older ones were settled long ago
 #: Metrics whose value is in the request's own record; the others are scored later.
 REQUEST_METRICS = frozenset(
-    {"error", "latency_ms", "ttft_ms", "itl_ms", "tokens", "truncated", "empty", "cancelled"}
+    {"error", "rejected", "latency_ms", "ttft_ms", "itl_ms", "tokens", "truncated", "empty", "cancelled"}
 )
 
 
@@ -133,4 +133,6 @@ def _request_value(record: RequestRecord, metric: str) -> float | None:
         return None
     flag = flags_of(record).get(metric)
     value = getattr(record, "completion_tokens" if metric == "tokens" else metric) if flag is None else flag
+    if metric == "rejected" and value is None and record.error is not None:
+        return 0.0  # an answered or failed request without the flag was not rejected
     return None if value is None else float(value)

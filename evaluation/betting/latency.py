@@ -22,7 +22,7 @@ from evaluation.betting.wealth import Bets, by_weight, ratio_table
 
 QUANTILES = np.array([0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99, 0.995, 0.999])
 SCALES = (1.04, 1.08, 1.15, 1.25, 1.4, 1.7, 2.2, 3.0, 4.0)
-SCALE_PRIOR = (0.5, 2.0, 2.0, 2.0, 1.5, 0.7, 0.5, 0.4, 0.4)  # mostly on frequent harms
+SCALE_PRIOR = (0.3, 4.0, 2.2, 2.0, 1.3, 0.5, 0.3, 0.2, 0.2)  # mostly on frequent harms
 TAILS = ((0.99, 1.6), (0.99, 2.5), (0.99, 5.0), (0.97, 1.5), (0.97, 2.2), (0.93, 1.5))
 TAIL_PRIOR = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
 STRETCHES = (1.2, 1.4, 1.8, 2.6)

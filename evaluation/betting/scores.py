@@ -32,15 +32,6 @@ def more_answers(block: UnitBlock) -> Floats | float:
     return 0.0 if block.gap is None else np.maximum(block.gap, 0.0)
 
 
-def hidden_by_missing(block: UnitBlock, mu: float) -> Floats | float:
-    """By how much the missing scores could move the difference of means: one arm's additional answers, at
-    worst, or at best."""
-    if block.gap is None:
-        return 0.0
-    worst: Floats = np.where(block.gap > 0.0, 1.0 - mu, max(1.0 - mu, mu)) * np.abs(block.gap)
-    return worst
-
-
 class ScoreLoss:
     """Rollback: bets that the canary's mean is more than `tolerance` below stable's.
 
@@ -80,12 +71,17 @@ class ScoreLoss:
 class ScoreProof:
     """Promotion: bets that the canary's mean is *above* stable's less `margin`.
 
-    The margin shrinks by what missing scores could hide where the arms answer different shares of units.
+    A request without an answer has no score; here it scores `failed_as`, on both arms. A margin is proven
+    when it is both for 0 and for 1: where the canary fails more, 0 counts its additional failures as its
+    worst answers; where it answers more, 1 gives it no credit for its additional answers. (A margin that
+    shrinks by an estimated difference of answered shares proved 12 to 38 % of canaries at the margin whose
+    worst 2 or 5 % fail: the estimate is known later than the proof.)
     """
 
     __state__ = ("mu", "bet")
 
-    def __init__(self, *, margin: float) -> None:
+    def __init__(self, *, margin: float, failed_as: float = 0.0) -> None:
+        self._failed_as = failed_as
         self.prior: Floats = PROOF_PRIOR
         self._margin = margin
         self.mu = FIRST_MEAN
@@ -93,10 +89,12 @@ class ScoreProof:
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every unit, with a look after each of the canary's."""
-        margin = self._margin - hidden_by_missing(block, self.mu)
-        x = np.where(
-            block.arm, (1.0 - block.w) * (block.y - self.mu + margin), -block.w * (block.y - self.mu)
-        )
+        y, margin = block.y, self._margin
+        if block.failed is not None:
+            y = y + self._failed_as * block.failed
+        x = np.where(block.arm, (1.0 - block.w) * (y - self.mu + margin), -block.w * (y - self.mu))
+        if block.weight is not None:
+            x = block.weight * x
         worst = np.maximum((1.0 - block.w) * (self.mu - margin), block.w * (1.0 - self.mu))
         lam = np.minimum(self.bet * PROOF_MULTIPLES[:, None], SAFETY / np.maximum(worst, 1e-12))
         return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))

@@ -37,7 +37,9 @@ class UnitBlock:
     the unit's `n` requests that have one, in the metric's unit, never NaN. `seq`, `canary`, `at_s`: position
     in the rollout, canary requests settled by then, and time of the unit's last request. `gap`: the canary's
     share of answered units less stable's, before this unit; None: every unit has the metric. `values` and
-    `owner`: the single values and the row of each one's unit; None: `y` is the only value.
+    `owner`: the single values and the row of each one's unit; None: `y` is the only value. `failed`: the part
+    of `y` that is of requests without an answer, which count 0 in it. `weight`: part of a whole unit's bet,
+    in (0, 1]. None: none failed; 1.
     Raises ValueError where a toss is repeated.
     """
 
@@ -53,6 +55,8 @@ class UnitBlock:
     gap: Floats | None = None
     values: Floats | None = None
     owner: Ints | None = None
+    failed: Floats | None = None
+    weight: Floats | None = None
     is_checked: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,8 @@ class UnitBlock:
             None if self.gap is None else self.gap[rows],
             values,
             owner,
+            None if self.failed is None else self.failed[rows],
+            None if self.weight is None else self.weight[rows],
             is_checked=True,
         )
 

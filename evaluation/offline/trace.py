@@ -69,8 +69,8 @@ def trace(
         canary.append(pipeline.canary)
         for gate, limit in limits.items():
             log_e[gate.name].append(_log_e(pipeline.metrics[gate.metric], gate, limit))
-        for name, track in proof_tracks.items():
-            proofs[name].append(track.channel.wealth.log_e)
+        for name, tracks in proof_tracks.items():
+            proofs[name].append(min(track.channel.wealth.log_e for track in tracks))
     return Trace(
         table.requests.at_s[cuts - 1],
         np.array(canary, dtype=np.int64),
@@ -81,15 +81,15 @@ def trace(
     )
 
 
-def _proof_tracks(pipeline: Pipeline, stage: StagePlan) -> dict[str, Track]:
-    """The proofs that a stage needs, by gate; of two, the one of the stage's own units."""
-    needed = stage_proofs(pipeline.policy, stage)
-    return {
-        track.gate.name: track
-        for metric in pipeline.metrics.values()
-        for track in metric.tracks
-        if track.use == "proof" and track.proof in needed.get(track.gate.name, ())
-    }
+def _proof_tracks(pipeline: Pipeline, stage: StagePlan) -> dict[str, list[Track]]:
+    """The channels of the proof that a stage needs, by gate; of two, the one of the stage's own units."""
+    needed = {name: proofs[-1] for name, proofs in stage_proofs(pipeline.policy, stage).items()}
+    out: dict[str, list[Track]] = {}
+    for metric in pipeline.metrics.values():
+        for track in metric.tracks:
+            if track.use == "proof" and track.proof == needed.get(track.gate.name):
+                out.setdefault(track.gate.name, []).append(track)
+    return out
 
 
 def _log_e(metric: MetricEvidence, gate: Gate, limit: float) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
 
-SERVED_SHARE = 0.1  # of the error gate, for the share of units that the canary serves itself
+SERVED_SHARE = 0.02  # of the error gate, for the share of units that the canary serves itself
 PAIRS_SHARE = 0.25  # of a gate with mirrored answers, for the channel of pairs
 SESSION_SHARE = 0.5  # of the rest, where units are sticky
 

@@ -1,8 +1,8 @@
-"""Difference of the arms' shares of answered units, which decides what missing scores could hide.
+"""Shares of answered units, which decide what missing scores could hide, and of answers that are scored.
 
 A request without an answer (an error, or rejected) has no score. While both arms leave equally many
 unanswered, that hides nothing. Else the arm that answers more has additional answers, and their scores are
-all that it can be blamed, or praised, for: `scores.py` moves its tolerance and margin by them.
+all that it can be blamed, or praised, for: `scores.py` moves its tolerance by them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOISE = 2.0  # standard errors: a smaller difference is chance, where a rate wou
 
 class AnsweredGap:
     """Running shares of answered units of both arms. What a unit gets is of units before it: the gap is
-    updated where an epoch of units ends, so that it does not depend on how they were cut into blocks."""
+    updated where an epoch of drawn units ends: the blocks in which they come make no difference."""
 
     __state__ = ("sums", "counts", "rows", "until", "shrunk", "certain")
 
@@ -32,21 +32,22 @@ class AnsweredGap:
         self.shrunk = 0.0
         self.certain = 0.0
 
-    def of(self, arm: Flags, w: Floats, answered: Floats) -> tuple[Floats, Floats]:
-        """The gap before each unit, canary less stable: shrunk, and with the noise taken off.
+    def of(self, arm: Flags, w: Floats, answered: Floats) -> Floats:
+        """2 x n gaps before each unit, canary less stable: shrunk, and with the noise taken off.
 
         answered: share of each unit's requests that were answered. Units from before the canary (w = 0) do
         not count.
         """
-        shrunk, certain = np.empty(len(arm)), np.empty(len(arm))
-        start = 0
-        while start < len(arm):
-            stop = min(len(arm), start + self.until - self.rows)
-            part = slice(start, stop)
-            shrunk[part], certain[part] = self.shrunk, self.certain
-            drawn = w[part] > 0.0
-            for number, of_arm in enumerate((drawn & ~arm[part], drawn & arm[part])):
-                shares = answered[part][of_arm]
+        out = np.empty((2, len(arm)))
+        drawn = np.flatnonzero(w > 0.0)
+        start = given = 0
+        while start < len(drawn):
+            stop = min(len(drawn), start + self.until - self.rows)
+            end = int(drawn[stop - 1]) + 1
+            out[:, given:end] = np.array([[self.shrunk], [self.certain]])
+            given, rows = end, drawn[start:stop]
+            for number, of_arm in enumerate((~arm[rows], arm[rows])):
+                shares = answered[rows][of_arm]
                 self.sums[number] = np.add.accumulate(np.concatenate(([self.sums[number]], shares)))[-1]
                 self.counts[number] += len(shares)
             self.rows += stop - start
@@ -54,17 +55,47 @@ class AnsweredGap:
                 self.until += epoch_after(self.rows)
                 self._end_epoch()
             start = stop
-        return shrunk, certain
+        out[:, given:] = np.array([[self.shrunk], [self.certain]])
+        return out
 
     def _end_epoch(self) -> None:
         total = float(self.counts[0] + self.counts[1])
-        if total == 0.0:
-            return
         pooled = float(self.sums[0] + self.sums[1]) / total
         stable, canary = ((self.sums + SHRINKAGE * pooled) / (self.counts + SHRINKAGE)).tolist()
         self.shrunk = canary - stable
         n0, n1 = self.counts.tolist()
         if n0 > 0.0 and n1 > 0.0:
             raw = float(self.sums[1]) / n1 - float(self.sums[0]) / n0
-            noise = NOISE * math.sqrt(max(pooled * (1.0 - pooled), 0.0) * (1.0 / n0 + 1.0 / n1))
-            self.certain = math.copysign(max(abs(raw) - noise, 0.0), raw)
+            error = math.sqrt(max(pooled * (1.0 - pooled), 0.0) * (1.0 / n0 + 1.0 / n1))
+            self.certain = math.copysign(max(abs(raw) - NOISE * error, 0.0), raw)
+
+
+class ScoredShare:
+    """Running share of answers that have a score, of both arms; 1 before any is known. Where a judge samples,
+    requests without an answer count so much less in a proof, since it would have scored only so many."""
+
+    __state__ = ("answers", "scores", "rows", "until", "share")
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.scores = 0
+        self.rows = 0
+        self.until = FIRST_EPOCH
+        self.share = 1.0
+
+    def of(self, scored: Flags, answered: Flags) -> Floats:
+        """The share before each request, updated where an epoch of requests ends."""
+        out = np.empty(len(scored))
+        start = 0
+        while start < len(scored):
+            stop = min(len(scored), start + self.until - self.rows)
+            part = slice(start, stop)
+            out[part] = self.share
+            self.answers += int(np.count_nonzero(answered[part]))
+            self.scores += int(np.count_nonzero(scored[part] & answered[part]))
+            self.rows += stop - start
+            if self.rows == self.until:
+                self.until += epoch_after(self.rows)
+                self.share = (self.scores + 1.0) / (self.answers + 1.0)
+            start = stop
+        return out

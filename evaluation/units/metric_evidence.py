@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ from evaluation.policy.gates import Gate, Proof, Sampling
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
+from evaluation.units.answered import ScoredShare
 from evaluation.units.missingness import Presence
 from evaluation.units.sessions import Released, Rows
 
@@ -44,6 +46,7 @@ class Track:
     """A channel of a gate and its use. `proof`: what it proves; None: it rolls back.
 
     `staged`: the stream whose current stage the proof is about; None: it continues through all stages.
+    `failed_as`: the score of requests without an answer in this channel; None: they have their own rule.
     """
 
     gate: Gate
@@ -51,6 +54,7 @@ class Track:
     channel: Channel
     proof: Proof | None = None
     staged: Stream | None = None
+    failed_as: float | None = None
 
     @property
     def margin(self) -> float:
@@ -87,6 +91,8 @@ class MetricEvidence:
 
     __state__ = (
         "columns",
+        "score_proofs",
+        "scored",
         "exceedances",
         "presence",
         "pairs",
@@ -112,6 +118,8 @@ class MetricEvidence:
         self._divisors: list[tuple[float, ...]] = []  # of each exceedance: the tolerance, then the margins
         self._has_shape_columns = False
         self._tail_columns: dict[str, Column] = {}  # by percentile gate
+        self.score_proofs: list[Column] = []  # one where scores are proven: with requests without an answer
+        self.scored = ScoredShare()
         self.pairs: list[Stream] = []  # of mirrored answers, one a gate that reserves alpha for them
         self._pair_gates: list[Gate] = []
         sampling = self.gates[0].sampling
@@ -139,8 +147,9 @@ class MetricEvidence:
 
     @property
     def width(self) -> int:
-        """Number of columns that the sessions keep: its own, and one for missing values."""
-        return len(self.columns) + 1
+        """Number of columns that the sessions keep: its own, one for missing values, and, where scores are
+        proven, one for the weights of failures."""
+        return len(self.columns) + 1 + len(self.score_proofs)
 
     def seed(self, values: Floats) -> None:
         """Learn stable's own values from before the rollout."""
@@ -195,7 +204,7 @@ class MetricEvidence:
 
     def can_skip(self, raw: Floats) -> bool:
         """Whether these are values of an alarm, all missing: nothing depends on them."""
-        return self.is_alarm and bool(np.isnan(raw).all())
+        return self.is_alarm and not self.score_proofs and bool(np.isnan(raw).all())
 
     def feed_firsts(self, rows: Rows, columns: Floats, gaps: Gaps | None) -> None:
         """Feed the streams of first requests."""
@@ -211,8 +220,25 @@ class MetricEvidence:
         for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
                 column.units.feed(released.block(index, w, gap, single_values=column.with_histogram))
+        after = first_column + len(self.columns)
         if not self.is_alarm:
-            self.presence.stream.feed(released.block(first_column + len(self.columns), w))
+            self.presence.stream.feed(released.block(after, w))
+        for column in self.score_proofs:
+            column.units.feed(released.block_with_failures(first_column, after + 1, w))
+
+    def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], arm: NDArray[np.bool_]) -> Floats:
+        """Weight in a proof of each request without an answer: the share of answers that are scored, as known
+        before it. 0 for the others. raw: comparable values."""
+        shares = self.scored.of(~np.isnan(raw), ~unanswered)
+        if not self._same_sampling:
+            shares = np.where(arm, self._sampling.canary, self._sampling.stable)
+        return np.where(unanswered, shares, 0.0)
+
+    def feed_first_scores(self, rows: Rows, raw: Floats, weights: Floats) -> None:
+        """Feed the proofs of scores by first requests. weights: of failures, 0 for answers."""
+        w = judged_probability(self._sampling, rows.w)
+        for column in self.score_proofs:
+            column.first.feed(rows.first_block_with_failures(raw, weights, w))
 
     def _gap(self, gaps: Gaps | None) -> Floats | None:
         """What missing answers can hide from this metric; None: nothing, or no request was unanswered."""
@@ -220,9 +246,11 @@ class MetricEvidence:
             return None
         return gaps.shrunk if self.gates[0].kind is Kind.SCORE else gaps.certain
 
-    def session_values(self, columns: Floats, missing: Floats, rows: Rows) -> Floats:
+    def session_values(self, columns: Floats, missing: Floats, weights: Floats | None, rows: Rows) -> Floats:
         """The columns as sessions keep them: first requests alone where the arms are sampled differently."""
         kept = np.concatenate((columns, missing[None, :]))
+        if weights is not None:
+            kept = np.concatenate((kept, weights[None, :]))
         return kept if self._same_sampling else np.where(rows.firsts, kept, np.nan)
 
     def interval(self, gate: Gate) -> tuple[float, float] | None:
@@ -304,7 +332,7 @@ class MetricEvidence:
             self._rollback(gate, "pairs", self.pairs[-1], bettor)
         for proof in proofs:
             if gate.kind is Kind.SCORE:
-                self._add_proof(gate, column, proof, lambda p: ScoreProof(margin=p.margin))
+                self._add_score_proof(gate, proof)
             else:
                 self._add_proof(gate, column, proof, lambda p: RateProof(ratio=p.margin, floor=p.floor))
 
@@ -352,7 +380,23 @@ class MetricEvidence:
         stream.channels.append(channel)
         self.tracks.append(Track(gate, use, channel))
 
-    def _add_proof(self, gate: Gate, column: Column, proof: Proof, bettor: Callable[[Proof], Bettor]) -> None:
+    def _add_score_proof(self, gate: Gate, proof: Proof) -> None:
+        """The channels that prove a margin of a score, both if failures score 0 and if they score 1."""
+        if not self.score_proofs:
+            self.score_proofs.append(Column(with_histogram=False))
+        [column] = self.score_proofs
+        for failed_as in (0.0, 1.0):
+            bettor = partial(_score_proof, failed_as)
+            self._add_proof(gate, column, proof, bettor, failed_as=failed_as)
+
+    def _add_proof(
+        self,
+        gate: Gate,
+        column: Column,
+        proof: Proof,
+        bettor: Callable[[Proof], Bettor],
+        failed_as: float | None = None,
+    ) -> None:
         """The channels of sessions and of first requests that prove a margin."""
         for is_first in (False, True):
             stream = column.first if is_first else column.units
@@ -360,7 +404,12 @@ class MetricEvidence:
             channel.is_idle = is_first  # until units are known to be sticky
             (stream.channels if proof.is_whole else stream.staged).append(channel)
             use: Use = "first proof" if is_first else "proof"
-            self.tracks.append(Track(gate, use, channel, proof, None if proof.is_whole else stream))
+            staged = None if proof.is_whole else stream
+            self.tracks.append(Track(gate, use, channel, proof, staged, failed_as))
+
+
+def _score_proof(failed_as: float, proof: Proof) -> Bettor:
+    return ScoreProof(margin=proof.margin, failed_as=failed_as)
 
 
 def judged_probability(sampling: Sampling, w: Floats) -> Floats:

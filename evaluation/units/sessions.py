@@ -79,6 +79,17 @@ class Rows:
             )  # fmt: skip
         return self.units_at(np.flatnonzero(chosen), y, w, gap)
 
+    def first_block_with_failures(self, y: Floats, weights: Floats, w: Floats) -> UnitBlock:
+        """The units whose first request has a value or no answer. y (NaN: no value), weights (of requests
+        without an answer, 0 for the others), w: of all rows."""
+        has = ~np.isnan(y)
+        rows = np.flatnonzero(self.firsts & (has | (weights > 0.0)))
+        block = self.units_at(rows, np.where(has, y, 0.0), w)
+        if not (weights[rows] > 0.0).any():
+            return block
+        failed = np.where(has[rows], 0.0, 1.0)
+        return replace(block, failed=failed, weight=np.where(has[rows], 1.0, weights[rows]), is_checked=True)
+
     def units_at(self, rows: Ints, y: Floats, w: Floats, gap: Floats | None = None) -> UnitBlock:
         """The units whose first requests are these rows, ascending. y, w, gap: of all rows."""
         return UnitBlock(
@@ -151,6 +162,33 @@ class Released:
             return block
         places = np.cumsum(count > 0.0) - 1
         return replace(block, values=values, owner=places[owner], is_checked=True)
+
+    def block_with_failures(self, column: int, weight_column: int, w: Floats | None = None) -> UnitBlock:
+        """The sessions with a value in a column, or with requests without an answer, which count 0 in `y`.
+
+        weight_column: the column of the weights of those, 0 for answered requests. Without any value, the
+        session's bet has the mean weight of its requests.
+        """
+        w = self.w if w is None else w
+        y, weight = self.values[column], self.values[weight_column]
+        has = ~np.isnan(y)
+        n, values = self._summed(~np.isnan(weight)), self._summed(has)
+        failures = self._summed(np.where(weight > 0.0, weight, 0.0))
+        total = values + failures
+        rows = np.flatnonzero(total > 0.0)
+        whole = np.maximum(total, 1e-12)
+        block = self._block(rows, self._summed(np.where(has, y, 0.0)) / whole, n, w, None)
+        if not failures.any():
+            return block
+        part = np.where(values > 0.0, 1.0, failures / np.maximum(n, 1.0))
+        return replace(block, failed=(failures / whole)[rows], weight=part[rows], is_checked=True)
+
+    def _summed(self, of_requests: NDArray[Any]) -> Floats:
+        """Sums over each session's requests."""
+        if self.owner is None:
+            return of_requests.astype(np.float64)
+        weights = of_requests.astype(np.float64)
+        return np.bincount(self.owner, weights=weights, minlength=len(self)).astype(np.float64)
 
     def _block(self, rows: Ints, y: Floats, n: Floats, w: Floats, gap: Floats | None) -> UnitBlock:
         return UnitBlock(

@@ -112,18 +112,14 @@ class PlainRateProof(Bet):
 class PlainScore(Bet):
     """Sign 1: bets that the canary is worse by more than `beyond`; -1 (proof): that it is worse by less."""
 
-    def __init__(self, beyond: float, effect: float, *, proof: bool) -> None:
+    def __init__(self, beyond: float, effect: float, *, proof: bool, failed_as: float = 0.0) -> None:
         self.multiples = scores.PROOF_MULTIPLES if proof else scores.LOSS_MULTIPLES
         super().__init__((scores.PROOF_PRIOR if proof else scores.LOSS_PRIOR).tolist())
         self.beyond, self.effect, self.sign = beyond, effect, -1.0 if proof else 1.0
-        self.mu, self.variance = 0.8, 0.04
+        self.mu, self.variance, self.failed_as = 0.8, 0.04, failed_as
 
     def factors(self, unit: Unit) -> list[float]:
-        if self.sign > 0.0:
-            beyond = self.beyond + max(unit.gap, 0.0) * self.mu
-        else:
-            part = 1.0 - self.mu if unit.gap > 0.0 else max(self.mu, 1.0 - self.mu)
-            beyond = self.beyond - part * abs(unit.gap)
+        beyond = self.beyond + (max(unit.gap, 0.0) * self.mu if self.sign > 0.0 else 0.0)
 
         def x(arm: int, y: float) -> float:
             loss = self.mu - y
@@ -131,7 +127,8 @@ class PlainScore(Bet):
 
         worst = max(-x(arm, y) for arm in (0, 1) for y in (0.0, 1.0))
         best = self.effect / (self.variance + self.effect**2)
-        return [math.log1p(min(best * part, 0.9 / worst) * x(unit.arm, unit.y)) for part in self.multiples]
+        outcome = unit.weight * x(unit.arm, unit.y + self.failed_as * unit.failed)
+        return [math.log1p(min(best * part, 0.9 / worst) * outcome) for part in self.multiples]
 
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1

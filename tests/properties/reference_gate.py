@@ -152,8 +152,8 @@ class Rollout:
     def gap(self, units: Sequence[tuple[int, float] | None], gate: Gate) -> float:
         """The canary's answered share less stable's, when the last epoch ended. units: arm and answered share
         of each earlier one; None: from before the canary."""
-        ended = max(epoch_ends(len(units)), default=0)
-        before = [unit for unit in units[:ended] if unit is not None]
+        drawn = [unit for unit in units if unit is not None]
+        before = drawn[: max(epoch_ends(len(drawn)), default=0)]
         if gate.metric in ("error", "rejected") or gate.metric in VALUES or not before:
             return 0.0
         of = [[share for arm, share in before if arm == which] for which in (0, 1)]
@@ -199,6 +199,37 @@ class Rollout:
                 out.append(unit)
             answered = [1.0 - self.failed[row] for row in drawn.rows]
             before.append((drawn.arm, sum(answered) / len(answered)) if drawn.w > 0.0 else None)
+        return out
+
+    def with_failures(self, gate: Gate, *, sessions: bool) -> list[Unit]:
+        """The units of the proof of a score. A request without an answer counts 0, with the share of the
+        answers that are scored as its weight."""
+        raw, weight = self.raw(gate.metric), {}
+        ends, share, scored, answered = epoch_ends(len(self.rows)), 1.0, 0, 0
+        same = gate.sampling.stable == gate.sampling.canary
+        for count, row in enumerate(self.rows, start=1):
+            stated = gate.sampling.canary if self.columns["arm"][row] else gate.sampling.stable
+            weight[row] = share if same else stated
+            answered += not self.failed[row]
+            scored += not math.isnan(raw[row])
+            if count in ends:
+                share = (scored + 1.0) / (answered + 1.0)
+        out: list[Unit] = []
+        seq, canary = -1, 0
+        for drawn in self.draws:
+            rows = drawn.rows if sessions and same else drawn.rows[:1]
+            closed = self.closed_at(drawn) if sessions else drawn.rows[0]
+            seq, canary = max(seq, closed), max(canary, self.canary[closed])
+            scores = [raw[row] for row in rows if not math.isnan(raw[row])]
+            failures = sum(weight[row] for row in rows if self.failed[row])
+            total = len(scores) + failures
+            if total == 0.0:
+                continue
+            unit = self.unit(drawn.rows[0], sum(scores) / total, gate)
+            unit.n, unit.seq, unit.canary = float(len(rows)), seq, canary
+            unit.failed = failures / total
+            unit.weight = 1.0 if scores else failures / len(rows)
+            out.append(unit)
         return out
 
     def closed_at(self, drawn: Drawn) -> int:
@@ -273,20 +304,33 @@ def gate_channels(
             limit, share, bet = log_limit(alpha), policy.restart_share, rollback_bet(gate, rollout, use)
             out[gate.name, use, 0.0] = play(units, bet, limit=limit, share=share, seed=before)
     for proof in proofs:
-        bet, values = proof_bet(rollout, gate, proof)
-        units_of = {"proof": rollout.sessions(values, gate)}
-        if sticky:
-            units_of["first proof"] = rollout.firsts(values, gate)
-        for use, units in units_of.items():
+        for use, units, bet in proof_plays(rollout, gate, proof, sticky=sticky):
             out[gate.name, use, proof.margin] = play(
                 units,
-                proof_bet(rollout, gate, proof)[0],
+                bet,
                 limit=log_limit(policy.promotion_alpha),
                 min_canary=policy.proof_canary,
                 staged=not proof.is_whole,
                 seed=before,
             )
     out[gate.metric, "presence", 0.0] = presence_of(rollout, gate, policy)
+    return out
+
+
+def proof_plays(
+    rollout: Rollout, gate: Gate, proof: Proof, *, sticky: bool
+) -> list[tuple[str, list[Unit], Bet]]:
+    """The channels of one margin: use, units, bet. Of a score, with failures as 0 and as 1."""
+    out: list[tuple[str, list[Unit], Bet]] = []
+    for use in ("proof", "first proof") if sticky else ("proof",):
+        if gate.kind is Kind.SCORE:
+            for failed_as, name in ((0.0, use), (1.0, f"{use}, failures as 1")):
+                bet = PlainScore(proof.margin, proof.margin, proof=True, failed_as=failed_as)
+                out.append((name, rollout.with_failures(gate, sessions=use == "proof"), bet))
+            continue
+        bet_of, values = proof_bet(rollout, gate, proof)
+        units = rollout.sessions(values, gate) if use == "proof" else rollout.firsts(values, gate)
+        out.append((use, units, bet_of))
     return out
 
 
@@ -312,8 +356,6 @@ def rollback_values(rollout: Rollout, gate: Gate) -> list[float]:
 def proof_bet(rollout: Rollout, gate: Gate, proof: Proof) -> tuple[Bet, list[float]]:
     """The bet of one margin, and its values."""
     match gate.kind:
-        case Kind.SCORE:
-            return PlainScore(proof.margin, proof.margin, proof=True), rollout.raw(gate.metric)
         case Kind.RATE:
             return PlainRateProof(proof.margin, proof.floor), rollout.raw(gate.metric)
         case Kind.PERCENTILE:

@@ -27,6 +27,8 @@ class Unit:
     stage: int = 0
     values: list[float] = field(default_factory=list)
     gap: float = 0.0
+    failed: float = 0.0  # part of `y` that is of requests without an answer, which count 0 in it
+    weight: float = 1.0  # of the unit's bet
 
     def __post_init__(self) -> None:
         self.values = self.values or [self.y]

@@ -25,6 +25,7 @@ from evaluation.policy.alpha_split import channel_alphas
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
+from evaluation.units.metric_evidence import Track
 from tests.fakes.evidence_maker import requests, settings_of
 from tests.properties.reference_bets import PlainShape
 from tests.properties.reference_gate import Key, plain_channels, plain_pairs
@@ -35,6 +36,7 @@ METRICS = ("error", "latency_ms", "quality", "hallucinated")
 KEYS: tuple[Key, ...] = (
     *((gate, use, 0.0) for gate in MARGINS for use in ("first", "session")),
     *((gate, use, margin) for gate, margin in MARGINS.items() for use in ("proof", "first proof")),
+    *(("quality", f"{use}, failures as 1", MARGINS["quality"]) for use in ("proof", "first proof")),
     *((metric, "presence", 0.0) for metric in METRICS),
     ("served", "share", 0.0),
     ("served", "turns", 0.0),
@@ -46,6 +48,10 @@ def played(channel: Channel) -> Played:
     decision = channel.decision
     canary, seq = (decision.canary, decision.seq) if decision.is_reached else (None, None)
     return Played(decision.peak, decision.log_e, canary, seq)
+
+
+def name_of(track: Track) -> str:
+    return f"{track.use}, failures as 1" if track.failed_as == 1.0 else track.use
 
 
 @lru_cache
@@ -68,7 +74,9 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
                 got["served", f"fallback {use}", floor] = channel
     for name, metric in pipeline.metrics.items():
         got[name, "presence", 0.0] = metric.presence.channel
-        got |= {(t.gate.name, t.use, t.margin): t.channel for t in metric.tracks if not t.channel.is_idle}
+        got |= {
+            (t.gate.name, name_of(t), t.margin): t.channel for t in metric.tracks if not t.channel.is_idle
+        }
     twins = plain_channels(columns, policy, STAGES, SEED, sticky=case != SINGLE)
     return {key: played(channel) for key, channel in got.items()}, twins
 
@@ -78,7 +86,7 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
 def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
     got, twins = both(case)
 
-    of_sticky_units = ("session", "first proof", "fallback session")
+    of_sticky_units = ("session", "first proof", "first proof, failures as 1", "fallback session")
     assert (key in got) == (key in twins) == (case != SINGLE or key[1] not in of_sticky_units)
     if key in twins:
         assert (got[key].peak, got[key].last) == pytest.approx((twins[key].peak, twins[key].last), abs=1e-9)

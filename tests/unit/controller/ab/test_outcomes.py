@@ -118,6 +118,9 @@ def test_a_lost_span_is_dropped_for_both_arms() -> None:
     ("metric", "record", "value"),
     [
         ("error", {"error": True}, 1.0),
+        ("rejected", {"rejected": True, "error": False}, 1.0),
+        ("rejected", {"rejected": None, "error": True}, 0.0),
+        ("rejected", {"rejected": None, "error": None}, None),
         ("tokens", {"completion_tokens": 9}, 9.0),
         ("truncated", {"finish_reason": "length"}, 1.0),
         ("cancelled", {"outcome": "cancelled"}, 1.0),
