@@ -51,7 +51,7 @@ from controller.store.row_specs import (
     version_row,
     version_spec,
 )
-from controller.store.rows import ServiceRow, VersionRow
+from controller.store.rows import AbRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running
 from controller.views.models import AttemptView
@@ -132,8 +132,18 @@ class Commands(Returns):
             raise BadSpec(list(lines))
         return proposal
 
-    def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
-        """Start a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
+    def deploy(
+        self,
+        service: str,
+        body: Mapping[str, Any],
+        identity: Identity,
+        *,
+        ab_test: Callable[[str], AbRow] | None = None,
+    ) -> RolloutState:
+        """Start a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint.
+
+        ab_test: the test that runs on the rollout of this id, stored in the same transaction.
+        """
         may_retry, reason = flag_of(body, "retry"), text_of(body, "reason")
         self._active_service(service)
         newest = self._newest_rollout(service)
@@ -177,7 +187,14 @@ class Commands(Returns):
         }
         # The forecast may have taken half a minute, in which this version may have been tried and rejected.
         before = newest.id if newest is not None else None
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row, newest=before)
+        self._store.create_rollout(
+            state,
+            request=json.dumps(request),
+            at_s=now_s,
+            version=row,
+            newest=before,
+            ab_test=ab_test(state.id) if ab_test is not None else None,
+        )
         self._wake(service)
         return state
 
