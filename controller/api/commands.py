@@ -261,7 +261,7 @@ class Commands(Returns):
         """Id of an earlier attempt of this version that older rules computed; None: there is none."""
         for rollout in self._store.rollouts(service, limit=HISTORY_LIMIT):
             row = self._store.version(service, state_from_json(rollout.state).canary.id)
-            if row is None or fingerprint_of(row).is_current:
+            if row is None or (fingerprint_of(row).is_current and fingerprint.kind != "external"):
                 continue
             if comparable_fingerprint(row, self._environment.fingerprint).digest == fingerprint.digest:
                 return row.id
