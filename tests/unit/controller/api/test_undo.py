@@ -382,11 +382,14 @@ async def test_an_endpoint_gets_another_key_by_a_deploy_and_the_old_one_back_by_
     assert (await chat.api.put(URL, json={**endpoint, "api_key_env": "OLD"})).status_code == 200
     first = chat.stable()
 
+    up = await chat.api.put(URL, json={**endpoint, "api_key_env": "NEW"})
     same = await chat.api.post(f"{URL}/rollouts", json={"version": {**endpoint, "api_key_env": "OLD"}})
     other = await chat.api.post(f"{URL}/rollouts", json={"version": {**endpoint, "api_key_env": "NEW"}})
     chat.succeed(other.json()["rollout"])
     undo = await chat.post("undo")
 
+    command = "canaryctl deploy chat --url http://127.0.0.1:9 --model m --engine api_key_env=NEW"
+    assert (up.status_code, command in up.json()["detail"]) == (409, True)
     assert (same.status_code, other.status_code) == (409, 201)
     assert chat.load(undo["rollout"]).canary.id == first != chat.stable()
 
