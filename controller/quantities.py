@@ -11,7 +11,11 @@ FULL_BP = 10_000  # basis points: 100 %
 # A number of settled canary requests that no stage reaches: the stage of an A/B test is never passed.
 NEVER_CANARY = 1_000_000_000
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|s|min|m|h|d)")
+# No text of a quantity is longer; it is refused before a pattern sees it.
+MAX_LENGTH = 64
+_NUMBER = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+_PLAIN = re.compile(_NUMBER)
+_DURATION = re.compile(rf"\s*({_NUMBER})\s*(ms|s|min|m|h|d)\s*")
 _BYTE_UNITS = {
     "": 1,
     "b": 1,
@@ -32,8 +36,8 @@ _BYTE_UNITS = {
     "gi": GIB,
     "ti": 1 << 40,
 }
-_BYTES = re.compile(r"([0-9]*\.?[0-9]+)\s*([kmgt]?i?b?)", re.IGNORECASE)
-_PERCENT = re.compile(r"([0-9]*\.?[0-9]+)\s*%")
+_BYTES = re.compile(rf"({_NUMBER})\s*([kmgt]?i?b?)", re.IGNORECASE)
+_PERCENT = re.compile(rf"({_NUMBER})\s*%")
 
 
 def weight_bp(value: object) -> int:
@@ -43,11 +47,12 @@ def weight_bp(value: object) -> int:
     which may be meant as a share of 1.
     """
     if isinstance(value, str):
+        _refuse_long(value)
         match = _PERCENT.fullmatch(value.strip())
         if match is None:
-            raise ValueError(f"{_short(value)} is not a percent; write 2.5%")
+            raise ValueError(f"{shown(value)} is not a percent; write 2.5%")
         percent = float(match[1])
-    elif (number := _finite(value)) is not None:
+    elif (number := finite(value)) is not None:
         percent = number
         if 0 < percent <= 1:
             raise ValueError(
@@ -55,7 +60,7 @@ def weight_bp(value: object) -> int:
                 f"{percent * 100:g}%"
             )
     else:
-        raise ValueError(f"{_short(value)} is not a percent; write 2.5%")
+        raise ValueError(f"{shown(value)} is not a percent; write 2.5%")
     if not 0 <= percent <= 100:
         raise ValueError(f"{percent:g} % is outside 0 to 100 %; write a share of the traffic, such as 25%")
     points = percent * 100
@@ -66,18 +71,16 @@ def weight_bp(value: object) -> int:
 
 def duration_s(value: object) -> float:
     """Seconds of `500ms`, `30s`, `10m`, `1h30m`, `3d` or a plain number. Raises ValueError."""
-    number = _finite(value)
-    if number is None and isinstance(value, str) and re.fullmatch(r"[0-9]*\.?[0-9]+", value.strip()):
-        number = float(value)
+    number = finite(value)
+    if isinstance(value, str):
+        _refuse_long(value)
+        number = float(value) if _PLAIN.fullmatch(value.strip()) else None
     if number is not None:
         seconds = number
     elif isinstance(value, str):
-        parts = _DURATION.findall(value)
-        if not parts or _DURATION.sub("", value).strip():
-            raise ValueError(f"{_short(value)} is not a duration; write 30s, 10m, 1h30m or 3d")
-        seconds = math.fsum(float(number) * _SECONDS[unit] for number, unit in parts)
+        seconds = _seconds(value)
     else:
-        raise ValueError(f"{_short(value)} is not a duration; write 30s, 10m, 1h30m or 3d")
+        raise ValueError(f"{shown(value)} is not a duration; write 30s, 10m, 1h30m or 3d")
     if not (math.isfinite(seconds) and 0 <= seconds <= 366 * 86_400):
         raise ValueError(f"{seconds:g} s is outside 0 s to 366 d; write a duration within that range")
     return seconds
@@ -85,11 +88,13 @@ def duration_s(value: object) -> float:
 
 def byte_count(value: object) -> int:
     """Bytes of `4GiB`, `512 MiB`, `4GB`, `1e9` or a plain number. Raises ValueError."""
-    number = _finite(value)
+    number = finite(value)
+    if isinstance(value, str):
+        _refuse_long(value)
     if isinstance(value, str) and (match := _BYTES.fullmatch(value.strip())):
         number = float(match[1]) * _BYTE_UNITS[match[2].lower()]
     if number is None or number != int(number) or not 0 <= number < 1 << 62:
-        raise ValueError(f"{_short(value)} is not a number of bytes; write 4GiB, 512MiB or 4294967296")
+        raise ValueError(f"{shown(value)} is not a number of bytes; write 4GiB, 512MiB or 4294967296")
     return int(number)
 
 
@@ -123,8 +128,24 @@ def figure(value: float, digits: int) -> str:
     return format(Decimal(f"{value:.{digits}g}"), "f")
 
 
-def _finite(value: object) -> float | None:
-    """The value as a float; None: it is no number, or none that a float can hold."""
+def _seconds(text: str) -> float:
+    """Seconds of one or more numbers with a unit, and nothing else. Raises ValueError."""
+    seconds, place = [], 0
+    while match := _DURATION.match(text, place):
+        seconds.append(float(match[1]) * _SECONDS[match[2]])
+        place = match.end()
+    if not seconds or place < len(text):
+        raise ValueError(f"{shown(text)} is not a duration; write 30s, 10m, 1h30m or 3d")
+    return math.fsum(seconds)
+
+
+def _refuse_long(text: str) -> None:
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"{shown(text)} has {len(text)} characters, limit {MAX_LENGTH}; shorten it")
+
+
+def finite(value: object) -> float | None:
+    """A number from outside as a float; None: it is no number, or none that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -134,7 +155,12 @@ def _finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _short(value: object) -> str:
+def whole(text: str) -> int | None:
+    """The whole number in ASCII digits; None: it is none, or may exceed 64 bits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def shown(value: object) -> str:
     """The value as shown in an error, cut if it is long."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of over 40 digits"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -123,6 +123,6 @@ def _remembered_database(path: Path) -> str:
 
 
 def _port(text: str, *, name: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 65535:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
         raise BadInput(f"{name}={text} is not a port; use a number from 1 to 65535")
     return int(text)

@@ -7,6 +7,8 @@ Rules:
 2. An API key is referred to by the name of an environment variable or of a file, and read where it is used.
    The reference is stored and shown; the key never is.
 
+3. An endpoint may repeat its key in an answer. What leaves us of an answer goes through a `KeyFilter`.
+
 Invariant: no secret is in the text of these values (`repr`, `str`).
 """
 
@@ -21,6 +23,8 @@ from typing import Any, Literal
 
 SECRET_HEADER = b"x-canaryctl-secret"
 KEY_LIMIT = 8192  # bytes
+SHORTEST_HIDDEN = 8  # bytes; a shorter key is a placeholder, and an ordinary word
+OWN_VARIABLES = "CANARYCTL_"  # how the names of canaryctl's settings begin; some hold passwords
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"  # of a variable that holds a key
 
 
@@ -63,6 +67,35 @@ def _derived(root: str, purpose: bytes) -> str:
     return hmac.digest(root.encode(), purpose, "sha256").hex()
 
 
+class KeyFilter:
+    """Replaces a key by as many asterisks in the bytes of one answer, which may come in pieces."""
+
+    __slots__ = ("_held", "_key")
+
+    def __init__(self, key: str) -> None:
+        """A key of under `SHORTEST_HIDDEN` bytes is not replaced."""
+        self._key = key.encode() if len(key) >= SHORTEST_HIDDEN else b""
+        self._held = b""  # the end so far, when it may begin the key
+
+    def whole(self, data: bytes) -> bytes:
+        """Complete data, such as a header's value, without the key."""
+        return data.replace(self._key, b"*" * len(self._key)) if self._key else data
+
+    def feed(self, data: bytes) -> bytes:
+        """The next bytes of the answer without the key. An end that may begin the key is held back."""
+        if not self._key:
+            return data
+        data = self.whole(self._held + data)
+        held = next((n for n in range(len(self._key) - 1, 0, -1) if data.endswith(self._key[:n])), 0)
+        self._held = data[len(data) - held :]
+        return data[: len(data) - held]
+
+    def end(self) -> bytes:
+        """What was held back, when the answer has ended."""
+        held, self._held = self._held, b""
+        return held
+
+
 @dataclass(frozen=True, slots=True)
 class KeyReference:
     """Where the API key of an external endpoint is found: an environment variable or a file."""
@@ -74,8 +107,10 @@ class KeyReference:
         return f"api_key_{self.source} {self.name}"
 
     def read(self) -> str:
-        """The key, as it is now. Raises NoKey."""
+        """The key, as it is now. Raises NoKey, also for what belongs to canaryctl itself."""
         if self.source == "env":
+            if self.name.upper().startswith(OWN_VARIABLES):
+                raise NoKey(f"{self} is a setting of canaryctl and no endpoint's key; name another variable")
             key = os.environ.get(self.name, "")
             if not key.strip():
                 raise NoKey(f"{self} is not set; export it before starting canaryctl, or use api_key_file")
@@ -89,8 +124,10 @@ class KeyReference:
         return key
 
     def _read_file(self) -> str:
-        path = Path(self.name)
         try:
+            path = Path(self.name).resolve()  # not the link: it may lead into the state folder
+            if path.is_relative_to(_state_folder()):
+                raise NoKey(f"{self} is in canaryctl's state folder, whose secrets leave no host; move it")
             if path.exists() and not path.is_file():  # a pipe would block the router
                 raise NoKey(f"{self} is not a regular file; write the key into one")
             with path.open("rb") as file:
@@ -112,3 +149,8 @@ class KeyReference:
     def from_json(cls, data: Mapping[str, Any] | None) -> KeyReference | None:
         """The reference that `asdict` wrote; None: none."""
         return None if data is None else cls(data["source"], data["name"])
+
+
+def _state_folder() -> Path:
+    """Where this host's canaryctl keeps its admin token and the database's URL."""
+    return Path(os.environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().resolve()

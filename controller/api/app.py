@@ -36,6 +36,7 @@ from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
+from controller.quantities import whole
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.runner import Runner
@@ -171,8 +172,8 @@ def _add_reads(
     async def stream_events(request: Request, service: str, after: int | None = None) -> StreamingResponse:
         """Server-sent events: `log` (a line of the service's log), `view` (the service, when it changed)."""
         await asyncio.to_thread(store.service, service)
-        last = request.headers.get("last-event-id", "")
-        start = after if after is not None else int(last) if last.isdigit() else 0
+        last = whole(request.headers.get("last-event-id", ""))
+        start = after if after is not None else last or 0
         return StreamingResponse(_events(store, views, service, start), media_type="text/event-stream")
 
 

@@ -9,6 +9,8 @@ from fastapi import Body
 from pydantic import BaseModel
 
 from controller.errors import BadInput
+from controller.quantities import shown
+from controller.spec.label import one_line_text
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec
 
@@ -108,16 +110,14 @@ def flag_of(body: Mapping[str, Any], name: str) -> bool:
 
 
 def text_of(body: Mapping[str, Any], name: str) -> str:
-    """A JSON string of the body, empty if it is left out or null. Raises BadInput."""
+    """One line of text in the body, empty if it is left out or null. Raises BadInput."""
     value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise BadInput(f"{name} {value!r} is not a text; leave it out, or write it in quotes")
-    return (value or "").strip()[:MAX_REASON]
+    return "" if value is None else one_line_text(name, value, limit=MAX_REASON)
 
 
 def waiver_of(body: Mapping[str, Any], name: str) -> str:
     """The reason in the body to go without a check; empty: none is given. Raises BadInput for a blank one."""
     reason = body.get(name)
     if reason is not None and not (isinstance(reason, str) and reason.strip()):
-        raise BadInput(f"{name} {reason!r} is not a reason; give one, or leave it out")
-    return (reason or "").strip()
+        raise BadInput(f"{name} {shown(reason)} is not a reason; give one, or leave it out")
+    return "" if reason is None else one_line_text(name, reason, limit=MAX_REASON)

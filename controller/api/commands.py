@@ -7,7 +7,7 @@ do the work.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from controller.api.proposal import (
     changed_version,
     new_rollout_id,
     preflight_s,
+    refuse_new_key,
     refuse_rejected,
     refuse_same,
     version_ref,
@@ -150,6 +151,7 @@ class Commands(Returns):
         if newest is not None and not newest.is_final:
             raise already_running(service, newest.id, f"in {newest.phase.value}")
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
+        refuse_new_key(proposal.version, self._known_versions(service), identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
         if not proposal.plan.twin and not may_retry:
             self._refuse_rejected(service, proposal.canary_id)
@@ -288,6 +290,12 @@ class Commands(Returns):
         if not rows:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
         return write_scores(self._environment, [row.name for row in rows], scores)
+
+    def _known_versions(self, service: str) -> Iterator[VersionSpec]:
+        """Specs of the stable version and of those that were tried."""
+        tried = (state_from_json(row.state) for row in self._store.rollouts(service, limit=HISTORY_LIMIT))
+        ids = (self._store.service(service).stable, *(one.canary.id for one in tried))
+        return (version_spec(row) for id in ids if (row := self._store.version(service, id)) is not None)
 
     def _refuse_rejected(self, service: str, canary: str) -> None:
         """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller import telemetry
 from controller.errors import BadInput, CanaryctlError, problem_document
+from controller.quantities import whole
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -61,7 +62,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "0")
-        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+        if not 0 <= (-1 if (size := whole(length)) is None else size) <= MAX_BODY_BYTES:
             refused = _problem(413, "http", (_too_long(length),), BadInput.exit_code)
             await refused(scope, receive, send)
             return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from controller.api.bodies import FeedbackResult
 from controller.errors import BadInput, Unreachable
+from controller.quantities import finite, shown
 from evaluation.metrics import CATALOGUE
 
 MAX_SCORES = 1000
@@ -36,12 +36,13 @@ def _score(index: int, item: Mapping[str, Any], now_s: float) -> Score:
         )
     scored = sorted(one.name for one in CATALOGUE.values() if one.arrives_later)
     if metric not in scored:
-        raise BadInput(f"feedback {index}: metric {metric!r} is unknown; use one of {', '.join(scored)}")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadInput(f"feedback {index}: score {value!r} is not a number; use 0 to 1")
-    if not 0 <= value <= 1:
-        raise BadInput(f"feedback {index}: score {value:g} is outside 0 to 1; rescale it")
-    return name, metric, float(value), now_s
+        raise BadInput(f"feedback {index}: metric {shown(metric)} is unknown; use one of {', '.join(scored)}")
+    number = finite(value)
+    if number is None:
+        raise BadInput(f"feedback {index}: score {shown(value)} is not a number; use 0 to 1")
+    if not 0 <= number <= 1:
+        raise BadInput(f"feedback {index}: score {number:g} is outside 0 to 1; rescale it")
+    return name, metric, number, now_s
 
 
 class ScoreLogs(Protocol):

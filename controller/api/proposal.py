@@ -6,9 +6,10 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from controller.api.bodies import flag_of
-from controller.auth import Identity
+from controller.auth import Identity, Role
 from controller.errors import AlreadyRejected, BadInput, Conflict
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
@@ -156,6 +157,29 @@ def changed_version(
         named = {canonical_name(str(name)): value for name, value in engine.items()}
         change = {**change, "engine": {**inherited.get("engine", {}), **named}}
     return parse_version({**inherited, **change})
+
+
+def refuse_new_key(version: VersionSpec, known: Iterable[VersionSpec], identity: Identity) -> None:
+    """Raises BadInput for a key that the service does not send to this endpoint yet, unless an admin asks.
+
+    Who names the file or variable can have any of them sent to a host of their own. known: the service's
+    versions; they are asked for only if they matter.
+    """
+    if version.api_key is None or version.url is None or identity.role.covers(Role.ADMIN):
+        return
+    host = _host(version.url)
+    if any(one.api_key == version.api_key and one.url and _host(one.url) == host for one in known):
+        return
+    raise BadInput(
+        f"{version.api_key} is new for {host}: an admin must deploy it first, because its content is sent "
+        "there; or use a key and an endpoint that the service has"
+    )
+
+
+def _host(url: str) -> str:
+    """Scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"
 
 
 def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:

@@ -6,7 +6,6 @@ seconds of CPU for a whole ladder, so it is made on request and never in a tick.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from controller.errors import BadInput, CanaryctlError
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.ladder import gate_stages
-from controller.quantities import FULL_BP, duration, figure, percent
+from controller.quantities import FULL_BP, duration, figure, finite, percent, shown
 from controller.rollout.plan import Plan
 from controller.spec.policy import PolicySpec
 from evaluation.forecast.detectable_effect import detects_nothing
@@ -47,13 +46,14 @@ class TrafficOverrides:
         """The FORECAST_KEYS of a request body. Raises BadInput."""
         rate, unit, users = (body.get(key) for key in FORECAST_KEYS[:3])
         is_quick = body.get("quick", False)
-        if rate is not None and not (_is_number(rate) and 0 < rate <= MAX_RATE):
-            raise BadInput(f"rate {rate!r} is not in (0, {MAX_RATE:g}] requests/s; give --rate 50")
-        if unit is not None and not (_is_number(unit) and 1 <= unit <= 10_000):
-            raise BadInput(f"unit_requests {unit!r} is outside 1..10000; 1 means no sticky units")
-        if users is not None and not (isinstance(users, int) and _is_number(users) and 2 <= users <= 1e9):
+        if rate is not None and not 0 < (finite(rate) or 0.0) <= MAX_RATE:
+            raise BadInput(f"rate {shown(rate)} is not in (0, {MAX_RATE:g}] requests/s; give --rate 50")
+        if unit is not None and not 1 <= (finite(unit) or 0.0) <= 10_000:
+            raise BadInput(f"unit_requests {shown(unit)} is outside 1..10000; 1 means no sticky units")
+        if users is not None and not (isinstance(users, int) and 2 <= (finite(users) or 0.0) <= 1e9):
             raise BadInput(
-                f"users {users!r} is not a whole number from 2 to 1e9; leave it out if new users keep coming"
+                f"users {shown(users)} is not a whole number from 2 to 1e9; "
+                "leave it out if new users keep coming"
             )
         if not isinstance(is_quick, bool):
             raise BadInput(f"quick {is_quick!r} is not true or false; leave it out")
@@ -155,7 +155,3 @@ def _session_cause(deadline_s: float, policy: PolicySpec, traffic: TrafficModel,
         f"{refusal}; {session} of the {deadline} to the deadline pass before a session ends and its requests "
         f"count: {remedy}"
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

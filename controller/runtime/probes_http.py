@@ -19,6 +19,7 @@ from controller import telemetry
 from controller.rollout.actions import ProbeKind, RunProbe
 from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
+from serving.files.plain_text import storable
 from serving.targets import Endpoint
 from serving.targets import Target as RouteTarget
 
@@ -83,7 +84,7 @@ class HttpProbes:
         except Exception as exc:  # noqa: BLE001 - any error fails the probe, with its reason
             while isinstance(exc, ExceptionGroup):  # of the load's requests
                 exc = exc.exceptions[0]
-            run.detail = (str(exc).splitlines() or [type(exc).__name__])[0][:300]
+            run.detail = storable((str(exc).splitlines() or [type(exc).__name__])[0][:300])
             run.phase = "failed"
             telemetry.warning("probe failed", rollout=rollout.id, probe=probe.probe.value, why=run.detail)
             return
@@ -152,16 +153,16 @@ async def _complete(
         body = answer.json()
     except ValueError as exc:
         raise ProbeFailed(
-            f"the answer is not JSON: {answer.text[:100]!r}; is it an OpenAI endpoint?"
+            f"the answer is not JSON: {_shown(answer, 100)!r}; is it an OpenAI endpoint?"
         ) from exc
     if not isinstance(body, dict):
-        raise ProbeFailed(f"the answer is no JSON object: {answer.text[:100]!r}; is it an OpenAI endpoint?")
+        raise ProbeFailed(f"the answer is no JSON object: {_shown(answer, 100)!r}; is it an OpenAI endpoint?")
     return body
 
 
 async def _explained(http: httpx.AsyncClient, url: str, model: str, answer: httpx.Response) -> str:
     """Why an answer's status fails the probe, with the remedy where one is known."""
-    why = f"status {answer.status_code}: {answer.text[:200]}"
+    why = f"status {answer.status_code}: {_shown(answer, 200)}"
     if answer.status_code in (401, 403):
         return f"{why}; does {url} need another key? set api_key_env or api_key_file"
     if answer.status_code not in (400, 404):
@@ -170,6 +171,12 @@ async def _explained(http: httpx.AsyncClient, url: str, model: str, answer: http
     if names and model not in names:
         return f"{why}; {url} does not list {model}: set model to one of {', '.join(names[:5])}"
     return f"{why}; is {url} the base URL, and {model} the model's name there? set url, model"
+
+
+def _shown(answer: httpx.Response, limit: int) -> str:
+    """The beginning of an answer, without the key that was sent: some endpoints repeat it."""
+    key = answer.request.headers.get("authorization", "").rpartition(" ")[2]
+    return (answer.text.replace(key, "***") if key else answer.text)[:limit]
 
 
 async def _listed_models(http: httpx.AsyncClient, url: str) -> list[str]:

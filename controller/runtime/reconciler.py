@@ -85,8 +85,11 @@ class Reconciler:
         self._committed_s: dict[str, float] = {}  # boot time
         self._failures: dict[str, str] = {}  # current failures, so that each is logged once
 
-    def perform(self, rollout: str, *, token: int) -> Performed | None:
+    def perform(self, rollout: str, *, token: int, is_stuck: bool = False) -> Performed | None:
         """Perform the actions that the last commit left pending; None: no such rollout.
+
+        is_stuck: nothing can be committed, so a split with the canary is not published again: the route table
+        withdraws the canary when it hears nothing.
 
         Raises StaleToken when another controller acts, Unreachable without a store.
         """
@@ -97,6 +100,8 @@ class Reconciler:
         delivered: set[str] = set()
         failed = False
         for action in stored.pending:
+            if is_stuck and isinstance(action, SetSplit) and action.canary is not None:
+                continue
             what = f"{action.kind} of {rollout}"
             try:
                 result = self._act(stored.state, action, token)

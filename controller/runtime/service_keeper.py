@@ -60,8 +60,10 @@ class Keeper:
         self._failure: tuple[str, float] | None = None  # version and start of stable's failure
         self._failed_s = 0.0  # boot time at which it was first seen
 
-    def prepare(self, service: str, *, token: int) -> Prepared | None:
+    def prepare(self, service: str, *, token: int, is_alive: bool = True) -> Prepared | None:
         """Open the ingress and send a heartbeat, or close the ingress of a service being removed.
+
+        is_alive False: without the heartbeat, so that the route table withdraws the canary in a minute.
 
         MUST come before the read for `tick`, by one interval at most. None: it failed, skip `tick`. Raises
         StaleToken, UnknownService.
@@ -73,7 +75,8 @@ class Keeper:
                 self._ingress.close(row.name, token=token)
             else:
                 self._ingress.open(row.name, row.secret, token=token)
-                self._traffic.heartbeat(row.name, token=token)
+                if is_alive:
+                    self._traffic.heartbeat(row.name, token=token)
             return Prepared(row.name, row.removing)
         except StaleToken:
             raise

@@ -1,6 +1,7 @@
 """Loop body of one service: perform pending actions, read the data plane, step rollouts, run the keeper.
 
-Invariant: fleet and route table are read once per tick, after the pending actions were performed.
+Invariants: fleet and route table are read once per tick, after the pending actions were performed; once ticks
+have failed for `STUCK_S`, no heartbeat is sent, so the route table withdraws the canary by itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from controller.store.sql import SqlStore
 
 PAUSE_S = 1.0  # without the lease, or after an error
 KEEP_S = 1.0
+# A rollout whose next state cannot be committed cannot be rolled back either.
+STUCK_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class ServiceLoop:
         self._workers: ServiceWorkers | None = None
         self._token: int | None = None
         self._keep_at_s = 0.0  # boot time
+        self._failing_since_s: float | None = None  # boot time; None: the last tick was completed
+        self._is_stuck = False
 
     def tick(self, token: int | None) -> float:
         """One tick under the lease's token (None: another controller holds it); seconds until the next.
@@ -74,25 +79,56 @@ class ServiceLoop:
         if self._workers is None or self._token != token:
             self._workers, self._token = self._make_workers(self._service), token
         try:
-            return self._tick(self._workers, token)
-        except StaleWrite as exc:
+            pause_s = self._tick(self._workers, token)
+        except (StaleToken, UnknownService):
+            self._completed()
+            raise
+        except Exception as exc:  # noqa: BLE001 - bugs too are raised again, but count as failed ticks
+            return self._failed(exc)
+        self._completed()
+        return pause_s
+
+    def _completed(self) -> None:
+        if self._is_stuck:
+            telemetry.event("ticks work again, heartbeats are sent", service=self._service)
+        self._failing_since_s, self._is_stuck = None, False
+
+    def _failed(self, exc: Exception) -> float:
+        """Seconds until the failed tick is repeated. Raises the error if it is a bug of ours."""
+        now_s = self._clock.boot_s()
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+        if not self._is_stuck and now_s - self._failing_since_s >= STUCK_S:
+            self._is_stuck = True
+            why = CanaryctlError(
+                f"no tick of {self._service} was completed for {STUCK_S:g} s, nothing can be rolled back; "
+                f"heartbeats stop, so the route table withdraws a canary in a minute: {exc}"
+            )
+            telemetry.error("the service is stuck", why, service=self._service)
+        if isinstance(exc, StaleWrite):
             telemetry.warning("another writer was first, reading again", service=self._service, why=str(exc))
             self._workers = None
             return 0.0
-        except (StaleToken, UnknownService):
-            raise
-        except CanaryctlError as exc:
+        if isinstance(exc, CanaryctlError):
             telemetry.warning("tick failed, will be retried", service=self._service, why=str(exc))
             return PAUSE_S
+        raise exc
 
     def _tick(self, workers: ServiceWorkers, token: int) -> float:
         reconciler = workers.reconciler
-        loaded = [reconciler.perform(id, token=token) for id in self._store.running(self._service)]
+        loaded = [
+            reconciler.perform(id, token=token, is_stuck=self._is_stuck)
+            for id in self._store.running(self._service)
+        ]
         performed = [rollout for rollout in loaded if rollout is not None]
         is_keep_due = self._clock.boot_s() >= self._keep_at_s or all(
             rollout.stored.state.is_final for rollout in performed
         )
-        prepared = workers.keeper.prepare(self._service, token=token) if is_keep_due else None
+        prepared = (
+            workers.keeper.prepare(self._service, token=token, is_alive=not self._is_stuck)
+            if is_keep_due
+            else None
+        )
         plane = reconciler.read(self._service)
         pause_s, running = KEEP_S, None
         evidence, rollout_id = self.last.evidence, self.last.rollout

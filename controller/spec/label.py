@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from controller.errors import BadInput
+from controller.quantities import shown
 
 LABEL_KEYS = ("name", "message", "actor")
 MAX_LENGTH = {"name": 80, "message": 500, "actor": 80}
@@ -64,14 +65,16 @@ def title(version: str, label: str) -> str:
 
 def _text(body: Mapping[str, Any], key: str) -> str | None:
     value = body.get(key)
-    if value is None:
-        return None
-    limit = MAX_LENGTH[key]
+    return None if value is None else one_line_text(key, value, limit=MAX_LENGTH[key]) or None
+
+
+def one_line_text(key: str, value: object, *, limit: int) -> str:
+    """One printable line that a person wrote, stripped. Raises BadInput; terminals show it as it is."""
     if not isinstance(value, str):
-        raise BadInput(f"{key} {value!r} is not a text; leave it out, or write it in quotes")
+        raise BadInput(f"{key} {shown(value)} is not a text; leave it out, or write it in quotes")
     text = value.strip()
     if len(text) > limit:
         raise BadInput(f"{key} has {len(text)} characters, limit {limit}; shorten it")
     if not text.isprintable():
-        raise BadInput(f"{key} {text!r} is not one printable line; leave out line breaks and controls")
-    return text or None
+        raise BadInput(f"{key} {shown(text)} is not one printable line; leave out line breaks and controls")
+    return text

@@ -19,8 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from controller.errors import BadInput, CanaryctlError, Unreachable
-from controller.store.migrations import migrate, stored_schema
-from controller.store.schema import SCHEMA
+from controller.store.migrations import is_current, migrate
 from serving.clock import boot_s
 
 MOUNTS = Path("/proc/self/mounts")
@@ -85,8 +84,8 @@ class Database:
         self._clock = clock
         try:
             with self.read() as db:
-                is_current = stored_schema(db) == SCHEMA
-            if not is_current:
+                is_newest = is_current(db)
+            if not is_newest:
                 with self.write() as db:
                     migrate(db)
         except BaseException:

@@ -348,8 +348,8 @@ class SqlStore:
     def lease(self) -> Lease:
         """The current lease, or the last one."""
         c = t.leases.c
-        [row] = self._all(select(c.holder, c.token, c.expires_at_s).where(c.name == LEASE))
-        return Lease(*row)
+        with self.database.read() as db:
+            return Lease(*db.execute(select(c.holder, c.token, c.expires_at_s).where(c.name == LEASE)).one())
 
     def acquire_lease(self, holder: str, *, ttl_s: float) -> Lease | None:
         """The lease, with a token higher than any before; None: another controller holds it.

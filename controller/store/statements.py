@@ -121,10 +121,20 @@ def append_event(
 
 
 def append_log(db: sa.Connection, state: RolloutState, before: int) -> None:
-    """Append the rollout's log lines after number `before`."""
+    """Append the rollout's log lines after number `before`.
+
+    A line that the database refuses, such as one outside its encoding, is written in ASCII: no line keeps a
+    state from being committed.
+    """
     for line in state.log:
-        if line.seq > before:
-            append_event(db, state.service, state.id, line.at_s, line.actor, line.text)
+        if line.seq <= before:
+            continue
+        try:
+            with db.begin_nested():
+                append_event(db, state.service, state.id, line.at_s, line.actor, line.text)
+        except (sa.exc.DataError, UnicodeError):
+            actor, text = (ascii(one)[1:-1] for one in (line.actor, line.text))
+            append_event(db, state.service, state.id, line.at_s, actor, text)
 
 
 def unknown_rollout(rollout: str) -> UnknownService:

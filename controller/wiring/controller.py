@@ -27,6 +27,7 @@ from controller.evidence.reader import RecordsReader
 from controller.evidence.records import gate_config
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
+from controller.quantities import whole
 from controller.rollout.state import RolloutState
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
@@ -192,10 +193,11 @@ def _release_orphaned_lease(store: SqlStore) -> None:
     lease = store.lease()
     host, _, rest = lease.holder.partition("/")
     pid, _, created = rest.partition("/")
-    if host != _host() or not pid.isdigit():
+    number = whole(pid)
+    if host != _host() or number is None:
         return
     try:
-        is_alive = f"{psutil.Process(int(pid)).create_time():.2f}" == created
+        is_alive = f"{psutil.Process(number).create_time():.2f}" == created
     except psutil.NoSuchProcess:
         is_alive = False
     if not is_alive:

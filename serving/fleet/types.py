@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from serving.credentials import KeyReference
+from serving.files.plain_text import storable
 
 # draining: out of the route table, requests in flight continue.  stopping: Serve is deleting it.
 # gone: its processes have ended and its memory is free.  failed: see last_error; not retried.
@@ -138,4 +139,5 @@ def one_line(error: BaseException | str, *, limit: int = 400) -> str:
     # pydantic, with which vLLM validates its settings, ends a message with a link and the input.
     useful = [line.split(" [type=")[0] for line in lines if not line.startswith("For further information")]
     text = useful[-1] if useful else type(error).__name__
+    text = storable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from controller.quantities import byte_count, duration, duration_s, figure, gib, percent, weight_bp
+from controller import quantities
+from controller.quantities import byte_count, duration, duration_s, figure, gib, percent, weight_bp, whole
 
 
 @pytest.mark.parametrize(
@@ -73,3 +76,29 @@ def test_numbers_are_formatted_with_their_units() -> None:
 )
 def test_a_figure_has_no_exponent(value: float, digits: int, text: str) -> None:
     assert figure(value, digits) == text
+
+
+@pytest.mark.parametrize("parse", [weight_bp, duration_s, byte_count])
+@pytest.mark.parametrize("text", ["1" * 1000 + "x", "1" * 65, "1h" * 40, " " * 100])
+def test_a_long_text_is_refused_before_a_pattern_sees_it(
+    parse: Callable[[object], float], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A duration of a thousand digits took minutes, in which the whole controller stood still."""
+    for name in ("_DURATION", "_PLAIN", "_PERCENT", "_BYTES"):
+        monkeypatch.setattr(f"controller.quantities.{name}", None)
+
+    with pytest.raises(ValueError, match=rf"has {len(text)} characters, limit 64; shorten it"):
+        parse(text)
+
+
+@pytest.mark.parametrize("name", ["_DURATION", "_PLAIN", "_PERCENT", "_BYTES"])
+def test_a_pattern_splits_digits_in_one_way_only(name: str) -> None:
+    """Two adjacent repeats of digits, the point between them optional, were tried in every combination."""
+    assert "[0-9]*" not in getattr(quantities, name).pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("7", 7), ("", None), ("-1", None), ("²", None), ("9" * 5000, None), ("1.0", None)]
+)
+def test_a_whole_number_from_outside(text: str, number: int | None) -> None:
+    assert whole(text) == number

@@ -51,3 +51,27 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused_at_once(tmp_path: Path) 
     for name, line in (("none", "No such file"), (".", "not a regular file"), ("pipe", "not a regular file")):
         with pytest.raises(NoKey, match=line):
             KeyReference("file", str(tmp_path / name)).read()
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_file_of_the_state_folder_is_never_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_linked: bool
+) -> None:
+    """An operator had the admin token sent to a host of theirs."""
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "home"))
+    secret = tmp_path / "home" / "admin.token"
+    secret.parent.mkdir()
+    secret.write_text("cnry_secret")
+    link = tmp_path / "link"
+    link.symlink_to(secret)
+
+    with pytest.raises(NoKey, match="is in canaryctl's state folder"):
+        KeyReference("file", str(link if is_linked else secret)).read()
+
+
+@pytest.mark.parametrize("name", ["CANARYCTL_DATABASE_URL", "canaryctl_token"])
+def test_a_setting_of_canaryctl_is_never_a_key(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "postgresql://ann:s3cret@db/canary")
+
+    with pytest.raises(NoKey, match="is a setting of canaryctl"):
+        KeyReference("env", name).read()

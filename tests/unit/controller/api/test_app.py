@@ -516,3 +516,82 @@ async def test_a_failed_simulation_blocks_neither_the_plan_nor_a_deploy(
     assert view["forecast"] is None
     assert view["forecast_note"] == "the simulation ended with exit code -9; the controller's log says why"
     assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
+
+
+@pytest.mark.parametrize("key", ["rate", "unit_requests", "users", "score"])
+async def test_a_number_that_no_float_holds_is_refused_in_one_line(
+    api: httpx.AsyncClient, model: Path, key: str
+) -> None:
+    """They were 500: an integer of 400 digits raises OverflowError where a float is expected."""
+    await api.put("/v1/services/chat", json={"model": str(model)})
+    number = "1" + "0" * 400
+    path = "/v1/feedback" if key == "score" else "/v1/services/chat/plan"
+    body = f'{{"id": "x", "score": {number}}}' if key == "score" else f'{{"{key}": {number}}}'
+
+    answer = await api.post(path, content=body, headers={"content-type": "application/json"})
+
+    assert (answer.status_code, len(answer.json()["detail"]) < 200) == (422, True)
+    assert "a number of over 40 digits" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("last", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", ""])
+async def test_a_last_event_id_that_is_no_number_starts_at_the_beginning(
+    api: httpx.AsyncClient, model: Path, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+
+    async def none(_store: object, _views: object, _service: str, after: int) -> AsyncIterator[str]:
+        starts.append(after)
+        yield ""
+
+    monkeypatch.setattr("controller.api.app._events", none)
+    await api.put("/v1/services/chat", json={"model": str(model)})
+
+    headers = {"last-event-id": last.encode("latin-1")}
+    answer = await api.get("/v1/services/chat/events", headers=headers)
+
+    assert (answer.status_code, starts) == (200, [0])
+
+
+@pytest.mark.parametrize("by_admin", ["https://a.example/v1", None])
+async def test_an_operator_names_no_key_that_the_service_does_not_send_there(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, by_admin: str | None
+) -> None:
+    """A deploy has the controller send a file of its own to a host of the operator's choice."""
+    key, operator = {"api_key_file": "/keys/a"}, of_role(controller, Role.OPERATOR)
+    if by_admin is not None:
+        await api.post("/v1/services/chat/rollouts", json={"version": {"url": by_admin, "model": "m", **key}})
+        await api.post("/v1/services/chat/rollback", json={})
+        rollout = controller.store.running("chat")[0]
+        stored = controller.store.load(rollout)
+        assert stored is not None
+        ended = replace(stored.state, phase=Phase.FAILED, commands_through=9)
+        controller.store.commit(ended, (), expected_version=stored.version, evidence=None)
+
+    async def deploy(url: str, **changed: str) -> httpx.Response:
+        version = {"url": url, "model": "other", **key, **changed}
+        body = {"version": version, "allow_unjudged": "new", "allow_unproven": "new"}
+        return await api.post("/v1/services/chat/rollouts", json=body, headers=operator)
+
+    elsewhere = await deploy("https://evil.example/v1")
+    another = await deploy("https://a.example/v1", api_key_file="/keys/b")
+    same = await deploy("https://a.example/v1")
+
+    assert (elsewhere.status_code, another.status_code) == (422, 422)
+    assert "/keys/a is new for https://evil.example: an admin must" in elsewhere.json()["detail"]
+    assert same.status_code == (201 if by_admin else 422)
+
+
+@pytest.mark.parametrize("reason", ["\x1b[2J", "two\nlines", "x" * 501, "\x00"])
+@pytest.mark.parametrize("key", ["reason", "allow_unjudged"])
+async def test_a_reason_is_one_printable_line(
+    api: httpx.AsyncClient, model: Path, key: str, reason: str
+) -> None:
+    body = {key: f"a{reason}b", "version": {"model": str(model)}}
+    answers = [await api.post("/v1/services/chat/rollouts", json=body)]
+    if key == "reason":
+        for path in ("rollback", "undo"):
+            answers.append(await api.post(f"/v1/services/chat/{path}", json={key: body[key]}))
+
+    assert {answer.status_code for answer in answers} == {422}
+    assert all(f"{key} " in answer.json()["detail"] for answer in answers)

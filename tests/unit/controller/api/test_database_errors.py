@@ -32,7 +32,7 @@ async def api(controller: FakeController) -> AsyncIterator[httpx.AsyncClient]:
 
 def break_tables(controller: FakeController, *, tokens: bool) -> None:
     """Drop the tables, and with `tokens` the one that every request reads first."""
-    kept = {"canaryctl_meta", "alembic_version"} | (set() if tokens else {"tokens"})
+    kept = {"canaryctl_meta", "canaryctl_schema_version"} | (set() if tokens else {"tokens"})
     with controller.store.database.write() as db:
         for name in set(sa.inspect(db).get_table_names()) - kept - {"sqlite_sequence"}:
             db.execute(sa.text(f"DROP TABLE {name}"))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from controller.auth import Identity, Role
-from controller.rollout.observation import CommandKind
+from controller.errors import BadInput, StaleWrite
+from controller.rollout.observation import CommandKind, VersionPhase
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.service_keeper import Keeper
@@ -25,7 +26,7 @@ from tests.fakes.plane import (
     FakeProbes,
     FakeTraffic,
 )
-from tests.fakes.rollouts import STABLE, a_rollout
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 OPERATOR = Identity("ada", Role.OPERATOR)
 
@@ -111,4 +112,49 @@ def test_a_front_that_fails_does_not_block_a_rollback(
     rig.store.append_command("r-00000001", CommandKind.ROLLBACK, OPERATOR, reason="bad", at_s=rig.clock.at_s)
 
     rig.tick_until(Phase.ROLLED_BACK)
+    assert rig.traffic.tables["chat"].canary is None
+
+
+def fail_commits(rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(rig.store, "commit", fails)
+
+
+@pytest.mark.parametrize("error", [BadInput("a text that cannot be stored"), StaleWrite("another")])
+def test_heartbeats_stop_while_nothing_can_be_committed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The route table withdraws the canary when it hears nothing."""
+    rig.deploy()
+    rig.tick_until(Phase.STAGE)
+    fail_commits(rig, monkeypatch, error)
+    rig.fleet.engines["chat", CANARY].phase = VersionPhase.FAILED  # this would roll back
+
+    started_s = rig.clock.booted_s
+    for _ in range(120):
+        rig.clock.advance(1.0)
+        rig.loop.tick(1)
+    silent_s = rig.clock.booted_s - rig.traffic.heartbeat_at_s["chat"]
+
+    monkeypatch.undo()
+    rig.tick_until(Phase.ROLLED_BACK)
+    assert (rig.traffic.heartbeat_at_s["chat"] - started_s > 120.0, silent_s >= 60.0) == (True, True)
+
+
+def test_a_stuck_rollout_does_not_bring_its_canary_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The split that it committed last is published with every tick, which would undo the withdrawal."""
+    rig.deploy()
+    rig.tick_until(Phase.STAGE)
+    fail_commits(rig, monkeypatch, BadInput("a text that cannot be stored"))
+    for _ in range(40):
+        rig.clock.advance(1.0)
+        rig.loop.tick(1)
+
+    rig.traffic.withdraw("chat")
+    for _ in range(10):
+        rig.clock.advance(1.0)
+        rig.loop.tick(1)
+
     assert rig.traffic.tables["chat"].canary is None

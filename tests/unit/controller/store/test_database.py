@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from controller.auth import Identity, Role
 from controller.errors import BadInput, Unreachable
+from controller.rollout.journal import hold, log, notices
 from controller.rollout.observation import CommandKind
-from controller.rollout.state import Departure, DepartureStep
+from controller.rollout.state import Departure, DepartureStep, HoldKind
 from controller.store import schema as t
 from controller.store.ab import AbStore
 from controller.store.database import Database, translated
@@ -211,17 +212,49 @@ def test_a_full_or_read_only_file_is_reported_as_unreachable(tmp_path: Path, nam
     store.close()
 
 
-@pytest.mark.parametrize("text", ["\ud800", "\x00"])
-def test_text_that_no_database_holds_is_bad_input_or_stored(store: SqlStore, text: str) -> None:
+@pytest.mark.parametrize("text", ["\ud800", "\x00", "\x1b"])
+def test_text_that_no_database_holds_is_stored_without_the_character(store: SqlStore, text: str) -> None:
     store.put_service(CHAT, VERSION)
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
 
-    try:
-        store.append_command("r-00000001", CommandKind.PAUSE, ADA, reason=text, at_s=1.0)
-    except BadInput:
-        assert store.commands("r-00000001", after_seq=0) == ()
-    else:
-        assert store.commands("r-00000001", after_seq=0)[0].reason == text
+    store.append_command("r-00000001", CommandKind.PAUSE, ADA, reason=f"a{text}b", at_s=1.0)
+
+    assert store.commands("r-00000001", after_seq=0)[0].reason == "a\N{REPLACEMENT CHARACTER}b"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x00"])
+def test_a_state_with_text_that_no_database_holds_is_committed(store: SqlStore, text: str) -> None:
+    """The log line kept the rollback from being committed, for ever."""
+    store.put_service(CHAT, VERSION)
+    state = a_rollout()
+    store.create_rollout(state, request="{}", at_s=1.0)
+    state = hold(log(state, 2.0, f"a{text}b"), HoldKind.PAUSE, f"a{text}b", 2.0, page=True)
+
+    store.commit(state, notices(state), expected_version=0, evidence=None)
+
+    stored = store.load(state.id)
+    assert stored is not None
+    assert {stored.state.log[-2].text, stored.state.holds[0].reason} == {"a\N{REPLACEMENT CHARACTER}b"}
+    assert store.events("chat")[-2].text == "a\N{REPLACEMENT CHARACTER}b"
+    assert "\N{REPLACEMENT CHARACTER}" in str(stored.pending[0])
+
+
+def test_a_log_line_that_the_database_refuses_is_committed_in_ascii(
+    store: SqlStore,
+) -> None:
+    """Such as one outside the encoding of a LATIN1 database."""
+    store.put_service(CHAT, VERSION)
+    state = a_rollout()
+    store.create_rollout(state, request="{}", at_s=1.0)
+
+    def refuse(connection: object, cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "too long…" in (parameters.values() if isinstance(parameters, dict) else parameters):
+            raise UnicodeEncodeError("latin-1", "…", 0, 1, "not in the encoding")
+
+    sa.event.listen(store.database._engine, "before_cursor_execute", refuse)
+    store.commit(log(state, 2.0, "too long…"), (), expected_version=0, evidence=None)
+
+    assert store.events("chat")[-1].text == "too long\\u2026"
 
 
 def test_a_number_that_no_database_holds_is_bad_input(store: SqlStore) -> None:

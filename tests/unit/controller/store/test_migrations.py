@@ -13,7 +13,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from controller.errors import BadInput
+from controller.errors import BadInput, Unreachable
 from controller.rollout.serialization import state_to_json
 from controller.rollout.state import Departure, DepartureStep, Phase
 from controller.store import migrations
@@ -31,11 +31,21 @@ def engine(bare_url: str) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
+def _differences(db: sa.Connection) -> list[object]:
+    """What the tables differ in from those of the code; tables of other programs aside."""
+    options = {
+        "version_table": migrations.VERSION_TABLE,
+        "include_name": lambda name, kind, _: kind != "table" or name != "alembic_version",
+    }
+    found: list[object] = compare_metadata(MigrationContext.configure(db, opts=options), t.metadata)
+    return found
+
+
 def test_a_new_database_has_the_tables_that_the_code_expects(bare_url: str, engine: sa.Engine) -> None:
     SqlStore(bare_url).close()
 
     with engine.connect() as db:
-        assert compare_metadata(MigrationContext.configure(db), t.metadata) == []
+        assert _differences(db) == []
 
 
 @pytest.mark.parametrize("schema", [1, 2])
@@ -47,7 +57,7 @@ def test_a_database_of_an_earlier_release_gets_the_same_tables(
     SqlStore(bare_url).close()
 
     with engine.connect() as db:
-        assert compare_metadata(MigrationContext.configure(db), t.metadata) == []
+        assert _differences(db) == []
 
 
 @pytest.mark.parametrize("schema", [1, 2])
@@ -118,18 +128,18 @@ def test_a_migration_that_is_cut_off_leaves_the_old_schema(
 
     with engine.begin() as db:
         assert "seq" not in {column["name"] for column in sa.inspect(db).get_columns("rollouts")}
-        assert "alembic_version" not in sa.inspect(db).get_table_names()
+        assert migrations.VERSION_TABLE not in sa.inspect(db).get_table_names()
         db.execute(sa.text("ALTER TABLE leases RENAME COLUMN other TO expires_at_s"))
     SqlStore(bare_url).close()
 
 
-@pytest.mark.parametrize("table", ["alembic_version SET version_num", "canaryctl_meta SET value"])
+@pytest.mark.parametrize("table", ["canaryctl_schema_version SET version_num", "canaryctl_meta SET value"])
 def test_a_database_of_a_newer_canaryctl_is_refused(bare_url: str, engine: sa.Engine, table: str) -> None:
     SqlStore(bare_url).close()
     with engine.begin() as db:
         db.execute(sa.text(f"UPDATE {table} = '99'"))
         if "meta" in table:
-            db.execute(sa.text("DROP TABLE alembic_version"))
+            db.execute(sa.text("DROP TABLE canaryctl_schema_version"))
 
     with pytest.raises(BadInput, match=r"schema 99, this canaryctl reads \d; run the canaryctl that"):
         SqlStore(bare_url)
@@ -142,6 +152,60 @@ def test_the_releases_before_alembic_refuse_a_migrated_database(bare_url: str, e
     with engine.connect() as db:
         stored = db.execute(sa.text("SELECT value FROM canaryctl_meta WHERE name = 'schema'")).scalar_one()
     assert int(stored) > 2
+
+
+@pytest.mark.parametrize("version", ["1", "3", "ab12cd34", None])
+def test_another_programs_alembic_table_is_left_alone(
+    bare_url: str, engine: sa.Engine, version: str | None
+) -> None:
+    with engine.begin() as db:
+        db.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        if version is not None:
+            db.execute(sa.text(f"INSERT INTO alembic_version VALUES ('{version}')"))
+
+    for _ in range(2):
+        SqlStore(bare_url).close()
+
+    with engine.connect() as db:
+        assert db.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() == version
+        assert _differences(db) == []
+
+
+def test_the_version_table_of_an_earlier_release_is_taken_over(bare_url: str, engine: sa.Engine) -> None:
+    SqlStore(bare_url).close()
+    with engine.begin() as db:
+        db.execute(sa.text(f"ALTER TABLE {migrations.VERSION_TABLE} RENAME TO alembic_version"))
+        db.execute(sa.text("UPDATE services SET secret = 'kept'"))
+
+    for _ in range(2):
+        SqlStore(bare_url).close()
+
+    with engine.connect() as db:
+        assert "alembic_version" not in sa.inspect(db).get_table_names()
+        assert _differences(db) == []
+
+
+@pytest.mark.parametrize("value", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "", "-1"])
+def test_a_schema_that_is_no_number_is_refused_in_one_line(
+    bare_url: str, engine: sa.Engine, value: str
+) -> None:
+    with engine.begin() as db:
+        db.execute(sa.text("CREATE TABLE canaryctl_meta (name VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)"))
+        db.execute(sa.text("INSERT INTO canaryctl_meta VALUES ('schema', :value)"), {"value": value})
+
+    with pytest.raises(BadInput, match="this canaryctl reads") as refused:
+        SqlStore(bare_url)
+    assert len(str(refused.value)) < 200
+
+
+def test_a_missing_lease_is_reported_in_one_line(bare_url: str, engine: sa.Engine) -> None:
+    store = SqlStore(bare_url)
+    with engine.begin() as db:
+        db.execute(sa.text("DELETE FROM leases"))
+
+    with pytest.raises(Unreachable, match="lacks a row"):
+        store.lease()
+    store.close()
 
 
 def test_the_newest_migration_is_the_schema_of_the_code() -> None:

@@ -87,7 +87,7 @@ def test_a_canary_that_has_no_weight_yet_is_tombstoned_by_the_stores_word(
 
 def newer(path: Path) -> None:
     with sqlite3.connect(path) as db:
-        db.execute("UPDATE alembic_version SET version_num = '99'")
+        db.execute("UPDATE canaryctl_schema_version SET version_num = '99'")
 
 
 def other_tables(path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Text that can be stored and shown everywhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from serving.files.plain_text import storable, storable_values
+from serving.fleet.types import one_line
+
+
+@pytest.mark.parametrize("text", ["plain", "Größe…", "two\nlines\tand a tab", "\U0001f600", ""])
+def test_other_text_is_kept(text: str) -> None:
+    assert storable(text) == text
+
+
+@pytest.mark.parametrize("bad", ["\x00", "\x1b", "\r", "\x7f", "\x9b", "\ud83d"])
+def test_a_character_that_cannot_be_stored_or_shown_is_replaced(bad: str) -> None:
+    assert storable(f"a{bad}b") == "a\N{REPLACEMENT CHARACTER}b"
+    assert one_line(f"CUDA {bad}error") == "CUDA \N{REPLACEMENT CHARACTER}error" or bad == "\r"
+
+
+def test_the_texts_of_a_document_are_replaced_however_deep() -> None:
+    document = {"a\x00": ["\ud800", ("x", {"b": "\x1b"})], "n": 1, "none": None}
+
+    assert json.dumps(storable_values(document), ensure_ascii=False).encode() == (
+        '{"a\N{REPLACEMENT CHARACTER}": ["\N{REPLACEMENT CHARACTER}", ["x", '
+        '{"b": "\N{REPLACEMENT CHARACTER}"}]], "n": 1, "none": null}'.encode()
+    )
