@@ -47,7 +47,14 @@ class Rollouts(Protocol):
     """Starts and rolls back rollouts."""
 
     def policy(self, service: str) -> PolicySpec: ...
-    def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState: ...
+    def deploy(
+        self,
+        service: str,
+        body: Mapping[str, Any],
+        identity: Identity,
+        *,
+        ab_test: Callable[[str], AbRow] | None,
+    ) -> RolloutState: ...
     def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Ended: ...
 
 
@@ -131,15 +138,16 @@ class AbTests:
             )
         if spec.policy is None:
             spec = spec.model_copy(update={"policy": self._rollouts.policy(service)})
+        id, stored = f"ab-{secrets.token_hex(4)}", spec.model_dump_json()
+
+        def test_on(rollout: str) -> AbRow:
+            return AbRow(id, service, rollout, stored, self._clock.now_s(), ended_at_s=None)
+
         try:
-            rollout = self._rollouts.deploy(service, {**spec.deploy_body(), **label}, identity)
+            body = {**spec.deploy_body(), **label}
+            self._rollouts.deploy(service, body, identity, ab_test=test_on)
         except RolloutRunning as exc:
             raise RolloutRunning(f"an A/B test deploys B as the canary: {exc}") from exc
-        now_s = self._clock.now_s()
-        if newest is not None:
-            self._store.end(newest.id, at_s=now_s)
-        id = f"ab-{secrets.token_hex(4)}"
-        self._store.create(AbRow(id, service, rollout.id, spec.model_dump_json(), now_s, ended_at_s=None))
         return self.status(service)
 
     def tick(self, service: str, reader: RecordsReader, now_s: float) -> None:

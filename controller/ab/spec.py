@@ -36,6 +36,9 @@ class AbSpec(Strict):
     score_wait: Duration = Field(default=600.0, description="how long to wait for a score", gt=0)
     duration: Duration = Field(default=604_800.0, description="B is removed after this", gt=0)
     retry: bool = Field(default=False, description="allow a version that was rolled back before")
+    allow_unjudged: str | None = Field(
+        default=None, description="reason to run without the gates whose metric never came"
+    )
     policy: PolicySpec | None = Field(
         default=None,
         description="its gates watch B, its stages and holdback are ignored; default: the service's own",
@@ -68,7 +71,9 @@ class AbSpec(Strict):
         test = {"name": "ab-test", "holdback": "0%", "stages": [stage], "promote_if_point_ok": False}
         policy = dump(self.policy or PolicySpec()) | test
         reason = f"A/B test of {self.metric}"
-        return {"version": self.version, "policy": policy, "reason": reason, "retry": self.retry}
+        waiver = {} if self.allow_unjudged is None else {"allow_unjudged": self.allow_unjudged}
+        body = {"version": self.version, "policy": policy, "reason": reason, "retry": self.retry}
+        return body | waiver
 
 
 def parse_ab(body: object) -> AbSpec:

@@ -52,7 +52,7 @@ from controller.store.row_specs import (
     version_row,
     version_spec,
 )
-from controller.store.rows import ServiceRow, VersionRow
+from controller.store.rows import AbRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running
 from controller.views.models import AttemptView
@@ -133,8 +133,18 @@ class Commands(Returns):
             raise BadSpec(list(lines))
         return proposal
 
-    def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> RolloutState:
-        """Start a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint."""
+    def deploy(
+        self,
+        service: str,
+        body: Mapping[str, Any],
+        identity: Identity,
+        *,
+        ab_test: Callable[[str], AbRow] | None = None,
+    ) -> RolloutState:
+        """Start a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint.
+
+        ab_test: the test that runs on the rollout of this id, stored in the same transaction.
+        """
         may_retry, reason = flag_of(body, "retry"), text_of(body, "reason")
         self._active_service(service)
         newest = self._newest_rollout(service)
@@ -179,7 +189,14 @@ class Commands(Returns):
         }
         # The forecast may have taken half a minute, in which this version may have been tried and rejected.
         before = newest.id if newest is not None else None
-        self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=row, newest=before)
+        self._store.create_rollout(
+            state,
+            request=json.dumps(request),
+            at_s=now_s,
+            version=row,
+            newest=before,
+            ab_test=ab_test(state.id) if ab_test is not None else None,
+        )
         self._wake(service)
         return state
 
@@ -246,7 +263,7 @@ class Commands(Returns):
         """Id of an earlier attempt of this version that older rules computed; None: there is none."""
         for rollout in self._store.rollouts(service, limit=HISTORY_LIMIT):
             row = self._store.version(service, state_from_json(rollout.state).canary.id)
-            if row is None or fingerprint_of(row).is_current:
+            if row is None or (fingerprint_of(row).is_current and fingerprint.kind != "external"):
                 continue
             if comparable_fingerprint(row, self._environment.fingerprint).digest == fingerprint.digest:
                 return row.id

@@ -58,6 +58,7 @@ def create(
     ] = "10m",
     duration: Annotated[str, typer.Option("--for", help="Maximum duration; B is then removed.")] = "7d",
     retry: options.RetryOption = False,
+    allow_unjudged: options.UnjudgedOption = None,
     name: options.NameOption = None,
     message: options.MessageOption = None,
     actor: options.ActorOption = None,
@@ -88,6 +89,7 @@ def create(
         "score_wait": score_wait,
         "duration": duration,
         "retry": retry,
+        "allow_unjudged": allow_unjudged,
         "policy": read_policy(policy) if policy is not None else None,
     }
     parse_ab(body)  # refuse a malformed test without a controller

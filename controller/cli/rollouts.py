@@ -178,7 +178,9 @@ def undo(
     service_: options.ServiceOption = None,
     to: Annotated[
         str | None,
-        typer.Option(metavar="VERSION", help="A version that has served. [default: the previous one]"),
+        typer.Option(
+            metavar="VERSION", help="Id or name of a version that has served. [default: the previous one]"
+        ),
     ] = None,
     wait: options.WaitOption = False,
     timeout: options.TimeoutOption = None,

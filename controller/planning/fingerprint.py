@@ -105,10 +105,14 @@ def known_architectures() -> frozenset[str]:
     return frozenset(json.loads((Path(__file__).parent / "architectures.json").read_text()))
 
 
-def fingerprint_external(url: str, model: str | None = None) -> Fingerprint:
-    """Fingerprint of an external endpoint: its URL and the model's name there are all that is known of it."""
+def fingerprint_external(url: str, model: str | None = None, api_key: str | None = None) -> Fingerprint:
+    """Fingerprint of an external endpoint: its URL, the model's name there, and where its key is found.
+
+    api_key: the reference, never the key itself. A key may lead to another deployment behind the same URL.
+    """
     address = url.rstrip("/") if model is None else f"{url.rstrip('/')} {model}"
-    return Fingerprint("external", "", address, (("url", digest(address)),), (), (), 0, 0)
+    key = (("api_key", digest(api_key)),) if api_key is not None else ()
+    return Fingerprint("external", "", address, (*key, ("url", digest(address))), (), (), 0, 0)
 
 
 def fingerprint_checkpoint(

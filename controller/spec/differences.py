@@ -70,15 +70,17 @@ def _differences(
         kind = "url" if requested.is_external else "model"
         name = kind if requested.is_external == current.is_external else "source"
         source = requested.url or requested.model
-        option = f"--{kind} {shlex.quote(str(source))}"
-        if requested.is_external and requested.model is not None:
-            option += f" --model {shlex.quote(requested.model)}"
+        option = f"--model {shlex.quote(str(source))}"
+        if requested.is_external:
+            option = _endpoint_options(requested.version())
         yield Difference(name, current.url or current.model, source, option)
     for name in (*ENGINE_KEYS, *HOST_KEYS):
         value, first = getattr(requested, name), getattr(given, name)
         present = getattr(current, name, first)  # routers is a key of the service alone
         if name in keys and value not in (first, present):
             option = _engine_option(name, value) if name in ENGINE_KEYS else ""
+            if name.startswith("api_key") and value is not None and current.url is not None:
+                option = f"{_endpoint_options(current)} {_engine_option(name, value)}"
             yield Difference(name, present, value, option)
     first_engine, current_engine = given.extra_arguments, current.extra_arguments
     for name, value in requested.extra_arguments.items():
@@ -86,6 +88,12 @@ def _differences(
             yield Difference(name, current_engine.get(name), value, _engine_option(name, value))
     if "policy" in keys and requested.policy != given.policy:
         yield Difference("policy", "of its first up", "another", POLICY)
+
+
+def _endpoint_options(endpoint: VersionSpec) -> str:
+    """`--url URL`, with `--model NAME` if the endpoint's model has a name there."""
+    model = f" --model {shlex.quote(endpoint.model)}" if endpoint.model is not None else ""
+    return f"--url {shlex.quote(str(endpoint.url))}{model}"
 
 
 def _engine_option(name: str, value: object) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from controller.errors import Conflict, StaleWrite
+from controller.errors import StaleWrite
 from controller.store import schema as t
 from controller.store.database import Database
 from controller.store.rows import AbOutcome, AbRow
-from controller.store.statements import lock_service, next_seq
+from controller.store.statements import lock_service, put_ab_test
 
 
 class AbStore:
@@ -24,16 +24,9 @@ class AbStore:
 
     def create(self, row: AbRow) -> None:
         """Store a new test. Raises Conflict while another runs on the service."""
-        c = t.ab_tests.c
         with self._database.write() as db:
             lock_service(db, row.service)
-            running = (c.service == row.service) & c.ended_at_s.is_(None)
-            if db.execute(sa.select(c.id).where(running)).first() is not None:
-                raise Conflict(
-                    f"{row.service} has an A/B test already; end it: canaryctl ab stop {row.service}"
-                )
-            seq = next_seq(db, t.ab_tests, row.service)
-            db.execute(sa.insert(t.ab_tests).values(t.values_of(row) | {"seq": seq}))
+            put_ab_test(db, row)
 
     def newest(self, service: str) -> AbRow | None:
         """The service's newest test; None: it never had one."""

@@ -74,6 +74,8 @@ def comparable_fingerprint(row: VersionRow, compute: Callable[[VersionSpec], Fin
     fingerprint. compute: from the version's files. The stored one is returned if those are gone or changed.
     """
     stored = fingerprint_of(row)
+    if stored.kind == "external":  # which follows from the spec alone
+        return compute(version_spec(row))
     if stored.is_current:
         return stored
     try:

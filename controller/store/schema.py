@@ -84,15 +84,15 @@ versions = sa.Table(
 served = sa.Table(
     "served",
     metadata,
-    sa.Column("service", sa.String, primary_key=True),
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("spec", sa.Text, nullable=False),
-    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("service", String, primary_key=True),
+    sa.Column("id", String, primary_key=True),
+    sa.Column("spec", Text, nullable=False),
+    sa.Column("fingerprint", Text, nullable=False),
     sa.Column("created_at_s", sa.Float, nullable=False),
     *label_columns(),
     sa.Column("place", sa.Integer, nullable=False),  # in the order in which they began to serve
-    sa.Column("before", sa.String),  # the version that an undo returns to; NULL: created with the service
-    sa.Column("undone", sa.String),  # id of the undo that replaced it; NULL: none, or it served again since
+    sa.Column("before", String),  # the version that an undo returns to; NULL: created with the service
+    sa.Column("undone", String),  # id of the undo that replaced it; NULL: none, or it served again since
 )
 
 rollouts = sa.Table(

@@ -29,15 +29,17 @@ from controller.rollout.serialization import (
 from controller.rollout.state import RolloutState
 from controller.store import schema as t
 from controller.store.database import MOUNTS, Database
-from controller.store.rows import EventRow, Lease, RolloutRow, ServedRow, ServiceRow, VersionRow
+from controller.store.rows import AbRow, EventRow, Lease, RolloutRow, ServedRow, ServiceRow, VersionRow
 from controller.store.served import forget_served, put_served, record_outcome, served_rows
 from controller.store.statements import (
     LEASE,
     append_event,
     append_log,
+    end_ab_tests,
     lock_service,
     move_stable,
     next_seq,
+    put_ab_test,
     put_version,
     refuse_second,
     refuse_unread,
@@ -165,11 +167,13 @@ class SqlStore:
         at_s: float,
         version: VersionRow | None = None,
         newest: str | None = ANY_ROLLOUT,
+        ab_test: AbRow | None = None,
     ) -> int:
         """Store a new rollout and its canary's row; its version, 0.
 
         version: the canary as deployed; its names are kept on the rollout too. None: it is stored already.
         newest: the service's newest rollout when it was decided to start this one, None: there was none.
+        ab_test: the test that this rollout runs, which replaces the service's last one.
         Raises RolloutRunning when the service has one, Conflict when it is removed or being removed, serves
         another version than was planned for, or has had another rollout since.
         """
@@ -198,6 +202,9 @@ class SqlStore:
                 put_version(db, version, state.stable.id)
             db.execute(insert(t.rollouts).values(values | {"seq": next_seq(db, t.rollouts, state.service)}))
             append_log(db, state, 0)
+            if ab_test is not None:
+                end_ab_tests(db, state.service, at_s)
+                put_ab_test(db, ab_test)
         return 0
 
     def append_command(
@@ -275,14 +282,12 @@ class SqlStore:
             try:
                 db.execute(insert(t.services).values(t.values_of(row)))
             except sa.exc.IntegrityError as exc:
-                raise Conflict(
-                    f"{row.name} was created by someone else meanwhile; read it and try again"
-                ) from exc
+                text = f"{row.name} was created by someone else meanwhile; read it and try again"
+                raise Conflict(text) from exc
             put_version(db, version, None)
             put_served(db, row.name, version.id, None)
-            append_event(
-                db, row.name, None, row.created_at_s, "controller", f"service created on {row.stable}"
-            )
+            text = f"service created on {row.stable}"
+            append_event(db, row.name, None, row.created_at_s, "controller", text)
 
     def mark_removing(self, name: str, identity: Identity, *, at_s: float) -> None:
         """Mark the service for removal; the controller stops it and then calls `remove_service`.
@@ -326,7 +331,7 @@ class SqlStore:
         return VersionRow(*row) if row else None
 
     def served(self, service: str) -> tuple[ServedRow, ...]:
-        """The versions that have served since the service was created, newest first, as they served last."""
+        """The versions that have served since `put_service`, newest first, as they served last."""
         with self.database.read() as db:
             return served_rows(db, service)
 

@@ -17,7 +17,7 @@ from controller.errors import Conflict, RolloutRunning, StaleToken, UnknownServi
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.store import schema as t
-from controller.store.rows import VersionRow
+from controller.store.rows import AbRow, VersionRow
 
 LEASE = "controller"
 
@@ -167,3 +167,20 @@ def replace_token(
         "origin": origin,
     }
     db.execute(insert(t.tokens).values(row))
+
+
+def put_ab_test(db: sa.Connection, row: AbRow) -> None:
+    """Store a new test. The service MUST be locked. Raises Conflict while another runs on the service."""
+    c = t.ab_tests.c
+    running = (c.service == row.service) & c.ended_at_s.is_(None)
+    if db.execute(select(c.id).where(running)).first() is not None:
+        raise Conflict(f"{row.service} has an A/B test already; end it: canaryctl ab stop {row.service}")
+    seq = next_seq(db, t.ab_tests, row.service)
+    db.execute(insert(t.ab_tests).values(t.values_of(row) | {"seq": seq}))
+
+
+def end_ab_tests(db: sa.Connection, service: str, at_s: float) -> None:
+    """End the service's tests. It MUST be locked and have no rollout, without which none can go on."""
+    c = t.ab_tests.c
+    here = (c.service == service) & c.ended_at_s.is_(None)
+    db.execute(update(t.ab_tests).where(here).values(ended_at_s=at_s))

@@ -45,7 +45,8 @@ class Versions:
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """The version's fingerprint, from its files. Raises BadCheckpoint."""
         if spec.url is not None:
-            return fingerprint_external(spec.url, spec.model)
+            key = str(spec.api_key) if spec.api_key is not None else None
+            return fingerprint_external(spec.url, spec.model, key)
         path = Path(str(spec.checkpoint))
         lock = self._hashing.setdefault(str(path.resolve()), threading.Lock())
         with lock, cached_digests(self._settings.digests_path) as digests:

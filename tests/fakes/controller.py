@@ -77,7 +77,8 @@ class FakeEnvironment:
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         if version.url is not None:
-            return fingerprint_external(version.url)
+            key = str(version.api_key) if version.api_key is not None else None
+            return fingerprint_external(version.url, version.model, key)
         return fingerprint_checkpoint(
             Path(str(version.model)),
             engine_arguments=version.engine_arguments(),

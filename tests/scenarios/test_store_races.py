@@ -199,6 +199,9 @@ def test_a_rollback_that_comes_after_the_end_is_an_undo(rig: Rig, monkeypatch: p
     url = "http://127.0.0.1:1"
     fingerprint = json.dumps(asdict(fingerprint_external(url)))
     external = VersionRow("chat", CANARY, json.dumps({"url": url}), fingerprint, 1.0)
+    service = rig.store.service("chat")
+    rig.store.remove_service("chat", at_s=1.0)
+    rig.store.put_service(service, replace(external, id=STABLE))
     rig.store.put_version(external)
     rig.deploy("r-00000001")
     rig.drive("r-00000001", lambda state: state.phase is Phase.UNLOADING)
@@ -207,7 +210,6 @@ def test_a_rollback_that_comes_after_the_end_is_an_undo(rig: Rig, monkeypatch: p
     def append_after_the_end(*args: Any, **kwargs: Any) -> int | None:
         if not rig.state("r-00000001").is_final:
             rig.drive("r-00000001", final)
-            rig.store.put_version(replace(external, id=STABLE))
         return append(*args, **kwargs)
 
     monkeypatch.setattr(rig.store, "append_command", append_after_the_end)

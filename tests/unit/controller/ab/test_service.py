@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy
 from controller.store.ab import AbStore
 from controller.store.database import Database
+from controller.store.rows import AbRow
 from serving.messages import Event, LostSpan, RecordPage, ScoreRecord
 from tests.database_rig import sqlite_url
 from tests.fakes.ab_maker import BODY, JoinedLedger, consume, request
@@ -48,6 +49,8 @@ class Log:
 class Rollouts:
     """Starts every rollout as r-1, in its stage at once."""
 
+    store: AbStore
+
     def __init__(self) -> None:
         self.bodies: list[Mapping[str, Any]] = []
         self.is_over, self.reason = False, "asked"
@@ -58,10 +61,22 @@ class Rollouts:
     def policy(self, service: str) -> PolicySpec:
         return self.service_policy
 
-    def deploy(self, service: str, body: Mapping[str, Any], identity: Identity) -> Any:
+    def deploy(
+        self,
+        service: str,
+        body: Mapping[str, Any],
+        identity: Identity,
+        *,
+        ab_test: Callable[[str], AbRow] | None = None,
+    ) -> Any:
         if self.is_running:
             raise RolloutRunning(f"{service} has rollout r-0")
         self.bodies.append(body)
+        if ab_test is not None:
+            newest = self.store.newest(service)
+            if newest is not None:
+                self.store.end(newest.id, at_s=5000.0)
+            self.store.create(ab_test("r-1"))
         return SimpleNamespace(id="r-1")
 
     def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
@@ -96,7 +111,7 @@ class Bench:
         self.tests = self.restarted()
 
     def restarted(self) -> Controller:
-        store = AbStore(Database(sqlite_url(self.path / "ab.db")))
+        store = self.rollouts.store = AbStore(Database(sqlite_url(self.path / "ab.db")))
         return Controller(self.log, store, self.rollouts, self.clock, rollout_of=self.rollouts.load)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from controller.auth import admin_token
+from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.state import Cause, CauseKind, Departure, DepartureStep, Phase, RolloutState
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
@@ -374,3 +375,36 @@ async def test_an_earlier_version_named_during_a_rollout_is_a_conflict(chat: Cha
     answer = await chat.post("undo", to=first)
 
     assert (answer["status"], answer["exit_code"]) == (409, 3)
+
+
+async def test_an_endpoint_gets_another_key_by_a_deploy_and_the_old_one_back_by_an_undo(chat: Chat) -> None:
+    endpoint = {"url": "http://127.0.0.1:9", "model": "m"}
+    assert (await chat.api.put(URL, json={**endpoint, "api_key_env": "OLD"})).status_code == 200
+    first = chat.stable()
+
+    up = await chat.api.put(URL, json={**endpoint, "api_key_env": "NEW"})
+    same = await chat.api.post(f"{URL}/rollouts", json={"version": {**endpoint, "api_key_env": "OLD"}})
+    other = await chat.api.post(f"{URL}/rollouts", json={"version": {**endpoint, "api_key_env": "NEW"}})
+    chat.succeed(other.json()["rollout"])
+    undo = await chat.post("undo")
+
+    command = "canaryctl deploy chat --url http://127.0.0.1:9 --model m --engine api_key_env=NEW"
+    assert (up.status_code, command in up.json()["detail"]) == (409, True)
+    assert (same.status_code, other.status_code) == (409, 201)
+    assert chat.load(undo["rollout"]).canary.id == first != chat.stable()
+
+
+async def test_an_endpoint_that_an_earlier_release_stored_with_its_key_is_the_same(chat: Chat) -> None:
+    """Its fingerprint had no part of the key."""
+    endpoint = {"url": "http://127.0.0.1:9", "model": "m", "api_key_env": "OLD"}
+    assert (await chat.api.put(URL, json=endpoint)).status_code == 200
+    store = chat.controller.store
+    service, row = store.service("chat"), store.served("chat")[0].version
+    old = fingerprint_external("http://127.0.0.1:9", "m")
+    store.remove_service("chat", at_s=1.0)
+    row = replace(row, id=old.version_id, fingerprint=json.dumps(asdict(old)))
+    store.put_service(replace(service, stable=row.id), row)
+
+    same = await chat.api.post(f"{URL}/rollouts", json={"version": endpoint})
+
+    assert same.status_code == 409

@@ -43,7 +43,11 @@ WRITES: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "acquire_lease": lambda store, ab: store.acquire_lease("a", ttl_s=60.0),
     "renew_lease": lambda store, ab: store.renew_lease(1, ttl_s=90.0),
     "create_rollout": lambda store, ab: store.create_rollout(
-        a_rollout(), request="{}", at_s=1.0, version=replace(VERSION, id=CANARY)
+        a_rollout(),
+        request="{}",
+        at_s=1.0,
+        version=replace(VERSION, id=CANARY),
+        ab_test=replace(TEST, id="ab-0", ended_at_s=2.0),
     ),
     "append_command": lambda store, ab: store.append_command(
         "r-00000001", CommandKind.PAUSE, ADA, reason="", at_s=1.0
