@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from controller.evidence.records import flags_of, score_of
+from controller.evidence.records import draw_of, flags_of, score_of
 from controller.store.rows import AbOutcome
+from evaluation.metrics import UNANSWERED
+from evaluation.records import SETTLE_S
 from evaluation.units.units import HELD, LEFT_OUT, kind_of, unit_hash
 from serving.messages import CANARY, RequestRecord, ScoreRecord
 
@@ -128,9 +130,15 @@ def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _request_value(record: RequestRecord, metric: str) -> float | None:
-    """The metric's value in the record itself; None: it has none."""
+    """The metric's value in the record itself; None: it has none.
+
+    The rule of the gates: without an answer a time counts as slowest on both sides, as failing fast is not
+    fast, and any other value is missing.
+    """
     if metric not in REQUEST_METRICS:
         return None
+    if metric not in UNANSWERED and draw_of(record).is_unanswered:
+        return SETTLE_S * 1000.0 if metric.endswith("_ms") else None
     flag = flags_of(record).get(metric)
     value = getattr(record, "completion_tokens" if metric == "tokens" else metric) if flag is None else flag
     if metric == "rejected" and value is None and record.error is not None:

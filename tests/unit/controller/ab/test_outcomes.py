@@ -192,3 +192,10 @@ def test_a_unit_on_both_sides_is_noted_unless_the_split_was_raised(
     consume(ledger, [timed(n, 1.0, unit="ada", assigned_by="sticky", arm=arm, w=w) for n, (arm, w) in rows])
 
     assert len(ledger.crossed) == crossed
+
+
+def test_a_request_that_failed_fast_counts_as_slowest() -> None:
+    ledger = JoinedLedger("r-1", "latency_ms", 600.0)
+    consume(ledger, [timed(1, 900.0), timed(2, 5.0, error=True), timed(3, 5.0, rejected=True)])
+
+    assert [y for _, y in outcomes(ledger)] == [900.0, 60_000.0, 60_000.0]
