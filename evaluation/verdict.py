@@ -47,8 +47,8 @@ def _range_reports(pipeline: Pipeline) -> list[GateReport]:
         reports.append(
             monitor.report(
                 n_stable=int(metric.counts[0]),
-                void_from=min(frozen_since(pipeline), _missing_since(metric)),
-                invalid_reason=None if is_idle else metric.presence.reason(),
+                void_from=min(frozen_since(pipeline), metric.void_since()),
+                invalid_reason=None if is_idle else metric.invalid_reason(),
             )
         )
     return reports
@@ -242,7 +242,7 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     else:
         log_e = max(best.peak - max(best.limit - limit, 0.0), 0.0)
     reached = [t for t in tracks if 0 <= t.channel.decision.seq < _void_from(pipeline, metric, t)]
-    invalid_reason = metric.presence.reason()
+    invalid_reason = metric.invalid_reason()
     verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
     if reached:
         first = min(reached, key=lambda t: t.channel.decision.seq)
@@ -257,7 +257,7 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
 
 def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> float:
     """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
-    void = min(frozen_since(pipeline), _missing_since(metric))
+    void = min(frozen_since(pipeline), metric.void_since())
     return min(void, _sessions_void_since(pipeline)) if track.use in ("session", "proof") else void
 
 
@@ -292,7 +292,7 @@ def _proof_report(
     )
     decision = tracks[shown].channel.decision
     log_e, is_proven = decision.peak, False
-    invalid_reason = metric.presence.reason()
+    invalid_reason = metric.invalid_reason()
     verdict, text = Verdict.UNDECIDED, f"{names[shown]} not proven yet"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
@@ -318,11 +318,6 @@ def _lead(track: Track) -> float:
     """How far the log wealth is above its limit; negative below it."""
     decision = track.channel.decision
     return decision.peak - decision.limit if math.isfinite(decision.limit) else -math.inf
-
-
-def _missing_since(metric: MetricEvidence) -> float:
-    seq = metric.presence.channel.decision.seq
-    return float(seq) if seq >= 0 else math.inf
 
 
 def _report(

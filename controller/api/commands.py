@@ -22,6 +22,7 @@ from controller.api.proposal import (
     preflight_s,
     refuse_rejected,
     refuse_same,
+    refuse_unknown_covariates,
     version_ref,
 )
 from controller.api.undo import begin_undo, earlier_versions, named_version, predecessor, undone_by
@@ -206,6 +207,7 @@ class Commands:
         refuse_unknown(body, keys)
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
+        refuse_unknown_covariates(policy)
         measured = self._environment.measured(service) or MeasuredBaseline(0)
         not_judged = unjudged(policy, measured)
         policy = without(policy, not_judged)

@@ -11,6 +11,10 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score
 from serving.messages import CANARY, RequestRecord, ScoreRecord
 
+#: What a router knows of a request before its toss. Not its prompt tokens: the answer reports them, so that
+#: the arm decides whether they are known, and by another tokenizer how many they are.
+LIVE_COVARIATES = ("body_bytes",)
+
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
@@ -63,6 +67,7 @@ def draw_of(record: RequestRecord) -> Draw:
         itl_ms=record.itl_ms,
         tokens=record.completion_tokens,
         flags=flags,
+        covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},
     )
 
 

@@ -37,7 +37,9 @@ class UnitBlock:
     the unit's `n` requests that have one, in the metric's unit, never NaN. `seq`, `canary`, `at_s`: position
     in the rollout, canary requests settled by then, and time of the unit's last request. `gap`: the canary's
     share of answered units less stable's, before this unit; None: every unit has the metric. `values` and
-    `owner`: the single values and the row of each one's unit; None: `y` is the only value.
+    `owner`: the single values and the row of each one's unit; None: `y` is the only value. `covariates`:
+    n x p, known before the toss, NaN where missing; None: none are used. `adjustment`: by how much they raise
+    the unit's expected outcome above stable's mean (`covariates.py`); None: not at all.
     Raises ValueError where a toss is repeated.
     """
 
@@ -53,6 +55,8 @@ class UnitBlock:
     gap: Floats | None = None
     values: Floats | None = None
     owner: Ints | None = None
+    covariates: Floats | None = None
+    adjustment: Floats | None = None
     is_checked: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -100,12 +104,22 @@ class UnitBlock:
             None if self.gap is None else self.gap[rows],
             values,
             owner,
+            None if self.covariates is None else self.covariates[rows],
+            None if self.adjustment is None else self.adjustment[rows],
             is_checked=True,
         )
 
     def with_w(self, w: Floats) -> UnitBlock:
         """The same units at other probabilities."""
         return replace(self, w=w, is_checked=True)
+
+    def with_covariates(self, covariates: Floats) -> UnitBlock:
+        """The same units with their covariates, n x p."""
+        return replace(self, covariates=covariates, is_checked=True)
+
+    def with_adjustment(self, adjustment: Floats) -> UnitBlock:
+        """The same units with what their covariates are expected to add."""
+        return replace(self, adjustment=adjustment, is_checked=True)
 
     def stable_values(self) -> Floats:
         """Stable's values: the single ones where the block has them, else one a unit."""

@@ -23,18 +23,20 @@ from evaluation.betting.latency import Exceedance, ShapeProof, below_the_cut
 from evaluation.betting.rates import RateProof
 from evaluation.betting.scores import PairLoss, ScoreProof, pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
-from evaluation.betting.wealth import Bettor, Channel
+from evaluation.betting.wealth import NO_ROWS, Bettor, Channel
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
 from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate, Proof, Sampling
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
+from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.missingness import Presence
 from evaluation.units.sessions import Released, Rows
 
 MIN_FOR_SLOWDOWN = 200  # values of stable, both before and during the canary
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
+_STATE = ("columns", "exceedances", "presence", "pairs", "canary_values", "sums", "counts", "stable_logs")
 Use = Literal["first", "session", "pairs", "proof", "first proof"]
 ROLLBACK_USES = frozenset({"first", "session", "pairs"})
 
@@ -76,29 +78,21 @@ class Column:
 
     __state__ = ("first", "units")
 
-    def __init__(self, *, with_histogram: bool, estimate: Estimate | None = None) -> None:
+    def __init__(
+        self, *, with_histogram: bool, estimate: Estimate | None = None, covariates: int = 0
+    ) -> None:
         self.with_histogram = with_histogram
-        self.first = Stream(with_histogram=with_histogram, estimate=estimate)
-        self.units = Stream(with_histogram=with_histogram)
+        self.first = Stream(with_histogram=with_histogram, estimate=estimate, covariates=covariates)
+        self.units = Stream(with_histogram=with_histogram, covariates=covariates)
 
 
 class MetricEvidence:
     """The columns and channels of one metric under one policy."""
 
-    __state__ = (
-        "columns",
-        "exceedances",
-        "presence",
-        "pairs",
-        "canary_values",
-        "sums",
-        "counts",
-        "stable_logs",
-    )
-
     def __init__(self, metric: str, policy: GatePolicy, proofs: Mapping[str, Sequence[Proof]]) -> None:
         self.name = metric
         self.gates = policy.gates_for(metric)
+        self.covariates = CovariateColumns(self.gates[0].covariates, policy.restart_share)
         self.takes_values = metric in VALUES
         self.is_alarm = all(gate.is_alarm for gate in self.gates)
         self._longest = SETTLE_S * 1000.0 if metric == "latency_ms" else math.inf
@@ -139,8 +133,12 @@ class MetricEvidence:
 
     @property
     def width(self) -> int:
-        """Number of columns that the sessions keep: its own, and one for missing values."""
-        return len(self.columns) + 1
+        """Number of columns that the sessions keep: its own, one for missing values, and the covariates."""
+        return len(self.columns) + 1 + len(self.covariates.names)
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        return (*_STATE, "covariates") if self.covariates.names else _STATE
 
     def seed(self, values: Floats) -> None:
         """Learn stable's own values from before the rollout."""
@@ -197,20 +195,28 @@ class MetricEvidence:
         """Whether these are values of an alarm, all missing: nothing depends on them."""
         return self.is_alarm and bool(np.isnan(raw).all())
 
-    def feed_firsts(self, rows: Rows, columns: Floats, gaps: Gaps | None) -> None:
-        """Feed the streams of first requests."""
+    def feed_firsts(
+        self, rows: Rows, columns: Floats, gaps: Gaps | None, covariates: Floats | None = None
+    ) -> None:
+        """Feed the streams of first requests. covariates: p x n; None: the metric has none."""
         w, gap = judged_probability(self._sampling, rows.w), self._gap(gaps)
         for column, y in zip(self.columns, columns, strict=True):
             if column.first.channels or column.first.staged:
-                column.first.feed(rows.first_block(y, w, gap))
+                block = rows.first_block(y, w, gap)
+                column.first.feed(with_covariates(block, covariates, np.searchsorted(rows.seq, block.seq)))
+        self.covariates.feed(rows, covariates)
 
     def feed_units(self, released: Released, first_column: int, gaps: Gaps | None) -> None:
         """Feed the sessions; they have this metric's columns from `first_column` on."""
         w = None if self._same_sampling else judged_probability(self._sampling, released.w)
         gap = self._gap(gaps)
+        last = first_column + self.width
+        covariates = [released.means(c) for c in range(last - len(self.covariates.names), last)]
         for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
-                column.units.feed(released.block(index, w, gap, single_values=column.with_histogram))
+                block = released.block(index, w, gap, single_values=column.with_histogram)
+                at = np.searchsorted(released.draw, block.draw) if covariates else NO_ROWS
+                column.units.feed(with_covariates(block, covariates, at))
         if not self.is_alarm:
             self.presence.stream.feed(released.block(first_column + len(self.columns), w))
 
@@ -220,10 +226,25 @@ class MetricEvidence:
             return None
         return gaps.shrunk if self.gates[0].kind is Kind.SCORE else gaps.certain
 
-    def session_values(self, columns: Floats, missing: Floats, rows: Rows) -> Floats:
-        """The columns as sessions keep them: first requests alone where the arms are sampled differently."""
+    def session_values(
+        self, columns: Floats, missing: Floats, rows: Rows, covariates: Floats | None = None
+    ) -> Floats:
+        """The columns as sessions keep them: first requests alone where the arms are sampled differently, and
+        of covariates: a later request may depend on the arm's answers. covariates: p x n."""
         kept = np.concatenate((columns, missing[None, :]))
-        return kept if self._same_sampling else np.where(rows.firsts, kept, np.nan)
+        kept = kept if self._same_sampling else np.where(rows.firsts, kept, np.nan)
+        if covariates is None:
+            return kept
+        return np.concatenate((kept, np.where(rows.firsts, covariates, np.nan)))
+
+    def invalid_reason(self) -> str | None:
+        """Why the metric is INVALID now; None: it is not."""
+        return self.presence.reason() or self.covariates.reason()
+
+    def void_since(self) -> float:
+        """Sequence number from which its values say nothing: missing, or with other covariates, by arm."""
+        decisions = (self.presence.channel.decision, self.covariates.decision)
+        return min((float(d.seq) for d in decisions if d is not None and d.is_reached), default=math.inf)
 
     def interval(self, gate: Gate) -> tuple[float, float] | None:
         """The interval of the ratio of rates (percentile: of the shares above it) or medians (shape), or of
@@ -287,7 +308,10 @@ class MetricEvidence:
             case Kind.RATE | Kind.SCORE:
                 if not self.columns:
                     estimate = EventCounts() if gate.kind is Kind.RATE else MeanGap()
-                    self.columns.append(Column(with_histogram=False, estimate=estimate))
+                    covariates = len(self.covariates.names)
+                    self.columns.append(
+                        Column(with_histogram=False, estimate=estimate, covariates=covariates)
+                    )
                 self._add_bounded(gate, self.columns[0], proofs)
             case Kind.SHAPE:
                 self._add_shape(gate, proofs)
@@ -302,9 +326,13 @@ class MetricEvidence:
             self.pairs.append(Stream(with_histogram=False))
             bettor = PairLoss(tolerance=gate.tolerance, lower_is_better=lower)
             self._rollback(gate, "pairs", self.pairs[-1], bettor)
+
+        def score_proof(proof: Proof) -> Bettor:
+            return ScoreProof(margin=proof.margin, covariates=bool(self.covariates.names))
+
         for proof in proofs:
             if gate.kind is Kind.SCORE:
-                self._add_proof(gate, column, proof, lambda p: ScoreProof(margin=p.margin))
+                self._add_proof(gate, column, proof, score_proof)
             else:
                 self._add_proof(gate, column, proof, lambda p: RateProof(ratio=p.margin, floor=p.floor))
 
@@ -342,6 +370,7 @@ class MetricEvidence:
                 longest=self._longest,
                 failures=self._failures,
                 sessions=not is_first,
+                covariates=bool(self.covariates.names),
             )
             self._rollback(
                 gate, "first" if is_first else "session", column.first if is_first else column.units, bettor
