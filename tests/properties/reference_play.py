@@ -16,7 +16,8 @@ from evaluation.betting.wealth import RESTART_EVERY
 @dataclass
 class Unit:
     """One row of a stream: a unit with one outcome, the mean of its `n` requests. `values`: of each of them.
-    `seq`, `canary`: position. `gap`: the canary's answered share less stable's, before this unit."""
+    `seq`, `canary`: position. `gap`: the canary's answered share less stable's, before this unit. `x`: the
+    covariates of its first request."""
 
     arm: int
     w: float
@@ -27,6 +28,7 @@ class Unit:
     stage: int = 0
     values: list[float] = field(default_factory=list)
     gap: float = 0.0
+    x: list[float] = field(default_factory=list)  # covariates
 
     def __post_init__(self) -> None:
         self.values = self.values or [self.y]

@@ -28,7 +28,7 @@ def policy(names: Sequence[object] = ("body_bytes",), preset: str = "strict") ->
 
 
 def columns(rows: int = 3000, *, worse: float = 0.0, r2: float = 0.5, seed: int = 3) -> Columns:
-    """Requests whose length explains a share `r2` of their quality; a file's first third is stable's alone."""
+    """Requests whose length explains a share `r2` of their quality; the first third is stable's alone."""
     out = requests(rows, seed=seed, before=rows // 3)
     rng = np.random.default_rng(seed + 1)
     z = rng.standard_normal(rows)
@@ -80,12 +80,12 @@ def test_names_that_are_no_covariates_are_refused(names: list[object], says: str
 
 
 def test_only_scores_have_covariates_in_a_list_and_equal_for_each_metric() -> None:
-    with pytest.raises(PolicyError, match="gates.error.covariates does not fit kind rate; only scores"):
+    with pytest.raises(PolicyError, match=r"gates.error.covariates does not fit kind rate; only scores"):
         gate_policy_of({"gates": {"error": {"covariates": ["body_bytes"]}}})
-    with pytest.raises(PolicyError, match="covariates 'body_bytes' is not a list; write the names"):
+    with pytest.raises(PolicyError, match=r"covariates 'body_bytes' is not a list; write the names"):
         gate_policy_of({"gates": {"quality": {"covariates": "body_bytes"}}})
     other = replace(policy().gate("quality"), name="quality_wide", alpha_share=0.0, covariates=())
-    with pytest.raises(PolicyError, match="differ from those of gates.quality, and both test quality"):
+    with pytest.raises(PolicyError, match=r"differ from those of gates.quality, and both test quality"):
         replace(policy(), gates=(*policy().gates, other))
     assert policy().gate("quality").kind is Kind.SCORE
 
@@ -96,17 +96,17 @@ def test_only_scores_have_covariates_in_a_list_and_equal_for_each_metric() -> No
 def test_a_missing_column_is_refused_with_the_near_name() -> None:
     given = columns(300)
     given["body_byte"] = given.pop("body_bytes")
-    with pytest.raises(EvidenceError, match="body_bytes is missing, a covariate .* did you mean body_byte?"):
+    with pytest.raises(EvidenceError, match=r"body_bytes is missing, a covariate .* did you mean body_byte?"):
         decided(given)
     del given["body_byte"]
-    with pytest.raises(EvidenceError, match="give the column, or leave it out of the policy"):
+    with pytest.raises(EvidenceError, match=r"give the column, or leave it out of the policy"):
         decided(given)
 
 
 def test_an_infinite_value_is_refused_and_a_missing_one_is_not() -> None:
     given = columns(300)
     given["body_bytes"][7] = np.inf
-    with pytest.raises(EvidenceError, match="body_bytes inf in row 7 .* give a finite number, NaN when"):
+    with pytest.raises(EvidenceError, match=r"body_bytes inf in row 7 .* give a finite number, NaN when"):
         decided(given)
     given["body_bytes"][7] = np.nan
     assert decided(given).decision in ("undecided", "promote")
@@ -178,7 +178,7 @@ def test_live_records_bet_the_bits_of_a_file_and_survive_a_restart() -> None:
 
 def test_a_live_covariate_must_be_a_number() -> None:
     draw = Draw("r1", "u1", 0.0, 0, 0.5, "request", covariates={"body_bytes": float("nan")})
-    with pytest.raises(EvidenceError, match="covariate body_bytes nan of r1 is not a number; leave it out"):
+    with pytest.raises(EvidenceError, match=r"covariate body_bytes nan of r1 is not a number; leave it out"):
         check_draw(draw)
 
 
