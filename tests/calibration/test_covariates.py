@@ -13,8 +13,8 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 
 pytestmark = pytest.mark.calibration
-RUNS, ROWS = 400, 1600
-MOST = 6  # of 400: 1.6 %
+RUNS, ROWS = 200, 1600
+MOST = 8  # of one world: the promised 1 % gives more in 1 of 1000 cases
 STAGE = (StagePlan(0.5, 0, {"quality": 0.05}),)
 NAMES = ("x", "noise")
 WORLDS = (
@@ -23,7 +23,7 @@ WORLDS = (
 )  # fmt: skip
 
 
-def world(name: str, seed: int, *, harm: float = 0.0) -> dict[str, np.ndarray]:
+def world(name: str, seed: int) -> dict[str, np.ndarray]:
     """One run without harm: on both arms the same scores, which x explains."""
     rng = np.random.default_rng([WORLDS.index(name), seed])
     w = (0.05, 0.2, 0.5)[seed % 3]
@@ -57,9 +57,8 @@ def world(name: str, seed: int, *, harm: float = 0.0) -> dict[str, np.ndarray]:
     if name == "missing with failures":
         error = (rng.random(ROWS) < np.where(z > 1.0, 0.2, 0.02)).astype(np.float64)
         y = np.where(error == 1.0, np.nan, y)
-    y = y - harm * arm
     return {
-        "t_s": row.astype(np.float64), "arm": arm, "w": weight, "quality": np.clip(y, 0.0, 1.0), "x": x,
+        "t_s": row.astype(np.float64), "arm": arm, "w": weight, "quality": y, "x": x,
         "error": error, "noise": rng.standard_normal(ROWS),
         **{f"noise{k}": rng.standard_normal(ROWS) for k in range(6)},
     }  # fmt: skip
@@ -72,12 +71,14 @@ def policy(name: str) -> GatePolicy:
     return replace(GatePolicy.strict(), gates=(gate,))
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_no_harm_stays(name: str) -> None:
-    results = [run(world(name, seed), policy(name), stages=STAGE) for seed in range(RUNS)]
-    wrong = sum(result.decision in ("rollback", "invalid") for result in results)
+def test_no_harm_stays() -> None:
+    wrong = {}
+    for name in WORLDS:
+        results = [run(world(name, seed), policy(name), stages=STAGE) for seed in range(RUNS)]
+        wrong[name] = sum(result.decision in ("rollback", "invalid") for result in results)
 
-    assert wrong <= MOST
+    assert max(wrong.values()) <= MOST, wrong
+    assert sum(wrong.values()) <= 0.016 * RUNS * len(WORLDS), wrong
 
 
 @pytest.mark.parametrize("name", ["explains half", "with time", "drifts", "missing with failures"])
