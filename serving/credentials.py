@@ -7,6 +7,8 @@ Rules:
 2. An API key is referred to by the name of an environment variable or of a file, and read where it is used.
    The reference is stored and shown; the key never is.
 
+3. An endpoint may repeat its key in an answer. What leaves us of an answer goes through a `KeyFilter`.
+
 Invariant: no secret is in the text of these values (`repr`, `str`).
 """
 
@@ -21,6 +23,7 @@ from typing import Any, Literal
 
 SECRET_HEADER = b"x-canaryctl-secret"
 KEY_LIMIT = 8192  # bytes
+SHORTEST_HIDDEN = 8  # bytes; a shorter key is a placeholder, and an ordinary word
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"  # of a variable that holds a key
 
 
@@ -61,6 +64,35 @@ def _derived(root: str, purpose: bytes) -> str:
     if not root:
         raise ValueError("a service's secret is empty; set one, or any client could use its engines")
     return hmac.digest(root.encode(), purpose, "sha256").hex()
+
+
+class KeyFilter:
+    """Replaces a key by as many asterisks in the bytes of one answer, which may come in pieces."""
+
+    __slots__ = ("_held", "_key")
+
+    def __init__(self, key: str) -> None:
+        """A key of under `SHORTEST_HIDDEN` bytes is not replaced."""
+        self._key = key.encode() if len(key) >= SHORTEST_HIDDEN else b""
+        self._held = b""  # the end so far, when it may begin the key
+
+    def whole(self, data: bytes) -> bytes:
+        """Complete data, such as a header's value, without the key."""
+        return data.replace(self._key, b"*" * len(self._key)) if self._key else data
+
+    def feed(self, data: bytes) -> bytes:
+        """The next bytes of the answer without the key. An end that may begin the key is held back."""
+        if not self._key:
+            return data
+        data = self.whole(self._held + data)
+        held = next((n for n in range(len(self._key) - 1, 0, -1) if data.endswith(self._key[:n])), 0)
+        self._held = data[len(data) - held :]
+        return data[: len(data) - held]
+
+    def end(self) -> bytes:
+        """What was held back, when the answer has ended."""
+        held, self._held = self._held, b""
+        return held
 
 
 @dataclass(frozen=True, slots=True)

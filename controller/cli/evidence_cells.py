@@ -7,6 +7,7 @@ line and the remedy.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -94,6 +95,24 @@ def time_s(value: object) -> float | None:
 def epoch_unit(seconds: float) -> str:
     """The unit of a number that is a time since the epoch: 1.78e9 is in s, 1.78e12 in ms."""
     return next(unit for limit, unit in EPOCH_UNITS if abs(seconds) < limit)
+
+
+def attempts(value: object) -> list[str]:
+    """The upstreams that a proxy asked in turn, or their statuses: nginx lists `a, b`, or `a : b`."""
+    if is_missing(value):
+        return []
+    return [part.strip() for part in re.split(r",\s*|\s+:\s+", str(value).strip()) if part.strip()]
+
+
+def opposite(metric: str, value: object) -> float | None:
+    """The event of a column that says the opposite, as `success` does of error: 1 where it says no.
+
+    A status word keeps its meaning (`failure` is an error). None: unclear, as is a status code.
+    """
+    found = number(value)
+    if found is None:
+        return event(metric, value)
+    return 1.0 - found if found in (0.0, 1.0) or math.isnan(found) else None
 
 
 def event(metric: str, value: object) -> float | None:

@@ -14,6 +14,7 @@ from controller.cli.evidence_formats import RawTable
 from controller.cli.evidence_sources import PRESENT, KnownLog, Source, Term
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, VALUES
+from evaluation.offline.names import is_opposite, near_name
 from evaluation.records import is_rate
 
 MAX_SHOWN = 12  # columns or values named in one message
@@ -54,9 +55,11 @@ def arms(reading: Reading) -> Column:
     source, options = reading.sources["arm"], reading.options
     values = reading.table.columns[source.columns[0]]
     words = ["" if cells.is_missing(value) else str(value).strip() for value in values]
+    if "" in words:
+        raise _without_arm(reading, source, words)
     if options.canary is None and options.stable is None:
         return _arms_by_word(reading, source, values, words)
-    kinds = set(words) - {""}
+    kinds = set(words)
     canary, stable = options.canary, options.stable
     if canary is None or stable is None:
         named = canary or stable or ""
@@ -75,9 +78,22 @@ def arms(reading: Reading) -> Column:
             )
     rows = [row for row, word in enumerate(words) if word in (canary, stable)]
     if len(rows) < len(words):
-        reading.notes.append(f"{len(words) - len(rows)} rows whose {source.text} is neither are left out")
+        others = listed(sorted(kinds - {canary, stable}))
+        reading.notes.append(
+            f"{len(words) - len(rows)} rows whose {source.text} is neither are left out ({others})"
+        )
         reading.table = reading.table.pick(rows)
     return np.array([int(words[row] == canary) for row in rows], dtype=np.int64)
+
+
+def _without_arm(reading: Reading, source: Source, words: Sequence[str]) -> BadInput:
+    """Rows without an arm are no random part: some logs leave it empty exactly where a request failed."""
+    count, row = words.count(""), list(words).index("")
+    return reading.refuse(
+        row,
+        f"{source.text} is missing (in {count} of {len(words)} rows); every row needs its assigned arm, "
+        "a failed request too: fill it in, or give --map arm=COLUMN with one that always has it",
+    )
 
 
 def _arms_by_word(reading: Reading, source: Source, values: Sequence[object], words: Sequence[str]) -> Column:
@@ -87,8 +103,6 @@ def _arms_by_word(reading: Reading, source: Source, values: Sequence[object], wo
         if found is None:
             found = cells.number(values[row])
         if found not in (0.0, 1.0):
-            if word == "":
-                raise reading.refuse(row, f"{source.text} is missing; every row needs its assigned arm")
             shown = f"{found:g}" if isinstance(found, float) else repr(word[:60])
             raise reading.refuse(
                 row,
@@ -159,13 +173,24 @@ def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
         raise BadInput(f"--map {name}={source.text}: only times have a difference; map one column")
     [term] = source.terms
     values = reading.table.columns[term.column]
+    is_event = name in CATALOGUE and is_rate(name)
+    if source.is_opposite and not is_event:
+        raise BadInput(f"--map {name}={source.text}: only an event has an opposite; leave out the !")
     if term.unit == PRESENT:
-        return np.array([float(not cells.is_missing(value)) for value in values])
+        return np.array([float(cells.is_missing(value) == source.is_opposite) for value in values])
     commas = reading.table.has_decimal_commas
+    says_opposite = not source.is_opposite and is_opposite(term.column) and near_name(term.column) == name
     out = np.empty(len(values))
     for row, value in enumerate(values):
-        is_event = name in CATALOGUE and is_rate(name)
-        found = cells.event(name, value) if is_event else cells.number(value, has_decimal_commas=commas)
+        if source.is_opposite:
+            found = cells.opposite(name, value)
+        elif is_event:
+            found = cells.event(name, value)
+        else:
+            found = cells.number(value, has_decimal_commas=commas)
+        if found in (0.0, 1.0) and says_opposite and cells.number(value) == found:
+            remedy = f"give --map {name}=!{term.column}"
+            raise reading.refuse(row, f"{term.column} {value!r:.60} says the opposite of {name}; {remedy}")
         if found is None:
             raise reading.refuse(
                 row, f"{source.text} {value!r:.60} is not {_remedy(name)}, or leave it empty"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import Column, Reading, ReadOptions, arms, listed, numbers, texts, times
 from controller.cli.evidence_formats import RawTable, read_table
 from controller.cli.evidence_sources import (
@@ -22,15 +23,16 @@ from controller.cli.evidence_sources import (
     log_sources,
     parsed_maps,
     recognised,
-    sticky_column,
 )
+from controller.cli.evidence_units import find_unit
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE
-from evaluation.offline.names import KNOWN, near_misses
+from evaluation.offline.names import KNOWN, is_opposite, near_misses
 
 REQUIRED = ("t_s", "arm", "w")
 TEXTS = frozenset({"request_id", "unit", "assigned_by"})
 AS_IS = ReadOptions()
+BAD_GATEWAY = 502  # of an attempt after which the proxy asked another, where its status is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     extra: further required columns of text, such as a category.
     """
     reading = _sources_of(read_table(path), options, extra)
+    _count_first_attempts(reading)
     if len(reading.table) == 0:
         raise BadInput(f"{path.name} has no rows; give a file with requests")
     _require(reading, extra)
@@ -68,7 +71,8 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
         columns["arm"] = arms(reading)
     elif options.only_stable:
         columns["arm"] = np.zeros(len(reading.table), dtype=np.int64)
-    _find_unit(reading, columns["arm"])
+    w = numbers(reading, "w", reading.sources["w"]) if "w" in reading.sources else None
+    find_unit(reading, columns["arm"].tolist(), [0.0] * len(reading.table) if w is None else w.tolist())
     for name, source in reading.sources.items():
         if name == "t_s":
             columns[name] = times(reading, source)
@@ -98,6 +102,49 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
             reading.notes.append(f"{dropped} rows whose {name} is not {value} are left out")
             return _noted(reading)
     return _noted(Reading(table, options, log, {**found, **own, **given}))
+
+
+def _count_first_attempts(reading: Reading) -> None:
+    """Where a proxy asked several upstreams, take the first for the arm, and its failure for the outcome.
+
+    The arm is the upstream that was drawn, whoever answered; the proxy went on because that attempt failed.
+    """
+    source = reading.sources.get("arm")
+    if source is None:
+        return
+    table, column = reading.table, source.columns[0]
+    attempts = [cells.attempts(cell) for cell in table.columns[column]]
+    single = {names[0] for names in attempts if len(names) == 1}
+    is_upstream = column.lower().startswith("upstream")
+    retried = [
+        row
+        for row, names in enumerate(attempts)
+        if len(names) > 1 and (is_upstream or single.issuperset(names))
+    ]
+    if not retried:
+        return
+    columns = dict(table.columns)
+    drawn, fell_back = list(table.columns[column]), [0] * len(table)
+    for row in retried:
+        drawn[row], fell_back[row] = attempts[row][0], int(attempts[row][-1] != attempts[row][0])
+    columns[column] = drawn
+    statuses = table.columns.get("upstream_status", [None] * len(table))
+    firsts = {row: (cells.attempts(statuses[row]) or ["-"])[0] for row in retried}
+    for name in ("error", "rejected"):
+        if name in reading.sources and not reading.sources[name].is_opposite:
+            own, used = reading.sources[name], f"{name} of the first attempt"
+            columns[used] = list(table.columns[own.columns[0]])
+            for row, first in firsts.items():
+                columns[used][row] = BAD_GATEWAY if cells.is_missing(first) else first
+            reading.sources[name] = Source(own.text, (Term(used, None),))
+    if "fell_back" not in reading.sources:
+        columns["fell_back"] = [*fell_back]
+        reading.sources["fell_back"] = Source("fell_back", (Term("fell_back", None),))
+    reading.table = replace(table, columns=columns)
+    reading.notes.append(
+        f"{len(retried)} rows list several upstreams in {column}: the first is the arm, its failure counts, "
+        "and fell_back says that another answered"
+    )
 
 
 def _noted(reading: Reading) -> Reading:
@@ -177,26 +224,12 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
         if near not in missing or (reading.log is not None and near not in CATALOGUE):
             continue
         unit = f" ({name}:s if it is in seconds)" if near.endswith("_ms") else ""
+        says = f"says the opposite of {near}" if is_opposite(name) else f"is unknown and close to {near}"
         raise BadInput(
-            f"{reading.table.name}: column {name!r} is unknown and close to {near}; "
-            f"give --map {near}={name}{unit}, or --ignore {name}"
+            f"{reading.table.name}: column {name!r} {says}; "
+            f"give --map {near}={'!' * is_opposite(name)}{name}{unit}, or --ignore {name}"
         )
     return tuple(sorted(unused))
-
-
-def _find_unit(reading: Reading, arms: Column) -> None:
-    """Take a recognised log's unit from the column whose values keep their arm."""
-    if reading.log is None or "unit" in reading.sources or "assigned_by" in reading.sources:
-        return
-    w = [0.0] * len(reading.table)
-    if "w" in reading.sources:
-        w = numbers(reading, "w", reading.sources["w"]).tolist()
-    name = sticky_column(reading.table, reading.log.units, arms.tolist(), w)
-    if name is not None:
-        reading.sources["unit"] = Source(name, (Term(name, None),))
-        reading.notes.append(f"unit from {name}: each of its values is always on one arm")
-    else:
-        reading.notes.append("each request is its own unit: no column of users keeps its arm")
 
 
 def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str, ...]) -> EvidenceFile:

@@ -1,22 +1,24 @@
 """Which column of a file holds what: `--map`, and the logs that are recognised by their columns.
 
 A source is a column (`duration`), a nested one (`usage.completion_tokens`), one in another unit
-(`duration:s`), the presence of a value (`error.message:present`), or a difference of two of these
-(`endTime-startTime`). The names of the recognised logs are those of LiteLLM's LiteLLM_SpendLogs table,
-Langfuse's exports of observations and traces, nginx's log variables, and OpenAI's answers.
+(`duration:s`), the presence of a value (`error.message:present`), the opposite of an event (`!success`), or
+a difference of two of these (`endTime-startTime`).
+
+The names of the recognised logs are those of LiteLLM's LiteLLM_SpendLogs table, Langfuse's exports of
+observations and traces, nginx's log variables, and OpenAI's answers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from controller.cli.evidence_cells import UNITS, is_missing
+from controller.cli.evidence_cells import UNITS
 from controller.cli.evidence_formats import RawTable
 from controller.errors import BadInput
-from evaluation.offline.names import KNOWN, near_name
+from evaluation.offline.names import KNOWN, is_opposite, near_name
 
 PRESENT = "present"  # as a unit: 1 where the column has a value
 
@@ -35,6 +37,7 @@ class Source:
 
     text: str
     terms: tuple[Term, ...]  # one or two
+    is_opposite: bool = False  # 1 where the column says no
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -84,7 +87,7 @@ KNOWN_LOGS = (
             "cost": ("totalCost", "total_cost", "calculatedTotalCost", "calculated_total_cost"),
             "request_id": ("id",),
         },
-        ("userId", "user_id", "sessionId", "session_id"),
+        ("userId", "user_id", "sessionId", "session_id", "traceId", "trace_id"),
         ("type", "GENERATION"),
     ),
     KnownLog(
@@ -172,7 +175,8 @@ def parsed_maps(table: RawTable, pairs: Sequence[str], known: Collection[str] = 
             raise BadInput(f"--map {pair!r} is not NAME=COLUMN; write --map latency_ms=duration")
         if target not in known:
             near = near_name(target)
-            remedy = f"did you mean {near}?" if near else f"use one of {', '.join(KNOWN)}"
+            sign = "!" if is_opposite(target) else ""
+            remedy = f"did you mean {near}={sign}{text}?" if near else f"use one of {', '.join(KNOWN)}"
             raise BadInput(f"--map {pair}: {target!r} is not a column of a backtest; {remedy}")
         if target in out:
             raise BadInput(f"--map {target} is given twice; give one source")
@@ -185,6 +189,8 @@ def parsed_maps(table: RawTable, pairs: Sequence[str], known: Collection[str] = 
 
 def parsed_source(table: RawTable, text: str) -> Source:
     """A source as written. A minus sign within the name of a column is part of the name."""
+    if text.startswith("!") and text not in table.columns:
+        return replace(parsed_source(table, text[1:].strip()), text=text, is_opposite=True)
     whole = _term(table, text)
     if whole.column in table.columns or "-" not in text:
         return Source(text, (whole,))
@@ -232,28 +238,3 @@ def _refuse_absent(table: RawTable, pair: str, column: str) -> None:
     near = get_close_matches(column, list(table.columns), n=1)
     remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(table.columns))}"
     raise BadInput(f"--map {pair}: {table.name} has no column {column!r}; {remedy}")
-
-
-def sticky_column(
-    table: RawTable, names: Sequence[str], arms: Sequence[float], w: Sequence[float]
-) -> str | None:
-    """The coarsest of these columns whose value always has one arm at one w: the randomised unit.
-
-    None: no value repeats, or repeated ones are on both arms, so that each request was drawn by itself.
-    """
-    for name in names:
-        cells = table.columns.get(name)
-        if cells is None or any(is_missing(cell) for cell in cells):
-            continue
-        arm_of: dict[tuple[str, float], float] = {}
-        repeats, is_constant = 0, True
-        for cell, arm, weight in zip(cells, arms, w, strict=True):
-            key = (str(cell), weight)
-            repeats += key in arm_of
-            is_constant &= arm_of.setdefault(key, arm) == arm
-        if is_constant and repeats >= MIN_REPEATS and len(set(arm_of.values())) > 1:
-            return name
-    return None
-
-
-MIN_REPEATS = 20  # of values on one arm; fewer may be so by chance

@@ -58,12 +58,15 @@ app = typer.Typer(
 )
 
 
+_ALIASES = {(): ["--help"], ("--version",): ["version"]}  # what people type first
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Exit code of `canaryctl ARGUMENTS`; an error is printed in the format that `-o` asks for."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     output = requested_output(given)
     try:
-        result = app(args=given or ["--help"], prog_name="canaryctl", standalone_mode=False)
+        result = app(args=_ALIASES.get(tuple(given), given), prog_name="canaryctl", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except UsageError as exc:

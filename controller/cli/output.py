@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -99,7 +100,7 @@ def note(text: str) -> None:
 def requested_output(arguments: Sequence[str]) -> Output:
     """The format that a command line asks for, also one that cannot be parsed; TABLE if none is valid."""
     found = Output.TABLE
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument == "--":
             break
         if argument in ("-o", "--output"):

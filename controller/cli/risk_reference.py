@@ -21,14 +21,21 @@ COMPARISON = (
     "Nothing is asked of the network, and no code of a checkpoint is run."
 )
 FILES = (
-    "Every file of a checkpoint counts, but for what no engine reads: READMEs, licences, pictures, logs, "
-    "a trainer's states, hidden files, and the folders `original`, `onnx`, `openvino`, `coreml` and the "
-    "like. config.json is compared in its normal form: defaults that are written out change nothing."
+    "Every file of a checkpoint counts, but for what no engine reads: READMEs, licences, pictures, logs, a "
+    "trainer's states, hidden files, and what the folders `original`, `onnx`, `openvino`, `coreml`, "
+    "`checkpoint-N` and the like hold beside code. Code, templates and data count by whatever name. "
+    "config.json is compared in its normal form: defaults that are written out change nothing."
 )
 FAMILIES = (
     "A family is the first word of the model type without its version (`qwen` of `qwen2` and "
     "`qwen3_moe`). Two checkpoints of one model type are of different families if their architectures "
     "are, or if they share less than half of their vocabulary."
+)
+DEFAULTS = (
+    "Of these two the values that the engine applies are compared: those of the checkpoint's "
+    "generation_config.json, or of the folder that `generation_config` names, under "
+    "`override_generation_config`. What can end an answer (EOS, `max_new_tokens`, any key but the following) "
+    "is medium, also from a repository that cannot be read here:"
 )
 OTHERS = (
     "Any other argument can change or cut an answer: `max_model_len`, `dtype`, `quantization`, "
@@ -53,7 +60,7 @@ def risk_page() -> str:
         _names(THROUGHPUT),
         "## Sampling defaults: low, printed in red",
         _names(SAMPLING),
-        "Keys of generation_config.json and `override_generation_config`; their other keys are medium:",
+        DEFAULTS,
         _names(SAMPLING_DEFAULTS),
         "## Every other engine argument: medium",
         OTHERS,

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
-from evaluation.records import Draw, Score
+from evaluation.records import Draw, Score, is_number
 from serving.messages import CANARY, RequestRecord, ScoreRecord
 
 #: What a router knows of a request before its toss. Not its prompt tokens: the answer reports them, so that
 #: the arm decides whether they are known, and by another tokenizer how many they are.
 LIVE_COVARIATES = ("body_bytes",)
+MAX_VALUE = 1e12  # ms or tokens of one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,18 @@ def draw_of(record: RequestRecord) -> Draw:
         assigned_by=record.assigned_by,
         stage=record.stage,
         error=record.error,
-        latency_ms=record.latency_ms,
-        ttft_ms=record.ttft_ms,
-        itl_ms=record.itl_ms,
-        tokens=record.completion_tokens,
+        latency_ms=_measured(record.latency_ms),
+        ttft_ms=_measured(record.ttft_ms),
+        itl_ms=_measured(record.itl_ms),
+        tokens=_measured(record.completion_tokens),
         flags=flags,
         covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},
     )
+
+
+def _measured(value: float | None) -> float | None:
+    """The value; None when it is no number of at least 0: a bad measurement must not remove its unit."""
+    return value if is_number(value) and 0.0 <= value <= MAX_VALUE else None  # type: ignore[operator]
 
 
 def score_of(score: ScoreRecord, request: RequestRecord) -> Score | None:

@@ -1,6 +1,7 @@
 """Join of scores to their requests, by request id or answer id, whichever of the two comes first in the log.
 
-Invariant: joining the same events again, in log order, gives the same pairs again and no duplicates.
+Invariants: an id stays with the first request that has it, whatever later answers claim; joining the same
+events again, in log order, gives the same pairs again and no duplicates.
 """
 
 from __future__ import annotations
@@ -58,11 +59,20 @@ class ScoreJoin:
     def _add(self, record: RequestRecord) -> Sequence[ScoreRecord]:
         held: dict[int, ScoreRecord] = {}
         for id in (record.request_id, record.answer_id):
-            if id is not None:
+            if id is not None and self._owns(id, record):
                 self._requests[id] = record
                 # A held score that comes later in the log is joined when it is read again.
                 held |= {seq: score for seq, score in self._held.pop(id, {}).items() if seq < record.seq}
         return [held[seq] for seq in sorted(held)]
+
+    def _owns(self, id: str, record: RequestRecord) -> bool:
+        """True unless the id is of an earlier request. A request id, which the router chose, comes first."""
+        owner = self._requests.get(id)
+        if owner is None:
+            return True
+        if (owner.request_id == id) != (record.request_id == id):
+            return record.request_id == id
+        return record.seq <= owner.seq
 
     def _match(self, score: ScoreRecord) -> RequestRecord | None:
         request = self._requests.get(score.id)

@@ -1,7 +1,7 @@
 """Files of a checkpoint directory: which an engine may read, what they concern, and their digests.
 
-Invariant: every file that is not known to be inert is hashed, by whatever name it comes; a file that nobody
-knows belongs to the group `files`.
+Invariant: every file that is not known to be inert is hashed, by whatever name it comes, code always; a file
+that nobody knows belongs to the group `files`.
 """
 
 from __future__ import annotations
@@ -29,29 +29,31 @@ PARSED = frozenset(
         *("added_tokens.json", "chat_template.json", "chat_template.jinja"),
     }
 )
-_INERT_FOLDERS = {
-    *(
-        "original",
-        "figures",
-        "images",
-        "runs",
-        "logs",
-        "wandb",
-        "onnx",
-        "openvino",
-        "coreml",
-        "metal",
-        "flax",
-    ),
-    "__pycache__",
-}
-_INERT_FOLDER = re.compile(r"checkpoint-\d+|global_step\d+")  # a trainer's intermediate states
+# Of these folders an engine reads code and templates alone, if anything: the weights in another framework's
+# format, a trainer's states and logs. Of any other folder every file counts.
+_DATA_INERT_FOLDER = re.compile(
+    r"original|onnx|openvino|coreml|metal|flax|runs|wandb|checkpoint-\d+|global_step\d+|__pycache__"
+)
+_TOOL_FOLDERS = {".git", ".cache", ".huggingface", ".ipynb_checkpoints", ".github", ".locks"}
+# Never inert, by whatever name or folder.
+_CODE = (".py", ".so", ".jinja", ".jinja2", ".j2")
+_MISTRAL_WEIGHTS = re.compile(r"consolidated.*\.safetensors")  # vLLM looks for them in every folder
+# What an engine can load as data: inert by its full name alone.
+_DATA = (
+    *(".json", ".jsonl", ".model", ".txt", ".tiktoken", ".bpe", ".vocab", ".yaml", ".yml", ".bin", ".pt"),
+    *(".pth", ".ckpt", ".safetensors", ".gguf", ".npz", ".npy", ".pkl", ".msgpack", ".h5", ".onnx"),
+)
+_INERT_DATA = re.compile(
+    r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|model_card|requirements)\.txt"
+    r"|(training_args|optimizer|scheduler|scaler)\.(bin|pt|pth|safetensors)|rng_state(_\d+)?\.pth"
+    r"|(trainer_state|train_results|eval_results|all_results)\.json"
+    r"|(model|pytorch_model|consolidated|diffusion_pytorch_model)(\.safetensors|\.bin)\.index\.json",
+    re.IGNORECASE,
+)
 _INERT = re.compile(
-    r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|acknowledg|model_card)[^/]*"
-    r"|.*\.(md|rst|pdf|png|jpe?g|gif|svg|webp|bmp|ico|mp4|webm|html?|log|lock|sha256|ipynb)"
-    r"|(training_args|optimizer|scheduler|scaler)\.(bin|pt|pth|safetensors)|rng_state[^/]*\.pth"
-    r"|(trainer_state|train_results|eval_results|all_results)\.json|events\.out\.tfevents.*|latest"
-    r"|zero_to_fp32\.py|requirements[^/]*\.txt|.*\.index\.json",
+    r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|acknowledg|model_card)[\w-]*"
+    r"|.*\.(md|rst|pdf|cff|bib|png|jpe?g|gif|svg|webp|bmp|ico|mp4|webm|html?|log|lock|sha256|ipynb)"
+    r"|events\.out\.tfevents.*|latest",
     re.IGNORECASE,
 )
 _QUANTIZATION = re.compile(
@@ -92,21 +94,35 @@ def group_of(name: str) -> Group:
 
 
 def cached(file: Path, kind: str, cache: MutableMapping[str, str], compute: Callable[[Path], Any]) -> Any:
-    """`compute(file)`, a JSON value; taken from the cache while the file's time and size are unchanged.
+    """`compute(file)`, a JSON value; taken from the cache while the file is the one that was read.
 
     Raises BadCheckpoint when the file cannot be read.
     """
     try:
-        stat = file.stat()
-        key = f"{kind}{file.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
+        key, size = _identity(file, kind)
         if key in cache:
             return json.loads(cache[key])
         value = compute(file)
+        is_unchanged = _identity(file, kind)[0] == key
     except OSError as exc:
         raise BadCheckpoint(f"{file} cannot be read ({exc.strerror}); check its permissions") from exc
-    if stat.st_size >= CACHED_FROM_BYTES or kind == "":
+    if is_unchanged and (size >= CACHED_FROM_BYTES or kind == ""):
         cache[key] = json.dumps(value)
     return value
+
+
+def _identity(file: Path, kind: str) -> tuple[str, int]:
+    """(key of the file's content in the cache, its size in bytes).
+
+    The modification time can be set, and `cp -p`, tar and image layers do set it. The change time cannot: a
+    file that is written over gets a new one, a file that takes the place of another has another inode. On NFS
+    both are the server's, up to a minute late (`acregmax`); a mount under another device number, or a move
+    within the file system, costs one more reading. FUSE mounts of object stores may make up the inode, and
+    give the modification time, which is that of the upload there, as the change time.
+    """
+    stat = file.stat()
+    times = f"{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+    return f"{kind}{file.resolve()}|{times}|{stat.st_size}|{stat.st_dev}:{stat.st_ino}", stat.st_size
 
 
 def file_digest(file: Path) -> str:
@@ -144,17 +160,35 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _is_inert(name: str) -> bool:
+    """Whether no engine reads a file of this path within the folder, whatever it holds."""
+    *folders, base = name.split("/")
+    suffix = Path(base.lower()).suffix
+    if suffix in _CODE or _MISTRAL_WEIGHTS.fullmatch(base):
+        return False
+    if any(_DATA_INERT_FOLDER.fullmatch(folder) for folder in folders):
+        return True
+    if suffix in _DATA:
+        return _INERT_DATA.fullmatch(base) is not None
+    return base.startswith(".") or _INERT.fullmatch(base) is not None
+
+
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(path within the folder, file) of all that is not inert; linked folders are followed, not in a loop."""
+
     def refuse(exc: OSError) -> None:
         raise BadCheckpoint(f"{exc.filename} cannot be read ({exc.strerror}); check its permissions") from exc
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(
-            one
-            for one in folders
-            if not one.startswith(".") and one not in _INERT_FOLDERS and not _INERT_FOLDER.fullmatch(one)
-        )
-        for name in sorted(names):
-            if not name.startswith(".") and not _INERT.fullmatch(name):
-                file = Path(parent) / name
-                yield file.relative_to(folder).as_posix(), file
+    above: dict[str, tuple[str, ...]] = {}  # the real paths over a folder, by its path
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real, over = os.path.realpath(parent), above.get(os.path.dirname(parent), ())
+        if real in over:
+            folders.clear()
+            continue
+        above[parent] = (*over, real)
+        folders[:] = sorted(one for one in folders if one not in _TOOL_FOLDERS)
+        for base in sorted(names):
+            file = Path(parent) / base
+            name = file.relative_to(folder).as_posix()
+            if not _is_inert(name):
+                yield name, file

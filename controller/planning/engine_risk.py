@@ -6,7 +6,7 @@ someone shows otherwise, and an argument that no list of vLLM's knows even more 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 ArgumentClass: TypeAlias = Literal["throughput", "sampling", "answers"]
@@ -81,19 +81,14 @@ PARTS = {
 }
 
 
-def argument_class(name: str, before: str | None, after: str | None) -> ArgumentClass:
-    """The class of a changed argument. before, after: its values as JSON; None: not set."""
+def argument_class(name: str, values: Collection[str | None] = ()) -> ArgumentClass:
+    """The class of a changed argument. values: its values on both sides, as JSON; None: not set.
+
+    Of the two that set generation defaults it is the effective values that count (`generation.py`), which the
+    fingerprint holds beside them.
+    """
     if name in THROUGHPUT:
-        return "throughput"
-    if name.removesuffix(" content") not in SAMPLING:
-        return "answers"
-    if name == "override_generation_config":
-        old, new = _values(before), _values(after)
-        changed = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
-        return "sampling" if changed <= SAMPLING_DEFAULTS else "answers"
-    return "sampling"
-
-
-def _values(text: str | None) -> dict[str, object]:
-    value = json.loads(text) if text is not None else {}
-    return value if isinstance(value, dict) else {"": value}
+        # A dotted name is that of a class, which can do anything.
+        has_class = name == "distributed_executor_backend" and any("." in (value or "") for value in values)
+        return "answers" if has_class else "throughput"
+    return "sampling" if name in SAMPLING else "answers"

@@ -2,8 +2,8 @@
 
 Two checkpoints with the same digests answer alike under the same engine. Tensors are hashed by name, dtype,
 shape and bytes, so sharding has no effect; config.json in its normal form, so defaults that are written out
-have none. The caller keeps `cache` (a file's path, mtime and size -> its digests), so that a checkpoint of
-140 GB is read once.
+have none. The caller keeps `cache` (a file's path, times, size and inode -> its digests), so that a
+checkpoint of 140 GB is read once.
 
 Invariant: the only file reads of the controller's core are here and in the modules that this one calls;
 nothing is written.
@@ -30,13 +30,13 @@ from controller.planning.checkpoint_files import (
     relevant_files,
 )
 from controller.planning.families import vocabulary_sketch
+from controller.planning.generation import effective_generation
 from controller.planning.model_config import NOISE, SPECIAL, ModelConfig, read_config
+from controller.planning.named_files import content_digests, normal_arguments
 from controller.planning.tokenizer_files import VOCABULARY_FILES, normal_tokenizer, tokens_in
-from serving.files.engine_arguments import canonical_value
 from serving.files.weights import (
     WeightsError,
     check_index,
-    require_present,
     tensor_places,
     weight_files,
 )
@@ -46,7 +46,7 @@ Json: TypeAlias = Any
 CHUNK_BYTES = 1 << 20
 # Of the rules below. A version keeps the id that it was stored with: what was stored under older rules is
 # compared by computing it anew (`controller/wiring/launches.py`), never by its id.
-SCHEME = 2
+SCHEME = 3
 _OLDEST_SCHEME = 1
 _PIECES = ("tokenizer", "template", "quantization", "processor", "code", "files")
 
@@ -59,7 +59,7 @@ class Fingerprint:
     architecture: str  # '' for an external endpoint
     family: str  # model_type, such as llama; the URL of an external endpoint
     parts: tuple[tuple[str, str], ...]
-    sampling: tuple[tuple[str, str], ...]  # generation_config's defaults, values as JSON
+    sampling: tuple[tuple[str, str], ...]  # effective generation defaults, values as JSON
     engine: tuple[tuple[str, str], ...]  # engine arguments, values as JSON; `NAME content`: of a named file
     tensor_bytes: int  # 0 for an external endpoint
     parameters: int
@@ -130,11 +130,12 @@ def fingerprint_checkpoint(
     architecture = _architecture(path, config, architectures)
     tensors, size, parameters = _tensors(path, cache)
     model = read_config(config)
-    generation = read_object(files.get("generation_config.json"))
+    arguments = normal_arguments(engine_arguments or {})
+    generation = effective_generation(read_object(files.get("generation_config.json")), arguments)
     sides, vocabulary = _side_files(path, files, cache)
     parts = {
         "tensors": tensors,
-        **_part_digests(model, architecture, sides),
+        **_part_digests(model, config["architectures"], sides),
         "special_tokens": digest([_special_tokens(files), dict(model.special), _only(generation, SPECIAL)]),
         "engine_release": engine_release,
     }
@@ -145,7 +146,7 @@ def fingerprint_checkpoint(
         family=str(config.get("model_type", architecture)),
         parts=tuple(sorted(parts.items())),
         sampling=_pairs(sampling),
-        engine=_engine(engine_arguments or {}, cache),
+        engine=_pairs({**arguments, **content_digests(arguments, cache)}),
         tensor_bytes=size,
         parameters=parameters,
         scheme=SCHEME,
@@ -180,12 +181,12 @@ def _architecture(path: Path, config: Mapping[str, Json], supported: Collection[
 
 
 def _part_digests(
-    model: ModelConfig, architecture: str, sides: Mapping[str, Mapping[str, str]]
+    model: ModelConfig, architectures: list[Json], sides: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str]:
     quantization = [model.quantization, dict(sides["quantization"])]
     return {
         "sizes": digest(dict(model.sizes)),
-        "config": digest([architecture, dict(model.rest)]),
+        "config": digest([architectures, dict(model.rest)]),
         "rope": digest(dict(model.rope)),
         "quantization": digest(quantization) if quantization != [None, {}] else "",
         "dtype": digest(model.dtype),
@@ -200,6 +201,8 @@ def _part_digests(
 def _tensors(path: Path, cache: MutableMapping[str, str]) -> tuple[str, int, int]:
     """(digest, bytes, elements) over all tensors of the checkpoint."""
     tensors: dict[str, list[Json]] = {}
+    # Tensors of a name that another file has too: which one counts is the engine's choice.
+    others: list[tuple[str, Json]] = []
     try:
         files = weight_files(path)
         if not files:
@@ -207,12 +210,16 @@ def _tensors(path: Path, cache: MutableMapping[str, str]) -> tuple[str, int, int
         # Headers first: a broken file is named before the first of 140 GB is read.
         check_index(path, {file.name: tensor_places(file) for file in files})
         for file in files:
-            tensors.update(cached(file, "", cache, _hash_tensors))
+            found = cached(file, "", cache, _hash_tensors)
+            others += [
+                (name, tensors[name]) for name in found if tensors.get(name, found[name]) != found[name]
+            ]
+            tensors.update(found)
     except WeightsError as exc:
         raise BadCheckpoint(str(exc)) from exc
     listed = sorted(tensors.items())
     size, elements = (sum(int(entry[index]) for _, entry in listed) for index in (3, 4))
-    return digest([[name, *entry[:3]] for name, entry in listed]), size, elements
+    return digest([[name, *entry[:3]] for name, entry in (*listed, *sorted(others))]), size, elements
 
 
 def _other_weights(path: Path) -> str:
@@ -313,49 +320,14 @@ def _special_tokens(files: Mapping[str, Path]) -> list[Json]:
 
 
 def _content(token: Json) -> Json:
-    """The text of a special token, which is written alone or as an object."""
-    return token["content"] if isinstance(token, Mapping) and "content" in token else token
+    """The text of a special token, which is written alone or as an object; with what widens its matches."""
+    if not isinstance(token, Mapping) or "content" not in token:
+        return token
+    widened = [key for key in ("lstrip", "rstrip", "single_word") if token.get(key)]
+    return [token["content"], *widened] if widened else token["content"]
 
 
-# --- engine arguments
-
-
-def _engine(arguments: Mapping[str, Json], cache: MutableMapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The arguments in normal form, and the digests of the files and folders that they name."""
-    values = {name: canonical_value(name, value) for name, value in arguments.items()}
-    contents = {
-        f"{name} content": digest(found)
-        for name, value in values.items()
-        if (found := [_content_digest(Path(text), cache) for text in _paths(value)])
-    }
-    return _pairs({**values, **contents})
-
-
-def _paths(value: Json) -> list[str]:
-    """The existing absolute paths in a value, also behind the `=` of NAME=PATH."""
-    if isinstance(value, Mapping):
-        return [path for inner in value.values() for path in _paths(inner)]
-    if isinstance(value, list):
-        return [path for inner in value for path in _paths(inner)]
-    if not isinstance(value, str):
-        return []
-    text = value.rsplit("=", 1)[-1].strip()
-    try:
-        return [text] if text.startswith("/") and Path(text).exists() else []
-    except (OSError, ValueError):
-        return []
-
-
-def _content_digest(path: Path, cache: MutableMapping[str, str]) -> Json:
-    if path.is_dir():
-        return {
-            name: cached(file, "file|", cache, file_digest) for name, file in relevant_files(path).items()
-        }
-    try:
-        require_present(path)
-    except WeightsError as exc:
-        raise BadCheckpoint(str(exc)) from exc
-    return cached(path, "file|", cache, file_digest)
+# --- values
 
 
 def _vocabulary_size(config: Mapping[str, Json]) -> int:

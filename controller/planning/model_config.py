@@ -76,16 +76,22 @@ def read_config(raw: Values) -> ModelConfig:
     parts: dict[str, dict[str, Any]] = {name: {} for name in ("sizes", "rope", "special", "rest", "dtype")}
     found = {"quantization": raw.get("quantization_config")}
     _split(raw, str(raw.get("model_type", "")), "", parts, found)
-    dtypes = sorted(set(parts["dtype"].values()))
     return ModelConfig(
         str(raw.get("model_type", "")),
         parts["sizes"],
         parts["rope"],
         parts["special"],
         found["quantization"],
-        ", ".join(dtypes),
+        _dtype(parts["dtype"]),
         parts["rest"],
     )
+
+
+def _dtype(found: Values) -> str:
+    """One dtype if all parts have it, else that of each part: `float32, text_config.: bfloat16`."""
+    if len(kinds := set(found.values())) <= 1:
+        return "".join(kinds)
+    return ", ".join(f"{part}: {kind}" if part else kind for part, kind in sorted(found.items()))
 
 
 def _split(
@@ -103,9 +109,11 @@ def _split(
         elif key in NOISE or key in _ROPE or key in ("architectures", "quantization_config"):
             if key == "quantization_config" and found["quantization"] is None:
                 found["quantization"] = value
+            elif key == "quantization_config" and prefix and value != found["quantization"]:
+                parts["rest"][path] = value
         elif key in ("torch_dtype", "dtype"):
             if value not in (None, "auto"):
-                parts["dtype"][path] = str(value).removeprefix("torch.")
+                parts["dtype"][prefix] = str(value).removeprefix("torch.")
         elif isinstance(value, Mapping) and (key in nested or "model_type" in value):
             inner = str(value.get("model_type") or nested[key])
             _split({**value, "model_type": inner}, inner, f"{path}.", parts, found)
@@ -137,11 +145,12 @@ def _with_derived(raw: Values, defaults: Values, model_type: str) -> Values:
         for key in ("sliding_window", "max_window_layers"):
             values.pop(key, None)
     if isinstance(types := values.get("layer_types"), list):
-        step = of("sliding_window_pattern") or raw.get("_sliding_window_pattern") or _PATTERNS.get(model_type)
+        step = of("sliding_window_pattern") or _PATTERNS.get(model_type)
         usual = [
             _FULL if not isinstance(step, int) or (i + 1) % step == 0 else _SLIDING for i in range(len(types))
         ]
-        if types == usual or set(types) == {_FULL}:
+        is_windowed = isinstance(step, int) and of("sliding_window") is not None
+        if types == usual or (set(types) == {_FULL} and not is_windowed):
             del values["layer_types"]
     return values
 

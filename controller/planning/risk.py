@@ -98,9 +98,11 @@ def assess(stable: Fingerprint, canary: Fingerprint) -> Assessment:
     sampling = list(_changes(stable.sampling, canary.sampling))
     engine: list[Change] = []
     causes = list(_sampling_causes(sampling))
-    old, new = dict(stable.engine), dict(canary.engine)
+    has_other_defaults = bool(sampling)  # then they tell more than the arguments that set them
     for change in _changes(stable.engine, canary.engine):
-        kind = argument_class(change.name, old.get(change.name), new.get(change.name))
+        kind = argument_class(change.name, (change.before, change.after))
+        if kind == "sampling" and has_other_defaults:
+            continue
         (sampling if kind == "sampling" else engine).append(change)
         text = f"engine argument {change}"
         if kind == "answers":

@@ -22,6 +22,7 @@ from serving.files.strict_yaml import YamlError, load_yaml
 from serving.targets import Endpoint
 
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?$"
+_KEY_REMEDY = "for the key of an endpoint, name its variable or file: api_key_env or api_key_file"
 # Keys of a version that are engine arguments, and so part of its fingerprint: a deploy changes them.
 ENGINE_KEYS = (
     "tensor_parallel_size",
@@ -84,7 +85,8 @@ class VersionSpec(Strict):
         self._check_endpoint()
         for name, value in self.engine.items():
             if name in OWNED_ARGUMENTS:
-                raise FieldError(f"engine.{name}", "is set by canaryctl itself; leave it out")
+                remedy = _KEY_REMEDY if name == "api_key" else "leave it out"
+                raise FieldError(f"engine.{name}", f"is set by canaryctl itself; {remedy}")
             if name in type(self).model_fields:
                 raise FieldError(f"engine.{name}", f"has its own key; write {name}: {value}")
         if not is_stored(info):

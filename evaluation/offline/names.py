@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
 from evaluation.metrics import CATALOGUE
-from evaluation.records import EvidenceError
+from evaluation.records import EvidenceError, is_rate
 
 #: Columns other than metrics, and what each holds.
 COLUMNS: Mapping[str, str] = {
@@ -25,6 +25,7 @@ COLUMNS: Mapping[str, str] = {
     "fell_back": "1 where stable answered a canary request",
 }
 KNOWN = (*COLUMNS, *CATALOGUE)
+EVENTS = frozenset(name for name in CATALOGUE if is_rate(name))
 
 #: What other tools call a column, without case and punctuation.
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -35,7 +36,7 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "assigned_by": ("assignedby", "assignment", "assigned"),
     "request_id": ("requestid", "reqid", "id", "traceid", "callid"),
     "fell_back": ("fellback", "fallback"),
-    "error": ("errors", "iserror", "failed", "failure", "status", "statuscode", "httpstatus", "success"),
+    "error": ("errors", "iserror", "failed", "failure", "status", "statuscode", "httpstatus"),
     "rejected": ("rejection", "rejections", "clienterror"),
     "latency_ms": (
         "latency", "latencies", "latencys", "duration", "durationms", "elapsed", "elapsedms", "responsetime",
@@ -57,6 +58,12 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "cancelled": ("canceled", "cancel", "aborted"),
 }  # fmt: skip
 _BY_SYNONYM = {word: name for name, words in _SYNONYMS.items() if name in KNOWN for word in words}
+#: What other tools call the opposite of a column: 1 where the event did not happen.
+_OPPOSITES: Mapping[str, str] = {
+    **dict.fromkeys(("success", "successes", "succeeded", "successful", "ok", "okay", "passed"), "error"),
+    **dict.fromkeys(("valid", "validjson", "schemavalid"), "invalid"),
+}
+_NEGATIONS = ("not", "non", "no", "un")
 _SQUEEZED = {re.sub(r"[\W_]", "", name): name for name in KNOWN}
 CUTOFF = 0.8  # of difflib's ratio: one letter lost, doubled or swapped in a name of at least five
 
@@ -64,16 +71,40 @@ CUTOFF = 0.8  # of difflib's ratio: one letter lost, doubled or swapped in a nam
 def near_name(name: str, known: Iterable[str] = KNOWN) -> str | None:
     """The known name that `name` is close to: another case, a word of another tool, a misspelling.
 
-    None: it is close to none. Check: `latency` gives latency_ms, `hallucination` gives hallucinated.
+    None: it is close to none. Check: `latency` gives latency_ms, `hallucination` gives hallucinated. Where
+    `is_opposite` holds, the column says the opposite of the known name.
     """
     plain = re.sub(r"[\W_]", "", name.lower())
     targets = set(known)
+    if (opposite := _opposite(name)) is not None:
+        return opposite if opposite in targets else None
     found = _SQUEEZED.get(plain) or _BY_SYNONYM.get(plain)
     if found is None and (close := get_close_matches(plain, list(_SQUEEZED), n=1, cutoff=CUTOFF)):
         found = _SQUEEZED[close[0]]
     if found is None and (close := get_close_matches(plain, list(_BY_SYNONYM), n=1, cutoff=CUTOFF)):
         found = _BY_SYNONYM[close[0]]
     return found if found in targets else None
+
+
+def is_opposite(name: str) -> bool:
+    """Whether a column of this name is 1 where the known event did not happen: `success`, `no_error`."""
+    return _opposite(name) is not None
+
+
+def _opposite(name: str) -> str | None:
+    """The known event whose opposite the name says."""
+    plain = re.sub(r"[\W_]", "", name.lower())
+    if plain in _SQUEEZED or plain in _BY_SYNONYM:
+        return None
+    for word in (plain, *(plain.removeprefix(start) for start in ("is", "was", "has"))):
+        if word in _OPPOSITES:
+            return _OPPOSITES[word]
+        for negation in _NEGATIONS:
+            rest = word.removeprefix(negation)
+            found = _SQUEEZED.get(rest) or _BY_SYNONYM.get(rest)
+            if rest != word and found in EVENTS:
+                return found
+    return None
 
 
 def near_misses(names: Iterable[str], ignored: Collection[str] = ()) -> dict[str, str]:
@@ -89,6 +120,10 @@ def refuse_near_misses(names: Iterable[str], ignored: Collection[str] = ()) -> N
     """Raise EvidenceError where an unknown name is close to a known one whose column is absent. ignored:
     names that are used as they are."""
     for name, near in near_misses(names, ignored).items():
+        if is_opposite(name):
+            raise EvidenceError(
+                f"column {name!r} says the opposite of {near}; give {near} = 1 - {name}, or leave it out"
+            )
         raise EvidenceError(
             f"column {name!r} is unknown and close to {near}; rename it to {near}, or leave it out"
         )

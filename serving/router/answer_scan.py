@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
+MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 
 _METADATA = re.compile(
@@ -132,17 +134,16 @@ class AnswerScan:
         choices = data.get("choices")
         if isinstance(choices, list):
             for choice in choices:
-                if isinstance(choice, dict) and isinstance(choice.get("finish_reason"), str):
-                    self.finish_reason = choice["finish_reason"]
+                if isinstance(choice, dict):
+                    self.finish_reason = _word(choice.get("finish_reason")) or self.finish_reason
         delta = data.get("delta")
-        if isinstance(delta, dict) and isinstance(delta.get("stop_reason"), str):
-            self.finish_reason = delta["stop_reason"]
+        if isinstance(delta, dict):
+            self.finish_reason = _word(delta.get("stop_reason")) or self.finish_reason
 
     def _read_id_and_usage(self, fields: dict[str, Any]) -> None:
-        if self.answer_id is None and isinstance(fields.get("id"), str):
-            self.answer_id = fields["id"]
-        if isinstance(fields.get("stop_reason"), str):
-            self.finish_reason = fields["stop_reason"]
+        if self.answer_id is None:
+            self.answer_id = _word(fields.get("id"))
+        self.finish_reason = _word(fields.get("stop_reason")) or self.finish_reason
         usage = fields.get("usage")
         if isinstance(usage, dict):
             self.prompt_tokens = _count(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
@@ -153,7 +154,14 @@ class AnswerScan:
 
 def _count(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
     value = usage.get(name, usage.get(other))
-    return value if isinstance(value, int) and value >= 0 else before
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return value if is_count else before
+
+
+def _word(value: object) -> str | None:
+    """A short printable text of an answer; None for anything else, which could not be recorded."""
+    is_word = isinstance(value, str) and 0 < len(value) <= WORD_LIMIT and value.isprintable()
+    return value if is_word else None  # type: ignore[return-value]
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:

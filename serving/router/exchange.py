@@ -27,8 +27,8 @@ from serving.credentials import SECRET_HEADER
 from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecord
 from serving.router.answer_scan import AnswerScan
 from serving.router.attempts import Attempts, failure_of
-from serving.router.headers import OWN_PREFIX, RawHeaders, forwarded, returned, value_of
-from serving.router.model_name import renamed
+from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, forwarded, returned, value_of
+from serving.router.model_name import NotRenamed, body_with_model
 from serving.router.types import Attempt, Failure, Head, Refusal, RouterContext, Start
 from serving.targets import Endpoint
 
@@ -46,10 +46,12 @@ class Exchange:
         self._request = start.request
         self._assignment = start.assignment
         self._attempts = Attempts(context, start.table, start.assignment)
+        self._bodies = dict(start.bodies)
         self._status: int | None = None
         self._scan: AnswerScan | None = None
         self._first_byte_s: float | None = None
         self._last_byte_s: float | None = None
+        self._is_key_refused = False  # by stable's endpoint, which was the last to fail
         self._is_over = False
         self._is_recorded = not start.is_eligible
         self.settle_deadline_s = start.now_s + context.limits.settle_s
@@ -66,9 +68,19 @@ class Exchange:
         self._require(self._attempts.replica is None, "next_attempt")
         chosen = self._attempts.begin()
         if chosen is not None:
-            return self._send(*chosen)
+            try:
+                return self._send(*chosen)
+            except NotRenamed as exc:  # a newer table's endpoint has a model name, none of the first had one
+                self._release()
+                return Refusal(400, "model_not_replaced", str(exc), tuple(self._own_headers()))
         stable = self._attempts.current_arm
         version = stable.version if stable else "none"
+        if self._is_key_refused and stable is not None:
+            message = (
+                f"service {self._context.service}: the endpoint of stable version {version} refuses the "
+                "service's own API key, not yours; the operator must correct it"
+            )
+            return Refusal(502, "endpoint_key_refused", message, tuple(self._own_headers()))
         message = f"service {self._context.service}: no replica of stable version {version} answers; retry"
         return Refusal(503, "no_capacity", message, tuple(self._own_headers()), retry_after_s=1)
 
@@ -81,6 +93,7 @@ class Exchange:
         self._require(self._attempts.replica is not None, "failed")
         self._release()
         self._scan = self._first_byte_s = self._last_byte_s = None
+        self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
         self._attempts.failed(why)
 
     def answered(self, status: int, headers: RawHeaders) -> Head | None:
@@ -92,6 +105,10 @@ class Exchange:
             # Sent by the engine's front, not by the engine: a fence, closing, loading, a wrong secret.
             self.failed("withheld" if refused == "fence" else "refused")
             return None
+        if arm is not None and arm.api_key is not None and status in (401, 403):
+            # The operator's fault: the client's credentials were never sent.
+            self.failed("key refused")
+            return None
         if not self._attempts.is_answer(status):
             self._release()
             return None
@@ -100,8 +117,9 @@ class Exchange:
         length = value_of(headers, b"content-length")
         if self._start.is_eligible and status == 200:
             self._scan = AnswerScan(self._request.path, kind)
+        own_id = value_of(self._request.headers, REQUEST_ID)
         hold = length is not None and length.isdecimal() and int(length) <= HOLD_LIMIT
-        return Head(status, returned(headers) + self._own_headers(), hold)
+        return Head(status, returned(headers, request_id=own_id) + self._own_headers(), hold)
 
     # ---- the body
 
@@ -170,6 +188,9 @@ class Exchange:
     def _send(self, arm: Arm, replica: Replica) -> Attempt:
         headers = forwarded(self._request.headers)
         headers.append((b"accept-encoding", b"identity"))
+        count = self._attempts.count  # an engine may still hold the attempt before
+        sent_id = self.request_id if count == 1 else f"{self.request_id}-{count}"
+        headers.append((REQUEST_ID, sent_id.encode()))
         if arm.has_fence:
             secret = self._table.secret
             headers.append((SECRET_HEADER, secret.text.encode() if secret is not None else b""))
@@ -188,11 +209,12 @@ class Exchange:
         )
 
     def _body_for(self, arm: Arm) -> bytes:
-        """The client's body; for an endpoint with a model name of its own, with that name."""
-        body = self._request.body
-        if arm.model is None or not body:
-            return body
-        return renamed(body, value_of(self._request.headers, b"content-type") or "", arm.model)
+        """The client's body, with the model name of an endpoint that has its own. Raises NotRenamed."""
+        if arm.model is None:
+            return self._request.body
+        if arm.model not in self._bodies:
+            self._bodies[arm.model] = body_with_model(self._request.body, self._request.headers, arm.model)
+        return self._bodies[arm.model]
 
     def _release(self) -> None:
         self._attempts.release()

@@ -8,6 +8,7 @@ from typing import TypeAlias
 RawHeaders: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 OWN_PREFIX = b"x-canaryctl-"
+REQUEST_ID = b"x-request-id"
 # Hop-by-hop headers (RFC 9110, 7.6.1).
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
@@ -15,9 +16,10 @@ _HOP_BY_HOP = frozenset(
 )
 # The client's credentials are for the router, not for an engine; the others are set for the next connection.
 # accept-encoding: a compressed answer could not be scanned for its finish and usage.
+# x-request-id: engines make the answer's id from it, which is unique only if the router chooses it.
 _NOT_FORWARDED = _HOP_BY_HOP | frozenset(
     b"host content-length expect authorization x-api-key api-key x-goog-api-key cookie "
-    b"accept-encoding".split()
+    b"accept-encoding x-request-id".split()
 )
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
 # the others speak of an endpoint's own origin, which clients would take for the router's.
@@ -31,9 +33,16 @@ def forwarded(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
     return _without(headers, _NOT_FORWARDED)
 
 
-def returned(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """The engine's headers that are sent to the client, names in lower case as ASGI requires."""
-    return _without(headers, _NOT_RETURNED)
+def returned(headers: RawHeaders, *, request_id: str | None) -> list[tuple[bytes, bytes]]:
+    """The engine's headers that are sent to the client, names in lower case as ASGI requires.
+
+    request_id: the client's own x-request-id, which it gets back; None: it sent none.
+    """
+    kept = _without(headers, _NOT_RETURNED)
+    if request_id is None:
+        return kept
+    others = [(name, value) for name, value in kept if name != REQUEST_ID]
+    return [*others, (REQUEST_ID, request_id.encode("latin-1"))]
 
 
 def value_of(headers: RawHeaders, name: bytes) -> str | None:

@@ -1,36 +1,76 @@
 """The model's name in a request's body, replaced by its name at an endpoint. Pure.
 
-Only the value of `model` changes: at the top of a JSON object, or as the field of a form. An answer keeps the
-name that the endpoint gives in it.
+Only the value of `model` changes: at the top of a JSON object, or as the field of a form; written once,
+whatever the client wrote twice. An answer keeps the name that the endpoint gives in it.
+
+Invariant: an endpoint with a model name of its own is sent no other name; a body whose name cannot be
+replaced is refused, for two servers may read it differently.
 """
 
 from __future__ import annotations
 
 import json
-import re
 
-_BOUNDARY = re.compile(r'boundary="?([^";,\s]+)', re.IGNORECASE)
-_LINES = rb"(?:[^\r\n]+\r\n)*"
-_MODEL_LINE = rb'content-disposition:[^\r\n]*;\s*name="?model"?(?=[;\r])[^\r\n]*\r\n'
+from serving.router.form import BadForm, Part, boundary_of, read_form, written_form
+from serving.router.headers import RawHeaders
+
+FORM = "multipart/form-data"
+
+
+class NotRenamed(ValueError):
+    """The model's name in a body cannot be replaced; the message is one line, with the remedy."""
+
+
+def body_with_model(body: bytes, headers: RawHeaders, model: str) -> bytes:
+    """A request's body with this model name; an empty one is unchanged. Raises NotRenamed."""
+    if not body:
+        return body
+    kinds = [value.decode("latin-1") for name, value in headers if name.lower() == b"content-type"]
+    encodings = [value for name, value in headers if name.lower() == b"content-encoding"]
+    if len(kinds) > 1:
+        raise NotRenamed("the request has several content types; send one")
+    if any(value.strip().lower() not in (b"", b"identity") for value in encodings):
+        raise NotRenamed("the body is compressed; send it as it is, without content-encoding")
+    return renamed(body, kinds[0] if kinds else "", model)
 
 
 def renamed(body: bytes, content_type: str, model: str) -> bytes:
-    """The body with this model name; unchanged when it holds no JSON object and no form with a model.
+    """The body with this model name. Raises NotRenamed unless it is a JSON object or a plain form.
 
     Check: b'{"model": "chat"}' and gpt-4o give b'{"model": "gpt-4o"}'.
     """
-    if content_type.lower().startswith("multipart/form-data"):
-        boundary = _BOUNDARY.search(content_type)
-        if boundary is None:
-            return body
-        delimiter = re.escape(b"--" + boundary[1].encode("latin-1"))
-        head = rb"(" + delimiter + rb"\r\n" + _LINES + _MODEL_LINE + _LINES + rb"\r\n)"
-        field = re.compile(head + rb"(.*?)(?=\r\n" + delimiter + rb")", re.IGNORECASE | re.DOTALL)
-        return field.sub(lambda found: found[1] + model.encode(), body, count=1)
+    if content_type.partition(";")[0].strip().lower() == FORM:
+        try:
+            boundary = boundary_of(content_type)
+            return written_form(_with_model(read_form(body, boundary), model, boundary), boundary)
+        except BadForm as exc:
+            raise NotRenamed(f"the form has no clear model name: {exc}; correct it") from exc
     try:
         fields = json.loads(body)
+        if isinstance(fields, dict):
+            # Some servers ignore the case of a key.
+            rest = {key: value for key, value in fields.items() if not _is_model(key)}
+            return json.dumps({"model": model, **rest}).encode()
     except (ValueError, RecursionError):
-        return body
-    if not isinstance(fields, dict):
-        return body
-    return json.dumps({**fields, "model": model}).encode()
+        pass
+    raise NotRenamed(
+        f"the body is neither a JSON object nor {FORM}, as its content type must say; correct it"
+    )
+
+
+def _is_model(name: str) -> bool:
+    return name.lower() == "model"
+
+
+def _with_model(parts: list[Part], model: str, boundary: bytes) -> list[Part]:
+    """The parts with one field `model`, where the first was; at the end when there was none."""
+    is_model = [part.name.lower() in (b"model", b"model[]") for part in parts]
+    at = is_model.index(True) if any(is_model) else len(parts)
+    field = Part(b"model", model.encode())
+    if b"--" + boundary in field.data:
+        raise BadForm("its boundary is in the model's name")
+    return [
+        *parts[:at],
+        field,
+        *(part for part, is_one in zip(parts[at:], is_model[at:], strict=True) if not is_one),
+    ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from yarl import URL
@@ -15,8 +16,11 @@ from serving.router.outbox import SETTLE_S, Canary
 from serving.targets import Target
 
 # Why an attempt failed. refused: no connection, or refused by the engine's front.  reset: connection broken
-# before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.
-Failure: TypeAlias = Literal["refused", "reset", "timeout", "cut", "withheld", "error in the answer"]
+# before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.  key refused:
+# an endpoint answered our API key with 401 or 403.
+Failure: TypeAlias = Literal[
+    "refused", "reset", "timeout", "cut", "withheld", "error in the answer", "key refused"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +137,4 @@ class Start:
     streams: bool  # the client asked for a stream
     at_s: float  # wall clock
     now_s: float
+    bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name

@@ -5,7 +5,7 @@ Rules:
 2. An external peer may close a kept-alive connection while a request is on its way. A quick reset of a reused
    connection says nothing about it, so the request is sent once more, on a new connection; only that outcome
    counts. Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
-3. An endpoint's API key is read when a request is sent, and is in no other value.
+3. An endpoint's API key is read when a request is sent, and is in no other value; not in its answer either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 
-from serving.credentials import KeyReference, NoKey
+from serving.credentials import KeyFilter, KeyReference, NoKey
 from serving.messages import CANARY
 from serving.router.headers import RawHeaders
 from serving.router.types import Attempt, Failure, Limits
@@ -52,16 +52,21 @@ class _Withheld(Exception):
 class Answer:
     """An engine's answer whose body has not been read yet."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, key: str | None) -> None:
+        """key: sent with the request, and in nothing that is returned here; None: there was none."""
         self._response = response
+        self._filter = KeyFilter(key or "")
         self.status = response.status
-        self.headers: RawHeaders = response.raw_headers
+        self.headers: RawHeaders = [(name, self._filter.whole(value)) for name, value in response.raw_headers]
 
     async def chunk(self, within_s: float) -> bytes:
         """The next bytes as they arrive; b'' at the end. Raises UpstreamFailure 'cut' or 'timeout'."""
         try:
             async with asyncio.timeout(within_s):
-                return await self._response.content.readany()
+                while data := await self._response.content.readany():
+                    if shown := self._filter.feed(data):
+                        return shown
+                return self._filter.end()
         except TimeoutError as exc:
             self.close()
             raise UpstreamFailure("timeout") from exc
@@ -110,6 +115,7 @@ class Upstream:
         self._checked = self._session(self._pool, [trace])
         self._again = self._session(self._new, [trace])
         self._keys_missing: set[str] = set()  # logged once each
+        self._keys_refused: set[str] = set()
 
     def _session(
         self, connector: aiohttp.BaseConnector, traces: list[aiohttp.TraceConfig]
@@ -133,19 +139,20 @@ class Upstream:
         # Checked for a canary only: tracing costs time, and stable is never withheld.
         session = self._checked if attempt.arm == CANARY else self._plain
         headers = CIMultiDict((k.decode("latin-1"), v.decode("latin-1")) for k, v in attempt.headers)
-        if attempt.api_key is not None:
-            headers["authorization"] = f"Bearer {self._key(attempt.api_key)}"
+        key = None if attempt.api_key is None else self._key(attempt.api_key)
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
         loop = asyncio.get_running_loop()
         sent_s = loop.time()
         try:
             async with asyncio.timeout(attempt.first_byte_s):
                 try:
-                    return await _send(session, attempt, method, headers, may_start)
+                    response = await _send(session, attempt, method, headers, may_start)
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
                     is_stale = attempt.may_be_stale and _is_reused.get() and loop.time() - sent_s < STALE_S
                     if not is_stale:
                         raise
-                    return await _send(self._again, attempt, method, headers, may_start)
+                    response = await _send(self._again, attempt, method, headers, may_start)
         except _Withheld as exc:
             raise UpstreamFailure("withheld") from exc
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
@@ -154,6 +161,17 @@ class Upstream:
             raise UpstreamFailure("timeout") from exc
         except (aiohttp.ClientError, ConnectionError) as exc:
             raise UpstreamFailure("reset") from exc
+        if attempt.api_key is not None:
+            self._log_refusal(attempt.api_key, response.status)
+        return Answer(response, key)
+
+    def _log_refusal(self, reference: KeyReference, status: int) -> None:
+        """Log once that an endpoint refuses this key, until it accepts it."""
+        if status not in (401, 403):
+            self._keys_refused.discard(str(reference))
+        elif str(reference) not in self._keys_refused:
+            self._keys_refused.add(str(reference))
+            log.error("endpoint refuses our API key", extra={"key": str(reference), "status": status})
 
     def _key(self, reference: KeyReference) -> str:
         try:
@@ -181,8 +199,8 @@ async def _send(
     method: str,
     headers: CIMultiDict[str],
     may_start: Callable[[], bool],
-) -> Answer:
-    response = await session.request(
+) -> aiohttp.ClientResponse:
+    return await session.request(
         method,
         attempt.url,
         data=attempt.body or None,
@@ -190,7 +208,6 @@ async def _send(
         allow_redirects=False,
         trace_request_ctx=may_start,
     )
-    return Answer(response)
 
 
 async def _check_may_start(

@@ -23,6 +23,7 @@ from controller.auth import Identity, Role
 from controller.cli import live
 from controller.cli.client import Client
 from controller.cli.main import COMMANDS, run
+from controller.installed import own_version
 from controller.rollout.actions import ProbeKind
 from controller.rollout.state import Phase
 from controller.settings import load_settings
@@ -620,6 +621,14 @@ def test_a_short_command_loads_no_slow_library(
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [([], "Usage: canaryctl"), (["--version"], own_version())])
+def test_what_people_type_first_is_answered(
+    arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 0
+    assert shown in capsys.readouterr().out
 
 
 def test_the_help_of_each_command_is_the_first_line_of_its_docstring() -> None:

@@ -314,7 +314,7 @@ def test_mixed_epoch_units_are_refused_with_both_lines(tmp_path: Path) -> None:
         ({"latency_ms": "fast"}, r"line 2: latency_ms 'fast' is not a length of time; write 812\.5"),
         ({"t_s": "noon"}, r"line 2: t_s 'noon' is not a time; write seconds since the epoch, or 2026-"),
         ({"t_s": ""}, r"line 2: t_s is missing; write seconds"),
-        ({"arm": ""}, r"line 2: arm is missing; every row needs its assigned arm"),
+        ({"arm": ""}, r"line 2: arm is missing \(in 1 of 2 rows\); every row needs its assigned arm"),
     ],
 )
 def test_each_bad_cell_has_its_own_remedy(tmp_path: Path, change: dict[str, Any], message: str) -> None:

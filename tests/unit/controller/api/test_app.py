@@ -377,7 +377,9 @@ async def test_the_openapi_document_names_every_route(api: httpx.AsyncClient) ->
 
 
 QUALITY_ONLY = {
-    "gates": dict.fromkeys(("error", "latency_p99", "latency_shape", "ttft_shape", "hallucination"))
+    "gates": dict.fromkeys(
+        ("error", "rejected", "latency_p99", "latency_shape", "ttft_shape", "hallucination")
+    )
 }
 
 
@@ -447,7 +449,7 @@ async def test_a_deploy_without_a_baseline_refuses_an_underpowered_stage_without
 
 
 MEASURED = MeasuredBaseline(
-    4120, {"error": 37}, 420.0, 2100.0, 0.6, {"quality": ScoreStats(3980, 0.8, 0.2, 0.97)}, 1.0
+    4120, {"error": 37, "rejected": 0}, 420.0, 2100.0, 0.6, {"quality": ScoreStats(3980, 0.8, 0.2, 0.97)}, 1.0
 )
 SHORT = {**QUALITY_ONLY, "stages": [{"weight": "5%", "min_canary": 20, "deadline": "200s"}]}
 

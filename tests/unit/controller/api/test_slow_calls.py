@@ -44,8 +44,10 @@ async def test_a_rollback_does_not_wait_for_any_number_of_hashing_requests(
     monkeypatch.setattr(FakeEnvironment, "fingerprint", slow)
     body = {"version": {"model": str(write_checkpoint(tmp_path / "next", seed=2))}}
     requests = [asyncio.create_task(api.post(f"{URL}/{command}", json=body)) for _ in range(MAX_CALLS + 2)]
-    await asyncio.sleep(0.05)
     try:
+        waiting = set(requests)
+        while len(waiting) > MAX_CALLS:  # two are refused at once
+            _, waiting = await asyncio.wait(waiting, timeout=20.0, return_when=asyncio.FIRST_COMPLETED)
         rolled_back = await asyncio.wait_for(api.post(f"{URL}/rollback"), timeout=5.0)
         status = await asyncio.wait_for(api.get(URL), timeout=5.0)
     finally:

@@ -410,7 +410,7 @@ def test_the_stored_snapshot_holds_the_status() -> None:
 
 def test_an_invalid_record_is_counted_as_refused_and_left_out() -> None:
     log = FakeLog()
-    log.append(a_record(1, arm=1, latency_ms=float("nan")))
+    log.append(a_record(1, arm=1, assigned_by="unknown"))
     feed = Feed(ROLLOUT, CONFIG)
     page = log.read("chat", after_seq=0, limit=10)
     assert page is not None

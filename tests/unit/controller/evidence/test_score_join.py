@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from controller.evidence.records import GateConfig
+from controller.evidence.records import GateConfig, draw_of
+from controller.evidence.score_join import ScoreJoin
 from controller.rollout.observation import EvidenceStatus
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.records import check_draw
 from evaluation.report import GateReport, Verdict
-from serving.messages import Event
+from serving.messages import Event, RequestRecord
 from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
@@ -203,3 +206,41 @@ def test_a_score_within_a_two_hour_deadline_finds_its_request_after_an_hour(rest
     log.watermark_s = START_S + 9000.0
 
     assert n_of(observe(feeds, in_stage(), START_S + 9000.0), "quality") == (0, 1)
+
+
+def joined_to(score_id: str, *requests: RequestRecord) -> str:
+    join = ScoreJoin()
+    join.join(requests)
+    [one] = join.join([replace(a_score(score_id, 0.0), seq=99)])
+    return one.request.request_id
+
+
+def test_a_later_answer_cannot_take_the_id_of_an_earlier_one() -> None:
+    victim = replace(a_record(1, arm=0), answer_id="chatcmpl-1", seq=1)
+    later = replace(a_record(2, arm=1), answer_id="chatcmpl-1", seq=2)
+
+    assert joined_to("chatcmpl-1", victim, later) == "q1"
+    assert joined_to("chatcmpl-1", later, victim) == "q1"  # read again in another order
+
+
+@pytest.mark.parametrize("is_claimed_first", [True, False])
+def test_an_answer_cannot_take_the_id_of_a_request(is_claimed_first: bool) -> None:
+    victim = replace(a_record(1, arm=0), seq=2 if is_claimed_first else 1)
+    other = replace(a_record(2, arm=1), answer_id="q1", seq=1 if is_claimed_first else 2)
+    order = [other, victim] if is_claimed_first else [victim, other]
+
+    assert joined_to("q1", *order) == "q1"
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"completion_tokens": HUGE}, {"completion_tokens": -1}, {"latency_ms": math.nan}, {"itl_ms": math.inf}],
+)
+def test_a_bad_measurement_leaves_its_unit_in_the_evidence(values: dict[str, Any]) -> None:
+    draw = draw_of(a_record(1, arm=1, **values))
+
+    check_draw(draw)
+    assert None in (draw.tokens, draw.latency_ms, draw.itl_ms)

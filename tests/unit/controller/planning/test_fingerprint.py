@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from controller.errors import BadCheckpoint
+from controller.planning.checkpoint_files import cached
 from controller.planning.fingerprint import (
     Fingerprint,
     fingerprint_checkpoint,
@@ -17,6 +18,7 @@ from controller.planning.fingerprint import (
 )
 from controller.spec.service import VersionSpec
 from controller.store.row_specs import fingerprint_of, version_row
+from tests.fakes.checkpoints import replace_keeping_time
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -164,6 +166,39 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     (path / "model.safetensors").write_bytes(safetensors({**TENSORS, "c.weight": [6.0]}))
 
     assert fingerprint_checkpoint(path, cache=cache) != before
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_other_weights_of_the_same_size_and_time_are_read_again(tmp_path: Path, is_replaced: bool) -> None:
+    """As `cp -p` and image layers leave them: replaced by another file, or written over in place."""
+    weights = checkpoint(tmp_path / "one") / "model.safetensors"
+    cache: dict[str, str] = {}
+    before = fingerprint_checkpoint(weights.parent, cache=cache)
+    replace_keeping_time(weights, safetensors({**TENSORS, "a.weight": [9.0, 8.0]}), is_replaced=is_replaced)
+    after = fingerprint_checkpoint(weights.parent, cache=cache)
+
+    assert changed(before, after) == {"tensors"}
+    assert after == fingerprint_checkpoint(weights.parent)
+
+
+def test_a_cache_of_older_keys_is_ignored(tmp_path: Path) -> None:
+    weights = checkpoint(tmp_path / "one") / "model.safetensors"
+    stat = weights.stat()
+    older = {f"{weights}|{stat.st_mtime_ns}|{stat.st_size}": json.dumps({"x": ["F32", [1], "00", 4, 1]})}
+
+    assert fingerprint_checkpoint(weights.parent, cache=older) == fingerprint_checkpoint(weights.parent)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_cached(tmp_path: Path) -> None:
+    file, cache = tmp_path / "data.bin", dict[str, str]()
+    file.write_bytes(b"old")
+
+    def read(path: Path) -> str:
+        path.write_bytes(b"newer")
+        return "digest"
+
+    assert cached(file, "", cache, read) == "digest"
+    assert cache == {}
 
 
 def test_an_endpoint_is_identified_by_its_url() -> None:

@@ -32,6 +32,9 @@ class Change:
     engine: Mapping[str, Any] = field(default_factory=dict)  # of the canary; stable has engine_before
     engine_before: Mapping[str, Any] = field(default_factory=dict)
     release: str = "vllm 0.32.0"
+    # Files that arguments name, under the folder NAMED; those of the canary are written over stable's.
+    named_before: Tree = field(default_factory=dict)
+    named: Tree = field(default_factory=dict)
 
 
 def with_engine(risk: Risk, before: Mapping[str, Any] | None = None, **arguments: Any) -> Change:
@@ -40,6 +43,26 @@ def with_engine(risk: Risk, before: Mapping[str, Any] | None = None, **arguments
 
 def sidecar(name: str, before: Any, after: Any, risk: Risk = MEDIUM) -> Change:
     return Change(risk, {**llama(), name: after}, before={**llama(), name: before})
+
+
+def with_defaults(risk: Risk, before: Any, after: Any, **own: Any) -> Change:
+    """Other generation defaults. own: the checkpoint's; before, after: the argument, or a folder's values."""
+    tree = edited(llama(), "generation_config.json", **own)
+    folders: Tree = {}
+    arguments = []
+    for name, value in (("before", before), ("after", after)):
+        if isinstance(value, Mapping):
+            folders[f"{name}/generation_config.json"] = value
+        arguments.append(f"NAMED/{name}" if isinstance(value, Mapping) else value)
+    engine_before, engine = ({"generation_config": value} if value else {} for value in arguments)
+    return Change(risk, tree, tree, engine, engine_before, named_before=folders)
+
+
+def in_place(risk: Risk, name: str, before: Any, after: Any, **engine: Any) -> Change:
+    """A file that the same arguments name on both sides, and that changes where it is."""
+    return Change(
+        risk, llama(), engine=engine, engine_before=engine, named_before={name: before}, named={name: after}
+    )
 
 
 def _quantised() -> Tree:
@@ -109,6 +132,27 @@ def _tiktoken(data: bytes) -> Tree:
     return {**without(_qwen2(), "tokenizer.json"), "qwen.tiktoken": data}
 
 
+def _two_parts(**values: tuple[Any, Any]) -> Tree:
+    """Of two models in one: settings of the whole, and of its text_config."""
+    whole, text = ({key: pair[place] for key, pair in values.items()} for place in (0, 1))
+    config = {"torch_dtype": None, "text_config": {"model_type": "llama", **text}, **whole}
+    return edited(llama(), "config.json", **config)
+
+
+def _gemma3(layer_types: list[str] | None, pattern: int | None = None) -> Tree:
+    config = {"num_hidden_layers": 6, "layer_types": layer_types, "_sliding_window_pattern": pattern}
+    return edited(
+        other_family("gemma3_text", "Gemma3ForCausalLM", trees.GEMMA_3_WORDS), "config.json", **config
+    )
+
+
+def _index_of(file: str) -> Tree:
+    """Two files with tensors of the same names, of which the index names one."""
+    index = {"metadata": {}, "weight_map": dict.fromkeys(trees.tensors(0), f"{file}.safetensors")}
+    files = {f"{name}.safetensors": trees.safetensors(trees.tensors(ord(name))) for name in "ab"}
+    return {**without(llama(), "model.safetensors"), **files, "model.safetensors.index.json": index}
+
+
 JINJA = {
     **edited(llama(), "tokenizer_config.json", chat_template=None),
     "chat_template.jinja": "{{ messages }}",
@@ -119,6 +163,8 @@ KV_FP8 = {
     "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"},
 }
 TEMPLATE_FILE = "templates/chat.jinja"
+WARM = {"temperature": 1.0, "eos_token_id": 2}
+CUTTING = {"temperature": 1.0, "max_new_tokens": 5, "eos_token_id": [13]}
 
 CHANGES: dict[str, Change] = {
     # --- the same version
@@ -143,6 +189,27 @@ CHANGES: dict[str, Change] = {
     "what a trainer leaves behind": Change(
         NONE,
         {**llama(), "training_args.bin": b"a", "trainer_state.json": {"step": 3}, "optimizer.pt": b"b"},
+    ),
+    "pictures and logs, in folders of any name": Change(
+        NONE,
+        {
+            **llama(),
+            "images/a.PNG": b"x",
+            "logs/train.log": "y",
+            "docs/report.pdf": b"z",
+            "a/LICENSE.txt": "w",
+        },
+    ),
+    "a trainer's folders": Change(
+        NONE,
+        {
+            **llama(),
+            "checkpoint-100/trainer_state.json": {"step": 100},
+            "checkpoint-100/model.safetensors": b"x",
+            "runs/a/events.out.tfevents.1": b"y",
+            "wandb/run-1/files/config.yaml": "z",
+            ".cache/huggingface/download/config.json.metadata": "w",
+        },
     ),
     "Meta's original weights in a folder of their own": Change(
         NONE, {**llama(), "original/consolidated.00.pth": b"x", "original/params.json": {"dim": 4}}
@@ -227,6 +294,21 @@ CHANGES: dict[str, Change] = {
     "other modules of sentence-transformers": sidecar("modules.json", [{"idx": 0}], [{"idx": 1}]),
     "another adapter in a folder": sidecar("adapters/a/adapter_config.json", {"r": 8}, {"r": 16}),
     "another GGUF file": sidecar("model-q4.gguf", b"GGUF1", b"GGUF2"),
+    **{
+        f"a new file {name}": Change(MEDIUM, {**llama(), name: "x = 1"})
+        for name in (
+            *("images/processor.py", "logs/modeling.py", "original/modeling.py", "checkpoint-5/head.py"),
+            *("notice_head.py", "readme_model.py", "license_modeling.py", ".hidden.py", "zero_to_fp32.py"),
+            *("requirements_model.txt", "notice_vocab.txt", "acknowledge_tokens.json", "changelog.yaml"),
+            *("citation_head.safetensors.dat", "license.bin", "figures/projector.pt", "images/prompts.json"),
+            *("flax/chat.jinja", "README.JINJA", "tokenizer.index.json", "original/consolidated.safetensors"),
+        )
+    },
+    "another adapter's weights beside an index": Change(
+        MEDIUM,
+        {**trees.sharded(llama(), trees.tensors(0), 2), "citation_head.safetensors": b"b"},
+        before={**trees.sharded(llama(), trees.tensors(0), 2), "citation_head.safetensors": b"a"},
+    ),
     "a file that nobody knows": sidecar("mystery.dat", b"1", b"2"),
     # --- medium: engine arguments that can change or cut an answer
     "engine: quantization": with_engine(MEDIUM, quantization="fp8"),
@@ -246,6 +328,135 @@ CHANGES: dict[str, Change] = {
     "engine: an argument that nobody knows": with_engine(MEDIUM, brand_new_argument=1),
     "engine: a default length of answers": with_engine(
         MEDIUM, override_generation_config={"max_new_tokens": 64}
+    ),
+    # --- changes that look like none
+    "special tokens that take the spaces beside them": Change(
+        MEDIUM, edited(llama(), "tokenizer_config.json", eos_token={"content": "</s>", "lstrip": True})
+    ),
+    "a second architecture": Change(
+        MEDIUM, edited(llama(), "config.json", architectures=["LlamaForCausalLM", "LlamaModel"])
+    ),
+    "the dtypes of two parts exchanged": Change(
+        MEDIUM, _two_parts(dtype=("float32", "float16")), before=_two_parts(dtype=("float16", "float32"))
+    ),
+    "another quantisation of one part": Change(
+        MEDIUM,
+        _two_parts(quantization_config=({"bits": 8}, {"bits": 2})),
+        before=_two_parts(quantization_config=({"bits": 8}, {"bits": 4})),
+    ),
+    "full attention in layers of a sliding window": Change(
+        MEDIUM, _gemma3(["full_attention"] * 6), before=_gemma3(None)
+    ),
+    "another pattern of sliding windows, written out": Change(
+        MEDIUM,
+        _gemma3((["sliding_attention"] * 2 + ["full_attention"]) * 2, 3),
+        before=_gemma3(["sliding_attention"] * 5 + ["full_attention"], 6),
+    ),
+    "a second file with the same tensors' names, loaded before": Change(
+        MEDIUM, {**llama(), "a.safetensors": trees.safetensors(trees.tensors(7))}
+    ),
+    "another second file with the same tensors' names": Change(
+        MEDIUM,
+        {**llama(), "a.safetensors": trees.safetensors(trees.tensors(8))},
+        before={**llama(), "a.safetensors": trees.safetensors(trees.tensors(7))},
+    ),
+    "an index that points to other shards": Change(HIGH, _index_of("b"), before=_index_of("a")),
+    "consolidated weights beside the others": Change(
+        MEDIUM, {**llama(), "consolidated.safetensors": trees.safetensors(trees.tensors(9))}
+    ),
+    "engine: an executor of one's own": with_engine(MEDIUM, distributed_executor_backend="acme.Executor"),
+    "engine: an executor of vLLM's": with_engine(LOW, distributed_executor_backend="mp"),
+    "engine: dashes in a name": with_engine(MEDIUM, {"--max-model-len": 8192}, max_model_len=4096),
+    "engine: dashes or none": Change(
+        NONE, llama(), engine={"--max-num-seqs": 64}, engine_before={"max_num_seqs": 64}
+    ),
+    "engine: nested hf_overrides": with_engine(
+        MEDIUM, {"hf_overrides": {"text_config": {"a": 1}}}, hf_overrides='{"text_config": {"a": 2}}'
+    ),
+    "engine: overrides as text or as a mapping": Change(
+        NONE, llama(), engine={"hf_overrides": '{"a": 1}'}, engine_before={"hf_overrides": {"a": 1}}
+    ),
+    "engine: tokenizer_mode": with_engine(MEDIUM, tokenizer_mode="slow"),
+    "engine: the backend of structured outputs": with_engine(
+        MEDIUM, structured_outputs_config={"backend": "guidance"}
+    ),
+    "engine: another EOS by an override": with_engine(MEDIUM, override_generation_config={"eos_token_id": 5}),
+    "engine: stop strings by an override": with_engine(
+        MEDIUM, override_generation_config={"stop_strings": ["a"]}
+    ),
+    "engine: a template written inline": with_engine(
+        MEDIUM, {"chat_template": "{{ a }}"}, chat_template="{{ b }}"
+    ),
+    "engine: the file of a template, in place": in_place(
+        MEDIUM, "t.jinja", "a", "b", chat_template="NAMED/t.jinja"
+    ),
+    "engine: a template in a folder with an equals sign": in_place(
+        MEDIUM, "a=b/t.jinja", "a", "b", chat_template="NAMED/a=b/t.jinja"
+    ),
+    "engine: an adapter's weights, in place": in_place(
+        MEDIUM, "a/adapter_model.safetensors", b"a", b"b", lora_modules=["a=NAMED/a"]
+    ),
+    "engine: an adapter's weights, named in JSON, in place": in_place(
+        MEDIUM,
+        "a/adapter_model.safetensors",
+        b"a",
+        b"b",
+        lora_modules=['{"name": "a", "path": "NAMED/a"}'],
+    ),
+    "engine: an adapter's settings, in place": in_place(
+        MEDIUM, "a/adapter_config.json", {"alpha": 8}, {"alpha": 16}, lora_modules="a=NAMED/a"
+    ),
+    "engine: the draft model, in place": in_place(
+        MEDIUM, "d/model.safetensors", b"a", b"b", speculative_config='{"model": "NAMED/d"}'
+    ),
+    "engine: the code of a tool parser, in place": in_place(
+        MEDIUM, "parser.py", "a", "b", tool_parser_plugin="NAMED/parser.py"
+    ),
+    "engine: files in the folder of downloads": in_place(NONE, "x.json", "a", "b", download_dir="NAMED"),
+    # --- generation defaults that arguments put in the place of the checkpoint's
+    "engine: the checkpoint's length of answers ignored": with_defaults(
+        MEDIUM, None, "vllm", max_new_tokens=256
+    ),
+    "engine: defaults of a folder with another temperature": with_defaults(LOW, None, WARM),
+    "engine: defaults of another folder with another temperature": with_defaults(
+        LOW, WARM, {**WARM, "temperature": 0.1}
+    ),
+    "engine: defaults of a folder that cut answers": with_defaults(MEDIUM, None, CUTTING),
+    "engine: defaults of another folder that cut answers": with_defaults(MEDIUM, WARM, CUTTING),
+    "engine: defaults of a folder with another EOS": with_defaults(
+        MEDIUM, WARM, {**WARM, "eos_token_id": 13}
+    ),
+    "engine: defaults of a folder without the checkpoint's EOS": with_defaults(
+        MEDIUM, None, {"temperature": 1.0}, eos_token_id=[2, 3]
+    ),
+    "engine: the checkpoint's length, in a folder that makes it a limit": with_defaults(
+        MEDIUM, None, {"temperature": 0.6, "eos_token_id": 2, "max_new_tokens": 256}, max_new_tokens=256
+    ),
+    "engine: defaults of a repository that is not here": with_defaults(MEDIUM, None, "acme/defaults"),
+    "engine: another temperature in the folder, in place": in_place(
+        LOW, "g/generation_config.json", WARM, {**WARM, "temperature": 0.1}, generation_config="NAMED/g"
+    ),
+    "engine: a length in the folder, in place": in_place(
+        MEDIUM, "g/generation_config.json", WARM, CUTTING, generation_config="NAMED/g"
+    ),
+    "engine: the checkpoint's length overridden away": Change(
+        MEDIUM,
+        edited(llama(), "generation_config.json", max_new_tokens=256),
+        before=edited(llama(), "generation_config.json", max_new_tokens=256),
+        engine={"override_generation_config": {"max_new_tokens": None}},
+    ),
+    "engine: an override that is no mapping": with_engine(MEDIUM, override_generation_config="max_tokens=5"),
+    "another length in a checkpoint whose defaults are ignored": Change(
+        NONE,
+        edited(llama(), "generation_config.json", max_new_tokens=256),
+        engine={"generation_config": "vllm"},
+        engine_before={"generation_config": "vllm"},
+    ),
+    "another EOS in a checkpoint whose defaults are ignored": Change(
+        MEDIUM,
+        edited(llama(), "generation_config.json", eos_token_id=[2, 3]),
+        engine={"generation_config": "vllm"},
+        engine_before={"generation_config": "vllm"},
     ),
     "another engine release": Change(MEDIUM, llama(), release="vllm 0.33.0"),
     # --- high: a new version or size of the same family
@@ -294,10 +505,21 @@ CHANGES: dict[str, Change] = {
 def fingerprints(folder: Path, change: Change) -> tuple[Fingerprint, Fingerprint]:
     before = write_tree(folder / "before", change.before)
     after = write_tree(folder / "after", change.after)
-    return (
-        fingerprint_checkpoint(before, engine_arguments=change.engine_before, engine_release="vllm 0.32.0"),
-        fingerprint_checkpoint(after, engine_arguments=change.engine, engine_release=change.release),
+    named = write_tree(folder / "named", change.named_before)
+    stable = fingerprint_checkpoint(
+        before, engine_arguments=_located(change.engine_before, named), engine_release="vllm 0.32.0"
     )
+    write_tree(named, change.named)
+    canary = fingerprint_checkpoint(
+        after, engine_arguments=_located(change.engine, named), engine_release=change.release
+    )
+    return stable, canary
+
+
+def _located(arguments: Mapping[str, Any], named: Path) -> dict[str, Any]:
+    """The arguments with the folder's own path for NAMED."""
+    text = json.dumps(dict(arguments)).replace("NAMED", str(named))
+    return dict(json.loads(text))
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -316,6 +538,30 @@ def test_a_cache_snapshot_of_links_is_the_same_version_as_its_files(tmp_path: Pa
     links = fingerprint_checkpoint(trees.write_snapshot(tmp_path / "hub", llama()))
 
     assert files == links
+
+
+def test_a_linked_folder_counts_by_what_it_holds(tmp_path: Path) -> None:
+    """os.walk alone passes over linked folders; a link to a folder above ends there."""
+    folder = write_tree(tmp_path / "m", llama())
+    shared = write_tree(tmp_path / "shared", {"tool_use.jinja": "a"})
+    (folder / "additional_chat_templates").symlink_to(shared)
+    (shared / "loop").symlink_to(folder)
+    before = fingerprint_checkpoint(folder)
+    write_tree(shared, {"tool_use.jinja": "b"})
+
+    assert assess(before, fingerprint_checkpoint(folder)).risk is MEDIUM
+
+
+def test_links_that_now_point_to_other_weights_are_another_version(tmp_path: Path) -> None:
+    one, two = (write_tree(tmp_path / str(seed), llama(seed=seed)) for seed in (0, 5))
+    folder, cache = write_tree(tmp_path / "m", without(llama(), "model.safetensors")), dict[str, str]()
+    link = folder / "model.safetensors"
+    link.symlink_to(one / "model.safetensors")
+    before = fingerprint_checkpoint(folder, cache=cache)
+    link.unlink()
+    link.symlink_to(two / "model.safetensors")
+
+    assert assess(before, fingerprint_checkpoint(folder, cache=cache)).risk is MEDIUM
 
 
 def test_the_content_of_a_template_file_that_an_argument_names_is_part_of_the_version(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from controller.store.sql import SqlStore
 from controller.wiring import launches
 from controller.wiring.launches import Versions
 from serving.fleet.types import VersionStatus
-from tests.fakes.checkpoints import write_checkpoint
+from tests.fakes.checkpoints import replace_keeping_time, write_checkpoint
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 READY = VersionStatus(STABLE, "ready", 1, 0, None, (), None, 0.0)
@@ -55,6 +55,19 @@ def test_preflight_passes_for_unchanged_files(versions: Versions, tmp_path: Path
 def test_preflight_refuses_files_that_changed_since_the_plan(versions: Versions, tmp_path: Path) -> None:
     rollout = rollout_of(versions, tmp_path)
     (tmp_path / "model" / "tokenizer.json").write_text('{"version": "2.0"}')
+
+    with pytest.raises(CanaryctlError, match="changed since the plan was made; deploy it again"):
+        versions.preflight(rollout, lambda service: (READY,))
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_preflight_refuses_other_weights_of_the_same_size_and_time(
+    versions: Versions, tmp_path: Path, is_replaced: bool
+) -> None:
+    rollout = rollout_of(versions, tmp_path)
+    (weights,) = (tmp_path / "model").glob("*.safetensors")
+    data = weights.read_bytes()
+    replace_keeping_time(weights, data[:-1] + bytes([data[-1] ^ 1]), is_replaced=is_replaced)
 
     with pytest.raises(CanaryctlError, match="changed since the plan was made; deploy it again"):
         versions.preflight(rollout, lambda service: (READY,))

@@ -152,3 +152,26 @@ def test_an_answer_beyond_the_limit_is_not_scanned_and_has_no_defect() -> None:
 )
 def test_it_detects_the_boundary_between_two_events(body: bytes, between: bool) -> None:
     assert scan(body).is_between_events is between if body else AnswerScan(CHAT, SSE).is_between_events
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["A" * 257, "", "a\0b", "a\ud800b", "a\nb", 7, True, None, ["a"]],
+    ids=lambda value: repr(value)[:12],
+)
+def test_an_id_or_finish_reason_that_cannot_be_recorded_is_not_kept(value: object) -> None:
+    answer = {"id": value, "choices": [{"message": {"content": "x"}, "finish_reason": value}]}
+    scanned = scan(json.dumps(answer).encode(), kind="application/json")
+
+    assert (scanned.end(), scanned.answer_id, scanned.finish_reason) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "digits", ["1" + "0" * 400, "-1", "true", "1e400", "1000000001", '"9"', "2.5", "null"]
+)
+def test_a_token_count_that_is_no_plausible_number_is_not_kept(digits: str) -> None:
+    usage = f'"usage": {{"prompt_tokens": {digits}, "completion_tokens": {digits}}}'
+    body = f'{{"id": "a", {usage}, "choices": [{{"message": {{"content": "x"}}, "finish_reason": "stop"}}]}}'
+    scanned = scan(body.encode(), kind="application/json")
+
+    assert (scanned.end(), scanned.prompt_tokens, scanned.completion_tokens) == (None, None, None)

@@ -120,7 +120,7 @@ def test_the_clients_credentials_and_forged_headers_never_reach_an_engine() -> N
     )
     names = [name for name, _ in attempt(begin(core(table(canary=None)), request(headers=forged))).headers]
 
-    assert names == [b"x-kept", b"accept-encoding", b"x-canaryctl-secret"]
+    assert names == [b"x-kept", b"accept-encoding", b"x-request-id", b"x-canaryctl-secret"]
 
 
 def test_without_a_lease_no_canary_request_starts_and_nothing_is_randomised() -> None:

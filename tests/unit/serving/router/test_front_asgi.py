@@ -356,3 +356,23 @@ async def test_head_requests_and_empty_answers_are_passed_on(rig: Rig) -> None:
     nothing = await rig.client.get("/chat/v1/models")
 
     assert (head.status_code, nothing.status_code, nothing.content) == (200, 204, b"")
+
+
+async def test_the_router_chooses_the_request_id_that_engines_make_answer_ids_of(rig: Rig) -> None:
+    answer = await rig.client.post(CHAT, json={"messages": []}, headers={"x-request-id": "victim"})
+    (sent,) = rig.canary.seen
+
+    assert sent.headers.getall("x-request-id") == [answer.headers["x-canaryctl-request-id"]]
+    assert answer.headers["x-request-id"] == "victim"
+
+
+async def test_a_repeated_attempt_has_a_request_id_of_its_own(rig: Rig) -> None:
+    async def busy(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    rig.canary.behave = busy
+    answer = await rig.ask()
+
+    ids = [one.headers["x-request-id"] for one in (*rig.canary.seen, *rig.stable.seen)]
+    assert ids == [answer.headers["x-canaryctl-request-id"], answer.headers["x-canaryctl-request-id"] + "-2"]
+    assert "x-request-id" not in answer.headers

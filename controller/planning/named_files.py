@@ -1,0 +1,74 @@
+"""Engine arguments in normal form, with the digests of the files and folders that they name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from controller.errors import BadCheckpoint
+from controller.planning.checkpoint_files import cached, digest, file_digest, relevant_files
+from controller.planning.engine_risk import THROUGHPUT
+from controller.planning.generation import named_generation_file
+from serving.files.engine_arguments import canonical_name, canonical_value
+from serving.files.weights import WeightsError, require_present
+
+Json: TypeAlias = Any
+
+
+def normal_arguments(arguments: Mapping[str, Json]) -> dict[str, Json]:
+    """The arguments by vLLM's own names, with the values of JSON text."""
+    named = {canonical_name(name): value for name, value in arguments.items()}
+    return {name: canonical_value(name, value) for name, value in named.items()}
+
+
+def content_digests(arguments: Mapping[str, Json], cache: MutableMapping[str, str]) -> dict[str, str]:
+    """Digest of what an argument's paths hold, by `NAME content`; without the arguments that name nothing.
+
+    Not of caches and logs, which change no answer; nor of a folder of generation defaults, whose values count
+    (`generation.py`). arguments: in normal form. Raises BadCheckpoint when a named file cannot be read.
+    """
+    return {
+        f"{name} content": digest(found)
+        for name, value in arguments.items()
+        if name not in THROUGHPUT
+        and not (name == "generation_config" and named_generation_file(value) is not None)
+        and (found := [_content_digest(Path(text), cache) for text in _paths(value)])
+    }
+
+
+def _paths(value: Json) -> list[str]:
+    """The existing absolute paths in a value, also behind the `=` of NAME=PATH and inside JSON text."""
+    if isinstance(value, Mapping):
+        return [path for inner in value.values() for path in _paths(inner)]
+    if isinstance(value, list):
+        return [path for inner in value for path in _paths(inner)]
+    if not isinstance(value, str):
+        return []
+    if value.lstrip().startswith(("{", "[")):
+        try:
+            return _paths(json.loads(value))
+        except (ValueError, RecursionError):
+            return []
+    text = value.strip()
+    return [path for path in (text, text.partition("=")[2].strip()) if _exists(path)][:1]
+
+
+def _exists(path: str) -> bool:
+    try:
+        return path.startswith("/") and Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _content_digest(path: Path, cache: MutableMapping[str, str]) -> Json:
+    if path.is_dir():
+        return {
+            name: cached(file, "file|", cache, file_digest) for name, file in relevant_files(path).items()
+        }
+    try:
+        require_present(path)
+    except WeightsError as exc:
+        raise BadCheckpoint(str(exc)) from exc
+    return cached(path, "file|", cache, file_digest)

@@ -1,0 +1,274 @@
+"""Recorded evidence of public reports: what other tools write, read as it was meant or refused with a remedy.
+
+Their sources are in tests/public_reports.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.cli.evidence_columns import ReadOptions
+from controller.cli.evidence_files import EvidenceFile, read_evidence
+from controller.cli.main import run
+from controller.errors import BadInput
+from evaluation.offline import names
+from evaluation.records import EvidenceError
+
+Rows = list[dict[str, Any]]
+START = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+def written(path: Path, rows: Rows) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+        return path
+    with path.open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read(path: Path, *maps: str, **options: Any) -> EvidenceFile:
+    return read_evidence(path, options=ReadOptions(maps, **options))
+
+
+def column(found: EvidenceFile, name: str) -> list[float]:
+    return [float(value) for value in found.columns[name]]
+
+
+def decision(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) -> str:
+    code = run(["backtest", str(path), *arguments, "--allow-unjudged", "not known", "-o", "json"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return str(json.loads(out)["decision"])
+
+
+# --- a column of successes
+
+
+def jmeter(yes: str, no: str) -> Rows:
+    rng = random.Random(7)
+    out = []
+    for i in range(2000):
+        canary = rng.random() < 0.2
+        succeeded = rng.random() > (0.3 if canary else 0.02)
+        out.append(
+            {"t_s": 1.777e9 + i * 4, "arm": int(canary), "w": 0.2, "success": yes if succeeded else no}
+        )
+    return out
+
+
+@pytest.mark.parametrize(("yes", "no"), [("true", "false"), ("1", "0"), ("success", "failure")])
+def test_a_column_of_successes_is_read_by_its_opposite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], yes: str, no: str
+) -> None:
+    path = written(tmp_path / "jmeter.csv", jmeter(yes, no))
+
+    with pytest.raises(BadInput, match=r"'success' says the opposite of error; give --map error=!success"):
+        read(path)
+    assert decision(capsys, path, "--map", "error=!success") == "rollback"
+
+
+def test_successes_are_never_read_as_errors(tmp_path: Path) -> None:
+    path = written(tmp_path / "jmeter.csv", jmeter("true", "false"))
+
+    with pytest.raises(
+        BadInput, match=r"line 2: success 'true' says the opposite of error; .*error=!success"
+    ):
+        read(path, "error=success")
+    with pytest.raises(EvidenceError, match="'success' says the opposite of error; give error = 1 - success"):
+        names.refuse_near_misses(["t_s", "arm", "w", "success"])
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("ok", "error"), ("is_valid", "invalid"), ("no_error", "error"), ("unflagged", "flagged")],
+)
+def test_names_of_the_opposite_are_told_from_names_of_the_event(name: str, known: str) -> None:
+    assert (names.near_name(name), names.is_opposite(name)) == (known, True)
+    assert not names.is_opposite(known)
+
+
+# --- rows without an arm
+
+
+def test_rows_without_an_arm_are_refused_as_failures_may_lack_it(tmp_path: Path) -> None:
+    rows = []
+    for i in range(40):
+        at, failed = START + timedelta(seconds=i), i % 10 == 9
+        rows.append(
+            {
+                "request_id": f"r{i}",
+                "call_type": "acompletion",
+                "startTime": at.isoformat(),
+                "endTime": (at + timedelta(seconds=0.0 if failed else 0.9)).isoformat(),
+                "model_group": "" if failed else ("v2" if i % 4 == 0 else "v1"),
+                "status": "failure" if failed else "success",
+            }
+        )
+    path = written(tmp_path / "spend.json", rows)
+
+    message = r"item 10: model_group is missing \(in 4 of 40 rows\); .* a failed request too"
+    for options in ({"canary": "v2"}, {"canary": "v2", "stable": "v1"}, {}):
+        with pytest.raises(BadInput, match=message):
+            read(path, "arm=model_group", w=0.1, **options)
+
+
+# --- several upstreams
+
+
+def nginx(*, with_upstream_status: bool = True) -> Rows:
+    out = []
+    for i in range(8):
+        canary, retried = i % 4 == 0, i in (4, 5)
+        drawn, other = ("10.0.0.2:8000", "10.0.0.1:8000") if canary else ("10.0.0.1:8000", "10.0.0.3:8000")
+        row = {
+            "time_iso8601": (START + timedelta(seconds=i * 2)).isoformat(),
+            "request_time": "0.900",
+            "status": 200,
+            "upstream_addr": f"{drawn}, {other}" if retried else drawn,
+        }
+        if with_upstream_status:
+            row["upstream_status"] = "404, 200" if i == 5 else "502, 200" if retried else "200"
+        out.append(row)
+    return out
+
+
+@pytest.mark.parametrize("with_upstream_status", [True, False])
+def test_a_retried_request_counts_for_the_upstream_that_was_drawn(
+    tmp_path: Path, with_upstream_status: bool
+) -> None:
+    rows = nginx(with_upstream_status=with_upstream_status)
+    path = written(tmp_path / "access.csv", rows)
+    found = read(path, "arm=upstream_addr", canary="10.0.0.2:8000", stable="10.0.0.1:8000", w=0.25)
+
+    assert column(found, "arm") == [1, 0, 0, 0, 1, 0, 0, 0]
+    assert column(found, "fell_back") == [0, 0, 0, 0, 1, 1, 0, 0]
+    assert column(found, "error") == [0, 0, 0, 0, 1, 0 if with_upstream_status else 1, 0, 0]
+    assert column(found, "rejected") == [0, 0, 0, 0, 0, 1 if with_upstream_status else 0, 0, 0]
+    assert any(note.startswith("2 rows list several upstreams in upstream_addr") for note in found.notes)
+
+
+def test_an_unknown_status_of_the_first_attempt_is_a_failure(tmp_path: Path) -> None:
+    rows = [row | {"upstream_status": "-, 200"} if "," in row["upstream_addr"] else row for row in nginx()]
+    path = written(tmp_path / "access.csv", rows)
+    found = read(path, "arm=upstream_addr", canary="10.0.0.2:8000", stable="10.0.0.1:8000", w=0.25)
+
+    assert column(found, "error") == [0, 0, 0, 0, 1, 1, 0, 0]
+
+
+# --- the unit
+
+
+def users(change: str) -> Rows:
+    """300 sticky users of LiteLLM with ten requests each; `change`: which of their names are lost."""
+    rng = random.Random(3)
+    arm = {user: rng.random() < 0.2 for user in range(300)}
+    share = {"one": 0.0, "blank": 0.01, "shared": 0.01, "many": 0.3, "none": 0.0, "request": 1.0}[change]
+    out = []
+    for i in range(3000):
+        user, at = rng.randrange(300), START + timedelta(seconds=i)
+        is_lost, canary = rng.random() < share, arm[user]
+        if is_lost:
+            canary = rng.random() < 0.2
+        name = f"user{user}"
+        if (is_lost and change in ("blank", "many")) or (change == "one" and i == 77):
+            name = ""
+        elif is_lost and change == "shared":
+            name = "default_user_id"
+        out.append(
+            {
+                "request_id": f"r{i}",
+                "call_type": "acompletion",
+                "startTime": at.isoformat(),
+                "endTime": (at + timedelta(seconds=0.9)).isoformat(),
+                "model_group": "v2" if canary else "v1",
+                "status": "failure" if rng.random() < 0.01 else "success",
+                "end_user": name,
+            }
+        )
+    return out
+
+
+def read_users(tmp_path: Path, change: str, *maps: str) -> EvidenceFile:
+    path = written(tmp_path / "spend.json", users(change))
+    return read(path, "arm=model_group", *maps, canary="v2", w=0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("one", "1 of 3000 rows count each by itself: 1 have none"),
+        ("blank", "rows count each by itself: 40 have none"),
+        ("shared", "rows count each by itself: 40 share default_user_id, which is on both arms"),
+    ],
+)
+def test_a_few_rows_without_a_user_of_their_own_leave_the_unit_in_place(
+    tmp_path: Path, change: str, said: str
+) -> None:
+    found = read_users(tmp_path, change)
+    drawn = found.columns["assigned_by"].tolist()
+
+    assert any("unit from end_user, but" in note and said in note for note in found.notes), found.notes
+    assert drawn.count("request") == (1 if change == "one" else 40)
+    assert len(set(found.columns["unit"].tolist())) == 300 + drawn.count("request")
+
+
+def test_every_user_is_a_unit_and_draws_by_request_have_none(tmp_path: Path) -> None:
+    assert "unit from end_user: each of its values is always on one arm" in read_users(tmp_path, "none").notes
+    assert "unit" not in read_users(tmp_path, "request").columns
+
+
+def test_an_unclear_unit_has_to_be_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInput,
+        match=r"unclear whether end_user was drawn: \d+ of 3000 rows have no end_user.*--map unit=end_user",
+    ):
+        read_users(tmp_path, "many")
+
+    named = read_users(tmp_path, "many", "unit=end_user")
+    assert any("rows have no end_user and count each by itself" in note for note in named.notes)
+    assert len(set(read_users(tmp_path, "many", "unit=request_id").columns["unit"].tolist())) == 3000
+
+
+def test_rows_that_count_by_themselves_are_evidence_of_both_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "spend.json", users("shared"))
+    options = ("--map", "arm=model_group", "--canary", "v2", "--w", "20%")
+
+    assert decision(capsys, path, *options) == "undecided"
+    assert run(["ab", "judge", str(path), *options, "--metric", "latency_ms", "-o", "json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert row["n_a"] + row["n_b"] == 300 + 40
+
+
+def test_the_generations_of_a_trace_are_one_unit(tmp_path: Path) -> None:
+    rng, rows = random.Random(11), []
+    for trace in range(60):
+        canary = rng.random() < 0.3
+        for k in range(4):
+            at = START + timedelta(seconds=trace * 40 + k * 3)
+            rows.append(
+                {
+                    "id": f"o{trace}-{k}",
+                    "traceId": f"t{trace}",
+                    "type": "GENERATION",
+                    "startTime": at.isoformat(),
+                    "endTime": (at + timedelta(seconds=0.9)).isoformat(),
+                    "level": "DEFAULT",
+                    "variant": "canary" if canary else "stable",
+                }
+            )
+    found = read(written(tmp_path / "observations.json", rows), "arm=variant", w=0.3)
+
+    assert "unit from traceId: each of its values is always on one arm" in found.notes
+    assert len(set(found.columns["unit"].tolist())) == 60
