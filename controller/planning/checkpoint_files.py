@@ -46,7 +46,7 @@ _DATA = (
 _INERT_DATA = re.compile(
     r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|model_card|requirements)\.txt"
     r"|(training_args|optimizer|scheduler|scaler)\.(bin|pt|pth|safetensors)|rng_state(_\d+)?\.pth"
-    r"|(trainer_state|train_results|eval_results|all_results)\.json"
+    r"|(trainer_state|training|train_results|eval_results|all_results)\.json"
     r"|(model|pytorch_model|consolidated|diffusion_pytorch_model)(\.safetensors|\.bin)\.index\.json",
     re.IGNORECASE,
 )

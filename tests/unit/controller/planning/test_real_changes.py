@@ -237,6 +237,11 @@ CHANGES: dict[str, Change] = {
     "engine: the checkpoint's sampling defaults ignored": with_engine(LOW, generation_config="vllm"),
     # --- medium: the weights
     "a fine-tune": Change(MEDIUM, llama(seed=5)),
+    "a fine-tune with another record of its training": Change(
+        MEDIUM,
+        {**llama(seed=5), "training.json": {"steps": 40}},
+        before={**llama(), "training.json": {"steps": 240}},
+    ),
     "a fine-tune re-saved in other shards by transformers 5": Change(MEDIUM, _resaved(5)),
     "converted to bfloat16": Change(
         MEDIUM,
