@@ -8,6 +8,7 @@ from typing import Any
 from controller.api.proposal import new_rollout_id, preflight_s, version_ref
 from controller.auth import Identity
 from controller.errors import BadInput
+from controller.planning.ladder import time_limits
 from controller.rollout.machine import begin
 from controller.rollout.plan import UNDO_PREFIX, Plan
 from controller.rollout.state import RolloutState
@@ -62,13 +63,7 @@ def begin_undo(
         holdback_bp=0,
         bake_s=BAKE_S,
         preflight_s=preflight_s(fingerprint_of(target)),
-        load_s=policy.load_timeout,
-        smoke_s=policy.smoke_timeout,
-        promote_s=policy.promote_timeout,
-        drain_s=policy.drain_timeout,
-        unload_s=policy.unload_timeout,
-        unreadable_s=policy.unreadable_timeout,
-        unready_s=policy.unready_timeout,
+        **time_limits(policy),
         replicas=after.replicas if scales else None,
         stable_replicas=before.replicas if scales else None,
         undo=True,

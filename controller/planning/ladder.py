@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from controller.errors import BadSpec
 from controller.planning.replica_load import LatencyRole, load_ratio, min_replicas
@@ -91,6 +92,33 @@ def make_plan(
         stages=tuple(stages),
         holdback_bp=policy.holdback,
         bake_s=promotion.duration if promotion is not None and promotion.duration > 0 else policy.bake,
+        **time_limits(policy),
+        warmup_tokens=policy.warmup_tokens,
+        replicas=replicas if stable_replicas is not None else None,
+        stable_replicas=stable_replicas,
+        twin=policy.twin,
+    )
+    _refuse_unprovable_margins(plan, given or (), policy.gate_policy())
+    return plan
+
+
+class TimeLimits(TypedDict):
+    """The fields of `Plan` that a policy limits, in seconds."""
+
+    load_s: float
+    warm_s: float
+    smoke_s: float
+    promote_s: float
+    drain_s: float
+    unload_s: float
+    unreadable_s: float
+    unready_s: float
+    hold_limit_s: float
+
+
+def time_limits(policy: PolicySpec) -> TimeLimits:
+    """The policy's time limits, by the names of `Plan`."""
+    return TimeLimits(
         load_s=policy.load_timeout,
         warm_s=policy.warm_timeout,
         smoke_s=policy.smoke_timeout,
@@ -100,13 +128,7 @@ def make_plan(
         unreadable_s=policy.unreadable_timeout,
         unready_s=policy.unready_timeout,
         hold_limit_s=policy.hold_limit,
-        warmup_tokens=policy.warmup_tokens,
-        replicas=replicas if stable_replicas is not None else None,
-        stable_replicas=stable_replicas,
-        twin=policy.twin,
     )
-    _refuse_unprovable_margins(plan, given or (), policy.gate_policy())
-    return plan
 
 
 def gate_stages(plan: Plan, policy: PolicySpec) -> tuple[StagePlan, ...]:
