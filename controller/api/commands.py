@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any, Protocol
 
 from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
@@ -151,7 +152,8 @@ class Commands(Returns):
         if newest is not None and not newest.is_final:
             raise already_running(service, newest.id, f"in {newest.phase.value}")
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
-        refuse_new_key(proposal.version, self._known_versions(service), identity)
+        known = (version_spec(row) for row in chain([proposal.stable], self._tried(service)))
+        refuse_new_key(proposal.version, known, identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
         if not proposal.plan.twin and not may_retry:
             self._refuse_rejected(service, proposal.canary_id)
@@ -261,9 +263,8 @@ class Commands(Returns):
 
     def _stored_id(self, service: str, fingerprint: Fingerprint) -> str | None:
         """Id of an earlier attempt of this version that older rules computed; None: there is none."""
-        for rollout in self._store.rollouts(service, limit=HISTORY_LIMIT):
-            row = self._store.version(service, state_from_json(rollout.state).canary.id)
-            if row is None or (fingerprint_of(row).is_current and fingerprint.kind != "external"):
+        for row in self._tried(service):
+            if fingerprint_of(row).is_current and fingerprint.kind != "external":
                 continue
             if comparable_fingerprint(row, self._environment.fingerprint).digest == fingerprint.digest:
                 return row.id
@@ -291,12 +292,13 @@ class Commands(Returns):
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
         return write_scores(self._environment, [row.name for row in rows], scores)
 
-    def _known_versions(self, service: str) -> Iterator[VersionSpec]:
-        """Specs of the stable version and of those that were tried."""
+    def _tried(self, service: str) -> Iterator[VersionRow]:
+        """The versions that were tried, each once, the newest attempt first."""
         rollouts = self._store.rollouts(service, limit=HISTORY_LIMIT)
-        tried = (state_from_json(row.state).canary.id for row in rollouts)
-        ids = (self._store.service(service).stable, *tried)
-        return (version_spec(row) for id in ids if (row := self._store.version(service, id)) is not None)
+        for id in dict.fromkeys(state_from_json(row.state).canary.id for row in rollouts):
+            row = self._store.version(service, id)
+            if row is not None:
+                yield row
 
     def _refuse_rejected(self, service: str, canary: str) -> None:
         """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""
