@@ -20,6 +20,7 @@ from controller.planning.baseline import MIN_REQUESTS, MeasuredBaseline
 from controller.spec.policy import PolicySpec
 from controller.spec.service import dump, parse_policy
 from evaluation.metrics import CATALOGUE, STREAMED
+from evaluation.policy.gates import shared_out
 
 ALPHA_STEPS = 1_000_000  # shares are rounded down to one of these: their sum stays within 1
 
@@ -70,15 +71,13 @@ def without(policy: PolicySpec, gates: Sequence[Unjudged]) -> PolicySpec:
     """The policy without those of `gates` that the user did not name; their alpha goes to the others."""
     gone = {one.gate for one in gates if one.needs != "source"}
     shares = {gate.name: gate.alpha_share for gate in policy.gate_policy().gates if not gate.is_alarm}
-    kept = {name: share for name, share in shares.items() if name not in gone}
-    if not gone or not kept:
+    kept = shared_out(shares, gone)
+    if kept is None:
         return policy
-    factor = 1 + math.fsum(shares[name] for name in gone) / math.fsum(kept.values())
     plain = dump(policy)
     written = plain.get("gates") or {}
     scaled = {
-        name: {**(written.get(name) or {}), "alpha_share": _floor(share * factor)}
-        for name, share in kept.items()
+        name: {**(written.get(name) or {}), "alpha_share": _floor(share)} for name, share in kept.items()
     }
     return parse_policy({**plain, "gates": {**written, **scaled, **dict.fromkeys(gone)}})
 

@@ -8,7 +8,8 @@ below the *margin*, which a `Rung` or a `StagePlan` sets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from evaluation.metrics import CATALOGUE, Kind, Metric
@@ -211,3 +212,16 @@ def alarm_gate(metric: Metric) -> Gate:
     threshold = {Kind.RATE: 0.5, Kind.SHAPE: 0.2, Kind.SCORE: 0.05}[kind]
     name = f"{metric.name}_alarm"  # no margin of a rung has such a name
     return Gate(name, metric.name, kind, 0.0, threshold, threshold / 2)
+
+
+def shared_out(shares: Mapping[str, float], absent: Collection[str]) -> dict[str, float] | None:
+    """Alpha shares by gate without `absent`, whose shares go to the others in proportion.
+
+    None: nothing is absent, or the others have no share that could grow.
+    """
+    kept = {name: share for name, share in shares.items() if name not in absent}
+    total = math.fsum(kept.values())
+    if len(kept) == len(shares) or total == 0.0:
+        return None
+    factor = 1.0 + math.fsum(shares[name] for name in absent) / total
+    return {name: share * factor for name, share in kept.items()}

@@ -22,6 +22,7 @@ from evaluation.policy.gates import (
     check_gate,
     check_margins,
     preset_gates,
+    shared_out,
 )
 from evaluation.policy.observed_ranges import RangeGate
 from evaluation.policy.values import PolicyError, check_probability, number, whole
@@ -130,13 +131,11 @@ class GatePolicy:
         move alpha.
         """
         absent = tuple(g for g in self.gates if g.metric in metrics and not g.required and not g.is_alarm)
-        kept = math.fsum(g.alpha_share for g in self.gates if g not in absent)
-        if not absent or kept == 0.0:
-            return self
-        factor = 1.0 + math.fsum(g.alpha_share for g in absent) / kept
-        shares = {g.name: 0.0 if g in absent else min(g.alpha_share * factor, 1.0) for g in self.gates}
-        gates = tuple(replace(g, alpha_share=shares[g.name]) for g in self.gates)
         names = {g.name for g in absent}
+        shares = shared_out({g.name: g.alpha_share for g in self.gates}, names)
+        if shares is None:
+            return self
+        gates = tuple(replace(g, alpha_share=min(shares.get(g.name, 0.0), 1.0)) for g in self.gates)
         rungs = tuple(
             replace(
                 rung,
