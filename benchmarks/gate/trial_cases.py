@@ -37,10 +37,6 @@ def _stays(name: str, says: str, world: World, **more: object) -> Trial:
     return Trial(name, "stays", says, measure, goals)
 
 
-def _units_of(sticky: bool) -> str:
-    return "sticky" if sticky else "per request"
-
-
 def _for_both(name: str, says: str, world: World, **more: object) -> list[Trial]:
     return [
         _stays(f"{name}, {units}", says, replace(world, sticky=sticky), **more)

@@ -75,8 +75,7 @@ class EventLoss:
     def bets(self, block: UnitBlock) -> Bets:
         """On units with events alone, with a look after each."""
         tolerated = np.full(len(block), self._tolerated)
-        if block.gap is not None:
-            tolerated += np.maximum(block.gap, 0.0) * (1.0 - self.rate) / self.rate
+        tolerated += block.more_answers * (1.0 - self.rate) / self.rate
         return share_bets(block, tolerated, RATIOS)
 
     def end_epoch(self, stable: Stable) -> None:
@@ -104,12 +103,8 @@ class ShareLoss:
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every session, with a look after each of the canary's."""
-        z = block.y
-        if block.gap is None:
-            z = np.where(block.arm, z / self._tolerated, z)
-        else:
-            more = np.maximum(block.gap, 0.0) * (1.0 - self.mu) / self.mu
-            z = np.where(block.arm, z / (self._tolerated + more), z)
+        tolerated = self._tolerated + block.more_answers * (1.0 - self.mu) / self.mu
+        z = np.where(block.arm, block.y / tolerated, block.y)
         x = (block.arm - block.w) * (z - self.mu)
         worst = np.maximum((1.0 - block.w) * self.mu, block.w * (1.0 - self.mu))
         lam = np.minimum(SHARE_LAMBDAS[:, None], SAFETY / np.maximum(worst, 1e-12))

@@ -27,11 +27,6 @@ def best_bet(effect: float, variance: float) -> float:
     return effect / (variance + effect * effect)
 
 
-def more_answers(block: UnitBlock) -> Floats | float:
-    """By how much the canary's share of answered units exceeds stable's; 0 where it does not."""
-    return 0.0 if block.gap is None else np.maximum(block.gap, 0.0)
-
-
 class ScoreLoss:
     """Rollback: bets that the canary's mean is more than `tolerance` below stable's.
 
@@ -54,7 +49,7 @@ class ScoreLoss:
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every score, with a look after each of the canary's."""
-        tolerance = self._tolerance + more_answers(block) * self.mu
+        tolerance = self._tolerance + block.more_answers * self.mu
         x = np.where(
             block.arm, (1.0 - block.w) * (self.mu - block.y - tolerance), -block.w * (self.mu - block.y)
         )

@@ -10,7 +10,7 @@ Made by `units/` (`Rows.firsts`, `Released.block`), by mirrored pairs and by tes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,9 +109,10 @@ class UnitBlock:
             is_checked=True,
         )
 
-    def with_w(self, w: Floats) -> UnitBlock:
-        """The same units at other probabilities."""
-        return replace(self, w=w, is_checked=True)
+    @property
+    def more_answers(self) -> Floats | float:
+        """By how much the canary's share of answered units exceeds stable's; 0 where it does not."""
+        return 0.0 if self.gap is None else np.maximum(self.gap, 0.0)
 
     def stable_values(self) -> Floats:
         """Stable's values: the single ones where the block has them, else one a unit."""
