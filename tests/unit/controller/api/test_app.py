@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.auth import Identity, Role, admin_token, token_digest
+from controller.auth import Identity, Role, token_digest
 from controller.planning.baseline import MeasuredBaseline, ScoreStats
 from controller.planning.forecast import NotSimulated
 from controller.rollout.plan import VersionRef
@@ -23,20 +23,6 @@ from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
 LONG = {"stages": [{"weight": "10%", "duration": "1h"}]}
-
-
-@pytest.fixture
-def controller(tmp_path: Path) -> FakeController:
-    """Without ticks: the API's answers must not depend on one."""
-    return FakeController(tmp_path)
-
-
-@pytest.fixture
-async def api(controller: FakeController) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"authorization": f"Bearer {admin_token(controller.home)}"}
-    transport = httpx.ASGITransport(app=controller.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
-        yield client
 
 
 @pytest.fixture

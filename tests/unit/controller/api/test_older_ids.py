@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from controller.auth import admin_token
 from controller.planning.fingerprint import Fingerprint
 from controller.rollout.state import Cause, CauseKind, Phase
 from controller.spec.service import VersionSpec
@@ -22,19 +20,6 @@ def older(found: Fingerprint) -> Fingerprint:
     kept = ("tensors", "engine_release")
     parts = tuple((name, value if name in kept else "older") for name, value in found.parts)
     return replace(found, parts=parts, scheme=1, files=(), vocabulary=())
-
-
-@pytest.fixture
-def controller(tmp_path: Path) -> FakeController:
-    return FakeController(tmp_path)
-
-
-@pytest.fixture
-async def api(controller: FakeController) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"authorization": f"Bearer {admin_token(controller.home)}"}
-    transport = httpx.ASGITransport(app=controller.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
-        yield client
 
 
 @pytest.fixture

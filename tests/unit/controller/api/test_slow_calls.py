@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from controller.api.slow_calls import MAX_CALLS
-from controller.auth import admin_token
 from controller.planning.fingerprint import Fingerprint
 from tests.fakes.checkpoints import write_checkpoint
-from tests.fakes.controller import FakeController, FakeEnvironment
+from tests.fakes.controller import FakeEnvironment
 
 URL = "/v1/services/chat"
 
 
-@pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """The API of a controller that serves `chat`."""
-    controller = FakeController(tmp_path)
-    headers = {"authorization": f"Bearer {admin_token(controller.home)}"}
-    transport = httpx.ASGITransport(app=controller.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
-        model = write_checkpoint(tmp_path / "stable", seed=1)
-        assert (await client.put(URL, json={"model": str(model)})).status_code == 200
-        yield client
+@pytest.fixture(autouse=True)
+async def chat(api: httpx.AsyncClient, tmp_path: Path) -> None:
+    """The service `chat`."""
+    model = write_checkpoint(tmp_path / "stable", seed=1)
+    assert (await api.put(URL, json={"model": str(model)})).status_code == 200
 
 
 @pytest.mark.parametrize("command", ["plan", "rollouts"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.auth import admin_token
 from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.state import Cause, CauseKind, Departure, DepartureStep, Phase, RolloutState
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
 URL = "/v1/services/chat"
-
-
-@pytest.fixture
-def controller(tmp_path: Path) -> FakeController:
-    """Without ticks: the tests end each rollout themselves."""
-    return FakeController(tmp_path)
-
-
-@pytest.fixture
-async def api(controller: FakeController) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"authorization": f"Bearer {admin_token(controller.home)}"}
-    transport = httpx.ASGITransport(app=controller.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
-        yield client
 
 
 class Chat:
