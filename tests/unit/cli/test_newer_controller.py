@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -15,35 +14,25 @@ from controller.rollout.observation import EvidenceStatus
 from controller.views.models import ServiceView
 from controller.views.rollout import rollout_view, service_view
 from evaluation.report import Verdict
+from tests.fakes.json_server import Answer, json_server
 from tests.fakes.view_maker import GATE, in_stage
 
-Answer = Callable[[str], object]
 HEALTH = {"status": "ok", "pid": 1, "leading": True, "version": "9.0"}
 
 
 @pytest.fixture
-def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], None]]:
     """Serve these answers, by path, as a controller does."""
+    with ExitStack() as servers:
 
-    def serve(answer: Answer) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                is_health = self.path == "/healthz"
-                body = json.dumps(HEALTH if is_health else answer(self.path)).encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+        def serve(answer: Answer) -> None:
+            server = servers.enter_context(
+                json_server(lambda path: HEALTH if path == "/healthz" else answer(path))
+            )
+            monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
+            monkeypatch.setenv("CANARYCTL_API_PORT", str(server.port))
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
-        monkeypatch.setenv("CANARYCTL_API_PORT", str(server.server_address[1]))
-
-    return serve
+        yield serve
 
 
 def a_service() -> dict[str, object]:
