@@ -2,11 +2,11 @@
 
     python -m benchmarks.gate [--quick] [--cases REGEX] [--reps N] [--jobs N] [--minutes N] [--help]
 
-Runs are appended to `benchmarks/out/gate/` under a digest of the gate's results, so that an interrupted run
-resumes, `--cases` measures a part, and rows of another gate are never mixed in: a change of any bit of a
-result starts anew. The tables hold everything measured under the present digest; those of `--quick` are a
-preview and go to `benchmarks/out/gate/`. Exits 1 when a goal was missed, 2 when no case has such a name. The
-whole takes about an hour and a half on two quiet cores, `--quick` some minutes.
+Runs are appended to `benchmarks/out/gate/rows/`, each case under a digest of the gate's results on it, so
+that an interrupted run resumes, `--cases` measures a part, and rows of another gate are never mixed in: a case
+starts anew when any bit of its results changes. The tables hold everything measured under the present
+digests; those of `--quick` are a preview and go to `benchmarks/out/gate/`. Exits 1 when a goal was missed, 2
+when no case has such a name. The whole takes about an hour and a half on two quiet cores, `--quick` minutes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.gate.cases import CASES
-from benchmarks.gate.digest import gate_digest
+from benchmarks.gate.digest import gate_digests, whole_digest
 from benchmarks.gate.published import beside_baseline, measure_case, reps_of, summarise
 from benchmarks.gate.records import Item, Records, by_name, measure, slug
 from benchmarks.gate.report import as_json, as_markdown
@@ -39,19 +39,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns 1 when a goal was missed."""
     args = _parser().parse_args(argv)
     cases = [_shortened(case, args.horizon) for case in CASES.values()]
-    items = by_name([*_case_items(cases, args), *_trial_items(args)])
+    digests = gate_digests()
+    items = by_name([*_case_items(cases, args, digests), *_trial_items(args, digests)])
     chosen = [item for name, item in items.items() if re.search(args.cases, name)]
     if not chosen:
         print(f"no case matches {args.cases!r}; there are {', '.join(items)}", file=sys.stderr)
         return 2
-    digest = gate_digest()
-    records = Records(ROOT / "out" / "gate" / digest)
+    records = Records(ROOT / "out" / "gate" / "rows")
     measure(chosen, records, time.monotonic() + args.minutes * 60, jobs=args.jobs)
     result = as_json(
         _case_lines(cases, items, records),
         {trial.name: (trial, records.read(items[trial.name].file)) for trial in TRIALS.values()},
         measure_speed() if not args.no_speed else {},
-        digest=digest,
+        digest=whole_digest(digests),
     )
     text = as_markdown(result)
     json_path = args.json or ROOT / ("out/gate/quick.json" if args.quick else "results/gate.json")
@@ -89,11 +89,11 @@ def _shortened(case: Case, horizon: int) -> Case:
     return replace(case, canary_requests=horizon)
 
 
-def _case_items(cases: list[Case], args: argparse.Namespace) -> list[Item]:
+def _case_items(cases: list[Case], args: argparse.Namespace, digests: Mapping[str, str]) -> list[Item]:
     return [
         Item(
             case.name,
-            f"{slug(case.name)}-{case.canary_requests}",
+            f"{slug(case.name)}-{case.canary_requests}-{digests[case.name]}",
             min(reps_of(case, quick=args.quick), args.reps),
             partial(measure_case, case),
         )
@@ -101,11 +101,11 @@ def _case_items(cases: list[Case], args: argparse.Namespace) -> list[Item]:
     ]
 
 
-def _trial_items(args: argparse.Namespace) -> list[Item]:
+def _trial_items(args: argparse.Namespace, digests: Mapping[str, str]) -> list[Item]:
     return [
         Item(
             trial.name,
-            f"trial-{slug(trial.name)}",
+            f"trial-{slug(trial.name)}-{digests[trial.name]}",
             0 if trial.skipped else min(trial.quick_runs if args.quick else trial.runs, args.reps),
             trial.measure,
         )

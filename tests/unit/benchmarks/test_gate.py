@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gate import __main__ as command
+from benchmarks.gate import digest
 from benchmarks.gate.cases import BOUNDARY, CASES
 from benchmarks.gate.published import (
     at_look,
@@ -27,6 +28,7 @@ from benchmarks.gate.published import (
 from benchmarks.gate.records import Item, Records, by_name, measure, slug
 from benchmarks.gate.report import as_json, as_markdown, limit_as_before
 from benchmarks.gate.traffic import Behaviour, Case, simulate
+from benchmarks.gate.trial_cases import TRIALS
 from benchmarks.gate.trials import Row
 
 HARM = Case("bench harm", "rollback", Behaviour(hallucinated=0.3), canary_requests=300)
@@ -117,7 +119,8 @@ def test_a_part_is_measured_and_kept_with_what_was_measured_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "ROOT", tmp_path)
-    monkeypatch.setattr(command, "gate_digest", lambda: "abc")
+    digests = dict.fromkeys([*(case.name for case in CASES.values()), *TRIALS], "abc")
+    monkeypatch.setattr(command, "gate_digests", lambda: digests)
     out = ["--json", str(tmp_path / "gate.json"), "--markdown", str(tmp_path / "gate.md")]
     few = ["--quick", "--reps", "1", "--no-speed", "--jobs", "1", *out]
     command.main([*few, "--cases", "^errors = 5x . per request$"])
@@ -126,9 +129,28 @@ def test_a_part_is_measured_and_kept_with_what_was_measured_before(
     result = json.loads((tmp_path / "gate.json").read_text())
     assert result["cases"]["errors = 5x | per request"]["reps"] == 1
     assert result["trials"]["mirrored pairs, quality 0.75 -> 0.75"]["runs"] == 1
-    monkeypatch.setattr(command, "gate_digest", lambda: "another gate")
-    command.main([*few, "--cases", "^mirrored pairs, quality 0.75 -> 0.75$"])
-    assert json.loads((tmp_path / "gate.json").read_text())["cases"]["errors = 5x | per request"]["reps"] == 0
+    digests["mirrored pairs, quality 0.75 -> 0.75"] = "other results"
+    command.main([*few, "--cases", "^mirrored pairs, quality 0.75 -> 0.85$"])
+    after = json.loads((tmp_path / "gate.json").read_text())
+    assert after["cases"]["errors = 5x | per request"]["reps"] == 1
+    assert after["trials"]["mirrored pairs, quality 0.75 -> 0.75"]["runs"] == 0
+    assert after["gate_digest"] != result["gate_digest"]
+
+
+def test_a_digest_is_of_one_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = dict(list(CASES.items())[:2])
+    monkeypatch.setattr(digest, "CASES", few)
+    monkeypatch.setattr(digest, "TRIALS", {})
+    before = digest.gate_digests()
+    first, second = few.values()
+    changed = replace(first, canary=replace(first.canary, hallucinated=0.9))
+    monkeypatch.setattr(digest, "CASES", {"first": changed, "second": second})
+
+    after = digest.gate_digests()
+
+    assert after[first.name] != before[first.name]
+    assert after[second.name] == before[second.name]
+    assert digest.whole_digest(after) != digest.whole_digest(before)
 
 
 def test_a_name_that_matches_nothing_is_bad_input() -> None:
