@@ -24,6 +24,7 @@ from controller.api.proposal import (
     refuse_new_key,
     refuse_rejected,
     refuse_same,
+    refuse_unknown_covariates,
     version_ref,
 )
 from controller.api.returns import Returns
@@ -223,6 +224,7 @@ class Commands(Returns):
         refuse_unknown(body, keys)
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
+        refuse_unknown_covariates(policy)
         measured = self._environment.measured(service) or MeasuredBaseline(0)
         not_judged = unjudged(policy, measured)
         policy = without(policy, not_judged)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from controller.api.bodies import flag_of
 from controller.auth import Identity, Role
 from controller.errors import AlreadyRejected, BadInput, Conflict
+from controller.evidence.records import LIVE_COVARIATES
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
@@ -22,7 +23,7 @@ from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.label import Label, parse_label, short_source
-from controller.spec.policy import PolicySpec
+from controller.spec.policy import PolicySpec, suggestion
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
 from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
@@ -190,6 +191,17 @@ def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     if body.get("version"):
         raise BadInput("a twin run uses the version that serves; leave --model, --url and --engine out")
     return parse_policy({**dump(policy), "twin": True})
+
+
+def refuse_unknown_covariates(policy: PolicySpec) -> None:
+    """Raises BadInput for a covariate that the router does not record before its toss."""
+    for gate in policy.gate_policy().gates:
+        for name in gate.covariates:
+            if name not in LIVE_COVARIATES:
+                raise BadInput(
+                    f"policy.gates.{gate.name}.covariates: {name!r} is not known before the toss; "
+                    f"{suggestion(name, LIVE_COVARIATES)} (a backtest may use any column of its file)"
+                )
 
 
 def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is_twin: bool) -> None:

@@ -7,6 +7,7 @@ that cannot be evidence exits with 2 and one line.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from controller.cli.backtest_show import Shown
     from controller.cli.evidence_files import EvidenceFile
     from controller.cli.observed_range import RangeResult
+    from controller.spec.policy import PolicySpec
 
 PLOT_SUFFIXES = frozenset({".png", ".svg"})
 
@@ -86,15 +88,20 @@ def backtest(
     from controller.cli.backtest_show import as_json, as_table, next_step
     from controller.cli.evidence_files import read_evidence
     from controller.cli.observed_range import range_of_backtest
+    from controller.cli.request_bodies import read_policy
+    from controller.spec.service import parse_policy
+    from evaluation.offline.columns import covariates_of
 
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
         raise BadInput(f"--plot {plot.name} ends in {plot.suffix or 'nothing'}; give a .png or .svg")
     if allow_unjudged is not None and not allow_unjudged.strip():
         raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
+    spec = parse_policy(read_policy(policy))
     options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
+    options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)
     _print_notes(evidence)
-    shown = _judged(file, evidence, policy, allow_unjudged, plot)
+    shown = _judged(file, evidence, spec, allow_unjudged, plot)
     observed: RangeResult | None = None
     if range_metric is not None:
         observed = range_of_backtest(evidence, range_metric, since=since, until=until, window=window)
@@ -119,21 +126,18 @@ def _print_notes(evidence: EvidenceFile) -> None:
 
 
 def _judged(
-    file: Path, evidence: EvidenceFile, policy: str, allow_unjudged: str | None, plot: Path | None
+    file: Path, evidence: EvidenceFile, spec: PolicySpec, allow_unjudged: str | None, plot: Path | None
 ) -> Shown:
     """The result, plotted where that is asked for. Raises BadInput, with the line of the file."""
     from controller.cli.backtest_plan import needed_gates, ramp_of
     from controller.cli.backtest_show import Shown
     from controller.cli.evidence_plot import caption, plot_trace
-    from controller.cli.request_bodies import read_policy
-    from controller.spec.service import parse_policy
     from evaluation.offline.arrays import RowError
     from evaluation.offline.backtest import run
     from evaluation.offline.trace import trace
     from evaluation.policy.values import PolicyError
     from evaluation.records import EvidenceError
 
-    spec = parse_policy(read_policy(policy))
     gates = spec.gate_policy()
     needed = needed_gates(spec, gates)
     ramp = ramp_of(spec, evidence)

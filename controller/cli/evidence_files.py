@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,8 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
     table = _renamed(table, extra)
     log = recognised(table)
     own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}
-    given = parsed_maps(table, options.maps)
+    own |= {name: Source(name, (Term(name, None),)) for name in options.covariates if name in table.columns}
+    given = parsed_maps(table, options.maps, (*KNOWN, *options.covariates))
     found = log_sources(table, log) if log is not None else {}
     if log is not None and log.only is not None and log.only[0] in table.columns:
         name, value = log.only
@@ -182,7 +184,7 @@ def _renamed(table: RawTable, extra: Sequence[str]) -> RawTable:
 def _require(reading: Reading, extra: Sequence[str]) -> None:
     """Raise BadInput, with how to give it, for the first required column without a source."""
     table, options = reading.table, reading.options
-    needed = [name for name in (*REQUIRED, *extra) if name not in reading.sources]
+    needed = [n for n in (*REQUIRED, *extra, *options.covariates) if n not in reading.sources]
     if options.only_stable:
         needed = [name for name in needed if name not in ("arm", "w")]
     if options.w is not None:
@@ -195,7 +197,9 @@ def _require(reading: Reading, extra: Sequence[str]) -> None:
     near = {known: name for name, known in near_misses(names).items()}
     remedies = []
     for name in needed:
-        if name in near:
+        if name in options.covariates and (close := get_close_matches(name, names, n=1, cutoff=0.6)):
+            remedies.append(f"--map {name}={close[0]}")
+        elif name in near:
             remedies.append(f"--map {name}={near[name]}")
         elif name == "w":
             remedies.append("--w 5% if it was the same for every row")
