@@ -13,6 +13,7 @@ Clocks: `now_s` and `sent_s` are CLOCK_BOOTTIME, `wall_s` seconds since the epoc
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from serving.messages import CANARY, FULL_BP, STABLE, RecordBatch, RequestRecord, RouteTable
 from serving.router.answer_scan import json_object
@@ -101,7 +102,10 @@ class RouterCore:
         assignment = self._assign(self.table, key, now_s)
         self.outbox.opened(request_id, wall_s)
         streams = bool(body and body.get("stream"))
-        start = Start(request_id, request, self.table, assignment, True, streams, wall_s, now_s, bodies)
+        choices = _choices_of(body) if streams else 1
+        start = Start(
+            request_id, request, self.table, assignment, True, streams, wall_s, now_s, bodies, choices
+        )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange
 
@@ -154,6 +158,13 @@ def _bodies_for(table: RouteTable, request: Request) -> dict[str, bytes] | Refus
             except NotRenamed as exc:
                 return Refusal(400, "model_not_replaced", str(exc))
     return {}
+
+
+def _choices_of(body: dict[str, Any] | None) -> int:
+    """How many choices a streamed answer to this request has: `n` for each prompt."""
+    n, prompt = (body.get("n"), body.get("prompt")) if body else (None, None)
+    prompts = len(prompt) if isinstance(prompt, list) and not all(type(one) is int for one in prompt) else 1
+    return (n if type(n) is int and n > 0 else 1) * max(prompts, 1)
 
 
 def _must_be_json(request: Request) -> bool:
