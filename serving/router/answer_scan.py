@@ -35,6 +35,7 @@ _CONTENT = re.compile(
     rb'|transcript)":\s*"[^"]'
     rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*["{]'
 )
+_RARE = (b'"usage"', b'"error"', b'"message', b'"type"', b"stop_reason", b"[DONE]")
 # Paths whose answers hold text, and whose streams must finish. On others the end of the body is enough.
 _TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 _LAST_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
@@ -97,6 +98,8 @@ class AnswerScan:
             self._is_first = False
             if self.is_stream and data.startswith(_BOM):
                 data = data[len(_BOM) :]
+        if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
+            return self._read_events(data)
         buffered = self._buffer + data if self._buffer else data
         if not self.is_stream:
             self._set_buffer(buffered)
@@ -137,7 +140,7 @@ class AnswerScan:
         """Read a block of whole events; the block as it is passed on."""
         if self.takes_ids and TOKEN_COMMENT in block:
             block = self._without_ids(block)
-        if self.has_content and self.events and not _METADATA.search(block):
+        if self.has_content and not _may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
             return block
         lines = block.split(b"\n") if b"\r" not in block else re.split(rb"\r\n|\r|\n", block)
@@ -217,6 +220,18 @@ class AnswerScan:
             self.completion_tokens = _count(
                 usage, "completion_tokens", "output_tokens", self.completion_tokens
             )
+
+
+def _may_hold_metadata(block: bytes) -> bool:
+    """False only when `_METADATA` finds nothing; of most events that is known without the search."""
+    if any(word in block for word in _RARE):
+        return _METADATA.search(block) is not None
+    reasons = block.count(b'"finish_reason"')
+    return (
+        reasons > 0
+        and reasons != block.count(b'"finish_reason":null')
+        and (_METADATA.search(block) is not None)
+    )
 
 
 def _end_of_events(data: bytes, known: int) -> int:

@@ -155,7 +155,7 @@ class Exchange:
             return self._deliver(data)
         data = scan.feed(data)
         if self._is_committed:
-            return self._deliver(data) if data else Step.HOLD
+            return Deliver(None, data) if data else Step.HOLD
         has_begun = scan.has_content or scan.is_finished or scan.has_error or not scan.is_stream
         if has_begun and self._first_byte_s is None:
             self._first_byte_s = now_s

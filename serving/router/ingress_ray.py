@@ -2,8 +2,8 @@
 
 Serve starts uvicorn on a port of each replica, and its HAProxy sends requests there. Uvicorn, ASGI and
 Serve's bookkeeping cost more than the router itself, so the starter of that server is replaced in this
-process by one that starts the front on the same port. Serve's own routes (`/-/healthz`, `/-/routes`) are answered as
-Serve would. Serve stops the server as it stops its own: `should_exit`, then it waits for the task.
+process by one that starts the front on the same port. Serve's own routes (`/-/healthz`, `/-/routes`) are
+answered as Serve would. Serve stops the server as it stops its own: `should_exit`, then it waits for the task.
 
 Serve also has a proxy of its own, to which HAProxy turns when it finds no replica healthy. Its requests come
 as ASGI calls, which `bridge` passes on to the front over HTTP.

@@ -40,6 +40,7 @@ class Relay:
         self._upstream = upstream
         self._method = method
         self._on_over = on_over
+        self._idle_s = upstream.limits.idle_s
         self._call: Call | None = None
         self._is_slow = False
         self._has_begun = False  # the client has been sent something
@@ -47,7 +48,10 @@ class Relay:
 
     def start(self) -> None:
         """Send the first attempt."""
-        self._guarded(self._next)
+        try:
+            self._next()
+        except Exception:
+            self._fail()
 
     # ---- of the client
 
@@ -68,7 +72,7 @@ class Relay:
         self._is_slow = False
         if self._call is not None:
             self._call.resume()
-            self._call.expect_bytes(self._upstream.limits.idle_s)
+            self._call.deadline_s = boot_s() + self._idle_s
 
     # ---- of the call
 
@@ -78,23 +82,36 @@ class Relay:
 
     def on_head(self, status: int, headers: Headers) -> None:
         """The engine's head arrived."""
-        self._guarded(lambda: self._do(self._exchange.answered(status, headers)))
+        try:
+            self._do(self._exchange.answered(status, headers))
+        except Exception:
+            self._fail()
 
     def on_data(self, data: bytes) -> None:
         """Bytes of the engine's body arrived."""
+        now_s = boot_s()
         if self._has_begun and self._call is not None:
-            self._call.expect_bytes(self._upstream.limits.idle_s)
-        self._guarded(lambda: self._do(self._exchange.received(data, now_s=boot_s())))
+            self._call.deadline_s = now_s + self._idle_s
+        try:
+            self._do(self._exchange.received(data, now_s=now_s))
+        except Exception:
+            self._fail()
 
     def on_end(self) -> None:
         """The engine's body ended."""
         self._call = None
-        self._guarded(lambda: self._do(self._exchange.ended(now_s=boot_s())))
+        try:
+            self._do(self._exchange.ended(now_s=boot_s()))
+        except Exception:
+            self._fail()
 
     def on_failed(self, why: Failure) -> None:
         """The attempt failed."""
         self._call = None
-        self._guarded(lambda: self._do(self._exchange.broken(why, now_s=boot_s())))
+        try:
+            self._do(self._exchange.broken(why, now_s=boot_s()))
+        except Exception:
+            self._fail()
 
     # ---- inside
 
@@ -119,7 +136,7 @@ class Relay:
             if not self._has_begun:
                 self._has_begun = True
                 if self._call is not None:
-                    self._call.expect_bytes(self._upstream.limits.idle_s)
+                    self._call.deadline_s = boot_s() + self._idle_s
             if action.then != "more":
                 self._end()
             self._client.deliver(action)
@@ -129,15 +146,9 @@ class Relay:
             call.close()
         self._next()
 
-    def _guarded(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception:
-            log.exception("internal error", extra={"request": self._exchange.request_id})
-            self._fail()
-
     def _fail(self) -> None:
         """An error of our own: the client gets 500, or a broken connection; the record says so."""
+        log.exception("internal error", extra={"request": self._exchange.request_id})
         if self._is_over:
             return
         self._end()

@@ -83,7 +83,7 @@ class Call:
         self.attempt = attempt
         self.method = method
         self.listener = listener
-        self.deadline_s = boot_s() + attempt.first_byte_s
+        self.deadline_s = boot_s() + attempt.first_byte_s  # of the next bytes; the listener sets later ones
         self.sent_s = 0.0
         self.has_head = False
         self.is_over = False
@@ -92,10 +92,6 @@ class Call:
         self._key: KeyFilter | None = None
         self._again = attempt.may_be_stale
         self._is_paused = False
-
-    def expect_bytes(self, within_s: float) -> None:
-        """The deadline of the next bytes."""
-        self.deadline_s = boot_s() + within_s
 
     def pause(self) -> None:
         """Read no more of the answer for now."""
