@@ -3,10 +3,10 @@
 Serve starts uvicorn on a port of each replica, and its HAProxy sends requests there. Uvicorn, ASGI and
 Serve's bookkeeping cost more than the router itself, so the starter of that server is replaced in this
 process by one that starts the front on the same port. Serve's own routes (`/-/healthz`, `/-/routes`) are
-answered as Serve would. Serve stops the server as it stops its own: `should_exit`, then it waits for the task.
+answered as Serve would. Serve stops the server as it stops its own: `should_exit`, then a wait for the task.
 
 Serve also has a proxy of its own, to which HAProxy turns when it finds no replica healthy. Its requests come
-as ASGI calls, which `bridge` passes on to the front over HTTP.
+as ASGI calls; an `Ingress` is an ASGI application that passes them on to the front over HTTP.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ class Ingress:
         server = ServerOfFront(self._front)
         return asyncio.get_running_loop().create_task(server.serve()), server
 
-    async def bridge(
+    async def __call__(
         self,
         scope: Message,
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
-        """ASGI application that passes requests on to the front."""
+        """Serve one ASGI scope by passing it on to the front."""
         if scope["type"] == "lifespan":
             while (message := await receive())["type"] != "lifespan.shutdown":
                 await send({"type": f"{message['type']}.complete"})

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from serving.clock import boot_s
+from serving.router.engine_connection import Headers
 from serving.router.exchange import Exchange
 from serving.router.types import Action, Deliver, Failure, Refusal, Step
-from serving.router.upstream import Call, Headers, Upstream
+from serving.router.upstream import Call, Upstream
 
 log = logging.getLogger("canaryctl.router")
 
@@ -50,7 +51,7 @@ class Relay:
         """Send the first attempt."""
         try:
             self._next()
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
     # ---- of the client
@@ -84,7 +85,7 @@ class Relay:
         """The engine's head arrived."""
         try:
             self._do(self._exchange.answered(status, headers))
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
     def on_data(self, data: bytes) -> None:
@@ -94,7 +95,7 @@ class Relay:
             self._call.deadline_s = now_s + self._idle_s
         try:
             self._do(self._exchange.received(data, now_s=now_s))
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
     def on_end(self) -> None:
@@ -102,7 +103,7 @@ class Relay:
         self._call = None
         try:
             self._do(self._exchange.ended(now_s=boot_s()))
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
     def on_failed(self, why: Failure) -> None:
@@ -110,7 +111,7 @@ class Relay:
         self._call = None
         try:
             self._do(self._exchange.broken(why, now_s=boot_s()))
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
     # ---- inside

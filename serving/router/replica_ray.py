@@ -137,8 +137,8 @@ class RouterReplica:
         keep_on_loopback()
         self._ingress = Ingress(make_front(service, namespace=namespace))
 
-    def __serve_build_asgi_app__(self) -> Any:
-        return self._ingress.bridge
+    def __serve_build_asgi_app__(self) -> Ingress:
+        return self._ingress
 
 
 def build_router_app(service: str, *, replicas: int = 1, namespace: str = NAMESPACE) -> serve.Application:

@@ -83,6 +83,15 @@ class RequestParser:
             if self._head_bytes > HEAD_LIMIT:
                 self._refuse_head()
 
+    @property
+    def is_in_body(self) -> bool:
+        """True after a head, before the end of its body."""
+        return self._is_in_body
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Read no more; this is the answer to the request that is being read."""
+        self.refusal = self.refusal or refusal
+
     def _refuse_head(self) -> None:
         text = f"a request's head has at most {HEAD_LIMIT} bytes and {HEADERS_LIMIT} headers; send fewer"
         self.refusal = Refusal(431, "head_too_large", text)

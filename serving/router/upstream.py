@@ -18,12 +18,11 @@ import logging
 import ssl
 from collections import deque
 from functools import lru_cache
-from typing import Protocol, TypeAlias, cast
-
-import httptools
+from typing import Protocol
 
 from serving.clock import boot_s
 from serving.credentials import KeyFilter, KeyReference, NoKey
+from serving.router.engine_connection import Address, EngineConnection, Headers
 from serving.router.types import Attempt, Failure, Limits
 from serving.targets import Endpoint
 
@@ -31,11 +30,7 @@ from serving.targets import Endpoint
 KEEP_ALIVE_S = 4.0
 STALE_S = 1.0  # a reset that comes later than this is the failure of a request that the peer had accepted
 TIMER_S = 0.05
-HEAD_LIMIT = 256 << 10  # bytes of an answer's head
 IDLE_LIMIT = 512  # kept connections to one address
-
-Headers: TypeAlias = list[tuple[bytes, bytes]]
-Address: TypeAlias = tuple[str, str]  # scheme, host[:port]
 
 log = logging.getLogger("canaryctl.router")
 
@@ -87,7 +82,7 @@ class Call:
         self.sent_s = 0.0
         self.has_head = False
         self.is_over = False
-        self._connection: _Connection | None = None
+        self._connection: EngineConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._key: KeyFilter | None = None
         self._again = attempt.may_be_stale
@@ -148,7 +143,7 @@ class Call:
         finally:
             self._connecting = None
 
-    def write(self, connection: _Connection) -> None:
+    def write(self, connection: EngineConnection) -> None:
         """Send the request on this connection."""
         attempt = self.attempt
         if not self.listener.may_start():
@@ -198,7 +193,7 @@ class Call:
         if data:
             self.listener.on_data(data)
 
-    def end(self, connection: _Connection, *, is_reusable: bool) -> None:
+    def end(self, connection: EngineConnection, *, is_reusable: bool) -> None:
         """The answer is whole."""
         held = self._key.end() if self._key is not None else b""
         if held:
@@ -224,135 +219,13 @@ class Call:
         self.listener.on_failed("cut" if self.has_head else "reset")
 
 
-class _Connection(asyncio.Protocol):
-    """One connection to an engine; it serves one call at a time."""
-
-    def __init__(self, pool: Upstream, address: Address) -> None:
-        self._pool = pool
-        self.address = address
-        self.call: Call | None = None
-        self.idle_since_s = 0.0
-        self.is_reused = False
-        self.is_closed = False
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers: Headers = []
-        self._status = 0
-        self._head_bytes = 0
-        self._body: list[bytes] = []
-        self._keeps_alive = False
-        self._is_in_body = self._is_head_told = self._is_complete = self._ends_with_connection = False
-
-    # ---- asyncio
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        call = self.call
-        if call is None:  # nothing was asked
-            self.drop()
-            return
-        is_broken = False
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            is_broken = True
-        if not self._is_in_body:
-            self._head_bytes += len(data)
-            if is_broken or self._head_bytes > HEAD_LIMIT:
-                self._break(call)
-            return
-        # Listeners are not called inside the parser, which would take their errors for its own.
-        if not self._is_head_told:
-            self._is_head_told = True
-            call.head(self._status, self._headers)
-        if self._body and self.call is call:
-            body, self._body = self._body, []
-            call.data(body[0] if len(body) == 1 else b"".join(body))
-        if self.call is not call:
-            return
-        if self._is_complete:
-            # Bytes after an answer make the connection useless.
-            self._complete(call, is_reusable=not is_broken)
-        elif is_broken:
-            self._break(call)
-
-    def eof_received(self) -> None:
-        return None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_closed = True
-        self._pool.forget(self)
-        call, self.call = self.call, None
-        if call is None or call.is_over:
-            return
-        if self._is_in_body and self._ends_with_connection and exc is None:
-            call.end(self, is_reusable=False)
-        else:
-            call.lost(is_reused=self.is_reused, has_bytes=self._head_bytes > 0 or self._is_in_body)
-
-    def drop(self) -> None:
-        """Close without waiting."""
-        self.call = None
-        self.is_closed = True
-        self._pool.forget(self)
-        self.transport.abort()
-
-    # ---- the parser's callbacks
-
-    def on_message_begin(self) -> None:
-        self._headers = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_in_body:  # else a trailer
-            self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200 or self.call is None:  # an interim answer
-            return
-        self._is_in_body, self._status = True, status
-        names = {name for name, _ in self._headers}
-        has_no_body = status in (204, 304) or self.call.method == "HEAD"
-        self._ends_with_connection = (
-            not has_no_body and b"content-length" not in names and b"transfer-encoding" not in names
-        )
-        if self.call.method == "HEAD":
-            self._is_complete = True
-
-    def on_body(self, data: bytes) -> None:
-        self._body.append(data)
-
-    def on_message_complete(self) -> None:
-        if self._is_in_body:
-            self._is_complete = True
-            self._keeps_alive = self._parser.should_keep_alive()
-
-    # ---- inside
-
-    def _complete(self, call: Call, *, is_reusable: bool) -> None:
-        is_reusable = (
-            is_reusable and not self._ends_with_connection and self._keeps_alive and call.method != "HEAD"
-        )
-        self.call = None
-        self._is_in_body = self._is_complete = self._is_head_told = False
-        self._head_bytes = 0
-        call.end(self, is_reusable=is_reusable)
-
-    def _break(self, call: Call) -> None:
-        """What came is not HTTP, or too long."""
-        self.drop()
-        if not call.is_over:
-            call.lost(is_reused=False, has_bytes=True)
-
-
 class Upstream:
     """The connections of a router to every engine. Use it in one event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.calls: set[Call] = set()
-        self._idle: dict[Address, deque[_Connection]] = {}
+        self._idle: dict[Address, deque[EngineConnection]] = {}
         self._keys_missing: set[str] = set()  # logged once each
         self._keys_refused: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -375,16 +248,16 @@ class Upstream:
         call.connect(address)
         return call
 
-    async def connect(self, address: Address) -> _Connection:
+    async def connect(self, address: Address) -> EngineConnection:
         """A new connection. Raises OSError."""
         scheme, authority = address
         host, port = _host_and_port(scheme, authority)
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(self, address), host, port, ssl=_tls() if scheme == "https" else None
+            lambda: EngineConnection(self, address), host, port, ssl=_tls() if scheme == "https" else None
         )
         return connection
 
-    def keep(self, connection: _Connection) -> None:
+    def keep(self, connection: EngineConnection) -> None:
         """The connection is free."""
         idle = self._idle.setdefault(connection.address, deque())
         if self._is_closed or len(idle) >= IDLE_LIMIT or connection.is_closed:
@@ -393,7 +266,7 @@ class Upstream:
         connection.idle_since_s = boot_s()
         idle.append(connection)
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: EngineConnection) -> None:
         """The connection is closed."""
         idle = self._idle.get(connection.address)
         if idle and connection in idle:

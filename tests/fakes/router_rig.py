@@ -76,7 +76,7 @@ class Engine:
 
 @asynccontextmanager
 async def running(engine: Engine) -> AsyncIterator[Engine]:
-    app = web.Application()
+    app = web.Application(client_max_size=256 << 20)
     app.router.add_route("*", "/{path:.*}", engine.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
