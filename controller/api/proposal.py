@@ -232,10 +232,20 @@ def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
     )
 
 
+# Verdicts on a version by a person or by evidence. Whatever else ends a rollout is one only once users were
+# served: a load, a warm-up or a smoke test that fails says nothing of its answers, and harms no user again.
+_VERDICTS = (CauseKind.GATE, CauseKind.GUARD, CauseKind.USER, CauseKind.TOMBSTONE)
+
+
 def _has_rejected(attempt: RolloutState) -> bool:
-    """True: it was rolled back. Missing proof and the end of an A/B test are no rejection."""
+    """True: a person rolled it back, or users' requests to it ended in a rollback.
+
+    No rejection: a failure before the first user's request, missing proof, the end of an A/B test.
+    """
     cause = attempt.cause
     if cause is None or cause.kind is CauseKind.NOT_PROVEN:
+        return False
+    if not attempt.exposed and cause.kind not in _VERDICTS:
         return False
     # FAILED with a departure: it was rolled back, only its memory release was not confirmed.
     if attempt.phase is not Phase.ROLLED_BACK and attempt.departure is None:
