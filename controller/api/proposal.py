@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from controller.api.bodies import flag_of
+from controller.api.keys import FindProblem, MissingKey, missing_key
 from controller.auth import Identity, Role
 from controller.errors import AlreadyRejected, BadInput, Conflict
 from controller.planning.baseline import MeasuredBaseline
@@ -54,6 +55,7 @@ class Proposal:
     forecast: tuple[StageForecast, ...] | None = None
     not_judged: tuple[Unjudged, ...] = ()  # gates without a source; those nobody named are not in `policy`
     attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
+    missing_keys: tuple[str, ...] = ()  # a line for each API key that cannot be read
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
     stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
@@ -68,6 +70,11 @@ class Proposal:
         label = parse_label(body, source=self.version.model or self.version.url, identity=identity.name)
         name = label_of(self.stable).name if self.plan.twin else None
         return replace(label, name=label.name or name)
+
+    def missing_key(self, find: FindProblem) -> MissingKey | None:
+        """The API key that the canary lacks; None: it needs none, or it can be read."""
+        name = self.name or short_source(self.version.url or "")
+        return missing_key(self.canary_id, name, self.version, "canary", find)
 
     def view(self) -> PlanView:
         """The view that `canaryctl plan` shows."""
@@ -86,6 +93,7 @@ class Proposal:
             "stable_name": label_of(self.stable).shown,
             "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
             "attempts": self.attempts,
+            "warnings": (*view.warnings, *self.missing_keys),
             "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
         }
         if self.traffic is not None:

@@ -75,6 +75,7 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
             f"  {view.url}",
         ),
         versions_table(view, is_wide=is_wide),
+        *(Text(missing.text, style="bold red") for missing in view.missing_keys),
     ]
     if view.rollout is not None:
         parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide)]

@@ -90,7 +90,7 @@ def deploy(
     It is promoted stage by stage, or rolled back automatically. With --wait: exit 0 promoted (a twin run:
     proven), 5 rolled back, 6 not proven or timed out.
     """
-    from controller.cli import live, render
+    from controller.cli import live, render, services
     from controller.cli.request_bodies import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
@@ -111,6 +111,7 @@ def deploy(
     elif output.is_text:
         console().print(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk", soft_wrap=True)
         note(f"follow it: canaryctl watch {serves}; end it: canaryctl rollback {serves}")
+        services.warn_of_keys(client.service(serves))
     if not output.is_text:
         emit_data(view, output)
     if wait:

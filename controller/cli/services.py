@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -95,6 +96,13 @@ def up(
             f"[bold]{view.service}[/] serves {title(view.stable, view.stable_name)} at [bold]{view.url}[/]",
             soft_wrap=True,
         )
+        warn_of_keys(view)
+
+
+def warn_of_keys(view: ServiceView) -> None:
+    """Print a line for each API key that cannot be read, so that nobody counts on a way back that is cut."""
+    for missing in view.missing_keys:
+        note(f"warning: {missing.text}")
 
 
 def down(
@@ -157,6 +165,7 @@ def _bring_up(
         with error_console().status("starting Ray and the controller"):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)
+        _give_keys(settings, client)
         try:
             if body is not None:
                 names = [client.up(body).service]
@@ -171,6 +180,17 @@ def _bring_up(
             for name in names:
                 _wait_until_served(client, name, wait_s)
         return [client.service(name) for name in names]
+
+
+def _give_keys(settings: Settings, client: Client) -> None:
+    """Restart the controller if an API key that it lacks is set for this command."""
+    from controller.cli import processes
+
+    lacking = {missing.variable for view in client.services() for missing in view.missing_keys}
+    given = sorted(name for name in lacking if name is not None and os.environ.get(name, "").strip())
+    if given:
+        processes.restart_controller(settings)
+        note(f"the controller was restarted with {', '.join(given)}")
 
 
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:

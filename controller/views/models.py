@@ -181,6 +181,15 @@ class VersionView(_View):
     last_error: str | None
 
 
+class MissingKeyView(_View):
+    """A version whose endpoint cannot be asked, because its API key cannot be read."""
+
+    version: str
+    role: str  # stable, canary or `earlier version`, to which undo could return
+    text: str  # version, variable or file, and the command that mends it; never the key
+    variable: str | None = None  # `canaryctl up` mends it where this one is set; null: it does not
+
+
 class ServiceView(_View):
     """A service: its endpoint, loaded versions and newest rollout."""
 
@@ -192,6 +201,7 @@ class ServiceView(_View):
     weight_bp: int | None  # null: the route table cannot be read
     versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
     rollout: RolloutView | None  # the newest; null: there has been none
+    missing_keys: tuple[MissingKeyView, ...] = ()  # without them a way back is cut
 
 
 class CommandResult(_View):

@@ -361,7 +361,11 @@ async def test_an_earlier_version_named_during_a_rollout_is_a_conflict(chat: Cha
     assert (answer["status"], answer["exit_code"]) == (409, 3)
 
 
-async def test_an_endpoint_gets_another_key_by_a_deploy_and_the_old_one_back_by_an_undo(chat: Chat) -> None:
+async def test_an_endpoint_gets_another_key_by_a_deploy_and_the_old_one_back_by_an_undo(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OLD", "NEW"):
+        monkeypatch.setenv(name, "sk-1")
     endpoint = {"url": "http://127.0.0.1:9", "model": "m"}
     assert (await chat.api.put(URL, json={**endpoint, "api_key_env": "OLD"})).status_code == 200
     first = chat.stable()
