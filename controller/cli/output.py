@@ -92,6 +92,12 @@ def number(value: float | None) -> str:
     return "-" if value is None else figure(value, 4)
 
 
+def gate_title(gate: str, statistic: str) -> str:
+    """The gate with the figure that its row shows: `latency_shape p50`; a mean, or one that its name says,
+    needs none."""
+    return gate if statistic == "mean" or statistic in gate else f"{gate} {statistic}"
+
+
 def note(text: str) -> None:
     """Print one line for people on stderr; stdout carries only results."""
     typer.echo(text, err=True)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from controller.cli.output import NO_SERVICE, number, table
+from controller.cli.output import NO_SERVICE, gate_title, number, table
 from controller.quantities import FULL_BP, NEVER_CANARY, duration, figure, gib, percent
 from controller.spec.label import Label, title
 from controller.views.models import (
@@ -187,7 +187,7 @@ def gates_table(gates: Sequence[GateView], *, is_wide: bool) -> RenderableType:
         if shown is None:
             continue
         grid.add_row(
-            name,
+            gate_title(name, shown.statistic),
             _progress(harm),
             _progress(proof),
             number(shown.stable),

@@ -25,4 +25,5 @@ def _shown(gate: GateReport, value: float | None) -> str:
     unit = metric.unit if metric is not None else ""
     if unit.startswith("share"):
         return f"{figure(100 * value, 3)} % "
-    return f"{figure(value, 4)} {unit} " if unit in ("ms", "tokens") else f"{figure(value, 4)} "
+    percentile = "" if gate.statistic == "mean" else f"{gate.statistic} "
+    return f"{percentile}{figure(value, 4)} {f'{unit} ' if unit in ('ms', 'tokens') else ''}"

@@ -47,6 +47,7 @@ class GateView(_View):
     high: Real
     source: str = "arrives"  # arrives, never or stopped: whether the metric's values come
     last_value_s: Real = None  # when the request of the last value was assigned
+    statistic: str = "mean"  # that stable and canary estimate: mean, p50, p99, ...
 
 
 class StageView(_View):

@@ -160,6 +160,7 @@ def gate_view(gate: GateReport) -> GateView:
         high=high,
         source=gate.source,
         last_value_s=gate.last_value_s,
+        statistic=gate.statistic,
     )
 
 
