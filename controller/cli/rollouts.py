@@ -126,7 +126,8 @@ def watch(
 ) -> None:
     """Watch the running rollout until it ends.
 
-    The exit code reports the outcome, as with `deploy --wait`. -o json prints the service once, at the end.
+    The exit code reports the outcome, as with `deploy --wait`, also of a rollout that has ended already. -o
+    json prints the service once, at the end.
     """
     from controller.cli import live, render
 
@@ -137,6 +138,8 @@ def watch(
         emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
         if output.is_text:
             note(f"{name} has no running rollout")
+        if view.rollout is not None:
+            live.raise_for_outcome(view.rollout)
         return
     is_silent = not output.is_text
     ended = live.watch(client, name, view.rollout.rollout, timeout_s=timeout, is_silent=is_silent)
