@@ -197,7 +197,9 @@ def _stage_grid(result: BacktestResult) -> RenderableType:
 
 def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableType:
     """One line for each question of each gate: the answer, the evidence of its limit, after how many."""
-    grid = table("gate", "question", "answer", "evidence", "stable", "canary", "after", "why")
+    grid = table(
+        "gate", "question", "answer", "evidence", "stable", "canary", "after", "why", drop=("why", "after")
+    )
     for report in reports:
         question = "alarm: worse?" if report.is_alarm else QUESTIONS[report.side]
         count = report.decided_canary
