@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import Column, Reading, ReadOptions, arms, listed, numbers, texts, times
 from controller.cli.evidence_formats import RawTable, read_table
+from controller.cli.evidence_scores import PREFIX, ignored_note, score_sources, unpacked
 from controller.cli.evidence_sources import (
     Source,
     Term,
@@ -98,12 +99,12 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
 
 def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
     """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
-    table = _renamed(table, extra)
+    table = unpacked(_renamed(table, extra))
     log = recognised(table)
     own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}
     own |= {name: Source(name, (Term(name, None),)) for name in options.covariates if name in table.columns}
     given = parsed_maps(table, options.maps, (*KNOWN, *options.covariates))
-    found = log_sources(table, log) if log is not None else {}
+    found = score_sources(table) | (log_sources(table, log) if log is not None else {})
     if log is not None and log.only is not None and log.only[0] in table.columns:
         name, value = log.only
         rows = [row for row, cell in enumerate(table.columns[name]) if cell == value]
@@ -230,6 +231,9 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
     """The columns that nothing is read from. Raises BadInput where one looks like a known column."""
     used = {column for source in reading.sources.values() for column in source.columns} | set(extra)
     unused = [name for name in reading.table.columns if name not in used]
+    if (note := ignored_note(unused)) is not None:
+        reading.notes.append(note)
+        unused = [name for name in unused if not name.startswith(PREFIX)]
     missing = [name for name in KNOWN if name not in reading.sources]
     for name, near in near_misses(unused, reading.options.ignore).items():
         if near not in missing or (reading.log is not None and near not in CATALOGUE):

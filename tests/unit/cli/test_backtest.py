@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from benchmarks.gate.traffic import Behaviour, Case, simulate
 from controller.cli.evidence_plot import plot_trace
 from controller.cli.main import app
+from controller.cli.main import run as run_line
 from controller.cli.observed_range import parse_time
 from controller.errors import BadInput
 from evaluation.offline.backtest import run
@@ -49,6 +50,24 @@ def test_json_holds_the_result_of_the_backtest(tmp_path: Path, capsys: pytest.Ca
     assert (answer["decision"], answer["metric"]) == ("rollback", "error")
     assert answer["canary_requests"] == expected.canary_requests
     assert answer["log_e"] == dict(expected.log_e)
+
+
+def test_the_exit_code_is_the_decision(tmp_path: Path) -> None:
+    """A script branches on it, as on the end of a rollout."""
+    few = Case("backtest few", "no_harm", canary_requests=30)
+    paths = [write(case, tmp_path / f"{n}.jsonl") for n, case in enumerate((HARMLESS, HARMFUL, few))]
+
+    codes = [run_line(["backtest", str(path)]) for path in paths]
+
+    assert codes == [0, 5, 6]
+
+
+def test_an_invalid_recording_exits_as_an_undecided_one(tmp_path: Path) -> None:
+    rows = [{"t_s": 1000 + n, "arm": 0, "w": 0.5, "assigned_by": "request", "error": 0} for n in range(1500)]
+    path = tmp_path / "nobody.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert run_line(["backtest", str(path), "--allow-unjudged", "a test", "-o", "json"]) == 6
 
 
 def test_table_starts_with_the_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
