@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
@@ -131,6 +132,7 @@ def make_app(
     return app
 
 
+@cache  # the same for every application of a process
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI of a body that commands.py parses itself, so that its errors are canaryctl's own."""
     return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
