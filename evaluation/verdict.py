@@ -47,7 +47,7 @@ def _range_reports(pipeline: Pipeline) -> list[GateReport]:
         reports.append(
             monitor.report(
                 n_stable=int(metric.counts[0]),
-                void_from=min(frozen_since(pipeline), _missing_since(metric)),
+                void_from=min(frozen_since(pipeline), metric.presence.differs_since),
                 invalid_reason=None if is_idle else metric.presence.reason(),
             )
         )
@@ -257,7 +257,7 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
 
 def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> float:
     """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
-    void = min(frozen_since(pipeline), _missing_since(metric))
+    void = min(frozen_since(pipeline), metric.presence.differs_since)
     return min(void, _sessions_void_since(pipeline)) if track.use in ("session", "proof") else void
 
 
@@ -301,6 +301,8 @@ def _proof_report(
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
         log_e, text = 0.0, "no unit of this stage has settled yet"
+    elif metric.presence.is_uneven:
+        text = f"{names[shown]} not proven: more values are missing on one arm than chance explains"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
     if tracks[0].use == "first proof":
@@ -321,11 +323,6 @@ def _lead(track: Track) -> float:
     """How far the log wealth is above its limit; negative below it."""
     decision = track.channel.decision
     return decision.peak - decision.limit if math.isfinite(decision.limit) else -math.inf
-
-
-def _missing_since(metric: MetricEvidence) -> float:
-    seq = metric.presence.channel.decision.seq
-    return float(seq) if seq >= 0 else math.inf
 
 
 def _report(

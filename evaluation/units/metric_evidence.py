@@ -127,9 +127,11 @@ class MetricEvidence:
         self._same_sampling = sampling.stable == sampling.canary
         sampled = sampling.stable < 1.0 or sampling.canary < 1.0 or any(g.presence_gated for g in self.gates)
         is_judged = CATALOGUE[metric].arrives_later
+        is_partial = is_judged or sampled or metric in OPTIONAL
         self.presence = Presence(
             on_present=sampled,
-            max_missing=1.0 if is_judged or sampled or metric in OPTIONAL else policy.max_missing,
+            is_two_sided=is_partial and self._same_sampling,
+            max_missing=1.0 if is_partial else policy.max_missing,
             restart_share=policy.restart_share,
             is_judged=is_judged,
             is_counted=not self.is_alarm,
@@ -222,7 +224,7 @@ class MetricEvidence:
                 column.units.feed(released.block(index, w, gap, single_values=column.with_histogram))
         after = first_column + len(self.columns)
         if not self.is_alarm:
-            self.presence.stream.feed(released.block(after, w))
+            self.presence.feed(released, after, w)
         for column in self.score_proofs:
             column.units.feed(released.block_with_failures(first_column, after + 1, w))
 
