@@ -23,7 +23,6 @@ from serving.table import traffic_ray
 from tests.database_rig import PostgresServer, make_old_database
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
-
 UNDO_REQUEST = json.dumps({"undo": CANARY})
 
 
