@@ -46,9 +46,12 @@ _DATA = (
 _INERT_DATA = re.compile(
     r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|model_card|requirements)\.txt"
     r"|(training_args|optimizer|scheduler|scaler)\.(bin|pt|pth|safetensors)|rng_state(_\d+)?\.pth"
-    r"|(trainer_state|training|train_results|eval_results|all_results)\.json"
     r"|(model|pytorch_model|consolidated|diffusion_pytorch_model)(\.safetensors|\.bin)\.index\.json",
     re.IGNORECASE,
+)
+# A trainer's records, which no engine reads; the checkpoint's own code may.
+_INERT_UNREAD = re.compile(
+    r"(.*/)?(trainer_state|training|train_results|eval_results|all_results)\.json", re.IGNORECASE
 )
 _INERT = re.compile(
     r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|acknowledg|model_card)[\w-]*"
@@ -73,7 +76,11 @@ _READ = re.compile(
 def relevant_files(folder: Path) -> dict[str, Path]:
     """Every file that is not known to be inert, by its path within the folder. Raises BadCheckpoint."""
     found: dict[str, Path] = {}
-    for name, file in _walk(folder):
+    walked = list(_walk(folder))
+    has_code = any(name.endswith((".py", ".so")) for name, _ in walked)
+    for name, file in walked:
+        if not has_code and _INERT_UNREAD.fullmatch(name):
+            continue  # a trainer's record
         if len(found) >= MAX_FILES:
             raise BadCheckpoint(
                 f"checkpoint {folder} holds over {MAX_FILES:,} files; give the folder of one model"
