@@ -598,6 +598,7 @@ HEAVY = (
 )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("arguments", "also"),
     [
