@@ -122,6 +122,7 @@ def fail_commits(rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception) ->
     monkeypatch.setattr(rig.store, "commit", fails)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("error", [BadInput("a text that cannot be stored"), StaleWrite("another")])
 def test_heartbeats_stop_while_nothing_can_be_committed(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception

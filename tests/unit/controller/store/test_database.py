@@ -199,6 +199,7 @@ def test_a_server_that_stops_is_reported_and_used_again_once_it_runs(postgres: P
     store.close()
 
 
+@pytest.mark.integration
 def test_a_server_that_stands_still_is_unreachable_within_a_bounded_time(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
