@@ -24,7 +24,7 @@ from serving.actor_names import NAMESPACE
 from serving.checkpoints import Checkpoint, questions
 from serving.credentials import ControlSecret, DataSecret
 from serving.fleet import device_memory
-from serving.fleet.types import Launch, VersionStatus
+from serving.fleet.types import EngineReport, Launch, VersionStatus
 from serving.messages import SplitStatus
 from serving.table.route_table import Split
 from serving.targets import method_of
@@ -350,26 +350,38 @@ def test_a_canary_is_loaded_served_and_deleted_under_traffic_without_a_failed_re
     assert device_memory.still_alive(processes, "127.0.0.1") == ()
 
 
-def test_loads_on_one_device_wait_for_each_other(
+def test_loads_on_one_device_wait_for_each_other_and_never_for_a_dead_replica(
     service: Service,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],
     fleet: RayFleet,
+    token: Callable[[], int],
 ) -> None:
     import ray
 
     actor = ray.get_actor("fleet", namespace=NAMESPACE)
-    place = f"{ray.get_runtime_context().get_node_id()}/host"
-    ray.get(actor.acquire_load.remote("chat", "v-other", "other", [place]), timeout=60)
+    place = (f"{ray.get_runtime_context().get_node_id()}/host",)
+    other = Launch("load-lock", "v-other", SECRET, model_dir="/none")
+
+    def report(name: str, *, loads: bool) -> None:
+        one = EngineReport(name, "http://127.0.0.1:9", "loading", 0, None, (), None, place, loads)
+        ray.get(actor.report.remote(other, one), timeout=60)
+
+    report("holder", loads=True)
+    report("dead", loads=False)  # it waits before the twin, and reports nothing from now on
     twin = launched(Launch(service.name, "v-waits", SECRET, model_dir=str(checkpoints["twin"].path)))
+    waiting: Any = None
     deadline_s = time.time() + 60
-    while not (waiting := _reported(fleet, twin)) and time.time() < deadline_s:
-        time.sleep(0.1)
-    time.sleep(3.0)
+    until_s = deadline_s
+    while time.time() < until_s:
+        report("holder", loads=True)
+        if waiting is None and (waiting := _reported(fleet, twin)):
+            until_s = time.time() + 4.0
+        time.sleep(0.3)
 
     assert waiting is not None
     assert (_reported(fleet, twin) or waiting).memory_bytes < 500 << 20  # no engine yet
-    ray.get(actor.release_load.remote("other"))
+    fleet.stop("load-lock", "v-other", token=token())  # the holder has died too: its port refuses
     # It is stopped while it loads, which needs no lock.
     deadline_s = time.time() + 60
     while (_reported(fleet, twin) or waiting).memory_bytes < 150 << 20 and time.time() < deadline_s:
