@@ -14,12 +14,11 @@ import os
 import secrets
 import socket
 import time
-from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayError
 
+from serving.actor_calls_ray import ActorHandles
 from serving.actor_names import NAMESPACE, records_name, table_name
 from serving.clock import boot_s
 from serving.loopback_ray import keep_on_loopback
@@ -28,6 +27,7 @@ from serving.router.front_wire import WireFront
 from serving.router.ingress_ray import Ingress
 from serving.router.router import RouterCore
 from serving.router.types import Limits
+from serving.supervised import LoopState, SupervisedLoops
 
 # Serve restarts every replica of a deployment whose version changes, and a deployment without one gets a
 # random version. Raise it when this router must not run beside the previous one.
@@ -45,22 +45,25 @@ class RayTableClient:
 
     def __init__(self, service: str, namespace: str = NAMESPACE) -> None:
         self._service = service
-        self._namespace = namespace
-        self._handles: dict[str, Any] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._handles = ActorHandles(namespace)
+        self._loops = SupervisedLoops()
         self._lost: set[str] = set()  # actors whose connection is lost
         self._core: RouterCore | None = None
 
     async def start(self, core: RouterCore) -> None:
         """Start to poll and to report, in the running event loop."""
         self._core = core
-        self._tasks = [asyncio.create_task(self._poll(core)), asyncio.create_task(self._report(core))]
+        self._loops.start("poll", lambda: self._poll(core))
+        self._loops.start("report", lambda: self._report(core))
+
+    @property
+    def loops(self) -> tuple[LoopState, ...]:
+        """Both loops."""
+        return self._loops.states
 
     async def stop(self) -> None:
         """Stop both, then send the remaining records with a last batch."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._loops.stop()
         if self._core is not None:
             await self._send(self._core, last=False)  # the batch that may not be acknowledged yet
             await self._send(self._core, last=True)
@@ -70,8 +73,8 @@ class RayTableClient:
 
         Raises RayError, TimeoutError, or ValueError when the service has no table.
         """
-        actor = await self._actor(table_name(self._service))
         async with asyncio.timeout(CALL_TIMEOUT_S):
+            actor = await self._handles.get(table_name(self._service))
             table: RouteTable | None = await actor.watch.remote(core.router, *core.applied)
         return table
 
@@ -97,8 +100,8 @@ class RayTableClient:
         name = records_name(self._service)
         batch = core.report(now_s=boot_s(), wall_s=time.time(), last=last)
         try:
-            actor = await self._actor(name)
             async with asyncio.timeout(CALL_TIMEOUT_S):
+                actor = await self._handles.get(name)
                 await actor.append_batch.remote(batch)
         except (RayError, ValueError, TimeoutError) as exc:
             self._on_lost(name, exc)
@@ -106,14 +109,8 @@ class RayTableClient:
         self._on_restored(name)
         core.outbox.acknowledge()
 
-    async def _actor(self, name: str) -> Any:
-        if name not in self._handles:
-            # A look-up blocks for a millisecond, or for long when the cluster's head does not answer.
-            self._handles[name] = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
-        return self._handles[name]
-
     def _on_lost(self, name: str, exc: BaseException) -> None:
-        self._handles.pop(name, None)
+        self._handles.forget(name)
         if name not in self._lost:
             self._lost.add(name)
             log.warning("connection lost", extra={"actor": name, "error": repr(exc)})

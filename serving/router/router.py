@@ -21,6 +21,7 @@ from serving.router.assignment import (
     bucket_of,
     find_key,
     is_eligible,
+    unit_key_of,
     unit_of,
 )
 from serving.router.exchange import Exchange
@@ -76,7 +77,9 @@ class RouterCore:
 
     def on_table(self, table: RouteTable | None, *, sent_s: float) -> None:
         """A poll sent at `sent_s` was answered; `table` None: unchanged."""
-        if table is not None and (table.epoch, table.change) > self.applied:
+        if table is not None:
+            if (table.epoch, table.change) < self.applied:
+                return  # of a table that went back: not obeyed, so no lease either
             self.table = table
         self._lease_until_s = max(self._lease_until_s, sent_s + self._lease_s)
         self.outbox.confirm(sent_s, canary_of(self.table))
@@ -152,8 +155,7 @@ class RouterCore:
         return self.outbox.next_batch(now_s=self._clock.at_s(now_s, wall_s), last=last)
 
     def _assign(self, table: RouteTable, key: AssignmentKey, now_s: float) -> Assignment:
-        secret = table.secret.text if table.secret is not None else ""
-        unit = unit_of(secret, table.rollout, key.text)
+        unit = unit_of(unit_key_of(table), table.rollout, key.text)
         if table.canary is None:
             return Assignment(STABLE, 0.0, None, unit, key.text, key.source, None)
         bucket = bucket_of(table.salt, key.text)
