@@ -52,6 +52,28 @@ class Deadline:
             raise self._missed() from None
 
 
+class Patience:
+    """How long operations wait: long, but after one that missed its deadline briefly, until one is answered.
+
+    A controller with 25 services would else wait a minute for each, and no rollback would run meanwhile.
+    """
+
+    def __init__(self, brief_s: float) -> None:
+        self._brief_s = brief_s
+        self._has_missed = False
+
+    def run(self, long_s: float, work: Callable[[Deadline], T]) -> T:
+        """The result of this operation, which keeps to the deadline that it is given. Its errors."""
+        deadline = Deadline(min(long_s, self._brief_s) if self._has_missed else long_s)
+        try:
+            result = work(deadline)
+        except GetTimeoutError:
+            self._has_missed = True
+            raise
+        self._has_missed = False
+        return result
+
+
 def in_thread(work: Callable[[], T]) -> Future[T]:
     """Run this in a daemon thread: the process may end without it."""
     result: Future[T] = Future()

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from serving.actor_calls_ray import ActorHandles, Deadline
+from serving.actor_calls_ray import ActorHandles, Deadline, Patience
 from serving.actor_names import FLEET, NAMESPACE, detached
 from serving.fleet.actor_ray import FleetActor
 from serving.fleet.device_memory import DeviceMemory
@@ -30,6 +30,7 @@ class RayFleet:
         self._namespace = namespace
         self._timeout_s = timeout_s
         self._handles = ActorHandles(namespace)
+        self._patience = Patience(timeout_s)
 
     # ---- the cluster
 
@@ -108,10 +109,14 @@ class RayFleet:
     # ---- inside
 
     def _call(self, method: str, *values: object, timeout_s: float | None = None) -> Any:
-        deadline = Deadline(timeout_s or self._timeout_s)
-        try:
+        def work(deadline: Deadline) -> Any:
             actor = self._handles.within(FLEET, deadline)
             return ray.get(getattr(actor, method).remote(*values), timeout=deadline.left_s)
+
+        try:
+            if timeout_s is None:
+                return work(Deadline(self._timeout_s))
+            return self._patience.run(timeout_s, work)
         except RayTaskError as exc:
             if isinstance(exc.cause, StaleFencingToken):
                 raise StaleFencingToken(str(exc.cause)) from exc

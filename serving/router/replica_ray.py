@@ -25,13 +25,14 @@ from serving.loopback_ray import keep_on_loopback
 from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
 from serving.router.ingress_ray import Ingress
+from serving.router.metrics import SETTING, BadMetricsAddress, MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
 from serving.router.types import Limits
 from serving.supervised import LoopState, SupervisedLoops
 
 # Serve restarts every replica of a deployment whose version changes, and a deployment without one gets a
 # random version. Raise it when this router must not run beside the previous one.
-ROUTER_VERSION = "3"
+ROUTER_VERSION = "4"
 REPORT_S = 0.2
 RETRY_S = 0.1
 CALL_TIMEOUT_S = 1.0
@@ -127,12 +128,25 @@ def make_front(service: str, *, namespace: str = NAMESPACE, limits: Limits | Non
     return WireFront(RouterCore(service, router=router, limits=limits), RayTableClient(service, namespace))
 
 
+def start_metrics(front: WireFront, setting: str | None) -> None:
+    """Serve the router's metrics as `CANARYCTL_ROUTER_METRICS` says. A router without them routes as well."""
+    try:
+        address = MetricsAddress.from_setting(setting)
+        if address is not None:
+            _, port = serve_metrics(front, address)
+            log.info("metrics", extra={"url": f"http://{address.host}:{port}/metrics"})
+    except (BadMetricsAddress, OSError) as exc:
+        log.error("no metrics", extra={"error": str(exc)})
+
+
 class RouterReplica:
     """One replica: a front on the port that Serve's ingress sends requests to."""
 
     def __init__(self, service: str, namespace: str) -> None:
         keep_on_loopback()
-        self._ingress = Ingress(make_front(service, namespace=namespace))
+        front = make_front(service, namespace=namespace)
+        start_metrics(front, os.environ.get(SETTING))
+        self._ingress = Ingress(front)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         return self._ingress

@@ -9,12 +9,13 @@ repeated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from serving.actor_calls_ray import ActorHandles, Deadline
+from serving.actor_calls_ray import ActorHandles, Deadline, Patience
 from serving.actor_names import FLEET, NAMESPACE, detached, records_name, table_name
 from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
 from serving.supervised import LoopState
@@ -33,16 +34,20 @@ class RayTraffic:
         self._namespace = namespace
         self._timeout_s = timeout_s
         self._handles = ActorHandles(namespace)
+        self._patience = Patience(timeout_s)
 
     # ---- lifecycle of a service
 
     def open(self, service: str, secret: str, *, silence_s: float | None = SILENCE_S) -> None:
-        """Create the service's two actors if they do not exist, and wait a minute at most. Raises RayError.
+        """Create the service's two actors if they do not exist. Raises RayError.
 
+        Waits a minute at most, and `timeout_s` while Ray has not answered since it last waited in vain.
         secret: root of the service's two secrets.   silence_s: how long the table waits for a
         heartbeat before it withdraws the canary; None: without limit. Ignored when the actor exists.
         """
-        deadline = Deadline(OPEN_TIMEOUT_S)
+        self._patience.run(OPEN_TIMEOUT_S, lambda deadline: self._open(service, secret, silence_s, deadline))
+
+    def _open(self, service: str, secret: str, silence_s: float | None, deadline: Deadline) -> None:
         table = ray.remote(TableActor).options(**detached(table_name(service), self._namespace))
         records = ray.remote(RecordsActor).options(**detached(records_name(service), self._namespace))
         table_actor = deadline.run(lambda: table.remote(service, silence_s))
@@ -53,14 +58,16 @@ class RayTraffic:
         ray.get([opened, ready], timeout=deadline.left_s)
 
     def close(self, service: str) -> None:
-        """End the service's two actors and delete its table; ten seconds at most. Raises RayError."""
-        deadline = Deadline(CLOSE_TIMEOUT_S)
+        """End the service's two actors and delete its table; waits as `open` does. Raises RayError."""
+        self._patience.run(CLOSE_TIMEOUT_S, lambda deadline: self._close(service, deadline))
+
+    def _close(self, service: str, deadline: Deadline) -> None:
         for name in (table_name(service), records_name(service)):
             try:
                 actor = self._handles.within(name, deadline)
                 if name == table_name(service):
                     self._call(name, "close")
-                deadline.run(lambda actor=actor: ray.kill(actor, no_restart=True))
+                deadline.run(partial(ray.kill, actor, no_restart=True))
             except ValueError:
                 continue  # it has ended
             finally:
@@ -71,7 +78,7 @@ class RayTraffic:
 
         Raises ValueError when there is no fleet actor, RayError when Ray does not answer.
         """
-        fleet = self._handles.within(FLEET, Deadline(CLOSE_TIMEOUT_S))
+        fleet = self._patience.run(CLOSE_TIMEOUT_S, lambda deadline: self._handles.within(FLEET, deadline))
         fleet.run_router.remote(service, replicas)
 
     # ---- the split

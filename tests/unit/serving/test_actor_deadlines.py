@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError
 
-from serving.actor_calls_ray import ActorHandles, Deadline
+from serving.actor_calls_ray import ActorHandles, Deadline, Patience
 
 
 class HangingHead:
@@ -110,3 +110,24 @@ def test_a_forgotten_handle_is_looked_up_anew(head: HangingHead) -> None:
     handles.within("table", Deadline(10))
 
     assert head.asked == ["table", "table"]
+
+
+def test_after_an_operation_in_vain_the_next_wait_briefly_until_one_is_answered() -> None:
+    never = threading.Event()
+    patience = Patience(0.01)
+    waited_s: list[float] = []
+
+    def hang(deadline: Deadline) -> None:
+        waited_s.append(deadline.left_s)
+        deadline.run(lambda: never.wait(30))
+
+    for _ in range(25):  # services of one controller
+        with pytest.raises(GetTimeoutError):
+            patience.run(0.2, hang)
+    never.set()
+    patience.run(0.2, lambda deadline: None)
+    patience.run(0.2, lambda deadline: waited_s.append(deadline.left_s))
+
+    assert waited_s[0] > 0.1
+    assert max(waited_s[1:25]) <= 0.01
+    assert waited_s[25] > 0.1

@@ -400,8 +400,8 @@ def test_a_replaced_engine_clears_the_error_of_the_one_that_died() -> None:
 # ---- replicas that leave, and replicas that hang
 
 
-def two_ready(**changes: object) -> tuple[Harness, Launch]:
-    harness, one = Harness(), launch(replicas=2, **changes)
+def two_ready() -> tuple[Harness, Launch]:
+    harness, one = Harness(), launch(replicas=2)
     harness.ready(one)
     harness.do()
     return harness, one
