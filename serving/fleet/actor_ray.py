@@ -30,7 +30,15 @@ from serving.fleet.engine_ray import ENGINE_DEPLOYMENT, build_engine_app
 from serving.fleet.fleet import FleetCore
 from serving.fleet.load_queue import LoadQueue
 from serving.fleet.orders import Cancel, DeleteApp, Order, Probe, Publish, Replace, RunApp
-from serving.fleet.types import EngineReport, Launch, ReplicaState, ReportAnswer, VersionStatus, one_line
+from serving.fleet.types import (
+    EngineReport,
+    HostProcess,
+    Launch,
+    ReplicaState,
+    ReportAnswer,
+    VersionStatus,
+    one_line,
+)
 from serving.messages import Arm, Replica
 from serving.supervised import LoopState, SupervisedLoops
 from serving.targets import Endpoint
@@ -62,6 +70,7 @@ class FleetActor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serve_calls = ThreadPoolExecutor(1, thread_name_prefix="serve")
         self._node = ray.util.get_node_ip_address()
+        self._cpu_s: dict[HostProcess, float] = {}  # of silent replicas, when they were asked last
         self._deleted_s: dict[str, float] = {}  # application -> when its deletion was requested
         self._on_cpu = device_memory.devices()[0].kind == "host"
         self._tables = ActorHandles(namespace)
@@ -224,7 +233,7 @@ class FleetActor:
         try:
             async with asyncio.timeout(TABLE_TIMEOUT_S):
                 table = await self._tables.get(name)
-                await table.set_replicas.remote(arm)
+                await table.set_replicas.remote(arm, self._core.fence_epoch(launch.service))
                 is_applied = bool(await table.are_replicas_applied.remote(launch.version))
         except ValueError:
             # No table: the service is being opened or was closed, and has no routers.
@@ -299,9 +308,26 @@ class FleetActor:
             log.warning("not a replica", extra={"url": order.url, "error": repr(exc)})
             self._lose(order)
             return
-        self._core.on_replica_probed(launch.service, launch.version, order.replica, state, now_s=time.time())
+        self._core.on_replica_probed(
+            *(launch.service, launch.version, order.replica, state),
+            now_s=time.time(),
+            is_still=self._is_still(order),
+        )
+
+    def _is_still(self, order: Probe) -> bool:
+        """True when the replica's process has used no CPU time since it was asked before."""
+        if order.process is None:
+            return False
+        before_s, now_s = self._cpu_s.get(order.process), device_memory.cpu_s(order.process, self._node)
+        if now_s is None:
+            return False
+        self._cpu_s[order.process] = now_s
+        return before_s is not None and now_s <= before_s
 
     def _lose(self, order: Probe | Replace) -> None:
+        for process in order.processes if isinstance(order, Replace) else (order.process,):
+            if process is not None:
+                self._cpu_s.pop(process, None)
         self._core.on_replica_lost(order.launch.service, order.launch.version, order.replica)
         self._queue.release(order.replica)
 

@@ -108,7 +108,7 @@ class EngineReplica:
             ws="none",
         )
         self._server = QuietServer(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
+        self._serving: asyncio.Future[None] = asyncio.create_task(self._server.serve(sockets=[listening]))
         self._loading = asyncio.create_task(self._load())
         self._loops = SupervisedLoops()
         self._loops.start("report", self._report)
@@ -141,6 +141,7 @@ class EngineReplica:
             self._loading.cancel()
         if self._phase in ("ready", "stalled"):
             self._set("closing", None)
+            self._front.is_leaving = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
                     await self._is_unpublished.wait()
@@ -228,6 +229,7 @@ class EngineReplica:
             error=self._error,
             claims=self._claims,
             is_loading=self._is_loading,
+            fence_epoch=self._front.fence[0] if self._front.fence is not None else 0,
         )
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_S):

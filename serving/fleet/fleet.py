@@ -14,9 +14,10 @@ Rules:
 6. A replica that Serve stops (`closing`) leaves the table first: its report is answered `is_unpublished` once
    every router has acknowledged a table without it.
 7. A replica whose reports stop is asked. One that does not answer leaves the table, at once while another
-   replica of its version answers, else at its third silence in a row (about ten seconds): the last one may
-   only be slow, and nobody stands behind it. At its eighth, or its sixtieth while it loads, it has hung and
-   is replaced. Silences are counted, not timed, so that a corrected clock makes nobody hang.
+   replica of its version answers, else at its sixth silence in a row (about 15 s): the last one may only be
+   slow. At its 24th (a minute), or its 60th while it loads, it has hung and is killed, so that Serve replaces
+   it; on a busy host it has longer, because the fleet asks later too. A silence during which its process used
+   no CPU time counts for three. Silences are counted, not timed, so that a corrected clock makes nobody hang.
 
 Invariant: this file reads no clock and imports no Ray.
 """
@@ -47,8 +48,9 @@ REPUBLISH_S = 2.0  # so that a new route table gets the replicas
 ENDPOINT_LOAD_S = 60.0  # until an endpoint that does not answer its probe has failed
 ENDPOINT_PROBE_S = 10.0  # between probes of a ready endpoint
 LOAD_PUBLISH_S = 0.5  # between two publications of requests in flight
-HUNG_SILENCES = 3  # in a row, each of 2.5 s: the last replica of a version leaves the route table
-REPLACED_SILENCES = 8  # in a row: a hung replica is killed, so that Serve replaces it
+HUNG_SILENCES = 6  # in a row, each of 2.5 s or more: the last replica of a version leaves the route table
+REPLACED_SILENCES = 24  # in a row: a hung replica is killed, so that Serve replaces it
+STILL_SILENCES = 3  # that one counts for, of a process that uses no CPU time meanwhile: it is not just slow
 LOADING_SILENCES = 60  # the same while it loads, which may hold up everything else in its process
 GONE_LIMIT = 20  # versions
 
@@ -210,17 +212,28 @@ class FleetCore:
             entry.silences.pop(replica, None)
 
     def on_replica_probed(
-        self, service: str, version: str, replica: str, state: ReplicaState | None, *, now_s: float
+        self,
+        service: str,
+        version: str,
+        replica: str,
+        state: ReplicaState | None,
+        *,
+        now_s: float,
+        is_still: bool = False,
     ) -> None:
-        """A replica whose reports had stopped was asked; state None: it did not answer in time."""
+        """A replica whose reports had stopped was asked; state None: it did not answer in time.
+
+        is_still: since it was asked before, its process has used no CPU time.
+        """
         entry = self._versions.get((service, version))
         found = entry.reports.get(replica) if entry is not None else None
         if entry is None or found is None:
             return
         report, _ = found
         if state is None:
-            entry.silences[replica] = entry.silences.get(replica, 0) + 1
-            if entry.silences[replica] == HUNG_SILENCES and report.phase != "loading":
+            silences = entry.silences.get(replica, 0) + (STILL_SILENCES if is_still else 1)
+            entry.silences[replica] = silences
+            if silences >= HUNG_SILENCES and report.phase != "loading":
                 entry.error = f"an engine at {report.url} has hung; it is replaced"
             return
         entry.silences.pop(replica, None)
@@ -311,6 +324,11 @@ class FleetCore:
         entry = self._versions.get((launch.service, launch.version))
         return tuple(entry.reports) if entry is not None else ()
 
+    def fence_epoch(self, service: str) -> int:
+        """The highest epoch of a fence at one of the service's replicas."""
+        entries = [entry for (of, _), entry in self._versions.items() if of == service]
+        return max((one.fence_epoch for entry in entries for one, _ in entry.reports.values()), default=0)
+
     def is_unpublished(self, launch: Launch, url: str) -> bool:
         """True when no router sends this version's requests to this address."""
         entry = self._versions.get((launch.service, launch.version))
@@ -362,7 +380,8 @@ class FleetCore:
             if entry.silences.get(replica, 0) >= limit:
                 orders.append(Replace(entry.launch, replica, report.processes))
             elif now_s - reported_s > REPORT_TIMEOUT_S:
-                orders.append(Probe(entry.launch, replica, report.url))
+                process = report.processes[0] if report.processes else None
+                orders.append(Probe(entry.launch, replica, report.url, process))
         return orders
 
     def _check(self, token: int) -> None:

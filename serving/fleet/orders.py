@@ -50,6 +50,7 @@ class Probe:
     launch: Launch
     replica: str
     url: str
+    process: HostProcess | None = None  # its own; None: not known, or an endpoint
 
 
 @dataclass(frozen=True, slots=True)

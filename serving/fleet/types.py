@@ -107,6 +107,7 @@ class EngineReport:
     error: str | None  # None: none
     claims: tuple[str, ...] = ()  # devices that it waits for, to load on them, or loads on now
     is_loading: bool = False  # it loads on them now
+    fence_epoch: int = 0  # of the route table that set its fence; 0: it has none
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class Traffic:
     """Closed-loop clients of the router, with short answers and streams alternating; records failures."""
 
     base: str
+    model: str = "chat"
     workers: int = 4
     streams: bool = True  # every third answer
     answered: int = 0
@@ -61,7 +62,7 @@ class Traffic:
     ) -> str | None:
         prompt = questions()[hash(user) % 600].prompt
         message = {"role": "user", "content": prompt}
-        body = {"model": "chat", "messages": [message], "user": user, "stream": stream, **more}
+        body = {"model": self.model, "messages": [message], "user": user, "stream": stream, **more}
         try:
             async with session.post(f"{self.base}/v1/chat/completions", json=body) as answer:
                 text = await answer.text()
@@ -98,7 +99,7 @@ class LongStreams:
         return self.failures
 
     async def _run(self) -> None:
-        one = Traffic(self._traffic.base)
+        one = Traffic(self._traffic.base, self._traffic.model)
         more = {"max_tokens": LONG_TOKENS, "ignore_eos": True}
         async with aiohttp.ClientSession() as session:
             failures = await asyncio.gather(

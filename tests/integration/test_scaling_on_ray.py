@@ -97,7 +97,7 @@ def state(url: str) -> Any:
 
 def test_replicas_come_and_go_under_load_without_a_failed_request_or_a_repeat(scaled: Scaled) -> None:
     (first,) = scaled.published()
-    with Traffic(scaled.base) as traffic:
+    with Traffic(scaled.base, scaled.launch.service) as traffic:
         traffic.at_least(20)
         scaled.scale(2)
         scaled.until(lambda status: status.ready_replicas == 2)
@@ -105,7 +105,10 @@ def test_replicas_come_and_go_under_load_without_a_failed_request_or_a_repeat(sc
         both = set(scaled.published())
         long = traffic.long_streams(6).start()
         time.sleep(1.0)
-        load = max(sum(scaled.published().values()) for _ in range(20) if not time.sleep(0.1))
+        load = 0
+        for _ in range(20):
+            load = max(load, sum(scaled.published().values()))
+            time.sleep(0.1)
         scaled.scale(1)
         left = scaled.until(lambda status: status.ready_replicas == 1)
         table = set(scaled.published())
@@ -128,7 +131,7 @@ def test_a_frozen_engine_leaves_the_table_and_is_replaced_while_requests_are_ans
     scaled.until(lambda status: status.ready_replicas == 2)
     frozen, other = scaled.published()
     pid = state(frozen)["pid"]
-    with Traffic(scaled.base, streams=False) as traffic:
+    with Traffic(scaled.base, scaled.launch.service, streams=False) as traffic:
         traffic.at_least(20)
         os.kill(pid, signal.SIGSTOP)
         began_s = time.time()
@@ -138,7 +141,7 @@ def test_a_frozen_engine_leaves_the_table_and_is_replaced_while_requests_are_ans
         while frozen in scaled.published():
             assert time.time() < deadline_s
         traffic.at_least(20)
-        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=120)
+        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=200)
         killed_s = time.time() - began_s
         replaced = scaled.until(lambda status: status.ready_replicas == 2)
         traffic.at_least(20)
@@ -147,5 +150,5 @@ def test_a_frozen_engine_leaves_the_table_and_is_replaced_while_requests_are_ans
     assert not psutil.pid_exists(pid)
     assert frozen not in replaced.urls
     assert left_s < 20
-    assert killed_s < 90
+    assert 20 < killed_s < 180
     assert traffic.failures == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from serving.fleet.fleet import FleetCore
@@ -257,7 +259,7 @@ def test_a_replica_without_reports_is_probed_and_unpublished_when_lost() -> None
     harness.ready(one)
     harness.now_s += 3.5
 
-    assert Probe(one, "r0", "http://h:0") in harness.orders()
+    assert Probe(one, "r0", "http://h:0", HostProcess("n", 40, 1.0)) in harness.orders()
     harness.core.on_replica_lost("chat", "v-1", "r0")
     assert harness.orders() == (Publish(one, ()),)
 
@@ -489,20 +491,20 @@ def test_a_silent_replica_leaves_the_table_at_once_while_another_answers() -> No
     probes = [order for order in harness.orders() if isinstance(order, Probe)]
     silent(harness, 1)
 
-    assert probes == [Probe(one, "r1", "http://h:1")]
+    assert probes == [Probe(one, "r1", "http://h:1", HostProcess("n", 41, 1.0))]
     assert published(harness) == [("http://h:0",)]
 
 
-def test_the_last_replica_leaves_the_table_at_its_third_silence() -> None:
+def test_the_last_replica_leaves_the_table_at_its_sixth_silence() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
     kept = []
-    for _ in range(3):
+    for _ in range(6):
         silent(harness, 1, index=0)
         kept.append(harness.core.statuses("chat")[0].urls)
     (status,) = harness.core.statuses("chat")
 
-    assert kept == [("http://h:0",), ("http://h:0",), ()]
+    assert kept == [*[("http://h:0",)] * 5, ()]
     assert status.last_error == "an engine at http://h:0 has hung; it is replaced"
 
 
@@ -510,7 +512,7 @@ def test_a_replica_that_hangs_is_replaced_and_one_that_answers_again_is_not() ->
     harness, one = two_ready()
     harness.now_s += 3.1
     harness.report(one, index=0)
-    silent(harness, 7)
+    silent(harness, 23)
     still_probed = [type(order) for order in harness.orders() if not isinstance(order, Publish)]
     silent(harness, 1)
     due = [order for order in harness.orders() if isinstance(order, Replace)]
@@ -564,3 +566,24 @@ def test_a_stalled_engine_leaves_the_table_and_comes_back_when_it_goes_on() -> N
 
     assert without == [("http://h:0",)]
     assert harness.core.statuses("chat")[0].urls == ("http://h:0", "http://h:1")
+
+
+def test_the_highest_fence_of_a_services_replicas_is_known() -> None:
+    harness, one = two_ready()
+    report, _ = harness.core._versions["chat", "v-1"].reports["r0"]
+    harness.core.on_report(one, replace(report, fence_epoch=17), now_s=harness.now_s)
+
+    assert (harness.core.fence_epoch("chat"), harness.core.fence_epoch("other")) == (17, 0)
+
+
+def test_a_replica_that_uses_no_cpu_time_hangs_three_times_as_soon() -> None:
+    harness, one = two_ready()
+    harness.now_s += 3.1
+    harness.report(one, index=0)
+    due = []
+    for _ in range(8):
+        due.append(any(isinstance(order, Replace) for order in harness.orders()))
+        harness.core.on_replica_probed("chat", "v-1", "r1", None, now_s=harness.now_s, is_still=True)
+
+    assert due == [False] * 8
+    assert any(isinstance(order, Replace) for order in harness.orders())

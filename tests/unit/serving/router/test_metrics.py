@@ -140,7 +140,8 @@ def test_a_value_counts_in_the_first_bucket_that_holds_it() -> None:
     for seconds in (0.05, 0.1, 0.5, 7.0):
         histogram.add(seconds)
 
-    assert (histogram.counts, histogram.total) == ([2, 1, 1], pytest.approx(7.65))
+    assert histogram.counts == [2, 1, 1]
+    assert histogram.total == pytest.approx(7.65)
     assert Counters().lag.counts == [0] * 10
 
 
