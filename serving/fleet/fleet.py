@@ -65,7 +65,8 @@ class _Version:
     error: str | None = None
     run_as: Launch | None = None  # the launch that Serve has accepted last
     silences: dict[str, int] = field(default_factory=dict)  # probes without an answer, in a row; by replica
-    published: Publish | None = None  # None: never published
+    published: Publish | None = None  # None: never published by this fleet
+    may_be_published: bool = False  # by a fleet before, whose addresses are not known
     published_s: float = 0.0
     routed_urls: frozenset[str] = frozenset()  # addresses that some router may still send requests to
     out_of_table: bool = False  # no router will send it another request
@@ -123,6 +124,7 @@ class FleetCore:
         for data in state.get("versions", ()):
             launch = Launch.from_json(data["launch"])
             entry = _Version(launch, data["phase"], data["since_s"], error=data["error"])
+            entry.may_be_published = True
             entry.processes = {HostProcess(*process) for process in data["processes"]}
             self._versions[launch.service, launch.version] = entry
 
@@ -189,7 +191,8 @@ class FleetCore:
             if report.phase == "closing":
                 return
             # The fleet has lost its stored state: adopt what runs.
-            entry = self._versions[key] = _Version(launch, "loading", now_s, run_as=launch)
+            entry = _Version(launch, "loading", now_s, run_as=launch, may_be_published=True)
+            self._versions[key] = entry
         entry.processes.update(report.processes)
         entry.reports[report.replica] = (report, now_s)
         entry.silences.pop(report.replica, None)
@@ -334,9 +337,9 @@ class FleetCore:
         entry = self._versions.get((launch.service, launch.version))
         if entry is None or entry.phase == "gone":
             return True
-        return (
-            entry.published is not None and url not in entry.routed_urls and url not in entry.published.urls
-        )
+        if entry.published is None:
+            return not entry.may_be_published
+        return url not in entry.routed_urls and url not in entry.published.urls
 
     def _orders_of(self, entry: _Version, now_s: float) -> Sequence[Order]:
         match entry.phase:
@@ -347,7 +350,7 @@ class FleetCore:
             case "draining":
                 publish = [] if entry.out_of_table else [Publish(entry.launch, ())]
                 return [*publish, *self._probes(entry, now_s)]
-            case "stopping" if not entry.out_of_table and entry.published is not None:
+            case "stopping" if not entry.out_of_table and (entry.published or entry.may_be_published):
                 return (Publish(entry.launch, ()),)
             case "stopping" if entry.in_flight and now_s - entry.since_s < STOP_LIMIT_S:
                 cancel = [Cancel(entry.launch, entry.urls)] if now_s - entry.since_s >= STOP_GRACE_S else []

@@ -322,7 +322,8 @@ def test_a_restarted_fleet_continues_from_its_stored_state() -> None:
     harness.core = FleetCore(harness.core.to_store())
 
     assert (harness.phase("v-1"), harness.phase("v-2")) == ("loading", "stopping")
-    assert harness.orders() == (RunApp(one, 0), DeleteApp(launch("v-2"), (HostProcess("n", 40, 1.0),)))
+    assert harness.do() == (RunApp(one, 0), Publish(launch("v-2"), ()))
+    assert harness.orders() == (DeleteApp(launch("v-2"), (HostProcess("n", 40, 1.0),)),)
     with pytest.raises(StaleFencingToken):
         harness.ensure(one, token=8)
 
@@ -587,3 +588,24 @@ def test_a_replica_that_uses_no_cpu_time_hangs_three_times_as_soon() -> None:
 
     assert due == [False] * 8
     assert any(isinstance(order, Replace) for order in harness.orders())
+
+
+def test_a_restarted_fleet_takes_a_stopping_version_out_of_the_table_before_it_deletes_it() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.stop()
+    harness.core = FleetCore(harness.core.to_store())
+    first = harness.do(applied=False)
+    second = harness.do()
+
+    assert first == second == (Publish(one, ()),)
+    assert [type(order) for order in harness.orders()] == [DeleteApp]
+
+
+def test_a_replica_that_was_never_published_waits_for_no_router() -> None:
+    harness, one = Harness(), launch(replicas=2)
+    harness.ensure(one)
+    harness.report(one, "failed", index=0)
+    harness.report(one, "closing", index=1)
+
+    assert harness.core.is_unpublished(one, "http://h:1")
