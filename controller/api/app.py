@@ -198,7 +198,7 @@ def _add_writes(
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
     async def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
         """The rollout that a deploy of this body would start; changes nothing."""
-        return await slow.run(lambda: commands.plan(service, _mapping(body)).view())
+        return await slow.run(lambda: commands.plan(service, _mapping(body), identity).view())
 
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
     async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
+from controller.api.engine_rights import refuse_new_arguments
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
 from controller.api.proposal import (
@@ -117,7 +118,7 @@ class Commands(Returns):
         self._wake(spec.service)
         return row
 
-    def plan(self, service: str, body: Mapping[str, Any]) -> Proposal:
+    def plan(self, service: str, body: Mapping[str, Any], identity: Identity) -> Proposal:
         """The rollout that a deploy of `body` would start, with its forecast. Changes nothing.
 
         Beside the keys of a deploy: `rate` (requests/s), `unit_requests`, `users` (default: measured),
@@ -125,7 +126,7 @@ class Commands(Returns):
         stage that can prove nothing at this traffic.
         """
         overrides = TrafficOverrides.parse(body)
-        proposal = self._propose(service, body, PLAN_KEYS, overrides)
+        proposal = self._propose(service, body, PLAN_KEYS, overrides, identity)
         proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
         proposal = replace(proposal, attempts=self._attempt_views(service, proposal.canary_id))
         waiver = waiver_of(body, "allow_unjudged")
@@ -151,9 +152,8 @@ class Commands(Returns):
         newest = self._newest_rollout(service)
         if newest is not None and not newest.is_final:
             raise already_running(service, newest.id, f"in {newest.phase.value}")
-        proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
-        known = (version_spec(row) for row in chain([proposal.stable], self._tried(service)))
-        refuse_new_key(proposal.version, known, identity)
+        proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides(), identity)
+        refuse_new_key(proposal.version, self._known(service, proposal.stable), identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
         if not proposal.plan.twin and not may_retry:
             self._refuse_rejected(service, proposal.canary_id)
@@ -213,7 +213,12 @@ class Commands(Returns):
         return tuple(attempt_view(state_from_json(row.state), label_of(row)) for row in rows)
 
     def _propose(
-        self, service: str, body: Mapping[str, Any], keys: Sequence[str], overrides: TrafficOverrides
+        self,
+        service: str,
+        body: Mapping[str, Any],
+        keys: Sequence[str],
+        overrides: TrafficOverrides,
+        identity: Identity,
     ) -> Proposal:
         """The proposal without a forecast. keys: those that `body` may have."""
         row = self._active_service(service)
@@ -230,6 +235,8 @@ class Commands(Returns):
         checkpoint = self._checkpoint_before(service) if before.is_external else None
         change = body.get("version") or {}
         version = before if policy.twin else changed_version(stable, change, checkpoint=checkpoint)
+        # Before any file that the version names is read.
+        refuse_new_arguments(version, self._known(service, stable), identity)
         fingerprint = self._environment.fingerprint(version)
         current = comparable_fingerprint(stable, self._environment.fingerprint)
         refuse_same(row, current, fingerprint, is_twin=policy.twin)
@@ -291,6 +298,10 @@ class Commands(Returns):
         if not rows:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
         return write_scores(self._environment, [row.name for row in rows], scores)
+
+    def _known(self, service: str, stable: VersionRow) -> Iterator[VersionSpec]:
+        """Specs of the versions that the service has or had."""
+        return (version_spec(row) for row in chain([stable], self._tried(service)))
 
     def _tried(self, service: str) -> Iterator[VersionRow]:
         """The versions that were tried, each once, the newest attempt first."""

@@ -581,3 +581,26 @@ async def test_a_reason_is_one_printable_line(
 
     assert {answer.status_code for answer in answers} == {422}
     assert all(f"{key} " in answer.json()["detail"] for answer in answers)
+
+
+@pytest.mark.parametrize("path", ["plan", "rollouts"])
+@pytest.mark.parametrize(
+    "version",
+    [
+        '{"model": "/tmp/a\\u0000b"}',
+        '{"engine": {"chat_template": "{{x}}\\ud800"}}',
+        '{"engine": {"hf_overrides": {"a\\ud800": 1}}}',
+        '{"engine": {"chat_template": "{{x}}\\u001b[2J"}}',
+    ],
+)
+async def test_text_that_cannot_be_stored_is_refused_in_every_body(
+    api: httpx.AsyncClient, model: Path, path: str, version: str
+) -> None:
+    await api.put("/v1/services/chat", json={"model": str(model)})
+
+    headers = {"content-type": "application/json"}
+    answer = await api.post(f"/v1/services/chat/{path}", content=f'{{"version": {version}}}', headers=headers)
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("version.")
+    assert "is not printable" in answer.json()["detail"]
