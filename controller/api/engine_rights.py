@@ -1,8 +1,8 @@
 """Engine arguments that belong to an admin: an operator deploys with those that the service has.
 
 An engine runs as the controller's user, on its host. An argument that names a class runs it there, one that
-names a file shows it to whoever asks the model, one that opens a port or a log hands out what users say. Which
-arguments an operator may set is a column of serving/files/engine_arguments.json.
+names a file shows it to whoever asks the model, one that opens a port or a log hands out what users say.
+Which arguments an operator may set is a column of serving/files/engine_arguments.json.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ _MARKS = "{}\n"  # vLLM takes a text with one of them for a template, unless a f
 
 
 def refuse_new_arguments(version: VersionSpec, known: Iterable[VersionSpec], identity: Identity) -> None:
-    """Raises BadInput for an engine argument of an admin's that no version of the service has with this value.
+    """Raises BadInput for an admin's engine argument that no version of the service has with this value.
 
     known: the service's versions; they are asked for only if they matter.
     """
     if identity.role.covers(Role.ADMIN):
         return
-    asked = {
-        name: why for name, value in version.extra_arguments.items() if (why := _why(version, name, value))
-    }
+    given = version.extra_arguments
+    asked = {name: why for name, value in given.items() if (why := _why(version, name, value))}
     if not asked:
         return
-    given = version.extra_arguments
     for one in known:
         has = one.extra_arguments
         asked = {name: why for name, why in asked.items() if name not in has or has[name] != given[name]}

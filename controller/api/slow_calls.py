@@ -33,9 +33,9 @@ class SlowCalls:
         self._calls: set[asyncio.Task[Any]] = set()
 
     @property
-    def running(self) -> int:
+    def running(self) -> frozenset[asyncio.Task[Any]]:
         """Calls that run or wait, those among them that nobody waits for any more."""
-        return len(self._calls)
+        return frozenset(self._calls)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Result of `work`, once a thread is free. Raises Unreachable when too many calls wait already, or

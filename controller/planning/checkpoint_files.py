@@ -101,12 +101,12 @@ def require_regular(file: Path, *, limit: int = MAX_FILE_BYTES) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise BadCheckpoint(f"{file} is not a regular file; remove it, or name a file")
     if status.st_size > limit:
-        raise BadCheckpoint(f"{file} has {status.st_size:,} bytes, over {limit:,}; name a smaller file")
+        raise BadCheckpoint(f"{file} has {status.st_size:,} bytes, over {limit:,}; name a smaller one")
 
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """A folder whose files no version may hold or name, also not by a link. unless: a checkpoint within it."""
+    """A folder whose files no version may hold or name, nor link to. unless: a checkpoint within it."""
 
     folder: Path
     unless: Path | None = None

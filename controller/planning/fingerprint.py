@@ -130,8 +130,8 @@ def fingerprint_checkpoint(
     """Fingerprint of the checkpoint directory `path`, run with these arguments on this engine release.
 
     architectures: those that the engine supports; None: any. cache: read and written; None: hash everything.
-    private: a folder that no file may lie in, also not by a link, but for a checkpoint in it. Raises BadCheckpoint with one line when the
-    directory is missing, broken or cannot be served.
+    private: a folder that no file may lie in, also not by a link, but for a checkpoint in it.
+    Raises BadCheckpoint with one line when the directory is missing, broken or cannot be served.
     """
     cache = {} if cache is None else cache
     files = _files(path)

@@ -24,7 +24,7 @@ _PYTHON_ONLY = {
 }
 
 
-# Columns of the file that people fill in: who may set an argument. A new argument has none, and is an admin's.
+# Columns that people fill in: who may set an argument. A new argument has none, and is an admin's.
 _BY_HAND = ("operator", "refused")
 
 

@@ -1,11 +1,11 @@
-"""Arguments of the pinned vLLM's `vllm serve`, from engine_arguments.json: names, kinds, choices, whose they are.
+"""Arguments of the pinned vLLM's `vllm serve`, from engine_arguments.json: what it takes from whom.
 
 Checked when a spec is read, long before an engine starts. vLLM itself takes an abbreviation for the argument
 that it begins, so a typo would start an engine with another setting; here only whole names count.
 
-Columns: `operator`: what an operator may set, true or a list of values. Without it the argument may load code,
-read a file by its path, open a socket, write a log or publish what users say, and belongs to an admin; so does
-one that a newer vLLM brings, until someone has looked at it. `refused`: why nobody may set it.
+Columns: `operator`: what an operator may set, true or a list of values. Without it the argument may load
+code, read a file by its path, open a socket, write a log or publish what users say, and belongs to an admin;
+so does one that a newer vLLM brings, until someone has looked at it. `refused`: why nobody may set it.
 """
 
 from __future__ import annotations

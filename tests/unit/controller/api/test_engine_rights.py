@@ -1,4 +1,4 @@
-"""Engine arguments that an operator may not set: refused before a file is read, unless the service has them."""
+"""An admin's engine arguments: refused to an operator before a file is read, unless the service has them."""
 
 from __future__ import annotations
 

@@ -61,6 +61,5 @@ async def test_a_call_that_never_returns_is_answered_and_keeps_its_place() -> No
             await slow.run(lambda: is_ended.wait(20.0))
 
     is_ended.set()
-    while slow.running:
-        await asyncio.sleep(0.001)
+    await asyncio.wait(slow.running)
     assert await slow.run(lambda: "works again") == "works again"

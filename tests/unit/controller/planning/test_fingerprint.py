@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -279,7 +279,7 @@ def test_a_pickled_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None
     assert refusal(path) == "checkpoint DIR holds only pytorch_model.bin; convert it to safetensors"
 
 
-def special_tokens(path: Path, of_map: dict[str, object] | None, of_config: dict[str, object]) -> str:
+def special_tokens(path: Path, of_map: Mapping[str, object] | None, of_config: Mapping[str, object]) -> str:
     path = checkpoint(path)
     (path / "tokenizer_config.json").write_text(json.dumps(of_config))
     if of_map is not None:

@@ -209,9 +209,11 @@ def test_a_checkpoint_that_is_being_read_for_long_is_not_waited_for_without_end(
     monkeypatch.setattr(launches, "HASH_WAIT_S", 0.01)
     spec = parse_version({"model": str(tmp_path / "model")})
 
-    with versions._hashing.held(str((tmp_path / "model").resolve()), timeout_s=1.0):
-        with pytest.raises(Unreachable, match=r"has been read by another request for over 0\.01 s"):
-            versions.fingerprint(spec)
+    with (
+        versions._hashing.held(str((tmp_path / "model").resolve()), timeout_s=1.0),
+        pytest.raises(Unreachable, match=r"has been read by another request for over 0\.01 s"),
+    ):
+        versions.fingerprint(spec)
 
     assert versions.fingerprint(spec).kind == "checkpoint"
 
