@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 import uvicorn
@@ -154,9 +156,6 @@ def run_controller(settings: Settings) -> None:
             f"port {settings.config.api_port} on {settings.host} is taken; is a controller running?"
         )
     controller = build(settings)
-    _release_orphaned_lease(controller.store)
-    controller.runner.start()
-    telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
     config = uvicorn.Config(
         controller.app,
         host=settings.host,
@@ -165,12 +164,31 @@ def run_controller(settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=2,
     )
+    server = uvicorn.Server(config)
+    _stop_on_signals(server)
+    _release_orphaned_lease(controller.store)
+    controller.runner.start()
+    telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
     try:
-        uvicorn.Server(config).run()
+        server.run()
     finally:
         controller.runner.stop()
         controller.store.close()
         telemetry.event("controller stopped", pid=os.getpid())
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    """Have SIGTERM and SIGINT stop the server, from before it starts until this process ends.
+
+    uvicorn raises the signal once more when it has stopped, under the handler from before it started: with
+    the default one, the process would end there with the lease held and a tick half done.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def _lease_holder() -> str:
