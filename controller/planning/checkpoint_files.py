@@ -70,6 +70,14 @@ _QUANTIZATION = re.compile(
     r"(quanti[sz]e_config|quant_config|hf_quant_config|.*quant[^/]*)\.json", re.IGNORECASE
 )
 _PROCESSOR = re.compile(r".*(processor|feature_extractor)[^/]*\.json", re.IGNORECASE)
+# Of the group `files`, what an engine reads by name or kind, beside the model's tensors and tokenizer.
+_READ = re.compile(
+    r".*\.(safetensors|gguf|model|tiktoken|bpe|vocab|ya?ml|py|so|jinja2?|j2)"
+    r"|(params|modules|config|adapter_.*|.*config.*|.*index|vocab.*|.*token.*|.*template.*)\.json|merges.*\.txt"
+    r"|(pytorch_model|model|adapter_model|consolidated|mp_rank|diffusion_pytorch_model|.*-of-).*"
+    r"\.(bin|pt|pth|ckpt|h5|msgpack|npz|onnx)",
+    re.IGNORECASE,
+)
 
 
 def relevant_files(folder: Path) -> dict[str, Path]:
@@ -157,6 +165,11 @@ def group_of(name: str) -> Group:
     if _QUANTIZATION.fullmatch(base):
         return "quantization"
     return "processor" if _PROCESSOR.fullmatch(base) else "files"
+
+
+def may_be_read(name: str) -> bool:
+    """Whether an engine may read a file of the group `files`, by its path. False: only code would."""
+    return _READ.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
 def cached(file: Path, kind: str, cache: MutableMapping[str, str], compute: Callable[[Path], Any]) -> Any:

@@ -226,11 +226,14 @@ def test_a_front_is_neither_opened_nor_closed_by_an_older_token(is_removed: bool
     traffic.newest = 2
     ingress = IngressAdapter(traffic, lambda service: 1, traffic.stop_router, lambda: 0.0)
 
-    with pytest.raises(StaleToken):
+    def act() -> None:
         if is_removed:
             ingress.close("chat", token=1)
         else:
             ingress.open("chat", "s", token=1)
+
+    with pytest.raises(StaleToken):
+        act()
 
     assert traffic.calls == []
 

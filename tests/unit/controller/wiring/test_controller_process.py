@@ -26,7 +26,8 @@ fake = FakeController(home)
 controller.build = lambda settings: controller.Controller(fake.store, fake.runner, fake.app)
 api, ingress = free_ports(2)
 database = f"sqlite:///{home / 'canaryctl.db'}"
-controller.run_controller(Settings(home=home, database_url=database, config=Config(api_port=api, ingress_port=ingress)))
+config = Config(api_port=api, ingress_port=ingress)
+controller.run_controller(Settings(home=home, database_url=database, config=config))
 """
 
 
