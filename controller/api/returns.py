@@ -20,7 +20,7 @@ from controller.rollout.status import rollback_effect
 from controller.store.row_specs import fingerprint_of, version_spec
 from controller.store.rows import ServedRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from controller.store.statements import already_running
+from controller.store.statements import already_running, unknown_rollout
 
 
 class Returns:
@@ -59,15 +59,18 @@ class Returns:
         # None: it ended since it was read above, so answer for what is true now.
         return self._end(state, identity, reason) or self.rollback(service, identity, reason=reason)
 
-    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
-        """Roll back the running rollout; `already` when none runs. Undoes nothing. Raises UnknownService."""
-        state, ended = self._newest_rollout(service), None
-        if state is not None and not state.is_final:
+    def end_rollout(self, rollout: str, identity: Identity, *, reason: str) -> Outcome:
+        """Roll back this rollout; `already` when it has ended. Undoes nothing. Raises UnknownService."""
+        stored = self._store.load(rollout)
+        if stored is None:
+            raise unknown_rollout(rollout)
+        state, ended = stored.state, None
+        if not state.is_final:
             if state.is_canary_leaving:
                 return _returning(state)
             ended = self._end(state, identity, reason)
-        already = Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
-        return ended or already
+        service = self._store.service(state.service)
+        return ended or Outcome("already", f"{service.name}: already serving {service.stable}")
 
     def undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
         """Serve an earlier version again, without proof. to: its name, its id or the beginning of it; None:
