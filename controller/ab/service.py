@@ -242,7 +242,8 @@ class AbTests:
         if replay.reader not in (None, reader):
             # A new reader knows no request yet that a score may refer to: read again from `resume_seq`.
             self._forget(replay)
-            return self._tick(service, reader, now_s)
+            self._tick(service, reader, now_s)
+            return
         if replay.lock.acquire(blocking=False):  # else a status is computed: the next tick settles
             try:
                 if not replay.follow(row, self._store):

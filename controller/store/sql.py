@@ -131,7 +131,7 @@ class SqlStore:
             values["evidence"] = evidence
         c = t.rollouts.c
         with self.database.write() as db:
-            require_token(db, token)
+            require_token(db, token, is_last=False)
             service = lock_service(db, state.service)
             here = (c.id == state.id) & (c.version == expected_version)
             query = select(c.state, c.log_count, c.is_final).where(here).with_for_update()
@@ -147,6 +147,7 @@ class SqlStore:
             move_stable(db, service, before.state, state)
             if service is not None and not before.is_final:
                 record_outcome(db, state)
+            require_token(db, token, is_last=True)
         return expected_version + 1
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
@@ -312,7 +313,7 @@ class SqlStore:
         """Delete a service and its versions; its rollouts and events stay as history. Raises RolloutRunning,
         and StaleToken when another controller acts. token: the lease's; None: no controller writes."""
         with self.database.write() as db:
-            require_token(db, token)
+            require_token(db, token, is_last=False)
             if lock_service(db, name) is None:
                 return
             refuse_second(db, name, f"end it first: canaryctl rollback {name} --wait")
@@ -320,6 +321,7 @@ class SqlStore:
             db.execute(delete(t.versions).where(t.versions.c.service == name))
             forget_served(db, name)
             append_event(db, name, None, at_s, "controller", "service removed")
+            require_token(db, token, is_last=True)
 
     def put_version(self, row: VersionRow) -> None:
         """Store a version. The same id is the same files, maybe at a new path: the new path replaces the old,
@@ -368,7 +370,7 @@ class SqlStore:
         is void: it was written before that clock was set back, or before this host was started.
         """
         c = t.leases.c
-        with self.database.write() as db:
+        with self.database.lead() as db:
             row = db.execute(select(c.token, c.expires_at_s).where(c.name == LEASE).with_for_update()).one()
             now_s = self.database.now_s(db)  # after the lock, which may have been waited for
             if now_s < row.expires_at_s <= now_s + 2 * ttl_s:
@@ -380,7 +382,7 @@ class SqlStore:
     def renew_lease(self, token: int, *, ttl_s: float) -> bool:
         """True: held for another `ttl_s`. False: another controller holds it."""
         c = t.leases.c
-        with self.database.write() as db:
+        with self.database.lead() as db:
             held = db.execute(select(c.token).where(c.name == LEASE).with_for_update()).scalar_one()
             if held != token:
                 return False
@@ -391,7 +393,7 @@ class SqlStore:
     def release_lease(self, token: int) -> None:
         """Expire the lease if it still has this token."""
         here = (t.leases.c.name == LEASE) & (t.leases.c.token == token)
-        with self.database.write() as db:
+        with self.database.lead() as db:
             db.execute(update(t.leases).where(here).values(expires_at_s=0.0))
 
     # --- tokens

@@ -22,12 +22,17 @@ from controller.store.rows import AbRow, VersionRow
 LEASE = "controller"
 
 
-def require_token(db: sa.Connection, token: int | None) -> None:
-    """Raises StaleToken unless `token` is the lease's (None: the writer is no controller). The lease cannot
-    change hands before this transaction ends."""
+def require_token(db: sa.Connection, token: int | None, *, is_last: bool) -> None:
+    """Raises StaleToken unless `token` is the lease's (None: the writer is no controller).
+
+    is_last: the lease cannot change hands before this transaction ends, so it MUST wait for nothing more:
+    whoever waits for a service's row with the lease's in its hand takes the lease from every service.
+    """
     if token is None:
         return
-    here = select(t.leases.c.token).where(t.leases.c.name == LEASE).with_for_update(read=True)
+    here = select(t.leases.c.token).where(t.leases.c.name == LEASE)
+    if is_last:
+        here = here.with_for_update(read=True)
     if (newest := db.execute(here).scalar()) != token:
         raise StaleToken(f"token {token} is not the lease's, {newest} is: another controller acts")
 
