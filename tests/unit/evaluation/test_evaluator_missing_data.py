@@ -143,7 +143,9 @@ def test_the_score_of_a_failed_request_is_missing() -> None:
     assert result.decision == "undecided"
 
 
-def judged_in_part(share: float, *, seed: int, lost: float = 0.0, rows: int = 6000, w: float = 0.5) -> Columns:
+def judged_in_part(
+    share: float, *, seed: int, lost: float = 0.0, rows: int = 6000, w: float = 0.5
+) -> Columns:
     """A share of the answers has a score, at random; `lost`: of the canary's, garbage that the judge skips."""
     rng = np.random.default_rng(seed)
     arm = (rng.random(rows) < w).astype(int)
