@@ -79,6 +79,7 @@ class Environment(Protocol):
     def key_problem(self, reference: KeyReference) -> KeyProblem | None: ...
     def devices(self) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
+    def require_measuring(self, service: str) -> None: ...
     def requests_per_s(self, service: str) -> float | None: ...
     def measured(self, service: str) -> MeasuredBaseline | None: ...
     def forecast(
@@ -159,7 +160,8 @@ class Commands(Returns):
         self._active_service(service)
         newest = self._newest_rollout(service)
         if newest is not None and not newest.is_final:
-            raise already_running(service, newest.id, f"in {newest.phase.value}")
+            before = newest.stable.id
+            raise already_running(service, newest.id, f"in {newest.phase.value}", before=before)
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides(), identity)
         self._refuse_new_key(proposal, identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
@@ -254,6 +256,8 @@ class Commands(Returns):
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
         refuse_unknown_covariates(policy)
+        # One way for every controller: without the measurements a deploy would skip what depends on them.
+        self._environment.require_measuring(service)
         measured = self._environment.measured(service) or MeasuredBaseline(0)
         not_judged = unjudged(policy, measured)
         policy = without(policy, not_judged)

@@ -95,9 +95,10 @@ def build(settings: Settings) -> Controller:
     notifier = LogNotifier()
 
     def make_workers(service: str) -> ServiceWorkers:
-        meter = environment.meters.setdefault(
-            service, TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
-        )
+        # Anew with every lease: what was measured under an earlier one may be hours old.
+        meter = TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
+        environment.meters[service] = meter
+        environment.measuring.discard(service)
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
         reader = environment.readers[service] = RecordsReader(service, log)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
@@ -115,6 +116,7 @@ def build(settings: Settings) -> Controller:
             meter.set_stable(store.service(service).stable)
             reader.subscribe("meter", meter)  # not before its first `set_stable`, which starts it anew
             feeds.poll_idle(now_s)
+            environment.measuring.add(service)
             tests.tick(service, reader, now_s)
 
         return ServiceWorkers(Reconciler(ports), Keeper(engines, table, ingress, store, clock), measure)

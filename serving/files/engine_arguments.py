@@ -43,6 +43,13 @@ SAMPLING_KEYS = frozenset(
 )
 
 
+# More processes than a replica's place in the cluster has GPUs for: it spans tensor_parallel_size of them.
+_SINGLE = frozenset(
+    {
+        *("pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local"),
+        *("prefill_context_parallel_size", "nnodes"),
+    }
+)
 _FILES = frozenset({"chat_template", "tool_parser_plugin", "reasoning_parser_plugin"})
 _FILE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt", ".py")
 _FOLDERS = frozenset({"generation_config", "tokenizer", "hf_config_path", "lora_modules", "spec_model"})
@@ -71,8 +78,11 @@ def argument_error(name: str, value: object) -> str | None:
         return (
             f"{value!r} is a relative path, and engines run in folders of their own; give the absolute path"
         )
-    wanted = _mismatch(kind, value)
-    return f"{value!r} is not {wanted}" if wanted else None
+    if wanted := _mismatch(kind, value):
+        return f"{value!r} is not {wanted}"
+    if name in _SINGLE and int(str(value)) != 1:
+        return f"{value!r} is not supported; raise tensor_parallel_size, or replicas"
+    return None
 
 
 def _is_relative(name: str, value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import asyncio
 import json
 import time
@@ -606,3 +607,45 @@ async def test_text_that_cannot_be_stored_is_refused_in_every_body(
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("version.")
     assert "is not printable" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["plan", "rollouts"])
+async def test_a_controller_that_does_not_measure_refuses_what_would_skip_its_checks(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path, path: str
+) -> None:
+    await api.put("/v1/services/chat", json={"model": str(model)})
+    controller.environment.is_measuring = False
+
+    body = {"version": {"model": str(write_checkpoint(tmp_path / "next", seed=9))}}
+    answer = await api.post(f"/v1/services/chat/{path}", json=body)
+
+    assert (answer.status_code, controller.store.rollouts("chat")) == (503, ())
+
+
+async def test_a_state_that_cannot_be_read_keeps_no_service_from_being_listed_or_rolled_back(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        await api.put(f"/v1/services/{name}", json={"model": str(model)})
+    body = {"version": {"model": str(write_checkpoint(tmp_path / "next", seed=9))}}
+    await api.post("/v1/services/a/rollouts", json=body)
+    (rollout,) = controller.store.rollouts("a")
+    with sqlite3.connect(controller.home / "canaryctl.db") as db:
+        db.execute("""UPDATE rollouts SET state = '{"format": 99}'""")
+
+    listed = await api.get("/v1/services")
+    rolled_back = await api.post("/v1/services/a/rollback", json={})
+
+    unreadable = {view["service"]: view["unreadable"] for view in listed.json()}
+    assert (unreadable["a"] is not None, unreadable["b"]) == (True, None)
+    assert (rolled_back.status_code, rolled_back.json()["rollout"]) == (202, rollout.id)
+    assert [one.kind.value for one in controller.store.commands(rollout.id, after_seq=0)] == ["rollback"]
+
+
+async def test_an_undo_to_an_empty_name_is_refused(api: httpx.AsyncClient, model: Path) -> None:
+    await api.put("/v1/services/chat", json={"model": str(model)})
+
+    answer = await api.post("/v1/services/chat/undo", json={"to": ""})
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("to is empty")

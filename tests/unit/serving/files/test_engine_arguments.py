@@ -153,3 +153,11 @@ def test_what_only_tunes_an_engine_is_an_operators(name: str, value: object) -> 
 @pytest.mark.parametrize("name", ["hf_token", "kv_events_config", "enable_log_outputs", "enable_log_deltas"])
 def test_what_would_store_a_secret_or_hand_out_answers_is_refused(name: str) -> None:
     assert "; " in str(argument_error(name, "x"))
+
+
+@pytest.mark.parametrize(
+    "name", ["pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size"]
+)
+def test_a_replica_spans_no_more_gpus_than_it_reserves(name: str) -> None:
+    assert argument_error(name, 4) == "4 is not supported; raise tensor_parallel_size, or replicas"
+    assert argument_error(name, 1) is None
