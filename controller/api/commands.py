@@ -160,8 +160,8 @@ class Commands(Returns):
         self._active_service(service)
         newest = self._newest_rollout(service)
         if newest is not None and not newest.is_final:
-            before = newest.stable.id
-            raise already_running(service, newest.id, f"in {newest.phase.value}", before=before)
+            phase, stable = newest.phase.value, newest.stable.id
+            raise already_running(service, newest.id, f"in {phase}", before=stable)
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides(), identity)
         self._refuse_new_key(proposal, identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.

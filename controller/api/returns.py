@@ -13,8 +13,8 @@ from controller.auth import Identity
 from controller.errors import BadInput, Conflict
 from controller.planning.capacity import Device, require_fit
 from controller.rollout.observation import CommandKind
-from controller.rollout.ports import Clock
 from controller.rollout.plan import is_undo_id
+from controller.rollout.ports import Clock
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.rollout.status import rollback_effect

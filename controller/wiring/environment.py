@@ -23,7 +23,6 @@ from evaluation.forecast.stages import StageForecast
 from serving.credentials import KeyReference
 from serving.fleet import engine_args
 
-
 MEASURE_WAIT_S = 5.0  # a controller that takes over reads the logs within a second or two
 
 
@@ -70,13 +69,16 @@ class HostEnvironment:
             return engine_args.CPU_KV_MAX_BYTES
 
     def require_measuring(self, service: str) -> None:
-        """Return once this controller measures the service's traffic. Raises Unreachable after `MEASURE_WAIT_S`."""
+        """Return once this controller measures the service's traffic.
+
+        Raises Unreachable after `MEASURE_WAIT_S`.
+        """
         ends_at_s = time.monotonic() + MEASURE_WAIT_S
         while not (self.is_reading() and service in self.measuring):
             if time.monotonic() >= ends_at_s:
                 raise Unreachable(
-                    f"this controller does not measure the traffic of {service}: another one leads, or it has "
-                    "just started; ask the one that leads, or try again"
+                    f"this controller does not measure the traffic of {service}: another one leads, or it "
+                    "has just started; ask the one that leads, or try again"
                 )
             time.sleep(0.05)
 

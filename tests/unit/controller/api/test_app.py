@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
