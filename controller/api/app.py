@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from controller import telemetry
 from controller.api.bearer_auth import Identities, requires
@@ -162,7 +163,8 @@ def _add_reads(
     version: str,
     identities: Identities,
 ) -> None:
-    viewer = [Depends(requires(identities, Role.VIEWER))]
+    may_view = requires(identities, Role.VIEWER)
+    viewer = [Depends(may_view)]
 
     @app.get("/healthz")
     def health() -> Health:
@@ -200,7 +202,8 @@ def _add_reads(
         await asyncio.to_thread(store.service, service)
         last = whole(request.headers.get("last-event-id", ""))
         start = after if after is not None else last or 0
-        return StreamingResponse(_events(store, views, service, start), media_type="text/event-stream")
+        events = _while_allowed(_events(store, views, service, start), lambda: may_view(request))
+        return StreamingResponse(events, media_type="text/event-stream")
 
 
 def _add_writes(
@@ -284,6 +287,19 @@ async def _events(store: SqlStore, views: ViewBuilder, service: str, after: int)
             sent_view = view
             yield f"event: view\ndata: {view}\n\n"
         await asyncio.sleep(EVENTS_POLL_S)
+
+
+async def _while_allowed(events: AsyncIterator[str], check: Callable[[], object]) -> AsyncIterator[str]:
+    """The events until `check` raises: a token may be revoked while its stream goes on for days.
+
+    The client connects again, and is told what is wrong.
+    """
+    async for event in events:
+        try:
+            await asyncio.to_thread(check)
+        except (HTTPException, CanaryctlError):
+            return
+        yield event
 
 
 def _mapping(body: object) -> Mapping[str, Any]:

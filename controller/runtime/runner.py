@@ -34,7 +34,10 @@ class Runner:
         *,
         holder: str,
         boot_clock: Callable[[], float] = boot_s,
+        on_removed: Callable[[str], None] | None = None,
     ) -> None:
+        """on_removed: called with the name of a service whose ticks have ended because it was removed."""
+        self._on_removed = on_removed
         self._store = store
         self._clock = clock
         self._make_workers = make_workers
@@ -150,6 +153,8 @@ class Runner:
             try:
                 pause_s = self._tick(service, loop)
             except UnknownService:
+                if self._on_removed is not None:
+                    self._on_removed(service)
                 break
             except Exception as exc:  # noqa: BLE001 - a fault in one service must not end its thread
                 telemetry.error("the service's tick failed", exc, service=service)

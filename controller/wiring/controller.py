@@ -131,6 +131,7 @@ def build(settings: Settings) -> Controller:
         make_workers,
         lambda row: replicas_of(store.version(row.name, row.stable)),
         holder=_lease_holder(),
+        on_removed=environment.forget,
     )
     environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)

@@ -68,6 +68,12 @@ class HostEnvironment:
         except engine_args.CheckpointError:
             return engine_args.CPU_KV_MAX_BYTES
 
+    def forget(self, service: str) -> None:
+        """Keep nothing of a service that was removed."""
+        self.meters.pop(service, None)
+        self.readers.pop(service, None)
+        self.measuring.discard(service)
+
     def require_measuring(self, service: str) -> None:
         """Return once this controller measures the service's traffic.
 

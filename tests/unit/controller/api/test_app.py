@@ -649,3 +649,22 @@ async def test_an_undo_to_an_empty_name_is_refused(api: httpx.AsyncClient, model
 
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("to is empty")
+
+
+async def test_an_event_stream_ends_with_its_token(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.put("/v1/services/chat", json={"model": str(model)})
+    ada = Identity("ada", Role.VIEWER)
+    controller.store.put_token(token_digest("ada"), ada, at_s=1.0, origin="a")
+
+    async def two(_store: object, _views: object, _service: str, _after: int) -> AsyncIterator[str]:
+        yield "first"
+        controller.store.put_token("another", ada, at_s=2.0, origin="a")  # the token before is void
+        yield "second"
+
+    monkeypatch.setattr("controller.api.app._events", two)
+
+    answer = await api.get("/v1/services/chat/events", headers={"authorization": "Bearer ada"})
+
+    assert answer.text == "first"

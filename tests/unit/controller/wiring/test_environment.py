@@ -28,3 +28,12 @@ def test_a_leader_that_has_read_the_log_measures(host: HostEnvironment) -> None:
     host.measuring.add("chat")
 
     host.require_measuring("chat")
+
+
+def test_nothing_is_kept_of_a_removed_service(host: HostEnvironment) -> None:
+    host.measuring.add("chat")
+    host.meters["chat"] = host.readers["chat"] = object()  # type: ignore[assignment]
+
+    host.forget("chat")
+
+    assert (host.meters, host.readers, host.measuring) == ({}, {}, set())
