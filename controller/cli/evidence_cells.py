@@ -91,9 +91,10 @@ def ambiguous_thousands(column: Sequence[object], file: Iterable[Sequence[object
     """
     words = [value.strip() for value in column if isinstance(value, str)]
     dotted = [word for word in words if "." in word]
-    if not any(THOUSANDS.fullmatch(word) for word in dotted):
+    decimal = [word for word in dotted if THOUSANDS.fullmatch(word) is None and "," not in word]
+    if len(decimal) > 0 or not any(THOUSANDS.fullmatch(word) for word in dotted):
         return None
-    is_whole = all(THOUSANDS.fullmatch(word) for word in dotted) and any(word.isdigit() for word in words)
+    is_whole = any(word.isdigit() for word in words)
     has_commas = any(
         isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip()) for cells in file for value in cells
     )

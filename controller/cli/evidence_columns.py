@@ -78,7 +78,7 @@ def _named_arms(reading: Reading, source: Source, kinds: Set[str]) -> tuple[Set[
     table, options = reading.table, reading.options
     canary, stable = _values(options.canary, kinds), _values(options.stable, kinds)
     for name in (*sorted(canary), *sorted(stable)):
-        if name not in kinds and len(kinds) <= MAX_ARM_VALUES and canary and stable:
+        if name not in kinds and canary and stable:
             raise BadInput(f"{table.name}: no row has {source.text} {name!r}; it has {listed(sorted(kinds))}")
     if both := sorted(canary & stable):
         raise BadInput(f"{table.name}: {source.text} {both[0]!r} is given for both arms; give each one")

@@ -242,17 +242,15 @@ PANDAS_INDEX = "__index_level_0__"
 
 
 def _cells(column: Any) -> list[object]:
-    """Plain values. Times are in microseconds, as Python has no room for more, and in UTC, as they are
-    stored, since the name of a zone may be unknown here. A value that Python cannot hold becomes a text."""
+    """Plain values. Times are in microseconds at most, as Python has no room for more, and in UTC, as they are
+    stored, since a zone may be unknown here. A value that Python cannot hold becomes a text."""
     import pyarrow as pa
 
     kind = column.type
     if pa.types.is_timestamp(kind):
-        column = column.cast(pa.timestamp("us", None if kind.tz is None else "UTC"), safe=False)
+        column = column.cast(pa.timestamp(_unit(kind), None if kind.tz is None else "UTC"), safe=False)
     elif pa.types.is_duration(kind):
-        column = column.cast(pa.duration("us"), safe=False)
-    elif pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
+        column = column.cast(pa.duration(_unit(kind)), safe=False)
     try:
         found: list[object] = column.to_pylist()
     except (OverflowError, ValueError):
@@ -260,6 +258,11 @@ def _cells(column: Any) -> list[object]:
     if any(isinstance(cell, bytes) for cell in found):
         return _decoded(found)
     return found
+
+
+def _unit(kind: Any) -> str:
+    """The unit of a type of times; a coarser one than microseconds stays, as it holds longer times."""
+    return "us" if kind.unit == "ns" else str(kind.unit)
 
 
 def _value_of(value: Any) -> object:
