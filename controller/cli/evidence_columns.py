@@ -35,6 +35,7 @@ class ReadOptions:
     canary: str | None = None  # value of the arm's column
     stable: str | None = None
     only_stable: bool = False  # without a column, every row is stable's
+    covariates: tuple[str, ...] = ()  # further required columns of numbers, named by a policy
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from controller.cli.evidence_outcomes import (
     without_cancelled,
     without_void,
 )
+from controller.cli.evidence_scores import PREFIX, ignored_note, score_sources, unpacked
 from controller.cli.evidence_sources import (
     Source,
     Term,
@@ -114,11 +116,12 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
 
 def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
     """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
-    table = _renamed(table, extra)
+    table = unpacked(_renamed(table, extra))
     log = recognised(table)
     own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}
-    given = parsed_maps(table, options.maps)
-    found = log_sources(table, log) if log is not None else {}
+    own |= {name: Source(name, (Term(name, None),)) for name in options.covariates if name in table.columns}
+    given = parsed_maps(table, options.maps, (*KNOWN, *options.covariates))
+    found = score_sources(table) | (log_sources(table, log) if log is not None else {})
     # A column of its own name without any value, as `error: null` where all is well, says nothing.
     own = {name: source for name, source in own.items() if name not in found or has_value(table, source)}
     own, found = (
@@ -162,7 +165,7 @@ def _renamed(table: RawTable, extra: Sequence[str]) -> RawTable:
 def _require(reading: Reading, extra: Sequence[str]) -> None:
     """Raise BadInput, with how to give it, for the first required column without a source."""
     table, options = reading.table, reading.options
-    needed = [name for name in (*REQUIRED, *extra) if name not in reading.sources]
+    needed = [n for n in (*REQUIRED, *extra, *options.covariates) if n not in reading.sources]
     if options.only_stable:
         needed = [name for name in needed if name not in ("arm", "w")]
     if options.w is not None:
@@ -175,7 +178,9 @@ def _require(reading: Reading, extra: Sequence[str]) -> None:
     near = {known: name for name, known in near_misses(names).items()}
     remedies = []
     for name in needed:
-        if name in near:
+        if name in options.covariates and (close := get_close_matches(name, names, n=1, cutoff=0.6)):
+            remedies.append(f"--map {name}={close[0]}")
+        elif name in near:
             remedies.append(f"--map {name}={near[name]}")
         elif name == "w":
             remedies.append("--w 5% if it was the same for every row")
@@ -206,6 +211,9 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
     """The columns that nothing is read from. Raises BadInput where one looks like a known column."""
     used = {column for source in reading.sources.values() for column in source.all_columns} | set(extra)
     unused = [name for name in reading.table.columns if name not in used]
+    if (note := ignored_note(unused)) is not None:
+        reading.notes.append(note)
+        unused = [name for name in unused if not name.startswith(PREFIX)]
     missing = [name for name in KNOWN if name not in reading.sources]
     for name, near in near_misses(unused, reading.options.ignore).items():
         if near not in missing or (reading.log is not None and near not in CATALOGUE):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from controller.errors import BadInput
 
@@ -141,12 +141,19 @@ def _object(row: object, place: str) -> Mapping[str, object]:
     return row
 
 
+def is_named_values(value: object) -> TypeGuard[list[Mapping[str, object]]]:
+    """Whether this is a list of objects with a name and a value, as of scores: each name is a column."""
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) and "value" in one for one in value
+    )
+
+
 def _flat(row: Mapping[str, object], prefix: str = "", depth: int = 1) -> dict[str, object]:
     """The row with nested objects, and the first item of lists of objects, as dotted names."""
     out: dict[str, object] = {}
     for key, value in row.items():
         name = f"{prefix}{key}"
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if isinstance(value, list) and value and isinstance(value[0], dict) and not is_named_values(value):
             name, value = f"{name}.0", value[0]
         if isinstance(value, dict) and value and depth < MAX_DEPTH:
             out |= _flat(value, f"{name}.", depth + 1)
@@ -242,8 +249,8 @@ PANDAS_INDEX = "__index_level_0__"
 
 
 def _cells(column: Any) -> list[object]:
-    """Plain values. Times are in microseconds at most, as Python has no room for more, and in UTC, as they are
-    stored, since a zone may be unknown here. A value that Python cannot hold becomes a text."""
+    """Plain values. Times are in microseconds at most, Python having no room for more, and in UTC, as
+    they are stored, since a zone may be unknown here. A value that Python cannot hold becomes a text."""
     import pyarrow as pa
 
     kind = column.type
