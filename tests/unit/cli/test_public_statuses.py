@@ -45,7 +45,7 @@ def column(found: EvidenceFile, name: str) -> list[float]:
 def backtest(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) -> dict[str, Any]:
     code = run(["backtest", str(path), *arguments, "--allow-unjudged", "not known", "-o", "json"])
     out, err = capsys.readouterr()
-    assert code == 0, err
+    assert code in (0, 5, 6), err
     found: dict[str, Any] = json.loads(out)
     return found
 
@@ -158,7 +158,7 @@ def test_an_alarm_that_was_raised_is_said(
         rows.append({"t_s": START_S + n, "arm": int(canary), "w": 0.5, "error": 0, "empty": int(empty)})
     path = written(tmp_path / "e.csv", rows)
 
-    assert run(["backtest", str(path), "--allow-unjudged", "not known"]) == 0
+    assert run(["backtest", str(path), "--allow-unjudged", "not known"]) in (0, 6)
     out = capsys.readouterr().out
     assert ("ALARM, which decides nothing: worse empty (stable 0.0" in out) == (harm > 0.0)
     [line] = [line for line in out.splitlines() if line.startswith("empty_alarm")]
