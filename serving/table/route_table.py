@@ -17,7 +17,7 @@ Rules:
 6. A restarted table begins with a higher epoch and without a canary, and waits for one lease, because it does
    not know the routers of its predecessor. If its state was lost and its clock is behind, a router's poll or
    a replica's fence shows it a later table than its own: it rises above that epoch, and waits again.
-7. A rollout's units are named under a random key of its own (`unit_keys.py`), which can be destroyed.
+7. A rollout's units are named under a random key of its own, which can be destroyed (`unit_keys.py`).
 
 Clock: `now_s` is seconds of CLOCK_BOOTTIME, which includes the time that a machine is suspended.
 Invariant: this file opens no socket and reads no clock.
@@ -25,7 +25,7 @@ Invariant: this file opens no socket and reads no clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,12 +105,9 @@ class TableCore:
         stored: Mapping[str, Any] | None = None,
         silence_s: float | None = SILENCE_S,
     ) -> None:
-        """`silence_s` None: no heartbeat needed.
-
-        `stored`: result of `to_store` before a restart; {}: it may be lost; None: the table never ran before.
-        """
-        may_have_run = stored is not None
-        stored = stored or {}
+        """`stored`: result of `to_store` before a restart; {}: it may be lost; None: it never ran before.
+        `silence_s` None: no heartbeat needed."""
+        may_have_run, stored = stored is not None, stored or {}
         self._service = service
         self._epoch = max(epoch, stored.get("epoch", 0) + 1)
         self._silence_s = silence_s
@@ -150,8 +147,9 @@ class TableCore:
 
     # ---- called by the controller
 
-    def open(self, secret: str) -> None:
-        """Set the service's root secret; the data secret of a changed one is published."""
+    def open(self, secret: str, *, token: int) -> None:
+        """Set the service's root secret and publish its data secret. Raises StaleFencingToken."""
+        self.require(token)
         if secret != self._secret:
             self._secret = secret
             self._change += 1
@@ -173,12 +171,16 @@ class TableCore:
 
     def heartbeat(self, token: int, *, now_s: float) -> None:
         """The controller is alive. Raises StaleFencingToken."""
+        self.require(token)
+        self._heartbeat_s = now_s
+
+    def require(self, token: int) -> None:
+        """Take the token of a command. Raises StaleFencingToken when a younger one has been used."""
         if token < self._token:
             raise StaleFencingToken(
                 f"fencing token {token} is older than {self._token}: another controller acts"
             )
         self._token = token
-        self._heartbeat_s = now_s
 
     def tombstone(self, rollout: str, *, now_s: float) -> SplitStatus:
         """Withdraw this rollout's canary permanently; needs no token, so it works without a controller."""
@@ -207,9 +209,9 @@ class TableCore:
             took_ms=self._took_ms,
         )
 
-    def destroy_unit_key(self, rollout: str, *, token: int, now_s: float) -> bool:
+    def destroy_unit_key(self, rollout: str, *, token: int) -> bool:
         """Destroy the key of the rollout's units; False: none. Raises StaleFencingToken, UnitKeyInUse."""
-        self.heartbeat(token, now_s=now_s)
+        self.require(token)
         is_current = self._split.rollout == rollout
         if is_current and self._split.canary is not None:
             raise UnitKeyInUse(
@@ -291,8 +293,7 @@ class TableCore:
         self._replicas_change = dict.fromkeys(self._replicas_change, self._change)
         self._published_s, self._how, self._took_ms = now_s, "pending", None
         self._fences_suffice = False
-        orders = [FenceOrder(url, self._epoch, self._revision) for url in self._pending_fences]
-        self._pending_fences = {order.url: order for order in orders}
+        self._pending_fences = self._fences(self._pending_fences)
 
     # ---- fences and time
 
@@ -342,6 +343,9 @@ class TableCore:
 
     # ---- inside
 
+    def _fences(self, urls: Iterable[str]) -> dict[str, FenceOrder]:
+        return {url: FenceOrder(url, self._epoch, self._revision) for url in urls}
+
     def _arm(self, version: str) -> Arm:
         return self._arms.get(version, Arm(version))
 
@@ -365,9 +369,8 @@ class TableCore:
         if before.canary != split.canary:
             # A canary that became stable gets no fence: routers with an older table must still reach it.
             withdrawn = self._canary_urls if before.canary != split.stable else set()
-            orders = {url: FenceOrder(url, self._epoch, self._revision) for url in withdrawn}
-            self._pending_fences.update(orders)
-            self._fences_suffice = bool(orders)
+            self._pending_fences.update(self._fences(withdrawn))
+            self._fences_suffice = bool(withdrawn)
             arm = self._arms.get(split.canary) if split.canary else None
             self._canary_urls = {one.url for one in arm.replicas if not arm.external} if arm else set()
 

@@ -38,48 +38,60 @@ class RayTraffic:
 
     # ---- lifecycle of a service
 
-    def open(self, service: str, secret: str, *, silence_s: float | None = SILENCE_S) -> None:
-        """Create the service's two actors if they do not exist. Raises RayError.
+    def open(self, service: str, secret: str, *, token: int, silence_s: float | None = SILENCE_S) -> None:
+        """Create the service's two actors if they do not exist. Raises StaleFencingToken, RayError.
 
         Waits a minute at most, and `timeout_s` while Ray has not answered since it last waited in vain.
         secret: root of the service's two secrets.   silence_s: how long the table waits for a
         heartbeat before it withdraws the canary; None: without limit. Ignored when the actor exists.
         """
-        self._patience.run(OPEN_TIMEOUT_S, lambda deadline: self._open(service, secret, silence_s, deadline))
+        self._patience.run(
+            OPEN_TIMEOUT_S, lambda deadline: self._open(service, secret, token, silence_s, deadline)
+        )
 
-    def _open(self, service: str, secret: str, silence_s: float | None, deadline: Deadline) -> None:
+    def _open(
+        self, service: str, secret: str, token: int, silence_s: float | None, deadline: Deadline
+    ) -> None:
         table = ray.remote(TableActor).options(**detached(table_name(service), self._namespace))
         records = ray.remote(RecordsActor).options(**detached(records_name(service), self._namespace))
         table_actor = deadline.run(lambda: table.remote(service, silence_s))
         records_actor = deadline.run(lambda: records.remote())
         self._handles.keep(table_name(service), table_actor)
         self._handles.keep(records_name(service), records_actor)
-        opened, ready = table_actor.open.remote(secret), records_actor.append_scores.remote(())
-        ray.get([opened, ready], timeout=deadline.left_s)
+        opened, ready = table_actor.open.remote(secret, token), records_actor.append_scores.remote(())
+        try:
+            ray.get([opened, ready], timeout=deadline.left_s)
+        except RayTaskError as exc:
+            raise _own(exc) from exc
 
-    def close(self, service: str) -> None:
-        """End the service's two actors and delete its table; waits as `open` does. Raises RayError."""
-        self._patience.run(CLOSE_TIMEOUT_S, lambda deadline: self._close(service, deadline))
+    def close(self, service: str, *, token: int) -> None:
+        """End the service's two actors and delete its table; waits as `open` does.
 
-    def _close(self, service: str, deadline: Deadline) -> None:
+        An actor is ended by its handle, so one that another controller has started since lives on. Raises
+        StaleFencingToken, and ends neither then; RayError.
+        """
+        self._patience.run(CLOSE_TIMEOUT_S, lambda deadline: self._close(service, token, deadline))
+
+    def _close(self, service: str, token: int, deadline: Deadline) -> None:
         for name in (table_name(service), records_name(service)):
             try:
                 actor = self._handles.within(name, deadline)
                 if name == table_name(service):
-                    self._call(name, "close")
+                    self._call(name, "close", token)
                 deadline.run(partial(ray.kill, actor, no_restart=True))
             except ValueError:
                 continue  # it has ended
             finally:
                 self._handles.forget(name)
 
-    def start_router(self, service: str, replicas: int = 1) -> None:
-        """Start the service's router behind Serve's ingress at /{service}; does not wait for it.
+    def start_router(self, service: str, replicas: int = 1, *, token: int) -> None:
+        """Start the service's router behind Serve's ingress at /{service}; does not wait for it, nor hear
+        that the token is stale.
 
         Raises ValueError when there is no fleet actor, RayError when Ray does not answer.
         """
         fleet = self._patience.run(CLOSE_TIMEOUT_S, lambda deadline: self._handles.within(FLEET, deadline))
-        fleet.run_router.remote(service, replicas)
+        fleet.run_router.remote(service, replicas, token)
 
     # ---- the split
 
@@ -158,12 +170,17 @@ class RayTraffic:
             actor = self._handles.within(name, deadline)
             return ray.get(getattr(actor, method).remote(*values), timeout=deadline.left_s)
         except RayTaskError as exc:
-            if isinstance(exc.cause, StaleFencingToken | BadSplit | UnitKeyInUse):
-                raise type(exc.cause)(str(exc.cause)) from exc
-            raise
+            raise _own(exc) from exc
         except (GetTimeoutError, ValueError):
             return default
         except RayError:
             # The actor died. Ray restarts it under the same name: the next call looks it up again.
             self._handles.forget(name)
             return default
+
+
+def _own(exc: RayTaskError) -> Exception:
+    """The error of ours that a call in an actor raised, or Ray's own."""
+    cause = exc.cause
+    is_ours = isinstance(cause, StaleFencingToken | BadSplit | UnitKeyInUse)
+    return type(cause)(str(cause)) if is_ours else exc

@@ -78,7 +78,7 @@ def scaled(
 
     service = f"s{uuid.uuid4().hex[:6]}"
     traffic = RayTraffic(timeout_s=10.0)
-    traffic.open(service, SECRET, silence_s=None)
+    traffic.open(service, SECRET, token=token(), silence_s=None)
     launch = Launch(service, "v-1", SECRET, model_dir=str(checkpoints["stable"].path))
     one = Scaled(fleet, traffic, launch, token())
     one.scale(1)
@@ -88,7 +88,7 @@ def scaled(
     yield one
     fleet.stop(service, "v-1", token=token())
     wait_for(fleet, service, "v-1", "gone")
-    traffic.close(service)
+    traffic.close(service, token=token())
 
 
 def state(url: str) -> Any:

@@ -72,18 +72,18 @@ async def test_the_clock_of_a_table_goes_on_after_an_error(
     core = actor._core
     tick, calls = failing_once(core.tick)
     monkeypatch.setattr(core, "tick", tick)
-    await actor.open("secret")
+    await actor.open("secret", 1)
     await until(lambda: len(calls) >= 2)
 
     assert state_of(await actor.loops(), "clock") == LoopState("clock", 1, "'surprise'")
-    await actor.close()
+    await actor.close(1)
 
 
 async def test_the_fences_of_a_table_are_posted_after_an_error(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor = TableActor("chat", None)
-    await actor.open("secret")
+    await actor.open("secret", 1)
     for version in ("v-1", "v-2"):
         await actor.set_replicas(Arm(version, (Replica("http://127.0.0.1:9"),)))
     await actor.set_split(Split("r-1", "salt", "v-1", "v-2", 500, 1), token=1)
@@ -98,14 +98,14 @@ async def test_the_fences_of_a_table_are_posted_after_an_error(
     await until(lambda: bool(posted))
 
     assert state_of(await actor.loops(), "fences").restarts == 1
-    await actor.close()
+    await actor.close(1)
 
 
 async def test_a_closed_table_stores_nothing_any_more(store: Store) -> None:
     actor = TableActor("chat", None)
-    await actor.open("secret")
+    await actor.open("secret", 1)
     before = dict(store.values)
-    await actor.close()
+    await actor.close(1)
     await actor.set_split(Split("r-1", "salt", "v-1", None, 0, 1), token=1)
 
     assert (bool(before), store.values) == (True, {})
@@ -113,7 +113,7 @@ async def test_a_closed_table_stores_nothing_any_more(store: Store) -> None:
 
 async def test_a_destroyed_unit_key_has_left_the_store_when_the_call_returns(store: Store) -> None:
     actor = TableActor("chat", None)
-    await actor.open("secret")
+    await actor.open("secret", 1)
     await actor.set_split(Split("r-1", "salt", "v-1", None, 0, 1), token=1)
     table = await actor.table()
     assert table.unit_key is not None
@@ -124,7 +124,7 @@ async def test_a_destroyed_unit_key_has_left_the_store_when_the_call_returns(sto
     assert (held, is_destroyed) == ([True], True)
     assert not any(key in value for value in store.values.values())
     assert (await actor.table()).unit_key != table.unit_key
-    await actor.close()
+    await actor.close(1)
 
 
 async def test_a_router_polls_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ class Restarted:
 
     def table_core(self, epoch: int) -> TableCore:
         core = TableCore("chat", epoch=epoch, now_s=self.now_s, stored=LOST)
-        core.open("secret")
+        core.open("secret", token=1)
         core.set_replicas(Arm("v-1", (Replica("http://stable"),)))
         core.set_replicas(Arm("v-2", (Replica("http://canary"),)))
         return core

@@ -60,6 +60,6 @@ def test_a_command_fails_in_time(hanging: None) -> None:
     with pytest.raises(FleetUnreachable, match=r"Ray did not answer within 0\.02 s"):
         RayFleet(timeout_s=0.02).ensure(Launch("chat", "v-1", "s", model_dir="/m"), token=1)
     with pytest.raises(GetTimeoutError):
-        TRAFFIC.close("chat")
+        TRAFFIC.close("chat", token=1)
 
     assert time.monotonic() - began_s < 5.0

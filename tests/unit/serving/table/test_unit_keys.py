@@ -20,7 +20,7 @@ SECRET = "root-of-the-service"
 
 def table_with(rollout: str = "r-1", *, weight_bp: int = 500) -> TableCore:
     core = TableCore("chat", epoch=1, now_s=NOW_S)
-    core.open(SECRET)
+    core.open(SECRET, token=5)
     core.set_replicas(Arm("v-1", (Replica("http://s"),)))
     core.set_replicas(Arm("v-2", (Replica("http://c"),)))
     set_split(core, rollout, weight_bp)
@@ -68,7 +68,7 @@ def test_after_it_is_destroyed_nothing_computes_a_unit_of_the_rollout_again() ->
     set_split(core, "r-1", 0)
     change = core.publication
 
-    assert core.destroy_unit_key("r-1", token=5, now_s=NOW_S)
+    assert core.destroy_unit_key("r-1", token=5)
 
     stored = json.dumps(core.to_store())
     set_split(core, "r-1", 500)
@@ -80,17 +80,17 @@ def test_after_it_is_destroyed_nothing_computes_a_unit_of_the_rollout_again() ->
     for length, text in itertools.product((64,), (stored, json.dumps(restarted.to_store()))):
         keys = [word for word in text.replace('"', " ").replace(",", " ").split() if len(word) == length]
         assert recorded not in [unit_of(key, "r-1", "alice") for key in keys]
-    assert not core.destroy_unit_key("unknown", token=5, now_s=NOW_S)
+    assert not core.destroy_unit_key("unknown", token=5)
 
 
 def test_the_key_of_a_running_rollout_is_kept() -> None:
     core = table_with()
     with pytest.raises(UnitKeyInUse, match="rollout r-1 has canary v-2 in the table; end it first"):
-        core.destroy_unit_key("r-1", token=5, now_s=NOW_S)
+        core.destroy_unit_key("r-1", token=5)
 
     before = unit(core.table())
     with pytest.raises(StaleFencingToken):
-        core.destroy_unit_key("r-0", token=4, now_s=NOW_S)
+        core.destroy_unit_key("r-0", token=4)
     assert unit(core.table()) == before
 
 
