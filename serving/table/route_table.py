@@ -14,9 +14,9 @@ Rules:
 4. An older fencing token is refused. A tombstoned rollout can have no canary, and can set no stable but the
    one it started from.
 5. After 60 s without a heartbeat from the controller the canary is withdrawn; stable stays.
-6. A restarted table begins with a higher epoch and without a canary, and waits for one lease, because it does
-   not know the routers of its predecessor. If its state was lost and its clock is behind, a router's poll or
-   a replica's fence shows it a later table than its own: it rises above that epoch, and waits again.
+6. A restarted table begins with a higher epoch and without a canary, and waits for one lease: it does not know
+   its predecessor's routers. If its state was lost and its clock is behind, a router's poll or a replica's
+   fence shows it a later table than its own; it rises above that epoch, and waits again.
 7. A rollout's units are named under a random key of its own, which can be destroyed (`unit_keys.py`).
 
 Clock: `now_s` is seconds of CLOCK_BOOTTIME, which includes the time that a machine is suspended.
@@ -245,8 +245,8 @@ class TableCore:
 
     def are_replicas_applied(self, version: str, *, now_s: float) -> bool:
         """True when every router with a lease has the replicas last set for this version."""
-        change = self._replicas_change.get(version, 0)
-        return now_s >= self._unknown_leases_until_s and not self._are_behind(change, now_s)
+        is_behind = self._are_behind(self._replicas_change.get(version, 0), now_s)
+        return now_s >= self._unknown_leases_until_s and not is_behind
 
     # ---- called by routers
 

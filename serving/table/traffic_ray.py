@@ -182,5 +182,7 @@ class RayTraffic:
 def _own(exc: RayTaskError) -> Exception:
     """The error of ours that a call in an actor raised, or Ray's own."""
     cause = exc.cause
-    is_ours = isinstance(cause, StaleFencingToken | BadSplit | UnitKeyInUse)
-    return type(cause)(str(cause)) if is_ours else exc
+    if isinstance(cause, StaleFencingToken | BadSplit | UnitKeyInUse):
+        return type(cause)(str(cause))
+    own: Exception = exc
+    return own
