@@ -14,9 +14,9 @@ Rules:
 4. An older fencing token is refused. A tombstoned rollout can have no canary, and can set no stable but the
    one it started from.
 5. After 60 s without a heartbeat from the controller the canary is withdrawn; stable stays.
-6. A restarted table begins with a higher epoch and without a canary, and waits for one lease: it does not know
-   its predecessor's routers. If its state was lost and its clock is behind, a router's poll or a replica's
-   fence shows it a later table than its own; it rises above that epoch, and waits again.
+6. A restarted table begins with a higher epoch, without a canary, and waits for one lease: its predecessor's
+   routers are not known. If its state was lost and its clock is behind, a router's poll or a replica's fence
+   shows it a later table than its own; it rises above that epoch, and waits again.
 7. A rollout's units are named under a random key of its own, which can be destroyed (`unit_keys.py`).
 
 Clock: `now_s` is seconds of CLOCK_BOOTTIME, which includes the time that a machine is suspended.
@@ -212,13 +212,11 @@ class TableCore:
     def destroy_unit_key(self, rollout: str, *, token: int) -> bool:
         """Destroy the key of the rollout's units; False: none. Raises StaleFencingToken, UnitKeyInUse."""
         self.require(token)
-        is_current = self._split.rollout == rollout
-        if is_current and self._split.canary is not None:
-            raise UnitKeyInUse(
-                f"rollout {rollout} has canary {self._split.canary} in the table; end it first"
-            )
+        canary = self._split.canary if self._split.rollout == rollout else None
+        if canary is not None:
+            raise UnitKeyInUse(f"rollout {rollout} has canary {canary} in the table; end it first")
         is_destroyed = self._unit_keys.destroy(rollout)
-        if is_current and is_destroyed:
+        if is_destroyed and self._split.rollout == rollout:
             self._change += 1  # routers get a new key
             self._unit_keys.of(rollout)
         return is_destroyed
