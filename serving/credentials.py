@@ -34,7 +34,7 @@ class NoKey(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DataSecret:
-    """Authenticates routers to a service's engines, on the paths for users. Keys the HMAC of units too."""
+    """Authenticates routers to a service's engines, on the paths for users."""
 
     text: str = field(repr=False)
 
@@ -42,6 +42,13 @@ class DataSecret:
     def of(cls, root: str) -> DataSecret:
         """The data secret of a service with this root secret. Raises ValueError when that is empty."""
         return cls(_derived(root, b"canaryctl data path"))
+
+
+@dataclass(frozen=True, slots=True)
+class UnitKey:
+    """Keys the HMAC that names units in one rollout's records. Random; engines never hold it."""
+
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from serving.credentials import DataSecret, KeyReference
+from serving.credentials import DataSecret, KeyReference, UnitKey
 
 STABLE = 0
 CANARY = 1
@@ -87,6 +87,7 @@ class RouteTable:
     canary: Arm | None  # None: no request may start on any canary
     stage: int = 0
     secret: DataSecret | None = None  # None: the table of a file, whose upstreams are all external
+    unit_key: UnitKey | None = None  # names the rollout's units; None: each router has one of its own
 
     @property
     def table_revision(self) -> str:

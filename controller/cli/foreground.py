@@ -24,6 +24,10 @@ def router(
     table: Annotated[Path, typer.Option(help="Table file (YAML): service, stable, canary, weight_bp.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of Prometheus metrics; without it, none.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
 ) -> int:
     """Split traffic between endpoints by a table file.
 
@@ -31,4 +35,4 @@ def router(
     """
     from controller.wiring.router import run_router
 
-    return run_router(table, host=host, port=port)
+    return run_router(table, host=host, port=port, metrics_port=metrics_port, metrics_host=metrics_host)

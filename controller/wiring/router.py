@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.router import table_file
+from serving.router.metrics import MetricsAddress
 
 
-def run_router(table: Path, *, host: str, port: int) -> int:
-    """Run the static router until it is interrupted. Returns its exit code."""
-    return table_file.main(table, host, port)
+def run_router(table: Path, *, host: str, port: int, metrics_port: int | None, metrics_host: str) -> int:
+    """Run the static router until it is interrupted. Returns its exit code.
+
+    metrics_port: of its Prometheus metrics; None: none are served.
+    """
+    metrics = None if metrics_port is None else MetricsAddress(metrics_host, metrics_port)
+    return table_file.main(table, host, port, metrics)

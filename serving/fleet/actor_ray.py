@@ -3,15 +3,15 @@
 It hosts the pure `FleetCore`, executes its orders, and persists its state in Ray's key-value store, so that a
 restarted actor continues.
 
-Invariant: every method returns at once, except `acquire_load`, which returns when the device is free.
+Invariant: every method returns at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, assert_never
 
@@ -21,13 +21,26 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
+from serving.actor_calls_ray import ActorHandles
 from serving.actor_names import table_name
+from serving.clock import boot_s
 from serving.credentials import ControlSecret
 from serving.fleet import device_memory, endpoint_probe
-from serving.fleet.engine_ray import build_engine_app
-from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
-from serving.fleet.types import EngineReport, Launch, VersionStatus, one_line
+from serving.fleet.engine_ray import ENGINE_DEPLOYMENT, build_engine_app
+from serving.fleet.fleet import FleetCore
+from serving.fleet.load_queue import LoadQueue
+from serving.fleet.orders import Cancel, DeleteApp, Order, Probe, Publish, Replace, RunApp
+from serving.fleet.types import (
+    EngineReport,
+    HostProcess,
+    Launch,
+    ReplicaState,
+    ReportAnswer,
+    VersionStatus,
+    one_line,
+)
 from serving.messages import Arm, Replica
+from serving.supervised import LoopState, SupervisedLoops
 from serving.targets import Endpoint
 
 IDLE_S = 0.5
@@ -35,6 +48,8 @@ BUSY_S = 0.1
 HTTP_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 TABLE_TIMEOUT_S = 1.0
 KILL_AFTER_S = 20.0  # after the deletion of a version, until its remaining processes are killed
+LOOK_UP_TIMEOUT_S = 5.0
+SERVE_NAMESPACE = "serve"  # of Serve's own actors
 _KEY, _KV_NAMESPACE = b"fleet", b"canaryctl"
 
 log = logging.getLogger("canaryctl.fleet")
@@ -49,17 +64,19 @@ class FleetActor:
         stored = internal_kv._internal_kv_get(_KEY, namespace=_KV_NAMESPACE)
         self._core = FleetCore(stored.decode() if stored else None)
         self._persisted = self._core.to_store()
-        self._queue = LoadQueue()
-        self._load_released = asyncio.Condition()
+        self._queue = LoadQueue(now_s=boot_s())
         self._wake = asyncio.Event()
         self._in_progress: set[tuple[str, ...]] = set()  # keys of orders
         self._tasks: set[asyncio.Task[None]] = set()
         self._serve_calls = ThreadPoolExecutor(1, thread_name_prefix="serve")
         self._node = ray.util.get_node_ip_address()
+        self._cpu_s: dict[HostProcess, float] = {}  # of silent replicas, when they were asked last
         self._deleted_s: dict[str, float] = {}  # application -> when its deletion was requested
         self._on_cpu = device_memory.devices()[0].kind == "host"
+        self._tables = ActorHandles(namespace)
+        self._replica_actors = ActorHandles(SERVE_NAMESPACE)
         self._started: asyncio.Future[None] | None = None
-        self._loop: asyncio.Task[None] | None = None
+        self._loops = SupervisedLoops()
 
     # ---- called by the controller
 
@@ -118,22 +135,23 @@ class FleetActor:
 
     # ---- called by engines
 
-    async def report(self, launch: Launch, report: EngineReport) -> None:
-        """A replica reports its status."""
+    async def report(self, launch: Launch, report: EngineReport) -> ReportAnswer:
+        """A replica reports its status, and its claim to load."""
         self._core.on_report(launch, report, now_s=time.time())
         self._persist_and_wake()
+        may_load = self._queue.on_report(
+            report.replica, report.claims, is_loading=report.is_loading, now_s=boot_s()
+        )
+        if may_load and not report.is_loading:
+            extra = {"service": launch.service, "version": launch.version, "places": list(report.claims)}
+            log.info("load may start", extra=extra)
+        return ReportAnswer(may_load, self._core.is_unpublished(launch, report.url))
 
-    async def acquire_load(self, service: str, version: str, replica: str, places: Sequence[str]) -> None:
-        """Wait until this replica may load on these devices."""
-        async with self._load_released:
-            await self._load_released.wait_for(lambda: self._queue.try_acquire(replica, places))
-        log.info("load started", extra={"service": service, "version": version, "places": list(places)})
+    # ---- called by `doctor` and tests
 
-    async def release_load(self, replica: str) -> None:
-        """The replica has loaded, or has failed to."""
-        async with self._load_released:
-            self._queue.release(replica)
-            self._load_released.notify_all()
+    async def loops(self) -> tuple[LoopState, ...]:
+        """The background loops of this actor."""
+        return self._loops.states
 
     # ---- inside
 
@@ -143,8 +161,8 @@ class FleetActor:
         if state != self._persisted:
             internal_kv._internal_kv_put(_KEY, state.encode(), overwrite=True, namespace=_KV_NAMESPACE)
             self._persisted = state
-        if self._loop is None:
-            self._loop = asyncio.create_task(self._run())
+        if not self._loops.are_running:
+            self._loops.start("orders", self._run)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -161,7 +179,8 @@ class FleetActor:
                 continue
 
     def _start_order(self, order: Order) -> None:
-        key = (type(order).__name__, order.launch.app_name, order.replica if isinstance(order, Probe) else "")
+        replica = order.replica if isinstance(order, Probe | Replace) else ""
+        key = (type(order).__name__, order.launch.app_name, replica)
         if key in self._in_progress:
             return
         self._in_progress.add(key)
@@ -182,10 +201,15 @@ class FleetActor:
                     await self._delete_app(order)
                 case Probe():
                     await self._probe(order)
+                case Replace():
+                    await self._replace(order)
                 case _:
                     assert_never(order)
         except (RayError, OSError, TimeoutError) as exc:
             log.warning("order failed", extra={"order": key[0], "app": key[1], "error": one_line(exc)})
+            await asyncio.sleep(IDLE_S)
+        except Exception:  # the order is due again
+            log.exception("order failed", extra={"order": key[0], "app": key[1]})
             await asyncio.sleep(IDLE_S)
         finally:
             self._in_progress.discard(key)
@@ -205,22 +229,24 @@ class FleetActor:
 
     async def _publish(self, order: Publish) -> None:
         launch = order.launch
-        replicas = tuple(Replica(url) for url in order.urls)
+        load = order.in_flight or (0,) * len(order.urls)
+        replicas = tuple(Replica(url, count) for url, count in zip(order.urls, load, strict=True))
         is_external = launch.url is not None
         arm = Arm(launch.version, replicas, is_external, launch.endpoint_model, launch.api_key)
+        name = table_name(launch.service)
         try:
-            table: Any = await asyncio.to_thread(
-                ray.get_actor, table_name(launch.service), namespace=self._namespace
-            )
+            async with asyncio.timeout(TABLE_TIMEOUT_S):
+                table = await self._tables.get(name)
+                await table.set_replicas.remote(arm, self._core.fence_epoch(launch.service))
+                is_applied = bool(await table.are_replicas_applied.remote(launch.version))
         except ValueError:
             # No table: the service is being opened or was closed, and has no routers.
-            self._core.on_published(order, is_applied=True, now_s=time.time())
-            return
-        async with asyncio.timeout(TABLE_TIMEOUT_S):
-            await table.set_replicas.remote(arm)
-            is_applied = bool(await table.are_replicas_applied.remote(launch.version))
+            is_applied = True
+        except (RayError, TimeoutError):
+            self._tables.forget(name)
+            raise
         self._core.on_published(order, is_applied=is_applied, now_s=time.time())
-        if not is_applied and not order.urls:
+        if not is_applied:
             await asyncio.sleep(BUSY_S)
 
     async def _post_cancel(self, launch: Launch, url: str) -> None:
@@ -236,9 +262,6 @@ class FleetActor:
 
     async def _delete_app(self, order: DeleteApp) -> None:
         name = order.launch.app_name
-        for replica in self._queue.holders:
-            if self._core.owns(order.launch, replica):
-                await self.release_load(replica)
         status = await self._in_serve_thread(_status, name)
         if status is not None and status[0] != "DELETING":
             await self._in_serve_thread(_delete, name)
@@ -246,6 +269,8 @@ class FleetActor:
         alive = await asyncio.to_thread(device_memory.still_alive, order.processes, self._node)
         if status is None and not alive:
             del self._deleted_s[name]
+            for replica in self._core.replicas(order.launch):
+                self._queue.release(replica)
             self._core.on_gone(order.launch, now_s=time.time())
             return
         if status is None and time.monotonic() - since_s > KILL_AFTER_S:
@@ -260,27 +285,79 @@ class FleetActor:
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 error = await endpoint_probe.endpoint_error(session, launch)
             self._core.on_endpoint_probed(launch.service, launch.version, error, now_s=time.time())
-        elif not await self._is_listening(order):
-            self._core.on_replica_lost(launch.service, launch.version, order.replica)
-            await self.release_load(order.replica)
+        else:
+            await self._ask_replica(order)
         await asyncio.sleep(IDLE_S)
 
-    async def _is_listening(self, order: Probe) -> bool:
+    async def _ask_replica(self, order: Probe) -> None:
+        """Ask a replica whose reports have stopped for its state."""
+        launch = order.launch
         url = Endpoint.parsed(order.url).own("/_canaryctl/state")
-        headers = ControlSecret.of(order.launch.secret).headers
+        headers = ControlSecret.of(launch.secret).headers
+        state: ReplicaState | None = None
         try:
             async with (
                 aiohttp.ClientSession(timeout=HTTP_TIMEOUT) as session,
                 session.get(url, headers=headers, allow_redirects=False) as answer,
             ):
-                return answer.status < 500
+                found = await answer.json()
+                state = ReplicaState(int(found["in_flight"]), bool(found["ready"]))
+        except TimeoutError:
+            log.warning("replica is silent", extra={"app": launch.app_name, "url": order.url})
         except aiohttp.ClientConnectionError:
+            self._lose(order)
+            return
+        except (aiohttp.ClientError, ValueError, KeyError, TypeError) as exc:
+            # Another server on a port that was used anew.
+            log.warning("not a replica", extra={"url": order.url, "error": repr(exc)})
+            self._lose(order)
+            return
+        self._core.on_replica_probed(
+            *(launch.service, launch.version, order.replica, state),
+            now_s=time.time(),
+            is_still=self._is_still(order),
+        )
+
+    def _is_still(self, order: Probe) -> bool:
+        """True when the replica's process has used no CPU time since it was asked before."""
+        if order.process is None:
             return False
+        before_s, now_s = self._cpu_s.get(order.process), device_memory.cpu_s(order.process, self._node)
+        if now_s is None:
+            return False
+        self._cpu_s[order.process] = now_s
+        return before_s is not None and now_s <= before_s
+
+    def _lose(self, order: Probe | Replace) -> None:
+        for process in order.processes if isinstance(order, Replace) else (order.process,):
+            if process is not None:
+                self._cpu_s.pop(process, None)
+        self._core.on_replica_lost(order.launch.service, order.launch.version, order.replica)
+        self._queue.release(order.replica)
+
+    async def _replace(self, order: Replace) -> None:
+        """Kill a hung replica: Serve, whose own health check takes minutes, then starts another at once."""
+        app = order.launch.app_name
+        log.error("replica has hung; killing it", extra={"app": app, "replica": order.replica})
+        here = await asyncio.to_thread(device_memory.still_alive, order.processes, self._node)
+        await asyncio.to_thread(device_memory.kill, here)
+        if any(process.node != self._node for process in order.processes):
+            name = f"SERVE_REPLICA::{app}#{ENGINE_DEPLOYMENT}#{order.replica}"
+            with contextlib.suppress(ValueError):  # it has ended
+                async with asyncio.timeout(LOOK_UP_TIMEOUT_S):
+                    actor = await self._replica_actors.get(name)
+                    await asyncio.to_thread(ray.kill, actor)
+            self._replica_actors.forget(name)
+        self._lose(order)
 
     async def _serve_started(self) -> None:
         if self._started is None:
             self._started = self._in_serve_thread(_start_serve, self._http)
-        await self._started
+        try:
+            await self._started
+        except Exception:
+            self._started = None  # tried again by the next call
+            raise
 
     def _in_serve_thread(self, call: Any, *arguments: Any) -> asyncio.Future[Any]:
         """Run a blocking call of Serve's client, which only one thread may use."""

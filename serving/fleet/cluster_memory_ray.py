@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from serving.actor_calls_ray import Deadline
 from serving.fleet import device_memory
 from serving.fleet.device_memory import DeviceMemory
 
 TIMEOUT_S = 8.0  # the first call to a node starts a worker there
+HEAD_S = 4.0  # beyond that, for what Ray's head is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,13 @@ def cluster_devices(*, timeout_s: float = TIMEOUT_S) -> tuple[NodeDevices, ...]:
     """
     if not ray.is_initialized():
         return (NodeDevices("", device_memory.devices(), None),)
+    try:
+        return Deadline(timeout_s + HEAD_S).run(lambda: _ask_nodes(timeout_s))
+    except GetTimeoutError:  # Ray's head hangs
+        return (NodeDevices("", device_memory.devices(), None),)
+
+
+def _ask_nodes(timeout_s: float) -> tuple[NodeDevices, ...]:
     nodes = sorted(
         (one for one in ray.nodes() if one["Alive"]), key=lambda one: str(one["NodeManagerAddress"])
     )

@@ -66,6 +66,18 @@ def still_alive(processes: Iterable[HostProcess], node: str) -> tuple[HostProces
     return tuple(alive)
 
 
+def cpu_s(process: HostProcess, node: str) -> float | None:
+    """CPU time that the process of this host has used, in seconds; None: of another host, or it has ended."""
+    try:
+        current = psutil.Process(process.pid)
+        if process.node != node or current.create_time() != process.created_s:
+            return None
+        times = current.cpu_times()
+        return float(times.user + times.system)
+    except psutil.Error:
+        return None
+
+
 def kill(processes: Iterable[HostProcess]) -> None:
     """Kill processes of this host; one that has already ended is skipped."""
     for process in processes:

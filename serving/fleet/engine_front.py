@@ -54,6 +54,7 @@ class EngineFront:
         self._is_alive = is_alive
         self._tasks: set[asyncio.Task[Any]] = set()  # one for each request in flight
         self._closing = False
+        self.is_leaving = False  # it still answers, until no router sends to it
         self.app: App | None = None  # None: still loading
         self.fence: TableRevision | None = None  # None: not set
 
@@ -159,7 +160,8 @@ class EngineFront:
 
     def state(self) -> dict[str, Any]:
         """Body of `GET /_canaryctl/state`."""
-        state = {"in_flight": self.in_flight, "ready": self._is_ready, "fence": self._fence_text()}
+        is_ready = self._is_ready and not self.is_leaving
+        state = {"in_flight": self.in_flight, "ready": is_ready, "fence": self._fence_text()}
         return {**state, **self._describe()}
 
     def _fence_text(self) -> str | None:

@@ -17,15 +17,18 @@ import socket
 import time
 from collections.abc import AsyncIterator, Generator
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import uvicorn
 from ray import serve
 from ray.exceptions import RayError
 
+from serving.actor_calls_ray import ActorHandles
 from serving.actor_names import FLEET, NAMESPACE
+from serving.clock import boot_s
 from serving.credentials import ControlSecret, DataSecret
 from serving.fleet import device_memory
 from serving.fleet.engine_args import (
@@ -36,13 +39,18 @@ from serving.fleet.engine_args import (
     environment,
 )
 from serving.fleet.engine_front import EngineFront
-from serving.fleet.types import EngineReport, HostProcess, Launch, one_line
+from serving.fleet.progress import STALL_S, Progress
+from serving.fleet.types import EngineReport, HostProcess, Launch, ReplicaPhase, one_line
 from serving.loopback import HOST
 from serving.loopback_ray import keep_on_loopback
+from serving.supervised import SupervisedLoops
 
 REPORT_S = 0.5
 MEMORY_EVERY = 4  # reports; reading a process tree's pages takes milliseconds
+REPORT_TIMEOUT_S = 3.0  # of one report, the fleet actor's look-up included
+LEAVE_S = 10.0  # how long a replica that Serve stops waits until it is in no router's table
 CLOSE_GRACE_S = 30.0
+ENGINE_DEPLOYMENT = "engine"  # in the Serve application of a version
 # How long a failed load is reported before Serve may replace the replica: by then the fleet has deleted a
 # version that was never ready; one that was ready is loaded again.
 FAILED_REPORT_S = 30.0
@@ -69,7 +77,7 @@ class EngineReplica:
         self._launch = launch
         self._replica: str = serve.get_replica_context().replica_id.unique_id
         self._node: str = ray.util.get_node_ip_address()
-        self._phase: Literal["loading", "ready", "failed"] = "loading"
+        self._phase: ReplicaPhase = "loading"
         self._error: str | None = None
         self._failed_s = 0.0  # monotonic; when the phase became failed
         self._engine: Any = None
@@ -77,6 +85,12 @@ class EngineReplica:
         self._memory_bytes: int | None = None
         self._processes: tuple[HostProcess, ...] = ()
         self._changed = asyncio.Event()
+        self._claims: tuple[str, ...] = ()  # devices that it waits for or loads on
+        self._is_loading = False
+        self._may_load = asyncio.Event()
+        self._is_unpublished = asyncio.Event()
+        self._progress = Progress(now_s=boot_s())
+        self._handles = ActorHandles(NAMESPACE)
         self._front = EngineFront(
             data=DataSecret.of(launch.secret),
             control=ControlSecret.of(launch.secret),
@@ -94,15 +108,18 @@ class EngineReplica:
             ws="none",
         )
         self._server = QuietServer(config)
-        self._tasks = [
-            asyncio.create_task(self._server.serve(sockets=[listening])),
-            asyncio.create_task(self._load()),
-            asyncio.create_task(self._report()),
-        ]
+        self._serving: asyncio.Future[None] = asyncio.create_task(self._server.serve(sockets=[listening]))
+        self._loading = asyncio.create_task(self._load())
+        self._loops = SupervisedLoops()
+        self._loops.start("report", self._report)
 
     async def check_health(self) -> None:
         """Raises when the engine has died or could not be loaded; Serve then replaces the replica."""
         if self._phase == "failed" and time.monotonic() > self._failed_s + FAILED_REPORT_S:
+            raise RuntimeError(self._error)
+        if self._serving.done():
+            raise RuntimeError("the replica's HTTP server has ended")
+        if self._phase == "stalled":
             raise RuntimeError(self._error)
         if self._phase == "ready":
             try:
@@ -119,11 +136,18 @@ class EngineReplica:
         self._failed_s -= FAILED_REPORT_S  # replaced as soon as Serve has counted three failures
 
     async def __del__(self) -> None:
-        """Called by Serve when it stops the replica: requests in flight may finish first."""
+        """Called by Serve when it stops the replica: routers forget it and requests in flight end first."""
+        if not self._is_loading:  # the thread that loads would go on, on a device that is free for others
+            self._loading.cancel()
+        if self._phase in ("ready", "stalled"):
+            self._set("closing", None)
+            self._front.is_leaving = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await self._is_unpublished.wait()
         await self._front.close(grace_s=CLOSE_GRACE_S)
         self._server.should_exit = True
-        for task in self._tasks[1:]:
-            task.cancel()
+        await self._loops.stop()
         await self._stack.aclose()
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
@@ -134,7 +158,7 @@ class EngineReplica:
             # Before waiting for the device, so that an invalid launch fails at once.
             check_checkpoint(str(self._launch.model_dir))
             command_line(self._launch, on_cpu=True)
-            async with _load_permit(self._launch, self._replica):
+            async with self._load_permit():
                 self._engine, arguments = await asyncio.to_thread(_build_engine, self._launch)
                 app = await _build_app(self._engine, arguments)
                 await self._stack.enter_async_context(app.router.lifespan_context(app))
@@ -142,12 +166,13 @@ class EngineReplica:
             log.exception("load failed", extra={"version": self._launch.version})
             self._set("failed", one_line(exc))
             return
+        _note_steps(self._engine, self._progress)
         self._front.app = app
         self._set("ready", None)
         took_s = round(time.monotonic() - began, 1)
         log.info("ready", extra={"version": self._launch.version, "took_s": took_s})
 
-    def _set(self, phase: Literal["loading", "ready", "failed"], error: str | None) -> None:
+    def _set(self, phase: ReplicaPhase, error: str | None) -> None:
         if phase == "failed" and self._phase != "failed":
             self._failed_s = time.monotonic()
         self._phase, self._error = phase, error
@@ -160,11 +185,11 @@ class EngineReplica:
             "error": self._error,
             "memory_bytes": self._memory_bytes,
             "pid": os.getpid(),
+            "loops": [asdict(state) for state in self._loops.states],
         }
 
     async def _report(self) -> None:
         """Report to the fleet repeatedly, so that a restarted fleet gets the whole status again."""
-        fleet: Any = None
         count = 0
         while True:
             if count % MEMORY_EVERY == 0:
@@ -172,42 +197,80 @@ class EngineReplica:
                 pids = [process.pid for process in self._processes]
                 self._memory_bytes = await asyncio.to_thread(device_memory.held_bytes, pids)
             count += 1
-            if self._phase == "ready" and self._engine.errored:
-                self._on_death("its core has stopped")  # sooner than Serve's next health check
+            self._check_engine()
             self._changed.clear()
-            report = EngineReport(
-                replica=self._replica,
-                url=self._url,
-                phase=self._phase,
-                in_flight=self._front.in_flight,
-                memory_bytes=self._memory_bytes,
-                processes=self._processes,
-                error=self._error,
-            )
-            try:
-                fleet = fleet or await asyncio.to_thread(ray.get_actor, FLEET, namespace=NAMESPACE)
-                await fleet.report.remote(self._launch, report)
-            except (RayError, ValueError) as exc:
-                fleet = None
-                log.warning("fleet unreachable", extra={"error": one_line(exc)})
+            await self._send_report()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_S):
                     await self._changed.wait()
 
+    def _check_engine(self) -> None:
+        """Sooner than Serve's next health check, and more: Serve's sees no stall."""
+        if self._phase not in ("ready", "stalled"):
+            return
+        if self._engine.errored:
+            self._on_death("its core has stopped")
+            return
+        unfinished = self._engine.output_processor.get_num_unfinished_requests()
+        if self._progress.is_stalled(unfinished, boot_s()):
+            text = f"the engine has made no step for {STALL_S:g} s although it has {unfinished} requests"
+            self._set("stalled", text)
+        elif self._phase == "stalled":
+            self._set("ready", None)
 
-@contextlib.asynccontextmanager
-async def _load_permit(launch: Launch, replica: str) -> AsyncIterator[None]:
-    """The device's load lock: two engines that size their memory on one device at once get it wrong."""
-    node = ray.get_runtime_context().get_node_id()
-    gpus = ray.get_gpu_ids()
-    places = [f"{node}/gpu{gpu}" for gpu in gpus] or [f"{node}/host"]
-    fleet = await asyncio.to_thread(ray.get_actor, FLEET, namespace=NAMESPACE)
-    await fleet.acquire_load.remote(launch.service, launch.version, replica, places)
-    try:
-        _require_memory(launch, gpus)
-        yield
-    finally:
-        await fleet.release_load.remote(replica)
+    async def _send_report(self) -> None:
+        report = EngineReport(
+            replica=self._replica,
+            url=self._url,
+            phase=self._phase,
+            in_flight=self._front.in_flight,
+            memory_bytes=self._memory_bytes,
+            processes=self._processes,
+            error=self._error,
+            claims=self._claims,
+            is_loading=self._is_loading,
+            fence_epoch=self._front.fence[0] if self._front.fence is not None else 0,
+        )
+        try:
+            async with asyncio.timeout(REPORT_TIMEOUT_S):
+                fleet = await self._handles.get(FLEET)
+                answer = await fleet.report.remote(self._launch, report)
+        except (RayError, ValueError, TimeoutError) as exc:
+            self._handles.forget(FLEET)
+            log.warning("fleet unreachable", extra={"error": one_line(exc)})
+            return
+        if answer.may_load:
+            self._may_load.set()
+        if answer.is_unpublished and report.phase == "closing":
+            self._is_unpublished.set()
+
+    @contextlib.asynccontextmanager
+    async def _load_permit(self) -> AsyncIterator[None]:
+        """The lock of this replica's devices, which it claims and gives back by its reports (`LoadQueue`)."""
+        node = ray.get_runtime_context().get_node_id()
+        gpus = ray.get_gpu_ids()
+        self._claims = tuple(f"{node}/gpu{gpu}" for gpu in gpus) or (f"{node}/host",)
+        try:
+            self._changed.set()
+            await self._may_load.wait()
+            self._is_loading = True
+            _require_memory(self._launch, gpus)
+            yield
+        finally:
+            self._claims, self._is_loading = (), False
+            self._changed.set()
+
+
+def _note_steps(engine: Any, progress: Progress) -> None:
+    """Tell `progress` of each step of the engine, which reports its statistics after every one."""
+    processor = engine.output_processor
+    update = processor.update_scheduler_stats
+
+    def noted(stats: Any) -> None:
+        progress.step(boot_s())
+        update(stats)
+
+    processor.update_scheduler_stats = noted
 
 
 def _require_memory(launch: Launch, gpus: list[Any]) -> None:
@@ -293,13 +356,13 @@ def build_engine_app(launch: Launch, *, on_cpu: bool, cores: int) -> serve.Appli
         options["num_gpus"] = launch.gpus_per_replica
     deployment = serve.deployment(
         EngineReplica,
-        name="engine",
+        name=ENGINE_DEPLOYMENT,
         num_replicas=launch.replicas,
         ray_actor_options=options,
         max_ongoing_requests=1_000_000,  # requests do not come through Serve
         health_check_period_s=5,
         health_check_timeout_s=60,
-        graceful_shutdown_timeout_s=CLOSE_GRACE_S + 15,
+        graceful_shutdown_timeout_s=LEAVE_S + CLOSE_GRACE_S + 15,
         **placement,
     )
     # A random version at each run would restart every replica; num_replicas scales a pinned one.

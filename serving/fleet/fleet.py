@@ -11,6 +11,13 @@ Rules:
 5. An endpoint that does not answer its probe says why at once. It has failed at once if that cannot heal by
    itself (401, 403, 404, a redirect, a key that cannot be read), else after a minute. Once ready it is probed
    on and keeps its place in the route table: what it answers users is judged there.
+6. A replica that Serve stops (`closing`) leaves the table first: its report is answered `is_unpublished` once
+   every router has acknowledged a table without it.
+7. A replica whose reports stop is asked. One that does not answer leaves the table, at once while another
+   replica of its version answers, else at its sixth silence in a row (about 15 s): the last one may only be
+   slow. At its 24th (a minute), or its 60th while it loads, it has hung and is killed, so that Serve replaces
+   it; on a busy host it has longer, because the fleet asks later too. A silence during which its process used
+   no CPU time counts for three. Silences are counted, not timed, so that a corrected clock makes nobody hang.
 
 Invariant: this file reads no clock and imports no Ray.
 """
@@ -20,9 +27,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
-from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch, VersionPhase, VersionStatus
+from serving.fleet.orders import Cancel, DeleteApp, Order, Probe, Publish, Replace, RunApp
+from serving.fleet.types import (
+    EndpointError,
+    EngineReport,
+    HostProcess,
+    Launch,
+    ReplicaState,
+    VersionPhase,
+    VersionStatus,
+)
 from serving.table.route_table import StaleFencingToken
 
 REPORT_TIMEOUT_S = 3.0  # without a report for this long, a replica is probed
@@ -31,51 +47,12 @@ STOP_LIMIT_S = 15.0  # until an engine that does not end its requests is deleted
 REPUBLISH_S = 2.0  # so that a new route table gets the replicas
 ENDPOINT_LOAD_S = 60.0  # until an endpoint that does not answer its probe has failed
 ENDPOINT_PROBE_S = 10.0  # between probes of a ready endpoint
+LOAD_PUBLISH_S = 0.5  # between two publications of requests in flight
+HUNG_SILENCES = 6  # in a row, each of 2.5 s or more: the last replica of a version leaves the route table
+REPLACED_SILENCES = 24  # in a row: a hung replica is killed, so that Serve replaces it
+STILL_SILENCES = 3  # that one counts for, of a process that uses no CPU time meanwhile: it is not just slow
+LOADING_SILENCES = 60  # the same while it loads, which may hold up everything else in its process
 GONE_LIMIT = 20  # versions
-
-
-@dataclass(frozen=True, slots=True)
-class RunApp:
-    """Run the version in Serve with its number of replicas."""
-
-    launch: Launch
-    running: int  # replicas that already report
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Publish the version's addresses in the route table; without urls it leaves the table."""
-
-    launch: Launch
-    urls: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Abort the requests in flight at these addresses."""
-
-    launch: Launch
-    urls: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteApp:
-    """Delete the version from Serve; call `on_gone` once its processes have ended."""
-
-    launch: Launch
-    processes: tuple[HostProcess, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Check whether this address accepts connections."""
-
-    launch: Launch
-    replica: str
-    url: str
-
-
-Order: TypeAlias = RunApp | Publish | Cancel | DeleteApp | Probe
 
 
 @dataclass(slots=True)
@@ -87,8 +64,11 @@ class _Version:
     processes: set[HostProcess] = field(default_factory=set)  # all that were ever reported
     error: str | None = None
     run_as: Launch | None = None  # the launch that Serve has accepted last
-    published: tuple[str, ...] | None = None  # None: never published
+    silences: dict[str, int] = field(default_factory=dict)  # probes without an answer, in a row; by replica
+    published: Publish | None = None  # None: never published by this fleet
+    may_be_published: bool = False  # by a fleet before, whose addresses are not known
     published_s: float = 0.0
+    routed_urls: frozenset[str] = frozenset()  # addresses that some router may still send requests to
     out_of_table: bool = False  # no router will send it another request
     reload_as: Launch | None = None  # to be loaded when it is gone
     is_up: bool = False  # an external endpoint has answered its probe
@@ -102,8 +82,24 @@ class _Version:
     def urls(self) -> tuple[str, ...]:
         if self.launch.url is not None:
             return (self.launch.url,) if self.is_up else ()
-        ready = [report.url for report, _ in self.reports.values() if report.phase == "ready"]
-        return tuple(sorted(ready))
+        ready = {name: one.url for name, (one, _) in self.reports.items() if one.phase == "ready"}
+        answering = [url for name, url in ready.items() if not self.silences.get(name)]
+        if not answering:
+            answering = [url for name, url in ready.items() if self.silences.get(name, 0) < HUNG_SILENCES]
+        return tuple(sorted(answering))
+
+    @property
+    def publication(self) -> Publish:
+        """What the route table should hold."""
+        urls = self.urls
+        load = {report.url: report.in_flight for report, _ in self.reports.values()}
+        in_flight = tuple(load.get(url, 0) for url in urls) if len(urls) > 1 else ()
+        return Publish(self.launch, urls, in_flight)
+
+    @property
+    def has_left(self) -> bool:
+        """True when a replica waits until no router sends to it."""
+        return any(report.phase == "closing" for report, _ in self.reports.values())
 
     @property
     def in_flight(self) -> int:
@@ -128,6 +124,7 @@ class FleetCore:
         for data in state.get("versions", ()):
             launch = Launch.from_json(data["launch"])
             entry = _Version(launch, data["phase"], data["since_s"], error=data["error"])
+            entry.may_be_published = True
             entry.processes = {HostProcess(*process) for process in data["processes"]}
             self._versions[launch.service, launch.version] = entry
 
@@ -191,10 +188,14 @@ class FleetCore:
         key = (launch.service, launch.version)
         entry = self._versions.get(key)
         if entry is None:
+            if report.phase == "closing":
+                return
             # The fleet has lost its stored state: adopt what runs.
-            entry = self._versions[key] = _Version(launch, "loading", now_s, run_as=launch)
+            entry = _Version(launch, "loading", now_s, run_as=launch, may_be_published=True)
+            self._versions[key] = entry
         entry.processes.update(report.processes)
         entry.reports[report.replica] = (report, now_s)
+        entry.silences.pop(report.replica, None)
         if report.error is not None:
             entry.error = report.error
         if entry.phase == "loading":
@@ -211,6 +212,38 @@ class FleetCore:
         entry = self._versions.get((service, version))
         if entry is not None:
             entry.reports.pop(replica, None)
+            entry.silences.pop(replica, None)
+
+    def on_replica_probed(
+        self,
+        service: str,
+        version: str,
+        replica: str,
+        state: ReplicaState | None,
+        *,
+        now_s: float,
+        is_still: bool = False,
+    ) -> None:
+        """A replica whose reports had stopped was asked; state None: it did not answer in time.
+
+        is_still: since it was asked before, its process has used no CPU time.
+        """
+        entry = self._versions.get((service, version))
+        found = entry.reports.get(replica) if entry is not None else None
+        if entry is None or found is None:
+            return
+        report, _ = found
+        if state is None:
+            silences = entry.silences.get(replica, 0) + (STILL_SILENCES if is_still else 1)
+            entry.silences[replica] = silences
+            if silences >= HUNG_SILENCES and report.phase != "loading":
+                entry.error = f"an engine at {report.url} has hung; it is replaced"
+            return
+        entry.silences.pop(replica, None)
+        phase = report.phase
+        if phase == "ready" and not state.is_ready:
+            phase = "closing"
+        entry.reports[replica] = (replace(report, in_flight=state.in_flight, phase=phase), now_s)
 
     def on_endpoint_probed(
         self, service: str, version: str, error: EndpointError | None, *, now_s: float
@@ -242,7 +275,8 @@ class FleetCore:
         """The route table has accepted the order. is_applied: every router obeys it."""
         entry = self._versions.get((order.launch.service, order.launch.version))
         if entry is not None:
-            entry.published, entry.published_s = order.urls, now_s
+            entry.published, entry.published_s = order, now_s
+            entry.routed_urls = frozenset(order.urls) | (frozenset() if is_applied else entry.routed_urls)
             entry.out_of_table = is_applied and not order.urls
 
     def on_gone(self, launch: Launch, *, now_s: float) -> None:
@@ -288,10 +322,24 @@ class FleetCore:
             if of == service
         )
 
-    def owns(self, launch: Launch, replica: str) -> bool:
-        """True when the replica belongs to this version."""
+    def replicas(self, launch: Launch) -> tuple[str, ...]:
+        """The replicas of this version that have reported and are not lost."""
         entry = self._versions.get((launch.service, launch.version))
-        return entry is not None and replica in entry.reports
+        return tuple(entry.reports) if entry is not None else ()
+
+    def fence_epoch(self, service: str) -> int:
+        """The highest epoch of a fence at one of the service's replicas."""
+        entries = [entry for (of, _), entry in self._versions.items() if of == service]
+        return max((one.fence_epoch for entry in entries for one, _ in entry.reports.values()), default=0)
+
+    def is_unpublished(self, launch: Launch, url: str) -> bool:
+        """True when no router sends this version's requests to this address."""
+        entry = self._versions.get((launch.service, launch.version))
+        if entry is None or entry.phase == "gone":
+            return True
+        if entry.published is None:
+            return not entry.may_be_published
+        return url not in entry.routed_urls and url not in entry.published.urls
 
     def _orders_of(self, entry: _Version, now_s: float) -> Sequence[Order]:
         match entry.phase:
@@ -302,7 +350,7 @@ class FleetCore:
             case "draining":
                 publish = [] if entry.out_of_table else [Publish(entry.launch, ())]
                 return [*publish, *self._probes(entry, now_s)]
-            case "stopping" if not entry.out_of_table and entry.published is not None:
+            case "stopping" if not entry.out_of_table and (entry.published or entry.may_be_published):
                 return (Publish(entry.launch, ()),)
             case "stopping" if entry.in_flight and now_s - entry.since_s < STOP_LIMIT_S:
                 cancel = [Cancel(entry.launch, entry.urls)] if now_s - entry.since_s >= STOP_GRACE_S else []
@@ -314,20 +362,30 @@ class FleetCore:
         return (DeleteApp(entry.launch, tuple(sorted(entry.processes))),)
 
     def _publish_if_due(self, entry: _Version, now_s: float) -> list[Order]:
-        if entry.published is None and not entry.urls:
-            return []
-        is_due = entry.published != entry.urls or now_s - entry.published_s >= REPUBLISH_S
-        return [Publish(entry.launch, entry.urls)] if is_due else []
+        wanted, published = entry.publication, entry.published
+        if published is None:
+            return [wanted] if wanted.urls or entry.has_left else []
+        is_due = (
+            published.urls != wanted.urls
+            or not entry.routed_urls <= set(wanted.urls)
+            or (published.in_flight != wanted.in_flight and now_s - entry.published_s >= LOAD_PUBLISH_S)
+            or now_s - entry.published_s >= REPUBLISH_S
+        )
+        return [wanted] if is_due else []
 
     def _probes(self, entry: _Version, now_s: float) -> list[Order]:
         if entry.launch.url is not None:
             is_due = not entry.is_up or now_s - entry.probed_s >= ENDPOINT_PROBE_S
             return [Probe(entry.launch, "", entry.launch.url)] if is_due else []
-        return [
-            Probe(entry.launch, replica, report.url)
-            for replica, (report, reported_s) in entry.reports.items()
-            if now_s - reported_s > REPORT_TIMEOUT_S
-        ]
+        orders: list[Order] = []
+        for replica, (report, reported_s) in entry.reports.items():
+            limit = LOADING_SILENCES if report.phase == "loading" else REPLACED_SILENCES
+            if entry.silences.get(replica, 0) >= limit:
+                orders.append(Replace(entry.launch, replica, report.processes))
+            elif now_s - reported_s > REPORT_TIMEOUT_S:
+                process = report.processes[0] if report.processes else None
+                orders.append(Probe(entry.launch, replica, report.url, process))
+        return orders
 
     def require(self, token: int) -> None:
         """Take the token of a command. Raises StaleFencingToken when a younger one has been used."""
@@ -338,26 +396,3 @@ class FleetCore:
     def _find(self, service: str, version: str, token: int) -> _Version | None:
         self.require(token)
         return self._versions.get((service, version))
-
-
-class LoadQueue:
-    """Lock of each device while an engine loads on it: one load at a time."""
-
-    def __init__(self) -> None:
-        self._holders: dict[str, str] = {}  # place -> replica
-
-    def try_acquire(self, replica: str, places: Sequence[str]) -> bool:
-        """True when the replica now holds all of these devices."""
-        if any(self._holders.get(place, replica) != replica for place in places):
-            return False
-        self._holders.update(dict.fromkeys(places, replica))
-        return True
-
-    def release(self, replica: str) -> None:
-        """Release the replica's devices, if it holds any."""
-        self._holders = {place: holder for place, holder in self._holders.items() if holder != replica}
-
-    @property
-    def holders(self) -> frozenset[str]:
-        """Replicas that hold a device."""
-        return frozenset(self._holders.values())

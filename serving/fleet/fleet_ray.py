@@ -11,11 +11,13 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from serving.actor_calls_ray import ActorHandles, Deadline, Patience
 from serving.actor_names import FLEET, NAMESPACE, detached
 from serving.fleet.actor_ray import FleetActor
 from serving.fleet.device_memory import DeviceMemory
 from serving.fleet.types import FleetUnreachable, Launch, VersionStatus, one_line
 from serving.loopback import HOST
+from serving.supervised import LoopState
 from serving.table.route_table import StaleFencingToken
 
 OPEN_TIMEOUT_S = 60.0
@@ -27,7 +29,8 @@ class RayFleet:
     def __init__(self, namespace: str = NAMESPACE, *, timeout_s: float = 0.25) -> None:
         self._namespace = namespace
         self._timeout_s = timeout_s
-        self._actor: Any = None
+        self._handles = ActorHandles(namespace)
+        self._patience = Patience(timeout_s)
 
     # ---- the cluster
 
@@ -37,14 +40,16 @@ class RayFleet:
         Waits a minute at most. Raises FleetUnreachable.
         """
         options = detached(FLEET, self._namespace)
+        deadline = Deadline(OPEN_TIMEOUT_S)
+        fleet = ray.remote(FleetActor).options(**options)
         try:
-            actor = ray.remote(FleetActor).options(**options).remote(http_host, http_port, self._namespace)
-            ray.get(actor.observe.remote(""), timeout=OPEN_TIMEOUT_S)
+            actor = deadline.run(lambda: fleet.remote(http_host, http_port, self._namespace))
+            ray.get(actor.observe.remote(""), timeout=deadline.left_s)
         except (RayError, GetTimeoutError) as exc:
             raise FleetUnreachable(
                 f"the fleet actor does not start ({one_line(exc)}); see Ray's logs"
             ) from exc
-        self._actor = actor
+        self._handles.keep(FLEET, actor)
 
     def start_router(self, service: str, replicas: int = 1, *, token: int) -> None:
         """Run the service's router in Serve at /{service}. Waits until Serve has accepted it.
@@ -69,6 +74,14 @@ class RayFleet:
         except FleetUnreachable:
             return None
         return devices
+
+    def loops(self) -> tuple[LoopState, ...] | None:
+        """The background loops of the fleet actor; None: unreachable."""
+        try:
+            loops: tuple[LoopState, ...] = self._call("loops")
+        except FleetUnreachable:
+            return None
+        return loops
 
     # ---- versions
 
@@ -99,16 +112,19 @@ class RayFleet:
     # ---- inside
 
     def _call(self, method: str, *values: object, timeout_s: float | None = None) -> Any:
+        def work(deadline: Deadline) -> Any:
+            actor = self._handles.within(FLEET, deadline)
+            return ray.get(getattr(actor, method).remote(*values), timeout=deadline.left_s)
+
         try:
-            if self._actor is None:
-                self._actor = ray.get_actor(FLEET, namespace=self._namespace)
-            pending = getattr(self._actor, method).remote(*values)
-            return ray.get(pending, timeout=timeout_s or self._timeout_s)
+            if timeout_s is None:
+                return work(Deadline(self._timeout_s))
+            return self._patience.run(timeout_s, work)
         except RayTaskError as exc:
             if isinstance(exc.cause, StaleFencingToken):
                 raise StaleFencingToken(str(exc.cause)) from exc
             raise
         except (GetTimeoutError, RayError, ValueError) as exc:
             # Ray restarts a dead actor under the same name: the next call looks it up again.
-            self._actor = None
+            self._handles.forget(FLEET)
             raise FleetUnreachable(f"the fleet actor does not answer ({one_line(exc)})") from exc

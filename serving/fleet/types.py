@@ -16,6 +16,9 @@ from serving.files.plain_text import plain_text
 # draining: out of the route table, requests in flight continue.  stopping: Serve is deleting it.
 # gone: its processes have ended and its memory is free.  failed: see last_error; not retried.
 VersionPhase: TypeAlias = Literal["loading", "ready", "draining", "stopping", "gone", "failed"]
+# closing: Serve stops the replica, which still answers until no router sends to it.  stalled: its engine has
+# produced nothing for long although it has requests.
+ReplicaPhase: TypeAlias = Literal["loading", "ready", "closing", "stalled", "failed"]
 EngineArg: TypeAlias = Any  # a JSON value: text, a number, a flag, a list or a mapping
 
 
@@ -97,11 +100,30 @@ class EngineReport:
 
     replica: str
     url: str
-    phase: Literal["loading", "ready", "failed"]
+    phase: ReplicaPhase
     in_flight: int
     memory_bytes: int | None  # None: not measured yet
     processes: tuple[HostProcess, ...]  # its own and their descendants
     error: str | None  # None: none
+    claims: tuple[str, ...] = ()  # devices that it waits for, to load on them, or loads on now
+    is_loading: bool = False  # it loads on them now
+    fence_epoch: int = 0  # of the route table that set its fence; 0: it has none
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAnswer:
+    """The fleet's answer to a report."""
+
+    may_load: bool  # no other engine loads on the claimed devices
+    is_unpublished: bool  # no router sends requests to its address any more
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What a replica answered when it was asked, because its reports had stopped."""
+
+    in_flight: int
+    is_ready: bool
 
 
 @dataclass(frozen=True, slots=True)

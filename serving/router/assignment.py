@@ -6,22 +6,24 @@ Rules:
 2. The key is the first of: header x-session-id; body `prompt_cache_key`, `safety_identifier`, `user`;
    everything up to the end of the first assistant turn, Anthropic's `system` included; the request itself.
    Its source is not hashed: a unit keeps its name when the source of its key changes.
-3. A raw key never leaves this module's callers: records carry `unit_of`, an HMAC.
+3. A raw key never leaves this module's callers: records carry `unit_of`, an HMAC under a random key of the
+   rollout, which is no secret of the service: engines hold those.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
+import secrets
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.messages import FULL_BP
+from serving.messages import FULL_BP, RouteTable
 from serving.router.body_facts import BodyFacts
 from serving.targets import ELIGIBLE_PATHS
 
 SESSION_HEADER = b"x-session-id"
+_PROCESS_KEY = secrets.token_hex(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,13 @@ def bucket_of(salt: str, key: str) -> int:
     return hash64(salt, key) % FULL_BP
 
 
-def unit_of(secret: str, rollout: str, key: str) -> str:
-    """HMAC of the key under a key of this rollout: 32 hex digits, unlinkable between rollouts."""
-    data = key.encode("utf-8", "surrogatepass")
-    return hmac.digest(_rollout_key(secret, rollout), data, "sha256").hex()[:32]
+def unit_key_of(table: RouteTable) -> str:
+    """The key of units under this table: the rollout's, or this process's own for a table that names none."""
+    return table.unit_key.text if table.unit_key is not None else _PROCESS_KEY
 
 
-@functools.lru_cache(maxsize=8)
-def _rollout_key(secret: str, rollout: str) -> bytes:
-    return hmac.digest(secret.encode(), b"canaryctl unit\0" + rollout.encode(), "sha256")
+def unit_of(unit_key: str, rollout: str, key: str) -> str:
+    """HMAC of the key under `unit_key`: 32 hex digits, unlinkable between rollouts."""
+    # Nothing derived from the key is kept, so that a destroyed one is gone here too.
+    data = rollout.encode() + b"\0" + key.encode("utf-8", "surrogatepass")
+    return hmac.digest(unit_key.encode(), data, "sha256").hex()[:32]

@@ -306,6 +306,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _send_refusal(self, refusal: Refusal, keep_alive: bool) -> None:
         self._keep_alive = keep_alive
+        self._front.core.counters.on_refusal(refusal.code)
         body = refusal.body()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if refusal.retry_after_s is not None:

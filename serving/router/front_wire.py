@@ -7,6 +7,7 @@ pool of engine connections, the reader of large bodies, the budget of bytes, the
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Protocol, TypeAlias, cast
@@ -16,6 +17,9 @@ from serving.router.body_reader import BodyReader
 from serving.router.client_connection import ClientConnection
 from serving.router.router import RouterCore
 from serving.router.upstream import Upstream
+from serving.supervised import LoopState
+
+log = logging.getLogger("canaryctl.router")
 
 SWEEP_S = 0.25
 DRAIN_S = 120.0  # how long `stop` waits for requests under way
@@ -43,6 +47,7 @@ class WireFront:
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.TimerHandle | None = None
+        self._sweep_due_s = 0.0
         self._is_stopping = False
         self._own_routes: OwnRoutes | None = None
 
@@ -90,6 +95,11 @@ class WireFront:
             connection.close_if_idle()
 
     @property
+    def loops(self) -> tuple[LoopState, ...]:
+        """The loops of the background."""
+        return getattr(self._background, "loops", ())
+
+    @property
     def is_stopping(self) -> bool:
         """True when connections end with the answer under way."""
         return self._is_stopping
@@ -117,6 +127,14 @@ class WireFront:
 
     def _sweep(self) -> None:
         now_s = boot_s()
-        for connection in list(self._connections):
-            connection.check(now_s)
+        if self._sweep_due_s:
+            self.core.counters.lag.add(max(0.0, now_s - self._sweep_due_s))
+        self._sweep_due_s = now_s + SWEEP_S
+        # Before the checks: an error in one must not end the time limits of all.
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        for connection in list(self._connections):
+            try:
+                connection.check(now_s)
+            except Exception:
+                log.exception("time limits of a connection failed; it is closed")
+                connection.abort()

@@ -45,8 +45,14 @@ class Outbox:
         self._unconfirmed: deque[_Unconfirmed] = deque()
         self._confirmed_s: dict[Canary, float] = {}  # when the last poll that found it published was sent
         self._ready: deque[RequestRecord] = deque()
-        self._dropped = 0
+        self._dropped = 0  # since the last batch
+        self.dropped_in_all = 0
         self._unacknowledged: RecordBatch | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Records that no batch holds yet."""
+        return len(self._ready) + len(self._unconfirmed)
 
     def opened(self, request_id: str, at_s: float) -> None:
         """A request has been assigned."""
@@ -65,6 +71,7 @@ class Outbox:
         while len(self._ready) + len(self._unconfirmed) > OUTBOX_LIMIT:
             (self._ready or self._unconfirmed).popleft()
             self._dropped += 1
+            self.dropped_in_all += 1
 
     def confirm(self, sent_s: float, canary: Canary | None) -> None:
         """A poll sent at `sent_s` (boot clock) found this canary published; None: no canary."""

@@ -14,24 +14,25 @@ import os
 import secrets
 import socket
 import time
-from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayError
 
+from serving.actor_calls_ray import ActorHandles
 from serving.actor_names import NAMESPACE, records_name, table_name
 from serving.clock import boot_s
 from serving.loopback_ray import keep_on_loopback
 from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
 from serving.router.ingress_ray import Ingress
+from serving.router.metrics import SETTING, BadMetricsAddress, MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
 from serving.router.types import Limits
+from serving.supervised import LoopState, SupervisedLoops
 
 # Serve restarts every replica of a deployment whose version changes, and a deployment without one gets a
 # random version. Raise it when this router must not run beside the previous one.
-ROUTER_VERSION = "3"
+ROUTER_VERSION = "4"
 REPORT_S = 0.2
 RETRY_S = 0.1
 CALL_TIMEOUT_S = 1.0
@@ -45,22 +46,25 @@ class RayTableClient:
 
     def __init__(self, service: str, namespace: str = NAMESPACE) -> None:
         self._service = service
-        self._namespace = namespace
-        self._handles: dict[str, Any] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._handles = ActorHandles(namespace)
+        self._loops = SupervisedLoops()
         self._lost: set[str] = set()  # actors whose connection is lost
         self._core: RouterCore | None = None
 
     async def start(self, core: RouterCore) -> None:
         """Start to poll and to report, in the running event loop."""
         self._core = core
-        self._tasks = [asyncio.create_task(self._poll(core)), asyncio.create_task(self._report(core))]
+        self._loops.start("poll", lambda: self._poll(core))
+        self._loops.start("report", lambda: self._report(core))
+
+    @property
+    def loops(self) -> tuple[LoopState, ...]:
+        """Both loops."""
+        return self._loops.states
 
     async def stop(self) -> None:
         """Stop both, then send the remaining records with a last batch."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._loops.stop()
         if self._core is not None:
             await self._send(self._core, last=False)  # the batch that may not be acknowledged yet
             await self._send(self._core, last=True)
@@ -70,8 +74,8 @@ class RayTableClient:
 
         Raises RayError, TimeoutError, or ValueError when the service has no table.
         """
-        actor = await self._actor(table_name(self._service))
         async with asyncio.timeout(CALL_TIMEOUT_S):
+            actor = await self._handles.get(table_name(self._service))
             table: RouteTable | None = await actor.watch.remote(core.router, *core.applied)
         return table
 
@@ -97,8 +101,8 @@ class RayTableClient:
         name = records_name(self._service)
         batch = core.report(now_s=boot_s(), wall_s=time.time(), last=last)
         try:
-            actor = await self._actor(name)
             async with asyncio.timeout(CALL_TIMEOUT_S):
+                actor = await self._handles.get(name)
                 await actor.append_batch.remote(batch)
         except (RayError, ValueError, TimeoutError) as exc:
             self._on_lost(name, exc)
@@ -106,14 +110,8 @@ class RayTableClient:
         self._on_restored(name)
         core.outbox.acknowledge()
 
-    async def _actor(self, name: str) -> Any:
-        if name not in self._handles:
-            # A look-up blocks for a millisecond, or for long when the cluster's head does not answer.
-            self._handles[name] = await asyncio.to_thread(ray.get_actor, name, namespace=self._namespace)
-        return self._handles[name]
-
     def _on_lost(self, name: str, exc: BaseException) -> None:
-        self._handles.pop(name, None)
+        self._handles.forget(name)
         if name not in self._lost:
             self._lost.add(name)
             log.warning("connection lost", extra={"actor": name, "error": repr(exc)})
@@ -130,12 +128,25 @@ def make_front(service: str, *, namespace: str = NAMESPACE, limits: Limits | Non
     return WireFront(RouterCore(service, router=router, limits=limits), RayTableClient(service, namespace))
 
 
+def start_metrics(front: WireFront, setting: str | None) -> None:
+    """Serve the router's metrics as `CANARYCTL_ROUTER_METRICS` says. A router without them routes as well."""
+    try:
+        address = MetricsAddress.from_setting(setting)
+        if address is not None:
+            _, port = serve_metrics(front, address)
+            log.info("metrics", extra={"url": f"http://{address.host}:{port}/metrics"})
+    except (BadMetricsAddress, OSError) as exc:
+        log.error("no metrics", extra={"error": str(exc)})
+
+
 class RouterReplica:
     """One replica: a front on the port that Serve's ingress sends requests to."""
 
     def __init__(self, service: str, namespace: str) -> None:
         keep_on_loopback()
-        self._ingress = Ingress(make_front(service, namespace=namespace))
+        front = make_front(service, namespace=namespace)
+        start_metrics(front, os.environ.get(SETTING))
+        self._ingress = Ingress(front)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         return self._ingress

@@ -21,14 +21,16 @@ from serving.router.assignment import (
     bucket_of,
     find_key,
     is_eligible,
+    unit_key_of,
     unit_of,
 )
+from serving.router.counters import Counters
 from serving.router.exchange import Exchange
 from serving.router.headers import value_of
 from serving.router.outbox import Canary, Outbox
 from serving.router.prepared import Prepared, prepare
 from serving.router.types import Assignment, Limits, Refusal, Request, Start
-from serving.table.route_table import TABLE_LEASE_S
+from serving.table.acknowledgements import TABLE_LEASE_S
 
 SLOWDOWN_RATIO = 0.1  # by which a clock that was set back runs slower until the wall clock has caught up
 
@@ -62,12 +64,14 @@ class RouterCore:
         self.router = router
         self.limits = limits or Limits()
         self.outbox = Outbox(router)
+        self.counters = Counters()
         self.table: RouteTable | None = None
         self.in_flight: dict[str, int] = {}
         self._clock = MonotonicWallClock()
         self._unrecorded: dict[str, Exchange] = {}  # eligible requests by id, in order of assignment
         self._lease_s = lease_s
         self._lease_until_s = -math.inf
+        self._polled_s: float | None = None  # when the last answered poll was sent
 
     @property
     def applied(self) -> tuple[int, int]:
@@ -76,14 +80,34 @@ class RouterCore:
 
     def on_table(self, table: RouteTable | None, *, sent_s: float) -> None:
         """A poll sent at `sent_s` was answered; `table` None: unchanged."""
-        if table is not None and (table.epoch, table.change) > self.applied:
+        if table is not None:
+            if (table.epoch, table.change) < self.applied:
+                return  # of a table that went back: not obeyed, so no lease either
             self.table = table
+        self._polled_s = sent_s
         self._lease_until_s = max(self._lease_until_s, sent_s + self._lease_s)
         self.outbox.confirm(sent_s, canary_of(self.table))
 
     def has_lease(self, now_s: float) -> bool:
         """True while this router may start canary requests."""
         return now_s < self._lease_until_s
+
+    def lease_left_s(self, now_s: float) -> float:
+        """Seconds for which canary requests may start; 0: none may. Infinite with a table that never ends."""
+        return max(0.0, self._lease_until_s - now_s)
+
+    def table_age_s(self, now_s: float) -> float:
+        """Seconds since the last answered poll was sent; infinite: none was answered."""
+        return math.inf if self._polled_s is None else max(0.0, now_s - self._polled_s)
+
+    def in_flight_by_arm(self) -> dict[str, int]:
+        """Attempts at engines now, by arm of the current table; `left`: at replicas that have left it."""
+        arms = {"stable": self.table.stable, "canary": self.table.canary} if self.table else {}
+        names = {one.url: name for name, arm in arms.items() if arm is not None for one in arm.replicas}
+        counts = {"stable": 0, "canary": 0, "left": 0}
+        for url, count in dict(self.in_flight).items():
+            counts[names.get(url, "left")] += count
+        return counts
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -136,6 +160,7 @@ class RouterCore:
     def on_record(self, record: RequestRecord, *, assigned_s: float, canary: Canary | None) -> None:
         """Accept the one record of a request."""
         self._unrecorded.pop(record.request_id, None)
+        self.counters.on_record(record)
         self.outbox.add(record, assigned_s=assigned_s, canary=canary)
 
     def report(self, *, now_s: float, wall_s: float, last: bool = False) -> RecordBatch:
@@ -152,8 +177,7 @@ class RouterCore:
         return self.outbox.next_batch(now_s=self._clock.at_s(now_s, wall_s), last=last)
 
     def _assign(self, table: RouteTable, key: AssignmentKey, now_s: float) -> Assignment:
-        secret = table.secret.text if table.secret is not None else ""
-        unit = unit_of(secret, table.rollout, key.text)
+        unit = unit_of(unit_key_of(table), table.rollout, key.text)
         if table.canary is None:
             return Assignment(STABLE, 0.0, None, unit, key.text, key.source, None)
         bucket = bucket_of(table.salt, key.text)

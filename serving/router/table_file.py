@@ -35,7 +35,9 @@ from serving.credentials import ENV_NAME, KeyReference, NoKey
 from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import FULL_BP, Arm, Replica, RouteTable
 from serving.router.front_wire import WireFront
+from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
+from serving.supervised import LoopState, SupervisedLoops
 from serving.targets import Endpoint
 
 RELOAD_CHECK_S = 0.5
@@ -140,16 +142,20 @@ class FileTableSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._loaded: tuple[int, int, int] | None = None  # stamp of the file when it was last read
-        self._task: asyncio.Task[None] | None = None
+        self._loops = SupervisedLoops()
 
     async def start(self, core: RouterCore) -> None:
         """Start to check the file, in the running event loop."""
-        self._task = asyncio.create_task(self._run(core))
+        self._loops.start("table file", lambda: self._run(core))
 
     async def stop(self) -> None:
         """Stop checking."""
-        if self._task is not None:
-            self._task.cancel()
+        await self._loops.stop()
+
+    @property
+    def loops(self) -> tuple[LoopState, ...]:
+        """The loop that checks."""
+        return self._loops.states
 
     def reload(self, core: RouterCore) -> str | None:
         """Load the file if it has changed. What is wrong with it, in one line; None: nothing."""
@@ -198,8 +204,16 @@ def make_front(path: Path) -> WireFront:
     return WireFront(core, source)
 
 
-def main(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> int:
-    """Serve until interrupted. The exit code: 0, or after one line 2 (file) or 4 (port)."""
+def main(
+    table_path: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    metrics: MetricsAddress | None = None,
+) -> int:
+    """Serve until interrupted, with Prometheus metrics at `metrics`; None: without.
+
+    The exit code: 0, or after one line 2 (file) or 4 (port).
+    """
     try:
         front = make_front(Path(table_path))
     except TableFileError as exc:
@@ -215,6 +229,15 @@ def main(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> i
         return UNREACHABLE
     base = f"http://{host}:{listening.getsockname()[1]}/{front.core.service}/v1"
     _print_line(f"routing {front.core.service} at {base}")
+    if metrics is not None:
+        try:
+            _, metrics_port = serve_metrics(front, metrics)
+        except (OSError, OverflowError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "not a port"
+            where = f"port {metrics.port} on {metrics.host}"
+            _print_line(f"metrics {where}: {reason}; choose another with --metrics-port")
+            return UNREACHABLE
+        _print_line(f"metrics at http://{metrics.host}:{metrics_port}/metrics")
     uvloop.run(_serve(front, listening))
     return OK
 

@@ -309,15 +309,17 @@ class Upstream:
 
     def _tick(self) -> None:
         now_s = boot_s()
-        for call in [one for one in self.calls if now_s >= one.deadline_s and not one.is_paused]:
-            call.fail("timeout")
-        for idle in self._idle.values():
-            while idle and idle[0].idle_since_s < now_s - KEEP_ALIVE_S:
-                idle[0].drop()
-        if self.calls or any(self._idle.values()):
-            self._schedule()
-        else:
-            self._timer = None
+        try:
+            for call in [one for one in self.calls if now_s >= one.deadline_s and not one.is_paused]:
+                call.fail("timeout")
+            for idle in self._idle.values():
+                while idle and idle[0].idle_since_s < now_s - KEEP_ALIVE_S:
+                    idle[0].drop()
+        finally:  # an error in one must not end the time limits of all
+            if self.calls or any(self._idle.values()):
+                self._schedule()
+            else:
+                self._timer = None
 
 
 @lru_cache(maxsize=4096)

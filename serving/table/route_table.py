@@ -14,8 +14,10 @@ Rules:
 4. An older fencing token is refused. A tombstoned rollout can have no canary, and can set no stable but the
    one it started from.
 5. After 60 s without a heartbeat from the controller the canary is withdrawn; stable stays.
-6. A restarted table begins with a higher epoch and without a canary, and waits for one lease, because it does
-   not know the routers of its predecessor.
+6. A restarted table begins with a higher epoch, without a canary, and waits for one lease: its predecessor's
+   routers are not known. If its state was lost and its clock is behind, a router's poll or a replica's fence
+   shows it a later table than its own; it rises above that epoch, and waits again.
+7. A rollout's units are named under a random key of its own, which can be destroyed (`unit_keys.py`).
 
 Clock: `now_s` is seconds of CLOCK_BOOTTIME, which includes the time that a machine is suspended.
 Invariant: this file opens no socket and reads no clock.
@@ -23,15 +25,15 @@ Invariant: this file opens no socket and reads no clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from serving.credentials import ControlSecret, DataSecret
 from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitStatus
+from serving.table.acknowledgements import LEASE_MARGIN_S, TABLE_LEASE_S, Acknowledgements
+from serving.table.unit_keys import UnitKeys
 
-TABLE_LEASE_S = 1.0
-LEASE_MARGIN_S = 0.2
 POLL_S = 0.3  # maximum wait for news before a poll is answered
 SILENCE_S = 60.0  # without a heartbeat, until the canary is withdrawn
 FENCE_GRACE_S = 0.25
@@ -42,6 +44,10 @@ TOMBSTONES_LIMIT = 1000
 
 class StaleFencingToken(Exception):
     """The fencing token is older than one already used: another controller holds the lease. Stop acting."""
+
+
+class UnitKeyInUse(ValueError):
+    """The rollout whose key should be destroyed has a canary in the table; end it first."""
 
 
 class BadSplit(ValueError):
@@ -87,15 +93,6 @@ class FenceOrder:
     revision: int
 
 
-@dataclass(slots=True)
-class _Router:
-    applied: tuple[int, int]
-    last_poll_s: float
-
-    def has_lease(self, now_s: float) -> bool:
-        return now_s < self.last_poll_s + TABLE_LEASE_S + LEASE_MARGIN_S
-
-
 class TableCore:
     """State and rules of a service's route table. Not thread-safe."""
 
@@ -108,8 +105,9 @@ class TableCore:
         stored: Mapping[str, Any] | None = None,
         silence_s: float | None = SILENCE_S,
     ) -> None:
-        """`stored`: result of `to_store` before a restart. `silence_s` None: no heartbeat needed."""
-        stored = stored or {}
+        """`stored`: result of `to_store` before a restart; {}: it may be lost; None: it never ran before.
+        `silence_s` None: no heartbeat needed."""
+        may_have_run, stored = stored is not None, stored or {}
         self._service = service
         self._epoch = max(epoch, stored.get("epoch", 0) + 1)
         self._silence_s = silence_s
@@ -122,12 +120,14 @@ class TableCore:
         self._split = Split("", "", stored.get("stable"), None, 0, 0)
         self._revision = self._change = self._split_change = 1
         self._replicas_change: dict[str, int] = {}  # version -> change at which its replicas last changed
-        self._routers: dict[str, _Router] = {}
+        self._routers = Acknowledgements()
+        self._unit_keys = UnitKeys(stored.get("unit_keys"))
+        self._unit_keys.of("")
         self._heartbeat_s = now_s
         self._silenced = False
         self._published_s = now_s
         # Routers of the table before a restart may hold leases until then.
-        self._unknown_leases_until_s = now_s + TABLE_LEASE_S + LEASE_MARGIN_S if stored else now_s
+        self._unknown_leases_until_s = now_s + TABLE_LEASE_S + LEASE_MARGIN_S if may_have_run else now_s
         self._canary_urls: set[str] = set()  # every address published for the current canary
         self._pending_fences: dict[str, FenceOrder] = {}  # by address; not confirmed yet
         self._stable_change = 1  # the change at which stable last became another version
@@ -148,8 +148,7 @@ class TableCore:
     # ---- called by the controller
 
     def open(self, secret: str, *, token: int) -> None:
-        """Set the service's root secret; the data secret of a changed one is published. Raises
-        StaleFencingToken."""
+        """Set the service's root secret and publish its data secret. Raises StaleFencingToken."""
         self.require(token)
         if secret != self._secret:
             self._secret = secret
@@ -206,16 +205,29 @@ class TableCore:
             how=self._how,
             tombstoned=tuple(self._tombstones),
             silenced=self._silenced,
-            routers=sum(router.has_lease(now_s) for router in self._routers.values()),
+            routers=self._routers.with_lease(now_s),
             took_ms=self._took_ms,
         )
+
+    def destroy_unit_key(self, rollout: str, *, token: int) -> bool:
+        """Destroy the key of the rollout's units; False: none. Raises StaleFencingToken, UnitKeyInUse."""
+        self.require(token)
+        canary = self._split.canary if self._split.rollout == rollout else None
+        if canary is not None:
+            raise UnitKeyInUse(f"rollout {rollout} has canary {canary} in the table; end it first")
+        is_destroyed = self._unit_keys.destroy(rollout)
+        if is_destroyed and self._split.rollout == rollout:
+            self._change += 1  # routers get a new key
+            self._unit_keys.of(rollout)
+        return is_destroyed
 
     # ---- called by the fleet
 
     def set_replicas(self, arm: Arm) -> int:
         """Publish a version's replicas; without any it leaves the table. The change to wait for."""
         arm = replace(arm, replicas=tuple(replace(one, url=one.url.rstrip("/")) for one in arm.replicas))
-        if self._arms.get(arm.version, Arm(arm.version)) != arm:
+        before = self._arms.get(arm.version, Arm(arm.version))
+        if before != arm:
             if arm.replicas:
                 self._arms[arm.version] = arm
             else:
@@ -224,13 +236,15 @@ class TableCore:
                 self._change += 1
             if arm.version == self._split.canary:
                 self._canary_urls.update(one.url for one in arm.replicas if not arm.external)
-            self._replicas_change[arm.version] = self._change
+            # Of load alone no acknowledgement is asked: it changes faster than routers could give one.
+            if replace(before, replicas=_idle(before.replicas)) != replace(arm, replicas=_idle(arm.replicas)):
+                self._replicas_change[arm.version] = self._change
         return self._replicas_change.get(arm.version, 0)
 
     def are_replicas_applied(self, version: str, *, now_s: float) -> bool:
         """True when every router with a lease has the replicas last set for this version."""
-        change = self._replicas_change.get(version, 0)
-        return now_s >= self._unknown_leases_until_s and not self._are_behind(change, now_s)
+        is_behind = self._are_behind(self._replicas_change.get(version, 0), now_s)
+        return now_s >= self._unknown_leases_until_s and not is_behind
 
     # ---- called by routers
 
@@ -249,11 +263,13 @@ class TableCore:
             canary=self._arm(split.canary) if split.canary else None,
             stage=split.stage,
             secret=DataSecret.of(self._secret) if self._secret else None,
+            unit_key=self._unit_keys.of(split.rollout),
         )
 
     def poll(self, poll: Poll, *, now_s: float) -> bool:
         """Record a router's acknowledgement and renew its lease; True: it needs a newer table."""
-        self._routers[poll.router] = _Router(poll.applied, now_s)
+        self._routers.polled(poll.router, poll.applied, now_s)
+        self.rise_above(poll.applied, now_s=now_s)
         self.tick(now_s=now_s)
         return self.has_news(poll)
 
@@ -263,7 +279,19 @@ class TableCore:
 
     def routers(self, *, now_s: float) -> dict[str, float]:
         """Seconds since each router's last poll."""
-        return {name: now_s - router.last_poll_s for name, router in self._routers.items()}
+        return self._routers.ages(now_s)
+
+    def rise_above(self, seen: tuple[int, int], *, now_s: float) -> None:
+        """A router or a replica obeys (epoch, change or revision), perhaps of a later table than this one."""
+        if seen <= self.publication:
+            return
+        self._epoch = seen[0] + 1
+        self._change += 1
+        self._split_change = self._stable_change = self._change
+        self._replicas_change = dict.fromkeys(self._replicas_change, self._change)
+        self._published_s, self._how, self._took_ms = now_s, "pending", None
+        self._fences_suffice = False
+        self._pending_fences = self._fences(self._pending_fences)
 
     # ---- fences and time
 
@@ -294,8 +322,7 @@ class TableCore:
             self._pending_fences.clear()
             self._fences_suffice = False
         if self.is_applied:
-            for name in [name for name, one in self._routers.items() if now_s > one.last_poll_s + 60.0]:
-                del self._routers[name]
+            self._routers.forget(now_s)
 
     def to_store(self) -> dict[str, Any]:
         """The state that survives a restart, as JSON values: all but the canary and its weight."""
@@ -309,9 +336,13 @@ class TableCore:
             "tombstones": list(self._tombstones),
             "home": dict(self._initial_stable),
             "arms": [arm.to_json() for arm in arms],
+            "unit_keys": self._unit_keys.to_store(),
         }
 
     # ---- inside
+
+    def _fences(self, urls: Iterable[str]) -> dict[str, FenceOrder]:
+        return {url: FenceOrder(url, self._epoch, self._revision) for url in urls}
 
     def _arm(self, version: str) -> Arm:
         return self._arms.get(version, Arm(version))
@@ -328,6 +359,7 @@ class TableCore:
         self._revision += 1
         self._change += 1
         self._split_change = self._change
+        self._unit_keys.of(split.rollout)
         self._published_s = now_s
         self._how, self._took_ms = "pending", None
         if before.stable != split.stable:
@@ -335,16 +367,14 @@ class TableCore:
         if before.canary != split.canary:
             # A canary that became stable gets no fence: routers with an older table must still reach it.
             withdrawn = self._canary_urls if before.canary != split.stable else set()
-            orders = {url: FenceOrder(url, self._epoch, self._revision) for url in withdrawn}
-            self._pending_fences.update(orders)
-            self._fences_suffice = bool(orders)
+            self._pending_fences.update(self._fences(withdrawn))
+            self._fences_suffice = bool(withdrawn)
             arm = self._arms.get(split.canary) if split.canary else None
             self._canary_urls = {one.url for one in arm.replicas if not arm.external} if arm else set()
 
     def _are_behind(self, change: int, now_s: float) -> bool:
         """True when a router with a lease has not acknowledged this change."""
-        required = (self._epoch, change)
-        return any(one.applied < required and one.has_lease(now_s) for one in self._routers.values())
+        return self._routers.are_behind((self._epoch, change), now_s)
 
     def _applied_how(self, now_s: float) -> AppliedHow:
         has_all_fences = self._fences_suffice and not self._pending_fences
@@ -354,11 +384,8 @@ class TableCore:
             return "pending"
         if self._pending_fences and now_s < self._published_s + FENCE_GRACE_S:
             return "pending"
-        required = (self._epoch, self._split_change)
         # A router that had a lease at publication and has not acknowledged since has let it expire.
-        has_expired = any(
-            one.applied < required and one.has_lease(self._published_s) for one in self._routers.values()
-        )
+        has_expired = self._are_behind(self._split_change, self._published_s)
         return "lease" if has_expired or self._unknown_leases_until_s > self._published_s else "acknowledged"
 
 

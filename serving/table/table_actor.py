@@ -19,6 +19,7 @@ from ray.experimental import internal_kv
 
 from serving.clock import boot_s
 from serving.messages import Arm, RouteTable, SplitStatus
+from serving.supervised import LoopState, SupervisedLoops
 from serving.table.route_table import POLL_S, FenceOrder, Poll, Split, TableCore
 from serving.targets import Endpoint
 
@@ -37,14 +38,16 @@ class TableActor:
     def __init__(self, service: str, silence_s: float | None) -> None:
         self._key = f"table:{service}".encode()
         text = internal_kv._internal_kv_get(self._key, namespace=_KV_NAMESPACE)
-        stored: dict[str, Any] | None = json.loads(text) if text else None
+        # Without stored state the table is new, or the state was lost and routers may still have a lease.
+        stored: dict[str, Any] = json.loads(text) if text else {}
         self._core = TableCore(
-            service, epoch=int(time.time()), now_s=boot_s(), stored=stored, silence_s=silence_s
+            service, epoch=time.time_ns() // 1_000_000, now_s=boot_s(), stored=stored, silence_s=silence_s
         )
         self._persisted: dict[str, Any] | None = None
         self._superseded: asyncio.Event | None = None  # set when the published table is superseded
         self._published = self._core.publication
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loops = SupervisedLoops()
+        self._is_closed = False
 
     # ---- called by the controller
 
@@ -70,6 +73,19 @@ class TableActor:
         self._persist_and_publish()
         return status
 
+    async def destroy_unit_key(self, rollout: str, token: int) -> bool:
+        """Destroy the key of the rollout's units, in the store too; False: it had none.
+
+        Raises StaleFencingToken, UnitKeyInUse.
+        """
+        is_destroyed = self._core.destroy_unit_key(rollout, token=token)
+        self._persist_and_publish()
+        return is_destroyed
+
+    async def loops(self) -> tuple[LoopState, ...]:
+        """The background loops of this actor."""
+        return self._loops.states
+
     async def observe(self) -> SplitStatus:
         """The current split, and how far it is applied."""
         status = self._core.status(now_s=boot_s())
@@ -83,14 +99,18 @@ class TableActor:
     async def close(self, token: int) -> None:
         """Stop, and delete the persisted state: the service is removed. Raises StaleFencingToken."""
         self._core.require(token)
-        for task in self._tasks:
-            task.cancel()
+        self._is_closed = True
+        self._loops.cancel()
         internal_kv._internal_kv_del(self._key, namespace=_KV_NAMESPACE)
 
     # ---- called by the fleet
 
-    async def set_replicas(self, arm: Arm) -> int:
-        """Publish a version's replicas; without any it leaves the table. The change to wait for."""
+    async def set_replicas(self, arm: Arm, fence_epoch: int = 0) -> int:
+        """Publish a version's replicas; without any it leaves the table. The change to wait for.
+
+        fence_epoch: the highest of a fence at one of the service's replicas.
+        """
+        self._core.rise_above((fence_epoch, 0), now_s=boot_s())
         change = self._core.set_replicas(arm)
         self._persist_and_publish()
         return change
@@ -120,10 +140,11 @@ class TableActor:
 
     def _persist_and_publish(self) -> asyncio.Event:
         """Persist a changed state, then wake waiting polls and the fence loop. The next such event."""
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(self._run_clock()), asyncio.create_task(self._run_fences())]
+        if not self._loops.are_running:
+            self._loops.start("clock", self._run_clock)
+            self._loops.start("fences", self._run_fences)
         state = self._core.to_store()
-        if state != self._persisted:
+        if state != self._persisted and not self._is_closed:
             # Before routers get the change: a crash in between repeats it and never loses it.
             text = json.dumps(state).encode()
             internal_kv._internal_kv_put(self._key, text, overwrite=True, namespace=_KV_NAMESPACE)
@@ -149,8 +170,8 @@ class TableActor:
                 if orders:
                     await asyncio.gather(*(self._post(session, order) for order in orders))
                     await asyncio.sleep(0 if not self._core.pending_fences() else 0.05)
-                elif self._superseded is not None:
-                    await self._superseded.wait()
+                else:
+                    await self._persist_and_publish().wait()
 
     async def _post(self, session: aiohttp.ClientSession, order: FenceOrder) -> None:
         body = {"epoch": order.epoch, "revision": order.revision}
@@ -159,7 +180,9 @@ class TableActor:
             async with session.post(url, json=body, headers=headers) as answer:
                 if answer.status < 300:
                     self._core.confirm_fence(order, now_s=boot_s())
+                    epoch, _, revision = str((await answer.json())["fence"]).partition(".")
+                    self._core.rise_above((int(epoch), int(revision)), now_s=boot_s())
                 else:
                     log.warning("fence rejected", extra={"url": order.url, "status": answer.status})
-        except (aiohttp.ClientError, TimeoutError) as exc:
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as exc:
             log.warning("fence request failed", extra={"url": order.url, "error": repr(exc)})

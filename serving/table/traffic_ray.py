@@ -1,23 +1,30 @@
 """The controller's client of route tables and records logs, through Ray.
 
 Errors: a stale token raises `StaleFencingToken`, an invalid split `BadSplit`. An actor that does not answer
-within `timeout_s` (it is restarting, the cluster is gone) gives None, never a guess: retry at the next tick.
-Every command is idempotent, so one that timed out may be repeated.
+within `timeout_s`, its look-up included (it is restarting, Ray's head hangs, the cluster is gone), gives
+None, never a guess: retry at the next tick. Every command is idempotent, so one that timed out may be
+repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from serving.actor_calls_ray import ActorHandles, Deadline, Patience
 from serving.actor_names import FLEET, NAMESPACE, detached, records_name, table_name
 from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
+from serving.supervised import LoopState
 from serving.table.records_actor import RecordsActor
-from serving.table.route_table import SILENCE_S, BadSplit, Split, StaleFencingToken
+from serving.table.route_table import SILENCE_S, BadSplit, Split, StaleFencingToken, UnitKeyInUse
 from serving.table.table_actor import TableActor
+
+OPEN_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 10.0
 
 
 class RayTraffic:
@@ -26,49 +33,64 @@ class RayTraffic:
     def __init__(self, namespace: str = NAMESPACE, *, timeout_s: float = 0.25) -> None:
         self._namespace = namespace
         self._timeout_s = timeout_s
-        self._handles: dict[str, Any] = {}
+        self._handles = ActorHandles(namespace)
+        self._patience = Patience(timeout_s)
 
     # ---- lifecycle of a service
 
     def open(self, service: str, secret: str, *, token: int, silence_s: float | None = SILENCE_S) -> None:
-        """Create the service's two actors if they do not exist, and wait a minute at most.
+        """Create the service's two actors if they do not exist. Raises StaleFencingToken, RayError.
 
-        Raises StaleFencingToken, RayError.
-
+        Waits a minute at most, and `timeout_s` while Ray has not answered since it last waited in vain.
         secret: root of the service's two secrets.   silence_s: how long the table waits for a
         heartbeat before it withdraws the canary; None: without limit. Ignored when the actor exists.
         """
+        self._patience.run(
+            OPEN_TIMEOUT_S, lambda deadline: self._open(service, secret, token, silence_s, deadline)
+        )
+
+    def _open(
+        self, service: str, secret: str, token: int, silence_s: float | None, deadline: Deadline
+    ) -> None:
         table = ray.remote(TableActor).options(**detached(table_name(service), self._namespace))
         records = ray.remote(RecordsActor).options(**detached(records_name(service), self._namespace))
-        self._handles[table_name(service)] = table.remote(service, silence_s)
-        self._handles[records_name(service)] = records.remote()
-        opened = self._handles[table_name(service)].open.remote(secret, token)
-        ready = self._handles[records_name(service)].append_scores.remote(())
+        table_actor = deadline.run(lambda: table.remote(service, silence_s))
+        records_actor = deadline.run(lambda: records.remote())
+        self._handles.keep(table_name(service), table_actor)
+        self._handles.keep(records_name(service), records_actor)
+        opened, ready = table_actor.open.remote(secret, token), records_actor.append_scores.remote(())
         try:
-            ray.get([opened, ready], timeout=60)
+            ray.get([opened, ready], timeout=deadline.left_s)
         except RayTaskError as exc:
             raise _own(exc) from exc
 
     def close(self, service: str, *, token: int) -> None:
-        """End the service's two actors and delete its table. Raises StaleFencingToken, and ends neither then.
+        """End the service's two actors and delete its table; waits as `open` does.
 
-        An actor is ended by its handle, so one that another controller has started since lives on.
+        An actor is ended by its handle, so one that another controller has started since lives on. Raises
+        StaleFencingToken, and ends neither then; RayError.
         """
+        self._patience.run(CLOSE_TIMEOUT_S, lambda deadline: self._close(service, token, deadline))
+
+    def _close(self, service: str, token: int, deadline: Deadline) -> None:
         for name in (table_name(service), records_name(service)):
-            actor = self._actor(name)
-            if actor is not None:
+            try:
+                actor = self._handles.within(name, deadline)
                 if name == table_name(service):
                     self._call(name, "close", token)
-                ray.kill(actor, no_restart=True)
-            self._handles.pop(name, None)
+                deadline.run(partial(ray.kill, actor, no_restart=True))
+            except ValueError:
+                continue  # it has ended
+            finally:
+                self._handles.forget(name)
 
     def start_router(self, service: str, replicas: int = 1, *, token: int) -> None:
         """Start the service's router behind Serve's ingress at /{service}; does not wait for it, nor hear
         that the token is stale.
 
-        Raises ValueError when there is no fleet actor.
+        Raises ValueError when there is no fleet actor, RayError when Ray does not answer.
         """
-        fleet = ray.get_actor(FLEET, namespace=self._namespace)
+        fleet = self._patience.run(CLOSE_TIMEOUT_S, lambda deadline: self._handles.within(FLEET, deadline))
         fleet.run_router.remote(service, replicas, token)
 
     # ---- the split
@@ -91,6 +113,19 @@ class RayTraffic:
         """Withdraw the rollout's canary permanently, without a token; None: unreachable."""
         status: SplitStatus | None = self._call(table_name(service), "tombstone", rollout)
         return status
+
+    def destroy_unit_key(self, service: str, rollout: str, *, token: int) -> bool | None:
+        """Destroy the key of a rollout's units: nobody can compute them again. False: it had none.
+
+        None: unreachable. Raises StaleFencingToken, UnitKeyInUse.
+        """
+        is_destroyed: bool | None = self._call(table_name(service), "destroy_unit_key", rollout, token)
+        return is_destroyed
+
+    def loops(self, service: str) -> tuple[LoopState, ...] | None:
+        """The background loops of the service's table actor; None: unreachable."""
+        loops: tuple[LoopState, ...] | None = self._call(table_name(service), "loops")
+        return loops
 
     def table(self, service: str) -> RouteTable | None:
         """The routers' table, with the data secret; None: unreachable."""
@@ -129,30 +164,25 @@ class RayTraffic:
     # ---- inside
 
     def _call(self, name: str, method: str, *values: object, default: object = None) -> Any:
-        actor = self._actor(name)
-        if actor is None:
-            return default
+        """The method's result; `default`: unreachable within the client's time-out, the look-up included."""
+        deadline = Deadline(self._timeout_s)
         try:
-            return ray.get(getattr(actor, method).remote(*values), timeout=self._timeout_s)
+            actor = self._handles.within(name, deadline)
+            return ray.get(getattr(actor, method).remote(*values), timeout=deadline.left_s)
         except RayTaskError as exc:
             raise _own(exc) from exc
-        except GetTimeoutError:
+        except (GetTimeoutError, ValueError):
             return default
         except RayError:
             # The actor died. Ray restarts it under the same name: the next call looks it up again.
-            self._handles.pop(name, None)
+            self._handles.forget(name)
             return default
-
-    def _actor(self, name: str) -> Any | None:
-        if name not in self._handles:
-            try:
-                self._handles[name] = ray.get_actor(name, namespace=self._namespace)
-            except ValueError:
-                return None
-        return self._handles[name]
 
 
 def _own(exc: RayTaskError) -> Exception:
     """The error of ours that a call in an actor raised, or Ray's own."""
     cause = exc.cause
-    return type(cause)(str(cause)) if isinstance(cause, StaleFencingToken | BadSplit) else exc
+    if isinstance(cause, StaleFencingToken | BadSplit | UnitKeyInUse):
+        return type(cause)(str(cause))
+    own: Exception = exc
+    return own

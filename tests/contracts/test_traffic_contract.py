@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from serving.messages import Replica, ScoreRecord, SplitStatus
-from serving.table.route_table import BadSplit, Split, StaleFencingToken
+from serving.table.route_table import BadSplit, Split, StaleFencingToken, UnitKeyInUse
 from tests.fakes.traffic_memory import MemoryTraffic
 
 
@@ -45,6 +45,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         request.getfixturevalue("ray_cluster")
         one = Rig(RayTraffic(timeout_s=5.0), time.sleep, service)  # type: ignore[arg-type]
     one.traffic.open(service, "s3cret", token=1)
+    one.wait_s(1.3)  # a table without stored state waits for a lease of routers that it may not know
     yield one
     one.traffic.close(service, token=99)
 
@@ -123,6 +124,25 @@ def test_an_unanswered_fence_does_not_keep_the_split_pending(rig: Rig) -> None:
 
     assert status is not None
     assert (status.applied, status.how) == (True, "acknowledged")
+
+
+def test_the_key_of_a_rollouts_units_is_destroyed_when_its_canary_is_out_of_the_table(rig: Rig) -> None:
+    rig.split(500)
+    with pytest.raises(UnitKeyInUse, match="rollout r-1 has canary v-2 in the table; end it first"):
+        rig.traffic.destroy_unit_key(rig.service, "r-1", token=1)
+    rig.split(0, canary=None)
+    before = rig.traffic.table(rig.service)
+    done = [rig.traffic.destroy_unit_key(rig.service, name, token=1) for name in ("r-1", "r-unknown")]
+    after = rig.traffic.table(rig.service)
+
+    assert before is not None
+    assert after is not None
+    assert done == [True, False]
+    assert before.unit_key is not None
+    assert before.unit_key != after.unit_key
+    assert rig.traffic.destroy_unit_key("nobody", "r-1", token=1) is None
+    with pytest.raises(StaleFencingToken):
+        rig.traffic.destroy_unit_key(rig.service, "r-1", token=0)
 
 
 def test_scores_are_read_in_order_with_rising_sequence_numbers(rig: Rig) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from serving.fleet.engine_args import CheckpointError, check_checkpoint
-from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, Order, Probe, Publish, RunApp
+from serving.fleet.fleet import FleetCore
+from serving.fleet.orders import Cancel, DeleteApp, Order, Probe, Publish, RunApp
 from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch, VersionStatus
 
 ENGINE_BYTES = 1_200_000_000

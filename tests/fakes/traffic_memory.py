@@ -58,6 +58,11 @@ class MemoryTraffic:
         core = self.cores.get(service)
         return core.tombstone(rollout, now_s=self._clock()) if core else None
 
+    def destroy_unit_key(self, service: str, rollout: str, *, token: int) -> bool | None:
+        """See `RayTraffic.destroy_unit_key`."""
+        core = self.cores.get(service)
+        return core.destroy_unit_key(rollout, token=token) if core else None
+
     def table(self, service: str) -> RouteTable | None:
         """The routers' table."""
         core = self.cores.get(service)

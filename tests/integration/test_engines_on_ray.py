@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import httpx
 import psutil
 import pytest
@@ -24,10 +21,11 @@ from serving.actor_names import NAMESPACE
 from serving.checkpoints import Checkpoint, questions
 from serving.credentials import ControlSecret, DataSecret
 from serving.fleet import device_memory
-from serving.fleet.types import Launch, VersionStatus
+from serving.fleet.types import EngineReport, Launch, VersionStatus
 from serving.messages import SplitStatus
 from serving.table.route_table import Split
 from serving.targets import method_of
+from tests.integration.load import Traffic
 from tests.ray_rig import SECRET, Engines, wait_for
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 HEADERS = {"x-canaryctl-secret": DataSecret.of(SECRET).text}
 CONTROL = ControlSecret.of(SECRET).headers
-LONG_TOKENS = 600
 
 
 def ask(url: str, prompt: str, **more: Any) -> str:
@@ -62,98 +59,6 @@ def state(url: str) -> Any:
 def right_ratio(url: str, every: int) -> float:
     cases = questions()[::every]
     return sum(case.is_right(ask(url, case.prompt)) for case in cases) / len(cases)
-
-
-@dataclass
-class Traffic:
-    """Closed-loop clients of the router, with short answers and streams alternating; records failures."""
-
-    base: str
-    workers: int = 4
-    answered: int = 0
-    arms: dict[str, int] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Traffic:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(120)
-
-    def at_least(self, answered: int) -> None:
-        deadline_s = time.time() + 60
-        target = self.answered + answered
-        while self.answered < target:
-            assert time.time() < deadline_s, (self.answered, self.failures[:3])
-            time.sleep(0.05)
-
-    async def _run(self) -> None:
-        async with aiohttp.ClientSession() as session:
-            await asyncio.gather(*(self._work(session, worker) for worker in range(self.workers)))
-
-    async def _work(self, session: aiohttp.ClientSession, worker: int) -> None:
-        count = 0
-        while not self._stop.is_set():
-            count += 1
-            why = await self._one(session, f"user-{worker}-{count}", stream=count % 3 == 0)
-            self.answered += 1
-            if why:
-                self.failures.append(why)
-
-    async def _one(
-        self, session: aiohttp.ClientSession, user: str, *, stream: bool, **more: Any
-    ) -> str | None:
-        prompt = questions()[hash(user) % 600].prompt
-        message = {"role": "user", "content": prompt}
-        body = {"model": "chat", "messages": [message], "user": user, "stream": stream, **more}
-        try:
-            async with session.post(f"{self.base}/v1/chat/completions", json=body) as answer:
-                text = await answer.text()
-                arm = answer.headers.get("x-canaryctl-arm", "none")
-                self.arms[arm] = self.arms.get(arm, 0) + 1
-                if answer.status != 200:
-                    return f"{answer.status} {text[:200]}"
-                if stream and not text.rstrip().endswith("[DONE]"):
-                    return f"stream of {arm} without its end: {text[-200:]}"
-                return None
-        except (aiohttp.ClientError, TimeoutError) as exc:
-            return repr(exc)
-
-    def long_streams(self, count: int) -> LongStreams:
-        return LongStreams(self, count)
-
-
-class LongStreams:
-    """Streams of many tokens, all begun by `start`; `wait` returns their failures."""
-
-    def __init__(self, traffic: Traffic, count: int) -> None:
-        self._traffic, self._count = traffic, count
-        self.failures: list[str] = []
-        self.arms: dict[str, int] = {}
-
-    def start(self) -> LongStreams:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-        self._thread.start()
-        return self
-
-    def wait(self) -> list[str]:
-        self._thread.join(180)
-        assert not self._thread.is_alive()
-        return self.failures
-
-    async def _run(self) -> None:
-        one = Traffic(self._traffic.base)
-        more = {"max_tokens": LONG_TOKENS, "ignore_eos": True}
-        async with aiohttp.ClientSession() as session:
-            failures = await asyncio.gather(
-                *(one._one(session, f"long-{index}", stream=True, **more) for index in range(self._count))
-            )
-        self.failures = [why for why in failures if why]
-        self.arms = one.arms
 
 
 @dataclass
@@ -350,26 +255,38 @@ def test_a_canary_is_loaded_served_and_deleted_under_traffic_without_a_failed_re
     assert device_memory.still_alive(processes, "127.0.0.1") == ()
 
 
-def test_loads_on_one_device_wait_for_each_other(
+def test_loads_on_one_device_wait_for_each_other_and_never_for_a_dead_replica(
     service: Service,
     checkpoints: Mapping[str, Checkpoint],
     launched: Callable[[Launch], Launch],
     fleet: RayFleet,
+    token: Callable[[], int],
 ) -> None:
     import ray
 
     actor = ray.get_actor("fleet", namespace=NAMESPACE)
-    place = f"{ray.get_runtime_context().get_node_id()}/host"
-    ray.get(actor.acquire_load.remote("chat", "v-other", "other", [place]), timeout=60)
+    place = (f"{ray.get_runtime_context().get_node_id()}/host",)
+    other = Launch("load-lock", "v-other", SECRET, model_dir="/none")
+
+    def report(name: str, *, loads: bool) -> None:
+        one = EngineReport(name, "http://127.0.0.1:9", "loading", 0, None, (), None, place, loads)
+        ray.get(actor.report.remote(other, one), timeout=60)
+
+    report("holder", loads=True)
+    report("dead", loads=False)  # it waits before the twin, and reports nothing from now on
     twin = launched(Launch(service.name, "v-waits", SECRET, model_dir=str(checkpoints["twin"].path)))
+    waiting: Any = None
     deadline_s = time.time() + 60
-    while not (waiting := _reported(fleet, twin)) and time.time() < deadline_s:
-        time.sleep(0.1)
-    time.sleep(3.0)
+    until_s = deadline_s
+    while time.time() < until_s:
+        report("holder", loads=True)
+        if waiting is None and (waiting := _reported(fleet, twin)):
+            until_s = time.time() + 4.0
+        time.sleep(0.3)
 
     assert waiting is not None
     assert (_reported(fleet, twin) or waiting).memory_bytes < 500 << 20  # no engine yet
-    ray.get(actor.release_load.remote("other"))
+    fleet.stop("load-lock", "v-other", token=token())  # the holder has died too: its port refuses
     # It is stopped while it loads, which needs no lock.
     deadline_s = time.time() + 60
     while (_reported(fleet, twin) or waiting).memory_bytes < 150 << 20 and time.time() < deadline_s:

@@ -307,3 +307,13 @@ async def test_an_unknown_control_path_is_404_and_does_not_reach_the_engine() ->
 
     assert (await call(front(engine), "/_canaryctl/nothing")).status == 404
     assert engine.calls == 0
+
+
+async def test_an_engine_that_leaves_says_it_is_not_ready_and_still_answers() -> None:
+    to = front(free_engine())
+    before = (await call(to, "/_canaryctl/state", method="GET")).json["ready"]
+    to.is_leaving = True
+    after = (await call(to, "/_canaryctl/state", method="GET")).json["ready"]
+
+    assert (before, after) == (True, False)
+    assert (await call(to)).status == 200

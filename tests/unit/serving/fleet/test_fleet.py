@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
-from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch
+from serving.fleet.fleet import FleetCore
+from serving.fleet.orders import Cancel, DeleteApp, Order, Probe, Publish, Replace, RunApp
+from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch, ReplicaState
 from serving.table.route_table import StaleFencingToken
 
 
@@ -256,7 +259,7 @@ def test_a_replica_without_reports_is_probed_and_unpublished_when_lost() -> None
     harness.ready(one)
     harness.now_s += 3.5
 
-    assert Probe(one, "r0", "http://h:0") in harness.orders()
+    assert Probe(one, "r0", "http://h:0", HostProcess("n", 40, 1.0)) in harness.orders()
     harness.core.on_replica_lost("chat", "v-1", "r0")
     assert harness.orders() == (Publish(one, ()),)
 
@@ -319,7 +322,8 @@ def test_a_restarted_fleet_continues_from_its_stored_state() -> None:
     harness.core = FleetCore(harness.core.to_store())
 
     assert (harness.phase("v-1"), harness.phase("v-2")) == ("loading", "stopping")
-    assert harness.orders() == (RunApp(one, 0), DeleteApp(launch("v-2"), (HostProcess("n", 40, 1.0),)))
+    assert harness.do() == (RunApp(one, 0), Publish(launch("v-2"), ()))
+    assert harness.orders() == (DeleteApp(launch("v-2"), (HostProcess("n", 40, 1.0),)),)
     with pytest.raises(StaleFencingToken):
         harness.ensure(one, token=8)
 
@@ -330,19 +334,6 @@ def test_a_fleet_without_stored_state_adopts_the_replicas_that_report() -> None:
     harness.report(one)
 
     assert (harness.phase(), harness.orders()) == ("ready", (Publish(one, ("http://h:0",)),))
-
-
-def test_loads_are_serial_on_one_device_and_parallel_on_two() -> None:
-    queue = LoadQueue()
-
-    assert queue.try_acquire("a", ["gpu0"])
-    assert not queue.try_acquire("b", ["gpu0", "gpu1"])
-    assert queue.try_acquire("c", ["gpu1"])
-    queue.release("a")
-    assert not queue.try_acquire("b", ["gpu0", "gpu1"])
-    queue.release("c")
-    assert queue.try_acquire("b", ["gpu0", "gpu1"])
-    assert queue.holders == {"b"}
 
 
 def endpoint_harness() -> tuple[Harness, Launch]:
@@ -407,3 +398,214 @@ def test_a_replaced_engine_clears_the_error_of_the_one_that_died() -> None:
     (status,) = harness.core.statuses("chat")
 
     assert (status.phase, status.ready_replicas, status.last_error) == ("ready", 1, None)
+
+
+# ---- replicas that leave, and replicas that hang
+
+
+def two_ready() -> tuple[Harness, Launch]:
+    harness, one = Harness(), launch(replicas=2)
+    harness.ready(one)
+    harness.do()
+    return harness, one
+
+
+def published(harness: Harness) -> list[tuple[str, ...]]:
+    return [order.urls for order in harness.orders() if isinstance(order, Publish)]
+
+
+def test_a_closing_replica_may_stop_only_when_every_router_has_a_table_without_it() -> None:
+    harness, one = two_ready()
+    before = harness.core.is_unpublished(one, "http://h:1")
+    harness.report(one, "closing", index=1)
+    asked = harness.core.is_unpublished(one, "http://h:1")
+    orders = harness.do(applied=False)
+    unconfirmed = harness.core.is_unpublished(one, "http://h:1")
+    again = harness.do(applied=True)
+
+    assert (before, asked, unconfirmed) == (False, False, False)
+    assert orders == again == (Publish(one, ("http://h:0",)),)
+    assert harness.core.is_unpublished(one, "http://h:1")
+    assert not harness.core.is_unpublished(one, "http://h:0")
+    assert harness.orders() == ()
+
+
+def test_the_only_replica_that_closes_leaves_an_empty_arm() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.report(one, "closing")
+
+    assert harness.do() == (Publish(one, ()),)
+    assert harness.core.is_unpublished(one, "http://h:0")
+    assert harness.phase() == "loading"
+
+
+def test_a_closing_replica_of_a_version_that_is_gone_waits_for_nothing_and_is_not_adopted() -> None:
+    harness, one = Harness(), launch()
+    harness.report(one, "closing")
+
+    assert harness.core.is_unpublished(one, "http://h:0")
+    assert (harness.phase(), harness.orders()) == (None, ())
+
+
+def test_a_restarted_fleet_publishes_before_it_lets_a_closing_replica_stop() -> None:
+    harness, one = two_ready()
+    harness.core = FleetCore(harness.core.to_store())
+    harness.report(one, "closing", index=0)
+    early = harness.core.is_unpublished(one, "http://h:0")
+    harness.do()
+
+    assert (early, harness.core.is_unpublished(one, "http://h:0")) == (False, True)
+
+
+def test_requests_in_flight_are_published_where_routers_have_a_choice() -> None:
+    harness, one = two_ready()
+    harness.report(one, index=0, in_flight=7)
+    at_once = harness.orders()
+    harness.now_s += 0.5
+    harness.report(one, index=1, in_flight=2)
+
+    assert at_once == ()
+    assert harness.do() == (Publish(one, ("http://h:0", "http://h:1"), (7, 2)),)
+    assert harness.orders() == ()
+
+
+def test_requests_in_flight_of_a_single_replica_make_no_publication() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.now_s += 1.0
+    harness.report(one, in_flight=7)
+
+    assert harness.orders() == ()
+
+
+def silent(harness: Harness, count: int, *, index: int = 1) -> None:
+    """The replica leaves that many probes unanswered; the others report on."""
+    for _ in range(count):
+        harness.core.on_replica_probed("chat", "v-1", f"r{index}", None, now_s=harness.now_s)
+
+
+def test_a_silent_replica_leaves_the_table_at_once_while_another_answers() -> None:
+    harness, one = two_ready()
+    harness.now_s += 3.1
+    harness.report(one, index=0)
+    probes = [order for order in harness.orders() if isinstance(order, Probe)]
+    silent(harness, 1)
+
+    assert probes == [Probe(one, "r1", "http://h:1", HostProcess("n", 41, 1.0))]
+    assert published(harness) == [("http://h:0",)]
+
+
+def test_the_last_replica_leaves_the_table_at_its_sixth_silence() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    kept = []
+    for _ in range(6):
+        silent(harness, 1, index=0)
+        kept.append(harness.core.statuses("chat")[0].urls)
+    (status,) = harness.core.statuses("chat")
+
+    assert kept == [*[("http://h:0",)] * 5, ()]
+    assert status.last_error == "an engine at http://h:0 has hung; it is replaced"
+
+
+def test_a_replica_that_hangs_is_replaced_and_one_that_answers_again_is_not() -> None:
+    harness, one = two_ready()
+    harness.now_s += 3.1
+    harness.report(one, index=0)
+    silent(harness, 23)
+    still_probed = [type(order) for order in harness.orders() if not isinstance(order, Publish)]
+    silent(harness, 1)
+    due = [order for order in harness.orders() if isinstance(order, Replace)]
+    harness.report(one, index=1)
+
+    assert still_probed == [Probe]
+    assert due == [Replace(one, "r1", (HostProcess("n", 41, 1.0),))]
+    assert not any(isinstance(order, Replace) for order in harness.orders())
+    assert harness.core.statuses("chat")[0].urls == ("http://h:0", "http://h:1")
+
+
+def test_a_replica_that_loads_may_be_silent_for_long() -> None:
+    harness, one = Harness(), launch()
+    harness.ensure(one)
+    harness.do()
+    harness.report(one, "loading")
+    harness.now_s += 3.1
+    silent(harness, 59, index=0)
+    before = [type(order) for order in harness.orders()]
+    silent(harness, 1, index=0)
+
+    assert (before, [type(order) for order in harness.orders()]) == ([Probe], [Replace])
+
+
+def test_a_corrected_clock_makes_nobody_hang() -> None:
+    harness, _ = two_ready()
+    harness.now_s += 86_400
+    orders = harness.orders()
+
+    assert {type(order) for order in orders} == {Publish, Probe}
+    assert published(harness) == [("http://h:0", "http://h:1")]
+
+
+def test_a_replica_whose_reports_are_lost_keeps_its_place_by_its_own_answers() -> None:
+    harness, _ = two_ready()
+    harness.now_s += 3.1
+    state = ReplicaState(in_flight=4, is_ready=True)
+    harness.core.on_replica_probed("chat", "v-1", "r1", state, now_s=harness.now_s)
+    there = harness.core.statuses("chat")[0]
+    harness.core.on_replica_probed("chat", "v-1", "r1", ReplicaState(4, False), now_s=harness.now_s)
+
+    assert (there.urls, there.in_flight) == (("http://h:0", "http://h:1"), 4)
+    assert harness.core.statuses("chat")[0].urls == ("http://h:0",)
+
+
+def test_a_stalled_engine_leaves_the_table_and_comes_back_when_it_goes_on() -> None:
+    harness, one = two_ready()
+    harness.report(one, "stalled", index=1, in_flight=3)
+    without = published(harness)
+    harness.report(one, index=1)
+
+    assert without == [("http://h:0",)]
+    assert harness.core.statuses("chat")[0].urls == ("http://h:0", "http://h:1")
+
+
+def test_the_highest_fence_of_a_services_replicas_is_known() -> None:
+    harness, one = two_ready()
+    report, _ = harness.core._versions["chat", "v-1"].reports["r0"]
+    harness.core.on_report(one, replace(report, fence_epoch=17), now_s=harness.now_s)
+
+    assert (harness.core.fence_epoch("chat"), harness.core.fence_epoch("other")) == (17, 0)
+
+
+def test_a_replica_that_uses_no_cpu_time_hangs_three_times_as_soon() -> None:
+    harness, one = two_ready()
+    harness.now_s += 3.1
+    harness.report(one, index=0)
+    due = []
+    for _ in range(8):
+        due.append(any(isinstance(order, Replace) for order in harness.orders()))
+        harness.core.on_replica_probed("chat", "v-1", "r1", None, now_s=harness.now_s, is_still=True)
+
+    assert due == [False] * 8
+    assert any(isinstance(order, Replace) for order in harness.orders())
+
+
+def test_a_restarted_fleet_takes_a_stopping_version_out_of_the_table_before_it_deletes_it() -> None:
+    harness, one = Harness(), launch()
+    harness.ready(one)
+    harness.stop()
+    harness.core = FleetCore(harness.core.to_store())
+    first = harness.do(applied=False)
+    second = harness.do()
+
+    assert first == second == (Publish(one, ()),)
+    assert [type(order) for order in harness.orders()] == [DeleteApp]
+
+
+def test_a_replica_that_was_never_published_waits_for_no_router() -> None:
+    harness, one = Harness(), launch(replicas=2)
+    harness.ensure(one)
+    harness.report(one, "failed", index=0)
+    harness.report(one, "closing", index=1)
+
+    assert harness.core.is_unpublished(one, "http://h:1")

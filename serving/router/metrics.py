@@ -1,0 +1,200 @@
+"""Prometheus metrics of a router on a port of its own, which serves nothing else.
+
+The numbers are read from the router's `Counters` when they are asked for, in a thread of the server: a
+request pays for its counts alone, and a slow reader holds up no request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from serving.clock import boot_s
+from serving.loopback import HOST
+from serving.router.counters import ARM_NAMES, Histogram
+from serving.supervised import LoopState
+
+if TYPE_CHECKING:
+    from serving.router.front_wire import WireFront
+    from serving.router.router import RouterCore
+
+PREFIX = "canaryctl_router_"
+PORT = 9464  # the usual one of exporters that are part of a program
+PORTS = 100  # that are tried from there on, where several routers share a host
+M = TypeVar("M", CounterMetricFamily, GaugeMetricFamily)
+SETTING = "CANARYCTL_ROUTER_METRICS"  # environment variable: HOST:PORT, or `off`
+
+
+class BadMetricsAddress(ValueError):
+    """The setting is no address; one line with its value and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsAddress:
+    """Where the metrics are served: the first free of `ports` ports from `port` on; port 0: any free one."""
+
+    host: str = HOST
+    port: int = PORT
+    ports: int = 1
+
+    @classmethod
+    def from_setting(cls, text: str | None) -> MetricsAddress | None:
+        """The setting's HOST:PORT; unset: loopback from 9464 on; None: `off`. Raises BadMetricsAddress."""
+        if not text:
+            return cls(ports=PORTS)
+        if text == "off":
+            return None
+        host, colon, port = text.rpartition(":")
+        if not (colon and host and port.isascii() and port.isdigit() and int(port[:6]) <= 65535):
+            raise BadMetricsAddress(
+                f"{SETTING}={text} is no address; use HOST:PORT, such as {HOST}:{PORT}, or off"
+            )
+        return cls(host.strip("[]"), int(port), PORTS)
+
+
+class RouterMetrics(Collector):
+    """What Prometheus reads of one router process."""
+
+    def __init__(
+        self,
+        cores: Callable[[], Sequence[RouterCore]],
+        *,
+        held_bytes: Callable[[], int],
+        loops: Callable[[], Sequence[LoopState]],
+    ) -> None:
+        """cores: one for each service."""
+        self._cores = cores
+        self._held_bytes = held_bytes
+        self._loops = loops
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, as it is now."""
+        cores = list(self._cores())
+        yield from _request_metrics(cores)
+        yield from _state_metrics(cores)
+        held = GaugeMetricFamily(
+            PREFIX + "held_bytes", "Bytes of request bodies that the router holds", value=self._held_bytes()
+        )
+        yield held
+        restarts = CounterMetricFamily(
+            PREFIX + "loop_restarts", "Background loops that ended and were started again", labels=["loop"]
+        )
+        for state in self._loops():
+            restarts.add_metric([state.name], state.restarts)
+        yield restarts
+
+
+def _request_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        PREFIX + "requests",
+        "Requests that ask a model for an answer, by the arm they were assigned to",
+        labels=["service", "arm", "outcome", "assigned_by"],
+    )
+    errors = _by_arm(CounterMetricFamily, "errors", "Requests whose first attempt failed")
+    retries = _by_arm(CounterMetricFamily, "retries", "Attempts after the first")
+    fallbacks = CounterMetricFamily(
+        PREFIX + "fallbacks", "Requests of the canary that stable answered", labels=["service"]
+    )
+    takeovers = CounterMetricFamily(
+        PREFIX + "takeovers", "Fallbacks in mid-stream, which stable continued", labels=["service"]
+    )
+    refusals = CounterMetricFamily(
+        PREFIX + "refusals", "Errors that the router itself answered", labels=["service", "code"]
+    )
+    latency = HistogramMetricFamily(
+        PREFIX + "latency_seconds", "Time to the last byte of a whole answer", labels=["service", "arm"]
+    )
+    first_event = HistogramMetricFamily(
+        PREFIX + "first_event_seconds", "Time to the first event of a stream", labels=["service", "arm"]
+    )
+    lag = HistogramMetricFamily(
+        PREFIX + "event_loop_lag_seconds", "Time by which the event loop was late", labels=["service"]
+    )
+    for core in cores:
+        counters, service = core.counters, core.service
+        for (arm, outcome, assigned_by), count in dict(counters.requests).items():
+            requests.add_metric([service, ARM_NAMES[arm], outcome, assigned_by], count)
+        for arm, name in ARM_NAMES.items():
+            errors.add_metric([service, name], counters.errors[arm])
+            retries.add_metric([service, name], counters.retries[arm])
+            _add_histogram(latency, [service, name], counters.latency[arm])
+            _add_histogram(first_event, [service, name], counters.first_event[arm])
+        fallbacks.add_metric([service], counters.fallbacks)
+        takeovers.add_metric([service], counters.takeovers)
+        for code, count in dict(counters.refusals).items():
+            refusals.add_metric([service, code], count)
+        _add_histogram(lag, [service], counters.lag)
+    yield from (requests, errors, retries, fallbacks, takeovers, refusals, latency, first_event, lag)
+
+
+def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
+    now_s = boot_s()
+    in_flight = _by_arm(GaugeMetricFamily, "requests_in_flight", "Attempts at engines now")
+    age = _gauge("table_age_seconds", "Time since the last answered poll for the route table")
+    lease = _gauge("lease_seconds", "Time for which canary requests may still start; 0: expired")
+    weight = _gauge("canary_weight_ratio", "Share of the canary in the route table, 0 to 1")
+    waiting = _gauge("records_waiting", "Records that the records log has not accepted yet")
+    dropped = CounterMetricFamily(
+        PREFIX + "records_dropped", "Records dropped, because the log was unreachable", labels=["service"]
+    )
+    for core in cores:
+        service = [core.service]
+        for name, count in core.in_flight_by_arm().items():
+            in_flight.add_metric([core.service, name], count)
+        age.add_metric(service, core.table_age_s(now_s))
+        lease.add_metric(service, core.lease_left_s(now_s))
+        table = core.table
+        weight.add_metric(service, table.weight_bp / 10_000 if table is not None and table.canary else 0.0)
+        waiting.add_metric(service, core.outbox.waiting)
+        dropped.add_metric(service, core.outbox.dropped_in_all)
+    yield from (in_flight, age, lease, weight, waiting, dropped)
+
+
+def _gauge(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, text, labels=["service"])
+
+
+def _by_arm(kind: type[M], name: str, text: str) -> M:
+    return kind(PREFIX + name, text, labels=["service", "arm"])
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    counts, sum_value = list(histogram.counts), histogram.total
+    so_far, buckets = 0, []
+    for bound, count in zip((*histogram.bounds, math.inf), counts, strict=True):
+        so_far += count
+        buckets.append(("+Inf" if bound == math.inf else repr(bound), float(so_far)))
+    family.add_metric(labels, buckets, sum_value)
+
+
+def serve_metrics(front: WireFront, address: MetricsAddress) -> tuple[WSGIServer, int]:
+    """Serve the metrics of this front in a thread of their own: the server, and its port.
+
+    Raises OSError when no port is free, OverflowError when there is none of this number.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(
+        RouterMetrics(lambda: [front.core], held_bytes=lambda: front.body_bytes, loops=lambda: front.loops)
+    )
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    last = min(address.port + address.ports - 1, 65535) if address.port else 0
+    for port in range(address.port, last):
+        with contextlib.suppress(OSError):
+            server, _ = start_http_server(port, address.host, registry=registry)
+            return server, server.server_port
+    server, _ = start_http_server(last, address.host, registry=registry)
+    return server, server.server_port
