@@ -1,13 +1,14 @@
 """Notes of the token ids of an engine's streams, written as comments between the events of the answer.
 
 A router that loses this engine continues the answer on another one from these ids (`router/takeover.py`).
-Nothing of an answer is parsed or written anew: `generate` of the engine is wrapped once, the ids of each output
-go into the note of the request (a context variable, set by the front), and the front puts the line
+Nothing of an answer is parsed or written anew: `generate` of the engine is wrapped once, the ids of each
+output go into the note of the request (a context variable, set by the front), and the front puts the line
 `: ids 286,274` before the next event.
 
 Rules:
 1. An id is noted only when its text is whole. Engines hold back the bytes of a character that has not ended,
-   and a continuation that begins inside a character repeats text; such ids are noted with the one that ends it.
+   and a continuation that begins inside a character repeats text; such ids are noted with the one that ends
+   it. With the end of the answer all are noted, the one that ended it included, as the usage counts them.
 2. The head of an answer names the digest of the vocabulary: `x-canaryctl-tokens: DIGEST [LIMIT]`, with the
    most tokens that this answer may have; `none` for a stream whose text is not that of its tokens (reasoning
    is taken out of it). Ids are of use to an engine with the same digest.
@@ -56,9 +57,10 @@ class TokenNote:
             return
         new = list(outputs[0].token_ids)
         self._held += new
-        if not outputs[0].text:
+        is_last = outputs[0].finish_reason is not None  # nothing follows, and its tokens are counted
+        if not outputs[0].text and not is_last:
             return
-        unfinished = 0 if len(new) < 2 else self._count_unfinished()
+        unfinished = 0 if len(new) < 2 or is_last else self._count_unfinished()
         whole = self._held[: len(self._held) - unfinished]
         self._held = self._held[len(whole) :]
         self._ready += whole

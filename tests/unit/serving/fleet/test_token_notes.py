@@ -55,6 +55,7 @@ class Output:
     text: str
     token_ids: list[int]
     index: int = 0
+    finish_reason: str | None = None
 
 
 @dataclass
@@ -98,6 +99,16 @@ def test_ids_wait_for_the_next_line_and_are_written_once() -> None:
 
     assert noted(note.line()) == ids_of("abc")
     assert note.line() == b""
+
+
+def test_with_the_end_all_ids_are_noted_as_the_usage_counts_them() -> None:
+    note = TokenNote(decode)
+    note.add([Output("a", [*ids_of("a"), ids_of("é")[0]])])
+    before = noted(note.line())
+    note.add([Output("", [1], finish_reason="stop")])
+
+    assert before == ids_of("a")
+    assert noted(note.line()) == [ids_of("é")[0], 1]
 
 
 def test_an_answer_with_several_choices_is_not_noted() -> None:
