@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +65,7 @@ class AnswerScan:
     is_malformed: bool = False
     is_done: bool = False  # a stream said [DONE]
     has_usage_event: bool = False  # an event of a stream said only the usage
-    token_ids: list[int] = field(default_factory=list)  # of the events so far, when `takes_ids`
+    token_ids: array[int] = field(default_factory=lambda: array("I"))  # of the events so far
     has_bad_ids: bool = False  # what its engine named is no list of ids
     created: int | None = None  # of the first event
     model: str | None = None
@@ -182,8 +183,8 @@ class AnswerScan:
 
     def _note_ids(self, text: bytes) -> None:
         try:
-            self.token_ids += [int(one) for one in text.split(b",")]
-        except ValueError:
+            self.token_ids.extend([int(one) for one in text.split(b",")])
+        except (ValueError, OverflowError):
             self.has_bad_ids = True
 
     def _read_until_error(self, block: bytes) -> bytes:

@@ -79,13 +79,13 @@ class Exchange:
             return self._next_of_continuation(self._continuation)
         self._require(self._attempts.replica is None, "next_attempt")
         chosen = self._attempts.begin()
-        if chosen is not None:
-            try:
-                return self._sender.send(*chosen)
-            except NotRenamed as exc:  # a newer table's endpoint has a model name, none of the first had one
-                self._release()
-                return self._refused(self._sender.refusal(400, "model_not_replaced", str(exc)))
-        return self._refused(self._sender.no_replica(is_key_refused=self._is_key_refused))
+        if chosen is None:
+            return self._refused(self._sender.no_replica(is_key_refused=self._is_key_refused))
+        try:
+            return self._sender.send(*chosen)
+        except NotRenamed as exc:  # a newer table's endpoint has a model name, none of the first had one
+            self._release()
+            return self._refused(self._sender.refusal(400, "model_not_replaced", str(exc)))
 
     def _refused(self, refusal: Refusal) -> Refusal | Deliver:
         """The router's own error: as an answer, or as an event where a head has been sent."""
@@ -209,10 +209,8 @@ class Exchange:
             self._begin_continuation(scan)
             return Step.AGAIN
         failure = failure_of(self._status)
-        if failure is not None:
-            self._finish("failed", failure, now_s)
-        else:
-            self._finish("cut" if cause == "cut" else "answered", cause, now_s)
+        outcome: Outcome = "failed" if failure else "cut" if cause == "cut" else "answered"
+        self._finish(outcome, failure or cause, now_s)
         is_cut = cause == "cut" and scan is not None and not scan.is_done
         return self._deliver(self._error_event() if is_cut else rest or b"", "end")
 
@@ -246,10 +244,11 @@ class Exchange:
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""
-        is_waiting = self._out.holds_all or self._continuation is not None or self._out.is_head_sent
-        if not is_waiting or self.is_over or (self._out.is_committed and self._continuation is None):
+        is_continued = self._continuation is not None
+        if self.is_over or not (self._out.is_waiting or is_continued):
             return Step.HOLD
-        return self._out.comment(now_s, self._context.limits.keep_alive_s) or Step.HOLD
+        since_s = self._seen.last_byte_s if is_continued else None
+        return self._out.comment(now_s, self._context.limits.keep_alive_s, since_s) or Step.HOLD
 
     def _deliver(self, data: bytes, then: Literal["more", "end", "break"] = "more") -> Deliver:
         """What was held, and these bytes, for the client."""
@@ -349,8 +348,8 @@ class Exchange:
         if scan is not None and scan.is_whole:
             return True
         self._attempts.stalled()
-        is_held = not self._out.is_committed and self._attempts.arm == CANARY
-        return is_held or (scan is not None and self._may_continue(scan))
+        is_replaced = not self._out.is_committed and self._attempts.arm == CANARY
+        return is_replaced or (scan is not None and self._may_continue(scan))
 
     def refused(self, refusal: Refusal, *, now_s: float) -> None:
         """The client was sent the router's own error."""

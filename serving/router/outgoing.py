@@ -74,9 +74,16 @@ class Outgoing:
         self.is_committed = self.is_head_sent = True
         return Deliver(head, data, then)
 
-    def comment(self, now_s: float, every_s: float) -> Deliver | None:
-        """A comment for a client that waits, when one is due; None: not yet."""
-        if now_s - self._sent_s < every_s or (self._head is None and not self.is_head_sent):
+    @property
+    def is_waiting(self) -> bool:
+        """True while the client has nothing of an answer that has begun, or that replaces one."""
+        return (self.holds_all or self.is_head_sent) and not self.is_committed
+
+    def comment(self, now_s: float, every_s: float, since_s: float | None) -> Deliver | None:
+        """A comment for a client that waits, when one is due; None: not yet. since_s: of the last event."""
+        if now_s - max(self._sent_s, since_s or 0.0) < every_s or (
+            self._head is None and not self.is_head_sent
+        ):
             return None
         self._sent_s = now_s
         head, self._head = self._head, None

@@ -13,9 +13,10 @@ import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -210,6 +211,7 @@ class Load:
     expected: Mapping[tuple[str, str], tuple[str, str | None, object]]
     is_stopping: bool = False
     count: int = 0
+    is_warm: asyncio.Event = field(default_factory=asyncio.Event)  # streams are at every stage
 
     async def run(self, worker: int) -> None:
         for (path, question), (text, finish, usage) in itertools.cycle(self.expected.items()):
@@ -218,6 +220,8 @@ class Load:
             body = asked(path, question, max_tokens=200, user=f"u-{worker}")
             one = await answer(self.client, path, body)
             self.count += 1
+            if self.count >= CLIENTS:
+                self.is_warm.set()
             assert (one.text, one.finish, one.usage) == (text, finish, usage)
 
 
@@ -264,13 +268,14 @@ async def test_a_canary_killed_in_mid_stream_under_load_is_not_seen_by_any_clien
     url = pair.url(pair.canary)
     async with httpx.AsyncClient(base_url=url, headers=ControlSecret.of(SECRET).headers) as control:
         state = (await control.get("/_canaryctl/state")).json()
-    async with router(pair.url(pair.stable), url) as (core, client), under_load(client):
-        await asyncio.sleep(1.0 + 0.37 * kill)
+    async with router(pair.url(pair.stable), url) as (core, client), under_load(client) as load:
+        await asyncio.wait_for(load.is_warm.wait(), 120)
+        await asyncio.sleep(0.137 * kill)
         os.kill(state["pid"], signal.SIGKILL)
         await asyncio.sleep(1.0)
     found = records(core)
 
-    outcomes = [(one.outcome, one.cause, one.takeover_at) for one in found]
+    outcomes = Counter((one.outcome, one.cause, one.takeover_at is not None) for one in found)
     assert sum(one.takeover_at is not None for one in found) >= 1, outcomes
     assert all(one.error for one in found if one.served_arm == 0)
     assert {one.status for one in found} == {200}

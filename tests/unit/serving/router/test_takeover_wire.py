@@ -167,6 +167,52 @@ async def test_a_stable_that_pauses_as_long_has_the_same_error_and_goes_on() -> 
     assert (record.outcome, record.error, record.cause) == ("answered", True, "stalled")
 
 
+async def test_an_error_inside_an_answer_is_not_passed_on_and_what_came_before_is() -> None:
+    async with router_rig() as rig:
+        script(rig)
+        engine = TokenEngine(TEXT, name="canary")
+
+        async def fail(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(headers={"x-canaryctl-tokens": "d1 90"})
+            response.content_type = "text/event-stream"
+            await response.prepare(request)
+            events = engine.events("/v1/chat/completions", json.loads(rig.canary.bodies[-1]))
+            await response.write(events[0] + events[1])
+            await asyncio.sleep(0.05)
+            error = b'data: {"error":{"message":"dead","code":500}}\n\ndata: [DONE]\n\n'
+            await response.write(events[2] + events[3] + b": ids 9\n" + error)
+            return response
+
+        rig.canary.behave = fail
+        response = await rig.client.post(CHAT, json=asked(CHAT))
+        record = await rig.record()
+
+    assert Answer(response.content, True).text == TEXT
+    assert (record.outcome, record.error, record.cause, record.takeover_at) == ("fallback", True, "cut", 2)
+
+
+@pytest.mark.parametrize("line", [b": ids x\n", b": ids 99999999999\n", b": ids \n"])
+async def test_ids_that_are_none_continue_nothing(line: bytes) -> None:
+    async with router_rig() as rig:
+        script(rig)
+        events = TokenEngine(TEXT, name="canary").events("/v1/chat/completions", asked(CHAT))
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(headers={"x-canaryctl-tokens": "d1 90"})
+            response.content_type = "text/event-stream"
+            await response.prepare(request)
+            await response.write(line + events[0] + b"".join(events[1:4]))
+            assert request.transport is not None
+            request.transport.close()
+            return response
+
+        rig.canary.behave = answer
+        response = await rig.client.post(CHAT, json=asked(CHAT))
+
+    assert b'"code": "cut"' in response.content
+    assert b": ids" not in response.content
+
+
 async def test_a_client_that_waits_for_a_held_answer_gets_comments() -> None:
     async with router_rig(Limits(canary_stream_s=5.0, keep_alive_s=0.3)) as rig:
         script(rig)
