@@ -173,6 +173,10 @@ class AnswerScan:
         return block
 
     def _without_ids(self, block: bytes) -> bytes:
+        if block.startswith(TOKEN_COMMENT) and block.find(TOKEN_COMMENT, 1) < 0:  # most often
+            line, _, rest = block.partition(b"\n")
+            self._note_ids(line[len(TOKEN_COMMENT) :])
+            return rest
         kept = []
         for line in block.split(b"\n"):
             if line.startswith(TOKEN_COMMENT):
