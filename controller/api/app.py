@@ -10,11 +10,13 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from controller import telemetry
 from controller.api.bearer_auth import Identities, requires
@@ -32,12 +34,13 @@ from controller.api.bodies import (
 )
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
+from controller.api.keys import FindProblem, key_problem, missing_keys
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
 from controller.quantities import whole
-from controller.rollout.serialization import state_from_json
+from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.runner import Runner
 from controller.runtime.service_loop import LastTick
@@ -56,8 +59,11 @@ HISTORY_LIMIT = 50
 class ViewBuilder:
     """Views of services and rollouts, from the store and the last ticks."""
 
-    def __init__(self, store: SqlStore, runner: Runner, base_url: Callable[[str], str]) -> None:
+    def __init__(
+        self, store: SqlStore, runner: Runner, base_url: Callable[[str], str], find_key: FindProblem
+    ) -> None:
         self._store = store
+        self._find_key = find_key
         self._runner = runner
         self._base_url = base_url
 
@@ -65,6 +71,8 @@ class ViewBuilder:
         """The service with its newest rollout."""
         tick = self._runner.last_tick(row.name)
         newest = next(iter(self._store.rollouts(row.name, limit=1)), None)
+        view = self.rollout(newest, tick) if newest else None
+        running = view.canary if view is not None and not view.is_final else None
         shown = {row.stable, *(one.version for one in tick.versions or ())}
         return service_view(
             row.name,
@@ -72,9 +80,26 @@ class ViewBuilder:
             stable=row.stable,
             split=tick.split,
             versions=tick.versions,
-            rollout=self.rollout(newest, tick) if newest else None,
+            rollout=view,
             labels={name: label_of(self._store.version(row.name, name)) for name in shown},
+            missing_keys=missing_keys(self._store, row, self._find_key, canary=running),
         )
+
+    def listed(self, row: ServiceRow) -> ServiceView:
+        """The service; one whose state cannot be read says so, and keeps no other from being listed."""
+        try:
+            return self.service(row)
+        except UnreadableState as exc:
+            url = self._base_url(row.name)
+            return ServiceView(
+                service=row.name,
+                url=url,
+                stable=row.stable,
+                weight_bp=None,
+                versions=None,
+                rollout=None,
+                unreadable=str(exc),
+            )
 
     def rollout(self, row: RolloutRow, tick: LastTick) -> RolloutView:
         """A rollout with the evidence of its last tick, or else the stored one."""
@@ -107,22 +132,24 @@ def make_app(
     version: str,
     identities: Identities | None = None,
     slow: SlowCalls | None = None,
+    find_key: FindProblem = key_problem,
 ) -> FastAPI:
     """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
     that may hash a checkpoint (slow_calls.py).
 
-    identities: owners of the bearer tokens; None: as stored.
+    identities: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
     """
     identities = identities or store
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
     build_views()
-    views = ViewBuilder(store, runner, base_url)
+    views = ViewBuilder(store, runner, base_url, find_key)
     add_error_handling(app)
     _add_reads(app, store, views, runner, version, identities)
     _add_writes(app, commands, views, identities, slow if slow is not None else SlowCalls())
     return app
 
 
+@cache  # the same for every application of a process
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI of a body that commands.py parses itself, so that its errors are canaryctl's own."""
     return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
@@ -136,7 +163,8 @@ def _add_reads(
     version: str,
     identities: Identities,
 ) -> None:
-    viewer = [Depends(requires(identities, Role.VIEWER))]
+    may_view = requires(identities, Role.VIEWER)
+    viewer = [Depends(may_view)]
 
     @app.get("/healthz")
     def health() -> Health:
@@ -146,7 +174,7 @@ def _add_reads(
     @app.get("/v1/services", dependencies=viewer)
     def list_services() -> list[ServiceView]:
         """All services."""
-        return [views.service(row) for row in store.services()]
+        return [views.listed(row) for row in store.services()]
 
     @app.get("/v1/services/{service}", dependencies=viewer)
     def get_service(service: str) -> ServiceView:
@@ -174,7 +202,8 @@ def _add_reads(
         await asyncio.to_thread(store.service, service)
         last = whole(request.headers.get("last-event-id", ""))
         start = after if after is not None else last or 0
-        return StreamingResponse(_events(store, views, service, start), media_type="text/event-stream")
+        events = _while_allowed(_events(store, views, service, start), lambda: may_view(request))
+        return StreamingResponse(events, media_type="text/event-stream")
 
 
 def _add_writes(
@@ -198,7 +227,7 @@ def _add_writes(
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
     async def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
         """The rollout that a deploy of this body would start; changes nothing."""
-        return await slow.run(lambda: commands.plan(service, _mapping(body)).view())
+        return await slow.run(lambda: commands.plan(service, _mapping(body), identity).view())
 
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
     async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
@@ -219,8 +248,10 @@ def _add_writes(
         """Serve an earlier version again, without proof; `already` when it serves."""
         given = _mapping(body)
         refuse_unknown(given, UndoBody.model_fields)
-        to, reason = text_of(given, "to") or None, text_of(given, "reason")
-        result = commands.undo(service, identity, to=to, reason=reason)
+        to, reason = text_of(given, "to"), text_of(given, "reason")
+        if given.get("to") is not None and not to:
+            raise BadInput("to is empty, as an unset variable is; name a version, or leave it out")
+        result = commands.undo(service, identity, to=to or None, reason=reason)
         return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
@@ -256,6 +287,19 @@ async def _events(store: SqlStore, views: ViewBuilder, service: str, after: int)
             sent_view = view
             yield f"event: view\ndata: {view}\n\n"
         await asyncio.sleep(EVENTS_POLL_S)
+
+
+async def _while_allowed(events: AsyncIterator[str], check: Callable[[], object]) -> AsyncIterator[str]:
+    """The events until `check` raises: a token may be revoked while its stream goes on for days.
+
+    The client connects again, and is told what is wrong.
+    """
+    async for event in events:
+        try:
+            await asyncio.to_thread(check)
+        except (HTTPException, CanaryctlError):
+            return
+        yield event
 
 
 def _mapping(body: object) -> Mapping[str, Any]:

@@ -13,8 +13,10 @@ from itertools import chain
 from typing import Any, Protocol
 
 from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
+from controller.api.engine_rights import refuse_new_arguments
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
+from controller.api.keys import KeyProblem, missing_keys
 from controller.api.proposal import (
     Proposal,
     as_twin,
@@ -61,6 +63,7 @@ from controller.views.models import AttemptView
 from controller.views.plan import attempt_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+from serving.credentials import KeyReference
 
 WAIVERS = ("allow_unproven", "allow_unjudged")
 DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", *WAIVERS, *LABEL_KEYS)
@@ -73,8 +76,10 @@ class Environment(Protocol):
     """Port: files, devices, traffic and simulations of the host (adapter: `wiring.environment`)."""
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint: ...
+    def key_problem(self, reference: KeyReference) -> KeyProblem | None: ...
     def devices(self) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
+    def require_measuring(self, service: str) -> None: ...
     def requests_per_s(self, service: str) -> float | None: ...
     def measured(self, service: str) -> MeasuredBaseline | None: ...
     def forecast(
@@ -90,7 +95,7 @@ class Commands(Returns):
     def __init__(
         self, store: SqlStore, environment: Environment, clock: Clock, wake: Callable[[str], None]
     ) -> None:
-        super().__init__(store, environment.devices, clock, wake)
+        super().__init__(store, environment.devices, clock, wake, environment.key_problem)
         self._environment = environment
 
     def up(self, body: Mapping[str, Any], identity: Identity) -> ServiceRow:
@@ -118,7 +123,7 @@ class Commands(Returns):
         self._wake(spec.service)
         return row
 
-    def plan(self, service: str, body: Mapping[str, Any]) -> Proposal:
+    def plan(self, service: str, body: Mapping[str, Any], identity: Identity) -> Proposal:
         """The rollout that a deploy of `body` would start, with its forecast. Changes nothing.
 
         Beside the keys of a deploy: `rate` (requests/s), `unit_requests`, `users` (default: measured),
@@ -126,9 +131,13 @@ class Commands(Returns):
         stage that can prove nothing at this traffic.
         """
         overrides = TrafficOverrides.parse(body)
-        proposal = self._propose(service, body, PLAN_KEYS, overrides)
+        proposal = self._propose(service, body, PLAN_KEYS, overrides, identity)
         proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
-        proposal = replace(proposal, attempts=self._attempt_views(service, proposal.canary_id))
+        proposal = replace(
+            proposal,
+            attempts=self._attempt_views(service, proposal.canary_id),
+            missing_keys=self._missing_keys(proposal, identity),
+        )
         waiver = waiver_of(body, "allow_unjudged")
         named = () if waiver else [one.text for one in proposal.not_judged if one.needs == "source"]
         if lines := (*named, *proposal.unprovable_stages()):
@@ -151,13 +160,15 @@ class Commands(Returns):
         self._active_service(service)
         newest = self._newest_rollout(service)
         if newest is not None and not newest.is_final:
-            raise already_running(service, newest.id, f"in {newest.phase.value}")
-        proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
-        known = (version_spec(row) for row in chain([proposal.stable], self._tried(service)))
-        refuse_new_key(proposal.version, known, identity)
+            phase, stable = newest.phase.value, newest.stable.id
+            raise already_running(service, newest.id, f"in {phase}", before=stable)
+        proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides(), identity)
+        self._refuse_new_key(proposal, identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
         if not proposal.plan.twin and not may_retry:
             self._refuse_rejected(service, proposal.canary_id)
+        if (missing := proposal.missing_key(self._environment.key_problem)) is not None:
+            raise Conflict(missing.text)
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
         unjudged_reason = waiver_of(body, "allow_unjudged")
@@ -208,13 +219,33 @@ class Commands(Returns):
         served = (one.version for one in self._store.served(service))
         return next((row for row in served if not version_spec(row).is_external), None)
 
+    def _refuse_new_key(self, proposal: Proposal, identity: Identity) -> None:
+        """Raises BadInput, see `proposal.refuse_new_key`."""
+        refuse_new_key(proposal.version, self._known(proposal.service.name, proposal.stable), identity)
+
+    def _missing_keys(self, proposal: Proposal, identity: Identity) -> tuple[str, ...]:
+        """A line for each key that the planned rollout or a way back from it would lack."""
+        find = self._environment.key_problem
+        lines = [one.text for one in missing_keys(self._store, proposal.service, find)]
+        try:
+            self._refuse_new_key(proposal, identity)
+        except BadInput as exc:  # nor is this person told which files and variables there are
+            return (*lines, str(exc))
+        missing = proposal.missing_key(find)
+        return tuple(lines) if missing is None else (*lines, missing.text)
+
     def _attempt_views(self, service: str, canary: str) -> tuple[AttemptView, ...]:
         """Earlier rollouts of this version, newest first."""
         rows = self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS)
         return tuple(attempt_view(state_from_json(row.state), label_of(row)) for row in rows)
 
     def _propose(
-        self, service: str, body: Mapping[str, Any], keys: Sequence[str], overrides: TrafficOverrides
+        self,
+        service: str,
+        body: Mapping[str, Any],
+        keys: Sequence[str],
+        overrides: TrafficOverrides,
+        identity: Identity,
     ) -> Proposal:
         """The proposal without a forecast. keys: those that `body` may have."""
         row = self._active_service(service)
@@ -225,6 +256,8 @@ class Commands(Returns):
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
         refuse_unknown_covariates(policy)
+        # One way for every controller: without the measurements a deploy would skip what depends on them.
+        self._environment.require_measuring(service)
         measured = self._environment.measured(service) or MeasuredBaseline(0)
         not_judged = unjudged(policy, measured)
         policy = without(policy, not_judged)
@@ -232,6 +265,8 @@ class Commands(Returns):
         checkpoint = self._checkpoint_before(service) if before.is_external else None
         change = body.get("version") or {}
         version = before if policy.twin else changed_version(stable, change, checkpoint=checkpoint)
+        # Before any file that the version names is read.
+        refuse_new_arguments(version, self._known(service, stable), identity)
         fingerprint = self._environment.fingerprint(version)
         current = comparable_fingerprint(stable, self._environment.fingerprint)
         refuse_same(row, current, fingerprint, is_twin=policy.twin)
@@ -293,6 +328,10 @@ class Commands(Returns):
         if not rows:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
         return write_scores(self._environment, [row.name for row in rows], scores)
+
+    def _known(self, service: str, stable: VersionRow) -> Iterator[VersionSpec]:
+        """Specs of the versions that the service has or had."""
+        return (version_spec(row) for row in chain([stable], self._tried(service)))
 
     def _tried(self, service: str) -> Iterator[VersionRow]:
         """The versions that were tried, each once, the newest attempt first."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from controller.planning.checkpoint_files import group_of, may_be_read
 from controller.planning.engine_risk import PARTS, SAMPLING_DEFAULTS, argument_class
 from controller.planning.families import (
     MIN_SHARED_RATIO,
@@ -20,6 +21,7 @@ from controller.planning.families import (
     shared_ratio,
 )
 from controller.planning.fingerprint import Fingerprint
+from serving.files.engine_arguments import is_known, is_shown
 
 
 class Risk(StrEnum):
@@ -39,7 +41,10 @@ RISK_TABLE: tuple[tuple[str, Risk], ...] = (
         "parallelism)",
         Risk.LOW,
     ),
-    ("fine-tuned or quantised tensors on the same base", Risk.MEDIUM),
+    (
+        "fine-tuned or quantised tensors on the same base, also beside other data files that no engine reads",
+        Risk.MEDIUM,
+    ),
     (
         "the same tensors with another tokenizer, chat template, special tokens, default length, rope, model "
         "config, processor, code, dtype, quantisation or other file that the engine may read",
@@ -53,6 +58,8 @@ RISK_TABLE: tuple[tuple[str, Risk], ...] = (
     ("another family, also under a borrowed model type; an external endpoint", Risk.CRITICAL),
 )
 _ORDER = tuple(Risk)
+HIDDEN = "a value that is not shown"
+MAX_SHOWN = 200  # characters of a value in a reason, which every commit of the rollout stores
 # By part of the fingerprint: all that can change beside the tensors.
 _PART_CHANGES = {
     "tokenizer": "the tokenizer changes",
@@ -144,12 +151,17 @@ def _grade(stable: Fingerprint, canary: Fingerprint, replaced: set[str]) -> tupl
     parts = [_part_text(name, stable, canary) for name in changed]
     if has_same_tensors:
         return (Risk.MEDIUM, parts) if parts else (Risk.NONE, [])
+    if "files" in changed and (unread := _unread_files(stable, canary)):
+        changed.remove("files")
+        parts.remove(_part_text("files", stable, canary))
+        parts.append(f"other files that no engine reads: {_named(unread)}")
     all_changed = {*changed, *replaced}
-    if all_changed and all_changed <= _STORAGE:
+    # An argument that the files do not follow changes no tensor: it is a second cause beside them.
+    if changed and set(changed) <= _STORAGE and replaced <= set(changed):
         return Risk.MEDIUM, ["the same model stored otherwise: other tensors", *parts]
     if all_changed:
         return Risk.HIGH, [f"a new version of {stable.family}: other tensors", *parts]
-    return Risk.MEDIUM, ["fine-tuned tensors on the same base"]
+    return Risk.MEDIUM, ["fine-tuned tensors on the same base", *parts]
 
 
 def _other_family(stable: Fingerprint, canary: Fingerprint, has_same_tensors: bool) -> str:
@@ -164,7 +176,9 @@ def _other_family(stable: Fingerprint, canary: Fingerprint, has_same_tensors: bo
         return f"{borrowed}: {stable.architecture} -> {canary.architecture}"
     shared = shared_ratio(stable.vocabulary, canary.vocabulary)
     sizes = stable.vocabulary_size, canary.vocabulary_size
-    if shared is None or shared >= MIN_SHARED_RATIO or are_generations(family_of(canary.family), *sizes):
+    if shared is None or shared >= MIN_SHARED_RATIO:
+        return ""
+    if shared > 0 and are_generations(family_of(canary.family), *sizes):  # sizes alone may be a coincidence
         return ""
     return f"{borrowed}: about {shared:.0%} of the vocabulary is shared, and the tensors differ"
 
@@ -177,12 +191,31 @@ def _size_text(stable: Fingerprint, canary: Fingerprint) -> str:
 
 def _part_text(name: str, stable: Fingerprint, canary: Fingerprint) -> str:
     text = _PART_CHANGES[name]
-    old, new = dict(stable.files), dict(canary.files)
     # Of parts that are whole files, name them.
     if name in _NAMED_PARTS:
-        files = [file for file in sorted({*old, *new}) if old.get(file) != new.get(file)]
-        return f"{text}: {', '.join(files[:4])}{', ...' if len(files) > 4 else ''}" if files else text
+        files = _changed_files(stable, canary)
+        return f"{text}: {_named(files)}" if files else text
     return text
+
+
+def _changed_files(stable: Fingerprint, canary: Fingerprint) -> list[str]:
+    old, new = dict(stable.files), dict(canary.files)
+    return [file for file in sorted({*old, *new}) if old.get(file) != new.get(file)]
+
+
+def _unread_files(stable: Fingerprint, canary: Fingerprint) -> list[str]:
+    """The changed files of the group `files`, when no engine reads any of them; else none.
+
+    A model's own code may read whatever lies beside it.
+    """
+    if stable.part("code") or canary.part("code"):
+        return []
+    files = [file for file in _changed_files(stable, canary) if group_of(file) == "files"]
+    return [] if any(map(may_be_read, files)) else files
+
+
+def _named(files: list[str]) -> str:
+    return f"{', '.join(files[:4])}{', ...' if len(files) > 4 else ''}"
 
 
 def _changes(before: tuple[tuple[str, str], ...], after: tuple[tuple[str, str], ...]) -> Iterator[Change]:
@@ -190,11 +223,16 @@ def _changes(before: tuple[tuple[str, str], ...], after: tuple[tuple[str, str], 
     new: Mapping[str, str] = dict(after)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
-            yield Change(name, _shown(old.get(name)), _shown(new.get(name)))
+            yield Change(name, _shown(name, old.get(name)), _shown(name, new.get(name)))
 
 
-def _shown(value: str | None) -> str | None:
+def _shown(name: str, value: str | None) -> str | None:
+    """The value for people: not of an argument that may hold a secret, and not a whole template."""
     if value is None:
         return None
+    argument = name.removesuffix(" content")
+    if is_known(argument) and not is_shown(argument):
+        return HIDDEN
     plain = json.loads(value)
-    return plain if isinstance(plain, str) else value
+    text = plain if isinstance(plain, str) else value
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}… ({len(text):,} characters)"

@@ -13,20 +13,16 @@ from controller.errors import StaleWrite
 from controller.store import schema as t
 from controller.store.database import Database
 from controller.store.rows import AbOutcome, AbRow
-from controller.store.statements import lock_service, put_ab_test
 
 
 class AbStore:
-    """The tests of one database, which the caller closes. Safe to use from several threads."""
+    """The tests of one database, which the caller closes. Safe to use from several threads.
+
+    A test is stored with its rollout, in one transaction (`SqlStore.create_rollout`).
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def create(self, row: AbRow) -> None:
-        """Store a new test. Raises Conflict while another runs on the service."""
-        with self._database.write() as db:
-            lock_service(db, row.service)
-            put_ab_test(db, row)
 
     def newest(self, service: str) -> AbRow | None:
         """The service's newest test; None: it never had one."""
@@ -37,10 +33,12 @@ class AbStore:
             row = db.execute(query).first()
         return AbRow(*row) if row is not None else None
 
-    def outcomes(self, test: str) -> tuple[AbOutcome, ...]:
-        """Every outcome counted so far, in order."""
+    def outcomes(self, test: str, *, first: int = 0) -> tuple[AbOutcome, ...]:
+        """Every outcome counted so far from place `first` on, in order."""
         columns = [t.ab_outcomes.c[name] for name in AbOutcome.__slots__]
-        query = sa.select(*columns).where(t.ab_outcomes.c.test == test).order_by(t.ab_outcomes.c.place)
+        c = t.ab_outcomes.c
+        here = (c.test == test) & (c.place >= first)
+        query = sa.select(*columns).where(here).order_by(c.place)
         with self._database.read() as db:
             return tuple(AbOutcome(*row) for row in db.execute(query))
 

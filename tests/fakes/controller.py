@@ -15,7 +15,9 @@ from fastapi import FastAPI
 
 from controller.api.app import make_app
 from controller.api.commands import Commands
+from controller.api.keys import KeyProblem, key_problem
 from controller.auth import Identity, Role, admin_token, token_digest
+from controller.errors import Unreachable
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import (
@@ -39,6 +41,7 @@ from controller.store.sql import SqlStore
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.clock import boot_s
+from serving.credentials import KeyReference
 from serving.loopback import free_ports
 from tests.database_rig import sqlite_url
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
@@ -70,6 +73,7 @@ class FakeEnvironment:
     silent_logs: set[str] = field(default_factory=set)  # services whose log does not answer
     written: list[tuple[str, str]] = field(default_factory=list)  # (service, id) of each score
     accepts_scores: bool = True
+    is_measuring: bool = True
     rate: float | None = None
     traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
     forecasts: int = 0  # simulations that were asked for
@@ -85,11 +89,18 @@ class FakeEnvironment:
             architectures=known_architectures(),
         )
 
+    def key_problem(self, reference: KeyReference) -> KeyProblem | None:
+        return key_problem(reference)
+
     def devices(self) -> Sequence[Device]:
         return (Device("host", "host", 64 * GIB, self.free_bytes),)
 
     def kv_bytes(self, version: VersionSpec) -> int:
         return 64 << 20
+
+    def require_measuring(self, service: str) -> None:
+        if not self.is_measuring:
+            raise Unreachable(f"this controller does not measure the traffic of {service}")
 
     def requests_per_s(self, service: str) -> float | None:
         return self.rate
@@ -139,7 +150,12 @@ class FakeController:
         token = token_digest(admin_token(home))
         self.store.put_token(token, Identity("admin", Role.ADMIN), at_s=0.0)
         self.app: FastAPI = make_app(
-            self.store, commands, self.runner, base_url=lambda name: f"http://test/{name}/v1", version="test"
+            self.store,
+            commands,
+            self.runner,
+            base_url=lambda name: f"http://test/{name}/v1",
+            version="test",
+            find_key=self.environment.key_problem,
         )
         self._server: uvicorn.Server | None = None
         self._listening: list[socket.socket] = []

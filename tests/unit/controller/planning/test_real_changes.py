@@ -242,6 +242,26 @@ CHANGES: dict[str, Change] = {
         {**llama(seed=5), "training.json": {"steps": 40}},
         before={**llama(), "training.json": {"steps": 240}},
     ),
+    **{
+        f"a fine-tune with another {name}, which no engine reads": Change(
+            MEDIUM, {**llama(seed=5), name: b"after"}, before={**llama(), name: b"before"}
+        )
+        for name in ("notes.bin", "README-train.txt", "eval/scores.npz", "losses.json", "data.jsonl", "NOTES")
+    },
+    **{
+        f"a fine-tune with another {name}, which an engine may read": Change(
+            HIGH, {**llama(seed=5), name: b'{"a": 1}'}, before={**llama(), name: b'{"a": 2}'}
+        )
+        for name in (
+            *("params.json", "modules.json", "1_Pooling/config.json", "adapters/a/adapter_model.bin"),
+            *("model-q4.gguf", "pytorch_model.bin", "consolidated.00.pth", "modeling_acme.py"),
+        )
+    },
+    "a fine-tune with another data file beside code of its own, which may read it": Change(
+        HIGH,
+        {**llama(seed=5), "modeling_acme.py": "x", "notes.bin": b"after"},
+        before={**llama(), "modeling_acme.py": "x", "notes.bin": b"before"},
+    ),
     "a fine-tune re-saved in other shards by transformers 5": Change(MEDIUM, _resaved(5)),
     "converted to bfloat16": Change(
         MEDIUM,
@@ -251,6 +271,9 @@ CHANGES: dict[str, Change] = {
         },
     ),
     "AWQ of the same model": Change(MEDIUM, _quantised()),
+    "AWQ of the same model, which an argument loads": Change(
+        MEDIUM, _quantised(), engine={"quantization": "awq"}
+    ),
     # --- medium: the same tensors with other side files
     "another token in tokenizer.json": Change(
         MEDIUM, {**llama(), "tokenizer.json": trees.tokenizer_json(trees.LLAMA_2_WORDS + " new")}
@@ -469,6 +492,12 @@ CHANGES: dict[str, Change] = {
     "fine-tuned tensors and another template": Change(
         HIGH, edited(llama(seed=5), "tokenizer_config.json", chat_template=CHATML)
     ),
+    **{
+        f"a fine-tune beside {name}, which changes no tensor": Change(
+            HIGH, llama(seed=5), engine={name: value}
+        )
+        for name, value in {"kv_cache_dtype": "fp8", "quantization": "fp8", "dtype": "float16"}.items()
+    },
     "Qwen 2 to Qwen 3": Change(HIGH, _qwen3(), before=_qwen2()),
     "Qwen 3 to its mixture of experts": Change(
         HIGH,
@@ -492,6 +521,9 @@ CHANGES: dict[str, Change] = {
     "Llama to Qwen 2": Change(CRITICAL, _qwen2()),
     "another family that borrows llama's model type": Change(
         CRITICAL, llama(seed=70, words=trees.YI_WORDS, hidden=8, vocab_size=64000)
+    ),
+    "another family with as many tokens as Llama 3": Change(
+        CRITICAL, llama(seed=70, words=trees.YI_WORDS, hidden=8, vocab_size=128256)
     ),
     "another family of the same size that borrows llama's model type": Change(
         CRITICAL, llama(seed=70, words=trees.YI_WORDS)
