@@ -146,7 +146,7 @@ class AnswerScan:
         lines = [line for line in self._buffer.split(b"\n") if not line.startswith(TOKEN_COMMENT)]
         data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
         is_whole = data == b"[DONE]" or json_object(data) is not None
-        return b"\n".join(lines).rstrip(b"\n") + b"\n\n" if is_whole else None
+        return b"\n".join(lines) if is_whole else None
 
     def _set_buffer(self, data: bytes) -> None:
         self._is_too_large = len(data) > PARSE_LIMIT

@@ -240,7 +240,8 @@ class Exchange:
             return Step.AGAIN
         self._finish("answered", scan.end(), now_s)
         is_done = scan.is_done or not self._request.path.endswith("completions")
-        return self._deliver(rest if is_done else rest + DONE, "end")
+        last = rest.rstrip(b"\n") + b"\n\n" if rest else b""
+        return self._deliver(last if is_done else last + DONE, "end")
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""

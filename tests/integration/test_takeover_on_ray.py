@@ -71,7 +71,7 @@ def pair(fleet: RayFleet, checkpoints: Mapping[str, Checkpoint], token: Callable
     from serving.table.traffic_ray import RayTraffic
 
     traffic = RayTraffic(timeout_s=10.0)
-    traffic.open(SERVICE, SECRET, silence_s=None)
+    traffic.open(SERVICE, SECRET, token=token(), silence_s=None)
     model = str(checkpoints["stable"].path)
     launches = [Launch(SERVICE, name, SECRET, model_dir=model) for name in ("v-stable", "v-canary")]
     for launch in launches:
@@ -83,7 +83,7 @@ def pair(fleet: RayFleet, checkpoints: Mapping[str, Checkpoint], token: Callable
         fleet.stop(SERVICE, launch.version, token=token())
     for launch in launches:
         wait_for(fleet, SERVICE, launch.version, "gone")
-    traffic.close(SERVICE)
+    traffic.close(SERVICE, token=token())
 
 
 class Breaker:
