@@ -9,7 +9,7 @@ Invariant: no message holds a prompt, an answer or a raw key; `unit` is an HMAC.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from serving.credentials import DataSecret, KeyReference, UnitKey
@@ -27,9 +27,23 @@ AssignedBy: TypeAlias = Literal["request", "sticky", "no-capacity", "fenced"]
 # stable served.  fenced: the canary's front refused an old revision, stable served.  cut: the stream ended
 # without a proper finish.  failed: the user got an error (5xx, 429).  cancelled: the client disconnected
 # first.  open: not ended after SETTLE_S (`router/outbox.py`) and recorded then; its end is not recorded.
+# Of a stream that the canary cut in mid-answer and stable continued the outcome is 'fallback' too, and
+# `takeover_at` is set.
 Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled", "open"]
+# Requests on the canary whose answer could not be continued. hold: the answer is held back until it is whole.
+# stream: it is not, and a cut is an error for the user.
+LateCommit: TypeAlias = Literal["hold", "stream"]
 # How it became certain that no request can start under an older split. pending: not certain yet.
 AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
+
+
+def restore(message: Any, state: list[Any]) -> None:
+    """Set a message's fields from what another process pickled; an older release had fewer, at the end."""
+    for index, one in enumerate(fields(message)):
+        if index < len(state):
+            object.__setattr__(message, one.name, state[index])
+        elif one.default is not MISSING:
+            object.__setattr__(message, one.name, one.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,10 @@ class RouteTable:
     stage: int = 0
     secret: DataSecret | None = None  # None: the table of a file, whose upstreams are all external
     unit_key: UnitKey | None = None  # names the rollout's units; None: each router has one of its own
+    late_commit: LateCommit = "hold"
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
 
     @property
     def table_revision(self) -> str:
@@ -111,6 +129,16 @@ class SplitStatus:
     silenced: bool = False  # the canary was withdrawn because the controller sent no heartbeat
     routers: int = 0  # routers with a lease
     took_ms: float | None = None  # from publication to applied; None: not applied yet
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One of several attempts of a request."""
+
+    arm: int
+    replica: str  # its address
+    cause: str | None  # why it was not the last; None: it answered, or the client left
+    tokens: int = 0  # that the client has of it, where the engine names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +185,16 @@ class RequestRecord:
         None  # the first attempt answered 4xx, not 429; None: `error` is, or an older router
     )
     retries: int = 0  # attempts after the first, on both arms; `outcome` and `served_arm` tell what they did
+    attempts: tuple[AttemptRecord, ...] = ()  # in order; (): one, which answered, or an older router
+    # Tokens that the client had when its stream was cut and was to be continued; None: it was not.
+    takeover_at: int | None = None
+    taken_over_by: int | None = None  # the arm that continued; None: none
+    # Of a canary's answer: whether a failure at any moment of it would have stayed invisible to the client.
+    # None: of stable, no answer, or an older router.
+    covered: bool | None = None
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
 
 
 @dataclass(frozen=True, slots=True)

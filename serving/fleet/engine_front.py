@@ -10,6 +10,7 @@ Rules:
 3. `cancel` aborts requests in flight: an answer that has begun is cut (the router takes over), one that has
    not begun is 503.
 4. A dead engine is never asked, and its errors are replaced by a 503 that routers recognise.
+5. Between the events of a stream of tokens a comment names the tokens' ids (`token_notes.py`).
 
 Invariant: no request body and no answer is read, kept or logged here.
 """
@@ -23,6 +24,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal, TypeAlias
 
 from serving.credentials import SECRET_HEADER, ControlSecret, DataSecret
+from serving.fleet.token_notes import TokenNote, TokenNotes
 from serving.targets import method_of
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -56,6 +58,7 @@ class EngineFront:
         self._closing = False
         self.is_leaving = False  # it still answers, until no router sends to it
         self.app: App | None = None  # None: still loading
+        self.notes: TokenNotes | None = None  # None: no tokens are noted
         self.fence: TableRevision | None = None  # None: not set
 
     @property
@@ -117,11 +120,18 @@ class EngineFront:
 
     async def _serve(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = has_died = False
+        notes, path = self.notes, scope["path"]
+        note = notes.open(path) if notes is not None else None
 
         async def track(message: Message) -> None:
             nonlocal has_begun, has_died
-            if message["type"] == "http.response.start" and message["status"] >= 500 and not self._is_alive():
-                has_died = True
+            if note is not None and message["type"] == "http.response.body":
+                message = _with_ids(message, note)
+            elif message["type"] == "http.response.start":
+                if message["status"] >= 500 and not self._is_alive():
+                    has_died = True
+                elif notes is not None and message["status"] == 200:
+                    message = _with_tokens_header(message, path, notes, note)
             if not has_died:
                 has_begun = True
                 await send(message)
@@ -175,6 +185,19 @@ def _table_revision(header: bytes | None) -> TableRevision | Literal["malformed"
     if not (dot and epoch.isdigit() and revision.isdigit()):
         return "malformed"
     return int(epoch), int(revision)
+
+
+def _with_ids(message: Message, note: TokenNote) -> Message:
+    """A part of a body; an event with the ids of its tokens before it."""
+    body = message.get("body", b"")
+    line = note.line() if body.startswith(b"data:") else b""
+    return {**message, "body": line + body} if line else message
+
+
+def _with_tokens_header(message: Message, path: str, notes: TokenNotes, note: TokenNote | None) -> Message:
+    kind = dict(message["headers"]).get(b"content-type", b"")
+    header = notes.header(path, note, is_stream=kind.startswith(b"text/event-stream"))
+    return {**message, "headers": [*message["headers"], header]}
 
 
 async def _body(receive: Receive) -> dict[str, Any]:

@@ -4,7 +4,8 @@ One Serve application a version. A replica opens its own port at once, loads the
 health checks, reports and `stop` work meanwhile), and reports to the fleet actor twice a second. Routers use
 that port, never a DeploymentHandle.
 
-Invariant: every route of vLLM is served unchanged; no request and no answer is rewritten here.
+Invariant: every route of vLLM is served unchanged; no request and no answer is rewritten here. Between the
+events of a stream stands a comment (`token_notes.py`), which the router takes out.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from serving.fleet.engine_args import (
 )
 from serving.fleet.engine_front import EngineFront
 from serving.fleet.progress import STALL_S, Progress
+from serving.fleet.token_notes import notes_of
 from serving.fleet.types import EngineReport, HostProcess, Launch, ReplicaPhase, one_line
 from serving.loopback import HOST
 from serving.loopback_ray import keep_on_loopback
@@ -167,6 +169,9 @@ class EngineReplica:
             self._set("failed", one_line(exc))
             return
         _note_steps(self._engine, self._progress)
+        self._front.notes = notes_of(
+            self._engine, parses_chat=bool(getattr(arguments, "reasoning_parser", ""))
+        )
         self._front.app = app
         self._set("ready", None)
         took_s = round(time.monotonic() - began, 1)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,6 @@ _CONTENT = re.compile(
     rb'|transcript)":\s*"[^"]'
     rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*["{]'
 )
-_RARE = (b'"usage"', b'"error"', b'"message', b'"type"', b"stop_reason", b"[DONE]")
 # Paths whose answers hold text, and whose streams must finish. On others the end of the body is enough.
 _TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 _LAST_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
@@ -64,7 +64,12 @@ class AnswerScan:
     has_error: bool = False  # the engine reported an error inside the answer
     is_malformed: bool = False
     is_done: bool = False  # a stream said [DONE]
-    token_ids: list[int] = field(default_factory=list)  # of the events so far, when `takes_ids`
+    has_usage_event: bool = False  # an event of a stream said only the usage
+    token_ids: array[int] = field(default_factory=lambda: array("I"))  # of the events so far
+    has_bad_ids: bool = False  # what its engine named is no list of ids
+    created: int | None = None  # of the first event
+    model: str | None = None
+    error_tail: bytes = b""  # the event of an error and what came with it, when `takes_ids`; not passed on
     is_stream: bool = field(init=False)  # server-sent events
     _finished: set[int] = field(default_factory=set)  # indices of choices
     _has_last_event: bool = False
@@ -79,6 +84,11 @@ class AnswerScan:
     def is_finished(self) -> bool:
         """True when the stream has said all that it had to say, though its body may not have ended."""
         return self._has_last_event or len(self._finished) >= max(self.choices, 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """True for a stream in which every choice has finished, and no error came."""
+        return self.is_stream and self.is_finished and not self.has_error
 
     @property
     def is_between_events(self) -> bool:
@@ -115,6 +125,7 @@ class AnswerScan:
         """The defect of an answer whose body ended cleanly, as a fixed word; None: none."""
         if self.is_stream:
             if self._buffer:  # a last event without a blank line: events end so
+                self.takes_ids = False  # of an event that is not passed on
                 self._read_events(self._buffer + b"\n\n")
                 self._buffer = b""
             needs_finish = self.path in _TEXT_PATHS and not self._is_too_large
@@ -128,9 +139,14 @@ class AnswerScan:
             return "malformed"
         return "empty" if self.is_empty else None
 
-    def rest(self) -> bytes:
-        """An incomplete event, of a stream whose body has ended."""
-        return self._buffer if self.is_stream else b""
+    def rest(self) -> bytes | None:
+        """A last event without a blank line, of a stream whose body has ended; None: it is not whole."""
+        if not self.is_stream or not self._buffer:
+            return b""
+        lines = [line for line in self._buffer.split(b"\n") if not line.startswith(TOKEN_COMMENT)]
+        data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+        is_whole = data == b"[DONE]" or json_object(data) is not None
+        return b"\n".join(lines) if is_whole else None
 
     def _set_buffer(self, data: bytes) -> None:
         self._is_too_large = len(data) > PARSE_LIMIT
@@ -138,8 +154,11 @@ class AnswerScan:
 
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
-        if self.takes_ids and TOKEN_COMMENT in block:
-            block = self._without_ids(block)
+        if self.takes_ids:
+            if b'"error"' in block:
+                return self._read_until_error(block)
+            if TOKEN_COMMENT in block:
+                block = self._without_ids(block)
         if self.has_content and not _may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
             return block
@@ -154,13 +173,42 @@ class AnswerScan:
         return block
 
     def _without_ids(self, block: bytes) -> bytes:
+        if block.startswith(TOKEN_COMMENT) and block.find(TOKEN_COMMENT, 1) < 0:  # most often
+            line, _, rest = block.partition(b"\n")
+            self._note_ids(line[len(TOKEN_COMMENT) :])
+            return rest
         kept = []
         for line in block.split(b"\n"):
             if line.startswith(TOKEN_COMMENT):
-                self.token_ids += [int(one) for one in line[len(TOKEN_COMMENT) :].split(b",")]
+                self._note_ids(line[len(TOKEN_COMMENT) :])
             else:
                 kept.append(line)
         return b"\n".join(kept)
+
+    def _note_ids(self, text: bytes) -> None:
+        try:
+            self.token_ids.extend([int(one) for one in text.split(b",")])
+        except (ValueError, OverflowError):
+            self.has_bad_ids = True
+
+    def _read_until_error(self, block: bytes) -> bytes:
+        """Read event after event, so that the ids are those of the events that are passed on."""
+        passed = []
+        events = block.replace(b"\r\n", b"\n").split(b"\n\n")[:-1]
+        for index, event in enumerate(events):
+            known = len(self.token_ids)
+            plain = self._without_ids(event + b"\n\n")
+            self.takes_ids = False
+            self._read_events(plain)
+            self.takes_ids = True
+            if self.has_error:
+                del self.token_ids[known:]
+                rest = b"".join(one + b"\n\n" for one in events[index + 1 :])
+                self.error_tail = plain + self._without_ids(rest)
+                del self.token_ids[known:]
+                break
+            passed.append(plain)
+        return b"".join(passed)
 
     def _read_event(self, data: bytes) -> None:
         if data == b"[DONE]":
@@ -170,7 +218,12 @@ class AnswerScan:
         if not self.has_content and _CONTENT.search(data):
             self.has_content = True
         if self.events == 1 or _METADATA.search(data):
-            self._read_object(json_object(data))
+            event = json_object(data)
+            self._read_object(event)
+            if self.events == 1 and event is not None:
+                created = event.get("created")
+                self.created = created if type(created) is int else None
+                self.model = _word(event.get("model"))
 
     def _read_json_answer(self) -> None:
         answer = json_object(self._buffer)
@@ -194,6 +247,7 @@ class AnswerScan:
             self._read_id_and_usage(fields)
         choices = data.get("choices")
         if isinstance(choices, list):
+            self.has_usage_event = self.has_usage_event or (not choices and bool(data.get("usage")))
             for choice in choices:
                 if isinstance(choice, dict):
                     self._read_choice(choice)
@@ -224,7 +278,14 @@ class AnswerScan:
 
 def _may_hold_metadata(block: bytes) -> bool:
     """False only when `_METADATA` finds nothing; of most events that is known without the search."""
-    if any(word in block for word in _RARE):
+    if (
+        b'"usage"' in block
+        or b'"error"' in block
+        or b'"message' in block
+        or b'"type"' in block
+        or b"stop_reason" in block
+        or b"[DONE]" in block
+    ):
         return _METADATA.search(block) is not None
     reasons = block.count(b'"finish_reason"')
     return (

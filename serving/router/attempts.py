@@ -1,4 +1,4 @@
-"""Attempts of one request: which replica is asked next, and the outcome of the first. No socket, no clock.
+"""Attempts of one request: which replica is asked next, and the outcome of each. No socket, no clock.
 
 Rules:
 1. One rule for both arms: what the evidence says is the outcome of the first attempt on the assigned arm,
@@ -8,11 +8,16 @@ Rules:
    repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
    on while connections are refused, and after a timeout.
 3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
+4. A stream that was cut after the client had seen part of it is continued by stable; one of stable's own by
+   another replica of stable, if there is one.
 """
 
 from __future__ import annotations
 
-from serving.messages import CANARY, STABLE, Arm, Replica, RouteTable
+from dataclasses import dataclass
+
+from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
+from serving.router.answer_scan import AnswerScan
 from serving.router.assignment import hash64
 from serving.router.types import Assignment, Failure, RouterContext
 
@@ -29,6 +34,28 @@ def failure_of(status: int | None) -> str | None:
     return f"status {status}"
 
 
+def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure | None:
+    """Why an answer, of which the client has seen nothing, is of no use; None: it is passed on.
+
+    cause: its defect, None: it has none.
+    """
+    if scan.is_stream and cause == "cut" and (is_canary or not scan.has_content):
+        return "cut"
+    if is_canary and cause in ("error in the answer", "malformed"):
+        return "error in the answer" if cause == "error in the answer" else "malformed"
+    return None
+
+
+@dataclass(slots=True)
+class Tried:
+    """One attempt so far."""
+
+    arm: int
+    url: str
+    cause: str | None = None  # why it failed; None: it has not
+    tokens: int = 0  # that the client has of it
+
+
 class Attempts:
     """The attempts of one request so far. A replica counts the request as in flight until `release`."""
 
@@ -40,10 +67,23 @@ class Attempts:
         self._may_repeat = True  # one more attempt on this arm is allowed
         self._is_exhausted = False  # stable failed, and is not tried again
         self.arm = assignment.arm
-        self.count = 0
+        self.tried: list[Tried] = []
         self.replica: Replica | None = None  # of the current attempt
         self.first_cause: str | None = None  # why the first attempt failed; None: it did not, or was fenced
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
+        self.was_whole = False  # the answer of the assigned arm was whole, but for what stable adds
+
+    @property
+    def count(self) -> int:
+        """Attempts so far."""
+        return len(self.tried)
+
+    @property
+    def records(self) -> tuple[AttemptRecord, ...]:
+        """The attempts as they are recorded; (): there was one, and it did not fail."""
+        if len(self.tried) == 1 and self.tried[0].cause is None:
+            return ()
+        return tuple(AttemptRecord(one.arm, one.url, one.cause, one.tokens) for one in self.tried)
 
     @property
     def has_fallen_back(self) -> bool:
@@ -60,11 +100,11 @@ class Attempts:
 
     def begin(self) -> tuple[Arm, Replica] | None:
         """The version and replica to ask now; None: no replica is left."""
-        while self.count < MAX_ATTEMPTS and not self._is_exhausted:
+        while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
             arm = self.current_arm
             replica = self._choose_replica(arm) if arm else None
             if arm is not None and replica is not None:
-                self.count += 1
+                self.tried.append(Tried(self.arm, replica.url))
                 self.replica = replica
                 self._tried_urls.append(replica.url)
                 self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
@@ -87,6 +127,7 @@ class Attempts:
 
     def failed(self, why: Failure) -> None:
         """The current attempt, which is over, got no answer."""
+        self.tried[-1].cause = why
         if why == "withheld" and self.arm == CANARY:
             self._fall_back()
             return
@@ -103,9 +144,36 @@ class Attempts:
             self._is_exhausted = is_stable
             self._fall_back()
 
+    def cut(self, tokens: int, *, is_whole: bool) -> None:
+        """The current attempt, which is over, broke off when the client had these tokens of it.
+
+        is_whole: every choice had finished, which is no failure.
+        """
+        self.tried[-1].cause, self.tried[-1].tokens = "cut", tokens
+        if is_whole:
+            self.was_whole = True
+        else:
+            self._note_failure("cut")
+        self._fall_back()
+
+    def stalled(self) -> None:
+        """The current attempt has sent nothing for too long, whatever becomes of it."""
+        self._note_failure("stalled")
+
+    def can_continue(self) -> bool:
+        """True when another replica could continue what the current one began."""
+        if len(self.tried) >= MAX_ATTEMPTS:
+            return False
+        if self.arm == STABLE:
+            return bool(self._untried())
+        stable = (self._context.table or self._table).stable
+        return stable is not None and bool(stable.replicas)
+
     def is_answer(self, status: int) -> bool:
         """True: the client gets what the current attempt answered; False: ask again, after `release`."""
         cause = failure_of(status)
+        if status >= 300:
+            self.tried[-1].cause = f"status {status}"
         if cause is None:
             if 400 <= status < 500 and self._is_first:
                 self.first_4xx = status
@@ -127,7 +195,7 @@ class Attempts:
 
     def _note_failure(self, cause: str) -> None:
         if self._is_first:
-            self.first_cause, self.first_4xx = cause, None
+            self.first_cause, self.first_4xx = self.first_cause or cause, None
 
     def _fall_back(self) -> None:
         if self.arm == CANARY:

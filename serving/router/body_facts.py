@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from serving.router.continuable import is_continuable
+
 BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
 _NOTHING = msgspec.Raw(b"null")
 
@@ -28,6 +30,7 @@ class BodyFacts:
     opening: str | None = (
         None  # digest of the conversation up to its first assistant turn; None: no such turn
     )
+    continuable: bool = False  # a stream of it can be continued by another engine
 
 
 class _Fields(msgspec.Struct):
@@ -59,12 +62,14 @@ def read_facts(body: bytes) -> BodyFacts | None:
     except (ValueError, RecursionError):
         return None
     keys = (_text(fields.prompt_cache_key), _text(fields.safety_identifier), _text(fields.user))
+    streams = bytes(fields.stream) != b"null" and bool(_value(fields.stream))
     return BodyFacts(
         model=_text(fields.model),
-        streams=bytes(fields.stream) != b"null" and bool(_value(fields.stream)),
+        streams=streams,
         choices=_choices(fields),
         key=next((key for key in keys if key), None),
         opening=_opening(fields),
+        continuable=streams and is_continuable(body),
     )
 
 

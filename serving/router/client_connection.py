@@ -158,6 +158,8 @@ class ClientConnection(asyncio.Protocol):
         elif self._request is not None:
             if self._is_half_closed:
                 self._probe()
+            if self._relay is not None:
+                self._relay.waited(now_s)
         elif self._parser.is_idle:
             if now_s - self._begun_s > KEEP_ALIVE_S:
                 self._close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serving.router.body_facts import BodyFacts, read_facts
 from serving.router.headers import RawHeaders, value_of
@@ -43,6 +43,8 @@ def prepare(
     if facts is None and _must_be_json(headers):
         message = f"the body of {route} is not a JSON object; correct it"
         return Prepared(refusal=Refusal(400, "invalid_json", message))
+    if facts is not None and facts.continuable and value_of(headers, b"content-encoding") is not None:
+        facts = replace(facts, continuable=False)  # nothing can be read of it when that is needed
     return Prepared(facts or BodyFacts(), bodies)
 
 

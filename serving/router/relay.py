@@ -42,6 +42,8 @@ class Relay:
         self._method = method
         self._on_over = on_over
         self._idle_s = upstream.limits.idle_s
+        self._stall_s = min(upstream.limits.stall_s, upstream.limits.idle_s)
+        self._is_stalled = False  # the engine has sent nothing for that long
         self._call: Call | None = None
         self._is_slow = False
         self._has_begun = False  # the client has been sent something
@@ -73,7 +75,7 @@ class Relay:
         self._is_slow = False
         if self._call is not None:
             self._call.resume()
-            self._call.deadline_s = boot_s() + self._idle_s
+            self._call.deadline_s = boot_s() + self._stall_s
 
     # ---- of the call
 
@@ -91,10 +93,12 @@ class Relay:
     def on_data(self, data: bytes) -> None:
         """Bytes of the engine's body arrived."""
         now_s = boot_s()
-        if self._has_begun and self._call is not None:
-            self._call.deadline_s = now_s + self._idle_s
         try:
-            self._do(self._exchange.received(data, now_s=now_s))
+            action = self._exchange.received(data, now_s=now_s)
+            if self._exchange.has_begun and self._call is not None:
+                self._call.deadline_s = now_s + self._stall_s
+                self._is_stalled = False
+            self._do(action)
         except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
@@ -106,6 +110,14 @@ class Relay:
         except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
+    def on_silent(self) -> bool:
+        """Nothing has come for as long as is allowed; True: the call fails now."""
+        if self._is_stalled or self._call is None or not self._exchange.has_begun or self._exchange.stalled():
+            return True
+        self._is_stalled = True
+        self._call.deadline_s += self._idle_s - self._stall_s
+        return False
+
     def on_failed(self, why: Failure) -> None:
         """The attempt failed."""
         self._call = None
@@ -114,10 +126,24 @@ class Relay:
         except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
+    # ---- of time
+
+    def waited(self, now_s: float) -> None:
+        """Called a few times a second: a client that waits for a held answer is kept waiting."""
+        if self._is_over or self._is_slow:
+            return
+        try:
+            self._do(self._exchange.waited(now_s))
+        except Exception:  # noqa: BLE001 - logged and recorded there
+            self._fail()
+
     # ---- inside
 
     def _next(self) -> None:
         attempt = self._exchange.next_attempt()
+        if isinstance(attempt, Deliver):
+            self._do(attempt)
+            return
         if isinstance(attempt, Refusal):
             self._exchange.refused(attempt, now_s=boot_s())
             self._end()
@@ -134,14 +160,18 @@ class Relay:
         if action is Step.HOLD:
             return
         if isinstance(action, Deliver):
-            if not self._has_begun:
-                self._has_begun = True
-                if self._call is not None:
-                    self._call.deadline_s = boot_s() + self._idle_s
-            if action.then != "more":
+            self._has_begun = True
+            if action.then == "more":
+                self._client.deliver(action)
+                return
+            if action.then != "again":
                 self._end()
+                self._client.deliver(action)
+                return
+            action.then = "more"
             self._client.deliver(action)
-            return
+            if self._is_over:  # the client was lost meanwhile
+                return
         call, self._call = self._call, None
         if call is not None:
             call.close()

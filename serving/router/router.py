@@ -24,6 +24,7 @@ from serving.router.assignment import (
     unit_key_of,
     unit_of,
 )
+from serving.router.continuable import PATHS as CONTINUABLE_PATHS
 from serving.router.counters import Counters
 from serving.router.exchange import Exchange
 from serving.router.headers import value_of
@@ -67,6 +68,7 @@ class RouterCore:
         self.counters = Counters()
         self.table: RouteTable | None = None
         self.in_flight: dict[str, int] = {}
+        self.vocabularies: dict[str, str] = {}
         self._clock = MonotonicWallClock()
         self._unrecorded: dict[str, Exchange] = {}  # eligible requests by id, in order of assignment
         self._lease_s = lease_s
@@ -147,8 +149,9 @@ class RouterCore:
         assignment = self._assign(self.table, key, now_s)
         self.outbox.opened(request_id, wall_s)
         n = facts.choices if facts.streams else 1
+        may = facts.continuable and request.path in CONTINUABLE_PATHS
         start = Start(
-            request_id, request, self.table, assignment, True, facts.streams, wall_s, now_s, bodies, n
+            request_id, request, self.table, assignment, True, facts.streams, wall_s, now_s, bodies, n, may
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange

@@ -32,6 +32,9 @@ class Limits:
     canary_whole_s: float = 300.0  # to the first byte of an answer that is not streamed
     stable_s: float = 600.0  # to the first byte
     idle_s: float = 300.0  # between bytes
+    stall_s: float = 30.0  # between bytes: later it is an error on either arm, and the canary is replaced
+    tokenize_s: float = 15.0  # until stable has tokenized the prompt of a stream that it takes over
+    keep_alive_s: float = 5.0  # after which a client that waits for a held answer gets a comment
     table_s: float = 5.0  # until a router that has just started has its first table
 
 
@@ -103,12 +106,12 @@ class Step(Enum):
 
 @dataclass(slots=True)  # not frozen, which costs a microsecond for each event of a stream
 class Deliver:
-    """What a front sends to the client now. `then`: more follows, the body ends, or the connection is broken
-    so that the client sees a cut."""
+    """What a front sends to the client now. `then`: more follows; the attempt is closed and the next one is
+    made; the body ends; or the connection is broken, so that the client sees a cut."""
 
     head: Head | None = None  # None: it was sent before
     data: bytes = b""
-    then: Literal["more", "end", "break"] = "more"
+    then: Literal["more", "again", "end", "break"] = "more"
 
 
 Action: TypeAlias = Step | Deliver
@@ -142,6 +145,10 @@ class RouterContext(Protocol):
     def in_flight(self) -> dict[str, int]:
         """Requests of this router by address; absent: none."""
 
+    @property
+    def vocabularies(self) -> dict[str, str]:
+        """Digest of the vocabulary of each version, as its engines named it; absent: not known."""
+
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while this canary may be sent requests."""
 
@@ -163,3 +170,4 @@ class Start:
     now_s: float
     bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name
     choices: int = 1  # answers that the request asks for
+    is_continuable: bool = False  # a stream that another engine could continue

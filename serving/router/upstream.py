@@ -50,6 +50,9 @@ class Listener(Protocol):
     def on_end(self) -> None:
         """The body ended as its framing declares."""
 
+    def on_silent(self) -> bool:
+        """Nothing has come until the deadline; True: the call fails, False: a later one has been set."""
+
     def on_failed(self, why: Failure) -> None:
         """No answer, or one that broke off."""
 
@@ -311,7 +314,8 @@ class Upstream:
         now_s = boot_s()
         try:
             for call in [one for one in self.calls if now_s >= one.deadline_s and not one.is_paused]:
-                call.fail("timeout")
+                if call.listener.on_silent():
+                    call.fail("timeout")
             for idle in self._idle.values():
                 while idle and idle[0].idle_since_s < now_s - KEEP_ALIVE_S:
                     idle[0].drop()

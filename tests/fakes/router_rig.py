@@ -152,9 +152,11 @@ async def serving(front: WireFront) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def router_rig() -> AsyncIterator[Rig]:
+async def router_rig(limits: Limits | None = None) -> AsyncIterator[Rig]:
     """A running router, its table published, and its two engines."""
-    limits = Limits(connect_s=10.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
+    limits = limits or Limits(
+        connect_s=10.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0
+    )
     core = RouterCore("chat", router="r", limits=limits, lease_s=1e9)
     async with AsyncExitStack() as stack:
         stable = await stack.enter_async_context(running(Engine("stable")))

@@ -101,9 +101,9 @@ def test_a_stream_is_passed_on_byte_for_byte_and_read_alike_in_any_pieces(
     for parts in ([data] if data else [], cut(data, sizes)):
         scan = AnswerScan(CHAT, SSE)
         passed = b"".join(scan.feed(part) for part in parts)
-        assert passed + scan.rest() == (
-            data.removeprefix(b"\xef\xbb\xbf") if len(parts) == 1 else passed + scan.rest()
-        )
+        whole, rest = data.removeprefix(b"\xef\xbb\xbf"), scan.rest()
+        if len(parts) == 1:  # None: the beginning of an event, which is no use to anybody
+            assert whole.startswith(passed) if rest is None else passed + rest == whole
         ends.append(scan.end())
         facts.append((scan.events, scan.has_content, scan.finish_reason, scan.has_error, scan.answer_id))
 
@@ -128,4 +128,4 @@ def test_the_ids_of_tokens_are_taken_out_whole_in_any_pieces(
     passed = b"".join(scan.feed(part) for part in cut(data, sizes))
 
     assert passed == b"".join(event + b"\n\n" for event in events)
-    assert scan.token_ids == [one for ids, _ in blocks for one in ids]
+    assert list(scan.token_ids) == [one for ids, _ in blocks for one in ids]

@@ -81,7 +81,7 @@ def test_whole_events_are_passed_on_and_the_names_of_tokens_taken_out() -> None:
     ]
 
     assert passed == [first, b"", second]
-    assert one.token_ids == [5, 6, 7]
+    assert list(one.token_ids) == [5, 6, 7]
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\r\r", b"\n\n"])

@@ -1,0 +1,59 @@
+"""How the loss of an answer would be covered: by continuing it, by holding it back, or not at all. Pure.
+
+An answer can be continued when the request can (`continuable.py`), its engine names the ids of its tokens,
+and stable has the same vocabulary as far as is known: an engine names its digest in the head of every answer.
+"""
+
+from __future__ import annotations
+
+from serving.messages import FULL_BP, Arm
+from serving.router.answer_scan import AnswerScan
+from serving.router.continuation import tokens_header
+from serving.router.headers import RawHeaders
+from serving.router.types import RouterContext, Start
+
+
+class Cover:
+    """Of the current answer of one request."""
+
+    __slots__ = ("_context", "_start", "digest", "limit")
+
+    def __init__(self, context: RouterContext, start: Start) -> None:
+        self._context = context
+        self._start = start
+        self.digest: str | None = None  # of its vocabulary; None: the engine names no ids
+        self.limit: int | None = None  # the most tokens that it may have; None: not known
+
+    def read(self, arm: Arm | None, headers: RawHeaders) -> bool:
+        """Read the head of an answer; True: its engine says that it cannot be continued."""
+        self.digest = self.limit = None
+        if arm is None or not arm.has_fence:
+            return False
+        digest, self.limit = tokens_header(headers)
+        if digest == "none":
+            return True
+        if digest is not None:
+            self.digest = self._context.vocabularies[arm.version] = digest
+        return False
+
+    def learn(self, arm: Arm | None, headers: RawHeaders) -> None:
+        """Remember an engine's vocabulary; the current answer stays as it is."""
+        digest, _ = tokens_header(headers)
+        if arm is not None and digest is not None and digest != "none":
+            self._context.vocabularies[arm.version] = digest
+
+    def must_hold(self, scan: AnswerScan, *, is_unfit: bool) -> bool:
+        """True for a canary's stream that is held back until it is whole. is_unfit: by its engine's word."""
+        table = self._start.table
+        is_lost = not self._start.is_continuable or is_unfit
+        return is_lost and scan.is_stream and table.late_commit == "hold" and table.weight_bp < FULL_BP
+
+    @property
+    def can_continue(self) -> bool:
+        """False when stable is known to be unable to continue the current answer."""
+        if self.digest is None or not self._start.is_continuable:
+            return False
+        stable = (self._context.table or self._start.table).stable
+        if stable is None or not stable.has_fence:
+            return False
+        return self._context.vocabularies.get(stable.version, self.digest) == self.digest

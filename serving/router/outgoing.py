@@ -1,0 +1,98 @@
+"""The client's side of a request: what it has been sent, and what is held back. No socket, no clock.
+
+Rules:
+1. Of an answer that fails while it is held back the client has seen nothing: another takes its place.
+2. A client that waits for a held answer is sent the head and comments. What follows is then part of that
+   stream, whatever it is: an answer that is no stream becomes an error event.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from serving.router.types import Deliver, Head, Refusal
+
+HOLD_LIMIT = 1 << 20  # bytes of an answer that are held back at most
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class Outgoing:
+    """What one client has been sent."""
+
+    __slots__ = (
+        "_head",
+        "_held",
+        "_held_bytes",
+        "_is_muted",
+        "_sent_s",
+        "holds_all",
+        "is_committed",
+        "is_head_sent",
+    )
+
+    def __init__(self, now_s: float) -> None:
+        self.is_committed = False  # something of the current answer
+        self.is_head_sent = False
+        self.holds_all = False  # late commit: until the answer is whole
+        self._head: Head | None = None  # of the current answer, not sent yet
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._is_muted = False  # what else comes of the answer has no place in the client's stream
+        self._sent_s = now_s  # when it was last sent a comment, or began to wait
+
+    def begin(self, head: Head) -> None:
+        """The head of an answer, which is held back."""
+        self._head = head
+
+    def hold(self, data: bytes) -> bool:
+        """Hold these bytes back; False: they are too many."""
+        self._held.append(data)
+        self._held_bytes += len(data)
+        return self._held_bytes <= HOLD_LIMIT
+
+    def forget(self) -> None:
+        """The answer failed, and the client has seen nothing of it."""
+        self._head, self._held, self._held_bytes = None, [], 0
+        self.holds_all = False
+
+    def deliver(
+        self, data: bytes, then: Literal["more", "end", "break"] = "more", *, is_stream: bool = True
+    ) -> Deliver:
+        """What was held back, and these bytes. is_stream: of the current answer."""
+        head, self._head = self._head, None
+        if self._is_muted:
+            data = b""
+        if self.is_head_sent:
+            if not self.is_committed and head is not None and not is_stream:
+                self._held, self._is_muted = [], True
+                text = f"the answer to this request has status {head.status} and is no stream"
+                data = event_of(Refusal(head.status, "no_stream", text))
+            head = None
+        if self._held:
+            data = b"".join([*self._held, data])
+            self._held = []
+        self.is_committed = self.is_head_sent = True
+        return Deliver(head, data, then)
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while the client has nothing of an answer that has begun, or that replaces one."""
+        return (self.holds_all or self.is_head_sent) and not self.is_committed
+
+    def comment(self, now_s: float, every_s: float, since_s: float | None) -> Deliver | None:
+        """A comment for a client that waits, when one is due; None: not yet. since_s: of the last event."""
+        if now_s - max(self._sent_s, since_s or 0.0) < every_s or (
+            self._head is None and not self.is_head_sent
+        ):
+            return None
+        self._sent_s = now_s
+        head, self._head = self._head, None
+        if self.is_head_sent:
+            head = None
+        self.is_head_sent = True
+        return Deliver(head, KEEP_ALIVE)
+
+
+def event_of(refusal: Refusal) -> bytes:
+    """The router's own error as an event of a stream, on which OpenAI clients raise."""
+    return b"data: " + refusal.body() + b"\n\n"

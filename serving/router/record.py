@@ -1,0 +1,152 @@
+"""The record of one request, from its attempts and from what has been seen of its answer. Pure.
+
+Rules:
+1. `error`, `rejected` and `cause` are of the first attempt on the assigned arm, whatever a repeat, stable or
+   a takeover did; one rule for both arms. A rejected request has no latency: it is no answer.
+2. Timestamps are those of the engine's bytes, by the same code for both arms, whether an answer was held back
+   or not. The time to the first token is that of the first whole event with content.
+3. A request still open at its deadline is recorded as open, with that latency, and as an error if nothing of
+   the answer has arrived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, assert_never
+
+from serving.messages import Outcome, RequestRecord
+from serving.router.answer_scan import AnswerScan
+from serving.router.attempts import Attempts, failure_of
+from serving.router.types import RouterContext, Start
+
+End: TypeAlias = tuple[Outcome, str | None, int | None]  # (outcome, cause of an error, status)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What has been seen of a request's answer so far. None: nothing yet."""
+
+    scan: AnswerScan | None = None
+    first_byte_s: float | None = None
+    last_byte_s: float | None = None
+    takeover_at: int | None = None
+    taken_over_by: int | None = None
+    covered: bool | None = None
+
+    def forget(self) -> None:
+        """The attempt failed before the client had anything of it."""
+        self.scan = self.first_byte_s = self.last_byte_s = self.covered = None
+
+
+def record_of(
+    start: Start, context: RouterContext, attempts: Attempts, seen: Seen, end: End, *, now_s: float
+) -> RequestRecord:
+    """The record of a request that ended so at `now_s`, which is not after its deadline."""
+    assignment, scan, table = start.assignment, seen.scan, start.table
+    outcome, cause, status = end
+    has_fallen_back = attempts.has_fallen_back and not attempts.was_whole
+    if outcome == "answered" and has_fallen_back:
+        outcome = "fallback" if attempts.first_cause or attempts.first_4xx else "fenced"
+    error, cause = _error_of_first_attempt(attempts, cause)
+    is_rejected = attempts.first_4xx is not None
+    served_arm = None if status is None else assignment.arm if attempts.was_whole else attempts.arm
+    latency_until_s: float | None = None
+    open_until_s: float | None = None
+    is_empty = False
+    match outcome:
+        case "answered" | "fallback" | "fenced":
+            latency_until_s = seen.last_byte_s or now_s
+            is_empty = scan is not None and scan.is_empty
+        case "open" if status is None:  # nothing has arrived
+            scan = None
+        case "open":
+            latency_until_s = open_until_s = now_s
+        case "failed":
+            served_arm = None
+        case "cancelled":
+            error = error or None
+        case "cut":
+            pass  # no latency: it was not answered whole
+        case _:
+            assert_never(outcome)
+    answer_id = scan.answer_id if scan else None
+    if is_rejected:  # stable's answer is not of the first attempt, and a rejection is no answer
+        scan = latency_until_s = None
+        is_empty = False
+    is_stream = scan is not None and scan.is_stream
+
+    def ms_since_start(moment_s: float | None) -> float | None:
+        return None if moment_s is None else (moment_s - start.now_s) * 1000
+
+    return RequestRecord(
+        seq=0,
+        request_id=start.request_id,
+        answer_id=answer_id,
+        unit=assignment.unit,
+        bucket=assignment.bucket,
+        arm=assignment.arm,
+        w=assignment.w,
+        assigned_by=assignment.assigned_by,
+        stage=table.stage,
+        rollout=table.rollout,
+        at_s=start.at_s,
+        done_at_s=start.at_s + now_s - start.now_s,
+        status=status,
+        outcome=outcome,
+        served_arm=served_arm,
+        error=error,
+        cause=cause,
+        latency_ms=ms_since_start(latency_until_s),
+        ttft_ms=ms_since_start(seen.first_byte_s) if is_stream else None,
+        itl_ms=_itl_ms(seen, open_until_s) if is_stream else None,
+        prompt_tokens=scan.prompt_tokens if scan else None,
+        completion_tokens=scan.completion_tokens if scan else None,
+        finish_reason=scan.finish_reason if scan else None,
+        empty=is_empty,
+        path=start.request.path,
+        router=context.router,
+        epoch=table.epoch,
+        revision=table.revision,
+        body_bytes=len(start.request.body),
+        rejected=True if is_rejected else (None if error is None else False),
+        retries=max(0, attempts.count - 1),
+        attempts=attempts.records,
+        takeover_at=seen.takeover_at,
+        taken_over_by=seen.taken_over_by,
+        covered=seen.covered,
+    )
+
+
+def end_at_deadline(seen: Seen, status: int | None, deadline_s: float) -> End:
+    """How a request that had not ended by its deadline is recorded."""
+    scan, last_byte_s = seen.scan, seen.last_byte_s
+    if seen.first_byte_s is None or seen.first_byte_s >= deadline_s:
+        return "open", "silent", None
+    is_whole = scan is not None and scan.is_finished
+    if is_whole and last_byte_s is not None and last_byte_s < deadline_s:
+        # The client reads slowly, or the engine does not close the connection.
+        return "answered", scan.end() if scan else None, status
+    failure = failure_of(status)
+    if failure is not None:
+        return "open", failure, status
+    return "open", "error in the answer" if scan is not None and scan.has_error else None, status
+
+
+def _error_of_first_attempt(attempts: Attempts, cause: str | None) -> tuple[bool | None, str | None]:
+    """(error, cause) of the first attempt; `cause`: of the answer that the client got."""
+    if attempts.first_cause is not None:
+        return True, attempts.first_cause
+    if attempts.first_4xx is not None:
+        return False, f"status {attempts.first_4xx}"
+    if attempts.has_fallen_back and not attempts.was_whole:  # it was fenced
+        return (False if cause is None else None), None
+    return cause is not None, cause
+
+
+def _itl_ms(seen: Seen, open_until_s: float | None) -> float | None:
+    """Mean gap between events. An open stream's current gap counts, or a stall would look fast."""
+    if seen.scan is None or seen.first_byte_s is None or seen.last_byte_s is None:
+        return None
+    gaps = seen.scan.events - (1 if open_until_s is None else 0)
+    until_s = seen.last_byte_s if open_until_s is None else open_until_s
+    return (until_s - seen.first_byte_s) * 1000 / gaps if gaps > 0 else None

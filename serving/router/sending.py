@@ -1,0 +1,84 @@
+"""The HTTP request of an attempt: headers, path and body, as one engine is sent them. Pure."""
+
+from __future__ import annotations
+
+from serving.credentials import SECRET_HEADER
+from serving.messages import CANARY, Arm, Replica
+from serving.router.attempts import Attempts
+from serving.router.continuation import Continuation
+from serving.router.headers import REQUEST_ID, forwarded
+from serving.router.model_name import body_with_model
+from serving.router.types import Attempt, Refusal, RouterContext, Start
+from serving.targets import Endpoint
+
+
+class Sender:
+    """Makes the attempts of one request."""
+
+    __slots__ = ("_attempts", "_bodies", "_context", "_start")
+
+    def __init__(self, context: RouterContext, start: Start, attempts: Attempts) -> None:
+        self._context = context
+        self._start = start
+        self._attempts = attempts
+        self._bodies = dict(start.bodies)
+
+    def send(self, arm: Arm, replica: Replica, continuation: Continuation | None = None) -> Attempt:
+        """The request to this replica: the client's, or the next of a continuation. Raises NotRenamed."""
+        start, table, is_canary = self._start, self._start.table, self._attempts.arm == CANARY
+        headers = forwarded(start.request.headers)
+        headers.append((b"accept-encoding", b"identity"))
+        count = self._attempts.count  # an engine may still hold the attempt before
+        sent_id = start.request_id if count == 1 else f"{start.request_id}-{count}"
+        headers.append((REQUEST_ID, sent_id.encode()))
+        if arm.has_fence:
+            headers.append((SECRET_HEADER, table.secret.text.encode() if table.secret is not None else b""))
+            if is_canary:
+                headers.append((b"x-canaryctl-revision", table.table_revision.encode()))
+        endpoint = Endpoint.parsed(replica.url)
+        limits = self._context.limits
+        canary_s = limits.canary_stream_s if start.streams else limits.canary_whole_s
+        limit_s = canary_s if is_canary else limits.stable_s
+        if continuation is None:
+            target, body = start.request.target, self._body_for(arm)
+        else:
+            target, body = continuation.request()
+            limit_s = limits.tokenize_s if continuation.is_tokenizing else limit_s
+        path = endpoint.path(target)
+        return Attempt(self._attempts.arm, endpoint, path, headers, body, limit_s, arm.api_key, arm.external)
+
+    def _body_for(self, arm: Arm) -> bytes:
+        """The client's body, with the model name of an endpoint that has its own. Raises NotRenamed."""
+        request = self._start.request
+        if arm.model is None:
+            return request.body
+        if arm.model not in self._bodies:
+            self._bodies[arm.model] = body_with_model(request.body, request.headers, arm.model)
+        return self._bodies[arm.model]
+
+    def no_replica(self, *, is_key_refused: bool) -> Refusal:
+        """The error when no replica is left. is_key_refused: by stable's endpoint, which failed last."""
+        service, stable = self._context.service, self._attempts.current_arm
+        if is_key_refused and stable is not None:
+            message = (
+                f"service {service}: the endpoint of stable version {stable.version} refuses the "
+                "service's own API key, not yours; the operator must correct it"
+            )
+            return self.refusal(502, "endpoint_key_refused", message)
+        version = stable.version if stable else "none"
+        message = f"service {service}: no replica of stable version {version} answers; retry"
+        return self.refusal(503, "no_capacity", message, retry_after_s=1)
+
+    def refusal(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> Refusal:
+        """An error of the router's own, with its headers."""
+        return Refusal(status, code, message, tuple(self.own_headers()), retry_after_s)
+
+    def own_headers(self) -> list[tuple[bytes, bytes]]:
+        """The router's own headers of the answer to the client."""
+        arm = self._attempts.current_arm
+        return [
+            (b"x-canaryctl-version", (arm.version if arm else "").encode()),
+            (b"x-canaryctl-arm", b"canary" if self._attempts.arm == CANARY else b"stable"),
+            (b"x-canaryctl-revision", self._start.table.table_revision.encode()),
+            (b"x-canaryctl-request-id", self._start.request_id.encode()),
+        ]

@@ -1,0 +1,49 @@
+"""Messages between processes of different releases."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields, replace
+from typing import Any
+
+from serving.messages import AttemptRecord, RecordBatch, RequestRecord, RouteTable
+from serving.table.records_log import RecordLog
+
+RECORD = RequestRecord(
+    *(0, "req-1", "a1", "u", 5, 1, 0.1, "sticky", 0, "r-1", 1.0, 2.0, 200, "fallback", 0, True, "cut"),
+    *(5.0, 1.0, 1.0, 3, 9, "stop", False, "/v1/chat/completions", "r", 1, 1),
+    attempts=(AttemptRecord(1, "http://c", "cut", 4), AttemptRecord(0, "http://s", None)),
+    takeover_at=4,
+    taken_over_by=0,
+    covered=True,
+)
+TABLE = RouteTable("chat", 1, 1, 1, "r", "s", 100, None, None, late_commit="stream")
+
+
+def of_older_release(message: Any, names: set[str]) -> Any:
+    """The message as a release without these fields, which are the last ones, pickled it."""
+    state = message.__getstate__()
+    made = object.__new__(type(message))
+    made.__setstate__(state[: len(fields(message)) - len(names)])
+    return made
+
+
+def test_a_message_without_the_newest_fields_gets_their_defaults() -> None:
+    names = {"attempts", "takeover_at", "taken_over_by", "covered"}
+    record = of_older_release(RECORD, names)
+
+    assert record == replace(RECORD, attempts=(), takeover_at=None, taken_over_by=None, covered=None)
+    assert of_older_release(TABLE, {"late_commit"}) == replace(TABLE, late_commit="hold")
+
+
+def test_a_whole_message_is_the_same_after_a_copy() -> None:
+    assert copy.deepcopy(RECORD) == RECORD
+    assert copy.deepcopy(TABLE) == TABLE
+
+
+def test_the_records_log_keeps_the_attempts() -> None:
+    log = RecordLog()
+    log.append_batch(RecordBatch("r", 1, (RECORD,), 3.0), now_s=1.0, wall_s=4.0)
+    (read,) = log.read(0, 10, now_s=2.0, wall_s=9.0).events
+
+    assert read == replace(RECORD, seq=1)
