@@ -58,7 +58,7 @@ class Counters:
             self.retries[arm] += record.retries
         if record.outcome == "fallback":
             self.fallbacks += 1
-            if getattr(record, "taken_over_by", None) is not None:
+            if record.taken_over_by is not None:
                 self.takeovers += 1
         if record.latency_ms is not None:
             self.latency[arm].add(record.latency_ms / 1000)
