@@ -20,7 +20,12 @@ SHARE_LAMBDAS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 TRUE_PRIOR = np.array([0.1, 1.0, 5.0, 0.6, 0.3, 0.1])  # of the canary's true ratio
 TAIL_TRUE_PARTS = np.array([0.15, 0.3, 0.45, 0.6, 0.75, 0.88])  # of the margin, where that is near 1
 TAIL_PRIOR = np.array([0.7, 1.5, 1.5, 1.0, 0.7, 0.4])
-FLOOR_LAMBDAS = np.array([0.1, 0.3, 0.6, 0.9])
+FLOOR_LAMBDAS = np.array([0.1, 0.3, 0.6, 1.8])  # the last: as much as is safe, SAFETY / (1 - w)
+FLOOR_PRIOR = np.full(4, 0.25)
+RARE_PRIOR, RARE = (
+    np.array([0.05, 0.05, 0.1, 0.8]),
+    0.1,
+)  # while stable's rate is below this part of the floor
 FLOOR_SHARE = 0.3  # prior of the floor's family before stable's rate is known
 FLOOR_SHARE_NEEDED, FLOOR_SHARE_SPARE = 0.8, 0.05  # and after: where only the floor can prove, and else
 FIRST_SHARE = 0.05
@@ -156,7 +161,8 @@ class RateProof:
         by_ratio = (1.0 - self.floor_share) * self._true_prior / float(self._true_prior.sum())
         if self._floor <= 0.0:
             return by_ratio
-        return np.concatenate((by_ratio, np.full(len(FLOOR_LAMBDAS), self.floor_share / len(FLOOR_LAMBDAS))))
+        is_rare = self.floor_share == FLOOR_SHARE_NEEDED and self.mu + self.missing < RARE * self._floor
+        return np.concatenate((by_ratio, self.floor_share * (RARE_PRIOR if is_rare else FLOOR_PRIOR)))
 
     def bets(self, block: UnitBlock) -> Bets:
         """By floor on every unit, by ratio on those with events; looks after canary units and events."""

@@ -82,12 +82,12 @@ class PlainRateProof(Bet):
         self.true_ratios, self.weights = [float(t) for t in true_ratios], [float(p) for p in weights]
         super().__init__(self.with_floor_share(rates.FLOOR_SHARE))
 
-    def with_floor_share(self, share: float) -> list[float]:
+    def with_floor_share(self, share: float, *, rare: bool = False) -> list[float]:
         if self.floor == 0.0:
             return self.weights
         whole = sum(self.weights)
-        count = len(rates.FLOOR_LAMBDAS)
-        return [(1.0 - share) * p / whole for p in self.weights] + [share / count] * count
+        floors = rates.RARE_PRIOR if rare else [1.0 / len(rates.FLOOR_LAMBDAS)] * len(rates.FLOOR_LAMBDAS)
+        return [(1.0 - share) * p / whole for p in self.weights] + [share * float(p) for p in floors]
 
     def factors(self, unit: Unit) -> list[float] | None:
         w, lost, out = unit.w, self.missing_as * unit.missing, []
@@ -122,7 +122,8 @@ class PlainRateProof(Bet):
         if len(past.units) >= rates.KNOWN_UNITS:
             needed = self.mu * (self.ratio - 1.0) < self.floor
             share = rates.FLOOR_SHARE_NEEDED if needed else rates.FLOOR_SHARE_SPARE
-            self.prior = self.with_floor_share(share)
+            rare = needed and self.mu + self.lost < rates.RARE * self.floor
+            self.prior = self.with_floor_share(share, rare=rare)
 
 
 def feature(x: float) -> float:
