@@ -244,6 +244,8 @@ def _proof_report(
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
         log_e, text = 0.0, "no unit of this stage has settled yet"
+    elif metric.presence.is_uneven:
+        text = f"{names[shown]} not proven: more values are missing on one arm than chance explains"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
     if tracks[0].use == "first proof":
@@ -308,6 +310,7 @@ def _report(
         is_alarm=gate.is_alarm,
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
+        statistic="mean" if metric.canary_values is None else f"p{100 * _share(gate):g}",
     )
 
 
@@ -330,10 +333,14 @@ def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, f
             for total, count in zip(metric.sums, metric.counts, strict=True)
         ]
         return means[0], means[1]
-    share = gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
     histograms = (metric.stable_values, metric.canary_values)
-    points = [float(h.upper_edges(np.array([share]))[0]) if h.total else None for h in histograms]
+    points = [float(h.upper_edges(np.array([_share(gate)]))[0]) if h.total else None for h in histograms]
     return points[0], points[1]
+
+
+def _share(gate: Gate) -> float:
+    """The percentile that a gate on values is shown by, 0-1: its own, else the median."""
+    return gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
 
 
 def _harm(gate: Gate) -> str:

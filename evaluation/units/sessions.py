@@ -174,6 +174,10 @@ class Released:
         places = np.cumsum(count > 0.0) - 1
         return replace(block, values=values, owner=places[owner], is_checked=True)
 
+    def whole_block(self, y: Floats) -> UnitBlock:
+        """All sessions, with their outcomes."""
+        return self._block(np.arange(len(self)), y, ones(len(self)), self.w, None)
+
     def block_with_missing(
         self, column: int, weight_column: int, w: Floats | None, gap: Floats | None, count: Counted
     ) -> UnitBlock:
