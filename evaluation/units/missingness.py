@@ -15,10 +15,11 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincc, betaln
 
 from evaluation.betting.rates import share_bets
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
-from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock
 from evaluation.betting.wealth import Bets, Channel
 from evaluation.stream import Stream
 from evaluation.units.sessions import Released
@@ -27,7 +28,7 @@ MISSING_ALPHA = 0.002  # a false INVALID only holds; an unnoticed bias rolls bac
 RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])
 SHARE_RATIOS = np.array([0.3, 0.6, 0.85, 1.2, 1.7, 3.0])  # where either may be the rarer case
 MIN_ROWS = 100  # before a share of missing values is reported
-WINDOW = 200  # rows
+WINDOW = 1000  # rows
 MIN_SILENT = 20  # units in a row without a value before a metric has stopped
 MAX_UNEVEN = 3.0  # standard errors between the arms' shares of values; beyond, nothing is proven meanwhile
 SILENCE_ODDS = 1e-6  # probability of such a silence by chance
@@ -91,8 +92,7 @@ class PresentShare:
 
 
 _STATE = (
-    "stream", "rows", "present", "window_rows", "window_present", "before_present", "firsts",
-    "firsts_present", "silent", "last_s",
+    "stream", "rows", "present", "window", "before", "firsts", "firsts_present", "silent", "last_s",
 )  # fmt: skip
 
 
@@ -130,9 +130,8 @@ class Presence:
             self.shares.channels.append(Channel(bettor, limit=limit, restart_share=restart_share))
         self.rows = 0
         self.present = 0
-        self.window_rows = 0
-        self.window_present = 0
-        self.before_present = -1  # of the previous window; -1: there was none
+        self.window: Ints = np.zeros(3, dtype=np.int64)  # rows, values, units of the present window
+        self.before: Ints = np.zeros(3, dtype=np.int64)  # of the one before
         self.firsts = 0  # units
         self.firsts_present = 0  # of them, with a value in their first request
         self.silent = 0  # units since the last value
@@ -189,7 +188,7 @@ class Presence:
         has, is_first = present[rows], firsts[rows]
         self.rows += len(rows)
         self.present += int(np.count_nonzero(has))
-        self._count_windows(has)
+        self._count_windows(has, is_first)
         self.firsts += int(np.count_nonzero(is_first))
         self.firsts_present += int(np.count_nonzero(is_first & has))
         last = np.flatnonzero(has)
@@ -226,30 +225,45 @@ class Presence:
             return f"no value in {self.rows} requests"
         if self._max_missing >= 1.0:
             return None
-        rows, present = self._recent()
-        missing = 1.0 - present / rows
-        if missing > self._max_missing:
-            return (
-                f"{missing:.0%} of values missing in the last {rows} requests, limit {self._max_missing:.0%}"
-            )
-        return None
+        return self._too_many_missing()
 
-    def _recent(self) -> tuple[int, int]:
-        """Requests of the current and the previous window, and how many had a value.
+    def _too_many_missing(self) -> str | None:
+        """Whether more than the limit are missing in the present and the previous window, beyond chance.
 
         After an outage of the grader that affected both arms, the metric is valid again: what came before
-        and after is evidence.
+        and after is evidence. The windows that begin at window k have `MISSING_ALPHA / (k (k + 1))`, so that
+        all looks of a rollout together call a share at the limit too large with at most MISSING_ALPHA.
         """
-        if self.before_present < 0:
-            return self.window_rows, self.window_present
-        return WINDOW + self.window_rows, self.before_present + self.window_present
+        rows, present, units = (self.before + self.window).tolist()
+        share = 1.0 - present / rows
+        if share <= self._max_missing:
+            return None
+        k = (self.rows - rows) // WINDOW + 1
+        limit = math.log(k * (k + 1) / MISSING_ALPHA)
+        if self._max_missing > 0.0 and excess_log_e(share, units, self._max_missing) < limit:
+            return None
+        return f"{share:.0%} of values missing in the last {rows} requests, limit {self._max_missing:.0%}"
 
-    def _count_windows(self, present: NDArray[np.bool_]) -> None:
+    def _count_windows(self, present: NDArray[np.bool_], firsts: NDArray[np.bool_]) -> None:
         start = 0
         while start < len(present):
-            stop = min(len(present), start + WINDOW - self.window_rows)
-            self.window_rows += stop - start
-            self.window_present += int(np.count_nonzero(present[start:stop]))
-            if self.window_rows == WINDOW:
-                self.before_present, self.window_rows, self.window_present = self.window_present, 0, 0
+            stop = min(len(present), start + WINDOW - int(self.window[0]))
+            part = slice(start, stop)
+            counts = stop - start, np.count_nonzero(present[part]), np.count_nonzero(firsts[part])
+            self.window = self.window + np.array(counts, dtype=np.int64)
+            if self.window[0] == WINDOW:
+                self.before, self.window = self.window, np.zeros(3, dtype=np.int64)
             start = stop
+
+
+def excess_log_e(share: float, units: int, limit: float) -> float:
+    """Log wealth against "a unit misses at most `limit` of its values", when `units` of them missed `share`.
+
+    A mixture of the likelihood ratios of all shares p above the limit: the integral of
+    `p^k (1-p)^(n-k) / (limit^k (1-limit)^(n-k))`, k = share n, over p, each a product of factors of mean at
+    most one (by convexity, where a unit misses a part), so that it may be looked at after each unit. A unit
+    counts once, however many requests it has. Check: (1.0, 1, 0.5) gives log(1.5).
+    """
+    k, rest = share * units, (1.0 - share) * units
+    above = betaln(k + 1.0, rest + 1.0) + math.log(max(betaincc(k + 1.0, rest + 1.0, limit), 1e-300))
+    return float(above - (k * math.log(limit) + rest * math.log1p(-limit)) - math.log1p(-limit))
