@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.scores import pair_harm
-from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.unit_block import Flags, Floats, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
 from evaluation.policy.alpha_split import channel_alphas, log_limit, worst_case_alphas
 from evaluation.policy.gates import Gate, Proof, Sampling
@@ -20,7 +20,7 @@ from evaluation.stream import Stream
 from evaluation.units.answered import ScoredShare
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import GateChannels
-from evaluation.units.missingness import Presence
+from evaluation.units.missingness import OneValue, Presence
 from evaluation.units.sessions import Released, Rows
 
 MIN_FOR_SLOWDOWN = 200  # values of stable, both before and during the canary
@@ -29,6 +29,7 @@ _STATE = (
     "columns",
     "with_missing",
     "scored",
+    "one_value",
     "exceedances",
     "presence",
     "pairs",
@@ -58,6 +59,7 @@ class MetricEvidence:
         self.pairs = bets.pairs
         self._bets = bets
         self.scored = ScoredShare()
+        self.one_value = OneValue()
         sampling = self.gates[0].sampling
         self._sampling = sampling
         self._same_sampling = sampling.stable == sampling.canary
@@ -174,12 +176,19 @@ class MetricEvidence:
         for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
                 feed(column.units, released.block(index, w, gap, single_values=column.with_histogram))
+        has_one = self._has_one(released, first_column, after + 1) if self.with_missing else None
         if not self.is_alarm:
-            self.presence.feed(released, after, w)
+            self.presence.feed(released, after, w, has_one)
         for column in self.with_missing:
             if column.missing is not None:
-                block = released.block_with_missing(first_column, after + 1, w, gap, column.missing)
+                block = released.block_with_missing(first_column, after + 1, w, gap, column.missing, has_one)
                 feed(column.units, block)
+
+    def _has_one(self, released: Released, column: int, weights: int) -> Flags | None:
+        """Which sessions are of conversations with one value each; None: none. weights: column of those of
+        requests without an answer."""
+        has_one = self.one_value.before(released.known(column), released.known(weights, 0.0))
+        return has_one if has_one.any() else None
 
     def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], arm: NDArray[np.bool_]) -> Floats:
         """Weight of each request without an answer where it counts as missing: the share of answers that are

@@ -19,7 +19,7 @@ from scipy.special import betaincc, betaln
 
 from evaluation.betting.rates import share_bets
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
-from evaluation.betting.unit_block import Floats, Ints, UnitBlock
+from evaluation.betting.unit_block import Flags, Floats, Ints, UnitBlock
 from evaluation.betting.wealth import Bets, Channel
 from evaluation.stream import Stream
 from evaluation.units.sessions import Released
@@ -29,6 +29,8 @@ RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])
 SHARE_RATIOS = np.array([0.3, 0.6, 0.85, 1.2, 1.7, 3.0])  # where either may be the rarer case
 MIN_ROWS = 100  # before a share of missing values is reported
 WINDOW = 1000  # rows
+MIN_SEVERAL = 20  # sessions with several requests and a value
+MOST_WITH_SEVERAL = 0.05  # of them, with several values, where conversations have one each
 MIN_SILENT = 20  # units in a row without a value before a metric has stopped
 MAX_UNEVEN = 3.0  # standard errors between the arms' shares of values; beyond, nothing is proven meanwhile
 SILENCE_ODDS = 1e-6  # probability of such a silence by chance
@@ -91,6 +93,41 @@ class PresentShare:
         return out
 
 
+class OneValue:
+    """Whether conversations have one value each, as where a judge scores them as a whole.
+
+    Then a longer conversation has a smaller share of values, but misses none. Known before it: where
+    an epoch ends, whether hardly any of the sessions with a value and several requests has several values.
+    """
+
+    __state__ = ("several", "many", "rows", "until", "is_one")
+
+    def __init__(self) -> None:
+        self.several = 0
+        self.many = 0
+        self.rows = 0
+        self.until = FIRST_EPOCH
+        self.is_one = False
+
+    def before(self, values: Floats, requests: Floats) -> Flags:
+        """For each session, in order, whether those before it have one value each. values, requests: of each
+        session, where requests without an answer are none."""
+        out = np.zeros(len(values), dtype=np.bool_)
+        start = 0
+        while start < len(values):
+            stop = min(len(values), start + self.until - self.rows)
+            part = slice(start, stop)
+            out[part] = self.is_one
+            self.several += int(np.count_nonzero((values[part] > 0.0) & (requests[part] > 1.0)))
+            self.many += int(np.count_nonzero(values[part] > 1.0))
+            self.rows += stop - start
+            if self.rows == self.until:
+                self.until += epoch_after(self.rows)
+                self.is_one = self.several >= MIN_SEVERAL and self.many <= MOST_WITH_SEVERAL * self.several
+            start = stop
+        return out
+
+
 _STATE = (
     "stream", "rows", "present", "window", "before", "firsts", "firsts_present", "silent", "last_s",
 )  # fmt: skip
@@ -139,8 +176,10 @@ class Presence:
 
     @property
     def __state__(self) -> tuple[str, ...]:
+        if not self._is_counted:
+            return ()
         more = ("shares", "present_share", "uneven") if self._is_two_sided else ()
-        return (*_STATE, *more) if self._is_counted else ()
+        return (*_STATE, *more)
 
     @property
     def channel(self) -> Channel:
@@ -153,12 +192,20 @@ class Presence:
         channels = (*self.stream.channels, *self.shares.channels)
         return min((float(c.decision.seq) for c in channels if c.decision.is_reached), default=math.inf)
 
-    def feed(self, released: Released, column: int, w: Floats | None) -> None:
-        """Bet on sessions, whose indicators are in a column. w: None: their own."""
-        self.stream.feed(released.block(column, w))
+    def feed(self, released: Released, column: int, w: Floats | None, has_one: Flags | None = None) -> None:
+        """Bet on sessions, whose indicators are in a column. w: None: their own. has_one: which are of
+        conversations with one value each; None: none."""
+        share = released.means(column)
+        if has_one is not None:
+            # Whether it has any: of the shares of missing ones, 1 alone is a conversation without.
+            whole = np.ceil(share) if self.on_present else np.floor(share)
+            share = np.where(has_one, whole, share)
+            self.stream.feed(released.block_of(share, w))
+        else:
+            self.stream.feed(released.block(column, w))
         if not self._is_two_sided:
             return
-        y = released.means(column) if self.on_present else 1.0 - released.means(column)
+        y = share if self.on_present else 1.0 - share
         expected = self.present_share.before(y)
         y = np.where(np.isnan(y) | np.isnan(expected), expected, y)
         is_rarer = expected > 0.5 if self.on_present else expected <= 0.5

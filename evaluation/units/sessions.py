@@ -178,13 +178,30 @@ class Released:
         """All sessions, with their outcomes."""
         return self._block(np.arange(len(self)), y, ones(len(self)), self.w, None)
 
+    def block_of(self, y: Floats, w: Floats | None = None) -> UnitBlock:
+        """The sessions with an outcome `y`, NaN for none. w: None: their own."""
+        rows = np.flatnonzero(~np.isnan(y))
+        return self._block(rows, y, ones(len(self)), self.w if w is None else w, None)
+
+    def known(self, column: int, value: float | None = None) -> Floats:
+        """How many of each session's requests have a value in a column. value: this one; None: any."""
+        values = self.values[column]
+        return self._summed(~np.isnan(values) if value is None else values == value)
+
     def block_with_missing(
-        self, column: int, weight_column: int, w: Floats | None, gap: Floats | None, count: Counted
+        self,
+        column: int,
+        weight_column: int,
+        w: Floats | None,
+        gap: Floats | None,
+        count: Counted,
+        has_one: NDArray[np.bool_] | None = None,
     ) -> UnitBlock:
         """The sessions, where requests without a value count 0 in `y`.
 
         weight_column: the column of the weights of requests without an answer, 0 for answered ones. Where
-        unscored ones do not count, a session without any value has the mean weight of its requests.
+        unscored ones do not count, a session without any value has the mean weight of its requests. has_one:
+        sessions that miss nothing as soon as they have one value; None: none.
         """
         w = self.w if w is None else w
         y, weight = self.values[column], self.values[weight_column]
@@ -196,6 +213,9 @@ class Released:
             whole, missing = values + weights, weights
         else:
             whole = n if count == "all" else n - self._summed(failed)
+            if has_one is not None:
+                failures = weights if count == "all" else 0.0
+                whole = np.where(has_one & (values > 0.0), values + failures, whole)
             missing = whole - values
         rows = np.flatnonzero(whole > 0.0)
         whole = np.maximum(whole, 1e-12)
