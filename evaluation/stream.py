@@ -72,7 +72,8 @@ class Stream:
         if (missing := part.stable_missing()) is not None:
             self.stable.learn_missing(*missing)
         if fit is not None and part.covariates is not None:
-            fit.learn(part.covariates[~part.arm], part.y[~part.arm])
+            stable = part.whole_stable
+            fit.learn(part.covariates[stable], part.y[stable])
         self.rows += len(part)
         self.canary += int(np.count_nonzero(part.arm))
         if self.rows == self.until:

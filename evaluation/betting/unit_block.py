@@ -130,16 +130,22 @@ class UnitBlock:
         """The same units with what their covariates are expected to add."""
         return replace(self, adjustment=adjustment, is_checked=True)
 
+    @property
+    def whole_stable(self) -> Flags:
+        """Which units stable's statistics are of: those that are bet on as a whole. A part of a bet, on a unit
+        without any value, would weigh as much in a mean."""
+        return ~self.arm if self.weight is None else ~self.arm & (self.weight == 1.0)
+
     def stable_missing(self) -> tuple[Floats, Floats, Floats] | None:
         """Stable's outcomes, parts without a value, parts for which a margin counts; None: none misses."""
         if self.missing is None:
             return None
-        stable = ~self.arm
+        stable = self.whole_stable
         counted = np.ones(len(self)) if self.counted is None else self.counted
         return self.y[stable], self.missing[stable], counted[stable]
 
     def stable_values(self) -> Floats:
         """Stable's values: the single ones where the block has them, else one a unit."""
         if self.values is None or self.owner is None:
-            return self.y[~self.arm]
+            return self.y[self.whole_stable]
         return self.values[~self.arm[self.owner]]

@@ -50,6 +50,8 @@ class Past:
     unanswered: int = 0  # the others
 
     def learn(self, unit: Unit) -> None:
+        if unit.weight < 1.0:  # it has no value at all, and no whole bet
+            return
         self.units.append(unit)
         finite = [value for value in unit.values if math.isfinite(value)]
         self.logs += [math.log(max(value, 1e-9)) for value in finite]
