@@ -132,8 +132,8 @@ class UnitBlock:
 
     @property
     def whole_stable(self) -> Flags:
-        """Which units stable's statistics are of: those that are bet on as a whole. A part of a bet, on a unit
-        without any value, would weigh as much in a mean."""
+        """Which units stable's statistics are of: those that are bet on as a whole. A part of a bet, on a
+        unit without any value, would weigh as much in a mean."""
         return ~self.arm if self.weight is None else ~self.arm & (self.weight == 1.0)
 
     def stable_missing(self) -> tuple[Floats, Floats, Floats] | None:
