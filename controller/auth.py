@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from controller.errors import BadInput
+
 TOKEN_BYTES = 32
+MIN_TOKEN_CHARACTERS = 16
 
 
 class Role(StrEnum):
@@ -63,11 +66,25 @@ def write_private(path: Path, text: str) -> None:
 
 
 def admin_token(home: Path) -> str:
-    """Admin token of a state folder, from `admin.token`, which is created (0600) if it is missing."""
+    """Admin token of a state folder, from `admin.token`, which is created (0600) if it is missing.
+
+    Raises BadInput for a file that cannot be read or holds no token.
+    """
     path = home / "admin.token"
     try:
-        return path.read_text().strip()
+        token = path.read_text().strip()
     except FileNotFoundError:
         token = make_token()
         write_private(path, token)
         return token
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise BadInput(
+            f"{path} cannot be read ({why}); remove it, and the controller writes another"
+        ) from exc
+    if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
+        raise BadInput(
+            f"{path} holds {len(token)} characters, a token has at least {MIN_TOKEN_CHARACTERS} on one line; "
+            "remove it, and the controller writes another"
+        )
+    return token

@@ -66,14 +66,16 @@ def token() -> Callable[[], int]:
 
 
 @pytest.fixture(scope="session")
-def run_router(fleet: RayFleet, cluster: cluster_ray.ClusterHandle) -> Iterator[Callable[[str, int], str]]:
+def run_router(
+    fleet: RayFleet, cluster: cluster_ray.ClusterHandle, token: Callable[[], int]
+) -> Iterator[Callable[[str, int], str]]:
     """Run a service's router with that many replicas; its base URL, without /v1."""
     import httpx
 
     started: list[str] = []
 
     def run(service: str, replicas: int) -> str:
-        fleet.start_router(service, replicas)
+        fleet.start_router(service, replicas, token=token())
         started.append(service)
         base = f"{cluster.base_url}/{service}"
         deadline_s = time.time() + 90
@@ -89,7 +91,7 @@ def run_router(fleet: RayFleet, cluster: cluster_ray.ClusterHandle) -> Iterator[
 
     yield run
     for service in started:
-        fleet.stop_router(service)
+        fleet.stop_router(service, token=token())
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def two_versions(fleet: RayFleet, checkpoints: Mapping[str, Checkpoint], token: 
     from serving.table.traffic_ray import RayTraffic
 
     service = "chat"
-    RayTraffic(timeout_s=10.0).open(service, SECRET, silence_s=None)
+    RayTraffic(timeout_s=10.0).open(service, SECRET, token=token(), silence_s=None)
     launches = [
         Launch(service, version, SECRET, model_dir=str(checkpoints[name].path))
         for version, name in (("v-stable", "stable"), ("v-canary", "wrong"))

@@ -4,7 +4,8 @@
 a user stops it, when its duration is over, or when its rollout ends (a guard or a gate removed B). The stored
 outcomes are authoritative: a second controller replays them.
 
-Invariant: no fault in a test reaches its service.
+Invariants: no fault in a test reaches its service, and no tick waits for another service's test, nor for a
+replay; a test ends its own rollout and no other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from controller import telemetry
@@ -19,12 +21,12 @@ from controller.ab.outcomes import MAX_PENDING, OutcomeLedger
 from controller.ab.results import AbEvaluator, AbView, ab_view
 from controller.ab.spec import AbSpec, parse_ab
 from controller.auth import Identity, Role
-from controller.errors import BadInput, Conflict, RolloutRunning
+from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.quantities import duration
 from controller.rollout.ports import Clock
-from controller.rollout.state import RolloutState
+from controller.rollout.state import Phase, RolloutState
 from controller.spec.label import LABEL_KEYS
 from controller.spec.policy import PolicySpec
 from controller.store.ab import AbStore
@@ -32,6 +34,7 @@ from controller.store.rows import AbRow
 
 _SUBSCRIBER = "ab"
 _SELF = Identity("controller", Role.OPERATOR)
+REPLAY_WAIT_S = 0.2  # of a tick; 200,000 outcomes take seconds
 
 
 class Ended(Protocol):
@@ -55,28 +58,52 @@ class Rollouts(Protocol):
         *,
         ab_test: Callable[[str], AbRow] | None,
     ) -> RolloutState: ...
-    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Ended: ...
+    def end_rollout(self, rollout: str, identity: Identity, *, reason: str) -> Ended: ...
 
 
 class _Replay:
-    """One test rebuilt from the store: ledger, evaluator, and its subscription to the records log."""
+    """One test rebuilt from the store: ledger, evaluator, and its subscription to the records log.
+
+    `lock` is held while outcomes are added and while the result is read.
+    """
 
     join_s = JOIN_WINDOW_S
     join_ids = 2 * MAX_PENDING
 
     def __init__(self, row: AbRow, store: AbStore) -> None:
-        before = store.outcomes(row.id)
+        self.lock = threading.Lock()
         self.row = row
-        spec = AbSpec.model_validate_json(row.spec)
-        self.evaluator = AbEvaluator(spec, before)
-        self.count = len(before)
-        self.seq = row.resume_seq
-        self.stored = (row.resume_seq, row.settled_through_s)
+        self._spec = AbSpec.model_validate_json(row.spec)
+        self.evaluator = AbEvaluator(self._spec)
+        self.count = 0
+        self._counted: set[int] = set()  # units
         self.reader: RecordsReader | None = None  # None: not subscribed yet
         self.fault: Exception | None = None  # None: every page so far was consumed
-        counted = {outcome.unit for outcome in before}
-        self.ledger = OutcomeLedger(row.rollout, spec.metric, spec.score_wait, row.settled_through_s, counted)
         self._low_watermark_s = self._now_s = 0.0
+        self._add(row, store)
+
+    def follow(self, row: AbRow, store: AbStore) -> bool:
+        """Add what the controller that leads has stored since. `lock` MUST be held.
+
+        False: this one has counted from the log too, and another controller has written: replay it anew.
+        """
+        if self.stored != (row.resume_seq, row.settled_through_s):
+            if self.reader is not None:
+                return False
+            self._add(row, store)
+        return True
+
+    def _add(self, row: AbRow, store: AbStore) -> None:
+        new = store.outcomes(row.id, first=self.count)
+        self.evaluator.add(new)
+        self.count += len(new)
+        self._counted |= {outcome.unit for outcome in new}
+        self.seq = row.resume_seq
+        self.stored = (row.resume_seq, row.settled_through_s)
+        spec = self._spec
+        self.ledger = OutcomeLedger(
+            row.rollout, spec.metric, spec.score_wait, row.settled_through_s, set(self._counted)
+        )
 
     def on_page(self, page: JoinedPage, now_s: float) -> None:
         """Consume one page. A fault is kept for `tick`: the other subscribers must go on."""
@@ -124,8 +151,10 @@ class AbTests:
         self._rollouts = rollouts
         self._clock = clock
         self._replays: dict[str, _Replay] = {}  # by service: its newest test
+        self._building: dict[str, tuple[str, Future[_Replay]]] = {}  # by service, with the test's id
+        self._builders = ThreadPoolExecutor(2, thread_name_prefix="ab-replay")
         self._faults: dict[str, str] = {}  # by service: the current fault, so that it is logged once
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the two maps above; held for no longer than a look-up
 
     def create(self, service: str, body: Mapping[str, Any], identity: Identity) -> AbView:
         """Start a test: deploy B with its share. Raises BadSpec, Conflict and what a deploy raises."""
@@ -166,11 +195,14 @@ class AbTests:
 
     def status(self, service: str) -> AbView:
         """The service's newest test. Raises BadInput when it never had one."""
-        with self._lock:
-            row = self._newest(service)
-            replay = self._replay(row)
-            rollout = self._rollout_of(row.rollout)
-            return ab_view(row, replay.evaluator, rollout, left_out=replay.ledger.left_out)
+        while True:
+            replay = self._replay(self._newest(service)).result()
+            with replay.lock:
+                row = self._newest(service)  # within the lock: this controller's tick writes it
+                if replay.row.id == row.id and replay.follow(row, self._store):
+                    left_out = replay.ledger.left_out
+                    return ab_view(row, replay.evaluator, self._rollout_of(row.rollout), left_out=left_out)
+            self._forget(replay)
 
     def stop(self, service: str, identity: Identity) -> tuple[str, str]:
         """End the test and roll B back: ('asked' | 'already', one line). The result stays readable."""
@@ -180,7 +212,7 @@ class AbTests:
         if self._is_over(row):
             outcome, text = "already", "its rollout has ended"
         else:
-            ended = self._rollouts.end_rollout(service, identity, reason=f"A/B test {row.id} stopped")
+            ended = self._rollouts.end_rollout(row.rollout, identity, reason=f"A/B test {row.id} stopped")
             outcome, text = ended.outcome, ended.text
         self._store.end(row.id, at_s=self._clock.now_s())
         return outcome, f"{service}: A/B test {row.id} stopped; {text.removeprefix(f'{service}: ')}"
@@ -198,29 +230,76 @@ class AbTests:
         return rollout is None or rollout.is_final
 
     def _tick(self, service: str, reader: RecordsReader, now_s: float) -> None:
-        with self._lock:
-            row = self._store.newest(service)
-            if row is None or row.ended_at_s is not None:
-                reader.unsubscribe(_SUBSCRIBER)
-                return
-            replay = self._replay(row)
-            if replay.reader is not None and replay.reader is not reader:
-                # A new reader knows no request yet that a score may refer to: read again from `resume_seq`.
-                replay = self._replays[service] = _Replay(row, self._store)
-            replay.reader = reader
-            reader.subscribe(_SUBSCRIBER, replay)
-            replay.settle(self._store, reader)
-        if self._is_over(row):
+        row = self._store.newest(service)
+        if row is None or row.ended_at_s is not None:
+            reader.unsubscribe(_SUBSCRIBER)
+            return
+        building = self._replay(row)
+        wait([building], REPLAY_WAIT_S)
+        if not building.done():
+            return  # what the log holds meanwhile is read from `resume_seq` on
+        replay = building.result()
+        if replay.reader not in (None, reader):
+            # A new reader knows no request yet that a score may refer to: read again from `resume_seq`.
+            self._forget(replay)
+            self._tick(service, reader, now_s)
+            return
+        if replay.lock.acquire(blocking=False):  # else a status is computed: the next tick settles
+            try:
+                if not replay.follow(row, self._store):
+                    raise StaleWrite(f"another controller writes the A/B test {row.id}; replaying it")
+                replay.reader = reader
+                reader.subscribe(_SUBSCRIBER, replay)
+                replay.settle(self._store, reader)
+            finally:
+                replay.lock.release()
+        self._end_if_over(row, replay.evaluator.spec.duration, now_s)
+
+    def _end_if_over(self, row: AbRow, length_s: float, now_s: float) -> None:
+        """End a test whose rollout has ended, or which B has been served for long enough."""
+        rollout = self._rollout_of(row.rollout)
+        if rollout is None or rollout.is_final:
             self._store.end(row.id, at_s=now_s)
-        elif now_s - row.created_at_s >= (length_s := replay.evaluator.spec.duration):
+        elif served_s(rollout) >= length_s:
             reason = f"A/B test {row.id} is over after {duration(length_s)}"
-            self._rollouts.end_rollout(service, _SELF, reason=reason)
+            self._rollouts.end_rollout(row.rollout, _SELF, reason=reason)
             self._store.end(row.id, at_s=now_s)
 
-    def _replay(self, row: AbRow) -> _Replay:
-        """The row's test; replayed from the store when another controller has written since."""
-        replay = self._replays.get(row.service)
-        stored = (row.resume_seq, row.settled_through_s)
-        if replay is None or replay.row.id != row.id or replay.stored != stored:
-            replay = self._replays[row.service] = _Replay(row, self._store)
-        return replay
+    def _replay(self, row: AbRow) -> Future[_Replay]:
+        """The row's test, which may still be replayed from the store, in a thread of its own."""
+        with self._lock:
+            known = self._replays.get(row.service)
+            if known is not None and known.row.id == row.id:
+                done: Future[_Replay] = Future()
+                done.set_result(known)
+                return done
+            building = self._building.get(row.service)
+            if building is None or building[0] != row.id:
+                building = (row.id, self._builders.submit(self._build, row))
+                self._building[row.service] = building
+            return building[1]
+
+    def _build(self, row: AbRow) -> _Replay:
+        try:
+            replay = _Replay(row, self._store)
+            with self._lock:
+                self._replays[row.service] = replay
+            return replay
+        finally:
+            with self._lock:
+                if self._building.get(row.service, ("", None))[0] == row.id:
+                    del self._building[row.service]
+
+    def _forget(self, replay: _Replay) -> None:
+        """Replay the test anew the next time."""
+        with self._lock:
+            if self._replays.get(replay.row.service) is replay:
+                del self._replays[replay.row.service]
+
+
+def served_s(rollout: RolloutState) -> float:
+    """For how long B has had its share, in seconds of the rollout's own time: neither what a set clock seems
+    to add nor what no controller saw counts (`rollout/elapsed.py`). 0.0: it has not yet, or no more."""
+    if rollout.phase is not Phase.STAGE or rollout.acked_at_s is None:
+        return 0.0
+    return rollout.ticked_at_s - rollout.acked_at_s

@@ -20,6 +20,8 @@ from controller.spec.service import dump, parse_as
 from evaluation.ab.comparison import AbQuestion, Scale
 from evaluation.metrics import CATALOGUE, VALUES
 
+END_GRACE_S = 3600.0
+
 #: Metrics that can be compared live: those of a request's record, and those scored by feedback.
 LIVE_METRICS = REQUEST_METRICS | {metric.name for metric in CATALOGUE.values() if metric.arrives_later}
 
@@ -67,8 +69,15 @@ class AbSpec(Strict):
     def deploy_body(self) -> dict[str, object]:
         """Body of the deploy that gives B its share: one stage without margins, for the test's duration."""
         stage: dict[str, object] = {"weight_bp": self.split, "min_canary": NEVER_CANARY, "margins": {}}
-        stage |= {"duration": self.duration, "deadline": self.duration}
-        test = {"name": "ab-test", "holdback": "0%", "stages": [stage], "promote_if_point_ok": False}
+        # The test itself ends when its duration is over; the stage's deadline is for one that cannot.
+        stage |= {"duration": self.duration, "deadline": self.duration + END_GRACE_S}
+        test = {
+            "name": "ab-test",
+            "ladder": "risk",
+            "holdback": "0%",
+            "stages": [stage],
+            "promote_if_point_ok": False,
+        }
         policy = dump(self.policy or PolicySpec()) | test
         reason = f"A/B test of {self.metric}"
         waiver = {} if self.allow_unjudged is None else {"allow_unjudged": self.allow_unjudged}

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from controller import telemetry
 from controller.api.bearer_auth import Identities, requires
@@ -39,7 +40,7 @@ from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
 from controller.quantities import whole
-from controller.rollout.serialization import state_from_json
+from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.runner import Runner
 from controller.runtime.service_loop import LastTick
@@ -83,6 +84,22 @@ class ViewBuilder:
             labels={name: label_of(self._store.version(row.name, name)) for name in shown},
             missing_keys=missing_keys(self._store, row, self._find_key, canary=running),
         )
+
+    def listed(self, row: ServiceRow) -> ServiceView:
+        """The service; one whose state cannot be read says so, and keeps no other from being listed."""
+        try:
+            return self.service(row)
+        except UnreadableState as exc:
+            url = self._base_url(row.name)
+            return ServiceView(
+                service=row.name,
+                url=url,
+                stable=row.stable,
+                weight_bp=None,
+                versions=None,
+                rollout=None,
+                unreadable=str(exc),
+            )
 
     def rollout(self, row: RolloutRow, tick: LastTick) -> RolloutView:
         """A rollout with the evidence of its last tick, or else the stored one."""
@@ -146,7 +163,8 @@ def _add_reads(
     version: str,
     identities: Identities,
 ) -> None:
-    viewer = [Depends(requires(identities, Role.VIEWER))]
+    may_view = requires(identities, Role.VIEWER)
+    viewer = [Depends(may_view)]
 
     @app.get("/healthz")
     def health() -> Health:
@@ -156,7 +174,7 @@ def _add_reads(
     @app.get("/v1/services", dependencies=viewer)
     def list_services() -> list[ServiceView]:
         """All services."""
-        return [views.service(row) for row in store.services()]
+        return [views.listed(row) for row in store.services()]
 
     @app.get("/v1/services/{service}", dependencies=viewer)
     def get_service(service: str) -> ServiceView:
@@ -184,7 +202,8 @@ def _add_reads(
         await asyncio.to_thread(store.service, service)
         last = whole(request.headers.get("last-event-id", ""))
         start = after if after is not None else last or 0
-        return StreamingResponse(_events(store, views, service, start), media_type="text/event-stream")
+        events = _while_allowed(_events(store, views, service, start), lambda: may_view(request))
+        return StreamingResponse(events, media_type="text/event-stream")
 
 
 def _add_writes(
@@ -229,8 +248,10 @@ def _add_writes(
         """Serve an earlier version again, without proof; `already` when it serves."""
         given = _mapping(body)
         refuse_unknown(given, UndoBody.model_fields)
-        to, reason = text_of(given, "to") or None, text_of(given, "reason")
-        result = commands.undo(service, identity, to=to, reason=reason)
+        to, reason = text_of(given, "to"), text_of(given, "reason")
+        if given.get("to") is not None and not to:
+            raise BadInput("to is empty, as an unset variable is; name a version, or leave it out")
+        result = commands.undo(service, identity, to=to or None, reason=reason)
         return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
@@ -266,6 +287,19 @@ async def _events(store: SqlStore, views: ViewBuilder, service: str, after: int)
             sent_view = view
             yield f"event: view\ndata: {view}\n\n"
         await asyncio.sleep(EVENTS_POLL_S)
+
+
+async def _while_allowed(events: AsyncIterator[str], check: Callable[[], object]) -> AsyncIterator[str]:
+    """The events until `check` raises: a token may be revoked while its stream goes on for days.
+
+    The client connects again, and is told what is wrong.
+    """
+    async for event in events:
+        try:
+            await asyncio.to_thread(check)
+        except (HTTPException, CanaryctlError):
+            return
+        yield event
 
 
 def _mapping(body: object) -> Mapping[str, Any]:

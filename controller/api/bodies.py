@@ -6,16 +6,33 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Body
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from controller.errors import BadInput
 from controller.quantities import shown
 from controller.spec.label import one_line_text
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec
+from serving.files.plain_text import unstorable
+
+
+def _storable_body(body: Any) -> Any:
+    """The body. Raises BadInput for a text that no database or terminal can take."""
+    try:
+        found = unstorable(body)
+    except RecursionError:
+        raise BadInput("body is nested too deep; write it flatter") from None
+    if found is not None:
+        path, text = found
+        raise BadInput(
+            f"{path or 'body'} {shown(text)} is not printable: it holds a control character or half of a "
+            "UTF-16 pair; leave that out"
+        )
+    return body
+
 
 # A body that the handler parses itself, so that every error is one of canaryctl's own.
-JsonBody = Annotated[Any, Body()]
+JsonBody = Annotated[Any, Body(), AfterValidator(_storable_body)]
 
 
 class Health(BaseModel):

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
+from controller.api.engine_rights import refuse_new_arguments
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
 from controller.api.keys import KeyProblem, missing_keys
@@ -78,6 +79,7 @@ class Environment(Protocol):
     def key_problem(self, reference: KeyReference) -> KeyProblem | None: ...
     def devices(self) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
+    def require_measuring(self, service: str) -> None: ...
     def requests_per_s(self, service: str) -> float | None: ...
     def measured(self, service: str) -> MeasuredBaseline | None: ...
     def forecast(
@@ -129,7 +131,7 @@ class Commands(Returns):
         stage that can prove nothing at this traffic.
         """
         overrides = TrafficOverrides.parse(body)
-        proposal = self._propose(service, body, PLAN_KEYS, overrides)
+        proposal = self._propose(service, body, PLAN_KEYS, overrides, identity)
         proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
         proposal = replace(
             proposal,
@@ -158,8 +160,9 @@ class Commands(Returns):
         self._active_service(service)
         newest = self._newest_rollout(service)
         if newest is not None and not newest.is_final:
-            raise already_running(service, newest.id, f"in {newest.phase.value}")
-        proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides())
+            phase, stable = newest.phase.value, newest.stable.id
+            raise already_running(service, newest.id, f"in {phase}", before=stable)
+        proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides(), identity)
         self._refuse_new_key(proposal, identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
         if not proposal.plan.twin and not may_retry:
@@ -218,9 +221,7 @@ class Commands(Returns):
 
     def _refuse_new_key(self, proposal: Proposal, identity: Identity) -> None:
         """Raises BadInput, see `proposal.refuse_new_key`."""
-        tried = self._tried(proposal.service.name)
-        known = (version_spec(row) for row in chain([proposal.stable], tried))
-        refuse_new_key(proposal.version, known, identity)
+        refuse_new_key(proposal.version, self._known(proposal.service.name, proposal.stable), identity)
 
     def _missing_keys(self, proposal: Proposal, identity: Identity) -> tuple[str, ...]:
         """A line for each key that the planned rollout or a way back from it would lack."""
@@ -239,7 +240,12 @@ class Commands(Returns):
         return tuple(attempt_view(state_from_json(row.state), label_of(row)) for row in rows)
 
     def _propose(
-        self, service: str, body: Mapping[str, Any], keys: Sequence[str], overrides: TrafficOverrides
+        self,
+        service: str,
+        body: Mapping[str, Any],
+        keys: Sequence[str],
+        overrides: TrafficOverrides,
+        identity: Identity,
     ) -> Proposal:
         """The proposal without a forecast. keys: those that `body` may have."""
         row = self._active_service(service)
@@ -250,6 +256,8 @@ class Commands(Returns):
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
         refuse_unknown_covariates(policy)
+        # One way for every controller: without the measurements a deploy would skip what depends on them.
+        self._environment.require_measuring(service)
         measured = self._environment.measured(service) or MeasuredBaseline(0)
         not_judged = unjudged(policy, measured)
         policy = without(policy, not_judged)
@@ -257,6 +265,8 @@ class Commands(Returns):
         checkpoint = self._checkpoint_before(service) if before.is_external else None
         change = body.get("version") or {}
         version = before if policy.twin else changed_version(stable, change, checkpoint=checkpoint)
+        # Before any file that the version names is read.
+        refuse_new_arguments(version, self._known(service, stable), identity)
         fingerprint = self._environment.fingerprint(version)
         current = comparable_fingerprint(stable, self._environment.fingerprint)
         refuse_same(row, current, fingerprint, is_twin=policy.twin)
@@ -318,6 +328,10 @@ class Commands(Returns):
         if not rows:
             raise BadInput("there is no service to give feedback to; start one: canaryctl up")
         return write_scores(self._environment, [row.name for row in rows], scores)
+
+    def _known(self, service: str, stable: VersionRow) -> Iterator[VersionSpec]:
+        """Specs of the versions that the service has or had."""
+        return (version_spec(row) for row in chain([stable], self._tried(service)))
 
     def _tried(self, service: str) -> Iterator[VersionRow]:
         """The versions that were tried, each once, the newest attempt first."""

@@ -13,14 +13,15 @@ from controller.auth import Identity
 from controller.errors import BadInput, Conflict
 from controller.planning.capacity import Device, require_fit
 from controller.rollout.observation import CommandKind
+from controller.rollout.plan import is_undo_id
 from controller.rollout.ports import Clock
-from controller.rollout.serialization import state_from_json
+from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.rollout.status import rollback_effect
 from controller.store.row_specs import fingerprint_of, version_spec
 from controller.store.rows import ServedRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from controller.store.statements import already_running
+from controller.store.statements import already_running, unknown_rollout
 
 
 class Returns:
@@ -45,7 +46,11 @@ class Returns:
 
         Raises UnknownService, and what `undo` raises.
         """
-        state = self._newest_rollout(service)
+        try:
+            state = self._newest_rollout(service)
+        except UnreadableState:
+            # It takes no more than the rollout's id to end it, by the release that can read it.
+            return self._end_unread(service, identity, reason)
         row = self._store.service(service)  # after the rollout, whose step may have changed it
         effect = rollback_effect(state)
         if effect == "undo" and way_back(self._store.served(service), row.stable) is None:
@@ -55,19 +60,38 @@ class Returns:
         if effect == "already" or state is None:
             if state is not None and not state.is_final:
                 return _returning(state)
-            return Outcome("already", f"{service}: already serving {row.stable}")
+            return Outcome("already", f"{service}: already serving {row.stable}{self._hint(row)}")
         # None: it ended since it was read above, so answer for what is true now.
         return self._end(state, identity, reason) or self.rollback(service, identity, reason=reason)
 
-    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
-        """Roll back the running rollout; `already` when none runs. Undoes nothing. Raises UnknownService."""
-        state, ended = self._newest_rollout(service), None
-        if state is not None and not state.is_final:
+    def _end_unread(self, service: str, identity: Identity, reason: str) -> Outcome:
+        """Request the rollback of the newest rollout, whose state cannot be read. Raises UnreadableState
+        when it has ended."""
+        self._store.service(service)
+        newest = next(iter(self._store.rollouts(service, limit=1)))
+        command = None
+        if newest.ended_at_s is None and not is_undo_id(newest.id):
+            command = self._store.append_command(
+                newest.id, CommandKind.ROLLBACK, identity, reason=reason, at_s=self._clock.now_s()
+            )
+        if command is None:
+            state_from_json(newest.state)  # raises, with the remedy
+        self._wake(service)
+        text = f"{service}: rollback of {newest.id} is stored for a release that can read it"
+        return Outcome("asked", text, newest.id)
+
+    def end_rollout(self, rollout: str, identity: Identity, *, reason: str) -> Outcome:
+        """Roll back this rollout; `already` when it has ended. Undoes nothing. Raises UnknownService."""
+        stored = self._store.load(rollout)
+        if stored is None:
+            raise unknown_rollout(rollout)
+        state, ended = stored.state, None
+        if not state.is_final:
             if state.is_canary_leaving:
                 return _returning(state)
             ended = self._end(state, identity, reason)
-        already = Outcome("already", f"{service}: already serving {self._store.service(service).stable}")
-        return ended or already
+        service = self._store.service(state.service)
+        return ended or Outcome("already", f"{service.name}: already serving {service.stable}")
 
     def undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
         """Serve an earlier version again, without proof. to: its name, its id or the beginning of it; None:
@@ -86,9 +110,7 @@ class Returns:
         else:
             target = way_back(served, row.stable)
         if target == row.stable:
-            further = self._further_back(row, served)
-            more = f"; to go further back: canaryctl undo {service} --to {further}" if further else ""
-            return Outcome("already", f"{service}: already serving {row.stable}{more}")
+            return Outcome("already", f"{service}: already serving {row.stable}{self._hint(row)}")
         version = next((one.version for one in served if one.version.id == target), None)
         if version is None:
             raise BadInput(f"{service} serves {row.stable} and has served no version before; deploy another")
@@ -100,6 +122,11 @@ class Returns:
                 return already
             raise
         return Outcome("asked", f"{service}: undo {state.id} to {version.id} begins (not proven)", state.id)
+
+    def _hint(self, row: ServiceRow) -> str:
+        """How to go further back, for who is told that nothing is to be done; empty: there is no way."""
+        further = self._further_back(row, self._store.served(row.name))
+        return f"; to go further back: canaryctl undo {row.name} --to {further}" if further else ""
 
     def _further_back(self, row: ServiceRow, served: Sequence[ServedRow]) -> str | None:
         """The newest earlier version that nobody undid and that was not rolled back since it served."""
@@ -129,7 +156,8 @@ class Returns:
         if target == leads_to and (running.plan.undo or running.is_canary_leaving):
             return _returning(running)
         if target != running.stable.id or running.is_canary_leaving:
-            raise already_running(service, running.id, f"in {running.phase.value}")
+            before = running.stable.id
+            raise already_running(service, running.id, f"in {running.phase.value}", before=before)
         return self._end(running, identity, reason)
 
     def _done_by_another(self, service: str, target: str) -> Outcome | None:

@@ -5,8 +5,9 @@ Invariant: the other routes, `rollback` first, never wait for a thread that such
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -14,6 +15,7 @@ import anyio.to_thread
 from controller.errors import Unreachable
 
 THREADS = 8
+LIMIT_S = 3600.0  # a checkpoint of 140 GB on a slow disk takes half an hour
 MAX_CALLS = 40  # running and waiting; waiting ones hold no thread
 
 T = TypeVar("T")
@@ -22,20 +24,44 @@ T = TypeVar("T")
 class SlowCalls:
     """A bounded pool. Used from one event loop."""
 
-    def __init__(self, *, threads: int = THREADS, max_calls: int = MAX_CALLS) -> None:
+    def __init__(
+        self, *, threads: int = THREADS, max_calls: int = MAX_CALLS, limit_s: float = LIMIT_S
+    ) -> None:
         self._limiter = anyio.CapacityLimiter(threads)
         self._max_calls = max_calls
-        self._calls = 0
+        self._limit_s = limit_s
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    @property
+    def running(self) -> frozenset[asyncio.Task[Any]]:
+        """Calls that run or wait, those among them that nobody waits for any more."""
+        return frozenset(self._calls)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Result of `work`, once a thread is free. Raises Unreachable when too many calls wait already."""
-        if self._calls >= self._max_calls:
+        """Result of `work`, once a thread is free. Raises Unreachable when too many calls wait already, or
+        when it takes over `limit_s`.
+
+        A thread cannot be ended: a call that never returns keeps its place, so that threads stay bounded.
+        """
+        if len(self._calls) >= self._max_calls:
             raise Unreachable(
-                f"{self._calls} requests hash checkpoints or plan already, at most {self._max_calls} may; "
-                "try again later"
+                f"{len(self._calls)} requests hash checkpoints or plan already, at most {self._max_calls} "
+                "may; try again later"
             )
-        self._calls += 1
+        call = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=self._limiter))
+        self._calls.add(call)
+        call.add_done_callback(self._ended)
         try:
-            return await anyio.to_thread.run_sync(work, limiter=self._limiter)
-        finally:
-            self._calls -= 1
+            return await asyncio.wait_for(asyncio.shield(call), self._limit_s)
+        except TimeoutError:
+            if call.done():
+                raise
+            raise Unreachable(
+                f"the request took over {self._limit_s:g} s and goes on; is the checkpoint's disk slow? "
+                "try again later"
+            ) from None
+
+    def _ended(self, call: asyncio.Task[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # read: nobody may wait for it any more, and an unread one is reported

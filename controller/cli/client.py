@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from controller import errors
 from controller.auth import admin_token
 from controller.cli.http import Answer, NoAnswer, send
+from controller.cli.listener import require_own_listener
 from controller.cli.output import NO_SERVICE
 from controller.errors import BadSpec, CanaryctlError, Unreachable
 from controller.settings import Settings
@@ -36,6 +37,8 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.api_url
         self._token = admin_token(settings.home)
+        self._home = settings.home
+        self._is_own = False  # its user was looked at too
         self._is_canaryctl = False  # what listens at the URL has said so; until then it gets no token
 
     def health(self) -> Mapping[str, Any] | None:
@@ -174,6 +177,9 @@ class Client:
             if _health_in(answer) is None:
                 raise _not_canaryctl(answer, self._url)
             self._is_canaryctl = True
+        if not self._is_own:
+            require_own_listener(self._url, self._home)
+            self._is_own = True
         return send(method, self._url + path, body=body, token=self._token, timeout_s=timeout_s)
 
     def _healthz(self, timeout_s: float) -> Answer:

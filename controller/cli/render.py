@@ -65,7 +65,7 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
             _ready(view, view.stable),
             title(running.canary, running.canary_name) if running else "-",
             percent(view.weight_bp) if view.weight_bp is not None else "unknown",
-            phase_text(view.rollout) if view.rollout else "-",
+            phase_text(view.rollout) if view.rollout else "unreadable" if view.unreadable else "-",
         ]
         grid.add_row(*cells, *([view.url] if is_wide else []))
     return grid if views else Text(NO_SERVICE)
@@ -82,6 +82,7 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
         ),
         versions_table(view, is_wide=is_wide),
         *(Text(missing.text, style="bold red") for missing in view.missing_keys),
+        *([Text(view.unreadable, style="bold red")] if view.unreadable is not None else []),
     ]
     if view.rollout is not None:
         parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide)]

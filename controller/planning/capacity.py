@@ -54,7 +54,7 @@ def need_bytes(version: VersionSpec, fingerprint: Fingerprint, device: Device) -
     """Memory of one replica on one device, in bytes; 0 for an external endpoint."""
     if version.is_external:
         return 0
-    workers = _workers(version)
+    workers = version.tensor_parallel_size
     if device.kind == "gpu":
         return max(_gpu_weights(version, fingerprint), _budget(version, device))
     kv_bytes = version.kv_cache_memory_bytes or HOST_KV_BYTES
@@ -76,7 +76,7 @@ def fit(
     if text := _impossible(version, fingerprint, devices):
         return Fit(False, need, best, text)
     on_gpu = devices[0].kind == "gpu"
-    width, share = (_workers(version), gpu_share(version)) if on_gpu else (1, 0.0)
+    width, share = (version.tensor_parallel_size, gpu_share(version)) if on_gpu else (1, 0.0)
     free_gpus = {device.node: device.free_gpus for device in devices if device.free_gpus is not None}
     for placed in range(count):
         roomy = sorted((one for one in free if free[one] >= needs[one]), key=lambda one: free[one])
@@ -92,7 +92,7 @@ def fit(
 
 def gpu_share(version: VersionSpec) -> float:
     """GPUs that Ray reserves for each worker: as specified, else a half for an engine of at most half."""
-    workers = _workers(version)
+    workers = version.tensor_parallel_size
     if version.gpus is not None:
         return float(version.gpus) / workers
     is_half = version.gpu_memory_utilization is not None and version.gpu_memory_utilization <= 0.5
@@ -149,11 +149,6 @@ def _impossible(version: VersionSpec, fingerprint: Fingerprint, devices: Sequenc
     )
 
 
-def _workers(version: VersionSpec) -> int:
-    """Workers of one replica, each with its part of the tensors."""
-    return version.tensor_parallel_size * int(version.engine.get("pipeline_parallel_size") or 1)
-
-
 def _budget(version: VersionSpec, device: Device) -> int:
     """Memory of a GPU that the engine takes."""
     utilization = version.gpu_memory_utilization
@@ -164,7 +159,7 @@ def _budget(version: VersionSpec, device: Device) -> int:
 
 def _gpu_weights(version: VersionSpec, fingerprint: Fingerprint) -> int:
     """Bytes of the tensors on each GPU of a replica."""
-    share = -(-_weights(version, fingerprint, "gpu") // _workers(version))
+    share = -(-_weights(version, fingerprint, "gpu") // version.tensor_parallel_size)
     offloaded = version.engine.get("cpu_offload_gb") or 0
     return max(0, share - int(float(offloaded) * GIB))
 
@@ -194,7 +189,7 @@ def with_headroom(
         return version.model_copy(update={"gpu_memory_utilization": TWO_ENGINES_UTILIZATION})
     if version.kv_cache_memory_bytes is not None:
         return version
-    workers = _workers(version)
+    workers = version.tensor_parallel_size
     per_engine = max(device.free_bytes for device in devices) // (2 * version.replicas)
     available = (per_engine - _weights(version, fingerprint, "host")) // workers - HOST_ENGINE_BYTES
     sized = max(MIN_KV_BYTES, min(kv_bytes, available) // MIN_KV_BYTES * MIN_KV_BYTES)
@@ -230,7 +225,7 @@ def _refusal(
     text = f"{which} needs {gib(need)} on {roomiest.name}, {gib(free_bytes)} are free of {gib(total_bytes)}; "
     missing = gib(need - free_bytes)
     if roomiest.kind == "gpu":
-        width = _workers(version)
+        width = version.tensor_parallel_size
         if width > len(devices):
             return f"{text}tensor_parallel_size {width} needs {width} GPUs, found {len(devices)}; lower it"
         ratio = int(free_bytes / total_bytes * 100) / 100

@@ -10,9 +10,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, MutableMapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 from controller.errors import BadCheckpoint
 from controller.planning.tokenizer_files import is_tokenizer
@@ -22,6 +25,10 @@ Group: TypeAlias = Literal["config", "tokenizer", "template", "quantization", "p
 
 CACHED_FROM_BYTES = 1 << 20  # smaller files are read each time
 MAX_FILES = 20_000
+MAX_VISITED = 200_000  # files and folders that are looked at to find them
+MAX_FILE_BYTES = 1 << 40  # the kernel's pretended files are larger
+MAX_PARSED_BYTES = 512 << 20  # of a file that is read as a whole; a tokenizer has some 40 MB
+CHUNK_BYTES = 1 << 20
 # Read by name, each by its own rule (`fingerprint.py`).
 PARSED = frozenset(
     {
@@ -76,22 +83,74 @@ _READ = re.compile(
 def relevant_files(folder: Path) -> dict[str, Path]:
     """Every file that is not known to be inert, by its path within the folder. Raises BadCheckpoint."""
     found: dict[str, Path] = {}
-    walked = list(_walk(folder))
+    walked = list(islice(_walk(folder), MAX_FILES + 1))
     has_code = any(name.endswith((".py", ".so")) for name, _ in walked)
+    if len(walked) > MAX_FILES:
+        raise BadCheckpoint(
+            f"checkpoint {folder} holds over {MAX_FILES:,} files; give the folder of one model"
+        )
     for name, file in walked:
         if not has_code and _INERT_UNREAD.fullmatch(name):
             continue  # a trainer's record
-        if len(found) >= MAX_FILES:
-            raise BadCheckpoint(
-                f"checkpoint {folder} holds over {MAX_FILES:,} files; give the folder of one model"
-            )
-        try:
-            require_present(file)
-        except WeightsError as exc:
-            raise BadCheckpoint(str(exc)) from exc
-        if file.is_file():
-            found[name] = file
+        require_regular(file)
+        found[name] = file
     return dict(sorted(found.items()))
+
+
+def require_regular(file: Path, *, limit: int = MAX_FILE_BYTES) -> None:
+    """Raises BadCheckpoint for a missing file, an LFS pointer, a device, a pipe, or over `limit` bytes."""
+    try:
+        require_present(file)
+        status = file.stat()
+    except WeightsError as exc:
+        raise BadCheckpoint(str(exc)) from exc
+    except OSError as exc:
+        raise BadCheckpoint(_unreadable(file, exc)) from exc
+    if not stat.S_ISREG(status.st_mode):
+        raise BadCheckpoint(f"{file} is not a regular file; remove it, or name a file")
+    if status.st_size > limit:
+        raise BadCheckpoint(f"{file} has {status.st_size:,} bytes, over {limit:,}; name a smaller one")
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """A folder whose files no version may hold or name, nor link to. unless: a checkpoint within it."""
+
+    folder: Path
+    unless: Path | None = None
+
+    def refuse(self, files: Iterable[Path]) -> None:
+        """Raises BadCheckpoint for a file in the folder."""
+        folder = self.folder.resolve()
+        own = self.unless.resolve() if self.unless is not None else folder
+        for file in files:
+            real = file.resolve()
+            is_own = own != folder and own.is_relative_to(folder) and real.is_relative_to(own)
+            if real.is_relative_to(folder) and not is_own:
+                raise BadCheckpoint(
+                    f"{file} is in canaryctl's state folder, whose secrets no engine may read; name another"
+                )
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """The file, opened to read; a device or pipe that took its place meanwhile is refused, not waited for.
+
+    Raises BadCheckpoint, OSError.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BadCheckpoint(f"{file} is not a regular file; remove it, or name a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(file: Path) -> bytes:
+    """The bytes of a file that is read as a whole. Raises BadCheckpoint, OSError."""
+    with open_regular(file) as stream:
+        data = stream.read(MAX_PARSED_BYTES + 1)
+    if len(data) > MAX_PARSED_BYTES:
+        raise BadCheckpoint(f"{file} has over {MAX_PARSED_BYTES:,} bytes, which is too much to parse; cut it")
+    return data
 
 
 def group_of(name: str) -> Group:
@@ -125,7 +184,7 @@ def cached(file: Path, kind: str, cache: MutableMapping[str, str], compute: Call
         value = compute(file)
         is_unchanged = _identity(file, kind)[0] == key
     except OSError as exc:
-        raise BadCheckpoint(f"{file} cannot be read ({exc.strerror}); check its permissions") from exc
+        raise BadCheckpoint(_unreadable(file, exc)) from exc
     if is_unchanged and (size >= CACHED_FROM_BYTES or kind == ""):
         cache[key] = json.dumps(value)
     return value
@@ -140,15 +199,20 @@ def _identity(file: Path, kind: str) -> tuple[str, int]:
     within the file system, costs one more reading. FUSE mounts of object stores may make up the inode, and
     give the modification time, which is that of the upload there, as the change time.
     """
-    stat = file.stat()
-    times = f"{stat.st_mtime_ns}|{stat.st_ctime_ns}"
-    return f"{kind}{file.resolve()}|{times}|{stat.st_size}|{stat.st_dev}:{stat.st_ino}", stat.st_size
+    found = file.stat()
+    times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
+    return f"{kind}{file.resolve()}|{times}|{found.st_size}|{found.st_dev}:{found.st_ino}", found.st_size
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, in hex; of as many as it had when it was opened."""
+    hashed = hashlib.sha256()
+    with open_regular(file) as stream:
+        remaining = os.fstat(stream.fileno()).st_size
+        while remaining > 0 and (chunk := stream.read(min(CHUNK_BYTES, remaining))):
+            hashed.update(chunk)
+            remaining -= len(chunk)
+    return hashed.hexdigest()
 
 
 def read_object(file: Path | None) -> dict[str, Any]:
@@ -167,7 +231,7 @@ def read_object(file: Path | None) -> dict[str, Any]:
 def read_text(file: Path) -> str:
     """The text of the file. Raises BadCheckpoint."""
     try:
-        return file.read_text(encoding="utf-8")
+        return read_bytes(file).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise BadCheckpoint(
             f"{file} cannot be read ({exc}); check its permissions, or copy it again"
@@ -178,6 +242,10 @@ def digest(value: object) -> str:
     """SHA-256 of a JSON value, in hex; the order of keys has no effect."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unreadable(file: Path, exc: OSError) -> str:
+    return f"{file} cannot be read ({exc.strerror}); check its permissions"
 
 
 def _is_inert(name: str) -> bool:
@@ -200,7 +268,13 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
         raise BadCheckpoint(f"{exc.filename} cannot be read ({exc.strerror}); check its permissions") from exc
 
     above: dict[str, tuple[str, ...]] = {}  # the real paths over a folder, by its path
+    visited = 0
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        visited += 1 + len(names)
+        if visited > MAX_VISITED:
+            raise BadCheckpoint(
+                f"{folder} holds over {MAX_VISITED:,} files and folders; give the folder of one model"
+            )
         real, over = os.path.realpath(parent), above.get(os.path.dirname(parent), ())
         if real in over:
             folders.clear()

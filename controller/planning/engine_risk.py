@@ -71,7 +71,7 @@ PARTS = {
     "dtype": "dtype",
     "quantization": "quantization",
     "quantization_config": "quantization",
-    "kv_cache_dtype": "quantization",
+    "kv_cache_dtype": "kv cache",
     "tokenizer": "tokenizer",
     "tokenizer_mode": "tokenizer",
     "tokenizer_revision": "tokenizer",

@@ -20,11 +20,15 @@ from typing import Any, TypeAlias
 
 from controller.errors import BadCheckpoint
 from controller.planning.checkpoint_files import (
+    CHUNK_BYTES,
     PARSED,
+    Private,
     cached,
     digest,
     file_digest,
     group_of,
+    open_regular,
+    read_bytes,
     read_object,
     read_text,
     relevant_files,
@@ -43,7 +47,6 @@ from serving.files.weights import (
 
 Json: TypeAlias = Any
 
-CHUNK_BYTES = 1 << 20
 # Of the rules below. A version keeps the id that it was stored with: what was stored under older rules is
 # compared by computing it anew (`controller/wiring/launches.py`), never by its id.
 SCHEME = 4
@@ -122,14 +125,19 @@ def fingerprint_checkpoint(
     engine_release: str = "",
     architectures: Collection[str] | None = None,
     cache: MutableMapping[str, str] | None = None,
+    private: Path | None = None,
 ) -> Fingerprint:
     """Fingerprint of the checkpoint directory `path`, run with these arguments on this engine release.
 
     architectures: those that the engine supports; None: any. cache: read and written; None: hash everything.
+    private: a folder that no file may lie in, also not by a link, but for a checkpoint in it.
     Raises BadCheckpoint with one line when the directory is missing, broken or cannot be served.
     """
     cache = {} if cache is None else cache
     files = _files(path)
+    guard = Private(private, unless=path) if private is not None else None
+    if guard is not None:
+        guard.refuse(files.values())
     config = read_object(files["config.json"])
     architecture = _architecture(path, config, architectures)
     tensors, size, parameters = _tensors(path, cache)
@@ -150,7 +158,7 @@ def fingerprint_checkpoint(
         family=str(config.get("model_type", architecture)),
         parts=tuple(sorted(parts.items())),
         sampling=_pairs(sampling),
-        engine=_pairs({**arguments, **content_digests(arguments, cache)}),
+        engine=_pairs({**arguments, **content_digests(arguments, cache, private=guard)}),
         tensor_bytes=size,
         parameters=parameters,
         scheme=SCHEME,
@@ -162,7 +170,11 @@ def fingerprint_checkpoint(
 
 def _files(path: Path) -> dict[str, Path]:
     """The files that an engine may read, config.json among them. Raises BadCheckpoint."""
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as exc:
+        raise BadCheckpoint(f"checkpoint {path} cannot be looked up ({exc}); give another folder") from exc
+    if not is_folder:
         raise BadCheckpoint(f"checkpoint {path} is not a directory; give the folder that holds config.json")
     files = relevant_files(path)
     if "adapter_config.json" in files:
@@ -235,7 +247,7 @@ def _hash_tensors(file: Path) -> dict[str, list[Json]]:
     """Tensor name -> [dtype, shape, digest of its bytes, number of bytes, number of elements]."""
     tensors: dict[str, list[Json]] = {}
     places = tensor_places(file)
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         for name, place in sorted(places.items(), key=lambda item: item[1].begin):
             stream.seek(place.begin)
             hashed, remaining = hashlib.sha256(), place.end - place.begin
@@ -288,7 +300,7 @@ def _side_files(
 
 def _tokenizer_file(file: Path) -> list[Json]:
     """[digest, sketch of its vocabulary]; of JSON its values are hashed, not how they are written."""
-    data = file.read_bytes()
+    data = read_bytes(file)
     sketch = vocabulary_sketch(tokens_in(file.name, data))
     value = (
         normal_tokenizer(read_object(file)) if file.suffix == ".json" else hashlib.sha256(data).hexdigest()

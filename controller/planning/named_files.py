@@ -7,13 +7,20 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from controller.errors import BadCheckpoint
-from controller.planning.checkpoint_files import cached, digest, file_digest, relevant_files
+from controller.planning.checkpoint_files import (
+    MAX_FILE_BYTES,
+    Private,
+    cached,
+    digest,
+    file_digest,
+    relevant_files,
+    require_regular,
+)
 from controller.planning.engine_risk import THROUGHPUT
 from controller.planning.generation import named_generation_file
 from serving.files.engine_arguments import canonical_name, canonical_value
-from serving.files.weights import WeightsError, require_present
 
+MAX_TEMPLATE_BYTES = 1 << 20
 Json: TypeAlias = Any
 
 
@@ -23,18 +30,23 @@ def normal_arguments(arguments: Mapping[str, Json]) -> dict[str, Json]:
     return {name: canonical_value(name, value) for name, value in named.items()}
 
 
-def content_digests(arguments: Mapping[str, Json], cache: MutableMapping[str, str]) -> dict[str, str]:
+def content_digests(
+    arguments: Mapping[str, Json], cache: MutableMapping[str, str], *, private: Private | None = None
+) -> dict[str, str]:
     """Digest of what an argument's paths hold, by `NAME content`; without the arguments that name nothing.
 
     Not of caches and logs, which change no answer; nor of a folder of generation defaults, whose values count
-    (`generation.py`). arguments: in normal form. Raises BadCheckpoint when a named file cannot be read.
+    (`generation.py`). arguments: in normal form. private: what no argument may name.
+    Raises BadCheckpoint when a named file cannot be read, is not a regular one, or is too large.
     """
+    if private is not None:
+        private.refuse(Path(path) for value in arguments.values() for path in _paths(value))
     return {
         f"{name} content": digest(found)
         for name, value in arguments.items()
         if name not in THROUGHPUT
         and not (name == "generation_config" and named_generation_file(value) is not None)
-        and (found := [_content_digest(Path(text), cache) for text in _paths(value)])
+        and (found := [_content_digest(name, Path(text), cache, private) for text in _paths(value)])
     }
 
 
@@ -62,13 +74,11 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _content_digest(path: Path, cache: MutableMapping[str, str]) -> Json:
+def _content_digest(name: str, path: Path, cache: MutableMapping[str, str], private: Private | None) -> Json:
     if path.is_dir():
-        return {
-            name: cached(file, "file|", cache, file_digest) for name, file in relevant_files(path).items()
-        }
-    try:
-        require_present(path)
-    except WeightsError as exc:
-        raise BadCheckpoint(str(exc)) from exc
+        files = relevant_files(path)
+        if private is not None:
+            private.refuse(files.values())
+        return {name: cached(file, "file|", cache, file_digest) for name, file in files.items()}
+    require_regular(path, limit=MAX_TEMPLATE_BYTES if name == "chat_template" else MAX_FILE_BYTES)
     return cached(path, "file|", cache, file_digest)

@@ -21,6 +21,7 @@ from controller.planning.families import (
     shared_ratio,
 )
 from controller.planning.fingerprint import Fingerprint
+from serving.files.engine_arguments import is_known, is_shown
 
 
 class Risk(StrEnum):
@@ -57,6 +58,8 @@ RISK_TABLE: tuple[tuple[str, Risk], ...] = (
     ("another family, also under a borrowed model type; an external endpoint", Risk.CRITICAL),
 )
 _ORDER = tuple(Risk)
+HIDDEN = "a value that is not shown"
+MAX_SHOWN = 200  # characters of a value in a reason, which every commit of the rollout stores
 # By part of the fingerprint: all that can change beside the tensors.
 _PART_CHANGES = {
     "tokenizer": "the tokenizer changes",
@@ -153,7 +156,8 @@ def _grade(stable: Fingerprint, canary: Fingerprint, replaced: set[str]) -> tupl
         parts.remove(_part_text("files", stable, canary))
         parts.append(f"other files that no engine reads: {_named(unread)}")
     all_changed = {*changed, *replaced}
-    if all_changed and all_changed <= _STORAGE:
+    # An argument that the files do not follow changes no tensor: it is a second cause beside them.
+    if changed and set(changed) <= _STORAGE and replaced <= set(changed):
         return Risk.MEDIUM, ["the same model stored otherwise: other tensors", *parts]
     if all_changed:
         return Risk.HIGH, [f"a new version of {stable.family}: other tensors", *parts]
@@ -172,7 +176,9 @@ def _other_family(stable: Fingerprint, canary: Fingerprint, has_same_tensors: bo
         return f"{borrowed}: {stable.architecture} -> {canary.architecture}"
     shared = shared_ratio(stable.vocabulary, canary.vocabulary)
     sizes = stable.vocabulary_size, canary.vocabulary_size
-    if shared is None or shared >= MIN_SHARED_RATIO or are_generations(family_of(canary.family), *sizes):
+    if shared is None or shared >= MIN_SHARED_RATIO:
+        return ""
+    if shared > 0 and are_generations(family_of(canary.family), *sizes):  # sizes alone may be a coincidence
         return ""
     return f"{borrowed}: about {shared:.0%} of the vocabulary is shared, and the tensors differ"
 
@@ -217,11 +223,16 @@ def _changes(before: tuple[tuple[str, str], ...], after: tuple[tuple[str, str], 
     new: Mapping[str, str] = dict(after)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
-            yield Change(name, _shown(old.get(name)), _shown(new.get(name)))
+            yield Change(name, _shown(name, old.get(name)), _shown(name, new.get(name)))
 
 
-def _shown(value: str | None) -> str | None:
+def _shown(name: str, value: str | None) -> str | None:
+    """The value for people: not of an argument that may hold a secret, and not a whole template."""
     if value is None:
         return None
+    argument = name.removesuffix(" content")
+    if is_known(argument) and not is_shown(argument):
+        return HIDDEN
     plain = json.loads(value)
-    return plain if isinstance(plain, str) else value
+    text = plain if isinstance(plain, str) else value
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}… ({len(text):,} characters)"

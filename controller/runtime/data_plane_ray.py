@@ -27,8 +27,8 @@ T = TypeVar("T")
 class TrafficClient(Protocol):
     """The part of `serving.table.traffic_ray.RayTraffic` that is used here."""
 
-    def open(self, service: str, secret: str) -> None: ...
-    def close(self, service: str) -> None: ...
+    def open(self, service: str, secret: str, *, token: int) -> None: ...
+    def close(self, service: str, *, token: int) -> None: ...
     def set_split(self, service: str, split: Split, *, token: int) -> TableStatus | None: ...
     def observe(self, service: str) -> TableStatus | None: ...
     def heartbeat(self, service: str, token: int) -> bool: ...
@@ -39,7 +39,7 @@ class TrafficClient(Protocol):
 class RouterClient(TrafficClient, Protocol):
     """The same with routers, which the in-memory table does not have."""
 
-    def start_router(self, service: str, replicas: int = 1) -> None: ...
+    def start_router(self, service: str, replicas: int = 1, *, token: int) -> None: ...
 
 
 def translated(call: Callable[[], T]) -> T:
@@ -105,14 +105,23 @@ class TrafficAdapter:
             raise Unreachable(f"the route table of {service} does not answer")
 
 
+class RouterStopper(Protocol):
+    """Stops a service's routers (`serving.fleet.fleet_ray.RayFleet.stop_router`)."""
+
+    def __call__(self, service: str, *, token: int) -> None: ...
+
+
 class IngressAdapter:
-    """The keeper's `Ingress`: a service's two actors and its routers. routers: how many a service has."""
+    """The keeper's `Ingress`: a service's two actors and its routers. routers: how many a service has.
+
+    Every command carries the lease's token: a controller that was suspended ends nothing of its successor's.
+    """
 
     def __init__(
         self,
         traffic: RouterClient,
         routers: Callable[[str], int],
-        stop_router: Callable[[str], None],
+        stop_router: RouterStopper,
         monotonic_s: Callable[[], float],
     ) -> None:
         self._traffic = traffic
@@ -122,20 +131,20 @@ class IngressAdapter:
         self._checked_at_s: dict[str, float] = {}
 
     def open(self, service: str, secret: str, *, token: int) -> None:
-        """Start the actors and routers that do not run; checked once per `REOPEN_S`."""
+        """Start the actors and routers that do not run; checked once per `REOPEN_S`. Raises StaleToken."""
         now_s = self._monotonic_s()
         if now_s - self._checked_at_s.get(service, -REOPEN_S) < REOPEN_S:
             return
         if service not in self._checked_at_s or self._traffic.observe(service) is None:
-            self._traffic.open(service, secret)
-            self._traffic.start_router(service, self._routers(service))
+            translated(lambda: self._traffic.open(service, secret, token=token))
+            self._traffic.start_router(service, self._routers(service), token=token)
         self._checked_at_s[service] = now_s
 
     def close(self, service: str, *, token: int) -> None:
-        """Stop the routers, then the actors."""
+        """Stop the routers, then the actors. Raises StaleToken."""
         if self._checked_at_s.pop(service, None) is not None or self._traffic.observe(service) is not None:
-            translated(lambda: self._stop_router(service))
-            self._traffic.close(service)
+            translated(lambda: self._stop_router(service, token=token))
+            translated(lambda: self._traffic.close(service, token=token))
 
 
 class RecordsAdapter:

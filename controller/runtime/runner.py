@@ -1,4 +1,4 @@
-"""Runner of the controller: one thread renews the lease, one thread per service ticks it.
+"""Runner of the controller: one thread renews the lease, one finds new services, one per service ticks it.
 
 Invariants: of several controllers only the lease's holder acts, and every tick carries the lease's fencing
 token; a lost lease stops all ticks before the next one, and a new holder starts from the store alone; a fault
@@ -34,7 +34,10 @@ class Runner:
         *,
         holder: str,
         boot_clock: Callable[[], float] = boot_s,
+        on_removed: Callable[[str], None] | None = None,
     ) -> None:
+        """on_removed: called with the name of a service whose ticks have ended because it was removed."""
+        self._on_removed = on_removed
         self._store = store
         self._clock = clock
         self._make_workers = make_workers
@@ -49,6 +52,7 @@ class Runner:
         self._threads: dict[str, threading.Thread] = {}
         self._loops: dict[str, ServiceLoop] = {}
         self._lease_thread = threading.Thread(target=self._lead, name="lease", daemon=True)
+        self._services_thread = threading.Thread(target=self._find_services, name="services", daemon=True)
 
     @property
     def is_leading(self) -> bool:
@@ -58,6 +62,7 @@ class Runner:
     def start(self) -> None:
         """Start the threads; returns at once."""
         self._lease_thread.start()
+        self._services_thread.start()
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
         """Finish the current ticks, end all threads and release the lease; `timeout_s`: of all threads."""
@@ -66,7 +71,7 @@ class Runner:
         for wake in list(self._wakes.values()):
             wake.set()
         ends_at_s = self._boot_clock() + timeout_s
-        for thread in (self._lease_thread, *self._threads.values()):
+        for thread in (self._lease_thread, self._services_thread, *self._threads.values()):
             if thread.is_alive():
                 thread.join(max(0.0, ends_at_s - self._boot_clock()))
         token, self._token = self._token, None
@@ -87,14 +92,23 @@ class Runner:
     # --- the lease
 
     def _lead(self) -> None:
+        """Renew the lease, and nothing that could make it wait."""
         while not self._stopping.is_set():
             try:
                 self._hold_lease()
+            except Exception as exc:  # noqa: BLE001 - without this thread nothing would ever act again
+                # The token stays: it is void once its time is over, and may be renewed before that.
+                telemetry.error("the lease could not be renewed", exc)
+            self._stopping.wait(RENEW_S)
+
+    def _find_services(self) -> None:
+        """Start the threads of services that have none."""
+        while not self._stopping.is_set():
+            try:
                 if self._token is not None:
                     self._start_loops()
-            except Exception as exc:  # noqa: BLE001 - without this thread nothing would ever act again
-                telemetry.error("the lease could not be renewed", exc)
-                self._token = None
+            except Exception as exc:  # noqa: BLE001 - without this thread no new service would be ticked
+                telemetry.error("the services could not be read", exc)
             self._changed.wait(RENEW_S)
             self._changed.clear()
 
@@ -111,6 +125,7 @@ class Runner:
         if lease is not None:
             telemetry.event("lease acquired", token=lease.token)
             self._token, self._held_until_s = lease.token, held_until_s
+            self._changed.set()
 
     def _valid_token(self) -> int | None:
         """The lease's token; None: another controller holds it, or it was not renewed in time."""
@@ -138,6 +153,8 @@ class Runner:
             try:
                 pause_s = self._tick(service, loop)
             except UnknownService:
+                if self._on_removed is not None:
+                    self._on_removed(service)
                 break
             except Exception as exc:  # noqa: BLE001 - a fault in one service must not end its thread
                 telemetry.error("the service's tick failed", exc, service=service)

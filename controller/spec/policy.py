@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from controller.quantities import FULL_BP, duration, percent
+from controller.quantities import FULL_BP, duration, percent, shown
 from controller.spec.fields import Duration, FieldError, Strict, Weight, is_stored
 from controller.spec.policy_parts import (
     GateSpec,
@@ -24,6 +24,8 @@ from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
 
+MAX_STAGES = 50
+MAX_NAME = 100  # characters of the names of a policy and of its gates
 _OWN_KEYS = ("metric", "kind", "threshold")
 _LIMITS = (
     *("load_timeout", "warm_timeout", "smoke_timeout", "promote_timeout", "drain_timeout", "unload_timeout"),
@@ -124,6 +126,14 @@ class PolicySpec(Strict):
         """Limits that would be over before they begin, and a ladder that another key replaces."""
         if is_stored(info):
             return self
+        # Every commit of a rollout writes its stages, and terminals show the names as they are.
+        if len(self.stages or ()) > MAX_STAGES:
+            raise FieldError("stages", f"are {len(self.stages or ())}, at most {MAX_STAGES}; leave some out")
+        for what, name in (("name", self.name), *(("gates", name) for name in self.gates)):
+            if not name.isprintable() or len(name) > MAX_NAME:
+                raise FieldError(
+                    what, f"{shown(name)} is not one printable line of up to {MAX_NAME} characters; rename it"
+                )
         for name in _LIMITS:
             if getattr(self, name) <= 0:
                 default = duration(type(self).model_fields[name].default).replace(" ", "")

@@ -106,7 +106,7 @@ class VersionSpec(Strict):
             value = getattr(self, name)
             if value is not None and (error := argument_error(name, value)):
                 raise FieldError(name, error)
-        size = self.tensor_parallel_size * int(self.engine.get("pipeline_parallel_size") or 1)
+        size = self.tensor_parallel_size
         if self.gpus is not None and 0 < self.gpus < size and size > 1:
             raise FieldError(
                 "gpus",

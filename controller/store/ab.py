@@ -33,10 +33,12 @@ class AbStore:
             row = db.execute(query).first()
         return AbRow(*row) if row is not None else None
 
-    def outcomes(self, test: str) -> tuple[AbOutcome, ...]:
-        """Every outcome counted so far, in order."""
+    def outcomes(self, test: str, *, first: int = 0) -> tuple[AbOutcome, ...]:
+        """Every outcome counted so far from place `first` on, in order."""
         columns = [t.ab_outcomes.c[name] for name in AbOutcome.__slots__]
-        query = sa.select(*columns).where(t.ab_outcomes.c.test == test).order_by(t.ab_outcomes.c.place)
+        c = t.ab_outcomes.c
+        here = (c.test == test) & (c.place >= first)
+        query = sa.select(*columns).where(here).order_by(c.place)
         with self._database.read() as db:
             return tuple(AbOutcome(*row) for row in db.execute(query))
 

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,11 +31,15 @@ NETWORK_FILE_SYSTEMS = frozenset({
 # Without these a host that vanished would keep a query, and with it a rollback, waiting for hours.
 POSTGRESQL_CONNECTION = {
     "connect_timeout": "5",
-    "options": "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s",
+    "options": "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=10s",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
+}
+# Of what renews the lease, for which 5 s are left (`runtime/runner.py`).
+LEASE_CONNECTION = {
+    "options": "-c lock_timeout=2s -c statement_timeout=3s -c idle_in_transaction_session_timeout=3s",
 }
 
 # From foreign errors to ours: the first row that matches. Conflicts that are foreseen are caught at their
@@ -89,6 +93,10 @@ class Database:
         """
         self._engine = _engine(url, mounts)
         self._writes = self._engine.execution_options(canaryctl_writes=True)
+        # Leadership never waits for a connection: every other one may be in use, waiting for a lock.
+        self._leads = _engine(url, mounts, {"pool_size": 2}, LEASE_CONNECTION).execution_options(
+            canaryctl_writes=True
+        )
         self._clock = clock
         try:
             with self.read() as db:
@@ -101,7 +109,7 @@ class Database:
             if not is_newest:
                 self._migrate()
         except BaseException:
-            self._engine.dispose()
+            self.close()
             raise
 
     def _migrate(self) -> None:
@@ -118,6 +126,7 @@ class Database:
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
+        self._leads.dispose()
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -129,6 +138,15 @@ class Database:
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that writes; takes SQLite's write lock at its start. Raises Unreachable, BadInput."""
         with self._translated(), self._writes.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def lead(self) -> Iterator[sa.Connection]:
+        """As `write`, for the lease alone: on connections of its own, which wait for a lock for 2 s at most.
+
+        Raises Unreachable, BadInput.
+        """
+        with self._translated(), self._leads.begin() as connection:
             yield connection
 
     def now_s(self, db: sa.Connection) -> float:
@@ -175,7 +193,13 @@ def shown_url(url: sa.URL) -> str:
     return url.update_query_dict(secrets).render_as_string(hide_password=True)
 
 
-def _engine(url: str, mounts: Path) -> sa.Engine:
+def _engine(
+    url: str,
+    mounts: Path,
+    pool: Mapping[str, int] | None = None,
+    connection: Mapping[str, str] | None = None,
+) -> sa.Engine:
+    """pool: options of SQLAlchemy's pool. connection: in place of those of `POSTGRESQL_CONNECTION`."""
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as exc:
@@ -190,10 +214,13 @@ def _engine(url: str, mounts: Path) -> sa.Engine:
         _prepare_file(parsed.database, mounts)
     try:
         if dialect == "sqlite":
-            engine = sa.create_engine(parsed, hide_parameters=True)
+            engine = sa.create_engine(parsed, hide_parameters=True, **(pool or {}))
         else:
-            given = {name: text for name, text in POSTGRESQL_CONNECTION.items() if name not in parsed.query}
-            engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=given)
+            options = {**POSTGRESQL_CONNECTION, **(connection or {})}
+            given = {name: text for name, text in options.items() if name not in parsed.query}
+            engine = sa.create_engine(
+                parsed, hide_parameters=True, pool_pre_ping=True, connect_args=given, **(pool or {})
+            )
     except (ImportError, sa.exc.NoSuchModuleError) as exc:
         raise BadInput(
             f"the driver of {dialect} is missing ({exc}); use postgresql+psycopg:// and "

@@ -26,7 +26,7 @@ def acquire(database: Database, holder: str, *, ttl_s: float) -> Lease | None:
     set back, or before this host was started.
     """
     c = t.leases.c
-    with database.write() as db:
+    with database.lead() as db:
         row = db.execute(select(c.token, c.expires_at_s).where(_HERE).with_for_update()).one()
         now_s = database.now_s(db)  # after the lock, which may have been waited for
         if now_s < row.expires_at_s <= now_s + 2 * ttl_s:
@@ -38,7 +38,7 @@ def acquire(database: Database, holder: str, *, ttl_s: float) -> Lease | None:
 
 def renew(database: Database, token: int, *, ttl_s: float) -> bool:
     """True: held for another `ttl_s`. False: another controller holds it."""
-    with database.write() as db:
+    with database.lead() as db:
         held = db.execute(select(t.leases.c.token).where(_HERE).with_for_update()).scalar_one()
         if held != token:
             return False
@@ -50,5 +50,5 @@ def renew(database: Database, token: int, *, ttl_s: float) -> bool:
 def release(database: Database, token: int) -> None:
     """Expire the lease if it still has this token."""
     here = _HERE & (t.leases.c.token == token)
-    with database.write() as db:
+    with database.lead() as db:
         db.execute(update(t.leases).where(here).values(expires_at_s=0.0))

@@ -131,7 +131,7 @@ class SqlStore:
             values["evidence"] = evidence
         c = t.rollouts.c
         with self.database.write() as db:
-            require_token(db, token)
+            require_token(db, token, is_last=False)
             service = lock_service(db, state.service)
             here = (c.id == state.id) & (c.version == expected_version)
             query = select(c.state, c.log_count, c.is_final).where(here).with_for_update()
@@ -147,6 +147,7 @@ class SqlStore:
             move_stable(db, service, before.state, state)
             if service is not None and not before.is_final:
                 record_outcome(db, state)
+            require_token(db, token, is_last=True)
         return expected_version + 1
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
@@ -312,7 +313,7 @@ class SqlStore:
         """Delete a service and its versions; its rollouts and events stay as history. Raises RolloutRunning,
         and StaleToken when another controller acts. token: the lease's; None: no controller writes."""
         with self.database.write() as db:
-            require_token(db, token)
+            require_token(db, token, is_last=False)
             if lock_service(db, name) is None:
                 return
             refuse_second(db, name, f"end it first: canaryctl rollback {name} --wait")
@@ -320,6 +321,7 @@ class SqlStore:
             db.execute(delete(t.versions).where(t.versions.c.service == name))
             forget_served(db, name)
             append_event(db, name, None, at_s, "controller", "service removed")
+            require_token(db, token, is_last=True)
 
     def put_version(self, row: VersionRow) -> None:
         """Store a version. The same id is the same files, maybe at a new path: the new path replaces the old,

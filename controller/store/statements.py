@@ -14,6 +14,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from controller.auth import Identity
 from controller.errors import Conflict, RolloutRunning, StaleToken, UnknownService, UnreadCommand
+from controller.rollout.plan import is_undo_id
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.store import schema as t
@@ -22,12 +23,17 @@ from controller.store.rows import AbRow, VersionRow
 LEASE = "controller"
 
 
-def require_token(db: sa.Connection, token: int | None) -> None:
-    """Raises StaleToken unless `token` is the lease's (None: the writer is no controller). The lease cannot
-    change hands before this transaction ends."""
+def require_token(db: sa.Connection, token: int | None, *, is_last: bool) -> None:
+    """Raises StaleToken unless `token` is the lease's (None: the writer is no controller).
+
+    is_last: the lease cannot change hands before this transaction ends, so it MUST wait for nothing more:
+    whoever waits for a service's row with the lease's in its hand takes the lease from every service.
+    """
     if token is None:
         return
-    here = select(t.leases.c.token).where(t.leases.c.name == LEASE).with_for_update(read=True)
+    here = select(t.leases.c.token).where(t.leases.c.name == LEASE)
+    if is_last:
+        here = here.with_for_update(read=True)
     if (newest := db.execute(here).scalar()) != token:
         raise StaleToken(f"token {token} is not the lease's, {newest} is: another controller acts")
 
@@ -43,13 +49,22 @@ def refuse_second(db: sa.Connection, service: str, remedy: str | None = None) ->
     other = db.execute(select(t.rollouts.c.id).where(running)).scalar()
     if other is None:
         return
-    if remedy is None:
+    if remedy is None or is_undo_id(other):
         raise already_running(service, other)
     raise RolloutRunning(f"{service} has rollout {other} running; {remedy}")
 
 
-def already_running(service: str, other: str, state: str = "running") -> RolloutRunning:
-    """The error of a second rollout on a service."""
+def already_running(
+    service: str, other: str, state: str = "running", *, before: str | None = None
+) -> RolloutRunning:
+    """The error of a second rollout on a service. before: the version that a running undo replaces."""
+    if is_undo_id(other):
+        # `rollback` leaves an undo alone, for a second one must not take back the first.
+        to = before or "VERSION"
+        return RolloutRunning(
+            f"{service} has undo {other} {state}, one at a time; wait for it (canaryctl watch {service}) "
+            f"or end it (canaryctl undo {service} --to {to}, which serves until it has loaded)"
+        )
     return RolloutRunning(
         f"{service} has rollout {other} {state}, one at a time; "
         f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"

@@ -203,6 +203,7 @@ class ServiceView(_View):
     versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
     rollout: RolloutView | None  # the newest; null: there has been none
     missing_keys: tuple[MissingKeyView, ...] = ()  # without them a way back is cut
+    unreadable: str | None = None  # why this release cannot read the newest rollout; null: it can
 
 
 class CommandResult(_View):

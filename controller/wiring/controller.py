@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 import uvicorn
@@ -93,9 +95,10 @@ def build(settings: Settings) -> Controller:
     notifier = LogNotifier()
 
     def make_workers(service: str) -> ServiceWorkers:
-        meter = environment.meters.setdefault(
-            service, TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
-        )
+        # Anew with every lease: what was measured under an earlier one may be hours old.
+        meter = TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
+        environment.meters[service] = meter
+        environment.measuring.discard(service)
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
         reader = environment.readers[service] = RecordsReader(service, log)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
@@ -113,6 +116,7 @@ def build(settings: Settings) -> Controller:
             meter.set_stable(store.service(service).stable)
             reader.subscribe("meter", meter)  # not before its first `set_stable`, which starts it anew
             feeds.poll_idle(now_s)
+            environment.measuring.add(service)
             tests.tick(service, reader, now_s)
 
         return ServiceWorkers(Reconciler(ports), Keeper(engines, table, ingress, store, clock), measure)
@@ -127,6 +131,7 @@ def build(settings: Settings) -> Controller:
         make_workers,
         lambda row: replicas_of(store.version(row.name, row.stable)),
         holder=_lease_holder(),
+        on_removed=environment.forget,
     )
     environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)
@@ -157,9 +162,6 @@ def run_controller(settings: Settings) -> None:
             f"port {settings.config.api_port} on {settings.host} is taken; is a controller running?"
         )
     controller = build(settings)
-    _release_orphaned_lease(controller.store)
-    controller.runner.start()
-    telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
     config = uvicorn.Config(
         controller.app,
         host=settings.host,
@@ -168,12 +170,31 @@ def run_controller(settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=2,
     )
+    server = uvicorn.Server(config)
+    _stop_on_signals(server)
+    _release_orphaned_lease(controller.store)
+    controller.runner.start()
+    telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
     try:
-        uvicorn.Server(config).run()
+        server.run()
     finally:
         controller.runner.stop()
         controller.store.close()
         telemetry.event("controller stopped", pid=os.getpid())
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    """Have SIGTERM and SIGINT stop the server, from before it starts until this process ends.
+
+    uvicorn raises the signal once more when it has stopped, under the handler from before it started: with
+    the default one, the process would end there with the lease held and a tick half done.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def _lease_holder() -> str:

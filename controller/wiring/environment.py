@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from controller.api.keys import KeyProblem, key_problem
+from controller.errors import Unreachable
 from controller.evidence.reader import RecordsReader
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.planning.baseline import MeasuredBaseline
@@ -21,6 +23,8 @@ from evaluation.forecast.stages import StageForecast
 from serving.credentials import KeyReference
 from serving.fleet import engine_args
 
+MEASURE_WAIT_S = 5.0  # a controller that takes over reads the logs within a second or two
+
 
 class HostEnvironment:
     """Implements `api.commands.Environment`."""
@@ -34,6 +38,7 @@ class HostEnvironment:
         self._log = log
         self.meters: dict[str, TrafficMeter] = {}
         self.readers: dict[str, RecordsReader] = {}
+        self.measuring: set[str] = set()  # services whose log was read since this controller leads
         self.is_reading: Callable[[], bool] = lambda: True  # False: another controller reads the logs
         self._simulator = Simulator()
 
@@ -62,6 +67,26 @@ class HostEnvironment:
             return engine_args.cpu_kv_cache_bytes(str(version.model), version.max_model_len)
         except engine_args.CheckpointError:
             return engine_args.CPU_KV_MAX_BYTES
+
+    def forget(self, service: str) -> None:
+        """Keep nothing of a service that was removed."""
+        self.meters.pop(service, None)
+        self.readers.pop(service, None)
+        self.measuring.discard(service)
+
+    def require_measuring(self, service: str) -> None:
+        """Return once this controller measures the service's traffic.
+
+        Raises Unreachable after `MEASURE_WAIT_S`.
+        """
+        ends_at_s = time.monotonic() + MEASURE_WAIT_S
+        while not (self.is_reading() and service in self.measuring):
+            if time.monotonic() >= ends_at_s:
+                raise Unreachable(
+                    f"this controller does not measure the traffic of {service}: another one leads, or it "
+                    "has just started; ask the one that leads, or try again"
+                )
+            time.sleep(0.05)
 
     def requests_per_s(self, service: str) -> float | None:
         """The service's rate over the last minute; None: not known."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from serving.fleet.cluster_memory_ray import cluster_devices
 from serving.fleet.types import Launch, VersionStatus
 
 STABLE_WAIT_S = 45.0  # below the deadline of the preflight
+HASH_WAIT_S = 600.0  # for another request that hashes the same checkpoint
 
 
 class Versions:
@@ -37,25 +39,27 @@ class Versions:
     def __init__(self, settings: Settings, store: SqlStore) -> None:
         self._settings = settings
         self._store = store
-        self._hashing: dict[str, threading.Lock] = {}  # by checkpoint: the second caller finds the cache
+        self._hashing = KeyedLocks()  # by checkpoint: the second caller finds the cache
         self._release = engine_release()
         self._launches: dict[tuple[str, ...], Launch] = {}
         self._devices: Sequence[Device] = ()  # as last measured
 
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
-        """The version's fingerprint, from its files. Raises BadCheckpoint."""
+        """The version's fingerprint, from its files. Raises BadCheckpoint; Unreachable while another call
+        hashes the same checkpoint for over `HASH_WAIT_S`."""
         if spec.url is not None:
             key = str(spec.api_key) if spec.api_key is not None else None
             return fingerprint_external(spec.url, spec.model, key)
         path = Path(str(spec.checkpoint))
-        lock = self._hashing.setdefault(str(path.resolve()), threading.Lock())
-        with lock, cached_digests(self._settings.digests_path) as digests:
+        is_hashed = self._hashing.held(str(path.resolve()), timeout_s=HASH_WAIT_S)
+        with is_hashed, cached_digests(self._settings.digests_path) as digests:
             return fingerprint_checkpoint(
                 path,
                 engine_arguments=spec.engine_arguments(),
                 engine_release=self._release,
                 architectures=known_architectures(),
                 cache=digests,
+                private=self._settings.home,
             )
 
     def devices(self) -> Sequence[Device]:
@@ -117,6 +121,39 @@ class Versions:
         if row is None:
             raise UnknownService(f"{service} has no stored version {version}; restore the store")
         return row
+
+
+class KeyedLocks:
+    """One lock for each key that is in use. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}  # with the number of its users
+        self._guard = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    @contextmanager
+    def held(self, key: str, *, timeout_s: float) -> Iterator[None]:
+        """The key's lock. Raises Unreachable when it is not free within `timeout_s`."""
+        with self._guard:
+            lock, users = self._locks.get(key, (threading.Lock(), 0))
+            self._locks[key] = (lock, users + 1)
+        try:
+            if not lock.acquire(timeout=timeout_s):
+                raise Unreachable(
+                    f"{key} has been read by another request for over {timeout_s:g} s; is its disk slow? "
+                    "try again later"
+                )
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            with self._guard:
+                lock, users = self._locks.pop(key)
+                if users > 1:
+                    self._locks[key] = (lock, users - 1)
 
 
 def devices() -> tuple[Device, ...]:

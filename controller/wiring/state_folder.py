@@ -8,7 +8,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from controller import telemetry
 from controller.auth import Identity, Role, admin_token, token_digest, write_private
+from controller.errors import BadInput
 from controller.rollout.ports import Clock
 from controller.settings import Settings
 from controller.store.sql import SqlStore
@@ -49,6 +51,7 @@ class AdminToken:
         self._origin = _folder_id(home)
         self._stored: tuple[int, int, int] | None = None  # inode, time, size of the file that was stored
         self._stored_at_s = 0.0
+        self._fault = ""  # what is wrong with the file, so that it is logged once
         self._lock = threading.Lock()
 
     def store(self) -> None:
@@ -67,14 +70,24 @@ class AdminToken:
             self._stored, self._stored_at_s = file, now_s
 
     def identity(self, digest: str) -> Identity | None:
-        """Owner of the bearer token with this digest; None: unknown token."""
-        self.store()
+        """Owner of the bearer token with this digest; None: unknown token.
+
+        A broken `admin.token` makes none valid, and keeps no other token from being.
+        """
+        try:
+            self.store()
+        except BadInput as exc:
+            if str(exc) != self._fault:
+                telemetry.error("the admin's token cannot be read", exc)
+            self._fault = str(exc)
+        else:
+            self._fault = ""
         return self._store.identity(digest, since_s=self._clock.now_s() - EXPIRES_S)
 
     def _file(self) -> tuple[int, int, int] | None:
         try:
             found = self._path.stat()
-        except FileNotFoundError:
+        except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 

@@ -24,12 +24,17 @@ _PYTHON_ONLY = {
 }
 
 
+# Columns that people fill in: who may set an argument. A new argument has none, and is an admin's.
+_BY_HAND = ("operator", "refused")
+
+
 def engine_arguments() -> dict[str, dict[str, Any]]:
-    """The arguments of `vllm serve` by vLLM's own name: kind, choices, other names."""
+    """The arguments of `vllm serve` by vLLM's own name: kind, choices, other names, and what the file says of
+    who may set them."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    arguments = {}
+    arguments, before = {}, json.loads(ENGINE_FILE.read_text())
     for action in make_arg_parser(FlexibleArgumentParser())._actions:
         if action.dest in ("help", "model_tag", "config"):
             continue
@@ -40,6 +45,8 @@ def engine_arguments() -> dict[str, dict[str, Any]]:
             entry["aliases"] = others
         if action.choices is not None and entry["kind"] != "json":
             entry["choices"] = [str(choice) for choice in action.choices if choice is not None]
+        known = before.get(action.dest, {})
+        entry |= {column: known[column] for column in _BY_HAND if column in known}
         arguments[action.dest] = entry
     return dict(sorted(arguments.items()))
 

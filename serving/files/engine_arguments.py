@@ -1,7 +1,11 @@
-"""Arguments of the pinned vLLM's `vllm serve`, from engine_arguments.json: their names, kinds and choices.
+"""Arguments of the pinned vLLM's `vllm serve`, from engine_arguments.json: what it takes from whom.
 
 Checked when a spec is read, long before an engine starts. vLLM itself takes an abbreviation for the argument
 that it begins, so a typo would start an engine with another setting; here only whole names count.
+
+Columns: `operator`: what an operator may set, true or a list of values. Without it the argument may load
+code, read a file by its path, open a socket, write a log or publish what users say, and belongs to an admin;
+so does one that a newer vLLM brings, until someone has looked at it. `refused`: why nobody may set it.
 """
 
 from __future__ import annotations
@@ -39,6 +43,13 @@ SAMPLING_KEYS = frozenset(
 )
 
 
+# More processes than a replica's place in the cluster has GPUs for: it spans tensor_parallel_size of them.
+_SINGLE = frozenset(
+    {
+        *("pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local"),
+        *("prefill_context_parallel_size", "nnodes"),
+    }
+)
 _FILES = frozenset({"chat_template", "tool_parser_plugin", "reasoning_parser_plugin"})
 _FILE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt", ".py")
 _FOLDERS = frozenset({"generation_config", "tokenizer", "hf_config_path", "lora_modules", "spec_model"})
@@ -58,6 +69,8 @@ def argument_error(name: str, value: object) -> str | None:
     entry = _arguments().get(name)
     if entry is None:
         return _unknown(name)
+    if refused := entry.get("refused"):
+        return str(refused)
     kind, choices = entry["kind"], entry.get("choices")
     if choices and str(value) not in choices and not isinstance(value, list):
         return f"{value!r} is unknown to the engine; use one of {', '.join(choices)}"
@@ -65,8 +78,11 @@ def argument_error(name: str, value: object) -> str | None:
         return (
             f"{value!r} is a relative path, and engines run in folders of their own; give the absolute path"
         )
-    wanted = _mismatch(kind, value)
-    return f"{value!r} is not {wanted}" if wanted else None
+    if wanted := _mismatch(kind, value):
+        return f"{value!r} is not {wanted}"
+    if name in _SINGLE and int(str(value)) != 1:
+        return f"{value!r} is not supported; raise tensor_parallel_size, or replicas"
+    return None
 
 
 def _is_relative(name: str, value: object) -> bool:
@@ -93,6 +109,23 @@ def canonical_name(name: str) -> str:
     """vLLM's own name of an argument: `max_num_seqs` of `--max-num-seqs`, `tensor_parallel_size` of `tp`."""
     plain = name.strip().lstrip("-").replace("-", "_")
     return _aliases().get(plain, plain)
+
+
+def is_admins(name: str, value: object) -> bool:
+    """Whether only an admin may set the argument to this value. name: vLLM's own."""
+    allowed = _arguments().get(name, {}).get("operator", False)
+    return value not in allowed if isinstance(allowed, list) else not allowed
+
+
+def is_shown(name: str) -> bool:
+    """Whether the argument's value may be shown to whoever may read: text of an admin's may hold a secret."""
+    entry = _arguments().get(name, {})
+    return "operator" in entry or entry.get("kind") in ("bool", "flag", "int", "float", "size")
+
+
+def is_known(name: str) -> bool:
+    """Whether the engine takes an argument of this name."""
+    return name in _arguments()
 
 
 def is_list(name: str) -> bool:

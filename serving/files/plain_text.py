@@ -15,6 +15,23 @@ def storable(text: str) -> str:
     return _UNSTORABLE.sub(REPLACEMENT, text)
 
 
+def unstorable(value: object, path: str = "") -> tuple[str, str] | None:
+    """(path, text) of the first text in a JSON value, keys included, that is not `storable`; None: all are.
+
+    A carriage return is let through: templates that were written on Windows have them.
+    """
+    if isinstance(value, str):
+        return (path, value) if _UNSTORABLE.search(value.replace("\r", "")) else None
+    inner: list[tuple[str, object]] = []
+    if isinstance(value, dict):
+        inner = [(path, key) for key in value] + [
+            (f"{path}.{key}".lstrip("."), one) for key, one in value.items()
+        ]
+    elif isinstance(value, list):
+        inner = [(f"{path}.{index}".lstrip("."), one) for index, one in enumerate(value)]
+    return next((found for where, one in inner if (found := unstorable(one, where)) is not None), None)
+
+
 def storable_values(value: object) -> object:
     """A JSON value with `storable` texts, keys included, however deep."""
     if isinstance(value, str):

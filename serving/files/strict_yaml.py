@@ -63,9 +63,13 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as in PyYAML
     _depth = 0
+    _nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._depth += 1
+        self._nodes += 1
+        if self._nodes > MAX_NODES:  # before the rest is read, which takes longer than any file is worth
+            raise YamlError(f"holds over {MAX_NODES:,} values; give a file that a person wrote")
         if self._depth > MAX_DEPTH:
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _error(event, f"nested over {MAX_DEPTH} levels deep")

@@ -131,7 +131,8 @@ def require_present(file: Path) -> None:
             f"{file} is a link to {file.readlink()}, which is not there; copy the files that the links point "
             "to (cp -rL), or download the checkpoint again"
         )
-    if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS_POINTER):
+    # Not of 0 bytes, as the kernel's own files seem to have: reading one may wait for ever.
+    if file.is_file() and 0 < file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS_POINTER):
         raise WeightsError(
             f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` where it was cloned"
         )

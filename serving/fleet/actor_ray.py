@@ -94,8 +94,10 @@ class FleetActor:
 
     # ---- the router's application
 
-    async def run_router(self, service: str, replicas: int) -> None:
-        """Run the service's router in Serve at /{service}; a repeated call only changes its replicas."""
+    async def run_router(self, service: str, replicas: int, token: int) -> None:
+        """Run the service's router in Serve at /{service}; a repeated call only changes its replicas. Raises
+        StaleFencingToken."""
+        self._core.require(token)
         from serving.router.replica_ray import build_router_app
 
         await self._serve_started()
@@ -103,8 +105,10 @@ class FleetActor:
         target = serve.RunTarget(app, name=f"{service}--router", route_prefix=f"/{service}")
         await self._in_serve_thread(_run, target)
 
-    async def stop_router(self, service: str) -> None:
-        """Delete the service's router from Serve."""
+    async def stop_router(self, service: str, token: int) -> None:
+        """Delete the service's router from Serve. Raises StaleFencingToken."""
+        self._core.require(token)
+        self._persist_and_wake()
         await self._in_serve_thread(_delete, f"{service}--router")
 
     async def application(self, name: str) -> tuple[str, str] | None:

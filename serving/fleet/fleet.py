@@ -149,7 +149,7 @@ class FleetCore:
 
     def ensure(self, launch: Launch, *, token: int, now_s: float) -> None:
         """Request that it is loaded and in the route table. Raises StaleFencingToken."""
-        self._check(token)
+        self.require(token)
         key = (launch.service, launch.version)
         entry = self._versions.get(key)
         if entry is None or entry.phase == "gone":
@@ -329,13 +329,14 @@ class FleetCore:
             if now_s - reported_s > REPORT_TIMEOUT_S
         ]
 
-    def _check(self, token: int) -> None:
+    def require(self, token: int) -> None:
+        """Take the token of a command. Raises StaleFencingToken when a younger one has been used."""
         if token < self._token:
             raise StaleFencingToken(f"fencing token {token} is older than {self._token}; stop acting")
         self._token = token
 
     def _find(self, service: str, version: str, token: int) -> _Version | None:
-        self._check(token)
+        self.require(token)
         return self._versions.get((service, version))
 
 

@@ -46,13 +46,16 @@ class RayFleet:
             ) from exc
         self._actor = actor
 
-    def start_router(self, service: str, replicas: int = 1) -> None:
-        """Run the service's router in Serve at /{service}. Waits until Serve has accepted it."""
-        self._call("run_router", service, replicas, timeout_s=OPEN_TIMEOUT_S)
+    def start_router(self, service: str, replicas: int = 1, *, token: int) -> None:
+        """Run the service's router in Serve at /{service}. Waits until Serve has accepted it.
 
-    def stop_router(self, service: str) -> None:
-        """Delete the service's router from Serve."""
-        self._call("stop_router", service, timeout_s=OPEN_TIMEOUT_S)
+        Raises StaleFencingToken, FleetUnreachable.
+        """
+        self._call("run_router", service, replicas, token, timeout_s=OPEN_TIMEOUT_S)
+
+    def stop_router(self, service: str, *, token: int) -> None:
+        """Delete the service's router from Serve. Raises StaleFencingToken, FleetUnreachable."""
+        self._call("stop_router", service, token, timeout_s=OPEN_TIMEOUT_S)
 
     def application(self, name: str) -> tuple[str, str] | None:
         """Serve's (status, message) of an application such as `chat--router`; None: not found."""

@@ -147,8 +147,10 @@ class TableCore:
 
     # ---- called by the controller
 
-    def open(self, secret: str) -> None:
-        """Set the service's root secret; the data secret of a changed one is published."""
+    def open(self, secret: str, *, token: int) -> None:
+        """Set the service's root secret; the data secret of a changed one is published. Raises
+        StaleFencingToken."""
+        self.require(token)
         if secret != self._secret:
             self._secret = secret
             self._change += 1
@@ -170,12 +172,16 @@ class TableCore:
 
     def heartbeat(self, token: int, *, now_s: float) -> None:
         """The controller is alive. Raises StaleFencingToken."""
+        self.require(token)
+        self._heartbeat_s = now_s
+
+    def require(self, token: int) -> None:
+        """Take the token of a command. Raises StaleFencingToken when a younger one has been used."""
         if token < self._token:
             raise StaleFencingToken(
                 f"fencing token {token} is older than {self._token}: another controller acts"
             )
         self._token = token
-        self._heartbeat_s = now_s
 
     def tombstone(self, rollout: str, *, now_s: float) -> SplitStatus:
         """Withdraw this rollout's canary permanently; needs no token, so it works without a controller."""

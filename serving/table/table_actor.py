@@ -48,9 +48,9 @@ class TableActor:
 
     # ---- called by the controller
 
-    async def open(self, secret: str) -> None:
-        """Set the service's root secret."""
-        self._core.open(secret)
+    async def open(self, secret: str, token: int) -> None:
+        """Set the service's root secret. Raises StaleFencingToken."""
+        self._core.open(secret, token=token)
         self._persist_and_publish()
 
     async def set_split(self, split: Split, token: int) -> SplitStatus:
@@ -80,8 +80,9 @@ class TableActor:
         """The current table, with the data secret."""
         return self._core.table()
 
-    async def close(self) -> None:
-        """Stop, and delete the persisted state: the service is removed."""
+    async def close(self, token: int) -> None:
+        """Stop, and delete the persisted state: the service is removed. Raises StaleFencingToken."""
+        self._core.require(token)
         for task in self._tasks:
             task.cancel()
         internal_kv._internal_kv_del(self._key, namespace=_KV_NAMESPACE)

@@ -30,8 +30,10 @@ class RayTraffic:
 
     # ---- lifecycle of a service
 
-    def open(self, service: str, secret: str, *, silence_s: float | None = SILENCE_S) -> None:
-        """Create the service's two actors if they do not exist, and wait a minute at most. Raises RayError.
+    def open(self, service: str, secret: str, *, token: int, silence_s: float | None = SILENCE_S) -> None:
+        """Create the service's two actors if they do not exist, and wait a minute at most.
+
+        Raises StaleFencingToken, RayError.
 
         secret: root of the service's two secrets.   silence_s: how long the table waits for a
         heartbeat before it withdraws the canary; None: without limit. Ignored when the actor exists.
@@ -40,27 +42,34 @@ class RayTraffic:
         records = ray.remote(RecordsActor).options(**detached(records_name(service), self._namespace))
         self._handles[table_name(service)] = table.remote(service, silence_s)
         self._handles[records_name(service)] = records.remote()
-        opened = self._handles[table_name(service)].open.remote(secret)
+        opened = self._handles[table_name(service)].open.remote(secret, token)
         ready = self._handles[records_name(service)].append_scores.remote(())
-        ray.get([opened, ready], timeout=60)
+        try:
+            ray.get([opened, ready], timeout=60)
+        except RayTaskError as exc:
+            raise _own(exc) from exc
 
-    def close(self, service: str) -> None:
-        """End the service's two actors and delete its table."""
+    def close(self, service: str, *, token: int) -> None:
+        """End the service's two actors and delete its table. Raises StaleFencingToken, and ends neither then.
+
+        An actor is ended by its handle, so one that another controller has started since lives on.
+        """
         for name in (table_name(service), records_name(service)):
             actor = self._actor(name)
             if actor is not None:
                 if name == table_name(service):
-                    self._call(name, "close")
+                    self._call(name, "close", token)
                 ray.kill(actor, no_restart=True)
             self._handles.pop(name, None)
 
-    def start_router(self, service: str, replicas: int = 1) -> None:
-        """Start the service's router behind Serve's ingress at /{service}; does not wait for it.
+    def start_router(self, service: str, replicas: int = 1, *, token: int) -> None:
+        """Start the service's router behind Serve's ingress at /{service}; does not wait for it, nor hear
+        that the token is stale.
 
         Raises ValueError when there is no fleet actor.
         """
         fleet = ray.get_actor(FLEET, namespace=self._namespace)
-        fleet.run_router.remote(service, replicas)
+        fleet.run_router.remote(service, replicas, token)
 
     # ---- the split
 
@@ -126,9 +135,7 @@ class RayTraffic:
         try:
             return ray.get(getattr(actor, method).remote(*values), timeout=self._timeout_s)
         except RayTaskError as exc:
-            if isinstance(exc.cause, StaleFencingToken | BadSplit):
-                raise type(exc.cause)(str(exc.cause)) from exc
-            raise
+            raise _own(exc) from exc
         except GetTimeoutError:
             return default
         except RayError:
@@ -143,3 +150,9 @@ class RayTraffic:
             except ValueError:
                 return None
         return self._handles[name]
+
+
+def _own(exc: RayTaskError) -> Exception:
+    """The error of ours that a call in an actor raised, or Ray's own."""
+    cause = exc.cause
+    return type(cause)(str(cause)) if isinstance(cause, StaleFencingToken | BadSplit) else exc

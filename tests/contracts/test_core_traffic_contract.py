@@ -32,7 +32,7 @@ def rig(request: pytest.FixtureRequest) -> Rig:
         fake = FakeTraffic(clock)
         return Rig(fake, fake.tombstone, lambda: clock.advance(5.0))
     memory = MemoryTraffic(clock.now_s)
-    memory.open("chat", "secret")
+    memory.open("chat", "secret", token=1)
     return Rig(
         TrafficAdapter(memory), lambda rollout: memory.tombstone("chat", rollout), lambda: clock.advance(5.0)
     )

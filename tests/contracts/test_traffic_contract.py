@@ -44,9 +44,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
         request.getfixturevalue("ray_cluster")
         one = Rig(RayTraffic(timeout_s=5.0), time.sleep, service)  # type: ignore[arg-type]
-    one.traffic.open(service, "s3cret")
+    one.traffic.open(service, "s3cret", token=1)
     yield one
-    one.traffic.close(service)
+    one.traffic.close(service, token=99)
 
 
 def test_a_split_without_routers_is_applied_at_once(rig: Rig) -> None:
@@ -82,7 +82,7 @@ def test_an_invalid_split_is_refused_and_changes_nothing(rig: Rig) -> None:
 
 def test_opening_again_keeps_the_split(rig: Rig) -> None:
     rig.split(500)
-    rig.traffic.open(rig.service, "s3cret")
+    rig.traffic.open(rig.service, "s3cret", token=1)
 
     assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
 
@@ -149,6 +149,27 @@ def test_an_unknown_service_gives_none_or_false(rig: Rig) -> None:
 
 def test_a_closed_service_is_unknown(rig: Rig) -> None:
     rig.split(500)
-    rig.traffic.close(rig.service)
+    rig.traffic.close(rig.service, token=1)
 
     assert rig.traffic.observe(rig.service) is None
+
+
+def test_an_older_token_neither_opens_nor_closes_a_service(rig: Rig) -> None:
+    rig.split(500, token=2)
+
+    with pytest.raises(StaleFencingToken):
+        rig.traffic.open(rig.service, "another", token=1)
+    with pytest.raises(StaleFencingToken):
+        rig.traffic.close(rig.service, token=1)
+
+    assert rig.traffic.observe(rig.service).weight_bp == 500  # type: ignore[union-attr]
+
+
+def test_a_service_that_was_opened_anew_is_not_closed_by_an_older_token(rig: Rig) -> None:
+    rig.traffic.close(rig.service, token=2)
+    rig.traffic.open(rig.service, "s3cret", token=2)
+
+    with pytest.raises(StaleFencingToken):
+        rig.traffic.close(rig.service, token=1)
+
+    assert rig.traffic.observe(rig.service) is not None

@@ -60,7 +60,9 @@ def tokenizer_json(words: str, *, added: Sequence[str] = ()) -> Any:
 
 
 LLAMA_2_WORDS = "the of and to in is for that it was on with as are by this be from or an at not have which"
-LLAMA_3_WORDS = "The Of And To In Is For That It Was On With As Are By This Be From Or An At Not Have Which"
+LLAMA_3_WORDS = (
+    "the of and to The Of And To In Is For That It Was On With As Are By This Be From Or An At Not Have Which"
+)
 YI_WORDS = "wo men de shi zai you ta zhe ge da lai shang guo dao shuo wei zi he di chu ye dui neng hao"
 QWEN_WORDS = "def return import class self if else for while try print None True False pass raise yield with"
 QWEN_3_WORDS = f"{QWEN_WORDS} <think> </think>"

@@ -17,6 +17,7 @@ from controller.api.app import make_app
 from controller.api.commands import Commands
 from controller.api.keys import KeyProblem, key_problem
 from controller.auth import Identity, Role, admin_token, token_digest
+from controller.errors import Unreachable
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device
 from controller.planning.fingerprint import (
@@ -72,6 +73,7 @@ class FakeEnvironment:
     silent_logs: set[str] = field(default_factory=set)  # services whose log does not answer
     written: list[tuple[str, str]] = field(default_factory=list)  # (service, id) of each score
     accepts_scores: bool = True
+    is_measuring: bool = True
     rate: float | None = None
     traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
     forecasts: int = 0  # simulations that were asked for
@@ -95,6 +97,10 @@ class FakeEnvironment:
 
     def kv_bytes(self, version: VersionSpec) -> int:
         return 64 << 20
+
+    def require_measuring(self, service: str) -> None:
+        if not self.is_measuring:
+            raise Unreachable(f"this controller does not measure the traffic of {service}")
 
     def requests_per_s(self, service: str) -> float | None:
         return self.rate

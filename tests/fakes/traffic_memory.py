@@ -20,16 +20,18 @@ class MemoryTraffic:
         self.cores: dict[str, TableCore] = {}
         self.logs: dict[str, RecordLog] = {}
 
-    def open(self, service: str, secret: str, *, silence_s: float | None = SILENCE_S) -> None:
+    def open(self, service: str, secret: str, *, token: int, silence_s: float | None = SILENCE_S) -> None:
         """Create the service's table and log if they do not exist."""
         now_s = self._clock()
         if service not in self.cores:
             self.cores[service] = TableCore(service, epoch=1, now_s=now_s, silence_s=silence_s)
         self.logs.setdefault(service, RecordLog())
-        self.cores[service].open(secret)
+        self.cores[service].open(secret, token=token)
 
-    def close(self, service: str) -> None:
+    def close(self, service: str, *, token: int) -> None:
         """Delete both."""
+        if service in self.cores:
+            self.cores[service].require(token)
         self.cores.pop(service, None)
         self.logs.pop(service, None)
 

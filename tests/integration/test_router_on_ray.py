@@ -213,7 +213,7 @@ def rig(two_versions: Any, run_router: Callable[[str, int], str]) -> Iterator[Ri
     loop = Loop()
     service = f"s{uuid.uuid4().hex[:6]}"
     traffic = RayTraffic(timeout_s=5.0)
-    traffic.open(service, two_versions.secret)
+    traffic.open(service, two_versions.secret, token=1)
     stable, canary = Tap(two_versions.stable_url), Tap(two_versions.canary_url)
     loop.run(stable.start())
     loop.run(canary.start())
@@ -228,7 +228,7 @@ def rig(two_versions: Any, run_router: Callable[[str, int], str]) -> Iterator[Ri
     yield one
     loop.run(stable.stop())
     loop.run(canary.stop())
-    traffic.close(service)
+    traffic.close(service, token=1)
 
 
 def test_the_canarys_share_matches_the_weight_and_the_records_agree(rig: Rig) -> None:

@@ -383,7 +383,8 @@ def test_a_line_of_the_log_is_not_visible_before_an_earlier_one(rig: Rig, second
     assert len(seen[0]) == 2
 
 
-def test_a_lease_does_not_change_hands_during_a_commit(rig: Rig, second: SqlStore) -> None:
+def test_a_commit_is_whole_before_the_lease_changes_hands_or_refused(rig: Rig, second: SqlStore) -> None:
+    """SQLite's writers wait for each other; PostgreSQL's commit locks the lease with its last statement."""
     rig.deploy("r-00000001")
     state = rig.state("r-00000001")
     rig.store.release_lease(rig.token)
@@ -397,9 +398,13 @@ def test_a_lease_does_not_change_hands_during_a_commit(rig: Rig, second: SqlStor
         second.acquire_lease("b", ttl_s=5.0)
         return stalled.go.is_set()
 
-    assert both(commit, stalled, acquire) == (1, True)
+    result = both(commit, stalled, acquire)
+    stored = rig.store.load("r-00000001")
+
+    assert stored is not None
+    assert (*result, stored.version) in ((1, True, 1), (StaleToken, False, 0))
     with pytest.raises(StaleToken, match="token 1 is not the lease's, 2 is"):
-        rig.store.commit(state, (), expected_version=1, evidence=None, token=rig.token)
+        rig.store.commit(state, (), expected_version=stored.version, evidence=None, token=rig.token)
 
 
 def test_a_controller_that_lost_the_lease_removes_no_service(rig: Rig, second: SqlStore) -> None:

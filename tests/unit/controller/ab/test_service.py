@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from controller.ab import service
 from controller.ab.outcomes import OutcomeLedger
-from controller.ab.results import AbEvaluator
+from controller.ab.results import AbEvaluator, AbView
 from controller.ab.service import AbTests
 from controller.ab.spec import parse_ab
 from controller.api.bodies import Outcome
@@ -23,7 +25,7 @@ from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy
 from controller.store.ab import AbStore
-from controller.store.rows import AbRow, ServiceRow, VersionRow
+from controller.store.rows import AbOutcome, AbRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from serving.messages import Event, LostSpan, RecordPage, ScoreRecord
 from tests.database_rig import sqlite_url
@@ -56,6 +58,8 @@ class Rollouts:
         self.bodies: list[Mapping[str, Any]] = []
         self.is_over, self.reason = False, "asked"
         self.acked_at_s: float | None = 1.0
+        self.ticked_at_s = 1.0  # by the rollout's own time
+        self.ended: list[str] = []  # rollouts
         self.is_running = False
         self.service_policy = PolicySpec()
 
@@ -83,12 +87,15 @@ class Rollouts:
         self.store.create_rollout(a_rollout(id), request="{}", at_s=5000.0, ab_test=test)
         return SimpleNamespace(id=id)
 
-    def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
+    def end_rollout(self, rollout: str, identity: Identity, *, reason: str) -> Outcome:
         self.is_over, self.reason = True, reason
-        return Outcome("asked", f"{service}: rollback begins")
+        self.ended.append(rollout)
+        return Outcome("asked", "chat: rollback begins")
 
     def load(self, rollout: str) -> RolloutState:
-        state = replace(a_rollout(rollout), phase=Phase.STAGE, acked_at_s=self.acked_at_s)
+        state = replace(
+            a_rollout(rollout), phase=Phase.STAGE, acked_at_s=self.acked_at_s, ticked_at_s=self.ticked_at_s
+        )
         cause = Cause(CauseKind.USER, self.reason)
         return replace(state, phase=Phase.ROLLED_BACK, cause=cause) if self.is_over else state
 
@@ -155,7 +162,9 @@ def test_b_gets_its_share_and_is_never_promoted_by_the_test(bench: Bench) -> Non
 
     [body] = bench.rollouts.bodies
     [stage] = parse_policy(body["policy"]).stages or ()
-    assert (stage.bp, stage.duration, stage.deadline, stage.margins) == (3000, 7200.0, 7200.0, {})
+    assert (stage.bp, stage.duration, stage.margins) == (3000, 7200.0, {})
+    assert stage.deadline is not None
+    assert stage.deadline > stage.duration  # the test itself ends it
     assert stage.min_canary >= 10**9
 
 
@@ -269,13 +278,92 @@ def test_outcomes_that_could_not_be_stored_are_counted_by_the_next_tick(
 
 def test_b_is_rolled_back_when_the_duration_is_over(bench: Bench) -> None:
     bench.tests.create("chat", BODY | {"duration": "10m"}, ADMIN)
-    bench.tests.poll("chat", now_s=5000.0 + 599.0)
+    bench.rollouts.acked_at_s, bench.rollouts.ticked_at_s = 5100.0, 5699.0
+    bench.tests.poll("chat", now_s=5699.0)
     assert bench.tests.status("chat").phase == "running"
-    bench.tests.poll("chat", now_s=5000.0 + 600.0)
+    bench.rollouts.ticked_at_s = 5700.0
+    bench.tests.poll("chat", now_s=5700.0)
 
     view = bench.tests.status("chat")
-    assert (view.phase, view.ended_at_s) == ("ended", 5600.0)
+    assert (view.phase, view.ended_at_s) == ("ended", 5700.0)
     assert view.why == f"A/B test {view.id} is over after 10 min"
+
+
+@pytest.mark.parametrize("acked_at_s", [None, 5000.0], ids=["while B loads", "after the clock was set"])
+def test_time_that_b_was_not_served_does_not_count(bench: Bench, acked_at_s: float | None) -> None:
+    bench.tests.create("chat", BODY | {"duration": "10m"}, ADMIN)
+    bench.rollouts.acked_at_s, bench.rollouts.ticked_at_s = acked_at_s, 5010.0
+
+    bench.tests.poll("chat", now_s=5000.0 + 8 * 86_400)
+
+    assert bench.tests.status("chat").ended_at_s is None
+
+
+def test_a_test_ends_its_own_rollout(bench: Bench) -> None:
+    """A colleague may have deployed another version, once a guard had ended the test's rollout."""
+    bench.tests.create("chat", BODY, ADMIN)
+
+    bench.tests.stop("chat", ADMIN)
+
+    assert bench.rollouts.ended == ["r-1"]
+
+
+def test_a_policy_with_a_ladder_of_its_own_guards_b(bench: Bench) -> None:
+    bench.rollouts.service_policy = parse_policy({"ladder": "full"})
+    bench.tests.create("chat", BODY, ADMIN)
+
+    [body] = bench.rollouts.bodies
+    assert len(parse_policy(body["policy"]).stages or ()) == 1
+
+
+def test_a_long_replay_holds_up_neither_another_service_nor_the_tick(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.tests.create("chat", BODY, ADMIN)
+    bench.log.events = scored(40)
+    restarted, is_read, real = bench.restarted(), threading.Event(), AbStore.outcomes
+
+    def slow(self: AbStore, test: str, **kwargs: Any) -> tuple[AbOutcome, ...]:
+        assert is_read.wait(20.0)
+        return real(self, test, **kwargs)
+
+    monkeypatch.setattr(AbStore, "outcomes", slow)
+    monkeypatch.setattr(service, "REPLAY_WAIT_S", 0.01)
+    view: list[AbView] = []
+    reading = threading.Thread(target=lambda: view.append(restarted.status("chat")), daemon=True)
+    reading.start()
+    restarted.poll("chat", now_s=500.0)
+    restarted.poll("code", now_s=500.0)
+    assert view == []
+
+    is_read.set()
+    reading.join(20.0)
+    monkeypatch.setattr(service, "REPLAY_WAIT_S", 20.0)
+    restarted.poll("chat", now_s=501.0)
+    after = restarted.status("chat")
+    assert (view[0].n_a, after.n_a + after.n_b) == (0, 40)
+
+
+def test_a_standby_reads_only_the_outcomes_that_are_new(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.tests.create("chat", BODY, ADMIN)
+    events, firsts, real = scored(400), [], AbStore.outcomes
+    bench.log.events, bench.log.low_watermark_s = events[:300], 150.0
+    bench.tests.poll("chat", now_s=160.0)
+    standby = bench.restarted()
+    standby.status("chat")
+
+    def counted(self: AbStore, test: str, *, first: int = 0) -> tuple[AbOutcome, ...]:
+        firsts.append(first)
+        return real(self, test, first=first)
+
+    monkeypatch.setattr(AbStore, "outcomes", counted)
+    bench.log.events, bench.log.low_watermark_s = events, 1e9
+    bench.tests.poll("chat", now_s=500.0)
+    view = standby.status("chat")
+
+    assert (view.n_a + view.n_b, firsts) == (400, [150])
 
 
 def test_a_test_whose_rollout_ended_does_not_block_the_next(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -583,3 +584,87 @@ async def test_a_reason_is_one_printable_line(
 
     assert {answer.status_code for answer in answers} == {422}
     assert all(f"{key} " in answer.json()["detail"] for answer in answers)
+
+
+@pytest.mark.parametrize("path", ["plan", "rollouts"])
+@pytest.mark.parametrize(
+    "version",
+    [
+        '{"model": "/tmp/a\\u0000b"}',
+        '{"engine": {"chat_template": "{{x}}\\ud800"}}',
+        '{"engine": {"hf_overrides": {"a\\ud800": 1}}}',
+        '{"engine": {"chat_template": "{{x}}\\u001b[2J"}}',
+    ],
+)
+async def test_text_that_cannot_be_stored_is_refused_in_every_body(
+    api: httpx.AsyncClient, model: Path, path: str, version: str
+) -> None:
+    await api.put("/v1/services/chat", json={"model": str(model)})
+
+    headers = {"content-type": "application/json"}
+    answer = await api.post(f"/v1/services/chat/{path}", content=f'{{"version": {version}}}', headers=headers)
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("version.")
+    assert "is not printable" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["plan", "rollouts"])
+async def test_a_controller_that_does_not_measure_refuses_what_would_skip_its_checks(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path, path: str
+) -> None:
+    await api.put("/v1/services/chat", json={"model": str(model)})
+    controller.environment.is_measuring = False
+
+    body = {"version": {"model": str(write_checkpoint(tmp_path / "next", seed=9))}}
+    answer = await api.post(f"/v1/services/chat/{path}", json=body)
+
+    assert (answer.status_code, controller.store.rollouts("chat")) == (503, ())
+
+
+async def test_a_state_that_cannot_be_read_keeps_no_service_from_being_listed_or_rolled_back(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        await api.put(f"/v1/services/{name}", json={"model": str(model)})
+    body = {"version": {"model": str(write_checkpoint(tmp_path / "next", seed=9))}}
+    await api.post("/v1/services/a/rollouts", json=body)
+    (rollout,) = controller.store.rollouts("a")
+    with sqlite3.connect(controller.home / "canaryctl.db") as db:
+        db.execute("""UPDATE rollouts SET state = '{"format": 99}'""")
+
+    listed = await api.get("/v1/services")
+    rolled_back = await api.post("/v1/services/a/rollback", json={})
+
+    unreadable = {view["service"]: view["unreadable"] for view in listed.json()}
+    assert (unreadable["a"] is not None, unreadable["b"]) == (True, None)
+    assert (rolled_back.status_code, rolled_back.json()["rollout"]) == (202, rollout.id)
+    assert [one.kind.value for one in controller.store.commands(rollout.id, after_seq=0)] == ["rollback"]
+
+
+async def test_an_undo_to_an_empty_name_is_refused(api: httpx.AsyncClient, model: Path) -> None:
+    await api.put("/v1/services/chat", json={"model": str(model)})
+
+    answer = await api.post("/v1/services/chat/undo", json={"to": ""})
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("to is empty")
+
+
+async def test_an_event_stream_ends_with_its_token(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.put("/v1/services/chat", json={"model": str(model)})
+    ada = Identity("ada", Role.VIEWER)
+    controller.store.put_token(token_digest("ada"), ada, at_s=1.0, origin="a")
+
+    async def two(_store: object, _views: object, _service: str, _after: int) -> AsyncIterator[str]:
+        yield "first"
+        controller.store.put_token("another", ada, at_s=2.0, origin="a")  # the token before is void
+        yield "second"
+
+    monkeypatch.setattr("controller.api.app._events", two)
+
+    answer = await api.get("/v1/services/chat/events", headers={"authorization": "Bearer ada"})
+
+    assert answer.text == "first"

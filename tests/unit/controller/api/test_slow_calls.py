@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from controller.api.slow_calls import MAX_CALLS
+from controller.api.slow_calls import MAX_CALLS, SlowCalls
+from controller.errors import Unreachable
 from controller.planning.fingerprint import Fingerprint
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeEnvironment
@@ -51,3 +52,15 @@ async def test_a_rollback_does_not_wait_for_any_number_of_hashing_requests(
     assert (rolled_back.status_code, status.status_code) == (202, 200)
     assert codes[-2:] == [503, 503]
     assert codes[0] in (200, 201)
+
+
+async def test_a_call_that_never_returns_is_answered_and_keeps_its_place() -> None:
+    slow, is_ended = SlowCalls(threads=1, max_calls=2, limit_s=0.05), threading.Event()
+
+    for expected in ("took over 0.05 s", "took over 0.05 s", "at most 2 may"):
+        with pytest.raises(Unreachable, match=expected):
+            await slow.run(lambda: is_ended.wait(20.0))
+
+    is_ended.set()
+    await asyncio.wait(slow.running)
+    assert await slow.run(lambda: "works again") == "works again"

@@ -427,3 +427,34 @@ async def test_a_retry_is_asked_for_what_a_person_or_users_requests_rejected(
     answer = await chat.deploy(2)
 
     assert answer.status_code == status
+
+
+async def test_what_waits_for_an_undo_names_the_command_that_ends_it(chat: Chat) -> None:
+    """`rollback`, which ends any other rollout, leaves an undo alone."""
+    first = await chat.up()
+    second, third = await chat.promote(2), await chat.promote(3)
+    undo = (await chat.post("undo"))["rollout"]
+
+    waiting = [
+        (await chat.deploy(4)).json()["detail"],
+        (await chat.post("undo", to=first))["detail"],
+        (await chat.api.delete(URL)).json()["detail"],
+    ]
+    ended = await chat.post("undo", to=third)
+
+    assert all(f"undo {undo} " in line and "canaryctl rollback" not in line for line in waiting)
+    assert all(f"canaryctl undo chat --to {third}" in line for line in waiting[:2])
+    assert (ended["status"], ended["rollout"]) == (202, undo)
+    assert second != third
+
+
+async def test_a_rollback_with_nothing_to_do_names_the_way_further_back(chat: Chat) -> None:
+    first = await chat.up()
+    await chat.promote(2)
+    tried = (await chat.deploy(3)).json()["rollout"]
+    chat.fail(tried, CauseKind.GATE)
+
+    answer = await chat.post("rollback")
+
+    assert answer["outcome"] == "already"
+    assert answer["text"].endswith(f"to go further back: canaryctl undo chat --to {first}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from controller.errors import BadCheckpoint
-from controller.planning.checkpoint_files import cached
+from controller.planning.checkpoint_files import cached, file_digest
 from controller.planning.fingerprint import (
     Fingerprint,
     fingerprint_checkpoint,
@@ -277,7 +279,7 @@ def test_a_pickled_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None
     assert refusal(path) == "checkpoint DIR holds only pytorch_model.bin; convert it to safetensors"
 
 
-def special_tokens(path: Path, of_map: dict[str, object] | None, of_config: dict[str, object]) -> str:
+def special_tokens(path: Path, of_map: Mapping[str, object] | None, of_config: Mapping[str, object]) -> str:
     path = checkpoint(path)
     (path / "tokenizer_config.json").write_text(json.dumps(of_config))
     if of_map is not None:
@@ -348,3 +350,80 @@ def test_values_of_an_odd_kind_are_no_bug(tmp_path: Path) -> None:
     (path / "tokenizer.json").write_text('{"model": {"vocab": [[1]]}}')
 
     assert fingerprint_checkpoint(path).vocabulary
+
+
+def a_pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "template",
+    [lambda folder: Path("/dev/zero"), lambda folder: a_pipe(folder / "pipe")],
+    ids=["device", "pipe"],
+)
+def test_a_named_device_or_pipe_is_refused_and_not_read(
+    tmp_path: Path, template: Callable[[Path], Path]
+) -> None:
+    path = checkpoint(tmp_path / "one")
+
+    with pytest.raises(BadCheckpoint, match="is not a regular file"):
+        fingerprint_checkpoint(path, engine_arguments={"chat_template": str(template(tmp_path))})
+
+
+def test_a_pipe_in_a_checkpoint_is_refused_and_not_read(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "one")
+    a_pipe(path / "vocab.json")
+
+    with pytest.raises(BadCheckpoint, match=r"vocab\.json is not a regular file"):
+        fingerprint_checkpoint(path)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="is not a regular file"):
+        file_digest(a_pipe(tmp_path / "pipe"))
+
+
+def test_a_folder_of_the_kernel_is_refused_and_not_read(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "one")
+
+    with pytest.raises(BadCheckpoint):
+        fingerprint_checkpoint(path, engine_arguments={"tokenizer": "/proc"})
+
+
+def test_a_template_of_over_a_mebibyte_is_refused(tmp_path: Path) -> None:
+    path, template = checkpoint(tmp_path / "one"), tmp_path / "big.jinja"
+    template.write_text("x" * (1 << 20) + "y")
+
+    with pytest.raises(BadCheckpoint, match=r"has 1,048,577 bytes, over 1,048,576"):
+        fingerprint_checkpoint(path, engine_arguments={"chat_template": str(template)})
+
+
+@pytest.mark.parametrize("way", ["named", "linked", "a folder", "the checkpoint itself"])
+def test_no_version_holds_or_names_a_file_of_the_state_folder(tmp_path: Path, way: str) -> None:
+    private = tmp_path / "state"
+    path = checkpoint(private if way == "the checkpoint itself" else tmp_path / "one")
+    private.mkdir(exist_ok=True)
+    (private / "admin.token").write_text("s3cret")
+    arguments: dict[str, object] = {}
+    if way == "named":
+        arguments = {"chat_template": str(private / "admin.token")}
+    elif way == "a folder":
+        arguments = {"tokenizer": str(private)}
+    elif way == "linked":
+        (path / "chat_template.jinja").symlink_to(private / "admin.token")
+
+    with pytest.raises(BadCheckpoint, match="canaryctl's state folder"):
+        fingerprint_checkpoint(path, engine_arguments=arguments, private=private)
+
+
+def test_a_checkpoint_may_lie_in_the_state_folder(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "model")
+
+    assert fingerprint_checkpoint(path, private=tmp_path) == fingerprint_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300])
+def test_a_folder_that_no_file_system_has_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadCheckpoint):
+        fingerprint_checkpoint(tmp_path / name)

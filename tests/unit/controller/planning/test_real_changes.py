@@ -271,6 +271,9 @@ CHANGES: dict[str, Change] = {
         },
     ),
     "AWQ of the same model": Change(MEDIUM, _quantised()),
+    "AWQ of the same model, which an argument loads": Change(
+        MEDIUM, _quantised(), engine={"quantization": "awq"}
+    ),
     # --- medium: the same tensors with other side files
     "another token in tokenizer.json": Change(
         MEDIUM, {**llama(), "tokenizer.json": trees.tokenizer_json(trees.LLAMA_2_WORDS + " new")}
@@ -489,6 +492,12 @@ CHANGES: dict[str, Change] = {
     "fine-tuned tensors and another template": Change(
         HIGH, edited(llama(seed=5), "tokenizer_config.json", chat_template=CHATML)
     ),
+    **{
+        f"a fine-tune beside {name}, which changes no tensor": Change(
+            HIGH, llama(seed=5), engine={name: value}
+        )
+        for name, value in {"kv_cache_dtype": "fp8", "quantization": "fp8", "dtype": "float16"}.items()
+    },
     "Qwen 2 to Qwen 3": Change(HIGH, _qwen3(), before=_qwen2()),
     "Qwen 3 to its mixture of experts": Change(
         HIGH,
@@ -512,6 +521,9 @@ CHANGES: dict[str, Change] = {
     "Llama to Qwen 2": Change(CRITICAL, _qwen2()),
     "another family that borrows llama's model type": Change(
         CRITICAL, llama(seed=70, words=trees.YI_WORDS, hidden=8, vocab_size=64000)
+    ),
+    "another family with as many tokens as Llama 3": Change(
+        CRITICAL, llama(seed=70, words=trees.YI_WORDS, hidden=8, vocab_size=128256)
     ),
     "another family of the same size that borrows llama's model type": Change(
         CRITICAL, llama(seed=70, words=trees.YI_WORDS)

@@ -31,23 +31,32 @@ class RecordingTraffic:
     def __init__(self, status: SplitStatus | None = STATUS) -> None:
         self.status = status
         self.calls: list[tuple[object, ...]] = []
-        self.stale = False
+        self.newest = 1  # token
 
-    def open(self, service: str, secret: str) -> None:
+    def open(self, service: str, secret: str, *, token: int) -> None:
+        self._fence(token)
         self.calls.append(("open", service, secret))
 
-    def close(self, service: str) -> None:
+    def close(self, service: str, *, token: int) -> None:
+        self._fence(token)
         self.calls.append(("close", service))
         self.status = None
 
-    def start_router(self, service: str, replicas: int = 1) -> None:
+    def start_router(self, service: str, replicas: int = 1, *, token: int) -> None:
         self.calls.append(("start_router", service, replicas))
 
     def set_split(self, service: str, split: Split, *, token: int) -> SplitStatus | None:
-        if self.stale:
-            raise StaleFencingToken("token 1 is older than 2")
+        self._fence(token)
         self.calls.append(("split", service, split, token))
         return self.status
+
+    def stop_router(self, service: str, *, token: int) -> None:
+        self._fence(token)
+        self.calls.append(("stop_router", service))
+
+    def _fence(self, token: int) -> None:
+        if token < self.newest:
+            raise StaleFencingToken(f"token {token} is older than {self.newest}")
 
     def observe(self, service: str) -> SplitStatus | None:
         return self.status
@@ -110,7 +119,7 @@ def test_a_silent_table_is_unreachable_for_commands_and_none_for_reads() -> None
 
 def test_exceptions_of_the_data_plane_become_those_of_the_controller() -> None:
     fleet, traffic = FleetAdapter(Engines(), lambda *_: None), RecordingTraffic()  # type: ignore[arg-type]
-    traffic.stale = True
+    traffic.newest = 2
 
     with pytest.raises(Unreachable):
         fleet.drain("chat", "v-1", token=1)
@@ -185,7 +194,7 @@ def test_a_probe_has_no_target_while_the_data_plane_cannot_be_read() -> None:
 
 def test_a_front_is_opened_once_and_again_after_its_table_is_lost() -> None:
     traffic, now = RecordingTraffic(), [0.0]
-    ingress = IngressAdapter(traffic, lambda service: 3, lambda service: None, lambda: now[0])
+    ingress = IngressAdapter(traffic, lambda service: 3, traffic.stop_router, lambda: now[0])
     for now[0] in (0.0, 1.0, 11.0):
         ingress.open("chat", "s", token=1)
     before = list(traffic.calls)
@@ -202,13 +211,31 @@ def test_a_front_stops_routers_before_actors() -> None:
     ingress = IngressAdapter(
         traffic,
         lambda service: 1,
-        lambda service: traffic.calls.append(("stop_router", service)),
+        traffic.stop_router,
         lambda: 0.0,
     )
     ingress.close("chat", token=1)
     ingress.close("chat", token=1)
 
     assert traffic.calls == [("stop_router", "chat"), ("close", "chat")]
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_front_is_neither_opened_nor_closed_by_an_older_token(is_removed: bool) -> None:
+    traffic = RecordingTraffic()
+    traffic.newest = 2
+    ingress = IngressAdapter(traffic, lambda service: 1, traffic.stop_router, lambda: 0.0)
+
+    def act() -> None:
+        if is_removed:
+            ingress.close("chat", token=1)
+        else:
+            ingress.open("chat", "s", token=1)
+
+    with pytest.raises(StaleToken):
+        act()
+
+    assert traffic.calls == []
 
 
 def test_scores_are_appended_under_the_given_id() -> None:

@@ -172,3 +172,14 @@ def test_the_last_tick_can_be_read(controller: FakeController, tmp_path: Path) -
     assert last.evidence is not None
     assert last.split is not None
     assert json.loads(controller.store.request(rollout))["actor"] == "ada"
+
+
+def test_the_end_of_a_removed_services_ticks_is_told(controller: FakeController, tmp_path: Path) -> None:
+    removed: list[str] = []
+    controller.runner._on_removed = removed.append
+    controller.start()
+    up(controller, tmp_path)
+
+    commands(controller).down("chat", ADMIN)
+
+    until(lambda: removed == ["chat"], "its end is told")

@@ -424,7 +424,7 @@ def test_a_service_round_trips_through_its_dump() -> None:
             {"engine": {"hf_overrides": {"rope": {"factor": 2.0}}, "lora_modules": ["a=/a"]}},
             {"engine": {"hf_overrides": {"rope": {"factor": 2.0}}, "lora_modules": ["a=/a"]}},
         ),
-        ({"gpus": 8, "tensor_parallel_size": 4, "engine": {"pp": 2}}, {"gpus": 8.0}),
+        ({"gpus": 8, "tensor_parallel_size": 4, "engine": {"pp": 1}}, {"gpus": 8.0}),
     ],
 )
 def test_what_is_right_is_accepted(given: dict[str, object], read: dict[str, object]) -> None:
@@ -614,3 +614,27 @@ def test_the_schema_forbids_what_the_parser_refuses() -> None:
 
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["StageSpec"]["properties"]["weight"]["anyOf"][0]["type"] == ["string", "number"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "line"),
+    [
+        ({"name": "\x1b[31mred"}, "policy.name '\\x1b[31mred' is not one printable line"),
+        ({"name": "two\nlines"}, "policy.name 'two\\nlines' is not one printable line"),
+        (
+            {"gates": {"a\nb": {"metric": "error", "kind": "rate", "threshold": 0.5}}},
+            "policy.gates 'a\\nb' is not one printable line",
+        ),
+        (
+            {"stages": [{"weight": f"{one / 2}%", "duration": "30s"} for one in range(1, 52)]},
+            "policy.stages are 51, at most 50; leave some out",
+        ),
+    ],
+)
+def test_a_policy_of_unshowable_names_or_too_many_stages_is_refused(
+    policy: dict[str, object], line: str
+) -> None:
+    with pytest.raises(BadSpec) as refused:
+        parse_policy(policy)
+
+    assert any(one.startswith(line) for one in refused.value.lines)

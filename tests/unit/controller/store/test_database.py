@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,55 @@ def test_a_server_that_stands_still_is_unreachable_within_a_bounded_time(
     store.close()
 
 
+def test_a_locked_service_stops_neither_the_lease_nor_another_service(postgres: PostgresServer) -> None:
+    """A frozen process that held one service's row took the lease from all of them."""
+    store = SqlStore(postgres.empty_database())
+    for name in ("a", "b"):
+        version = VersionRow(name, STABLE, "{}", "{}", 1.0)
+        store.put_service(ServiceRow(name, "{}", STABLE, "s", 1.0), version)
+        store.create_rollout(a_rollout(f"r-0000000{name}", service=name), request="{}", at_s=1.0)
+    lease = store.acquire_lease("ctl", ttl_s=5.0)
+    assert lease is not None
+
+    def commit(name: str) -> None:
+        state = a_rollout(f"r-0000000{name}", service=name)
+        store.commit(state, (), expected_version=0, evidence=None, token=lease.token)
+
+    with store.database._engine.begin() as holder:
+        holder.execute(sa.text("SELECT 1 FROM services WHERE name = 'a' FOR UPDATE"))
+        waiting = threading.Thread(target=lambda: commit("a"), daemon=True)
+        waiting.start()
+        ends_at_s = time.monotonic() + 20.0
+        while not _waits_for_a_lock(store) and time.monotonic() < ends_at_s:
+            time.sleep(0.01)
+        began_s = time.monotonic()
+        is_renewed = store.renew_lease(lease.token, ttl_s=5.0)
+        commit("b")
+        took_s = time.monotonic() - began_s
+    waiting.join(20.0)
+
+    assert (is_renewed, took_s < 4.0, waiting.is_alive()) == (True, True, False)
+    store.close()
+
+
+def _waits_for_a_lock(store: SqlStore) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with store.database.read() as db:
+        return bool(db.execute(sa.text(query)).scalar_one())
+
+
+def test_the_lease_is_renewed_while_every_other_connection_waits(tmp_path: Path) -> None:
+    store = SqlStore(sqlite_url(tmp_path / "state.db"))
+    lease = store.acquire_lease("a", ttl_s=5.0)
+    assert lease is not None
+    with ExitStack() as held:
+        for _ in range(15):  # as many as the pool holds
+            held.enter_context(store.database._engine.connect())
+        assert store.renew_lease(lease.token, ttl_s=5.0)
+
+    store.close()
+
+
 @pytest.mark.parametrize("name", [*WRITES, *REMOVALS])
 def test_a_full_or_read_only_file_is_reported_as_unreachable(tmp_path: Path, name: str) -> None:
     store = SqlStore(sqlite_url(tmp_path / "state.db"))
@@ -237,7 +288,8 @@ def test_a_full_or_read_only_file_is_reported_as_unreachable(tmp_path: Path, nam
     def refuse_writes(connection: Any, *_: object) -> None:
         connection.execute("PRAGMA query_only=ON")
 
-    sa.event.listen(store.database._engine, "checkout", refuse_writes)
+    for engine in (store.database._engine, store.database._leads):
+        sa.event.listen(engine, "checkout", refuse_writes)
 
     with pytest.raises(Unreachable, match="attempt to write a readonly database; make the file"):
         CALLS[name](store, AbStore(store.database))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from controller.auth import Identity, Role, admin_token, token_digest, write_private
+from controller.errors import BadInput
 from controller.settings import Settings, load_settings
 from controller.store.sql import SqlStore
 from controller.wiring.state_folder import AdminToken, remember_database
@@ -53,9 +54,9 @@ def test_a_rotated_file_makes_the_old_token_invalid(
 
 
 def test_a_token_that_was_written_by_hand_is_valid_at_once(tmp_path: Path, token: AdminToken) -> None:
-    write_private(tmp_path / "admin.token", "chosen")
+    write_private(tmp_path / "admin.token", "chosen-by-a-person")
 
-    assert token.identity(token_digest("chosen")) == ADMIN
+    assert token.identity(token_digest("chosen-by-a-person")) == ADMIN
 
 
 def test_a_token_that_an_earlier_release_stored_becomes_invalid(tmp_path: Path, store: SqlStore) -> None:
@@ -135,3 +136,30 @@ def test_containers_with_one_host_name_and_path_have_tokens_of_their_own(
     AdminToken(home, store, CLOCK).store()
 
     assert store.identity(digest) == ADMIN
+
+
+def no_text(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def one_character(path: Path) -> None:
+    path.write_text("x")
+
+
+@pytest.mark.parametrize("damage", [no_text, a_folder, one_character])
+def test_a_broken_token_file_keeps_no_other_token_from_being_valid(
+    tmp_path: Path, store: SqlStore, token: AdminToken, damage: Callable[[Path], None]
+) -> None:
+    ada = Identity("ada", Role.OPERATOR)
+    store.put_token("ada", ada, at_s=1.0)
+    damage(tmp_path / "admin.token")
+
+    assert token.identity("ada") == ada
+    assert token.identity(token_digest("x")) is None
+    with pytest.raises(BadInput, match="remove it, and the controller writes another"):
+        admin_token(tmp_path)

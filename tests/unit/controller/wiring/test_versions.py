@@ -201,3 +201,34 @@ def test_preflight_passes_for_a_version_stored_by_older_rules(versions: Versions
     versions._store.put_version(row)
 
     versions.preflight(replace(a_rollout(), canary=VersionRef(row.id)), lambda service: (READY,))
+
+
+def test_a_checkpoint_that_is_being_read_for_long_is_not_waited_for_without_end(
+    versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launches, "HASH_WAIT_S", 0.01)
+    spec = parse_version({"model": str(tmp_path / "model")})
+
+    with (
+        versions._hashing.held(str((tmp_path / "model").resolve()), timeout_s=1.0),
+        pytest.raises(Unreachable, match=r"has been read by another request for over 0\.01 s"),
+    ):
+        versions.fingerprint(spec)
+
+    assert versions.fingerprint(spec).kind == "checkpoint"
+
+
+def test_no_lock_stays_for_a_checkpoint_that_nobody_reads(versions: Versions, tmp_path: Path) -> None:
+    for number in range(20):
+        with pytest.raises(CanaryctlError):
+            versions.fingerprint(parse_version({"model": str(tmp_path / f"missing-{number}")}))
+
+    assert len(versions._hashing) == 0
+
+
+def test_no_version_names_the_admin_token(versions: Versions, tmp_path: Path) -> None:
+    (tmp_path / "admin.token").write_text("s3cret")
+    template = {"chat_template": str(tmp_path / "admin.token")}
+
+    with pytest.raises(CanaryctlError, match="canaryctl's state folder"):
+        versions.fingerprint(parse_version({"model": str(tmp_path / "model"), "engine": template}))

@@ -11,7 +11,13 @@ import pytest
 
 from controller.planning.engine_risk import PARTS, SAMPLING, THROUGHPUT
 from serving.files import engine_arguments
-from serving.files.engine_arguments import OWNED_ARGUMENTS, argument_error, canonical_name, canonical_value
+from serving.files.engine_arguments import (
+    OWNED_ARGUMENTS,
+    argument_error,
+    canonical_name,
+    canonical_value,
+    is_admins,
+)
 
 KNOWN = json.loads(Path(engine_arguments.__file__).with_name("engine_arguments.json").read_text())
 
@@ -114,3 +120,44 @@ def test_a_relative_path_is_refused(name: str, value: object) -> None:
 )
 def test_a_repository_or_a_text_is_no_relative_path(name: str, value: object) -> None:
     assert argument_error(name, value) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("middleware", ["mod.fn"]),
+        ("worker_extension_cls", "mod.Class"),
+        ("kv_transfer_config", {"kv_connector_module_path": "mod"}),
+        ("trust_remote_code", True),
+        ("tool_parser_plugin", "/x.py"),
+        ("logits_processors", ["mod:fn"]),
+        ("allowed_local_media_path", "/"),
+        ("distributed_executor_backend", "mod.Class"),
+        ("spec_method", "custom_class"),
+        ("load_format", "tensorizer"),
+        ("log_level", "DEBUG"),
+        ("an_argument_of_a_newer_engine", 1),
+    ],
+)
+def test_what_loads_code_or_reads_a_file_belongs_to_an_admin(name: str, value: object) -> None:
+    assert is_admins(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_num_seqs", 4), ("spec_method", "ngram"), ("load_format", "safetensors")]
+)
+def test_what_only_tunes_an_engine_is_an_operators(name: str, value: object) -> None:
+    assert not is_admins(name, value)
+
+
+@pytest.mark.parametrize("name", ["hf_token", "kv_events_config", "enable_log_outputs", "enable_log_deltas"])
+def test_what_would_store_a_secret_or_hand_out_answers_is_refused(name: str) -> None:
+    assert "; " in str(argument_error(name, "x"))
+
+
+@pytest.mark.parametrize(
+    "name", ["pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size"]
+)
+def test_a_replica_spans_no_more_gpus_than_it_reserves(name: str) -> None:
+    assert argument_error(name, 4) == "4 is not supported; raise tensor_parallel_size, or replicas"
+    assert argument_error(name, 1) is None

@@ -70,3 +70,10 @@ def test_what_means_two_things_or_nothing_is_refused_in_one_line(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.line == line or line is None
+
+
+def test_a_file_of_too_many_values_is_refused_before_it_is_read_to_its_end() -> None:
+    text = "\n".join(f"k{index}: 1" for index in range(60_000)) + "\n[never read"
+
+    with pytest.raises(YamlError, match="holds over 100,000 values"):
+        load_yaml(text)

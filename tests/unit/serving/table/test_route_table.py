@@ -20,7 +20,7 @@ class Service:
     def __init__(self, *, silence_s: float | None = 60.0) -> None:
         self.now_s = 1000.0
         self.core = TableCore("chat", epoch=1, now_s=self.now_s, silence_s=silence_s)
-        self.core.open("secret")
+        self.core.open("secret", token=0)
         self.core.set_replicas(Arm("v-1", (Replica("http://stable"),)))
         self.core.set_replicas(Arm("v-2", (Replica(CANARY_URL),)))
 

@@ -1,0 +1,39 @@
+"""The host's environment: measurements are this controller's own, or there are none."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.errors import Unreachable
+from controller.wiring import environment
+from controller.wiring.environment import HostEnvironment
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> HostEnvironment:
+    monkeypatch.setattr(environment, "MEASURE_WAIT_S", 0.01)
+    return HostEnvironment(None, None, has_variable=lambda name: True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_leading", [False, True], ids=["a standby", "a new leader"])
+def test_a_controller_that_measures_nothing_says_so(host: HostEnvironment, is_leading: bool) -> None:
+    host.is_reading = lambda: is_leading
+    host.measuring |= set() if is_leading else {"chat"}  # from when it led
+
+    with pytest.raises(Unreachable, match="does not measure the traffic of chat: another one leads, or it"):
+        host.require_measuring("chat")
+
+
+def test_a_leader_that_has_read_the_log_measures(host: HostEnvironment) -> None:
+    host.measuring.add("chat")
+
+    host.require_measuring("chat")
+
+
+def test_nothing_is_kept_of_a_removed_service(host: HostEnvironment) -> None:
+    host.measuring.add("chat")
+    host.meters["chat"] = host.readers["chat"] = object()  # type: ignore[assignment]
+
+    host.forget("chat")
+
+    assert (host.meters, host.readers, host.measuring) == ({}, {}, set())
