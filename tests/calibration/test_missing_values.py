@@ -87,7 +87,9 @@ def test_a_share_of_missing_values_at_the_limit_is_seldom_too_large(requests: in
         for start in range(0, 40_000, 20):
             part = slice(start, start + 20)
             every = np.ones(20, dtype=np.bool_)
-            presence.count(present[part], every, is_first[part], np.arange(start, start + 20.0))
+            presence.count(
+                present[part], every, is_first[part], np.arange(start, start + 20, dtype=np.float64)
+            )
             is_invalid |= presence.reason() is not None
         wrong += is_invalid
 

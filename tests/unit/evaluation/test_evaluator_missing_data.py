@@ -228,7 +228,7 @@ def presence_of(present: np.ndarray, is_first: np.ndarray | None = None) -> list
     reasons = []
     for number, block in enumerate(present):
         every = np.ones(len(block), dtype=np.bool_)
-        at_s = np.arange(len(block)) + 100.0 * number
+        at_s = np.arange(len(block), dtype=np.float64) + 100.0 * number
         presence.count(block, every, every if is_first is None else is_first, at_s)
         reasons.append(presence.reason())
     return reasons
