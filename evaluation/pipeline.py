@@ -16,7 +16,7 @@ from evaluation.observed_range import RangeMonitor, range_monitors
 from evaluation.policy.gates import Proof, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.units.answered import AnsweredGap
-from evaluation.units.metric_evidence import Gaps, MetricEvidence
+from evaluation.units.metric_evidence import MetricEvidence
 from evaluation.units.sessions import Released, Rows, Sessions
 from evaluation.units.split import COLUMNS, Split
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, Drawn, Units
@@ -67,9 +67,9 @@ class Lane:
                 covariates = metric.covariates.of(raw, rows)
                 metric.feed_firsts(rows, columns, gaps, covariates)
                 weights = None
-                if metric.score_proofs:
+                if metric.with_missing:
                     weights = metric.failure_weights(values, unanswered, rows.arm)
-                    metric.feed_first_scores(rows, values, weights, covariates)
+                    metric.feed_first_missing(rows, values, weights, gaps, covariates)
                 parts.append(metric.session_values(columns, missing, weights, rows, covariates))
                 for monitor in self.ranges:
                     if monitor.gate.metric == metric.name:
@@ -86,20 +86,20 @@ class Lane:
         if self.metrics or self._split:
             self._feed_units(self.sessions.close_through(through_s))
 
-    def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Gaps:
+    def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Floats:
         """The gaps of first requests, for all rows; those of later requests are not used."""
         firsts = np.flatnonzero(rows.firsts)
-        gaps = np.zeros((2, len(rows)))
-        gaps[:, firsts] = self.answered.of(
+        gaps = np.zeros(len(rows))
+        gaps[firsts] = self.answered.of(
             rows.arm[firsts], rows.w[firsts], np.where(unanswered[firsts], 0.0, 1.0)
         )
-        return Gaps(*gaps)
+        return gaps
 
     def _feed_units(self, released: Released) -> None:
         if len(released) == 0:
             return
         start = sum(metric.width for metric in self.metrics)
-        gaps = Gaps(*self.answered_sessions.of(released.arm, released.w, released.means(start)))
+        gaps = self.answered_sessions.of(released.arm, released.w, released.means(start))
         if self._split is not None:
             self._split.feed_units(released, start)
         start = 0

@@ -20,12 +20,17 @@ class Stream:
     __state__ = ("stable", "channels", "staged", "estimate", "rows", "canary", "until", "stage")
 
     def __init__(
-        self, *, with_histogram: bool, estimate: Estimate | None = None, covariates: int = 0
+        self,
+        *,
+        with_histogram: bool,
+        estimate: Estimate | None = None,
+        covariates: int = 0,
+        with_missing: bool = False,
     ) -> None:
         self.estimate = estimate  # None: no interval is displayed
         self.channels: list[Channel] = []
         self.staged: list[Channel] = []  # reset with each stage
-        self.stable = Stable(with_histogram=with_histogram, covariates=covariates)
+        self.stable = Stable(with_histogram=with_histogram, covariates=covariates, with_missing=with_missing)
         self.rows = 0
         self.canary = 0
         self.until = FIRST_EPOCH
@@ -64,8 +69,11 @@ class Stream:
         if self.estimate is not None:
             self.estimate.learn(part)
         self.stable.learn(part.stable_values())
+        if (missing := part.stable_missing()) is not None:
+            self.stable.learn_missing(*missing)
         if fit is not None and part.covariates is not None:
-            fit.learn(part.covariates[~part.arm], part.y[~part.arm])
+            stable = part.whole_stable
+            fit.learn(part.covariates[stable], part.y[stable])
         self.rows += len(part)
         self.canary += int(np.count_nonzero(part.arm))
         if self.rows == self.until:

@@ -21,12 +21,13 @@ from evaluation.split_reports import (
     sessions_void_since,
     split_reasons,
 )
-from evaluation.units.gate_channels import ROLLBACK_USES, Track
+from evaluation.units.gate_channels import Track, rollback_tracks
 from evaluation.units.metric_evidence import MetricEvidence
 
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
 SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself that needs a cause
 MIN_NEVER = 100  # requests without a single value
+MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
 
 
 def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) -> list[GateReport]:
@@ -173,18 +174,21 @@ def interference(pipeline: Pipeline) -> list[str]:
 
 
 def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
-    tracks = [t for t in metric.tracks if t.gate is gate and t.use in ROLLBACK_USES]
+    by_use = rollback_tracks(metric.tracks, gate)
     limit = log_limit(gate_alpha(pipeline.policy, gate))
-    best = max(tracks, key=_lead).channel.decision
+    best = max((min(tracks, key=_lead) for tracks in by_use.values()), key=_lead).channel.decision
     if math.isinf(best.limit):
-        log_e = max(t.channel.decision.peak for t in tracks)
+        log_e = max(t.channel.decision.peak for tracks in by_use.values() for t in tracks[:1])
+    elif best.is_reached:
+        log_e = max(best.peak - best.limit + limit, limit)
     else:
-        log_e = max(best.peak - max(best.limit - limit, 0.0), 0.0)
-    reached = [t for t in tracks if 0 <= t.channel.decision.seq < _void_from(pipeline, metric, t)]
+        log_e = min(max(best.peak - max(best.limit - limit, 0.0), 0.0), limit)
+    last_of = [max(tracks, key=_reached_at) for tracks in by_use.values()]
+    reached = [t for t in last_of if _reached_at(t) < _void_from(pipeline, metric, t)]
     invalid_reason = metric.invalid_reason()
     verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
     if reached:
-        first = min(reached, key=lambda t: t.channel.decision.seq)
+        first = min(reached, key=_reached_at)
         verdict, decision = Verdict.FAIL, first.channel.decision
         text = f"{_harm(gate)} shown by {_USES[first.use]}"
     elif invalid_reason is not None:
@@ -192,6 +196,12 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     if gate.is_alarm:
         verdict = Verdict.UNDECIDED
     return _report(metric, gate, "rollback", verdict, text, log_e=log_e, limit=limit, decision=decision)
+
+
+def _reached_at(track: Track) -> float:
+    """Sequence number at which a channel reached its limit; infinite: it has not."""
+    decision = track.channel.decision
+    return float(decision.seq) if decision.is_reached else math.inf
 
 
 def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> float:
@@ -229,7 +239,7 @@ def _proof_report(
     decision = tracks[shown].channel.decision
     log_e, is_proven = decision.peak, False
     invalid_reason = metric.invalid_reason()
-    verdict, text = Verdict.UNDECIDED, f"{names[shown]} not proven yet"
+    verdict, text = Verdict.UNDECIDED, f"{names[shown]} not proven yet{_why_not(metric, tracks[shown])}"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
@@ -249,6 +259,16 @@ def _proof_report(
         log_e=log_e,
         limit=decision.limit,
         decision=decision if is_proven else None,
+    )
+
+
+def _why_not(metric: MetricEvidence, track: Track) -> str:
+    """What keeps a proof open, where that is values that are missing without a stated cause."""
+    if track.missing_as != "harm" or metric.unexplained_share < MUCH_MISSING:
+        return ""
+    return (
+        f": {metric.unexplained_share:.0%} of the answers have no {metric.name}, which could hide harm; if a "
+        "judge samples by a coin tossed before the answer, state its `sampling`"
     )
 
 

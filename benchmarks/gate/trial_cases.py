@@ -11,6 +11,7 @@ from dataclasses import replace
 from benchmarks.gate.ab_trials import AbRun
 from benchmarks.gate.covariate_trials import covariate_trials
 from benchmarks.gate.guard_trials import OneBadClient
+from benchmarks.gate.hidden_trials import hidden_trials
 from benchmarks.gate.mirrored import Mirrored
 from benchmarks.gate.trials import (
     HARMED,
@@ -387,6 +388,7 @@ TRIALS: Mapping[str, Trial] = {
         *_not_proven(),
         *_power(),
         *covariate_trials(),
+        *hidden_trials(),
         *_ab(),
     )
 }

@@ -44,6 +44,9 @@ class Arm:
     turns: float = 3.0  # mean requests of a conversation, 1 + Poisson
     deeper: float = 0.0  # relative growth of the latency with each further turn
     falls_back: float = 0.0  # share of requests that stable answers for it
+    # Not in the repr, by which the digests of trials without them were made; their traffic is in the digest.
+    unscored_below: float = field(default=0.0, repr=False)  # answers of lower quality have no score
+    unscored_events: float = field(default=0.0, repr=False)  # share of hallucinations that have no value
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class World:
     #: Share of the variance of scores that the column body_bytes explains (R2). Not in the repr, by which the
     #: digests of trials without it were made; its traffic is in the digest.
     explained: float = field(default=0.0, repr=False)
+    worst_hard: bool = field(default=False, repr=False)  # hard prompts: usual latency, the worst scores
+    one_score: str = field(default="", repr=False)  # of a conversation: of its `first` or `last` answer
+    lost: float = field(default=0.0, repr=False)  # share of requests without a latency, at random
     late: int = 0
     stages: int = 1  # 2: the second begins at `late`
     metrics: tuple[str, ...] = ("error", "rejected", "latency_ms", "ttft_ms", "quality", "hallucinated")
@@ -176,7 +182,8 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
     quality = rng.beta(weight * mean, weight * (1 - mean))
     failed |= quality < of_arm("fails_below")
     rejected = ~failed & (rng.random(n) < of_arm("rejected") * rate)
-    scale = of_arm("latency_scale") * np.where(is_hard, 2.0, 1.0) * (1.0 + of_arm("deeper")) ** rows.turn
+    slower = 1.0 if world.worst_hard else np.where(is_hard, 2.0, 1.0)
+    scale = of_arm("latency_scale") * slower * (1.0 + of_arm("deeper")) ** rows.turn
     whole_ms = MEDIAN_MS * np.exp(world.sigma * z) * scale
     latency_ms = whole_ms * (0.25 + 0.75 * of_arm("after_first_token"))
     ttft_ms = np.minimum(0.25 * whole_ms * np.exp(0.2 * rng.standard_normal(n)), latency_ms)
@@ -192,19 +199,29 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
         quality = np.floor(quality / world.score_step + rng.random(n)) * world.score_step
         quality = np.minimum(quality, 1.0)
     is_judged = _has(world.users_judged, rows, rng) & (rng.random(n) < world.judged)
+    if world.one_score:
+        turns = np.bincount(rows.unit, minlength=rows.units)
+        is_judged &= rows.turn == (0 if world.one_score == "first" else turns[rows.unit] - 1)
     no_score = unanswered | ~is_judged
     no_stream = unanswered | _has(world.users_without_stream, rows, rng)
     hallucinated = (rng.random(n) < of_arm("hallucinated") * rate).astype(np.float64)
+    if world.worst_hard:
+        quality, hallucinated = np.where(is_hard, 0.0, quality), np.where(is_hard, 1.0, hallucinated)
+    is_hidden = (hallucinated == 1.0) & (of_arm("unscored_events") > 0.0)
+    if is_hidden.any():
+        is_hidden &= rng.random(n) < of_arm("unscored_events")
     fell_back = (rows.arm == 1) & (
         _has(world.users_falling_back, rows, rng) | (rng.random(n) < of_arm("falls_back"))
     )
+    if world.lost > 0.0:
+        latency_ms = np.where(rng.random(n) < world.lost, np.nan, latency_ms)
     every: Columns = {
         "error": failed.astype(np.float64),
         "rejected": rejected.astype(np.float64),
         "latency_ms": latency_ms,
         "ttft_ms": np.where(no_stream, np.nan, ttft_ms),
-        "quality": np.where(no_score, np.nan, quality),
-        "hallucinated": np.where(no_score, np.nan, hallucinated),
+        "quality": np.where(no_score | (quality < of_arm("unscored_below")), np.nan, quality),
+        "hallucinated": np.where(no_score | is_hidden, np.nan, hallucinated),
         "fell_back": fell_back.astype(np.float64),
     }
     chosen = {name: every[name] for name in world.metrics}

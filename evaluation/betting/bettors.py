@@ -21,17 +21,21 @@ def loss_bettor(
     failures: float = 1.0,
     sessions: bool = False,
     covariates: bool = False,
+    missing_as_harm: bool = False,
 ) -> LossBettor:
     """The bettor that a gate of this kind rolls back by.
 
     tolerance, threshold: of the gate (threshold None: the usual harm). longest: where values are censored.
     failures: tolerated ratio of unanswered requests, see `ShapeLoss`. sessions: units with several requests
-    each. covariates: units have them, for a score. A percentile divides its tolerance out before it counts
+    each. covariates: units have them, for a score. missing_as_harm: a request without a value counts as an
+    event (a score: as 0, in the block). A percentile divides its tolerance out before it counts
     events.
     """
     match kind:
         case Kind.RATE:
-            return ShareLoss(tolerance=tolerance) if sessions else EventLoss(tolerance=tolerance)
+            missing_as = 1.0 if missing_as_harm else 0.0
+            bettor = ShareLoss if sessions else EventLoss
+            return bettor(tolerance=tolerance, missing_as=missing_as)
         case Kind.PERCENTILE:
             return ShareLoss(tolerance=0.0) if sessions else EventLoss(tolerance=0.0)
         case Kind.SCORE:

@@ -16,6 +16,7 @@ PAIR_LAMBDAS = np.array([0.15, 0.3, 0.6, 1.0, 1.6, 2.4])
 USUAL_HARM = 0.05  # beyond the tolerance
 FIRST_MEAN, FIRST_VARIANCE = 0.8, 0.04  # assumed of stable before the first epoch ends
 SAFETY = 0.9
+MEAN_ERRORS = 3.0  # standard errors above stable's mean score: what it would count for is not overstated
 
 
 def best_bet(effect: float, variance: float) -> float:
@@ -60,18 +61,22 @@ class Centre:
             return self.mu
         return np.clip(self.mu + block.adjustment, self.low, self.high)
 
-    def _learn(self, stable: Stable, effect: float) -> None:
+    def _learn(self, stable: Stable, effect: float, missing_as: float = 0.0) -> None:
         """Centre on stable's mean so far, and bet by the variance that is left."""
-        self.mu = stable.mean(prior=FIRST_MEAN)
+        self.mu = stable.mean(prior=FIRST_MEAN, missing_as=missing_as)
         self.reach = 0.0 if stable.covariates is None else stable.covariates.reach
-        self.bet = best_bet(effect, stable.residual_variance(prior=FIRST_VARIANCE))
+        variance = stable.residual_variance(prior=FIRST_VARIANCE, missing_as=missing_as)
+        self.bet = best_bet(effect, variance)
 
 
 class ScoreLoss(Centre):
     """Rollback: bets that the canary's mean is more than `tolerance` below stable's.
 
-    A unit without an answer has no score and is not bet on. Where the canary answers more units than stable
-    (`UnitBlock.gap`), the tolerance grows by what it loses if all of those scored 0.
+    A request without an answer has no score. A rollback needs two of these, on two streams: one leaves such
+    requests out, the other counts them 0 on both arms. Where the canary fails more, it is not blamed for
+    that, by the first; where it answers more, its additional answers are worth no less than stable's
+    failures, by the second. (A tolerance that grows by an estimated difference of answered shares rolled
+    back 11 to 65 % of canaries whose additional answers score 0: the estimate is known later.)
 
     `log1p(lam x)`, `x = (1-w)(mu - y - delta0)` on the canary and `-w (mu - y)` on stable, has mean
     `lam w (1-w) (stable - canary - delta0)`, at most 0 under the null for every mu; mu only removes noise. So
@@ -88,10 +93,11 @@ class ScoreLoss(Centre):
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every score, with a look after each of the canary's."""
-        tolerance = self._tolerance + block.more_answers * self.high
         loss = self.centre(block) - block.y
-        x = np.where(block.arm, (1.0 - block.w) * (loss - tolerance), -block.w * loss)
-        worst = np.maximum((1.0 - block.w) * (1.0 + tolerance - self.low), block.w * self.high)
+        x = np.where(block.arm, (1.0 - block.w) * (loss - self._tolerance), -block.w * loss)
+        if block.weight is not None:
+            x = block.weight * x
+        worst = np.maximum((1.0 - block.w) * (1.0 + self._tolerance - self.low), block.w * self.high)
         lam = np.minimum(self.bet * LOSS_MULTIPLES[:, None], SAFETY / worst)
         return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
@@ -103,37 +109,50 @@ class ScoreLoss(Centre):
 class ScoreProof(Centre):
     """Promotion: bets that the canary's mean is *above* stable's less `margin`.
 
-    A request without an answer has no score; here it scores `failed_as`, on both arms. A margin is proven
-    when it is both for 0 and for 1: where the canary fails more, 0 counts its additional failures as its
-    worst answers; where it answers more, 1 gives it no credit for its additional answers. (A margin that
-    shrinks by an estimated difference of answered shares proved 12 to 38 % of canaries at the margin whose
-    worst 2 or 5 % fail: the estimate is known later than the proof.)
+    A request without a score counts `missing_as`, on both arms. A margin is proven when it is both for 0 and
+    for stable's mean: where the canary has fewer scores, 0 counts those that it lacks as its worst answers;
+    where it has more, the mean gives it neither credit nor blame for them. (A margin that shrinks by an
+    estimated difference of answered shares proved 12 to 38 % of canaries at the margin whose worst 2 or 5 %
+    fail: the estimate is known later than the proof. With 1 in place of the mean, stable has credit for its
+    failures, and a canary that fixes many could never be proven.)
 
-    `log1p(lam x)`, `x = (1-w)(y - mu + margin)` on the canary and `-w (y - mu)` on stable, has mean
-    `lam w (1-w) (canary - stable + margin)`, at most 0 under the null for every mu, or a unit's own centre.
+    With s the share of requests that have a score, the null is `E1[s y + (1-s) m] <= E0[s (y - margin) +
+    (1-s) m]`, m = `missing_as`: the margin is one of scores, so it counts for stable's requests that have one
+    (`UnitBlock.counted`). `log1p(lam x)`, `x = (1-w)(z - c)` on the canary and `-w (z - margin s - c)` on
+    stable, z the outcome, has mean `lam w (1-w)` times the difference of the sides, at most 0 under the null
+    for every predictable c and m. c is the centre less the margin; the mean is an upper limit of stable's
+    past one.
     """
 
-    def __init__(self, *, margin: float, failed_as: float = 0.0, covariates: bool = False) -> None:
+    def __init__(self, *, margin: float, as_mean: bool = False, covariates: bool = False) -> None:
         super().__init__(covariates=covariates)
-        self._failed_as = failed_as
+        self._as_mean = as_mean
+        self.missing_as = 1.0 if as_mean else 0.0
         self.prior: Floats = PROOF_PRIOR
         self._margin = margin
         self.bet = best_bet(margin, FIRST_VARIANCE)
 
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        return (*super().__state__, "missing_as")
+
     def bets(self, block: UnitBlock) -> Bets:
         """On every unit, with a look after each of the canary's."""
-        y = block.y if block.failed is None else block.y + self._failed_as * block.failed
-        gain = y - self.centre(block)
-        x = np.where(block.arm, (1.0 - block.w) * (gain + self._margin), -block.w * gain)
+        gain = block.outcome(self.missing_as) - self.centre(block)
+        of_stable = gain if block.counted is None else gain + self._margin * (1.0 - block.counted)
+        x = np.where(block.arm, (1.0 - block.w) * (gain + self._margin), -block.w * of_stable)
         if block.weight is not None:
             x = block.weight * x
-        worst = np.maximum((1.0 - block.w) * (self.high - self._margin), block.w * (1.0 - self.low))
+        most = max(1.0, self.missing_as + self._margin) if self._as_mean else 1.0
+        worst = np.maximum((1.0 - block.w) * (self.high - self._margin), block.w * (most - self.low))
         lam = np.minimum(self.bet * PROOF_MULTIPLES[:, None], SAFETY / np.maximum(worst, 1e-12))
         return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
     def end_epoch(self, stable: Stable) -> None:
         """Centre on stable's mean so far, and bet by the variance that is left."""
-        self._learn(stable, self._margin)
+        if self._as_mean:
+            self.missing_as = stable.highest_mean(errors=MEAN_ERRORS)
+        self._learn(stable, self._margin * stable.counted_share, self.missing_as)
 
 
 class PairLoss:

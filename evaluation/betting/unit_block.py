@@ -37,9 +37,10 @@ class UnitBlock:
     the unit's `n` requests that have one, in the metric's unit, never NaN. `seq`, `canary`, `at_s`: position
     in the rollout, canary requests settled by then, and time of the unit's last request. `gap`: the canary's
     share of answered units less stable's, before this unit; None: every unit has the metric. `values` and
-    `owner`: the single values and the row of each one's unit; None: `y` is the only value. `failed`: the part
-    of `y` that is of requests without an answer, which count 0 in it. `weight`: part of a whole unit's bet,
-    in (0, 1]. None: none failed; 1. `covariates`: n x p, known before the toss, NaN where missing; None: none
+    `owner`: the single values and the row of each one's unit; None: `y` is the only value. `missing`: the
+    part of the unit's requests that have no value and count 0 in `y`; a bettor decides what they count.
+    `counted`: the part of them for which a margin counts. `weight`: part of a whole unit's bet, in (0, 1].
+    None: none is missing; 1; 1. `covariates`: n x p, known before the toss, NaN where missing; None: none
     are used. `adjustment`: by how much they raise the unit's expected outcome above stable's mean
     (`covariates.py`); None: not at all.
     Raises ValueError where a toss is repeated.
@@ -57,7 +58,8 @@ class UnitBlock:
     gap: Floats | None = None
     values: Floats | None = None
     owner: Ints | None = None
-    failed: Floats | None = None
+    missing: Floats | None = None
+    counted: Floats | None = None
     weight: Floats | None = None
     covariates: Floats | None = None
     adjustment: Floats | None = None
@@ -108,17 +110,17 @@ class UnitBlock:
             None if self.gap is None else self.gap[rows],
             values,
             owner,
-            None if self.failed is None else self.failed[rows],
+            None if self.missing is None else self.missing[rows],
+            None if self.counted is None else self.counted[rows],
             None if self.weight is None else self.weight[rows],
             None if self.covariates is None else self.covariates[rows],
             None if self.adjustment is None else self.adjustment[rows],
             is_checked=True,
         )
 
-    @property
-    def more_answers(self) -> Floats | float:
-        """By how much the canary's share of answered units exceeds stable's; 0 where it does not."""
-        return 0.0 if self.gap is None else np.maximum(self.gap, 0.0)
+    def outcome(self, missing_as: float) -> Floats:
+        """The units' outcomes, where each request without a value counts `missing_as`."""
+        return self.y if self.missing is None else self.y + missing_as * self.missing
 
     def with_covariates(self, covariates: Floats) -> UnitBlock:
         """The same units with their covariates, n x p."""
@@ -128,8 +130,22 @@ class UnitBlock:
         """The same units with what their covariates are expected to add."""
         return replace(self, adjustment=adjustment, is_checked=True)
 
+    @property
+    def whole_stable(self) -> Flags:
+        """Which units stable's statistics are of: those that are bet on as a whole. A part of a bet, on a
+        unit without any value, would weigh as much in a mean."""
+        return ~self.arm if self.weight is None else ~self.arm & (self.weight == 1.0)
+
+    def stable_missing(self) -> tuple[Floats, Floats, Floats] | None:
+        """Stable's outcomes, parts without a value, parts for which a margin counts; None: none misses."""
+        if self.missing is None:
+            return None
+        stable = self.whole_stable
+        counted = np.ones(len(self)) if self.counted is None else self.counted
+        return self.y[stable], self.missing[stable], counted[stable]
+
     def stable_values(self) -> Floats:
         """Stable's values: the single ones where the block has them, else one a unit."""
         if self.values is None or self.owner is None:
-            return self.y[~self.arm]
+            return self.y[self.whole_stable]
         return self.values[~self.arm[self.owner]]

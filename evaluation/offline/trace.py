@@ -18,7 +18,7 @@ from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
-from evaluation.units.gate_channels import ROLLBACK_USES, Track
+from evaluation.units.gate_channels import Track, rollback_tracks
 from evaluation.units.metric_evidence import MetricEvidence
 
 POINTS = 200
@@ -98,5 +98,5 @@ def _log_e(metric: MetricEvidence, gate: Gate, limit: float) -> float:
         own = track.channel.decision.limit
         return track.channel.wealth.log_e - own if np.isfinite(own) else -np.inf
 
-    best = max(lead(track) for track in metric.tracks if track.gate is gate and track.use in ROLLBACK_USES)
+    best = max(min(map(lead, tracks)) for tracks in rollback_tracks(metric.tracks, gate).values())
     return float(limit + best) if np.isfinite(best) else 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from evaluation.metrics import UNANSWERED, Kind
 from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
 
@@ -57,6 +58,26 @@ def channel_alphas(policy: GatePolicy, gate: Gate, *, sticky: bool) -> ChannelAl
     pairs = alpha * PAIRS_SHARE if gate.mirrored else 0.0
     session = (alpha - pairs) * SESSION_SHARE if sticky else 0.0
     return ChannelAlphas(alpha - pairs - session, session, pairs)
+
+
+def worst_case_alphas(policy: GatePolicy, gate: Gate, *, sticky: bool) -> ChannelAlphas:
+    """The alphas of the channels in which requests without an answer count as harm.
+
+    They speak for a canary that answers more than stable, the others for one that does not, and a rollback
+    needs both. So the gates whose metric such requests lack share the rollout's alpha a second time: with
+    the presets at most 1.6 %, not 1 %, are rolled back where all additional answers are the worst.
+    Check: default policy, gate quality, not sticky: first 0.005.
+    """
+    shares = [g.alpha_share for g in policy.gates if has_no_value_unanswered(g)]
+    factor = 1.0 / max(math.fsum(shares), gate.alpha_share)
+    parts = channel_alphas(policy, gate, sticky=sticky)
+    return ChannelAlphas(factor * parts.first, factor * parts.session, factor * parts.pairs)
+
+
+def has_no_value_unanswered(gate: Gate) -> bool:
+    """Whether a request without an answer has no value of this gate's metric, nor counts as slowest."""
+    is_bounded = gate.kind in (Kind.RATE, Kind.SCORE)
+    return is_bounded and gate.metric not in UNANSWERED and not gate.is_alarm
 
 
 def log_limit(alpha: float) -> float:

@@ -220,17 +220,26 @@ def preset_gates(tolerance_ratio: float) -> tuple[Gate, ...]:
 #: Gates that a rung may name although the policy has left them out, and how they are tested.
 PRESET_KINDS: Mapping[str, Kind] = {gate.name: gate.kind for gate in preset_gates(0.5)}
 
+
+def _rung(
+    min_canary: int,
+    unanswered: float,
+    hallucination: float,
+    floor: float = DEFAULT_FLOOR,
+    own: float | None = None,
+    **more: float,
+) -> Rung:
+    """unanswered, own: margin of errors and of rejections, which are the user's errors or the canary's."""
+    margins = {"error": unanswered, "rejected": unanswered, "hallucination": hallucination, "quality": 0.05}
+    whole = {} if own is None else {"error": own, "rejected": own}
+    return Rung(min_canary, {**margins, "latency_shape": 1.2, **more}, floor, whole)
+
+
 DEFAULT_RUNGS = (
-    Rung(0, {"error": 5.0, "hallucination": 3.0, "quality": 0.05, "latency_shape": 1.2}, floor=0.01),
-    Rung(800, {"error": 3.0, "hallucination": 3.0, "quality": 0.05, "latency_shape": 1.2}),
-    Rung(
-        2700, {"error": 3.0, "hallucination": 1.5, "quality": 0.05, "latency_shape": 1.2, "latency_p99": 1.2}
-    ),
-    Rung(
-        10_000,
-        {"error": 1.5, "hallucination": 1.5, "quality": 0.05, "latency_shape": 1.2, "latency_p99": 1.2},
-        own={"error": 3.0},
-    ),
+    _rung(0, 5.0, 3.0, floor=0.01),
+    _rung(800, 3.0, 3.0),
+    _rung(2700, 3.0, 1.5, latency_p99=1.2),
+    _rung(10_000, 1.5, 1.5, own=3.0, latency_p99=1.2),
 )
 
 

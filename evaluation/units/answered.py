@@ -1,8 +1,8 @@
 """Shares of answered units, which decide what missing scores could hide, and of answers that are scored.
 
-A request without an answer (an error, or rejected) has no score. While both arms leave equally many
-unanswered, that hides nothing. Else the arm that answers more has additional answers, and their scores are
-all that it can be blamed, or praised, for: `scores.py` moves its tolerance by them.
+A request without an answer (an error, or rejected) has no score, nor any other judged value. While both arms
+leave equally many unanswered, that hides nothing. Where stable answers more, the events of its additional
+answers are all that the canary's failures could hide: `rates.RateProof` moves its margins by them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 from evaluation.betting.stable_baseline import FIRST_EPOCH, epoch_after
 from evaluation.betting.unit_block import Flags, Floats
 
-SHRINKAGE = 200.0  # units: the weight of the pooled share in each arm's
 NOISE = 2.0  # standard errors: a smaller difference is chance, where a rate would have to pay for all of it
 
 
@@ -22,29 +21,28 @@ class AnsweredGap:
     """Running shares of answered units of both arms. What a unit gets is of units before it: the gap is
     updated where an epoch of drawn units ends: the blocks in which they come make no difference."""
 
-    __state__ = ("sums", "counts", "rows", "until", "shrunk", "certain")
+    __state__ = ("sums", "counts", "rows", "until", "certain")
 
     def __init__(self) -> None:
         self.sums: Floats = np.zeros(2)  # of answered shares, by arm
         self.counts: Floats = np.zeros(2)
         self.rows = 0
         self.until = FIRST_EPOCH
-        self.shrunk = 0.0
         self.certain = 0.0
 
     def of(self, arm: Flags, w: Floats, answered: Floats) -> Floats:
-        """2 x n gaps before each unit, canary less stable: shrunk, and with the noise taken off.
+        """The gap before each unit, canary less stable, with the noise taken off.
 
         answered: share of each unit's requests that were answered. Units from before the canary (w = 0) do
         not count.
         """
-        out = np.empty((2, len(arm)))
+        out = np.empty(len(arm))
         drawn = np.flatnonzero(w > 0.0)
         start = given = 0
         while start < len(drawn):
             stop = min(len(drawn), start + self.until - self.rows)
             end = int(drawn[stop - 1]) + 1
-            out[:, given:end] = np.array([[self.shrunk], [self.certain]])
+            out[given:end] = self.certain
             given, rows = end, drawn[start:stop]
             for number, of_arm in enumerate((~arm[rows], arm[rows])):
                 shares = answered[rows][of_arm]
@@ -55,14 +53,11 @@ class AnsweredGap:
                 self.until += epoch_after(self.rows)
                 self._end_epoch()
             start = stop
-        out[:, given:] = np.array([[self.shrunk], [self.certain]])
+        out[given:] = self.certain
         return out
 
     def _end_epoch(self) -> None:
-        total = float(self.counts[0] + self.counts[1])
-        pooled = float(self.sums[0] + self.sums[1]) / total
-        stable, canary = ((self.sums + SHRINKAGE * pooled) / (self.counts + SHRINKAGE)).tolist()
-        self.shrunk = canary - stable
+        pooled = float(self.sums[0] + self.sums[1]) / float(self.counts[0] + self.counts[1])
         n0, n1 = self.counts.tolist()
         if n0 > 0.0 and n1 > 0.0:
             raw = float(self.sums[1]) / n1 - float(self.sums[0]) / n0

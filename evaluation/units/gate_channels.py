@@ -1,9 +1,12 @@
 """Channels of one metric's gates: the columns they are derived from, their streams, and who bets on them.
 
 For rollback, a gate bets on up to three channels (first requests; sessions; mirrored pairs), each with a part
-of its alpha. For promotion it bets on sessions for each margin that some stage must prove, on the units of
-that stage; and, where units are sticky, on their first requests too, which alone speak once the arms'
-conversations are known to differ in length (`TurnsBet`).
+of its alpha. Where requests without an answer have no value, a channel of requests decides only with a second
+one, in which those count as harm on both arms (`Track.missing_as`).
+
+For promotion it bets on sessions for each margin that some stage must prove, on the units of that stage; and,
+where units are sticky, on their first requests too, which alone speak once the arms' conversations are known
+to differ in length (`TurnsBet`). Where values can be missing, a second channel counts what is missing.
 """
 
 from __future__ import annotations
@@ -20,13 +23,16 @@ from evaluation.betting.rates import RateProof
 from evaluation.betting.scores import PairLoss, ScoreProof
 from evaluation.betting.wealth import Bettor, Channel
 from evaluation.metrics import CATALOGUE, Kind
-from evaluation.policy.alpha_split import log_limit
+from evaluation.policy.alpha_split import has_no_value_unanswered, log_limit
 from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
+from evaluation.units.sessions import Counted
 
 Use = Literal["first", "session", "pairs", "proof", "first proof"]
 ROLLBACK_USES = frozenset({"first", "session", "pairs"})
+#: What requests without a value count in a channel; "": they are not in it.
+MissingAs = Literal["", "harm", "no harm", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,8 @@ class Track:
     """A channel of a gate and its use. `proof`: what it proves; None: it rolls back.
 
     `staged`: the stream whose current stage the proof is about; None: it continues through all stages.
-    `failed_as`: the score of requests without an answer in this channel; None: they have their own rule.
+    `missing_as`: what requests without a value count in this channel. A gate's channels of one use and proof
+    must all reach their limits.
     """
 
     gate: Gate
@@ -42,7 +49,7 @@ class Track:
     channel: Channel
     proof: Proof | None = None
     staged: Stream | None = None
-    failed_as: float | None = None
+    missing_as: MissingAs = ""
 
     @property
     def margin(self) -> float:
@@ -61,18 +68,28 @@ class Column:
     __state__ = ("first", "units")
 
     def __init__(
-        self, *, with_histogram: bool, estimate: Estimate | None = None, covariates: int = 0
+        self,
+        *,
+        with_histogram: bool,
+        estimate: Estimate | None = None,
+        covariates: int = 0,
+        missing: Counted | None = None,
     ) -> None:
+        """missing: which requests without a value count in it; None: none."""
         self.with_histogram = with_histogram
-        self.first = Stream(with_histogram=with_histogram, estimate=estimate, covariates=covariates)
-        self.units = Stream(with_histogram=with_histogram, covariates=covariates)
+        self.missing = missing
+        with_missing = missing is not None
+        self.first = Stream(
+            with_histogram=with_histogram, estimate=estimate, covariates=covariates, with_missing=with_missing
+        )
+        self.units = Stream(with_histogram=with_histogram, covariates=covariates, with_missing=with_missing)
 
 
 class GateChannels:
     """The columns and channels of all gates of one metric, made from the policy.
 
-    `columns`: fed with every row. `score_proofs`: one where scores are proven, whose units include requests
-    without an answer. `divisors`: of each exceedance, the tolerance, then the margins. `tail_columns`: by
+    `columns`: fed with every row. `with_missing`: those whose units include requests without a value, by
+    which. `divisors`: of each exceedance, the tolerance, then the margins. `tail_columns`: by
     percentile gate. `pairs`: streams of mirrored answers, one a gate that reserves alpha for them
     (`pair_gates`).
     """
@@ -95,7 +112,9 @@ class GateChannels:
         self.divisors: list[tuple[float, ...]] = []
         self.has_shape_columns = False
         self.tail_columns: dict[str, Column] = {}
-        self.score_proofs: list[Column] = []
+        self.with_missing: dict[Counted, Column] = {}
+        sampling = gates[0].sampling
+        self._is_sampled = min(sampling.stable, sampling.canary) < 1.0 or any(g.presence_gated for g in gates)
         self.pairs: list[Stream] = []
         self.pair_gates: list[Gate] = []
         for gate in gates:
@@ -126,7 +145,15 @@ class GateChannels:
             if gate.kind is Kind.SCORE:
                 self._add_score_proof(gate, proof)
             else:
-                self._add_proof(gate, column, proof, lambda p: RateProof(ratio=p.margin, floor=p.floor))
+                self._add_rate_proof(gate, column, proof)
+
+    def _missing(self, which: Counted) -> Column:
+        """The column in which such requests without a value count."""
+        if which not in self.with_missing:
+            self.with_missing[which] = Column(
+                with_histogram=False, covariates=self._covariates, missing=which
+            )
+        return self.with_missing[which]
 
     def _add_shape(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         if not self.has_shape_columns:
@@ -154,33 +181,46 @@ class GateChannels:
 
     def _add_loss(self, gate: Gate, column: Column) -> None:
         """The channels of first requests and of sessions that roll back."""
-        for is_first in (True, False):
-            bettor = loss_bettor(
-                gate.kind,
-                tolerance=gate.tolerance,
-                threshold=gate.threshold,
-                longest=self._longest,
-                failures=self._failures,
-                sessions=not is_first,
-                covariates=self._covariates > 0,
-            )
-            self._rollback(
-                gate, "first" if is_first else "session", column.first if is_first else column.units, bettor
-            )
+        ways: list[tuple[Column, MissingAs]] = [(column, "")]
+        if has_no_value_unanswered(gate):
+            ways.append((self._missing("failed"), "harm"))
+        for of_way, missing_as in ways:
+            for is_first in (True, False):
+                bettor = loss_bettor(
+                    gate.kind,
+                    tolerance=gate.tolerance,
+                    threshold=gate.threshold,
+                    longest=self._longest,
+                    failures=self._failures,
+                    sessions=not is_first,
+                    covariates=self._covariates > 0,
+                    missing_as_harm=missing_as == "harm",
+                )
+                use: Use = "first" if is_first else "session"
+                stream = of_way.first if is_first else of_way.units
+                self._rollback(gate, use, stream, bettor, missing_as)
 
-    def _rollback(self, gate: Gate, use: Use, stream: Stream, bettor: Bettor) -> None:
+    def _rollback(
+        self, gate: Gate, use: Use, stream: Stream, bettor: Bettor, missing_as: MissingAs = ""
+    ) -> None:
         channel = Channel(bettor, limit=float("inf"), restart_share=self._restart_share)
         stream.channels.append(channel)
-        self.tracks.append(Track(gate, use, channel))
+        self.tracks.append(Track(gate, use, channel, missing_as=missing_as))
 
     def _add_score_proof(self, gate: Gate, proof: Proof) -> None:
-        """The channels that prove a margin of a score, both if failures score 0 and if they score 1."""
-        if not self.score_proofs:
-            self.score_proofs.append(Column(with_histogram=False, covariates=self._covariates))
-        [column] = self.score_proofs
-        for failed_as in (0.0, 1.0):
-            bettor = partial(_score_proof, failed_as, self._covariates > 0)
-            self._add_proof(gate, column, proof, bettor, failed_as=failed_as)
+        """The channels that prove a margin of a score, both if requests without a score count 0 and if they
+        count stable's mean. Where a judge samples, its unscored answers are left out."""
+        column = self._missing("failed" if self._is_sampled else "all")
+        for missing_as in ("harm", "mean"):
+            bettor = partial(_score_proof, missing_as == "mean", self._covariates > 0)
+            self._add_proof(gate, column, proof, bettor, missing_as)
+
+    def _add_rate_proof(self, gate: Gate, column: Column, proof: Proof) -> None:
+        """The channels that prove a margin of a rate; if answers without a value can be missing by other
+        causes than sampling, also if each of those had the event."""
+        self._add_proof(gate, column, proof, partial(_rate_proof, 0.0))
+        if has_no_value_unanswered(gate) and not self._is_sampled:
+            self._add_proof(gate, self._missing("unscored"), proof, partial(_rate_proof, 1.0), "harm")
 
     def _add_proof(
         self,
@@ -188,7 +228,7 @@ class GateChannels:
         column: Column,
         proof: Proof,
         bettor: Callable[[Proof], Bettor],
-        failed_as: float | None = None,
+        missing_as: MissingAs = "",
     ) -> None:
         """The channels of sessions and of first requests that prove a margin."""
         for is_first in (False, True):
@@ -198,8 +238,21 @@ class GateChannels:
             (stream.channels if proof.is_whole else stream.staged).append(channel)
             use: Use = "first proof" if is_first else "proof"
             staged = None if proof.is_whole else stream
-            self.tracks.append(Track(gate, use, channel, proof, staged, failed_as))
+            self.tracks.append(Track(gate, use, channel, proof, staged, missing_as))
 
 
-def _score_proof(failed_as: float, covariates: bool, proof: Proof) -> Bettor:
-    return ScoreProof(margin=proof.margin, failed_as=failed_as, covariates=covariates)
+def rollback_tracks(tracks: Sequence[Track], gate: Gate) -> dict[Use, list[Track]]:
+    """A gate's channels for rollback, by use: those of one use must all reach their limits."""
+    out: dict[Use, list[Track]] = {}
+    for track in tracks:
+        if track.gate is gate and track.use in ROLLBACK_USES:
+            out.setdefault(track.use, []).append(track)
+    return out
+
+
+def _score_proof(as_mean: bool, covariates: bool, proof: Proof) -> Bettor:
+    return ScoreProof(margin=proof.margin, as_mean=as_mean, covariates=covariates)
+
+
+def _rate_proof(missing_as: float, proof: Proof) -> Bettor:
+    return RateProof(ratio=proof.margin, floor=proof.floor, missing_as=missing_as)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.scores import pair_harm
-from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.unit_block import Flags, Floats, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
-from evaluation.policy.alpha_split import channel_alphas, log_limit
+from evaluation.policy.alpha_split import channel_alphas, log_limit, worst_case_alphas
 from evaluation.policy.gates import Gate, Proof, Sampling
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
@@ -21,15 +20,16 @@ from evaluation.stream import Stream
 from evaluation.units.answered import ScoredShare
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import GateChannels
-from evaluation.units.missingness import Presence
+from evaluation.units.missingness import OneValue, Presence
 from evaluation.units.sessions import Released, Rows
 
 MIN_FOR_SLOWDOWN = 200  # values of stable, both before and during the canary
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
 _STATE = (
     "columns",
-    "score_proofs",
+    "with_missing",
     "scored",
+    "one_value",
     "exceedances",
     "presence",
     "pairs",
@@ -38,14 +38,6 @@ _STATE = (
     "counts",
     "stable_logs",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """The arms' difference of answered shares before each row or session: shrunk, and without its noise."""
-
-    shrunk: Floats
-    certain: Floats
 
 
 class MetricEvidence:
@@ -62,15 +54,17 @@ class MetricEvidence:
         bets = GateChannels(metric, policy, proofs, longest=self._longest)
         self.tracks = bets.tracks
         self.columns = bets.columns
-        self.score_proofs = bets.score_proofs
+        self.with_missing = list(bets.with_missing.values())
         self.exceedances = bets.exceedances
         self.pairs = bets.pairs
         self._bets = bets
         self.scored = ScoredShare()
+        self.one_value = OneValue()
         sampling = self.gates[0].sampling
         self._sampling = sampling
         self._same_sampling = sampling.stable == sampling.canary
         sampled = sampling.stable < 1.0 or sampling.canary < 1.0 or any(g.presence_gated for g in self.gates)
+        self._is_sampled = sampled
         is_judged = CATALOGUE[metric].arrives_later
         is_partial = is_judged or sampled or metric in OPTIONAL
         self.presence = Presence(
@@ -93,8 +87,8 @@ class MetricEvidence:
     @property
     def width(self) -> int:
         """Number of columns that the sessions keep: its own, one for missing values, one for the weights of
-        failures where scores are proven, and the covariates."""
-        return len(self.columns) + 1 + len(self.score_proofs) + len(self.covariates.names)
+        failures where they count as missing, and the covariates."""
+        return len(self.columns) + 1 + bool(self.with_missing) + len(self.covariates.names)
 
     @property
     def __state__(self) -> tuple[str, ...]:
@@ -117,7 +111,8 @@ class MetricEvidence:
             if track.use == "first proof":
                 track.channel.is_idle = not sticky
             elif track.use != "proof":
-                parts = channel_alphas(policy, track.gate, sticky=sticky)
+                split = channel_alphas if track.missing_as == "" else worst_case_alphas
+                parts = split(policy, track.gate, sticky=sticky)
                 track.channel.decision.limit = log_limit(getattr(parts, track.use))
                 track.channel.is_idle = track.use == "session" and not sticky
 
@@ -153,12 +148,12 @@ class MetricEvidence:
 
     def can_skip(self, raw: Floats) -> bool:
         """Whether these are values of an alarm, all missing: nothing depends on them."""
-        if self.score_proofs or self.covariates.names:
+        if self.with_missing or self.covariates.names:
             return False
         return self.is_alarm and bool(np.isnan(raw).all())
 
     def feed_firsts(
-        self, rows: Rows, columns: Floats, gaps: Gaps | None, covariates: Floats | None = None
+        self, rows: Rows, columns: Floats, gaps: Floats | None, covariates: Floats | None = None
     ) -> None:
         """Feed the streams of first requests. covariates: p x n; None: the metric has none."""
         w, gap = judged_probability(self._sampling, rows.w), self._gap(gaps)
@@ -168,7 +163,7 @@ class MetricEvidence:
                 column.first.feed(with_covariates(block, covariates, block.seq, rows.seq))
         self.covariates.feed(rows, covariates)
 
-    def feed_units(self, released: Released, first_column: int, gaps: Gaps | None) -> None:
+    def feed_units(self, released: Released, first_column: int, gaps: Floats | None) -> None:
         """Feed the sessions; they have this metric's columns from `first_column` on."""
         w = None if self._same_sampling else judged_probability(self._sampling, released.w)
         gap = self._gap(gaps)
@@ -181,34 +176,48 @@ class MetricEvidence:
         for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
                 feed(column.units, released.block(index, w, gap, single_values=column.with_histogram))
+        has_one = self._has_one(released, first_column, after + 1) if self.with_missing else None
         if not self.is_alarm:
-            self.presence.feed(released, after, w)
-        for column in self.score_proofs:
-            feed(column.units, released.block_with_failures(first_column, after + 1, w))
+            self.presence.feed(released, after, w, has_one)
+        for column in self.with_missing:
+            if column.missing is not None:
+                block = released.block_with_missing(first_column, after + 1, w, gap, column.missing, has_one)
+                feed(column.units, block)
+
+    def _has_one(self, released: Released, column: int, weights: int) -> Flags | None:
+        """Which sessions are of conversations with one value each; None: none. weights: column of those of
+        requests without an answer."""
+        has_one = self.one_value.before(released.known(column), released.known(weights, 0.0))
+        return has_one if has_one.any() else None
 
     def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], arm: NDArray[np.bool_]) -> Floats:
-        """Weight in a proof of each request without an answer: the share of answers that are scored, as known
-        before it. 0 for the others. raw: comparable values."""
+        """Weight of each request without an answer where it counts as missing: the share of answers that are
+        scored, as known before it. 0 for the others. raw: comparable values."""
         shares = self.scored.of(~np.isnan(raw), ~unanswered)
         if not self._same_sampling:
             shares = np.where(arm, self._sampling.canary, self._sampling.stable)
         return np.where(unanswered, shares, 0.0)
 
-    def feed_first_scores(
-        self, rows: Rows, raw: Floats, weights: Floats, covariates: Floats | None = None
+    def feed_first_missing(
+        self,
+        rows: Rows,
+        raw: Floats,
+        weights: Floats,
+        gaps: Floats | None,
+        covariates: Floats | None = None,
     ) -> None:
-        """Feed the proofs of scores by first requests. weights: of failures, 0 for answers. covariates: p x
-        n; None: the metric has none."""
-        w = judged_probability(self._sampling, rows.w)
-        for column in self.score_proofs:
-            block = rows.first_block_with_failures(raw, weights, w)
+        """Feed the streams in which missing values count, by first requests. weights: of failures, 0 for
+        answers. covariates: p x n; None: the metric has none."""
+        w, gap = judged_probability(self._sampling, rows.w), self._gap(gaps)
+        for column in self.with_missing:
+            if column.missing is None:
+                continue
+            block = rows.first_block_with_missing(raw, weights, w, gap, column.missing)
             column.first.feed(with_covariates(block, covariates, block.seq, rows.seq))
 
-    def _gap(self, gaps: Gaps | None) -> Floats | None:
-        """What missing answers can hide from this metric; None: nothing, or no request was unanswered."""
-        if gaps is None or self.takes_values or self.name in UNANSWERED:
-            return None
-        return gaps.shrunk if self.gates[0].kind is Kind.SCORE else gaps.certain
+    def _gap(self, gaps: Floats | None) -> Floats | None:
+        """What missing answers can hide from a rate of answers; None: nothing."""
+        return gaps if self.gates[0].kind is Kind.RATE and self.name not in UNANSWERED else None
 
     def session_values(
         self,
@@ -231,6 +240,13 @@ class MetricEvidence:
     def invalid_reason(self) -> str | None:
         """Why the metric is INVALID now; None: it is not."""
         return self.presence.reason() or self.covariates.reason()
+
+    @property
+    def unexplained_share(self) -> float:
+        """Share of answers without a value, where no sampling is stated; 0 where one is."""
+        if self._is_sampled or self.presence.rows == 0:
+            return 0.0
+        return 1.0 - self.presence.present / self.presence.rows
 
     def void_since(self) -> float:
         """Sequence number from which its values say nothing: missing, or with other covariates, by arm."""

@@ -15,10 +15,11 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincc, betaln
 
 from evaluation.betting.rates import share_bets
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
-from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.unit_block import Flags, Floats, Ints, UnitBlock
 from evaluation.betting.wealth import Bets, Channel
 from evaluation.stream import Stream
 from evaluation.units.sessions import Released
@@ -27,7 +28,9 @@ MISSING_ALPHA = 0.002  # a false INVALID only holds; an unnoticed bias rolls bac
 RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])
 SHARE_RATIOS = np.array([0.3, 0.6, 0.85, 1.2, 1.7, 3.0])  # where either may be the rarer case
 MIN_ROWS = 100  # before a share of missing values is reported
-WINDOW = 200  # rows
+WINDOW = 1000  # rows
+MIN_SEVERAL = 20  # sessions with several requests and a value
+MOST_WITH_SEVERAL = 0.05  # of them, with several values, where conversations have one each
 MIN_SILENT = 20  # units in a row without a value before a metric has stopped
 MAX_UNEVEN = 3.0  # standard errors between the arms' shares of values; beyond, nothing is proven meanwhile
 SILENCE_ODDS = 1e-6  # probability of such a silence by chance
@@ -90,9 +93,43 @@ class PresentShare:
         return out
 
 
+class OneValue:
+    """Whether conversations have one value each, as where a judge scores them as a whole.
+
+    Then a longer conversation has a smaller share of values, but misses none. Known before it: where
+    an epoch ends, whether hardly any of the sessions with a value and several requests has several values.
+    """
+
+    __state__ = ("several", "many", "rows", "until", "is_one")
+
+    def __init__(self) -> None:
+        self.several = 0
+        self.many = 0
+        self.rows = 0
+        self.until = FIRST_EPOCH
+        self.is_one = False
+
+    def before(self, values: Floats, requests: Floats) -> Flags:
+        """For each session, in order, whether those before it have one value each. values, requests: of each
+        session, where requests without an answer are none."""
+        out = np.zeros(len(values), dtype=np.bool_)
+        start = 0
+        while start < len(values):
+            stop = min(len(values), start + self.until - self.rows)
+            part = slice(start, stop)
+            out[part] = self.is_one
+            self.several += int(np.count_nonzero((values[part] > 0.0) & (requests[part] > 1.0)))
+            self.many += int(np.count_nonzero(values[part] > 1.0))
+            self.rows += stop - start
+            if self.rows == self.until:
+                self.until += epoch_after(self.rows)
+                self.is_one = self.several >= MIN_SEVERAL and self.many <= MOST_WITH_SEVERAL * self.several
+            start = stop
+        return out
+
+
 _STATE = (
-    "stream", "rows", "present", "window_rows", "window_present", "before_present", "firsts",
-    "firsts_present", "silent", "last_s",
+    "stream", "rows", "present", "window", "before", "firsts", "firsts_present", "silent", "last_s",
 )  # fmt: skip
 
 
@@ -130,9 +167,8 @@ class Presence:
             self.shares.channels.append(Channel(bettor, limit=limit, restart_share=restart_share))
         self.rows = 0
         self.present = 0
-        self.window_rows = 0
-        self.window_present = 0
-        self.before_present = -1  # of the previous window; -1: there was none
+        self.window: Ints = np.zeros(3, dtype=np.int64)  # rows, values, units of the present window
+        self.before: Ints = np.zeros(3, dtype=np.int64)  # of the one before
         self.firsts = 0  # units
         self.firsts_present = 0  # of them, with a value in their first request
         self.silent = 0  # units since the last value
@@ -140,8 +176,10 @@ class Presence:
 
     @property
     def __state__(self) -> tuple[str, ...]:
+        if not self._is_counted:
+            return ()
         more = ("shares", "present_share", "uneven") if self._is_two_sided else ()
-        return (*_STATE, *more) if self._is_counted else ()
+        return (*_STATE, *more)
 
     @property
     def channel(self) -> Channel:
@@ -154,12 +192,20 @@ class Presence:
         channels = (*self.stream.channels, *self.shares.channels)
         return min((float(c.decision.seq) for c in channels if c.decision.is_reached), default=math.inf)
 
-    def feed(self, released: Released, column: int, w: Floats | None) -> None:
-        """Bet on sessions, whose indicators are in a column. w: None: their own."""
-        self.stream.feed(released.block(column, w))
+    def feed(self, released: Released, column: int, w: Floats | None, has_one: Flags | None = None) -> None:
+        """Bet on sessions, whose indicators are in a column. w: None: their own. has_one: which are of
+        conversations with one value each; None: none."""
+        share = released.means(column)
+        if has_one is not None:
+            # Whether it has any: of the shares of missing ones, 1 alone is a conversation without.
+            whole = np.ceil(share) if self.on_present else np.floor(share)
+            share = np.where(has_one, whole, share)
+            self.stream.feed(released.block_of(share, w))
+        else:
+            self.stream.feed(released.block(column, w))
         if not self._is_two_sided:
             return
-        y = released.means(column) if self.on_present else 1.0 - released.means(column)
+        y = share if self.on_present else 1.0 - share
         expected = self.present_share.before(y)
         y = np.where(np.isnan(y) | np.isnan(expected), expected, y)
         is_rarer = expected > 0.5 if self.on_present else expected <= 0.5
@@ -189,7 +235,7 @@ class Presence:
         has, is_first = present[rows], firsts[rows]
         self.rows += len(rows)
         self.present += int(np.count_nonzero(has))
-        self._count_windows(has)
+        self._count_windows(has, is_first)
         self.firsts += int(np.count_nonzero(is_first))
         self.firsts_present += int(np.count_nonzero(is_first & has))
         last = np.flatnonzero(has)
@@ -226,30 +272,45 @@ class Presence:
             return f"no value in {self.rows} requests"
         if self._max_missing >= 1.0:
             return None
-        rows, present = self._recent()
-        missing = 1.0 - present / rows
-        if missing > self._max_missing:
-            return (
-                f"{missing:.0%} of values missing in the last {rows} requests, limit {self._max_missing:.0%}"
-            )
-        return None
+        return self._too_many_missing()
 
-    def _recent(self) -> tuple[int, int]:
-        """Requests of the current and the previous window, and how many had a value.
+    def _too_many_missing(self) -> str | None:
+        """Whether more than the limit are missing in the present and the previous window, beyond chance.
 
         After an outage of the grader that affected both arms, the metric is valid again: what came before
-        and after is evidence.
+        and after is evidence. The windows that begin at window k have `MISSING_ALPHA / (k (k + 1))`, so that
+        all looks of a rollout together call a share at the limit too large with at most MISSING_ALPHA.
         """
-        if self.before_present < 0:
-            return self.window_rows, self.window_present
-        return WINDOW + self.window_rows, self.before_present + self.window_present
+        rows, present, units = (self.before + self.window).tolist()
+        share = 1.0 - present / rows
+        if share <= self._max_missing:
+            return None
+        k = (self.rows - rows) // WINDOW + 1
+        limit = math.log(k * (k + 1) / MISSING_ALPHA)
+        if self._max_missing > 0.0 and excess_log_e(share, units, self._max_missing) < limit:
+            return None
+        return f"{share:.0%} of values missing in the last {rows} requests, limit {self._max_missing:.0%}"
 
-    def _count_windows(self, present: NDArray[np.bool_]) -> None:
+    def _count_windows(self, present: NDArray[np.bool_], firsts: NDArray[np.bool_]) -> None:
         start = 0
         while start < len(present):
-            stop = min(len(present), start + WINDOW - self.window_rows)
-            self.window_rows += stop - start
-            self.window_present += int(np.count_nonzero(present[start:stop]))
-            if self.window_rows == WINDOW:
-                self.before_present, self.window_rows, self.window_present = self.window_present, 0, 0
+            stop = min(len(present), start + WINDOW - int(self.window[0]))
+            part = slice(start, stop)
+            counts = stop - start, np.count_nonzero(present[part]), np.count_nonzero(firsts[part])
+            self.window = self.window + np.array(counts, dtype=np.int64)
+            if self.window[0] == WINDOW:
+                self.before, self.window = self.window, np.zeros(3, dtype=np.int64)
             start = stop
+
+
+def excess_log_e(share: float, units: int, limit: float) -> float:
+    """Log wealth against "a unit misses at most `limit` of its values", when `units` of them missed `share`.
+
+    A mixture of the likelihood ratios of all shares p above the limit: the integral of
+    `p^k (1-p)^(n-k) / (limit^k (1-limit)^(n-k))`, k = share n, over p, each a product of factors of mean at
+    most one (by convexity, where a unit misses a part), so that it may be looked at after each unit. A unit
+    counts once, however many requests it has. Check: (1.0, 1, 0.5) gives log(1.5).
+    """
+    k, rest = share * units, (1.0 - share) * units
+    above = betaln(k + 1.0, rest + 1.0) + math.log(max(betaincc(k + 1.0, rest + 1.0, limit), 1e-300))
+    return float(above - (k * math.log(limit) + rest * math.log1p(-limit)) - math.log1p(-limit))

@@ -9,12 +9,15 @@ of one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.unit_block import Floats, Ints, UnitBlock, ones
+
+#: Which requests without a value count, as missing: those without an answer, those with one, or both.
+Counted = Literal["failed", "unscored", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +82,24 @@ class Rows:
             )  # fmt: skip
         return self.units_at(np.flatnonzero(chosen), y, w, gap)
 
-    def first_block_with_failures(self, y: Floats, weights: Floats, w: Floats) -> UnitBlock:
-        """The units whose first request has a value or no answer. y (NaN: no value), weights (of requests
-        without an answer, 0 for the others), w: of all rows."""
-        has = ~np.isnan(y)
-        rows = np.flatnonzero(self.firsts & (has | (weights > 0.0)))
-        block = self.units_at(rows, np.where(has, y, 0.0), w)
-        if not (weights[rows] > 0.0).any():
+    def first_block_with_missing(
+        self, y: Floats, weights: Floats, w: Floats, gap: Floats | None, count: Counted
+    ) -> UnitBlock:
+        """The units by their first requests; those without a value count 0 in `y`.
+
+        y (NaN: no value), weights (of requests without an answer, 0 for the others), w, gap: of all rows.
+        """
+        has, failed = ~np.isnan(y), weights > 0.0
+        chosen = {"failed": has | failed, "unscored": ~failed, "all": np.ones_like(has)}[count]
+        rows = np.flatnonzero(self.firsts & chosen)
+        block = self.units_at(rows, np.where(has, y, 0.0), w, gap)
+        if has[rows].all():
             return block
-        failed = np.where(has[rows], 0.0, 1.0)
-        return replace(block, failed=failed, weight=np.where(has[rows], 1.0, weights[rows]), is_checked=True)
+        missing = np.where(has[rows], 0.0, 1.0)
+        part = np.where(has[rows], 1.0, weights[rows])
+        if count == "failed":
+            return replace(block, missing=missing, weight=part, is_checked=True)
+        return replace(block, missing=missing, counted=part, is_checked=True)
 
     def units_at(self, rows: Ints, y: Floats, w: Floats, gap: Floats | None = None) -> UnitBlock:
         """The units whose first requests are these rows, ascending. y, w, gap: of all rows."""
@@ -167,25 +178,56 @@ class Released:
         """All sessions, with their outcomes."""
         return self._block(np.arange(len(self)), y, ones(len(self)), self.w, None)
 
-    def block_with_failures(self, column: int, weight_column: int, w: Floats | None = None) -> UnitBlock:
-        """The sessions with a value in a column, or with requests without an answer, which count 0 in `y`.
+    def block_of(self, y: Floats, w: Floats | None = None) -> UnitBlock:
+        """The sessions with an outcome `y`, NaN for none. w: None: their own."""
+        rows = np.flatnonzero(~np.isnan(y))
+        return self._block(rows, y, ones(len(self)), self.w if w is None else w, None)
 
-        weight_column: the column of the weights of those, 0 for answered requests. Without any value, the
-        session's bet has the mean weight of its requests.
+    def known(self, column: int, value: float | None = None) -> Floats:
+        """How many of each session's requests have a value in a column. value: this one; None: any."""
+        values = self.values[column]
+        return self._summed(~np.isnan(values) if value is None else values == value)
+
+    def block_with_missing(
+        self,
+        column: int,
+        weight_column: int,
+        w: Floats | None,
+        gap: Floats | None,
+        count: Counted,
+        has_one: NDArray[np.bool_] | None = None,
+    ) -> UnitBlock:
+        """The sessions, where requests without a value count 0 in `y`.
+
+        weight_column: the column of the weights of requests without an answer, 0 for answered ones. Where
+        unscored ones do not count, a session without any value has the mean weight of its requests. has_one:
+        sessions that miss nothing as soon as they have one value; None: none.
         """
         w = self.w if w is None else w
         y, weight = self.values[column], self.values[weight_column]
-        has = ~np.isnan(y)
+        has, failed = ~np.isnan(y), weight > 0.0
         n, values = self._summed(~np.isnan(weight)), self._summed(has)
-        failures = self._summed(np.where(weight > 0.0, weight, 0.0))
-        total = values + failures
-        rows = np.flatnonzero(total > 0.0)
-        whole = np.maximum(total, 1e-12)
-        block = self._block(rows, self._summed(np.where(has, y, 0.0)) / whole, n, w, None)
-        if not failures.any():
+        sums = self._summed(np.where(has, y, 0.0))
+        weights = self._summed(np.where(failed, weight, 0.0))
+        if count == "failed":
+            whole, missing = values + weights, weights
+        else:
+            whole = n if count == "all" else n - self._summed(failed)
+            if has_one is not None:
+                failures = weights if count == "all" else 0.0
+                whole = np.where(has_one & (values > 0.0), values + failures, whole)
+            missing = whole - values
+        rows = np.flatnonzero(whole > 0.0)
+        whole = np.maximum(whole, 1e-12)
+        block = self._block(rows, sums / whole, n, w, gap)
+        if not missing.any():
             return block
-        part = np.where(values > 0.0, 1.0, failures / np.maximum(n, 1.0))
-        return replace(block, failed=(failures / whole)[rows], weight=part[rows], is_checked=True)
+        missing = (missing / whole)[rows]
+        if count == "failed":
+            part = np.where(values > 0.0, 1.0, weights / np.maximum(n, 1.0))
+            return replace(block, missing=missing, weight=part[rows], is_checked=True)
+        counted = (values + weights if count == "all" else values) / whole
+        return replace(block, missing=missing, counted=counted[rows], is_checked=True)
 
     def _summed(self, of_requests: NDArray[Any]) -> Floats:
         """Sums over each session's requests."""

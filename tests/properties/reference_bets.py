@@ -30,86 +30,100 @@ def mean_factor(unit: Unit, log_factor_of: Callable[[float], float]) -> float:
 
 
 class PlainEvents(Bet):
-    def __init__(self, tolerance: float) -> None:
+    """`missing_as`: the part of an event that a request without a value counts."""
+
+    def __init__(self, tolerance: float, missing_as: float = 0.0) -> None:
         super().__init__(rates.RATIO_PRIOR.tolist())
-        self.tolerated, self.rate = 1.0 + tolerance, 0.02
+        self.tolerated, self.missing_as = 1.0 + tolerance, missing_as
 
     def factors(self, unit: Unit) -> list[float] | None:
-        if unit.y == 0.0 or unit.w == 0.0:
+        y = unit.weight * (unit.y + self.missing_as * unit.missing)
+        if y == 0.0 or unit.w == 0.0:
             return None
-        r0 = self.tolerated + max(unit.gap, 0.0) * (1.0 - self.rate) / self.rate
-        q0 = unit.w * r0 + 1.0 - unit.w
+        q0 = unit.w * self.tolerated + 1.0 - unit.w
         out = []
         for rho in rates.RATIOS:
-            event = q0 / (unit.w * r0 * rho + 1.0 - unit.w) * (rho if unit.arm else 1.0)
-            out.append(math.log(1.0 + unit.y * (event - 1.0)))
+            event = q0 / (unit.w * self.tolerated * rho + 1.0 - unit.w) * (rho if unit.arm else 1.0)
+            out.append(math.log(1.0 + y * (event - 1.0)))
         return out
 
     def end_epoch(self, past: Past) -> None:
-        self.rate = past.mean(0.02)
-        if len(past.units) >= rates.KNOWN_UNITS and past.mean(0.0) > rates.NEAR_ZERO:
+        events = sum(past.outcomes(self.missing_as))
+        if len(past.units) >= rates.KNOWN_UNITS and events > rates.NEAR_ZERO * len(past.units):
             self.prior = list(rates.KNOWN_PRIOR)
 
 
 class PlainShares(Bet):
-    def __init__(self, tolerance: float) -> None:
+    def __init__(self, tolerance: float, missing_as: float = 0.0) -> None:
         super().__init__([1.0] * len(rates.SHARE_LAMBDAS))
-        self.tolerated, self.mu = 1.0 + tolerance, 0.05
+        self.tolerated, self.mu, self.missing_as = 1.0 + tolerance, 0.05, missing_as
 
     def factors(self, unit: Unit) -> list[float]:
-        r0 = self.tolerated + max(unit.gap, 0.0) * (1.0 - self.mu) / self.mu
-        z = unit.y / r0 if unit.arm else unit.y
+        y = unit.y + self.missing_as * unit.missing
+        z = y / self.tolerated if unit.arm else y
         cap = 0.9 / max((1.0 - unit.w) * self.mu, unit.w * (1.0 - self.mu))
-        return [
-            math.log1p(min(lam, cap) * (unit.arm - unit.w) * (z - self.mu)) for lam in rates.SHARE_LAMBDAS
-        ]
+        x = unit.weight * (unit.arm - unit.w) * (z - self.mu)
+        return [math.log1p(min(lam, cap) * x) for lam in rates.SHARE_LAMBDAS]
 
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
     def end_epoch(self, past: Past) -> None:
-        self.mu = past.mean(0.05)
+        self.mu = past.mean(0.05, self.missing_as)
 
 
 class PlainRateProof(Bet):
-    def __init__(self, ratio: float, floor: float) -> None:
+    """`missing_as` 1: a request without a value has the event; stable's margin is of known values alone."""
+
+    def __init__(self, ratio: float, floor: float, missing_as: float = 0.0) -> None:
         self.ratio, self.floor, self.mu = ratio, floor, 0.02
+        self.missing_as, self.lost = missing_as, 0.0
         true_ratios, weights = rates.true_ratios(ratio)
         self.true_ratios, self.weights = [float(t) for t in true_ratios], [float(p) for p in weights]
         super().__init__(self.with_floor_share(rates.FLOOR_SHARE))
 
-    def with_floor_share(self, share: float) -> list[float]:
+    def with_floor_share(self, share: float, *, rare: bool = False) -> list[float]:
         if self.floor == 0.0:
             return self.weights
         whole = sum(self.weights)
-        count = len(rates.FLOOR_LAMBDAS)
-        return [(1.0 - share) * p / whole for p in self.weights] + [share / count] * count
+        floors = rates.RARE_PRIOR if rare else [1.0 / len(rates.FLOOR_LAMBDAS)] * len(rates.FLOOR_LAMBDAS)
+        return [(1.0 - share) * p / whole for p in self.weights] + [share * float(p) for p in floors]
 
     def factors(self, unit: Unit) -> list[float] | None:
-        w, y, out = unit.w, unit.y, []
-        if y == 0.0 and self.floor == 0.0:
+        w, lost, out = unit.w, self.missing_as * unit.missing, []
+        if unit.y + lost == 0.0 and self.floor == 0.0:
             return None
         hidden = max(-unit.gap, 0.0)
         ratio, floor = max(self.ratio * (1.0 - hidden / self.mu), 0.0), self.floor - hidden
+        known = self.mu * (1.0 - self.lost)  # events of known values, by request
+        mean, least = known + self.lost, 0.001 if self.lost else 0.02
+        null = (self.ratio * known + self.lost) / mean if self.lost else self.ratio
         for true in self.true_ratios:
-            lam = 1.0 - true / self.ratio * (w * self.ratio + 1.0 - w) / (w * true + 1.0 - w)
-            stake = -1.0 if unit.arm else w * ratio / (1.0 - w)
-            out.append(math.log1p(min(max(lam, 0.02), 0.97) * y * stake))
+            alternative = (true * known + self.lost) / mean if self.lost else true
+            lam = 1.0 - alternative / null * (w * null + 1.0 - w) / (w * alternative + 1.0 - w)
+            stake = -(unit.y + lost) if unit.arm else (ratio * unit.y + lost) * w / (1.0 - w)
+            out.append(math.log1p(min(max(lam, least), 0.97) * stake))
         if self.floor > 0.0:
-            x = (1.0 - w) * (self.mu + floor - y) if unit.arm else -w * (self.mu - y)
-            worst = max((1.0 - w) * (1.0 - self.mu - floor), w * self.mu)
-            out += [math.log1p(min(lam, 0.9 / worst) * x) for lam in rates.FLOOR_LAMBDAS]
+            z = unit.y + lost
+            x = (1.0 - w) * (mean + floor - z) if unit.arm else -w * (mean + floor * lost - z)
+            worst = max((1.0 - w) * (1.0 - mean - floor), w * mean)
+            noise = (
+                self.mu * (1.0 - self.mu) * (1.0 - self.lost) / (mean * (1.0 - mean)) if self.lost else 1.0
+            )
+            out += [math.log1p(min(noise * lam, 0.9 / worst) * x) for lam in rates.FLOOR_LAMBDAS]
         return out
 
     def looks(self, unit: Unit) -> bool:
-        return unit.arm == 1 or unit.y > 0.0
+        return unit.arm == 1 or unit.y + self.missing_as * unit.missing > 0.0
 
     def end_epoch(self, past: Past) -> None:
-        self.mu = past.mean(0.02)
+        self.lost = self.missing_as * past.share("missing")
+        self.mu = past.mean(0.02) / (1.0 - self.lost)
         if len(past.units) >= rates.KNOWN_UNITS:
             needed = self.mu * (self.ratio - 1.0) < self.floor
             share = rates.FLOOR_SHARE_NEEDED if needed else rates.FLOOR_SHARE_SPARE
-            self.prior = self.with_floor_share(share)
+            rare = needed and self.mu + self.lost < rates.RARE * self.floor
+            self.prior = self.with_floor_share(share, rare=rare)
 
 
 def feature(x: float) -> float:
@@ -195,36 +209,49 @@ class PlainBalance(Bet):
 
 
 class PlainScore(Bet):
-    """Sign 1: bets that the canary is worse by more than `beyond`; -1 (proof): that it is worse by less."""
+    """Sign 1: bets that the canary is worse by more than `beyond`; -1 (proof): that it is worse by less.
 
-    def __init__(self, beyond: float, effect: float, *, proof: bool, failed_as: float = 0.0) -> None:
+    A request without a score counts 0, or, `as_mean`, as the upper limit of stable's mean score. A margin is
+    one of scores: for stable's requests without any, it does not count.
+    """
+
+    def __init__(self, beyond: float, effect: float, *, proof: bool, as_mean: bool = False) -> None:
         self.multiples = scores.PROOF_MULTIPLES if proof else scores.LOSS_MULTIPLES
         super().__init__((scores.PROOF_PRIOR if proof else scores.LOSS_PRIOR).tolist())
         self.beyond, self.effect, self.sign = beyond, effect, -1.0 if proof else 1.0
-        self.mu, self.variance, self.failed_as = 0.8, 0.04, failed_as
+        self.mu, self.variance, self.counted = 0.8, 0.04, 1.0
+        self.as_mean, self.missing_as = as_mean, float(as_mean)
         self.fit = PlainFit()
 
     def factors(self, unit: Unit) -> list[float]:
         low, high = max(self.mu - self.fit.reach, 0.0), min(self.mu + self.fit.reach, 1.0)
-        beyond = self.beyond + (max(unit.gap, 0.0) * high if self.sign > 0.0 else 0.0)
 
-        def x(arm: int, y: float, centre: float) -> float:
+        def x(arm: int, y: float, centre: float, counted: float = 1.0) -> float:
             loss = centre - y
-            return self.sign * ((1.0 - unit.w) * (loss - beyond) if arm else -unit.w * loss)
+            if arm:
+                return self.sign * (1.0 - unit.w) * (loss - self.beyond)
+            return -self.sign * unit.w * (loss - self.beyond * (1.0 - counted))
 
-        worst = max(-x(arm, y, c) for arm in (0, 1) for y in (0.0, 1.0) for c in (low, high))
-        best = self.effect / (self.variance + self.effect**2)
+        lows = [-x(arm, y, c) for arm in (0, 1) for y in (0.0, 1.0) for c in (low, high)]
+        if self.as_mean:  # the greatest of stable's is then a request without a score
+            lows += [-x(0, self.missing_as, c, 0.0) for c in (low, high)]
+        worst, effect = max(lows), self.effect * self.counted
+        best = effect / (self.variance + effect**2)
         centre = min(max(self.mu + self.fit.of(unit.x), low), high)
-        outcome = unit.weight * x(unit.arm, unit.y + self.failed_as * unit.failed, centre)
+        y = unit.y + self.missing_as * unit.missing
+        outcome = unit.weight * x(unit.arm, y, centre, unit.counted if self.sign < 0.0 else 1.0)
         return [math.log1p(min(best * part, 0.9 / worst) * outcome) for part in self.multiples]
 
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
     def end_epoch(self, past: Past) -> None:
-        self.mu = past.mean(0.8)
+        if self.as_mean:
+            self.missing_as = past.highest_score()
+        self.counted = past.share("counted") if self.sign < 0.0 else 1.0
+        self.mu = past.mean(0.8, self.missing_as)
         self.fit = PlainFit.to(past)
-        self.variance = max(past.variance(0.04) * (1.0 - self.fit.explained), 0.0004)
+        self.variance = max(past.variance(0.04, self.missing_as) * (1.0 - self.fit.explained), 0.0004)
 
 
 class PlainPairs(Bet):

@@ -12,11 +12,18 @@ from dataclasses import dataclass, field, replace
 
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
-from evaluation.policy.alpha_split import SESSION_SHARE, channel_alphas, log_limit, served_alpha
+from evaluation.policy.alpha_split import (
+    SESSION_SHARE,
+    channel_alphas,
+    has_no_value_unanswered,
+    log_limit,
+    served_alpha,
+    worst_case_alphas,
+)
 from evaluation.policy.gates import Gate, Proof, Sampling, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
-from evaluation.units.answered import NOISE, SHRINKAGE
+from evaluation.units.answered import NOISE
 from evaluation.units.covariate_columns import BALANCE_ALPHA
 from evaluation.units.missingness import MISSING_ALPHA
 from evaluation.units.split import TURNS_ALPHA
@@ -162,8 +169,7 @@ class Rollout:
         of = [[share for arm, share in before if arm == which] for which in (0, 1)]
         pooled = sum(map(sum, of)) / len(before)
         if gate.kind is Kind.SCORE:
-            means = [(sum(one) + SHRINKAGE * pooled) / (len(one) + SHRINKAGE) for one in of]
-            return means[1] - means[0]
+            return 0.0  # a score's margin does not depend on it
         if not (of[0] and of[1]):
             return 0.0
         raw = sum(of[1]) / len(of[1]) - sum(of[0]) / len(of[0])
@@ -204,9 +210,10 @@ class Rollout:
             before.append((drawn.arm, sum(answered) / len(answered)) if drawn.w > 0.0 else None)
         return out
 
-    def with_failures(self, gate: Gate, *, sessions: bool) -> list[Unit]:
-        """The units of the proof of a score. A request without an answer counts 0, with the share of the
-        answers that are scored as its weight."""
+    def with_missing(self, gate: Gate, which: str, *, sessions: bool) -> list[Unit]:
+        """Units in which requests without a value count 0: those that `failed`, those answered but without a
+        value (`unscored`), or `all`. A failure has the share of the answers that are scored as its weight, or
+        as the part for which a margin counts."""
         raw, weight = self.raw(gate.metric), {}
         ends, share, scored, answered = epoch_ends(len(self.rows)), 1.0, 0, 0
         same = gate.sampling.stable == gate.sampling.canary
@@ -219,19 +226,32 @@ class Rollout:
                 share = (scored + 1.0) / (answered + 1.0)
         out: list[Unit] = []
         seq, canary = -1, 0
+        before: list[tuple[int, float] | None] = []
         for drawn in self.draws:
+            gap = self.gap(before, gate)
+            seen = drawn.rows if sessions else drawn.rows[:1]
+            answers = [1.0 - self.failed[row] for row in seen]
+            before.append((drawn.arm, sum(answers) / len(answers)) if drawn.w > 0.0 else None)
             rows = drawn.rows if sessions and same else drawn.rows[:1]
             closed = self.closed_at(drawn) if sessions else drawn.rows[0]
             seq, canary = max(seq, closed), max(canary, self.canary[closed])
             scores = [raw[row] for row in rows if not math.isnan(raw[row])]
             failures = sum(weight[row] for row in rows if self.failed[row])
-            total = len(scores) + failures
+            if which == "failed":
+                total = len(scores) + failures
+            elif which == "all":
+                total = float(len(rows))
+            else:
+                total = float(sum(not self.failed[row] for row in rows))
             if total == 0.0:
                 continue
             unit = self.unit(drawn.rows[0], sum(scores) / total, gate)
-            unit.n, unit.seq, unit.canary = float(len(rows)), seq, canary
-            unit.failed = failures / total
-            unit.weight = 1.0 if scores else failures / len(rows)
+            unit.n, unit.seq, unit.canary, unit.gap = float(len(rows)), seq, canary, gap
+            unit.missing = (total - len(scores)) / total
+            if which == "failed":
+                unit.weight = 1.0 if scores else failures / len(rows)
+            else:
+                unit.counted = (len(scores) + (failures if which == "all" else 0.0)) / total
             out.append(unit)
         return out
 
@@ -306,6 +326,15 @@ def gate_channels(
         if alpha > 0.0:
             limit, share, bet = log_limit(alpha), policy.restart_share, rollback_bet(gate, rollout, use)
             out[gate.name, use, 0.0] = play(units, bet, limit=limit, share=share, seed=before)
+    if has_no_value_unanswered(gate):
+        again = worst_case_alphas(policy, gate, sticky=sticky)
+        for use, alpha in (("first", again.first), ("session", again.session)):
+            if alpha > 0.0:
+                units = rollout.with_missing(gate, "failed", sessions=use == "session")
+                bet, share = rollback_bet(gate, rollout, use, missing_as=1.0), policy.restart_share
+                out[gate.name, f"{use}, missing as harm", 0.0] = play(
+                    units, bet, limit=log_limit(alpha), share=share
+                )
     for proof in proofs:
         for use, units, bet in proof_plays(rollout, gate, proof, sticky=sticky):
             out[gate.name, use, proof.margin] = play(
@@ -329,21 +358,28 @@ def gate_channels(
 def proof_plays(
     rollout: Rollout, gate: Gate, proof: Proof, *, sticky: bool
 ) -> list[tuple[str, list[Unit], Bet]]:
-    """The channels of one margin: use, units, bet. Of a score, with failures as 0 and as 1."""
+    """The channels of one margin: use, units, bet. Of a score, with missing ones as 0 and as the mean."""
     out: list[tuple[str, list[Unit], Bet]] = []
+    is_sampled = min(gate.sampling.stable, gate.sampling.canary) < 1.0
     for use in ("proof", "first proof") if sticky else ("proof",):
         if gate.kind is Kind.SCORE:
-            for failed_as, name in ((0.0, use), (1.0, f"{use}, failures as 1")):
-                bet = PlainScore(proof.margin, proof.margin, proof=True, failed_as=failed_as)
-                out.append((name, rollout.with_failures(gate, sessions=use == "proof"), bet))
+            which = "failed" if is_sampled else "all"
+            for missing_as in ("harm", "mean"):
+                bet = PlainScore(proof.margin, proof.margin, proof=True, as_mean=missing_as == "mean")
+                units = rollout.with_missing(gate, which, sessions=use == "proof")
+                out.append((f"{use}, missing as {missing_as}", units, bet))
             continue
         bet_of, values = proof_bet(rollout, gate, proof)
         units = rollout.sessions(values, gate) if use == "proof" else rollout.firsts(values, gate)
         out.append((use, units, bet_of))
+        if has_no_value_unanswered(gate) and not is_sampled:
+            units = rollout.with_missing(gate, "unscored", sessions=use == "proof")
+            with_events = PlainRateProof(proof.margin, proof.floor, missing_as=1.0)
+            out.append((f"{use}, missing as harm", units, with_events))
     return out
 
 
-def rollback_bet(gate: Gate, rollout: Rollout, use: str) -> Bet:
+def rollback_bet(gate: Gate, rollout: Rollout, use: str, missing_as: float = 0.0) -> Bet:
     """The bet of a gate, on first requests or on sessions."""
     match gate.kind:
         case Kind.SCORE:
@@ -352,7 +388,7 @@ def rollback_bet(gate: Gate, rollout: Rollout, use: str) -> Bet:
             return PlainShape(1.0 + gate.tolerance, proof=False, failures=rollout.failures)
         case Kind.PERCENTILE:
             return PlainEvents(0.0) if use == "first" else PlainShares(0.0)
-    return PlainEvents(gate.tolerance) if use == "first" else PlainShares(gate.tolerance)
+    return (PlainEvents if use == "first" else PlainShares)(gate.tolerance, missing_as)
 
 
 def rollback_values(rollout: Rollout, gate: Gate) -> list[float]:

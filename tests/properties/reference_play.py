@@ -28,7 +28,8 @@ class Unit:
     stage: int = 0
     values: list[float] = field(default_factory=list)
     gap: float = 0.0
-    failed: float = 0.0  # part of `y` that is of requests without an answer, which count 0 in it
+    missing: float = 0.0  # part of its requests without a value, which count 0 in `y`
+    counted: float = 1.0  # part of its requests for which a margin counts
     weight: float = 1.0  # of the unit's bet
     x: list[float] = field(default_factory=list)  # covariates
 
@@ -49,6 +50,8 @@ class Past:
     unanswered: int = 0  # the others
 
     def learn(self, unit: Unit) -> None:
+        if unit.weight < 1.0:  # it has no value at all, and no whole bet
+            return
         self.units.append(unit)
         finite = [value for value in unit.values if math.isfinite(value)]
         self.logs += [math.log(max(value, 1e-9)) for value in finite]
@@ -57,15 +60,32 @@ class Past:
     def unanswered_share(self) -> float:
         return self.unanswered / max(self.unanswered + len(self.logs), 1)
 
-    def mean(self, before: float) -> float:
-        return (sum(unit.y for unit in self.units) + before) / (len(self.units) + 1)
+    def outcomes(self, missing_as: float) -> list[float]:
+        return [unit.y + missing_as * unit.missing for unit in self.units]
 
-    def variance(self, before: float) -> float:
-        ys = [unit.y for unit in self.units]
+    def mean(self, before: float, missing_as: float = 0.0) -> float:
+        return (sum(self.outcomes(missing_as)) + before) / (len(self.units) + 1)
+
+    def variance(self, before: float, missing_as: float = 0.0) -> float:
+        ys = self.outcomes(missing_as)
         if len(ys) < 30:
             return before
         mean = sum(ys) / len(ys)
         return max(sum(y * y for y in ys) / len(ys) - mean * mean, before / 100.0)
+
+    def share(self, name: str) -> float:
+        """Mean over the units of `missing` or `counted`."""
+        parts = [float(getattr(unit, name)) for unit in self.units]
+        return sum(parts) / len(parts) if parts else float(name == "counted")
+
+    def highest_score(self) -> float:
+        """Three standard errors above the mean of what has a score; 1 while there is little."""
+        scored = sum(1.0 - unit.missing for unit in self.units)
+        if scored < 30:
+            return 1.0
+        mean = sum(unit.y for unit in self.units) / scored
+        variance = max(sum(unit.y**2 for unit in self.units) / scored - mean**2, 0.0)
+        return min(mean + 3.0 * math.sqrt(variance / scored), 1.0)
 
     def quantile(self, share: float) -> float:
         """Upper edge of the 1 % bin in which the sorted list has the quantile."""

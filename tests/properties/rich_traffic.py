@@ -17,6 +17,7 @@ STAGES = tuple(StagePlan(weight, 0, MARGINS, 0.01, warmup_s=40.0) for weight in 
 SEED = {"latency_ms": np.random.default_rng(9).lognormal(6.0, 0.5, 300).tolist()}
 STICKY, SINGLE = ("default", "strict"), "requests"
 WITH_COVARIATES = "covariates"  # sticky, too
+STATED = (STICKY[0], SINGLE, WITH_COVARIATES)  # the judge's sampling is; else answers only lack a value
 
 
 def policy_of(case: str) -> GatePolicy:
@@ -30,7 +31,7 @@ def policy_of(case: str) -> GatePolicy:
         "quality": settings_of(base, "quality"),
         "hallucination": {
             **settings_of(base, "hallucination"),
-            "sampling": {"stable": 0.6, "canary": 0.9},
+            **({"sampling": {"stable": 0.6, "canary": 0.9}} if case in STATED else {}),
         },
     }
     if case == WITH_COVARIATES:

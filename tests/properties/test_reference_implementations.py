@@ -35,6 +35,7 @@ from tests.properties.rich_traffic import (
     SEED,
     SINGLE,
     STAGES,
+    STATED,
     STICKY,
     WITH_COVARIATES,
     policy_of,
@@ -42,10 +43,29 @@ from tests.properties.rich_traffic import (
 )
 
 METRICS = ("error", "latency_ms", "quality", "hallucinated")
+#: Of a rate whose answers lack a value although no sampling is stated.
+UNSTATED: tuple[Key, ...] = tuple(
+    ("hallucination", f"{use}, missing as harm", MARGINS["hallucination"]) for use in ("proof", "first proof")
+)
 KEYS: tuple[Key, ...] = (
     *((gate, use, 0.0) for gate in MARGINS for use in ("first", "session")),
-    *((gate, use, margin) for gate, margin in MARGINS.items() for use in ("proof", "first proof")),
-    *(("quality", f"{use}, failures as 1", MARGINS["quality"]) for use in ("proof", "first proof")),
+    *(
+        (gate, use, margin)
+        for gate, margin in MARGINS.items()
+        for use in ("proof", "first proof")
+        if gate != "quality"
+    ),
+    *(
+        ("quality", f"{use}, missing as {missing_as}", MARGINS["quality"])
+        for use in ("proof", "first proof")
+        for missing_as in ("harm", "mean")
+    ),
+    *UNSTATED,
+    *(
+        (gate, f"{use}, missing as harm", 0.0)
+        for gate in ("quality", "hallucination")
+        for use in ("first", "session")
+    ),
     *((metric, "presence", 0.0) for metric in METRICS),
     ("served", "share", 0.0),
     ("served", "turns", 0.0),
@@ -60,7 +80,7 @@ def played(channel: Channel) -> Played:
 
 
 def name_of(track: Track) -> str:
-    return f"{track.use}, failures as 1" if track.failed_as == 1.0 else track.use
+    return f"{track.use}, missing as {track.missing_as}" if track.missing_as else track.use
 
 
 @lru_cache
@@ -97,8 +117,9 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
 def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
     got, twins = both(case)
 
-    of_sticky_units = ("session", "first proof", "first proof, failures as 1", "fallback session")
-    assert (key in got) == (key in twins) == (case != SINGLE or key[1] not in of_sticky_units)
+    of_sticky_units = ("session", "first proof", "fallback session")
+    is_there = case != SINGLE or not key[1].startswith(of_sticky_units)
+    assert (key in got) == (key in twins) == (is_there and (case not in STATED or key not in UNSTATED))
     if key in twins:
         assert (got[key].peak, got[key].last) == pytest.approx((twins[key].peak, twins[key].last), abs=1e-9)
         assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
@@ -107,11 +128,20 @@ def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *(("quality", use, 0.0) for use in ("first", "session", "covariates")),
         *(
-            ("quality", f"{use}{failures}", MARGINS["quality"])
+            ("quality", use, 0.0)
+            for use in (
+                "first",
+                "session",
+                "first, missing as harm",
+                "session, missing as harm",
+                "covariates",
+            )
+        ),
+        *(
+            ("quality", f"{use}, missing as {missing_as}", MARGINS["quality"])
             for use in ("proof", "first proof")
-            for failures in ("", ", failures as 1")
+            for missing_as in ("harm", "mean")
         ),
     ],
     ids=lambda key: "-".join(map(str, key)),

@@ -42,7 +42,8 @@ def test_every_world_has_complete_columns_in_order_of_time(name: str) -> None:
     assert len({len(column) for column in got.values()}) == 1
     assert (np.diff(got["t_s"]) >= 0).all()
     assert not got["arm"][got["w"] == 0].any()
-    assert not np.isnan(got["latency_ms"]).any() if "latency_ms" in got else True
+    if "latency_ms" in got:
+        assert np.isnan(got["latency_ms"]).any() == (WORLDS[name].lost > 0.0)
 
 
 def test_a_unit_keeps_its_arm_and_its_weight() -> None:

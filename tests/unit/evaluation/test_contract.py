@@ -26,7 +26,7 @@ The harm done without a rule is measured in `tests/calibration/test_evidence_tra
 - failed units, a tolerated excess: test_a_tolerated_excess_of_failures_is_not_latencys_business
 - rejected units: test_a_fast_rejection_makes_neither_arm_look_faster
 - missing scores, margins: test_a_canary_that_fixes_errors_is_promoted
-- missing scores, at random: test_quality_judged_on_half_of_the_answers_is_valid
+- missing scores, at random: test_quality_judged_on_a_stated_share_of_the_answers_is_valid
 - missing values count a unit once: test_missing_values_of_a_user_count_once
 - the served rate counts units: test_users_that_always_fall_back_are_counted_once
 - guards count units: test_one_client_that_always_fails_is_one_unit

@@ -173,3 +173,53 @@ def test_the_order_within_one_time_stamp_does_not_depend_on_the_arm(seed: int) -
 
     assert not any("sample ratio" in reason for reason in result.reasons)
     assert result.decision == "promote"
+
+
+def one_score_each(
+    seed: int, before: float, after: float, which: str, *, people: int = 3000, lost: float = 0.0
+) -> Columns:
+    """Conversations of `before` and `after` mean turns, each with one score, of its first or last answer;
+    `lost`: share of the canary's conversations without any."""
+    rng = np.random.default_rng(seed)
+    weight = np.where(np.arange(people) < 500, 0.0, 0.2)
+    arm = (rng.random(people) < weight).astype(np.int64)
+    turns = 1 + rng.poisson(np.where(arm == 1, after, before) - 1.0)
+    unit = np.repeat(np.arange(people), turns)
+    turn = np.arange(len(unit)) - np.repeat(np.cumsum(turns) - turns, turns)
+    is_scored = turn == (turns[unit] - 1 if which == "last" else 0)
+    is_scored &= ~((arm == 1) & (rng.random(people) < lost))[unit]
+    t_s = 10.0 * unit + turn
+    order = np.argsort(t_s, kind="stable")
+    columns = {
+        "t_s": t_s,
+        "unit": unit,
+        "arm": arm[unit],
+        "w": weight[unit],
+        "assigned_by": np.full(len(unit), "sticky"),
+        "error": np.zeros(len(unit)),
+        "quality": np.where(is_scored, rng.beta(6.0, 2.0, len(unit)), np.nan),
+    }
+    return {name: values[order] for name, values in columns.items()}
+
+
+@pytest.mark.parametrize(
+    ("which", "after"), [("first", 3.0), ("first", 4.5), ("first", 6.0), ("last", 3.0), ("last", 4.5)]
+)
+def test_one_score_a_conversation_is_valid_however_long_they_are(after: float, which: str) -> None:
+    for seed in range(3):
+        result = run(one_score_each(seed, 3.0, after, which), GatePolicy.default().only("error", "quality"))
+
+        assert result.decision in ("undecided", "promote")
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_one_score_a_conversation_proves_quality_as_soon_as_one_for_each_answer(which: str) -> None:
+    columns = one_score_each(1, 3.0, 3.0, which, people=2500)
+
+    assert "quality" in run(columns, GatePolicy.default().only("error", "quality")).proofs
+
+
+def test_conversations_without_their_only_score_on_one_arm_are_invalid() -> None:
+    columns = one_score_each(1, 3.0, 4.5, "first", lost=0.2)
+
+    assert run(columns, GatePolicy.default().only("error", "quality")).decision == "invalid"

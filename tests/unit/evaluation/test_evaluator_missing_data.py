@@ -10,7 +10,8 @@ from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import EvidenceError
 from evaluation.report import GateReport
-from tests.fakes.evidence_maker import Columns, requests, streamed
+from evaluation.units.missingness import Presence, excess_log_e
+from tests.fakes.evidence_maker import Columns, requests, settings_of, streamed
 
 ERRORS = GatePolicy.default().only("error")
 
@@ -179,9 +180,58 @@ def test_scores_that_one_arm_lacks_are_said_as_not_comparable() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2])
-def test_scores_of_answers_chosen_at_random_prove_quality(share: float) -> None:
+def test_scores_of_answers_chosen_by_a_stated_coin_prove_quality(share: float) -> None:
+    gate = {**settings_of(GatePolicy.default(), "quality"), "sampling": {"stable": share, "canary": share}}
     for seed in range(3):
-        assert "quality" in run(judged_in_part(share, seed=seed)).proofs
+        assert "quality" in run(judged_in_part(share, seed=seed), {"gates": {"quality": gate}}).proofs
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.05, 0.08, 0.092])
+def test_values_missing_below_the_limit_are_valid_at_every_look(share: float, seed: int) -> None:
+    presence = presence_of(np.random.default_rng(seed).random((200, 100)) >= share)
+
+    assert [reason for reason in presence if reason is not None] == []
+
+
+@pytest.mark.parametrize("share", [0.18, 0.25, 0.5, 1.0])
+def test_values_missing_beyond_the_limit_are_invalid_until_they_come_again(share: float) -> None:
+    is_missing = np.random.default_rng(1).random((200, 100)) < share
+    is_missing[:40] = is_missing[80:] = False
+    presence = presence_of(~is_missing)
+
+    assert presence[:40] == [None] * 40
+    assert presence[79] is not None
+    assert presence[105:] == [None] * 95
+
+
+def test_users_whose_requests_all_lack_values_count_once() -> None:
+    """7 % of the users, with ten requests each: not seventy independent requests in a thousand."""
+    for seed in range(8):
+        is_missing = np.repeat(np.random.default_rng(seed).random((200, 10)) < 0.07, 10, axis=1)
+        is_first = np.tile(np.arange(10) == 0, 10)
+
+        assert set(presence_of(~is_missing, is_first)) == {None}
+
+
+def test_the_evidence_of_too_many_missing_values_is_the_integral_over_larger_shares() -> None:
+    p = np.linspace(0.1, 1.0, 400_001)
+    ratio = (p / 0.1) ** 30 * ((1.0 - p) / 0.9) ** 70
+
+    assert excess_log_e(1.0, 1, 0.5) == pytest.approx(np.log(1.5))
+    assert excess_log_e(0.3, 100, 0.1) == pytest.approx(np.log(ratio.mean()), abs=1e-4)
+
+
+def presence_of(present: np.ndarray, is_first: np.ndarray | None = None) -> list[str | None]:
+    """Reasons why a metric is INVALID after each block of requests. present: blocks x requests."""
+    presence = Presence(on_present=False, max_missing=0.1, restart_share=0.0, is_judged=False)
+    reasons = []
+    for number, block in enumerate(present):
+        every = np.ones(len(block), dtype=np.bool_)
+        at_s = np.arange(len(block), dtype=np.float64) + 100.0 * number
+        presence.count(block, every, every if is_first is None else is_first, at_s)
+        reasons.append(presence.reason())
+    return reasons
 
 
 def test_answers_that_fail_on_one_arm_do_not_make_its_scores_rarer() -> None:

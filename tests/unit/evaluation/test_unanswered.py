@@ -12,7 +12,7 @@ from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 from evaluation.units.answered import AnsweredGap, ScoredShare
-from tests.fakes.evidence_maker import Columns, requests, streamed
+from tests.fakes.evidence_maker import Columns, requests, settings_of, streamed
 
 PRESETS = ("default", "strict")
 ROWS = 24_000
@@ -134,12 +134,23 @@ def test_a_record_without_the_flag_was_not_rejected() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2])
-def test_quality_judged_on_half_of_the_answers_is_valid(share: float) -> None:
+def test_quality_judged_on_a_stated_share_of_the_answers_is_valid(share: float) -> None:
     """At random, on both arms: fewer scores, and no reason to doubt them."""
     columns = answered()
     columns["quality"] = np.where(np.random.default_rng(5).random(ROWS) < share, columns["quality"], np.nan)
+    gate = {**settings_of(GatePolicy.default(), "quality"), "sampling": {"stable": share, "canary": share}}
 
-    assert run(columns).decision == "promote"
+    assert run(columns, {"gates": {"quality": gate}}).decision == "promote"
+
+
+def test_few_scores_without_a_stated_sampling_name_it() -> None:
+    columns = answered()
+    columns["quality"] = np.where(np.random.default_rng(5).random(ROWS) < 0.2, columns["quality"], np.nan)
+
+    result = run(columns)
+
+    assert result.decision == "undecided"
+    assert any("`sampling`" in reason for reason in result.reasons)
 
 
 def test_scores_missing_by_arm_name_the_sampling() -> None:
@@ -194,14 +205,15 @@ def test_failures_count_half_where_a_judge_scores_half_of_the_answers() -> None:
     assert share[64:] == pytest.approx(17 / 33)
 
 
-def test_the_gap_of_answered_shares_is_of_the_units_before_and_shrunk() -> None:
-    """Updated after 64 drawn units: 16 of the canary, all answered, and 48 of stable, 36 of them answered.
-    The 10 units from before the canary do not count."""
+def test_the_gap_of_answered_shares_is_of_the_units_before_without_its_noise() -> None:
+    """Updated after 64 drawn units: 16 of the canary, all answered, and 48 of stable, 36 or 44 of them
+    answered. The 10 units from before the canary do not count."""
     rows = np.arange(80) - 10
     arm, w = (rows >= 0) & (rows % 4 == 0), np.where(rows >= 0, 0.25, 0.0)
-    shrunk, certain = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 != 1, 1.0) * 1.0)
-    stable, pooled = 48 - 4, (64 - 4) / 64
+    many = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 == 1, 1.0) * 1.0)
+    few = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 != 1, 1.0) * 1.0)
+    pooled = 52 / 64
 
-    assert set(shrunk[:74]) == {0.0}
-    assert shrunk[74] == pytest.approx((16 + 200 * pooled) / 216 - (stable + 200 * pooled) / 248)
-    assert certain.tolist() == [0.0] * 80  # so few are chance
+    assert set(many[:74]) == {0.0}
+    assert many[74] == pytest.approx(1 - 36 / 48 - 2 * (pooled * (1 - pooled) * (1 / 16 + 1 / 48)) ** 0.5)
+    assert few.tolist() == [0.0] * 80  # so few are chance

@@ -132,7 +132,8 @@ def test_with_one_replica_all_but_latency_must_be_proven_below_fifty_percent() -
     stages = gate_stages(plan, policy)
 
     assert latency_margins(plan, policy)[:2] == [set(), set()]
-    assert [set(stage.margins or ()) for stage in stages[:2]] == [{"error", "hallucination", "quality"}] * 2
+    without = {"error", "rejected", "hallucination", "quality"}
+    assert [set(stage.margins or ()) for stage in stages[:2]] == [without] * 2
 
 
 def test_no_stage_loads_a_canary_replica_beyond_the_load_ratio() -> None:

@@ -1,0 +1,87 @@
+"""Trials of what has no value: unscored answers, failures, rejections, lost records, conversations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.gate.trials import HARMED, PRESETS, Better, Goal, NotProven, Share, Stays, Trial
+from benchmarks.gate.worlds import Arm, World
+
+ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
+PROMOTED = frozenset({"promote"})
+UNITS = {"per request": False, "sticky": True}
+
+
+def hidden_trials() -> list[Trial]:
+    """All of them, in the order of the table."""
+    return [*_stays(), *_promoted(), *_not_proven()]
+
+
+def _stays() -> list[Trial]:
+    hard = World(sticky=True, stable=Arm(fails_hard=True), hard=0.05, worst_hard=True)
+    worlds = {
+        f"answers 5 % hard prompts as badly as possible, {units}": (
+            "stable fails on them; the canary's answers score 0 and are hallucinated",
+            replace(hard, sticky=sticky),
+        )
+        for units, sticky in UNITS.items()
+    }
+    for after in (3.0, 4.5):
+        for which in ("first", "last"):
+            worlds[f"one score a conversation, of its {which} answer, turns 3 -> {after:g}"] = (
+                "a longer conversation has no more scores",
+                World(sticky=True, canary=Arm(turns=after), one_score=which),
+            )
+    for units, sticky in UNITS.items():
+        worlds[f"8 % of the latencies lost, {units}"] = (
+            "at random on both arms, below the limit of 10 %",
+            World(sticky=sticky, lost=0.08),
+        )
+    goals: dict[str, Goal] = {p: Share(p, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for p in PRESETS}
+    return [Trial(n, "stays", says, Stays(n, world), goals) for n, (says, world) in worlds.items()]
+
+
+def _promoted() -> list[Trial]:
+    trials = []
+    for before, after, quality in ((0.20, 0.01, 0.75), (0.12, 0.01, 0.5)):
+        name = f"errors {before:.0%} -> {after:.0%}, quality {quality:g}, per request"
+        stable, canary = Arm(error=before, quality=quality), Arm(error=after, quality=quality)
+        world = World(sticky=False, stable=stable, canary=canary, w=0.25, canary_requests=10_000)
+        goals: dict[str, Goal] = {
+            f"promoted {preset}": Share(preset, PROMOTED, 0.95, 0.97, at_least=True) for preset in PRESETS
+        }
+        says = "a canary that fixes most errors of stable, and answers as well"
+        trials.append(Trial(name, "promoted", says, Better(name, world), goals, runs=200))
+    return trials
+
+
+def _not_proven() -> list[Trial]:
+    trials = []
+    proven: dict[str, Goal] = {"promoted": Share("proven", PROMOTED, 0.05, 0.05)}
+    for units, sticky in UNITS.items():
+        base = World(sticky=sticky, w=0.25, canary_requests=2000)
+        for judged in (0.7, 0.3):
+            name = (
+                f"quality at the margin, the worst 5 % unscored, {judged:.0%} of the others judged, {units}"
+            )
+            canary = Arm(quality=0.70, unscored_below=0.296)
+            world = replace(base, canary=canary, judged=judged, metrics=("error", "quality"))
+            says = "what the judge leaves out on the canary alone are its worst answers"
+            trials.append(
+                Trial(name, "not proven", says, NotProven(name, world, {"quality": 0.05}), proven, 400)
+            )
+        name = f"hallucination at the margin, half of the events without a value, {units}"
+        canary = Arm(hallucinated=0.09, unscored_events=0.5)
+        world = replace(base, canary=canary, judged=0.5, metrics=("error", "hallucinated"))
+        says = "a judge of half of the answers that misses half of the canary's hallucinations"
+        measure = NotProven(name, world, {"hallucination": 3.0})
+        trials.append(Trial(name, "not proven", says, measure, proven, 400))
+    for before, after in ((0.002, 0.02), (0.005, 0.03)):
+        name = f"rejects {before:.1%} -> {after:.1%}, per request"
+        stable, canary = Arm(rejected=before), Arm(rejected=after)
+        world = World(sticky=False, stable=stable, canary=canary, w=0.25, canary_requests=10_000)
+        goals: dict[str, Goal] = {f"promoted {p}": Share(p, PROMOTED, 0.05, 0.05) for p in PRESETS}
+        trials.append(
+            Trial(name, "not proven", "4xx that stable does not give", Better(name, world), goals, 200)
+        )
+    return trials
