@@ -137,7 +137,7 @@ def test_the_output_names_what_was_not_judged_below_the_decision(
 
     assert out.splitlines()[1].strip() == "NOT JUDGED: quality (no quality)"
     assert "next: add quality, or accept that it is unknown: --allow-unjudged REASON" in err
-    assert allowed[0].startswith("PROMOTE: error, latency_shape, hallucination proven after ")
+    assert allowed[0].startswith("PROMOTE: error, rejected, latency_shape, hallucination proven after ")
     assert allowed[1].strip() == "NOT JUDGED: quality (no quality); allowed: no judge yet"
 
 
