@@ -164,7 +164,8 @@ def test_a_sampled_metric_bet_at_plain_w_shows_false_harm() -> None:
         return run(judged(seed), policy).log_e["hallucinated"]
 
     assert share_of_runs(lambda seed: log_e(seed, ours) > 6.2) <= 0.05
-    assert share_of_runs(lambda seed: log_e(seed, plain) > 6.2) == 1.0
+    # Not in all: the channel that counts unanswered requests as harm must fire as well.
+    assert share_of_runs(lambda seed: log_e(seed, plain) > 6.2) >= 0.8
 
 
 def test_late_onset_restarts_keep_the_whole_alpha() -> None:
