@@ -21,6 +21,7 @@ from serving.router.assignment import (
     bucket_of,
     find_key,
     is_eligible,
+    salt_of,
     unit_of,
 )
 from serving.router.exchange import Exchange
@@ -156,7 +157,7 @@ class RouterCore:
         unit = unit_of(secret, table.rollout, key.text)
         if table.canary is None:
             return Assignment(STABLE, 0.0, None, unit, key.text, key.source, None)
-        bucket = bucket_of(table.salt, key.text)
+        bucket = bucket_of(salt_of(table.service, table.salt), key.text)
         if not self.has_lease(now_s):
             return Assignment(STABLE, 0.0, bucket, unit, key.text, "fenced", None)
         if not table.canary.replicas:

@@ -178,3 +178,28 @@ def test_a_busy_port_ends_the_command_with_one_line_and_exit_4(
 
     assert code == 4
     assert output == f"port {port} on 127.0.0.1: Address already in use; choose another with --port\n"
+
+
+def canary_users(folder: Path, service: str) -> set[int]:
+    path = folder / f"{service}.yaml"
+    text = GOOD.replace("service: chat", f"service: {service}").replace("salt: spring", "")
+    path.write_text(text.replace("10000", "1000"))
+    core = make_front(path).core
+    found = set()
+    for index in range(2000):
+        body = b'{"user": "u-%d"}' % index
+        request = Request("POST", Target("/v1/completions"), (), body)
+        exchange = core.begin(request, request_id=f"req-{index}", now_s=1e9, wall_s=1.0)
+        assert isinstance(exchange, Exchange)
+        one = exchange.next_attempt()
+        assert isinstance(one, Attempt)
+        if ":8002" in one.url:
+            found.add(index)
+    return found
+
+
+def test_two_services_without_a_salt_have_different_canary_users(tmp_path: Path) -> None:
+    chat, search = canary_users(tmp_path, "chat"), canary_users(tmp_path, "search")
+
+    assert 150 < len(chat) < 250
+    assert len(chat & search) < 50  # 1 % of 2000 are expected in both
