@@ -11,6 +11,10 @@ Rules:
 4. Of the two replicas that a key prefers (rendezvous hashing: the highest of the replicas' scores for it),
    the one with less in flight is asked. A key keeps its replicas, whose prefix caches are warm, when others
    come or go: of n replicas one more takes 1/(n+1) of the keys, from all alike.
+5. A request for what one engine keeps (a stored response, a file) is a *lookup*: the replicas are asked in
+   turn, stable's first, and one that answers 404 does not have it. No memory of ids is needed, so that this
+   survives restarts, works at every router, and finds the right one of an arm's replicas. vLLM and others
+   answer 404 before they do anything; only endpoints that are no vLLM say 400.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from serving.router.assignment import hash64
 from serving.router.types import Assignment, Failure, RouterContext
 
 MAX_ATTEMPTS = 4  # of one request, both arms together
+MAX_LOOKUPS = 64  # replicas that are asked for one id
 
 _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
 _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
@@ -74,6 +79,7 @@ class Attempts:
         self.replica: Replica | None = None  # of the current attempt
         self.first_cause: str | None = None  # why the first attempt failed; None: it did not, or was fenced
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
+        self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
 
     @property
     def has_fallen_back(self) -> bool:
@@ -90,20 +96,37 @@ class Attempts:
 
     def begin(self) -> tuple[Arm, Replica] | None:
         """The version and replica to ask now; None: no replica is left."""
+        if self._assignment.is_lookup:
+            return self._begin_lookup()
         while self.count < MAX_ATTEMPTS and not self._is_exhausted:
             arm = self.current_arm
             replica = self._choose_replica() if arm else None
             if arm is not None and replica is not None:
-                self.count += 1
-                self.replica = replica
-                self._tried_urls.append(replica.url)
-                self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
+                self._use(replica)
                 return arm, replica
             if self.arm == STABLE:
                 break
             self.first_cause = self.first_cause or "refused"
             self._fall_back()
         return None
+
+    def _begin_lookup(self) -> tuple[Arm, Replica] | None:
+        if self.count >= MAX_LOOKUPS:
+            return None
+        for arm in (STABLE, CANARY):
+            self.arm = arm
+            current, untried = self.current_arm, self._untried()
+            if current is not None and untried:
+                self._use(preferred(untried, self._assignment.key)[0])
+                assert self.replica is not None
+                return current, self.replica
+        return None
+
+    def _use(self, replica: Replica) -> None:
+        self.count += 1
+        self.replica = replica
+        self._tried_urls.append(replica.url)
+        self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
 
     def release(self) -> None:
         """The current attempt is over."""
@@ -117,6 +140,9 @@ class Attempts:
 
     def failed(self, why: Failure) -> None:
         """The current attempt, which is over, got no answer."""
+        if self._assignment.is_lookup:
+            self._has_lookup_failed = True
+            return
         if why == "withheld" and self.arm == CANARY:
             self._fall_back()
             return
@@ -136,6 +162,8 @@ class Attempts:
     def is_answer(self, status: int) -> bool:
         """True: the client gets what the current attempt answered; False: ask again, after `release`."""
         cause = failure_of(status)
+        if self._assignment.is_lookup:
+            return self._is_found(status, cause is not None)
         if cause is None:
             if 400 <= status < 500 and self._is_first:
                 self.first_4xx = status
@@ -150,6 +178,22 @@ class Attempts:
         if is_replaced:
             self._fall_back()
         return not is_replaced
+
+    def _is_found(self, status: int, has_failed: bool) -> bool:
+        """Whether this is the answer to a lookup. The last replica's "not found" is, if all answered."""
+        arm = self.current_arm
+        is_unknown = status == 404 or (status == 400 and arm is not None and arm.external)
+        if not (is_unknown or has_failed):
+            return True
+        self._has_lookup_failed = self._has_lookup_failed or has_failed
+        return not self._has_lookup_failed and not self._has_more()
+
+    def _has_more(self) -> bool:
+        """True when a lookup has another replica to ask."""
+        newest = self._context.table or self._table
+        arms = (newest.stable, self._table.canary)
+        urls = {one.url for arm in arms if arm is not None for one in arm.replicas}
+        return self.count < MAX_LOOKUPS and not urls <= set(self._tried_urls)
 
     @property
     def _is_first(self) -> bool:

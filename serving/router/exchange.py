@@ -288,6 +288,7 @@ class Exchange:
             (b"x-canaryctl-arm", b"canary" if self._attempts.arm == CANARY else b"stable"),
             (b"x-canaryctl-revision", self._table.table_revision.encode()),
             (b"x-canaryctl-request-id", self.request_id.encode()),
+            *self._assignment.answer_headers,
         ]
 
     def _require(self, holds: bool, event: str) -> None:

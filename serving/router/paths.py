@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from serving.router.types import Refusal
-from serving.targets import QUERY_LIMIT, Target, method_of, normalised
+from serving.targets import QUERY_LIMIT, Target, methods_of, normalised
 
 SHOWN_LIMIT = 100  # bytes of a refused path in its error
 _SCHEME_AND_HOST = re.compile(rb"^https?://[^/?#]*", re.IGNORECASE)
@@ -32,12 +32,12 @@ def find_target(method: str, raw: bytes, service: str) -> Found | Refusal:
     prefix = "/" + service
     if path is not None and (path == prefix or path.startswith(prefix + "/")):
         path = path[len(prefix) :]
-    allowed = method_of(path) if path is not None else None
-    if path is None or allowed is None:
+    allowed = methods_of(path) if path is not None else ()
+    if path is None or not allowed:
         return _unknown_path(method, raw_path, path or "", service)
-    if method != allowed and method != "OPTIONS" and (method, allowed) != ("HEAD", "GET"):
-        message = f"{method} is not a method of {path}; send {allowed}"
-        return Refusal(405, "method_not_allowed", message, ((b"allow", allowed.encode()),))
+    if method not in allowed and method != "OPTIONS" and not (method == "HEAD" and "GET" in allowed):
+        message = f"{method} is not a method of {path}; send {' or '.join(allowed)}"
+        return Refusal(405, "method_not_allowed", message, ((b"allow", ", ".join(allowed).encode()),))
     if len(query) > QUERY_LIMIT:
         message = f"a query of {len(query)} bytes exceeds {QUERY_LIMIT}; correct the address"
         return Refusal(400, "bad_query", message)

@@ -43,6 +43,7 @@ class Request:
     target: Target  # without the service's prefix
     headers: RawHeaders
     body: bytes
+    peer: str = ""  # the client's address; empty: not known
 
     @property
     def path(self) -> str:
@@ -125,6 +126,8 @@ class Assignment:
     key: str  # raw; never recorded
     assigned_by: AssignedBy
     canary: Canary | None  # the canary it could have been assigned to; None: not randomised
+    is_lookup: bool = False  # the engines are asked in turn for the state of an earlier request
+    answer_headers: tuple[tuple[bytes, bytes], ...] = ()  # for the client
 
 
 class RouterContext(Protocol):

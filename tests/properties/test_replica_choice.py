@@ -1,4 +1,4 @@
-"""Properties of the choice of replicas: scaling moves few keys, and only to or from the replica it is about."""
+"""Properties of the choice of replicas: scaling moves few keys, and only to or from one replica."""
 
 from __future__ import annotations
 

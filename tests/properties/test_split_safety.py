@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.router import RouterCore, canary_of
+from serving.router.assigner import canary_of
+from serving.router.router import RouterCore
 from serving.table.route_table import Poll, Split, TableCore
 
 ROUTERS = 3

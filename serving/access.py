@@ -1,0 +1,66 @@
+"""Clients of a service: their API keys, audiences and categories, and the key that signs affinity tokens.
+
+A client's key is known by its SHA-256 alone, so a key must be long and random; who reads a table learns none.
+
+Invariant: pure; imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """What the holder of an API key is."""
+
+    name: str  # who holds it; shown, never secret
+    audiences: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    may_force: bool = False  # may choose the arm by x-canaryctl-force
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedHeaders:
+    """Headers from which a client's audience or category is read, and who may set them."""
+
+    audience: str | None  # a header's name in lower case; None: none
+    category: str | None
+    networks: tuple[str, ...]  # addresses in CIDR form; from any other the headers are ignored
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use a service, and the weights of audiences and categories."""
+
+    keys: Mapping[str, ClientKey] = field(default_factory=dict)  # by `digest_of` the key
+    keys_required: bool = False  # requests without a listed key are refused
+    trusted: TrustedHeaders | None = None
+    audience_bp: Mapping[str, int] = field(default_factory=dict)  # weight of an audience, 0-10000
+    category_bp: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """How affinity tokens are signed and carried."""
+
+    key: bytes = field(repr=False)
+    cookie: bool = False  # also as a cookie, for browsers; a back end's HTTP client would share it
+
+    @classmethod
+    def of(cls, root: str, *, cookie: bool = False) -> Affinity:
+        """That of a service with this root secret. Raises ValueError when that is empty."""
+        if not root:
+            raise ValueError("a service's secret is empty; set one, or anyone could sign affinity tokens")
+        return cls(hmac.digest(root.encode(), b"canaryctl affinity tokens", "sha256"), cookie)
+
+
+def digest_of(key: str) -> str:
+    """The SHA-256 of an API key in hex, as it stands in tables.
+
+    Check: digest_of('sk-1') begins with 0f2c10bf.
+    """
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
