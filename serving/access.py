@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,40 @@ class Affinity:
         if not root:
             raise ValueError("a service's secret is empty; set one, or anyone could sign affinity tokens")
         return cls(hmac.digest(root.encode(), b"canaryctl affinity tokens", "sha256"), cookie)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRules:
+    """What a service's spec says about its clients."""
+
+    access: Access | None = None  # None: all clients are alike
+    cookie: bool = False  # affinity tokens are also cookies
+    burst_cap: float | None = None  # canary requests expected in any 10 s at each router; None: no cap
+
+    def to_json(self) -> dict[str, Any]:
+        """These rules as a dict of JSON values."""
+        access = None if self.access is None else asdict(self.access)
+        return {"access": access, "cookie": self.cookie, "burst_cap": self.burst_cap}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> ClientRules:
+        """The rules that `to_json` wrote; none were written: clients are all alike."""
+        if data is None:
+            return cls()
+        return cls(_access_of(data["access"]), data["cookie"], data["burst_cap"])
+
+
+def _access_of(data: Mapping[str, Any] | None) -> Access | None:
+    if data is None:
+        return None
+    keys = {
+        digest: ClientKey(one["name"], tuple(one["audiences"]), tuple(one["categories"]), one["may_force"])
+        for digest, one in data["keys"].items()
+    }
+    trusted = data["trusted"]
+    if trusted is not None:
+        trusted = TrustedHeaders(trusted["audience"], trusted["category"], tuple(trusted["networks"]))
+    return Access(keys, data["keys_required"], trusted, dict(data["audience_bp"]), dict(data["category_bp"]))
 
 
 def digest_of(key: str) -> str:

@@ -31,7 +31,7 @@ from serving.router.types import Limits
 
 # Serve restarts every replica of a deployment whose version changes, and a deployment without one gets a
 # random version. Raise it when this router must not run beside the previous one.
-ROUTER_VERSION = "3"
+ROUTER_VERSION = "4"
 REPORT_S = 0.2
 RETRY_S = 0.1
 CALL_TIMEOUT_S = 1.0
@@ -72,7 +72,8 @@ class RayTableClient:
         """
         actor = await self._actor(table_name(self._service))
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            table: RouteTable | None = await actor.watch.remote(core.router, *core.applied)
+            counts = core.take_counts(now_s=boot_s())  # of a poll that fails they are lost, and missed by none
+            table: RouteTable | None = await actor.watch.remote(core.router, *core.applied, counts)
         return table
 
     async def _poll(self, core: RouterCore) -> None:

@@ -14,7 +14,11 @@ Rules:
 4. An older fencing token is refused. A tombstoned rollout can have no canary, and can set no stable but the
    one it started from.
 5. After 60 s without a heartbeat from the controller the canary is withdrawn; stable stays.
-6. A restarted table begins with a higher epoch and without a canary, and waits for one lease, because it does
+6. A canary that is put in begins a generation, which affinity tokens are bound to: what withdraws it
+   (a rollback, silence, a restart) revokes them all.
+7. Routers report with their polls how many requests they had by unit; a unit that is heavy by all of them is
+   published as such, for the rest of its rollout.
+8. A restarted table begins with a higher epoch and without a canary, and waits for one lease, because it does
    not know the routers of its predecessor.
 
 Clock: `now_s` is seconds of CLOCK_BOOTTIME, which includes the time that a machine is suspended.
@@ -27,8 +31,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serving.access import Affinity, ClientRules
 from serving.credentials import ControlSecret, DataSecret
-from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitStatus
+from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitStatus, UnitCounts
+from serving.table.heavy_keys import HeavyKeys
 
 TABLE_LEASE_S = 1.0
 LEASE_MARGIN_S = 0.2
@@ -76,6 +82,7 @@ class Poll:
 
     router: str
     applied: tuple[int, int]
+    counts: UnitCounts | None = None  # requests by unit; None: no report is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,9 @@ class TableCore:
         self._fences_suffice = False  # the withdrawn canary had fences, and none of them was given up
         self._how: AppliedHow = "pending"
         self._took_ms: float | None = None
+        self._heavy = HeavyKeys()
+        self._generation = ""
+        self._rules = ClientRules.from_json(stored.get("clients"))
 
     @property
     def publication(self) -> tuple[int, int]:
@@ -151,6 +161,13 @@ class TableCore:
         """Set the service's root secret; the data secret of a changed one is published."""
         if secret != self._secret:
             self._secret = secret
+            self._change += 1
+
+    def set_clients(self, rules: ClientRules, *, token: int, now_s: float) -> None:
+        """Publish who may use the service, if that differs. Raises StaleFencingToken."""
+        self.heartbeat(token, now_s=now_s)
+        if rules != self._rules:
+            self._rules = rules
             self._change += 1
 
     def set_split(self, split: Split, *, token: int, now_s: float) -> SplitStatus:
@@ -243,11 +260,18 @@ class TableCore:
             canary=self._arm(split.canary) if split.canary else None,
             stage=split.stage,
             secret=DataSecret.of(self._secret) if self._secret else None,
+            access=self._rules.access,
+            affinity=Affinity.of(self._secret, cookie=self._rules.cookie) if self._secret else None,
+            generation=self._generation,
+            heavy=self._heavy.units,
+            burst_cap=self._rules.burst_cap,
         )
 
     def poll(self, poll: Poll, *, now_s: float) -> bool:
         """Record a router's acknowledgement and renew its lease; True: it needs a newer table."""
         self._routers[poll.router] = _Router(poll.applied, now_s)
+        if poll.counts is not None and self._heavy.add(poll.counts, now_s=now_s):
+            self._change += 1
         self.tick(now_s=now_s)
         return self.has_news(poll)
 
@@ -303,6 +327,7 @@ class TableCore:
             "tombstones": list(self._tombstones),
             "home": dict(self._initial_stable),
             "arms": [arm.to_json() for arm in arms],
+            "clients": self._rules.to_json(),
         }
 
     # ---- inside
@@ -326,6 +351,9 @@ class TableCore:
         self._how, self._took_ms = "pending", None
         if before.stable != split.stable:
             self._stable_change = self._change
+        self._heavy.begin(split.rollout)
+        if (before.rollout, before.canary) != (split.rollout, split.canary):
+            self._generation = f"{self._epoch}.{self._revision}"
         if before.canary != split.canary:
             # A canary that became stable gets no fence: routers with an older table must still reach it.
             withdrawn = self._canary_urls if before.canary != split.stable else set()

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from serving.access import ClientRules
 from serving.actor_names import FLEET, NAMESPACE, detached, records_name, table_name
 from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
 from serving.table.records_actor import RecordsActor
@@ -68,6 +69,10 @@ class RayTraffic:
         """Publish the split if it differs, and return how far it is applied; None: unreachable."""
         status: SplitStatus | None = self._call(table_name(service), "set_split", split.checked(), token)
         return status
+
+    def set_clients(self, service: str, rules: ClientRules, *, token: int) -> bool:
+        """Publish who may use the service; False: unreachable."""
+        return self._call(table_name(service), "set_clients", rules, token, default=False) is None
 
     def observe(self, service: str) -> SplitStatus | None:
         """The current split, and how far it is applied; None: unreachable."""
