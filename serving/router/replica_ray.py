@@ -72,7 +72,7 @@ class RayTableClient:
         """
         actor = await self._actor(table_name(self._service))
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            counts = core.take_counts(now_s=boot_s())  # of a poll that fails they are lost, and missed by none
+            counts = core.take_counts(now_s=boot_s())  # lost when the poll fails
             table: RouteTable | None = await actor.watch.remote(core.router, *core.applied, counts)
         return table
 
