@@ -68,6 +68,10 @@ _DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 
 
+# First segments of routes, which no service may have as its name.
+RESERVED_NAMES = frozenset(path.split("/")[1] for path in _METHODS)
+
+
 def methods_of(path: str) -> tuple[str, ...]:
     """The methods of a listed path in its one spelling; empty: it is not for users."""
     methods = _METHODS.get(path)

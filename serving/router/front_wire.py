@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Protocol, TypeAlias, cast
 
 from serving.clock import boot_s
 from serving.router.body_reader import BodyReader
-from serving.router.client_connection import ClientConnection
+from serving.router.client_connection import BODY_BUDGET, ClientConnection
 from serving.router.router import RouterCore
 from serving.router.upstream import Upstream
 
@@ -26,15 +26,21 @@ OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
 class Background(Protocol):
     """The tasks beside the requests: receive route tables, send records."""
 
-    async def start(self, core: RouterCore) -> None: ...
+    async def start(self, core: RouterCore) -> None:
+        """Serve this core too; called once for each."""
+
     async def stop(self) -> None: ...
 
 
 class WireFront:
-    """HTTP server over one `RouterCore`."""
+    """HTTP server over one `RouterCore` a service."""
 
-    def __init__(self, core: RouterCore, background: Background) -> None:
-        self.core = core
+    def __init__(self, cores: RouterCore | Sequence[RouterCore], background: Background) -> None:
+        """cores: of different services; at least one."""
+        listed = [cores] if isinstance(cores, RouterCore) else list(cores)
+        self.core = listed[0]  # the only one, as a rule; its limits hold for all connections
+        self.cores = {core.service: core for core in listed}
+        self.services = tuple(self.cores)
         self.body_bytes = 0  # of all requests that are held now
         self.upstream: Upstream | None = None
         self.reader = BodyReader()
@@ -53,7 +59,8 @@ class WireFront:
     async def start(self) -> None:
         """Open the connection pool and start the background, in the running event loop."""
         self.upstream = Upstream(self.core.limits)
-        await self._background.start(self.core)
+        for core in self.cores.values():
+            await self._background.start(core)
         self._sweep()
 
     async def listen(self, listening: socket.socket) -> int:
@@ -117,6 +124,8 @@ class WireFront:
 
     def _sweep(self) -> None:
         now_s = boot_s()
+        for core in self.cores.values():
+            core.assigner.is_overloaded = self.body_bytes > BODY_BUDGET // 2
         for connection in list(self._connections):
             connection.check(now_s)
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)

@@ -87,6 +87,11 @@ class RouterCore:
         arms = (self.table.stable, self.table.canary) if self.table else ()
         return tuple(arm.model for arm in arms if arm is not None and arm.model is not None)
 
+    @property
+    def needs_peer(self) -> bool:
+        """True when the table trusts headers of some addresses alone."""
+        return self.table is not None and self.table.access is not None and bool(self.table.access.trusted)
+
     def begin(
         self,
         request: Request,

@@ -9,7 +9,7 @@ import pytest
 from serving.messages import Arm
 from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
-from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_table
+from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_tables
 from serving.router.types import Attempt, Request
 from serving.targets import Target
 
@@ -39,7 +39,7 @@ def target(core: RouterCore) -> str:
 
 
 def test_a_file_becomes_a_table_of_external_upstreams(path: Path) -> None:
-    table = read_table(path, change=1)
+    table = read_tables(path, change=1)["chat"]
 
     assert table.stable is not None
     assert table.canary is not None
@@ -74,7 +74,7 @@ def test_an_endpoint_in_a_table_has_a_model_name_and_a_key_that_nothing_shows(
 def test_a_key_file_is_found_beside_the_table_and_read_when_it_is_used(path: Path) -> None:
     path.write_text(KEYED.replace("api_key_env: EXAMPLE_KEY", "api_key_file: key"))
     (path.parent / "key").write_text("sk-1\n")
-    table = read_table(path, change=1)
+    table = read_tables(path, change=1)["chat"]
     (path.parent / "key").write_text("sk-2\n")
 
     assert table.canary is not None
