@@ -120,6 +120,7 @@ class Attempts:
                 self._use(preferred(untried, self._assignment.key)[0])
                 assert self.replica is not None
                 return current, self.replica
+        self.arm = STABLE
         return None
 
     def _use(self, replica: Replica) -> None:

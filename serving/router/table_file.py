@@ -33,81 +33,29 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import uvloop
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError
 
 from serving.access import Affinity
 from serving.clock import boot_s
-from serving.credentials import ENV_NAME, KeyReference, NoKey
-from serving.files.client_rules import ClientFields, KeySpec, TrustSpec
+from serving.credentials import KeyReference, NoKey
+from serving.files.client_rules import KeySpec, TrustSpec
 from serving.files.strict_yaml import YamlError, load_yaml
-from serving.messages import FULL_BP, Arm, Replica, RouteTable
+from serving.messages import Arm, Replica, RouteTable
 from serving.router.front_wire import WireFront
 from serving.router.router import RouterCore
+from serving.router.table_schema import SHARED, AffinitySpec, TableSpec, UpstreamSpec
 from serving.table.heavy_keys import HeavyKeys
-from serving.targets import RESERVED_NAMES, Endpoint
 
 RELOAD_CHECK_S = 0.5
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 SHORTEST_TOKEN_KEY = 16  # bytes
-SHARED = ("keys", "keys_required", "trust", "affinity")  # keys of a file that hold for several services
 _FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
 
 
 class TableFileError(ValueError):
     """The file is invalid or unreadable; one line with the value, the limit and the remedy."""
-
-
-class _Upstream(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    url: str
-    version: str = ""
-    model: str | None = Field(None, min_length=1)
-    api_key_env: str | None = Field(None, pattern=ENV_NAME)
-    api_key_file: str | None = Field(None, min_length=1)
-
-    @field_validator("url")
-    @classmethod
-    def _is_address(cls, url: str) -> str:
-        Endpoint.parsed(url)
-        return url.rstrip("/")
-
-    @model_validator(mode="after")
-    def _has_one_key(self) -> Self:
-        if self.api_key_env is not None and self.api_key_file is not None:
-            raise ValueError("api_key_env and api_key_file are both given; keep one")
-        return self
-
-
-class _Affinity(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    key_env: str | None = Field(None, pattern=ENV_NAME)
-    key_file: str | None = Field(None, min_length=1)
-    cookie: bool = Field(default=False, strict=True)
-
-    @model_validator(mode="after")
-    def _has_one_key(self) -> Self:
-        if self.key_env is not None and self.key_file is not None:
-            raise ValueError("key_env and key_file are both given; keep one")
-        return self
-
-
-class _TableFile(ClientFields):
-    service: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
-    stable: _Upstream
-    canary: _Upstream | None = None
-    weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
-    salt: str = ""
-    affinity: _Affinity | None = None
-
-    @field_validator("service")
-    @classmethod
-    def _is_no_route(cls, service: str) -> str:
-        if service in RESERVED_NAMES:
-            raise ValueError(f"is the beginning of a route, /{service}; choose another name")
-        return service
 
 
 def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
@@ -127,7 +75,7 @@ def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
     tables: dict[str, RouteTable] = {}
     for where, entry in entries:
         try:
-            table = _table(_TableFile.model_validate(entry), path.parent, change)
+            table = _table(TableSpec.model_validate(entry), path.parent, change)
         except ValidationError as exc:
             raise TableFileError(f"table {path}: {where}{_first_line(exc)}") from exc
         except ValueError as exc:
@@ -136,6 +84,14 @@ def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
             raise TableFileError(f"table {path}: service {table.service} is given twice; keep one")
         tables[table.service] = table
     return tables
+
+
+def read_table(path: Path, *, change: int) -> RouteTable:
+    """The table of a file with one service. Raises TableFileError."""
+    tables = read_tables(path, change=change)
+    if len(tables) > 1:
+        raise TableFileError(f"table {path}: has services {_list(tables)}; give a file with one")
+    return next(iter(tables.values()))
 
 
 def _entries(data: object) -> list[tuple[str, object]]:
@@ -157,7 +113,7 @@ def _entries(data: object) -> list[tuple[str, object]]:
     return entries
 
 
-def _table(spec: _TableFile, folder: Path, change: int) -> RouteTable:
+def _table(spec: TableSpec, folder: Path, change: int) -> RouteTable:
     """Raises ValueError."""
     largest_bp = max(spec.weight_bp, spec.largest_bp)
     if largest_bp and spec.canary is None:
@@ -183,7 +139,7 @@ def _table(spec: _TableFile, folder: Path, change: int) -> RouteTable:
     )
 
 
-def _affinity(spec: _Affinity | None, folder: Path) -> Affinity | None:
+def _affinity(spec: AffinitySpec | None, folder: Path) -> Affinity | None:
     """How tokens are signed. Without a key by a random one, so that they end with this process."""
     if spec is None:
         return None
@@ -211,7 +167,7 @@ def _located(file: str | None, folder: Path) -> str | None:
     return None if file is None else str((folder / Path(file).expanduser()).absolute())
 
 
-def _arm(upstream: _Upstream, name: str, folder: Path) -> Arm:
+def _arm(upstream: UpstreamSpec, name: str, folder: Path) -> Arm:
     """The upstream as an arm. Raises NoKey when its key cannot be read now."""
     api_key = KeyReference.from_names(upstream.api_key_env, _located(upstream.api_key_file, folder))
     if api_key is not None:
@@ -237,13 +193,13 @@ def _first_line(error: ValidationError) -> str:
 def _known_at(loc: tuple[int | str, ...]) -> str:
     """The keys that the mapping around this place may have."""
     kinds: dict[object, type[BaseModel]] = {
-        "stable": _Upstream,
-        "canary": _Upstream,
+        "stable": UpstreamSpec,
+        "canary": UpstreamSpec,
         "keys": KeySpec,
         "trust": TrustSpec,
-        "affinity": _Affinity,
+        "affinity": AffinitySpec,
     }
-    fields = (kinds[loc[0]] if len(loc) > 1 and loc[0] in kinds else _TableFile).model_fields
+    fields = (kinds[loc[0]] if len(loc) > 1 and loc[0] in kinds else TableSpec).model_fields
     names = [field.alias or name for name, field in fields.items()]
     return _list(sorted(names, key=lambda name: name not in _FIRST))
 
