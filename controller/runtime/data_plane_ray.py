@@ -13,6 +13,7 @@ from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.runtime.probes_http import Target
+from serving.access import ClientRules
 from serving.credentials import DataSecret
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
@@ -40,6 +41,7 @@ class RouterClient(TrafficClient, Protocol):
     """The same with routers, which the in-memory table does not have."""
 
     def start_router(self, service: str, replicas: int = 1) -> None: ...
+    def set_clients(self, service: str, rules: ClientRules, *, token: int) -> bool: ...
 
 
 def translated(call: Callable[[], T]) -> T:
@@ -106,28 +108,39 @@ class TrafficAdapter:
 
 
 class IngressAdapter:
-    """The keeper's `Ingress`: a service's two actors and its routers. routers: how many a service has."""
+    """The keeper's `Ingress`: a service's two actors, its routers and clients.
+
+    routers: how many a service has.   clients: the rules of a service's clients.
+    """
 
     def __init__(
         self,
         traffic: RouterClient,
         routers: Callable[[str], int],
+        clients: Callable[[str], ClientRules],
         stop_router: Callable[[str], None],
         monotonic_s: Callable[[], float],
     ) -> None:
         self._traffic = traffic
         self._routers = routers
+        self._clients = clients
         self._stop_router = stop_router
         self._monotonic_s = monotonic_s
         self._checked_at_s: dict[str, float] = {}
 
     def open(self, service: str, secret: str, *, token: int) -> None:
-        """Start the actors and routers that do not run; checked once per `REOPEN_S`."""
+        """Start the actors and routers that do not run, and publish clients; once per `REOPEN_S`."""
         now_s = self._monotonic_s()
         if now_s - self._checked_at_s.get(service, -REOPEN_S) < REOPEN_S:
             return
-        if service not in self._checked_at_s or self._traffic.observe(service) is None:
+        is_new = service not in self._checked_at_s or self._traffic.observe(service) is None
+        if is_new:
             self._traffic.open(service, secret)
+        # Before the routers: they would serve whoever comes, also where keys are required.
+        rules = self._clients(service)
+        if not translated(lambda: self._traffic.set_clients(service, rules, token=token)):
+            raise Unreachable(f"the route table of {service} does not answer")
+        if is_new:
             self._traffic.start_router(service, self._routers(service))
         self._checked_at_s[service] = now_s
 

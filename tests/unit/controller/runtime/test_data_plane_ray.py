@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,11 +18,13 @@ from controller.runtime.data_plane_ray import (
     TrafficAdapter,
     probe_target,
 )
+from serving.access import ClientRules
 from serving.credentials import DataSecret, KeyReference, NoKey
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
 from serving.table.route_table import Split, StaleFencingToken
 
+RULES = ClientRules(burst_cap=5.0)
 STATUS = SplitStatus(7, 3, "r-00000001", "v-1", "v-2", 500, True, "fenced", tombstoned=("r-0000000f",))
 
 
@@ -42,6 +45,12 @@ class RecordingTraffic:
 
     def start_router(self, service: str, replicas: int = 1) -> None:
         self.calls.append(("start_router", service, replicas))
+
+    def set_clients(self, service: str, rules: ClientRules, *, token: int) -> bool:
+        if self.stale:
+            raise StaleFencingToken("token 1 is older than 2")
+        self.calls.append(("clients", service, rules))
+        return self.status is not None
 
     def set_split(self, service: str, split: Split, *, token: int) -> SplitStatus | None:
         if self.stale:
@@ -185,16 +194,50 @@ def test_a_probe_has_no_target_while_the_data_plane_cannot_be_read() -> None:
 
 def test_a_front_is_opened_once_and_again_after_its_table_is_lost() -> None:
     traffic, now = RecordingTraffic(), [0.0]
-    ingress = IngressAdapter(traffic, lambda service: 3, lambda service: None, lambda: now[0])
+    ingress = IngressAdapter(
+        traffic, lambda service: 3, lambda service: RULES, lambda service: None, lambda: now[0]
+    )
     for now[0] in (0.0, 1.0, 11.0):
         ingress.open("chat", "s", token=1)
     before = list(traffic.calls)
     traffic.status = None
     for now[0] in (12.0, 23.0):
-        ingress.open("chat", "s", token=1)
+        with contextlib.suppress(Unreachable):
+            ingress.open("chat", "s", token=1)
 
-    opened = [("open", "chat", "s"), ("start_router", "chat", 3)]
-    assert (before, traffic.calls) == (opened, opened * 2)
+    clients = ("clients", "chat", RULES)
+    opened = [("open", "chat", "s"), clients, ("start_router", "chat", 3), clients]
+    assert (before, traffic.calls[len(before) :]) == (opened, [("open", "chat", "s"), clients])
+
+
+def ingress_of(traffic: RecordingTraffic) -> IngressAdapter:
+    return IngressAdapter(traffic, lambda name: 1, lambda name: RULES, lambda name: None, lambda: 0.0)
+
+
+def test_routers_start_only_when_the_table_knows_the_clients() -> None:
+    traffic = RecordingTraffic(status=None)
+    ingress = IngressAdapter(
+        traffic, lambda service: 1, lambda service: RULES, lambda service: None, lambda: 0.0
+    )
+    with pytest.raises(Unreachable, match="the route table of chat does not answer"):
+        ingress.open("chat", "s", token=1)
+    before = [call[0] for call in traffic.calls]
+    traffic.status = STATUS
+    ingress.open("chat", "s", token=1)
+
+    assert before == ["open", "clients"]
+    assert [call[0] for call in traffic.calls[2:]] == ["open", "clients", "start_router"]
+
+
+def test_a_stale_controller_publishes_no_clients() -> None:
+    traffic = RecordingTraffic()
+    traffic.stale = True
+    ingress = IngressAdapter(
+        traffic, lambda service: 1, lambda service: RULES, lambda service: None, lambda: 0.0
+    )
+
+    with pytest.raises(StaleToken):
+        ingress.open("chat", "s", token=1)
 
 
 def test_a_front_stops_routers_before_actors() -> None:
@@ -202,6 +245,7 @@ def test_a_front_stops_routers_before_actors() -> None:
     ingress = IngressAdapter(
         traffic,
         lambda service: 1,
+        lambda service: RULES,
         lambda service: traffic.calls.append(("stop_router", service)),
         lambda: 0.0,
     )
