@@ -234,6 +234,8 @@ def _proof_report(
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
         log_e, text = 0.0, "no unit of this stage has settled yet"
+    elif metric.presence.is_uneven:
+        text = f"{names[shown]} not proven: more values are missing on one arm than chance explains"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
     if tracks[0].use == "first proof":
@@ -288,6 +290,7 @@ def _report(
         is_alarm=gate.is_alarm,
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
+        statistic="mean" if metric.canary_values is None else f"p{100 * _share(gate):g}",
     )
 
 
@@ -310,10 +313,14 @@ def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, f
             for total, count in zip(metric.sums, metric.counts, strict=True)
         ]
         return means[0], means[1]
-    share = gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
     histograms = (metric.stable_values, metric.canary_values)
-    points = [float(h.upper_edges(np.array([share]))[0]) if h.total else None for h in histograms]
+    points = [float(h.upper_edges(np.array([_share(gate)]))[0]) if h.total else None for h in histograms]
     return points[0], points[1]
+
+
+def _share(gate: Gate) -> float:
+    """The percentile that a gate on values is shown by, 0-1: its own, else the median."""
+    return gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
 
 
 def _harm(gate: Gate) -> str:
@@ -343,6 +350,7 @@ def _margin_text(gate: Gate, margin: float, floor: float) -> str:
         case Kind.SCORE:
             return f"{gate.name} > -{margin:g}"
         case Kind.SHAPE:
-            return f"{gate.name}: not slower throughout than {margin:g}x"
+            word = "slower" if CATALOGUE[gate.metric].unit == "ms" else "higher"
+            return f"{gate.name}: not {word} throughout than {margin:g}x"
         case Kind.PERCENTILE:
             return f"{gate.name} < {margin:g}x"

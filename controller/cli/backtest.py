@@ -1,7 +1,7 @@
 """`canaryctl backtest FILE`: the decision the gates would have made on a recorded rollout.
 
-The file takes the path of a live rollout (`evaluation.offline.backtest`). Every decision exits with 0; data
-that cannot be evidence exits with 2 and one line.
+The file takes the path of a live rollout (`evaluation.offline.backtest`). The exit code is the decision's, as
+that of a rollout (`EXIT_CODES`); data that cannot be evidence exits with 2 and one line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from controller.cli.evidence_options import (
 )
 from controller.cli.options import EvidenceArgument, WindowOption
 from controller.cli.output import console, note
-from controller.errors import BadInput
+from controller.errors import BadInput, RolledBack, TimedOut
 
 if TYPE_CHECKING:
     from controller.cli.backtest_show import Shown
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from controller.cli.observed_range import RangeResult
     from controller.spec.policy import PolicySpec
 
+EXIT_CODES = {
+    "promote": 0,
+    "rollback": RolledBack.exit_code,
+    "undecided": TimedOut.exit_code,
+    "invalid": TimedOut.exit_code,
+}
 PLOT_SUFFIXES = frozenset({".png", ".svg"})
 
 
@@ -79,11 +85,12 @@ def backtest(
         str | None, typer.Option(help="End of the observed range. [default: the canary's first request]")
     ] = None,
     window: WindowOption = "1h",
-) -> None:
+) -> int:
     """Replay a recorded rollout through the gates.
 
     Shows whether they would have rolled back, promoted or waited, and which gates had nothing to judge. A
     request needs t_s, arm and w (see --columns). Recognises logs of LiteLLM, Langfuse, nginx and OpenAI.
+    Exit 0 when they promote, 5 when they roll back, 6 when undecided or invalid.
     """
     from controller.cli.backtest_show import as_json, as_table, next_step
     from controller.cli.evidence_files import read_evidence
@@ -108,11 +115,12 @@ def backtest(
     if output == "json":
         more = {"observed_range": observed.as_json()} if observed is not None else {}
         print(json.dumps(as_json(shown) | more, indent=2))
-        return
+        return EXIT_CODES[shown.result.decision]
     console().print(as_table(shown))
     for line in observed.lines() if observed is not None else ():
         console().print(line)
     note(next_step(shown))
+    return EXIT_CODES[shown.result.decision]
 
 
 def _print_notes(evidence: EvidenceFile) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.offline.arrays import Array, RowError, arrays_of, first_row, floats_of, names_of, texts_of
+from evaluation.offline.cancelled import if_not_cancelled
 from evaluation.offline.duplicates import renamed_copies, repeated_names, repeated_rows
 from evaluation.offline.names import KNOWN, refuse_near_misses
 from evaluation.policy.gates import StagePlan, check_margins
@@ -145,6 +146,9 @@ def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table
     rejected = values.get("rejected")
     if rejected is None:
         rejected = _metric(arrays, "rejected") if "rejected" in arrays else np.zeros(len(at_s))
+    if "cancelled" in arrays:
+        cancelled = _metric(arrays, "cancelled") == 1.0
+        values = {name: if_not_cancelled(name, column, cancelled) for name, column in values.items()}
     fell_back = floats_of(arrays, "fell_back") if "fell_back" in arrays else np.full(len(at_s), np.nan)
     _refuse("fell_back", fell_back, ~_is_event(fell_back), "give 0 or 1, NaN when unknown")
     requests = Assignments(at_s, arm == 1.0, w, kinds, _units(units, kinds), _stage(arrays, at_s), fell_back)

@@ -72,9 +72,11 @@ class MetricEvidence:
         self._same_sampling = sampling.stable == sampling.canary
         sampled = sampling.stable < 1.0 or sampling.canary < 1.0 or any(g.presence_gated for g in self.gates)
         is_judged = CATALOGUE[metric].arrives_later
+        is_partial = is_judged or sampled or metric in OPTIONAL
         self.presence = Presence(
             on_present=sampled,
-            max_missing=1.0 if is_judged or sampled or metric in OPTIONAL else policy.max_missing,
+            is_two_sided=is_partial and self._same_sampling,
+            max_missing=1.0 if is_partial else policy.max_missing,
             restart_share=policy.restart_share,
             is_judged=is_judged,
             is_counted=not self.is_alarm,
@@ -180,7 +182,7 @@ class MetricEvidence:
             if column.units.channels or column.units.staged:
                 feed(column.units, released.block(index, w, gap, single_values=column.with_histogram))
         if not self.is_alarm:
-            self.presence.stream.feed(released.block(after, w))
+            self.presence.feed(released, after, w)
         for column in self.score_proofs:
             feed(column.units, released.block_with_failures(first_column, after + 1, w))
 
@@ -232,8 +234,9 @@ class MetricEvidence:
 
     def void_since(self) -> float:
         """Sequence number from which its values say nothing: missing, or with other covariates, by arm."""
-        decisions = (self.presence.channel.decision, self.covariates.decision)
-        return min((float(d.seq) for d in decisions if d is not None and d.is_reached), default=math.inf)
+        differing = self.covariates.decision
+        unbalanced = math.inf if differing is None or not differing.is_reached else float(differing.seq)
+        return min(self.presence.differs_since, unbalanced)
 
     def interval(self, gate: Gate) -> tuple[float, float] | None:
         """The interval of the ratio of rates (percentile: of the shares above it) or medians (shape), or of

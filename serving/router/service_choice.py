@@ -18,7 +18,7 @@ from serving.router.types import Deliver, Head, Refusal, Request
 
 def is_large(parsed: ParsedRequest) -> bool:
     """True when reading this body could hold up other requests."""
-    return len(parsed.body) >= LARGE_BODY or any(name == b"content-encoding" for name, _ in parsed.headers)
+    return parsed.is_encoded or len(parsed.body) >= LARGE_BODY
 
 
 async def read_body(
