@@ -38,6 +38,7 @@ from typing import Literal, assert_never
 from serving.credentials import SECRET_HEADER
 from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecord
 from serving.router.answer_scan import AnswerScan
+from serving.router.assignment import SESSION_HEADER
 from serving.router.attempts import Attempts, failure_of
 from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, forwarded, returned, value_of
 from serving.router.model_name import NotRenamed, body_with_model
@@ -246,6 +247,8 @@ class Exchange:
 
     def _send(self, arm: Arm, replica: Replica) -> Attempt:
         headers = forwarded(self._request.headers)
+        if arm.external:  # a raw name of a user or session stays here
+            headers = [one for one in headers if one[0] != SESSION_HEADER]
         headers.append((b"accept-encoding", b"identity"))
         count = self._attempts.count  # an engine may still hold the attempt before
         sent_id = self.request_id if count == 1 else f"{self.request_id}-{count}"
