@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import httpx
 import pytest
 
 from controller.errors import BadSpec
-from controller.spec.service import parse_service, stored_service
+from controller.spec.clients import ClientsSpec
+from controller.spec.service import parse_service, parse_yaml, stored_service
 from controller.wiring.controller import _client_rules
 from serving.access import digest_of
 from tests.fakes.checkpoints import write_checkpoint
@@ -63,6 +65,18 @@ def test_the_spec_becomes_the_rules_of_the_routers_and_the_cap_is_shared_out() -
     assert rules.access is not None
     assert (rules.access.keys_required, rules.access.audience_bp) == (True, {"staff": 5000})
     assert _client_rules(parse_service({"service": "chat", "model": "/m"})).access is None
+
+
+def test_the_example_of_the_page_is_a_service() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "routing.md").read_text()
+    [example] = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "clients:" in text]
+    clients = parse_service(parse_yaml(example, "page")).clients
+
+    assert (clients.keys_required, clients.audience_bp, clients.burst_cap) == (True, {"staff": 5000}, 60)
+    assert {name for name in ClientsSpec.model_fields if f"{name}:" not in example} == {
+        "category_bp",
+        "trust",
+    }
 
 
 @pytest.mark.parametrize(

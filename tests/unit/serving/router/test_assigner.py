@@ -7,9 +7,12 @@ import pytest
 from serving.credentials import DataSecret
 from serving.messages import CANARY, STABLE, Arm, Replica
 from serving.router.assignment import unit_of
+from serving.router.client_connection import BODY_BUDGET
 from serving.router.exchange import Exchange
+from serving.router.front_wire import WireFront
 from serving.router.types import Attempt, Refusal, Step
 from tests.fakes.routed import NOW_S, Routed
+from tests.fakes.router_rig import NoBackground
 
 TURN, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 JSON = [(b"content-type", b"application/json")]
@@ -174,3 +177,16 @@ def test_files_and_batches_are_made_by_stable(path: str) -> None:
         exchange = Routed().use(weight_bp=10_000).ask(path=path)
         assert isinstance(exchange, Exchange)
         assert exchange.next_attempt().arm == STABLE  # type: ignore[union-attr]
+
+
+async def test_a_front_that_holds_half_of_what_it_can_stops_drawing_first() -> None:
+    routed = Routed().use(weight_bp=10_000)
+    front = WireFront(routed.core, NoBackground())
+    words = []
+    for held in (0, BODY_BUDGET // 2 + 1, 0):
+        front.body_bytes = held
+        await front.start()  # and one sweep
+        words.append(routed.served().record.assigned_by)
+        await front.stop(drain_s=0.0)
+
+    assert words == ["request", "capped", "request"]
