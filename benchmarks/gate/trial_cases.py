@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from benchmarks.gate.ab_trials import AbRun
-from benchmarks.gate.guard_trials import OneBadClient
+from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailures
 from benchmarks.gate.mirrored import Mirrored
 from benchmarks.gate.trials import (
     HARMED,
@@ -334,6 +334,27 @@ def _guards_and_pairs() -> list[Trial]:
         goal = Share("guard", frozenset({"rollback"}), ROLLBACK_LIMIT, ROLLBACK_USUAL)
         says = "on whichever arm: no guard rolls back for one client"
         trials.append(Trial(name, "stays", says, OneBadClient(name, heavy), {"guard": goal}, runs=1000))
+    shared = {
+        "guard: an outage of both arms, w = 1 %": SharedFailures("", outage=20, w=0.01, canary_requests=250),
+        "guard: an outage of both arms, w = 5 %": SharedFailures("", outage=20),
+        "guard: an outage of both arms, w = 10 %": SharedFailures("", outage=20, w=0.1),
+        "guard: an outage of both arms, sticky": SharedFailures("", outage=20, users=4000),
+        "guard: both arms fail 15 %": SharedFailures("", steady=0.15, w=0.1, canary_requests=2000),
+        "guard: both arms fail 22 %": SharedFailures("", steady=0.22, w=0.1, canary_requests=2000),
+        "guard: both arms reject 22 %": SharedFailures(
+            "", steady=0.22, w=0.1, canary_requests=2000, kind="rejected"
+        ),
+    }
+    for name, world in shared.items():
+        goal = Share("guard", frozenset({"rollback"}), ROLLBACK_LIMIT, 0.001)
+        says = "identical versions: hold and page, never roll back"
+        trials.append(Trial(name, "stays", says, replace(world, name=name), {"guard": goal}, runs=400))
+    for w, most in ((0.01, 22), (0.1, 22), (0.5, 25), (0.9, 120)):
+        name = f"guard: every canary request fails, w = {w:.0%}"
+        measure_dead = DeadCanary(name, w, before=round(1000 * w))
+        says = "rolled back in time, after some good requests"
+        goals_dead: dict[str, Goal] = {"guard": Quantile("guard_at", most)}
+        trials.append(Trial(name, "power", says, measure_dead, goals_dead, runs=200))
     for metric, harmless, harmful in (
         ("quality", ((0.75, 0.75), (0.75, 0.85)), (0.75, 0.60)),
         ("hallucinated", ((0.10, 0.10), (0.10, 0.03)), (0.03, 0.14)),
