@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias
@@ -41,14 +42,22 @@ OnSettled: TypeAlias = Callable[[Sequence[str], Rows, Mapping[str, Floats], NDAr
 
 
 class Queue:
-    """Settled requests waiting for the scores of one metric, in order of assignment."""
+    """Settled requests waiting for the scores of one metric, in order of assignment.
 
-    __state__ = ("requests", "columns", "failed")
+    `covariates`: those that the metric's gates name, one row each.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, covariates: Sequence[str] = ()) -> None:
+        self.names = tuple(covariates)
         self.requests: list[str] = []
         self.rows = Rows.none()
         self.failed = np.empty(0, dtype=np.bool_)
+        self.covariates = np.empty((len(covariates), 0))
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        kept = ("requests", "columns", "failed")
+        return (*kept, "covariates") if self.names else kept
 
     @property
     def columns(self) -> list[NDArray[Any]]:
@@ -59,17 +68,21 @@ class Queue:
     def columns(self, arrays: list[NDArray[Any]]) -> None:
         self.rows = Rows(*arrays)
 
-    def push(self, requests: list[str], rows: Rows, failed: NDArray[np.bool_]) -> None:
+    def push(self, draws: Sequence[Draw], rows: Rows, failed: NDArray[np.bool_]) -> None:
         """Append requests."""
-        self.requests += requests
+        self.requests += [draw.request_id for draw in draws]
+        if self.names:
+            added = [[draw.covariates.get(name, math.nan) for draw in draws] for name in self.names]
+            self.covariates = np.concatenate((self.covariates, np.array(added, dtype=np.float64)), axis=1)
         self.rows = self.rows.joined(rows)
         self.failed = np.concatenate((self.failed, failed))
 
     def pop(
         self, metric: str, deadline_s: float, settlement: Settlement
-    ) -> tuple[list[str], Rows, Floats, NDArray[np.bool_]]:
+    ) -> tuple[list[str], Rows, dict[str, Floats], NDArray[np.bool_]]:
         """Remove the leading requests that have a score, or can get none any more (NaN): their deadline has
-        passed, or the request failed. Returns their ids, rows, scores and which failed."""
+        passed, or the request failed. Returns their ids, rows, scores and covariates by name, and which
+        failed."""
         values = []
         for request, at_s, failed in zip(
             self.requests, self.rows.at_s.tolist(), self.failed.tolist(), strict=True
@@ -82,7 +95,10 @@ class Queue:
         requests, rows, has_failed = self.requests[:count], self.rows.pick(slice(count)), self.failed[:count]
         self.requests, self.failed = self.requests[count:], self.failed[count:]
         self.rows = self.rows.pick(slice(count, None))
-        return requests, rows, np.array(values, dtype=np.float64), has_failed
+        raw = dict(zip(self.names, self.covariates[:, :count], strict=True))
+        self.covariates = self.covariates[:, count:]
+        raw[metric] = np.array(values, dtype=np.float64)
+        return requests, rows, raw, has_failed
 
 
 class Evaluator:
@@ -104,7 +120,8 @@ class Evaluator:
             name: max(g.deadline_s for g in policy.gates_for(name)) for name in self.pipeline.metrics
         }
         self.settlement = Settlement(keep_scores_s=max(self._deadlines.values(), default=0.0))
-        self.queues = [Queue() for _ in self.pipeline.lane_names[1:]]
+        later = [self.pipeline.metrics[name] for name in self.pipeline.lane_names[1:]]
+        self.queues = [Queue(metric.covariates.names) for metric in later]
         self.stage_starts: list[float] = [float("-inf")]
         self.stage: list[int] = [0]
         self.load_ratio = 1.0  # of the stage
@@ -253,10 +270,10 @@ class Evaluator:
         self._settle_pairs()
 
     def _settle_scores(self, lane: Lane, metric: str, queue: Queue) -> None:
-        requests, rows, values, failed = queue.pop(metric, self._deadlines[metric], self.settlement)
-        lane.feed(rows, {metric: values}, failed)
+        requests, rows, raw, failed = queue.pop(metric, self._deadlines[metric], self.settlement)
+        lane.feed(rows, raw, failed)
         if self.on_settled is not None and requests:
-            self.on_settled(requests, rows, {metric: values}, failed)
+            self.on_settled(requests, rows, {metric: raw[metric]}, failed)
         waiting = float(queue.rows.at_s[0]) if queue.requests else float("inf")
         lane.close_through(min(self.settlement.through_s, waiting))
 
@@ -285,7 +302,7 @@ class Evaluator:
         if self.on_settled is not None and requests:
             self.on_settled(requests, rows, raw, failed)
         for queue in self.queues:
-            queue.push(requests, rows, failed)
+            queue.push(kept, rows, failed)
 
     def _without_overloads(self, rows: Rows, *, through_s: float) -> Rows:
         """The rows, cold where assigned during an overload; forgets overloads that ended by `through_s`."""

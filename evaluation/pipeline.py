@@ -51,8 +51,8 @@ class Lane:
         unanswered: NDArray[np.bool_],
         fell_back: Floats | None = None,
     ) -> None:
-        """Add requests in order of assignment; `raw`: values by metric, NaN where missing. fell_back: 1 where
-        stable served for the canary, NaN where unknown; None: nowhere known."""
+        """Add requests in order of assignment; `raw`: values by metric, and covariates by name, NaN where
+        missing. fell_back: 1 where stable served for the canary, NaN where unknown; None: nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
             return
         gaps = self._gaps_before(rows, unanswered)
@@ -64,12 +64,13 @@ class Lane:
                 values = metric.comparable(raw[metric.name], unanswered, rows)
                 columns = metric.values(values, unanswered, rows)
                 missing = metric.count(rows, values, unanswered)
-                metric.feed_firsts(rows, columns, gaps)
+                covariates = metric.covariates.of(raw, rows)
+                metric.feed_firsts(rows, columns, gaps, covariates)
                 weights = None
                 if metric.score_proofs:
                     weights = metric.failure_weights(values, unanswered, rows.arm)
-                    metric.feed_first_scores(rows, values, weights)
-                parts.append(metric.session_values(columns, missing, weights, rows))
+                    metric.feed_first_scores(rows, values, weights, covariates)
+                parts.append(metric.session_values(columns, missing, weights, rows, covariates))
                 for monitor in self.ranges:
                     if monitor.gate.metric == metric.name:
                         monitor.feed(rows, values)

@@ -90,6 +90,7 @@ class Draw:
     own unit), 'pin' (affinity token), one of `STICKY_KEYS` (the key is the unit) or of `NOT_DRAWN`. `flags`:
     rates by name (rejected, truncated, empty, ...); `censored`: the answer was incomplete after
     `SETTLE_S`, which counts as slowest, and as an error only with `error` (no byte had arrived).
+    `covariates`: numbers known before the coin was tossed, by name; nothing that the arm can change.
     """
 
     request_id: str
@@ -107,6 +108,7 @@ class Draw:
     tokens: float | None = None
     cost: float | None = None
     flags: Mapping[str, bool] = field(default_factory=dict)
+    covariates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_unanswered(self) -> bool:
@@ -169,6 +171,9 @@ def check_draw(draw: Draw) -> None:
     for name, flag in draw.flags.items():
         if not is_event(flag):
             raise EvidenceError(f"flag {name} {flag!r} of {who} is neither false nor true; leave it out")
+    for name, number in draw.covariates.items():
+        if not is_name(name) or not is_number(number):
+            raise EvidenceError(f"covariate {name} {number!r} of {who} is not a number; leave it out")
 
 
 def check_score(score: Score) -> None:

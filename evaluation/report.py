@@ -55,6 +55,7 @@ class GateReport:
     is_alarm: bool = False  # it never decides; `decided_canary` is then where it was raised
     source: Source = Source.ARRIVES
     last_value_s: float | None = None  # when the request of the last value was assigned; None: no value yet
+    statistic: str = "mean"  # that `stable` and `canary` estimate: mean, p50, p99, ...
 
 
 @dataclass(frozen=True, slots=True)

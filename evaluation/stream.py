@@ -19,11 +19,13 @@ class Stream:
 
     __state__ = ("stable", "channels", "staged", "estimate", "rows", "canary", "until", "stage")
 
-    def __init__(self, *, with_histogram: bool, estimate: Estimate | None = None) -> None:
+    def __init__(
+        self, *, with_histogram: bool, estimate: Estimate | None = None, covariates: int = 0
+    ) -> None:
         self.estimate = estimate  # None: no interval is displayed
         self.channels: list[Channel] = []
         self.staged: list[Channel] = []  # reset with each stage
-        self.stable = Stable(with_histogram=with_histogram)
+        self.stable = Stable(with_histogram=with_histogram, covariates=covariates)
         self.rows = 0
         self.canary = 0
         self.until = FIRST_EPOCH
@@ -52,6 +54,9 @@ class Stream:
 
     def _bet(self, part: UnitBlock) -> None:
         due = restarts_in(part, self.canary) if self.channels else NO_ROWS
+        fit = self.stable.covariates
+        if fit is not None and part.covariates is not None:
+            part = part.with_adjustment(fit.adjustment(part.covariates))
         for channel in self.channels:
             channel.bet(part, due)
         for channel in self.staged:
@@ -59,6 +64,8 @@ class Stream:
         if self.estimate is not None:
             self.estimate.learn(part)
         self.stable.learn(part.stable_values())
+        if fit is not None and part.covariates is not None:
+            fit.learn(part.covariates[~part.arm], part.y[~part.arm])
         self.rows += len(part)
         self.canary += int(np.count_nonzero(part.arm))
         if self.rows == self.until:
@@ -66,6 +73,8 @@ class Stream:
             self.until += epoch_after(self.rows)
 
     def _end_epoch(self) -> None:
+        if self.stable.covariates is not None:
+            self.stable.covariates.end_epoch()
         for channel in (*self.channels, *self.staged):
             channel.end_epoch(self.stable)
         if self.estimate is not None:

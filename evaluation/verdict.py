@@ -14,13 +14,19 @@ from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
 from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdict
-from evaluation.units.metric_evidence import ROLLBACK_USES, MetricEvidence, Track
+from evaluation.split_reports import (
+    frozen_since,
+    is_served_hold,
+    served_reports,
+    sessions_void_since,
+    split_reasons,
+)
+from evaluation.units.gate_channels import ROLLBACK_USES, Track
+from evaluation.units.metric_evidence import MetricEvidence
 
-MAX_CONTRADICTIONS = 10
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
 SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself that needs a cause
 MIN_NEVER = 100  # requests without a single value
-SERVED = "served"
 
 
 def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) -> list[GateReport]:
@@ -34,7 +40,7 @@ def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) ->
             reports.append(_rollback_report(pipeline, metric, gate))
             if gate.name in proofs:
                 reports.append(_proof_report(pipeline, metric, gate, proofs[gate.name], stage))
-    return [*reports, *_range_reports(pipeline), *_served_reports(pipeline)]
+    return [*reports, *_range_reports(pipeline), *served_reports(pipeline)]
 
 
 def _range_reports(pipeline: Pipeline) -> list[GateReport]:
@@ -47,52 +53,11 @@ def _range_reports(pipeline: Pipeline) -> list[GateReport]:
         reports.append(
             monitor.report(
                 n_stable=int(metric.counts[0]),
-                void_from=min(frozen_since(pipeline), _missing_since(metric)),
-                invalid_reason=None if is_idle else metric.presence.reason(),
+                void_from=min(frozen_since(pipeline), metric.void_since()),
+                invalid_reason=None if is_idle else metric.invalid_reason(),
             )
         )
     return reports
-
-
-def _served_reports(pipeline: Pipeline) -> list[GateReport]:
-    """Reports on the sample ratio, and on the share of the canary's requests that it served itself."""
-    policy = pipeline.policy
-    sample_ratio = pipeline.split.sample_ratio
-    below_rollback, below_hold = (pipeline.split.served_below(hold=hold) for hold in (False, True))
-    verdict, text = Verdict.UNDECIDED, "units fit their w"
-    if sample_ratio.is_reached:
-        verdict, text = Verdict.INVALID, "units do not fit their w: statistics are frozen"
-    reports = [_served_report("served_share", "guard", verdict, sample_ratio, text, pipeline)]
-    if below_rollback.is_reached and below_rollback.seq < frozen_since(pipeline):
-        text = f"the canary served less than {policy.served_rate_rollback:.0%} of its units"
-        reports.append(
-            _served_report("served_rate", "rollback", Verdict.FAIL, below_rollback, text, pipeline)
-        )
-    if below_hold.is_reached:
-        text = f"the canary served less than {policy.served_rate_hold:.0%} of its units"
-        reports.append(
-            _served_report("served_rate", "promotion", Verdict.UNDECIDED, below_hold, text, pipeline)
-        )
-    return reports
-
-
-def _served_report(
-    gate: str, side: Side, verdict: Verdict, decision: Decision, reason: str, pipeline: Pipeline
-) -> GateReport:
-    return GateReport(
-        gate=gate,
-        metric=SERVED,
-        side=side,
-        verdict=verdict,
-        log_e=decision.peak,
-        limit=decision.limit,
-        reason=reason,
-        n_canary=pipeline.canary,
-        n_stable=pipeline.stable,
-        effective_units=float(pipeline.split.share.rows),
-        decided_at_s=decision.at_s if decision.is_reached else None,
-        decided_canary=decision.canary if decision.is_reached else None,
-    )
 
 
 def evaluation_report(
@@ -186,11 +151,6 @@ def invalid_gates(pipeline: Pipeline, reports: Sequence[GateReport]) -> list[str
     return [f"{gate}: {reason}" for gate, reason in reasons.items()]
 
 
-def is_served_hold(report: GateReport) -> bool:
-    """Whether the canary serves too little of its own to be promoted. No reason to doubt the evidence."""
-    return report.metric == SERVED and report.side == "promotion"
-
-
 def is_not_streamed(metric: MetricEvidence) -> bool:
     """Whether the metric is a streaming time, and no answer has been streamed yet."""
     return metric.name in STREAMED and metric.presence.never_arrived
@@ -199,21 +159,6 @@ def is_not_streamed(metric: MetricEvidence) -> bool:
 def is_required(metric: MetricEvidence) -> bool:
     """Whether a user asked for a gate on the metric: without values it blocks."""
     return any(gate.required for gate in metric.gates)
-
-
-def split_reasons(pipeline: Pipeline) -> list[str]:
-    """Why the split itself is invalid. Empty: it is valid."""
-    reasons = []
-    if pipeline.canary == 0:
-        reasons.append("the canary has no requests")
-    if pipeline.stable == 0:
-        reasons.append("stable has no requests during the canary")
-    if pipeline.split.sample_ratio.is_reached:
-        reasons.append("sample ratio mismatch: the share of units does not fit their w")
-    units = pipeline.units
-    if units.contradictions > MAX_CONTRADICTIONS and units.contradictions > 0.01 * units.sticky_draws:
-        reasons.append(f"{units.contradictions} sticky draws contradict their own bucket")
-    return reasons
 
 
 def interference(pipeline: Pipeline) -> list[str]:
@@ -227,12 +172,6 @@ def interference(pipeline: Pipeline) -> list[str]:
     ]
 
 
-def frozen_since(pipeline: Pipeline) -> float:
-    """Sequence number of the row that showed a sample ratio mismatch; infinite: none has."""
-    seq = pipeline.split.sample_ratio.seq
-    return float(seq) if seq >= 0 else math.inf
-
-
 def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
     tracks = [t for t in metric.tracks if t.gate is gate and t.use in ROLLBACK_USES]
     limit = log_limit(gate_alpha(pipeline.policy, gate))
@@ -242,7 +181,7 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     else:
         log_e = max(best.peak - max(best.limit - limit, 0.0), 0.0)
     reached = [t for t in tracks if 0 <= t.channel.decision.seq < _void_from(pipeline, metric, t)]
-    invalid_reason = metric.presence.reason()
+    invalid_reason = metric.invalid_reason()
     verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
     if reached:
         first = min(reached, key=lambda t: t.channel.decision.seq)
@@ -257,20 +196,14 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
 
 def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> float:
     """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
-    void = min(frozen_since(pipeline), _missing_since(metric))
-    return min(void, _sessions_void_since(pipeline)) if track.use in ("session", "proof") else void
-
-
-def _sessions_void_since(pipeline: Pipeline) -> float:
-    """Sequence number of the row that showed conversations of different length; infinite: none has."""
-    seq = pipeline.split.turns_differ.seq
-    return float(seq) if seq >= 0 else math.inf
+    void = min(frozen_since(pipeline), metric.void_since())
+    return min(void, sessions_void_since(pipeline)) if track.use in ("session", "proof") else void
 
 
 def _proof_tracks(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof: Proof) -> list[Track]:
     """The channels that must all prove a margin: of sessions, or of first requests once sessions say
     nothing."""
-    use = "proof" if math.isinf(_sessions_void_since(pipeline)) else "first proof"
+    use = "proof" if math.isinf(sessions_void_since(pipeline)) else "first proof"
     return [t for t in metric.tracks if (t.gate, t.use, t.proof) == (gate, use, proof)]
 
 
@@ -295,12 +228,14 @@ def _proof_report(
     )
     decision = tracks[shown].channel.decision
     log_e, is_proven = decision.peak, False
-    invalid_reason = metric.presence.reason()
+    invalid_reason = metric.invalid_reason()
     verdict, text = Verdict.UNDECIDED, f"{names[shown]} not proven yet"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
         log_e, text = 0.0, "no unit of this stage has settled yet"
+    elif metric.presence.is_uneven:
+        text = f"{names[shown]} not proven: more values are missing on one arm than chance explains"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
     if tracks[0].use == "first proof":
@@ -321,11 +256,6 @@ def _lead(track: Track) -> float:
     """How far the log wealth is above its limit; negative below it."""
     decision = track.channel.decision
     return decision.peak - decision.limit if math.isfinite(decision.limit) else -math.inf
-
-
-def _missing_since(metric: MetricEvidence) -> float:
-    seq = metric.presence.channel.decision.seq
-    return float(seq) if seq >= 0 else math.inf
 
 
 def _report(
@@ -360,6 +290,7 @@ def _report(
         is_alarm=gate.is_alarm,
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
+        statistic="mean" if metric.canary_values is None else f"p{100 * _share(gate):g}",
     )
 
 
@@ -382,10 +313,14 @@ def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, f
             for total, count in zip(metric.sums, metric.counts, strict=True)
         ]
         return means[0], means[1]
-    share = gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
     histograms = (metric.stable_values, metric.canary_values)
-    points = [float(h.upper_edges(np.array([share]))[0]) if h.total else None for h in histograms]
+    points = [float(h.upper_edges(np.array([_share(gate)]))[0]) if h.total else None for h in histograms]
     return points[0], points[1]
+
+
+def _share(gate: Gate) -> float:
+    """The percentile that a gate on values is shown by, 0-1: its own, else the median."""
+    return gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
 
 
 def _harm(gate: Gate) -> str:

@@ -190,6 +190,22 @@ def is_running(handle: ClusterHandle) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
+def has_variable(handle: ClusterHandle, name: str) -> bool:
+    """Whether the head's processes were started with this environment variable, which their children inherit.
+
+    True also when that cannot be told: they have ended, or belong to another user.
+    """
+    found = []
+    for process in handle.processes:
+        try:
+            current = psutil.Process(process.pid)
+            if current.create_time() == process.created_s:
+                found.append(bool(current.environ().get(name, "").strip()))
+        except psutil.Error:
+            continue
+    return any(found) or not found
+
+
 def stop(handle: ClusterHandle) -> tuple[int, ...]:
     """End every process of this cluster and delete its folder; idempotent.
 

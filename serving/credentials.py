@@ -123,6 +123,20 @@ class KeyReference:
             raise NoKey(f"{self} holds a blank or a character that no header can hold; write the key alone")
         return key
 
+    def problem(self) -> str | None:
+        """Why the key cannot be read now, with the remedy; None: it can."""
+        try:
+            self.read()
+        except NoKey as exc:
+            return str(exc)
+        return None
+
+    @property
+    def is_unset(self) -> bool:
+        """True: a variable that this process does not have, or that is empty."""
+        is_own = self.name.upper().startswith(OWN_VARIABLES)
+        return self.source == "env" and not is_own and not os.environ.get(self.name, "").strip()
+
     def _read_file(self) -> str:
         try:
             path = Path(self.name).resolve()  # not the link: it may lead into the state folder

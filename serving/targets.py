@@ -143,11 +143,16 @@ class Endpoint:
             raise ValueError(f"{url!r} is the address of one route; give the base URL, {short}")
         return Endpoint(parts.scheme, parts.netloc, path.removesuffix("/v1"), path or "/v1")
 
+    def path(self, target: Target) -> str:
+        """The path and query by which this target is found here."""
+        path = target.path
+        path = self.base + path[3:] if path.startswith("/v1/") else self.root + path
+        return f"{path}?{target.query}" if target.query else path
+
     def url(self, target: Target) -> URL:
         """Where this target is found here."""
-        path = target.path
-        path = self.base + path.removeprefix("/v1") if path.startswith("/v1/") else self.root + path
-        return self._at(path, target.query)
+        path, _, query = self.path(target).partition("?")
+        return self._at(path, query)
 
     def own(self, path: str) -> URL:
         """A path of our own, such as one of the front's control routes; never a client's."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from benchmarks.gate.cases import CASES
+from benchmarks.gate.covariate_trials import WithCovariates
 from benchmarks.gate.published import equal_metrics, prefix, proof_result, rollback_result
 from benchmarks.gate.traffic import Case, simulate
 from benchmarks.gate.trial_cases import TRIALS
@@ -50,11 +51,18 @@ def _of_trial(trial: Trial) -> str:
     if isinstance(world, World):
         small = replace(world, canary_requests=TRIAL_PREFIX, stable_first=400, late=0, stages=1)
         columns = columns_of(small, [0])
-        for preset in PRESETS:
-            _add(digest, run(columns, GatePolicy.named(preset), stages=(FIRST_RUNG,)))
+        for policy in _policies(trial):
+            _add(digest, run(columns, policy, stages=(FIRST_RUNG,)))
     elif not trial.skipped:
         digest.update(repr(trial.measure(0)).encode())
     return digest.hexdigest()[:HEX_DIGITS]
+
+
+def _policies(trial: Trial) -> list[GatePolicy]:
+    """The policies that a trial is about: the presets, or the gate on quality without and with covariates."""
+    if isinstance(trial.measure, WithCovariates):
+        return list(trial.measure.policies().values())
+    return [GatePolicy.named(preset) for preset in PRESETS]
 
 
 def _add(digest: hashlib._Hash, result: BacktestResult) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from benchmarks.gate.ab_trials import AbRun
+from benchmarks.gate.covariate_trials import covariate_trials
 from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailures
 from benchmarks.gate.mirrored import Mirrored
 from benchmarks.gate.trials import (
@@ -406,6 +407,7 @@ TRIALS: Mapping[str, Trial] = {
         *_coarse(),
         *_not_proven(),
         *_power(),
+        *covariate_trials(),
         *_ab(),
     )
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -22,6 +22,7 @@ from benchmarks.gate.traffic import FRAILTY_SHAPE, MEDIAN_MS, QUALITY_WEIGHT, Fl
 
 Columns = dict[str, NDArray[np.generic]]
 
+QUALITY_SD = 0.2
 GAP_S = 20.0  # mean pause between two requests of one user
 REJECTED_MS = 5.0  # a 4xx is answered at once
 REFUSED_MS = 20.0  # a 5xx, unless the request was among the slowest
@@ -69,6 +70,9 @@ class World:
     resolution_s: float = 0.0  # time stamps are cut to it, and equal ones sorted by arm; 0: exact
     step_ms: float = 0.0  # latency comes in multiples of it, times the arm's scale; 0: exact
     score_step: float = 0.0  # scores come in multiples of it; 0: exact
+    #: Share of the variance of scores that the column body_bytes explains (R2). Not in the repr, by which the
+    #: digests of trials without it were made; its traffic is in the digest.
+    explained: float = field(default=0.0, repr=False)
     late: int = 0
     stages: int = 1  # 2: the second begins at `late`
     metrics: tuple[str, ...] = ("error", "rejected", "latency_ms", "ttft_ms", "quality", "hallucinated")
@@ -163,7 +167,13 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
     failed = (rng.random(n) < of_arm("error") * rate) | too_slow | (is_hard & (of_arm("fails_hard") > 0))
     failed |= _has(world.users_failing, rows, rng)
     mean = np.clip(of_arm("quality") + liking - 0.25 * is_hard, 0.02, 0.98)
-    quality = rng.beta(QUALITY_WEIGHT * mean, QUALITY_WEIGHT * (1 - mean))
+    weight, body_bytes = QUALITY_WEIGHT, None
+    if world.explained > 0.0:
+        length = rng.standard_normal(n)
+        body_bytes = np.round(np.exp(7.0 + length))
+        mean = np.clip(mean - math.sqrt(world.explained) * QUALITY_SD * length, 0.02, 0.98)
+        weight = max((QUALITY_WEIGHT + 1.0) / (1.0 - world.explained) - 1.0, 1.0)  # the sd stays about 0.2
+    quality = rng.beta(weight * mean, weight * (1 - mean))
     failed |= quality < of_arm("fails_below")
     rejected = ~failed & (rng.random(n) < of_arm("rejected") * rate)
     scale = of_arm("latency_scale") * np.where(is_hard, 2.0, 1.0) * (1.0 + of_arm("deeper")) ** rows.turn
@@ -197,7 +207,8 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
         "hallucinated": np.where(no_score, np.nan, hallucinated),
         "fell_back": fell_back.astype(np.float64),
     }
-    return {name: every[name] for name in world.metrics}
+    chosen = {name: every[name] for name in world.metrics}
+    return chosen if body_bytes is None else {**chosen, "body_bytes": body_bytes}
 
 
 def _habits(world: World, rows: _Rows, rng: Rng) -> tuple[Floats, Floats, float, Floats]:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
@@ -32,6 +33,7 @@ from controller.api.bodies import (
 )
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
+from controller.api.keys import FindProblem, key_problem, missing_keys
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
@@ -56,8 +58,11 @@ HISTORY_LIMIT = 50
 class ViewBuilder:
     """Views of services and rollouts, from the store and the last ticks."""
 
-    def __init__(self, store: SqlStore, runner: Runner, base_url: Callable[[str], str]) -> None:
+    def __init__(
+        self, store: SqlStore, runner: Runner, base_url: Callable[[str], str], find_key: FindProblem
+    ) -> None:
         self._store = store
+        self._find_key = find_key
         self._runner = runner
         self._base_url = base_url
 
@@ -65,6 +70,8 @@ class ViewBuilder:
         """The service with its newest rollout."""
         tick = self._runner.last_tick(row.name)
         newest = next(iter(self._store.rollouts(row.name, limit=1)), None)
+        view = self.rollout(newest, tick) if newest else None
+        running = view.canary if view is not None and not view.is_final else None
         shown = {row.stable, *(one.version for one in tick.versions or ())}
         return service_view(
             row.name,
@@ -72,8 +79,9 @@ class ViewBuilder:
             stable=row.stable,
             split=tick.split,
             versions=tick.versions,
-            rollout=self.rollout(newest, tick) if newest else None,
+            rollout=view,
             labels={name: label_of(self._store.version(row.name, name)) for name in shown},
+            missing_keys=missing_keys(self._store, row, self._find_key, canary=running),
         )
 
     def rollout(self, row: RolloutRow, tick: LastTick) -> RolloutView:
@@ -107,22 +115,24 @@ def make_app(
     version: str,
     identities: Identities | None = None,
     slow: SlowCalls | None = None,
+    find_key: FindProblem = key_problem,
 ) -> FastAPI:
     """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
     that may hash a checkpoint (slow_calls.py).
 
-    identities: owners of the bearer tokens; None: as stored.
+    identities: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
     """
     identities = identities or store
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
     build_views()
-    views = ViewBuilder(store, runner, base_url)
+    views = ViewBuilder(store, runner, base_url, find_key)
     add_error_handling(app)
     _add_reads(app, store, views, runner, version, identities)
     _add_writes(app, commands, views, identities, slow if slow is not None else SlowCalls())
     return app
 
 
+@cache  # the same for every application of a process
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
     """OpenAPI of a body that commands.py parses itself, so that its errors are canaryctl's own."""
     return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
@@ -198,7 +208,7 @@ def _add_writes(
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
     async def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
         """The rollout that a deploy of this body would start; changes nothing."""
-        return await slow.run(lambda: commands.plan(service, _mapping(body)).view())
+        return await slow.run(lambda: commands.plan(service, _mapping(body), identity).view())
 
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
     async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:

@@ -9,8 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from controller.api.bodies import flag_of
+from controller.api.keys import FindProblem, MissingKey, missing_key
 from controller.auth import Identity, Role
 from controller.errors import AlreadyRejected, BadInput, Conflict
+from controller.evidence.records import LIVE_COVARIATES
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
@@ -22,7 +24,7 @@ from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.label import Label, parse_label, short_source
-from controller.spec.policy import PolicySpec
+from controller.spec.policy import PolicySpec, suggestion
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
 from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
@@ -54,6 +56,7 @@ class Proposal:
     forecast: tuple[StageForecast, ...] | None = None
     not_judged: tuple[Unjudged, ...] = ()  # gates without a source; those nobody named are not in `policy`
     attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
+    missing_keys: tuple[str, ...] = ()  # a line for each API key that cannot be read
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
     stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
@@ -68,6 +71,11 @@ class Proposal:
         label = parse_label(body, source=self.version.model or self.version.url, identity=identity.name)
         name = label_of(self.stable).name if self.plan.twin else None
         return replace(label, name=label.name or name)
+
+    def missing_key(self, find: FindProblem) -> MissingKey | None:
+        """The API key that the canary lacks; None: it needs none, or it can be read."""
+        name = self.name or short_source(self.version.url or "")
+        return missing_key(self.canary_id, name, self.version, "canary", find)
 
     def view(self) -> PlanView:
         """The view that `canaryctl plan` shows."""
@@ -86,6 +94,7 @@ class Proposal:
             "stable_name": label_of(self.stable).shown,
             "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
             "attempts": self.attempts,
+            "warnings": (*view.warnings, *self.missing_keys),
             "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
         }
         if self.traffic is not None:
@@ -192,6 +201,17 @@ def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     return parse_policy({**dump(policy), "twin": True})
 
 
+def refuse_unknown_covariates(policy: PolicySpec) -> None:
+    """Raises BadInput for a covariate that the router does not record before its toss."""
+    for gate in policy.gate_policy().gates:
+        for name in gate.covariates:
+            if name not in LIVE_COVARIATES:
+                raise BadInput(
+                    f"policy.gates.{gate.name}.covariates: {name!r} is not known before the toss; "
+                    f"{suggestion(name, LIVE_COVARIATES)} (a backtest may use any column of its file)"
+                )
+
+
 def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is_twin: bool) -> None:
     """Raises Conflict for a canary that equals stable, and for a twin that does not."""
     is_same = canary.digest == stable.digest
@@ -232,10 +252,20 @@ def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
     )
 
 
+# Verdicts on a version by a person or by evidence. Whatever else ends a rollout is one only once users were
+# served: a load, a warm-up or a smoke test that fails says nothing of its answers, and harms no user again.
+_VERDICTS = (CauseKind.GATE, CauseKind.GUARD, CauseKind.USER, CauseKind.TOMBSTONE)
+
+
 def _has_rejected(attempt: RolloutState) -> bool:
-    """True: it was rolled back. Missing proof and the end of an A/B test are no rejection."""
+    """True: a person rolled it back, or users' requests to it ended in a rollback.
+
+    No rejection: a failure before the first user's request, missing proof, the end of an A/B test.
+    """
     cause = attempt.cause
     if cause is None or cause.kind is CauseKind.NOT_PROVEN:
+        return False
+    if not attempt.exposed and cause.kind not in _VERDICTS:
         return False
     # FAILED with a departure: it was rolled back, only its memory release was not confirmed.
     if attempt.phase is not Phase.ROLLED_BACK and attempt.departure is None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from controller.api.bodies import Outcome
+from controller.api.keys import FindProblem, require_key
 from controller.api.proposal import rejection
 from controller.api.undo import begin_undo, named_version, way_back
 from controller.auth import Identity
@@ -31,8 +32,10 @@ class Returns:
         devices: Callable[[], Sequence[Device]],
         clock: Clock,
         wake: Callable[[str], None],
+        find_key: FindProblem,
     ) -> None:
         self._store = store
+        self._find_key = find_key
         self._devices = devices
         self._clock = clock
         self._wake = wake
@@ -71,7 +74,7 @@ class Returns:
         the one before.
 
         A running rollout is rolled back instead if that returns to the same version. Raises UnknownService,
-        BadInput for a version that has not served, NoRoom, RolloutRunning.
+        BadInput for a version that has not served, NoRoom, RolloutRunning, Conflict without its API key.
         """
         newest = self._newest_rollout(service)
         row, served = self._active_service(service), self._store.served(service)
@@ -145,6 +148,7 @@ class Returns:
         stable = self._store.version(row.name, row.stable)
         if stable is None:
             raise Conflict(f"{row.name} has no stored version {row.stable}; restore the store")
+        require_key(version, "earlier version", self._find_key)
         if not version_spec(version).is_external:
             require_fit(version_spec(version), fingerprint_of(version), self._devices())
         now_s = self._clock.now_s()

@@ -1,12 +1,13 @@
 """`canaryctl backtest FILE`: the decision the gates would have made on a recorded rollout.
 
-The file takes the path of a live rollout (`evaluation.offline.backtest`). Every decision exits with 0; data
-that cannot be evidence exits with 2 and one line.
+The file takes the path of a live rollout (`evaluation.offline.backtest`). The exit code is the decision's, as
+that of a rollout (`EXIT_CODES`); data that cannot be evidence exits with 2 and one line.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,13 +23,20 @@ from controller.cli.evidence_options import (
 )
 from controller.cli.options import EvidenceArgument, WindowOption
 from controller.cli.output import console, note
-from controller.errors import BadInput
+from controller.errors import BadInput, RolledBack, TimedOut
 
 if TYPE_CHECKING:
     from controller.cli.backtest_show import Shown
     from controller.cli.evidence_files import EvidenceFile
     from controller.cli.observed_range import RangeResult
+    from controller.spec.policy import PolicySpec
 
+EXIT_CODES = {
+    "promote": 0,
+    "rollback": RolledBack.exit_code,
+    "undecided": TimedOut.exit_code,
+    "invalid": TimedOut.exit_code,
+}
 PLOT_SUFFIXES = frozenset({".png", ".svg"})
 
 
@@ -77,35 +85,42 @@ def backtest(
         str | None, typer.Option(help="End of the observed range. [default: the canary's first request]")
     ] = None,
     window: WindowOption = "1h",
-) -> None:
+) -> int:
     """Replay a recorded rollout through the gates.
 
     Shows whether they would have rolled back, promoted or waited, and which gates had nothing to judge. A
     request needs t_s, arm and w (see --columns). Recognises logs of LiteLLM, Langfuse, nginx and OpenAI.
+    Exit 0 when they promote, 5 when they roll back, 6 when undecided or invalid.
     """
     from controller.cli.backtest_show import as_json, as_table, next_step
     from controller.cli.evidence_files import read_evidence
     from controller.cli.observed_range import range_of_backtest
+    from controller.cli.request_bodies import read_policy
+    from controller.spec.service import parse_policy
+    from evaluation.offline.columns import covariates_of
 
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
         raise BadInput(f"--plot {plot.name} ends in {plot.suffix or 'nothing'}; give a .png or .svg")
     if allow_unjudged is not None and not allow_unjudged.strip():
         raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
+    spec = parse_policy(read_policy(policy))
     options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
+    options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)
     _print_notes(evidence)
-    shown = _judged(file, evidence, policy, allow_unjudged, plot)
+    shown = _judged(file, evidence, spec, allow_unjudged, plot)
     observed: RangeResult | None = None
     if range_metric is not None:
         observed = range_of_backtest(evidence, range_metric, since=since, until=until, window=window)
     if output == "json":
         more = {"observed_range": observed.as_json()} if observed is not None else {}
         print(json.dumps(as_json(shown) | more, indent=2))
-        return
+        return EXIT_CODES[shown.result.decision]
     console().print(as_table(shown))
     for line in observed.lines() if observed is not None else ():
         console().print(line)
     note(next_step(shown))
+    return EXIT_CODES[shown.result.decision]
 
 
 def _print_notes(evidence: EvidenceFile) -> None:
@@ -119,21 +134,18 @@ def _print_notes(evidence: EvidenceFile) -> None:
 
 
 def _judged(
-    file: Path, evidence: EvidenceFile, policy: str, allow_unjudged: str | None, plot: Path | None
+    file: Path, evidence: EvidenceFile, spec: PolicySpec, allow_unjudged: str | None, plot: Path | None
 ) -> Shown:
     """The result, plotted where that is asked for. Raises BadInput, with the line of the file."""
     from controller.cli.backtest_plan import needed_gates, ramp_of
     from controller.cli.backtest_show import Shown
     from controller.cli.evidence_plot import caption, plot_trace
-    from controller.cli.request_bodies import read_policy
-    from controller.spec.service import parse_policy
     from evaluation.offline.arrays import RowError
     from evaluation.offline.backtest import run
     from evaluation.offline.trace import trace
     from evaluation.policy.values import PolicyError
     from evaluation.records import EvidenceError
 
-    spec = parse_policy(read_policy(policy))
     gates = spec.gate_policy()
     needed = needed_gates(spec, gates)
     ramp = ramp_of(spec, evidence)

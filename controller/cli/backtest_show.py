@@ -11,7 +11,7 @@ from rich.text import Text
 
 from controller.cli.backtest_plan import Needed
 from controller.cli.evidence_files import EvidenceFile
-from controller.cli.output import number, table
+from controller.cli.output import gate_title, number, table
 from controller.quantities import FULL_BP, percent
 from evaluation.metrics import CATALOGUE
 from evaluation.offline.backtest import BacktestResult
@@ -28,6 +28,11 @@ ANSWERS = {
     ("guard", Verdict.UNDECIDED): "yes",
     ("guard", Verdict.INVALID): "NO",
 }
+
+LEGEND = (
+    "evidence: how much the data speak for a yes, of what a yes takes (log of the bets' winnings); "
+    "after: canary requests until it was decided"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ def _gate_as_json(report: GateReport) -> dict[str, object]:
         "limit": _finite(report.limit),
         "stable": report.stable,
         "canary": report.canary,
+        "statistic": report.statistic,
         "n_stable": report.n_stable,
         "n_canary": report.n_canary,
         "effective_units": report.effective_units,
@@ -117,7 +123,7 @@ def as_table(shown: Shown) -> RenderableType:
     parts: list[RenderableType] = [*lines, ""]
     if len(shown.result.stages) > 1:
         parts += [_stage_grid(shown.result), ""]
-    return Group(*parts, _gate_grid(shown.result.gates, ranges))
+    return Group(*parts, _gate_grid(shown.result.gates, ranges), Text(LEGEND, style="dim"))
 
 
 def headline(shown: Shown) -> str:
@@ -191,12 +197,14 @@ def _stage_grid(result: BacktestResult) -> RenderableType:
 
 def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableType:
     """One line for each question of each gate: the answer, the evidence of its limit, after how many."""
-    grid = table("gate", "question", "answer", "evidence", "stable", "canary", "after", "why")
+    grid = table(
+        "gate", "question", "answer", "evidence", "stable", "canary", "after", "why", drop=("why", "after")
+    )
     for report in reports:
         question = "alarm: worse?" if report.is_alarm else QUESTIONS[report.side]
         count = report.decided_canary
         grid.add_row(
-            report.gate,
+            gate_title(report.gate, report.statistic),
             "in stable's range?" if report.gate in ranges else question,
             ANSWERS.get((report.side, report.verdict), report.verdict.value),
             f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",

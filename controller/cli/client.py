@@ -68,9 +68,9 @@ class Client:
         """All services."""
         return [self._view(ServiceView, item) for item in self._request("GET", "/v1/services")]
 
-    def service(self, name: str) -> ServiceView:
+    def service(self, name: str, *, timeout_s: float = TIMEOUT_S) -> ServiceView:
         """One service."""
-        return self._view(ServiceView, self._request("GET", _path(name)))
+        return self._view(ServiceView, self._request("GET", _path(name), timeout_s=timeout_s))
 
     def plan(self, service: str, body: Mapping[str, Any]) -> PlanView:
         """Preview of a deploy."""
@@ -90,11 +90,10 @@ class Client:
         """Serve an earlier version again; to None: the previous one."""
         return self._command(_path(service, "undo"), {"to": to, "reason": reason})
 
-    def rollout(self, service: str, rollout: str) -> RolloutView:
+    def rollout(self, service: str, rollout: str, *, timeout_s: float = TIMEOUT_S) -> RolloutView:
         """One rollout, running or ended. Raises UnknownRollout."""
-        return self._view(
-            RolloutView, self._request("GET", _path(service, "rollouts", quote(rollout, safe="")))
-        )
+        path = _path(service, "rollouts", quote(rollout, safe=""))
+        return self._view(RolloutView, self._request("GET", path, timeout_s=timeout_s))
 
     def _command(self, path: str, body: Mapping[str, Any]) -> CommandResult:
         return self._view(CommandResult, self._request("POST", path, body))
@@ -195,8 +194,13 @@ def _path(service: str, *more: str) -> str:
     return "/".join(["/v1/services", quote(service, safe=""), *more])
 
 
-def poll(read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S) -> Iterator[T | None]:
-    """Results of `read`, repeatedly; None while it is unreachable. Raises Unreachable after `give_up_s`."""
+def poll(
+    read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S, until_s: float | None = None
+) -> Iterator[T | None]:
+    """Results of `read`, repeatedly; None while it is unreachable. Raises Unreachable after `give_up_s`.
+
+    until_s: time by `time.monotonic` at which it reads once more, whatever the pause; None: none.
+    """
     lost_at_s: float | None = None
     while True:
         try:
@@ -208,7 +212,8 @@ def poll(read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S) ->
             if time.monotonic() - lost_at_s > give_up_s:
                 raise
             yield None
-        time.sleep(pause_s)
+        left_s = pause_s if until_s is None else until_s - time.monotonic()
+        time.sleep(min(pause_s, left_s) if left_s > 0 else pause_s)
 
 
 def _error(answer: Answer, url: str) -> CanaryctlError:

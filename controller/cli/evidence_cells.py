@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-MISSING = frozenset({"", "-", "--", "na", "n/a", "nan", "nat", "null", "none"})
+MISSING = frozenset(
+    {"", "-", "--", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "\\n"}  # \N: of databases
+)
 FLAGS = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 STABLE_WORDS = ("stable", "control", "baseline", "a")
 CANARY_WORDS = ("canary", "treatment", "candidate", "b")
 ARMS = {**dict.fromkeys(STABLE_WORDS, 0.0), **dict.fromkeys(CANARY_WORDS, 1.0), "0": 0.0, "1": 1.0}
 #: Seconds of one unit, as `--map latency_ms=duration:s` names it.
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+NO_RESPONSE = 0  # in a column of status codes, also 000: the request was never answered
+CLIENT_CLOSED = 499  # nginx: the client went away before the answer
 EPOCH_UNITS = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (math.inf, "ns"))  # below this: seconds since 1970
+STATUS_NAME = re.compile(r"(status|response)_?code$|http_?status$", re.IGNORECASE)
 #: Words of a status or a finish reason that mean an event, by metric; the words that mean none.
 EVENT_WORDS: Mapping[str, frozenset[str]] = {
     "error": frozenset({"error", "failure", "failed", "fail", "timeout"}),
@@ -115,10 +120,10 @@ def opposite(metric: str, value: object) -> float | None:
     return 1.0 - found if found in (0.0, 1.0) or math.isnan(found) else None
 
 
-def event(metric: str, value: object) -> float | None:
+def event(metric: str, value: object, *, is_status: bool = False) -> float | None:
     """1 where the cell says that the event happened, else 0; a status code or a status word is understood.
 
-    error: 5xx and 429. rejected: any other 4xx. cancelled: 499 (nginx: the client closed). None: unclear.
+    is_status: of a column of status codes, where 0 is no response and not a flag. None: unclear.
     """
     if isinstance(value, str) and (word := value.strip().lower()) not in MISSING:
         if word in EVENT_WORDS.get(metric, ()):
@@ -126,15 +131,50 @@ def event(metric: str, value: object) -> float | None:
         if word in PLAIN_WORDS or any(word in words for words in EVENT_WORDS.values()):
             return 0.0
     found = number(value)
-    if found is None or math.isnan(found) or not 100.0 <= found <= 599.0 or found != int(found):
+    if found is None or math.isnan(found):
         return found
-    code = int(found)
+    code = status_code(found)
+    if code is None and is_status and found == NO_RESPONSE and not isinstance(value, bool):
+        code = NO_RESPONSE
+    if code is None:
+        return None if is_status else found
+    return _event_of_status(metric, code)
+
+
+def status_code(value: object) -> int | None:
+    """The HTTP status code that a cell holds; None: none, as `000` and 0 are."""
+    if isinstance(value, bool):
+        return None
+    found = number(value)
+    if found is None or not 100.0 <= found <= 599.0 or found != int(found):
+        return None
+    return int(found)
+
+
+def holds_status_codes(name: str, values: Collection[object]) -> bool:
+    """Whether a column holds HTTP status codes: some cell does, or its name says so and all are 0."""
+    if any(status_code(value) is not None for value in values if not is_missing(value)):
+        return True
+    if STATUS_NAME.search(name) is None or "grpc" in name.lower():
+        return False
+    known = [value for value in values if not is_missing(value)]
+    return bool(known) and all(number(value) == NO_RESPONSE and value is not False for value in known)
+
+
+def _event_of_status(metric: str, code: int) -> float:
+    """What a status code says of an event, as the router of a live rollout records it.
+
+    error: 5xx, 429, a redirect, and 0: no response. rejected: any other 4xx. cancelled: 499 (nginx: the
+    client closed), of which nothing else is known.
+    """
     match metric:
-        case "error":
-            return float(code >= 500 or code == 429)
-        case "rejected":
-            return float(400 <= code < 500 and code not in (429, 499))
         case "cancelled":
-            return float(code == 499)
+            return float(code == CLIENT_CLOSED)
+        case "error" | "rejected" if code == CLIENT_CLOSED:
+            return math.nan
+        case "error":
+            return float(code == NO_RESPONSE or code >= 500 or code == 429 or 300 <= code < 400)
+        case "rejected":
+            return float(400 <= code < 500 and code != 429)
         case _:
-            return found
+            return float(code)

@@ -33,6 +33,7 @@ class ReadOptions:
     canary: str | None = None  # value of the arm's column
     stable: str | None = None
     only_stable: bool = False  # without a column, every row is stable's
+    covariates: tuple[str, ...] = ()  # further required columns of numbers, named by a policy
 
 
 @dataclass(slots=True)
@@ -162,6 +163,14 @@ def _lengths_s(reading: Reading, term: Term, *, default: str) -> NDArray[np.floa
     return out
 
 
+def holds_status(reading: Reading, source: Source) -> bool:
+    """Whether a source is one column, as it is, of HTTP status codes."""
+    if len(source.terms) != 1 or source.terms[0].unit is not None or source.is_opposite:
+        return False
+    [name] = source.columns
+    return cells.holds_status_codes(name, reading.table.columns[name])
+
+
 def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
     """A column of numbers, NaN where missing."""
     if name.endswith("_ms"):
@@ -179,12 +188,13 @@ def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
         return np.array([float(cells.is_missing(value) == source.is_opposite) for value in values])
     commas = reading.table.has_decimal_commas
     says_opposite = not source.is_opposite and is_opposite(term.column) and near_name(term.column) == name
+    is_status = is_event and holds_status(reading, source)
     out = np.empty(len(values))
     for row, value in enumerate(values):
         if source.is_opposite:
             found = cells.opposite(name, value)
         elif is_event:
-            found = cells.event(name, value)
+            found = cells.event(name, value, is_status=is_status)
         else:
             found = cells.number(value, has_decimal_commas=commas)
         if found in (0.0, 1.0) and says_opposite and cells.number(value) == found:

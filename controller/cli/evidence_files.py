@@ -9,14 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controller.cli import evidence_cells as cells
-from controller.cli.evidence_columns import Column, Reading, ReadOptions, arms, listed, numbers, texts, times
+from controller.cli.evidence_columns import (
+    Column,
+    Reading,
+    ReadOptions,
+    arms,
+    holds_status,
+    listed,
+    numbers,
+    texts,
+    times,
+)
 from controller.cli.evidence_formats import RawTable, read_table
+from controller.cli.evidence_scores import PREFIX, ignored_note, score_sources, unpacked
 from controller.cli.evidence_sources import (
     Source,
     Term,
@@ -27,13 +39,16 @@ from controller.cli.evidence_sources import (
 from controller.cli.evidence_units import find_unit
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, UNANSWERED
+from evaluation.offline.cancelled import UNKNOWN_IF_CANCELLED, if_not_cancelled
 from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses
 from evaluation.records import SETTLE_S
 
 REQUIRED = ("t_s", "arm", "w")
 TEXTS = frozenset({"request_id", "unit", "assigned_by"})
+ARM_NAMES = ((0, "stable"), (1, "the canary"))
 AS_IS = ReadOptions()
 LONG_SHARE = 0.5  # of the latencies; the median is then beyond what the gates tell apart
+OF_STATUS = ("error", "rejected", "cancelled")  # metrics that a status code says something of
 BAD_GATEWAY = 502  # of an attempt after which the proxy asked another, where its status is not known
 
 
@@ -71,6 +86,7 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     extra: further required columns of text, such as a category.
     """
     reading = _sources_of(read_table(path), options, extra)
+    _read_status(reading)
     _count_first_attempts(reading)
     if len(reading.table) == 0:
         raise BadInput(f"{path.name} has no rows; give a file with requests")
@@ -97,11 +113,12 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
 
 def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
     """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
-    table = _renamed(table, extra)
+    table = unpacked(_renamed(table, extra))
     log = recognised(table)
     own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}
-    given = parsed_maps(table, options.maps)
-    found = log_sources(table, log) if log is not None else {}
+    own |= {name: Source(name, (Term(name, None),)) for name in options.covariates if name in table.columns}
+    given = parsed_maps(table, options.maps, (*KNOWN, *options.covariates))
+    found = score_sources(table) | (log_sources(table, log) if log is not None else {})
     if log is not None and log.only is not None and log.only[0] in table.columns:
         name, value = log.only
         rows = [row for row, cell in enumerate(table.columns[name]) if cell == value]
@@ -111,6 +128,27 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
             reading.notes.append(f"{dropped} rows whose {name} is not {value} are left out")
             return _noted(reading)
     return _noted(Reading(table, options, log, {**found, **own, **given}))
+
+
+def _read_status(reading: Reading) -> None:
+    """Where a column of status codes says one event, read the others of the same answers from it too.
+
+    A status that is no error may be a rejection, or a client that went away.
+    """
+    sources = reading.sources
+    given = [sources[name] for name in OF_STATUS if name in sources]
+    source = next((found for found in given if holds_status(reading, found)), None)
+    if source is None:
+        return
+    values = reading.table.columns[source.columns[0]]
+    added = []
+    for name in OF_STATUS:
+        happens = any(cells.event(name, value, is_status=True) == 1.0 for value in values)
+        if name not in sources and (happens or name != "cancelled"):
+            sources[name] = source
+            added.append(name)
+    if added:
+        reading.notes.append(f"{' and '.join(added)} from {source.text} too: it holds status codes")
 
 
 def _count_first_attempts(reading: Reading) -> None:
@@ -182,7 +220,7 @@ def _renamed(table: RawTable, extra: Sequence[str]) -> RawTable:
 def _require(reading: Reading, extra: Sequence[str]) -> None:
     """Raise BadInput, with how to give it, for the first required column without a source."""
     table, options = reading.table, reading.options
-    needed = [name for name in (*REQUIRED, *extra) if name not in reading.sources]
+    needed = [n for n in (*REQUIRED, *extra, *options.covariates) if n not in reading.sources]
     if options.only_stable:
         needed = [name for name in needed if name not in ("arm", "w")]
     if options.w is not None:
@@ -195,7 +233,9 @@ def _require(reading: Reading, extra: Sequence[str]) -> None:
     near = {known: name for name, known in near_misses(names).items()}
     remedies = []
     for name in needed:
-        if name in near:
+        if name in options.covariates and (close := get_close_matches(name, names, n=1, cutoff=0.6)):
+            remedies.append(f"--map {name}={close[0]}")
+        elif name in near:
             remedies.append(f"--map {name}={near[name]}")
         elif name == "w":
             remedies.append("--w 5% if it was the same for every row")
@@ -226,6 +266,9 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
     """The columns that nothing is read from. Raises BadInput where one looks like a known column."""
     used = {column for source in reading.sources.values() for column in source.columns} | set(extra)
     unused = [name for name in reading.table.columns if name not in used]
+    if (note := ignored_note(unused)) is not None:
+        reading.notes.append(note)
+        unused = [name for name in unused if not name.startswith(PREFIX)]
     missing = [name for name in KNOWN if name not in reading.sources]
     for name, near in near_misses(unused, reading.options.ignore).items():
         if near not in missing or (reading.log is not None and near not in CATALOGUE):
@@ -237,6 +280,26 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
             f"give --map {near}={'!' * is_opposite(name)}{name}{unit}, or --ignore {name}"
         )
     return tuple(sorted(unused))
+
+
+def _without_cancelled(reading: Reading, columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns, with what nothing is known of for a cancelled request missing; said by arm."""
+    if "cancelled" not in columns:
+        return dict(columns)
+    gone = np.asarray(columns["cancelled"], dtype=np.float64) == 1.0
+    out = dict(columns)
+    for name in UNKNOWN_IF_CANCELLED & columns.keys():
+        out[name] = if_not_cancelled(name, np.asarray(columns[name], dtype=np.float64), gone)
+    if gone.any():
+        arm = np.asarray(columns.get("arm", np.zeros(len(gone))))
+        shares = [
+            f"{gone[arm == side].mean():.1%} of {name}'s" for side, name in ARM_NAMES if (arm == side).any()
+        ]
+        reading.notes.append(
+            f"{int(gone.sum())} requests were cancelled by their client ({', '.join(shares)}): how long they "
+            "would have taken, and whether they would have failed, is missing"
+        )
+    return out
 
 
 def _note_long(reading: Reading, columns: Mapping[str, Column]) -> None:
@@ -273,6 +336,7 @@ def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str,
     order = np.argsort(at_s, kind="stable")
     if bool((np.diff(at_s) < 0.0).any()):
         reading.notes.append("rows are sorted by time")
+    columns = _without_cancelled(reading, columns)
     _note_long(reading, columns)
     _note_only_where_true(reading, columns)
     empty = tuple(

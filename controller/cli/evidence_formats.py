@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from controller.errors import BadInput
 
@@ -137,12 +137,19 @@ def _object(row: object, place: str) -> Mapping[str, object]:
     return row
 
 
+def is_named_values(value: object) -> TypeGuard[list[Mapping[str, object]]]:
+    """Whether this is a list of objects with a name and a value, as of scores: each name is a column."""
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) and "value" in one for one in value
+    )
+
+
 def _flat(row: Mapping[str, object], prefix: str = "", depth: int = 1) -> dict[str, object]:
     """The row with nested objects, and the first item of lists of objects, as dotted names."""
     out: dict[str, object] = {}
     for key, value in row.items():
         name = f"{prefix}{key}"
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if isinstance(value, list) and value and isinstance(value[0], dict) and not is_named_values(value):
             name, value = f"{name}.0", value[0]
         if isinstance(value, dict) and value and depth < MAX_DEPTH:
             out |= _flat(value, f"{name}.", depth + 1)

@@ -10,15 +10,17 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from controller.cli.client import Client, poll
+from controller.cli.client import TIMEOUT_S, Client, poll
 from controller.cli.output import console
 from controller.cli.render import log_line, rollout_parts, versions_table
-from controller.errors import CanaryctlError, RolledBack, TimedOut
-from controller.views.models import RolloutView
+from controller.errors import CanaryctlError, RolledBack, TimedOut, Unreachable
+from controller.views.models import RolloutView, ServiceView
 
 CONNECTION_LOST_S = 60.0  # give up after this long without an answer of the controller
+LAST_ANSWER_S = 0.5  # for the answer that is asked for at the end of a wait
 CONNECTION_LOST = "connection to the controller lost; retrying"
 REFRESH_PER_S = 4
+VIEW_TIMEOUT_S = 0.5  # of the versions beside the rollout, without which it is shown too
 WIDE_COLUMNS = 120  # from this width on, the gates' reasons fit
 LOG_LINES = 14
 
@@ -29,9 +31,14 @@ def watch(
     """Final view of the rollout, shown until it ends. Raises TimedOut, Unreachable after a minute."""
     ends_at_s = time.monotonic() + timeout_s if timeout_s is not None else None
     display = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines()
-    with display:
+
+    def read() -> RolloutView:
         # By its id: another rollout may have started since, or the service may be gone.
-        for view in poll(lambda: client.rollout(service, rollout), give_up_s=CONNECTION_LOST_S):
+        left_s = TIMEOUT_S if ends_at_s is None else ends_at_s - time.monotonic()
+        return client.rollout(service, rollout, timeout_s=min(TIMEOUT_S, max(left_s, LAST_ANSWER_S)))
+
+    with display:
+        for view in poll(read, give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
             if view is None:
                 display.on_connection_lost()
             else:
@@ -102,6 +109,7 @@ class _LiveView(_Silent):
         self._console = console()
         self._live = Live(console=self._console, refresh_per_second=REFRESH_PER_S, transient=False)
         self._last: RenderableType = Text("")
+        self._view: ServiceView | None = None  # the newest; None: there is none
 
     def __enter__(self) -> None:
         self._live.__enter__()
@@ -111,9 +119,12 @@ class _LiveView(_Silent):
 
     def show(self, rollout: RolloutView) -> None:
         try:
-            view = self._client.service(rollout.service)
-        except CanaryctlError:  # it was taken down, or the connection is lost: the next poll says so
-            view = None
+            self._view = self._client.service(rollout.service, timeout_s=VIEW_TIMEOUT_S)
+        except Unreachable:  # too slow, or lost: the next poll says so
+            pass
+        except CanaryctlError:  # it was taken down
+            self._view = None
+        view = self._view
         is_wide = self._console.width >= WIDE_COLUMNS
         gates = len({gate.gate for gate in rollout.gates})
         shown = (view.versions or ()) if view is not None else ()

@@ -39,7 +39,9 @@ TwinOption = Annotated[
         "Promotes nothing.",
     ),
 ]
-RetryOption = Annotated[bool, typer.Option("--retry", help="Accept a version that was rolled back before.")]
+RetryOption = Annotated[
+    bool, typer.Option("--retry", help="Accept a version that evidence or a person has rejected before.")
+]
 WaitOption = Annotated[
     bool, typer.Option("--wait", help="Wait until the rollout ends; the exit code reports the outcome.")
 ]

@@ -77,19 +77,23 @@ def emit_data(data: BaseModel | Sequence[BaseModel] | Mapping[str, object], outp
         print(_yaml(plain), end="")
 
 
-def table(*columns: str) -> Table:
-    """An empty table without borders, its first column bold."""
-    from rich.table import Table
+def table(*columns: str, drop: Sequence[str] = ()) -> Table:
+    """An empty table without borders, its first column bold. drop: columns to leave out where it is narrow,
+    the least important first."""
+    from controller.cli.grid import Grid
 
-    grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        grid.add_column(column.upper(), style="bold" if index == 0 else "", overflow="fold")
-    return grid
+    return Grid(*columns, drop=drop)
 
 
 def number(value: float | None) -> str:
     """Four significant digits; `-` for None."""
     return "-" if value is None else figure(value, 4)
+
+
+def gate_title(gate: str, statistic: str) -> str:
+    """The gate with the figure that its row shows: `latency_shape p50`; a mean, or one that its name says,
+    needs none."""
+    return gate if statistic == "mean" or statistic in gate else f"{gate} {statistic}"
 
 
 def note(text: str) -> None:

@@ -90,6 +90,12 @@ def stop_controller(settings: Settings) -> None:
         _wait_until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S)
 
 
+def restart_controller(settings: Settings) -> None:
+    """Stop this state folder's controller and start it in this process's environment; traffic goes on."""
+    stop_controller(settings)
+    _start_controller(settings)
+
+
 def _own_health(settings: Settings) -> Mapping[str, Any] | None:
     """Health of this state folder's controller; None: none answers, or it belongs to another folder."""
     client = Client(settings)

@@ -9,14 +9,11 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from controller.cli.output import NO_SERVICE, number, table
-from controller.quantities import FULL_BP, NEVER_CANARY, duration, figure, gib, percent
+from controller.cli.output import NO_SERVICE, gate_title, number, table
+from controller.quantities import FULL_BP, NEVER_CANARY, duration, gib, percent
 from controller.spec.label import Label, title
 from controller.views.models import (
-    AttemptView,
-    ForecastView,
     GateView,
-    PlanView,
     RolloutView,
     ServiceView,
     StepsView,
@@ -50,7 +47,16 @@ def phase_text(view: RolloutView) -> Text:
 
 def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> RenderableType:
     """Table of services."""
-    grid = table("service", "serving", "ready", "canary", "weight", "rollout", *(["url"] if is_wide else []))
+    grid = table(
+        "service",
+        "serving",
+        "ready",
+        "canary",
+        "weight",
+        "rollout",
+        *(["url"] if is_wide else []),
+        drop=("url", "ready", "weight"),
+    )
     for view in views:
         running = view.rollout if view.rollout and not view.rollout.is_final else None
         cells: list[RenderableType] = [
@@ -75,6 +81,7 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
             f"  {view.url}",
         ),
         versions_table(view, is_wide=is_wide),
+        *(Text(missing.text, style="bold red") for missing in view.missing_keys),
     ]
     if view.rollout is not None:
         parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide)]
@@ -94,6 +101,7 @@ def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
         "in flight",
         "memory",
         *(["by", "message", "source", "error"] if is_wide else []),
+        drop=("by", "message", "source", "memory", "in flight", "replicas"),
     )
     for version in view.versions:
         role = "stable" if version.version == view.stable else "canary"
@@ -178,7 +186,16 @@ def weight_bar(view: RolloutView) -> Text:
 
 def gates_table(gates: Sequence[GateView], *, is_wide: bool) -> RenderableType:
     """Evidence by gate: is the canary worse (rolls back), is it proven no worse (promotes)?"""
-    grid = table("gate", "worse?", "no worse?", "stable", "canary", "requests", *(["why"] if is_wide else []))
+    grid = table(
+        "gate",
+        "worse?",
+        "no worse?",
+        "stable",
+        "canary",
+        "requests",
+        *(["why"] if is_wide else []),
+        drop=("why", "requests"),
+    )
     for name in dict.fromkeys(gate.gate for gate in gates):
         sides = {gate.side: gate for gate in gates if gate.gate == name}
         harm, proof = sides.get("rollback") or sides.get("guard"), sides.get("promotion")
@@ -186,7 +203,7 @@ def gates_table(gates: Sequence[GateView], *, is_wide: bool) -> RenderableType:
         if shown is None:
             continue
         grid.add_row(
-            name,
+            gate_title(name, shown.statistic),
             _progress(harm),
             _progress(proof),
             number(shown.stable),
@@ -218,98 +235,6 @@ def log_line(at_s: float, actor: str, text: str) -> Text:
         line.append(f"{actor}: ", style="bold")
     line.append(text, style="default")
     return line
-
-
-def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
-    """Preview of a deploy."""
-    parts: list[RenderableType] = [
-        Text.assemble(
-            (view.service, "bold"), "  ", title(view.stable, view.stable_name), " -> ",
-            (title(view.canary, view.canary_name), "bold"), f"  risk {view.risk}",
-        )
-    ]  # fmt: skip
-    parts += [Text(f"  {_attempt(one)}", style="bold red") for one in view.attempts]
-    parts += [Text(f"  {reason}") for reason in view.reasons]
-    parts += [Text(f"  {warning}", style="bold red") for warning in view.warnings]
-    grid = table("stage", "weight", "min duration", "min canary requests", "deadline", "replicas")
-    for stage in view.stages:
-        grid.add_row(
-            str(stage.number),
-            percent(stage.weight_bp),
-            duration(stage.duration_s),
-            str(stage.min_canary),
-            duration(round(stage.deadline_s)),
-            str(stage.replicas),
-        )
-    if not view.twin:
-        grid.add_row("bake", percent(FULL_BP - view.holdback_bp), duration(view.bake_s), "-", "-", "-")
-    points = [str(stage.number) for stage in view.stages if stage.promote_if_point_ok]
-    parts += [Text(), grid, *(Text(line) for line in view.latency), Text(f"capacity: {view.capacity}")]
-    if view.twin:
-        parts.append(Text("twin run: ends by unloading the twin; nothing is promoted"))
-    if points:
-        text = f"if unproven at the deadline, promoted on point estimates: stage {', '.join(points)}"
-        parts.append(Text(text, style="yellow"))
-    parts.append(Text(f"minimum duration {duration(round(view.shortest_s))}, if every proof arrives in time"))
-    parts += [Text(one.text, style="bold yellow") for one in view.not_judged]
-    parts += _forecast(view)
-    if is_wide:
-        parts += [Text(), Text(f"gates (alpha {view.alpha:g} for the whole rollout)")]
-        parts += [Text(f"  {line}") for line in view.gates]
-    return Group(*parts)
-
-
-def _attempt(one: AttemptView) -> str:
-    """How an earlier rollout of this version ended: `was rolled back on DATE in ROLLOUT: why (by whom)`."""
-    ended = {"succeeded": "was promoted", "rolled_back": "was rolled back", "failed": "failed"}
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.started_at_s))
-    by = Label(actor=one.actor, message=one.message).byline
-    what = f"this version {ended.get(one.phase, 'is in ' + one.phase)}"
-    return f"{what} on {date} in {one.rollout}: {one.reason}{f' ({by})' if by else ''}"
-
-
-def _forecast(view: PlanView) -> list[RenderableType]:
-    """Expected duration and detectable harm of each stage, or why there is no forecast."""
-    if view.forecast is None or view.requests_per_s is None:
-        return [Text(f"expected duration unknown: {view.forecast_note}")] if view.forecast_note else []
-    size = view.unit_requests or 1
-    unit = "1 request per unit" if size == 1 else f"{figure(size, 3)} per unit"
-    users = f", {view.users:,} returning users" if view.users is not None else ""
-    rate = figure(view.requests_per_s, 3)
-    parts = [
-        Text(),
-        Text(f"expected duration at {rate} requests/s, {unit}{users}", style="bold"),
-    ]
-    parts += [Text(f"  {line}") for line in view.basis]
-    grid = table("stage", "proven after (p50)", "p90", "proven runs", "slowest gate")
-    for stage in view.forecast:
-        limit = stage.simulated_requests
-        late = "after its deadline" if limit is None else f"after {limit:.0f} requests"
-        grid.add_row(
-            str(stage.number),
-            _time(stage.seconds_median, late),
-            _time(stage.seconds_p90, late),
-            f"{stage.proven_runs} of {stage.runs}" if stage.slowest_gate else "-",
-            stage.slowest_gate or "nothing to prove",
-        )
-    median_s, p90_s = view.decision_s
-    grid.add_row("all", _time(median_s, "unknown"), _time(p90_s, "unknown"), "-", "before the bake")
-    return [*parts, Text(), grid, *_detectable_harm(view.forecast)]
-
-
-def _detectable_harm(stages: Sequence[ForecastView]) -> list[RenderableType]:
-    """Minimum detectable effect of each stage, a column for each gate."""
-    gates = [effect.rpartition(" ")[0].rstrip(":") for effect in stages[0].finds] if stages else []
-    if not gates:
-        return []
-    grid = table("stage", *gates)
-    for stage in stages:
-        grid.add_row(str(stage.number), *(effect.rpartition(" ")[2] for effect in stage.finds))
-    return [Text(), Text("minimum detectable effect (90 % power)", style="bold"), grid]
-
-
-def _time(seconds: float | None, late: str) -> str:
-    return late if seconds is None else duration(round(seconds))
 
 
 def history_list(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableType:

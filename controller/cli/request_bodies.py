@@ -108,7 +108,12 @@ def read_policy(name_or_path: str) -> Any:
     """Policy of a preset or a file, checked and as written. Raises BadSpec, BadInput."""
     if name_or_path in PRESETS:
         return {"preset": name_or_path}
-    raw = read_yaml(Path(name_or_path))
+    path = Path(name_or_path)
+    if not path.exists() and path.name == name_or_path and not path.suffix:  # a name, not a path
+        raise BadInput(
+            f"no policy {name_or_path!r}; presets are {', '.join(PRESETS)}; or give a file (docs/policy.md)"
+        )
+    raw = read_yaml(path)
     parse_policy(raw)
     return raw
 

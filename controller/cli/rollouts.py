@@ -45,7 +45,7 @@ def plan(
 
     Changes nothing. Exit 2 when a stage cannot prove anything at this traffic. The simulation takes seconds.
     """
-    from controller.cli import render
+    from controller.cli import render_plan
     from controller.cli.request_bodies import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
@@ -56,7 +56,7 @@ def plan(
         body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     view = client.plan(client.resolve_service(service or service_), body)
-    emit(view, output, lambda is_wide: render.plan_detail(view, is_wide=is_wide))
+    emit(view, output, lambda is_wide: render_plan.plan_detail(view, is_wide=is_wide))
 
 
 def deploy(
@@ -90,7 +90,7 @@ def deploy(
     It is promoted stage by stage, or rolled back automatically. With --wait: exit 0 promoted (a twin run:
     proven), 5 rolled back, 6 not proven or timed out.
     """
-    from controller.cli import live, render
+    from controller.cli import live, render, render_plan, services
     from controller.cli.request_bodies import change_body
 
     body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
@@ -101,7 +101,7 @@ def deploy(
     serves = client.resolve_service(service or service_)
     if dry_run:
         planned = client.plan(serves, body)
-        emit(planned, output, lambda is_wide: render.plan_detail(planned, is_wide=is_wide))
+        emit(planned, output, lambda is_wide: render_plan.plan_detail(planned, is_wide=is_wide))
         return
     if allow_unproven is not None:
         body["allow_unproven"] = allow_unproven
@@ -111,6 +111,7 @@ def deploy(
     elif output.is_text:
         console().print(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk", soft_wrap=True)
         note(f"follow it: canaryctl watch {serves}; end it: canaryctl rollback {serves}")
+        services.warn_of_keys(client.service(serves))
     if not output.is_text:
         emit_data(view, output)
     if wait:
@@ -125,7 +126,8 @@ def watch(
 ) -> None:
     """Watch the running rollout until it ends.
 
-    The exit code reports the outcome, as with `deploy --wait`. -o json prints the service once, at the end.
+    The exit code reports the outcome, as with `deploy --wait`, also of a rollout that has ended already. -o
+    json prints the service once, at the end.
     """
     from controller.cli import live, render
 
@@ -136,6 +138,8 @@ def watch(
         emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
         if output.is_text:
             note(f"{name} has no running rollout")
+        if view.rollout is not None:
+            live.raise_for_outcome(view.rollout)
         return
     is_silent = not output.is_text
     ended = live.watch(client, name, view.rollout.rollout, timeout_s=timeout, is_silent=is_silent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -95,6 +96,13 @@ def up(
             f"[bold]{view.service}[/] serves {title(view.stable, view.stable_name)} at [bold]{view.url}[/]",
             soft_wrap=True,
         )
+        warn_of_keys(view)
+
+
+def warn_of_keys(view: ServiceView) -> None:
+    """Print a line for each API key that cannot be read, so that nobody counts on a way back that is cut."""
+    for missing in view.missing_keys:
+        note(f"warning: {missing.text}")
 
 
 def down(
@@ -130,9 +138,21 @@ def status(
     service_: options.ServiceOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show a service: its versions, its rollout and the evidence."""
-    client = Client(load_settings())
-    view = client.service(client.resolve_service(service or service_))
+    """Show a service: its versions, its rollout and the evidence.
+
+    Without a controller: what the database knows of it, and exit 4.
+    """
+    settings = load_settings()
+    client, name = Client(settings), service or service_
+    try:
+        view = client.service(client.resolve_service(name))
+    except Unreachable:
+        if output.is_text:
+            from controller.wiring.last_known import last_known
+
+            for line in last_known(settings, name):
+                note(line)
+        raise
     emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
 
 
@@ -157,6 +177,7 @@ def _bring_up(
         with error_console().status("starting Ray and the controller"):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)
+        _give_keys(settings, client)
         try:
             if body is not None:
                 names = [client.up(body).service]
@@ -173,11 +194,23 @@ def _bring_up(
         return [client.service(name) for name in names]
 
 
+def _give_keys(settings: Settings, client: Client) -> None:
+    """Restart the controller if an API key that it lacks is set for this command."""
+    from controller.cli import processes
+
+    lacking = {missing.variable for view in client.services() for missing in view.missing_keys}
+    given = sorted(name for name in lacking if name is not None and os.environ.get(name, "").strip())
+    if given:
+        processes.restart_controller(settings)
+        note(f"the controller was restarted with {', '.join(given)}")
+
+
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
     """Return once stable answers at the service's URL. Raises TimedOut, or the engine's own error."""
     started_s, last_error = time.monotonic(), ""
     with error_console().status(f"loading {service}") as spinner:
-        for view in poll(lambda: client.service(service), give_up_s=CONNECTION_LOST_S):
+        ends_at_s = started_s + timeout_s
+        for view in poll(lambda: client.service(service), give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
             elapsed_s = time.monotonic() - started_s
             if view is not None:
                 stable = next((found for found in view.versions or () if found.version == view.stable), None)
@@ -191,7 +224,7 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
                     return
                 spinner.update(f"{service}: {stable.phase if stable else 'waiting'} for {elapsed_s:.0f} s")
                 last_error = f" ({stable.last_error})" if stable is not None and stable.last_error else ""
-            if elapsed_s > timeout_s:
+            if time.monotonic() >= ends_at_s:
                 raise TimedOut(
                     f"{service} does not answer after {timeout_s:g} s and is still loading{last_error}; "
                     f"check it: canaryctl status {service}"
@@ -263,12 +296,12 @@ def _remove_without_controller(settings: Settings, service: str | None) -> str:
 def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:
     """Services that remain once `names` are removed. Raises TimedOut."""
     with error_console().status("waiting for engines and routers to stop"):
-        for views in poll(client.services, give_up_s=CONNECTION_LOST_S):
+        for views in poll(client.services, give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
             if views is not None:
                 remaining = [view.service for view in views]
                 pending = [name for name in names if name in remaining]
                 if not pending:
                     return remaining
-                if time.monotonic() > ends_at_s:
+                if time.monotonic() >= ends_at_s:
                     raise TimedOut(f"{', '.join(pending)} is still being removed; run canaryctl down again")
     raise AssertionError("poll never ends by itself")

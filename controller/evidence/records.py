@@ -11,6 +11,9 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score, is_number
 from serving.messages import CANARY, RequestRecord, ScoreRecord
 
+#: What a router knows of a request before its toss. Not its prompt tokens: the answer reports them, so that
+#: the arm decides whether they are known, and by another tokenizer how many they are.
+LIVE_COVARIATES = ("body_bytes",)
 MAX_VALUE = 1e12  # ms or tokens of one request
 
 
@@ -65,6 +68,7 @@ def draw_of(record: RequestRecord) -> Draw:
         itl_ms=_measured(record.itl_ms),
         tokens=_measured(record.completion_tokens),
         flags=flags,
+        covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},
     )
 
 

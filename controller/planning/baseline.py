@@ -100,10 +100,12 @@ class MeasuredBaseline:
         """Lines for people: which figures of the gated metrics were measured, which are typical ones."""
         typical = Baseline()
         if not self.is_enough:
-            return (
+            line = (
                 f"measured over {self.requests:,} requests, {MIN_REQUESTS} are needed: typical figures are "
-                f"used (errors 1 %, hallucination 3 %, quality {typical.score_mean:g})",
+                f"used (errors 1 %, hallucination 3 %, quality {typical.score_mean:g})"
             )
+            silent = [name for name in sorted(set(gated) & JUDGED) if self._never_came(name)]
+            return (line, *(f"{name}: no scores in the last {self.settled:,} requests" for name in silent))
         parts = [f"errors {_percent(self.events.get('error', 0) / self.requests)}"]
         if self.latency_p50_ms is not None and self.latency_p99_ms is not None:
             parts.append(f"latency p50 {_ms(self.latency_p50_ms)}, p99 {_ms(self.latency_p99_ms)}")
@@ -113,6 +115,10 @@ class MeasuredBaseline:
         for name in sorted(set(gated) & JUDGED):
             lines.append(self._score_line(name, typical))
         return tuple(lines)
+
+    def _never_came(self, metric: str) -> bool:
+        """True: there are answers that a score would have reached by now, and none has come."""
+        return self.settled > 0 and not self.carried(metric)
 
     def _main_score(self, metrics: Collection[str]) -> ScoreStats | None:
         """The score metric, rates excluded, with the most scores: a forecast has one score distribution."""
@@ -124,6 +130,11 @@ class MeasuredBaseline:
         if stats is None:
             figure = _percent(typical.rate_of(name)) if is_rate else f"{typical.score_mean:g}"
             count = self.scores[name].count if name in self.scores else 0
+            if self._never_came(name):
+                return (
+                    f"{name}: no scores in the last {self.settled:,} requests: the typical {figure} is used, "
+                    "as if every answer were scored"
+                )
             return (
                 f"{name}: {count} scores, {MIN_SCORES} are needed: the typical {figure} is used, with every "
                 "answer scored"

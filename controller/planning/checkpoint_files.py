@@ -46,9 +46,12 @@ _DATA = (
 _INERT_DATA = re.compile(
     r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|model_card|requirements)\.txt"
     r"|(training_args|optimizer|scheduler|scaler)\.(bin|pt|pth|safetensors)|rng_state(_\d+)?\.pth"
-    r"|(trainer_state|training|train_results|eval_results|all_results)\.json"
     r"|(model|pytorch_model|consolidated|diffusion_pytorch_model)(\.safetensors|\.bin)\.index\.json",
     re.IGNORECASE,
+)
+# A trainer's records, which no engine reads; the checkpoint's own code may.
+_INERT_UNREAD = re.compile(
+    r"(.*/)?(trainer_state|training|train_results|eval_results|all_results)\.json", re.IGNORECASE
 )
 _INERT = re.compile(
     r"(readme|licen[cs]e|notice|use_policy|usage_policy|changelog|citation|acknowledg|model_card)[\w-]*"
@@ -60,12 +63,24 @@ _QUANTIZATION = re.compile(
     r"(quanti[sz]e_config|quant_config|hf_quant_config|.*quant[^/]*)\.json", re.IGNORECASE
 )
 _PROCESSOR = re.compile(r".*(processor|feature_extractor)[^/]*\.json", re.IGNORECASE)
+# Of the group `files`, what an engine reads by name or kind, beside the model's tensors and tokenizer.
+_READ = re.compile(
+    r".*\.(safetensors|gguf|model|tiktoken|bpe|vocab|ya?ml|py|so|jinja2?|j2)"
+    r"|(params|modules|config|adapter_.*|.*config.*|.*index|vocab.*|.*token.*|.*template.*)\.json|merges.*\.txt"
+    r"|(pytorch_model|model|adapter_model|consolidated|mp_rank|diffusion_pytorch_model|.*-of-).*"
+    r"\.(bin|pt|pth|ckpt|h5|msgpack|npz|onnx)",
+    re.IGNORECASE,
+)
 
 
 def relevant_files(folder: Path) -> dict[str, Path]:
     """Every file that is not known to be inert, by its path within the folder. Raises BadCheckpoint."""
     found: dict[str, Path] = {}
-    for name, file in _walk(folder):
+    walked = list(_walk(folder))
+    has_code = any(name.endswith((".py", ".so")) for name, _ in walked)
+    for name, file in walked:
+        if not has_code and _INERT_UNREAD.fullmatch(name):
+            continue  # a trainer's record
         if len(found) >= MAX_FILES:
             raise BadCheckpoint(
                 f"checkpoint {folder} holds over {MAX_FILES:,} files; give the folder of one model"
@@ -91,6 +106,11 @@ def group_of(name: str) -> Group:
     if _QUANTIZATION.fullmatch(base):
         return "quantization"
     return "processor" if _PROCESSOR.fullmatch(base) else "files"
+
+
+def may_be_read(name: str) -> bool:
+    """Whether an engine may read a file of the group `files`, by its path. False: only code would."""
+    return _READ.fullmatch(name.rsplit("/", 1)[-1]) is not None
 
 
 def cached(file: Path, kind: str, cache: MutableMapping[str, str], compute: Callable[[Path], Any]) -> Any:

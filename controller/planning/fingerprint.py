@@ -46,7 +46,7 @@ Json: TypeAlias = Any
 CHUNK_BYTES = 1 << 20
 # Of the rules below. A version keeps the id that it was stored with: what was stored under older rules is
 # compared by computing it anew (`controller/wiring/launches.py`), never by its id.
-SCHEME = 3
+SCHEME = 4
 _OLDEST_SCHEME = 1
 _PIECES = ("tokenizer", "template", "quantization", "processor", "code", "files")
 
@@ -313,14 +313,24 @@ def _templates(files: Mapping[str, Path], settings: Mapping[str, Json]) -> dict[
 
 
 def _special_tokens(files: Mapping[str, Path]) -> list[Json]:
+    """The special tokens under either order of their two files; once, where both orders agree.
+
+    special_tokens_map.json wins in transformers 5 unless `added_tokens_decoder` is there, and lost before.
+    """
     settings = read_object(files.get("tokenizer_config.json"))
-    named = {**read_object(files.get("special_tokens_map.json")), **settings}
+    by_map = read_object(files.get("special_tokens_map.json"))
+    orders = [_named_tokens({**by_map, **settings}), _named_tokens({**settings, **by_map})]
+    named = orders[0] if orders[0] == orders[1] else orders
+    return [named, read_object(files.get("added_tokens.json")), settings.get("added_tokens_decoder")]
+
+
+def _named_tokens(named: Mapping[str, Json]) -> list[Json]:
     tokens = {
         key: _content(value) for key, value in named.items() if key.endswith("_token") and value is not None
     }
-    extra = named.get("additional_special_tokens", named.get("extra_special_tokens"))
-    listed = [_content(one) for one in extra] if isinstance(extra, list) else extra
-    return [tokens, listed, read_object(files.get("added_tokens.json")), settings.get("added_tokens_decoder")]
+    lists = [named[key] for key in ("additional_special_tokens", "extra_special_tokens") if named.get(key)]
+    extra = [[_content(one) for one in each] if isinstance(each, list) else each for each in lists]
+    return [tokens, extra[:1] if extra[1:] == extra[:1] else extra]
 
 
 def _content(token: Json) -> Json:

@@ -26,9 +26,6 @@ NOISE = frozenset(
             "initializer_range",
             "attention_dropout",
             "is_encoder_decoder",
-            "problem_type",
-            "id2label",
-            "label2id",
         ),
         *(
             "chunk_size_feed_forward",
@@ -55,6 +52,12 @@ _PATTERNS = {
     "cohere2": 4,
     "gpt_oss": 2,
 }  # every n-th layer attends to everything
+_NO_LABELS: tuple[Any, ...] = (
+    None,
+    {},
+    {"0": "LABEL_0", "1": "LABEL_1"},
+    {"LABEL_0": 0, "LABEL_1": 1},
+)
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -141,6 +144,9 @@ def _with_derived(raw: Values, defaults: Values, model_type: str) -> Values:
         values.pop("head_dim")
     if values.get("num_local_experts") is not None and values["num_local_experts"] == of("num_experts"):
         values.pop("num_local_experts")
+    for key in ("id2label", "label2id"):  # `/classify` answers with them, unless they are those of the class
+        if values.get(key) in _NO_LABELS:
+            values.pop(key, None)
     if of("use_sliding_window") is False:
         for key in ("sliding_window", "max_window_layers"):
             values.pop(key, None)
@@ -150,7 +156,8 @@ def _with_derived(raw: Values, defaults: Values, model_type: str) -> Values:
             _FULL if not isinstance(step, int) or (i + 1) % step == 0 else _SLIDING for i in range(len(types))
         ]
         is_windowed = isinstance(step, int) and of("sliding_window") is not None
-        if types == usual or (set(types) == {_FULL} and not is_windowed):
+        is_full = bool(types) and all(one == _FULL for one in types)
+        if types == usual or (is_full and not is_windowed):
             del values["layer_types"]
     return values
 

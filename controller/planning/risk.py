@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from controller.planning.checkpoint_files import group_of, may_be_read
 from controller.planning.engine_risk import PARTS, SAMPLING_DEFAULTS, argument_class
 from controller.planning.families import (
     MIN_SHARED_RATIO,
@@ -39,7 +40,10 @@ RISK_TABLE: tuple[tuple[str, Risk], ...] = (
         "parallelism)",
         Risk.LOW,
     ),
-    ("fine-tuned or quantised tensors on the same base", Risk.MEDIUM),
+    (
+        "fine-tuned or quantised tensors on the same base, also beside other data files that no engine reads",
+        Risk.MEDIUM,
+    ),
     (
         "the same tensors with another tokenizer, chat template, special tokens, default length, rope, model "
         "config, processor, code, dtype, quantisation or other file that the engine may read",
@@ -144,12 +148,16 @@ def _grade(stable: Fingerprint, canary: Fingerprint, replaced: set[str]) -> tupl
     parts = [_part_text(name, stable, canary) for name in changed]
     if has_same_tensors:
         return (Risk.MEDIUM, parts) if parts else (Risk.NONE, [])
+    if "files" in changed and (unread := _unread_files(stable, canary)):
+        changed.remove("files")
+        parts.remove(_part_text("files", stable, canary))
+        parts.append(f"other files that no engine reads: {_named(unread)}")
     all_changed = {*changed, *replaced}
     if all_changed and all_changed <= _STORAGE:
         return Risk.MEDIUM, ["the same model stored otherwise: other tensors", *parts]
     if all_changed:
         return Risk.HIGH, [f"a new version of {stable.family}: other tensors", *parts]
-    return Risk.MEDIUM, ["fine-tuned tensors on the same base"]
+    return Risk.MEDIUM, ["fine-tuned tensors on the same base", *parts]
 
 
 def _other_family(stable: Fingerprint, canary: Fingerprint, has_same_tensors: bool) -> str:
@@ -177,12 +185,31 @@ def _size_text(stable: Fingerprint, canary: Fingerprint) -> str:
 
 def _part_text(name: str, stable: Fingerprint, canary: Fingerprint) -> str:
     text = _PART_CHANGES[name]
-    old, new = dict(stable.files), dict(canary.files)
     # Of parts that are whole files, name them.
     if name in _NAMED_PARTS:
-        files = [file for file in sorted({*old, *new}) if old.get(file) != new.get(file)]
-        return f"{text}: {', '.join(files[:4])}{', ...' if len(files) > 4 else ''}" if files else text
+        files = _changed_files(stable, canary)
+        return f"{text}: {_named(files)}" if files else text
     return text
+
+
+def _changed_files(stable: Fingerprint, canary: Fingerprint) -> list[str]:
+    old, new = dict(stable.files), dict(canary.files)
+    return [file for file in sorted({*old, *new}) if old.get(file) != new.get(file)]
+
+
+def _unread_files(stable: Fingerprint, canary: Fingerprint) -> list[str]:
+    """The changed files of the group `files`, when no engine reads any of them; else none.
+
+    A model's own code may read whatever lies beside it.
+    """
+    if stable.part("code") or canary.part("code"):
+        return []
+    files = [file for file in _changed_files(stable, canary) if group_of(file) == "files"]
+    return [] if any(map(may_be_read, files)) else files
+
+
+def _named(files: list[str]) -> str:
+    return f"{', '.join(files[:4])}{', ...' if len(files) > 4 else ''}"
 
 
 def _changes(before: tuple[tuple[str, str], ...], after: tuple[tuple[str, str], ...]) -> Iterator[Change]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from controller.rollout.desired import canary_replicas
+from controller.rollout.figures import with_figures
 from controller.rollout.observation import (
     EvidenceStatus,
     Observation,
@@ -128,7 +129,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
 def _harm(evidence: EvidenceStatus) -> Cause | None:
     gate = evidence.rollback
     if gate is not None:
-        return Cause(CauseKind.GATE, gate.reason or f"{gate.gate}: {gate.verdict.value}")
+        return Cause(CauseKind.GATE, with_figures(gate))
     guard = next((guard for guard in evidence.guards if not guard.both_arms), None)
     if guard is not None:
         return Cause(CauseKind.GUARD, f"{guard.name}: {guard.text}")
@@ -141,7 +142,8 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
     held = next((hold for hold in state.holds if hold.kind is HoldKind.NOT_PROVEN), None)
     limit_s = state.plan.hold_limit_s
     if held is not None and now_s - held.since_s >= limit_s and not is_done(state, seen, now_s):
-        return Cause(CauseKind.NOT_PROVEN, f"not proven within {limit_s:g} s of hold: {held.reason}")
+        parts = (f"not proven within {limit_s:g} s of hold: {held.reason}", *_unproven(seen.evidence))
+        return Cause(CauseKind.NOT_PROVEN, "; ".join(parts))
     if not state.is_late(now_s) or is_done(state, seen, now_s) or state.phase is Phase.BAKING:
         return None
     if state.phase is Phase.STAGE:
@@ -153,6 +155,14 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
     canary = version_status(seen, state.canary.id)
     why = f": {canary.last_error}" if canary is not None and canary.last_error else ""
     return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s{why}")
+
+
+def _unproven(evidence: EvidenceStatus | None) -> tuple[str, ...]:
+    """The gates that are not proven, with their figures."""
+    gates = evidence.gates if evidence is not None else ()
+    return tuple(
+        with_figures(gate) for gate in gates if gate.side == "promotion" and gate.verdict is not Verdict.PASS
+    )
 
 
 def missing_evidence(seen: Observation) -> str:

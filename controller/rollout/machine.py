@@ -118,10 +118,11 @@ def begin(
 def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Action, ...]]:
     """The next state, and all actions that it desires and does not observe yet."""
     now_s = seen.now_s if math.isfinite(seen.now_s) else state.ticked_at_s
+    last_s = state.ticked_at_s
     state = drop_delivered(carry_over(state, seen, now_s), seen, now_s)
     if state.is_final:
         return state, notices(state)
-    commanded = _apply_commands(state, seen, now_s)
+    commanded = _apply_commands(state, seen, last_s, now_s)
     state = _decide(commanded, seen, now_s) if commanded.phase is state.phase else commanded
     return state, (*desired_actions(state, seen), *notices(state))
 
@@ -154,45 +155,51 @@ def abandon(state: RolloutState, now_s: float, why: str) -> RolloutState:
 # --- manual commands
 
 
-def _apply_commands(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+def _apply_commands(state: RolloutState, seen: Observation, last_s: float, now_s: float) -> RolloutState:
+    """The state after its new commands. last_s: the tick before, which did not see them.
+
+    A command counts from when it was given, also when the controller reads it an hour later.
+    """
     for command in sorted(seen.commands, key=lambda command: command.seq):
         if command.seq > state.commands_through:
-            applied = state if state.is_final else _apply_command(state, command, now_s)
+            at_s = command.at_s if math.isfinite(command.at_s) else now_s
+            asked_s = min(max(at_s, last_s), now_s)  # another host's clock may differ
+            applied = state if state.is_final else _apply_command(state, command, asked_s, now_s)
             state = replace(applied, commands_through=command.seq)
     return state
 
 
-def _apply_command(state: RolloutState, command: ManualCommand, now_s: float) -> RolloutState:
+def _apply_command(state: RolloutState, command: ManualCommand, asked_s: float, now_s: float) -> RolloutState:
     kind, actor = command.kind, command.actor
     reason = command.reason or "no reason given"
     text = f"{kind.value} requested by {actor} ({command.role}): {reason}"
     if command.role == "viewer":
-        return log(state, now_s, f"{text}; refused, a viewer may only read", actor)
+        return log(state, asked_s, f"{text}; refused, a viewer may only read", actor)
     is_leaving = state.phase in (Phase.ROLLING_BACK, Phase.UNLOADING)
     match kind:
         case CommandKind.ROLLBACK:
             if state.is_canary_leaving:
-                return log(state, now_s, f"{text}; the canary is leaving already", actor)
+                return log(state, asked_s, f"{text}; the canary is leaving already", actor)
             cause = Cause(CauseKind.USER, command.reason or "requested", actor)
-            return _roll_back(log(state, now_s, text, actor), cause, now_s)
+            return _roll_back(log(state, asked_s, text, actor), cause, now_s, asked_s=asked_s)
         case CommandKind.PAUSE if not is_leaving:
-            return hold(log(state, now_s, text, actor), HoldKind.PAUSE, command.reason, now_s, actor)
+            return hold(log(state, asked_s, text, actor), HoldKind.PAUSE, command.reason, now_s, actor)
         case CommandKind.RESUME if any(hold.kind is HoldKind.PAUSE for hold in state.holds):
-            return release(log(state, now_s, text, actor), HoldKind.PAUSE)
+            return release(log(state, asked_s, text, actor), HoldKind.PAUSE)
         case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.twin:
-            return log(state, now_s, f"{text}; no effect in a twin run", actor)
+            return log(state, asked_s, f"{text}; no effect in a twin run", actor)
         case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.undo:
-            return log(state, now_s, f"{text}; no effect in an undo, which has no stages", actor)
+            return log(state, asked_s, f"{text}; no effect in an undo, which has no stages", actor)
         case CommandKind.PROMOTE if state.phase is Phase.STAGE:
             waived = max(state.waived_through, state.stage)
-            return replace(log(state, now_s, text, actor), waived_through=waived)
+            return replace(log(state, asked_s, text, actor), waived_through=waived)
         case CommandKind.PROMOTE_FULL if not is_leaving and state.phase not in (
             Phase.PROMOTING,
             Phase.BAKING,
         ):
-            return replace(log(state, now_s, text, actor), waived_through=len(state.plan.stages))
+            return replace(log(state, asked_s, text, actor), waived_through=len(state.plan.stages))
         case CommandKind.PAUSE | CommandKind.RESUME | CommandKind.PROMOTE | CommandKind.PROMOTE_FULL:
-            return log(state, now_s, f"{text}; no effect in {state.phase.value}", actor)
+            return log(state, asked_s, f"{text}; no effect in {state.phase.value}", actor)
         case _:
             assert_never(kind)
 
@@ -267,13 +274,19 @@ def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: fl
 # --- backward and forward
 
 
-def _roll_back(state: RolloutState, cause: Cause, now_s: float) -> RolloutState:
-    """Start the rollback. Before the canary was launched there is nothing to undo, so it ends at once."""
+def _roll_back(
+    state: RolloutState, cause: Cause, now_s: float, *, asked_s: float | None = None
+) -> RolloutState:
+    """Start the rollback. Before the canary was launched there is nothing to undo, so it ends at once.
+
+    asked_s: when a person asked for it, from where its total time counts; None: now.
+    """
     if not state.launched:
         final = Phase.FAILED if cause.kind in (CauseKind.DEADLINE, CauseKind.PROBE) else Phase.ROLLED_BACK
         return end(replace(state, cause=cause), final, now_s, cause.text)
     first = DepartureStep.RESTORE if state.phase is Phase.UNLOADING else DepartureStep.SHIFT
-    departure = Departure(state.canary.id, state.stable.id, first, now_s, now_s)
+    began_s = now_s if asked_s is None else asked_s
+    departure = Departure(state.canary.id, state.stable.id, first, began_s, now_s)
     state = replace(state, cause=cause, departure=departure, weight_bp=0, holds=(), waived_through=-1)
     return enter(state, Phase.ROLLING_BACK, now_s, f"{cause.kind.value}: {cause.text}")
 

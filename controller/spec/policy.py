@@ -53,7 +53,9 @@ class GateSpec(Strict):
     mirrored: bool | None = Field(
         default=None, description="reserves a quarter of the gate's alpha for mirrored pairs"
     )
-
+    covariates: tuple[str, ...] | None = Field(
+        default=None, description="columns known before the toss that explain part of a score: [body_bytes]"
+    )
     required: bool | None = Field(
         default=None,
         description="without values it blocks promotion; default: true for gates that a policy names",

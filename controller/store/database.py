@@ -73,11 +73,19 @@ REMEDIES: tuple[tuple[str, str], ...] = (
 class Database:
     """Connections to one database whose schema is the newest. Safe to use from several threads."""
 
-    def __init__(self, url: str, *, mounts: Path = MOUNTS, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        mounts: Path = MOUNTS,
+        clock: Callable[[], float] | None = None,
+        may_migrate: bool = True,
+    ) -> None:
         """Open the database, creating or migrating it. Raises BadInput for a URL or a path that cannot hold
         the state and for a newer schema, Unreachable when no database answers.
 
-        clock: of leases, in seconds, instead of the database's own.
+        clock: of leases, in seconds, instead of the database's own. may_migrate False: raises Unreachable
+        for a database that would have to be migrated.
         """
         self._engine = _engine(url, mounts)
         self._writes = self._engine.execution_options(canaryctl_writes=True)
@@ -85,6 +93,11 @@ class Database:
         try:
             with self.read() as db:
                 is_newest = is_current(db)
+            if not is_newest and not may_migrate:
+                raise Unreachable(
+                    f"database {shown_url(self._engine.url)} has an older schema; a controller migrates it: "
+                    "canaryctl up"
+                )
             if not is_newest:
                 self._migrate()
         except BaseException:

@@ -59,12 +59,16 @@ _VERSION = select(*(t.versions.c[name] for name in VersionRow.__slots__))
 class SqlStore:
     """All persistent state. Safe to use from several threads and processes."""
 
-    def __init__(self, url: str, *, mounts: Path = MOUNTS, clock: Callable[[], float] | None = None) -> None:
-        """Open the database, creating or migrating it. Raises BadInput or Unreachable.
-
-        clock: of leases, in seconds, instead of the database's own.
-        """
-        self.database = Database(url, mounts=mounts, clock=clock)
+    def __init__(
+        self,
+        url: str,
+        *,
+        mounts: Path = MOUNTS,
+        clock: Callable[[], float] | None = None,
+        may_migrate: bool = True,
+    ) -> None:
+        """Open the database, see `Database`. Raises BadInput or Unreachable."""
+        self.database = Database(url, mounts=mounts, clock=clock, may_migrate=may_migrate)
 
     def close(self) -> None:
         """Close the connections."""
@@ -342,6 +346,12 @@ class SqlStore:
         here = (t.events.c.service == service) & (t.events.c.seq > after_seq)
         query = select(t.events).where(here).order_by(t.events.c.seq).limit(limit)
         return tuple(EventRow(*row) for row in self._all(query))
+
+    def last_event(self, service: str) -> EventRow | None:
+        """The newest line of the service's log; None: it has none."""
+        query = select(t.events).where(t.events.c.service == service).order_by(t.events.c.seq.desc()).limit(1)
+        row = self._first(query)
+        return EventRow(*row) if row is not None else None
 
     # --- the lease
 

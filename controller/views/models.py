@@ -47,6 +47,7 @@ class GateView(_View):
     high: Real
     source: str = "arrives"  # arrives, never or stopped: whether the metric's values come
     last_value_s: Real = None  # when the request of the last value was assigned
+    statistic: str = "mean"  # that stable and canary estimate: mean, p50, p99, ...
 
 
 class StageView(_View):
@@ -181,6 +182,15 @@ class VersionView(_View):
     last_error: str | None
 
 
+class MissingKeyView(_View):
+    """A version whose endpoint cannot be asked, because its API key cannot be read."""
+
+    version: str
+    role: str  # stable, canary or `earlier version`, to which undo could return
+    text: str  # version, variable or file, and the command that mends it; never the key
+    variable: str | None = None  # `canaryctl up` mends it where this one is set; null: it does not
+
+
 class ServiceView(_View):
     """A service: its endpoint, loaded versions and newest rollout."""
 
@@ -192,6 +202,7 @@ class ServiceView(_View):
     weight_bp: int | None  # null: the route table cannot be read
     versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
     rollout: RolloutView | None  # the newest; null: there has been none
+    missing_keys: tuple[MissingKeyView, ...] = ()  # without them a way back is cut
 
 
 class CommandResult(_View):

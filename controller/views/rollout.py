@@ -21,6 +21,7 @@ from controller.views.models import (
     GateView,
     HoldView,
     LogView,
+    MissingKeyView,
     PassView,
     RolloutView,
     ServiceView,
@@ -108,10 +109,11 @@ def service_view(
     versions: Iterable[VersionStatus] | None,
     rollout: RolloutView | None,
     labels: Mapping[str, Label] | None = None,
+    missing_keys: Iterable[object] = (),
 ) -> ServiceView:
     """The service with its newest rollout. split, versions None: could not be read, shown as null.
 
-    labels: by version, those that are known.
+    labels: by version, those that are known. missing_keys: objects with the fields of `MissingKeyView`.
     """
     labels = labels or {}
     loaded = None
@@ -126,6 +128,7 @@ def service_view(
         weight_bp=split.weight_bp if split is not None else None,
         versions=loaded,
         rollout=rollout,
+        missing_keys=tuple(map(MissingKeyView.model_validate, missing_keys)),
     )
 
 
@@ -157,6 +160,7 @@ def gate_view(gate: GateReport) -> GateView:
         high=high,
         source=gate.source,
         last_value_s=gate.last_value_s,
+        statistic=gate.statistic,
     )
 
 

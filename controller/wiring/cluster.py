@@ -49,6 +49,12 @@ def connect(settings: Settings) -> None:
         raise Unreachable(str(exc)) from exc
 
 
+def has_variable(settings: Settings, name: str) -> bool:
+    """Whether the cluster's processes were started with this environment variable; True: it is not known."""
+    handle = _handle(settings)
+    return handle is None or cluster_ray.has_variable(handle, name)
+
+
 def _handle(settings: Settings) -> cluster_ray.ClusterHandle | None:
     try:
         return cluster_ray.ClusterHandle.from_json(settings.cluster_path.read_text())

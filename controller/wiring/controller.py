@@ -87,7 +87,9 @@ def build(settings: Settings) -> Controller:
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
     versions, log = Versions(settings, store), RecordsAdapter(traffic)
-    environment = HostEnvironment(versions, log)
+    environment = HostEnvironment(
+        versions, log, has_variable=lambda name: cluster.has_variable(settings, name)
+    )
     notifier = LogNotifier()
 
     def make_workers(service: str) -> ServiceWorkers:
@@ -141,6 +143,7 @@ def build(settings: Settings) -> Controller:
         version=own_version(),
         identities=admin,
         slow=slow,
+        find_key=environment.key_problem,
     )
     add_ab_routes(app, tests, viewer=viewer, operator=operator, slow=slow)
     return Controller(store, runner, app)

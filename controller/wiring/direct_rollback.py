@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,16 +17,27 @@ from controller.rollout.plan import is_undo_id
 from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from serving.messages import SplitStatus
 
 ACK_TIMEOUT_S = 5.0
 
 
-class Canary(Enum):
-    """What the route table says of the service's canary, read back from it."""
+class Reach(Enum):
+    """How far the service's route table was reached."""
 
-    GONE = "gone"  # it gets no new request
-    MAY_SERVE = "may serve"  # the table does not answer, or not every router follows it
+    APPLIED = "applied"  # every router follows what was read back
+    MAY_SERVE = "may serve"  # it does not answer, or not every router follows it
     NO_CLUSTER = "no cluster"  # no Ray cluster on this host
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What the route table says, read back from it after the tombstone."""
+
+    reach: Reach
+    serves: str | None = None  # the version that gets every request; None: not one alone, or not known
+    how: str = ""  # how the table is applied
+    rollout: str = ""  # the rollout that it holds, now tombstoned unless it is an undo; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,51 +60,68 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
         service = rollback.only_service()
     if service is None:
         return rollback.result("nothing was rolled back; name the service: canaryctl rollback NAME --direct")
-    canary = rollback.tombstone(service, None)
+    table = rollback.tombstone(service, None)
+    is_moved = bool(rollback.tombstoned)
     stored = rollback.command(service)
     if stored is not None and stored.running is not None:
-        canary = rollback.tombstone(service, stored.running)
-    return rollback.result(_problem(service, canary, stored, is_moved=bool(rollback.tombstoned)))
+        table = rollback.tombstone(service, stored.running, goal=stored.goal)
+    return rollback.result(_problem(service, table, stored, is_moved=is_moved))
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """What the store holds of the service."""
 
+    goal: str | None  # the version to return to; None: not known
     running: str | None = None  # the rollout that was told to roll back
     undo: str | None = None  # the undo that has not ended
-    promoted: str | None = None  # the version that its newest rollout promoted, which an undo replaces
+    is_promoted: bool = False  # its newest rollout promoted `goal`, so an undo is what would help
 
 
-def _problem(service: str, canary: Canary | str, stored: _Stored | None, *, is_moved: bool) -> str | None:
-    """Why the service does not serve what it should; None: it does.
+def _problem(service: str, table: _Table, stored: _Stored | None, *, is_moved: bool) -> str | None:
+    """Why the service does not serve what it should; None: it does. It does if the table says so itself.
 
-    canary: or the undo that the table has given all traffic. stored: None: the store could not be read.
+    stored: None: the store could not be read. is_moved: a canary with traffic was tombstoned.
     """
-    if stored is None and canary in (Canary.MAY_SERVE, Canary.NO_CLUSTER):
-        return "neither the route table nor the store could be reached; is Ray running on this host?"
-    needs_controller = f"needs a controller; start it: canaryctl up, then: canaryctl watch {service}"
-    if stored is not None and stored.undo is not None:
-        if canary == stored.undo:
-            return None
-        return f"traffic has not moved: undo {stored.undo} is stored, but {needs_controller}"
-    if stored is not None and stored.promoted is not None and not is_moved:
+    if stored is None:
+        is_undone = is_undo_id(table.rollout) and table.serves is not None
+        return None if is_moved or is_undone else _without_store(service, table)
+    start = "start it: canaryctl up, then: canaryctl"
+    if stored.is_promoted and not is_moved:
         return (
-            f"traffic has not moved: {service} serves {stored.promoted}, which was promoted, and to load the "
-            f"version before needs a controller; start it: canaryctl up, then: canaryctl undo {service}"
+            f"traffic has not moved: {service} serves {stored.goal}, which was promoted, and to load the "
+            f"version before needs a controller; {start} undo {service}"
         )
-    if canary is Canary.NO_CLUSTER and stored == _Stored():
+    if table.reach is Reach.APPLIED and table.serves is not None and table.serves == stored.goal:
+        return None
+    if stored.undo is not None:
+        return (
+            f"traffic has not moved: undo {stored.undo} is stored, but needs a controller; "
+            f"{start} watch {service}"
+        )
+    if table.reach is Reach.NO_CLUSTER and stored.running is None:
         return None  # without a cluster no router sends anything anywhere
-    if canary in (Canary.MAY_SERVE, Canary.NO_CLUSTER):
+    if table.reach is not Reach.APPLIED:
         return (
             "traffic has not moved: the route table could not be reached; run this on the host where Ray runs"
         )
-    if stored is None and not is_moved and canary is Canary.GONE:
-        return (
-            "traffic has not moved: no canary gets any, and the store could not be read; to return to an "
-            f"earlier version, mend the store, then: canaryctl rollback {service}"
-        )
-    return None
+    if table.serves is None or (stored.goal is None and is_moved):
+        return None  # no version had traffic, or the canary has lost it
+    goal = stored.goal or "the version before"  # of a state that another release wrote
+    return (
+        f"traffic has not moved: all requests go to {table.serves}, and to restore {goal} needs a "
+        f"controller; {start} watch {service}"
+    )
+
+
+def _without_store(service: str, table: _Table) -> str:
+    """The problem when the store could not be read and the table had nothing to tombstone."""
+    if table.reach is not Reach.APPLIED:
+        return "neither the route table nor the store could be reached; is Ray running on this host?"
+    return (
+        "traffic has not moved: no canary gets any, and the store could not be read; to return to an "
+        f"earlier version, mend the store, then: canaryctl rollback {service}"
+    )
 
 
 class _Rollback:
@@ -104,7 +133,7 @@ class _Rollback:
         self._unknown: UnknownService | None = None  # the store does not know the service
         self._succeeded: list[str] = []
         self._failed: list[str] = []
-        self.tombstoned: set[str] = set()
+        self.tombstoned: dict[str, _Table] = {}  # by rollout
 
     def result(self, problem: str | None) -> DirectRollback:
         """The lines so far, with the problem. Raises UnknownService when nothing knows the service."""
@@ -126,29 +155,29 @@ class _Rollback:
             raise UnknownService(f"there are {len(names)} services; name one of {', '.join(names)}")
         return names[0]
 
-    def tombstone(self, service: str, rollout: str | None) -> Canary | str:
+    def tombstone(self, service: str, rollout: str | None, *, goal: str | None = None) -> _Table:
         """Tombstone the rollout (None: the one in the route table), and wait until every router knows.
 
-        The id of an undo that the table has given all traffic instead: it is left alone.
+        An undo is left alone. goal: the version that should serve then; None: whatever the table has.
         """
         if rollout in self.tombstoned:
-            return Canary.GONE
+            return self.tombstoned[rollout]
         is_connected = False
         try:
             cluster.connect(self._settings)
             is_connected = True
-            name, how = _tombstone(service, rollout)
+            table = _tombstone(service, rollout)
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with Ray must not keep the store's step back
             line = f"route table: not reached ({_line(exc)})"
             if line not in self._failed:
                 self._failed.append(line)
-            return Canary.MAY_SERVE if is_connected else Canary.NO_CLUSTER
-        if is_undo_id(name):
-            return name
-        if name:
-            self.tombstoned.add(name)
-            self._succeeded.append(f"route table: {name} is tombstoned and gets no traffic ({how})")
-        return Canary.GONE
+            return _Table(Reach.MAY_SERVE if is_connected else Reach.NO_CLUSTER)
+        if table.rollout and not is_undo_id(table.rollout):
+            self.tombstoned[table.rollout] = table
+            has_moved = goal is None or table.serves in (goal, None)
+            now = "and gets no traffic" if has_moved else f"but {table.serves} has all traffic"
+            self._succeeded.append(f"route table: {table.rollout} is tombstoned {now} ({table.how})")
+        return table
 
     def command(self, service: str) -> _Stored | None:
         """Store the command for a running rollout; None: the store failed."""
@@ -163,12 +192,12 @@ class _Rollback:
         return None
 
     def _command(self, store: SqlStore, service: str) -> _Stored:
-        store.service(service)
-        # Not the row's state: it may have a form that only another release can read.
+        stable = store.service(service).stable
+        # Not the row's state as a whole: it may have a form that only another release can read.
         newest = next(iter(store.rollouts(service, limit=1)), None)
         if newest is not None and newest.ended_at_s is None and is_undo_id(newest.id):
             self._succeeded.append(f"store: undo {newest.id} is stored; a controller completes it")
-            return _Stored(undo=newest.id)
+            return _Stored(_found(newest.request, "undo"), undo=newest.id)
         if newest is not None and newest.ended_at_s is None:
             identity, now_s = Identity("direct", Role.ADMIN), time.time()
             queued = store.append_command(
@@ -179,13 +208,24 @@ class _Rollback:
             self._succeeded.append(
                 f"store: rollback of {newest.id} requested; the next controller completes it"
             )
-            return _Stored(running=newest.id)
-        stable = store.service(service).stable
+            # Not the service's stable version: in Unloading that is the one to leave already.
+            return _Stored(_found(newest.state, "rollout", "stable", "id"), running=newest.id)
         self._succeeded.append(f"store: {service}: no rollout runs, {stable} serves")
         attempt = store.latest_attempt(service, stable)
         before = next((one.before for one in store.served(service) if one.version.id == stable), None)
         is_newest = attempt is not None and newest is not None and attempt.id == newest.id
-        return _Stored(promoted=stable if is_newest and before not in (None, stable) else None)
+        return _Stored(stable, is_promoted=is_newest and before not in (None, stable))
+
+
+def _found(text: str, *keys: str) -> str | None:
+    """The text at this place of stored JSON, which another release may have written; None: not there."""
+    try:
+        value = json.loads(text)
+        for key in keys:
+            value = value[key]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None
 
 
 def _line(exc: Exception) -> str:
@@ -194,10 +234,10 @@ def _line(exc: Exception) -> str:
     return text if isinstance(exc, CanaryctlError) else f"{type(exc).__name__}: {text}"
 
 
-def _tombstone(service: str, rollout: str | None) -> tuple[str, str]:
-    """(rollout, how the table is applied), once every router acknowledged it; ('', '') when it holds none.
+def _tombstone(service: str, rollout: str | None) -> _Table:
+    """The table once every router acknowledged the tombstone of its rollout, if it holds one.
 
-    An undo is left alone: (its id, how) when it has all traffic, ('', '') when it has not.
+    An undo is left alone: it is on its way to the version before already.
     """
     from serving.table.traffic_ray import RayTraffic
 
@@ -206,18 +246,23 @@ def _tombstone(service: str, rollout: str | None) -> tuple[str, str]:
     if split is None:
         raise Unreachable(f"the route table of {service} does not answer")
     name = rollout or (split.rollout if split.weight_bp else "")
-    if is_undo_id(name):  # it is on its way to the version before already
-        return (name, split.how) if split.weight_bp == FULL_BP and split.applied else ("", "")
-    if not name:
-        return "", ""
+    if not name or is_undo_id(name):
+        return _read(name, split)
     deadline_at_s = time.monotonic() + ACK_TIMEOUT_S
-    split = traffic.tombstone(service, name)
-    while split is not None and not split.applied and time.monotonic() < deadline_at_s:
+    tombstoned = traffic.tombstone(service, name)
+    while tombstoned is not None and not tombstoned.applied and time.monotonic() < deadline_at_s:
         time.sleep(0.02)
-        split = traffic.observe(service)
-    if split is None or not split.applied:
+        tombstoned = traffic.observe(service)
+    if tombstoned is None or not tombstoned.applied:
         raise Unreachable(f"the tombstone is in the table of {service}, but not every router acknowledged it")
-    return name, split.how
+    return _read(name, tombstoned)
+
+
+def _read(rollout: str, split: SplitStatus) -> _Table:
+    if not split.applied:
+        return _Table(Reach.APPLIED, how=split.how, rollout=rollout)
+    serves = {0: split.stable, FULL_BP: split.canary}.get(split.weight_bp)
+    return _Table(Reach.APPLIED, serves, split.how, rollout)
 
 
 def forget_services(settings: Settings) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from controller.api.keys import KeyProblem, key_problem
 from controller.evidence.reader import RecordsReader
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.planning.baseline import MeasuredBaseline
@@ -17,13 +18,18 @@ from controller.spec.service import VersionSpec
 from controller.wiring.launches import Versions
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
+from serving.credentials import KeyReference
 from serving.fleet import engine_args
 
 
 class HostEnvironment:
     """Implements `api.commands.Environment`."""
 
-    def __init__(self, versions: Versions, log: RecordsAdapter) -> None:
+    def __init__(
+        self, versions: Versions, log: RecordsAdapter, *, has_variable: Callable[[str], bool]
+    ) -> None:
+        """has_variable: whether Ray's processes have this environment variable."""
+        self._has_variable = has_variable
         self._versions = versions
         self._log = log
         self.meters: dict[str, TrafficMeter] = {}
@@ -34,6 +40,17 @@ class HostEnvironment:
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         """See `Versions.fingerprint`."""
         return self._versions.fingerprint(version)
+
+    def key_problem(self, reference: KeyReference) -> KeyProblem | None:
+        """Why an endpoint's key cannot be read, here or in the Ray processes; None: it can."""
+        problem = key_problem(reference)
+        if problem is None and reference.source == "env" and not self._has_variable(reference.name):
+            name = reference.name
+            return KeyProblem(
+                f"{name} is not set where Ray was started, and routers read it there; "
+                "write the key into a file and deploy with api_key_file"
+            )
+        return problem
 
     def devices(self) -> Sequence[Device]:
         """The devices of the cluster, with the memory that is free now."""

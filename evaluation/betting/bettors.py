@@ -20,12 +20,14 @@ def loss_bettor(
     longest: float = math.inf,
     failures: float = 1.0,
     sessions: bool = False,
+    covariates: bool = False,
 ) -> LossBettor:
     """The bettor that a gate of this kind rolls back by.
 
     tolerance, threshold: of the gate (threshold None: the usual harm). longest: where values are censored.
     failures: tolerated ratio of unanswered requests, see `ShapeLoss`. sessions: units with several requests
-    each. A percentile divides its tolerance out before it counts events.
+    each. covariates: units have them, for a score. A percentile divides its tolerance out before it counts
+    events.
     """
     match kind:
         case Kind.RATE:
@@ -33,6 +35,6 @@ def loss_bettor(
         case Kind.PERCENTILE:
             return ShareLoss(tolerance=0.0) if sessions else EventLoss(tolerance=0.0)
         case Kind.SCORE:
-            return ScoreLoss(tolerance=tolerance, threshold=threshold)
+            return ScoreLoss(tolerance=tolerance, threshold=threshold, covariates=covariates)
         case Kind.SHAPE:
             return ShapeLoss(tolerance=tolerance, longest=longest, failures=failures)

@@ -27,43 +27,80 @@ def best_bet(effect: float, variance: float) -> float:
     return effect / (variance + effect * effect)
 
 
-class ScoreLoss:
+class Centre:
+    """What a score bettor takes off every score: `mu`, stable's past mean, and what a unit's covariates add.
+
+    `reach`: of the covariates' part. `low`, `high`: bounds of the sum for all units alike, by which bets are
+    capped. Without covariates the reach is 0, and all three are mu.
+    """
+
+    def __init__(self, *, covariates: bool) -> None:
+        self.mu = FIRST_MEAN
+        self.reach = 0.0
+        self.bet = 0.0
+        self._covariates = covariates
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        return ("mu", "bet", "reach") if self._covariates else ("mu", "bet")
+
+    @property
+    def low(self) -> float:
+        """The least centre of a unit."""
+        return max(self.mu - self.reach, 0.0)
+
+    @property
+    def high(self) -> float:
+        """The greatest centre of a unit."""
+        return min(self.mu + self.reach, 1.0)
+
+    def centre(self, block: UnitBlock) -> Floats | float:
+        """The centre of each unit, in [low, high]."""
+        if block.adjustment is None:
+            return self.mu
+        return np.clip(self.mu + block.adjustment, self.low, self.high)
+
+    def _learn(self, stable: Stable, effect: float) -> None:
+        """Centre on stable's mean so far, and bet by the variance that is left."""
+        self.mu = stable.mean(prior=FIRST_MEAN)
+        self.reach = 0.0 if stable.covariates is None else stable.covariates.reach
+        self.bet = best_bet(effect, stable.residual_variance(prior=FIRST_VARIANCE))
+
+
+class ScoreLoss(Centre):
     """Rollback: bets that the canary's mean is more than `tolerance` below stable's.
 
     A unit without an answer has no score and is not bet on. Where the canary answers more units than stable
     (`UnitBlock.gap`), the tolerance grows by what it loses if all of those scored 0.
 
     `log1p(lam x)`, `x = (1-w)(mu - y - delta0)` on the canary and `-w (mu - y)` on stable, has mean
-    `lam w (1-w) (stable - canary - delta0)`, at most 0 under the null for every mu; mu only removes noise.
+    `lam w (1-w) (stable - canary - delta0)`, at most 0 under the null for every mu; mu only removes noise. So
+    does the unit's own centre in place of mu, where a gate has covariates (`covariates.py`).
     """
 
-    __state__ = ("mu", "bet")
-
-    def __init__(self, *, tolerance: float, threshold: float | None = None) -> None:
+    def __init__(self, *, tolerance: float, threshold: float | None = None, covariates: bool = False) -> None:
         # threshold None: no harm to detect is given; the usual one is assumed
+        super().__init__(covariates=covariates)
         self.prior: Floats = LOSS_PRIOR
         self._tolerance = tolerance
         self._effect = USUAL_HARM if threshold is None else threshold - tolerance
-        self.mu = FIRST_MEAN
         self.bet = best_bet(self._effect, FIRST_VARIANCE)
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every score, with a look after each of the canary's."""
-        tolerance = self._tolerance + block.more_answers * self.mu
-        x = np.where(
-            block.arm, (1.0 - block.w) * (self.mu - block.y - tolerance), -block.w * (self.mu - block.y)
-        )
-        worst = np.maximum((1.0 - block.w) * (1.0 + tolerance - self.mu), block.w * self.mu)
+        tolerance = self._tolerance + block.more_answers * self.high
+        loss = self.centre(block) - block.y
+        x = np.where(block.arm, (1.0 - block.w) * (loss - tolerance), -block.w * loss)
+        worst = np.maximum((1.0 - block.w) * (1.0 + tolerance - self.low), block.w * self.high)
         lam = np.minimum(self.bet * LOSS_MULTIPLES[:, None], SAFETY / worst)
         return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
     def end_epoch(self, stable: Stable) -> None:
-        """Centre on stable's mean so far, and bet by its variance."""
-        self.mu = stable.mean(prior=FIRST_MEAN)
-        self.bet = best_bet(self._effect, stable.variance(prior=FIRST_VARIANCE))
+        """Centre on stable's mean so far, and bet by the variance that is left."""
+        self._learn(stable, self._effect)
 
 
-class ScoreProof:
+class ScoreProof(Centre):
     """Promotion: bets that the canary's mean is *above* stable's less `margin`.
 
     A request without an answer has no score; here it scores `failed_as`, on both arms. A margin is proven
@@ -71,33 +108,32 @@ class ScoreProof:
     worst answers; where it answers more, 1 gives it no credit for its additional answers. (A margin that
     shrinks by an estimated difference of answered shares proved 12 to 38 % of canaries at the margin whose
     worst 2 or 5 % fail: the estimate is known later than the proof.)
+
+    `log1p(lam x)`, `x = (1-w)(y - mu + margin)` on the canary and `-w (y - mu)` on stable, has mean
+    `lam w (1-w) (canary - stable + margin)`, at most 0 under the null for every mu, or a unit's own centre.
     """
 
-    __state__ = ("mu", "bet")
-
-    def __init__(self, *, margin: float, failed_as: float = 0.0) -> None:
+    def __init__(self, *, margin: float, failed_as: float = 0.0, covariates: bool = False) -> None:
+        super().__init__(covariates=covariates)
         self._failed_as = failed_as
         self.prior: Floats = PROOF_PRIOR
         self._margin = margin
-        self.mu = FIRST_MEAN
         self.bet = best_bet(margin, FIRST_VARIANCE)
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every unit, with a look after each of the canary's."""
-        y, margin = block.y, self._margin
-        if block.failed is not None:
-            y = y + self._failed_as * block.failed
-        x = np.where(block.arm, (1.0 - block.w) * (y - self.mu + margin), -block.w * (y - self.mu))
+        y = block.y if block.failed is None else block.y + self._failed_as * block.failed
+        gain = y - self.centre(block)
+        x = np.where(block.arm, (1.0 - block.w) * (gain + self._margin), -block.w * gain)
         if block.weight is not None:
             x = block.weight * x
-        worst = np.maximum((1.0 - block.w) * (self.mu - margin), block.w * (1.0 - self.mu))
+        worst = np.maximum((1.0 - block.w) * (self.high - self._margin), block.w * (1.0 - self.low))
         lam = np.minimum(self.bet * PROOF_MULTIPLES[:, None], SAFETY / np.maximum(worst, 1e-12))
         return Bets(np.arange(len(block)), np.log1p(lam * x), np.flatnonzero(block.arm))
 
     def end_epoch(self, stable: Stable) -> None:
-        """Centre on stable's mean so far, and bet by its variance."""
-        self.mu = stable.mean(prior=FIRST_MEAN)
-        self.bet = best_bet(self._margin, stable.variance(prior=FIRST_VARIANCE))
+        """Centre on stable's mean so far, and bet by the variance that is left."""
+        self._learn(stable, self._margin)
 
 
 class PairLoss:

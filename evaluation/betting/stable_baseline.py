@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from evaluation.betting.covariates import CovariateFit
 from evaluation.betting.histogram import Floats, LogHistogram
 
 FIRST_EPOCH = 64  # rows
 LONGEST_EPOCH = 4096
 MIN_FOR_VARIANCE = 30
+
+
+_STATE = ("total", "squares", "count", "infinite", "histogram")
 
 
 def epoch_after(rows: int) -> int:
@@ -19,14 +23,17 @@ def epoch_after(rows: int) -> int:
 class Stable:
     """Statistics of stable's units, updated after they were bet on, so that every bet is predictable."""
 
-    __state__ = ("total", "squares", "count", "infinite", "histogram")
-
-    def __init__(self, *, with_histogram: bool) -> None:
+    def __init__(self, *, with_histogram: bool, covariates: int = 0) -> None:
         self.total = 0.0
         self.squares = 0.0
         self.count = 0
         self.infinite = 0  # unanswered, or censored
         self.histogram = LogHistogram() if with_histogram else None  # None: outcomes are in [0, 1]
+        self.covariates = CovariateFit(covariates) if covariates else None  # None: no gate has any
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        return _STATE if self.covariates is None else (*_STATE, "covariates")
 
     def learn(self, y: Floats) -> None:
         """Add stable's outcomes in order; infinite ones (unanswered, censored) are only counted."""
@@ -56,3 +63,10 @@ class Stable:
             return prior
         mean = self.total / self.count
         return max(self.squares / self.count - mean * mean, prior / 100.0)
+
+    def residual_variance(self, *, prior: float) -> float:
+        """The variance that the covariates do not explain; without any, the variance."""
+        variance = self.variance(prior=prior)
+        if self.covariates is None:
+            return variance
+        return max(variance * (1.0 - self.covariates.explained), prior / 100.0)

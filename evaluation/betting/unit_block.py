@@ -10,7 +10,7 @@ Made by `units/` (`Rows.firsts`, `Released.block`), by mirrored pairs and by tes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,9 @@ class UnitBlock:
     share of answered units less stable's, before this unit; None: every unit has the metric. `values` and
     `owner`: the single values and the row of each one's unit; None: `y` is the only value. `failed`: the part
     of `y` that is of requests without an answer, which count 0 in it. `weight`: part of a whole unit's bet,
-    in (0, 1]. None: none failed; 1.
+    in (0, 1]. None: none failed; 1. `covariates`: n x p, known before the toss, NaN where missing; None: none
+    are used. `adjustment`: by how much they raise the unit's expected outcome above stable's mean
+    (`covariates.py`); None: not at all.
     Raises ValueError where a toss is repeated.
     """
 
@@ -57,6 +59,8 @@ class UnitBlock:
     owner: Ints | None = None
     failed: Floats | None = None
     weight: Floats | None = None
+    covariates: Floats | None = None
+    adjustment: Floats | None = None
     is_checked: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +110,8 @@ class UnitBlock:
             owner,
             None if self.failed is None else self.failed[rows],
             None if self.weight is None else self.weight[rows],
+            None if self.covariates is None else self.covariates[rows],
+            None if self.adjustment is None else self.adjustment[rows],
             is_checked=True,
         )
 
@@ -113,6 +119,14 @@ class UnitBlock:
     def more_answers(self) -> Floats | float:
         """By how much the canary's share of answered units exceeds stable's; 0 where it does not."""
         return 0.0 if self.gap is None else np.maximum(self.gap, 0.0)
+
+    def with_covariates(self, covariates: Floats) -> UnitBlock:
+        """The same units with their covariates, n x p."""
+        return replace(self, covariates=covariates, is_checked=True)
+
+    def with_adjustment(self, adjustment: Floats) -> UnitBlock:
+        """The same units with what their covariates are expected to add."""
+        return replace(self, adjustment=adjustment, is_checked=True)
 
     def stable_values(self) -> Floats:
         """Stable's values: the single ones where the block has them, else one a unit."""

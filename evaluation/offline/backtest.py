@@ -27,7 +27,8 @@ from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import EvidenceError
 from evaluation.report import EvaluationReport, GateReport, Verdict
-from evaluation.verdict import evaluation_report, invalid_gates, split_reasons
+from evaluation.split_reports import split_reasons
+from evaluation.verdict import evaluation_report, invalid_gates
 
 ROWS_AT_ONCE = 16384
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TypeAlias
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.offline.arrays import Array, RowError, arrays_of, first_row, floats_of, names_of, texts_of
+from evaluation.offline.cancelled import if_not_cancelled
 from evaluation.offline.duplicates import renamed_copies, repeated_names, repeated_rows
-from evaluation.offline.names import refuse_near_misses
+from evaluation.offline.names import KNOWN, refuse_near_misses
 from evaluation.policy.gates import StagePlan, check_margins
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
@@ -30,8 +32,8 @@ Names: TypeAlias = tuple[Array, NDArray[np.bool_]]  # names, and which are missi
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Checked columns, as the pipeline reads them. values: by metric, NaN where missing. failed: without an
-    answer, by an error or rejected."""
+    """Checked columns, as the pipeline reads them. values: by metric, and covariates by name, NaN where
+    missing. failed: without an answer, by an error or rejected."""
 
     requests: Assignments
     failed: NDArray[np.bool_]
@@ -51,7 +53,14 @@ def policy_for_columns(columns: Mapping[str, ArrayLike], policy: object) -> Gate
     """
     policy = gate_policy_of(policy)
     names = names_of(columns)
-    refuse_near_misses(names)
+    covariates = covariates_of(policy)
+    refuse_near_misses(names, ignored=covariates)
+    for name in covariates:
+        if name not in names:
+            unused = [str(other) for other in names if other not in KNOWN]
+            near = get_close_matches(name, unused, n=1, cutoff=0.6)
+            remedy = f"did you mean {near[0]}?" if near else "give the column, or leave it out of the policy"
+            raise EvidenceError(f"column {name} is missing, a covariate of policy {policy.name}; {remedy}")
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise EvidenceError(f"columns {', '.join(missing)} are missing; a backtest needs {', '.join(NEEDED)}")
@@ -60,6 +69,11 @@ def policy_for_columns(columns: Mapping[str, ArrayLike], policy: object) -> Gate
         metrics = ", ".join(dict.fromkeys(gate.metric for gate in policy.gates))
         raise PolicyError(f"no column is gated by policy {policy.name}; give one of {metrics}")
     return policy.with_alarms().only(*present)
+
+
+def covariates_of(policy: GatePolicy) -> tuple[str, ...]:
+    """The covariates that the gates of a policy name."""
+    return tuple(dict.fromkeys(name for gate in policy.gates for name in gate.covariates))
 
 
 def gates_without_column(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> tuple[str, ...]:
@@ -122,6 +136,9 @@ def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table
         raise EvidenceError("by assigned_by, tokens hold every row; give the draws of the tokens, too")
     values = {name: _metric(arrays, name) for name in dict.fromkeys(g.metric for g in policy.gates)}
     _refuse_repeats(arrays, at_s, units, own, (arm, w, *values.values()))
+    for name in covariates_of(policy):
+        values[name] = floats_of(arrays, name)
+        _refuse(name, values[name], np.isinf(values[name]), "give a finite number, NaN when missing")
     if "error" in values:
         error = values["error"]
     else:
@@ -129,6 +146,9 @@ def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table
     rejected = values.get("rejected")
     if rejected is None:
         rejected = _metric(arrays, "rejected") if "rejected" in arrays else np.zeros(len(at_s))
+    if "cancelled" in arrays:
+        cancelled = _metric(arrays, "cancelled") == 1.0
+        values = {name: if_not_cancelled(name, column, cancelled) for name, column in values.items()}
     fell_back = floats_of(arrays, "fell_back") if "fell_back" in arrays else np.full(len(at_s), np.nan)
     _refuse("fell_back", fell_back, ~_is_event(fell_back), "give 0 or 1, NaN when unknown")
     requests = Assignments(at_s, arm == 1.0, w, kinds, _units(units, kinds), _stage(arrays, at_s), fell_back)

@@ -116,9 +116,10 @@ def near_misses(names: Iterable[str], ignored: Collection[str] = ()) -> dict[str
     return {name: near for name, near in found.items() if near is not None}
 
 
-def refuse_near_misses(names: Iterable[str]) -> None:
-    """Raise EvidenceError where an unknown name is close to a known one whose column is absent."""
-    for name, near in near_misses(names).items():
+def refuse_near_misses(names: Iterable[str], ignored: Collection[str] = ()) -> None:
+    """Raise EvidenceError where an unknown name is close to a known one whose column is absent. ignored:
+    names that are used as they are."""
+    for name, near in near_misses(names, ignored).items():
         if is_opposite(name):
             raise EvidenceError(
                 f"column {name!r} says the opposite of {near}; give {near} = 1 - {name}, or leave it out"

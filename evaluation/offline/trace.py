@@ -18,7 +18,8 @@ from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
-from evaluation.units.metric_evidence import ROLLBACK_USES, MetricEvidence, Track
+from evaluation.units.gate_channels import ROLLBACK_USES, Track
+from evaluation.units.metric_evidence import MetricEvidence
 
 POINTS = 200
 

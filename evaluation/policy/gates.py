@@ -17,6 +17,11 @@ from evaluation.policy.values import PolicyError, check_probability, flag, mappi
 
 MAX_RATIO = 1000.0  # of a margin or a threshold
 DEFAULT_FLOOR = 0.005
+MAX_COVARIATES = 8  # of a gate: their sums stay small
+#: Columns of a request, besides metrics, that the assignment decides or that come of it.
+AFTER_THE_TOSS = frozenset(
+    {"arm", "bucket", "assigned_by", "fell_back", "completion_tokens", "finish_reason"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Gate:
     `tolerance`: the harm that must not roll back, in the same unit, 0 <= tolerance < threshold.
     `alpha_share`: this gate's part of the rollout's alpha; 0 makes it an alarm, displayed and never deciding.
     `deadline_s`: how long after the draw a score may arrive. `percentile`: of a percentile gate, in (0, 1).
+    `covariates`: columns of numbers known before the toss that explain part of a score (`covariates.py`).
     """
 
     name: str
@@ -50,6 +56,7 @@ class Gate:
     presence_gated: bool = False  # whether a value arrives at all is itself an outcome (thumbs)
     mirrored: bool = False  # a quarter of its alpha is reserved for mirrored pairs
     required: bool = False  # a user asked for it: without values it blocks promotion
+    covariates: tuple[str, ...] = ()
 
     @property
     def is_alarm(self) -> bool:
@@ -166,6 +173,28 @@ def check_gate(gate: Gate) -> None:
         raise PolicyError(f"{path}.deadline_s {gate.deadline_s} is not above 0; give the longest wait")
     for key in ("presence_gated", "mirrored", "required"):
         flag(f"{path}.{key}", getattr(gate, key))
+    check_covariates(f"{path}.covariates", gate)
+
+
+def check_covariates(path: str, gate: Gate) -> None:
+    """Raise PolicyError unless these can be columns known before the toss, of a score."""
+    names = gate.covariates
+    if not names:
+        return
+    if gate.kind is not Kind.SCORE:
+        raise PolicyError(f"{path} does not fit kind {gate.kind}; only scores have covariates; leave it out")
+    if len(names) > MAX_COVARIATES:
+        raise PolicyError(f"{path} has {len(names)} names, limit {MAX_COVARIATES}; keep what explains most")
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise PolicyError(f"{path} {name!r} is not a name; give columns, as [body_bytes]")
+        if name in names[:index]:
+            raise PolicyError(f"{path} repeats {name}; give each column once")
+        if name in CATALOGUE or name in AFTER_THE_TOSS:
+            raise PolicyError(
+                f"{path} {name} is known only after the toss, so that the arm can change it: harm would be "
+                "explained away, or invented; give what is known of the request before, as body_bytes"
+            )
 
 
 # --- the presets

@@ -31,7 +31,7 @@ _NUMBERS = (
 )
 _POLICY_KEYS = frozenset({*_NUMBERS, "base", "name", "units", "gates", "rungs", "observed_ranges"})
 _GATE_KEYS = sorted(field.name for field in fields(Gate) if field.name != "name")
-_STORED_KEYS = frozenset(_GATE_KEYS) - {"required", "percentile"}
+_STORED_KEYS = frozenset(_GATE_KEYS) - {"required", "percentile", "covariates"}
 
 
 def gate_policy_of(given: object) -> GatePolicy:
@@ -145,6 +145,7 @@ def _gate(name: str, base: Gate | None, given: Mapping[str, object], *, tolerate
         sampling=_sampling(f"{path}.sampling", given["sampling"]) if "sampling" in given else base.sampling,
         presence_gated=flag(f"{path}.presence_gated", given.get("presence_gated", base.presence_gated)),
         mirrored=flag(f"{path}.mirrored", given.get("mirrored", base.mirrored)),
+        covariates=_names(f"{path}.covariates", given.get("covariates", base.covariates)),
         required=flag(f"{path}.required", given.get("required", _is_users(given))),
         **numbers,  # type: ignore[arg-type]
     )
@@ -166,6 +167,12 @@ def _sampling(path: str, raw: object) -> Sampling:
     shares = mapping(path, raw)
     check_keys(path, shares, ("stable", "canary"))
     return Sampling(**{arm: number(f"{path}.{arm}", share) for arm, share in shares.items()})
+
+
+def _names(path: str, raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list | tuple):
+        raise PolicyError(f"{path} {raw!r} is not a list; write the names of columns, as [body_bytes]")
+    return tuple(raw)
 
 
 def _rungs(raw: object) -> tuple[Rung, ...]:

@@ -89,6 +89,10 @@ class GatePolicy:
         for gate in out["gates"].values():
             if not gate["required"]:
                 del gate["required"]
+            if gate["covariates"]:
+                gate["covariates"] = list(gate["covariates"])
+            else:
+                del gate["covariates"]
         out["observed_ranges"] = {gate.name: gate.to_mapping() for gate in self.observed_ranges}
         if not self.observed_ranges:
             del out["observed_ranges"]  # keeps the digests of policies stored before ranges existed
@@ -213,8 +217,15 @@ def _check_gates(policy: GatePolicy) -> None:
     names = [gate.name for gate in every]
     if len(set(names)) != len(names):
         raise PolicyError(f"gates {names} repeat a name; give each gate its own")
+    covariates: dict[str, Gate] = {}
     for gate in policy.gates:
         check_gate(gate)
+        other = covariates.setdefault(gate.metric, gate)
+        if gate.covariates != other.covariates:
+            raise PolicyError(
+                f"gates.{gate.name}.covariates differ from those of gates.{other.name}, and both test "
+                f"{gate.metric}; give both the same"
+            )
     total = math.fsum(gate.alpha_share for gate in every)
     if total > 1.0 + 1e-9:
         keys = "gates.*.alpha_share" + (

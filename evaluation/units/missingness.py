@@ -3,6 +3,10 @@
 A sticky unit tossed one coin, so it is bet on once, with the *share* of its requests that miss the value.
 (Each request: twins were INVALID in 32 to 48 of 60 runs.) A request without an answer misses nothing here: it
 counts as slowest in latency, and `answered.py` accounts for its score.
+
+Where values may be missing in any share (a judge samples), missing is the common case, and a canary whose
+worst answers get no score hardly changes how often: then the rarer case, as known before, is bet on. And
+nothing is proven while one arm has fewer values than its coin explains, long before that is certain.
 """
 
 from __future__ import annotations
@@ -13,16 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.rates import share_bets
-from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.betting.wealth import Bets, Channel
 from evaluation.stream import Stream
+from evaluation.units.sessions import Released
 
 MISSING_ALPHA = 0.002  # a false INVALID only holds; an unnoticed bias rolls back or promotes
 RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])
+SHARE_RATIOS = np.array([0.3, 0.6, 0.85, 1.2, 1.7, 3.0])  # where either may be the rarer case
 MIN_ROWS = 100  # before a share of missing values is reported
 WINDOW = 200  # rows
 MIN_SILENT = 20  # units in a row without a value before a metric has stopped
+MAX_UNEVEN = 3.0  # standard errors between the arms' shares of values; beyond, nothing is proven meanwhile
 SILENCE_ODDS = 1e-6  # probability of such a silence by chance
 
 
@@ -36,15 +43,51 @@ class PresenceBet:
 
     __state__ = ()
 
-    def __init__(self) -> None:
-        self.prior: Floats = np.ones(len(RATIOS))
+    def __init__(self, ratios: Floats = RATIOS) -> None:
+        self._ratios = ratios
+        self.prior: Floats = np.ones(len(ratios))
 
     def bets(self, block: UnitBlock) -> Bets:
         """On units with a share above 0, with a look after each."""
-        return share_bets(block, np.ones(len(block)), RATIOS)
+        return share_bets(block, np.ones(len(block)), self._ratios)
 
     def end_epoch(self, stable: Stable) -> None:
         """Nothing to update."""
+
+
+class PresentShare:
+    """Running mean of the units' shares of present values, updated where an epoch ends.
+
+    Units without an answer count with it: an arm that answers more would else have more values.
+    """
+
+    __state__ = ("total", "count", "rows", "until", "share")
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.count = 0
+        self.rows = 0
+        self.until = FIRST_EPOCH
+        self.share = math.nan
+
+    def before(self, y: Floats) -> Floats:
+        """The mean as known before each unit, in order; NaN until an epoch with values has ended. y: the
+        units' shares, NaN where no value is expected."""
+        out = np.empty(len(y))
+        start = 0
+        while start < len(y):
+            stop = min(len(y), start + self.until - self.rows)
+            part = y[start:stop]
+            known = part[~np.isnan(part)]
+            out[start:stop] = self.share
+            self.total = float(np.add.accumulate(np.concatenate(([self.total], known)))[-1])
+            self.count += len(known)
+            self.rows += stop - start
+            if self.rows == self.until:
+                self.until += epoch_after(self.rows)
+                self.share = self.total / self.count if self.count else math.nan
+            start = stop
+        return out
 
 
 _STATE = (
@@ -64,9 +107,11 @@ class Presence:
         restart_share: float,
         is_judged: bool,
         is_counted: bool = True,
+        is_two_sided: bool = False,
     ) -> None:
         """on_present: bets on present values, not on missing ones. max_missing: share; 1: any. is_counted:
-        False for an alarm, whose values may be missing."""
+        False for an alarm, whose values may be missing. is_two_sided: bets on the other case too, while it is
+        the rarer; not where the arms are sampled differently, as w is then that of a unit with a value."""
         self._is_counted = is_counted
         self.on_present = on_present
         self._is_judged = is_judged  # reported after the answer, by someone who may sample
@@ -74,6 +119,15 @@ class Presence:
         self.stream = Stream(with_histogram=False)
         limit = math.log(1.0 / MISSING_ALPHA)
         self.stream.channels.append(Channel(PresenceBet(), limit=limit, restart_share=restart_share))
+        self.shares = Stream(
+            with_histogram=False
+        )  # of the case that `stream` does not bet on, where it is rarer
+        self.present_share = PresentShare()
+        self.uneven: Floats = np.zeros(2)  # sum of the canary's excess of values, and its variance
+        self._is_two_sided = is_two_sided
+        if is_two_sided:
+            bettor = PresenceBet(SHARE_RATIOS)
+            self.shares.channels.append(Channel(bettor, limit=limit, restart_share=restart_share))
         self.rows = 0
         self.present = 0
         self.window_rows = 0
@@ -86,12 +140,40 @@ class Presence:
 
     @property
     def __state__(self) -> tuple[str, ...]:
-        return _STATE if self._is_counted else ()
+        more = ("shares", "present_share", "uneven") if self._is_two_sided else ()
+        return (*_STATE, *more) if self._is_counted else ()
 
     @property
     def channel(self) -> Channel:
         """The bet on missing values."""
         return self.stream.channels[0]
+
+    @property
+    def differs_since(self) -> float:
+        """Sequence number of the row that showed a difference between the arms; infinite: none has."""
+        channels = (*self.stream.channels, *self.shares.channels)
+        return min((float(c.decision.seq) for c in channels if c.decision.is_reached), default=math.inf)
+
+    def feed(self, released: Released, column: int, w: Floats | None) -> None:
+        """Bet on sessions, whose indicators are in a column. w: None: their own."""
+        self.stream.feed(released.block(column, w))
+        if not self._is_two_sided:
+            return
+        y = released.means(column) if self.on_present else 1.0 - released.means(column)
+        expected = self.present_share.before(y)
+        y = np.where(np.isnan(y) | np.isnan(expected), expected, y)
+        is_rarer = expected > 0.5 if self.on_present else expected <= 0.5
+        other = 1.0 - y if self.on_present else y
+        self.shares.feed(released.whole_block(np.where(is_rarer, other, 0.0)))
+        w, beyond = released.w, np.nan_to_num(y - expected)
+        terms = np.stack(((released.arm - w) * beyond, w * (1.0 - w) * beyond * beyond))
+        self.uneven = np.add.accumulate(np.concatenate((self.uneven[:, None], terms), axis=1), axis=1)[:, -1]
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether one arm has fewer values than chance explains, at the weights of the draws."""
+        excess, variance = self.uneven.tolist()
+        return bool(abs(excess) > MAX_UNEVEN * math.sqrt(variance))
 
     def indicator(self, present: NDArray[np.bool_], expected: NDArray[np.bool_]) -> Floats:
         """What the sessions sum for the bet: 1 for the rarer case, NaN where no value is expected."""
@@ -131,7 +213,7 @@ class Presence:
 
     def reason(self) -> str | None:
         """Why the metric is INVALID now; None: it is not."""
-        if self.channel.decision.is_reached:
+        if math.isfinite(self.differs_since):
             cause = "values are missing differently by arm"
             if self._is_judged:
                 cause += "; if the arms are judged at different rates, state both in the gate's `sampling`"

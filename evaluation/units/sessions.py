@@ -163,6 +163,10 @@ class Released:
         places = np.cumsum(count > 0.0) - 1
         return replace(block, values=values, owner=places[owner], is_checked=True)
 
+    def whole_block(self, y: Floats) -> UnitBlock:
+        """All sessions, with their outcomes."""
+        return self._block(np.arange(len(self)), y, ones(len(self)), self.w, None)
+
     def block_with_failures(self, column: int, weight_column: int, w: Floats | None = None) -> UnitBlock:
         """The sessions with a value in a column, or with requests without an answer, which count 0 in `y`.
 

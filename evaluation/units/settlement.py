@@ -83,11 +83,14 @@ class Settlement:
     @property
     def waiting_rows(self) -> list[list[object]]:
         """The pending draws as plain values, for a snapshot."""
-        return [[getattr(d, f) for f in _FIELDS[:-1]] + [dict(d.flags)] for d in self.waiting.values()]
+        return [
+            [getattr(draw, name) for name in _FIELDS[:-2]] + [dict(draw.flags), dict(draw.covariates)]
+            for draw in self.waiting.values()
+        ]
 
     @waiting_rows.setter
     def waiting_rows(self, rows: list[list[object]]) -> None:
-        draws = [Draw(**dict(zip(_FIELDS, row, strict=True))) for row in rows]  # type: ignore[arg-type]
+        draws = [Draw(*row) for row in rows]  # type: ignore[arg-type]
         self.waiting = {draw.request_id: draw for draw in draws}
 
 

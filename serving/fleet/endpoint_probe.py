@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 
 from serving.credentials import NoKey
-from serving.fleet.types import Launch, one_line
+from serving.fleet.types import EndpointError, Launch, one_line
 from serving.targets import Endpoint, Target
 
 TIMEOUT_S = 5.0
@@ -14,7 +14,7 @@ _MODELS = Target("/v1/models")
 _CHAT = Target("/v1/chat/completions")
 
 
-async def endpoint_error(session: aiohttp.ClientSession, launch: Launch) -> str | None:
+async def endpoint_error(session: aiohttp.ClientSession, launch: Launch) -> EndpointError | None:
     """Why the endpoint of this launch cannot serve; None: it answers. Costs no tokens."""
     url = str(launch.url)
     endpoint = Endpoint.parsed(url)
@@ -31,15 +31,25 @@ async def endpoint_error(session: aiohttp.ClientSession, launch: Launch) -> str 
             ) as answer:
                 status = answer.status
     except NoKey as exc:
-        return str(exc)
+        return EndpointError(str(exc), may_heal=False)
     except TimeoutError:
-        return f"{url} does not answer within {TIMEOUT_S:g} s; check that endpoint"
+        text = f"{url} does not answer within {TIMEOUT_S:g} s; check that endpoint"
+        return EndpointError(text, may_heal=True)
     except aiohttp.ClientError as exc:
-        return f"{url} does not answer ({one_line(exc)}); check that endpoint"
+        return EndpointError(f"{url} does not answer ({one_line(exc)}); check that endpoint", may_heal=True)
     return _meaning(status, launch)
 
 
-def _meaning(status: int, launch: Launch) -> str | None:
+def _meaning(status: int, launch: Launch) -> EndpointError | None:
+    """What the probe's status says; None: the endpoint serves."""
+    if status >= 500:
+        return EndpointError(f"{launch.url} answers {status}; check that endpoint", may_heal=True)
+    text = _refusal(status, launch)
+    return None if text is None else EndpointError(text, may_heal=False)
+
+
+def _refusal(status: int, launch: Launch) -> str | None:
+    """Why the endpoint refuses every request of this launch; None: it does not."""
     url, key = launch.url, launch.api_key
     if status in (401, 403):
         why = (
@@ -51,4 +61,4 @@ def _meaning(status: int, launch: Launch) -> str | None:
         return f"{url} answers 404: correct its base URL, or set model, which is {model}"
     if 300 <= status < 400:
         return f"{url} answers {status}, a redirect; give the address that it leads to"
-    return f"{url} answers {status}; check that endpoint" if status >= 500 else None
+    return None

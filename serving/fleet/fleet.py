@@ -8,8 +8,9 @@ Rules:
 3. A failed load is deleted from Serve and stays failed until `stop`: the controller decides about a retry. A
    version that was ready and loses its engine is not failed: Serve replaces the replica.
 4. A version's settings never change under its name: `ensure` of a running one only changes its replicas.
-5. An endpoint that does not answer its probe says why at once, and has failed after a minute. Once ready it
-   is probed on and keeps its place in the route table: what it answers users is judged there.
+5. An endpoint that does not answer its probe says why at once. It has failed at once if that cannot heal by
+   itself (401, 403, 404, a redirect, a key that cannot be read), else after a minute. Once ready it is probed
+   on and keeps its place in the route table: what it answers users is judged there.
 
 Invariant: this file reads no clock and imports no Ray.
 """
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from serving.fleet.types import EngineReport, HostProcess, Launch, VersionPhase, VersionStatus
+from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch, VersionPhase, VersionStatus
 from serving.table.route_table import StaleFencingToken
 
 REPORT_TIMEOUT_S = 3.0  # without a report for this long, a replica is probed
@@ -211,14 +212,21 @@ class FleetCore:
         if entry is not None:
             entry.reports.pop(replica, None)
 
-    def on_endpoint_probed(self, service: str, version: str, error: str | None, *, now_s: float) -> None:
+    def on_endpoint_probed(
+        self, service: str, version: str, error: EndpointError | None, *, now_s: float
+    ) -> None:
         """An external endpoint was probed; error None: it answered."""
         entry = self._versions.get((service, version))
         if entry is not None:
-            entry.is_up, entry.error, entry.probed_s = entry.is_up or error is None, error, now_s
+            entry.is_up, entry.probed_s = entry.is_up or error is None, now_s
+            entry.error = error.text if error is not None else None
             if entry.phase == "loading" and entry.is_up:
                 entry.enter("ready", now_s)
-            elif entry.phase == "loading" and now_s - entry.since_s >= ENDPOINT_LOAD_S:
+            elif (
+                entry.phase == "loading"
+                and error is not None
+                and (not error.may_heal or now_s - entry.since_s >= ENDPOINT_LOAD_S)
+            ):
                 entry.enter("failed", now_s)
 
     def on_run(self, launch: Launch, error: str | None, *, now_s: float) -> None:

@@ -19,6 +19,14 @@ VersionPhase: TypeAlias = Literal["loading", "ready", "draining", "stopping", "g
 EngineArg: TypeAlias = Any  # a JSON value: text, a number, a flag, a list or a mapping
 
 
+@dataclass(frozen=True, slots=True)
+class EndpointError:
+    """Why an external endpoint cannot serve."""
+
+    text: str  # one line, with the remedy
+    may_heal: bool  # by itself; False: somebody has to correct something first
+
+
 class FleetUnreachable(Exception):
     """The fleet actor does not answer; the message holds the remedy."""
 

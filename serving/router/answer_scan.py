@@ -1,7 +1,13 @@
-"""Metadata of an answer, scanned from its bytes in transit: finish reason, usage, id, errors.
+"""Scan of an answer's bytes in transit: whole events, content, finish of every choice, usage, id, errors.
 
-Cheap by design: a stream's events are searched with one regular expression and only the few that hold
-metadata are parsed. The bytes sent to the client are never changed.
+Cheap by design: a read is searched with one regular expression, and only the few events that hold metadata
+are parsed. Of a stream, whole events are passed on, as they came; the comment by which our engines name the
+tokens of an event is taken out and its ids are kept (`token_ids`).
+
+Rules:
+1. A stream is complete when every choice has finished, or when its API's last event says so. `[DONE]` alone
+   says nothing, and an end of the body is enough only on paths whose answers hold no text.
+2. A comment is no event; an event without content (a role, a keep-alive) commits nobody to this answer.
 
 Invariant: no text of an answer is kept, only whether there was any.
 """
@@ -10,24 +16,31 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
+TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 
 _METADATA = re.compile(
-    rb'"(?:finish_reason|stop_reason)":\s*"|"usage":\s*\{|"error":\s*[{"]|"message":\s*\{'
+    rb'"(?:finish_reason|stop_reason)":\s*"|"usage":\s*\{|"error":\s*[{"]|"message":\s*\{|\[DONE\]'
     rb'|"type":\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error)"'
 )
 _CONTENT = re.compile(
-    rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|arguments|partial_json|thinking)":\s*"[^"]'
+    rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|arguments|partial_json|thinking|data'
+    rb'|transcript)":\s*"[^"]'
     rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*["{]'
 )
-# Paths whose answers hold text, and whose streams end with [DONE] or a final event. On other paths the end of
-# the body is enough.
-_TEXT_PATHS = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}
+_RARE = (b'"usage"', b'"error"', b'"message', b'"type"', b"stop_reason", b"[DONE]")
+# Paths whose answers hold text, and whose streams must finish. On others the end of the body is enough.
+_TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+_LAST_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
+_BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(slots=True)
@@ -35,10 +48,13 @@ class AnswerScan:
     """Scanner of one answer with status 200: `feed` it every byte, then call `end`.
 
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
+    choices: how many the request asked for. takes_ids: its engine's front names token ids in comments.
     """
 
     path: str
     content_type: str
+    choices: int = 1
+    takes_ids: bool = False
     answer_id: str | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None
@@ -47,45 +63,60 @@ class AnswerScan:
     has_content: bool = False
     has_error: bool = False  # the engine reported an error inside the answer
     is_malformed: bool = False
-    is_finished: bool = False  # a stream declared its end, though its body may not have ended
-    _buffer: bytes = b""  # an incomplete line of a stream, or a JSON answer so far
+    is_done: bool = False  # a stream said [DONE]
+    token_ids: list[int] = field(default_factory=list)  # of the events so far, when `takes_ids`
+    is_stream: bool = field(init=False)  # server-sent events
+    _finished: set[int] = field(default_factory=set)  # indices of choices
+    _has_last_event: bool = False
+    _buffer: bytes = b""  # an incomplete event of a stream, or a JSON answer so far
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
-    _is_between: bool = True
+    _is_first: bool = True
+
+    def __post_init__(self) -> None:
+        self.is_stream = self.content_type.startswith("text/event-stream")
 
     @property
-    def is_stream(self) -> bool:
-        """True for server-sent events."""
-        return self.content_type.startswith("text/event-stream")
+    def is_finished(self) -> bool:
+        """True when the stream has said all that it had to say, though its body may not have ended."""
+        return self._has_last_event or len(self._finished) >= max(self.choices, 1)
 
     @property
     def is_between_events(self) -> bool:
-        """True when the bytes so far are complete events of a stream."""
-        return self.is_stream and self._is_between
+        """True when what was passed on ends with a whole event, so that another may follow."""
+        return self.is_stream and not self._is_too_large
 
     @property
     def is_empty(self) -> bool:
         """True when an answer that should hold text has none."""
         return self.path in _TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
 
-    def feed(self, data: bytes) -> None:
-        """Scan the next bytes."""
+    def feed(self, data: bytes) -> bytes:
+        """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
         if self._is_too_large:
-            return
+            return data
+        if self._is_first:
+            self._is_first = False
+            if self.is_stream and data.startswith(_BOM):
+                data = data[len(_BOM) :]
+        if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
+            return self._read_events(data)
+        buffered = self._buffer + data if self._buffer else data
         if not self.is_stream:
-            self._set_buffer(self._buffer + data)
-            return
-        lines = (self._buffer + data if self._buffer else data).split(b"\n")
-        self._set_buffer(lines.pop())
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._read_event(line[5:].strip())
-        self._is_between = bool(lines) and not lines[-1].strip() and not self._buffer
+            self._set_buffer(buffered)
+            return data
+        end = _end_of_events(buffered, len(self._buffer))
+        block = buffered[:end] if end < len(buffered) else buffered
+        self._set_buffer(buffered[end:])
+        if self._is_too_large:
+            return self._read_events(block) + buffered[end:]
+        return self._read_events(block) if block else b""
 
     def end(self) -> str | None:
         """The defect of an answer whose body ended cleanly, as a fixed word; None: none."""
         if self.is_stream:
-            if self._buffer.startswith(b"data:"):
-                self._read_event(self._buffer[5:].strip())
+            if self._buffer:  # a last event without a blank line: events end so
+                self._read_events(self._buffer + b"\n\n")
+                self._buffer = b""
             needs_finish = self.path in _TEXT_PATHS and not self._is_too_large
             if needs_finish and not self.is_finished and not self.has_error:
                 return "cut"
@@ -97,13 +128,43 @@ class AnswerScan:
             return "malformed"
         return "empty" if self.is_empty else None
 
+    def rest(self) -> bytes:
+        """An incomplete event, of a stream whose body has ended."""
+        return self._buffer if self.is_stream else b""
+
     def _set_buffer(self, data: bytes) -> None:
         self._is_too_large = len(data) > PARSE_LIMIT
         self._buffer = b"" if self._is_too_large else data
 
+    def _read_events(self, block: bytes) -> bytes:
+        """Read a block of whole events; the block as it is passed on."""
+        if self.takes_ids and TOKEN_COMMENT in block:
+            block = self._without_ids(block)
+        if self.has_content and not _may_hold_metadata(block):
+            self.events += block.count(b"\ndata:") + block.startswith(b"data:")
+            return block
+        lines = block.split(b"\n") if b"\r" not in block else re.split(rb"\r\n|\r|\n", block)
+        parts: list[bytes] = []
+        for line in lines:
+            if line.startswith(b"data:"):
+                parts.append(line[5:].strip())
+            elif not line and parts:
+                self._read_event(parts[0] if len(parts) == 1 else b"\n".join(parts))
+                parts = []
+        return block
+
+    def _without_ids(self, block: bytes) -> bytes:
+        kept = []
+        for line in block.split(b"\n"):
+            if line.startswith(TOKEN_COMMENT):
+                self.token_ids += [int(one) for one in line[len(TOKEN_COMMENT) :].split(b",")]
+            else:
+                kept.append(line)
+        return b"\n".join(kept)
+
     def _read_event(self, data: bytes) -> None:
         if data == b"[DONE]":
-            self.is_finished = True
+            self.is_done = True
             return
         self.events += 1
         if not self.has_content and _CONTENT.search(data):
@@ -126,8 +187,8 @@ class AnswerScan:
         kind = data.get("type")
         if data.get("error") or kind in ("error", "response.failed"):
             self.has_error = True
-        if kind in ("response.completed", "response.incomplete", "response.failed", "message_stop"):
-            self.is_finished = True
+        if isinstance(kind, str) and kind in _LAST_TYPES:
+            self._has_last_event = True
         inner = data.get("response") or data.get("message")
         for fields in (data, inner) if isinstance(inner, dict) else (data,):
             self._read_id_and_usage(fields)
@@ -135,10 +196,19 @@ class AnswerScan:
         if isinstance(choices, list):
             for choice in choices:
                 if isinstance(choice, dict):
-                    self.finish_reason = _word(choice.get("finish_reason")) or self.finish_reason
+                    self._read_choice(choice)
         delta = data.get("delta")
         if isinstance(delta, dict):
             self.finish_reason = _word(delta.get("stop_reason")) or self.finish_reason
+
+    def _read_choice(self, choice: dict[str, Any]) -> None:
+        reason = choice.get("finish_reason")
+        if not reason:  # some servers write '' where others write null
+            return
+        index = choice.get("index", 0)
+        if isinstance(index, int):
+            self._finished.add(index)
+        self.finish_reason = _word(reason) or self.finish_reason
 
     def _read_id_and_usage(self, fields: dict[str, Any]) -> None:
         if self.answer_id is None:
@@ -150,6 +220,27 @@ class AnswerScan:
             self.completion_tokens = _count(
                 usage, "completion_tokens", "output_tokens", self.completion_tokens
             )
+
+
+def _may_hold_metadata(block: bytes) -> bool:
+    """False only when `_METADATA` finds nothing; of most events that is known without the search."""
+    if any(word in block for word in _RARE):
+        return _METADATA.search(block) is not None
+    reasons = block.count(b'"finish_reason"')
+    return (
+        reasons > 0
+        and reasons != block.count(b'"finish_reason":null')
+        and (_METADATA.search(block) is not None)
+    )
+
+
+def _end_of_events(data: bytes, known: int) -> int:
+    """Where the last whole event ends; 0: nowhere. `known`: how many bytes are known to hold no end."""
+    start = max(known - 3, 0)
+    if b"\r" not in data:
+        found = data.rfind(b"\n\n", start)
+        return found + 2 if found >= 0 else 0
+    return max(found + len(mark) if (found := data.rfind(mark, start)) >= 0 else 0 for mark in _BOUNDARIES)
 
 
 def _count(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
@@ -165,9 +256,12 @@ def _word(value: object) -> str | None:
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in `data`; None when it is malformed or not an object."""
+    """The JSON object in `data`; None when it is malformed, too deep or not an object."""
     try:
-        value = json.loads(data)
+        value = msgspec.json.decode(data)
     except (ValueError, RecursionError):
-        return None
+        try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, numbers of any size
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            return None
     return value if isinstance(value, dict) else None

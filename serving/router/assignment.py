@@ -4,8 +4,8 @@ Rules:
 1. One formula: `bucket = hash64(salt, key) mod 10000`; canary if `bucket < weight_bp`. A raised weight
    therefore moves keys one way only, and every router assigns the same key to the same arm.
 2. The key is the first of: header x-session-id; body `prompt_cache_key`, `safety_identifier`, `user`;
-   everything up to the end of the first assistant turn; the request itself. Its source is not hashed: a unit
-   keeps its name when the source of its key changes.
+   everything up to the end of the first assistant turn, Anthropic's `system` included; the request itself.
+   Its source is not hashed: a unit keeps its name when the source of its key changes.
 3. A raw key never leaves this module's callers: records carry `unit_of`, an HMAC.
 """
 
@@ -14,16 +14,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from serving.messages import FULL_BP
+from serving.router.body_facts import BodyFacts
 from serving.targets import ELIGIBLE_PATHS
 
-SESSION_HEADER = "x-session-id"
-BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
+SESSION_HEADER = b"x-session-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +37,16 @@ def is_eligible(method: str, path: str) -> bool:
     return method == "POST" and path in ELIGIBLE_PATHS
 
 
-def find_key(headers: Mapping[str, str], body: Mapping[str, Any] | None, *, request_id: str) -> AssignmentKey:
-    """The key of this request, by rule 2. `headers`: lower-case names. `body`: None when it is not JSON."""
-    session = headers.get(SESSION_HEADER, "").strip()
+def find_key(session: str | None, facts: BodyFacts, *, request_id: str) -> AssignmentKey:
+    """The key of this request, by rule 2. session: the header's value; None: absent."""
+    session = session.strip() if session else ""
     if session:
         return AssignmentKey(session, "sticky")
-    for name in BODY_KEYS if body else ():
-        value = body.get(name) if body else None
-        if isinstance(value, str) and value:
-            return AssignmentKey(value, "sticky")
-    opening = _opening(body) if body else None
-    if opening is not None:
-        return AssignmentKey(opening, "sticky")
+    if facts.key is not None:
+        return AssignmentKey(facts.key, "sticky")
+    if facts.opening is not None:
+        return AssignmentKey(facts.opening, "sticky")
     return AssignmentKey(request_id, "request")
-
-
-def _opening(body: Mapping[str, Any]) -> str | None:
-    """Digest of the conversation up to the end of its first assistant turn; None: no such turn yet."""
-    turns = body.get("messages", body.get("input"))
-    if not isinstance(turns, list):
-        return None
-    for index, turn in enumerate(turns):
-        if isinstance(turn, dict) and turn.get("role") == "assistant":
-            # Excludes the model's name, which may change during the conversation.
-            opening = json.dumps(turns[: index + 1], sort_keys=True, separators=(",", ":"))
-            return hashlib.blake2b(opening.encode(), digest_size=16).hexdigest()
-    return None
 
 
 def hash64(salt: str, key: str) -> int:

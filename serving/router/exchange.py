@@ -1,7 +1,16 @@
-"""State of one request: next replica to try, meaning of a failure, final record. No socket, no clock.
+"""State of one request: next replica to try, what the client is sent, final record. No socket, no clock.
 
-The front reports events to an `Exchange` (`failed`, `answered`, `received`, `ended`, `cut_off`, `refused`,
-`cancelled`), the router `record_open`; the exchange decides what to do next (`next_attempt`, `may_start`).
+The relay reports events to an `Exchange` and does what it answers. `next_attempt` names the next request to
+an engine; the others return an action: HOLD, AGAIN, or what to `Deliver`.
+
+    event          answer                         next events
+    next_attempt   Attempt                        may_start, then answered | broken
+                   Refusal                        refused
+    answered       HOLD                           received | ended | broken
+    received       HOLD, Deliver                  received | ended | broken
+    ended, broken  Deliver, then "end" or "break" none
+    any of these   AGAIN                          next_attempt
+    At any time: cancelled, record_open.
 
 Rules:
 1. The arm is assigned before the exchange begins; the record keeps it whatever happens (intention to treat).
@@ -10,18 +19,21 @@ Rules:
 3. The record's `error` and `rejected` are the outcome of the first attempt (`attempts.py`, which also decides
    about repeats). A rejected request has no latency: it is no answer. `retries`, `served_arm`, `outcome` and
    `status` record what became of the request.
-4. A canary that does not answer before its first byte, or answers 4xx, is replaced by stable, whose answer
-   the user gets. A refusal by the canary's fence is no evidence about the version.
-5. A request still open after `settle_s` is recorded as open, with that latency, and as an error if no byte of
+4. The client is sent nothing before the first whole event with content, and of an answer that is no stream
+   nothing before its end, up to HOLD_LIMIT. Until then a canary that fails, or answers 4xx, is replaced by
+   stable, whose answer the user gets. A refusal by the canary's fence is no evidence about the version.
+5. A request still open after `settle_s` is recorded as open, with that latency, and as an error if nothing of
    the answer has arrived. It continues and counts as in flight, but its end is not recorded.
-6. Timestamps are taken when bytes arrive from the engine, by the same code for both arms.
+6. Timestamps are taken when bytes arrive from the engine, by the same code for both arms. The time to the
+   first token is that of the first whole event with content.
+7. Of a stream whole events are passed on, so that an error event can always follow.
 
 Clocks: `now_s` is CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
 """
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Literal, assert_never
 
 from serving.credentials import SECRET_HEADER
 from serving.messages import CANARY, STABLE, Arm, Outcome, Replica, RequestRecord
@@ -29,10 +41,20 @@ from serving.router.answer_scan import AnswerScan
 from serving.router.attempts import Attempts, failure_of
 from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, forwarded, returned, value_of
 from serving.router.model_name import NotRenamed, body_with_model
-from serving.router.types import Attempt, Failure, Head, Refusal, RouterContext, Start
+from serving.router.types import (
+    Action,
+    Attempt,
+    Deliver,
+    Failure,
+    Head,
+    Refusal,
+    RouterContext,
+    Start,
+    Step,
+)
 from serving.targets import Endpoint
 
-HOLD_LIMIT = 1 << 20  # bytes; a whole answer up to this size is passed on only when it is complete
+HOLD_LIMIT = 1 << 20  # bytes of an answer that are held back at most
 
 
 class Exchange:
@@ -51,6 +73,10 @@ class Exchange:
         self._scan: AnswerScan | None = None
         self._first_byte_s: float | None = None
         self._last_byte_s: float | None = None
+        self._head: Head | None = None  # not sent to the client yet
+        self._held: list[bytes] = []  # of the body; the same
+        self._held_bytes = 0
+        self._is_committed = False  # the client has been sent something of the current attempt
         self._is_key_refused = False  # by stable's endpoint, which was the last to fail
         self._is_over = False
         self._is_recorded = not start.is_eligible
@@ -88,78 +114,111 @@ class Exchange:
         """Checked just before the head is written; False withholds a canary request."""
         return self._attempts.arm == STABLE or self._context.may_start(self._assignment.canary, now_s)
 
-    def failed(self, why: Failure) -> None:
-        """The current attempt failed before anything was sent to the client."""
-        self._require(self._attempts.replica is not None, "failed")
-        self._release()
-        self._scan = self._first_byte_s = self._last_byte_s = None
-        self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
-        self._attempts.failed(why)
-
-    def answered(self, status: int, headers: RawHeaders) -> Head | None:
-        """An engine sent its head. None: discard this answer, close it and call `next_attempt`."""
+    def answered(self, status: int, headers: RawHeaders) -> Step:
+        """An engine sent its head. AGAIN: this answer is of no use."""
         self._require(self._attempts.replica is not None, "answered")
         arm = self._attempts.current_arm
         refused = value_of(headers, OWN_PREFIX + b"refused") if arm is not None and arm.has_fence else None
         if refused is not None:
             # Sent by the engine's front, not by the engine: a fence, closing, loading, a wrong secret.
-            self.failed("withheld" if refused == "fence" else "refused")
-            return None
+            self._failed("withheld" if refused == "fence" else "refused")
+            return Step.AGAIN
         if arm is not None and arm.api_key is not None and status in (401, 403):
             # The operator's fault: the client's credentials were never sent.
-            self.failed("key refused")
-            return None
+            self._failed("key refused")
+            return Step.AGAIN
         if not self._attempts.is_answer(status):
             self._release()
-            return None
+            return Step.AGAIN
         self._status = status
-        kind = (value_of(headers, b"content-type") or "").lower()
-        length = value_of(headers, b"content-length")
         if self._start.is_eligible and status == 200:
-            self._scan = AnswerScan(self._request.path, kind)
+            kind = (value_of(headers, b"content-type") or "").lower()
+            takes_ids = arm is not None and arm.has_fence
+            self._scan = AnswerScan(self._request.path, kind, self._start.choices, takes_ids)
         own_id = value_of(self._request.headers, REQUEST_ID)
-        hold = length is not None and length.isdecimal() and int(length) <= HOLD_LIMIT
-        return Head(status, returned(headers, request_id=own_id) + self._own_headers(), hold)
+        kept = returned(headers, request_id=own_id)
+        if self._scan is not None and self._scan.is_stream:  # an event may be taken out or added
+            kept = [(name, value) for name, value in kept if name != b"content-length"]
+        self._head = Head(status, kept + self._own_headers())
+        return Step.HOLD
 
     # ---- the body
 
-    def received(self, data: bytes, *, now_s: float) -> bool:
-        """Bytes arrived; b'' when the body ended without any. False: unusable, report `failed`.
-
-        Unusable: a stream without a byte, or a canary's stream that begins with an error.
-        """
+    def received(self, data: bytes, *, now_s: float) -> Action:
+        """Bytes of the body arrived."""
         self._require(self._status is not None, "received")
-        if not data:
-            return self._scan is None or not self._scan.is_stream
-        is_first = self._first_byte_s is None
-        if is_first:
-            self._first_byte_s = now_s
+        scan = self._scan
         self._last_byte_s = now_s
-        if self._scan is None:
-            return True
-        self._scan.feed(data)
-        if is_first and self._attempts.arm == CANARY and self._scan.has_error and not self._scan.has_content:
-            self._first_byte_s = self._last_byte_s = None
-            return False
-        return True
+        if scan is None:
+            if self._first_byte_s is None:
+                self._first_byte_s = now_s
+            return self._deliver(data)
+        data = scan.feed(data)
+        if self._is_committed:
+            return Deliver(None, data) if data else Step.HOLD
+        has_begun = scan.has_content or scan.is_finished or scan.has_error or not scan.is_stream
+        if has_begun and self._first_byte_s is None:
+            self._first_byte_s = now_s
+        if scan.has_error and not scan.has_content and self._attempts.arm == CANARY:
+            self._failed("error in the answer")
+            return Step.AGAIN
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if (scan.is_stream and has_begun) or self._held_bytes > HOLD_LIMIT:
+            return self._deliver(b"")
+        return Step.HOLD
 
-    def ended(self, *, now_s: float) -> bytes:
-        """The body ended as its framing declared. An error event for the client if the answer is cut."""
-        cause = self._scan.end() if self._scan else None
+    def ended(self, *, now_s: float) -> Action:
+        """The body ended as its framing declared."""
+        self._require(self._status is not None, "ended")
+        scan = self._scan
+        rest = scan.rest() if scan else b""
+        cause = scan.end() if scan else None
+        if not self._is_committed and scan is not None and (why := self._unusable(scan, cause)) is not None:
+            self._failed(why)
+            return Step.AGAIN
         failure = failure_of(self._status)
         if failure is not None:
             self._finish("failed", failure, now_s)
-            return b""
-        self._finish("cut" if cause == "cut" else "answered", cause, now_s)
-        return self._error_event() if cause == "cut" else b""
+        else:
+            self._finish("cut" if cause == "cut" else "answered", cause, now_s)
+        is_cut = cause == "cut" and scan is not None and not scan.is_done
+        return self._deliver(self._error_event() if is_cut else rest, "end")
 
-    def cut_off(self, *, now_s: float) -> bytes:
-        """The connection broke after the client had been sent something.
+    def _unusable(self, scan: AnswerScan, cause: str | None) -> Failure | None:
+        """Why this answer, of which the client has seen nothing, is of no use; None: it is passed on."""
+        if scan.is_stream and cause == "cut" and not scan.has_content:
+            return "cut"
+        if self._attempts.arm == CANARY and cause in ("error in the answer", "malformed"):
+            return "error in the answer" if cause == "error in the answer" else "malformed"
+        return None
 
-        An error event for the client; b'': its connection must be broken too.
-        """
+    def broken(self, why: Failure, *, now_s: float) -> Action:
+        """The attempt failed: no connection, no head in time, or the connection broke in the middle."""
+        self._require(self._attempts.replica is not None, "broken")
+        if not self._is_committed:
+            self._failed(why)
+            return Step.AGAIN
         self._finish("cut", "cut", now_s)
-        return self._error_event()
+        event = self._error_event()
+        return self._deliver(event, "end" if event else "break")
+
+    def _deliver(self, data: bytes, then: Literal["more", "end", "break"] = "more") -> Deliver:
+        """What was held, and these bytes, for the client."""
+        head, self._head = self._head, None
+        if self._held:
+            data = b"".join([*self._held, data])
+            self._held = []
+        self._is_committed = True
+        return Deliver(head, data, then)
+
+    def _failed(self, why: Failure) -> None:
+        """The current attempt failed before anything of it was sent to the client."""
+        self._release()
+        self._scan = self._head = self._first_byte_s = self._last_byte_s = None
+        self._held, self._held_bytes = [], 0
+        self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
+        self._attempts.failed(why)
 
     def _error_event(self) -> bytes:
         """An event on which OpenAI clients raise; b'' where the stream is not between two events."""
@@ -171,7 +230,7 @@ class Exchange:
     def refused(self, refusal: Refusal, *, now_s: float) -> None:
         """The client was sent the router's own error."""
         self._status = refusal.status
-        self._finish("failed", "no answer", now_s)
+        self._finish("failed", "internal error" if refusal.code == "internal" else "no answer", now_s)
 
     def cancelled(self, *, now_s: float) -> None:
         """The client disconnected."""
@@ -196,11 +255,13 @@ class Exchange:
             headers.append((SECRET_HEADER, secret.text.encode() if secret is not None else b""))
             if self._attempts.arm == CANARY:
                 headers.append((b"x-canaryctl-revision", self._table.table_revision.encode()))
+        endpoint = Endpoint.parsed(replica.url)
         limits = self._context.limits
         canary_s = limits.canary_stream_s if self._start.streams else limits.canary_whole_s
         return Attempt(
             self._attempts.arm,
-            Endpoint.parsed(replica.url).url(self._request.target),
+            endpoint,
+            endpoint.path(self._request.target),
             headers,
             self._body_for(arm),
             canary_s if self._attempts.arm == CANARY else limits.stable_s,

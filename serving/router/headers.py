@@ -14,6 +14,7 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
     b"transfer-encoding upgrade".split()
 )
+_OF_CONNECTION = _HOP_BY_HOP | {b"content-length"}
 # The client's credentials are for the router, not for an engine; the others are set for the next connection.
 # accept-encoding: a compressed answer could not be scanned for its finish and usage.
 # x-request-id: engines make the answer's id from it, which is unique only if the router chooses it.
@@ -43,6 +44,16 @@ def returned(headers: RawHeaders, *, request_id: str | None) -> list[tuple[bytes
         return kept
     others = [(name, value) for name, value in kept if name != REQUEST_ID]
     return [*others, (REQUEST_ID, request_id.encode("latin-1"))]
+
+
+def forwarded_whole(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """The client's headers that are sent to another front of ours: all but those of the connection."""
+    return [(name, value) for name, value in headers if name.lower() not in _OF_CONNECTION]
+
+
+def returned_whole(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """The headers of such a front that are sent to the client, names in lower case."""
+    return [(name.lower(), value) for name, value in headers if name.lower() not in _OF_CONNECTION]
 
 
 def value_of(headers: RawHeaders, name: bytes) -> str | None:

@@ -24,13 +24,14 @@ from serving.actor_names import NAMESPACE, records_name, table_name
 from serving.clock import boot_s
 from serving.loopback_ray import keep_on_loopback
 from serving.messages import RouteTable
-from serving.router.front_asgi import RouterFront
+from serving.router.front_wire import WireFront
+from serving.router.ingress_ray import Ingress
 from serving.router.router import RouterCore
 from serving.router.types import Limits
 
 # Serve restarts every replica of a deployment whose version changes, and a deployment without one gets a
 # random version. Raise it when this router must not run beside the previous one.
-ROUTER_VERSION = "2"
+ROUTER_VERSION = "3"
 REPORT_S = 0.2
 RETRY_S = 0.1
 CALL_TIMEOUT_S = 1.0
@@ -123,21 +124,21 @@ class RayTableClient:
             log.warning("connection restored", extra={"actor": name})
 
 
-def make_front(service: str, *, namespace: str = NAMESPACE, limits: Limits | None = None) -> RouterFront:
+def make_front(service: str, *, namespace: str = NAMESPACE, limits: Limits | None = None) -> WireFront:
     """The router of a service in this process, named after its host and process id."""
     router = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-    return RouterFront(RouterCore(service, router=router, limits=limits), RayTableClient(service, namespace))
+    return WireFront(RouterCore(service, router=router, limits=limits), RayTableClient(service, namespace))
 
 
 class RouterReplica:
-    """One replica. Serve calls its ASGI application in its own event loop."""
+    """One replica: a front on the port that Serve's ingress sends requests to."""
 
     def __init__(self, service: str, namespace: str) -> None:
         keep_on_loopback()
-        self._front = make_front(service, namespace=namespace)
+        self._ingress = Ingress(make_front(service, namespace=namespace))
 
-    def __serve_build_asgi_app__(self) -> RouterFront:
-        return self._front
+    def __serve_build_asgi_app__(self) -> Ingress:
+        return self._ingress
 
 
 def build_router_app(service: str, *, replicas: int = 1, namespace: str = NAMESPACE) -> serve.Application:

@@ -15,12 +15,18 @@ from __future__ import annotations
 import math
 
 from serving.messages import CANARY, FULL_BP, STABLE, RecordBatch, RequestRecord, RouteTable
-from serving.router.answer_scan import json_object
-from serving.router.assignment import AssignmentKey, bucket_of, find_key, is_eligible, unit_of
+from serving.router.assignment import (
+    SESSION_HEADER,
+    AssignmentKey,
+    bucket_of,
+    find_key,
+    is_eligible,
+    unit_of,
+)
 from serving.router.exchange import Exchange
 from serving.router.headers import value_of
-from serving.router.model_name import NotRenamed, body_with_model
 from serving.router.outbox import Canary, Outbox
+from serving.router.prepared import Prepared, prepare
 from serving.router.types import Assignment, Limits, Refusal, Request, Start
 from serving.table.route_table import TABLE_LEASE_S
 
@@ -79,29 +85,47 @@ class RouterCore:
         """True while this router may start canary requests."""
         return now_s < self._lease_until_s
 
-    def begin(self, request: Request, *, request_id: str, now_s: float, wall_s: float) -> Exchange | Refusal:
-        """Assign the request's arm. A Refusal, which is no evidence: no table, or an unusable body."""
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model names at the endpoints of the current table; a body is prepared for each."""
+        arms = (self.table.stable, self.table.canary) if self.table else ()
+        return tuple(arm.model for arm in arms if arm is not None and arm.model is not None)
+
+    def begin(
+        self,
+        request: Request,
+        *,
+        request_id: str,
+        now_s: float,
+        wall_s: float,
+        prepared: Prepared | None = None,
+    ) -> Exchange | Refusal:
+        """Assign the request's arm. A Refusal, which is no evidence: no table, or an unusable body.
+
+        prepared: by another process; None: prepare the body now.
+        """
         if self.table is None:
             message = f"service {self.service} has no version in service yet; retry when `up` has finished"
             return Refusal(503, "no_table", message, retry_after_s=1)
-        bodies = _bodies_for(self.table, request)
-        if isinstance(bodies, Refusal):
-            return bodies
+        eligible = is_eligible(request.method, request.path)
+        if prepared is None:
+            route = f"{request.method} {request.path}"
+            prepared = prepare(request.body, request.headers, self.models, route=route, is_eligible=eligible)
+        if prepared.refusal is not None:
+            return prepared.refusal
+        facts, bodies = prepared.facts, prepared.bodies
         wall_s = self._clock.at_s(now_s, wall_s)
-        if not is_eligible(request.method, request.path):
+        if not eligible:
             assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
             start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
             return Exchange(self, start)
-        body = json_object(request.body)
-        if body is None and _must_be_json(request):
-            message = f"the body of {request.method} {request.path} is not a JSON object; correct it"
-            return Refusal(400, "invalid_json", message)
-        session = value_of(request.headers, b"x-session-id")
-        key = find_key({"x-session-id": session or ""}, body, request_id=request_id)
+        key = find_key(value_of(request.headers, SESSION_HEADER), facts, request_id=request_id)
         assignment = self._assign(self.table, key, now_s)
         self.outbox.opened(request_id, wall_s)
-        streams = bool(body and body.get("stream"))
-        start = Start(request_id, request, self.table, assignment, True, streams, wall_s, now_s, bodies)
+        n = facts.choices if facts.streams else 1
+        start = Start(
+            request_id, request, self.table, assignment, True, facts.streams, wall_s, now_s, bodies, n
+        )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange
 
@@ -140,28 +164,6 @@ class RouterCore:
         arm = CANARY if bucket < table.weight_bp else STABLE
         w = table.weight_bp / FULL_BP
         return Assignment(arm, w, bucket, unit, key.text, key.source, canary_of(table))
-
-
-def _bodies_for(table: RouteTable, request: Request) -> dict[str, bytes] | Refusal:
-    """The body as an endpoint of this table with a model name of its own gets it, by that name.
-
-    Decided before the arm is, so that a body that cannot be rewritten is refused alike on both.
-    """
-    for arm in (table.stable, table.canary):
-        if arm is not None and arm.model is not None:
-            try:
-                return {arm.model: body_with_model(request.body, request.headers, arm.model)}
-            except NotRenamed as exc:
-                return Refusal(400, "model_not_replaced", str(exc))
-    return {}
-
-
-def _must_be_json(request: Request) -> bool:
-    """True unless the body is a form, or compressed: an engine of either arm would refuse other text."""
-    content_type = (value_of(request.headers, b"content-type") or "").lower()
-    return (
-        not content_type.startswith("multipart/") and value_of(request.headers, b"content-encoding") is None
-    )
 
 
 def canary_of(table: RouteTable | None) -> Canary | None:

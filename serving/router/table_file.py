@@ -20,20 +20,21 @@ import asyncio
 import math
 import os
 import secrets
+import signal
 import socket
 import sys
 import time
 from pathlib import Path
 from typing import Self
 
-import uvicorn
+import uvloop
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from serving.clock import boot_s
 from serving.credentials import ENV_NAME, KeyReference, NoKey
 from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import FULL_BP, Arm, Replica, RouteTable
-from serving.router.front_asgi import RouterFront
+from serving.router.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.targets import Endpoint
 
@@ -186,7 +187,7 @@ class FileTableSource:
             core.outbox.acknowledge()
 
 
-def make_front(path: Path) -> RouterFront:
+def make_front(path: Path) -> WireFront:
     """A router whose table is in this file. Raises TableFileError."""
     service = read_table(path, change=1).service
     core = RouterCore(service, router=f"static:{os.getpid()}:{secrets.token_hex(3)}", lease_s=math.inf)
@@ -194,7 +195,7 @@ def make_front(path: Path) -> RouterFront:
     error = source.reload(core)
     if error is not None:
         raise TableFileError(error)
-    return RouterFront(core, source)
+    return WireFront(core, source)
 
 
 def main(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> int:
@@ -214,9 +215,21 @@ def main(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> i
         return UNREACHABLE
     base = f"http://{host}:{listening.getsockname()[1]}/{front.core.service}/v1"
     _print_line(f"routing {front.core.service} at {base}")
-    config = uvicorn.Config(front, lifespan="on", log_level="error", access_log=False, timeout_keep_alive=75)
-    uvicorn.Server(config).run(sockets=[listening])
+    uvloop.run(_serve(front, listening))
     return OK
+
+
+async def _serve(front: WireFront, listening: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way end first, unless a second signal comes."""
+    stopping, at_once = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: (at_once if stopping.is_set() else stopping).set())
+    await front.start()
+    await front.listen(listening)
+    await stopping.wait()
+    ending = loop.create_task(front.stop())
+    await asyncio.wait({ending, loop.create_task(at_once.wait())}, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _print_line(line: str) -> None:

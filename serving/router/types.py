@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal, Protocol, TypeAlias
-
-from yarl import URL
 
 from serving.credentials import KeyReference
 from serving.messages import AssignedBy, RequestRecord, RouteTable
 from serving.router.headers import RawHeaders
 from serving.router.outbox import SETTLE_S, Canary
-from serving.targets import Target
+from serving.targets import Endpoint, Target
 
 # Why an attempt failed. refused: no connection, or refused by the engine's front.  reset: connection broken
 # before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.  key refused:
 # an endpoint answered our API key with 401 or 403.
 Failure: TypeAlias = Literal[
-    "refused", "reset", "timeout", "cut", "withheld", "error in the answer", "key refused"
+    "refused", "reset", "timeout", "cut", "withheld", "error in the answer", "malformed", "key refused"
 ]
 
 
@@ -56,12 +55,18 @@ class Attempt:
     """One HTTP request to one replica."""
 
     arm: int
-    url: URL  # of one endpoint and a listed path
+    endpoint: Endpoint
+    path: str  # with the query, as it is sent there
     headers: list[tuple[bytes, bytes]]
     body: bytes
     first_byte_s: float  # timeout until the first byte
     api_key: KeyReference | None = None  # read when the request is sent; None: the endpoint needs none
     may_be_stale: bool = False  # the peer closes idle connections by its own rule, as our engines do not
+
+    @property
+    def url(self) -> str:
+        """Where the request goes, as one text."""
+        return f"{self.endpoint.scheme}://{self.endpoint.authority}{self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +88,30 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Status and headers for the client; `hold`: send them only when the whole body has arrived."""
+    """Status and headers for the client."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
-    hold: bool
+
+
+class Step(Enum):
+    """What a front does next when the client is sent nothing."""
+
+    HOLD = "wait for the next event of the engine"
+    AGAIN = "close this attempt, then ask for the next"
+
+
+@dataclass(slots=True)  # not frozen, which costs a microsecond for each event of a stream
+class Deliver:
+    """What a front sends to the client now. `then`: more follows, the body ends, or the connection is broken
+    so that the client sees a cut."""
+
+    head: Head | None = None  # None: it was sent before
+    data: bytes = b""
+    then: Literal["more", "end", "break"] = "more"
+
+
+Action: TypeAlias = Step | Deliver
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +162,4 @@ class Start:
     at_s: float  # wall clock
     now_s: float
     bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name
+    choices: int = 1  # answers that the request asks for

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from controller.api.app import make_app
 from controller.api.commands import Commands
+from controller.api.keys import KeyProblem, key_problem
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device
@@ -39,6 +40,7 @@ from controller.store.sql import SqlStore
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.clock import boot_s
+from serving.credentials import KeyReference
 from serving.loopback import free_ports
 from tests.database_rig import sqlite_url
 from tests.fakes.plane import FakeEvidence, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
@@ -84,6 +86,9 @@ class FakeEnvironment:
             engine_arguments=version.engine_arguments(),
             architectures=known_architectures(),
         )
+
+    def key_problem(self, reference: KeyReference) -> KeyProblem | None:
+        return key_problem(reference)
 
     def devices(self) -> Sequence[Device]:
         return (Device("host", "host", 64 * GIB, self.free_bytes),)
@@ -139,7 +144,12 @@ class FakeController:
         token = token_digest(admin_token(home))
         self.store.put_token(token, Identity("admin", Role.ADMIN), at_s=0.0)
         self.app: FastAPI = make_app(
-            self.store, commands, self.runner, base_url=lambda name: f"http://test/{name}/v1", version="test"
+            self.store,
+            commands,
+            self.runner,
+            base_url=lambda name: f"http://test/{name}/v1",
+            version="test",
+            find_key=self.environment.key_problem,
         )
         self._server: uvicorn.Server | None = None
         self._listening: list[socket.socket] = []

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from serving.fleet.engine_args import CheckpointError, check_checkpoint
 from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, Order, Probe, Publish, RunApp
-from serving.fleet.types import EngineReport, HostProcess, Launch, VersionStatus
+from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch, VersionStatus
 
 ENGINE_BYTES = 1_200_000_000
 
@@ -83,7 +83,8 @@ class MemoryFleet:
         elif isinstance(order, DeleteApp):
             self._core.on_gone(launch, now_s=now_s)
         elif isinstance(order, Probe) and launch.url is not None:
-            error = f"{launch.url} does not answer" if launch.url in self.unreachable else None
+            silent = EndpointError(f"{launch.url} does not answer", may_heal=True)
+            error = silent if launch.url in self.unreachable else None
             self._core.on_endpoint_probed(launch.service, launch.version, error, now_s=now_s)
 
 

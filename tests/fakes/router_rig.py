@@ -1,20 +1,20 @@
-"""A router under uvicorn in front of two local HTTP servers with scripted behaviour."""
+"""A router on a socket in front of two local HTTP servers with scripted behaviour."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
-import uvicorn
 from aiohttp import web
 
 from serving.clock import boot_s
 from serving.credentials import DataSecret
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.front_asgi import RouterFront
+from serving.router.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.router.types import Limits
 
@@ -76,7 +76,7 @@ class Engine:
 
 @asynccontextmanager
 async def running(engine: Engine) -> AsyncIterator[Engine]:
-    app = web.Application()
+    app = web.Application(client_max_size=256 << 20)
     app.router.add_route("*", "/{path:.*}", engine.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
@@ -141,22 +141,26 @@ class Rig:
 
 
 @asynccontextmanager
+async def serving(front: WireFront) -> AsyncIterator[str]:
+    """A front on a free port of loopback; its address."""
+    await front.start()
+    port = await front.listen(socket.create_server(("127.0.0.1", 0)))
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await front.stop(drain_s=1.0)
+
+
+@asynccontextmanager
 async def router_rig() -> AsyncIterator[Rig]:
     """A running router, its table published, and its two engines."""
     limits = Limits(connect_s=10.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
     core = RouterCore("chat", router="r", limits=limits, lease_s=1e9)
-    front = RouterFront(core, NoBackground())
-    config = uvicorn.Config(front, port=0, lifespan="on", log_level="critical", access_log=False)
-    server = uvicorn.Server(config)
     async with AsyncExitStack() as stack:
         stable = await stack.enter_async_context(running(Engine("stable")))
         canary = await stack.enter_async_context(running(Engine("canary")))
-        serving = asyncio.create_task(server.serve())
-        await until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        one = Rig(core, stable, canary, f"http://127.0.0.1:{port}")
+        base = await stack.enter_async_context(serving(WireFront(core, NoBackground())))
+        one = Rig(core, stable, canary, base)
         one.publish()
         yield one
         await one.client.aclose()
-        server.should_exit = True
-        await serving

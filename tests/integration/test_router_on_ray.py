@@ -7,11 +7,11 @@ engine's front returned. "No request starts on the canary" is therefore measured
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import math
 import os
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import httpx
 import pytest
-import uvicorn
 from aiohttp import web
 
 from serving.credentials import ControlSecret
 from serving.messages import Replica, RequestRecord, RouteTable, SplitStatus
-from serving.router.front_asgi import RouterFront
+from serving.router.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.table.route_table import Split
 
@@ -347,13 +346,10 @@ class PartitionedTableClient:
 
 def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_partitioned(rig: Rig) -> None:
     client = PartitionedTableClient(rig.service)
-    front = RouterFront(RouterCore(rig.service, router="cut:0:1"), client)
-    server = uvicorn.Server(uvicorn.Config(front, port=0, lifespan="on", log_level="critical"))
-    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
-    serving = asyncio.run_coroutine_threadsafe(server.serve(), rig.loop.loop)
-    while not server.started:
-        time.sleep(0.02)
-    base = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/{rig.service}"
+    front = WireFront(RouterCore(rig.service, router="cut:0:1"), client)
+    rig.loop.run(front.start())
+    port = rig.loop.run(front.listen(socket.create_server(("127.0.0.1", 0))))
+    base = f"http://127.0.0.1:{port}/{rig.service}"
     rig.split(5000)
     with Load(rig, base, workers=3) as load, Load(rig, rig.base, workers=3) as others:
         time.sleep(1.0)
@@ -363,8 +359,7 @@ def test_after_weight_zero_no_request_starts_on_the_canary_although_a_router_is_
         time.sleep(2.0)
         after = len(load.replies)
         time.sleep(0.5)
-    server.should_exit = True
-    serving.result(20)
+    rig.loop.run(front.stop())
 
     assert rig.canary.started_after(applied_s) == []
     assert status.how in ("fenced", "lease")

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from evaluation.betting import latency, rates, sample_ratio, scores
 from evaluation.betting.histogram import WIDTH
@@ -109,6 +112,88 @@ class PlainRateProof(Bet):
             self.prior = self.with_floor_share(share)
 
 
+def feature(x: float) -> float:
+    return math.copysign(math.log1p(abs(x)), x) if math.isfinite(x) else math.nan
+
+
+@dataclass
+class PlainFit:
+    """Ridge regression of stable's past scores, all of them again at the end of each epoch."""
+
+    mean: list[float] = field(default_factory=list)
+    scale: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    reach: float = 0.0
+    explained: float = 0.0
+
+    @classmethod
+    def to(cls, past: Past) -> PlainFit:
+        units = [unit for unit in past.units if unit.x]
+        if len(units) < 50:
+            return cls()
+        features = [[feature(x) for x in column] for column in zip(*(u.x for u in units), strict=True)]
+        present = [[f for f in column if not math.isnan(f)] for column in features]
+        mean = [sum(column) / len(column) for column in present]
+        n, p, level = len(units), len(features), sum(unit.y for unit in units) / len(units)
+        scale = [
+            math.sqrt(sum((f - m) ** 2 for f in column) / n) for column, m in zip(present, mean, strict=True)
+        ]
+        z = np.array(
+            [
+                [0.0 if math.isnan(f) else (f - m) / s for f in column]
+                for column, m, s in zip(features, mean, scale, strict=True)
+            ]
+        )
+        y = np.array([unit.y - level for unit in units])
+        weights = np.linalg.solve(z @ z.T + 10.0 * np.eye(p), z @ y)
+        fitted = weights @ z
+        explained = 1.0 - float(((y - fitted) ** 2).sum() / (y**2).sum()) * (n - 1) / (n - p - 1)
+        if explained <= 0.0:
+            return cls(mean, scale)
+        return cls(mean, scale, weights.tolist(), 2.0 * math.sqrt(float((fitted**2).sum()) / n), explained)
+
+    def standard(self, x: list[float]) -> list[float]:
+        values = [(feature(one) - m) / s for one, m, s in zip(x, self.mean, self.scale, strict=True)]
+        return [0.0 if math.isnan(value) else value for value in values]
+
+    def of(self, x: list[float]) -> float:
+        if not self.weights:
+            return 0.0
+        total = sum(w * z for w, z in zip(self.weights, self.standard(x), strict=True))
+        return min(max(total, -self.reach), self.reach)
+
+
+class PlainBalance(Bet):
+    """Two-sided bets on each covariate and on its presence."""
+
+    LAMBDAS = (-0.9, -0.25, 0.25, 0.9)
+
+    def __init__(self, covariates: int) -> None:
+        super().__init__([1.0] * (covariates * 2 * len(self.LAMBDAS)))
+        self.fit, self.shares = PlainFit(), [0.0] * covariates
+
+    def factors(self, unit: Unit) -> list[float] | None:
+        if not self.fit.mean:
+            return None
+        z = [min(max(value / 3.0, -1.0), 1.0) for value in self.fit.standard(unit.x)]
+        absent = [float(math.isfinite(x)) - share for x, share in zip(unit.x, self.shares, strict=True)]
+        return [
+            math.log1p(lam * (unit.arm - unit.w) * value) for lam in self.LAMBDAS for value in (*z, *absent)
+        ]
+
+    def looks(self, unit: Unit) -> bool:
+        return unit.arm == 1
+
+    def end_epoch(self, past: Past) -> None:
+        units = past.units
+        if len(units) >= 50:
+            varied = [Unit(0, 0.0, float(index % 2), x=unit.x) for index, unit in enumerate(units)]
+            self.fit = PlainFit.to(Past(varied))
+            self.shares = [
+                sum(math.isfinite(unit.x[j]) for unit in units) / len(units) for j in range(len(self.shares))
+            ]
+
+
 class PlainScore(Bet):
     """Sign 1: bets that the canary is worse by more than `beyond`; -1 (proof): that it is worse by less."""
 
@@ -117,24 +202,29 @@ class PlainScore(Bet):
         super().__init__((scores.PROOF_PRIOR if proof else scores.LOSS_PRIOR).tolist())
         self.beyond, self.effect, self.sign = beyond, effect, -1.0 if proof else 1.0
         self.mu, self.variance, self.failed_as = 0.8, 0.04, failed_as
+        self.fit = PlainFit()
 
     def factors(self, unit: Unit) -> list[float]:
-        beyond = self.beyond + (max(unit.gap, 0.0) * self.mu if self.sign > 0.0 else 0.0)
+        low, high = max(self.mu - self.fit.reach, 0.0), min(self.mu + self.fit.reach, 1.0)
+        beyond = self.beyond + (max(unit.gap, 0.0) * high if self.sign > 0.0 else 0.0)
 
-        def x(arm: int, y: float) -> float:
-            loss = self.mu - y
+        def x(arm: int, y: float, centre: float) -> float:
+            loss = centre - y
             return self.sign * ((1.0 - unit.w) * (loss - beyond) if arm else -unit.w * loss)
 
-        worst = max(-x(arm, y) for arm in (0, 1) for y in (0.0, 1.0))
+        worst = max(-x(arm, y, c) for arm in (0, 1) for y in (0.0, 1.0) for c in (low, high))
         best = self.effect / (self.variance + self.effect**2)
-        outcome = unit.weight * x(unit.arm, unit.y + self.failed_as * unit.failed)
+        centre = min(max(self.mu + self.fit.of(unit.x), low), high)
+        outcome = unit.weight * x(unit.arm, unit.y + self.failed_as * unit.failed, centre)
         return [math.log1p(min(best * part, 0.9 / worst) * outcome) for part in self.multiples]
 
     def looks(self, unit: Unit) -> bool:
         return unit.arm == 1
 
     def end_epoch(self, past: Past) -> None:
-        self.mu, self.variance = past.mean(0.8), past.variance(0.04)
+        self.mu = past.mean(0.8)
+        self.fit = PlainFit.to(past)
+        self.variance = max(past.variance(0.04) * (1.0 - self.fit.explained), 0.0004)
 
 
 class PlainPairs(Bet):

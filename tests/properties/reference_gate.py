@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
 from evaluation.policy.alpha_split import SESSION_SHARE, channel_alphas, log_limit, served_alpha
-from evaluation.policy.gates import Gate, Proof, StagePlan
+from evaluation.policy.gates import Gate, Proof, Sampling, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.answered import NOISE, SHRINKAGE
+from evaluation.units.covariate_columns import BALANCE_ALPHA
 from evaluation.units.missingness import MISSING_ALPHA
 from evaluation.units.split import TURNS_ALPHA
 from tests.fakes.evidence_maker import Columns
 from tests.properties.reference_bets import (
+    PlainBalance,
     PlainEvents,
     PlainFallback,
     PlainOdds,
@@ -130,7 +132,8 @@ class Rollout:
     def unit(self, row: int, y: float, gate: Gate) -> Unit:
         drawn = self.owner[row]
         w = self.coin(drawn.w, gate)
-        return Unit(drawn.arm, w, y, 1.0, row, self.canary[row], self.stage[row])
+        x = [float(self.columns[name][drawn.rows[0]]) for name in gate.covariates]
+        return Unit(drawn.arm, w, y, 1.0, row, self.canary[row], self.stage[row], x=x)
 
     def raw(self, metric: str) -> list[float]:
         """Comparable values: none of an unanswered request, and no latency of a cold one."""
@@ -314,6 +317,12 @@ def gate_channels(
                 seed=before,
             )
     out[gate.metric, "presence", 0.0] = presence_of(rollout, gate, policy)
+    if gate.covariates:
+        plain = replace(gate, sampling=Sampling())
+        units = rollout.firsts([0.0] * len(values), plain)
+        bet = PlainBalance(len(gate.covariates))
+        limit, share = log_limit(BALANCE_ALPHA), policy.restart_share
+        out[gate.metric, "covariates", 0.0] = play(units, bet, limit=limit, share=share)
     return out
 
 

@@ -16,7 +16,8 @@ from evaluation.betting.wealth import RESTART_EVERY
 @dataclass
 class Unit:
     """One row of a stream: a unit with one outcome, the mean of its `n` requests. `values`: of each of them.
-    `seq`, `canary`: position. `gap`: the canary's answered share less stable's, before this unit."""
+    `seq`, `canary`: position. `gap`: the canary's answered share less stable's, before this unit. `x`: the
+    covariates of its first request."""
 
     arm: int
     w: float
@@ -29,6 +30,7 @@ class Unit:
     gap: float = 0.0
     failed: float = 0.0  # part of `y` that is of requests without an answer, which count 0 in it
     weight: float = 1.0  # of the unit's bet
+    x: list[float] = field(default_factory=list)  # covariates
 
     def __post_init__(self) -> None:
         self.values = self.values or [self.y]

@@ -16,6 +16,7 @@ MARGINS = {"error": 3.0, "hallucination": 2.0, "quality": 0.1, "latency_shape": 
 STAGES = tuple(StagePlan(weight, 0, MARGINS, 0.01, warmup_s=40.0) for weight in (0.2, 0.5))
 SEED = {"latency_ms": np.random.default_rng(9).lognormal(6.0, 0.5, 300).tolist()}
 STICKY, SINGLE = ("default", "strict"), "requests"
+WITH_COVARIATES = "covariates"  # sticky, too
 
 
 def policy_of(case: str) -> GatePolicy:
@@ -32,6 +33,8 @@ def policy_of(case: str) -> GatePolicy:
             "sampling": {"stable": 0.6, "canary": 0.9},
         },
     }
+    if case == WITH_COVARIATES:
+        gates["quality"] = {**gates["quality"], "covariates": ["body_bytes", "depth"]}
     policy = parse_gate_policy({"base": name, "gates": gates, "proof_canary": 8})
     return replace(policy, alpha=0.3, promotion_alpha=0.3, served_share_alpha=0.3)
 
@@ -64,5 +67,8 @@ def traffic(case: str) -> Columns:
     columns["quality"][rng.random(ROWS) < 0.05] = np.nan
     for name in ("error", "latency_ms"):
         columns[name][rng.random(ROWS) < 0.02] = np.nan
+    columns["body_bytes"] = np.exp(7.0 + 8.0 * (columns["quality"] - 0.75) + rng.standard_normal(ROWS))
+    columns["depth"] = rng.integers(-2, 9, ROWS).astype(float)
+    columns["body_bytes"][rng.random(ROWS) < 0.1] = np.nan
     columns["fell_back"] = np.where(canary, rng.random(ROWS) < 0.05, np.nan)
     return columns

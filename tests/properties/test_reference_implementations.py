@@ -25,12 +25,21 @@ from evaluation.policy.alpha_split import channel_alphas
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Pair
-from evaluation.units.metric_evidence import Track
+from evaluation.units.gate_channels import Track
 from tests.fakes.evidence_maker import requests, settings_of
 from tests.properties.reference_bets import PlainShape
 from tests.properties.reference_gate import Key, plain_channels, plain_pairs
 from tests.properties.reference_play import Past, Played, Unit
-from tests.properties.rich_traffic import MARGINS, SEED, SINGLE, STAGES, STICKY, policy_of, traffic
+from tests.properties.rich_traffic import (
+    MARGINS,
+    SEED,
+    SINGLE,
+    STAGES,
+    STICKY,
+    WITH_COVARIATES,
+    policy_of,
+    traffic,
+)
 
 METRICS = ("error", "latency_ms", "quality", "hallucinated")
 KEYS: tuple[Key, ...] = (
@@ -74,6 +83,8 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
                 got["served", f"fallback {use}", floor] = channel
     for name, metric in pipeline.metrics.items():
         got[name, "presence", 0.0] = metric.presence.channel
+        if metric.covariates.balance is not None:
+            got[name, "covariates", 0.0] = metric.covariates.balance.channels[0]
         got |= {
             (t.gate.name, name_of(t), t.margin): t.channel for t in metric.tracks if not t.channel.is_idle
         }
@@ -91,6 +102,37 @@ def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
     if key in twins:
         assert (got[key].peak, got[key].last) == pytest.approx((twins[key].peak, twins[key].last), abs=1e-9)
         assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(("quality", use, 0.0) for use in ("first", "session", "covariates")),
+        *(
+            ("quality", f"{use}{failures}", MARGINS["quality"])
+            for use in ("proof", "first proof")
+            for failures in ("", ", failures as 1")
+        ),
+    ],
+    ids=lambda key: "-".join(map(str, key)),
+)
+def test_a_channel_with_covariates_equals_its_twin(key: Key) -> None:
+    got, twins = both(WITH_COVARIATES)
+
+    assert (got[key].peak, got[key].last) == pytest.approx((twins[key].peak, twins[key].last), abs=1e-9)
+    assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
+    assert abs(got[key].last) > 1e-3
+
+
+def test_the_twins_covariates_change_the_bets() -> None:
+    columns, policy = traffic(WITH_COVARIATES), policy_of(WITH_COVARIATES)
+    gates = tuple(replace(gate, covariates=()) for gate in policy.gates)
+
+    with_them = run(columns, policy, stages=STAGES).log_e
+    without = run(columns, replace(policy, gates=gates), stages=STAGES).log_e
+
+    assert with_them["quality"] != pytest.approx(without["quality"], abs=1e-3)
+    assert {name: e for name, e in with_them.items() if without[name] != e}.keys() == {"quality"}
 
 
 def test_the_twins_traffic_moves_every_channel_and_many_decide() -> None:

@@ -18,10 +18,10 @@ from evaluation.pipeline import Pipeline
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Pair, Score
 from tests.fakes.evidence_maker import Columns, draw_at, scores_at
-from tests.properties.rich_traffic import SEED, SINGLE, STAGES, policy_of, traffic
+from tests.properties.rich_traffic import SEED, SINGLE, STAGES, WITH_COVARIATES, policy_of, traffic
 
 ROWS = slice(0, 860, 2)  # before the canary, both stages, sessions that end by their time and by their count
-CASES = ("strict", SINGLE)
+CASES = ("strict", SINGLE, WITH_COVARIATES)
 Bits = dict[tuple[str, str], bytes]
 few = settings(max_examples=8, deadline=None, derandomize=True)
 positions = st.lists(st.integers(1, 429), min_size=1, max_size=6, unique=True).map(sorted)
@@ -49,6 +49,8 @@ def channels(pipeline: Pipeline) -> Bits:
     by_key = {(name, str(n)): c for name, stream in streams.items() for n, c in enumerate(stream.channels)}
     for name, metric in pipeline.metrics.items():
         by_key[name, "presence"] = metric.presence.channel
+        if metric.covariates.balance is not None:
+            by_key[name, "covariates"] = metric.covariates.balance.channels[0]
         tracks = [track for track in metric.tracks if not track.channel.is_idle]
         by_key |= {
             (track.gate.name, f"{track.use} {track.margin} {track.failed_as}"): track.channel
@@ -85,7 +87,9 @@ def records(case: str) -> list[tuple[Draw, list[Score | Pair]]]:
     out = []
     for row, fell_back in enumerate(columns(case)["fell_back"]):
         at_s = float(columns(case)["t_s"][row])
-        draw = draw_at(columns(case), row)
+        known = {name: float(columns(case)[name][row]) for name in ("body_bytes", "depth")}
+        known = {name: value for name, value in known.items() if not np.isnan(value)}
+        draw = replace(draw_at(columns(case), row), covariates=known)
         if not np.isnan(fell_back):
             draw = replace(draw, flags={"fell_back": bool(fell_back)})
         others: list[Score | Pair] = list(scores_at(columns(case), row))

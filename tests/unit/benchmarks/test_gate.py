@@ -30,6 +30,7 @@ from benchmarks.gate.report import as_json, as_markdown, limit_as_before
 from benchmarks.gate.traffic import Behaviour, Case, simulate
 from benchmarks.gate.trial_cases import TRIALS
 from benchmarks.gate.trials import Row
+from evaluation.betting import covariates
 
 HARM = Case("bench harm", "rollback", Behaviour(hallucinated=0.3), canary_requests=300)
 
@@ -151,6 +152,19 @@ def test_a_digest_is_of_one_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert after[first.name] != before[first.name]
     assert after[second.name] == before[second.name]
     assert digest.whole_digest(after) != digest.whole_digest(before)
+
+
+def test_the_digest_of_a_trial_of_covariates_is_of_bets_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [trial for name, trial in TRIALS.items() if name.startswith("covariates: quality")]
+    plain = TRIALS["errors 5% -> 6.0%, per request"]
+    monkeypatch.setattr(digest, "CASES", {})
+    monkeypatch.setattr(digest, "TRIALS", {trial.name: trial for trial in (*some, plain)})
+    before = digest.gate_digests()
+    monkeypatch.setattr(covariates, "REACH", 1.0)
+
+    after = digest.gate_digests()
+
+    assert {name for name in before if after[name] != before[name]} == {trial.name for trial in some}
 
 
 def test_a_name_that_matches_nothing_is_bad_input() -> None:

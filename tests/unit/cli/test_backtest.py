@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,36 @@ from matplotlib.text import Text
 from benchmarks.gate.traffic import Behaviour, Case, simulate
 from controller.cli.evidence_plot import plot_trace
 from controller.cli.main import app
+from controller.cli.main import run as run_line
 from controller.cli.observed_range import parse_time
 from controller.errors import BadInput
-from evaluation.offline.backtest import run
-from evaluation.offline.trace import trace
+from evaluation.offline.backtest import BacktestResult, run
+from evaluation.offline.trace import Trace, trace
 from evaluation.report import Verdict
 
 HARMFUL = Case("backtest harm", "rollback", Behaviour(error=0.2), canary_requests=300)
 HARMLESS = Case("backtest fine", "no_harm", canary_requests=600)
 
 
+# Cases hold mappings and cannot be keys of a cache; their names can.
+CASES = {case.name: case for case in (HARMFUL, HARMLESS)}
+
+
 def columns(case: Case) -> dict[str, np.ndarray]:
     data = {name: np.asarray(column) for name, column in simulate(case, 0).columns.items()}
     return {**data, "rejected": np.zeros(len(data["arm"]))}
+
+
+@cache
+def result(name: str) -> BacktestResult:
+    """The backtest of a case, which several tests compare with."""
+    return run(columns(CASES[name]))
+
+
+@cache
+def traced(name: str) -> Trace:
+    """The trace of a case, at as many points as the plot has."""
+    return trace(columns(CASES[name]))
 
 
 def write(case: Case, path: Path) -> Path:
@@ -44,11 +62,29 @@ def backtest(*arguments: str) -> None:
 def test_json_holds_the_result_of_the_backtest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backtest(str(write(HARMFUL, tmp_path / "e.jsonl")), "-o", "json")
     answer = json.loads(capsys.readouterr().out)
-    expected = run(columns(HARMFUL))
+    expected = result(HARMFUL.name)
 
     assert (answer["decision"], answer["metric"]) == ("rollback", "error")
     assert answer["canary_requests"] == expected.canary_requests
     assert answer["log_e"] == dict(expected.log_e)
+
+
+def test_the_exit_code_is_the_decision(tmp_path: Path) -> None:
+    """A script branches on it, as on the end of a rollout."""
+    few = Case("backtest few", "no_harm", canary_requests=30)
+    paths = [write(case, tmp_path / f"{n}.jsonl") for n, case in enumerate((HARMLESS, HARMFUL, few))]
+
+    codes = [run_line(["backtest", str(path)]) for path in paths]
+
+    assert codes == [0, 5, 6]
+
+
+def test_an_invalid_recording_exits_as_an_undecided_one(tmp_path: Path) -> None:
+    rows = [{"t_s": 1000 + n, "arm": 0, "w": 0.5, "assigned_by": "request", "error": 0} for n in range(1500)]
+    path = tmp_path / "nobody.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert run_line(["backtest", str(path), "--allow-unjudged", "a test", "-o", "json"]) == 6
 
 
 def test_table_starts_with_the_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,8 +101,7 @@ def test_policy_option_accepts_a_preset(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(("name", "starts"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml")])
 def test_plot_format_follows_the_suffix(tmp_path: Path, name: str, starts: bytes) -> None:
-    data = columns(HARMFUL)
-    plot_trace(trace(data), run(data), tmp_path / name)
+    plot_trace(traced(HARMFUL.name), result(HARMFUL.name), tmp_path / name)
 
     assert (tmp_path / name).read_bytes().startswith(starts)
 
@@ -99,16 +134,14 @@ def test_an_unknown_plot_format_is_refused_before_the_file_is_read(tmp_path: Pat
 
 
 def test_trace_crosses_its_limit_where_the_gate_decided() -> None:
-    data = columns(HARMFUL)
-    traced = trace(data, points=400)
-    decided = {
-        r.gate: r.decided_at_s for r in run(data).gates if r.side == "rollback" and r.verdict is Verdict.FAIL
-    }
+    fine = trace(columns(HARMFUL), points=400)
+    gates = result(HARMFUL.name).gates
+    decided = {r.gate: r.decided_at_s for r in gates if r.side == "rollback" and r.verdict is Verdict.FAIL}
 
     for gate, at_s in decided.items():
-        first = int(np.argmax(traced.log_e[gate] >= traced.limit[gate]))
+        first = int(np.argmax(fine.log_e[gate] >= fine.limit[gate]))
         assert at_s is not None
-        assert traced.t_s[first - 2] <= at_s <= traced.t_s[first]
+        assert fine.t_s[first - 2] <= at_s <= fine.t_s[first]
 
 
 def test_a_trace_of_one_point_is_refused() -> None:
@@ -169,11 +202,11 @@ def texts(figure: Figure) -> str:
     return " | ".join(text.get_text() for text in figure.findobj(Text))
 
 
-def plotted(data: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+def plotted(shown: Trace, judged: BacktestResult, monkeypatch: pytest.MonkeyPatch) -> Figure:
     """The saved figure."""
     saved: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
-    plot_trace(trace(data), run(data), tmp_path / "p.png")
+    plot_trace(shown, judged, Path("not_written.png"))
     return saved[0]
 
 
@@ -183,34 +216,31 @@ def vertical_lines(axes: Axes) -> list[Line2D]:
 
 @pytest.mark.parametrize("case", [HARMFUL, HARMLESS])
 def test_plot_marks_the_decision_with_its_reason_in_a_distinct_colour(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = columns(case)
-    result = run(data)
-    figure = plotted(data, tmp_path, monkeypatch)
+    judged = result(case.name)
+    figure = plotted(traced(case.name), judged, monkeypatch)
     reason = "rollback by error" if case is HARMFUL else "promote: all proven"
 
-    assert f"{reason}\nafter {result.canary_requests} canary requests" in texts(figure)
+    assert f"{reason}\nafter {judged.canary_requests} canary requests" in texts(figure)
     for axes in figure.axes:
         [mark] = vertical_lines(axes)
         others = {line.get_color() for line in axes.lines if line is not mark}
         assert mark.get_color() not in others
 
 
-def test_plot_shows_each_proof_reaching_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = columns(HARMLESS)
-    proof = plotted(data, tmp_path, monkeypatch).axes[1]
+def test_plot_shows_each_proof_reaching_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = result(HARMLESS.name)
+    proof = plotted(traced(HARMLESS.name), judged, monkeypatch).axes[1]
     peaks = {line.get_label(): np.max(line.get_ydata()) for line in proof.lines}
 
-    assert all(peaks[name] >= 1.0 for name in run(data).proofs)
+    assert all(peaks[name] >= 1.0 for name in judged.proofs)
 
 
-def test_plot_of_invalid_evidence_has_the_reason_and_no_mark(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plot_of_invalid_evidence_has_the_reason_and_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     data = columns(HARMLESS)
     data["arm"] = np.zeros_like(data["arm"])
-    figure = plotted(data, tmp_path, monkeypatch)
+    figure = plotted(trace(data), run(data), monkeypatch)
 
     assert "INVALID, policy default: the canary has no requests" in texts(figure)
     assert not any(vertical_lines(axes) for axes in figure.axes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,8 @@ def test_an_nginx_log_dates_a_request_by_its_start(tmp_path: Path, clock: str) -
     found = read(comma(tmp_path / "access.csv", rows), "arm=pool", canary="y", w=0.5)
 
     assert column(found, "t_s") == [START_S + n for n in range(4)]
-    assert column(found, "latency_ms") == [2000.0] * 4
-    assert column(found, "error") == [0, 1, 0, 0]
+    np.testing.assert_equal(column(found, "latency_ms"), [2000.0] * 3 + [np.nan])
+    np.testing.assert_equal(column(found, "error"), [0, 1, 0, np.nan])
     assert column(found, "cancelled") == [0, 0, 0, 1]
 
 
@@ -392,3 +393,42 @@ def test_a_user_who_moves_to_the_canary_when_w_is_raised_is_still_the_unit(tmp_p
     found = read(jsonl(tmp_path / "ramp.jsonl", rows), "arm=model", canary="v2")
 
     assert found.columns["unit"].tolist()[:4] == ["u0", "u1", "u2", "u3"]
+
+
+def scored(n: int) -> dict[str, Any]:
+    """A generation with Langfuse's own list of scores, empty for every third."""
+    scores = [
+        {"id": f"s{n}", "name": "quality", "value": 0.25 * (n % 4), "dataType": "NUMERIC"},
+        {"id": f"h{n}", "name": "hallucinated", "value": int(n == 4), "dataType": "BOOLEAN"},
+        {"id": f"c{n}", "name": "tone", "value": None, "stringValue": "kind", "dataType": "CATEGORICAL"},
+    ]
+    return langfuse(n) | {"scores": scores if n % 3 else []}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_langfuse_scores_are_metrics_by_their_names(tmp_path: Path, suffix: str) -> None:
+    rows = [scored(n) for n in range(10)]
+    if suffix == "csv":
+        rows = [{key: _cell(value) for key, value in row.items()} for row in rows]
+    write = comma if suffix == "csv" else jsonl
+
+    found = read(write(tmp_path / f"o.{suffix}", rows), "arm=metadata.variant", w=0.2)
+
+    kept = [n for n in range(10) if n != 5]  # the span is no generation
+    expected = [0.25 * (n % 4) if n % 3 else math.nan for n in kept]
+    assert column(found, "quality") == pytest.approx(expected, nan_ok=True)
+    assert [n for n, value in zip(kept, column(found, "hallucinated"), strict=True) if value == 1.0] == [4]
+    assert any("scores that no gate uses are ignored: tone" in note for note in found.notes)
+
+
+def test_a_langfuse_export_without_a_usable_score_is_read(tmp_path: Path) -> None:
+    rows = [langfuse(n) | {"scores": [{"name": "tone", "value": 0.5}] if n else []} for n in range(10)]
+
+    found = read(jsonl(tmp_path / "o.jsonl", rows), "arm=metadata.variant", w=0.2)
+
+    assert "quality" not in found.columns
+    assert any("scores that no gate uses are ignored: tone" in note for note in found.notes)
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value) if isinstance(value, dict | list) else value

@@ -141,3 +141,77 @@ def test_the_score_of_a_failed_request_is_missing() -> None:
 
     assert result.log_e["quality"] == 0.0
     assert result.decision == "undecided"
+
+
+def judged_in_part(share: float, *, seed: int, lost: float = 0.0, rows: int = 6000, w: float = 0.5) -> Columns:
+    """A share of the answers has a score, at random; `lost`: of the canary's, garbage that the judge skips."""
+    rng = np.random.default_rng(seed)
+    arm = (rng.random(rows) < w).astype(int)
+    scores = np.clip(rng.normal(0.8, 0.08, rows), 0.0, 1.0)
+    is_skipped = (rng.random(rows) >= share) | ((arm == 1) & (rng.random(rows) < lost))
+    return {
+        "t_s": 1.78e9 + np.arange(rows),
+        "arm": arm,
+        "w": np.full(rows, w),
+        "error": (rng.random(rows) < 0.01).astype(float),
+        "quality": np.where(is_skipped, np.nan, scores),
+    }
+
+
+@pytest.mark.parametrize(("w", "rows"), [(0.5, 6000), (0.1, 12_000)])
+@pytest.mark.parametrize("share", [0.5, 0.3, 0.2])
+def test_scores_that_the_canarys_worst_answers_lack_prove_nothing(share: float, w: float, rows: int) -> None:
+    """Where a judge scores few answers, missing is the common case: the rarer scores tell."""
+    for seed in range(3):
+        result = run(judged_in_part(share, seed=seed, lost=0.3, w=w, rows=rows))
+
+        assert "quality" not in result.proofs
+        assert result.decision != "promote"
+
+
+def test_scores_that_one_arm_lacks_are_said_as_not_comparable() -> None:
+    result = run(judged_in_part(0.3, seed=1, lost=0.3, rows=12_000))
+
+    assert result.decision == "invalid"
+    assert any("quality: values are missing differently by arm" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_scores_of_answers_chosen_at_random_prove_quality(share: float) -> None:
+    for seed in range(3):
+        assert "quality" in run(judged_in_part(share, seed=seed)).proofs
+
+
+def test_answers_that_fail_on_one_arm_do_not_make_its_scores_rarer() -> None:
+    """A canary that mends errors has more answers, and as many scores for each: nothing is missing."""
+    columns = judged_in_part(0.2, seed=1, rows=12_000)
+    failed = (columns["arm"] == 0) & (np.arange(12_000) % 10 == 0)
+    columns["error"] = failed.astype(float)
+    columns["quality"] = np.where(failed, np.nan, columns["quality"])
+
+    assert run(columns).decision != "invalid"
+
+
+def test_cancelled_requests_are_no_answers() -> None:
+    """The time until a client left is no latency: a canary that hangs would be as fast as its patience."""
+    rng = np.random.default_rng(40)
+    columns = judged_in_part(0.0, seed=4)
+    del columns["quality"]
+    columns["latency_ms"] = rng.lognormal(9.0, 0.1, 6000)
+    for share in (0.3, 1.0):
+        left = (columns["arm"] == 1) & (rng.random(6000) < share)
+        waited = np.where(left, 5000.0, columns["latency_ms"])
+        result = run(columns | {"latency_ms": waited, "cancelled": left.astype(float)})
+
+        assert result.decision == "invalid"
+        assert any(r.startswith("latency_shape: values are missing differently") for r in result.reasons)
+
+
+def test_cancelled_requests_of_both_arms_leave_the_others_comparable() -> None:
+    rng = np.random.default_rng(40)
+    columns = judged_in_part(0.0, seed=4, rows=12_000)
+    del columns["quality"]
+    left = rng.random(12_000) < 0.05
+    columns["latency_ms"] = np.where(left, 50.0, rng.lognormal(6.0, 0.3, 12_000))
+
+    assert run(columns | {"cancelled": left.astype(float)}).decision == "promote"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serving import cluster_ray
@@ -44,3 +48,23 @@ def test_stopping_a_cluster_that_is_gone_ends_nothing(tmp_path: Path) -> None:
     handle = ClusterHandle("127.0.0.1:1", 2, str(tmp_path / "none"), (ClusterProcess(1, 0.0),))
 
     assert cluster_ray.stop(handle) == ()
+
+
+def test_a_variable_of_a_running_clusters_environment_is_found() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        env={"EXAMPLE_KEY": "sk-1", "EMPTY_KEY": ""},
+    )
+    try:
+        process = ClusterProcess(child.pid, psutil.Process(child.pid).create_time())
+        handle = ClusterHandle("127.0.0.1:1", 1, "/nowhere", (process,))
+        ended = replace(handle, processes=(replace(process, created_s=1.0),))
+        names = ("EXAMPLE_KEY", "EMPTY_KEY", "OTHER_KEY")
+
+        found = [cluster_ray.has_variable(handle, name) for name in names]
+
+        assert (found, cluster_ray.has_variable(ended, "OTHER_KEY")) == ([True, False, False], True)
+    finally:
+        child.kill()
+        child.wait()

@@ -541,10 +541,12 @@ async def test_a_last_event_id_that_is_no_number_starts_at_the_beginning(
 
 @pytest.mark.parametrize("by_admin", ["https://a.example/v1", None])
 async def test_an_operator_names_no_key_that_the_service_does_not_send_there(
-    controller: FakeController, api: httpx.AsyncClient, model: Path, by_admin: str | None
+    controller: FakeController, api: httpx.AsyncClient, model: Path, by_admin: str | None, tmp_path: Path
 ) -> None:
     """A deploy has the controller send a file of its own to a host of the operator's choice."""
-    key, operator = {"api_key_file": "/keys/a"}, of_role(controller, Role.OPERATOR)
+    file = tmp_path / "key"
+    file.write_text("sk-1")
+    key, operator = {"api_key_file": str(file)}, of_role(controller, Role.OPERATOR)
     if by_admin is not None:
         await api.post("/v1/services/chat/rollouts", json={"version": {"url": by_admin, "model": "m", **key}})
         await api.post("/v1/services/chat/rollback", json={})
@@ -564,7 +566,7 @@ async def test_an_operator_names_no_key_that_the_service_does_not_send_there(
     same = await deploy("https://a.example/v1")
 
     assert (elsewhere.status_code, another.status_code) == (422, 422)
-    assert "/keys/a is new for https://evil.example: an admin must" in elsewhere.json()["detail"]
+    assert f"{file} is new for https://evil.example: an admin must" in elsewhere.json()["detail"]
     assert same.status_code == (201 if by_admin else 422)
 
 

@@ -361,7 +361,11 @@ async def test_an_earlier_version_named_during_a_rollout_is_a_conflict(chat: Cha
     assert (answer["status"], answer["exit_code"]) == (409, 3)
 
 
-async def test_an_endpoint_gets_another_key_by_a_deploy_and_the_old_one_back_by_an_undo(chat: Chat) -> None:
+async def test_an_endpoint_gets_another_key_by_a_deploy_and_the_old_one_back_by_an_undo(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OLD", "NEW"):
+        monkeypatch.setenv(name, "sk-1")
     endpoint = {"url": "http://127.0.0.1:9", "model": "m"}
     assert (await chat.api.put(URL, json={**endpoint, "api_key_env": "OLD"})).status_code == 200
     first = chat.stable()
@@ -392,3 +396,34 @@ async def test_an_endpoint_that_an_earlier_release_stored_with_its_key_is_the_sa
     same = await chat.api.post(f"{URL}/rollouts", json={"version": endpoint})
 
     assert same.status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("kind", "exposed", "status"),
+    [
+        # Before the first user's request: nothing is known of its answers, so it may be tried again.
+        (CauseKind.ENGINE, False, 201),
+        (CauseKind.PROBE, False, 201),
+        (CauseKind.DEADLINE, False, 201),
+        (CauseKind.UNREADABLE, False, 201),
+        # A person has rejected it, or users were served.
+        (CauseKind.USER, False, 409),
+        (CauseKind.TOMBSTONE, False, 409),
+        (CauseKind.ENGINE, True, 409),
+        (CauseKind.UNREADABLE, True, 409),
+        (CauseKind.GUARD, True, 409),
+        (CauseKind.NOT_PROVEN, True, 201),
+    ],
+)
+async def test_a_retry_is_asked_for_what_a_person_or_users_requests_rejected(
+    chat: Chat, kind: CauseKind, exposed: bool, status: int
+) -> None:
+    await chat.up()
+    state = chat.load((await chat.deploy(2)).json()["rollout"])
+    departure = Departure(state.canary.id, state.stable.id, DepartureStep.UNLOAD, 0.0, 0.0)
+    ended = replace(state, phase=Phase.ROLLED_BACK, launched=True, exposed=exposed, departure=departure)
+    chat.commit(replace(ended, cause=Cause(kind, "it was bad")))
+
+    answer = await chat.deploy(2)
+
+    assert answer.status_code == status

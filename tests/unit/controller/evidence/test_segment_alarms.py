@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -37,8 +38,12 @@ LONG = "requests of 256 KiB and more"
 ALARM = Alarm("quality", LONG, f"quality more than 0.025 below stable in {LONG}", 412, START_S)
 
 
+@cache
 def log_with_harm_to_long_requests(count: int = 2400, *, accuracy: float = 0.2) -> FakeLog:
-    """One request in twenty is long, and the canary answers a share of `accuracy` of them correctly."""
+    """One request in twenty is long, and the canary answers a share of `accuracy` of them correctly.
+
+    One log for all tests, which read it and append nothing.
+    """
     rng, log = random.Random(7), FakeLog()
     for n in range(count):
         arm, is_long = int(rng.random() < 0.5), n % 20 == 0
@@ -47,6 +52,15 @@ def log_with_harm_to_long_requests(count: int = 2400, *, accuracy: float = 0.2) 
         log.append(a_score(f"a{n}", float(rng.random() < share), at_s=START_S + 0.1 * n + 0.06))
     log.watermark_s = START_S + 0.1 * count
     return log
+
+
+@cache
+def read_to_its_end() -> tuple[EvidenceStatus, bytes]:
+    """What feeds on the whole log say at its end, and their snapshot: what any restart must lead to."""
+    feeds = feeds_on(log_with_harm_to_long_requests())
+    evidence, saved = observe(feeds, in_stage(), START_S + 1000), feeds.snapshot(ROLLOUT)
+    assert saved is not None
+    return evidence, saved
 
 
 def alarm_names(evidence: EvidenceStatus) -> list[tuple[str, str]]:
@@ -72,7 +86,7 @@ def test_a_record_of_an_older_router_has_only_the_endpoint_segment() -> None:
 
 
 def test_harm_hidden_by_the_mean_raises_an_alarm_and_decides_nothing() -> None:
-    evidence = observe(feeds_on(log_with_harm_to_long_requests()), in_stage(), START_S + 1000)
+    evidence, _ = read_to_its_end()
 
     assert alarm_names(evidence) == [("quality", LONG)]
     assert (evidence.rollback, evidence.verdict is Verdict.FAIL) == (None, False)
@@ -168,8 +182,7 @@ def without(saved: bytes | None, *names: str) -> bytes:
 @pytest.mark.parametrize("crash_at", [600, 2501, 4799])
 def test_a_restart_does_not_change_the_alarms(crash_at: int) -> None:
     log = log_with_harm_to_long_requests()
-    whole = feeds_on(log)
-    expected = observe(whole, in_stage(), START_S + 1000)
+    expected, saved = read_to_its_end()
 
     crash_s = START_S + 0.05 * crash_at
     before = feeds_on(FakeLog(log.events[:crash_at], watermark_s=crash_s - 10))
@@ -177,15 +190,14 @@ def test_a_restart_does_not_change_the_alarms(crash_at: int) -> None:
     after = feeds_on(log, before.snapshot(ROLLOUT))
 
     assert observe(after, in_stage(), START_S + 1000).alarms == expected.alarms != ()
-    assert after.snapshot(ROLLOUT) == whole.snapshot(ROLLOUT)
+    assert after.snapshot(ROLLOUT) == saved
 
 
 def test_a_raised_alarm_survives_a_restart_without_new_events() -> None:
-    log = log_with_harm_to_long_requests()
-    before = feeds_on(log)
-    expected = observe(before, in_stage(), START_S + 1000)
+    expected, saved = read_to_its_end()
+    after = feeds_on(log_with_harm_to_long_requests(), saved)
 
-    assert observe(feeds_on(log, before.snapshot(ROLLOUT)), in_stage(), START_S + 1000) == expected
+    assert observe(after, in_stage(), START_S + 1000) == expected
 
 
 def test_a_snapshot_without_segments_restores_and_starts_them_empty() -> None:
@@ -195,20 +207,19 @@ def test_a_snapshot_without_segments_restores_and_starts_them_empty() -> None:
     older = without(before.snapshot(ROLLOUT), "segments", "weight_bp", "alike_at_s", "served", "load")
 
     evidence = observe(feeds_on(log, older), in_stage(), START_S + 1000)
-    whole = observe(feeds_on(log), in_stage(), START_S + 1000)
+    whole, _ = read_to_its_end()
 
     assert replace(evidence, alarms=()) == replace(whole, alarms=())
     assert alarm_names(evidence) == [("quality", LONG)]
 
 
 def test_unreadable_segments_start_again_and_raised_alarms_stay() -> None:
-    log = log_with_harm_to_long_requests()
-    before = feeds_on(log)
-    expected = observe(before, in_stage(), START_S + 1000)
-    envelope = json.loads(before.snapshot(ROLLOUT) or b"")
+    expected, saved = read_to_its_end()
+    envelope = json.loads(saved)
     broken = base64.b64encode(b'{"format": 99}').decode()
     envelope["feed"]["segments"]["gates"] = {"quality": broken, "error": broken}
 
+    log = log_with_harm_to_long_requests()
     evidence = observe(feeds_on(log, json.dumps(envelope).encode()), in_stage(), START_S + 1000)
 
     assert evidence == expected
@@ -229,7 +240,7 @@ def test_unsettled_requests_keep_their_segments_across_a_restart() -> None:
 
 
 def test_segments_are_forgotten_once_their_requests_have_settled() -> None:
-    log = log_with_harm_to_long_requests(200)
+    log = replace(log_with_harm_to_long_requests(200))  # its watermark moves
     feeds = feeds_on(log)
     observe(feeds, in_stage(), START_S + 10)
     counts = [len(feeds._feeds[ROLLOUT]._segments._requests)]

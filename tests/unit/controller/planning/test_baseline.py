@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from controller.planning.baseline import MeasuredBaseline, ScoreStats
 
 MEASURED = MeasuredBaseline(
@@ -30,3 +32,20 @@ def test_scores_of_0_and_1_give_a_valid_baseline() -> None:
 
     assert baseline.score_mean == 0.9
     assert 0.29 < baseline.score_sd < 0.3
+
+
+def test_scores_that_never_came_are_said_not_to_have_come() -> None:
+    """As for NOT JUDGED; `0 scores` read as if the forecast counted on them."""
+    silent = replace(MEASURED, scores={}, settled=4000)
+    few = MeasuredBaseline(150, settled=140)
+
+    assert silent.summary({"quality"})[1] == (
+        "quality: no scores in the last 4,000 requests: the typical 0.8 is used, "
+        "as if every answer were scored"
+    )
+    assert few.summary({"quality", "error"})[1:] == ("quality: no scores in the last 140 requests",)
+
+
+def test_answers_too_young_for_a_score_say_nothing_of_scores() -> None:
+    assert "no scores" not in " ".join(replace(MEASURED, scores={}).summary({"quality"}))
+    assert len(MeasuredBaseline(150).summary({"quality"})) == 1

@@ -275,3 +275,76 @@ def test_a_pickled_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
 
     assert refusal(path) == "checkpoint DIR holds only pytorch_model.bin; convert it to safetensors"
+
+
+def special_tokens(path: Path, of_map: dict[str, object] | None, of_config: dict[str, object]) -> str:
+    path = checkpoint(path)
+    (path / "tokenizer_config.json").write_text(json.dumps(of_config))
+    if of_map is not None:
+        (path / "special_tokens_map.json").write_text(json.dumps(of_map))
+    return fingerprint_checkpoint(path).part("special_tokens")
+
+
+@pytest.mark.parametrize("of_config", [{"eos_token": "<e1>"}, {"eos_token": None}, {}])
+def test_another_eos_in_either_file_of_special_tokens_is_seen(
+    tmp_path: Path, of_config: dict[str, object]
+) -> None:
+    before = special_tokens(tmp_path / "before", {"eos_token": "<e1>"}, of_config)
+    after = special_tokens(tmp_path / "after", {"eos_token": "<e2>"}, of_config)
+
+    assert before != after
+
+
+def test_a_map_of_special_tokens_that_repeats_the_config_has_no_effect(tmp_path: Path) -> None:
+    tokens = {"eos_token": "<e1>", "bos_token": {"content": "<s>"}}
+
+    without = special_tokens(tmp_path / "without", None, tokens)
+    with_map = special_tokens(tmp_path / "with", {**tokens, "bos_token": "<s>"}, tokens)
+
+    assert without == with_map
+
+
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+def test_both_lists_of_further_special_tokens_count(tmp_path: Path, key: str) -> None:
+    both: dict[str, object] = {"additional_special_tokens": ["<a>"], "extra_special_tokens": ["<a>"]}
+
+    before = special_tokens(tmp_path / "before", None, both)
+    after = special_tokens(tmp_path / "after", None, {**both, key: ["<b>"]})
+
+    assert before != after
+
+
+@pytest.mark.parametrize(("has_code", "differs"), [(True, True), (False, False)])
+def test_a_trainers_record_counts_beside_code_that_may_read_it(
+    tmp_path: Path, has_code: bool, differs: bool
+) -> None:
+    before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after")
+    for path, steps in ((before, 1), (after, 2)):
+        (path / "training.json").write_text(json.dumps({"steps": steps}))
+        if has_code:
+            (path / "modeling_x.py").write_text("open('training.json')")
+
+    assert (fingerprint_checkpoint(before) != fingerprint_checkpoint(after)) is differs
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        ({"id2label": {"0": "spam", "1": "ham"}}, {"config"}),
+        ({"problem_type": "multi_label_classification"}, {"config"}),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}, set()),
+    ],
+)
+def test_labels_of_a_classifier_are_part_of_its_config(
+    tmp_path: Path, config: dict[str, object], parts: set[str]
+) -> None:
+    before, after = checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after", config=config)
+
+    assert changed(fingerprint_checkpoint(before), fingerprint_checkpoint(after)) == parts
+
+
+def test_values_of_an_odd_kind_are_no_bug(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "odd", config={"layer_types": [[1]]})
+    (path / "tokenizer.json").write_text('{"model": {"vocab": [[1]]}}')
+
+    assert fingerprint_checkpoint(path).vocabulary

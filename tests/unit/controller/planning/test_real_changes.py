@@ -242,6 +242,26 @@ CHANGES: dict[str, Change] = {
         {**llama(seed=5), "training.json": {"steps": 40}},
         before={**llama(), "training.json": {"steps": 240}},
     ),
+    **{
+        f"a fine-tune with another {name}, which no engine reads": Change(
+            MEDIUM, {**llama(seed=5), name: b"after"}, before={**llama(), name: b"before"}
+        )
+        for name in ("notes.bin", "README-train.txt", "eval/scores.npz", "losses.json", "data.jsonl", "NOTES")
+    },
+    **{
+        f"a fine-tune with another {name}, which an engine may read": Change(
+            HIGH, {**llama(seed=5), name: b'{"a": 1}'}, before={**llama(), name: b'{"a": 2}'}
+        )
+        for name in (
+            *("params.json", "modules.json", "1_Pooling/config.json", "adapters/a/adapter_model.bin"),
+            *("model-q4.gguf", "pytorch_model.bin", "consolidated.00.pth", "modeling_acme.py"),
+        )
+    },
+    "a fine-tune with another data file beside code of its own, which may read it": Change(
+        HIGH,
+        {**llama(seed=5), "modeling_acme.py": "x", "notes.bin": b"after"},
+        before={**llama(), "modeling_acme.py": "x", "notes.bin": b"before"},
+    ),
     "a fine-tune re-saved in other shards by transformers 5": Change(MEDIUM, _resaved(5)),
     "converted to bfloat16": Change(
         MEDIUM,

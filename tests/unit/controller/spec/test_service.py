@@ -542,6 +542,7 @@ OTHER_GATE = {
     "presence_gated": True,
     "mirrored": True,
     "required": False,
+    "covariates": ["body_bytes"],
 }
 
 

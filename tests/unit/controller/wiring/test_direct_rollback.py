@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,10 +23,21 @@ from serving.table import traffic_ray
 from tests.database_rig import PostgresServer, make_old_database
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
+UNDO_REQUEST = json.dumps({"undo": CANARY})
+
 
 class Split:
-    def __init__(self, rollout: str, weight_bp: int, applied: bool) -> None:
+    def __init__(
+        self,
+        rollout: str,
+        weight_bp: int,
+        applied: bool,
+        *,
+        stable: str | None = STABLE,
+        canary: str | None = CANARY,
+    ) -> None:
         self.rollout, self.weight_bp, self.applied, self.how = rollout, weight_bp, applied, "acknowledged"
+        self.stable, self.canary = stable, canary if weight_bp else None
 
 
 class Table:
@@ -41,7 +53,8 @@ class Table:
 
     def tombstone(self, service: str, rollout: str) -> Split | None:
         self.calls.append(rollout)
-        self.split = Split(rollout, 0, self.acknowledges)
+        stable = self.split.stable if self.split is not None else None
+        self.split = Split(rollout, 0, self.acknowledges, stable=stable)
         return self.split
 
 
@@ -279,7 +292,7 @@ def test_an_undo_under_way_is_left_alone(table: Table, settings: Settings) -> No
     assert stored is not None
     ended = replace(stored.state, phase=Phase.ROLLED_BACK)
     store.commit(ended, (), expected_version=stored.version, evidence=None)
-    store.create_rollout(a_rollout("u-00000001"), request="{}", at_s=2.0)
+    store.create_rollout(a_rollout("u-00000001"), request=UNDO_REQUEST, at_s=2.0)
     table.split = Split("u-00000001", 10_000, applied=True)
 
     result = roll_back_directly(settings, "chat", reason="3 a.m.")
@@ -324,6 +337,43 @@ def test_an_undo_that_no_controller_carries_out_is_not_said_to_be_done(
     assert result.problem == (
         "traffic has not moved: undo u-00000001 is stored, but needs a controller; start it: canaryctl up, "
         "then: canaryctl watch chat"
+    )
+
+
+def test_an_undo_whose_version_is_the_tables_stable_has_moved_the_traffic(
+    table: Table, settings: Settings
+) -> None:
+    store = SqlStore(settings.database_url)
+    store.commit(replace(a_rollout(), phase=Phase.ROLLED_BACK), (), expected_version=0, evidence=None)
+    store.create_rollout(a_rollout("u-00000001"), request=UNDO_REQUEST, at_s=2.0)
+    store.close()
+    table.split = Split("u-00000001", 0, applied=True, stable=CANARY)
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert (table.calls, result.problem) == ([], None)
+
+
+@pytest.mark.parametrize("phase", [Phase.UNLOADING, Phase.PROMOTING])
+def test_a_rollout_whose_version_is_the_tables_stable_is_not_said_to_be_rolled_back(
+    table: Table, settings: Settings, phase: Phase
+) -> None:
+    """The bake is over and the old version is being unloaded: only a controller restores it."""
+    store = SqlStore(settings.database_url)
+    departure = Departure(STABLE, CANARY, DepartureStep.DRAIN, 2.0, 2.0)
+    unloading = replace(a_rollout(), phase=phase, departure=departure, exposed=True, launched=True)
+    store.commit(unloading, (), expected_version=0, evidence=None)
+    store.close()
+    table.split = Split("r-00000001", 0, applied=True, stable=CANARY)
+
+    result = roll_back_directly(settings, "chat", reason="3 a.m.")
+
+    assert result.problem == (
+        f"traffic has not moved: all requests go to {CANARY}, and to restore {STABLE} needs a controller; "
+        "start it: canaryctl up, then: canaryctl watch chat"
+    )
+    assert result.succeeded[-1] == (
+        f"route table: r-00000001 is tombstoned but {CANARY} has all traffic (acknowledged)"
     )
 
 

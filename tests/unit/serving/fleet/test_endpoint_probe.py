@@ -12,7 +12,7 @@ from aiohttp import web
 
 from serving.credentials import KeyReference
 from serving.fleet import endpoint_probe
-from serving.fleet.types import Launch
+from serving.fleet.types import EndpointError, Launch
 
 
 class Server:
@@ -47,6 +47,13 @@ async def server() -> AsyncIterator[Server]:
 
 
 async def error_of(url: str, *, timeout_s: float = 5.0, key: KeyReference | None = None) -> str | None:
+    error = await probed(url, timeout_s=timeout_s, key=key)
+    return None if error is None else error.text
+
+
+async def probed(
+    url: str, *, timeout_s: float = 5.0, key: KeyReference | None = None
+) -> EndpointError | None:
     launch = Launch("chat", "v-x", "s", url=url, endpoint_model="large", api_key=key)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
         return await endpoint_probe.endpoint_error(session, launch)
@@ -110,3 +117,38 @@ async def test_a_key_that_cannot_be_read_is_told_before_the_endpoint_is_asked(se
         [],
         "api_key_env NO_SUCH_KEY is not set; export it before starting canaryctl, or use api_key_file",
     )
+
+
+@pytest.mark.parametrize(
+    ("models", "chat", "may_heal"),
+    [
+        (401, 400, False),
+        (403, 400, False),
+        (404, 404, False),
+        (404, 401, False),
+        (308, 400, False),
+        (500, 400, True),
+        (502, 400, True),
+        (404, 503, True),
+    ],
+)
+async def test_an_answer_that_stays_wrong_is_told_from_one_that_may_heal(
+    server: Server, models: int, chat: int, may_heal: bool
+) -> None:
+    server.models, server.chat = models, chat
+
+    error = await probed(server.url)
+
+    assert error is not None
+    assert error.may_heal is may_heal
+
+
+async def test_an_endpoint_that_refuses_or_hangs_may_heal_and_a_missing_key_does_not(server: Server) -> None:
+    server.delay_s = 5.0
+    errors = (
+        await probed("http://127.0.0.1:9"),
+        await probed(server.url, timeout_s=0.1),
+        await probed(server.url, key=KeyReference("env", "NO_SUCH_KEY")),
+    )
+
+    assert [error.may_heal for error in errors if error is not None] == [True, True, False]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serving.fleet.fleet import Cancel, DeleteApp, FleetCore, LoadQueue, Order, Probe, Publish, RunApp
-from serving.fleet.types import EngineReport, HostProcess, Launch
+from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch
 from serving.table.route_table import StaleFencingToken
 
 
@@ -286,7 +286,7 @@ def test_an_external_endpoint_is_ready_when_it_answers() -> None:
     harness.ensure(one)
     assert harness.orders() == (Probe(one, "", "http://x:1"),)
 
-    harness.core.on_endpoint_probed("chat", "v-1", "no answer", now_s=harness.now_s)
+    harness.core.on_endpoint_probed("chat", "v-1", EndpointError("no answer", True), now_s=harness.now_s)
     assert (harness.phase(), harness.core.statuses("chat")[0].last_error) == ("loading", "no answer")
     harness.core.on_endpoint_probed("chat", "v-1", None, now_s=harness.now_s)
 
@@ -351,9 +351,12 @@ def endpoint_harness() -> tuple[Harness, Launch]:
     return harness, one
 
 
-def probe(harness: Harness, error: str | None, *, after_s: float = 0.0) -> tuple[str, str | None]:
+def probe(
+    harness: Harness, text: str | None, *, after_s: float = 0.0, may_heal: bool = True
+) -> tuple[str, str | None]:
     """The endpoint's phase and error after a probe."""
     harness.now_s += after_s
+    error = None if text is None else EndpointError(text, may_heal)
     harness.core.on_endpoint_probed("chat", "v-1", error, now_s=harness.now_s)
     (status,) = harness.core.statuses("chat")
     return status.phase, status.last_error
@@ -362,9 +365,23 @@ def probe(harness: Harness, error: str | None, *, after_s: float = 0.0) -> tuple
 def test_an_endpoint_says_at_once_why_it_does_not_load_and_fails_after_a_minute() -> None:
     harness, _ = endpoint_harness()
 
-    assert probe(harness, "answers 401", after_s=1) == ("loading", "answers 401")
-    assert probe(harness, "answers 401", after_s=58) == ("loading", "answers 401")
-    assert probe(harness, "answers 401", after_s=1) == ("failed", "answers 401")
+    assert probe(harness, "answers 503", after_s=1) == ("loading", "answers 503")
+    assert probe(harness, "answers 503", after_s=58) == ("loading", "answers 503")
+    assert probe(harness, "answers 503", after_s=1) == ("failed", "answers 503")
+
+
+def test_an_endpoint_whose_answer_stays_wrong_fails_at_its_first_probe() -> None:
+    harness, _ = endpoint_harness()
+
+    assert probe(harness, "answers 401", after_s=0.1, may_heal=False) == ("failed", "answers 401")
+
+
+def test_a_ready_endpoint_that_begins_to_refuse_keeps_its_place() -> None:
+    """What it answers users is judged by the gates; the fleet alone does not take it away."""
+    harness, _ = endpoint_harness()
+    probe(harness, None)
+
+    assert probe(harness, "answers 401", after_s=10, may_heal=False) == ("ready", "answers 401")
 
 
 def test_a_ready_endpoint_is_probed_every_ten_seconds_and_keeps_its_place_when_a_probe_fails() -> None:

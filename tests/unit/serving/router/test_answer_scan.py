@@ -53,8 +53,45 @@ def test_compact_json_is_read() -> None:
     assert (scanned.end(), scanned.finish_reason, scanned.has_content) == (None, "length", True)
 
 
-def test_a_stream_without_done_is_cut() -> None:
-    assert scan(WHOLE.removesuffix(event(b"[DONE]"))).end() == "cut"
+def test_a_stream_is_complete_when_every_choice_has_finished_however_it_ends() -> None:
+    unfinished = delta("Hel")
+
+    assert scan(WHOLE.removesuffix(event(b"[DONE]"))).end() is None
+    assert scan(WHOLE.removesuffix(event(b"[DONE]")).rstrip(b"\n")).end() is None
+    assert scan(unfinished).end() == "cut"
+    assert scan(unfinished + event(b"[DONE]")).end() == "cut"
+
+
+def test_a_stream_of_two_choices_is_cut_while_one_has_not_finished() -> None:
+    ends = [event({"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]}) for index in (0, 1)]
+    ended = []
+    for body in (ends[0], ends[0] + ends[0], ends[0] + ends[1]):
+        one = AnswerScan(CHAT, SSE, choices=2)
+        one.feed(delta("x") + body)
+        ended.append(one.end())
+
+    assert ended == ["cut", "cut", None]
+
+
+def test_whole_events_are_passed_on_and_the_names_of_tokens_taken_out() -> None:
+    one = AnswerScan(CHAT, SSE, takes_ids=True)
+    first, second = delta("Hel"), delta("lo", "stop")
+    passed = [
+        one.feed(part) for part in (b": ids 5,6\n" + first + b": id", b"s 7\n" + second[:9], second[9:])
+    ]
+
+    assert passed == [first, b"", second]
+    assert one.token_ids == [5, 6, 7]
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\r\r", b"\n\n"])
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_every_line_end_and_a_mark_of_byte_order_are_read(start: bytes, end: bytes) -> None:
+    one = AnswerScan(CHAT, SSE)
+    passed = one.feed(start + WHOLE.replace(b"\n\n", end))
+
+    assert passed == WHOLE.replace(b"\n\n", end)
+    assert (one.events, one.end()) == (4, None)
 
 
 def test_a_stream_without_content_is_empty() -> None:
@@ -76,7 +113,7 @@ def test_content_that_looks_like_metadata_is_only_content() -> None:
 def test_a_tool_call_is_content() -> None:
     choice = {"delta": {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": ""}}]}}
 
-    assert scan(event({"id": "1", "choices": [choice]}) + event(b"[DONE]")).end() is None
+    assert scan(event({"id": "1", "choices": [{**choice, "finish_reason": "tool_calls"}]})).end() is None
 
 
 def test_the_responses_api_is_read() -> None:
@@ -148,10 +185,12 @@ def test_an_answer_beyond_the_limit_is_not_scanned_and_has_no_defect() -> None:
 
 @pytest.mark.parametrize(
     ("body", "between"),
-    [(delta("a"), True), (delta("a")[:-1], False), (delta("a") + b"dat", False), (b"", True)],
+    [(delta("a"), True), (delta("a") + b"dat", True), (b"data: " + b"x" * (PARSE_LIMIT + 1), False)],
 )
-def test_it_detects_the_boundary_between_two_events(body: bytes, between: bool) -> None:
-    assert scan(body).is_between_events is between if body else AnswerScan(CHAT, SSE).is_between_events
+def test_an_event_may_follow_unless_one_beyond_the_limit_was_passed_in_pieces(
+    body: bytes, between: bool
+) -> None:
+    assert scan(body).is_between_events is between
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
-from serving.router.assignment import bucket_of, find_key, hash64, is_eligible, unit_of
+from serving.router.assignment import AssignmentKey, bucket_of, find_key, hash64, is_eligible, unit_of
+from serving.router.body_facts import BodyFacts, read_facts
 
 
 def test_the_hash_has_its_reference_value() -> None:
@@ -33,6 +35,11 @@ def test_assignments_with_different_salts_are_independent() -> None:
     assert abs(both - n * w * w) < 4.5 * math.sqrt(n * w * w * (1 - w * w))
 
 
+def key_of(headers: dict[str, str], body: object, *, request_id: str) -> AssignmentKey:
+    facts = read_facts(json.dumps(body).encode()) or BodyFacts()
+    return find_key(headers.get("x-session-id"), facts, request_id=request_id)
+
+
 TURN = {"role": "user", "content": "hello"}
 REPLY = {"role": "assistant", "content": "hi"}
 
@@ -54,36 +61,50 @@ REPLY = {"role": "assistant", "content": "hi"}
 def test_the_key_comes_from_the_first_source_that_is_present(
     headers: dict[str, str], body: object, text: str
 ) -> None:
-    key = find_key(headers, body, request_id="req")  # type: ignore[arg-type]
+    key = key_of(headers, body, request_id="req")
 
     assert (key.text, key.source) == (text, "request" if text == "req" else "sticky")
 
 
 def test_a_conversation_keeps_its_key_as_it_grows() -> None:
-    second = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
-    third = find_key({}, {"messages": [TURN, REPLY, TURN, REPLY, TURN]}, request_id="b")
+    second = key_of({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
+    third = key_of({}, {"messages": [TURN, REPLY, TURN, REPLY, TURN]}, request_id="b")
 
     assert second == third
 
 
 def test_the_order_of_json_keys_in_a_turn_does_not_matter() -> None:
     reply = dict(reversed(REPLY.items()))
-    one = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
-    two = find_key({}, {"messages": [TURN, reply, TURN]}, request_id="a")
+    one = key_of({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
+    two = key_of({}, {"messages": [TURN, reply, TURN]}, request_id="a")
 
     assert one == two
 
 
+def test_the_system_text_of_the_messages_api_is_part_of_a_conversation() -> None:
+    turns = [TURN, REPLY, TURN]
+    one, two = (key_of({}, {"system": text, "messages": turns}, request_id="a") for text in ("x", "y"))
+
+    assert one != two
+
+
+def test_blanks_between_the_words_of_json_do_not_matter() -> None:
+    body = {"messages": [TURN, REPLY, TURN], "model": "chat"}
+    spellings = [json.dumps(body, indent=2), json.dumps(body, separators=(",", ":"))]
+
+    assert len({read_facts(text.encode()) for text in spellings}) == 1
+
+
 def test_conversations_with_different_openings_have_different_keys() -> None:
     other = {"role": "assistant", "content": "hi!"}
-    one = find_key({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
-    two = find_key({}, {"messages": [TURN, other, TURN]}, request_id="a")
+    one = key_of({}, {"messages": [TURN, REPLY, TURN]}, request_id="a")
+    two = key_of({}, {"messages": [TURN, other, TURN]}, request_id="a")
 
     assert one != two
 
 
 def test_the_input_of_the_responses_api_is_a_conversation() -> None:
-    assert find_key({}, {"input": [TURN, REPLY, TURN]}, request_id="a").source == "sticky"
+    assert key_of({}, {"input": [TURN, REPLY, TURN]}, request_id="a").source == "sticky"
 
 
 def test_a_unit_hides_its_key_and_differs_between_rollouts() -> None:

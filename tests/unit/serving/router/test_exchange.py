@@ -11,7 +11,7 @@ from serving.credentials import DataSecret
 from serving.messages import CANARY, Arm, Replica, RequestRecord, RouteTable
 from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
-from serving.router.types import Attempt, Head, Refusal, Request
+from serving.router.types import Attempt, Deliver, Refusal, Request, Step
 from serving.targets import Target
 
 CHAT = "/v1/chat/completions"
@@ -74,9 +74,9 @@ def attempt(exchange: Exchange) -> Attempt:
 def answer(exchange: Exchange, *, body: bytes = GOOD, headers: object = SSE, status: int = 200) -> None:
     """One more attempt, which is answered within half a second."""
     attempt(exchange)
-    assert isinstance(exchange.answered(status, headers), Head)  # type: ignore[arg-type]
-    assert exchange.received(body, now_s=10.4)
-    exchange.ended(now_s=10.6)
+    assert exchange.answered(status, headers) is Step.HOLD  # type: ignore[arg-type]
+    assert exchange.received(body, now_s=10.4) is not Step.AGAIN
+    assert isinstance(exchange.ended(now_s=10.6), Deliver)
 
 
 def record(router: RouterCore, *, sent_s: float = 20.0) -> RequestRecord:
@@ -137,7 +137,7 @@ def test_a_lease_that_expires_before_the_head_is_written_withholds_the_request()
     exchange = begin(router, now_s=10.9)
     attempt(exchange)
     may_start = (exchange.may_start(10.9), exchange.may_start(11.1))
-    exchange.failed("withheld")
+    exchange.broken("withheld", now_s=10.3)
 
     assert may_start == (True, False)
     assert str(attempt(exchange).url) == "http://stable" + CHAT
@@ -213,7 +213,7 @@ def test_a_failed_canary_is_replaced_by_stable_and_the_error_counts_against_the_
     router = core()
     exchange = begin(router)
     attempt(exchange)
-    exchange.failed(why)  # type: ignore[arg-type]
+    exchange.broken(why, now_s=10.3)  # type: ignore[arg-type]
     answer(exchange)
     one = record(router)
 
@@ -230,7 +230,7 @@ def test_a_canarys_5xx_or_429_is_replaced_by_stable(status: int) -> None:
     answer(exchange)
     one = record(router)
 
-    assert head is None
+    assert head is Step.AGAIN
     assert (one.error, one.cause, one.served_arm) == (True, f"status {status}", 0)
 
 
@@ -238,7 +238,7 @@ def test_latency_includes_the_failed_attempt() -> None:
     router = core()
     exchange = begin(router, now_s=10.0)
     attempt(exchange)
-    exchange.failed("timeout")
+    exchange.broken("timeout", now_s=10.3)
     answer(exchange)
 
     assert record(router).latency_ms == pytest.approx(400.0)
@@ -254,7 +254,7 @@ def test_a_canarys_4xx_is_replaced_by_stable_and_is_a_rejection(status: int, str
     answer(exchange)
     one = record(router)
 
-    assert head is None
+    assert head is Step.AGAIN
     assert (one.rejected, one.error, one.cause) == (True, False, f"status {status}")
     assert (one.arm, one.served_arm, one.status, one.outcome) == (CANARY, 0, 200, "fallback")
     assert (one.latency_ms, one.ttft_ms, one.completion_tokens) == (None, None, None)
@@ -307,7 +307,7 @@ def outcomes(weight_bp: int, statuses: list[int]) -> tuple[object, ...]:
     asked = 0
     for status in statuses:
         asked += attempt(exchange).arm == (1 if weight_bp else 0)
-        if exchange.answered(status, JSON) is not None:
+        if exchange.answered(status, JSON) is Step.HOLD:
             exchange.received(ANSWER, now_s=10.4)
             exchange.ended(now_s=10.5)
             break
@@ -331,7 +331,7 @@ def test_a_repeat_that_succeeds_does_not_change_the_first_attempts_error(why: st
         router = core(table(weight_bp=weight_bp, stable=pair, canary=pair))
         exchange = begin(router)
         attempt(exchange)
-        exchange.failed(why)  # type: ignore[arg-type]
+        exchange.broken(why, now_s=10.3)  # type: ignore[arg-type]
         answer(exchange, headers=JSON, body=ANSWER)
         one = record(router)
         seen.append((one.error, one.cause, one.retries, one.status))
@@ -348,8 +348,8 @@ def test_identical_arms_with_one_replica_in_two_that_fails_have_the_same_error_r
             router = core(table(weight_bp=weight_bp, stable=pair, canary=pair))
             exchange = begin(router, request({"user": f"u{user}"}))
             while True:
-                is_good = attempt(exchange).url.host == "good"
-                if exchange.answered(200 if is_good else 503, JSON) is not None:
+                is_good = attempt(exchange).endpoint.authority == "good"
+                if exchange.answered(200 if is_good else 503, JSON) is Step.HOLD:
                     break
             exchange.received(ANSWER, now_s=10.4)
             exchange.ended(now_s=10.5)
@@ -379,7 +379,7 @@ def test_a_fenced_request_is_served_by_stable_and_is_no_error_of_the_canary() ->
     answer(exchange)
     one = record(router)
 
-    assert head is None
+    assert head is Step.AGAIN
     assert (one.outcome, one.error, one.cause, one.served_arm) == ("fenced", False, None, 0)
 
 
@@ -392,7 +392,7 @@ def test_a_refusal_by_the_engines_front_never_reaches_the_client(why: bytes) -> 
     answer(exchange)
     one = record(router)
 
-    assert head is None
+    assert head is Step.AGAIN
     assert (one.outcome, one.error, one.cause) == ("fallback", True, "refused")
 
 
@@ -400,7 +400,7 @@ def test_a_failure_before_the_fence_stays_an_error() -> None:
     router = core(table(canary=("http://c1", "http://c2")))
     exchange = begin(router)
     attempt(exchange)
-    exchange.failed("reset")
+    exchange.broken("reset", now_s=10.3)
     attempt(exchange)
     exchange.answered(409, FENCE)
     answer(exchange)
@@ -412,14 +412,14 @@ def test_a_409_without_the_refused_header_is_the_engines_own_answer() -> None:
     exchange = begin(core(table(canary=None)))
     attempt(exchange)
 
-    assert isinstance(exchange.answered(409, JSON), Head)
+    assert exchange.answered(409, JSON) is Step.HOLD
 
 
 def test_a_refused_connection_is_first_retried_on_the_canarys_other_replica() -> None:
     router = core(table(canary=("http://c1", "http://c2")))
     exchange = begin(router)
     first = attempt(exchange)
-    exchange.failed("refused")
+    exchange.broken("refused", now_s=10.3)
     second = attempt(exchange)
     exchange.answered(200, SSE)
     exchange.received(GOOD, now_s=10.3)
@@ -436,7 +436,7 @@ def test_a_reset_connection_is_retried_once_before_stable_serves() -> None:
     urls = []
     for _ in range(3):
         urls.append(str(attempt(exchange).url))
-        exchange.failed("reset")
+        exchange.broken("reset", now_s=10.3)
 
     assert urls == ["http://canary" + CHAT] * 2 + ["http://stable" + CHAT]
 
@@ -447,7 +447,7 @@ def test_stable_is_tried_on_every_replica_while_connections_are_refused() -> Non
     urls = set()
     for _ in range(3):
         urls.add(str(attempt(exchange).url))
-        exchange.failed("refused")
+        exchange.broken("refused", now_s=10.3)
     refusal = exchange.next_attempt()
 
     assert urls == {"http://a" + CHAT, "http://b" + CHAT, "http://c" + CHAT}
@@ -462,9 +462,9 @@ def test_stable_is_retried_after_503_and_the_last_answer_is_passed_on() -> None:
     attempt(exchange)
     second = exchange.answered(503, JSON)
 
-    assert first is None
-    assert isinstance(second, Head)
-    assert second.status == 503
+    assert first is Step.AGAIN
+    assert second is Step.HOLD
+    assert exchange.ended(now_s=10.5).head.status == 503  # type: ignore[union-attr]
 
 
 def test_stable_never_falls_back_to_a_canary() -> None:
@@ -479,7 +479,7 @@ def test_fallback_uses_stable_of_the_current_table() -> None:
     exchange = begin(router)
     attempt(exchange)
     router.on_table(table(canary=None, stable=("http://newer",), change=2), sent_s=10.2)
-    exchange.failed("timeout")
+    exchange.broken("timeout", now_s=10.3)
 
     assert str(attempt(exchange).url) == "http://newer" + CHAT
 
@@ -491,7 +491,7 @@ def test_when_stables_only_engine_is_dead_the_client_gets_503_with_retry_after(w
     head = exchange.answered(503, [(b"x-canaryctl-refused", why)])
     refusal = exchange.next_attempt()
 
-    assert head is None
+    assert head is Step.AGAIN
     assert isinstance(refusal, Refusal)
     assert (refusal.status, refusal.retry_after_s) == (503, 1)
     assert "no replica of stable version v-1 answers" in refusal.message
@@ -501,7 +501,7 @@ def test_when_no_replica_answers_the_client_gets_503_and_the_record_an_error() -
     router = core(table(canary=None))
     exchange = begin(router)
     attempt(exchange)
-    exchange.failed("refused")
+    exchange.broken("refused", now_s=10.3)
     refusal = exchange.next_attempt()
     assert isinstance(refusal, Refusal)
     exchange.refused(refusal, now_s=10.9)
@@ -521,11 +521,11 @@ def test_a_stream_is_timed_by_the_arrival_of_the_engines_bytes() -> None:
     exchange.answered(200, SSE)
     for index in range(5):
         exchange.received(b'data: {"id":"a","choices":[{"delta":{"content":"x"}}]}\n\n', now_s=11 + index)
-    exchange.received(b"data: [DONE]\n\n", now_s=15.0)
+    exchange.received(FINISH + b"data: [DONE]\n\n", now_s=16.0)
     exchange.ended(now_s=99.0)
     one = record(router)
 
-    assert (one.ttft_ms, one.latency_ms, one.itl_ms) == (1000.0, 5000.0, 1000.0)
+    assert (one.ttft_ms, one.latency_ms, one.itl_ms) == (1000.0, 6000.0, 1000.0)
     assert one.answer_id == "a"
 
 
@@ -543,23 +543,38 @@ def test_a_stream_cut_by_the_canary_is_its_error_and_ends_with_an_error_event() 
     attempt(exchange)
     exchange.answered(200, SSE)
     exchange.received(b'data: {"id":"a","choices":[{"delta":{"content":"x"}}]}\n\n', now_s=10.5)
-    last = exchange.cut_off(now_s=10.6)
+    last = exchange.broken("cut", now_s=10.6)
     one = record(router)
 
-    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "cut"
+    assert isinstance(last, Deliver)
+    assert last.then == "end"
+    assert json.loads(last.data.removeprefix(b"data: "))["error"]["code"] == "cut"
     assert (one.outcome, one.error, one.cause, one.latency_ms) == ("cut", True, "cut", None)
 
 
-def test_a_stream_cut_inside_an_event_breaks_the_clients_connection() -> None:
+def test_of_a_stream_cut_inside_an_event_whole_events_reach_the_client_and_then_the_error() -> None:
     exchange = begin(core())
     attempt(exchange)
     exchange.answered(200, SSE)
-    exchange.received(b'data: {"id":"a","cho', now_s=10.5)
+    first = exchange.received(EVENT + b'data: {"id":"a","cho', now_s=10.5)
+    last = exchange.broken("cut", now_s=10.6)
 
-    assert exchange.cut_off(now_s=10.6) == b""
+    assert isinstance(first, Deliver)
+    assert isinstance(last, Deliver)
+    assert first.data == EVENT
+    assert b'"code": "cut"' in last.data
 
 
-def test_a_stream_that_ends_without_done_is_an_error() -> None:
+def test_an_event_beyond_the_limit_passes_in_pieces_and_its_cut_breaks_the_connection() -> None:
+    exchange = begin(core())
+    attempt(exchange)
+    exchange.answered(200, SSE)
+    exchange.received(EVENT + b'data: "' + b"x" * (2 << 20), now_s=10.5)
+
+    assert exchange.broken("cut", now_s=10.6) == Deliver(None, b"", "break")
+
+
+def test_a_stream_that_ends_without_a_finish_is_an_error() -> None:
     router = core(table(canary=None))
     answer(begin(router), body=b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
 
@@ -571,7 +586,8 @@ def test_a_canarys_stream_that_begins_with_an_error_is_unusable() -> None:
     attempt(exchange)
     exchange.answered(200, SSE)
 
-    assert not exchange.received(b'data: {"error":{"message":"dead","code":500}}\n\n', now_s=10.5)
+    error = b'data: {"error":{"message":"dead","code":500}}\n\n'
+    assert exchange.received(error, now_s=10.5) is Step.AGAIN
 
 
 def test_a_stream_without_a_byte_is_unusable() -> None:
@@ -579,7 +595,7 @@ def test_a_stream_without_a_byte_is_unusable() -> None:
     attempt(exchange)
     exchange.answered(200, SSE)
 
-    assert not exchange.received(b"", now_s=10.5)
+    assert exchange.ended(now_s=10.5) is Step.AGAIN
 
 
 def test_an_empty_answer_is_an_error_of_its_arm() -> None:
@@ -604,7 +620,7 @@ def test_a_canary_failure_stays_an_error_when_the_client_disconnects_later() -> 
     router = core()
     exchange = begin(router)
     attempt(exchange)
-    exchange.failed("timeout")
+    exchange.broken("timeout", now_s=10.3)
     attempt(exchange)
     exchange.cancelled(now_s=10.5)
 
@@ -617,7 +633,7 @@ def test_in_flight_counts_return_to_zero() -> None:
     attempt(one)
     attempt(two)
     during = dict(router.in_flight)
-    one.failed("timeout")
+    one.broken("timeout", now_s=10.3)
     two.cancelled(now_s=10.5)
     answer(one)
 
@@ -667,6 +683,7 @@ def test_an_infinite_lease_never_expires() -> None:
 
 
 EVENT = b'data: {"id":"a1","choices":[{"delta":{"content":"x"}}]}\n\n'
+FINISH = b'data: {"id":"a1","choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
 
 
 def reported(router: RouterCore, now_s: float = 70.2) -> list[RequestRecord]:
@@ -791,7 +808,7 @@ def test_a_failed_canary_replaced_by_a_slow_stable_keeps_its_error() -> None:
     router = core()
     exchange = begin(router, request({"stream": True}))
     attempt(exchange)
-    exchange.failed("timeout")
+    exchange.broken("timeout", now_s=10.3)
     attempt(exchange)
     exchange.answered(200, SSE)
     exchange.received(EVENT, now_s=20.0)
@@ -805,7 +822,7 @@ def test_an_open_request_that_was_fenced_is_no_evidence_about_the_canary() -> No
     router = core()
     exchange = begin(router)
     attempt(exchange)
-    exchange.failed("withheld")
+    exchange.broken("withheld", now_s=10.3)
     attempt(exchange)
     (one,) = reported(router)
 

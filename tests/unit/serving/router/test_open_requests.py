@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
-import uvicorn
 from aiohttp import web
 
 from controller.evidence.feed import Feed
@@ -24,12 +23,12 @@ from evaluation.records import SETTLE_S as EVIDENCE_SETTLE_S
 from evaluation.report import Verdict
 from serving.clock import boot_s
 from serving.messages import Arm, RecordPage, Replica, RequestRecord, RouteTable
-from serving.router.front_asgi import RouterFront
+from serving.router.front_wire import WireFront
 from serving.router.outbox import SETTLE_S
 from serving.router.router import RouterCore
 from serving.router.types import Limits
 from serving.table.records_log import RecordLog
-from tests.fakes.router_rig import CHAT, CHUNKS, SECRET, Engine, running
+from tests.fakes.router_rig import CHAT, CHUNKS, SECRET, Engine, running, serving
 
 TEST_SETTLE_S = 1.5  # instead of a minute
 
@@ -144,24 +143,15 @@ class Rig:
 async def rig() -> AsyncIterator[Rig]:
     limits = Limits(settle_s=TEST_SETTLE_S, canary_stream_s=20.0)
     core, table_client = RouterCore("chat", router="r", limits=limits, lease_s=1e9), MemoryTableClient()
-    front = RouterFront(core, table_client)
-    config = uvicorn.Config(
-        front, port=0, lifespan="on", log_level="critical", access_log=False, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
     async with AsyncExitStack() as stack:
         engines = Engine("stable"), Engine("canary")
         for one in engines:
             one.behave = lambda request, one=one: behave(one, request)  # type: ignore[misc]
             await stack.enter_async_context(running(one))
-        serving = asyncio.create_task(server.serve())
-        await until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        one_rig = Rig(core, table_client, engines, f"http://127.0.0.1:{port}")
+        base = await stack.enter_async_context(serving(WireFront(core, table_client)))
+        one_rig = Rig(core, table_client, engines, base)
         yield one_rig
         await one_rig.client.aclose()
-        server.should_exit = True
-        await serving
 
 
 async def test_endless_requests_are_recorded_as_open_and_do_not_hold_the_watermark(rig: Rig) -> None:

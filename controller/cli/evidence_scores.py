@@ -1,0 +1,63 @@
+"""Scores of one request as a list in one cell, as Langfuse exports them: `[{"name": ..., "value": ...}]`.
+
+Each name becomes a column, `scores.NAME`; those that are metrics are read as such, the others are named and
+ignored. A list that is JSON text, as in a CSV, counts too. Of several scores of a name, the last one counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+from controller.cli.evidence_formats import RawTable, is_named_values
+from controller.cli.evidence_sources import Source, Term
+from evaluation.metrics import CATALOGUE
+
+COLUMN = "scores"
+PREFIX = f"{COLUMN}."
+
+
+def unpacked(table: RawTable) -> RawTable:
+    """The table with a column for each name in its scores; unchanged if it has no such column."""
+    cells = table.columns.get(COLUMN)
+    rows = [_named(cell) for cell in cells] if cells is not None else []
+    names = list(dict.fromkeys(name for row in rows for name in row or {}))
+    if not rows or None in rows:
+        return table
+    columns = {name: values for name, values in table.columns.items() if name != COLUMN}
+    columns |= {f"{PREFIX}{name}": [(row or {}).get(name) for row in rows] for name in names}
+    return replace(table, columns=columns)
+
+
+def score_sources(table: RawTable) -> dict[str, Source]:
+    """The source of each metric that has scores of its name."""
+    names = (name for name in CATALOGUE if f"{PREFIX}{name}" in table.columns)
+    return {name: Source(f"{PREFIX}{name}", (Term(f"{PREFIX}{name}", None),)) for name in names}
+
+
+def ignored_note(ignored: list[str]) -> str | None:
+    """A line for the scores that are no metric; None: there is none. ignored: columns that nothing reads."""
+    names = [name.removeprefix(PREFIX) for name in ignored if name.startswith(PREFIX)]
+    if not names:
+        return None
+    return f"scores that no gate uses are ignored: {', '.join(names)}; to use one: --map METRIC={PREFIX}NAME"
+
+
+def _named(cell: object) -> Mapping[str, object] | None:
+    """The cell's scores by name, empty if it has none; None: it holds something else."""
+    if isinstance(cell, str) and cell.strip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return None
+    if cell is None or cell in ("", []):
+        return {}
+    if not is_named_values(cell):
+        return None
+    return {str(one["name"]): _value(one) for one in cell}
+
+
+def _value(score: Mapping[str, object]) -> object:
+    keys = ("value", "stringValue", "string_value")
+    return next((score[key] for key in keys if score.get(key) is not None), None)

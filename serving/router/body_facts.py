@@ -1,0 +1,137 @@
+"""What the router reads of a request's body: whether it streams, its keys, its conversation. Pure.
+
+Only the named fields are decoded; the rest is skipped, so that a body costs little more than its bytes. A key
+that is written twice counts as its last value, as in most servers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
+_NOTHING = msgspec.Raw(b"null")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyFacts:
+    """Facts of one JSON object. Texts of users are in it, and are never recorded."""
+
+    model: str | None = None
+    streams: bool = False
+    choices: int = 1  # answers that a stream has: `n` for each prompt
+    key: str | None = None  # the first of BODY_KEYS that is a text and not empty
+    opening: str | None = (
+        None  # digest of the conversation up to its first assistant turn; None: no such turn
+    )
+
+
+class _Fields(msgspec.Struct):
+    model: msgspec.Raw = _NOTHING
+    stream: msgspec.Raw = _NOTHING
+    n: msgspec.Raw = _NOTHING
+    prompt: msgspec.Raw = _NOTHING
+    prompt_cache_key: msgspec.Raw = _NOTHING
+    safety_identifier: msgspec.Raw = _NOTHING
+    user: msgspec.Raw = _NOTHING
+    system: msgspec.Raw = _NOTHING
+    messages: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
+
+
+class _Turn(msgspec.Struct):
+    role: msgspec.Raw = _NOTHING
+
+
+_FIELDS = msgspec.json.Decoder(_Fields)
+_TURN = msgspec.json.Decoder(_Turn)
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def read_facts(body: bytes) -> BodyFacts | None:
+    """The facts of a body; None when it is malformed, nested too deep, or not a JSON object."""
+    try:
+        fields = _FIELDS.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    keys = (_text(fields.prompt_cache_key), _text(fields.safety_identifier), _text(fields.user))
+    return BodyFacts(
+        model=_text(fields.model),
+        streams=bytes(fields.stream) != b"null" and bool(_value(fields.stream)),
+        choices=_choices(fields),
+        key=next((key for key in keys if key), None),
+        opening=_opening(fields),
+    )
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    """A field's value; None when it cannot be read (half of a surrogate pair, a number beyond all limits)."""
+    if raw is _NOTHING:
+        return None
+    try:
+        return msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        try:
+            return json.loads(bytes(raw))
+        except (ValueError, RecursionError):
+            return None
+
+
+def _first(raw: msgspec.Raw) -> bytes:
+    """The first byte, which tells a value's type."""
+    return bytes(memoryview(raw)[:1])
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    if raw is _NOTHING or _first(raw) != b'"':
+        return None
+    value = _value(raw)
+    return value if isinstance(value, str) else None
+
+
+def _choices(fields: _Fields) -> int:
+    n = _value(fields.n)
+    answers = n if type(n) is int and n > 0 else 1
+    if fields.prompt is _NOTHING or _first(fields.prompt) != b"[":
+        return answers
+    try:
+        prompts = _LIST.decode(fields.prompt)
+    except (ValueError, RecursionError):
+        return answers
+    are_tokens = all(_first(one) not in (b'"', b"[") for one in prompts)
+    return answers if are_tokens else answers * max(len(prompts), 1)
+
+
+def _opening(fields: _Fields) -> str | None:
+    """Digest of everything up to the end of the first assistant turn; the model's name is no part of it."""
+    turns = fields.messages if fields.messages is not _NOTHING else fields.input
+    if turns is _NOTHING or _first(turns) != b"[":
+        return None
+    try:
+        listed = _LIST.decode(turns)
+    except (ValueError, RecursionError):
+        return None
+    for index, turn in enumerate(listed):
+        try:
+            is_assistant = bytes(_TURN.decode(turn).role) == b'"assistant"'
+        except (ValueError, RecursionError):
+            continue
+        if is_assistant:
+            digest = hashlib.blake2b(digest_size=16)
+            for part in (fields.system, *listed[: index + 1]):
+                digest.update(_canonical(part))
+                digest.update(b"\0")
+            return digest.hexdigest()
+    return None
+
+
+def _canonical(raw: msgspec.Raw) -> bytes:
+    """A value in one spelling, whatever blanks and order of keys the client wrote."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
+    except (ValueError, RecursionError):
+        return bytes(raw)

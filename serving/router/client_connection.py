@@ -1,0 +1,389 @@
+"""One client's connection: requests in, answers out, framed as HTTP/1.1. Nothing about a request is decided.
+
+Rules:
+1. A client that disconnects stops the engine's work and is recorded as cancelled. One that only closes its
+   sending side gets its answer: when nothing has been sent yet, the beginning of the status line is sent at
+   once, which a client that is gone answers with a reset.
+2. A client that reads slowly stops the reading of the engine's answer, so that its answer waits in the
+   engine's socket and not here. One that reads nothing for `idle_s` is disconnected.
+3. A head must arrive within HEAD_S, a body within BODY_S; bodies held at once stay within BODY_BUDGET, beyond
+   which the answer is 429 with retry-after.
+4. HTTP/1.0 gets no chunks: its answer ends with the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
+
+from serving.clock import boot_s
+from serving.router.assignment import is_eligible
+from serving.router.body_reader import LARGE_BODY
+from serving.router.exchange import Exchange
+from serving.router.paths import Found, find_target
+from serving.router.prepared import Prepared
+from serving.router.relay import Relay
+from serving.router.request_parser import ParsedRequest, RequestParser
+from serving.router.types import Deliver, Head, Refusal, Request
+
+if TYPE_CHECKING:
+    from serving.router.front_wire import OwnRoutes, WireFront
+
+HEAD_S = 20.0  # from a head's first byte to its last
+BODY_S = 300.0  # from a request's first byte to its last
+KEEP_ALIVE_S = 75.0  # between two requests
+LINGER_S = 2.0  # how long what a refused client still sends is read, so that it gets the answer and no reset
+BODY_BUDGET = 1 << 30  # bytes of bodies that are held at once
+TABLE_CHECK_S = 0.01
+PIPELINE_LIMIT = 8  # requests that a client may have sent ahead
+WRITE_BUFFER = 256 << 10  # bytes that wait for one client before its engine is slowed
+
+
+_REASONS = {
+    200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content", 206: b"Partial Content",
+    301: b"Moved Permanently", 302: b"Found", 304: b"Not Modified", 307: b"Temporary Redirect",
+    308: b"Permanent Redirect", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden",
+    404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
+    413: b"Content Too Large", 415: b"Unsupported Media Type", 422: b"Unprocessable Content",
+    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
+}  # fmt: skip
+_VERSION = b"HTTP/1.1 "
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection, which carries one request at a time."""
+
+    __slots__ = (
+        "_begun_s",
+        "_blocked_s",
+        "_body_bytes",
+        "_front",
+        "_has_head",
+        "_is_chunked",
+        "_is_closing",
+        "_is_half_closed",
+        "_is_head_request",
+        "_keep_alive",
+        "_left_bytes",
+        "_linger_until_s",
+        "_parser",
+        "_relay",
+        "_request",
+        "_sent_start",
+        "transport",
+    )
+
+    def __init__(self, front: WireFront) -> None:
+        self._front = front
+        self._parser = RequestParser()
+        self._relay: Relay | None = None
+        self._request: ParsedRequest | None = None  # under way
+        self._begun_s = boot_s()  # of the request that is being read, or of the idle time
+        self._blocked_s: float | None = None  # since when the client does not read; None: it does
+        self._linger_until_s: float | None = None  # the answer has ended; what comes is discarded until then
+        self._body_bytes = 0  # counted in the front's budget
+        self._has_head = self._is_chunked = self._is_closing = False
+        self._is_half_closed = self._keep_alive = self._is_head_request = False
+        self._left_bytes: int | None = None  # of a body with a declared length
+        self._sent_start = 0  # bytes of the status line that were sent ahead
+
+    # ---- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self._front.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_closing:
+            return
+        parser = self._parser
+        if parser.is_idle and self._request is None:
+            self._begun_s = boot_s()
+        parser.feed(data)
+        if self._request is None:
+            if parser.wants_continue and not parser.requests and parser.refusal is None:
+                parser.wants_continue = False
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._next_request()
+        elif len(parser.requests) >= PIPELINE_LIMIT or parser.buffered > WRITE_BUFFER:
+            self.transport.pause_reading()
+        self._count_body()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; True keeps the connection open for the answer."""
+        if self._is_closing:
+            return False
+        self._is_half_closed = True
+        if self._request is None:
+            return False
+        self._probe()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closing = True
+        self._front.left(self)
+        self._release_body()
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            relay.gone()
+
+    def pause_writing(self) -> None:
+        self._blocked_s = boot_s()
+        if self._relay is not None:
+            self._relay.slow()
+
+    def resume_writing(self) -> None:
+        self._blocked_s = None
+        if self._relay is not None:
+            self._relay.ready()
+
+    # ---- called by the front
+
+    def check(self, now_s: float) -> None:
+        """Apply the time limits."""
+        if self._linger_until_s is not None and now_s > self._linger_until_s:
+            self.transport.abort()
+        if self._is_closing:
+            return
+        if self._blocked_s is not None and now_s - self._blocked_s > self._front.core.limits.idle_s:
+            self.abort()
+        elif self._request is not None:
+            if self._is_half_closed:
+                self._probe()
+        elif self._parser.is_idle:
+            if now_s - self._begun_s > KEEP_ALIVE_S:
+                self._close()
+        elif now_s - self._begun_s > (BODY_S if self._parser.is_in_body else HEAD_S):
+            self._parser.refuse(
+                Refusal(408, "request_timeout", "the request did not arrive in time; resend it")
+            )
+            self._next_request()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is under way."""
+        if self._request is None:
+            self._close()
+
+    def abort(self) -> None:
+        """Break the connection."""
+        self._is_closing = True
+        self.transport.abort()
+
+    # ---- requests
+
+    def _next_request(self) -> None:
+        if self._is_closing:
+            return
+        if not self._parser.requests:
+            if self._parser.refusal is not None:
+                self._send_refusal(self._parser.refusal, False)
+            return
+        parsed = self._parser.requests.popleft()
+        self._request = parsed
+        self._keep_alive = parsed.keep_alive and parsed.is_http_11
+        self._has_head = self._is_chunked = False
+        self._left_bytes = None
+        self._is_head_request = parsed.method == "HEAD"
+        found = find_target(parsed.method, parsed.target, self._front.core.service)
+        if isinstance(found, Refusal):
+            if self._front.own_routes is not None and parsed.target.startswith(b"/-/"):
+                self._front.run(self._answer_own(self._front.own_routes, parsed.target, found))
+            else:
+                self.refuse(found)
+        elif self._front.core.table is None or is_large(parsed):
+            self._front.run(self._begin_later(parsed, found))
+        else:
+            self._begin(parsed, found)
+
+    async def _answer_own(self, answer: OwnRoutes, target: bytes, otherwise: Refusal) -> None:
+        """Answer a route of the server that the router runs in."""
+        found = await answer(target.partition(b"?")[0].decode("latin-1"))
+        if self._is_closing:
+            return
+        if found is None:
+            self.refuse(otherwise)
+        else:
+            status, body = found
+            headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+            self.deliver(Deliver(Head(status, headers), body, "end"))
+
+    async def _begin_later(self, parsed: ParsedRequest, found: Found) -> None:
+        """Begin after a new router's first poll (`table_s` at most), and when a large body has been read."""
+        core = self._front.core
+        deadline_s = boot_s() + core.limits.table_s
+        while core.table is None and boot_s() < deadline_s:  # noqa: ASYNC110 - the core has no event loop
+            await asyncio.sleep(TABLE_CHECK_S)
+        prepared = None
+        if is_large(parsed) and core.table is not None:
+            path = found.target.path
+            prepared = await self._front.reader.prepare(
+                parsed.body,
+                parsed.headers,
+                core.models,
+                route=f"{parsed.method} {path}",
+                is_eligible=is_eligible(parsed.method, path),
+            )
+        if not self._is_closing:
+            self._begin(parsed, found, prepared)
+
+    def _begin(self, parsed: ParsedRequest, found: Found, prepared: Prepared | None = None) -> None:
+        core, upstream = self._front.core, self._front.upstream
+        assert upstream is not None, "the front was not started"
+        if self._front.body_bytes > BODY_BUDGET:
+            text = f"the router holds {BODY_BUDGET} bytes of requests already; retry"
+            self.refuse(Refusal(429, "overloaded", text, retry_after_s=1))
+            return
+        request = Request(parsed.method, found.target, parsed.headers, parsed.body)
+        request_id = "req-" + secrets.token_hex(12)
+        exchange = core.begin(
+            request, request_id=request_id, now_s=boot_s(), wall_s=time.time(), prepared=prepared
+        )
+        if not isinstance(exchange, Exchange):
+            self.refuse(exchange)
+            return
+        relay = self._relay = Relay(exchange, self, upstream, parsed.method, self._on_over)
+        if self._blocked_s is not None:
+            relay.slow()
+        relay.start()
+
+    def _on_over(self) -> None:
+        self._relay = None
+
+    def _done(self) -> None:
+        """The answer is whole: the next request, or the end of the connection."""
+        self._request = None
+        self._release_body()
+        self._begun_s = boot_s()
+        if self._parser.refusal is not None and not self._parser.requests and not self._keep_alive:
+            self._linger()
+            return
+        if not self._keep_alive or self._is_half_closed or self._front.is_stopping:
+            self._close()
+            return
+        if self._parser.requests or self._parser.refusal is not None:
+            # Not at once: a client could nest answers as deep as it sends requests ahead.
+            asyncio.get_running_loop().call_soon(self._next_request)
+        with contextlib.suppress(RuntimeError):  # not paused
+            self.transport.resume_reading()
+
+    # ---- answers
+
+    def deliver(self, action: Deliver) -> None:
+        """Send what the exchange delivers."""
+        if self._is_closing:
+            return
+        parts: list[bytes] = []
+        if action.head is not None:
+            parts.append(self._head_bytes(action.head, action.data, action.then))
+        data = action.data
+        if data and not self._is_head_request:
+            if self._left_bytes is not None:
+                data = data[: self._left_bytes]
+                self._left_bytes -= len(data)
+            parts += (b"%x\r\n" % len(data), data, b"\r\n") if self._is_chunked else (data,)
+        if action.then == "end" and self._is_chunked:
+            parts.append(b"0\r\n\r\n")
+        if parts:
+            self.transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+        if action.then == "more":
+            return
+        if action.then == "break" or self._left_bytes:
+            self.abort_after_flush()
+        else:
+            self._done()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Send the router's own error."""
+        self._send_refusal(refusal, self._keep_alive)
+
+    def _send_refusal(self, refusal: Refusal, keep_alive: bool) -> None:
+        self._keep_alive = keep_alive
+        body = refusal.body()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if refusal.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
+        headers += refusal.headers
+        self._has_head = self._is_chunked = False
+        self._left_bytes = None
+        self.deliver(Deliver(Head(refusal.status, headers), body, "end"))
+
+    def _head_bytes(self, head: Head, data: bytes, then: str) -> bytes:
+        """The head as bytes; decides how the body is framed."""
+        self._has_head = True
+        status = head.status
+        lines = [_VERSION, b"%d " % status, _REASONS.get(status, b""), b"\r\n", _date(int(time.time()))]
+        length = None
+        for name, value in head.headers:
+            if name == b"content-length":
+                length = value
+                continue
+            lines += (name, b": ", value, b"\r\n")
+        has_no_body = status in (204, 304)
+        if length is not None and length.isdigit():
+            lines += (b"content-length: ", length, b"\r\n")
+            self._left_bytes = None if self._is_head_request or has_no_body else int(length)
+        elif has_no_body or self._is_head_request:
+            pass
+        elif then == "end":
+            lines.append(b"content-length: %d\r\n" % len(data))
+        elif self._request is not None and self._request.is_http_11:
+            self._is_chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        else:
+            self._keep_alive = False
+        if not self._keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        text = b"".join(lines)
+        if self._sent_start:
+            text = text[self._sent_start :]
+            self._sent_start = 0
+        return text
+
+    def _probe(self) -> None:
+        """Send the beginning of the status line, which is the same whatever follows, byte by byte."""
+        if not self._has_head and self._sent_start < len(_VERSION):
+            self.transport.write(_VERSION[self._sent_start : self._sent_start + 1])
+            self._sent_start += 1
+
+    def abort_after_flush(self) -> None:
+        """Send what waits, then close: the client sees that the answer is not whole."""
+        self._is_closing = True
+        self.transport.close()
+
+    def _linger(self) -> None:
+        """End the answer, and read on for a while: closing now would reset the connection."""
+        self._is_closing = True
+        self._linger_until_s = boot_s() + LINGER_S
+        self.transport.write_eof()
+
+    def _close(self) -> None:
+        self._is_closing = True
+        self.transport.close()
+
+    def _count_body(self) -> None:
+        held = self._parser.buffered + sum(len(one.body) for one in self._parser.requests)
+        held += len(self._request.body) if self._request is not None else 0
+        self._front.body_bytes += held - self._body_bytes
+        self._body_bytes = held
+
+    def _release_body(self) -> None:
+        self._front.body_bytes -= self._body_bytes
+        self._body_bytes = 0
+
+
+def is_large(parsed: ParsedRequest) -> bool:
+    """True when reading this body could hold up other requests."""
+    return len(parsed.body) >= LARGE_BODY or any(name == b"content-encoding" for name, _ in parsed.headers)
+
+
+@lru_cache(maxsize=2)
+def _date(now_s: int) -> bytes:
+    """The date header of this second."""
+    return time.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(now_s)).encode()

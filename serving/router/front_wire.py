@@ -1,0 +1,122 @@
+"""Front of the router: HTTP/1.1 straight on the sockets of an asyncio (uvloop) event loop.
+
+One `ClientConnection` a connection; a `RouterCore` decides. What is here is shared by the connections: the
+pool of engine connections, the reader of large bodies, the budget of bytes, the sweep of the time limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Protocol, TypeAlias, cast
+
+from serving.clock import boot_s
+from serving.router.body_reader import BodyReader
+from serving.router.client_connection import ClientConnection
+from serving.router.router import RouterCore
+from serving.router.upstream import Upstream
+
+SWEEP_S = 0.25
+DRAIN_S = 120.0  # how long `stop` waits for requests under way
+
+OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
+
+
+class Background(Protocol):
+    """The tasks beside the requests: receive route tables, send records."""
+
+    async def start(self, core: RouterCore) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class WireFront:
+    """HTTP server over one `RouterCore`."""
+
+    def __init__(self, core: RouterCore, background: Background) -> None:
+        self.core = core
+        self.body_bytes = 0  # of all requests that are held now
+        self.upstream: Upstream | None = None
+        self.reader = BodyReader()
+        self._background = background
+        self._connections: set[ClientConnection] = set()
+        self._servers: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._is_stopping = False
+        self._own_routes: OwnRoutes | None = None
+
+    def serve_own_routes(self, answer: OwnRoutes) -> None:
+        """Answer paths below `/-/` by this function: status and body, or None for the usual 404."""
+        self._own_routes = answer
+
+    async def start(self) -> None:
+        """Open the connection pool and start the background, in the running event loop."""
+        self.upstream = Upstream(self.core.limits)
+        await self._background.start(self.core)
+        self._sweep()
+
+    async def listen(self, listening: socket.socket) -> int:
+        """Serve this bound socket; its port."""
+        loop = asyncio.get_running_loop()
+        self._servers.append(
+            await loop.create_server(lambda: ClientConnection(self), sock=listening, backlog=2048)
+        )
+        return cast(int, listening.getsockname()[1])
+
+    async def stop(self, *, drain_s: float = DRAIN_S) -> None:
+        """Accept no more, let requests under way end for `drain_s`, then stop the background."""
+        self.stop_accepting()
+        deadline_s = boot_s() + drain_s
+        while self._connections and boot_s() < deadline_s:  # noqa: ASYNC110 - an end, not a hot path
+            await asyncio.sleep(0.02)
+        for connection in list(self._connections):
+            connection.abort()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self.upstream is not None:
+            self.upstream.close()
+        self.reader.close()
+        await self._background.stop()
+
+    def stop_accepting(self) -> None:
+        """Close the listeners and idle connections; requests under way go on."""
+        self._is_stopping = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.close_if_idle()
+
+    @property
+    def is_stopping(self) -> bool:
+        """True when connections end with the answer under way."""
+        return self._is_stopping
+
+    # ---- called by connections
+
+    def joined(self, connection: ClientConnection) -> None:
+        """A client has connected."""
+        self._connections.add(connection)
+
+    def left(self, connection: ClientConnection) -> None:
+        """A client's connection is closed."""
+        self._connections.discard(connection)
+
+    def run(self, work: Coroutine[None, None, None]) -> None:
+        """Run a task of a connection, and keep it until it is done."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def own_routes(self) -> OwnRoutes | None:
+        """What answers paths below `/-/`; None: nothing."""
+        return self._own_routes
+
+    def _sweep(self) -> None:
+        now_s = boot_s()
+        for connection in list(self._connections):
+            connection.check(now_s)
+        self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)

@@ -1,0 +1,170 @@
+"""Relay of one request between its client and its engines: reports events to the exchange, does what it says.
+
+The relay decides nothing about the request. What it owns: the call under way, the pace (a client that reads
+slowly stops the reading of the engine's answer), and the idle time-outs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from serving.clock import boot_s
+from serving.router.engine_connection import Headers
+from serving.router.exchange import Exchange
+from serving.router.types import Action, Deliver, Failure, Refusal, Step
+from serving.router.upstream import Call, Upstream
+
+log = logging.getLogger("canaryctl.router")
+
+
+class Client(Protocol):
+    """The connection of a client, as a relay needs it."""
+
+    def deliver(self, action: Deliver) -> None:
+        """Send this; `then` says whether the answer has ended."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Send the router's own error, and end."""
+
+
+class Relay:
+    """One request under way. `start` it; the client reports `gone`, `slow` and `ready`."""
+
+    def __init__(
+        self, exchange: Exchange, client: Client, upstream: Upstream, method: str, on_over: Callable[[], None]
+    ) -> None:
+        """on_over: called once, when the request has ended in whatever way."""
+        self._exchange = exchange
+        self._client = client
+        self._upstream = upstream
+        self._method = method
+        self._on_over = on_over
+        self._idle_s = upstream.limits.idle_s
+        self._call: Call | None = None
+        self._is_slow = False
+        self._has_begun = False  # the client has been sent something
+        self._is_over = False
+
+    def start(self) -> None:
+        """Send the first attempt."""
+        try:
+            self._next()
+        except Exception:  # noqa: BLE001 - logged and recorded there
+            self._fail()
+
+    # ---- of the client
+
+    def gone(self) -> None:
+        """The client has disconnected: the engine's work stops."""
+        if not self._is_over:
+            self._end()
+            self._exchange.cancelled(now_s=boot_s())
+
+    def slow(self) -> None:
+        """The client does not read as fast as the engine answers."""
+        self._is_slow = True
+        if self._call is not None:
+            self._call.pause()
+
+    def ready(self) -> None:
+        """The client reads again."""
+        self._is_slow = False
+        if self._call is not None:
+            self._call.resume()
+            self._call.deadline_s = boot_s() + self._idle_s
+
+    # ---- of the call
+
+    def may_start(self) -> bool:
+        """Whether the head of this attempt may be written now."""
+        return self._exchange.may_start(boot_s())
+
+    def on_head(self, status: int, headers: Headers) -> None:
+        """The engine's head arrived."""
+        try:
+            self._do(self._exchange.answered(status, headers))
+        except Exception:  # noqa: BLE001 - logged and recorded there
+            self._fail()
+
+    def on_data(self, data: bytes) -> None:
+        """Bytes of the engine's body arrived."""
+        now_s = boot_s()
+        if self._has_begun and self._call is not None:
+            self._call.deadline_s = now_s + self._idle_s
+        try:
+            self._do(self._exchange.received(data, now_s=now_s))
+        except Exception:  # noqa: BLE001 - logged and recorded there
+            self._fail()
+
+    def on_end(self) -> None:
+        """The engine's body ended."""
+        self._call = None
+        try:
+            self._do(self._exchange.ended(now_s=boot_s()))
+        except Exception:  # noqa: BLE001 - logged and recorded there
+            self._fail()
+
+    def on_failed(self, why: Failure) -> None:
+        """The attempt failed."""
+        self._call = None
+        try:
+            self._do(self._exchange.broken(why, now_s=boot_s()))
+        except Exception:  # noqa: BLE001 - logged and recorded there
+            self._fail()
+
+    # ---- inside
+
+    def _next(self) -> None:
+        attempt = self._exchange.next_attempt()
+        if isinstance(attempt, Refusal):
+            self._exchange.refused(attempt, now_s=boot_s())
+            self._end()
+            self._client.refuse(attempt)
+            return
+        self._call = None
+        call = self._upstream.open(attempt, self._method, self)
+        if not call.is_over:
+            self._call = call
+            if self._is_slow:
+                call.pause()
+
+    def _do(self, action: Action) -> None:
+        if action is Step.HOLD:
+            return
+        if isinstance(action, Deliver):
+            if not self._has_begun:
+                self._has_begun = True
+                if self._call is not None:
+                    self._call.deadline_s = boot_s() + self._idle_s
+            if action.then != "more":
+                self._end()
+            self._client.deliver(action)
+            return
+        call, self._call = self._call, None
+        if call is not None:
+            call.close()
+        self._next()
+
+    def _fail(self) -> None:
+        """An error of our own: the client gets 500, or a broken connection; the record says so."""
+        log.exception("internal error", extra={"request": self._exchange.request_id})
+        if self._is_over:
+            return
+        self._end()
+        text = "the router failed on this request; it is in its log, send it again"
+        refusal = Refusal(500, "internal", text)
+        if not self._exchange.is_over:
+            self._exchange.refused(refusal, now_s=boot_s())
+        if self._has_begun:
+            self._client.deliver(Deliver(then="break"))
+        else:
+            self._client.refuse(refusal)
+
+    def _end(self) -> None:
+        self._is_over = True
+        call, self._call = self._call, None
+        if call is not None:
+            call.close()
+        self._on_over()

@@ -1,0 +1,163 @@
+"""Requests of one client connection, parsed strictly (llhttp) and within limits. No socket, no clock.
+
+Rules:
+1. What llhttp refuses in its strict mode is refused: a length and chunks at once, spaces before a colon,
+   bare line feeds, folded lines. Two servers could read such a request differently.
+2. Head, number of headers, body and the bytes that frame it are bounded. What is beyond a bound gets one
+   clear answer, and the connection is closed.
+3. Requests that a client sends ahead (pipelining) are answered in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import httptools
+
+from serving.router.types import Refusal
+
+HEAD_LIMIT = 64 << 10  # bytes of a request's head
+HEADERS_LIMIT = 200
+BODY_LIMIT = 64 << 20  # bytes
+FRAMED_LIMIT = BODY_LIMIT + (16 << 20)  # bytes of a body with what frames its chunks
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A whole request. Names of headers are in lower case."""
+
+    method: str
+    target: bytes  # as it was sent, with the query
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    keep_alive: bool
+    is_http_11: bool
+
+
+class RequestParser:
+    """Feed it every byte; whole requests appear in `requests`, and what is wrong in `refusal`."""
+
+    def __init__(self) -> None:
+        self.requests: deque[ParsedRequest] = deque()
+        self.refusal: Refusal | None = None  # of the request that follows those; nothing is read after it
+        self.wants_continue = False  # the client waits for 100 before it sends its body
+        self._parser = httptools.HttpRequestParser(self)
+        self._target: list[bytes] = []
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = self._body_bytes = self._framed_bytes = 0
+        self._body: bytes | bytearray = b""
+        self._is_begun = self._is_in_body = False
+
+    @property
+    def is_idle(self) -> bool:
+        """True between two requests."""
+        return not self._is_begun
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of an unfinished body that are held."""
+        return self._body_bytes
+
+    def feed(self, data: bytes) -> None:
+        """Parse the next bytes."""
+        if self.refusal is not None:
+            return
+        was_in_body = self._is_in_body
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # answered as if the client had not asked; the connection ends after it
+        except httptools.HttpParserError as exc:
+            if self.refusal is None:
+                reason = str(exc).partition("\n")[0][:100] or "malformed"
+                text = f"the request is not valid HTTP/1.1 ({reason}); correct the client"
+                self.refusal = Refusal(400, "bad_request", text)
+            return
+        if self._is_in_body:
+            self._framed_bytes += len(data) if was_in_body else 0
+            if self._framed_bytes > FRAMED_LIMIT:
+                self._refuse_body()
+        elif self._is_begun:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_LIMIT:
+                self._refuse_head()
+
+    @property
+    def is_in_body(self) -> bool:
+        """True after a head, before the end of its body."""
+        return self._is_in_body
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Read no more; this is the answer to the request that is being read."""
+        self.refusal = self.refusal or refusal
+
+    def _refuse_head(self) -> None:
+        text = f"a request's head has at most {HEAD_LIMIT} bytes and {HEADERS_LIMIT} headers; send fewer"
+        self.refusal = Refusal(431, "head_too_large", text)
+
+    def _refuse_body(self) -> None:
+        text = f"body of more than {BODY_LIMIT} bytes; send a smaller request"
+        self.refusal = Refusal(413, "body_too_large", text)
+        self._body = b""
+
+    # ---- the parser's callbacks; an exception here is an HttpParserError for `feed`
+
+    def on_message_begin(self) -> None:
+        self._is_begun, self._is_in_body = True, False
+        self._target, self._headers, self._body = [], [], b""
+        self._head_bytes = self._body_bytes = self._framed_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._target.append(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_body:
+            return  # a trailer
+        self._headers.append((name.lower(), value))
+        if len(self._headers) > HEADERS_LIMIT:
+            self._refuse_head()
+            raise ValueError("too many headers")
+
+    def on_headers_complete(self) -> None:
+        self._is_in_body = True
+        size = sum(len(name) + len(value) + 4 for name, value in self._headers)
+        if size + sum(map(len, self._target)) > HEAD_LIMIT:
+            self._refuse_head()
+            raise ValueError("head too large")
+        for name, value in self._headers:
+            if name == b"content-length" and int(value) > BODY_LIMIT:
+                self._refuse_body()
+                raise ValueError("body too large")
+            if name == b"expect" and value.strip().lower() == b"100-continue":
+                self.wants_continue = True
+
+    def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > BODY_LIMIT:
+            self._refuse_body()
+            raise ValueError("body too large")
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body)
+            self._body += data
+
+    def on_message_complete(self) -> None:
+        self._is_begun = self._is_in_body = False
+        is_upgrade = self._parser.should_upgrade()
+        body = self._body if isinstance(self._body, bytes) else bytes(self._body)
+        self.requests.append(
+            ParsedRequest(
+                self._parser.get_method().decode("ascii"),
+                b"".join(self._target),
+                tuple(self._headers),
+                body,
+                self._parser.should_keep_alive() and not is_upgrade,
+                self._parser.get_http_version() == "1.1",
+            )
+        )
+        self._body = b""
+        self._body_bytes = 0

@@ -1,0 +1,75 @@
+"""`--timeout` holds to within a second, also while the controller hangs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from controller.cli import live
+from controller.cli.client import Client, poll
+from controller.cli.http import Answer, NoAnswer
+from controller.errors import TimedOut, Unreachable
+from controller.settings import Settings
+
+
+class Clock:
+    """Time that passes only by sleeping and by waiting for answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(time, "sleep", self.pass_s)
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.mark.parametrize("timeout_s", [0.2, 5.3, 40.0])
+def test_a_wait_ends_at_its_timeout_though_the_controller_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    clock = Clock(monkeypatch)
+
+    def hang(method: str, url: str, *, timeout_s: float, **_: object) -> Answer:
+        clock.pass_s(timeout_s)
+        raise NoAnswer(url)
+
+    monkeypatch.setattr("controller.cli.client.send", hang)
+    client = Client(Settings(home=tmp_path, database_url="sqlite://"))
+
+    with pytest.raises(TimedOut):
+        live.watch(client, "chat", "r-1", timeout_s=timeout_s, is_silent=True)
+
+    assert clock.now_s - 1000.0 == pytest.approx(timeout_s, abs=1.0)
+
+
+@pytest.mark.parametrize(("until_s", "reads"), [(1000.2, 2), (1001.2, 4), (None, 5)])
+def test_polling_reads_once_more_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, until_s: float | None, reads: int
+) -> None:
+    """Not half a second late: what came in the last moment still counts."""
+    clock = Clock(monkeypatch)
+    times: list[float] = []
+
+    def read() -> None:
+        times.append(clock.now_s)
+
+    for number, _ in enumerate(poll(read, give_up_s=60.0, until_s=until_s), start=1):
+        if number == reads:
+            break
+
+    assert times[-1] == pytest.approx(until_s if until_s is not None else 1002.0)
+
+
+def test_polling_gives_up_on_a_controller_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    def read() -> None:
+        raise Unreachable("gone")
+
+    with pytest.raises(Unreachable):
+        list(poll(read, give_up_s=30.0))
+
+    assert clock.now_s - 1000.0 == pytest.approx(30.0, abs=1.0)

@@ -1,0 +1,58 @@
+"""`status` while no controller answers: what the database knows, read only, and what to type."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from controller.cli.main import run
+from controller.rollout.state import Phase
+from controller.settings import load_settings
+from controller.store.rows import ServiceRow, VersionRow
+from controller.store.sql import SqlStore
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout, with_log_line
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
+    monkeypatch.setenv("CANARYCTL_API_PORT", "9")  # nobody answers there
+    return tmp_path
+
+
+def test_status_says_what_the_database_knows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = SqlStore(load_settings().database_url)
+    store.put_service(
+        ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0, name="base")
+    )
+    state = replace(a_rollout(), phase=Phase.STAGE, weight_bp=1000)
+    store.create_rollout(with_log_line(state, "stage 1 of 2: now 10 %", 2.0), request="{}", at_s=1.0)
+    store.close()
+
+    code = run(["status", "chat"])
+
+    err = capsys.readouterr().err
+    assert code == 4
+    assert f"chat, as last stored: stable {STABLE} (base)" in err
+    assert f"rollout r-00000001 in stage, canary {CANARY} at 10 %" in err
+    assert "by controller: stage 1 of 2: now 10 %" in err
+    assert "no controller answers at http://127.0.0.1:9; start it: canaryctl up" in err
+
+
+def test_status_without_a_database_creates_none(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status"]) == 4
+    assert "no controller answers" in capsys.readouterr().err
+    assert not list(home.glob("*.db"))
+
+
+def test_status_migrates_no_database(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "canaryctl.db").touch()
+
+    assert run(["status"]) == 4
+    assert "nor can the database be read" in capsys.readouterr().err
+    with closing(sqlite3.connect(home / "canaryctl.db")) as db:
+        assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
