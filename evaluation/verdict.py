@@ -17,6 +17,7 @@ from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdic
 from evaluation.split_reports import (
     frozen_since,
     is_served_hold,
+    later_void_since,
     served_reports,
     sessions_void_since,
     split_reasons,
@@ -27,6 +28,7 @@ from evaluation.units.metric_evidence import MetricEvidence
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
 SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself that needs a cause
 MIN_NEVER = 100  # requests without a single value
+MIN_LATER_SHARE = 0.2  # of a stage's requests in later sessions: then these must prove the margins as well
 
 
 def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) -> list[GateReport]:
@@ -197,14 +199,27 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
 def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> float:
     """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
     void = min(frozen_since(pipeline), metric.void_since())
-    return min(void, sessions_void_since(pipeline)) if track.use in ("session", "proof") else void
+    match track.use:
+        case "session" | "proof":
+            return min(void, sessions_void_since(pipeline))
+        case "later" | "later proof":
+            return min(void, later_void_since(pipeline))
+        case _:
+            return void
 
 
 def _proof_tracks(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof: Proof) -> list[Track]:
-    """The channels that must all prove a margin: of sessions, or of first requests once sessions say
-    nothing."""
-    use = "proof" if math.isinf(sessions_void_since(pipeline)) else "first proof"
-    return [t for t in metric.tracks if (t.gate, t.use, t.proof) == (gate, use, proof)]
+    """The channels that must all prove a margin: of sessions, or of first requests once sessions say nothing;
+    and of later sessions, where they are many of the stage's requests."""
+    uses = {"first proof"}
+    if math.isinf(sessions_void_since(pipeline)):
+        uses = {"proof", "later proof"} if pipeline.later_share >= MIN_LATER_SHARE else {"proof"}
+    return [t for t in metric.tracks if t.gate == gate and t.proof == proof and t.use in uses]
+
+
+def _proof_void(pipeline: Pipeline, track: Track) -> float:
+    """Sequence number from which a channel proves nothing."""
+    return min(frozen_since(pipeline), later_void_since(pipeline) if track.use == "later proof" else math.inf)
 
 
 def _proof_report(
@@ -215,10 +230,14 @@ def _proof_report(
     tracks_of = [_proof_tracks(pipeline, metric, gate, proof) for proof in proofs]
     tracks = [track for of_proof in tracks_of for track in of_proof]
     margins = [_margin(gate, proof, len(proofs)) for proof in proofs]
-    names = [margin for margin, of in zip(margins, tracks_of, strict=True) for _ in of]
+    names = [
+        f"{margin} by later requests" if track.use == "later proof" else margin
+        for margin, of in zip(margins, tracks_of, strict=True)
+        for track in of
+    ]
     is_begun = [t.staged is None or t.staged.stage == stage for t in tracks]
     reached = [
-        begun and t.channel.decision.is_reached and t.channel.decision.seq < frozen_since(pipeline)
+        begun and t.channel.decision.is_reached and t.channel.decision.seq < _proof_void(pipeline, t)
         for t, begun in zip(tracks, is_begun, strict=True)
     ]
     open_ones = [index for index, is_proven in enumerate(reached) if not is_proven]
@@ -230,6 +249,8 @@ def _proof_report(
     log_e, is_proven = decision.peak, False
     invalid_reason = metric.invalid_reason()
     verdict, text = Verdict.UNDECIDED, f"{names[shown]} not proven yet"
+    if tracks[shown].use == "later proof" and math.isfinite(later_void_since(pipeline)):
+        text += ", and cannot be: units of one arm come back more often"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
@@ -332,7 +353,12 @@ def _harm(gate: Gate) -> str:
     return f"{gate.name} {beyond}"
 
 
-_USES = {"first": "first requests", "session": "sessions", "pairs": "mirrored pairs"}
+_USES = {
+    "first": "first requests",
+    "session": "sessions",
+    "pairs": "mirrored pairs",
+    "later": "later requests of the same units",
+}
 
 
 def _margin(gate: Gate, proof: Proof, proofs: int) -> str:

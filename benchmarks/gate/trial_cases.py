@@ -24,7 +24,7 @@ from benchmarks.gate.trials import (
     Stays,
     Trial,
 )
-from benchmarks.gate.worlds import Arm, World
+from benchmarks.gate.worlds import Arm, Returning, World
 
 ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 VALUES = ("latency_ms", "ttft_ms")
@@ -259,6 +259,39 @@ def _not_proven() -> list[Trial]:
     return trials
 
 
+#: Conversations of some thirty turns, and a closed group of 600 users: most requests come after a session.
+_LONG = Returning(sticky=True, stable=Arm(turns=30.0), canary=Arm(turns=30.0))
+_CLOSED = Returning(sticky=True, people=600, rate_per_s=0.5)
+_HARM = Arm(error=0.1, latency_scale=2.0, quality=0.45)
+
+
+def _returning() -> list[Trial]:
+    """What units ask after their first session, of ten requests or ten minutes."""
+    long_harm = replace(_LONG, canary=replace(_HARM, turns=30.0), from_turn=10, canary_requests=4000)
+    closed_harm = replace(_CLOSED, canary=_HARM, late=2000, canary_requests=4000)
+    trials = [
+        _stays("conversations of 30 turns", "two thirds of the requests come after the session", _LONG),
+        _stays("a closed group of 600", "every user is drawn early, and comes back for hours", _CLOSED),
+    ]
+    for name, says, world, most in (
+        ("harm from the 11th turn on", "each conversation's first ten answers are as good", long_harm, 1500),
+        ("harm after every user was seen", "a group of 600, harm after 2000 good requests", closed_harm, 500),
+    ):
+        goals: dict[str, Goal] = {p: Quantile(f"{p}_at", most, 0.9) for p in ("strict", "default")}
+        trials.append(Trial(name, "power", says, Found(name, world), goals, runs=200))
+    for gate in _AT_MARGIN:
+        trials.append(
+            _never(
+                f"{gate} at the margin from the 11th turn on",
+                "each conversation's first ten answers are as good as stable's",
+                gate,
+                replace(_LONG, from_turn=10, w=0.25, canary_requests=6000),
+                turns=30.0,
+            )
+        )
+    return trials
+
+
 def _power() -> list[Trial]:
     judged = World(
         sticky=True,
@@ -406,6 +439,7 @@ TRIALS: Mapping[str, Trial] = {
         *_better(),
         *_coarse(),
         *_not_proven(),
+        *_returning(),
         *_power(),
         *covariate_trials(),
         *_ab(),

@@ -168,7 +168,7 @@ class Channel:
     but most wrong proofs are of that kind, and few right ones.
     """
 
-    __state__ = ("wealth", "decision", "bettor", "canary", "last_draw")
+    __state__: tuple[str, ...] = ("wealth", "decision", "bettor", "canary", "last_draw")
 
     def __init__(
         self, bettor: Bettor, *, limit: float, restart_share: float = 0.0, min_canary: int = 0

@@ -13,7 +13,8 @@ from evaluation.policy.policy import GatePolicy
 
 SERVED_SHARE = 0.02  # of the error gate, for the share of units that the canary serves itself
 PAIRS_SHARE = 0.25  # of a gate with mirrored answers, for the channel of pairs
-SESSION_SHARE = 0.5  # of the rest, where units are sticky
+LATER_SHARE = 0.1  # of the rest, where units are sticky, for their later sessions
+SESSION_SHARE = 0.5  # of what is left then
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class ChannelAlphas:
     first: float
     session: float
     pairs: float
+    later: float
 
 
 def gate_alpha(policy: GatePolicy, gate: Gate) -> float:
@@ -51,12 +53,14 @@ def _error_gate(policy: GatePolicy) -> Gate | None:
 def channel_alphas(policy: GatePolicy, gate: Gate, *, sticky: bool) -> ChannelAlphas:
     """The channels' alphas. `sticky`: a sticky unit came before the first bet, or was the first.
 
-    Check: default policy, gate quality, not sticky: first 0.002, session 0, pairs 0; sticky: 0.001, 0.001, 0.
+    Check: default policy, gate quality, not sticky: first 0.002, the others 0; sticky: first and session
+    0.0009 each, later 0.0002.
     """
     alpha = gate_alpha(policy, gate)
     pairs = alpha * PAIRS_SHARE if gate.mirrored else 0.0
-    session = (alpha - pairs) * SESSION_SHARE if sticky else 0.0
-    return ChannelAlphas(alpha - pairs - session, session, pairs)
+    later = (alpha - pairs) * LATER_SHARE if sticky else 0.0
+    session = (alpha - pairs - later) * SESSION_SHARE if sticky else 0.0
+    return ChannelAlphas(alpha - pairs - session - later, session, pairs, later)
 
 
 def log_limit(alpha: float) -> float:

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from evaluation.betting.stable_baseline import FIRST_EPOCH, epoch_after
-from evaluation.betting.unit_block import Flags, Floats
+from evaluation.betting.unit_block import Flags, Floats, Ints
 
 SHRINKAGE = 200.0  # units: the weight of the pooled share in each arm's
 NOISE = 2.0  # standard errors: a smaller difference is chance, where a rate would have to pay for all of it
@@ -83,14 +83,16 @@ class ScoredShare:
         self.until = FIRST_EPOCH
         self.share = 1.0
 
-    def of(self, scored: Flags, answered: Flags) -> Floats:
-        """The share before each request, updated where an epoch of requests ends."""
+    def of(self, scored: Flags, answered: Flags, counted: slice | Ints = slice(None)) -> Floats:
+        """The share before each request, updated where an epoch of the `counted` requests ends."""
         out = np.empty(len(scored))
-        start = 0
-        while start < len(scored):
-            stop = min(len(scored), start + self.until - self.rows)
-            part = slice(start, stop)
-            out[part] = self.share
+        rows = np.arange(len(scored))[counted]
+        start = given = 0
+        while start < len(rows):
+            stop = min(len(rows), start + self.until - self.rows)
+            part = rows[start:stop]
+            out[given : part[-1] + 1] = self.share
+            given = int(part[-1]) + 1
             self.answers += int(np.count_nonzero(answered[part]))
             self.scores += int(np.count_nonzero(scored[part] & answered[part]))
             self.rows += stop - start
@@ -98,4 +100,5 @@ class ScoredShare:
                 self.until += epoch_after(self.rows)
                 self.share = (self.scores + 1.0) / (self.answers + 1.0)
             start = stop
+        out[given:] = self.share
         return out

@@ -4,6 +4,9 @@ For rollback, a gate bets on up to three channels (first requests; sessions; mir
 of its alpha. For promotion it bets on sessions for each margin that some stage must prove, on the units of
 that stage; and, where units are sticky, on their first requests too, which alone speak once the arms'
 conversations are known to differ in length (`TurnsBet`).
+
+Where units are sticky, a gate also bets on their later sessions (`units.py`): for rollback once a unit and
+round (`rounds.py`), for promotion once a unit and stage.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from evaluation.betting.bettors import loss_bettor
 from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianRatio
 from evaluation.betting.latency import Exceedance, ShapeProof, below_the_cut
 from evaluation.betting.rates import RateProof
+from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import PairLoss, ScoreProof
 from evaluation.betting.wealth import Bettor, Channel
 from evaluation.metrics import CATALOGUE, Kind
@@ -25,8 +29,8 @@ from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 
-Use = Literal["first", "session", "pairs", "proof", "first proof"]
-ROLLBACK_USES = frozenset({"first", "session", "pairs"})
+Use = Literal["first", "session", "pairs", "later", "proof", "first proof", "later proof"]
+ROLLBACK_USES = frozenset({"first", "session", "pairs", "later"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,8 @@ class Track:
 
 
 class Column:
-    """Streams of one derived column: the first request of each draw, and the sessions."""
-
-    __state__ = ("first", "units")
+    """Streams of one derived column: the first request of each draw, the sessions, and later sessions, for
+    rollback and, once a unit and stage, for promotion."""
 
     def __init__(
         self, *, with_histogram: bool, estimate: Estimate | None = None, covariates: int = 0
@@ -66,6 +69,13 @@ class Column:
         self.with_histogram = with_histogram
         self.first = Stream(with_histogram=with_histogram, estimate=estimate, covariates=covariates)
         self.units = Stream(with_histogram=with_histogram, covariates=covariates)
+        self.later = Stream(with_histogram=with_histogram)
+        self.later_proof = Stream(with_histogram=with_histogram)
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        used = [name for name in ("later", "later_proof") if getattr(self, name).staged]
+        return ("first", "units", *used)
 
 
 class GateChannels:
@@ -153,20 +163,22 @@ class GateChannels:
             self._add_proof(gate, proof_column, proof, lambda _: RateProof(ratio=1.0, floor=0.0))
 
     def _add_loss(self, gate: Gate, column: Column) -> None:
-        """The channels of first requests and of sessions that roll back."""
-        for is_first in (True, False):
-            bettor = loss_bettor(
-                gate.kind,
-                tolerance=gate.tolerance,
-                threshold=gate.threshold,
-                longest=self._longest,
-                failures=self._failures,
-                sessions=not is_first,
-                covariates=self._covariates > 0,
-            )
-            self._rollback(
-                gate, "first" if is_first else "session", column.first if is_first else column.units, bettor
-            )
+        """The channels of first requests, of sessions and of later sessions that roll back."""
+        bettor = partial(
+            loss_bettor,
+            gate.kind,
+            tolerance=gate.tolerance,
+            threshold=gate.threshold,
+            longest=self._longest,
+            failures=self._failures,
+        )
+        covariates = self._covariates > 0
+        self._rollback(gate, "first", column.first, bettor(sessions=False, covariates=covariates))
+        self._rollback(gate, "session", column.units, bettor(sessions=True, covariates=covariates))
+        if not gate.is_alarm:
+            channel = RoundChannel(bettor(sessions=True))
+            column.later.staged.append(channel)
+            self.tracks.append(Track(gate, "later", channel))
 
     def _rollback(self, gate: Gate, use: Use, stream: Stream, bettor: Bettor) -> None:
         channel = Channel(bettor, limit=float("inf"), restart_share=self._restart_share)
@@ -180,7 +192,8 @@ class GateChannels:
         [column] = self.score_proofs
         for failed_as in (0.0, 1.0):
             bettor = partial(_score_proof, failed_as, self._covariates > 0)
-            self._add_proof(gate, column, proof, bettor, failed_as=failed_as)
+            later = partial(_score_proof, failed_as, False)
+            self._add_proof(gate, column, proof, bettor, later, failed_as=failed_as)
 
     def _add_proof(
         self,
@@ -188,15 +201,22 @@ class GateChannels:
         column: Column,
         proof: Proof,
         bettor: Callable[[Proof], Bettor],
+        later: Callable[[Proof], Bettor] | None = None,
+        *,
         failed_as: float | None = None,
     ) -> None:
-        """The channels of sessions and of first requests that prove a margin."""
-        for is_first in (False, True):
-            stream = column.first if is_first else column.units
-            channel = Channel(bettor(proof), limit=self._proof_limit, min_canary=self._min_proof_canary)
-            channel.is_idle = is_first  # until units are known to be sticky
+        """The channels of sessions, of first requests and of later sessions that prove a margin.
+
+        later: the bettor on later sessions; None: the same.
+        """
+        streams: dict[Use, Stream] = {"proof": column.units, "first proof": column.first}
+        if not proof.is_whole:  # a coin may be bet once, and a unit has a later session in each stage
+            streams["later proof"] = column.later_proof
+        for use, stream in streams.items():
+            chosen = later if use == "later proof" and later is not None else bettor
+            channel = Channel(chosen(proof), limit=self._proof_limit, min_canary=self._min_proof_canary)
+            channel.is_idle = use != "proof"  # until units are known to be sticky
             (stream.channels if proof.is_whole else stream.staged).append(channel)
-            use: Use = "first proof" if is_first else "proof"
             staged = None if proof.is_whole else stream
             self.tracks.append(Track(gate, use, channel, proof, staged, failed_as))
 

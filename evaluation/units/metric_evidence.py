@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.histogram import LogHistogram
+from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
@@ -114,7 +115,10 @@ class MetricEvidence:
     def set_limits(self, policy: GatePolicy, *, sticky: bool) -> None:
         """Split each gate's alpha over its channels, before the first bet."""
         for track in self.tracks:
-            if track.use == "first proof":
+            if track.use in ("first proof", "later proof"):
+                track.channel.is_idle = not sticky
+            elif isinstance(track.channel, RoundChannel):
+                track.channel.set_limit(log_limit(channel_alphas(policy, track.gate, sticky=sticky).later))
                 track.channel.is_idle = not sticky
             elif track.use != "proof":
                 parts = channel_alphas(policy, track.gate, sticky=sticky)
@@ -144,7 +148,7 @@ class MetricEvidence:
             slowest = np.where(raw >= self._longest, np.inf, slowest)
         out = [waited, slowest] if self._bets.has_shape_columns else []
         for exceedance, divisors in zip(self.exceedances, self._bets.divisors, strict=True):
-            events = exceedance.of(waited, slowest, rows.arm, divisors)
+            events = exceedance.of(waited, slowest, rows.arm, divisors, rows.of_draws)
             if self._failures > 1.0:
                 excused = np.isinf(waited) & rows.arm & ~np.isnan(events[0])
                 events[0][excused] = exceedance.discounted(self._failures)
@@ -186,12 +190,39 @@ class MetricEvidence:
         for column in self.score_proofs:
             feed(column.units, released.block_with_failures(first_column, after + 1, w))
 
-    def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], arm: NDArray[np.bool_]) -> Floats:
+    def feed_later(self, released: Released, first_column: int, gaps: Gaps) -> None:
+        """Feed the later sessions; they have the columns of `later_values` from `first_column` on."""
+        w = None if self._same_sampling else judged_probability(self._sampling, released.w)
+        of_rounds, gap = released.by_round(), self._gap(gaps)
+        fresh = released.fresh_ones()
+        fresh_w = None if w is None else w[released.fresh]
+        fresh_gap = None if gap is None else gap[released.fresh]
+        for index, column in enumerate(self.columns, start=first_column):
+            single = column.with_histogram
+            if column.later.staged:
+                column.later.feed(of_rounds.block(index, w, gap, single_values=single))
+            if column.later_proof.staged:
+                column.later_proof.feed(fresh.block(index, fresh_w, fresh_gap, single_values=single))
+        for column in self.score_proofs:
+            weights = first_column + len(self.columns)
+            column.later_proof.feed(fresh.block_with_failures(first_column, weights, fresh_w))
+
+    def later_values(self, columns: Floats, weights: Floats | None, rows: Rows) -> Floats:
+        """What later sessions keep: the columns, and the weights of failures where scores are proven."""
+        kept = columns if weights is None else np.concatenate((columns, weights[None, :]))
+        return kept if self._same_sampling else np.where(rows.firsts, kept, np.nan)
+
+    @property
+    def later_width(self) -> int:
+        """Number of columns that later sessions keep."""
+        return len(self.columns) + len(self.score_proofs)
+
+    def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
         """Weight in a proof of each request without an answer: the share of answers that are scored, as known
         before it. 0 for the others. raw: comparable values."""
-        shares = self.scored.of(~np.isnan(raw), ~unanswered)
+        shares = self.scored.of(~np.isnan(raw), ~unanswered, rows.of_draws)
         if not self._same_sampling:
-            shares = np.where(arm, self._sampling.canary, self._sampling.stable)
+            shares = np.where(rows.arm, self._sampling.canary, self._sampling.stable)
         return np.where(unanswered, shares, 0.0)
 
     def feed_first_scores(

@@ -23,7 +23,8 @@ class Rows:
 
     `position`: 1 for the first request of a draw. `single`: it is its own unit. `canary`: canary requests up
     to and including this row. `cold`: its latency is ignored, on both arms: within the warm-up of its stage,
-    or while a canary replica carried more load than a stable one.
+    or while a canary replica carried more load than a stable one. `round`: of a later session, from 1; 0: of
+    the draw itself. `fresh`: begins its unit's first later session in the stage.
     """
 
     seq: Ints
@@ -36,6 +37,8 @@ class Rows:
     stage: Ints
     canary: Ints
     cold: NDArray[np.bool_]
+    round: Ints
+    fresh: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -44,7 +47,7 @@ class Rows:
     def none(cls) -> Rows:
         """No requests."""
         ints, floats, flags = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
-        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags)
+        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, flags)
 
     def columns(self) -> list[NDArray[Any]]:
         """The columns, in the order of the fields."""
@@ -57,6 +60,11 @@ class Rows:
     def pick(self, rows: slice | Ints) -> Rows:
         """The chosen requests, in order."""
         return Rows(*(column[rows] for column in self.columns()))
+
+    @property
+    def of_draws(self) -> slice | Ints:
+        """Which rows are of the draws themselves, not of later sessions."""
+        return np.flatnonzero(self.round == 0) if self.round.any() else slice(None)
 
     @property
     def all_single(self) -> bool:
@@ -111,7 +119,7 @@ class Released:
     """Closed sessions in the order of their draws, with the values of their requests by column.
 
     `owner`: the session of each request; None: each request is a session. `values`: columns x requests, NaN
-    where missing.
+    where missing. `round`, `fresh`: as in `Rows`.
     """
 
     draw: Ints
@@ -123,9 +131,36 @@ class Released:
     at_s: Floats
     owner: Ints | None
     values: Floats
+    round: Ints
+    fresh: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.draw)
+
+    def by_round(self) -> Released:
+        """The same sessions, with their round as their stage."""
+        return replace(self, stage=self.round)
+
+    def fresh_ones(self) -> Released:
+        """The sessions that are their unit's first later one in the stage."""
+        if self.fresh.all():
+            return self
+        assert self.owner is not None
+        chosen, inside = np.flatnonzero(self.fresh), self.fresh[self.owner]
+        owner = (np.cumsum(self.fresh) - 1)[self.owner[inside]]
+        return Released(
+            self.draw[chosen],
+            self.arm[chosen],
+            self.w[chosen],
+            self.stage[chosen],
+            self.seq[chosen],
+            self.canary[chosen],
+            self.at_s[chosen],
+            owner,
+            self.values[:, inside],
+            self.round[chosen],
+            self.fresh[chosen],
+        )
 
     def means(self, column: int) -> Floats:
         """Mean of a column over each session's requests; NaN: none has a value."""
@@ -210,12 +245,17 @@ class Released:
         )
 
 
+_BY_SESSION = (
+    "draw", "start_s", "arm", "w", "stage", "round", "fresh", "close_seq", "close_canary", "close_at_s",
+)  # fmt: skip
+
+
 class Sessions:
     """Sessions of one lane that are not released yet, by draw, with the values of their requests."""
 
     __state__ = (
-        "draw", "start_s", "arm", "w", "stage", "owners", "values", "close_seq", "close_canary", "close_at_s",
-        "last_seq", "last_canary", "given",
+        "draw", "start_s", "arm", "w", "stage", "round", "fresh", "owners", "values", "close_seq",
+        "close_canary", "close_at_s", "last_seq", "last_canary", "given",
     )  # fmt: skip
 
     def __init__(self, columns: int, *, session_requests: int, session_s: float) -> None:
@@ -226,6 +266,8 @@ class Sessions:
         self.arm: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self.w: Floats = np.empty(0)
         self.stage: Ints = np.empty(0, dtype=np.int64)
+        self.round: Ints = np.empty(0, dtype=np.int64)
+        self.fresh: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self.owners: Ints = np.empty(0, dtype=np.int64)  # the session of each request below
         self.values: Floats = np.empty((columns, 0))  # columns x requests
         self.close_seq: Ints = np.empty(0, dtype=np.int64)  # -1: open
@@ -261,8 +303,9 @@ class Sessions:
             [self.last_seq, self.last_canary, max(self.given[2], rows.at_s[-1])], dtype=np.float64
         )
         return Released(
-            rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values
-        )
+            rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values,
+            rows.round, rows.fresh,
+        )  # fmt: skip
 
     def _add(self, rows: Rows, values: Floats) -> None:
         first = rows.firsts
@@ -272,6 +315,8 @@ class Sessions:
         self.arm = np.concatenate((self.arm, rows.arm[first]))
         self.w = np.concatenate((self.w, rows.w[first]))
         self.stage = np.concatenate((self.stage, rows.stage[first]))
+        self.round = np.concatenate((self.round, rows.round[first]))
+        self.fresh = np.concatenate((self.fresh, rows.fresh[first]))
         self.close_seq = np.concatenate((self.close_seq, np.full(new, -1, dtype=np.int64)))
         self.close_canary = np.concatenate((self.close_canary, np.zeros(new, dtype=np.int64)))
         self.close_at_s = np.concatenate((self.close_at_s, np.zeros(new)))
@@ -302,6 +347,8 @@ class Sessions:
             at_s[1:],
             self.owners[is_released],
             self.values[:, is_released],
+            self.round[:count],
+            self.fresh[:count],
         )
         if count:
             self._drop(count, ~is_released)
@@ -322,7 +369,7 @@ class Sessions:
         self.close_at_s[slots] = at_s
 
     def _drop(self, count: int, kept: NDArray[np.bool_]) -> None:
-        for name in ("draw", "start_s", "arm", "w", "stage", "close_seq", "close_canary", "close_at_s"):
+        for name in _BY_SESSION:
             setattr(self, name, getattr(self, name)[count:].copy())
         self.owners = self.owners[kept] - count
         self.values = self.values[:, kept]

@@ -36,6 +36,11 @@ SAMPLE = {
     "latency_shape at the margin, +10% a turn, turns 4 -> 2": 24,
     "late harm, quality, per request": 24,
     "late harm, error, sticky": 24,
+    "conversations of 30 turns": 12,
+    "a closed group of 600": 9,
+    "harm from the 11th turn on": 8,
+    "harm after every user was seen": 6,
+    "quality at the margin from the 11th turn on": 24,
     "404 to everything, from the start, per request": 8,
     "404 to everything, from mid-stage on, sticky": 8,
 }

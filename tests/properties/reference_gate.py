@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from evaluation.betting.rounds import MIN_STABLE
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
 from evaluation.policy.alpha_split import SESSION_SHARE, channel_alphas, log_limit, served_alpha
@@ -19,7 +20,7 @@ from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.answered import NOISE, SHRINKAGE
 from evaluation.units.covariate_columns import BALANCE_ALPHA
 from evaluation.units.missingness import MISSING_ALPHA
-from evaluation.units.split import TURNS_ALPHA
+from evaluation.units.split import RETURNS_ALPHA, TURNS_ALPHA
 from tests.fakes.evidence_maker import Columns
 from tests.properties.reference_bets import (
     PlainBalance,
@@ -34,7 +35,7 @@ from tests.properties.reference_bets import (
     PlainShares,
     PlainTurns,
 )
-from tests.properties.reference_play import Bet, Past, Played, Unit, epoch_ends, play
+from tests.properties.reference_play import Bet, Past, Played, Unit, epoch_ends, play, play_rounds
 
 Key = tuple[str, str, float]  # gate, use, margin
 NAN = float("nan")
@@ -49,13 +50,26 @@ class Drawn:
     at_s: float
     single: bool
     rows: list[int] = field(default_factory=list)
+    round: int = 0  # of a later session
+    is_fresh: bool = False  # it is its unit's first later one in the stage
 
 
-def draws_of(columns: Columns, policy: GatePolicy) -> list[Drawn]:
-    """The draws in order: a unit is what is randomised, and w belongs to the draw."""
+def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Drawn]]:
+    """The draws in order, and the later sessions: a unit is what is randomised, and w belongs to the draw.
+
+    After its first contact at a weight, whatever that reveals, a unit waits for as long as a session; then it
+    may have one later session in each hour (six sessions), at the logged weight.
+    """
     buckets: dict[object, tuple[float, float]] = {}
+    weight: dict[object, float] = {}  # of the last contact
+    waited: dict[object, list[float]] = {}  # its time, and requests since
     current: dict[object, Drawn] = {}
+    again: dict[object, Drawn] = {}
+    last: dict[object, tuple[int, int]] = {}  # round and stage of the last later session
     out: list[Drawn] = []
+    later: list[Drawn] = []
+    first_s = NAN
+    most, longest = policy.session_requests, policy.session_s
     for row in range(len(columns["t_s"])):
         at_s, arm, w = float(columns["t_s"][row]), int(columns["arm"][row]), float(columns["w"][row])
         name, how = columns["unit"][row], str(columns["assigned_by"][row])
@@ -71,15 +85,44 @@ def draws_of(columns: Columns, policy: GatePolicy) -> list[Drawn]:
             continue  # the arm contradicts what is known of the bucket
         if how not in PINNED and (name not in buckets or 0.0 < chance < 1.0):
             buckets[name] = (low, min(max(w, low), high)) if arm else (min(max(w, low), high), high)
-            current[name] = Drawn(chance, arm, at_s, False, [row])
+            current[name], weight[name], waited[name] = Drawn(chance, arm, at_s, False, [row]), w, [at_s, 1]
+            again.pop(name, None)
             out.append(current[name])
-        elif name in current:
-            held = current[name]
-            if len(held.rows) == policy.session_requests or at_s > held.at_s + policy.session_s:
-                del current[name]
-            elif arm == held.arm:
-                held.rows.append(row)
-    return [drawn for drawn in out if drawn.w < 1.0]
+            first_s = at_s if math.isnan(first_s) and 0.0 < w < 1.0 else first_s
+            continue
+        if name not in buckets:
+            continue
+        if how not in PINNED and w != weight[name]:
+            weight[name], waited[name] = w, [at_s, 0]
+            again.pop(name, None)
+            held = current.get(name)
+            if held is None or len(held.rows) == most or at_s > held.at_s + longest:
+                current[name] = Drawn(1.0, arm, at_s, False)
+        held = current.get(name)
+        if held is not None:
+            if len(held.rows) < most and at_s <= held.at_s + longest:
+                if arm == held.arm:
+                    held.rows.append(row)
+                    waited[name][1] += 1
+                continue
+            if waited[name][1] < most and at_s <= waited[name][0] + longest:
+                waited[name][1] += 1
+                continue
+            del current[name]
+        session = again.get(name)
+        if session is None or len(session.rows) == most or at_s > session.at_s + longest:
+            number = 0 if math.isnan(first_s) else 1 + math.floor((at_s - first_s) / (6.0 * longest))
+            before, stage_before = last.get(name, (0, -1))
+            if number <= before or not 0.0 < w < 1.0:
+                continue
+            stage = int(columns["stage"][row]) if "stage" in columns else 0
+            last[name] = number, stage
+            session = Drawn(w, arm, at_s, False, [], number, stage > stage_before)
+            again[name] = session
+            later.append(session)
+        if arm == session.arm:
+            session.rows.append(row)
+    return [drawn for drawn in out if drawn.w < 1.0], later
 
 
 @dataclass
@@ -92,9 +135,11 @@ class Rollout:
     seed: Mapping[str, Sequence[float]]
 
     def __post_init__(self) -> None:
-        self.draws = draws_of(self.columns, self.policy)
+        self.draws, self.later = draws_of(self.columns, self.policy)
         self.owner = {row: drawn for drawn in self.draws for row in drawn.rows}
+        self.later_owner = {row: drawn for drawn in self.later for row in drawn.rows}
         self.rows = sorted(self.owner)
+        self.later_rows = sorted(self.later_owner)
         size = len(self.columns["t_s"])
         counted = [
             int(
@@ -130,10 +175,11 @@ class Rollout:
         return canary / (canary + stable)
 
     def unit(self, row: int, y: float, gate: Gate) -> Unit:
-        drawn = self.owner[row]
+        drawn = self.owner.get(row) or self.later_owner[row]
         w = self.coin(drawn.w, gate)
-        x = [float(self.columns[name][drawn.rows[0]]) for name in gate.covariates]
-        return Unit(drawn.arm, w, y, 1.0, row, self.canary[row], self.stage[row], x=x)
+        names = () if drawn.round else gate.covariates  # later sessions are not adjusted
+        x = [float(self.columns[name][drawn.rows[0]]) for name in names]
+        return Unit(drawn.arm, w, y, 1.0, row, self.canary[row], self.stage[row], x=x, row=row)
 
     def raw(self, metric: str) -> list[float]:
         """Comparable values: none of an unanswered request, and no latency of a cold one."""
@@ -183,14 +229,25 @@ class Rollout:
             before.append((drawn.arm, 1.0 - self.failed[row]) if drawn.w > 0.0 else None)
         return out
 
-    def sessions(self, values: Sequence[float], gate: Gate) -> list[Unit]:
+    def later_sessions(self, values: Sequence[float], gate: Gate) -> list[Unit]:
+        """The later sessions, with their round as their stage."""
+        units = self.sessions(values, gate, later=True)
+        for unit in units:
+            unit.stage = self.later_owner[unit.row].round
+        return units
+
+    def fresh(self, units: list[Unit]) -> list[Unit]:
+        """Those of later sessions that are their unit's first in the stage."""
+        return [unit for unit in units if self.later_owner[unit.row].is_fresh]
+
+    def sessions(self, values: Sequence[float], gate: Gate, *, later: bool = False) -> list[Unit]:
         """The requests of each draw's session, in the order of the draws; first requests alone where the arms
-        are sampled differently."""
+        are sampled differently. later: of the later sessions."""
         out: list[Unit] = []
         seq, canary = -1, 0
         before: list[tuple[int, float] | None] = []
         first_only = gate.sampling.stable != gate.sampling.canary
-        for drawn in self.draws:
+        for drawn in self.later if later else self.draws:
             closed = self.closed_at(drawn)
             seq, canary = max(seq, closed), max(canary, self.canary[closed])
             rows = drawn.rows[:1] if first_only else drawn.rows
@@ -204,22 +261,25 @@ class Rollout:
             before.append((drawn.arm, sum(answered) / len(answered)) if drawn.w > 0.0 else None)
         return out
 
-    def with_failures(self, gate: Gate, *, sessions: bool) -> list[Unit]:
+    def with_failures(self, gate: Gate, *, sessions: bool, later: bool = False) -> list[Unit]:
         """The units of the proof of a score. A request without an answer counts 0, with the share of the
         answers that are scored as its weight."""
         raw, weight = self.raw(gate.metric), {}
-        ends, share, scored, answered = epoch_ends(len(self.rows)), 1.0, 0, 0
+        ends, share, scored, answered, count = epoch_ends(len(self.rows)), 1.0, 0, 0, 0
         same = gate.sampling.stable == gate.sampling.canary
-        for count, row in enumerate(self.rows, start=1):
+        for row in sorted(self.rows + self.later_rows):
             stated = gate.sampling.canary if self.columns["arm"][row] else gate.sampling.stable
             weight[row] = share if same else stated
+            if row in self.later_owner:
+                continue
+            count += 1
             answered += not self.failed[row]
             scored += not math.isnan(raw[row])
             if count in ends:
                 share = (scored + 1.0) / (answered + 1.0)
         out: list[Unit] = []
         seq, canary = -1, 0
-        for drawn in self.draws:
+        for drawn in self.later if later else self.draws:
             rows = drawn.rows if sessions and same else drawn.rows[:1]
             closed = self.closed_at(drawn) if sessions else drawn.rows[0]
             seq, canary = max(seq, closed), max(canary, self.canary[closed])
@@ -242,7 +302,8 @@ class Rollout:
         if len(drawn.rows) == self.policy.session_requests:
             return drawn.rows[-1]
         end = drawn.at_s + self.policy.session_s
-        return max(row for row in self.rows if self.columns["t_s"][row] <= end)
+        rows = self.later_rows if drawn.round else self.rows
+        return max(row for row in rows if self.columns["t_s"][row] <= end)
 
     def exceeds(self, gate: Gate, times: float, *, proof: bool) -> list[float]:
         """1 for values above stable's past percentile, the canary's divided by `times`. NaN: missing, or no
@@ -252,15 +313,18 @@ class Rollout:
         for value in self.seed.get(gate.metric, ()):
             past.learn(Unit(0, 0.0, value))
         threshold = self.threshold(past, gate.percentile)
-        present = [row for row in self.rows if not math.isnan(raw[row])]
-        ends = epoch_ends(len(present))
+        present = [row for row in sorted(self.rows + self.later_rows) if not math.isnan(raw[row])]
+        ends, count = epoch_ends(len(present)), 0
         above = 1.0 - gate.percentile
-        for count, row in enumerate(present, start=1):
+        for row in present:
             value, arm = raw[row], self.columns["arm"][row]
             if not math.isnan(threshold):
                 out[row] = float((value / times if arm else value) > threshold)
                 if arm and math.isinf(value) and not proof:
                     out[row] = above + (1.0 - above) / self.failures
+            if row in self.later_owner:
+                continue
+            count += 1
             if not arm:
                 past.learn(Unit(0, 0.0, value))
             if count in ends:
@@ -306,6 +370,11 @@ def gate_channels(
         if alpha > 0.0:
             limit, share, bet = log_limit(alpha), policy.restart_share, rollback_bet(gate, rollout, use)
             out[gate.name, use, 0.0] = play(units, bet, limit=limit, share=share, seed=before)
+    if parts.later > 0.0:
+        bet, units = rollback_bet(gate, rollout, "session"), rollout.later_sessions(values, gate)
+        out[gate.name, "later", 0.0] = play_rounds(
+            units, bet, limit=log_limit(parts.later), min_stable=MIN_STABLE
+        )
     for proof in proofs:
         for use, units, bet in proof_plays(rollout, gate, proof, sticky=sticky):
             out[gate.name, use, proof.margin] = play(
@@ -314,7 +383,7 @@ def gate_channels(
                 limit=log_limit(policy.promotion_alpha),
                 min_canary=policy.proof_canary,
                 staged=not proof.is_whole,
-                seed=before,
+                seed=() if use.startswith("later") else before,
             )
     out[gate.metric, "presence", 0.0] = presence_of(rollout, gate, policy)
     if gate.covariates:
@@ -331,14 +400,19 @@ def proof_plays(
 ) -> list[tuple[str, list[Unit], Bet]]:
     """The channels of one margin: use, units, bet. Of a score, with failures as 0 and as 1."""
     out: list[tuple[str, list[Unit], Bet]] = []
-    for use in ("proof", "first proof") if sticky else ("proof",):
+    for use in ("proof", "first proof", "later proof") if sticky else ("proof",):
+        is_later = use == "later proof"
         if gate.kind is Kind.SCORE:
             for failed_as, name in ((0.0, use), (1.0, f"{use}, failures as 1")):
                 bet = PlainScore(proof.margin, proof.margin, proof=True, failed_as=failed_as)
-                out.append((name, rollout.with_failures(gate, sessions=use == "proof"), bet))
+                units = rollout.with_failures(gate, sessions=use != "first proof", later=is_later)
+                out.append((name, rollout.fresh(units) if is_later else units, bet))
             continue
         bet_of, values = proof_bet(rollout, gate, proof)
-        units = rollout.sessions(values, gate) if use == "proof" else rollout.firsts(values, gate)
+        if is_later:
+            units = rollout.fresh(rollout.sessions(values, gate, later=True))
+        else:
+            units = rollout.sessions(values, gate) if use == "proof" else rollout.firsts(values, gate)
         out.append((use, units, bet_of))
     return out
 
@@ -405,6 +479,11 @@ def split_channels(rollout: Rollout, *, sticky: bool) -> dict[Key, Played]:
     turns = PlainTurns(policy.session_requests)
     sessions = rollout.sessions(nothing, plain)
     out["served", "turns", 0.0] = play(sessions, turns, limit=log_limit(TURNS_ALPHA), share=share)
+    returns = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.later]
+    for unit in returns:
+        unit.stage = rollout.later_owner[unit.row].round
+    limit = log_limit(RETURNS_ALPHA)
+    out["served", "returns", 0.0] = play_rounds(returns, PlainOdds(), limit=limit, min_stable=0)
     fell_back = rollout.columns.get("fell_back")
     if fell_back is not None:
         values = [float(y) if arm else NAN for y, arm in zip(fell_back, rollout.columns["arm"], strict=True)]

@@ -42,13 +42,15 @@ from tests.properties.rich_traffic import (
 )
 
 METRICS = ("error", "latency_ms", "quality", "hallucinated")
+PROOFS = ("proof", "first proof", "later proof")
 KEYS: tuple[Key, ...] = (
-    *((gate, use, 0.0) for gate in MARGINS for use in ("first", "session")),
-    *((gate, use, margin) for gate, margin in MARGINS.items() for use in ("proof", "first proof")),
-    *(("quality", f"{use}, failures as 1", MARGINS["quality"]) for use in ("proof", "first proof")),
+    *((gate, use, 0.0) for gate in MARGINS for use in ("first", "session", "later")),
+    *((gate, use, margin) for gate, margin in MARGINS.items() for use in PROOFS),
+    *(("quality", f"{use}, failures as 1", MARGINS["quality"]) for use in PROOFS),
     *((metric, "presence", 0.0) for metric in METRICS),
     ("served", "share", 0.0),
     ("served", "turns", 0.0),
+    ("served", "returns", 0.0),
     *(("served", f"fallback {use}", floor) for use in ("first", "session") for floor in (0.9, 0.98)),
 )
 
@@ -76,6 +78,7 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
     got = {
         ("served", "share", 0.0): split.share.channels[0],
         ("served", "turns", 0.0): split.turns.channels[0],
+        ("served", "returns", 0.0): split.returns.staged[0],
     }
     for use, stream in (("first", split.served_first), ("session", split.served)):
         for floor, channel in zip((0.9, 0.98), stream.channels, strict=True):
@@ -97,8 +100,8 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
 def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
     got, twins = both(case)
 
-    of_sticky_units = ("session", "first proof", "first proof, failures as 1", "fallback session")
-    assert (key in got) == (key in twins) == (case != SINGLE or key[1] not in of_sticky_units)
+    of_sticky_units = key[1].startswith(("session", "first proof", "later", "fallback session"))
+    assert (key in got) == (key in twins) == (case != SINGLE or not of_sticky_units)
     if key in twins:
         assert (got[key].peak, got[key].last) == pytest.approx((twins[key].peak, twins[key].last), abs=1e-9)
         assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
@@ -107,10 +110,10 @@ def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *(("quality", use, 0.0) for use in ("first", "session", "covariates")),
+        *(("quality", use, 0.0) for use in ("first", "session", "later", "covariates")),
         *(
             ("quality", f"{use}{failures}", MARGINS["quality"])
-            for use in ("proof", "first proof")
+            for use in PROOFS
             for failures in ("", ", failures as 1")
         ),
     ],
@@ -125,7 +128,8 @@ def test_a_channel_with_covariates_equals_its_twin(key: Key) -> None:
 
 
 def test_the_twins_covariates_change_the_bets() -> None:
-    columns, policy = traffic(WITH_COVARIATES), policy_of(WITH_COVARIATES)
+    columns = traffic(WITH_COVARIATES)
+    policy = replace(policy_of(WITH_COVARIATES), session_requests=10, session_s=600.0)
     gates = tuple(replace(gate, covariates=()) for gate in policy.gates)
 
     with_them = run(columns, policy, stages=STAGES).log_e
@@ -137,7 +141,8 @@ def test_the_twins_covariates_change_the_bets() -> None:
 
 def test_the_twins_traffic_moves_every_channel_and_many_decide() -> None:
     of_all = {(case, key): twin for case in (*STICKY, SINGLE) for key, twin in both(case)[1].items()}
-    assert of_all.pop((SINGLE, ("served", "turns", 0.0))).last == 0.0  # all sessions have one request
+    for name in ("turns", "returns"):  # all sessions have one request, and none comes later
+        assert of_all.pop((SINGLE, ("served", name, 0.0))).last == 0.0
     twins = list(of_all.values())
 
     assert all(abs(twin.last) > 1e-3 for twin in twins)
