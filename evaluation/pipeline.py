@@ -83,7 +83,7 @@ class Lane:
                 weights = None if weights is None else weights[of_draws]
                 covariates = None if covariates is None else covariates[:, of_draws]
             missing = metric.count(own, values, failed)
-            metric.feed_firsts(own, columns, gaps, covariates)
+            metric.feed_firsts(own, columns, gaps, failed.astype(np.float64), covariates)
             if weights is not None:
                 metric.feed_first_scores(own, values, weights, covariates)
             parts.append(metric.session_values(columns, missing, weights, own, covariates))
@@ -119,22 +119,24 @@ class Lane:
         if len(released) == 0:
             return
         start = sum(metric.width for metric in self.metrics)
-        gaps = Gaps(*self.answered_sessions.of(released.arm, released.w, released.means(start)))
+        answered = released.means(start)
+        gaps = Gaps(*self.answered_sessions.of(released.arm, released.w, answered))
         if self._split is not None:
             self._split.feed_units(released, start)
         start = 0
         for metric in self.metrics:
-            metric.feed_units(released, start, gaps)
+            metric.feed_units(released, start, gaps, 1.0 - answered)
             start += metric.width
 
     def _feed_later(self, released: Released) -> None:
         if len(released) == 0:
             return
         start = sum(metric.later_width for metric in self.metrics)
-        gaps = Gaps(*self.answered_later.of(released.arm, released.w, released.means(start)))
+        answered = released.means(start)
+        gaps = Gaps(*self.answered_later.of(released.arm, released.w, answered))
         start = 0
         for metric in self.metrics:
-            metric.feed_later(released, start, gaps)
+            metric.feed_later(released, start, gaps, 1.0 - answered)
             start += metric.later_width
 
 

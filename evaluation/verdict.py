@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
 from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_proofs
@@ -251,6 +252,9 @@ def _proof_report(
     verdict, text = Verdict.UNDECIDED, f"{names[shown]} not proven yet"
     if tracks[shown].use == "later proof" and math.isfinite(later_void_since(pipeline)):
         text += ", and cannot be: units of one arm come back more often"
+    drifting = [t.channel.tail for t in tracks if isinstance(t.channel, TailChannel)]
+    if unfit := next((tail for tail in drifting if not tail.is_fitting), None):
+        text += f"; {unfit.text}"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:

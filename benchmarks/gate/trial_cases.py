@@ -24,7 +24,7 @@ from benchmarks.gate.trials import (
     Stays,
     Trial,
 )
-from benchmarks.gate.worlds import Arm, Returning, World
+from benchmarks.gate.worlds import Arm, Drifting, Returning, World
 
 ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 VALUES = ("latency_ms", "ttft_ms")
@@ -292,6 +292,27 @@ def _returning() -> list[Trial]:
     return trials
 
 
+def _drifting() -> list[Trial]:
+    """A p99 at 1.3x, and a proof of less than 1.2x, while latency changes on both arms."""
+    base = Drifting(sticky=False, w=0.25, canary_requests=3000, tail=1.3, canary=Arm(), stable_first=6000)
+    base = replace(base, metrics=("error", "latency_ms"))
+    worlds = {
+        "as before": base,
+        "x1.35 at once": replace(base, step=1.35),
+        "spread 0.5 to 0.8": replace(base, spread=0.8),
+        "rising to x1.35": replace(base, rise=1.35),
+        "rising to x3": replace(base, rise=3.0, stable_first=0),
+    }
+    trials = []
+    for how, world in worlds.items():
+        name = f"p99 at 1.3x, both arms {how}"
+        says = "the slowest 2 % of the canary's answers are 1.3x as slow; margin 1.2x"
+        goal = Share("proven", frozenset({"promote"}), 0.05, 0.05)
+        measure = NotProven(name, world, {"latency_p99": 1.2})
+        trials.append(Trial(name, "not proven", says, measure, {"promoted": goal}, runs=400))
+    return trials
+
+
 def _power() -> list[Trial]:
     judged = World(
         sticky=True,
@@ -440,6 +461,7 @@ TRIALS: Mapping[str, Trial] = {
         *_coarse(),
         *_not_proven(),
         *_returning(),
+        *_drifting(),
         *_power(),
         *covariate_trials(),
         *_ab(),

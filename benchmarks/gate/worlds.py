@@ -95,6 +95,20 @@ class Returning(World):
     people: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Drifting(World):
+    """A world whose latency changes on both arms alike once the canary has begun.
+
+    `step`: at once, by this factor. `rise`: evenly until the end, to this factor. `spread`: sigma from then
+    on; 0: as before. `tail`: factor of the canary's slowest 2 %, beside the drift.
+    """
+
+    step: float = 1.0
+    rise: float = 1.0
+    spread: float = 0.0
+    tail: float = 1.0
+
+
 def columns_of(world: World, seed: Sequence[int]) -> Columns:
     """One run: columns of equal length, rows in order of time."""
     rng = np.random.default_rng(list(seed))
@@ -105,6 +119,8 @@ def columns_of(world: World, seed: Sequence[int]) -> Columns:
     if isinstance(world, Returning):
         rows = replace(rows, is_late=rows.is_late & (rows.turn >= world.from_turn))
     outcomes = _outcomes(world, rows, rng)
+    if isinstance(world, Drifting):
+        outcomes["latency_ms"] = _drifted(world, rows, outcomes["latency_ms"].astype(np.float64))
     t_s = rows.t_s
     if world.resolution_s > 0.0:
         t_s = np.floor(t_s / world.resolution_s) * world.resolution_s
@@ -144,6 +160,19 @@ def _single(world: World, rng: Rng) -> _Rows:
     t_s = np.cumsum(rng.exponential(1.0 / world.rate_per_s, n))
     is_late = np.cumsum(arm) > world.late if world.late else np.ones(n, dtype=np.bool_)
     return _Rows(t_s, np.arange(n), np.zeros(n, dtype=np.int64), arm, w, is_late, n)
+
+
+def _drifted(world: Drifting, rows: _Rows, latency_ms: Floats) -> Floats:
+    """The latencies with the drift, and with the canary's slower tail."""
+    drawn = rows.w > 0.0
+    spread = world.spread or world.sigma
+    widened = MEDIAN_MS * (latency_ms / MEDIAN_MS) ** (spread / world.sigma)
+    out = np.where(drawn, widened, latency_ms)
+    slowest = MEDIAN_MS * math.exp(spread * NormalDist().inv_cdf(0.98))
+    out = np.where((rows.arm == 1) & (out > slowest), out * world.tail, out)
+    part = np.cumsum(drawn) / max(int(np.count_nonzero(drawn)), 1)
+    drifted: Floats = out * np.where(drawn, world.step * (1.0 + (world.rise - 1.0) * part), 1.0)
+    return drifted
 
 
 def _closed(world: Returning, rng: Rng) -> _Rows:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
+from evaluation.betting.tails import TAIL_VALUES, RecentValues
 from evaluation.betting.unit_block import Floats, Ints, UnitBlock
 from evaluation.betting.wealth import Bets, by_weight, ratio_table
 
@@ -212,11 +213,11 @@ def shape_bets(
 class Exceedance:
     """Indicator of values above stable's past percentile; the canary's are divided by a factor first.
 
-    The threshold is frozen for an epoch of the rows counted here, and seeded from stable's traffic before the
-    rollout; NaN until it is known.
+    The threshold is that of recent values, frozen for an epoch of the rows counted here, and seeded from
+    stable's traffic before the rollout; NaN until it is known.
     """
 
-    __state__ = ("threshold", "stable", "rows", "until")
+    __state__ = ("threshold", "stable", "recent", "rows", "until")
 
     def __init__(self, *, percentile: float, highest: float = np.inf) -> None:
         """highest: upper bound of the threshold."""
@@ -224,6 +225,7 @@ class Exceedance:
         self._highest = highest
         self.threshold = float("nan")
         self.stable = Stable(with_histogram=True)
+        self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
         self.rows = 0
         self.until = FIRST_EPOCH
 
@@ -278,5 +280,5 @@ class Exceedance:
     def _end_epoch(self) -> None:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= MIN_VALUES:
-            percentile = float(histogram.upper_edges(np.array([self._percentile]))[0])
-            self.threshold = min(percentile, self._highest)
+            self.recent.end_epoch(histogram)
+            self.threshold = min(self.recent.percentile(self._percentile, histogram), self._highest)

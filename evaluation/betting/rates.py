@@ -126,7 +126,7 @@ class RateProof:
     margins shrink by that.
     """
 
-    __state__ = ("mu", "floor_share")
+    __state__: tuple[str, ...] = ("mu", "floor_share")
 
     def __init__(self, *, ratio: float, floor: float) -> None:
         self._ratio = ratio

@@ -38,8 +38,9 @@ class UnitBlock:
     in the rollout, canary requests settled by then, and time of the unit's last request. `gap`: the canary's
     share of answered units less stable's, before this unit; None: every unit has the metric. `values` and
     `owner`: the single values and the row of each one's unit; None: `y` is the only value. `failed`: the part
-    of `y` that is of requests without an answer, which count 0 in it. `weight`: part of a whole unit's bet,
-    in (0, 1]. None: none failed; 1. `covariates`: n x p, known before the toss, NaN where missing; None: none
+    of `y` that is of requests without an answer, which count 0 in it (1 in the proof of a percentile).
+    `weight`: part of a whole unit's bet, in (0, 1]. None: none failed; 1. `covariates`: n x p, known before
+    the toss, NaN where missing; None: none
     are used. `adjustment`: by how much they raise the unit's expected outcome above stable's mean
     (`covariates.py`); None: not at all.
     Raises ValueError where a toss is repeated.

@@ -22,6 +22,7 @@ from evaluation.betting.latency import Exceedance, ShapeProof, below_the_cut
 from evaluation.betting.rates import RateProof
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import PairLoss, ScoreProof
+from evaluation.betting.tails import TailChannel, TailProof
 from evaluation.betting.wealth import Bettor, Channel
 from evaluation.metrics import CATALOGUE, Kind
 from evaluation.policy.alpha_split import log_limit
@@ -67,6 +68,7 @@ class Column:
         self, *, with_histogram: bool, estimate: Estimate | None = None, covariates: int = 0
     ) -> None:
         self.with_histogram = with_histogram
+        self.is_tail_proof = False  # whose blocks say which requests had no answer
         self.first = Stream(with_histogram=with_histogram, estimate=estimate, covariates=covariates)
         self.units = Stream(with_histogram=with_histogram, covariates=covariates)
         self.later = Stream(with_histogram=with_histogram)
@@ -159,8 +161,9 @@ class GateChannels:
         self._add_loss(gate, column)
         for proof in proofs:
             proof_column = Column(with_histogram=False)
+            proof_column.is_tail_proof = True
             self.columns.append(proof_column)
-            self._add_proof(gate, proof_column, proof, lambda _: RateProof(ratio=1.0, floor=0.0))
+            self._add_proof(gate, proof_column, proof, partial(_tail_proof, gate.percentile))
 
     def _add_loss(self, gate: Gate, column: Column) -> None:
         """The channels of first requests, of sessions and of later sessions that roll back."""
@@ -214,11 +217,21 @@ class GateChannels:
             streams["later proof"] = column.later_proof
         for use, stream in streams.items():
             chosen = later if use == "later proof" and later is not None else bettor
-            channel = Channel(chosen(proof), limit=self._proof_limit, min_canary=self._min_proof_canary)
+            channel = self._proof_channel(chosen(proof))
             channel.is_idle = use != "proof"  # until units are known to be sticky
             (stream.channels if proof.is_whole else stream.staged).append(channel)
             staged = None if proof.is_whole else stream
             self.tracks.append(Track(gate, use, channel, proof, staged, failed_as))
+
+    def _proof_channel(self, bettor: Bettor) -> Channel:
+        limit, least = self._proof_limit, self._min_proof_canary
+        if isinstance(bettor, TailProof):
+            return TailChannel(bettor, limit=limit, min_canary=least)
+        return Channel(bettor, limit=limit, min_canary=least)
+
+
+def _tail_proof(percentile: float, _: Proof) -> Bettor:
+    return TailProof(percentile=percentile)
 
 
 def _score_proof(failed_as: float, covariates: bool, proof: Proof) -> Bettor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
-from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
 from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate, Proof, Sampling
@@ -162,18 +162,29 @@ class MetricEvidence:
         return self.is_alarm and bool(np.isnan(raw).all())
 
     def feed_firsts(
-        self, rows: Rows, columns: Floats, gaps: Gaps | None, covariates: Floats | None = None
+        self,
+        rows: Rows,
+        columns: Floats,
+        gaps: Gaps | None,
+        unanswered: Floats,
+        covariates: Floats | None = None,
     ) -> None:
-        """Feed the streams of first requests. covariates: p x n; None: the metric has none."""
+        """Feed the streams of first requests. covariates: p x n; None: the metric has none. unanswered: 1
+        where a request had no answer."""
         w, gap = judged_probability(self._sampling, rows.w), self._gap(gaps)
         for column, y in zip(self.columns, columns, strict=True):
             if column.first.channels or column.first.staged:
                 block = rows.first_block(y, w, gap)
+                if column.is_tail_proof:
+                    block = _with_failed(block, unanswered, block.seq, rows.seq)
                 column.first.feed(with_covariates(block, covariates, block.seq, rows.seq))
         self.covariates.feed(rows, covariates)
 
-    def feed_units(self, released: Released, first_column: int, gaps: Gaps | None) -> None:
-        """Feed the sessions; they have this metric's columns from `first_column` on."""
+    def feed_units(
+        self, released: Released, first_column: int, gaps: Gaps | None, unanswered: Floats
+    ) -> None:
+        """Feed the sessions; they have this metric's columns from `first_column` on. unanswered: share of
+        each one's requests without an answer."""
         w = None if self._same_sampling else judged_probability(self._sampling, released.w)
         gap = self._gap(gaps)
         after, last = first_column + len(self.columns), first_column + self.width
@@ -184,13 +195,16 @@ class MetricEvidence:
 
         for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
-                feed(column.units, released.block(index, w, gap, single_values=column.with_histogram))
+                block = released.block(index, w, gap, single_values=column.with_histogram)
+                if column.is_tail_proof:
+                    block = _with_failed(block, unanswered, block.draw, released.draw)
+                feed(column.units, block)
         if not self.is_alarm:
             self.presence.feed(released, after, w)
         for column in self.score_proofs:
             feed(column.units, released.block_with_failures(first_column, after + 1, w))
 
-    def feed_later(self, released: Released, first_column: int, gaps: Gaps) -> None:
+    def feed_later(self, released: Released, first_column: int, gaps: Gaps, unanswered: Floats) -> None:
         """Feed the later sessions; they have the columns of `later_values` from `first_column` on."""
         w = None if self._same_sampling else judged_probability(self._sampling, released.w)
         of_rounds, gap = released.by_round(), self._gap(gaps)
@@ -202,7 +216,10 @@ class MetricEvidence:
             if column.later.staged:
                 column.later.feed(of_rounds.block(index, w, gap, single_values=single))
             if column.later_proof.staged:
-                column.later_proof.feed(fresh.block(index, fresh_w, fresh_gap, single_values=single))
+                block = fresh.block(index, fresh_w, fresh_gap, single_values=single)
+                if column.is_tail_proof:
+                    block = _with_failed(block, unanswered, block.draw, released.draw)
+                column.later_proof.feed(block)
         for column in self.score_proofs:
             weights = first_column + len(self.columns)
             column.later_proof.feed(fresh.block_with_failures(first_column, weights, fresh_w))
@@ -325,6 +342,12 @@ class MetricEvidence:
         for gate, stream in zip(self._bets.pair_gates, self.pairs, strict=True):
             y = pair_harm(*scores, tolerance=gate.tolerance, lower_is_better=lower)
             stream.feed(UnitBlock.one(draw=draw, at_s=at_s, y=y, seq=seq, canary=canary))
+
+
+def _with_failed(block: UnitBlock, unanswered: Floats, units: Ints, known: Ints) -> UnitBlock:
+    """The block with the shares of requests without an answer. units, known: numbers of the block's units,
+    and of those that `unanswered` is of, ascending."""
+    return replace(block, failed=unanswered[np.searchsorted(known, units)], is_checked=True)
 
 
 def judged_probability(sampling: Sampling, w: Floats) -> Floats:

@@ -41,6 +41,8 @@ SAMPLE = {
     "harm from the 11th turn on": 8,
     "harm after every user was seen": 6,
     "quality at the margin from the 11th turn on": 24,
+    "p99 at 1.3x, both arms spread 0.5 to 0.8": 24,
+    "p99 at 1.3x, both arms rising to x3": 24,
     "404 to everything, from the start, per request": 8,
     "404 to everything, from mid-stage on, sticky": 8,
 }

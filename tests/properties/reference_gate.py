@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from evaluation.betting.histogram import WIDTH
 from evaluation.betting.rounds import MIN_STABLE
+from evaluation.betting.tails import TAIL_VALUES
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
 from evaluation.policy.alpha_split import SESSION_SHARE, channel_alphas, log_limit, served_alpha
@@ -33,9 +35,19 @@ from tests.properties.reference_bets import (
     PlainScore,
     PlainShape,
     PlainShares,
+    PlainTail,
     PlainTurns,
 )
-from tests.properties.reference_play import Bet, Past, Played, Unit, epoch_ends, play, play_rounds
+from tests.properties.reference_play import (
+    Bet,
+    Past,
+    Played,
+    Unit,
+    bin_of,
+    epoch_ends,
+    play,
+    play_rounds,
+)
 
 Key = tuple[str, str, float]  # gate, use, margin
 NAN = float("nan")
@@ -225,7 +237,7 @@ class Rollout:
             row = drawn.rows[0]
             if not math.isnan(values[row]):
                 out.append(self.unit(row, values[row], gate))
-                out[-1].gap = self.gap(before, gate)
+                out[-1].gap, out[-1].silent = self.gap(before, gate), float(self.failed[row])
             before.append((drawn.arm, 1.0 - self.failed[row]) if drawn.w > 0.0 else None)
         return out
 
@@ -252,12 +264,13 @@ class Rollout:
             seq, canary = max(seq, closed), max(canary, self.canary[closed])
             rows = drawn.rows[:1] if first_only else drawn.rows
             present = [values[row] for row in rows if not math.isnan(values[row])]
+            answered = [1.0 - self.failed[row] for row in drawn.rows]
             if present:
                 unit = self.unit(drawn.rows[0], sum(present) / len(present), gate)
                 unit.n, unit.seq, unit.canary = float(len(present)), seq, canary
                 unit.values, unit.gap = present, self.gap(before, gate)
+                unit.silent = 1.0 - sum(answered) / len(answered)
                 out.append(unit)
-            answered = [1.0 - self.failed[row] for row in drawn.rows]
             before.append((drawn.arm, sum(answered) / len(answered)) if drawn.w > 0.0 else None)
         return out
 
@@ -312,7 +325,8 @@ class Rollout:
         raw, past, out = self.slowest(gate.metric), Past(), [NAN] * len(self.columns["t_s"])
         for value in self.seed.get(gate.metric, ()):
             past.learn(Unit(0, 0.0, value))
-        threshold = self.threshold(past, gate.percentile)
+        recent = Recent(TAIL_VALUES / (1.0 - gate.percentile))
+        threshold = recent.quantile_after(past, gate.percentile)
         present = [row for row in sorted(self.rows + self.later_rows) if not math.isnan(raw[row])]
         ends, count = epoch_ends(len(present)), 0
         above = 1.0 - gate.percentile
@@ -328,12 +342,37 @@ class Rollout:
             if not arm:
                 past.learn(Unit(0, 0.0, value))
             if count in ends:
-                threshold = self.threshold(past, gate.percentile)
+                threshold = recent.quantile_after(past, gate.percentile)
         return out
 
-    @staticmethod
-    def threshold(past: Past, share: float) -> float:
-        return past.quantile(share) if len(past.logs) >= 50 else NAN
+
+@dataclass
+class Recent:
+    """Weights of stable's values by bin: at the end of each epoch the older ones' are scaled, so that all add
+    up to `size`, unless the epoch's own are more."""
+
+    size: float
+    weights: dict[int, float] = field(default_factory=dict)
+    learned: int = 0  # of the logs
+
+    def quantile_after(self, past: Past, share: float) -> float:
+        """The upper edge of the bin with the weighted quantile, after an epoch; NaN before fifty values."""
+        if len(past.logs) < 50:
+            return NAN
+        fresh = past.logs[self.learned :]
+        self.learned = len(past.logs)
+        older = sum(self.weights.values())
+        if older + len(fresh) > self.size and older > 0.0:
+            part = max(self.size - len(fresh), 0.0) / older
+            self.weights = {at: weight * part for at, weight in self.weights.items()}
+        for log in fresh:
+            self.weights[bin_of(log)] = self.weights.get(bin_of(log), 0.0) + 1.0
+        whole, below = sum(self.weights.values()), 0.0
+        for at in sorted(self.weights):
+            below += self.weights[at]
+            if below >= share * whole * (1.0 - 1e-12):
+                return math.exp((at + 1) * WIDTH)
+        raise AssertionError("no value")
 
 
 def plain_channels(
@@ -442,7 +481,7 @@ def proof_bet(rollout: Rollout, gate: Gate, proof: Proof) -> tuple[Bet, list[flo
         case Kind.RATE:
             return PlainRateProof(proof.margin, proof.floor), rollout.raw(gate.metric)
         case Kind.PERCENTILE:
-            return PlainRateProof(1.0, 0.0), rollout.exceeds(gate, proof.margin, proof=True)
+            return PlainTail(gate), rollout.exceeds(gate, proof.margin, proof=True)
     return PlainShape(proof.margin, proof=True), rollout.slowest(gate.metric)
 
 

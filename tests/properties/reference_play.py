@@ -32,6 +32,7 @@ class Unit:
     weight: float = 1.0  # of the unit's bet
     x: list[float] = field(default_factory=list)  # covariates
     row: int = 0  # its first request
+    silent: float = 0.0  # share of its requests without an answer
 
     def __post_init__(self) -> None:
         self.values = self.values or [self.y]
@@ -86,6 +87,10 @@ class Bet:
     def looks(self, unit: Unit) -> bool:
         return True
 
+    def gives_up(self) -> bool:
+        """Whether to give up what was won, at the end of an epoch."""
+        return False
+
     def end_epoch(self, past: Past) -> None:
         """Update what the next epoch bets with."""
 
@@ -112,6 +117,10 @@ class Wealth:
             for part, lw in self.processes
         ]
         return math.log(self.idle + sum(parts))
+
+    def give_up(self) -> None:
+        won = max(self.log_e(), 0.0)
+        self.processes = [(part, [x - won for x in lw]) for part, lw in self.processes]
 
     def restart(self, canary_units: int) -> None:
         if self.share and canary_units % RESTART_EVERY == 0:
@@ -203,6 +212,8 @@ def play(
         else:
             past.learn(unit)
         if count in ends:
+            if bet.gives_up():
+                wealth.give_up()
             bet.end_epoch(past)
             if not wealth.has_bet:
                 wealth.prior = list(bet.prior)
