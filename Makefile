@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH := 2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench bench-gate lint types unit clean install reference
+.PHONY: demo test check bench bench-gate bench-router lint types unit clean install reference
 
 demo: $(STAMP)
 	$(BIN)/canaryctl demo
@@ -27,11 +27,15 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal tests/unit tests/properties tests/scenarios tests/contracts -m "not integration and not calibration"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/properties tests/scenarios tests/contracts -m "not integration and not calibration"
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.router
+	$(BIN)/python -m benchmarks.router --only canaryctl
 	$(BIN)/python -m benchmarks.gate --quick
+
+bench-router: $(STAMP)
+	$(BIN)/python -m benchmarks.router --install
+	$(BIN)/python -m benchmarks.router --plot
 
 bench-gate: $(STAMP)
 	$(BIN)/python -m benchmarks.gate

@@ -380,6 +380,7 @@ def _margin_text(gate: Gate, margin: float, floor: float) -> str:
         case Kind.SCORE:
             return f"{gate.name} > -{margin:g}"
         case Kind.SHAPE:
-            return f"{gate.name}: not slower throughout than {margin:g}x"
+            word = "slower" if CATALOGUE[gate.metric].unit == "ms" else "higher"
+            return f"{gate.name}: not {word} throughout than {margin:g}x"
         case Kind.PERCENTILE:
             return f"{gate.name} < {margin:g}x"

@@ -24,7 +24,8 @@ from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.label import Label, parse_label, short_source
-from controller.spec.policy import PolicySpec, suggestion
+from controller.spec.policy import PolicySpec
+from controller.spec.policy_parts import suggestion
 from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
 from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow

@@ -85,6 +85,7 @@ def as_json(shown: Shown) -> dict[str, object]:
         ],
         "reasons": list(result.reasons),
         "not_judged": list(shown.unjudged),
+        "alarms": [report.metric for report in raised_alarms(result.gates)],
         "allow_unjudged": shown.allowed,
         "ignored_columns": list(evidence.ignored),
         "notes": list(evidence.notes),
@@ -120,6 +121,8 @@ def as_table(shown: Shown) -> RenderableType:
     lines = [Text(headline(shown))]
     if shown.unjudged:
         lines.append(Text(unjudged_line(shown), style="bold magenta"))
+    if alarms := raised_alarms(shown.result.gates):
+        lines.append(Text(alarm_line(alarms), style="bold yellow"))
     parts: list[RenderableType] = [*lines, ""]
     if len(shown.result.stages) > 1:
         parts += [_stage_grid(shown.result), ""]
@@ -157,6 +160,20 @@ def unjudged_line(shown: Shown) -> str:
     """The gates that nothing is known of, and the metric that each would need."""
     gates = ", ".join(f"{gate} (no {shown.metric_of(gate)})" for gate in shown.unjudged)
     return f"NOT JUDGED: {gates}" + (f"; allowed: {shown.allowed}" if shown.allowed is not None else "")
+
+
+def raised_alarms(reports: Sequence[GateReport]) -> list[GateReport]:
+    """The alarms whose harm was shown: they decide nothing, so their verdict stays open."""
+    return [r for r in reports if r.is_alarm and r.decided_canary is not None and r.n_canary]
+
+
+def alarm_line(alarms: Sequence[GateReport]) -> str:
+    """What the alarms show, in one line; they decide nothing."""
+    shown = (
+        f"{a.metric} (stable {number(a.stable)}, canary {number(a.canary)}, after {a.decided_canary})"
+        for a in alarms
+    )
+    return f"ALARM, which decides nothing: worse {', '.join(shown)}"
 
 
 def next_step(shown: Shown) -> str:
@@ -203,10 +220,11 @@ def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableTyp
     for report in reports:
         question = "alarm: worse?" if report.is_alarm else QUESTIONS[report.side]
         count = report.decided_canary
+        answer = ANSWERS.get((report.side, report.verdict), report.verdict.value)
         grid.add_row(
             gate_title(report.gate, report.statistic),
             "in stable's range?" if report.gate in ranges else question,
-            ANSWERS.get((report.side, report.verdict), report.verdict.value),
+            "YES" if report.is_alarm and count is not None else answer,
             f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
             number(report.stable),
             number(report.canary),
@@ -218,7 +236,7 @@ def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableTyp
 
 def _why(report: GateReport) -> str:
     """The reason without what the other cells say already."""
-    if report.side == "rollback" and report.verdict is Verdict.UNDECIDED:
+    if report.side == "rollback" and report.verdict is Verdict.UNDECIDED and report.decided_canary is None:
         return ""
     reason = report.reason.removeprefix(report.gate).removeprefix(":").strip()
     return reason.removesuffix(" not proven yet").removesuffix(" proven")

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 MISSING = frozenset(
     {"", "-", "--", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "\\n"}  # \N: of databases
 )
+EMPTY_JSON = frozenset({"[]", "{}", '""'})
 FLAGS = {"true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 STABLE_WORDS = ("stable", "control", "baseline", "a")
 CANARY_WORDS = ("canary", "treatment", "candidate", "b")
 ARMS = {**dict.fromkeys(STABLE_WORDS, 0.0), **dict.fromkeys(CANARY_WORDS, 1.0), "0": 0.0, "1": 1.0}
 #: Seconds of one unit, as `--map latency_ms=duration:s` names it.
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+FIRST_COMPACT, LAST_COMPACT = 19_700_101_000_000, 21_001_231_235_959  # in ms they would be 2594 and later
+GO_CLOCK = re.compile(r" m=[+-][\d.]+$")
+ZONE_NAME = re.compile(r" (?:(?P<offset>[+-]\d\d:?\d\d) [A-Z]{3,5}|UTC|GMT)$")  # without an offset only UTC
+ADDRESS = re.compile(r"unix:.+|\S+:\d+|[\d.]+|\[[0-9a-fA-F:]+\]")  # of a server, as nginx names it
+THOUSANDS = re.compile(r"[1-9]\d{0,2}(\.\d{3})+")
+DECIMAL_COMMA = re.compile(r"-?\d+,\d+%?")
 NO_RESPONSE = 0  # in a column of status codes, also 000: the request was never answered
 CLIENT_CLOSED = 499  # nginx: the client went away before the answer
 EPOCH_UNITS = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (math.inf, "ns"))  # below this: seconds since 1970
@@ -47,6 +54,15 @@ def is_missing(value: object) -> bool:
     return isinstance(value, str) and value.strip().lower() in MISSING
 
 
+def is_present(value: object) -> bool:
+    """Whether the cell says that something is there; an empty list or object, 0 and no say the opposite."""
+    if is_missing(value) or value in ([], {}):
+        return False
+    if isinstance(value, str) and value.strip() in EMPTY_JSON:
+        return False
+    return number(value) != 0.0
+
+
 def number(value: object, *, has_decimal_commas: bool = False) -> float | None:
     """The cell as a float; `5%` is 0.05, yes and true are 1. None: not a number."""
     if is_missing(value):
@@ -68,6 +84,29 @@ def number(value: object, *, has_decimal_commas: bool = False) -> float | None:
         return None
 
 
+def ambiguous_thousands(column: Sequence[object], file: Iterable[Sequence[object]]) -> int | None:
+    """The first row of a `;` file whose 1.257 may be 1257; None: there is none, or points are decimal.
+
+    A file with decimal commas has points for thousands; so has a column with 898 beside 1.257 and no 0.5.
+    """
+    words = [value.strip() for value in column if isinstance(value, str)]
+    dotted = [word for word in words if "." in word]
+    decimal = [word for word in dotted if THOUSANDS.fullmatch(word) is None and "," not in word]
+    if len(decimal) > 0 or not any(THOUSANDS.fullmatch(word) for word in dotted):
+        return None
+    is_whole = any(word.isdigit() for word in words)
+    has_commas = any(
+        isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip()) for cells in file for value in cells
+    )
+    if not (is_whole or has_commas):
+        return None
+    return next(
+        row
+        for row, value in enumerate(column)
+        if isinstance(value, str) and THOUSANDS.fullmatch(value.strip())
+    )
+
+
 def length_s(value: object, unit: str, *, has_decimal_commas: bool = False) -> float | None:
     """A length of time in seconds; unit: of a plain number, one of `UNITS`. None: not a length."""
     if isinstance(value, timedelta):
@@ -84,17 +123,34 @@ def time_s(value: object) -> float | None:
     if is_missing(value):
         return math.nan
     if isinstance(value, str):
-        text = value.strip()
-        try:
-            value = datetime.fromisoformat(text)
-        except ValueError:
-            try:
-                value = datetime.strptime(text.strip("[]"), "%d/%b/%Y:%H:%M:%S %z")
-            except ValueError:
-                return None
+        value = _parsed_time(value.strip())
     if not isinstance(value, datetime):
         return None
     return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+
+
+def _parsed_time(text: str) -> datetime | None:
+    """A time as ISO, nginx, BigQuery (`... UTC`) or Go (`... +0200 CEST m=+0.5`) write it; None: none."""
+    text = GO_CLOCK.sub("", text)
+    text = ZONE_NAME.sub(lambda found: found["offset"] or "+0000", text)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.strptime(text.strip("[]"), "%d/%b/%Y:%H:%M:%S %z")
+    except ValueError:
+        return None
+
+
+def compact_time_s(number: float) -> float | None:
+    """Seconds since the epoch of a number such as 20260501235959, a time in UTC; None: it is none."""
+    if not FIRST_COMPACT <= number <= LAST_COMPACT or number != int(number):
+        return None
+    try:
+        return datetime.strptime(f"{number:.0f}", "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
 
 
 def epoch_unit(seconds: float) -> str:

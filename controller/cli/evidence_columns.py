@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from evaluation.records import is_rate
 
 MAX_SHOWN = 12  # columns or values named in one message
 MAX_ARM_VALUES = 20  # more distinct values than this are no arms
+
+COMPACT = "YYYYMMDDhhmmss"  # as a unit: digits of a date and time
 
 Column = NDArray[np.generic]
 
@@ -60,30 +62,63 @@ def arms(reading: Reading) -> Column:
     if options.canary is None and options.stable is None:
         return _arms_by_word(reading, source, values, words)
     kinds = set(words)
-    canary, stable = options.canary, options.stable
-    if canary is None or stable is None:
-        named = canary or stable or ""
-        if len(kinds) != 2 or named not in kinds:
-            option = "--stable" if stable is None else "--canary"
-            have = listed(sorted(kinds)) if len(kinds) <= MAX_ARM_VALUES else f"{len(kinds)} values"
-            reason = f"{source.text} has {have}"
-            remedy = f"give {option} as well" if named in kinds else f"{named!r} is none of them"
-            raise BadInput(f"{reading.table.name}: {reason}; {remedy}")
-        other = next(iter(kinds - {named}))
-        canary, stable = (canary or other), (stable or other)
-    for name in (canary, stable):
-        if name not in kinds:
-            raise BadInput(
-                f"{reading.table.name}: no row has {source.text} {name!r}; it has {listed(sorted(kinds))}"
-            )
-    rows = [row for row, word in enumerate(words) if word in (canary, stable)]
+    canary, stable = _named_arms(reading, source, kinds)
+    rows = [row for row, word in enumerate(words) if word in canary or word in stable]
     if len(rows) < len(words):
-        others = listed(sorted(kinds - {canary, stable}))
+        others = sorted(kinds - canary - stable)
+        _refuse_groups(reading, source, words, others)
         reading.notes.append(
-            f"{len(words) - len(rows)} rows whose {source.text} is neither are left out ({others})"
+            f"{len(words) - len(rows)} rows whose {source.text} is neither are left out ({listed(others)})"
         )
         reading.table = reading.table.pick(rows)
-    return np.array([int(words[row] == canary) for row in rows], dtype=np.int64)
+    return np.array([int(words[row] in canary) for row in rows], dtype=np.int64)
+
+
+def _named_arms(reading: Reading, source: Source, kinds: Set[str]) -> tuple[Set[str], Set[str]]:
+    """The values of the canary and of stable, by `--canary A,B` and `--stable C`. Raises BadInput."""
+    table, options = reading.table, reading.options
+    canary, stable = _values(options.canary, kinds), _values(options.stable, kinds)
+    for name in (*sorted(canary), *sorted(stable)):
+        if name not in kinds and canary and stable:
+            raise BadInput(f"{table.name}: no row has {source.text} {name!r}; it has {listed(sorted(kinds))}")
+    if both := sorted(canary & stable):
+        raise BadInput(f"{table.name}: {source.text} {both[0]!r} is given for both arms; give each one")
+    if canary and stable:
+        return canary, stable
+    named, others = canary | stable, kinds - canary - stable
+    if len(others) != 1 or not named <= kinds:
+        option = "--canary" if stable else "--stable"
+        have = listed(sorted(kinds)) if len(kinds) <= MAX_ARM_VALUES else f"{len(kinds)} values"
+        absent = sorted(named - kinds)
+        remedy = f"{absent[0]!r} is none of them" if absent else f"give {option} as well"
+        raise BadInput(f"{table.name}: {source.text} has {have}; {remedy}")
+    return (canary, others) if canary else (others, stable)
+
+
+def _values(option: str | None, kinds: Set[str]) -> Set[str]:
+    """The values that an option names: one, or several separated by commas."""
+    if option is None:
+        return frozenset()
+    if option in kinds:
+        return frozenset({option})
+    return frozenset(part.strip() for part in option.split(",") if part.strip())
+
+
+def _refuse_groups(reading: Reading, source: Source, words: Sequence[str], others: Sequence[str]) -> None:
+    """Raise BadInput where rows that would be left out are failures of an arm.
+
+    Without a live server nginx names the group instead of an address, in exactly those rows.
+    """
+    if reading.log is None or not source.columns[0].lower().startswith("upstream"):
+        return
+    for name in others:
+        if cells.ADDRESS.fullmatch(name) is None:
+            raise reading.refuse(
+                list(words).index(name),
+                f"{source.text} {name} is no address: no server of that group was live, so its "
+                f"{list(words).count(name)} rows are failures of an arm; name it too: "
+                f"--canary {reading.options.canary or 'ADDRESS'},{name} if it is the canary's group",
+            )
 
 
 def _without_arm(reading: Reading, source: Source, words: Sequence[str]) -> BadInput:
@@ -129,6 +164,9 @@ def _epoch_s(reading: Reading, term: Term) -> NDArray[np.float64]:
         found = cells.number(value, has_decimal_commas=reading.table.has_decimal_commas)
         if found is None or isinstance(value, bool):
             found = cells.time_s(value)
+        elif term.unit is None and (compact := cells.compact_time_s(found)) is not None:
+            found = compact
+            units.setdefault(COMPACT, row)
         elif math.isfinite(found) and found != 0.0:
             units.setdefault(term.unit or cells.epoch_unit(found), row)
         if found is None or not math.isfinite(found):
@@ -144,13 +182,32 @@ def _epoch_s(reading: Reading, term: Term) -> NDArray[np.float64]:
             f"{term.column} is in {b}, but in {a} in {reading.table.place(row_a)}; write one unit throughout",
         )
     [unit] = units or ["s"]
+    if unit == COMPACT:
+        reading.notes.append(f"{term.column} is a date and time, in UTC")
+        return out
     if unit != "s":
         reading.notes.append(f"{term.column} is in {unit}, by its size")
     return out * cells.UNITS[unit]
 
 
+def _refuse_thousands(reading: Reading, column: str) -> None:
+    """Raise BadInput where a point may separate thousands: 1.257 beside 898, or beside 0,5."""
+    table = reading.table
+    if not table.has_decimal_commas:
+        return
+    row = cells.ambiguous_thousands(table.columns[column], table.columns.values())
+    if row is not None:
+        value = str(table.columns[column][row]).strip()
+        raise reading.refuse(
+            row,
+            f"{column} {value} may be {value.replace('.', '')} or {value.replace('.', ',', 1)}; write it "
+            "without a separator of thousands, or with a decimal comma",
+        )
+
+
 def _lengths_s(reading: Reading, term: Term, *, default: str) -> NDArray[np.float64]:
     values = reading.table.columns[term.column]
+    _refuse_thousands(reading, term.column)
     out = np.empty(len(values))
     commas = reading.table.has_decimal_commas
     for row, value in enumerate(values):
@@ -165,14 +222,18 @@ def _lengths_s(reading: Reading, term: Term, *, default: str) -> NDArray[np.floa
 
 def holds_status(reading: Reading, source: Source) -> bool:
     """Whether a source is one column, as it is, of HTTP status codes."""
-    if len(source.terms) != 1 or source.terms[0].unit is not None or source.is_opposite:
+    if source.others or len(source.terms) != 1 or source.terms[0].unit is not None or source.is_opposite:
         return False
     [name] = source.columns
     return cells.holds_status_codes(name, reading.table.columns[name])
 
 
 def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
-    """A column of numbers, NaN where missing."""
+    """A column of numbers, NaN where missing; of an event with several sources, 1 where one says so."""
+    if source.others:
+        alone = (replace(source, others=()), *source.others)
+        happened: NDArray[np.float64] = np.fmax.reduce([numbers(reading, name, one) for one in alone])
+        return happened
     if name.endswith("_ms"):
         if len(source.terms) == 1:
             return _lengths_s(reading, source.terms[0], default="ms") * 1000.0
@@ -185,11 +246,14 @@ def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
     if source.is_opposite and not is_event:
         raise BadInput(f"--map {name}={source.text}: only an event has an opposite; leave out the !")
     if term.unit == PRESENT:
-        return np.array([float(cells.is_missing(value) == source.is_opposite) for value in values])
+        return np.array([float(cells.is_present(value) != source.is_opposite) for value in values])
     commas = reading.table.has_decimal_commas
     says_opposite = not source.is_opposite and is_opposite(term.column) and near_name(term.column) == name
     is_status = is_event and holds_status(reading, source)
+    if not is_event:
+        _refuse_thousands(reading, term.column)
     out = np.empty(len(values))
+    unknown: dict[str, int] = {}  # words that say nothing of an event, in a column that was found by itself
     for row, value in enumerate(values):
         if source.is_opposite:
             found = cells.opposite(name, value)
@@ -200,11 +264,18 @@ def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
         if found in (0.0, 1.0) and says_opposite and cells.number(value) == found:
             remedy = f"give --map {name}=!{term.column}"
             raise reading.refuse(row, f"{term.column} {value!r:.60} says the opposite of {name}; {remedy}")
+        if found is None and is_event and source.is_found and isinstance(value, str):
+            found, unknown[value] = math.nan, unknown.get(value, 0) + 1
         if found is None:
             raise reading.refuse(
                 row, f"{source.text} {value!r:.60} is not {_remedy(name)}, or leave it empty"
             )
         out[row] = found
+    if unknown:
+        reading.notes.append(
+            f"{name} is missing in {sum(unknown.values())} rows whose {source.text} says nothing of it "
+            f"({listed([word[:30] for word in unknown])})"
+        )
     return out
 
 
@@ -233,7 +304,8 @@ def texts(reading: Reading, name: str, source: Source, *, is_word: bool) -> Colu
     out = []
     for row, value in enumerate(reading.table.columns[source.columns[0]]):
         if cells.is_missing(value):
-            raise reading.refuse(row, f"it has no {source.text}; fill it in")
+            more = f", or --ignore {source.text}" if name == "request_id" else ""
+            raise reading.refuse(row, f"it has no {source.text}; fill it in{more}")
         if isinstance(value, bool) or not isinstance(value, str | int | float) or "\0" in str(value):
             raise reading.refuse(row, f"{source.text} {value!r:.60} is not a name; write text or a number")
         out.append(str(value).strip().lower() if is_word else str(value))

@@ -15,23 +15,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import (
     Column,
     Reading,
     ReadOptions,
     arms,
-    holds_status,
     listed,
     numbers,
     texts,
     times,
 )
 from controller.cli.evidence_formats import RawTable, read_table
+from controller.cli.evidence_outcomes import (
+    count_first_attempts,
+    name_requests,
+    read_status,
+    without_cancelled,
+    without_void,
+)
 from controller.cli.evidence_scores import PREFIX, ignored_note, score_sources, unpacked
 from controller.cli.evidence_sources import (
     Source,
     Term,
+    has_value,
     log_sources,
     parsed_maps,
     recognised,
@@ -39,17 +45,13 @@ from controller.cli.evidence_sources import (
 from controller.cli.evidence_units import find_unit
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, UNANSWERED
-from evaluation.offline.cancelled import UNKNOWN_IF_CANCELLED, if_not_cancelled
 from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses
 from evaluation.records import SETTLE_S
 
 REQUIRED = ("t_s", "arm", "w")
 TEXTS = frozenset({"request_id", "unit", "assigned_by"})
-ARM_NAMES = ((0, "stable"), (1, "the canary"))
 AS_IS = ReadOptions()
 LONG_SHARE = 0.5  # of the latencies; the median is then beyond what the gates tell apart
-OF_STATUS = ("error", "rejected", "cancelled")  # metrics that a status code says something of
-BAD_GATEWAY = 502  # of an attempt after which the proxy asked another, where its status is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,8 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     extra: further required columns of text, such as a category.
     """
     reading = _sources_of(read_table(path), options, extra)
-    _read_status(reading)
-    _count_first_attempts(reading)
+    read_status(reading)
+    count_first_attempts(reading)
     if len(reading.table) == 0:
         raise BadInput(f"{path.name} has no rows; give a file with requests")
     _require(reading, extra)
@@ -98,6 +100,7 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     elif options.only_stable:
         columns["arm"] = np.zeros(len(reading.table), dtype=np.int64)
     w = numbers(reading, "w", reading.sources["w"]) if "w" in reading.sources else None
+    name_requests(reading)
     find_unit(reading, columns["arm"].tolist(), [0.0] * len(reading.table) if w is None else w.tolist())
     for name, source in reading.sources.items():
         if name == "t_s":
@@ -119,6 +122,12 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
     own |= {name: Source(name, (Term(name, None),)) for name in options.covariates if name in table.columns}
     given = parsed_maps(table, options.maps, (*KNOWN, *options.covariates))
     found = score_sources(table) | (log_sources(table, log) if log is not None else {})
+    # A column of its own name without any value, as `error: null` where all is well, says nothing.
+    own = {name: source for name, source in own.items() if name not in found or has_value(table, source)}
+    own, found = (
+        {name: s for name, s in sources.items() if not options.ignore & {name, *s.all_columns}}
+        for sources in (own, found)
+    )
     if log is not None and log.only is not None and log.only[0] in table.columns:
         name, value = log.only
         rows = [row for row, cell in enumerate(table.columns[name]) if cell == value]
@@ -130,74 +139,10 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
     return _noted(Reading(table, options, log, {**found, **own, **given}))
 
 
-def _read_status(reading: Reading) -> None:
-    """Where a column of status codes says one event, read the others of the same answers from it too.
-
-    A status that is no error may be a rejection, or a client that went away.
-    """
-    sources = reading.sources
-    given = [sources[name] for name in OF_STATUS if name in sources]
-    source = next((found for found in given if holds_status(reading, found)), None)
-    if source is None:
-        return
-    values = reading.table.columns[source.columns[0]]
-    added = []
-    for name in OF_STATUS:
-        happens = any(cells.event(name, value, is_status=True) == 1.0 for value in values)
-        if name not in sources and (happens or name != "cancelled"):
-            sources[name] = source
-            added.append(name)
-    if added:
-        reading.notes.append(f"{' and '.join(added)} from {source.text} too: it holds status codes")
-
-
-def _count_first_attempts(reading: Reading) -> None:
-    """Where a proxy asked several upstreams, take the first for the arm, and its failure for the outcome.
-
-    The arm is the upstream that was drawn, whoever answered; the proxy went on because that attempt failed.
-    """
-    source = reading.sources.get("arm")
-    if source is None:
-        return
-    table, column = reading.table, source.columns[0]
-    attempts = [cells.attempts(cell) for cell in table.columns[column]]
-    single = {names[0] for names in attempts if len(names) == 1}
-    is_upstream = column.lower().startswith("upstream")
-    retried = [
-        row
-        for row, names in enumerate(attempts)
-        if len(names) > 1 and (is_upstream or single.issuperset(names))
-    ]
-    if not retried:
-        return
-    columns = dict(table.columns)
-    drawn, fell_back = list(table.columns[column]), [0] * len(table)
-    for row in retried:
-        drawn[row], fell_back[row] = attempts[row][0], int(attempts[row][-1] != attempts[row][0])
-    columns[column] = drawn
-    statuses = table.columns.get("upstream_status", [None] * len(table))
-    firsts = {row: (cells.attempts(statuses[row]) or ["-"])[0] for row in retried}
-    for name in ("error", "rejected"):
-        if name in reading.sources and not reading.sources[name].is_opposite:
-            own, used = reading.sources[name], f"{name} of the first attempt"
-            columns[used] = list(table.columns[own.columns[0]])
-            for row, first in firsts.items():
-                columns[used][row] = BAD_GATEWAY if cells.is_missing(first) else first
-            reading.sources[name] = Source(own.text, (Term(used, None),))
-    if "fell_back" not in reading.sources:
-        columns["fell_back"] = [*fell_back]
-        reading.sources["fell_back"] = Source("fell_back", (Term("fell_back", None),))
-    reading.table = replace(table, columns=columns)
-    reading.notes.append(
-        f"{len(retried)} rows list several upstreams in {column}: the first is the arm, its failure counts, "
-        "and fell_back says that another answered"
-    )
-
-
 def _noted(reading: Reading) -> Reading:
     if reading.log is not None:
         used = ", ".join(
-            f"{name} from {source.text}" for name, source in reading.sources.items() if source.text != name
+            f"{name} from {source.said}" for name, source in reading.sources.items() if source.said != name
         )
         reading.notes.insert(0, f"read as {_article(reading.log.title)}: {used}")
     return reading
@@ -251,7 +196,7 @@ def _require(reading: Reading, extra: Sequence[str]) -> None:
 
 def _two_valued(reading: Reading) -> list[tuple[str, str]]:
     """Columns of text with exactly two values, and the one that is seen later: the canary, most likely."""
-    used = {column for source in reading.sources.values() for column in source.columns}
+    used = {column for source in reading.sources.values() for column in source.all_columns}
     found = []
     for name, values in reading.table.columns.items():
         if name in used:
@@ -264,7 +209,7 @@ def _two_valued(reading: Reading) -> list[tuple[str, str]]:
 
 def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
     """The columns that nothing is read from. Raises BadInput where one looks like a known column."""
-    used = {column for source in reading.sources.values() for column in source.columns} | set(extra)
+    used = {column for source in reading.sources.values() for column in source.all_columns} | set(extra)
     unused = [name for name in reading.table.columns if name not in used]
     if (note := ignored_note(unused)) is not None:
         reading.notes.append(note)
@@ -280,26 +225,6 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
             f"give --map {near}={'!' * is_opposite(name)}{name}{unit}, or --ignore {name}"
         )
     return tuple(sorted(unused))
-
-
-def _without_cancelled(reading: Reading, columns: Mapping[str, Column]) -> dict[str, Column]:
-    """The columns, with what nothing is known of for a cancelled request missing; said by arm."""
-    if "cancelled" not in columns:
-        return dict(columns)
-    gone = np.asarray(columns["cancelled"], dtype=np.float64) == 1.0
-    out = dict(columns)
-    for name in UNKNOWN_IF_CANCELLED & columns.keys():
-        out[name] = if_not_cancelled(name, np.asarray(columns[name], dtype=np.float64), gone)
-    if gone.any():
-        arm = np.asarray(columns.get("arm", np.zeros(len(gone))))
-        shares = [
-            f"{gone[arm == side].mean():.1%} of {name}'s" for side, name in ARM_NAMES if (arm == side).any()
-        ]
-        reading.notes.append(
-            f"{int(gone.sum())} requests were cancelled by their client ({', '.join(shares)}): how long they "
-            "would have taken, and whether they would have failed, is missing"
-        )
-    return out
 
 
 def _note_long(reading: Reading, columns: Mapping[str, Column]) -> None:
@@ -336,7 +261,7 @@ def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str,
     order = np.argsort(at_s, kind="stable")
     if bool((np.diff(at_s) < 0.0).any()):
         reading.notes.append("rows are sorted by time")
-    columns = _without_cancelled(reading, columns)
+    columns = without_cancelled(reading, without_void(reading, columns))
     _note_long(reading, columns)
     _note_only_where_true(reading, columns)
     empty = tuple(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -17,8 +19,10 @@ from typing import IO, Any, TypeGuard
 from controller.errors import BadInput
 
 MAX_ROWS = 20_000_000
+MAX_CELL = 2**31 - 1  # characters
 MAX_DEPTH = 6  # of nested JSON that becomes columns
 DELIMITERS = (",", ";", "\t", "|")
+DELIMITER_LINE = re.compile(r"\s*\"?sep=([,;\t|])\"?\s*", re.IGNORECASE)
 LIST_KEYS = ("data", "rows", "logs", "traces", "observations", "results")  # of a JSON object around the rows
 
 Rows = Iterator[tuple[int, Mapping[str, object]]]  # a row's number in the file, and its cells by column
@@ -162,31 +166,51 @@ def _flat(row: Mapping[str, object], prefix: str = "", depth: int = 1) -> dict[s
 
 
 def _read_csv(path: Path) -> RawTable:
-    with _open(path, newline="") as lines:
-        header = lines.readline()
-        delimiter = max(DELIMITERS, key=header.count)
-        lines.seek(0)
+    with _open(path, newline="") as lines, _long_cells():
+        header, skipped = lines.readline(), 0
+        start = 0
+        if (named := DELIMITER_LINE.fullmatch(header)) is not None:  # Excel writes and reads `sep=;`
+            start, skipped = lines.tell(), 1
+            header = lines.readline()
+        delimiter = named[1] if named is not None else max(DELIMITERS, key=header.count)
+        lines.seek(start)
         reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
         try:
             names = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = names
-            duplicate = next((name for index, name in enumerate(names) if name in names[:index]), None)
-            if duplicate is not None:
-                raise BadInput(f"{path.name} has two columns {duplicate!r}; name each once")
-            rows = _csv_rows(path, reader)
+            _refuse_two(path, names)
+            rows = _csv_rows(path, reader, skipped)
             return _by_column(path, rows, word="line", names=names, has_decimal_commas=delimiter == ";")
         except csv.Error as exc:
-            raise BadInput(f"{path.name} line {reader.line_num} is not CSV ({exc}); quote the cell") from exc
+            line = reader.line_num + skipped
+            raise BadInput(f"{path.name} line {line} is not CSV ({exc}); quote the cell") from exc
 
 
-def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Rows:
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Cells of any length: exports hold whole prompts. The limit is one of the process."""
+    before = csv.field_size_limit(MAX_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _refuse_two(path: Path, names: Sequence[str]) -> None:
+    duplicate = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if duplicate is not None:
+        raise BadInput(f"{path.name} has two columns {duplicate!r}; name each once")
+
+
+def _csv_rows(path: Path, reader: csv.DictReader[str], skipped: int) -> Rows:
     for row in reader:
         if None in row or None in row.values():
             width = len(reader.fieldnames or ())
             raise BadInput(
-                f"{path.name} line {reader.line_num} does not have {width} cells like the header; correct it"
+                f"{path.name} line {reader.line_num + skipped} does not have {width} cells like the header; "
+                "correct it"
             )
-        yield reader.line_num, row
+        yield reader.line_num + skipped, row
 
 
 # --- Parquet
@@ -207,6 +231,11 @@ def _read_parquet(path: Path) -> RawTable:
                     f"{path.name} has {file.metadata.num_rows} rows, limit {MAX_ROWS}; split it by time"
                 )
             table = file.read()
+        for _ in range(MAX_DEPTH):
+            if not any(pa.types.is_struct(field.type) for field in table.schema):
+                break
+            table = table.flatten()  # as nested JSON: `usage.completion_tokens`
+        _refuse_two(path, table.column_names)
         cells = {name: _cells(table.column(name)) for name in table.column_names if name != PANDAS_INDEX}
     except pa.ArrowException as exc:
         raise BadInput(f"{path.name} is not Parquet ({str(exc).splitlines()[0]}); write it again") from exc
@@ -220,15 +249,44 @@ PANDAS_INDEX = "__index_level_0__"
 
 
 def _cells(column: Any) -> list[object]:
-    """Plain values; pandas writes times in nanoseconds, which Python's have no room for."""
+    """Plain values. Times are in microseconds at most, Python having no room for more, and in UTC, as
+    they are stored, since a zone may be unknown here. A value that Python cannot hold becomes a text."""
     import pyarrow as pa
 
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    elif pa.types.is_duration(column.type):
-        column = column.cast(pa.duration("us"), safe=False)
-    found: list[object] = column.to_pylist()
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        column = column.cast(pa.timestamp(_unit(kind), None if kind.tz is None else "UTC"), safe=False)
+    elif pa.types.is_duration(kind):
+        column = column.cast(pa.duration(_unit(kind)), safe=False)
+    try:
+        found: list[object] = column.to_pylist()
+    except (OverflowError, ValueError):
+        found = [_value_of(value) for value in column]
+    if any(isinstance(cell, bytes) for cell in found):
+        return _decoded(found)
     return found
+
+
+def _unit(kind: Any) -> str:
+    """The unit of a type of times; a coarser one than microseconds stays, as it holds longer times."""
+    return "us" if kind.unit == "ns" else str(kind.unit)
+
+
+def _value_of(value: Any) -> object:
+    """A value; a text in place of one that Python cannot hold, such as a date after the year 9999."""
+    try:
+        found: object = value.as_py()
+    except (OverflowError, ValueError):
+        return f"{value.type} out of range"
+    return found
+
+
+def _decoded(cells: Sequence[object]) -> list[object]:
+    """Bytes as the text that they are, or else as hexadecimal digits, as a UUID."""
+    try:
+        return [cell.decode() if isinstance(cell, bytes) else cell for cell in cells]
+    except UnicodeDecodeError:
+        return [cell.hex() if isinstance(cell, bytes) else cell for cell in cells]
 
 
 def _by_column(

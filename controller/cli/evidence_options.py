@@ -22,7 +22,7 @@ MapOption = Annotated[
 ]
 IgnoreOption = Annotated[
     list[str] | None,
-    typer.Option("--ignore", metavar="COLUMN", help="A column that looks like a known one and is not."),
+    typer.Option("--ignore", metavar="COLUMN", help="A column, or a name of ours, that is not to be read."),
 ]
 WOption = Annotated[
     str | None,
@@ -32,7 +32,9 @@ WOption = Annotated[
 ]
 CanaryOption = Annotated[
     str | None,
-    typer.Option("--canary", metavar="VALUE", help="Value of the arm's column that is the canary."),
+    typer.Option(
+        "--canary", metavar="VALUE", help="Value of the arm's column that is the canary (A,B: either)."
+    ),
 ]
 StableOption = Annotated[
     str | None,

@@ -11,13 +11,14 @@ observations and traces, nginx's log variables, and OpenAI's answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
-from controller.cli.evidence_cells import UNITS
+from controller.cli.evidence_cells import UNITS, event, is_missing, is_present
 from controller.cli.evidence_formats import RawTable
 from controller.errors import BadInput
+from evaluation.betting.unit_block import Flags, Floats
 from evaluation.offline.names import KNOWN, is_opposite, near_name
 
 PRESENT = "present"  # as a unit: 1 where the column has a value
@@ -38,10 +39,31 @@ class Source:
     text: str
     terms: tuple[Term, ...]  # one or two
     is_opposite: bool = False  # 1 where the column says no
+    is_found: bool = False  # by itself, in a recognised log
+    others: tuple[Source, ...] = ()  # of an event: it happened where one of them says so, too
 
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(term.column for term in self.terms)
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """With those of the others."""
+        return (*self.columns, *(column for other in self.others for column in other.columns))
+
+    @property
+    def said(self) -> str:
+        """The source, with the others, as it is told."""
+        return " or ".join((self.text, *(other.text for other in self.others)))
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """Values that a log writes where there is none. is_void: of a metric's values and those of another."""
+
+    other: str
+    is_void: Callable[[Floats, Floats], Flags]
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +71,7 @@ class KnownLog:
     """A log recognised by its columns. sources: by known column, the first whose columns exist is taken.
 
     units: columns that may be the randomised unit, the coarsest first. only: keep rows with this cell.
+    also: by event, further columns that may say that it happened. void: by metric, values that are none.
     """
 
     title: str
@@ -56,7 +79,18 @@ class KnownLog:
     sources: Mapping[str, Sequence[str]]
     units: tuple[str, ...]
     only: tuple[str, str] | None = None
+    also: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    void: Mapping[str, Void] = field(default_factory=dict)
 
+
+FINISH_REASONS = (
+    "choices.0.finish_reason", "response.choices.0.finish_reason", "response.body.choices.0.finish_reason",
+)  # fmt: skip
+ERROR_OBJECTS = tuple(
+    f"{place}error.{key}:present"
+    for place in ("", "response.", "response.body.", "body.")
+    for key in ("message", "code", "type")
+)
 
 KNOWN_LOGS = (
     KnownLog(
@@ -65,12 +99,21 @@ KNOWN_LOGS = (
         {
             "t_s": ("startTime",),
             "latency_ms": ("endTime-startTime",),
+            "ttft_ms": ("completionStartTime-startTime",),
             "error": ("status",),
             "tokens": ("completion_tokens",),
             "cost": ("spend",),
             "request_id": ("request_id",),
         },
         ("end_user", "session_id", "user"),
+        void={
+            "ttft_ms": Void(
+                "latency_ms", lambda own, whole: own >= whole - 0.5, "it was not streamed, but ended then"
+            ),
+            "cost": Void(
+                "tokens", lambda own, tokens: (own == 0.0) & (tokens > 0.0), "its model has no price"
+            ),
+        },
     ),
     KnownLog(
         "Langfuse export of observations",
@@ -133,13 +176,11 @@ KNOWN_LOGS = (
                 "usage.completion_tokens", "response.usage.completion_tokens",
                 "response.body.usage.completion_tokens",
             ),
-            "truncated": (
-                "choices.0.finish_reason", "response.choices.0.finish_reason",
-                "response.body.choices.0.finish_reason",
-            ),
+            "truncated": FINISH_REASONS,
             "request_id": ("id", "request_id"),
         },
         ("user", "request.user", "metadata.user_id", "metadata.session_id"),
+        also={"error": (*ERROR_OBJECTS, *FINISH_REASONS)},
     ),
 )  # fmt: skip
 
@@ -155,14 +196,43 @@ def recognised(table: RawTable) -> KnownLog | None:
 
 
 def log_sources(table: RawTable, log: KnownLog) -> dict[str, Source]:
-    """The sources of a recognised log whose columns exist in the file, by known column."""
-    out = {}
+    """The sources of a recognised log whose columns exist in the file, by known column.
+
+    Of several, the first that holds a value; of an event, also each further column that says it happened.
+    """
+    out: dict[str, Source] = {}
     for target, texts in log.sources.items():
-        found = [parsed_source(table, text) for text in texts]
-        usable = [source for source in found if all(name in table.columns for name in source.columns)]
+        usable = [source for text in texts if (source := _usable(table, text)) is not None]
         if usable and target in KNOWN:
-            out[target] = usable[0]
+            out[target] = next((source for source in usable if has_value(table, source)), usable[0])
+    for target, texts in log.also.items():
+        found = [source for text in texts if (source := _usable(table, text)) is not None]
+        saying = [source for source in found if source.text not in log.sources[target] or target not in out]
+        saying = [source for source in saying if _ever_happens(table, target, source)]
+        if target in out:
+            out[target] = replace(out[target], others=tuple(s for s in saying if s.text != out[target].text))
+        elif saying:
+            out[target] = replace(saying[0], others=tuple(saying[1:]))
     return out
+
+
+def has_value(table: RawTable, source: Source) -> bool:
+    """Whether each of its columns has a value in some row."""
+    return all(any(not is_missing(cell) for cell in table.columns[name]) for name in source.columns)
+
+
+def _usable(table: RawTable, text: str) -> Source | None:
+    source = replace(parsed_source(table, text), is_found=True)
+    return source if all(name in table.columns for name in source.columns) else None
+
+
+def _ever_happens(table: RawTable, metric: str, source: Source) -> bool:
+    """Whether a source of one column says of some row that the event happened."""
+    [term] = source.terms
+    cells = table.columns[term.column]
+    if term.unit == PRESENT:
+        return any(is_present(cell) for cell in cells)
+    return any(event(metric, cell) == 1.0 for cell in cells)
 
 
 def parsed_maps(table: RawTable, pairs: Sequence[str], known: Collection[str] = KNOWN) -> dict[str, Source]:

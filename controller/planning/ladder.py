@@ -16,7 +16,8 @@ from controller.planning.replica_load import LatencyRole, load_ratio, min_replic
 from controller.planning.risk import Assessment, Risk
 from controller.quantities import FULL_BP, percent
 from controller.rollout.plan import Plan, Stage
-from controller.spec.policy import PolicySpec, StageSpec
+from controller.spec.policy import PolicySpec
+from controller.spec.policy_parts import StageSpec
 from evaluation.forecast.stages import DEADLINE_FACTOR, MIN_DEADLINE_S
 from evaluation.metrics import VALUES
 from evaluation.policy.gates import StagePlan

@@ -61,7 +61,9 @@ def _of_json(value: Any) -> Iterator[str | bytes]:
         yield from (base64.b64decode(entry["token_bytes"]) for entry in value["vocab"])
         return
     vocabulary = value["model"]["vocab"] if "model" in value else value
-    yield from (str(entry[0]) for entry in vocabulary) if isinstance(vocabulary, list) else map(str, vocabulary)
+    yield from (
+        (str(entry[0]) for entry in vocabulary) if isinstance(vocabulary, list) else map(str, vocabulary)
+    )
 
 
 def _sentencepiece(data: bytes) -> Iterator[str]:

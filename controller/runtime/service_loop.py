@@ -72,8 +72,8 @@ class ServiceLoop:
 
         Raises UnknownService once the service is removed, StaleToken when another controller acted.
         """
-        self._store.service(self._service)
         if token is None:
+            self._store.service(self._service)  # of a removed one no controller keeps a thread
             self._workers = None
             return PAUSE_S
         if self._workers is None or self._token != token:

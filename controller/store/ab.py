@@ -13,20 +13,16 @@ from controller.errors import StaleWrite
 from controller.store import schema as t
 from controller.store.database import Database
 from controller.store.rows import AbOutcome, AbRow
-from controller.store.statements import lock_service, put_ab_test
 
 
 class AbStore:
-    """The tests of one database, which the caller closes. Safe to use from several threads."""
+    """The tests of one database, which the caller closes. Safe to use from several threads.
+
+    A test is stored with its rollout, in one transaction (`SqlStore.create_rollout`).
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def create(self, row: AbRow) -> None:
-        """Store a new test. Raises Conflict while another runs on the service."""
-        with self._database.write() as db:
-            lock_service(db, row.service)
-            put_ab_test(db, row)
 
     def newest(self, service: str) -> AbRow | None:
         """The service's newest test; None: it never had one."""

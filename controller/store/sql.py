@@ -27,12 +27,12 @@ from controller.rollout.serialization import (
     state_to_json,
 )
 from controller.rollout.state import RolloutState
+from controller.store import leases
 from controller.store import schema as t
 from controller.store.database import MOUNTS, Database
 from controller.store.rows import AbRow, EventRow, Lease, RolloutRow, ServedRow, ServiceRow, VersionRow
 from controller.store.served import forget_served, put_served, record_outcome, served_rows
 from controller.store.statements import (
-    LEASE,
     append_event,
     append_log,
     end_ab_tests,
@@ -357,42 +357,19 @@ class SqlStore:
 
     def lease(self) -> Lease:
         """The current lease, or the last one."""
-        c = t.leases.c
-        with self.database.read() as db:
-            return Lease(*db.execute(select(c.holder, c.token, c.expires_at_s).where(c.name == LEASE)).one())
+        return leases.current(self.database)
 
     def acquire_lease(self, holder: str, *, ttl_s: float) -> Lease | None:
-        """The lease, with a token higher than any before; None: another controller holds it.
-
-        Only the database's clock counts, see `Database.now_s`. A lease that expires more than two terms ahead
-        is void: it was written before that clock was set back, or before this host was started.
-        """
-        c = t.leases.c
-        with self.database.write() as db:
-            row = db.execute(select(c.token, c.expires_at_s).where(c.name == LEASE).with_for_update()).one()
-            now_s = self.database.now_s(db)  # after the lock, which may have been waited for
-            if now_s < row.expires_at_s <= now_s + 2 * ttl_s:
-                return None
-            lease = Lease(holder, row.token + 1, now_s + ttl_s)
-            db.execute(update(t.leases).where(c.name == LEASE).values(t.values_of(lease)))
-        return lease
+        """The lease, with a token higher than any before; None: another controller holds it."""
+        return leases.acquire(self.database, holder, ttl_s=ttl_s)
 
     def renew_lease(self, token: int, *, ttl_s: float) -> bool:
         """True: held for another `ttl_s`. False: another controller holds it."""
-        c = t.leases.c
-        with self.database.write() as db:
-            held = db.execute(select(c.token).where(c.name == LEASE).with_for_update()).scalar_one()
-            if held != token:
-                return False
-            expires_at_s = self.database.now_s(db) + ttl_s
-            db.execute(update(t.leases).where(c.name == LEASE).values(expires_at_s=expires_at_s))
-        return True
+        return leases.renew(self.database, token, ttl_s=ttl_s)
 
     def release_lease(self, token: int) -> None:
         """Expire the lease if it still has this token."""
-        here = (t.leases.c.name == LEASE) & (t.leases.c.token == token)
-        with self.database.write() as db:
-            db.execute(update(t.leases).where(here).values(expires_at_s=0.0))
+        leases.release(self.database, token)
 
     # --- tokens
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from evaluation.metrics import UNANSWERED
 from evaluation.offline.arrays import names_of
 from evaluation.offline.columns import (
     Table,
@@ -31,6 +32,7 @@ from evaluation.split_reports import split_reasons
 from evaluation.verdict import evaluation_report, invalid_gates
 
 ROWS_AT_ONCE = 16384
+BOTH_BAD = 0.5  # share of each arm's requests without an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ def _result(
     log_e = {m: max((r.log_e for r in rollbacks if r.metric == m), default=0.0) for m in pipeline.metrics}
     intervals = {r.metric: r.interval for r in rollbacks if r.interval is not None}
     proofs = {r.gate: r.decided_canary or 0 for r in promotions if r.verdict is Verdict.PASS}
-    unproven = _unproven(stages, planned, not_judged, required)
+    unproven = (*_unproven(stages, planned, not_judged, required), *_both_bad(pipeline))
     decision: Literal["rollback", "promote", "undecided", "invalid"] = "undecided"
     decided: GateReport | None = None
     if report.rollback is not None:
@@ -187,6 +189,21 @@ def _result(
         not_judged=not_judged,
         stages=stages,
     )
+
+
+def _both_bad(pipeline: Pipeline) -> list[str]:
+    """Why nothing is promoted where half of both arms' requests have no answer: no ratio says anything there.
+
+    The guard of a live rollout holds in that case.
+    """
+    reasons = []
+    for name in sorted(UNANSWERED & pipeline.metrics.keys()):
+        sums, counts = pipeline.metrics[name].sums, pipeline.metrics[name].counts
+        if (counts > 0.0).all() and (sums >= BOTH_BAD * counts).all():
+            stable, canary = (sums / counts).tolist()
+            text = f"{stable:.0%} of stable's requests and {canary:.0%} of the canary's"
+            reasons.append(f"{name}: {text}: both arms are bad, so no ratio says anything")
+    return reasons
 
 
 def _unproven(

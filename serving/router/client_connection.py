@@ -38,6 +38,7 @@ BODY_S = 300.0  # from a request's first byte to its last
 KEEP_ALIVE_S = 75.0  # between two requests
 LINGER_S = 2.0  # how long what a refused client still sends is read, so that it gets the answer and no reset
 BODY_BUDGET = 1 << 30  # bytes of bodies that are held at once
+COUNTED_BODY = 8 << 10  # bytes; smaller ones are not counted
 TABLE_CHECK_S = 0.01
 PIPELINE_LIMIT = 8  # requests that a client may have sent ahead
 WRITE_BUFFER = 256 << 10  # bytes that wait for one client before its engine is slowed
@@ -113,7 +114,8 @@ class ClientConnection(asyncio.Protocol):
             self._next_request()
         elif len(parser.requests) >= PIPELINE_LIMIT or parser.buffered > WRITE_BUFFER:
             self.transport.pause_reading()
-        self._count_body()
+        if self._body_bytes or parser.buffered or parser.requests or len(data) > COUNTED_BODY:
+            self._count_body()
 
     def eof_received(self) -> bool:
         """The client sends no more; True keeps the connection open for the answer."""
@@ -380,7 +382,7 @@ class ClientConnection(asyncio.Protocol):
 
 def is_large(parsed: ParsedRequest) -> bool:
     """True when reading this body could hold up other requests."""
-    return len(parsed.body) >= LARGE_BODY or any(name == b"content-encoding" for name, _ in parsed.headers)
+    return parsed.is_encoded or len(parsed.body) >= LARGE_BODY
 
 
 @lru_cache(maxsize=2)

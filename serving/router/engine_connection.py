@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 HEAD_LIMIT = 256 << 10  # bytes of an answer's head
 
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Address: TypeAlias = tuple[str, str]  # scheme, host[:port]
 
@@ -31,7 +33,7 @@ class EngineConnection(asyncio.Protocol):
         self._status = 0
         self._head_bytes = 0
         self._body: list[bytes] = []
-        self._keeps_alive = False
+        self._keeps_alive = self._is_framed = False
         self._is_in_body = self._is_head_told = self._is_complete = self._ends_with_connection = False
 
     # ---- asyncio
@@ -94,21 +96,22 @@ class EngineConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._headers = []
+        self._is_framed = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._is_in_body:  # else a trailer
-            self._headers.append((name.lower(), value))
+            name = name.lower()
+            self._headers.append((name, value))
+            if name in _FRAMING:
+                self._is_framed = True
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200 or self.call is None:  # an interim answer
             return
         self._is_in_body, self._status = True, status
-        names = {name for name, _ in self._headers}
         has_no_body = status in (204, 304) or self.call.method == "HEAD"
-        self._ends_with_connection = (
-            not has_no_body and b"content-length" not in names and b"transfer-encoding" not in names
-        )
+        self._ends_with_connection = not (has_no_body or self._is_framed)
         if self.call.method == "HEAD":
             self._is_complete = True
 

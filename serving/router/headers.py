@@ -1,4 +1,4 @@
-"""Header filters of the router, both ways. Names are compared in lower case."""
+"""Header filters of the router, both ways. Names come in lower case, as the parsers give them."""
 
 from __future__ import annotations
 
@@ -59,21 +59,22 @@ def returned_whole(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
 def value_of(headers: RawHeaders, name: bytes) -> str | None:
     """The first value of a header by its lower-case name; None: absent."""
     for key, value in headers:
-        if key.lower() == name:
+        if key == name:
             return value.decode("latin-1")
     return None
 
 
 def _without(headers: RawHeaders, excluded: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
-    connection_only = {
-        name.strip().lower()
-        for key, value in headers
-        if key.lower() == b"connection"
-        for name in value.split(b",")
-    }
-    kept = []
-    for key, value in headers:
-        name = key.lower()
-        if name not in excluded and name not in connection_only and not name.startswith(OWN_PREFIX):
-            kept.append((name, value))
-    return kept
+    """The headers but for these, our own, and those that a connection header names."""
+    kept, connection = [], b""
+    for header in headers:
+        name = header[0]
+        if name in excluded:
+            if name == b"connection":
+                connection += b"," + header[1]
+        elif not name.startswith(OWN_PREFIX):
+            kept.append(header)
+    if not connection or connection.lower() in (b",keep-alive", b",close"):
+        return kept
+    only = {name.strip().lower() for name in connection.split(b",")}
+    return [header for header in kept if header[0] not in only]

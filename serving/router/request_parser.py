@@ -33,6 +33,7 @@ class ParsedRequest:
     body: bytes
     keep_alive: bool
     is_http_11: bool
+    is_encoded: bool = False  # the body has a content-encoding
 
 
 class RequestParser:
@@ -45,7 +46,8 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self._target: list[bytes] = []
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = self._body_bytes = self._framed_bytes = 0
+        self._head_bytes = self._head_size = self._body_bytes = self._framed_bytes = 0
+        self._is_encoded = False
         self._body: bytes | bytearray = b""
         self._is_begun = self._is_in_body = False
 
@@ -106,31 +108,32 @@ class RequestParser:
     def on_message_begin(self) -> None:
         self._is_begun, self._is_in_body = True, False
         self._target, self._headers, self._body = [], [], b""
-        self._head_bytes = self._body_bytes = self._framed_bytes = 0
+        self._head_bytes = self._head_size = self._body_bytes = self._framed_bytes = 0
+        self._is_encoded = False
 
     def on_url(self, url: bytes) -> None:
         self._target.append(url)
+        self._head_size += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_body:
             return  # a trailer
-        self._headers.append((name.lower(), value))
-        if len(self._headers) > HEADERS_LIMIT:
+        name = name.lower()
+        self._headers.append((name, value))
+        self._head_size += len(name) + len(value) + 4
+        if self._head_size > HEAD_LIMIT or len(self._headers) > HEADERS_LIMIT:
             self._refuse_head()
-            raise ValueError("too many headers")
+            raise ValueError("head too large")
+        if name == b"content-length" and int(value) > BODY_LIMIT:
+            self._refuse_body()
+            raise ValueError("body too large")
+        if name == b"content-encoding":
+            self._is_encoded = True
+        elif name == b"expect" and value.strip().lower() == b"100-continue":
+            self.wants_continue = True
 
     def on_headers_complete(self) -> None:
         self._is_in_body = True
-        size = sum(len(name) + len(value) + 4 for name, value in self._headers)
-        if size + sum(map(len, self._target)) > HEAD_LIMIT:
-            self._refuse_head()
-            raise ValueError("head too large")
-        for name, value in self._headers:
-            if name == b"content-length" and int(value) > BODY_LIMIT:
-                self._refuse_body()
-                raise ValueError("body too large")
-            if name == b"expect" and value.strip().lower() == b"100-continue":
-                self.wants_continue = True
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
@@ -157,6 +160,7 @@ class RequestParser:
                 body,
                 self._parser.should_keep_alive() and not is_upgrade,
                 self._parser.get_http_version() == "1.1",
+                self._is_encoded,
             )
         )
         self._body = b""

@@ -37,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request whose body has been read."""
+    """A request whose body has been read. Names of headers are in lower case."""
 
     method: str
     target: Target  # without the service's prefix

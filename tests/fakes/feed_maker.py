@@ -37,7 +37,7 @@ def a_record(
         path="/v1/chat/completions", router="one", epoch=1, revision=1,
         body_bytes=500 * 4 ** (n % 4),
     )  # fmt: skip
-    return replace(record, **changes)  # type: ignore[arg-type]
+    return replace(record, **changes) if changes else record  # type: ignore[arg-type]
 
 
 def a_score(id: str, value: float, *, metric: str = "quality", at_s: float = START_S) -> ScoreRecord:

@@ -149,6 +149,7 @@ def test_at_the_edge_of_its_null_a_channel_has_mean_at_most_one_and_rarely_decid
     assert decided[-1] <= ALPHA
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("name", CHANNELS)
 def test_the_further_beyond_its_null_the_sooner_a_channel_decides(name: str) -> None:
     make, unit = CHANNELS[name]

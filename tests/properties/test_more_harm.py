@@ -1,6 +1,7 @@
 """More harm never delays a rollback, with the same coins and the same stable answers."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ def decided_at(columns: Columns, policy: str, metric: str) -> float:
     return result.canary_requests if result.decision == "rollback" else float("inf")
 
 
+@pytest.mark.calibration
 @quick
 @given(seeds, st.floats(0.01, 0.3), policies, st.booleans())
 def test_more_errors_never_delay_a_rollback(seed: int, share: float, policy: str, by_user: bool) -> None:
@@ -31,6 +33,7 @@ def test_more_errors_never_delay_a_rollback(seed: int, share: float, policy: str
     assert decided_at(worse, policy, "error") <= decided_at(columns, policy, "error")
 
 
+@pytest.mark.calibration
 @quick
 @given(seeds, st.floats(0.0, 0.4), policies)
 def test_a_lower_quality_never_delays_a_rollback(seed: int, loss: float, policy: str) -> None:
@@ -43,6 +46,7 @@ def test_a_lower_quality_never_delays_a_rollback(seed: int, loss: float, policy:
     assert decided_at(worse, policy, "quality") <= decided_at(columns, policy, "quality")
 
 
+@pytest.mark.calibration
 @quick
 @given(seeds, st.floats(1.0, 3.0), policies)
 def test_slower_answers_never_delay_a_rollback(seed: int, factor: float, policy: str) -> None:

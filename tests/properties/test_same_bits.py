@@ -122,6 +122,7 @@ def undisturbed(case: str) -> Bits:
     return live(case, [])
 
 
+@pytest.mark.integration
 @few
 @given(st.sampled_from(CASES), positions)
 def test_a_snapshot_at_any_row_continues_with_the_same_bits(case: str, rows: list[int]) -> None:

@@ -131,6 +131,7 @@ def run(story: Callable[[Rig], None], disturb: Disturbance | None, at: int) -> t
     raise AssertionError(f"not finished: {rig.state().phase}, {rig.state().reason}")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("disturb", DISTURBANCES)
 @pytest.mark.parametrize("story", [promotion, stuck_rollback])
 def test_a_disturbed_clock_changes_no_outcome_and_no_duration(

@@ -222,6 +222,7 @@ def run(
     raise AssertionError(f"not finished: {survivors.stored.state.phase}, {survivors.stored.state.reason}")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("down_s", [0.0, 5000.0])
 @pytest.mark.parametrize("story", [nothing, harm, switched_back, restored, stuck_streams, undone])
 def test_a_crash_at_any_checkpoint_has_the_same_outcome(

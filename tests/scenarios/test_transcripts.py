@@ -27,6 +27,7 @@ def test_the_transcripts_are_found() -> None:
     assert len(TRANSCRIPTS) >= 15
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
 def test_the_service_loop_writes_the_same_transcript(path: Path, database_url: str) -> None:
     store = SqlStore(database_url)

@@ -136,6 +136,7 @@ def test_walds_test_decides_at_the_expected_time() -> None:
     assert summary(times)["median"] == pytest.approx(58, abs=20)
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize(
     ("name", "kept", "later"),
     [

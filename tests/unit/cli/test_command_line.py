@@ -599,6 +599,7 @@ HEAVY = (
 )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("arguments", "also"),
     [

@@ -93,6 +93,7 @@ def test_users_that_always_fall_back_are_counted_once() -> None:
     assert any("served less than 98% of its units" in reason for reason in result.reasons)
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("turns", [(3.0, 4.5), (3.0, 6.0), (1.3, 8.0), (6.0, 3.0)])
 def test_longer_conversations_are_no_harm(preset: str, turns: tuple[float, float]) -> None:

@@ -143,8 +143,10 @@ def test_the_score_of_a_failed_request_is_missing() -> None:
     assert result.decision == "undecided"
 
 
-def judged_in_part(share: float, *, seed: int, lost: float = 0.0, rows: int = 6000, w: float = 0.5) -> Columns:
-    """A share of the answers has a score, at random; `lost`: of the canary's, garbage that the judge skips."""
+def judged_in_part(
+    share: float, *, seed: int, lost: float = 0.0, rows: int = 6000, w: float = 0.5
+) -> Columns:
+    """A share of the answers has a score, at random; `lost`: of the canary's, which the judge skips."""
     rng = np.random.default_rng(seed)
     arm = (rng.random(rows) < w).astype(int)
     scores = np.clip(rng.normal(0.8, 0.08, rows), 0.0, 1.0)

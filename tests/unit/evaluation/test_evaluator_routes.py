@@ -155,6 +155,7 @@ def test_a_snapshot_of_a_later_format_is_refused() -> None:
         Evaluator.restore(POLICY, ONE_STAGE, later)
 
 
+@pytest.mark.calibration
 def test_an_outlier_as_first_latency_hides_no_harm() -> None:
     """A cached answer of 2 ms before answers of 400 ms does not centre the histogram."""
     columns = requests(3000, w=0.2, before=500, slower=1.6)

@@ -91,6 +91,7 @@ def test_proofs_restart_with_each_stage() -> None:
     assert [gate_of(after, name, "promotion").verdict for name in gates] == [Verdict.UNDECIDED] * 4
 
 
+@pytest.mark.calibration
 def test_a_rung_with_an_own_margin_proves_the_narrower_one_over_the_whole_rollout() -> None:
     """At 50 % a stage cannot prove errors < 1.5x on its own units: it proves < 3x, and the rollout < 1.5x."""
     rungs = (Rung(0, {"error": 2.2}, floor=0.0, own={"error": 5.0}),)

@@ -35,6 +35,7 @@ def test_harm_to_one_tenant_in_twenty_is_named() -> None:
     assert named(alarms) == ["tenant 13"]
 
 
+@pytest.mark.calibration
 def test_forty_healthy_segments_rarely_raise_an_alarm() -> None:
     with_alarm = 0
     for run in range(25):

@@ -27,6 +27,7 @@ def refused(data: bytes) -> str:
     return str(mismatch.value)
 
 
+@pytest.mark.integration
 def test_a_snapshot_with_any_changed_byte_is_refused(saved: bytes) -> None:
     rng = random.Random(1)
     positions = [*rng.sample(range(len(saved)), 150), *range(len(saved) - 80, len(saved)), *range(60)]

@@ -91,6 +91,7 @@ def test_many_failures_are_slowness_too() -> None:
     assert {"error", "latency_shape"} <= failed
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("rate", [0.002, 0.01, 0.05])
 def test_spurious_rejections_of_both_arms_are_no_harm(preset: str, rate: float) -> None:
@@ -166,6 +167,7 @@ def test_a_loss_of_quality_hidden_behind_failures_is_not_promoted() -> None:
     assert proofs == {}
 
 
+@pytest.mark.calibration
 def test_a_canary_at_the_margin_whose_worst_answers_fail_is_seldom_proven() -> None:
     """All its answers have a mean 0.05 below stable's; the worst 5 % fail, and the others look better."""
     proven = 0

@@ -23,14 +23,15 @@ from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy
 from controller.store.ab import AbStore
-from controller.store.database import Database
-from controller.store.rows import AbRow
+from controller.store.rows import AbRow, ServiceRow, VersionRow
+from controller.store.sql import SqlStore
 from serving.messages import Event, LostSpan, RecordPage, ScoreRecord
 from tests.database_rig import sqlite_url
 from tests.fakes.ab_maker import BODY, JoinedLedger, consume, request
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 ADMIN = Identity("ada", Role.ADMIN)
+CHAT = ServiceRow("chat", "{}", STABLE, "s3cret", 1.0)
 
 
 class Log:
@@ -47,9 +48,9 @@ class Log:
 
 
 class Rollouts:
-    """Starts every rollout as r-1, in its stage at once."""
+    """Starts every rollout, with its test, in its stage at once."""
 
-    store: AbStore
+    store: SqlStore
 
     def __init__(self) -> None:
         self.bodies: list[Mapping[str, Any]] = []
@@ -72,12 +73,15 @@ class Rollouts:
         if self.is_running:
             raise RolloutRunning(f"{service} has rollout r-0")
         self.bodies.append(body)
-        if ab_test is not None:
-            newest = self.store.newest(service)
-            if newest is not None:
-                self.store.end(newest.id, at_s=5000.0)
-            self.store.create(ab_test("r-1"))
-        return SimpleNamespace(id="r-1")
+        for running in self.store.running(service):  # of the test before, which has ended
+            stored = self.store.load(running)
+            assert stored is not None
+            ended = replace(stored.state, phase=Phase.FAILED)
+            self.store.commit(ended, (), expected_version=stored.version, evidence=None)
+        id = f"r-{len(self.store.rollouts(service)) + 1}"
+        test = ab_test(id) if ab_test is not None else None
+        self.store.create_rollout(a_rollout(id), request="{}", at_s=5000.0, ab_test=test)
+        return SimpleNamespace(id=id)
 
     def end_rollout(self, service: str, identity: Identity, *, reason: str) -> Outcome:
         self.is_over, self.reason = True, reason
@@ -111,8 +115,12 @@ class Bench:
         self.tests = self.restarted()
 
     def restarted(self) -> Controller:
-        store = self.rollouts.store = AbStore(Database(sqlite_url(self.path / "ab.db")))
-        return Controller(self.log, store, self.rollouts, self.clock, rollout_of=self.rollouts.load)
+        store = self.rollouts.store = SqlStore(sqlite_url(self.path / "ab.db"))
+        if not store.services():
+            store.put_service(CHAT, VersionRow("chat", STABLE, "{}", "{}", 1.0))
+        return Controller(
+            self.log, AbStore(store.database), self.rollouts, self.clock, rollout_of=self.rollouts.load
+        )
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ async def chat(api: httpx.AsyncClient, tmp_path: Path) -> None:
     assert (await api.put(URL, json={"model": str(model)})).status_code == 200
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", ["plan", "rollouts"])
 async def test_a_rollback_does_not_wait_for_any_number_of_hashing_requests(
     api: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str

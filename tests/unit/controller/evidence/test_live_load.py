@@ -107,6 +107,7 @@ def test_an_overload_is_reported_while_it_lasts() -> None:
     assert reasons[0] == reasons[2] != reasons[1]
 
 
+@pytest.mark.calibration
 def test_the_load_of_a_stage_is_that_of_the_units_that_count() -> None:
     evidence = run_stage((2, 1))
     shape = [g for g in evidence.gates if g.gate == "latency_shape" and g.side == "promotion"]

@@ -351,6 +351,7 @@ def run_through(rig: Rig, story: Callable[[Rig], None], killer: Killer | None) -
     return (*rig.outcome(), sorted(rig.notifier.sent), rig.traffic.weights)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("story", [promotion, manual_rollback])
 def test_a_kill_at_any_port_call_does_not_change_the_outcome(
     story: Callable[[Rig], None],

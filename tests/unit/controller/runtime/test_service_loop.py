@@ -122,6 +122,7 @@ def fail_commits(rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception) ->
     monkeypatch.setattr(rig.store, "commit", fails)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("error", [BadInput("a text that cannot be stored"), StaleWrite("another")])
 def test_heartbeats_stop_while_nothing_can_be_committed(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -158,3 +159,28 @@ def test_a_stuck_rollout_does_not_bring_its_canary_back(rig: Rig, monkeypatch: p
         rig.loop.tick(1)
 
     assert rig.traffic.tables["chat"].canary is None
+
+
+@pytest.mark.parametrize("has_rollout", [False, True])
+def test_a_tick_reads_the_services_row_before_its_front_and_after_its_rollouts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, has_rollout: bool
+) -> None:
+    """And not a third time: a removed service is noticed by the first of the two."""
+    if has_rollout:
+        rig.deploy()
+        rig.tick_until(Phase.STAGE)
+    else:
+        rig.loop.tick(1)
+    reads: list[str] = []
+    read = rig.store.service
+
+    def counted(name: str) -> ServiceRow:
+        reads.append(name)
+        return read(name)
+
+    monkeypatch.setattr(rig.store, "service", counted)
+
+    rig.clock.advance(5.0)
+    rig.loop.tick(1)
+
+    assert reads == ["chat", "chat"]

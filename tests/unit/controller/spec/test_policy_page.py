@@ -10,7 +10,8 @@ import yaml
 
 from controller.quantities import duration_s, weight_bp
 from controller.spec.fields import Strict
-from controller.spec.policy import GateSpec, ObservedRangeSpec, PolicySpec, RungSpec, SamplingSpec, StageSpec
+from controller.spec.policy import PolicySpec
+from controller.spec.policy_parts import GateSpec, ObservedRangeSpec, RungSpec, SamplingSpec, StageSpec
 from controller.spec.service import parse_policy
 from evaluation.metrics import CATALOGUE
 from evaluation.policy.gates import Gate

@@ -47,13 +47,12 @@ WRITES: dict[str, Callable[[SqlStore, AbStore], object]] = {
         request="{}",
         at_s=1.0,
         version=replace(VERSION, id=CANARY),
-        ab_test=replace(TEST, id="ab-0", ended_at_s=2.0),
+        ab_test=TEST,
     ),
     "append_command": lambda store, ab: store.append_command(
         "r-00000001", CommandKind.PAUSE, ADA, reason="", at_s=1.0
     ),
     "commit": lambda store, ab: store.commit(MOVED, (), expected_version=0, evidence=b"e", token=1),
-    "ab.create": lambda store, ab: ab.create(TEST),
     "ab.append": lambda store, ab: ab.append(
         "ab-1", [AbOutcome(1, True, 0.5, 1.0, 2.0)], first=0, resume_seq=3, settled_through_s=2.0
     ),
@@ -79,6 +78,7 @@ READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "version": lambda store, ab: store.version("chat", STABLE),
     "served": lambda store, ab: store.served("chat"),
     "events": lambda store, ab: store.events("chat"),
+    "last_event": lambda store, ab: store.last_event("chat"),
     "lease": lambda store, ab: store.lease(),
     "identity": lambda store, ab: store.identity("digest"),
     "ab.newest": lambda store, ab: ab.newest("chat"),
@@ -199,6 +199,7 @@ def test_a_server_that_stops_is_reported_and_used_again_once_it_runs(postgres: P
     store.close()
 
 
+@pytest.mark.integration
 def test_a_server_that_stands_still_is_unreachable_within_a_bounded_time(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def excludes_zero(mixture: MeanMixture) -> bool:
     return bounds.low > 0.0 or bounds.high < 0.0
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("w", [0.5, 0.1])
 @pytest.mark.parametrize(("a", "b"), [(0.3, 0.3), (0.3, 0.45), (0.45, 0.3), (0.02, 0.08), (0.1, 0.9)])
 def test_the_interval_excludes_zero_exactly_when_there_is_a_verdict(a: float, b: float, w: float) -> None:
@@ -44,6 +45,7 @@ def test_the_interval_excludes_zero_exactly_when_there_is_a_verdict(a: float, b:
     assert ended <= 2 if a == b else ended > 0
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("scale", list(Scale))
 @pytest.mark.parametrize("higher", [True, False])
 def test_a_results_interval_agrees_with_its_verdict_on_every_scale(scale: Scale, higher: bool) -> None:

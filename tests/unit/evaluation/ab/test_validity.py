@@ -18,6 +18,7 @@ def fed(is_b: np.ndarray, w: float, has_outcome: np.ndarray, *, cut: int | None 
     return validity
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("w", [0.5, 0.1])
 @pytest.mark.parametrize("graded", [1.0, 0.3])
 def test_a_healthy_test_is_not_called_invalid(w: float, graded: float) -> None:

@@ -38,12 +38,14 @@ def test_seconds_are_requests_at_the_stages_own_rate() -> None:
     assert got.seconds_median == pytest.approx(got.requests_median / 0.5)
 
 
+@pytest.mark.calibration
 def test_a_stage_lasts_its_duration_even_when_proven_sooner() -> None:
     got = forecast(StagePlan(0.1, 300), TrafficModel(50.0), held_s=7200.0)
 
     assert (got.seconds_median, got.seconds_p90) == (7200.0, 7200.0)
 
 
+@pytest.mark.calibration
 def test_too_few_returning_users_for_a_proof_are_refused_with_a_remedy() -> None:
     got = forecast(StagePlan(0.02, 100), TrafficModel(5.0, users=2000))
 
@@ -66,6 +68,7 @@ def test_the_refusal_of_a_stage_below_min_canary_has_its_request_count() -> None
     )
 
 
+@pytest.mark.calibration
 def test_the_published_example_is_refused() -> None:
     # 2000 returning users at 2 % prove quality in 8 % of runs (40 on the canary, five requests each).
     quality, day_s = POLICY.only("quality"), 86_400.0
@@ -106,6 +109,7 @@ def test_each_proposed_remedy_is_sufficient(way: str) -> None:
     assert run(*better).proven_ratio > 0.7
 
 
+@pytest.mark.calibration
 def test_a_stage_that_was_not_simulated_to_its_deadline_is_not_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -124,6 +128,7 @@ def test_a_stage_that_was_not_simulated_to_its_deadline_is_not_refused(
     assert run().proven_runs > 0
 
 
+@pytest.mark.calibration
 def test_runs_that_all_agree_are_not_repeated() -> None:
     sure = StagePlan(0.1, 2000, {"quality": 0.05})
     [got] = simulate_plan(POLICY.only("quality"), [sure], TrafficModel(5.0))
@@ -134,6 +139,7 @@ def test_runs_that_all_agree_are_not_repeated() -> None:
     assert more.runs > 20
 
 
+@pytest.mark.calibration
 def test_the_forecast_of_sticky_units_includes_the_end_of_their_sessions() -> None:
     quality = POLICY.only("quality")
     fast = forecast(StagePlan(0.1, 50), TrafficModel(5000.0, unit_requests=10), held_s=1.0, policy=quality)
@@ -146,6 +152,7 @@ def test_the_forecast_of_sticky_units_includes_the_end_of_their_sessions() -> No
     assert 600 < slow.seconds_median < 620
 
 
+@pytest.mark.calibration
 def test_sticky_sessions_take_about_three_times_as_many_requests() -> None:
     quality = POLICY.only("quality")
     each = forecast(StagePlan(0.1, 50), TrafficModel(50.0), held_s=400.0, policy=quality)
@@ -156,6 +163,7 @@ def test_sticky_sessions_take_about_three_times_as_many_requests() -> None:
     assert sticky.requests_median > 1.5 * each.requests_median
 
 
+@pytest.mark.calibration
 def test_scores_of_some_answers_only_take_longer_to_prove() -> None:
     quality = POLICY.only("quality")
     whole, some = (
@@ -168,6 +176,7 @@ def test_scores_of_some_answers_only_take_longer_to_prove() -> None:
     assert (whole.requests_p90 or 0.0) * 1.5 < (some.requests_p90 or 0.0)
 
 
+@pytest.mark.calibration
 def test_the_forecast_includes_the_wait_for_missing_scores() -> None:
     quality = POLICY.only("quality")
     stage, judged = StagePlan(0.1, 50), {"quality": 0.95}
@@ -203,6 +212,7 @@ def test_a_longer_stage_detects_smaller_harm() -> None:
         assert many.harm < few.harm
 
 
+@pytest.mark.calibration
 def test_the_forecast_is_deterministic() -> None:
     policy = POLICY.only("error")
     plan = [StagePlan(0.1, 50)], TrafficModel(5.0, unit_requests=3)

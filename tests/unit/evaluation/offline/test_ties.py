@@ -16,6 +16,7 @@ def logged(columns: Columns, resolution_s: float, *, by_arm: bool) -> Columns:
     return {name: values[order] for name, values in {**columns, "t_s": at_s}.items()}
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize("maker", [requests, lambda n, seed: sticky(n, people=400, seed=seed)])
 @pytest.mark.parametrize("resolution_s", [10.0, 60.0])
 def test_a_twin_sorted_by_arm_within_ties_is_valid(maker: object, resolution_s: float) -> None:

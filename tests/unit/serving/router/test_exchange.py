@@ -112,7 +112,7 @@ def test_an_external_endpoint_never_sees_our_secret_or_revision() -> None:
 def test_the_clients_credentials_and_forged_headers_never_reach_an_engine() -> None:
     forged = (
         ("authorization", "Bearer x"),
-        ("X-Api-Key", "k"),
+        ("x-api-key", "k"),
         ("x-canaryctl-revision", "9.9"),
         ("connection", "close, x-private"),
         ("x-private", "1"),

@@ -1,0 +1,143 @@
+"""What a recorded request came to, read as the router of a live rollout records it.
+
+A status that is no answer, a proxy that asked again, a client that went away, a value that stands for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from controller.cli import evidence_cells as cells
+from controller.cli.evidence_columns import Column, Reading, holds_status
+from controller.cli.evidence_sources import Source, Term
+from evaluation.offline.cancelled import UNKNOWN_IF_CANCELLED, if_not_cancelled
+
+ARM_NAMES = ((0, "stable"), (1, "the canary"))
+OF_STATUS = ("error", "rejected", "cancelled")  # metrics that a status code says something of
+BAD_GATEWAY = 502  # of an attempt after which the proxy asked another, where its status is not known
+
+
+def read_status(reading: Reading) -> None:
+    """Where a column of status codes says one event, read the others of the same answers from it too.
+
+    A status that is no error may be a rejection, or a client that went away.
+    """
+    sources = reading.sources
+    given = [replace(sources[name], others=()) for name in OF_STATUS if name in sources]
+    source = next((found for found in given if holds_status(reading, found)), None)
+    if source is None:
+        return
+    values = reading.table.columns[source.columns[0]]
+    added = []
+    for name in OF_STATUS:
+        happens = any(cells.event(name, value, is_status=True) == 1.0 for value in values)
+        if name not in {*sources, *reading.options.ignore} and (happens or name != "cancelled"):
+            sources[name] = source
+            added.append(name)
+    if added:
+        reading.notes.append(f"{' and '.join(added)} from {source.text} too: it holds status codes")
+
+
+def count_first_attempts(reading: Reading) -> None:
+    """Where a proxy asked several upstreams, take the first for the arm, and its failure for the outcome.
+
+    The arm is the upstream that was drawn, whoever answered; the proxy went on because that attempt failed.
+    """
+    source = reading.sources.get("arm")
+    if source is None:
+        return
+    table, column = reading.table, source.columns[0]
+    attempts = [cells.attempts(cell) for cell in table.columns[column]]
+    single = {names[0] for names in attempts if len(names) == 1}
+    is_upstream = column.lower().startswith("upstream")
+    retried = [
+        row
+        for row, names in enumerate(attempts)
+        if len(names) > 1 and (is_upstream or single.issuperset(names))
+    ]
+    if not retried:
+        return
+    columns = dict(table.columns)
+    drawn, fell_back = list(table.columns[column]), [0] * len(table)
+    for row in retried:
+        drawn[row], fell_back[row] = attempts[row][0], int(attempts[row][-1] != attempts[row][0])
+    columns[column] = drawn
+    statuses = table.columns.get("upstream_status", [None] * len(table))
+    firsts = {row: (cells.attempts(statuses[row]) or ["-"])[0] for row in retried}
+    for name in ("error", "rejected"):
+        if name in reading.sources and not reading.sources[name].is_opposite:
+            own, used = reading.sources[name], f"{name} of the first attempt"
+            columns[used] = list(table.columns[own.columns[0]])
+            for row, first in firsts.items():
+                columns[used][row] = BAD_GATEWAY if cells.is_missing(first) else first
+            reading.sources[name] = replace(own, terms=(Term(used, None),))
+    if "fell_back" not in reading.sources:
+        columns["fell_back"] = [*fell_back]
+        reading.sources["fell_back"] = Source("fell_back", (Term("fell_back", None),))
+    reading.table = replace(table, columns=columns)
+    reading.notes.append(
+        f"{len(retried)} rows list several upstreams in {column}: the first is the arm, its failure counts, "
+        "and fell_back says that another answered"
+    )
+
+
+def name_requests(reading: Reading) -> None:
+    """Give the rows of a recognised log that have no id one of their own: its failures may have none."""
+    source = reading.sources.get("request_id")
+    if source is None or reading.log is None:
+        return
+    table, name = reading.table, source.columns[0]
+    gone = [cells.is_missing(cell) for cell in table.columns[name]]
+    if not any(gone) or all(gone):
+        return
+    used = f"{name} or its own row"
+    names = [
+        f"({table.place(row)})" if is_gone else cell
+        for row, (cell, is_gone) in enumerate(zip(table.columns[name], gone, strict=True))
+    ]
+    reading.table = replace(table, columns={**table.columns, used: names})
+    reading.sources["request_id"] = replace(source, terms=(Term(used, None),))
+    reading.notes.append(f"{sum(gone)} of {len(gone)} rows have no {name}: each is a request of its own")
+
+
+def without_void(reading: Reading, columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns, without the values that a recognised log writes where there is none."""
+    out = dict(columns)
+    if reading.log is None:
+        return out
+    for name, void in reading.log.void.items():
+        if (
+            name not in out
+            or void.other not in out
+            or reading.sources[name].text not in reading.log.sources[name]
+        ):
+            continue
+        values, other = (np.asarray(out[n], dtype=np.float64) for n in (name, void.other))
+        is_void = void.is_void(values, other)
+        if is_void.any():
+            out[name] = np.where(is_void, np.nan, values)
+            reading.notes.append(f"{int(is_void.sum())} rows have no {name}: {void.why}")
+    return out
+
+
+def without_cancelled(reading: Reading, columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns, with what nothing is known of for a cancelled request missing; said by arm."""
+    if "cancelled" not in columns:
+        return dict(columns)
+    gone = np.asarray(columns["cancelled"], dtype=np.float64) == 1.0
+    out = dict(columns)
+    for name in UNKNOWN_IF_CANCELLED & columns.keys():
+        out[name] = if_not_cancelled(name, np.asarray(columns[name], dtype=np.float64), gone)
+    if gone.any():
+        arm = np.asarray(columns.get("arm", np.zeros(len(gone))))
+        shares = [
+            f"{gone[arm == side].mean():.1%} of {name}'s" for side, name in ARM_NAMES if (arm == side).any()
+        ]
+        reading.notes.append(
+            f"{int(gone.sum())} requests were cancelled by their client ({', '.join(shares)}): how long they "
+            "would have taken, and whether they would have failed, is missing"
+        )
+    return out

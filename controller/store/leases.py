@@ -1,0 +1,54 @@
+"""The controller's lease in SQL: one holder at a time, by the database's clock alone (`Database.now_s`)."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+
+from controller.store import schema as t
+from controller.store.database import Database
+from controller.store.rows import Lease
+from controller.store.statements import LEASE
+
+_HERE = t.leases.c.name == LEASE
+
+
+def current(database: Database) -> Lease:
+    """The current lease, or the last one."""
+    c = t.leases.c
+    with database.read() as db:
+        return Lease(*db.execute(select(c.holder, c.token, c.expires_at_s).where(_HERE)).one())
+
+
+def acquire(database: Database, holder: str, *, ttl_s: float) -> Lease | None:
+    """The lease, with a token higher than any before; None: another controller holds it.
+
+    A lease that expires more than two terms ahead is void: it was written before the database's clock was
+    set back, or before this host was started.
+    """
+    c = t.leases.c
+    with database.write() as db:
+        row = db.execute(select(c.token, c.expires_at_s).where(_HERE).with_for_update()).one()
+        now_s = database.now_s(db)  # after the lock, which may have been waited for
+        if now_s < row.expires_at_s <= now_s + 2 * ttl_s:
+            return None
+        lease = Lease(holder, row.token + 1, now_s + ttl_s)
+        db.execute(update(t.leases).where(_HERE).values(t.values_of(lease)))
+    return lease
+
+
+def renew(database: Database, token: int, *, ttl_s: float) -> bool:
+    """True: held for another `ttl_s`. False: another controller holds it."""
+    with database.write() as db:
+        held = db.execute(select(t.leases.c.token).where(_HERE).with_for_update()).scalar_one()
+        if held != token:
+            return False
+        expires_at_s = database.now_s(db) + ttl_s
+        db.execute(update(t.leases).where(_HERE).values(expires_at_s=expires_at_s))
+    return True
+
+
+def release(database: Database, token: int) -> None:
+    """Expire the lease if it still has this token."""
+    here = _HERE & (t.leases.c.token == token)
+    with database.write() as db:
+        db.execute(update(t.leases).where(here).values(expires_at_s=0.0))

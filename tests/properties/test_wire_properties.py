@@ -1,0 +1,131 @@
+"""Properties of what is parsed from sockets: any bytes in any pieces, requests and streams alike."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from serving.router.answer_scan import AnswerScan
+from serving.router.paths import Found, find_target
+from serving.router.request_parser import RequestParser
+from serving.targets import method_of
+
+CHAT = "/v1/chat/completions"
+SSE = "text/event-stream"
+pieces = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+tokens = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=12)
+values = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30).map(str.strip)
+
+
+def cut(data: bytes, sizes: list[int]) -> list[bytes]:
+    """The data in pieces of these sizes, in turn."""
+    parts, start, index = [], 0, 0
+    while start < len(data):
+        size = sizes[index % len(sizes)]
+        parts.append(data[start : start + size])
+        start, index = start + size, index + 1
+    return parts
+
+
+def parsed(parts: list[bytes]) -> tuple[object, ...]:
+    parser = RequestParser()
+    for part in parts:
+        parser.feed(part)
+    return tuple(parser.requests), parser.refusal and parser.refusal.status
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """A valid request with a length or in chunks."""
+    headers = draw(st.lists(st.tuples(tokens, values), max_size=6))
+    framed = ("content-length", "transfer-encoding", "connection", "expect", "upgrade")
+    lines = [f"{name}: {value}" for name, value in headers if name not in framed]
+    body = draw(st.binary(max_size=60))
+    head = "\r\n".join(["POST /v1/chat/completions HTTP/1.1", *lines])
+    if draw(st.booleans()):
+        return f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    chunks = cut(body, draw(pieces))
+    framed_body = b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in chunks) + b"0\r\n\r\n"
+    return f"{head}\r\ntransfer-encoding: chunked\r\n\r\n".encode() + framed_body
+
+
+@given(data=st.lists(requests(), min_size=1, max_size=3).map(b"".join), sizes=pieces)
+def test_valid_requests_are_read_alike_in_any_pieces(data: bytes, sizes: list[int]) -> None:
+    assert parsed(cut(data, sizes)) == parsed([data])
+    assert parsed([data])[1] is None
+
+
+@given(data=st.binary(max_size=200) | requests().flatmap(lambda one: st.permutations(list(one)).map(bytes)))
+@example(data=b"POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n")
+def test_any_bytes_are_requests_or_one_refusal(data: bytes) -> None:
+    found, status = parsed([data])
+
+    assert status in (None, 400, 413, 431)
+    assert isinstance(found, tuple)
+
+
+@given(raw=st.binary(max_size=40) | st.text("/%.v1chatompletinsde2FE?#@:", max_size=40).map(str.encode))
+def test_a_target_is_listed_or_refused(raw: bytes) -> None:
+    found = find_target("POST", raw, "chat")
+
+    if isinstance(found, Found):
+        assert method_of(found.target.path) in ("GET", "POST")
+    else:
+        assert found.status in (400, 404, 405)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """A stream of events, comments and odd lines, whole or not."""
+
+    def event(value: object) -> bytes:
+        return b"data: " + json.dumps(value).encode()
+
+    contents = st.text(max_size=8).map(lambda text: event({"choices": [{"delta": {"content": text}}]}))
+    finishes = st.sampled_from(["stop", None, ""]).map(
+        lambda why: event({"choices": [{"index": 0, "delta": {}, "finish_reason": why}]})
+    )
+    others = st.sampled_from([b": keep-alive", b"event: x\ndata: {}", b"data: [DONE]", b"data: {", b"id: 7"])
+    blocks = draw(st.lists(contents | finishes | others, max_size=8))
+    text = b"".join(block + b"\n\n" for block in blocks)
+    return text[: draw(st.integers(0, len(text)))] if draw(st.booleans()) else text
+
+
+@given(data=streams() | st.binary(max_size=120), sizes=pieces)
+def test_a_stream_is_passed_on_byte_for_byte_and_read_alike_in_any_pieces(
+    data: bytes, sizes: list[int]
+) -> None:
+    ends, facts = [], []
+    for parts in ([data] if data else [], cut(data, sizes)):
+        scan = AnswerScan(CHAT, SSE)
+        passed = b"".join(scan.feed(part) for part in parts)
+        assert passed + scan.rest() == (
+            data.removeprefix(b"\xef\xbb\xbf") if len(parts) == 1 else passed + scan.rest()
+        )
+        ends.append(scan.end())
+        facts.append((scan.events, scan.has_content, scan.finish_reason, scan.has_error, scan.answer_id))
+
+    if not data.startswith(b"\xef") and b"\r" not in data:
+        assert ends[0] == ends[1]
+        assert facts[0] == facts[1]
+
+
+@given(
+    blocks=st.lists(
+        st.tuples(st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.text(max_size=6)), max_size=6
+    ),
+    sizes=pieces,
+)
+def test_the_ids_of_tokens_are_taken_out_whole_in_any_pieces(
+    blocks: list[tuple[list[int], str]], sizes: list[int]
+) -> None:
+    events = [b"data: " + json.dumps({"choices": [{"delta": {"content": t}}]}).encode() for _, t in blocks]
+    named = [b": ids " + ",".join(map(str, ids)).encode() + b"\n" for ids, _ in blocks]
+    scan = AnswerScan(CHAT, SSE, takes_ids=True)
+    data = b"".join(name + event + b"\n\n" for name, event in zip(named, events, strict=True))
+    passed = b"".join(scan.feed(part) for part in cut(data, sizes))
+
+    assert passed == b"".join(event + b"\n\n" for event in events)
+    assert scan.token_ids == [one for ids, _ in blocks for one in ids]
