@@ -74,8 +74,8 @@ class AbResult:
 
     `difference`: mean of B - mean of A, in the outcome's unit; `interval`: of the difference, or of the win
     rate for values (and for scores of a fixed test). It excludes "no difference" exactly when there is a
-    verdict, except of a rate compared within several splits. `win_rate`: P(an outcome of B is better than one of A),
-    ties half.
+    verdict, except of a rate compared within several splits. `win_rate`: P(an outcome of B is better than one
+    of A), ties half.
     `p_value`: of the fixed test, or 1 / (maximum evidence so far), which is valid at any time.
     """
 
