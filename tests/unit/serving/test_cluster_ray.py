@@ -52,11 +52,15 @@ def test_stopping_a_cluster_that_is_gone_ends_nothing(tmp_path: Path) -> None:
 
 def test_a_variable_of_a_running_clusters_environment_is_found() -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        [sys.executable, "-c", "import sys; print('started', flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         env={"EXAMPLE_KEY": "sk-1", "EMPTY_KEY": ""},
     )
     try:
+        # Before it runs, the system may not show its environment yet.
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"started\n"
         process = ClusterProcess(child.pid, psutil.Process(child.pid).create_time())
         handle = ClusterHandle("127.0.0.1:1", 1, "/nowhere", (process,))
         ended = replace(handle, processes=(replace(process, created_s=1.0),))
