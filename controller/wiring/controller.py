@@ -90,7 +90,7 @@ def build(settings: Settings) -> Controller:
     store = SqlStore(settings.database_url)
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
-    versions, log = Versions(settings, store), RecordsAdapter(traffic)
+    versions, log = Versions(settings, store, fleet.observe), RecordsAdapter(traffic)
     environment = HostEnvironment(
         versions, log, has_variable=lambda name: cluster.has_variable(settings, name)
     )
@@ -106,7 +106,7 @@ def build(settings: Settings) -> Controller:
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
             target=lambda name, version: probe_target(fleet, traffic, versions.launch(name, version, 1)),
-            preflight=lambda rollout: versions.preflight(rollout, fleet.observe),
+            preflight=versions.preflight,
             rate_per_s=environment.requests_per_s,
         )
         ingress = IngressAdapter(
