@@ -141,6 +141,7 @@ def _table(spec: TableSpec, folder: Path, change: int) -> RouteTable:
         # Tokens hold while neither upstream changes; with the canary's removal or a new salt they end.
         generation=" ".join(one.url for one in (spec.stable, spec.canary) if one is not None),
         burst_cap=spec.burst_cap,
+        late_commit=spec.late_commit,
     )
 
 

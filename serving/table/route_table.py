@@ -236,6 +236,7 @@ class TableCore:
             generation=self._generation,
             heavy=self._heavy.units,
             burst_cap=self._rules.burst_cap,
+            late_commit=self._rules.late_commit,
         )
 
     def poll(self, poll: Poll, *, now_s: float) -> bool:

@@ -31,6 +31,7 @@ GOOD: dict[str, Any] = {
     "trust": {"audience_header": "x-a", "category_header": "x-c", "from": ["10.0.0.0/8"]},
     "affinity": {"cookie": True},
     "burst_cap": 5,
+    "late_commit": "stream",
 }
 values = st.recursive(
     st.none()
