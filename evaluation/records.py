@@ -61,6 +61,8 @@ NOT_DRAWN = frozenset(
         "no-lease",
         "fenced",
         "shed",
+        "capped",
+        "stateful",
         "excess",
         "lost",
         "mirror",

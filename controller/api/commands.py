@@ -117,7 +117,12 @@ class Commands(Returns):
             row = self._active_service(spec.service)
             stable = self._store.version(row.name, row.stable)
             running = version_spec(stable) if stable is not None else None
-            refuse_change(spec, stable=row.stable, given=service_spec(row), running=running)
+            given = service_spec(row)
+            refuse_change(spec, stable=row.stable, given=given, running=running)
+            if "clients" in spec.model_fields_set and spec.clients != given.clients:
+                changed = dump(given.model_copy(update={"clients": spec.clients}))
+                self._store.set_clients(row.name, json.dumps(changed), identity, at_s=self._clock.now_s())
+                row = self._store.service(row.name)
             self._wake(row.name)
             return row
         version = spec.version()
