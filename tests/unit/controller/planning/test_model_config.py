@@ -128,3 +128,15 @@ def test_of_two_names_of_one_setting_the_one_that_the_library_takes_counts(
     first, second = (read_config(one) for one in both)
 
     assert [name for name in first.__slots__ if getattr(first, name) != getattr(second, name)] == [part]
+
+
+def test_full_attention_in_every_layer_counts_where_the_class_would_use_windows() -> None:
+    windowed = {
+        "model_type": "qwen3",
+        "use_sliding_window": True,
+        "sliding_window": 128,
+        "max_window_layers": 2,
+    }
+    full = {**windowed, "layer_types": ["full_attention"] * 4}
+
+    assert read_config({**SETTINGS, **windowed}) != read_config({**SETTINGS, **full})
