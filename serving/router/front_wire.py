@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias, cast
 from serving.clock import boot_s
 from serving.router.body_reader import BodyReader
 from serving.router.client_connection import BODY_BUDGET, ClientConnection
+from serving.router.held import HeldBytes
 from serving.router.router import RouterCore
 from serving.router.upstream import Upstream
 from serving.supervised import LoopState
@@ -46,6 +47,9 @@ class WireFront:
         self.cores = {core.service: core for core in listed}
         self.services = tuple(self.cores)
         self.body_bytes = 0  # of all requests that are held now
+        self.held = HeldBytes()  # of answers
+        for core in listed:
+            core.held = self.held
         self.refusals: dict[str, int] = {}  # by code, of requests that name none of several services
         self.upstream: Upstream | None = None
         self.reader = BodyReader()
@@ -147,8 +151,9 @@ class WireFront:
             for core in self.cores.values():
                 core.counters.lag.add(late_s)
         self._sweep_due_s = now_s + SWEEP_S
+        is_overloaded = self.body_bytes > BODY_BUDGET // 2 or self.held.is_half_spent
         for core in self.cores.values():
-            core.assigner.is_overloaded = self.body_bytes > BODY_BUDGET // 2
+            core.assigner.is_overloaded = is_overloaded
         # Before the checks: an error in one must not end the time limits of all.
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
         for connection in list(self._connections):
