@@ -27,6 +27,7 @@ from controller.api.proposal import (
     refuse_new_key,
     refuse_rejected,
     refuse_same,
+    refuse_unknown_audiences,
     refuse_unknown_covariates,
     version_ref,
 )
@@ -284,6 +285,7 @@ class Commands(Returns):
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
         refuse_unknown_covariates(policy)
+        refuse_unknown_audiences(policy, service_spec(row))
         # One way for every controller: without the measurements a deploy would skip what depends on them.
         self._environment.require_measuring(service)
         measured = self._environment.measured(service) or MeasuredBaseline(0)
