@@ -1,10 +1,13 @@
 """Fault matrix: `make soak`.
 
-    python -m benchmarks.soak [--parts NAMES] [--only CLASS] [--requests N] [--sample] [--fresh] [--help]
+    python -m benchmarks.soak [--parts NAMES] [--only CLASS] [--requests N] [--runs N]
+                             [--strikes N] [--jobs N] [--sample] [--fresh] [--help]
 
 Parts:
 
 - `fakes`: each fault of `faults.py`, until N requests have met it.
+- `fairness`: identical arms under each fault, through the gate as shipped.
+- `engines`: kill -9 and SIGSTOP of a real vLLM engine.
 
 A class that has been measured is not measured again, unless --fresh is given. --sample: a few of each, in
 minutes; nothing is written.
@@ -23,22 +26,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak import on_fakes
+from benchmarks.soak import fairness, on_engines, on_fakes
 from benchmarks.soak.faults import FAULTS
 from benchmarks.soak.results import FOLDER, Results
 
 CACHE = Path(__file__).parents[2] / ".cache" / "soak"
-REQUESTS = 10_000
-SAMPLE_REQUESTS = 150
+REQUESTS, RUNS, STRIKES = 10_000, 1000, 200
+SAMPLE_REQUESTS, SAMPLE_RUNS = 100, 8
+SAMPLE_FAULTS = ("mixed", "status 400", "cut")
 Measure = Callable[[], dict[str, Any]]
 
 
 def classes(args: argparse.Namespace) -> Mapping[str, Mapping[str, Measure]]:
     """How each class of each part is measured."""
-    requests = SAMPLE_REQUESTS if args.sample else args.requests
-    return {
+    requests, runs = (SAMPLE_REQUESTS, SAMPLE_RUNS) if args.sample else (args.requests, args.runs)
+    faults = SAMPLE_FAULTS if args.sample else fairness.CLASSES
+    parts: dict[str, Mapping[str, Measure]] = {
         "fakes": {fault.name: partial(_on_fakes, fault.name, requests) for fault in FAULTS},
+        "fairness": {name: partial(fairness.measure, name, runs, args.jobs) for name in faults},
     }
+    if not args.sample:
+        kinds = ("killed", "frozen")
+        parts["engines"] = {kind: partial(on_engines.run, kind, args.strikes) for kind in kinds}
+    return parts
 
 
 def _on_fakes(name: str, requests: int) -> dict[str, Any]:
@@ -96,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", default="", metavar="NAMES", help="only these, with commas between")
     parser.add_argument("--only", default="", metavar="CLASS", help="only this class")
     parser.add_argument("--requests", type=int, default=REQUESTS, help="that meet each fault on fakes")
+    parser.add_argument("--runs", type=int, default=RUNS, help="of identical arms under each fault")
+    parser.add_argument("--strikes", type=int, default=STRIKES, help="of each kind on a real engine")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of fairness")
     parser.add_argument("--sample", action="store_true", help="a few of each, in minutes")
     parser.add_argument("--fresh", action="store_true", help="measure again what has been measured")
     return parser
