@@ -7,6 +7,7 @@ Parts:
 
 - `fakes`: each fault of `faults.py`, until N requests have met it.
 - `fairness`: identical arms under each fault, through the gate as shipped.
+- `processes`: routers, controller and table actor killed.
 - `engines`: kill -9 and SIGSTOP of a real vLLM engine.
 
 A class that has been measured is not measured again, unless --fresh is given. --sample: a few of each, in
@@ -26,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak import fairness, on_engines, on_fakes
+from benchmarks.soak import fairness, on_engines, on_fakes, on_processes
 from benchmarks.soak.faults import FAULTS
 from benchmarks.soak.results import FOLDER, Results
 
@@ -47,6 +48,9 @@ def classes(args: argparse.Namespace) -> Mapping[str, Mapping[str, Measure]]:
     }
     if not args.sample:
         kinds = ("killed", "frozen")
+        parts["processes"] = {
+            kind: partial(on_processes.run, kind, max(20, args.strikes // 10)) for kind in on_processes.KINDS
+        }
         parts["engines"] = {kind: partial(on_engines.run, kind, args.strikes) for kind in kinds}
     return parts
 
