@@ -26,7 +26,7 @@ import httptools
 from benchmarks.soak.answers import CHAT, Kind, answer_of, body_of, kind_of, plain
 
 KEEP_ALIVE = b": keep-alive\n\n"
-ANSWER_S = 60.0  # a client gives up after this: a failure
+ANSWER_S = 180.0  # a client gives up after this: a failure
 How = Literal["canary", "stable", "stitched"]
 
 
