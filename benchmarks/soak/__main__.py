@@ -35,7 +35,7 @@ CACHE = Path(__file__).parents[2] / ".cache" / "soak"
 REQUESTS, RUNS, STRIKES = 10_000, 1000, 200
 SAMPLE_REQUESTS, SAMPLE_RUNS = 100, 8
 SAMPLE_FAULTS = ("mixed", "status 400", "cut")
-Measure = Callable[[], dict[str, Any]]
+Measure = tuple[int, Callable[[], dict[str, Any]]]  # how many of what its part counts, and how
 
 
 def classes(args: argparse.Namespace) -> Mapping[str, Mapping[str, Measure]]:
@@ -43,15 +43,16 @@ def classes(args: argparse.Namespace) -> Mapping[str, Mapping[str, Measure]]:
     requests, runs = (SAMPLE_REQUESTS, SAMPLE_RUNS) if args.sample else (args.requests, args.runs)
     faults = SAMPLE_FAULTS if args.sample else fairness.CLASSES
     parts: dict[str, Mapping[str, Measure]] = {
-        "fakes": {fault.name: partial(_on_fakes, fault.name, requests) for fault in FAULTS},
-        "fairness": {name: partial(fairness.measure, name, runs, args.jobs) for name in faults},
+        "fakes": {fault.name: (requests, partial(_on_fakes, fault.name, requests)) for fault in FAULTS},
+        "fairness": {name: (runs, partial(fairness.measure, name, runs, args.jobs)) for name in faults},
     }
     if not args.sample:
-        kinds = ("killed", "frozen")
+        n = args.strikes
+        kills = max(20, n // 10) if n >= STRIKES else n
         parts["processes"] = {
-            kind: partial(on_processes.run, kind, max(20, args.strikes // 10)) for kind in on_processes.KINDS
+            kind: (kills, partial(on_processes.run, kind, kills)) for kind in on_processes.KINDS
         }
-        parts["engines"] = {kind: partial(on_engines.run, kind, args.strikes) for kind in kinds}
+        parts["engines"] = {kind: (n, partial(on_engines.run, kind, n)) for kind in ("killed", "frozen")}
     return parts
 
 
@@ -70,12 +71,12 @@ def main(argv: list[str] | None = None) -> int:
     for part, by_name in parts.items():
         if args.parts and part not in args.parts.split(","):
             continue
-        for name, measure in by_name.items():
+        for name, (size, measure) in by_name.items():
             if args.only and name != args.only:
                 continue
             figures = None if args.sample or args.fresh else results.read(part, name)
-            if figures is None:
-                figures = measure()
+            if figures is None or figures.get("wanted", 0) < size:
+                figures = {"wanted": size, **measure()}
                 if not args.sample:
                     results.write(part, name, figures)
             print(f"{part}: {name}: {_line(figures)}", flush=True)

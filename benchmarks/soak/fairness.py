@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 from zlib import crc32
 
 from benchmarks.gate.trials import most_allowed as allowed_of
@@ -73,6 +73,9 @@ CLASSES = (
         "mixed",
     ),
 )
+
+
+Rates: TypeAlias = tuple[float, float]  # share of the attempts on stable, on the canary, that meet the fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +137,9 @@ class _Drive:
     """One request from its assignment to its end, in simulated time."""
 
     def __init__(
-        self, exchange: Exchange, asked: _Asked, fault: str, rate: float, rng: random.Random
+        self, exchange: Exchange, asked: _Asked, fault: str, rates: Rates, rng: random.Random
     ) -> None:
-        self._exchange, self._asked, self._fault, self._rate, self._rng = exchange, asked, fault, rate, rng
+        self._exchange, self._asked, self._fault, self._rates, self._rng = exchange, asked, fault, rates, rng
         self.now_s = 0.0
 
     def run(self, now_s: float) -> None:
@@ -155,7 +158,7 @@ class _Drive:
     def _attempt(self, one: Attempt) -> bool:
         body = json.loads(one.body) if one.body is not self._asked.request.body else self._asked.fields
         arm = "canary" if one.arm else "stable"
-        is_sound = one.path == "/tokenize" or self._rng.random() >= self._rate
+        is_sound = one.path == "/tokenize" or self._rng.random() >= self._rates[one.arm]
         fault = "none" if is_sound else self._fault
         if fault == "mixed":
             fault = self._rng.choice(CLASSES[1:-1])
@@ -246,7 +249,7 @@ def _is_over_or_again(action: object) -> bool:
 
 
 def records_of(
-    fault: str, rate: float, weight_bp: int, rng: random.Random, n: int
+    fault: str, rates: Rates, weight_bp: int, rng: random.Random, n: int
 ) -> Iterator[RequestRecord]:
     """Records of `n` requests of users who ask three times on average, in order of their assignment."""
     router, pool = core_of(weight_bp, 1 + rng.randrange(2)), _pool()
@@ -265,7 +268,7 @@ def records_of(
             prepared=asked.prepared,
         )
         assert isinstance(exchange, Exchange)
-        _Drive(exchange, asked, fault, rate, rng).run(now_s)
+        _Drive(exchange, asked, fault, rates, rng).run(now_s)
         router.on_table(None, sent_s=now_s + 1e-6)
         # A sum of latencies would not end in order; the log gets a record when its request has ended.
         batch = router.outbox.next_batch(now_s=START_S + now_s)
@@ -274,14 +277,15 @@ def records_of(
             yield replace(record, seq=index + 1)
 
 
-def run_once(fault: str, rep: int, requests: int = REQUESTS) -> dict[str, str]:
-    """What each preset decides on one run: '' or why it rolled back."""
+def run_once(fault: str, rep: int, requests: int = REQUESTS, rates: Rates | None = None) -> dict[str, str]:
+    """What each preset decides on one run: '' or why it rolled back. rates: None: equal ones, by `rep`."""
     rng = random.Random(crc32(fault.encode()) + rep)
     weight_bp, rate = WEIGHTS_BP[rep % 3], RATES[rep // 3 % 3]
+    both = rates or (rate, rate)
     feeds = {preset: _feed(preset, weight_bp) for preset in PRESETS}
     why = dict.fromkeys(PRESETS, "")
     page: list[Joined] = []
-    for record in records_of(fault, rate, weight_bp, rng, requests):
+    for record in records_of(fault, both, weight_bp, rng, requests):
         page.append(Joined(record, True, ()))
         if len(page) == PAGE:
             _look(feeds, why, page)
