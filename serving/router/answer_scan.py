@@ -305,17 +305,22 @@ def _may_hold_metadata(block: bytes) -> bool:
     )
 
 
-_SKIP = msgspec.json.Decoder(msgspec.Raw)  # reads a value without making an object of it
+_SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
 _OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
 
 
 def _is_sound(block: bytes) -> bool:
     """True when every event of a block is surely one that `_is_event` accepts; of most engines all are."""
     try:
-        block.decode()
+        if not block.isascii():
+            block.decode()
+        start = block.find(b"\n") + 1 if block.startswith(TOKEN_COMMENT) else 0
+        if block.find(b"\n", start) == len(block) - 2 and block.startswith(b"data: {", start):
+            _SKIP(block[start + 6 : -2])  # one event of one line, most often
+            return True
         for line in block.split(b"\n"):
             if line.startswith(b"data: {"):
-                _SKIP.decode(line[6:])
+                _SKIP(line[6:])
             elif line and not line.startswith(_OTHER_LINES) and line != b"data: [DONE]":
                 return False
     except ValueError:
