@@ -115,6 +115,9 @@ class MetricEvidence:
                 parts = split(policy, track.gate, sticky=sticky)
                 track.channel.decision.limit = log_limit(getattr(parts, track.use))
                 track.channel.is_idle = track.use == "session" and not sticky
+        for column in (*self.columns, *self.with_missing):
+            column.first.fix_idle()
+            column.units.fix_idle()
 
     def comparable(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
         """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""
