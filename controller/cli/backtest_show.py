@@ -189,6 +189,11 @@ def next_step(shown: Shown) -> str:
             return f"next: add {metrics}; or remove the gate from the policy: {named[0]}: null"
         case "undecided":
             return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
+        case "invalid" if any("sample ratio mismatch" in reason for reason in shown.result.reasons):
+            return (
+                "next: is the share right (--w, or the column w), and the right arm the canary (--canary)? "
+                "If they are, the recording lacks units of one arm (docs/backtest.md, what makes a file invalid)"
+            )
         case "invalid":
             return "next: mend the recording (docs/backtest.md, what makes a file invalid)"
         case "rollback":

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_formats import RawTable
+from controller.cli.evidence_scores import only_score
 from controller.cli.evidence_sources import PRESENT, KnownLog, Source, Term
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, VALUES
@@ -255,6 +256,7 @@ def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
     out = np.empty(len(values))
     unknown: dict[str, int] = {}  # words that say nothing of an event, in a column that was found by itself
     for row, value in enumerate(values):
+        value = only_score(value) if name in CATALOGUE else value
         if source.is_opposite:
             found = cells.opposite(name, value)
         elif is_event:

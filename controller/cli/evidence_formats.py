@@ -198,8 +198,23 @@ def _long_cells() -> Iterator[None]:
 
 def _refuse_two(path: Path, names: Sequence[str]) -> None:
     duplicate = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if duplicate is not None:
-        raise BadInput(f"{path.name} has two columns {duplicate!r}; name each once")
+    if duplicate is None:
+        return
+    if any(_is_figure(name) for name in names):
+        raise BadInput(
+            f"{path.name} has no header line, its first line holds {duplicate!r} twice; write the columns' "
+            "names above it, in the order of the log's format"
+        )
+    raise BadInput(f"{path.name} has two columns {duplicate!r}; name each once")
+
+
+def _is_figure(name: str) -> bool:
+    """Whether a column's name can only be a value: a status, a time, a size."""
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _csv_rows(path: Path, reader: csv.DictReader[str], skipped: int) -> Rows:

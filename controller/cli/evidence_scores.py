@@ -30,6 +30,18 @@ def unpacked(table: RawTable) -> RawTable:
     return replace(table, columns=columns)
 
 
+def only_score(cell: object) -> object:
+    """The last score of a cell with a list of them: Langfuse's own export has a column for each name."""
+    if isinstance(cell, str) and cell.strip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return cell
+    if isinstance(cell, list) and all(isinstance(one, str | int | float) for one in cell):
+        return cell[-1] if cell else None
+    return cell
+
+
 def score_sources(table: RawTable) -> dict[str, Source]:
     """The source of each metric that has scores of its name."""
     names = (name for name in CATALOGUE if f"{PREFIX}{name}" in table.columns)

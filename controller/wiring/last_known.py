@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from controller.errors import CanaryctlError
 from controller.quantities import percent
+from controller.rollout.observation import CommandKind, ManualCommand
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
@@ -38,10 +39,26 @@ def _lines(store: SqlStore, row: ServiceRow) -> Iterator[str]:
     yield f"{row.name}, as last stored: stable {stable}{', being taken down' if row.removing else ''}"
     newest = next(iter(store.rollouts(row.name, limit=1)), None)
     if newest is not None:
-        yield f"{row.name}: {_rollout(state_from_json(newest.state))}"
+        state = state_from_json(newest.state)
+        asked = store.commands(newest.id, after_seq=state.commands_through)
+        back = next((one for one in reversed(asked) if one.kind is CommandKind.ROLLBACK), None)
+        if back is not None and not state.is_final:
+            yield f"{row.name}: rollout {state.id}: {_requested(back)}"
+        else:
+            yield f"{row.name}: {_rollout(state)}"
     if (event := store.last_event(row.name)) is not None:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at_s))
         yield f"{row.name}: last event {at}, by {event.actor}: {event.text}"
+
+
+def _requested(back: ManualCommand) -> str:
+    """A rollback that waits for a controller. By `--direct`, the route table has it already."""
+    at = time.strftime("%H:%M:%S", time.localtime(back.at_s))
+    reason = f" ({back.reason})" if back.reason else ""
+    return (
+        f"rollback requested at {at} by {back.actor}{reason}; its canary gets no traffic once the routers "
+        "know, and the next controller unloads it: canaryctl up"
+    )
 
 
 def _rollout(state: RolloutState) -> str:

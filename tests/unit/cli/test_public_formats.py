@@ -17,6 +17,7 @@ import pytest
 
 from controller.cli.evidence_columns import ReadOptions
 from controller.cli.evidence_files import EvidenceFile, read_evidence
+from controller.cli.evidence_scores import only_score
 from controller.cli.main import run
 from controller.errors import BadInput
 
@@ -238,3 +239,17 @@ def test_a_request_that_nginx_gave_to_no_upstream_is_refused_with_the_count(tmp_
 
     with pytest.raises(BadInput, match=r"line 4: upstream_addr is missing \(in 1 of 4 rows\)"):
         read(path, "arm=upstream_addr", canary="10.0.0.2:80", w=0.5)
+
+
+@pytest.mark.parametrize("cells", [["[0.78]", "[]", "[0.2, 0.9]"], [[0.78], [], [0.2, 0.9]]])
+def test_scores_in_a_list_of_their_own_are_read(cells: list[object]) -> None:
+    """As an export with a column for each score writes them; the last of several counts."""
+    assert [only_score(cell) for cell in cells] == [0.78, None, 0.9]
+
+
+def test_a_log_without_a_header_line_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "access.csv"
+    path.write_text("2026-11-01T10:00:00+00:00,r1,200,200,0.512\n2026-11-01T10:00:01+00:00,r2,200,200,0.4\n")
+
+    with pytest.raises(BadInput, match=r"access\.csv has no header line, its first line holds '200' twice"):
+        read(path)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from controller.auth import Identity, Role
 from controller.cli.main import run
+from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase
 from controller.settings import load_settings
 from controller.store.rows import ServiceRow, VersionRow
@@ -56,3 +58,23 @@ def test_status_migrates_no_database(home: Path, capsys: pytest.CaptureFixture[s
     assert "nor can the database be read" in capsys.readouterr().err
     with closing(sqlite3.connect(home / "canaryctl.db")) as db:
         assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+
+
+def test_status_says_that_a_rollback_was_requested_without_a_controller(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = SqlStore(load_settings().database_url)
+    store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    store.create_rollout(replace(a_rollout(), phase=Phase.STAGE, weight_bp=1000), request="{}", at_s=1.0)
+    store.append_command(
+        "r-00000001", CommandKind.ROLLBACK, Identity("direct", Role.ADMIN), reason="3 a.m.", at_s=2.0
+    )
+    store.close()
+
+    run(["status", "chat"])
+
+    err = capsys.readouterr().err
+    assert "rollout r-00000001: rollback requested at" in err
+    assert "by direct (3 a.m.); its canary gets no traffic once the routers know" in err
+    assert "the next controller unloads it: canaryctl up" in err
+    assert "at 10 %" not in err
