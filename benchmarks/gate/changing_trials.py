@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from benchmarks.gate.margin_trials import AT_MARGIN, never
 from benchmarks.gate.trials import HARMED, PRESETS, Found, Goal, NotProven, Quantile, Share, Stays, Trial
-from benchmarks.gate.worlds import Arm, Drifting, Returning, World
+from benchmarks.gate.worlds import Arm, Batches, Drifting, Returning, World
 
 ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 
@@ -36,6 +36,11 @@ def returning_trials() -> list[Trial]:
             "conversations under way at the raise",
             "of 3000; the first request on the canary takes 1.5x, as its prefix cache is cold",
             _UNDER_WAY,
+        ),
+        _stays(
+            "a judge that works in batches",
+            "300 requests an hour, of which it scores those of the first 18 minutes",
+            Batches(sticky=False, rate_per_s=300.0 / 3600.0, metrics=("error", "quality")),
         ),
     ]
     for name, says, world, most in (

@@ -117,6 +117,13 @@ class Drifting(World):
     tail: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Batches(World):
+    """A world whose judge scores the answers of the first `batch` part of each hour, on both arms alike."""
+
+    batch: float = 0.3
+
+
 def columns_of(world: World, seed: Sequence[int]) -> Columns:
     """One run: columns of equal length, rows in order of time."""
     rng = np.random.default_rng(list(seed))
@@ -129,6 +136,8 @@ def columns_of(world: World, seed: Sequence[int]) -> Columns:
     outcomes = _outcomes(world, rows, rng)
     if isinstance(world, Returning) and world.cold != 1.0:
         outcomes["latency_ms"] = outcomes["latency_ms"] * np.where(_moved(rows), world.cold, 1.0)
+    if isinstance(world, Batches):
+        outcomes["quality"] = np.where(rows.t_s % 3600.0 < 3600.0 * world.batch, outcomes["quality"], np.nan)
     if isinstance(world, Drifting):
         outcomes["latency_ms"] = _drifted(world, rows, outcomes["latency_ms"].astype(np.float64))
     t_s = rows.t_s
