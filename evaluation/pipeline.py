@@ -201,7 +201,7 @@ class Pipeline:
             kind[keep] == REQUEST,
             requests.stage[keep],
             canary[keep],
-            self._is_warming_up(requests)[keep],
+            (self._is_warming_up(requests) | drawn.under_way)[keep],
             drawn.round[keep],
             drawn.fresh[keep],
         )

@@ -9,23 +9,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from benchmarks.gate.ab_trials import AbRun
+from benchmarks.gate.changing_trials import drifting_trials, returning_trials
 from benchmarks.gate.covariate_trials import covariate_trials
 from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailures
 from benchmarks.gate.hidden_trials import hidden_trials
+from benchmarks.gate.margin_trials import not_proven_trials
 from benchmarks.gate.mirrored import Mirrored
 from benchmarks.gate.trials import (
     HARMED,
     Better,
     Found,
     Goal,
-    NotProven,
     Quantile,
     Ratio,
     Share,
     Stays,
     Trial,
 )
-from benchmarks.gate.worlds import Arm, Drifting, Returning, World
+from benchmarks.gate.worlds import Arm, World
 
 ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 VALUES = ("latency_ms", "ttft_ms")
@@ -163,154 +164,6 @@ def _better() -> list[Trial]:
                 goals[f"promoted {preset}"] = Share(preset, promoted, 0.95, 0.97, at_least=True)
             measure = Better(full, replace(world, sticky=sticky))
             trials.append(Trial(full, "promoted", line, measure, goals))
-    return trials
-
-
-#: By gate: the margin, the canary exactly at it, and the metrics needed.
-_AT_MARGIN: Mapping[str, tuple[float, Arm, tuple[str, ...]]] = {
-    "error": (5.0, Arm(error=0.05), ("error",)),
-    "hallucination": (3.0, Arm(hallucinated=0.09), ("error", "hallucinated")),
-    "quality": (0.05, Arm(quality=0.70), ("error", "quality")),
-    "latency_shape": (1.2, Arm(latency_scale=1.2), ("error", "latency_ms")),
-    "latency_p99": (1.2, Arm(latency_scale=1.2), ("error", "latency_ms")),
-}
-
-
-def _never(name: str, says: str, gate: str, world: World, limit: float = 0.05, **canary: float) -> Trial:
-    margin, arm, metrics = _AT_MARGIN[gate]
-    world = replace(world, canary=replace(arm, **canary), metrics=metrics)  # type: ignore[arg-type]
-    goal = Share("proven", frozenset({"promote"}), limit, 0.05 if limit <= 0.05 else limit)
-    return Trial(
-        name, "not proven", says, NotProven(name, world, {gate: margin}), {"promoted": goal}, runs=400
-    )
-
-
-def _not_proven() -> list[Trial]:
-    trials = []
-    for before, after in ((4.0, 2.0), (3.0, 2.0), (8.0, 1.3)):
-        for sigma in (0.5, 1.0):
-            for gate in ("latency_shape", "latency_p99") if sigma == 1.0 else tuple(_AT_MARGIN):
-                world = World(
-                    sticky=True, stable=Arm(turns=before), w=0.25, canary_requests=1200, sigma=sigma
-                )
-                trials.append(
-                    _never(
-                        f"{gate} at the margin, turns {before:g} -> {after:g}, sigma {sigma:g}",
-                        "conversations of unequal length prove nothing",
-                        gate,
-                        world,
-                        turns=after,
-                    )
-                )
-    for before, after in ((4.0, 2.0), (8.0, 1.3), (2.0, 4.0)):
-        for deeper in (0.1, -0.05):
-            world = World(sticky=True, stable=Arm(turns=before, deeper=deeper), w=0.25, canary_requests=1200)
-            trials.append(
-                _never(
-                    f"latency_shape at the margin, {deeper:+.0%} a turn, turns {before:g} -> {after:g}",
-                    "outcomes that change with the depth of a conversation",
-                    "latency_shape",
-                    world,
-                    limit=0.10,
-                    turns=after,
-                    deeper=deeper,
-                )
-            )
-    for below, share in ((0.207, 2), (0.296, 5)):
-        for units, sticky in UNITS.items():
-            trials.append(
-                _never(
-                    f"quality at the margin, the worst {share} % fail, {units}",
-                    "the canary's worst answers fail and have no score; all of them have the margin's mean",
-                    "quality",
-                    World(sticky=sticky, w=0.25, canary_requests=2000),
-                    fails_below=below,
-                )
-            )
-    for gate in _AT_MARGIN:
-        for units, sticky in UNITS.items():
-            world = World(sticky=sticky, w=0.25, canary_requests=3000, late=1500, stages=2)
-            trials.append(
-                _never(
-                    f"late harm, {gate}, {units}",
-                    "as good as stable in the first stage, at the margin from the second on",
-                    gate,
-                    world,
-                )
-            )
-    for units, sticky in UNITS.items():
-        coarse = World(sticky=sticky, w=0.1, canary_requests=1500)
-        for step in (1.0, 100.0, 400.0):
-            trials.append(
-                _never(
-                    f"coarse latency at the margin, steps of {step:g} ms, {units}",
-                    "every latency is one of few values, the canary's exactly 1.2x",
-                    "latency_shape",
-                    replace(coarse, step_ms=step, sigma=0.0 if step == 1.0 else 0.5),
-                )
-            )
-        trials.append(
-            _never(
-                f"quality 0 or 1 at the margin, {units}",
-                "scores with many ties",
-                "quality",
-                replace(coarse, score_step=1.0),
-            )
-        )
-    return trials
-
-
-#: Conversations of some thirty turns, and a closed group of 600 users: most requests come after a session.
-_LONG = Returning(sticky=True, stable=Arm(turns=30.0), canary=Arm(turns=30.0))
-_CLOSED = Returning(sticky=True, people=600, rate_per_s=0.5)
-_HARM = Arm(error=0.1, latency_scale=2.0, quality=0.45)
-
-
-def _returning() -> list[Trial]:
-    """What units ask after their first session, of ten requests or ten minutes."""
-    long_harm = replace(_LONG, canary=replace(_HARM, turns=30.0), from_turn=10, canary_requests=4000)
-    closed_harm = replace(_CLOSED, canary=_HARM, late=2000, canary_requests=4000)
-    trials = [
-        _stays("conversations of 30 turns", "two thirds of the requests come after the session", _LONG),
-        _stays("a closed group of 600", "every user is drawn early, and comes back for hours", _CLOSED),
-    ]
-    for name, says, world, most in (
-        ("harm from the 11th turn on", "each conversation's first ten answers are as good", long_harm, 1500),
-        ("harm after every user was seen", "a group of 600, harm after 2000 good requests", closed_harm, 500),
-    ):
-        goals: dict[str, Goal] = {p: Quantile(f"{p}_at", most, 0.9) for p in ("strict", "default")}
-        trials.append(Trial(name, "power", says, Found(name, world), goals, runs=200))
-    for gate in _AT_MARGIN:
-        trials.append(
-            _never(
-                f"{gate} at the margin from the 11th turn on",
-                "each conversation's first ten answers are as good as stable's",
-                gate,
-                replace(_LONG, from_turn=10, w=0.25, canary_requests=6000),
-                turns=30.0,
-            )
-        )
-    return trials
-
-
-def _drifting() -> list[Trial]:
-    """A p99 at 1.3x, and a proof of less than 1.2x, while latency changes on both arms."""
-    base = Drifting(sticky=False, w=0.25, canary_requests=3000, tail=1.3, canary=Arm(), stable_first=6000)
-    base = replace(base, metrics=("error", "latency_ms"))
-    worlds = {
-        "as before": base,
-        "x1.35 at once": replace(base, step=1.35),
-        "spread 0.5 to 0.8": replace(base, spread=0.8),
-        "rising to x1.35": replace(base, rise=1.35),
-        "rising to x3": replace(base, rise=3.0, stable_first=0),
-    }
-    trials = []
-    for how, world in worlds.items():
-        name = f"p99 at 1.3x, both arms {how}"
-        says = "the slowest 2 % of the canary's answers are 1.3x as slow; margin 1.2x"
-        goal = Share("proven", frozenset({"promote"}), 0.05, 0.05)
-        measure = NotProven(name, world, {"latency_p99": 1.2})
-        trials.append(Trial(name, "not proven", says, measure, {"promoted": goal}, runs=400))
     return trials
 
 
@@ -460,9 +313,9 @@ TRIALS: Mapping[str, Trial] = {
         *_guards_and_pairs(),
         *_better(),
         *_coarse(),
-        *_not_proven(),
-        *_returning(),
-        *_drifting(),
+        *not_proven_trials(),
+        *returning_trials(),
+        *drifting_trials(),
         *_power(),
         *covariate_trials(),
         *hidden_trials(),

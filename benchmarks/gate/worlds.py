@@ -94,11 +94,13 @@ class Returning(World):
     """A world whose users go on after their first session.
 
     `from_turn`: the canary's own behaviour begins at this turn of a conversation, from 0. `people`: a closed
-    group that comes back all the time; 0: each user comes once, with one conversation.
+    group that comes back all the time; 0: each user comes once, with one conversation. `cold`: factor of the
+    latency of the first request on the canary of a user who asked stable before.
     """
 
     from_turn: int = 0
     people: int = 0
+    cold: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,13 @@ class Drifting(World):
     tail: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Batches(World):
+    """A world whose judge scores the answers of the first `batch` part of each hour, on both arms alike."""
+
+    batch: float = 0.3
+
+
 def columns_of(world: World, seed: Sequence[int]) -> Columns:
     """One run: columns of equal length, rows in order of time."""
     rng = np.random.default_rng(list(seed))
@@ -125,6 +134,10 @@ def columns_of(world: World, seed: Sequence[int]) -> Columns:
     if isinstance(world, Returning):
         rows = replace(rows, is_late=rows.is_late & (rows.turn >= world.from_turn))
     outcomes = _outcomes(world, rows, rng)
+    if isinstance(world, Returning) and world.cold != 1.0:
+        outcomes["latency_ms"] = outcomes["latency_ms"] * np.where(_moved(rows), world.cold, 1.0)
+    if isinstance(world, Batches):
+        outcomes["quality"] = np.where(rows.t_s % 3600.0 < 3600.0 * world.batch, outcomes["quality"], np.nan)
     if isinstance(world, Drifting):
         outcomes["latency_ms"] = _drifted(world, rows, outcomes["latency_ms"].astype(np.float64))
     t_s = rows.t_s
@@ -179,6 +192,15 @@ def _drifted(world: Drifting, rows: _Rows, latency_ms: Floats) -> Floats:
     part = np.cumsum(drawn) / max(int(np.count_nonzero(drawn)), 1)
     drifted: Floats = out * np.where(drawn, world.step * (1.0 + (world.rise - 1.0) * part), 1.0)
     return drifted
+
+
+def _moved(rows: _Rows) -> NDArray[np.bool_]:
+    """Which requests are a user's first on the canary, after earlier ones to stable."""
+    moved = np.zeros(len(rows.t_s), dtype=np.bool_)
+    canary = np.flatnonzero(rows.arm == 1)
+    firsts = canary[np.unique(rows.unit[canary], return_index=True)[1]]
+    moved[firsts[rows.turn[firsts] > 0]] = True
+    return moved
 
 
 def _closed(world: Returning, rng: Rng) -> _Rows:

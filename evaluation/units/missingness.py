@@ -32,6 +32,7 @@ WINDOW = 1000  # rows
 MIN_SEVERAL = 20  # sessions with several requests and a value
 MOST_WITH_SEVERAL = 0.05  # of them, with several values, where conversations have one each
 MIN_SILENT = 20  # units in a row without a value before a metric has stopped
+LONGEST_PAUSE = 2.0  # times the longest one so far, in units: a metric has stopped
 MAX_UNEVEN = 3.0  # standard errors between the arms' shares of values; beyond, nothing is proven meanwhile
 SILENCE_ODDS = 1e-6  # probability of such a silence by chance
 
@@ -135,7 +136,7 @@ class OneValue:
 
 
 _STATE = (
-    "stream", "rows", "present", "window", "before", "firsts", "firsts_present", "silent", "last_s",
+    "stream", "rows", "present", "window", "before", "firsts", "firsts_present", "silent", "pause", "last_s",
 )  # fmt: skip
 
 
@@ -178,6 +179,7 @@ class Presence:
         self.firsts = 0  # units
         self.firsts_present = 0  # of them, with a value in their first request
         self.silent = 0  # units since the last value
+        self.pause = 0  # the most between two values so far
         self.last_s = math.nan  # when the request of the last value was assigned
 
     @property
@@ -239,12 +241,17 @@ class Presence:
         if len(rows) == 0:
             return
         has, is_first = present[rows], firsts[rows]
+        last = np.flatnonzero(has)
+        if len(last):
+            before = np.cumsum(is_first)  # units through each row
+            through = before[last]
+            pauses = through - is_first[last] - np.concatenate(([-self.silent], through[:-1]))
+            self.pause = max(self.pause, int(pauses[0 if self.present else 1 :].max(initial=0)))
         self.rows += len(rows)
         self.present += int(np.count_nonzero(has))
         self._count_windows(has, is_first)
         self.firsts += int(np.count_nonzero(is_first))
         self.firsts_present += int(np.count_nonzero(is_first & has))
-        last = np.flatnonzero(has)
         if len(last):
             self.silent, self.last_s = 0, float(at_s[rows[last[-1]]])
             is_first = is_first[last[-1] + 1 :]
@@ -257,8 +264,9 @@ class Presence:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether values arrived, and so many units in a row have none that it is no chance."""
-        if self.present == 0 or self.silent < MIN_SILENT:
+        """Whether values arrived, and so many units in a row have none that it is no chance, nor one of the
+        pauses of a judge that works in batches."""
+        if self.present == 0 or self.silent < max(MIN_SILENT, LONGEST_PAUSE * self.pause):
             return False
         share = (self.firsts_present + 1.0) / (self.firsts + 2.0)
         return self.silent * math.log1p(-share) <= math.log(SILENCE_ODDS)

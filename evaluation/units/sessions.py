@@ -24,7 +24,8 @@ class Rows:
 
     `position`: 1 for the first request of a draw. `single`: it is its own unit. `canary`: canary requests up
     to and including this row. `cold`: its latency is ignored, on both arms: within the warm-up of its stage,
-    or while a canary replica carried more load than a stable one. `round`: of a later session, from 1; 0: of
+    while a canary replica carried more load than a stable one, or the first request of a conversation that
+    was under way when it was drawn. `round`: of a later session, from 1; 0: of
     the draw itself. `fresh`: begins its unit's first later session in the stage.
     """
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,9 @@ class Drawn:
     """For each request: P(canary) of its draw, the number of the draw, and its position in the draw.
 
     position: 1 for the first request of a draw, or of a later session; 0: not evidence. round: of a later
-    session, from 1; 0: of a draw. fresh: of the unit's first later session in its stage.
+    session, from 1; 0: of a draw. fresh: of the unit's first later session in its stage. under_way: a draw's
+    first request, less than a session after the unit's last one: of a conversation that is going on, which
+    finds a cold prefix cache if it has been moved. Known before the coin, so it is no matter of the arm.
     """
 
     w: Floats
@@ -97,6 +100,7 @@ class Drawn:
     position: Ints
     round: Ints
     fresh: NDArray[np.bool_]
+    under_way: NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -134,7 +138,7 @@ class Units:
 
     __state__ = (
         "book", "intervals", "open", "returned", "open_again", "start_s", "contradictions", "sticky_draws",
-        "rows",
+        "rows", "last_seen",
     )  # fmt: skip
 
     def __init__(self, *, session_requests: int, session_s: float) -> None:
@@ -145,6 +149,7 @@ class Units:
         self.open_draws: dict[int, OpenDraw] = {}  # by unit
         self.open_later: dict[int, OpenLater] = {}  # by unit
         self.last_later: dict[int, int] = {}  # unit -> round * STAGES + stage
+        self.seen_s: dict[int, float] = {}  # unit -> time of its last request, while that is recent
         self.start_s = float("nan")  # of the first round: the first toss
         self.contradictions = 0
         self.sticky_draws = 0
@@ -190,6 +195,18 @@ class Units:
         self.open_draws = {unit: OpenDraw(*row) for unit, row in rows.items()}  # type: ignore[arg-type]
 
     @property
+    def last_seen(self) -> list[NDArray[Any]]:
+        """The units with a recent request and its time as two arrays, for a snapshot."""
+        count = len(self.seen_s)
+        units = np.fromiter(self.seen_s.keys(), dtype=np.int64, count=count)
+        return [units, np.fromiter(self.seen_s.values(), dtype=np.float64, count=count)]
+
+    @last_seen.setter
+    def last_seen(self, arrays: list[NDArray[Any]]) -> None:
+        units, times = arrays
+        self.seen_s = dict(zip(units.tolist(), times.tolist(), strict=True))
+
+    @property
     def open_again(self) -> dict[int, tuple[object, ...]]:
         """The open later sessions as plain values, for a snapshot."""
         return {unit: astuple(draw) for unit, draw in self.open_later.items()}
@@ -202,7 +219,7 @@ class Units:
         """The draws of the requests. seq: their sequence numbers, of which a draw takes its first one's."""
         own = (requests.kind == REQUEST) & (requests.w < 1.0)
         none = np.zeros(len(requests), dtype=np.int64)
-        drawn = Drawn(requests.w.copy(), seq.copy(), own.astype(np.int64), none, none > 0)
+        drawn = Drawn(requests.w.copy(), seq.copy(), own.astype(np.int64), none, none > 0, none > 0)
         rows = np.flatnonzero(requests.kind >= STICKY)
         if len(rows):
             self._resolve_sticky(rows, requests.pick(rows), drawn)
@@ -220,7 +237,7 @@ class Units:
             requests.unit,
             requests.stage,
         )
-        longest = self._length_s
+        longest, seen = self._length_s, self.seen_s
         for row, at_s, arm, w, is_sticky, unit, stage in zip(*(c.tolist() for c in columns), strict=True):
             # Looked up here, not in a method: most rows are of a unit whose draw is known.
             interval = self.interval_of.get(unit)
@@ -234,8 +251,11 @@ class Units:
                 is_toss = is_sticky and (0.0 < probability < 1.0 or probability != arm)
                 is_contact = is_sticky and not is_toss and w != self._intervals[interval][2]
             if is_toss:
+                drawn.under_way[row] = at_s < seen.get(unit, -math.inf) + longest
+                seen[unit] = at_s
                 self._toss(row, at_s, arm, w, unit, drawn)
                 continue
+            seen[unit] = at_s
             if is_contact:
                 self._meet(row, at_s, arm, w, unit, drawn)
             held = self.open_draws.get(unit)
@@ -340,6 +360,7 @@ class Units:
             return requests >= self._max_requests or now_s > start_s + self._length_s
 
         draws, later = self.open_draws.items(), self.open_later.items()
+        self.seen_s = {unit: at_s for unit, at_s in self.seen_s.items() if now_s < at_s + self._length_s}
         over = [u for u, d in draws if is_over(d.start_s, d.requests) and is_over(d.met_s, d.met)]
         for unit in over:
             del self.open_draws[unit]

@@ -49,6 +49,8 @@ SAMPLE = {
     "late harm, error, sticky": 24,
     "conversations of 30 turns": 12,
     "a closed group of 600": 9,
+    "conversations under way at the raise": 24,
+    "a judge that works in batches": 12,
     "harm from the 11th turn on": 8,
     "harm after every user was seen": 6,
     "quality at the margin from the 11th turn on": 24,

@@ -71,6 +71,7 @@ class Drawn:
     rows: list[int] = field(default_factory=list)
     round: int = 0  # of a later session
     is_fresh: bool = False  # it is its unit's first later one in the stage
+    is_under_way: bool = False  # its unit had a request less than a session before
 
 
 def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Drawn]]:
@@ -87,6 +88,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
     last: dict[object, tuple[int, int]] = {}  # round and stage of the last later session
     out: list[Drawn] = []
     later: list[Drawn] = []
+    seen: dict[object, float] = {}  # time of the last request
     first_s = NAN
     most, longest = policy.session_requests, policy.session_s
     for row in range(len(columns["t_s"])):
@@ -98,6 +100,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
             if w < 1.0:
                 out.append(Drawn(w, arm, at_s, True, [row]))
             continue
+        is_under_way, seen[name] = at_s - seen.get(name, -math.inf) < longest, at_s
         low, high = buckets.get(name, (0.0, 1.0))
         chance = min(max((min(w, high) - low) / (high - low), 0.0), 1.0)
         if how not in PINNED and name in buckets and chance == 1.0 - arm:
@@ -106,6 +109,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
             buckets[name] = (low, min(max(w, low), high)) if arm else (min(max(w, low), high), high)
             current[name], weight[name], waited[name] = Drawn(chance, arm, at_s, False, [row]), w, [at_s, 1]
             again.pop(name, None)
+            current[name].is_under_way = is_under_way
             out.append(current[name])
             first_s = at_s if math.isnan(first_s) and 0.0 < w < 1.0 else first_s
             continue
@@ -181,8 +185,12 @@ class Rollout:
         self.failures = 1.0 + max((g.tolerance for g in gates), default=0.0)
 
     def is_cold(self, row: int) -> bool:
-        """Within the warm-up of its stage, which begins with the stage's first drawn request."""
+        """Within the warm-up of its stage, which begins with the stage's first drawn request; or the first
+        one of a draw in the middle of a conversation."""
         w, stage = self.columns["w"], self.stage[row]
+        drawn = self.owner.get(row)
+        if drawn is not None and drawn.is_under_way and drawn.rows[0] == row:
+            return True
         if w[row] == 0.0:
             return False
         start = next(r for r in range(len(w)) if w[r] > 0.0 and self.stage[r] == stage)

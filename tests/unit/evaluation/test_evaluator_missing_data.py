@@ -186,6 +186,35 @@ def test_scores_of_answers_chosen_by_a_stated_coin_prove_quality(share: float) -
         assert "quality" in run(judged_in_part(share, seed=seed), {"gates": {"quality": gate}}).proofs
 
 
+def batches(seed: int, hours: float, *, until_h: float = 1e9) -> Columns:
+    """300 requests an hour, of which a judge scores those of the first 18 minutes, on both arms alike."""
+    rng = np.random.default_rng(seed)
+    size = int(300 * hours)
+    hour = np.cumsum(rng.exponential(1.0, size)) / 300.0
+    is_scored = (hour % 1.0 < 0.3) & (hour < until_h)
+    return {
+        "t_s": 3600.0 * hour,
+        "arm": (rng.random(size) < 0.25).astype(np.int64),
+        "w": np.full(size, 0.25),
+        "error": np.zeros(size),
+        "quality": np.where(is_scored, rng.beta(6.0, 2.0, size), np.nan),
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_judge_that_works_in_batches_has_not_stopped_in_between(seed: int) -> None:
+    for hours in (5.5, 5.8, 5.97):
+        result = run(batches(seed, hours), GatePolicy.default().only("error", "quality"))
+
+        assert not any("stopped arriving" in reason for reason in result.reasons)
+
+
+def test_a_judge_that_works_in_batches_has_stopped_after_twice_its_longest_pause() -> None:
+    result = run(batches(1, 5.0, until_h=3.0), GatePolicy.default().only("error", "quality"))
+
+    assert any("stopped arriving" in reason for reason in result.reasons)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("share", [0.05, 0.08, 0.092])
 def test_values_missing_below_the_limit_are_valid_at_every_look(share: float, seed: int) -> None:

@@ -1,0 +1,83 @@
+"""Trials of what changes: later in a conversation, once every user was seen, or on both arms alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.gate.margin_trials import AT_MARGIN, never
+from benchmarks.gate.trials import HARMED, PRESETS, Found, Goal, NotProven, Quantile, Share, Stays, Trial
+from benchmarks.gate.worlds import Arm, Batches, Drifting, Returning, World
+
+ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
+
+
+def _stays(name: str, says: str, world: World) -> Trial:
+    goals: dict[str, Goal] = {p: Share(p, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for p in PRESETS}
+    return Trial(name, "stays", says, Stays(name, world), goals)
+
+
+#: Conversations of some thirty turns, and a closed group of 600 users: most requests come after a session.
+_LONG = Returning(sticky=True, stable=Arm(turns=30.0), canary=Arm(turns=30.0))
+_CLOSED = Returning(sticky=True, people=600, rate_per_s=0.5)
+_UNDER_WAY = Returning(
+    sticky=True, people=3000, rate_per_s=50.0, w=0.2, stable_first=9000, canary_requests=3000, cold=1.5
+)
+_HARM = Arm(error=0.1, latency_scale=2.0, quality=0.45)
+
+
+def returning_trials() -> list[Trial]:
+    """What units ask after their first session, of ten requests or ten minutes."""
+    long_harm = replace(_LONG, canary=replace(_HARM, turns=30.0), from_turn=10, canary_requests=4000)
+    closed_harm = replace(_CLOSED, canary=_HARM, late=2000, canary_requests=4000)
+    trials = [
+        _stays("conversations of 30 turns", "two thirds of the requests come after the session", _LONG),
+        _stays("a closed group of 600", "every user is drawn early, and comes back for hours", _CLOSED),
+        _stays(
+            "conversations under way at the raise",
+            "of 3000; the first request on the canary takes 1.5x, as its prefix cache is cold",
+            _UNDER_WAY,
+        ),
+        _stays(
+            "a judge that works in batches",
+            "300 requests an hour, of which it scores those of the first 18 minutes",
+            Batches(sticky=False, rate_per_s=300.0 / 3600.0, metrics=("error", "quality")),
+        ),
+    ]
+    for name, says, world, most in (
+        ("harm from the 11th turn on", "each conversation's first ten answers are as good", long_harm, 1500),
+        ("harm after every user was seen", "a group of 600, harm after 2000 good requests", closed_harm, 500),
+    ):
+        goals: dict[str, Goal] = {p: Quantile(f"{p}_at", most, 0.9) for p in ("strict", "default")}
+        trials.append(Trial(name, "power", says, Found(name, world), goals, runs=200))
+    for gate in AT_MARGIN:
+        trials.append(
+            never(
+                f"{gate} at the margin from the 11th turn on",
+                "each conversation's first ten answers are as good as stable's",
+                gate,
+                replace(_LONG, from_turn=10, w=0.25, canary_requests=6000),
+                turns=30.0,
+            )
+        )
+    return trials
+
+
+def drifting_trials() -> list[Trial]:
+    """A p99 at 1.3x, and a proof of less than 1.2x, while latency changes on both arms."""
+    base = Drifting(sticky=False, w=0.25, canary_requests=3000, tail=1.3, canary=Arm(), stable_first=6000)
+    base = replace(base, metrics=("error", "latency_ms"))
+    worlds = {
+        "as before": base,
+        "x1.35 at once": replace(base, step=1.35),
+        "spread 0.5 to 0.8": replace(base, spread=0.8),
+        "rising to x1.35": replace(base, rise=1.35),
+        "rising to x3": replace(base, rise=3.0, stable_first=0),
+    }
+    trials = []
+    for how, world in worlds.items():
+        name = f"p99 at 1.3x, both arms {how}"
+        says = "the slowest 2 % of the canary's answers are 1.3x as slow; margin 1.2x"
+        goal = Share("proven", frozenset({"promote"}), 0.05, 0.05)
+        measure = NotProven(name, world, {"latency_p99": 1.2})
+        trials.append(Trial(name, "not proven", says, measure, {"promoted": goal}, runs=400))
+    return trials
