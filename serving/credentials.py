@@ -50,6 +50,11 @@ class UnitKey:
 
     text: str = field(repr=False)
 
+    @classmethod
+    def of(cls, token_key: bytes) -> UnitKey:
+        """That of routers which share this key of affinity tokens."""
+        return cls(hmac.digest(token_key, b"canaryctl units", "sha256").hex())
+
 
 @dataclass(frozen=True, slots=True)
 class ControlSecret:

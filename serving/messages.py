@@ -12,17 +12,36 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
+from serving.access import Access, Affinity, LateCommit
 from serving.credentials import DataSecret, KeyReference, UnitKey
 
 STABLE = 0
 CANARY = 1
 FULL_BP = 10_000
 
-# How a request was assigned. Only 'request' and 'sticky' are randomised, by request or by key. The others are
-# excluded from the evidence, for both arms alike. no-capacity: the canary had no ready replica.  fenced: the
-# router could not confirm that its table was current (its lease had expired, or the canary was withdrawn
-# before a poll sent after the assignment could confirm it).
-AssignedBy: TypeAlias = Literal["request", "sticky", "no-capacity", "fenced"]
+# How a request was assigned. These are randomised, by request or by key; the others are excluded from the
+# evidence, for both arms alike.
+#   request, sticky: by the request itself, or by its key.
+#   conversation, heavy: its key is heavy, so it was drawn by its conversation, or by the request itself.
+#   pinned: by the affinity token of an earlier draw, to which it belongs; no draw of its own.
+#   forced: by x-canaryctl-force.
+#   stateful: it needs what one engine holds of an earlier request, and goes there.
+#   capped: a burst cap held, or the router was overloaded, so nothing was drawn.
+#   no-capacity: the canary had no ready replica.  fenced: the router could not confirm that its table was
+#   current (its lease had expired, or the canary was withdrawn before a poll sent after the assignment could
+#   confirm it).
+AssignedBy: TypeAlias = Literal[
+    "request",
+    "sticky",
+    "conversation",
+    "heavy",
+    "pinned",
+    "forced",
+    "stateful",
+    "capped",
+    "no-capacity",
+    "fenced",
+]
 # answered: by the assigned arm, properly finished.  fallback: the canary failed before its first byte,
 # stable served.  fenced: the canary's front refused an old revision, stable served.  cut: the stream ended
 # without a proper finish.  failed: the user got an error (5xx, 429).  cancelled: the client disconnected
@@ -30,9 +49,6 @@ AssignedBy: TypeAlias = Literal["request", "sticky", "no-capacity", "fenced"]
 # Of a stream that the canary cut in mid-answer and stable continued the outcome is 'fallback' too, and
 # `takeover_at` is set.
 Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled", "open"]
-# Requests on the canary whose answer could not be continued. hold: the answer is held back until it is whole.
-# stream: it is not, and a cut is an error for the user.
-LateCommit: TypeAlias = Literal["hold", "stream"]
 # How it became certain that no request can start under an older split. pending: not certain yet.
 AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
 
@@ -103,6 +119,11 @@ class RouteTable:
     secret: DataSecret | None = None  # None: the table of a file, whose upstreams are all external
     unit_key: UnitKey | None = None  # names the rollout's units; None: each router has one of its own
     late_commit: LateCommit = "hold"
+    access: Access | None = None  # None: no client has a key, an audience or a category
+    affinity: Affinity | None = None  # None: no affinity tokens
+    generation: str = ""  # rises whenever a canary is put in: tokens hold within one
+    heavy: frozenset[str] = frozenset()  # units that are drawn by conversation or by request instead
+    burst_cap: float | None = None  # canary requests expected in any 10 s at each router; None: no cap
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
@@ -111,6 +132,15 @@ class RouteTable:
     def table_revision(self) -> str:
         """Value of the header x-canaryctl-revision: `epoch.revision`."""
         return f"{self.epoch}.{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCounts:
+    """A router's requests by unit since its last report, by far not of every unit."""
+
+    rollout: str  # in which units have these names
+    requests: int  # of all units
+    units: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

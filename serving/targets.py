@@ -34,22 +34,32 @@ ELIGIBLE_PATHS = frozenset(
         *("/v1/messages", "/v1/embeddings", "/v2/embed", "/v1/score", "/score", "/generative_scoring"),
         *("/v1/rerank", "/v2/rerank", "/rerank", "/pooling", "/classify", "/v1/systemone"),
         *("/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
+        "/cohere/v2/chat",
     }
 )
 # These ask for no answer; they go to stable.
 _OTHER_PATHS = {
-    "/v1/models": "GET",
-    "/v1/messages/count_tokens": "POST",
-    "/tokenize": "POST",
-    "/detokenize": "POST",
+    "/v1/models": ("GET",),
+    "/v1/messages/count_tokens": ("POST",),
+    "/tokenize": ("POST",),
+    "/detokenize": ("POST",),
+    # Stable keeps what is made here. vLLM has no such routes, endpoints do.
+    "/v1/files": ("GET", "POST"),
+    "/v1/batches": ("GET", "POST"),
 }
-_METHODS = dict.fromkeys(ELIGIBLE_PATHS, "POST") | _OTHER_PATHS
+_METHODS = dict.fromkeys(ELIGIBLE_PATHS, ("POST",)) | _OTHER_PATHS
 _ID = r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,254}"
-_PATHS_WITH_ID = (
-    (re.compile(rf"/v1/responses/{_ID}"), "GET"),
-    (re.compile(rf"/v1/responses/{_ID}/cancel"), "POST"),
-    (re.compile(rf"/v1/models/{_ID}"), "GET"),
+# What an id names is kept by one engine alone: that of the request which made it.
+_STATEFUL_PATHS = (
+    (re.compile(rf"/v1/responses/(?!render\b){_ID}"), ("GET", "DELETE")),  # render is a route of vLLM
+    (re.compile(rf"/v1/responses/{_ID}/cancel"), ("POST",)),
+    (re.compile(rf"/v1/responses/{_ID}/input_items"), ("GET",)),
+    (re.compile(rf"/v1/files/{_ID}"), ("GET", "DELETE")),
+    (re.compile(rf"/v1/files/{_ID}/content"), ("GET",)),
+    (re.compile(rf"/v1/batches/{_ID}"), ("GET",)),
+    (re.compile(rf"/v1/batches/{_ID}/cancel"), ("POST",)),
 )
+_PATHS_WITH_ID = (*_STATEFUL_PATHS, (re.compile(rf"/v1/models/{_ID}"), ("GET",)))
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~/-]+")
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 _QUERY = re.compile(r"[!-~]*")
@@ -58,12 +68,26 @@ _DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 
 
+# First segments of routes, which no service may have as its name.
+RESERVED_NAMES = frozenset(path.split("/")[1] for path in _METHODS)
+
+
+def methods_of(path: str) -> tuple[str, ...]:
+    """The methods of a listed path in its one spelling; empty: it is not for users."""
+    methods = _METHODS.get(path)
+    if methods is not None:
+        return methods
+    return next((methods for pattern, methods in _PATHS_WITH_ID if pattern.fullmatch(path)), ())
+
+
 def method_of(path: str) -> str | None:
-    """The method of a listed path in its one spelling, GET or POST; None: it is not for users."""
-    method = _METHODS.get(path)
-    if method is not None:
-        return method
-    return next((method for pattern, method in _PATHS_WITH_ID if pattern.fullmatch(path)), None)
+    """The first method of a listed path, GET or POST; None: it is not for users."""
+    return next(iter(methods_of(path)), None)
+
+
+def is_stateful(path: str) -> bool:
+    """True when the path names what one engine keeps of an earlier request."""
+    return any(pattern.fullmatch(path) for pattern, _ in _STATEFUL_PATHS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ do the work.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
@@ -77,7 +78,7 @@ class Environment(Protocol):
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint: ...
     def key_problem(self, reference: KeyReference) -> KeyProblem | None: ...
-    def devices(self) -> Sequence[Device]: ...
+    def devices(self, *, restoring: str | None = None) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
     def require_measuring(self, service: str) -> None: ...
     def requests_per_s(self, service: str) -> float | None: ...
@@ -95,8 +96,15 @@ class Commands(Returns):
     def __init__(
         self, store: SqlStore, environment: Environment, clock: Clock, wake: Callable[[str], None]
     ) -> None:
-        super().__init__(store, environment.devices, clock, wake, environment.key_problem)
+        super().__init__(
+            store,
+            lambda service: environment.devices(restoring=service),
+            clock,
+            wake,
+            environment.key_problem,
+        )
         self._environment = environment
+        self._creation = threading.Lock()  # one new service after the other: each needs memory
 
     def up(self, body: Mapping[str, Any], identity: Identity) -> ServiceRow:
         """Create the service; an existing service that already is what `body` describes is left unchanged.
@@ -109,17 +117,26 @@ class Commands(Returns):
             row = self._active_service(spec.service)
             stable = self._store.version(row.name, row.stable)
             running = version_spec(stable) if stable is not None else None
-            refuse_change(spec, stable=row.stable, given=service_spec(row), running=running)
+            given = service_spec(row)
+            refuse_change(spec, stable=row.stable, given=given, running=running)
+            if "clients" in spec.model_fields_set and spec.clients != given.clients:
+                changed = dump(given.model_copy(update={"clients": spec.clients}))
+                self._store.set_clients(row.name, json.dumps(changed), identity, at_s=self._clock.now_s())
+                row = self._store.service(row.name)
             self._wake(row.name)
             return row
-        version, devices = spec.version(), () if spec.is_external else self._environment.devices()
+        version = spec.version()
         unsized, kv_bytes = self._environment.fingerprint(version), self._environment.kv_bytes(version)
-        version = with_headroom(version, unsized, devices, kv_bytes=kv_bytes)
-        fingerprint = self._environment.fingerprint(version)
-        require_fit(version, fingerprint, devices)
-        now_s = self._clock.now_s()
-        row = ServiceRow(spec.service, json.dumps(dump(spec)), fingerprint.version_id, make_secret(), now_s)
-        self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s, label=label))
+        # Nothing is reserved for a service before its row is stored, and it loads without a preflight.
+        with self._creation:
+            devices = () if spec.is_external else self._environment.devices()
+            version = with_headroom(version, unsized, devices, kv_bytes=kv_bytes)
+            fingerprint = self._environment.fingerprint(version)
+            require_fit(version, fingerprint, devices)
+            now_s = self._clock.now_s()
+            id, secret = fingerprint.version_id, make_secret()
+            row = ServiceRow(spec.service, json.dumps(dump(spec)), id, secret, now_s)
+            self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s, label=label))
         self._wake(spec.service)
         return row
 

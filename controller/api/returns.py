@@ -30,11 +30,12 @@ class Returns:
     def __init__(
         self,
         store: SqlStore,
-        devices: Callable[[], Sequence[Device]],
+        devices: Callable[[str], Sequence[Device]],
         clock: Clock,
         wake: Callable[[str], None],
         find_key: FindProblem,
     ) -> None:
+        # devices: those of a service that returns to an earlier version
         self._store = store
         self._find_key = find_key
         self._devices = devices
@@ -178,7 +179,7 @@ class Returns:
             raise Conflict(f"{row.name} has no stored version {row.stable}; restore the store")
         require_key(version, "earlier version", self._find_key)
         if not version_spec(version).is_external:
-            require_fit(version_spec(version), fingerprint_of(version), self._devices())
+            require_fit(version_spec(version), fingerprint_of(version), self._devices(row.name))
         now_s = self._clock.now_s()
         state, request = begin_undo(row, stable, version, identity, reason, now_s=now_s)
         self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=version)

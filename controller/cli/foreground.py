@@ -21,18 +21,21 @@ def controller() -> None:
 
 
 def router(
-    table: Annotated[Path, typer.Option(help="Table file (YAML): service, stable, canary, weight_bp.")],
+    table: Annotated[Path, typer.Option(help="Table file (YAML): see docs/router.md.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     metrics_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of Prometheus metrics; without it, none.")
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
+    check: Annotated[bool, typer.Option("--check", help="Check the file, and do not serve.")] = False,
 ) -> int:
     """Split traffic between endpoints by a table file.
 
-    Needs neither Ray nor a controller; the endpoints are OpenAI-compatible.
+    Needs neither Ray nor a controller; the endpoints are OpenAI-compatible. A changed file is reloaded.
     """
-    from controller.wiring.router import run_router
+    from controller.wiring.router import check_table, run_router
 
+    if check:
+        return check_table(table)
     return run_router(table, host=host, port=port, metrics_port=metrics_port, metrics_host=metrics_host)

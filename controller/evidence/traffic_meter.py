@@ -188,7 +188,7 @@ class TrafficMeter:
         return record.arm == STABLE and record.at_s >= self._stable_since_s
 
     def _add_to_session(self, record: RequestRecord) -> None:
-        if record.assigned_by == "request":
+        if record.assigned_by in ("request", "heavy"):
             self._close(1)
             return
         session = self._sessions.get(record.unit)

@@ -38,6 +38,8 @@ class Device:
     free_bytes: int
     node: str = ""  # address of its host in Ray; '': this host
     free_gpus: float | None = None  # GPUs of its host that Ray has not reserved; None: not known
+    reserved_bytes: int = 0  # taken off `free_bytes` for versions that have not loaded yet
+    reserved_for: tuple[str, ...] = ()  # these versions, as `SERVICE VERSION`
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +72,70 @@ def fit(
         return Fit(True, 0, 0, "an external endpoint needs no memory here")
     if not devices:
         return Fit(False, 0, 0, "no device was found; start Ray on a machine with free memory")
-    free = {device: device.free_bytes for device in devices}
-    needs = {device: need_bytes(version, fingerprint, device) for device in devices}
-    need, best = max(needs.values()), max(free.values())
+    needs = [need_bytes(version, fingerprint, device) for device in devices]
+    need, best = max(needs), max(device.free_bytes for device in devices)
     if text := _impossible(version, fingerprint, devices):
         return Fit(False, need, best, text)
-    on_gpu = devices[0].kind == "gpu"
-    width, share = (version.tensor_parallel_size, gpu_share(version)) if on_gpu else (1, 0.0)
-    free_gpus = {device.node: device.free_gpus for device in devices if device.free_gpus is not None}
-    for placed in range(count):
-        roomy = sorted((one for one in free if free[one] >= needs[one]), key=lambda one: free[one])
-        if len(roomy) < width:
-            return Fit(False, need, best, _refusal(version, need, devices, placed, count, free))
-        chosen = _on_unreserved(roomy, width, share, free_gpus)
-        if chosen is None:
-            return Fit(False, need, best, _reserved_text(share * width, free_gpus, placed, count))
-        for one in chosen:
-            free[one] -= needs[one]
-    return Fit(True, need, best, f"{count} x {gib(need)} fit into {gib(best)} free")
+    room = Room(devices)
+    placed = room.take(version, fingerprint, count)
+    if placed.replicas == count:
+        return Fit(True, need, best, f"{count} x {gib(need)} fit into {gib(best)} free")
+    if placed.lacks == "gpus":
+        wanted = gpu_share(version) * version.tensor_parallel_size
+        return Fit(False, need, best, _gpus_text(wanted, room.free_gpus, devices, placed.replicas, count))
+    return Fit(False, need, best, _refusal(version, need, devices, placed.replicas, count, room.free_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Replicas that were placed, the devices that they take (indices), and what the next one lacks."""
+
+    replicas: int
+    places: frozenset[int]
+    lacks: Literal["memory", "gpus", ""]
+
+
+class Room:
+    """Memory and unreserved GPUs of the devices, which replicas take one after the other."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self._devices = tuple(devices)
+        self.free_bytes = [device.free_bytes for device in devices]
+        self.free_gpus = {device.node: device.free_gpus for device in devices if device.free_gpus is not None}
+
+    def take(self, version: VersionSpec, fingerprint: Fingerprint, replicas: int) -> Placed:
+        """Place up to `replicas` of the version, each on the fullest devices that it fits on."""
+        needs = [need_bytes(version, fingerprint, device) for device in self._devices]
+        on_gpu = self._devices[0].kind == "gpu"
+        width, share = (version.tensor_parallel_size, gpu_share(version)) if on_gpu else (1, 0.0)
+        places: set[int] = set()
+        for placed in range(replicas):
+            roomy = [place for place, need in enumerate(needs) if self.free_bytes[place] >= need]
+            if len(roomy) < width:
+                return Placed(placed, frozenset(places), "memory")
+            chosen = self._on_unreserved(sorted(roomy, key=self.free_bytes.__getitem__), width, share)
+            if chosen is None:
+                return Placed(placed, frozenset(places), "gpus")
+            for place in chosen:
+                self.free_bytes[place] -= needs[place]
+            places.update(chosen)
+        return Placed(replicas, frozenset(places), "")
+
+    def _on_unreserved(self, roomy: Sequence[int], width: int, share: float) -> tuple[int, ...] | None:
+        """`width` of the devices whose hosts have unreserved GPUs, which are then reserved; None: too few."""
+        chosen: list[int] = []
+        left = dict(self.free_gpus)
+        for place in roomy:
+            node = self._devices[place].node
+            if node in left:
+                if left[node] < share - 1e-9:
+                    continue
+                left[node] -= share
+            chosen.append(place)
+            if len(chosen) == width:
+                self.free_gpus = left
+                return tuple(chosen)
+        return None
 
 
 def gpu_share(version: VersionSpec) -> float:
@@ -99,32 +147,25 @@ def gpu_share(version: VersionSpec) -> float:
     return 0.5 if is_half else 1.0
 
 
-def _on_unreserved(
-    roomy: Sequence[Device], width: int, share: float, free_gpus: dict[str, float]
-) -> tuple[Device, ...] | None:
-    """`width` of the devices whose hosts have unreserved GPUs, which are then reserved; None: too few."""
-    chosen: list[Device] = []
-    left = dict(free_gpus)
-    for device in roomy:
-        unreserved = left.get(device.node)
-        if unreserved is not None:
-            if unreserved < share - 1e-9:
-                continue
-            left[device.node] = unreserved - share
-        chosen.append(device)
-        if len(chosen) == width:
-            free_gpus.update(left)
-            return tuple(chosen)
-    return None
-
-
-def _reserved_text(wanted: float, free_gpus: dict[str, float], placed: int, count: int) -> str:
+def _gpus_text(
+    wanted: float, free_gpus: dict[str, float], devices: Sequence[Device], placed: int, count: int
+) -> str:
     which = "a second engine" if count == 1 else f"replica {placed + 1} of {count}"
-    left = sum(free_gpus.values())
     return (
-        f"{which} needs {wanted:g} GPUs, {left:g} are not reserved; give both versions gpus below 1 so that "
-        "they share, lower replicas, or add a GPU"
+        f"{which} needs {wanted:g} GPUs, {sum(free_gpus.values()):g} are not reserved; "
+        f"{_reserved_text(devices)}give both versions gpus below 1 so that they share, lower replicas, or "
+        "add a GPU"
     )
+
+
+def _reserved_text(devices: Sequence[Device]) -> str:
+    """What is reserved for other versions, with the remedy, ready to be continued; empty: nothing is."""
+    reserved = [device for device in devices if device.reserved_for]
+    if not reserved:
+        return ""
+    names = ", ".join(dict.fromkeys(name for device in reserved for name in device.reserved_for))
+    taken = gib(sum(device.reserved_bytes for device in reserved))
+    return f"{taken} are reserved for {names}, which has not loaded yet: wait until it has, or "
 
 
 def _impossible(version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device]) -> str:
@@ -217,18 +258,21 @@ def _refusal(
     devices: Sequence[Device],
     placed: int,
     count: int,
-    free: dict[Device, int],
+    free: Sequence[int],
 ) -> str:
-    roomiest = max(devices, key=lambda device: free[device])
-    free_bytes, total_bytes = free[roomiest], roomiest.total_bytes
+    place = max(range(len(devices)), key=free.__getitem__)
+    roomiest, free_bytes = devices[place], free[place]
     which = "a second engine" if count == 1 else f"replica {placed + 1} of {count}"
-    text = f"{which} needs {gib(need)} on {roomiest.name}, {gib(free_bytes)} are free of {gib(total_bytes)}; "
+    text = (
+        f"{which} needs {gib(need)} on {roomiest.name}, {gib(free_bytes)} are free of "
+        f"{gib(roomiest.total_bytes)}; {_reserved_text(devices)}"
+    )
     missing = gib(need - free_bytes)
     if roomiest.kind == "gpu":
         width = version.tensor_parallel_size
         if width > len(devices):
             return f"{text}tensor_parallel_size {width} needs {width} GPUs, found {len(devices)}; lower it"
-        ratio = int(free_bytes / total_bytes * 100) / 100
+        ratio = int(free_bytes / roomiest.total_bytes * 100) / 100
         lower = f"gpu_memory_utilization to {ratio:g}" if ratio > 0 else "stable's gpu_memory_utilization"
         return f"{text}lower {lower}, or free {missing}"
     if version.kv_cache_memory_bytes is None:

@@ -13,11 +13,12 @@ from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.runtime.probes_http import Target
+from serving.access import ClientRules
 from serving.credentials import DataSecret
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
-from serving.table.route_table import Split, StaleFencingToken
+from serving.table.orders import Split, StaleFencingToken
 
 REOPEN_S = 10.0  # interval of checks that an opened ingress still answers
 
@@ -40,6 +41,7 @@ class RouterClient(TrafficClient, Protocol):
     """The same with routers, which the in-memory table does not have."""
 
     def start_router(self, service: str, replicas: int = 1, *, token: int) -> None: ...
+    def set_clients(self, service: str, rules: ClientRules, *, token: int) -> bool: ...
 
 
 def translated(call: Callable[[], T]) -> T:
@@ -112,8 +114,9 @@ class RouterStopper(Protocol):
 
 
 class IngressAdapter:
-    """The keeper's `Ingress`: a service's two actors and its routers. routers: how many a service has.
+    """The keeper's `Ingress`: a service's two actors, its routers and clients.
 
+    routers: how many a service has.   clients: the rules of a service's clients.
     Every command carries the lease's token: a controller that was suspended ends nothing of its successor's.
     """
 
@@ -121,22 +124,33 @@ class IngressAdapter:
         self,
         traffic: RouterClient,
         routers: Callable[[str], int],
+        clients: Callable[[str], ClientRules],
         stop_router: RouterStopper,
         monotonic_s: Callable[[], float],
     ) -> None:
         self._traffic = traffic
         self._routers = routers
+        self._clients = clients
         self._stop_router = stop_router
         self._monotonic_s = monotonic_s
         self._checked_at_s: dict[str, float] = {}
 
     def open(self, service: str, secret: str, *, token: int) -> None:
-        """Start the actors and routers that do not run; checked once per `REOPEN_S`. Raises StaleToken."""
+        """Start the actors and routers that do not run, and publish clients; once per `REOPEN_S`.
+
+        Raises StaleToken.
+        """
         now_s = self._monotonic_s()
         if now_s - self._checked_at_s.get(service, -REOPEN_S) < REOPEN_S:
             return
-        if service not in self._checked_at_s or self._traffic.observe(service) is None:
+        is_new = service not in self._checked_at_s or self._traffic.observe(service) is None
+        if is_new:
             translated(lambda: self._traffic.open(service, secret, token=token))
+        # Before the routers: they would serve whoever comes, also where keys are required.
+        rules = self._clients(service)
+        if not translated(lambda: self._traffic.set_clients(service, rules, token=token)):
+            raise Unreachable(f"the route table of {service} does not answer")
+        if is_new:
             self._traffic.start_router(service, self._routers(service), token=token)
         self._checked_at_s[service] = now_s
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from controller.errors import BadSpec
+from controller.spec.clients import ClientsSpec
 from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Strict, is_stored
 from controller.spec.policy import PolicySpec
 from serving.credentials import ENV_NAME, KeyReference
@@ -184,6 +185,9 @@ class ServiceSpec(VersionSpec):
     policy: PolicySpec = Field(default_factory=lambda: PolicySpec())
     routers: int = Field(default=1, ge=1, le=64)
     port: int | None = Field(default=None, ge=1, le=65_535)
+    clients: ClientsSpec = Field(
+        default_factory=ClientsSpec, description="API keys and weights of clients; see docs/router.md"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -46,6 +46,7 @@ from controller.runtime.runner import Runner
 from controller.runtime.service_keeper import Keeper
 from controller.runtime.service_loop import ServiceWorkers
 from controller.settings import Settings
+from controller.spec.service import ServiceSpec
 from controller.store.ab import AbStore
 from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
@@ -54,6 +55,7 @@ from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
 from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
+from serving.access import ClientRules
 from serving.clock import boot_s
 
 
@@ -88,7 +90,7 @@ def build(settings: Settings) -> Controller:
     store = SqlStore(settings.database_url)
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
-    versions, log = Versions(settings, store), RecordsAdapter(traffic)
+    versions, log = Versions(settings, store, fleet.observe), RecordsAdapter(traffic)
     environment = HostEnvironment(
         versions, log, has_variable=lambda name: cluster.has_variable(settings, name)
     )
@@ -104,11 +106,15 @@ def build(settings: Settings) -> Controller:
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
             target=lambda name, version: probe_target(fleet, traffic, versions.launch(name, version, 1)),
-            preflight=lambda rollout: versions.preflight(rollout, fleet.observe),
+            preflight=versions.preflight,
             rate_per_s=environment.requests_per_s,
         )
         ingress = IngressAdapter(
-            traffic, lambda name: service_spec(store.service(name)).routers, fleet.stop_router, time.monotonic
+            traffic,
+            lambda name: service_spec(store.service(name)).routers,
+            lambda name: _client_rules(service_spec(store.service(name))),
+            fleet.stop_router,
+            time.monotonic,
         )
         ports = Ports(store, engines, table, feeds, probes, notifier, clock)
 
@@ -195,6 +201,13 @@ def _stop_on_signals(server: uvicorn.Server) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+
+
+def _client_rules(spec: ServiceSpec) -> ClientRules:
+    """What routers must know of a service's clients; the cap of the service shared out among them."""
+    clients = spec.clients
+    cap = None if clients.burst_cap is None else clients.burst_cap / spec.routers
+    return ClientRules(clients.access(), clients.cookie, cap, clients.late_commit)
 
 
 def _lease_holder() -> str:

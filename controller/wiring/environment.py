@@ -57,9 +57,9 @@ class HostEnvironment:
             )
         return problem
 
-    def devices(self) -> Sequence[Device]:
-        """The devices of the cluster, with the memory that is free now."""
-        return self._versions.devices()
+    def devices(self, *, restoring: str | None = None) -> Sequence[Device]:
+        """See `Versions.devices`."""
+        return self._versions.devices(restoring=restoring)
 
     def kv_bytes(self, version: VersionSpec) -> int:
         """The engine's default KV cache on a CPU; the maximum when the checkpoint is unreadable."""

@@ -18,6 +18,7 @@ from controller.planning.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
+from controller.planning.reservations import Reservation, unreserved
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
@@ -36,9 +37,16 @@ HASH_WAIT_S = 600.0  # for another request that hashes the same checkpoint
 class Versions:
     """Fingerprints, launches and preflight of the services' versions."""
 
-    def __init__(self, settings: Settings, store: SqlStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: SqlStore,
+        observe: Callable[[str], Sequence[VersionStatus] | None] = lambda service: None,
+    ) -> None:
+        """observe: the fleet's versions of a service; None: it cannot be read."""
         self._settings = settings
         self._store = store
+        self._observe = observe
         self._hashing = KeyedLocks()  # by checkpoint: the second caller finds the cache
         self._release = engine_release()
         self._launches: dict[tuple[str, ...], Launch] = {}
@@ -62,10 +70,37 @@ class Versions:
                 private=self._settings.home,
             )
 
-    def devices(self) -> Sequence[Device]:
-        """The devices of the cluster, with the memory that is free now. May wait some seconds for a node."""
+    def devices(
+        self, *, restoring: str | None = None, rollout: RolloutState | None = None
+    ) -> Sequence[Device]:
+        """The devices of the cluster, with the memory that is free now and reserved for no other version.
+
+        restoring: the service that returns to an earlier version, whose own versions reserve nothing: what
+        serves may be what is wrong. rollout: for its canary, so only what began before it is reserved: of two
+        rollouts that planned into the same memory at once, the earlier one loads. May wait some seconds for
+        a node.
+        """
         self._devices = devices()
-        return self._devices
+        return unreserved(self._devices, tuple(self._reservations(restoring, rollout)))
+
+    def _reservations(self, restoring: str | None, rollout: RolloutState | None) -> Iterator[Reservation]:
+        """Replicas of stable versions and canaries that are not ready."""
+        for service in self._store.services():
+            if service.name == restoring or service.removing:
+                continue
+            wanted = [service.stable]
+            for id in self._store.running(service.name):
+                stored = self._store.load(id)
+                if stored is not None and _will_load(stored.state, rollout):
+                    wanted.append(stored.state.canary.id)
+            statuses = self._observe(service.name)
+            ready = {one.version: one.ready_replicas for one in statuses or ()}
+            for version in dict.fromkeys(wanted):
+                row = self._store.version(service.name, version)
+                if row is None or (spec := version_spec(row)).is_external:
+                    continue
+                if (missing := spec.replicas - ready.get(version, 0)) > 0:
+                    yield Reservation(service.name, version, spec, fingerprint_of(row), missing)
 
     def launch(self, service: str, version: str, replicas: int) -> Launch:
         """The fleet's launch of the version. Raises UnknownService when it is not stored."""
@@ -76,7 +111,7 @@ class Versions:
         known = self._launches.get(key)
         if known is None:
             # A launch is made within a tick, which cannot wait for every node; kind and size do not change.
-            spec, host = version_spec(row), self._devices or self.devices()
+            spec, host = version_spec(row), self._devices or devices()
             memory = need_bytes(spec, fingerprint_of(row), host[0]) if host else None
             on_gpu = bool(host) and host[0].kind == "gpu"
             known = launch_of(
@@ -85,17 +120,14 @@ class Versions:
             self._launches[key] = known
         return replace(known, replicas=replicas)
 
-    def preflight(
-        self, rollout: RolloutState, observe: Callable[[str], Sequence[VersionStatus] | None]
-    ) -> None:
+    def preflight(self, rollout: RolloutState) -> None:
         """Return if stable is ready, the canary's files are unchanged and it fits into free memory.
 
         An undo does not wait for stable, which may be what is wrong, and a newer engine release may have
-        come since its version served.
-        observe: the fleet's versions of a service. Raises CanaryctlError with what is wrong.
+        come since its version served. Raises CanaryctlError with what is wrong.
         """
         if not rollout.plan.undo:
-            wait_until_ready(observe, rollout.service, rollout.stable.id)
+            wait_until_ready(self._observe, rollout.service, rollout.stable.id)
         row = self._row(rollout.service, rollout.canary.id)
         spec = version_spec(row)
         fingerprint = self.fingerprint(spec)
@@ -108,7 +140,8 @@ class Versions:
         if spec.api_key is not None:
             spec.api_key.read()
         if not spec.is_external:
-            require_fit(spec, fingerprint, self.devices())
+            restoring = rollout.service if rollout.plan.undo else None
+            require_fit(spec, fingerprint, self.devices(restoring=restoring, rollout=rollout))
 
     def promoted_at_s(self, service: str, version: str) -> float:
         """When the newest rollout of the version promoted it, seconds since the epoch; 0.0: it did not."""
@@ -121,6 +154,15 @@ class Versions:
         if row is None:
             raise UnknownService(f"{service} has no stored version {version}; restore the store")
         return row
+
+
+def _will_load(other: RolloutState, rollout: RolloutState | None) -> bool:
+    """Whether the other's canary has a claim to memory before that of `rollout`."""
+    if other.is_final or other.is_canary_leaving:
+        return False
+    if rollout is None:
+        return True
+    return (other.started_at_s, other.id) < (rollout.started_at_s, rollout.id)
 
 
 class KeyedLocks:

@@ -15,3 +15,8 @@ def run_router(table: Path, *, host: str, port: int, metrics_port: int | None, m
     """
     metrics = None if metrics_port is None else MetricsAddress(metrics_host, metrics_port)
     return table_file.main(table, host, port, metrics)
+
+
+def check_table(table: Path) -> int:
+    """Check a table file and say what it holds. Returns the exit code: 0, or 2 when it is invalid."""
+    return table_file.check(table)

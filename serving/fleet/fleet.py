@@ -39,7 +39,7 @@ from serving.fleet.types import (
     VersionPhase,
     VersionStatus,
 )
-from serving.table.route_table import StaleFencingToken
+from serving.table.orders import StaleFencingToken
 
 REPORT_TIMEOUT_S = 3.0  # without a report for this long, a replica is probed
 STOP_GRACE_S = 5.0  # until requests in flight are aborted, after a `stop` without a drain

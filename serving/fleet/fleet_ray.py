@@ -18,7 +18,7 @@ from serving.fleet.device_memory import DeviceMemory
 from serving.fleet.types import FleetUnreachable, Launch, VersionStatus, one_line
 from serving.loopback import HOST
 from serving.supervised import LoopState
-from serving.table.route_table import StaleFencingToken
+from serving.table.orders import StaleFencingToken
 
 OPEN_TIMEOUT_S = 60.0
 

@@ -2,7 +2,8 @@
 
 Rules:
 1. One formula: `bucket = hash64(salt, key) mod 10000`; canary if `bucket < weight_bp`. A raised weight
-   therefore moves keys one way only, and every router assigns the same key to the same arm.
+   therefore moves keys one way only, and every router assigns the same key to the same arm. The service's
+   name is part of the salt: two services never pick the same users, whatever their salts.
 2. The key is the first of: header x-session-id; body `prompt_cache_key`, `safety_identifier`, `user`;
    everything up to the end of the first assistant turn, Anthropic's `system` included; the request itself.
    Its source is not hashed: a unit keeps its name when the source of its key changes.
@@ -60,6 +61,11 @@ def hash64(salt: str, key: str) -> int:
     encoded_salt = salt.encode()
     data = len(encoded_salt).to_bytes(4, "big") + encoded_salt + key.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def salt_of(service: str, salt: str) -> str:
+    """What keys of this service are hashed with. A service's name holds no NUL, so no two pairs are equal."""
+    return f"{service}\0{salt}"
 
 
 def bucket_of(salt: str, key: str) -> int:

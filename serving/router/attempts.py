@@ -10,11 +10,21 @@ Rules:
 3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
 4. A stream that was cut after the client had seen part of it is continued by stable; one of stable's own by
    another replica of stable, if there is one.
+5. Of the two replicas that a key prefers (rendezvous hashing: the highest of the replicas' scores for it),
+   the one with less in flight is asked. A key keeps its replicas, whose prefix caches are warm, when others
+   come or go: of n replicas one more takes 1/(n+1) of the keys, from all alike.
+6. A request for what one engine keeps (a stored response, a file) is a *lookup*: the replicas are asked in
+   turn, stable's first, and one that answers 404 does not have it. No memory of ids is needed, so that this
+   survives restarts, works at every router, and finds the right one of an arm's replicas. vLLM and others
+   answer 404 before they do anything; only endpoints that are no vLLM say 400.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from heapq import nlargest
 
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.answer_scan import AnswerScan
@@ -22,9 +32,11 @@ from serving.router.assignment import hash64
 from serving.router.types import Assignment, Failure, RouterContext
 
 MAX_ATTEMPTS = 4  # of one request, both arms together
+MAX_LOOKUPS = 64  # replicas that are asked for one id
 
 _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
 _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
+_MASK = (1 << 64) - 1
 
 
 def failure_of(status: int | None) -> str | None:
@@ -56,6 +68,28 @@ class Tried:
     tokens: int = 0  # that the client has of it
 
 
+def preferred(replicas: Sequence[Replica], key: str) -> list[Replica]:
+    """The two replicas with the highest scores for this key, the best first; all, when there are fewer."""
+    spread = hash64("replica", key)
+    return nlargest(2, replicas, key=lambda one: score(_hash_of(one.url), spread))
+
+
+def score(replica_hash: int, key_hash: int) -> int:
+    """A uniform 64-bit number for this pair: SplitMix64's finaliser, a tenth of a second hash's cost.
+
+    Check: score(0, 1) is 6238072747940578789.
+    """
+    x = replica_hash ^ key_hash
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(url: str) -> int:
+    return hash64("replica", url)
+
+
 class Attempts:
     """The attempts of one request so far. A replica counts the request as in flight until `release`."""
 
@@ -71,6 +105,7 @@ class Attempts:
         self.replica: Replica | None = None  # of the current attempt
         self.first_cause: str | None = None  # why the first attempt failed; None: it did not, or was fenced
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
+        self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
         self.was_redone = False  # stable answered anew where only the usage was missing
         self.was_whole = False  # the answer of the assigned arm was whole, but for what stable adds
 
@@ -101,20 +136,38 @@ class Attempts:
 
     def begin(self) -> tuple[Arm, Replica] | None:
         """The version and replica to ask now; None: no replica is left."""
+        if self._assignment.is_lookup:
+            return self._begin_lookup()
         while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
             arm = self.current_arm
-            replica = self._choose_replica(arm) if arm else None
+            replica = self._choose_replica() if arm else None
             if arm is not None and replica is not None:
-                self.tried.append(Tried(self.arm, replica.url))
-                self.replica = replica
-                self._tried_urls.append(replica.url)
-                self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
+                self._use(replica)
                 return arm, replica
             if self.arm == STABLE:
                 break
             self.first_cause = self.first_cause or "refused"
             self._fall_back()
         return None
+
+    def _begin_lookup(self) -> tuple[Arm, Replica] | None:
+        if self.count >= MAX_LOOKUPS:
+            return None
+        for arm in (STABLE, CANARY):
+            self.arm = arm
+            current, untried = self.current_arm, self._untried()
+            if current is not None and untried:
+                self._use(preferred(untried, self._assignment.key)[0])
+                assert self.replica is not None
+                return current, self.replica
+        self.arm = STABLE
+        return None
+
+    def _use(self, replica: Replica) -> None:
+        self.tried.append(Tried(self.arm, replica.url))
+        self.replica = replica
+        self._tried_urls.append(replica.url)
+        self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
 
     def release(self) -> None:
         """The current attempt is over."""
@@ -135,6 +188,9 @@ class Attempts:
         if why is None:
             self.was_whole = self.was_redone = True
             self._fall_back()
+            return
+        if self._assignment.is_lookup:
+            self._has_lookup_failed = True
             return
         if why == "withheld" and self.arm == CANARY:
             self._fall_back()
@@ -182,6 +238,8 @@ class Attempts:
         cause = failure_of(status)
         if status >= 300:
             self.tried[-1].cause = f"status {status}"
+        if self._assignment.is_lookup:
+            return self._is_found(status, cause is not None)
         if cause is None:
             if 400 <= status < 500 and self._is_first:
                 self.first_4xx = status
@@ -197,6 +255,22 @@ class Attempts:
             self._fall_back()
         return not is_replaced
 
+    def _is_found(self, status: int, has_failed: bool) -> bool:
+        """Whether this is the answer to a lookup. The last replica's "not found" is, if all answered."""
+        arm = self.current_arm
+        is_unknown = status == 404 or (status == 400 and arm is not None and arm.external)
+        if not (is_unknown or has_failed):
+            return True
+        self._has_lookup_failed = self._has_lookup_failed or has_failed
+        return not self._has_lookup_failed and not self._has_more()
+
+    def _has_more(self) -> bool:
+        """True when a lookup has another replica to ask."""
+        newest = self._context.table or self._table
+        arms = (newest.stable, self._table.canary)
+        urls = {one.url for arm in arms if arm is not None for one in arm.replicas}
+        return self.count < MAX_LOOKUPS and not urls <= set(self._tried_urls)
+
     @property
     def _is_first(self) -> bool:
         return self.count == 1 and not self.has_fallen_back
@@ -211,15 +285,12 @@ class Attempts:
             self._tried_urls.clear()
             self._may_repeat = True
 
-    def _choose_replica(self, arm: Arm) -> Replica | None:
-        """Of two replicas preferred by the key (a warm prefix cache), the one with less in flight."""
+    def _choose_replica(self) -> Replica | None:
+        """By rule 5; None: none is left."""
         untried = self._untried()
         if len(untried) < 2:
             return untried[0] if untried else None
-        spread = hash64(arm.version, self._assignment.key)
-        first = spread % len(untried)
-        second = (first + 1 + (spread // len(untried)) % (len(untried) - 1)) % len(untried)
-        return min((untried[first], untried[second]), key=self._load)
+        return min(preferred(untried, self._assignment.key), key=self._load)
 
     def _load(self, replica: Replica) -> int:
         # Other routers' load is as of the last publication, this router's is current.

@@ -31,6 +31,7 @@ class BodyFacts:
         None  # digest of the conversation up to its first assistant turn; None: no such turn
     )
     continuable: bool = False  # a stream of it can be continued by another engine
+    has_state: bool = False  # it names an earlier response or a conversation that a server keeps
 
 
 class _Fields(msgspec.Struct):
@@ -44,6 +45,8 @@ class _Fields(msgspec.Struct):
     system: msgspec.Raw = _NOTHING
     messages: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
+    previous_response_id: msgspec.Raw = _NOTHING
+    conversation: msgspec.Raw = _NOTHING
 
 
 class _Turn(msgspec.Struct):
@@ -70,6 +73,7 @@ def read_facts(body: bytes) -> BodyFacts | None:
         key=next((key for key in keys if key), None),
         opening=_opening(fields),
         continuable=streams and is_continuable(body),
+        has_state=_is_given(fields.previous_response_id) or _is_given(fields.conversation),
     )
 
 
@@ -89,6 +93,10 @@ def _value(raw: msgspec.Raw) -> Any:
 def _first(raw: msgspec.Raw) -> bytes:
     """The first byte, which tells a value's type."""
     return bytes(memoryview(raw)[:1])
+
+
+def _is_given(raw: msgspec.Raw) -> bool:
+    return raw is not _NOTHING and bytes(raw) != b"null"
 
 
 def _text(raw: msgspec.Raw) -> str | None:

@@ -33,10 +33,17 @@ class BodyReader:
         self._turn = asyncio.Lock()
 
     async def prepare(
-        self, body: bytes, headers: RawHeaders, models: tuple[str, ...], *, route: str, is_eligible: bool
+        self,
+        body: bytes,
+        headers: RawHeaders,
+        models: tuple[str, ...],
+        *,
+        route: str,
+        is_eligible: bool,
+        wants_model: bool = False,
     ) -> Prepared:
         """As `prepared.prepare`; with a refusal when the child needs too long or dies."""
-        request = pickle.dumps((body, tuple(headers), models, route, is_eligible), protocol=5)
+        request = pickle.dumps((body, tuple(headers), models, route, is_eligible, wants_model), protocol=5)
         async with self._turn:
             try:
                 async with asyncio.timeout(READ_S):
@@ -77,10 +84,13 @@ def main() -> None:
     """Serve one body after the other until the standard input ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while head := source.read(_LENGTH.size):
-        body, headers, models, route, is_eligible = pickle.loads(source.read(*_LENGTH.unpack(head)))
-        answer = pickle.dumps(
-            prepare(body, headers, models, route=route, is_eligible=is_eligible), protocol=5
+        body, headers, models, route, is_eligible, wants_model = pickle.loads(
+            source.read(*_LENGTH.unpack(head))
         )
+        prepared = prepare(
+            body, headers, models, route=route, is_eligible=is_eligible, wants_model=wants_model
+        )
+        answer = pickle.dumps(prepared, protocol=5)
         sink.write(_LENGTH.pack(len(answer)) + answer)
         sink.flush()
 

@@ -17,21 +17,21 @@ import asyncio
 import contextlib
 import secrets
 import time
-from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from serving.clock import boot_s
-from serving.router.assignment import is_eligible
-from serving.router.body_reader import LARGE_BODY
 from serving.router.exchange import Exchange
+from serving.router.headers import REASONS, date_line
 from serving.router.paths import Found, find_target
 from serving.router.prepared import Prepared
 from serving.router.relay import Relay
 from serving.router.request_parser import ParsedRequest, RequestParser
+from serving.router.service_choice import answer_models, choose_service, is_large, read_body
 from serving.router.types import Deliver, Head, Refusal, Request
 
 if TYPE_CHECKING:
     from serving.router.front_wire import OwnRoutes, WireFront
+    from serving.router.router import RouterCore
 
 HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S = 300.0  # from a request's first byte to its last
@@ -42,17 +42,6 @@ COUNTED_BODY = 8 << 10  # bytes; smaller ones are not counted
 TABLE_CHECK_S = 0.01
 PIPELINE_LIMIT = 8  # requests that a client may have sent ahead
 WRITE_BUFFER = 256 << 10  # bytes that wait for one client before its engine is slowed
-
-
-_REASONS = {
-    200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content", 206: b"Partial Content",
-    301: b"Moved Permanently", 302: b"Found", 304: b"Not Modified", 307: b"Temporary Redirect",
-    308: b"Permanent Redirect", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden",
-    404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
-    413: b"Content Too Large", 415: b"Unsupported Media Type", 422: b"Unprocessable Content",
-    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
-    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
-}  # fmt: skip
 _VERSION = b"HTTP/1.1 "
 
 
@@ -63,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
         "_begun_s",
         "_blocked_s",
         "_body_bytes",
+        "_core",
         "_front",
         "_has_head",
         "_is_chunked",
@@ -84,9 +74,10 @@ class ClientConnection(asyncio.Protocol):
         self._parser = RequestParser()
         self._relay: Relay | None = None
         self._request: ParsedRequest | None = None  # under way
+        self._core: RouterCore | None = None  # of its service; None: it names none so far
         self._begun_s = boot_s()  # of the request that is being read, or of the idle time
         self._blocked_s: float | None = None  # since when the client does not read; None: it does
-        self._linger_until_s: float | None = None  # the answer has ended; what comes is discarded until then
+        self._linger_until_s: float | None = None  # what comes is discarded until then
         self._body_bytes = 0  # counted in the front's budget
         self._has_head = self._is_chunked = self._is_closing = False
         self._is_half_closed = self._keep_alive = self._is_head_request = False
@@ -194,16 +185,22 @@ class ClientConnection(asyncio.Protocol):
         self._has_head = self._is_chunked = False
         self._left_bytes = None
         self._is_head_request = parsed.method == "HEAD"
-        found = find_target(parsed.method, parsed.target, self._front.core.service)
+        front = self._front
+        found = find_target(parsed.method, parsed.target, front.services)
         if isinstance(found, Refusal):
-            if self._front.own_routes is not None and parsed.target.startswith(b"/-/"):
-                self._front.run(self._answer_own(self._front.own_routes, parsed.target, found))
+            if front.own_routes is not None and parsed.target.startswith(b"/-/"):
+                front.run(self._answer_own(front.own_routes, parsed.target, found))
             else:
                 self.refuse(found)
-        elif self._front.core.table is None or is_large(parsed):
-            self._front.run(self._begin_later(parsed, found))
+            return
+        if found.service is None:
+            front.run(self._begin_unnamed(parsed, found))
+            return
+        core = self._core = front.cores[found.service]
+        if core.table is None or is_large(parsed):
+            front.run(self._begin_later(parsed, found, core))
         else:
-            self._begin(parsed, found)
+            self._begin(parsed, found, core)
 
     async def _answer_own(self, answer: OwnRoutes, target: bytes, otherwise: Refusal) -> None:
         """Answer a route of the server that the router runs in."""
@@ -217,33 +214,48 @@ class ClientConnection(asyncio.Protocol):
             headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
             self.deliver(Deliver(Head(status, headers), body, "end"))
 
-    async def _begin_later(self, parsed: ParsedRequest, found: Found) -> None:
+    async def _begin_later(self, parsed: ParsedRequest, found: Found, core: RouterCore) -> None:
         """Begin after a new router's first poll (`table_s` at most), and when a large body has been read."""
-        core = self._front.core
         deadline_s = boot_s() + core.limits.table_s
         while core.table is None and boot_s() < deadline_s:  # noqa: ASYNC110 - the core has no event loop
             await asyncio.sleep(TABLE_CHECK_S)
         prepared = None
         if is_large(parsed) and core.table is not None:
-            path = found.target.path
-            prepared = await self._front.reader.prepare(
-                parsed.body,
-                parsed.headers,
-                core.models,
-                route=f"{parsed.method} {path}",
-                is_eligible=is_eligible(parsed.method, path),
-            )
+            prepared = await read_body(self._front.reader, parsed, found, core.models)
         if not self._is_closing:
-            self._begin(parsed, found, prepared)
+            self._begin(parsed, found, core, prepared)
 
-    def _begin(self, parsed: ParsedRequest, found: Found, prepared: Prepared | None = None) -> None:
-        core, upstream = self._front.core, self._front.upstream
+    async def _begin_unnamed(self, parsed: ParsedRequest, found: Found) -> None:
+        """Begin a request whose path names none of several services."""
+        front = self._front
+        if found.target.path == "/v1/models":
+            request = Request(parsed.method, found.target, parsed.headers, parsed.body)
+            answer = answer_models(front.cores, request)
+            if isinstance(answer, Deliver):
+                self.deliver(answer)
+            else:
+                self.refuse(answer)
+            return
+        service = await choose_service(front.reader, parsed, found, front.services)
+        if self._is_closing:
+            return
+        if isinstance(service, Refusal):
+            self.refuse(service)
+        else:
+            self._core = front.cores[service]
+            await self._begin_later(parsed, found, self._core)
+
+    def _begin(
+        self, parsed: ParsedRequest, found: Found, core: RouterCore, prepared: Prepared | None = None
+    ) -> None:
+        upstream = self._front.upstream
         assert upstream is not None, "the front was not started"
         if self._front.body_bytes > BODY_BUDGET:
             text = f"the router holds {BODY_BUDGET} bytes of requests already; retry"
             self.refuse(Refusal(429, "overloaded", text, retry_after_s=1))
             return
-        request = Request(parsed.method, found.target, parsed.headers, parsed.body)
+        peer = self._peer() if core.needs_peer else ""
+        request = Request(parsed.method, found.target, parsed.headers, parsed.body, peer)
         request_id = "req-" + secrets.token_hex(12)
         exchange = core.begin(
             request, request_id=request_id, now_s=boot_s(), wall_s=time.time(), prepared=prepared
@@ -256,12 +268,17 @@ class ClientConnection(asyncio.Protocol):
             relay.slow()
         relay.start()
 
+    def _peer(self) -> str:
+        """The client's address; empty: it is not known."""
+        address = self.transport.get_extra_info("peername")
+        return str(address[0]) if isinstance(address, tuple) else ""
+
     def _on_over(self) -> None:
         self._relay = None
 
     def _done(self) -> None:
         """The answer is whole: the next request, or the end of the connection."""
-        self._request = None
+        self._request = self._core = None
         self._release_body()
         self._begun_s = boot_s()
         if self._parser.refusal is not None and not self._parser.requests and not self._keep_alive:
@@ -308,21 +325,16 @@ class ClientConnection(asyncio.Protocol):
 
     def _send_refusal(self, refusal: Refusal, keep_alive: bool) -> None:
         self._keep_alive = keep_alive
-        self._front.core.counters.on_refusal(refusal.code)
-        body = refusal.body()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if refusal.retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-        headers += refusal.headers
+        self._front.count_refusal(refusal.code, self._core)
         self._has_head = self._is_chunked = False
         self._left_bytes = None
-        self.deliver(Deliver(Head(refusal.status, headers), body, "end"))
+        self.deliver(refusal.answer())
 
     def _head_bytes(self, head: Head, data: bytes, then: str) -> bytes:
         """The head as bytes; decides how the body is framed."""
         self._has_head = True
         status = head.status
-        lines = [_VERSION, b"%d " % status, _REASONS.get(status, b""), b"\r\n", _date(int(time.time()))]
+        lines = [_VERSION, b"%d " % status, REASONS.get(status, b""), b"\r\n", date_line(int(time.time()))]
         length = None
         for name, value in head.headers:
             if name == b"content-length":
@@ -381,14 +393,3 @@ class ClientConnection(asyncio.Protocol):
     def _release_body(self) -> None:
         self._front.body_bytes -= self._body_bytes
         self._body_bytes = 0
-
-
-def is_large(parsed: ParsedRequest) -> bool:
-    """True when reading this body could hold up other requests."""
-    return parsed.is_encoded or len(parsed.body) >= LARGE_BODY
-
-
-@lru_cache(maxsize=2)
-def _date(now_s: int) -> bytes:
-    """The date header of this second."""
-    return time.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(now_s)).encode()

@@ -135,7 +135,7 @@ class Exchange:
         is_unfit = self._cover.read(arm, headers)
         is_ours = arm is not None and arm.has_fence
         scan = self._seen.scan = AnswerScan(self._request.path, kind, self._start.choices, is_ours)
-        if self._attempts.arm == CANARY:
+        if self._attempts.arm == CANARY and not self._start.assignment.is_lookup:  # none has it but this one
             self._out.holds_all = self._cover.must_hold(scan, is_unfit=is_unfit)
             self._seen.covered = not scan.is_stream or self._out.holds_all or self._cover.can_continue
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Protocol, TypeAlias, cast
 
 from serving.clock import boot_s
 from serving.router.body_reader import BodyReader
-from serving.router.client_connection import ClientConnection
+from serving.router.client_connection import BODY_BUDGET, ClientConnection
 from serving.router.router import RouterCore
 from serving.router.upstream import Upstream
 from serving.supervised import LoopState
@@ -30,16 +30,23 @@ OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
 class Background(Protocol):
     """The tasks beside the requests: receive route tables, send records."""
 
-    async def start(self, core: RouterCore) -> None: ...
+    async def start(self, core: RouterCore) -> None:
+        """Serve this core too; called once for each."""
+
     async def stop(self) -> None: ...
 
 
 class WireFront:
-    """HTTP server over one `RouterCore`."""
+    """HTTP server over one `RouterCore` a service."""
 
-    def __init__(self, core: RouterCore, background: Background) -> None:
-        self.core = core
+    def __init__(self, cores: RouterCore | Sequence[RouterCore], background: Background) -> None:
+        """cores: of different services; at least one."""
+        listed = [cores] if isinstance(cores, RouterCore) else list(cores)
+        self.core = listed[0]  # the only one, as a rule; its limits hold for all connections
+        self.cores = {core.service: core for core in listed}
+        self.services = tuple(self.cores)
         self.body_bytes = 0  # of all requests that are held now
+        self.refusals: dict[str, int] = {}  # by code, of requests that name none of several services
         self.upstream: Upstream | None = None
         self.reader = BodyReader()
         self._background = background
@@ -58,7 +65,8 @@ class WireFront:
     async def start(self) -> None:
         """Open the connection pool and start the background, in the running event loop."""
         self.upstream = Upstream(self.core.limits)
-        await self._background.start(self.core)
+        for core in self.cores.values():
+            await self._background.start(core)
         self._sweep()
 
     async def listen(self, listening: socket.socket) -> int:
@@ -106,6 +114,13 @@ class WireFront:
 
     # ---- called by connections
 
+    def count_refusal(self, code: str, core: RouterCore | None) -> None:
+        """The router itself has answered an error. core: of the request's service; None: it names none."""
+        if core is not None or len(self.cores) == 1:
+            (core or self.core).counters.on_refusal(code)
+        else:
+            self.refusals[code] = self.refusals.get(code, 0) + 1
+
     def joined(self, connection: ClientConnection) -> None:
         """A client has connected."""
         self._connections.add(connection)
@@ -128,8 +143,12 @@ class WireFront:
     def _sweep(self) -> None:
         now_s = boot_s()
         if self._sweep_due_s:
-            self.core.counters.lag.add(max(0.0, now_s - self._sweep_due_s))
+            late_s = max(0.0, now_s - self._sweep_due_s)
+            for core in self.cores.values():
+                core.counters.lag.add(late_s)
         self._sweep_due_s = now_s + SWEEP_S
+        for core in self.cores.values():
+            core.assigner.is_overloaded = self.body_bytes > BODY_BUDGET // 2
         # Before the checks: an error in one must not end the time limits of all.
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
         for connection in list(self._connections):

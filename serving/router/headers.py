@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 RawHeaders: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 OWN_PREFIX = b"x-canaryctl-"
 REQUEST_ID = b"x-request-id"
+REASONS = {
+    200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content", 206: b"Partial Content",
+    301: b"Moved Permanently", 302: b"Found", 304: b"Not Modified", 307: b"Temporary Redirect",
+    308: b"Permanent Redirect", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden",
+    404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
+    413: b"Content Too Large", 415: b"Unsupported Media Type", 422: b"Unprocessable Content",
+    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
+}  # fmt: skip
 # Hop-by-hop headers (RFC 9110, 7.6.1).
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
@@ -78,3 +89,9 @@ def _without(headers: RawHeaders, excluded: frozenset[bytes]) -> list[tuple[byte
         return kept
     only = {name.strip().lower() for name in connection.split(b",")}
     return [header for header in kept if header[0] not in only]
+
+
+@lru_cache(maxsize=2)
+def date_line(now_s: int) -> bytes:
+    """The date header of this second, with its line end."""
+    return time.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(now_s)).encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from wsgiref.simple_server import WSGIServer
@@ -72,18 +72,20 @@ class RouterMetrics(Collector):
         self,
         cores: Callable[[], Sequence[RouterCore]],
         *,
+        refusals: Callable[[], Mapping[str, int]],
         held_bytes: Callable[[], int],
         loops: Callable[[], Sequence[LoopState]],
     ) -> None:
-        """cores: one for each service."""
+        """cores: one for each service.   refusals: of requests that name none of several, by code."""
         self._cores = cores
+        self._refusals = refusals
         self._held_bytes = held_bytes
         self._loops = loops
 
     def collect(self) -> Iterator[Metric]:
         """Every metric, as it is now."""
         cores = list(self._cores())
-        yield from _request_metrics(cores)
+        yield from _request_metrics(cores, self._refusals())
         yield from _state_metrics(cores)
         held = GaugeMetricFamily(
             PREFIX + "held_bytes", "Bytes of request bodies that the router holds", value=self._held_bytes()
@@ -97,7 +99,7 @@ class RouterMetrics(Collector):
         yield restarts
 
 
-def _request_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
+def _request_metrics(cores: Sequence[RouterCore], unnamed: Mapping[str, int]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         PREFIX + "requests",
         "Requests that ask a model for an answer, by the arm they were assigned to",
@@ -114,6 +116,8 @@ def _request_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
     refusals = CounterMetricFamily(
         PREFIX + "refusals", "Errors that the router itself answered", labels=["service", "code"]
     )
+    for code, count in dict(unnamed).items():
+        refusals.add_metric(["", code], count)
     latency = HistogramMetricFamily(
         PREFIX + "latency_seconds", "Time to the last byte of a whole answer", labels=["service", "arm"]
     )
@@ -187,7 +191,12 @@ def serve_metrics(front: WireFront, address: MetricsAddress) -> tuple[WSGIServer
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(
-        RouterMetrics(lambda: [front.core], held_bytes=lambda: front.body_bytes, loops=lambda: front.loops)
+        RouterMetrics(
+            lambda: list(front.cores.values()),
+            refusals=lambda: front.refusals,
+            held_bytes=lambda: front.body_bytes,
+            loops=lambda: front.loops,
+        )
     )
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -34,6 +34,18 @@ def body_with_model(body: bytes, headers: RawHeaders, model: str) -> bytes:
     return renamed(body, kinds[0] if kinds else "", model)
 
 
+def model_of_form(body: bytes, headers: RawHeaders) -> str | None:
+    """The model's name in a form; None: it is no form, or has no one name."""
+    kinds = [value.decode("latin-1") for name, value in headers if name.lower() == b"content-type"]
+    if len(kinds) != 1 or kinds[0].partition(";")[0].strip().lower() != FORM:
+        return None
+    try:
+        names = [part.data for part in read_form(body, boundary_of(kinds[0])) if part.name == b"model"]
+        return names[0].decode() if len(names) == 1 else None
+    except (BadForm, UnicodeDecodeError):
+        return None
+
+
 def renamed(body: bytes, content_type: str, model: str) -> bytes:
     """The body with this model name. Raises NotRenamed unless it is a JSON object or a plain form.
 

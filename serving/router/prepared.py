@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from serving.router.body_facts import BodyFacts, read_facts
 from serving.router.headers import RawHeaders, value_of
-from serving.router.model_name import NotRenamed, body_with_model
+from serving.router.model_name import NotRenamed, body_with_model, model_of_form
 from serving.router.types import Refusal
 
 PLAIN_LIMIT = 64 << 20  # bytes of a compressed body that are read
@@ -28,18 +28,30 @@ class Prepared:
 
 
 def prepare(
-    body: bytes, headers: RawHeaders, models: tuple[str, ...], *, route: str, is_eligible: bool
+    body: bytes,
+    headers: RawHeaders,
+    models: tuple[str, ...],
+    *,
+    route: str,
+    is_eligible: bool,
+    wants_model: bool = False,
 ) -> Prepared:
-    """Read and rename a body. models: the names at the endpoints of the table. route: for the error."""
+    """Read and rename a body. models: the names at the endpoints of the table. route: for the error.
+
+    wants_model: the facts are needed for the model's name, also that of a form or of a request that is not
+    eligible.
+    """
     bodies: dict[str, bytes] = {}
     for model in models:
         try:
             bodies[model] = body_with_model(body, headers, model)
         except NotRenamed as exc:
             return Prepared(refusal=Refusal(400, "model_not_replaced", str(exc)))
-    if not is_eligible:
+    if not is_eligible and not wants_model:
         return Prepared(bodies=bodies)
     facts = read_facts(_plain(body, headers))
+    if facts is None and wants_model:
+        facts = BodyFacts(model=model_of_form(body, headers))
     if facts is None and _must_be_json(headers):
         message = f"the body of {route} is not a JSON object; correct it"
         return Prepared(refusal=Refusal(400, "invalid_json", message))

@@ -32,7 +32,7 @@ from serving.supervised import LoopState, SupervisedLoops
 
 # Serve restarts every replica of a deployment whose version changes, and a deployment without one gets a
 # random version. Raise it when this router must not run beside the previous one.
-ROUTER_VERSION = "4"
+ROUTER_VERSION = "5"
 REPORT_S = 0.2
 RETRY_S = 0.1
 CALL_TIMEOUT_S = 1.0
@@ -76,7 +76,8 @@ class RayTableClient:
         """
         async with asyncio.timeout(CALL_TIMEOUT_S):
             actor = await self._handles.get(table_name(self._service))
-            table: RouteTable | None = await actor.watch.remote(core.router, *core.applied)
+            counts = core.take_counts(now_s=boot_s())  # lost when the poll fails
+            table: RouteTable | None = await actor.watch.remote(core.router, *core.applied, counts)
         return table
 
     async def _poll(self, core: RouterCore) -> None:

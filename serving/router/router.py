@@ -14,24 +14,17 @@ from __future__ import annotations
 
 import math
 
-from serving.messages import CANARY, FULL_BP, STABLE, RecordBatch, RequestRecord, RouteTable
-from serving.router.assignment import (
-    SESSION_HEADER,
-    AssignmentKey,
-    bucket_of,
-    find_key,
-    is_eligible,
-    unit_key_of,
-    unit_of,
-)
+from serving.messages import STABLE, RecordBatch, RequestRecord, RouteTable, UnitCounts
+from serving.router.assigner import Assigner, canary_of
+from serving.router.assignment import is_eligible
 from serving.router.continuable import PATHS as CONTINUABLE_PATHS
 from serving.router.counters import Counters
 from serving.router.exchange import Exchange
-from serving.router.headers import value_of
 from serving.router.outbox import Canary, Outbox
 from serving.router.prepared import Prepared, prepare
 from serving.router.types import Assignment, Limits, Refusal, Request, Start
 from serving.table.acknowledgements import TABLE_LEASE_S
+from serving.targets import is_stateful
 
 SLOWDOWN_RATIO = 0.1  # by which a clock that was set back runs slower until the wall clock has caught up
 
@@ -66,6 +59,7 @@ class RouterCore:
         self.limits = limits or Limits()
         self.outbox = Outbox(router)
         self.counters = Counters()
+        self.assigner = Assigner()
         self.table: RouteTable | None = None
         self.in_flight: dict[str, int] = {}
         self.vocabularies: dict[str, str] = {}
@@ -86,6 +80,7 @@ class RouterCore:
             if (table.epoch, table.change) < self.applied:
                 return  # of a table that went back: not obeyed, so no lease either
             self.table = table
+            self.assigner.use(table)
         self._polled_s = sent_s
         self._lease_until_s = max(self._lease_until_s, sent_s + self._lease_s)
         self.outbox.confirm(sent_s, canary_of(self.table))
@@ -117,6 +112,11 @@ class RouterCore:
         arms = (self.table.stable, self.table.canary) if self.table else ()
         return tuple(arm.model for arm in arms if arm is not None and arm.model is not None)
 
+    @property
+    def needs_peer(self) -> bool:
+        """True when the table trusts headers of some addresses alone."""
+        return self.table is not None and self.table.access is not None and bool(self.table.access.trusted)
+
     def begin(
         self,
         request: Request,
@@ -133,6 +133,10 @@ class RouterCore:
         if self.table is None:
             message = f"service {self.service} has no version in service yet; retry when `up` has finished"
             return Refusal(503, "no_table", message, retry_after_s=1)
+        client = self.assigner.identify(request)
+        if isinstance(client, Refusal):
+            return client
+        request = self.assigner.without_consumed(request)
         eligible = is_eligible(request.method, request.path)
         if prepared is None:
             route = f"{request.method} {request.path}"
@@ -142,16 +146,26 @@ class RouterCore:
         facts, bodies = prepared.facts, prepared.bodies
         wall_s = self._clock.at_s(now_s, wall_s)
         if not eligible:
-            assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
+            if is_stateful(request.path):
+                assignment = self.assigner.lookup(self.table, request_id)
+            else:
+                assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
             start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
             return Exchange(self, start)
-        key = find_key(value_of(request.headers, SESSION_HEADER), facts, request_id=request_id)
-        assignment = self._assign(self.table, key, now_s)
+        drawn = self.assigner.assign(
+            *(self.table, request, client, facts),
+            request_id=request_id,
+            now_s=now_s,
+            wall_s=wall_s,
+            has_lease=self.has_lease(now_s),
+        )
+        if isinstance(drawn, Refusal):
+            return drawn
         self.outbox.opened(request_id, wall_s)
         n = facts.choices if facts.streams else 1
         may = facts.continuable and request.path in CONTINUABLE_PATHS
         start = Start(
-            request_id, request, self.table, assignment, True, facts.streams, wall_s, now_s, bodies, n, may
+            request_id, request, self.table, drawn, True, facts.streams, wall_s, now_s, bodies, n, may
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange
@@ -159,6 +173,10 @@ class RouterCore:
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while the lease holds and this canary is still published."""
         return self.has_lease(now_s) and canary_of(self.table) == canary
+
+    def take_counts(self, *, now_s: float) -> UnitCounts | None:
+        """Requests by unit since the last report, when one is due; goes with a poll."""
+        return self.assigner.take_counts(now_s=now_s)
 
     def on_record(self, record: RequestRecord, *, assigned_s: float, canary: Canary | None) -> None:
         """Accept the one record of a request."""
@@ -178,21 +196,3 @@ class RouterCore:
             exchange.record_open()
         self.outbox.expire(now_s - self.limits.settle_s)
         return self.outbox.next_batch(now_s=self._clock.at_s(now_s, wall_s), last=last)
-
-    def _assign(self, table: RouteTable, key: AssignmentKey, now_s: float) -> Assignment:
-        unit = unit_of(unit_key_of(table), table.rollout, key.text)
-        if table.canary is None:
-            return Assignment(STABLE, 0.0, None, unit, key.text, key.source, None)
-        bucket = bucket_of(table.salt, key.text)
-        if not self.has_lease(now_s):
-            return Assignment(STABLE, 0.0, bucket, unit, key.text, "fenced", None)
-        if not table.canary.replicas:
-            return Assignment(STABLE, 0.0, bucket, unit, key.text, "no-capacity", None)
-        arm = CANARY if bucket < table.weight_bp else STABLE
-        w = table.weight_bp / FULL_BP
-        return Assignment(arm, w, bucket, unit, key.text, key.source, canary_of(table))
-
-
-def canary_of(table: RouteTable | None) -> Canary | None:
-    """A table's canary as (rollout, version); None without one."""
-    return (table.rollout, table.canary.version) if table and table.canary else None

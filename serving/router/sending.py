@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from serving.credentials import SECRET_HEADER
 from serving.messages import CANARY, Arm, Replica
+from serving.router.assignment import SESSION_HEADER
 from serving.router.attempts import Attempts
 from serving.router.continuation import Continuation
 from serving.router.headers import REQUEST_ID, forwarded
@@ -27,6 +28,8 @@ class Sender:
         """The request to this replica: the client's, or the next of a continuation. Raises NotRenamed."""
         start, table, is_canary = self._start, self._start.table, self._attempts.arm == CANARY
         headers = forwarded(start.request.headers)
+        if arm.external:  # a raw name of a user or session stays here
+            headers = [one for one in headers if one[0] != SESSION_HEADER]
         headers.append((b"accept-encoding", b"identity"))
         count = self._attempts.count  # an engine may still hold the attempt before
         sent_id = start.request_id if count == 1 else f"{start.request_id}-{count}"
@@ -81,4 +84,5 @@ class Sender:
             (b"x-canaryctl-arm", b"canary" if self._attempts.arm == CANARY else b"stable"),
             (b"x-canaryctl-revision", self._start.table.table_revision.encode()),
             (b"x-canaryctl-request-id", self._start.request_id.encode()),
+            *self._start.assignment.answer_headers,
         ]

@@ -46,6 +46,7 @@ class Request:
     target: Target  # without the service's prefix
     headers: RawHeaders
     body: bytes
+    peer: str = ""  # the client's address; empty: not known
 
     @property
     def path(self) -> str:
@@ -88,6 +89,14 @@ class Refusal:
         error = {"message": self.message, "type": kind, "param": None, "code": self.code}
         return json.dumps({"error": error}).encode()
 
+    def answer(self) -> Deliver:
+        """The error as a whole answer."""
+        body = self.body()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % self.retry_after_s))
+        return Deliver(Head(self.status, headers + list(self.headers)), body, "end")
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -128,6 +137,8 @@ class Assignment:
     key: str  # raw; never recorded
     assigned_by: AssignedBy
     canary: Canary | None  # the canary it could have been assigned to; None: not randomised
+    is_lookup: bool = False  # the engines are asked in turn for the state of an earlier request
+    answer_headers: tuple[tuple[bytes, bytes], ...] = ()  # for the client
 
 
 class RouterContext(Protocol):

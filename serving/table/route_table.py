@@ -18,6 +18,10 @@ Rules:
    routers are not known. If its state was lost and its clock is behind, a router's poll or a replica's fence
    shows it a later table than its own; it rises above that epoch, and waits again.
 7. A rollout's units are named under a random key of its own, which can be destroyed (`unit_keys.py`).
+8. A canary that is put in begins a generation, which affinity tokens are bound to: what withdraws it
+   (a rollback, silence, a restart) revokes them all.
+9. Routers report with their polls how many requests they had by unit; a unit that is heavy by all of them is
+   published as such, for the rest of its rollout.
 
 Clock: `now_s` is seconds of CLOCK_BOOTTIME, which includes the time that a machine is suspended.
 Invariant: this file opens no socket and reads no clock.
@@ -26,12 +30,15 @@ Invariant: this file opens no socket and reads no clock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from serving.access import Affinity, ClientRules
 from serving.credentials import ControlSecret, DataSecret
-from serving.messages import FULL_BP, AppliedHow, Arm, Replica, RouteTable, SplitStatus
+from serving.messages import AppliedHow, Arm, Replica, RouteTable, SplitStatus
 from serving.table.acknowledgements import LEASE_MARGIN_S, TABLE_LEASE_S, Acknowledgements
+from serving.table.heavy_keys import HeavyKeys
+from serving.table.orders import FenceOrder, Poll, Split, StaleFencingToken, UnitKeyInUse
 from serving.table.unit_keys import UnitKeys
 
 POLL_S = 0.3  # maximum wait for news before a poll is answered
@@ -40,57 +47,6 @@ FENCE_GRACE_S = 0.25
 FENCE_RETRY_S = 30.0  # how long a fence is retried on a replica that does not answer
 INITIAL_STABLES_LIMIT = 16  # rollouts whose initial stable is remembered
 TOMBSTONES_LIMIT = 1000
-
-
-class StaleFencingToken(Exception):
-    """The fencing token is older than one already used: another controller holds the lease. Stop acting."""
-
-
-class UnitKeyInUse(ValueError):
-    """The rollout whose key should be destroyed has a canary in the table; end it first."""
-
-
-class BadSplit(ValueError):
-    """The split is invalid; the message holds the value, the limit and the remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """The split that the controller requests. `canary` None and `weight_bp` 0 go together."""
-
-    rollout: str
-    salt: str
-    stable: str | None
-    canary: str | None
-    weight_bp: int
-    stage: int
-
-    def checked(self) -> Split:
-        """This split with canary None at weight 0. Raises BadSplit."""
-        if not 0 <= self.weight_bp <= FULL_BP:
-            raise BadSplit(f"weight {self.weight_bp} bp is outside 0-{FULL_BP}; use basis points (1 % = 100)")
-        if self.canary is not None and self.canary == self.stable:
-            raise BadSplit(f"version {self.canary} cannot be stable and canary at once; name two versions")
-        if self.weight_bp and self.canary is None:
-            raise BadSplit(f"weight {self.weight_bp} bp without a canary; name a version or set 0")
-        return self if self.weight_bp else replace(self, canary=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Poll:
-    """A router's poll. `applied`: the newest (epoch, change) that all its new requests obey."""
-
-    router: str
-    applied: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class FenceOrder:
-    """A fence to post to a replica's front, which then refuses canary requests of any older revision."""
-
-    url: str
-    epoch: int
-    revision: int
 
 
 class TableCore:
@@ -134,6 +90,10 @@ class TableCore:
         self._fences_suffice = False  # the withdrawn canary had fences, and none of them was given up
         self._how: AppliedHow = "pending"
         self._took_ms: float | None = None
+        self._heavy = HeavyKeys()
+        self._generation = ""
+        self._rules = ClientRules.from_json(stored.get("clients"))
+        self._stored_rules = self._rules.to_json()  # once: `to_store` runs at every poll
 
     @property
     def publication(self) -> tuple[int, int]:
@@ -152,6 +112,13 @@ class TableCore:
         self.require(token)
         if secret != self._secret:
             self._secret = secret
+            self._change += 1
+
+    def set_clients(self, rules: ClientRules, *, token: int, now_s: float) -> None:
+        """Publish who may use the service, if that differs. Raises StaleFencingToken."""
+        self.heartbeat(token, now_s=now_s)
+        if rules != self._rules:
+            self._rules, self._stored_rules = rules, rules.to_json()
             self._change += 1
 
     def set_split(self, split: Split, *, token: int, now_s: float) -> SplitStatus:
@@ -250,7 +217,7 @@ class TableCore:
 
     def table(self) -> RouteTable:
         """The current table, with the data secret."""
-        split = self._split
+        split, unit_key = self._split, self._unit_keys.of(self._split.rollout)
         return RouteTable(
             service=self._service,
             epoch=self._epoch,
@@ -263,13 +230,21 @@ class TableCore:
             canary=self._arm(split.canary) if split.canary else None,
             stage=split.stage,
             secret=DataSecret.of(self._secret) if self._secret else None,
-            unit_key=self._unit_keys.of(split.rollout),
+            unit_key=unit_key,
+            access=self._rules.access,
+            affinity=Affinity.of(unit_key.text, cookie=self._rules.cookie),
+            generation=self._generation,
+            heavy=self._heavy.units,
+            burst_cap=self._rules.burst_cap,
+            late_commit=self._rules.late_commit,
         )
 
     def poll(self, poll: Poll, *, now_s: float) -> bool:
         """Record a router's acknowledgement and renew its lease; True: it needs a newer table."""
         self._routers.polled(poll.router, poll.applied, now_s)
         self.rise_above(poll.applied, now_s=now_s)
+        if poll.counts is not None and self._heavy.add(poll.counts, now_s=now_s):
+            self._change += 1
         self.tick(now_s=now_s)
         return self.has_news(poll)
 
@@ -337,6 +312,7 @@ class TableCore:
             "home": dict(self._initial_stable),
             "arms": [arm.to_json() for arm in arms],
             "unit_keys": self._unit_keys.to_store(),
+            "clients": self._stored_rules,
         }
 
     # ---- inside
@@ -364,6 +340,9 @@ class TableCore:
         self._how, self._took_ms = "pending", None
         if before.stable != split.stable:
             self._stable_change = self._change
+        self._heavy.begin(split.rollout)
+        if (before.rollout, before.canary) != (split.rollout, split.canary):
+            self._generation = f"{self._epoch}.{self._revision}"
         if before.canary != split.canary:
             # A canary that became stable gets no fence: routers with an older table must still reach it.
             withdrawn = self._canary_urls if before.canary != split.stable else set()

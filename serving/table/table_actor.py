@@ -17,10 +17,12 @@ from typing import Any
 import aiohttp
 from ray.experimental import internal_kv
 
+from serving.access import ClientRules
 from serving.clock import boot_s
-from serving.messages import Arm, RouteTable, SplitStatus
+from serving.messages import Arm, RouteTable, SplitStatus, UnitCounts
 from serving.supervised import LoopState, SupervisedLoops
-from serving.table.route_table import POLL_S, FenceOrder, Poll, Split, TableCore
+from serving.table.orders import FenceOrder, Poll, Split
+from serving.table.route_table import POLL_S, TableCore
 from serving.targets import Endpoint
 
 TICK_S = 0.02  # while a split is not applied yet
@@ -61,6 +63,11 @@ class TableActor:
         status = self._core.set_split(split, token=token, now_s=boot_s())
         self._persist_and_publish()
         return status
+
+    async def set_clients(self, rules: ClientRules, token: int) -> None:
+        """See `TableCore.set_clients`. Raises StaleFencingToken."""
+        self._core.set_clients(rules, token=token, now_s=boot_s())
+        self._persist_and_publish()
 
     async def heartbeat(self, token: int) -> None:
         """The controller is alive. Raises StaleFencingToken."""
@@ -121,9 +128,14 @@ class TableActor:
 
     # ---- called by routers
 
-    async def watch(self, router: str, epoch: int, change: int) -> RouteTable | None:
-        """Acknowledge (epoch, change) and renew the lease; a newer table, or None after 300 ms without."""
-        poll = Poll(router, (epoch, change))
+    async def watch(
+        self, router: str, epoch: int, change: int, counts: UnitCounts | None = None
+    ) -> RouteTable | None:
+        """Acknowledge (epoch, change) and renew the lease; a newer table, or None after 300 ms without.
+
+        counts: the router's requests by unit, when a report is due.
+        """
+        poll = Poll(router, (epoch, change), counts)
         has_news = self._core.poll(poll, now_s=boot_s())
         superseded = self._persist_and_publish()
         if not has_news:

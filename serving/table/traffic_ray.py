@@ -15,12 +15,14 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from serving.access import ClientRules
 from serving.actor_calls_ray import ActorHandles, Deadline, Patience
 from serving.actor_names import FLEET, NAMESPACE, detached, records_name, table_name
 from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
 from serving.supervised import LoopState
+from serving.table.orders import BadSplit, Split, StaleFencingToken, UnitKeyInUse
 from serving.table.records_actor import RecordsActor
-from serving.table.route_table import SILENCE_S, BadSplit, Split, StaleFencingToken, UnitKeyInUse
+from serving.table.route_table import SILENCE_S
 from serving.table.table_actor import TableActor
 
 OPEN_TIMEOUT_S = 60.0
@@ -99,6 +101,10 @@ class RayTraffic:
         """Publish the split if it differs, and return how far it is applied; None: unreachable."""
         status: SplitStatus | None = self._call(table_name(service), "set_split", split.checked(), token)
         return status
+
+    def set_clients(self, service: str, rules: ClientRules, *, token: int) -> bool:
+        """Publish who may use the service; False: unreachable."""
+        return self._call(table_name(service), "set_clients", rules, token, default=False) is None
 
     def observe(self, service: str) -> SplitStatus | None:
         """The current split, and how far it is applied; None: unreachable."""

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from serving.fleet.types import FleetClient, Launch, VersionStatus
-from serving.table.route_table import StaleFencingToken
+from serving.table.orders import StaleFencingToken
 from tests.fakes.fleet_memory import MemoryFleet
 
 DEAD = "http://127.0.0.1:9"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from serving.access import Access, ClientKey, ClientRules, digest_of
 from serving.messages import Replica, ScoreRecord, SplitStatus
-from serving.table.route_table import BadSplit, Split, StaleFencingToken, UnitKeyInUse
+from serving.table.orders import BadSplit, Split, StaleFencingToken, UnitKeyInUse
 from tests.fakes.traffic_memory import MemoryTraffic
 
 
@@ -55,6 +56,32 @@ def test_a_split_without_routers_is_applied_at_once(rig: Rig) -> None:
 
     assert isinstance(status, SplitStatus)
     assert (status.canary, status.weight_bp, status.stable, status.applied) == ("v-2", 500, "v-1", True)
+
+
+def test_the_clients_of_a_service_are_published_with_the_key_of_its_tokens(rig: Rig) -> None:
+    access = Access({digest_of("sk-1"): ClientKey("staff", ("staff",))}, audience_bp={"staff": 5000})
+    answers = [
+        rig.traffic.set_clients(rig.service, ClientRules(access, burst_cap=cap), token=1)
+        for cap in (5.0, 6.0)
+    ]
+    rig.split(500)
+    table = rig.traffic.table(rig.service)
+
+    assert answers == [True, True]
+    assert table is not None
+    assert (table.access, table.burst_cap) == (access, 6.0)
+    assert table.affinity is not None
+    assert table.generation.startswith(f"{table.epoch}.")
+
+
+def test_clients_of_an_older_controller_are_refused(rig: Rig) -> None:
+    rig.split(500, token=5)
+    with pytest.raises(StaleFencingToken):
+        rig.traffic.set_clients(rig.service, ClientRules(), token=4)
+
+
+def test_the_clients_of_no_service_cannot_be_set(rig: Rig) -> None:
+    assert rig.traffic.set_clients("nowhere", ClientRules(), token=1) is False
 
 
 def test_the_same_split_again_makes_no_new_revision(rig: Rig) -> None:

@@ -92,7 +92,7 @@ class FakeEnvironment:
     def key_problem(self, reference: KeyReference) -> KeyProblem | None:
         return key_problem(reference)
 
-    def devices(self) -> Sequence[Device]:
+    def devices(self, *, restoring: str | None = None) -> Sequence[Device]:
         return (Device("host", "host", 64 * GIB, self.free_bytes),)
 
     def kv_bytes(self, version: VersionSpec) -> int:

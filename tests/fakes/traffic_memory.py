@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from serving.access import ClientRules
 from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
+from serving.table.orders import Split
 from serving.table.records_log import RecordLog
-from serving.table.route_table import SILENCE_S, Split, TableCore
+from serving.table.route_table import SILENCE_S, TableCore
 
 
 class MemoryTraffic:
@@ -39,6 +41,14 @@ class MemoryTraffic:
         """See `RayTraffic.set_split`."""
         core = self.cores.get(service)
         return core.set_split(split.checked(), token=token, now_s=self._clock()) if core else None
+
+    def set_clients(self, service: str, rules: ClientRules, *, token: int) -> bool:
+        """See `RayTraffic.set_clients`."""
+        core = self.cores.get(service)
+        if core is None:
+            return False
+        core.set_clients(rules, token=token, now_s=self._clock())
+        return True
 
     def observe(self, service: str) -> SplitStatus | None:
         """The current split; None: no such service."""

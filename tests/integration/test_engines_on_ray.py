@@ -23,7 +23,7 @@ from serving.credentials import ControlSecret, DataSecret
 from serving.fleet import device_memory
 from serving.fleet.types import EngineReport, Launch, VersionStatus
 from serving.messages import SplitStatus
-from serving.table.route_table import Split
+from serving.table.orders import Split
 from serving.targets import method_of
 from tests.integration.load import Traffic
 from tests.ray_rig import SECRET, Engines, wait_for

@@ -29,7 +29,7 @@ from serving.credentials import ControlSecret
 from serving.messages import Replica, RequestRecord, RouteTable, SplitStatus
 from serving.router.front_wire import WireFront
 from serving.router.router import RouterCore
-from serving.table.route_table import Split
+from serving.table.orders import Split
 
 if TYPE_CHECKING:
     # Imported where it is used: Ray reads the cluster's token when it is first imported.

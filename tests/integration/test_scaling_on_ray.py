@@ -18,7 +18,7 @@ from serving.checkpoints import Checkpoint
 from serving.credentials import ControlSecret
 from serving.fleet.types import Launch, VersionStatus
 from serving.messages import RequestRecord
-from serving.table.route_table import Split
+from serving.table.orders import Split
 from tests.integration.load import Traffic
 from tests.ray_rig import SECRET, wait_for
 

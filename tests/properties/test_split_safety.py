@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.router import RouterCore, canary_of
-from serving.table.route_table import Poll, Split, TableCore
+from serving.router.assigner import canary_of
+from serving.router.router import RouterCore
+from serving.table.orders import Poll, Split
+from serving.table.route_table import TableCore
 
 ROUTERS = 3
 routers = st.integers(0, ROUTERS - 1)

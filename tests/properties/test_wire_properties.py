@@ -68,7 +68,7 @@ def test_any_bytes_are_requests_or_one_refusal(data: bytes) -> None:
 
 @given(raw=st.binary(max_size=40) | st.text("/%.v1chatompletinsde2FE?#@:", max_size=40).map(str.encode))
 def test_a_target_is_listed_or_refused(raw: bytes) -> None:
-    found = find_target("POST", raw, "chat")
+    found = find_target("POST", raw, ("chat",))
 
     if isinstance(found, Found):
         assert method_of(found.target.path) in ("GET", "POST")

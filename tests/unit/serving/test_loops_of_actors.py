@@ -15,7 +15,7 @@ from serving.router.router import RouterCore
 from serving.router.table_file import FileTableSource
 from serving.supervised import LoopState
 from serving.table import table_actor
-from serving.table.route_table import FenceOrder, Split
+from serving.table.orders import FenceOrder, Split
 from serving.table.table_actor import TableActor
 
 

@@ -6,6 +6,7 @@ import copy
 from dataclasses import fields, replace
 from typing import Any
 
+from serving.access import Access, Affinity
 from serving.messages import AttemptRecord, RecordBatch, RequestRecord, RouteTable
 from serving.table.records_log import RecordLog
 
@@ -17,7 +18,15 @@ RECORD = RequestRecord(
     taken_over_by=0,
     covered=True,
 )
-TABLE = RouteTable("chat", 1, 1, 1, "r", "s", 100, None, None, late_commit="stream")
+TABLE = RouteTable(
+    *("chat", 1, 1, 1, "r", "s", 100, None, None),
+    late_commit="stream",
+    access=Access(keys_required=True),
+    affinity=Affinity(b"k"),
+    generation="1.1",
+    heavy=frozenset({"u"}),
+    burst_cap=5.0,
+)
 
 
 def of_older_release(message: Any, names: set[str]) -> Any:
@@ -33,7 +42,11 @@ def test_a_message_without_the_newest_fields_gets_their_defaults() -> None:
     record = of_older_release(RECORD, names)
 
     assert record == replace(RECORD, attempts=(), takeover_at=None, taken_over_by=None, covered=None)
-    assert of_older_release(TABLE, {"late_commit"}) == replace(TABLE, late_commit="hold")
+    clients: dict[str, Any] = dict.fromkeys(("access", "affinity", "burst_cap"))
+    clients |= {"generation": "", "heavy": frozenset()}
+    assert of_older_release(TABLE, set(clients)) == replace(TABLE, **clients)
+    oldest = of_older_release(TABLE, {"late_commit", *clients})
+    assert oldest == replace(TABLE, late_commit="hold", **clients)
 
 
 def test_a_whole_message_is_the_same_after_a_copy() -> None:

@@ -41,7 +41,7 @@ from tests.fakes.rollouts import a_rollout
 @pytest.mark.parametrize("value", get_args(AssignedBy))
 def test_only_drawn_requests_count_as_drawn_in_the_evaluation(value: AssignedBy) -> None:
     assert kind_is_drawn(draw_of(a_record(1, assigned_by=value)).assigned_by) is (
-        value in ("request", "sticky")
+        value in ("request", "sticky", "conversation", "heavy")
     )
 
 

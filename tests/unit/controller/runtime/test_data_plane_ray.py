@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,11 +18,13 @@ from controller.runtime.data_plane_ray import (
     TrafficAdapter,
     probe_target,
 )
+from serving.access import ClientRules
 from serving.credentials import DataSecret, KeyReference, NoKey
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
-from serving.table.route_table import Split, StaleFencingToken
+from serving.table.orders import Split, StaleFencingToken
 
+RULES = ClientRules(burst_cap=5.0)
 STATUS = SplitStatus(7, 3, "r-00000001", "v-1", "v-2", 500, True, "fenced", tombstoned=("r-0000000f",))
 
 
@@ -44,6 +47,11 @@ class RecordingTraffic:
 
     def start_router(self, service: str, replicas: int = 1, *, token: int) -> None:
         self.calls.append(("start_router", service, replicas))
+
+    def set_clients(self, service: str, rules: ClientRules, *, token: int) -> bool:
+        self._fence(token)
+        self.calls.append(("clients", service, rules))
+        return self.status is not None
 
     def set_split(self, service: str, split: Split, *, token: int) -> SplitStatus | None:
         self._fence(token)
@@ -194,26 +202,51 @@ def test_a_probe_has_no_target_while_the_data_plane_cannot_be_read() -> None:
 
 def test_a_front_is_opened_once_and_again_after_its_table_is_lost() -> None:
     traffic, now = RecordingTraffic(), [0.0]
-    ingress = IngressAdapter(traffic, lambda service: 3, traffic.stop_router, lambda: now[0])
+    ingress = IngressAdapter(
+        traffic, lambda service: 3, lambda service: RULES, traffic.stop_router, lambda: now[0]
+    )
     for now[0] in (0.0, 1.0, 11.0):
         ingress.open("chat", "s", token=1)
     before = list(traffic.calls)
     traffic.status = None
     for now[0] in (12.0, 23.0):
-        ingress.open("chat", "s", token=1)
+        with contextlib.suppress(Unreachable):
+            ingress.open("chat", "s", token=1)
 
-    opened = [("open", "chat", "s"), ("start_router", "chat", 3)]
-    assert (before, traffic.calls) == (opened, opened * 2)
+    clients = ("clients", "chat", RULES)
+    opened = [("open", "chat", "s"), clients, ("start_router", "chat", 3), clients]
+    assert (before, traffic.calls[len(before) :]) == (opened, [("open", "chat", "s"), clients])
+
+
+def ingress_of(traffic: RecordingTraffic) -> IngressAdapter:
+    return IngressAdapter(traffic, lambda name: 1, lambda name: RULES, traffic.stop_router, lambda: 0.0)
+
+
+def test_routers_start_only_when_the_table_knows_the_clients() -> None:
+    traffic = RecordingTraffic(status=None)
+    ingress = ingress_of(traffic)
+    with pytest.raises(Unreachable, match="the route table of chat does not answer"):
+        ingress.open("chat", "s", token=1)
+    before = [call[0] for call in traffic.calls]
+    traffic.status = STATUS
+    ingress.open("chat", "s", token=1)
+
+    assert before == ["open", "clients"]
+    assert [call[0] for call in traffic.calls[2:]] == ["open", "clients", "start_router"]
+
+
+def test_a_stale_controller_publishes_no_clients() -> None:
+    traffic = RecordingTraffic()
+    traffic.newest = 2
+    ingress = ingress_of(traffic)
+
+    with pytest.raises(StaleToken):
+        ingress.open("chat", "s", token=1)
 
 
 def test_a_front_stops_routers_before_actors() -> None:
     traffic = RecordingTraffic()
-    ingress = IngressAdapter(
-        traffic,
-        lambda service: 1,
-        traffic.stop_router,
-        lambda: 0.0,
-    )
+    ingress = ingress_of(traffic)
     ingress.close("chat", token=1)
     ingress.close("chat", token=1)
 
@@ -224,7 +257,7 @@ def test_a_front_stops_routers_before_actors() -> None:
 def test_a_front_is_neither_opened_nor_closed_by_an_older_token(is_removed: bool) -> None:
     traffic = RecordingTraffic()
     traffic.newest = 2
-    ingress = IngressAdapter(traffic, lambda service: 1, traffic.stop_router, lambda: 0.0)
+    ingress = ingress_of(traffic)
 
     def act() -> None:
         if is_removed:

@@ -12,13 +12,21 @@ from typing import Any
 import pytest
 
 from controller.errors import CanaryctlError, Unreachable
+from controller.planning.capacity import Device, fit
 from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint
+from controller.quantities import GIB
 from controller.rollout.plan import VersionRef
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.settings import Settings
-from controller.spec.service import parse_version
+from controller.spec.service import VersionSpec, parse_version
 from controller.store.digest_cache import read_digests
-from controller.store.row_specs import comparable_fingerprint, replicas_of, version_row
+from controller.store.row_specs import (
+    comparable_fingerprint,
+    fingerprint_of,
+    replicas_of,
+    version_row,
+    version_spec,
+)
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.wiring import launches
@@ -27,7 +35,7 @@ from serving.fleet.types import VersionStatus
 from tests.fakes.checkpoints import replace_keeping_time, write_checkpoint
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
-READY = VersionStatus(STABLE, "ready", 1, 0, None, (), None, 0.0)
+READY = VersionStatus(STABLE, "ready", 3, 0, None, (), None, 0.0)
 
 
 @pytest.fixture
@@ -48,8 +56,14 @@ def rollout_of(versions: Versions, tmp_path: Path) -> RolloutState:
     return replace(a_rollout(), canary=VersionRef(versions.fingerprint(spec).version_id))
 
 
+def preflight(versions: Versions, rollout: RolloutState, *fleet: VersionStatus) -> None:
+    """fleet: what is observed of every service."""
+    versions._observe = lambda service: fleet
+    versions.preflight(rollout)
+
+
 def test_preflight_passes_for_unchanged_files(versions: Versions, tmp_path: Path) -> None:
-    versions.preflight(rollout_of(versions, tmp_path), lambda service: (READY,))
+    preflight(versions, rollout_of(versions, tmp_path), READY)
 
 
 def test_preflight_refuses_files_that_changed_since_the_plan(versions: Versions, tmp_path: Path) -> None:
@@ -57,7 +71,7 @@ def test_preflight_refuses_files_that_changed_since_the_plan(versions: Versions,
     (tmp_path / "model" / "tokenizer.json").write_text('{"version": "2.0"}')
 
     with pytest.raises(CanaryctlError, match="changed since the plan was made; deploy it again"):
-        versions.preflight(rollout, lambda service: (READY,))
+        preflight(versions, rollout, READY)
 
 
 @pytest.mark.parametrize("is_replaced", [True, False])
@@ -70,7 +84,7 @@ def test_preflight_refuses_other_weights_of_the_same_size_and_time(
     replace_keeping_time(weights, data[:-1] + bytes([data[-1] ^ 1]), is_replaced=is_replaced)
 
     with pytest.raises(CanaryctlError, match="changed since the plan was made; deploy it again"):
-        versions.preflight(rollout, lambda service: (READY,))
+        preflight(versions, rollout, READY)
 
 
 def test_preflight_of_an_undo_accepts_another_engine_release_and_a_dead_stable(
@@ -80,8 +94,8 @@ def test_preflight_of_an_undo_accepts_another_engine_release_and_a_dead_stable(
     versions._release = "vllm 99"
 
     with pytest.raises(CanaryctlError, match="changed since"):
-        versions.preflight(rollout, lambda service: (READY,))
-    versions.preflight(replace(rollout, plan=replace(rollout.plan, undo=True)), lambda service: ())
+        preflight(versions, rollout, READY)
+    preflight(versions, replace(rollout, plan=replace(rollout.plan, undo=True)))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +120,7 @@ def test_preflight_of_an_undo_refuses_changed_files(
         write_checkpoint(tmp_path / "model", seed=7)
 
     with pytest.raises(CanaryctlError, match="changed since"):
-        versions.preflight(rollout, lambda service: ())
+        preflight(versions, rollout)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +136,7 @@ def test_preflight_refuses_while_stable_is_not_ready(
     monkeypatch.setattr(launches, "STABLE_WAIT_S", 0.0)
 
     with pytest.raises(Unreachable, match=f"stable {STABLE} is {phase}, a rollback could fail"):
-        versions.preflight(rollout_of(versions, tmp_path), lambda service: fleet)
+        preflight(versions, rollout_of(versions, tmp_path), *fleet)
 
 
 def test_a_version_is_promoted_since_its_newest_rollout_made_it_stable(versions: Versions) -> None:
@@ -200,7 +214,7 @@ def test_preflight_passes_for_a_version_stored_by_older_rules(versions: Versions
     row = version_row("chat", spec, older, 1.0)
     versions._store.put_version(row)
 
-    versions.preflight(replace(a_rollout(), canary=VersionRef(row.id)), lambda service: (READY,))
+    preflight(versions, replace(a_rollout(), canary=VersionRef(row.id)), READY)
 
 
 def test_a_checkpoint_that_is_being_read_for_long_is_not_waited_for_without_end(
@@ -232,3 +246,61 @@ def test_no_version_names_the_admin_token(versions: Versions, tmp_path: Path) ->
 
     with pytest.raises(CanaryctlError, match="canaryctl's state folder"):
         versions.fingerprint(parse_version({"model": str(tmp_path / "model"), "engine": template}))
+
+
+@pytest.fixture
+def two_services(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
+    """`chat` and `mail`, both ready, on a host with memory for one more engine."""
+    spec = parse_version({"model": str(tmp_path / "model"), "kv_cache_memory_bytes": "1GiB"})
+    row = version_row("mail", spec, versions.fingerprint(spec), 1.0)
+    versions._store.put_service(ServiceRow("mail", "{}", STABLE, "s3cret", 1.0), replace(row, id=STABLE))
+    for service in ("chat", "mail"):
+        versions._store.put_version(replace(row, service=service, id=CANARY))
+    versions._observe = lambda service: (READY,)
+    monkeypatch.setattr(launches, "devices", lambda: (Device("host", "host", 16 * GIB, 3 * GIB),))
+    return versions
+
+
+def test_of_two_rollouts_planned_into_the_same_memory_the_earlier_one_loads(
+    two_services: Versions,
+) -> None:
+    first = a_rollout("r-2", service="mail", now_s=1000.0)
+    second = a_rollout("r-1", service="chat", now_s=1000.5)
+    for rollout in (first, second):
+        two_services._store.create_rollout(rollout, request="{}", at_s=rollout.started_at_s)
+    spec, fingerprint = load_version(two_services, "mail", CANARY)
+
+    assert fit(spec, fingerprint, two_services.devices(rollout=first)).fits
+    refused = fit(spec, fingerprint, two_services.devices(rollout=second))
+
+    assert not refused.fits
+    assert "reserved for mail v-0000000002, which has not loaded yet: wait until it has" in refused.text
+    # Whoever plans now finds both reserved; once the canary is ready, its memory is measured as taken.
+    assert not fit(spec, fingerprint, two_services.devices()).fits
+    two_services._observe = lambda service: (READY, replace(READY, version=CANARY))
+    assert fit(spec, fingerprint, two_services.devices()).fits
+
+
+def test_a_canary_that_leaves_or_has_left_reserves_nothing(two_services: Versions) -> None:
+    departure = Departure(CANARY, STABLE, DepartureStep.UNLOAD, 1.0, 1.0)
+    leaving = replace(a_rollout(service="mail"), phase=Phase.ROLLING_BACK, departure=departure)
+    two_services._store.create_rollout(leaving, request="{}", at_s=1.0)
+    spec, fingerprint = load_version(two_services, "mail", CANARY)
+
+    assert fit(spec, fingerprint, two_services.devices()).fits
+
+
+def test_a_stable_version_that_is_restarted_keeps_its_memory(two_services: Versions) -> None:
+    loading = (replace(READY, phase="loading", ready_replicas=0),)
+    two_services._observe = lambda service: loading if service == "mail" else (READY,)
+    spec, fingerprint = load_version(two_services, "mail", STABLE)
+
+    assert not fit(spec, fingerprint, two_services.devices()).fits
+    # An undo of that very service replaces it.
+    assert fit(spec, fingerprint, two_services.devices(restoring="mail")).fits
+
+
+def load_version(versions: Versions, service: str, version: str) -> tuple[VersionSpec, Fingerprint]:
+    row = versions._store.version(service, version)
+    assert row is not None
+    return version_spec(row), fingerprint_of(row)

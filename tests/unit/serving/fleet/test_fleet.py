@@ -9,7 +9,7 @@ import pytest
 from serving.fleet.fleet import FleetCore
 from serving.fleet.orders import Cancel, DeleteApp, Order, Probe, Publish, Replace, RunApp
 from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch, ReplicaState
-from serving.table.route_table import StaleFencingToken
+from serving.table.orders import StaleFencingToken
 
 
 def launch(version: str = "v-1", **changes: object) -> Launch:

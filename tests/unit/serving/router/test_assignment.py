@@ -5,7 +5,15 @@ import math
 
 import pytest
 
-from serving.router.assignment import AssignmentKey, bucket_of, find_key, hash64, is_eligible, unit_of
+from serving.router.assignment import (
+    AssignmentKey,
+    bucket_of,
+    find_key,
+    hash64,
+    is_eligible,
+    salt_of,
+    unit_of,
+)
 from serving.router.body_facts import BodyFacts, read_facts
 
 
@@ -133,3 +141,14 @@ def test_a_key_with_a_lone_surrogate_is_assigned() -> None:
 )
 def test_only_requests_for_an_answer_are_eligible(method: str, path: str, drawn: bool) -> None:
     assert is_eligible(method, path) is drawn
+
+
+def test_two_services_without_a_salt_pick_different_users() -> None:
+    n, weight_bp = 20_000, 1000
+    both = 0
+    for index in range(n):
+        buckets = [bucket_of(salt_of(service, ""), f"user-{index}") for service in ("chat", "search")]
+        both += max(buckets) < weight_bp
+
+    w = weight_bp / 10_000
+    assert abs(both - n * w * w) < 4.5 * math.sqrt(n * w * w * (1 - w * w))

@@ -9,7 +9,7 @@ import pytest
 from serving.messages import Arm
 from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
-from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_table
+from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_tables
 from serving.router.types import Attempt, Request
 from serving.targets import Target
 
@@ -39,7 +39,7 @@ def target(core: RouterCore) -> str:
 
 
 def test_a_file_becomes_a_table_of_external_upstreams(path: Path) -> None:
-    table = read_table(path, change=1)
+    table = read_tables(path, change=1)["chat"]
 
     assert table.stable is not None
     assert table.canary is not None
@@ -74,7 +74,7 @@ def test_an_endpoint_in_a_table_has_a_model_name_and_a_key_that_nothing_shows(
 def test_a_key_file_is_found_beside_the_table_and_read_when_it_is_used(path: Path) -> None:
     path.write_text(KEYED.replace("api_key_env: EXAMPLE_KEY", "api_key_file: key"))
     (path.parent / "key").write_text("sk-1\n")
-    table = read_table(path, change=1)
+    table = read_tables(path, change=1)["chat"]
     (path.parent / "key").write_text("sk-2\n")
 
     assert table.canary is not None
@@ -178,3 +178,28 @@ def test_a_busy_port_ends_the_command_with_one_line_and_exit_4(
 
     assert code == 4
     assert output == f"port {port} on 127.0.0.1: Address already in use; choose another with --port\n"
+
+
+def canary_users(folder: Path, service: str) -> set[int]:
+    path = folder / f"{service}.yaml"
+    text = GOOD.replace("service: chat", f"service: {service}").replace("salt: spring", "")
+    path.write_text(text.replace("10000", "1000"))
+    core = make_front(path).core
+    found = set()
+    for index in range(2000):
+        body = b'{"user": "u-%d"}' % index
+        request = Request("POST", Target("/v1/completions"), (), body)
+        exchange = core.begin(request, request_id=f"req-{index}", now_s=1e9, wall_s=1.0)
+        assert isinstance(exchange, Exchange)
+        one = exchange.next_attempt()
+        assert isinstance(one, Attempt)
+        if ":8002" in one.url:
+            found.add(index)
+    return found
+
+
+def test_two_services_without_a_salt_have_different_canary_users(tmp_path: Path) -> None:
+    chat, search = canary_users(tmp_path, "chat"), canary_users(tmp_path, "search")
+
+    assert 150 < len(chat) < 250
+    assert len(chat & search) < 50  # 1 % of 2000 are expected in both

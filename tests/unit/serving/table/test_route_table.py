@@ -9,7 +9,8 @@ import pytest
 
 from serving.credentials import ControlSecret, DataSecret
 from serving.messages import Arm, Replica, SplitStatus
-from serving.table.route_table import BadSplit, Poll, Split, StaleFencingToken, TableCore
+from serving.table.orders import BadSplit, Poll, Split, StaleFencingToken
+from serving.table.route_table import TableCore
 
 CANARY_URL = "http://canary"
 

@@ -6,7 +6,8 @@ import pytest
 
 from serving.messages import Arm, Replica, RouteTable
 from serving.router.router import RouterCore
-from serving.table.route_table import Poll, Split, TableCore
+from serving.table.orders import Poll, Split
+from serving.table.route_table import TableCore
 
 LOST: dict[str, object] = {}  # what a restarted table finds after its state was lost
 

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError
 from serving.fleet.fleet_ray import RayFleet
 from serving.fleet.types import FleetUnreachable, Launch
 from serving.table import traffic_ray
-from serving.table.route_table import Split
+from serving.table.orders import Split
 from serving.table.traffic_ray import RayTraffic
 
 

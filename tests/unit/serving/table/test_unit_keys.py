@@ -11,7 +11,8 @@ from serving.credentials import ControlSecret, DataSecret, UnitKey
 from serving.fleet.types import Launch
 from serving.messages import Arm, Replica, RouteTable
 from serving.router.assignment import unit_key_of, unit_of
-from serving.table.route_table import Split, StaleFencingToken, TableCore, UnitKeyInUse
+from serving.table.orders import Split, StaleFencingToken, UnitKeyInUse
+from serving.table.route_table import TableCore
 from serving.table.unit_keys import KEYS_LIMIT, UnitKeys
 
 NOW_S = 10.0

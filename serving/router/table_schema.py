@@ -1,0 +1,70 @@
+"""What the table file of the standalone router may hold, as people write it."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from serving.credentials import ENV_NAME
+from serving.files.client_rules import ClientFields
+from serving.messages import FULL_BP
+from serving.targets import RESERVED_NAMES, Endpoint
+
+SHARED = ("keys", "keys_required", "trust", "affinity")  # keys of a file that hold for several services
+
+
+class UpstreamSpec(BaseModel):
+    """An OpenAI-compatible server."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: str
+    version: str = ""
+    model: str | None = Field(None, min_length=1)
+    api_key_env: str | None = Field(None, pattern=ENV_NAME)
+    api_key_file: str | None = Field(None, min_length=1)
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        Endpoint.parsed(url)
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> Self:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("api_key_env and api_key_file are both given; keep one")
+        return self
+
+
+class AffinitySpec(BaseModel):
+    """How affinity tokens are signed and carried."""
+
+    model_config = ConfigDict(extra="forbid")
+    key_env: str | None = Field(None, pattern=ENV_NAME)
+    key_file: str | None = Field(None, min_length=1)
+    cookie: bool = Field(default=False, strict=True)
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> Self:
+        if self.key_env is not None and self.key_file is not None:
+            raise ValueError("key_env and key_file are both given; keep one")
+        return self
+
+
+class TableSpec(ClientFields):
+    """One service."""
+
+    service: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+    stable: UpstreamSpec
+    canary: UpstreamSpec | None = None
+    weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
+    salt: str = ""
+    affinity: AffinitySpec | None = None
+
+    @field_validator("service")
+    @classmethod
+    def _is_no_route(cls, service: str) -> str:
+        if service in RESERVED_NAMES:
+            raise ValueError(f"is the beginning of a route, /{service}; choose another name")
+        return service

@@ -1,0 +1,62 @@
+"""What a route table is told: splits by the controller, polls by routers; and its orders to replicas. Pure.
+
+Errors of the controller's commands are here too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from serving.messages import FULL_BP, UnitCounts
+
+
+class StaleFencingToken(Exception):
+    """The fencing token is older than one already used: another controller holds the lease. Stop acting."""
+
+
+class UnitKeyInUse(ValueError):
+    """The rollout whose key should be destroyed has a canary in the table; end it first."""
+
+
+class BadSplit(ValueError):
+    """The split is invalid; the message holds the value, the limit and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The split that the controller requests. `canary` None and `weight_bp` 0 go together."""
+
+    rollout: str
+    salt: str
+    stable: str | None
+    canary: str | None
+    weight_bp: int
+    stage: int
+
+    def checked(self) -> Split:
+        """This split with canary None at weight 0. Raises BadSplit."""
+        if not 0 <= self.weight_bp <= FULL_BP:
+            raise BadSplit(f"weight {self.weight_bp} bp is outside 0-{FULL_BP}; use basis points (1 % = 100)")
+        if self.canary is not None and self.canary == self.stable:
+            raise BadSplit(f"version {self.canary} cannot be stable and canary at once; name two versions")
+        if self.weight_bp and self.canary is None:
+            raise BadSplit(f"weight {self.weight_bp} bp without a canary; name a version or set 0")
+        return self if self.weight_bp else replace(self, canary=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """A router's poll. `applied`: the newest (epoch, change) that all its new requests obey."""
+
+    router: str
+    applied: tuple[int, int]
+    counts: UnitCounts | None = None  # requests by unit; None: no report is due
+
+
+@dataclass(frozen=True, slots=True)
+class FenceOrder:
+    """A fence to post to a replica's front, which then refuses canary requests of any older revision."""
+
+    url: str
+    epoch: int
+    revision: int
