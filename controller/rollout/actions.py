@@ -31,6 +31,7 @@ class SetSplit:
     weight_bp: int
     stage: int
     kind: Literal["split"] = "split"
+    audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences, by name
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,12 +185,12 @@ class Attempts:
         That is no failure of the arm, as of a stream that stable completes it is none.
         """
         self.tried[-1].cause = why or "cut"
+        if self._assignment.is_lookup:
+            self._has_lookup_failed = True
+            return
         if why is None:
             self.was_whole = self.was_redone = True
             self._fall_back()
-            return
-        if self._assignment.is_lookup:
-            self._has_lookup_failed = True
             return
         if why == "withheld" and self.arm == CANARY:
             self._fall_back()

@@ -32,16 +32,20 @@ class Split:
     canary: str | None
     weight_bp: int
     stage: int
+    audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences beside those of the clients' rules
 
     def checked(self) -> Split:
-        """This split with canary None at weight 0. Raises BadSplit."""
+        """This split, at weight 0 without canary and audiences. Raises BadSplit."""
         if not 0 <= self.weight_bp <= FULL_BP:
             raise BadSplit(f"weight {self.weight_bp} bp is outside 0-{FULL_BP}; use basis points (1 % = 100)")
         if self.canary is not None and self.canary == self.stable:
             raise BadSplit(f"version {self.canary} cannot be stable and canary at once; name two versions")
         if self.weight_bp and self.canary is None:
             raise BadSplit(f"weight {self.weight_bp} bp without a canary; name a version or set 0")
-        return self if self.weight_bp else replace(self, canary=None)
+        for audience, bp in self.audience_bp:
+            if not 0 <= bp <= FULL_BP:
+                raise BadSplit(f"weight {bp} bp of audience {audience} is outside 0-{FULL_BP}; correct it")
+        return self if self.weight_bp else replace(self, canary=None, audience_bp=())
 
 
 @dataclass(frozen=True, slots=True)

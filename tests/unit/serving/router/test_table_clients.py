@@ -9,7 +9,8 @@ import pytest
 
 from serving.access import digest_of
 from serving.router.exchange import Exchange
-from serving.router.table_file import FileTableSource, TableFileError, check, make_front, read_tables
+from serving.router.table_file import FileTableSource, check, make_front
+from serving.router.table_reader import TableFileError, read_tables
 from serving.router.types import Refusal, Request
 from serving.targets import Target
 
@@ -194,10 +195,11 @@ def test_a_mistake_in_one_table_changes_none(path: Path) -> None:
     path.write_text(SEVERAL)
     front = make_front(path)
     before = [core.table for core in front.cores.values()]
-    source = FileTableSource(path)
+    source = front._background
+    assert isinstance(source, FileTableSource)
     path.write_text(SEVERAL.replace("8001", "8009").replace("salt: a", "salt: 5"))
 
-    assert "services.0.salt" in (source.reload(*front.cores.values()) or "")
+    assert "services.0.salt" in (source.reload() or "")
     assert [core.table for core in front.cores.values()] == before
 
 
@@ -227,7 +229,7 @@ def test_a_key_that_sends_most_requests_is_published_as_heavy(path: Path) -> Non
     assert front.core.table is not None
     assert len(front.core.table.heavy) == 1
     path.write_text(BASE + "weight_bp: 6000")
-    source.reload(front.core)
+    source.reload()
     assert (len(front.core.table.heavy), front.core.table.weight_bp) == (1, 6000)
 
 
