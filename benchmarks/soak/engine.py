@@ -269,7 +269,9 @@ class Connection(asyncio.Protocol):
                 await self._events([event, b"data: [DONE]\n\n"])
                 self._transport.write(b"0\r\n\r\n")
             case "garbage body" | "garbage in mid-stream":
-                garbage = random_.randbytes(random_.randint(1, 80)).replace(b"\n", b"")
+                garbage = b"\xfe" + random_.randbytes(random_.randint(0, 80)).replace(
+                    b"\n", b""
+                )  # no comment
                 start = random_.choice((b"data: ", b"data: {", b""))
                 await self._events([start + garbage + b"\n\n"])
                 if random_.random() < 0.5:
