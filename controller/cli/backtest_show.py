@@ -192,7 +192,7 @@ def next_step(shown: Shown) -> str:
         case "invalid" if any("sample ratio mismatch" in reason for reason in shown.result.reasons):
             return (
                 "next: is the share right (--w, or the column w), and the right arm the canary (--canary)? "
-                "If they are, the recording lacks units of one arm (docs/backtest.md, what makes a file invalid)"
+                "Then the recording lacks units of one arm (docs/backtest.md, what makes a file invalid)"
             )
         case "invalid":
             return "next: mend the recording (docs/backtest.md, what makes a file invalid)"
