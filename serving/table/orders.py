@@ -6,8 +6,9 @@ Errors of the controller's commands are here too.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from serving.messages import FULL_BP, UnitCounts
+from serving.messages import FULL_BP, UnitCounts, restore
 
 
 class StaleFencingToken(Exception):
@@ -24,7 +25,7 @@ class BadSplit(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The split that the controller requests. `canary` None and `weight_bp` 0 go together."""
+    """The split that the controller requests. Without a weight and without copies there is no canary."""
 
     rollout: str
     salt: str
@@ -32,16 +33,24 @@ class Split:
     canary: str | None
     weight_bp: int
     stage: int
+    mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
 
     def checked(self) -> Split:
-        """This split with canary None at weight 0. Raises BadSplit."""
+        """This split, without a canary that gets neither requests nor copies. Raises BadSplit."""
+        if not 0 <= self.mirror_bp <= FULL_BP:
+            raise BadSplit(f"mirror share {self.mirror_bp} bp is outside 0-{FULL_BP}; use basis points")
+        if self.mirror_bp and self.canary is None:
+            raise BadSplit(f"mirror share {self.mirror_bp} bp without a canary; name a version or set 0")
         if not 0 <= self.weight_bp <= FULL_BP:
             raise BadSplit(f"weight {self.weight_bp} bp is outside 0-{FULL_BP}; use basis points (1 % = 100)")
         if self.canary is not None and self.canary == self.stable:
             raise BadSplit(f"version {self.canary} cannot be stable and canary at once; name two versions")
         if self.weight_bp and self.canary is None:
             raise BadSplit(f"weight {self.weight_bp} bp without a canary; name a version or set 0")
-        return self if self.weight_bp else replace(self, canary=None)
+        return self if self.weight_bp or self.mirror_bp else replace(self, canary=None)
 
 
 @dataclass(frozen=True, slots=True)

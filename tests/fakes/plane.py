@@ -17,7 +17,7 @@ from controller.rollout.observation import (
 )
 from controller.rollout.state import RolloutState
 from evaluation.report import GateReport, Verdict
-from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
+from serving.messages import Event, LostSpan, RecordPage
 
 
 @dataclass(slots=True)
@@ -259,13 +259,13 @@ class FakeNotifier:
 class FakeLog:
     """In-memory records log of one service."""
 
-    events: list[RequestRecord | ScoreRecord] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     lost: tuple[LostSpan, ...] = ()
     watermark_s: float = 0.0
     blind: bool = False
     reads: list[int] = field(default_factory=list)
 
-    def append(self, event: RequestRecord | ScoreRecord) -> None:
+    def append(self, event: Event) -> None:
         self.events.append(replace(event, seq=len(self.events) + 1))
 
     def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None:
