@@ -272,10 +272,23 @@ class Evaluator:
     def _settle_scores(self, lane: Lane, metric: str, queue: Queue) -> None:
         requests, rows, raw, failed = queue.pop(metric, self._deadlines[metric], self.settlement)
         lane.feed(rows, raw, failed)
-        if self.on_settled is not None and requests:
-            self.on_settled(requests, rows, {metric: raw[metric]}, failed)
+        self._tell(requests, rows, {metric: raw[metric]}, failed)
         waiting = float(queue.rows.at_s[0]) if queue.requests else float("inf")
         lane.close_through(min(self.settlement.through_s, waiting))
+
+    def _tell(
+        self, requests: list[str], rows: Rows, raw: Mapping[str, Floats], failed: NDArray[np.bool_]
+    ) -> None:
+        """Tell the listener of settled requests, without those of later sessions."""
+        if self.on_settled is None or not requests:
+            return
+        if rows.round.any():
+            kept = np.flatnonzero(rows.round == 0)
+            requests = [requests[row] for row in kept.tolist()]
+            rows, failed = rows.pick(kept), failed[kept]
+            raw = {name: values[kept] for name, values in raw.items()}
+        if requests:
+            self.on_settled(requests, rows, raw, failed)
 
     def _draw(self, draws: Sequence[Draw]) -> None:
         """Feed settled draws: to the lane of metrics known by now, and to the queues that wait for scores."""
@@ -299,8 +312,7 @@ class Evaluator:
         raw = {m.name: np.array([_value(d, m.name) for d in kept], dtype=np.float64) for m in lane.metrics}
         lane.feed(rows, raw, failed, fell_back)
         requests = [d.request_id for d in kept]
-        if self.on_settled is not None and requests:
-            self.on_settled(requests, rows, raw, failed)
+        self._tell(requests, rows, raw, failed)
         for queue in self.queues:
             queue.push(kept, rows, failed)
 

@@ -17,7 +17,8 @@ from evaluation.policy.gates import Proof, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.units.answered import AnsweredGap
 from evaluation.units.metric_evidence import MetricEvidence
-from evaluation.units.sessions import Released, Rows, Sessions
+from evaluation.units.released import Released
+from evaluation.units.sessions import Rows, Sessions
 from evaluation.units.split import COLUMNS, Split
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, Drawn, Units
 
@@ -27,7 +28,9 @@ NOW = "now"  # the lane of metrics that are known when the request has settled
 class Lane:
     """Metrics that settle together, their observed ranges and their sessions."""
 
-    __state__ = ("sessions", "metrics", "ranges", "answered", "answered_sessions")
+    __state__ = (
+        "sessions", "later", "metrics", "ranges", "answered", "answered_sessions", "answered_later",
+    )  # fmt: skip
 
     def __init__(self, metrics: Sequence[MetricEvidence], policy: GatePolicy, split: Split | None) -> None:
         """split: its tests use the sessions of this lane; None: another lane's."""
@@ -41,8 +44,14 @@ class Lane:
             session_requests=policy.session_requests,
             session_s=policy.session_s,
         )
+        self.later = Sessions(
+            sum(metric.later_width for metric in metrics) + 1,
+            session_requests=policy.session_requests,
+            session_s=policy.session_s,
+        )
         self.answered = AnsweredGap()  # by first requests
         self.answered_sessions = AnsweredGap()
+        self.answered_later = AnsweredGap()
 
     def feed(
         self,
@@ -55,36 +64,49 @@ class Lane:
         missing. fell_back: 1 where stable served for the canary, NaN where unknown; None: nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
             return
-        gaps = self._gaps_before(rows, unanswered)
-        parts = []
+        later, of_draws = np.flatnonzero(rows.round), rows.of_draws
+        own, failed = (rows.pick(of_draws), unanswered[of_draws]) if len(later) else (rows, unanswered)
+        gaps = self._gaps_before(own, failed)
+        parts, later_parts = [], []
         for metric in self.metrics:
             if metric.can_skip(raw[metric.name]):
-                parts.append(np.full((metric.width, len(rows)), np.nan))
-            else:
-                values = metric.comparable(raw[metric.name], unanswered, rows)
-                columns = metric.values(values, unanswered, rows)
-                missing = metric.count(rows, values, unanswered)
-                covariates = metric.covariates.of(raw, rows)
-                metric.feed_firsts(rows, columns, gaps, covariates)
-                weights = None
-                if metric.with_missing:
-                    weights = metric.failure_weights(values, unanswered, rows.arm)
-                    metric.feed_first_missing(rows, values, weights, gaps, covariates)
-                parts.append(metric.session_values(columns, missing, weights, rows, covariates))
-                for monitor in self.ranges:
-                    if monitor.gate.metric == metric.name:
-                        monitor.feed(rows, values)
+                parts.append(np.full((metric.width, len(own)), np.nan))
+                later_parts.append(np.full((metric.later_width, len(later)), np.nan))
+                continue
+            values = metric.comparable(raw[metric.name], unanswered, rows)
+            columns = metric.values(values, unanswered, rows)
+            weights = metric.failure_weights(values, unanswered, rows) if metric.with_missing else None
+            covariates = metric.covariates.of(raw, rows)
+            metric.count_later(rows, values)
+            if len(later):
+                of_later = None if weights is None else weights[later]
+                later_parts.append(metric.later_values(columns[:, later], of_later, rows.pick(later)))
+                values, columns = values[of_draws], columns[:, of_draws]
+                weights = None if weights is None else weights[of_draws]
+                covariates = None if covariates is None else covariates[:, of_draws]
+            missing = metric.count(own, values, failed)
+            metric.feed_firsts(own, columns, gaps, failed.astype(np.float64), covariates)
+            if weights is not None:
+                metric.feed_first_missing(own, values, weights, gaps, covariates)
+            parts.append(metric.session_values(columns, missing, weights, own, covariates))
+            for monitor in self.ranges:
+                if monitor.gate.metric == metric.name:
+                    monitor.feed(own, values)
         if self._split is not None:
             fell_back = np.full(len(rows), np.nan) if fell_back is None else fell_back
-            parts.append(self._split.session_columns(rows, fell_back, unanswered.astype(np.float64)))
+            parts.append(self._split.session_columns(own, fell_back[of_draws], failed.astype(np.float64)))
         else:
-            parts.append(np.where(unanswered, 0.0, 1.0)[None, :])
-        self._feed_units(self.sessions.add(rows, np.concatenate(parts)))
+            parts.append(np.where(failed, 0.0, 1.0)[None, :])
+        self._feed_units(self.sessions.add(own, np.concatenate(parts)))
+        if len(later):
+            later_parts.append(np.where(unanswered[later], 0.0, 1.0)[None, :])
+            self._feed_later(self.later.add(rows.pick(later), np.concatenate(later_parts)))
 
     def close_through(self, through_s: float) -> None:
         """Close sessions up to the watermark: all requests assigned before `through_s` were fed."""
         if self.metrics or self._split:
             self._feed_units(self.sessions.close_through(through_s))
+            self._feed_later(self.later.close_through(through_s))
 
     def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Floats:
         """The gaps of first requests, for all rows; those of later requests are not used."""
@@ -99,13 +121,25 @@ class Lane:
         if len(released) == 0:
             return
         start = sum(metric.width for metric in self.metrics)
-        gaps = self.answered_sessions.of(released.arm, released.w, released.means(start))
+        answered = released.means(start)
+        gaps = self.answered_sessions.of(released.arm, released.w, answered)
         if self._split is not None:
             self._split.feed_units(released, start)
         start = 0
         for metric in self.metrics:
-            metric.feed_units(released, start, gaps)
+            metric.feed_units(released, start, gaps, 1.0 - answered)
             start += metric.width
+
+    def _feed_later(self, released: Released) -> None:
+        if len(released) == 0:
+            return
+        start = sum(metric.later_width for metric in self.metrics)
+        answered = released.means(start)
+        gaps = self.answered_later.of(released.arm, released.w, answered)
+        start = 0
+        for metric in self.metrics:
+            metric.feed_later(released, start, gaps, 1.0 - answered)
+            start += metric.later_width
 
 
 class Pipeline:
@@ -168,9 +202,13 @@ class Pipeline:
             requests.stage[keep],
             canary[keep],
             self._is_warming_up(requests)[keep],
+            drawn.round[keep],
+            drawn.fresh[keep],
         )
         fell_back = np.where(rows.arm, requests.fell_back[keep], np.nan)
-        self.split.feed_firsts(rows, fell_back)
+        self.split.feed_firsts(rows.pick(rows.of_draws), fell_back[rows.of_draws])
+        if rows.round.any():
+            self.split.feed_returns(rows.pick(np.flatnonzero(rows.round)))
         self.seq += len(requests)
         return rows, keep, fell_back
 
@@ -216,8 +254,8 @@ class Pipeline:
         self.stable += int(np.count_nonzero(~requests.arm & (kind != LEFT_OUT) & (requests.w > 0.0)))
         if len(stage) and stage[-1] != self.stage:
             self.stage, self.stage_canary = int(stage[-1]), 0
-        own = on_canary & (drawn.position > 0) & (kind != HELD)
-        self.stage_canary += int(np.count_nonzero(own & (stage == self.stage)))
+        of_stage = (drawn.position > 0) & (drawn.round == 0) & (drawn.w > 0.0) & (stage == self.stage)
+        self.stage_canary += int(np.count_nonzero(of_stage & on_canary & (kind != HELD)))
 
 
 def proofs_by_gate(policy: GatePolicy, stages: Sequence[StagePlan]) -> dict[str, list[Proof]]:

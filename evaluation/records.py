@@ -4,8 +4,8 @@ The contract of the evidence (the first thing to read in this folder):
 
 - A **unit** is what is randomised: a request, or a sticky key (a user, a conversation), counted once.
 - `w` belongs to the **draw**. A unit that returns at a higher weight is bet at its conditional probability
-  (`units/units.py`); a request held by an affinity token belongs to the draw of the token and is never bet
-  again.
+  (`units/units.py`); a request held by an affinity token belongs to the draw of the token. In one process a
+  coin is never bet again; what a unit asks after its session has processes of its own (`betting/rounds.py`).
 - **Intention to treat**: nothing that happens after the coin removes a unit. Takeover, fallback, retry, 429
   and timeout count for the *assigned* arm. Only requests assigned without the coin are left out, on both
   arms alike.

@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-#: The formats before 7 hold other evidence (requests where units are bet on now) and cannot be carried over.
-FORMAT = 7
+#: The formats before 8 hold other evidence (7: no later sessions; the earlier ones: requests where units are
+#: bet on now) and cannot be carried over.
+FORMAT = 8
 
 
 class SnapshotMismatch(ValueError):

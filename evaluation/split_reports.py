@@ -79,6 +79,12 @@ def frozen_since(pipeline: Pipeline) -> float:
     return float(seq) if seq >= 0 else math.inf
 
 
+def later_void_since(pipeline: Pipeline) -> float:
+    """Sequence number of the row that showed that later sessions are not comparable; infinite: none has."""
+    seq = pipeline.split.returns_differ.seq
+    return min(float(seq) if seq >= 0 else math.inf, sessions_void_since(pipeline))
+
+
 def sessions_void_since(pipeline: Pipeline) -> float:
     """Sequence number of the row that showed conversations of different length; infinite: none has."""
     seq = pipeline.split.turns_differ.seq

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
+from evaluation.gate_texts import USES, harm, margin
 from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
@@ -17,6 +19,7 @@ from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdic
 from evaluation.split_reports import (
     frozen_since,
     is_served_hold,
+    later_void_since,
     served_reports,
     sessions_void_since,
     split_reasons,
@@ -28,6 +31,7 @@ MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
 SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself that needs a cause
 MIN_NEVER = 100  # requests without a single value
 MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
+MIN_LATER_SHARE = 0.2  # of a stage's requests in later sessions: then these must prove the margins as well
 
 
 def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) -> list[GateReport]:
@@ -190,7 +194,7 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     if reached:
         first = min(reached, key=_reached_at)
         verdict, decision = Verdict.FAIL, first.channel.decision
-        text = f"{_harm(gate)} shown by {_USES[first.use]}"
+        text = f"{harm(gate)} shown by {USES[first.use]}"
     elif invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     if gate.is_alarm:
@@ -207,14 +211,27 @@ def _reached_at(track: Track) -> float:
 def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> float:
     """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
     void = min(frozen_since(pipeline), metric.void_since())
-    return min(void, sessions_void_since(pipeline)) if track.use in ("session", "proof") else void
+    match track.use:
+        case "session" | "proof":
+            return min(void, sessions_void_since(pipeline))
+        case "later" | "later proof":
+            return min(void, later_void_since(pipeline))
+        case _:
+            return void
 
 
 def _proof_tracks(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof: Proof) -> list[Track]:
-    """The channels that must all prove a margin: of sessions, or of first requests once sessions say
-    nothing."""
-    use = "proof" if math.isinf(sessions_void_since(pipeline)) else "first proof"
-    return [t for t in metric.tracks if (t.gate, t.use, t.proof) == (gate, use, proof)]
+    """The channels that must all prove a margin: of sessions, or of first requests once sessions say nothing;
+    and of later sessions, where they are many of the stage's requests."""
+    uses = {"first proof"}
+    if math.isinf(sessions_void_since(pipeline)):
+        uses = {"proof", "later proof"} if metric.later_share.share >= MIN_LATER_SHARE else {"proof"}
+    return [t for t in metric.tracks if t.gate == gate and t.proof == proof and t.use in uses]
+
+
+def _proof_void(pipeline: Pipeline, track: Track) -> float:
+    """Sequence number from which a channel proves nothing."""
+    return min(frozen_since(pipeline), later_void_since(pipeline) if track.use == "later proof" else math.inf)
 
 
 def _proof_report(
@@ -224,11 +241,15 @@ def _proof_report(
     from its limit."""
     tracks_of = [_proof_tracks(pipeline, metric, gate, proof) for proof in proofs]
     tracks = [track for of_proof in tracks_of for track in of_proof]
-    margins = [_margin(gate, proof, len(proofs)) for proof in proofs]
-    names = [margin for margin, of in zip(margins, tracks_of, strict=True) for _ in of]
+    margins = [margin(gate, proof, len(proofs)) for proof in proofs]
+    names = [
+        f"{words} by later requests" if track.use == "later proof" else words
+        for words, of in zip(margins, tracks_of, strict=True)
+        for track in of
+    ]
     is_begun = [t.staged is None or t.staged.stage == stage for t in tracks]
     reached = [
-        begun and t.channel.decision.is_reached and t.channel.decision.seq < frozen_since(pipeline)
+        begun and t.channel.decision.is_reached and t.channel.decision.seq < _proof_void(pipeline, t)
         for t, begun in zip(tracks, is_begun, strict=True)
     ]
     open_ones = [index for index, is_proven in enumerate(reached) if not is_proven]
@@ -239,7 +260,13 @@ def _proof_report(
     decision = tracks[shown].channel.decision
     log_e, is_proven = decision.peak, False
     invalid_reason = metric.invalid_reason()
-    verdict, text = Verdict.UNDECIDED, f"{names[shown]} not proven yet{_why_not(metric, tracks[shown])}"
+    text = f"{names[shown]} not proven yet{_why_not(metric, tracks[shown])}"
+    verdict = Verdict.UNDECIDED
+    if tracks[shown].use == "later proof" and math.isfinite(later_void_since(pipeline)):
+        text += ", and cannot be: units of one arm come back more often"
+    drifting = [t.channel.tail for t in tracks if isinstance(t.channel, TailChannel)]
+    if unfit := next((tail for tail in drifting if not tail.is_fitting), None):
+        text += f"; {unfit.text}"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
@@ -341,36 +368,3 @@ def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, f
 def _share(gate: Gate) -> float:
     """The percentile that a gate on values is shown by, 0-1: its own, else the median."""
     return gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5
-
-
-def _harm(gate: Gate) -> str:
-    beyond = (
-        f"more than {gate.tolerance:g} below stable"
-        if gate.kind is Kind.SCORE
-        else f"above {1 + gate.tolerance:g}x"
-    )
-    return f"{gate.name} {beyond}"
-
-
-_USES = {"first": "first requests", "session": "sessions", "pairs": "mirrored pairs"}
-
-
-def _margin(gate: Gate, proof: Proof, proofs: int) -> str:
-    """What a proof shows, in words; with its units where a stage has two proofs of one gate."""
-    text = _margin_text(gate, proof.margin, proof.floor)
-    if proofs == 1:
-        return text
-    return f"{text} over the {'rollout' if proof.is_whole else 'stage'}"
-
-
-def _margin_text(gate: Gate, margin: float, floor: float) -> str:
-    match gate.kind:
-        case Kind.RATE:
-            return f"{gate.name} < {margin:g}x or < +{floor:g}"
-        case Kind.SCORE:
-            return f"{gate.name} > -{margin:g}"
-        case Kind.SHAPE:
-            word = "slower" if CATALOGUE[gate.metric].unit == "ms" else "higher"
-            return f"{gate.name}: not {word} throughout than {margin:g}x"
-        case Kind.PERCENTILE:
-            return f"{gate.name} < {margin:g}x"

@@ -1,4 +1,4 @@
-"""Clients of a service: their API keys, audiences and categories, and the key that signs affinity tokens.
+"""Clients of a service: API keys, audiences, categories, affinity tokens, and how answers reach them.
 
 A client's key is known by its SHA-256 alone, so a key must be long and random; who reads a table learns none.
 
@@ -11,7 +11,11 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+# Streams of the canary that stable could not continue. hold: the answer is held back until it is whole.
+# stream: it is not, and a cut is an error for the user.
+LateCommit: TypeAlias = Literal["hold", "stream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +71,21 @@ class ClientRules:
     access: Access | None = None  # None: all clients are alike
     cookie: bool = False  # affinity tokens are also cookies
     burst_cap: float | None = None  # canary requests expected in any 10 s at each router; None: no cap
+    late_commit: LateCommit = "hold"
 
     def to_json(self) -> dict[str, Any]:
         """These rules as a dict of JSON values."""
         access = None if self.access is None else asdict(self.access)
-        return {"access": access, "cookie": self.cookie, "burst_cap": self.burst_cap}
+        named = {"access": access, "cookie": self.cookie, "burst_cap": self.burst_cap}
+        return {**named, "late_commit": self.late_commit}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | None) -> ClientRules:
         """The rules that `to_json` wrote; none were written: clients are all alike."""
         if data is None:
             return cls()
-        return cls(_access_of(data["access"]), data["cookie"], data["burst_cap"])
+        late_commit = data.get("late_commit", "hold")
+        return cls(_access_of(data["access"]), data["cookie"], data["burst_cap"], late_commit)
 
 
 def _access_of(data: Mapping[str, Any] | None) -> Access | None:

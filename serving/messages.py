@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
-from serving.access import Access, Affinity
+from serving.access import Access, Affinity, LateCommit
 from serving.credentials import DataSecret, KeyReference, UnitKey
 
 STABLE = 0
@@ -49,9 +49,6 @@ AssignedBy: TypeAlias = Literal[
 # Of a stream that the canary cut in mid-answer and stable continued the outcome is 'fallback' too, and
 # `takeover_at` is set.
 Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled", "open"]
-# Requests on the canary whose answer could not be continued. hold: the answer is held back until it is whole.
-# stream: it is not, and a cut is an error for the user.
-LateCommit: TypeAlias = Literal["hold", "stream"]
 # How it became certain that no request can start under an older split. pending: not certain yet.
 AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from benchmarks.gate.ab_trials import AbRun
 from benchmarks.gate.covariate_trials import covariate_trials
-from benchmarks.gate.guard_trials import OneBadClient
+from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailures
 from benchmarks.gate.hidden_trials import hidden_trials
 from benchmarks.gate.mirrored import Mirrored
 from benchmarks.gate.trials import (
@@ -25,7 +25,7 @@ from benchmarks.gate.trials import (
     Stays,
     Trial,
 )
-from benchmarks.gate.worlds import Arm, World
+from benchmarks.gate.worlds import Arm, Drifting, Returning, World
 
 ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 VALUES = ("latency_ms", "ttft_ms")
@@ -260,6 +260,60 @@ def _not_proven() -> list[Trial]:
     return trials
 
 
+#: Conversations of some thirty turns, and a closed group of 600 users: most requests come after a session.
+_LONG = Returning(sticky=True, stable=Arm(turns=30.0), canary=Arm(turns=30.0))
+_CLOSED = Returning(sticky=True, people=600, rate_per_s=0.5)
+_HARM = Arm(error=0.1, latency_scale=2.0, quality=0.45)
+
+
+def _returning() -> list[Trial]:
+    """What units ask after their first session, of ten requests or ten minutes."""
+    long_harm = replace(_LONG, canary=replace(_HARM, turns=30.0), from_turn=10, canary_requests=4000)
+    closed_harm = replace(_CLOSED, canary=_HARM, late=2000, canary_requests=4000)
+    trials = [
+        _stays("conversations of 30 turns", "two thirds of the requests come after the session", _LONG),
+        _stays("a closed group of 600", "every user is drawn early, and comes back for hours", _CLOSED),
+    ]
+    for name, says, world, most in (
+        ("harm from the 11th turn on", "each conversation's first ten answers are as good", long_harm, 1500),
+        ("harm after every user was seen", "a group of 600, harm after 2000 good requests", closed_harm, 500),
+    ):
+        goals: dict[str, Goal] = {p: Quantile(f"{p}_at", most, 0.9) for p in ("strict", "default")}
+        trials.append(Trial(name, "power", says, Found(name, world), goals, runs=200))
+    for gate in _AT_MARGIN:
+        trials.append(
+            _never(
+                f"{gate} at the margin from the 11th turn on",
+                "each conversation's first ten answers are as good as stable's",
+                gate,
+                replace(_LONG, from_turn=10, w=0.25, canary_requests=6000),
+                turns=30.0,
+            )
+        )
+    return trials
+
+
+def _drifting() -> list[Trial]:
+    """A p99 at 1.3x, and a proof of less than 1.2x, while latency changes on both arms."""
+    base = Drifting(sticky=False, w=0.25, canary_requests=3000, tail=1.3, canary=Arm(), stable_first=6000)
+    base = replace(base, metrics=("error", "latency_ms"))
+    worlds = {
+        "as before": base,
+        "x1.35 at once": replace(base, step=1.35),
+        "spread 0.5 to 0.8": replace(base, spread=0.8),
+        "rising to x1.35": replace(base, rise=1.35),
+        "rising to x3": replace(base, rise=3.0, stable_first=0),
+    }
+    trials = []
+    for how, world in worlds.items():
+        name = f"p99 at 1.3x, both arms {how}"
+        says = "the slowest 2 % of the canary's answers are 1.3x as slow; margin 1.2x"
+        goal = Share("proven", frozenset({"promote"}), 0.05, 0.05)
+        measure = NotProven(name, world, {"latency_p99": 1.2})
+        trials.append(Trial(name, "not proven", says, measure, {"promoted": goal}, runs=400))
+    return trials
+
+
 def _power() -> list[Trial]:
     judged = World(
         sticky=True,
@@ -336,6 +390,27 @@ def _guards_and_pairs() -> list[Trial]:
         goal = Share("guard", frozenset({"rollback"}), ROLLBACK_LIMIT, ROLLBACK_USUAL)
         says = "on whichever arm: no guard rolls back for one client"
         trials.append(Trial(name, "stays", says, OneBadClient(name, heavy), {"guard": goal}, runs=1000))
+    shared = {
+        "guard: an outage of both arms, w = 1 %": SharedFailures("", outage=20, w=0.01, canary_requests=250),
+        "guard: an outage of both arms, w = 5 %": SharedFailures("", outage=20),
+        "guard: an outage of both arms, w = 10 %": SharedFailures("", outage=20, w=0.1),
+        "guard: an outage of both arms, sticky": SharedFailures("", outage=20, users=4000),
+        "guard: both arms fail 15 %": SharedFailures("", steady=0.15, w=0.1, canary_requests=2000),
+        "guard: both arms fail 22 %": SharedFailures("", steady=0.22, w=0.1, canary_requests=2000),
+        "guard: both arms reject 22 %": SharedFailures(
+            "", steady=0.22, w=0.1, canary_requests=2000, kind="rejected"
+        ),
+    }
+    for name, world in shared.items():
+        goal = Share("guard", frozenset({"rollback"}), ROLLBACK_LIMIT, 0.001)
+        says = "identical versions: hold and page, never roll back"
+        trials.append(Trial(name, "stays", says, replace(world, name=name), {"guard": goal}, runs=400))
+    for w, most in ((0.01, 22), (0.1, 22), (0.5, 25), (0.9, 120)):
+        name = f"guard: every canary request fails, w = {w:.0%}"
+        measure_dead = DeadCanary(name, w, before=round(1000 * w))
+        says = "rolled back in time, after some good requests"
+        goals_dead: dict[str, Goal] = {"guard": Quantile("guard_at", most)}
+        trials.append(Trial(name, "power", says, measure_dead, goals_dead, runs=200))
     for metric, harmless, harmful in (
         ("quality", ((0.75, 0.75), (0.75, 0.85)), (0.75, 0.60)),
         ("hallucinated", ((0.10, 0.10), (0.10, 0.03)), (0.03, 0.14)),
@@ -386,6 +461,8 @@ TRIALS: Mapping[str, Trial] = {
         *_better(),
         *_coarse(),
         *_not_proven(),
+        *_returning(),
+        *_drifting(),
         *_power(),
         *covariate_trials(),
         *hidden_trials(),

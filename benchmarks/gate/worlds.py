@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -89,11 +89,44 @@ class World:
         return self.stable == self.canary
 
 
+@dataclass(frozen=True, slots=True)
+class Returning(World):
+    """A world whose users go on after their first session.
+
+    `from_turn`: the canary's own behaviour begins at this turn of a conversation, from 0. `people`: a closed
+    group that comes back all the time; 0: each user comes once, with one conversation.
+    """
+
+    from_turn: int = 0
+    people: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drifting(World):
+    """A world whose latency changes on both arms alike once the canary has begun.
+
+    `step`: at once, by this factor. `rise`: evenly until the end, to this factor. `spread`: sigma from then
+    on; 0: as before. `tail`: factor of the canary's slowest 2 %, beside the drift.
+    """
+
+    step: float = 1.0
+    rise: float = 1.0
+    spread: float = 0.0
+    tail: float = 1.0
+
+
 def columns_of(world: World, seed: Sequence[int]) -> Columns:
     """One run: columns of equal length, rows in order of time."""
     rng = np.random.default_rng(list(seed))
-    rows = _sticky(world, rng) if world.sticky else _single(world, rng)
+    if isinstance(world, Returning) and world.people:
+        rows = _closed(world, rng)
+    else:
+        rows = _sticky(world, rng) if world.sticky else _single(world, rng)
+    if isinstance(world, Returning):
+        rows = replace(rows, is_late=rows.is_late & (rows.turn >= world.from_turn))
     outcomes = _outcomes(world, rows, rng)
+    if isinstance(world, Drifting):
+        outcomes["latency_ms"] = _drifted(world, rows, outcomes["latency_ms"].astype(np.float64))
     t_s = rows.t_s
     if world.resolution_s > 0.0:
         t_s = np.floor(t_s / world.resolution_s) * world.resolution_s
@@ -133,6 +166,34 @@ def _single(world: World, rng: Rng) -> _Rows:
     t_s = np.cumsum(rng.exponential(1.0 / world.rate_per_s, n))
     is_late = np.cumsum(arm) > world.late if world.late else np.ones(n, dtype=np.bool_)
     return _Rows(t_s, np.arange(n), np.zeros(n, dtype=np.int64), arm, w, is_late, n)
+
+
+def _drifted(world: Drifting, rows: _Rows, latency_ms: Floats) -> Floats:
+    """The latencies with the drift, and with the canary's slower tail."""
+    drawn = rows.w > 0.0
+    spread = world.spread or world.sigma
+    widened = MEDIAN_MS * (latency_ms / MEDIAN_MS) ** (spread / world.sigma)
+    out = np.where(drawn, widened, latency_ms)
+    slowest = MEDIAN_MS * math.exp(spread * NormalDist().inv_cdf(0.98))
+    out = np.where((rows.arm == 1) & (out > slowest), out * world.tail, out)
+    part = np.cumsum(drawn) / max(int(np.count_nonzero(drawn)), 1)
+    drifted: Floats = out * np.where(drawn, world.step * (1.0 + (world.rise - 1.0) * part), 1.0)
+    return drifted
+
+
+def _closed(world: Returning, rng: Rng) -> _Rows:
+    """The same people ask all the time, in any order; each keeps the arm of the only draw."""
+    n = world.stable_first + math.ceil(world.canary_requests / world.w)
+    w = np.where(np.arange(n) < world.stable_first, 0.0, world.w)
+    user = rng.integers(0, world.people, n)
+    arm = ((rng.random(world.people) < world.w)[user] & (w > 0.0)).astype(np.int64)
+    t_s = np.cumsum(rng.exponential(1.0 / world.rate_per_s, n))
+    order = np.argsort(user, kind="stable")
+    first = np.concatenate(([True], np.diff(user[order]) > 0))
+    turn = np.empty(n, dtype=np.int64)
+    turn[order] = np.arange(n) - np.maximum.accumulate(np.where(first, np.arange(n), 0))
+    is_late = np.cumsum(arm) > world.late if world.late else np.ones(n, dtype=np.bool_)
+    return _Rows(t_s, user, turn, arm, w, is_late, world.people)
 
 
 def _sticky(world: World, rng: Rng) -> _Rows:

@@ -268,7 +268,7 @@ def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: fl
     guard = next((guard for guard in seen.evidence.guards if guard.both_arms), None)
     if guard is None:
         return release(state, HoldKind.BOTH_ARMS)
-    return hold(state, HoldKind.BOTH_ARMS, f"{guard.name}: {guard.text}; stable too", now_s, page=True)
+    return hold(state, HoldKind.BOTH_ARMS, f"{guard.name}: {guard.text}", now_s, page=True)
 
 
 # --- backward and forward

@@ -61,7 +61,7 @@ class DataPlaneStatus:
 
 @dataclass(frozen=True, slots=True)
 class GuardStatus:
-    """A guard that fires. both_arms: stable fails too, so the canary is not the cause: hold and page."""
+    """A guard that fires. both_arms: stable fails too, or chance may explain it: hold and page."""
 
     name: str
     text: str

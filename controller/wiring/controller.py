@@ -207,7 +207,7 @@ def _client_rules(spec: ServiceSpec) -> ClientRules:
     """What routers must know of a service's clients; the cap of the service shared out among them."""
     clients = spec.clients
     cap = None if clients.burst_cap is None else clients.burst_cap / spec.routers
-    return ClientRules(clients.access(), clients.cookie, cap)
+    return ClientRules(clients.access(), clients.cookie, cap, clients.late_commit)
 
 
 def _lease_holder() -> str:

@@ -73,9 +73,9 @@ class AbResult:
     """Result of one comparison.
 
     `difference`: mean of B - mean of A, in the outcome's unit; `interval`: of the difference, or of the win
-    rate for values (and for scores of a fixed test). A sequential interval, and one of a win rate, excludes
-    "no difference" exactly when there is a verdict. `win_rate`: P(an outcome of B is better than one of A),
-    ties half.
+    rate for values (and for scores of a fixed test). It excludes "no difference" exactly when there is a
+    verdict, except of a rate compared within several splits. `win_rate`: P(an outcome of B is better than one
+    of A), ties half.
     `p_value`: of the fixed test, or 1 / (maximum evidence so far), which is valid at any time.
     """
 

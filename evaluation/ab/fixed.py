@@ -1,7 +1,8 @@
 """Fixed-horizon A/B test: one test of all units, and stratified by the split where that changed.
 
 Of values and scores the question is the win rate, and test and interval are Brunner and Munzel's, which hold
-where the sides differ in spread. Of rates it is the difference, by Mann-Whitney's normal approximation.
+where the sides differ in spread. Of rates it is the difference, by the score test and its inversion
+(`fixed_rates.py`).
 
 Units drawn at different splits must not be pooled: where the split went from 5 to 50 % while quality drifted,
 the pooled test names a winner between identical versions. Each weight is a stratum of its own (van Elteren).
@@ -23,11 +24,11 @@ from evaluation.ab.comparison import (
     AbResult,
     AbVerdict,
     Floats,
-    Moments,
     Scale,
     cohens_d,
     moments_of,
 )
+from evaluation.ab.fixed_rates import rate_test
 
 MAX_STRATA = 64
 MAX_Z = 37.0  # a p-value of 1e-299
@@ -37,9 +38,10 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
     """Two-sided test, win rate, d and interval of the same question, so that both agree.
 
     a, b: outcomes of each side, independent units. TOO_FEW below 30 a side, with p = 1. Of values and scores
-    the interval is of the win rate (Brunner and Munzel), of rates of the difference (Welch; the test is
-    Mann-Whitney's, ties and continuity corrected). Raises ValueError for outcomes that are not on the scale.
-    Source: Brunner & Munzel (2000); Mann & Whitney (1947); Welch (1947).
+    the interval is of the win rate (Brunner and Munzel), of rates of the difference (`fixed_rates.py`; with
+    enough events the test is Mann-Whitney's, ties and continuity corrected). Raises ValueError for outcomes
+    that are not on the scale.
+    Source: Brunner & Munzel (2000); Mann & Whitney (1947); Miettinen & Nurminen (1985).
     Check: scipy.stats.brunnermunzel(b, a); scipy.stats.mannwhitneyu(b, a, method="asymptotic").
     """
     ya, yb = (np.asarray(side, dtype=np.float64) for side in (a, b))
@@ -53,7 +55,8 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
         u, p_value = mann_whitney(ya, yb)
         win_rate = u / (n_a * n_b) if question.higher_is_better else 1 - u / (n_a * n_b)
         if question.scale is Scale.RATE:
-            interval = _welch(a_moments, b_moments, alpha=question.alpha)
+            events_a, events_b = round(mean_a * n_a), round(mean_b * n_b)
+            p_value, interval = rate_test(events_a, n_a, events_b, n_b, alpha=question.alpha)
         else:
             p_value, interval = _win_interval(brunner_munzel(ya, yb), p_value, question)
         verdict = AbVerdict.NOT_SHOWN
@@ -213,16 +216,6 @@ def rank_sum(a: Floats, b: Floats) -> tuple[float, float]:
     n = n_a + n_b
     tied = float((ties.astype(np.float64) ** 3 - ties).sum())
     return u, n_a * n_b / 12 * (n + 1 - tied / (n * (n - 1)))
-
-
-def _welch(a: Moments, b: Moments, *, alpha: float) -> tuple[float, float]:
-    part_a, part_b = a.square / (a.n - 1) / a.n, b.square / (b.n - 1) / b.n
-    difference = b.mean - a.mean
-    if part_a + part_b == 0:
-        return (difference, difference)
-    freedom = (part_a + part_b) ** 2 / (part_a**2 / (a.n - 1) + part_b**2 / (b.n - 1))
-    radius = t_quantile(1 - alpha / 2, freedom) * math.sqrt(part_a + part_b)
-    return (difference - radius, difference + radius)
 
 
 def t_quantile(probability: float, freedom: float) -> float:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
-from evaluation.betting.unit_block import Floats, UnitBlock
+from evaluation.betting.tails import TAIL_VALUES, RecentValues
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock
 from evaluation.betting.wealth import Bets, by_weight, ratio_table
 
 QUANTILES = np.array([0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99, 0.995, 0.999])
@@ -212,11 +213,11 @@ def shape_bets(
 class Exceedance:
     """Indicator of values above stable's past percentile; the canary's are divided by a factor first.
 
-    The threshold is frozen for an epoch of the rows counted here, and seeded from stable's traffic before the
-    rollout; NaN until it is known.
+    The threshold is that of recent values, frozen for an epoch of the rows counted here, and seeded from
+    stable's traffic before the rollout; NaN until it is known.
     """
 
-    __state__ = ("threshold", "stable", "rows", "until")
+    __state__ = ("threshold", "stable", "recent", "rows", "until")
 
     def __init__(self, *, percentile: float, highest: float = np.inf) -> None:
         """highest: upper bound of the threshold."""
@@ -224,6 +225,7 @@ class Exceedance:
         self._highest = highest
         self.threshold = float("nan")
         self.stable = Stable(with_histogram=True)
+        self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
         self.rows = 0
         self.until = FIRST_EPOCH
 
@@ -232,25 +234,36 @@ class Exceedance:
         self.stable.learn(values)
         self._end_epoch()
 
-    def of(self, waited: Floats, slowest: Floats, arm: NDArray[np.bool_], times: tuple[float, ...]) -> Floats:
+    def of(
+        self,
+        waited: Floats,
+        slowest: Floats,
+        arm: NDArray[np.bool_],
+        times: tuple[float, ...],
+        counted: slice | Ints = slice(None),
+    ) -> Floats:
         """len(times) x n indicators, by divisor of the canary's values; NaN where the value is missing.
 
         The first row uses `waited` (rollback: censored values at their limit), the others `slowest` (censored
-        values infinite); unanswered requests are infinite in both.
+        values infinite); unanswered requests are infinite in both. counted: the rows that end epochs and
+        whose values of stable are learned.
         """
         threshold = np.full(len(waited), np.nan)
-        present = np.flatnonzero(~np.isnan(slowest))
-        start = 0
+        present = np.arange(len(waited))[counted]
+        present = present[~np.isnan(slowest[present])]
+        start = given = 0
         while start < len(present):
             stop = min(len(present), start + self.until - self.rows)
             rows = present[start:stop]
-            threshold[rows] = self.threshold
+            threshold[given : rows[-1] + 1] = self.threshold
+            given = int(rows[-1]) + 1
             self.stable.learn(waited[rows][~arm[rows]])
             self.rows += stop - start
             if self.rows == self.until:
                 self._end_epoch()
                 self.until += epoch_after(self.rows)
             start = stop
+        threshold[given:] = self.threshold
         out = np.empty((len(times), len(waited)))
         for index, factor in enumerate(times):
             values = waited if index == 0 else slowest
@@ -267,5 +280,5 @@ class Exceedance:
     def _end_epoch(self) -> None:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= MIN_VALUES:
-            percentile = float(histogram.upper_edges(np.array([self._percentile]))[0])
-            self.threshold = min(percentile, self._highest)
+            self.recent.end_epoch(histogram)
+            self.threshold = min(self.recent.percentile(self._percentile, histogram), self._highest)

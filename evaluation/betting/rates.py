@@ -144,7 +144,7 @@ class RateProof:
     with `mu - z + floor m` for its `mu - y`, mu the mean of z.
     """
 
-    __state__ = ("mu", "floor_share", "missing")
+    __state__: tuple[str, ...] = ("mu", "floor_share", "missing")
 
     def __init__(self, *, ratio: float, floor: float, missing_as: float = 0.0) -> None:
         self._ratio = ratio

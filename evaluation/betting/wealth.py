@@ -72,6 +72,13 @@ class Wealth:
         self.peak = max(self.peak, float(log_e.max()))
         return log_e
 
+    def give_up(self) -> None:
+        """Lower the wealth to 1 if it is above, as for a bet that was lost on purpose. Without restarts."""
+        total = float(self._mix(self.lw[:, None], self.log_starts[:, None], np.zeros(1, dtype=np.int64))[0])
+        if total > 0.0:
+            self.lw = self.lw - total
+            self.log_e = 0.0
+
     def reset_prior(self, prior: Floats) -> None:
         """Redistribute the wealth over the alternatives; ignored once anything was won or lost."""
         if not self.lw.any():
@@ -168,7 +175,7 @@ class Channel:
     but most wrong proofs are of that kind, and few right ones.
     """
 
-    __state__ = ("wealth", "decision", "bettor", "canary", "last_draw")
+    __state__: tuple[str, ...] = ("wealth", "decision", "bettor", "canary", "last_draw")
 
     def __init__(
         self, bettor: Bettor, *, limit: float, restart_share: float = 0.0, min_canary: int = 0

@@ -14,7 +14,8 @@ from evaluation.policy.policy import GatePolicy
 
 SERVED_SHARE = 0.02  # of the error gate, for the share of units that the canary serves itself
 PAIRS_SHARE = 0.25  # of a gate with mirrored answers, for the channel of pairs
-SESSION_SHARE = 0.5  # of the rest, where units are sticky
+LATER_SHARE = 0.1  # of the rest, where units are sticky, for their later sessions
+SESSION_SHARE = 0.5  # of what is left then
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class ChannelAlphas:
     first: float
     session: float
     pairs: float
+    later: float
 
 
 def gate_alpha(policy: GatePolicy, gate: Gate) -> float:
@@ -52,12 +54,14 @@ def _error_gate(policy: GatePolicy) -> Gate | None:
 def channel_alphas(policy: GatePolicy, gate: Gate, *, sticky: bool) -> ChannelAlphas:
     """The channels' alphas. `sticky`: a sticky unit came before the first bet, or was the first.
 
-    Check: default policy, gate quality, not sticky: first 0.002, session 0, pairs 0; sticky: 0.001, 0.001, 0.
+    Check: default policy, gate quality, not sticky: first 0.002, the others 0; sticky: first and session
+    0.0009 each, later 0.0002.
     """
     alpha = gate_alpha(policy, gate)
     pairs = alpha * PAIRS_SHARE if gate.mirrored else 0.0
-    session = (alpha - pairs) * SESSION_SHARE if sticky else 0.0
-    return ChannelAlphas(alpha - pairs - session, session, pairs)
+    later = (alpha - pairs) * LATER_SHARE if sticky else 0.0
+    session = (alpha - pairs - later) * SESSION_SHARE if sticky else 0.0
+    return ChannelAlphas(alpha - pairs - session - later, session, pairs, later)
 
 
 def worst_case_alphas(policy: GatePolicy, gate: Gate, *, sticky: bool) -> ChannelAlphas:
@@ -71,7 +75,7 @@ def worst_case_alphas(policy: GatePolicy, gate: Gate, *, sticky: bool) -> Channe
     shares = [g.alpha_share for g in policy.gates if has_no_value_unanswered(g)]
     factor = 1.0 / max(math.fsum(shares), gate.alpha_share)
     parts = channel_alphas(policy, gate, sticky=sticky)
-    return ChannelAlphas(factor * parts.first, factor * parts.session, factor * parts.pairs)
+    return ChannelAlphas(*(factor * part for part in (parts.first, parts.session, parts.pairs, parts.later)))
 
 
 def has_no_value_unanswered(gate: Gate) -> bool:

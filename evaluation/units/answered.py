@@ -12,7 +12,8 @@ import math
 import numpy as np
 
 from evaluation.betting.stable_baseline import FIRST_EPOCH, epoch_after
-from evaluation.betting.unit_block import Flags, Floats
+from evaluation.betting.unit_block import Flags, Floats, Ints
+from evaluation.units.sessions import Rows
 
 NOISE = 2.0  # standard errors: a smaller difference is chance, where a rate would have to pay for all of it
 
@@ -78,14 +79,16 @@ class ScoredShare:
         self.until = FIRST_EPOCH
         self.share = 1.0
 
-    def of(self, scored: Flags, answered: Flags) -> Floats:
-        """The share before each request, updated where an epoch of requests ends."""
+    def of(self, scored: Flags, answered: Flags, counted: slice | Ints = slice(None)) -> Floats:
+        """The share before each request, updated where an epoch of the `counted` requests ends."""
         out = np.empty(len(scored))
-        start = 0
-        while start < len(scored):
-            stop = min(len(scored), start + self.until - self.rows)
-            part = slice(start, stop)
-            out[part] = self.share
+        rows = np.arange(len(scored))[counted]
+        start = given = 0
+        while start < len(rows):
+            stop = min(len(rows), start + self.until - self.rows)
+            part = rows[start:stop]
+            out[given : part[-1] + 1] = self.share
+            given = int(part[-1]) + 1
             self.answers += int(np.count_nonzero(answered[part]))
             self.scores += int(np.count_nonzero(scored[part] & answered[part]))
             self.rows += stop - start
@@ -93,4 +96,32 @@ class ScoredShare:
                 self.until += epoch_after(self.rows)
                 self.share = (self.scores + 1.0) / (self.answers + 1.0)
             start = stop
+        out[given:] = self.share
         return out
+
+
+class LaterShare:
+    """Share of the present stage's values of one metric that are of later sessions: how much of what it does
+    is not seen in the sessions themselves."""
+
+    __state__ = ("stage", "own", "later")
+
+    def __init__(self) -> None:
+        self.stage = 0
+        self.own = 0
+        self.later = 0
+
+    def count(self, rows: Rows, present: Flags) -> None:
+        """Count values, in order. present: which of the rows have one."""
+        stage = int(rows.stage[-1])
+        if stage != self.stage:
+            self.stage, self.own, self.later = stage, 0, 0
+        present = present & (rows.stage == stage)
+        later = int(np.count_nonzero(present & (rows.round > 0)))
+        self.own += int(np.count_nonzero(present)) - later
+        self.later += later
+
+    @property
+    def share(self) -> float:
+        """The share; 0 before any value."""
+        return self.later / max(self.own + self.later, 1)

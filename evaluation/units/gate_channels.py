@@ -7,6 +7,9 @@ one, in which those count as harm on both arms (`Track.missing_as`).
 For promotion it bets on sessions for each margin that some stage must prove, on the units of that stage; and,
 where units are sticky, on their first requests too, which alone speak once the arms' conversations are known
 to differ in length (`TurnsBet`). Where values can be missing, a second channel counts what is missing.
+
+Where units are sticky, a gate also bets on their later sessions (`units.py`): for rollback once a unit and
+round (`rounds.py`), for promotion once a unit and stage.
 """
 
 from __future__ import annotations
@@ -20,19 +23,21 @@ from evaluation.betting.bettors import loss_bettor
 from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianRatio
 from evaluation.betting.latency import Exceedance, ShapeProof, below_the_cut
 from evaluation.betting.rates import RateProof
+from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import PairLoss, ScoreProof
+from evaluation.betting.tails import TailChannel, TailProof
 from evaluation.betting.wealth import Bettor, Channel
 from evaluation.metrics import CATALOGUE, Kind
 from evaluation.policy.alpha_split import has_no_value_unanswered, log_limit
 from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
-from evaluation.units.sessions import Counted
+from evaluation.units.released import Counted
 
-Use = Literal["first", "session", "pairs", "proof", "first proof"]
-ROLLBACK_USES = frozenset({"first", "session", "pairs"})
+Use = Literal["first", "session", "pairs", "later", "proof", "first proof", "later proof"]
+ROLLBACK_USES = frozenset({"first", "session", "pairs", "later"})
 #: What requests without a value count in a channel; "": they are not in it.
-MissingAs = Literal["", "harm", "no harm", "mean"]
+MissingAs = Literal["", "harm", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,8 @@ class Track:
 
 
 class Column:
-    """Streams of one derived column: the first request of each draw, and the sessions."""
-
-    __state__ = ("first", "units")
+    """Streams of one derived column: the first request of each draw, the sessions, and later sessions, for
+    rollback and, once a unit and stage, for promotion."""
 
     def __init__(
         self,
@@ -83,6 +87,13 @@ class Column:
             with_histogram=with_histogram, estimate=estimate, covariates=covariates, with_missing=with_missing
         )
         self.units = Stream(with_histogram=with_histogram, covariates=covariates, with_missing=with_missing)
+        self.later = Stream(with_histogram=with_histogram, with_missing=with_missing)
+        self.later_proof = Stream(with_histogram=with_histogram, with_missing=with_missing)
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        used = [name for name in ("later", "later_proof") if getattr(self, name).staged]
+        return ("first", "units", *used)
 
 
 class GateChannels:
@@ -175,30 +186,33 @@ class GateChannels:
         self.tail_columns[gate.name] = column
         self._add_loss(gate, column)
         for proof in proofs:
-            proof_column = Column(with_histogram=False)
+            proof_column = Column(with_histogram=False, missing="failed")
             self.columns.append(proof_column)
-            self._add_proof(gate, proof_column, proof, lambda _: RateProof(ratio=1.0, floor=0.0))
+            self._add_proof(gate, proof_column, proof, partial(_tail_proof, gate.percentile))
 
     def _add_loss(self, gate: Gate, column: Column) -> None:
-        """The channels of first requests and of sessions that roll back."""
+        """The channels of first requests, of sessions and of later sessions that roll back."""
         ways: list[tuple[Column, MissingAs]] = [(column, "")]
         if has_no_value_unanswered(gate):
             ways.append((self._missing("failed"), "harm"))
         for of_way, missing_as in ways:
-            for is_first in (True, False):
-                bettor = loss_bettor(
-                    gate.kind,
-                    tolerance=gate.tolerance,
-                    threshold=gate.threshold,
-                    longest=self._longest,
-                    failures=self._failures,
-                    sessions=not is_first,
-                    covariates=self._covariates > 0,
-                    missing_as_harm=missing_as == "harm",
-                )
-                use: Use = "first" if is_first else "session"
-                stream = of_way.first if is_first else of_way.units
-                self._rollback(gate, use, stream, bettor, missing_as)
+            bettor = partial(
+                loss_bettor,
+                gate.kind,
+                tolerance=gate.tolerance,
+                threshold=gate.threshold,
+                longest=self._longest,
+                failures=self._failures,
+                missing_as_harm=missing_as == "harm",
+            )
+            covariates = self._covariates > 0
+            firsts, sessions = (bettor(sessions=several, covariates=covariates) for several in (False, True))
+            self._rollback(gate, "first", of_way.first, firsts, missing_as)
+            self._rollback(gate, "session", of_way.units, sessions, missing_as)
+            if not gate.is_alarm:
+                channel = RoundChannel(bettor(sessions=True))
+                of_way.later.staged.append(channel)
+                self.tracks.append(Track(gate, "later", channel, missing_as=missing_as))
 
     def _rollback(
         self, gate: Gate, use: Use, stream: Stream, bettor: Bettor, missing_as: MissingAs = ""
@@ -213,7 +227,8 @@ class GateChannels:
         column = self._missing("failed" if self._is_sampled else "all")
         for missing_as in ("harm", "mean"):
             bettor = partial(_score_proof, missing_as == "mean", self._covariates > 0)
-            self._add_proof(gate, column, proof, bettor, missing_as)
+            later = partial(_score_proof, missing_as == "mean", False)
+            self._add_proof(gate, column, proof, bettor, missing_as, later=later)
 
     def _add_rate_proof(self, gate: Gate, column: Column, proof: Proof) -> None:
         """The channels that prove a margin of a rate; if answers without a value can be missing by other
@@ -229,16 +244,29 @@ class GateChannels:
         proof: Proof,
         bettor: Callable[[Proof], Bettor],
         missing_as: MissingAs = "",
+        *,
+        later: Callable[[Proof], Bettor] | None = None,
     ) -> None:
-        """The channels of sessions and of first requests that prove a margin."""
-        for is_first in (False, True):
-            stream = column.first if is_first else column.units
-            channel = Channel(bettor(proof), limit=self._proof_limit, min_canary=self._min_proof_canary)
-            channel.is_idle = is_first  # until units are known to be sticky
+        """The channels of sessions, of first requests and of later sessions that prove a margin.
+
+        later: the bettor on later sessions; None: the same.
+        """
+        streams: dict[Use, Stream] = {"proof": column.units, "first proof": column.first}
+        if not proof.is_whole:  # a coin may be bet once, and a unit has a later session in each stage
+            streams["later proof"] = column.later_proof
+        for use, stream in streams.items():
+            chosen = later if use == "later proof" and later is not None else bettor
+            channel = self._proof_channel(chosen(proof))
+            channel.is_idle = use != "proof"  # until units are known to be sticky
             (stream.channels if proof.is_whole else stream.staged).append(channel)
-            use: Use = "first proof" if is_first else "proof"
             staged = None if proof.is_whole else stream
             self.tracks.append(Track(gate, use, channel, proof, staged, missing_as))
+
+    def _proof_channel(self, bettor: Bettor) -> Channel:
+        limit, least = self._proof_limit, self._min_proof_canary
+        if isinstance(bettor, TailProof):
+            return TailChannel(bettor, limit=limit, min_canary=least)
+        return Channel(bettor, limit=limit, min_canary=least)
 
 
 def rollback_tracks(tracks: Sequence[Track], gate: Gate) -> dict[Use, list[Track]]:
@@ -252,6 +280,10 @@ def rollback_tracks(tracks: Sequence[Track], gate: Gate) -> dict[Use, list[Track
 
 def _score_proof(as_mean: bool, covariates: bool, proof: Proof) -> Bettor:
     return ScoreProof(margin=proof.margin, as_mean=as_mean, covariates=covariates)
+
+
+def _tail_proof(percentile: float, _: Proof) -> Bettor:
+    return TailProof(percentile=percentile)
 
 
 def _rate_proof(missing_as: float, proof: Proof) -> Bettor:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.histogram import LogHistogram
+from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
-from evaluation.betting.unit_block import Flags, Floats, UnitBlock
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
 from evaluation.policy.alpha_split import channel_alphas, log_limit, worst_case_alphas
 from evaluation.policy.gates import Gate, Proof, Sampling
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
-from evaluation.units.answered import ScoredShare
+from evaluation.units.answered import LaterShare, ScoredShare
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import GateChannels
 from evaluation.units.missingness import OneValue, Presence
-from evaluation.units.sessions import Released, Rows
+from evaluation.units.released import Released
+from evaluation.units.sessions import Rows
 
 MIN_FOR_SLOWDOWN = 200  # values of stable, both before and during the canary
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
@@ -30,6 +33,8 @@ _STATE = (
     "with_missing",
     "scored",
     "one_value",
+    "one_value_later",
+    "later_share",
     "exceedances",
     "presence",
     "pairs",
@@ -60,6 +65,8 @@ class MetricEvidence:
         self._bets = bets
         self.scored = ScoredShare()
         self.one_value = OneValue()
+        self.one_value_later = OneValue()
+        self.later_share = LaterShare()
         sampling = self.gates[0].sampling
         self._sampling = sampling
         self._same_sampling = sampling.stable == sampling.canary
@@ -108,13 +115,16 @@ class MetricEvidence:
     def set_limits(self, policy: GatePolicy, *, sticky: bool) -> None:
         """Split each gate's alpha over its channels, before the first bet."""
         for track in self.tracks:
-            if track.use == "first proof":
+            if track.use in ("first proof", "later proof"):
                 track.channel.is_idle = not sticky
             elif track.use != "proof":
                 split = channel_alphas if track.missing_as == "" else worst_case_alphas
-                parts = split(policy, track.gate, sticky=sticky)
-                track.channel.decision.limit = log_limit(getattr(parts, track.use))
-                track.channel.is_idle = track.use == "session" and not sticky
+                limit = log_limit(getattr(split(policy, track.gate, sticky=sticky), track.use))
+                if isinstance(track.channel, RoundChannel):
+                    track.channel.set_limit(limit)
+                else:
+                    track.channel.decision.limit = limit
+                track.channel.is_idle = track.use in ("session", "later") and not sticky
 
     def comparable(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
         """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""
@@ -139,7 +149,7 @@ class MetricEvidence:
             slowest = np.where(raw >= self._longest, np.inf, slowest)
         out = [waited, slowest] if self._bets.has_shape_columns else []
         for exceedance, divisors in zip(self.exceedances, self._bets.divisors, strict=True):
-            events = exceedance.of(waited, slowest, rows.arm, divisors)
+            events = exceedance.of(waited, slowest, rows.arm, divisors, rows.of_draws)
             if self._failures > 1.0:
                 excused = np.isinf(waited) & rows.arm & ~np.isnan(events[0])
                 events[0][excused] = exceedance.discounted(self._failures)
@@ -153,18 +163,29 @@ class MetricEvidence:
         return self.is_alarm and bool(np.isnan(raw).all())
 
     def feed_firsts(
-        self, rows: Rows, columns: Floats, gaps: Floats | None, covariates: Floats | None = None
+        self,
+        rows: Rows,
+        columns: Floats,
+        gaps: Floats | None,
+        unanswered: Floats,
+        covariates: Floats | None = None,
     ) -> None:
-        """Feed the streams of first requests. covariates: p x n; None: the metric has none."""
+        """Feed the streams of first requests. covariates: p x n; None: the metric has none. unanswered: 1
+        where a request had no answer."""
         w, gap = judged_probability(self._sampling, rows.w), self._gap(gaps)
         for column, y in zip(self.columns, columns, strict=True):
             if column.first.channels or column.first.staged:
                 block = rows.first_block(y, w, gap)
+                if column.missing is not None:
+                    block = _without_failed(block, unanswered, block.seq, rows.seq)
                 column.first.feed(with_covariates(block, covariates, block.seq, rows.seq))
         self.covariates.feed(rows, covariates)
 
-    def feed_units(self, released: Released, first_column: int, gaps: Floats | None) -> None:
-        """Feed the sessions; they have this metric's columns from `first_column` on."""
+    def feed_units(
+        self, released: Released, first_column: int, gaps: Floats | None, unanswered: Floats
+    ) -> None:
+        """Feed the sessions; they have this metric's columns from `first_column` on. unanswered: share of
+        each one's requests without an answer."""
         w = None if self._same_sampling else judged_probability(self._sampling, released.w)
         gap = self._gap(gaps)
         after, last = first_column + len(self.columns), first_column + self.width
@@ -175,8 +196,11 @@ class MetricEvidence:
 
         for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
-                feed(column.units, released.block(index, w, gap, single_values=column.with_histogram))
-        has_one = self._has_one(released, first_column, after + 1) if self.with_missing else None
+                block = released.block(index, w, gap, single_values=column.with_histogram)
+                if column.missing is not None:
+                    block = _without_failed(block, unanswered, block.draw, released.draw)
+                feed(column.units, block)
+        has_one = self.one_value.of(released, first_column, after + 1) if self.with_missing else None
         if not self.is_alarm:
             self.presence.feed(released, after, w, has_one)
         for column in self.with_missing:
@@ -184,18 +208,58 @@ class MetricEvidence:
                 block = released.block_with_missing(first_column, after + 1, w, gap, column.missing, has_one)
                 feed(column.units, block)
 
-    def _has_one(self, released: Released, column: int, weights: int) -> Flags | None:
-        """Which sessions are of conversations with one value each; None: none. weights: column of those of
-        requests without an answer."""
-        has_one = self.one_value.before(released.known(column), released.known(weights, 0.0))
-        return has_one if has_one.any() else None
+    def feed_later(
+        self, released: Released, first_column: int, gaps: Floats | None, unanswered: Floats
+    ) -> None:
+        """Feed the later sessions; they have the columns of `later_values` from `first_column` on."""
+        w = released.w if self._same_sampling else judged_probability(self._sampling, released.w)
+        gap, weights = self._gap(gaps), first_column + len(self.columns)
+        of_rounds, fresh, chosen = released.by_round(), released.fresh_ones(), released.fresh
+        fresh_gap = None if gap is None else gap[chosen]
+        for index, column in enumerate(self.columns, start=first_column):
+            single = column.with_histogram
+            if column.later.staged:
+                column.later.feed(of_rounds.block(index, w, gap, single_values=single))
+            if column.later_proof.staged:
+                block = fresh.block(index, w[chosen], fresh_gap, single_values=single)
+                if column.missing is not None:
+                    block = _without_failed(block, unanswered, block.draw, released.draw)
+                column.later_proof.feed(block)
+        if not self.with_missing:
+            return
+        has_one = self.one_value_later.of(released, first_column, weights)
+        fresh_one = None if has_one is None else has_one[chosen]
+        for column in self.with_missing:
+            if (count := column.missing) is None:
+                continue
+            if column.later.staged:
+                column.later.feed(of_rounds.block_with_missing(first_column, weights, w, gap, count, has_one))
+            if column.later_proof.staged:
+                block = fresh.block_with_missing(
+                    first_column, weights, w[chosen], fresh_gap, count, fresh_one
+                )
+                column.later_proof.feed(block)
 
-    def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], arm: NDArray[np.bool_]) -> Floats:
+    def count_later(self, rows: Rows, raw: Floats) -> None:
+        """Count the values of later sessions and of the draws themselves. raw: comparable values."""
+        self.later_share.count(rows, ~np.isnan(raw) & (rows.w > 0.0))
+
+    def later_values(self, columns: Floats, weights: Floats | None, rows: Rows) -> Floats:
+        """What later sessions keep: the columns, and the weights of failures where they count as missing."""
+        kept = columns if weights is None else np.concatenate((columns, weights[None, :]))
+        return kept if self._same_sampling else np.where(rows.firsts, kept, np.nan)
+
+    @property
+    def later_width(self) -> int:
+        """Number of columns that later sessions keep."""
+        return len(self.columns) + bool(self.with_missing)
+
+    def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
         """Weight of each request without an answer where it counts as missing: the share of answers that are
         scored, as known before it. 0 for the others. raw: comparable values."""
-        shares = self.scored.of(~np.isnan(raw), ~unanswered)
+        shares = self.scored.of(~np.isnan(raw), ~unanswered, rows.of_draws)
         if not self._same_sampling:
-            shares = np.where(arm, self._sampling.canary, self._sampling.stable)
+            shares = np.where(rows.arm, self._sampling.canary, self._sampling.stable)
         return np.where(unanswered, shares, 0.0)
 
     def feed_first_missing(
@@ -310,6 +374,13 @@ class MetricEvidence:
         for gate, stream in zip(self._bets.pair_gates, self.pairs, strict=True):
             y = pair_harm(*scores, tolerance=gate.tolerance, lower_is_better=lower)
             stream.feed(UnitBlock.one(draw=draw, at_s=at_s, y=y, seq=seq, canary=canary))
+
+
+def _without_failed(block: UnitBlock, unanswered: Floats, units: Ints, known: Ints) -> UnitBlock:
+    """The block, with requests without an answer taken out of its outcomes, as missing. unanswered: their
+    shares. units, known: numbers of the block's units, and of those that they are of, ascending."""
+    missing = np.minimum(unanswered[np.searchsorted(known, units)], block.y)
+    return replace(block, y=block.y - missing, missing=missing, is_checked=True) if missing.any() else block
 
 
 def judged_probability(sampling: Sampling, w: Floats) -> Floats:

@@ -22,7 +22,7 @@ from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.unit_block import Flags, Floats, Ints, UnitBlock
 from evaluation.betting.wealth import Bets, Channel
 from evaluation.stream import Stream
-from evaluation.units.sessions import Released
+from evaluation.units.released import Released
 
 MISSING_ALPHA = 0.002  # a false INVALID only holds; an unnoticed bias rolls back or promotes
 RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])
@@ -108,6 +108,12 @@ class OneValue:
         self.rows = 0
         self.until = FIRST_EPOCH
         self.is_one = False
+
+    def of(self, released: Released, column: int, weights: int) -> Flags | None:
+        """Which sessions are of conversations with one value each; None: none is. column: of the values;
+        weights: of those of requests without an answer, 0 for the others."""
+        has_one = self.before(released.known(column), released.known(weights, 0.0))
+        return has_one if has_one.any() else None
 
     def before(self, values: Floats, requests: Floats) -> Flags:
         """For each session, in order, whether those before it have one value each. values, requests: of each

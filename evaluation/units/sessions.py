@@ -9,15 +9,13 @@ of one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.unit_block import Floats, Ints, UnitBlock, ones
-
-#: Which requests without a value count, as missing: those without an answer, those with one, or both.
-Counted = Literal["failed", "unscored", "all"]
+from evaluation.units.released import Counted, Released
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,8 @@ class Rows:
 
     `position`: 1 for the first request of a draw. `single`: it is its own unit. `canary`: canary requests up
     to and including this row. `cold`: its latency is ignored, on both arms: within the warm-up of its stage,
-    or while a canary replica carried more load than a stable one.
+    or while a canary replica carried more load than a stable one. `round`: of a later session, from 1; 0: of
+    the draw itself. `fresh`: begins its unit's first later session in the stage.
     """
 
     seq: Ints
@@ -39,6 +38,8 @@ class Rows:
     stage: Ints
     canary: Ints
     cold: NDArray[np.bool_]
+    round: Ints
+    fresh: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -47,7 +48,7 @@ class Rows:
     def none(cls) -> Rows:
         """No requests."""
         ints, floats, flags = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
-        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags)
+        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, flags)
 
     def columns(self) -> list[NDArray[Any]]:
         """The columns, in the order of the fields."""
@@ -60,6 +61,11 @@ class Rows:
     def pick(self, rows: slice | Ints) -> Rows:
         """The chosen requests, in order."""
         return Rows(*(column[rows] for column in self.columns()))
+
+    @property
+    def of_draws(self) -> slice | Ints:
+        """Which rows are of the draws themselves, not of later sessions."""
+        return np.flatnonzero(self.round == 0) if self.round.any() else slice(None)
 
     @property
     def all_single(self) -> bool:
@@ -117,147 +123,17 @@ class Rows:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
-    """Closed sessions in the order of their draws, with the values of their requests by column.
-
-    `owner`: the session of each request; None: each request is a session. `values`: columns x requests, NaN
-    where missing.
-    """
-
-    draw: Ints
-    arm: NDArray[np.bool_]
-    w: Floats
-    stage: Ints
-    seq: Ints
-    canary: Ints
-    at_s: Floats
-    owner: Ints | None
-    values: Floats
-
-    def __len__(self) -> int:
-        return len(self.draw)
-
-    def means(self, column: int) -> Floats:
-        """Mean of a column over each session's requests; NaN: none has a value."""
-        values = self.values[column]
-        if self.owner is None:
-            whole: Floats = values
-            return whole
-        present = ~np.isnan(values)
-        owner, values = self.owner[present], values[present]
-        count = np.bincount(owner, minlength=len(self)).astype(np.float64)
-        total = np.bincount(owner, weights=values, minlength=len(self))
-        return np.where(count > 0.0, total / np.maximum(count, 1.0), np.nan)
-
-    def block(
-        self, column: int, w: Floats | None = None, gap: Floats | None = None, *, single_values: bool = False
-    ) -> UnitBlock:
-        """The sessions with a value in a column. w, gap: of all sessions; w None: their own."""
-        w = self.w if w is None else w
-        values = self.values[column]
-        present = ~np.isnan(values)
-        if self.owner is None:
-            if present.all():
-                return UnitBlock(
-                    self.draw, self.arm, w, values, ones(len(self)), self.seq, self.canary, self.at_s,
-                    self.stage, gap, is_checked=True,
-                )  # fmt: skip
-            return self._block(np.flatnonzero(present), values, ones(len(self)), w, gap)
-        owner, values = self.owner[present], values[present]
-        count = np.bincount(owner, minlength=len(self)).astype(np.float64)
-        mean = np.bincount(owner, weights=values, minlength=len(self)) / np.maximum(count, 1.0)
-        has = np.flatnonzero(count > 0.0)
-        block = self._block(has, mean, count, w, gap)
-        if not single_values:
-            return block
-        places = np.cumsum(count > 0.0) - 1
-        return replace(block, values=values, owner=places[owner], is_checked=True)
-
-    def whole_block(self, y: Floats) -> UnitBlock:
-        """All sessions, with their outcomes."""
-        return self._block(np.arange(len(self)), y, ones(len(self)), self.w, None)
-
-    def block_of(self, y: Floats, w: Floats | None = None) -> UnitBlock:
-        """The sessions with an outcome `y`, NaN for none. w: None: their own."""
-        rows = np.flatnonzero(~np.isnan(y))
-        return self._block(rows, y, ones(len(self)), self.w if w is None else w, None)
-
-    def known(self, column: int, value: float | None = None) -> Floats:
-        """How many of each session's requests have a value in a column. value: this one; None: any."""
-        values = self.values[column]
-        return self._summed(~np.isnan(values) if value is None else values == value)
-
-    def block_with_missing(
-        self,
-        column: int,
-        weight_column: int,
-        w: Floats | None,
-        gap: Floats | None,
-        count: Counted,
-        has_one: NDArray[np.bool_] | None = None,
-    ) -> UnitBlock:
-        """The sessions, where requests without a value count 0 in `y`.
-
-        weight_column: the column of the weights of requests without an answer, 0 for answered ones. Where
-        unscored ones do not count, a session without any value has the mean weight of its requests. has_one:
-        sessions that miss nothing as soon as they have one value; None: none.
-        """
-        w = self.w if w is None else w
-        y, weight = self.values[column], self.values[weight_column]
-        has, failed = ~np.isnan(y), weight > 0.0
-        n, values = self._summed(~np.isnan(weight)), self._summed(has)
-        sums = self._summed(np.where(has, y, 0.0))
-        weights = self._summed(np.where(failed, weight, 0.0))
-        if count == "failed":
-            whole, missing = values + weights, weights
-        else:
-            whole = n if count == "all" else n - self._summed(failed)
-            if has_one is not None:
-                failures = weights if count == "all" else 0.0
-                whole = np.where(has_one & (values > 0.0), values + failures, whole)
-            missing = whole - values
-        rows = np.flatnonzero(whole > 0.0)
-        whole = np.maximum(whole, 1e-12)
-        block = self._block(rows, sums / whole, n, w, gap)
-        if not missing.any():
-            return block
-        missing = (missing / whole)[rows]
-        if count == "failed":
-            part = np.where(values > 0.0, 1.0, weights / np.maximum(n, 1.0))
-            return replace(block, missing=missing, weight=part[rows], is_checked=True)
-        counted = (values + weights if count == "all" else values) / whole
-        return replace(block, missing=missing, counted=counted[rows], is_checked=True)
-
-    def _summed(self, of_requests: NDArray[Any]) -> Floats:
-        """Sums over each session's requests."""
-        if self.owner is None:
-            return of_requests.astype(np.float64)
-        weights = of_requests.astype(np.float64)
-        return np.bincount(self.owner, weights=weights, minlength=len(self)).astype(np.float64)
-
-    def _block(self, rows: Ints, y: Floats, n: Floats, w: Floats, gap: Floats | None) -> UnitBlock:
-        return UnitBlock(
-            self.draw[rows],
-            self.arm[rows],
-            w[rows],
-            y[rows],
-            n[rows],
-            self.seq[rows],
-            self.canary[rows],
-            self.at_s[rows],
-            self.stage[rows],
-            None if gap is None else gap[rows],
-            is_checked=True,
-        )
+_BY_SESSION = (
+    "draw", "start_s", "arm", "w", "stage", "round", "fresh", "close_seq", "close_canary", "close_at_s",
+)  # fmt: skip
 
 
 class Sessions:
     """Sessions of one lane that are not released yet, by draw, with the values of their requests."""
 
     __state__ = (
-        "draw", "start_s", "arm", "w", "stage", "owners", "values", "close_seq", "close_canary", "close_at_s",
-        "last_seq", "last_canary", "given",
+        "draw", "start_s", "arm", "w", "stage", "round", "fresh", "owners", "values", "close_seq",
+        "close_canary", "close_at_s", "last_seq", "last_canary", "given",
     )  # fmt: skip
 
     def __init__(self, columns: int, *, session_requests: int, session_s: float) -> None:
@@ -268,6 +144,8 @@ class Sessions:
         self.arm: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self.w: Floats = np.empty(0)
         self.stage: Ints = np.empty(0, dtype=np.int64)
+        self.round: Ints = np.empty(0, dtype=np.int64)
+        self.fresh: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self.owners: Ints = np.empty(0, dtype=np.int64)  # the session of each request below
         self.values: Floats = np.empty((columns, 0))  # columns x requests
         self.close_seq: Ints = np.empty(0, dtype=np.int64)  # -1: open
@@ -303,8 +181,9 @@ class Sessions:
             [self.last_seq, self.last_canary, max(self.given[2], rows.at_s[-1])], dtype=np.float64
         )
         return Released(
-            rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values
-        )
+            rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values,
+            rows.round, rows.fresh,
+        )  # fmt: skip
 
     def _add(self, rows: Rows, values: Floats) -> None:
         first = rows.firsts
@@ -314,6 +193,8 @@ class Sessions:
         self.arm = np.concatenate((self.arm, rows.arm[first]))
         self.w = np.concatenate((self.w, rows.w[first]))
         self.stage = np.concatenate((self.stage, rows.stage[first]))
+        self.round = np.concatenate((self.round, rows.round[first]))
+        self.fresh = np.concatenate((self.fresh, rows.fresh[first]))
         self.close_seq = np.concatenate((self.close_seq, np.full(new, -1, dtype=np.int64)))
         self.close_canary = np.concatenate((self.close_canary, np.zeros(new, dtype=np.int64)))
         self.close_at_s = np.concatenate((self.close_at_s, np.zeros(new)))
@@ -344,6 +225,8 @@ class Sessions:
             at_s[1:],
             self.owners[is_released],
             self.values[:, is_released],
+            self.round[:count],
+            self.fresh[:count],
         )
         if count:
             self._drop(count, ~is_released)
@@ -364,7 +247,7 @@ class Sessions:
         self.close_at_s[slots] = at_s
 
     def _drop(self, count: int, kept: NDArray[np.bool_]) -> None:
-        for name in ("draw", "start_s", "arm", "w", "stage", "close_seq", "close_canary", "close_at_s"):
+        for name in _BY_SESSION:
             setattr(self, name, getattr(self, name)[count:].copy())
         self.owners = self.owners[kept] - count
         self.values = self.values[:, kept]

@@ -4,6 +4,8 @@
 - Served: the canary's units whose requests stable had to serve. By first requests at once, and by sessions.
 - Turns: whether conversations are longer on one arm. Then a session's mean may say nothing of an answer, and
   first requests alone speak.
+- Returns: whether units come back to a later session as often on both arms. If not, those sessions are not
+  comparable.
 
 Each counts a unit once, however many requests it has. (Counting requests: 100 of 100 healthy runs frozen, and
 13 % false rollbacks where 5 % of the users always fall back.)
@@ -11,24 +13,29 @@ Each counts a unit once, however many requests it has. (Counting requests: 100 o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet, TurnsBet
 from evaluation.betting.unit_block import Floats
 from evaluation.betting.wealth import Channel, Decision
 from evaluation.policy.alpha_split import SESSION_SHARE, log_limit, served_alpha
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
-from evaluation.units.sessions import Released, Rows
+from evaluation.units.released import Released
+from evaluation.units.sessions import Rows
 
 TURNS_ALPHA = 0.01
+RETURNS_ALPHA = 0.01
 COLUMNS = 3  # of the sessions: answered, turns, fell back
 
 
 class Split:
     """The tests of the split of one rollout."""
 
-    __state__ = ("share", "served_first", "served", "turns")
+    __state__ = ("share", "served_first", "served", "turns", "returns")
 
     def __init__(self, policy: GatePolicy) -> None:
         self._policy = policy
@@ -45,6 +52,8 @@ class Split:
         self.turns = Stream(with_histogram=False)
         bettor = TurnsBet(max_turns=policy.session_requests)
         self.turns.channels = [Channel(bettor, limit=log_limit(TURNS_ALPHA), restart_share=restarts)]
+        self.returns = Stream(with_histogram=False)
+        self.returns.staged = [RoundChannel(SampleRatioBet(), limit=log_limit(RETURNS_ALPHA), min_stable=0)]
 
     def set_limits(self, *, sticky: bool) -> None:
         """Split the served rate's alpha over its two channels, before the first bet."""
@@ -60,6 +69,11 @@ class Split:
         drawn = np.where(rows.w > 0.0, 0.0, np.nan)
         self.share.feed(rows.first_block(drawn, rows.w))
         self.served_first.feed(rows.first_block(fell_back, rows.w))
+
+    def feed_returns(self, rows: Rows) -> None:
+        """Add the units of new later sessions."""
+        block = rows.first_block(np.zeros(len(rows)), rows.w)
+        self.returns.feed(replace(block, stage=rows.round[rows.firsts], is_checked=True))
 
     def session_columns(self, rows: Rows, fell_back: Floats, unanswered: Floats) -> Floats:
         """What the sessions keep for these tests and for `AnsweredGap`: COLUMNS x n."""
@@ -79,6 +93,11 @@ class Split:
     def turns_differ(self) -> Decision:
         """Whether conversations are longer on one arm."""
         return self.turns.channels[0].decision
+
+    @property
+    def returns_differ(self) -> Decision:
+        """Whether units come back more often on one arm."""
+        return self.returns.staged[0].decision
 
     def served_below(self, *, hold: bool) -> Decision:
         """Whether the canary serves less than the floor of a rollback, or of a hold: by the first channel."""

@@ -5,12 +5,20 @@ and each draw reveals an interval [lo, hi) that contains it. At weight `w` the n
 probability `|[0, w) n [lo, hi)| / (hi - lo)`: for a raise from `v` to `w` that is `(w - v) / (1 - v)` for a
 unit last seen on stable, and 1, so no bet, for one seen on the canary. (Betting the plain `w` again
 promoted harmful canaries in 54-100 % of runs.)
+
+A draw has one session of requests. What the unit asks after it is a **later session** (`Drawn.round`): one in
+each round of ROUND_SESSIONS session lengths, by the logged `w` of its first request. It is the same coin, so
+it is bet in processes of its own, one a round, each with its own part of alpha (`units/later.py`): within one
+round, a unit's coin is bet once, and its arm is canary with probability `w`, because nothing that a round has
+seen depended on it. A unit gets there after its first contact at the current weight, for as long as a
+session, on both arms alike: also one on the canary already, whose contact reveals nothing and is not bet on.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +28,8 @@ from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED, STICKY_KEYS, WORD
 
 LEFT_OUT, REQUEST, STICKY, HELD = 0, 1, 2, 3  # HELD: by the affinity token of an earlier draw
 SWEEP_EVERY = 4096  # sticky rows
+ROUND_SESSIONS = 6  # session lengths in a round of later sessions: an hour
+STAGES = 1024  # more than a plan has
 MAX_CACHED = 10_000  # probabilities
 _KINDS = ((PER_REQUEST, REQUEST), (STICKY_KEYS, STICKY), (PINNED, HELD), (NOT_DRAWN, LEFT_OUT))
 
@@ -78,29 +88,54 @@ class Assignments:
 class Drawn:
     """For each request: P(canary) of its draw, the number of the draw, and its position in the draw.
 
-    position: 1 for the first request of a draw; 0: not evidence.
+    position: 1 for the first request of a draw, or of a later session; 0: not evidence. round: of a later
+    session, from 1; 0: of a draw. fresh: of the unit's first later session in its stage.
     """
 
     w: Floats
     draw: Ints
     position: Ints
+    round: Ints
+    fresh: NDArray[np.bool_]
 
 
 @dataclass(slots=True)
 class OpenDraw:
-    """A draw of a sticky unit whose session is still open."""
+    """A draw of a sticky unit whose session is still open.
+
+    `met_s`, `met`: start and requests of the unit's first contact at the current weight; those of the draw,
+    unless its weight was raised meanwhile.
+    """
 
     draw: int
     start_s: float
     requests: int
     arm: int
     w: float
+    met_s: float
+    met: int
+
+
+@dataclass(slots=True)
+class OpenLater:
+    """A later session of a sticky unit that is still open."""
+
+    draw: int
+    start_s: float
+    requests: int
+    arm: int
+    w: float
+    round: int
 
 
 class Units:
-    """Ledger of sticky units: one revealed interval each, and the draws whose sessions are still open."""
+    """Ledger of sticky units: one revealed interval each, the open sessions, and the last round and stage in
+    which a unit had a later session."""
 
-    __state__ = ("book", "intervals", "open", "contradictions", "sticky_draws", "rows")
+    __state__ = (
+        "book", "intervals", "open", "returned", "open_again", "start_s", "contradictions", "sticky_draws",
+        "rows",
+    )  # fmt: skip
 
     def __init__(self, *, session_requests: int, session_s: float) -> None:
         self._max_requests = session_requests
@@ -108,17 +143,21 @@ class Units:
         self.interval_of: dict[int, int] = {}  # unit -> index of its interval
         self.intervals = []
         self.open_draws: dict[int, OpenDraw] = {}  # by unit
+        self.open_later: dict[int, OpenLater] = {}  # by unit
+        self.last_later: dict[int, int] = {}  # unit -> round * STAGES + stage
+        self.start_s = float("nan")  # of the first round: the first toss
         self.contradictions = 0
         self.sticky_draws = 0
         self.rows = 0
 
     @property
-    def intervals(self) -> list[tuple[float, float]]:
-        """The revealed intervals, each once, in the order of their first use."""
+    def intervals(self) -> list[tuple[float, float, float]]:
+        """The revealed intervals with the weight of the last contact, each once, in the order of their first
+        use."""
         return self._intervals
 
     @intervals.setter
-    def intervals(self, intervals: list[tuple[float, float]]) -> None:
+    def intervals(self, intervals: list[tuple[float, float, float]]) -> None:
         self._intervals = intervals
         self._index_of = {interval: index for index, interval in enumerate(intervals)}
         self._cache: dict[tuple[int, float], float] = {}  # P(canary) by interval and weight
@@ -126,27 +165,44 @@ class Units:
     @property
     def book(self) -> list[Ints]:
         """Units and the indices of their intervals as two arrays, for a snapshot: 9 bytes a unit, not 25."""
-        size, columns = len(self.interval_of), (self.interval_of.keys(), self.interval_of.values())
-        return [np.fromiter(column, dtype=np.int64, count=size) for column in columns]
+        return _arrays(self.interval_of)
 
     @book.setter
     def book(self, arrays: list[Ints]) -> None:
-        units, indices = arrays
-        self.interval_of = dict(zip(units.tolist(), indices.tolist(), strict=True))
+        self.interval_of = _map(arrays)
 
     @property
-    def open(self) -> dict[int, tuple[int, float, int, int, float]]:
+    def returned(self) -> list[Ints]:
+        """Units and the last round and stage of their later sessions as two arrays, for a snapshot."""
+        return _arrays(self.last_later)
+
+    @returned.setter
+    def returned(self, arrays: list[Ints]) -> None:
+        self.last_later = _map(arrays)
+
+    @property
+    def open(self) -> dict[int, tuple[object, ...]]:
         """The open draws as plain values, for a snapshot."""
-        return {unit: (d.draw, d.start_s, d.requests, d.arm, d.w) for unit, d in self.open_draws.items()}
+        return {unit: astuple(draw) for unit, draw in self.open_draws.items()}
 
     @open.setter
-    def open(self, rows: dict[int, tuple[int, float, int, int, float]]) -> None:
-        self.open_draws = {unit: OpenDraw(*row) for unit, row in rows.items()}
+    def open(self, rows: dict[int, tuple[object, ...]]) -> None:
+        self.open_draws = {unit: OpenDraw(*row) for unit, row in rows.items()}  # type: ignore[arg-type]
+
+    @property
+    def open_again(self) -> dict[int, tuple[object, ...]]:
+        """The open later sessions as plain values, for a snapshot."""
+        return {unit: astuple(draw) for unit, draw in self.open_later.items()}
+
+    @open_again.setter
+    def open_again(self, rows: dict[int, tuple[object, ...]]) -> None:
+        self.open_later = {unit: OpenLater(*row) for unit, row in rows.items()}  # type: ignore[arg-type]
 
     def resolve(self, requests: Assignments, seq: Ints) -> Drawn:
         """The draws of the requests. seq: their sequence numbers, of which a draw takes its first one's."""
         own = (requests.kind == REQUEST) & (requests.w < 1.0)
-        drawn = Drawn(requests.w.copy(), seq.copy(), own.astype(np.int64))
+        none = np.zeros(len(requests), dtype=np.int64)
+        drawn = Drawn(requests.w.copy(), seq.copy(), own.astype(np.int64), none, none > 0)
         rows = np.flatnonzero(requests.kind >= STICKY)
         if len(rows):
             self._resolve_sticky(rows, requests.pick(rows), drawn)
@@ -155,29 +211,50 @@ class Units:
     def _resolve_sticky(self, rows: Ints, requests: Assignments, drawn: Drawn) -> None:
         """Write the draws of sticky and held requests into these rows of `drawn`."""
         arms = requests.arm.astype(np.int64)
-        columns = (rows, requests.at_s, arms, requests.w, requests.kind == STICKY, requests.unit)
-        for row, at_s, arm, w, is_sticky, unit in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (
+            rows,
+            requests.at_s,
+            arms,
+            requests.w,
+            requests.kind == STICKY,
+            requests.unit,
+            requests.stage,
+        )
+        longest = self._length_s
+        for row, at_s, arm, w, is_sticky, unit, stage in zip(*(c.tolist() for c in columns), strict=True):
             # Looked up here, not in a method: most rows are of a unit whose draw is known.
             interval = self.interval_of.get(unit)
             if interval is None:
-                is_toss = is_sticky
+                is_toss, is_contact = is_sticky, False
             else:
                 probability = self._cache.get((interval, w))
                 if probability is None:
                     probability = self._probability(interval, w)
                 # The weight splits what is known of the bucket, or the arm contradicts it.
                 is_toss = is_sticky and (0.0 < probability < 1.0 or probability != arm)
-            held = None if is_toss else self.open_draws.get(unit)
+                is_contact = is_sticky and not is_toss and w != self._intervals[interval][2]
             if is_toss:
                 self._toss(row, at_s, arm, w, unit, drawn)
-            elif held is None:
                 continue
-            elif held.requests >= self._max_requests or at_s > held.start_s + self._length_s:
-                del self.open_draws[unit]
+            if is_contact:
+                self._meet(row, at_s, arm, w, unit, drawn)
+            held = self.open_draws.get(unit)
+            if held is None:
+                if interval is not None:
+                    self._return(row, at_s, arm, w, unit, stage, drawn)
+                continue
+            has_met = held.met >= self._max_requests or at_s > held.met_s + longest
+            if held.requests >= self._max_requests or at_s > held.start_s + longest:
+                if has_met:
+                    del self.open_draws[unit]
+                    self._return(row, at_s, arm, w, unit, stage, drawn)
+                else:
+                    held.met += 1
             elif arm != held.arm:
                 self.contradictions += is_sticky
             else:
                 held.requests += 1
+                held.met += 1
                 drawn.w[row], drawn.draw[row] = held.w, held.draw
                 drawn.position[row] = held.requests if held.w < 1.0 else 0
         self.rows += len(rows)
@@ -193,38 +270,88 @@ class Units:
             return
         self.sticky_draws += 1
         self.open_draws.pop(unit, None)  # so that the new one comes last
-        self.open_draws[unit] = OpenDraw(int(drawn.draw[row]), at_s, 1, arm, probability)
+        self.open_later.pop(unit, None)
+        self.open_draws[unit] = OpenDraw(int(drawn.draw[row]), at_s, 1, arm, probability, at_s, 1)
         drawn.w[row], drawn.position[row] = probability, 1 if probability < 1.0 else 0
+        if math.isnan(self.start_s) and 0.0 < w < 1.0:
+            self.start_s = at_s
+
+    def _meet(self, row: int, at_s: float, arm: int, w: float, unit: int, drawn: Drawn) -> None:
+        """Note the first contact at a weight that reveals nothing: it waits like one that does."""
+        low, high, _ = self._intervals[self.interval_of[unit]]
+        self.interval_of[unit] = self._index((low, high, w))
+        self.open_later.pop(unit, None)
+        held = self.open_draws.get(unit)
+        if held is not None and held.requests < self._max_requests and at_s <= held.start_s + self._length_s:
+            held.met_s, held.met = at_s, 0
+        else:
+            self.open_draws.pop(unit, None)
+            self.open_draws[unit] = OpenDraw(int(drawn.draw[row]), at_s, 0, arm, 1.0, at_s, 0)
+
+    def _return(self, row: int, at_s: float, arm: int, w: float, unit: int, stage: int, drawn: Drawn) -> None:
+        """Add a request after the unit's draw to its later session, the only one in this round."""
+        held = self.open_later.get(unit)
+        if held is None or held.requests >= self._max_requests or at_s > held.start_s + self._length_s:
+            if not 0.0 < w < 1.0 or math.isnan(self.start_s):
+                return
+            number = 1 + int((at_s - self.start_s) // (ROUND_SESSIONS * self._length_s))
+            last = self.last_later.get(unit, -1)
+            if number <= last // STAGES:
+                return
+            self.last_later[unit] = number * STAGES + stage
+            held = self.open_later[unit] = OpenLater(int(drawn.draw[row]), at_s, 0, arm, w, number)
+            drawn.fresh[row] = last < 0 or last % STAGES < stage
+        if arm == held.arm:
+            held.requests += 1
+            drawn.w[row], drawn.draw[row] = held.w, held.draw
+            drawn.position[row], drawn.round[row] = held.requests, held.round
 
     def _probability(self, interval: int, w: float) -> float:
         """P(canary) at weight `w` of a unit with this interval; cached, because there are few of both."""
         if len(self._cache) >= MAX_CACHED:
             self._cache.clear()
-        probability = self._cache[interval, w] = next_probability(w, *self._intervals[interval])
+        low, high, _ = self._intervals[interval]
+        probability = self._cache[interval, w] = next_probability(w, low, high)
         return probability
 
     def _reveal(self, unit: int, arm: int, w: float) -> float | None:
         """P(canary) of this toss; narrows the unit's interval. None: the arm contradicts the bucket."""
         known = self.interval_of.get(unit)
-        low, high = (0.0, 1.0) if known is None else self._intervals[known]
+        low, high, _ = (0.0, 1.0, 0.0) if known is None else self._intervals[known]
         probability = next_probability(w, low, high)
         if probability == 1.0 - arm:
             return None
         cut = min(max(w, low), high)
-        interval = (low, cut) if arm else (cut, high)
+        self.interval_of[unit] = self._index((low, cut, w) if arm else (cut, high, w))
+        return probability
+
+    def _index(self, interval: tuple[float, float, float]) -> int:
+        """The index of an interval in the list, to which it is added."""
         # Not a search of the list: where the weight changes with every row, so does the interval.
         index = self._index_of.setdefault(interval, len(self._intervals))
         if index == len(self._intervals):
             self._intervals.append(interval)
-        self.interval_of[unit] = index
-        return probability
+        return index
 
     def _sweep(self, now_s: float) -> None:
         """Forget draws whose sessions have closed. Changes no answer."""
-        closed = [
-            unit
-            for unit, draw in self.open_draws.items()
-            if draw.requests >= self._max_requests or now_s > draw.start_s + self._length_s
-        ]
-        for unit in closed:
+
+        def is_over(start_s: float, requests: int) -> bool:
+            return requests >= self._max_requests or now_s > start_s + self._length_s
+
+        draws, later = self.open_draws.items(), self.open_later.items()
+        over = [u for u, d in draws if is_over(d.start_s, d.requests) and is_over(d.met_s, d.met)]
+        for unit in over:
             del self.open_draws[unit]
+        for unit in [unit for unit, session in later if is_over(session.start_s, session.requests)]:
+            del self.open_later[unit]
+
+
+def _arrays(values: dict[int, int]) -> list[Ints]:
+    """Keys and values as two arrays."""
+    return [np.fromiter(c, dtype=np.int64, count=len(values)) for c in (values.keys(), values.values())]
+
+
+def _map(arrays: list[Ints]) -> dict[int, int]:
+    keys, values = arrays
+    return dict(zip(keys.tolist(), values.tolist(), strict=True))

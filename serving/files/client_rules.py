@@ -8,6 +8,7 @@
     category_bp: {code: 500}
     trust: {audience_header: x-audience, from: [10.0.0.0/8]}
     burst_cap: 50                      # canary requests expected in any 10 s, at each router
+    late_commit: stream                # do not hold back what stable could not continue; default: hold
 
 A typo is refused: an audience with a weight must be given by a key or a trusted header.
 """
@@ -20,7 +21,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from serving.access import Access, ClientKey, TrustedHeaders
+from serving.access import Access, ClientKey, LateCommit, TrustedHeaders
 
 REMEDY = 'write the key\'s SHA-256: printf %s "$KEY" | sha256sum'
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -87,6 +88,7 @@ class ClientFields(BaseModel):
     category_bp: dict[Label, Bp] = {}
     trust: TrustSpec | None = None
     burst_cap: float | None = Field(default=None, gt=0, le=1e9)
+    late_commit: LateCommit = "hold"
 
     @model_validator(mode="after")
     def _check_clients(self) -> Self:

@@ -105,6 +105,10 @@ class AnswerScan:
         if self._is_too_large:
             return data
         if self._is_first:
+            data, self._buffer = self._buffer + data, b""
+            if self.is_stream and len(data) < len(_BOM) and _BOM.startswith(data):
+                self._buffer = data  # perhaps a mark of byte order, which is no part of the first event
+                return b""
             self._is_first = False
             if self.is_stream and data.startswith(_BOM):
                 data = data[len(_BOM) :]

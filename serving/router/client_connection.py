@@ -236,13 +236,14 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self.refuse(answer)
             return
-        service = await choose_service(front.reader, parsed, found, front.services)
+        cores = front.cores  # as of the request's beginning
+        service = await choose_service(front.reader, parsed, found, tuple(cores))
         if self._is_closing:
             return
         if isinstance(service, Refusal):
             self.refuse(service)
         else:
-            self._core = front.cores[service]
+            self._core = cores[service]
             await self._begin_later(parsed, found, self._core)
 
     def _begin(

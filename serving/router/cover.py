@@ -45,6 +45,8 @@ class Cover:
     def must_hold(self, scan: AnswerScan, *, is_unfit: bool) -> bool:
         """True for a canary's stream that is held back until it is whole. is_unfit: by its engine's word."""
         table = self._start.table
+        if self._context.held.is_spent:
+            return False
         is_lost = not self._start.is_continuable or is_unfit
         return is_lost and scan.is_stream and table.late_commit == "hold" and table.weight_bp < FULL_BP
 

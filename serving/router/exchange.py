@@ -64,7 +64,7 @@ class Exchange:
         self._sender = Sender(context, start, self._attempts)
         self._status: int | None = None
         self._seen = Seen()
-        self._out = Outgoing(start.now_s)
+        self._out = Outgoing(start.now_s, context.held)
         self._cover = Cover(context, start)
         self._now_s = start.now_s  # of the last end of an attempt
         self._continuation: Continuation | None = None
@@ -380,10 +380,10 @@ class Exchange:
 
     def _finish(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
         self._require(True, outcome)
-        status = self._status
         self._attempts.release()
+        self._out.release()
         self.is_over = True
-        self._record_once(outcome, cause, status, now_s)
+        self._record_once(outcome, cause, self._status, now_s)
 
     def _record_once(self, outcome: Outcome, cause: str | None, status: int | None, now_s: float) -> None:
         if self._is_recorded:

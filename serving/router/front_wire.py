@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias, cast
 from serving.clock import boot_s
 from serving.router.body_reader import BodyReader
 from serving.router.client_connection import BODY_BUDGET, ClientConnection
+from serving.router.held import HeldBytes
 from serving.router.mirror import Mirror
 from serving.router.router import RouterCore
 from serving.router.upstream import Upstream
@@ -43,15 +44,16 @@ class WireFront:
 
     def __init__(self, cores: RouterCore | Sequence[RouterCore], background: Background) -> None:
         """cores: of different services; at least one."""
-        listed = [cores] if isinstance(cores, RouterCore) else list(cores)
-        self.core = listed[0]  # the only one, as a rule; its limits hold for all connections
-        self.cores = {core.service: core for core in listed}
-        self.services = tuple(self.cores)
+        self.core: RouterCore  # the only one, as a rule; its limits hold for all connections
+        self.cores: dict[str, RouterCore]  # by service; replaced, never changed
+        self.services: tuple[str, ...]
         self.body_bytes = 0  # of all requests that are held now
+        self.held = HeldBytes()  # of answers
         self.refusals: dict[str, int] = {}  # by code, of requests that name none of several services
         self.upstream: Upstream | None = None
         self.reader = BodyReader()
         self.mirror = Mirror()
+        self.serve([cores] if isinstance(cores, RouterCore) else cores)
         self._background = background
         self._connections: set[ClientConnection] = set()
         self._servers: list[asyncio.Server] = []
@@ -60,6 +62,13 @@ class WireFront:
         self._sweep_due_s = 0.0
         self._is_stopping = False
         self._own_routes: OwnRoutes | None = None
+
+    def serve(self, cores: Sequence[RouterCore]) -> None:
+        """Serve these from now on, at least one; requests under way end where they began."""
+        for core in cores:
+            core.held = self.held
+        self.core, self.cores = cores[0], {core.service: core for core in cores}
+        self.services = tuple(self.cores)
 
     def serve_own_routes(self, answer: OwnRoutes) -> None:
         """Answer paths below `/-/` by this function: status and body, or None for the usual 404."""
@@ -151,7 +160,7 @@ class WireFront:
             for core in self.cores.values():
                 core.counters.lag.add(late_s)
         self._sweep_due_s = now_s + SWEEP_S
-        is_overloaded = self.body_bytes > BODY_BUDGET // 2
+        is_overloaded = self.body_bytes > BODY_BUDGET // 2 or self.held.is_half_spent
         for core in self.cores.values():
             core.assigner.is_overloaded = is_overloaded
         self.mirror.check(is_strained=is_overloaded or late_s > LATE_S)

@@ -74,12 +74,14 @@ class RouterMetrics(Collector):
         *,
         refusals: Callable[[], Mapping[str, int]],
         held_bytes: Callable[[], int],
+        held_answers: Callable[[], int],
         loops: Callable[[], Sequence[LoopState]],
     ) -> None:
         """cores: one for each service.   refusals: of requests that name none of several, by code."""
         self._cores = cores
         self._refusals = refusals
         self._held_bytes = held_bytes
+        self._held_answers = held_answers
         self._loops = loops
 
     def collect(self) -> Iterator[Metric]:
@@ -91,6 +93,9 @@ class RouterMetrics(Collector):
             PREFIX + "held_bytes", "Bytes of request bodies that the router holds", value=self._held_bytes()
         )
         yield held
+        yield GaugeMetricFamily(
+            PREFIX + "held_answer_bytes", "Bytes of answers that are held back", value=self._held_answers()
+        )
         restarts = CounterMetricFamily(
             PREFIX + "loop_restarts", "Background loops that ended and were started again", labels=["loop"]
         )
@@ -202,6 +207,7 @@ def serve_metrics(front: WireFront, address: MetricsAddress) -> tuple[WSGIServer
             lambda: list(front.cores.values()),
             refusals=lambda: front.refusals,
             held_bytes=lambda: front.body_bytes,
+            held_answers=lambda: front.held.total,
             loops=lambda: front.loops,
         )
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from serving.router.held import FREE, HeldBytes
 from serving.router.types import Deliver, Head, Refusal
 
 HOLD_LIMIT = 1 << 20  # bytes of an answer that are held back at most
@@ -20,6 +21,7 @@ class Outgoing:
     """What one client has been sent."""
 
     __slots__ = (
+        "_budget",
         "_head",
         "_held",
         "_held_bytes",
@@ -30,13 +32,14 @@ class Outgoing:
         "is_head_sent",
     )
 
-    def __init__(self, now_s: float) -> None:
+    def __init__(self, now_s: float, budget: HeldBytes) -> None:
+        self._budget = budget
         self.is_committed = False  # something of the current answer
         self.is_head_sent = False
         self.holds_all = False  # late commit: until the answer is whole
         self._head: Head | None = None  # of the current answer, not sent yet
         self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._held_bytes = 0  # counted in the budget
         self._is_muted = False  # what else comes of the answer has no place in the client's stream
         self._sent_s = now_s  # when it was last sent a comment, or began to wait
 
@@ -48,12 +51,19 @@ class Outgoing:
         """Hold these bytes back; False: they are too many."""
         self._held.append(data)
         self._held_bytes += len(data)
-        return self._held_bytes <= HOLD_LIMIT
+        self._budget.total += len(data)
+        return self._held_bytes <= (FREE if self._budget.is_spent else HOLD_LIMIT)
 
     def forget(self) -> None:
         """The answer failed, and the client has seen nothing of it."""
-        self._head, self._held, self._held_bytes = None, [], 0
+        self._head, self._held = None, []
         self.holds_all = False
+        self.release()
+
+    def release(self) -> None:
+        """Nothing more is held: it is sent, or of no use."""
+        self._budget.total -= self._held_bytes
+        self._held_bytes = 0
 
     def deliver(
         self, data: bytes, then: Literal["more", "end", "break"] = "more", *, is_stream: bool = True
@@ -71,6 +81,7 @@ class Outgoing:
         if self._held:
             data = b"".join([*self._held, data])
             self._held = []
+            self.release()
         self.is_committed = self.is_head_sent = True
         return Deliver(head, data, then)
 

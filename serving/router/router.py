@@ -20,6 +20,7 @@ from serving.router.assignment import is_eligible
 from serving.router.continuable import PATHS as CONTINUABLE_PATHS
 from serving.router.counters import Counters
 from serving.router.exchange import Exchange
+from serving.router.held import HeldBytes
 from serving.router.outbox import Canary, Outbox
 from serving.router.prepared import Prepared, prepare
 from serving.router.types import Assignment, Limits, Refusal, Request, Start
@@ -63,6 +64,7 @@ class RouterCore:
         self.table: RouteTable | None = None
         self.in_flight: dict[str, int] = {}
         self.vocabularies: dict[str, str] = {}
+        self.held = HeldBytes()  # of its front
         self._clock = MonotonicWallClock()
         self._unrecorded: dict[str, Exchange] = {}  # eligible requests by id, in order of assignment
         self._lease_s = lease_s

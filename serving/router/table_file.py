@@ -1,8 +1,9 @@
 """Standalone router: one process in front of OpenAI-compatible upstreams, its route table in a YAML file.
 
-The same core as in Serve, without Ray. The file is reloaded when it changes; an invalid one is reported in
-one line and the last good table stays in effect. No other process can withdraw this table, so its lease never
-ends, and external upstreams have no fence: a removed canary gets no new request once the file is reloaded.
+The same core as in Serve, without Ray. The file is reloaded when it changes, services that were added or
+removed included; an invalid one is reported in one line and the last good table stays in effect. No other
+process can withdraw this table, so its lease never ends, and external upstreams have no fence: a removed
+canary gets no new request once the file is reloaded.
 
     service: chat
     stable: {url: "http://127.0.0.1:8001"}     # a base URL as written; a bare host serves at /v1
@@ -22,7 +23,6 @@ none of their own.
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 import os
 import secrets
@@ -30,202 +30,39 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import uvloop
-from pydantic import BaseModel, ValidationError
 
-from serving.access import Affinity
 from serving.clock import boot_s
-from serving.credentials import KeyReference, NoKey, UnitKey
-from serving.files.client_rules import KeySpec, TrustSpec
-from serving.files.strict_yaml import YamlError, load_yaml
-from serving.messages import Arm, Replica, RouteTable
+from serving.messages import Arm
 from serving.router.front_wire import WireFront
 from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
-from serving.router.table_schema import SHARED, AffinitySpec, TableSpec, UpstreamSpec
+from serving.router.table_reader import TableFileError, listed, read_tables
 from serving.supervised import LoopState, SupervisedLoops
 from serving.table.heavy_keys import HeavyKeys
 
 RELOAD_CHECK_S = 0.5
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
-SHORTEST_TOKEN_KEY = 16  # bytes
-_FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
-
-
-class TableFileError(ValueError):
-    """The file is invalid or unreadable; one line with the value, the limit and the remedy."""
-
-
-def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
-    """The tables in the file by service, as revision `change`. Raises TableFileError."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-        raise TableFileError(f"table {path}: {reason}; name a readable YAML file") from exc
-    try:
-        entries = _entries(load_yaml(text))
-    except YamlError as exc:
-        line = f" line {exc.line}" if exc.line is not None else ""
-        raise TableFileError(f"table {path}{line}: {exc}") from exc
-    except ValueError as exc:
-        raise TableFileError(f"table {path}: {exc}") from exc
-    tables: dict[str, RouteTable] = {}
-    for where, entry in entries:
-        try:
-            table = _table(TableSpec.model_validate(entry), path.parent, change)
-        except ValidationError as exc:
-            raise TableFileError(f"table {path}: {where}{_first_line(exc)}") from exc
-        except ValueError as exc:
-            raise TableFileError(f"table {path}: {where}{exc}") from exc
-        if table.service in tables:
-            raise TableFileError(f"table {path}: service {table.service} is given twice; keep one")
-        tables[table.service] = table
-    return tables
-
-
-def read_table(path: Path, *, change: int) -> RouteTable:
-    """The table of a file with one service. Raises TableFileError."""
-    tables = read_tables(path, change=change)
-    if len(tables) > 1:
-        raise TableFileError(f"table {path}: has services {_list(tables)}; give a file with one")
-    return next(iter(tables.values()))
-
-
-def _entries(data: object) -> list[tuple[str, object]]:
-    """(path, values) of each service. Raises ValueError."""
-    if not isinstance(data, dict) or "services" not in data:
-        return [("", data)]
-    shared = {name: value for name, value in data.items() if name != "services"}
-    if unknown := next((name for name in shared if name not in SHARED), None):
-        raise ValueError(
-            f"{unknown} stands beside services; give it to one of them, or one of {_list(SHARED)}"
-        )
-    services = data["services"]
-    if not isinstance(services, list) or not services:
-        raise ValueError("services is no list of services; write each with a dash")
-    entries: list[tuple[str, object]] = []
-    for number, one in enumerate(services):
-        entry = {**shared, **one} if isinstance(one, dict) else one
-        entries.append((f"services.{number}.", entry))
-    return entries
-
-
-def _table(spec: TableSpec, folder: Path, change: int) -> RouteTable:
-    """Raises ValueError."""
-    largest_bp = max(spec.weight_bp, spec.largest_bp)
-    if largest_bp and spec.canary is None:
-        name = "weight_bp" if spec.weight_bp else "a weight of"
-        raise ValueError(f"{name} {largest_bp} without a canary; add one or set 0")
-    stable = _arm(spec.stable, "stable", folder)
-    canary = _arm(spec.canary, "canary", folder) if spec.canary and largest_bp else None
-    affinity = _affinity(spec.affinity, folder)
-    return RouteTable(
-        service=spec.service,
-        epoch=1,
-        revision=change,
-        change=change,
-        rollout=f"file-{spec.salt}" if canary else "",
-        salt=spec.salt,
-        weight_bp=spec.weight_bp,
-        stable=stable,
-        canary=canary,
-        access=spec.access(),
-        # Routers that share a key of tokens also name units alike: a token holds its unit.
-        unit_key=UnitKey.of(affinity.key) if affinity is not None else None,
-        affinity=affinity,
-        # Tokens hold while neither upstream changes; with the canary's removal or a new salt they end.
-        generation=" ".join(one.url for one in (spec.stable, spec.canary) if one is not None),
-        burst_cap=spec.burst_cap,
-    )
-
-
-def _affinity(spec: AffinitySpec | None, folder: Path) -> Affinity | None:
-    """How tokens are signed. Without a key by a random one, so that they end with this process."""
-    if spec is None:
-        return None
-    reference = KeyReference.from_names(spec.key_env, _located(spec.key_file, folder))
-    if reference is None:
-        return Affinity(_process_key(), spec.cookie)
-    try:
-        key = reference.read().encode()
-    except NoKey as exc:
-        raise ValueError(f"affinity: {str(exc).replace('api_key_', 'key_')}") from exc
-    if len(key) < SHORTEST_TOKEN_KEY:
-        raise ValueError(
-            f"affinity: the key of {len(key)} bytes is shorter than {SHORTEST_TOKEN_KEY}; "
-            "make one with: openssl rand -hex 32"
-        )
-    return Affinity(key, spec.cookie)
-
-
-@functools.lru_cache(maxsize=1)
-def _process_key() -> bytes:
-    return secrets.token_bytes(32)
-
-
-def _located(file: str | None, folder: Path) -> str | None:
-    return None if file is None else str((folder / Path(file).expanduser()).absolute())
-
-
-def _arm(upstream: UpstreamSpec, name: str, folder: Path) -> Arm:
-    """The upstream as an arm. Raises NoKey when its key cannot be read now."""
-    api_key = KeyReference.from_names(upstream.api_key_env, _located(upstream.api_key_file, folder))
-    if api_key is not None:
-        api_key.read()
-    replicas = (Replica(upstream.url),)
-    return Arm(upstream.version or name, replicas, True, upstream.model, api_key)
-
-
-def _first_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    loc = first["loc"]
-    where = ".".join(str(part) for part in loc)
-    got = first.get("input")
-    is_plain = isinstance(got, str | int | float | bool) and "key" not in str(loc[-1:])
-    is_shown = is_plain and not {"url", "sha256"} & set(loc)  # a key must not be shown
-    value = f" {got!r}" if is_shown else ""
-    is_unknown = first["type"] == "extra_forbidden"
-    known = f"; keys are {_known_at(loc)}" if is_unknown else ""
-    colon = f"{where}{value}: " if where else ("" if first["type"] == "value_error" else "the file: ")
-    return f"{colon}{first['msg'].removeprefix('Value error, ')}{known}"
-
-
-def _known_at(loc: tuple[int | str, ...]) -> str:
-    """The keys that the mapping around this place may have."""
-    kinds: dict[object, type[BaseModel]] = {
-        "stable": UpstreamSpec,
-        "canary": UpstreamSpec,
-        "keys": KeySpec,
-        "trust": TrustSpec,
-        "affinity": AffinitySpec,
-    }
-    fields = (kinds[loc[0]] if len(loc) > 1 and loc[0] in kinds else TableSpec).model_fields
-    names = [field.alias or name for name, field in fields.items()]
-    return _list(sorted(names, key=lambda name: name not in _FIRST))
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 class FileTableSource:
-    """Loads the tables of some cores from a file whenever it changes. Records are discarded."""
+    """One core for each service of a file, with its tables as of the last change. Records are discarded."""
 
     def __init__(self, path: Path) -> None:
+        self.cores: dict[str, RouterCore] = {}  # by service, in the order of the file
+        self.on_services: Callable[[tuple[RouterCore, ...]], None] | None = None  # they have changed
         self._path = path
+        self._router = f"static:{os.getpid()}:{secrets.token_hex(3)}"
         self._loaded: tuple[int, int, int] | None = None  # stamp of the file when it was last read
         self._loops = SupervisedLoops()
-        self._cores: list[RouterCore] = []
         self._heavy: dict[str, HeavyKeys] = {}
 
     async def start(self, core: RouterCore) -> None:
-        """Start to check the file for this core, in the running event loop."""
-        self._cores.append(core)
+        """Start to check the file, in the running event loop. core: one of these."""
         if not self._loops.are_running:
             self._loops.start("table file", self._run)
 
@@ -238,29 +75,42 @@ class FileTableSource:
         """The loop that checks."""
         return self._loops.states
 
-    def reload(self, *cores: RouterCore) -> str | None:
+    def reload(self) -> str | None:
         """Load the file if it has changed. What is wrong with it, in one line; None: nothing.
 
-        All tables change, or none does. Requests under way keep the table that they began with.
+        All tables change, or none does. Requests under way keep the table that they began with, also those of
+        a service that has been removed.
         """
         stamp = self._stamp()
-        if stamp == self._loaded:
+        if self.cores and stamp == self._loaded:
             return None
         self._loaded = stamp
         try:
-            tables = read_tables(self._path, change=max(core.applied[1] for core in cores) + 1)
-            found, served = sorted(tables), sorted(core.service for core in cores)
-            if found != served:
+            tables = read_tables(self._path, change=self._change + 1)
+            if self.cores and not tables.keys() & self.cores.keys():  # more likely a mistake than a wish
                 raise TableFileError(
-                    f"table {self._path}: service {_list(found)} is not {_list(served)}; start another router"
+                    f"table {self._path}: service {listed(tables)} is none of those that are served, "
+                    f"{listed(self.cores)}; keep one of these, or start another router"
                 )
         except TableFileError as exc:
             return str(exc)
-        for core in cores:
-            table, heavy = tables[core.service], self._heavy.setdefault(core.service, HeavyKeys())
-            heavy.begin(table.rollout)
-            core.on_table(replace(table, heavy=heavy.units), sent_s=boot_s())
+        before, self.cores = self.cores, {name: self._core(name) for name in tables}
+        self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in tables}
+        for name, table in tables.items():
+            self._heavy[name].begin(table.rollout)
+            self.cores[name].on_table(replace(table, heavy=self._heavy[name].units), sent_s=boot_s())
+        if self.on_services is not None and before.keys() != self.cores.keys():
+            self.on_services(tuple(self.cores.values()))
         return None
+
+    @property
+    def _change(self) -> int:
+        """Of the newest table."""
+        return max((core.applied[1] for core in self.cores.values()), default=0)
+
+    def _core(self, service: str) -> RouterCore:
+        known = self.cores.get(service)
+        return known or RouterCore(service, router=self._router, lease_s=math.inf)
 
     def count(self, core: RouterCore, *, now_s: float) -> None:
         """Take this core's requests by unit; publish a unit that has become heavy."""
@@ -281,10 +131,13 @@ class FileTableSource:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(RELOAD_CHECK_S)
-            error = self.reload(*self._cores)
+            before = self.cores.keys()
+            error = self.reload()
             if error is not None:
                 _print_line(f"{error}; the last good table stays")
-            for core in self._cores:
+            elif before != self.cores.keys():
+                _print_line(f"services are now {listed(self.cores)}")
+            for core in self.cores.values():
                 # A standalone router's records have no reader: discard them as soon as they are complete.
                 core.on_table(None, sent_s=boot_s())
                 core.report(now_s=boot_s(), wall_s=time.time())
@@ -294,14 +147,13 @@ class FileTableSource:
 
 def make_front(path: Path) -> WireFront:
     """A router whose tables are in this file. Raises TableFileError."""
-    router = f"static:{os.getpid()}:{secrets.token_hex(3)}"
-    services = read_tables(path, change=1)
-    cores = [RouterCore(service, router=router, lease_s=math.inf) for service in services]
     source = FileTableSource(path)
-    error = source.reload(*cores)
+    error = source.reload()
     if error is not None:
         raise TableFileError(error)
-    return WireFront(cores, source)
+    front = WireFront(tuple(source.cores.values()), source)
+    source.on_services = front.serve
+    return front
 
 
 def check(table_path: str | Path) -> int:
@@ -323,7 +175,7 @@ def check(table_path: str | Path) -> int:
 
 
 def _urls(arm: Arm | None) -> str:
-    return _list(one.url for one in arm.replicas) if arm is not None else "none"
+    return listed(one.url for one in arm.replicas) if arm is not None else "none"
 
 
 def main(

@@ -11,6 +11,7 @@ from typing import Literal, Protocol, TypeAlias
 from serving.credentials import KeyReference
 from serving.messages import AssignedBy, RequestRecord, RouteTable
 from serving.router.headers import RawHeaders
+from serving.router.held import HeldBytes
 from serving.router.outbox import SETTLE_S, Canary
 from serving.targets import Endpoint, Target
 
@@ -160,6 +161,10 @@ class RouterContext(Protocol):
     @property
     def vocabularies(self) -> dict[str, str]:
         """Digest of the vocabulary of each version, as its engines named it; absent: not known."""
+
+    @property
+    def held(self) -> HeldBytes:
+        """The budget of held bytes, shared with the other services of a front."""
 
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while this canary may be sent requests."""

@@ -239,6 +239,7 @@ class TableCore:
             generation=self._generation,
             heavy=self._heavy.units,
             burst_cap=self._rules.burst_cap,
+            late_commit=self._rules.late_commit,
             mirror=canary if split.mirror_bp else None,
             mirror_bp=split.mirror_bp,
         )

@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluation.betting import latency, rates, sample_ratio, scores
 from evaluation.betting.histogram import WIDTH
+from evaluation.policy.gates import Gate
 from evaluation.units import missingness
 from tests.properties.reference_play import Bet, Past, Unit, bin_of
 
@@ -124,6 +125,38 @@ class PlainRateProof(Bet):
             share = rates.FLOOR_SHARE_NEEDED if needed else rates.FLOOR_SHARE_SPARE
             rare = needed and self.mu + self.lost < rates.RARE * self.floor
             self.prior = self.with_floor_share(share, rare=rare)
+
+
+class PlainTail(PlainRateProof):
+    """The proof of a percentile, looked at while stable's own share above its limit is within 1/1.5 and 1.5
+    of what it should be, give or take a standard error; all of its units in the stage again each time."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(1.0, 0.0, missing_as=1.0)
+        self.percentile = gate.percentile or 0.0
+        self.counted: list[Unit] = []
+
+    def factors(self, unit: Unit) -> list[float] | None:
+        self.counted = [one for one in self.counted if one.stage == unit.stage]
+        if not unit.arm and unit.w > 0.0:
+            self.counted.append(unit)
+        return super().factors(unit)
+
+    def is_fitting(self, errors: float) -> bool:
+        due = (1.0 - self.percentile) * sum(1.0 - unit.missing for unit in self.counted)
+        events = sum(unit.y for unit in self.counted)
+        return due / 1.5 - errors * math.sqrt(due) <= events <= due * 1.5 + errors * math.sqrt(due)
+
+    def looks(self, unit: Unit) -> bool:
+        return super().looks(unit) and self.is_fitting(1.0)
+
+    def gives_up(self) -> bool:
+        return not self.is_fitting(2.0)
+
+    def end_epoch(self, past: Past) -> None:
+        if not self.is_fitting(2.0):
+            self.counted = []
+        super().end_epoch(past)
 
 
 def feature(x: float) -> float:

@@ -10,6 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from evaluation.betting.histogram import WIDTH
+from evaluation.betting.rounds import MIN_STABLE
+from evaluation.betting.tails import TAIL_VALUES
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
 from evaluation.policy.alpha_split import (
@@ -26,7 +29,7 @@ from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.answered import NOISE
 from evaluation.units.covariate_columns import BALANCE_ALPHA
 from evaluation.units.missingness import MISSING_ALPHA
-from evaluation.units.split import TURNS_ALPHA
+from evaluation.units.split import RETURNS_ALPHA, TURNS_ALPHA
 from tests.fakes.evidence_maker import Columns
 from tests.properties.reference_bets import (
     PlainBalance,
@@ -39,9 +42,19 @@ from tests.properties.reference_bets import (
     PlainScore,
     PlainShape,
     PlainShares,
+    PlainTail,
     PlainTurns,
 )
-from tests.properties.reference_play import Bet, Past, Played, Unit, epoch_ends, play
+from tests.properties.reference_play import (
+    Bet,
+    Past,
+    Played,
+    Unit,
+    bin_of,
+    epoch_ends,
+    play,
+    play_rounds,
+)
 
 Key = tuple[str, str, float]  # gate, use, margin
 NAN = float("nan")
@@ -56,13 +69,26 @@ class Drawn:
     at_s: float
     single: bool
     rows: list[int] = field(default_factory=list)
+    round: int = 0  # of a later session
+    is_fresh: bool = False  # it is its unit's first later one in the stage
 
 
-def draws_of(columns: Columns, policy: GatePolicy) -> list[Drawn]:
-    """The draws in order: a unit is what is randomised, and w belongs to the draw."""
+def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Drawn]]:
+    """The draws in order, and the later sessions: a unit is what is randomised, and w belongs to the draw.
+
+    After its first contact at a weight, whatever that reveals, a unit waits for as long as a session; then it
+    may have one later session in each hour (six sessions), at the logged weight.
+    """
     buckets: dict[object, tuple[float, float]] = {}
+    weight: dict[object, float] = {}  # of the last contact
+    waited: dict[object, list[float]] = {}  # its time, and requests since
     current: dict[object, Drawn] = {}
+    again: dict[object, Drawn] = {}
+    last: dict[object, tuple[int, int]] = {}  # round and stage of the last later session
     out: list[Drawn] = []
+    later: list[Drawn] = []
+    first_s = NAN
+    most, longest = policy.session_requests, policy.session_s
     for row in range(len(columns["t_s"])):
         at_s, arm, w = float(columns["t_s"][row]), int(columns["arm"][row]), float(columns["w"][row])
         name, how = columns["unit"][row], str(columns["assigned_by"][row])
@@ -78,15 +104,44 @@ def draws_of(columns: Columns, policy: GatePolicy) -> list[Drawn]:
             continue  # the arm contradicts what is known of the bucket
         if how not in PINNED and (name not in buckets or 0.0 < chance < 1.0):
             buckets[name] = (low, min(max(w, low), high)) if arm else (min(max(w, low), high), high)
-            current[name] = Drawn(chance, arm, at_s, False, [row])
+            current[name], weight[name], waited[name] = Drawn(chance, arm, at_s, False, [row]), w, [at_s, 1]
+            again.pop(name, None)
             out.append(current[name])
-        elif name in current:
-            held = current[name]
-            if len(held.rows) == policy.session_requests or at_s > held.at_s + policy.session_s:
-                del current[name]
-            elif arm == held.arm:
-                held.rows.append(row)
-    return [drawn for drawn in out if drawn.w < 1.0]
+            first_s = at_s if math.isnan(first_s) and 0.0 < w < 1.0 else first_s
+            continue
+        if name not in buckets:
+            continue
+        if how not in PINNED and w != weight[name]:
+            weight[name], waited[name] = w, [at_s, 0]
+            again.pop(name, None)
+            held = current.get(name)
+            if held is None or len(held.rows) == most or at_s > held.at_s + longest:
+                current[name] = Drawn(1.0, arm, at_s, False)
+        held = current.get(name)
+        if held is not None:
+            if len(held.rows) < most and at_s <= held.at_s + longest:
+                if arm == held.arm:
+                    held.rows.append(row)
+                    waited[name][1] += 1
+                continue
+            if waited[name][1] < most and at_s <= waited[name][0] + longest:
+                waited[name][1] += 1
+                continue
+            del current[name]
+        session = again.get(name)
+        if session is None or len(session.rows) == most or at_s > session.at_s + longest:
+            number = 0 if math.isnan(first_s) else 1 + math.floor((at_s - first_s) / (6.0 * longest))
+            before, stage_before = last.get(name, (0, -1))
+            if number <= before or not 0.0 < w < 1.0:
+                continue
+            stage = int(columns["stage"][row]) if "stage" in columns else 0
+            last[name] = number, stage
+            session = Drawn(w, arm, at_s, False, [], number, stage > stage_before)
+            again[name] = session
+            later.append(session)
+        if arm == session.arm:
+            session.rows.append(row)
+    return [drawn for drawn in out if drawn.w < 1.0], later
 
 
 @dataclass
@@ -99,9 +154,11 @@ class Rollout:
     seed: Mapping[str, Sequence[float]]
 
     def __post_init__(self) -> None:
-        self.draws = draws_of(self.columns, self.policy)
+        self.draws, self.later = draws_of(self.columns, self.policy)
         self.owner = {row: drawn for drawn in self.draws for row in drawn.rows}
+        self.later_owner = {row: drawn for drawn in self.later for row in drawn.rows}
         self.rows = sorted(self.owner)
+        self.later_rows = sorted(self.later_owner)
         size = len(self.columns["t_s"])
         counted = [
             int(
@@ -137,10 +194,11 @@ class Rollout:
         return canary / (canary + stable)
 
     def unit(self, row: int, y: float, gate: Gate) -> Unit:
-        drawn = self.owner[row]
+        drawn = self.owner.get(row) or self.later_owner[row]
         w = self.coin(drawn.w, gate)
-        x = [float(self.columns[name][drawn.rows[0]]) for name in gate.covariates]
-        return Unit(drawn.arm, w, y, 1.0, row, self.canary[row], self.stage[row], x=x)
+        names = () if drawn.round else gate.covariates  # later sessions are not adjusted
+        x = [float(self.columns[name][drawn.rows[0]]) for name in names]
+        return Unit(drawn.arm, w, y, 1.0, row, self.canary[row], self.stage[row], x=x, row=row)
 
     def raw(self, metric: str) -> list[float]:
         """Comparable values: none of an unanswered request, and no latency of a cold one."""
@@ -185,41 +243,55 @@ class Rollout:
             row = drawn.rows[0]
             if not math.isnan(values[row]):
                 out.append(self.unit(row, values[row], gate))
-                out[-1].gap = self.gap(before, gate)
+                out[-1].gap, out[-1].silent = self.gap(before, gate), float(self.failed[row])
             before.append((drawn.arm, 1.0 - self.failed[row]) if drawn.w > 0.0 else None)
         return out
 
-    def sessions(self, values: Sequence[float], gate: Gate) -> list[Unit]:
+    def by_round(self, units: list[Unit]) -> list[Unit]:
+        """Later sessions, with their round as their stage."""
+        for unit in units:
+            unit.stage = self.later_owner[unit.row].round
+        return units
+
+    def fresh(self, units: list[Unit]) -> list[Unit]:
+        """Those of later sessions that are their unit's first in the stage."""
+        return [unit for unit in units if self.later_owner[unit.row].is_fresh]
+
+    def sessions(self, values: Sequence[float], gate: Gate, *, later: bool = False) -> list[Unit]:
         """The requests of each draw's session, in the order of the draws; first requests alone where the arms
-        are sampled differently."""
+        are sampled differently. later: of the later sessions."""
         out: list[Unit] = []
         seq, canary = -1, 0
         before: list[tuple[int, float] | None] = []
         first_only = gate.sampling.stable != gate.sampling.canary
-        for drawn in self.draws:
+        for drawn in self.later if later else self.draws:
             closed = self.closed_at(drawn)
             seq, canary = max(seq, closed), max(canary, self.canary[closed])
             rows = drawn.rows[:1] if first_only else drawn.rows
             present = [values[row] for row in rows if not math.isnan(values[row])]
+            answered = [1.0 - self.failed[row] for row in drawn.rows]
             if present:
                 unit = self.unit(drawn.rows[0], sum(present) / len(present), gate)
                 unit.n, unit.seq, unit.canary = float(len(present)), seq, canary
                 unit.values, unit.gap = present, self.gap(before, gate)
+                unit.silent = 1.0 - sum(answered) / len(answered)
                 out.append(unit)
-            answered = [1.0 - self.failed[row] for row in drawn.rows]
             before.append((drawn.arm, sum(answered) / len(answered)) if drawn.w > 0.0 else None)
         return out
 
-    def with_missing(self, gate: Gate, which: str, *, sessions: bool) -> list[Unit]:
+    def with_missing(self, gate: Gate, which: str, *, sessions: bool, later: bool = False) -> list[Unit]:
         """Units in which requests without a value count 0: those that `failed`, those answered but without a
         value (`unscored`), or `all`. A failure has the share of the answers that are scored as its weight, or
-        as the part for which a margin counts."""
+        as the part for which a margin counts. later: of the later sessions."""
         raw, weight = self.raw(gate.metric), {}
-        ends, share, scored, answered = epoch_ends(len(self.rows)), 1.0, 0, 0
+        ends, share, scored, answered, count = epoch_ends(len(self.rows)), 1.0, 0, 0, 0
         same = gate.sampling.stable == gate.sampling.canary
-        for count, row in enumerate(self.rows, start=1):
+        for row in sorted(self.rows + self.later_rows):
             stated = gate.sampling.canary if self.columns["arm"][row] else gate.sampling.stable
             weight[row] = share if same else stated
+            if row in self.later_owner:
+                continue
+            count += 1
             answered += not self.failed[row]
             scored += not math.isnan(raw[row])
             if count in ends:
@@ -227,7 +299,7 @@ class Rollout:
         out: list[Unit] = []
         seq, canary = -1, 0
         before: list[tuple[int, float] | None] = []
-        for drawn in self.draws:
+        for drawn in self.later if later else self.draws:
             gap = self.gap(before, gate)
             seen = drawn.rows if sessions else drawn.rows[:1]
             answers = [1.0 - self.failed[row] for row in seen]
@@ -262,7 +334,8 @@ class Rollout:
         if len(drawn.rows) == self.policy.session_requests:
             return drawn.rows[-1]
         end = drawn.at_s + self.policy.session_s
-        return max(row for row in self.rows if self.columns["t_s"][row] <= end)
+        rows = self.later_rows if drawn.round else self.rows
+        return max(row for row in rows if self.columns["t_s"][row] <= end)
 
     def exceeds(self, gate: Gate, times: float, *, proof: bool) -> list[float]:
         """1 for values above stable's past percentile, the canary's divided by `times`. NaN: missing, or no
@@ -271,25 +344,54 @@ class Rollout:
         raw, past, out = self.slowest(gate.metric), Past(), [NAN] * len(self.columns["t_s"])
         for value in self.seed.get(gate.metric, ()):
             past.learn(Unit(0, 0.0, value))
-        threshold = self.threshold(past, gate.percentile)
-        present = [row for row in self.rows if not math.isnan(raw[row])]
-        ends = epoch_ends(len(present))
+        recent = Recent(TAIL_VALUES / (1.0 - gate.percentile))
+        threshold = recent.quantile_after(past, gate.percentile)
+        present = [row for row in sorted(self.rows + self.later_rows) if not math.isnan(raw[row])]
+        ends, count = epoch_ends(len(present)), 0
         above = 1.0 - gate.percentile
-        for count, row in enumerate(present, start=1):
+        for row in present:
             value, arm = raw[row], self.columns["arm"][row]
             if not math.isnan(threshold):
                 out[row] = float((value / times if arm else value) > threshold)
                 if arm and math.isinf(value) and not proof:
                     out[row] = above + (1.0 - above) / self.failures
+            if row in self.later_owner:
+                continue
+            count += 1
             if not arm:
                 past.learn(Unit(0, 0.0, value))
             if count in ends:
-                threshold = self.threshold(past, gate.percentile)
+                threshold = recent.quantile_after(past, gate.percentile)
         return out
 
-    @staticmethod
-    def threshold(past: Past, share: float) -> float:
-        return past.quantile(share) if len(past.logs) >= 50 else NAN
+
+@dataclass
+class Recent:
+    """Weights of stable's values by bin: at the end of each epoch the older ones' are scaled, so that all add
+    up to `size`, unless the epoch's own are more."""
+
+    size: float
+    weights: dict[int, float] = field(default_factory=dict)
+    learned: int = 0  # of the logs
+
+    def quantile_after(self, past: Past, share: float) -> float:
+        """The upper edge of the bin with the weighted quantile, after an epoch; NaN before fifty values."""
+        if len(past.logs) < 50:
+            return NAN
+        fresh = past.logs[self.learned :]
+        self.learned = len(past.logs)
+        older = sum(self.weights.values())
+        if older + len(fresh) > self.size and older > 0.0:
+            part = max(self.size - len(fresh), 0.0) / older
+            self.weights = {at: weight * part for at, weight in self.weights.items()}
+        for log in fresh:
+            self.weights[bin_of(log)] = self.weights.get(bin_of(log), 0.0) + 1.0
+        whole, below = sum(self.weights.values()), 0.0
+        for at in sorted(self.weights):
+            below += self.weights[at]
+            if below >= share * whole * (1.0 - 1e-12):
+                return math.exp((at + 1) * WIDTH)
+        raise AssertionError("no value")
 
 
 def plain_channels(
@@ -335,6 +437,18 @@ def gate_channels(
                 out[gate.name, f"{use}, missing as harm", 0.0] = play(
                     units, bet, limit=log_limit(alpha), share=share
                 )
+        if again.later > 0.0:
+            units = rollout.by_round(rollout.with_missing(gate, "failed", sessions=True, later=True))
+            bet, limit = rollback_bet(gate, rollout, "session", missing_as=1.0), log_limit(again.later)
+            out[gate.name, "later, missing as harm", 0.0] = play_rounds(
+                units, bet, limit=limit, min_stable=MIN_STABLE
+            )
+    if parts.later > 0.0:
+        bet = rollback_bet(gate, rollout, "session")
+        units = rollout.by_round(rollout.sessions(values, gate, later=True))
+        out[gate.name, "later", 0.0] = play_rounds(
+            units, bet, limit=log_limit(parts.later), min_stable=MIN_STABLE
+        )
     for proof in proofs:
         for use, units, bet in proof_plays(rollout, gate, proof, sticky=sticky):
             out[gate.name, use, proof.margin] = play(
@@ -343,7 +457,7 @@ def gate_channels(
                 limit=log_limit(policy.promotion_alpha),
                 min_canary=policy.proof_canary,
                 staged=not proof.is_whole,
-                seed=before,
+                seed=() if use.startswith("later") else before,
             )
     out[gate.metric, "presence", 0.0] = presence_of(rollout, gate, policy)
     if gate.covariates:
@@ -361,21 +475,32 @@ def proof_plays(
     """The channels of one margin: use, units, bet. Of a score, with missing ones as 0 and as the mean."""
     out: list[tuple[str, list[Unit], Bet]] = []
     is_sampled = min(gate.sampling.stable, gate.sampling.canary) < 1.0
-    for use in ("proof", "first proof") if sticky else ("proof",):
+
+    def missing_of(which: str, use: str) -> list[Unit]:
+        is_later = use == "later proof"
+        units = rollout.with_missing(gate, which, sessions=use != "first proof", later=is_later)
+        return rollout.fresh(units) if is_later else units
+
+    for use in ("proof", "first proof", "later proof") if sticky else ("proof",):
         if gate.kind is Kind.SCORE:
             which = "failed" if is_sampled else "all"
             for missing_as in ("harm", "mean"):
                 bet = PlainScore(proof.margin, proof.margin, proof=True, as_mean=missing_as == "mean")
-                units = rollout.with_missing(gate, which, sessions=use == "proof")
-                out.append((f"{use}, missing as {missing_as}", units, bet))
+                out.append((f"{use}, missing as {missing_as}", missing_of(which, use), bet))
             continue
         bet_of, values = proof_bet(rollout, gate, proof)
-        units = rollout.sessions(values, gate) if use == "proof" else rollout.firsts(values, gate)
+        if use == "later proof":
+            units = rollout.fresh(rollout.sessions(values, gate, later=True))
+        else:
+            units = rollout.sessions(values, gate) if use == "proof" else rollout.firsts(values, gate)
+        if gate.kind is Kind.PERCENTILE:
+            for unit in units:  # the failures are not in their outcomes: they are missing
+                unit.missing = min(unit.silent, unit.y)
+                unit.y -= unit.missing
         out.append((use, units, bet_of))
         if has_no_value_unanswered(gate) and not is_sampled:
-            units = rollout.with_missing(gate, "unscored", sessions=use == "proof")
             with_events = PlainRateProof(proof.margin, proof.floor, missing_as=1.0)
-            out.append((f"{use}, missing as harm", units, with_events))
+            out.append((f"{use}, missing as harm", missing_of("unscored", use), with_events))
     return out
 
 
@@ -404,7 +529,7 @@ def proof_bet(rollout: Rollout, gate: Gate, proof: Proof) -> tuple[Bet, list[flo
         case Kind.RATE:
             return PlainRateProof(proof.margin, proof.floor), rollout.raw(gate.metric)
         case Kind.PERCENTILE:
-            return PlainRateProof(1.0, 0.0), rollout.exceeds(gate, proof.margin, proof=True)
+            return PlainTail(gate), rollout.exceeds(gate, proof.margin, proof=True)
     return PlainShape(proof.margin, proof=True), rollout.slowest(gate.metric)
 
 
@@ -441,6 +566,11 @@ def split_channels(rollout: Rollout, *, sticky: bool) -> dict[Key, Played]:
     turns = PlainTurns(policy.session_requests)
     sessions = rollout.sessions(nothing, plain)
     out["served", "turns", 0.0] = play(sessions, turns, limit=log_limit(TURNS_ALPHA), share=share)
+    returns = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.later]
+    for unit in returns:
+        unit.stage = rollout.later_owner[unit.row].round
+    limit = log_limit(RETURNS_ALPHA)
+    out["served", "returns", 0.0] = play_rounds(returns, PlainOdds(), limit=limit, min_stable=0)
     fell_back = rollout.columns.get("fell_back")
     if fell_back is not None:
         values = [float(y) if arm else NAN for y, arm in zip(fell_back, rollout.columns["arm"], strict=True)]

@@ -32,6 +32,8 @@ class Unit:
     counted: float = 1.0  # part of its requests for which a margin counts
     weight: float = 1.0  # of the unit's bet
     x: list[float] = field(default_factory=list)  # covariates
+    row: int = 0  # its first request
+    silent: float = 0.0  # share of its requests without an answer
 
     def __post_init__(self) -> None:
         self.values = self.values or [self.y]
@@ -105,6 +107,10 @@ class Bet:
     def looks(self, unit: Unit) -> bool:
         return True
 
+    def gives_up(self) -> bool:
+        """Whether to give up what was won, at the end of an epoch."""
+        return False
+
     def end_epoch(self, past: Past) -> None:
         """Update what the next epoch bets with."""
 
@@ -132,6 +138,10 @@ class Wealth:
         ]
         return math.log(self.idle + sum(parts))
 
+    def give_up(self) -> None:
+        won = max(self.log_e(), 0.0)
+        self.processes = [(part, [x - won for x in lw]) for part, lw in self.processes]
+
     def restart(self, canary_units: int) -> None:
         if self.share and canary_units % RESTART_EVERY == 0:
             count = len(self.processes)
@@ -156,6 +166,33 @@ def epoch_ends(rows: int) -> set[int]:
         ends.add(end)
         end += min(max(end // 5, 64), 4096)
     return ends
+
+
+def play_rounds(units: Sequence[Unit], bet: Bet, *, limit: float, min_stable: int) -> Played:
+    """One channel that starts anew with each stage of its units and then needs `limit + log(k (k + 1))`, in
+    the k-th. Nothing is bet before so many outcomes of stable are known at the end of an epoch."""
+    past, wealth, played = Past(), Wealth(bet.prior, 0.0), Played()
+    ends, stage, rounds, is_known = epoch_ends(len(units)), 0, 0, min_stable == 0
+    for count, unit in enumerate(units, start=1):
+        if unit.stage != stage:
+            stage, rounds, wealth = unit.stage, rounds + 1, Wealth(bet.prior, 0.0)
+            played = Played() if played.canary is None else played
+        factors = bet.factors(unit)
+        if is_known and played.canary is None and factors is not None:
+            wealth.bet(factors)
+            if bet.looks(unit):
+                played.last = wealth.log_e()
+                played.peak = max(played.peak, played.last)
+                if played.last >= limit + math.log(rounds * (rounds + 1)):
+                    played.canary, played.seq = unit.canary, unit.seq
+        if not unit.arm:
+            past.learn(unit)
+        if count in ends:
+            bet.end_epoch(past)
+            is_known = is_known or sum(len(known.values) for known in past.units) >= min_stable
+            if not wealth.has_bet:
+                wealth.prior = list(bet.prior)
+    return played
 
 
 def play(
@@ -195,6 +232,8 @@ def play(
         else:
             past.learn(unit)
         if count in ends:
+            if bet.gives_up():
+                wealth.give_up()
             bet.end_epoch(past)
             if not wealth.has_bet:
                 wealth.prior = list(bet.prior)

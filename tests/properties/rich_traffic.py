@@ -36,8 +36,9 @@ def policy_of(case: str) -> GatePolicy:
     }
     if case == WITH_COVARIATES:
         gates["quality"] = {**gates["quality"], "covariates": ["body_bytes", "depth"]}
-    policy = parse_gate_policy({"base": name, "gates": gates, "proof_canary": 8})
-    return replace(policy, alpha=0.3, promotion_alpha=0.3, served_share_alpha=0.3)
+    policy = parse_gate_policy({"base": name, "gates": gates, "proof_canary": 4})
+    policy = replace(policy, alpha=0.3, promotion_alpha=0.3, served_share_alpha=0.3)
+    return replace(policy, session_requests=4, session_s=100.0)  # so that later sessions have several rounds
 
 
 def traffic(case: str) -> Columns:

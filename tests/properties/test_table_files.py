@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serving.access import digest_of
 from serving.messages import FULL_BP, RouteTable
-from serving.router.table_file import TableFileError, read_tables
+from serving.router.table_reader import TableFileError, read_tables
 
 SECRET = "sk-do-not-show-this"
 GOOD: dict[str, Any] = {
@@ -31,6 +31,7 @@ GOOD: dict[str, Any] = {
     "trust": {"audience_header": "x-a", "category_header": "x-c", "from": ["10.0.0.0/8"]},
     "affinity": {"cookie": True},
     "burst_cap": 5,
+    "late_commit": "stream",
 }
 values = st.recursive(
     st.none()

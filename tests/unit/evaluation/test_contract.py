@@ -180,7 +180,7 @@ def mirrored(**more: object) -> GatePolicy:
     return parse_gate_policy({"gates": {"quality": gate}})
 
 
-@pytest.mark.parametrize(("sticky", "live"), [(False, (0.0015, 0.0)), (True, (0.00075, 0.00075))])
+@pytest.mark.parametrize(("sticky", "live"), [(False, (0.0015, 0.0)), (True, (0.000675, 0.000675))])
 def test_mirrored_pairs_have_a_quarter_of_alpha_and_live_answers_the_rest(
     sticky: bool, live: tuple[float, float]
 ) -> None:

@@ -154,11 +154,11 @@ async def test_a_table_file_is_watched_on_after_an_error(
     path = tmp_path / "table.yaml"
     path.write_text("service: chat\nstable: {url: 'http://127.0.0.1:1'}\n")
     monkeypatch.setattr(table_file, "RELOAD_CHECK_S", 0.001)
-    source, core = FileTableSource(path), RouterCore("chat", router="r")
+    source = FileTableSource(path)
     reload, calls = failing_once(source.reload)
     monkeypatch.setattr(source, "reload", reload)
-    await source.start(core)
-    await until(lambda: core.table is not None and len(calls) >= 2)
+    await source.start(RouterCore("chat", router="r"))
+    await until(lambda: "chat" in source.cores and len(calls) >= 2)
 
     assert source.loops == (LoopState("table file", 1, "'surprise'"),)
     await source.stop()

@@ -19,7 +19,13 @@ from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
 KEY = {"name": "staff", "sha256": digest_of("sk-1"), "audiences": ["staff"]}
-CLIENTS = {"keys": [KEY], "keys_required": True, "audience_bp": {"staff": 5000}, "burst_cap": 60}
+CLIENTS = {
+    "keys": [KEY],
+    "keys_required": True,
+    "audience_bp": {"staff": 5000},
+    "burst_cap": 60,
+    "late_commit": "stream",
+}
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def test_the_spec_becomes_the_rules_of_the_routers_and_the_cap_is_shared_out() -
     spec = parse_service({"service": "chat", "model": "/m", "routers": 3, "clients": CLIENTS})
     rules = _client_rules(stored_service(json.loads(spec.model_dump_json(exclude_defaults=True))))
 
-    assert rules.burst_cap == 20
+    assert (rules.burst_cap, rules.late_commit) == (20, "stream")
     assert rules.access is not None
     assert (rules.access.keys_required, rules.access.audience_bp) == (True, {"staff": 5000})
     assert _client_rules(parse_service({"service": "chat", "model": "/m"})).access is None
@@ -87,6 +93,7 @@ def test_the_example_of_the_page_is_a_service() -> None:
         ({"trust": {"audience_header": "x-a", "from": ["10.0.0.0/8"]}}, "trust is for `canaryctl router`"),
         ({"key": []}, "service.clients.key"),
         ({"burst_cap": 0}, "service.clients.burst_cap 0 is not above 0; raise it"),
+        ({"late_commit": "never"}, "service.clients.late_commit 'never'"),
         ({"keys_required": "yes"}, "service.clients.keys_required 'yes' is not true or false"),
     ],
 )

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.optimize import minimize_scalar
 
 from evaluation.ab.comparison import AbQuestion, AbVerdict, Scale, correct_categories, holm
 from evaluation.ab.fixed import fixed_horizon, mann_whitney, t_quantile
+from evaluation.ab.fixed_rates import rate_test
 from evaluation.ab.sequential import SequentialTest, sequential
 
 SCORE = AbQuestion(Scale.SCORE, higher_is_better=True)
@@ -55,12 +57,47 @@ def test_holm_agrees_with_the_step_down_definition(p_values: tuple[float, ...]) 
         assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
 
 
-def test_the_fixed_interval_is_scipys_welch() -> None:
+def test_the_fixed_test_of_rates_is_mann_whitneys_where_events_are_many() -> None:
     rng = np.random.default_rng(6)
     a, b = rng.binomial(1, 0.3, 200).astype(float), rng.binomial(1, 0.4, 90).astype(float)
-    expected = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
 
-    assert fixed_horizon(a, b, RATE).interval == pytest.approx((expected.low, expected.high), abs=1e-5)
+    result = fixed_horizon(a, b, RATE)
+
+    assert result.p_value == pytest.approx(stats.mannwhitneyu(b, a, method="asymptotic").pvalue, abs=1e-9)
+
+
+def test_the_interval_of_rates_ends_where_the_score_test_rejects() -> None:
+    """Against the likelihood's own maximum under each difference, found by scipy."""
+    events_a, n_a, events_b, n_b = 60, 200, 36, 90
+
+    def p_of(delta: float) -> float:
+        def loss(p: float) -> float:
+            q = p + delta
+            return -float(stats.binom.logpmf(events_a, n_a, p) + stats.binom.logpmf(events_b, n_b, q))
+
+        inside = (max(0.0, -delta) + 1e-9, min(1.0, 1.0 - delta) - 1e-9)
+        p = minimize_scalar(loss, bounds=inside, method="bounded", options={"xatol": 1e-10}).x
+        q, n = p + delta, n_a + n_b
+        error = math.sqrt((p * (1 - p) / n_a + q * (1 - q) / n_b) * n / (n - 1))
+        distance = abs(events_b / n_b - events_a / n_a - delta) - 1 / (n_a * n_b)
+        return float(2.0 * stats.norm.sf(distance / error))
+
+    for edge in rate_test(events_a, n_a, events_b, n_b, alpha=0.05).interval:
+        assert p_of(edge) == pytest.approx(0.05, abs=2e-4)
+
+
+@pytest.mark.parametrize(("n_a", "n_b", "rate"), [(3000, 30, 0.005), (2000, 100, 0.005), (30, 30, 0.05)])
+def test_small_sides_are_rarely_told_apart_and_the_interval_agrees(n_a: int, n_b: int, rate: float) -> None:
+    """By the probability of each outcome: 9 % were told apart, and in 63 to 98 % the interval disagreed."""
+    wrong = seen = 0.0
+    events_a = int(stats.binom.ppf(0.5, n_a, rate))
+    for events_b in range(int(stats.binom.ppf(0.999, n_b, rate)) + 2):
+        p_value, (low, high) = rate_test(events_a, n_a, events_b, n_b, alpha=0.05)
+        chance = float(stats.binom.pmf(events_b, n_b, rate))
+        wrong, seen = wrong + chance * (p_value <= 0.05), seen + chance
+        assert (p_value <= 0.05) == (not low <= 0.0 <= high)
+
+    assert wrong <= 0.05 < 0.99 < seen
 
 
 def test_win_rate_and_d_agree_with_counting_pairs() -> None:

@@ -214,15 +214,17 @@ def test_by_weight_equals_the_table_of_each_row() -> None:
     )
 
 
-@pytest.mark.parametrize(("sticky", "expected"), [(False, (0.002, 0.0, 0.0)), (True, (0.001, 0.001, 0.0))])
+@pytest.mark.parametrize(
+    ("sticky", "expected"), [(False, (0.002, 0.0, 0.0, 0.0)), (True, (0.0009, 0.0009, 0.0, 0.0002))]
+)
 def test_a_gate_never_spends_more_than_its_part_of_alpha(
-    sticky: bool, expected: tuple[float, float, float]
+    sticky: bool, expected: tuple[float, float, float, float]
 ) -> None:
     policy = GatePolicy.default()
 
     parts = channel_alphas(policy, policy.gate("quality"), sticky=sticky)
 
-    assert (parts.first, parts.session, parts.pairs) == pytest.approx(expected)
+    assert (parts.first, parts.session, parts.pairs, parts.later) == pytest.approx(expected)
 
 
 def test_an_epoch_ends_after_its_own_rows_whatever_the_blocks() -> None:

@@ -49,13 +49,56 @@ def test_a_unit_seen_on_the_canary_is_not_bet_again_at_a_higher_weight() -> None
 def test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session() -> None:
     drawn = resolve(new_units(), *[(at, 0, 0.1, STICKY, 7) for at in (0, 10, 20, 30)])
 
-    assert (drawn.position.tolist(), drawn.draw.tolist()[:3]) == ([1, 2, 3, 0], [0, 0, 0])
+    assert (drawn.position.tolist(), drawn.draw.tolist()[:3]) == ([1, 2, 3, 1], [0, 0, 0])
+    assert drawn.round.tolist() == [0, 0, 0, 1]
+
+
+HOUR = 3600.0  # six sessions: a round
+
+
+def test_what_a_unit_asks_after_its_session_is_a_later_one_once_a_round() -> None:
+    at_s = (0, 700, 710, 720, 730, 2000, HOUR + 1, HOUR + 2, 5 * HOUR)
+    drawn = resolve(new_units(), *[(at, 0, 0.1, STICKY, 7) for at in at_s])
+
+    assert drawn.round.tolist() == [0, 1, 1, 1, 0, 0, 2, 2, 6]
+    assert drawn.position.tolist() == [1, 1, 2, 3, 0, 0, 1, 2, 1]  # three requests a session
+    assert drawn.draw.tolist()[:8] == [0, 1, 1, 1, 4, 5, 6, 6]
+    assert drawn.fresh.tolist() == [False, True, *[False] * 7]  # its first in the stage
+
+
+def test_a_later_session_is_bet_at_the_whole_weight_on_both_arms_alike() -> None:
+    """After a raise both wait for as long as a session, although one of them reveals nothing."""
+    rows = [(at, arm, w, STICKY, 7 + arm) for at, w in ((0, 0.1), (900, 0.3), (1700, 0.3)) for arm in (0, 1)]
+    drawn = resolve(new_units(), *rows)
+
+    assert drawn.position.tolist() == [1, 1, 1, 0, 1, 1]
+    assert drawn.round.tolist() == [0, 0, 0, 0, 1, 1]
+    assert drawn.w.tolist()[4:] == [0.3, 0.3]
+
+
+def test_a_unit_in_its_session_when_the_weight_is_raised_waits_as_long_as_the_others() -> None:
+    """Three requests a session: the canary's unit goes on with its own, and waits for three more."""
+    at_s = ((0, 0.1), (1, 0.1), (2, 0.3), (3, 0.3), (4, 0.3), (5, 0.3))
+    drawn = resolve(new_units(), *[(at, 1, w, STICKY, 7) for at, w in at_s])
+
+    assert drawn.position.tolist() == [1, 2, 3, 0, 0, 1]
+    assert drawn.round.tolist() == [0, 0, 0, 0, 0, 1]
+
+
+def test_later_sessions_survive_a_restart() -> None:
+    units, again = new_units(), new_units()
+    resolve(units, *[(at, 0, 0.1, STICKY, 7) for at in (0, 700, 701)])
+    snapshots.read(again, snapshots.write(units, digest="d"), digest="d")
+
+    for one in (units, again):
+        drawn = resolve(one, *[(at, 0, 0.1, STICKY, 7) for at in (702, 703, HOUR)], first_seq=3)
+        assert (drawn.round.tolist(), drawn.position.tolist()) == ([1, 0, 2], [3, 0, 1])
 
 
 def test_a_session_ends_with_its_time() -> None:
     drawn = resolve(new_units(), (0, 0, 0.1, STICKY, 7), (600, 0, 0.1, STICKY, 7), (601, 0, 0.1, STICKY, 7))
 
-    assert drawn.position.tolist() == [1, 2, 0]
+    assert (drawn.position.tolist(), drawn.round.tolist()) == ([1, 2, 1], [0, 0, 1])
 
 
 def test_a_request_under_a_token_belongs_to_the_draw_of_the_token() -> None:
@@ -162,7 +205,7 @@ def test_weights_that_change_with_every_row_cost_no_search() -> None:
     resolve(units, *zip(range(rows), arms, weights, [STICKY] * rows, range(rows), strict=True))
 
     assert len(units.intervals) == rows
-    assert units.intervals[units.interval_of[7]] == (0.0, weights[7])
+    assert units.intervals[units.interval_of[7]] == (0.0, weights[7], weights[7])
 
 
 def test_an_interval_is_stored_once_even_after_a_restart() -> None:
@@ -173,7 +216,7 @@ def test_an_interval_is_stored_once_even_after_a_restart() -> None:
 
     resolve(again, (2, 0, 0.1, STICKY, 9))
 
-    assert again.intervals == [(0.1, 1.0)]
+    assert again.intervals == [(0.1, 1.0, 0.1)]
 
 
 def test_open_draws_survive_a_restart() -> None:
@@ -188,7 +231,7 @@ def test_open_draws_survive_a_restart() -> None:
     assert drawn.draw.tolist() == expected.draw.tolist() == [0, 1]
 
 
-class Unsearchable(list[tuple[float, float]]):
+class Unsearchable(list[tuple[float, float, float]]):
     """A list that refuses to be searched from its beginning."""
 
     def __contains__(self, item: object) -> bool:

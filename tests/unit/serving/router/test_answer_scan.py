@@ -86,9 +86,11 @@ def test_whole_events_are_passed_on_and_the_names_of_tokens_taken_out() -> None:
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\r\r", b"\n\n"])
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
-def test_every_line_end_and_a_mark_of_byte_order_are_read(start: bytes, end: bytes) -> None:
+@pytest.mark.parametrize("step", [1, 2, 4, 10_000])
+def test_every_line_end_and_a_mark_of_byte_order_are_read(step: int, start: bytes, end: bytes) -> None:
     one = AnswerScan(CHAT, SSE)
-    passed = one.feed(start + WHOLE.replace(b"\n\n", end))
+    body = start + WHOLE.replace(b"\n\n", end)
+    passed = b"".join(one.feed(body[at : at + step]) for at in range(0, len(body), step))
 
     assert passed == WHOLE.replace(b"\n\n", end)
     assert (one.events, one.end()) == (4, None)

@@ -12,7 +12,8 @@ from evaluation.records import KNOWN_WORDS
 from serving.access import digest_of
 from serving.files.client_rules import ClientFields
 from serving.messages import AssignedBy
-from serving.router.table_file import check, read_tables
+from serving.router.table_file import check
+from serving.router.table_reader import read_tables
 
 PAGE = (Path(__file__).parents[4] / "docs" / "router.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

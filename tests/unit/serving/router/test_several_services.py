@@ -12,12 +12,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from aiohttp import web
 
 from serving.access import digest_of
 from serving.clock import boot_s
+from serving.router import table_file
 from serving.router.front_wire import WireFront
 from serving.router.table_file import FileTableSource, make_front
-from tests.fakes.router_rig import Engine, running, serving
+from tests.fakes.router_rig import Engine, running, serving, until
 from tests.unit.serving.router.test_metrics import read, value
 
 FILE = """
@@ -187,10 +189,69 @@ async def test_the_metrics_tell_services_apart_and_count_each_refusal_once(port:
     assert lags[0] == lags[1] > 0
 
 
+ONE = 'service: chat\nstable: {url: "CHAT"}'
+
+
+async def test_a_reload_adds_and_removes_services(port: Port) -> None:
+    source = port.front._background
+    assert isinstance(source, FileTableSource)
+    chat = port.front.cores["chat"]
+    found = []
+    for text in (ONE, FILE.replace("code", "new").replace("KEYS", "")):
+        port.write(text)
+        assert source.reload() is None
+        answers = [await port.client.post(f"/{name}{PATH}", json={}) for name in ("chat", "code", "new")]
+        found.append(([one.status_code for one in answers], port.front.services))
+    models = (await port.client.get("/v1/models")).json()["data"]
+
+    assert found == [([200, 404, 404], ("chat",)), ([200, 404, 200], ("chat", "new"))]
+    assert port.front.cores["chat"] is chat  # its counters and its requests under way go on
+    assert port.front.cores["new"].held is port.front.held
+    assert [one["id"] for one in models] == ["chat", "new"]
+
+
+async def test_a_request_of_a_service_that_is_removed_ends_where_it_began(port: Port) -> None:
+    source = port.front._background
+    assert isinstance(source, FileTableSource)
+    may_answer = asyncio.Event()
+
+    async def late(request: web.Request) -> web.StreamResponse:
+        await may_answer.wait()
+        return await port.code.well(request)
+
+    port.code.behave = late
+    asking = asyncio.create_task(port.client.post("/code" + PATH, json={}))
+    await until(lambda: len(port.code.seen) == 1)
+    port.write(ONE)
+    assert source.reload() is None
+    refused = await port.client.post("/code" + PATH, json={})
+    may_answer.set()
+
+    assert (text_of(await asking), refused.status_code) == ("code", 404)
+
+
+async def test_the_command_says_which_services_are_served_after_a_change(
+    port: Port, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(table_file, "RELOAD_CHECK_S", 0.001)
+    shown = ""
+
+    def is_shown(text: str) -> bool:
+        nonlocal shown
+        shown += capsys.readouterr().err
+        return text in shown
+
+    port.write(ONE)
+    await until(lambda: is_shown("services are now chat\n"))
+    port.write(ONE.replace("service: chat", "service: other"))
+    await until(lambda: is_shown("service other is none of those that are served, chat; keep one"))
+
+    assert (port.front.services, shown.count("services are now")) == (("chat",), 1)
+
+
 async def test_no_request_is_lost_while_tables_are_reloaded_under_load(port: Port) -> None:
     source = port.front._background
     assert isinstance(source, FileTableSource)
-    cores = list(port.front.cores.values())
     statuses: list[int] = []
     is_over = asyncio.Event()
 
@@ -212,7 +273,7 @@ async def test_no_request_is_lost_while_tables_are_reloaded_under_load(port: Por
             for name, url in zip(("chat", "code"), urls, strict=True)
         ]})  # fmt: skip
         port.write("nonsense" if turn % 5 == 4 else text)
-        errors.append(source.reload(*cores))
+        errors.append(source.reload())
         await asyncio.sleep(0.02)
     is_over.set()
     await asyncio.gather(*clients)

@@ -9,7 +9,8 @@ import pytest
 
 from serving.access import digest_of
 from serving.router.exchange import Exchange
-from serving.router.table_file import FileTableSource, TableFileError, check, make_front, read_tables
+from serving.router.table_file import FileTableSource, check, make_front
+from serving.router.table_reader import TableFileError, read_tables
 from serving.router.types import Refusal, Request
 from serving.targets import Target
 
@@ -29,6 +30,7 @@ trust: {{category_header: X-Category, from: [10.0.0.0/8, "fd00::/8"]}}
 category_bp: {{code: 2500}}
 burst_cap: 50
 affinity: {{cookie: true}}
+late_commit: stream
 """
 SEVERAL = f"""
 keys: [{{name: staff, sha256: "{STAFF}", audiences: [staff]}}]
@@ -51,6 +53,11 @@ def path(tmp_path: Path) -> Path:
     one = tmp_path / "table.yaml"
     one.write_text(BASE + CLIENTS)
     return one
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 def arm_of(path: Path, headers: dict[str, str], peer: str = "") -> tuple[int, str]:
@@ -76,6 +83,10 @@ def test_the_file_becomes_weights_trust_cap_and_tokens(path: Path) -> None:
     assert (table.access.audience_bp, table.access.category_bp) == ({"staff": 10_000}, {"code": 2500})
     assert table.access.trusted is not None
     assert (table.access.trusted.category, len(table.access.trusted.networks)) == ("x-category", 2)
+    assert (table.late_commit, read_tables(write(path, BASE), change=1)["chat"].late_commit) == (
+        "stream",
+        "hold",
+    )
     assert (table.burst_cap, table.affinity.cookie, len(table.affinity.key)) == (50.0, True, 32)
 
 
@@ -117,6 +128,7 @@ def test_the_key_of_tokens_is_read_from_a_file_that_several_routers_share(path: 
             "keys.1.forced True: Extra inputs are not permitted",
         ),
         (CLIENTS.replace("burst_cap: 50", "burst_cap: 0"), "burst_cap 0: Input should be greater than 0"),
+        (CLIENTS.replace(": stream", ": never"), "late_commit 'never': Input should be 'hold' or 'stream'"),
         (CLIENTS + "weight: 5", "weight 5: Extra inputs are not permitted; keys are service, stable"),
         ("keys_required: true", "keys_required without keys would refuse every request"),
         ("weight_bp: 5\naffinity: {key_env: NO_SUCH_KEY}", "affinity: key_env NO_SUCH_KEY is not set"),
@@ -183,10 +195,11 @@ def test_a_mistake_in_one_table_changes_none(path: Path) -> None:
     path.write_text(SEVERAL)
     front = make_front(path)
     before = [core.table for core in front.cores.values()]
-    source = FileTableSource(path)
+    source = front._background
+    assert isinstance(source, FileTableSource)
     path.write_text(SEVERAL.replace("8001", "8009").replace("salt: a", "salt: 5"))
 
-    assert "services.0.salt" in (source.reload(*front.cores.values()) or "")
+    assert "services.0.salt" in (source.reload() or "")
     assert [core.table for core in front.cores.values()] == before
 
 
@@ -216,7 +229,7 @@ def test_a_key_that_sends_most_requests_is_published_as_heavy(path: Path) -> Non
     assert front.core.table is not None
     assert len(front.core.table.heavy) == 1
     path.write_text(BASE + "weight_bp: 6000")
-    source.reload(front.core)
+    source.reload()
     assert (len(front.core.table.heavy), front.core.table.weight_bp) == (1, 6000)
 
 

@@ -9,7 +9,8 @@ import pytest
 from serving.messages import Arm
 from serving.router.exchange import Exchange
 from serving.router.router import RouterCore
-from serving.router.table_file import FileTableSource, TableFileError, main, make_front, read_tables
+from serving.router.table_file import FileTableSource, main, make_front
+from serving.router.table_reader import TableFileError, read_tables
 from serving.router.types import Attempt, Request
 from serving.targets import Target
 
@@ -86,11 +87,17 @@ def test_a_table_in_a_file_needs_no_lease(path: Path) -> None:
     assert target(make_front(path).core) == "http://127.0.0.1:8002/v1/completions"
 
 
+def served(path: Path) -> tuple[RouterCore, FileTableSource]:
+    front = make_front(path)
+    source = front._background
+    assert isinstance(source, FileTableSource)
+    return front.core, source
+
+
 def test_a_changed_file_is_reloaded(path: Path) -> None:
-    core = make_front(path).core
-    source = FileTableSource(path)
+    core, source = served(path)
     path.write_text(GOOD.replace("10000", "0"))
-    error = source.reload(core)
+    error = source.reload()
 
     assert error is None
     assert target(core) == "http://127.0.0.1:8001/v1/completions"
@@ -111,7 +118,10 @@ def test_a_changed_file_is_reloaded(path: Path) -> None:
         (GOOD.replace("service: chat", "service: Chat Two"), "service 'Chat Two'"),
         ("service: chat\nstable: {url: 'http://a'}\nweight_bp: 5", "weight_bp 5 without a canary"),
         ("service: chat", "stable: Field required"),
-        (GOOD.replace("service: chat", "service: other"), "service other is not chat"),
+        (
+            GOOD.replace("service: chat", "service: other"),
+            "service other is none of those that are served, chat; keep one",
+        ),
         (KEYED, "api_key_env EXAMPLE_KEY is not set; export it"),
         (KEYED.replace("_env: EXAMPLE_KEY", "_file: none"), "none: No such file"),
         (KEYED.replace("EXAMPLE_KEY", "sk-1"), "canary.api_key_env: String should match"),
@@ -125,11 +135,10 @@ def test_a_changed_file_is_reloaded(path: Path) -> None:
 def test_an_invalid_file_is_reported_in_one_line_and_the_last_good_table_stays(
     path: Path, text: str, message: str
 ) -> None:
-    core = make_front(path).core
+    core, source = served(path)
     before = core.table
-    source = FileTableSource(path)
     path.write_text(text)
-    error = source.reload(core)
+    error = source.reload()
 
     assert error is not None
     assert message in error
@@ -139,15 +148,14 @@ def test_an_invalid_file_is_reported_in_one_line_and_the_last_good_table_stays(
 
 
 def test_an_invalid_file_is_reported_once_and_reloaded_when_it_is_fixed(path: Path) -> None:
-    core = make_front(path).core
-    source = FileTableSource(path)
+    core, source = served(path)
     path.write_text("nonsense")
     os.utime(path, ns=(1, 1))
-    errors = [source.reload(core), source.reload(core)]
+    errors = [source.reload(), source.reload()]
     path.write_text(GOOD.replace("10000", "1"))
 
     assert [error is None for error in errors] == [False, True]
-    assert source.reload(core) is None
+    assert source.reload() is None
     assert core.table is not None
     assert core.table.weight_bp == 1
 

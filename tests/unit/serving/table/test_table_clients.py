@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ RULES = ClientRules(
     ),
     cookie=True,
     burst_cap=50.0,
+    late_commit="stream",
 )
 
 
@@ -45,7 +47,7 @@ def test_the_clients_of_a_service_are_published_once() -> None:
     table = core.table()
 
     assert before < first == core.publication
-    assert (table.access, table.burst_cap) == (RULES.access, 50.0)
+    assert (table.access, table.burst_cap, table.late_commit) == (RULES.access, 50.0, "stream")
     assert table.affinity is not None
     assert table.affinity.cookie
 
@@ -55,8 +57,16 @@ def test_the_clients_survive_a_restart_so_that_required_keys_stay_required() -> 
     core.set_clients(RULES, token=1, now_s=1.0)
     stored = json.loads(json.dumps(core.to_store()))
 
-    assert table_core(epoch=2, stored=stored).table().access == RULES.access
+    after = table_core(epoch=2, stored=stored).table()
+    assert (after.access, after.late_commit) == (RULES.access, "stream")
     assert "sk-1" not in json.dumps(stored)
+
+
+def test_clients_that_an_older_release_stored_are_held_as_by_default() -> None:
+    stored = json.loads(json.dumps({**RULES.to_json()}))
+    del stored["late_commit"]
+
+    assert ClientRules.from_json(stored) == replace(RULES, late_commit="hold")
 
 
 def test_a_stale_controller_cannot_change_the_clients() -> None:

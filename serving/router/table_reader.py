@@ -1,0 +1,174 @@
+"""Reads the table file of the standalone router (`table_file.py`). A mistake is one line.
+
+Invariant: no key and no secret is shown in a message.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from serving.access import Affinity
+from serving.credentials import KeyReference, NoKey, UnitKey
+from serving.files.client_rules import KeySpec, TrustSpec
+from serving.files.strict_yaml import YamlError, load_yaml
+from serving.messages import Arm, Replica, RouteTable
+from serving.router.table_schema import SHARED, AffinitySpec, TableSpec, UpstreamSpec
+
+SHORTEST_TOKEN_KEY = 16  # bytes
+_FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
+
+
+class TableFileError(ValueError):
+    """The file is invalid or unreadable; one line with the value, the limit and the remedy."""
+
+
+def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
+    """The tables in the file by service, as revision `change`. Raises TableFileError."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise TableFileError(f"table {path}: {reason}; name a readable YAML file") from exc
+    try:
+        entries = _entries(load_yaml(text))
+    except YamlError as exc:
+        line = f" line {exc.line}" if exc.line is not None else ""
+        raise TableFileError(f"table {path}{line}: {exc}") from exc
+    except ValueError as exc:
+        raise TableFileError(f"table {path}: {exc}") from exc
+    tables: dict[str, RouteTable] = {}
+    for where, entry in entries:
+        try:
+            table = _table(TableSpec.model_validate(entry), path.parent, change)
+        except ValidationError as exc:
+            raise TableFileError(f"table {path}: {where}{_first_line(exc)}") from exc
+        except ValueError as exc:
+            raise TableFileError(f"table {path}: {where}{exc}") from exc
+        if table.service in tables:
+            raise TableFileError(f"table {path}: service {table.service} is given twice; keep one")
+        tables[table.service] = table
+    return tables
+
+
+def _entries(data: object) -> list[tuple[str, object]]:
+    """(path, values) of each service. Raises ValueError."""
+    if not isinstance(data, dict) or "services" not in data:
+        return [("", data)]
+    shared = {name: value for name, value in data.items() if name != "services"}
+    if unknown := next((name for name in shared if name not in SHARED), None):
+        raise ValueError(
+            f"{unknown} stands beside services; give it to one of them, or one of {listed(SHARED)}"
+        )
+    services = data["services"]
+    if not isinstance(services, list) or not services:
+        raise ValueError("services is no list of services; write each with a dash")
+    entries: list[tuple[str, object]] = []
+    for number, one in enumerate(services):
+        entry = {**shared, **one} if isinstance(one, dict) else one
+        entries.append((f"services.{number}.", entry))
+    return entries
+
+
+def _table(spec: TableSpec, folder: Path, change: int) -> RouteTable:
+    """Raises ValueError."""
+    largest_bp = max(spec.weight_bp, spec.largest_bp)
+    if largest_bp and spec.canary is None:
+        name = "weight_bp" if spec.weight_bp else "a weight of"
+        raise ValueError(f"{name} {largest_bp} without a canary; add one or set 0")
+    stable = _arm(spec.stable, "stable", folder)
+    canary = _arm(spec.canary, "canary", folder) if spec.canary and largest_bp else None
+    affinity = _affinity(spec.affinity, folder)
+    return RouteTable(
+        service=spec.service,
+        epoch=1,
+        revision=change,
+        change=change,
+        rollout=f"file-{spec.salt}" if canary else "",
+        salt=spec.salt,
+        weight_bp=spec.weight_bp,
+        stable=stable,
+        canary=canary,
+        access=spec.access(),
+        # Routers that share a key of tokens also name units alike: a token holds its unit.
+        unit_key=UnitKey.of(affinity.key) if affinity is not None else None,
+        affinity=affinity,
+        # Tokens hold while neither upstream changes; with the canary's removal or a new salt they end.
+        generation=" ".join(one.url for one in (spec.stable, spec.canary) if one is not None),
+        burst_cap=spec.burst_cap,
+        late_commit=spec.late_commit,
+    )
+
+
+def _affinity(spec: AffinitySpec | None, folder: Path) -> Affinity | None:
+    """How tokens are signed. Without a key by a random one, so that they end with this process."""
+    if spec is None:
+        return None
+    reference = KeyReference.from_names(spec.key_env, _located(spec.key_file, folder))
+    if reference is None:
+        return Affinity(_process_key(), spec.cookie)
+    try:
+        key = reference.read().encode()
+    except NoKey as exc:
+        raise ValueError(f"affinity: {str(exc).replace('api_key_', 'key_')}") from exc
+    if len(key) < SHORTEST_TOKEN_KEY:
+        raise ValueError(
+            f"affinity: the key of {len(key)} bytes is shorter than {SHORTEST_TOKEN_KEY}; "
+            "make one with: openssl rand -hex 32"
+        )
+    return Affinity(key, spec.cookie)
+
+
+@functools.lru_cache(maxsize=1)
+def _process_key() -> bytes:
+    return secrets.token_bytes(32)
+
+
+def _located(file: str | None, folder: Path) -> str | None:
+    return None if file is None else str((folder / Path(file).expanduser()).absolute())
+
+
+def _arm(upstream: UpstreamSpec, name: str, folder: Path) -> Arm:
+    """The upstream as an arm. Raises NoKey when its key cannot be read now."""
+    api_key = KeyReference.from_names(upstream.api_key_env, _located(upstream.api_key_file, folder))
+    if api_key is not None:
+        api_key.read()
+    replicas = (Replica(upstream.url),)
+    return Arm(upstream.version or name, replicas, True, upstream.model, api_key)
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    loc = first["loc"]
+    where = ".".join(str(part) for part in loc)
+    got = first.get("input")
+    is_plain = isinstance(got, str | int | float | bool) and "key" not in str(loc[-1:])
+    is_shown = is_plain and not {"url", "sha256"} & set(loc)  # a key must not be shown
+    value = f" {got!r}" if is_shown else ""
+    is_unknown = first["type"] == "extra_forbidden"
+    known = f"; keys are {_known_at(loc)}" if is_unknown else ""
+    colon = f"{where}{value}: " if where else ("" if first["type"] == "value_error" else "the file: ")
+    return f"{colon}{first['msg'].removeprefix('Value error, ')}{known}"
+
+
+def _known_at(loc: tuple[int | str, ...]) -> str:
+    """The keys that the mapping around this place may have."""
+    kinds: dict[object, type[BaseModel]] = {
+        "stable": UpstreamSpec,
+        "canary": UpstreamSpec,
+        "keys": KeySpec,
+        "trust": TrustSpec,
+        "affinity": AffinitySpec,
+    }
+    fields = (kinds[loc[0]] if len(loc) > 1 and loc[0] in kinds else TableSpec).model_fields
+    names = [field.alias or name for name, field in fields.items()]
+    return listed(sorted(names, key=lambda name: name not in _FIRST))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message."""
+    return ", ".join(names)

@@ -1,0 +1,176 @@
+"""What a sticky unit asks after its first session: judged once a round, on its own part of alpha."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluation.evaluator import Evaluator
+from evaluation.offline.backtest import BacktestResult, run
+from evaluation.policy.gates import Sampling, StagePlan
+from evaluation.policy.parsing import parse_gate_policy
+from evaluation.policy.policy import GatePolicy
+from evaluation.report import Verdict
+from tests.fakes.evidence_maker import Columns, draw_at
+
+W = 0.25
+STAGE = (StagePlan(W, 0),)
+LATER = "by later requests"
+
+
+def answers(columns: Columns, bad: np.ndarray, seed: int, loss: float = 0.3) -> Columns:
+    """The columns with outcomes: of the `bad` requests, errors 10 %, latency x2, quality lower by `loss`."""
+    rng = np.random.default_rng([seed, 1])
+    size = len(bad)
+    failed = rng.random(size) < np.where(bad & (loss > 0.1), 0.1, 0.01)
+    latency = rng.lognormal(6.0, 0.5, size) * np.where(bad & (loss > 0.1), 2.0, 1.0)
+    quality = np.clip(rng.normal(0.75, 0.15, size) - loss * bad, 0.0, 1.0)
+    return {
+        **columns,
+        "error": failed.astype(float),
+        "latency_ms": latency,
+        "quality": np.where(failed, np.nan, quality),
+    }
+
+
+def conversations(
+    seed: int, *, harm: bool, turns: tuple[int, int] = (24, 24), loss: float = 0.3, users: int = 400
+) -> Columns:
+    """The users, each with one conversation of so many turns by arm; harm: from the canary's 11th on."""
+    rng = np.random.default_rng(seed)
+    arm = (rng.random(users) < W).astype(int)
+    size = np.where(arm == 1, turns[1], turns[0])
+    user = np.repeat(np.arange(users), size)
+    turn = np.concatenate([np.arange(n) for n in size])
+    t_s = 10.0 * user + 20.0 * turn
+    order = np.argsort(t_s, kind="stable")
+    user, turn = user[order], turn[order]
+    columns: Columns = {"t_s": t_s[order], "unit": user, "arm": arm[user], "w": np.full(len(user), W)}
+    columns["assigned_by"] = np.full(len(user), "sticky")
+    return answers(columns, harm & (arm[user] == 1) & (turn >= 10), seed, loss)
+
+
+def closed_group(seed: int, *, harm_from: int) -> Columns:
+    """300 users who come back all the time; harm: of the canary, from this request on."""
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, 300, 9000)
+    arm = (rng.random(300) < W).astype(int)[user]
+    columns: Columns = {"t_s": 4.0 * np.arange(9000), "unit": user, "arm": arm, "w": np.full(9000, W)}
+    columns["assigned_by"] = np.full(9000, "sticky")
+    return answers(columns, (arm == 1) & (np.arange(9000) >= harm_from), seed)
+
+
+def judged(columns: Columns, policy: str | GatePolicy = "default") -> BacktestResult:
+    return run(columns, policy, stages=STAGE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_harm_that_begins_with_the_eleventh_turn_is_rolled_back(seed: int) -> None:
+    result = judged(conversations(seed, harm=True))
+
+    assert result.decision == "rollback"
+    [reason, *_] = [gate.reason for gate in result.gates if gate.verdict is Verdict.FAIL]
+    assert reason.endswith("shown by later requests of the same units")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_harm_that_begins_when_every_user_was_drawn_is_rolled_back(seed: int) -> None:
+    columns = closed_group(seed, harm_from=4000)
+    before = int(columns["arm"][:4000].sum())
+
+    result = judged(columns)
+
+    assert result.decision == "rollback"
+    assert 0 < result.canary_requests - before < 400
+
+
+@pytest.mark.parametrize("policy", ["default", "strict"])
+def test_later_requests_of_equal_versions_are_not_rolled_back(policy: str) -> None:
+    for seed in range(3):
+        for columns in (conversations(seed, harm=False), closed_group(seed, harm_from=9000)):
+            assert judged(columns, policy).decision in ("promote", "undecided")
+
+
+def test_equal_versions_are_promoted_by_their_later_requests_too() -> None:
+    result = judged(conversations(1, harm=False), GatePolicy.default().only("quality"))
+
+    assert result.decision == "promote"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_margin_is_not_proven_by_the_first_ten_turns_alone(seed: int) -> None:
+    """Twice the margin from the eleventh turn on, and no other harm: the first ten prove it."""
+    policy = GatePolicy.default().only("quality")
+    result = judged(conversations(seed, harm=True, loss=0.1), policy)
+    report = next(gate for gate in result.gates if gate.side == "promotion")
+
+    assert report.verdict is not Verdict.PASS
+    assert LATER in report.reason
+
+
+def test_where_few_requests_are_later_ones_they_need_no_proof() -> None:
+    result = judged(conversations(1, harm=False, turns=(11, 11)), GatePolicy.default().only("quality"))
+
+    assert result.decision == "promote"
+    assert not any(LATER in gate.reason for gate in result.gates)
+
+
+def test_where_only_first_answers_are_scored_the_later_ones_prove_no_score() -> None:
+    columns = conversations(1, harm=False, users=800)
+    turn = (columns["t_s"] - 10.0 * columns["unit"]) / 20.0
+    columns["quality"] = np.where(turn == 0, columns["quality"], np.nan)
+    policy = GatePolicy.default().only("quality")
+    gates = tuple(
+        replace(gate, sampling=Sampling(stable=0.1, canary=0.1)) if gate.name == "quality" else gate
+        for gate in policy.gates
+    )
+    result = judged(columns, replace(policy, gates=gates))
+
+    assert result.decision == "promote"
+    assert not any(LATER in gate.reason for gate in result.gates)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_later_answers_to_what_stable_fails_are_no_harm_however_bad(seed: int) -> None:
+    """From the eleventh turn on stable fails a fifth of the prompts; the canary answers them, as badly as can
+    be."""
+    columns = conversations(seed, harm=False)
+    turn = (columns["t_s"] - 10.0 * columns["unit"]) / 20.0
+    is_hard = (turn >= 10) & (np.random.default_rng([seed, 2]).random(len(turn)) < 0.2)
+    on_canary = columns["arm"] == 1
+    columns["error"] = np.where(is_hard, ~on_canary, columns["error"])
+    columns["quality"] = np.where(is_hard, np.where(on_canary, 0.0, np.nan), columns["quality"])
+    result = judged(columns, parse_gate_policy({"base": "strict"}).only("quality"))
+
+    assert result.decision != "rollback"
+
+
+def test_units_that_come_back_more_often_on_one_arm_prove_nothing_by_it() -> None:
+    """A tenth of stable's users leave after ten turns, and most of the canary's: whoever stays may differ."""
+    columns = conversations(3, harm=False)
+    gone = np.where(columns["arm"] == 1, 80, 10) > columns["unit"] % 100
+    turn = (columns["t_s"] - 10.0 * columns["unit"]) / 20.0
+    kept = ~(gone & (turn >= 10))
+    result = judged({name: values[kept] for name, values in columns.items()})
+
+    assert result.decision == "undecided"
+    assert any("units of one arm come back more often" in reason for reason in result.reasons)
+
+
+def test_the_listener_of_settled_requests_hears_of_no_later_session() -> None:
+    """Segment alarms bet each coin once."""
+    columns = conversations(2, harm=False, turns=(14, 14))
+    columns = {name: values[:600] for name, values in columns.items()}
+    evaluator = Evaluator.start(GatePolicy.default().only("error"), stages=STAGE, seed_latency_ms={})
+    heard: list[str] = []
+    evaluator.on_settled = lambda requests, rows, raw, failed: heard.extend(requests)
+    for row in range(600):
+        evaluator.add(draw_at(columns, row))
+    evaluator.advance(1e9, 1e9)
+    evaluator.report()
+
+    turn = (columns["t_s"] - 10.0 * columns["unit"]) / 20.0
+    assert evaluator.pipeline.metrics["error"].later_share.later == int((turn >= 10).sum()) > 0
+    assert len(set(heard)) == int((turn < 10).sum())
