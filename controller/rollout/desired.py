@@ -39,7 +39,7 @@ def desired_actions(state: RolloutState, seen: Observation) -> tuple[Action, ...
             actions.append(RunProbe(ProbeKind.WARM, canary, state.plan.warmup_tokens))
         case Phase.SMOKE:
             actions.append(RunProbe(ProbeKind.SMOKE, canary))
-        case Phase.STAGE | Phase.PROMOTING | Phase.BAKING:
+        case Phase.MIRRORING | Phase.STAGE | Phase.PROMOTING | Phase.BAKING:
             actions += _missing_split(state, seen)
         case _:
             pass
@@ -72,6 +72,9 @@ def desired_split(state: RolloutState) -> SetSplit:
     """The route table of this state."""
     if state.departure is not None:
         return SetSplit(state.departure.staying, None, 0, state.stage)
+    mirror = state.plan.mirror
+    if state.phase is Phase.MIRRORING and mirror is not None:
+        return SetSplit(state.stable.id, state.canary.id, 0, state.stage, mirror.share_bp)
     canary = state.canary.id if state.weight_bp > 0 else None
     return SetSplit(state.stable.id, canary, state.weight_bp, state.stage)
 

@@ -91,7 +91,9 @@ class TrafficAdapter:
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         """Publish the split. Its salt is the rollout's id, so each rollout assigns units independently."""
         salt = rollout or service
-        desired = Split(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage)
+        desired = Split(
+            *(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage, split.mirror_bp)
+        )
         status = translated(lambda: self._traffic.set_split(service, desired, token=token))
         if status is None:
             raise Unreachable(f"the route table of {service} does not answer")
@@ -220,4 +222,5 @@ def _split_status(status: TableStatus) -> SplitStatus:
         applied=status.applied,
         how=status.how,
         tombstoned=status.tombstoned,
+        mirror_bp=status.mirror_bp,
     )

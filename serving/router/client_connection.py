@@ -264,8 +264,7 @@ class ClientConnection(asyncio.Protocol):
         if not isinstance(exchange, Exchange):
             self.refuse(exchange)
             return
-        client: Client = self
-        on_over = self._on_over
+        client, on_over = cast(Client, self), self._on_over
         if core.table is not None and core.table.mirror is not None:
             client, on_over = self._front.mirror.tapped(core, exchange.start, upstream, client, on_over)
         relay = self._relay = Relay(exchange, client, upstream, parsed.method, on_over)

@@ -153,15 +153,12 @@ class FakeTraffic:
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         self._check(token)
         weight_bp = 0 if rollout in self.tombstones else split.weight_bp
-        canary = split.canary if weight_bp else None
+        mirror_bp = 0 if rollout in self.tombstones else split.mirror_bp
+        canary = split.canary if weight_bp or mirror_bp else None
         before = self.tables.get(service)
-        if before is None or (before.stable, before.canary, before.weight_bp) != (
-            split.stable,
-            canary,
-            weight_bp,
-        ):
-            revision = before.revision + 1 if before else 1
-            self.tables[service] = SplitStatus(1, revision, split.stable, canary, weight_bp, applied=False)
+        wanted = SplitStatus(1, 0, split.stable, canary, weight_bp, applied=False, mirror_bp=mirror_bp)
+        if before is None or replace(before, revision=0) != wanted:
+            self.tables[service] = replace(wanted, revision=before.revision + 1 if before else 1)
             self.set_at_s[service] = self.clock.boot_s()
             self.weights.append(weight_bp)
         return self.observe(service)
