@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH := 2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench bench-gate bench-router lint types unit clean install reference
+.PHONY: demo test check bench bench-gate bench-router soak lint types unit clean install reference
 
 demo: $(STAMP)
 	$(BIN)/canaryctl demo
@@ -39,6 +39,9 @@ bench-router: $(STAMP)
 
 bench-gate: $(STAMP)
 	$(BIN)/python -m benchmarks.gate
+
+soak: $(STAMP)
+	$(BIN)/python -m benchmarks.soak
 
 reference: $(STAMP)
 	$(BIN)/python -m controller.cli.reference

@@ -7,7 +7,7 @@ import numpy as np
 from evaluation.betting.estimates import Estimate
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.unit_block import Floats, UnitBlock
-from evaluation.betting.wealth import NO_ROWS, Channel, restarts_in
+from evaluation.betting.wealth import NO_ROWS, Channel, NeedsCoin, Refitted, restarts_in
 
 
 class Stream:
@@ -27,6 +27,7 @@ class Stream:
         covariates: int = 0,
         with_missing: bool = False,
     ) -> None:
+        self._is_idle = False
         self.estimate = estimate  # None: no interval is displayed
         self.channels: list[Channel] = []
         self.staged: list[Channel] = []  # reset with each stage
@@ -43,7 +44,12 @@ class Stream:
 
     def feed(self, block: UnitBlock) -> None:
         """Bet on settled units, in order."""
-        start = 0
+        if self._is_idle:
+            self.rows += len(block)
+            return
+        start = self._without_coin(block)
+        if start:
+            self._learn_only(block.pick(slice(0, start)))
         while start < len(block):
             stop = min(len(block), start + self.until - self.rows)
             later = np.flatnonzero(block.stage[start:stop] != self.stage)
@@ -57,6 +63,56 @@ class Stream:
             self._bet(block.pick(slice(start, stop)))
             start = stop
 
+    def fix_idle(self) -> None:
+        """Note whether anything will ever bet on it or be displayed, once that is known: else its statistics
+        have no reader, and it only counts."""
+        channels = (*self.channels, *self.staged)
+        self._is_idle = self.estimate is None and all(channel.is_idle for channel in channels)
+
+    def _without_coin(self, block: UnitBlock) -> int:
+        """How many of the first units are stable's from before the canary: no bet has a factor but 1."""
+        if len(block) == 0 or block.w[0] > 0.0:
+            return 0
+        other = (block.w > 0.0) | block.arm | (block.stage != self.stage)
+        first = int(np.argmax(other))
+        return first if other[first] else len(block)
+
+    def _learn_only(self, block: UnitBlock) -> None:
+        """Learn units without a coin, with the bits of `_bet`: most bettors are called where the block's last
+        epoch ends, and no sooner."""
+        channels = (*self.channels, *self.staged)
+        betting = [channel for channel in channels if not channel.can_skip(NeedsCoin)]
+        ending = [channel for channel in channels if not channel.can_skip(Refitted)]
+        for channel in channels:
+            if channel.can_skip(NeedsCoin):
+                channel.skip(block)
+        end = self._last_end(len(block))
+        start = 0
+        while start < len(block):
+            stop = end if not ending and start < end else min(len(block), start + self.until - self.rows)
+            part = block.pick(slice(start, stop))
+            for channel in betting:
+                channel.bet(part)
+            self._learn(part)
+            start = stop
+            while self.until < self.rows:
+                self.until += epoch_after(self.until)
+            if self.rows == self.until:
+                if start == end:
+                    self._end_epoch()
+                else:
+                    for channel in ending:
+                        channel.end_epoch(self.stable)
+                self.until += epoch_after(self.rows)
+
+    def _last_end(self, units: int) -> int:
+        """Which of the next so many units completes the last epoch that ends in them; 0: none ends."""
+        end, until = 0, self.until
+        while until <= self.rows + units:
+            end = until - self.rows
+            until += epoch_after(until)
+        return end
+
     def _bet(self, part: UnitBlock) -> None:
         due = restarts_in(part, self.canary) if self.channels else NO_ROWS
         fit = self.stable.covariates
@@ -68,6 +124,15 @@ class Stream:
             channel.bet(part)
         if self.estimate is not None:
             self.estimate.learn(part)
+        self._learn(part)
+        self.canary += int(np.count_nonzero(part.arm))
+        if self.rows == self.until:
+            self._end_epoch()
+            self.until += epoch_after(self.rows)
+
+    def _learn(self, part: UnitBlock) -> None:
+        """Add units to stable's statistics."""
+        fit = self.stable.covariates
         self.stable.learn(part.stable_values())
         if (missing := part.stable_missing()) is not None:
             self.stable.learn_missing(*missing)
@@ -75,10 +140,6 @@ class Stream:
             stable = part.whole_stable
             fit.learn(part.covariates[stable], part.y[stable])
         self.rows += len(part)
-        self.canary += int(np.count_nonzero(part.arm))
-        if self.rows == self.until:
-            self._end_epoch()
-            self.until += epoch_after(self.rows)
 
     def _end_epoch(self) -> None:
         if self.stable.covariates is not None:

@@ -6,7 +6,8 @@ Runs are appended to `benchmarks/out/gate/rows/`, each case under a digest of th
 that an interrupted run resumes, `--cases` measures a part, and rows of another gate are not mixed in: a case
 starts anew when any bit of its results changes. The tables hold everything measured under the present
 digests; those of `--quick` are a preview and go to `benchmarks/out/gate/`. Exits 1 when a goal was missed, 2
-when no case has such a name. The whole takes about an hour and a half on two quiet cores, `--quick` minutes.
+when no case has such a name. The whole takes some hours on two cores, and tells once a minute what is left;
+`--quick` takes minutes.
 """
 
 from __future__ import annotations

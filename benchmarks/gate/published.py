@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gate import growing
+from benchmarks.gate.growing import Traffic
 from benchmarks.gate.peers import LOOK, alarms, summary
 from benchmarks.gate.speed import FOUR
 from benchmarks.gate.traffic import Case, Columns, Events, simulate
@@ -58,16 +60,12 @@ def at_look(canary_requests: int | None) -> int | None:
     return None if canary_requests is None else -(-canary_requests // LOOK) * LOOK
 
 
-def rollback_time(case: Case, events: Events, policy: GatePolicy) -> int | None:
+def rollback_time(case: Case, traffic: Traffic, policy: GatePolicy) -> int | None:
     """Canary requests at the rollback; None: no rollback by the end of the events."""
-    length = case.canary_requests if case.kind == "no_harm" else FIRST_PREFIX
-    while True:
-        result = rollback_result(prefix(events, length), policy)
-        if result.decision == "rollback":
-            return result.canary_requests
-        if length >= case.canary_requests:
-            return None
-        length *= 4
+    lengths = [case.canary_requests if case.kind == "no_harm" else FIRST_PREFIX]
+    while lengths[-1] < case.canary_requests:
+        lengths.append(lengths[-1] * 4)
+    return growing.rollback_time(traffic, policy, lengths)
 
 
 def rollback_result(columns: Columns, policy: GatePolicy) -> BacktestResult:
@@ -96,10 +94,11 @@ def measure_case(case: Case, rep: int) -> Row:
     if case.proofs:
         proven = proof_time(case, events)
         return row | {"proven": at_look(proven), "proven_crossing": proven}
+    traffic = Traffic(events.columns)
     for preset in PRESETS:
-        row[preset] = at_look(rollback_time(case, events, GatePolicy.named(preset)))
+        row[preset] = at_look(rollback_time(case, traffic, GatePolicy.named(preset)))
         if rep < EQUAL_REPS[case.kind] or (case.name, preset) in MORE_EQUAL:
-            crossing = rollback_time(case, events, equal_metrics(preset))
+            crossing = rollback_time(case, traffic, equal_metrics(preset))
             row |= {f"{preset}_equal": at_look(crossing), f"{preset}_crossing": crossing}
     peers = alarms(events, alpha_metric=ALPHA_METRIC)
     return row | {name: getattr(peers, name) for name in peers.__slots__}

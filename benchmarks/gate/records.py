@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.gate.trials import Row
 
+TELL_EVERY_S = 60.0  # an estimate of what is left
 ROUND = 10  # repetitions of an item before those of the next
 
 
@@ -62,15 +63,48 @@ def measure(items: Sequence[Item], records: Records, until_s: float, *, jobs: in
     todo = [(index, rep) for index, item in enumerate(items) for rep in _missing(item, records)]
     todo.sort(key=lambda job: job[1] // ROUND)
     remaining = Counter(index for index, _ in todo)
+    estimate = Estimate(remaining)
+    told_s = time.monotonic()
     with multiprocessing.Pool(jobs, _set_items, (items,)) if jobs > 1 else nullcontext() as pool:
         _set_items(items)
         rows = map(_measured, todo) if pool is None else pool.imap_unordered(_measured, todo)
         while todo and time.monotonic() < until_s and (measured := next(rows, None)):
-            index, row = measured
+            index, row, cpu_s = measured
             records.append(items[index].file, row)
             remaining[index] -= 1
+            estimate.add(index, cpu_s)
+            if time.monotonic() >= told_s + TELL_EVERY_S:
+                told_s = time.monotonic()
+                print(estimate.text(jobs), file=sys.stderr, flush=True)
             if remaining[index] == 0:
                 print(f"{items[index].name}: {items[index].reps} runs", file=sys.stderr, flush=True)
+
+
+class Estimate:
+    """What is left to measure, by the mean CPU seconds of each item's runs so far. `remaining`: runs by item,
+    counted down by the caller; an item without a run yet is taken for the mean of the others."""
+
+    def __init__(self, remaining: Counter[int]) -> None:
+        self._remaining = remaining
+        self._spent: dict[int, float] = defaultdict(float)
+        self._runs: Counter[int] = Counter()
+
+    def add(self, index: int, cpu_s: float) -> None:
+        """Add a run of an item."""
+        self._spent[index] += cpu_s
+        self._runs[index] += 1
+
+    def left_s(self) -> float:
+        """CPU seconds left."""
+        usual = sum(self._spent.values()) / max(sum(self._runs.values()), 1)
+        means = {index: self._spent[index] / runs for index, runs in self._runs.items()}
+        return sum(runs * means.get(index, usual) for index, runs in self._remaining.items())
+
+    def text(self, jobs: int) -> str:
+        """The estimate in words, for so many processes with a core each."""
+        minutes = self.left_s() / 60
+        runs = sum(self._remaining.values())
+        return f"{runs} runs left: {minutes:.0f} core-minutes, {minutes / jobs:.0f} minutes on {jobs} cores"
 
 
 def _missing(item: Item, records: Records) -> list[int]:
@@ -86,9 +120,11 @@ def _set_items(items: Sequence[Item]) -> None:
     _ITEMS.update(enumerate(items))
 
 
-def _measured(job: tuple[int, int]) -> tuple[int, Row]:
+def _measured(job: tuple[int, int]) -> tuple[int, Row, float]:
+    """The item, the row, and the CPU seconds that it took."""
     index, rep = job
-    return index, _ITEMS[index].measure(rep)
+    started_s = time.process_time()
+    return index, _ITEMS[index].measure(rep), time.process_time() - started_s
 
 
 def by_name(items: Sequence[Item]) -> Mapping[str, Item]:

@@ -14,8 +14,9 @@ from zlib import crc32
 
 from scipy.stats import binom
 
-from benchmarks.gate.worlds import Columns, World, columns_of
-from evaluation.offline.backtest import run
+from benchmarks.gate.growing import GrowingBacktest, Traffic
+from benchmarks.gate.worlds import World, columns_of
+from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
@@ -156,9 +157,18 @@ class Decision:
     metrics: frozenset[str]
 
 
-def decide(columns: Columns, preset: str, stage: StagePlan) -> Decision:
-    """The decision of a preset, as shipped, on one stage with these columns."""
-    result = run(columns, GatePolicy.named(preset), stages=(stage,))
+def decide(
+    traffic: Traffic, preset: str, stage: StagePlan, *, canary_requests: int | None = None
+) -> Decision:
+    """The decision of a preset, as shipped, on one stage with this traffic. canary_requests: of its beginning
+    alone; None: all."""
+    backtest = GrowingBacktest(traffic, GatePolicy.named(preset), stage)
+    backtest.grow(len(traffic) if canary_requests is None else traffic.rows_of(canary_requests))
+    return decision_of(backtest.result(), stage)
+
+
+def decision_of(result: BacktestResult, stage: StagePlan) -> Decision:
+    """The decision of a backtest of one stage."""
     is_decided = result.decision in ("rollback", "promote")
     failed = [r for r in result.gates if r.side == "rollback" and r.verdict is Verdict.FAIL]
     canary = max(result.canary_requests, stage.min_canary) if result.decision == "promote" else None
@@ -192,10 +202,10 @@ class Stays:
         """One repetition."""
         w = WEIGHTS[rep % len(WEIGHTS)]
         world = replace(self.world, w=w, canary_requests=round(TWIN_ROWS * w))
-        columns = columns_of(world, seed_of(self.name, rep))
+        traffic = Traffic(columns_of(world, seed_of(self.name, rep)))
         row: Row = {"rep": rep}
         for preset in self.presets:
-            decision = decide(columns, preset, NO_PROOF)
+            decision = decide(traffic, preset, NO_PROOF)
             row[preset] = decision.word
             if self.by:
                 row[preset] = "rollback" if decision.metrics & set(self.by) else "undecided"
@@ -217,22 +227,17 @@ class Better:
 
     def __call__(self, rep: int) -> Row:
         """One repetition."""
-        columns = columns_of(self.world, seed_of(self.name, rep))
+        traffic = Traffic(columns_of(self.world, seed_of(self.name, rep)))
         row: Row = {"rep": rep}
         for preset in PRESETS if rep < self.DEFAULT_REPS else PRESETS[:1]:
+            backtest = GrowingBacktest(traffic, GatePolicy.named(preset), FIRST_RUNG)
             for length in self.LENGTHS:
-                decision = decide(cut(columns, length), preset, FIRST_RUNG)
+                backtest.grow(traffic.rows_of(length))
+                decision = decision_of(backtest.result(), FIRST_RUNG)
                 if decision.word != "undecided":
                     break
             row[preset], row[f"{preset}_at"] = decision.word, decision.canary
         return row
-
-
-def cut(columns: Columns, canary_requests: int) -> Columns:
-    """The rows up to so many canary requests."""
-    seen = columns["arm"].cumsum()
-    rows = int(seen.searchsorted(canary_requests)) + 1
-    return {name: column[:rows] for name, column in columns.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +273,10 @@ class Found:
         columns = columns_of(replace(self.world, stages=2), seed_of(self.name, rep))
         is_late = (columns.pop("stage") == 1) & (columns["arm"] == 1)
         onset = int(columns["arm"][: int(is_late.argmax())].sum())
+        traffic = Traffic(columns)
         row: Row = {"rep": rep}
         for preset in self.presets:
-            decision = decide(columns, preset, NO_PROOF)
+            decision = decide(traffic, preset, NO_PROOF)
             row[preset] = decision.word
             after = (decision.canary or 0) - onset
             row[f"{preset}_at"] = after if decision.word == "rollback" and after >= 0 else None

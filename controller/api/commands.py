@@ -27,6 +27,7 @@ from controller.api.proposal import (
     refuse_new_key,
     refuse_rejected,
     refuse_same,
+    refuse_unknown_audiences,
     refuse_unknown_covariates,
     version_ref,
 )
@@ -48,7 +49,7 @@ from controller.rollout.state import RolloutState
 from controller.spec.differences import refuse_change
 from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
-from controller.spec.service import VersionSpec, dump, parse_policy, parse_service
+from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_policy, parse_service
 from controller.store.row_specs import (
     comparable_fingerprint,
     fingerprint_of,
@@ -80,6 +81,7 @@ class Environment(Protocol):
     def key_problem(self, reference: KeyReference) -> KeyProblem | None: ...
     def devices(self, *, restoring: str | None = None) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
+    def require_leading(self) -> None: ...
     def require_measuring(self, service: str) -> None: ...
     def requests_per_s(self, service: str) -> float | None: ...
     def measured(self, service: str) -> MeasuredBaseline | None: ...
@@ -109,26 +111,20 @@ class Commands(Returns):
     def up(self, body: Mapping[str, Any], identity: Identity) -> ServiceRow:
         """Create the service; an existing service that already is what `body` describes is left unchanged.
 
-        Raises BadSpec, BadCheckpoint, NoRoom, and Conflict when the existing service differs.
+        Raises BadSpec, BadCheckpoint, NoRoom, Conflict when the existing service differs, and Unreachable on
+        a controller that does not lead.
         """
         spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
         label = parse_label(body, source=spec.model or spec.url, identity=identity.name)
-        if spec.service in {row.name for row in self._store.services()}:
-            row = self._active_service(spec.service)
-            stable = self._store.version(row.name, row.stable)
-            running = version_spec(stable) if stable is not None else None
-            given = service_spec(row)
-            refuse_change(spec, stable=row.stable, given=given, running=running)
-            if "clients" in spec.model_fields_set and spec.clients != given.clients:
-                changed = dump(given.model_copy(update={"clients": spec.clients}))
-                self._store.set_clients(row.name, json.dumps(changed), identity, at_s=self._clock.now_s())
-                row = self._store.service(row.name)
-            self._wake(row.name)
+        if (row := self._existing(spec, identity)) is not None:
             return row
         version = spec.version()
         unsized, kv_bytes = self._environment.fingerprint(version), self._environment.kv_bytes(version)
+        self._environment.require_leading()  # the one controller that gives out memory
         # Nothing is reserved for a service before its row is stored, and it loads without a preflight.
         with self._creation:
+            if (row := self._existing(spec, identity)) is not None:  # the same request, repeated
+                return row
             devices = () if spec.is_external else self._environment.devices()
             version = with_headroom(version, unsized, devices, kv_bytes=kv_bytes)
             fingerprint = self._environment.fingerprint(version)
@@ -138,6 +134,22 @@ class Commands(Returns):
             row = ServiceRow(spec.service, json.dumps(dump(spec)), id, secret, now_s)
             self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s, label=label))
         self._wake(spec.service)
+        return row
+
+    def _existing(self, spec: ServiceSpec, identity: Identity) -> ServiceRow | None:
+        """The service, with the clients of `spec` if it names them; None: it does not exist."""
+        if spec.service not in {row.name for row in self._store.services()}:
+            return None
+        row = self._active_service(spec.service)
+        stable = self._store.version(row.name, row.stable)
+        running = version_spec(stable) if stable is not None else None
+        given = service_spec(row)
+        refuse_change(spec, stable=row.stable, given=given, running=running)
+        if "clients" in spec.model_fields_set and spec.clients != given.clients:
+            changed = dump(given.model_copy(update={"clients": spec.clients}))
+            self._store.set_clients(row.name, json.dumps(changed), identity, at_s=self._clock.now_s())
+            row = self._store.service(row.name)
+        self._wake(row.name)
         return row
 
     def plan(self, service: str, body: Mapping[str, Any], identity: Identity) -> Proposal:
@@ -273,6 +285,7 @@ class Commands(Returns):
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
         policy = as_twin(policy, body)
         refuse_unknown_covariates(policy)
+        refuse_unknown_audiences(policy, service_spec(row))
         # One way for every controller: without the measurements a deploy would skip what depends on them.
         self._environment.require_measuring(service)
         measured = self._environment.measured(service) or MeasuredBaseline(0)

@@ -26,7 +26,14 @@ from controller.rollout.twin_report import twin_id
 from controller.spec.label import Label, parse_label, short_source
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import suggestion
-from controller.spec.service import VersionSpec, dump, parse_policy, parse_version
+from controller.spec.service import (
+    ServiceSpec,
+    VersionSpec,
+    dump,
+    parse_policy,
+    parse_version,
+    unknown_audience,
+)
 from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.views.models import AttemptView, PlanView, UnjudgedView
@@ -211,6 +218,12 @@ def refuse_unknown_covariates(policy: PolicySpec) -> None:
                     f"policy.gates.{gate.name}.covariates: {name!r} is not known before the toss; "
                     f"{suggestion(name, LIVE_COVARIATES)} (a backtest may use any column of its file)"
                 )
+
+
+def refuse_unknown_audiences(policy: PolicySpec, spec: ServiceSpec) -> None:
+    """Raises BadInput for an audience of a stage that no client of the service is in."""
+    if unknown := unknown_audience(policy, spec.clients):
+        raise BadInput(f"policy.{unknown[0]} {unknown[1]}")
 
 
 def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is_twin: bool) -> None:

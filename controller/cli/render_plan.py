@@ -37,7 +37,12 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
     for stage in view.stages:
         grid.add_row(
             str(stage.number),
-            percent(stage.weight_bp),
+            ", ".join(
+                [
+                    percent(stage.weight_bp),
+                    *(f"{name} {percent(bp)}" for name, bp in stage.audience_bp.items()),
+                ]
+            ),
             duration(stage.duration_s),
             str(stage.min_canary),
             duration(round(stage.deadline_s)),

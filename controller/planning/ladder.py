@@ -8,7 +8,7 @@ holdback, then the bake.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from controller.errors import BadSpec
@@ -83,10 +83,13 @@ def make_plan(
             f"policy leaves no stage below the bake's {percent(top_bp)}; lower holdback, or give stages"
         )
     limit = policy.gate_policy().load_ratio
-    stages = []
+    stages: list[Stage] = []
+    audience_bp: dict[str, int] = {}  # kept in later stages
     for step in steps:
         needed = min_replicas(step.weight_bp, replicas, stable_replicas, limit)
-        stages.append(_stage(step, needed, requests_per_s, policy))
+        stage = _stage(step, needed, requests_per_s, policy)
+        audience_bp |= dict(stage.audience_bp)
+        stages.append(replace(stage, audience_bp=tuple(audience_bp.items())))
     plan = Plan(
         risk=assessment.risk.value,
         reasons=assessment.reasons,
@@ -255,4 +258,5 @@ def _stage(step: LadderStep, replicas: int, requests_per_s: float | None, policy
         replicas=replicas,
         on_missing=spec.on_missing if spec is not None else "hold",
         promote_if_point_ok=policy.promote_if_point_ok if accepts_points is None else accepts_points,
+        audience_bp=tuple(spec.audience_bp.items()) if spec is not None else (),
     )

@@ -114,6 +114,8 @@ def _split(
                 found["quantization"] = value
             elif key == "quantization_config" and prefix and value != found["quantization"]:
                 parts["rest"][path] = value
+        elif key == "torch_dtype" and values.get("dtype") is not None:
+            continue  # the older name; the library takes the newer one
         elif key in ("torch_dtype", "dtype"):
             if value not in (None, "auto"):
                 parts["dtype"][prefix] = str(value).removeprefix("torch.")
@@ -155,7 +157,11 @@ def _with_derived(raw: Values, defaults: Values, model_type: str) -> Values:
         usual = [
             _FULL if not isinstance(step, int) or (i + 1) % step == 0 else _SLIDING for i in range(len(types))
         ]
-        is_windowed = isinstance(step, int) and of("sliding_window") is not None
+        full_layers = of("max_window_layers")
+        if step is None and of("use_sliding_window") is True and isinstance(full_layers, int):
+            usual = [_FULL if i < full_layers else _SLIDING for i in range(len(types))]
+        is_windowed = usual[-1:] != [_FULL] or isinstance(step, int)
+        is_windowed = is_windowed and of("sliding_window") is not None
         is_full = bool(types) and all(one == _FULL for one in types)
         if types == usual or (is_full and not is_windowed):
             del values["layer_types"]
@@ -166,21 +172,19 @@ def _rope(values: Values, theta: Any, default: Any) -> Values:
     """Rope as transformers 5 writes it; the defaults where nothing is written, empty for another encoding."""
     if default and not any(values.get(key) is not None for key in _ROPE):
         return _rope({"rope_parameters": default}, theta, None)
-    given = values.get("rope_parameters")
+    # As the library: what is written under the older name, often by hand, replaces the newer one.
+    given = values.get("rope_scaling") or values.get("rope_parameters")
     kinds = {key for key in given if isinstance(given[key], Mapping)} if isinstance(given, Mapping) else set()
     if isinstance(given, Mapping) and kinds:
         return {kind: _rope_of(given[kind], None, None) for kind in sorted(kinds)}
     partial = values.get("partial_rotary_factor", (default or {}).get("partial_rotary_factor"))
     if isinstance(theta, Mapping):  # one rope for full attention, another for the sliding window
-        full = _rope_of(
-            values.get("rope_scaling") or given, values.get("rope_theta", theta.get("global")), partial
-        )
+        full = _rope_of(given, values.get("rope_theta", theta.get("global")), partial)
         local = _rope_of(None, values.get("rope_local_base_freq", theta.get("local")), None)
         return {_FULL: full, _SLIDING: local}
     if theta is None and not any(key in values for key in _ROPE):
         return {}
-    scaling = given if isinstance(given, Mapping) else values.get("rope_scaling")
-    return _rope_of(scaling, values.get("rope_theta", theta), partial)
+    return _rope_of(given, values.get("rope_theta", theta), partial)
 
 
 def _rope_of(scaling: Any, theta: Any, partial: Any) -> dict[str, Any]:

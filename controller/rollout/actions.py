@@ -32,6 +32,7 @@ class SetSplit:
     stage: int
     mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
     kind: Literal["split"] = "split"
+    audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences, by name
 
 
 @dataclass(frozen=True, slots=True)

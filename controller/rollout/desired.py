@@ -74,9 +74,13 @@ def desired_split(state: RolloutState) -> SetSplit:
         return SetSplit(state.departure.staying, None, 0, state.stage)
     mirror = state.plan.mirror
     if state.phase is Phase.MIRRORING and mirror is not None:
-        return SetSplit(state.stable.id, state.canary.id, 0, state.stage, mirror.share_bp)
-    canary = state.canary.id if state.weight_bp > 0 else None
-    return SetSplit(state.stable.id, canary, state.weight_bp, state.stage)
+        return SetSplit(state.stable.id, state.canary.id, 0, state.stage, mirror_bp=mirror.share_bp)
+    if state.weight_bp == 0:
+        return SetSplit(state.stable.id, None, 0, state.stage)
+    # The bake keeps the audiences of the last stage, so that nobody goes back to the old version.
+    last = len(state.plan.stages) - 1
+    audience_bp = state.plan.stages[min(state.stage, last)].audience_bp if last >= 0 else ()
+    return SetSplit(state.stable.id, state.canary.id, state.weight_bp, state.stage, audience_bp=audience_bp)
 
 
 def canary_replicas(state: RolloutState) -> int:

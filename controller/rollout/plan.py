@@ -45,6 +45,7 @@ class Stage:
     replicas: int  # canary replicas that must be ready before this weight is set
     on_missing: Literal["hold", "rollback"] = "hold"  # when metrics are missing at the deadline
     promote_if_point_ok: bool = False  # unproven at the deadline: promote if the estimates are within margins
+    audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences; none ever falls
 
 
 @dataclass(frozen=True, slots=True)

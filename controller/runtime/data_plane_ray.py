@@ -92,7 +92,9 @@ class TrafficAdapter:
         """Publish the split. Its salt is the rollout's id, so each rollout assigns units independently."""
         salt = rollout or service
         desired = Split(
-            *(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage, split.mirror_bp)
+            *(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage),
+            audience_bp=split.audience_bp,
+            mirror_bp=split.mirror_bp,
         )
         status = translated(lambda: self._traffic.set_split(service, desired, token=token))
         if status is None:

@@ -213,6 +213,15 @@ class PolicySpec(Strict):
                 top = percent(FULL_BP - self.holdback)
                 raise FieldError(path, f"{weight} reaches the bake's weight, {top}; lower it, or holdback")
             before = stage.bp
+        weights: dict[str, int] = {}
+        for index, stage in enumerate(stages):
+            for audience, bp in stage.audience_bp.items():
+                if bp < weights.get(audience, 0):
+                    raise FieldError(
+                        f"stages.{index}.audience_bp.{audience}",
+                        f"{bp} is below {weights[audience]}, of a stage before; raise it, or leave it out",
+                    )
+                weights[audience] = bp
 
     def _check_margins(self) -> None:
         preset = {gate.name for gate in self._base().gates}

@@ -15,6 +15,7 @@ from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy.gates import Gate, Sampling
 from evaluation.policy.observed_ranges import ALPHA_SHARE
 from evaluation.policy.policy import GatePolicy
+from serving.files.client_rules import Bp, Label
 
 
 class SamplingSpec(Strict):
@@ -120,6 +121,10 @@ class StageSpec(Strict):
 
     weight: Weight | None = None
     weight_bp: int | None = Field(default=None, ge=1, le=FULL_BP)
+    audience_bp: dict[Label, Bp] = Field(
+        default_factory=dict,
+        description="weights of audiences, by name, beside `weight`; later stages keep them",
+    )
     duration: Duration = 0.0
     min_canary: int = Field(
         default=0, ge=0, description="canary requests that must have settled in this stage"
@@ -147,6 +152,8 @@ class StageSpec(Strict):
             raise FieldError(
                 "deadline", f"{self.deadline:g} s is before duration {self.duration:g} s; raise it"
             )
+        if self.audience_bp and self.bp == FULL_BP:
+            raise FieldError("audience_bp", "is for stages below 100 %, which all clients get; leave it out")
         if self.promote_if_point_ok:
             if self.bp == FULL_BP:
                 raise FieldError("promote_if_point_ok", "is for stages below 100 %; leave it out")

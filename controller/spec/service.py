@@ -17,6 +17,7 @@ from controller.errors import BadSpec
 from controller.spec.clients import ClientsSpec
 from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Strict, is_stored
 from controller.spec.policy import PolicySpec
+from controller.spec.policy_parts import suggestion
 from serving.credentials import ENV_NAME, KeyReference
 from serving.files.engine_arguments import OWNED_ARGUMENTS, argument_error, canonical_name
 from serving.files.strict_yaml import YamlError, load_yaml
@@ -198,15 +199,29 @@ class ServiceSpec(VersionSpec):
         return data
 
     @model_validator(mode="after")
-    def _check_policy(self) -> Self:
+    def _check_policy(self, info: ValidationInfo) -> Self:
         if self.policy.twin:
             raise FieldError("policy.twin", "belongs to one rollout, not to a service; give it to deploy")
+        if not is_stored(info) and (unknown := unknown_audience(self.policy, self.clients)):
+            raise FieldError(f"policy.{unknown[0]}", unknown[1])
         return self
 
     def version(self) -> VersionSpec:
         """The version, without the service's own fields."""
         names = VersionSpec.model_fields
         return VersionSpec.model_construct(**{name: getattr(self, name) for name in names})
+
+
+def unknown_audience(policy: PolicySpec, clients: ClientsSpec) -> tuple[str, str] | None:
+    """(path, error) of an audience in the policy's stages that no key of the service gives; None: none is."""
+    known = sorted({one for key in clients.keys for one in key.audiences})
+    for index, stage in enumerate(policy.stages or ()):
+        for audience in stage.audience_bp:
+            if audience not in known:
+                remedy = suggestion(audience, known) if known else "its clients have no audiences"
+                path = f"stages.{index}.audience_bp.{audience}"
+                return path, f"is given by no key of the service; {remedy}"
+    return None
 
 
 Spec = TypeVar("Spec", bound=Strict)

@@ -98,6 +98,16 @@ def next_seq(db: sa.Connection, table: sa.Table, service: str) -> int:
     )
 
 
+def began(db: sa.Connection, rollout: str) -> int | None:
+    """A number that orders rollouts of all services by their creation; None: it does not exist.
+
+    No time: clocks of two hosts differ, and are set.
+    """
+    c = t.events.c
+    first = db.execute(select(func.min(c.seq)).where(c.rollout == rollout)).scalar()
+    return int(first) if first is not None else None
+
+
 def move_stable(db: sa.Connection, service: Any | None, before: str, after: RolloutState) -> None:
     """Write the service's stable version if this commit of the rollout moves it, and nothing else did.
 

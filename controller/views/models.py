@@ -59,6 +59,7 @@ class StageView(_View):
     replicas: int
     status: str  # done, now or ahead
     promote_if_point_ok: bool = False  # unproven at its deadline: promoted if estimates are within margins
+    audience_bp: dict[str, int] = {}  # weights of audiences, by name
 
 
 class PassView(_View):

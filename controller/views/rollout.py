@@ -181,6 +181,7 @@ def stage_views(plan: Plan, *, current: int = -1, in_stage: bool = False) -> tup
                 replicas=stage.replicas,
                 status=status,
                 promote_if_point_ok=stage.promote_if_point_ok,
+                audience_bp=dict(stage.audience_bp),
             )
         )
     return tuple(views)

@@ -200,9 +200,13 @@ class _Rollback:
             return _Stored(_found(newest.request, "undo"), undo=newest.id)
         if newest is not None and newest.ended_at_s is None:
             identity, now_s = Identity("direct", Role.ADMIN), time.time()
-            queued = store.append_command(
-                newest.id, CommandKind.ROLLBACK, identity, reason=self._reason, at_s=now_s
-            )
+            try:
+                queued = store.append_command(
+                    newest.id, CommandKind.ROLLBACK, identity, reason=self._reason, at_s=now_s
+                )
+            except Exception as exc:  # noqa: BLE001 - such as a full disk; the table is told by its id
+                self._failed.append(f"store: rollback of {newest.id} not stored ({_line(exc)})")
+                return _Stored(_found(newest.state, "rollout", "stable", "id"), running=newest.id)
             if queued is None:  # it has just ended: answer for what is true now
                 return self._command(store, service)
             self._succeeded.append(
@@ -245,7 +249,8 @@ def _tombstone(service: str, rollout: str | None) -> _Table:
     split = traffic.observe(service)
     if split is None:
         raise Unreachable(f"the route table of {service} does not answer")
-    name = rollout or (split.rollout if split.weight_bp else "")
+    # What silence took from the canary, the controller gives it again as soon as it can.
+    name = rollout or (split.rollout if split.weight_bp or split.silenced else "")
     if not name or is_undo_id(name):
         return _read(name, split)
     deadline_at_s = time.monotonic() + ACK_TIMEOUT_S

@@ -23,6 +23,7 @@ from evaluation.forecast.stages import StageForecast
 from serving.credentials import KeyReference
 from serving.fleet import engine_args
 
+LEAD_WAIT_S = 20.0  # longer than the lease of a controller that was killed
 MEASURE_WAIT_S = 5.0  # a controller that takes over reads the logs within a second or two
 
 
@@ -73,6 +74,14 @@ class HostEnvironment:
         self.meters.pop(service, None)
         self.readers.pop(service, None)
         self.measuring.discard(service)
+
+    def require_leading(self) -> None:
+        """Return once this controller leads. Raises Unreachable after `LEAD_WAIT_S`."""
+        ends_at_s = time.monotonic() + LEAD_WAIT_S
+        while not self.is_reading():
+            if time.monotonic() >= ends_at_s:
+                raise Unreachable("another controller leads; ask that one, or try again when it has ended")
+            time.sleep(0.05)
 
     def require_measuring(self, service: str) -> None:
         """Return once this controller measures the service's traffic.

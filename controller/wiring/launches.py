@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from controller import telemetry
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.installed import engine_release
 from controller.planning.capacity import Device, gpu_share, need_bytes, require_fit
@@ -25,12 +26,13 @@ from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
 from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
-from controller.store.rows import VersionRow
+from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from serving.fleet.cluster_memory_ray import cluster_devices
-from serving.fleet.types import Launch, VersionStatus
+from serving.fleet.types import FleetUnreachable, Launch, VersionStatus
 
 STABLE_WAIT_S = 45.0  # below the deadline of the preflight
+FLEET_WAIT_S = 10.0  # an actor may be busy while an engine loads
 HASH_WAIT_S = 600.0  # for another request that hashes the same checkpoint
 
 
@@ -81,26 +83,59 @@ class Versions:
         a node.
         """
         self._devices = devices()
-        return unreserved(self._devices, tuple(self._reservations(restoring, rollout)))
+        return unreserved(self._devices, self._reservations(restoring, rollout))
 
-    def _reservations(self, restoring: str | None, rollout: RolloutState | None) -> Iterator[Reservation]:
-        """Replicas of stable versions and canaries that are not ready."""
+    def _reservations(self, restoring: str | None, rollout: RolloutState | None) -> tuple[Reservation, ...]:
+        """Replicas of stable versions and canaries that are not ready.
+
+        Raises Unreachable while the fleet does not say which are: what is loaded would count twice.
+        """
+        seen = self._store.began(rollout.id) if rollout is not None else None
+        found: list[Reservation] = []
         for service in self._store.services():
             if service.name == restoring or service.removing:
                 continue
-            wanted = [service.stable]
-            for id in self._store.running(service.name):
-                stored = self._store.load(id)
-                if stored is not None and _will_load(stored.state, rollout):
-                    wanted.append(stored.state.canary.id)
-            statuses = self._observe(service.name)
-            ready = {one.version: one.ready_replicas for one in statuses or ()}
-            for version in dict.fromkeys(wanted):
-                row = self._store.version(service.name, version)
-                if row is None or (spec := version_spec(row)).is_external:
-                    continue
-                if (missing := spec.replicas - ready.get(version, 0)) > 0:
-                    yield Reservation(service.name, version, spec, fingerprint_of(row), missing)
+            try:
+                found += self._unloaded(service, seen, wait_s=FLEET_WAIT_S if restoring is None else 0.0)
+            except CanaryctlError as exc:
+                if restoring is None and isinstance(exc, Unreachable):
+                    raise
+                # Another release wrote it, or an undo cannot wait: what it reserves is not known.
+                telemetry.event("not reserved", service=service.name, error=str(exc))
+        return tuple(found)
+
+    def _unloaded(self, service: ServiceRow, before: int | None, *, wait_s: float) -> Iterator[Reservation]:
+        """before: see `SqlStore.began`; None: of every rollout."""
+        wanted = [service.stable]
+        for id in self._store.running(service.name):
+            stored = self._store.load(id)
+            if stored is not None and self._will_load(stored.state, before):
+                wanted.append(stored.state.canary.id)
+        rows = [self._store.version(service.name, version) for version in dict.fromkeys(wanted)]
+        local = [(row, version_spec(row)) for row in rows if row is not None]
+        local = [(row, spec) for row, spec in local if not spec.is_external]
+        ready = self._ready(service.name, wait_s) if local else {}
+        for row, spec in local:
+            if (missing := spec.replicas - ready.get(row.id, 0)) > 0:
+                yield Reservation(service.name, row.id, spec, fingerprint_of(row), missing)
+
+    def _will_load(self, other: RolloutState, before: int | None) -> bool:
+        """Whether the canary of another rollout has a claim to memory before that of the one in question."""
+        if other.is_final or other.is_canary_leaving:
+            return False
+        if before is None or other.launched:
+            return True
+        began = self._store.began(other.id)
+        return began is not None and began < before
+
+    def _ready(self, service: str, wait_s: float) -> dict[str, int]:
+        """Ready replicas by version. Raises Unreachable when the fleet does not answer within `wait_s`."""
+        deadline_at_s = time.monotonic() + wait_s
+        while (statuses := self._observe(service)) is None:
+            if time.monotonic() >= deadline_at_s:
+                raise Unreachable(f"the fleet does not say what {service} has loaded; try again")
+            time.sleep(0.25)
+        return {one.version: one.ready_replicas for one in statuses}
 
     def launch(self, service: str, version: str, replicas: int) -> Launch:
         """The fleet's launch of the version. Raises UnknownService when it is not stored."""
@@ -156,15 +191,6 @@ class Versions:
         return row
 
 
-def _will_load(other: RolloutState, rollout: RolloutState | None) -> bool:
-    """Whether the other's canary has a claim to memory before that of `rollout`."""
-    if other.is_final or other.is_canary_leaving:
-        return False
-    if rollout is None:
-        return True
-    return (other.started_at_s, other.id) < (rollout.started_at_s, rollout.id)
-
-
 class KeyedLocks:
     """One lock for each key that is in use. Safe to use from several threads."""
 
@@ -199,10 +225,14 @@ class KeyedLocks:
 
 
 def devices() -> tuple[Device, ...]:
-    """The devices of the cluster, with the memory that is free now."""
+    """The devices of the cluster, with the memory that is free now. Raises Unreachable."""
+    try:
+        hosts = cluster_devices()
+    except FleetUnreachable as exc:
+        raise Unreachable(str(exc)) from exc
     return tuple(
         Device(one.kind, one.name, one.total_bytes, one.free_bytes, host.node, host.free_gpus)
-        for host in cluster_devices()
+        for host in hosts
         for one in host.devices
     )
 

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.tails import TAIL_VALUES, RecentValues
 from evaluation.betting.unit_block import Floats, Ints, UnitBlock
-from evaluation.betting.wealth import Bets, by_weight, ratio_table
+from evaluation.betting.wealth import Bets, Refitted, by_weight, ratio_table
 
 QUANTILES = np.array([0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99, 0.995, 0.999])
 SCALES = (1.04, 1.08, 1.15, 1.25, 1.4, 1.7, 2.2, 3.0, 4.0)
 SCALE_PRIOR = (0.3, 4.0, 2.2, 2.0, 1.3, 0.5, 0.3, 0.2, 0.2)  # mostly on frequent harms
 TAILS = ((0.99, 1.6), (0.99, 2.5), (0.99, 5.0), (0.97, 1.5), (0.97, 2.2), (0.93, 1.5))
 TAIL_PRIOR = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
+FITTED_AT = np.array([*QUANTILES, 0.95, 0.99, *(quantile for quantile, _ in TAILS)])
 STRETCHES = (1.2, 1.4, 1.8, 2.6)
 STRETCH_PRIOR = (0.8, 1.2, 1.0, 0.6)
 MIN_VALUES = 50  # of stable, before anything is bet
@@ -82,7 +83,7 @@ def monotone(ratios: Floats, mass: Floats) -> Floats:
     return rising
 
 
-class ShapeLoss:
+class ShapeLoss(Refitted):
     """Rollback: bets that canary values / m0 lie higher, in bins at stable's percentiles.
 
     Null: a canary value divided by m0 is stochastically at most a stable value, unanswered requests as the
@@ -113,18 +114,19 @@ class ShapeLoss:
         if histogram is None or histogram.total < MIN_VALUES:
             return
         values, shares = histogram.occupied()
-        self.edges = np.unique(np.minimum(histogram.upper_edges(QUANTILES), self._last_edge))
-        p95, p99 = histogram.upper_edges(np.array([0.95, 0.99]))
+        points = histogram.upper_edges(FITTED_AT)
+        self.edges = np.unique(np.minimum(points[: len(QUANTILES)], self._last_edge))
+        p95, p99, *starts = points[len(QUANTILES) :]
         moved = [values * scale for scale in SCALES]
         moved += [stretched(values, p95, max(p99, p95 * 1.01), factor) for factor in STRETCHES]
         ratios, self.answered = ratios_of(np.stack([*moved, values]), shares, self.edges)
         middles = np.append(self.edges, np.inf)
-        for quantile, times in TAILS:
-            start = histogram.upper_edges(np.array([quantile]))[0]
+        tails = []
+        for (_, times), start in zip(TAILS, starts, strict=True):
             above = max(histogram.share_above(start / 1.005), SMOOTHING)
             rest = max((1.0 - times * above) / (1.0 - above), MIN_RATIO)
-            ratios = np.vstack((ratios, np.where(middles > start, times, rest)))
-        ratios = np.clip(ratios, MIN_RATIO, MAX_RATIO)
+            tails.append(np.where(middles > start, times, rest))
+        ratios = np.clip(np.concatenate((ratios, tails)), MIN_RATIO, MAX_RATIO)
         self.log_ratios = np.log(monotone(*with_failures(ratios, self.answered, stable.unanswered)))
 
     def _table(self, w: float) -> Floats:
@@ -139,7 +141,7 @@ class ShapeLoss:
         return np.concatenate((table, unanswered), axis=2)
 
 
-class ShapeProof:
+class ShapeProof(Refitted):
     """Promotion: bets that canary values / margin lie *lower* than stable's: it is not slower throughout.
 
     Null: a canary value divided by the margin is stochastically at least a stable value, unanswered requests

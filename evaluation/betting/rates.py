@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.unit_block import Floats, UnitBlock
-from evaluation.betting.wealth import Bets
+from evaluation.betting.wealth import Bets, NeedsCoin, Refitted
 
 RATIOS = np.array([1.35, 1.8, 2.6, 4.2, 8.0, 20.0, 60.0])
 RATIO_PRIOR = np.array([1.0, 1.0, 1.2, 1.2, 1.0, 0.8, 1.5])  # the last: for a baseline near zero
@@ -67,7 +67,7 @@ def share_bets(block: UnitBlock, tolerated: Floats, ratios: Floats, missing_as: 
     return Bets(rows, log_factors, looks)
 
 
-class EventLoss:
+class EventLoss(NeedsCoin):
     """Rollback on shares of events. Null: the canary's mean share is at most (1 + tolerance) times stable's.
 
     Where requests without an answer have no value, a rollback needs two of these, on two streams: one leaves
@@ -94,7 +94,7 @@ class EventLoss:
             self.prior = KNOWN_PRIOR
 
 
-class ShareLoss:
+class ShareLoss(Refitted):
     """Rollback on the shares of sessions: `log1p(lam (A - w)(z - mu))`, z = y / r0 on the canary.
 
     Null: the canary's mean share is at most r0 times stable's, r0 = 1 + tolerance; `missing_as` as for

@@ -6,7 +6,7 @@ import numpy as np
 
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.unit_block import Floats, UnitBlock
-from evaluation.betting.wealth import Bets
+from evaluation.betting.wealth import Bets, Refitted
 
 #: Bets, as multiples of the optimal one for the harm to detect, and their prior.
 LOSS_MULTIPLES, LOSS_PRIOR = np.array([0.42, 1.2, 3.0, 6.0]), np.array([0.42, 0.53, 0.04, 0.01])
@@ -28,7 +28,7 @@ def best_bet(effect: float, variance: float) -> float:
     return effect / (variance + effect * effect)
 
 
-class Centre:
+class Centre(Refitted):
     """What a score bettor takes off every score: `mu`, stable's past mean, and what a unit's covariates add.
 
     `reach`: of the covariates' part. `low`, `high`: bounds of the sum for all units alike, by which bets are

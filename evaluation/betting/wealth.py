@@ -61,7 +61,9 @@ class Wealth:
             starts = NO_ROWS
         if log_factors.shape[1] == 0 and len(starts) == 0:
             return np.empty(0)
-        path = np.add.accumulate(np.concatenate((self.lw[:, None], log_factors), axis=1), axis=1)
+        path = np.empty((len(self.lw), log_factors.shape[1] + 1))
+        path[:, 0], path[:, 1:] = self.lw, log_factors
+        np.add.accumulate(path, axis=1, out=path)
         begun = self._begin(path, starts)
         self.lw = path[:, -1].copy()
         if len(looks) == 0:
@@ -168,6 +170,19 @@ class Bettor(Protocol):
         """Update what the next epoch bets with. stable: statistics of stable's units so far."""
 
 
+class NeedsCoin:
+    """A bettor that neither looks nor learns in `bets` on units without a coin: they can be passed over."""
+
+    __slots__ = ()
+
+
+class Refitted(NeedsCoin):
+    """One whose `end_epoch` depends on stable's statistics alone, not on epochs that ended before: where
+    nothing is bet in between, only the last of several calls matters."""
+
+    __slots__ = ()
+
+
 class Channel:
     """One bettor, its wealth, and its decision.
 
@@ -196,11 +211,7 @@ class Channel:
         """
         if self.is_idle or len(block) == 0:
             return
-        if block.draw[0] <= self.last_draw:
-            raise ValueError(
-                f"toss {block.draw[0]} follows toss {self.last_draw}; a coin may be bet once, in order"
-            )
-        self.last_draw = int(block.draw[-1])
+        self._follow(block)
         rows, log_factors, looks = self.bettor.bets(block)
         if self.canary < self._min_canary:
             canary = np.add.accumulate(np.where(block.arm, block.n, 0.0)) + self.canary
@@ -210,6 +221,23 @@ class Channel:
             starts = np.searchsorted(rows, due, side="right") if len(due) else NO_ROWS
             log_e = self.wealth.bet(log_factors, looks, starts)
             self.decision.observe(log_e, block, rows[looks])
+
+    def can_skip(self, kind: type[NeedsCoin]) -> bool:
+        """Whether the bettor is of this kind, and the channel adds nothing to it."""
+        return type(self) is Channel and isinstance(self.bettor, kind)
+
+    def skip(self, block: UnitBlock) -> None:
+        """Pass over units without a coin. Raises ValueError as `bet`."""
+        if not self.is_idle and len(block):
+            self._follow(block)
+
+    def _follow(self, block: UnitBlock) -> None:
+        """Note the tosses of a block. Raises ValueError where they do not follow the last one."""
+        if block.draw[0] <= self.last_draw:
+            raise ValueError(
+                f"toss {block.draw[0]} follows toss {self.last_draw}; a coin may be bet once, in order"
+            )
+        self.last_draw = int(block.draw[-1])
 
     def end_epoch(self, stable: Stable) -> None:
         """Update what the bettor bets with."""

@@ -110,10 +110,8 @@ def run(
             pipeline.metrics[metric].seed(values)
     passed = _feed_stages(pipeline, table, plan)
     last = int(stage.max()) if len(stage) else len(plan) - 1
-    report = evaluation_report(pipeline, plan, last, through_s=float("inf"))
-    found = (*passed, _stage_result(plan, report))
     not_judged = gates_without_column(columns, whole_policy)
-    return _result(pipeline, report, found, len(plan), not_judged, required)
+    return closing_result(pipeline, plan, last, passed, not_judged, required)
 
 
 def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> None:
@@ -140,9 +138,23 @@ def _feed_stages(pipeline: Pipeline, table: Table, plan: Sequence[StagePlan]) ->
         report = evaluation_report(pipeline, plan, int(reached[end - 1]), through_s=float(at_s[end]))
         found.append(_stage_result(plan, report))
     feed(pipeline, table.pick(slice(start, None)))
+    return found
+
+
+def closing_result(
+    pipeline: Pipeline,
+    plan: Sequence[StagePlan],
+    stage: int,
+    passed: Sequence[StageResult] = (),
+    not_judged: tuple[str, ...] = (),
+    required: Collection[str] = (),
+) -> BacktestResult:
+    """The result once all rows were fed: closes the open sessions. passed: of the stages before `stage`."""
     for lane in pipeline.lanes:
         lane.close_through(float("inf"))
-    return found
+    report = evaluation_report(pipeline, plan, stage, through_s=float("inf"))
+    found = (*passed, _stage_result(plan, report))
+    return _result(pipeline, report, found, len(plan), not_judged, required)
 
 
 def _stage_result(plan: Sequence[StagePlan], report: EvaluationReport) -> StageResult:

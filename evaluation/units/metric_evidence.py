@@ -125,6 +125,9 @@ class MetricEvidence:
                 else:
                     track.channel.decision.limit = limit
                 track.channel.is_idle = track.use in ("session", "later") and not sticky
+        for column in (*self.columns, *self.with_missing):
+            column.first.fix_idle()
+            column.units.fix_idle()
 
     def comparable(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
         """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""

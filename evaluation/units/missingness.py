@@ -20,7 +20,7 @@ from scipy.special import betaincc, betaln
 from evaluation.betting.rates import share_bets
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.unit_block import Flags, Floats, Ints, UnitBlock
-from evaluation.betting.wealth import Bets, Channel
+from evaluation.betting.wealth import Bets, Channel, Refitted
 from evaluation.stream import Stream
 from evaluation.units.released import Released
 
@@ -36,7 +36,7 @@ MAX_UNEVEN = 3.0  # standard errors between the arms' shares of values; beyond, 
 SILENCE_ODDS = 1e-6  # probability of such a silence by chance
 
 
-class PresenceBet:
+class PresenceBet(Refitted):
     """Two-sided: bets that values are missing (or present) more often on one arm than its coin explains.
 
     `y`: the unit's share of requests without (with) a value; the rarer of the two. `1 + d y` on the canary,

@@ -8,9 +8,9 @@ promoted harmful canaries in 54-100 % of runs.)
 
 A draw has one session of requests. What the unit asks after it is a **later session** (`Drawn.round`): one in
 each round of ROUND_SESSIONS session lengths, by the logged `w` of its first request. It is the same coin, so
-it is bet in processes of its own, one a round, each with its own part of alpha (`units/later.py`): within one
-round, a unit's coin is bet once, and its arm is canary with probability `w`, because nothing that a round has
-seen depended on it. A unit gets there after its first contact at the current weight, for as long as a
+it is bet in processes of its own, one a round, each with its own part of alpha (`betting/rounds.py`): within
+one round, a unit's coin is bet once, and its arm is canary with probability `w`, because nothing that a round
+has seen depended on it. A unit gets there after its first contact at the current weight, for as long as a
 session, on both arms alike: also one on the canary already, whose contact reveals nothing and is not bet on.
 """
 

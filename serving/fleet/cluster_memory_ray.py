@@ -1,6 +1,7 @@
 """Memory of all devices of the Ray cluster, measured on each of its nodes at once.
 
-A node that does not answer in time is left out: what it holds is not known, and nothing is planned on it.
+A node that does not answer in time is left out: what it holds is not known, and nothing is planned on it. But
+an answer without any of the cluster's GPUs is no answer: engines would be placed on processors instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from serving.actor_calls_ray import Deadline
 from serving.fleet import device_memory
 from serving.fleet.device_memory import DeviceMemory
+from serving.fleet.types import FleetUnreachable
 
 TIMEOUT_S = 8.0  # the first call to a node starts a worker there
 HEAD_S = 4.0  # beyond that, for what Ray's head is asked
@@ -33,13 +35,14 @@ def cluster_devices(*, timeout_s: float = TIMEOUT_S) -> tuple[NodeDevices, ...]:
     """The devices of every node that answers, in the order of their addresses; names carry the address.
 
     GPUs alone where any node has one, as engines are placed on them alone. Without Ray: those of this host.
+    Raises FleetUnreachable when Ray does not answer, or no node with a GPU does.
     """
     if not ray.is_initialized():
         return (NodeDevices("", device_memory.devices(), None),)
     try:
         return Deadline(timeout_s + HEAD_S).run(lambda: _ask_nodes(timeout_s))
-    except GetTimeoutError:  # Ray's head hangs
-        return (NodeDevices("", device_memory.devices(), None),)
+    except GetTimeoutError as exc:
+        raise FleetUnreachable("Ray's head does not answer; look at it: ray status") from exc
 
 
 def _ask_nodes(timeout_s: float) -> tuple[NodeDevices, ...]:
@@ -55,10 +58,18 @@ def _ask_nodes(timeout_s: float) -> tuple[NodeDevices, ...]:
         _of_node(calls[call], call, free, is_alone=len(nodes) == 1) for call in calls if call in set(done)
     ]
     answered = [one for one in found if one is not None]
+    with_gpus = [one for one in answered if one.devices[0].kind == "gpu"]
+    expected = [str(one["NodeManagerAddress"]) for one in nodes if one["Resources"].get("GPU", 0.0) > 0]
+    if expected and not with_gpus and _is_missing(answered, expected):
+        raise FleetUnreachable(f"no node with a GPU answers ({', '.join(expected)}); try again")
     if not answered:  # as when Ray has no worker left: this host can still be measured
         return (NodeDevices("", device_memory.devices(), None),)
-    with_gpus = [one for one in answered if one.devices[0].kind == "gpu"]
     return tuple(with_gpus or answered)
+
+
+def _is_missing(answered: list[NodeDevices], expected: list[str]) -> bool:
+    """Whether a node that declares GPUs did not answer. One that has none declares them to Ray only."""
+    return not set(expected) <= {one.node for one in answered}
 
 
 def _measure_on(node: dict[str, Any]) -> Any:

@@ -8,6 +8,8 @@ Rules:
 1. A stream is complete when every choice has finished, or when its API's last event says so. `[DONE]` alone
    says nothing, and an end of the body is enough only on paths whose answers hold no text.
 2. A comment is no event; an event without content (a role, a keep-alive) commits nobody to this answer.
+3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
+   is not passed on.
 
 Invariant: no text of an answer is kept, only whether there was any.
 """
@@ -137,10 +139,10 @@ class AnswerScan:
                 return "cut"
         elif self.content_type.startswith("application/json") and not self._is_too_large:
             self._read_json_answer()
-        if self.has_error:
-            return "error in the answer"
         if self.is_malformed:
             return "malformed"
+        if self.has_error:
+            return "error in the answer"
         return "empty" if self.is_empty else None
 
     def rest(self) -> bytes | None:
@@ -158,11 +160,14 @@ class AnswerScan:
 
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
+        is_sound = _is_sound(block)
         if self.takes_ids:
-            if b'"error"' in block:
+            if b'"error"' in block or not is_sound:
                 return self._read_until_error(block)
             if TOKEN_COMMENT in block:
                 block = self._without_ids(block)
+        elif not is_sound and not all(_is_event(one) for one in _events_of(block)):
+            self.is_malformed = True
         if self.has_content and not _may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
             return block
@@ -196,15 +201,20 @@ class AnswerScan:
             self.has_bad_ids = True
 
     def _read_until_error(self, block: bytes) -> bytes:
-        """Read event after event, so that the ids are those of the events that are passed on."""
+        """Read event after event, so that the ids are those of the events before an error or garbage."""
         passed = []
-        events = block.replace(b"\r\n", b"\n").split(b"\n\n")[:-1]
+        events = _events_of(block)
         for index, event in enumerate(events):
+            if self.is_done:
+                break  # nothing can follow
             known = len(self.token_ids)
             plain = self._without_ids(event + b"\n\n")
-            self.takes_ids = False
-            self._read_events(plain)
-            self.takes_ids = True
+            if _is_event(event, is_ours=True):
+                self.takes_ids = False
+                self._read_events(plain)
+                self.takes_ids = True
+            else:
+                self.has_error = self.is_malformed = True
             if self.has_error:
                 del self.token_ids[known:]
                 rest = b"".join(one + b"\n\n" for one in events[index + 1 :])
@@ -297,6 +307,45 @@ def _may_hold_metadata(block: bytes) -> bool:
         and reasons != block.count(b'"finish_reason":null')
         and (_METADATA.search(block) is not None)
     )
+
+
+_SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
+_OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
+
+
+def _is_sound(block: bytes) -> bool:
+    """True when every event of a block is surely one that `_is_event` accepts; of most engines all are."""
+    try:
+        if not block.isascii():
+            block.decode()
+        start = block.find(b"\n") + 1 if block.startswith(TOKEN_COMMENT) else 0
+        if block.find(b"\n", start) == len(block) - 2 and block.startswith(b"data: {", start):
+            _SKIP(block[start + 6 : -2])  # one event of one line, most often
+            return True
+        for line in block.split(b"\n"):
+            if line.startswith(b"data: {"):
+                _SKIP(line[6:])
+            elif line and not line.startswith(_OTHER_LINES) and line != b"data: [DONE]":
+                return False
+    except ValueError:
+        return False
+    return True
+
+
+def _is_event(event: bytes, *, is_ours: bool = False) -> bool:
+    """True for an event without data, with a JSON object, or [DONE].
+
+    is_ours: of our engines, which write no line that readers ignore.
+    """
+    lines = event.split(b"\n")
+    data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+    is_known = not is_ours or all(not one or one.startswith((b"data:", *_OTHER_LINES)) for one in lines)
+    return is_known and (not data or data == b"[DONE]" or json_object(data) is not None)
+
+
+def _events_of(block: bytes) -> list[bytes]:
+    """The events of a block that ends with a blank line."""
+    return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")[:-1]
 
 
 def _end_of_events(data: bytes, known: int) -> int:

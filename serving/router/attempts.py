@@ -106,6 +106,7 @@ class Attempts:
         self.first_cause: str | None = None  # why the first attempt failed; None: it did not, or was fenced
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
         self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
+        self.was_redone = False  # stable answered anew where only the usage was missing
         self.was_whole = False  # the answer of the assigned arm was whole, but for what stable adds
 
     @property
@@ -178,11 +179,18 @@ class Attempts:
             else:
                 del self._context.in_flight[replica.url]
 
-    def failed(self, why: Failure) -> None:
-        """The current attempt, which is over, got no answer."""
-        self.tried[-1].cause = why
+    def failed(self, why: Failure | None) -> None:
+        """The current attempt, which is over, got no answer; None: a whole one without its usage.
+
+        That is no failure of the arm, as of a stream that stable completes it is none.
+        """
+        self.tried[-1].cause = why or "cut"
         if self._assignment.is_lookup:
             self._has_lookup_failed = True
+            return
+        if why is None:
+            self.was_whole = self.was_redone = True
+            self._fall_back()
             return
         if why == "withheld" and self.arm == CANARY:
             self._fall_back()

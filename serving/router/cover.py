@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from serving.messages import FULL_BP, Arm
 from serving.router.answer_scan import AnswerScan
+from serving.router.continuable import PATHS
 from serving.router.continuation import tokens_header
 from serving.router.headers import RawHeaders
+from serving.router.takeover import wanted_usage
 from serving.router.types import RouterContext, Start
 
 
@@ -49,6 +51,12 @@ class Cover:
             return False
         is_lost = not self._start.is_continuable or is_unfit
         return is_lost and scan.is_stream and table.late_commit == "hold" and table.weight_bp < FULL_BP
+
+    def lacks_usage(self, scan: AnswerScan) -> bool:
+        """True for a stream without the usage that its request asks for in an event of its own."""
+        request = self._start.request
+        may_ask = request.path in PATHS and not scan.has_usage_event
+        return may_ask and wanted_usage(request.body) != "no"
 
     @property
     def can_continue(self) -> bool:

@@ -45,7 +45,7 @@ from serving.router.model_name import NotRenamed
 from serving.router.outgoing import Outgoing, event_of
 from serving.router.record import Seen, end_at_deadline, record_of
 from serving.router.sending import Sender
-from serving.router.takeover import DONE, wanted_usage
+from serving.router.takeover import DONE
 from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, RouterContext, Start, Step
 
 
@@ -133,8 +133,8 @@ class Exchange:
     def _scan_answer(self, arm: Arm | None, headers: RawHeaders) -> None:
         kind = (value_of(headers, b"content-type") or "").lower()
         is_unfit = self._cover.read(arm, headers)
-        takes_ids = arm is not None and arm.has_fence
-        scan = self._seen.scan = AnswerScan(self._request.path, kind, self._start.choices, takes_ids)
+        is_ours = arm is not None and arm.has_fence
+        scan = self._seen.scan = AnswerScan(self._request.path, kind, self._start.choices, is_ours)
         if self._attempts.arm == CANARY and not self._start.assignment.is_lookup:  # none has it but this one
             self._out.holds_all = self._cover.must_hold(scan, is_unfit=is_unfit)
             self._seen.covered = not scan.is_stream or self._out.holds_all or self._cover.can_continue
@@ -177,7 +177,7 @@ class Exchange:
     def _received_error(self, scan: AnswerScan, data: bytes) -> Action:
         """The engine reported an error inside its answer, of which `data` is what came before."""
         if not self._out.is_committed and self._attempts.arm == CANARY:
-            self._failed("error in the answer")
+            self._failed("malformed" if scan.is_malformed else "error in the answer")
             return Step.AGAIN
         if self._out.is_committed and scan.error_tail and self._may_continue(scan):
             self._begin_continuation(scan)
@@ -234,9 +234,11 @@ class Exchange:
 
     def _complete(self, scan: AnswerScan, rest: bytes, now_s: float) -> Action:
         """The answer is whole, but not what its engine says after it. rest: a last event."""
-        may_lack_usage = self._start.is_continuable and not scan.has_usage_event
-        if may_lack_usage and wanted_usage(self._request.body) != "no" and self._may_continue(scan):
+        if self._start.is_continuable and self._cover.lacks_usage(scan) and self._may_continue(scan):
             self._begin_continuation(scan)
+            return Step.AGAIN
+        if self._out.holds_all and self._attempts.arm == CANARY and self._cover.lacks_usage(scan):
+            self._failed(None)
             return Step.AGAIN
         self._finish("answered", scan.end(), now_s)
         is_done = scan.is_done or not self._request.path.endswith("completions")
@@ -245,10 +247,9 @@ class Exchange:
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""
-        is_continued = self._continuation is not None
-        if self.is_over or not (self._out.is_waiting or is_continued):
+        if self.is_over or not (self._out.is_waiting or self._continuation is not None):
             return Step.HOLD
-        since_s = self._seen.last_byte_s if is_continued else None
+        since_s = self._seen.last_byte_s if self._continuation is not None else None
         return self._out.comment(now_s, self._context.limits.keep_alive_s, since_s) or Step.HOLD
 
     def _deliver(self, data: bytes, then: Literal["more", "end", "break"] = "more") -> Deliver:
@@ -256,8 +257,8 @@ class Exchange:
         scan = self._seen.scan
         return self._out.deliver(data, then, is_stream=scan is not None and scan.is_stream)
 
-    def _failed(self, why: Failure) -> None:
-        """The current attempt failed before anything of it was sent to the client."""
+    def _failed(self, why: Failure | None) -> None:
+        """The current attempt failed before anything of it was sent; None: it was whole but for its usage."""
         self._release()
         if self._continuation is not None:
             self._continuation.failed()
@@ -297,8 +298,7 @@ class Exchange:
         self._attempts.cut(one.sent, is_whole=is_whole)
 
     def _next_of_continuation(self, one: Continuation) -> Attempt | Deliver:
-        end = one.closing()
-        if end is not None:
+        if (end := one.closing()) is not None:
             return self._continued(end)
         current = self._attempts.current_arm, self._attempts.replica
         chosen = current if current[1] is not None else self._attempts.begin()

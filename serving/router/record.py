@@ -49,7 +49,8 @@ def record_of(
         outcome = "fallback" if attempts.first_cause or attempts.first_4xx else "fenced"
     error, cause = _error_of_first_attempt(attempts, cause)
     is_rejected = attempts.first_4xx is not None
-    served_arm = None if status is None else assignment.arm if attempts.was_whole else attempts.arm
+    is_own = attempts.was_whole and not attempts.was_redone
+    served_arm = None if status is None else assignment.arm if is_own else attempts.arm
     latency_until_s: float | None = None
     open_until_s: float | None = None
     is_empty = False

@@ -33,13 +33,14 @@ class Split:
     canary: str | None
     weight_bp: int
     stage: int
+    audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences beside those of the clients' rules
     mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
 
     def checked(self) -> Split:
-        """This split, without a canary that gets neither requests nor copies. Raises BadSplit."""
+        """This split; at weight 0 no audiences, and no canary unless it gets copies. Raises BadSplit."""
         if not 0 <= self.mirror_bp <= FULL_BP:
             raise BadSplit(f"mirror share {self.mirror_bp} bp is outside 0-{FULL_BP}; use basis points")
         if self.mirror_bp and self.canary is None:
@@ -50,7 +51,12 @@ class Split:
             raise BadSplit(f"version {self.canary} cannot be stable and canary at once; name two versions")
         if self.weight_bp and self.canary is None:
             raise BadSplit(f"weight {self.weight_bp} bp without a canary; name a version or set 0")
-        return self if self.weight_bp or self.mirror_bp else replace(self, canary=None)
+        for audience, bp in self.audience_bp:
+            if not 0 <= bp <= FULL_BP:
+                raise BadSplit(f"weight {bp} bp of audience {audience} is outside 0-{FULL_BP}; correct it")
+        if self.weight_bp:
+            return self
+        return replace(self, canary=self.canary if self.mirror_bp else None, audience_bp=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from serving.access import Affinity, ClientRules
+from serving.access import Access, Affinity, ClientRules
 from serving.credentials import ControlSecret, DataSecret
 from serving.messages import AppliedHow, Arm, Replica, RouteTable, SplitStatus
 from serving.table.acknowledgements import LEASE_MARGIN_S, TABLE_LEASE_S, Acknowledgements
@@ -234,7 +234,7 @@ class TableCore:
             stage=split.stage,
             secret=DataSecret.of(self._secret) if self._secret else None,
             unit_key=unit_key,
-            access=self._rules.access,
+            access=self._access(),
             affinity=Affinity.of(unit_key.text, cookie=self._rules.cookie),
             generation=self._generation,
             heavy=self._heavy.units,
@@ -324,6 +324,16 @@ class TableCore:
 
     def _fences(self, urls: Iterable[str]) -> dict[str, FenceOrder]:
         return {url: FenceOrder(url, self._epoch, self._revision) for url in urls}
+
+    def _access(self) -> Access | None:
+        """The clients' rules; an audience has the larger of its weights there and in the split."""
+        access = self._rules.access
+        if access is None or not self._split.audience_bp:
+            return access
+        weights = dict(access.audience_bp)
+        for audience, bp in self._split.audience_bp:
+            weights[audience] = max(bp, weights.get(audience, 0))
+        return replace(access, audience_bp=weights)
 
     def _arm(self, version: str) -> Arm:
         return self._arms.get(version, Arm(version))

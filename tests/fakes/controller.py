@@ -74,6 +74,7 @@ class FakeEnvironment:
     written: list[tuple[str, str]] = field(default_factory=list)  # (service, id) of each score
     accepts_scores: bool = True
     is_measuring: bool = True
+    is_leading: bool = True
     rate: float | None = None
     traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
     forecasts: int = 0  # simulations that were asked for
@@ -97,6 +98,10 @@ class FakeEnvironment:
 
     def kv_bytes(self, version: VersionSpec) -> int:
         return 64 << 20
+
+    def require_leading(self) -> None:
+        if not self.is_leading:
+            raise Unreachable("another controller leads")
 
     def require_measuring(self, service: str) -> None:
         if not self.is_measuring:

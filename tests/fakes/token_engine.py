@@ -41,6 +41,7 @@ class TokenEngine:
     sizes: tuple[int, ...] = (1,)
     name: str = "stable"
     vocabulary: str = "d1"
+    prompt: tuple[int, ...] = tuple(PROMPT)
 
     @property
     def answer(self) -> list[int]:
@@ -48,17 +49,19 @@ class TokenEngine:
 
     def head(self, path: str, body: dict[str, Any]) -> list[tuple[bytes, bytes]]:
         kind = b"text/event-stream" if body.get("stream") else b"application/json"
-        limit = f" {self._limit(path, body, PROMPT)}" if path != "/tokenize" else ""
+        limit = f" {self._limit(path, body, self.prompt)}" if path != "/tokenize" else ""
         return [(b"content-type", kind), (b"x-canaryctl-tokens", (self.vocabulary + limit).encode())]
 
     def tokenize(self) -> bytes:
-        return json.dumps({"tokens": PROMPT, "count": len(PROMPT), "max_model_len": CONTEXT}).encode()
+        return json.dumps(
+            {"tokens": self.prompt, "count": len(self.prompt), "max_model_len": CONTEXT}
+        ).encode()
 
     def events(self, path: str, body: dict[str, Any]) -> list[bytes]:
         """The whole stream, an event each, with the comments of its tokens."""
         is_chat = path.endswith("chat/completions")
         asked = body.get("prompt")
-        prompt = asked if isinstance(asked, list) else PROMPT
+        prompt = asked if isinstance(asked, list) else list(self.prompt)
         options = body.get("stream_options") or {}
         note, ids, shown, held = TokenNote(decode), list(prompt), 0, b""
         found: list[bytes] = []
@@ -94,15 +97,15 @@ class TokenEngine:
         lines = b"".join(self.events(path, body)).split(b"\n")
         return b"\n".join(line for line in lines if not line.startswith(b": "))
 
-    def _limit(self, path: str, body: dict[str, Any], prompt: list[int]) -> int:
+    def _limit(self, path: str, body: dict[str, Any], prompt: Sequence[int]) -> int:
         asked = body.get("max_completion_tokens") or body.get("max_tokens")
         if asked is None and path == "/v1/completions" and "max_tokens" not in body:
             asked = 16
         return min(asked or CONTEXT, CONTEXT - len(prompt))
 
     def _next(self, ids: list[int]) -> int:
-        done = len(ids) - len(PROMPT)
-        is_right = ids == [*PROMPT, *self.answer[:done]] and done < len(self.answer)
+        done = len(ids) - len(self.prompt)
+        is_right = ids == [*self.prompt, *self.answer[:done]] and done < len(self.answer)
         return self.answer[done] if is_right else ord("#")
 
     def _usage(self, prompt: list[int], shown: int) -> dict[str, int]:

@@ -18,9 +18,17 @@ from serving.router.types import Attempt, Deliver, Request, Step
 from serving.targets import Target
 from tests.fakes.token_engine import PROMPT, Answer, TokenEngine
 
-How = Literal["broken", "ended", "error"]
+How = Literal["broken", "ended", "error", "garbage"]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 ERROR = b'data: {"error":{"message":"engine died","code":500}}\n\ndata: [DONE]\n\n'
+GARBAGE = (
+    b"data: {\x98/\x87",
+    b"data: 9",
+    b"\x98/\x87",
+    b'data: {"id":"x"}}',
+    b'data: {"id":"\xff"}',
+    b"data: [[]",
+)
 ENDS = ("stop", "length")
 TEXTS = st.text(alphabet='ab é日🇫"\\\n', min_size=1, max_size=20)
 
@@ -80,6 +88,9 @@ class Client:
         if how == "error" and at < len(whole):
             data = data[: data.rfind(b"\n\n") + 2] if b"\n\n" in data else b""
             data += ERROR
+        elif how == "garbage":
+            data = data[: data.rfind(b"\n\n") + 2] if b"\n\n" in data else b""
+            data += GARBAGE[at % len(GARBAGE)] + b"\n\n" + whole[len(data) :]
         if self.is_finished_at_first_cut is None:
             passed = data[: data.rfind(b"\n\n") + 2]
             self.is_finished_at_first_cut = any(f'"finish_reason":"{one}"'.encode() in passed for one in ENDS)
@@ -120,7 +131,9 @@ def request(path: str, usage: str, limit: int | None) -> dict[str, Any]:
     usage=st.sampled_from(["no", "once", "always"]),
     limit=st.one_of(st.none(), st.integers(1, 30)),
     cuts=st.lists(
-        st.tuples(st.integers(0, 6000), st.sampled_from(["broken", "ended", "error"])), min_size=1, max_size=2
+        st.tuples(st.integers(0, 6000), st.sampled_from(["broken", "ended", "error", "garbage"])),
+        min_size=1,
+        max_size=2,
     ),
     parts=st.sampled_from([1, 7, 200, 100_000]),
 )
@@ -147,7 +160,7 @@ def test_a_stream_broken_anywhere_is_one_valid_stream_with_the_whole_text(
     assert (record.status, record.outcome in ("answered", "fallback")) == (200, True)
     is_failure = bool(record.attempts) and record.outcome == "fallback"
     assert record.error is (is_failure or record.cause is not None)
-    if client.is_finished_at_first_cut and cuts[0][1] != "error":
+    if client.is_finished_at_first_cut and cuts[0][1] not in ("error", "garbage"):
         assert (record.error, record.outcome, record.served_arm) == (record.empty, "answered", 1)
     if record.takeover_at is not None:
         assert (record.error, record.arm, record.taken_over_by) == (True, 1, 0)

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.gate import __main__ as command
 from benchmarks.gate import digest
 from benchmarks.gate.cases import BOUNDARY, CASES
+from benchmarks.gate.growing import Traffic
 from benchmarks.gate.published import (
     at_look,
     beside_baseline,
@@ -59,7 +60,9 @@ def test_a_prefix_ends_with_the_named_canary_request() -> None:
 def test_harm_is_found_by_both_policies_and_sooner_by_strict() -> None:
     events = [simulate(HARM, rep) for rep in range(6)]
     times = {
-        preset: [rollback_time(HARM, each, equal_metrics(preset)) or 10**6 for each in events]
+        preset: [
+            rollback_time(HARM, Traffic(each.columns), equal_metrics(preset)) or 10**6 for each in events
+        ]
         for preset in ("strict", "default")
     }
 

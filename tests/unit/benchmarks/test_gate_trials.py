@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gate.ab_trials import msprt
+from benchmarks.gate.growing import Traffic
 from benchmarks.gate.trial_cases import TRIALS
 from benchmarks.gate.trials import (
     FIRST_RUNG,
@@ -21,7 +22,6 @@ from benchmarks.gate.trials import (
     Ratio,
     Row,
     Share,
-    cut,
     decide,
     seed_of,
 )
@@ -137,7 +137,7 @@ def test_late_harm_begins_with_the_second_stage() -> None:
 def test_a_harmful_canary_is_rolled_back_and_a_twin_is_promoted(preset: str) -> None:
     twin = replace(SMALL, sticky=False, canary_requests=4000)
     good, bad = (
-        decide(columns_of(world, [5]), preset, FIRST_RUNG)
+        decide(Traffic(columns_of(world, [5])), preset, FIRST_RUNG)
         for world in (twin, replace(twin, canary=Arm(error=0.3)))
     )
 
@@ -148,13 +148,13 @@ def test_a_harmful_canary_is_rolled_back_and_a_twin_is_promoted(preset: str) -> 
 
 
 def test_without_margins_nothing_is_promoted() -> None:
-    assert decide(columns_of(SMALL, [5]), "default", NO_PROOF).word == "undecided"
+    assert decide(Traffic(columns_of(SMALL, [5])), "default", NO_PROOF).word == "undecided"
 
 
 def test_no_stage_is_promoted_before_its_minimum() -> None:
     got = columns_of(replace(SMALL, sticky=False, canary_requests=4000), [5])
 
-    assert decide(cut(got, 450), "default", FIRST_RUNG).word == "undecided"
+    assert decide(Traffic(got), "default", FIRST_RUNG, canary_requests=450).word == "undecided"
 
 
 def test_an_undecided_run_goes_on_to_the_next_length(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,3 +109,21 @@ def test_a_service_without_clients_has_none_in_its_stored_spec() -> None:
     spec = parse_service({"service": "chat", "model": "/m"})
 
     assert "clients" not in spec.model_dump(mode="json", exclude_defaults=True)
+
+
+async def test_a_stage_may_raise_an_audience_of_the_service_and_no_other(
+    api: httpx.AsyncClient, model: str, tmp_path: Path
+) -> None:
+    await api.put("/v1/services/chat", json={"model": model, "clients": {"keys": [KEY]}})
+    version = {"model": str(write_checkpoint(tmp_path / "next", seed=2))}
+    answers = []
+    for audience in ("staff", "stuff"):
+        stages = [{"weight": "0.01%", "audience_bp": {audience: 10_000}}, {"weight": "10%"}]
+        body = {"version": version, "policy": {"stages": stages}, "quick": True}
+        answers.append(await api.post("/v1/services/chat/plan", json=body))
+
+    assert [one["audience_bp"] for one in answers[0].json()["stages"]] == [{"staff": 10_000}] * 2
+    assert answers[1].status_code == 422
+    assert answers[1].json()["detail"] == (
+        "policy.stages.0.audience_bp.stuff is given by no key of the service; did you mean staff?"
+    )

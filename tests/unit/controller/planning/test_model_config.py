@@ -107,3 +107,36 @@ def test_the_parts_of_a_model_for_text_and_images_are_read_by_their_own_defaults
 
 def test_a_model_type_without_known_defaults_keeps_all_values() -> None:
     assert read_config({"model_type": "acme", "hidden_act": "silu"}).rest == {"hidden_act": "silu"}
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "part"),
+    [
+        # As the library reads them: rope_scaling, often added by hand, replaces rope_parameters.
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "rope",
+        ),
+        ({"dtype": "bfloat16", "torch_dtype": "bfloat16"}, {"dtype": "float32"}, "dtype"),
+    ],
+)
+def test_of_two_names_of_one_setting_the_one_that_the_library_takes_counts(
+    before: dict[str, Any], change: dict[str, Any], part: str
+) -> None:
+    both = [{**SETTINGS, "model_type": "qwen3", **before, **more} for more in ({}, change)]
+    first, second = (read_config(one) for one in both)
+
+    assert [name for name in first.__slots__ if getattr(first, name) != getattr(second, name)] == [part]
+
+
+def test_full_attention_in_every_layer_counts_where_the_class_would_use_windows() -> None:
+    windowed = {
+        "model_type": "qwen3",
+        "use_sliding_window": True,
+        "sliding_window": 128,
+        "max_window_layers": 2,
+    }
+    full = {**windowed, "layer_types": ["full_attention"] * 4}
+
+    assert read_config({**SETTINGS, **windowed}) != read_config({**SETTINGS, **full})

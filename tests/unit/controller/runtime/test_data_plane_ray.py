@@ -109,9 +109,11 @@ class Engines:
 
 def test_the_salt_of_a_split_is_its_rollout_id() -> None:
     traffic = RecordingTraffic()
-    TrafficAdapter(traffic).set_split("chat", "r-00000001", SetSplit("v-1", "v-2", 500, 2), token=4)
+    TrafficAdapter(traffic).set_split(
+        "chat", "r-00000001", SetSplit("v-1", "v-2", 500, 2, audience_bp=(("a", 7),)), token=4
+    )
 
-    expected = Split("r-00000001", "r-00000001", "v-1", "v-2", 500, 2)
+    expected = Split("r-00000001", "r-00000001", "v-1", "v-2", 500, 2, (("a", 7),))
     assert traffic.calls == [("split", "chat", expected, 4)]
 
 

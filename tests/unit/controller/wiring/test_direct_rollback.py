@@ -38,6 +38,7 @@ class Split:
     ) -> None:
         self.rollout, self.weight_bp, self.applied, self.how = rollout, weight_bp, applied, "acknowledged"
         self.stable, self.canary = stable, canary if weight_bp else None
+        self.silenced = False
 
 
 class Table:
@@ -98,6 +99,21 @@ def test_a_canary_that_has_no_weight_yet_is_tombstoned_by_the_stores_word(
     assert (table.calls, result.problem is None) == (["r-00000001"], True)
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_canary_that_silence_withdrew_is_tombstoned_though_nothing_can_be_stored(
+    table: Table, settings: Settings, is_named: bool
+) -> None:
+    """A full disk: the controller cannot commit, its silence takes the weight, and it would give it back."""
+    full(settings.home / "state.db")
+    table.split = Split("r-00000001" if is_named else "", 0, applied=True)
+    table.split.silenced = is_named
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert (table.calls, result.problem) == (["r-00000001"], None)
+    assert ["disk is full" in line for line in result.failed] == [True]
+
+
 def newer(path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("UPDATE canaryctl_schema_version SET version_num = '99'")
@@ -141,7 +157,7 @@ def test_a_broken_store_does_not_keep_the_traffic_from_moving(
     result = roll_back_directly(settings, "chat", reason="")
 
     assert (table.calls, result.problem is None, len(result.failed)) == (["r-00000001"], True, 1)
-    assert result.failed[0].startswith("store: not reached (")
+    assert result.failed[0].startswith("store: ")
     assert words in result.failed[0]
 
 

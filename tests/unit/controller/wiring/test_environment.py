@@ -37,3 +37,12 @@ def test_nothing_is_kept_of_a_removed_service(host: HostEnvironment) -> None:
     host.forget("chat")
 
     assert (host.meters, host.readers, host.measuring) == ({}, {}, set())
+
+
+def test_a_standby_gives_out_no_memory(host: HostEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "LEAD_WAIT_S", 0.01)
+    host.require_leading()
+
+    host.is_reading = lambda: False
+    with pytest.raises(Unreachable, match="another controller leads; ask that one"):
+        host.require_leading()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from controller.errors import CanaryctlError, Unreachable
 from controller.planning.capacity import Device, fit
@@ -31,16 +32,21 @@ from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.wiring import launches
 from controller.wiring.launches import Versions
-from serving.fleet.types import VersionStatus
+from serving.fleet.cluster_memory_ray import NodeDevices
+from serving.fleet.device_memory import DeviceMemory
+from serving.fleet.types import FleetUnreachable, VersionStatus
 from tests.fakes.checkpoints import replace_keeping_time, write_checkpoint
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 READY = VersionStatus(STABLE, "ready", 3, 0, None, (), None, 0.0)
 
+DEVICES = launches.devices
+
 
 @pytest.fixture
-def versions(tmp_path: Path) -> Versions:
-    """Of a store with `chat`, which serves STABLE."""
+def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
+    """Of a store with `chat`, which serves STABLE, on a host with room for all."""
+    monkeypatch.setattr(launches, "devices", lambda: (Device("host", "host", 64 * GIB, 64 * GIB),))
     settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'canaryctl.db'}")
     versions = Versions(settings, SqlStore(settings.database_url))
     spec = parse_version({"model": str(write_checkpoint(tmp_path / "model")), "replicas": 3})
@@ -264,8 +270,9 @@ def two_services(versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_of_two_rollouts_planned_into_the_same_memory_the_earlier_one_loads(
     two_services: Versions,
 ) -> None:
+    # The clock was set back in between, and ids are random: neither says which was first.
     first = a_rollout("r-2", service="mail", now_s=1000.0)
-    second = a_rollout("r-1", service="chat", now_s=1000.5)
+    second = a_rollout("r-1", service="chat", now_s=940.0)
     for rollout in (first, second):
         two_services._store.create_rollout(rollout, request="{}", at_s=rollout.started_at_s)
     spec, fingerprint = load_version(two_services, "mail", CANARY)
@@ -279,6 +286,63 @@ def test_of_two_rollouts_planned_into_the_same_memory_the_earlier_one_loads(
     assert not fit(spec, fingerprint, two_services.devices()).fits
     two_services._observe = lambda service: (READY, replace(READY, version=CANARY))
     assert fit(spec, fingerprint, two_services.devices()).fits
+
+
+def test_a_canary_that_passed_its_preflight_keeps_its_memory_whoever_was_first(
+    two_services: Versions,
+) -> None:
+    first = a_rollout("r-2", service="mail")
+    second = replace(a_rollout("r-1", service="chat"), launched=True)
+    for rollout in (first, second):
+        two_services._store.create_rollout(rollout, request="{}", at_s=1.0)
+    spec, fingerprint = load_version(two_services, "mail", CANARY)
+
+    assert not fit(spec, fingerprint, two_services.devices(rollout=first)).fits
+
+
+def test_an_unreadable_service_holds_up_no_other(two_services: Versions) -> None:
+    store = two_services._store
+    store.create_rollout(a_rollout(service="mail"), request="{}", at_s=1.0)
+    with store.database.write() as db:
+        db.execute(sa.text("update rollouts set state = '{\"format\": 99}'"))
+    spec, fingerprint = load_version(two_services, "chat", CANARY)
+
+    assert fit(spec, fingerprint, two_services.devices()).fits
+
+    with store.database.write() as db:
+        db.execute(sa.text("update versions set spec = '{\"odd\": 1}' where service = 'mail'"))
+    assert fit(spec, fingerprint, two_services.devices()).fits
+
+
+def test_what_a_silent_fleet_has_loaded_is_not_counted_twice(
+    two_services: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launches, "FLEET_WAIT_S", 0.0)
+    two_services._observe = lambda service: None
+    spec, fingerprint = load_version(two_services, "chat", CANARY)
+
+    with pytest.raises(Unreachable, match="the fleet does not say what chat has loaded; try again"):
+        two_services.devices()
+    # An undo does not wait for it.
+    assert fit(spec, fingerprint, two_services.devices(restoring="chat")).fits
+
+
+def test_nothing_is_launched_while_the_clusters_devices_are_not_known(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch for a processor in place of a GPU would be kept as long as the process runs."""
+
+    def silent() -> tuple[NodeDevices, ...]:
+        raise FleetUnreachable("no node with a GPU answers (10.0.0.2); try again")
+
+    monkeypatch.setattr(launches, "devices", DEVICES)
+    monkeypatch.setattr(launches, "cluster_devices", silent)
+    with pytest.raises(Unreachable, match="no node with a GPU answers"):
+        versions.launch("chat", STABLE, 1)
+
+    gpu = DeviceMemory("gpu", "GPU 0", 80 * GIB, 80 * GIB)
+    monkeypatch.setattr(launches, "cluster_devices", lambda: (NodeDevices("10.0.0.2", (gpu,), 1.0),))
+    assert versions.launch("chat", STABLE, 1).gpus_per_replica == 1.0
 
 
 def test_a_canary_that_leaves_or_has_left_reserves_nothing(two_services: Versions) -> None:

@@ -216,3 +216,36 @@ def test_a_token_count_that_is_no_plausible_number_is_not_kept(digits: str) -> N
     scanned = scan(body.encode(), kind="application/json")
 
     assert (scanned.end(), scanned.prompt_tokens, scanned.completion_tokens) == (None, None, None)
+
+
+GARBAGE = [b"data: {\x98", b"data: 9", b'data: {"a":1}}', b'data: {"a":"\xff"}', b"data: [[]"]
+
+
+@pytest.mark.parametrize("garbage", [*GARBAGE, b"\x98\x99"])
+def test_nothing_of_our_engines_is_passed_on_from_garbage_on(garbage: bytes) -> None:
+    event = b'data: {"id":"a","choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
+    scan = AnswerScan("/v1/chat/completions", "text/event-stream", takes_ids=True)
+
+    assert scan.feed(b": ids 5\n" + event + garbage + b"\n\n: ids 6\n" + event) == event
+    assert (list(scan.token_ids), scan.is_malformed, scan.has_error) == ([5], True, True)
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_of_an_endpoint_is_passed_on_and_a_defect(garbage: bytes) -> None:
+    event = b'data: {"id":"a","choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
+    scan = AnswerScan("/v1/chat/completions", "text/event-stream")
+    data = event + garbage + b"\n\ndata: [DONE]\n\n"
+
+    assert scan.feed(data) == data
+    assert scan.end() == "malformed"
+
+
+@pytest.mark.parametrize(
+    "odd", [b"data:", b"data: \n: ping", b'data: {"a":\ndata: 1}', b"hello", b"event: x"]
+)
+def test_what_readers_of_events_accept_is_no_defect_of_an_endpoint(odd: bytes) -> None:
+    event = b'data: {"id":"a","choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
+    scan = AnswerScan("/v1/chat/completions", "text/event-stream")
+    scan.feed(event + odd + b"\n\n")
+
+    assert scan.end() is None

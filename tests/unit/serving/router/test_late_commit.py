@@ -220,3 +220,28 @@ def test_after_a_comment_a_stable_without_replicas_is_an_error_event() -> None:
     assert json.loads(one.data.removeprefix(b"data: "))["error"]["code"] == "no_capacity"
     assert record(router).outcome == "failed"
     assert exchange.is_over
+
+
+@pytest.mark.parametrize("how", ["broken", "ended"])
+def test_a_held_stream_that_breaks_between_its_finish_and_its_usage_is_answered_anew(how: str) -> None:
+    """The usage that the client asked for is missing; its finish is no failure of the arm, on either arm."""
+    usage = b'data: {"id":"a2","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+    router, exchange = begin({**TOOLS, "stream_options": {"include_usage": True}})
+    attempt(exchange)
+    exchange.received(EVENT + FINISH, now_s=10.5)
+    end = exchange.broken("cut", now_s=11.0) if how == "broken" else exchange.ended(now_s=11.0)
+    assert end is Step.AGAIN
+    again = attempt(exchange)
+    whole = (EVENT + FINISH).replace(b"a1", b"a2") + usage + DONE
+    first = exchange.received(whole, now_s=12.0)
+    exchange.ended(now_s=12.5)
+    found = record(router)
+
+    assert again.arm == 0
+    assert isinstance(first, Deliver)
+    assert first.data == whole
+    assert (found.outcome, found.error, found.cause, found.arm, found.served_arm) == (
+        *("answered", False, None),
+        *(1, 0),
+    )
+    assert [(one.arm, one.cause) for one in found.attempts] == [(1, "cut"), (0, None)]

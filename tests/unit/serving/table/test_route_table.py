@@ -359,7 +359,7 @@ def test_routers_that_stopped_polling_are_forgotten(service: Service) -> None:
 
 
 def mirrored(service: Service, mirror_bp: int = 200, weight_bp: int = 0) -> SplitStatus:
-    split = Split("r-1", "salt", "v-1", "v-2", weight_bp, 0, mirror_bp)
+    split = Split("r-1", "salt", "v-1", "v-2", weight_bp, 0, mirror_bp=mirror_bp)
     return service.core.set_split(split, token=1, now_s=service.now_s)
 
 
@@ -413,4 +413,6 @@ def test_a_tombstoned_rollout_gets_no_copies(service: Service) -> None:
 @pytest.mark.parametrize(("canary", "mirror_bp"), [("v-2", 10_001), ("v-2", -1), (None, 200)])
 def test_a_bad_share_of_copies_is_refused(service: Service, canary: str | None, mirror_bp: int) -> None:
     with pytest.raises(BadSplit):
-        service.core.set_split(Split("r-1", "s", "v-1", canary, 0, 0, mirror_bp), token=1, now_s=1.0)
+        service.core.set_split(
+            Split("r-1", "s", "v-1", canary, 0, 0, mirror_bp=mirror_bp), token=1, now_s=1.0
+        )

@@ -9,7 +9,7 @@ import pytest
 
 from serving.access import Access, ClientKey, ClientRules, TrustedHeaders, digest_of
 from serving.messages import Arm, Replica, UnitCounts
-from serving.table.orders import Poll, Split, StaleFencingToken
+from serving.table.orders import BadSplit, Poll, Split, StaleFencingToken
 from serving.table.route_table import TableCore
 
 RULES = ClientRules(
@@ -92,6 +92,42 @@ def test_tokens_are_signed_with_a_key_that_engines_cannot_compute() -> None:
         keys.add(table.affinity.key)
 
     assert len(keys) == 2
+
+
+def test_an_audience_has_the_larger_weight_of_the_split_and_the_rules() -> None:
+    core = table_core()
+    core.set_clients(RULES, token=1, now_s=1.0)
+    found = []
+    for audience_bp, weight_bp in (
+        ((("staff", 5), ("beta", 7)), 100),
+        ((("beta", 9),), 200),
+        ((("beta", 9),), 0),
+    ):
+        core.set_split(
+            Split("r-1", "r-1", "v-1", "v-2", weight_bp, 1, audience_bp=audience_bp), token=1, now_s=1.0
+        )
+        access = core.table().access
+        assert access is not None
+        found.append(dict(access.audience_bp))
+
+    assert found == [{"staff": 10_000, "beta": 7}, {"staff": 10_000, "beta": 9}, {"staff": 10_000}]
+    assert core.to_store()["clients"]["access"]["audience_bp"] == {"staff": 10_000}
+
+
+def test_a_service_without_clients_has_no_audiences_whatever_the_split_says() -> None:
+    core = table_core()
+    core.set_split(Split("r-1", "r-1", "v-1", "v-2", 100, 1, (("staff", 5),)), token=1, now_s=1.0)
+
+    assert core.table().access is None
+
+
+def test_a_weight_of_an_audience_outside_its_range_changes_nothing() -> None:
+    core = table_core()
+    before = core.publication
+    with pytest.raises(BadSplit, match="weight 10001 bp of audience staff is outside 0-10000"):
+        core.set_split(Split("r-1", "r-1", "v-1", "v-2", 100, 1, (("staff", 10_001),)), token=1, now_s=1.0)
+
+    assert core.publication == before
 
 
 def test_a_raised_weight_keeps_the_generation_and_a_withdrawn_canary_ends_it() -> None:
