@@ -81,6 +81,10 @@ class Arm:
         None  # name of the model there, which replaces the client's; None: as the client wrote
     )
     api_key: KeyReference | None = None  # of an external endpoint; None: it needs none
+    takes_priority: bool = False  # its engines schedule by the body's `priority`
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
 
     @property
     def has_fence(self) -> bool:
@@ -92,14 +96,18 @@ class Arm:
         replicas = [{"url": replica.url, "in_flight": replica.in_flight} for replica in self.replicas]
         api_key = None if self.api_key is None else asdict(self.api_key)
         named = {"version": self.version, "replicas": replicas, "external": self.external}
-        return {**named, "model": self.model, "api_key": api_key}
+        named |= {"model": self.model, "api_key": api_key}
+        return {**named, "takes_priority": True} if self.takes_priority else named
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Arm:
         """The arm that `to_json` wrote."""
         replicas = tuple(Replica(one["url"], one.get("in_flight", 0)) for one in data["replicas"])
         api_key = KeyReference.from_json(data.get("api_key"))
-        return cls(data["version"], replicas, bool(data["external"]), data.get("model"), api_key)
+        takes_priority = bool(data.get("takes_priority", False))
+        return cls(
+            data["version"], replicas, bool(data["external"]), data.get("model"), api_key, takes_priority
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,8 @@ class RouteTable:
     generation: str = ""  # rises whenever a canary is put in: tokens hold within one
     heavy: frozenset[str] = frozenset()  # units that are drawn by conversation or by request instead
     burst_cap: float | None = None  # canary requests expected in any 10 s at each router; None: no cap
+    mirror: Arm | None = None  # gets copies of stable's requests, whose answers nobody is shown; None: nobody
+    mirror_bp: int = 0  # share of stable's requests that are copied
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
@@ -159,6 +169,7 @@ class SplitStatus:
     silenced: bool = False  # the canary was withdrawn because the controller sent no heartbeat
     routers: int = 0  # routers with a lease
     took_ms: float | None = None  # from publication to applied; None: not applied yet
+    mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +249,44 @@ class ScoreRecord:
     at_s: float
 
 
-Event: TypeAlias = RequestRecord | ScoreRecord
+# ok: the copy was answered whole.  failed: it was not.  withheld: it was not sent, or refused by the canary's
+# fence, because the table had changed; says nothing about the version.
+MirrorOutcome: TypeAlias = Literal["ok", "failed", "withheld"]
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorRecord:
+    """A copy of one of stable's requests, sent to the canary; nobody was shown its answer.
+
+    Written once, when the copy has ended. Stable's answer to the request itself was whole. It is no request
+    of either arm: no draw, no evidence of a live gate.
+    """
+
+    seq: int  # position in the records log; 0: not in the log yet
+    request_id: str  # of the request that was copied
+    unit: str  # its HMAC of the key
+    rollout: str
+    at_s: float  # when the copy had ended
+    path: str
+    outcome: MirrorOutcome
+    cause: str | None  # why it was not answered whole, a fixed word: 'timeout', 'status 500', 'too large'
+    status: int | None  # of the canary's answer; None: none
+    latency_ms: float | None  # from the copy's sending to its last byte; None: not ok
+    stable_latency_ms: float  # of the request itself, as its client saw it
+    completion_tokens: int | None  # None: not in the answer
+    stable_completion_tokens: int | None
+    finish_reason: str | None
+    stable_finish_reason: str | None
+    same_text: bool | None  # both answers say the same; None: not ok, or not comparable
+    router: str
+    epoch: int
+    revision: int
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
+
+
+Event: TypeAlias = RequestRecord | ScoreRecord | MirrorRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +299,10 @@ class RecordBatch:
     low_watermark_s: float  # every request this router assigned before this moment has been reported
     dropped: int = 0  # records dropped since the previous batch, because the log was unreachable
     last: bool = False  # the router is shutting down; no batch follows
+    mirrored: tuple[MirrorRecord, ...] = ()  # the watermark says nothing about them
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,21 @@ from collections.abc import Callable, Sequence
 
 from controller import telemetry
 from controller.evidence.live_load import LiveLoad
+from controller.evidence.mirrored import counted, mirror_of, mirror_to_mapping
 from controller.evidence.point_estimates import point_estimates
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.records import GateConfig, draw_of, score_of
 from controller.evidence.score_join import JOIN_WINDOW_S, Joined
 from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
 from controller.evidence.snapshot import envelope_of, stored_feed
-from controller.rollout.observation import EvidenceStatus, GuardStatus, VersionPhase, VersionStatus
-from controller.rollout.state import LIVE, RolloutState
+from controller.rollout.observation import (
+    EvidenceStatus,
+    GuardStatus,
+    MirrorStatus,
+    VersionPhase,
+    VersionStatus,
+)
+from controller.rollout.state import LIVE, Phase, RolloutState
 from evaluation.evaluator import Evaluator
 from evaluation.guards import ErrorGuard, GuardAction
 from evaluation.records import Draw, EvidenceError, Score
@@ -53,6 +60,8 @@ class Feed:
         self._entered = self._stage = -1  # last stage that the evaluator entered; last one acknowledged
         self._acked_at_s = 0.0
         self._low_watermark_s = 0.0
+        self._mirror = MirrorStatus()
+        self._is_mirroring = False
         self.seq = 0
         self.refused = 0
 
@@ -71,6 +80,7 @@ class Feed:
         feed._lost = [(since_s, until_s) for since_s, until_s in saved.get("lost", [])]
         feed._load.restore(saved)
         feed._segments.restore(saved.get("segments"))
+        feed._mirror = mirror_of(saved.get("mirror"))
         feed.seq = saved["seq"]
         is_read = reader.replay(saved["join_from"], feed.seq, feed._recall)
         return feed if is_read else None
@@ -86,6 +96,7 @@ class Feed:
             "entered": self._entered,
             "through_s": self._low_watermark_s,
             "lost": self._lost,
+            "mirror": mirror_to_mapping(self._mirror),
             **self._load.to_mapping(),
             "segments": self._segments.to_mapping(),
             "seed": {} if self._evaluator else self._seed,
@@ -101,6 +112,9 @@ class Feed:
                 self._consume(event.request)
             for score in event.scores:
                 self._add(score_of(score, event.request))
+        for copied in page.mirrored:
+            if copied.rollout == self._rollout:
+                self._mirror = counted(self._mirror, copied)
         self._low_watermark_s = max(self._low_watermark_s, page.low_watermark_s)
         if self._evaluator is not None:
             self._load.report_to(self._evaluator)
@@ -115,6 +129,7 @@ class Feed:
 
     def follow(self, state: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float) -> None:
         """Note the rollout's weight, stage and ready replicas. versions None: not known."""
+        self._is_mirroring = state.phase is Phase.MIRRORING
         self._follow_stage(state)
         # An external endpoint may have any number of replicas.
         if versions is not None and not state.stable.external and not state.canary.external:
@@ -133,8 +148,10 @@ class Feed:
     def status(self) -> EvidenceStatus | None:
         """Status of gates, guards, alarms and point estimates; None: no unit was drawn yet.
 
-        Without stages, as in an undo, there are only guards.
+        Without stages, as in an undo, there are only guards; while copies are sent, only their counts.
         """
+        if self._is_mirroring:
+            return EvidenceStatus(0, Verdict.UNDECIDED, mirror=self._mirror)
         hit = self._guard.verdict()
         is_both = hit is not None and hit.action is GuardAction.HOLD
         guards = (GuardStatus(hit.guard, hit.reason, both_arms=is_both),) if hit else ()

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.evidence.score_join import Joined, ScoreJoin
-from serving.messages import LostSpan, RecordPage
+from serving.messages import LostSpan, MirrorRecord, RecordPage
 
 PAGE_EVENTS = 5_000
 PAGES_A_TICK = 4  # per position
@@ -37,6 +37,7 @@ class JoinedPage:
     lost: Sequence[LostSpan]
     low_watermark_s: float  # every request assigned before this was delivered; 0: more pages follow first
     is_end: bool  # the log holds nothing more now
+    mirrored: Sequence[MirrorRecord] = ()  # copies to a mirrored canary, of any rollout
 
 
 class Subscriber(Protocol):
@@ -122,7 +123,9 @@ class RecordsReader:
             if page is None:
                 return False
             is_end = page.next_seq - position < PAGE_EVENTS
-            joined = JoinedPage(self._join.join(page.events), page.lost, page.low_watermark_s, is_end)
+            mirrored = [event for event in page.events if isinstance(event, MirrorRecord)]
+            events = self._join.join(page.events)
+            joined = JoinedPage(events, page.lost, page.low_watermark_s, is_end, mirrored)
             for subscriber in group:
                 subscriber.seq = page.next_seq  # first: a page that it fails on must not be counted again
                 self._deliver(subscriber, joined, now_s)

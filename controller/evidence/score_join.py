@@ -37,7 +37,7 @@ class ScoreJoin:
         for event in events:
             if isinstance(event, RequestRecord):
                 joined.append(Joined(event, True, self._add(event)))
-            elif (request := self._match(event)) is not None:
+            elif isinstance(event, ScoreRecord) and (request := self._match(event)) is not None:
                 joined.append(Joined(request, False, (event,)))
         return joined
 

@@ -15,7 +15,7 @@ from controller.errors import BadSpec
 from controller.planning.replica_load import LatencyRole, load_ratio, min_replicas
 from controller.planning.risk import Assessment, Risk
 from controller.quantities import FULL_BP, percent
-from controller.rollout.plan import Plan, Stage
+from controller.rollout.plan import MirrorPlan, Plan, Stage
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import StageSpec
 from evaluation.forecast.stages import DEADLINE_FACTOR, MIN_DEADLINE_S
@@ -101,9 +101,16 @@ def make_plan(
         replicas=replicas if stable_replicas is not None else None,
         stable_replicas=stable_replicas,
         twin=policy.twin,
+        mirror=mirror_plan(policy),
     )
     _refuse_unprovable_margins(plan, given or (), policy.gate_policy())
     return plan
+
+
+def mirror_plan(policy: PolicySpec) -> MirrorPlan | None:
+    """The policy's copies before the first stage; None: it has none."""
+    spec = policy.mirror
+    return None if spec is None else MirrorPlan(spec.share, spec.min_pairs, spec.deadline)
 
 
 class TimeLimits(TypedDict):

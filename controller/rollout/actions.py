@@ -30,6 +30,7 @@ class SetSplit:
     canary: str | None
     weight_bp: int
     stage: int
+    mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
     kind: Literal["split"] = "split"
     audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences, by name
 

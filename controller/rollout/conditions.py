@@ -6,6 +6,7 @@ from typing import assert_never
 
 from controller.rollout.desired import canary_replicas
 from controller.rollout.figures import with_figures
+from controller.rollout.mirroring import all_copies_failed, is_mirrored
 from controller.rollout.observation import (
     EvidenceStatus,
     Observation,
@@ -24,8 +25,10 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
     """True: only a hold can keep this phase (in Promoting, its current half) from being left forward."""
     plan, ready = state.plan, ready_replicas(seen, state.canary.id)
     match state.phase:
-        case Phase.PLANNING | Phase.MIRRORING:
+        case Phase.PLANNING:
             return True
+        case Phase.MIRRORING:
+            return is_mirrored(state, seen, now_s)
         case Phase.PREFLIGHT:
             # Leftovers of an earlier attempt go first, or their failure would be taken for this one's.
             return _has_passed(state, seen) and is_unloaded(seen, state.canary.id)
@@ -113,6 +116,8 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return None
     # Out of an undo there is a way back only while the version that it replaces still answers.
     has_way_back = not state.plan.undo or ready_replicas(seen, state.stable.id) > 0
+    if state.phase is Phase.MIRRORING and (text := all_copies_failed(state, seen, now_s)) is not None:
+        return Cause(CauseKind.PROBE, text)
     if state.phase in LIVE and seen.evidence is not None and has_way_back:
         harm = _harm(seen.evidence)
         if harm is not None:
@@ -151,6 +156,8 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
         if missing and state.plan.stages[state.stage].on_missing == "rollback":
             return Cause(CauseKind.MISSING, f"at the stage's deadline: {missing}")
         return None
+    if state.phase is Phase.MIRRORING and not state.is_late(now_s - state.plan.unreadable_s):
+        return None  # its figures cannot be read, which may be over at the next tick
     spent_s = max(0.0, now_s - state.entered_at_s)
     canary = version_status(seen, state.canary.id)
     why = f": {canary.last_error}" if canary is not None and canary.last_error else ""

@@ -39,7 +39,7 @@ def desired_actions(state: RolloutState, seen: Observation) -> tuple[Action, ...
             actions.append(RunProbe(ProbeKind.WARM, canary, state.plan.warmup_tokens))
         case Phase.SMOKE:
             actions.append(RunProbe(ProbeKind.SMOKE, canary))
-        case Phase.STAGE | Phase.PROMOTING | Phase.BAKING:
+        case Phase.MIRRORING | Phase.STAGE | Phase.PROMOTING | Phase.BAKING:
             actions += _missing_split(state, seen)
         case _:
             pass
@@ -72,6 +72,9 @@ def desired_split(state: RolloutState) -> SetSplit:
     """The route table of this state."""
     if state.departure is not None:
         return SetSplit(state.departure.staying, None, 0, state.stage)
+    mirror = state.plan.mirror
+    if state.phase is Phase.MIRRORING and mirror is not None:
+        return SetSplit(state.stable.id, state.canary.id, 0, state.stage, mirror_bp=mirror.share_bp)
     if state.weight_bp == 0:
         return SetSplit(state.stable.id, None, 0, state.stage)
     # The bake keeps the audiences of the last stage, so that nobody goes back to the old version.

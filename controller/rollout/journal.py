@@ -62,6 +62,7 @@ def time_limit_s(state: RolloutState) -> float | None:
         Phase.LOADING: load_s,
         Phase.WARMING: plan.warm_s,
         Phase.SMOKE: plan.smoke_s,
+        Phase.MIRRORING: plan.mirror.deadline_s if plan.mirror is not None else None,
         Phase.PROMOTING: plan.promote_s if state.weight_bp == plan.promoted_bp else plan.load_s,
         Phase.BAKING: 2 * plan.bake_s + plan.unreadable_s,
     }.get(state.phase)

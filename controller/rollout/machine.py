@@ -64,6 +64,7 @@ from controller.rollout.journal import (
     release,
     time_limit_s,
 )
+from controller.rollout.mirroring import mirrored_text
 from controller.rollout.observation import (
     CommandKind,
     ManualCommand,
@@ -76,6 +77,7 @@ from controller.rollout.observation import (
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import (
     LIVE,
+    PUBLISHED,
     Cause,
     CauseKind,
     Departure,
@@ -190,6 +192,8 @@ def _apply_command(state: RolloutState, command: ManualCommand, asked_s: float, 
             return log(state, asked_s, f"{text}; no effect in a twin run", actor)
         case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.undo:
             return log(state, asked_s, f"{text}; no effect in an undo, which has no stages", actor)
+        case CommandKind.PROMOTE if state.phase is Phase.MIRRORING:
+            return replace(log(state, asked_s, text, actor), deadline_at_s=now_s)
         case CommandKind.PROMOTE if state.phase is Phase.STAGE:
             waived = max(state.waived_through, state.stage)
             return replace(log(state, asked_s, text, actor), waived_through=waived)
@@ -227,18 +231,23 @@ def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> Roll
     if state.phase in (Phase.PLANNING, Phase.PREFLIGHT, Phase.ROLLING_BACK, Phase.UNLOADING):
         return replace(state, unreadable_since_s=None, unready_since_s=None)
     applied = is_applied(seen, desired_split(state))
-    blind = seen.split is None or seen.versions is None or (state.phase in LIVE and not applied)
+    blind = seen.split is None or seen.versions is None or (state.phase in PUBLISHED and not applied)
     state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
     state = _note_load_error(state, seen, now_s)
     if seen.versions is not None:
         unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
         state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))
-    unacked = state.phase in LIVE and state.acked_at_s is None and state.exposed
+    unacked = state.phase in PUBLISHED and state.acked_at_s is None and state.exposed
     if unacked and applied and seen.split is not None:
         state = replace(state, acked_at_s=now_s)
         if state.phase is Phase.STAGE:
             state = replace(state, deadline_at_s=now_s + state.plan.stages[state.stage].deadline_s)
-        text = f"{percent(state.weight_bp)} is applied on every router ({seen.split.how})"
+        mirror = state.plan.mirror
+        what = percent(state.weight_bp)
+        if state.phase is Phase.MIRRORING and mirror is not None:
+            state = replace(state, deadline_at_s=now_s + mirror.deadline_s)
+            what = f"copying {percent(mirror.share_bp)}"
+        text = f"{what} is applied on every router ({seen.split.how})"
         state = log(state, now_s, text)
     return _hold_while_both_arms_fail(state, seen, now_s)
 
@@ -312,8 +321,13 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
             return enter(state, following, now_s, f"{state.canary.title} is loaded")
         case Phase.WARMING:
             return enter(state, Phase.SMOKE, now_s, "warm-up passed")
-        case Phase.SMOKE | Phase.MIRRORING:
+        case Phase.SMOKE if plan.mirror is not None and plan.stages and state.waived_through < 0:
+            why = f"smoke test passed; {percent(plan.mirror.share_bp)} of stable's requests are copied"
+            return enter(replace(state, exposed=True), Phase.MIRRORING, now_s, why)
+        case Phase.SMOKE:
             return _enter_stage(state, 0, now_s, "smoke test passed")
+        case Phase.MIRRORING:
+            return _enter_stage(state, 0, now_s, mirrored_text(state, seen))
         case Phase.STAGE:
             return _pass_stage(state, seen, now_s)
         case Phase.PROMOTING:

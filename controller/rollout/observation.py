@@ -34,6 +34,7 @@ class SplitStatus:
     applied: bool  # every live router acknowledged it, is fenced, or its lease expired (`how`)
     how: str = "acknowledged"
     tombstoned: tuple[str, ...] = ()  # rollouts that a direct rollback ended: never again a weight above 0
+    mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,16 @@ class PointEstimates:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorStatus:
+    """Copies of this rollout that have ended. One that says nothing about the version is not counted."""
+
+    pairs: int = 0  # answered whole by both arms
+    failed: int = 0  # not by the canary
+    same_text: int = 0  # pairs whose answers say the same
+    cause: str | None = None  # of the last failed copy; None: none failed
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceStatus:
     """The evaluator's report. verdict: on promotion out of `stage`, from that stage's own units."""
 
@@ -112,6 +123,7 @@ class EvidenceStatus:
     notes: tuple[str, ...] = ()
     alarms: tuple[Alarm, ...] = ()  # of segments, all raised so far
     points: PointEstimates | None = None  # None: not computed
+    mirror: MirrorStatus | None = None  # None: it is not counted in this phase
 
     @classmethod
     def of(
@@ -212,7 +224,8 @@ def is_applied(seen: Observation, table: SetSplit) -> bool:
     split = seen.split
     if split is None or not split.applied:
         return False
-    return (split.stable, split.canary, split.weight_bp) == (table.stable, table.canary, table.weight_bp)
+    wanted = (table.stable, table.canary, table.weight_bp, table.mirror_bp)
+    return (split.stable, split.canary, split.weight_bp, split.mirror_bp) == wanted
 
 
 def is_idle(status: VersionStatus | None) -> bool:

@@ -49,6 +49,15 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorPlan:
+    """Copies of stable's requests to the canary before the first stage; nobody is shown their answers."""
+
+    share_bp: int  # of stable's requests, 1..10000
+    min_pairs: int  # answers of both arms to one request
+    deadline_s: float  # counted from the acknowledgement of the share; then the first stage begins anyway
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything decided before the first request; a changed spec is another rollout."""
 
@@ -73,6 +82,7 @@ class Plan:
     replicas: int | None = None  # of the canary at full traffic; None: an endpoint that we do not scale
     stable_replicas: int | None = None
     twin: bool = False  # stable against itself: goes through all stages, and is never promoted
+    mirror: MirrorPlan | None = None  # None: no copies
     undo: bool = False  # a version that served before returns: no stages, no proof; its smoke test decides
 
     @property

@@ -37,6 +37,8 @@ class Phase(StrEnum):
 FINAL = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.FAILED})
 # Phases in which the canary may answer users.
 LIVE = frozenset({Phase.STAGE, Phase.PROMOTING, Phase.BAKING})
+# Phases in which the route table names the canary.
+PUBLISHED = LIVE | {Phase.MIRRORING}
 
 
 class HoldKind(StrEnum):
@@ -60,7 +62,7 @@ class CauseKind(StrEnum):
 
     GATE = "gate"
     GUARD = "guard"  # on the canary's answers to users
-    PROBE = "probe"  # preflight, warm-up or smoke test failed: before any user was served
+    PROBE = "probe"  # preflight, warm-up, smoke test or all copies failed: before any user was served
     ENGINE = "engine"  # the canary's engines failed or are not ready
     USER = "user"
     DEADLINE = "deadline"

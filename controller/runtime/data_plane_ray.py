@@ -92,7 +92,9 @@ class TrafficAdapter:
         """Publish the split. Its salt is the rollout's id, so each rollout assigns units independently."""
         salt = rollout or service
         desired = Split(
-            rollout, salt, split.stable, split.canary, split.weight_bp, split.stage, split.audience_bp
+            *(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage),
+            audience_bp=split.audience_bp,
+            mirror_bp=split.mirror_bp,
         )
         status = translated(lambda: self._traffic.set_split(service, desired, token=token))
         if status is None:
@@ -222,4 +224,5 @@ def _split_status(status: TableStatus) -> SplitStatus:
         applied=status.applied,
         how=status.how,
         tombstoned=status.tombstoned,
+        mirror_bp=status.mirror_bp,
     )

@@ -12,6 +12,7 @@ from controller.quantities import FULL_BP, duration, percent, shown
 from controller.spec.fields import Duration, FieldError, Strict, Weight, is_stored
 from controller.spec.policy_parts import (
     GateSpec,
+    MirrorSpec,
     ObservedRangeSpec,
     RungSpec,
     StageSpec,
@@ -75,6 +76,9 @@ class PolicySpec(Strict):
     )
     units: Literal["auto", "request", "sticky"] | None = Field(
         default=None, description="the unit of randomisation; default auto: from the traffic"
+    )
+    mirror: MirrorSpec | None = Field(
+        default=None, description="copies of stable's requests to the canary before the first stage"
     )
     proof_canary: int | None = Field(
         default=None, ge=0, description="canary requests before proofs are tested; default 100"

@@ -98,6 +98,24 @@ class ObservedRangeSpec(Strict):
     until: DateText | None = Field(default=None, description="end of the observation; shown, never used")
 
 
+class MirrorSpec(Strict):
+    """Copies of stable's requests to the canary before the first stage; nobody is shown their answers."""
+
+    share: Weight = Field(default=200, description="share of stable's requests that are copied")
+    min_pairs: int = Field(
+        default=200, ge=1, le=1_000_000, description="requests that both arms must have answered"
+    )
+    deadline: Duration = Field(default=3600.0, description="time after which the first stage begins anyway")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.share == 0:
+            raise FieldError("share", "0 % copies nothing; give a share above 0, or leave mirror out")
+        if self.deadline <= 0:
+            raise FieldError("deadline", "is 0 s, over before it begins; give some, such as 1h")
+        return self
+
+
 class StageSpec(Strict):
     """One stage. 100 % is the promotion itself; its duration is the bake's."""
 

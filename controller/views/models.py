@@ -278,6 +278,7 @@ class PlanView(_View):
     gates: tuple[str, ...]
     not_judged: tuple[UnjudgedView, ...] = ()
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
+    mirror: str = ""  # what is copied to the canary before the first stage; empty: nothing
     fits: bool
     capacity: str
     requests_per_s: Real = None  # the forecast's traffic; null: not known

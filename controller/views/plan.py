@@ -6,7 +6,7 @@ import math
 
 from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment
-from controller.quantities import figure
+from controller.quantities import duration, figure, percent
 from controller.rollout.plan import Plan
 from controller.rollout.state import RolloutState
 from controller.spec.label import Label
@@ -56,9 +56,19 @@ def plan_view(
             *(_range_line(policy, gate) for gate in policy.observed_ranges),
         ),
         latency=latency,
+        mirror=_mirror_line(plan),
         fits=fit.fits,
         capacity=fit.text,
     )
+
+
+def _mirror_line(plan: Plan) -> str:
+    mirror = plan.mirror
+    if mirror is None:
+        return ""
+    limit = duration(round(mirror.deadline_s))
+    share = percent(mirror.share_bp)
+    return f"{share} of stable's requests, until {mirror.min_pairs} pairs of answers or {limit}"
 
 
 def attempt_view(state: RolloutState, label: Label) -> AttemptView:

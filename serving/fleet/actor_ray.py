@@ -232,7 +232,10 @@ class FleetActor:
         load = order.in_flight or (0,) * len(order.urls)
         replicas = tuple(Replica(url, count) for url, count in zip(order.urls, load, strict=True))
         is_external = launch.url is not None
-        arm = Arm(launch.version, replicas, is_external, launch.endpoint_model, launch.api_key)
+        arm = Arm(
+            *(launch.version, replicas, is_external, launch.endpoint_model, launch.api_key),
+            takes_priority=launch.engine_args.get("scheduling_policy") == "priority",
+        )
         name = table_name(launch.service)
         try:
             async with asyncio.timeout(TABLE_TIMEOUT_S):

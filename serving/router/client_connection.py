@@ -24,7 +24,7 @@ from serving.router.exchange import Exchange
 from serving.router.headers import REASONS, date_line
 from serving.router.paths import Found, find_target
 from serving.router.prepared import Prepared
-from serving.router.relay import Relay
+from serving.router.relay import Client, Relay
 from serving.router.request_parser import ParsedRequest, RequestParser
 from serving.router.service_choice import answer_models, choose_service, is_large, read_body
 from serving.router.types import Deliver, Head, Refusal, Request
@@ -264,7 +264,10 @@ class ClientConnection(asyncio.Protocol):
         if not isinstance(exchange, Exchange):
             self.refuse(exchange)
             return
-        relay = self._relay = Relay(exchange, self, upstream, parsed.method, self._on_over)
+        client, on_over = cast(Client, self), self._on_over
+        if core.table is not None and core.table.mirror is not None:
+            client, on_over = self._front.mirror.tapped(core, exchange.start, upstream, client, on_over)
+        relay = self._relay = Relay(exchange, client, upstream, parsed.method, on_over)
         if self._blocked_s is not None:
             relay.slow()
         relay.start()

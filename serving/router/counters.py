@@ -11,6 +11,7 @@ from bisect import bisect_left
 from serving.messages import CANARY, STABLE, RequestRecord
 
 ARM_NAMES = {STABLE: "stable", CANARY: "canary"}
+COPY_OUTCOMES = ("ok", "failed", "withheld", "dropped")
 # Upper bounds, in seconds.
 LATENCY_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 FIRST_EVENT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -45,6 +46,7 @@ class Counters:
         self.latency = (Histogram(LATENCY_S), Histogram(LATENCY_S))
         self.first_event = (Histogram(FIRST_EVENT_S), Histogram(FIRST_EVENT_S))
         self.refusals: dict[str, int] = {}  # the router's own errors, by code
+        self.mirrored: dict[str, int] = {}  # copies to a mirrored canary, by outcome; dropped: not sent
         self.lag = Histogram(LAG_S)  # by which the event loop was late, four times a second
 
     def on_record(self, record: RequestRecord) -> None:
@@ -64,6 +66,10 @@ class Counters:
             self.latency[arm].add(record.latency_ms / 1000)
         if record.ttft_ms is not None:
             self.first_event[arm].add(record.ttft_ms / 1000)
+
+    def on_copy(self, outcome: str) -> None:
+        """Count a copy that has ended, or was not sent."""
+        self.mirrored[outcome] = self.mirrored.get(outcome, 0) + 1
 
     def on_refusal(self, code: str) -> None:
         """Count an error that the router itself answered."""

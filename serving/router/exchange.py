@@ -58,7 +58,7 @@ class Exchange:
         self.has_begun = False  # the current attempt has answered with content
         self.settle_deadline_s = start.now_s + context.limits.settle_s
         self._context = context
-        self._start = start
+        self.start = self._start = start
         self._request = start.request
         self._attempts = Attempts(context, start.table, start.assignment)
         self._sender = Sender(context, start, self._attempts)

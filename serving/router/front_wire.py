@@ -16,6 +16,7 @@ from serving.clock import boot_s
 from serving.router.body_reader import BodyReader
 from serving.router.client_connection import BODY_BUDGET, ClientConnection
 from serving.router.held import HeldBytes
+from serving.router.mirror import Mirror
 from serving.router.router import RouterCore
 from serving.router.upstream import Upstream
 from serving.supervised import LoopState
@@ -23,6 +24,7 @@ from serving.supervised import LoopState
 log = logging.getLogger("canaryctl.router")
 
 SWEEP_S = 0.25
+LATE_S = 0.05  # an event loop that is so late has no time for copies
 DRAIN_S = 120.0  # how long `stop` waits for requests under way
 
 OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
@@ -50,6 +52,7 @@ class WireFront:
         self.refusals: dict[str, int] = {}  # by code, of requests that name none of several services
         self.upstream: Upstream | None = None
         self.reader = BodyReader()
+        self.mirror = Mirror()
         self.serve([cores] if isinstance(cores, RouterCore) else cores)
         self._background = background
         self._connections: set[ClientConnection] = set()
@@ -98,6 +101,7 @@ class WireFront:
             self._sweeping.cancel()
         for task in self._tasks:
             task.cancel()
+        self.mirror.close()
         if self.upstream is not None:
             self.upstream.close()
         self.reader.close()
@@ -150,7 +154,7 @@ class WireFront:
         return self._own_routes
 
     def _sweep(self) -> None:
-        now_s = boot_s()
+        now_s, late_s = boot_s(), 0.0
         if self._sweep_due_s:
             late_s = max(0.0, now_s - self._sweep_due_s)
             for core in self.cores.values():
@@ -159,6 +163,7 @@ class WireFront:
         is_overloaded = self.body_bytes > BODY_BUDGET // 2 or self.held.is_half_spent
         for core in self.cores.values():
             core.assigner.is_overloaded = is_overloaded
+        self.mirror.check(is_strained=is_overloaded or late_s > LATE_S)
         # Before the checks: an error in one must not end the time limits of all.
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
         for connection in list(self._connections):

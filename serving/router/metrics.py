@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from serving.clock import boot_s
 from serving.loopback import HOST
-from serving.router.counters import ARM_NAMES, Histogram
+from serving.router.counters import ARM_NAMES, COPY_OUTCOMES, Histogram
 from serving.supervised import LoopState
 
 if TYPE_CHECKING:
@@ -123,6 +123,11 @@ def _request_metrics(cores: Sequence[RouterCore], unnamed: Mapping[str, int]) ->
     )
     for code, count in dict(unnamed).items():
         refusals.add_metric(["", code], count)
+    copies = CounterMetricFamily(
+        PREFIX + "mirror_copies",
+        "Copies to a mirrored canary; dropped: not sent",
+        labels=["service", "outcome"],
+    )
     latency = HistogramMetricFamily(
         PREFIX + "latency_seconds", "Time to the last byte of a whole answer", labels=["service", "arm"]
     )
@@ -145,8 +150,10 @@ def _request_metrics(cores: Sequence[RouterCore], unnamed: Mapping[str, int]) ->
         takeovers.add_metric([service], counters.takeovers)
         for code, count in dict(counters.refusals).items():
             refusals.add_metric([service, code], count)
+        for outcome in COPY_OUTCOMES:
+            copies.add_metric([service, outcome], counters.mirrored.get(outcome, 0))
         _add_histogram(lag, [service], counters.lag)
-    yield from (requests, errors, retries, fallbacks, takeovers, refusals, latency, first_event, lag)
+    yield from (requests, errors, retries, fallbacks, takeovers, refusals, copies, latency, first_event, lag)
 
 
 def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:

@@ -18,10 +18,11 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from serving.messages import RecordBatch, RequestRecord
+from serving.messages import MirrorRecord, RecordBatch, RequestRecord
 
 OUTBOX_LIMIT = 20_000  # records
 BATCH_LIMIT = 2_000
+MIRRORED_LIMIT = 2_000  # records of copies
 CONFIRMED_LIMIT = 8  # canaries whose last confirmation is kept for requests that are still open
 SETTLE_S = 60.0  # the longest wait for the end of a request
 
@@ -45,6 +46,7 @@ class Outbox:
         self._unconfirmed: deque[_Unconfirmed] = deque()
         self._confirmed_s: dict[Canary, float] = {}  # when the last poll that found it published was sent
         self._ready: deque[RequestRecord] = deque()
+        self._mirrored: deque[MirrorRecord] = deque(maxlen=MIRRORED_LIMIT)
         self._dropped = 0  # since the last batch
         self.dropped_in_all = 0
         self._unacknowledged: RecordBatch | None = None
@@ -72,6 +74,10 @@ class Outbox:
             (self._ready or self._unconfirmed).popleft()
             self._dropped += 1
             self.dropped_in_all += 1
+
+    def add_mirrored(self, record: MirrorRecord) -> None:
+        """The record of a copy that has ended; the oldest goes when there are too many."""
+        self._mirrored.append(record)
 
     def confirm(self, sent_s: float, canary: Canary | None) -> None:
         """A poll sent at `sent_s` (boot clock) found this canary published; None: no canary."""
@@ -105,8 +111,10 @@ class Outbox:
             self._number += 1
             watermark_s = self._low_watermark_s(now_s)
             self._unacknowledged = RecordBatch(
-                self._router, self._number, records, watermark_s, self._dropped, last
+                *(self._router, self._number, records, watermark_s, self._dropped, last),
+                mirrored=tuple(self._mirrored),
             )
+            self._mirrored.clear()
             self._dropped = 0
         return self._unacknowledged
 

@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 from serving.actor_calls_ray import ActorHandles
 from serving.actor_names import NAMESPACE, records_name, table_name
 from serving.clock import boot_s
+from serving.judging.samples import SampleStore
 from serving.loopback_ray import keep_on_loopback
 from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
@@ -32,7 +33,7 @@ from serving.supervised import LoopState, SupervisedLoops
 
 # Serve restarts every replica of a deployment whose version changes, and a deployment without one gets a
 # random version. Raise it when this router must not run beside the previous one.
-ROUTER_VERSION = "5"
+ROUTER_VERSION = "6"
 REPORT_S = 0.2
 RETRY_S = 0.1
 CALL_TIMEOUT_S = 1.0
@@ -126,7 +127,9 @@ class RayTableClient:
 def make_front(service: str, *, namespace: str = NAMESPACE, limits: Limits | None = None) -> WireFront:
     """The router of a service in this process, named after its host and process id."""
     router = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-    return WireFront(RouterCore(service, router=router, limits=limits), RayTableClient(service, namespace))
+    front = WireFront(RouterCore(service, router=router, limits=limits), RayTableClient(service, namespace))
+    front.mirror.samples = SampleStore.from_environment(os.environ)
+    return front
 
 
 def start_metrics(front: WireFront, setting: str | None) -> None:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from serving.credentials import SECRET_HEADER
-from serving.messages import CANARY, Arm, Replica
+from serving.messages import CANARY, Arm, Replica, RouteTable
 from serving.router.assignment import SESSION_HEADER
 from serving.router.attempts import Attempts
 from serving.router.continuation import Continuation
 from serving.router.headers import REQUEST_ID, forwarded
 from serving.router.model_name import body_with_model
-from serving.router.types import Attempt, Refusal, RouterContext, Start
+from serving.router.types import Attempt, Refusal, Request, RouterContext, Start
 from serving.targets import Endpoint
+
+
+def engine_headers(
+    request: Request, table: RouteTable, arm: Arm, sent_id: str, *, is_canary: bool
+) -> list[tuple[bytes, bytes]]:
+    """The headers with which a client's request is sent to a replica of this arm."""
+    headers = forwarded(request.headers)
+    if arm.external:  # a raw name of a user or session stays here
+        headers = [one for one in headers if one[0] != SESSION_HEADER]
+    headers.append((b"accept-encoding", b"identity"))
+    headers.append((REQUEST_ID, sent_id.encode()))
+    if arm.has_fence:
+        headers.append((SECRET_HEADER, table.secret.text.encode() if table.secret is not None else b""))
+        if is_canary:
+            headers.append((b"x-canaryctl-revision", table.table_revision.encode()))
+    return headers
 
 
 class Sender:
@@ -27,17 +43,9 @@ class Sender:
     def send(self, arm: Arm, replica: Replica, continuation: Continuation | None = None) -> Attempt:
         """The request to this replica: the client's, or the next of a continuation. Raises NotRenamed."""
         start, table, is_canary = self._start, self._start.table, self._attempts.arm == CANARY
-        headers = forwarded(start.request.headers)
-        if arm.external:  # a raw name of a user or session stays here
-            headers = [one for one in headers if one[0] != SESSION_HEADER]
-        headers.append((b"accept-encoding", b"identity"))
         count = self._attempts.count  # an engine may still hold the attempt before
         sent_id = start.request_id if count == 1 else f"{start.request_id}-{count}"
-        headers.append((REQUEST_ID, sent_id.encode()))
-        if arm.has_fence:
-            headers.append((SECRET_HEADER, table.secret.text.encode() if table.secret is not None else b""))
-            if is_canary:
-                headers.append((b"x-canaryctl-revision", table.table_revision.encode()))
+        headers = engine_headers(start.request, table, arm, sent_id, is_canary=is_canary)
         endpoint = Endpoint.parsed(replica.url)
         limits = self._context.limits
         canary_s = limits.canary_stream_s if start.streams else limits.canary_whole_s

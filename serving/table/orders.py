@@ -6,8 +6,9 @@ Errors of the controller's commands are here too.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from serving.messages import FULL_BP, UnitCounts
+from serving.messages import FULL_BP, UnitCounts, restore
 
 
 class StaleFencingToken(Exception):
@@ -24,7 +25,7 @@ class BadSplit(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The split that the controller requests. `canary` None and `weight_bp` 0 go together."""
+    """The split that the controller requests. Without a weight and without copies there is no canary."""
 
     rollout: str
     salt: str
@@ -33,9 +34,17 @@ class Split:
     weight_bp: int
     stage: int
     audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences beside those of the clients' rules
+    mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
 
     def checked(self) -> Split:
-        """This split, at weight 0 without canary and audiences. Raises BadSplit."""
+        """This split; at weight 0 no audiences, and no canary unless it gets copies. Raises BadSplit."""
+        if not 0 <= self.mirror_bp <= FULL_BP:
+            raise BadSplit(f"mirror share {self.mirror_bp} bp is outside 0-{FULL_BP}; use basis points")
+        if self.mirror_bp and self.canary is None:
+            raise BadSplit(f"mirror share {self.mirror_bp} bp without a canary; name a version or set 0")
         if not 0 <= self.weight_bp <= FULL_BP:
             raise BadSplit(f"weight {self.weight_bp} bp is outside 0-{FULL_BP}; use basis points (1 % = 100)")
         if self.canary is not None and self.canary == self.stable:
@@ -45,7 +54,9 @@ class Split:
         for audience, bp in self.audience_bp:
             if not 0 <= bp <= FULL_BP:
                 raise BadSplit(f"weight {bp} bp of audience {audience} is outside 0-{FULL_BP}; correct it")
-        return self if self.weight_bp else replace(self, canary=None, audience_bp=())
+        if self.weight_bp:
+            return self
+        return replace(self, canary=self.canary if self.mirror_bp else None, audience_bp=())
 
 
 @dataclass(frozen=True, slots=True)

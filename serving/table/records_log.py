@@ -60,6 +60,8 @@ class RecordLog:
             self._append((self._next_seq, LostSpan(batch.router, since_s, batch.low_watermark_s)))
         for record in batch.records:
             self._append(replace(record, seq=self._next_seq))
+        for copied in batch.mirrored:
+            self._append(replace(copied, seq=self._next_seq))
         if batch.last:
             self._reporters.pop(batch.router, None)
         else:

@@ -130,7 +130,7 @@ class TableCore:
         if desired.rollout in self._tombstones:
             is_return = desired.stable == self._initial_stable[desired.rollout]
             stable = desired.stable if is_return else self._split.stable
-            desired = replace(desired, canary=None, weight_bp=0, stable=stable)
+            desired = replace(desired, canary=None, weight_bp=0, mirror_bp=0, stable=stable)
         if desired != self._split:
             self._publish(desired, now_s)
             self._silenced = False
@@ -174,6 +174,7 @@ class TableCore:
             silenced=self._silenced,
             routers=self._routers.with_lease(now_s),
             took_ms=self._took_ms,
+            mirror_bp=split.mirror_bp,
         )
 
     def destroy_unit_key(self, rollout: str, *, token: int) -> bool:
@@ -218,6 +219,7 @@ class TableCore:
     def table(self) -> RouteTable:
         """The current table, with the data secret."""
         split, unit_key = self._split, self._unit_keys.of(self._split.rollout)
+        canary = self._arm(split.canary) if split.canary else None
         return RouteTable(
             service=self._service,
             epoch=self._epoch,
@@ -227,7 +229,8 @@ class TableCore:
             salt=split.salt,
             weight_bp=split.weight_bp,
             stable=self._arm(split.stable) if split.stable else None,
-            canary=self._arm(split.canary) if split.canary else None,
+            # One that only gets copies is no canary to routers: no request of a user can reach it.
+            canary=canary if split.weight_bp else None,
             stage=split.stage,
             secret=DataSecret.of(self._secret) if self._secret else None,
             unit_key=unit_key,
@@ -237,6 +240,8 @@ class TableCore:
             heavy=self._heavy.units,
             burst_cap=self._rules.burst_cap,
             late_commit=self._rules.late_commit,
+            mirror=canary if split.mirror_bp else None,
+            mirror_bp=split.mirror_bp,
         )
 
     def poll(self, poll: Poll, *, now_s: float) -> bool:
@@ -337,7 +342,7 @@ class TableCore:
         """True when there was a canary."""
         if self._split.canary is None:
             return False
-        self._publish(replace(self._split, canary=None, weight_bp=0), now_s)
+        self._publish(replace(self._split, canary=None, weight_bp=0, mirror_bp=0), now_s)
         return True
 
     def _publish(self, split: Split, now_s: float) -> None:

@@ -50,8 +50,8 @@ class ObedientPlane:
             match action:
                 case EnsureVersion(version, replicas):
                     self.versions[version] = VersionStatus(version, VersionPhase.READY, replicas, 0)
-                case SetSplit(stable, canary, weight_bp):
-                    self.table(stable, canary, weight_bp)
+                case SetSplit(stable, canary, weight_bp, _, mirror_bp):
+                    self.table(stable, canary, weight_bp, mirror_bp)
                 case DrainVersion(version) | CancelVersion(version):
                     self.versions[version] = VersionStatus(version, VersionPhase.DRAINING, 0, 0)
                 case StopVersion(version):
@@ -61,13 +61,15 @@ class ObedientPlane:
                 case Notify():
                     pass
 
-    def table(self, stable: str | None, canary: str | None, weight_bp: int) -> None:
+    def table(self, stable: str | None, canary: str | None, weight_bp: int, mirror_bp: int = 0) -> None:
         """Publish a route table; the same table again needs no new acknowledgement."""
         before = self.split
-        if before is None or (before.stable, before.canary, before.weight_bp) != (stable, canary, weight_bp):
+        split = (stable, canary, weight_bp, mirror_bp)
+        if before is None or (before.stable, before.canary, before.weight_bp, before.mirror_bp) != split:
             self.unacknowledged = self.lag
         revision = before.revision + 1 if before is not None else 1
-        self.split = SplitStatus(1, revision, stable, canary, weight_bp, applied=self.unacknowledged == 0)
+        applied = self.unacknowledged == 0
+        self.split = SplitStatus(1, revision, stable, canary, weight_bp, applied, mirror_bp=mirror_bp)
 
     def command(self, kind: CommandKind, actor: str = "ann", role: str = "operator") -> None:
         """Add a manual command."""

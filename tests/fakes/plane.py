@@ -17,7 +17,7 @@ from controller.rollout.observation import (
 )
 from controller.rollout.state import RolloutState
 from evaluation.report import GateReport, Verdict
-from serving.messages import LostSpan, RecordPage, RequestRecord, ScoreRecord
+from serving.messages import Event, LostSpan, RecordPage
 
 
 @dataclass(slots=True)
@@ -153,15 +153,12 @@ class FakeTraffic:
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         self._check(token)
         weight_bp = 0 if rollout in self.tombstones else split.weight_bp
-        canary = split.canary if weight_bp else None
+        mirror_bp = 0 if rollout in self.tombstones else split.mirror_bp
+        canary = split.canary if weight_bp or mirror_bp else None
         before = self.tables.get(service)
-        if before is None or (before.stable, before.canary, before.weight_bp) != (
-            split.stable,
-            canary,
-            weight_bp,
-        ):
-            revision = before.revision + 1 if before else 1
-            self.tables[service] = SplitStatus(1, revision, split.stable, canary, weight_bp, applied=False)
+        wanted = SplitStatus(1, 0, split.stable, canary, weight_bp, applied=False, mirror_bp=mirror_bp)
+        if before is None or replace(before, revision=0) != wanted:
+            self.tables[service] = replace(wanted, revision=before.revision + 1 if before else 1)
             self.set_at_s[service] = self.clock.boot_s()
             self.weights.append(weight_bp)
         return self.observe(service)
@@ -259,13 +256,13 @@ class FakeNotifier:
 class FakeLog:
     """In-memory records log of one service."""
 
-    events: list[RequestRecord | ScoreRecord] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     lost: tuple[LostSpan, ...] = ()
     watermark_s: float = 0.0
     blind: bool = False
     reads: list[int] = field(default_factory=list)
 
-    def append(self, event: RequestRecord | ScoreRecord) -> None:
+    def append(self, event: Event) -> None:
         self.events.append(replace(event, seq=len(self.events) + 1))
 
     def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None:

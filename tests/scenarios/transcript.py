@@ -42,13 +42,14 @@ from controller.rollout.observation import (
     CommandKind,
     EvidenceStatus,
     GuardStatus,
+    MirrorStatus,
     Observation,
     PointEstimates,
     ProbeStatus,
     VersionPhase,
     VersionStatus,
 )
-from controller.rollout.plan import Plan, Stage, VersionRef
+from controller.rollout.plan import MirrorPlan, Plan, Stage, VersionRef
 from controller.rollout.state import Phase, RolloutState
 from controller.rollout.status import exit_code
 from evaluation.report import GateReport, Verdict
@@ -94,6 +95,9 @@ class Player:
         bake_s, holdback_bp = duration_s(words["bake"]), weight_bp(words.get("holdback", "5%"))
         plan = replace(Plan("medium", (), stages, holdback_bp, bake_s), **times)  # type: ignore[arg-type]
         plan = replace(plan, twin="twin" in words, undo="undo" in words)
+        if "mirror" in words:  # 2%:200:60s
+            share, pairs, limit = words["mirror"].split(":")
+            plan = replace(plan, mirror=MirrorPlan(weight_bp(share), int(pairs), duration_s(limit)))
         canary = "v-old-twin" if plan.twin else "v-new"
         refs = VersionRef("v-old", replicas), VersionRef(canary, replicas, "external" in words)
         self.state: RolloutState = begin("r-1", "chat", stable=refs[0], canary=refs[1], plan=plan, now_s=0.0)
@@ -155,6 +159,10 @@ class Player:
                 self.plane.probes = probes
             case "evidence":
                 self.evidence = None if value == "none" else _evidence(value)
+            case "copies":  # pairs/failed
+                pairs, failed = (int(one) for one in value.split("/"))
+                status = MirrorStatus(pairs, failed, pairs // 2, "status 500" if failed else None)
+                self.evidence = EvidenceStatus(0, Verdict.UNDECIDED, mirror=status)
             case "missing":
                 self.missing = () if value == "none" else tuple(value.split(","))
             case "gate":
@@ -254,6 +262,8 @@ def _action(action: Action) -> str:
     match action:
         case EnsureVersion(version, replicas):
             return f"ensure {version} x {replicas}"
+        case SetSplit(stable, canary, 0, _, copies) if copies:
+            return f"split {stable} alone, {percent(copies)} copied to {canary}"
         case SetSplit(stable, canary, points):
             return f"split {stable} + {canary} at {percent(points)}" if canary else f"split {stable} alone"
         case DrainVersion(version) | CancelVersion(version) | StopVersion(version):

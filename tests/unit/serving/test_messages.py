@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from serving.access import Access, Affinity
-from serving.messages import AttemptRecord, RecordBatch, RequestRecord, RouteTable
+from serving.messages import Arm, AttemptRecord, RecordBatch, RequestRecord, RouteTable
+from serving.table.orders import Split
 from serving.table.records_log import RecordLog
 
 RECORD = RequestRecord(
@@ -26,6 +27,8 @@ TABLE = RouteTable(
     generation="1.1",
     heavy=frozenset({"u"}),
     burst_cap=5.0,
+    mirror=Arm("v-2", (), takes_priority=True),
+    mirror_bp=200,
 )
 
 
@@ -42,11 +45,23 @@ def test_a_message_without_the_newest_fields_gets_their_defaults() -> None:
     record = of_older_release(RECORD, names)
 
     assert record == replace(RECORD, attempts=(), takeover_at=None, taken_over_by=None, covered=None)
-    clients: dict[str, Any] = dict.fromkeys(("access", "affinity", "burst_cap"))
+    copies: dict[str, Any] = {"mirror": None, "mirror_bp": 0}
+    assert of_older_release(TABLE, set(copies)) == replace(TABLE, **copies)
+    clients: dict[str, Any] = copies | dict.fromkeys(("access", "affinity", "burst_cap"))
     clients |= {"generation": "", "heavy": frozenset()}
     assert of_older_release(TABLE, set(clients)) == replace(TABLE, **clients)
     oldest = of_older_release(TABLE, {"late_commit", *clients})
     assert oldest == replace(TABLE, late_commit="hold", **clients)
+
+
+def test_arms_splits_and_batches_of_older_releases_have_no_copies() -> None:
+    batch = RecordBatch("r", 1, (RECORD,), 3.0, 0, False, ())
+    split = Split("r-1", "s", "v-1", "v-2", 100, 0)
+
+    assert of_older_release(Arm("v-2", takes_priority=True), {"takes_priority"}) == Arm("v-2")
+    assert of_older_release(batch, {"mirrored"}) == batch
+    assert of_older_release(replace(split, mirror_bp=200), {"mirror_bp"}) == split
+    assert Arm.from_json(Arm("v-2", takes_priority=True).to_json()) == Arm("v-2", takes_priority=True)
 
 
 def test_a_whole_message_is_the_same_after_a_copy() -> None:

@@ -11,7 +11,14 @@ import yaml
 from controller.quantities import duration_s, weight_bp
 from controller.spec.fields import Strict
 from controller.spec.policy import PolicySpec
-from controller.spec.policy_parts import GateSpec, ObservedRangeSpec, RungSpec, SamplingSpec, StageSpec
+from controller.spec.policy_parts import (
+    GateSpec,
+    MirrorSpec,
+    ObservedRangeSpec,
+    RungSpec,
+    SamplingSpec,
+    StageSpec,
+)
 from controller.spec.service import parse_policy
 from evaluation.metrics import CATALOGUE
 from evaluation.policy.gates import Gate
@@ -34,6 +41,7 @@ def rows(title: str) -> dict[str, str]:
         ("The policy", PolicySpec),
         ("A gate", GateSpec),
         ("A stage", StageSpec),
+        ("Mirroring", MirrorSpec),
         ("An observed range", ObservedRangeSpec),
     ],
 )
@@ -49,7 +57,7 @@ def test_aliases_and_keys_of_nested_specs_are_on_the_page(kind: type[Strict]) ->
 
 
 @pytest.mark.parametrize(
-    "key", sorted(PolicySpec.model_fields.keys() - {"stages", "gates", "rungs", "observed_ranges"})
+    "key", sorted(PolicySpec.model_fields.keys() - {"stages", "gates", "rungs", "observed_ranges", "mirror"})
 )
 def test_a_default_on_the_page_is_the_default(key: str) -> None:
     on_page = rows("The policy")[key].strip("`")

@@ -356,3 +356,63 @@ def test_routers_that_stopped_polling_are_forgotten(service: Service) -> None:
     service.status()
 
     assert service.core.routers(now_s=service.now_s) == {}
+
+
+def mirrored(service: Service, mirror_bp: int = 200, weight_bp: int = 0) -> SplitStatus:
+    split = Split("r-1", "salt", "v-1", "v-2", weight_bp, 0, mirror_bp=mirror_bp)
+    return service.core.set_split(split, token=1, now_s=service.now_s)
+
+
+def test_a_canary_that_only_gets_copies_is_no_canary_to_routers(service: Service) -> None:
+    status = mirrored(service)
+    table = service.core.table()
+
+    assert (status.canary, status.weight_bp, status.mirror_bp) == ("v-2", 0, 200)
+    assert (table.canary, table.weight_bp) == (None, 0)
+    assert (table.mirror, table.mirror_bp) == (Arm("v-2", (Replica(CANARY_URL),)), 200)
+
+
+def test_new_replicas_of_a_mirrored_canary_reach_the_routers(service: Service) -> None:
+    mirrored(service)
+    before = service.core.publication
+    service.core.set_replicas(Arm("v-2", ()))
+    table = service.core.table()
+
+    assert service.core.publication > before
+    assert table.mirror == Arm("v-2")
+
+
+@pytest.mark.parametrize("how", ["split", "tombstone", "silence", "restart"])
+def test_what_withdraws_a_canary_ends_the_copies_and_fences_it(service: Service, how: str) -> None:
+    mirrored(service)
+    core = service.core
+    match how:
+        case "split":
+            mirrored(service, mirror_bp=0)
+        case "tombstone":
+            core.tombstone("r-1", now_s=service.now_s)
+        case "silence":
+            service.now_s += 61
+            service.status()
+        case _:
+            core = restarted(service)
+    table = core.table()
+
+    assert (table.mirror, table.mirror_bp, table.canary) == (None, 0, None)
+    if how != "restart":
+        assert [order.url for order in core.pending_fences()] == [CANARY_URL]
+
+
+def test_a_tombstoned_rollout_gets_no_copies(service: Service) -> None:
+    service.core.tombstone("r-1", now_s=service.now_s)
+    mirrored(service)
+
+    assert service.core.table().mirror is None
+
+
+@pytest.mark.parametrize(("canary", "mirror_bp"), [("v-2", 10_001), ("v-2", -1), (None, 200)])
+def test_a_bad_share_of_copies_is_refused(service: Service, canary: str | None, mirror_bp: int) -> None:
+    with pytest.raises(BadSplit):
+        service.core.set_split(
+            Split("r-1", "s", "v-1", canary, 0, 0, mirror_bp=mirror_bp), token=1, now_s=1.0
+        )

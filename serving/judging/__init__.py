@@ -1,0 +1,1 @@
+"""Answers for judges: pairs of mirrored answers, kept beside the routers."""
