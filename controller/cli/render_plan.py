@@ -40,7 +40,7 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
             ", ".join(
                 [
                     percent(stage.weight_bp),
-                    *(f"{name} {percent(bp)}" for name, bp in stage.audience_bp.items()),
+                    *(f"{one.name} {percent(one.weight_bp)}" for one in stage.audiences),
                 ]
             ),
             duration(stage.duration_s),

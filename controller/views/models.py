@@ -50,6 +50,13 @@ class GateView(_View):
     statistic: str = "mean"  # that stable and canary estimate: mean, p50, p99, ...
 
 
+class AudienceView(_View):
+    """The weight of an audience. A list of these, and no mapping: a newer release may add a field."""
+
+    name: str
+    weight_bp: int
+
+
 class StageView(_View):
     number: int  # from 1
     weight_bp: int
@@ -59,7 +66,7 @@ class StageView(_View):
     replicas: int
     status: str  # done, now or ahead
     promote_if_point_ok: bool = False  # unproven at its deadline: promoted if estimates are within margins
-    audience_bp: dict[str, int] = {}  # weights of audiences, by name
+    audiences: tuple[AudienceView, ...] = ()  # those with a weight of their own
 
 
 class PassView(_View):

@@ -17,6 +17,7 @@ from controller.rollout.twin_report import unproven
 from controller.spec.label import Label
 from controller.views.models import (
     AlarmView,
+    AudienceView,
     CauseView,
     GateView,
     HoldView,
@@ -181,7 +182,7 @@ def stage_views(plan: Plan, *, current: int = -1, in_stage: bool = False) -> tup
                 replicas=stage.replicas,
                 status=status,
                 promote_if_point_ok=stage.promote_if_point_ok,
-                audience_bp=dict(stage.audience_bp),
+                audiences=tuple(AudienceView(name=name, weight_bp=bp) for name, bp in stage.audience_bp),
             )
         )
     return tuple(views)

@@ -122,7 +122,8 @@ async def test_a_stage_may_raise_an_audience_of_the_service_and_no_other(
         body = {"version": version, "policy": {"stages": stages}, "quick": True}
         answers.append(await api.post("/v1/services/chat/plan", json=body))
 
-    assert [one["audience_bp"] for one in answers[0].json()["stages"]] == [{"staff": 10_000}] * 2
+    staff = {"name": "staff", "weight_bp": 10_000}
+    assert [one["audiences"] for one in answers[0].json()["stages"]] == [[staff]] * 2
     assert answers[1].status_code == 422
     assert answers[1].json()["detail"] == (
         "policy.stages.0.audience_bp.stuff is given by no key of the service; did you mean staff?"
