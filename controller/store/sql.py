@@ -35,7 +35,6 @@ from controller.store.served import forget_served, put_served, record_outcome, s
 from controller.store.statements import (
     append_event,
     append_log,
-    began,
     end_ab_tests,
     lock_service,
     move_stable,
@@ -162,11 +161,6 @@ class SqlStore:
             ManualCommand(row.seq, CommandKind(row.kind), row.actor, row.role, row.reason, row.at_s)
             for row in self._all(query)
         )
-
-    def began(self, rollout: str) -> int | None:
-        """See `statements.began`."""
-        with self.database.read() as db:
-            return began(db, rollout)
 
     # --- rollouts: creation, commands, history
 

@@ -18,6 +18,7 @@ from controller.rollout.plan import is_undo_id
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.store import schema as t
+from controller.store.database import Database
 from controller.store.rows import AbRow, VersionRow
 
 LEASE = "controller"
@@ -98,13 +99,14 @@ def next_seq(db: sa.Connection, table: sa.Table, service: str) -> int:
     )
 
 
-def began(db: sa.Connection, rollout: str) -> int | None:
+def began(database: Database, rollout: str) -> int | None:
     """A number that orders rollouts of all services by their creation; None: it does not exist.
 
     No time: clocks of two hosts differ, and are set.
     """
     c = t.events.c
-    first = db.execute(select(func.min(c.seq)).where(c.rollout == rollout)).scalar()
+    with database.read() as db:
+        first = db.execute(select(func.min(c.seq)).where(c.rollout == rollout)).scalar()
     return int(first) if first is not None else None
 
 

@@ -28,6 +28,7 @@ from controller.store.digest_cache import cached_digests
 from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
+from controller.store.statements import began
 from serving.fleet.cluster_memory_ray import cluster_devices
 from serving.fleet.types import FleetUnreachable, Launch, VersionStatus
 
@@ -90,7 +91,7 @@ class Versions:
 
         Raises Unreachable while the fleet does not say which are: what is loaded would count twice.
         """
-        seen = self._store.began(rollout.id) if rollout is not None else None
+        seen = began(self._store.database, rollout.id) if rollout is not None else None
         found: list[Reservation] = []
         for service in self._store.services():
             if service.name == restoring or service.removing:
@@ -105,7 +106,7 @@ class Versions:
         return tuple(found)
 
     def _unloaded(self, service: ServiceRow, before: int | None, *, wait_s: float) -> Iterator[Reservation]:
-        """before: see `SqlStore.began`; None: of every rollout."""
+        """before: see `statements.began`; None: of every rollout."""
         wanted = [service.stable]
         for id in self._store.running(service.name):
             stored = self._store.load(id)
@@ -125,8 +126,8 @@ class Versions:
             return False
         if before is None or other.launched:
             return True
-        began = self._store.began(other.id)
-        return began is not None and began < before
+        first = began(self._store.database, other.id)
+        return first is not None and first < before
 
     def _ready(self, service: str, wait_s: float) -> dict[str, int]:
         """Ready replicas by version. Raises Unreachable when the fleet does not answer within `wait_s`."""

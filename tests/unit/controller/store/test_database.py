@@ -69,7 +69,6 @@ REMOVALS: dict[str, Callable[[SqlStore, AbStore], object]] = {
 }
 READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "load": lambda store, ab: store.load("r-00000001"),
-    "began": lambda store, ab: store.began("r-00000001"),
     "running": lambda store, ab: store.running(),
     "commands": lambda store, ab: store.commands("r-00000001", after_seq=0),
     "evidence": lambda store, ab: store.evidence("r-00000001"),
