@@ -292,9 +292,9 @@ class ErrorGuard:
         canary = self._last_canary(size)
         since = canary[-1].place
         named = [last[column] for last in self._stable.values() if last.place > since]
-        units, hits, is_silent = len(named), sum(named), not named
+        units, hits, is_silent = len(named), sum(map(int, named)), not named
         if is_silent:
-            units, hits = len(self._stable), sum(last[column] for last in self._stable.values())
+            units, hits = len(self._stable), sum(int(last[column]) for last in self._stable.values())
         else:
             for part in self._older:
                 if part.first > since:
