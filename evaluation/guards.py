@@ -10,29 +10,41 @@ identical arms in 3-21 % of runs.)
 the end of a shared outage looked like a healthy stable beside a canary that still fails (rolled back in
 67-100 % of runs).
 
-**Chance.** The coin decides which of the window's units are the canary's. So, given the window's units, how
-they ended, and that its first and its last are the canary's, the failed ones among those between are
-hypergeometric. The n-th request of the canary is a look and may spend `20 ALPHA / ((n + 19) (n + 20))` over
-all windows and checks: at most `ALPHA` in all, whatever the rate of failures, and whenever it changes (exact
-where each request is its own unit and the weight does not change within the window). Where stable's units are
-few beside the canary's, as at 90 %, its last 40, 80 or 160 units decide.
+**Chance.** The coin decides which of the window's units are the canary's, and treats those of one weight
+alike. So, given the window's units, how they ended, how many of each weight are the canary's, and that the
+first and the last are, the failed ones among those between are a sum of independent hypergeometrics,
+one for each weight: exact under audiences, and after a raise. (One for all weights rolled back identical
+arms in up to 40 of 40 runs where clients at a higher weight failed on both.) The n-th request of the canary
+is a look and may spend `20 ALPHA / ((n + 19) (n + 20))` over all windows and checks: at most `ALPHA` in all,
+whatever the rate of failures, and whenever it changes (exact where each request is its own unit). Where
+stable's units are few beside the canary's, as at 90 %, its last 40, 80 or 160 units decide. A window without
+any of stable's units compares with those before it, once the coin does not explain that there are none.
+
+**Weights.** At most `WEIGHTS` are told apart. While all of these are in use, units of another one tell
+nothing: the chance is then the one given their arms too, so it stays exact. The same holds for units from
+before a restart that were stored without their weight.
 
 Invariant: a guard never promotes, and reads no clock.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 from scipy.stats import binom, hypergeom
 
 STABLE_UNITS = 400  # of stable's last units that are known by name
 PART, PARTS = 50, 64  # older ones are counted in parts of this many; more parts are merged in pairs
+WEIGHTS = 16  # that are told apart
+UNUSED = 1000  # requests after which a weight that did not occur makes room for another one
+UNKNOWN = 0.0  # in place of a weight that is not told apart
 LONGER = (1, 2, 4, 8)  # windows, in multiples of the limits' units
 ALPHA = 0.001  # of a rollback of identical arms, over a whole rollout
 
@@ -68,20 +80,84 @@ class GuardLimits:
 
 
 class _Last(NamedTuple):
-    """A unit's last request: its place among all requests, and how it ended."""
+    """A unit's last request: its place among all requests, how it ended, and its weight."""
 
     place: int
     error: bool
     rejected: bool
+    w: float = UNKNOWN
+
+
+_Ended = tuple[int, int, int]  # how many units there are, failed, and were rejected
 
 
 class _Part(NamedTuple):
-    """Units of stable that are no longer known by name: the first one's place, and how they ended."""
+    """Units of stable that are no longer known by name: their places, and how they ended.
 
-    place: int
-    units: int
-    errors: int
-    rejected: int
+    counts: of each weight, how many units there are, failed, and were rejected.
+    """
+
+    first: int
+    last: int
+    counts: dict[float, _Ended]
+
+    @property
+    def units(self) -> int:
+        return sum(count[0] for count in self.counts.values())
+
+    def joined(self, later: _Part) -> _Part:
+        counts = dict(self.counts)
+        for w, count in later.counts.items():
+            counts[w] = _sum(counts.get(w, (0, 0, 0)), count)
+        return _Part(self.first, later.last, counts)
+
+    def without(self, w: float) -> _Part:
+        """Its units of that weight as ones of an unknown weight."""
+        if w not in self.counts:
+            return self
+        rest = _Part(self.first, self.last, {key: n for key, n in self.counts.items() if key != w})
+        return rest.joined(_Part(self.first, self.last, {UNKNOWN: self.counts[w]}))
+
+
+class _Window(NamedTuple):
+    """How one window ended: units and hits of both arms. Where stable has none in it and so is silent, its
+    last ones before it are given."""
+
+    size: int
+    hits: int
+    stable_units: int
+    stable_hits: int
+    is_stable_silent: bool
+
+
+def _sum(a: _Ended, b: _Ended) -> _Ended:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+
+
+def _counted(units: Iterable[tuple[float, int, int]]) -> dict[float, tuple[int, int]]:
+    """Units and hits of each weight, from weights, units and hits."""
+    counts: dict[float, tuple[int, int]] = {}
+    for w, number, hits in units:
+        before = counts.get(w, (0, 0))
+        counts[w] = before[0] + number, before[1] + hits
+    return counts
+
+
+def coin_chance(canary: Mapping[float, tuple[int, int]], stable: Mapping[float, tuple[int, int]]) -> float:
+    """Probability that the coin gives the canary at least so many hits, given the units of each weight.
+
+    canary, stable: units and hits of each weight. Those of weight `UNKNOWN` keep their arms.
+    """
+    least = sum(hits for _, hits in canary.values())
+    ways = np.ones(1)
+    for w, (units, hits) in canary.items():
+        others, others_hit = stable.get(w, (0, 0))
+        if w == UNKNOWN or others == 0:
+            least -= hits
+            continue
+        of_weight = hypergeom.pmf(np.arange(units + 1), units + others, hits + others_hit, units)
+        ways = np.convolve(ways, of_weight)
+    return min(float(ways[least:].sum()), 1.0) if least > 0 else 1.0
 
 
 _CHECKS = (("errors", "failed", 1), ("rejections", "were rejected (4xx)", 2))
@@ -101,11 +177,17 @@ class ErrorGuard:
     _older: list[_Part] = field(default_factory=list)
     _requests: int = 0
     _looks: int = 0
+    _weights: dict[float, int] = field(default_factory=dict)  # told apart, and the place of the last request
     _verdict: GuardVerdict | None = None
 
-    def add(self, *, unit: str, canary: bool, error: bool, rejected: bool = False) -> GuardVerdict | None:
-        """Add one settled request of a unit; return the current verdict."""
-        last = _Last(self._requests, error, rejected)
+    def add(
+        self, *, unit: str, canary: bool, w: float, error: bool, rejected: bool = False
+    ) -> GuardVerdict | None:
+        """Add one settled request of a unit; return the current verdict.
+
+        w: probability that the unit was assigned to the canary, in (0, 1]; 1 where no coin assigned it.
+        """
+        last = _Last(self._requests, error, rejected, self._known(w))
         self._requests += 1
         if canary:
             self._add_canary(unit, last)
@@ -117,6 +199,27 @@ class ErrorGuard:
         """The verdict after the canary's last request, a rollback before a hold; None: not tripped."""
         return self._verdict
 
+    def _known(self, w: float) -> float:
+        """The weight if it is told apart from others, else `UNKNOWN`."""
+        if not 0.0 < w <= 1.0:
+            return UNKNOWN
+        if w not in self._weights and len(self._weights) >= WEIGHTS:
+            oldest = min(self._weights, key=lambda known: self._weights[known])
+            if self._requests - self._weights[oldest] < UNUSED:
+                return UNKNOWN
+            self._forget(oldest)
+        self._weights[w] = self._requests
+        return w
+
+    def _forget(self, w: float) -> None:
+        """Units of this weight tell nothing any more, on both arms."""
+        del self._weights[w]
+        for units in (self._canary, self._stable):
+            for unit, last in units.items():
+                if last.w == w:
+                    units[unit] = last._replace(w=UNKNOWN)
+        self._older = [part.without(w) for part in self._older]
+
     def _add_canary(self, unit: str, last: _Last) -> None:
         self._canary.pop(unit, None)  # so that it comes last
         self._canary[unit] = last
@@ -124,7 +227,7 @@ class ErrorGuard:
             self._canary.popitem(last=False)
         self._looks += 1
         since = next(iter(self._canary.values())).place
-        self._older = [part for part in self._older if part.place > since]
+        self._older = [part for part in self._older if part.last > since]
         tripped = []
         if len(self._canary) >= self.limits.units:
             tripped = [hit for check in _CHECKS if (hit := self._check(*check)) is not None]
@@ -136,81 +239,98 @@ class ErrorGuard:
         if len(self._stable) <= STABLE_UNITS:
             return
         _, oldest = self._stable.popitem(last=False)
-        if not self._older or self._older[-1].units >= PART:
-            self._older.append(_Part(oldest.place, 0, 0, 0))
-        place, units, errors, rejections = self._older[-1]
-        self._older[-1] = _Part(place, units + 1, errors + oldest.error, rejections + oldest.rejected)
+        part = _Part(oldest.place, oldest.place, {oldest.w: (1, int(oldest.error), int(oldest.rejected))})
+        if self._older and self._older[-1].units < PART:
+            part = self._older.pop().joined(part)
+        self._older.append(part)
         if len(self._older) > PARTS:
             pairs = zip(self._older[::2], self._older[1::2], strict=False)
-            merged = [_Part(a.place, a.units + b.units, a[2] + b[2], a[3] + b[3]) for a, b in pairs]
+            merged = [a.joined(b) for a, b in pairs]
             self._older = [*merged, *self._older[2 * len(merged) :]]
 
     def _check(self, name: str, text: str, column: int) -> GuardVerdict | None:
-        size = self.limits.units
-        hits = self._canary_hits(size, column)
-        if hits < self.limits.ratio * size:
+        hits = sum(last[column] for last in self._last_canary(self.limits.units))
+        if hits < self.limits.ratio * self.limits.units:
             return None
-        text = f"{hits} of the canary's last {size} units {text}"
         if not self._stable:
-            return GuardVerdict(name, GuardAction.ROLLBACK, f"{text}; stable answered nothing to compare")
-        failed, units = self._stable_hits(size, column)
-        text += f", stable {failed / units:.0%} in the same window"
-        if self._is_canarys_own(column):
-            return GuardVerdict(name, GuardAction.ROLLBACK, text)
+            said = f"{hits} of the canary's last {self.limits.units} units {text}"
+            return GuardVerdict(name, GuardAction.ROLLBACK, f"{said}; stable answered nothing to compare")
+        first = self._window(self.limits.units, column)
+        decides = self._deciding(first, column)
+        shown = decides or first
+        share = shown.stable_hits / shown.stable_units
+        said = f"{shown.hits} of the canary's last {shown.size} units {text}, stable {share:.0%} "
+        said += "before" if shown.is_stable_silent else "in the same window"
+        if decides is not None:
+            return GuardVerdict(name, GuardAction.ROLLBACK, said)
         why = "both are bad, so the cause is shared"
-        if failed / units < hits / size / 2:
+        if share < shown.hits / shown.size / 2:
             why = "chance may still explain the difference"
-        return GuardVerdict(name, GuardAction.HOLD, f"{text}: {why}")
+            if len({last.w for last in self._last_canary(shown.size)}) > 1:
+                why = "chance, or clients at another weight, may still explain the difference"
+        return GuardVerdict(name, GuardAction.HOLD, f"{said}: {why}")
 
-    def _is_canarys_own(self, column: int) -> bool:
-        """Whether in one of the windows the canary fails, stable fails less than half as often, and by more
-        than chance."""
-        sizes = [self.limits.units * times for times in LONGER]
-        spent = ALPHA * sizes[0] / ((self._looks + sizes[0] - 1) * (self._looks + sizes[0]))
+    def _deciding(self, first: _Window, column: int) -> _Window | None:
+        """The first window in which the canary fails, stable fails less than half as often, and by more than
+        chance; None: there is none."""
+        sizes = [first.size * times for times in LONGER]
+        spent = ALPHA * first.size / ((self._looks + first.size - 1) * (self._looks + first.size))
         limit = spent / (len(sizes) * len(_CHECKS))
         for size in sizes:
             if len(self._canary) < size:
-                return False
-            hits, (failed, units) = self._canary_hits(size, column), self._stable_hits(size, column)
-            if hits < self.limits.ratio * size or failed / units >= hits / size / 2:
+                return None
+            window = self._window(size, column)
+            rate = window.hits / size
+            if rate < self.limits.ratio or window.stable_hits / window.stable_units >= rate / 2:
                 continue
-            if not self._has_stable_in(size):
-                chance = float(binom.sf(hits - 1, size, (failed + 1) / (units + 1)))
-            else:
-                chance = self._chance(size, column, failed, units)
-            if chance <= limit:
-                return True
-        return False
+            if self._chance(window, column) <= limit:
+                return window
+        return None
 
-    def _chance(self, size: int, column: int, failed: int, units: int) -> float:
-        """Probability that the coin gives the canary so many of the window's failures."""
-        window = self._last_canary(size)
-        inner = sum(last[column] for last in window[1:-1])
-        drawn = max(size - 2, 0)
-        return float(hypergeom.sf(inner - 1, drawn + units, inner + failed, drawn))
+    def _window(self, size: int, column: int) -> _Window:
+        """How the canary's last units ended, and those of stable since the first of them."""
+        canary = self._last_canary(size)
+        since = canary[-1].place
+        named = [last[column] for last in self._stable.values() if last.place > since]
+        units, hits, is_silent = len(named), sum(map(int, named)), not named
+        if is_silent:
+            units, hits = len(self._stable), sum(int(last[column]) for last in self._stable.values())
+        else:
+            for part in self._older:
+                if part.first > since:
+                    units += part.units
+                    hits += sum(count[column] for count in part.counts.values())
+        return _Window(size, sum(int(last[column]) for last in canary), units, hits, is_silent)
+
+    def _chance(self, window: _Window, column: int) -> float:
+        """Probability of so many hits of the canary without any fault of its own."""
+        inner = self._last_canary(window.size)[1:-1]
+        if not window.is_stable_silent:
+            since = self._last_canary(window.size)[-1].place
+            canary = _counted((last.w, 1, int(last[column])) for last in inner)
+            return coin_chance(canary, self._stable_by_weight(since, column))
+        rate = (window.stable_hits + 1) / (window.stable_units + 1)
+        of_rate = float(binom.sf(window.hits - 1, window.size, rate))
+        if all(last.w == 1.0 for last in inner):  # no coin gives stable anything
+            return of_rate
+        of_silence = math.prod(last.w for last in inner if last.w != UNKNOWN)
+        return max(of_rate, of_silence)
+
+    def _stable_by_weight(self, since: int, column: int) -> dict[float, tuple[int, int]]:
+        """Units and hits of stable after a place. Of a part that begins before it, the hits alone: they make
+        the chance larger, and units without one would make it smaller."""
+        counts = [(last.w, 1, int(last[column])) for last in self._stable.values() if last.place > since]
+        for part in self._older:
+            for w, count in part.counts.items():
+                if part.first > since:
+                    counts.append((w, count[0], count[column]))
+                elif part.last > since:
+                    counts.append((w, count[column], count[column]))
+        return _counted(counts)
 
     def _last_canary(self, size: int) -> list[_Last]:
         """The canary's last units, the latest first."""
         return list(islice(reversed(self._canary.values()), size))
-
-    def _canary_hits(self, size: int, column: int) -> int:
-        return sum(last[column] for last in self._last_canary(size))
-
-    def _has_stable_in(self, size: int) -> bool:
-        since = self._last_canary(size)[-1].place
-        return next(reversed(self._stable.values())).place > since
-
-    def _stable_hits(self, size: int, column: int) -> tuple[int, int]:
-        """How many of stable's units in the window failed, and how many there are; without any, of its last
-        ones before."""
-        since = self._last_canary(size)[-1].place
-        named = [last[column] for last in self._stable.values() if last.place > since]
-        if not named:
-            named = [last[column] for last in self._stable.values()]
-            return sum(named), len(named)
-        older = [part for part in self._older if part.place > since]
-        failed = sum(named) + sum(part[column + 1] for part in older)
-        return failed, len(named) + sum(part.units for part in older)
 
     def to_mapping(self) -> dict[str, object]:
         """Plain values that `from_mapping` reads back to an equal guard."""
@@ -218,7 +338,11 @@ class ErrorGuard:
         return {
             "canary_units": [[unit, *last] for unit, last in self._canary.items()],
             "stable_units": [[unit, *last] for unit, last in self._stable.items()],
-            "older_units": [list(part) for part in self._older],
+            "older_parts": [
+                [part.first, part.last, [[w, list(count)] for w, count in part.counts.items()]]
+                for part in self._older
+            ],
+            "weights": [list(pair) for pair in self._weights.items()],
             "requests": self._requests,
             "looks": self._looks,
             "verdict": None if verdict is None else [verdict.guard, verdict.action.value, verdict.reason],
@@ -226,17 +350,22 @@ class ErrorGuard:
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, object], limits: GuardLimits | None = None) -> ErrorGuard:
-        """The guard whose `to_mapping` returned `raw`. Raises ValueError for malformed state,
-        such as that of an earlier release, which counted requests."""
+        """The guard whose `to_mapping` returned `raw`. Raises ValueError for malformed state, such as that of
+        an early release, which counted requests. The one before had no weights: its units are of none that
+        is known, and its older ones are forgotten."""
         try:
             arms = [
-                OrderedDict((str(unit), _Last(int(place), bool(error), bool(rejected)))
-                for unit, place, error, rejected in raw[key])  # type: ignore[attr-defined]
+                OrderedDict((str(unit), _Last(int(place), bool(error), bool(rejected), *map(float, w)))
+                for unit, place, error, rejected, *w in raw[key])  # type: ignore[attr-defined]
                 for key in ("canary_units", "stable_units")
             ]  # fmt: skip
             requests = int(raw["requests"])  # type: ignore[call-overload]
-            # The earlier format had none of these: it has looked at most after every request.
-            older = [_Part(*map(int, part)) for part in raw.get("older_units", ())]  # type: ignore[attr-defined]
+            older = [
+                _Part(int(first), int(last), {float(w): (int(a), int(b), int(c)) for w, (a, b, c) in counts})
+                for first, last, counts in raw.get("older_parts", ())  # type: ignore[attr-defined]
+            ]
+            weights = {float(w): int(place) for w, place in raw.get("weights", ())}  # type: ignore[attr-defined]
+            # An earlier format had no looks: it has looked at most after every request.
             looks = int(raw.get("looks", requests))  # type: ignore[call-overload]
             verdict = None
             if raw.get("verdict") is not None:
@@ -244,4 +373,4 @@ class ErrorGuard:
                 verdict = GuardVerdict(name, GuardAction(action), reason)
         except (KeyError, TypeError, ValueError) as exc:
             raise ValueError(f"malformed state of an error guard: {exc}; start a new guard") from exc
-        return cls(limits or GuardLimits(), arms[0], arms[1], older, requests, looks, verdict)
+        return cls(limits or GuardLimits(), arms[0], arms[1], older, requests, looks, weights, verdict)

@@ -31,7 +31,7 @@ class OneBadClient:
         guard = ErrorGuard()
         word = "undecided"
         for unit, canary, failed in zip(user.tolist(), arm.tolist(), error.tolist(), strict=True):
-            verdict = guard.add(unit=str(unit), canary=canary, error=failed)
+            verdict = guard.add(unit=str(unit), canary=canary, w=self.w, error=failed)
             if verdict is not None and verdict.action is GuardAction.ROLLBACK:
                 word = "rollback"
                 break
@@ -67,9 +67,8 @@ class SharedFailures:
         word = "undecided"
         for name, canary, bad in zip(unit.tolist(), arm.tolist(), failed.tolist(), strict=True):
             is_error = self.kind == "error"
-            verdict = guard.add(
-                unit=str(name), canary=canary, error=bad and is_error, rejected=bad and not is_error
-            )
+            error, rejected = bad and is_error, bad and not is_error
+            verdict = guard.add(unit=str(name), canary=canary, w=self.w, error=error, rejected=rejected)
             if verdict is not None and verdict.action is GuardAction.ROLLBACK:
                 word = "rollback"
                 break
@@ -92,7 +91,7 @@ class DeadCanary:
             canary = bool(rng.random() < self.w)
             drawn += canary
             error = bool(rng.random() < 0.01) or (canary and drawn > self.before)
-            verdict = guard.add(unit=str(number), canary=canary, error=error)
+            verdict = guard.add(unit=str(number), canary=canary, w=self.w, error=error)
             if verdict is not None and verdict.action is GuardAction.ROLLBACK:
                 return {"rep": rep, "guard_at": drawn - self.before}
         return {"rep": rep, "guard_at": None}

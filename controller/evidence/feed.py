@@ -196,10 +196,12 @@ class Feed:
             self._seed_with(record)
 
     def _count_in_guard(self, record: RequestRecord, *, of_replaced: bool = False) -> None:
-        """of_replaced: the request is of the version that an undo replaces, from before its switch."""
+        """of_replaced: the request is of the version that an undo replaces, from before its switch. No coin
+        assigned it, nor those after it, so all are of one weight."""
         self._guard.add(
             unit=record.unit,
             canary=record.arm == CANARY and not of_replaced,
+            w=record.w if self._config.stages else 1.0,
             error=record.error is True,
             rejected=record.rejected is True,
         )

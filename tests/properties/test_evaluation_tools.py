@@ -105,15 +105,18 @@ def test_swapping_the_sides_reverses_u(a: list[float], b: list[float]) -> None:
     assert math.isclose(forth[1], back[1])
 
 
-@given(requests=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=80), cut=st.integers(0, 80))
+@given(
+    requests=st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(1, 20)), max_size=80),
+    cut=st.integers(0, 80),
+)
 def test_a_guard_restored_at_any_point_returns_the_same_verdicts(
-    requests: list[tuple[bool, bool]], cut: int
+    requests: list[tuple[bool, bool, int]], cut: int
 ) -> None:
     guard, restored = ErrorGuard(), ErrorGuard()
     units = [f"u{row % 60}" for row in range(len(requests))]
     added = [
-        {"unit": u, "canary": c, "error": e, "rejected": not e}
-        for u, (c, e) in zip(units, requests, strict=True)
+        {"unit": u, "canary": c, "w": weight / 20, "error": e, "rejected": not e}
+        for u, (c, e, weight) in zip(units, requests, strict=True)
     ]
     expected = [guard.add(**one) for one in added]  # type: ignore[arg-type]
     verdicts = [restored.add(**one) for one in added[:cut]]  # type: ignore[arg-type]
