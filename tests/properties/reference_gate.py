@@ -225,34 +225,38 @@ class Rollout:
             for row, (y, failed) in enumerate(zip(self.raw(metric), self.failed, strict=True))
         ]
 
-    def gap(self, units: Sequence[tuple[int, float] | None], gate: Gate) -> float:
-        """The canary's answered share less stable's, when the last epoch ended. units: arm and answered share
-        of each earlier one; None: from before the canary."""
+    def gap(self, units: Sequence[tuple[int, float, float] | None], gate: Gate) -> float:
+        """The canary's answered share less stable's, by the coin, when the last epoch ended. units: arm,
+        answered share and weight of each earlier one; None: from before the canary."""
         drawn = [unit for unit in units if unit is not None]
-        before = drawn[: max(epoch_ends(len(drawn)), default=0)]
-        if gate.metric in ("error", "rejected") or gate.metric in VALUES or not before:
+        ends = sorted(epoch_ends(len(drawn)))
+        if gate.metric in ("error", "rejected") or gate.metric in VALUES or not ends:
             return 0.0
-        of = [[share for arm, share in before if arm == which] for which in (0, 1)]
-        pooled = sum(map(sum, of)) / len(before)
         if gate.kind is Kind.SCORE:
             return 0.0  # a score's margin does not depend on it
-        if not (of[0] and of[1]):
+        moved = spread = squares = 0.0
+        mean, begin = 1.0, 0
+        for end in ends:
+            for arm, share, w in drawn[begin:end]:
+                moved += (arm - w) * (share - mean)
+                spread += w * (1.0 - w)
+                squares += w * (1.0 - w) * (share - mean) ** 2
+            mean, begin = sum(share for _, share, _ in drawn[:end]) / end, end
+        if spread <= 0.0:
             return 0.0
-        raw = sum(of[1]) / len(of[1]) - sum(of[0]) / len(of[0])
-        spread = math.sqrt(max(pooled * (1.0 - pooled), 0.0))
-        noise = NOISE * spread * math.sqrt(1.0 / len(of[0]) + 1.0 / len(of[1]))
+        raw, noise = moved / spread, NOISE * math.sqrt(squares) / spread
         return math.copysign(max(abs(raw) - noise, 0.0), raw)
 
     def firsts(self, values: Sequence[float], gate: Gate) -> list[Unit]:
         """The first request of each draw."""
         out: list[Unit] = []
-        before: list[tuple[int, float] | None] = []
+        before: list[tuple[int, float, float] | None] = []
         for drawn in self.draws:
             row = drawn.rows[0]
             if not math.isnan(values[row]):
                 out.append(self.unit(row, values[row], gate))
                 out[-1].gap, out[-1].silent = self.gap(before, gate), float(self.failed[row])
-            before.append((drawn.arm, 1.0 - self.failed[row]) if drawn.w > 0.0 else None)
+            before.append((drawn.arm, 1.0 - self.failed[row], drawn.w) if drawn.w > 0.0 else None)
         return out
 
     def by_round(self, units: list[Unit]) -> list[Unit]:
@@ -270,7 +274,7 @@ class Rollout:
         are sampled differently. later: of the later sessions."""
         out: list[Unit] = []
         seq, canary = -1, 0
-        before: list[tuple[int, float] | None] = []
+        before: list[tuple[int, float, float] | None] = []
         first_only = gate.sampling.stable != gate.sampling.canary
         for drawn in self.later if later else self.draws:
             closed = self.closed_at(drawn)
@@ -284,7 +288,8 @@ class Rollout:
                 unit.values, unit.gap = present, self.gap(before, gate)
                 unit.silent = 1.0 - sum(answered) / len(answered)
                 out.append(unit)
-            before.append((drawn.arm, sum(answered) / len(answered)) if drawn.w > 0.0 else None)
+            share = sum(answered) / len(answered)
+            before.append((drawn.arm, share, drawn.w) if drawn.w > 0.0 else None)
         return out
 
     def with_missing(self, gate: Gate, which: str, *, sessions: bool, later: bool = False) -> list[Unit]:
@@ -306,12 +311,12 @@ class Rollout:
                 share = (scored + 1.0) / (answered + 1.0)
         out: list[Unit] = []
         seq, canary = -1, 0
-        before: list[tuple[int, float] | None] = []
+        before: list[tuple[int, float, float] | None] = []
         for drawn in self.later if later else self.draws:
             gap = self.gap(before, gate)
             seen = drawn.rows if sessions else drawn.rows[:1]
             answers = [1.0 - self.failed[row] for row in seen]
-            before.append((drawn.arm, sum(answers) / len(answers)) if drawn.w > 0.0 else None)
+            before.append((drawn.arm, sum(answers) / len(answers), drawn.w) if drawn.w > 0.0 else None)
             rows = drawn.rows if sessions and same else drawn.rows[:1]
             closed = self.closed_at(drawn) if sessions else drawn.rows[0]
             seq, canary = max(seq, closed), max(canary, self.canary[closed])

@@ -206,14 +206,39 @@ def test_failures_count_half_where_a_judge_scores_half_of_the_answers() -> None:
 
 
 def test_the_gap_of_answered_shares_is_of_the_units_before_without_its_noise() -> None:
-    """Updated after 64 drawn units: 16 of the canary, all answered, and 48 of stable, 36 or 44 of them
+    """Updated after 64 drawn units: 16 of the canary, all answered, and 48 of stable, 32 or 44 of them
     answered. The 10 units from before the canary do not count."""
     rows = np.arange(80) - 10
     arm, w = (rows >= 0) & (rows % 4 == 0), np.where(rows >= 0, 0.25, 0.0)
-    many = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 == 1, 1.0) * 1.0)
-    few = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, rows % 16 != 1, 1.0) * 1.0)
-    pooled = 52 / 64
+    many = AnsweredGap().of(arm, w, np.where(rows % 4 == 1, 0.0, 1.0))
+    few = AnsweredGap().of(arm, w, np.where(rows % 16 == 1, 0.0, 1.0))
 
     assert set(many[:74]) == {0.0}
-    assert many[74] == pytest.approx(1 - 36 / 48 - 2 * (pooled * (1 - pooled) * (1 / 16 + 1 / 48)) ** 0.5)
+    assert many[74] == pytest.approx(1 - 32 / 48 - 2 * (16 * 0.25 * 0.75) ** 0.5 / (64 * 0.25 * 0.75))
     assert few.tolist() == [0.0] * 80  # so few are chance
+
+
+def test_clients_at_a_higher_weight_that_fail_on_both_arms_make_no_gap() -> None:
+    """A tenth of the traffic at w = 0.5 fails in half of its requests, the rest at w = 0.05 never: the
+    canary's answered share is lower by 0.2, and not for anything that it does."""
+    rng = np.random.default_rng(5)
+    is_staff = rng.random(20_000) < 0.1
+    w = np.where(is_staff, 0.5, 0.05)
+    arm = rng.random(20_000) < w
+    answered = np.where(is_staff & (rng.random(20_000) < 0.5), 0.0, 1.0)
+
+    gap = AnsweredGap().of(arm, w, answered)
+
+    assert answered[arm].mean() - answered[~arm].mean() < -0.2
+    assert abs(gap).max() < 0.02
+
+
+def test_a_shared_outage_at_a_higher_weight_makes_no_gap() -> None:
+    rng = np.random.default_rng(6)
+    w = np.repeat([0.05, 0.5], 4000)
+    arm = rng.random(8000) < w
+    answered = np.where((np.arange(8000) >= 5000) & (np.arange(8000) < 5300), 0.0, 1.0)
+
+    gap = AnsweredGap().of(arm, w, answered)
+
+    assert abs(gap[-1]) < 0.01
