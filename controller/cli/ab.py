@@ -18,7 +18,7 @@ from controller.cli.evidence_options import (
     read_options,
 )
 from controller.cli.output import Output, OutputOption, emit, emit_data, note
-from controller.errors import BadInput
+from controller.errors import BadInput, TimedOut
 from controller.quantities import FULL_BP, weight_bp
 from controller.settings import load_settings
 
@@ -151,18 +151,22 @@ def judge(
     stable: StableOption = None,
     ignore: IgnoreOption = None,
     output: OutputOption = Output.TABLE,
-) -> None:
+) -> int:
     """Judge a recorded test.
 
     Each unit counts once, with the mean of its answers, on its assigned side (intention to treat). With --by
     also by category; p-values and verdicts are corrected for the number of categories (Holm).
+    Exit 0 when it names the better side of the whole file, 6 when it names none or is invalid.
     """
     from controller.cli.ab_file import judge_file
     from controller.cli.ab_show import file_table
+    from evaluation.ab.comparison import AbVerdict
 
     options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
     report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed, options=options)
     emit(report, output, lambda _: file_table(report.rows, report.notes))
+    named = (AbVerdict.A_BETTER.value, AbVerdict.B_BETTER.value)
+    return 0 if report.rows[0]["verdict"] in named else TimedOut.exit_code
 
 
 @ab.command()

@@ -72,7 +72,10 @@ class AbValidity:
             share, split = self._units_b / self._units, self._w_total / self._units
             return f"B has {share:.1%} of the units, the split is {split:.1%}; units of one side are lost"
         if any(presence.channel.decision.is_reached for presence in self._presence):
-            return "outcomes are missing more often on one side; grade both sides alike"
+            return (
+                "outcomes are missing more often on one side; grade both sides alike, or, where it fails "
+                "more often, compare the metric error"
+            )
         return None
 
     def missing_outcomes(self) -> str | None:

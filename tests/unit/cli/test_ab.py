@@ -19,6 +19,7 @@ from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
 from controller.cli.ab_show import next_step, view_table
 from controller.cli.main import app as cli
+from controller.cli.main import run
 from controller.cli.output import console
 from controller.errors import BadInput, BadSpec
 from controller.rollout.state import Phase
@@ -64,6 +65,13 @@ def test_judge_reports_the_whole_file_and_each_category(
     assert verdicts(capsys) == {"(all)": "b better", "code": "b better", "chat": "no difference shown"}
 
 
+@pytest.mark.parametrize(("n", "mode", "code"), [(2000, [], 0), (90, ["--fixed"], 6), (40, [], 6)])
+def test_judge_exits_0_only_when_it_names_the_better_side(
+    tmp_path: Path, n: int, mode: list[str], code: int
+) -> None:
+    assert run(["ab", "judge", str(write_scores(tmp_path / "e.jsonl", n=n)), *mode]) == code
+
+
 def test_judge_notes_the_method_and_the_correction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,8 +98,9 @@ def test_judge_names_no_winner_when_one_side_lacks_scores(
 
     report = json.loads(capsys.readouterr().out)
     assert [row["verdict"] for row in report["rows"]] == ["invalid"]
-    assert (
-        report["notes"][0] == "invalid: outcomes are missing more often on one side; grade both sides alike"
+    assert report["notes"][0] == (
+        "invalid: outcomes are missing more often on one side; grade both sides alike, or, where it fails "
+        "more often, compare the metric error"
     )
 
 

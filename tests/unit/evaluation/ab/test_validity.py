@@ -47,7 +47,8 @@ def test_outcomes_missing_by_side_are_invalid(on_a: float, on_b: float) -> None:
     is_b = rng.random(6000) < 0.5
 
     reason = fed(is_b, 0.5, rng.random(6000) < np.where(is_b, on_b, on_a)).reason()
-    assert reason == "outcomes are missing more often on one side; grade both sides alike"
+    assert reason is not None
+    assert reason.startswith("outcomes are missing more often on one side; grade both sides alike, or, where")
 
 
 def test_blocks_do_not_change_the_validity_tests() -> None:
