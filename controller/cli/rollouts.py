@@ -263,9 +263,21 @@ def history(
     limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of rollouts.")] = 20,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List the rollouts of a service, newest first."""
+    """List the rollouts of a service, newest first.
+
+    Without a controller: those that the database knows, and exit 4.
+    """
     from controller.cli import render
 
-    client = Client(load_settings())
-    views = client.history(client.resolve_service(service or service_), limit=limit)
+    settings = load_settings()
+    client, name = Client(settings), service or service_
+    try:
+        views = client.history(client.resolve_service(name), limit=limit)
+    except Unreachable:
+        if output.is_text:
+            from controller.wiring.last_known import known_history
+
+            for line in known_history(settings, name, limit=limit):
+                note(line)
+        raise
     emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -12,26 +12,55 @@ import sqlalchemy as sa
 from controller.errors import CanaryctlError
 from controller.quantities import percent
 from controller.rollout.observation import CommandKind, ManualCommand
-from controller.rollout.serialization import state_from_json
+from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.label import title
 from controller.store.row_specs import label_of
-from controller.store.rows import ServiceRow
+from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
 
 
 def last_known(settings: Settings, service: str | None) -> tuple[str, ...]:
     """Lines on one service (None: on all) as last stored; what keeps them from being read is a line, too."""
+
+    def lines(store: SqlStore) -> list[str]:
+        rows = [row for row in store.services() if service in (None, row.name)]
+        return [line for row in rows for line in _lines(store, row)]
+
+    return _read(settings, lines)
+
+
+def known_history(settings: Settings, service: str | None, *, limit: int) -> tuple[str, ...]:
+    """A line for each rollout of one service (None: of all) as last stored, newest first."""
+
+    def lines(store: SqlStore) -> list[str]:
+        names = [service] if service is not None else [row.name for row in store.services()]
+        return [_past(row) for name in names for row in store.rollouts(name, limit=limit)]
+
+    return _read(settings, lines)
+
+
+def _read(settings: Settings, lines: Callable[[SqlStore], Sequence[str]]) -> tuple[str, ...]:
     url = sa.make_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return ()
     try:
         with closing(SqlStore(settings.database_url, may_migrate=False)) as store:
-            rows = [row for row in store.services() if service in (None, row.name)]
-            return tuple(line for row in rows for line in _lines(store, row))
+            return tuple(lines(store))
     except CanaryctlError as exc:
         return (f"nor can the database be read: {exc}",)
+
+
+def _past(row: RolloutRow) -> str:
+    """One line on a stored rollout, also on one that this release cannot read."""
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created_at_s))
+    name = label_of(row).shown
+    head = f"{row.service}: {at}{', ' + name if name else ''}"
+    try:
+        return f"{head}: {_rollout(state_from_json(row.state))}"
+    except UnreadableState as exc:
+        return f"{head}: rollout {row.id}, which cannot be read ({exc})"
 
 
 def _lines(store: SqlStore, row: ServiceRow) -> Iterator[str]:
@@ -64,7 +93,7 @@ def _requested(back: ManualCommand) -> str:
 def _rollout(state: RolloutState) -> str:
     phase = state.phase.value.replace("_", " ")
     if state.is_final:
-        return f"newest rollout {state.id} ended, {phase}: {state.reason}"
+        return f"rollout {state.id} ended, {phase}: {state.reason}"
     canary = f"canary {title(state.canary.id, state.canary.label)} at {percent(state.weight_bp)}"
     routers = "; the routers return its traffic to stable within a minute" if state.weight_bp else ""
     return f"rollout {state.id} in {phase}, {canary}{routers}"

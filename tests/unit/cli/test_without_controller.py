@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from controller.auth import Identity, Role
 from controller.cli.main import run
@@ -78,3 +79,22 @@ def test_status_says_that_a_rollback_was_requested_without_a_controller(
     assert "by direct (3 a.m.); its canary gets no traffic once the routers know" in err
     assert "the next controller unloads it: canaryctl up" in err
     assert "at 10 %" not in err
+
+
+def test_history_says_what_the_database_knows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = SqlStore(load_settings().database_url)
+    store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    for id in ("r-00000001", "r-00000002"):
+        state = replace(a_rollout(id), phase=Phase.FAILED, reason="no room")
+        store.create_rollout(state, request="{}", at_s=1.0)
+    with store.database.write() as db:
+        db.execute(sa.text("update rollouts set state = '{\"format\": 99}' where id = 'r-00000002'"))
+    store.close()
+
+    code = run(["history", "chat"])
+
+    newest, oldest, error = capsys.readouterr().err.strip().splitlines()
+    assert code == 4
+    assert "rollout r-00000002, which cannot be read" in newest
+    assert "rollout r-00000001 ended, failed: no room" in oldest
+    assert "no controller answers" in error
