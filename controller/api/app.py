@@ -50,7 +50,7 @@ from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
 from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView, build_views
-from controller.views.rollout import rollout_view, service_view
+from controller.views.rollout import rollout_view, service_view, unread_view
 
 EVENTS_POLL_S = 0.25
 HISTORY_LIMIT = 50
@@ -104,6 +104,13 @@ class ViewBuilder:
     def rollout(self, row: RolloutRow, tick: LastTick) -> RolloutView:
         """A rollout with the evidence of its last tick, or else the stored one."""
         return self._view(state_from_json(row.state), tick, label_of(row))
+
+    def past(self, row: RolloutRow) -> RolloutView:
+        """A rollout in the history; one that this release cannot read says so, and hides no other."""
+        try:
+            return self.rollout(row, LastTick())
+        except UnreadableState as exc:
+            return unread_view(row.service, row.id, label_of(row), str(exc), row.created_at_s, row.ended_at_s)
 
     def rollout_by_id(self, service: str, rollout: str) -> RolloutView:
         """One rollout of the service. Raises UnknownRollout."""
@@ -189,7 +196,7 @@ def _add_reads(
         rows = store.rollouts(service, limit=limit)
         if not rows:
             store.service(service)  # raises for an unknown name
-        return [views.rollout(row, LastTick()) for row in rows]
+        return [views.past(row) for row in rows]
 
     @app.get("/v1/services/{service}/rollouts/{rollout}", dependencies=viewer)
     def get_rollout(service: str, rollout: str) -> RolloutView:

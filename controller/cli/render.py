@@ -148,7 +148,9 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
 
 
 def arms(view: RolloutView) -> str:
-    """Both versions, with their names."""
+    """Both versions, with their names; the canary's name alone where the rollout could not be read."""
+    if view.phase == "unreadable":
+        return view.canary_name
     return f"{title(view.stable, view.stable_name)} -> {title(view.canary, view.canary_name)}"
 
 

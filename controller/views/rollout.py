@@ -38,6 +38,50 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 
+def unread_view(
+    service: str, rollout: str, label: Label, why: str, created_at_s: float, ended_at_s: float | None
+) -> RolloutView:
+    """A rollout whose stored state this release cannot read: what its row says, and why."""
+    return RolloutView(
+        rollout=rollout,
+        service=service,
+        stable="",
+        canary="",
+        canary_name=label.shown,
+        source=label.source,
+        actor=label.actor,
+        message=label.message,
+        serving="",
+        phase="unreadable",
+        stage=None,
+        stages=(),
+        weight_bp=0,
+        holdback_bp=0,
+        risk="unknown",
+        risk_reasons=(),
+        reason=why,
+        waiting_for=(),
+        started_at_s=created_at_s,
+        entered_at_s=ended_at_s if ended_at_s is not None else created_at_s,
+        acked_at_s=None,
+        deadline_at_s=None,
+        is_final=ended_at_s is not None,
+        exit_code=None,
+        holds=(),
+        verdict=None,
+        canary_requests=0,
+        stable_requests=0,
+        gates=(),
+        missing=(),
+        guards=(),
+        notes=(),
+        cause=None,
+        decisive=None,
+        steps=None,
+        log=(),
+    )
+
+
 def rollout_view(
     state: RolloutState,
     evidence: EvidenceStatus | None = None,

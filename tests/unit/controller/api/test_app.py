@@ -13,12 +13,15 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 from controller.auth import Identity, Role, token_digest
+from controller.cli.render import history_list
 from controller.planning.baseline import MeasuredBaseline, ScoreStats
 from controller.planning.forecast import NotSimulated
 from controller.rollout.plan import VersionRef
 from controller.rollout.state import Cause, CauseKind, Phase
+from controller.views.models import RolloutView
 from evaluation.forecast.stages import StageForecast
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
@@ -640,6 +643,27 @@ async def test_a_state_that_cannot_be_read_keeps_no_service_from_being_listed_or
     assert (unreadable["a"] is not None, unreadable["b"]) == (True, None)
     assert (rolled_back.status_code, rolled_back.json()["rollout"]) == (202, rollout.id)
     assert [one.kind.value for one in controller.store.commands(rollout.id, after_seq=0)] == ["rollback"]
+
+
+async def test_a_rollout_that_cannot_be_read_hides_no_other_in_the_history(
+    controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path
+) -> None:
+    await api.put("/v1/services/a", json={"model": str(model)})
+    body = {"version": {"model": str(write_checkpoint(tmp_path / "next", seed=9))}, "name": "night"}
+    await api.post("/v1/services/a/rollouts", json=body)
+    (rollout,) = controller.store.rollouts("a")
+    with sqlite3.connect(controller.home / "canaryctl.db") as db:
+        db.execute("""UPDATE rollouts SET state = '{"format": 99}'""")
+
+    [view] = (await api.get("/v1/services/a/history")).json()
+
+    assert (view["rollout"], view["phase"], view["canary_name"]) == (rollout.id, "unreadable", "night")
+    assert "format 99" in view["reason"]
+    console = Console(width=200, record=True)
+    console.print(history_list([RolloutView.model_validate(view)], is_wide=False))
+    shown = console.export_text()
+    assert rollout.id in shown
+    assert "unreadable" in shown
 
 
 async def test_an_undo_to_an_empty_name_is_refused(api: httpx.AsyncClient, model: Path) -> None:
