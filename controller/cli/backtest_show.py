@@ -84,6 +84,7 @@ def as_json(shown: Shown) -> dict[str, object]:
             for stage in result.stages
         ],
         "reasons": list(result.reasons),
+        "doubts": list(result.doubts),
         "not_judged": list(shown.unjudged),
         "alarms": [report.metric for report in raised_alarms(result.gates)],
         "allow_unjudged": shown.allowed,
@@ -119,6 +120,11 @@ def as_table(shown: Shown) -> RenderableType:
     """The decision in one line, what was not judged, the stages, then a row for each gate and side."""
     ranges = {gate.name for gate in shown.policy.observed_ranges}
     lines = [Text(headline(shown))]
+    if shown.result.doubts:
+        doubts = "; ".join(shown.result.doubts)
+        lines.append(
+            Text(f"but the split is in doubt: {doubts}; is unit the key of the draw?", style="bold red")
+        )
     if shown.unjudged:
         lines.append(Text(unjudged_line(shown), style="bold magenta"))
     if alarms := raised_alarms(shown.result.gates):

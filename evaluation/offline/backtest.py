@@ -53,6 +53,7 @@ class BacktestResult:
     `log_e`: maximum log wealth of rollback, by metric. `proofs`: canary requests when a gate's margin was
     proven, by gate. `reasons`: why it is invalid or undecided. `not_judged`: gates of the policy whose metric
     has no column: nothing is known of them, whatever the decision. `stages`: those that the rows reached.
+    `doubts`: what is wrong with the split of a recording that is rolled back, which may be why.
     """
 
     decision: Literal["rollback", "promote", "undecided", "invalid"]
@@ -67,6 +68,7 @@ class BacktestResult:
     policy: str = "default"
     not_judged: tuple[str, ...] = ()
     stages: tuple[StageResult, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def run(
@@ -200,6 +202,7 @@ def _result(
         policy=pipeline.policy.name,
         not_judged=not_judged,
         stages=stages,
+        doubts=tuple(split_reasons(pipeline)) if decision == "rollback" else (),
     )
 
 

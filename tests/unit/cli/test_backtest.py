@@ -266,3 +266,31 @@ def test_the_sample_ratio_gate_needs_no_proof(tmp_path: Path, capsys: pytest.Cap
     ]
 
     assert "proven?" not in line
+
+
+def test_a_rollback_says_what_is_wrong_with_the_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Draws of single requests, given as draws of users: their arms contradict the users' own buckets."""
+    rng = np.random.default_rng(3)
+    arm = rng.random(4000) < 0.2
+    rows = [
+        {
+            "t_s": i,
+            "unit": f"u{i % 1500}",
+            "arm": int(of),
+            "w": 0.2,
+            "error": int(rng.random() < (0.3 if of else 0.01)),
+        }
+        for i, of in enumerate(arm)
+    ]
+    path = tmp_path / "e.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    code = run_line(["backtest", str(path), "--allow-unjudged", "errors alone"])
+
+    shown = capsys.readouterr().out
+    assert code == 5
+    assert shown.startswith("ROLLBACK by error")
+    assert "but the split is in doubt: " in shown
+    assert "sticky draws contradict their own bucket" in shown
