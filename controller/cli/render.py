@@ -78,6 +78,7 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
             (view.service, "bold"),
             "  serving ",
             (title(view.stable, view.stable_name), "bold"),
+            *_to_canary(view),
             f"  {view.url}",
         ),
         versions_table(view, is_wide=is_wide),
@@ -87,6 +88,17 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
     if view.rollout is not None:
         parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide)]
     return Group(*parts)
+
+
+def _to_canary(view: ServiceView) -> list[str | tuple[str, str]]:
+    """The canary's part of the requests, which is all of them while an undo or a promotion is watched."""
+    rollout = view.rollout
+    if not view.weight_bp or rollout is None or rollout.is_final or rollout.canary == view.stable:
+        return []
+    return [
+        f", {percent(view.weight_bp)} of requests to ",
+        (title(rollout.canary, rollout.canary_name), "bold"),
+    ]
 
 
 def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
