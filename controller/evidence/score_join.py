@@ -13,7 +13,8 @@ from typing import NamedTuple
 from serving.messages import Event, RequestRecord, ScoreRecord
 
 JOIN_WINDOW_S = 900.0  # how long a score waits for its request, unless a subscriber needs longer
-HELD_SCORES = 20_000
+HELD_SCORES = 20_000  # ids of requests that have not come yet
+SCORES_OF_ONE = 64  # of these are held for each id; later ones are dropped: there are not so many metrics
 
 
 class Joined(NamedTuple):
@@ -79,7 +80,9 @@ class ScoreJoin:
         # When the log is read again, a request may be known that comes after its score.
         if request is not None and request.seq < score.seq:
             return request
-        self._held.setdefault(score.id, {})[score.seq] = score
+        held = self._held.setdefault(score.id, {})
+        if len(held) < SCORES_OF_ONE:
+            held[score.seq] = score
         if len(self._held) > HELD_SCORES:
             self._held.popitem(last=False)
         return None

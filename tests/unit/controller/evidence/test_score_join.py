@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from controller.evidence.records import GateConfig, draw_of
-from controller.evidence.score_join import ScoreJoin
+from controller.evidence.score_join import SCORES_OF_ONE, ScoreJoin
 from controller.rollout.observation import EvidenceStatus
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import check_draw
 from evaluation.report import GateReport, Verdict
-from serving.messages import Event, RequestRecord
+from serving.messages import Event, RequestRecord, ScoreRecord
 from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
@@ -113,6 +113,16 @@ def test_scores_without_a_request_do_not_accumulate() -> None:
         held.append(feeds._reader._join.first_held())
 
     assert held == [1, None]
+
+
+def test_scores_of_one_request_that_never_comes_do_not_accumulate() -> None:
+    """As of a grader in a loop: 600,000 were held under one id."""
+    join = ScoreJoin()
+
+    join.join(ScoreRecord(seq, "never", "quality", 0.5, 1000.0) for seq in range(1000))
+
+    assert sum(len(held) for held in join._held.values()) == SCORES_OF_ONE
+    assert join.first_held() == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, 1.01])
