@@ -246,7 +246,9 @@ def test_rows_that_count_by_themselves_are_evidence_of_both_commands(
     options = ("--map", "arm=model_group", "--canary", "v2", "--w", "20%")
 
     assert decision(capsys, path, *options) == "undecided"
-    assert run(["ab", "judge", str(path), *options, "--metric", "latency_ms", "-o", "json"]) == 0
+    assert (
+        run(["ab", "judge", str(path), *options, "--metric", "latency_ms", "-o", "json"]) == 6
+    )  # it names no side
     [row] = json.loads(capsys.readouterr().out)["rows"]
     assert row["n_a"] + row["n_b"] == 300 + 40
 

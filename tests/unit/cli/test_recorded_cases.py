@@ -62,7 +62,7 @@ def test_a_test_with_nobody_in_b_is_invalid(
     rows = [{"t_s": 1000 + u, **common, "unit": f"u{u}", "quality": score(rng)} for u in range(500)]
     code, text = printed(capsys, *command, write(tmp_path / "nobody.csv", rows))
 
-    assert code == (6 if command == ("backtest",) else 0)
+    assert code == 6
     assert "invalid" in text.lower()
 
 
