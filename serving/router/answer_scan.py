@@ -24,6 +24,8 @@ from typing import Any
 
 import msgspec
 
+from serving.router.types import TEXT_PATHS
+
 WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
@@ -39,7 +41,6 @@ _CONTENT = re.compile(
     rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*["{]'
 )
 # Paths whose answers hold text, and whose streams must finish. On others the end of the body is enough.
-_TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 _LAST_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
 _BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _BOM = b"\xef\xbb\xbf"
@@ -100,7 +101,7 @@ class AnswerScan:
     @property
     def is_empty(self) -> bool:
         """True when an answer that should hold text has none."""
-        return self.path in _TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
+        return self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
 
     def feed(self, data: bytes) -> bytes:
         """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
@@ -134,11 +135,13 @@ class AnswerScan:
                 self.takes_ids = False  # of an event that is not passed on
                 self._read_events(self._buffer + b"\n\n")
                 self._buffer = b""
-            needs_finish = self.path in _TEXT_PATHS and not self._is_too_large
+            needs_finish = self.path in TEXT_PATHS and not self._is_too_large
             if needs_finish and not self.is_finished and not self.has_error:
                 return "cut"
         elif self.content_type.startswith("application/json") and not self._is_too_large:
             self._read_json_answer()
+        elif self.path in TEXT_PATHS and not self.content_type.startswith("application/json"):
+            self.is_malformed = True  # such as a page that asks to log in
         if self.is_malformed:
             return "malformed"
         if self.has_error:

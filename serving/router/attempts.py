@@ -39,9 +39,13 @@ _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 _MASK = (1 << 64) - 1
 
 
-def failure_of(status: int | None) -> str | None:
-    """Why an answer with this status is none; None: it is one, or a 4xx. A redirect is a failure too."""
-    if status is None or not (status >= 500 or status == 429 or 300 <= status < 400):
+def failure_of(status: int | None, *, is_text: bool = False) -> str | None:
+    """Why an answer with this status is none; None: it is one, or a 4xx. A redirect is a failure too.
+
+    is_text: the request asks for text, which a 202, 204 or 206 is not.
+    """
+    is_other = is_text and status is not None and 200 < status < 300
+    if status is None or not (status >= 500 or status == 429 or 300 <= status < 400 or is_other):
         return None
     return f"status {status}"
 
@@ -93,7 +97,11 @@ def _hash_of(url: str) -> int:
 class Attempts:
     """The attempts of one request so far. A replica counts the request as in flight until `release`."""
 
-    def __init__(self, context: RouterContext, table: RouteTable, assignment: Assignment) -> None:
+    def __init__(
+        self, context: RouterContext, table: RouteTable, assignment: Assignment, *, creates: bool = False
+    ) -> None:
+        """creates: the request makes something that lasts, so it is repeated only if it was never sent."""
+        self._creates = creates
         self._context = context
         self._table = table
         self._assignment = assignment
@@ -198,6 +206,7 @@ class Attempts:
         self._note_failure(why)
         is_stable = self.arm == STABLE
         can_repeat = self._may_repeat and (why in _REPEATED or (why == "timeout" and is_stable))
+        can_repeat = can_repeat and not self._creates
         if why == "refused" and is_stable:
             can_repeat = True  # nothing was sent
         else:
@@ -233,10 +242,10 @@ class Attempts:
         stable = (self._context.table or self._table).stable
         return stable is not None and bool(stable.replicas)
 
-    def is_answer(self, status: int) -> bool:
+    def is_answer(self, status: int, *, is_text: bool = False) -> bool:
         """True: the client gets what the current attempt answered; False: ask again, after `release`."""
-        cause = failure_of(status)
-        if status >= 300:
+        cause = failure_of(status, is_text=is_text)
+        if status >= 300 or cause is not None:
             self.tried[-1].cause = f"status {status}"
         if self._assignment.is_lookup:
             return self._is_found(status, cause is not None)
@@ -246,7 +255,8 @@ class Attempts:
             is_replaced = status >= 400 and self.arm == CANARY
         else:
             self._note_failure(cause)
-            can_repeat = self._may_repeat and status in _REPEATED_STATUSES and bool(self._untried())
+            is_repeated = status in _REPEATED_STATUSES and (status in (429, 503) or not self._creates)
+            can_repeat = self._may_repeat and is_repeated and bool(self._untried())
             self._may_repeat = False
             if can_repeat and self.count < MAX_ATTEMPTS:
                 return False

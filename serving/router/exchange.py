@@ -60,7 +60,7 @@ class Exchange:
         self._context = context
         self.start = self._start = start
         self._request = start.request
-        self._attempts = Attempts(context, start.table, start.assignment)
+        self._attempts = Attempts(context, start.table, start.assignment, creates=start.creates)
         self._sender = Sender(context, start, self._attempts)
         self._status: int | None = None
         self._seen = Seen()
@@ -118,7 +118,7 @@ class Exchange:
             # The operator's fault: the client's credentials were never sent.
             self._failed("key refused")
             return Step.AGAIN
-        if not self._attempts.is_answer(status):
+        if not self._attempts.is_answer(status, is_text=self._start.is_text):
             self._release()
             return Step.AGAIN
         self._status = status
@@ -208,7 +208,7 @@ class Exchange:
         if cause == "cut" and scan is not None and self._may_continue(scan):
             self._begin_continuation(scan)
             return Step.AGAIN
-        failure = failure_of(self._status)
+        failure = failure_of(self._status, is_text=self._start.is_text)
         outcome: Outcome = "failed" if failure else "cut" if cause == "cut" else "answered"
         self._finish(outcome, failure or cause, now_s)
         is_cut = cause == "cut" and scan is not None and not scan.is_done

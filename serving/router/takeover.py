@@ -114,9 +114,15 @@ Usage = Literal["no", "once", "always"]
 
 
 def wanted_usage(body: bytes) -> Usage:
-    """Whether the client asked for the usage: in an event of its own, or in every event too."""
-    raw = fields_of(body).get("stream_options")
-    options = msgspec.json.decode(raw) if raw is not None else None
+    """Whether the client asked for the usage: in an event of its own, or in every event too.
+
+    No, of what cannot be read: a compressed body, or a number that no float holds.
+    """
+    try:
+        raw = fields_of(body).get("stream_options")
+        options = msgspec.json.decode(raw) if raw is not None else None
+    except (ValueError, RecursionError):
+        return "no"
     if not isinstance(options, dict) or options.get("include_usage") is not True:
         return "no"
     return "always" if options.get("continuous_usage_stats") is True else "once"

@@ -18,6 +18,12 @@ from serving.targets import Endpoint, Target
 # Why an attempt failed. refused: no connection, or refused by the engine's front.  reset: connection broken
 # before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.  key refused:
 # an endpoint answered our API key with 401 or 403.
+# Paths whose answers are text of the model: one JSON object, or events.
+TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+
+# A second of these is another file or batch, which somebody pays for.
+CREATING_PATHS = frozenset({"/v1/files", "/v1/batches"})
+
 Failure: TypeAlias = Literal[
     "refused", "reset", "timeout", "cut", "withheld", "error in the answer", "malformed", "key refused"
 ]
@@ -188,3 +194,13 @@ class Start:
     bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name
     choices: int = 1  # answers that the request asks for
     is_continuable: bool = False  # a stream that another engine could continue
+
+    @property
+    def creates(self) -> bool:
+        """Whether it makes something that lasts, of which a repetition would make two."""
+        return self.request.method == "POST" and self.request.path in CREATING_PATHS
+
+    @property
+    def is_text(self) -> bool:
+        """Whether only a 200 is an answer to it: of an accepted or a partial one nothing can be read."""
+        return self.is_eligible and self.request.path in TEXT_PATHS

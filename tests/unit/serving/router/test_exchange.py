@@ -232,8 +232,23 @@ def test_a_failed_canary_is_replaced_by_stable_and_the_error_counts_against_the_
     assert (one.error, one.cause, one.status) == (True, why, 200)
 
 
-@pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_canarys_5xx_or_429_is_replaced_by_stable(status: int) -> None:
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b""])
+def test_a_canarys_page_in_place_of_an_answer_is_replaced_by_stable(body: bytes) -> None:
+    router = core()
+    exchange = begin(router)
+    attempt(exchange)
+    exchange.answered(200, [(b"content-type", b"text/html")])
+    exchange.received(body, now_s=10.2)
+    ended = exchange.ended(now_s=10.3)
+    answer(exchange)
+    one = record(router)
+
+    assert ended is Step.AGAIN
+    assert (one.error, one.cause, one.served_arm) == (True, "malformed", 0)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 202, 203, 204, 206])
+def test_a_canarys_status_that_is_no_answer_is_replaced_by_stable(status: int) -> None:
     router = core()
     exchange = begin(router)
     attempt(exchange)
@@ -243,6 +258,32 @@ def test_a_canarys_5xx_or_429_is_replaced_by_stable(status: int) -> None:
 
     assert head is Step.AGAIN
     assert (one.error, one.cause, one.served_arm) == (True, f"status {status}", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "why", "attempts"),
+    [
+        ("/v1/batches", "reset", 1),
+        ("/v1/batches", "cut", 1),
+        ("/v1/batches", "timeout", 1),
+        ("/v1/batches", "refused", 2),
+        ("/v1/files", "reset", 1),
+        (CHAT, "reset", 2),
+    ],
+)
+def test_what_creates_something_is_repeated_only_if_it_was_never_sent(
+    path: str, why: str, attempts: int
+) -> None:
+    router = core(table(weight_bp=0, stable=("http://a", "http://b"), external=True))
+    exchange = begin(router, request(path=path))
+    asked = 0
+    while isinstance(exchange.next_attempt(), Attempt):
+        asked += 1
+        exchange.broken(why if asked == 1 else "timeout", now_s=10.2)  # type: ignore[arg-type]
+        if asked > 3:
+            break
+
+    assert min(asked, 2) == attempts
 
 
 def test_latency_includes_the_failed_attempt() -> None:
@@ -326,12 +367,12 @@ def outcomes(weight_bp: int, statuses: list[int]) -> tuple[object, ...]:
     return one.error, one.rejected, one.cause, asked
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 307, 404, 200])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 307, 202, 206, 404, 200])
 def test_the_first_attempts_outcome_is_recorded_by_one_rule_on_both_arms(status: int) -> None:
     stable, canary = outcomes(0, [status, 200]), outcomes(10_000, [status, 200, 200])
 
     assert stable == canary
-    assert stable[0] is (status in (429, 500, 502, 503, 504, 307))
+    assert stable[0] is (status not in (404, 200))
 
 
 @pytest.mark.parametrize("why", ["refused", "reset", "cut", "timeout"])
