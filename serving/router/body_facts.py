@@ -15,6 +15,7 @@ import msgspec
 
 from serving.router.continuable import is_continuable
 
+OPENING_TURNS = 4096  # in which the first assistant turn is looked for
 BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
 _NOTHING = msgspec.Raw(b"null")
 
@@ -128,11 +129,11 @@ def _opening(fields: _Fields) -> str | None:
         listed = _LIST.decode(turns)
     except (ValueError, RecursionError):
         return None
-    for index, turn in enumerate(listed):
+    for index, turn in enumerate(listed[:OPENING_TURNS]):
         try:
             is_assistant = bytes(_TURN.decode(turn).role) == b'"assistant"'
         except (ValueError, RecursionError):
-            continue
+            return None  # no engine takes it; half a million of them would hold up everybody
         if is_assistant:
             digest = hashlib.blake2b(digest_size=16)
             for part in (fields.system, *listed[: index + 1]):

@@ -14,7 +14,7 @@ from serving.router.assignment import (
     salt_of,
     unit_of,
 )
-from serving.router.body_facts import BodyFacts, read_facts
+from serving.router.body_facts import OPENING_TURNS, BodyFacts, read_facts
 
 
 def test_the_hash_has_its_reference_value() -> None:
@@ -152,3 +152,12 @@ def test_two_services_without_a_salt_pick_different_users() -> None:
 
     w = weight_bp / 10_000
     assert abs(both - n * w * w) < 4.5 * math.sqrt(n * w * w * (1 - w * w))
+
+
+@pytest.mark.parametrize("turns", [[1, REPLY], [TURN] * OPENING_TURNS + [REPLY]])
+def test_the_search_for_a_conversations_opening_has_an_end(turns: list[object]) -> None:
+    """Half a million odd turns, each tried in vain, held up every stream for half a second."""
+    facts = read_facts(json.dumps({"messages": turns}).encode())
+
+    assert facts is not None
+    assert facts.opening is None
