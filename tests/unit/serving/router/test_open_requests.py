@@ -188,10 +188,10 @@ async def test_errors_cause_a_rollback_although_some_requests_never_end(rig: Rig
     requests = []
     async with rig.never_ending("hang", "drip"):
         rig.split(5_000)
-        for number in range(80):
+        for number in range(120):
             requests.append(asyncio.create_task(rig.ask(harm if number % 2 else "well")))
             await asyncio.sleep(0.02)
-        evidence = await rig.evidence(82)
+        evidence = await rig.evidence(122)
         open_count = sum(not request.done() for request in requests)
         await cancel_all(requests)
 
