@@ -13,7 +13,7 @@ The harm done without a rule is measured in `tests/calibration/test_evidence_tra
 - left out before the coin: test_requests_assigned_without_the_coin_never_count
 - left out for both arms alike: test_an_assignment_whose_canary_is_withdrawn_before_confirmation_is_fenced
 - a canary with all traffic is not evidence: test_a_canary_with_all_traffic_is_not_evidence
-- error, 5xx and its own 429: test_a_canarys_5xx_or_429_is_replaced_by_stable
+- error, 5xx, its own 429, a 2xx without text: test_a_canarys_status_that_is_no_answer_is_replaced_by_stable
 - refused, reset: test_a_failed_canary_is_replaced_by_stable_and_the_error_counts_against_the_canary
 - error, cut streams: test_a_stream_cut_by_the_canary_is_its_error_and_ends_with_an_error_event
 - error, empty answers: test_an_empty_answer_is_an_error_of_its_arm
