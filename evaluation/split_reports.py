@@ -10,6 +10,7 @@ from evaluation.report import GateReport, Side, Verdict
 
 MAX_CONTRADICTIONS = 10
 SERVED = "served"
+RATIO_MISMATCH = "sample ratio mismatch"  # begins the reason
 
 
 def served_reports(pipeline: Pipeline) -> list[GateReport]:
@@ -66,7 +67,7 @@ def split_reasons(pipeline: Pipeline) -> list[str]:
     if pipeline.stable == 0:
         reasons.append("stable has no requests during the canary")
     if pipeline.split.sample_ratio.is_reached:
-        reasons.append("sample ratio mismatch: the share of units does not fit their w")
+        reasons.append(f"{RATIO_MISMATCH}: the share of units does not fit their w")
     units = pipeline.units
     if units.contradictions > MAX_CONTRADICTIONS and units.contradictions > 0.01 * units.sticky_draws:
         reasons.append(f"{units.contradictions} sticky draws contradict their own bucket")

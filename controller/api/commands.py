@@ -282,10 +282,11 @@ class Commands(Returns):
         if stable is None:
             raise Conflict(f"{service} has no stored version {row.stable}; restore the store")
         refuse_unknown(body, keys)
-        policy = parse_policy(body["policy"]) if body.get("policy") is not None else service_spec(row).policy
+        spec = service_spec(row)
+        policy = parse_policy(body["policy"]) if body.get("policy") is not None else spec.policy
         policy = as_twin(policy, body)
         refuse_unknown_covariates(policy)
-        refuse_unknown_audiences(policy, service_spec(row))
+        refuse_unknown_audiences(policy, spec)
         # One way for every controller: without the measurements a deploy would skip what depends on them.
         self._environment.require_measuring(service)
         measured = self._environment.measured(service) or MeasuredBaseline(0)

@@ -35,7 +35,7 @@ class Returns:
         wake: Callable[[str], None],
         find_key: FindProblem,
     ) -> None:
-        # devices: those of a service that returns to an earlier version
+        """devices: those for a service that returns to an earlier version."""
         self._store = store
         self._find_key = find_key
         self._devices = devices

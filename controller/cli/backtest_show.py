@@ -18,6 +18,7 @@ from evaluation.offline.backtest import BacktestResult
 from evaluation.offline.names import COLUMNS
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import GateReport, Verdict
+from evaluation.split_reports import RATIO_MISMATCH
 
 QUESTIONS = {"rollback": "worse?", "promotion": "proven?", "guard": "fair split?"}
 ANSWERS = {
@@ -195,7 +196,7 @@ def next_step(shown: Shown) -> str:
             return f"next: add {metrics}; or remove the gate from the policy: {named[0]}: null"
         case "undecided":
             return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
-        case "invalid" if any("sample ratio mismatch" in reason for reason in shown.result.reasons):
+        case "invalid" if any(RATIO_MISMATCH in reason for reason in shown.result.reasons):
             return (
                 "next: is the share right (--w, or the column w), and the right arm the canary (--canary)? "
                 "Then the recording lacks units of one arm (docs/backtest.md, what makes a file invalid)"

@@ -6,6 +6,7 @@ ignored. A list that is JSON text, as in a CSV, counts too. Of several scores of
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,11 +33,7 @@ def unpacked(table: RawTable) -> RawTable:
 
 def only_score(cell: object) -> object:
     """The last score of a cell with a list of them: Langfuse's own export has a column for each name."""
-    if isinstance(cell, str) and cell.strip().startswith("["):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return cell
+    cell = _listed(cell)
     if isinstance(cell, list) and all(isinstance(one, str | int | float) for one in cell):
         return cell[-1] if cell else None
     return cell
@@ -58,16 +55,20 @@ def ignored_note(ignored: list[str]) -> str | None:
 
 def _named(cell: object) -> Mapping[str, object] | None:
     """The cell's scores by name, empty if it has none; None: it holds something else."""
-    if isinstance(cell, str) and cell.strip().startswith("["):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return None
+    cell = _listed(cell)
     if cell is None or cell in ("", []):
         return {}
     if not is_named_values(cell):
         return None
     return {str(one["name"]): _value(one) for one in cell}
+
+
+def _listed(cell: object) -> object:
+    """The list that a text spells, as in a CSV; any other cell unchanged."""
+    if isinstance(cell, str) and cell.strip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(cell)
+    return cell
 
 
 def _value(score: Mapping[str, object]) -> object:

@@ -154,14 +154,15 @@ def _with_derived(raw: Values, defaults: Values, model_type: str) -> Values:
             values.pop(key, None)
     if isinstance(types := values.get("layer_types"), list):
         step = of("sliding_window_pattern") or _PATTERNS.get(model_type)
-        usual = [
-            _FULL if not isinstance(step, int) or (i + 1) % step == 0 else _SLIDING for i in range(len(types))
-        ]
-        full_layers = of("max_window_layers")
-        if step is None and of("use_sliding_window") is True and isinstance(full_layers, int):
+        if isinstance(step, int):
+            usual = [_FULL if (i + 1) % step == 0 else _SLIDING for i in range(len(types))]
+            has_windows = True
+        else:
+            given = of("max_window_layers") if step is None and of("use_sliding_window") is True else None
+            full_layers = given if isinstance(given, int) else len(types)
             usual = [_FULL if i < full_layers else _SLIDING for i in range(len(types))]
-        is_windowed = usual[-1:] != [_FULL] or isinstance(step, int)
-        is_windowed = is_windowed and of("sliding_window") is not None
+            has_windows = full_layers < len(types)
+        is_windowed = has_windows and of("sliding_window") is not None
         is_full = bool(types) and all(one == _FULL for one in types)
         if types == usual or (is_full and not is_windowed):
             del values["layer_types"]

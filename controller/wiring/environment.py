@@ -77,25 +77,19 @@ class HostEnvironment:
 
     def require_leading(self) -> None:
         """Return once this controller leads. Raises Unreachable after `LEAD_WAIT_S`."""
-        ends_at_s = time.monotonic() + LEAD_WAIT_S
-        while not self.is_reading():
-            if time.monotonic() >= ends_at_s:
-                raise Unreachable("another controller leads; ask that one, or try again when it has ended")
-            time.sleep(0.05)
+        if not _becomes(self.is_reading, LEAD_WAIT_S):
+            raise Unreachable("another controller leads; ask that one, or try again when it has ended")
 
     def require_measuring(self, service: str) -> None:
         """Return once this controller measures the service's traffic.
 
         Raises Unreachable after `MEASURE_WAIT_S`.
         """
-        ends_at_s = time.monotonic() + MEASURE_WAIT_S
-        while not (self.is_reading() and service in self.measuring):
-            if time.monotonic() >= ends_at_s:
-                raise Unreachable(
-                    f"this controller does not measure the traffic of {service}: another one leads, or it "
-                    "has just started; ask the one that leads, or try again"
-                )
-            time.sleep(0.05)
+        if not _becomes(lambda: self.is_reading() and service in self.measuring, MEASURE_WAIT_S):
+            raise Unreachable(
+                f"this controller does not measure the traffic of {service}: another one leads, or it "
+                "has just started; ask the one that leads, or try again"
+            )
 
     def requests_per_s(self, service: str) -> float | None:
         """The service's rate over the last minute; None: not known."""
@@ -121,3 +115,13 @@ class HostEnvironment:
         """Whether a request with this id is recorded; None: the log is not read by this controller."""
         reader = self.readers.get(service) if self.is_reading() else None
         return reader.has_request(id) if reader is not None else None
+
+
+def _becomes(condition: Callable[[], bool], wait_s: float) -> bool:
+    """Wait until the condition holds; False: it does not within `wait_s`."""
+    ends_at_s = time.monotonic() + wait_s
+    while not condition():
+        if time.monotonic() >= ends_at_s:
+            return False
+        time.sleep(0.05)
+    return True

@@ -60,16 +60,12 @@ def _ask_nodes(timeout_s: float) -> tuple[NodeDevices, ...]:
     answered = [one for one in found if one is not None]
     with_gpus = [one for one in answered if one.devices[0].kind == "gpu"]
     expected = [str(one["NodeManagerAddress"]) for one in nodes if one["Resources"].get("GPU", 0.0) > 0]
-    if expected and not with_gpus and _is_missing(answered, expected):
+    # A node that answers without a GPU declares its GPUs to Ray only.
+    if not with_gpus and not set(expected) <= {one.node for one in answered}:
         raise FleetUnreachable(f"no node with a GPU answers ({', '.join(expected)}); try again")
     if not answered:  # as when Ray has no worker left: this host can still be measured
         return (NodeDevices("", device_memory.devices(), None),)
     return tuple(with_gpus or answered)
-
-
-def _is_missing(answered: list[NodeDevices], expected: list[str]) -> bool:
-    """Whether a node that declares GPUs did not answer. One that has none declares them to Ray only."""
-    return not set(expected) <= {one.node for one in answered}
 
 
 def _measure_on(node: dict[str, Any]) -> Any:

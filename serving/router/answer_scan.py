@@ -40,7 +40,6 @@ _CONTENT = re.compile(
     rb'|transcript)":\s*"[^"]'
     rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*["{]'
 )
-# Paths whose answers hold text, and whose streams must finish. On others the end of the body is enough.
 _LAST_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
 _BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _BOM = b"\xef\xbb\xbf"
@@ -138,9 +137,10 @@ class AnswerScan:
             needs_finish = self.path in TEXT_PATHS and not self._is_too_large
             if needs_finish and not self.is_finished and not self.has_error:
                 return "cut"
-        elif self.content_type.startswith("application/json") and not self._is_too_large:
-            self._read_json_answer()
-        elif self.path in TEXT_PATHS and not self.content_type.startswith("application/json"):
+        elif self.content_type.startswith("application/json"):
+            if not self._is_too_large:
+                self._read_json_answer()
+        elif self.path in TEXT_PATHS:
             self.is_malformed = True  # such as a page that asks to log in
         if self.is_malformed:
             return "malformed"
@@ -153,7 +153,7 @@ class AnswerScan:
         if not self.is_stream or not self._buffer:
             return b""
         lines = [line for line in self._buffer.split(b"\n") if not line.startswith(TOKEN_COMMENT)]
-        data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+        data = data_of(lines)
         is_whole = data == b"[DONE]" or json_object(data) is not None
         return b"\n".join(lines) if is_whole else None
 
@@ -341,9 +341,14 @@ def _is_event(event: bytes, *, is_ours: bool = False) -> bool:
     is_ours: of our engines, which write no line that readers ignore.
     """
     lines = event.split(b"\n")
-    data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+    data = data_of(lines)
     is_known = not is_ours or all(not one or one.startswith((b"data:", *_OTHER_LINES)) for one in lines)
     return is_known and (not data or data == b"[DONE]" or json_object(data) is not None)
+
+
+def data_of(lines: list[bytes]) -> bytes:
+    """The data of an event, given its lines; empty: it has none."""
+    return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
 
 
 def _events_of(block: bytes) -> list[bytes]:

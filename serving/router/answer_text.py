@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from serving.router.answer_scan import json_object
+from serving.router.answer_scan import data_of, json_object
 
 Said: TypeAlias = dict[str, Any]  # 'text', 'reasoning', 'refusal', 'tool_calls' of one choice; absent: none
 
@@ -42,9 +42,9 @@ def said(body: bytes, *, is_stream: bool) -> tuple[Said, ...] | None:
 def _events(body: bytes) -> Iterator[dict[str, Any] | None]:
     text = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in body else body
     for event in text.split(b"\n\n"):
-        data = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
-        if data and data != [b"[DONE]"]:
-            yield json_object(b"\n".join(data))
+        data = data_of(event.split(b"\n"))
+        if data and data != b"[DONE]":
+            yield json_object(data)
 
 
 def _read_choice(choices: dict[int, Said], choice: Mapping[str, Any]) -> None:

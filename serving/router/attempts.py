@@ -44,10 +44,11 @@ def failure_of(status: int | None, *, is_text: bool = False) -> str | None:
 
     is_text: the request asks for text, which a 202, 204 or 206 is not.
     """
-    is_other = is_text and status is not None and 200 < status < 300
-    if status is None or not (status >= 500 or status == 429 or 300 <= status < 400 or is_other):
+    if status is None:
         return None
-    return f"status {status}"
+    is_other = is_text and 200 < status < 300
+    has_failed = status >= 500 or status == 429 or 300 <= status < 400 or is_other
+    return f"status {status}" if has_failed else None
 
 
 def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure | None:
@@ -205,8 +206,8 @@ class Attempts:
             return
         self._note_failure(why)
         is_stable = self.arm == STABLE
-        can_repeat = self._may_repeat and (why in _REPEATED or (why == "timeout" and is_stable))
-        can_repeat = can_repeat and not self._creates
+        is_repeated = why in _REPEATED or (why == "timeout" and is_stable)
+        can_repeat = self._may_repeat and is_repeated and not self._creates
         if why == "refused" and is_stable:
             can_repeat = True  # nothing was sent
         else:

@@ -13,7 +13,7 @@ from serving.router.paths import Found, model_list, service_of_model
 from serving.router.prepared import Prepared, prepare
 from serving.router.request_parser import ParsedRequest
 from serving.router.router import RouterCore
-from serving.router.types import Deliver, Head, Refusal, Request
+from serving.router.types import Deliver, Refusal, Request, json_answer
 
 
 def is_large(parsed: ParsedRequest) -> bool:
@@ -32,10 +32,12 @@ async def read_body(
     """The body as `prepared.prepare` reads it."""
     path = found.target.path
     route, eligible = f"{parsed.method} {path}", is_eligible(parsed.method, path)
-    read = reader.prepare if is_large(parsed) else _prepare_here
-    return await read(
-        parsed.body, parsed.headers, models, route=route, is_eligible=eligible, wants_model=wants_model
-    )
+    body, headers = parsed.body, parsed.headers
+    if is_large(parsed):
+        return await reader.prepare(
+            body, headers, models, route=route, is_eligible=eligible, wants_model=wants_model
+        )
+    return prepare(body, headers, models, route=route, is_eligible=eligible, wants_model=wants_model)
 
 
 async def choose_service(
@@ -58,18 +60,4 @@ def answer_models(cores: Mapping[str, RouterCore], request: Request) -> Deliver 
     refusal = next(iter(clients.values()))
     if not allowed and isinstance(refusal, Refusal):
         return refusal
-    body = model_list(allowed)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    return Deliver(Head(200, headers), body, "end")
-
-
-async def _prepare_here(
-    body: bytes,
-    headers: tuple[tuple[bytes, bytes], ...],
-    models: tuple[str, ...],
-    *,
-    route: str,
-    is_eligible: bool,
-    wants_model: bool,
-) -> Prepared:
-    return prepare(body, headers, models, route=route, is_eligible=is_eligible, wants_model=wants_model)
+    return json_answer(200, model_list(allowed))

@@ -15,15 +15,15 @@ from serving.router.held import HeldBytes
 from serving.router.outbox import SETTLE_S, Canary
 from serving.targets import Endpoint, Target
 
-# Why an attempt failed. refused: no connection, or refused by the engine's front.  reset: connection broken
-# before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.  key refused:
-# an endpoint answered our API key with 401 or 403.
-# Paths whose answers are text of the model: one JSON object, or events.
+# Paths whose answers hold text, in one JSON object or in a stream that must finish. On others the end of the
+# body is enough.
 TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
-
 # A second of these is another file or batch, which somebody pays for.
 CREATING_PATHS = frozenset({"/v1/files", "/v1/batches"})
 
+# Why an attempt failed. refused: no connection, or refused by the engine's front.  reset: connection broken
+# before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.  key refused:
+# an endpoint answered our API key with 401 or 403.
 Failure: TypeAlias = Literal[
     "refused", "reset", "timeout", "cut", "withheld", "error in the answer", "malformed", "key refused"
 ]
@@ -99,11 +99,9 @@ class Refusal:
 
     def answer(self) -> Deliver:
         """The error as a whole answer."""
-        body = self.body()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if self.retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % self.retry_after_s))
-        return Deliver(Head(self.status, headers + list(self.headers)), body, "end")
+        wait_s = self.retry_after_s
+        after = () if wait_s is None else ((b"retry-after", b"%d" % wait_s),)
+        return json_answer(self.status, self.body(), (*after, *self.headers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +130,12 @@ class Deliver:
 
 
 Action: TypeAlias = Step | Deliver
+
+
+def json_answer(status: int, body: bytes, headers: RawHeaders = ()) -> Deliver:
+    """A whole answer of the router itself, in JSON."""
+    own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return Deliver(Head(status, [*own, *headers]), body, "end")
 
 
 @dataclass(frozen=True, slots=True)
