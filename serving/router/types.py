@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol, TypeAlias
@@ -130,6 +130,8 @@ class Deliver:
 
 
 Action: TypeAlias = Step | Deliver
+# Answers a path below /-/ of the server that the router runs in: status and body; None: it has no such path.
+OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
 
 
 def json_answer(status: int, body: bytes, headers: RawHeaders = ()) -> Deliver:

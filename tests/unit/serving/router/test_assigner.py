@@ -6,7 +6,7 @@ import pytest
 
 from serving.messages import CANARY, STABLE, Arm, Replica
 from serving.router.assignment import unit_of
-from serving.router.client_connection import BODY_BUDGET
+from serving.router.body_budget import BODY_BUDGET
 from serving.router.exchange import Exchange
 from serving.router.front_wire import WireFront
 from serving.router.types import Attempt, Refusal, Step
@@ -183,7 +183,7 @@ async def test_a_front_that_holds_half_of_what_it_can_stops_drawing_first() -> N
     front = WireFront(routed.core, NoBackground())
     words = []
     for held in (0, BODY_BUDGET // 2 + 1, 0):
-        front.body_bytes = held
+        front.bodies.total = held
         await front.start()  # and one sweep
         words.append(routed.served().record.assigned_by)
         await front.stop(drain_s=0.0)

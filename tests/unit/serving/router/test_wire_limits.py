@@ -176,28 +176,6 @@ def test_chunks_that_are_mostly_frame_are_refused(monkeypatch: pytest.MonkeyPatc
     assert parser.refusal.status == 413
 
 
-async def test_beyond_the_budget_of_bodies_the_answer_is_429_with_retry_after(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client_connection, "BODY_BUDGET", 10_000)
-    release = asyncio.Event()
-
-    async def waits(request: web.Request) -> web.StreamResponse:
-        await release.wait()
-        return await rig.canary.well(request)
-
-    rig.canary.behave = waits
-    held = asyncio.create_task(rig.ask(pad="x" * 20_000))
-    await until(lambda: bool(rig.canary.seen))
-    refused = await rig.ask()
-    release.set()
-    first, later = await held, await rig.ask()
-
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    assert refused.json()["error"]["code"] == "overloaded"
-    assert (first.status_code, later.status_code) == (200, 200)
-
-
 @pytest.mark.parametrize("data", [b"GET /v1/mod", POST + b"content-length: 100\r\n\r\n{"])
 async def test_a_request_that_does_not_arrive_in_time_is_408(
     rig: Rig, data: bytes, monkeypatch: pytest.MonkeyPatch
