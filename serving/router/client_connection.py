@@ -1,9 +1,9 @@
 """One client's connection: requests in, answers out, framed as HTTP/1.1. Nothing about a request is decided.
 
 Rules:
-1. A client that disconnects stops the engine's work and is recorded as cancelled. One that only closes its
-   sending side gets its answer: when nothing has been sent yet, the beginning of the status line is sent at
-   once, which a client that is gone answers with a reset.
+1. A client that disconnects stops the engine's work (but see `departed.py`) and is recorded as cancelled. One
+   that only closes its sending side gets its answer: when nothing has been sent yet, the beginning of the
+   status line is sent at once, which a client that is gone answers with a reset.
 2. A client that reads slowly stops the reading of the engine's answer, so that its answer waits in the
    engine's socket and not here. One that reads nothing for `idle_s` is disconnected.
 3. A head must arrive within HEAD_S, a body within BODY_S; bodies held at once stay within a budget
@@ -111,7 +111,8 @@ class ClientConnection(asyncio.Protocol):
             self._task.cancel()
         relay, self._relay = self._relay, None
         if relay is not None:
-            relay.gone()
+            body = self._request.body if self._request is not None else b""
+            self._front.departed.leave(relay, len(body))
 
     def pause_writing(self) -> None:
         self._blocked_s = boot_s()

@@ -16,6 +16,7 @@ from serving.clock import boot_s
 from serving.router.body_budget import BodyBudget
 from serving.router.body_reader import BodyReader
 from serving.router.client_connection import ClientConnection
+from serving.router.departed import Departed
 from serving.router.held import HeldBytes
 from serving.router.mirror import Mirror
 from serving.router.router import RouterCore
@@ -49,6 +50,7 @@ class WireFront:
         self.services: tuple[str, ...]
         self.bodies = BodyBudget()  # of all requests that are held now
         self.held = HeldBytes()  # of answers
+        self.departed = Departed(self.bodies)
         self.refusals: dict[str, int] = {}  # by code, of requests that name none of several services
         self.upstream: Upstream | None = None
         self.reader = BodyReader(self.bodies)
@@ -102,6 +104,7 @@ class WireFront:
         for task in self._tasks:
             task.cancel()
         self.mirror.close()
+        self.departed.close()
         if self.upstream is not None:
             self.upstream.close()
         self.reader.close()
@@ -164,6 +167,7 @@ class WireFront:
         is_overloaded = self.bodies.is_half_spent or self.held.is_half_spent
         for core in self.cores.values():
             core.assigner.is_overloaded = is_overloaded
+        self.departed.check()
         self.mirror.check(is_strained=is_overloaded or late_s > LATE_S)
         # Before the checks: an error in one must not end the time limits of all.
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)

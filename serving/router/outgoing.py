@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from serving.router.answer_scan import AnswerScan
 from serving.router.held import FREE, HeldBytes
 from serving.router.types import Deliver, Head, Refusal
 
@@ -102,6 +103,14 @@ class Outgoing:
             head = None
         self.is_head_sent = True
         return Deliver(head, KEEP_ALIVE)
+
+
+def cut_event(service: str, scan: AnswerScan | None) -> bytes:
+    """An event on which OpenAI clients raise; b'' where the stream is not between two events."""
+    if scan is None or not scan.is_between_events:
+        return b""
+    message = f"the answer of service {service} was cut before its end; send it again"
+    return event_of(Refusal(502, "cut", message))
 
 
 def event_of(refusal: Refusal) -> bytes:

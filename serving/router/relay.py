@@ -64,6 +64,21 @@ class Relay:
             self._end()
             self._exchange.cancelled(now_s=boot_s())
 
+    @property
+    def outlives_client(self) -> bool:
+        """True: the answer is read to its end when the client leaves now; call `go_on`, not `gone`."""
+        return not self._is_over and self._exchange.outlives_client
+
+    @property
+    def is_recorded(self) -> bool:
+        """True when what still comes of the answer is in no record."""
+        return self._exchange.is_recorded
+
+    def go_on(self, nobody: Client, on_over: Callable[[], None]) -> None:
+        """The client has disconnected, and the answer goes on without it."""
+        self._client, self._on_over = nobody, on_over
+        self.ready()
+
     def slow(self) -> None:
         """The client does not read as fast as the engine answers."""
         self._is_slow = True
@@ -72,10 +87,15 @@ class Relay:
 
     def ready(self) -> None:
         """The client reads again."""
+        if not self._is_slow:
+            return
         self._is_slow = False
         if self._call is not None:
             self._call.resume()
-            self._call.deadline_s = boot_s() + self._stall_s
+            deadline_s = boot_s() + self._stall_s
+            self._call.deadline_s = max(
+                deadline_s, 0.0 if self._exchange.has_begun else self._call.deadline_s
+            )
 
     # ---- of the call
 
@@ -140,7 +160,7 @@ class Relay:
     # ---- inside
 
     def _next(self) -> None:
-        attempt = self._exchange.next_attempt()
+        attempt = self._exchange.next_attempt(boot_s())
         if isinstance(attempt, Deliver):
             self._do(attempt)
             return
@@ -150,6 +170,7 @@ class Relay:
             self._client.refuse(attempt)
             return
         self._call = None
+        self._is_stalled = False
         call = self._upstream.open(attempt, self._method, self)
         if not call.is_over:
             self._call = call

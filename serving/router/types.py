@@ -38,6 +38,8 @@ class Limits:
     canary_stream_s: float = 60.0  # to the first byte of a stream: later it is an error in any case
     canary_whole_s: float = 300.0  # to the first byte of an answer that is not streamed
     stable_s: float = 600.0  # to the first byte
+    lookup_s: float = 15.0  # to the first byte of a replica that may keep what has this id
+    lookups_s: float = 60.0  # for all of them together
     idle_s: float = 300.0  # between bytes
     stall_s: float = 30.0  # between bytes: later it is an error on either arm, and the canary is replaced
     tokenize_s: float = 15.0  # until stable has tokenized the prompt of a stream that it takes over
@@ -173,6 +175,10 @@ class RouterContext(Protocol):
     @property
     def vocabularies(self) -> dict[str, str]:
         """Digest of the vocabulary of each version, as its engines named it; absent: not known."""
+
+    @property
+    def unfit(self) -> set[str]:
+        """Versions whose engines have said of an answer that it cannot be continued."""
 
     @property
     def held(self) -> HeldBytes:
