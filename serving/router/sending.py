@@ -54,7 +54,7 @@ class Sender:
         limits, passed_s = self._context.limits, self.now_s - self._start.now_s
         if self._start.is_eligible:
             return limits.stable_s - passed_s
-        return min(limits.lookup_s, limits.lookups_s - passed_s)
+        return min(limits.lookup_s, limits.stable_s, limits.lookups_s - passed_s)
 
     def send(self, arm: Arm, replica: Replica, continuation: Continuation | None = None) -> Attempt:
         """The request to this replica: the client's, or the next of a continuation. Raises NotRenamed."""
