@@ -35,12 +35,11 @@ class Departed:
 
     def leave(self, relay: Relay, body_bytes: int) -> None:
         """The client of this request has left: its answer ends, or goes on."""
-        if not relay.outlives_client or len(self._relays) >= LIMIT:
+        if len(self._relays) >= LIMIT or not relay.go_on(Nobody(), lambda: self._over(relay)):
             relay.gone()
             return
         self._relays[relay] = body_bytes
         self._budget.total += body_bytes
-        relay.go_on(Nobody(), lambda: self._over(relay))
 
     def check(self) -> None:
         """Called a few times a second: end what is in a record already."""

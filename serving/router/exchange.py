@@ -213,7 +213,7 @@ class Exchange:
         outcome: Outcome = "failed" if failure else "cut" if cause == "cut" else "answered"
         self._finish(outcome, failure or cause, now_s)
         is_cut = cause == "cut" and scan is not None and not scan.is_done
-        return self._deliver(self._error_event() if is_cut else rest or b"", "end")
+        return self._deliver(cut_event(self._context.service, scan) if is_cut else rest or b"", "end")
 
     def broken(self, why: Failure, *, now_s: float) -> Action:
         """The attempt failed: no connection, no head in time, or the connection broke in the middle."""
@@ -231,7 +231,7 @@ class Exchange:
             self._begin_continuation(scan)
             return Step.AGAIN
         self._finish("cut", "cut", now_s)
-        return self._deliver(event := self._error_event(), "end" if event else "break")
+        return self._deliver(event := cut_event(self._context.service, scan), "end" if event else "break")
 
     def _complete(self, scan: AnswerScan, rest: bytes, now_s: float) -> Action:
         """The answer is whole, but not what its engine says after it. rest: a last event."""
@@ -270,9 +270,6 @@ class Exchange:
         self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
         self._attempts.failed(why)
 
-    def _error_event(self) -> bytes:
-        return cut_event(self._context.service, self._seen.scan)
-
     # ---- a stream that another engine continues
 
     def _may_continue(self, scan: AnswerScan) -> bool:
@@ -310,7 +307,7 @@ class Exchange:
         scan = self._seen.scan
         is_whole = scan is not None and scan.is_finished
         self._finish("answered" if is_whole else "cut", None if is_whole else "cut", self._now_s)
-        return Deliver(None, DONE if is_whole else self._error_event(), "end")
+        return Deliver(None, DONE if is_whole else cut_event(self._context.service, scan), "end")
 
     def _received_of(self, one: Continuation, data: bytes) -> Action:
         events = one.received(data)
@@ -361,10 +358,12 @@ class Exchange:
         if not self.is_over:
             self._finish("cancelled", None, now_s)
 
-    @property
-    def outlives_client(self) -> bool:
-        """True: the engine's answer goes on when the client leaves now (`record.py`, rule 4)."""
-        return self.has_begun and not self.is_recorded and self._cover.may_be_held
+    def leave(self) -> bool:
+        """The client disconnects. True: its answer goes on, unread (`record.py`, rule 4)."""
+        goes_on = self.has_begun and not self.is_recorded and self._cover.may_be_held
+        if goes_on:
+            self._out.drop()
+        return goes_on
 
     def record_open(self) -> None:
         """`settle_deadline_s` has passed and the request is still open: record it now."""

@@ -65,19 +65,17 @@ class Relay:
             self._exchange.cancelled(now_s=boot_s())
 
     @property
-    def outlives_client(self) -> bool:
-        """True: the answer is read to its end when the client leaves now; call `go_on`, not `gone`."""
-        return not self._is_over and self._exchange.outlives_client
-
-    @property
     def is_recorded(self) -> bool:
         """True when what still comes of the answer is in no record."""
         return self._exchange.is_recorded
 
-    def go_on(self, nobody: Client, on_over: Callable[[], None]) -> None:
-        """The client has disconnected, and the answer goes on without it."""
+    def go_on(self, nobody: Client, on_over: Callable[[], None]) -> bool:
+        """The client has disconnected. True: the answer goes on for `nobody`; False: it is to end."""
+        if self._is_over or not self._exchange.leave():
+            return False
         self._client, self._on_over = nobody, on_over
         self.ready()
+        return True
 
     def slow(self) -> None:
         """The client does not read as fast as the engine answers."""

@@ -53,6 +53,31 @@ async def test_whoever_stops_reading_a_held_kind_leaves_the_same_record_on_both_
     assert found == [("answered", False, "stop", False)] * 2
 
 
+async def test_nothing_is_kept_of_an_answer_that_nobody_reads_and_its_record_is_the_same() -> None:
+    async with router_rig() as rig:
+        rig.publish(weight_bp=9999, change=2)
+        go_on = asyncio.Event()
+
+        async def waits(request: web.Request) -> web.StreamResponse:
+            response = await rig.canary.stream(request, ANSWER[:4])
+            await go_on.wait()
+            for one in ANSWER[4:]:
+                await response.write(one)
+            return response
+
+        rig.canary.behave = waits
+        asking = asyncio.create_task(rig.ask(user="u", stream=True, **TOOLS))
+        await until(lambda: rig.core.held.total > 0)
+        asking.cancel()
+        await until(lambda: len(rig.front.departed) == 1)
+        held = rig.core.held.total
+        go_on.set()
+        record = await rig.record()
+
+    assert (held, rig.core.held.total) == (0, 0)
+    assert (record.outcome, record.finish_reason, record.covered) == ("answered", "stop", True)
+
+
 async def test_what_is_not_held_is_cancelled_as_before() -> None:
     async with router_rig() as rig:
         record = await left_at_the_second_word(rig, 0)
