@@ -18,6 +18,7 @@ is in the pickle. The child is this very release, and nothing of a client's is u
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import struct
 import sys
@@ -29,6 +30,8 @@ from serving.router.body_budget import BodyBudget
 from serving.router.headers import RawHeaders
 from serving.router.prepared import ModelsByService, Prepared, prepare
 from serving.router.types import Refusal
+
+log = logging.getLogger("canaryctl.router")
 
 LARGE_BODY = 1 << 20  # bytes; from here on another process reads it
 READ_S = 20.0  # for one body
@@ -108,6 +111,8 @@ class BodyReader:
         """End the child, and all that waits."""
         if self._worker is not None:
             self._worker.cancel()
+        if self._current is not None:
+            self._current.refuse()
         for job in [one for jobs in self._waiting.values() for one in jobs]:
             self._remove(job).refuse()
         self._end_child()
@@ -150,13 +155,14 @@ class BodyReader:
                 try:
                     async with asyncio.timeout(READ_S):
                         job.answer(await self._ask(job))
-                except (TimeoutError, OSError, EOFError, pickle.UnpicklingError):
+                except Exception as exc:  # the queue goes on
                     self._end_child()
+                    if not isinstance(exc, TimeoutError | OSError | EOFError):
+                        log.exception("a body was not read")
                     text = f"the body of {job.route} could not be read in {READ_S:g} s; send a simpler one"
                     job.answer(Prepared(refusal=Refusal(413, "body_too_complex", text)))
                 finally:
                     self._handed_over(job)
-                    job.refuse()  # of use only after an unforeseen error
                     self._current = None
         finally:
             self._worker = None

@@ -300,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._keep_alive or self._is_half_closed or self._front.is_stopping:
             self._close()
             return
-        if self._parser.requests or self._parser.refusal is not None:
+        if self._parser.requests or self._parser.refusal is not None or self._parser.has_new_head:
             # Not at once: a client could nest answers as deep as it sends requests ahead.
             asyncio.get_running_loop().call_soon(self._next_request)
         with contextlib.suppress(RuntimeError):  # not paused

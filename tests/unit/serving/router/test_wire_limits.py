@@ -122,6 +122,19 @@ async def test_a_client_that_waits_for_100_is_told_to_go_on(rig: Rig) -> None:
     assert status(second) == 200
 
 
+async def test_a_client_that_waits_for_100_after_a_request_sent_ahead_is_told_too(rig: Rig) -> None:
+    reader, writer = await connect(rig)
+    head = POST + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(BODY)
+    writer.write(post() + head)
+    first = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    await asyncio.wait_for(reader.readuntil(b"100 Continue\r\n\r\n"), 5)
+    writer.write(BODY)
+    second = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    writer.close()
+
+    assert [status(one) for one in (first, second)] == [200, 200]
+
+
 async def test_an_upgrade_is_answered_as_if_it_had_not_been_asked_for(rig: Rig) -> None:
     answer = await exchange(
         rig, b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
