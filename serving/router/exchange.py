@@ -79,7 +79,7 @@ class Exchange:
             return self._next_of_continuation(self._continuation)
         self._require(self._attempts.replica is None, "next_attempt")
         self._sender.now_s = now_s or self._now_s
-        chosen = self._attempts.begin() if self._sender.has_time else None
+        chosen = self._attempts.begin(has_time=self._sender.has_time)
         if chosen is None:
             return self._refused(self._sender.no_replica(is_key_refused=self._is_key_refused))
         try:

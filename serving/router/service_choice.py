@@ -72,8 +72,10 @@ async def choose_later(
     client = admit(cores, sent, found)
     if isinstance(client, Refusal):
         return client
-    if not is_large(parsed) or all(core.table is None for core in cores.values()):
-        return Chosen(found.service, None) if found.service else choose_now(cores, parsed, found, sent)
+    if found.service is not None and (cores[found.service].table is None or not is_large(parsed)):
+        return Chosen(found.service, None)
+    if not is_large(parsed):
+        return choose_now(cores, parsed, found, sent)
     prepared = await reader.prepare(
         parsed.body, parsed.headers, client=client, **_reading(cores, parsed, found)
     )

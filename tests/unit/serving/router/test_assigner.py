@@ -149,9 +149,9 @@ def test_an_id_is_not_called_unknown_while_an_engine_that_may_hold_it_does_not_a
 MANY = Arm("v-1", tuple(Replica(f"http://s{n}") for n in range(20)))
 
 
-def limits_of_hung_replicas(**how: object) -> tuple[list[float], Refusal]:
+def limits_of_hung_replicas(stable: Arm = MANY, **how: object) -> tuple[list[float], Refusal]:
     """The time limits of the replicas that are asked in turn, each of which never answers."""
-    exchange = Routed().use(stable=MANY, weight_bp=0).ask(**how)  # type: ignore[arg-type]
+    exchange = Routed().use(stable=stable, weight_bp=0).ask(**how)  # type: ignore[arg-type]
     assert isinstance(exchange, Exchange)
     limits: list[float] = []
     while isinstance(attempt := exchange.next_attempt(NOW_S + sum(limits)), Attempt):
@@ -166,6 +166,15 @@ def test_hung_replicas_hold_the_lookup_of_an_id_up_for_a_minute_in_all() -> None
 
     assert (max(limits), sum(limits)) == (15.0, 60.0)
     assert (refusal.status, refusal.retry_after_s) == (503, 1)
+
+
+def test_the_error_of_a_lookup_that_ended_at_the_canary_is_of_stable() -> None:
+    three = Arm("v-1", MANY.replicas[:3])
+    limits, refusal = limits_of_hung_replicas(three, path="/v1/responses/resp_1", method="GET")
+
+    assert sum(limits) == 60.0
+    assert dict(refusal.headers)[b"x-canaryctl-arm"] == b"stable"
+    assert "stable version v-1" in refusal.message
 
 
 def test_an_answer_to_an_earlier_one_may_take_as_long_as_any_and_all_replicas_together_no_longer() -> None:
