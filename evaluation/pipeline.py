@@ -203,6 +203,8 @@ class Pipeline:
             canary[keep],
             (self._is_warming_up(requests) | drawn.under_way)[keep],
             drawn.round[keep],
+            drawn.part[keep],
+            drawn.stands[keep],
             drawn.fresh[keep],
         )
         fell_back = np.where(rows.arm, requests.fell_back[keep], np.nan)

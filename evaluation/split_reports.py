@@ -80,10 +80,11 @@ def frozen_since(pipeline: Pipeline) -> float:
     return float(seq) if seq >= 0 else math.inf
 
 
-def later_void_since(pipeline: Pipeline) -> float:
-    """Sequence number of the row that showed that later sessions are not comparable; infinite: none has."""
-    seq = pipeline.split.returns_differ.seq
-    return min(float(seq) if seq >= 0 else math.inf, sessions_void_since(pipeline))
+def later_void_since(pipeline: Pipeline, part: int) -> float:
+    """Sequence number of the row that showed that later sessions of this part are not comparable; infinite:
+    none has."""
+    shown = [float(d.seq) for d in pipeline.split.returns_differ(part) if d.seq >= 0]
+    return min([*shown, sessions_void_since(pipeline)])
 
 
 def sessions_void_since(pipeline: Pipeline) -> float:

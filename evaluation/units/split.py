@@ -4,8 +4,8 @@
 - Served: the canary's units whose requests stable had to serve. By first requests at once, and by sessions.
 - Turns: whether conversations are longer on one arm. Then a session's mean may say nothing of an answer, and
   first requests alone speak.
-- Returns: whether units come back to a later session as often on both arms. If not, those sessions are not
-  comparable.
+- Returns: whether units come back to a later session of each part as often on both arms. If not, those
+  sessions are not comparable, nor are those of the parts after it.
 
 Each counts a unit once, however many requests it has. (Counting requests: 100 of 100 healthy runs frozen, and
 13 % false rollbacks where 5 % of the users always fall back.)
@@ -21,7 +21,7 @@ from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet, TurnsBet
 from evaluation.betting.unit_block import Floats
 from evaluation.betting.wealth import Channel, Decision
-from evaluation.policy.alpha_split import SESSION_SHARE, log_limit, served_alpha
+from evaluation.policy.alpha_split import PART_SHARES, SESSION_SHARE, log_limit, served_alpha
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 from evaluation.units.released import Released
@@ -52,8 +52,10 @@ class Split:
         self.turns = Stream(with_histogram=False)
         bettor = TurnsBet(max_turns=policy.session_requests)
         self.turns.channels = [Channel(bettor, limit=log_limit(TURNS_ALPHA), restart_share=restarts)]
-        self.returns = Stream(with_histogram=False)
-        self.returns.staged = [RoundChannel(SampleRatioBet(), limit=log_limit(RETURNS_ALPHA), min_stable=0)]
+        self.returns = [Stream(with_histogram=False) for _ in PART_SHARES]
+        for stream, share in zip(self.returns, PART_SHARES, strict=True):
+            limit = log_limit(RETURNS_ALPHA * share)
+            stream.staged = [RoundChannel(SampleRatioBet(), limit=limit, min_stable=0)]
 
     def set_limits(self, *, sticky: bool) -> None:
         """Split the served rate's alpha over its two channels, before the first bet."""
@@ -72,8 +74,11 @@ class Split:
 
     def feed_returns(self, rows: Rows) -> None:
         """Add the units of new later sessions."""
-        block = rows.first_block(np.zeros(len(rows)), rows.w)
-        self.returns.feed(replace(block, stage=rows.round[rows.firsts], is_checked=True))
+        firsts = rows.pick(np.flatnonzero(rows.firsts))
+        for part in np.unique(firsts.part).tolist():
+            of_part = firsts.pick(np.flatnonzero(firsts.part == part))
+            block = of_part.first_block(np.zeros(len(of_part)), of_part.w)
+            self.returns[part].feed(replace(block, stage=of_part.round, is_checked=True))
 
     def session_columns(self, rows: Rows, fell_back: Floats, unanswered: Floats) -> Floats:
         """What the sessions keep for these tests and for `AnsweredGap`: COLUMNS x n."""
@@ -94,10 +99,9 @@ class Split:
         """Whether conversations are longer on one arm."""
         return self.turns.channels[0].decision
 
-    @property
-    def returns_differ(self) -> Decision:
-        """Whether units come back more often on one arm."""
-        return self.returns.staged[0].decision
+    def returns_differ(self, part: int) -> list[Decision]:
+        """Whether units come back more often on one arm, by the parts up to this one."""
+        return [stream.staged[0].decision for stream in self.returns[: part + 1]]
 
     def served_below(self, *, hold: bool) -> Decision:
         """Whether the canary serves less than the floor of a rollback, or of a hold: by the first channel."""
