@@ -130,6 +130,17 @@ class MetricEvidence:
             column.first.fix_idle()
             column.units.fix_idle()
 
+    def without_answer(
+        self, raw: Floats, unanswered: NDArray[np.bool_], cancelled: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Which requests have no value because there was no answer: of the cancelled ones not those with one,
+        such as a time to the first token that was known when the client left."""
+        if not cancelled.any():
+            return unanswered
+        if self.name == "cancelled":
+            return unanswered & ~cancelled
+        return unanswered & ~(cancelled & ~np.isnan(raw)) if self.takes_values else unanswered
+
     def comparable(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
         """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""
         if self.takes_values:
