@@ -36,7 +36,8 @@ from evaluation.units.sessions import Rows
 TURNS_ALPHA = 0.01
 RETURNS_ALPHA = 0.01
 CANCELS_ALPHA = 0.002  # a false hold only waits
-MANY_ERRORS = 2.5  # standard errors of the canary's excess of cancels; beyond, nothing is promoted meanwhile
+MORE_CANCELS = 1.25  # times as many cancels as stable; up to that, no reason to wait
+MANY_ERRORS = 2.0  # standard errors of the canary's excess of cancels; beyond, nothing is promoted meanwhile
 COLUMNS = 4  # of the sessions: answered, turns, fell back, cancelled
 
 
@@ -61,7 +62,7 @@ class Split:
         bettor = TurnsBet(max_turns=policy.session_requests)
         self.turns.channels = [Channel(bettor, limit=log_limit(TURNS_ALPHA), restart_share=restarts)]
         self.cancels = Stream(with_histogram=False)
-        self.excess: Floats = np.zeros(2)  # of the canary's cancels beyond the tolerance, and its variance
+        self.excess: Floats = np.zeros(2)  # of the canary's cancels beyond so many, and its variance
         loss = EventLoss(tolerance=policy.tolerated_failures() - 1.0)
         self.cancels.channels = [Channel(loss, limit=log_limit(CANCELS_ALPHA), restart_share=restarts)]
         self.returns = [Stream(with_histogram=False) for _ in PART_SHARES]
@@ -102,7 +103,7 @@ class Split:
         self.served.feed(released.block(first_column + 2))
         self.cancels.feed(released.block(first_column + 3))
         left, w = np.nan_to_num(released.means(first_column + 3)), released.w
-        left = np.where(released.arm, left / self._policy.tolerated_failures(), left)
+        left = np.where(released.arm, left / MORE_CANCELS, left)
         terms = np.stack(((released.arm - w) * left, w * (1.0 - w) * left * left))
         self.excess = np.add.accumulate(np.concatenate((self.excess[:, None], terms), axis=1), axis=1)[:, -1]
 
