@@ -1,13 +1,15 @@
 """Benchmark of the gate: `make bench-gate`.
 
-    python -m benchmarks.gate [--quick] [--cases REGEX] [--reps N] [--jobs N] [--minutes N] [--help]
+    python -m benchmarks.gate [--quick] [--cases REGEX] [--reps N] [--jobs N] [--minutes N]
+        [--recheck N] [--help]
 
 Runs are appended to `benchmarks/out/gate/rows/`, each case under a digest of the gate's results on it, so
 that an interrupted run resumes, `--cases` measures a part, and rows of another gate are not mixed in: a case
-starts anew when any bit of its results changes. The tables hold everything measured under the present
-digests; those of `--quick` are a preview and go to `benchmarks/out/gate/`. Exits 1 when a goal was missed, 2
-when no case has such a name. The whole takes some hours on two cores, and tells once a minute what is left;
-`--quick` takes minutes.
+starts anew when any bit of its results changes. A digest covers the beginning of one run; `--recheck 3`
+measures three recorded runs of each whole again and discards the rows of those that differ. The tables hold
+everything measured under the present digests; those of `--quick` are a preview and go to
+`benchmarks/out/gate/`. Exits 1 when a goal was missed, 2 when no case has such a name. The whole takes some
+hours on two cores, and tells once a minute what is left; `--quick` takes minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pathlib import Path
 from benchmarks.gate.cases import CASES
 from benchmarks.gate.digest import gate_digests, whole_digest
 from benchmarks.gate.published import beside_baseline, measure_case, reps_of, summarise
-from benchmarks.gate.records import Item, Records, by_name, measure, slug
+from benchmarks.gate.records import Item, Records, by_name, measure, recheck, slug
 from benchmarks.gate.report import as_json, as_markdown
 from benchmarks.gate.speed import measure_speed
 from benchmarks.gate.traffic import Case
@@ -39,14 +41,18 @@ HORIZON = 2000
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns 1 when a goal was missed."""
     args = _parser().parse_args(argv)
+    names = [*CASES, *TRIALS]
+    chosen_names = [name for name in names if re.search(args.cases, name)]
+    if not chosen_names:
+        print(f"no case matches {args.cases!r}; there are {', '.join(names)}", file=sys.stderr)
+        return 2
     cases = [_shortened(case, args.horizon) for case in CASES.values()]
     digests = gate_digests()
     items = by_name([*_case_items(cases, args, digests), *_trial_items(args, digests)])
-    chosen = [item for name, item in items.items() if re.search(args.cases, name)]
-    if not chosen:
-        print(f"no case matches {args.cases!r}; there are {', '.join(items)}", file=sys.stderr)
-        return 2
+    chosen = [items[name] for name in chosen_names]
     records = Records(ROOT / "out" / "gate" / "rows")
+    for name in recheck(chosen, records, args.recheck, jobs=args.jobs):
+        print(f"{name}: other results than recorded; measured anew", file=sys.stderr)
     measure(chosen, records, time.monotonic() + args.minutes * 60, jobs=args.jobs)
     result = as_json(
         _case_lines(cases, items, records),
@@ -75,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reps", type=int, default=sys.maxsize, help="maximum runs of each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to resume")
     parser.add_argument("--jobs", type=int, default=2, help="processes; one core each")
+    parser.add_argument(
+        "--recheck", type=int, default=0, metavar="N", help="first measure N recorded runs of each again"
+    )
     parser.add_argument("--no-speed", action="store_true", help="skip the timings")
     parser.add_argument(
         "--json", type=Path, help="default: results/gate.json; with --quick out/gate/quick.json"

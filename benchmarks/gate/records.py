@@ -48,6 +48,10 @@ class Records:
             # A line break first: the last line may be truncated.
             out.write("\n" + json.dumps(row))
 
+    def discard(self, file: str) -> None:
+        """Delete the rows."""
+        self._path(file).unlink(missing_ok=True)
+
     def _path(self, file: str) -> Path:
         return self._folder / f"{file}.jsonl"
 
@@ -80,6 +84,27 @@ def measure(items: Sequence[Item], records: Records, until_s: float, *, jobs: in
                 print(f"{items[index].name}: {items[index].reps} runs", file=sys.stderr, flush=True)
 
 
+def recheck(items: Sequence[Item], records: Records, reps: int, *, jobs: int = 1) -> list[str]:
+    """Measure the first recorded rows of each item again and discard the rows of those that differ.
+
+    Shows what the digests cannot: a change of the gate that acts only later than the requests they cover.
+    Returns the names of the items whose rows were discarded.
+    """
+    recorded: dict[tuple[int, int], Row] = {}
+    for index, item in enumerate(items):
+        recorded |= {(index, _repetition(row)): row for row in records.read(item.file)[:reps]}
+    different: set[int] = set()
+    with multiprocessing.Pool(jobs, _set_items, (items,)) if jobs > 1 else nullcontext() as pool:
+        _set_items(items)
+        todo = list(recorded)
+        for index, row, _ in map(_measured, todo) if pool is None else pool.imap_unordered(_measured, todo):
+            if json.loads(json.dumps(row)) != recorded[index, _repetition(row)]:
+                different.add(index)
+    for index in different:
+        records.discard(items[index].file)
+    return [items[index].name for index in sorted(different)]
+
+
 class Estimate:
     """What is left to measure, by the mean CPU seconds of each item's runs so far. `remaining`: runs by item,
     counted down by the caller; an item without a run yet is taken for the mean of the others."""
@@ -110,6 +135,12 @@ class Estimate:
 def _missing(item: Item, records: Records) -> list[int]:
     done = {row["rep"] for row in records.read(item.file)}
     return [rep for rep in range(item.reps) if rep not in done]
+
+
+def _repetition(row: Row) -> int:
+    """Which repetition a row is of."""
+    assert isinstance(row["rep"], int)
+    return row["rep"]
 
 
 _ITEMS: dict[int, Item] = {}  # of this process, which may be a worker

@@ -26,7 +26,7 @@ from benchmarks.gate.published import (
     rollback_time,
     summarise,
 )
-from benchmarks.gate.records import Item, Records, by_name, measure, slug
+from benchmarks.gate.records import Item, Records, by_name, measure, recheck, slug
 from benchmarks.gate.report import as_json, as_markdown, limit_as_before
 from benchmarks.gate.traffic import Behaviour, Case, simulate
 from benchmarks.gate.trial_cases import TRIALS
@@ -114,6 +114,23 @@ def test_no_time_left_measures_nothing(tmp_path: Path) -> None:
     assert Records(tmp_path).read(slug(HARM.name)) == []
 
 
+def _named(name: str, rep: int) -> Row:
+    return {"rep": rep, "name": name}
+
+
+def test_rows_that_a_new_measurement_contradicts_are_discarded(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    kept, changed = (Item(name, name, 2, partial(_named, name)) for name in ("kept", "changed"))
+    for item in (kept, changed):
+        for rep in range(item.reps):
+            records.append(item.file, item.measure(rep))
+    later = replace(changed, measure=partial(_named, "other"))
+
+    assert recheck([kept, later], records, 1) == ["changed"]
+    assert (len(records.read(kept.file)), records.read(changed.file)) == (2, [])
+    assert recheck([kept, later], records, 1) == []
+
+
 def test_two_items_never_share_a_file() -> None:
     with pytest.raises(ValueError, match="rename one"):
         by_name([item_of(HARM, 1), item_of(HARM, 1)])
@@ -141,6 +158,7 @@ def test_a_part_is_measured_and_kept_with_what_was_measured_before(
     assert after["gate_digest"] != result["gate_digest"]
 
 
+@pytest.mark.slow
 def test_a_digest_is_of_one_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     few = dict(list(CASES.items())[:2])
     monkeypatch.setattr(digest, "CASES", few)
