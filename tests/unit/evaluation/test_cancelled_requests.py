@@ -118,6 +118,7 @@ def live(columns: Columns, restart_at: int = -1) -> Evaluator:
     return evaluator
 
 
+@pytest.mark.slow
 def test_a_live_rollout_decides_as_its_recording_does() -> None:
     columns = impatient(2, hangs=0.06, patience_ms=20_000.0, rows=4000)
     del columns["quality"]  # scores would be records of their own
@@ -161,6 +162,7 @@ def test_cancelled_requests_are_counted_as_a_rate_of_their_own() -> None:
     )
 
 
+@pytest.mark.slow
 def test_users_that_leave_are_counted_once() -> None:
     """A tenth of the users never wait: no more on one arm than on the other, whatever their requests."""
     rng = np.random.default_rng(6)

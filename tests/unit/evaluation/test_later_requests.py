@@ -81,6 +81,7 @@ def test_harm_that_begins_with_the_eleventh_turn_is_rolled_back(seed: int) -> No
     assert reason.endswith("shown by later requests of the same units")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("from_turn", "turns"), [(21, 40), (31, 40), (61, 100), (91, 130)])
 def test_harm_that_begins_later_in_a_conversation_is_rolled_back(from_turn: int, turns: int) -> None:
     """Within the first hour: the conversations begin in half an hour, and take up to a quarter."""
@@ -92,6 +93,7 @@ def test_harm_that_begins_later_in_a_conversation_is_rolled_back(from_turn: int,
     assert "shown by later requests of the same units" in str([gate.reason for gate in result.gates])
 
 
+@pytest.mark.slow
 def test_twins_with_long_conversations_are_promoted() -> None:
     columns = conversations(2, harm=False, turns=(60, 60), users=800)
     columns["t_s"] = 0.3 * columns["t_s"]
@@ -147,6 +149,7 @@ def test_a_margin_is_not_proven_by_the_first_twenty_turns_alone(seed: int) -> No
     assert LATER in report.reason
 
 
+@pytest.mark.slow
 def test_the_part_of_a_conversation_with_a_fifth_of_the_values_must_prove_its_margin() -> None:
     """Of 160 turns, ten are of the session, and 10, 20, 40 and 80 of the parts, with a judged block each."""
     shares = {}
