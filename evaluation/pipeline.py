@@ -78,7 +78,7 @@ class Lane:
                 continue
             silent = metric.without_answer(raw[metric.name], unanswered, left)
             values = metric.comparable(raw[metric.name], silent, rows)
-            columns = metric.values(values, silent, rows)
+            columns = metric.values(values, silent, left, rows)
             weights = metric.failure_weights(values, silent, rows) if metric.with_missing else None
             covariates = metric.covariates.of(raw, rows)
             metric.count_later(rows, values)

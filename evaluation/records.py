@@ -10,7 +10,8 @@ The contract of the evidence (the first thing to read in this folder):
   and timeout count for the *assigned* arm. Only requests assigned without the coin are left out, on both
   arms alike.
 - **Order**: units settle in order of assignment, behind a watermark, never in order of completion.
-- **Cancelled** requests have no answer: slowest, as failures are, on both arms; but no error.
+- **Cancelled** requests have no answer: slowest on both arms, as failures are, but no error; percentiles are
+  of those who waited.
 - **Missing** (`None`, NaN in arrays) is not a value. A metric missing more often on one arm is INVALID.
 """
 

@@ -149,8 +149,11 @@ class MetricEvidence:
             return raw
         return np.where(unanswered, np.nan, raw)
 
-    def values(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
-        """The metric's columns (C x n). raw: comparable values, NaN where missing."""
+    def values(
+        self, raw: Floats, unanswered: NDArray[np.bool_], cancelled: NDArray[np.bool_], rows: Rows
+    ) -> Floats:
+        """The metric's columns (C x n). raw: comparable values, NaN where missing. cancelled: those of the
+        unanswered that their client left."""
         if not self.takes_values:
             return raw[None, :]
         # Failing fast must not look fast: an unanswered request is slowest, on both arms. Rollback uses the
@@ -163,6 +166,9 @@ class MetricEvidence:
             waited = np.where(np.isinf(slowest), slowest, np.minimum(slowest, self._longest))
             slowest = np.where(raw >= self._longest, np.inf, slowest)
         out = [waited, slowest] if self._bets.has_shape_columns else []
+        if self.exceedances and (left := unanswered & cancelled).any():
+            # A percentile is of those who waited: where 9 % leave, its tail would hold little but them.
+            waited, slowest = (np.where(left, np.nan, values) for values in (waited, slowest))
         for exceedance, divisors in zip(self.exceedances, self._bets.divisors, strict=True):
             events = exceedance.of(waited, slowest, rows.arm, divisors, rows.of_draws)
             if self._failures > 1.0:

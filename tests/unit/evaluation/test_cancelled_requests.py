@@ -178,3 +178,16 @@ def test_users_that_leave_are_counted_once() -> None:
 
     assert result.decision in ("promote", "undecided")
     assert HOLD not in result.reasons
+
+
+def test_a_percentile_is_of_those_who_waited() -> None:
+    """Where 8 % leave, a p99 with them as slowest would see little of a tail that is 1.6x as slow."""
+    columns = impatient(5, rows=10_000)
+    latency = columns["latency_ms"]
+    slowest = latency > np.nanquantile(latency, 0.97)
+    columns["latency_ms"] = np.where(slowest & (columns["arm"] == 1), 1.6 * latency, latency)
+    policy = GatePolicy.default()
+    gates = tuple(gate for gate in policy.gates if gate.name in ("error", "latency_p99"))
+    result = run(columns, replace(policy, gates=gates), stages=STAGE)
+
+    assert (result.decision, result.metric) == ("rollback", "latency_ms")
