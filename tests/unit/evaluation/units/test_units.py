@@ -118,6 +118,15 @@ def test_a_part_is_judged_for_the_first_time_once_a_stage_however_many_rounds_it
     assert (1, 0) not in first_of  # block 0 of the second round is of the first stage
 
 
+def test_a_long_conversation_takes_no_more_memory_than_one_that_came_back_once() -> None:
+    units = new_units()
+    resolve(units, *[(at, 0, 0.1, STICKY, unit) for at in range(0, 8000, 2) for unit in (7, 8, 9)])
+    resolve(units, *[(20_000, 0, 0.1, REQUEST, 0), *[(20_000, 0, 0.1, HELD, 10)] * 5000])
+
+    assert set(units.last_later) == {7, 8, 9}
+    assert not units.open_later
+
+
 def test_a_place_is_what_its_number_says() -> None:
     place = Place(round=70_000, stage=STAGES - 1, block=BLOCKS - 1, judged=2**PARTS - 1)
 
