@@ -16,6 +16,7 @@ from evaluation.observed_range import RangeMonitor, range_monitors
 from evaluation.policy.gates import Proof, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.units.answered import AnsweredGap
+from evaluation.units.attendance import Attendance
 from evaluation.units.metric_evidence import MetricEvidence
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows, Sessions
@@ -30,6 +31,7 @@ class Lane:
 
     __state__ = (
         "sessions", "later", "metrics", "ranges", "answered", "answered_sessions", "answered_later",
+        "attendance",
     )  # fmt: skip
 
     def __init__(self, metrics: Sequence[MetricEvidence], policy: GatePolicy, split: Split | None) -> None:
@@ -52,6 +54,7 @@ class Lane:
         self.answered = AnsweredGap()  # by first requests
         self.answered_sessions = AnsweredGap()
         self.answered_later = AnsweredGap()
+        self.attendance = Attendance(session_s=policy.session_s)
 
     def feed(
         self,
@@ -64,6 +67,26 @@ class Lane:
         missing. fell_back: 1 where stable served for the canary, NaN where unknown; None: nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
             return
+        start = 0
+        for stop in [*self.attendance.cuts(rows), len(rows)]:
+            if stop > start:
+                part = slice(start, stop)
+                given = None if fell_back is None else fell_back[part]
+                values = {name: column[part] for name, column in raw.items()}
+                self._feed(rows.pick(part), values, unanswered[part], given)
+            if stop < len(rows):
+                self._look_through(float(rows.at_s[stop]))
+            start = stop
+
+    def _feed(
+        self,
+        rows: Rows,
+        raw: Mapping[str, Floats],
+        unanswered: NDArray[np.bool_],
+        fell_back: Floats | None,
+    ) -> None:
+        """Add requests between two looks."""
+        self.attendance.count(rows)
         later, of_draws = np.flatnonzero(rows.round), rows.of_draws
         own, failed = (rows.pick(of_draws), unanswered[of_draws]) if len(later) else (rows, unanswered)
         gaps = self._gaps_before(own, failed)
@@ -105,8 +128,25 @@ class Lane:
     def close_through(self, through_s: float) -> None:
         """Close sessions up to the watermark: all requests assigned before `through_s` were fed."""
         if self.metrics or self._split:
+            self._look_through(through_s)
             self._feed_units(self.sessions.close_through(through_s))
             self._feed_later(self.later.close_through(through_s))
+
+    def _look_through(self, before_s: float) -> None:
+        """Make the looks at everyone that are due before a time: all earlier requests were fed."""
+        attendance = self.attendance
+        while attendance.next_s() < before_s:
+            self._feed_later(self.later.close_through(attendance.next_s()))
+            returned = attendance.of_round(attendance.round_and_look()[0])
+            start = 0
+            for metric in self.metrics:
+                if returned is not None:
+                    metric.look_at_everyone(attendance, returned, start)
+                start += metric.later_width
+            is_idle = attendance.is_empty and len(self.later.draw) == 0
+            if is_idle and not np.isfinite(before_s):
+                return
+            attendance.pass_look(before_s, is_idle=is_idle)
 
     def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Floats:
         """The gaps of first requests, for all rows; those of later requests are not used."""
@@ -133,6 +173,7 @@ class Lane:
     def _feed_later(self, released: Released) -> None:
         if len(released) == 0:
             return
+        self.attendance.add(released)
         start = sum(metric.later_width for metric in self.metrics)
         answered = released.means(start)
         gaps = self.answered_later.of(released.arm, released.w, answered)
@@ -204,6 +245,7 @@ class Pipeline:
             (self._is_warming_up(requests) | drawn.under_way)[keep],
             drawn.round[keep],
             drawn.fresh[keep],
+            drawn.origin[keep],
         )
         fell_back = np.where(rows.arm, requests.fell_back[keep], np.nan)
         self.split.feed_firsts(rows.pick(rows.of_draws), fell_back[rows.of_draws])

@@ -212,9 +212,9 @@ def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> floa
     """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
     void = min(frozen_since(pipeline), metric.void_since())
     match track.use:
-        case "session" | "proof":
+        case "session" | "proof" | "later":
             return min(void, sessions_void_since(pipeline))
-        case "later" | "later proof":
+        case "later proof":
             return min(void, later_void_since(pipeline))
         case _:
             return void

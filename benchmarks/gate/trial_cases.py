@@ -15,6 +15,7 @@ from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailure
 from benchmarks.gate.hidden_trials import hidden_trials
 from benchmarks.gate.margin_trials import not_proven_trials
 from benchmarks.gate.mirrored import Mirrored
+from benchmarks.gate.survivor_trials import survivor_trials
 from benchmarks.gate.trials import (
     HARMED,
     Better,
@@ -315,6 +316,7 @@ TRIALS: Mapping[str, Trial] = {
         *_coarse(),
         *not_proven_trials(),
         *returning_trials(),
+        *survivor_trials(),
         *drifting_trials(),
         *_power(),
         *covariate_trials(),

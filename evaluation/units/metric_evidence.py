@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +11,23 @@ from numpy.typing import NDArray
 from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
-from evaluation.betting.unit_block import Floats, Ints, UnitBlock
+from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
-from evaluation.policy.alpha_split import channel_alphas, log_limit, worst_case_alphas
-from evaluation.policy.gates import Gate, Proof, Sampling
+from evaluation.policy.alpha_split import (
+    channel_alphas,
+    has_no_value_unanswered,
+    log_limit,
+    worst_case_alphas,
+)
+from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
 from evaluation.units.answered import LaterShare, ScoredShare
+from evaluation.units.attendance import Attendance, everyone_of, harm_of, look_at
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import GateChannels
+from evaluation.units.judged import judged_probability, without_failed
 from evaluation.units.missingness import OneValue, Presence
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
@@ -35,6 +41,7 @@ _STATE = (
     "one_value",
     "one_value_later",
     "later_share",
+    "everyone",
     "exceedances",
     "presence",
     "pairs",
@@ -62,6 +69,7 @@ class MetricEvidence:
         self.with_missing = list(bets.with_missing.values())
         self.exceedances = bets.exceedances
         self.pairs = bets.pairs
+        self.everyone = [channel for _, _, channel in bets.everyone]
         self._bets = bets
         self.scored = ScoredShare()
         self.one_value = OneValue()
@@ -118,7 +126,10 @@ class MetricEvidence:
             if track.use in ("first proof", "later proof"):
                 track.channel.is_idle = not sticky
             elif track.use != "proof":
-                split = channel_alphas if track.missing_as == "" else worst_case_alphas
+                is_worst = track.missing_as == "harm" or (
+                    track.missing_as == "absent" and has_no_value_unanswered(track.gate)
+                )
+                split = worst_case_alphas if is_worst else channel_alphas
                 limit = log_limit(getattr(split(policy, track.gate, sticky=sticky), track.use))
                 if isinstance(track.channel, RoundChannel):
                     track.channel.set_limit(limit)
@@ -180,7 +191,7 @@ class MetricEvidence:
             if column.first.channels or column.first.staged:
                 block = rows.first_block(y, w, gap)
                 if column.missing is not None:
-                    block = _without_failed(block, unanswered, block.seq, rows.seq)
+                    block = without_failed(block, unanswered, block.seq, rows.seq)
                 column.first.feed(with_covariates(block, covariates, block.seq, rows.seq))
         self.covariates.feed(rows, covariates)
 
@@ -201,7 +212,7 @@ class MetricEvidence:
             if column.units.channels or column.units.staged:
                 block = released.block(index, w, gap, single_values=column.with_histogram)
                 if column.missing is not None:
-                    block = _without_failed(block, unanswered, block.draw, released.draw)
+                    block = without_failed(block, unanswered, block.draw, released.draw)
                 feed(column.units, block)
         has_one = self.one_value.of(released, first_column, after + 1) if self.with_missing else None
         if not self.is_alarm:
@@ -226,7 +237,7 @@ class MetricEvidence:
             if column.later_proof.staged:
                 block = fresh.block(index, w[chosen], fresh_gap, single_values=single)
                 if column.missing is not None:
-                    block = _without_failed(block, unanswered, block.draw, released.draw)
+                    block = without_failed(block, unanswered, block.draw, released.draw)
                 column.later_proof.feed(block)
         if not self.with_missing:
             return
@@ -242,6 +253,24 @@ class MetricEvidence:
                     first_column, weights, w[chosen], fresh_gap, count, fresh_one
                 )
                 column.later_proof.feed(block)
+
+    def look_at_everyone(self, attendance: Attendance, returned: Released, first_column: int) -> None:
+        """Test all units that were drawn, with whoever has not come back in this round as the worst.
+
+        returned: the round's later sessions, with the columns of `later_values` from `first_column` on.
+        """
+        for gate, column, channel in self._bets.everyone:
+            if channel.is_idle or channel.decision.is_reached or math.isinf(channel.decision.limit):
+                continue
+            if column.missing is None:
+                index = first_column + self.columns.index(column)
+                block = returned.block(index, single_values=column.with_histogram)
+            else:
+                weights = first_column + len(self.columns)
+                block = returned.block_with_missing(first_column, weights, None, None, column.missing)
+            if len(block):
+                harm = harm_of(block, gate, self._failures)
+                look_at(attendance, channel, everyone_of(attendance, returned, block, harm, self._sampling))
 
     def count_later(self, rows: Rows, raw: Floats) -> None:
         """Count the values of later sessions and of the draws themselves. raw: comparable values."""
@@ -377,18 +406,3 @@ class MetricEvidence:
         for gate, stream in zip(self._bets.pair_gates, self.pairs, strict=True):
             y = pair_harm(*scores, tolerance=gate.tolerance, lower_is_better=lower)
             stream.feed(UnitBlock.one(draw=draw, at_s=at_s, y=y, seq=seq, canary=canary))
-
-
-def _without_failed(block: UnitBlock, unanswered: Floats, units: Ints, known: Ints) -> UnitBlock:
-    """The block, with requests without an answer taken out of its outcomes, as missing. unanswered: their
-    shares. units, known: numbers of the block's units, and of those that they are of, ascending."""
-    missing = np.minimum(unanswered[np.searchsorted(known, units)], block.y)
-    return replace(block, y=block.y - missing, missing=missing, is_checked=True) if missing.any() else block
-
-
-def judged_probability(sampling: Sampling, w: Floats) -> Floats:
-    """P(canary) of a unit given that it was judged, from its P(canary) `w`."""
-    if sampling.stable == sampling.canary:
-        return w
-    canary = w * sampling.canary
-    return canary / (canary + (1.0 - w) * sampling.stable)

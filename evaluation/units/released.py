@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ class Released:
     """Closed sessions in the order of their draws, with the values of their requests by column.
 
     `owner`: the session of each request; None: each request is a session. `values`: columns x requests, NaN
-    where missing. `round`, `fresh`: as in `Rows`.
+    where missing. `round`, `fresh`, `origin`: as in `Rows`.
     """
 
     draw: Ints
@@ -33,9 +34,29 @@ class Released:
     values: Floats
     round: Ints
     fresh: NDArray[np.bool_]
+    origin: Ints
 
     def __len__(self) -> int:
         return len(self.draw)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """The fields in order, for a snapshot. Only where sessions own their requests."""
+        return [getattr(self, name) for name in self.__slots__]
+
+    @staticmethod
+    def joined(parts: Sequence[Released]) -> Released:
+        """The sessions of all parts, in order. Only where sessions own their requests."""
+        owners, start = [], 0
+        for part in parts:
+            assert part.owner is not None
+            owners.append(part.owner + start)
+            start += len(part)
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
+            for name in Released.__slots__
+            if name != "owner"
+        }
+        return Released(**columns, owner=np.concatenate(owners))
 
     def by_round(self) -> Released:
         """The same sessions, with their round as their stage."""
@@ -43,11 +64,13 @@ class Released:
 
     def fresh_ones(self) -> Released:
         """The sessions that are their unit's first later one in the stage."""
-        if self.fresh.all():
-            return self
+        return self if self.fresh.all() else self.pick(self.fresh)
+
+    def pick(self, is_kept: NDArray[np.bool_]) -> Released:
+        """Some of the sessions, in order; each has the requests that it owns."""
         assert self.owner is not None
-        chosen, inside = np.flatnonzero(self.fresh), self.fresh[self.owner]
-        owner = (np.cumsum(self.fresh) - 1)[self.owner[inside]]
+        chosen, inside = np.flatnonzero(is_kept), is_kept[self.owner]
+        owner = (np.cumsum(is_kept) - 1)[self.owner[inside]]
         return Released(
             self.draw[chosen],
             self.arm[chosen],
@@ -60,6 +83,7 @@ class Released:
             self.values[:, inside],
             self.round[chosen],
             self.fresh[chosen],
+            self.origin[chosen],
         )
 
     def means(self, column: int) -> Floats:

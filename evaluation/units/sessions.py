@@ -26,7 +26,7 @@ class Rows:
     to and including this row. `cold`: its latency is ignored, on both arms: within the warm-up of its stage,
     while a canary replica carried more load than a stable one, or the first request of a conversation that
     was under way when it was drawn. `round`: of a later session, from 1; 0: of
-    the draw itself. `fresh`: begins its unit's first later session in the stage.
+    the draw itself. `fresh`: begins its unit's first later session in the stage. `origin`: see `Drawn`.
     """
 
     seq: Ints
@@ -41,6 +41,7 @@ class Rows:
     cold: NDArray[np.bool_]
     round: Ints
     fresh: NDArray[np.bool_]
+    origin: Ints
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -49,7 +50,7 @@ class Rows:
     def none(cls) -> Rows:
         """No requests."""
         ints, floats, flags = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
-        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, flags)
+        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, flags, ints)
 
     def columns(self) -> list[NDArray[Any]]:
         """The columns, in the order of the fields."""
@@ -125,7 +126,8 @@ class Rows:
 
 
 _BY_SESSION = (
-    "draw", "start_s", "arm", "w", "stage", "round", "fresh", "close_seq", "close_canary", "close_at_s",
+    "draw", "start_s", "arm", "w", "stage", "round", "fresh", "origin", "close_seq", "close_canary",
+    "close_at_s",
 )  # fmt: skip
 
 
@@ -133,8 +135,8 @@ class Sessions:
     """Sessions of one lane that are not released yet, by draw, with the values of their requests."""
 
     __state__ = (
-        "draw", "start_s", "arm", "w", "stage", "round", "fresh", "owners", "values", "close_seq",
-        "close_canary", "close_at_s", "last_seq", "last_canary", "given",
+        "draw", "start_s", "arm", "w", "stage", "round", "fresh", "origin", "owners", "values",
+        "close_seq", "close_canary", "close_at_s", "last_seq", "last_canary", "given",
     )  # fmt: skip
 
     def __init__(self, columns: int, *, session_requests: int, session_s: float) -> None:
@@ -147,6 +149,7 @@ class Sessions:
         self.stage: Ints = np.empty(0, dtype=np.int64)
         self.round: Ints = np.empty(0, dtype=np.int64)
         self.fresh: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
+        self.origin: Ints = np.empty(0, dtype=np.int64)
         self.owners: Ints = np.empty(0, dtype=np.int64)  # the session of each request below
         self.values: Floats = np.empty((columns, 0))  # columns x requests
         self.close_seq: Ints = np.empty(0, dtype=np.int64)  # -1: open
@@ -183,7 +186,7 @@ class Sessions:
         )
         return Released(
             rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values,
-            rows.round, rows.fresh,
+            rows.round, rows.fresh, rows.origin,
         )  # fmt: skip
 
     def _add(self, rows: Rows, values: Floats) -> None:
@@ -196,6 +199,7 @@ class Sessions:
         self.stage = np.concatenate((self.stage, rows.stage[first]))
         self.round = np.concatenate((self.round, rows.round[first]))
         self.fresh = np.concatenate((self.fresh, rows.fresh[first]))
+        self.origin = np.concatenate((self.origin, rows.origin[first]))
         self.close_seq = np.concatenate((self.close_seq, np.full(new, -1, dtype=np.int64)))
         self.close_canary = np.concatenate((self.close_canary, np.zeros(new, dtype=np.int64)))
         self.close_at_s = np.concatenate((self.close_at_s, np.zeros(new)))
@@ -228,6 +232,7 @@ class Sessions:
             self.values[:, is_released],
             self.round[:count],
             self.fresh[:count],
+            self.origin[:count],
         )
         if count:
             self._drop(count, ~is_released)

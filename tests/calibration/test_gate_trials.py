@@ -56,6 +56,9 @@ SAMPLE = {
     "quality at the margin from the 11th turn on": 24,
     "p99 at 1.3x, both arms spread 0.5 to 0.8": 24,
     "p99 at 1.3x, both arms rising to x3": 24,
+    "keeps users with slow prompts": 4,
+    "keeps users with hard prompts": 4,
+    "quality -0.1 from the second hour on, users come back with 80%": 4,
     "404 to everything, from the start, per request": 8,
     "404 to everything, from mid-stage on, sticky": 8,
 }

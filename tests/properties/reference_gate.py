@@ -45,6 +45,7 @@ from tests.properties.reference_bets import (
     PlainTail,
     PlainTurns,
 )
+from tests.properties.reference_everyone import play_everyone
 from tests.properties.reference_play import (
     Bet,
     Past,
@@ -72,6 +73,7 @@ class Drawn:
     round: int = 0  # of a later session
     is_fresh: bool = False  # it is its unit's first later one in the stage
     is_under_way: bool = False  # its unit had a request less than a session before
+    origin: Drawn | None = None  # of a later session: the unit's last toss; None: it is on the canary since
 
 
 def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Drawn]]:
@@ -85,6 +87,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
     waited: dict[object, list[float]] = {}  # its time, and requests since
     current: dict[object, Drawn] = {}
     again: dict[object, Drawn] = {}
+    tossed: dict[object, Drawn | None] = {}
     last: dict[object, tuple[int, int]] = {}  # round and stage of the last later session
     out: list[Drawn] = []
     later: list[Drawn] = []
@@ -110,6 +113,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
             current[name], weight[name], waited[name] = Drawn(chance, arm, at_s, False, [row]), w, [at_s, 1]
             again.pop(name, None)
             current[name].is_under_way = is_under_way
+            tossed[name] = current[name] if 0.0 < chance < 1.0 else None
             out.append(current[name])
             first_s = at_s if math.isnan(first_s) and 0.0 < w < 1.0 else first_s
             continue
@@ -118,6 +122,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
         if how not in PINNED and w != weight[name]:
             weight[name], waited[name] = w, [at_s, 0]
             again.pop(name, None)
+            tossed[name] = None
             held = current.get(name)
             if held is None or len(held.rows) == most or at_s > held.at_s + longest:
                 current[name] = Drawn(1.0, arm, at_s, False)
@@ -141,6 +146,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
             stage = int(columns["stage"][row]) if "stage" in columns else 0
             last[name] = number, stage
             session = Drawn(w, arm, at_s, False, [], number, stage > stage_before)
+            session.origin = tossed.get(name)
             again[name] = session
             later.append(session)
         if arm == session.arm:
@@ -461,6 +467,15 @@ def gate_channels(
         units = rollout.by_round(rollout.sessions(values, gate, later=True))
         out[gate.name, "later", 0.0] = play_rounds(
             units, bet, limit=log_limit(parts.later), min_stable=MIN_STABLE
+        )
+    if parts.later > 0.0:
+        is_worst = has_no_value_unanswered(gate)
+        units = rollout.sessions(values, gate, later=True)
+        if is_worst:
+            units = rollout.with_missing(gate, "failed", sessions=True, later=True)
+        alpha = worst_case_alphas(policy, gate, sticky=sticky).later if is_worst else parts.later
+        out[gate.name, "later, missing as absent", 0.0] = play_everyone(
+            rollout, gate, units, limit=log_limit(alpha), failures=rollout.failures
         )
     for proof in proofs:
         for use, units, bet in proof_plays(rollout, gate, proof, sticky=sticky):

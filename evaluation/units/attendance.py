@@ -1,0 +1,227 @@
+"""Attendance: who of all drawn units had a later session in a round, and who stayed away.
+
+Kept: for each class of tosses how many units each arm got, and the later sessions of the present round. So
+the memory grows with the classes (`toss_classes.MAX_CLASSES` at most) and with the units that come in a
+round, not with all that were ever drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.betting.everyone import LOOKS, Everyone, EveryoneChannel, log_wealth
+from evaluation.betting.unit_block import Floats, Ints, UnitBlock
+from evaluation.metrics import Kind
+from evaluation.policy.gates import Gate, Sampling
+from evaluation.units.judged import judged_probability
+from evaluation.units.released import Released
+from evaluation.units.sessions import Rows
+from evaluation.units.units import ROUND_SESSIONS
+
+FIRST_LOOK = 2  # session lengths after a round's beginning: the first sessions have closed
+SHAPE_AT = np.array([0.5, 0.75, 0.9, 0.97])  # shares of the values of both arms: how often a unit is above
+
+assert LOOKS == ROUND_SESSIONS  # a look after each session length, the last one when all have closed
+
+
+class Attendance:
+    """Units drawn, by class and arm, and the later sessions of the present round in one lane."""
+
+    __state__ = ("start_s", "counts", "p", "rounds", "kept", "look", "seq", "canary")
+
+    def __init__(self, *, session_s: float) -> None:
+        self._length_s = session_s
+        self.start_s = float("nan")  # of the first round: the first toss
+        self.counts: Ints = np.zeros(0, dtype=np.int64)  # by origin
+        self.p: Floats = np.zeros(0)  # P(canary) by class, and its round
+        self.rounds: Ints = np.zeros(0, dtype=np.int64)
+        self._parts: list[Released] = []
+        self.look = FIRST_LOOK  # number of the next one: session lengths after the first toss
+        self.seq = -1  # of the last row
+        self.canary = 0
+
+    @property
+    def kept(self) -> list[NDArray[Any]]:
+        """The later sessions kept, as plain arrays, for a snapshot; empty: none."""
+        joined = self._joined()
+        return [] if joined is None else joined.arrays()
+
+    @kept.setter
+    def kept(self, arrays: list[NDArray[Any]]) -> None:
+        self._parts = [Released(*arrays)] if arrays else []
+
+    def count(self, rows: Rows) -> None:
+        """Count the tosses among requests, in order."""
+        self.seq, self.canary = int(rows.seq[-1]), int(rows.canary[-1])
+        tossed = np.flatnonzero(_tosses(rows))
+        if len(tossed) == 0:
+            return
+        origin = rows.origin[tossed]
+        size = max(int(origin.max()) // 2 + 1, len(self.p))
+        added = np.bincount(origin, minlength=2 * size)
+        added[: len(self.counts)] += self.counts
+        self.counts = added
+        p, rounds = np.zeros(size), np.zeros(size, dtype=np.int64)
+        p[: len(self.p)], rounds[: len(self.p)] = self.p, self.rounds
+        p[origin // 2] = rows.w[tossed]
+        rounds[origin // 2] = 1 + (rows.at_s[tossed] - self.start_s) // (ROUND_SESSIONS * self._length_s)
+        self.p, self.rounds = p, rounds
+
+    def add(self, released: Released) -> None:
+        """Keep later sessions until their round's last look."""
+        if len(released):
+            self._parts.append(released)
+
+    def next_s(self) -> float:
+        """The time of the next look; not a number before the first toss."""
+        return self.start_s + self.look * self._length_s
+
+    def cuts(self, rows: Rows) -> list[int]:
+        """Where to cut requests: each of these is the first after a look that is due."""
+        at_s = rows.at_s
+        if np.isnan(self.start_s) and (tossed := _tosses(rows)).any():
+            self.start_s = float(at_s[np.argmax(tossed)])
+        if not self.next_s() < at_s[-1]:
+            return []
+        looks = np.arange(self.look, (at_s[-1] - self.start_s) / self._length_s + 1.0)
+        cuts = np.searchsorted(at_s, self.start_s + looks * self._length_s, side="right")
+        return [cut for cut in np.unique(cuts).tolist() if cut < len(at_s)]
+
+    def pass_look(self, before_s: float, *, is_idle: bool) -> None:
+        """Count a look as made; with nothing kept or open (`is_idle`), also those that see nothing."""
+        round_, look = self.round_and_look()
+        joined = self._joined()
+        if joined is not None:
+            joined = joined.pick(joined.round > (round_ if look == LOOKS else round_ - 1))
+        self._parts = [] if joined is None or len(joined) == 0 else [joined]
+        self.look += 1
+        if is_idle and not self._parts and np.isfinite(before_s):
+            passed = int((before_s - self.start_s) / self._length_s)
+            self.look = max(self.look, passed - 1)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no later session is kept."""
+        return not self._parts
+
+    def round_and_look(self) -> tuple[int, int]:
+        """Round and number, from 1, of the next look."""
+        passed = self.look - FIRST_LOOK
+        return 1 + passed // LOOKS, 1 + passed % LOOKS
+
+    def of_round(self, round_: int) -> Released | None:
+        """The later sessions of a round that have closed; None: none has."""
+        joined = self._joined()
+        if joined is None:
+            return None
+        joined = joined.pick(joined.round == round_)
+        return joined if len(joined) else None
+
+    def absent(self, returned: Released) -> tuple[Ints, Floats]:
+        """Origins with units that were drawn by the end of the look's round and have not come back, and how
+        many."""
+        came = np.bincount(returned.origin[returned.origin >= 0], minlength=len(self.counts))
+        away = self.counts - came[: len(self.counts)]
+        origins = np.arange(len(self.counts))
+        chosen = np.flatnonzero((away > 0) & (self.rounds[origins // 2] <= self.round_and_look()[0]))
+        return origins[chosen], away[chosen].astype(np.float64)
+
+    def chances(self, origins: Ints) -> Floats:
+        """P(canary) by origin."""
+        return self.p[origins // 2]
+
+    def _joined(self) -> Released | None:
+        if len(self._parts) > 1:
+            self._parts = [Released.joined(self._parts)]
+        return self._parts[0] if self._parts else None
+
+
+def _tosses(rows: Rows) -> NDArray[np.bool_]:
+    """Which requests are tosses of a class."""
+    is_toss: NDArray[np.bool_] = (rows.origin >= 0) & rows.firsts & (rows.round == 0)
+    return is_toss
+
+
+def everyone_of(
+    attendance: Attendance,
+    returned: Released,
+    block: UnitBlock,
+    harm: Floats,
+    sampling: Sampling,
+) -> Everyone:
+    """All units at a look: those of the block with their harm (K x n), and those who stayed away with 1.
+
+    block: of the returned sessions that have a value. Where a judge samples, whoever stayed away counts for
+    the part that would have been judged.
+    """
+    rows = np.searchsorted(returned.draw, block.draw)
+    known = returned.origin[rows] >= 0
+    origin = returned.origin[rows][known]
+    whole = np.ones(len(block)) if block.weight is None else block.weight
+    away, count = attendance.absent(returned)
+    share: Floats = np.full(len(away), float(np.sum(whole)) / len(returned))
+    if sampling.canary != sampling.stable:
+        share = np.where(away % 2 == 1, sampling.canary, sampling.stable)
+    origins = np.concatenate((origin, away))
+    return Everyone(
+        group=origins // 2,
+        p=judged_probability(sampling, attendance.chances(origins)),
+        arm=origins % 2 == 1,
+        harm=np.concatenate((harm[:, known], np.ones((len(harm), len(away)))), axis=1),
+        weight=np.concatenate((whole[known], share)),
+        units=np.concatenate((np.ones(len(origin)), count)),
+    )
+
+
+def look_at(attendance: Attendance, channel: EveryoneChannel, everyone: Everyone) -> None:
+    """Make a look that is due."""
+    wanted = channel.wanted(*attendance.round_and_look())
+    channel.look(
+        log_wealth(everyone, wanted),
+        wanted,
+        seq=attendance.seq,
+        canary=attendance.canary,
+        at_s=attendance.next_s(),
+    )
+
+
+def harm_of(block: UnitBlock, gate: Gate, failures: float) -> Floats:
+    """Harm of each unit, by way of measuring it, K x n: equal on both arms at the gate's tolerance, and at
+    most about 1, which is the worst.
+
+    failures: tolerated ratio of unanswered requests, for a shape.
+    """
+    tolerated = 1.0 + gate.tolerance
+    match gate.kind:
+        case Kind.SCORE:
+            return (1.0 - block.y - gate.tolerance * block.arm)[None, :]
+        case Kind.RATE:
+            missing = 0.0 if block.missing is None else block.missing
+            return (np.where(block.arm, block.y, np.minimum(tolerated * block.y, 1.0)) + missing)[None, :]
+        case Kind.PERCENTILE:
+            return block.y[None, :]
+        case Kind.SHAPE:
+            return _slow_parts(block, tolerated, failures)
+
+
+def _slow_parts(block: UnitBlock, tolerated: float, failures: float) -> Floats:
+    """Share of each unit's values above each of some percentiles of both arms' values."""
+    owner = np.arange(len(block)) if block.owner is None else block.owner
+    values = block.y if block.values is None else block.values
+    on_canary = block.arm[owner]
+    values = np.where(on_canary, values / tolerated, values)
+    answered = np.isfinite(values)
+    if not answered.any():
+        return np.zeros((1, len(block)))
+    limits = np.quantile(values[answered], SHAPE_AT, method="inverted_cdf")
+    count = np.bincount(owner, minlength=len(block))
+    rows = []
+    for limit in limits:
+        above = (values > limit).astype(np.float64)
+        mean = float(np.mean(above[answered]))
+        above[~answered & on_canary] = mean + (1.0 - mean) / failures
+        rows.append(np.bincount(owner, weights=above, minlength=len(block)) / np.maximum(count, 1))
+    return np.stack(rows)
