@@ -198,6 +198,7 @@ class Pipeline:
         "stage",
         "is_sticky",
         "was_sticky",
+        "has_always_canary",
     )
 
     def __init__(self, policy: GatePolicy, stages: Sequence[StagePlan]) -> None:
@@ -219,6 +220,7 @@ class Pipeline:
         self.stage_starts: dict[int, float] = {}
         self._warmup_s = [stage.warmup_s for stage in stages]
         self.was_sticky = False  # there was a sticky unit
+        self.has_always_canary = False  # some clients are, at weight 1: stable has none of them
         self.is_sticky = -1  # whether alpha is split for sticky units; -1: undecided, before the first bet
 
     def draw(self, requests: Assignments) -> tuple[Rows, Ints, Floats]:
@@ -228,6 +230,8 @@ class Pipeline:
         seq = np.arange(self.seq, self.seq + len(requests))
         drawn = self.units.resolve(requests, seq)
         on_canary = arm & (kind != LEFT_OUT) & (w > 0.0)
+        is_sure = on_canary & (w >= 1.0) & (kind != HELD)
+        self.has_always_canary = self.has_always_canary or bool(is_sure.any())
         canary = np.cumsum(on_canary) + self.canary
         self._fix_units(kind, drawn)
         self._count(requests, on_canary, drawn)
@@ -246,6 +250,7 @@ class Pipeline:
             drawn.round[keep],
             drawn.fresh[keep],
             drawn.origin[keep],
+            w[keep],
         )
         fell_back = np.where(rows.arm, requests.fell_back[keep], np.nan)
         self.split.feed_firsts(rows.pick(rows.of_draws), fell_back[rows.of_draws])

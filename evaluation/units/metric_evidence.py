@@ -29,10 +29,10 @@ from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import GateChannels
 from evaluation.units.judged import judged_probability, without_failed
 from evaluation.units.missingness import OneValue, Presence
+from evaluation.units.own_speed import OwnSpeed
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
 
-MIN_FOR_SLOWDOWN = 200  # values of stable, both before and during the canary
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
 _STATE = (
     "columns",
@@ -48,7 +48,7 @@ _STATE = (
     "canary_values",
     "sums",
     "counts",
-    "stable_logs",
+    "own_speed",
 )
 
 
@@ -93,7 +93,7 @@ class MetricEvidence:
         self.canary_values = LogHistogram() if self.takes_values else None  # None: its mean is displayed
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
-        self.stable_logs: Floats = np.zeros((2, 2))  # before, during the canary: sum of logarithms, count
+        self.own_speed = OwnSpeed()
         for track in self.tracks:
             if track.use == "pairs":  # they may come before the first bet
                 parts = channel_alphas(policy, track.gate, sticky=False)
@@ -112,7 +112,7 @@ class MetricEvidence:
     def seed(self, values: Floats) -> None:
         """Learn stable's own values from before the rollout."""
         if self.takes_values:
-            self._add_logs(0, values)
+            self.own_speed.seed(values)
         for column in self.columns:
             if column.first.stable.histogram is not None:
                 column.first.seed(values)
@@ -274,6 +274,8 @@ class MetricEvidence:
 
     def count_later(self, rows: Rows, raw: Floats) -> None:
         """Count the values of later sessions and of the draws themselves. raw: comparable values."""
+        if self.takes_values:
+            self.own_speed.learn(rows, raw)
         self.later_share.count(rows, ~np.isnan(raw) & (rows.w > 0.0))
 
     def later_values(self, columns: Floats, weights: Floats | None, rows: Rows) -> Floats:
@@ -363,18 +365,6 @@ class MetricEvidence:
         assert stable.histogram is not None
         return stable.histogram
 
-    def slowdown(self) -> float:
-        """Ratio of stable's geometric means, during the canary over before it; 1 while values are few."""
-        (before, n_before), (during, n_during) = self.stable_logs.tolist()
-        if min(n_before, n_during) < MIN_FOR_SLOWDOWN:
-            return 1.0
-        return math.exp(during / n_during - before / n_before)
-
-    def _add_logs(self, during: int, values: Floats) -> None:
-        logs = np.log(np.maximum(values[np.isfinite(values)], 1e-9))
-        total, count = self.stable_logs[during]
-        self.stable_logs[during] = np.add.accumulate(np.concatenate(([total], logs)))[-1], count + len(logs)
-
     def count(self, rows: Rows, raw: Floats, unanswered: NDArray[np.bool_]) -> Floats:
         """Count present and missing values, and sum them for display; return which are missing (or present,
         if those are rarer), NaN where no value is expected. raw: comparable values."""
@@ -388,10 +378,6 @@ class MetricEvidence:
                 expected &= ~rows.cold
             self.presence.count(present, expected, rows.firsts, rows.at_s)
             missing = self.presence.indicator(present, expected)
-        if self.takes_values:
-            stable = ~rows.arm & ~unanswered
-            self._add_logs(0, raw[stable & (rows.w == 0.0)])
-            self._add_logs(1, raw[stable & (rows.w > 0.0)])
         for arm in (0, 1):
             chosen = raw[(rows.arm == arm) & present & (rows.w > 0.0)]
             self.sums[arm] = np.add.accumulate(np.concatenate(([self.sums[arm]], chosen)))[-1]

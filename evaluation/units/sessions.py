@@ -27,6 +27,7 @@ class Rows:
     while a canary replica carried more load than a stable one, or the first request of a conversation that
     was under way when it was drawn. `round`: of a later session, from 1; 0: of
     the draw itself. `fresh`: begins its unit's first later session in the stage. `origin`: see `Drawn`.
+    `logged_w`: the weight that the router logged, which is not the draw's `w` for a unit drawn before.
     """
 
     seq: Ints
@@ -42,6 +43,7 @@ class Rows:
     round: Ints
     fresh: NDArray[np.bool_]
     origin: Ints
+    logged_w: Floats
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -50,7 +52,9 @@ class Rows:
     def none(cls) -> Rows:
         """No requests."""
         ints, floats, flags = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
-        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, flags, ints)
+        return cls(
+            ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, flags, ints, floats
+        )
 
     def columns(self) -> list[NDArray[Any]]:
         """The columns, in the order of the fields."""
