@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
 from evaluation.gate_texts import USES, harm, margin
@@ -344,7 +342,7 @@ def _report(
         is_alarm=gate.is_alarm,
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
-        statistic="mean" if metric.canary_values is None else f"p{100 * _share(gate):g}",
+        statistic="mean" if not metric.takes_values else f"p{100 * _share(gate):g}",
     )
 
 
@@ -357,19 +355,12 @@ def _source(metric: MetricEvidence) -> Source:
 
 
 def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, float | None]:
-    """Stable's and the canary's mean (rates, scores), median (shape) or percentile, in the metric's unit.
-
-    None: no values.
+    """Stable's and the canary's mean (rates, scores), median (shape) or percentile over the same traffic
+    (`Points`), in the metric's unit. None: no values.
     """
-    if metric.canary_values is None:
-        means = [
-            float(total / count) if count else None
-            for total, count in zip(metric.sums, metric.counts, strict=True)
-        ]
-        return means[0], means[1]
-    histograms = (metric.stable_values, metric.canary_values)
-    points = [float(h.upper_edges(np.array([_share(gate)]))[0]) if h.total else None for h in histograms]
-    return points[0], points[1]
+    if not metric.takes_values:
+        return metric.points.means()
+    return metric.points.percentiles(_share(gate))
 
 
 def _share(gate: Gate) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
@@ -30,6 +29,7 @@ from evaluation.units.gate_channels import GateChannels
 from evaluation.units.judged import judged_probability, without_failed
 from evaluation.units.missingness import OneValue, Presence
 from evaluation.units.own_speed import OwnSpeed
+from evaluation.units.points import Points
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
 
@@ -45,7 +45,7 @@ _STATE = (
     "exceedances",
     "presence",
     "pairs",
-    "canary_values",
+    "points",
     "sums",
     "counts",
     "own_speed",
@@ -90,7 +90,7 @@ class MetricEvidence:
             is_judged=is_judged,
             is_counted=not self.is_alarm,
         )
-        self.canary_values = LogHistogram() if self.takes_values else None  # None: its mean is displayed
+        self.points = Points(with_histogram=self.takes_values)
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
         self.own_speed = OwnSpeed()
@@ -358,13 +358,6 @@ class MetricEvidence:
         column = self._bets.tail_columns.get(gate.name, self.columns[0])
         return column.first.estimate.interval() if column.first.estimate is not None else None
 
-    @property
-    def stable_values(self) -> LogHistogram:
-        """Stable's values so far: of all requests where a percentile is gated, else of first requests."""
-        stable = self.exceedances[0].stable if self.exceedances else self.columns[0].first.stable
-        assert stable.histogram is not None
-        return stable.histogram
-
     def count(self, rows: Rows, raw: Floats, unanswered: NDArray[np.bool_]) -> Floats:
         """Count present and missing values, and sum them for display; return which are missing (or present,
         if those are rarer), NaN where no value is expected. raw: comparable values."""
@@ -378,12 +371,11 @@ class MetricEvidence:
                 expected &= ~rows.cold
             self.presence.count(present, expected, rows.firsts, rows.at_s)
             missing = self.presence.indicator(present, expected)
+        self.points.add(rows.arm, judged_probability(self._sampling, rows.w), raw)
         for arm in (0, 1):
             chosen = raw[(rows.arm == arm) & present & (rows.w > 0.0)]
             self.sums[arm] = np.add.accumulate(np.concatenate(([self.sums[arm]], chosen)))[-1]
             self.counts[arm] += len(chosen)
-            if arm and self.canary_values is not None:
-                self.canary_values.add(chosen[np.isfinite(chosen)])
         return missing
 
     def add_pair(self, *, draw: int, at_s: float, scores: tuple[float, float], seq: int, canary: int) -> None:
