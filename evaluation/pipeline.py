@@ -67,16 +67,18 @@ class Lane:
         missing. fell_back: 1 where stable served for the canary, NaN where unknown; None: nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
             return
+        looks, following = self.attendance.due_in(rows)
         start = 0
-        for stop in [*self.attendance.cuts(rows), len(rows)]:
+        for stop, look in [*looks, (len(rows), following)]:
             if stop > start:
                 part = slice(start, stop)
                 given = None if fell_back is None else fell_back[part]
                 values = {name: column[part] for name, column in raw.items()}
                 self._feed(rows.pick(part), values, unanswered[part], given)
-            if stop < len(rows):
-                self._look_through(float(rows.at_s[stop]))
-            start = stop
+                start = stop
+            self.attendance.begin(look)
+            if look < following:
+                self._look()
 
     def _feed(
         self,
@@ -128,25 +130,24 @@ class Lane:
     def close_through(self, through_s: float) -> None:
         """Close sessions up to the watermark: all requests assigned before `through_s` were fed."""
         if self.metrics or self._split:
-            self._look_through(through_s)
+            looks, following = self.attendance.due_before(through_s)
+            for look in looks:
+                self.attendance.begin(look)
+                self._look()
+            self.attendance.begin(following)
             self._feed_units(self.sessions.close_through(through_s))
             self._feed_later(self.later.close_through(through_s))
 
-    def _look_through(self, before_s: float) -> None:
-        """Make the looks at everyone that are due before a time: all earlier requests were fed."""
+    def _look(self) -> None:
+        """Make a look at everyone who was drawn: all requests up to its time were fed, and no others."""
         attendance = self.attendance
-        while attendance.next_s() < before_s:
-            self._feed_later(self.later.close_through(attendance.next_s()))
-            returned = attendance.of_round(attendance.round_and_look()[0])
-            start = 0
-            for metric in self.metrics:
-                if returned is not None:
-                    metric.look_at_everyone(attendance, returned, start)
-                start += metric.later_width
-            is_idle = attendance.is_empty and len(self.later.draw) == 0
-            if is_idle and not np.isfinite(before_s):
-                return
-            attendance.pass_look(before_s, is_idle=is_idle)
+        self._feed_later(self.later.close_through(attendance.next_s()))
+        returned = attendance.of_round(attendance.round_and_look()[0])
+        start = 0
+        for metric in self.metrics:
+            if returned is not None:
+                metric.look_at_everyone(attendance, returned, start)
+            start += metric.later_width
 
     def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Floats:
         """The gaps of first requests, for all rows; those of later requests are not used."""

@@ -217,9 +217,9 @@ def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> floa
     """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
     void = min(frozen_since(pipeline), metric.void_since())
     match track.use:
-        case "session" | "proof" | "later":
+        case "session" | "proof":
             return min(void, sessions_void_since(pipeline))
-        case "later proof":
+        case "later" | "later proof":  # the second test protects a canary that keeps more units, not fewer
             return min(void, later_void_since(pipeline))
         case _:
             return void

@@ -21,6 +21,7 @@ from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
 from evaluation.units.units import ROUND_SESSIONS
 
+MIN_SESSIONS = 16  # later sessions in a round: fewer cannot show anything
 FIRST_LOOK = 2  # session lengths after a round's beginning: the first sessions have closed
 SHAPE_AT = np.array([0.5, 0.75, 0.9, 0.97])  # shares of the values of both arms: how often a unit is above
 
@@ -30,7 +31,7 @@ assert LOOKS == ROUND_SESSIONS  # a look after each session length, the last one
 class Attendance:
     """Units drawn, by class and arm, and the later sessions of the present round in one lane."""
 
-    __state__ = ("start_s", "counts", "p", "rounds", "kept", "look", "seq", "canary")
+    __state__ = ("start_s", "counts", "p", "rounds", "kept", "begun", "look", "seq", "canary")
 
     def __init__(self, *, session_s: float) -> None:
         self._length_s = session_s
@@ -39,6 +40,7 @@ class Attendance:
         self.p: Floats = np.zeros(0)  # P(canary) by class, and its round
         self.rounds: Ints = np.zeros(0, dtype=np.int64)
         self._parts: list[Released] = []
+        self.begun: dict[int, int] = {}  # later sessions by round
         self.look = FIRST_LOOK  # number of the next one: session lengths after the first toss
         self.seq = -1  # of the last row
         self.canary = 0
@@ -56,6 +58,8 @@ class Attendance:
     def count(self, rows: Rows) -> None:
         """Count the tosses among requests, in order."""
         self.seq, self.canary = int(rows.seq[-1]), int(rows.canary[-1])
+        for round_ in rows.round[rows.firsts & (rows.round > 0)].tolist():
+            self.begun[round_] = self.begun.get(round_, 0) + 1
         tossed = np.flatnonzero(_tosses(rows))
         if len(tossed) == 0:
             return
@@ -77,35 +81,55 @@ class Attendance:
 
     def next_s(self) -> float:
         """The time of the next look; not a number before the first toss."""
-        return self.start_s + self.look * self._length_s
+        return self._time_of(self.look)
 
-    def cuts(self, rows: Rows) -> list[int]:
-        """Where to cut requests: each of these is the first after a look that is due."""
+    def due_in(self, rows: Rows) -> tuple[list[tuple[int, int]], int]:
+        """The looks to make among requests: before which row, and the look; and the look that comes next.
+
+        A look is skipped while few later sessions of its round have begun. (With a look each ten minutes,
+        slow traffic would be fed row by row.)
+        """
         at_s = rows.at_s
         if np.isnan(self.start_s) and (tossed := _tosses(rows)).any():
             self.start_s = float(at_s[np.argmax(tossed)])
         if not self.next_s() < at_s[-1]:
-            return []
-        looks = np.arange(self.look, (at_s[-1] - self.start_s) / self._length_s + 1.0)
-        cuts = np.searchsorted(at_s, self.start_s + looks * self._length_s, side="right")
-        return [cut for cut in np.unique(cuts).tolist() if cut < len(at_s)]
+            return [], self.look
+        looks = np.arange(self.look, int((at_s[-1] - self.start_s) / self._length_s) + 2)
+        times = self.start_s + looks * self._length_s
+        looks, times = looks[times < at_s[-1]], times[times < at_s[-1]]
+        first = np.flatnonzero(rows.firsts & (rows.round > 0))
+        rounds = 1 + (looks - FIRST_LOOK) // LOOKS
+        before = np.array([self.begun.get(int(round_), 0) for round_ in rounds])
+        since = np.searchsorted(at_s[first], times, side="right")
+        since = since - np.searchsorted(rows.round[first], rounds, side="left")
+        made = np.flatnonzero(before + np.maximum(since, 0) >= MIN_SESSIONS)
+        stops = np.searchsorted(at_s, times, side="right")
+        return list(zip(stops[made].tolist(), looks[made].tolist(), strict=True)), int(looks[-1]) + 1
 
-    def pass_look(self, before_s: float, *, is_idle: bool) -> None:
-        """Count a look as made; with nothing kept or open (`is_idle`), also those that see nothing."""
-        round_, look = self.round_and_look()
+    def due_before(self, before_s: float) -> tuple[list[int], int]:
+        """The looks to make before a time, when all earlier requests were fed, and the one after them."""
+        known = sorted(round_ for round_, begun in self.begun.items() if begun >= MIN_SESSIONS)
+        looks = [FIRST_LOOK + LOOKS * (round_ - 1) + look for round_ in known for look in range(LOOKS)]
+        made = [look for look in looks if look >= self.look and self._time_of(look) < before_s]
+        following = max([self.look, *(look + 1 for look in made)])
+        if np.isfinite(before_s) and not np.isnan(self.start_s):
+            following = max(following, int((before_s - self.start_s) / self._length_s) - 1)
+            while self._time_of(following) < before_s:
+                following += 1
+        return made, following
+
+    def begin(self, look: int) -> None:
+        """Come to a look, and forget the rounds that have had their last."""
+        self.look = look
+        round_ = self.round_and_look()[0]
+        self.begun = {number: begun for number, begun in self.begun.items() if number >= round_}
         joined = self._joined()
-        if joined is not None:
-            joined = joined.pick(joined.round > (round_ if look == LOOKS else round_ - 1))
-        self._parts = [] if joined is None or len(joined) == 0 else [joined]
-        self.look += 1
-        if is_idle and not self._parts and np.isfinite(before_s):
-            passed = int((before_s - self.start_s) / self._length_s)
-            self.look = max(self.look, passed - 1)
+        if joined is not None and joined.round[0] < round_:
+            joined = joined.pick(joined.round >= round_)
+            self._parts = [joined] if len(joined) else []
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no later session is kept."""
-        return not self._parts
+    def _time_of(self, look: int) -> float:
+        return self.start_s + look * self._length_s
 
     def round_and_look(self) -> tuple[int, int]:
         """Round and number, from 1, of the next look."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.metrics import Kind
 from evaluation.policy.gates import Gate
+from evaluation.units.attendance import MIN_SESSIONS
 from tests.properties.reference_play import Played, Unit
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def play_everyone(
             now_s = start_s + (6 * (round_ - 1) + look + 1) * length
             came = [d for d in rollout.later if d.round == round_ and closed[id(d)] <= now_s]
             present = [u for u in units if any(u.row == d.rows[0] for d in came)]
-            if not present or played.seq is not None:
+            begun = [d for d in rollout.later if d.round == round_ and d.at_s <= now_s]
+            if not present or len(begun) < MIN_SESSIONS or played.seq is not None:
                 continue
             share = 0.5 if look == 6 else 0.1
             cost = math.log(round_ * (round_ + 1) / share)
