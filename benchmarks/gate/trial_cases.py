@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from benchmarks.gate.ab_trials import AbRun
+from benchmarks.gate.alike_trials import alike_trials
 from benchmarks.gate.changing_trials import drifting_trials, returning_trials
 from benchmarks.gate.covariate_trials import covariate_trials
 from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailures
@@ -318,6 +319,7 @@ TRIALS: Mapping[str, Trial] = {
         *returning_trials(),
         *survivor_trials(),
         *drifting_trials(),
+        *alike_trials(),
         *_power(),
         *covariate_trials(),
         *hidden_trials(),

@@ -59,6 +59,8 @@ SAMPLE = {
     "keeps users with slow prompts": 4,
     "keeps users with hard prompts": 4,
     "quality -0.1 from the second hour on, users come back with 80%": 4,
+    "3.0% of the answers end alike": 8,
+    "1.5 % end alike, 1.05 % of the canary's, at 1.21x": 16,
     "404 to everything, from the start, per request": 8,
     "404 to everything, from mid-stage on, sticky": 8,
 }
