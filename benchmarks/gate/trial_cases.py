@@ -16,6 +16,7 @@ from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailure
 from benchmarks.gate.hidden_trials import hidden_trials
 from benchmarks.gate.margin_trials import not_proven_trials
 from benchmarks.gate.mirrored import Mirrored
+from benchmarks.gate.shared_trials import shared_trials
 from benchmarks.gate.survivor_trials import survivor_trials
 from benchmarks.gate.trials import (
     HARMED,
@@ -318,6 +319,7 @@ TRIALS: Mapping[str, Trial] = {
         *not_proven_trials(),
         *returning_trials(),
         *survivor_trials(),
+        *shared_trials(),
         *drifting_trials(),
         *alike_trials(),
         *_power(),

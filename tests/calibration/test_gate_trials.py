@@ -61,6 +61,9 @@ SAMPLE = {
     "quality -0.1 from the second hour on, users come back with 80%": 4,
     "3.0% of the answers end alike": 8,
     "1.5 % end alike, 1.05 % of the canary's, at 1.21x": 16,
+    "fast clients at 90 %": 8,
+    "latency that rises to x3 on both arms": 8,
+    "latency x2 from the canary's beginning": 8,
     "404 to everything, from the start, per request": 8,
     "404 to everything, from mid-stage on, sticky": 8,
 }
