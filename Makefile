@@ -27,7 +27,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/properties tests/scenarios tests/contracts -m "not integration and not calibration"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/properties tests/scenarios tests/contracts -m "not integration and not calibration and not slow"
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.router --only canaryctl

@@ -41,13 +41,15 @@ HORIZON = 2000
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns 1 when a goal was missed."""
     args = _parser().parse_args(argv)
+    names = [*CASES, *TRIALS]
+    chosen_names = [name for name in names if re.search(args.cases, name)]
+    if not chosen_names:
+        print(f"no case matches {args.cases!r}; there are {', '.join(names)}", file=sys.stderr)
+        return 2
     cases = [_shortened(case, args.horizon) for case in CASES.values()]
     digests = gate_digests()
     items = by_name([*_case_items(cases, args, digests), *_trial_items(args, digests)])
-    chosen = [item for name, item in items.items() if re.search(args.cases, name)]
-    if not chosen:
-        print(f"no case matches {args.cases!r}; there are {', '.join(items)}", file=sys.stderr)
-        return 2
+    chosen = [items[name] for name in chosen_names]
     records = Records(ROOT / "out" / "gate" / "rows")
     for name in recheck(chosen, records, args.recheck, jobs=args.jobs):
         print(f"{name}: other results than recorded; measured anew", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,6 +188,7 @@ runs = st.builds(
 
 @given(st.lists(observations, max_size=25))
 @settings(max_examples=80, deadline=None)
+@pytest.mark.slow
 def test_step_is_total_and_its_results_convert_to_json(seen: list[Observation]) -> None:
     state = start()
     for one in seen:
@@ -234,6 +236,7 @@ def test_every_published_weight_is_committed_with_it(ticks: list[Tick]) -> None:
 
 @given(runs, st.lists(observations, max_size=10))
 @settings(max_examples=80, deadline=None)
+@pytest.mark.slow
 def test_final_phases_are_absorbing(ticks: list[Tick], seen: list[Observation]) -> None:
     state = next((tick.after for tick in ticks if tick.after.is_final), None)
     if state is None:
@@ -294,6 +297,7 @@ def test_without_proof_no_canary_leaves_its_first_stage(events: list[str]) -> No
 
 @given(runs)
 @settings(max_examples=100, deadline=None)
+@pytest.mark.slow
 def test_every_rollout_ends_on_a_working_data_plane(ticks: list[Tick]) -> None:
     plane, state = ObedientPlane(), start()
     actions: tuple[Action, ...] = ()

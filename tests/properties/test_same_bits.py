@@ -79,6 +79,7 @@ def whole(case: str) -> Bits:
 
 @few
 @given(st.sampled_from(CASES), positions)
+@pytest.mark.slow
 def test_rows_cut_anywhere_give_the_same_bits(case: str, cuts: list[int]) -> None:
     assert pipeline_in(case, cuts) == whole(case)
 

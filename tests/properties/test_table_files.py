@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,6 +83,7 @@ def files(draw: st.DrawFn) -> object:
 
 @given(data=files() | values)
 @settings(max_examples=250, deadline=None)
+@pytest.mark.slow
 def test_any_file_is_tables_or_one_line(data: object) -> None:
     tables, error = read(data)
 

@@ -138,6 +138,7 @@ def request(path: str, usage: str, limit: int | None) -> dict[str, Any]:
     parts=st.sampled_from([1, 7, 200, 100_000]),
 )
 @example(CHAT, "é", (1,), "no", None, [(430, "broken")], 100_000)
+@pytest.mark.slow
 def test_a_stream_broken_anywhere_is_one_valid_stream_with_the_whole_text(
     path: str,
     text: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -59,6 +60,7 @@ def test_valid_requests_are_read_alike_in_any_pieces(data: bytes, sizes: list[in
 
 @given(data=st.binary(max_size=200) | requests().flatmap(lambda one: st.permutations(list(one)).map(bytes)))
 @example(data=b"POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n")
+@pytest.mark.slow
 def test_any_bytes_are_requests_or_one_refusal(data: bytes) -> None:
     found, status = parsed([data])
 

@@ -136,6 +136,7 @@ def test_a_version_that_serves_is_kept_when_the_old_one_does_not_load(rig: Rig) 
     assert rig.serving() == ("v-2", "v-2", None, ["v-2"])
 
 
+@pytest.mark.slow
 def test_the_late_notice_of_an_earlier_promotion_moves_no_stable_version(rig: Rig) -> None:
     rig.deploy("r-1", "v-2")
     rig.run_to("r-1", Phase.SUCCEEDED)

@@ -158,6 +158,7 @@ def test_a_part_is_measured_and_kept_with_what_was_measured_before(
     assert after["gate_digest"] != result["gate_digest"]
 
 
+@pytest.mark.slow
 def test_a_digest_is_of_one_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     few = dict(list(CASES.items())[:2])
     monkeypatch.setattr(digest, "CASES", few)

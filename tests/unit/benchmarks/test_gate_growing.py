@@ -22,6 +22,7 @@ LENGTHS = (60, 240, 600)
 
 @pytest.mark.parametrize("sticky", [False, True])
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.slow
 def test_a_beginning_has_the_result_of_its_own_backtest(sticky: bool, preset: str) -> None:
     columns = columns_of(replace(HARMFUL, sticky=sticky), [3])
     traffic = Traffic(columns)

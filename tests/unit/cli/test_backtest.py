@@ -69,6 +69,7 @@ def test_json_holds_the_result_of_the_backtest(tmp_path: Path, capsys: pytest.Ca
     assert answer["log_e"] == dict(expected.log_e)
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_the_decision(tmp_path: Path) -> None:
     """A script branches on it, as on the end of a rollout."""
     few = Case("backtest few", "no_harm", canary_requests=30)
@@ -93,6 +94,7 @@ def test_table_starts_with_the_decision(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.startswith("ROLLBACK by error after ")
 
 
+@pytest.mark.slow
 def test_policy_option_accepts_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backtest(str(write(HARMLESS, tmp_path / "e.jsonl")), "-o", "json", "--policy", "strict")
 
@@ -100,6 +102,7 @@ def test_policy_option_accepts_a_preset(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("name", "starts"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml")])
+@pytest.mark.slow
 def test_plot_format_follows_the_suffix(tmp_path: Path, name: str, starts: bytes) -> None:
     plot_trace(traced(HARMFUL.name), result(HARMFUL.name), tmp_path / name)
 
@@ -133,6 +136,7 @@ def test_an_unknown_plot_format_is_refused_before_the_file_is_read(tmp_path: Pat
         backtest(str(tmp_path / "nowhere.jsonl"), "--plot", str(tmp_path / "p.gif"))
 
 
+@pytest.mark.slow
 def test_trace_crosses_its_limit_where_the_gate_decided() -> None:
     fine = trace(columns(HARMFUL), points=400)
     gates = result(HARMFUL.name).gates
@@ -178,6 +182,7 @@ def test_a_range_of_too_few_windows_is_refused(tmp_path: Path, capsys: pytest.Ca
         (["--window", "wide"], "--window 'wide'"),
     ],
 )
+@pytest.mark.slow
 def test_malformed_dates_and_windows_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
@@ -193,6 +198,7 @@ def test_dates_without_a_zone_are_utc(text: str, seconds: float) -> None:
     assert parse_time("--since", text) == seconds
 
 
+@pytest.mark.slow
 def test_a_range_of_a_metric_without_values_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--range error is not a column of values; the file has latency_ms"):
         backtest(str(write(HARMLESS, tmp_path / "e.jsonl")), "--range", "error")
@@ -215,6 +221,7 @@ def vertical_lines(axes: Axes) -> list[Line2D]:
 
 
 @pytest.mark.parametrize("case", [HARMFUL, HARMLESS])
+@pytest.mark.slow
 def test_plot_marks_the_decision_with_its_reason_in_a_distinct_colour(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +244,7 @@ def test_plot_shows_each_proof_reaching_its_limit(monkeypatch: pytest.MonkeyPatc
     assert all(peaks[name] >= 1.0 for name in judged.proofs)
 
 
+@pytest.mark.slow
 def test_plot_of_invalid_evidence_has_the_reason_and_no_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     data = columns(HARMLESS)
     data["arm"] = np.zeros_like(data["arm"])
@@ -246,6 +254,7 @@ def test_plot_of_invalid_evidence_has_the_reason_and_no_mark(monkeypatch: pytest
     assert not any(vertical_lines(axes) for axes in figure.axes)
 
 
+@pytest.mark.slow
 def test_plot_note_counts_the_points_and_names_the_decision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +268,7 @@ def test_plot_note_counts_the_points_and_names_the_decision(
     assert "points of evidence, promote marked)" in printed
 
 
+@pytest.mark.slow
 def test_the_sample_ratio_gate_needs_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backtest(str(write(HARMLESS, tmp_path / "e.jsonl")))
     [line] = [

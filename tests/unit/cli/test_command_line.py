@@ -670,6 +670,7 @@ def test_a_malformed_config_is_named(home: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+@pytest.mark.slow
 def test_plan_prints_expected_duration_and_detectable_effects(
     unchanged: FakeController,
     models: Path,
@@ -697,6 +698,7 @@ def test_plan_prints_expected_duration_and_detectable_effects(
 # --- following one rollout by its id
 
 
+@pytest.mark.slow
 def test_undo_returns_to_the_version_before_and_says_that_it_is_not_proven(
     chat: FakeController,
     models: Path,

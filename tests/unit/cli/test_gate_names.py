@@ -24,6 +24,7 @@ TAIL = GateReport(
 MEDIAN = replace(TAIL, gate="latency_shape", stable=801.6, canary=817.7, statistic="p50")
 
 
+@pytest.mark.slow
 def test_the_table_of_a_backtest_names_the_percentile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

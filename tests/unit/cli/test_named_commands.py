@@ -109,6 +109,7 @@ def texts(path: Path) -> Iterator[str]:
         yield path.read_text()
 
 
+@pytest.mark.slow
 def test_every_command_that_is_named_exists() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}: canaryctl {command}: {why}"

@@ -117,6 +117,7 @@ def test_an_infinite_value_is_refused_and_a_missing_one_is_not() -> None:
     assert decided(given).decision in ("undecided", "promote")
 
 
+@pytest.mark.slow
 def test_harm_is_found_sooner_and_the_margin_proven_sooner() -> None:
     def medians(names: Sequence[str], worse: float) -> float:
         found = []

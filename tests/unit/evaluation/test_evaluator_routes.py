@@ -51,6 +51,7 @@ def essence(reports: tuple[GateReport, ...]) -> dict[tuple[str, str], tuple[obje
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("policy", [POLICY, GatePolicy.strict().only(*FOUR)], ids=["default", "strict"])
+@pytest.mark.slow
 def test_a_file_and_a_live_rollout_give_the_same_bits(name: str, policy: GatePolicy) -> None:
     columns = CASES[name]()
     columns["rejected"] = np.zeros(len(columns["arm"]))
@@ -61,6 +62,7 @@ def test_a_file_and_a_live_rollout_give_the_same_bits(name: str, policy: GatePol
 
 
 @pytest.mark.parametrize("size", [1, 97, 2400])
+@pytest.mark.slow
 def test_the_size_of_blocks_changes_no_bit(size: int) -> None:
     columns: Columns = {k: v[:700] for k, v in CASES["sticky users"]().items()}
     expected = run(columns, POLICY, stages=ONE_STAGE)

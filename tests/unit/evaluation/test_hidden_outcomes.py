@@ -70,6 +70,7 @@ def test_a_judge_that_samples_both_arms_alike_can_prove(metric: str, is_declared
 
 @pytest.mark.parametrize("metric", ["quality", "hallucinated"])
 @pytest.mark.parametrize("preset", ["strict", "default"])
+@pytest.mark.slow
 def test_answers_to_what_stable_fails_are_no_harm_however_bad(metric: str, preset: str) -> None:
     rolled_back = []
     for seed in range(6):

@@ -87,6 +87,7 @@ def test_harm_that_begins_when_every_user_was_drawn_is_rolled_back(seed: int) ->
 
 
 @pytest.mark.parametrize("policy", ["default", "strict"])
+@pytest.mark.slow
 def test_later_requests_of_equal_versions_are_not_rolled_back(policy: str) -> None:
     for seed in range(3):
         for columns in (conversations(seed, harm=False), closed_group(seed, harm_from=9000)):

@@ -46,6 +46,7 @@ def routes() -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_route_is_listed_or_left_out_for_a_reason() -> None:
     listed = {path for path in routes() if methods_of(path.replace("{response_id}", "resp_1"))}
 

@@ -397,6 +397,7 @@ async def test_without_known_traffic_a_plan_has_no_forecast(api: httpx.AsyncClie
     assert view["forecast_note"] == "traffic not known; give --rate REQUESTS_PER_S"
 
 
+@pytest.mark.slow
 async def test_a_plan_whose_stage_can_prove_nothing_is_refused_with_the_remedy(
     api: httpx.AsyncClient, model: Path
 ) -> None:
@@ -444,6 +445,7 @@ MEASURED = MeasuredBaseline(
 SHORT = {**QUALITY_ONLY, "stages": [{"weight": "5%", "min_canary": 20, "deadline": "200s"}]}
 
 
+@pytest.mark.slow
 async def test_a_plan_uses_the_measured_baseline_and_names_its_sample_size(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
@@ -464,6 +466,7 @@ async def test_a_plan_uses_the_measured_baseline_and_names_its_sample_size(
     assert (view["unit_requests"], view["users"]) == (3.0, 90_000)
 
 
+@pytest.mark.slow
 async def test_a_deploy_refuses_what_plan_refuses_unless_a_reason_is_given(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:

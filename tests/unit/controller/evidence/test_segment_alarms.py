@@ -129,6 +129,7 @@ def test_requests_assigned_during_an_overload_raise_no_latency_alarm() -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "not declared"])
+@pytest.mark.slow
 def test_arms_sampled_at_different_rates_raise_no_alarm_when_the_rates_are_declared(declared: bool) -> None:
     gates = [gate for gate in GatePolicy.default().gates if gate.metric == "hallucinated"]
     rates = Sampling(0.1, 1.0) if declared else Sampling()
@@ -180,6 +181,7 @@ def without(saved: bytes | None, *names: str) -> bytes:
 
 
 @pytest.mark.parametrize("crash_at", [600, 2501, 4799])
+@pytest.mark.slow
 def test_a_restart_does_not_change_the_alarms(crash_at: int) -> None:
     log = log_with_harm_to_long_requests()
     expected, saved = read_to_its_end()

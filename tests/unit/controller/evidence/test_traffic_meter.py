@@ -159,6 +159,7 @@ def test_only_answers_old_enough_could_carry_a_score() -> None:
     assert measured(*records, now_s=1100.0).could_carry("error") == 1000
 
 
+@pytest.mark.slow
 def test_old_requests_drop_out_and_the_state_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PolledMeter, "join_ids", 100)
     monkeypatch.setattr(meters, "OPEN_SESSIONS", 50)

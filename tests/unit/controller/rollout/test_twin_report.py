@@ -58,6 +58,7 @@ def test_a_twin_run_is_proven_and_does_not_change_what_is_served(
     assert set(chat.fleet.engines) == {("chat", stable)}
 
 
+@pytest.mark.slow
 def test_a_gate_that_fires_on_a_twin_is_a_false_rollback_and_it_can_be_repeated(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,6 +233,7 @@ def test_a_server_that_stands_still_is_unreachable_within_a_bounded_time(
     store.close()
 
 
+@pytest.mark.slow
 def test_a_locked_service_stops_neither_the_lease_nor_another_service(postgres: PostgresServer) -> None:
     """A frozen process that held one service's row took the lease from all of them."""
     store = SqlStore(postgres.empty_database())

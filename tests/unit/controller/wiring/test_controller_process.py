@@ -32,6 +32,7 @@ controller.run_controller(Settings(home=home, database_url=database, config=conf
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_stopped_controller_releases_its_lease(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _CONTROLLER, str(tmp_path)],

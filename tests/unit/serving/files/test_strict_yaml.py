@@ -72,6 +72,7 @@ def test_what_means_two_things_or_nothing_is_refused_in_one_line(
     assert caught.value.line == line or line is None
 
 
+@pytest.mark.slow
 def test_a_file_of_too_many_values_is_refused_before_it_is_read_to_its_end() -> None:
     text = "\n".join(f"k{index}: 1" for index in range(60_000)) + "\n[never read"
 

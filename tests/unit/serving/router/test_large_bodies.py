@@ -40,6 +40,7 @@ async def longest_pause(until: asyncio.Task[Prepared]) -> float:
     return longest
 
 
+@pytest.mark.slow
 async def test_a_large_body_is_read_by_another_process_while_the_loop_turns(reader: BodyReader) -> None:
     body = b'{"user": "alice", "messages": [' + b"[]," * 4_000_000 + b"[]]}"
     await reader.prepare(
@@ -55,6 +56,7 @@ async def test_a_large_body_is_read_by_another_process_while_the_loop_turns(read
     assert pause_s < alone / 2  # the loop did not wait for the reading
 
 
+@pytest.mark.slow
 async def test_a_large_body_is_drawn_by_its_key_and_reaches_the_engine_untouched(rig: Rig) -> None:
     body = json.dumps({"user": "alice", "messages": [{"role": "user", "content": "x" * LARGE_BODY}]}).encode()
     answer = await rig.client.post(CHAT, content=body)

@@ -249,6 +249,7 @@ async def test_the_command_says_which_services_are_served_after_a_change(
     assert (port.front.services, shown.count("services are now")) == (("chat",), 1)
 
 
+@pytest.mark.slow
 async def test_no_request_is_lost_while_tables_are_reloaded_under_load(port: Port) -> None:
     source = port.front._background
     assert isinstance(source, FileTableSource)

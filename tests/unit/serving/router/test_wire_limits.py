@@ -149,6 +149,7 @@ async def test_a_body_beyond_the_limit_is_413_before_it_is_sent(rig: Rig) -> Non
     assert status(answer) == 413
 
 
+@pytest.mark.slow
 def test_a_body_in_a_million_chunks_costs_little_more_than_its_bytes() -> None:
     import tracemalloc
 
