@@ -201,6 +201,7 @@ def survivors(seed: int, *, fixes: bool = True, loss: float = 0.0, users: int = 
     return columns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_canary_that_keeps_hard_users_by_repairing_failures_is_not_rolled_back(seed: int) -> None:
     result = judged(survivors(seed), "strict")
@@ -208,6 +209,7 @@ def test_a_canary_that_keeps_hard_users_by_repairing_failures_is_not_rolled_back
     assert result.decision != "rollback"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_later_harm_is_found_though_users_leave(seed: int) -> None:
     result = judged(survivors(seed, fixes=False, loss=0.3), "strict")

@@ -169,17 +169,20 @@ def is_p99_proven(columns: Columns) -> bool:
     return "latency_p99" in result.proofs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.015, 0.03])
 def test_where_the_slowest_answers_end_alike_the_p99_of_equal_versions_is_proven(share: float) -> None:
     assert all(is_p99_proven(with_alike(seed, stable=share, canary=share)) for seed in range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.011, 0.03])
 def test_where_the_slowest_answers_end_alike_a_p99_at_the_margin_is_not_proven(share: float) -> None:
     for seed in range(3):
         assert not is_p99_proven(with_alike(seed, stable=0.03, canary=share, times=1.2))
 
 
+@pytest.mark.slow
 def test_where_the_slowest_answers_end_alike_more_unanswered_ones_are_not_proven() -> None:
     for seed in range(3):
         assert not is_p99_proven(with_alike(seed, stable=0.03, canary=0.0, unanswered=0.02))
