@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
 from evaluation.gate_texts import USES, harm, margin
@@ -167,13 +165,20 @@ def is_required(metric: MetricEvidence) -> bool:
 
 
 def interference(pipeline: Pipeline) -> list[str]:
-    """Metrics by which stable itself became slower with the canary: invisible to the coin on shared
-    hardware, so it holds and pages."""
-    return [
-        f"stable's own {name} rose to {metric.slowdown():.1f}x of before the canary: shared hardware?"
+    """Metrics by which stable itself became slower when the canary's weight rose, and still is: invisible to
+    the coin on shared hardware, so it holds and pages. Where some clients are always sent to the canary,
+    stable before and during it had other clients, and nothing is said."""
+    if pipeline.has_always_canary:
+        return []
+    slower = {
+        name: metric.own_speed.slowdown()
         for name, metric in pipeline.metrics.items()
         if CATALOGUE[name].unit == "ms"
-        and metric.slowdown() > 1.0 + SLOWDOWN_FACTOR * max(gate.threshold for gate in metric.gates)
+    }
+    return [
+        f"stable's own {name} rose to {times:.1f}x of before the canary: shared hardware?"
+        for name, times in slower.items()
+        if times > 1.0 + SLOWDOWN_FACTOR * max(gate.threshold for gate in pipeline.metrics[name].gates)
     ]
 
 
@@ -214,7 +219,7 @@ def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> floa
     match track.use:
         case "session" | "proof":
             return min(void, sessions_void_since(pipeline))
-        case "later" | "later proof":
+        case "later" | "later proof":  # the second test protects a canary that keeps more units, not fewer
             return min(void, later_void_since(pipeline, track.part))
         case _:
             return void
@@ -340,7 +345,7 @@ def _report(
         is_alarm=gate.is_alarm,
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
-        statistic="mean" if metric.canary_values is None else f"p{100 * _share(gate):g}",
+        statistic="mean" if not metric.takes_values else f"p{100 * _share(gate):g}",
     )
 
 
@@ -353,19 +358,12 @@ def _source(metric: MetricEvidence) -> Source:
 
 
 def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, float | None]:
-    """Stable's and the canary's mean (rates, scores), median (shape) or percentile, in the metric's unit.
-
-    None: no values.
+    """Stable's and the canary's mean (rates, scores), median (shape) or percentile over the same traffic
+    (`Points`), in the metric's unit. None: no values.
     """
-    if metric.canary_values is None:
-        means = [
-            float(total / count) if count else None
-            for total, count in zip(metric.sums, metric.counts, strict=True)
-        ]
-        return means[0], means[1]
-    histograms = (metric.stable_values, metric.canary_values)
-    points = [float(h.upper_edges(np.array([_share(gate)]))[0]) if h.total else None for h in histograms]
-    return points[0], points[1]
+    if not metric.takes_values:
+        return metric.points.means()
+    return metric.points.percentiles(_share(gate))
 
 
 def _share(gate: Gate) -> float:

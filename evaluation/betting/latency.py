@@ -219,13 +219,15 @@ class Exceedance:
     stable's traffic before the rollout; NaN until it is known.
     """
 
-    __state__ = ("threshold", "stable", "recent", "rows", "until")
+    __state__ = ("threshold", "lower", "inside", "stable", "recent", "rows", "until")
 
     def __init__(self, *, percentile: float, highest: float = np.inf) -> None:
         """highest: upper bound of the threshold."""
         self._percentile = percentile
         self._highest = highest
         self.threshold = float("nan")
+        self.lower = float("nan")  # for proofs, see `tails.Limit`
+        self.inside = 0.0
         self.stable = Stable(with_histogram=True)
         self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
         self.rows = 0
@@ -250,14 +252,14 @@ class Exceedance:
         values infinite); unanswered requests are infinite in both. counted: the rows that end epochs and
         whose values of stable are learned.
         """
-        threshold = np.full(len(waited), np.nan)
+        limits = np.full((3, len(waited)), np.nan)
         present = np.arange(len(waited))[counted]
         present = present[~np.isnan(slowest[present])]
         start = given = 0
         while start < len(present):
             stop = min(len(present), start + self.until - self.rows)
             rows = present[start:stop]
-            threshold[given : rows[-1] + 1] = self.threshold
+            limits[:, given : rows[-1] + 1] = self._limits()
             given = int(rows[-1]) + 1
             self.stable.learn(waited[rows][~arm[rows]])
             self.rows += stop - start
@@ -265,11 +267,16 @@ class Exceedance:
                 self._end_epoch()
                 self.until += epoch_after(self.rows)
             start = stop
-        threshold[given:] = self.threshold
+        limits[:, given:] = self._limits()
+        threshold, lower, inside = limits
         out = np.empty((len(times), len(waited)))
         for index, factor in enumerate(times):
             values = waited if index == 0 else slowest
-            out[index] = np.where(arm, values / factor, values) > threshold
+            scaled = np.where(arm, values / factor, values)
+            out[index] = scaled > threshold
+            if index > 0:
+                alike = (scaled > lower) & (scaled <= threshold)
+                out[index, alike] = np.where(arm, 1.0, inside)[alike]
             out[index, np.isnan(threshold) | np.isnan(values)] = np.nan
         return out
 
@@ -283,4 +290,13 @@ class Exceedance:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= MIN_VALUES:
             self.recent.end_epoch(histogram)
-            self.threshold = min(self.recent.percentile(self._percentile, histogram), self._highest)
+            limit = self.recent.limit(self._percentile, histogram)
+            self.threshold = min(limit.upper, self._highest)
+            self.lower = min(limit.lower, self.threshold)
+            self.inside = limit.inside if limit.upper <= self._highest else 0.0
+            if self.inside == 0.0:
+                self.lower = self.threshold
+
+    def _limits(self) -> Floats:
+        """Threshold, lower edge, and part of an event between them."""
+        return np.array([[self.threshold], [self.lower], [self.inside]])
