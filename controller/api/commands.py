@@ -41,6 +41,7 @@ from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffi
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
 from controller.planning.unjudged import unjudged, without
+from controller.rollout.journal import log
 from controller.rollout.machine import begin
 from controller.rollout.plan import Plan
 from controller.rollout.ports import Clock
@@ -181,7 +182,9 @@ class Commands(Returns):
         *,
         ab_test: Callable[[str], AbRow] | None = None,
     ) -> RolloutState:
-        """Start a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint.
+        """Start a rollout. The state's log holds its plan, then a line for each warning.
+
+        Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint.
 
         ab_test: the test that runs on the rollout of this id, stored in the same transaction.
         """
@@ -219,6 +222,8 @@ class Commands(Returns):
             now_s=now_s,
             byline="; ".join(filter(None, (label.byline, proposal.unjudged_note(unjudged_reason)))),
         )
+        for line in proposal.awaited if ab_test is None else ():
+            state = log(state, now_s, line)
         request = {
             "version": dump(proposal.version),
             "policy": dump(proposal.policy),

@@ -106,6 +106,8 @@ def deploy(
     if allow_unproven is not None:
         body["allow_unproven"] = allow_unproven
     view = client.deploy(serves, {**body, "retry": retry, "reason": reason})
+    for warning in view.warnings if output.is_text else ():
+        note(f"warning: {warning}")
     if wait:
         view = live.watch(client, serves, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
     elif output.is_text:

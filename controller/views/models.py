@@ -168,6 +168,7 @@ class RolloutView(_View):
     missing: tuple[str, ...]
     guards: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()  # of a deploy, in its answer alone; the log keeps them
     alarms: tuple[AlarmView, ...] = ()  # of segments: shown and notified once, never deciding
     cause: CauseView | None
     decisive: GateView | None

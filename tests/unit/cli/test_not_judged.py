@@ -123,3 +123,24 @@ def test_a_blank_reason_is_no_reason(
 
     assert run(["deploy", *change(stages=STAGES), "--allow-unjudged", " "]) == 2
     assert "allow_unjudged ' ' is not a reason" in capsys.readouterr().err
+
+
+def test_plan_and_deploy_warn_of_scores_that_have_not_come(
+    chat: FakeController,
+    change: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the first ten minutes nobody can say that no grader will ever send one."""
+    monkeypatch.setattr(chat.environment, "traffic", MeasuredBaseline(5))
+    arguments = change(stages=STAGES)
+    warning = "hallucination: no score of hallucinated has come yet; nothing can be promoted without it"
+
+    assert run(["plan", *arguments, "--quick"]) == 0
+    assert warning in " ".join(capsys.readouterr().out.split())
+
+    assert run(["deploy", *arguments]) == 0
+    assert sum(line.startswith(f"warning: {warning}") for line in capsys.readouterr().err.splitlines()) == 1
+    run(["status", "chat"])
+    assert warning in " ".join(capsys.readouterr().out.split())
+    run(["rollback", "chat", "--wait"])
