@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.quantities import figure
+from controller.rollout.state import StageProof
 from evaluation.metrics import CATALOGUE
 from evaluation.report import GateReport
 
@@ -12,12 +13,16 @@ def with_figures(gate: GateReport) -> str:
 
     `error above 1.25x shown by sessions; canary 5.21 % (n 412), stable 1.02 % (n 3,900)`.
     """
-    text = gate.reason or f"{gate.gate}: {gate.verdict.value}"
+    return f"{gate.reason or f'{gate.gate}: {gate.verdict.value}'}; {estimates(gate)}"
+
+
+def estimates(gate: GateReport | StageProof) -> str:
+    """`canary 5.21 % (n 412), stable 1.02 % (n 3,900)`."""
     canary, stable = _shown(gate, gate.canary), _shown(gate, gate.stable)
-    return f"{text}; canary {canary}(n {gate.n_canary:,}), stable {stable}(n {gate.n_stable:,})"
+    return f"canary {canary}(n {gate.n_canary:,}), stable {stable}(n {gate.n_stable:,})"
 
 
-def _shown(gate: GateReport, value: float | None) -> str:
+def _shown(gate: GateReport | StageProof, value: float | None) -> str:
     """The value in the metric's unit with a space, a share in percent; '' for None."""
     if value is None:
         return ""

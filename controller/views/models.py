@@ -69,6 +69,21 @@ class StageView(_View):
     audiences: tuple[AudienceView, ...] = ()  # those with a weight of their own
 
 
+class ProofView(_View):
+    """What one gate had shown of its margin when its stage was left."""
+
+    gate: str
+    metric: str
+    is_proven: bool
+    text: str  # the margin, whether it is proven, and the figures
+    stable: Real
+    canary: Real
+    n_stable: int
+    n_canary: int
+    statistic: str = "mean"
+    decided_canary: int | None = None  # canary requests settled at the proof; null: not proven
+
+
 class PassView(_View):
     """How a stage was passed. Counts are of the whole rollout; null: not known, or nothing to prove."""
 
@@ -83,6 +98,7 @@ class PassView(_View):
     last_gate: str | None
     nearest_gate: str | None  # the rollback gate with the most evidence of harm
     nearest_ratio: float | None
+    proofs: tuple[ProofView, ...] = ()  # of each gate that the stage had to prove; empty: none, or not kept
 
 
 class HoldView(_View):

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar
 
+from controller.rollout.figures import estimates
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.plan import Plan
-from controller.rollout.state import PassedStage, Phase, RolloutState
+from controller.rollout.state import PassedStage, Phase, RolloutState, StageProof
 from controller.rollout.status import exit_code
 from controller.rollout.twin_report import unproven
 from controller.spec.label import Label
@@ -24,6 +25,7 @@ from controller.views.models import (
     LogView,
     MissingKeyView,
     PassView,
+    ProofView,
     RolloutView,
     ServiceView,
     StageView,
@@ -257,6 +259,23 @@ def _pass_view(passed: PassedStage) -> PassView:
         last_gate=passed.last_gate,
         nearest_gate=passed.nearest_gate,
         nearest_ratio=passed.nearest_ratio,
+        proofs=tuple(map(_proof_view, passed.proofs)),
+    )
+
+
+def _proof_view(proof: StageProof) -> ProofView:
+    margin = (proof.reason or proof.gate).removesuffix(" proven") if proof.is_proven else proof.reason
+    return ProofView(
+        gate=proof.gate,
+        metric=proof.metric,
+        is_proven=proof.is_proven,
+        text=f"{margin}; {estimates(proof)}",
+        stable=proof.stable,
+        canary=proof.canary,
+        n_stable=proof.n_stable,
+        n_canary=proof.n_canary,
+        statistic=proof.statistic,
+        decided_canary=proof.decided_canary,
     )
 
 
