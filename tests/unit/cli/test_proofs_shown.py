@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 
 from controller.cli.main import run
 from controller.cli.render import rollout_parts
@@ -39,9 +39,9 @@ AFTER_LOAD = GateReport(
 EVIDENCE = EvidenceStatus(0, Verdict.PASS, gates=(ERROR, SLOW), canary_requests=312, canary_total=312)
 
 
-def shown(parts: list[object], width: int = 160) -> str:
+def shown(parts: Sequence[RenderableType], width: int = 160) -> str:
     console = Console(width=width, record=True)
-    console.print(Group(*parts))  # type: ignore[arg-type]
+    console.print(Group(*parts))
     return console.export_text()
 
 
