@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
-from evaluation.gate_texts import USES, harm, margin
-from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
+from evaluation.gate_texts import USES, beyond, harm, margin
+from evaluation.metrics import CATALOGUE, STREAMED, UNANSWERED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
@@ -199,7 +200,18 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
         verdict, text = Verdict.INVALID, invalid_reason
     if gate.is_alarm:
         verdict = Verdict.UNDECIDED
-    return _report(metric, gate, "rollback", verdict, text, log_e=log_e, limit=limit, decision=decision)
+    return _report(
+        metric,
+        gate,
+        "rollback",
+        verdict,
+        text,
+        log_e=log_e,
+        limit=limit,
+        decision=decision,
+        unanswered=_unanswered(pipeline),
+        limits=beyond(gate),
+    )
 
 
 def _reached_at(track: Track) -> float:
@@ -286,6 +298,8 @@ def _proof_report(
         log_e=log_e,
         limit=decision.limit,
         decision=decision if is_proven else None,
+        unanswered=_unanswered(pipeline),
+        limits=" and ".join(words.removeprefix(gate.name).removeprefix(":").strip() for words in margins),
     )
 
 
@@ -315,9 +329,11 @@ def _report(
     log_e: float,
     limit: float,
     decision: Decision | None,
+    unanswered: tuple[float, float],
+    limits: str,
 ) -> GateReport:
-    """decision: of the channel that decided; None: none has."""
-    stable, canary = point_estimates(metric, gate)
+    """decision: of the channel that decided; None: none has. unanswered: shares of both arms' requests."""
+    stable, canary = point_estimates(metric, gate, unanswered)
     return GateReport(
         gate=gate.name,
         metric=gate.metric,
@@ -338,7 +354,19 @@ def _report(
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
         statistic="mean" if metric.canary_values is None else f"p{100 * _share(gate):g}",
+        unanswered=unanswered if metric.takes_values else None,
+        limits=limits,
     )
+
+
+def _unanswered(pipeline: Pipeline) -> tuple[float, float]:
+    """Shares of stable's and the canary's requests that have no answer; 0 where nothing says so."""
+    shares = np.zeros(2)
+    for name in sorted(UNANSWERED & pipeline.metrics.keys()):
+        metric = pipeline.metrics[name]
+        shares += metric.sums / np.maximum(metric.counts, 1.0)
+    stable, canary = np.minimum(shares, 1.0).tolist()
+    return stable, canary
 
 
 def _source(metric: MetricEvidence) -> Source:
@@ -349,10 +377,13 @@ def _source(metric: MetricEvidence) -> Source:
     return Source.ARRIVES
 
 
-def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, float | None]:
+def point_estimates(
+    metric: MetricEvidence, gate: Gate, unanswered: tuple[float, float]
+) -> tuple[float | None, float | None]:
     """Stable's and the canary's mean (rates, scores), median (shape) or percentile, in the metric's unit.
 
-    None: no values.
+    A percentile is of all requests, as the gate compares them: those without an answer are slowest, so it may
+    be infinite. None: no values.
     """
     if metric.canary_values is None:
         means = [
@@ -360,9 +391,16 @@ def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, f
             for total, count in zip(metric.sums, metric.counts, strict=True)
         ]
         return means[0], means[1]
-    histograms = (metric.stable_values, metric.canary_values)
-    points = [float(h.upper_edges(np.array([_share(gate)]))[0]) if h.total else None for h in histograms]
-    return points[0], points[1]
+    stable, canary = metric.stable_values, metric.canary_values
+    return _percentile(stable, _share(gate), unanswered[0]), _percentile(canary, _share(gate), unanswered[1])
+
+
+def _percentile(answered: LogHistogram, share: float, unanswered: float) -> float | None:
+    """The percentile of all requests, from those with an answer; None: there is none."""
+    if not answered.total:
+        return None
+    of_answered = share / (1.0 - unanswered) if unanswered < 1.0 else math.inf
+    return math.inf if of_answered > 1.0 else float(answered.upper_edges(np.array([of_answered]))[0])
 
 
 def _share(gate: Gate) -> float:

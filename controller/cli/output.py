@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # imported where used: each takes longer to import than `--he
     from rich.table import Table
 
 JSON_INDENT = 2
+NO_ANSWER = "no answer"
 NO_SERVICE = "no service yet; start one: canaryctl up --service NAME --model DIR"
 
 
@@ -86,8 +88,27 @@ def table(*columns: str, drop: Sequence[str] = ()) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; `-` for None."""
-    return "-" if value is None else figure(value, 4)
+    """Four significant digits; `-` for None, `no answer` for a percentile among requests without one."""
+    if value is None:
+        return "-"
+    return NO_ANSWER if math.isinf(value) else figure(value, 4)
+
+
+def slowest_line(shares: Mapping[str, tuple[float, float] | None]) -> str | None:
+    """What the table of gates does not show of those on values: the requests without an answer. By gate, the
+    shares of stable and of the canary; None: none of them has any."""
+    known = {gate: pair for gate, pair in shares.items() if pair is not None and max(pair) > 0.0}
+    if not known:
+        return None
+    stable, canary = next(iter(known.values()))
+    return (
+        f"{', '.join(known)}: requests without an answer count as slowest: {_share(stable)} of stable's, "
+        f"{_share(canary)} of the canary's"
+    )
+
+
+def _share(ratio: float) -> str:
+    return f"{figure(100 * ratio, 3)} %"
 
 
 def gate_title(gate: str, statistic: str) -> str:

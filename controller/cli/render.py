@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from controller.cli.output import NO_SERVICE, gate_title, number, table
+from controller.cli.output import NO_ANSWER, NO_SERVICE, gate_title, number, slowest_line, table
 from controller.cli.render_proofs import proof_lines, proven_at, summary
 from controller.quantities import FULL_BP, NEVER_CANARY, duration, gib, percent
 from controller.spec.label import Label, title
@@ -150,6 +150,7 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
         parts += [Text(), gates_table(view.gates, is_wide=is_wide, proven=proven_at(view), is_over=is_over)]
         invalid = () if is_wide or is_over else [gate for gate in view.gates if gate.verdict == "INVALID"]
         parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
+        parts += [Text(line, style="dim") for line in gate_notes(view.gates)]
     parts += _sources(view.gates)
     parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
@@ -240,12 +241,26 @@ def gates_table(
             gate_title(name, shown.statistic),
             Text("-", style="dim") if is_over and harm and harm.verdict == "INVALID" else _progress(harm),
             _proven(proven[name]) if name in proven else _progress(proof),
-            number(shown.stable),
-            number(shown.canary),
+            _figure(shown.stable, shown.n_stable, shown.unanswered_stable),
+            _figure(shown.canary, shown.n_canary, shown.unanswered_canary),
             f"{shown.n_stable}/{shown.n_canary}",
             *([_reason(harm, proof)] if is_wide else []),
         )
     return grid
+
+
+def gate_notes(gates: Sequence[GateView]) -> list[str]:
+    """What the table alone would make a riddle of: failures as the slowest, harm that was proven harmless."""
+    shares: dict[str, tuple[float, float] | None] = {}
+    for gate in gates:
+        if gate.unanswered_stable is not None and gate.unanswered_canary is not None:
+            shares[gate.gate] = (gate.unanswered_stable, gate.unanswered_canary)
+    lines = [line] if (line := slowest_line(shares)) is not None else []
+    failed = {gate.gate: gate for gate in gates if gate.side == "rollback" and gate.verdict == "FAIL"}
+    for gate in gates:
+        if gate.side == "promotion" and gate.verdict == "PASS" and (harm := failed.get(gate.gate)):
+            lines.append(f"{gate.gate}: worse is {harm.limits}, proven is {gate.limits}: between, both hold")
+    return lines
 
 
 def steps_line(steps: StepsView) -> Text:
@@ -292,6 +307,11 @@ def _ready(view: ServiceView, version: str) -> str:
         return "unknown"
     found = next((found for found in view.versions if found.version == version), None)
     return f"{found.ready_replicas} {found.phase}" if found is not None else "0"
+
+
+def _figure(value: float | None, requests: int, unanswered: float | None) -> str:
+    """An estimate; null is a percentile among the requests without an answer where some have none."""
+    return NO_ANSWER if value is None and requests and unanswered else number(value)
 
 
 def _proven(weights: str) -> Text:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from controller.quantities import figure
 from controller.rollout.state import StageProof
 from evaluation.metrics import CATALOGUE
@@ -23,9 +25,11 @@ def estimates(gate: GateReport | StageProof) -> str:
 
 
 def _shown(gate: GateReport | StageProof, value: float | None) -> str:
-    """The value in the metric's unit with a space, a share in percent; '' for None."""
+    """The value in the metric's unit with a space, a share in percent; '' for None. Infinite: no answer."""
     if value is None:
         return ""
+    if math.isinf(value):
+        return f"{gate.statistic} without an answer "
     metric = CATALOGUE.get(gate.metric)
     unit = metric.unit if metric is not None else ""
     if unit.startswith("share"):

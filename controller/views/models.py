@@ -48,6 +48,11 @@ class GateView(_View):
     source: str = "arrives"  # arrives, never or stopped: whether the metric's values come
     last_value_s: Real = None  # when the request of the last value was assigned
     statistic: str = "mean"  # that stable and canary estimate: mean, p50, p99, ...
+    # Of values: shares of the requests without an answer, which count as slowest. A percentile among these is
+    # null, as one that is not known.
+    unanswered_stable: Real = None
+    unanswered_canary: Real = None
+    limits: str = ""  # what this side asks: `above 1.1x` is worse, `< 1.2x` is proven
 
 
 class AudienceView(_View):

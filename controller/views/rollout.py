@@ -190,6 +190,7 @@ def gate_view(gate: GateReport) -> GateView:
     limit = finite(gate.limit)
     ratio = gate.log_e / limit if limit is not None and limit > 0 and math.isfinite(gate.log_e) else 0.0
     low, high = gate.interval if gate.interval is not None else (None, None)
+    no_stable, no_canary = gate.unanswered if gate.unanswered is not None else (None, None)
     return GateView(
         gate=gate.gate,
         metric=gate.metric,
@@ -208,6 +209,9 @@ def gate_view(gate: GateReport) -> GateView:
         source=gate.source,
         last_value_s=gate.last_value_s,
         statistic=gate.statistic,
+        unanswered_stable=no_stable,
+        unanswered_canary=no_canary,
+        limits=gate.limits,
     )
 
 
