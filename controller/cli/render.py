@@ -35,6 +35,7 @@ VERDICT_STYLE = {
     "UNDECIDED": "yellow",
     "INVALID": "magenta",
 }
+CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothing to people
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
 
@@ -155,7 +156,12 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
     parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
     if view.cause is not None:
-        parts.append(Text(f"rolled back by {view.cause.kind}: {view.cause.text}", style="red"))
+        parts.append(
+            Text(
+                f"rolled back by {CAUSE_WORDS.get(view.cause.kind, view.cause.kind)}: {view.cause.text}",
+                style="red",
+            )
+        )
     if view.steps is not None:
         parts.append(steps_line(view.steps))
     parts.append(Text())

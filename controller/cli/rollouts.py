@@ -249,7 +249,7 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     from controller.wiring import direct_rollback
 
     result = direct_rollback.roll_back_directly(settings, service, reason=reason or "direct rollback")
-    lines = (*result.succeeded, *result.failed)
+    lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
         for line in lines:
             note(line)

@@ -72,6 +72,11 @@ class CauseKind(StrEnum):
     TOMBSTONE = "tombstone"
 
 
+def cause_words(kind: CauseKind | str) -> str:
+    """The kind of cause for people, in the log and in tables."""
+    return "direct rollback" if kind == CauseKind.TOMBSTONE else str(kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     kind: CauseKind

@@ -12,7 +12,7 @@ from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.quantities import FULL_BP
 from controller.rollout.machine import abandon
-from controller.rollout.observation import CommandKind
+from controller.rollout.observation import CommandKind, applied_words
 from controller.rollout.plan import is_undo_id
 from controller.settings import Settings
 from controller.store.sql import SqlStore
@@ -20,6 +20,7 @@ from controller.wiring import cluster
 from serving.messages import SplitStatus
 
 ACK_TIMEOUT_S = 5.0
+NEXT_STEP = "next: canaryctl up, whose controller completes it and frees the memory"
 
 
 class Reach(Enum):
@@ -47,6 +48,7 @@ class DirectRollback:
     succeeded: tuple[str, ...]
     failed: tuple[str, ...]
     problem: str | None  # why the service does not serve what it should, and what to do; None: it does
+    next_step: str | None = None  # what completes it; None: nothing is left, or `problem` says it
 
 
 def roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> DirectRollback:
@@ -65,7 +67,8 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     stored = rollback.command(service)
     if stored is not None and stored.running is not None:
         table = rollback.tombstone(service, stored.running, goal=stored.goal)
-    return rollback.result(_problem(service, table, stored, is_moved=is_moved))
+    is_open = is_moved or (stored is not None and (stored.running or stored.undo) is not None)
+    return rollback.result(_problem(service, table, stored, is_moved=is_moved), is_open=is_open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +138,15 @@ class _Rollback:
         self._failed: list[str] = []
         self.tombstoned: dict[str, _Table] = {}  # by rollout
 
-    def result(self, problem: str | None) -> DirectRollback:
-        """The lines so far, with the problem. Raises UnknownService when nothing knows the service."""
+    def result(self, problem: str | None, *, is_open: bool = False) -> DirectRollback:
+        """The lines so far, with the problem. is_open: a controller has to complete it.
+
+        Raises UnknownService when nothing knows the service.
+        """
         if self._unknown is not None and not self.tombstoned:
             raise self._unknown
-        return DirectRollback(tuple(self._succeeded), tuple(self._failed), problem)
+        following = NEXT_STEP if is_open and problem is None else None
+        return DirectRollback(tuple(self._succeeded), tuple(self._failed), problem, following)
 
     def only_service(self) -> str | None:
         """The one service of the store; None: it could not be read. Raises UnknownService."""
@@ -176,7 +183,9 @@ class _Rollback:
             self.tombstoned[table.rollout] = table
             has_moved = goal is None or table.serves in (goal, None)
             now = "and gets no traffic" if has_moved else f"but {table.serves} has all traffic"
-            self._succeeded.append(f"route table: {table.rollout} is tombstoned {now} ({table.how})")
+            self._succeeded.append(
+                f"route table: {table.rollout} is ended for good {now} ({applied_words(table.how)})"
+            )
         return table
 
     def command(self, service: str) -> _Stored | None:
