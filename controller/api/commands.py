@@ -222,7 +222,7 @@ class Commands(Returns):
             now_s=now_s,
             byline="; ".join(filter(None, (label.byline, proposal.unjudged_note(unjudged_reason)))),
         )
-        for line in proposal.awaited if ab_test is None else ():
+        for line in proposal.cautions if ab_test is None else ():
             state = log(state, now_s, line)
         request = {
             "version": dump(proposal.version),

@@ -17,7 +17,7 @@ from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
-from controller.planning.ladder import latency_lines
+from controller.planning.ladder import latency_lines, slow_stages
 from controller.planning.risk import Assessment
 from controller.planning.unjudged import Unjudged, awaited
 from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
@@ -75,9 +75,10 @@ class Proposal:
         return twin_id(version_id) if self.plan.twin else version_id
 
     @property
-    def awaited(self) -> tuple[str, ...]:
-        """One line for each gate whose first score has not come, and may never come."""
-        return awaited(self.policy, self.measured)
+    def cautions(self) -> tuple[str, ...]:
+        """One line for each gate whose first score may never come, and for each stage that takes weeks."""
+        slow = slow_stages(self.plan, self.traffic.requests_per_s) if self.traffic is not None else ()
+        return (*awaited(self.policy, self.measured), *slow)
 
     def label(self, body: Mapping[str, Any], identity: Identity) -> Label:
         """Label of the canary; of a twin, stable's name. Raises BadInput."""
@@ -107,7 +108,7 @@ class Proposal:
             "stable_name": label_of(self.stable).shown,
             "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
             "attempts": self.attempts,
-            "warnings": (*view.warnings, *self.awaited, *self.missing_keys),
+            "warnings": (*view.warnings, *self.cautions, *self.missing_keys),
             "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
         }
         if self.traffic is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import typer
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # imported where used: each takes longer to import than `--he
     from rich.table import Table
 
 JSON_INDENT = 2
+PIPE_WIDTH = 200
+_BLANKS = re.compile(r"[ \t]+$", re.MULTILINE)
 NO_ANSWER = "no answer"
 NO_SERVICE = "no service yet; start one: canaryctl up --service NAME --model DIR"
 
@@ -43,10 +46,23 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Output for
 
 
 def console() -> Console:
-    """Standard output. Lines written to a pipe are not cut to a terminal's width."""
+    """Standard output. Lines in a pipe are not cut to a terminal's width, nor filled up with blanks."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(width=PIPE_WIDTH, highlight=False, file=cast("TextIO", _Unpadded()))
+
+
+class _Unpadded:
+    """Standard output as a file that drops the blanks at the ends of lines, which fill a terminal's width."""
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(_BLANKS.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def error_console() -> Console:

@@ -68,16 +68,23 @@ def _lines(store: SqlStore, row: ServiceRow) -> Iterator[str]:
     yield f"{row.name}, as last stored: stable {stable}{', being taken down' if row.removing else ''}"
     newest = next(iter(store.rollouts(row.name, limit=1)), None)
     if newest is not None:
-        state = state_from_json(newest.state)
-        asked = store.commands(newest.id, after_seq=state.commands_through)
-        back = next((one for one in reversed(asked) if one.kind is CommandKind.ROLLBACK), None)
-        if back is not None and not state.is_final:
-            yield f"{row.name}: rollout {state.id}: {_requested(back)}"
-        else:
-            yield f"{row.name}: {_rollout(state)}"
+        yield f"{row.name}: {_newest(store, newest)}"
     if (event := store.last_event(row.name)) is not None:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at_s))
         yield f"{row.name}: last event {at}, by {event.actor}: {event.text}"
+
+
+def _newest(store: SqlStore, row: RolloutRow) -> str:
+    """What the newest rollout does, or that a rollback of it waits, or why it cannot be read."""
+    try:
+        state = state_from_json(row.state)
+    except UnreadableState as exc:
+        return f"rollout {row.id} cannot be read ({exc})"
+    asked = store.commands(row.id, after_seq=state.commands_through)
+    back = next((one for one in reversed(asked) if one.kind is CommandKind.ROLLBACK), None)
+    if back is not None and not state.is_final:
+        return f"rollout {state.id}: {_requested(back)}"
+    return _rollout(state)
 
 
 def _requested(back: ManualCommand) -> str:
