@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
 from controller.api.engine_rights import refuse_new_arguments
 from controller.api.feedback import Score, parse_scores, write_scores
-from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
+from controller.api.forecasts import unjudged_lines, unprovable_lines, with_forecast
 from controller.api.keys import KeyProblem, missing_keys
 from controller.api.proposal import (
     Proposal,
@@ -204,11 +204,11 @@ class Commands(Returns):
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
         unjudged_reason = waiver_of(body, "allow_unjudged")
-        if not unjudged_reason:
-            refuse_unjudged(proposal)
         waiver = waiver_of(body, "allow_unproven")
-        if not waiver:
-            refuse_unprovable(proposal, self._environment)
+        refused = [] if unjudged_reason else unjudged_lines(proposal)
+        refused += [] if waiver else unprovable_lines(proposal, self._environment)
+        if refused:
+            raise BadSpec(refused)
         now_s = self._clock.now_s()
         label = proposal.label(body, identity)
         row = version_row(service, proposal.version, proposal.fingerprint, now_s, label=label)

@@ -147,7 +147,7 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
     parts += [Text(f"on hold: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
     parts += proof_lines(view)
     if view.gates:
-        is_over = view.phase == "succeeded"
+        is_over = view.is_final
         parts += [Text(), gates_table(view.gates, is_wide=is_wide, proven=proven_at(view), is_over=is_over)]
         invalid = () if is_wide or is_over else [gate for gate in view.gates if gate.verdict == "INVALID"]
         parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
@@ -223,8 +223,8 @@ def gates_table(
 ) -> RenderableType:
     """Evidence by gate: is the canary worse (rolls back), is it proven no worse (promotes)?
 
-    proven: by gate, the weights at which its stages proved it, once they are over. is_over: promoted, since
-    when the arms cannot be compared, which is no news.
+    proven: by gate, the weights at which its stages proved it, once they are over. is_over: the rollout has
+    ended, so that its arms cannot be compared any more, which is no news.
     """
     proven = proven or {}
     grid = table(

@@ -205,7 +205,7 @@ class Observation:
 def applied_words(how: str) -> str:
     """Why a route table is in effect, for people (`SplitStatus.how`)."""
     words = {
-        "fenced": "its engines refuse what a router still sends",
+        "fenced": "engines refuse late requests",
         "lease": "a silent router's lease has run out",
     }
     return words.get(how, how)

@@ -53,7 +53,7 @@ def test_the_log_of_a_tick_is_in_the_order_of_time() -> None:
     ("how", "words"),
     [
         ("acknowledged", "(acknowledged)"),
-        ("fenced", "(its engines refuse what a router still sends)"),
+        ("fenced", "(engines refuse late requests)"),
         ("lease", "(a silent router's lease has run out)"),
     ],
 )
