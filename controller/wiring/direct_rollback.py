@@ -17,6 +17,7 @@ from controller.rollout.plan import is_undo_id
 from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from controller.wiring.last_known import lost_database
 from serving.messages import SplitStatus
 
 ACK_TIMEOUT_S = 5.0
@@ -151,7 +152,7 @@ class _Rollback:
     def only_service(self) -> str | None:
         """The one service of the store; None: it could not be read. Raises UnknownService."""
         try:
-            with closing(SqlStore(self._settings.database_url)) as store:
+            with closing(self._opened()) as store:
                 names = [row.name for row in store.services()]
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the store must not end this command
             self._failed.append(f"store: not reached ({_line(exc)}); name the service")
@@ -191,7 +192,7 @@ class _Rollback:
     def command(self, service: str) -> _Stored | None:
         """Store the command for a running rollout; None: the store failed."""
         try:
-            with closing(SqlStore(self._settings.database_url)) as store:
+            with closing(self._opened()) as store:
                 return self._command(store, service)
         except UnknownService as exc:
             self._unknown = exc
@@ -199,6 +200,12 @@ class _Rollback:
         except Exception as exc:  # noqa: BLE001 - as above
             self._failed.append(f"store: not reached ({_line(exc)})")
         return None
+
+    def _opened(self) -> SqlStore:
+        """The store. Raises Unreachable where its file is lost: a new one would know nothing that serves."""
+        if (path := lost_database(self._settings)) is not None:
+            raise Unreachable(f"{path} is gone or empty; restore it")
+        return SqlStore(self._settings.database_url)
 
     def _command(self, store: SqlStore, service: str) -> _Stored:
         stable = store.service(service).stable

@@ -41,7 +41,18 @@ def known_history(settings: Settings, service: str | None, *, limit: int) -> tup
     return _read(settings, lines)
 
 
+def lost_database(settings: Settings) -> Path | None:
+    """The database's file, which is gone or empty though a cluster was started with it; None: it is not."""
+    url = sa.make_url(settings.database_url)
+    if url.get_backend_name() != "sqlite" or not settings.cluster_path.exists():
+        return None
+    path = Path(url.database or "")
+    return None if path.exists() and path.stat().st_size > 0 else path
+
+
 def _read(settings: Settings, lines: Callable[[SqlStore], Sequence[str]]) -> tuple[str, ...]:
+    if (path := lost_database(settings)) is not None:
+        return (f"the database {path} is gone or empty; restore it before canaryctl up",)
     url = sa.make_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return ()

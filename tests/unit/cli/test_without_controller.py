@@ -124,3 +124,13 @@ def test_status_shows_the_rest_beside_a_rollout_that_cannot_be_read(
     assert "chat: last event" in err
     assert f"code: rollout r-00000002 in stage, canary {CANARY} at 10 %" in err
     assert "nor can the database be read" not in err
+
+
+def test_status_says_that_the_database_of_a_running_cluster_is_gone(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "cluster.json").write_text("{}")
+
+    assert run(["status"]) == 4
+    err = capsys.readouterr().err
+    assert f"the database {home / 'canaryctl.db'} is gone or empty; restore it before canaryctl up" in err
