@@ -22,6 +22,7 @@ from serving.messages import SplitStatus
 
 ACK_TIMEOUT_S = 5.0
 NEXT_STEP = "next: canaryctl up, whose controller completes it and frees the memory"
+MEND_STEP = "next: mend the store, then: canaryctl up, whose controller frees the memory"
 
 
 class Reach(Enum):
@@ -137,6 +138,7 @@ class _Rollback:
         self._unknown: UnknownService | None = None  # the store does not know the service
         self._succeeded: list[str] = []
         self._failed: list[str] = []
+        self._is_store_lost = False
         self.tombstoned: dict[str, _Table] = {}  # by rollout
 
     def result(self, problem: str | None, *, is_open: bool = False) -> DirectRollback:
@@ -146,7 +148,9 @@ class _Rollback:
         """
         if self._unknown is not None and not self.tombstoned:
             raise self._unknown
-        following = NEXT_STEP if is_open and problem is None else None
+        following = None
+        if is_open and problem is None:
+            following = MEND_STEP if self._is_store_lost else NEXT_STEP
         return DirectRollback(tuple(self._succeeded), tuple(self._failed), problem, following)
 
     def only_service(self) -> str | None:
@@ -198,6 +202,7 @@ class _Rollback:
             self._unknown = exc
             self._failed.append(f"store: {_line(exc)}")
         except Exception as exc:  # noqa: BLE001 - as above
+            self._is_store_lost = True
             self._failed.append(f"store: not reached ({_line(exc)})")
         return None
 
