@@ -83,6 +83,7 @@ class ViewBuilder:
             rollout=view,
             labels={name: label_of(self._store.version(row.name, name)) for name in shown},
             missing_keys=missing_keys(self._store, row, self._find_key, canary=running),
+            problem=tick.problem,
         )
 
     def listed(self, row: ServiceRow) -> ServiceView:

@@ -35,6 +35,7 @@ VERDICT_STYLE = {
     "UNDECIDED": "yellow",
     "INVALID": "magenta",
 }
+CANNOT_DECIDE = "the controller can decide nothing"
 CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothing to people
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
@@ -86,6 +87,7 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
         versions_table(view, is_wide=is_wide),
         *(Text(missing.text, style="bold red") for missing in view.missing_keys),
         *([Text(view.unreadable, style="bold red")] if view.unreadable is not None else []),
+        *([Text(f"{CANNOT_DECIDE}: {view.problem}", style="bold red")] if view.problem is not None else []),
     ]
     if view.rollout is not None:
         parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide)]

@@ -234,6 +234,7 @@ class ServiceView(_View):
     rollout: RolloutView | None  # the newest; null: there has been none
     missing_keys: tuple[MissingKeyView, ...] = ()  # without them a way back is cut
     unreadable: str | None = None  # why this release cannot read the newest rollout; null: it can
+    problem: str | None = None  # why the controller can decide nothing now; null: it can, or is older
 
 
 class CommandResult(_View):

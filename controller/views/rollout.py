@@ -157,6 +157,7 @@ def service_view(
     rollout: RolloutView | None,
     labels: Mapping[str, Label] | None = None,
     missing_keys: Iterable[object] = (),
+    problem: str | None = None,
 ) -> ServiceView:
     """The service with its newest rollout. split, versions None: could not be read, shown as null.
 
@@ -176,6 +177,7 @@ def service_view(
         versions=loaded,
         rollout=rollout,
         missing_keys=tuple(map(MissingKeyView.model_validate, missing_keys)),
+        problem=problem,
     )
 
 
