@@ -87,13 +87,11 @@ def running(settings: Settings) -> Running:
 
 
 def stop_started(settings: Settings, before: Running) -> None:
-    """Stop what was started since `before`, and nothing else."""
-    from controller.wiring import cluster
-
-    if not before.has_controller:
-        stop_controller(settings)
+    """Stop what was started since `before`; a controller alone, without its cluster, serves nobody either."""
     if not before.has_cluster:
-        cluster.stop(settings)
+        stop(settings)
+    elif not before.has_controller:
+        stop_controller(settings)
 
 
 def stop(settings: Settings) -> None:
