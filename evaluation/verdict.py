@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
-from evaluation.gate_texts import USES, harm, margin
-from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
+from evaluation.gate_texts import USES, beyond, harm, margin
+from evaluation.metrics import CATALOGUE, STREAMED, UNANSWERED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
@@ -204,7 +204,18 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
         verdict, text = Verdict.INVALID, invalid_reason
     if gate.is_alarm:
         verdict = Verdict.UNDECIDED
-    return _report(metric, gate, "rollback", verdict, text, log_e=log_e, limit=limit, decision=decision)
+    return _report(
+        metric,
+        gate,
+        "rollback",
+        verdict,
+        text,
+        log_e=log_e,
+        limit=limit,
+        decision=decision,
+        unanswered=_unanswered(pipeline),
+        limits=beyond(gate),
+    )
 
 
 def _reached_at(track: Track) -> float:
@@ -294,6 +305,8 @@ def _proof_report(
         log_e=log_e,
         limit=decision.limit,
         decision=decision if is_proven else None,
+        unanswered=_unanswered(pipeline),
+        limits=" and ".join(words.removeprefix(gate.name).removeprefix(":").strip() for words in margins),
     )
 
 
@@ -323,9 +336,11 @@ def _report(
     log_e: float,
     limit: float,
     decision: Decision | None,
+    unanswered: tuple[float, float],
+    limits: str,
 ) -> GateReport:
-    """decision: of the channel that decided; None: none has."""
-    stable, canary = point_estimates(metric, gate)
+    """decision: of the channel that decided; None: none has. unanswered: shares of both arms' requests."""
+    stable, canary = point_estimates(metric, gate, unanswered)
     return GateReport(
         gate=gate.name,
         metric=gate.metric,
@@ -346,7 +361,16 @@ def _report(
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
         statistic="mean" if not metric.takes_values else f"p{100 * _share(gate):g}",
+        unanswered=unanswered if metric.takes_values else None,
+        limits=limits,
     )
+
+
+def _unanswered(pipeline: Pipeline) -> tuple[float, float]:
+    """Shares of stable's and the canary's requests that have no answer; 0 where nothing says so."""
+    means = [pipeline.metrics[name].points.means() for name in sorted(UNANSWERED & pipeline.metrics.keys())]
+    stable, canary = (min(sum(mean[arm] or 0.0 for mean in means), 1.0) for arm in (0, 1))
+    return stable, canary
 
 
 def _source(metric: MetricEvidence) -> Source:
@@ -357,13 +381,18 @@ def _source(metric: MetricEvidence) -> Source:
     return Source.ARRIVES
 
 
-def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, float | None]:
+def point_estimates(
+    metric: MetricEvidence, gate: Gate, unanswered: tuple[float, float]
+) -> tuple[float | None, float | None]:
     """Stable's and the canary's mean (rates, scores), median (shape) or percentile over the same traffic
-    (`Points`), in the metric's unit. None: no values.
+    (`Points`), in the metric's unit.
+
+    A percentile is of all requests, as the gate compares them: those without an answer are slowest, so it may
+    be infinite. None: no values.
     """
     if not metric.takes_values:
         return metric.points.means()
-    return metric.points.percentiles(_share(gate))
+    return metric.points.percentiles(_share(gate), unanswered)
 
 
 def _share(gate: Gate) -> float:

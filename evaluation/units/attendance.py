@@ -195,8 +195,8 @@ def everyone_of(
 ) -> Everyone:
     """All units at a look: those of the block with their harm (K x n), and those who stayed away with 1.
 
-    returned: the round's later sessions of one part. block: of those that have a value. Where a judge samples,
-    whoever stayed away counts for the part that would have been judged.
+    returned: the round's later sessions of one part. block: of those that have a value. Where a judge
+    samples, whoever stayed away counts for the part that would have been judged.
     """
     rows = np.searchsorted(returned.draw, block.draw)
     known = returned.origin[rows] >= 0

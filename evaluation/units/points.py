@@ -8,6 +8,8 @@ two stages, the canary had most of its requests in the second.) At a constant w 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from evaluation.betting.histogram import BELOW, BINS, FIRST, SMALLEST, WIDTH
@@ -48,16 +50,26 @@ class Points:
         stable, canary = (total / mass if mass > 0.0 else None for mass, total in self.sums.tolist())
         return stable, canary
 
-    def percentiles(self, share: float) -> tuple[float | None, float | None]:
-        """Stable's percentile and the canary's, share in (0, 1): upper edges of bins of 1 %. None: no values
-        of an arm, or fewer than `FIRST` of both."""
-        stable, canary = (self._edge(mass, share) for mass in self.masses)
+    def percentiles(
+        self, share: float, unanswered: tuple[float, float] = (0.0, 0.0)
+    ) -> tuple[float | None, float | None]:
+        """Stable's percentile and the canary's of all requests, share in (0, 1): upper edges of bins of 1 %.
+
+        unanswered: shares of both arms' requests without a value, which are the largest; a percentile among
+        them is infinite. None: no values of an arm, or fewer than `FIRST` of both.
+        """
+        stable, canary = (
+            self._edge(mass, share / (1.0 - missing) if missing < 1.0 else math.inf)
+            for mass, missing in zip(self.masses, unanswered, strict=True)
+        )
         return stable, canary
 
     def _edge(self, mass: Floats, share: float) -> float | None:
         below = np.add.accumulate(mass)
         if below[-1] <= 0.0:
             return None
+        if share > 1.0:
+            return math.inf
         index = int(np.searchsorted(below, share * below[-1] * (1.0 - 1e-12), side="left"))
         return float(np.exp((min(index, BINS - 1) + self.first_bin + 1) * WIDTH))
 
