@@ -15,9 +15,9 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-#: The formats before 8 hold other evidence (7: no later sessions; the earlier ones: requests where units are
-#: bet on now) and cannot be carried over.
-FORMAT = 8
+#: The formats before 9 hold other evidence (8: not in which steps values are recorded; 7: no later sessions;
+#: the earlier ones: requests where units are bet on now) and cannot be carried over.
+FORMAT = 9
 
 
 class SnapshotMismatch(ValueError):

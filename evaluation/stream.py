@@ -26,12 +26,18 @@ class Stream:
         estimate: Estimate | None = None,
         covariates: int = 0,
         with_missing: bool = False,
+        with_steps: bool = False,
     ) -> None:
         self._is_idle = False
         self.estimate = estimate  # None: no interval is displayed
         self.channels: list[Channel] = []
         self.staged: list[Channel] = []  # reset with each stage
-        self.stable = Stable(with_histogram=with_histogram, covariates=covariates, with_missing=with_missing)
+        self.stable = Stable(
+            with_histogram=with_histogram,
+            covariates=covariates,
+            with_missing=with_missing,
+            with_steps=with_steps,
+        )
         self.rows = 0
         self.canary = 0
         self.until = FIRST_EPOCH

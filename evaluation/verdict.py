@@ -15,6 +15,7 @@ from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
+from evaluation.recorded_steps import step_notes, steps_text
 from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdict
 from evaluation.split_reports import (
     frozen_since,
@@ -112,7 +113,11 @@ def evaluation_report(
         stage_canary=stage_canary,
         through_s=through_s,
         late_events=late,
-        notes=(*shared, *(f"{r.gate}: {r.reason}" for r in reports if is_served_hold(r))),
+        notes=(
+            *shared,
+            *(f"{r.gate}: {r.reason}" for r in reports if is_served_hold(r)),
+            *step_notes(pipeline, stages[stage]),
+        ),
     )
 
 
@@ -267,6 +272,8 @@ def _proof_report(
     drifting = [t.channel.tail for t in tracks if isinstance(t.channel, TailChannel)]
     if unfit := next((tail for tail in drifting if not tail.is_fitting), None):
         text += f"; {unfit.text}"
+    if steps := steps_text(metric, gate, tracks[shown].margin):
+        text += f"; {steps}"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:

@@ -90,7 +90,7 @@ def as_json(shown: Shown) -> dict[str, object]:
         "alarms": [report.metric for report in raised_alarms(result.gates)],
         "allow_unjudged": shown.allowed,
         "ignored_columns": list(evidence.ignored),
-        "notes": list(evidence.notes),
+        "notes": [*evidence.notes, *result.notes],
     }
 
 
