@@ -252,8 +252,8 @@ class Pipeline:
         stage, kind = requests.stage, requests.kind
         self.canary += int(np.count_nonzero(on_canary))
         self.stable += int(np.count_nonzero(~requests.arm & (kind != LEFT_OUT) & (requests.w > 0.0)))
-        if len(stage) and stage[-1] != self.stage:
-            self.stage, self.stage_canary = int(stage[-1]), 0
+        if len(stage) and stage.max() > self.stage:  # a late row of an earlier stage ends nothing
+            self.stage, self.stage_canary = int(stage.max()), 0
         of_stage = (drawn.position > 0) & (drawn.round == 0) & (drawn.w > 0.0) & (stage == self.stage)
         self.stage_canary += int(np.count_nonzero(of_stage & on_canary & (kind != HELD)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from controller.cli.ab_file import judge_file
 from controller.cli.evidence_columns import ReadOptions
 from controller.cli.evidence_files import EvidenceFile, read_evidence
 from controller.errors import BadInput
@@ -190,3 +191,28 @@ def test_columns_in_the_wrong_order_are_still_refused(tmp_path: Path) -> None:
 
     with pytest.raises(EvidenceError, match="cannot be evidence"):
         run(found.columns)
+
+
+# --- growthbook/growthbook #137
+
+
+def test_a_long_tail_of_categories_is_compared_as_one(tmp_path: Path) -> None:
+    rng = random.Random(137)
+    rows = [
+        {
+            "t_s": T0 + row, "arm": rng.randrange(2), "w": 0.5, "quality": rng.random(),
+            "country": f"c{min(int(rng.expovariate(0.02)), 300):03d}",
+        }
+        for row in range(3000)
+    ]  # fmt: skip
+    path = jsonl(tmp_path / "countries.jsonl", rows)
+
+    report = judge_file(path, "quality", alpha=0.05, by="country", is_fixed=False)
+
+    names = [row["category"] for row in report.rows]
+    known = {row["country"] for row in rows}
+    assert len(names) == 1 + 64
+    assert "(other)" in names
+    assert f"(other): the {len(known) - 63} smallest categories as one" in report.notes
+    sizes = {row["category"]: int(str(row["n_a"])) + int(str(row["n_b"])) for row in report.rows}
+    assert sum(size for name, size in sizes.items() if name != "(all)") == sizes["(all)"] == 3000
