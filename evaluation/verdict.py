@@ -91,8 +91,8 @@ def evaluation_report(
         for r in reports
         if r.side == "promotion" and r.verdict not in (Verdict.PASS, Verdict.INVALID)
     ]
-    if stage_canary < stages[stage].min_canary:
-        missing.append(f"{stage_canary} of {stages[stage].min_canary} canary requests in this stage")
+    if few := pipeline.canary_text(stage, stages[stage].min_canary):
+        missing.append(few)
     if rollback is not None:
         verdict = Verdict.FAIL
     elif (split and pipeline.seq >= MIN_ROWS) or invalid:
@@ -117,6 +117,7 @@ def evaluation_report(
             *shared,
             *(f"{r.gate}: {r.reason}" for r in reports if is_served_hold(r)),
             *step_notes(pipeline, stages[stage]),
+            *([few] if few and pipeline.stage_seen >= stages[stage].min_canary else []),
         ),
     )
 

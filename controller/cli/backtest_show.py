@@ -201,6 +201,11 @@ def next_step(shown: Shown) -> str:
                 "next: is the share right (--w, or the column w), and the right arm the canary (--canary)? "
                 "Then the recording lacks units of one arm (docs/backtest.md, what makes a file invalid)"
             )
+        case "invalid" if any("(max_missing)" in reason for reason in shown.result.reasons):
+            return (
+                "next: mend the recording; or, where both arms lose as many by nature, raise max_missing in "
+                "the policy (docs/policy.md)"
+            )
         case "invalid":
             return "next: mend the recording (docs/backtest.md, what makes a file invalid)"
         case "rollback":

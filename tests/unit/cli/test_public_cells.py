@@ -12,6 +12,7 @@ import pytest
 from controller.cli.ab_file import judge_file
 from controller.cli.evidence_columns import ReadOptions
 from controller.cli.evidence_files import EvidenceFile, read_evidence
+from controller.cli.main import run as main
 from controller.errors import BadInput
 from evaluation.offline.backtest import run
 from evaluation.records import EvidenceError
@@ -216,3 +217,26 @@ def test_a_long_tail_of_categories_is_compared_as_one(tmp_path: Path) -> None:
     assert f"(other): the {len(known) - 63} smallest categories as one" in report.notes
     sizes = {row["category"]: int(str(row["n_a"])) + int(str(row["n_b"])) for row in report.rows}
     assert sum(size for name, size in sizes.items() if name != "(all)") == sizes["(all)"] == 3000
+
+
+# --- yinxulai/one-switch #3, QuantumNous/new-api #7134
+
+
+def test_values_that_both_arms_lose_name_max_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(7134)
+    rows = [
+        {
+            "t_s": T0 + row, "arm": rng.randrange(2), "w": 0.5,
+            "error": None if rng.random() < 0.4 else int(rng.random() < 0.01),
+        }
+        for row in range(4000)
+    ]  # fmt: skip
+    path = jsonl(tmp_path / "agents.jsonl", rows)
+
+    assert main(["backtest", str(path), "--allow-unjudged", "x"]) == 6
+
+    printed = capsys.readouterr()
+    assert "limit 10% (max_missing)" in " ".join(printed.out.split())
+    assert "raise max_missing in the policy" in " ".join(printed.err.split())
