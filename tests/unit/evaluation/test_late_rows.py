@@ -12,6 +12,7 @@ from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.units.later_blocks import Place
 from evaluation.verdict import evaluation_report
 from tests.fakes.evidence_maker import Columns
 
@@ -68,3 +69,12 @@ def test_the_result_does_not_depend_on_where_blocks_end(rows_at_once: int) -> No
 
     assert reports[0] == reports[1]
     assert reports[0].stage_canary > 0
+
+
+def test_a_late_row_does_not_make_a_unit_new_in_its_stage() -> None:
+    place = Place(round=1, stage=1, block=2, judged=0b101)
+
+    late = place.next_block(2, 0)
+    assert (late.stage, late.judged) == (1, 0b101)
+    assert late.next_block(3, 1).judged == 0b101
+    assert place.next_block(2, 2).judged == 0
