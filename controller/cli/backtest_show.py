@@ -13,6 +13,7 @@ from controller.cli.backtest_plan import Needed
 from controller.cli.evidence_files import EvidenceFile
 from controller.cli.output import gate_title, number, table
 from controller.quantities import FULL_BP, percent
+from evaluation.betting.histogram import UNPROVABLE
 from evaluation.metrics import CATALOGUE
 from evaluation.offline.backtest import BacktestResult
 from evaluation.offline.names import COLUMNS
@@ -194,6 +195,8 @@ def next_step(shown: Shown) -> str:
         case "undecided" if unjudged:
             named = [gate for gate in unjudged if gate in shown.needed.named]
             return f"next: add {metrics}; or remove the gate from the policy: {named[0]}: null"
+        case "undecided" if any(UNPROVABLE in reason for reason in shown.result.reasons):
+            return "next: record latency in milliseconds, or a margin wider than its steps (docs/policy.md)"
         case "undecided":
             return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
         case "invalid" if any(RATIO_MISMATCH in reason for reason in shown.result.reasons):

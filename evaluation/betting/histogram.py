@@ -17,6 +17,7 @@ BELOW = 200  # bins below the median of the first values: a factor of 7.3; above
 SMALLEST = 1e-9
 FIRST = 32  # values whose median centres the range, so that one outlier cannot
 SAME = 1e-5  # relative: closer values are one, as differences of time stamps are not exact
+UNPROVABLE = "cannot be proven by such values"
 COARSE_SHARE = 0.5  # of all values, in bins that hold one repeated value each
 
 
@@ -54,7 +55,7 @@ class Steps:
         what = f"recorded in steps ({count} distinct values)" if count > 1 else "the same for all requests"
         is_narrow = apart * (1.0 - 2.0 * SAME) < divisor
         if not (is_narrow.any() or self.is_open.any()):
-            return f"{what}: {divisor:g}x cannot be proven by such values"
+            return f"{what}: {divisor:g}x {UNPROVABLE}"
         return f"{what}: a canary's value counts as the next step up"
 
 

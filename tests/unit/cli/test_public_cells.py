@@ -240,3 +240,23 @@ def test_values_that_both_arms_lose_name_max_missing(
     printed = capsys.readouterr()
     assert "limit 10% (max_missing)" in " ".join(printed.out.split())
     assert "raise max_missing in the policy" in " ".join(printed.err.split())
+
+
+# --- zeeguu/api #665, PostHog/posthog #83190, linkerd/linkerd2 #13483
+
+
+def test_latencies_in_buckets_name_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(665)
+    rows = [
+        {
+            "t_s": T0 + row, "arm": rng.randrange(2), "w": 0.5, "error": 0,
+            "latency_ms": rng.choice([250, 500, 500, 1000]),
+        }
+        for row in range(3000)
+    ]  # fmt: skip
+
+    assert main(["backtest", str(jsonl(tmp_path / "b.jsonl", rows)), "--allow-unjudged", "x"]) == 6
+
+    printed = capsys.readouterr()
+    assert "1.2x cannot be proven by such values; record it in milliseconds" in " ".join(printed.out.split())
+    assert "next: record latency in milliseconds" in printed.err
