@@ -203,6 +203,8 @@ class Pipeline:
         "canary",
         "stable",
         "stage_canary",
+        "stage_seen",
+        "stage_units",
         "stage_starts",
         "stage",
         "is_sticky",
@@ -225,7 +227,9 @@ class Pipeline:
         self.canary = 0
         self.stable = 0
         self.stage = 0
-        self.stage_canary = 0
+        self.stage_canary = 0  # requests of the canary in this stage that count: of sessions
+        self.stage_seen = 0  # all of them
+        self.stage_units = 0  # drawn to the canary in this stage
         self.stage_starts: dict[int, float] = {}
         self._warmup_s = [stage.warmup_s for stage in stages]
         self.was_sticky = False  # there was a sticky unit
@@ -310,10 +314,28 @@ class Pipeline:
         stage, kind = requests.stage, requests.kind
         self.canary += int(np.count_nonzero(on_canary))
         self.stable += int(np.count_nonzero(~requests.arm & (kind != LEFT_OUT) & (requests.w > 0.0)))
-        if len(stage) and stage[-1] != self.stage:
-            self.stage, self.stage_canary = int(stage[-1]), 0
-        of_stage = (drawn.position > 0) & (drawn.round == 0) & (drawn.w > 0.0) & (stage == self.stage)
-        self.stage_canary += int(np.count_nonzero(of_stage & on_canary & (kind != HELD)))
+        if len(stage) and stage.max() > self.stage:  # a late row of an earlier stage ends nothing
+            self.stage, self.stage_canary, self.stage_seen, self.stage_units = int(stage.max()), 0, 0, 0
+        of_canary = on_canary & (stage == self.stage) & (kind != HELD)
+        counts = of_canary & (drawn.position > 0) & (drawn.w > 0.0)
+        self.stage_canary += int(np.count_nonzero(counts))
+        self.stage_seen += int(np.count_nonzero(of_canary))
+        self.stage_units += int(np.count_nonzero(counts & (drawn.position == 1) & (drawn.round == 0)))
+
+    def canary_text(self, stage: int, needed: int) -> str:
+        """What a stage still lacks of the canary requests that it needs; empty: nothing."""
+        found, seen, units = 0, 0, 0
+        if self.stage == stage:
+            found, seen, units = self.stage_canary, self.stage_seen, self.stage_units
+        if found >= needed:
+            return ""
+        text = f"{found} of {needed} canary requests in this stage"
+        if seen < needed:
+            return text
+        return (
+            f"{text}: it had {seen}, but of its {units} new units those of a first session count, and of all "
+            "units one later session a round; lower min_canary, or let conversations be the unit"
+        )
 
 
 def proofs_by_gate(policy: GatePolicy, stages: Sequence[StagePlan]) -> dict[str, list[Proof]]:

@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-#: The formats before 9 hold other evidence (8: later sessions without parts; 7: none; the earlier ones:
-#: requests where units are bet on now) and cannot be carried over.
+#: The formats before 9 hold other evidence (8: later sessions without parts, no recorded steps; 7: no later
+#: ones; the earlier ones: requests where units are bet on now) and cannot be carried over.
 FORMAT = 9
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from evaluation.betting.estimates import Estimate
@@ -26,12 +28,18 @@ class Stream:
         estimate: Estimate | None = None,
         covariates: int = 0,
         with_missing: bool = False,
+        with_steps: bool = False,
     ) -> None:
         self._is_idle = False
         self.estimate = estimate  # None: no interval is displayed
         self.channels: list[Channel] = []
-        self.staged: list[Channel] = []  # reset with each stage
-        self.stable = Stable(with_histogram=with_histogram, covariates=covariates, with_missing=with_missing)
+        self.staged: list[Channel] = []  # reset with each later stage
+        self.stable = Stable(
+            with_histogram=with_histogram,
+            covariates=covariates,
+            with_missing=with_missing,
+            with_steps=with_steps,
+        )
         self.rows = 0
         self.canary = 0
         self.until = FIRST_EPOCH
@@ -57,15 +65,16 @@ class Stream:
             self._learn_only(block.pick(slice(0, start)))
         while start < len(block):
             stop = min(len(block), start + self.until - self.rows)
-            later = np.flatnonzero(block.stage[start:stop] != self.stage)
-            if len(later) and later[0] == 0:
-                self.stage = int(block.stage[start])
+            stage = int(block.stage[start])
+            other = np.flatnonzero(block.stage[start:stop] != stage)
+            if len(other):
+                stop = start + int(other[0])
+            if stage > self.stage:
+                self.stage = stage
                 for channel in self.staged:
                     channel.reset()
-                later = np.flatnonzero(block.stage[start:stop] != self.stage)
-            if len(later):
-                stop = start + int(later[0])
-            self._bet(block.pick(slice(start, stop)))
+            # A late unit of an earlier stage is evidence, but not of this stage.
+            self._bet(block.pick(slice(start, stop)), self.staged if stage == self.stage else ())
             start = stop
 
     def fix_idle(self) -> None:
@@ -118,14 +127,14 @@ class Stream:
             until += epoch_after(until)
         return end
 
-    def _bet(self, part: UnitBlock) -> None:
+    def _bet(self, part: UnitBlock, staged: Sequence[Channel]) -> None:
         due = restarts_in(part, self.canary) if self.channels else NO_ROWS
         fit = self.stable.covariates
         if fit is not None and part.covariates is not None:
             part = part.with_adjustment(fit.adjustment(part.covariates))
         for channel in self.channels:
             channel.bet(part, due)
-        for channel in self.staged:
+        for channel in staged:
             channel.bet(part)
         if self.estimate is not None:
             self.estimate.learn(part)

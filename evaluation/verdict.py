@@ -9,11 +9,13 @@ from dataclasses import replace
 from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
 from evaluation.gate_texts import USES, beyond, harm, margin
-from evaluation.metrics import CATALOGUE, STREAMED, UNANSWERED, VALUES, Kind
+from evaluation.metrics import STREAMED, UNANSWERED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
+from evaluation.recorded_steps import step_notes, steps_text
 from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdict
+from evaluation.shared_hardware import interference
 from evaluation.split_reports import (
     frozen_since,
     is_served_hold,
@@ -26,7 +28,6 @@ from evaluation.units.gate_channels import Track, rollback_tracks
 from evaluation.units.metric_evidence import MetricEvidence
 
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
-SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself that needs a cause
 MIN_NEVER = 100  # requests without a single value
 MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
 MIN_LATER_SHARE = 0.2  # of a stage's values, of later requests: then these must prove the margins as well
@@ -88,8 +89,8 @@ def evaluation_report(
         for r in reports
         if r.side == "promotion" and r.verdict not in (Verdict.PASS, Verdict.INVALID)
     ]
-    if stage_canary < stages[stage].min_canary:
-        missing.append(f"{stage_canary} of {stages[stage].min_canary} canary requests in this stage")
+    if few := pipeline.canary_text(stage, stages[stage].min_canary):
+        missing.append(few)
     if rollback is not None:
         verdict = Verdict.FAIL
     elif (split and pipeline.seq >= MIN_ROWS) or invalid:
@@ -110,7 +111,12 @@ def evaluation_report(
         stage_canary=stage_canary,
         through_s=through_s,
         late_events=late,
-        notes=(*shared, *(f"{r.gate}: {r.reason}" for r in reports if is_served_hold(r))),
+        notes=(
+            *shared,
+            *(f"{r.gate}: {r.reason}" for r in reports if is_served_hold(r)),
+            *step_notes(pipeline, stages[stage]),
+            *([few] if few and pipeline.stage_seen >= stages[stage].min_canary else []),
+        ),
     )
 
 
@@ -162,24 +168,6 @@ def is_not_streamed(metric: MetricEvidence) -> bool:
 def is_required(metric: MetricEvidence) -> bool:
     """Whether a user asked for a gate on the metric: without values it blocks."""
     return any(gate.required for gate in metric.gates)
-
-
-def interference(pipeline: Pipeline) -> list[str]:
-    """Metrics by which stable itself became slower when the canary's weight rose, and still is: invisible to
-    the coin on shared hardware, so it holds and pages. Where some clients are always sent to the canary,
-    stable before and during it had other clients, and nothing is said."""
-    if pipeline.has_always_canary:
-        return []
-    slower = {
-        name: metric.own_speed.slowdown()
-        for name, metric in pipeline.metrics.items()
-        if CATALOGUE[name].unit == "ms"
-    }
-    return [
-        f"stable's own {name} rose to {times:.1f}x of before the canary: shared hardware?"
-        for name, times in slower.items()
-        if times > 1.0 + SLOWDOWN_FACTOR * max(gate.threshold for gate in pipeline.metrics[name].gates)
-    ]
 
 
 def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> GateReport:
@@ -286,6 +274,8 @@ def _proof_report(
     drifting = [t.channel.tail for t in tracks if isinstance(t.channel, TailChannel)]
     if unfit := next((tail for tail in drifting if not tail.is_fitting), None):
         text += f"; {unfit.text}"
+    if steps := steps_text(metric, gate, tracks[shown].margin):
+        text += f"; {steps}"
     if invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:

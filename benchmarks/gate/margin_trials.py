@@ -96,6 +96,15 @@ def not_proven_trials() -> list[Trial]:
                     replace(coarse, step_ms=step, sigma=0.0 if step == 1.0 else 0.5),
                 )
             )
+        for step in (500.0, 1000.0):
+            trials.append(
+                never(
+                    f"latency rounded to {step:g} ms at the margin, {units}",
+                    "the canary takes exactly 1.2x; what is recorded is rounded",
+                    "latency_shape",
+                    replace(coarse, step_ms=step, rounded=True),
+                )
+            )
         trials.append(
             never(
                 f"quality 0 or 1 at the margin, {units}",

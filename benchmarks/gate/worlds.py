@@ -81,6 +81,7 @@ class World:
     explained: float = field(default=0.0, repr=False)
     worst_hard: bool = field(default=False, repr=False)  # hard prompts: usual latency, the worst scores
     one_score: str = field(default="", repr=False)  # of a conversation: of its `first` or `last` answer
+    rounded: bool = field(default=False, repr=False)  # `step_ms` rounds what was measured, scale and all
     lost: float = field(default=0.0, repr=False)  # share of requests without a latency, at random
     patience_s: float = field(default=0.0, repr=False)  # mean time until a client leaves; 0: none does
     late: int = 0
@@ -277,8 +278,8 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
     latency_ms = np.where(failed & ~too_slow, REFUSED_MS, latency_ms)
     latency_ms = np.where(rejected, REJECTED_MS, latency_ms)
     if world.step_ms > 0.0:
-        # Before the scale: a rounded canary would not be slower throughout.
-        factor = of_arm("latency_scale")
+        # Before the scale, unless `rounded`: so the canary's recorded latencies are slower throughout.
+        factor = 1.0 if world.rounded else of_arm("latency_scale")
         latency_ms = np.maximum(np.round(latency_ms / factor / world.step_ms), 1.0) * world.step_ms * factor
     unanswered = failed | rejected
     if world.score_step > 0.0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from controller.cli.evidence_columns import Column, ReadOptions
 from controller.cli.evidence_files import AS_IS, EvidenceFile, read_evidence
 from controller.errors import BadInput
 from evaluation.ab.comparison import (
+    MAX_CATEGORIES,
     MIN_PER_SIDE,
     AbQuestion,
     AbResult,
@@ -38,6 +40,7 @@ RESULT_KEYS = (
 )  # fmt: skip
 TIMES = frozenset(name for name in CATALOGUE if name.endswith("_ms"))
 SLOWEST_S = SETTLE_S  # a request without an answer waited at least so long, whenever it failed
+OTHER = "(other)"
 NOTHING = "no unit has a randomised side and an outcome; nothing to compare"
 
 
@@ -79,7 +82,7 @@ def judge_file(
         validity = AbValidity()
         validity.add(units.is_b, units.w, units.answers > 0)
         whole = compare(scored)
-        names = np.asarray(columns[by])[units.row[scored]] if by is not None else np.empty(0)
+        names, rare = _largest(np.asarray(columns[by])[units.row[scored]] if by is not None else np.empty(0))
         parts = correct_categories({str(name): compare(scored[names == name]) for name in np.unique(names)})
     except ValueError as exc:
         raise BadInput(f"{metric}: {exc}") from exc
@@ -89,10 +92,22 @@ def judge_file(
     if invalid is not None:
         rows = [row | {"verdict": AbVerdict.INVALID.value} for row in rows]
     notes = _notes(whole, [part.result for part in parts], invalid, units)
+    if rare:
+        notes.append(f"{OTHER}: the {rare} smallest categories as one")
     if unanswered:
         counted = f"at {SLOWEST_S:g} s or the slowest" if metric in TIMES else "for nothing"
         notes.append(f"{unanswered} requests without an answer (error, rejected) count {counted}")
     return FileReport(metric=metric, method=whole.method, rows=rows, notes=[*evidence.notes, *notes])
+
+
+def _largest(names: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """The categories of units, the smallest as `OTHER` where there are more than can be compared, and how
+    many those are."""
+    known, which, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    if len(known) <= MAX_CATEGORIES:
+        return names, 0
+    kept = np.argsort(-sizes, kind="stable")[: MAX_CATEGORIES - 1]
+    return np.where(np.isin(which, kept), names, OTHER), len(known) - len(kept)
 
 
 def _question(metric: str, alpha: float) -> AbQuestion:

@@ -116,6 +116,9 @@ def backtest(
         more = {"observed_range": observed.as_json()} if observed is not None else {}
         print(json.dumps(as_json(shown) | more, indent=2))
         return EXIT_CODES[shown.result.decision]
+    for line in shown.result.notes:
+        if not any(line in reason for reason in shown.result.reasons):
+            note(line)
     console().print(as_table(shown))
     for line in observed.lines() if observed is not None else ():
         console().print(line)

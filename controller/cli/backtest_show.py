@@ -13,6 +13,7 @@ from controller.cli.backtest_plan import Needed
 from controller.cli.evidence_files import EvidenceFile
 from controller.cli.output import gate_title, number, slowest_line, table
 from controller.quantities import FULL_BP, percent
+from evaluation.betting.histogram import UNPROVABLE
 from evaluation.metrics import CATALOGUE
 from evaluation.offline.backtest import BacktestResult
 from evaluation.offline.names import COLUMNS
@@ -90,7 +91,7 @@ def as_json(shown: Shown) -> dict[str, object]:
         "alarms": [report.metric for report in raised_alarms(result.gates)],
         "allow_unjudged": shown.allowed,
         "ignored_columns": list(evidence.ignored),
-        "notes": list(evidence.notes),
+        "notes": [*evidence.notes, *result.notes],
     }
 
 
@@ -202,12 +203,19 @@ def next_step(shown: Shown) -> str:
         case "undecided" if unjudged:
             named = [gate for gate in unjudged if gate in shown.needed.named]
             return f"next: add {metrics}; or remove the gate from the policy: {named[0]}: null"
+        case "undecided" if any(UNPROVABLE in reason for reason in shown.result.reasons):
+            return "next: record latency in milliseconds, or a margin wider than its steps (docs/policy.md)"
         case "undecided":
             return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
         case "invalid" if any(RATIO_MISMATCH in reason for reason in shown.result.reasons):
             return (
                 "next: is the share right (--w, or the column w), and the right arm the canary (--canary)? "
                 "Then the recording lacks units of one arm (docs/backtest.md, what makes a file invalid)"
+            )
+        case "invalid" if any("(max_missing)" in reason for reason in shown.result.reasons):
+            return (
+                "next: mend the recording; or, where both arms lose as many by nature, raise max_missing in "
+                "the policy (docs/policy.md)"
             )
         case "invalid":
             return "next: mend the recording (docs/backtest.md, what makes a file invalid)"

@@ -15,10 +15,12 @@ from controller.cli.evidence_scores import only_score
 from controller.cli.evidence_sources import PRESENT, KnownLog, Source, Term
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, VALUES
+from evaluation.offline.arrays import name_text
 from evaluation.offline.names import is_opposite, near_name
 from evaluation.records import is_rate
 
 MAX_SHOWN = 12  # columns or values named in one message
+MOST_NEGATIVE = 0.5  # share of durations; more, and the columns are in the wrong order
 MAX_ARM_VALUES = 20  # more distinct values than this are no arms
 
 COMPACT = "YYYYMMDDhhmmss"  # as a unit: digits of a date and time
@@ -238,7 +240,7 @@ def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
     if name.endswith("_ms"):
         if len(source.terms) == 1:
             return _lengths_s(reading, source.terms[0], default="ms") * 1000.0
-        return _difference_s(reading, source) * 1000.0
+        return _durations_ms(reading, source)
     if len(source.terms) == 2:
         raise BadInput(f"--map {name}={source.text}: only times have a difference; map one column")
     [term] = source.terms
@@ -291,6 +293,18 @@ def _remedy(name: str) -> str:
     return "a number; write 0.5"
 
 
+def _durations_ms(reading: Reading, source: Source) -> NDArray[np.float64]:
+    """A difference of two times; NaN where it is negative, as clocks that differ write it. Most of them
+    negative are another mistake, and stay."""
+    out = _difference_s(reading, source) * 1000.0
+    is_negative = out < 0.0
+    count = int(is_negative.sum())
+    if 0 < count <= MOST_NEGATIVE * int(np.count_nonzero(~np.isnan(out))):
+        out[is_negative] = np.nan
+        reading.notes.append(f"{count} rows end before they start by {source.text}: missing values")
+    return out
+
+
 def _difference_s(reading: Reading, source: Source) -> NDArray[np.float64]:
     """Seconds between two times; NaN where either is missing."""
     first, second = ([cells.is_missing(v) for v in reading.table.columns[c]] for c in source.columns)
@@ -310,7 +324,11 @@ def texts(reading: Reading, name: str, source: Source, *, is_word: bool) -> Colu
             raise reading.refuse(row, f"it has no {source.text}; fill it in{more}")
         if isinstance(value, bool) or not isinstance(value, str | int | float) or "\0" in str(value):
             raise reading.refuse(row, f"{source.text} {value!r:.60} is not a name; write text or a number")
-        out.append(str(value).strip().lower() if is_word else str(value))
+        try:
+            text = name_text(value)
+        except ValueError as exc:
+            raise reading.refuse(row, f"{source.text} {exc}") from exc
+        out.append(text.strip().lower() if is_word else text)
     return np.array(out)
 
 

@@ -32,6 +32,7 @@ from controller.cli.evidence_outcomes import (
     count_first_attempts,
     name_requests,
     read_status,
+    refuse_answering_arms,
     without_cancelled,
     without_void,
 )
@@ -92,6 +93,7 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     reading = _sources_of(read_table(path), options, extra)
     read_status(reading)
     count_first_attempts(reading)
+    refuse_answering_arms(reading)
     if len(reading.table) == 0:
         raise BadInput(f"{path.name} has no rows; give a file with requests")
     refused: list[str] = _lacking(reading, extra)
@@ -144,7 +146,7 @@ def _collected(refused: list[str]) -> Iterator[None]:
 
 def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
     """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
-    table = unpacked(_renamed(table, extra))
+    table, repeats = unpacked(_renamed(table, extra))
     log = recognised(table)
     own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}
     own |= {name: Source(name, (Term(name, None),)) for name in options.covariates if name in table.columns}
@@ -156,15 +158,18 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
         {name: s for name, s in sources.items() if not options.ignore & {name, *s.all_columns}}
         for sources in (own, found)
     )
+    sources, notes = {**found, **own, **given}, []
+    if repeats:
+        notes.append(f"{repeats} scores repeat one of the same request and name: the first counts, as live")
     if log is not None and log.only is not None and log.only[0] in table.columns:
         name, value = log.only
         rows = [row for row, cell in enumerate(table.columns[name]) if cell == value]
         if rows and len(rows) < len(table):
-            dropped = len(table) - len(rows)
-            reading = Reading(table.pick(rows), options, log, {**found, **own, **given})
-            reading.notes.append(f"{dropped} rows whose {name} is not {value} are left out")
-            return _noted(reading)
-    return _noted(Reading(table, options, log, {**found, **own, **given}))
+            notes.append(f"{len(table) - len(rows)} rows whose {name} is not {value} are left out")
+            table = table.pick(rows)
+    reading = Reading(table, options, log, sources)
+    reading.notes.extend(notes)
+    return _noted(reading)
 
 
 def _noted(reading: Reading) -> Reading:

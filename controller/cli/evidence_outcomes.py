@@ -12,7 +12,7 @@ import numpy as np
 
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import Column, Reading, holds_status
-from controller.cli.evidence_sources import Source, Term
+from controller.cli.evidence_sources import ANSWERED_BY, ASKED, FALLBACKS, Source, Term
 from evaluation.offline.cancelled import KNOWN_IF_CANCELLED, if_not_cancelled
 
 ARM_NAMES = ((0, "stable"), (1, "the canary"))
@@ -82,6 +82,24 @@ def count_first_attempts(reading: Reading) -> None:
         f"{len(retried)} rows list several upstreams in {column}: the first is the arm, its failure counts, "
         "and fell_back says that another answered"
     )
+
+
+def refuse_answering_arms(reading: Reading) -> None:
+    """Raise BadInput where the arm is what answered, and another version answered in place of the drawn one:
+    the canary's failures would be stable's successes."""
+    arm = reading.sources.get("arm")
+    tried = reading.sources.get("fell_back")
+    if reading.log is None or arm is None or tried is None or tried.columns != (FALLBACKS,):
+        return
+    if not ANSWERED_BY.intersection(arm.columns):
+        return
+    fell_back = [cells.is_present(cell) for cell in reading.table.columns[FALLBACKS]]
+    if any(fell_back):
+        raise reading.refuse(
+            fell_back.index(True),
+            f"a fallback answered (so in {sum(fell_back)} of {len(fell_back)} rows), and {arm.text} names "
+            f"what answered, not what was drawn; give --map arm={ASKED}",
+        )
 
 
 def name_requests(reading: Reading) -> None:

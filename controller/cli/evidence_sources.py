@@ -91,6 +91,10 @@ ERROR_OBJECTS = tuple(
     for place in ("", "response.", "response.body.", "body.")
     for key in ("message", "code", "type")
 )
+#: LiteLLM: the group of models that was asked for, and how many others were tried for the answer.
+ASKED, FALLBACKS = "metadata.original_model_group", "metadata.attempted_fallbacks"
+#: Columns of a log that name what answered, not what was drawn.
+ANSWERED_BY = frozenset({"model", "model_group", "model_id", "api_base", "custom_llm_provider"})
 
 KNOWN_LOGS = (
     KnownLog(
@@ -104,6 +108,8 @@ KNOWN_LOGS = (
             "tokens": ("completion_tokens",),
             "cost": ("spend",),
             "request_id": ("request_id",),
+            "arm": (ASKED,),
+            "fell_back": (f"{FALLBACKS}:present",),
         },
         ("end_user", "session_id", "user"),
         void={
@@ -203,6 +209,8 @@ def log_sources(table: RawTable, log: KnownLog) -> dict[str, Source]:
     out: dict[str, Source] = {}
     for target, texts in log.sources.items():
         usable = [source for text in texts if (source := _usable(table, text)) is not None]
+        if target == "arm":
+            usable = [source for source in usable if _tells_arms(table, source)]
         if usable and target in KNOWN:
             out[target] = next((source for source in usable if has_value(table, source)), usable[0])
     for target, texts in log.also.items():
@@ -214,6 +222,12 @@ def log_sources(table: RawTable, log: KnownLog) -> dict[str, Source]:
         elif saying:
             out[target] = replace(saying[0], others=tuple(saying[1:]))
     return out
+
+
+def _tells_arms(table: RawTable, source: Source) -> bool:
+    """Whether each row has a value and there are two: one name for both arms would tell none."""
+    cells = table.columns[source.columns[0]]
+    return not any(is_missing(cell) for cell in cells) and len({str(cell) for cell in cells}) == 2
 
 
 def has_value(table: RawTable, source: Source) -> bool:

@@ -14,6 +14,7 @@ from controller.cli.evidence_cells import is_missing
 from controller.cli.evidence_columns import Reading, listed
 from controller.cli.evidence_sources import Source, Term
 from controller.errors import BadInput
+from evaluation.offline.arrays import name_text
 
 MIN_REPEATS = 20  # of values on one arm; fewer may be so by chance
 MAX_BLANK = 0.05  # share of the rows that are blank or shared; more of them could hide what was drawn
@@ -93,7 +94,7 @@ def find_unit(reading: Reading, arms: Sequence[float], w: Sequence[float]) -> No
 
 def _candidate(name: str, values: Sequence[object], arms: Sequence[float], w: Sequence[float]) -> Candidate:
     blank = [is_missing(value) for value in values]
-    keys = [(str(value), weight) for value, weight in zip(values, w, strict=True)]
+    keys = [(_key(value), weight) for value, weight in zip(values, w, strict=True)]
     named = [(key, arm) for key, arm, gone in zip(keys, arms, blank, strict=True) if not gone]
     sizes, on_canary = Counter(key for key, _ in named), Counter(key for key, arm in named if arm == 1)
     both = [key for key in sizes if 0 < on_canary[key] < sizes[key]]
@@ -117,11 +118,19 @@ def _candidate(name: str, values: Sequence[object], arms: Sequence[float], w: Se
     )
 
 
+def _key(value: object) -> str:
+    """A cell as the name that it will be; one that can be none as its text, to be refused with its line."""
+    try:
+        return name_text(value)
+    except ValueError:
+        return str(value)
+
+
 def _take(reading: Reading, found: Candidate) -> None:
     """Make the column the unit; its blank and shared rows each count by themselves."""
     values, name = reading.table.columns[found.column], found.column
     is_shared = set(found.shared)
-    own = [is_missing(value) or str(value) in is_shared for value in values]
+    own = [is_missing(value) or _key(value) in is_shared for value in values]
     _give(reading, name, own)
     if not any(own):
         reading.notes.append(f"unit from {name}: each of its values is always on one arm")

@@ -2,8 +2,9 @@
 
 A sticky user asks more than once, and any of the answers may be graded, so the first alone would leave out
 most of what is known (an error only in later turns; a grade only at the end). Every value of a unit's whole
-draw is a valid outcome of that unit, and the mean keeps the scale. A unit that is drawn again at a raised
-split counts with its first draw.
+draw is a valid outcome of that unit, and the mean keeps the scale. A unit that is drawn again at another
+split counts with its first draw; of A before a raise and of B after it, or the reverse at a lower one, is no
+contradiction.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ def units_of_rows(
     first = kept[first]
     is_drawn = kind[first] != HELD  # else its draw is not in the file
     start = first[unit]  # each kept row's unit, by its first row
-    side, raised = is_b[start], w[kept] > w[start]
+    side, raised, lowered = is_b[start], w[kept] > w[start], w[kept] < w[start]
     same_draw = (kind[kept] == HELD) | (w[kept] == w[start])
-    crosses = (is_b[kept] != side) & ~(raised & ~side & (kind[kept] != HELD))
+    is_moved = ((raised & ~side) | (lowered & side)) & (kind[kept] != HELD)  # as the same bucket says
+    crosses = (is_b[kept] != side) & ~is_moved
     redrawn = np.zeros(len(first), dtype=np.int64) + rows
     np.minimum.at(redrawn, unit[~same_draw], kept[~same_draw])
     counted = same_draw & (is_b[kept] == side) & (kept < redrawn[unit]) & ~np.isnan(y[kept])

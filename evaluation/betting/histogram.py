@@ -1,8 +1,9 @@
-"""Log-histogram at 1 % relative bin width: quantiles and tail shares in bounded memory."""
+"""Log-histogram at 1 % relative bin width: quantiles and tail shares in bounded memory; recorded steps."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +16,74 @@ BINS = 640
 BELOW = 200  # bins below the median of the first values: a factor of 7.3; above it a factor of 79
 SMALLEST = 1e-9
 FIRST = 32  # values whose median centres the range, so that one outlier cannot
+SAME = 1e-5  # relative: closer values are one, as differences of time stamps are not exact
+UNPROVABLE = "cannot be proven by such values"
+COARSE_SHARE = 0.5  # of all values, in bins that hold one repeated value each
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The steps in which values are recorded, where a value stands for all between two steps.
+
+    points: n, ascending. is_open: n, whether values between the previous point and this one are exact.
+    """
+
+    points: Floats
+    is_open: NDArray[np.bool_]
+
+    def divided(self, values: Floats, divisor: float) -> Floats:
+        """How values divided by `divisor` would have been recorded at most: as the next step up.
+
+        Check: steps 500 and 1000, divisor 1.2: 1000 stays 1000, as 833 would have been recorded so.
+        """
+        if len(self.points) == 0:
+            return values / divisor
+        smaller = values / divisor
+        index = np.searchsorted(self.points, smaller * (1.0 - 2.0 * SAME), side="left")
+        is_within = index < len(self.points)
+        index = np.minimum(index, len(self.points) - 1)
+        out: Floats = np.where(is_within & ~self.is_open[index], self.points[index], smaller)
+        return out
+
+    def text(self, divisor: float) -> str:
+        """What the steps are, and what they mean for a proof of `divisor`; empty: there are none."""
+        if len(self.points) == 0:
+            return ""
+        closed = np.flatnonzero(~self.is_open[1:])
+        apart = self.points[closed + 1] / np.maximum(self.points[closed], SMALLEST)
+        count = int(np.count_nonzero(~self.is_open))
+        what = f"recorded in steps ({count} distinct values)" if count > 1 else "the same for all requests"
+        is_narrow = apart * (1.0 - 2.0 * SAME) < divisor
+        if not (is_narrow.any() or self.is_open.any()):
+            return f"{what}: {divisor:g}x {UNPROVABLE}"
+        return f"{what}: a canary's value counts as the next step up"
+
+
+NO_STEPS = Steps(np.empty(0), np.empty(0, dtype=np.bool_))
 
 
 class LogHistogram:
     """Counts of values by logarithm. The range is centred on the first values, which are buffered until there
-    are enough; values outside it are counted in the end bins. The counts do not depend on the blocks."""
+    are enough; values outside it are counted in the end bins. The counts do not depend on the blocks.
 
-    __state__ = ("counts", "first_bin", "total", "waiting")
+    with_steps: keep the only value of each bin that has one: it shows whether values are recorded in steps.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_steps: bool = False) -> None:
         self.counts: NDArray[np.uint32] = np.zeros(BINS, dtype=np.uint32)
         self.first_bin = 0
         self.total = 0  # counted; without the buffered ones
         self.waiting: Ints = np.empty(0, dtype=np.int64)  # bins of the first values
+        self._with_steps = with_steps
+        self.first_values: Floats = np.empty(0)  # the same values
+        self.only: Floats = np.full(
+            BINS if with_steps else 0, np.nan
+        )  # NaN: of no value; infinite: of several
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        kept = ("counts", "first_bin", "total", "waiting")
+        return (*kept, "first_values", "only") if self._with_steps else kept
 
     def add(self, values: Floats) -> None:
         """Count finite values of at least 0; the unit is the caller's."""
@@ -37,12 +93,43 @@ class LogHistogram:
         if self.total == 0:
             bins = np.concatenate((self.waiting, bins))
             self.waiting = bins if len(bins) < FIRST else np.empty(0, dtype=np.int64)
+            if self._with_steps:
+                values = np.concatenate((self.first_values, values))
+                self.first_values = values if len(bins) < FIRST else np.empty(0)
             if len(bins) < FIRST:
                 return
             self.first_bin = int(np.sort(bins[:FIRST])[FIRST // 2]) - BELOW
         index = np.clip(bins - self.first_bin, 0, BINS - 1)
         self.counts += np.bincount(index, minlength=BINS).astype(np.uint32)
         self.total += len(bins)
+        if self._with_steps:
+            self._keep_only(np.maximum(values, SMALLEST), index)
+
+    def _keep_only(self, values: Floats, index: Ints) -> None:
+        """Note the first value of each bin, and which bins have another one."""
+        used, first = np.unique(index, return_index=True)
+        self.only[used] = np.where(np.isnan(self.only[used]), values[first], self.only[used])
+        known = self.only[index]
+        with np.errstate(invalid="ignore"):
+            self.only[index[np.abs(values - known) > SAME * known]] = np.inf
+
+    def steps(self) -> Steps:
+        """The steps in which values are recorded: `NO_STEPS` unless half of them repeat the only value of
+        their bin, which is 1 % wide."""
+        if not self._with_steps or self.total == 0:
+            return NO_STEPS
+        is_single = np.isfinite(self.only)
+        repeated = int(self.counts[is_single & (self.counts > 1)].sum(dtype=np.int64))
+        if repeated < COARSE_SHARE * self.total:
+            return NO_STEPS
+        several = np.flatnonzero(np.isinf(self.only))
+        below = np.exp((several + self.first_bin) * WIDTH)
+        above = np.exp((several + self.first_bin + 1) * WIDTH)
+        below[several == 0], above[several == BINS - 1] = 0.0, np.inf  # the end bins hold all beyond
+        points = np.concatenate((self.only[is_single], below, above))
+        is_open = np.arange(len(points)) >= len(points) - len(above)
+        order = np.lexsort((~is_open, points))
+        return Steps(points[order], is_open[order])
 
     def occupied(self) -> tuple[Floats, Floats]:
         """The midpoints of the occupied bins, ascending, and the share of all values in each."""

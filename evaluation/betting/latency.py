@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.betting.histogram import NO_STEPS, Steps
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.tails import TAIL_VALUES, RecentValues
 from evaluation.betting.unit_block import Floats, Ints, UnitBlock
@@ -146,9 +147,13 @@ class ShapeProof(Refitted):
 
     Null: a canary value divided by the margin is stochastically at least a stable value, unanswered requests
     as the slowest.
+
+    Where values are recorded in steps (the ends of buckets, whole seconds), a canary's is compared as its
+    quotient would have been recorded. Else a canary 1.3x slower that falls into the same buckets as stable
+    would lie below stable's by the margin, and be proven.
     """
 
-    __state__ = ("edges", "log_ratios")
+    __state__ = ("edges", "log_ratios", "points", "is_open")
 
     POWERS = (0.4, 0.7, 1.0, 1.4)
 
@@ -157,10 +162,12 @@ class ShapeProof(Refitted):
         self.prior: Floats = np.ones(len(self.POWERS))
         self.edges: Floats = np.empty(0)
         self.log_ratios: Floats = np.zeros((len(self.POWERS), 1))
+        self.points, self.is_open = NO_STEPS.points, NO_STEPS.is_open
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every unit once stable's bins are known, with a look after each of the canary's."""
-        return shape_bets(block, self.edges, self.log_ratios, self._margin, self._table)
+        steps = Steps(self.points, self.is_open)
+        return shape_bets(block, self.edges, self.log_ratios, self._margin, self._table, steps)
 
     def end_epoch(self, stable: Stable) -> None:
         """Recompute the bins and the ratios from stable's histogram so far."""
@@ -168,10 +175,15 @@ class ShapeProof(Refitted):
         if histogram is None or histogram.total < MIN_VALUES:
             return
         values, shares = histogram.occupied()
+        steps = histogram.steps()
+        self.points, self.is_open = steps.points, steps.is_open
         edges = histogram.upper_edges(QUANTILES)
-        # Coarse values (all equal, or in steps) pass no edge when divided by the margin; they pass this one.
+        # Below it lie many of a faster canary's, and a twin's divided by the margin where they are few.
         self.edges = np.unique(np.append(edges, edges[0] / np.sqrt(self._margin)))
-        moved = [values * self._margin**-power for power in self.POWERS]
+        if len(steps.points):
+            moved = [steps.divided(values, self._margin**power) for power in self.POWERS]
+        else:
+            moved = [values * self._margin**-power for power in self.POWERS]
         ratios, mass = ratios_of(np.stack([*moved, values]), shares, self.edges)
         ratios, mass = with_failures(np.clip(ratios, MIN_RATIO, MAX_RATIO), mass, stable.unanswered)
         self.log_ratios = np.log(monotone(ratios[:, ::-1], mass[::-1])[:, ::-1])
@@ -198,6 +210,7 @@ def shape_bets(
     log_ratios: Floats,
     divisor: float,
     table: Callable[[float], Floats],
+    steps: Steps = NO_STEPS,
 ) -> Bets:
     """Bets on values by the bin of each, the canary's divided first; a look after each of the canary's.
 
@@ -207,7 +220,7 @@ def shape_bets(
         none = np.empty(0, dtype=np.int64)
         return Bets(none, np.empty((len(log_ratios), 0)), none)
     values, arm = (block.y, block.arm) if block.values is None else (block.values, block.arm[block.owner])
-    column = np.searchsorted(edges, np.where(arm, values / divisor, values), side="left")
+    column = np.searchsorted(edges, np.where(arm, steps.divided(values, divisor), values), side="left")
     column = np.where(np.isinf(values), len(edges) + 1, column).astype(np.int64)
     return Bets(np.arange(len(block)), by_weight(block, column, table), np.flatnonzero(block.arm))
 
@@ -219,16 +232,20 @@ class Exceedance:
     stable's traffic before the rollout; NaN until it is known.
     """
 
-    __state__ = ("threshold", "lower", "inside", "stable", "recent", "rows", "until")
+    __state__ = (
+        "threshold", "lower", "inside", "stable", "recent", "rows", "until", "points", "is_open",
+    )  # fmt: skip
 
-    def __init__(self, *, percentile: float, highest: float = np.inf) -> None:
-        """highest: upper bound of the threshold."""
+    def __init__(self, *, percentile: float, highest: float = np.inf, with_steps: bool = False) -> None:
+        """highest: upper bound of the threshold. with_steps: values may be recorded in steps, as in
+        `ShapeProof`."""
         self._percentile = percentile
         self._highest = highest
         self.threshold = float("nan")
         self.lower = float("nan")  # for proofs, see `tails.Limit`
         self.inside = 0.0
-        self.stable = Stable(with_histogram=True)
+        self.stable = Stable(with_histogram=True, with_steps=with_steps)
+        self.points, self.is_open = NO_STEPS.points, NO_STEPS.is_open
         self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
         self.rows = 0
         self.until = FIRST_EPOCH
@@ -253,6 +270,7 @@ class Exceedance:
         whose values of stable are learned.
         """
         limits = np.full((3, len(waited)), np.nan)
+        quotients = np.array([slowest / factor for factor in times])
         present = np.arange(len(waited))[counted]
         present = present[~np.isnan(slowest[present])]
         start = given = 0
@@ -260,6 +278,7 @@ class Exceedance:
             stop = min(len(present), start + self.until - self.rows)
             rows = present[start:stop]
             limits[:, given : rows[-1] + 1] = self._limits()
+            self._divide(quotients, slowest, times, slice(given, int(rows[-1]) + 1))
             given = int(rows[-1]) + 1
             self.stable.learn(waited[rows][~arm[rows]])
             self.rows += stop - start
@@ -268,17 +287,27 @@ class Exceedance:
                 self.until += epoch_after(self.rows)
             start = stop
         limits[:, given:] = self._limits()
+        self._divide(quotients, slowest, times, slice(given, None))
         threshold, lower, inside = limits
         out = np.empty((len(times), len(waited)))
         for index, factor in enumerate(times):
             values = waited if index == 0 else slowest
-            scaled = np.where(arm, values / factor, values)
+            quotient = waited / factor if index == 0 else quotients[index]
+            scaled = np.where(arm, quotient, values)
             out[index] = scaled > threshold
             if index > 0:
                 alike = (scaled > lower) & (scaled <= threshold)
                 out[index, alike] = np.where(arm, 1.0, inside)[alike]
             out[index, np.isnan(threshold) | np.isnan(values)] = np.nan
         return out
+
+    def _divide(self, quotients: Floats, slowest: Floats, times: tuple[float, ...], rows: slice) -> None:
+        """Set the quotients of the proofs as they would have been recorded, where there are steps."""
+        if len(self.points) == 0:
+            return
+        steps = Steps(self.points, self.is_open)
+        for index, factor in enumerate(times[1:], start=1):
+            quotients[index, rows] = steps.divided(slowest[rows], factor)
 
     def discounted(self, failures: float) -> float:
         """The part of an event that an unanswered request of the canary is, where it may leave `failures`
@@ -289,6 +318,8 @@ class Exceedance:
     def _end_epoch(self) -> None:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= MIN_VALUES:
+            steps = histogram.steps()
+            self.points, self.is_open = steps.points, steps.is_open
             self.recent.end_epoch(histogram)
             limit = self.recent.limit(self._percentile, histogram)
             self.threshold = min(limit.upper, self._highest)

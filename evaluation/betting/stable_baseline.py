@@ -25,12 +25,22 @@ def epoch_after(rows: int) -> int:
 class Stable:
     """Statistics of stable's units, updated after they were bet on, so that every bet is predictable."""
 
-    def __init__(self, *, with_histogram: bool, covariates: int = 0, with_missing: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        with_histogram: bool,
+        covariates: int = 0,
+        with_missing: bool = False,
+        with_steps: bool = False,
+    ) -> None:
+        """with_steps: find out whether values are recorded in steps."""
         self.total = 0.0
         self.squares = 0.0
         self.count = 0
         self.infinite = 0  # unanswered, or censored
-        self.histogram = LogHistogram() if with_histogram else None  # None: outcomes are in [0, 1]
+        self.histogram: LogHistogram | None = None  # None: outcomes are in [0, 1]
+        if with_histogram:
+            self.histogram = LogHistogram(with_steps=with_steps)
         self.covariates = CovariateFit(covariates) if covariates else None  # None: no gate has any
         self._with_missing = with_missing
         self.missing: Floats = np.zeros(4)  # sums of m, y m, m m and 1 - c: parts missing, and counted

@@ -96,7 +96,7 @@ class TailProof(RateProof):
 
     def bets(self, block: UnitBlock) -> Bets:
         """As of a rate, with looks only where stable fits."""
-        if len(block) and block.stage[0] != self.stage:
+        if len(block) and block.stage[0] > self.stage:
             self.stage = int(block.stage[0])
             self.restart()
         rows, log_factors, looks = super().bets(block)

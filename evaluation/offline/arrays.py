@@ -33,6 +33,7 @@ class RowError(EvidenceError):
         return f"{before}{place}{after}"
 
 
+LARGEST_NAME = 2.0**53  # above it, floats skip whole numbers
 TEXTS = frozenset({"unit", "request_id", "assigned_by"})
 
 
@@ -80,7 +81,12 @@ def texts_of(columns: Mapping[str, Array], name: str) -> tuple[Array, NDArray[np
         case "U":
             return column, column == ""
         case "f":
-            return column, np.isnan(column)
+            missing = np.isnan(column)
+            texts = [
+                "" if gone else _text(name, row, value)
+                for row, (value, gone) in enumerate(zip(column.tolist(), missing, strict=True))
+            ]
+            return np.array(texts, dtype=np.str_), missing
         case "O" | "S" | "b" | "T":
             texts = [_text(name, row, value) for row, value in enumerate(column.tolist())]
             return np.array(texts, dtype=np.str_), np.array([text == "" for text in texts], dtype=np.bool_)
@@ -129,4 +135,19 @@ def _text(name: str, row: int, value: object) -> str:
         value = value.decode("utf-8", "backslashreplace")
     if not isinstance(value, str | int | float | np.number | UUID) or "\0" in str(value):
         raise RowError(f"{name} {value!r:.60} in ", row, " is not a name; give text or a whole number")
+    try:
+        return name_text(value)
+    except ValueError as exc:
+        raise RowError(f"{name} in ", row, f" {exc}") from exc
+
+
+def name_text(value: object) -> str:
+    """A name as text: a whole number that went through a float, 1000.0, is 1000. Errors: ValueError for one
+    that a float cannot hold exactly."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        if abs(float(value)) > LARGEST_NAME:
+            raise ValueError(
+                f"is {float(value):.0f}, a float beyond 2^53 that may be another's; write it as text"
+            )
+        return str(int(value))
     return str(value)

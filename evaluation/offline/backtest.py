@@ -6,7 +6,7 @@ It uses the pipeline of a live rollout (`pipeline.py`), so that both yield the s
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
+from evaluation.recorded_steps import step_notes
 from evaluation.records import EvidenceError
 from evaluation.report import EvaluationReport, GateReport, Verdict
 from evaluation.split_reports import split_reasons
@@ -53,7 +54,8 @@ class BacktestResult:
     `log_e`: maximum log wealth of rollback, by metric. `proofs`: canary requests when a gate's margin was
     proven, by gate. `reasons`: why it is invalid or undecided. `not_judged`: gates of the policy whose metric
     has no column: nothing is known of them, whatever the decision. `stages`: those that the rows reached.
-    `doubts`: what is wrong with the split of a recording that is rolled back, which may be why.
+    `doubts`: what is wrong with the split of a recording that is rolled back, which may be why. `notes`: how
+    values are recorded, where that makes a proof harder.
     """
 
     decision: Literal["rollback", "promote", "undecided", "invalid"]
@@ -69,6 +71,7 @@ class BacktestResult:
     not_judged: tuple[str, ...] = ()
     stages: tuple[StageResult, ...] = ()
     doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run(
@@ -156,7 +159,8 @@ def closing_result(
         lane.close_through(float("inf"))
     report = evaluation_report(pipeline, plan, stage, through_s=float("inf"))
     found = (*passed, _stage_result(plan, report))
-    return _result(pipeline, report, found, len(plan), not_judged, required)
+    result = _result(pipeline, report, found, len(plan), not_judged, required)
+    return replace(result, notes=tuple(step_notes(pipeline, plan[stage])))
 
 
 def _stage_result(plan: Sequence[StagePlan], report: EvaluationReport) -> StageResult:

@@ -122,10 +122,9 @@ class LaterShare:
 
     def count(self, rows: Rows, present: Flags) -> None:
         """Count values, in order. present: which of the rows have one."""
-        stage = int(rows.stage[-1])
-        if stage != self.stage:
+        if (stage := int(rows.stage.max())) > self.stage:  # a late row of an earlier stage ends nothing
             self.stage, self.own, self.later = stage, 0, np.zeros(PARTS, dtype=np.int64)
-        present = present & (rows.stage == stage)
+        present = present & (rows.stage == self.stage)
         is_later = present & (rows.round > 0)
         self.own += int(np.count_nonzero(present)) - int(np.count_nonzero(is_later))
         if is_later.any():

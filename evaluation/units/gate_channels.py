@@ -83,19 +83,31 @@ class Column:
         estimate: Estimate | None = None,
         covariates: int = 0,
         missing: Counted | None = None,
+        with_steps: bool = False,
     ) -> None:
-        """missing: which requests without a value count in it; None: none."""
+        """missing: which requests without a value count in it; None: none. with_steps: its values may be
+        recorded in steps, which its proofs take into account."""
         self.with_histogram = with_histogram
         self.missing = missing
         with_missing = missing is not None
         self.first = Stream(
-            with_histogram=with_histogram, estimate=estimate, covariates=covariates, with_missing=with_missing
+            with_histogram=with_histogram,
+            estimate=estimate,
+            covariates=covariates,
+            with_missing=with_missing,
+            with_steps=with_steps,
         )
-        self.units = Stream(with_histogram=with_histogram, covariates=covariates, with_missing=with_missing)
-        self.later, self.later_proof = (
-            [Stream(with_histogram=with_histogram, with_missing=with_missing) for _ in range(PARTS)]
-            for _ in range(2)
+        self.units = Stream(
+            with_histogram=with_histogram,
+            covariates=covariates,
+            with_missing=with_missing,
+            with_steps=with_steps,
         )
+        self.later = [Stream(with_histogram=with_histogram, with_missing=with_missing) for _ in range(PARTS)]
+        self.later_proof = [
+            Stream(with_histogram=with_histogram, with_missing=with_missing, with_steps=with_steps)
+            for _ in range(PARTS)
+        ]
 
     @property
     def __state__(self) -> tuple[str, ...]:
@@ -118,6 +130,7 @@ class GateChannels:
         """proofs: by gate. longest: where values are censored."""
         gates = policy.gates_for(metric)
         self._metric = metric
+        self._is_measured = CATALOGUE[metric].unit == "ms"  # counts and prices are exact
         self._longest = longest
         self._covariates = len(gates[0].covariates)
         self._restart_share = policy.restart_share
@@ -177,8 +190,10 @@ class GateChannels:
     def _add_shape(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         if not self.has_shape_columns:
             self.has_shape_columns = True
-            estimates = (MedianRatio(), None)
-            self.columns[:0] = [Column(with_histogram=True, estimate=e) for e in estimates]
+            self.columns[:0] = [
+                Column(with_histogram=True, estimate=MedianRatio()),
+                Column(with_histogram=True, with_steps=self._is_measured),
+            ]
         waited, slowest = self.columns[:2]
         self._add_loss(gate, waited)
         for proof in proofs:
@@ -187,7 +202,8 @@ class GateChannels:
     def _add_percentile(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         assert gate.percentile is not None
         highest = below_the_cut(self._longest, 1.0 + gate.tolerance)
-        self.exceedances.append(Exceedance(percentile=gate.percentile, highest=highest))
+        exceedance = Exceedance(percentile=gate.percentile, highest=highest, with_steps=self._is_measured)
+        self.exceedances.append(exceedance)
         self.divisors.append((1.0 + gate.tolerance, *(proof.margin for proof in proofs)))
         column = Column(with_histogram=False, estimate=EventCounts())
         self.columns.append(column)

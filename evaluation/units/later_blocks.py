@@ -50,7 +50,8 @@ class Place:
     def next_block(self, round: int, stage: int) -> Place:
         """That of the block after it."""
         block = min(self.block + 1, BLOCKS - 1) if round == self.round else 0
-        return Place(round, stage, block, self.judged if stage == self.stage else 0)
+        # A late request of an earlier stage ends nothing: a coin is bet once a stage.
+        return Place(round, max(stage, self.stage), block, self.judged if stage <= self.stage else 0)
 
     def judged_part(self, unit: int) -> tuple[int, int]:
         """The part of the block, and how many requests each of its own stands for, if it is the unit's judged

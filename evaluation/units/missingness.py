@@ -303,7 +303,8 @@ class Presence:
         limit = math.log(k * (k + 1) / MISSING_ALPHA)
         if self._max_missing > 0.0 and excess_log_e(share, units, self._max_missing) < limit:
             return None
-        return f"{share:.0%} of values missing in the last {rows} requests, limit {self._max_missing:.0%}"
+        shown = f"limit {self._max_missing:.0%} (max_missing)"
+        return f"{share:.0%} of values missing in the last {rows} requests, {shown}"
 
     def _count_windows(self, present: NDArray[np.bool_], firsts: NDArray[np.bool_]) -> None:
         start = 0

@@ -243,8 +243,8 @@ def test_a_request_that_nginx_gave_to_no_upstream_is_refused_with_the_count(tmp_
 
 @pytest.mark.parametrize("cells", [["[0.78]", "[]", "[0.2, 0.9]"], [[0.78], [], [0.2, 0.9]]])
 def test_scores_in_a_list_of_their_own_are_read(cells: list[object]) -> None:
-    """As an export with a column for each score writes them; the last of several counts."""
-    assert [only_score(cell) for cell in cells] == [0.78, None, 0.9]
+    """As an export with a column for each score writes them; the first of several counts."""
+    assert [only_score(cell) for cell in cells] == [0.78, None, 0.2]
 
 
 def test_a_log_without_a_header_line_is_named_as_such(tmp_path: Path) -> None:

@@ -7,15 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.betting.latency import ShapeProof
-from evaluation.betting.stable_baseline import Stable
 from evaluation.offline.backtest import feed, run
 from evaluation.offline.columns import checked_table
 from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
-from tests.fakes.evidence_maker import Columns, unit_block
+from tests.fakes.evidence_maker import Columns
 
 PRESETS = ("default", "strict")
 
@@ -140,22 +138,6 @@ def test_turns_void_sessions_only_where_they_differ(ratio: float) -> None:
         lane.close_through(float("inf"))
 
     assert pipeline.split.turns_differ.is_reached == (ratio > 1.0)
-
-
-@pytest.mark.parametrize("values", [np.full(500, 400.0), np.repeat([200.0, 400.0, 800.0], 200)])
-def test_coarse_latencies_can_be_proven(values: np.ndarray) -> None:
-    """All equal, or in steps: the canary's, divided by the margin, pass one more edge below stable's."""
-    bettor, stable = ShapeProof(margin=1.2), Stable(with_histogram=True)
-    stable.learn(values)
-    bettor.end_epoch(stable)
-    arm = np.arange(len(values)) % 5 == 0
-
-    def log_e(times: float) -> float:
-        block = unit_block(arm, 0.2, values * np.where(arm, times, 1.0))
-        return float(np.logaddexp.reduce(bettor.bets(block).log_factors.sum(axis=1)) - np.log(4))
-
-    assert log_e(1.0) > 3.1
-    assert log_e(1.2) < 3.1
 
 
 @pytest.mark.parametrize("seed", range(3))

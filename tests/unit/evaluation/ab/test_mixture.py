@@ -185,6 +185,23 @@ def test_a_unit_drawn_again_at_a_raised_split_counts_with_its_first_draw() -> No
     assert (units.y.tolist(), units.is_b.tolist(), units.crossed) == ([0.0], [False], ())
 
 
+@pytest.mark.parametrize(
+    ("is_b", "w", "crossed"),
+    [
+        ([True, False], [0.5, 0.1], ()),  # lowered: its bucket is between
+        ([False, True], [0.5, 0.1], ("u",)),  # A at 50 % is A at 10 %
+        ([True, False], [0.1, 0.5], ("u",)),  # B at 10 % is B at 50 %
+        ([True, False], [0.5, 0.5], ("u",)),
+    ],
+)
+def test_a_lowered_split_moves_units_of_b_alone(
+    is_b: list[bool], w: list[float], crossed: tuple[str, ...]
+) -> None:
+    units = units_of_rows(["u", "u"], np.array(is_b), np.array(w), np.full(2, STICKY), np.array([0.4, 0.8]))
+
+    assert (units.crossed, units.y.tolist(), units.is_b.tolist()) == (crossed, [0.4], is_b[:1])
+
+
 def test_rows_without_a_draw_are_left_out_and_counted() -> None:
     kind = np.array([HELD, LEFT_OUT, STICKY])
     units = units_of_rows(["u", "v", "x"], np.array([True] * 3), np.full(3, 0.5), kind, np.ones(3))

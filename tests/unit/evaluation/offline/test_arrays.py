@@ -95,7 +95,8 @@ def test_many_missing_values_are_invalid() -> None:
     columns["latency_ms"][::5] = np.nan
 
     assert re.search(
-        r"20% of values missing in the last \d{4} requests, limit 10%", " ".join(run(columns).reasons)
+        r"20% of values missing in the last \d{4} requests, limit 10% \(max_missing\)",
+        " ".join(run(columns).reasons),
     )
 
 

@@ -114,7 +114,7 @@ def one_heavy_user() -> Columns:
         (lambda: with_latency(1, slice(1), 1e15), "promote"),
         (lambda: with_latency(0, slice(1), 1e15), "promote"),
         (lambda: with_latency(1, slice(None, None, 7), 1e7), "rollback"),
-        (lambda: with_constant_latency(100.0), "promote"),
+        (lambda: with_constant_latency(100.0), "undecided"),  # 100 to 120 ms may have been recorded so
         (lambda: with_constant_latency(150.0), "rollback"),
         (lambda: without_values("latency_ms", (1,)), "invalid"),
         (lambda: without_values("error", (0, 1)), "invalid"),
@@ -141,3 +141,32 @@ def test_traffic_that_other_tools_judged_wrongly(make: Callable[[], Columns], de
 
 def test_one_heavy_user_who_always_fails_is_no_reason_to_roll_back() -> None:
     assert run(one_heavy_user()).decision != "rollback"
+
+
+def test_a_cookie_that_sticks_on_the_canary_alone_is_no_fair_split() -> None:
+    """Users of stable are drawn anew with each request, so the canary collects them."""
+    rng, users = np.random.default_rng(67), 1500
+    user, arm, kept = rng.integers(0, users, ROWS), np.zeros(ROWS, dtype=int), np.zeros(users, dtype=bool)
+    for row, one in enumerate(user.tolist()):
+        kept[one] |= rng.random() < 0.1
+        arm[row] = kept[one]
+
+    assert run(traffic() | {"arm": arm, "w": np.full(ROWS, 0.1), "unit": user}).decision == "invalid"
+
+
+@pytest.mark.parametrize(("arms", "decision"), [((1,), "invalid"), ((0, 1), "promote")])
+def test_generations_without_an_end_are_missing_values(arms: tuple[int, ...], decision: str) -> None:
+    columns = traffic()
+    lost = np.isin(columns["arm"], arms) & (np.random.default_rng(68).random(ROWS) < 0.09)
+
+    result = run(columns | {"latency_ms": np.where(lost, np.nan, columns["latency_ms"])})
+
+    assert result.decision == decision
+
+
+def test_one_failure_in_sixty_requests_is_no_rollback() -> None:
+    columns = {name: values[:60] for name, values in traffic().items()}
+    failed = np.zeros(60)
+    failed[np.flatnonzero(columns["arm"] == 1)[3]] = 1.0
+
+    assert run(columns | {"error": failed}).decision != "rollback"

@@ -1,0 +1,181 @@
+"""Latencies that are recorded in steps (ends of buckets, whole seconds), which hide what was waited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from evaluation.betting.histogram import NO_STEPS, LogHistogram, Steps
+from evaluation.betting.latency import Exceedance
+from evaluation.evaluator import Evaluator
+from evaluation.offline.backtest import BacktestResult, run
+from evaluation.policy.gates import StagePlan
+from evaluation.policy.policy import GatePolicy
+from evaluation.records import Draw
+from tests.fakes.evidence_maker import Columns
+
+Floats = np.ndarray
+Recorded = Callable[[Floats], Floats]
+BUCKETS = np.array([5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000.0])  # ms, Prometheus' default
+POLICY = GatePolicy.default().only("error", "latency_ms")
+
+
+def exact(ms: Floats) -> Floats:
+    return ms
+
+
+def to_buckets(ms: Floats) -> Floats:
+    out: Floats = BUCKETS[np.minimum(np.searchsorted(BUCKETS, ms), len(BUCKETS) - 1)]
+    return out
+
+
+def to_seconds(ms: Floats) -> Floats:
+    out: Floats = np.round(ms / 1000.0) * 1000.0
+    return out
+
+
+def to_tenths(ms: Floats) -> Floats:
+    out: Floats = np.round(ms / 100.0) * 100.0
+    return out
+
+
+def rollout(
+    times: float, recorded: Recorded, *, seed: int, canary: int = 500, median: float = 2000.0
+) -> Columns:
+    rng, n = np.random.default_rng(seed), canary * 10
+    arm = (rng.random(n) < 0.1).astype(np.int64)
+    ms = median * np.exp(0.4 * rng.standard_normal(n)) * np.where(arm == 1, times, 1.0)
+    t_s = np.arange(n, dtype=np.float64)
+    return {"t_s": t_s, "arm": arm, "w": np.full(n, 0.1), "latency_ms": recorded(ms), "error": np.zeros(n)}
+
+
+def proven(result: BacktestResult) -> bool:
+    return "latency_shape" in result.proofs
+
+
+@pytest.mark.parametrize("recorded", [exact, to_buckets, to_seconds])
+@pytest.mark.parametrize("times", [1.25, 1.3])
+def test_a_canary_beyond_the_margin_is_not_proven(times: float, recorded: Recorded) -> None:
+    """1.25x and 1.3x slower, in the same buckets as stable or the next."""
+    results = [run(rollout(times, recorded, seed=seed), POLICY) for seed in range(6)]
+
+    assert sum(map(proven, results)) == 0
+
+
+def test_a_twin_in_wide_buckets_cannot_be_proven_and_says_the_remedy() -> None:
+    result = run(rollout(1.0, to_buckets, seed=1, canary=1500), POLICY)
+
+    assert result.decision == "undecided"
+    assert result.notes == (
+        "latency_ms is recorded in steps (5 distinct values): 1.2x cannot be proven by such values; "
+        "record it in milliseconds",
+    )
+    assert result.notes[0] in result.reasons[0]
+
+
+@pytest.mark.parametrize("recorded", [exact, to_tenths])
+def test_a_twin_in_steps_below_the_margin_is_proven(recorded: Recorded) -> None:
+    result = run(rollout(1.0, recorded, seed=2), POLICY)
+
+    assert proven(result)
+    assert bool(result.notes) is (recorded is to_tenths)
+
+
+def test_harm_is_found_in_buckets_as_before() -> None:
+    assert run(rollout(1.7, to_buckets, seed=3), POLICY).decision == "rollback"
+
+
+def test_a_live_rollout_in_steps_has_the_bits_of_the_file() -> None:
+    columns = rollout(1.1, to_tenths, seed=4, canary=200)
+    stages = (StagePlan(0.1, 0),)
+    evaluator = Evaluator.start(POLICY, stages=stages, seed_latency_ms={})
+    names = ("t_s", "arm", "w", "latency_ms")
+    for row, (t_s, arm, w, ms) in enumerate(zip(*(columns[name].tolist() for name in names), strict=True)):
+        evaluator.add(
+            Draw(
+                request_id=str(row), at_s=t_s, unit=str(row), assigned_by="request", arm=arm, w=w,
+                error=False, latency_ms=ms,
+            )
+        )  # fmt: skip
+        if row % 37 == 0:
+            evaluator.advance(t_s, t_s)
+        if row == 900:
+            evaluator.report()
+            evaluator = Evaluator.restore(POLICY, stages, evaluator.snapshot())
+    evaluator.advance(float("inf"), float("inf"))
+    live = {(gate.gate, gate.side): gate.log_e for gate in evaluator.report().gates}
+
+    requests: Columns = {
+        **columns,
+        "unit": np.arange(len(columns["arm"])),
+        "assigned_by": np.full(len(columns["arm"]), "request"),
+    }
+    filed = {(gate.gate, gate.side): gate.log_e for gate in run(requests, POLICY, stages=stages).gates}
+    assert {key: live[key] for key in filed} == filed
+    assert live["latency_shape", "promotion"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "divisor", "expected"),
+    [
+        (1000.0, 1.2, 1000.0),
+        (1000.0, 2.0, 500.0),
+        (500.0, 1.2, 500.0),
+        (100.0, 1.2, 500.0),
+        (9000.0, 2.0, 4500.0),
+    ],
+)
+def test_a_quotient_is_recorded_as_the_next_step_up(value: float, divisor: float, expected: float) -> None:
+    steps = Steps(np.array([500.0, 1000.0]), np.zeros(2, dtype=np.bool_))
+
+    assert steps.divided(np.array([value]), divisor) == pytest.approx([expected])
+
+
+def histogram_of(values: Floats, cut: int = 0) -> LogHistogram:
+    histogram = LogHistogram(with_steps=True)
+    histogram.add(values[:cut])
+    histogram.add(values[cut:])
+    return histogram
+
+
+def test_exact_values_have_no_steps_and_rounded_ones_theirs() -> None:
+    ms = 400.0 * np.exp(0.5 * np.random.default_rng(5).standard_normal(3000))
+
+    assert histogram_of(ms).steps() is NO_STEPS
+    assert histogram_of(np.round(ms)).steps() is NO_STEPS  # a millisecond is below the bins' 1 %
+    assert histogram_of(to_buckets(ms)).steps().points.tolist() == np.unique(to_buckets(ms)).tolist()
+
+
+@pytest.mark.parametrize("cut", [5, 31, 32, 700])
+def test_the_steps_do_not_depend_on_the_blocks(cut: int) -> None:
+    ms = to_tenths(2000.0 * np.exp(0.4 * np.random.default_rng(6).standard_normal(1500)))
+    whole, parts = histogram_of(ms).steps(), histogram_of(ms, cut).steps()
+
+    assert whole.points.tolist() == parts.points.tolist()
+    assert whole.is_open.tolist() == parts.is_open.tolist()
+
+
+def test_differences_of_time_stamps_are_in_steps_although_they_are_not_exact() -> None:
+    rng = np.random.default_rng(7)
+    start = 1.78e9 + np.floor(rng.random(2000) * 1e5) / 10.0
+    end = start + to_tenths(2000.0 * np.exp(0.4 * rng.standard_normal(2000))) / 1000.0
+
+    steps = histogram_of((end - start) * 1000.0).steps()
+
+    assert 20 < len(steps.points) < 90
+    assert steps.divided(np.array([3000.0]), 1.2) == pytest.approx([2500.0], abs=0.01)
+
+
+def test_an_exceedance_in_steps_needs_a_whole_step() -> None:
+    """Stable's p99 is 1000 ms; the next step, 1100 ms, may have been 1000 ms and more."""
+    rng = np.random.default_rng(8)
+    past = rng.choice([800.0, 900.0, 1000.0, 1100.0], size=6000, p=[0.5, 0.4, 0.095, 0.005])
+    gate = Exceedance(percentile=0.99, with_steps=True)
+    gate.seed(past)
+    canary = np.array([1000.0, 1100.0, 1300.0, 900.0])
+
+    events = gate.of(canary, canary, np.ones(4, dtype=np.bool_), (1.0, 1.05))
+
+    assert events.tolist() == [[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0]]
