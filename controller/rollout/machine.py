@@ -16,7 +16,8 @@ Rules:
    A rollback is allowed from every phase and takes precedence over a forward move in the same tick.
 3. Going up: capacity first, then traffic. Going down: traffic to 0, acknowledged and fenced; then drain, then
    take over; then unload until the memory release is confirmed. No version is stopped while it may get
-   traffic. Until Unloading, stable keeps capacity for all traffic, so a rollback is one route table.
+   traffic, or while it alone could answer (`last_answer.py`). Until Unloading, stable keeps capacity for all
+   traffic, so a rollback is one route table.
 4. Final phases are absorbing: only their notices are still delivered. The plan is pinned. A retry is a new
    rollout.
 5. A hold blocks forward moves only: never a rollback, never an Unloading that has started.
@@ -49,7 +50,7 @@ from controller.quantities import percent
 from controller.rollout.actions import Action
 from controller.rollout.conditions import is_done, missing_evidence, reason_to_leave, stage_exit
 from controller.rollout.departure import advance_departure
-from controller.rollout.desired import desired_actions, desired_split
+from controller.rollout.desired import desired_actions
 from controller.rollout.elapsed import carry_over
 from controller.rollout.journal import (
     drop_delivered,
@@ -62,22 +63,17 @@ from controller.rollout.journal import (
     publish_alarms,
     publish_sources,
     release,
-    time_limit_s,
 )
+from controller.rollout.last_answer import keeps_weight, waiting_text
 from controller.rollout.mirroring import mirrored_text
 from controller.rollout.observation import (
     CommandKind,
     ManualCommand,
     Observation,
-    VersionPhase,
-    is_applied,
-    ready_replicas,
-    version_status,
 )
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import (
     LIVE,
-    PUBLISHED,
     Cause,
     CauseKind,
     Departure,
@@ -86,6 +82,7 @@ from controller.rollout.state import (
     Phase,
     RolloutState,
 )
+from controller.rollout.timers import restart_deadlines, update_timers
 from controller.rollout.twin_report import passed_stage
 
 
@@ -131,8 +128,8 @@ def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Ac
 
 def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     if seen.resumed:
-        state = _restart_deadlines(state, now_s)
-    state = _update_timers(state, seen, now_s)
+        state = restart_deadlines(state, now_s)
+    state = update_timers(state, seen, now_s)
     if seen.evidence is not None:
         state = publish_alarms(state, seen.evidence.alarms, now_s)
         if state.phase in LIVE:
@@ -144,7 +141,7 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
         state = replace(state, decisive=seen.evidence.rollback, decided_canary=seen.evidence.canary_total)
         if state.plan.twin:
             cause = replace(cause, text=f"{cause.text}; both arms are one model: a false rollback")
-    return _roll_back(state, cause, now_s)
+    return _roll_back(state, cause, seen, now_s)
 
 
 def abandon(state: RolloutState, now_s: float, why: str) -> RolloutState:
@@ -166,12 +163,14 @@ def _apply_commands(state: RolloutState, seen: Observation, last_s: float, now_s
         if command.seq > state.commands_through:
             at_s = command.at_s if math.isfinite(command.at_s) else now_s
             asked_s = min(max(at_s, last_s), now_s)  # another host's clock may differ
-            applied = state if state.is_final else _apply_command(state, command, asked_s, now_s)
+            applied = state if state.is_final else _apply_command(state, command, seen, asked_s, now_s)
             state = replace(applied, commands_through=command.seq)
     return state
 
 
-def _apply_command(state: RolloutState, command: ManualCommand, asked_s: float, now_s: float) -> RolloutState:
+def _apply_command(
+    state: RolloutState, command: ManualCommand, seen: Observation, asked_s: float, now_s: float
+) -> RolloutState:
     kind, actor = command.kind, command.actor
     reason = command.reason or "no reason given"
     text = f"{kind.value} requested by {actor} ({command.role}): {reason}"
@@ -183,7 +182,7 @@ def _apply_command(state: RolloutState, command: ManualCommand, asked_s: float, 
             if state.is_canary_leaving:
                 return log(state, asked_s, f"{text}; the canary is leaving already", actor)
             cause = Cause(CauseKind.USER, command.reason or "requested", actor)
-            return _roll_back(log(state, asked_s, text, actor), cause, now_s, asked_s=asked_s)
+            return _roll_back(log(state, asked_s, text, actor), cause, seen, now_s, asked_s=asked_s)
         case CommandKind.PAUSE if not is_leaving:
             return hold(log(state, asked_s, text, actor), HoldKind.PAUSE, command.reason, now_s, actor)
         case CommandKind.RESUME if any(hold.kind is HoldKind.PAUSE for hold in state.holds):
@@ -208,83 +207,11 @@ def _apply_command(state: RolloutState, command: ManualCommand, asked_s: float, 
             assert_never(kind)
 
 
-# --- timers
-
-
-def _restart_deadlines(state: RolloutState, now_s: float) -> RolloutState:
-    state = replace(state, unreadable_since_s=None, unready_since_s=None)
-    limit_s = time_limit_s(state)
-    if state.phase is Phase.STAGE and state.deadline_at_s is not None:
-        # Its routers had withdrawn the canary: one planned duration more, not the whole limit again.
-        extended_s = now_s + state.plan.stages[state.stage].duration_s
-        state = replace(state, deadline_at_s=max(state.deadline_at_s, extended_s))
-    elif limit_s is not None:
-        state = replace(state, deadline_at_s=now_s + limit_s)
-    if state.departure is not None:
-        # The command of this step may never have been sent; only total_ms counts the absence.
-        state = replace(state, departure=replace(state.departure, step_at_s=now_s))
-    return log(state, now_s, "a controller took over")
-
-
-def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Since when the data plane is blind and the canary unready, and when the weight was applied."""
-    if state.phase in (Phase.PLANNING, Phase.PREFLIGHT, Phase.ROLLING_BACK, Phase.UNLOADING):
-        return replace(state, unreadable_since_s=None, unready_since_s=None)
-    applied = is_applied(seen, desired_split(state))
-    blind = seen.split is None or seen.versions is None or (state.phase in PUBLISHED and not applied)
-    state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
-    state = _note_load_error(state, seen, now_s)
-    if seen.versions is not None:
-        unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
-        state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))
-    unacked = state.phase in PUBLISHED and state.acked_at_s is None and state.exposed
-    if unacked and applied and seen.split is not None:
-        state = replace(state, acked_at_s=now_s)
-        if state.phase is Phase.STAGE:
-            state = replace(state, deadline_at_s=now_s + state.plan.stages[state.stage].deadline_s)
-        mirror = state.plan.mirror
-        what = percent(state.weight_bp)
-        if state.phase is Phase.MIRRORING and mirror is not None:
-            state = replace(state, deadline_at_s=now_s + mirror.deadline_s)
-            what = f"copying {percent(mirror.share_bp)}"
-        text = f"{what} is applied on every router ({seen.split.how})"
-        state = log(state, now_s, text)
-    return _hold_while_both_arms_fail(state, seen, now_s)
-
-
-def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Say what keeps the canary from being ready, when it is first seen: the limit may be far away."""
-    status = version_status(seen, state.canary.id)
-    begins = f"{state.canary.id} is not ready: "
-    if state.phase is not Phase.LOADING or status is None or not status.last_error:
-        return state
-    if status.phase is not VersionPhase.LOADING or state.reason.startswith(begins):
-        return state
-    text = f"{begins}{status.last_error}"
-    return log(replace(state, reason=text), now_s, text)
-
-
-def _since(since_s: float | None, holds: bool, now_s: float) -> float | None:
-    if not holds:
-        return None
-    return now_s if since_s is None else since_s
-
-
-def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """The canary is not the cause when stable fails too. Unreadable evidence changes nothing."""
-    if seen.evidence is None or state.phase not in LIVE:
-        return state
-    guard = next((guard for guard in seen.evidence.guards if guard.both_arms), None)
-    if guard is None:
-        return release(state, HoldKind.BOTH_ARMS)
-    return hold(state, HoldKind.BOTH_ARMS, f"{guard.name}: {guard.text}", now_s, page=True)
-
-
 # --- backward and forward
 
 
 def _roll_back(
-    state: RolloutState, cause: Cause, now_s: float, *, asked_s: float | None = None
+    state: RolloutState, cause: Cause, seen: Observation, now_s: float, *, asked_s: float | None = None
 ) -> RolloutState:
     """Start the rollback. Before the canary was launched there is nothing to undo, so it ends at once.
 
@@ -293,11 +220,18 @@ def _roll_back(
     if not state.launched:
         final = Phase.FAILED if cause.kind in (CauseKind.DEADLINE, CauseKind.PROBE) else Phase.ROLLED_BACK
         return end(replace(state, cause=cause), final, now_s, cause.text)
-    first = DepartureStep.RESTORE if state.phase is Phase.UNLOADING else DepartureStep.SHIFT
+    is_waiting = keeps_weight(state, cause, state.decisive, seen)
+    is_restored = is_waiting or state.phase is Phase.UNLOADING
+    first = DepartureStep.RESTORE if is_restored else DepartureStep.SHIFT
     began_s = now_s if asked_s is None else asked_s
     departure = Departure(state.canary.id, state.stable.id, first, began_s, now_s)
-    state = replace(state, cause=cause, departure=departure, weight_bp=0, holds=(), waived_through=-1)
-    return enter(state, Phase.ROLLING_BACK, now_s, f"{cause.kind.value}: {cause.text}")
+    weight_bp = state.weight_bp if is_waiting else 0
+    state = replace(state, cause=cause, departure=departure, weight_bp=weight_bp, holds=(), waived_through=-1)
+    state = enter(state, Phase.ROLLING_BACK, now_s, f"{cause.kind.value}: {cause.text}")
+    if not is_waiting:
+        return state
+    text = waiting_text(state)
+    return notice(log(state, now_s, text), "waits-for-stable", "page", text, now_s)
 
 
 def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:

@@ -82,7 +82,7 @@ class Cause:
 class DepartureStep(StrEnum):
     """Steps of a departure, in order: traffic first, then capacity."""
 
-    RESTORE = "restore"  # the staying version is loaded again (only in a rollback out of Unloading)
+    RESTORE = "restore"  # the staying version is loaded again, because it was unloaded or does not answer
     SHIFT = "shift"  # all traffic moves to the staying version, acknowledged and fenced
     DRAIN = "drain"  # in-flight requests finish
     CANCEL = "cancel"  # unfinished requests are taken over by the staying version
@@ -199,7 +199,7 @@ class RolloutState:
 
     @property
     def is_canary_leaving(self) -> bool:
-        """True: the canary is departing, and stable gets all traffic."""
+        """True: the canary is departing, and stable gets all traffic as soon as it can answer."""
         return self.departure is not None and self.departure.staying == self.stable.id
 
     def is_late(self, now_s: float) -> bool:

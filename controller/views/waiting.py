@@ -6,7 +6,7 @@ import math
 
 from controller.quantities import duration, percent
 from controller.rollout.observation import EvidenceStatus
-from controller.rollout.state import Phase, RolloutState
+from controller.rollout.state import DepartureStep, Phase, RolloutState
 from evaluation.report import Source, Verdict
 
 
@@ -14,6 +14,8 @@ def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: flo
     """What the rollout waits for; empty: nothing, or it has ended. evidence None: it cannot be read."""
     if state.is_final:
         return ()
+    if state.departure is not None and state.departure.step is DepartureStep.RESTORE:
+        return (f"{state.departure.staying} to be ready",)
     if state.departure is not None:
         return (f"{state.departure.step.value} of {state.departure.leaving}",)
     waits = [f"{hold.kind.value.replace('_', ' ')} ({hold.actor}): {hold.reason}" for hold in state.holds]
