@@ -29,6 +29,7 @@ from evaluation.units.metric_evidence import MetricEvidence
 
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
 SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself that needs a cause
+UNEQUAL_LOAD = "not comparable"  # begins the reason of a gate that unequal load alone makes INVALID
 MIN_NEVER = 100  # requests without a single value
 MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
 MIN_LATER_SHARE = 0.2  # of a stage's requests in later sessions: then these must prove the margins as well
@@ -83,6 +84,8 @@ def evaluation_report(
     rollback = rollback_of(reports)
     split = split_reasons(pipeline)
     invalid = invalid_gates(pipeline, reports)
+    is_mismatch = bool(split) and pipeline.seq >= MIN_ROWS
+    only_load = not is_mismatch and all(f": {UNEQUAL_LOAD}: " in reason for reason in invalid)
     stage_canary = pipeline.stage_canary if pipeline.stage == stage else 0
     shared = interference(pipeline)
     missing = [
@@ -94,7 +97,7 @@ def evaluation_report(
         missing.append(f"{stage_canary} of {stages[stage].min_canary} canary requests in this stage")
     if rollback is not None:
         verdict = Verdict.FAIL
-    elif (split and pipeline.seq >= MIN_ROWS) or invalid:
+    elif is_mismatch or invalid:
         verdict = Verdict.INVALID
     elif missing or split or shared:
         verdict = Verdict.UNDECIDED
@@ -113,6 +116,7 @@ def evaluation_report(
         through_s=through_s,
         late_events=late,
         notes=(*shared, *(f"{r.gate}: {r.reason}" for r in reports if is_served_hold(r))),
+        only_load=verdict is Verdict.INVALID and only_load,
     )
 
 
@@ -120,9 +124,9 @@ def _with_load(report: GateReport, pipeline: Pipeline, load_ratio: float, load_n
     """The report, INVALID where the replicas' loads differ too much to compare latency.
 
     A proof needs similar loads, a rollback only a canary without more load: under less load, slower is
-    slower. Harm shown before stays.
+    slower. Harm shown before stays, and so does another reason to be INVALID.
     """
-    if report.metric not in VALUES or report.verdict is Verdict.FAIL:
+    if report.metric not in VALUES or report.verdict in (Verdict.FAIL, Verdict.INVALID):
         return report
     limit = pipeline.policy.load_ratio
     ratio = load_now if load_now > limit else load_ratio
@@ -130,7 +134,7 @@ def _with_load(report: GateReport, pipeline: Pipeline, load_ratio: float, load_n
     if not (load_now > limit or (is_proof and not 1.0 / limit <= load_ratio <= limit)):
         return report
     load = "no canary replica is ready" if math.isinf(ratio) else f"canary load {ratio:.1f}x stable's"
-    return replace(report, verdict=Verdict.INVALID, reason=f"not comparable: {load}")
+    return replace(report, verdict=Verdict.INVALID, reason=f"{UNEQUAL_LOAD}: {load}")
 
 
 def rollback_of(reports: Sequence[GateReport]) -> GateReport | None:

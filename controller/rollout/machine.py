@@ -22,8 +22,10 @@ Rules:
    rollout.
 5. A hold blocks forward moves only: never a rollback, never an Unloading that has started.
 6. What cannot be read is None and never counts as good. Missing or INVALID evidence neither passes nor
-   fails. A data plane that is unreadable, or does not apply the split, for `unreadable_s` causes a rollback.
-   A rollback never gives up before weight 0 is applied: past its deadline it pages and keeps trying.
+   fails: a stage, the last rise and the end of the bake wait for it (`evidence_gap.py`), held past their
+   deadline, and rolled back after `hold_limit_s` of that. A data plane that is unreadable, or does not apply
+   the split, for `unreadable_s` causes a rollback. A rollback never gives up before weight 0 is applied: past
+   its deadline it pages and keeps trying.
 7. Actions are level-triggered: all that is desired and not yet observed, each idempotent. So a crash between
    any two lines loses nothing, and an empty set means that the data plane is as desired.
 8. A phase whose condition is met is not ended by its deadline. After a controller restart deadlines start
@@ -48,10 +50,11 @@ from typing import assert_never
 from controller.errors import BadInput
 from controller.quantities import percent
 from controller.rollout.actions import Action
-from controller.rollout.conditions import is_done, missing_evidence, reason_to_leave, stage_exit
+from controller.rollout.conditions import is_done, reason_to_leave, stage_exit
 from controller.rollout.departure import advance_departure
 from controller.rollout.desired import desired_actions
 from controller.rollout.elapsed import carry_over
+from controller.rollout.evidence_gap import hold_advice, hold_reason
 from controller.rollout.journal import (
     drop_delivered,
     end,
@@ -304,16 +307,14 @@ def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> Rollout
 
 
 def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Past the deadline of a stage or of the bake: hold, and page with what is missing."""
-    if not state.is_late(now_s) or state.phase not in (Phase.STAGE, Phase.BAKING):
+    """Past the deadline of a stage, of the last rise or of the bake: hold, and page with what is missing."""
+    if not state.is_late(now_s) or state.phase not in LIVE:
         return state
-    why = (
-        missing_evidence(seen) or "undecided at the deadline; send more traffic, wait, or promote it manually"
-    )
+    why = hold_reason(state, seen, now_s)
     if state.phase is Phase.STAGE and state.plan.stages[state.stage].promote_if_point_ok:
         points = seen.evidence.points if seen.evidence is not None else None
         why += f"; not promoted on point estimates: {points.text}" if points and not points.within else ""
-    return hold(state, HoldKind.NOT_PROVEN, why, now_s, page=True)
+    return hold(state, HoldKind.NOT_PROVEN, why, now_s, page=True, advice=hold_advice(state))
 
 
 def _enter_stage(state: RolloutState, index: int, now_s: float, why: str) -> RolloutState:

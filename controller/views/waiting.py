@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from controller.quantities import duration, percent
-from controller.rollout.observation import EvidenceStatus
+from controller.rollout.evidence_gap import evidence_gap
+from controller.rollout.observation import EvidenceStatus, Observation
 from controller.rollout.state import DepartureStep, Phase, RolloutState
 from evaluation.report import Source, Verdict
 
@@ -22,16 +23,21 @@ def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: flo
     acked_at_s = state.acked_at_s
     if acked_at_s is None and state.phase in (Phase.STAGE, Phase.BAKING):
         return (*waits, f"the routers to acknowledge {percent(state.weight_bp)}")
+    gap = evidence_gap(state, Observation(now_s, evidence=evidence), now_s)
     match state.phase:
         case Phase.STAGE:
             if acked_at_s is not None and state.waived_through < state.stage:
                 waits += _stage_waits(state, evidence, now_s - acked_at_s)
         case Phase.BAKING:
             remaining_s = state.plan.bake_s - (now_s - state.entered_at_s)
-            waits += [f"{duration(math.ceil(remaining_s))} of bake"] if remaining_s > 0 else []
+            waits += (
+                [f"{duration(math.ceil(remaining_s))} of bake"] if remaining_s > 0 else [gap] if gap else []
+            )
         case Phase.PROMOTING:
             is_weight_set = state.weight_bp == state.plan.promoted_bp
-            waits.append("the routers" if is_weight_set else "full capacity")
+            waits += (
+                ["the routers"] if is_weight_set else ["full capacity", gap] if gap else ["full capacity"]
+            )
         case _:
             waits.append(f"{state.phase.value} of {state.canary.id}")
     return tuple(waits)
