@@ -18,6 +18,7 @@ from controller.rollout.observation import (
     version_status,
 )
 from controller.rollout.plan import Stage
+from controller.rollout.readiness import crash_loop, is_calm, is_steady
 from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Phase, RolloutState, StageExit
 from evaluation.report import Source, Verdict
 
@@ -40,25 +41,26 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
         case Phase.STAGE:
             # The last stage leads to Promoting, which itself waits for the full capacity.
             ahead = plan.stages[state.stage + 1 :]
-            is_ready = ready >= (ahead[0].replicas if ahead else 1)
+            is_ready = ready >= (ahead[0].replicas if ahead else 1) and is_steady(state, now_s)
             return is_ready and _is_revocable(state, seen) and stage_exit(state, seen, now_s) is not None
         case Phase.PROMOTING:
             if state.weight_bp == plan.promoted_bp:
                 return state.acked_at_s is not None
-            return _has_capacity(state, seen) and not evidence_gap(state, seen, now_s)
+            return _has_capacity(state, seen, now_s) and not evidence_gap(state, seen, now_s)
         case Phase.BAKING:
             is_over = now_s - state.entered_at_s >= plan.bake_s
             is_judged = state.unreadable_since_s is None and not evidence_gap(state, seen, now_s)
-            return is_over and is_judged and ready >= state.canary.replicas
+            return is_over and is_judged and ready >= state.canary.replicas and is_calm(state, now_s)
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return False
         case _:
             assert_never(state.phase)
 
 
-def _has_capacity(state: RolloutState, seen: Observation) -> bool:
+def _has_capacity(state: RolloutState, seen: Observation, now_s: float) -> bool:
     """True: the canary can take all traffic, and stable could take it back."""
-    return ready_replicas(seen, state.canary.id) >= state.canary.replicas and _is_revocable(state, seen)
+    is_ready = ready_replicas(seen, state.canary.id) >= state.canary.replicas and is_steady(state, now_s)
+    return is_ready and _is_revocable(state, seen)
 
 
 def _is_revocable(state: RolloutState, seen: Observation) -> bool:
@@ -133,6 +135,8 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return Cause(CauseKind.UNREADABLE, text)
     if has_way_back and state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
         return Cause(CauseKind.ENGINE, f"no canary replica was ready for {plan.unready_s:g} s")
+    if has_way_back and (text := crash_loop(state, seen)) is not None:
+        return Cause(CauseKind.ENGINE, text)
     return _deadline_cause(state, seen, now_s)
 
 
@@ -177,7 +181,9 @@ def _missing_at_the_deadline(state: RolloutState, seen: Observation, now_s: floa
             return missing_evidence(seen)
         case Phase.BAKING:
             return evidence_gap(state, seen, now_s)
-        case Phase.PROMOTING if state.weight_bp != state.plan.promoted_bp and _has_capacity(state, seen):
+        case Phase.PROMOTING if state.weight_bp != state.plan.promoted_bp and _has_capacity(
+            state, seen, now_s
+        ):
             return evidence_gap(state, seen, now_s)
         case _:
             return ""

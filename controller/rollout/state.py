@@ -108,6 +108,16 @@ class Departure:
     cancelled: bool = False  # the drain limit was reached and requests were taken over
 
 
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Ready replicas of one arm, as the ticks saw them."""
+
+    count: int | None = None  # None: not read yet
+    changed_at_s: float | None = None  # when the count changed last; None: not since it was first read
+    is_falling: bool = False  # the last change was a fall
+    lost_at_s: tuple[float, ...] = ()  # when replicas were lost, the newest last
+
+
 StageExit = Literal["proven", "waived", "point_estimates"]
 
 
@@ -172,6 +182,8 @@ class RolloutState:
     waived_through: int = -1  # stages up to this index need no proof, by manual command
     unreadable_since_s: float | None = None  # the data plane is unreadable, or does not apply the split
     unready_since_s: float | None = None  # no canary replica is ready
+    canary_ready: Readiness = Readiness()
+    stable_ready: Readiness = Readiness()
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
     decisive: GateReport | None = None  # the gate that fired

@@ -14,22 +14,39 @@ from controller.rollout.observation import (
     ready_replicas,
     version_status,
 )
+from controller.rollout.readiness import note_ready
 from controller.rollout.state import LIVE, PUBLISHED, HoldKind, Phase, RolloutState
 
 
 def restart_deadlines(state: RolloutState, now_s: float) -> RolloutState:
+    """Give the phase its time again, but no more than twice its limit of time that ticks saw.
+
+    The canary is not blamed for the controller's absence, in which its engines may have gone as well; a
+    controller that restarts again and again does not keep it in one phase for ever.
+    """
     state = replace(state, unreadable_since_s=None, unready_since_s=None)
     limit_s = time_limit_s(state)
-    if state.phase is Phase.STAGE and state.deadline_at_s is not None:
-        # Its routers had withdrawn the canary: one planned duration more, not the whole limit again.
-        extended_s = now_s + state.plan.stages[state.stage].duration_s
+    if limit_s is not None and state.deadline_at_s is not None:
+        # The routers of a stage had withdrawn the canary: one planned duration more is enough.
+        is_stage = state.phase is Phase.STAGE
+        more_s = state.plan.stages[state.stage].duration_s if is_stage else limit_s
+        began_at_s = (
+            state.entered_at_s if state.acked_at_s is None else max(state.entered_at_s, state.acked_at_s)
+        )
+        extended_s = min(now_s + more_s, began_at_s + 2 * _longest_s(state, limit_s))
         state = replace(state, deadline_at_s=max(state.deadline_at_s, extended_s))
-    elif limit_s is not None:
-        state = replace(state, deadline_at_s=now_s + limit_s)
     if state.departure is not None:
         # The command of this step may never have been sent; only total_ms counts the absence.
         state = replace(state, departure=replace(state.departure, step_at_s=now_s))
     return log(state, now_s, "a controller took over")
+
+
+def _longest_s(state: RolloutState, limit_s: float) -> float:
+    """Time limit of the phase; of a departure, of all its steps together."""
+    plan = state.plan
+    if state.departure is None:
+        return limit_s
+    return plan.load_s + plan.unreadable_s + plan.drain_s + plan.cancel_s + plan.unload_s
 
 
 def update_timers(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
@@ -39,7 +56,7 @@ def update_timers(state: RolloutState, seen: Observation, now_s: float) -> Rollo
     applied = is_applied(seen, desired_split(state))
     blind = seen.split is None or seen.versions is None or (state.phase in PUBLISHED and not applied)
     state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
-    state = _note_load_error(state, seen, now_s)
+    state = _note_load_error(note_ready(state, seen, now_s), seen, now_s)
     if seen.versions is not None:
         unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
         state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))

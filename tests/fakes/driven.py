@@ -31,6 +31,7 @@ class Driven:
     replicas: int = 1
     seen: EvidenceStatus | None = field(default_factory=lambda: evidence(Verdict.UNDECIDED))
     ready: dict[str, int] = field(default_factory=dict)  # of a version, whatever is done to it
+    fleet_readable: bool = True
     actions: tuple[Action, ...] = ()
     wanted: list[Action] = field(default_factory=list)  # every action so far
 
@@ -51,6 +52,7 @@ class Driven:
                 self.plane.versions[version] = replace(known, phase=phase, ready_replicas=count)
         self.plane.now_s += after_s - 1.0
         seen = replace(self.plane.observe(self.seen), resumed=resumed, away_s=away_s)
+        seen = seen if self.fleet_readable else replace(seen, versions=None)
         after, self.actions = step(self.state, seen)
         self.wanted += self.actions
         self.state = state_from_json(state_to_json(after))

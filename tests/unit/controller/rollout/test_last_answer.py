@@ -126,7 +126,7 @@ def test_what_is_unknown_or_answers_neither_waits_for_nothing(known: bool) -> No
     if known:
         driven.ready = {OLD: 0, NEW: 0}
     else:
-        driven.plane.versions.clear()
+        driven.fleet_readable = False
     driven.command(CommandKind.ROLLBACK)
 
     driven.tick()
