@@ -100,6 +100,8 @@ def stage_exit(state: RolloutState, seen: Observation, now_s: float) -> StageExi
 
 def _are_point_estimates_enough(stage: Stage, evidence: EvidenceStatus) -> bool:
     """True: unproven, but nothing is missing or wrong, and each estimate is within its margin."""
+    if not evidence.canary_requests:  # a stage may ask for none, but nothing is estimated of none
+        return False
     if not stage.promote_if_point_ok or evidence.verdict is not Verdict.UNDECIDED or evidence.frozen:
         return False
     return not evidence.missing and evidence.points is not None and evidence.points.within

@@ -58,14 +58,11 @@ def test_without_evidence_the_bake_does_not_end_and_ends_with_it(kind: str) -> N
     driven = baking()
     driven.seen = BLIND[kind]()
 
-    driven.ticks(int(PLAN.bake_s) + 60)
-
-    assert driven.state.phase is Phase.BAKING
+    assert driven.ticks(int(PLAN.bake_s) + 60).phase is Phase.BAKING
 
     driven.seen = evidence(gates=(PROVEN,))
-    driven.ticks(2)
 
-    assert driven.state.phase is Phase.UNLOADING
+    assert driven.ticks(2).phase is Phase.UNLOADING
 
 
 @pytest.mark.parametrize("start", [promoting, baking])
