@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from evaluation import snapshot as snapshots
 from evaluation.betting.unit_block import Floats
-from evaluation.metrics import CATALOGUE, STREAMED
+from evaluation.metrics import CATALOGUE, STREAMED, UNANSWERED
 from evaluation.pipeline import Lane, Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
@@ -307,10 +307,11 @@ class Evaluator:
         )
         rows = self._without_overloads(rows, through_s=float(at_s[-1]))
         kept = [draws[i] for i in keep.tolist()]
-        failed = np.array([d.is_unanswered for d in kept], dtype=np.bool_)
+        failed = np.array([d.is_unanswered or d.is_cancelled for d in kept], dtype=np.bool_)
+        cancelled = np.array([_cancelled(d) for d in kept], dtype=np.float64)
         lane = self.pipeline.lanes[0]
         raw = {m.name: np.array([_value(d, m.name) for d in kept], dtype=np.float64) for m in lane.metrics}
-        lane.feed(rows, raw, failed, fell_back)
+        lane.feed(rows, raw, failed, fell_back, cancelled)
         requests = [d.request_id for d in kept]
         self._tell(requests, rows, raw, failed)
         for queue in self.queues:
@@ -358,7 +359,14 @@ def plan_digest(policy: GatePolicy, stages: Sequence[StagePlan]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _cancelled(draw: Draw) -> float:
+    """1 where the client left before an answer or a failure; NaN where that is not known."""
+    return float(draw.is_cancelled) if "cancelled" in draw.flags else float("nan")
+
+
 def _value(draw: Draw, metric: str) -> float:
+    if metric in UNANSWERED and draw.is_cancelled:
+        return 0.0
     if metric in draw.flags:
         return float(draw.flags[metric])
     if metric == "rejected":  # a known outcome that says nothing of a rejection was none

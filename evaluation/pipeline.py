@@ -59,23 +59,27 @@ class Lane:
         raw: Mapping[str, Floats],
         unanswered: NDArray[np.bool_],
         fell_back: Floats | None = None,
+        cancelled: Floats | None = None,
     ) -> None:
         """Add requests in order of assignment; `raw`: values by metric, and covariates by name, NaN where
-        missing. fell_back: 1 where stable served for the canary, NaN where unknown; None: nowhere known."""
+        missing. fell_back: 1 where stable served for the canary, cancelled: 1 where the client left before an
+        answer or a failure (so unanswered); both NaN where unknown, and None where nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
             return
         later, of_draws = np.flatnonzero(rows.round), rows.of_draws
         own, failed = (rows.pick(of_draws), unanswered[of_draws]) if len(later) else (rows, unanswered)
         gaps = self._gaps_before(own, failed)
+        left = np.zeros(len(rows), dtype=np.bool_) if cancelled is None else cancelled == 1.0
         parts, later_parts = [], []
         for metric in self.metrics:
             if metric.can_skip(raw[metric.name]):
                 parts.append(np.full((metric.width, len(own)), np.nan))
                 later_parts.append(np.full((metric.later_width, len(later)), np.nan))
                 continue
-            values = metric.comparable(raw[metric.name], unanswered, rows)
-            columns = metric.values(values, unanswered, rows)
-            weights = metric.failure_weights(values, unanswered, rows) if metric.with_missing else None
+            silent = metric.without_answer(raw[metric.name], unanswered, left)
+            values = metric.comparable(raw[metric.name], silent, rows)
+            columns = metric.values(values, silent, left, rows)
+            weights = metric.failure_weights(values, silent, rows) if metric.with_missing else None
             covariates = metric.covariates.of(raw, rows)
             metric.count_later(rows, values)
             if len(later):
@@ -84,8 +88,9 @@ class Lane:
                 values, columns = values[of_draws], columns[:, of_draws]
                 weights = None if weights is None else weights[of_draws]
                 covariates = None if covariates is None else covariates[:, of_draws]
-            missing = metric.count(own, values, failed)
-            metric.feed_firsts(own, columns, gaps, failed.astype(np.float64), covariates)
+            silent = silent[of_draws]
+            missing = metric.count(own, values, silent)
+            metric.feed_firsts(own, columns, gaps, silent.astype(np.float64), covariates)
             if weights is not None:
                 metric.feed_first_missing(own, values, weights, gaps, covariates)
             parts.append(metric.session_values(columns, missing, weights, own, covariates))
@@ -93,8 +98,10 @@ class Lane:
                 if monitor.gate.metric == metric.name:
                     monitor.feed(own, values)
         if self._split is not None:
-            fell_back = np.full(len(rows), np.nan) if fell_back is None else fell_back
-            parts.append(self._split.session_columns(own, fell_back[of_draws], failed.astype(np.float64)))
+            unknown = np.full(len(rows), np.nan)
+            fell_back = (unknown if fell_back is None else fell_back)[of_draws]
+            gone = (unknown if cancelled is None else cancelled)[of_draws]
+            parts.append(self._split.session_columns(own, fell_back, failed.astype(np.float64), gone))
         else:
             parts.append(np.where(failed, 0.0, 1.0)[None, :])
         self._feed_units(self.sessions.add(own, np.concatenate(parts)))
@@ -203,6 +210,8 @@ class Pipeline:
             canary[keep],
             (self._is_warming_up(requests) | drawn.under_way)[keep],
             drawn.round[keep],
+            drawn.part[keep],
+            drawn.stands[keep],
             drawn.fresh[keep],
         )
         fell_back = np.where(rows.arm, requests.fell_back[keep], np.nan)

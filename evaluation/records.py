@@ -10,6 +10,8 @@ The contract of the evidence (the first thing to read in this folder):
   and timeout count for the *assigned* arm. Only requests assigned without the coin are left out, on both
   arms alike.
 - **Order**: units settle in order of assignment, behind a watermark, never in order of completion.
+- **Cancelled** requests have no answer: slowest on both arms, as failures are, but no error; percentiles are
+  of those who waited.
 - **Missing** (`None`, NaN in arrays) is not a value. A metric missing more often on one arm is INVALID.
 """
 
@@ -116,6 +118,11 @@ class Draw:
     def is_unanswered(self) -> bool:
         """Whether the assigned version's first attempt gave no answer: an error, or rejected (4xx)."""
         return self.error is True or bool(self.flags.get("rejected"))
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the client left before an answer or a failure."""
+        return bool(self.flags.get("cancelled")) and not self.is_unanswered
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Snapshots: state as versioned JSON with arrays as base64, restored with the same bits.
 
-Every stateful object lists its stored attributes in `__state__`; all else is derived from the policy.
+Every stateful object lists its stored attributes in `__state__`; all else is derived from the policy. One
+that says it `is_untouched` is as a new one, and stored empty.
 Invariant: a snapshot holds no code and no class names; loading one only sets attributes of existing objects.
 """
 
@@ -15,9 +16,9 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-#: The formats before 8 hold other evidence (7: no later sessions; the earlier ones: requests where units are
-#: bet on now) and cannot be carried over.
-FORMAT = 8
+#: The formats before 9 hold other evidence (8: later sessions without parts; 7: none; the earlier ones:
+#: requests where units are bet on now) and cannot be carried over.
+FORMAT = 9
 
 
 class SnapshotMismatch(ValueError):
@@ -109,6 +110,8 @@ def stored_names(data: bytes, attribute: str) -> list[str]:
 
 def _encode(value: object) -> object:
     if _is_stateful(value):
+        if getattr(value, "is_untouched", False):
+            return {}
         return {name: _encode(getattr(value, name)) for name in value.__state__}
     if isinstance(value, np.ndarray):
         packed = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes(), 6)).decode()
@@ -146,6 +149,8 @@ def _decode(value: object) -> object:
 def _fill(target: Stateful, state: object) -> None:
     if not isinstance(state, dict):
         raise SnapshotMismatch(f"snapshot is damaged ({type(target).__name__} is malformed); {_REMEDY}")
+    if not state and hasattr(target, "is_untouched"):
+        return
     for name in target.__state__:
         if name not in state:
             raise SnapshotMismatch(f"snapshot lacks {name!r} of {type(target).__name__}; {_REMEDY}")

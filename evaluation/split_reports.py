@@ -14,7 +14,8 @@ RATIO_MISMATCH = "sample ratio mismatch"  # begins the reason
 
 
 def served_reports(pipeline: Pipeline) -> list[GateReport]:
-    """Reports on the sample ratio, and on the share of the canary's requests that it served itself."""
+    """Reports on the sample ratio, on the share of its requests that the canary served itself, and on clients
+    that leave it before the answer."""
     policy = pipeline.policy
     sample_ratio = pipeline.split.sample_ratio
     below_rollback, below_hold = (pipeline.split.served_below(hold=hold) for hold in (False, True))
@@ -31,6 +32,12 @@ def served_reports(pipeline: Pipeline) -> list[GateReport]:
         text = f"the canary served less than {policy.served_rate_hold:.0%} of its units"
         reports.append(
             _served_report("served_rate", "promotion", Verdict.UNDECIDED, below_hold, text, pipeline)
+        )
+    more_cancels = pipeline.split.more_cancels
+    if more_cancels.is_reached or pipeline.split.has_many_cancels:
+        text = "more requests of the canary than of stable are cancelled by their clients"
+        reports.append(
+            _served_report("cancelled_share", "promotion", Verdict.UNDECIDED, more_cancels, text, pipeline)
         )
     return reports
 
@@ -55,7 +62,8 @@ def _served_report(
 
 
 def is_served_hold(report: GateReport) -> bool:
-    """Whether the canary serves too little of its own to be promoted. No reason to doubt the evidence."""
+    """Whether the canary serves too little of its own, or too many clients leave it, to be promoted. No
+    reason to doubt the evidence."""
     return report.metric == SERVED and report.side == "promotion"
 
 
@@ -80,10 +88,11 @@ def frozen_since(pipeline: Pipeline) -> float:
     return float(seq) if seq >= 0 else math.inf
 
 
-def later_void_since(pipeline: Pipeline) -> float:
-    """Sequence number of the row that showed that later sessions are not comparable; infinite: none has."""
-    seq = pipeline.split.returns_differ.seq
-    return min(float(seq) if seq >= 0 else math.inf, sessions_void_since(pipeline))
+def later_void_since(pipeline: Pipeline, part: int) -> float:
+    """Sequence number of the row that showed that later sessions of this part are not comparable; infinite:
+    none has."""
+    shown = [float(d.seq) for d in pipeline.split.returns_differ(part) if d.seq >= 0]
+    return min([*shown, sessions_void_since(pipeline)])
 
 
 def sessions_void_since(pipeline: Pipeline) -> float:

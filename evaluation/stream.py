@@ -37,6 +37,11 @@ class Stream:
         self.until = FIRST_EPOCH
         self.stage = 0
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether it has had no values yet: nothing has changed since it was made."""
+        return self.rows == 0 and self.stable.count == 0
+
     def seed(self, values: Floats) -> None:
         """Learn stable's values from before the rollout."""
         self.stable.learn(values)

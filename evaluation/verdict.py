@@ -32,7 +32,7 @@ SLOWDOWN_FACTOR = 2.0  # times the harm to detect: a slowdown of stable itself t
 UNEQUAL_LOAD = "not comparable"  # begins the reason of a gate that unequal load alone makes INVALID
 MIN_NEVER = 100  # requests without a single value
 MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
-MIN_LATER_SHARE = 0.2  # of a stage's requests in later sessions: then these must prove the margins as well
+MIN_LATER_SHARE = 0.2  # of a stage's values, of later requests: then these must prove the margins as well
 
 
 def gate_reports(pipeline: Pipeline, stages: Sequence[StagePlan], stage: int) -> list[GateReport]:
@@ -219,23 +219,25 @@ def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> floa
         case "session" | "proof":
             return min(void, sessions_void_since(pipeline))
         case "later" | "later proof":
-            return min(void, later_void_since(pipeline))
+            return min(void, later_void_since(pipeline, track.part))
         case _:
             return void
 
 
 def _proof_tracks(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof: Proof) -> list[Track]:
     """The channels that must all prove a margin: of sessions, or of first requests once sessions say nothing;
-    and of later sessions, where they are many of the stage's requests."""
-    uses = {"first proof"}
+    and of the parts of later sessions that are many of the stage's requests."""
+    needed = {("first proof", 0)}
     if math.isinf(sessions_void_since(pipeline)):
-        uses = {"proof", "later proof"} if metric.later_share.share >= MIN_LATER_SHARE else {"proof"}
-    return [t for t in metric.tracks if t.gate == gate and t.proof == proof and t.use in uses]
+        parts = metric.later_share.parts_of(MIN_LATER_SHARE)
+        needed = {("proof", 0), *(("later proof", part) for part in parts)}
+    return [t for t in metric.tracks if t.gate == gate and t.proof == proof and (t.use, t.part) in needed]
 
 
 def _proof_void(pipeline: Pipeline, track: Track) -> float:
     """Sequence number from which a channel proves nothing."""
-    return min(frozen_since(pipeline), later_void_since(pipeline) if track.use == "later proof" else math.inf)
+    void = later_void_since(pipeline, track.part) if track.use == "later proof" else math.inf
+    return min(frozen_since(pipeline), void)
 
 
 def _proof_report(
@@ -266,7 +268,8 @@ def _proof_report(
     invalid_reason = metric.invalid_reason()
     text = f"{names[shown]} not proven yet{_why_not(metric, tracks[shown])}"
     verdict = Verdict.UNDECIDED
-    if tracks[shown].use == "later proof" and math.isfinite(later_void_since(pipeline)):
+    shown_track = tracks[shown]
+    if shown_track.use == "later proof" and math.isfinite(later_void_since(pipeline, shown_track.part)):
         text += ", and cannot be: units of one arm come back more often"
     drifting = [t.channel.tail for t in tracks if isinstance(t.channel, TailChannel)]
     if unfit := next((tail for tail in drifting if not tail.is_fitting), None):

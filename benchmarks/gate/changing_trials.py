@@ -5,19 +5,37 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.gate.margin_trials import AT_MARGIN, never
-from benchmarks.gate.trials import HARMED, PRESETS, Found, Goal, NotProven, Quantile, Share, Stays, Trial
+from benchmarks.gate.trials import (
+    HARMED,
+    PRESETS,
+    TWIN_ROWS,
+    Found,
+    Goal,
+    NotProven,
+    Quantile,
+    Share,
+    Stays,
+    Trial,
+)
 from benchmarks.gate.worlds import Arm, Batches, Drifting, Returning, World
 
 ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 
 
-def _stays(name: str, says: str, world: World) -> Trial:
+def _stays(name: str, says: str, world: World, rows: int = TWIN_ROWS) -> Trial:
     goals: dict[str, Goal] = {p: Share(p, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for p in PRESETS}
-    return Trial(name, "stays", says, Stays(name, world), goals)
+    return Trial(name, "stays", says, Stays(name, world, rows=rows), goals)
 
 
 #: Conversations of some thirty turns, and a closed group of 600 users: most requests come after a session.
 _LONG = Returning(sticky=True, stable=Arm(turns=30.0), canary=Arm(turns=30.0))
+
+
+def _turns(turns: float, canary: Arm) -> Returning:
+    """Conversations of some so many turns."""
+    return replace(_LONG, stable=Arm(turns=turns), canary=replace(canary, turns=turns))
+
+
 _CLOSED = Returning(sticky=True, people=600, rate_per_s=0.5)
 _UNDER_WAY = Returning(
     sticky=True, people=3000, rate_per_s=50.0, w=0.2, stable_first=9000, canary_requests=3000, cold=1.5
@@ -28,9 +46,17 @@ _HARM = Arm(error=0.1, latency_scale=2.0, quality=0.45)
 def returning_trials() -> list[Trial]:
     """What units ask after their first session, of ten requests or ten minutes."""
     long_harm = replace(_LONG, canary=replace(_HARM, turns=30.0), from_turn=10, canary_requests=4000)
+    deep_harm = replace(_turns(40.0, _HARM), from_turn=20, canary_requests=10_000, rate_per_s=10.0)
+    deepest_harm = replace(_turns(100.0, _HARM), from_turn=60, canary_requests=20_000, rate_per_s=20.0)
     closed_harm = replace(_CLOSED, canary=_HARM, late=2000, canary_requests=4000)
     trials = [
         _stays("conversations of 30 turns", "two thirds of the requests come after the session", _LONG),
+        _stays(
+            "conversations of 60 turns",
+            "two thirds of the requests come after the twentieth",
+            _turns(60.0, Arm()),
+            rows=15_000,
+        ),
         _stays("a closed group of 600", "every user is drawn early, and comes back for hours", _CLOSED),
         _stays(
             "conversations under way at the raise",
@@ -45,6 +71,8 @@ def returning_trials() -> list[Trial]:
     ]
     for name, says, world, most in (
         ("harm from the 11th turn on", "each conversation's first ten answers are as good", long_harm, 1500),
+        ("harm from the 21st turn on", "each conversation's first twenty are as good", deep_harm, 3000),
+        ("harm from the 61st turn on", "each conversation's first sixty are as good", deepest_harm, 14_000),
         ("harm after every user was seen", "a group of 600, harm after 2000 good requests", closed_harm, 500),
     ):
         goals: dict[str, Goal] = {p: Quantile(f"{p}_at", most, 0.9) for p in ("strict", "default")}
@@ -57,6 +85,16 @@ def returning_trials() -> list[Trial]:
                 gate,
                 replace(_LONG, from_turn=10, w=0.25, canary_requests=6000),
                 turns=30.0,
+            )
+        )
+    for gate in ("error", "quality"):
+        trials.append(
+            never(
+                f"{gate} at the margin from the 21st turn on",
+                "each conversation's first twenty answers are as good as stable's",
+                gate,
+                replace(_turns(40.0, Arm()), from_turn=20, w=0.25, canary_requests=8000),
+                turns=40.0,
             )
         )
     return trials

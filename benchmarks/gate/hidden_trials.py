@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.gate.trials import HARMED, PRESETS, Better, Goal, NotProven, Share, Stays, Trial
+from benchmarks.gate.trials import (
+    HARMED,
+    PRESETS,
+    Better,
+    Found,
+    Goal,
+    NotProven,
+    Quantile,
+    Share,
+    Stays,
+    Trial,
+)
 from benchmarks.gate.worlds import Arm, World
 
 ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
@@ -14,7 +25,7 @@ UNITS = {"per request": False, "sticky": True}
 
 def hidden_trials() -> list[Trial]:
     """All of them, in the order of the table."""
-    return [*_stays(), *_promoted(), *_not_proven()]
+    return [*_stays(), *_promoted(), *_hanging(), *_not_proven()]
 
 
 def _stays() -> list[Trial]:
@@ -37,6 +48,10 @@ def _stays() -> list[Trial]:
             "at random on both arms, below the limit of 10 %",
             World(sticky=sticky, lost=0.08),
         )
+        worlds[f"clients leave after 10 s in the mean, {units}"] = (
+            "8 % of the requests are cancelled, on both arms",
+            World(sticky=sticky, patience_s=10.0),
+        )
     goals: dict[str, Goal] = {p: Share(p, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for p in PRESETS}
     return [Trial(n, "stays", says, Stays(n, world), goals) for n, (says, world) in worlds.items()]
 
@@ -52,6 +67,31 @@ def _promoted() -> list[Trial]:
         }
         says = "a canary that fixes most errors of stable, and answers as well"
         trials.append(Trial(name, "promoted", says, Better(name, world), goals, runs=200))
+    for units, sticky in UNITS.items():
+        name = f"faster x0.7, clients leave after 10 s, {units}"
+        canary = Arm(latency_scale=0.7)
+        world = World(sticky=sticky, canary=canary, patience_s=10.0, w=0.25, canary_requests=10_000)
+        goals = {f"stays {p}": Share(p, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for p in PRESETS}
+        for preset in PRESETS:
+            goals[f"promoted {preset}"] = Share(preset, PROMOTED, 0.95, 0.97, at_least=True)
+        trials.append(Trial(name, "promoted", "fewer clients give up", Better(name, world), goals, runs=200))
+    return trials
+
+
+def _hanging() -> list[Trial]:
+    """A canary that does not answer some requests until the client leaves."""
+    trials = []
+    for units, sticky in UNITS.items():
+        base = World(sticky=sticky, patience_s=20.0, w=0.25, canary_requests=4000)
+        name = f"hangs for 15 %, {units}"
+        world = replace(base, canary=Arm(hangs=0.15))
+        found: dict[str, Goal] = {p: Quantile(f"{p}_at", 900, 0.9) for p in PRESETS}
+        trials.append(Trial(name, "power", "until the client leaves", Found(name, world), found, runs=200))
+        name = f"hangs for 5 %, {units}"
+        world = replace(base, canary=Arm(hangs=0.05), canary_requests=10_000)
+        goals: dict[str, Goal] = {f"promoted {p}": Share(p, PROMOTED, 0.05, 0.05) for p in PRESETS}
+        says = "4 % of stable's requests are cancelled, 9 % of the canary's"
+        trials.append(Trial(name, "not proven", says, Better(name, world), goals, runs=200))
     return trials
 
 

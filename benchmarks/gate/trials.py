@@ -197,11 +197,12 @@ class Stays:
     world: World
     presets: tuple[str, ...] = PRESETS
     by: tuple[str, ...] = ()
+    rows: int = field(default=TWIN_ROWS, repr=False)  # drawn requests; not in the repr, as of `World`
 
     def __call__(self, rep: int) -> Row:
         """One repetition."""
         w = WEIGHTS[rep % len(WEIGHTS)]
-        world = replace(self.world, w=w, canary_requests=round(TWIN_ROWS * w))
+        world = replace(self.world, w=w, canary_requests=round(self.rows * w))
         traffic = Traffic(columns_of(world, seed_of(self.name, rep)))
         row: Row = {"rep": rep}
         for preset in self.presets:

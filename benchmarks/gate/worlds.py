@@ -47,6 +47,9 @@ class Arm:
     # Not in the repr, by which the digests of trials without them were made; their traffic is in the digest.
     unscored_below: float = field(default=0.0, repr=False)  # answers of lower quality have no score
     unscored_events: float = field(default=0.0, repr=False)  # share of hallucinations that have no value
+    hangs: float = field(
+        default=0.0, repr=False
+    )  # share of requests without any answer until the client leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class World:
     worst_hard: bool = field(default=False, repr=False)  # hard prompts: usual latency, the worst scores
     one_score: str = field(default="", repr=False)  # of a conversation: of its `first` or `last` answer
     lost: float = field(default=0.0, repr=False)  # share of requests without a latency, at random
+    patience_s: float = field(default=0.0, repr=False)  # mean time until a client leaves; 0: none does
     late: int = 0
     stages: int = 1  # 2: the second begins at `late`
     metrics: tuple[str, ...] = ("error", "rejected", "latency_ms", "ttft_ms", "quality", "hallucinated")
@@ -298,6 +302,12 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
     )
     if world.lost > 0.0:
         latency_ms = np.where(rng.random(n) < world.lost, np.nan, latency_ms)
+    gone = np.zeros(n, dtype=np.bool_)
+    if world.patience_s > 0.0:
+        hangs = rng.random(n) < of_arm("hangs")
+        gone = hangs | (1000.0 * rng.exponential(world.patience_s, n) < latency_ms)
+        failed, rejected, no_score = failed & ~gone, rejected & ~gone, no_score | gone
+        latency_ms, ttft_ms = np.where(gone, np.nan, latency_ms), np.where(gone, np.nan, ttft_ms)
     every: Columns = {
         "error": failed.astype(np.float64),
         "rejected": rejected.astype(np.float64),
@@ -308,6 +318,8 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
         "fell_back": fell_back.astype(np.float64),
     }
     chosen = {name: every[name] for name in world.metrics}
+    if world.patience_s > 0.0:
+        chosen["cancelled"] = gone.astype(np.float64)
     return chosen if body_bytes is None else {**chosen, "body_bytes": body_bytes}
 
 

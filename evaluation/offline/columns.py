@@ -33,16 +33,18 @@ Names: TypeAlias = tuple[Array, NDArray[np.bool_]]  # names, and which are missi
 @dataclass(frozen=True, slots=True)
 class Table:
     """Checked columns, as the pipeline reads them. values: by metric, and covariates by name, NaN where
-    missing. failed: without an answer, by an error or rejected."""
+    missing. failed: without an answer, by an error, rejected or cancelled. cancelled: 1 where the client left
+    before an answer or a failure, NaN where that is not known."""
 
     requests: Assignments
     failed: NDArray[np.bool_]
     values: Mapping[str, Floats]
+    cancelled: Floats
 
     def pick(self, rows: slice | Ints) -> Table:
         """The chosen rows."""
         values = {name: column[rows] for name, column in self.values.items()}
-        return Table(self.requests.pick(rows), self.failed[rows], values)
+        return Table(self.requests.pick(rows), self.failed[rows], values, self.cancelled[rows])
 
 
 def policy_for_columns(columns: Mapping[str, ArrayLike], policy: object) -> GatePolicy:
@@ -146,13 +148,16 @@ def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table
     rejected = values.get("rejected")
     if rejected is None:
         rejected = _metric(arrays, "rejected") if "rejected" in arrays else np.zeros(len(at_s))
+    failed = (error == 1.0) | (rejected == 1.0)
+    cancelled = np.full(len(at_s), np.nan)
     if "cancelled" in arrays:
-        cancelled = _metric(arrays, "cancelled") == 1.0
-        values = {name: if_not_cancelled(name, column, cancelled) for name, column in values.items()}
+        given = _metric(arrays, "cancelled")
+        cancelled = np.where(failed, 0.0, given)
+        values = {name: if_not_cancelled(name, column, given == 1.0) for name, column in values.items()}
     fell_back = floats_of(arrays, "fell_back") if "fell_back" in arrays else np.full(len(at_s), np.nan)
     _refuse("fell_back", fell_back, ~_is_event(fell_back), "give 0 or 1, NaN when unknown")
     requests = Assignments(at_s, arm == 1.0, w, kinds, _units(units, kinds), _stage(arrays, at_s), fell_back)
-    table = Table(requests, (error == 1.0) | (rejected == 1.0), values)
+    table = Table(requests, failed | (cancelled == 1.0), values, cancelled)
     order = tie_order(at_s, lambda rows: _tie_keys(arrays, units, rows))
     return table if order is None else table.pick(order)
 

@@ -15,6 +15,7 @@ from evaluation.policy.policy import GatePolicy
 SERVED_SHARE = 0.02  # of the error gate, for the share of units that the canary serves itself
 PAIRS_SHARE = 0.25  # of a gate with mirrored answers, for the channel of pairs
 LATER_SHARE = 0.1  # of the rest, where units are sticky, for their later sessions
+PART_SHARES = (0.6, 0.16, 0.1, 0.08, 0.06)  # of that, for the parts of later requests (`units.PARTS`)
 SESSION_SHARE = 0.5  # of what is left then
 
 

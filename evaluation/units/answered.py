@@ -13,6 +13,7 @@ import numpy as np
 
 from evaluation.betting.stable_baseline import FIRST_EPOCH, epoch_after
 from evaluation.betting.unit_block import Flags, Floats, Ints
+from evaluation.units.later_blocks import PARTS
 from evaluation.units.sessions import Rows
 
 NOISE = 2.0  # standard errors: a smaller difference is chance, where a rate would have to pay for all of it
@@ -108,27 +109,41 @@ class ScoredShare:
 
 
 class LaterShare:
-    """Share of the present stage's values of one metric that are of later sessions: how much of what it does
-    is not seen in the sessions themselves."""
+    """Share of the present stage's values of one metric that are of later requests: how much of what it does
+    is not seen in the sessions themselves. Of a part's blocks a drawn one is judged, so each of its values
+    counts for those that are not: 1 over its probability (`Rows.stands`), which is right in the mean."""
 
     __state__ = ("stage", "own", "later")
 
     def __init__(self) -> None:
         self.stage = 0
         self.own = 0
-        self.later = 0
+        self.later: Ints = np.zeros(PARTS, dtype=np.int64)  # values by part, judged or not
 
     def count(self, rows: Rows, present: Flags) -> None:
         """Count values, in order. present: which of the rows have one."""
         stage = int(rows.stage[-1])
         if stage != self.stage:
-            self.stage, self.own, self.later = stage, 0, 0
+            self.stage, self.own, self.later = stage, 0, np.zeros(PARTS, dtype=np.int64)
         present = present & (rows.stage == stage)
-        later = int(np.count_nonzero(present & (rows.round > 0)))
-        self.own += int(np.count_nonzero(present)) - later
-        self.later += later
+        is_later = present & (rows.round > 0)
+        self.own += int(np.count_nonzero(present)) - int(np.count_nonzero(is_later))
+        if is_later.any():
+            self.later = self.later + _sums(rows.part[is_later], rows.stands[is_later])
 
     @property
-    def share(self) -> float:
-        """The share; 0 before any value."""
-        return self.later / max(self.own + self.later, 1)
+    def shares(self) -> Floats:
+        """Of each part; 0 before any value."""
+        shares: Floats = self.later / max(self.own + int(self.later.sum()), 1)
+        return shares
+
+    def parts_of(self, least: float) -> list[int]:
+        """The parts with so large a share; the first one as well where all together have it."""
+        shares = self.shares
+        total = float(np.add.accumulate(shares)[-1])
+        return [part for part in range(PARTS) if shares[part] >= least or (part == 0 and total >= least)]
+
+
+def _sums(part: Ints, stands: Ints) -> Ints:
+    """Sums of `stands` by part."""
+    return np.bincount(part, weights=stands, minlength=PARTS).astype(np.int64)

@@ -8,8 +8,8 @@ For promotion it bets on sessions for each margin that some stage must prove, on
 where units are sticky, on their first requests too, which alone speak once the arms' conversations are known
 to differ in length (`TurnsBet`). Where values can be missing, a second channel counts what is missing.
 
-Where units are sticky, a gate also bets on their later sessions (`units.py`): for rollback once a unit and
-round (`rounds.py`), for promotion once a unit and stage.
+Where units are sticky, a gate also bets on their later sessions (`units.py`), of each part in channels of its
+own: for rollback once a unit and round (`rounds.py`), for promotion once a unit and stage.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from evaluation.policy.alpha_split import has_no_value_unanswered, log_limit
 from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
+from evaluation.units.later_blocks import PARTS
 from evaluation.units.released import Counted
 
 Use = Literal["first", "session", "pairs", "later", "proof", "first proof", "later proof"]
@@ -45,8 +46,8 @@ class Track:
     """A channel of a gate and its use. `proof`: what it proves; None: it rolls back.
 
     `staged`: the stream whose current stage the proof is about; None: it continues through all stages.
-    `missing_as`: what requests without a value count in this channel. A gate's channels of one use and proof
-    must all reach their limits.
+    `missing_as`: what requests without a value count in this channel. A gate's channels of one use, part and
+    proof must all reach their limits. `part`: of later sessions.
     """
 
     gate: Gate
@@ -55,6 +56,7 @@ class Track:
     proof: Proof | None = None
     staged: Stream | None = None
     missing_as: MissingAs = ""
+    part: int = 0
 
     @property
     def margin(self) -> float:
@@ -68,8 +70,8 @@ class Track:
 
 
 class Column:
-    """Streams of one derived column: the first request of each draw, the sessions, and later sessions, for
-    rollback and, once a unit and stage, for promotion."""
+    """Streams of one derived column: the first request of each draw, the sessions, and later sessions by
+    part, for rollback and, once a unit and stage, for promotion."""
 
     def __init__(
         self,
@@ -87,12 +89,14 @@ class Column:
             with_histogram=with_histogram, estimate=estimate, covariates=covariates, with_missing=with_missing
         )
         self.units = Stream(with_histogram=with_histogram, covariates=covariates, with_missing=with_missing)
-        self.later = Stream(with_histogram=with_histogram, with_missing=with_missing)
-        self.later_proof = Stream(with_histogram=with_histogram, with_missing=with_missing)
+        self.later, self.later_proof = (
+            [Stream(with_histogram=with_histogram, with_missing=with_missing) for _ in range(PARTS)]
+            for _ in range(2)
+        )
 
     @property
     def __state__(self) -> tuple[str, ...]:
-        used = [name for name in ("later", "later_proof") if getattr(self, name).staged]
+        used = [name for name in ("later", "later_proof") if getattr(self, name)[0].staged]
         return ("first", "units", *used)
 
 
@@ -210,9 +214,10 @@ class GateChannels:
             self._rollback(gate, "first", of_way.first, firsts, missing_as)
             self._rollback(gate, "session", of_way.units, sessions, missing_as)
             if not gate.is_alarm:
-                channel = RoundChannel(bettor(sessions=True))
-                of_way.later.staged.append(channel)
-                self.tracks.append(Track(gate, "later", channel, missing_as=missing_as))
+                for part, stream in enumerate(of_way.later):
+                    channel = RoundChannel(bettor(sessions=True))
+                    stream.staged.append(channel)
+                    self.tracks.append(Track(gate, "later", channel, missing_as=missing_as, part=part))
 
     def _rollback(
         self, gate: Gate, use: Use, stream: Stream, bettor: Bettor, missing_as: MissingAs = ""
@@ -251,16 +256,19 @@ class GateChannels:
 
         later: the bettor on later sessions; None: the same.
         """
-        streams: dict[Use, Stream] = {"proof": column.units, "first proof": column.first}
-        if not proof.is_whole:  # a coin may be bet once, and a unit has a later session in each stage
-            streams["later proof"] = column.later_proof
-        for use, stream in streams.items():
+        streams: list[tuple[Use, int, Stream]] = [
+            ("proof", 0, column.units),
+            ("first proof", 0, column.first),
+        ]
+        if not proof.is_whole:  # a coin may be bet once, and a unit has later sessions in each stage
+            streams += [("later proof", part, stream) for part, stream in enumerate(column.later_proof)]
+        for use, part, stream in streams:
             chosen = later if use == "later proof" and later is not None else bettor
             channel = self._proof_channel(chosen(proof))
             channel.is_idle = use != "proof"  # until units are known to be sticky
             (stream.channels if proof.is_whole else stream.staged).append(channel)
             staged = None if proof.is_whole else stream
-            self.tracks.append(Track(gate, use, channel, proof, staged, missing_as))
+            self.tracks.append(Track(gate, use, channel, proof, staged, missing_as, part))
 
     def _proof_channel(self, bettor: Bettor) -> Channel:
         limit, least = self._proof_limit, self._min_proof_canary
@@ -269,12 +277,12 @@ class GateChannels:
         return Channel(bettor, limit=limit, min_canary=least)
 
 
-def rollback_tracks(tracks: Sequence[Track], gate: Gate) -> dict[Use, list[Track]]:
-    """A gate's channels for rollback, by use: those of one use must all reach their limits."""
-    out: dict[Use, list[Track]] = {}
+def rollback_tracks(tracks: Sequence[Track], gate: Gate) -> dict[tuple[Use, int], list[Track]]:
+    """A gate's channels for rollback, by use and part: those of one must all reach their limits."""
+    out: dict[tuple[Use, int], list[Track]] = {}
     for track in tracks:
         if track.gate is gate and track.use in ROLLBACK_USES:
-            out.setdefault(track.use, []).append(track)
+            out.setdefault((track.use, track.part), []).append(track)
     return out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
-from evaluation.betting.unit_block import Floats, Ints, UnitBlock
+from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
-from evaluation.policy.alpha_split import channel_alphas, log_limit, worst_case_alphas
+from evaluation.policy.alpha_split import PART_SHARES, channel_alphas, log_limit, worst_case_alphas
 from evaluation.policy.gates import Gate, Proof, Sampling
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
@@ -22,8 +21,9 @@ from evaluation.stream import Stream
 from evaluation.units.answered import LaterShare, ScoredShare
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import GateChannels
+from evaluation.units.later_feed import LaterValues, feed_parts
 from evaluation.units.missingness import OneValue, Presence
-from evaluation.units.released import Released
+from evaluation.units.released import Released, without_failed
 from evaluation.units.sessions import Rows
 
 MIN_FOR_SLOWDOWN = 200  # values of stable, both before and during the canary
@@ -119,7 +119,8 @@ class MetricEvidence:
                 track.channel.is_idle = not sticky
             elif track.use != "proof":
                 split = channel_alphas if track.missing_as == "" else worst_case_alphas
-                limit = log_limit(getattr(split(policy, track.gate, sticky=sticky), track.use))
+                alpha = getattr(split(policy, track.gate, sticky=sticky), track.use)
+                limit = log_limit(alpha * (PART_SHARES[track.part] if track.use == "later" else 1.0))
                 if isinstance(track.channel, RoundChannel):
                     track.channel.set_limit(limit)
                 else:
@@ -129,6 +130,17 @@ class MetricEvidence:
             column.first.fix_idle()
             column.units.fix_idle()
 
+    def without_answer(
+        self, raw: Floats, unanswered: NDArray[np.bool_], cancelled: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Which requests have no value because there was no answer: of the cancelled ones not those with one,
+        such as a time to the first token that was known when the client left."""
+        if not cancelled.any():
+            return unanswered
+        if self.name == "cancelled":
+            return unanswered & ~cancelled
+        return unanswered & ~(cancelled & ~np.isnan(raw)) if self.takes_values else unanswered
+
     def comparable(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
         """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""
         if self.takes_values:
@@ -137,8 +149,11 @@ class MetricEvidence:
             return raw
         return np.where(unanswered, np.nan, raw)
 
-    def values(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
-        """The metric's columns (C x n). raw: comparable values, NaN where missing."""
+    def values(
+        self, raw: Floats, unanswered: NDArray[np.bool_], cancelled: NDArray[np.bool_], rows: Rows
+    ) -> Floats:
+        """The metric's columns (C x n). raw: comparable values, NaN where missing. cancelled: those of the
+        unanswered that their client left."""
         if not self.takes_values:
             return raw[None, :]
         # Failing fast must not look fast: an unanswered request is slowest, on both arms. Rollback uses the
@@ -151,6 +166,9 @@ class MetricEvidence:
             waited = np.where(np.isinf(slowest), slowest, np.minimum(slowest, self._longest))
             slowest = np.where(raw >= self._longest, np.inf, slowest)
         out = [waited, slowest] if self._bets.has_shape_columns else []
+        if self.exceedances and (left := unanswered & cancelled).any():
+            # A percentile is of those who waited: where 9 % leave, its tail would hold little but them.
+            waited, slowest = (np.where(left, np.nan, values) for values in (waited, slowest))
         for exceedance, divisors in zip(self.exceedances, self._bets.divisors, strict=True):
             events = exceedance.of(waited, slowest, rows.arm, divisors, rows.of_draws)
             if self._failures > 1.0:
@@ -180,7 +198,7 @@ class MetricEvidence:
             if column.first.channels or column.first.staged:
                 block = rows.first_block(y, w, gap)
                 if column.missing is not None:
-                    block = _without_failed(block, unanswered, block.seq, rows.seq)
+                    block = without_failed(block, unanswered, block.seq, rows.seq)
                 column.first.feed(with_covariates(block, covariates, block.seq, rows.seq))
         self.covariates.feed(rows, covariates)
 
@@ -201,7 +219,7 @@ class MetricEvidence:
             if column.units.channels or column.units.staged:
                 block = released.block(index, w, gap, single_values=column.with_histogram)
                 if column.missing is not None:
-                    block = _without_failed(block, unanswered, block.draw, released.draw)
+                    block = without_failed(block, unanswered, block.draw, released.draw)
                 feed(column.units, block)
         has_one = self.one_value.of(released, first_column, after + 1) if self.with_missing else None
         if not self.is_alarm:
@@ -216,32 +234,11 @@ class MetricEvidence:
     ) -> None:
         """Feed the later sessions; they have the columns of `later_values` from `first_column` on."""
         w = released.w if self._same_sampling else judged_probability(self._sampling, released.w)
-        gap, weights = self._gap(gaps), first_column + len(self.columns)
-        of_rounds, fresh, chosen = released.by_round(), released.fresh_ones(), released.fresh
-        fresh_gap = None if gap is None else gap[chosen]
-        for index, column in enumerate(self.columns, start=first_column):
-            single = column.with_histogram
-            if column.later.staged:
-                column.later.feed(of_rounds.block(index, w, gap, single_values=single))
-            if column.later_proof.staged:
-                block = fresh.block(index, w[chosen], fresh_gap, single_values=single)
-                if column.missing is not None:
-                    block = _without_failed(block, unanswered, block.draw, released.draw)
-                column.later_proof.feed(block)
-        if not self.with_missing:
-            return
-        has_one = self.one_value_later.of(released, first_column, weights)
-        fresh_one = None if has_one is None else has_one[chosen]
-        for column in self.with_missing:
-            if (count := column.missing) is None:
-                continue
-            if column.later.staged:
-                column.later.feed(of_rounds.block_with_missing(first_column, weights, w, gap, count, has_one))
-            if column.later_proof.staged:
-                block = fresh.block_with_missing(
-                    first_column, weights, w[chosen], fresh_gap, count, fresh_one
-                )
-                column.later_proof.feed(block)
+        has_one = None
+        if self.with_missing:
+            has_one = self.one_value_later.of(released, first_column, first_column + len(self.columns))
+        values = LaterValues(w, self._gap(gaps), unanswered, has_one)
+        feed_parts((*self.columns, *self.with_missing), released, first_column, len(self.columns), values)
 
     def count_later(self, rows: Rows, raw: Floats) -> None:
         """Count the values of later sessions and of the draws themselves. raw: comparable values."""
@@ -377,13 +374,6 @@ class MetricEvidence:
         for gate, stream in zip(self._bets.pair_gates, self.pairs, strict=True):
             y = pair_harm(*scores, tolerance=gate.tolerance, lower_is_better=lower)
             stream.feed(UnitBlock.one(draw=draw, at_s=at_s, y=y, seq=seq, canary=canary))
-
-
-def _without_failed(block: UnitBlock, unanswered: Floats, units: Ints, known: Ints) -> UnitBlock:
-    """The block, with requests without an answer taken out of its outcomes, as missing. unanswered: their
-    shares. units, known: numbers of the block's units, and of those that they are of, ascending."""
-    missing = np.minimum(unanswered[np.searchsorted(known, units)], block.y)
-    return replace(block, y=block.y - missing, missing=missing, is_checked=True) if missing.any() else block
 
 
 def judged_probability(sampling: Sampling, w: Floats) -> Floats:

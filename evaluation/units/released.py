@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.unit_block import Floats, Ints, UnitBlock, ones
+from evaluation.betting.unit_block import Flags, Floats, Ints, UnitBlock, ones
 
 #: Which requests without a value count, as missing: those without an answer, those with one, or both.
 Counted = Literal["failed", "unscored", "all"]
@@ -19,7 +19,7 @@ class Released:
     """Closed sessions in the order of their draws, with the values of their requests by column.
 
     `owner`: the session of each request; None: each request is a session. `values`: columns x requests, NaN
-    where missing. `round`, `fresh`: as in `Rows`.
+    where missing. `round`, `part`, `fresh`: as in `Rows`.
     """
 
     draw: Ints
@@ -32,6 +32,7 @@ class Released:
     owner: Ints | None
     values: Floats
     round: Ints
+    part: Ints
     fresh: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -41,13 +42,13 @@ class Released:
         """The same sessions, with their round as their stage."""
         return replace(self, stage=self.round)
 
-    def fresh_ones(self) -> Released:
-        """The sessions that are their unit's first later one in the stage."""
-        if self.fresh.all():
+    def pick(self, which: Flags) -> Released:
+        """The chosen sessions of several requests, in order."""
+        if which.all():
             return self
         assert self.owner is not None
-        chosen, inside = np.flatnonzero(self.fresh), self.fresh[self.owner]
-        owner = (np.cumsum(self.fresh) - 1)[self.owner[inside]]
+        chosen, inside = np.flatnonzero(which), which[self.owner]
+        owner = (np.cumsum(which) - 1)[self.owner[inside]]
         return Released(
             self.draw[chosen],
             self.arm[chosen],
@@ -59,6 +60,7 @@ class Released:
             owner,
             self.values[:, inside],
             self.round[chosen],
+            self.part[chosen],
             self.fresh[chosen],
         )
 
@@ -174,3 +176,10 @@ class Released:
             None if gap is None else gap[rows],
             is_checked=True,
         )
+
+
+def without_failed(block: UnitBlock, unanswered: Floats, units: Ints, known: Ints) -> UnitBlock:
+    """The block, with requests without an answer taken out of its outcomes, as missing. unanswered: their
+    shares. units, known: numbers of the block's units, and of those that they are of, ascending."""
+    missing = np.minimum(unanswered[np.searchsorted(known, units)], block.y)
+    return replace(block, y=block.y - missing, missing=missing, is_checked=True) if missing.any() else block

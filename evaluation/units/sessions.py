@@ -25,8 +25,9 @@ class Rows:
     `position`: 1 for the first request of a draw. `single`: it is its own unit. `canary`: canary requests up
     to and including this row. `cold`: its latency is ignored, on both arms: within the warm-up of its stage,
     while a canary replica carried more load than a stable one, or the first request of a conversation that
-    was under way when it was drawn. `round`: of a later session, from 1; 0: of
-    the draw itself. `fresh`: begins its unit's first later session in the stage.
+    was under way when it was drawn. `round`, `part`: of a later session, from 1 and from 0; round 0: of
+    the draw itself. `stands`: requests that a later one stands for (`later_blocks.py`). `fresh`:
+    begins its unit's first later session of the part in the stage.
     """
 
     seq: Ints
@@ -40,6 +41,8 @@ class Rows:
     canary: Ints
     cold: NDArray[np.bool_]
     round: Ints
+    part: Ints
+    stands: Ints
     fresh: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -49,7 +52,7 @@ class Rows:
     def none(cls) -> Rows:
         """No requests."""
         ints, floats, flags = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
-        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, flags)
+        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, ints, ints, flags)
 
     def columns(self) -> list[NDArray[Any]]:
         """The columns, in the order of the fields."""
@@ -125,7 +128,8 @@ class Rows:
 
 
 _BY_SESSION = (
-    "draw", "start_s", "arm", "w", "stage", "round", "fresh", "close_seq", "close_canary", "close_at_s",
+    "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "close_seq", "close_canary",
+    "close_at_s",
 )  # fmt: skip
 
 
@@ -133,8 +137,8 @@ class Sessions:
     """Sessions of one lane that are not released yet, by draw, with the values of their requests."""
 
     __state__ = (
-        "draw", "start_s", "arm", "w", "stage", "round", "fresh", "owners", "values", "close_seq",
-        "close_canary", "close_at_s", "last_seq", "last_canary", "given",
+        "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "owners", "values",
+        "close_seq", "close_canary", "close_at_s", "last_seq", "last_canary", "given",
     )  # fmt: skip
 
     def __init__(self, columns: int, *, session_requests: int, session_s: float) -> None:
@@ -146,6 +150,7 @@ class Sessions:
         self.w: Floats = np.empty(0)
         self.stage: Ints = np.empty(0, dtype=np.int64)
         self.round: Ints = np.empty(0, dtype=np.int64)
+        self.part: Ints = np.empty(0, dtype=np.int64)
         self.fresh: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self.owners: Ints = np.empty(0, dtype=np.int64)  # the session of each request below
         self.values: Floats = np.empty((columns, 0))  # columns x requests
@@ -183,7 +188,7 @@ class Sessions:
         )
         return Released(
             rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values,
-            rows.round, rows.fresh,
+            rows.round, rows.part, rows.fresh,
         )  # fmt: skip
 
     def _add(self, rows: Rows, values: Floats) -> None:
@@ -195,6 +200,7 @@ class Sessions:
         self.w = np.concatenate((self.w, rows.w[first]))
         self.stage = np.concatenate((self.stage, rows.stage[first]))
         self.round = np.concatenate((self.round, rows.round[first]))
+        self.part = np.concatenate((self.part, rows.part[first]))
         self.fresh = np.concatenate((self.fresh, rows.fresh[first]))
         self.close_seq = np.concatenate((self.close_seq, np.full(new, -1, dtype=np.int64)))
         self.close_canary = np.concatenate((self.close_canary, np.zeros(new, dtype=np.int64)))
@@ -227,6 +233,7 @@ class Sessions:
             self.owners[is_released],
             self.values[:, is_released],
             self.round[:count],
+            self.part[:count],
             self.fresh[:count],
         )
         if count:

@@ -4,8 +4,12 @@
 - Served: the canary's units whose requests stable had to serve. By first requests at once, and by sessions.
 - Turns: whether conversations are longer on one arm. Then a session's mean may say nothing of an answer, and
   first requests alone speak.
-- Returns: whether units come back to a later session as often on both arms. If not, those sessions are not
-  comparable.
+- Returns: whether units come back to a later session of each part as often on both arms. If not, those
+  sessions are not comparable, nor are those of the parts after it.
+
+- Cancels: whether clients leave before the answer more often on the canary, beyond the tolerance of errors. A
+  cancelled request is slowest, which finds a canary that hangs for many; this holds one that does for few.
+  Not the other way round: a faster canary has fewer.
 
 Each counts a unit once, however many requests it has. (Counting requests: 100 of 100 healthy runs frozen, and
 13 % false rollbacks where 5 % of the users always fall back.)
@@ -13,15 +17,17 @@ Each counts a unit once, however many requests it has. (Counting requests: 100 o
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
+from evaluation.betting.rates import EventLoss
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet, TurnsBet
 from evaluation.betting.unit_block import Floats
 from evaluation.betting.wealth import Channel, Decision
-from evaluation.policy.alpha_split import SESSION_SHARE, log_limit, served_alpha
+from evaluation.policy.alpha_split import PART_SHARES, SESSION_SHARE, log_limit, served_alpha
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 from evaluation.units.released import Released
@@ -29,13 +35,16 @@ from evaluation.units.sessions import Rows
 
 TURNS_ALPHA = 0.01
 RETURNS_ALPHA = 0.01
-COLUMNS = 3  # of the sessions: answered, turns, fell back
+CANCELS_ALPHA = 0.002  # a false hold only waits
+MORE_CANCELS = 1.25  # times as many cancels as stable; up to that, no reason to wait
+MANY_ERRORS = 2.0  # standard errors of the canary's excess of cancels; beyond, nothing is promoted meanwhile
+COLUMNS = 4  # of the sessions: answered, turns, fell back, cancelled
 
 
 class Split:
     """The tests of the split of one rollout."""
 
-    __state__ = ("share", "served_first", "served", "turns", "returns")
+    __state__ = ("share", "served_first", "served", "turns", "returns", "cancels", "excess")
 
     def __init__(self, policy: GatePolicy) -> None:
         self._policy = policy
@@ -52,8 +61,14 @@ class Split:
         self.turns = Stream(with_histogram=False)
         bettor = TurnsBet(max_turns=policy.session_requests)
         self.turns.channels = [Channel(bettor, limit=log_limit(TURNS_ALPHA), restart_share=restarts)]
-        self.returns = Stream(with_histogram=False)
-        self.returns.staged = [RoundChannel(SampleRatioBet(), limit=log_limit(RETURNS_ALPHA), min_stable=0)]
+        self.cancels = Stream(with_histogram=False)
+        self.excess: Floats = np.zeros(2)  # of the canary's cancels beyond so many, and its variance
+        loss = EventLoss(tolerance=policy.tolerated_failures() - 1.0)
+        self.cancels.channels = [Channel(loss, limit=log_limit(CANCELS_ALPHA), restart_share=restarts)]
+        self.returns = [Stream(with_histogram=False) for _ in PART_SHARES]
+        for stream, share in zip(self.returns, PART_SHARES, strict=True):
+            limit = log_limit(RETURNS_ALPHA * share)
+            stream.staged = [RoundChannel(SampleRatioBet(), limit=limit, min_stable=0)]
 
     def set_limits(self, *, sticky: bool) -> None:
         """Split the served rate's alpha over its two channels, before the first bet."""
@@ -72,17 +87,25 @@ class Split:
 
     def feed_returns(self, rows: Rows) -> None:
         """Add the units of new later sessions."""
-        block = rows.first_block(np.zeros(len(rows)), rows.w)
-        self.returns.feed(replace(block, stage=rows.round[rows.firsts], is_checked=True))
+        firsts = rows.pick(np.flatnonzero(rows.firsts))
+        for part in np.unique(firsts.part).tolist():
+            of_part = firsts.pick(np.flatnonzero(firsts.part == part))
+            block = of_part.first_block(np.zeros(len(of_part)), of_part.w)
+            self.returns[part].feed(replace(block, stage=of_part.round, is_checked=True))
 
-    def session_columns(self, rows: Rows, fell_back: Floats, unanswered: Floats) -> Floats:
+    def session_columns(self, rows: Rows, fell_back: Floats, unanswered: Floats, cancelled: Floats) -> Floats:
         """What the sessions keep for these tests and for `AnsweredGap`: COLUMNS x n."""
-        return np.stack((1.0 - unanswered, np.zeros(len(rows)), fell_back))
+        return np.stack((1.0 - unanswered, np.zeros(len(rows)), fell_back, cancelled))
 
     def feed_units(self, released: Released, first_column: int) -> None:
         """Add the sessions, which have the columns of `session_columns` from `first_column` on."""
         self.turns.feed(released.block(first_column + 1))
         self.served.feed(released.block(first_column + 2))
+        self.cancels.feed(released.block(first_column + 3))
+        left, w = np.nan_to_num(released.means(first_column + 3)), released.w
+        left = np.where(released.arm, left / MORE_CANCELS, left)
+        terms = np.stack(((released.arm - w) * left, w * (1.0 - w) * left * left))
+        self.excess = np.add.accumulate(np.concatenate((self.excess[:, None], terms), axis=1), axis=1)[:, -1]
 
     @property
     def sample_ratio(self) -> Decision:
@@ -95,9 +118,19 @@ class Split:
         return self.turns.channels[0].decision
 
     @property
-    def returns_differ(self) -> Decision:
-        """Whether units come back more often on one arm."""
-        return self.returns.staged[0].decision
+    def more_cancels(self) -> Decision:
+        """Whether more requests are cancelled on the canary, for certain."""
+        return self.cancels.channels[0].decision
+
+    @property
+    def has_many_cancels(self) -> bool:
+        """Whether, for now, more requests are cancelled on the canary than chance explains."""
+        excess, variance = self.excess.tolist()
+        return bool(excess > MANY_ERRORS * math.sqrt(variance))
+
+    def returns_differ(self, part: int) -> list[Decision]:
+        """Whether units come back more often on one arm, by the parts up to this one."""
+        return [stream.staged[0].decision for stream in self.returns[: part + 1]]
 
     def served_below(self, *, hold: bool) -> Decision:
         """Whether the canary serves less than the floor of a rollback, or of a hold: by the first channel."""

@@ -6,19 +6,20 @@ probability `|[0, w) n [lo, hi)| / (hi - lo)`: for a raise from `v` to `w` that 
 unit last seen on stable, and 1, so no bet, for one seen on the canary. (Betting the plain `w` again
 promoted harmful canaries in 54-100 % of runs.)
 
-A draw has one session of requests. What the unit asks after it is a **later session** (`Drawn.round`): one in
-each round of ROUND_SESSIONS session lengths, by the logged `w` of its first request. It is the same coin, so
-it is bet in processes of its own, one a round, each with its own part of alpha (`betting/rounds.py`): within
-one round, a unit's coin is bet once, and its arm is canary with probability `w`, because nothing that a round
-has seen depended on it. A unit gets there after its first contact at the current weight, for as long as a
-session, on both arms alike: also one on the canary already, whose contact reveals nothing and is not bet on.
+A draw has one session of requests. What the unit asks after it is judged in **later sessions**
+(`Drawn.round`, `Drawn.part`, `later_blocks.py`): in each round of ROUND_SESSIONS session lengths one of each
+part, by the logged `w` of its first request. It is the same coin, so it is bet in processes of its own, one a
+round and part, each with its own share of alpha (`betting/rounds.py`): within one, a unit's coin is bet once,
+and its arm is canary with probability `w`, because nothing that the process has seen depended on it. A unit
+gets there after its first contact at the current weight, for as long as a session, on both arms alike: also
+one on the canary already, whose contact reveals nothing and is not bet on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,11 @@ from numpy.typing import NDArray
 
 from evaluation.betting.unit_block import Floats, Ints
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED, STICKY_KEYS, WORDS_REMEDY, EvidenceError
+from evaluation.units.later_blocks import Place
 
 LEFT_OUT, REQUEST, STICKY, HELD = 0, 1, 2, 3  # HELD: by the affinity token of an earlier draw
 SWEEP_EVERY = 4096  # sticky rows
 ROUND_SESSIONS = 6  # session lengths in a round of later sessions: an hour
-STAGES = 1024  # more than a plan has
 MAX_CACHED = 10_000  # probabilities
 _KINDS = ((PER_REQUEST, REQUEST), (STICKY_KEYS, STICKY), (PINNED, HELD), (NOT_DRAWN, LEFT_OUT))
 
@@ -89,16 +90,19 @@ class Assignments:
 class Drawn:
     """For each request: P(canary) of its draw, the number of the draw, and its position in the draw.
 
-    position: 1 for the first request of a draw, or of a later session; 0: not evidence. round: of a later
-    session, from 1; 0: of a draw. fresh: of the unit's first later session in its stage. under_way: a draw's
-    first request, less than a session after the unit's last one: of a conversation that is going on, which
-    finds a cold prefix cache if it has been moved. Known before the coin, so it is no matter of the arm.
+    position: 1 for the first request of a draw, or of a later session; 0: not evidence. round, part: of a
+    later session, from 1 and from 0; round 0: of a draw. fresh: of the unit's first later session of this
+    part in its stage. stands: how many requests of its part it stands for. under_way: a draw's first request,
+    less than a session after the unit's last one: of a conversation that is going on, which finds a cold
+    prefix cache if it has been moved. Known before the coin, so it is no matter of the arm.
     """
 
     w: Floats
     draw: Ints
     position: Ints
     round: Ints
+    part: Ints
+    stands: Ints
     fresh: NDArray[np.bool_]
     under_way: NDArray[np.bool_]
 
@@ -122,7 +126,7 @@ class OpenDraw:
 
 @dataclass(slots=True)
 class OpenLater:
-    """A later session of a sticky unit that is still open."""
+    """A block of a sticky unit's later requests that is still open. round: 0 where it is not judged."""
 
     draw: int
     start_s: float
@@ -130,11 +134,13 @@ class OpenLater:
     arm: int
     w: float
     round: int
+    part: int
+    stands: int
 
 
 class Units:
-    """Ledger of sticky units: one revealed interval each, the open sessions, and the last round and stage in
-    which a unit had a later session."""
+    """Ledger of sticky units: one revealed interval each, the open sessions, and one number for those that
+    came back (`Place`)."""
 
     __state__ = (
         "book", "intervals", "open", "returned", "open_again", "start_s", "contradictions", "sticky_draws",
@@ -148,7 +154,7 @@ class Units:
         self.intervals = []
         self.open_draws: dict[int, OpenDraw] = {}  # by unit
         self.open_later: dict[int, OpenLater] = {}  # by unit
-        self.last_later: dict[int, int] = {}  # unit -> round * STAGES + stage
+        self.last_later: dict[int, int] = {}  # unit -> `Place` of its last block
         self.seen_s: dict[int, float] = {}  # unit -> time of its last request, while that is recent
         self.start_s = float("nan")  # of the first round: the first toss
         self.contradictions = 0
@@ -178,7 +184,7 @@ class Units:
 
     @property
     def returned(self) -> list[Ints]:
-        """Units and the last round and stage of their later sessions as two arrays, for a snapshot."""
+        """Units and the places of their last blocks as two arrays, for a snapshot."""
         return _arrays(self.last_later)
 
     @returned.setter
@@ -219,7 +225,10 @@ class Units:
         """The draws of the requests. seq: their sequence numbers, of which a draw takes its first one's."""
         own = (requests.kind == REQUEST) & (requests.w < 1.0)
         none = np.zeros(len(requests), dtype=np.int64)
-        drawn = Drawn(requests.w.copy(), seq.copy(), own.astype(np.int64), none, none > 0, none > 0)
+        position, never = own.astype(np.int64), none > 0
+        drawn = Drawn(
+            requests.w.copy(), seq.copy(), position, none, none.copy(), none + 1, never, never.copy()
+        )
         rows = np.flatnonzero(requests.kind >= STICKY)
         if len(rows):
             self._resolve_sticky(rows, requests.pick(rows), drawn)
@@ -309,22 +318,26 @@ class Units:
             self.open_draws[unit] = OpenDraw(int(drawn.draw[row]), at_s, 0, arm, 1.0, at_s, 0)
 
     def _return(self, row: int, at_s: float, arm: int, w: float, unit: int, stage: int, drawn: Drawn) -> None:
-        """Add a request after the unit's draw to its later session, the only one in this round."""
+        """Add a request after the unit's draw to its block, which is judged or not."""
         held = self.open_later.get(unit)
         if held is None or held.requests >= self._max_requests or at_s > held.start_s + self._length_s:
             if not 0.0 < w < 1.0 or math.isnan(self.start_s):
                 return
             number = 1 + int((at_s - self.start_s) // (ROUND_SESSIONS * self._length_s))
-            last = self.last_later.get(unit, -1)
-            if number <= last // STAGES:
-                return
-            self.last_later[unit] = number * STAGES + stage
-            held = self.open_later[unit] = OpenLater(int(drawn.draw[row]), at_s, 0, arm, w, number)
-            drawn.fresh[row] = last < 0 or last % STAGES < stage
+            place = Place.of(self.last_later.get(unit, -1)).next_block(number, stage)
+            part, stands = place.judged_part(unit)
+            if part >= 0:
+                drawn.fresh[row] = not place.judged >> part & 1
+                place = replace(place, judged=place.judged | 1 << part)
+            self.last_later[unit] = place.number
+            held = OpenLater(int(drawn.draw[row]), at_s, 0, arm, w, number if part >= 0 else 0, part, stands)
+            self.open_later[unit] = held
         if arm == held.arm:
             held.requests += 1
-            drawn.w[row], drawn.draw[row] = held.w, held.draw
-            drawn.position[row], drawn.round[row] = held.requests, held.round
+            if held.round:
+                drawn.w[row], drawn.draw[row] = held.w, held.draw
+                drawn.position[row], drawn.round[row] = held.requests, held.round
+                drawn.part[row], drawn.stands[row] = held.part, held.stands
 
     def _probability(self, interval: int, w: float) -> float:
         """P(canary) at weight `w` of a unit with this interval; cached, because there are few of both."""

@@ -28,6 +28,7 @@ CLOCKS_S = 60  # by which two routers' wall clocks may differ
 TOKEN_LENGTH = 64  # characters
 
 _FORMAT = 1
+_NAMED = 2  # beside the arm
 _DRAW = struct.Struct(">BBHH16sII")
 _MAC_BYTES = 18
 
@@ -42,6 +43,7 @@ class Pin:
     bucket: int
     drawn_s: int  # seconds since the epoch
     seen_s: int  # the last request; the same
+    is_named: bool = False  # the unit is that of a named key: a session, a user
 
     def holds_at(self, now_s: float) -> bool:
         """True while the token keeps its client on its version. now_s: seconds since the epoch."""
@@ -64,7 +66,15 @@ def generation_of(table: RouteTable) -> bytes:
 def signed(pin: Pin, *, key: bytes, generation: bytes) -> bytes:
     """The token of a draw: TOKEN_LENGTH characters of URL-safe base64."""
     unit = bytes.fromhex(pin.unit)
-    draw = _DRAW.pack(_FORMAT, pin.arm, pin.w_bp, pin.bucket, unit, pin.drawn_s, pin.seen_s)
+    draw = _DRAW.pack(
+        _FORMAT,
+        pin.arm | (_NAMED if pin.is_named else 0),
+        pin.w_bp,
+        pin.bucket,
+        unit,
+        pin.drawn_s,
+        pin.seen_s,
+    )
     return base64.urlsafe_b64encode(draw + _mac(draw, key, generation))
 
 
@@ -83,9 +93,10 @@ def read_token(text: str, *, key: bytes, generation: bytes) -> Pin | None:
     if not hmac.compare_digest(mac, _mac(draw, key, generation)):
         return None
     form, arm, w_bp, bucket, unit, drawn_s, seen_s = _DRAW.unpack(draw)
+    is_named, arm = bool(arm & _NAMED), arm & ~_NAMED
     if form != _FORMAT or arm > CANARY or w_bp > FULL_BP or bucket >= FULL_BP:
         return None
-    return Pin(unit.hex(), arm, w_bp, bucket, drawn_s, seen_s)
+    return Pin(unit.hex(), arm, w_bp, bucket, drawn_s, seen_s, is_named)
 
 
 def cookie_of(header: str, service: str) -> str | None:

@@ -5,8 +5,9 @@ Rules, the first that applies:
 2. Without a canary all goes to stable. A client with the right to may force an arm.
 3. Without a lease, without a ready canary replica, while the router is overloaded, or beyond the burst cap
    nothing is drawn: the request goes to stable and is no evidence of either arm.
-4. A valid affinity token keeps the arm of its draw. One of another named key (a session, a user) is ignored:
-   a client that serves several users must not tie them together.
+4. A valid affinity token keeps the arm of its draw: a canary's while its bucket is below w(key), so that
+   nobody is brought to the canary by the token of a client with a larger weight. One of another named key
+   (a session, a user) is ignored: a client that serves several users must not tie them together.
 5. Else the key's bucket and w(key) decide (`assignment.py`, `clients.py`), and the answer carries a token.
 
 A heavy key (`heavy_keys.py`) is replaced by its conversation, and a heavy conversation by the request.
@@ -99,6 +100,7 @@ class Assigner:
         """The arm of an eligible request. table: the one that was given to `use` last."""
         session = value_of(request.headers, SESSION_HEADER)
         key = find_key(session, facts, request_id=request_id)
+        is_named = facts.key is not None or bool(session and session.strip())
         unit = unit_of(self._unit_key, table.rollout, key.text)
         self._counter.add(unit if key.source == "sticky" else None)
         assigned_by: AssignedBy = key.source
@@ -137,13 +139,17 @@ class Assigner:
         if table.affinity is None:
             arm = CANARY if bucket < w_bp else STABLE
             return Assignment(arm, w_bp / FULL_BP, bucket, unit, key.text, assigned_by, self._canary)
-        is_named = assigned_by == "sticky" and (facts.key is not None or bool(session and session.strip()))
         pin = self._pin(table, request, wall_s)
-        if pin is not None and pin.unit != heavy and (not is_named or pin.unit == unit):
+        if (
+            pin is not None
+            and (pin.arm == STABLE or pin.bucket < w_bp)
+            and _may_belong(pin, unit, heavy, is_named=is_named)
+        ):
             assigned_by = "pinned"
             pin = pin.seen_at(wall_s)
         else:
-            pin = Pin(unit, CANARY if bucket < w_bp else STABLE, w_bp, bucket, int(wall_s), int(wall_s))
+            arm, at_s = CANARY if bucket < w_bp else STABLE, int(wall_s)
+            pin = Pin(unit, arm, w_bp, bucket, at_s, at_s, is_named and not heavy)
         token = signed(pin, key=table.affinity.key, generation=self._generation)
         headers = headers_of(token, table.service, cookie=table.affinity.cookie)
         w = pin.w_bp / FULL_BP
@@ -174,6 +180,13 @@ class Assigner:
             return None
         pin = read_token(text.strip(), key=table.affinity.key, generation=self._generation)
         return pin if pin is not None and pin.holds_at(wall_s) else None
+
+
+def _may_belong(pin: Pin, unit: str, heavy: str, *, is_named: bool) -> bool:
+    """Whether a request may belong to a token's draw. heavy: the unit that `unit` replaces; empty: none."""
+    if pin.unit == heavy:
+        return False
+    return not is_named or pin.unit == unit or (bool(heavy) and not pin.is_named)
 
 
 def canary_of(table: RouteTable | None) -> Canary | None:

@@ -143,10 +143,10 @@ class Attempts:
         # Stable of the newest table: its replicas may have changed while the canary held the request.
         return (self._context.table or self._table).stable
 
-    def begin(self) -> tuple[Arm, Replica] | None:
-        """The version and replica to ask now; None: no replica is left."""
+    def begin(self, *, has_time: bool = True) -> tuple[Arm, Replica] | None:
+        """The version and replica to ask now; None: no replica is left, or no time for a lookup."""
         if self._assignment.is_lookup:
-            return self._begin_lookup()
+            return self._begin_lookup() if has_time and self.count < MAX_LOOKUPS else self._give_up()
         while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
             arm = self.current_arm
             replica = self._choose_replica() if arm else None
@@ -160,8 +160,6 @@ class Attempts:
         return None
 
     def _begin_lookup(self) -> tuple[Arm, Replica] | None:
-        if self.count >= MAX_LOOKUPS:
-            return None
         for arm in (STABLE, CANARY):
             self.arm = arm
             current, untried = self.current_arm, self._untried()
@@ -169,8 +167,11 @@ class Attempts:
                 self._use(preferred(untried, self._assignment.key)[0])
                 assert self.replica is not None
                 return current, self.replica
+        return self._give_up()
+
+    def _give_up(self) -> None:
+        """No further replica is asked; the error is of stable."""
         self.arm = STABLE
-        return None
 
     def _use(self, replica: Replica) -> None:
         self.tried.append(Tried(self.arm, replica.url))

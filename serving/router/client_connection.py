@@ -1,14 +1,16 @@
 """One client's connection: requests in, answers out, framed as HTTP/1.1. Nothing about a request is decided.
 
 Rules:
-1. A client that disconnects stops the engine's work and is recorded as cancelled. One that only closes its
-   sending side gets its answer: when nothing has been sent yet, the beginning of the status line is sent at
-   once, which a client that is gone answers with a reset.
+1. A client that disconnects stops the engine's work (but see `departed.py`) and is recorded as cancelled. One
+   that only closes its sending side gets its answer: when nothing has been sent yet, the beginning of the
+   status line is sent at once, which a client that is gone answers with a reset.
 2. A client that reads slowly stops the reading of the engine's answer, so that its answer waits in the
    engine's socket and not here. One that reads nothing for `idle_s` is disconnected.
-3. A head must arrive within HEAD_S, a body within BODY_S; bodies held at once stay within BODY_BUDGET, beyond
-   which the answer is 429 with retry-after.
-4. HTTP/1.0 gets no chunks: its answer ends with the connection.
+3. A head must arrive within HEAD_S, a body within BODY_S; bodies held at once stay within a budget
+   (`body_budget.py`), beyond which the answer is 429 with retry-after.
+4. A client that may not ask is answered by its head (`admission.py`): nothing of its body is kept, and what
+   comes of it for LINGER_S is discarded.
+5. HTTP/1.0 gets no chunks: its answer ends with the connection.
 """
 
 from __future__ import annotations
@@ -17,56 +19,41 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from serving.clock import boot_s
+from serving.router import service_choice
+from serving.router.admission import Sent, admit, without_names
+from serving.router.answer_framing import VERSION, framed
+from serving.router.body_budget import COUNTED_BODY, BodyShare
 from serving.router.exchange import Exchange
-from serving.router.headers import REASONS, date_line
 from serving.router.paths import Found, find_target
 from serving.router.prepared import Prepared
 from serving.router.relay import Client, Relay
 from serving.router.request_parser import ParsedRequest, RequestParser
-from serving.router.service_choice import answer_models, choose_service, is_large, read_body
+from serving.router.service_choice import Chosen
 from serving.router.types import Deliver, Head, Refusal, Request
 
 if TYPE_CHECKING:
-    from serving.router.front_wire import OwnRoutes, WireFront
+    from serving.router.front_wire import WireFront
     from serving.router.router import RouterCore
 
 HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S = 300.0  # from a request's first byte to its last
 KEEP_ALIVE_S = 75.0  # between two requests
 LINGER_S = 2.0  # how long what a refused client still sends is read, so that it gets the answer and no reset
-BODY_BUDGET = 1 << 30  # bytes of bodies that are held at once
-COUNTED_BODY = 8 << 10  # bytes; smaller ones are not counted
-TABLE_CHECK_S = 0.01
 PIPELINE_LIMIT = 8  # requests that a client may have sent ahead
 WRITE_BUFFER = 256 << 10  # bytes that wait for one client before its engine is slowed
-_VERSION = b"HTTP/1.1 "
 
 
 class ClientConnection(asyncio.Protocol):
     """One client's connection, which carries one request at a time."""
 
     __slots__ = (
-        "_begun_s",
-        "_blocked_s",
-        "_body_bytes",
-        "_core",
-        "_front",
-        "_has_head",
-        "_is_chunked",
-        "_is_closing",
-        "_is_half_closed",
-        "_is_head_request",
-        "_keep_alive",
-        "_left_bytes",
-        "_linger_until_s",
-        "_parser",
-        "_relay",
-        "_request",
-        "_sent_start",
-        "transport",
+        *("_begun_s", "_blocked_s", "_core", "_front", "_has_head", "_is_chunked", "_is_closing"),
+        *("_is_half_closed", "_is_head_request", "_keep_alive", "_left_bytes", "_linger_until_s"),
+        *("_parser", "_relay", "_request", "_sent_start", "_share", "_task", "transport"),
     )
 
     def __init__(self, front: WireFront) -> None:
@@ -78,7 +65,8 @@ class ClientConnection(asyncio.Protocol):
         self._begun_s = boot_s()  # of the request that is being read, or of the idle time
         self._blocked_s: float | None = None  # since when the client does not read; None: it does
         self._linger_until_s: float | None = None  # what comes is discarded until then
-        self._body_bytes = 0  # counted in the front's budget
+        self._share = BodyShare(front.bodies, self._refuse_growing)
+        self._task: asyncio.Task[None] | None = None  # of the request under way; ends with the client
         self._has_head = self._is_chunked = self._is_closing = False
         self._is_half_closed = self._keep_alive = self._is_head_request = False
         self._left_bytes: int | None = None  # of a body with a declared length
@@ -99,13 +87,10 @@ class ClientConnection(asyncio.Protocol):
             self._begun_s = boot_s()
         parser.feed(data)
         if self._request is None:
-            if parser.wants_continue and not parser.requests and parser.refusal is None:
-                parser.wants_continue = False
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._next_request()
         elif len(parser.requests) >= PIPELINE_LIMIT or parser.buffered > WRITE_BUFFER:
             self.transport.pause_reading()
-        if self._body_bytes or parser.buffered or parser.requests or len(data) > COUNTED_BODY:
+        if self._share or parser.buffered or parser.requests or len(data) > COUNTED_BODY:
             self._count_body()
 
     def eof_received(self) -> bool:
@@ -121,10 +106,13 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closing = True
         self._front.left(self)
-        self._release_body()
+        self._share.hold(0, 0)
+        if self._task is not None:
+            self._task.cancel()
         relay, self._relay = self._relay, None
         if relay is not None:
-            relay.gone()
+            body = self._request.body if self._request is not None else b""
+            self._front.departed.leave(relay, len(body))
 
     def pause_writing(self) -> None:
         self._blocked_s = boot_s()
@@ -175,11 +163,14 @@ class ClientConnection(asyncio.Protocol):
     def _next_request(self) -> None:
         if self._is_closing:
             return
-        if not self._parser.requests:
-            if self._parser.refusal is not None:
-                self._send_refusal(self._parser.refusal, False)
+        parser = self._parser
+        if not parser.requests:
+            if parser.has_new_head and parser.refusal is None:
+                self._admit()
+            if parser.refusal is not None:
+                self._send_refusal(parser.refusal, False)
             return
-        parsed = self._parser.requests.popleft()
+        parsed = parser.requests.popleft()
         self._request = parsed
         self._keep_alive = parsed.keep_alive and parsed.is_http_11
         self._has_head = self._is_chunked = False
@@ -189,70 +180,84 @@ class ClientConnection(asyncio.Protocol):
         found = find_target(parsed.method, parsed.target, front.services)
         if isinstance(found, Refusal):
             if front.own_routes is not None and parsed.target.startswith(b"/-/"):
-                front.run(self._answer_own(front.own_routes, parsed.target, found))
+                self._task = front.run(
+                    service_choice.answer_own(front.own_routes, parsed.target, found, self)
+                )
             else:
-                self.refuse(found)
+                self.refuse(without_names(front.cores, self._sent(parsed), found))
             return
         if found.service is None:
-            front.run(self._begin_unnamed(parsed, found))
+            self._begin_unnamed(parsed, found)
             return
         core = self._core = front.cores[found.service]
-        if core.table is None or is_large(parsed):
-            front.run(self._begin_later(parsed, found, core))
+        if core.table is None or service_choice.is_large(parsed):
+            self._task = front.run(self._begin_later(parsed, found, {found.service: core}))
         else:
             self._begin(parsed, found, core)
 
-    async def _answer_own(self, answer: OwnRoutes, target: bytes, otherwise: Refusal) -> None:
-        """Answer a route of the server that the router runs in."""
-        found = await answer(target.partition(b"?")[0].decode("latin-1"))
-        if self._is_closing:
-            return
-        if found is None:
-            self.refuse(otherwise)
-        else:
-            status, body = found
-            headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
-            self.deliver(Deliver(Head(status, headers), body, "end"))
+    def _admit(self) -> None:
+        """Judge a request by its head, before its body has come."""
+        parser, front = self._parser, self._front
+        parser.has_new_head = False
+        method, target, headers = parser.head
+        found = find_target(method, target, front.services)
+        if front.own_routes is None or not target.startswith(b"/-/"):
+            client = admit(front.cores, Sent(method, target, headers, self._peer()), found)
+            if isinstance(client, Refusal):
+                self._is_head_request = method == "HEAD"
+                self._core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
+                parser.refuse(client)
+                return
+            self._share.client = client
+        if parser.wants_continue:
+            parser.wants_continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    async def _begin_later(self, parsed: ParsedRequest, found: Found, core: RouterCore) -> None:
-        """Begin after a new router's first poll (`table_s` at most), and when a large body has been read."""
-        deadline_s = boot_s() + core.limits.table_s
-        while core.table is None and boot_s() < deadline_s:  # noqa: ASYNC110 - the core has no event loop
-            await asyncio.sleep(TABLE_CHECK_S)
-        prepared = None
-        if is_large(parsed) and core.table is not None:
-            prepared = await read_body(self._front.reader, parsed, found, core.models)
-        if not self._is_closing:
-            self._begin(parsed, found, core, prepared)
+    def _refuse_growing(self) -> None:
+        """The body that is being sent is too much for the budget: it is refused, and dropped."""
+        text = "the router holds too many bodies that have not arrived whole; retry"
+        self._parser.refuse(Refusal(429, "overloaded", text, retry_after_s=1))
+        self._count_body()
+        if self._request is None:
+            self._next_request()
 
-    async def _begin_unnamed(self, parsed: ParsedRequest, found: Found) -> None:
+    def _begin_unnamed(self, parsed: ParsedRequest, found: Found) -> None:
         """Begin a request whose path names none of several services."""
-        front = self._front
+        cores, sent = self._front.cores, self._sent(parsed)
         if found.target.path == "/v1/models":
-            request = Request(parsed.method, found.target, parsed.headers, parsed.body)
-            answer = answer_models(front.cores, request)
-            if isinstance(answer, Deliver):
-                self.deliver(answer)
-            else:
-                self.refuse(answer)
-            return
-        cores = front.cores  # as of the request's beginning
-        service = await choose_service(front.reader, parsed, found, tuple(cores))
-        if self._is_closing:
-            return
-        if isinstance(service, Refusal):
-            self.refuse(service)
+            answer = service_choice.answer_models(cores, sent)
+            self.refuse(answer) if isinstance(answer, Refusal) else self.deliver(answer)
+        elif service_choice.is_large(parsed) or any(core.table is None for core in cores.values()):
+            self._task = self._front.run(self._begin_later(parsed, found, cores))
         else:
-            self._core = cores[service]
-            await self._begin_later(parsed, found, self._core)
+            self._begin_chosen(parsed, found, cores, service_choice.choose_now(cores, parsed, found, sent))
+
+    async def _begin_later(
+        self, parsed: ParsedRequest, found: Found, cores: Mapping[str, RouterCore]
+    ) -> None:
+        """Begin when a new router has its table, and when a large body has been read."""
+        chosen = await service_choice.choose_later(
+            self._front.reader, cores, parsed, found, self._sent(parsed)
+        )
+        self._begin_chosen(parsed, found, cores, chosen)
+
+    def _begin_chosen(
+        self, parsed: ParsedRequest, found: Found, cores: Mapping[str, RouterCore], chosen: Chosen | Refusal
+    ) -> None:
+        if isinstance(chosen, Refusal):
+            self.refuse(chosen)
+        else:
+            self._core = cores[chosen.service]
+            self._begin(parsed, found, self._core, chosen.prepared)
 
     def _begin(
         self, parsed: ParsedRequest, found: Found, core: RouterCore, prepared: Prepared | None = None
     ) -> None:
         upstream = self._front.upstream
         assert upstream is not None, "the front was not started"
-        if self._front.body_bytes > BODY_BUDGET:
-            text = f"the router holds {BODY_BUDGET} bytes of requests already; retry"
+        bodies = self._front.bodies
+        if bodies.is_spent and len(parsed.body) > COUNTED_BODY:
+            text = f"the router holds {bodies.limit} bytes of requests already; retry"
             self.refuse(Refusal(429, "overloaded", text, retry_after_s=1))
             return
         peer = self._peer() if core.needs_peer else ""
@@ -272,6 +277,9 @@ class ClientConnection(asyncio.Protocol):
             relay.slow()
         relay.start()
 
+    def _sent(self, parsed: ParsedRequest) -> Sent:
+        return Sent(parsed.method, parsed.target, parsed.headers, self._peer())
+
     def _peer(self) -> str:
         """The client's address; empty: it is not known."""
         address = self.transport.get_extra_info("peername")
@@ -282,8 +290,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _done(self) -> None:
         """The answer is whole: the next request, or the end of the connection."""
-        self._request = self._core = None
-        self._release_body()
+        self._request = self._core = self._task = None
+        if self._share:
+            self._count_body()
         self._begun_s = boot_s()
         if self._parser.refusal is not None and not self._parser.requests and not self._keep_alive:
             self._linger()
@@ -291,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._keep_alive or self._is_half_closed or self._front.is_stopping:
             self._close()
             return
-        if self._parser.requests or self._parser.refusal is not None:
+        if self._parser.requests or self._parser.refusal is not None or self._parser.has_new_head:
             # Not at once: a client could nest answers as deep as it sends requests ahead.
             asyncio.get_running_loop().call_soon(self._next_request)
         with contextlib.suppress(RuntimeError):  # not paused
@@ -337,31 +346,13 @@ class ClientConnection(asyncio.Protocol):
     def _head_bytes(self, head: Head, data: bytes, then: str) -> bytes:
         """The head as bytes; decides how the body is framed."""
         self._has_head = True
-        status = head.status
-        lines = [_VERSION, b"%d " % status, REASONS.get(status, b""), b"\r\n", date_line(int(time.time()))]
-        length = None
-        for name, value in head.headers:
-            if name == b"content-length":
-                length = value
-                continue
-            lines += (name, b": ", value, b"\r\n")
-        has_no_body = status in (204, 304)
-        if length is not None and length.isdigit():
-            lines += (b"content-length: ", length, b"\r\n")
-            self._left_bytes = None if self._is_head_request or has_no_body else int(length)
-        elif has_no_body or self._is_head_request:
-            pass
-        elif then == "end":
-            lines.append(b"content-length: %d\r\n" % len(data))
-        elif self._request is not None and self._request.is_http_11:
-            self._is_chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        else:
-            self._keep_alive = False
-        if not self._keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        text = b"".join(lines)
+        text, self._is_chunked, self._left_bytes, self._keep_alive = framed(
+            head,
+            data if then == "end" else None,
+            is_http_11=self._request is not None and self._request.is_http_11,
+            is_head_request=self._is_head_request,
+            keep_alive=self._keep_alive,
+        )
         if self._sent_start:
             text = text[self._sent_start :]
             self._sent_start = 0
@@ -369,8 +360,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _probe(self) -> None:
         """Send the beginning of the status line, which is the same whatever follows, byte by byte."""
-        if not self._has_head and self._sent_start < len(_VERSION):
-            self.transport.write(_VERSION[self._sent_start : self._sent_start + 1])
+        if not self._has_head and self._sent_start < len(VERSION):
+            self.transport.write(VERSION[self._sent_start : self._sent_start + 1])
             self._sent_start += 1
 
     def abort_after_flush(self) -> None:
@@ -389,11 +380,6 @@ class ClientConnection(asyncio.Protocol):
         self.transport.close()
 
     def _count_body(self) -> None:
-        held = self._parser.buffered + sum(len(one.body) for one in self._parser.requests)
-        held += len(self._request.body) if self._request is not None else 0
-        self._front.body_bytes += held - self._body_bytes
-        self._body_bytes = held
-
-    def _release_body(self) -> None:
-        self._front.body_bytes -= self._body_bytes
-        self._body_bytes = 0
+        whole = sum(len(one.body) for one in self._parser.requests)
+        whole += len(self._request.body) if self._request is not None else 0
+        self._share.hold(whole, self._parser.buffered)

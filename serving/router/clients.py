@@ -31,6 +31,7 @@ class Client:
     audiences: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     may_force: bool = False
+    key: str = ""  # the name of its API key; empty: it has none that is known
 
 
 ANYONE = Client()
@@ -60,7 +61,7 @@ class Clients:
                 return _unauthorised(key is not None)
         client = ANYONE
         if found is not None:
-            client = Client(found.audiences, found.categories, found.may_force)
+            client = Client(found.audiences, found.categories, found.may_force, found.name)
         if access.trusted is not None and self._is_trusted(request.peer):
             client = _with_headers(client, access.trusted, request.headers)
         return client

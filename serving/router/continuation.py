@@ -112,6 +112,11 @@ class Continuation:
         return self._rewriter.feed(self._scan.feed(data))
 
     @property
+    def is_whole(self) -> bool:
+        """True when the last event of the continuation has come, but not the end of its body."""
+        return self._scan is not None and self._scan.is_finished
+
+    @property
     def has_error(self) -> bool:
         """True when the engine reported an error inside its answer."""
         return self._scan is not None and (self._scan.has_error or self._scan.has_bad_ids)

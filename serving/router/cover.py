@@ -33,6 +33,7 @@ class Cover:
             return False
         digest, self.limit = tokens_header(headers)
         if digest == "none":
+            self._context.unfit.add(arm.version)
             return True
         if digest is not None:
             self.digest = self._context.vocabularies[arm.version] = digest
@@ -51,6 +52,16 @@ class Cover:
             return False
         is_lost = not self._start.is_continuable or is_unfit
         return is_lost and scan.is_stream and table.late_commit == "hold" and table.weight_bp < FULL_BP
+
+    @property
+    def may_be_held(self) -> bool:
+        """True for a drawn stream that is held back if it is the canary's; the same on either arm."""
+        start, table = self._start, self._start.table
+        if not (start.streams and 0.0 < start.assignment.w < 1.0 and table.weight_bp < FULL_BP):
+            return False
+        versions = {arm.version for arm in (table.stable, table.canary) if arm is not None}
+        is_lost = not start.is_continuable or not self._context.unfit.isdisjoint(versions)
+        return is_lost and table.late_commit == "hold"
 
     def lacks_usage(self, scan: AnswerScan) -> bool:
         """True for a stream without the usage that its request asks for in an event of its own."""

@@ -42,8 +42,8 @@ from serving.router.continuation import Continuation
 from serving.router.cover import Cover
 from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, returned, value_of
 from serving.router.model_name import NotRenamed
-from serving.router.outgoing import Outgoing, event_of
-from serving.router.record import Seen, end_at_deadline, record_of
+from serving.router.outgoing import Outgoing, cut_event, event_of
+from serving.router.record import Seen, record_of, settled
 from serving.router.sending import Sender
 from serving.router.takeover import DONE
 from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, RouterContext, Start, Step
@@ -55,7 +55,8 @@ class Exchange:
     def __init__(self, context: RouterContext, start: Start) -> None:
         self.request_id = start.request_id
         self.is_over = False  # the request has ended, with whatever outcome
-        self.has_begun = False  # the current attempt has answered with content
+        self.is_recorded = not start.is_eligible
+        self.has_begun = False  # the current attempt, or step of a continuation, has answered with content
         self.settle_deadline_s = start.now_s + context.limits.settle_s
         self._context = context
         self.start = self._start = start
@@ -69,16 +70,16 @@ class Exchange:
         self._now_s = start.now_s  # of the last end of an attempt
         self._continuation: Continuation | None = None
         self._is_key_refused = False  # by stable's endpoint, which was the last to fail
-        self._is_recorded = not start.is_eligible
 
     # ---- attempts
 
-    def next_attempt(self) -> Attempt | Refusal | Deliver:
+    def next_attempt(self, now_s: float | None = None) -> Attempt | Refusal | Deliver:
         """Where to send the request now; what the client gets when no replica is left."""
         if self._continuation is not None:
             return self._next_of_continuation(self._continuation)
         self._require(self._attempts.replica is None, "next_attempt")
-        chosen = self._attempts.begin()
+        self._sender.now_s = now_s or self._now_s
+        chosen = self._attempts.begin(has_time=self._sender.has_time)
         if chosen is None:
             return self._refused(self._sender.no_replica(is_key_refused=self._is_key_refused))
         try:
@@ -212,7 +213,7 @@ class Exchange:
         outcome: Outcome = "failed" if failure else "cut" if cause == "cut" else "answered"
         self._finish(outcome, failure or cause, now_s)
         is_cut = cause == "cut" and scan is not None and not scan.is_done
-        return self._deliver(self._error_event() if is_cut else rest or b"", "end")
+        return self._deliver(cut_event(self._context.service, scan) if is_cut else rest or b"", "end")
 
     def broken(self, why: Failure, *, now_s: float) -> Action:
         """The attempt failed: no connection, no head in time, or the connection broke in the middle."""
@@ -230,7 +231,7 @@ class Exchange:
             self._begin_continuation(scan)
             return Step.AGAIN
         self._finish("cut", "cut", now_s)
-        return self._deliver(event := self._error_event(), "end" if event else "break")
+        return self._deliver(event := cut_event(self._context.service, scan), "end" if event else "break")
 
     def _complete(self, scan: AnswerScan, rest: bytes, now_s: float) -> Action:
         """The answer is whole, but not what its engine says after it. rest: a last event."""
@@ -265,16 +266,9 @@ class Exchange:
         else:
             self._seen.forget()
             self._out.forget()
-            self.has_begun = False
+        self.has_begun = False
         self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
         self._attempts.failed(why)
-
-    def _error_event(self) -> bytes:
-        """An event on which OpenAI clients raise; b'' where the stream is not between two events."""
-        if self._seen.scan is None or not self._seen.scan.is_between_events:
-            return b""
-        message = f"the answer of service {self._context.service} was cut before its end; send it again"
-        return event_of(Refusal(502, "cut", message))
 
     # ---- a stream that another engine continues
 
@@ -291,6 +285,7 @@ class Exchange:
         request, cover = self._request, self._cover
         one = Continuation(request.path, request.body, scan, cover.digest or "", cover.limit)
         self._continuation = one
+        self.has_begun = False
         is_whole = scan.is_finished and not scan.has_error
         if not is_whole:
             self._seen.takeover_at = one.sent
@@ -312,10 +307,11 @@ class Exchange:
         scan = self._seen.scan
         is_whole = scan is not None and scan.is_finished
         self._finish("answered" if is_whole else "cut", None if is_whole else "cut", self._now_s)
-        return Deliver(None, DONE if is_whole else self._error_event(), "end")
+        return Deliver(None, DONE if is_whole else cut_event(self._context.service, scan), "end")
 
     def _received_of(self, one: Continuation, data: bytes) -> Action:
         events = one.received(data)
+        self.has_begun = self.has_begun or bool(events)
         if one.has_error:
             self._failed("cut")
             return Deliver(None, events, "again") if events else Step.AGAIN
@@ -344,7 +340,7 @@ class Exchange:
     def stalled(self) -> bool:
         """The engine has sent nothing for `stall_s` in mid-answer; True: the attempt is ended."""
         if self._continuation is not None:
-            return False
+            return self._continuation.is_whole or self._attempts.can_continue()
         scan = self._seen.scan
         if scan is not None and scan.is_whole:
             return True
@@ -361,6 +357,13 @@ class Exchange:
         """The client disconnected."""
         if not self.is_over:
             self._finish("cancelled", None, now_s)
+
+    def leave(self) -> bool:
+        """The client disconnects. True: its answer goes on, unread (`record.py`, rule 4)."""
+        goes_on = self.has_begun and not self.is_recorded and self._cover.may_be_held
+        if goes_on:
+            self._out.drop()
+        return goes_on
 
     def record_open(self) -> None:
         """`settle_deadline_s` has passed and the request is still open: record it now."""
@@ -386,14 +389,10 @@ class Exchange:
         self._record_once(outcome, cause, self._status, now_s)
 
     def _record_once(self, outcome: Outcome, cause: str | None, status: int | None, now_s: float) -> None:
-        if self._is_recorded:
+        if self.is_recorded:
             return
-        self._is_recorded = True
-        end = outcome, cause, status
-        if now_s >= self.settle_deadline_s:
-            # The record does not depend on how late the router checks the deadline.
-            now_s = self.settle_deadline_s
-            end = end_at_deadline(self._seen, status, now_s)
+        self.is_recorded = True
+        end = settled((outcome, cause, status), self._seen, now_s, self.settle_deadline_s)
+        now_s = min(now_s, self.settle_deadline_s)
         record = record_of(self._start, self._context, self._attempts, self._seen, end, now_s=now_s)
-        canary = self._start.assignment.canary
-        self._context.on_record(record, assigned_s=self._start.now_s, canary=canary)
+        self._context.on_record(record, assigned_s=self._start.now_s, canary=self._start.assignment.canary)

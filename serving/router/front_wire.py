@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Protocol, TypeAlias, cast
+from collections.abc import Coroutine, Sequence
+from typing import Protocol, cast
 
 from serving.clock import boot_s
+from serving.router.body_budget import BodyBudget
 from serving.router.body_reader import BodyReader
-from serving.router.client_connection import BODY_BUDGET, ClientConnection
+from serving.router.client_connection import ClientConnection
+from serving.router.departed import Departed
 from serving.router.held import HeldBytes
 from serving.router.mirror import Mirror
 from serving.router.router import RouterCore
+from serving.router.types import OwnRoutes
 from serving.router.upstream import Upstream
 from serving.supervised import LoopState
 
@@ -26,8 +29,6 @@ log = logging.getLogger("canaryctl.router")
 SWEEP_S = 0.25
 LATE_S = 0.05  # an event loop that is so late has no time for copies
 DRAIN_S = 120.0  # how long `stop` waits for requests under way
-
-OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
 
 
 class Background(Protocol):
@@ -47,11 +48,12 @@ class WireFront:
         self.core: RouterCore  # the only one, as a rule; its limits hold for all connections
         self.cores: dict[str, RouterCore]  # by service; replaced, never changed
         self.services: tuple[str, ...]
-        self.body_bytes = 0  # of all requests that are held now
+        self.bodies = BodyBudget()  # of all requests that are held now
         self.held = HeldBytes()  # of answers
+        self.departed = Departed(self.bodies)
         self.refusals: dict[str, int] = {}  # by code, of requests that name none of several services
         self.upstream: Upstream | None = None
-        self.reader = BodyReader()
+        self.reader = BodyReader(self.bodies)
         self.mirror = Mirror()
         self.serve([cores] if isinstance(cores, RouterCore) else cores)
         self._background = background
@@ -102,6 +104,7 @@ class WireFront:
         for task in self._tasks:
             task.cancel()
         self.mirror.close()
+        self.departed.close()
         if self.upstream is not None:
             self.upstream.close()
         self.reader.close()
@@ -142,11 +145,12 @@ class WireFront:
         """A client's connection is closed."""
         self._connections.discard(connection)
 
-    def run(self, work: Coroutine[None, None, None]) -> None:
+    def run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run a task of a connection, and keep it until it is done."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     @property
     def own_routes(self) -> OwnRoutes | None:
@@ -160,9 +164,10 @@ class WireFront:
             for core in self.cores.values():
                 core.counters.lag.add(late_s)
         self._sweep_due_s = now_s + SWEEP_S
-        is_overloaded = self.body_bytes > BODY_BUDGET // 2 or self.held.is_half_spent
+        is_overloaded = self.bodies.is_half_spent or self.held.is_half_spent
         for core in self.cores.values():
             core.assigner.is_overloaded = is_overloaded
+        self.departed.check()
         self.mirror.check(is_strained=is_overloaded or late_s > LATE_S)
         # Before the checks: an error in one must not end the time limits of all.
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)

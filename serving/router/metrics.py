@@ -206,7 +206,7 @@ def serve_metrics(front: WireFront, address: MetricsAddress) -> tuple[WSGIServer
         RouterMetrics(
             lambda: list(front.cores.values()),
             refusals=lambda: front.refusals,
-            held_bytes=lambda: front.body_bytes,
+            held_bytes=lambda: front.bodies.total,
             held_answers=lambda: front.held.total,
             loops=lambda: front.loops,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from serving.router.answer_scan import AnswerScan
 from serving.router.held import FREE, HeldBytes
 from serving.router.types import Deliver, Head, Refusal
 
@@ -26,6 +27,7 @@ class Outgoing:
         "_held",
         "_held_bytes",
         "_is_muted",
+        "_is_unread",
         "_sent_s",
         "holds_all",
         "is_committed",
@@ -41,6 +43,7 @@ class Outgoing:
         self._held: list[bytes] = []
         self._held_bytes = 0  # counted in the budget
         self._is_muted = False  # what else comes of the answer has no place in the client's stream
+        self._is_unread = False  # the client has left
         self._sent_s = now_s  # when it was last sent a comment, or began to wait
 
     def begin(self, head: Head) -> None:
@@ -49,9 +52,10 @@ class Outgoing:
 
     def hold(self, data: bytes) -> bool:
         """Hold these bytes back; False: they are too many."""
-        self._held.append(data)
         self._held_bytes += len(data)
-        self._budget.total += len(data)
+        if not self._is_unread:
+            self._held.append(data)
+            self._budget.total += len(data)
         return self._held_bytes <= (FREE if self._budget.is_spent else HOLD_LIMIT)
 
     def forget(self) -> None:
@@ -62,8 +66,14 @@ class Outgoing:
 
     def release(self) -> None:
         """Nothing more is held: it is sent, or of no use."""
-        self._budget.total -= self._held_bytes
+        if not self._is_unread:
+            self._budget.total -= self._held_bytes
         self._held_bytes = 0
+
+    def drop(self) -> None:
+        """Nobody reads the answer any more: nothing is kept of it, and what would be held is counted only."""
+        self._budget.total -= self._held_bytes
+        self._held, self._is_unread = [], True
 
     def deliver(
         self, data: bytes, then: Literal["more", "end", "break"] = "more", *, is_stream: bool = True
@@ -102,6 +112,14 @@ class Outgoing:
             head = None
         self.is_head_sent = True
         return Deliver(head, KEEP_ALIVE)
+
+
+def cut_event(service: str, scan: AnswerScan | None) -> bytes:
+    """An event on which OpenAI clients raise; b'' where the stream is not between two events."""
+    if scan is None or not scan.is_between_events:
+        return b""
+    message = f"the answer of service {service} was cut before its end; send it again"
+    return event_of(Refusal(502, "cut", message))
 
 
 def event_of(refusal: Refusal) -> bytes:

@@ -55,6 +55,11 @@ def find_target(method: str, raw: bytes, services: tuple[str, ...]) -> Found | R
         return Refusal(400, "bad_query", f"{exc}; correct the address")
 
 
+def names_services(refusal: Refusal) -> bool:
+    """True for an error of `find_target` that lists the services."""
+    return refusal.code in ("unknown_path", "unknown_service")
+
+
 def service_of_model(found: Found, model: str | None, services: tuple[str, ...]) -> str | Refusal:
     """The service that a request without a prefix names as its model; a Refusal when that is none."""
     path = found.target.path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from serving.router.body_facts import BodyFacts, read_facts
 from serving.router.headers import RawHeaders, value_of
@@ -16,6 +17,7 @@ from serving.router.model_name import NotRenamed, body_with_model, model_of_form
 from serving.router.types import Refusal
 
 PLAIN_LIMIT = 64 << 20  # bytes of a compressed body that are read
+ModelsByService: TypeAlias = Mapping[str, tuple[str, ...]]  # names at the endpoints of each service
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,27 @@ def prepare(
     *,
     route: str,
     is_eligible: bool,
-    wants_model: bool = False,
+    by_service: ModelsByService | None = None,
 ) -> Prepared:
     """Read and rename a body. models: the names at the endpoints of the table. route: for the error.
 
-    wants_model: the facts are needed for the model's name, also that of a form or of a request that is not
-    eligible.
+    by_service: in place of `models`, where the body's own model names one of several services. The facts then
+    hold it, also that of a form or of a request that is not eligible.
     """
+    facts: BodyFacts | None = None
+    if by_service is not None:
+        facts = read_facts(_plain(body, headers)) or BodyFacts(model=model_of_form(body, headers))
+        models = by_service.get(facts.model or "", ())
     bodies: dict[str, bytes] = {}
     for model in models:
         try:
             bodies[model] = body_with_model(body, headers, model)
         except NotRenamed as exc:
             return Prepared(refusal=Refusal(400, "model_not_replaced", str(exc)))
-    if not is_eligible and not wants_model:
-        return Prepared(bodies=bodies)
-    facts = read_facts(_plain(body, headers))
-    if facts is None and wants_model:
-        facts = BodyFacts(model=model_of_form(body, headers))
+    if by_service is None:
+        if not is_eligible:
+            return Prepared(bodies=bodies)
+        facts = read_facts(_plain(body, headers))
     if facts is None and _must_be_json(headers):
         message = f"the body of {route} is not a JSON object; correct it"
         return Prepared(refusal=Refusal(400, "invalid_json", message))

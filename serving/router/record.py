@@ -7,6 +7,9 @@ Rules:
    or not. The time to the first token is that of the first whole event with content.
 3. A request still open at its deadline is recorded as open, with that latency, and as an error if nothing of
    the answer has arrived.
+4. A stream that is held back if it is the canary's (`cover.py`) is recorded alike on both arms, whenever its
+   client leaves after the first content. The canary's shows nothing until its end, so that only clients of
+   stable could stop reading in mid-answer. Such an answer is read to its end, for the record alone.
 """
 
 from __future__ import annotations
@@ -116,6 +119,11 @@ def record_of(
         taken_over_by=seen.taken_over_by,
         covered=seen.covered,
     )
+
+
+def settled(end: End, seen: Seen, now_s: float, deadline_s: float) -> End:
+    """The end as it is recorded, which does not depend on how late the router checks the deadline."""
+    return end if now_s < deadline_s else end_at_deadline(seen, end[2], deadline_s)
 
 
 def end_at_deadline(seen: Seen, status: int | None, deadline_s: float) -> End:

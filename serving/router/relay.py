@@ -64,6 +64,19 @@ class Relay:
             self._end()
             self._exchange.cancelled(now_s=boot_s())
 
+    @property
+    def is_recorded(self) -> bool:
+        """True when what still comes of the answer is in no record."""
+        return self._exchange.is_recorded
+
+    def go_on(self, nobody: Client, on_over: Callable[[], None]) -> bool:
+        """The client has disconnected. True: the answer goes on for `nobody`; False: it is to end."""
+        if self._is_over or not self._exchange.leave():
+            return False
+        self._client, self._on_over = nobody, on_over
+        self.ready()
+        return True
+
     def slow(self) -> None:
         """The client does not read as fast as the engine answers."""
         self._is_slow = True
@@ -72,10 +85,15 @@ class Relay:
 
     def ready(self) -> None:
         """The client reads again."""
+        if not self._is_slow:
+            return
         self._is_slow = False
         if self._call is not None:
             self._call.resume()
-            self._call.deadline_s = boot_s() + self._stall_s
+            deadline_s = boot_s() + self._stall_s
+            self._call.deadline_s = max(
+                deadline_s, 0.0 if self._exchange.has_begun else self._call.deadline_s
+            )
 
     # ---- of the call
 
@@ -140,7 +158,7 @@ class Relay:
     # ---- inside
 
     def _next(self) -> None:
-        attempt = self._exchange.next_attempt()
+        attempt = self._exchange.next_attempt(boot_s())
         if isinstance(attempt, Deliver):
             self._do(attempt)
             return
@@ -150,6 +168,7 @@ class Relay:
             self._client.refuse(attempt)
             return
         self._call = None
+        self._is_stalled = False
         call = self._upstream.open(attempt, self._method, self)
         if not call.is_over:
             self._call = call

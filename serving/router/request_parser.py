@@ -43,6 +43,7 @@ class RequestParser:
         self.requests: deque[ParsedRequest] = deque()
         self.refusal: Refusal | None = None  # of the request that follows those; nothing is read after it
         self.wants_continue = False  # the client waits for 100 before it sends its body
+        self.has_new_head = False  # of a request whose body has not come whole, not judged yet
         self._parser = httptools.HttpRequestParser(self)
         self._target: list[bytes] = []
         self._headers: list[tuple[bytes, bytes]] = []
@@ -90,9 +91,16 @@ class RequestParser:
         """True after a head, before the end of its body."""
         return self._is_in_body
 
+    @property
+    def head(self) -> tuple[str, bytes, tuple[tuple[bytes, bytes], ...]]:
+        """Method, target and headers of the request whose body is being read."""
+        return self._parser.get_method().decode("ascii"), b"".join(self._target), tuple(self._headers)
+
     def refuse(self, refusal: Refusal) -> None:
-        """Read no more; this is the answer to the request that is being read."""
+        """Read no more; this is the answer to the request that is being read, whose body is dropped."""
         self.refusal = self.refusal or refusal
+        self.has_new_head = False
+        self._body, self._body_bytes = b"", 0
 
     def _refuse_head(self) -> None:
         text = f"a request's head has at most {HEAD_LIMIT} bytes and {HEADERS_LIMIT} headers; send fewer"
@@ -101,7 +109,7 @@ class RequestParser:
     def _refuse_body(self) -> None:
         text = f"body of more than {BODY_LIMIT} bytes; send a smaller request"
         self.refusal = Refusal(413, "body_too_large", text)
-        self._body = b""
+        self._body, self._body_bytes = b"", 0
 
     # ---- the parser's callbacks; an exception here is an HttpParserError for `feed`
 
@@ -109,7 +117,7 @@ class RequestParser:
         self._is_begun, self._is_in_body = True, False
         self._target, self._headers, self._body = [], [], b""
         self._head_bytes = self._head_size = self._body_bytes = self._framed_bytes = 0
-        self._is_encoded = False
+        self._is_encoded = self.wants_continue = False
 
     def on_url(self, url: bytes) -> None:
         self._target.append(url)
@@ -133,7 +141,7 @@ class RequestParser:
             self.wants_continue = True
 
     def on_headers_complete(self) -> None:
-        self._is_in_body = True
+        self._is_in_body = self.has_new_head = True
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
@@ -149,7 +157,7 @@ class RequestParser:
             self._body += data
 
     def on_message_complete(self) -> None:
-        self._is_begun = self._is_in_body = False
+        self._is_begun = self._is_in_body = self.has_new_head = False
         is_upgrade = self._parser.should_upgrade()
         body = self._body if isinstance(self._body, bytes) else bytes(self._body)
         self.requests.append(

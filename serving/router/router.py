@@ -64,6 +64,7 @@ class RouterCore:
         self.table: RouteTable | None = None
         self.in_flight: dict[str, int] = {}
         self.vocabularies: dict[str, str] = {}
+        self.unfit: set[str] = set()
         self.held = HeldBytes()  # of its front
         self._clock = MonotonicWallClock()
         self._unrecorded: dict[str, Exchange] = {}  # eligible requests by id, in order of assignment

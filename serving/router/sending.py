@@ -32,13 +32,29 @@ def engine_headers(
 class Sender:
     """Makes the attempts of one request."""
 
-    __slots__ = ("_attempts", "_bodies", "_context", "_start")
+    __slots__ = ("_attempts", "_bodies", "_context", "_start", "now_s")
 
     def __init__(self, context: RouterContext, start: Start, attempts: Attempts) -> None:
         self._context = context
         self._start = start
         self._attempts = attempts
         self._bodies = dict(start.bodies)
+        self.now_s = start.now_s  # of the attempt that is made
+
+    @property
+    def has_time(self) -> bool:
+        """False when a lookup has taken so long that no further replica is asked."""
+        return not self._start.assignment.is_lookup or self._lookup_s() > 0
+
+    def _lookup_s(self) -> float:
+        """The limit to the first byte of a replica that is asked for an id.
+
+        One that makes an answer from what it keeps may take as long as any, but all together no longer.
+        """
+        limits, passed_s = self._context.limits, self.now_s - self._start.now_s
+        if self._start.is_eligible:
+            return limits.stable_s - passed_s
+        return min(limits.lookup_s, limits.stable_s, limits.lookups_s - passed_s)
 
     def send(self, arm: Arm, replica: Replica, continuation: Continuation | None = None) -> Attempt:
         """The request to this replica: the client's, or the next of a continuation. Raises NotRenamed."""
@@ -50,6 +66,8 @@ class Sender:
         limits = self._context.limits
         canary_s = limits.canary_stream_s if start.streams else limits.canary_whole_s
         limit_s = canary_s if is_canary else limits.stable_s
+        if start.assignment.is_lookup:
+            limit_s = self._lookup_s()
         if continuation is None:
             target, body = start.request.target, self._body_for(arm)
         else:

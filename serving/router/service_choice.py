@@ -1,63 +1,145 @@
-"""Which of several services a request without a prefix is for, and the reading of bodies before that.
+"""What becomes of a request that cannot begin at once: the service whose name its body holds, or an answer.
 
-A body is read here, or by another process when reading it could hold up other requests.
+A body is read once, here, or by another process when reading it could hold up other requests.
 """
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict
 
+from serving.clock import boot_s
+from serving.router.admission import Sent, admit, usable_services
 from serving.router.assignment import is_eligible
 from serving.router.body_reader import LARGE_BODY, BodyReader
 from serving.router.paths import Found, model_list, service_of_model
-from serving.router.prepared import Prepared, prepare
+from serving.router.prepared import ModelsByService, Prepared, prepare
+from serving.router.relay import Client
 from serving.router.request_parser import ParsedRequest
 from serving.router.router import RouterCore
-from serving.router.types import Deliver, Refusal, Request, json_answer
+from serving.router.types import Deliver, Head, OwnRoutes, Refusal, json_answer
+
+TABLE_CHECK_S = 0.01
+COUNTED_FROM = 64 << 10  # bytes; the values of a smaller body take little time
+MANY_VALUES = 32 << 10  # commas, as a sample of the body tells
+WINDOW, WINDOWS = 1 << 10, 16  # bytes and number of the pieces of the sample
 
 
 def is_large(parsed: ParsedRequest) -> bool:
-    """True when reading this body could hold up other requests."""
-    return parsed.is_encoded or len(parsed.body) >= LARGE_BODY
+    """True when reading this body could hold up other requests: it is long, or has very many values."""
+    size = len(parsed.body)
+    if parsed.is_encoded or size >= LARGE_BODY:
+        return True
+    return size >= COUNTED_FROM and _has_many_values(parsed.body)
 
 
-async def read_body(
-    reader: BodyReader,
-    parsed: ParsedRequest,
-    found: Found,
-    models: tuple[str, ...],
-    *,
-    wants_model: bool = False,
-) -> Prepared:
-    """The body as `prepared.prepare` reads it."""
-    path = found.target.path
-    route, eligible = f"{parsed.method} {path}", is_eligible(parsed.method, path)
-    body, headers = parsed.body, parsed.headers
-    if is_large(parsed):
-        return await reader.prepare(
-            body, headers, models, route=route, is_eligible=eligible, wants_model=wants_model
-        )
-    return prepare(body, headers, models, route=route, is_eligible=eligible, wants_model=wants_model)
+def _has_many_values(body: bytes) -> bool:
+    """Whether random pieces hold many commas: counting all takes as long as reading a plain text."""
+    starts = random.choices(range(len(body) - WINDOW), k=WINDOWS)
+    found = sum(body.count(b",", start, start + WINDOW) for start in starts)
+    return found * len(body) >= MANY_VALUES * WINDOW * WINDOWS
 
 
-async def choose_service(
-    reader: BodyReader, parsed: ParsedRequest, found: Found, services: tuple[str, ...]
-) -> str | Refusal:
-    """The service that the body names as its model; a Refusal when it names none."""
-    model = None
-    if parsed.body:
-        prepared = await read_body(reader, parsed, found, (), wants_model=True)
-        if prepared.refusal is not None:
-            return prepared.refusal
-        model = prepared.facts.model
-    return service_of_model(found, model, services)
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A request that may begin. prepared: None: its body is read when it begins."""
+
+    service: str
+    prepared: Prepared | None
 
 
-def answer_models(cores: Mapping[str, RouterCore], request: Request) -> Deliver | Refusal:
+def choose_now(
+    cores: Mapping[str, RouterCore], parsed: ParsedRequest, found: Found, sent: Sent
+) -> Chosen | Refusal:
+    """The service of a request without a prefix, whose body is not large."""
+    client = admit(cores, sent, found)
+    if isinstance(client, Refusal):
+        return client
+    prepared = prepare(parsed.body, parsed.headers, **_reading(cores, parsed, found)) if parsed.body else None
+    return _chosen(cores, sent, found, prepared)
+
+
+async def choose_later(
+    reader: BodyReader, cores: Mapping[str, RouterCore], parsed: ParsedRequest, found: Found, sent: Sent
+) -> Chosen | Refusal:
+    """The service, after a new router's first poll (`table_s` at most), and when a large body is read."""
+    deadline_s = boot_s() + max(core.limits.table_s for core in cores.values())
+    while boot_s() < deadline_s and _lacks_table(cores):  # noqa: ASYNC110 - the core has no event loop
+        await asyncio.sleep(TABLE_CHECK_S)
+    client = admit(cores, sent, found)
+    if isinstance(client, Refusal):
+        return client
+    if found.service is not None and (cores[found.service].table is None or not is_large(parsed)):
+        return Chosen(found.service, None)
+    if not is_large(parsed):
+        return choose_now(cores, parsed, found, sent)
+    prepared = await reader.prepare(
+        parsed.body, parsed.headers, client=client, **_reading(cores, parsed, found)
+    )
+    return _chosen(cores, sent, found, prepared)
+
+
+def _lacks_table(cores: Mapping[str, RouterCore]) -> bool:
+    return any(core.table is None for core in cores.values())
+
+
+class _Reading(TypedDict):
+    models: tuple[str, ...]
+    route: str
+    is_eligible: bool
+    by_service: ModelsByService | None
+
+
+def _reading(cores: Mapping[str, RouterCore], parsed: ParsedRequest, found: Found) -> _Reading:
+    """How the body is read. cores: of the services that it may be for."""
+    path, service = found.target.path, found.service
+    by_service = {name: core.models for name, core in cores.items()} if service is None else None
+    return {
+        "models": cores[service].models if service is not None else (),
+        "route": f"{parsed.method} {path}",
+        "is_eligible": is_eligible(parsed.method, path),
+        "by_service": by_service,
+    }
+
+
+def _chosen(
+    cores: Mapping[str, RouterCore], sent: Sent, found: Found, prepared: Prepared | None
+) -> Chosen | Refusal:
+    """The service that the path or the body names. prepared: None: there is no body."""
+    if found.service is not None:
+        return Chosen(found.service, prepared)
+    if prepared is not None and prepared.refusal is not None:
+        return prepared.refusal
+    model = prepared.facts.model if prepared is not None else None
+    service = service_of_model(found, model, tuple(cores))
+    if isinstance(service, Refusal):
+        services = usable_services(cores, sent)
+        return services if isinstance(services, Refusal) else _unknown(found, model, services)
+    return Chosen(service, prepared)
+
+
+def _unknown(found: Found, model: str | None, services: tuple[str, ...]) -> Refusal:
+    """The error of a model that is no service, with the names that the client may use."""
+    refusal = service_of_model(found, model, services)
+    assert isinstance(refusal, Refusal)
+    return refusal
+
+
+def answer_models(cores: Mapping[str, RouterCore], sent: Sent) -> Deliver | Refusal:
     """The services that this client may use, as a list of models."""
-    clients = {name: core.assigner.identify(request) for name, core in cores.items()}
-    allowed = tuple(name for name, client in clients.items() if not isinstance(client, Refusal))
-    refusal = next(iter(clients.values()))
-    if not allowed and isinstance(refusal, Refusal):
-        return refusal
-    return json_answer(200, model_list(allowed))
+    services = usable_services(cores, sent)
+    return services if isinstance(services, Refusal) else json_answer(200, model_list(services))
+
+
+async def answer_own(answer: OwnRoutes, target: bytes, otherwise: Refusal, client: Client) -> None:
+    """Answer a route of the server that the router runs in."""
+    found = await answer(target.partition(b"?")[0].decode("latin-1"))
+    if found is None:
+        client.refuse(otherwise)
+    else:
+        status, body = found
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+        client.deliver(Deliver(Head(status, headers), body, "end"))

@@ -11,6 +11,7 @@ canary gets no new request once the file is reloaded.
       url: "https://api.example/v1beta/openai"
       model: example-large                     # its name there, put in place of the client's; optional
       api_key_env: EXAMPLE_KEY                 # or api_key_file: PATH; optional
+      since: 2026-11-20                        # another at each putting-in; optional
     weight_bp: 500                             # 5 %
     salt: 2026-11-spring                       # a new salt assigns all keys anew
     affinity: {key_env: TOKEN_KEY}             # tokens that keep clients on their version; optional
@@ -30,14 +31,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
 from serving.clock import boot_s
-from serving.messages import Arm
+from serving.messages import Arm, RouteTable
 from serving.router.front_wire import WireFront
 from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
@@ -47,6 +48,31 @@ from serving.table.heavy_keys import HeavyKeys
 
 RELOAD_CHECK_S = 0.5
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
+
+
+class PuttingsIn:
+    """How often each canary of a file has been put in again, as far as this process has seen.
+
+    A token of a canary that was removed does not count for the same canary put in later. Routers that share a
+    key of tokens, and one that was restarted, know of that only by `canary.since` of the file.
+    """
+
+    def __init__(self) -> None:
+        self._current: dict[str, str] = {}  # generation in effect, by service
+        self._times: dict[tuple[str, str], int] = {}  # by service and generation
+
+    def use(self, tables: Mapping[str, RouteTable]) -> dict[str, RouteTable]:
+        """The tables of a file that takes effect, each with the generation of its canary."""
+        current = {name: table.generation for name, table in tables.items() if table.canary is not None}
+        for one in current.items() - self._current.items():
+            self._times[one] = self._times.get(one, -1) + 1
+        self._current = current
+        used = dict(tables)
+        for name, generation in current.items():
+            times = self._times[name, generation]
+            if times:
+                used[name] = replace(tables[name], generation=f"{generation}\n{times}")
+        return used
 
 
 class FileTableSource:
@@ -60,6 +86,7 @@ class FileTableSource:
         self._loaded: tuple[int, int, int] | None = None  # stamp of the file when it was last read
         self._loops = SupervisedLoops()
         self._heavy: dict[str, HeavyKeys] = {}
+        self._puttings_in = PuttingsIn()
 
     async def start(self, core: RouterCore) -> None:
         """Start to check the file, in the running event loop. core: one of these."""
@@ -96,7 +123,7 @@ class FileTableSource:
             return str(exc)
         before, self.cores = self.cores, {name: self._core(name) for name in tables}
         self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in tables}
-        for name, table in tables.items():
+        for name, table in self._puttings_in.use(tables).items():
             self._heavy[name].begin(table.rollout)
             self.cores[name].on_table(replace(table, heavy=self._heavy[name].units), sent_s=boot_s())
         if self.on_services is not None and before.keys() != self.cores.keys():

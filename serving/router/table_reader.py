@@ -17,7 +17,7 @@ from serving.credentials import KeyReference, NoKey, UnitKey
 from serving.files.client_rules import KeySpec, TrustSpec
 from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.table_schema import SHARED, AffinitySpec, TableSpec, UpstreamSpec
+from serving.router.table_schema import SHARED, AffinitySpec, CanarySpec, TableSpec, UpstreamSpec
 
 SHORTEST_TOKEN_KEY = 16  # bytes
 _FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
@@ -97,11 +97,22 @@ def _table(spec: TableSpec, folder: Path, change: int) -> RouteTable:
         # Routers that share a key of tokens also name units alike: a token holds its unit.
         unit_key=UnitKey.of(affinity.key) if affinity is not None else None,
         affinity=affinity,
-        # Tokens hold while neither upstream changes; with the canary's removal or a new salt they end.
-        generation=" ".join(one.url for one in (spec.stable, spec.canary) if one is not None),
+        generation=_generation(spec),
         burst_cap=spec.burst_cap,
         late_commit=spec.late_commit,
     )
+
+
+def _generation(spec: TableSpec) -> str:
+    """What tokens hold for, as far as the file tells: both upstreams, and when the canary was put in.
+
+    The same at every router; the versions and the salt are in the table itself.
+    """
+    canary = spec.canary
+    parts = [spec.stable.url, spec.stable.model]
+    if canary is not None:
+        parts += [canary.url, canary.model, canary.since]
+    return "\n".join(part or "" for part in parts)
 
 
 def _affinity(spec: AffinitySpec | None, folder: Path) -> Affinity | None:
@@ -159,7 +170,7 @@ def _known_at(loc: tuple[int | str, ...]) -> str:
     """The keys that the mapping around this place may have."""
     kinds: dict[object, type[BaseModel]] = {
         "stable": UpstreamSpec,
-        "canary": UpstreamSpec,
+        "canary": CanarySpec,
         "keys": KeySpec,
         "trust": TrustSpec,
         "affinity": AffinitySpec,

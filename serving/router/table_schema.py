@@ -37,6 +37,14 @@ class UpstreamSpec(BaseModel):
         return self
 
 
+class CanarySpec(UpstreamSpec):
+    """The canary: another server, or the same one with another model."""
+
+    since: str | None = Field(
+        None, min_length=1
+    )  # another text at each putting-in ends the tokens of the last
+
+
 class AffinitySpec(BaseModel):
     """How affinity tokens are signed and carried."""
 
@@ -57,7 +65,7 @@ class TableSpec(ClientFields):
 
     service: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
     stable: UpstreamSpec
-    canary: UpstreamSpec | None = None
+    canary: CanarySpec | None = None
     weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
     salt: str = ""
     affinity: AffinitySpec | None = None

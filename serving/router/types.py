@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol, TypeAlias
@@ -38,6 +38,8 @@ class Limits:
     canary_stream_s: float = 60.0  # to the first byte of a stream: later it is an error in any case
     canary_whole_s: float = 300.0  # to the first byte of an answer that is not streamed
     stable_s: float = 600.0  # to the first byte
+    lookup_s: float = 15.0  # to the first byte of a replica that may keep what has this id
+    lookups_s: float = 60.0  # for all of them together
     idle_s: float = 300.0  # between bytes
     stall_s: float = 30.0  # between bytes: later it is an error on either arm, and the canary is replaced
     tokenize_s: float = 15.0  # until stable has tokenized the prompt of a stream that it takes over
@@ -130,6 +132,8 @@ class Deliver:
 
 
 Action: TypeAlias = Step | Deliver
+# Answers a path below /-/ of the server that the router runs in: status and body; None: it has no such path.
+OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
 
 
 def json_answer(status: int, body: bytes, headers: RawHeaders = ()) -> Deliver:
@@ -171,6 +175,10 @@ class RouterContext(Protocol):
     @property
     def vocabularies(self) -> dict[str, str]:
         """Digest of the vocabulary of each version, as its engines named it; absent: not known."""
+
+    @property
+    def unfit(self) -> set[str]:
+        """Versions whose engines have said of an answer that it cannot be continued."""
 
     @property
     def held(self) -> HeldBytes:

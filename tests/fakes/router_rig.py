@@ -109,8 +109,8 @@ class NoBackground:
 class Rig:
     """A router in front of a stable and a canary engine; every request is assigned to the canary."""
 
-    def __init__(self, core: RouterCore, stable: Engine, canary: Engine, base: str) -> None:
-        self.core, self.stable, self.canary, self.base = core, stable, canary, base
+    def __init__(self, core: RouterCore, stable: Engine, canary: Engine, base: str, front: WireFront) -> None:
+        self.core, self.stable, self.canary, self.base, self.front = core, stable, canary, base, front
         self.client = httpx.AsyncClient(base_url=base, timeout=30)
 
     def publish(self, *, weight_bp: int = 10_000, change: int = 1, canary: bool = True) -> None:
@@ -161,8 +161,9 @@ async def router_rig(limits: Limits | None = None) -> AsyncIterator[Rig]:
     async with AsyncExitStack() as stack:
         stable = await stack.enter_async_context(running(Engine("stable")))
         canary = await stack.enter_async_context(running(Engine("canary")))
-        base = await stack.enter_async_context(serving(WireFront(core, NoBackground())))
-        one = Rig(core, stable, canary, base)
+        front = WireFront(core, NoBackground())
+        base = await stack.enter_async_context(serving(front))
+        one = Rig(core, stable, canary, base, front)
         one.publish()
         yield one
         await one.client.aclose()

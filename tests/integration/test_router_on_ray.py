@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 import httpx
@@ -26,7 +26,7 @@ import pytest
 from aiohttp import web
 
 from serving.credentials import ControlSecret
-from serving.messages import Replica, RequestRecord, RouteTable, SplitStatus
+from serving.messages import FULL_BP, MirrorRecord, Replica, RequestRecord, RouteTable, SplitStatus
 from serving.router.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.table.orders import Split
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from serving.table.traffic_ray import RayTraffic
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+E = TypeVar("E", RequestRecord, MirrorRecord)
 
 ROUTERS = 3
 WORKERS = 6
@@ -160,13 +162,13 @@ class Rig:
     stable: Tap
     canary: Tap
 
-    def split(self, weight_bp: int, *, rollout: str | None = None) -> SplitStatus:
-        """Set the weight, then wait until it is applied."""
-        canary = "v-canary" if weight_bp else None
+    def split(self, weight_bp: int, *, rollout: str | None = None, mirror_bp: int = 0) -> SplitStatus:
+        """Set the weight and the share of copies, then wait until they are applied."""
+        canary = "v-canary" if weight_bp or mirror_bp else None
         name = rollout or self.service
         deadline_s = time.time() + 20
         while time.time() < deadline_s:
-            split = Split(name, name, "v-stable", canary, weight_bp, 1)
+            split = Split(name, name, "v-stable", canary, weight_bp, 1, mirror_bp=mirror_bp)
             status = self.traffic.set_split(self.service, split, token=1)
             if status is not None and status.applied:
                 return status
@@ -189,14 +191,21 @@ class Rig:
 
     def records(self, *, until: Callable[[list[RequestRecord]], bool]) -> list[RequestRecord]:
         """Read the log until the condition holds; ten seconds at most."""
-        found: list[RequestRecord] = []
+        return self._events(RequestRecord, until)
+
+    def copies(self, *, until: Callable[[list[MirrorRecord]], bool]) -> list[MirrorRecord]:
+        """The same of the copies to a mirrored canary."""
+        return self._events(MirrorRecord, until)
+
+    def _events(self, kind: type[E], until: Callable[[list[E]], bool]) -> list[E]:
+        found: list[E] = []
         after = 0
         deadline_s = time.time() + 10
         while not until(found) and time.time() < deadline_s:
             page = self.traffic.read_records(self.service, after)
             if page is not None:
                 after = page.next_seq
-                found += [event for event in page.events if isinstance(event, RequestRecord)]
+                found += [event for event in page.events if isinstance(event, kind)]
             time.sleep(0.05)
         return found
 
@@ -247,6 +256,26 @@ def test_the_canarys_share_matches_the_weight_and_the_records_agree(rig: Rig) ->
     }
     assert len({one.router for one in records}) == ROUTERS
     assert all(one.completion_tokens for one in records)
+
+
+def test_a_mirrored_canary_gets_a_copy_of_each_request_and_answers_no_user(rig: Rig) -> None:
+    name, n = f"mirror-{rig.service}", 24
+    rig.split(0, rollout=name, mirror_bp=FULL_BP)
+    replies = rig.ask_all([f"mirror-user-{index}" for index in range(n)], at_once=3)
+    copies = rig.copies(until=lambda c: sum(one.rollout == name for one in c) >= n)
+    rig.split(0, rollout=name)
+    ended_s = time.time()
+    afterwards = rig.ask_all([f"later-user-{index}" for index in range(6)])
+    time.sleep(0.5)
+    records = [one for one in rig.records(until=lambda r: False) if one.rollout == name]
+
+    assert [(one.status, one.arm) for one in replies + afterwards] == [(200, "stable")] * (n + 6)
+    assert {(one.rollout, one.outcome, one.status) for one in copies} == {(name, "ok", 200)}
+    assert len({one.unit for one in copies}) == len(copies) == n
+    # Each is a pair: both answers are known, of as many tokens as were asked for.
+    assert {(one.completion_tokens, one.stable_completion_tokens) for one in copies} == {(TOKENS, TOKENS)}
+    assert rig.canary.started_after(ended_s) == []
+    assert {one.arm for one in records} == {0}
 
 
 def test_an_unknown_service_is_404_at_the_ingress(rig: Rig) -> None:

@@ -16,6 +16,7 @@ from evaluation.betting.tails import TAIL_VALUES
 from evaluation.metrics import VALUES, Kind
 from evaluation.pipeline import proofs_by_gate
 from evaluation.policy.alpha_split import (
+    PART_SHARES,
     SESSION_SHARE,
     channel_alphas,
     has_no_value_unanswered,
@@ -28,8 +29,10 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.answered import NOISE
 from evaluation.units.covariate_columns import BALANCE_ALPHA
+from evaluation.units.later_blocks import PARTS, judged_block
 from evaluation.units.missingness import MISSING_ALPHA
 from evaluation.units.split import RETURNS_ALPHA, TURNS_ALPHA
+from evaluation.units.units import unit_hash
 from tests.fakes.evidence_maker import Columns
 from tests.properties.reference_bets import (
     PlainBalance,
@@ -70,22 +73,25 @@ class Drawn:
     single: bool
     rows: list[int] = field(default_factory=list)
     round: int = 0  # of a later session
-    is_fresh: bool = False  # it is its unit's first later one in the stage
+    part: int = 0
+    is_fresh: bool = False  # it is its unit's first later one of this part in the stage
     is_under_way: bool = False  # its unit had a request less than a session before
 
 
 def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Drawn]]:
     """The draws in order, and the later sessions: a unit is what is randomised, and w belongs to the draw.
 
-    After its first contact at a weight, whatever that reveals, a unit waits for as long as a session; then it
-    may have one later session in each hour (six sessions), at the logged weight.
+    After its first contact at a weight, whatever that reveals, a unit waits for as long as a session; then
+    its requests come in blocks as long as one, numbered in each hour (six sessions): 0; 1 and 2; 3 to 6; ...
+    One of each of these parts is a later session, at the logged weight.
     """
     buckets: dict[object, tuple[float, float]] = {}
     weight: dict[object, float] = {}  # of the last contact
     waited: dict[object, list[float]] = {}  # its time, and requests since
     current: dict[object, Drawn] = {}
     again: dict[object, Drawn] = {}
-    last: dict[object, tuple[int, int]] = {}  # round and stage of the last later session
+    blocks: dict[object, tuple[int, int]] = {}  # round and number of the last block
+    parts: dict[object, tuple[int, set[int]]] = {}  # stage of the last block, parts that it had a session of
     out: list[Drawn] = []
     later: list[Drawn] = []
     seen: dict[object, float] = {}  # time of the last request
@@ -135,14 +141,20 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
         session = again.get(name)
         if session is None or len(session.rows) == most or at_s > session.at_s + longest:
             number = 0 if math.isnan(first_s) else 1 + math.floor((at_s - first_s) / (6.0 * longest))
-            before, stage_before = last.get(name, (0, -1))
-            if number <= before or not 0.0 < w < 1.0:
+            if number == 0 or not 0.0 < w < 1.0:
                 continue
+            before, block = blocks.get(name, (0, -1))
+            block = block + 1 if number == before else 0
+            blocks[name] = number, block
             stage = int(columns["stage"][row]) if "stage" in columns else 0
-            last[name] = number, stage
-            session = Drawn(w, arm, at_s, False, [], number, stage > stage_before)
+            if name not in parts or parts[name][0] != stage:
+                parts[name] = stage, set()
+            part = int(math.log2(block + 1))
+            session = Drawn(w, arm, at_s, False, [], number, part, part not in parts[name][1])
             again[name] = session
-            later.append(session)
+            if part < PARTS and block - 2**part + 1 == judged_block(unit_hash(str(name)), number, part):
+                parts[name][1].add(part)
+                later.append(session)
         if arm == session.arm:
             session.rows.append(row)
     return [drawn for drawn in out if drawn.w < 1.0], later
@@ -259,15 +271,17 @@ class Rollout:
             before.append((drawn.arm, 1.0 - self.failed[row], drawn.w) if drawn.w > 0.0 else None)
         return out
 
-    def by_round(self, units: list[Unit]) -> list[Unit]:
-        """Later sessions, with their round as their stage."""
-        for unit in units:
+    def by_round(self, units: list[Unit], part: int) -> list[Unit]:
+        """Later sessions of a part, with their round as their stage."""
+        chosen = [unit for unit in units if self.later_owner[unit.row].part == part]
+        for unit in chosen:
             unit.stage = self.later_owner[unit.row].round
-        return units
+        return chosen
 
-    def fresh(self, units: list[Unit]) -> list[Unit]:
-        """Those of later sessions that are their unit's first in the stage."""
-        return [unit for unit in units if self.later_owner[unit.row].is_fresh]
+    def fresh(self, units: list[Unit], part: int) -> list[Unit]:
+        """Those of later sessions of a part that are their unit's first in the stage."""
+        drawn = self.later_owner
+        return [unit for unit in units if drawn[unit.row].part == part and drawn[unit.row].is_fresh]
 
     def sessions(self, values: Sequence[float], gate: Gate, *, later: bool = False) -> list[Unit]:
         """The requests of each draw's session, in the order of the draws; first requests alone where the arms
@@ -450,18 +464,18 @@ def gate_channels(
                 out[gate.name, f"{use}, missing as harm", 0.0] = play(
                     units, bet, limit=log_limit(alpha), share=share
                 )
-        if again.later > 0.0:
-            units = rollout.by_round(rollout.with_missing(gate, "failed", sessions=True, later=True))
-            bet, limit = rollback_bet(gate, rollout, "session", missing_as=1.0), log_limit(again.later)
-            out[gate.name, "later, missing as harm", 0.0] = play_rounds(
+        for part in range(PARTS) if again.later > 0.0 else ():
+            units = rollout.by_round(rollout.with_missing(gate, "failed", sessions=True, later=True), part)
+            bet = rollback_bet(gate, rollout, "session", missing_as=1.0)
+            limit = log_limit(again.later * PART_SHARES[part])
+            out[gate.name, f"later {part}, missing as harm", 0.0] = play_rounds(
                 units, bet, limit=limit, min_stable=MIN_STABLE
             )
-    if parts.later > 0.0:
+    for part in range(PARTS) if parts.later > 0.0 else ():
         bet = rollback_bet(gate, rollout, "session")
-        units = rollout.by_round(rollout.sessions(values, gate, later=True))
-        out[gate.name, "later", 0.0] = play_rounds(
-            units, bet, limit=log_limit(parts.later), min_stable=MIN_STABLE
-        )
+        units = rollout.by_round(rollout.sessions(values, gate, later=True), part)
+        limit = log_limit(parts.later * PART_SHARES[part])
+        out[gate.name, f"later {part}", 0.0] = play_rounds(units, bet, limit=limit, min_stable=MIN_STABLE)
     for proof in proofs:
         for use, units, bet in proof_plays(rollout, gate, proof, sticky=sticky):
             out[gate.name, use, proof.margin] = play(
@@ -490,11 +504,12 @@ def proof_plays(
     is_sampled = min(gate.sampling.stable, gate.sampling.canary) < 1.0
 
     def missing_of(which: str, use: str) -> list[Unit]:
-        is_later = use == "later proof"
+        is_later = use.startswith("later proof")
         units = rollout.with_missing(gate, which, sessions=use != "first proof", later=is_later)
-        return rollout.fresh(units) if is_later else units
+        return rollout.fresh(units, int(use[-1])) if is_later else units
 
-    for use in ("proof", "first proof", "later proof") if sticky else ("proof",):
+    later = [f"later proof {part}" for part in range(PARTS)]
+    for use in ("proof", "first proof", *later) if sticky else ("proof",):
         if gate.kind is Kind.SCORE:
             which = "failed" if is_sampled else "all"
             for missing_as in ("harm", "mean"):
@@ -502,8 +517,8 @@ def proof_plays(
                 out.append((f"{use}, missing as {missing_as}", missing_of(which, use), bet))
             continue
         bet_of, values = proof_bet(rollout, gate, proof)
-        if use == "later proof":
-            units = rollout.fresh(rollout.sessions(values, gate, later=True))
+        if use.startswith("later proof"):
+            units = rollout.fresh(rollout.sessions(values, gate, later=True), int(use[-1]))
         else:
             units = rollout.sessions(values, gate) if use == "proof" else rollout.firsts(values, gate)
         if gate.kind is Kind.PERCENTILE:
@@ -579,11 +594,11 @@ def split_channels(rollout: Rollout, *, sticky: bool) -> dict[Key, Played]:
     turns = PlainTurns(policy.session_requests)
     sessions = rollout.sessions(nothing, plain)
     out["served", "turns", 0.0] = play(sessions, turns, limit=log_limit(TURNS_ALPHA), share=share)
-    returns = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.later]
-    for unit in returns:
-        unit.stage = rollout.later_owner[unit.row].round
-    limit = log_limit(RETURNS_ALPHA)
-    out["served", "returns", 0.0] = play_rounds(returns, PlainOdds(), limit=limit, min_stable=0)
+    for part in range(PARTS):
+        returns = [rollout.unit(drawn.rows[0], 0.0, plain) for drawn in rollout.later]
+        limit = log_limit(RETURNS_ALPHA * PART_SHARES[part])
+        units = rollout.by_round(returns, part)
+        out["served", f"returns {part}", 0.0] = play_rounds(units, PlainOdds(), limit=limit, min_stable=0)
     fell_back = rollout.columns.get("fell_back")
     if fell_back is not None:
         values = [float(y) if arm else NAN for y, arm in zip(fell_back, rollout.columns["arm"], strict=True)]

@@ -43,7 +43,7 @@ def test_every_world_has_complete_columns_in_order_of_time(name: str) -> None:
     assert (np.diff(got["t_s"]) >= 0).all()
     assert not got["arm"][got["w"] == 0].any()
     if "latency_ms" in got:
-        assert np.isnan(got["latency_ms"]).any() == (WORLDS[name].lost > 0.0)
+        assert np.isnan(got["latency_ms"]).any() == (WORLDS[name].lost + WORLDS[name].patience_s > 0.0)
 
 
 def test_a_unit_keeps_its_arm_and_its_weight() -> None:

@@ -271,28 +271,3 @@ def test_answers_that_fail_on_one_arm_do_not_make_its_scores_rarer() -> None:
     columns["quality"] = np.where(failed, np.nan, columns["quality"])
 
     assert run(columns).decision != "invalid"
-
-
-def test_cancelled_requests_are_no_answers() -> None:
-    """The time until a client left is no latency: a canary that hangs would be as fast as its patience."""
-    rng = np.random.default_rng(40)
-    columns = judged_in_part(0.0, seed=4)
-    del columns["quality"]
-    columns["latency_ms"] = rng.lognormal(9.0, 0.1, 6000)
-    for share in (0.3, 1.0):
-        left = (columns["arm"] == 1) & (rng.random(6000) < share)
-        waited = np.where(left, 5000.0, columns["latency_ms"])
-        result = run(columns | {"latency_ms": waited, "cancelled": left.astype(float)})
-
-        assert result.decision == "invalid"
-        assert any(r.startswith("latency_shape: values are missing differently") for r in result.reasons)
-
-
-def test_cancelled_requests_of_both_arms_leave_the_others_comparable() -> None:
-    rng = np.random.default_rng(40)
-    columns = judged_in_part(0.0, seed=4, rows=12_000)
-    del columns["quality"]
-    left = rng.random(12_000) < 0.05
-    columns["latency_ms"] = np.where(left, 50.0, rng.lognormal(6.0, 0.3, 12_000))
-
-    assert run(columns | {"cancelled": left.astype(float)}).decision == "promote"

@@ -36,9 +36,15 @@ def answers(columns: Columns, bad: np.ndarray, seed: int, loss: float = 0.3) -> 
 
 
 def conversations(
-    seed: int, *, harm: bool, turns: tuple[int, int] = (24, 24), loss: float = 0.3, users: int = 400
+    seed: int,
+    *,
+    harm: bool,
+    turns: tuple[int, int] = (24, 24),
+    loss: float = 0.3,
+    users: int = 400,
+    from_turn: int = 11,
 ) -> Columns:
-    """The users, each with one conversation of so many turns by arm; harm: from the canary's 11th on."""
+    """The users, each with one conversation of so many turns by arm; harm: from this one of the canary on."""
     rng = np.random.default_rng(seed)
     arm = (rng.random(users) < W).astype(int)
     size = np.where(arm == 1, turns[1], turns[0])
@@ -49,7 +55,7 @@ def conversations(
     user, turn = user[order], turn[order]
     columns: Columns = {"t_s": t_s[order], "unit": user, "arm": arm[user], "w": np.full(len(user), W)}
     columns["assigned_by"] = np.full(len(user), "sticky")
-    return answers(columns, harm & (arm[user] == 1) & (turn >= 10), seed, loss)
+    return answers(columns, harm & (arm[user] == 1) & (turn >= from_turn - 1), seed, loss)
 
 
 def closed_group(seed: int, *, harm_from: int) -> Columns:
@@ -73,6 +79,27 @@ def test_harm_that_begins_with_the_eleventh_turn_is_rolled_back(seed: int) -> No
     assert result.decision == "rollback"
     [reason, *_] = [gate.reason for gate in result.gates if gate.verdict is Verdict.FAIL]
     assert reason.endswith("shown by later requests of the same units")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("from_turn", "turns"), [(21, 40), (31, 40), (61, 100), (91, 130)])
+def test_harm_that_begins_later_in_a_conversation_is_rolled_back(from_turn: int, turns: int) -> None:
+    """Within the first hour: the conversations begin in half an hour, and take up to a quarter."""
+    columns = conversations(1, harm=True, turns=(turns, turns), from_turn=from_turn, users=600)
+    columns["t_s"] = 0.3 * columns["t_s"]
+    result = judged(columns)
+
+    assert result.decision == "rollback"
+    assert "shown by later requests of the same units" in str([gate.reason for gate in result.gates])
+
+
+@pytest.mark.slow
+def test_twins_with_long_conversations_are_promoted() -> None:
+    columns = conversations(2, harm=False, turns=(60, 60), users=800)
+    columns["t_s"] = 0.3 * columns["t_s"]
+    result = judged(columns, GatePolicy.default().only("quality"))
+
+    assert result.decision == "promote"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -109,6 +136,37 @@ def test_a_margin_is_not_proven_by_the_first_ten_turns_alone(seed: int) -> None:
 
     assert report.verdict is not Verdict.PASS
     assert LATER in report.reason
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_margin_is_not_proven_by_the_first_twenty_turns_alone(seed: int) -> None:
+    """Twice the margin from the 21st turn on, and no other harm: the first twenty prove it."""
+    policy = GatePolicy.default().only("quality")
+    columns = conversations(seed, harm=True, loss=0.1, turns=(40, 40), from_turn=21)
+    report = next(gate for gate in judged(columns, policy).gates if gate.side == "promotion")
+
+    assert report.verdict is not Verdict.PASS
+    assert LATER in report.reason
+
+
+@pytest.mark.slow
+def test_the_part_of_a_conversation_with_a_fifth_of_the_values_must_prove_its_margin() -> None:
+    """Of 160 turns, ten are of the session, and 10, 20, 40 and 80 of the parts, with a judged block each."""
+    shares = {}
+    for turns in (11, 40, 160):
+        evaluator = Evaluator.start(GatePolicy.default().only("error"), stages=STAGE, seed_latency_ms={})
+        columns = conversations(1, harm=False, turns=(turns, turns), users=150)
+        columns["t_s"] = columns["t_s"] / 4.0  # within the hour
+        for row in range(len(columns["t_s"])):
+            evaluator.add(draw_at(columns, row))
+        evaluator.advance(1e9, 1e9)
+        evaluator.report()
+        later = evaluator.pipeline.metrics["error"].later_share
+        shares[turns] = later.shares.tolist(), later.parts_of(0.2)
+
+    assert shares[11] == (pytest.approx([1 / 11, 0, 0, 0, 0]), [])
+    assert shares[40] == (pytest.approx([0.25, 0.5, 0, 0, 0], abs=0.04), [0, 1])
+    assert shares[160] == (pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 0], abs=0.06), [0, 2, 3])
 
 
 def test_where_few_requests_are_later_ones_they_need_no_proof() -> None:
@@ -160,6 +218,18 @@ def test_units_that_come_back_more_often_on_one_arm_prove_nothing_by_it() -> Non
     assert any("units of one arm come back more often" in reason for reason in result.reasons)
 
 
+def test_units_that_go_on_for_longer_on_one_arm_prove_nothing_by_their_last_turns() -> None:
+    """Both arms' conversations have twenty turns; of stable a tenth go on to forty, of the canary most."""
+    columns = conversations(3, harm=False, turns=(40, 40))
+    gone = np.where(columns["arm"] == 1, 20, 90) > columns["unit"] % 100
+    turn = (columns["t_s"] - 10.0 * columns["unit"]) / 20.0
+    kept = ~(gone & (turn >= 20))
+    result = judged({name: values[kept] for name, values in columns.items()})
+
+    assert result.decision != "promote"
+    assert any("units of one arm come back more often" in reason for reason in result.reasons)
+
+
 def test_the_listener_of_settled_requests_hears_of_no_later_session() -> None:
     """Segment alarms bet each coin once."""
     columns = conversations(2, harm=False, turns=(14, 14))
@@ -173,5 +243,11 @@ def test_the_listener_of_settled_requests_hears_of_no_later_session() -> None:
     evaluator.report()
 
     turn = (columns["t_s"] - 10.0 * columns["unit"]) / 20.0
-    assert evaluator.pipeline.metrics["error"].later_share.later == int((turn >= 10).sum()) > 0
+    assert evaluator.pipeline.metrics["error"].later_share.later.tolist() == [
+        int((turn >= 10).sum()),
+        0,
+        0,
+        0,
+        0,
+    ]
     assert len(set(heard)) == int((turn < 10).sum())

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from evaluation import snapshot as snapshots
 from evaluation.records import EvidenceError
+from evaluation.units.later_blocks import BLOCKS, PARTS, STAGES, Place, judged_block, stands_for
 from evaluation.units.units import (
     HELD,
     LEFT_OUT,
@@ -56,14 +57,84 @@ def test_a_unit_counts_once_at_one_weight_and_its_requests_join_its_session() ->
 HOUR = 3600.0  # six sessions: a round
 
 
-def test_what_a_unit_asks_after_its_session_is_a_later_one_once_a_round() -> None:
+def judged_at(unit: int, number: int, part: int) -> int:
+    """The block of this part that is judged."""
+    return (1 << part) - 1 + judged_block(unit, number, part)
+
+
+def test_what_a_unit_asks_after_its_session_is_judged_once_a_round_and_part() -> None:
     at_s = (0, 700, 710, 720, 730, 2000, HOUR + 1, HOUR + 2, 5 * HOUR)
     drawn = resolve(new_units(), *[(at, 0, 0.1, STICKY, 7) for at in at_s])
+    second = [2 - judged_at(7, 1, 1), judged_at(7, 1, 1) - 1]  # of the blocks 1 and 2, one is judged
 
-    assert drawn.round.tolist() == [0, 1, 1, 1, 0, 0, 2, 2, 6]
-    assert drawn.position.tolist() == [1, 1, 2, 3, 0, 0, 1, 2, 1]  # three requests a session
+    assert drawn.round.tolist() == [0, 1, 1, 1, *second, 2, 2, 6]
+    assert drawn.part.tolist() == [0, 0, 0, 0, *second, 0, 0, 0]
+    assert drawn.position.tolist() == [1, 1, 2, 3, *second, 1, 2, 1]  # three requests a session
     assert drawn.draw.tolist()[:8] == [0, 1, 1, 1, 4, 5, 6, 6]
-    assert drawn.fresh.tolist() == [False, True, *[False] * 7]  # its first in the stage
+    assert drawn.fresh.tolist() == [False, True, False, False, *(x == 1 for x in second), *[False] * 3]
+
+
+def test_each_part_of_a_long_conversation_has_one_judged_block_in_a_round() -> None:
+    """Blocks of three requests: 0; 1 and 2; 3 to 6; 7 to 14; 15 to 30; then none until the next round."""
+    for unit in range(40):
+        drawn = resolve(new_units(), *[(at, 0, 0.1, STICKY, unit) for at in range(3 + 3 * 40)])
+        blocks = np.arange(3 * 40) // 3
+        is_judged = drawn.position[3:] > 0
+
+        expected = [judged_at(unit, 1, part) for part in range(PARTS)]
+        assert np.unique(blocks[is_judged]).tolist() == expected
+        assert drawn.part[3:][is_judged][::3].tolist() == list(range(PARTS))
+        assert int(is_judged.sum()) == 3 * PARTS
+        assert drawn.fresh[3:][is_judged].tolist() == [True, False, False] * PARTS
+
+
+def test_the_judged_block_is_drawn_for_each_unit_and_round_and_stands_for_the_others() -> None:
+    for part in range(PARTS):
+        drawn = [judged_block(unit_hash(f"u{u}"), number, part) for u in range(500) for number in (1, 2)]
+        counts = np.bincount(drawn, minlength=2**part)
+        expected = 1000.0 / np.array([stands_for(block, part) for block in range(2**part)])
+
+        assert len(counts) == 2**part
+        assert expected.sum() == pytest.approx(1000.0)
+        assert np.abs((counts - expected) / expected**0.5).max() < 4.5
+    again = [
+        judged_block(unit_hash(f"u{u}"), 1, 3) == judged_block(unit_hash(f"u{u}"), 2, 3) for u in range(800)
+    ]
+    assert 170 < sum(again) < 265  # by chance, 1/4 + 7 / 14**2
+
+
+def test_a_part_is_judged_for_the_first_time_once_a_stage_however_many_rounds_it_has() -> None:
+    units = new_units()
+    rows = [(at, 0, 0.1, STICKY, 7) for at in (*range(12), *(int(HOUR) + at for at in range(9)))]
+    at_s, arm, w, kind, unit = (np.array(column) for column in zip(*rows, strict=True))
+    stage = np.array([0] * 15 + [1] * 6)
+    nowhere = np.full(len(rows), np.nan)
+    requests = Assignments(at_s.astype(float), arm == 1, w, kind, unit, stage, nowhere)
+    drawn = units.resolve(requests, np.arange(len(rows)))
+
+    first_of = {(int(s), int(p)) for s, p in zip(stage[drawn.fresh], drawn.part[drawn.fresh], strict=True)}
+    assert int(drawn.fresh.sum()) == len(first_of)
+    assert {(0, 0), (0, 1)} <= first_of
+    assert (1, 0) not in first_of  # block 0 of the second round is of the first stage
+
+
+def test_a_long_conversation_takes_no_more_memory_than_one_that_came_back_once() -> None:
+    units = new_units()
+    resolve(units, *[(at, 0, 0.1, STICKY, unit) for at in range(0, 8000, 2) for unit in (7, 8, 9)])
+    resolve(units, *[(20_000, 0, 0.1, REQUEST, 0), *[(20_000, 0, 0.1, HELD, 10)] * 5000])
+
+    assert set(units.last_later) == {7, 8, 9}
+    assert not units.open_later
+
+
+def test_a_place_is_what_its_number_says() -> None:
+    place = Place(round=70_000, stage=STAGES - 1, block=BLOCKS - 1, judged=2**PARTS - 1)
+
+    assert Place.of(place.number) == place
+    assert place.number < 2**63
+    assert place.next_block(70_000, STAGES - 1) == place  # beyond the last part there is nothing to count
+    assert place.next_block(70_001, 0) == Place(70_001, 0, 0, 0)
+    assert Place.of(-1).next_block(3, 1) == Place(3, 1, 0, 0)
 
 
 def test_a_later_session_is_bet_at_the_whole_weight_on_both_arms_alike() -> None:
@@ -92,7 +163,8 @@ def test_later_sessions_survive_a_restart() -> None:
 
     for one in (units, again):
         drawn = resolve(one, *[(at, 0, 0.1, STICKY, 7) for at in (702, 703, HOUR)], first_seq=3)
-        assert (drawn.round.tolist(), drawn.position.tolist()) == ([1, 0, 2], [3, 0, 1])
+        second = 2 - judged_at(7, 1, 1)  # of the blocks 1 and 2
+        assert (drawn.round.tolist(), drawn.position.tolist()) == ([1, second, 2], [3, second, 1])
 
 
 def test_a_session_ends_with_its_time() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.access import Affinity
+from serving.access import Access, Affinity, ClientKey, digest_of
 from serving.messages import CANARY, STABLE, Arm, Replica
 from serving.router.exchange import Exchange
 from tests.fakes.routed import Routed
@@ -37,13 +37,59 @@ def test_a_client_that_sends_its_token_back_stays_when_the_weight_is_raised() ->
 
 
 def test_a_pinned_request_belongs_to_the_unit_and_weight_of_its_draw() -> None:
-    routed = pinned_router(weight_bp=10_000)
+    routed = pinned_router(weight_bp=9000)
     first = routed.served()
-    routed.use(weight_bp=2500)
+    routed.use(weight_bp=9500)
     second = routed.served(headers={HEADER: first.token})
 
-    assert (second.record.unit, second.record.w, second.record.arm) == (first.record.unit, 1.0, CANARY)
+    assert (second.record.unit, second.record.w, second.record.arm) == (first.record.unit, 0.9, CANARY)
     assert second.record.bucket == first.record.bucket
+
+
+def test_a_token_brings_nobody_to_the_canary_beyond_the_weight_of_its_own_key() -> None:
+    keys = {digest_of("staff"): ClientKey("s", audiences=("staff",)), digest_of("public"): ClientKey("p")}
+    access = Access(keys, keys_required=True, audience_bp={"staff": 10_000})
+    routed = pinned_router(weight_bp=0, access=access)
+    staff = routed.served(headers={"x-api-key": "staff"})
+    again = routed.served(headers={"x-api-key": "staff", HEADER: staff.token})
+    public = routed.served(headers={"x-api-key": "public", HEADER: staff.token})
+
+    assert (staff.record.arm, again.record.assigned_by) == (CANARY, "pinned")
+    assert (public.record.arm, public.record.assigned_by, public.record.w) == (STABLE, "request", 0.0)
+
+
+def test_a_canarys_token_ends_when_the_weight_falls_below_its_bucket() -> None:
+    routed = pinned_router(weight_bp=10_000)
+    first = routed.served()
+    bucket = first.record.bucket
+    assert bucket is not None
+    words = []
+    for weight_bp in (bucket + 1, bucket):
+        routed.use(weight_bp=weight_bp)
+        words.append(routed.served(headers={HEADER: first.token}).record.assigned_by)
+
+    assert words == ["pinned", "request"]
+
+
+def test_the_token_of_another_user_ties_no_request_of_a_heavy_key() -> None:
+    routed = pinned_router()
+    other, app = routed.served({"user": "b"}), routed.served({"user": "app"})
+    routed.use(heavy=frozenset({app.record.unit}))
+    mixed = routed.served({"user": "app"}, headers={HEADER: other.token})
+
+    assert mixed.record.assigned_by == "heavy"
+    assert mixed.record.unit != other.record.unit
+
+
+def test_a_request_of_a_heavy_key_keeps_the_token_of_its_own_draw() -> None:
+    routed = pinned_router()
+    app = routed.served({"user": "app"})
+    routed.use(heavy=frozenset({app.record.unit}))
+    first = routed.served({"user": "app"})
+    second = routed.served({"user": "app"}, headers={HEADER: first.token})
+
+    assert (first.record.assigned_by, second.record.assigned_by) == ("heavy", "pinned")
+    assert second.record.unit == first.record.unit
 
 
 def test_the_first_turns_without_a_key_and_the_later_ones_with_one_stay_together() -> None:

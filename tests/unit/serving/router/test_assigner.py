@@ -6,7 +6,7 @@ import pytest
 
 from serving.messages import CANARY, STABLE, Arm, Replica
 from serving.router.assignment import unit_of
-from serving.router.client_connection import BODY_BUDGET
+from serving.router.body_budget import BODY_BUDGET
 from serving.router.exchange import Exchange
 from serving.router.front_wire import WireFront
 from serving.router.types import Attempt, Refusal, Step
@@ -146,6 +146,45 @@ def test_an_id_is_not_called_unknown_while_an_engine_that_may_hold_it_does_not_a
     assert looked_up({"s1": 404, "s2": 503, "canary": 404})[-1] == "503"
 
 
+MANY = Arm("v-1", tuple(Replica(f"http://s{n}") for n in range(20)))
+
+
+def limits_of_hung_replicas(stable: Arm = MANY, **how: object) -> tuple[list[float], Refusal]:
+    """The time limits of the replicas that are asked in turn, each of which never answers."""
+    exchange = Routed().use(stable=stable, weight_bp=0).ask(**how)  # type: ignore[arg-type]
+    assert isinstance(exchange, Exchange)
+    limits: list[float] = []
+    while isinstance(attempt := exchange.next_attempt(NOW_S + sum(limits)), Attempt):
+        limits.append(attempt.first_byte_s)
+        exchange.broken("timeout", now_s=NOW_S + sum(limits))
+    assert isinstance(attempt, Refusal)
+    return limits, attempt
+
+
+def test_hung_replicas_hold_the_lookup_of_an_id_up_for_a_minute_in_all() -> None:
+    limits, refusal = limits_of_hung_replicas(path="/v1/responses/resp_1", method="GET")
+
+    assert (max(limits), sum(limits)) == (15.0, 60.0)
+    assert (refusal.status, refusal.retry_after_s) == (503, 1)
+
+
+def test_the_error_of_a_lookup_that_ended_at_the_canary_is_of_stable() -> None:
+    three = Arm("v-1", MANY.replicas[:3])
+    limits, refusal = limits_of_hung_replicas(three, path="/v1/responses/resp_1", method="GET")
+
+    assert sum(limits) == 60.0
+    assert dict(refusal.headers)[b"x-canaryctl-arm"] == b"stable"
+    assert "stable version v-1" in refusal.message
+
+
+def test_an_answer_to_an_earlier_one_may_take_as_long_as_any_and_all_replicas_together_no_longer() -> None:
+    body = {"previous_response_id": "resp_1", "input": "and?"}
+    limits, refusal = limits_of_hung_replicas(body=body, path="/v1/responses")
+
+    assert limits == [600.0]
+    assert refusal.status == 503
+
+
 @pytest.mark.parametrize("field", ["previous_response_id", "conversation"])
 def test_a_response_to_an_earlier_one_goes_to_the_engine_that_made_it_and_is_no_draw(field: str) -> None:
     routed = Routed().use(stable=TWO, weight_bp=1)
@@ -183,7 +222,7 @@ async def test_a_front_that_holds_half_of_what_it_can_stops_drawing_first() -> N
     front = WireFront(routed.core, NoBackground())
     words = []
     for held in (0, BODY_BUDGET // 2 + 1, 0):
-        front.body_bytes = held
+        front.bodies.total = held
         await front.start()  # and one sweep
         words.append(routed.served().record.assigned_by)
         await front.stop(drain_s=0.0)

@@ -14,6 +14,8 @@ from serving.router import body_reader
 from serving.router.body_facts import BodyFacts
 from serving.router.body_reader import LARGE_BODY, BodyReader
 from serving.router.prepared import Prepared
+from serving.router.request_parser import ParsedRequest
+from serving.router.service_choice import is_large
 from tests.fakes.router_rig import CHAT, Rig, router_rig
 
 
@@ -54,6 +56,18 @@ async def test_a_large_body_is_read_by_another_process_while_the_loop_turns(read
 
     assert (await reading).facts.key == "alice"
     assert pause_s < alone / 2  # the loop did not wait for the reading
+
+
+@pytest.mark.parametrize(
+    ("body", "large"),
+    [
+        (b'{"x": "' + b"y" * (900 << 10) + b'"}', False),
+        (b'{"messages": [' + b"1," * 100_000 + b"1]}", True),
+        (b'{"messages": [' + b"1," * 10_000 + b"1]}", False),
+    ],
+)
+def test_a_body_with_very_many_values_is_large_too(body: bytes, large: bool) -> None:
+    assert is_large(ParsedRequest("POST", b"/", (), body, True, True)) is large
 
 
 @pytest.mark.slow

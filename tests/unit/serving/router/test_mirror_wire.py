@@ -79,8 +79,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         running(Engine("the text")) as canary,
         serving(front) as base,
     ):
-        one = MirrorRig(core, stable, canary, base)
-        one.front = front
+        one = MirrorRig(core, stable, canary, base, front)
         one.mirror()
         yield one
         await one.client.aclose()

@@ -144,6 +144,45 @@ async def test_a_client_sees_the_services_that_its_key_may_use(tmp_path: Path) -
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
 
 
+OF_TWO = """
+services:
+  - {service: chat, stable: {url: "CHAT"}, keys_required: true, keys: [{name: a, sha256: "A"}]}
+  - {service: secret, stable: {url: "CODE"}, keys_required: true, keys: [{name: b, sha256: "B"}]}
+""".replace('"A"', f'"{digest_of("ka")}"').replace('"B"', f'"{digest_of("kb")}"')
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("GET", "/x", None), ("POST", PATH, {"model": "gpt-4"}), ("GET", "/none/v1/models", None)],
+)
+async def test_an_error_names_only_services_that_the_client_may_use(
+    tmp_path: Path, method: str, path: str, body: object
+) -> None:
+    async with AsyncExitStack() as stack:
+        port = await opened(stack, tmp_path / "table.yaml", OF_TWO)
+        without = await port.client.request(method, path, json=body)
+        with_key = await port.client.request(method, path, json=body, headers={"x-api-key": "ka"})
+
+    assert (without.status_code, with_key.status_code) == (401, 404)
+    assert "secret" not in without.text + with_key.text
+    assert "chat" not in without.text
+    assert "chat" in with_key.text
+
+
+async def test_an_unknown_path_names_a_single_service_only_to_its_clients(tmp_path: Path) -> None:
+    text = f"""
+service: chat
+stable: {{url: "CHAT"}}
+keys_required: true
+keys: [{{name: a, sha256: "{digest_of("ka")}"}}]
+"""
+    async with AsyncExitStack() as stack:
+        port = await opened(stack, tmp_path / "table.yaml", text)
+        answers = [await port.client.get("/x", headers=headers) for headers in ({}, {"x-api-key": "ka"})]
+
+    assert [one.status_code for one in answers] == [401, 404]
+
+
 async def test_a_trusted_header_counts_by_the_address_of_the_connection(tmp_path: Path) -> None:
     text = """
 service: chat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -231,6 +232,110 @@ def test_a_key_that_sends_most_requests_is_published_as_heavy(path: Path) -> Non
     path.write_text(BASE + "weight_bp: 6000")
     source.reload()
     assert (len(front.core.table.heavy), front.core.table.weight_bp) == (1, 6000)
+
+
+# ---- affinity tokens
+
+TOKENS = """
+service: chat
+stable: {url: "http://127.0.0.1:8001"}
+canary: {url: "http://127.0.0.1:8002"}
+weight_bp: 10000
+salt: spring
+affinity: {key_file: key}
+"""
+WITHOUT = re.sub(r"canary: .*\nweight_bp.*\n", "", TOKENS)
+
+
+class TokenRouter:
+    """A router of a table file, whose tokens are signed by a key that others share."""
+
+    def __init__(self, path: Path) -> None:
+        (path.parent / "key").write_text("k" * 32)
+        path.write_text(TOKENS)
+        self.path = path
+        self.front = make_front(path)
+        self.asked = 0
+
+    def write(self, text: str) -> None:
+        source = self.front._background
+        assert isinstance(source, FileTableSource)
+        self.path.write_text(text)
+        self.asked += 1
+        os.utime(self.path, ns=(self.asked, self.asked))
+        assert source.reload() is None
+
+    def ask(self, token: bytes | None = None) -> tuple[str, bytes]:
+        """(assigned_by, token) of a request."""
+        self.asked += 1
+        headers = () if token is None else ((b"x-canaryctl-affinity", token),)
+        request = Request("POST", Target("/v1/completions"), headers, b"{}")
+        exchange = self.front.core.begin(request, request_id=f"r-{self.asked}", now_s=1e9, wall_s=1e9)
+        assert isinstance(exchange, Exchange)
+        found = exchange.start.assignment
+        return found.assigned_by, dict(found.answer_headers).get(b"x-canaryctl-affinity", b"")
+
+
+@pytest.mark.parametrize("removed", [WITHOUT, TOKENS.replace("10000", "0"), TOKENS.replace("8002", "8003")])
+def test_a_token_does_not_live_again_with_the_canary(path: Path, removed: str) -> None:
+    router = TokenRouter(path)
+    _, token = router.ask()
+    before = router.ask(token)[0]
+    router.write(removed)
+    router.write(TOKENS)
+    after, new = router.ask(token)
+    router.write(removed)
+    router.write(TOKENS)
+
+    assert (before, after) == ("pinned", "request")
+    assert [router.ask(one)[0] for one in (token, new)] == ["request", "request"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('8002"', '8002", model: other'),
+        ('8001"', '8001", model: other'),
+        ('8002"', '8002", version: v9'),
+        ('8002"', '8002", since: 2026-11-29'),
+        ("spring", "autumn"),
+    ],
+)
+def test_a_token_ends_with_what_it_was_drawn_for(path: Path, old: str, new: str) -> None:
+    router = TokenRouter(path)
+    _, token = router.ask()
+    router.write(TOKENS.replace(old, new))
+
+    assert router.ask(token)[0] == "request"
+
+
+def test_a_token_outlives_a_reload_a_restart_and_another_weight(path: Path) -> None:
+    router = TokenRouter(path)
+    _, token = router.ask()
+    router.write(TOKENS.replace("10000", "9999") + "burst_cap: 100\n")
+    words = [router.ask(token)[0]]
+    words.append(TokenRouter(path).ask(token)[0])
+
+    assert words == ["pinned", "pinned"]
+
+
+def test_since_makes_routers_agree_that_know_nothing_of_the_canarys_removal(path: Path) -> None:
+    routers = TokenRouter(path), TokenRouter(path)
+    _, old = routers[0].ask()
+    routers[0].write(WITHOUT)  # the other router, or one that starts later, does not see this
+    for router in routers:
+        router.write(TOKENS.replace('8002"', '8002", since: 2026-11-29'))
+    _, new = routers[0].ask()
+
+    assert [router.ask(old)[0] for router in routers] == ["request", "request"]
+    assert [router.ask(new)[0] for router in routers] == ["pinned", "pinned"]
+
+
+def test_stable_has_no_since(path: Path) -> None:
+    path.write_text(TOKENS.replace('8001"', '8001", since: x').replace("{key_file: key}", "{}"))
+
+    with pytest.raises(TableFileError, match=r"stable.since 'x': Extra inputs"):
+        read_tables(path, change=1)
 
 
 # ---- --check

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 from aiohttp import web
 
-from serving.messages import STABLE
+from serving.clock import boot_s
+from serving.messages import STABLE, Arm, Replica
 from serving.router.types import Limits
-from tests.fakes.router_rig import CHAT, Behaviour, Engine, Rig, router_rig
+from tests.fakes.router_rig import CHAT, Behaviour, Engine, Rig, router_rig, running
 from tests.fakes.token_engine import PROMPT, Answer, TokenEngine
 
 COMPLETIONS = "/chat/v1/completions"
@@ -239,3 +241,69 @@ async def test_a_client_that_waits_for_a_held_answer_gets_comments() -> None:
     assert Answer(response.content, True).text == TEXT
     assert response.headers["x-canaryctl-arm"] == "canary"  # of the attempt that began
     assert (record.outcome, record.error, record.served_arm, record.covered) == ("fallback", True, 0, None)
+
+
+async def hangs(request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(30)
+    return web.Response()
+
+
+def hanging_at(path: str, engine: Engine, otherwise: Behaviour) -> Behaviour:
+    """An engine that never answers this path."""
+
+    async def behave(request: web.Request) -> web.StreamResponse:
+        return await (hangs if request.path == path else otherwise)(request)
+
+    return behave
+
+
+LIMITS = Limits(canary_stream_s=2.0, stable_s=0.3, tokenize_s=0.3, stall_s=0.2, idle_s=20.0)
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/completions"])
+async def test_a_step_of_a_takeover_that_hangs_ends_at_its_limit(path: str) -> None:
+    async with router_rig(LIMITS) as rig:
+        script(rig, cut=4)
+        rig.stable.behave = hanging_at(path, rig.stable, rig.stable.behave)
+        began_s = boot_s()
+        response = await rig.client.post(CHAT, json=asked(CHAT))
+        passed_s = boot_s() - began_s
+
+    assert b'"code": "cut"' in response.content
+    assert passed_s < 3.0  # and not idle_s
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/completions"])
+async def test_a_hung_step_of_a_takeover_is_asked_of_the_next_replica(path: str) -> None:
+    async with router_rig(LIMITS) as rig, running(Engine("other")) as other:
+        script(rig, cut=4)
+        for first, second in ((rig.stable, other), (other, rig.stable)):
+            second.behave = served_by(second, TokenEngine(TEXT))
+            first.behave = hanging_at(path, first, served_by(first, TokenEngine(TEXT)))
+            assert rig.core.table is not None
+            stable = Arm("v-1", (Replica(rig.stable.url), Replica(other.url)))
+            change = rig.core.table.change + 1
+            rig.core.on_table(replace(rig.core.table, stable=stable, change=change), sent_s=boot_s())
+            response = await rig.client.post(CHAT, json=asked(CHAT))
+
+            assert Answer(response.content, True).text == TEXT
+
+
+async def test_a_tokenizer_that_trickles_ends_at_its_limit() -> None:
+    async with router_rig(LIMITS) as rig:
+        script(rig, cut=4)
+
+        async def trickles(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(headers={"x-canaryctl-tokens": "d1 90"})
+            await response.prepare(request)
+            for _ in range(40):
+                await response.write(b" ")
+                await asyncio.sleep(0.1)
+            return response
+
+        rig.stable.behave = trickles
+        began_s = boot_s()
+        response = await rig.client.post(CHAT, json=asked(CHAT))
+
+        assert boot_s() - began_s < 2.0
+    assert b'"code": "cut"' in response.content
