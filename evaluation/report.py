@@ -68,7 +68,8 @@ class EvaluationReport:
 
     `rollback`: the gate that showed harm first; it stays. `stage_verdict`: PASS when all margins of the stage
     are proven on enough canary requests, FAIL when `rollback` is set, INVALID when needed evidence is
-    unusable, else UNDECIDED. `missing`: why it is not PASS. `frozen`: sample ratio mismatch, so statistics
+    unusable, else UNDECIDED. `only_load`: INVALID for nothing but replicas that are loaded unequally.
+    `missing`: why it is not PASS. `frozen`: sample ratio mismatch, so statistics
     neither promote nor roll back.
     """
 
@@ -84,3 +85,4 @@ class EvaluationReport:
     through_s: float
     late_events: int = 0
     notes: tuple[str, ...] = field(default=())
+    only_load: bool = False

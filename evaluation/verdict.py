@@ -28,6 +28,7 @@ from evaluation.units.gate_channels import Track, rollback_tracks
 from evaluation.units.metric_evidence import MetricEvidence
 
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
+UNEQUAL_LOAD = "not comparable"  # begins the reason of a gate that unequal load alone makes INVALID
 MIN_NEVER = 100  # requests without a single value
 MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
 MIN_LATER_SHARE = 0.2  # of a stage's values, of later requests: then these must prove the margins as well
@@ -82,6 +83,8 @@ def evaluation_report(
     rollback = rollback_of(reports)
     split = split_reasons(pipeline)
     invalid = invalid_gates(pipeline, reports)
+    is_mismatch = bool(split) and pipeline.seq >= MIN_ROWS
+    only_load = not is_mismatch and all(f": {UNEQUAL_LOAD}: " in reason for reason in invalid)
     stage_canary = pipeline.stage_canary if pipeline.stage == stage else 0
     shared = interference(pipeline)
     missing = [
@@ -93,7 +96,7 @@ def evaluation_report(
         missing.append(few)
     if rollback is not None:
         verdict = Verdict.FAIL
-    elif (split and pipeline.seq >= MIN_ROWS) or invalid:
+    elif is_mismatch or invalid:
         verdict = Verdict.INVALID
     elif missing or split or shared:
         verdict = Verdict.UNDECIDED
@@ -117,6 +120,7 @@ def evaluation_report(
             *step_notes(pipeline, stages[stage]),
             *([few] if few and pipeline.stage_seen >= stages[stage].min_canary else []),
         ),
+        only_load=verdict is Verdict.INVALID and only_load,
     )
 
 
@@ -124,9 +128,9 @@ def _with_load(report: GateReport, pipeline: Pipeline, load_ratio: float, load_n
     """The report, INVALID where the replicas' loads differ too much to compare latency.
 
     A proof needs similar loads, a rollback only a canary without more load: under less load, slower is
-    slower. Harm shown before stays.
+    slower. Harm shown before stays, and so does another reason to be INVALID.
     """
-    if report.metric not in VALUES or report.verdict is Verdict.FAIL:
+    if report.metric not in VALUES or report.verdict in (Verdict.FAIL, Verdict.INVALID):
         return report
     limit = pipeline.policy.load_ratio
     ratio = load_now if load_now > limit else load_ratio
@@ -134,7 +138,7 @@ def _with_load(report: GateReport, pipeline: Pipeline, load_ratio: float, load_n
     if not (load_now > limit or (is_proof and not 1.0 / limit <= load_ratio <= limit)):
         return report
     load = "no canary replica is ready" if math.isinf(ratio) else f"canary load {ratio:.1f}x stable's"
-    return replace(report, verdict=Verdict.INVALID, reason=f"not comparable: {load}")
+    return replace(report, verdict=Verdict.INVALID, reason=f"{UNEQUAL_LOAD}: {load}")
 
 
 def rollback_of(reports: Sequence[GateReport]) -> GateReport | None:

@@ -55,12 +55,18 @@ class Outcome(NamedTuple):
 class FeedbackResult(BaseModel):
     """What became of the scores. An answer is recorded when it is complete, and read within seconds.
 
-    matched and waiting are null while this controller does not read the records log.
+    matched, waiting and repeated are null while this controller does not read the records log.
     """
 
     taken: int  # scores that a records log took
     matched: int | None = None  # of them, those whose request is recorded
     waiting: int | None = None  # the others: kept for 15 minutes in case their request comes, then dropped
+    # Of those taken, scores of a request and metric that has one already: the first counts, a later one
+    # changes nothing. Only what was read so far is known: one sent again at once may not be among them.
+    repeated: int | None = None
+    # Where more requests come than are remembered (300,000 of a service): the age in seconds at which a score
+    # no longer finds its request. null: each finds it within its deadline.
+    forgotten_after_s: float | None = None
     unreachable: tuple[str, ...] = ()  # services whose log took none: send again what may be theirs
 
 

@@ -50,11 +50,14 @@ class ScoreLogs(Protocol):
 
     def append_scores(self, service: str, scores: Sequence[Score]) -> bool: ...
     def has_request(self, service: str, id: str) -> bool | None: ...
+    def has_score(self, service: str, id: str, metric: str) -> bool: ...
+    def forgotten_after_s(self, service: str) -> float | None: ...
 
 
 def write_scores(logs: ScoreLogs, services: Sequence[str], scores: Sequence[Score]) -> FeedbackResult:
     """Write each score to the log of the service that answered its request, or to all while that is unknown.
 
+    The first score of a request and metric counts; a later one is taken as well, and counted as repeated.
     Raises Unreachable when no log took any of them.
     """
     owners = {score: [logs.has_request(service, score[0]) for service in services] for score in scores}
@@ -75,9 +78,19 @@ def write_scores(logs: ScoreLogs, services: Sequence[str], scores: Sequence[Scor
     is_read = all(True in found or None not in found for found in owners.values())
     matched = sum(True in owners[score] for score in scores if score in taken) if is_read else None
     count = sum(score in taken for score in scores)
+    known = {
+        (id, metric) for id, metric, _, _ in scores if any(logs.has_score(s, id, metric) for s in services)
+    }
+    repeated = 0
+    for id, metric, _, _ in (score for score in scores if score in taken):
+        repeated += (id, metric) in known
+        known.add((id, metric))
+    ages_s = [age_s for service in services if (age_s := logs.forgotten_after_s(service)) is not None]
     return FeedbackResult(
         taken=count,
         matched=matched,
         waiting=count - matched if matched is not None else None,
+        repeated=repeated if is_read else None,
+        forgotten_after_s=min(ages_s, default=None),
         unreachable=tuple(unreachable),
     )

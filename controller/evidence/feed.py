@@ -16,7 +16,7 @@ from controller.evidence.mirrored import counted, mirror_of, mirror_to_mapping
 from controller.evidence.point_estimates import point_estimates
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.records import GateConfig, draw_of, score_of
-from controller.evidence.score_join import JOIN_WINDOW_S, Joined
+from controller.evidence.score_join import JOIN_WINDOW_S, MAX_IDS, Joined
 from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
 from controller.evidence.snapshot import envelope_of, stored_feed
 from controller.rollout.observation import (
@@ -28,7 +28,7 @@ from controller.rollout.observation import (
 )
 from controller.rollout.state import LIVE, Phase, RolloutState
 from evaluation.evaluator import Evaluator
-from evaluation.guards import ErrorGuard, GuardAction
+from evaluation.guards import ErrorGuard, GuardAction, GuardVerdict
 from evaluation.records import Draw, EvidenceError, Score
 from evaluation.report import Verdict
 from evaluation.snapshot import SnapshotMismatch
@@ -42,7 +42,7 @@ LOST_SPANS = 1_000
 class Feed:
     """One rollout's subscriber of the records log: evaluator, error guard, load and segment alarms."""
 
-    join_ids = 200_000
+    join_ids = 200_000  # at least; by time beyond it, up to MAX_IDS
 
     def __init__(self, rollout: str, config: GateConfig) -> None:
         self._rollout = rollout
@@ -52,6 +52,7 @@ class Feed:
         # seq -> at_s of requests that a score may still refer to
         self._window: OrderedDict[int, float] = OrderedDict()
         self._guard = ErrorGuard()
+        self._tripped: GuardVerdict | None = None  # since the last look, also if it has recovered
         self._load = LiveLoad(config.policy.load_ratio)
         self._segments = RolloutSegmentAlarms(config.policy)
         # How long after its request a score still finds it, after a restart too.
@@ -128,8 +129,9 @@ class Feed:
             self._started()  # an acknowledged stage has evidence even without a unit
 
     def follow(self, state: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float) -> None:
-        """Note the rollout's weight, stage and ready replicas. versions None: not known."""
+        """Note the rollout's weight, stage and ready replicas, at each look. versions None: not known."""
         self._is_mirroring = state.phase is Phase.MIRRORING
+        self._tripped = None
         self._follow_stage(state)
         # An external endpoint may have any number of replicas.
         if versions is not None and not state.stable.external and not state.canary.external:
@@ -152,7 +154,7 @@ class Feed:
         """
         if self._is_mirroring:
             return EvidenceStatus(0, Verdict.UNDECIDED, mirror=self._mirror)
-        hit = self._guard.verdict()
+        hit = self._tripped or self._guard.verdict()
         is_both = hit is not None and hit.action is GuardAction.HOLD
         guards = (GuardStatus(hit.guard, hit.reason, both_arms=is_both),) if hit else ()
         if self._evaluator is None:
@@ -198,13 +200,15 @@ class Feed:
     def _count_in_guard(self, record: RequestRecord, *, of_replaced: bool = False) -> None:
         """of_replaced: the request is of the version that an undo replaces, from before its switch. No coin
         assigned it, nor those after it, so all are of one weight."""
-        self._guard.add(
+        hit = self._guard.add(
             unit=record.unit,
             canary=record.arm == CANARY and not of_replaced,
             w=record.w if self._config.stages else 1.0,
             error=record.error is True,
             rejected=record.rejected is True,
         )
+        if hit is not None and (self._tripped is None or hit.action is GuardAction.ROLLBACK):
+            self._tripped = hit
 
     def _recall(self, events: Sequence[Joined]) -> None:
         """Remember the requests of events consumed before a restart, without counting them again."""
@@ -252,10 +256,8 @@ class Feed:
 
     def _forget(self, now_s: float) -> None:
         before_s = now_s - self.join_s
-        # A request beyond the join's own limit finds no score any more, however young it is.
-        while self._window and (
-            len(self._window) > self.join_ids or next(iter(self._window.values())) < before_s
-        ):
+        # A request beyond the join's own bound finds no score any more, however young it is.
+        while self._window and (len(self._window) > MAX_IDS or next(iter(self._window.values())) < before_s):
             self._window.popitem(last=False)
         if self._evaluator is not None:
             self._segments.forget(min(before_s, self._evaluator.settlement.through_s))

@@ -101,6 +101,15 @@ class RecordsReader:
         """True: a recent request with this request id or answer id was read. Safe to call from any thread."""
         return self._join.has(id)
 
+    def has_score(self, id: str, metric: str) -> bool:
+        """True: a score of the metric was read for the request with this id. Safe to call from any thread."""
+        return self._join.has_score(id, metric)
+
+    @property
+    def forgotten_after_s(self) -> float | None:
+        """Age at which requests are forgotten, too early for some scores; None: none is too late for that."""
+        return self._join.forgotten_after_s
+
     def resume_seq(self, seq: int) -> int:
         """The position to restart from, for a subscriber at `seq`: before the oldest score still held."""
         first_held = self._join.first_held()

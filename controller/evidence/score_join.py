@@ -14,6 +14,8 @@ from serving.messages import Event, RequestRecord, ScoreRecord
 
 JOIN_WINDOW_S = 900.0  # how long a score waits for its request, unless a subscriber needs longer
 HELD_SCORES = 20_000  # ids of requests that have not come yet
+# Of requests that scores may refer to. An id takes about 700 bytes with its half of the record: some 400 MB.
+MAX_IDS = 600_000
 SCORES_OF_ONE = 64  # of these are held for each id; later ones are dropped: there are not so many metrics
 
 
@@ -31,6 +33,9 @@ class ScoreJoin:
     def __init__(self) -> None:
         self._requests: OrderedDict[str, RequestRecord] = OrderedDict()  # by request id and answer id
         self._held: OrderedDict[str, dict[int, ScoreRecord]] = OrderedDict()  # id -> seq -> score
+        self._scored: dict[str, tuple[str, ...]] = {}  # request id -> metrics that have a score
+        # The age at which requests are forgotten, where the bound on ids makes it too early for some scores.
+        self.forgotten_after_s: float | None = None
 
     def join(self, events: Iterable[Event]) -> list[Joined]:
         """The events, joined. A score whose request has not come yet is left out, and comes with it."""
@@ -43,15 +48,39 @@ class ScoreJoin:
         return joined
 
     def forget(self, *, before_s: float, max_ids: int) -> None:
-        """Drop held scores received before `before_s`, and the oldest ids beyond `max_ids`."""
+        """Drop held scores received before `before_s`, and the oldest ids beyond `max_ids`.
+
+        Ids of requests assigned since `before_s` are kept beyond `max_ids`, up to MAX_IDS: scores may still
+        refer to them.
+        """
         while self._held and next(iter(next(iter(self._held.values())).values())).at_s < before_s:
             self._held.popitem(last=False)
+        self.forgotten_after_s = None
         while len(self._requests) > max_ids:
+            oldest = next(iter(self._requests.values()))
+            is_young = oldest.at_s >= before_s
+            if is_young and len(self._requests) <= MAX_IDS:
+                break
+            if is_young:
+                newest = next(reversed(self._requests.values()))
+                self.forgotten_after_s = max(0.0, newest.at_s - oldest.at_s)
             self._requests.popitem(last=False)
+            self._scored.pop(oldest.request_id, None)
 
     def has(self, id: str) -> bool:
         """True: a request with this request id or answer id is recorded. Safe to call from any thread."""
         return id in self._requests
+
+    def has_score(self, id: str, metric: str) -> bool:
+        """True: the request with this id has a score of the metric, which counts. Safe from any thread."""
+        request = self._requests.get(id)
+        return request is not None and metric in self._scored.get(request.request_id, ())
+
+    def _note(self, request: RequestRecord, scores: Iterable[ScoreRecord]) -> None:
+        known = self._scored.get(request.request_id, ())
+        new = tuple(dict.fromkeys(score.metric for score in scores if score.metric not in known))
+        if new:
+            self._scored[request.request_id] = known + new
 
     def first_held(self) -> int | None:
         """Position of the oldest held score; None: none is held."""
@@ -64,7 +93,9 @@ class ScoreJoin:
                 self._requests[id] = record
                 # A held score that comes later in the log is joined when it is read again.
                 held |= {seq: score for seq, score in self._held.pop(id, {}).items() if seq < record.seq}
-        return [held[seq] for seq in sorted(held)]
+        scores = [held[seq] for seq in sorted(held)]
+        self._note(record, scores)
+        return scores
 
     def _owns(self, id: str, record: RequestRecord) -> bool:
         """True unless the id is of an earlier request. A request id, which the router chose, comes first."""
@@ -79,6 +110,7 @@ class ScoreJoin:
         request = self._requests.get(score.id)
         # When the log is read again, a request may be known that comes after its score.
         if request is not None and request.seq < score.seq:
+            self._note(request, (score,))
             return request
         held = self._held.setdefault(score.id, {})
         if len(held) < SCORES_OF_ONE:

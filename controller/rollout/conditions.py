@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from controller.rollout.desired import canary_replicas
+from controller.rollout.evidence_gap import evidence_gap, missing_evidence
 from controller.rollout.figures import with_figures
 from controller.rollout.mirroring import all_copies_failed, is_mirrored
 from controller.rollout.observation import (
@@ -17,6 +18,7 @@ from controller.rollout.observation import (
     version_status,
 )
 from controller.rollout.plan import Stage
+from controller.rollout.readiness import crash_loop, is_calm, is_steady
 from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Phase, RolloutState, StageExit
 from evaluation.report import Source, Verdict
 
@@ -39,21 +41,26 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
         case Phase.STAGE:
             # The last stage leads to Promoting, which itself waits for the full capacity.
             ahead = plan.stages[state.stage + 1 :]
-            is_ready = ready >= (ahead[0].replicas if ahead else 1)
+            is_ready = ready >= (ahead[0].replicas if ahead else 1) and is_steady(state, now_s)
             return is_ready and _is_revocable(state, seen) and stage_exit(state, seen, now_s) is not None
         case Phase.PROMOTING:
             if state.weight_bp == plan.promoted_bp:
                 return state.acked_at_s is not None
-            return ready >= state.canary.replicas and _is_revocable(state, seen)
+            return _has_capacity(state, seen, now_s) and not evidence_gap(state, seen, now_s)
         case Phase.BAKING:
             is_over = now_s - state.entered_at_s >= plan.bake_s
-            has_evidence = plan.undo or seen.evidence is not None
-            is_readable = has_evidence and state.unreadable_since_s is None
-            return is_over and is_readable and ready >= state.canary.replicas
+            is_judged = state.unreadable_since_s is None and not evidence_gap(state, seen, now_s)
+            return is_over and is_judged and ready >= state.canary.replicas and is_calm(state, now_s)
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return False
         case _:
             assert_never(state.phase)
+
+
+def _has_capacity(state: RolloutState, seen: Observation, now_s: float) -> bool:
+    """True: the canary can take all traffic, and stable could take it back."""
+    is_ready = ready_replicas(seen, state.canary.id) >= state.canary.replicas and is_steady(state, now_s)
+    return is_ready and _is_revocable(state, seen)
 
 
 def _is_revocable(state: RolloutState, seen: Observation) -> bool:
@@ -93,6 +100,8 @@ def stage_exit(state: RolloutState, seen: Observation, now_s: float) -> StageExi
 
 def _are_point_estimates_enough(stage: Stage, evidence: EvidenceStatus) -> bool:
     """True: unproven, but nothing is missing or wrong, and each estimate is within its margin."""
+    if not evidence.canary_requests:  # a stage may ask for none, but nothing is estimated of none
+        return False
     if not stage.promote_if_point_ok or evidence.verdict is not Verdict.UNDECIDED or evidence.frozen:
         return False
     return not evidence.missing and evidence.points is not None and evidence.points.within
@@ -128,6 +137,8 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return Cause(CauseKind.UNREADABLE, text)
     if has_way_back and state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
         return Cause(CauseKind.ENGINE, f"no canary replica was ready for {plan.unready_s:g} s")
+    if has_way_back and (text := crash_loop(state, seen)) is not None:
+        return Cause(CauseKind.ENGINE, text)
     return _deadline_cause(state, seen, now_s)
 
 
@@ -149,13 +160,14 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
     if held is not None and now_s - held.since_s >= limit_s and not is_done(state, seen, now_s):
         parts = (f"not proven within {limit_s:g} s of hold: {held.reason}", *_unproven(seen.evidence))
         return Cause(CauseKind.NOT_PROVEN, "; ".join(parts))
-    if not state.is_late(now_s) or is_done(state, seen, now_s) or state.phase is Phase.BAKING:
+    if not state.is_late(now_s) or is_done(state, seen, now_s):
         return None
-    if state.phase is Phase.STAGE:
-        missing = missing_evidence(seen)
-        if missing and state.plan.stages[state.stage].on_missing == "rollback":
-            return Cause(CauseKind.MISSING, f"at the stage's deadline: {missing}")
-        return None
+    missing = _missing_at_the_deadline(state, seen, now_s)
+    if missing and _on_missing(state) == "rollback":
+        where = "the stage's" if state.phase is Phase.STAGE else f"the {state.phase.value} phase's"
+        return Cause(CauseKind.MISSING, f"at {where} deadline: {missing}")
+    if missing or state.phase in (Phase.STAGE, Phase.BAKING):
+        return None  # held
     if state.phase is Phase.MIRRORING and not state.is_late(now_s - state.plan.unreadable_s):
         return None  # its figures cannot be read, which may be over at the next tick
     spent_s = max(0.0, now_s - state.entered_at_s)
@@ -164,18 +176,30 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
     return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s{why}")
 
 
+def _missing_at_the_deadline(state: RolloutState, seen: Observation, now_s: float) -> str:
+    """The evidence without which a phase is held past its deadline; empty: that is not what it waits for."""
+    match state.phase:
+        case Phase.STAGE:
+            return missing_evidence(seen)
+        case Phase.BAKING:
+            return evidence_gap(state, seen, now_s)
+        case Phase.PROMOTING if state.weight_bp != state.plan.promoted_bp and _has_capacity(
+            state, seen, now_s
+        ):
+            return evidence_gap(state, seen, now_s)
+        case _:
+            return ""
+
+
+def _on_missing(state: RolloutState) -> str:
+    """What the stage says of missing metrics; after the last one, what that said."""
+    stages = state.plan.stages
+    return stages[min(state.stage, len(stages) - 1)].on_missing if stages else "hold"
+
+
 def _unproven(evidence: EvidenceStatus | None) -> tuple[str, ...]:
     """The gates that are not proven, with their figures."""
     gates = evidence.gates if evidence is not None else ()
     return tuple(
         with_figures(gate) for gate in gates if gate.side == "promotion" and gate.verdict is not Verdict.PASS
     )
-
-
-def missing_evidence(seen: Observation) -> str:
-    """Description of the evidence that is missing; empty: none is."""
-    if seen.evidence is None:
-        return "the evidence cannot be read"
-    if seen.evidence.missing:
-        return f"no data to judge {', '.join(seen.evidence.missing)}"
-    return "the evidence is INVALID" if seen.evidence.verdict is Verdict.INVALID else ""

@@ -1,6 +1,7 @@
 """Departure of a version: the canary in RollingBack, the old stable or a twin in Unloading.
 
-The steps are restore, shift, drain, cancel, unload. Rules 3 and 6 of `machine.py` are kept here.
+The steps are restore, shift, drain, cancel, unload. Rules 3 and 6 of `machine.py` are kept here, and those of
+`last_answer.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import assert_never
 
 from controller.rollout.desired import desired_split
 from controller.rollout.journal import end, log, notice, time_limit_s
+from controller.rollout.last_answer import end_of_wait, stay_loaded
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
@@ -27,7 +29,12 @@ from controller.rollout.twin_report import twin_report, unproven
 def advance_departure(
     state: RolloutState, departure: Departure, seen: Observation, now_s: float
 ) -> RolloutState:
+    state, is_kept = stay_loaded(state, departure, seen, now_s)
+    if is_kept:
+        return state
     match departure.step:
+        case DepartureStep.RESTORE if state.weight_bp:
+            return _wait_for_stable(state, departure, seen, now_s)
         case DepartureStep.RESTORE:
             return _restore(state, departure, seen, now_s)
         case DepartureStep.SHIFT:
@@ -40,6 +47,24 @@ def advance_departure(
             return _unload(state, departure, seen, now_s)
         case _:
             assert_never(departure.step)
+
+
+def _wait_for_stable(
+    state: RolloutState, departure: Departure, seen: Observation, now_s: float
+) -> RolloutState:
+    """The canary keeps its weight while it alone answers; past the limit that is paged again, once."""
+    why = end_of_wait(state, seen)
+    if why is not None:
+        return _next_step(replace(state, weight_bp=0), departure, DepartureStep.SHIFT, now_s, why)
+    if not state.is_late(now_s):
+        return state
+    spent_s = _spent_ms(departure, now_s) / 1000
+    text = (
+        f"{state.service}: {state.stable.title} still has no ready replica after {spent_s:.0f} s; "
+        f"{state.canary.title} keeps serving; see the engine's log"
+    )
+    state = replace(log(state, now_s, text), deadline_at_s=None)
+    return notice(state, "still-waits-for-stable", "page", text, now_s)
 
 
 def _restore(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:

@@ -50,7 +50,10 @@ def _departure_actions(state: RolloutState, departure: Departure, seen: Observat
     split = _missing_split(state, seen)
     match departure.step:
         case DepartureStep.RESTORE:
-            return (EnsureVersion(departure.staying, state.stable.replicas),)
+            return (
+                EnsureVersion(departure.staying, state.stable.replicas),
+                *(split if state.weight_bp else ()),
+            )
         case DepartureStep.SHIFT:
             return split
         case DepartureStep.DRAIN:
@@ -70,7 +73,8 @@ def _missing_split(state: RolloutState, seen: Observation) -> tuple[Action, ...]
 
 def desired_split(state: RolloutState) -> SetSplit:
     """The route table of this state."""
-    if state.departure is not None:
+    # Weight is left only to a canary that waits, in RESTORE, for a stable version that does not answer.
+    if state.departure is not None and state.weight_bp == 0:
         return SetSplit(state.departure.staying, None, 0, state.stage)
     mirror = state.plan.mirror
     if state.phase is Phase.MIRRORING and mirror is not None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from controller.quantities import duration
 from controller.rollout.journal import log
 from controller.rollout.observation import Observation
-from controller.rollout.state import RolloutState
+from controller.rollout.state import Readiness, RolloutState
 
 LOGGED_S = 30.0  # jumps and absences from this long on are in the log
 
@@ -50,12 +50,19 @@ def _moved(state: RolloutState, jump_s: float, away_s: float) -> RolloutState:
         acked_at_s=_later(state.acked_at_s, by_s),
         unreadable_since_s=_later(state.unreadable_since_s, by_s),
         unready_since_s=_later(state.unready_since_s, by_s),
+        canary_ready=_ready(state.canary_ready, by_s),
+        stable_ready=_ready(state.stable_ready, by_s),
         holds=tuple(replace(hold, since_s=hold.since_s + by_s) for hold in state.holds),
     )
 
 
 def _later(at_s: float | None, by_s: float) -> float | None:
     return None if at_s is None else at_s + by_s
+
+
+def _ready(ready: Readiness, by_s: float) -> Readiness:
+    lost_at_s = tuple(at_s + by_s for at_s in ready.lost_at_s)
+    return replace(ready, changed_at_s=_later(ready.changed_at_s, by_s), lost_at_s=lost_at_s)
 
 
 def _finite(value: float) -> float:

@@ -91,12 +91,14 @@ def hold(
     actor: str = "controller",
     *,
     page: bool = False,
+    advice: str = "",
 ) -> RolloutState:
+    """advice: what a person may do, for the page."""
     if any(hold.kind is kind for hold in state.holds):
         return state
     state = replace(state, holds=(*state.holds, Hold(kind, actor, why, now_s)))
     if page:
-        text = f"{state.service}: held ({kind.value}): {why}"
+        text = "; ".join(filter(None, (f"{state.service}: held ({kind.value}): {why}", advice)))
         state = notice(log(state, now_s, text), f"hold-{state.log_count}", "page", text, now_s)
     return state
 

@@ -16,13 +16,16 @@ Rules:
    A rollback is allowed from every phase and takes precedence over a forward move in the same tick.
 3. Going up: capacity first, then traffic. Going down: traffic to 0, acknowledged and fenced; then drain, then
    take over; then unload until the memory release is confirmed. No version is stopped while it may get
-   traffic. Until Unloading, stable keeps capacity for all traffic, so a rollback is one route table.
+   traffic, or while it alone could answer (`last_answer.py`). Until Unloading, stable keeps capacity for all
+   traffic, so a rollback is one route table.
 4. Final phases are absorbing: only their notices are still delivered. The plan is pinned. A retry is a new
    rollout.
 5. A hold blocks forward moves only: never a rollback, never an Unloading that has started.
 6. What cannot be read is None and never counts as good. Missing or INVALID evidence neither passes nor
-   fails. A data plane that is unreadable, or does not apply the split, for `unreadable_s` causes a rollback.
-   A rollback never gives up before weight 0 is applied: past its deadline it pages and keeps trying.
+   fails: a stage, the last rise and the end of the bake wait for it (`evidence_gap.py`), held past their
+   deadline, and rolled back after `hold_limit_s` of that. A data plane that is unreadable, or does not apply
+   the split, for `unreadable_s` causes a rollback. A rollback never gives up before weight 0 is applied: past
+   its deadline it pages and keeps trying.
 7. Actions are level-triggered: all that is desired and not yet observed, each idempotent. So a crash between
    any two lines loses nothing, and an empty set means that the data plane is as desired.
 8. A phase whose condition is met is not ended by its deadline. After a controller restart deadlines start
@@ -47,10 +50,11 @@ from typing import assert_never
 from controller.errors import BadInput
 from controller.quantities import percent
 from controller.rollout.actions import Action
-from controller.rollout.conditions import is_done, missing_evidence, reason_to_leave, stage_exit
+from controller.rollout.conditions import is_done, reason_to_leave, stage_exit
 from controller.rollout.departure import advance_departure
-from controller.rollout.desired import desired_actions, desired_split
+from controller.rollout.desired import desired_actions
 from controller.rollout.elapsed import carry_over
+from controller.rollout.evidence_gap import hold_advice, hold_reason
 from controller.rollout.journal import (
     drop_delivered,
     end,
@@ -63,23 +67,17 @@ from controller.rollout.journal import (
     publish_alarms,
     publish_sources,
     release,
-    time_limit_s,
 )
+from controller.rollout.last_answer import keeps_weight, waiting_text
 from controller.rollout.mirroring import mirrored_text
 from controller.rollout.observation import (
     CommandKind,
     ManualCommand,
     Observation,
-    VersionPhase,
-    applied_words,
-    is_applied,
-    ready_replicas,
-    version_status,
 )
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.state import (
     LIVE,
-    PUBLISHED,
     Cause,
     CauseKind,
     Departure,
@@ -89,6 +87,7 @@ from controller.rollout.state import (
     RolloutState,
     cause_words,
 )
+from controller.rollout.timers import restart_deadlines, update_timers
 from controller.rollout.twin_report import passed_stage
 
 
@@ -135,8 +134,8 @@ def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Ac
 
 def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     if seen.resumed:
-        state = _restart_deadlines(state, now_s)
-    state = _update_timers(state, seen, now_s)
+        state = restart_deadlines(state, now_s)
+    state = update_timers(state, seen, now_s)
     if seen.evidence is not None:
         state = publish_alarms(state, seen.evidence.alarms, now_s)
         if state.phase in LIVE:
@@ -148,7 +147,7 @@ def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutStat
         state = replace(state, decisive=seen.evidence.rollback, decided_canary=seen.evidence.canary_total)
         if state.plan.twin:
             cause = replace(cause, text=f"{cause.text}; both arms are one model: a false rollback")
-    return _roll_back(state, cause, now_s)
+    return _roll_back(state, cause, seen, now_s)
 
 
 def abandon(state: RolloutState, now_s: float, why: str) -> RolloutState:
@@ -170,12 +169,14 @@ def _apply_commands(state: RolloutState, seen: Observation, last_s: float, now_s
         if command.seq > state.commands_through:
             at_s = command.at_s if math.isfinite(command.at_s) else now_s
             asked_s = min(max(at_s, last_s), now_s)  # another host's clock may differ
-            applied = state if state.is_final else _apply_command(state, command, asked_s, now_s)
+            applied = state if state.is_final else _apply_command(state, command, seen, asked_s, now_s)
             state = replace(applied, commands_through=command.seq)
     return state
 
 
-def _apply_command(state: RolloutState, command: ManualCommand, asked_s: float, now_s: float) -> RolloutState:
+def _apply_command(
+    state: RolloutState, command: ManualCommand, seen: Observation, asked_s: float, now_s: float
+) -> RolloutState:
     kind, actor = command.kind, command.actor
     reason = command.reason or "no reason given"
     text = f"{kind.value} requested by {actor} ({command.role}): {reason}"
@@ -187,7 +188,7 @@ def _apply_command(state: RolloutState, command: ManualCommand, asked_s: float, 
             if state.is_canary_leaving:
                 return log(state, asked_s, f"{text}; the canary is leaving already", actor)
             cause = Cause(CauseKind.USER, command.reason or "requested", actor)
-            return _roll_back(log(state, asked_s, text, actor), cause, now_s, asked_s=asked_s)
+            return _roll_back(log(state, asked_s, text, actor), cause, seen, now_s, asked_s=asked_s)
         case CommandKind.PAUSE if not is_leaving:
             return hold(log(state, asked_s, text, actor), HoldKind.PAUSE, command.reason, now_s, actor)
         case CommandKind.RESUME if any(hold.kind is HoldKind.PAUSE for hold in state.holds):
@@ -212,83 +213,11 @@ def _apply_command(state: RolloutState, command: ManualCommand, asked_s: float, 
             assert_never(kind)
 
 
-# --- timers
-
-
-def _restart_deadlines(state: RolloutState, now_s: float) -> RolloutState:
-    state = replace(state, unreadable_since_s=None, unready_since_s=None)
-    limit_s = time_limit_s(state)
-    if state.phase is Phase.STAGE and state.deadline_at_s is not None:
-        # Its routers had withdrawn the canary: one planned duration more, not the whole limit again.
-        extended_s = now_s + state.plan.stages[state.stage].duration_s
-        state = replace(state, deadline_at_s=max(state.deadline_at_s, extended_s))
-    elif limit_s is not None:
-        state = replace(state, deadline_at_s=now_s + limit_s)
-    if state.departure is not None:
-        # The command of this step may never have been sent; only total_ms counts the absence.
-        state = replace(state, departure=replace(state.departure, step_at_s=now_s))
-    return log(state, now_s, "a controller took over")
-
-
-def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Since when the data plane is blind and the canary unready, and when the weight was applied."""
-    if state.phase in (Phase.PLANNING, Phase.PREFLIGHT, Phase.ROLLING_BACK, Phase.UNLOADING):
-        return replace(state, unreadable_since_s=None, unready_since_s=None)
-    applied = is_applied(seen, desired_split(state))
-    blind = seen.split is None or seen.versions is None or (state.phase in PUBLISHED and not applied)
-    state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
-    state = _note_load_error(state, seen, now_s)
-    if seen.versions is not None:
-        unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
-        state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))
-    unacked = state.phase in PUBLISHED and state.acked_at_s is None and state.exposed
-    if unacked and applied and seen.split is not None:
-        state = replace(state, acked_at_s=now_s)
-        if state.phase is Phase.STAGE:
-            state = replace(state, deadline_at_s=now_s + state.plan.stages[state.stage].deadline_s)
-        mirror = state.plan.mirror
-        what = percent(state.weight_bp)
-        if state.phase is Phase.MIRRORING and mirror is not None:
-            state = replace(state, deadline_at_s=now_s + mirror.deadline_s)
-            what = f"copying {percent(mirror.share_bp)}"
-        text = f"{what} is applied on every router ({applied_words(seen.split.how)})"
-        state = log(state, now_s, text)
-    return _hold_while_both_arms_fail(state, seen, now_s)
-
-
-def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Say what keeps the canary from being ready, when it is first seen: the limit may be far away."""
-    status = version_status(seen, state.canary.id)
-    begins = f"{state.canary.id} is not ready: "
-    if state.phase is not Phase.LOADING or status is None or not status.last_error:
-        return state
-    if status.phase is not VersionPhase.LOADING or state.reason.startswith(begins):
-        return state
-    text = f"{begins}{status.last_error}"
-    return log(replace(state, reason=text), now_s, text)
-
-
-def _since(since_s: float | None, holds: bool, now_s: float) -> float | None:
-    if not holds:
-        return None
-    return now_s if since_s is None else since_s
-
-
-def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """The canary is not the cause when stable fails too. Unreadable evidence changes nothing."""
-    if seen.evidence is None or state.phase not in LIVE:
-        return state
-    guard = next((guard for guard in seen.evidence.guards if guard.both_arms), None)
-    if guard is None:
-        return release(state, HoldKind.BOTH_ARMS)
-    return hold(state, HoldKind.BOTH_ARMS, f"{guard.name}: {guard.text}", now_s, page=True)
-
-
 # --- backward and forward
 
 
 def _roll_back(
-    state: RolloutState, cause: Cause, now_s: float, *, asked_s: float | None = None
+    state: RolloutState, cause: Cause, seen: Observation, now_s: float, *, asked_s: float | None = None
 ) -> RolloutState:
     """Start the rollback. Before the canary was launched there is nothing to undo, so it ends at once.
 
@@ -297,11 +226,18 @@ def _roll_back(
     if not state.launched:
         final = Phase.FAILED if cause.kind in (CauseKind.DEADLINE, CauseKind.PROBE) else Phase.ROLLED_BACK
         return end(replace(state, cause=cause), final, now_s, cause.text)
-    first = DepartureStep.RESTORE if state.phase is Phase.UNLOADING else DepartureStep.SHIFT
+    is_waiting = keeps_weight(state, cause, state.decisive, seen)
+    is_restored = is_waiting or state.phase is Phase.UNLOADING
+    first = DepartureStep.RESTORE if is_restored else DepartureStep.SHIFT
     began_s = now_s if asked_s is None else asked_s
     departure = Departure(state.canary.id, state.stable.id, first, began_s, now_s)
-    state = replace(state, cause=cause, departure=departure, weight_bp=0, holds=(), waived_through=-1)
-    return enter(state, Phase.ROLLING_BACK, now_s, f"{cause_words(cause.kind)}: {cause.text}")
+    weight_bp = state.weight_bp if is_waiting else 0
+    state = replace(state, cause=cause, departure=departure, weight_bp=weight_bp, holds=(), waived_through=-1)
+    state = enter(state, Phase.ROLLING_BACK, now_s, f"{cause_words(cause.kind)}: {cause.text}")
+    if not is_waiting:
+        return state
+    text = waiting_text(state)
+    return notice(log(state, now_s, text), "waits-for-stable", "page", text, now_s)
 
 
 def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
@@ -374,16 +310,14 @@ def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> Rollout
 
 
 def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Past the deadline of a stage or of the bake: hold, and page with what is missing."""
-    if not state.is_late(now_s) or state.phase not in (Phase.STAGE, Phase.BAKING):
+    """Past the deadline of a stage, of the last rise or of the bake: hold, and page with what is missing."""
+    if not state.is_late(now_s) or state.phase not in LIVE:
         return state
-    why = (
-        missing_evidence(seen) or "undecided at the deadline; send more traffic, wait, or promote it manually"
-    )
+    why = hold_reason(state, seen, now_s)
     if state.phase is Phase.STAGE and state.plan.stages[state.stage].promote_if_point_ok:
         points = seen.evidence.points if seen.evidence is not None else None
         why += f"; not promoted on point estimates: {points.text}" if points and not points.within else ""
-    return hold(state, HoldKind.NOT_PROVEN, why, now_s, page=True)
+    return hold(state, HoldKind.NOT_PROVEN, why, now_s, page=True, advice=hold_advice(state))
 
 
 def _enter_stage(state: RolloutState, index: int, now_s: float, why: str) -> RolloutState:

@@ -120,6 +120,7 @@ class EvidenceStatus:
     guards: tuple[GuardStatus, ...] = ()
     canary_total: int = 0  # settled since the first stage
     frozen: bool = False  # sample ratio mismatch: statistics decide nothing
+    only_load: bool = False  # INVALID for nothing but replicas that are loaded unequally
     notes: tuple[str, ...] = ()
     alarms: tuple[Alarm, ...] = ()  # of segments, all raised so far
     points: PointEstimates | None = None  # None: not computed
@@ -149,6 +150,7 @@ class EvidenceStatus:
             canary_total=report.n_canary,
             guards=guards,
             frozen=report.frozen,
+            only_load=report.only_load,
             notes=report.notes,
             alarms=alarms,
             points=points,

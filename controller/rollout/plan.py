@@ -77,6 +77,7 @@ class Plan:
     unload_s: float = 120.0  # after that, unreleased memory needs a person
     unreadable_s: float = 60.0  # of an unreadable data plane before a rollback
     unready_s: float = 30.0  # without a ready canary replica before a rollback
+    steady_s: float = 10.0  # that the number of ready canary replicas must last before a weight rises
     hold_limit_s: float = 259_200.0  # of being held as not proven before a rollback
     warmup_tokens: int = 256
     replicas: int | None = None  # of the canary at full traffic; None: an endpoint that we do not scale

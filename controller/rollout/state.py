@@ -87,7 +87,7 @@ class Cause:
 class DepartureStep(StrEnum):
     """Steps of a departure, in order: traffic first, then capacity."""
 
-    RESTORE = "restore"  # the staying version is loaded again (only in a rollback out of Unloading)
+    RESTORE = "restore"  # the staying version is loaded again, because it was unloaded or does not answer
     SHIFT = "shift"  # all traffic moves to the staying version, acknowledged and fenced
     DRAIN = "drain"  # in-flight requests finish
     CANCEL = "cancel"  # unfinished requests are taken over by the staying version
@@ -127,6 +127,16 @@ class StageProof:
     n_canary: int
     statistic: str = "mean"  # that `stable` and `canary` estimate
     decided_canary: int | None = None  # canary requests settled at the proof; None: not proven
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Ready replicas of one arm, as the ticks saw them."""
+
+    count: int | None = None  # None: not read yet
+    changed_at_s: float | None = None  # when the count changed last; None: not since it was first read
+    is_falling: bool = False  # the last change was a fall
+    lost_at_s: tuple[float, ...] = ()  # when replicas were lost, the newest last
 
 
 StageExit = Literal["proven", "waived", "point_estimates"]
@@ -194,6 +204,8 @@ class RolloutState:
     waived_through: int = -1  # stages up to this index need no proof, by manual command
     unreadable_since_s: float | None = None  # the data plane is unreadable, or does not apply the split
     unready_since_s: float | None = None  # no canary replica is ready
+    canary_ready: Readiness = Readiness()
+    stable_ready: Readiness = Readiness()
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
     decisive: GateReport | None = None  # the gate that fired
@@ -221,7 +233,7 @@ class RolloutState:
 
     @property
     def is_canary_leaving(self) -> bool:
-        """True: the canary is departing, and stable gets all traffic."""
+        """True: the canary is departing, and stable gets all traffic as soon as it can answer."""
         return self.departure is not None and self.departure.staying == self.stable.id
 
     def is_late(self, now_s: float) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from controller.quantities import duration, percent
-from controller.rollout.observation import EvidenceStatus
-from controller.rollout.state import Phase, RolloutState
+from controller.rollout.evidence_gap import evidence_gap
+from controller.rollout.observation import EvidenceStatus, Observation
+from controller.rollout.state import DepartureStep, Phase, RolloutState
 from evaluation.metrics import CATALOGUE
 from evaluation.report import GateReport, Source, Verdict
 
@@ -15,22 +16,29 @@ def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: flo
     """What the rollout waits for; empty: nothing, or it has ended. evidence None: it cannot be read."""
     if state.is_final:
         return ()
+    if state.departure is not None and state.departure.step is DepartureStep.RESTORE:
+        return (f"{state.departure.staying} to be ready",)
     if state.departure is not None:
         return (f"{state.departure.step.value} of {state.departure.leaving}",)
     waits = [f"{hold.kind.value.replace('_', ' ')} ({hold.actor}): {hold.reason}" for hold in state.holds]
     acked_at_s = state.acked_at_s
     if acked_at_s is None and state.phase in (Phase.STAGE, Phase.BAKING):
         return (*waits, f"the routers to acknowledge {percent(state.weight_bp)}")
+    gap = evidence_gap(state, Observation(now_s, evidence=evidence), now_s)
     match state.phase:
         case Phase.STAGE:
             if acked_at_s is not None and state.waived_through < state.stage:
                 waits += _stage_waits(state, evidence, now_s - acked_at_s)
         case Phase.BAKING:
             remaining_s = state.plan.bake_s - (now_s - state.entered_at_s)
-            waits += [f"{duration(math.ceil(remaining_s))} of bake"] if remaining_s > 0 else []
+            waits += (
+                [f"{duration(math.ceil(remaining_s))} of bake"] if remaining_s > 0 else [gap] if gap else []
+            )
         case Phase.PROMOTING:
             is_weight_set = state.weight_bp == state.plan.promoted_bp
-            waits.append("the routers" if is_weight_set else "full capacity")
+            waits += (
+                ["the routers"] if is_weight_set else ["full capacity", gap] if gap else ["full capacity"]
+            )
         case _:
             waits.append(f"{state.phase.value} of {state.canary.id}")
     return tuple(waits)

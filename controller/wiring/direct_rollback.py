@@ -70,7 +70,9 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     if stored is not None and stored.running is not None:
         table = rollback.tombstone(service, stored.running, goal=stored.goal)
     is_open = is_moved or (stored is not None and (stored.running or stored.undo) is not None)
-    return rollback.result(_problem(service, table, stored, is_moved=is_moved), is_open=is_open)
+    is_ready = rollback.is_ready(service, table)
+    problem = _problem(service, table, stored, is_moved=is_moved, is_ready=is_ready)
+    return rollback.result(problem, is_open=is_open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +85,19 @@ class _Stored:
     is_promoted: bool = False  # its newest rollout promoted `goal`, so an undo is what would help
 
 
-def _problem(service: str, table: _Table, stored: _Stored | None, *, is_moved: bool) -> str | None:
+def _problem(
+    service: str, table: _Table, stored: _Stored | None, *, is_moved: bool, is_ready: bool | None
+) -> str | None:
     """Why the service does not serve what it should; None: it does. It does if the table says so itself.
 
-    stored: None: the store could not be read. is_moved: a canary with traffic was tombstoned.
+    stored: None: the store could not be read. is_moved: a canary with traffic was tombstoned. is_ready:
+    whether the version that now has all traffic has a ready replica; None: not known.
     """
     if stored is None:
         is_undone = is_undo_id(table.rollout) and table.serves is not None
-        return None if is_moved or is_undone else _without_store(service, table)
+        if is_moved or is_undone:
+            return _unanswered(service, table.serves, is_ready)
+        return _without_store(service, table)
     start = "start it: canaryctl up, then: canaryctl"
     if stored.is_promoted and not is_moved:
         return (
@@ -98,7 +105,7 @@ def _problem(service: str, table: _Table, stored: _Stored | None, *, is_moved: b
             f"version before needs a controller; {start} undo {service}"
         )
     if table.reach is Reach.APPLIED and table.serves is not None and table.serves == stored.goal:
-        return None
+        return _unanswered(service, table.serves, is_ready)
     if stored.undo is not None:
         return (
             f"traffic has not moved: undo {stored.undo} is stored, but needs a controller; "
@@ -116,6 +123,16 @@ def _problem(service: str, table: _Table, stored: _Stored | None, *, is_moved: b
     return (
         f"traffic has not moved: all requests go to {table.serves}, and to restore {goal} needs a "
         f"controller; {start} watch {service}"
+    )
+
+
+def _unanswered(service: str, serves: str | None, is_ready: bool | None) -> str | None:
+    """The problem when the version that has all traffic is known to have no ready replica."""
+    if serves is None or is_ready is not False:
+        return None
+    return (
+        f"all requests go to {serves}, but none of its replicas is ready, so nobody is answered; to load it "
+        f"needs a controller; start it: canaryctl up, then: canaryctl watch {service}"
     )
 
 
@@ -192,6 +209,15 @@ class _Rollback:
                 f"route table: {table.rollout} is ended for good {now} ({applied_words(table.how)})"
             )
         return table
+
+    def is_ready(self, service: str, table: _Table) -> bool | None:
+        """Whether the version with all traffic has a ready replica; None: nobody knows. Changes nothing."""
+        if table.reach is not Reach.APPLIED or table.serves is None:
+            return None
+        try:
+            return _has_replica(service, table.serves)
+        except Exception:  # noqa: BLE001 - the traffic has moved; what the fleet says is only told beside it
+            return None
 
     def command(self, service: str) -> _Stored | None:
         """Store the command for a running rollout; None: the store failed."""
@@ -282,6 +308,16 @@ def _tombstone(service: str, rollout: str | None) -> _Table:
     if tombstoned is None or not tombstoned.applied:
         raise Unreachable(f"the tombstone is in the table of {service}, but not every router acknowledged it")
     return _read(name, tombstoned)
+
+
+def _has_replica(service: str, version: str) -> bool | None:
+    """Whether a replica of the version is ready; None: the fleet does not answer."""
+    from serving.fleet.fleet_ray import RayFleet
+
+    statuses = RayFleet(timeout_s=2.0).observe(service)
+    if statuses is None:
+        return None
+    return any(one.version == version and one.ready_replicas > 0 for one in statuses)
 
 
 def _read(rollout: str, split: SplitStatus) -> _Table:

@@ -116,6 +116,16 @@ class HostEnvironment:
         reader = self.readers.get(service) if self.is_reading() else None
         return reader.has_request(id) if reader is not None else None
 
+    def has_score(self, service: str, id: str, metric: str) -> bool:
+        """Whether the request with this id is known to have a score of the metric already."""
+        reader = self.readers.get(service) if self.is_reading() else None
+        return reader is not None and reader.has_score(id, metric)
+
+    def forgotten_after_s(self, service: str) -> float | None:
+        """Age at which requests are forgotten, too early for some scores; None: none is, or not known."""
+        reader = self.readers.get(service) if self.is_reading() else None
+        return reader.forgotten_after_s if reader is not None else None
+
 
 def _becomes(condition: Callable[[], bool], wait_s: float) -> bool:
     """Wait until the condition holds; False: it does not within `wait_s`."""

@@ -71,6 +71,8 @@ class FakeEnvironment:
     scores: list[tuple[str, str, float, float]] = field(default_factory=list)
     requests: dict[str, str] = field(default_factory=dict)  # recorded requests: id -> service
     silent_logs: set[str] = field(default_factory=set)  # services whose log does not answer
+    scored: set[tuple[str, str]] = field(default_factory=set)  # id and metric that have a score
+    forgotten_s: dict[str, float] = field(default_factory=dict)  # by service
     written: list[tuple[str, str]] = field(default_factory=list)  # (service, id) of each score
     accepts_scores: bool = True
     is_measuring: bool = True
@@ -128,6 +130,12 @@ class FakeEnvironment:
 
     def has_request(self, service: str, id: str) -> bool | None:
         return self.requests.get(id) == service
+
+    def has_score(self, service: str, id: str, metric: str) -> bool:
+        return self.requests.get(id) == service and (id, metric) in self.scored
+
+    def forgotten_after_s(self, service: str) -> float | None:
+        return self.forgotten_s.get(service)
 
 
 class FakeController:

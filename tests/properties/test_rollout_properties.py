@@ -385,7 +385,9 @@ def place_of(state: RolloutState) -> str:
 )
 @settings(max_examples=200, deadline=None)
 def test_the_machine_goes_through_the_places_of_the_model(events: list[str]) -> None:
-    plan = replace(PLAN, bake_s=0.0, stages=tuple(replace(stage, duration_s=0.0) for stage in STAGES))
+    plan = replace(
+        PLAN, bake_s=0.0, steady_s=0.0, stages=tuple(replace(stage, duration_s=0.0) for stage in STAGES)
+    )
     plane, state = ObedientPlane(), replace(start(), plan=plan)
     actions: tuple[Action, ...] = ()
     places, weights = [], []

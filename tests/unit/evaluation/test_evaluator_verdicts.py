@@ -140,7 +140,30 @@ def test_arms_under_different_load_are_not_compared() -> None:
     report = evaluator.report()
 
     assert gate_of(report, "latency_shape", "promotion").reason == "not comparable: canary load 0.4x stable's"
-    assert report.stage_verdict is Verdict.INVALID
+    assert (report.stage_verdict, report.only_load) == (Verdict.INVALID, True)
+
+
+def test_what_else_is_invalid_is_told_from_unequal_load() -> None:
+    columns = requests(3000, before=500)
+    columns["error"][:] = np.nan
+    evaluator = streamed(columns, POLICY)
+    evaluator.set_stage_load(stable=10.0, canary=4.0)
+
+    report = evaluator.report()
+
+    assert (report.stage_verdict, report.only_load) == (Verdict.INVALID, False)
+
+
+def test_a_latency_that_is_missing_stays_the_reason_under_unequal_load() -> None:
+    columns = requests(3000, before=500)
+    columns["latency_ms"][columns["arm"] == 1] = np.nan
+    evaluator = streamed(columns, POLICY)
+    evaluator.set_stage_load(stable=10.0, canary=4.0)
+
+    report = evaluator.report()
+
+    assert "not comparable" not in gate_of(report, "latency_shape", "promotion").reason
+    assert (report.stage_verdict, report.only_load) == (Verdict.INVALID, False)
 
 
 def test_a_sample_ratio_mismatch_freezes_statistics() -> None:

@@ -245,7 +245,14 @@ async def test_a_score_reaches_the_log_of_the_service(
 
     assert (answer.status_code, answer.json()) == (
         202,
-        {"taken": 1, "matched": 0, "waiting": 1, "unreachable": []},
+        {
+            "taken": 1,
+            "matched": 0,
+            "waiting": 1,
+            "repeated": 0,
+            "forgotten_after_s": None,
+            "unreachable": [],
+        },
     )
     assert [score[:3] for score in controller.environment.scores] == [("chatcmpl-1", "quality", 0.5)]
 

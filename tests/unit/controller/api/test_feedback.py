@@ -60,3 +60,21 @@ def test_without_a_read_log_nothing_is_said_about_requests(
     result = write_scores(logs, ["a", "b"], SCORES)
 
     assert (result.taken, result.matched, result.waiting) == (3, None, None)
+
+
+def test_repeats_are_told_from_first_scores(logs: FakeEnvironment) -> None:
+    """The first score of a request and metric counts; whoever sends another is told that it does not."""
+    logs.scored = {("a-1", "quality")}
+    again = ("b-1", "quality", 0.1, 2.0)
+
+    result = write_scores(logs, ["a", "b"], [*SCORES, again])
+
+    assert (result.taken, result.matched, result.repeated) == (4, 3, 2)
+
+
+def test_the_answer_says_when_requests_are_forgotten_early(logs: FakeEnvironment) -> None:
+    assert write_scores(logs, ["a", "b"], SCORES).forgotten_after_s is None
+
+    logs.forgotten_s = {"a": 700.0, "b": 300.0}
+
+    assert write_scores(logs, ["a", "b"], SCORES).forgotten_after_s == 300.0

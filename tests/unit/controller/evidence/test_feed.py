@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from controller.evidence import feed as feed_module
 from controller.evidence.feed import EvidenceFeeds, Feed
 from controller.evidence.reader import JoinedPage
 from controller.evidence.records import GateConfig, draw_of, gate_config
@@ -276,6 +277,23 @@ def test_the_error_guard_fires_when_half_of_the_canarys_requests_fail() -> None:
     assert [(guard.name, guard.both_arms) for guard in evidence.guards] == [("errors", False)]
 
 
+@pytest.mark.parametrize("stable_fails", [False, True])
+def test_a_guard_that_trips_between_two_looks_is_seen_by_the_next_one_alone(stable_fails: bool) -> None:
+    """A burst of failures, over before the controller looks: looks each second would have seen it."""
+    log = FakeLog()
+    feeds = feeds_on(log)
+    for n in range(400):
+        fails = 100 <= n < 160 and (stable_fails or n % 2 == 1)
+        log.append(a_record(n, arm=n % 2, w=0.5, error=fails))
+    log.watermark_s = START_S + 40.0
+
+    seen = observe(feeds, in_stage(), START_S + 40.0)
+    after = observe(feeds, in_stage(), START_S + 41.0)
+
+    assert [guard.both_arms for guard in seen.guards] == [stable_fails]
+    assert after.guards == ()
+
+
 # --- load
 
 
@@ -473,7 +491,7 @@ def test_an_undos_feed_goes_on_after_a_restart() -> None:
 
 
 def test_the_window_of_recent_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Feed, "join_ids", 100)
+    monkeypatch.setattr(feed_module, "MAX_IDS", 100)
     log = FakeLog()
     traffic(log, 300)
     feeds = feeds_on(log)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from controller.evidence import reader as readers
+from controller.evidence import score_join
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.live_load import LiveLoad
 from controller.evidence.reader import JoinedPage, RecordsReader
@@ -226,7 +229,11 @@ def test_the_join_is_bounded() -> None:
     join.join(a_record(n) for n in range(100))
     join.forget(before_s=0.0, max_ids=10)
 
-    assert (len(join._held), len(join._requests)) == (20_000, 10)
+    assert len(join._held) == 20_000
+
+    join.forget(before_s=a_record(100).at_s, max_ids=10)
+
+    assert len(join._requests) == 10
 
 
 def test_a_score_whose_request_only_a_later_subscriber_reads_is_delivered_once() -> None:
@@ -280,3 +287,49 @@ def test_a_feed_that_failed_counts_no_error_twice(monkeypatch: pytest.MonkeyPatc
     assert first is None
     assert second is not None
     assert second.guards == ()  # 12 failures are fewer than the guard's 20, twice 12 are not
+
+
+def test_ids_are_kept_for_as_long_as_scores_may_come_within_the_bound() -> None:
+    """Not a number of requests but their age decides: at 250 requests/s scores 500 s late find theirs."""
+    join = ScoreJoin()
+    join.join(a_record(n) for n in range(100))
+    at_s = a_record(0).at_s
+    join.forget(before_s=at_s - 1.0, max_ids=10)
+
+    assert (join.has("q0"), join.forgotten_after_s) == (True, None)
+
+    join.forget(before_s=at_s + 5.0, max_ids=10)
+
+    assert len(join._requests) < 200
+    assert not join.has("q0")
+    assert join.forgotten_after_s is None
+
+
+def test_beyond_the_bound_young_requests_are_forgotten_and_it_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(score_join, "MAX_IDS", 20)
+    join = ScoreJoin()
+    join.join(a_record(n) for n in range(100))
+    newest, oldest_kept = a_record(99).at_s, a_record(90).at_s
+    join.forget(before_s=0.0, max_ids=10)
+
+    assert len(join._requests) == 20
+    assert join.forgotten_after_s == pytest.approx(newest - oldest_kept, abs=0.2)
+
+
+def test_a_metric_that_has_a_score_is_known_by_either_id() -> None:
+    join = ScoreJoin()
+    join.join([a_record(0, seq=1), replace(a_score("a0", 0.5), seq=2), replace(a_score("early", 0.5), seq=3)])
+    join.join([a_record(1, request_id="early", seq=4)])
+
+    assert join.has_score("q0", "quality")
+    assert join.has_score("a0", "quality")
+    assert join.has_score("early", "quality")
+    assert not join.has_score("q0", "thumbs")
+    assert not join.has_score("unknown", "quality")
+
+    join.forget(before_s=float("inf"), max_ids=0)
+
+    assert not join.has_score("q0", "quality")
+    assert join._scored == {}

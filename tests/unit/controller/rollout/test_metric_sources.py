@@ -9,6 +9,7 @@ from controller.rollout.machine import step
 from controller.rollout.observation import (
     EvidenceStatus,
     Observation,
+    PointEstimates,
     SplitStatus,
     VersionPhase,
     VersionStatus,
@@ -88,3 +89,13 @@ def test_status_shows_it_in_the_table_and_in_words() -> None:
     assert view.gates[0].source == "stopped"
     cells = [str(cell) for column in gates_table(view.gates, is_wide=False).columns for cell in column.cells]  # type: ignore[union-attr]
     assert "NOT JUDGED" in cells
+
+
+def test_no_request_at_all_is_no_point_estimate() -> None:
+    state = in_stage(deadline_at_s=NOW_S - 1)
+    stages = tuple(replace(one, promote_if_point_ok=True, min_canary=0) for one in state.plan.stages)
+    seen = replace(evidence(GATE, Verdict.UNDECIDED), points=PointEstimates(True, "within"))
+    state = replace(state, plan=replace(state.plan, stages=stages))
+
+    assert tick(state, replace(seen, canary_requests=0)).stage == 0
+    assert tick(state, replace(seen, canary_requests=1)).stage == 1

@@ -43,7 +43,7 @@ def test_a_proof_by_scores_waits_for_the_first_of_them() -> None:
         (in_stage(acked_at_s=None), ("the routers to acknowledge 10 %",)),
         (in_stage(), ("readable evidence",)),
         (in_stage(phase=Phase.BAKING, entered_at_s=100.0), ("1 min 30 s of bake",)),
-        (in_stage(phase=Phase.PROMOTING), ("full capacity",)),
+        (in_stage(phase=Phase.PROMOTING), ("full capacity", "the evidence cannot be read")),
         (in_stage(phase=Phase.PROMOTING, weight_bp=9500), ("the routers",)),
         (in_stage(phase=Phase.LOADING), ("loading of v-new",)),
         (in_stage(phase=Phase.SUCCEEDED), ()),

@@ -65,6 +65,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     monkeypatch.setattr(cluster, "connect", lambda settings: None)
     monkeypatch.setattr(traffic_ray, "RayTraffic", lambda timeout_s: table)
     monkeypatch.setattr(direct_rollback, "ACK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(direct_rollback, "_has_replica", lambda service, version: True)
     return table
 
 
@@ -113,6 +114,33 @@ def test_a_canary_that_silence_withdrew_is_tombstoned_though_nothing_can_be_stor
 
     assert (table.calls, result.problem) == (["r-00000001"], None)
     assert ["disk is full" in line for line in result.failed] == [True]
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_stable_version_without_a_ready_replica_is_said(
+    table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    """Traffic has moved as asked, but nobody is answered: a success alone would hide an outage."""
+    monkeypatch.setattr(direct_rollback, "_has_replica", lambda service, version: False)
+    if is_broken:
+        full(settings.home / "state.db")
+
+    result = roll_back_directly(settings, "chat", reason="")
+
+    assert table.calls == ["r-00000001"]
+    assert result.problem is not None
+    assert f"all requests go to {STABLE}, but none of its replicas is ready" in result.problem
+
+
+def test_a_fleet_that_does_not_answer_changes_nothing(
+    table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(service: str, version: str) -> bool:
+        raise RuntimeError("no fleet")
+
+    monkeypatch.setattr(direct_rollback, "_has_replica", fails)
+
+    assert roll_back_directly(settings, "chat", reason="").problem is None
 
 
 def newer(path: Path) -> None:

@@ -1,0 +1,73 @@
+"""What stands between a rollout and its next forward move, in words: lacking evidence, no way back, capacity.
+
+A stage asks for its proof. The last rise and the end of the bake prove nothing new, but they ask that harm
+could still be seen: while a deciding gate's metric has stopped, or the evidence is INVALID, frozen or
+unreadable, they wait. Only that the arms' replicas are loaded unequally does not count: at the promoted
+weight they always are. An undo and a promotion whose proofs a person waived ask for nothing.
+"""
+
+from __future__ import annotations
+
+from controller.quantities import duration
+from controller.rollout.desired import canary_replicas
+from controller.rollout.journal import source_text
+from controller.rollout.observation import Observation, ready_replicas
+from controller.rollout.readiness import is_calm, is_steady
+from controller.rollout.state import Phase, RolloutState
+from evaluation.report import Source, Verdict
+
+
+def evidence_gap(state: RolloutState, seen: Observation, now_s: float) -> str:
+    """Why harm could not be seen now; empty: it could, or nobody asks."""
+    evidence = seen.evidence
+    if state.plan.undo or state.waived_through >= len(state.plan.stages):
+        return ""
+    if evidence is None:
+        return "the evidence cannot be read"
+    stopped = next(
+        (gate for gate in evidence.gates if gate.source is Source.STOPPED and not gate.is_alarm), None
+    )
+    if stopped is not None:
+        return source_text(stopped, now_s)
+    if evidence.frozen:
+        return "the statistics are frozen: units do not fit their weight"
+    if evidence.verdict is Verdict.INVALID and not evidence.only_load:
+        return missing_evidence(seen)
+    return ""
+
+
+def missing_evidence(seen: Observation) -> str:
+    """Description of the evidence that is missing; empty: none is."""
+    if seen.evidence is None:
+        return "the evidence cannot be read"
+    if seen.evidence.missing:
+        return f"no data to judge {', '.join(seen.evidence.missing)}"
+    return "the evidence is INVALID" if seen.evidence.verdict is Verdict.INVALID else ""
+
+
+def hold_reason(state: RolloutState, seen: Observation, now_s: float) -> str:
+    """What keeps a phase past its deadline."""
+    stable, ready = state.stable.title, ready_replicas(seen, state.canary.id)
+    needed = canary_replicas(state)
+    is_stage = state.phase is Phase.STAGE
+    is_proven = seen.evidence is not None and seen.evidence.verdict is Verdict.PASS
+    reasons = [missing_evidence(seen) if is_stage else evidence_gap(state, seen, now_s)]
+    if state.unreadable_since_s is not None:
+        reasons.append("the data plane cannot be read, or does not apply the split")
+    elif not state.plan.undo and seen.versions is not None and not ready_replicas(seen, state.stable.id):
+        reasons.append(
+            f"{stable} has no ready replica, so no traffic could return to it; see its engine's log"
+        )
+    if seen.versions is not None and ready < needed:
+        reasons.append(f"{ready} of {needed} replicas of {state.canary.title} are ready")
+    elif not is_steady(state, now_s) or (state.phase is Phase.BAKING and not is_calm(state, now_s)):
+        reasons.append(f"a replica of {state.canary.title} was lost, or came, a short time ago")
+    if is_stage and not is_proven and not reasons[0]:
+        reasons.append("undecided at the deadline; send more traffic, or wait")
+    return "; ".join(filter(None, reasons)) or "not finished at the deadline"
+
+
+def hold_advice(state: RolloutState) -> str:
+    """What ends a hold, if not what it waits for."""
+    limit = duration(round(state.plan.hold_limit_s))
+    return f"rolled back after {limit} of hold, or at once by: canaryctl rollback {state.service}"

@@ -1,0 +1,104 @@
+"""Timers of a rollout: deadlines after a takeover, how long the data plane or the canary is not ready."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from controller.quantities import percent
+from controller.rollout.desired import desired_split
+from controller.rollout.journal import hold, log, release, time_limit_s
+from controller.rollout.observation import (
+    Observation,
+    VersionPhase,
+    applied_words,
+    is_applied,
+    ready_replicas,
+    version_status,
+)
+from controller.rollout.readiness import note_ready
+from controller.rollout.state import LIVE, PUBLISHED, HoldKind, Phase, RolloutState
+
+
+def restart_deadlines(state: RolloutState, now_s: float) -> RolloutState:
+    """Give the phase its time again, but no more than twice its limit of time that ticks saw.
+
+    The canary is not blamed for the controller's absence, in which its engines may have gone as well; a
+    controller that restarts again and again does not keep it in one phase for ever.
+    """
+    state = replace(state, unreadable_since_s=None, unready_since_s=None)
+    limit_s = time_limit_s(state)
+    if limit_s is not None and state.deadline_at_s is not None:
+        # The routers of a stage had withdrawn the canary: one planned duration more is enough.
+        is_stage = state.phase is Phase.STAGE
+        more_s = state.plan.stages[state.stage].duration_s if is_stage else limit_s
+        began_at_s = (
+            state.entered_at_s if state.acked_at_s is None else max(state.entered_at_s, state.acked_at_s)
+        )
+        extended_s = min(now_s + more_s, began_at_s + 2 * _longest_s(state, limit_s))
+        state = replace(state, deadline_at_s=max(state.deadline_at_s, extended_s))
+    if state.departure is not None:
+        # The command of this step may never have been sent; only total_ms counts the absence.
+        state = replace(state, departure=replace(state.departure, step_at_s=now_s))
+    return log(state, now_s, "a controller took over")
+
+
+def _longest_s(state: RolloutState, limit_s: float) -> float:
+    """Time limit of the phase; of a departure, of all its steps together."""
+    plan = state.plan
+    if state.departure is None:
+        return limit_s
+    return plan.load_s + plan.unreadable_s + plan.drain_s + plan.cancel_s + plan.unload_s
+
+
+def update_timers(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """Since when the data plane is blind and the canary unready, and when the weight was applied."""
+    if state.phase in (Phase.PLANNING, Phase.PREFLIGHT, Phase.ROLLING_BACK, Phase.UNLOADING):
+        return replace(state, unreadable_since_s=None, unready_since_s=None)
+    applied = is_applied(seen, desired_split(state))
+    blind = seen.split is None or seen.versions is None or (state.phase in PUBLISHED and not applied)
+    state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
+    state = _note_load_error(note_ready(state, seen, now_s), seen, now_s)
+    if seen.versions is not None:
+        unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
+        state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))
+    unacked = state.phase in PUBLISHED and state.acked_at_s is None and state.exposed
+    if unacked and applied and seen.split is not None:
+        state = replace(state, acked_at_s=now_s)
+        if state.phase is Phase.STAGE:
+            state = replace(state, deadline_at_s=now_s + state.plan.stages[state.stage].deadline_s)
+        mirror = state.plan.mirror
+        what = percent(state.weight_bp)
+        if state.phase is Phase.MIRRORING and mirror is not None:
+            state = replace(state, deadline_at_s=now_s + mirror.deadline_s)
+            what = f"copying {percent(mirror.share_bp)}"
+        text = f"{what} is applied on every router ({applied_words(seen.split.how)})"
+        state = log(state, now_s, text)
+    return _hold_while_both_arms_fail(state, seen, now_s)
+
+
+def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """Say what keeps the canary from being ready, when it is first seen: the limit may be far away."""
+    status = version_status(seen, state.canary.id)
+    begins = f"{state.canary.id} is not ready: "
+    if state.phase is not Phase.LOADING or status is None or not status.last_error:
+        return state
+    if status.phase is not VersionPhase.LOADING or state.reason.startswith(begins):
+        return state
+    text = f"{begins}{status.last_error}"
+    return log(replace(state, reason=text), now_s, text)
+
+
+def _since(since_s: float | None, holds: bool, now_s: float) -> float | None:
+    if not holds:
+        return None
+    return now_s if since_s is None else since_s
+
+
+def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """The canary is not the cause when stable fails too. Unreadable evidence changes nothing."""
+    if seen.evidence is None or state.phase not in LIVE:
+        return state
+    guard = next((guard for guard in seen.evidence.guards if guard.both_arms), None)
+    if guard is None:
+        return release(state, HoldKind.BOTH_ARMS)
+    return hold(state, HoldKind.BOTH_ARMS, f"{guard.name}: {guard.text}", now_s, page=True)

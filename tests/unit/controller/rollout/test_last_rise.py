@@ -1,0 +1,165 @@
+"""The last rise and the end of the bake wait for evidence, as a stage does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from controller.rollout.observation import CommandKind, EvidenceStatus
+from controller.rollout.state import CauseKind, HoldKind, Phase
+from controller.views.waiting import waiting_for
+from evaluation.report import Source, Verdict
+from tests.fakes.driven import PLAN, Driven, evidence
+from tests.fakes.view_maker import GATE
+
+PROVEN = replace(GATE, verdict=Verdict.PASS, last_value_s=60.0)
+STOPPED = replace(PROVEN, source=Source.STOPPED)
+BLIND: dict[str, Callable[[], EvidenceStatus | None]] = {
+    "stopped": lambda: evidence(gates=(STOPPED,)),
+    "invalid": lambda: evidence(Verdict.INVALID, missing=("error: 40% of values missing",)),
+    "frozen": lambda: evidence(frozen=True),
+    "unreadable": lambda: None,
+}
+
+
+def promoting(**plan: object) -> Driven:
+    """A rollout that has just entered Promoting, its capacity ready."""
+    driven = Driven(replace(PLAN, **plan))  # type: ignore[arg-type]
+    driven.until(Phase.PROMOTING)
+    return driven
+
+
+def baking() -> Driven:
+    driven = promoting()
+    driven.until(Phase.BAKING)
+    return driven
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_without_evidence_the_last_rise_waits_and_goes_on_with_it(kind: str) -> None:
+    driven = promoting()
+    driven.seen = BLIND[kind]()
+
+    driven.ticks(60)
+
+    assert (driven.state.phase, driven.state.weight_bp) == (Phase.PROMOTING, 5000)
+    assert len(waiting_for(driven.state, driven.seen, driven.plane.now_s)) == 2
+
+    driven.seen = evidence(gates=(PROVEN,))
+    driven.ticks(3)
+
+    assert driven.state.phase is Phase.BAKING
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_without_evidence_the_bake_does_not_end_and_ends_with_it(kind: str) -> None:
+    driven = baking()
+    driven.seen = BLIND[kind]()
+
+    assert driven.ticks(int(PLAN.bake_s) + 60).phase is Phase.BAKING
+
+    driven.seen = evidence(gates=(PROVEN,))
+
+    assert driven.ticks(2).phase is Phase.UNLOADING
+
+
+@pytest.mark.parametrize("start", [promoting, baking])
+def test_a_promotion_does_not_wait_for_ever(start: Callable[[], Driven]) -> None:
+    driven = start()
+    driven.seen = evidence(gates=(STOPPED,))
+
+    driven.ticks(1000)
+
+    assert [hold.kind for hold in driven.state.holds] == [HoldKind.NOT_PROVEN]
+    [hold] = driven.state.holds
+    assert "quality stopped arriving" in hold.reason
+    advice = "rolled back after 3 d of hold, or at once by: canaryctl rollback chat"
+    assert f"held (not_proven): {hold.reason}; {advice}" in driven.lines
+
+    driven.ticks(80, after_s=3600.0)
+
+    assert driven.state.cause is not None
+    assert (driven.state.phase, driven.state.cause.kind) == (Phase.ROLLED_BACK, CauseKind.NOT_PROVEN)
+
+
+def test_missing_evidence_rolls_back_where_the_last_stage_says_so() -> None:
+    stages = (replace(PLAN.stages[0], on_missing="rollback"),)
+    driven = promoting(stages=stages, load_s=100.0)
+    driven.seen = BLIND["invalid"]()
+
+    driven.ticks(110)
+
+    assert driven.state.cause is not None
+    assert driven.state.cause.kind is CauseKind.MISSING
+
+
+def test_capacity_that_never_comes_is_still_rolled_back_at_its_limit() -> None:
+    driven = promoting(load_s=100.0)
+    driven.ready = {"v-new": 0}
+    driven.seen = evidence(gates=(PROVEN,))
+
+    driven.ticks(110)
+
+    assert driven.state.phase is not Phase.PROMOTING
+
+
+def test_unequal_load_alone_holds_no_promotion() -> None:
+    """At 95 % the arms' replicas are loaded unequally by construction: latency is not compared."""
+    driven = promoting()
+    driven.seen = evidence(Verdict.INVALID, only_load=True)
+
+    driven.ticks(int(PLAN.bake_s) + 10)
+
+    assert driven.state.phase in (Phase.UNLOADING, Phase.SUCCEEDED)
+
+
+def test_proofs_that_a_person_waived_are_not_asked_for_here_either() -> None:
+    driven = Driven()
+    driven.until(Phase.STAGE)
+    driven.seen = BLIND["invalid"]()
+    driven.command(CommandKind.PROMOTE_FULL)
+
+    driven.ticks(int(PLAN.bake_s) + 10)
+
+    assert driven.state.phase in (Phase.UNLOADING, Phase.SUCCEEDED)
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_an_undo_asks_for_no_evidence(kind: str) -> None:
+    driven = Driven(replace(PLAN, stages=(), undo=True, holdback_bp=0))
+    driven.seen = BLIND[kind]()
+
+    driven.ticks(int(PLAN.bake_s) + 20)
+
+    assert driven.state.phase in (Phase.UNLOADING, Phase.SUCCEEDED)
+
+
+def test_a_hold_names_what_blocks_and_only_commands_that_exist() -> None:
+    """Stable is dead and the canary proven: nothing to prove is left, and no command promotes."""
+    driven = Driven()
+    driven.until(Phase.STAGE)
+    driven.seen = evidence()
+    driven.ready = {"v-old": 0}
+
+    driven.ticks(400)
+
+    [hold] = driven.state.holds
+    assert hold.reason == (
+        "v-old has no ready replica, so no traffic could return to it; see its engine's log"
+    )
+    assert "promote" not in driven.lines.split("held (not_proven)")[1]
+    assert "canaryctl rollback chat" in driven.lines
+
+
+def test_a_hold_counts_the_replicas_that_are_missing() -> None:
+    stages = (replace(PLAN.stages[0], weight_bp=1000), replace(PLAN.stages[0], replicas=2))
+    driven = Driven(replace(PLAN, stages=stages), replicas=2)
+    driven.until(Phase.STAGE)
+    driven.seen = evidence()
+    driven.ready = {"v-new": 1}
+
+    driven.ticks(400)
+
+    assert [hold.reason for hold in driven.state.holds] == ["1 of 2 replicas of v-new are ready"]
