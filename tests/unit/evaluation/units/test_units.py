@@ -133,7 +133,8 @@ def test_a_place_is_what_its_number_says() -> None:
     assert Place.of(place.number) == place
     assert place.number < 2**63
     assert place.next_block(70_000, STAGES - 1) == place  # beyond the last part there is nothing to count
-    assert place.next_block(70_001, 0) == Place(70_001, 0, 0, 0)
+    assert place.next_block(70_001, 0) == replace(place, round=70_001, block=0)  # a late row of stage 0
+    assert Place(3, 0, 1, 5).next_block(4, 1) == Place(4, 1, 0, 0)
     assert Place.of(-1).next_block(3, 1) == Place(3, 1, 0, 0)
 
 
