@@ -18,8 +18,9 @@
     |-- RolledBack            5  rolled-back      read the evidence
     `-- TimedOut              6  timed-out        undecided: send more traffic, or wait longer
 
-A message is one line: the value, the limit, the remedy. `problem` is the last part of the problem-details
-`type` (RFC 9457), `status` the HTTP status, `exit_code` the exit code of the command line.
+A message is one line: the value, the limit, the remedy; bad input has one for each thing that is wrong.
+`problem` is the last part of the problem-details `type` (RFC 9457), `status` the HTTP status, `exit_code` the
+exit code of the command line.
 """
 
 from __future__ import annotations
@@ -63,26 +64,26 @@ def document_of(error: CanaryctlError) -> dict[str, str | int | list[str]]:
 
 
 class BadInput(CanaryctlError):
-    """The request is malformed or cannot be fulfilled as written."""
+    """The request is malformed or cannot be fulfilled as written; `lines` has one line for each reason."""
 
     exit_code = 2
     problem = "bad-input"
     status = 422
+
+    def __init__(self, lines: Sequence[str] | str) -> None:
+        self.lines: tuple[str, ...] = (lines,) if isinstance(lines, str) else tuple(lines)
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The reasons."""
+        return self.lines
 
 
 class BadSpec(BadInput):
     """A service, version or policy is invalid; `lines` has one line for each violation."""
 
     problem = "bad-spec"
-
-    def __init__(self, lines: list[str] | str) -> None:
-        self.lines: tuple[str, ...] = (lines,) if isinstance(lines, str) else tuple(lines)
-        super().__init__("\n".join(self.lines))
-
-    @property
-    def details(self) -> tuple[str, ...]:
-        """The violations."""
-        return self.lines
 
 
 class BadCheckpoint(BadInput):

@@ -7,12 +7,14 @@ from evaluation.policy.gates import Gate, Proof
 
 
 def harm(gate: Gate) -> str:
-    beyond = (
-        f"more than {gate.tolerance:g} below stable"
-        if gate.kind is Kind.SCORE
-        else f"above {1 + gate.tolerance:g}x"
-    )
-    return f"{gate.name} {beyond}"
+    return f"{gate.name} {beyond(gate)}"
+
+
+def beyond(gate: Gate) -> str:
+    """What is worse, without the gate's name."""
+    if gate.kind is Kind.SCORE:
+        return f"more than {gate.tolerance:g} below stable"
+    return f"above {1 + gate.tolerance:g}x"
 
 
 USES = {

@@ -16,6 +16,7 @@ from evaluation.observed_range import RangeMonitor, range_monitors
 from evaluation.policy.gates import Proof, StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.units.answered import AnsweredGap
+from evaluation.units.attendance import Attendance
 from evaluation.units.metric_evidence import MetricEvidence
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows, Sessions
@@ -30,6 +31,7 @@ class Lane:
 
     __state__ = (
         "sessions", "later", "metrics", "ranges", "answered", "answered_sessions", "answered_later",
+        "attendance",
     )  # fmt: skip
 
     def __init__(self, metrics: Sequence[MetricEvidence], policy: GatePolicy, split: Split | None) -> None:
@@ -52,6 +54,7 @@ class Lane:
         self.answered = AnsweredGap()  # by first requests
         self.answered_sessions = AnsweredGap()
         self.answered_later = AnsweredGap()
+        self.attendance = Attendance(session_s=policy.session_s)
 
     def feed(
         self,
@@ -66,6 +69,29 @@ class Lane:
         answer or a failure (so unanswered); both NaN where unknown, and None where nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
             return
+        looks, following = self.attendance.due_in(rows)
+        start = 0
+        for stop, look in [*looks, (len(rows), following)]:
+            if stop > start:
+                part = slice(start, stop)
+                known = [None if column is None else column[part] for column in (fell_back, cancelled)]
+                values = {name: column[part] for name, column in raw.items()}
+                self._feed(rows.pick(part), values, unanswered[part], *known)
+                start = stop
+            self.attendance.begin(look)
+            if look < following:
+                self._look()
+
+    def _feed(
+        self,
+        rows: Rows,
+        raw: Mapping[str, Floats],
+        unanswered: NDArray[np.bool_],
+        fell_back: Floats | None,
+        cancelled: Floats | None,
+    ) -> None:
+        """Add requests between two looks."""
+        self.attendance.count(rows)
         later, of_draws = np.flatnonzero(rows.round), rows.of_draws
         own, failed = (rows.pick(of_draws), unanswered[of_draws]) if len(later) else (rows, unanswered)
         gaps = self._gaps_before(own, failed)
@@ -112,8 +138,24 @@ class Lane:
     def close_through(self, through_s: float) -> None:
         """Close sessions up to the watermark: all requests assigned before `through_s` were fed."""
         if self.metrics or self._split:
+            looks, following = self.attendance.due_before(through_s)
+            for look in looks:
+                self.attendance.begin(look)
+                self._look()
+            self.attendance.begin(following)
             self._feed_units(self.sessions.close_through(through_s))
             self._feed_later(self.later.close_through(through_s))
+
+    def _look(self) -> None:
+        """Make a look at everyone who was drawn: all requests up to its time were fed, and no others."""
+        attendance = self.attendance
+        self._feed_later(self.later.close_through(attendance.next_s()))
+        returned = attendance.of_round(attendance.round_and_look()[0])
+        start = 0
+        for metric in self.metrics:
+            if returned is not None:
+                metric.look_at_everyone(attendance, returned, start)
+            start += metric.later_width
 
     def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Floats:
         """The gaps of first requests, for all rows; those of later requests are not used."""
@@ -140,6 +182,7 @@ class Lane:
     def _feed_later(self, released: Released) -> None:
         if len(released) == 0:
             return
+        self.attendance.add(released)
         start = sum(metric.later_width for metric in self.metrics)
         answered = released.means(start)
         gaps = self.answered_later.of(released.arm, released.w, answered)
@@ -166,6 +209,7 @@ class Pipeline:
         "stage",
         "is_sticky",
         "was_sticky",
+        "has_always_canary",
     )
 
     def __init__(self, policy: GatePolicy, stages: Sequence[StagePlan]) -> None:
@@ -189,6 +233,7 @@ class Pipeline:
         self.stage_starts: dict[int, float] = {}
         self._warmup_s = [stage.warmup_s for stage in stages]
         self.was_sticky = False  # there was a sticky unit
+        self.has_always_canary = False  # some clients are, at weight 1: stable has none of them
         self.is_sticky = -1  # whether alpha is split for sticky units; -1: undecided, before the first bet
 
     def draw(self, requests: Assignments) -> tuple[Rows, Ints, Floats]:
@@ -198,6 +243,8 @@ class Pipeline:
         seq = np.arange(self.seq, self.seq + len(requests))
         drawn = self.units.resolve(requests, seq)
         on_canary = arm & (kind != LEFT_OUT) & (w > 0.0)
+        is_sure = on_canary & (w >= 1.0) & (kind != HELD)
+        self.has_always_canary = self.has_always_canary or bool(is_sure.any())
         canary = np.cumsum(on_canary) + self.canary
         self._fix_units(kind, drawn)
         self._count(requests, on_canary, drawn)
@@ -217,6 +264,8 @@ class Pipeline:
             drawn.part[keep],
             drawn.stands[keep],
             drawn.fresh[keep],
+            drawn.origin[keep],
+            w[keep],
         )
         fell_back = np.where(rows.arm, requests.fell_back[keep], np.nan)
         self.split.feed_firsts(rows.pick(rows.of_draws), fell_back[rows.of_draws])

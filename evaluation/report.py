@@ -33,8 +33,9 @@ class GateReport:
     """Current state of one gate, on one side.
 
     `log_e`: the maximum log wealth so far; `limit`: where it decides. `stable` and `canary` are point
-    estimates in the metric's unit, `interval` the anytime-valid interval of their ratio (rates, values) or
-    difference (scores), for display; None: no evidence yet. `effective_units`: of both arms, each unit once.
+    estimates in the metric's unit; infinite: a percentile that lies among the requests without an answer.
+    `interval`: the anytime-valid interval of their ratio (rates, values) or difference (scores), for display;
+    None: no evidence yet. `effective_units`: of both arms, each unit once.
     """
 
     gate: str
@@ -56,6 +57,9 @@ class GateReport:
     source: Source = Source.ARRIVES
     last_value_s: float | None = None  # when the request of the last value was assigned; None: no value yet
     statistic: str = "mean"  # that `stable` and `canary` estimate: mean, p50, p99, ...
+    # Of values: shares of stable's and the canary's requests without an answer, which count as slowest.
+    unanswered: tuple[float, float] | None = None
+    limits: str = ""  # what this side asks: `above 1.1x` is worse, `< 1.2x` is proven
 
 
 @dataclass(frozen=True, slots=True)

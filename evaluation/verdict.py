@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
-from evaluation.gate_texts import USES, harm, margin
-from evaluation.metrics import CATALOGUE, STREAMED, VALUES, Kind
+from evaluation.gate_texts import USES, beyond, harm, margin
+from evaluation.metrics import CATALOGUE, STREAMED, UNANSWERED, VALUES, Kind
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
@@ -173,13 +171,20 @@ def is_required(metric: MetricEvidence) -> bool:
 
 
 def interference(pipeline: Pipeline) -> list[str]:
-    """Metrics by which stable itself became slower with the canary: invisible to the coin on shared
-    hardware, so it holds and pages."""
-    return [
-        f"stable's own {name} rose to {metric.slowdown():.1f}x of before the canary: shared hardware?"
+    """Metrics by which stable itself became slower when the canary's weight rose, and still is: invisible to
+    the coin on shared hardware, so it holds and pages. Where some clients are always sent to the canary,
+    stable before and during it had other clients, and nothing is said."""
+    if pipeline.has_always_canary:
+        return []
+    slower = {
+        name: metric.own_speed.slowdown()
         for name, metric in pipeline.metrics.items()
         if CATALOGUE[name].unit == "ms"
-        and metric.slowdown() > 1.0 + SLOWDOWN_FACTOR * max(gate.threshold for gate in metric.gates)
+    }
+    return [
+        f"stable's own {name} rose to {times:.1f}x of before the canary: shared hardware?"
+        for name, times in slower.items()
+        if times > 1.0 + SLOWDOWN_FACTOR * max(gate.threshold for gate in pipeline.metrics[name].gates)
     ]
 
 
@@ -205,7 +210,18 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
         verdict, text = Verdict.INVALID, invalid_reason
     if gate.is_alarm:
         verdict = Verdict.UNDECIDED
-    return _report(metric, gate, "rollback", verdict, text, log_e=log_e, limit=limit, decision=decision)
+    return _report(
+        metric,
+        gate,
+        "rollback",
+        verdict,
+        text,
+        log_e=log_e,
+        limit=limit,
+        decision=decision,
+        unanswered=_unanswered(pipeline),
+        limits=beyond(gate),
+    )
 
 
 def _reached_at(track: Track) -> float:
@@ -220,7 +236,7 @@ def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> floa
     match track.use:
         case "session" | "proof":
             return min(void, sessions_void_since(pipeline))
-        case "later" | "later proof":
+        case "later" | "later proof":  # the second test protects a canary that keeps more units, not fewer
             return min(void, later_void_since(pipeline, track.part))
         case _:
             return void
@@ -297,6 +313,8 @@ def _proof_report(
         log_e=log_e,
         limit=decision.limit,
         decision=decision if is_proven else None,
+        unanswered=_unanswered(pipeline),
+        limits=" and ".join(words.removeprefix(gate.name).removeprefix(":").strip() for words in margins),
     )
 
 
@@ -326,9 +344,11 @@ def _report(
     log_e: float,
     limit: float,
     decision: Decision | None,
+    unanswered: tuple[float, float],
+    limits: str,
 ) -> GateReport:
-    """decision: of the channel that decided; None: none has."""
-    stable, canary = point_estimates(metric, gate)
+    """decision: of the channel that decided; None: none has. unanswered: shares of both arms' requests."""
+    stable, canary = point_estimates(metric, gate, unanswered)
     return GateReport(
         gate=gate.name,
         metric=gate.metric,
@@ -348,8 +368,17 @@ def _report(
         is_alarm=gate.is_alarm,
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
-        statistic="mean" if metric.canary_values is None else f"p{100 * _share(gate):g}",
+        statistic="mean" if not metric.takes_values else f"p{100 * _share(gate):g}",
+        unanswered=unanswered if metric.takes_values else None,
+        limits=limits,
     )
+
+
+def _unanswered(pipeline: Pipeline) -> tuple[float, float]:
+    """Shares of stable's and the canary's requests that have no answer; 0 where nothing says so."""
+    means = [pipeline.metrics[name].points.means() for name in sorted(UNANSWERED & pipeline.metrics.keys())]
+    stable, canary = (min(sum(mean[arm] or 0.0 for mean in means), 1.0) for arm in (0, 1))
+    return stable, canary
 
 
 def _source(metric: MetricEvidence) -> Source:
@@ -360,20 +389,18 @@ def _source(metric: MetricEvidence) -> Source:
     return Source.ARRIVES
 
 
-def point_estimates(metric: MetricEvidence, gate: Gate) -> tuple[float | None, float | None]:
-    """Stable's and the canary's mean (rates, scores), median (shape) or percentile, in the metric's unit.
+def point_estimates(
+    metric: MetricEvidence, gate: Gate, unanswered: tuple[float, float]
+) -> tuple[float | None, float | None]:
+    """Stable's and the canary's mean (rates, scores), median (shape) or percentile over the same traffic
+    (`Points`), in the metric's unit.
 
-    None: no values.
+    A percentile is of all requests, as the gate compares them: those without an answer are slowest, so it may
+    be infinite. None: no values.
     """
-    if metric.canary_values is None:
-        means = [
-            float(total / count) if count else None
-            for total, count in zip(metric.sums, metric.counts, strict=True)
-        ]
-        return means[0], means[1]
-    histograms = (metric.stable_values, metric.canary_values)
-    points = [float(h.upper_edges(np.array([_share(gate)]))[0]) if h.total else None for h in histograms]
-    return points[0], points[1]
+    if not metric.takes_values:
+        return metric.points.means()
+    return metric.points.percentiles(_share(gate), unanswered)
 
 
 def _share(gate: Gate) -> float:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from benchmarks.gate.cases import CASES
 from benchmarks.gate.covariate_trials import WithCovariates
 from benchmarks.gate.published import equal_metrics, prefix, proof_result, rollback_result
+from benchmarks.gate.survivor_trials import Survivors
 from benchmarks.gate.traffic import Case, simulate
 from benchmarks.gate.trial_cases import TRIALS
 from benchmarks.gate.trials import FIRST_RUNG, PRESETS, Trial
@@ -51,6 +52,10 @@ def _of_trial(trial: Trial) -> str:
     if isinstance(world, World):
         small = replace(world, canary_requests=TRIAL_PREFIX, stable_first=400, late=0, stages=1)
         columns = columns_of(small, [0])
+        for policy in _policies(trial):
+            _add(digest, run(columns, policy, stages=(FIRST_RUNG,)))
+    elif isinstance(trial.measure, Survivors):
+        columns = replace(trial.measure, users=300, hours=2).columns([0])
         for policy in _policies(trial):
             _add(digest, run(columns, policy, stages=(FIRST_RUNG,)))
     elif not trial.skipped:

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from benchmarks.gate.ab_trials import AbRun
+from benchmarks.gate.alike_trials import alike_trials
 from benchmarks.gate.changing_trials import drifting_trials, returning_trials
 from benchmarks.gate.covariate_trials import covariate_trials
 from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailures
 from benchmarks.gate.hidden_trials import hidden_trials
 from benchmarks.gate.margin_trials import not_proven_trials
 from benchmarks.gate.mirrored import Mirrored
+from benchmarks.gate.shared_trials import shared_trials
+from benchmarks.gate.survivor_trials import survivor_trials
 from benchmarks.gate.trials import (
     HARMED,
     Better,
@@ -315,7 +318,10 @@ TRIALS: Mapping[str, Trial] = {
         *_coarse(),
         *not_proven_trials(),
         *returning_trials(),
+        *survivor_trials(),
+        *shared_trials(),
         *drifting_trials(),
+        *alike_trials(),
         *_power(),
         *covariate_trials(),
         *hidden_trials(),

@@ -83,6 +83,7 @@ class ViewBuilder:
             rollout=view,
             labels={name: label_of(self._store.version(row.name, name)) for name in shown},
             missing_keys=missing_keys(self._store, row, self._find_key, canary=running),
+            problem=tick.problem,
         )
 
     def listed(self, row: ServiceRow) -> ServiceView:
@@ -240,7 +241,8 @@ def _add_writes(
     async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
         state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
-        return await asyncio.to_thread(views.rollout_by_id, service, state.id)
+        view = await asyncio.to_thread(views.rollout_by_id, service, state.id)
+        return view.model_copy(update={"warnings": tuple(line.text for line in state.log[1:])})
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
     def rollback(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
 from controller.api.engine_rights import refuse_new_arguments
 from controller.api.feedback import Score, parse_scores, write_scores
-from controller.api.forecasts import refuse_unjudged, refuse_unprovable, with_forecast
+from controller.api.forecasts import unjudged_lines, unprovable_lines, with_forecast
 from controller.api.keys import KeyProblem, missing_keys
 from controller.api.proposal import (
     Proposal,
@@ -41,6 +41,7 @@ from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffi
 from controller.planning.ladder import gate_stages, make_plan
 from controller.planning.risk import assess
 from controller.planning.unjudged import unjudged, without
+from controller.rollout.journal import log
 from controller.rollout.machine import begin
 from controller.rollout.plan import Plan
 from controller.rollout.ports import Clock
@@ -181,7 +182,9 @@ class Commands(Returns):
         *,
         ab_test: Callable[[str], AbRow] | None = None,
     ) -> RolloutState:
-        """Start a rollout. Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint.
+        """Start a rollout. The state's log holds its plan, then a line for each warning.
+
+        Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint.
 
         ab_test: the test that runs on the rollout of this id, stored in the same transaction.
         """
@@ -201,11 +204,11 @@ class Commands(Returns):
         if not proposal.fit.fits:
             raise NoRoom(proposal.fit.text)
         unjudged_reason = waiver_of(body, "allow_unjudged")
-        if not unjudged_reason:
-            refuse_unjudged(proposal)
         waiver = waiver_of(body, "allow_unproven")
-        if not waiver:
-            refuse_unprovable(proposal, self._environment)
+        refused = [] if unjudged_reason else unjudged_lines(proposal)
+        refused += [] if waiver else unprovable_lines(proposal, self._environment)
+        if refused:
+            raise BadSpec(refused)
         now_s = self._clock.now_s()
         label = proposal.label(body, identity)
         row = version_row(service, proposal.version, proposal.fingerprint, now_s, label=label)
@@ -219,6 +222,8 @@ class Commands(Returns):
             now_s=now_s,
             byline="; ".join(filter(None, (label.byline, proposal.unjudged_note(unjudged_reason)))),
         )
+        for line in proposal.cautions if ab_test is None else ():
+            state = log(state, now_s, line)
         request = {
             "version": dump(proposal.version),
             "policy": dump(proposal.policy),

@@ -1,4 +1,4 @@
-"""Forecast of a proposal, and the refusal of a deploy that it shows to prove nothing."""
+"""Forecast of a proposal, and why a deploy that it shows to prove nothing is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.api.proposal import Proposal
-from controller.errors import BadSpec
 from controller.planning.forecast import NotSimulated
 from controller.rollout.plan import Plan
 from controller.spec.policy import PolicySpec
@@ -44,11 +43,11 @@ def with_forecast(
     return replace(proposal, forecast=stages)
 
 
-def refuse_unprovable(proposal: Proposal, simulator: Simulates) -> None:
-    """Raises BadSpec for a stage that can prove nothing at the measured traffic."""
+def unprovable_lines(proposal: Proposal, simulator: Simulates) -> list[str]:
+    """A line for each stage that can prove nothing at the measured traffic; empty: a deploy may go ahead."""
     traffic = proposal.traffic
     if traffic is None or traffic.requests_per_s < MIN_FORECAST_REQUESTS_PER_S:
-        return
+        return []
     lines = proposal.unprovable_stages()
     if not lines and proposal.measured.is_enough:
         proposal = with_forecast(proposal, simulator, limit_s=DEPLOY_FORECAST_S)
@@ -56,12 +55,9 @@ def refuse_unprovable(proposal: Proposal, simulator: Simulates) -> None:
             service = proposal.service.name
             telemetry.warning("deploy not simulated", service=service, why=proposal.forecast_note)
         lines = proposal.unprovable_stages()
-    if lines:
-        raise BadSpec([f"{line}; --allow-unproven REASON deploys it anyway" for line in lines])
+    return [f"{line}; --allow-unproven REASON deploys it anyway" for line in lines]
 
 
-def refuse_unjudged(proposal: Proposal) -> None:
-    """Raises BadSpec for gates that stable's traffic gives nothing to judge by, but for streamed metrics."""
-    lines = [one.text for one in proposal.not_judged if one.needs != "nothing"]
-    if lines:
-        raise BadSpec(lines)
+def unjudged_lines(proposal: Proposal) -> list[str]:
+    """A line for each gate that stable's traffic gives nothing to judge by, but for streamed metrics."""
+    return [one.text for one in proposal.not_judged if one.needs != "nothing"]

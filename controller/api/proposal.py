@@ -17,9 +17,9 @@ from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
-from controller.planning.ladder import latency_lines
+from controller.planning.ladder import latency_lines, slow_stages
 from controller.planning.risk import Assessment
-from controller.planning.unjudged import Unjudged
+from controller.planning.unjudged import Unjudged, awaited
 from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
@@ -74,6 +74,12 @@ class Proposal:
         version_id = self.stored_id or self.fingerprint.version_id
         return twin_id(version_id) if self.plan.twin else version_id
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """One line for each gate whose first score may never come, and for each stage that takes weeks."""
+        slow = slow_stages(self.plan, self.traffic.requests_per_s) if self.traffic is not None else ()
+        return (*awaited(self.policy, self.measured), *slow)
+
     def label(self, body: Mapping[str, Any], identity: Identity) -> Label:
         """Label of the canary; of a twin, stable's name. Raises BadInput."""
         label = parse_label(body, source=self.version.model or self.version.url, identity=identity.name)
@@ -102,7 +108,7 @@ class Proposal:
             "stable_name": label_of(self.stable).shown,
             "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
             "attempts": self.attempts,
-            "warnings": (*view.warnings, *self.missing_keys),
+            "warnings": (*view.warnings, *self.cautions, *self.missing_keys),
             "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
         }
         if self.traffic is not None:

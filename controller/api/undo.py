@@ -14,7 +14,7 @@ from controller.rollout.plan import UNDO_PREFIX, Plan
 from controller.rollout.state import RolloutState
 from controller.spec.label import title
 from controller.spec.service import dump
-from controller.store.row_specs import fingerprint_of, service_spec, version_spec
+from controller.store.row_specs import fingerprint_of, label_of, service_spec, version_spec
 from controller.store.rows import ServedRow, ServiceRow, VersionRow
 
 # The replaced version stays loaded for so long after the switch: the error guard can still return to it.
@@ -31,13 +31,13 @@ def way_back(served: Sequence[ServedRow], stable: str) -> str | None:
 
 
 def named_version(name: str, service: str, known: Sequence[VersionRow]) -> str:
-    """The one of `known` whose id or name is `name`, or whose id begins with it.
+    """The one of `known` whose id or name (as tables show it) is `name`, or whose id begins with it.
 
     Raises BadInput, naming those that have served.
     """
     matches = (
         [one for one in known if one.id == name],
-        [one for one in known if one.name == name],
+        [one for one in known if label_of(one).shown == name],
         [one for one in known if one.id.startswith(name)],
     )
     found = list(dict.fromkeys(one.id for one in next(filter(None, matches), [])))
@@ -45,7 +45,7 @@ def named_version(name: str, service: str, known: Sequence[VersionRow]) -> str:
         return found[0]
     if found:
         raise BadInput(f"version {name} is ambiguous: {', '.join(found[:SHOWN])}; write more of its id")
-    shown = ", ".join(title(one.id, one.name or "") for one in known[:SHOWN])
+    shown = ", ".join(title(one.id, label_of(one).shown) for one in known[:SHOWN])
     served = f"that have: {shown}" if known else "no other has"
     raise BadInput(f"version {name} has not served in {service} ({served}); deploy it instead")
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from controller.cli.backtest_plan import Needed
 from controller.cli.evidence_files import EvidenceFile
-from controller.cli.output import gate_title, number, table
+from controller.cli.output import gate_title, number, slowest_line, table
 from controller.quantities import FULL_BP, percent
 from evaluation.betting.histogram import UNPROVABLE
 from evaluation.metrics import CATALOGUE
@@ -102,9 +102,11 @@ def _gate_as_json(report: GateReport) -> dict[str, object]:
         "verdict": report.verdict.value,
         "log_e": report.log_e,
         "limit": _finite(report.limit),
-        "stable": report.stable,
-        "canary": report.canary,
+        "stable": _finite_or_none(report.stable),
+        "canary": _finite_or_none(report.canary),
         "statistic": report.statistic,
+        "unanswered": None if report.unanswered is None else list(report.unanswered),
+        "limits": report.limits,
         "n_stable": report.n_stable,
         "n_canary": report.n_canary,
         "effective_units": report.effective_units,
@@ -112,6 +114,10 @@ def _gate_as_json(report: GateReport) -> dict[str, object]:
         "is_alarm": report.is_alarm,
         "reason": report.reason,
     }
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return None if value is None else _finite(value)
 
 
 def _finite(value: float) -> float | None:
@@ -134,7 +140,9 @@ def as_table(shown: Shown) -> RenderableType:
     parts: list[RenderableType] = [*lines, ""]
     if len(shown.result.stages) > 1:
         parts += [_stage_grid(shown.result), ""]
-    return Group(*parts, _gate_grid(shown.result.gates, ranges), Text(LEGEND, style="dim"))
+    shares = {report.gate: report.unanswered for report in shown.result.gates}
+    notes = [Text(line, style="dim") for line in (LEGEND, slowest_line(shares)) if line is not None]
+    return Group(*parts, _gate_grid(shown.result.gates, ranges), *notes)
 
 
 def headline(shown: Shown) -> str:
@@ -243,7 +251,7 @@ def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableTyp
         answer = ANSWERS.get((report.side, report.verdict), report.verdict.value)
         grid.add_row(
             gate_title(report.gate, report.statistic),
-            "in stable's range?" if report.gate in ranges else question,
+            "in stable's range?" if report.gate in ranges else _question(question, report.limits),
             "YES" if report.is_alarm and count is not None else answer,
             f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
             number(report.stable),
@@ -254,12 +262,18 @@ def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableTyp
     return grid
 
 
+def _question(question: str, limits: str) -> str:
+    """`worse: above 1.1x?`: with the limit, as the two questions of a gate have different ones."""
+    return f"{question.removesuffix('?')}: {limits}?" if limits else question
+
+
 def _why(report: GateReport) -> str:
     """The reason without what the other cells say already."""
     if report.side == "rollback" and report.verdict is Verdict.UNDECIDED and report.decided_canary is None:
         return ""
     reason = report.reason.removeprefix(report.gate).removeprefix(":").strip()
-    return reason.removesuffix(" not proven yet").removesuffix(" proven")
+    reason = reason.removeprefix(report.limits).strip() if report.limits else reason
+    return reason.removesuffix("not proven yet").removesuffix("proven").strip()
 
 
 def columns_table() -> RenderableType:

@@ -14,7 +14,7 @@ from controller.auth import admin_token
 from controller.cli.http import Answer, NoAnswer, send
 from controller.cli.listener import require_own_listener
 from controller.cli.output import NO_SERVICE
-from controller.errors import BadSpec, CanaryctlError, Unreachable
+from controller.errors import CanaryctlError, Unreachable
 from controller.settings import Settings
 from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView
 
@@ -236,7 +236,7 @@ def _error(answer: Answer, url: str) -> CanaryctlError:
         )
     for known in _all_errors(CanaryctlError):
         if known.problem == kind:
-            return BadSpec(lines) if known is BadSpec else known(lines[0])
+            return known(lines) if issubclass(known, errors.BadInput) else known(lines[0])
     # A newer controller's own kind of error: its exit code is one that is known here.
     for known in _all_errors(CanaryctlError):
         if known.exit_code == problem.get("exit_code"):

@@ -165,6 +165,14 @@ def attempts(value: object) -> list[str]:
     return [part.strip() for part in re.split(r",\s*|\s+:\s+", str(value).strip()) if part.strip()]
 
 
+def says_outcome(value: object) -> bool:
+    """Whether a cell says how a request ended: a status code, a status word, yes or no."""
+    if status_code(value) is not None:
+        return True
+    word = str(value).strip().lower()
+    return word in FLAGS or word in PLAIN_WORDS or any(word in words for words in EVENT_WORDS.values())
+
+
 def opposite(metric: str, value: object) -> float | None:
     """The event of a column that says the opposite, as `success` does of error: 1 where it says no.
 

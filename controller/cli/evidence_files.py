@@ -7,7 +7,8 @@ line: skipping rows would bias the evidence. Rows are sorted by the time of thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.cli.evidence_cells import says_outcome
 from controller.cli.evidence_columns import (
     Column,
     Reading,
@@ -46,7 +48,7 @@ from controller.cli.evidence_sources import (
 from controller.cli.evidence_units import find_unit
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, UNANSWERED
-from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses
+from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses, near_name
 from evaluation.records import SETTLE_S
 
 REQUIRED = ("t_s", "arm", "w")
@@ -94,26 +96,52 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     refuse_answering_arms(reading)
     if len(reading.table) == 0:
         raise BadInput(f"{path.name} has no rows; give a file with requests")
-    _require(reading, extra)
-    ignored = _unused(reading, extra)
+    refused: list[str] = _lacking(reading, extra)
+    ignored, unclear = _unused(reading, extra)
+    refused += unclear
+    columns = _columns(reading, extra, refused)
+    if refused:
+        raise BadInput(tuple(dict.fromkeys(refused)))
+    return _sorted(reading, columns, ignored)
+
+
+def _columns(reading: Reading, extra: Sequence[str], refused: list[str]) -> dict[str, Column]:
+    """The columns that can be read; a line in `refused` for each that cannot."""
     columns: dict[str, Column] = {}
+    options = reading.options
     if "arm" in reading.sources:
-        columns["arm"] = arms(reading)
+        with _collected(refused):
+            columns["arm"] = arms(reading)
     elif options.only_stable:
         columns["arm"] = np.zeros(len(reading.table), dtype=np.int64)
-    w = numbers(reading, "w", reading.sources["w"]) if "w" in reading.sources else None
-    name_requests(reading)
-    find_unit(reading, columns["arm"].tolist(), [0.0] * len(reading.table) if w is None else w.tolist())
-    for name, source in reading.sources.items():
-        if name == "t_s":
-            columns[name] = times(reading, source)
-        elif name in TEXTS or name in extra:
-            columns[name] = texts(reading, name, source, is_word=name == "assigned_by")
-        elif name != "arm":
-            columns[name] = numbers(reading, name, source)
-    if "w" not in columns:
+    if "w" in reading.sources:
+        with _collected(refused):
+            columns["w"] = numbers(reading, "w", reading.sources["w"])
+    else:
         columns["w"] = np.full(len(reading.table), options.w or 0.0)
-    return _sorted(reading, columns, ignored)
+    with _collected(refused):
+        name_requests(reading)
+    if {"arm", "w"} <= columns.keys():
+        with _collected(refused):
+            find_unit(reading, columns["arm"].tolist(), np.asarray(columns["w"]).tolist())
+    for name, source in reading.sources.items():
+        with _collected(refused):
+            if name == "t_s":
+                columns[name] = times(reading, source)
+            elif name in TEXTS or name in extra:
+                columns[name] = texts(reading, name, source, is_word=name == "assigned_by")
+            elif name not in ("arm", "w"):
+                columns[name] = numbers(reading, name, source)
+    return columns
+
+
+@contextmanager
+def _collected(refused: list[str]) -> Iterator[None]:
+    """Take what is refused within into the list: a user mends all of a file in one go."""
+    try:
+        yield
+    except BadInput as exc:
+        refused += exc.details
 
 
 def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
@@ -167,18 +195,14 @@ def _renamed(table: RawTable, extra: Sequence[str]) -> RawTable:
     return replace(table, columns=columns)
 
 
-def _require(reading: Reading, extra: Sequence[str]) -> None:
-    """Raise BadInput, with how to give it, for the first required column without a source."""
+def _lacking(reading: Reading, extra: Sequence[str]) -> list[str]:
+    """A line on the required columns without a source, with how to give each; empty: there are none."""
     table, options = reading.table, reading.options
-    needed = [n for n in (*REQUIRED, *extra, *options.covariates) if n not in reading.sources]
-    if options.only_stable:
-        needed = [name for name in needed if name not in ("arm", "w")]
-    if options.w is not None:
-        if "w" in reading.sources:
-            raise BadInput(f"{table.name} has a column w and --w is given; leave one out")
-        needed.remove("w")
+    if options.w is not None and "w" in reading.sources:
+        return [f"{table.name} has a column w and --w is given; leave one out"]
+    needed = _needed(reading, extra)
     if not needed:
-        return
+        return []
     names = list(table.columns)
     near = {known: name for name, known in near_misses(names).items()}
     remedies = []
@@ -193,43 +217,57 @@ def _require(reading: Reading, extra: Sequence[str]) -> None:
             remedies.append(" or ".join(f"--map arm={column} --canary {value}" for column, value in two))
         else:
             remedies.append(f"--map {name}=COLUMN")
-    raise BadInput(
+    return [
         f"{table.name} lacks {', '.join(needed)}; give {', '.join(remedies)} (it has {listed(names)}; "
         "what each column holds: canaryctl backtest --columns)"
-    )
+    ]
+
+
+def _needed(reading: Reading, extra: Sequence[str]) -> list[str]:
+    """The required columns without a source."""
+    options = reading.options
+    given = {*reading.sources, *(["arm", "w"] if options.only_stable else ["w"] * (options.w is not None))}
+    return [name for name in (*REQUIRED, *extra, *options.covariates) if name not in given]
 
 
 def _two_valued(reading: Reading) -> list[tuple[str, str]]:
-    """Columns of text with exactly two values, and the one that is seen later: the canary, most likely."""
+    """Columns of text with exactly two values, and the one that is seen later: the canary, most likely.
+
+    Never how a request ended: by that, all failures would be of one arm.
+    """
     used = {column for source in reading.sources.values() for column in source.all_columns}
     found = []
     for name, values in reading.table.columns.items():
-        if name in used:
+        if name in used or near_name(name) in CATALOGUE:
             continue
         kinds = list(dict.fromkeys(value for value in values if isinstance(value, str) and value))
-        if len(kinds) == 2:
+        if len(kinds) == 2 and not any(says_outcome(kind) for kind in kinds):
             found.append((name, kinds[1]))
     return found[:3]
 
 
-def _unused(reading: Reading, extra: Sequence[str]) -> tuple[str, ...]:
-    """The columns that nothing is read from. Raises BadInput where one looks like a known column."""
+def _unused(reading: Reading, extra: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The columns that nothing is read from, and a line for each of them that looks like a known column."""
     used = {column for source in reading.sources.values() for column in source.all_columns} | set(extra)
     unused = [name for name in reading.table.columns if name not in used]
     if (note := ignored_note(unused)) is not None:
         reading.notes.append(note)
         unused = [name for name in unused if not name.startswith(PREFIX)]
     missing = [name for name in KNOWN if name not in reading.sources]
+    lacking = _needed(reading, extra)
+    unclear = []
     for name, near in near_misses(unused, reading.options.ignore).items():
+        if near in lacking:
+            continue  # the line on what the file lacks names it
         if near not in missing or (reading.log is not None and near not in CATALOGUE):
             continue
         unit = f" ({name}:s if it is in seconds)" if near.endswith("_ms") else ""
         says = f"says the opposite of {near}" if is_opposite(name) else f"is unknown and close to {near}"
-        raise BadInput(
+        unclear.append(
             f"{reading.table.name}: column {name!r} {says}; "
             f"give --map {near}={'!' * is_opposite(name)}{name}{unit}, or --ignore {name}"
         )
-    return tuple(sorted(unused))
+    return tuple(sorted(unused)), unclear
 
 
 def _note_long(reading: Reading, columns: Mapping[str, Column]) -> None:

@@ -250,25 +250,36 @@ def _ever_happens(table: RawTable, metric: str, source: Source) -> bool:
 
 
 def parsed_maps(table: RawTable, pairs: Sequence[str], known: Collection[str] = KNOWN) -> dict[str, Source]:
-    """The sources of `--map KNOWN=SOURCE` options. Raises BadInput for a name that is none."""
+    """The sources of `--map KNOWN=SOURCE` options. Raises BadInput, with a line for each that is none."""
     out: dict[str, Source] = {}
-    for pair in pairs:
-        target, separator, text = pair.partition("=")
-        target, text = target.strip(), text.strip()
-        if not separator or not text:
-            raise BadInput(f"--map {pair!r} is not NAME=COLUMN; write --map latency_ms=duration")
-        if target not in known:
-            near = near_name(target)
-            sign = "!" if is_opposite(target) else ""
-            remedy = f"did you mean {near}={sign}{text}?" if near else f"use one of {', '.join(KNOWN)}"
-            raise BadInput(f"--map {pair}: {target!r} is not a column of a backtest; {remedy}")
-        if target in out:
-            raise BadInput(f"--map {target} is given twice; give one source")
-        source = parsed_source(table, text)
-        for column in source.columns:
-            _refuse_absent(table, pair, column)
-        out[target] = source
+    targets = [pair.partition("=")[0].strip() for pair in pairs]
+    twice = dict.fromkeys(one for one in targets if targets.count(one) > 1)
+    refused = [f"--map {target} is given twice; give one source" for target in twice]
+    for pair, target in zip(pairs, targets, strict=True):
+        try:
+            out[target] = _parsed_map(table, pair, known)
+        except BadInput as exc:
+            refused += exc.details
+    if refused:
+        raise BadInput(refused)
     return out
+
+
+def _parsed_map(table: RawTable, pair: str, known: Collection[str]) -> Source:
+    """The source of one option. Raises BadInput."""
+    target, separator, text = pair.partition("=")
+    target, text = target.strip(), text.strip()
+    if not separator or not text:
+        raise BadInput(f"--map {pair!r} is not NAME=COLUMN; write --map latency_ms=duration")
+    if target not in known:
+        near = near_name(target)
+        sign = "!" if is_opposite(target) else ""
+        remedy = f"did you mean {near}={sign}{text}?" if near else f"use one of {', '.join(KNOWN)}"
+        raise BadInput(f"--map {pair}: {target!r} is not a column of a backtest; {remedy}")
+    source = parsed_source(table, text)
+    for column in source.columns:
+        _refuse_absent(table, pair, column)
+    return source
 
 
 def parsed_source(table: RawTable, text: str) -> Source:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from controller.cli.client import TIMEOUT_S, Client, poll
 from controller.cli.output import console
-from controller.cli.render import log_line, rollout_parts, versions_table
+from controller.cli.render import CANNOT_DECIDE, log_line, rollout_parts, versions_table
 from controller.errors import CanaryctlError, RolledBack, TimedOut, Unreachable
 from controller.views.models import RolloutView, ServiceView
 
@@ -130,8 +130,10 @@ class _LiveView(_Silent):
         shown = (view.versions or ()) if view is not None else ()
         free_lines = self._console.height - 14 - gates - len(shown)
         log_lines = LOG_LINES if rollout.is_final else max(3, min(free_lines, LOG_LINES))
+        problem = view.problem if view is not None else None
         body = Group(
             *((versions_table(view, is_wide=False), Text()) if view is not None else ()),
+            *([Text(f"{CANNOT_DECIDE}: {problem}", style="bold red")] if problem is not None else []),
             *rollout_parts(rollout, is_wide=is_wide, log_lines=log_lines),
         )
         title = f"[bold]{rollout.service}[/]" + (f"  {view.url}" if view is not None else "")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import typer
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:  # imported where used: each takes longer to import than `--he
     from rich.table import Table
 
 JSON_INDENT = 2
+PIPE_WIDTH = 200
+_BLANKS = re.compile(r"[ \t]+$", re.MULTILINE)
+NO_ANSWER = "no answer"
 NO_SERVICE = "no service yet; start one: canaryctl up --service NAME --model DIR"
 
 
@@ -41,10 +46,23 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Output for
 
 
 def console() -> Console:
-    """Standard output. Lines written to a pipe are not cut to a terminal's width."""
+    """Standard output. Lines in a pipe are not cut to a terminal's width, nor filled up with blanks."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(width=PIPE_WIDTH, highlight=False, file=cast("TextIO", _Unpadded()))
+
+
+class _Unpadded:
+    """Standard output as a file that drops the blanks at the ends of lines, which fill a terminal's width."""
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(_BLANKS.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def error_console() -> Console:
@@ -86,8 +104,27 @@ def table(*columns: str, drop: Sequence[str] = ()) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; `-` for None."""
-    return "-" if value is None else figure(value, 4)
+    """Four significant digits; `-` for None, `no answer` for a percentile among requests without one."""
+    if value is None:
+        return "-"
+    return NO_ANSWER if math.isinf(value) else figure(value, 4)
+
+
+def slowest_line(shares: Mapping[str, tuple[float, float] | None]) -> str | None:
+    """What the table of gates does not show of those on values: the requests without an answer. By gate, the
+    shares of stable and of the canary; None: none of them has any."""
+    known = {gate: pair for gate, pair in shares.items() if pair is not None and max(pair) > 0.0}
+    if not known:
+        return None
+    stable, canary = next(iter(known.values()))
+    return (
+        f"{', '.join(known)}: requests without an answer count as slowest: {_share(stable)} of stable's, "
+        f"{_share(canary)} of the canary's"
+    )
+
+
+def _share(ratio: float) -> str:
+    return f"{figure(100 * ratio, 3)} %"
 
 
 def gate_title(gate: str, statistic: str) -> str:

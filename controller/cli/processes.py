@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from controller.cli.client import Client
@@ -68,6 +69,29 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
                 cluster.stop(settings)  # started by this command, and nothing else would stop it
             raise
     return settings
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What of a state folder runs already."""
+
+    has_cluster: bool
+    has_controller: bool
+
+
+def running(settings: Settings) -> Running:
+    """What runs now."""
+    from controller.wiring import cluster
+
+    return Running(cluster.is_running(settings), _own_health(settings) is not None)
+
+
+def stop_started(settings: Settings, before: Running) -> None:
+    """Stop what was started since `before`; a controller alone, without its cluster, serves nobody either."""
+    if not before.has_cluster:
+        stop(settings)
+    elif not before.has_controller:
+        stop_controller(settings)
 
 
 def stop(settings: Settings) -> None:

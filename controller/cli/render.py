@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from controller.cli.output import NO_SERVICE, gate_title, number, table
+from controller.cli.output import NO_ANSWER, NO_SERVICE, gate_title, number, slowest_line, table
+from controller.cli.render_proofs import proof_lines, proven_at, summary
 from controller.quantities import FULL_BP, NEVER_CANARY, duration, gib, percent
 from controller.spec.label import Label, title
 from controller.views.models import (
@@ -34,6 +35,8 @@ VERDICT_STYLE = {
     "UNDECIDED": "yellow",
     "INVALID": "magenta",
 }
+CANNOT_DECIDE = "the controller can decide nothing"
+CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothing to people
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
 
@@ -84,6 +87,7 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
         versions_table(view, is_wide=is_wide),
         *(Text(missing.text, style="bold red") for missing in view.missing_keys),
         *([Text(view.unreadable, style="bold red")] if view.unreadable is not None else []),
+        *([Text(f"{CANNOT_DECIDE}: {view.problem}", style="bold red")] if view.problem is not None else []),
     ]
     if view.rollout is not None:
         parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide)]
@@ -143,20 +147,33 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> li
     if view.waiting_for:
         parts.append(Text("waiting for " + "; ".join(view.waiting_for), style="dim"))
     parts += [Text(f"on hold: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
+    parts += proof_lines(view)
     if view.gates:
-        parts += [Text(), gates_table(view.gates, is_wide=is_wide)]
-        invalid = () if is_wide else [gate for gate in view.gates if gate.verdict == "INVALID"]
+        is_over = view.is_final
+        parts += [Text(), gates_table(view.gates, is_wide=is_wide, proven=proven_at(view), is_over=is_over)]
+        invalid = () if is_wide or is_over else [gate for gate in view.gates if gate.verdict == "INVALID"]
         parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
+        parts += [Text(line, style="dim") for line in gate_notes(view.gates)]
     parts += _sources(view.gates)
     parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
     if view.cause is not None:
-        parts.append(Text(f"rolled back by {view.cause.kind}: {view.cause.text}", style="red"))
+        parts.append(
+            Text(
+                f"rolled back by {CAUSE_WORDS.get(view.cause.kind, view.cause.kind)}: {view.cause.text}",
+                style="red",
+            )
+        )
     if view.steps is not None:
         parts.append(steps_line(view.steps))
     parts.append(Text())
     parts += [log_line(line.at_s, line.actor, line.text) for line in view.log[-log_lines:]]
     return parts
+
+
+def rollout_detail(view: RolloutView, *, is_wide: bool) -> RenderableType:
+    """One rollout with its whole log."""
+    return Group(*rollout_parts(view, is_wide=is_wide, log_lines=len(view.log)))
 
 
 def arms(view: RolloutView) -> str:
@@ -199,8 +216,19 @@ def weight_bar(view: RolloutView) -> Text:
     return line
 
 
-def gates_table(gates: Sequence[GateView], *, is_wide: bool) -> RenderableType:
-    """Evidence by gate: is the canary worse (rolls back), is it proven no worse (promotes)?"""
+def gates_table(
+    gates: Sequence[GateView],
+    *,
+    is_wide: bool,
+    proven: Mapping[str, str] | None = None,
+    is_over: bool = False,
+) -> RenderableType:
+    """Evidence by gate: is the canary worse (rolls back), is it proven no worse (promotes)?
+
+    proven: by gate, the weights at which its stages proved it, once they are over. is_over: the rollout has
+    ended, so that its arms cannot be compared any more, which is no news.
+    """
+    proven = proven or {}
     grid = table(
         "gate",
         "worse?",
@@ -219,14 +247,28 @@ def gates_table(gates: Sequence[GateView], *, is_wide: bool) -> RenderableType:
             continue
         grid.add_row(
             gate_title(name, shown.statistic),
-            _progress(harm),
-            _progress(proof),
-            number(shown.stable),
-            number(shown.canary),
+            Text("-", style="dim") if is_over and harm and harm.verdict == "INVALID" else _progress(harm),
+            _proven(proven[name]) if name in proven else _progress(proof),
+            _figure(shown.stable, shown.n_stable, shown.unanswered_stable),
+            _figure(shown.canary, shown.n_canary, shown.unanswered_canary),
             f"{shown.n_stable}/{shown.n_canary}",
             *([_reason(harm, proof)] if is_wide else []),
         )
     return grid
+
+
+def gate_notes(gates: Sequence[GateView]) -> list[str]:
+    """What the table alone would make a riddle of: failures as the slowest, harm that was proven harmless."""
+    shares: dict[str, tuple[float, float] | None] = {}
+    for gate in gates:
+        if gate.unanswered_stable is not None and gate.unanswered_canary is not None:
+            shares[gate.gate] = (gate.unanswered_stable, gate.unanswered_canary)
+    lines = [line] if (line := slowest_line(shares)) is not None else []
+    failed = {gate.gate: gate for gate in gates if gate.side == "rollback" and gate.verdict == "FAIL"}
+    for gate in gates:
+        if gate.side == "promotion" and gate.verdict == "PASS" and (harm := failed.get(gate.gate)):
+            lines.append(f"{gate.gate}: worse is {harm.limits}, proven is {gate.limits}: between, both hold")
+    return lines
 
 
 def steps_line(steps: StepsView) -> Text:
@@ -263,6 +305,7 @@ def history_list(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableTy
         if is_wide and view.steps is not None:
             head.append(f"  rollback {_ms(view.steps.total_ms)}")
         lines = [Text(arms(view)), *byline(view), Text(view.reason, style="dim")]
+        lines += [Text(proofs, style="dim")] if (proofs := summary(view)) else []
         parts += [head, *(Padding(line, (0, 0, 0, 2)) for line in lines)]
     return Group(*parts) if parts else Text("no rollout yet")
 
@@ -272,6 +315,16 @@ def _ready(view: ServiceView, version: str) -> str:
         return "unknown"
     found = next((found for found in view.versions if found.version == version), None)
     return f"{found.ready_replicas} {found.phase}" if found is not None else "0"
+
+
+def _figure(value: float | None, requests: int, unanswered: float | None) -> str:
+    """An estimate; null is a percentile among the requests without an answer where some have none."""
+    return NO_ANSWER if value is None and requests and unanswered else number(value)
+
+
+def _proven(weights: str) -> Text:
+    """The weights of the stages that proved a gate; none: it was left unproven."""
+    return Text(f"PASS at {weights}", style="green") if weights else Text("NOT PROVEN", style="yellow")
 
 
 def _progress(gate: GateView | None) -> Text:

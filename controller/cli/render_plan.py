@@ -103,7 +103,10 @@ def _forecast(view: PlanView) -> list[RenderableType]:
         )
     median_s, p90_s = view.decision_s
     grid.add_row("all", _time(median_s, "unknown"), _time(p90_s, "unknown"), "-", "before the bake")
-    return [*parts, Text(), grid, *_detectable_harm(view.forecast)]
+    notes = []
+    if len({stage.runs for stage in view.forecast if stage.slowest_gate}) > 1:
+        notes = [Text("proven runs: of those simulated; a long stage is simulated less often", style="dim")]
+    return [*parts, Text(), grid, *notes, *_detectable_harm(view.forecast)]
 
 
 def _detectable_harm(stages: Sequence[ForecastView]) -> list[RenderableType]:

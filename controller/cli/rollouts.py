@@ -106,6 +106,8 @@ def deploy(
     if allow_unproven is not None:
         body["allow_unproven"] = allow_unproven
     view = client.deploy(serves, {**body, "retry": retry, "reason": reason})
+    for warning in view.warnings if output.is_text else ():
+        note(f"warning: {warning}")
     if wait:
         view = live.watch(client, serves, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
     elif output.is_text:
@@ -247,7 +249,7 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     from controller.wiring import direct_rollback
 
     result = direct_rollback.roll_back_directly(settings, service, reason=reason or "direct rollback")
-    lines = (*result.succeeded, *result.failed)
+    lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
         for line in lines:
             note(line)
@@ -261,16 +263,24 @@ def history(
     service: options.ServiceArgument = None,
     service_: options.ServiceOption = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of rollouts.")] = 20,
+    rollout: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Show this rollout alone: stages, proofs, evidence, whole log."),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List the rollouts of a service, newest first.
 
-    Without a controller: those that the database knows, and exit 4.
+    With what each stage of them proved. Without a controller: those that the database knows, and exit 4.
     """
     from controller.cli import render
 
     settings = load_settings()
     client, name = Client(settings), service or service_
+    if rollout is not None:
+        view = client.rollout(client.resolve_service(name), rollout)
+        emit(view, output, lambda is_wide: render.rollout_detail(view, is_wide=is_wide))
+        return
     try:
         views = client.history(client.resolve_service(name), limit=limit)
     except Unreachable:

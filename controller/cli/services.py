@@ -174,6 +174,7 @@ def _bring_up(
     from controller.cli import processes
 
     with processes.exclusive_access(settings):
+        running = processes.running(settings)
         with error_console().status("starting Ray and the controller"):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)
@@ -182,11 +183,18 @@ def _bring_up(
             if body is not None:
                 names = [client.up(body).service]
             elif not (names := [view.service for view in client.services()]):
+                if running.has_cluster:
+                    raise Unreachable(
+                        "Ray runs and serves, but the database has no service: it was lost or replaced; "
+                        "restore it (CANARYCTL_DATABASE_URL, or canaryctl.db in the state folder), then: "
+                        "canaryctl up; to end what serves: canaryctl down"
+                    )
                 raise UnknownService(NO_SERVICE)
         except CanaryctlError:
-            # A refused `up` leaves nothing behind: without a service, nothing needs the controller or Ray.
+            # A refused `up` leaves nothing behind that it started: without a service nothing needs it. What
+            # ran before may serve, whatever this database says.
             if not client.services():
-                processes.stop(settings)
+                processes.stop_started(settings, running)
             raise
         if wait_s != 0:
             for name in names:

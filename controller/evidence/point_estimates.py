@@ -6,6 +6,8 @@ and a missing estimate all count as outside the margins.
 
 from __future__ import annotations
 
+import math
+
 from controller.rollout.observation import PointEstimates
 from evaluation.metrics import Kind
 from evaluation.pipeline import stage_margins
@@ -28,6 +30,8 @@ def point_estimates(report: EvaluationReport, policy: GatePolicy, stage: StagePl
         gate = gates.get(name)
         if gate is None or gate.verdict is Verdict.INVALID or gate.stable is None or gate.canary is None:
             return PointEstimates(False, f"{name}: no estimate of both arms")
+        if not (math.isfinite(gate.stable) and math.isfinite(gate.canary)):
+            return PointEstimates(False, f"{name} {gate.statistic}: too many requests have no answer")
         text = f"{name} {gate.canary:.3g} beside {gate.stable:.3g}"
         if not _is_within(gate, policy.gate(name), margin, floor):
             return PointEstimates(False, f"{text} is outside its margin, {margin:g}")

@@ -28,7 +28,7 @@ from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import EvaluationReport
 from evaluation.segments import SegmentAlarm, SegmentAlarms
-from evaluation.units.metric_evidence import judged_probability
+from evaluation.units.judged import judged_probability
 from evaluation.units.sessions import Rows
 from serving.messages import RequestRecord
 

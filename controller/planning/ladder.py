@@ -14,7 +14,7 @@ from typing import TypedDict
 from controller.errors import BadSpec
 from controller.planning.replica_load import LatencyRole, load_ratio, min_replicas
 from controller.planning.risk import Assessment, Risk
-from controller.quantities import FULL_BP, percent
+from controller.quantities import FULL_BP, NEVER_CANARY, duration, percent
 from controller.rollout.plan import MirrorPlan, Plan, Stage
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import StageSpec
@@ -24,6 +24,7 @@ from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 
 MIN_S, HOUR_S, DAY_S = 60.0, 3600.0, 86_400.0
+SLOW_S = 7 * DAY_S  # a stage whose requests take longer than this is most likely a mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,21 @@ def make_plan(
     )
     _refuse_unprovable_margins(plan, given or (), policy.gate_policy())
     return plan
+
+
+def slow_stages(plan: Plan, requests_per_s: float) -> tuple[str, ...]:
+    """A line for each stage whose canary requests take longer than anybody waits at this traffic."""
+    lines = []
+    for index, stage in enumerate(plan.stages):
+        at_s = requests_per_s * stage.weight_bp / FULL_BP
+        needed_s = stage.min_canary / at_s if at_s > 0 else 0.0
+        if needed_s > SLOW_S and stage.min_canary < NEVER_CANARY:
+            lines.append(
+                f"stage {index + 1}: its {stage.min_canary} canary requests take {duration(needed_s)} at "
+                f"{requests_per_s:.3g} requests/s (deadline {duration(stage.deadline_s)}); lower its "
+                "min_canary or raise its weight: policy.stages"
+            )
+    return tuple(lines)
 
 
 def mirror_plan(policy: PolicySpec) -> MirrorPlan | None:

@@ -5,7 +5,9 @@ Rules:
    requests, or requests too young for a score, say nothing: then no gate is reported.
 2. A preset's gate without a source is left out of the rollout, its part of alpha goes to the other gates,
    and a deploy needs a reason. Gates on streamed metrics need none: where nothing streams, nothing is missed.
-3. A gate that the user named, in `gates` or in a margin, is never left out: it has to be proven, so nothing
+3. Until then, a gate whose first score has not come is only warned of (`awaited`): nobody can tell yet
+   whether a grader will send it.
+4. A gate that the user named, in `gates` or in a margin, is never left out: it has to be proven, so nothing
    is promoted until its metric arrives.
 """
 
@@ -65,6 +67,19 @@ def unjudged(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[Unjudged, 
         needs: Needs = "nothing" if gate.metric in STREAMED else "reason"
         found.append(Unjudged(gate.name, gate.metric, "source" if gate.name in named else needs, requests))
     return tuple(found)
+
+
+def awaited(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[str, ...]:
+    """A line for each deciding gate on scores of which none has come, while it is too early to say that none
+    will: without one, the rollout waits for a proof that cannot come."""
+    return tuple(
+        f"{gate.name}: no score of {gate.metric} has come yet; nothing can be promoted without it; "
+        f"{_source(gate.metric)}, or leave the gate out of the policy: gates: {{{gate.name}: null}}"
+        for gate in policy.gate_policy().gates
+        if CATALOGUE[gate.metric].arrives_later
+        and not (gate.is_alarm or measured.carried(gate.metric))
+        and measured.could_carry(gate.metric) < MIN_REQUESTS
+    )
 
 
 def without(policy: PolicySpec, gates: Sequence[Unjudged]) -> PolicySpec:

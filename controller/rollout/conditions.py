@@ -103,7 +103,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
     if state.is_canary_leaving:
         return None
     if seen.split is not None and state.id in seen.split.tombstoned:
-        return Cause(CauseKind.TOMBSTONE, "a direct rollback left a tombstone in the route table")
+        return Cause(CauseKind.TOMBSTONE, "this rollout was ended in the route table, without a controller")
     probe = probe_status(state, seen)
     if probe is not None and probe.phase == "failed":
         return Cause(CauseKind.PROBE, f"{probe.kind.value} failed: {probe.detail}")

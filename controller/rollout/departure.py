@@ -13,13 +13,14 @@ from controller.rollout.journal import end, log, notice, time_limit_s
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
+    applied_words,
     is_applied,
     is_idle,
     is_unloaded,
     ready_replicas,
     version_status,
 )
-from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
+from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState, cause_words
 from controller.rollout.twin_report import twin_report, unproven
 
 
@@ -56,7 +57,7 @@ def _restore(state: RolloutState, departure: Departure, seen: Observation, now_s
 def _shift(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:
     spent_ms = _spent_ms(departure, now_s)
     if is_applied(seen, desired_split(state)) or not state.exposed:
-        how = seen.split.how if state.exposed and seen.split is not None else "never exposed"
+        how = applied_words(seen.split.how) if state.exposed and seen.split is not None else "never exposed"
         text = f"all traffic is on {state.title(departure.staying)} ({how}, {spent_ms:.0f} ms)"
         departure = replace(departure, traffic_shift_ms=spent_ms)
         return _next_step(state, departure, DepartureStep.DRAIN, now_s, text)
@@ -111,7 +112,7 @@ def _complete(state: RolloutState, departure: Departure, now_s: float) -> Rollou
     if state.phase is Phase.UNLOADING:
         text = f"{staying} is stable, {leaving} is unloaded{unproven(state)}"
         return end(state, Phase.SUCCEEDED, now_s, twin_report(state) if state.plan.twin else text)
-    why = f"{state.cause.kind.value}: {state.cause.text}" if state.cause is not None else "rolled back"
+    why = f"{cause_words(state.cause.kind)}: {state.cause.text}" if state.cause is not None else "rolled back"
     text = f"{why}; {staying} serves, {leaving} is unloaded"
     return end(state, Phase.ROLLED_BACK, now_s, text)
 

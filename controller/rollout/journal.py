@@ -73,6 +73,16 @@ def log(state: RolloutState, now_s: float, text: str, actor: str = "controller")
     return replace(state, log=(*state.log, line)[-MAX_LOG_LINES:], log_count=line.seq)
 
 
+def in_time_order(state: RolloutState, after_seq: int) -> RolloutState:
+    """The state with its log lines after `after_seq` in the order of their times: a command stands where it
+    was given, though what followed from the one before it was logged first."""
+    before = [line for line in state.log if line.seq <= after_seq]
+    fresh = [line for line in state.log if line.seq > after_seq]
+    ordered = sorted(fresh, key=lambda line: line.at_s)
+    renumbered = [replace(line, seq=old.seq) for line, old in zip(ordered, fresh, strict=True)]
+    return state if renumbered == fresh else replace(state, log=(*before, *renumbered))
+
+
 def hold(
     state: RolloutState,
     kind: HoldKind,

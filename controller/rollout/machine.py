@@ -56,6 +56,7 @@ from controller.rollout.journal import (
     end,
     enter,
     hold,
+    in_time_order,
     log,
     notice,
     notices,
@@ -70,6 +71,7 @@ from controller.rollout.observation import (
     ManualCommand,
     Observation,
     VersionPhase,
+    applied_words,
     is_applied,
     ready_replicas,
     version_status,
@@ -85,6 +87,7 @@ from controller.rollout.state import (
     HoldKind,
     Phase,
     RolloutState,
+    cause_words,
 )
 from controller.rollout.twin_report import passed_stage
 
@@ -125,7 +128,8 @@ def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Ac
     if state.is_final:
         return state, notices(state)
     commanded = _apply_commands(state, seen, last_s, now_s)
-    state = _decide(commanded, seen, now_s) if commanded.phase is state.phase else commanded
+    decided = _decide(commanded, seen, now_s) if commanded.phase is state.phase else commanded
+    state = in_time_order(decided, state.log_count)
     return state, (*desired_actions(state, seen), *notices(state))
 
 
@@ -247,7 +251,7 @@ def _update_timers(state: RolloutState, seen: Observation, now_s: float) -> Roll
         if state.phase is Phase.MIRRORING and mirror is not None:
             state = replace(state, deadline_at_s=now_s + mirror.deadline_s)
             what = f"copying {percent(mirror.share_bp)}"
-        text = f"{what} is applied on every router ({seen.split.how})"
+        text = f"{what} is applied on every router ({applied_words(seen.split.how)})"
         state = log(state, now_s, text)
     return _hold_while_both_arms_fail(state, seen, now_s)
 
@@ -297,7 +301,7 @@ def _roll_back(
     began_s = now_s if asked_s is None else asked_s
     departure = Departure(state.canary.id, state.stable.id, first, began_s, now_s)
     state = replace(state, cause=cause, departure=departure, weight_bp=0, holds=(), waived_through=-1)
-    return enter(state, Phase.ROLLING_BACK, now_s, f"{cause.kind.value}: {cause.text}")
+    return enter(state, Phase.ROLLING_BACK, now_s, f"{cause_words(cause.kind)}: {cause.text}")
 
 
 def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:

@@ -202,6 +202,15 @@ class Observation:
     away_s: float = 0.0  # since the last tick, beyond what one tick takes: no controller acted, >= 0
 
 
+def applied_words(how: str) -> str:
+    """Why a route table is in effect, for people (`SplitStatus.how`)."""
+    words = {
+        "fenced": "engines refuse late requests",
+        "lease": "a silent router's lease has run out",
+    }
+    return words.get(how, how)
+
+
 # --- predicates on an observation: a missing version has no ready replicas
 
 

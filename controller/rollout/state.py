@@ -72,6 +72,11 @@ class CauseKind(StrEnum):
     TOMBSTONE = "tombstone"
 
 
+def cause_words(kind: CauseKind | str) -> str:
+    """The kind of cause for people, in the log and in tables."""
+    return "direct rollback" if kind == CauseKind.TOMBSTONE else str(kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     kind: CauseKind
@@ -108,6 +113,22 @@ class Departure:
     cancelled: bool = False  # the drain limit was reached and requests were taken over
 
 
+@dataclass(frozen=True, slots=True)
+class StageProof:
+    """What one gate had shown of its margin when its stage was left, in the metric's unit."""
+
+    gate: str
+    metric: str
+    is_proven: bool
+    reason: str  # the margin and whether it is proven
+    stable: float | None
+    canary: float | None
+    n_stable: int
+    n_canary: int
+    statistic: str = "mean"  # that `stable` and `canary` estimate
+    decided_canary: int | None = None  # canary requests settled at the proof; None: not proven
+
+
 StageExit = Literal["proven", "waived", "point_estimates"]
 
 
@@ -126,6 +147,7 @@ class PassedStage:
     last_gate: str | None = None
     nearest_gate: str | None = None  # the rollback gate that came closest to firing
     nearest_ratio: float | None = None  # its evidence of harm; it fires at 1
+    proofs: tuple[StageProof, ...] = ()  # of each gate that the stage had to prove; older releases kept none
 
 
 @dataclass(frozen=True, slots=True)

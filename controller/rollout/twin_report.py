@@ -6,7 +6,7 @@ import math
 
 from controller.quantities import duration, percent
 from controller.rollout.observation import EvidenceStatus
-from controller.rollout.state import PassedStage, RolloutState, StageExit
+from controller.rollout.state import PassedStage, RolloutState, StageExit, StageProof
 from evaluation.report import GateReport, Verdict
 
 
@@ -42,6 +42,22 @@ def passed_stage(
         last_gate=last.gate if last is not None else None,
         nearest_gate=nearest.gate if nearest is not None else None,
         nearest_ratio=max(0.0, nearest.log_e / nearest.limit) if nearest is not None else None,
+        proofs=tuple(_stage_proof(gate) for gate in gates if gate.side == "promotion"),
+    )
+
+
+def _stage_proof(gate: GateReport) -> StageProof:
+    return StageProof(
+        gate=gate.gate,
+        metric=gate.metric,
+        is_proven=gate.verdict is Verdict.PASS,
+        reason=gate.reason,
+        stable=gate.stable,
+        canary=gate.canary,
+        n_stable=gate.n_stable,
+        n_canary=gate.n_canary,
+        statistic=gate.statistic,
+        decided_canary=gate.decided_canary,
     )
 
 

@@ -7,7 +7,7 @@ have failed for `STUCK_S`, no heartbeat is sent, so the route table withdraws th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
@@ -33,6 +33,7 @@ class LastTick:
     evidence: EvidenceStatus | None = None
     rollout: str | None = None  # the rollout that `evidence` belongs to
     at_s: float = 0.0
+    problem: str | None = None  # why no tick has been completed since; None: they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class ServiceLoop:
         return pause_s
 
     def _completed(self) -> None:
+        if self.last.problem is not None:
+            self.last = replace(self.last, problem=None)
         if self._is_stuck:
             telemetry.event("ticks work again, heartbeats are sent", service=self._service)
         self._failing_since_s, self._is_stuck = None, False
@@ -111,6 +114,7 @@ class ServiceLoop:
             return 0.0
         if isinstance(exc, CanaryctlError):
             telemetry.warning("tick failed, will be retried", service=self._service, why=str(exc))
+            self.last = replace(self.last, problem=str(exc))
             return PAUSE_S
         raise exc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
@@ -45,6 +45,30 @@ class FieldError(ValueError):
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path} {message}")
+        self.path = path
+
+
+class UnknownKey(ValueError):
+    """A key that the model does not have."""
+
+    def __init__(self, key: object, hint: str) -> None:
+        super().__init__(f"unknown key {key!r}; {hint}")
+        self.key = str(key)
+
+
+class Violations(ValueError):
+    """Several broken rules of one model, each of them a ValueError."""
+
+    def __init__(self, errors: Sequence[ValueError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+
+def refuse(errors: Iterable[ValueError]) -> None:
+    """Raise the error, or Violations of several; nothing where there is none."""
+    found = tuple(errors)
+    if found:
+        raise found[0] if len(found) == 1 else Violations(found)
 
 
 def _engine_value(value: object) -> object:
@@ -104,19 +128,28 @@ class Strict(BaseModel):
             return data
         known = sorted(cls.model_fields)
         fields: dict[object, object] = {}
+        errors: list[ValueError] = []
         for key, value in data.items():
             name = cls.ALIASES.get(key, key) if isinstance(key, str) else key
             if name not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
-                raise ValueError(f"unknown key {key!r}; {hint}")
-            if name in fields:
-                raise FieldError(str(name), "is given twice, once by its alias; leave one out")
-            if not is_stored(info) and _is_flag_for_number(cls.model_fields[str(name)].annotation, value):
+                errors.append(UnknownKey(key, hint))
+            elif name in fields:
+                errors.append(FieldError(str(name), "is given twice, once by its alias; leave one out"))
+            elif not is_stored(info) and _is_flag_for_number(cls.model_fields[str(name)].annotation, value):
                 shown = str(value).lower() if isinstance(value, bool) else "holds true or false, which"
-                raise FieldError(str(name), f"{shown} is not a number; write one")
+                errors.append(FieldError(str(name), f"{shown} is not a number; write one"))
             fields[name] = value
+        refuse(errors)
         return fields
+
+    @classmethod
+    def without(cls, data: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+        """The data without the keys of these paths, nor what cannot be checked without them: the rest of the
+        rules are then looked at, too."""
+        gone = {path.partition(".")[0] for path in paths}
+        return {key: value for key, value in data.items() if cls.ALIASES.get(key, key) not in gone}
 
 
 def _is_flag_for_number(annotation: Any, value: object) -> bool:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain, pairwise
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from controller.quantities import FULL_BP, duration, percent, shown
-from controller.spec.fields import Duration, FieldError, Strict, Weight, is_stored
+from controller.spec.fields import Duration, FieldError, Strict, Weight, is_stored, refuse
 from controller.spec.policy_parts import (
     GateSpec,
     MirrorSpec,
     ObservedRangeSpec,
     RungSpec,
     StageSpec,
-    check_gates,
+    gate_errors,
     suggestion,
 )
 from evaluation.metrics import CATALOGUE
@@ -126,64 +126,86 @@ class PolicySpec(Strict):
     warmup_tokens: int = Field(default=256, ge=0, le=100_000)
 
     @model_validator(mode="after")
-    def _check_times(self, info: ValidationInfo) -> Self:
-        """Limits that would be over before they begin, and a ladder that another key replaces."""
-        if is_stored(info):
-            return self
+    def _check(self, info: ValidationInfo) -> Self:
+        refuse(chain(() if is_stored(info) else self._newer_errors(), self._errors()))
+        return self
+
+    @classmethod
+    def without(cls, data: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+        """Without a gate, its margins cannot be judged, nor without the holdback the highest weight."""
+        given = [path.split(".") for path in paths]
+        gates = {keys[1] for keys in given if keys[0] == "gates" and len(keys) > 1}
+        others = {keys[0] for keys in given if keys[0] != "gates" or len(keys) == 1}
+        if "holdback" in others:
+            others.add("stages")
+        rest = super().without(data, others)
+        return _without_gates(rest, gates) if gates else rest
+
+    def _newer_errors(self) -> Iterator[FieldError]:
+        """Limits that would be over before they begin, and a ladder that another key replaces; not asked of a
+        stored policy."""
         # Every commit of a rollout writes its stages, and terminals show the names as they are.
         if len(self.stages or ()) > MAX_STAGES:
-            raise FieldError("stages", f"are {len(self.stages or ())}, at most {MAX_STAGES}; leave some out")
+            yield FieldError("stages", f"are {len(self.stages or ())}, at most {MAX_STAGES}; leave some out")
         for what, name in (("name", self.name), *(("gates", name) for name in self.gates)):
             if not name.isprintable() or len(name) > MAX_NAME:
-                raise FieldError(
+                yield FieldError(
                     what, f"{shown(name)} is not one printable line of up to {MAX_NAME} characters; rename it"
                 )
         for name in _LIMITS:
             if getattr(self, name) <= 0:
                 default = duration(type(self).model_fields[name].default).replace(" ", "")
-                raise FieldError(name, f"is 0 s, over before it begins; give some, such as {default}")
+                yield FieldError(name, f"is 0 s, over before it begins; give some, such as {default}")
         for index, stage in enumerate(self.stages or ()):
             if stage.deadline is not None and stage.deadline <= 0:
-                raise FieldError(f"stages.{index}.deadline", "is 0 s, over before it begins; raise it")
+                yield FieldError(f"stages.{index}.deadline", "is 0 s, over before it begins; raise it")
         if self.ladder == "full" and (self.preset == "vendor" or self.stages is not None):
             other = "stages" if self.stages is not None else "preset vendor"
-            raise FieldError("ladder", f"full has no effect: {other} gives the weights; leave one out")
-        return self
+            yield FieldError("ladder", f"full has no effect: {other} gives the weights; leave one out")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _errors(self) -> Iterator[FieldError]:
+        """Each broken rule on several keys."""
         if self.holdback > FULL_BP // 2:
-            raise FieldError(
+            yield FieldError(
                 "holdback", f"{percent(self.holdback)} exceeds 50 %; leave most to the promoted version"
             )
-        if "" in self.gates:
-            raise FieldError("gates", "has an empty name; name each gate, as error")
-        self._check_stages()
-        self._check_margins()
+        yield from self._stage_errors()
         points = [self.promote_if_point_ok, *(stage.promote_if_point_ok for stage in self.stages or ())]
         if self.twin and any(points):
-            raise FieldError(
+            yield FieldError(
                 "promote_if_point_ok", "cannot be combined with twin, which times the proofs; leave one out"
             )
-        self._check_gate_names()
+        by_name = [*self._margin_errors(), *self._gate_name_errors()]
+        yield from by_name or self._gate_errors()
+
+    def _gate_errors(self) -> Iterator[FieldError]:
+        """What the evaluation refuses of the gates and of the stages' margins."""
         try:
             gates = self.gate_policy()
-            for index, stage in enumerate(self.stages or ()):
-                check_margins(f"stages.{index}.margins", stage.margins or {}, gates.gate_kinds())
         except PolicyError as exc:
-            raise FieldError(*str(exc).split(" ", 1)) from exc  # its message begins with the path
-        check_gates(gates)
-        return self
+            yield _as_field_error(exc)
+            return
+        for index, stage in enumerate(self.stages or ()):
+            try:
+                check_margins(f"stages.{index}.margins", stage.margins or {}, gates.gate_kinds())
+            except PolicyError as exc:
+                yield _as_field_error(exc)
+        yield from gate_errors(gates)
 
-    def _check_gate_names(self) -> None:
+    def _gate_name_errors(self) -> Iterator[FieldError]:
         """A gate that no preset has and that says not what it is: most likely a typo."""
         preset = [gate.name for gate in self._base().gates]
+        if "" in self.gates:
+            yield FieldError("gates", "has an empty name; name each gate, as error")
         for name, gate in self.gates.items():
+            if not name:
+                continue
             if gate is not None and gate.metric is not None and gate.metric not in CATALOGUE:
-                raise FieldError(
+                yield FieldError(
                     f"gates.{name}.metric",
                     f"{gate.metric!r} is unknown; {suggestion(gate.metric, CATALOGUE)}",
                 )
+                continue
             is_own = gate is not None and None not in (gate.metric, gate.kind, gate.threshold)
             if name not in preset and not is_own:
                 what = (
@@ -193,37 +215,39 @@ class PolicySpec(Strict):
                 )
                 given = [] if gate is None else [key for key in _OWN_KEYS if getattr(gate, key) is None]
                 lacks = f"lacks {' and '.join(given)}: {what}" if given else what
-                raise FieldError(
+                yield FieldError(
                     f"gates.{name}", f"is no gate of the preset, {lacks}; {suggestion(name, preset)}"
                 )
 
-    def _check_stages(self) -> None:
+    def _stage_errors(self) -> Iterator[FieldError]:
         stages, before = self.stages, 0
         if stages is None:
             return
         if not stages or stages[0].bp == FULL_BP:
-            raise FieldError("stages", "has no stage below 100 %, the promotion; give one, or leave it out")
+            yield FieldError("stages", "has no stage below 100 %, the promotion; give one, or leave it out")
+            return
         for index, stage in enumerate(stages):
             path, weight = f"stages.{index}.weight", percent(stage.bp)
             if stage.bp <= before:
-                raise FieldError(path, f"{weight} is not above {percent(before)}, the stage before; raise it")
-            if stage.bp == FULL_BP and index < len(stages) - 1:
-                raise FieldError(path, f"{weight} must be the last stage; it is the promotion itself")
-            if FULL_BP > stage.bp >= FULL_BP - self.holdback:
+                yield FieldError(path, f"{weight} is not above {percent(before)}, the stage before; raise it")
+            elif stage.bp == FULL_BP and index < len(stages) - 1:
+                yield FieldError(path, f"{weight} must be the last stage; it is the promotion itself")
+                break
+            elif FULL_BP > stage.bp >= FULL_BP - self.holdback:
                 top = percent(FULL_BP - self.holdback)
-                raise FieldError(path, f"{weight} reaches the bake's weight, {top}; lower it, or holdback")
+                yield FieldError(path, f"{weight} reaches the bake's weight, {top}; lower it, or holdback")
             before = stage.bp
         weights: dict[str, int] = {}
         for index, stage in enumerate(stages):
             for audience, bp in stage.audience_bp.items():
                 if bp < weights.get(audience, 0):
-                    raise FieldError(
+                    yield FieldError(
                         f"stages.{index}.audience_bp.{audience}",
                         f"{bp} is below {weights[audience]}, of a stage before; raise it, or leave it out",
                     )
                 weights[audience] = bp
 
-    def _check_margins(self) -> None:
+    def _margin_errors(self) -> Iterator[FieldError]:
         preset = {gate.name for gate in self._base().gates}
         known = sorted(preset | {name for name, gate in self.gates.items() if gate is not None})
         places = [(f"rungs.{n}", rung.margins) for n, rung in enumerate(self.rungs or ())]
@@ -231,10 +255,10 @@ class PolicySpec(Strict):
         for path, margins in places:
             for name in margins:
                 if name not in known:
-                    raise FieldError(f"{path}.margins.{name}", f"is not a gate; {suggestion(name, known)}")
+                    yield FieldError(f"{path}.margins.{name}", f"is not a gate; {suggestion(name, known)}")
         for index, (before, rung) in enumerate(pairwise(self.rungs or ()), start=1):
             if rung.min_canary <= before.min_canary:
-                raise FieldError(
+                yield FieldError(
                     f"rungs.{index}.min_canary",
                     f"{rung.min_canary} is not above {before.min_canary}, the rung before; raise it",
                 )
@@ -264,3 +288,29 @@ class PolicySpec(Strict):
                 name: given.model_dump(exclude_none=True) for name, given in self.observed_ranges.items()
             }
         return gate_policy_of(raw)
+
+
+def _as_field_error(error: PolicyError) -> FieldError:
+    """The evaluation's error, whose message begins with the path."""
+    return FieldError(*str(error).split(" ", 1))
+
+
+def _without_gates(data: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The policy without these gates, one of a preset as null, and without their margins."""
+    preset = {gate.name for gate in GatePolicy.named("default").gates}
+    gates = data.get("gates")
+    if isinstance(gates, Mapping):
+        kept = {name: gate for name, gate in gates.items() if name not in names}
+        data = {**data, "gates": kept | dict.fromkeys(preset.intersection(names))}
+    for key in ("stages", "rungs"):
+        entries = data.get(key)
+        if isinstance(entries, list | tuple):
+            data = {**data, key: [_without_margins(entry, names) for entry in entries]}
+    return data
+
+
+def _without_margins(entry: object, names: Collection[str]) -> object:
+    margins = entry.get("margins") if isinstance(entry, Mapping) else None
+    if not isinstance(entry, Mapping) or not isinstance(margins, Mapping):
+        return entry
+    return {**entry, "margins": {name: value for name, value in margins.items() if name not in names}}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import date
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from controller.quantities import FULL_BP
-from controller.spec.fields import Duration, FieldError, Strict, Weight
+from controller.spec.fields import Duration, FieldError, Strict, Weight, refuse
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.policy.gates import Gate, Sampling
 from evaluation.policy.observed_ranges import ALPHA_SHARE
@@ -144,22 +144,26 @@ class StageSpec(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        refuse(self._errors())
+        return self
+
+    def _errors(self) -> Iterator[ValueError]:
         if (self.weight is None) == (self.weight_bp is None):
-            raise ValueError("needs exactly one of weight (2.5%) and weight_bp (250)")
+            yield ValueError("needs exactly one of weight (2.5%) and weight_bp (250)")
+            return
         if self.bp == 0:
-            raise FieldError("weight", "0 % gives the canary no traffic; start at 0.01% or above")
+            yield FieldError("weight", "0 % gives the canary no traffic; start at 0.01% or above")
         if self.deadline is not None and self.deadline < self.duration:
-            raise FieldError(
+            yield FieldError(
                 "deadline", f"{self.deadline:g} s is before duration {self.duration:g} s; raise it"
             )
         if self.audience_bp and self.bp == FULL_BP:
-            raise FieldError("audience_bp", "is for stages below 100 %, which all clients get; leave it out")
+            yield FieldError("audience_bp", "is for stages below 100 %, which all clients get; leave it out")
         if self.promote_if_point_ok:
             if self.bp == FULL_BP:
-                raise FieldError("promote_if_point_ok", "is for stages below 100 %; leave it out")
-            if self.margins == {}:
-                raise FieldError("promote_if_point_ok", "needs margins to compare estimates with; give some")
-        return self
+                yield FieldError("promote_if_point_ok", "is for stages below 100 %; leave it out")
+            elif self.margins == {}:
+                yield FieldError("promote_if_point_ok", "needs margins to compare estimates with; give some")
 
     @property
     def bp(self) -> int:
@@ -187,23 +191,24 @@ def suggestion(name: str, known: Collection[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
 
 
-def check_gates(policy: GatePolicy) -> None:
-    """Raises FieldError for a combination of keys that cannot hold."""
+def gate_errors(policy: GatePolicy) -> Iterator[FieldError]:
+    """An error for each combination of a gate's keys that cannot hold."""
     first_of_metric: dict[str, Gate] = {}
     for gate in policy.gates:
         sampling = f"gates.{gate.name}.sampling"
         if gate.sampling != Sampling() and not CATALOGUE[gate.metric].arrives_later:
-            raise FieldError(
+            yield FieldError(
                 sampling, f"is for judged metrics; {gate.metric} comes with every request; leave it out"
             )
+            continue
         other = first_of_metric.setdefault(gate.metric, gate)
         if other.sampling != gate.sampling:
-            raise FieldError(
+            yield FieldError(
                 sampling,
                 f"differs from that of gates.{other.name}, and both test {gate.metric}; give both the same",
             )
         if gate.mirrored and gate.metric in VALUES:
-            raise FieldError(
+            yield FieldError(
                 f"gates.{gate.name}.mirrored",
                 f"is for rates and scores; a mirrored answer's {gate.metric} is never gated; leave it out",
             )

@@ -7,7 +7,7 @@ path, the value, the limit and the remedy (`BadSpec.lines`). `dump` returns plai
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -15,9 +15,10 @@ from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from controller.errors import BadSpec
 from controller.spec.clients import ClientsSpec
-from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Strict, is_stored
+from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Strict, is_stored, refuse
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import suggestion
+from controller.spec.violations import violations
 from serving.credentials import ENV_NAME, KeyReference
 from serving.files.engine_arguments import OWNED_ARGUMENTS, argument_error, canonical_name
 from serving.files.strict_yaml import YamlError, load_yaml
@@ -82,64 +83,80 @@ class VersionSpec(Strict):
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:
+        refuse(self._errors(is_stored=is_stored(info)))
+        return self
+
+    def _errors(self, *, is_stored: bool) -> Iterator[ValueError]:
+        """Each broken rule on several keys; of a stored version, only those that it was accepted under."""
         if self.model is None and self.url is None:
-            raise ValueError("needs model (a checkpoint directory) or url (an endpoint)")
-        self._check_endpoint()
+            yield ValueError("needs model (a checkpoint directory) or url (an endpoint)")
+        yield from self._endpoint_errors()
+        own = []
         for name, value in self.engine.items():
             if name in OWNED_ARGUMENTS:
                 remedy = _KEY_REMEDY if name == "api_key" else "leave it out"
-                raise FieldError(f"engine.{name}", f"is set by canaryctl itself; {remedy}")
-            if name in type(self).model_fields:
-                raise FieldError(f"engine.{name}", f"has its own key; write {name}: {value}")
-        if not is_stored(info):
-            self._check_engine()
-        return self
+                own.append(FieldError(f"engine.{name}", f"is set by canaryctl itself; {remedy}"))
+            elif name in type(self).model_fields:
+                own.append(FieldError(f"engine.{name}", f"has its own key; write {name}: {value}"))
+        yield from own
+        if not is_stored:
+            yield from self._engine_errors({error.path.partition(".")[2] for error in own})
 
-    def _check_engine(self) -> None:
-        """What the engine would refuse, or what an endpoint would ignore; not asked of a stored version."""
+    def _engine_errors(self, known: Collection[str]) -> Iterator[FieldError]:
+        """What the engine would refuse, or what an endpoint would ignore; not asked of a stored version.
+
+        known: the engine arguments that are reported already.
+        """
         if self.is_external:
             ignored = (name for name in (*ENGINE_KEYS, "replicas", "gpus", "engine") if self._is_set(name))
-            if name := next(ignored, None):
-                raise FieldError(name, "is for engines that canaryctl runs; an endpoint (url) has none of it")
+            for name in ignored:
+                yield FieldError(name, "is for engines that canaryctl runs; an endpoint (url) has none of it")
+            return
         for name, value in self.engine.items():
-            if error := argument_error(name, value):
-                raise FieldError(f"engine.{name}", error)
+            if name not in known and (error := argument_error(name, value)):
+                yield FieldError(f"engine.{name}", error)
         for name in ("quantization", "dtype"):
             value = getattr(self, name)
             if value is not None and (error := argument_error(name, value)):
-                raise FieldError(name, error)
+                yield FieldError(name, error)
         size = self.tensor_parallel_size
         if self.gpus is not None and 0 < self.gpus < size and size > 1:
-            raise FieldError(
+            yield FieldError(
                 "gpus",
                 f"{self.gpus:g} is too little for tensor_parallel_size {self.tensor_parallel_size}; "
                 f"give {size}, or leave it out",
             )
         if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
-            raise FieldError("gpus", f"{self.gpus:g} is no whole number; shares of a GPU end at 1")
+            yield FieldError("gpus", f"{self.gpus:g} is no whole number; shares of a GPU end at 1")
 
     def _is_set(self, name: str) -> bool:
         return bool(
             getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True)
         )
 
-    def _check_endpoint(self) -> None:
+    @classmethod
+    def without(cls, data: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+        """Without its url, neither an endpoint's key nor its model's name can be judged."""
+        gone = set(paths)
+        return super().without(data, gone | ({"api_key_env", "api_key_file"} if "url" in gone else set()))
+
+    def _endpoint_errors(self) -> Iterator[FieldError]:
         if self.url is None:
             for name in ("api_key_env", "api_key_file"):
                 if getattr(self, name) is not None:
-                    raise FieldError(name, "belongs to an endpoint; give its url, or leave it out")
+                    yield FieldError(name, "belongs to an endpoint; give its url, or leave it out")
             return
         try:
             Endpoint.parsed(self.url)
         except ValueError as exc:
-            raise FieldError("url", str(exc)) from exc
+            yield FieldError("url", str(exc))
         if self.model is not None and self.model.startswith(("/", "./", "../", "~")):
-            raise FieldError("model", f"{self.model} is a directory; with url it is the model's name there")
+            yield FieldError("model", f"{self.model} is a directory; with url it is the model's name there")
         if self.api_key_env is not None and self.api_key_file is not None:
-            raise FieldError("api_key_file", "and api_key_env are both given; keep one")
+            yield FieldError("api_key_file", "and api_key_env are both given; keep one")
         # The value is not shown: someone may have written the key itself.
         if self.api_key_env is not None and not re.fullmatch(ENV_NAME, self.api_key_env):
-            raise FieldError("api_key_env", "is no name of a variable; name the one that holds the key")
+            yield FieldError("api_key_env", "is no name of a variable; name the one that holds the key")
 
     @property
     def is_external(self) -> bool:
@@ -205,6 +222,13 @@ class ServiceSpec(VersionSpec):
         if not is_stored(info) and (unknown := unknown_audience(self.policy, self.clients)):
             raise FieldError(f"policy.{unknown[0]}", unknown[1])
         return self
+
+    @classmethod
+    def without(cls, data: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+        """Without its clients, the audiences of a policy cannot be judged; some name it has."""
+        gone = {path.partition(".")[0] for path in paths}
+        rest = super().without(data, gone | ({"policy"} if "clients" in gone else set()))
+        return rest | ({"service": "unnamed"} if "service" in gone else {})
 
     def version(self) -> VersionSpec:
         """The version, without the service's own fields."""
@@ -283,45 +307,4 @@ def parse_as(kind: type[Spec], data: object, root: str, *, context: Mapping[str,
     except RecursionError as exc:
         raise BadSpec(f"{root} is nested too deep; write it flatter") from exc
     except ValidationError as exc:
-        raise BadSpec([_error_line(error, root) for error in exc.errors(include_url=False)]) from exc
-
-
-_REMEDIES = {
-    "missing": "is missing; give it",
-    "int_type": "is not a whole number; write one",
-    "int_parsing": "is not a whole number; write one",
-    "int_from_float": "is not a whole number; write one",
-    "float_type": "is not a number; write one",
-    "float_parsing": "is not a number; write one",
-    "bool_type": "is not true or false; write one of them",
-    "bool_parsing": "is not true or false; write one of them",
-    "finite_number": "is not a finite number; write one",
-    "string_type": "is not text; put it in quotes",
-    "model_type": "is not a mapping; write its settings as key: value",
-    "model_attributes_type": "is not a mapping; write its settings as key: value",
-    "dict_type": "is not a mapping; write its settings as key: value",
-    "tuple_type": "is not a list; write its items with dashes",
-    "string_pattern_mismatch": "is not a name; use lower-case letters, digits, dots and dashes, at most 40",
-}
-_LIMITS = {
-    "greater_than_equal": ("ge", "is below {}; raise it"),
-    "greater_than": ("gt", "is not above {}; raise it"),
-    "less_than_equal": ("le", "exceeds {}; lower it"),
-    "less_than": ("lt", "is not below {}; lower it"),
-}
-
-
-def _error_line(error: Any, root: str) -> str:
-    """One of pydantic's errors as a line with path, value, limit and remedy."""
-    path = ".".join((root, *(str(part) for part in error["loc"])))
-    kind, value, context = error["type"], error["input"], error.get("ctx") or {}
-    shown = "" if kind == "missing" or isinstance(value, Mapping | list) else f" {value!r}"
-    if kind == "value_error":
-        exc = context["error"]
-        return f"{path}.{exc}" if isinstance(exc, FieldError) else f"{path}: {exc}"
-    if kind in _LIMITS:
-        name, text = _LIMITS[kind]
-        return f"{path}{shown} {text.format(f'{context[name]:g}')}"
-    if kind == "literal_error":
-        return f"{path}{shown} is unknown; use one of {context['expected']}"
-    return f"{path}{shown} {_REMEDIES.get(kind, error['msg'] + '; correct it')}"
+        raise BadSpec(violations(kind, data, root, exc, context)) from exc

@@ -48,6 +48,11 @@ class GateView(_View):
     source: str = "arrives"  # arrives, never or stopped: whether the metric's values come
     last_value_s: Real = None  # when the request of the last value was assigned
     statistic: str = "mean"  # that stable and canary estimate: mean, p50, p99, ...
+    # Of values: shares of the requests without an answer, which count as slowest. A percentile among these is
+    # null, as one that is not known.
+    unanswered_stable: Real = None
+    unanswered_canary: Real = None
+    limits: str = ""  # what this side asks: `above 1.1x` is worse, `< 1.2x` is proven
 
 
 class AudienceView(_View):
@@ -69,6 +74,21 @@ class StageView(_View):
     audiences: tuple[AudienceView, ...] = ()  # those with a weight of their own
 
 
+class ProofView(_View):
+    """What one gate had shown of its margin when its stage was left."""
+
+    gate: str
+    metric: str
+    is_proven: bool
+    text: str  # the margin, whether it is proven, and the figures
+    stable: Real
+    canary: Real
+    n_stable: int
+    n_canary: int
+    statistic: str = "mean"
+    decided_canary: int | None = None  # canary requests settled at the proof; null: not proven
+
+
 class PassView(_View):
     """How a stage was passed. Counts are of the whole rollout; null: not known, or nothing to prove."""
 
@@ -83,6 +103,7 @@ class PassView(_View):
     last_gate: str | None
     nearest_gate: str | None  # the rollback gate with the most evidence of harm
     nearest_ratio: float | None
+    proofs: tuple[ProofView, ...] = ()  # of each gate that the stage had to prove; empty: none, or not kept
 
 
 class HoldView(_View):
@@ -168,6 +189,7 @@ class RolloutView(_View):
     missing: tuple[str, ...]
     guards: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()  # of a deploy, in its answer alone; the log keeps them
     alarms: tuple[AlarmView, ...] = ()  # of segments: shown and notified once, never deciding
     cause: CauseView | None
     decisive: GateView | None
@@ -212,6 +234,7 @@ class ServiceView(_View):
     rollout: RolloutView | None  # the newest; null: there has been none
     missing_keys: tuple[MissingKeyView, ...] = ()  # without them a way back is cut
     unreadable: str | None = None  # why this release cannot read the newest rollout; null: it can
+    problem: str | None = None  # why the controller can decide nothing now; null: it can, or is older
 
 
 class CommandResult(_View):

@@ -106,7 +106,7 @@ def _finding_text(finding: DetectableEffect) -> str:
     if finding.harm is None:
         return f"{finding.gate}: nothing"
     sign = "-" if finding.kind is Kind.SCORE else "x"
-    return f"{finding.gate} {sign}{figure(finding.harm, 2)}"
+    return f"{finding.gate} {sign}{figure(finding.harm, 3)}"
 
 
 def _range_line(policy: GatePolicy, gate: RangeGate) -> str:

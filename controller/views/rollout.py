@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar
 
+from controller.rollout.figures import estimates
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.plan import Plan
-from controller.rollout.state import PassedStage, Phase, RolloutState
+from controller.rollout.state import PassedStage, Phase, RolloutState, StageProof
 from controller.rollout.status import exit_code
 from controller.rollout.twin_report import unproven
 from controller.spec.label import Label
@@ -24,6 +25,7 @@ from controller.views.models import (
     LogView,
     MissingKeyView,
     PassView,
+    ProofView,
     RolloutView,
     ServiceView,
     StageView,
@@ -155,6 +157,7 @@ def service_view(
     rollout: RolloutView | None,
     labels: Mapping[str, Label] | None = None,
     missing_keys: Iterable[object] = (),
+    problem: str | None = None,
 ) -> ServiceView:
     """The service with its newest rollout. split, versions None: could not be read, shown as null.
 
@@ -174,6 +177,7 @@ def service_view(
         versions=loaded,
         rollout=rollout,
         missing_keys=tuple(map(MissingKeyView.model_validate, missing_keys)),
+        problem=problem,
     )
 
 
@@ -188,6 +192,7 @@ def gate_view(gate: GateReport) -> GateView:
     limit = finite(gate.limit)
     ratio = gate.log_e / limit if limit is not None and limit > 0 and math.isfinite(gate.log_e) else 0.0
     low, high = gate.interval if gate.interval is not None else (None, None)
+    no_stable, no_canary = gate.unanswered if gate.unanswered is not None else (None, None)
     return GateView(
         gate=gate.gate,
         metric=gate.metric,
@@ -206,6 +211,9 @@ def gate_view(gate: GateReport) -> GateView:
         source=gate.source,
         last_value_s=gate.last_value_s,
         statistic=gate.statistic,
+        unanswered_stable=no_stable,
+        unanswered_canary=no_canary,
+        limits=gate.limits,
     )
 
 
@@ -257,6 +265,23 @@ def _pass_view(passed: PassedStage) -> PassView:
         last_gate=passed.last_gate,
         nearest_gate=passed.nearest_gate,
         nearest_ratio=passed.nearest_ratio,
+        proofs=tuple(map(_proof_view, passed.proofs)),
+    )
+
+
+def _proof_view(proof: StageProof) -> ProofView:
+    margin = (proof.reason or proof.gate).removesuffix(" proven") if proof.is_proven else proof.reason
+    return ProofView(
+        gate=proof.gate,
+        metric=proof.metric,
+        is_proven=proof.is_proven,
+        text=f"{margin}; {estimates(proof)}",
+        stable=proof.stable,
+        canary=proof.canary,
+        n_stable=proof.n_stable,
+        n_canary=proof.n_canary,
+        statistic=proof.statistic,
+        decided_canary=proof.decided_canary,
     )
 
 

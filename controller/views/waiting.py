@@ -7,7 +7,8 @@ import math
 from controller.quantities import duration, percent
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.state import Phase, RolloutState
-from evaluation.report import Source, Verdict
+from evaluation.metrics import CATALOGUE
+from evaluation.report import GateReport, Source, Verdict
 
 
 def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: float) -> tuple[str, ...]:
@@ -47,11 +48,21 @@ def _stage_waits(state: RolloutState, evidence: EvidenceStatus | None, elapsed_s
         waits.append(f"{stage.min_canary - evidence.canary_requests} canary requests")
     if evidence.verdict is not Verdict.PASS:
         unproven = [
-            gate.gate
-            for gate in evidence.gates
-            if gate.side == "promotion" and gate.verdict is not Verdict.PASS
+            gate for gate in evidence.gates if gate.side == "promotion" and gate.verdict is not Verdict.PASS
         ]
-        waits.append(f"proof of {', '.join(unproven)}" if unproven else "a PASS verdict")
+        silent = [gate.gate for gate in unproven if _has_no_score(gate)]
+        provable = [gate.gate for gate in unproven if gate.gate not in silent]
+        if provable or not silent:
+            waits.append(f"proof of {', '.join(provable)}" if provable else "a PASS verdict")
+        if silent:
+            names = ", ".join(silent)
+            waits.append(f"a first score for {names} (POST /v1/feedback), without which nothing is promoted")
     stopped = {gate.metric for gate in evidence.gates if gate.source is Source.STOPPED and not gate.is_alarm}
     waits += [f"{metric} to arrive again" for metric in sorted(stopped)]
     return waits + [f"data to judge {name}" for name in evidence.missing]
+
+
+def _has_no_score(gate: GateReport) -> bool:
+    """Whether the gate is on scores that come after the answer, and none has come in this rollout."""
+    metric = CATALOGUE.get(gate.metric)
+    return metric is not None and metric.arrives_later and gate.last_value_s is None

@@ -12,14 +12,17 @@ from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.quantities import FULL_BP
 from controller.rollout.machine import abandon
-from controller.rollout.observation import CommandKind
+from controller.rollout.observation import CommandKind, applied_words
 from controller.rollout.plan import is_undo_id
 from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from controller.wiring.last_known import lost_database
 from serving.messages import SplitStatus
 
 ACK_TIMEOUT_S = 5.0
+NEXT_STEP = "next: canaryctl up, whose controller completes it and frees the memory"
+MEND_STEP = "next: mend the store, then: canaryctl up, whose controller frees the memory"
 
 
 class Reach(Enum):
@@ -47,6 +50,7 @@ class DirectRollback:
     succeeded: tuple[str, ...]
     failed: tuple[str, ...]
     problem: str | None  # why the service does not serve what it should, and what to do; None: it does
+    next_step: str | None = None  # what completes it; None: nothing is left, or `problem` says it
 
 
 def roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> DirectRollback:
@@ -65,7 +69,8 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     stored = rollback.command(service)
     if stored is not None and stored.running is not None:
         table = rollback.tombstone(service, stored.running, goal=stored.goal)
-    return rollback.result(_problem(service, table, stored, is_moved=is_moved))
+    is_open = is_moved or (stored is not None and (stored.running or stored.undo) is not None)
+    return rollback.result(_problem(service, table, stored, is_moved=is_moved), is_open=is_open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +138,25 @@ class _Rollback:
         self._unknown: UnknownService | None = None  # the store does not know the service
         self._succeeded: list[str] = []
         self._failed: list[str] = []
+        self._is_store_lost = False
         self.tombstoned: dict[str, _Table] = {}  # by rollout
 
-    def result(self, problem: str | None) -> DirectRollback:
-        """The lines so far, with the problem. Raises UnknownService when nothing knows the service."""
+    def result(self, problem: str | None, *, is_open: bool = False) -> DirectRollback:
+        """The lines so far, with the problem. is_open: a controller has to complete it.
+
+        Raises UnknownService when nothing knows the service.
+        """
         if self._unknown is not None and not self.tombstoned:
             raise self._unknown
-        return DirectRollback(tuple(self._succeeded), tuple(self._failed), problem)
+        following = None
+        if is_open and problem is None:
+            following = MEND_STEP if self._is_store_lost else NEXT_STEP
+        return DirectRollback(tuple(self._succeeded), tuple(self._failed), problem, following)
 
     def only_service(self) -> str | None:
         """The one service of the store; None: it could not be read. Raises UnknownService."""
         try:
-            with closing(SqlStore(self._settings.database_url)) as store:
+            with closing(self._opened()) as store:
                 names = [row.name for row in store.services()]
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the store must not end this command
             self._failed.append(f"store: not reached ({_line(exc)}); name the service")
@@ -176,20 +188,29 @@ class _Rollback:
             self.tombstoned[table.rollout] = table
             has_moved = goal is None or table.serves in (goal, None)
             now = "and gets no traffic" if has_moved else f"but {table.serves} has all traffic"
-            self._succeeded.append(f"route table: {table.rollout} is tombstoned {now} ({table.how})")
+            self._succeeded.append(
+                f"route table: {table.rollout} is ended for good {now} ({applied_words(table.how)})"
+            )
         return table
 
     def command(self, service: str) -> _Stored | None:
         """Store the command for a running rollout; None: the store failed."""
         try:
-            with closing(SqlStore(self._settings.database_url)) as store:
+            with closing(self._opened()) as store:
                 return self._command(store, service)
         except UnknownService as exc:
             self._unknown = exc
             self._failed.append(f"store: {_line(exc)}")
         except Exception as exc:  # noqa: BLE001 - as above
+            self._is_store_lost = True
             self._failed.append(f"store: not reached ({_line(exc)})")
         return None
+
+    def _opened(self) -> SqlStore:
+        """The store. Raises Unreachable where its file is lost: a new one would know nothing that serves."""
+        if (path := lost_database(self._settings)) is not None:
+            raise Unreachable(f"{path} is gone or empty; restore it")
+        return SqlStore(self._settings.database_url)
 
     def _command(self, store: SqlStore, service: str) -> _Stored:
         stable = store.service(service).stable

@@ -41,7 +41,18 @@ def known_history(settings: Settings, service: str | None, *, limit: int) -> tup
     return _read(settings, lines)
 
 
+def lost_database(settings: Settings) -> Path | None:
+    """The database's file, which is gone or empty though a cluster was started with it; None: it is not."""
+    url = sa.make_url(settings.database_url)
+    if url.get_backend_name() != "sqlite" or not settings.cluster_path.exists():
+        return None
+    path = Path(url.database or "")
+    return None if path.exists() and path.stat().st_size > 0 else path
+
+
 def _read(settings: Settings, lines: Callable[[SqlStore], Sequence[str]]) -> tuple[str, ...]:
+    if (path := lost_database(settings)) is not None:
+        return (f"the database {path} is gone or empty; restore it before canaryctl up",)
     url = sa.make_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return ()
@@ -68,16 +79,23 @@ def _lines(store: SqlStore, row: ServiceRow) -> Iterator[str]:
     yield f"{row.name}, as last stored: stable {stable}{', being taken down' if row.removing else ''}"
     newest = next(iter(store.rollouts(row.name, limit=1)), None)
     if newest is not None:
-        state = state_from_json(newest.state)
-        asked = store.commands(newest.id, after_seq=state.commands_through)
-        back = next((one for one in reversed(asked) if one.kind is CommandKind.ROLLBACK), None)
-        if back is not None and not state.is_final:
-            yield f"{row.name}: rollout {state.id}: {_requested(back)}"
-        else:
-            yield f"{row.name}: {_rollout(state)}"
+        yield f"{row.name}: {_newest(store, newest)}"
     if (event := store.last_event(row.name)) is not None:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at_s))
         yield f"{row.name}: last event {at}, by {event.actor}: {event.text}"
+
+
+def _newest(store: SqlStore, row: RolloutRow) -> str:
+    """What the newest rollout does, or that a rollback of it waits, or why it cannot be read."""
+    try:
+        state = state_from_json(row.state)
+    except UnreadableState as exc:
+        return f"rollout {row.id} cannot be read ({exc})"
+    asked = store.commands(row.id, after_seq=state.commands_through)
+    back = next((one for one in reversed(asked) if one.kind is CommandKind.ROLLBACK), None)
+    if back is not None and not state.is_final:
+        return f"rollout {state.id}: {_requested(back)}"
+    return _rollout(state)
 
 
 def _requested(back: ManualCommand) -> str:

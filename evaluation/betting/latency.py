@@ -232,7 +232,7 @@ class Exceedance:
     stable's traffic before the rollout; NaN until it is known.
     """
 
-    __state__ = ("threshold", "stable", "recent", "rows", "until", "points", "is_open")
+    __state__ = ("threshold", "lower", "inside", "stable", "recent", "rows", "until", "points", "is_open")
 
     def __init__(self, *, percentile: float, highest: float = np.inf, with_steps: bool = False) -> None:
         """highest: upper bound of the threshold. with_steps: values may be recorded in steps, as in
@@ -240,6 +240,8 @@ class Exceedance:
         self._percentile = percentile
         self._highest = highest
         self.threshold = float("nan")
+        self.lower = float("nan")  # for proofs, see `tails.Limit`
+        self.inside = 0.0
         self.stable = Stable(with_histogram=True, with_steps=with_steps)
         self.points, self.is_open = NO_STEPS.points, NO_STEPS.is_open
         self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
@@ -265,7 +267,7 @@ class Exceedance:
         values infinite); unanswered requests are infinite in both. counted: the rows that end epochs and
         whose values of stable are learned.
         """
-        threshold = np.full(len(waited), np.nan)
+        limits = np.full((3, len(waited)), np.nan)
         quotients = np.array([slowest / factor for factor in times])
         present = np.arange(len(waited))[counted]
         present = present[~np.isnan(slowest[present])]
@@ -273,7 +275,7 @@ class Exceedance:
         while start < len(present):
             stop = min(len(present), start + self.until - self.rows)
             rows = present[start:stop]
-            threshold[given : rows[-1] + 1] = self.threshold
+            limits[:, given : rows[-1] + 1] = self._limits()
             self._divide(quotients, slowest, times, slice(given, int(rows[-1]) + 1))
             given = int(rows[-1]) + 1
             self.stable.learn(waited[rows][~arm[rows]])
@@ -282,13 +284,17 @@ class Exceedance:
                 self._end_epoch()
                 self.until += epoch_after(self.rows)
             start = stop
-        threshold[given:] = self.threshold
+        limits[:, given:] = self._limits()
         self._divide(quotients, slowest, times, slice(given, None))
+        threshold, lower, inside = limits
         out = np.empty((len(times), len(waited)))
         for index, factor in enumerate(times):
             values = waited if index == 0 else slowest
-            quotient = waited / factor if index == 0 else quotients[index]
-            out[index] = np.where(arm, quotient, values) > threshold
+            scaled = np.where(arm, waited / factor if index == 0 else quotients[index], values)
+            out[index] = scaled > threshold
+            if index > 0:
+                alike = (scaled > lower) & (scaled <= threshold)
+                out[index, alike] = np.where(arm, 1.0, inside)[alike]
             out[index, np.isnan(threshold) | np.isnan(values)] = np.nan
         return out
 
@@ -312,4 +318,13 @@ class Exceedance:
             steps = histogram.steps()
             self.points, self.is_open = steps.points, steps.is_open
             self.recent.end_epoch(histogram)
-            self.threshold = min(self.recent.percentile(self._percentile, histogram), self._highest)
+            limit = self.recent.limit(self._percentile, histogram)
+            self.threshold = min(limit.upper, self._highest)
+            self.lower = min(limit.lower, self.threshold)
+            self.inside = limit.inside if limit.upper <= self._highest else 0.0
+            if self.inside == 0.0:
+                self.lower = self.threshold
+
+    def _limits(self) -> Floats:
+        """Threshold, lower edge, and part of an event between them."""
+        return np.array([[self.threshold], [self.lower], [self.inside]])

@@ -9,6 +9,8 @@ stable's own share above it fits.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from evaluation.betting.histogram import BINS, WIDTH, LogHistogram
@@ -19,7 +21,24 @@ from evaluation.betting.wealth import Bets, Channel
 
 TAIL_VALUES = 20.0  # of recent values, above the percentile: 2000 values of a p99
 MOST_OFF = 1.5  # times the percentile's share, or less than a part of it: not this percentile any more
+ATOM_VALUES = 10.0  # recent values in the percentile's bin that may be alike
+ATOM_BELOW = 0.5  # ... where fewer than this part of the percentile's share is above the bin
 NOISE, MUCH_NOISE = 1.0, 2.0  # standard errors of the count: for a look; before what was won is given up
+
+
+class Limit(NamedTuple):
+    """What a proof counts as above the percentile: of stable, values above `upper`, and for the part `inside`
+    those in (lower, upper]; of the canary, all above `lower`.
+
+    Usually lower = upper and `inside` is 0. Where many values are alike (answers that end at a time-out), the
+    percentile lies among them, and stable has nothing above it. Then its values there count for the part that
+    makes their share 1 - percentile, and the canary's whole: of those it has as many, or more, above its own.
+    (Both arms whole at the lower edge: with 3 % alike, a canary with 1 % at the margin was proven.)
+    """
+
+    upper: float
+    lower: float
+    inside: float
 
 
 class RecentValues:
@@ -45,9 +64,20 @@ class RecentValues:
 
     def percentile(self, share: float, histogram: LogHistogram) -> float:
         """The smallest bin edge with at least this share of the weight below it."""
+        return self.limit(share, histogram).upper
+
+    def limit(self, share: float, histogram: LogHistogram) -> Limit:
+        """The bin of the percentile, and the part of an event that a value of stable in it is."""
         below = np.add.accumulate(self.weights)
         index = int(np.searchsorted(below, share * below[-1] * (1.0 - 1e-12), side="left"))
-        return float(np.exp((min(index, BINS - 1) + histogram.first_bin + 1) * WIDTH))
+        index = min(index, BINS - 1)
+        upper, lower = (float(np.exp((index + histogram.first_bin + edge) * WIDTH)) for edge in (1, 0))
+        total, inside = float(below[-1]), float(self.weights[index])
+        above = max(total - float(below[index]), 0.0)
+        expected = (1.0 - share) * total
+        if inside < ATOM_VALUES or above >= ATOM_BELOW * expected:
+            return Limit(upper, upper, 0.0)
+        return Limit(upper, lower, min(max(expected - above, 0.0) / inside, 1.0))
 
 
 class TailProof(RateProof):

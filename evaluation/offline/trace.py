@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from evaluation.betting.everyone import EveryoneChannel
 from evaluation.offline.backtest import feed
 from evaluation.offline.columns import checked_stages, checked_table, policy_for_columns
 from evaluation.pipeline import Pipeline, stage_proofs
@@ -71,7 +72,7 @@ def trace(
         for gate, limit in limits.items():
             log_e[gate.name].append(_log_e(pipeline.metrics[gate.metric], gate, limit))
         for name, tracks in proof_tracks.items():
-            proofs[name].append(min(track.channel.wealth.log_e for track in tracks))
+            proofs[name].append(min(_now(track) for track in tracks))
     return Trace(
         table.requests.at_s[cuts - 1],
         np.array(canary, dtype=np.int64),
@@ -93,10 +94,16 @@ def _proof_tracks(pipeline: Pipeline, stage: StagePlan) -> dict[str, list[Track]
     return out
 
 
+def _now(track: Track) -> float:
+    """The present log wealth; of everyone, at the last look."""
+    channel = track.channel
+    return channel.decision.log_e if isinstance(channel, EveryoneChannel) else channel.wealth.log_e
+
+
 def _log_e(metric: MetricEvidence, gate: Gate, limit: float) -> float:
     def lead(track: Track) -> float:
         own = track.channel.decision.limit
-        return track.channel.wealth.log_e - own if np.isfinite(own) else -np.inf
+        return _now(track) - own if np.isfinite(own) else -np.inf
 
     best = max(min(map(lead, tracks)) for tracks in rollback_tracks(metric.tracks, gate).values())
     return float(limit + best) if np.isfinite(best) else 0.0

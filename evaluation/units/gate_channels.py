@@ -9,7 +9,8 @@ where units are sticky, on their first requests too, which alone speak once the 
 to differ in length (`TurnsBet`). Where values can be missing, a second channel counts what is missing.
 
 Where units are sticky, a gate also bets on their later sessions (`units.py`), of each part in channels of its
-own: for rollback once a unit and round (`rounds.py`), for promotion once a unit and stage.
+own: for rollback once a unit and round (`rounds.py`), together with a test of everyone who was drawn
+(`everyone.py`), for promotion once a unit and stage.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Literal
 
 from evaluation.betting.bettors import loss_bettor
 from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianRatio
+from evaluation.betting.everyone import EveryoneChannel
 from evaluation.betting.latency import Exceedance, ShapeProof, below_the_cut
 from evaluation.betting.rates import RateProof
 from evaluation.betting.rounds import RoundChannel
@@ -37,8 +39,9 @@ from evaluation.units.released import Counted
 
 Use = Literal["first", "session", "pairs", "later", "proof", "first proof", "later proof"]
 ROLLBACK_USES = frozenset({"first", "session", "pairs", "later"})
-#: What requests without a value count in a channel; "": they are not in it.
-MissingAs = Literal["", "harm", "mean"]
+#: What requests without a value count in a channel; "": they are not in it. "absent": units that stayed away
+#: count as the worst.
+MissingAs = Literal["", "harm", "mean", "absent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Track:
 
     gate: Gate
     use: Use
-    channel: Channel
+    channel: Channel | EveryoneChannel
     proof: Proof | None = None
     staged: Stream | None = None
     missing_as: MissingAs = ""
@@ -135,6 +138,7 @@ class GateChannels:
         self._proof_limit = log_limit(policy.promotion_alpha)
         self._min_proof_canary = policy.proof_canary
         self.tracks: list[Track] = []
+        self.everyone: list[tuple[Gate, Column, list[EveryoneChannel]]] = []
         self.columns: list[Column] = []
         self.exceedances: list[Exceedance] = []
         self.divisors: list[tuple[float, ...]] = []
@@ -234,6 +238,11 @@ class GateChannels:
                     channel = RoundChannel(bettor(sessions=True))
                     stream.staged.append(channel)
                     self.tracks.append(Track(gate, "later", channel, missing_as=missing_as, part=part))
+        if not gate.is_alarm:
+            of_all = [EveryoneChannel() for _ in range(PARTS)]
+            self.everyone.append((gate, ways[-1][0], of_all))
+            for part, test in enumerate(of_all):
+                self.tracks.append(Track(gate, "later", test, missing_as="absent", part=part))
 
     def _rollback(
         self, gate: Gate, use: Use, stream: Stream, bettor: Bettor, missing_as: MissingAs = ""

@@ -2,11 +2,12 @@
 
 After its first session, a unit's requests come in blocks, numbered anew in each round. They have PARTS parts,
 each twice as long as the one before: block 0; 1 and 2; 3 to 6; 7 to 14; 15 to 30. In each part, one block of
-a unit is judged: which one is drawn by a hash of unit, round and part, the same on both arms. So in each
-round a unit has at most one later session of a part, as its coin may be bet once in a process; and each
-request of a long conversation may be judged, beside those that are about as deep. (The first block alone:
-harm from the 21st turn on was never judged within the hour. One block of any depth, drawn with 1/2, 1/4, ...:
-half of the units say nothing of the first one, and harm at any depth is mixed with what comes before it.)
+a unit is judged: which one is drawn by a hash of the unit's bucket, round and part, the same on both arms. So
+in each round a unit has at most one later session of a part, as its coin may be bet once in a process; and
+each request of a long conversation may be judged, beside those that are about as deep. (The first block
+alone: harm from the 21st turn on was never judged within the hour. One block of any depth, drawn with 1/2,
+1/4, ...: half of the units say nothing of the first one, and harm at any depth is mixed with what comes
+before it.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 PARTS = 5  # of a unit's blocks in a round: with ten requests a block, the 11th to the 320th request
 BLOCKS = 1 << PARTS  # numbers of blocks; the last one stands for all that come after the parts
+BUCKETS = 64  # of units, by a hash: the units of one have the same judged blocks
 STAGES = 1024  # more than a plan has
 _MASK = 2**64 - 1
 
@@ -56,22 +58,32 @@ class Place:
         one of that part; else (-1, 0)."""
         part = (self.block + 1).bit_length() - 1
         block = self.block + 1 - (1 << part)
-        is_judged = part < PARTS and block == judged_block(unit, self.round, part)
+        is_judged = part < PARTS and block == judged_block(bucket_of(unit), self.round, part)
         return (part, stands_for(block, part)) if is_judged else (-1, 0)
 
 
-def judged_block(unit: int, round: int, part: int) -> int:
+def bucket_of(unit: int) -> int:
+    """The bucket of a unit, by its hash."""
+    return _mixed(unit) % BUCKETS
+
+
+def judged_block(bucket: int, round: int, part: int) -> int:
     """Which of the 2 ** part blocks of a part is judged, from 0: the first with 1/2, else one of the others.
 
     By a hash of what was known before the coin: units of both arms are judged alike. The first more often, as
     many conversations end within a part: of those of 50 turns, the last ten would else count in one of four.
     """
-    x = unit + round * 0x9E3779B97F4A7C15 + (part << 32) & _MASK
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        x = (x ^ x >> 33) * factor & _MASK
-    x ^= x >> 33
+    x = _mixed((bucket << 40) + round * 0x9E3779B97F4A7C15 + (part << 32))
     others = (1 << part) - 1
     return 0 if others == 0 or x & 1 else 1 + (x >> 1) % others
+
+
+def _mixed(x: int) -> int:
+    """A hash of a number, of 64 bits."""
+    x &= _MASK
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        x = (x ^ x >> 33) * factor & _MASK
+    return x ^ x >> 33
 
 
 def stands_for(block: int, part: int) -> int:

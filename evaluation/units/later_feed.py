@@ -10,7 +10,8 @@ import numpy as np
 from evaluation.betting.unit_block import Flags, Floats
 from evaluation.stream import Stream
 from evaluation.units.gate_channels import Column
-from evaluation.units.released import Released, without_failed
+from evaluation.units.judged import without_failed
+from evaluation.units.released import Released
 
 
 @dataclass(frozen=True, slots=True)

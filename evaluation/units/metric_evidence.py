@@ -8,25 +8,33 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
-from evaluation.policy.alpha_split import PART_SHARES, channel_alphas, log_limit, worst_case_alphas
-from evaluation.policy.gates import Gate, Proof, Sampling
+from evaluation.policy.alpha_split import (
+    PART_SHARES,
+    channel_alphas,
+    has_no_value_unanswered,
+    log_limit,
+    worst_case_alphas,
+)
+from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
 from evaluation.units.answered import LaterShare, ScoredShare
+from evaluation.units.attendance import Attendance, everyone_of, harm_of, look_at
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
-from evaluation.units.gate_channels import GateChannels
+from evaluation.units.gate_channels import Column, GateChannels
+from evaluation.units.judged import judged_probability, without_failed
 from evaluation.units.later_feed import LaterValues, feed_parts
 from evaluation.units.missingness import OneValue, Presence
-from evaluation.units.released import Released, without_failed
+from evaluation.units.own_speed import OwnSpeed
+from evaluation.units.points import Points
+from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
 
-MIN_FOR_SLOWDOWN = 200  # values of stable, both before and during the canary
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
 _STATE = (
     "columns",
@@ -35,13 +43,14 @@ _STATE = (
     "one_value",
     "one_value_later",
     "later_share",
+    "everyone",
     "exceedances",
     "presence",
     "pairs",
-    "canary_values",
+    "points",
     "sums",
     "counts",
-    "stable_logs",
+    "own_speed",
 )
 
 
@@ -62,6 +71,7 @@ class MetricEvidence:
         self.with_missing = list(bets.with_missing.values())
         self.exceedances = bets.exceedances
         self.pairs = bets.pairs
+        self.everyone = [channel for _, _, channels in bets.everyone for channel in channels]
         self._bets = bets
         self.scored = ScoredShare()
         self.one_value = OneValue()
@@ -82,10 +92,10 @@ class MetricEvidence:
             is_judged=is_judged,
             is_counted=not self.is_alarm,
         )
-        self.canary_values = LogHistogram() if self.takes_values else None  # None: its mean is displayed
+        self.points = Points(with_histogram=self.takes_values)
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
-        self.stable_logs: Floats = np.zeros((2, 2))  # before, during the canary: sum of logarithms, count
+        self.own_speed = OwnSpeed()
         for track in self.tracks:
             if track.use == "pairs":  # they may come before the first bet
                 parts = channel_alphas(policy, track.gate, sticky=False)
@@ -104,7 +114,7 @@ class MetricEvidence:
     def seed(self, values: Floats) -> None:
         """Learn stable's own values from before the rollout."""
         if self.takes_values:
-            self._add_logs(0, values)
+            self.own_speed.seed(values)
         for column in self.columns:
             if column.first.stable.histogram is not None:
                 column.first.seed(values)
@@ -118,7 +128,10 @@ class MetricEvidence:
             if track.use in ("first proof", "later proof"):
                 track.channel.is_idle = not sticky
             elif track.use != "proof":
-                split = channel_alphas if track.missing_as == "" else worst_case_alphas
+                is_worst = track.missing_as == "harm" or (
+                    track.missing_as == "absent" and has_no_value_unanswered(track.gate)
+                )
+                split = worst_case_alphas if is_worst else channel_alphas
                 alpha = getattr(split(policy, track.gate, sticky=sticky), track.use)
                 limit = log_limit(alpha * (PART_SHARES[track.part] if track.use == "later" else 1.0))
                 if isinstance(track.channel, RoundChannel):
@@ -240,8 +253,32 @@ class MetricEvidence:
         values = LaterValues(w, self._gap(gaps), unanswered, has_one)
         feed_parts((*self.columns, *self.with_missing), released, first_column, len(self.columns), values)
 
+    def look_at_everyone(self, attendance: Attendance, returned: Released, first_column: int) -> None:
+        """Test all units that were drawn, with whoever has not come back in this round as the worst.
+
+        returned: the round's later sessions, with the columns of `later_values` from `first_column` on. Each
+        part of them has a test of its own: a unit has at most one later session of a part in a round.
+        """
+        for part in np.unique(returned.part).tolist():
+            of_part = returned.pick(returned.part == part)
+            for gate, column, channels in self._bets.everyone:
+                if not channels[part].is_decided:
+                    block = self._later_block(of_part, column, first_column)
+                    harm = harm_of(block, gate, self._failures)
+                    everyone = everyone_of(attendance, of_part, block, harm, self._sampling, part)
+                    look_at(attendance, channels[part], everyone)
+
+    def _later_block(self, returned: Released, column: Column, first_column: int) -> UnitBlock:
+        if column.missing is None:
+            index = first_column + self.columns.index(column)
+            return returned.block(index, single_values=column.with_histogram)
+        weights = first_column + len(self.columns)
+        return returned.block_with_missing(first_column, weights, None, None, column.missing)
+
     def count_later(self, rows: Rows, raw: Floats) -> None:
         """Count the values of later sessions and of the draws themselves. raw: comparable values."""
+        if self.takes_values:
+            self.own_speed.learn(rows, raw)
         self.later_share.count(rows, ~np.isnan(raw) & (rows.w > 0.0))
 
     def later_values(self, columns: Floats, weights: Floats | None, rows: Rows) -> Floats:
@@ -324,25 +361,6 @@ class MetricEvidence:
         column = self._bets.tail_columns.get(gate.name, self.columns[0])
         return column.first.estimate.interval() if column.first.estimate is not None else None
 
-    @property
-    def stable_values(self) -> LogHistogram:
-        """Stable's values so far: of all requests where a percentile is gated, else of first requests."""
-        stable = self.exceedances[0].stable if self.exceedances else self.columns[0].first.stable
-        assert stable.histogram is not None
-        return stable.histogram
-
-    def slowdown(self) -> float:
-        """Ratio of stable's geometric means, during the canary over before it; 1 while values are few."""
-        (before, n_before), (during, n_during) = self.stable_logs.tolist()
-        if min(n_before, n_during) < MIN_FOR_SLOWDOWN:
-            return 1.0
-        return math.exp(during / n_during - before / n_before)
-
-    def _add_logs(self, during: int, values: Floats) -> None:
-        logs = np.log(np.maximum(values[np.isfinite(values)], 1e-9))
-        total, count = self.stable_logs[during]
-        self.stable_logs[during] = np.add.accumulate(np.concatenate(([total], logs)))[-1], count + len(logs)
-
     def count(self, rows: Rows, raw: Floats, unanswered: NDArray[np.bool_]) -> Floats:
         """Count present and missing values, and sum them for display; return which are missing (or present,
         if those are rarer), NaN where no value is expected. raw: comparable values."""
@@ -356,16 +374,11 @@ class MetricEvidence:
                 expected &= ~rows.cold
             self.presence.count(present, expected, rows.firsts, rows.at_s)
             missing = self.presence.indicator(present, expected)
-        if self.takes_values:
-            stable = ~rows.arm & ~unanswered
-            self._add_logs(0, raw[stable & (rows.w == 0.0)])
-            self._add_logs(1, raw[stable & (rows.w > 0.0)])
+        self.points.add(rows.arm, judged_probability(self._sampling, rows.w), raw)
         for arm in (0, 1):
             chosen = raw[(rows.arm == arm) & present & (rows.w > 0.0)]
             self.sums[arm] = np.add.accumulate(np.concatenate(([self.sums[arm]], chosen)))[-1]
             self.counts[arm] += len(chosen)
-            if arm and self.canary_values is not None:
-                self.canary_values.add(chosen[np.isfinite(chosen)])
         return missing
 
     def add_pair(self, *, draw: int, at_s: float, scores: tuple[float, float], seq: int, canary: int) -> None:
@@ -374,11 +387,3 @@ class MetricEvidence:
         for gate, stream in zip(self._bets.pair_gates, self.pairs, strict=True):
             y = pair_harm(*scores, tolerance=gate.tolerance, lower_is_better=lower)
             stream.feed(UnitBlock.one(draw=draw, at_s=at_s, y=y, seq=seq, canary=canary))
-
-
-def judged_probability(sampling: Sampling, w: Floats) -> Floats:
-    """P(canary) of a unit given that it was judged, from its P(canary) `w`."""
-    if sampling.stable == sampling.canary:
-        return w
-    canary = w * sampling.canary
-    return canary / (canary + (1.0 - w) * sampling.stable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ class Released:
     """Closed sessions in the order of their draws, with the values of their requests by column.
 
     `owner`: the session of each request; None: each request is a session. `values`: columns x requests, NaN
-    where missing. `round`, `part`, `fresh`: as in `Rows`.
+    where missing. `round`, `part`, `fresh`, `origin`: as in `Rows`.
     """
 
     draw: Ints
@@ -34,16 +35,36 @@ class Released:
     round: Ints
     part: Ints
     fresh: NDArray[np.bool_]
+    origin: Ints
 
     def __len__(self) -> int:
         return len(self.draw)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """The fields in order, for a snapshot. Only where sessions own their requests."""
+        return [getattr(self, name) for name in self.__slots__]
+
+    @staticmethod
+    def joined(parts: Sequence[Released]) -> Released:
+        """The sessions of all parts, in order. Only where sessions own their requests."""
+        owners, start = [], 0
+        for part in parts:
+            assert part.owner is not None
+            owners.append(part.owner + start)
+            start += len(part)
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
+            for name in Released.__slots__
+            if name != "owner"
+        }
+        return Released(**columns, owner=np.concatenate(owners))
 
     def by_round(self) -> Released:
         """The same sessions, with their round as their stage."""
         return replace(self, stage=self.round)
 
     def pick(self, which: Flags) -> Released:
-        """The chosen sessions of several requests, in order."""
+        """The chosen sessions of several requests, in order; each has the requests that it owns."""
         if which.all():
             return self
         assert self.owner is not None
@@ -62,6 +83,7 @@ class Released:
             self.round[chosen],
             self.part[chosen],
             self.fresh[chosen],
+            self.origin[chosen],
         )
 
     def means(self, column: int) -> Floats:
@@ -176,10 +198,3 @@ class Released:
             None if gap is None else gap[rows],
             is_checked=True,
         )
-
-
-def without_failed(block: UnitBlock, unanswered: Floats, units: Ints, known: Ints) -> UnitBlock:
-    """The block, with requests without an answer taken out of its outcomes, as missing. unanswered: their
-    shares. units, known: numbers of the block's units, and of those that they are of, ascending."""
-    missing = np.minimum(unanswered[np.searchsorted(known, units)], block.y)
-    return replace(block, y=block.y - missing, missing=missing, is_checked=True) if missing.any() else block

@@ -27,7 +27,8 @@ class Rows:
     while a canary replica carried more load than a stable one, or the first request of a conversation that
     was under way when it was drawn. `round`, `part`: of a later session, from 1 and from 0; round 0: of
     the draw itself. `stands`: requests that a later one stands for (`later_blocks.py`). `fresh`:
-    begins its unit's first later session of the part in the stage.
+    begins its unit's first later session of the part in the stage. `origin`: see `Drawn`.
+    `logged_w`: the weight that the router logged, which is not the draw's `w` for a unit drawn before.
     """
 
     seq: Ints
@@ -44,6 +45,8 @@ class Rows:
     part: Ints
     stands: Ints
     fresh: NDArray[np.bool_]
+    origin: Ints
+    logged_w: Floats
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -52,7 +55,10 @@ class Rows:
     def none(cls) -> Rows:
         """No requests."""
         ints, floats, flags = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
-        return cls(ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, ints, ints, flags)
+        return cls(
+            ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, ints, ints, flags, ints,
+            floats,
+        )  # fmt: skip
 
     def columns(self) -> list[NDArray[Any]]:
         """The columns, in the order of the fields."""
@@ -128,7 +134,7 @@ class Rows:
 
 
 _BY_SESSION = (
-    "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "close_seq", "close_canary",
+    "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "origin", "close_seq", "close_canary",
     "close_at_s",
 )  # fmt: skip
 
@@ -137,7 +143,7 @@ class Sessions:
     """Sessions of one lane that are not released yet, by draw, with the values of their requests."""
 
     __state__ = (
-        "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "owners", "values",
+        "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "origin", "owners", "values",
         "close_seq", "close_canary", "close_at_s", "last_seq", "last_canary", "given",
     )  # fmt: skip
 
@@ -152,6 +158,7 @@ class Sessions:
         self.round: Ints = np.empty(0, dtype=np.int64)
         self.part: Ints = np.empty(0, dtype=np.int64)
         self.fresh: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
+        self.origin: Ints = np.empty(0, dtype=np.int64)
         self.owners: Ints = np.empty(0, dtype=np.int64)  # the session of each request below
         self.values: Floats = np.empty((columns, 0))  # columns x requests
         self.close_seq: Ints = np.empty(0, dtype=np.int64)  # -1: open
@@ -188,7 +195,7 @@ class Sessions:
         )
         return Released(
             rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values,
-            rows.round, rows.part, rows.fresh,
+            rows.round, rows.part, rows.fresh, rows.origin,
         )  # fmt: skip
 
     def _add(self, rows: Rows, values: Floats) -> None:
@@ -202,6 +209,7 @@ class Sessions:
         self.round = np.concatenate((self.round, rows.round[first]))
         self.part = np.concatenate((self.part, rows.part[first]))
         self.fresh = np.concatenate((self.fresh, rows.fresh[first]))
+        self.origin = np.concatenate((self.origin, rows.origin[first]))
         self.close_seq = np.concatenate((self.close_seq, np.full(new, -1, dtype=np.int64)))
         self.close_canary = np.concatenate((self.close_canary, np.zeros(new, dtype=np.int64)))
         self.close_at_s = np.concatenate((self.close_at_s, np.zeros(new)))
@@ -235,6 +243,7 @@ class Sessions:
             self.round[:count],
             self.part[:count],
             self.fresh[:count],
+            self.origin[:count],
         )
         if count:
             self._drop(count, ~is_released)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from evaluation.betting.unit_block import Floats, Ints
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED, STICKY_KEYS, WORDS_REMEDY, EvidenceError
 from evaluation.units.later_blocks import Place
+from evaluation.units.toss_classes import TossClasses
 
 LEFT_OUT, REQUEST, STICKY, HELD = 0, 1, 2, 3  # HELD: by the affinity token of an earlier draw
 SWEEP_EVERY = 4096  # sticky rows
@@ -94,7 +95,8 @@ class Drawn:
     later session, from 1 and from 0; round 0: of a draw. fresh: of the unit's first later session of this
     part in its stage. stands: how many requests of its part it stands for. under_way: a draw's first request,
     less than a session after the unit's last one: of a conversation that is going on, which finds a cold
-    prefix cache if it has been moved. Known before the coin, so it is no matter of the arm.
+    prefix cache if it has been moved. Known before the coin, so it is no matter of the arm. origin: of a
+    toss, and of a later session that of the unit's last toss, as in `TossClasses`; -1: none.
     """
 
     w: Floats
@@ -105,6 +107,7 @@ class Drawn:
     stands: Ints
     fresh: NDArray[np.bool_]
     under_way: NDArray[np.bool_]
+    origin: Ints
 
 
 @dataclass(slots=True)
@@ -139,12 +142,12 @@ class OpenLater:
 
 
 class Units:
-    """Ledger of sticky units: one revealed interval each, the open sessions, and one number for those that
-    came back (`Place`)."""
+    """Ledger of sticky units: one revealed interval each, the open sessions, one number for those that came
+    back (`Place`), and the classes of the tosses."""
 
     __state__ = (
         "book", "intervals", "open", "returned", "open_again", "start_s", "contradictions", "sticky_draws",
-        "rows", "last_seen",
+        "rows", "last_seen", "tosses",
     )  # fmt: skip
 
     def __init__(self, *, session_requests: int, session_s: float) -> None:
@@ -156,6 +159,7 @@ class Units:
         self.open_later: dict[int, OpenLater] = {}  # by unit
         self.last_later: dict[int, int] = {}  # unit -> `Place` of its last block
         self.seen_s: dict[int, float] = {}  # unit -> time of its last request, while that is recent
+        self.tosses = TossClasses()
         self.start_s = float("nan")  # of the first round: the first toss
         self.contradictions = 0
         self.sticky_draws = 0
@@ -226,9 +230,8 @@ class Units:
         own = (requests.kind == REQUEST) & (requests.w < 1.0)
         none = np.zeros(len(requests), dtype=np.int64)
         position, never = own.astype(np.int64), none > 0
-        drawn = Drawn(
-            requests.w.copy(), seq.copy(), position, none, none.copy(), none + 1, never, never.copy()
-        )
+        w, copy = requests.w.copy(), none.copy()
+        drawn = Drawn(w, seq.copy(), position, none, copy, none + 1, never, never.copy(), none - 1)
         rows = np.flatnonzero(requests.kind >= STICKY)
         if len(rows):
             self._resolve_sticky(rows, requests.pick(rows), drawn)
@@ -237,15 +240,8 @@ class Units:
     def _resolve_sticky(self, rows: Ints, requests: Assignments, drawn: Drawn) -> None:
         """Write the draws of sticky and held requests into these rows of `drawn`."""
         arms = requests.arm.astype(np.int64)
-        columns = (
-            rows,
-            requests.at_s,
-            arms,
-            requests.w,
-            requests.kind == STICKY,
-            requests.unit,
-            requests.stage,
-        )
+        known = (rows, requests.at_s, arms, requests.w, requests.kind == STICKY, requests.unit)
+        columns = (*known, requests.stage)
         longest, seen = self._length_s, self.seen_s
         for row, at_s, arm, w, is_sticky, unit, stage in zip(*(c.tolist() for c in columns), strict=True):
             # Looked up here, not in a method: most rows are of a unit whose draw is known.
@@ -271,12 +267,14 @@ class Units:
             if held is None:
                 if interval is not None:
                     self._return(row, at_s, arm, w, unit, stage, drawn)
+                    drawn.origin[row] = self.tosses.of(unit)
                 continue
             has_met = held.met >= self._max_requests or at_s > held.met_s + longest
             if held.requests >= self._max_requests or at_s > held.start_s + longest:
                 if has_met:
                     del self.open_draws[unit]
                     self._return(row, at_s, arm, w, unit, stage, drawn)
+                    drawn.origin[row] = self.tosses.of(unit)
                 else:
                     held.met += 1
             elif arm != held.arm:
@@ -304,12 +302,16 @@ class Units:
         drawn.w[row], drawn.position[row] = probability, 1 if probability < 1.0 else 0
         if math.isnan(self.start_s) and 0.0 < w < 1.0:
             self.start_s = at_s
+        started = not math.isnan(self.start_s)
+        number = 1 + int((at_s - self.start_s) // (ROUND_SESSIONS * self._length_s)) if started else 0
+        drawn.origin[row] = self.tosses.note(unit, probability, arm, number)
 
     def _meet(self, row: int, at_s: float, arm: int, w: float, unit: int, drawn: Drawn) -> None:
         """Note the first contact at a weight that reveals nothing: it waits like one that does."""
         low, high, _ = self._intervals[self.interval_of[unit]]
         self.interval_of[unit] = self._index((low, high, w))
         self.open_later.pop(unit, None)
+        self.tosses.forget(unit)
         held = self.open_draws.get(unit)
         if held is not None and held.requests < self._max_requests and at_s <= held.start_s + self._length_s:
             held.met_s, held.met = at_s, 0

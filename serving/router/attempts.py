@@ -146,7 +146,7 @@ class Attempts:
     def begin(self, *, has_time: bool = True) -> tuple[Arm, Replica] | None:
         """The version and replica to ask now; None: no replica is left, or no time for a lookup."""
         if self._assignment.is_lookup:
-            return self._begin_lookup() if has_time and self.count < MAX_LOOKUPS else self._give_up()
+            return self._begin_lookup(may_ask=has_time and self.count < MAX_LOOKUPS)
         while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
             arm = self.current_arm
             replica = self._choose_replica() if arm else None
@@ -159,19 +159,16 @@ class Attempts:
             self._fall_back()
         return None
 
-    def _begin_lookup(self) -> tuple[Arm, Replica] | None:
-        for arm in (STABLE, CANARY):
+    def _begin_lookup(self, *, may_ask: bool) -> tuple[Arm, Replica] | None:
+        for arm in (STABLE, CANARY) if may_ask else ():
             self.arm = arm
             current, untried = self.current_arm, self._untried()
             if current is not None and untried:
                 self._use(preferred(untried, self._assignment.key)[0])
                 assert self.replica is not None
                 return current, self.replica
-        return self._give_up()
-
-    def _give_up(self) -> None:
-        """No further replica is asked; the error is of stable."""
-        self.arm = STABLE
+        self.arm = STABLE  # the error is of stable
+        return None
 
     def _use(self, replica: Replica) -> None:
         self.tried.append(Tried(self.arm, replica.url))

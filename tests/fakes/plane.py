@@ -229,13 +229,16 @@ class FakeEvidence:
     verdict: Verdict = Verdict.PASS
     harm: GateReport | None = None
     readable: bool = True
+    gates: tuple[GateReport, ...] = ()
 
     def observe(
         self, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
     ) -> EvidenceStatus | None:
         if not self.readable:
             return None
-        return EvidenceStatus(rollout.stage, self.verdict, rollback=self.harm, canary_requests=1_000_000)
+        return EvidenceStatus(
+            rollout.stage, self.verdict, rollback=self.harm, gates=self.gates, canary_requests=1_000_000
+        )
 
     def snapshot(self, rollout: str) -> bytes | None:
         return b"{}"

@@ -12,8 +12,9 @@ from evaluation.report import GateReport, Verdict
 STAGES = (Stage(1000, 60.0, 50, 300.0, 1), Stage(5000, 60.0, 100, 300.0, 1))
 PLAN = Plan("medium", ("other tensors",), STAGES, 500, 120.0)
 GATE = GateReport(
-    "quality", "quality", "promotion", Verdict.UNDECIDED, 1.5, 3.0, "", 40, 400, 0.97, 0.95, (-0.1, 0.05)
-)
+    "quality", "quality", "promotion", Verdict.UNDECIDED, 1.5, 3.0, "", 40, 400, 0.97, 0.95, (-0.1, 0.05),
+    last_value_s=120.0,
+)  # fmt: skip
 
 
 def in_stage(**fields: object) -> RolloutState:

@@ -29,7 +29,7 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.answered import NOISE
 from evaluation.units.covariate_columns import BALANCE_ALPHA
-from evaluation.units.later_blocks import PARTS, judged_block
+from evaluation.units.later_blocks import PARTS, bucket_of, judged_block
 from evaluation.units.missingness import MISSING_ALPHA
 from evaluation.units.split import RETURNS_ALPHA, TURNS_ALPHA
 from evaluation.units.units import unit_hash
@@ -48,6 +48,7 @@ from tests.properties.reference_bets import (
     PlainTail,
     PlainTurns,
 )
+from tests.properties.reference_everyone import play_everyone
 from tests.properties.reference_play import (
     Bet,
     Past,
@@ -76,6 +77,8 @@ class Drawn:
     part: int = 0
     is_fresh: bool = False  # it is its unit's first later one of this part in the stage
     is_under_way: bool = False  # its unit had a request less than a session before
+    unit: int = 0  # hash
+    origin: Drawn | None = None  # of a later session: the unit's last toss; None: it is on the canary since
 
 
 def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Drawn]]:
@@ -92,6 +95,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
     again: dict[object, Drawn] = {}
     blocks: dict[object, tuple[int, int]] = {}  # round and number of the last block
     parts: dict[object, tuple[int, set[int]]] = {}  # stage of the last block, parts that it had a session of
+    tossed: dict[object, Drawn | None] = {}
     out: list[Drawn] = []
     later: list[Drawn] = []
     seen: dict[object, float] = {}  # time of the last request
@@ -115,7 +119,8 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
             buckets[name] = (low, min(max(w, low), high)) if arm else (min(max(w, low), high), high)
             current[name], weight[name], waited[name] = Drawn(chance, arm, at_s, False, [row]), w, [at_s, 1]
             again.pop(name, None)
-            current[name].is_under_way = is_under_way
+            current[name].is_under_way, current[name].unit = is_under_way, unit_hash(str(name))
+            tossed[name] = current[name] if 0.0 < chance < 1.0 else None
             out.append(current[name])
             first_s = at_s if math.isnan(first_s) and 0.0 < w < 1.0 else first_s
             continue
@@ -124,6 +129,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
         if how not in PINNED and w != weight[name]:
             weight[name], waited[name] = w, [at_s, 0]
             again.pop(name, None)
+            tossed[name] = None
             held = current.get(name)
             if held is None or len(held.rows) == most or at_s > held.at_s + longest:
                 current[name] = Drawn(1.0, arm, at_s, False)
@@ -151,8 +157,10 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
                 parts[name] = stage, set()
             part = int(math.log2(block + 1))
             session = Drawn(w, arm, at_s, False, [], number, part, part not in parts[name][1])
+            session.origin = tossed.get(name)
             again[name] = session
-            if part < PARTS and block - 2**part + 1 == judged_block(unit_hash(str(name)), number, part):
+            bucket = bucket_of(unit_hash(str(name)))
+            if part < PARTS and block - 2**part + 1 == judged_block(bucket, number, part):
                 parts[name][1].add(part)
                 later.append(session)
         if arm == session.arm:
@@ -476,6 +484,20 @@ def gate_channels(
         units = rollout.by_round(rollout.sessions(values, gate, later=True), part)
         limit = log_limit(parts.later * PART_SHARES[part])
         out[gate.name, f"later {part}", 0.0] = play_rounds(units, bet, limit=limit, min_stable=MIN_STABLE)
+    for part in range(PARTS) if parts.later > 0.0 else ():
+        is_worst = has_no_value_unanswered(gate)
+        units = rollout.sessions(values, gate, later=True)
+        if is_worst:
+            units = rollout.with_missing(gate, "failed", sessions=True, later=True)
+        alpha = worst_case_alphas(policy, gate, sticky=sticky).later if is_worst else parts.later
+        out[gate.name, f"later {part}, missing as absent", 0.0] = play_everyone(
+            rollout,
+            gate,
+            [one for one in units if rollout.later_owner[one.row].part == part],
+            part,
+            limit=log_limit(alpha * PART_SHARES[part]),
+            failures=rollout.failures,
+        )
     for proof in proofs:
         for use, units, bet in proof_plays(rollout, gate, proof, sticky=sticky):
             out[gate.name, use, proof.margin] = play(

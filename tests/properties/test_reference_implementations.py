@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
+from evaluation.betting.everyone import EveryoneChannel
 from evaluation.betting.histogram import BELOW, BINS, WIDTH, LogHistogram
 from evaluation.betting.latency import ShapeLoss, ShapeProof
 from evaluation.betting.stable_baseline import Stable
@@ -61,6 +62,7 @@ KEYS: tuple[Key, ...] = (
     ),
     *UNSTATED,
     *((gate, f"{use}, missing as harm", 0.0) for gate in ("quality", "hallucination") for use in ROLLBACKS),
+    *((gate, f"later {part}, missing as absent", 0.0) for gate in MARGINS for part in range(PARTS_SEEN)),
     *((metric, "presence", 0.0) for metric in METRICS),
     ("served", "share", 0.0),
     ("served", "turns", 0.0),
@@ -69,7 +71,7 @@ KEYS: tuple[Key, ...] = (
 )
 
 
-def played(channel: Channel) -> Played:
+def played(channel: Channel | EveryoneChannel) -> Played:
     decision = channel.decision
     canary, seq = (decision.canary, decision.seq) if decision.is_reached else (None, None)
     return Played(decision.peak, decision.log_e, canary, seq)
@@ -90,7 +92,7 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
     for lane in pipeline.lanes:
         lane.close_through(math.inf)
     split = pipeline.split
-    got = {
+    got: dict[Key, Channel | EveryoneChannel] = {
         ("served", "share", 0.0): split.share.channels[0],
         ("served", "turns", 0.0): split.turns.channels[0],
     }

@@ -46,7 +46,9 @@ def channels(pipeline: Pipeline) -> Bits:
         "served": split.served,
         "turns": split.turns,
     }
-    by_key = {(name, str(n)): c for name, stream in streams.items() for n, c in enumerate(stream.channels)}
+    by_key: dict[tuple[str, str], snapshots.Stateful] = {
+        (name, str(n)): c for name, stream in streams.items() for n, c in enumerate(stream.channels)
+    }
     for name, metric in pipeline.metrics.items():
         by_key[name, "presence"] = metric.presence.channel
         if metric.covariates.balance is not None:

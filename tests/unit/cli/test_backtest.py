@@ -275,7 +275,7 @@ def test_the_sample_ratio_gate_needs_no_proof(tmp_path: Path, capsys: pytest.Cap
         line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("served_share")
     ]
 
-    assert "proven?" not in line
+    assert "proven:" not in line
 
 
 def test_a_rollback_says_what_is_wrong_with_the_split(

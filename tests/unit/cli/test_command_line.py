@@ -20,7 +20,7 @@ import yaml
 
 from controller.api import undo as undo_module
 from controller.auth import Identity, Role
-from controller.cli import live
+from controller.cli import live, processes
 from controller.cli.client import Client
 from controller.cli.main import COMMANDS, run
 from controller.installed import own_version
@@ -423,6 +423,8 @@ def test_a_refused_up_leaves_no_process_behind(
 
     # The fake controller runs in this process: the signal must be sent, but not delivered.
     monkeypatch.setattr(os, "kill", kill)
+    # ... and it stands for what this command starts.
+    monkeypatch.setattr(processes, "running", lambda settings: processes.Running(False, False))
     code = run(["up", "--service", "chat", "--model", str(models / "stable")])
     fake.stop()
 

@@ -123,3 +123,42 @@ def test_a_blank_reason_is_no_reason(
 
     assert run(["deploy", *change(stages=STAGES), "--allow-unjudged", " "]) == 2
     assert "allow_unjudged ' ' is not a reason" in capsys.readouterr().err
+
+
+def test_plan_and_deploy_warn_of_scores_that_have_not_come(
+    chat: FakeController,
+    change: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the first ten minutes nobody can say that no grader will ever send one."""
+    monkeypatch.setattr(chat.environment, "traffic", MeasuredBaseline(5))
+    arguments = change(stages=STAGES)
+    warning = "hallucination: no score of hallucinated has come yet; nothing can be promoted without it"
+
+    assert run(["plan", *arguments, "--quick"]) == 0
+    assert warning in " ".join(capsys.readouterr().out.split())
+
+    assert run(["deploy", *arguments]) == 0
+    assert sum(line.startswith(f"warning: {warning}") for line in capsys.readouterr().err.splitlines()) == 1
+    run(["status", "chat"])
+    assert warning in " ".join(capsys.readouterr().out.split())
+    run(["rollback", "chat", "--wait"])
+
+
+def test_deploy_names_the_gate_and_the_stage_that_stand_against_it_at_once(
+    chat: FakeController,
+    change: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chat.environment, "rate", 2.0)
+    stage = {"weight": "10%", "min_canary": 100_000, "deadline": "10m"}
+    arguments = change(stages=[stage])
+    capsys.readouterr()
+
+    assert run(["deploy", *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["hallucination", "stage"]
+    assert lines[0].endswith("--allow-unjudged REASON")
+    assert lines[1].endswith("--allow-unproven REASON deploys it anyway")

@@ -29,3 +29,20 @@ def test_the_first_line_says_where_requests_go(weight_bp: int, line: str) -> Non
     console.print(service_detail(view, is_wide=False))
 
     assert console.export_text().splitlines()[0] == line
+
+
+def test_a_controller_whose_ticks_fail_is_named_beneath_the_versions() -> None:
+    view = service_view(
+        "chat",
+        url="http://x/v1",
+        stable="v-old",
+        split=None,
+        versions=(),
+        rollout=None,
+        problem="disk is full",
+    )
+    console = Console(width=120, record=True)
+
+    console.print(service_detail(view, is_wide=False))
+
+    assert "the controller can decide nothing: disk is full" in console.export_text()

@@ -288,3 +288,42 @@ def test_a_direct_rollback_without_a_cluster_still_stores_its_command(
     ]
     assert "rollback of r-00000001 requested; the next controller completes it" in printed
     assert "route table: not reached (no Ray cluster of canaryctl runs on this host" in printed
+
+
+def test_up_leaves_a_cluster_that_serves_alone_though_the_database_is_lost(
+    home: Path,
+    signals: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its advice at 3 a.m. is `canaryctl up`; with a lost database that took down what served everybody."""
+    pretend_cluster(home, "127.0.0.1:1")
+    monkeypatch.setattr(cluster, "is_running", lambda settings: True)
+    empty = FakeController(home)
+    empty.serve()
+
+    assert run(["up"]) == 4
+    assert "Ray runs and serves, but the database has no service: it was lost or replaced; restore it" in (
+        capsys.readouterr().err
+    )
+    assert (home / "cluster.json").exists()
+    assert signals == []
+    assert run(["up", "--service", "chat", "--model", str(home / "no-such-model"), "--no-wait"]) == 2
+    assert (home / "cluster.json").exists()
+    empty.stop()
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+def test_a_direct_rollback_does_not_take_a_lost_database_for_one_without_services(
+    home: Path, damage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_cluster(home, "127.0.0.1:1")
+    if damage == "empty":
+        (home / "canaryctl.db").touch()
+
+    assert run(["rollback", "chat", "--direct"]) == 4
+    err = capsys.readouterr().err
+    assert "store: not reached" in err
+    assert "canaryctl.db is gone or empty; restore it" in err
+    assert "does not exist" not in err
+    assert (home / "canaryctl.db").exists() == (damage == "empty")

@@ -98,3 +98,39 @@ def test_history_says_what_the_database_knows(home: Path, capsys: pytest.Capture
     assert "rollout r-00000002, which cannot be read" in newest
     assert "rollout r-00000001 ended, failed: no room" in oldest
     assert "no controller answers" in error
+
+
+def test_status_shows_the_rest_beside_a_rollout_that_cannot_be_read(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One newest rollout of another release hid every service of the database."""
+    store = SqlStore(load_settings().database_url)
+    for name, rollout in (("chat", "r-00000001"), ("code", "r-00000002")):
+        store.put_service(ServiceRow(name, "{}", STABLE, "s", 1.0), VersionRow(name, STABLE, "{}", "{}", 1.0))
+        state = replace(a_rollout(rollout), service=name, phase=Phase.STAGE, weight_bp=1000)
+        store.create_rollout(with_log_line(state, "now 10 %", 2.0), request="{}", at_s=1.0)
+    with store.database.write() as db:
+        db.execute(sa.text("update rollouts set state = '{\"format\": 99}' where id = 'r-00000001'"))
+    store.close()
+
+    code = run(["status"])
+
+    err = capsys.readouterr().err
+    assert code == 4
+    assert f"chat, as last stored: stable {STABLE}" in err
+    assert (
+        "chat: rollout r-00000001 cannot be read (rollout state has format 99, this canaryctl reads 1" in err
+    )
+    assert "chat: last event" in err
+    assert f"code: rollout r-00000002 in stage, canary {CANARY} at 10 %" in err
+    assert "nor can the database be read" not in err
+
+
+def test_status_says_that_the_database_of_a_running_cluster_is_gone(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "cluster.json").write_text("{}")
+
+    assert run(["status"]) == 4
+    err = capsys.readouterr().err
+    assert f"the database {home / 'canaryctl.db'} is gone or empty; restore it before canaryctl up" in err

@@ -251,3 +251,43 @@ def test_the_listener_of_settled_requests_hears_of_no_later_session() -> None:
         0,
     ]
     assert len(set(heard)) == int((turn < 10).sum())
+
+
+def survivors(seed: int, *, fixes: bool = True, loss: float = 0.0, users: int = 2500) -> Columns:
+    """Users who come back each hour. A fifth have hard prompts, and worse answers, on both arms; stable fails
+    35 % of these (`fixes`: the canary 1 %), and most of whom it fails leave for good. loss: of the canary's
+    quality from the second hour on."""
+    rng = np.random.default_rng(seed)
+    hard, arm = rng.random(users) < 0.2, (rng.random(users) < W).astype(int)
+    alive = np.ones(users, dtype=bool)
+    parts: list[Columns] = []
+    for hour in range(4):
+        user = np.repeat(np.flatnonzero(alive & ((hour == 0) | (rng.random(users) < 0.9))), 3)
+        t_s = 3600.0 * hour + 1.2 * user + 0.1 * np.arange(len(user)) / users
+        rate = np.where(hard[user] & ~((arm[user] == 1) & fixes), 0.35, 0.01)
+        failed = rng.random(len(user)) < rate
+        quality = np.clip(rng.normal(np.where(hard[user], 0.4, 0.75), 0.15), 0.0, 1.0)
+        quality -= loss * ((arm[user] == 1) & (hour > 0)) * quality
+        alive[user[failed & (rng.random(len(user)) < 0.8)]] = False
+        parts.append({"t_s": t_s, "unit": user, "arm": arm[user], "error": failed * 1.0})
+        parts[-1]["quality"] = np.where(failed, np.nan, quality)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns["w"] = np.full(len(columns["unit"]), W)
+    columns["assigned_by"] = np.full(len(columns["unit"]), "sticky")
+    return columns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_canary_that_keeps_hard_users_by_repairing_failures_is_not_rolled_back(seed: int) -> None:
+    result = judged(survivors(seed), "strict")
+
+    assert result.decision != "rollback"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_later_harm_is_found_though_users_leave(seed: int) -> None:
+    result = judged(survivors(seed, fixes=False, loss=0.3), "strict")
+
+    assert (result.decision, result.metric) == ("rollback", "quality")

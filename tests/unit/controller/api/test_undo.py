@@ -458,3 +458,15 @@ async def test_a_rollback_with_nothing_to_do_names_the_way_further_back(chat: Ch
 
     assert answer["outcome"] == "already"
     assert answer["text"].endswith(f"to go further back: canaryctl undo chat --to {first}")
+
+
+async def test_a_version_has_the_name_that_tables_show(chat: Chat) -> None:
+    """Without a name of its own that is its checkpoint's folder; the list of a refusal dropped it."""
+    first = await chat.up()
+    second = await chat.promote(2)
+
+    refused = await chat.post("undo", to="v9")
+    accepted = await chat.post("undo", to="1")
+
+    assert f"(that have: {second} (2), {first} (1))" in refused["detail"]
+    assert (accepted["status"], accepted["outcome"]) == (202, "asked")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controller.errors import BadSpec
-from controller.planning.ladder import gate_stages, latency_lines, make_plan
+from controller.planning.ladder import gate_stages, latency_lines, make_plan, slow_stages
 from controller.planning.replica_load import load_ratio
 from controller.planning.risk import Assessment, Risk
 from controller.rollout.plan import Plan
@@ -216,3 +216,16 @@ def test_a_plan_without_a_stage_is_refused() -> None:
 
     with pytest.raises(BadSpec, match="no stage below the bake's 5 %"):
         make_plan(Assessment(Risk.MEDIUM, (), (), ()), policy, replicas=1)
+
+
+def test_a_stage_that_takes_weeks_at_this_traffic_is_warned_of() -> None:
+    """At 0.01 requests/s the first stage had a deadline of 69 days, and nothing was said of it."""
+    plan = make_plan(Assessment(Risk.MEDIUM, (), (), ()), parse_policy({}), replicas=1, requests_per_s=0.01)
+
+    assert [line.partition(":")[0] for line in slow_stages(plan, 0.01)] == ["stage 1", "stage 2", "stage 3"]
+    assert slow_stages(plan, 0.01)[0] == (
+        "stage 1: its 2000 canary requests take 23 d 3 h at 0.01 requests/s (deadline 69 d 10 h); lower its "
+        "min_canary or raise its weight: policy.stages"
+    )
+    assert slow_stages(plan, 1.0) == ()
+    assert slow_stages(plan, 0.0) == ()

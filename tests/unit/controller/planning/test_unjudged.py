@@ -7,7 +7,7 @@ import math
 import pytest
 
 from controller.planning.baseline import MeasuredBaseline, ScoreStats
-from controller.planning.unjudged import unjudged, without
+from controller.planning.unjudged import awaited, unjudged, without
 from controller.spec.service import parse_policy
 
 SCORED = {name: ScoreStats(400, 0.9, 0.1, 1.0) for name in ("quality", "hallucinated")}
@@ -87,3 +87,36 @@ def test_the_line_names_gate_cause_and_remedy() -> None:
         "hallucination NOT JUDGED: none of stable's 4,500 requests has hallucinated; send hallucinated "
         "scores: POST /v1/feedback, or deploy without this gate: --allow-unjudged REASON"
     )
+
+
+NO_QUALITY = (
+    "quality: no score of quality has come yet; nothing can be promoted without it; send quality scores: "
+    "POST /v1/feedback, or leave the gate out of the policy: gates: {quality: null}"
+)
+
+
+@pytest.mark.parametrize(
+    "measured", [MeasuredBaseline(0), stable(settled=0, scores={}), stable(settled=199, scores={})]
+)
+def test_a_gate_whose_first_score_may_never_come_is_named_before_it_is_known(
+    measured: MeasuredBaseline,
+) -> None:
+    """In the first minutes it is too early to say that a grader is missing, and too late afterwards."""
+    lines = awaited(parse_policy({}), measured)
+
+    assert [line.partition(":")[0] for line in lines] == ["quality", "hallucination"]
+    assert lines[0] == NO_QUALITY
+
+
+@pytest.mark.parametrize(
+    ("policy", "measured"),
+    [
+        ({}, stable(settled=20, scores=SCORED)),  # some have come
+        ({}, stable(scores={})),  # known to be missing: NOT JUDGED
+        ({"gates": {"quality": None, "hallucination": None}}, MeasuredBaseline(0)),
+        ({"gates": {"quality": {"alpha_share": 0}, "hallucination": None}}, MeasuredBaseline(0)),
+    ],
+    ids=["scored", "not judged", "left out", "alarm"],
+)
+def test_no_first_score_is_awaited_where_none_is_missing(policy: object, measured: MeasuredBaseline) -> None:
+    assert awaited(parse_policy(policy), measured) == ()

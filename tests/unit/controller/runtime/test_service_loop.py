@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controller.auth import Identity, Role
-from controller.errors import BadInput, StaleWrite
+from controller.errors import BadInput, StaleWrite, Unreachable
 from controller.rollout.observation import CommandKind, VersionPhase
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.reconciler import Ports, Reconciler
@@ -184,3 +184,20 @@ def test_a_tick_reads_the_services_row_before_its_front_and_after_its_rollouts(
     rig.loop.tick(1)
 
     assert reads == ["chat", "chat"]
+
+
+def test_the_last_tick_says_why_ticks_fail_until_one_works(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk froze what `status` shows, with no word that nothing can be decided."""
+    rig.deploy()
+    assert rig.loop.last.problem is None
+
+    def full(*args: object, **more: object) -> None:
+        raise Unreachable("database or disk is full; free disk space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store, "commit", full)
+        rig.loop.tick(1)
+        assert rig.loop.last.problem == "database or disk is full; free disk space"
+        assert rig.loop.last.versions
+    rig.loop.tick(1)
+    assert rig.loop.last.problem is None

@@ -100,6 +100,13 @@ def test_the_examples_are_valid_policies(text: str) -> None:
     assert parse_policy(yaml.safe_load(text)).stages
 
 
+def test_the_first_policy_is_the_file_of_the_examples() -> None:
+    file = (Path(__file__).parents[4] / "examples" / "first-policy.yaml").read_text()
+    [text] = [text for text in examples() if "name: first" in text]
+
+    assert yaml.safe_load(file) == yaml.safe_load(text)
+
+
 def test_the_judged_example_samples_every_fifth_answer() -> None:
     [text] = [text for text in examples() if "name: judged" in text]
     judged: Gate = parse_policy(yaml.safe_load(text)).gate_policy().gate("quality")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from controller.planning.capacity import Fit
 from controller.planning.risk import Assessment, Change, Risk
 from controller.rollout.plan import Plan, Stage
-from controller.views.plan import plan_view
+from controller.views.plan import _finding_text, plan_view
+from evaluation.forecast.detectable_effect import DetectableEffect
+from evaluation.metrics import Kind
 from evaluation.policy.policy import GatePolicy
 
 STAGES = (Stage(1000, 60.0, 50, 300.0, 1), Stage(5000, 60.0, 100, 300.0, 1))
@@ -26,3 +28,10 @@ def test_a_plan_warns_of_changed_sampling_defaults_and_missing_memory() -> None:
     )
     assert view.shortest_s == 240.0
     assert "quality: rolls back at -0.05, tolerates -0.025 (alpha 0.002)" in view.gates
+
+
+def test_a_ratio_of_a_detectable_effect_is_no_plain_one() -> None:
+    """A slowdown of 4 % was printed as `x1`."""
+    effect = DetectableEffect("latency_shape", Kind.SHAPE, 1.04)
+
+    assert _finding_text(effect) == "latency_shape x1.04"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from controller.rollout.observation import EvidenceStatus
@@ -21,6 +23,17 @@ def test_a_stage_lists_every_condition_that_it_waits_for() -> None:
         "30 canary requests",
         "proof of quality",
         "data to judge ttft_ms",
+    )
+
+
+def test_a_proof_by_scores_waits_for_the_first_of_them() -> None:
+    silent = replace(GATE, stable=None, canary=None, last_value_s=None)
+    error = replace(GATE, gate="error", metric="error", last_value_s=None)
+    evidence = EvidenceStatus(0, Verdict.UNDECIDED, gates=(silent, error), canary_requests=50)
+
+    assert waiting_for(in_stage(), evidence, 160.0) == (
+        "proof of error",
+        "a first score for quality (POST /v1/feedback), without which nothing is promoted",
     )
 
 

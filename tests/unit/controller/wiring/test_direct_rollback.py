@@ -84,9 +84,10 @@ def test_table_and_store_get_the_rollback(table: Table, settings: Settings) -> N
 
     assert (table.calls, result.problem is None, result.failed) == (["r-00000001"], True, ())
     assert result.succeeded == (
-        "route table: r-00000001 is tombstoned and gets no traffic (acknowledged)",
+        "route table: r-00000001 is ended for good and gets no traffic (acknowledged)",
         "store: rollback of r-00000001 requested; the next controller completes it",
     )
+    assert result.next_step == "next: canaryctl up, whose controller completes it and frees the memory"
 
 
 def test_a_canary_that_has_no_weight_yet_is_tombstoned_by_the_stores_word(
@@ -389,7 +390,7 @@ def test_a_rollout_whose_version_is_the_tables_stable_is_not_said_to_be_rolled_b
         "start it: canaryctl up, then: canaryctl watch chat"
     )
     assert result.succeeded[-1] == (
-        f"route table: r-00000001 is tombstoned but {CANARY} has all traffic (acknowledged)"
+        f"route table: r-00000001 is ended for good but {CANARY} has all traffic (acknowledged)"
     )
 
 

@@ -16,7 +16,7 @@ from evaluation.betting.wealth import Wealth
 from evaluation.offline.backtest import run
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
-from tests.fakes.evidence_maker import unit_block
+from tests.fakes.evidence_maker import Columns, unit_block
 
 W = 0.25
 
@@ -139,3 +139,61 @@ def test_a_slower_tail_is_not_proven_while_both_arms_become_slower() -> None:
         assert result.proofs or "not proven yet" in report.reason
 
     assert proven == 0
+
+
+def with_alike(
+    seed: int, *, stable: float, canary: float, times: float = 1.0, unanswered: float = 0.005
+) -> Columns:
+    """12,000 requests, a quarter on the canary: shares of each arm end at 8 s, the canary's at `times` that;
+    of the canary's, a share has no answer."""
+    rng = np.random.default_rng(seed)
+    size = 12_000
+    on_canary = rng.random(size) < 0.25
+    latency = rng.lognormal(np.log(800.0), 0.5, size)
+    ends = 8000.0 * np.where(on_canary, times, 1.0) * np.exp(0.001 * rng.standard_normal(size))
+    latency = np.where(rng.random(size) < np.where(on_canary, canary, stable), ends, latency)
+    failed = rng.random(size) < np.where(on_canary, unanswered, 0.005)
+    return {
+        "t_s": np.arange(size) * 1.0,
+        "arm": on_canary.astype(np.int64),
+        "w": np.full(size, 0.25),
+        "assigned_by": np.full(size, "request"),
+        "error": failed * 1.0,
+        "latency_ms": np.where(failed, 20.0, latency),
+    }
+
+
+def is_p99_proven(columns: Columns) -> bool:
+    policy = GatePolicy.default().only("error", "latency_ms")
+    result = run(columns, policy, stages=(StagePlan(0.25, 0, {"latency_p99": 1.2}),))
+    return "latency_p99" in result.proofs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.015, 0.03])
+def test_where_the_slowest_answers_end_alike_the_p99_of_equal_versions_is_proven(share: float) -> None:
+    assert all(is_p99_proven(with_alike(seed, stable=share, canary=share)) for seed in range(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.011, 0.03])
+def test_where_the_slowest_answers_end_alike_a_p99_at_the_margin_is_not_proven(share: float) -> None:
+    for seed in range(3):
+        assert not is_p99_proven(with_alike(seed, stable=0.03, canary=share, times=1.2))
+
+
+@pytest.mark.slow
+def test_where_the_slowest_answers_end_alike_more_unanswered_ones_are_not_proven() -> None:
+    for seed in range(3):
+        assert not is_p99_proven(with_alike(seed, stable=0.03, canary=0.0, unanswered=0.02))
+
+
+def test_a_percentile_among_equal_values_counts_in_part() -> None:
+    histogram = LogHistogram()
+    histogram.add(np.concatenate((np.linspace(100.0, 200.0, 970), np.full(30, 8000.0))))
+    recent = RecentValues(2000.0)
+    recent.end_epoch(histogram)
+    limit = recent.limit(0.99, histogram)
+
+    assert limit.lower < 8000.0 < limit.upper
+    assert limit.inside == pytest.approx(1.0 / 3.0)

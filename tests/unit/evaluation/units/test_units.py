@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from evaluation import snapshot as snapshots
 from evaluation.records import EvidenceError
-from evaluation.units.later_blocks import BLOCKS, PARTS, STAGES, Place, judged_block, stands_for
+from evaluation.units.later_blocks import (
+    BLOCKS,
+    BUCKETS,
+    PARTS,
+    STAGES,
+    Place,
+    bucket_of,
+    judged_block,
+    stands_for,
+)
 from evaluation.units.units import (
     HELD,
     LEFT_OUT,
@@ -59,7 +68,7 @@ HOUR = 3600.0  # six sessions: a round
 
 def judged_at(unit: int, number: int, part: int) -> int:
     """The block of this part that is judged."""
-    return (1 << part) - 1 + judged_block(unit, number, part)
+    return (1 << part) - 1 + judged_block(bucket_of(unit), number, part)
 
 
 def test_what_a_unit_asks_after_its_session_is_judged_once_a_round_and_part() -> None:
@@ -90,17 +99,21 @@ def test_each_part_of_a_long_conversation_has_one_judged_block_in_a_round() -> N
 
 def test_the_judged_block_is_drawn_for_each_unit_and_round_and_stands_for_the_others() -> None:
     for part in range(PARTS):
-        drawn = [judged_block(unit_hash(f"u{u}"), number, part) for u in range(500) for number in (1, 2)]
+        drawn = [judged_block(bucket, number, part) for bucket in range(BUCKETS) for number in range(1, 17)]
         counts = np.bincount(drawn, minlength=2**part)
-        expected = 1000.0 / np.array([stands_for(block, part) for block in range(2**part)])
+        expected = 16.0 * BUCKETS / np.array([stands_for(block, part) for block in range(2**part)])
 
         assert len(counts) == 2**part
-        assert expected.sum() == pytest.approx(1000.0)
+        assert expected.sum() == pytest.approx(16.0 * BUCKETS)
         assert np.abs((counts - expected) / expected**0.5).max() < 4.5
     again = [
-        judged_block(unit_hash(f"u{u}"), 1, 3) == judged_block(unit_hash(f"u{u}"), 2, 3) for u in range(800)
+        judged_block(bucket, number, 3) == judged_block(bucket, number + 1, 3)
+        for bucket in range(BUCKETS)
+        for number in range(1, 14)
     ]
-    assert 170 < sum(again) < 265  # by chance, 1/4 + 7 / 14**2
+    assert 0.21 < sum(again) / len(again) < 0.33  # by chance, 1/4 + 7 / 14**2
+    sizes = np.bincount([bucket_of(unit_hash(f"u{u}")) for u in range(100 * BUCKETS)], minlength=BUCKETS)
+    assert np.abs(sizes - 100).max() < 45  # 4.5 standard deviations
 
 
 def test_a_part_is_judged_for_the_first_time_once_a_stage_however_many_rounds_it_has() -> None:
@@ -133,7 +146,7 @@ def test_a_place_is_what_its_number_says() -> None:
     assert Place.of(place.number) == place
     assert place.number < 2**63
     assert place.next_block(70_000, STAGES - 1) == place  # beyond the last part there is nothing to count
-    assert place.next_block(70_001, 0) == replace(place, round=70_001, block=0)  # a late row of stage 0
+    assert place.next_block(70_001, 0) == Place(70_001, STAGES - 1, 0, 2**PARTS - 1)  # a late row
     assert Place(3, 0, 1, 5).next_block(4, 1) == Place(4, 1, 0, 0)
     assert Place.of(-1).next_block(3, 1) == Place(3, 1, 0, 0)
 

@@ -1,0 +1,102 @@
+"""Everyone who was drawn, with whoever stayed away as the worst: later sessions by intention to treat.
+
+Who comes back is chosen by what they got before. A canary that repairs failures keeps the users who had them,
+and these may be slower and harder to please: its later sessions are worse though no request is. So later
+sessions roll back only together with a second test, of all units that were drawn, whether they came back or
+not. One that stayed away counts as the worst, on both arms. A canary that keeps more units has more outcomes,
+each no worse than that.
+
+Units of one class had the same P(canary) `p` and were drawn in the same round. With A the arm, h the harm, c
+the mean harm of the unit's class, the factor is `1 + lam (A - p)(h - c)`. If h does not depend on the arm, c
+and lam are functions of the outcomes alone, the coins are fair given them, and the product has mean 1: exact,
+without a past to learn from. A canary that does less harm lowers it. It is looked at a few times a round, and
+each look has its own part of alpha: what is absent at one look may be there at the next, so the product is no
+supermartingale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.betting.unit_block import Flags, Floats, Ints
+from evaluation.betting.wealth import Decision
+
+#: Bets, as multiples of the one that reaches the limit with the least difference, and their prior.
+MULTIPLES, PRIOR = np.array([1.0, 2.0]), np.array([0.7, 0.3])
+LOOKS = 6  # in a round: a session length apart
+LAST_SHARE = 0.5  # of a round's alpha, for its last look, when all its sessions have closed
+SAFETY = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Everyone:
+    """All units of a look. Arrays of equal length n, but `harm`: K x n, by way of measuring it.
+
+    `group`: of the unit's class. `p`: P(canary) of its toss. `arm`: of that toss. `weight`: part of a whole
+    unit's bet, in [0, 1]. `units`: how many are exactly like this.
+    """
+
+    group: Ints
+    p: Floats
+    arm: Flags
+    harm: Floats
+    weight: Floats
+    units: Floats
+
+
+def log_wealth(of: Everyone, limit: float) -> float:
+    """Log of the mean product over the ways and the bets; these are sized for a log wealth of `limit`.
+
+    Check: two units of one class, p = 0.5, harm 1 on the canary and 0 on stable: each factor is
+    1 + 0.25 lam, lam = min(MULTIPLES sqrt(2 limit / 0.125), 3.6).
+    """
+    if len(of.group) == 0:
+        return 0.0
+    mass = of.weight * of.units
+    size = np.maximum(np.bincount(of.group, weights=mass), 1e-12)
+    terms = []
+    for harm in of.harm:
+        off = harm - (np.bincount(of.group, weights=mass * harm) / size)[of.group]
+        spread = float(np.sum(of.units * of.p * (1.0 - of.p) * (of.weight * off) ** 2))
+        worst = float(np.max(np.maximum(-(1.0 - of.p) * off, of.p * off)))  # on whichever arm it had been
+        if spread <= 1e-12 or worst <= 0.0:
+            terms.append(np.zeros(len(MULTIPLES)))
+            continue
+        lam = np.minimum(MULTIPLES * math.sqrt(2.0 * limit / spread), SAFETY / worst)
+        x = of.weight * (of.arm - of.p) * off
+        terms.append(np.log1p(lam[:, None] * x) @ of.units)
+    logs = np.concatenate(terms)
+    prior = np.tile(PRIOR, len(terms)) / len(terms)
+    top = float(np.max(logs))
+    return top + math.log(float(np.sum(prior * np.exp(logs - top))))
+
+
+class EveryoneChannel:
+    """The test of all units, look by look. It spends `alpha / (k (k + 1))` in the k-th round."""
+
+    __state__ = ("decision",)
+
+    def __init__(self) -> None:
+        self.decision = Decision(math.inf)
+        self.is_idle = False
+
+    @property
+    def is_decided(self) -> bool:
+        """True when further looks change nothing."""
+        return self.is_idle or self.decision.is_reached or math.isinf(self.decision.limit)
+
+    def wanted(self, round_: int, look: int) -> float:
+        """The log wealth at which a look decides. look: of the round, from 1 to LOOKS."""
+        share = LAST_SHARE if look == LOOKS else (1.0 - LAST_SHARE) / (LOOKS - 1)
+        return self.decision.limit + math.log(round_ * (round_ + 1.0) / share)
+
+    def look(self, log_e: float, wanted: float, *, seq: int, canary: int, at_s: float) -> None:
+        """Note a look's log wealth; the peak is less what the round and the look have cost."""
+        decision = self.decision
+        decision.log_e = log_e - (wanted - decision.limit)
+        decision.peak = max(decision.peak, decision.log_e)
+        if not decision.is_reached and log_e >= wanted:
+            decision.seq, decision.canary, decision.at_s = seq, canary, at_s

@@ -1,0 +1,89 @@
+"""Point estimates of both arms over the same traffic: for display, and for `promote_if_point_ok`.
+
+Each of the canary's requests counts 1 - w and each of stable's w, w being P(canary) of its draw: of
+requests that were drawn with one w, both arms' count w (1 - w) in the mean. So a drift during a ramp, or
+clients with a weight of their own, move both arms' estimates alike. (Pooled, identical versions differed: of
+two stages, the canary had most of its requests in the second.) At a constant w they are the means themselves.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from evaluation.betting.histogram import BELOW, BINS, FIRST, SMALLEST, WIDTH
+from evaluation.betting.unit_block import Flags, Floats
+
+COARSE = 2.0**-20  # weights of a histogram are multiples of it, so that sums are exact and in any order alike
+
+
+class Points:
+    """Weighted means of both arms, and for values their weighted percentiles."""
+
+    def __init__(self, *, with_histogram: bool) -> None:
+        self.sums: Floats = np.zeros((2, 2))  # by arm: of weights, of weights times values
+        self.masses: Floats = np.zeros((2, BINS if with_histogram else 0))  # by arm and bin
+        self.first_bin = 0
+        self.waiting: Floats = np.zeros((3, 0))  # the first values, which centre the range: arm, weight, bin
+        self._with_histogram = with_histogram
+
+    @property
+    def __state__(self) -> tuple[str, ...]:
+        return ("masses", "first_bin", "waiting") if self._with_histogram else ("sums",)
+
+    def add(self, arm: Flags, w: Floats, values: Floats) -> None:
+        """Add requests in order; those without a value (NaN) or with an infinite one do not count."""
+        kept = np.isfinite(values) & (w > 0.0) & (w < 1.0)
+        arm, w, values = arm[kept], w[kept], values[kept]
+        weights = np.where(arm, 1.0 - w, w)
+        if self._with_histogram:
+            self._count(arm, np.maximum(np.round(weights / COARSE), 1.0) * COARSE, values)
+            return
+        terms = np.stack((weights, weights * values))
+        for side in (0, 1):
+            path = np.concatenate((self.sums[side][:, None], terms[:, arm == bool(side)]), axis=1)
+            self.sums[side] = np.add.accumulate(path, axis=1)[:, -1]
+
+    def means(self) -> tuple[float | None, float | None]:
+        """Stable's mean and the canary's; None: no values."""
+        stable, canary = (total / mass if mass > 0.0 else None for mass, total in self.sums.tolist())
+        return stable, canary
+
+    def percentiles(
+        self, share: float, unanswered: tuple[float, float] = (0.0, 0.0)
+    ) -> tuple[float | None, float | None]:
+        """Stable's percentile and the canary's of all requests, share in (0, 1): upper edges of bins of 1 %.
+
+        unanswered: shares of both arms' requests without a value, which are the largest; a percentile among
+        them is infinite. None: no values of an arm, or fewer than `FIRST` of both.
+        """
+        stable, canary = (
+            self._edge(mass, share / (1.0 - missing) if missing < 1.0 else math.inf)
+            for mass, missing in zip(self.masses, unanswered, strict=True)
+        )
+        return stable, canary
+
+    def _edge(self, mass: Floats, share: float) -> float | None:
+        below = np.add.accumulate(mass)
+        if below[-1] <= 0.0:
+            return None
+        if share > 1.0:
+            return math.inf
+        index = int(np.searchsorted(below, share * below[-1] * (1.0 - 1e-12), side="left"))
+        return float(np.exp((min(index, BINS - 1) + self.first_bin + 1) * WIDTH))
+
+    def _count(self, arm: Flags, weights: Floats, values: Floats) -> None:
+        bins = np.floor(np.log(np.maximum(values, SMALLEST)) / WIDTH)
+        rows = np.stack((arm.astype(np.float64), weights, bins))
+        if not self.masses.any():
+            rows = np.concatenate((self.waiting, rows), axis=1)
+            if rows.shape[1] < FIRST:
+                self.waiting = rows
+                return
+            self.waiting = np.zeros((3, 0))
+            self.first_bin = int(np.sort(rows[2, :FIRST])[FIRST // 2]) - BELOW
+        index = np.clip(rows[2].astype(np.int64) - self.first_bin, 0, BINS - 1)
+        for side in (0, 1):
+            of_arm = rows[0] == side
+            self.masses[side] += np.bincount(index[of_arm], weights=rows[1, of_arm], minlength=BINS)

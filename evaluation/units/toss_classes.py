@@ -1,0 +1,67 @@
+"""Classes of tosses: units drawn with one probability in one round, alike before their coins."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evaluation.betting.unit_block import Ints
+from evaluation.units.later_blocks import BUCKETS, bucket_of
+
+ORIGINS = 2 * BUCKETS  # of one class
+MAX_CLASSES = 4096  # distinct probabilities times rounds; tosses of further ones are of no class
+
+
+class TossClasses:
+    """The class of each unit's last toss, together with the unit's bucket and the arm: the toss's origin,
+    `(class * BUCKETS + bucket) * 2 + arm`."""
+
+    __state__ = ("pairs", "tosses")
+
+    def __init__(self) -> None:
+        self.origin_of: dict[int, int] = {}  # by unit
+        self.pairs = []
+
+    @property
+    def pairs(self) -> list[tuple[float, int]]:
+        """P(canary) and round of each class, in the order of their first use."""
+        return self._pairs
+
+    @pairs.setter
+    def pairs(self, pairs: list[tuple[float, int]]) -> None:
+        self._pairs = pairs
+        self._class_of = {pair: index for index, pair in enumerate(pairs)}
+
+    @property
+    def tosses(self) -> list[Ints]:
+        """Units and the origins of their last tosses as two arrays, for a snapshot."""
+        known, count = self.origin_of, len(self.origin_of)
+        return [np.fromiter(c, dtype=np.int64, count=count) for c in (known.keys(), known.values())]
+
+    @tosses.setter
+    def tosses(self, arrays: list[Ints]) -> None:
+        units, origins = arrays
+        self.origin_of = dict(zip(units.tolist(), origins.tolist(), strict=True))
+
+    def note(self, unit: int, probability: float, arm: int, round_: int) -> int:
+        """Note a toss; returns its origin, -1 where there is no coin or no room."""
+        if not 0.0 < probability < 1.0 or round_ < 1:
+            self.forget(unit)
+            return -1
+        pair = probability, round_
+        index = self._class_of.get(pair)
+        if index is None:
+            if len(self._pairs) >= MAX_CLASSES:
+                self.forget(unit)
+                return -1
+            index = self._class_of[pair] = len(self._pairs)
+            self._pairs.append(pair)
+        origin = self.origin_of[unit] = (index * BUCKETS + bucket_of(unit)) * 2 + arm
+        return origin
+
+    def forget(self, unit: int) -> None:
+        """The unit is on the canary whatever its last toss was: it is of no class any more."""
+        self.origin_of.pop(unit, None)
+
+    def of(self, unit: int) -> int:
+        """The origin of the unit's last toss, or -1."""
+        return self.origin_of.get(unit, -1)

@@ -1,0 +1,151 @@
+"""Plain twin of the test of everyone who was drawn: each look anew, unit by unit, from the whole rollout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evaluation.metrics import Kind
+from evaluation.policy.gates import Gate
+from evaluation.units.attendance import MIN_SESSIONS
+from evaluation.units.later_blocks import bucket_of, judged_block
+from tests.properties.reference_play import Played, Unit
+
+if TYPE_CHECKING:
+    from tests.properties.reference_gate import Drawn, Rollout
+
+Person = tuple[object, float, int, list[float], float]  # class, P(canary), arm, harms, weight of the bet
+
+
+def play_everyone(
+    rollout: Rollout, gate: Gate, units: Sequence[Unit], part: int, *, limit: float, failures: float
+) -> Played:
+    """The channel of one part of later requests. units: its later sessions that have a value."""
+    length = rollout.policy.session_s
+    tosses = [drawn for drawn in rollout.draws if not drawn.single and drawn.w > 0.0]
+    played = Played()
+    if not tosses:
+        return played
+    start_s = min(drawn.at_s for drawn in tosses)
+    closed = closing_times(rollout)
+    rows = sorted(rollout.rows + rollout.later_rows)
+    for round_ in range(1, max((drawn.round for drawn in rollout.later), default=0) + 1):
+        for look in range(1, 7):
+            now_s = start_s + (6 * (round_ - 1) + look + 1) * length
+            came = [
+                d for d in rollout.later if (d.round, d.part) == (round_, part) and closed[id(d)] <= now_s
+            ]
+            present = [u for u in units if any(u.row == d.rows[0] for d in came)]
+            begun = [d for d in rollout.later if d.round == round_ and d.at_s <= now_s]
+            if not present or len(begun) < MIN_SESSIONS or played.seq is not None:
+                continue
+            share = 0.5 if look == 6 else 0.1
+            cost = math.log(round_ * (round_ + 1) / share)
+            people = everyone(rollout, gate, tosses, came, present, now_s, (round_, part), start_s, failures)
+            played.last = log_wealth(people, limit + cost) - cost
+            played.peak = max(played.peak, played.last)
+            if played.last >= limit:
+                played.seq = max(row for row in rows if rollout.columns["t_s"][row] <= now_s)
+                played.canary = rollout.canary[played.seq]
+    return played
+
+
+def closing_times(rollout: Rollout) -> dict[int, float]:
+    """When each later session is released: at its end, and after every earlier one."""
+    out: dict[int, float] = {}
+    last_s = -math.inf
+    for drawn in sorted(rollout.later, key=lambda drawn: drawn.rows[0]):
+        is_full = len(drawn.rows) == rollout.policy.session_requests
+        end_s = rollout.columns["t_s"][drawn.rows[-1]] if is_full else drawn.at_s + rollout.policy.session_s
+        last_s = out[id(drawn)] = max(last_s, float(end_s))
+    return out
+
+
+def everyone(
+    rollout: Rollout,
+    gate: Gate,
+    tosses: Sequence[Drawn],
+    came: Sequence[Drawn],
+    present: Sequence[Unit],
+    now_s: float,
+    round_and_part: tuple[int, int],
+    start_s: float,
+    failures: float,
+) -> list[Person]:
+    """Those who came back and have a value, and those who stayed away."""
+
+    def class_of(drawn: Drawn) -> tuple[float, int, int]:
+        drawn_in = 1 + math.floor((drawn.at_s - start_s) / (6.0 * rollout.policy.session_s))
+        return drawn.w, drawn_in, judged_block(bucket_of(drawn.unit), *round_and_part)
+
+    harms = harms_of(gate, present, failures)
+    people: list[Person] = []
+    for unit, harm in zip(present, harms, strict=True):
+        origin = rollout.later_owner[unit.row].origin
+        if origin is not None:
+            coin = rollout.coin(origin.w, gate)
+            people.append((class_of(origin), coin, origin.arm, harm, unit.weight))
+    returned = [id(drawn.origin) for drawn in came]
+    judged = sum(unit.weight for unit in present) / len(came)
+    for drawn in tosses:
+        if drawn.at_s > now_s or class_of(drawn)[1] > round_and_part[0] or id(drawn) in returned:
+            continue
+        weight = judged
+        if gate.sampling.canary != gate.sampling.stable:
+            weight = gate.sampling.canary if drawn.arm else gate.sampling.stable
+        worst = [1.0] * len(harms[0])
+        people.append((class_of(drawn), rollout.coin(drawn.w, gate), drawn.arm, worst, weight))
+    return people
+
+
+def harms_of(gate: Gate, units: Sequence[Unit], failures: float) -> list[list[float]]:
+    """Harms of each unit, equal on both arms at the gate's tolerance."""
+    times = 1.0 + gate.tolerance
+    match gate.kind:
+        case Kind.SCORE:
+            return [[1.0 - unit.y - gate.tolerance * unit.arm] for unit in units]
+        case Kind.RATE:
+            return [[(unit.y if unit.arm else min(times * unit.y, 1.0)) + unit.missing] for unit in units]
+        case Kind.PERCENTILE:
+            return [[unit.y] for unit in units]
+    scaled = [[value / times if unit.arm else value for value in unit.values] for unit in units]
+    answered = sorted(value for of_unit in scaled for value in of_unit if math.isfinite(value))
+    out: list[list[float]] = [[] for _ in units]
+    for share in (0.5, 0.75, 0.9, 0.97):
+        limit = answered[max(math.ceil(share * len(answered)), 1) - 1]
+        mean = sum(value > limit for value in answered) / len(answered)
+        for unit, of_unit, into in zip(units, scaled, out, strict=True):
+            parts = [
+                mean + (1.0 - mean) / failures if unit.arm and math.isinf(value) else float(value > limit)
+                for value in of_unit
+            ]
+            into.append(sum(parts) / len(parts))
+    return out
+
+
+def log_wealth(people: Sequence[Person], limit: float) -> float:
+    """The mixture of the products over the ways to measure harm, each with two bets."""
+    if not people:
+        return 0.0
+    terms: list[tuple[float, float]] = []
+    ways = len(people[0][3])
+    for way in range(ways):
+        means = {key: mean_of(people, key, way) for key in {person[0] for person in people}}
+        offs = [(p, arm, weight, harms[way] - means[key]) for key, p, arm, harms, weight in people]
+        spread = sum(p * (1.0 - p) * (weight * off) ** 2 for p, _, weight, off in offs)
+        worst = max(max(-(1.0 - p) * off, p * off) for p, _, _, off in offs)
+        for times, prior in ((1.0, 0.7), (2.0, 0.3)):
+            if spread <= 1e-12 or worst <= 0.0:
+                terms.append((prior, 0.0))
+                continue
+            lam = min(times * math.sqrt(2.0 * limit / spread), 0.9 / worst)
+            logs = [math.log1p(lam * weight * (arm - p) * off) for p, arm, weight, off in offs]
+            terms.append((prior, sum(logs)))
+    return math.log(sum(prior / ways * math.exp(value) for prior, value in terms))
+
+
+def mean_of(people: Sequence[Person], key: object, way: int) -> float:
+    """Mean harm of a class."""
+    of_class = [(harms[way], weight) for other, _, _, harms, weight in people if other == key]
+    return sum(harm * weight for harm, weight in of_class) / max(sum(w for _, w in of_class), 1e-12)

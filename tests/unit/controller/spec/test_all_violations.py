@@ -1,0 +1,136 @@
+"""Every broken rule of a policy or service in one answer, and none that only follows from another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from controller.errors import BadSpec
+from controller.spec.service import parse_policy, parse_service
+
+
+def lines(parse: Callable[[object], object], data: object) -> tuple[str, ...]:
+    with pytest.raises(BadSpec) as caught:
+        parse(data)
+    return caught.value.lines
+
+
+def test_gates_are_checked_although_a_stage_is_wrong() -> None:
+    found = lines(
+        parse_policy,
+        {
+            "gates": {"latency": {"threshold": 1.2}, "errors": None, "quality": {"alpha_share": 3}},
+            "stages": [
+                {"weight": 10, "duration": "1m"},
+                {"weight": 0.5, "min_canary": "100 requests"},
+                {"weight": "5%"},
+            ],
+            "holdback": "60%",
+        },
+    )
+
+    assert [line.partition(" ")[0] for line in found] == [
+        "policy.stages.1.weight:",
+        "policy.stages.1.min_canary",
+        "policy.holdback",
+        "policy.gates.latency",
+        "policy.gates.errors",
+        "policy.gates.quality.alpha_share",
+    ]
+
+
+def test_rules_of_one_kind_are_each_named() -> None:
+    found = lines(
+        parse_policy,
+        {
+            "stages": [
+                {"weight": "10%", "margins": {"qualty": 0.05}},
+                {"weight": "5%"},
+                {"weight": "4%", "margins": {"eror": 2.0}},
+            ],
+            "drain_timeout": 0,
+            "bake": "soon",
+        },
+    )
+
+    assert [line.partition(" ")[0] for line in found] == [
+        "policy.bake:",
+        "policy.drain_timeout",
+        "policy.stages.1.weight",
+        "policy.stages.2.weight",
+        "policy.stages.0.margins.qualty",
+        "policy.stages.2.margins.eror",
+    ]
+
+
+def test_unknown_keys_hide_nothing() -> None:
+    found = lines(
+        parse_policy, {"alhpa": 0.1, "bakes": "1h", "holdback": "60%", "stages": [{"weigth": "5%"}]}
+    )
+
+    assert [line.partition(";")[0] for line in found] == [
+        "policy: unknown key 'alhpa'",
+        "policy: unknown key 'bakes'",
+        "policy.stages.0: unknown key 'weigth'",
+        "policy.holdback 60 % exceeds 50 %",
+    ]
+
+
+def test_the_policy_of_a_service_is_checked_to_its_end_too() -> None:
+    found = lines(
+        parse_service,
+        {
+            "service": "Chat!",
+            "model": "/m",
+            "replicas": 0,
+            "tensor_parallel_size": 2,
+            "gpus": 0.5,
+            "policy": {"bake": "soon", "holdback": "60%"},
+            "engine": {"port": 1, "api_key": "x"},
+        },
+    )
+
+    assert [line.partition(" ")[0].rstrip(":") for line in found] == [
+        "service.replicas",
+        "service.service",
+        "service.policy.bake",
+        "service.policy.holdback",
+        "service.engine.port",
+        "service.engine.api_key",
+        "service.gpus",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parse", "data", "count"),
+    [
+        # A margin of a gate whose own key is wrong is no unknown margin.
+        (
+            parse_policy,
+            {
+                "gates": {"own": {"metric": "qualty", "kind": "score", "threshold": 0.1}},
+                "stages": [{"weight": "5%", "margins": {"own": 0.1}}],
+            },
+            1,
+        ),
+        (parse_policy, {"holdback": "x", "stages": [{"weight": "96%"}]}, 1),  # 96 % may be below it
+        (parse_service, {"service": "chat", "url": 5, "api_key_env": "KEY", "model": "gpt"}, 1),
+        (parse_service, {"service": "chat", "model": 5}, 1),
+        (parse_service, {"service": "chat"}, 1),
+        (
+            parse_service,
+            {
+                "service": "chat",
+                "model": "/m",
+                "clients": {"keys": 5},
+                "policy": {"stages": [{"weight": "5%", "audience_bp": {"staff": 900}}]},
+            },
+            1,
+        ),
+    ],
+)
+def test_what_only_follows_from_another_error_is_not_reported(
+    parse: Callable[[object], object], data: object, count: int
+) -> None:
+    assert len(lines(parse, data)) == count

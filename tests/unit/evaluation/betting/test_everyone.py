@@ -1,0 +1,85 @@
+"""The test of everyone who was drawn: exact where outcomes do not depend on the arm."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluation.betting.everyone import LOOKS, MULTIPLES, PRIOR, SAFETY, Everyone, EveryoneChannel, log_wealth
+
+
+def everyone(arm: list[int], harm: list[float], *, p: float = 0.3, groups: int = 1) -> Everyone:
+    n = len(arm)
+    return Everyone(
+        group=np.arange(n) % groups,
+        p=np.full(n, p),
+        arm=np.array(arm, dtype=bool),
+        harm=np.array([harm]),
+        weight=np.ones(n),
+        units=np.ones(n),
+    )
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_over_all_coins_the_product_has_mean_one(p: float, groups: int) -> None:
+    harm = [1.0, 0.2, 0.9, 0.0, 0.4, 1.0, 0.3, 0.8]
+    mean = 0.0
+    for arm in itertools.product((0, 1), repeat=len(harm)):
+        chance = p ** sum(arm) * (1.0 - p) ** (len(arm) - sum(arm))
+        mean += chance * math.exp(log_wealth(everyone(list(arm), harm, p=p, groups=groups), 9.0))
+
+    assert mean == pytest.approx(1.0, abs=1e-12)
+
+
+def test_two_units_have_the_documented_factors() -> None:
+    got = log_wealth(everyone([1, 0], [1.0, 0.0], p=0.5), 9.0)
+    lam = np.minimum(MULTIPLES * math.sqrt(2.0 * 9.0 / 0.125), SAFETY / 0.25)
+
+    assert got == pytest.approx(math.log(float(np.sum(PRIOR * (1.0 + 0.25 * lam) ** 2))))
+
+
+def test_equal_units_may_be_counted_in_one_row() -> None:
+    apart = everyone([1, 1, 0, 0, 0, 1], [1.0, 1.0, 1.0, 1.0, 0.2, 0.7])
+    rows = [0, 2, 4, 5]
+    together = replace(
+        apart,
+        group=apart.group[rows],
+        p=apart.p[rows],
+        arm=apart.arm[rows],
+        harm=apart.harm[:, rows],
+        weight=apart.weight[rows],
+        units=np.array([2.0, 2.0, 1.0, 1.0]),
+    )
+
+    assert log_wealth(together, 9.0) == pytest.approx(log_wealth(apart, 9.0), abs=1e-12)
+
+
+def test_a_class_in_which_nobody_came_back_says_nothing() -> None:
+    assert log_wealth(everyone([1, 0, 0, 1], [1.0] * 4), 9.0) == 0.0
+
+
+def test_the_looks_of_all_rounds_spend_alpha_once() -> None:
+    channel = EveryoneChannel()
+    channel.decision.limit = math.log(1.0 / 0.01)
+    spent = sum(
+        math.exp(-channel.wanted(round_, look)) for round_ in range(1, 5001) for look in range(1, LOOKS + 1)
+    )
+
+    assert spent == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_decision_stays_and_is_the_first() -> None:
+    channel = EveryoneChannel()
+    channel.decision.limit = 4.0
+    wanted = channel.wanted(2, LOOKS)
+    channel.look(wanted - 0.1, wanted, seq=7, canary=3, at_s=1.0)
+    assert not channel.decision.is_reached
+    channel.look(wanted, wanted, seq=9, canary=4, at_s=2.0)
+    channel.look(wanted + 9.0, wanted, seq=11, canary=5, at_s=3.0)
+
+    assert (channel.decision.seq, channel.decision.canary, channel.decision.at_s) == (9, 4, 2.0)
