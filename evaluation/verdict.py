@@ -10,10 +10,10 @@ from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
 from evaluation.gate_texts import USES, beyond, harm, margin
 from evaluation.metrics import STREAMED, UNANSWERED, VALUES, Kind
+from evaluation.open_proofs import step_notes, steps_text, why_not
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
-from evaluation.recorded_steps import step_notes, steps_text
 from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdict
 from evaluation.shared_hardware import interference
 from evaluation.split_reports import (
@@ -30,7 +30,6 @@ from evaluation.units.metric_evidence import MetricEvidence
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
 UNEQUAL_LOAD = "not comparable"  # begins the reason of a gate that unequal load alone makes INVALID
 MIN_NEVER = 100  # requests without a single value
-MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
 MIN_LATER_SHARE = 0.2  # of a stage's values, of later requests: then these must prove the margins as well
 
 
@@ -270,7 +269,7 @@ def _proof_report(
     decision = tracks[shown].channel.decision
     log_e, is_proven = decision.peak, False
     invalid_reason = metric.invalid_reason()
-    text = f"{names[shown]} not proven yet{_why_not(metric, tracks[shown])}"
+    text = f"{names[shown]} not proven yet{why_not(metric, tracks[shown])}"
     verdict = Verdict.UNDECIDED
     shown_track = tracks[shown]
     if shown_track.use == "later proof" and math.isfinite(later_void_since(pipeline, shown_track.part)):
@@ -301,16 +300,6 @@ def _proof_report(
         decision=decision if is_proven else None,
         unanswered=_unanswered(pipeline),
         limits=" and ".join(words.removeprefix(gate.name).removeprefix(":").strip() for words in margins),
-    )
-
-
-def _why_not(metric: MetricEvidence, track: Track) -> str:
-    """What keeps a proof open, where that is values that are missing without a stated cause."""
-    if track.missing_as != "harm" or metric.unexplained_share < MUCH_MISSING:
-        return ""
-    return (
-        f": {metric.unexplained_share:.0%} of the answers have no {metric.name}, which could hide harm; if a "
-        "judge samples by a coin tossed before the answer, state its `sampling`"
     )
 
 

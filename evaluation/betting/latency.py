@@ -232,9 +232,7 @@ class Exceedance:
     stable's traffic before the rollout; NaN until it is known.
     """
 
-    __state__ = (
-        "threshold", "lower", "inside", "stable", "recent", "rows", "until", "points", "is_open",
-    )  # fmt: skip
+    __state__ = ("threshold", "lower", "inside", "stable", "recent", "rows", "until", "points", "is_open")
 
     def __init__(self, *, percentile: float, highest: float = np.inf, with_steps: bool = False) -> None:
         """highest: upper bound of the threshold. with_steps: values may be recorded in steps, as in
@@ -292,8 +290,7 @@ class Exceedance:
         out = np.empty((len(times), len(waited)))
         for index, factor in enumerate(times):
             values = waited if index == 0 else slowest
-            quotient = waited / factor if index == 0 else quotients[index]
-            scaled = np.where(arm, quotient, values)
+            scaled = np.where(arm, waited / factor if index == 0 else quotients[index], values)
             out[index] = scaled > threshold
             if index > 0:
                 alike = (scaled > lower) & (scaled <= threshold)

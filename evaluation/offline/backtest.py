@@ -22,11 +22,11 @@ from evaluation.offline.columns import (
     gates_without_column,
     policy_for_columns,
 )
+from evaluation.open_proofs import step_notes
 from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
-from evaluation.recorded_steps import step_notes
 from evaluation.records import EvidenceError
 from evaluation.report import EvaluationReport, GateReport, Verdict
 from evaluation.split_reports import split_reasons

@@ -146,7 +146,8 @@ def test_a_place_is_what_its_number_says() -> None:
     assert Place.of(place.number) == place
     assert place.number < 2**63
     assert place.next_block(70_000, STAGES - 1) == place  # beyond the last part there is nothing to count
-    assert place.next_block(70_001, 0) == Place(70_001, 0, 0, 0)
+    assert place.next_block(70_001, 0) == Place(70_001, STAGES - 1, 0, 2**PARTS - 1)  # a late row
+    assert Place(3, 0, 1, 5).next_block(4, 1) == Place(4, 1, 0, 0)
     assert Place.of(-1).next_block(3, 1) == Place(3, 1, 0, 0)
 
 

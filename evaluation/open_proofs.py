@@ -1,4 +1,4 @@
-"""Words for values that are recorded in steps: their proofs are harder, or impossible."""
+"""Why a proof stays open: values that are recorded in steps, values that are missing without a cause."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from evaluation.betting.latency import Exceedance, ShapeProof
 from evaluation.betting.wealth import Channel
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.gates import Gate, StagePlan
+from evaluation.units.gate_channels import Track
 from evaluation.units.metric_evidence import MetricEvidence
+
+MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
 
 
 def steps_text(metric: MetricEvidence, gate: Gate, margin: float) -> str:
@@ -34,3 +37,13 @@ def step_notes(pipeline: Pipeline, stage: StagePlan) -> list[str]:
         if texts and (text := min(texts)[1]):
             notes.append(text)
     return notes
+
+
+def why_not(metric: MetricEvidence, track: Track) -> str:
+    """What keeps a proof open, where that is values that are missing without a stated cause."""
+    if track.missing_as != "harm" or metric.unexplained_share < MUCH_MISSING:
+        return ""
+    return (
+        f": {metric.unexplained_share:.0%} of the answers have no {metric.name}, which could hide harm; if a "
+        "judge samples by a coin tossed before the answer, state its `sampling`"
+    )
