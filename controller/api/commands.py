@@ -83,6 +83,7 @@ class Environment(Protocol):
     def devices(self, *, restoring: str | None = None) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
     def require_leading(self) -> None: ...
+    def serves(self, service: str) -> str | None: ...
     def require_measuring(self, service: str) -> None: ...
     def requests_per_s(self, service: str) -> float | None: ...
     def measured(self, service: str) -> MeasuredBaseline | None: ...
@@ -114,8 +115,9 @@ class Commands(Returns):
     def up(self, body: Mapping[str, Any], identity: Identity) -> ServiceRow:
         """Create the service; an existing service that already is what `body` describes is left unchanged.
 
-        Raises BadSpec, BadCheckpoint, NoRoom, Conflict when the existing service differs, and Unreachable on
-        a controller that does not lead.
+        Raises BadSpec, BadCheckpoint, NoRoom, Conflict when the existing service differs or when something
+        that this database does not know serves under the name, and Unreachable on a controller that does not
+        lead.
         """
         spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
         label = parse_label(body, source=spec.model or spec.url, identity=identity.name)
@@ -128,6 +130,12 @@ class Commands(Returns):
         with self._creation:
             if (row := self._existing(spec, identity)) is not None:  # the same request, repeated
                 return row
+            if (version_id := self._environment.serves(spec.service)) is not None:
+                raise Conflict(
+                    f"{spec.service} is served by {version_id} already, but this database has no such "
+                    "service: it was lost or replaced; restore it (CANARYCTL_DATABASE_URL, or canaryctl.db "
+                    "in the state folder), then: canaryctl up; to end what serves: canaryctl down"
+                )
             devices = () if spec.is_external else self._environment.devices()
             version = with_headroom(version, unsized, devices, kv_bytes=kv_bytes)
             fingerprint = self._environment.fingerprint(version)

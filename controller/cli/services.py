@@ -172,9 +172,15 @@ def _bring_up(
 ) -> list[ServiceView]:
     """Start what is not running, create the service (None: use the existing ones), wait until it answers."""
     from controller.cli import processes
+    from controller.wiring.last_known import lost_database
 
     with processes.exclusive_access(settings):
         running = processes.running(settings)
+        if running.has_cluster and (path := lost_database(settings)) is not None:
+            raise Unreachable(  # before a controller makes a new one
+                f"Ray runs and may serve, but the database {path} is gone or empty; restore it, then: "
+                "canaryctl up; to end what serves: canaryctl down"
+            )
         with error_console().status("starting Ray and the controller"):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)

@@ -40,6 +40,7 @@ class HostEnvironment:
         self.meters: dict[str, TrafficMeter] = {}
         self.readers: dict[str, RecordsReader] = {}
         self.measuring: set[str] = set()  # services whose log was read since this controller leads
+        self.serving: Callable[[str], str | None] = lambda service: None  # by its route table
         self.is_reading: Callable[[], bool] = lambda: True  # False: another controller reads the logs
         self._simulator = Simulator()
 
@@ -79,6 +80,10 @@ class HostEnvironment:
         """Return once this controller leads. Raises Unreachable after `LEAD_WAIT_S`."""
         if not _becomes(self.is_reading, LEAD_WAIT_S):
             raise Unreachable("another controller leads; ask that one, or try again when it has ended")
+
+    def serves(self, service: str) -> str | None:
+        """The version that the service's route table sends requests to; None: none, or it cannot be read."""
+        return self.serving(service)
 
     def require_measuring(self, service: str) -> None:
         """Return once this controller measures the service's traffic.

@@ -77,6 +77,7 @@ class FakeEnvironment:
     accepts_scores: bool = True
     is_measuring: bool = True
     is_leading: bool = True
+    tables: dict[str, str] = field(default_factory=dict)  # the version that a route table serves, by service
     rate: float | None = None
     traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
     forecasts: int = 0  # simulations that were asked for
@@ -94,6 +95,9 @@ class FakeEnvironment:
 
     def key_problem(self, reference: KeyReference) -> KeyProblem | None:
         return key_problem(reference)
+
+    def serves(self, service: str) -> str | None:
+        return self.tables.get(service)
 
     def devices(self, *, restoring: str | None = None) -> Sequence[Device]:
         return (Device("host", "host", 64 * GIB, self.free_bytes),)

@@ -134,6 +134,7 @@ def test_up_can_change_a_dead_controllers_port_while_its_cluster_runs(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
+    SqlStore(load_settings().database_url).close()
     port = free_ports(1)[0]
     with socket.create_server(("127.0.0.1", 0)) as listening:
         pretend_cluster(home, f"127.0.0.1:{listening.getsockname()[1]}")
@@ -299,6 +300,7 @@ def test_up_leaves_a_cluster_that_serves_alone_though_the_database_is_lost(
     """Its advice at 3 a.m. is `canaryctl up`; with a lost database that took down what served everybody."""
     pretend_cluster(home, "127.0.0.1:1")
     monkeypatch.setattr(cluster, "is_running", lambda settings: True)
+    SqlStore(load_settings().database_url).close()  # one without services, in place of the lost one
     empty = FakeController(home)
     empty.serve()
 
@@ -311,6 +313,24 @@ def test_up_leaves_a_cluster_that_serves_alone_though_the_database_is_lost(
     assert run(["up", "--service", "chat", "--model", str(home / "no-such-model"), "--no-wait"]) == 2
     assert (home / "cluster.json").exists()
     empty.stop()
+
+
+@pytest.mark.parametrize("with_spec", [False, True])
+def test_up_makes_no_new_database_beside_a_cluster_that_serves(
+    home: Path,
+    model: Path,
+    with_spec: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once there was an empty one, nothing told that the old one was lost."""
+    pretend_cluster(home, "127.0.0.1:1")
+    monkeypatch.setattr(cluster, "is_running", lambda settings: True)
+
+    assert run(["up", *(["--service", "chat", "--model", str(model)] if with_spec else [])]) == 4
+    assert "canaryctl.db is gone or empty; restore it, then: canaryctl up" in capsys.readouterr().err
+    assert not (home / "canaryctl.db").exists()
+    assert (home / "cluster.json").exists()
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty"])

@@ -11,7 +11,7 @@ import pytest
 
 from controller.api.commands import Commands
 from controller.auth import Identity, Role
-from controller.errors import Unreachable
+from controller.errors import Conflict, Unreachable
 from controller.planning.capacity import Device
 from controller.quantities import GIB
 from controller.settings import Settings
@@ -64,6 +64,21 @@ def test_a_standby_creates_no_service(tmp_path: Path) -> None:
 
     with pytest.raises(Unreachable, match="another controller leads"):
         commands.up({"service": "chat", "model": str(write_checkpoint(tmp_path / "m"))}, ADA)
+
+    assert store.services() == ()
+    store.close()
+
+
+def test_what_serves_under_the_name_is_not_replaced_by_a_database_that_does_not_know_it(
+    tmp_path: Path,
+) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+    host = FakeEnvironment(tables={"chat": "v-promoted"})
+    commands = Commands(store, host, LiveClock(), lambda service: None)
+    body = {"service": "chat", "model": str(write_checkpoint(tmp_path / "m"))}
+
+    with pytest.raises(Conflict, match=r"chat is served by v-promoted .* restore it .* canaryctl down"):
+        commands.up(body, ADA)
 
     assert store.services() == ()
     store.close()

@@ -150,6 +150,31 @@ def test_an_empty_table_gets_its_stable_again() -> None:
     assert rig.traffic.tables["chat"].stable == STABLE
 
 
+def test_a_version_that_answers_stays_until_the_stored_one_is_ready() -> None:
+    """After an older copy of the database was restored, or the service was made anew."""
+    rig = Rig()
+    promoted = replace(CHAT, stable=CANARY)
+    rig.keep(promoted, ticks=20)
+    rig.fleet.broken[STABLE] = "out of memory"
+    rig.keep(CHAT, ticks=20)
+    while_loading = (rig.traffic.tables["chat"].stable, rig.versions()[CANARY])
+    del rig.fleet.broken[STABLE]
+    rig.clock.advance(31.0)
+    rig.keep(CHAT, ticks=20)
+
+    assert while_loading == (CANARY, VersionPhase.READY)
+    assert (rig.traffic.tables["chat"].stable, rig.versions()) == (STABLE, {STABLE: VersionPhase.READY})
+
+
+def test_an_unreadable_fleet_moves_no_traffic_to_another_version() -> None:
+    rig = Rig()
+    rig.keep(replace(CHAT, stable=CANARY), ticks=20)
+    rig.fleet.blind = True
+    rig.keep(CHAT, ticks=5)
+
+    assert rig.traffic.tables["chat"].stable == CANARY
+
+
 def test_an_unreadable_fleet_is_not_changed() -> None:
     rig = Rig()
     rig.keep(ticks=10)
