@@ -18,21 +18,24 @@ SMALLEST = 1e-9
 FIRST = 32  # values whose median centres the range, so that one outlier cannot
 SAME = 1e-5  # relative: closer values are one, as differences of time stamps are not exact
 UNPROVABLE = "cannot be proven by such values"
-COARSE_SHARE = 0.5  # of all values, in bins that hold one repeated value each
+STEP_SHARE = 0.1  # of all values that are repeats of their bin's step: fewer are chance
+EXACT_SHARE = 0.05  # of all values that are on no step: more are said to be exact
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The steps in which values are recorded, where a value stands for all between two steps.
+    """The steps in which values are recorded, where a value on one stands for all between two steps. Others,
+    as of a second router that records exactly, are what they are.
 
-    points: n, ascending. is_open: n, whether values between the previous point and this one are exact.
+    points: n, ascending. is_open: n, all the same: whether there are exact values beside them.
     """
 
     points: Floats
     is_open: NDArray[np.bool_]
 
     def divided(self, values: Floats, divisor: float) -> Floats:
-        """How values divided by `divisor` would have been recorded at most: as the next step up.
+        """How values divided by `divisor` would have been recorded at most: as the next step up, and where
+        there are exact ones, only those on a step.
 
         Check: steps 500 and 1000, divisor 1.2: 1000 stays 1000, as 833 would have been recorded so.
         """
@@ -42,19 +45,22 @@ class Steps:
         index = np.searchsorted(self.points, smaller * (1.0 - 2.0 * SAME), side="left")
         is_within = index < len(self.points)
         index = np.minimum(index, len(self.points) - 1)
-        out: Floats = np.where(is_within & ~self.is_open[index], self.points[index], smaller)
+        nearest = np.minimum(np.searchsorted(self.points, values * (1.0 - SAME)), len(self.points) - 1)
+        is_on_step = np.abs(values - self.points[nearest]) <= SAME * self.points[nearest]
+        out: Floats = np.where(is_within & (is_on_step | ~self.is_open[index]), self.points[index], smaller)
         return out
 
     def text(self, divisor: float) -> str:
         """What the steps are, and what they mean for a proof of `divisor`; empty: there are none."""
         if len(self.points) == 0:
             return ""
-        closed = np.flatnonzero(~self.is_open[1:])
-        apart = self.points[closed + 1] / np.maximum(self.points[closed], SMALLEST)
-        count = int(np.count_nonzero(~self.is_open))
+        apart = self.points[1:] / np.maximum(self.points[:-1], SMALLEST)
+        count, is_mixed = len(self.points), bool(self.is_open.any())
         what = f"recorded in steps ({count} distinct values)" if count > 1 else "the same for all requests"
+        if is_mixed:
+            what = f"partly recorded in steps ({count} values that repeat)"
         is_narrow = apart * (1.0 - 2.0 * SAME) < divisor
-        if not (is_narrow.any() or self.is_open.any()):
+        if not (is_narrow.any() or is_mixed):
             return f"{what}: {divisor:g}x {UNPROVABLE}"
         return f"{what}: a canary's value counts as the next step up"
 
@@ -76,14 +82,14 @@ class LogHistogram:
         self.waiting: Ints = np.empty(0, dtype=np.int64)  # bins of the first values
         self._with_steps = with_steps
         self.first_values: Floats = np.empty(0)  # the same values
-        self.only: Floats = np.full(
-            BINS if with_steps else 0, np.nan
-        )  # NaN: of no value; infinite: of several
+        size = BINS if with_steps else 0
+        self.step: Floats = np.full(size, np.nan)  # the first value of each bin; NaN: none
+        self.repeats: NDArray[np.uint32] = np.zeros(size, dtype=np.uint32)  # values that are the same
 
     @property
     def __state__(self) -> tuple[str, ...]:
         kept = ("counts", "first_bin", "total", "waiting")
-        return (*kept, "first_values", "only") if self._with_steps else kept
+        return (*kept, "first_values", "step", "repeats") if self._with_steps else kept
 
     def add(self, values: Floats) -> None:
         """Count finite values of at least 0; the unit is the caller's."""
@@ -103,33 +109,29 @@ class LogHistogram:
         self.counts += np.bincount(index, minlength=BINS).astype(np.uint32)
         self.total += len(bins)
         if self._with_steps:
-            self._keep_only(np.maximum(values, SMALLEST), index)
+            self._count_repeats(np.maximum(values, SMALLEST), index)
 
-    def _keep_only(self, values: Floats, index: Ints) -> None:
-        """Note the first value of each bin, and which bins have another one."""
+    def _count_repeats(self, values: Floats, index: Ints) -> None:
+        """Note the first value of each bin, and count the values that are the same."""
         used, first = np.unique(index, return_index=True)
-        self.only[used] = np.where(np.isnan(self.only[used]), values[first], self.only[used])
-        known = self.only[index]
-        with np.errstate(invalid="ignore"):
-            self.only[index[np.abs(values - known) > SAME * known]] = np.inf
+        self.step[used] = np.where(np.isnan(self.step[used]), values[first], self.step[used])
+        is_same = np.abs(values - self.step[index]) <= SAME * self.step[index]
+        self.repeats += np.bincount(index[is_same], minlength=BINS).astype(np.uint32)
 
     def steps(self) -> Steps:
-        """The steps in which values are recorded: `NO_STEPS` unless half of them repeat the only value of
-        their bin, which is 1 % wide."""
+        """The steps in which values are recorded: what half of a bin's values repeat, and twice as many as
+        are in the bins beside it, which are 1 % wide. `NO_STEPS` unless they are `STEP_SHARE` of all values.
+        """
         if not self._with_steps or self.total == 0:
             return NO_STEPS
-        is_single = np.isfinite(self.only)
-        repeated = int(self.counts[is_single & (self.counts > 1)].sum(dtype=np.int64))
-        if repeated < COARSE_SHARE * self.total:
+        counts, repeats = self.counts.astype(np.int64), self.repeats.astype(np.int64)
+        beside = np.maximum(np.append(counts[1:], 0), np.append(0, counts[:-1]))
+        is_step = (repeats > 1) & (2 * repeats >= counts) & (repeats >= 2 * beside)
+        repeated = int(self.repeats[is_step].sum(dtype=np.int64))
+        if repeated < STEP_SHARE * self.total:
             return NO_STEPS
-        several = np.flatnonzero(np.isinf(self.only))
-        below = np.exp((several + self.first_bin) * WIDTH)
-        above = np.exp((several + self.first_bin + 1) * WIDTH)
-        below[several == 0], above[several == BINS - 1] = 0.0, np.inf  # the end bins hold all beyond
-        points = np.concatenate((self.only[is_single], below, above))
-        is_open = np.arange(len(points)) >= len(points) - len(above)
-        order = np.lexsort((~is_open, points))
-        return Steps(points[order], is_open[order])
+        points = np.sort(self.step[is_step])
+        return Steps(points, np.full(len(points), repeated < (1.0 - EXACT_SHARE) * self.total))
 
     def occupied(self) -> tuple[Floats, Floats]:
         """The midpoints of the occupied bins, ascending, and the share of all values in each."""

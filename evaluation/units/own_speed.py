@@ -18,7 +18,7 @@ import numpy as np
 from evaluation.betting.unit_block import Floats
 from evaluation.units.sessions import Rows
 
-RECENT = 1000  # values of one half of what is recent
+RECENT = 250  # values of one half of what is recent: of more, a smooth drift of slow traffic is a rise
 MIN_VALUES = 200  # effective ones, before two levels are compared
 
 

@@ -17,7 +17,6 @@ Each counts a unit once, however many requests it has. (Counting requests: 100 o
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -44,7 +43,7 @@ COLUMNS = 4  # of the sessions: answered, turns, fell back, cancelled
 class Split:
     """The tests of the split of one rollout."""
 
-    __state__ = ("share", "served_first", "served", "turns", "returns", "cancels", "excess")
+    __state__ = ("share", "served_first", "served", "turns", "returns", "cancels", "lacking", "excess")
 
     def __init__(self, policy: GatePolicy) -> None:
         self._policy = policy
@@ -61,10 +60,13 @@ class Split:
         self.turns = Stream(with_histogram=False)
         bettor = TurnsBet(max_turns=policy.session_requests)
         self.turns.channels = [Channel(bettor, limit=log_limit(TURNS_ALPHA), restart_share=restarts)]
-        self.cancels = Stream(with_histogram=False)
-        self.excess: Floats = np.zeros(2)  # of the canary's cancels beyond so many, and its variance
-        loss = EventLoss(tolerance=policy.tolerated_failures() - 1.0)
-        self.cancels.channels = [Channel(loss, limit=log_limit(CANCELS_ALPHA), restart_share=restarts)]
+        # What stable fails at once cannot be cancelled, and what a better canary answers can: cancels alone
+        # are no harm, but only together with more requests that lack an answer, for whatever reason.
+        self.cancels, self.lacking = Stream(with_histogram=False), Stream(with_histogram=False)
+        self.excess: Floats = np.zeros((2, 2))  # of the canary, beyond so many: cancels, lacking; variances
+        for stream in (self.cancels, self.lacking):
+            loss = EventLoss(tolerance=policy.tolerated_failures() - 1.0)
+            stream.channels = [Channel(loss, limit=log_limit(CANCELS_ALPHA), restart_share=restarts)]
         self.returns = [Stream(with_histogram=False) for _ in PART_SHARES]
         for stream, share in zip(self.returns, PART_SHARES, strict=True):
             limit = log_limit(RETURNS_ALPHA * share)
@@ -103,9 +105,13 @@ class Split:
         self.served.feed(released.block(first_column + 2))
         self.cancels.feed(released.block(first_column + 3))
         left, w = np.nan_to_num(released.means(first_column + 3)), released.w
-        left = np.where(released.arm, left / MORE_CANCELS, left)
-        terms = np.stack(((released.arm - w) * left, w * (1.0 - w) * left * left))
-        self.excess = np.add.accumulate(np.concatenate((self.excess[:, None], terms), axis=1), axis=1)[:, -1]
+        lacking = 1.0 - np.nan_to_num(released.means(first_column), nan=1.0)
+        self.lacking.feed(released.whole_block(lacking))
+        both = np.stack((left, lacking))
+        both = np.where(released.arm, both / MORE_CANCELS, both)
+        terms = np.stack(((released.arm - w) * both, w * (1.0 - w) * both * both))
+        so_far = np.concatenate((self.excess[:, :, None], terms), axis=2)
+        self.excess = np.add.accumulate(so_far, axis=2)[:, :, -1]
 
     @property
     def sample_ratio(self) -> Decision:
@@ -119,14 +125,15 @@ class Split:
 
     @property
     def more_cancels(self) -> Decision:
-        """Whether more requests are cancelled on the canary, for certain."""
-        return self.cancels.channels[0].decision
+        """Whether more requests are cancelled on the canary, and more lack an answer, for certain."""
+        both = [stream.channels[0].decision for stream in (self.cancels, self.lacking)]
+        return next((one for one in both if not one.is_reached), max(both, key=lambda one: one.seq))
 
     @property
     def has_many_cancels(self) -> bool:
         """Whether, for now, more requests are cancelled on the canary than chance explains."""
-        excess, variance = self.excess.tolist()
-        return bool(excess > MANY_ERRORS * math.sqrt(variance))
+        excess, variance = self.excess
+        return bool(np.all(excess > MANY_ERRORS * np.sqrt(variance)))
 
     def returns_differ(self, part: int) -> list[Decision]:
         """Whether units come back more often on one arm, by the parts up to this one."""

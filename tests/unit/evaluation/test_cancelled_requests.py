@@ -56,6 +56,21 @@ def test_a_canary_that_fewer_clients_leave_is_promoted(policy: str, slower: floa
     assert judged(columns, policy).decision == "promote"
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_canary_that_answers_what_stable_fails_is_not_held_for_its_cancels(seed: int) -> None:
+    """What fails at once cannot be cancelled. More are, but fewer lack an answer."""
+    columns = impatient(seed, rows=40_000)
+    fails = (columns["arm"] == 0) & (np.random.default_rng(100 + seed).random(len(columns["arm"])) < 0.4)
+    columns["error"] = np.where(fails, 1.0, columns["error"])
+    columns["cancelled"] = np.where(fails, 0.0, columns["cancelled"])
+    columns["latency_ms"] = np.where(fails, 20.0, columns["latency_ms"])
+    columns["rejected"] = np.where(fails, 0.0, columns["rejected"])
+    columns["quality"] = np.where(fails, np.nan, columns["quality"])
+
+    result = run(columns, "default", stages=(StagePlan(W, 8000),))
+    assert (result.decision, HOLD in result.reasons) == ("promote", False)
+
+
 @pytest.mark.parametrize("share", [0.15, 1.0])
 def test_a_canary_that_hangs_until_its_clients_leave_is_rolled_back(share: float) -> None:
     result = judged(impatient(3, hangs=share, patience_ms=20_000.0, rows=4000))

@@ -64,6 +64,22 @@ def test_a_canary_beyond_the_margin_is_not_proven(times: float, recorded: Record
     assert sum(map(proven, results)) == 0
 
 
+@pytest.mark.parametrize("share", [0.98, 0.6])
+def test_exact_values_among_the_steps_do_not_hide_them(share: float) -> None:
+    """Two routers, one of which records exactly: at the margin, what was rounded up by both is not faster."""
+
+    def mixed(ms: Floats) -> Floats:
+        is_step = np.random.default_rng(len(ms)).random(len(ms)) < share
+        out: Floats = np.where(is_step, np.ceil(ms / 500.0) * 500.0, ms)
+        return out
+
+    results = [run(rollout(1.2, mixed, seed=seed, median=800.0), POLICY) for seed in range(6)]
+    twins = [run(rollout(1.0, mixed, seed=seed, median=800.0, canary=1500), POLICY) for seed in range(2)]
+
+    assert sum(map(proven, results)) == 0
+    assert all("recorded in steps" in twin.notes[0] for twin in twins)
+
+
 def test_a_twin_in_wide_buckets_cannot_be_proven_and_says_the_remedy() -> None:
     result = run(rollout(1.0, to_buckets, seed=1, canary=1500), POLICY)
 
