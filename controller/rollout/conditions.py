@@ -74,6 +74,13 @@ def note_lacks(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
     )
 
 
+def is_blink(state: RolloutState, now_s: float) -> bool:
+    """True: nothing that the phase waits for was lacking for longer than a read may fail."""
+    blink_s = min(state.plan.unreadable_s, time_limit_s(state) or 0.0)
+    is_lacking = _has_lasted(state.lacking_since_s, blink_s, now_s)
+    return not is_lacking and not _has_lasted(state.missing_since_s, blink_s, now_s)
+
+
 def _has_lasted(since_s: float | None, limit_s: float, now_s: float) -> bool:
     return since_s is not None and now_s - since_s >= limit_s
 
@@ -178,17 +185,15 @@ def _harm(evidence: EvidenceStatus) -> Cause | None:
 def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cause | None:
     held = next((hold for hold in state.holds if hold.kind is HoldKind.NOT_PROVEN), None)
     limit_s = state.plan.hold_limit_s
-    blink_s = state.plan.unreadable_s
-    is_missing = _has_lasted(state.missing_since_s, blink_s, now_s)
-    is_blink = not (is_missing or _has_lasted(state.lacking_since_s, blink_s, now_s))
-    is_unproven = not is_done(state, seen, now_s) and not is_blink
+    is_unproven = not is_done(state, seen, now_s) and not is_blink(state, now_s)
     if held is not None and now_s - held.since_s >= limit_s and is_unproven:
         parts = (f"not proven within {limit_s:g} s of hold: {held.reason}", *_unproven(seen.evidence))
         return Cause(CauseKind.NOT_PROVEN, "; ".join(parts))
     if not state.is_late(now_s) or is_done(state, seen, now_s):
         return None
+    blink_s = state.plan.unreadable_s
     missing = _missing(state, seen, now_s)
-    if missing and is_missing and _on_missing(state) == "rollback":
+    if missing and _has_lasted(state.missing_since_s, blink_s, now_s) and _on_missing(state) == "rollback":
         where = "the stage's" if state.phase is Phase.STAGE else f"the {state.phase.value} phase's"
         return Cause(CauseKind.MISSING, f"at {where} deadline: {missing}")
     if missing or state.phase in (Phase.STAGE, Phase.BAKING):

@@ -51,7 +51,7 @@ from typing import assert_never
 from controller.errors import BadInput
 from controller.quantities import percent
 from controller.rollout.actions import Action
-from controller.rollout.conditions import is_done, note_lacks, reason_to_leave, stage_exit
+from controller.rollout.conditions import is_blink, is_done, note_lacks, reason_to_leave, stage_exit
 from controller.rollout.departure import advance_departure
 from controller.rollout.desired import desired_actions
 from controller.rollout.elapsed import carry_over
@@ -313,7 +313,7 @@ def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> Rollout
 
 def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """Past the deadline of a stage, of the last rise or of the bake: hold, and page with what is missing."""
-    if not state.is_late(now_s) or state.phase not in LIVE:
+    if not state.is_late(now_s) or state.phase not in LIVE or is_blink(state, now_s):
         return state
     why = hold_reason(state, seen, now_s)
     if state.phase is Phase.STAGE and state.plan.stages[state.stage].promote_if_point_ok:

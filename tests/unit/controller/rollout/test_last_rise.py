@@ -164,6 +164,7 @@ def test_a_paused_phase_outlasts_a_tick_that_reads_nothing(
     blink(driven)
 
     assert driven.ticks(30).phase is phase
+    assert not driven.pages
 
     driven.command(CommandKind.RESUME)
 
