@@ -60,7 +60,7 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
 
 
 def note_lacks(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """The state with since when what its phase waits for is not there. A deadline is not judged on one tick."""
+    """The state with since when what its phase waits for is not there: one tick judges no deadline."""
     if state.departure is not None:
         return state
     # The last rise waits for evidence past its deadline, but for capacity it does not.

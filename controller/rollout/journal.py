@@ -70,7 +70,7 @@ def time_limit_s(state: RolloutState) -> float | None:
 
 
 def since(since_s: float | None, holds: bool, now_s: float) -> float | None:
-    """Since when a condition holds in a row, given since when it did at the tick before; None: it does not."""
+    """Since when a condition holds in a row. since_s: as of the tick before; None: it does not hold."""
     if not holds:
         return None
     return now_s if since_s is None else since_s

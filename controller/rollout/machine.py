@@ -29,9 +29,10 @@ Rules:
 7. Actions are level-triggered: all that is desired and not yet observed, each idempotent. So a crash between
    any two lines loses nothing, and an empty set means that the data plane is as desired.
 8. A phase whose condition is met is not ended by its deadline, nor one that met it a short time ago: what it
-   waits for must have been lacking for its whole limit in a row, and evidence for `unreadable_s`. After a controller restart deadlines start
-   again (a stage gets one planned duration more): the canary is not blamed for the controller's absence.
-   Only time that ticks saw counts: not a clock that was set, not a controller that stood still.
+   waits for must have been lacking for its whole limit in a row, and evidence for `unreadable_s`. After a
+   controller restart deadlines start again (a stage gets one planned duration more): the canary is not
+   blamed for the controller's absence. Only time that ticks saw counts: not a clock that was set, not a
+   controller that stood still.
 
 An undo ends as a promotion does, and no condition of it depends on stable, which may be the fault.
 Promotion ends with the new version as stable in the route table: weight 10,000 minus the holdback, bake, then

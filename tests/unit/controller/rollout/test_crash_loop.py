@@ -110,7 +110,7 @@ def test_nodes_drained_one_after_the_other_are_no_crash_loop(order: tuple[str, s
 
 
 def losses_by_chance(seed: int, *, per_hour: float, hours: int) -> bool:
-    """True: a crash loop was found where both arms of ten lose replicas at one rate, each back in a minute."""
+    """True: a crash loop is found where both arms of ten lose replicas at one rate, each for a minute."""
     rng, every_s = random.Random(seed), 5.0
     state = Driven(replicas=10).state
     back_s: dict[str, list[float]] = {OLD: [], NEW: []}
