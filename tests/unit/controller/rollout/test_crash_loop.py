@@ -29,7 +29,7 @@ def loop(
 
 
 def in_stage(replicas: int = 1) -> Driven:
-    driven = Driven(replicas=replicas)
+    driven = Driven(replace(PLAN, stages=(replace(PLAN.stages[0], replicas=replicas),)), replicas=replicas)
     driven.until(Phase.STAGE)
     return driven
 
