@@ -59,7 +59,15 @@ def test_a_crash_loop_in_the_bake_is_rolled_back() -> None:
 
 def test_replicas_that_go_one_after_the_other_are_one_loss() -> None:
     driven = in_stage(replicas=4)
-    for count in (4, 3, 2, 1, 3, 4):
+    driven.ready[NEW] = 3
+    first_s = driven.tick().ticked_at_s
+    for count in (2, 1, 3, 4):
+        driven.ready[NEW] = count
+        driven.ticks(5)
+
+    assert driven.state.canary_ready.last_lost_at_s == first_s
+
+    for count in (3, 2, 1):
         driven.ready[NEW] = count
         driven.ticks(5)
 
