@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from controller import telemetry
 from controller.evidence.live_load import LiveLoad
@@ -52,7 +53,10 @@ class Feed:
         # seq -> at_s of requests that a score may still refer to
         self._window: OrderedDict[int, float] = OrderedDict()
         self._guard = ErrorGuard()
-        self._tripped: GuardVerdict | None = None  # since the last look, also if it has recovered
+        # The guard's trip that no committed look has shown, also if it has recovered.
+        self._tripped: GuardVerdict | None = None
+        self._looked_at_s = 0.0  # of the state at the last look: when it was committed
+        self._shown_at_s: float | None = None  # of the state whose look showed `_tripped`
         self._load = LiveLoad(config.policy.load_ratio)
         self._segments = RolloutSegmentAlarms(config.policy)
         # How long after its request a score still finds it, after a restart too.
@@ -76,6 +80,7 @@ class Feed:
             feed._attach(Evaluator.restore(config.policy, config.stages, state))
         feed._seed = saved["seed"] or feed._seed
         feed._guard = ErrorGuard.from_mapping(saved["guard"])
+        feed._tripped = _trip_of(saved.get("tripped"))
         feed._entered = feed._stage = saved["entered"]
         feed._low_watermark_s = saved["through_s"]
         feed._lost = [(since_s, until_s) for since_s, until_s in saved.get("lost", [])]
@@ -94,6 +99,8 @@ class Feed:
             "seq": self.seq,
             "join_from": min((resume_seq, *(seq - 1 for seq in oldest if seq is not None))),
             "guard": self._guard.to_mapping(),
+            # One that was shown is in the decision that is stored with this snapshot.
+            "tripped": asdict(self._tripped) if self._tripped and self._shown_at_s is None else None,
             "entered": self._entered,
             "through_s": self._low_watermark_s,
             "lost": self._lost,
@@ -131,12 +138,19 @@ class Feed:
     def follow(self, state: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float) -> None:
         """Note the rollout's weight, stage and ready replicas, at each look. versions None: not known."""
         self._is_mirroring = state.phase is Phase.MIRRORING
-        self._tripped = None
+        self._looked_at_s = state.ticked_at_s
+        if self._shown_at_s is not None and self._shown_at_s != state.ticked_at_s:
+            # Committed since that look, so what it showed is decided.
+            self._tripped = self._shown_at_s = None
         self._follow_stage(state)
         # An external endpoint may have any number of replicas.
         if versions is not None and not state.stable.external and not state.canary.external:
             ready = {one.version: one.ready_replicas for one in versions if one.phase is VersionPhase.READY}
             self._load.note_ready(ready.get(state.stable.id, 0), ready.get(state.canary.id, 0), now_s)
+
+    def note_shown(self) -> None:
+        """The guards of this look were handed on: once it is committed, the guard's trip is shown no more."""
+        self._shown_at_s = self._looked_at_s
 
     def _follow_stage(self, state: RolloutState) -> None:
         """Enter each acknowledged stage once."""
@@ -207,8 +221,10 @@ class Feed:
             error=record.error is True,
             rejected=record.rejected is True,
         )
-        if hit is not None and (self._tripped is None or hit.action is GuardAction.ROLLBACK):
-            self._tripped = hit
+        if hit is not None:
+            self._shown_at_s = None  # it must be shown again
+            if self._tripped is None or hit.action is GuardAction.ROLLBACK:
+                self._tripped = hit
 
     def _recall(self, events: Sequence[Joined]) -> None:
         """Remember the requests of events consumed before a restart, without counting them again."""
@@ -263,6 +279,12 @@ class Feed:
             self._segments.forget(min(before_s, self._evaluator.settlement.through_s))
 
 
+def _trip_of(saved: dict[str, str] | None) -> GuardVerdict | None:
+    if saved is None:
+        return None
+    return GuardVerdict(saved["guard"], GuardAction(saved["action"]), saved["reason"])
+
+
 class EvidenceFeeds:
     """The core's Evidence port for one service: one feed per running rollout, restored from the store."""
 
@@ -296,7 +318,12 @@ class EvidenceFeeds:
             del self._feeds[rollout.id]
             return None
         self._observed.add(rollout.id)
-        return feed.status() if is_read else None
+        if not is_read:
+            return None
+        status = feed.status()
+        if status is not None and status.guards:
+            feed.note_shown()
+        return status
 
     def poll_idle(self, now_s: float) -> None:
         """Poll the log for the other subscribers, unless `observe` has done so since the last call.

@@ -6,8 +6,8 @@ events again, in log order, gives the same pairs again and no duplicates.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from serving.messages import Event, RequestRecord, ScoreRecord
@@ -27,12 +27,43 @@ class Joined(NamedTuple):
     scores: Sequence[ScoreRecord]  # in log order
 
 
+class Ages:
+    """Ids, the oldest first, in whatever order they were read: a subscriber may begin at the log's start."""
+
+    def __init__(self, at_s_of: Callable[[str], float | None]) -> None:
+        """at_s_of: since when an id is known; None: it is no longer."""
+        self._at_s_of = at_s_of
+        self._heap: list[tuple[float, str]] = []  # also of ids that are not known since then any more
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, id: str) -> None:
+        """Note an id that has just become known, or is known since another time."""
+        at_s = self._at_s_of(id)
+        if at_s is not None:
+            heapq.heappush(self._heap, (at_s, id))
+
+    def oldest(self) -> tuple[float, str] | None:
+        """The oldest id that is known, and since when; None: no id is."""
+        while self._heap and self._at_s_of(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0] if self._heap else None
+
+    def tidy(self, known: int) -> None:
+        """Drop what is out of date when there is too much of it. known: number of ids."""
+        if len(self._heap) > 2 * known + 1000:
+            self._heap = sorted({entry for entry in self._heap if self._at_s_of(entry[1]) == entry[0]})
+
+
 class ScoreJoin:
     """Recent requests by id, and scores held until their request comes."""
 
     def __init__(self) -> None:
-        self._requests: OrderedDict[str, RequestRecord] = OrderedDict()  # by request id and answer id
-        self._held: OrderedDict[str, dict[int, ScoreRecord]] = OrderedDict()  # id -> seq -> score
+        self._requests: dict[str, RequestRecord] = {}  # by request id and answer id
+        self._held: dict[str, dict[int, ScoreRecord]] = {}  # id -> seq -> score
+        self._ages, self._held_ages = Ages(self._assigned_at_s), Ages(self._held_since_s)
+        self._newest_s = 0.0  # of all requests
         self._scored: dict[str, tuple[str, ...]] = {}  # request id -> metrics that have a score
         # The age at which requests are forgotten, where the bound on ids makes it too early for some scores.
         self.forgotten_after_s: float | None = None
@@ -53,19 +84,27 @@ class ScoreJoin:
         Ids of requests assigned since `before_s` are kept beyond `max_ids`, up to MAX_IDS: scores may still
         refer to them.
         """
-        while self._held and next(iter(next(iter(self._held.values())).values())).at_s < before_s:
-            self._held.popitem(last=False)
+        while (held := self._held_ages.oldest()) is not None and held[0] < before_s:
+            del self._held[held[1]]
+        self._held_ages.tidy(len(self._held))
         self.forgotten_after_s = None
-        while len(self._requests) > max_ids:
-            oldest = next(iter(self._requests.values()))
-            is_young = oldest.at_s >= before_s
+        while len(self._requests) > max_ids and (oldest := self._ages.oldest()) is not None:
+            at_s, id = oldest
+            is_young = at_s >= before_s
             if is_young and len(self._requests) <= MAX_IDS:
                 break
             if is_young:
-                newest = next(reversed(self._requests.values()))
-                self.forgotten_after_s = max(0.0, newest.at_s - oldest.at_s)
-            self._requests.popitem(last=False)
-            self._scored.pop(oldest.request_id, None)
+                self.forgotten_after_s = self._newest_s - at_s
+            self._scored.pop(self._requests.pop(id).request_id, None)
+        self._ages.tidy(len(self._requests))
+
+    def _assigned_at_s(self, id: str) -> float | None:
+        request = self._requests.get(id)
+        return request.at_s if request is not None else None
+
+    def _held_since_s(self, id: str) -> float | None:
+        held = self._held.get(id)
+        return next(iter(held.values())).at_s if held else None
 
     def has(self, id: str) -> bool:
         """True: a request with this request id or answer id is recorded. Safe to call from any thread."""
@@ -90,12 +129,19 @@ class ScoreJoin:
         held: dict[int, ScoreRecord] = {}
         for id in (record.request_id, record.answer_id):
             if id is not None and self._owns(id, record):
-                self._requests[id] = record
+                self._own(id, record)
                 # A held score that comes later in the log is joined when it is read again.
                 held |= {seq: score for seq, score in self._held.pop(id, {}).items() if seq < record.seq}
         scores = [held[seq] for seq in sorted(held)]
         self._note(record, scores)
         return scores
+
+    def _own(self, id: str, record: RequestRecord) -> None:
+        before_s = self._assigned_at_s(id)
+        self._requests[id] = record
+        self._newest_s = max(self._newest_s, record.at_s)
+        if before_s != record.at_s:
+            self._ages.add(id)
 
     def _owns(self, id: str, record: RequestRecord) -> bool:
         """True unless the id is of an earlier request. A request id, which the router chose, comes first."""
@@ -115,6 +161,8 @@ class ScoreJoin:
         held = self._held.setdefault(score.id, {})
         if len(held) < SCORES_OF_ONE:
             held[score.seq] = score
-        if len(self._held) > HELD_SCORES:
-            self._held.popitem(last=False)
+        if len(held) == 1:
+            self._held_ages.add(score.id)
+        if len(self._held) > HELD_SCORES and (oldest := self._held_ages.oldest()) is not None:
+            del self._held[oldest[1]]
         return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 from controller.rollout.desired import canary_replicas
 from controller.rollout.evidence_gap import evidence_gap, missing_evidence
 from controller.rollout.figures import with_figures
+from controller.rollout.journal import since, time_limit_s
 from controller.rollout.mirroring import all_copies_failed, is_mirrored
 from controller.rollout.observation import (
     EvidenceStatus,
@@ -55,6 +57,32 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
             return False
         case _:
             assert_never(state.phase)
+
+
+def note_lacks(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """The state with since when what its phase waits for is not there: one tick judges no deadline."""
+    if state.departure is not None:
+        return state
+    # The last rise waits for evidence past its deadline, but for capacity it does not.
+    is_first_half = state.phase is Phase.PROMOTING and state.weight_bp != state.plan.promoted_bp
+    is_met = _has_capacity(state, seen, now_s) if is_first_half else is_done(state, seen, now_s)
+    is_missing = bool(_missing(state, seen, now_s))
+    return replace(
+        state,
+        lacking_since_s=since(state.lacking_since_s, not is_met, now_s),
+        missing_since_s=since(state.missing_since_s, is_missing, now_s),
+    )
+
+
+def is_blink(state: RolloutState, now_s: float) -> bool:
+    """True: nothing that the phase waits for was lacking for longer than a read may fail."""
+    blink_s = min(state.plan.unreadable_s, time_limit_s(state) or 0.0)
+    is_lacking = _has_lasted(state.lacking_since_s, blink_s, now_s)
+    return not is_lacking and not _has_lasted(state.missing_since_s, blink_s, now_s)
+
+
+def _has_lasted(since_s: float | None, limit_s: float, now_s: float) -> bool:
+    return since_s is not None and now_s - since_s >= limit_s
 
 
 def _has_capacity(state: RolloutState, seen: Observation, now_s: float) -> bool:
@@ -137,7 +165,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return Cause(CauseKind.UNREADABLE, text)
     if has_way_back and state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
         return Cause(CauseKind.ENGINE, f"no canary replica was ready for {plan.unready_s:g} s")
-    if has_way_back and (text := crash_loop(state, seen)) is not None:
+    if (text := crash_loop(state, seen)) is not None:
         return Cause(CauseKind.ENGINE, text)
     return _deadline_cause(state, seen, now_s)
 
@@ -157,26 +185,34 @@ def _harm(evidence: EvidenceStatus) -> Cause | None:
 def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cause | None:
     held = next((hold for hold in state.holds if hold.kind is HoldKind.NOT_PROVEN), None)
     limit_s = state.plan.hold_limit_s
-    if held is not None and now_s - held.since_s >= limit_s and not is_done(state, seen, now_s):
+    is_unproven = not is_done(state, seen, now_s) and not is_blink(state, now_s)
+    if held is not None and now_s - held.since_s >= limit_s and is_unproven:
         parts = (f"not proven within {limit_s:g} s of hold: {held.reason}", *_unproven(seen.evidence))
         return Cause(CauseKind.NOT_PROVEN, "; ".join(parts))
     if not state.is_late(now_s) or is_done(state, seen, now_s):
         return None
-    missing = _missing_at_the_deadline(state, seen, now_s)
-    if missing and _on_missing(state) == "rollback":
+    blink_s = state.plan.unreadable_s
+    missing = _missing(state, seen, now_s)
+    if missing and _has_lasted(state.missing_since_s, blink_s, now_s) and _on_missing(state) == "rollback":
         where = "the stage's" if state.phase is Phase.STAGE else f"the {state.phase.value} phase's"
         return Cause(CauseKind.MISSING, f"at {where} deadline: {missing}")
     if missing or state.phase in (Phase.STAGE, Phase.BAKING):
         return None  # held
-    if state.phase is Phase.MIRRORING and not state.is_late(now_s - state.plan.unreadable_s):
-        return None  # its figures cannot be read, which may be over at the next tick
+    limit_s = time_limit_s(state) or 0.0
+    if state.phase is Phase.MIRRORING:
+        # Its figures cannot be read, which may be over at the next tick.
+        limit_s = min(limit_s, blink_s)
+        if not state.is_late(now_s - blink_s):
+            return None
+    if not _has_lasted(state.lacking_since_s, limit_s, now_s):
+        return None
     spent_s = max(0.0, now_s - state.entered_at_s)
     canary = version_status(seen, state.canary.id)
     why = f": {canary.last_error}" if canary is not None and canary.last_error else ""
     return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s{why}")
 
 
-def _missing_at_the_deadline(state: RolloutState, seen: Observation, now_s: float) -> str:
+def _missing(state: RolloutState, seen: Observation, now_s: float) -> str:
     """The evidence without which a phase is held past its deadline; empty: that is not what it waits for."""
     match state.phase:
         case Phase.STAGE:

@@ -50,6 +50,8 @@ def _moved(state: RolloutState, jump_s: float, away_s: float) -> RolloutState:
         acked_at_s=_later(state.acked_at_s, by_s),
         unreadable_since_s=_later(state.unreadable_since_s, by_s),
         unready_since_s=_later(state.unready_since_s, by_s),
+        lacking_since_s=_later(state.lacking_since_s, by_s),
+        missing_since_s=_later(state.missing_since_s, by_s),
         canary_ready=_ready(state.canary_ready, by_s),
         stable_ready=_ready(state.stable_ready, by_s),
         holds=tuple(replace(hold, since_s=hold.since_s + by_s) for hold in state.holds),
@@ -61,8 +63,13 @@ def _later(at_s: float | None, by_s: float) -> float | None:
 
 
 def _ready(ready: Readiness, by_s: float) -> Readiness:
-    lost_at_s = tuple(at_s + by_s for at_s in ready.lost_at_s)
-    return replace(ready, changed_at_s=_later(ready.changed_at_s, by_s), lost_at_s=lost_at_s)
+    return replace(
+        ready,
+        changed_at_s=_later(ready.changed_at_s, by_s),
+        rose_at_s=_later(ready.rose_at_s, by_s),
+        last_lost_at_s=_later(ready.last_lost_at_s, by_s),
+        early_losses_at_s=tuple(at_s + by_s for at_s in ready.early_losses_at_s),
+    )
 
 
 def _finite(value: float) -> float:

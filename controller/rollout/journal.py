@@ -31,6 +31,7 @@ def enter(
     acked_at_s = state.acked_at_s if keep_ack else None
     state = replace(state, phase=phase, entered_at_s=now_s, reason=reason, acked_at_s=acked_at_s)
     state = replace(state, unreadable_since_s=None, unready_since_s=None)
+    state = replace(state, lacking_since_s=now_s, missing_since_s=None)
     limit_s = time_limit_s(state)
     state = replace(state, deadline_at_s=None if limit_s is None else now_s + limit_s)
     name = f"stage {state.stage + 1} of {len(state.plan.stages)}" if phase is Phase.STAGE else phase.value
@@ -66,6 +67,13 @@ def time_limit_s(state: RolloutState) -> float | None:
         Phase.PROMOTING: plan.promote_s if state.weight_bp == plan.promoted_bp else plan.load_s,
         Phase.BAKING: 2 * plan.bake_s + plan.unreadable_s,
     }.get(state.phase)
+
+
+def since(since_s: float | None, holds: bool, now_s: float) -> float | None:
+    """Since when a condition holds in a row. since_s: as of the tick before; None: it does not hold."""
+    if not holds:
+        return None
+    return now_s if since_s is None else since_s
 
 
 def log(state: RolloutState, now_s: float, text: str, actor: str = "controller") -> RolloutState:

@@ -28,9 +28,11 @@ Rules:
    its deadline it pages and keeps trying.
 7. Actions are level-triggered: all that is desired and not yet observed, each idempotent. So a crash between
    any two lines loses nothing, and an empty set means that the data plane is as desired.
-8. A phase whose condition is met is not ended by its deadline. After a controller restart deadlines start
-   again (a stage gets one planned duration more): the canary is not blamed for the controller's absence.
-   Only time that ticks saw counts: not a clock that was set, not a controller that stood still.
+8. A phase whose condition is met is not ended by its deadline, nor one that met it a short time ago: what it
+   waits for must have been lacking for its whole limit in a row, and evidence for `unreadable_s`. After a
+   controller restart deadlines start again (a stage gets one planned duration more): the canary is not
+   blamed for the controller's absence. Only time that ticks saw counts: not a clock that was set, not a
+   controller that stood still.
 
 An undo ends as a promotion does, and no condition of it depends on stable, which may be the fault.
 Promotion ends with the new version as stable in the route table: weight 10,000 minus the holdback, bake, then
@@ -50,7 +52,7 @@ from typing import assert_never
 from controller.errors import BadInput
 from controller.quantities import percent
 from controller.rollout.actions import Action
-from controller.rollout.conditions import is_done, reason_to_leave, stage_exit
+from controller.rollout.conditions import is_blink, is_done, note_lacks, reason_to_leave, stage_exit
 from controller.rollout.departure import advance_departure
 from controller.rollout.desired import desired_actions
 from controller.rollout.elapsed import carry_over
@@ -76,6 +78,7 @@ from controller.rollout.observation import (
     Observation,
 )
 from controller.rollout.plan import Plan, VersionRef
+from controller.rollout.readiness import baked_text
 from controller.rollout.state import (
     LIVE,
     Cause,
@@ -135,7 +138,7 @@ def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Ac
 def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     if seen.resumed:
         state = restart_deadlines(state, now_s)
-    state = update_timers(state, seen, now_s)
+    state = note_lacks(update_timers(state, seen, now_s), seen, now_s)
     if seen.evidence is not None:
         state = publish_alarms(state, seen.evidence.alarms, now_s)
         if state.phase in LIVE:
@@ -272,7 +275,7 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
             return _pass_stage(state, seen, now_s)
         case Phase.PROMOTING:
             if state.weight_bp != plan.promoted_bp:
-                state = replace(state, weight_bp=plan.promoted_bp, acked_at_s=None)
+                state = replace(state, weight_bp=plan.promoted_bp, acked_at_s=None, lacking_since_s=now_s)
                 state = replace(state, deadline_at_s=now_s + plan.promote_s, exposed=True)
                 text = f"capacity is ready: {percent(state.weight_bp)} to {state.canary.title}"
                 return log(state, now_s, text)
@@ -280,7 +283,7 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
         case Phase.BAKING:
             departure = Departure(state.stable.id, state.canary.id, DepartureStep.SHIFT, now_s, now_s)
             state = replace(state, departure=departure, weight_bp=0)
-            return enter(state, Phase.UNLOADING, now_s, f"baked: {state.canary.title} becomes stable")
+            return enter(state, Phase.UNLOADING, now_s, baked_text(state, now_s))
         case Phase.UNLOADING | Phase.ROLLING_BACK | Phase.SUCCEEDED | Phase.ROLLED_BACK | Phase.FAILED:
             return state
         case _:
@@ -311,7 +314,7 @@ def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> Rollout
 
 def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """Past the deadline of a stage, of the last rise or of the bake: hold, and page with what is missing."""
-    if not state.is_late(now_s) or state.phase not in LIVE:
+    if not state.is_late(now_s) or state.phase not in LIVE or is_blink(state, now_s):
         return state
     why = hold_reason(state, seen, now_s)
     if state.phase is Phase.STAGE and state.plan.stages[state.stage].promote_if_point_ok:

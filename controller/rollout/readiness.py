@@ -2,10 +2,14 @@
 
 Rules:
 1. A fall of the number of ready replicas is a loss; a further fall before one came back is the same loss.
-2. `CRASHES` losses of the canary within `CRASH_WINDOW_S` are a crash loop, unless stable had as many: what
-   takes replicas from both arms is not the canary's.
-3. No weight rises before the number was the same for the plan's `steady_s`. The bake ends only when nothing
-   was lost for as long as it, `CALM_S` at most. An undo rises at once: its smoke test decides.
+2. A loss is early when the number had risen within `SOON_S` before it: a replica died soon after it became
+   ready. Drained nodes, outages and chance take replicas that were ready for long.
+3. `CRASHES` early losses of the canary within `CRASH_WINDOW_S` are a crash loop, if stable lost none from
+   `SOON_S` before the first of them on: what takes replicas from both arms is not the canary's. While stable
+   has no ready replica nothing is compared: no loss is counted, and the canary is not taken out for this.
+4. No weight rises before the number was the same for the plan's `steady_s`. The bake ends only when the
+   canary alone lost nothing for as long as it, `CALM_S` at most; past its deadline that is not asked any
+   more. An undo rises at once: its smoke test decides.
 A fleet that cannot be read has lost nothing.
 """
 
@@ -14,13 +18,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller.quantities import duration
-from controller.rollout.observation import Observation, VersionPhase, version_status
+from controller.rollout.observation import Observation, VersionPhase, ready_replicas, version_status
 from controller.rollout.state import Readiness, RolloutState
 
-# A loop whose engines take up to ten minutes to load is found; three unrelated losses in so short a time are
-# rare, and where nodes come and go stable loses replicas too.
+# A loop whose engines take up to ten minutes to load is found; three unrelated early losses of one arm alone
+# in so short a time are rare.
 CRASHES = 3
 CRASH_WINDOW_S = 1800.0
+SOON_S = 60.0
 CALM_S = 600.0
 
 
@@ -28,8 +33,9 @@ def note_ready(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
     """The state with what the fleet shows of both arms."""
     if seen.versions is None:
         return state
-    canary = _noted(state.canary_ready, _up(seen, state.canary.id), now_s)
-    stable = _noted(state.stable_ready, _up(seen, state.stable.id), now_s)
+    is_compared = ready_replicas(seen, state.stable.id) > 0
+    canary = _noted(state.canary_ready, _up(seen, state.canary.id), now_s, is_counted=is_compared)
+    stable = _noted(state.stable_ready, _up(seen, state.stable.id), now_s, is_counted=False)
     return replace(state, canary_ready=canary, stable_ready=stable)
 
 
@@ -40,30 +46,43 @@ def _up(seen: Observation, version: str) -> int:
     return max(0, status.ready_replicas) if status is not None and is_up else 0
 
 
-def _noted(before: Readiness, count: int, now_s: float) -> Readiness:
-    lost_at_s = tuple(at_s for at_s in before.lost_at_s if now_s - at_s < CRASH_WINDOW_S)
+def _noted(before: Readiness, count: int, now_s: float, *, is_counted: bool) -> Readiness:
+    """is_counted: an early loss is kept."""
+    early_at_s = tuple(at_s for at_s in before.early_losses_at_s if now_s - at_s < CRASH_WINDOW_S)
+    if early_at_s != before.early_losses_at_s:
+        before = replace(before, early_losses_at_s=early_at_s)
     if before.count is None:
         return replace(before, count=count)
     if count == before.count:
-        return before if lost_at_s == before.lost_at_s else replace(before, lost_at_s=lost_at_s)
-    is_loss = count < before.count and not before.is_falling
-    return Readiness(
-        count=count,
-        changed_at_s=now_s,
-        is_falling=count < before.count,
-        lost_at_s=(*lost_at_s, now_s)[-2 * CRASHES :] if is_loss else lost_at_s,
-    )
+        return before
+    after = replace(before, count=count, changed_at_s=now_s, is_falling=count < before.count)
+    if not after.is_falling:
+        return replace(after, rose_at_s=now_s)
+    if before.is_falling:
+        return after
+    is_early = before.rose_at_s is not None and now_s - before.rose_at_s <= SOON_S
+    if is_early and is_counted:
+        early_at_s = (*early_at_s, now_s)[-CRASHES:]
+    return replace(after, last_lost_at_s=now_s, early_losses_at_s=early_at_s)
+
+
+def _has_stable_lost(state: RolloutState, since_s: float) -> bool:
+    """True: stable lost a replica, too, from `SOON_S` before `since_s` on."""
+    lost_at_s = state.stable_ready.last_lost_at_s
+    return lost_at_s is not None and lost_at_s >= since_s - SOON_S
 
 
 def crash_loop(state: RolloutState, seen: Observation) -> str | None:
     """What is said of a canary in a crash loop; None: it is in none."""
-    lost, of_stable = len(state.canary_ready.lost_at_s), len(state.stable_ready.lost_at_s)
-    if lost < CRASHES or lost <= of_stable:
+    early_at_s = state.canary_ready.early_losses_at_s
+    if len(early_at_s) < CRASHES or _has_stable_lost(state, early_at_s[0]):
+        return None
+    if ready_replicas(seen, state.stable.id) == 0:
         return None
     status = version_status(seen, state.canary.id)
     why = f": {status.last_error}" if status is not None and status.last_error else ""
-    within = duration(round(CRASH_WINDOW_S))
-    return f"crash loop: {state.canary.id} lost a ready replica {lost} times within {within}{why}"
+    times = f"{CRASHES} times within {duration(round(CRASH_WINDOW_S))}"
+    return f"crash loop: {state.canary.id} lost a replica soon after it became ready, {times}{why}"
 
 
 def is_steady(state: RolloutState, now_s: float) -> bool:
@@ -73,6 +92,18 @@ def is_steady(state: RolloutState, now_s: float) -> bool:
 
 
 def is_calm(state: RolloutState, now_s: float) -> bool:
-    """True: no replica of the canary was lost for long enough to end the bake."""
-    lost_at_s = state.canary_ready.lost_at_s
-    return not lost_at_s or now_s - lost_at_s[-1] >= min(state.plan.bake_s, CALM_S)
+    """True: no loss of the canary's replicas delays the end of the bake."""
+    return state.is_late(now_s) or _is_undisturbed(state, now_s)
+
+
+def _is_undisturbed(state: RolloutState, now_s: float) -> bool:
+    lost_at_s = state.canary_ready.last_lost_at_s
+    if lost_at_s is None or _has_stable_lost(state, lost_at_s):
+        return True
+    return now_s - lost_at_s >= min(state.plan.bake_s, CALM_S)
+
+
+def baked_text(state: RolloutState, now_s: float) -> str:
+    """`baked: v-new becomes stable`, and whether its replicas came and went to the end."""
+    text = f"baked: {state.canary.title} becomes stable"
+    return text if _is_undisturbed(state, now_s) else f"{text}; its replicas came and went until then"

@@ -136,7 +136,9 @@ class Readiness:
     count: int | None = None  # None: not read yet
     changed_at_s: float | None = None  # when the count changed last; None: not since it was first read
     is_falling: bool = False  # the last change was a fall
-    lost_at_s: tuple[float, ...] = ()  # when replicas were lost, the newest last
+    rose_at_s: float | None = None  # when the count rose last; None: not since it was first read
+    last_lost_at_s: float | None = None  # None: no replica was lost
+    early_losses_at_s: tuple[float, ...] = ()  # losses soon after a rise, the newest last
 
 
 StageExit = Literal["proven", "waived", "point_estimates"]
@@ -204,6 +206,9 @@ class RolloutState:
     waived_through: int = -1  # stages up to this index need no proof, by manual command
     unreadable_since_s: float | None = None  # the data plane is unreadable, or does not apply the split
     unready_since_s: float | None = None  # no canary replica is ready
+    # What this phase waits for, evidence aside in Promoting, is not there; None: it was at the last tick.
+    lacking_since_s: float | None = None
+    missing_since_s: float | None = None  # the evidence that this phase needs is missing
     canary_ready: Readiness = Readiness()
     stable_ready: Readiness = Readiness()
     departure: Departure | None = None

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from controller.quantities import percent
 from controller.rollout.desired import desired_split
-from controller.rollout.journal import hold, log, release, time_limit_s
+from controller.rollout.journal import hold, log, release, since, time_limit_s
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
@@ -56,11 +56,11 @@ def update_timers(state: RolloutState, seen: Observation, now_s: float) -> Rollo
         return replace(state, unreadable_since_s=None, unready_since_s=None)
     applied = is_applied(seen, desired_split(state))
     blind = seen.split is None or seen.versions is None or (state.phase in PUBLISHED and not applied)
-    state = replace(state, unreadable_since_s=_since(state.unreadable_since_s, blind, now_s))
+    state = replace(state, unreadable_since_s=since(state.unreadable_since_s, blind, now_s))
     state = _note_load_error(note_ready(state, seen, now_s), seen, now_s)
     if seen.versions is not None:
         unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
-        state = replace(state, unready_since_s=_since(state.unready_since_s, unready, now_s))
+        state = replace(state, unready_since_s=since(state.unready_since_s, unready, now_s))
     unacked = state.phase in PUBLISHED and state.acked_at_s is None and state.exposed
     if unacked and applied and seen.split is not None:
         state = replace(state, acked_at_s=now_s)
@@ -86,12 +86,6 @@ def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> Ro
         return state
     text = f"{begins}{status.last_error}"
     return log(replace(state, reason=text), now_s, text)
-
-
-def _since(since_s: float | None, holds: bool, now_s: float) -> float | None:
-    if not holds:
-        return None
-    return now_s if since_s is None else since_s
 
 
 def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:

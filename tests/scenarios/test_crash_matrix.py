@@ -129,6 +129,7 @@ class Controller:
             commands=tuple(survivors.commands),
             delivered=frozenset(delivered),
             resumed=not self.has_ticked and state.phase is not Phase.PLANNING,
+            away_s=0.0 if self.has_ticked else max(0.0, now_s - state.ticked_at_s - TICK_S),
         )
         self.checkpoint()
         after, actions = step(state, seen)

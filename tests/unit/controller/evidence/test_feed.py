@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict, replace
 from typing import get_args
 
@@ -20,7 +21,7 @@ from evaluation.evaluator import Evaluator
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import kind_is_drawn
 from evaluation.report import Verdict
-from serving.messages import AssignedBy, Event, LostSpan, Outcome, RequestRecord
+from serving.messages import AssignedBy, Event, LostSpan, Outcome, RecordPage, RequestRecord
 from tests.fakes.feed_maker import (
     CONFIG,
     ROLLOUT,
@@ -278,7 +279,7 @@ def test_the_error_guard_fires_when_half_of_the_canarys_requests_fail() -> None:
 
 
 @pytest.mark.parametrize("stable_fails", [False, True])
-def test_a_guard_that_trips_between_two_looks_is_seen_by_the_next_one_alone(stable_fails: bool) -> None:
+def test_a_guard_that_trips_between_two_looks_is_seen_until_one_was_committed(stable_fails: bool) -> None:
     """A burst of failures, over before the controller looks: looks each second would have seen it."""
     log = FakeLog()
     feeds = feeds_on(log)
@@ -288,10 +289,75 @@ def test_a_guard_that_trips_between_two_looks_is_seen_by_the_next_one_alone(stab
     log.watermark_s = START_S + 40.0
 
     seen = observe(feeds, in_stage(), START_S + 40.0)
-    after = observe(feeds, in_stage(), START_S + 41.0)
+    again = observe(feeds, in_stage(), START_S + 41.0)
+    after = observe(feeds, replace(in_stage(), ticked_at_s=START_S + 41.0), START_S + 42.0)
 
     assert [guard.both_arms for guard in seen.guards] == [stable_fails]
+    assert again.guards == seen.guards
     assert after.guards == ()
+
+
+class Interrupted(FakeLog):
+    """A log of which one page cannot be read."""
+
+    failing: int | None = None  # that read, counted down
+
+    def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage | None:
+        if self.failing is not None:
+            self.failing -= 1
+            if self.failing < 0:
+                self.failing = None
+                return None
+        return super().read(service, after_seq=after_seq, limit=limit)
+
+
+def a_trip_and_recovery(log: FakeLog, count: int) -> None:
+    """Half of the canary's requests from the 400th to the 444th fail."""
+    rng = random.Random(7)
+    for n in range(count):
+        arm = int(rng.random() < 0.5)
+        fails = bool(arm and 400 <= n < 444)
+        log.append(a_record(n, arm=arm, w=0.5, error=fails, served_arm=0 if fails else arm))
+    log.watermark_s = START_S + 0.1 * count
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_guard_that_trips_in_a_page_is_seen_though_the_next_page_fails(restart: bool) -> None:
+    log = Interrupted()
+    feeds = feeds_on(log)
+    a_trip_and_recovery(log, 6000)
+    log.failing = 1
+
+    assert feeds.observe(in_stage(), None, START_S + 601.0) is None
+
+    state = replace(in_stage(), ticked_at_s=START_S + 601.0)  # that look was committed, with its snapshot
+    if restart:
+        feeds = feeds_on(log, feeds.snapshot(ROLLOUT))
+
+    assert len(observe(feeds, state, START_S + 602.0).guards) == 1
+
+
+def test_a_guard_that_was_seen_and_committed_is_not_seen_again_after_a_restart() -> None:
+    log = FakeLog()
+    feeds = feeds_on(log)
+    a_trip_and_recovery(log, 2000)
+
+    assert len(observe(feeds, in_stage(), START_S + 201.0).guards) == 1
+
+    restarted = feeds_on(log, feeds.snapshot(ROLLOUT))
+
+    assert observe(restarted, in_stage(), START_S + 202.0).guards == ()
+
+
+def test_a_guard_that_trips_while_another_rollout_is_observed_is_seen() -> None:
+    """One read delivers to all: an A/B test and a rollout."""
+    log = FakeLog()
+    feeds = feeds_on(log)
+    feeds.observe(in_stage(), None, START_S)
+    a_trip_and_recovery(log, 2000)
+    feeds.observe(replace(in_stage(), id="r-00000002"), None, START_S + 201.0)
+
+    assert len(observe(feeds, in_stage(), START_S + 202.0).guards) == 1
 
 
 # --- load

@@ -318,6 +318,53 @@ def test_beyond_the_bound_young_requests_are_forgotten_and_it_is_known(
     assert join.forgotten_after_s == pytest.approx(newest - oldest_kept, abs=0.2)
 
 
+def test_the_oldest_ids_are_dropped_in_whatever_order_they_were_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A subscriber that reads the log from its start comes to old requests after young ones."""
+    monkeypatch.setattr(score_join, "MAX_IDS", 200)
+    join = ScoreJoin()
+    young = [a_record(n, seq=n + 1) for n in range(5000, 5090)]
+    old = [a_record(n, seq=n + 1) for n in range(90)]
+    for records in (young, old):
+        join.join(records)
+        join.forget(before_s=a_record(4000).at_s, max_ids=50)
+
+    assert all(join.has(record.request_id) for record in young)
+    assert not any(join.has(record.request_id) for record in old)
+    assert join.forgotten_after_s is None
+
+    join.join([a_record(n, seq=n + 1) for n in range(5090, 5190)])
+    join.join(old)
+    join.forget(before_s=0.0, max_ids=50)
+
+    assert len(join._requests) == 200
+    assert join.has("q5189")
+    assert join.forgotten_after_s == pytest.approx(10.0, abs=0.2)
+
+
+def test_a_request_that_is_read_again_takes_no_more_room() -> None:
+    join = ScoreJoin()
+    for _ in range(10):
+        join.join(a_record(n, seq=n + 1) for n in range(20))
+
+    assert len(join._ages) == 40
+
+
+def test_held_scores_are_dropped_by_age_too() -> None:
+    join = ScoreJoin()
+    join.join(replace(a_score(f"young{n}", 0.5, at_s=START_S + 500), seq=5000 + n) for n in range(19_990))
+    join.join(replace(a_score(f"old{n}", 0.5, at_s=START_S + n), seq=n) for n in range(20))
+
+    assert len(join._held) == 20_000
+    assert "young0" in join._held
+    assert "old0" not in join._held
+
+    join.forget(before_s=START_S + 100, max_ids=10)
+
+    assert len(join._held) == 19_990
+
+
 def test_a_metric_that_has_a_score_is_known_by_either_id() -> None:
     join = ScoreJoin()
     join.join([a_record(0, seq=1), replace(a_score("a0", 0.5), seq=2), replace(a_score("early", 0.5), seq=3)])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
 
 import pytest
 
-from controller.rollout.readiness import CRASH_WINDOW_S, CRASHES
+from controller.rollout.observation import Observation, VersionPhase, VersionStatus
+from controller.rollout.readiness import CRASH_WINDOW_S, CRASHES, crash_loop, note_ready
+from controller.rollout.serialization import state_from_json, state_to_json
 from controller.rollout.state import CauseKind, Phase
 from evaluation.report import Verdict
 from tests.fakes.driven import NEW, OLD, PLAN, Driven, evidence
@@ -25,7 +29,7 @@ def loop(
 
 
 def in_stage(replicas: int = 1) -> Driven:
-    driven = Driven(replicas=replicas)
+    driven = Driven(replace(PLAN, stages=(replace(PLAN.stages[0], replicas=replicas),)), replicas=replicas)
     driven.until(Phase.STAGE)
     return driven
 
@@ -36,7 +40,8 @@ def test_a_canary_in_a_crash_loop_is_rolled_back() -> None:
     assert loop(driven, 120) is Phase.ROLLING_BACK
     assert driven.state.cause is not None
     assert driven.state.cause.kind is CauseKind.ENGINE
-    assert driven.state.cause.text == "crash loop: v-new lost a ready replica 3 times within 30 min"
+    text = "crash loop: v-new lost a replica soon after it became ready, 3 times within 30 min"
+    assert driven.state.cause.text == text
 
 
 def test_one_of_two_replicas_in_a_crash_loop_is_rolled_back() -> None:
@@ -54,11 +59,19 @@ def test_a_crash_loop_in_the_bake_is_rolled_back() -> None:
 
 def test_replicas_that_go_one_after_the_other_are_one_loss() -> None:
     driven = in_stage(replicas=4)
-    for count in (4, 3, 2, 1, 3, 4):
+    driven.ready[NEW] = 3
+    first_s = driven.tick().ticked_at_s
+    for count in (2, 1, 3, 4):
         driven.ready[NEW] = count
         driven.ticks(5)
 
-    assert len(driven.state.canary_ready.lost_at_s) == 1
+    assert driven.state.canary_ready.last_lost_at_s == first_s
+
+    for count in (3, 2, 1):
+        driven.ready[NEW] = count
+        driven.ticks(5)
+
+    assert len(driven.state.canary_ready.early_losses_at_s) == 1
 
 
 def test_losses_far_apart_are_no_loop() -> None:
@@ -70,6 +83,117 @@ def test_losses_far_apart_are_no_loop() -> None:
         driven.ticks(int(CRASH_WINDOW_S / (CRASHES - 1) / 10) + 1, after_s=10.0)
 
     assert driven.state.phase is Phase.STAGE
+
+
+@pytest.mark.parametrize("order", [(OLD, NEW), (NEW, OLD)], ids=["stable first", "canary first"])
+@pytest.mark.parametrize("quiet_s", [30, 120])
+def test_an_outage_of_both_arms_that_is_seen_a_tick_apart_is_never_a_crash_loop(
+    order: tuple[str, str], quiet_s: int
+) -> None:
+    """Three times, then until every loss is older than the window."""
+    driven = in_stage()
+    for _ in range(3):
+        for version in order:
+            driven.ready[version] = 0
+            driven.tick()
+        driven.ticks(5)
+        driven.ready = {NEW: 1, OLD: 1}
+        driven.ticks(quiet_s)
+
+    assert driven.ticks(int(CRASH_WINDOW_S / 10), after_s=10.0).phase is Phase.STAGE
+
+
+@pytest.mark.parametrize("order", [(NEW, OLD), (OLD, NEW)], ids=["canary first", "stable first"])
+def test_nodes_drained_one_after_the_other_are_no_crash_loop(order: tuple[str, str]) -> None:
+    """Replicas that had been ready for long: each is back after a minute."""
+    driven = in_stage(replicas=3)
+    for version in order:
+        for _ in range(3):
+            driven.ready[version] = 2
+            driven.ticks(60)
+            driven.ready[version] = 3
+            driven.ticks(120)
+
+    assert driven.ticks(int(CRASH_WINDOW_S / 10), after_s=10.0).phase is Phase.STAGE
+
+
+def losses_by_chance(seed: int, *, per_hour: float, hours: int) -> bool:
+    """True: a crash loop is found where both arms of ten lose replicas at one rate, each for a minute."""
+    rng, every_s = random.Random(seed), 5.0
+    state = Driven(replicas=10).state
+    back_s: dict[str, list[float]] = {OLD: [], NEW: []}
+    for tick in range(int(hours * 3600 / every_s)):
+        now_s = tick * every_s
+        seen = []
+        for version, gone in back_s.items():
+            gone[:] = [at_s for at_s in gone if at_s > now_s]
+            if rng.random() < per_hour * every_s / 3600:
+                gone.append(now_s + 60.0)
+            seen.append(VersionStatus(version, VersionPhase.READY, 10 - len(gone), 0))
+        observation = Observation(now_s, None, tuple(seen), None)
+        state = note_ready(state, observation, now_s)
+        if crash_loop(state, observation) is not None:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("per_hour", [1.0, 4.0])
+def test_replicas_lost_by_chance_at_one_rate_are_no_crash_loop(per_hour: float) -> None:
+    assert not any(losses_by_chance(seed, per_hour=per_hour, hours=12) for seed in range(8))
+
+
+def test_a_canary_that_answers_while_stable_does_not_is_not_taken_out_for_a_crash_loop() -> None:
+    driven = Driven(replace(PLAN, bake_s=7200.0), replicas=4)
+    driven.until(Phase.BAKING)
+    driven.ready[OLD] = 0
+    driven.ticks(300)
+
+    assert loop(driven, 300, up=4, down=3) is Phase.BAKING
+
+    driven.ready[OLD] = 4
+    driven.ticks(5)
+
+    assert loop(driven, 300, up=4, down=3) is Phase.ROLLING_BACK
+
+
+def test_a_canary_that_has_recovered_is_not_rolled_back_when_stable_returns() -> None:
+    driven = Driven(replace(PLAN, bake_s=7200.0), replicas=4)
+    driven.until(Phase.BAKING)
+    driven.ready[OLD] = 0
+    driven.ticks(300)
+    loop(driven, 120, up=4, down=3)
+    driven.ready[NEW] = 4
+    driven.ticks(300)
+    driven.ready[OLD] = 4
+
+    assert driven.ticks(60).phase is Phase.BAKING
+
+
+def test_a_loss_of_stable_before_does_not_hide_a_crash_loop() -> None:
+    driven = in_stage()
+    driven.ready[OLD] = 0
+    driven.tick()
+    driven.ready[OLD] = 1
+    driven.ticks(120)
+
+    assert loop(driven, 150) is Phase.ROLLING_BACK
+
+
+def test_the_readiness_of_an_older_release_is_read() -> None:
+    driven = in_stage()
+    document = json.loads(state_to_json(driven.state))
+    document["rollout"]["canary_ready"] = {
+        "count": 1,
+        "changed_at_s": 5.0,
+        "is_falling": False,
+        "lost_at_s": [1.0, 2.0, 3.0],
+    }
+    for key in ("lacking_since_s", "missing_since_s"):
+        document["rollout"].pop(key)
+    driven.state = state_from_json(json.dumps(document))
+
+    assert driven.ticks(60).phase is Phase.STAGE
+    assert loop(driven, 150) is Phase.ROLLING_BACK
 
 
 def test_what_takes_replicas_from_both_arms_is_not_the_canarys_crash_loop() -> None:
@@ -92,7 +216,7 @@ def test_a_fleet_that_cannot_be_read_loses_nothing() -> None:
         driven.fleet_readable = True
         driven.ticks(5)
 
-    assert driven.state.canary_ready.lost_at_s == ()
+    assert driven.state.canary_ready.last_lost_at_s is None
 
 
 def test_no_weight_rises_on_a_replica_of_a_moment() -> None:
@@ -130,6 +254,36 @@ def test_a_bake_does_not_end_soon_after_a_lost_replica() -> None:
 
     assert driven.ticks(int(PLAN.bake_s) - 5).phase is Phase.BAKING
     assert driven.ticks(7).phase is Phase.UNLOADING
+
+
+@pytest.mark.parametrize("apart_s", [0, 1])
+def test_losses_that_both_arms_share_do_not_hold_the_end_of_the_bake(apart_s: int) -> None:
+    """Both arms of ten lose one each nine minutes, in one tick or the next."""
+    driven = Driven(replace(PLAN, bake_s=600.0), replicas=10)
+    driven.until(Phase.BAKING)
+    driven.seen = evidence()
+    for second in range(700):
+        driven.ready[NEW] = 9 if second % 541 < 5 else 10
+        driven.ready[OLD] = 9 if (second - apart_s) % 541 < 5 else 10
+        driven.tick()
+
+    assert driven.state.phase in (Phase.UNLOADING, Phase.SUCCEEDED)
+
+
+def test_losses_of_the_canary_alone_delay_the_end_of_the_bake_until_its_deadline() -> None:
+    driven = Driven(replace(PLAN, bake_s=600.0), replicas=10)
+    driven.until(Phase.BAKING)
+    driven.seen = evidence()
+    for second in range(2 * 600 + 60 + 60):
+        driven.ready[NEW] = 9 if second % 541 < 5 else 10
+        driven.tick()
+        if driven.state.phase is not Phase.BAKING:
+            break
+
+    assert 2 * 600 + 60 <= second + 1 < 2 * 600 + 80
+    assert driven.state.phase is Phase.UNLOADING
+    assert not driven.pages
+    assert "its replicas came and went until then" in driven.lines
 
 
 @pytest.mark.parametrize("every_s", [600, 60])

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from controller.rollout.observation import CommandKind, EvidenceStatus
+from controller.rollout.observation import CommandKind, EvidenceStatus, MirrorStatus
+from controller.rollout.plan import MirrorPlan
 from controller.rollout.state import CauseKind, HoldKind, Phase
 from controller.views.waiting import waiting_for
 from evaluation.report import Source, Verdict
@@ -93,6 +94,154 @@ def test_missing_evidence_rolls_back_where_the_last_stage_says_so() -> None:
 
     assert driven.state.cause is not None
     assert driven.state.cause.kind is CauseKind.MISSING
+
+
+def fleet(driven: Driven) -> None:
+    driven.fleet_readable = False
+    driven.tick()
+    driven.fleet_readable = True
+
+
+def table(driven: Driven) -> None:
+    split, driven.plane.split = driven.plane.split, None
+    driven.tick()
+    driven.plane.split = split
+
+
+def replica(driven: Driven) -> None:
+    driven.ready["v-new"] = 0
+    driven.tick()
+    driven.ready["v-new"] = 1
+
+
+def stable(driven: Driven) -> None:
+    driven.ready["v-old"] = 0
+    driven.tick()
+    driven.ready["v-old"] = 1
+
+
+def log(driven: Driven) -> None:
+    seen, driven.seen = driven.seen, None
+    driven.tick()
+    driven.seen = seen
+
+
+BLINKS = [fleet, table, replica, stable, log]
+
+
+@pytest.mark.parametrize("blink", BLINKS)
+@pytest.mark.parametrize("at_s", [99, 100, 400])
+def test_a_promotion_without_evidence_outlasts_a_tick_that_reads_nothing(
+    blink: Callable[[Driven], None], at_s: int
+) -> None:
+    driven = promoting(load_s=100.0)
+    driven.seen = BLIND["invalid"]()
+    driven.ticks(at_s)
+    blink(driven)
+
+    assert driven.ticks(30).phase is Phase.PROMOTING
+
+    driven.seen = evidence()
+
+    assert driven.ticks(3).phase is Phase.BAKING
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("blink", BLINKS)
+@pytest.mark.parametrize("phase", [Phase.LOADING, Phase.WARMING, Phase.SMOKE, Phase.STAGE, Phase.PROMOTING])
+def test_a_paused_phase_outlasts_a_tick_that_reads_nothing(
+    phase: Phase, blink: Callable[[Driven], None], resumed: bool
+) -> None:
+    """The person's pause alone keeps it past its deadline."""
+    driven = Driven()
+    driven.until(phase)
+    driven.seen = evidence()
+    driven.command(CommandKind.PAUSE)
+    driven.ticks(100, after_s=10.0)
+    if resumed:
+        driven.tick(resumed=True)
+        driven.ticks(100, after_s=10.0)
+    blink(driven)
+
+    assert driven.ticks(30).phase is phase
+    assert not driven.pages
+
+    driven.command(CommandKind.RESUME)
+
+    assert driven.ticks(int(PLAN.bake_s) + 30).phase in (Phase.BAKING, Phase.UNLOADING, Phase.SUCCEEDED)
+
+
+@pytest.mark.parametrize("phase", [Phase.WARMING, Phase.SMOKE])
+def test_a_paused_probe_outlasts_a_tick_in_which_it_cannot_be_asked(phase: Phase) -> None:
+    driven = Driven()
+    driven.until(phase)
+    driven.command(CommandKind.PAUSE)
+    driven.ticks(100, after_s=10.0)
+    passed, driven.plane.probes, driven.actions = driven.plane.probes, (), ()
+    driven.tick()
+    driven.plane.probes = passed
+
+    assert driven.ticks(30).phase is phase
+
+
+def test_paused_mirroring_outlasts_a_tick_without_evidence() -> None:
+    driven = Driven(replace(PLAN, mirror=MirrorPlan(1000, 10, 100.0)))
+    mirrored = evidence(mirror=MirrorStatus(pairs=20))
+    driven.seen = mirrored
+    for _ in range(60):
+        driven.tick()
+        if driven.state.phase is Phase.MIRRORING:
+            break
+    driven.command(CommandKind.PAUSE)
+    driven.ticks(100, after_s=10.0)
+    log(driven)
+
+    assert driven.ticks(30).phase is Phase.MIRRORING
+
+
+def test_a_hold_at_its_limit_that_only_a_pause_keeps_outlasts_a_tick_that_reads_nothing() -> None:
+    for blink in BLINKS:
+        driven = Driven(replace(PLAN, hold_limit_s=2000.0))
+        driven.until(Phase.STAGE)
+        driven.ticks(400)
+        driven.command(CommandKind.PAUSE)
+        driven.seen = evidence()
+        driven.ticks(150, after_s=20.0)
+        blink(driven)
+
+        assert driven.ticks(30).phase is Phase.STAGE, blink.__name__
+
+
+@pytest.mark.parametrize("phase", [Phase.STAGE, Phase.PROMOTING, Phase.BAKING])
+def test_evidence_that_misses_for_one_tick_is_not_missing_at_the_deadline(phase: Phase) -> None:
+    """Where the last stage asks for a rollback when it is missing."""
+    driven = Driven(replace(PLAN, stages=(replace(PLAN.stages[0], on_missing="rollback"),)))
+    driven.until(phase)
+    driven.command(CommandKind.PAUSE)
+    driven.seen = evidence()
+    driven.ticks(100, after_s=10.0)
+    log(driven)
+
+    assert driven.ticks(30).phase is phase
+
+    driven.seen = None
+    driven.ticks(70)
+
+    assert driven.state.cause is not None
+    assert driven.state.cause.kind is CauseKind.MISSING
+
+
+def test_capacity_that_is_lost_and_not_regained_within_the_limit_is_rolled_back() -> None:
+    driven = Driven(replace(PLAN, load_s=100.0), replicas=2)
+    driven.until(Phase.PROMOTING)
+    driven.seen = BLIND["invalid"]()
+    driven.ticks(400, after_s=10.0)
+    driven.ready["v-new"] = 1
+
+    assert driven.ticks(90).phase is Phase.PROMOTING
+    assert driven.ticks(20).phase is not Phase.PROMOTING
+    assert driven.state.cause is not None
+    assert driven.state.cause.kind is CauseKind.DEADLINE
 
 
 def test_capacity_that_never_comes_is_still_rolled_back_at_its_limit() -> None:
