@@ -111,6 +111,10 @@ class Departure:
     unload_ms: float | None = None
     total_ms: float | None = None
     cancelled: bool = False  # the drain limit was reached and requests were taken over
+    # The leaving version's weight while the other does not answer (10,000: a table with it alone); 0: none,
+    # because its answers do harm, a person took it out, or nobody was served by it.
+    kept_bp: int = 0
+    kept_since_s: float | None = None  # since when it stays on because the other does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,24 @@ class Readiness:
     changed_at_s: float | None = None  # when the count changed last; None: not since it was first read
     is_falling: bool = False  # the last change was a fall
     lost_at_s: tuple[float, ...] = ()  # when replicas were lost, the newest last
+
+
+@dataclass(frozen=True, slots=True)
+class ArmAnswers:
+    """Whether one arm has a replica that answers, as the ticks that could read the fleet saw it."""
+
+    is_ready: bool | None = None  # at the last reading; None: never read
+    ready_at_s: float | None = None  # the last reading with a ready replica; None: none yet
+    unready_at_s: float | None = None  # the last reading without one; None: none yet
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Both arms, and when the fleet was last read."""
+
+    stable: ArmAnswers = ArmAnswers()
+    canary: ArmAnswers = ArmAnswers()
+    read_at_s: float | None = None  # None: not yet
 
 
 StageExit = Literal["proven", "waived", "point_estimates"]
@@ -206,6 +228,7 @@ class RolloutState:
     unready_since_s: float | None = None  # no canary replica is ready
     canary_ready: Readiness = Readiness()
     stable_ready: Readiness = Readiness()
+    answers: Answers = Answers()
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
     decisive: GateReport | None = None  # the gate that fired
