@@ -32,7 +32,7 @@ PAGE_AGAIN_S = 3600.0  # between two pages of one wait
 def advance_departure(
     state: RolloutState, departure: Departure, seen: Observation, now_s: float
 ) -> RolloutState:
-    state, departure = note_kept(state, _with_kept_weight(state, departure, seen), now_s)
+    state, departure = note_kept(state, _with_kept_weight(state, departure, seen), seen, now_s)
     now = standing(state, departure, seen, now_s)
     if departure.step is DepartureStep.RESTORE:
         if state.phase is Phase.ROLLING_BACK and not now.leaving_serves:

@@ -163,7 +163,9 @@ def _is_kept(state: RolloutState, departure: Departure, seen: Observation, now_s
     has_left = departure.step in (DepartureStep.DRAIN, DepartureStep.CANCEL, DepartureStep.UNLOAD)
     if not has_left or not state.exposed or not _is_loaded(seen, departure.leaving):
         return False
-    if _arm(state, departure.staying).is_ready is None or is_steady(state, departure.staying):
+    is_blind = _blind_s(state, seen, now_s) >= state.plan.unreadable_s
+    is_unknown = _arm(state, departure.staying).is_ready is None
+    if not is_blind and (is_unknown or is_steady(state, departure.staying)):
         return False
     if is_lost(state, departure.leaving, seen, now_s):
         return False
@@ -221,13 +223,15 @@ def _blind_s(state: RolloutState, seen: Observation, now_s: float) -> float:
 # --- what is written of it
 
 
-def note_kept(state: RolloutState, departure: Departure, now_s: float) -> tuple[RolloutState, Departure]:
+def note_kept(
+    state: RolloutState, departure: Departure, seen: Observation, now_s: float
+) -> tuple[RolloutState, Departure]:
     """Since when the staying version has not answered; ends when it has been ready for long enough."""
     is_ready, since_s = _arm(state, departure.staying).is_ready, departure.kept_since_s
-    if departure.step is not DepartureStep.RESTORE and is_steady(state, departure.staying):
+    if is_ready is False or _blind_s(state, seen, now_s) >= state.plan.unreadable_s:
+        since_s = now_s if since_s is None else since_s
+    elif departure.step is not DepartureStep.RESTORE and is_steady(state, departure.staying):
         since_s = None
-    elif is_ready is False and since_s is None:
-        since_s = now_s
     departure = replace(departure, kept_since_s=since_s)
     return replace(state, departure=departure), departure
 
@@ -256,7 +260,7 @@ def page_unanswered(
             text = f"{staying} is ready again" if is_ready else f"{leaving} is kept loaded no longer"
             state = log(state, now_s, text)
         return state
-    if is_paged or is_ready:
+    if is_paged or (is_ready and seen.versions is not None):
         return state
     what = f"no version answers: {staying} has no ready replica"
     if seen.versions is None:

@@ -283,3 +283,17 @@ def test_states_of_older_releases_load(phase: Phase) -> None:
     driven.ticks(40)
 
     assert (driven.state.phase, driven.state.serving) == (Phase.ROLLED_BACK, OLD)
+
+
+def test_nothing_is_stopped_while_the_fleet_cannot_be_read() -> None:
+    driven = Driven(LONG_BAKE)
+    driven.until(Phase.BAKING)
+    driven.ticks(20)
+    driven.fleet_readable = False
+
+    assert driven.ticks(400).phase is Phase.ROLLING_BACK  # unreadable for too long
+
+    assert driven.state.weight_bp == 0
+    assert stopped(driven) == []
+    driven.fleet_readable = True
+    assert driven.ticks(20).phase is Phase.ROLLED_BACK
