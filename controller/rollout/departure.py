@@ -9,34 +9,44 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
+from controller.quantities import FULL_BP, percent
 from controller.rollout.desired import desired_split
 from controller.rollout.journal import end, log, notice, time_limit_s
-from controller.rollout.last_answer import end_of_wait, stay_loaded
+from controller.rollout.last_answer import Standing, bar, note_kept, page_unanswered, standing
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
+    answering_replicas,
     applied_words,
     is_applied,
     is_idle,
     is_unloaded,
-    ready_replicas,
     version_status,
 )
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState, cause_words
 from controller.rollout.twin_report import twin_report, unproven
 
+PAGE_AGAIN_S = 3600.0  # between two pages of one wait
+
 
 def advance_departure(
     state: RolloutState, departure: Departure, seen: Observation, now_s: float
 ) -> RolloutState:
-    state, is_kept = stay_loaded(state, departure, seen, now_s)
-    if is_kept:
-        return state
+    state, departure = note_kept(state, _with_kept_weight(state, departure, seen), seen, now_s)
+    now = standing(state, departure, seen, now_s)
+    if departure.step is DepartureStep.RESTORE:
+        if state.phase is Phase.ROLLING_BACK and not now.leaving_serves:
+            return _give_up_weight(state, departure, seen, now, now_s)
+        return _wait_for_stable(state, departure, seen, now_s)
+    if now.leaving_serves:
+        return _give_back(state, departure, now_s)
+    state = page_unanswered(state, departure, seen, now_s, now.is_kept)
+    if now.is_kept:
+        # What is under way may end; a stop that was ordered may still be withdrawn.
+        is_drained = departure.step is not DepartureStep.DRAIN
+        kept = replace(departure, step=DepartureStep.DRAIN, step_at_s=now_s) if is_drained else departure
+        return replace(state, departure=kept)
     match departure.step:
-        case DepartureStep.RESTORE if state.weight_bp:
-            return _wait_for_stable(state, departure, seen, now_s)
-        case DepartureStep.RESTORE:
-            return _restore(state, departure, seen, now_s)
         case DepartureStep.SHIFT:
             return _shift(state, departure, seen, now_s)
         case DepartureStep.DRAIN:
@@ -49,34 +59,64 @@ def advance_departure(
             assert_never(departure.step)
 
 
+def _with_kept_weight(state: RolloutState, departure: Departure, seen: Observation) -> Departure:
+    """The departure without a weight to return to, once harm in the answers or a tombstone was seen."""
+    if departure.step is DepartureStep.RESTORE and not departure.kept_bp:
+        departure = replace(departure, kept_bp=state.weight_bp or FULL_BP)  # begun by an older release
+    is_barred = 0 < departure.kept_bp < FULL_BP and bar(state, seen) is not None
+    return replace(departure, kept_bp=0) if is_barred else departure
+
+
+def _give_up_weight(
+    state: RolloutState, departure: Departure, seen: Observation, now: Standing, now_s: float
+) -> RolloutState:
+    """All traffic to the staying version."""
+    why = now.why if departure.kept_bp else bar(state, seen) or now.why
+    state = _next_step(replace(state, weight_bp=0), departure, DepartureStep.SHIFT, now_s, why)
+    if seen.versions is not None or not departure.kept_bp:
+        return state
+    text = f"{state.service}: {why}; it gets all traffic, and {state.canary.title} stays loaded"
+    return notice(log(state, now_s, text), f"blind-{state.log_count}", "page", text, now_s)
+
+
+def _give_back(state: RolloutState, departure: Departure, now_s: float) -> RolloutState:
+    """The leaving version, which is loaded, has its weight again: the staying one was lost meanwhile."""
+    weight_bp = departure.kept_bp if departure.kept_bp < FULL_BP else 0
+    share = percent(departure.kept_bp)
+    text = (
+        f"{state.service}: {state.title(departure.staying)} has no ready replica again: "
+        f"{state.title(departure.leaving)} gets its {share} back until it answers"
+    )
+    state = _next_step(replace(state, weight_bp=weight_bp), departure, DepartureStep.RESTORE, now_s, text)
+    return notice(state, f"given-back-{state.log_count}", "page", text, now_s)
+
+
 def _wait_for_stable(
     state: RolloutState, departure: Departure, seen: Observation, now_s: float
 ) -> RolloutState:
-    """The canary keeps its weight while it alone answers; past the limit that is paged again, once."""
-    why = end_of_wait(state, seen)
-    if why is not None:
-        return _next_step(replace(state, weight_bp=0), departure, DepartureStep.SHIFT, now_s, why)
+    """The leaving version keeps the traffic while it alone answers; a late one pages each hour."""
+    old, new = state.title(departure.staying), state.title(departure.leaving)
+    answers = seen.versions is not None and answering_replicas(seen, departure.leaving) > 0
+    is_promoted = departure.kept_bp == FULL_BP
+    if is_promoted:
+        is_silent = seen.versions is not None and not answers
+        state = page_unanswered(state, departure, seen, now_s, is_silent)
+        status = version_status(seen, departure.staying)
+        has_failed = status is not None and status.phase is VersionPhase.FAILED
+        if answers and (state.is_late(now_s) or has_failed):
+            text = f"{old} could not be loaded again and {new} serves; see the engine's log"
+            swapped = replace(departure, leaving=departure.staying, staying=departure.leaving)
+            return end(replace(state, departure=swapped), Phase.FAILED, now_s, text)
     if not state.is_late(now_s):
         return state
-    spent_s = _spent_ms(departure, now_s) / 1000
-    text = (
-        f"{state.service}: {state.stable.title} still has no ready replica after {spent_s:.0f} s; "
-        f"{state.canary.title} keeps serving; see the engine's log"
-    )
-    state = replace(log(state, now_s, text), deadline_at_s=None)
-    return notice(state, "still-waits-for-stable", "page", text, now_s)
-
-
-def _restore(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:
-    old, new = departure.staying, departure.leaving
-    if ready_replicas(seen, old) >= state.stable.replicas:
-        return _next_step(state, departure, DepartureStep.SHIFT, now_s, f"{old} is ready again")
-    status = version_status(seen, old)
-    if state.is_late(now_s) or (status is not None and status.phase is VersionPhase.FAILED):
-        text = f"{old} could not be loaded again and {new} serves; see the engine's log"
-        swapped = replace(departure, leaving=old, staying=new)
-        return end(replace(state, departure=swapped), Phase.FAILED, now_s, text)
-    return state
+    spent_s = max(0.0, now_s - (departure.kept_since_s or departure.step_at_s))
+    what = f"{old} still has no ready replica after {spent_s:.0f} s"
+    if seen.versions is None:
+        what = f"the fleet cannot be read, so it is not known whether {old} answers"
+    rest = f"{new} keeps serving" if answers else f"{new} keeps the traffic"
+    text = f"{state.service}: {what}; {rest}; see the engine's log"
+    state = replace(log(state, now_s, text), deadline_at_s=now_s + PAGE_AGAIN_S)
+    return notice(state, f"still-waits-for-stable-{state.log_count}", "page", text, now_s)
 
 
 def _shift(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> RolloutState:

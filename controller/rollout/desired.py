@@ -5,8 +5,10 @@ Invariant: capacity is added before traffic, and no version is stopped in the ti
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
+from controller.quantities import FULL_BP
 from controller.rollout.actions import (
     Action,
     CancelVersion,
@@ -17,7 +19,14 @@ from controller.rollout.actions import (
     SetSplit,
     StopVersion,
 )
-from controller.rollout.observation import Observation, is_applied, is_unloaded, ready_replicas
+from controller.rollout.observation import (
+    Observation,
+    VersionPhase,
+    is_applied,
+    is_unloaded,
+    ready_replicas,
+    version_status,
+)
 from controller.rollout.state import LIVE, Departure, DepartureStep, Phase, RolloutState
 
 
@@ -52,7 +61,8 @@ def _departure_actions(state: RolloutState, departure: Departure, seen: Observat
         case DepartureStep.RESTORE:
             return (
                 EnsureVersion(departure.staying, state.stable.replicas),
-                *(split if state.weight_bp else ()),
+                *_end_of_drain(state, departure, seen),
+                *(split if state.weight_bp or _is_table_of(departure.staying, state, seen) else ()),
             )
         case DepartureStep.SHIFT:
             return split
@@ -66,6 +76,24 @@ def _departure_actions(state: RolloutState, departure: Departure, seen: Observat
             assert_never(departure.step)
 
 
+def _end_of_drain(state: RolloutState, departure: Departure, seen: Observation) -> tuple[Action, ...]:
+    """The leaving version back in rotation, when it had begun to leave."""
+    status = version_status(seen, departure.leaving)
+    if status is None or status.phase is not VersionPhase.DRAINING:
+        return ()
+    return (EnsureVersion(departure.leaving, canary_replicas(replace(state, phase=Phase.STAGE))),)
+
+
+def _is_table_of(version: str, state: RolloutState, seen: Observation) -> bool:
+    """True: the route table names this version alone, and not because a person moved the traffic directly."""
+    split = seen.split
+    return (
+        split is not None
+        and (split.stable, split.canary) == (version, None)
+        and state.id not in split.tombstoned
+    )
+
+
 def _missing_split(state: RolloutState, seen: Observation) -> tuple[Action, ...]:
     split = desired_split(state)
     return () if not state.exposed or is_applied(seen, split) else (split,)
@@ -74,8 +102,10 @@ def _missing_split(state: RolloutState, seen: Observation) -> tuple[Action, ...]
 def desired_split(state: RolloutState) -> SetSplit:
     """The route table of this state."""
     # Weight is left only to a canary that waits, in RESTORE, for a stable version that does not answer.
-    if state.departure is not None and state.weight_bp == 0:
-        return SetSplit(state.departure.staying, None, 0, state.stage)
+    departure = state.departure
+    if departure is not None and state.weight_bp == 0:
+        has_all = departure.step is DepartureStep.RESTORE and departure.kept_bp == FULL_BP
+        return SetSplit(departure.leaving if has_all else departure.staying, None, 0, state.stage)
     mirror = state.plan.mirror
     if state.phase is Phase.MIRRORING and mirror is not None:
         return SetSplit(state.stable.id, state.canary.id, 0, state.stage, mirror_bp=mirror.share_bp)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from controller.quantities import duration
 from controller.rollout.journal import log
 from controller.rollout.observation import Observation
-from controller.rollout.state import Readiness, RolloutState
+from controller.rollout.state import Answers, ArmAnswers, Readiness, RolloutState
 
 LOGGED_S = 30.0  # jumps and absences from this long on are in the log
 
@@ -40,7 +40,12 @@ def _moved(state: RolloutState, jump_s: float, away_s: float) -> RolloutState:
     if departure is not None:
         # `total_ms` is what users saw, so it counts the absence.
         started_at_s = departure.started_at_s + jump_s
-        departure = replace(departure, started_at_s=started_at_s, step_at_s=departure.step_at_s + by_s)
+        departure = replace(
+            departure,
+            started_at_s=started_at_s,
+            step_at_s=departure.step_at_s + by_s,
+            kept_since_s=_later(departure.kept_since_s, by_s),
+        )
     return replace(
         state,
         outbox=outbox,
@@ -54,6 +59,7 @@ def _moved(state: RolloutState, jump_s: float, away_s: float) -> RolloutState:
         missing_since_s=_later(state.missing_since_s, by_s),
         canary_ready=_ready(state.canary_ready, by_s),
         stable_ready=_ready(state.stable_ready, by_s),
+        answers=_answers(state.answers, by_s),
         holds=tuple(replace(hold, since_s=hold.since_s + by_s) for hold in state.holds),
     )
 
@@ -70,6 +76,15 @@ def _ready(ready: Readiness, by_s: float) -> Readiness:
         last_lost_at_s=_later(ready.last_lost_at_s, by_s),
         early_losses_at_s=tuple(at_s + by_s for at_s in ready.early_losses_at_s),
     )
+
+
+def _answers(answers: Answers, by_s: float) -> Answers:
+    stable, canary = _arm(answers.stable, by_s), _arm(answers.canary, by_s)
+    return Answers(stable, canary, _later(answers.read_at_s, by_s))
+
+
+def _arm(arm: ArmAnswers, by_s: float) -> ArmAnswers:
+    return ArmAnswers(arm.is_ready, _later(arm.ready_at_s, by_s), _later(arm.unready_at_s, by_s))
 
 
 def _finite(value: float) -> float:

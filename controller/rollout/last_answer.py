@@ -1,25 +1,38 @@
-"""The only version that answers: no departure takes it out of traffic, or unloads it, unseen.
+"""Who has the traffic, and what stays loaded, while a version leaves and one of the arms may not answer.
 
-Rules, where the fleet was read and the version that stays has no ready replica, while the leaving one has:
-1. A rollback for slowness, cost, a person's wish or a missing proof waits with the canary at its weight: slow
-   answers are better than none. `rollback --direct` takes it out all the same.
+`standing` says it anew each tick, and both ways, from how long each arm has had a ready replica:
+1. A rollback for slowness, cost, a person's wish, a missing proof or a crash loop leaves the canary its
+   weight (`kept_bp`) until stable has been ready for `steady_s`, with as many replicas as the canary (after
+   `load_s`: with any): slow answers are better than none. If stable is lost again before the canary is
+   stopped, the canary has its weight again. `rollback --direct` takes it out all the same.
 2. A rollback for what is in the answers (errors, rejections, scores, a guard) moves the traffic at once:
    nobody can say that such answers are better than none. The canary stays loaded, for what is under way, but
-   for `load_s` at most: it serves nobody, and stable may need its memory.
-3. The old version of a promotion stays loaded until the new one is ready or a person rolls back.
-A fleet that cannot be read changes nothing.
+   for `load_s` at most, whatever controllers come and go: it serves nobody, and stable may need its memory.
+3. The old version of a promotion stays loaded until the new one has been ready for `steady_s`. A rollback out
+   of Unloading gives it the traffic as soon as all its replicas are steadily ready, or, when the new version
+   has none, as soon as it has one.
+4. `BLINK_S` without a ready replica decides nothing; a leaving version that has none for `unready_s` is kept
+   no longer. A fleet that cannot be read is as it was last seen; after `unreadable_s` of that the traffic of
+   a waiting canary goes to stable, and the canary stays loaded until it is known whether stable answers.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from controller.quantities import duration, percent
+from controller.quantities import FULL_BP, duration, percent
 from controller.rollout.figures import with_figures
 from controller.rollout.journal import log, notice
-from controller.rollout.observation import Observation, VersionPhase, ready_replicas, version_status
+from controller.rollout.observation import (
+    Observation,
+    VersionPhase,
+    answering_replicas,
+    version_status,
+)
 from controller.rollout.state import (
     LIVE,
+    Answers,
+    ArmAnswers,
     Cause,
     CauseKind,
     Departure,
@@ -30,23 +43,63 @@ from controller.rollout.state import (
 from evaluation.metrics import VALUES
 from evaluation.report import GateReport, Verdict
 
+BLINK_S = 5.0  # without a ready replica: probes and reports are a few seconds late
 # Causes that say nothing against the canary's answers.
 BEARABLE = frozenset(
-    {CauseKind.USER, CauseKind.NOT_PROVEN, CauseKind.MISSING, CauseKind.DEADLINE, CauseKind.UNREADABLE}
+    {
+        CauseKind.USER,
+        CauseKind.NOT_PROVEN,
+        CauseKind.MISSING,
+        CauseKind.DEADLINE,
+        CauseKind.UNREADABLE,
+        CauseKind.ENGINE,
+    }
 )
 
 
-def is_unanswered(seen: Observation, version: str) -> bool:
-    """True: the fleet was read, and no replica of the version is ready."""
-    return seen.versions is not None and ready_replicas(seen, version) == 0
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What holds in a departure now."""
+
+    leaving_serves: bool  # the leaving version has its weight; False: the staying one has all traffic
+    is_kept: bool  # the leaving version is neither cancelled nor stopped
+    why: str  # the staying version has the traffic; empty: it does not
 
 
-def keeps_weight(state: RolloutState, cause: Cause, gate: GateReport | None, seen: Observation) -> bool:
-    """Whether a rollback that begins now waits with the canary at its weight. gate: the one that fired."""
-    if state.phase not in LIVE or state.weight_bp == 0 or not is_unanswered(seen, state.stable.id):
-        return False
+def note_answers(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """The state with what the fleet shows of both arms' ready replicas."""
+    before = state.answers
+    if seen.versions is None:
+        read_at_s = now_s if before.read_at_s is None else before.read_at_s
+        return replace(state, answers=replace(before, read_at_s=read_at_s))
+    stable = _noted(before.stable, seen, state.stable.id, now_s)
+    return replace(state, answers=Answers(stable, _noted(before.canary, seen, state.canary.id, now_s), now_s))
+
+
+def _noted(before: ArmAnswers, seen: Observation, version: str, now_s: float) -> ArmAnswers:
+    status = version_status(seen, version)
+    if status is not None and status.phase is VersionPhase.DRAINING:
+        return before  # out of rotation by our own order: its replicas are as they were
+    if answering_replicas(seen, version):
+        return replace(before, is_ready=True, ready_at_s=now_s)
+    return replace(before, is_ready=False, unready_at_s=now_s)
+
+
+def kept_bp(state: RolloutState, cause: Cause, gate: GateReport | None, seen: Observation) -> int:
+    """`Departure.kept_bp` of a rollback that begins now. gate: the one that fired."""
+    if state.phase is Phase.UNLOADING:
+        return FULL_BP
     is_bearable = cause.kind in BEARABLE or (cause.kind is CauseKind.GATE and gate is not None)
-    return is_bearable and _harm_in_answers(seen, gate) is None and ready_replicas(seen, state.canary.id) > 0
+    if state.phase not in LIVE or not is_bearable or bar(state, seen, gate) is not None:
+        return 0
+    return state.weight_bp
+
+
+def bar(state: RolloutState, seen: Observation, fired: GateReport | None = None) -> str | None:
+    """Why the canary may have no weight at all any more; None: nothing is known against it."""
+    if seen.split is not None and state.id in seen.split.tombstoned:
+        return "a direct rollback left a tombstone in the route table"
+    return _harm_in_answers(seen, fired)
 
 
 def _harm_in_answers(seen: Observation, fired: GateReport | None) -> str | None:
@@ -66,6 +119,123 @@ def _harm_in_answers(seen: Observation, fired: GateReport | None) -> str | None:
     return None
 
 
+def standing(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> Standing:
+    """Who should have the traffic of this departure, and whether the leaving version stays loaded."""
+    why = _why_staying(state, departure, seen, now_s) if departure.kept_bp else "the canary has no weight"
+    return Standing(not why, _is_kept(state, departure, seen, now_s), why)
+
+
+def _why_staying(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> str:
+    """Why the staying version has the traffic; empty: the leaving one has, or gets, it."""
+    staying, leaving = state.title(departure.staying), state.title(departure.leaving)
+    is_promoted = departure.kept_bp == FULL_BP
+    if is_lost(state, departure.leaving, seen, now_s, after_s=BLINK_S if is_promoted else None):
+        if not is_promoted:
+            return f"{leaving} has no ready replica either"
+        if answering_replicas(seen, departure.staying):
+            return f"{staying} is ready again, {leaving} has no ready replica"
+    if not is_promoted and _blind_s(state, seen, now_s) >= state.plan.unreadable_s:
+        return f"the fleet cannot be read, so whether {staying} answers is not known"
+    if departure.step is DepartureStep.RESTORE:
+        is_enough = seen.versions is None or answering_replicas(seen, departure.staying) >= _needed(
+            state, departure, seen, now_s
+        )
+        # What was never read waits for nothing, when a rollback begins.
+        is_unknown = state.departure is None and _arm(state, departure.staying).is_ready is None
+        is_back = is_unknown or (is_enough and is_steady(state, departure.staying))
+        return f"{staying} is ready again" if is_back else ""
+    is_gone = is_lost(state, departure.staying, seen, now_s, after_s=BLINK_S)
+    could_return = _is_loaded(seen, departure.leaving) and _arm(state, departure.leaving).is_ready
+    return "" if is_gone and could_return else f"{staying} answers, or {leaving} cannot"
+
+
+def _needed(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> int:
+    """Ready replicas with which the staying version takes the traffic of one that answers."""
+    if departure.kept_bp == FULL_BP:
+        return state.stable.replicas
+    since_s = departure.kept_since_s
+    if since_s is None or now_s - since_s >= state.plan.load_s:
+        return 1
+    return min(state.stable.replicas, max(1, answering_replicas(seen, departure.leaving)))
+
+
+def _is_kept(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> bool:
+    has_left = departure.step in (DepartureStep.DRAIN, DepartureStep.CANCEL, DepartureStep.UNLOAD)
+    if not has_left or not state.exposed or not _is_loaded(seen, departure.leaving):
+        return False
+    is_blind = _blind_s(state, seen, now_s) >= state.plan.unreadable_s
+    is_unknown = _arm(state, departure.staying).is_ready is None
+    if not is_blind and (is_unknown or is_steady(state, departure.staying)):
+        return False
+    if is_lost(state, departure.leaving, seen, now_s):
+        return False
+    is_promotion = state.phase is Phase.UNLOADING and not state.plan.twin
+    since_s = now_s if departure.kept_since_s is None else departure.kept_since_s
+    return is_promotion or departure.kept_bp > 0 or now_s - since_s < state.plan.load_s
+
+
+def is_steady(state: RolloutState, version: str) -> bool:
+    """True: at the last reading, a replica of the version had been ready for the plan's `steady_s`."""
+    arm, read_at_s = _arm(state, version), state.answers.read_at_s
+    if not arm.is_ready:
+        return False
+    return (
+        arm.unready_at_s is None or read_at_s is None or read_at_s - arm.unready_at_s >= state.plan.steady_s
+    )
+
+
+def is_lost(
+    state: RolloutState, version: str, seen: Observation, now_s: float, *, after_s: float | None = None
+) -> bool:
+    """True: the fleet was read, and the version has had no ready replica for so long (default: `unready_s`).
+
+    One that has failed, is being stopped or is gone is lost at once; one that drains is not.
+    """
+    if seen.versions is None:
+        return False
+    status = version_status(seen, version)
+    if status is not None and status.phase is VersionPhase.DRAINING:
+        return False
+    if status is None or status.phase not in (VersionPhase.LOADING, VersionPhase.READY):
+        return True
+    arm = _arm(state, version)
+    limit_s = state.plan.unready_s if after_s is None else after_s
+    return not arm.is_ready and (arm.ready_at_s is None or now_s - arm.ready_at_s >= limit_s)
+
+
+def _is_loaded(seen: Observation, version: str) -> bool:
+    """False: the fleet shows that nothing of the version can be kept."""
+    status = version_status(seen, version)
+    has_engines = (VersionPhase.LOADING, VersionPhase.READY, VersionPhase.DRAINING)
+    return seen.versions is None or (status is not None and status.phase in has_engines)
+
+
+def _arm(state: RolloutState, version: str) -> ArmAnswers:
+    return state.answers.stable if version == state.stable.id else state.answers.canary
+
+
+def _blind_s(state: RolloutState, seen: Observation, now_s: float) -> float:
+    """Seconds for which the fleet has not been read."""
+    read_at_s = state.answers.read_at_s
+    return 0.0 if seen.versions is not None or read_at_s is None else now_s - read_at_s
+
+
+# --- what is written of it
+
+
+def note_kept(
+    state: RolloutState, departure: Departure, seen: Observation, now_s: float
+) -> tuple[RolloutState, Departure]:
+    """Since when the staying version has not answered; ends when it has been ready for long enough."""
+    is_ready, since_s = _arm(state, departure.staying).is_ready, departure.kept_since_s
+    if is_ready is False or _blind_s(state, seen, now_s) >= state.plan.unreadable_s:
+        since_s = now_s if since_s is None else since_s
+    elif departure.step is not DepartureStep.RESTORE and is_steady(state, departure.staying):
+        since_s = None
+    departure = replace(departure, kept_since_s=since_s)
+    return replace(state, departure=departure), departure
+
+
 def waiting_text(state: RolloutState) -> str:
     """What is paged when a rollback waits for stable."""
     stable, canary = state.stable.title, state.canary.title
@@ -76,51 +246,33 @@ def waiting_text(state: RolloutState) -> str:
     )
 
 
-def end_of_wait(state: RolloutState, seen: Observation) -> str | None:
-    """Why a canary that kept its weight gives it up now; None: it keeps it."""
-    if seen.split is not None and state.id in seen.split.tombstoned:
-        return "a direct rollback left a tombstone in the route table"
-    if seen.versions is not None and ready_replicas(seen, state.stable.id) > 0:
-        return f"{state.stable.title} is ready again"
-    if is_unanswered(seen, state.canary.id):
-        return f"{state.canary.title} has no ready replica either"
-    return _harm_in_answers(seen, None)
-
-
-def stay_loaded(
-    state: RolloutState, departure: Departure, seen: Observation, now_s: float
-) -> tuple[RolloutState, bool]:
-    """The state, and whether the leaving version is kept from being cancelled and unloaded for now.
-
-    Pages once when it begins, and logs when the staying version is ready again.
-    """
+def page_unanswered(
+    state: RolloutState, departure: Departure, seen: Observation, now_s: float, is_kept: bool
+) -> RolloutState:
+    """Page once when no version answers, or none is known to; log when the staying one is steadily ready."""
     key = f"unanswered/{departure.staying}"
     is_paged = key in state.alarmed
     staying, leaving = state.title(departure.staying), state.title(departure.leaving)
-    if not _is_kept(state, departure, seen, now_s):
+    is_ready = _arm(state, departure.staying).is_ready
+    if not is_kept:
         if is_paged and seen.versions is not None:
             state = replace(state, alarmed=tuple(one for one in state.alarmed if one != key))
-            is_ready = ready_replicas(seen, departure.staying) > 0
             text = f"{staying} is ready again" if is_ready else f"{leaving} is kept loaded no longer"
             state = log(state, now_s, text)
-        return state, False
-    if is_paged:
-        return state, True
-    if state.is_canary_leaving:
-        rest = f"{leaving} stays loaded without traffic for {duration(round(state.plan.load_s))} at most"
-    else:
+        return state
+    if is_paged or (is_ready and seen.versions is not None):
+        return state
+    what = f"no version answers: {staying} has no ready replica"
+    if seen.versions is None:
+        what = f"the fleet cannot be read, so it is not known whether {staying} answers"
+    if departure.step is DepartureStep.RESTORE:
+        rest = f"{leaving} has none either"
+    elif not state.is_canary_leaving:
         rest = f"{leaving} stays loaded; return to it: canaryctl rollback {state.service}"
-    text = f"{state.service}: no version answers: {staying} has no ready replica; {rest}"
+    elif departure.kept_bp:
+        rest = f"{leaving} stays loaded without traffic until {staying} answers"
+    else:
+        rest = f"{leaving} stays loaded without traffic for {duration(round(state.plan.load_s))} at most"
+    text = f"{state.service}: {what}; {rest}"
     state = replace(log(state, now_s, text), alarmed=(*state.alarmed, key))
-    return notice(state, f"unanswered-{state.log_count}", "page", text, now_s), True
-
-
-def _is_kept(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> bool:
-    if departure.step not in (DepartureStep.DRAIN, DepartureStep.CANCEL) or not state.exposed:
-        return False
-    leaving = version_status(seen, departure.leaving)
-    is_loaded = leaving is not None and leaving.phase in (VersionPhase.READY, VersionPhase.DRAINING)
-    if not is_loaded or not is_unanswered(seen, departure.staying):
-        return False
-    is_promotion = state.phase is Phase.UNLOADING and not state.plan.twin
-    return is_promotion or now_s - departure.step_at_s < state.plan.load_s
+    return notice(state, f"unanswered-{state.log_count}", "page", text, now_s)

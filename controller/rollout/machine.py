@@ -16,7 +16,8 @@ Rules:
    A rollback is allowed from every phase and takes precedence over a forward move in the same tick.
 3. Going up: capacity first, then traffic. Going down: traffic to 0, acknowledged and fenced; then drain, then
    take over; then unload until the memory release is confirmed. No version is stopped while it may get
-   traffic, or while it alone could answer (`last_answer.py`). Until Unloading, stable keeps capacity for all
+   traffic, or while it alone could answer; a canary whose answers do no harm has its weight again when
+   stable is lost while it leaves (`last_answer.py`). Until Unloading, stable keeps capacity for all
    traffic, so a rollback is one route table.
 4. Final phases are absorbing: only their notices are still delivered. The plan is pinned. A retry is a new
    rollout.
@@ -70,7 +71,7 @@ from controller.rollout.journal import (
     publish_sources,
     release,
 )
-from controller.rollout.last_answer import keeps_weight, waiting_text
+from controller.rollout.last_answer import kept_bp, note_answers, standing, waiting_text
 from controller.rollout.mirroring import mirrored_text
 from controller.rollout.observation import (
     CommandKind,
@@ -129,6 +130,7 @@ def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Ac
     state = drop_delivered(carry_over(state, seen, now_s), seen, now_s)
     if state.is_final:
         return state, notices(state)
+    state = note_answers(state, seen, now_s)
     commanded = _apply_commands(state, seen, last_s, now_s)
     decided = _decide(commanded, seen, now_s) if commanded.phase is state.phase else commanded
     state = in_time_order(decided, state.log_count)
@@ -229,11 +231,15 @@ def _roll_back(
     if not state.launched:
         final = Phase.FAILED if cause.kind in (CauseKind.DEADLINE, CauseKind.PROBE) else Phase.ROLLED_BACK
         return end(replace(state, cause=cause), final, now_s, cause.text)
-    is_waiting = keeps_weight(state, cause, state.decisive, seen)
-    is_restored = is_waiting or state.phase is Phase.UNLOADING
-    first = DepartureStep.RESTORE if is_restored else DepartureStep.SHIFT
     began_s = now_s if asked_s is None else asked_s
-    departure = Departure(state.canary.id, state.stable.id, first, began_s, now_s)
+    kept = kept_bp(state, cause, state.decisive, seen)
+    since_s = now_s if state.answers.stable.is_ready is False else None
+    leaving, staying, first = state.canary.id, state.stable.id, DepartureStep.RESTORE
+    departure = Departure(leaving, staying, first, began_s, now_s, kept_bp=kept, kept_since_s=since_s)
+    is_promoted = state.phase is Phase.UNLOADING
+    is_waiting = not is_promoted and standing(state, departure, seen, now_s).leaving_serves
+    if not is_waiting and not is_promoted:
+        departure = replace(departure, step=DepartureStep.SHIFT)
     weight_bp = state.weight_bp if is_waiting else 0
     state = replace(state, cause=cause, departure=departure, weight_bp=weight_bp, holds=(), waived_through=-1)
     state = enter(state, Phase.ROLLING_BACK, now_s, f"{cause_words(cause.kind)}: {cause.text}")

@@ -225,6 +225,13 @@ def ready_replicas(seen: Observation, version: str) -> int:
     return status.ready_replicas if status is not None and status.phase is VersionPhase.READY else 0
 
 
+def answering_replicas(seen: Observation, version: str) -> int:
+    """Ready replicas, also of a version that is still loading others."""
+    status = version_status(seen, version)
+    is_up = status is not None and status.phase in (VersionPhase.LOADING, VersionPhase.READY)
+    return max(0, status.ready_replicas) if status is not None and is_up else 0
+
+
 def is_unloaded(seen: Observation, version: str) -> bool:
     """True: the fleet was read, and the version holds no memory."""
     status = version_status(seen, version)

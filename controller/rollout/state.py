@@ -111,6 +111,10 @@ class Departure:
     unload_ms: float | None = None
     total_ms: float | None = None
     cancelled: bool = False  # the drain limit was reached and requests were taken over
+    # The leaving version's weight while the other does not answer (10,000: a table with it alone); 0: none,
+    # because its answers do harm, a person took it out, or nobody was served by it.
+    kept_bp: int = 0
+    kept_since_s: float | None = None  # since when it stays on because the other does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,24 @@ class Readiness:
     rose_at_s: float | None = None  # when the count rose last; None: not since it was first read
     last_lost_at_s: float | None = None  # None: no replica was lost
     early_losses_at_s: tuple[float, ...] = ()  # losses soon after a rise, the newest last
+
+
+@dataclass(frozen=True, slots=True)
+class ArmAnswers:
+    """Whether one arm has a replica that answers, as the ticks that could read the fleet saw it."""
+
+    is_ready: bool | None = None  # at the last reading; None: never read
+    ready_at_s: float | None = None  # the last reading with a ready replica; None: none yet
+    unready_at_s: float | None = None  # the last reading without one; None: none yet
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Both arms, and when the fleet was last read."""
+
+    stable: ArmAnswers = ArmAnswers()
+    canary: ArmAnswers = ArmAnswers()
+    read_at_s: float | None = None  # None: not yet
 
 
 StageExit = Literal["proven", "waived", "point_estimates"]
@@ -211,6 +233,7 @@ class RolloutState:
     missing_since_s: float | None = None  # the evidence that this phase needs is missing
     canary_ready: Readiness = Readiness()
     stable_ready: Readiness = Readiness()
+    answers: Answers = Answers()
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
     decisive: GateReport | None = None  # the gate that fired

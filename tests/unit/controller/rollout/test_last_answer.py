@@ -41,7 +41,7 @@ def test_a_slow_canary_keeps_its_weight_while_stable_has_no_replica() -> None:
     assert [page for page in driven.pages if "v-old has no ready replica" in page and "--direct" in page]
 
     driven.ready = {OLD: 1, NEW: 1}
-    driven.ticks(10)
+    driven.ticks(20)
 
     assert (driven.state.phase, driven.state.serving) == (Phase.ROLLED_BACK, OLD)
     assert driven.plane.split is not None
@@ -80,7 +80,7 @@ def test_harm_in_the_answers_leaves_at_once_and_stays_loaded() -> None:
     assert len([page for page in driven.pages if "no version answers" in page]) == 1
 
     driven.ready = {OLD: 1}
-    driven.ticks(10)
+    driven.ticks(20)
 
     assert driven.state.phase is Phase.ROLLED_BACK
 
@@ -125,11 +125,14 @@ def test_what_is_unknown_or_answers_neither_waits_for_nothing(known: bool) -> No
     driven = at_half()
     if known:
         driven.ready = {OLD: 0, NEW: 0}
+        driven.ticks(int(PLAN.unready_s) - 2)  # a blink decides nothing
     else:
         driven.fleet_readable = False
     driven.command(CommandKind.ROLLBACK)
 
     driven.tick()
+    if known:
+        driven.tick()
 
     assert driven.state.weight_bp == 0
     assert driven.state.departure is not None
