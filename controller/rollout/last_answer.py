@@ -73,16 +73,19 @@ def note_answers(state: RolloutState, seen: Observation, now_s: float) -> Rollou
         read_at_s = now_s if before.read_at_s is None else before.read_at_s
         return replace(state, answers=replace(before, read_at_s=read_at_s))
     stable = _noted(before.stable, seen, state.stable.id, now_s)
-    return replace(state, answers=Answers(stable, _noted(before.canary, seen, state.canary.id, now_s), now_s))
+    return replace(state, answers=Answers(stable, _noted(before.canary, seen, state.canary.id, now_s)))
 
 
 def _noted(before: ArmAnswers, seen: Observation, version: str, now_s: float) -> ArmAnswers:
     status = version_status(seen, version)
     if status is not None and status.phase is VersionPhase.DRAINING:
         return before  # out of rotation by our own order: its replicas are as they were
-    if answering_replicas(seen, version):
-        return replace(before, is_ready=True, ready_at_s=now_s)
-    return replace(before, is_ready=False, unready_at_s=now_s)
+    is_ready = answering_replicas(seen, version) > 0
+    if is_ready == before.is_ready:
+        return before
+    if is_ready:
+        return ArmAnswers(True, before.ready_at_s, now_s if before.is_ready is False else None)
+    return ArmAnswers(False, now_s, before.unready_at_s)
 
 
 def kept_bp(state: RolloutState, cause: Cause, gate: GateReport | None, seen: Observation) -> int:
@@ -176,12 +179,11 @@ def _is_kept(state: RolloutState, departure: Departure, seen: Observation, now_s
 
 def is_steady(state: RolloutState, version: str) -> bool:
     """True: at the last reading, a replica of the version had been ready for the plan's `steady_s`."""
-    arm, read_at_s = _arm(state, version), state.answers.read_at_s
+    arm, blind_at_s = _arm(state, version), state.answers.read_at_s
     if not arm.is_ready:
         return False
-    return (
-        arm.unready_at_s is None or read_at_s is None or read_at_s - arm.unready_at_s >= state.plan.steady_s
-    )
+    read_at_s = state.ticked_at_s if blind_at_s is None else blind_at_s
+    return arm.unready_at_s is None or read_at_s - arm.unready_at_s >= state.plan.steady_s
 
 
 def is_lost(

@@ -150,8 +150,8 @@ class ArmAnswers:
     """Whether one arm has a replica that answers, as the ticks that could read the fleet saw it."""
 
     is_ready: bool | None = None  # at the last reading; None: never read
-    ready_at_s: float | None = None  # the last reading with a ready replica; None: none yet
-    unready_at_s: float | None = None  # the last reading without one; None: none yet
+    ready_at_s: float | None = None  # when it was lost last; None: never
+    unready_at_s: float | None = None  # when it came back last; None: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class Answers:
 
     stable: ArmAnswers = ArmAnswers()
     canary: ArmAnswers = ArmAnswers()
-    read_at_s: float | None = None  # None: not yet
+    read_at_s: float | None = None  # since when it cannot be read; None: it can
 
 
 StageExit = Literal["proven", "waived", "point_estimates"]

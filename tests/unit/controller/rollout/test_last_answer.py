@@ -125,7 +125,7 @@ def test_what_is_unknown_or_answers_neither_waits_for_nothing(known: bool) -> No
     driven = at_half()
     if known:
         driven.ready = {OLD: 0, NEW: 0}
-        driven.ticks(int(PLAN.unready_s) - 2)  # a blink decides nothing
+        driven.ticks(int(PLAN.unready_s) - 1)  # a blink decides nothing
     else:
         driven.fleet_readable = False
     driven.command(CommandKind.ROLLBACK)
