@@ -2,8 +2,8 @@
 
 Rules:
 1. One rule for both arms: what the evidence says is the outcome of the first attempt on the assigned arm,
-   whatever a repeat does. A first answer of 4xx (not 429) is a rejection, no failure; but an endpoint that
-   answers our API key with 401 or 403 has failed.
+   whatever a repeat does. A first answer of 4xx (not 429) is a rejection, no failure, by its head: its body
+   may break off. But an endpoint that answers our API key with 401 or 403 has failed.
 2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
    repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
    on while connections are refused, and after a timeout.
@@ -285,8 +285,8 @@ class Attempts:
         return self.count == 1 and not self.has_fallen_back
 
     def _note_failure(self, cause: str) -> None:
-        if self._is_first:
-            self.first_cause, self.first_4xx = self.first_cause or cause, None
+        if self._is_first and self.first_4xx is None:
+            self.first_cause = self.first_cause or cause
 
     def _fall_back(self) -> None:
         if self.arm == CANARY:
