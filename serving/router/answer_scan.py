@@ -145,7 +145,7 @@ class AnswerScan:
         elif self.content_type.startswith("application/json"):
             if not self._is_too_large:
                 self._read_json_answer()
-        elif self.path in TEXT_PATHS:
+        elif self.path in TEXT_PATHS or self.content_type.startswith("text/html"):
             self.is_malformed = True  # such as a page that asks to log in
         return self.defect
 

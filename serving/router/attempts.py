@@ -39,14 +39,14 @@ _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 _MASK = (1 << 64) - 1
 
 
-def failure_of(status: int | None, *, is_text: bool = False) -> str | None:
+def failure_of(status: int | None, *, only_200: bool = False) -> str | None:
     """Why an answer with this status is none; None: it is one, or a 4xx. A redirect is a failure too.
 
-    is_text: the request asks for text, which a 202, 204 or 206 is not.
+    only_200: the request asks a model for an answer, which a 202, 204 or 206 is not.
     """
     if status is None:
         return None
-    is_other = is_text and 200 < status < 300
+    is_other = only_200 and 200 < status < 300
     has_failed = status >= 500 or status == 429 or 300 <= status < 400 or is_other
     return f"status {status}" if has_failed else None
 
@@ -241,9 +241,9 @@ class Attempts:
         stable = (self._context.table or self._table).stable
         return stable is not None and bool(stable.replicas)
 
-    def is_answer(self, status: int, *, is_text: bool = False) -> bool:
+    def is_answer(self, status: int, *, only_200: bool = False) -> bool:
         """True: the client gets what the current attempt answered; False: ask again, after `release`."""
-        cause = failure_of(status, is_text=is_text)
+        cause = failure_of(status, only_200=only_200)
         if status >= 300 or cause is not None:
             self.tried[-1].cause = f"status {status}"
         if self._assignment.is_lookup:

@@ -214,6 +214,6 @@ class Start:
         return self.request.method == "POST" and self.request.path in CREATING_PATHS
 
     @property
-    def is_text(self) -> bool:
+    def only_200(self) -> bool:
         """Whether only a 200 is an answer to it: of an accepted or a partial one nothing can be read."""
-        return self.is_eligible and self.request.path in TEXT_PATHS
+        return self.is_eligible

@@ -189,3 +189,50 @@ async def test_a_4xx_that_breaks_after_its_head_is_a_rejection_on_either_arm(arm
     assert record.arm == arm
     assert (record.error, record.rejected, record.cause) == (False, True, "status 400")
     assert record.latency_ms is None
+
+
+# ---- answers of drawn paths that hold no text
+
+
+@pytest.mark.parametrize("path", ["v1/embeddings", "v1/rerank", "v1/audio/transcriptions", "cohere/v2/chat"])
+@pytest.mark.parametrize(
+    ("status", "kind", "cause"),
+    [
+        (200, "text/html", "malformed"),
+        (202, "application/json", "status 202"),
+        (204, "text/plain", "status 204"),
+    ],
+)
+async def test_what_is_no_answer_on_any_drawn_path_is_a_failure_and_stable_is_asked(
+    path: str, status: int, kind: str, cause: str
+) -> None:
+    async with router_rig() as rig:
+        rig.publish(weight_bp=10_000, change=2)
+
+        async def no_answer(_request: web.Request) -> web.StreamResponse:
+            text = {"text/html": "<html>log in", "application/json": "{}"}.get(kind, "")
+            return web.Response(status=status, text=text, content_type=kind)
+
+        rig.canary.behave = no_answer
+        answer = await rig.client.post(f"/chat/{path}", json={"input": "x"})
+        record = await rig.record()
+
+    assert answer.status_code == 200
+    assert answer.json()["id"] == "id-stable"
+    assert (record.outcome, record.error, record.cause) == ("fallback", True, cause)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "application/json"])
+async def test_other_answers_of_these_paths_are_passed_on(kind: str) -> None:
+    async with router_rig() as rig:
+        rig.publish(weight_bp=10_000, change=2)
+
+        async def answers(_request: web.Request) -> web.StreamResponse:
+            return web.Response(text='{"text": "hello"}', content_type=kind)
+
+        rig.canary.behave = answers
+        answer = await rig.client.post("/chat/v1/audio/transcriptions", json={"input": "x"})
+        record = await rig.record()
+
+    assert answer.text == '{"text": "hello"}'
+    assert (record.outcome, record.error) == ("answered", False)
