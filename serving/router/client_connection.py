@@ -51,15 +51,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         *("_begun_s", "_blocked_s", "_core", "_front", "_has_head", "_is_chunked", "_is_closing"),
-        *(
-            "_is_half_closed",
-            "_is_head_request",
-            "_is_paused",
-            "_keep_alive",
-            "_left_bytes",
-            "_linger_until_s",
-        ),
-        *("_parser", "_relay", "_request", "_sent_start", "_share", "_task", "transport"),
+        *("_is_half_closed", "_is_head_request", "_keep_alive", "_left_bytes", "_linger_until_s"),
+        *("_is_paused", "_parser", "_relay", "_request", "_sent_start", "_share", "_task", "transport"),
     )
 
     def __init__(self, front: WireFront) -> None:
