@@ -6,7 +6,8 @@ tokens of an event is taken out and its ids are kept (`token_ids`).
 
 Rules:
 1. A stream is complete when every choice has finished, or when its API's last event says so. `[DONE]` alone
-   says nothing, and an end of the body is enough only on paths whose answers hold no text.
+   says nothing, and an end of the body is enough only on paths whose answers hold no text. Where the number
+   of choices is not known, one must have finished, and then [DONE] or the end of the body completes it.
 2. A comment is no event; an event without content (a role, a keep-alive) commits nobody to this answer.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
@@ -50,12 +51,13 @@ class AnswerScan:
     """Scanner of one answer with status 200: `feed` it every byte, then call `end`.
 
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
-    choices: how many the request asked for. takes_ids: its engine's front names token ids in comments.
+    choices: how many the request asked for; None: not known.
+    takes_ids: its engine's front names token ids in comments.
     """
 
     path: str
     content_type: str
-    choices: int = 1
+    choices: int | None = 1
     takes_ids: bool = False
     answer_id: str | None = None
     finish_reason: str | None = None
@@ -85,6 +87,8 @@ class AnswerScan:
     @property
     def is_finished(self) -> bool:
         """True when the stream has said all that it had to say, though its body may not have ended."""
+        if self.choices is None:
+            return self._has_last_event or (self.is_done and bool(self._finished))
         return self._has_last_event or len(self._finished) >= max(self.choices, 1)
 
     @property
@@ -135,13 +139,19 @@ class AnswerScan:
                 self._read_events(self._buffer + b"\n\n")
                 self._buffer = b""
             needs_finish = self.path in TEXT_PATHS and not self._is_too_large
-            if needs_finish and not self.is_finished and not self.has_error:
+            has_finished = self.is_finished or (self.choices is None and bool(self._finished))
+            if needs_finish and not has_finished and not self.has_error:
                 return "cut"
         elif self.content_type.startswith("application/json"):
             if not self._is_too_large:
                 self._read_json_answer()
-        elif self.path in TEXT_PATHS:
+        elif self.path in TEXT_PATHS or self.content_type.startswith("text/html"):
             self.is_malformed = True  # such as a page that asks to log in
+        return self.defect
+
+    @property
+    def defect(self) -> str | None:
+        """What is wrong with what has been read so far, as a fixed word; None: nothing. It has no effect."""
         if self.is_malformed:
             return "malformed"
         if self.has_error:

@@ -2,8 +2,8 @@
 
 Rules:
 1. One rule for both arms: what the evidence says is the outcome of the first attempt on the assigned arm,
-   whatever a repeat does. A first answer of 4xx (not 429) is a rejection, no failure; but an endpoint that
-   answers our API key with 401 or 403 has failed.
+   whatever a repeat does. A first answer of 4xx (not 429) is a rejection, no failure, by its head: its body
+   may break off. But an endpoint that answers our API key with 401 or 403 has failed.
 2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
    repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
    on while connections are refused, and after a timeout.
@@ -39,14 +39,14 @@ _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 _MASK = (1 << 64) - 1
 
 
-def failure_of(status: int | None, *, is_text: bool = False) -> str | None:
+def failure_of(status: int | None, *, only_200: bool = False) -> str | None:
     """Why an answer with this status is none; None: it is one, or a 4xx. A redirect is a failure too.
 
-    is_text: the request asks for text, which a 202, 204 or 206 is not.
+    only_200: the request asks a model for an answer, which a 202, 204 or 206 is not.
     """
     if status is None:
         return None
-    is_other = is_text and 200 < status < 300
+    is_other = only_200 and 200 < status < 300
     has_failed = status >= 500 or status == 429 or 300 <= status < 400 or is_other
     return f"status {status}" if has_failed else None
 
@@ -241,9 +241,9 @@ class Attempts:
         stable = (self._context.table or self._table).stable
         return stable is not None and bool(stable.replicas)
 
-    def is_answer(self, status: int, *, is_text: bool = False) -> bool:
+    def is_answer(self, status: int, *, only_200: bool = False) -> bool:
         """True: the client gets what the current attempt answered; False: ask again, after `release`."""
-        cause = failure_of(status, is_text=is_text)
+        cause = failure_of(status, only_200=only_200)
         if status >= 300 or cause is not None:
             self.tried[-1].cause = f"status {status}"
         if self._assignment.is_lookup:
@@ -285,8 +285,8 @@ class Attempts:
         return self.count == 1 and not self.has_fallen_back
 
     def _note_failure(self, cause: str) -> None:
-        if self._is_first:
-            self.first_cause, self.first_4xx = self.first_cause or cause, None
+        if self._is_first and self.first_4xx is None:
+            self.first_cause = self.first_cause or cause
 
     def _fall_back(self) -> None:
         if self.arm == CANARY:

@@ -26,7 +26,7 @@ class BodyFacts:
 
     model: str | None = None
     streams: bool = False
-    choices: int = 1  # answers that a stream has: `n` for each prompt
+    choices: int | None = 1  # answers that a stream has: `n` for each prompt; None: not known
     key: str | None = None  # the first of BODY_KEYS that is a text and not empty
     opening: str | None = (
         None  # digest of the conversation up to its first assistant turn; None: no such turn
@@ -107,17 +107,19 @@ def _text(raw: msgspec.Raw) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _choices(fields: _Fields) -> int:
-    n = _value(fields.n)
-    answers = n if type(n) is int and n > 0 else 1
+def _choices(fields: _Fields) -> int | None:
+    """None where `n` is no count as JSON writes it: engines read 2.0 and "2" as they like."""
+    n = _value(fields.n) if _is_given(fields.n) else 1
+    if type(n) is not int or n < 1:
+        return None
     if fields.prompt is _NOTHING or _first(fields.prompt) != b"[":
-        return answers
+        return n
     try:
         prompts = _LIST.decode(fields.prompt)
     except (ValueError, RecursionError):
-        return answers
+        return None
     are_tokens = all(_first(one) not in (b'"', b"[") for one in prompts)
-    return answers if are_tokens else answers * max(len(prompts), 1)
+    return n if are_tokens else n * max(len(prompts), 1)
 
 
 def _opening(fields: _Fields) -> str | None:

@@ -2,7 +2,7 @@
 
 Reading 64 MiB of JSON takes half a second, in which no other stream of the router would move. `BodyReader`
 runs one child process and hands it one body at a time, over its standard streams; a body that takes longer
-than READ_S is refused and the child replaced.
+than READ_S is refused and the child replaced. One that needs more than MEMORY_LIMIT is refused as well.
 
 Rules:
 1. The clients take turns, whatever each has sent; of one client's bodies the smallest is next.
@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import resource
 import struct
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ from serving.router.types import Refusal
 log = logging.getLogger("canaryctl.router")
 
 LARGE_BODY = 1 << 20  # bytes; from here on another process reads it
-READ_S = 20.0  # for one body
+READ_S = 6.0  # for one body; a fraction of WAIT_S, or a few bodies would lock out all others
+MEMORY_LIMIT = 2 << 30  # bytes of address space of the child
 WAIT_S = 20.0  # for one's turn
 QUEUE = 256  # bodies
 _LENGTH = struct.Struct(">Q")
@@ -179,7 +181,7 @@ class BodyReader:
         if self._child is None or self._child.returncode is not None:
             pipe = asyncio.subprocess.PIPE
             self._child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", __name__), stdin=pipe, stdout=pipe, limit=1 << 20
+                *(sys.executable, "-m", __name__, str(MEMORY_LIMIT)), stdin=pipe, stdout=pipe, limit=1 << 20
             )
         child = self._child
         assert child.stdin is not None
@@ -206,12 +208,20 @@ class BodyReader:
 def main() -> None:
     """Serve one body after the other until the standard input ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
+    with suppress(ValueError, OSError):  # not every system has this limit
+        resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
     while head := source.read(_LENGTH.size):
         size, headers, models, route, is_eligible, by_service = pickle.loads(
             source.read(*_LENGTH.unpack(head))
         )
         body = source.read(size)
-        prepared = prepare(body, headers, models, route=route, is_eligible=is_eligible, by_service=by_service)
+        try:
+            prepared = prepare(
+                body, headers, models, route=route, is_eligible=is_eligible, by_service=by_service
+            )
+        except MemoryError:
+            text = f"the body of {route} needs more than {sys.argv[1]} bytes of memory; send a simpler one"
+            prepared = Prepared(refusal=Refusal(413, "body_too_complex", text))
         del body
         answer = pickle.dumps(prepared, protocol=5)
         sink.write(_LENGTH.pack(len(answer)) + answer)

@@ -6,6 +6,7 @@ Rules:
    status line is sent at once, which a client that is gone answers with a reset.
 2. A client that reads slowly stops the reading of the engine's answer, so that its answer waits in the
    engine's socket and not here. One that reads nothing for `idle_s` is disconnected.
+   Few requests are read ahead, one is begun a turn of the loop, and none while answers wait unread.
 3. A head must arrive within HEAD_S, a body within BODY_S; bodies held at once stay within a budget
    (`body_budget.py`), beyond which the answer is 429 with retry-after.
 4. A client that may not ask is answered by its head (`admission.py`): nothing of its body is kept, and what
@@ -16,7 +17,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Mapping
@@ -43,7 +43,6 @@ HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S = 300.0  # from a request's first byte to its last
 KEEP_ALIVE_S = 75.0  # between two requests
 LINGER_S = 2.0  # how long what a refused client still sends is read, so that it gets the answer and no reset
-PIPELINE_LIMIT = 8  # requests that a client may have sent ahead
 WRITE_BUFFER = 256 << 10  # bytes that wait for one client before its engine is slowed
 
 
@@ -53,7 +52,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         *("_begun_s", "_blocked_s", "_core", "_front", "_has_head", "_is_chunked", "_is_closing"),
         *("_is_half_closed", "_is_head_request", "_keep_alive", "_left_bytes", "_linger_until_s"),
-        *("_parser", "_relay", "_request", "_sent_start", "_share", "_task", "transport"),
+        *("_is_paused", "_parser", "_relay", "_request", "_sent_start", "_share", "_task", "transport"),
     )
 
     def __init__(self, front: WireFront) -> None:
@@ -68,7 +67,7 @@ class ClientConnection(asyncio.Protocol):
         self._share = BodyShare(front.bodies, self._refuse_growing)
         self._task: asyncio.Task[None] | None = None  # of the request under way; ends with the client
         self._has_head = self._is_chunked = self._is_closing = False
-        self._is_half_closed = self._keep_alive = self._is_head_request = False
+        self._is_half_closed = self._keep_alive = self._is_head_request = self._is_paused = False
         self._left_bytes: int | None = None  # of a body with a declared length
         self._sent_start = 0  # bytes of the status line that were sent ahead
 
@@ -86,12 +85,7 @@ class ClientConnection(asyncio.Protocol):
         if parser.is_idle and self._request is None:
             self._begun_s = boot_s()
         parser.feed(data)
-        if self._request is None:
-            self._next_request()
-        elif len(parser.requests) >= PIPELINE_LIMIT or parser.buffered > WRITE_BUFFER:
-            self.transport.pause_reading()
-        if self._share or parser.buffered or parser.requests or len(data) > COUNTED_BODY:
-            self._count_body()
+        self._go_on(len(data))
 
     def eof_received(self) -> bool:
         """The client sends no more; True keeps the connection open for the answer."""
@@ -123,6 +117,8 @@ class ClientConnection(asyncio.Protocol):
         self._blocked_s = None
         if self._relay is not None:
             self._relay.ready()
+        if self._request is None and not self._is_closing:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     # ---- called by the front
 
@@ -130,18 +126,20 @@ class ClientConnection(asyncio.Protocol):
         """Apply the time limits."""
         if self._linger_until_s is not None and now_s > self._linger_until_s:
             self.transport.abort()
-        if self._is_closing:
-            return
         if self._blocked_s is not None and now_s - self._blocked_s > self._front.core.limits.idle_s:
             self.abort()
+        elif self._is_closing:
+            return
         elif self._request is not None:
             if self._is_half_closed:
                 self._probe()
             if self._relay is not None:
                 self._relay.waited(now_s)
+        elif self._blocked_s is not None:
+            return  # its answers wait, and its requests with them
         elif self._parser.is_idle:
             if now_s - self._begun_s > KEEP_ALIVE_S:
-                self._close()
+                self.close_after_flush()
         elif now_s - self._begun_s > (BODY_S if self._parser.is_in_body else HEAD_S):
             self._parser.refuse(
                 Refusal(408, "request_timeout", "the request did not arrive in time; resend it")
@@ -151,7 +149,7 @@ class ClientConnection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Close unless a request is under way."""
         if self._request is None:
-            self._close()
+            self.close_after_flush()
 
     def abort(self) -> None:
         """Break the connection."""
@@ -160,10 +158,30 @@ class ClientConnection(asyncio.Protocol):
 
     # ---- requests
 
+    def _go_on(self, size: int = 0) -> None:
+        """Begin the next request, if none is under way. size: bytes that have just come."""
+        parser = self._parser
+        if self._request is None:
+            self._next_request()
+        self._pace()
+        if self._share or parser.buffered or parser.requests or size > COUNTED_BODY:
+            self._count_body()
+
+    def _pace(self) -> None:
+        """Read from the client only while few of its requests wait, and while it reads its answers."""
+        parser = self._parser
+        is_slow = self._blocked_s is not None if self._request is None else parser.buffered > WRITE_BUFFER
+        must_wait = parser.is_full or is_slow
+        if must_wait is not self._is_paused and not self.transport.is_closing():
+            self._is_paused = must_wait
+            self.transport.pause_reading() if must_wait else self.transport.resume_reading()
+
     def _next_request(self) -> None:
-        if self._is_closing:
+        if self._is_closing or self._request is not None or self._blocked_s is not None:
             return
         parser = self._parser
+        if parser.has_unread and not parser.requests:
+            parser.go_on()
         if not parser.requests:
             if parser.has_new_head and parser.refusal is None:
                 self._admit()
@@ -293,18 +311,16 @@ class ClientConnection(asyncio.Protocol):
         self._request = self._core = self._task = None
         if self._share:
             self._count_body()
-        self._begun_s = boot_s()
-        if self._parser.refusal is not None and not self._parser.requests and not self._keep_alive:
+        self._begun_s, parser = boot_s(), self._parser
+        if parser.refusal is not None and not parser.requests and not self._keep_alive:
             self._linger()
-            return
-        if not self._keep_alive or self._is_half_closed or self._front.is_stopping:
-            self._close()
-            return
-        if self._parser.requests or self._parser.refusal is not None or self._parser.has_new_head:
-            # Not at once: a client could nest answers as deep as it sends requests ahead.
-            asyncio.get_running_loop().call_soon(self._next_request)
-        with contextlib.suppress(RuntimeError):  # not paused
-            self.transport.resume_reading()
+        elif not self._keep_alive or self._is_half_closed or self._front.is_stopping:
+            self.close_after_flush()
+        elif parser.requests or parser.has_unread or parser.refusal is not None or parser.has_new_head:
+            # One a turn of the loop: those of other clients are answered in between.
+            asyncio.get_running_loop().call_soon(self._go_on)
+        elif self._is_paused:
+            self._pace()
 
     # ---- answers
 
@@ -328,7 +344,7 @@ class ClientConnection(asyncio.Protocol):
         if action.then == "more":
             return
         if action.then == "break" or self._left_bytes:
-            self.abort_after_flush()
+            self.close_after_flush()
         else:
             self._done()
 
@@ -364,8 +380,8 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write(VERSION[self._sent_start : self._sent_start + 1])
             self._sent_start += 1
 
-    def abort_after_flush(self) -> None:
-        """Send what waits, then close: the client sees that the answer is not whole."""
+    def close_after_flush(self) -> None:
+        """Send what waits, then close; of an answer that is not whole the client sees that."""
         self._is_closing = True
         self.transport.close()
 
@@ -373,11 +389,9 @@ class ClientConnection(asyncio.Protocol):
         """End the answer, and read on for a while: closing now would reset the connection."""
         self._is_closing = True
         self._linger_until_s = boot_s() + LINGER_S
+        if self._is_paused:
+            self.transport.resume_reading()
         self.transport.write_eof()
-
-    def _close(self) -> None:
-        self._is_closing = True
-        self.transport.close()
 
     def _count_body(self) -> None:
         whole = sum(len(one.body) for one in self._parser.requests)

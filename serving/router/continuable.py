@@ -39,10 +39,11 @@ _OTHERS = (
     *("prompt_cache_key", "prompt_cache_retention", "request_id", "parallel_tool_calls"),
 )
 _CONTINUED = frozenset((*SENT, *TEMPLATE, *LIMITS, *_OTHERS))
-_NONE, _FALSE, _ZERO, _ONE = (b"null",), (b"false", b"null"), (b"0", b"0.0", b"null"), (b"1", b"1.0", b"null")
+_NONE, _FALSE, _ZERO, _ONE = (b"null",), (b"false", b"null"), (b"0", b"0.0", b"null"), (b"1", b"null")
 # What these fields are where they have no effect.
 _NEUTRAL: dict[str, tuple[bytes, ...]] = {
-    **dict.fromkeys(("n", "best_of", "length_penalty"), _ONE),
+    **dict.fromkeys(("n", "best_of"), _ONE),
+    "length_penalty": (*_ONE, b"1.0"),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "min_tokens", "top_logprobs"), _ZERO),
     **dict.fromkeys(("logprobs", "echo", "return_token_ids", "use_beam_search"), _FALSE),
     **dict.fromkeys(("stop", "tools", "functions", "bad_words"), (b"[]", b"null")),

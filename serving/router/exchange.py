@@ -119,7 +119,7 @@ class Exchange:
             # The operator's fault: the client's credentials were never sent.
             self._failed("key refused")
             return Step.AGAIN
-        if not self._attempts.is_answer(status, is_text=self._start.is_text):
+        if not self._attempts.is_answer(status, only_200=self._start.only_200):
             self._release()
             return Step.AGAIN
         self._status = status
@@ -209,7 +209,7 @@ class Exchange:
         if cause == "cut" and scan is not None and self._may_continue(scan):
             self._begin_continuation(scan)
             return Step.AGAIN
-        failure = failure_of(self._status, is_text=self._start.is_text)
+        failure = failure_of(self._status, only_200=self._start.only_200)
         outcome: Outcome = "failed" if failure else "cut" if cause == "cut" else "answered"
         self._finish(outcome, failure or cause, now_s)
         is_cut = cause == "cut" and scan is not None and not scan.is_done

@@ -2,10 +2,14 @@
 
 It is done before the draw, so that a body that cannot be used is refused alike on both arms; and in one
 function, so that another process (`body_reader`) can prepare a large body in the same way.
+
+A body costs by its values more than by its bytes, and a compressed one holds a thousand times its bytes: its
+plain size and the number of its values are bounded before any is decoded (413).
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +20,10 @@ from serving.router.headers import RawHeaders, value_of
 from serving.router.model_name import NotRenamed, body_with_model, model_of_form
 from serving.router.types import Refusal
 
-PLAIN_LIMIT = 64 << 20  # bytes of a compressed body that are read
+PLAIN_LIMIT = 64 << 20  # bytes of a body without its compression
+VALUES_LIMIT = 1 << 20  # commas, brackets and braces of a JSON body, outside its texts
+_TEXTS_LIMIT = 4 << 20  # quotation marks in a body whose texts are looked for
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 ModelsByService: TypeAlias = Mapping[str, tuple[str, ...]]  # names at the endpoints of each service
 
 
@@ -43,9 +50,14 @@ def prepare(
     by_service: in place of `models`, where the body's own model names one of several services. The facts then
     hold it, also that of a form or of a request that is not eligible.
     """
+    if by_service is None and not models and not is_eligible:
+        return Prepared()
     facts: BodyFacts | None = None
+    plain = _plain(body, headers)
+    if (refusal := _too_complex(plain, headers, route)) is not None:
+        return Prepared(refusal=refusal)
     if by_service is not None:
-        facts = read_facts(_plain(body, headers)) or BodyFacts(model=model_of_form(body, headers))
+        facts = read_facts(plain) or BodyFacts(model=model_of_form(body, headers))
         models = by_service.get(facts.model or "", ())
     bodies: dict[str, bytes] = {}
     for model in models:
@@ -56,7 +68,7 @@ def prepare(
     if by_service is None:
         if not is_eligible:
             return Prepared(bodies=bodies)
-        facts = read_facts(_plain(body, headers))
+        facts = read_facts(plain)
     if facts is None and _must_be_json(headers):
         message = f"the body of {route} is not a JSON object; correct it"
         return Prepared(refusal=Refusal(400, "invalid_json", message))
@@ -72,12 +84,37 @@ def _plain(body: bytes, headers: RawHeaders) -> bytes:
     if encoding not in bits:
         return body
     try:
-        return zlib.decompressobj(bits[encoding]).decompress(body, PLAIN_LIMIT)
+        return zlib.decompressobj(bits[encoding]).decompress(body, PLAIN_LIMIT + 1)
     except zlib.error:
         return b""
 
 
+def _too_complex(plain: bytes, headers: RawHeaders, route: str) -> Refusal | None:
+    """Why a body is not read at all; None: it is."""
+    if len(plain) > PLAIN_LIMIT:
+        text = f"the body of {route} has more than {PLAIN_LIMIT} bytes without its compression"
+        return Refusal(413, "body_too_large", f"{text}; send a smaller request")
+    # A value takes two bytes: a body that is so small cannot have too many.
+    if len(plain) <= VALUES_LIMIT or _is_form(headers) or not _has_too_many(plain):
+        return None
+    text = f"the body of {route} has more than {VALUES_LIMIT} values (commas, brackets and braces)"
+    return Refusal(413, "body_too_complex", f"{text}; send fewer in one request")
+
+
+def _has_too_many(plain: bytes) -> bool:
+    if _marks(plain) <= VALUES_LIMIT:
+        return False
+    return plain.count(b'"') > _TEXTS_LIMIT or _marks(_TEXT.sub(b"", plain)) > VALUES_LIMIT
+
+
+def _marks(plain: bytes) -> int:
+    return plain.count(b",") + plain.count(b"[") + plain.count(b"{")
+
+
+def _is_form(headers: RawHeaders) -> bool:
+    return (value_of(headers, b"content-type") or "").lower().startswith("multipart/")
+
+
 def _must_be_json(headers: RawHeaders) -> bool:
     """True unless the body is a form, or compressed: an engine of either arm would refuse other text."""
-    content_type = (value_of(headers, b"content-type") or "").lower()
-    return not content_type.startswith("multipart/") and value_of(headers, b"content-encoding") is None
+    return not _is_form(headers) and value_of(headers, b"content-encoding") is None

@@ -134,7 +134,7 @@ def end_at_deadline(seen: Seen, status: int | None, deadline_s: float) -> End:
     is_whole = scan is not None and scan.is_finished
     if is_whole and last_byte_s is not None and last_byte_s < deadline_s:
         # The client reads slowly, or the engine does not close the connection.
-        return "answered", scan.end() if scan else None, status
+        return "answered", scan.defect if scan else None, status
     failure = failure_of(status)
     if failure is not None:
         return "open", failure, status

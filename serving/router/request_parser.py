@@ -5,7 +5,8 @@ Rules:
    bare line feeds, folded lines. Two servers could read such a request differently.
 2. Head, number of headers, body and the bytes that frame it are bounded. What is beyond a bound gets one
    clear answer, and the connection is closed.
-3. Requests that a client sends ahead (pipelining) are answered in order.
+3. Requests that a client sends ahead (pipelining) are answered in order. No more than PIPELINE_LIMIT are
+   parsed ahead; what follows them waits as bytes, and the connection is read no further (`is_full`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from serving.router.types import Refusal
 HEAD_LIMIT = 64 << 10  # bytes of a request's head
 HEADERS_LIMIT = 200
 BODY_LIMIT = 64 << 20  # bytes
+PIPELINE_LIMIT = 8  # requests that wait, parsed
 FRAMED_LIMIT = BODY_LIMIT + (16 << 20)  # bytes of a body with what frames its chunks
+
+
+_HEAD_END = b"\r\n\r\n"  # of every head; llhttp takes no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,10 @@ class ParsedRequest:
 
 
 class RequestParser:
-    """Feed it every byte; whole requests appear in `requests`, and what is wrong in `refusal`."""
+    """Feed it every byte; whole requests appear in `requests`, and what is wrong in `refusal`.
+
+    When requests have been taken out, `go_on` parses what waits.
+    """
 
     def __init__(self) -> None:
         self.requests: deque[ParsedRequest] = deque()
@@ -47,10 +55,11 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self._target: list[bytes] = []
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = self._head_size = self._body_bytes = self._framed_bytes = 0
+        self._head_bytes = self._head_size = self._body_bytes = self._framed_bytes = self._declared = 0
         self._is_encoded = False
         self._body: bytes | bytearray = b""
-        self._is_begun = self._is_in_body = False
+        self._is_begun = self._is_in_body = self._has_ended = False
+        self._unread = b""  # what waits until requests are taken out
 
     @property
     def is_idle(self) -> bool:
@@ -59,14 +68,47 @@ class RequestParser:
 
     @property
     def buffered(self) -> int:
-        """Bytes of an unfinished body that are held."""
-        return self._body_bytes
+        """Bytes that are held: of an unfinished body, and not parsed yet."""
+        return self._body_bytes + len(self._unread)
+
+    @property
+    def has_unread(self) -> bool:
+        """True when there is something for `go_on`."""
+        return bool(self._unread)
+
+    @property
+    def is_full(self) -> bool:
+        """True when no more bytes should be read from the client."""
+        return bool(self._unread) or len(self.requests) >= PIPELINE_LIMIT
 
     def feed(self, data: bytes) -> None:
-        """Parse the next bytes."""
+        """Parse the next bytes, or keep them, when enough requests wait."""
         if self.refusal is not None:
             return
-        was_in_body = self._is_in_body
+        if self._unread:
+            self._unread += data
+        elif len(self.requests) + data.count(_HEAD_END) <= PIPELINE_LIMIT:
+            self._parse(data)  # it holds no more requests than may wait
+        else:
+            self._unread = data
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Parse what waits, as far as there is room for requests."""
+        data, self._unread, at = self._unread, b"", 0
+        while at < len(data) and self.refusal is None:
+            room = PIPELINE_LIMIT - len(self.requests)
+            if room <= 0:
+                self._unread = data[at:]
+                return
+            end = len(data)
+            if not (self._is_in_body and self._body_left >= end - at):
+                end = _after_heads(data, at, room)
+            self._parse(data[at:end])
+            at = end
+
+    def _parse(self, data: bytes) -> None:
+        was_in_body, self._has_ended = self._is_in_body, False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -77,6 +119,8 @@ class RequestParser:
                 text = f"the request is not valid HTTP/1.1 ({reason}); correct the client"
                 self.refusal = Refusal(400, "bad_request", text)
             return
+        if self._has_ended:
+            return  # where in these bytes the next request begins is not known; they are one read at most
         if self._is_in_body:
             self._framed_bytes += len(data) if was_in_body else 0
             if self._framed_bytes > FRAMED_LIMIT:
@@ -85,6 +129,11 @@ class RequestParser:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT:
                 self._refuse_head()
+
+    @property
+    def _body_left(self) -> int:
+        """Bytes of a declared length that have not come; 0: none is declared."""
+        return self._declared - self._body_bytes
 
     @property
     def is_in_body(self) -> bool:
@@ -100,7 +149,7 @@ class RequestParser:
         """Read no more; this is the answer to the request that is being read, whose body is dropped."""
         self.refusal = self.refusal or refusal
         self.has_new_head = False
-        self._body, self._body_bytes = b"", 0
+        self._body, self._body_bytes, self._unread = b"", 0, b""
 
     def _refuse_head(self) -> None:
         text = f"a request's head has at most {HEAD_LIMIT} bytes and {HEADERS_LIMIT} headers; send fewer"
@@ -116,7 +165,7 @@ class RequestParser:
     def on_message_begin(self) -> None:
         self._is_begun, self._is_in_body = True, False
         self._target, self._headers, self._body = [], [], b""
-        self._head_bytes = self._head_size = self._body_bytes = self._framed_bytes = 0
+        self._head_bytes = self._head_size = self._body_bytes = self._framed_bytes = self._declared = 0
         self._is_encoded = self.wants_continue = False
 
     def on_url(self, url: bytes) -> None:
@@ -132,9 +181,11 @@ class RequestParser:
         if self._head_size > HEAD_LIMIT or len(self._headers) > HEADERS_LIMIT:
             self._refuse_head()
             raise ValueError("head too large")
-        if name == b"content-length" and int(value) > BODY_LIMIT:
-            self._refuse_body()
-            raise ValueError("body too large")
+        if name == b"content-length":
+            self._declared = int(value)
+            if self._declared > BODY_LIMIT:
+                self._refuse_body()
+                raise ValueError("body too large")
         if name == b"content-encoding":
             self._is_encoded = True
         elif name == b"expect" and value.strip().lower() == b"100-continue":
@@ -158,6 +209,7 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         self._is_begun = self._is_in_body = self.has_new_head = False
+        self._has_ended = True
         is_upgrade = self._parser.should_upgrade()
         body = self._body if isinstance(self._body, bytes) else bytes(self._body)
         self.requests.append(
@@ -173,3 +225,14 @@ class RequestParser:
         )
         self._body = b""
         self._body_bytes = 0
+
+
+def _after_heads(data: bytes, start: int, count: int) -> int:
+    """Where the `count`-th end of a head after `start` is over; the end of the data when there are fewer."""
+    end = start
+    for _ in range(count):
+        found = data.find(_HEAD_END, end)
+        if found < 0:
+            return len(data)
+        end = found + len(_HEAD_END)
+    return end

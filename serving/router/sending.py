@@ -74,7 +74,10 @@ class Sender:
             target, body = continuation.request()
             limit_s = limits.tokenize_s if continuation.is_tokenizing else limit_s
         path = endpoint.path(target)
-        return Attempt(self._attempts.arm, endpoint, path, headers, body, limit_s, arm.api_key, arm.external)
+        return Attempt(
+            *(self._attempts.arm, endpoint, path, headers, body, limit_s, arm.api_key, arm.external),
+            is_fresh=start.creates,
+        )
 
     def _body_for(self, arm: Arm) -> bytes:
         """The client's body, with the model name of an endpoint that has its own. Raises NotRenamed."""

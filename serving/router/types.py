@@ -76,6 +76,7 @@ class Attempt:
     first_byte_s: float  # timeout until the first byte
     api_key: KeyReference | None = None  # read when the request is sent; None: the endpoint needs none
     may_be_stale: bool = False  # the peer closes idle connections by its own rule, as our engines do not
+    is_fresh: bool = False  # sent on a new connection only, so that it is never sent again (`upstream.py`)
 
     @property
     def url(self) -> str:
@@ -204,7 +205,7 @@ class Start:
     at_s: float  # wall clock
     now_s: float
     bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name
-    choices: int = 1  # answers that the request asks for
+    choices: int | None = 1  # answers that the request asks for; None: not known
     is_continuable: bool = False  # a stream that another engine could continue
 
     @property
@@ -213,6 +214,6 @@ class Start:
         return self.request.method == "POST" and self.request.path in CREATING_PATHS
 
     @property
-    def is_text(self) -> bool:
+    def only_200(self) -> bool:
         """Whether only a 200 is an answer to it: of an accepted or a partial one nothing can be read."""
-        return self.is_eligible and self.request.path in TEXT_PATHS
+        return self.is_eligible

@@ -5,7 +5,8 @@ Rules:
 2. `may_start` is asked when there is a connection and before the first byte is written.
 3. An external peer may close a kept-alive connection while a request is on its way. A quick reset of a reused
    connection says nothing about it, so the request is sent once more, on a new connection; only that outcome
-   counts. Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
+   counts. What creates something (`is_fresh`) is sent on a new one at once, so that it is never sent twice.
+   Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
 4. An endpoint's API key is read when a request is sent, and is in no other value; not in its answer either.
 5. A time-out covers a whole attempt up to the first event with content (`Attempt.first_byte_s`), and then
    each pause between bytes. One timer checks all calls, so that a request costs none.
@@ -242,7 +243,7 @@ class Upstream:
             self._schedule()
         address = _address_of(attempt.endpoint)
         idle = self._idle.get(address)
-        while idle:
+        while idle and not attempt.is_fresh:
             connection = idle.pop()
             if not connection.is_closed and not connection.transport.is_closing():
                 connection.is_reused = True
