@@ -66,6 +66,10 @@ class TokenNote:
         self._ready += whole
         self._tail = (self._tail + whole)[-CONTEXT:]
 
+    def close(self) -> None:
+        """Note nothing: the answer has several choices."""
+        self._is_over = True
+
     def line(self) -> bytes:
         """The comment for what has been noted since the last one; b'' when that is nothing."""
         if not self._ready:
@@ -119,6 +123,8 @@ def note_outputs(engine: Any) -> None:
         if note is None:
             return outputs  # type: ignore[no-any-return]
         note.limit = getattr(sampling_params, "max_tokens", None)
+        if getattr(sampling_params, "n", 1) != 1:
+            note.close()  # the first output may be of one choice alone
         return _noted(outputs, note)
 
     engine.generate = noting

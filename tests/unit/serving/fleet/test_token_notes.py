@@ -150,8 +150,8 @@ def test_the_digest_is_of_the_vocabulary_and_its_decoder() -> None:
 class Engine:
     """An engine and vLLM's application of it: each output becomes an event; the first one two."""
 
-    def __init__(self, outputs: list[Output]) -> None:
-        self._outputs = outputs
+    def __init__(self, outputs: list[Output], *, choices: int = 1) -> None:
+        self._outputs, self._choices = outputs, choices
         self.is_closed = False
 
     async def generate(self, prompt: str, sampling_params: Any, request_id: str) -> AsyncIterator[Outputs]:
@@ -165,6 +165,7 @@ class Engine:
         @dataclass
         class Params:
             max_tokens: int = 40
+            n: int = self._choices
 
         outputs = self.generate("p", Params(), "r")
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -228,6 +229,13 @@ async def test_other_answers_have_no_ids(path: str, parses_chat: bool, header: b
     assert headers[b"x-canaryctl-tokens"] == header
     assert (b": ids" in body) == (header == b"d1 40")
     assert body.replace(b": ids 7\n", b"").replace(b": ids 8,9\n", b"") == BODY
+
+
+async def test_the_first_output_of_several_choices_is_not_noted_though_it_comes_alone() -> None:
+    engine = Engine([Output("a", [7]), Output("b", [8, 9])], choices=2)
+    note_outputs(engine)
+
+    assert (await ask(engine, "/v1/completions"))[1] == BODY
 
 
 async def test_a_front_whose_engine_notes_nothing_passes_all_bytes() -> None:
