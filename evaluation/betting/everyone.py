@@ -103,6 +103,11 @@ class HarmSoFar:
         self.above: Floats = np.zeros((0, 0))
         self.base: Floats = np.zeros((0, 0))
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no round has closed: nothing to store."""
+        return self.base.size == 0
+
     def base_of(self, ways: int, origins: int) -> Floats:
         """The base for so many origins, ways x origins."""
         base = np.zeros((ways, origins))
