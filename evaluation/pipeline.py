@@ -266,6 +266,7 @@ class Pipeline:
             drawn.fresh[keep],
             drawn.origin[keep],
             w[keep],
+            requests.unit[keep],
         )
         fell_back = np.where(rows.arm, requests.fell_back[keep], np.nan)
         self.split.feed_firsts(rows.pick(rows.of_draws), fell_back[rows.of_draws])

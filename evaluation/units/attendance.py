@@ -1,8 +1,12 @@
 """Attendance: who of all drawn units had a later session in a round, and who stayed away.
 
 Kept: for each class of tosses, and bucket of units in it, how many units each arm got, and the later sessions
-of the present round. So the memory grows with the classes (`toss_classes.MAX_CLASSES` at most) and with the
-units that come in a round, not with all that were ever drawn.
+of the present round; by channel, the harm of earlier rounds (`HarmSoFar`). So the memory grows with the
+classes (`toss_classes.MAX_CLASSES` at most) and with the units that came back at the present weight, not with
+all that were ever drawn.
+
+Only classes of the present weight count. A unit seen again at a new weight is drawn again or, if it was on
+the canary, of no class any more: with the change, its earlier class ends for both arms at once.
 """
 
 from __future__ import annotations
@@ -33,7 +37,19 @@ assert LOOKS == ROUND_SESSIONS  # a look after each session length, the last one
 class Attendance:
     """Units drawn, by class and arm, and the later sessions of the present round in one lane."""
 
-    __state__ = ("start_s", "counts", "p", "rounds", "kept", "begun", "look", "seq", "canary")
+    __state__ = (
+        "start_s",
+        "counts",
+        "p",
+        "rounds",
+        "logged",
+        "weight",
+        "kept",
+        "begun",
+        "look",
+        "seq",
+        "canary",
+    )
 
     def __init__(self, *, session_s: float) -> None:
         self._length_s = session_s
@@ -41,6 +57,8 @@ class Attendance:
         self.counts: Ints = np.zeros(0, dtype=np.int64)  # by origin
         self.p: Floats = np.zeros(0)  # P(canary) by class, and its round
         self.rounds: Ints = np.zeros(0, dtype=np.int64)
+        self.logged: Floats = np.zeros(0)  # weight, by class
+        self.weight = float("nan")  # of the last toss
         self._parts: list[Released] = []
         self.begun: dict[int, int] = {}  # later sessions by round
         self.look = FIRST_LOOK  # number of the next one: session lengths after the first toss
@@ -70,13 +88,16 @@ class Attendance:
         added = np.bincount(origin, minlength=ORIGINS * size)
         added[: len(self.counts)] += self.counts
         self.counts = added
-        p, rounds = np.zeros(size), np.zeros(size, dtype=np.int64)
-        p[: len(self.p)], rounds[: len(self.p)] = self.p, self.rounds
+        p, rounds, logged = np.zeros(size), np.zeros(size, dtype=np.int64), np.zeros(size)
+        known = slice(len(self.p))
+        p[known], rounds[known], logged[known] = self.p, self.rounds, self.logged
+        logged[origin // ORIGINS] = rows.logged_w[tossed]
+        self.weight = float(rows.logged_w[tossed[-1]])
         p[origin // ORIGINS] = rows.w[tossed]
         rounds[origin // ORIGINS] = 1 + (rows.at_s[tossed] - self.start_s) // (
             ROUND_SESSIONS * self._length_s
         )
-        self.p, self.rounds = p, rounds
+        self.p, self.rounds, self.logged = p, rounds, logged
 
     def add(self, released: Released) -> None:
         """Keep later sessions until their round's last look."""
@@ -148,14 +169,11 @@ class Attendance:
         joined = joined.pick(joined.round == round_)
         return joined if len(joined) else None
 
-    def absent(self, returned: Released) -> tuple[Ints, Floats]:
-        """Origins with units that were drawn by the end of the look's round and have not come back, and how
-        many."""
-        came = np.bincount(returned.origin[returned.origin >= 0], minlength=len(self.counts))
-        away = self.counts - came[: len(self.counts)]
-        origins = np.arange(len(self.counts))
-        chosen = np.flatnonzero((away > 0) & (self.rounds[origins // ORIGINS] <= self.round_and_look()[0]))
-        return origins[chosen], away[chosen].astype(np.float64)
+    def current(self) -> NDArray[np.bool_]:
+        """By origin: whether units were drawn at the present weight by the end of the look's round."""
+        is_current = (self.logged == self.weight) & (self.rounds <= self.round_and_look()[0])
+        current: NDArray[np.bool_] = np.repeat(is_current, ORIGINS) & (self.counts > 0)
+        return current
 
     def chances(self, origins: Ints) -> Floats:
         """P(canary) by origin."""
@@ -185,41 +203,50 @@ def _tosses(rows: Rows) -> NDArray[np.bool_]:
     return is_toss
 
 
-def everyone_of(
+def look_at(
     attendance: Attendance,
+    channel: EveryoneChannel,
     returned: Released,
     block: UnitBlock,
     harm: Floats,
     sampling: Sampling,
-    part: int,
-) -> Everyone:
-    """All units at a look: those of the block with their harm (K x n), and those who stayed away with 1.
+) -> None:
+    """Make a look that is due: all units of the present weight, with their harm in the rounds so far.
 
-    returned: the round's later sessions of one part. block: of those that have a value. Where a judge
-    samples, whoever stayed away counts for the part that would have been judged.
+    returned: the round's later sessions of one part. block: of those that have a value, at least one, with
+    their harm (K x n). Whoever stayed away has harm 1; where a judge samples, for the part that would have
+    been judged. A session without a value says nothing of this round.
     """
-    rows = np.searchsorted(returned.draw, block.draw)
-    known = returned.origin[rows] >= 0
-    origin = returned.origin[rows][known]
-    whole = np.ones(len(block)) if block.weight is None else block.weight
-    away, count = attendance.absent(returned)
-    share: Floats = np.full(len(away), float(np.sum(whole)) / len(returned))
+    so_far, ways, part = channel.so_far, len(harm), int(returned.part[0])
+    current = attendance.current()
+    with_value = np.searchsorted(returned.draw, block.draw)
+    weights, harms = np.zeros(len(returned)), np.zeros((ways, len(returned)))
+    weights[with_value] = 1.0 if block.weight is None else block.weight
+    harms[:, with_value] = harm
+    share: Floats = np.full(len(current), float(np.sum(weights)) / len(returned))
     if sampling.canary != sampling.stable:
-        share = np.where(away % 2 == 1, sampling.canary, sampling.stable)
-    origins = np.concatenate((origin, away))
-    return Everyone(
-        group=attendance.groups(origins, part),
-        p=judged_probability(sampling, attendance.chances(origins)),
-        arm=origins % 2 == 1,
-        harm=np.concatenate((harm[:, known], np.ones((len(harm), len(away)))), axis=1),
-        weight=np.concatenate((whole[known], share)),
-        units=np.concatenate((np.ones(len(origin)), count)),
+        share = np.where(np.arange(len(current)) % 2 == 1, sampling.canary, sampling.stable)
+
+    came = (returned.origin >= 0) & current[np.maximum(returned.origin, 0)]
+    kept = current[so_far.origin] & ~np.isin(so_far.unit, returned.unit[came])
+    unit = np.concatenate((returned.unit[came], so_far.unit[kept]))
+    known = np.concatenate((returned.origin[came], so_far.origin[kept]))
+    others = attendance.counts - np.bincount(known, minlength=len(current))
+    away = np.flatnonzero(current & (others > 0))
+    origin = np.concatenate((known, away))
+    base = so_far.base_of(ways, len(current))
+    above = so_far.above_of(unit, known, ways)
+    everyone = Everyone(
+        group=attendance.groups(origin, part),
+        p=judged_probability(sampling, attendance.chances(origin)),
+        arm=origin % 2 == 1,
+        harm=np.concatenate((harms[:, came], np.ones((ways, len(origin) - int(came.sum())))), axis=1),
+        weight=np.concatenate((weights[came], share[origin[int(came.sum()) :]])),
+        units=np.concatenate((np.ones(len(known)), others[away].astype(np.float64))),
+        before=base[:, origin] + np.concatenate((above, np.zeros((ways, len(away)))), axis=1),
     )
-
-
-def look_at(attendance: Attendance, channel: EveryoneChannel, everyone: Everyone) -> None:
-    """Make a look that is due."""
-    wanted = channel.wanted(*attendance.round_and_look())
+    round_, look = attendance.round_and_look()
+    wanted = channel.wanted(round_, look)
     channel.look(
         log_wealth(everyone, wanted),
         wanted,
@@ -227,6 +254,11 @@ def look_at(attendance: Attendance, channel: EveryoneChannel, everyone: Everyone
         canary=attendance.canary,
         at_s=attendance.next_s(),
     )
+    if look == LOOKS and len(origin):
+        origins = np.flatnonzero(current)
+        mean = everyone.means()[:, attendance.groups(origins, part)]
+        base[:, origins] += share[origins] * (1.0 - mean)
+        so_far.keep(unit, known, everyone.excess()[:, : len(unit)], base)
 
 
 def harm_of(block: UnitBlock, gate: Gate, failures: float) -> Floats:
@@ -256,7 +288,7 @@ def _slow_parts(block: UnitBlock, tolerated: float, failures: float) -> Floats:
     values = np.where(on_canary, values / tolerated, values)
     answered = np.isfinite(values)
     if not answered.any():
-        return np.zeros((1, len(block)))
+        return np.zeros((len(SHAPE_AT), len(block)))
     limits = np.quantile(values[answered], SHAPE_AT, method="inverted_cdf")
     count = np.bincount(owner, minlength=len(block))
     rows = []

@@ -24,7 +24,7 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
 from evaluation.units.answered import LaterShare, ScoredShare
-from evaluation.units.attendance import Attendance, everyone_of, harm_of, look_at
+from evaluation.units.attendance import Attendance, harm_of, look_at
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import Column, GateChannels
 from evaluation.units.judged import judged_probability, without_failed
@@ -254,7 +254,7 @@ class MetricEvidence:
         feed_parts((*self.columns, *self.with_missing), released, first_column, len(self.columns), values)
 
     def look_at_everyone(self, attendance: Attendance, returned: Released, first_column: int) -> None:
-        """Test all units that were drawn, with whoever has not come back in this round as the worst.
+        """Test all units that were drawn, with whoever has not come back in a round as the worst.
 
         returned: the round's later sessions, with the columns of `later_values` from `first_column` on. Each
         part of them has a test of its own: a unit has at most one later session of a part in a round.
@@ -264,9 +264,9 @@ class MetricEvidence:
             for gate, column, channels in self._bets.everyone:
                 if not channels[part].is_decided:
                     block = self._later_block(of_part, column, first_column)
-                    harm = harm_of(block, gate, self._failures)
-                    everyone = everyone_of(attendance, of_part, block, harm, self._sampling, part)
-                    look_at(attendance, channels[part], everyone)
+                    if len(block):
+                        harm = harm_of(block, gate, self._failures)
+                        look_at(attendance, channels[part], of_part, block, harm, self._sampling)
 
     def _later_block(self, returned: Released, column: Column, first_column: int) -> UnitBlock:
         if column.missing is None:

@@ -20,7 +20,7 @@ class Released:
     """Closed sessions in the order of their draws, with the values of their requests by column.
 
     `owner`: the session of each request; None: each request is a session. `values`: columns x requests, NaN
-    where missing. `round`, `part`, `fresh`, `origin`: as in `Rows`.
+    where missing. `round`, `part`, `fresh`, `origin`, `unit`: as in `Rows`.
     """
 
     draw: Ints
@@ -36,6 +36,7 @@ class Released:
     part: Ints
     fresh: NDArray[np.bool_]
     origin: Ints
+    unit: Ints
 
     def __len__(self) -> int:
         return len(self.draw)
@@ -84,6 +85,7 @@ class Released:
             self.part[chosen],
             self.fresh[chosen],
             self.origin[chosen],
+            self.unit[chosen],
         )
 
     def means(self, column: int) -> Floats:

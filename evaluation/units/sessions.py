@@ -29,6 +29,7 @@ class Rows:
     the draw itself. `stands`: requests that a later one stands for (`later_blocks.py`). `fresh`:
     begins its unit's first later session of the part in the stage. `origin`: see `Drawn`.
     `logged_w`: the weight that the router logged, which is not the draw's `w` for a unit drawn before.
+    `unit`: hash of the unit; matters for sticky ones only.
     """
 
     seq: Ints
@@ -47,6 +48,7 @@ class Rows:
     fresh: NDArray[np.bool_]
     origin: Ints
     logged_w: Floats
+    unit: Ints
 
     def __len__(self) -> int:
         return len(self.seq)
@@ -57,7 +59,7 @@ class Rows:
         ints, floats, flags = np.empty(0, dtype=np.int64), np.empty(0), np.empty(0, dtype=np.bool_)
         return cls(
             ints, floats, flags, floats, ints, ints, flags, ints, ints, flags, ints, ints, ints, flags, ints,
-            floats,
+            floats, ints,
         )  # fmt: skip
 
     def columns(self) -> list[NDArray[Any]]:
@@ -134,8 +136,8 @@ class Rows:
 
 
 _BY_SESSION = (
-    "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "origin", "close_seq", "close_canary",
-    "close_at_s",
+    "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "origin", "unit", "close_seq",
+    "close_canary", "close_at_s",
 )  # fmt: skip
 
 
@@ -143,8 +145,8 @@ class Sessions:
     """Sessions of one lane that are not released yet, by draw, with the values of their requests."""
 
     __state__ = (
-        "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "origin", "owners", "values",
-        "close_seq", "close_canary", "close_at_s", "last_seq", "last_canary", "given",
+        "draw", "start_s", "arm", "w", "stage", "round", "part", "fresh", "origin", "unit", "owners",
+        "values", "close_seq", "close_canary", "close_at_s", "last_seq", "last_canary", "given",
     )  # fmt: skip
 
     def __init__(self, columns: int, *, session_requests: int, session_s: float) -> None:
@@ -159,6 +161,7 @@ class Sessions:
         self.part: Ints = np.empty(0, dtype=np.int64)
         self.fresh: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self.origin: Ints = np.empty(0, dtype=np.int64)
+        self.unit: Ints = np.empty(0, dtype=np.int64)
         self.owners: Ints = np.empty(0, dtype=np.int64)  # the session of each request below
         self.values: Floats = np.empty((columns, 0))  # columns x requests
         self.close_seq: Ints = np.empty(0, dtype=np.int64)  # -1: open
@@ -195,7 +198,7 @@ class Sessions:
         )
         return Released(
             rows.draw, rows.arm, rows.w, rows.stage, rows.seq, rows.canary, rows.at_s, None, values,
-            rows.round, rows.part, rows.fresh, rows.origin,
+            rows.round, rows.part, rows.fresh, rows.origin, rows.unit,
         )  # fmt: skip
 
     def _add(self, rows: Rows, values: Floats) -> None:
@@ -210,6 +213,7 @@ class Sessions:
         self.part = np.concatenate((self.part, rows.part[first]))
         self.fresh = np.concatenate((self.fresh, rows.fresh[first]))
         self.origin = np.concatenate((self.origin, rows.origin[first]))
+        self.unit = np.concatenate((self.unit, rows.unit[first]))
         self.close_seq = np.concatenate((self.close_seq, np.full(new, -1, dtype=np.int64)))
         self.close_canary = np.concatenate((self.close_canary, np.zeros(new, dtype=np.int64)))
         self.close_at_s = np.concatenate((self.close_at_s, np.zeros(new)))
@@ -244,6 +248,7 @@ class Sessions:
             self.part[:count],
             self.fresh[:count],
             self.origin[:count],
+            self.unit[:count],
         )
         if count:
             self._drop(count, ~is_released)

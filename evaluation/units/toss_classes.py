@@ -1,4 +1,4 @@
-"""Classes of tosses: units drawn with one probability in one round, alike before their coins."""
+"""Classes of tosses: units drawn with one probability, in one round, at one weight: alike before the coin."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from evaluation.betting.unit_block import Ints
 from evaluation.units.later_blocks import BUCKETS, bucket_of
 
 ORIGINS = 2 * BUCKETS  # of one class
-MAX_CLASSES = 4096  # distinct probabilities times rounds; tosses of further ones are of no class
+MAX_CLASSES = 4096  # distinct probabilities, rounds and weights; tosses of further ones are of no class
 
 
 class TossClasses:
     """The class of each unit's last toss, together with the unit's bucket and the arm: the toss's origin,
     `(class * BUCKETS + bucket) * 2 + arm`."""
 
-    __state__ = ("pairs", "tosses")
+    __state__ = ("keys", "tosses")
 
     def __init__(self) -> None:
         self.origin_of: dict[int, int] = {}  # by unit
-        self.pairs = []
+        self.keys = []
 
     @property
-    def pairs(self) -> list[tuple[float, int]]:
-        """P(canary) and round of each class, in the order of their first use."""
-        return self._pairs
+    def keys(self) -> list[tuple[float, int, float]]:
+        """P(canary), round and logged weight of each class, in the order of their first use."""
+        return self._keys
 
-    @pairs.setter
-    def pairs(self, pairs: list[tuple[float, int]]) -> None:
-        self._pairs = pairs
-        self._class_of = {pair: index for index, pair in enumerate(pairs)}
+    @keys.setter
+    def keys(self, keys: list[tuple[float, int, float]]) -> None:
+        self._keys = keys
+        self._class_of = {key: index for index, key in enumerate(keys)}
 
     @property
     def tosses(self) -> list[Ints]:
@@ -42,19 +42,19 @@ class TossClasses:
         units, origins = arrays
         self.origin_of = dict(zip(units.tolist(), origins.tolist(), strict=True))
 
-    def note(self, unit: int, probability: float, arm: int, round_: int) -> int:
-        """Note a toss; returns its origin, -1 where there is no coin or no room."""
+    def note(self, unit: int, probability: float, arm: int, round_: int, w: float) -> int:
+        """Note a toss at the logged weight `w`; returns its origin, -1 where there is no coin or no room."""
         if not 0.0 < probability < 1.0 or round_ < 1:
             self.forget(unit)
             return -1
-        pair = probability, round_
-        index = self._class_of.get(pair)
+        key = probability, round_, w
+        index = self._class_of.get(key)
         if index is None:
-            if len(self._pairs) >= MAX_CLASSES:
+            if len(self._keys) >= MAX_CLASSES:
                 self.forget(unit)
                 return -1
-            index = self._class_of[pair] = len(self._pairs)
-            self._pairs.append(pair)
+            index = self._class_of[key] = len(self._keys)
+            self._keys.append(key)
         origin = self.origin_of[unit] = (index * BUCKETS + bucket_of(unit)) * 2 + arm
         return origin
 

@@ -304,7 +304,7 @@ class Units:
             self.start_s = at_s
         started = not math.isnan(self.start_s)
         number = 1 + int((at_s - self.start_s) // (ROUND_SESSIONS * self._length_s)) if started else 0
-        drawn.origin[row] = self.tosses.note(unit, probability, arm, number)
+        drawn.origin[row] = self.tosses.note(unit, probability, arm, number, w)
 
     def _meet(self, row: int, at_s: float, arm: int, w: float, unit: int, drawn: Drawn) -> None:
         """Note the first contact at a weight that reveals nothing: it waits like one that does."""

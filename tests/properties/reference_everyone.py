@@ -15,7 +15,8 @@ from tests.properties.reference_play import Played, Unit
 if TYPE_CHECKING:
     from tests.properties.reference_gate import Drawn, Rollout
 
-Person = tuple[object, float, int, list[float], float]  # class, P(canary), arm, harms, weight of the bet
+Person = tuple[int, object, float, int, list[float], float]  # id, class, P(canary), arm, harms, weight
+Bettor = tuple[float, int, list[float]]  # P(canary), arm, excess harms
 
 
 def play_everyone(
@@ -30,6 +31,7 @@ def play_everyone(
     start_s = min(drawn.at_s for drawn in tosses)
     closed = closing_times(rollout)
     rows = sorted(rollout.rows + rollout.later_rows)
+    before: dict[int, list[float]] = {}  # by toss, the excess harm of the closed rounds
     for round_ in range(1, max((drawn.round for drawn in rollout.later), default=0) + 1):
         for look in range(1, 7):
             now_s = start_s + (6 * (round_ - 1) + look + 1) * length
@@ -43,12 +45,30 @@ def play_everyone(
             share = 0.5 if look == 6 else 0.1
             cost = math.log(round_ * (round_ + 1) / share)
             people = everyone(rollout, gate, tosses, came, present, now_s, (round_, part), start_s, failures)
-            played.last = log_wealth(people, limit + cost) - cost
+            bettors, so_far = with_before(people, before)
+            if look == 6:
+                before |= so_far
+            played.last = log_wealth(bettors, limit + cost) - cost
             played.peak = max(played.peak, played.last)
             if played.last >= limit:
                 played.seq = max(row for row in rows if rollout.columns["t_s"][row] <= now_s)
                 played.canary = rollout.canary[played.seq]
     return played
+
+
+def with_before(
+    people: Sequence[Person], before: dict[int, list[float]]
+) -> tuple[list[Bettor], dict[int, list[float]]]:
+    """Each one's excess harm, that of the closed rounds included; and the same by toss."""
+    if not people:
+        return [], {}
+    ways = range(len(people[0][4]))
+    means = {key: [mean_of(people, key, way) for way in ways] for key in {person[1] for person in people}}
+    so_far = {
+        toss: [before.get(toss, [0.0] * 4)[way] + weight * (harms[way] - means[key][way]) for way in ways]
+        for toss, key, _, _, harms, weight in people
+    }
+    return [(p, arm, so_far[toss]) for toss, _, p, arm, _, _ in people], so_far
 
 
 def closing_times(rollout: Rollout) -> dict[int, float]:
@@ -73,29 +93,38 @@ def everyone(
     start_s: float,
     failures: float,
 ) -> list[Person]:
-    """Those who came back and have a value, and those who stayed away."""
+    """Those who came back, without weight if they have no value, and those who stayed away: of the present
+    weight."""
 
-    def class_of(drawn: Drawn) -> tuple[float, int, int]:
+    def class_of(drawn: Drawn) -> tuple[float, int, float, int]:
         drawn_in = 1 + math.floor((drawn.at_s - start_s) / (6.0 * rollout.policy.session_s))
-        return drawn.w, drawn_in, judged_block(bucket_of(drawn.unit), *round_and_part)
+        block = judged_block(bucket_of(drawn.unit), *round_and_part)
+        return drawn.w, drawn_in, drawn.logged, block
 
     harms = harms_of(gate, present, failures)
+    known = {unit.row: (harm, unit.weight) for unit, harm in zip(present, harms, strict=True)}
+    present_weight = max(
+        (drawn.at_s, drawn.rows[0], drawn.logged) for drawn in tosses if drawn.at_s <= now_s
+    )[2]
     people: list[Person] = []
-    for unit, harm in zip(present, harms, strict=True):
-        origin = rollout.later_owner[unit.row].origin
-        if origin is not None:
+    for drawn in came:
+        origin = drawn.origin
+        if origin is not None and origin.logged == present_weight:
+            harm, weight = known.get(drawn.rows[0], ([0.0] * len(harms[0]), 0.0))
             coin = rollout.coin(origin.w, gate)
-            people.append((class_of(origin), coin, origin.arm, harm, unit.weight))
+            people.append((id(origin), class_of(origin), coin, origin.arm, harm, weight))
     returned = [id(drawn.origin) for drawn in came]
     judged = sum(unit.weight for unit in present) / len(came)
     for drawn in tosses:
         if drawn.at_s > now_s or class_of(drawn)[1] > round_and_part[0] or id(drawn) in returned:
             continue
+        if drawn.logged != present_weight:
+            continue
         weight = judged
         if gate.sampling.canary != gate.sampling.stable:
             weight = gate.sampling.canary if drawn.arm else gate.sampling.stable
-        worst = [1.0] * len(harms[0])
-        people.append((class_of(drawn), rollout.coin(drawn.w, gate), drawn.arm, worst, weight))
+        coin, worst = rollout.coin(drawn.w, gate), [1.0] * len(harms[0])
+        people.append((id(drawn), class_of(drawn), coin, drawn.arm, worst, weight))
     return people
 
 
@@ -124,28 +153,26 @@ def harms_of(gate: Gate, units: Sequence[Unit], failures: float) -> list[list[fl
     return out
 
 
-def log_wealth(people: Sequence[Person], limit: float) -> float:
+def log_wealth(people: Sequence[Bettor], limit: float) -> float:
     """The mixture of the products over the ways to measure harm, each with two bets."""
     if not people:
         return 0.0
     terms: list[tuple[float, float]] = []
-    ways = len(people[0][3])
+    ways = len(people[0][2])
     for way in range(ways):
-        means = {key: mean_of(people, key, way) for key in {person[0] for person in people}}
-        offs = [(p, arm, weight, harms[way] - means[key]) for key, p, arm, harms, weight in people]
-        spread = sum(p * (1.0 - p) * (weight * off) ** 2 for p, _, weight, off in offs)
-        worst = max(max(-(1.0 - p) * off, p * off) for p, _, _, off in offs)
+        offs = [(p, arm, excess[way]) for p, arm, excess in people]
+        spread = sum(p * (1.0 - p) * off**2 for p, _, off in offs)
+        worst = max(max(-(1.0 - p) * off, p * off) for p, _, off in offs)
         for times, prior in ((1.0, 0.7), (2.0, 0.3)):
             if spread <= 1e-12 or worst <= 0.0:
                 terms.append((prior, 0.0))
                 continue
             lam = min(times * math.sqrt(2.0 * limit / spread), 0.9 / worst)
-            logs = [math.log1p(lam * weight * (arm - p) * off) for p, arm, weight, off in offs]
-            terms.append((prior, sum(logs)))
+            terms.append((prior, sum(math.log1p(lam * (arm - p) * off) for p, arm, off in offs)))
     return math.log(sum(prior / ways * math.exp(value) for prior, value in terms))
 
 
 def mean_of(people: Sequence[Person], key: object, way: int) -> float:
     """Mean harm of a class."""
-    of_class = [(harms[way], weight) for other, _, _, harms, weight in people if other == key]
+    of_class = [(harms[way], weight) for _, other, _, _, harms, weight in people if other == key]
     return sum(harm * weight for harm, weight in of_class) / max(sum(w for _, w in of_class), 1e-12)

@@ -78,6 +78,7 @@ class Drawn:
     is_fresh: bool = False  # it is its unit's first later one of this part in the stage
     is_under_way: bool = False  # its unit had a request less than a session before
     unit: int = 0  # hash
+    logged: float = 0.0  # weight of a toss, as logged
     origin: Drawn | None = None  # of a later session: the unit's last toss; None: it is on the canary since
 
 
@@ -120,6 +121,7 @@ def draws_of(columns: Columns, policy: GatePolicy) -> tuple[list[Drawn], list[Dr
             current[name], weight[name], waited[name] = Drawn(chance, arm, at_s, False, [row]), w, [at_s, 1]
             again.pop(name, None)
             current[name].is_under_way, current[name].unit = is_under_way, unit_hash(str(name))
+            current[name].logged = w
             tossed[name] = current[name] if 0.0 < chance < 1.0 else None
             out.append(current[name])
             first_s = at_s if math.isnan(first_s) and 0.0 < w < 1.0 else first_s

@@ -255,3 +255,31 @@ def test_the_decision_uses_the_part_of_alpha_that_its_channel_has() -> None:
     limit = math.log(1 / channel_alphas(gates, gates.gate("error"), sticky=False).first)
 
     assert run(before, gates).log_e["error"] < limit <= result.log_e["error"]
+
+
+def test_the_test_of_everyone_equals_its_twin_over_several_rounds() -> None:
+    """Half of the users come back in an hour; at two weights, of which the second begins in the fourth."""
+    rng = np.random.default_rng(5)
+    bucket, parts = rng.random(60), []
+    for hour in range(6):
+        user = np.repeat(np.flatnonzero((hour == 0) | (rng.random(60) < 0.5)), 3)
+        w = 0.3 if hour < 3 else 0.6
+        arm = (bucket[user] < w).astype(int)
+        t_s = 3600.0 * hour + 40.0 * user + 0.1 * np.arange(len(user)) / 60
+        failed = rng.random(len(user)) < 0.1 + 0.4 * arm
+        parts.append({"t_s": t_s, "unit": user, "arm": arm, "w": w + 0.0 * t_s, "error": failed * 1.0})
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns["assigned_by"] = np.full(len(columns["unit"]), "sticky")
+    policy = GatePolicy.default().only("error")
+    pipeline = Pipeline(policy, STAGES)
+    feed(pipeline, checked_table(columns, policy))
+    for lane in pipeline.lanes:
+        lane.close_through(math.inf)
+    channel = pipeline.metrics["error"].everyone[0]
+    twin = plain_channels(columns, policy, STAGES, SEED, sticky=True)[
+        "error", "later 0, missing as absent", 0.0
+    ]
+
+    assert played(channel).peak == pytest.approx(twin.peak, abs=1e-9)
+    assert played(channel).last == pytest.approx(twin.last, abs=1e-9)
+    assert len(channel.so_far.unit) > 10

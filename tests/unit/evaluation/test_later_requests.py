@@ -291,3 +291,31 @@ def test_later_harm_is_found_though_users_leave(seed: int) -> None:
     result = judged(survivors(seed, fixes=False, loss=0.3), "strict")
 
     assert (result.decision, result.metric) == ("rollback", "quality")
+
+
+def seldom(seed: int, *, failing: float, users: int = 4000, back: float = 0.08) -> Columns:
+    """Users of whom few come back in an hour, each for three requests. failing: errors of the canary from the
+    second hour on."""
+    rng = np.random.default_rng(seed)
+    arm = (rng.random(users) < W).astype(int)
+    parts: list[Columns] = []
+    for hour in range(7):
+        user = np.repeat(np.flatnonzero((hour == 0) | (rng.random(users) < back)), 3)
+        rate = np.where((arm[user] == 1) & (hour > 0), failing, 0.01)
+        t_s = 3600.0 * hour + 0.75 * user + 0.1 * np.arange(len(user)) / users
+        parts.append(
+            {"t_s": t_s, "unit": user, "arm": arm[user], "error": (rng.random(len(user)) < rate) * 1.0}
+        )
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns["w"] = np.full(len(columns["unit"]), W)
+    columns["assigned_by"] = np.full(len(columns["unit"]), "sticky")
+    return columns
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_later_harm_is_found_where_few_come_back_in_an_hour(seed: int) -> None:
+    """The noise of who happens to come drowns the harm of one hour, not of all hours so far."""
+    policy = GatePolicy.default().only("error")
+
+    assert judged(seldom(seed, failing=0.3), policy).decision == "rollback"
+    assert judged(seldom(seed, failing=0.01), policy).decision != "rollback"

@@ -9,7 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.betting.everyone import LOOKS, MULTIPLES, PRIOR, SAFETY, Everyone, EveryoneChannel, log_wealth
+from evaluation.betting.everyone import (
+    LOOKS,
+    MULTIPLES,
+    PRIOR,
+    SAFETY,
+    Everyone,
+    EveryoneChannel,
+    HarmSoFar,
+    log_wealth,
+)
 
 
 def everyone(arm: list[int], harm: list[float], *, p: float = 0.3, groups: int = 1) -> Everyone:
@@ -21,6 +30,7 @@ def everyone(arm: list[int], harm: list[float], *, p: float = 0.3, groups: int =
         harm=np.array([harm]),
         weight=np.ones(n),
         units=np.ones(n),
+        before=np.zeros((1, n)),
     )
 
 
@@ -34,6 +44,30 @@ def test_over_all_coins_the_product_has_mean_one(p: float, groups: int) -> None:
         mean += chance * math.exp(log_wealth(everyone(list(arm), harm, p=p, groups=groups), 9.0))
 
     assert mean == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3])
+def test_over_all_coins_the_product_of_all_rounds_has_mean_one(p: float) -> None:
+    """A unit comes in some rounds, and has one coin in all of them."""
+    rounds = [[1.0, 0.2, 1.0, 0.0, 1.0], [1.0, 1.0, 0.3, 0.9, 1.0], [0.1, 1.0, 1.0, 0.7, 1.0]]
+    mean = 0.0
+    for arm in itertools.product((0, 1), repeat=5):
+        look = everyone(list(arm), rounds[0], p=p)
+        for harm in rounds[1:]:
+            look = replace(everyone(list(arm), harm, p=p), before=look.excess())
+        chance = p ** sum(arm) * (1.0 - p) ** (5 - sum(arm))
+        mean += chance * math.exp(log_wealth(look, 9.0))
+
+    assert mean == pytest.approx(1.0, abs=1e-12)
+
+
+def test_who_never_came_back_is_kept_by_origin_and_the_others_by_unit() -> None:
+    so_far, base = HarmSoFar(), np.array([[0.0, 0.25, 0.5]])
+    so_far.keep(np.array([9, 4]), np.array([1, 2]), np.array([[-0.5, 0.125]]), base)
+
+    assert so_far.base_of(1, 4).tolist() == [[0.0, 0.25, 0.5, 0.0]]
+    unit, origin = np.array([4, 9, 9, 5]), np.array([2, 1, 2, 2])
+    assert so_far.above_of(unit, origin, 1).tolist() == [[-0.375, -0.75, 0.0, 0.0]]
 
 
 def test_two_units_have_the_documented_factors() -> None:
@@ -54,6 +88,7 @@ def test_equal_units_may_be_counted_in_one_row() -> None:
         harm=apart.harm[:, rows],
         weight=apart.weight[rows],
         units=np.array([2.0, 2.0, 1.0, 1.0]),
+        before=apart.before[:, rows],
     )
 
     assert log_wealth(together, 9.0) == pytest.approx(log_wealth(apart, 9.0), abs=1e-12)
