@@ -73,7 +73,8 @@ def log_wealth(of: Everyone, limit: float) -> float:
     if len(of.group) == 0:
         return 0.0
     terms = []
-    for off in of.excess():
+    excess = of.excess()
+    for off in np.concatenate((excess, excess - of.before)):  # harm that begins late is in this round alone
         spread = float(np.sum(of.units * of.p * (1.0 - of.p) * off**2))
         worst = float(np.max(np.maximum(-(1.0 - of.p) * off, of.p * off)))  # on whichever arm it had been
         if spread <= 1e-12 or worst <= 0.0:

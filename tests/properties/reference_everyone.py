@@ -68,7 +68,11 @@ def with_before(
         toss: [before.get(toss, [0.0] * 4)[way] + weight * (harms[way] - means[key][way]) for way in ways]
         for toss, key, _, _, harms, weight in people
     }
-    return [(p, arm, so_far[toss]) for toss, _, p, arm, _, _ in people], so_far
+    bettors = []
+    for toss, key, p, arm, harms, weight in people:
+        alone = [weight * (harms[way] - means[key][way]) for way in ways]
+        bettors.append((p, arm, so_far[toss] + alone))
+    return bettors, so_far
 
 
 def closing_times(rollout: Rollout) -> dict[int, float]:
