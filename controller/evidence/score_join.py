@@ -33,7 +33,9 @@ class Ages:
     def __init__(self, at_s_of: Callable[[str], float | None]) -> None:
         """at_s_of: since when an id is known; None: it is no longer."""
         self._at_s_of = at_s_of
-        self._heap: list[tuple[float, str]] = []  # also of ids that are not known since then any more
+        # Also of ids that are not known since then any more. Of one time, in the order of `add`.
+        self._heap: list[tuple[float, int, str]] = []
+        self._added = 0
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -42,18 +44,20 @@ class Ages:
         """Note an id that has just become known, or is known since another time."""
         at_s = self._at_s_of(id)
         if at_s is not None:
-            heapq.heappush(self._heap, (at_s, id))
+            self._added += 1
+            heapq.heappush(self._heap, (at_s, self._added, id))
 
     def oldest(self) -> tuple[float, str] | None:
         """The oldest id that is known, and since when; None: no id is."""
-        while self._heap and self._at_s_of(self._heap[0][1]) != self._heap[0][0]:
+        while self._heap and self._at_s_of(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
-        return self._heap[0] if self._heap else None
+        return (self._heap[0][0], self._heap[0][2]) if self._heap else None
 
     def tidy(self, known: int) -> None:
         """Drop what is out of date when there is too much of it. known: number of ids."""
         if len(self._heap) > 2 * known + 1000:
-            self._heap = sorted({entry for entry in self._heap if self._at_s_of(entry[1]) == entry[0]})
+            first = {entry[::2]: entry for entry in sorted(self._heap, reverse=True)}
+            self._heap = sorted(entry for entry in first.values() if self._at_s_of(entry[2]) == entry[0])
 
 
 class ScoreJoin:

@@ -73,6 +73,8 @@ def note_answers(state: RolloutState, seen: Observation, now_s: float) -> Rollou
         read_at_s = now_s if before.read_at_s is None else before.read_at_s
         return replace(state, answers=replace(before, read_at_s=read_at_s))
     stable = _noted(before.stable, seen, state.stable.id, now_s)
+    if not state.exposed:
+        stable = replace(stable, unready_at_s=None)  # a first load is no loss that it came back from
     return replace(state, answers=Answers(stable, _noted(before.canary, seen, state.canary.id, now_s)))
 
 

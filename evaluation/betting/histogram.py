@@ -19,6 +19,7 @@ FIRST = 32  # values whose median centres the range, so that one outlier cannot
 SAME = 1e-5  # relative: closer values are one, as differences of time stamps are not exact
 UNPROVABLE = "cannot be proven by such values"
 STEP_SHARE = 0.1  # of all values that are repeats of their bin's step: fewer are chance
+EARLY = 4  # values of a bin, by which it is given up
 EXACT_SHARE = 0.05  # of all values that are on no step: more are said to be exact
 
 
@@ -83,7 +84,7 @@ class LogHistogram:
         self._with_steps = with_steps
         self.first_values: Floats = np.empty(0)  # the same values
         size = BINS if with_steps else 0
-        self.step: Floats = np.full(size, np.nan)  # the first value of each bin; NaN: none
+        self.step: Floats = np.full(size, np.nan)  # the first value of each bin; NaN: none; infinite: no step
         self.repeats: NDArray[np.uint32] = np.zeros(size, dtype=np.uint32)  # values that are the same
 
     @property
@@ -112,11 +113,21 @@ class LogHistogram:
             self._count_repeats(np.maximum(values, SMALLEST), index)
 
     def _count_repeats(self, values: Floats, index: Ints) -> None:
-        """Note the first value of each bin, and count the values that are the same."""
+        """Note the first value of each bin, and count the values that are the same. A bin whose first EARLY
+        values are all but one others is given up: infinite."""
         used, first = np.unique(index, return_index=True)
         self.step[used] = np.where(np.isnan(self.step[used]), values[first], self.step[used])
-        is_same = np.abs(values - self.step[index]) <= SAME * self.step[index]
+        before = self.counts.astype(np.int64) - np.bincount(index, minlength=BINS)
+        order = np.argsort(index, kind="stable")
+        rank = np.arange(len(index)) - np.searchsorted(index[order], index[order], side="left")
+        is_early = np.empty(len(index), dtype=np.bool_)
+        is_early[order] = before[index[order]] + rank < EARLY
+        step = self.step[index]
+        is_same = np.isfinite(step) & (np.abs(values - np.where(np.isfinite(step), step, 0.0)) <= SAME * step)
+        early = self.repeats + np.bincount(index[is_same & is_early], minlength=BINS)
         self.repeats += np.bincount(index[is_same], minlength=BINS).astype(np.uint32)
+        is_given_up = (before < EARLY) & (self.counts >= EARLY) & (early <= 1)
+        self.step[is_given_up], self.repeats[is_given_up] = np.inf, 0
 
     def steps(self) -> Steps:
         """The steps in which values are recorded: what half of a bin's values repeat, and twice as many as
