@@ -74,15 +74,17 @@ def test_every_list_and_log_line_shows_the_names(
 
     status = printed(capsys, "status", "chat")
     assert "(stable) -> v-" in status
-    assert "(v2.1)" in status.split("planning: ")[1].splitlines()[0]
+    rollout = document(capsys, "status", "chat")["rollout"]["rollout"]
+    log = printed(capsys, "history", "chat", "--rollout", rollout)  # status shows its newest lines
+    assert "(v2.1)" in log.split("planning: ")[1].splitlines()[0]
     assert "deployed by alice (admin): fixes the stop token (9f2c1d3)" in status
     assert {line.split()[1] for line in status.splitlines()[2:4]} == {"stable", "v2.1"}
     listed = printed(capsys, "list")
     assert ("(stable)" in listed, "(v2.1)" in listed) == (True, True)
     history = " ".join(printed(capsys, "history", "chat").split())
     assert "alice (admin): fixes the stop token" in history
-    assert "loading: preflight passed" in status
-    assert "(v2.1) is loaded" in status
+    assert "loading: preflight passed" in log
+    assert "(v2.1) is loaded" in log
 
 
 def test_documents_hold_name_source_actor_and_message(
