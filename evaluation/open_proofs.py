@@ -18,7 +18,7 @@ def steps_text(metric: MetricEvidence, gate: Gate, margin: float) -> str:
     empty: they are not."""
     channels = [t.channel for t in metric.tracks if t.gate is gate and isinstance(t.channel, Channel)]
     holders = [*(channel.bettor for channel in channels), *metric.exceedances]
-    steps = [Steps(h.points, h.is_open) for h in holders if isinstance(h, ShapeProof | Exceedance)]
+    steps = [Steps(h.points, h.is_mixed) for h in holders if isinstance(h, ShapeProof | Exceedance)]
     text = max((found.text(margin) for found in steps), default="", key=len)
     return f"{metric.name} is {text}; record it in milliseconds" if text else ""
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from benchmarks.gate.margin_trials import AT_MARGIN, never
 from benchmarks.gate.trials import (
-    HARMED,
-    PRESETS,
     TWIN_ROWS,
     Found,
     Goal,
@@ -16,14 +14,13 @@ from benchmarks.gate.trials import (
     Share,
     Stays,
     Trial,
+    stays_goals,
 )
 from benchmarks.gate.worlds import Arm, Batches, Drifting, Returning, World
 
-ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
-
 
 def _stays(name: str, says: str, world: World, rows: int = TWIN_ROWS) -> Trial:
-    goals: dict[str, Goal] = {p: Share(p, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for p in PRESETS}
+    goals = stays_goals()
     return Trial(name, "stays", says, Stays(name, world, rows=rows), goals)
 
 

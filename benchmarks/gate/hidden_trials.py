@@ -7,6 +7,9 @@ from dataclasses import replace
 from benchmarks.gate.trials import (
     HARMED,
     PRESETS,
+    ROLLBACK_LIMIT,
+    ROLLBACK_USUAL,
+    UNITS,
     Better,
     Found,
     Goal,
@@ -15,12 +18,11 @@ from benchmarks.gate.trials import (
     Share,
     Stays,
     Trial,
+    stays_goals,
 )
 from benchmarks.gate.worlds import Arm, World
 
-ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 PROMOTED = frozenset({"promote"})
-UNITS = {"per request": False, "sticky": True}
 
 
 def hidden_trials() -> list[Trial]:
@@ -52,7 +54,7 @@ def _stays() -> list[Trial]:
             "8 % of the requests are cancelled, on both arms",
             World(sticky=sticky, patience_s=10.0),
         )
-    goals: dict[str, Goal] = {p: Share(p, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for p in PRESETS}
+    goals = stays_goals()
     return [Trial(n, "stays", says, Stays(n, world), goals) for n, (says, world) in worlds.items()]
 
 

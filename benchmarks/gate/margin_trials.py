@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from benchmarks.gate.trials import NotProven, Share, Trial
+from benchmarks.gate.trials import UNITS, NotProven, Share, Trial
 from benchmarks.gate.worlds import Arm, World
-
-UNITS = {"per request": False, "sticky": True}
 
 #: By gate: the margin, the canary exactly at it, and the metrics needed.
 AT_MARGIN: Mapping[str, tuple[float, Arm, tuple[str, ...]]] = {

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.gate.growing import Traffic
-from benchmarks.gate.trials import HARMED, NO_PROOF, PRESETS, Goal, Row, Share, Trial, decide, seed_of
+from benchmarks.gate.trials import NO_PROOF, PRESETS, Row, Share, Trial, decide, seed_of, stays_goals
 from benchmarks.gate.worlds import Columns
 
-ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 W = 0.3
 TURNS = 3.0  # of a visit
 LEAVES = 0.8  # of the users who met a failure, after the visit
@@ -106,7 +105,7 @@ def survivor_trials() -> list[Trial]:
             Survivors("users leave both arms alike", alike=True),
         ),
     ):
-        goals: dict[str, Goal] = {p: Share(p, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for p in PRESETS}
+        goals = stays_goals()
         trials.append(Trial(name, "stays", says, measure, goals))
     for back, loss in ((0.8, 0.1), (0.5, 0.2)):
         name = f"quality -{loss:g} from the second hour on, users come back with {back:.0%}"

@@ -20,6 +20,9 @@ from benchmarks.gate.shared_trials import shared_trials
 from benchmarks.gate.survivor_trials import survivor_trials
 from benchmarks.gate.trials import (
     HARMED,
+    ROLLBACK_LIMIT,
+    ROLLBACK_USUAL,
+    UNITS,
     Better,
     Found,
     Goal,
@@ -31,9 +34,7 @@ from benchmarks.gate.trials import (
 )
 from benchmarks.gate.worlds import Arm, World
 
-ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01
 VALUES = ("latency_ms", "ttft_ms")
-UNITS = {"per request": False, "sticky": True}
 
 
 def _stays(name: str, says: str, world: World, **more: object) -> Trial:

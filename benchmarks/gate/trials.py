@@ -27,6 +27,8 @@ PRESETS = ("strict", "default")
 
 
 ENOUGH_RUNS = 400
+ROLLBACK_LIMIT, ROLLBACK_USUAL = 0.016, 0.01  # shares of twins that may be harmed, and that usually are
+UNITS = {"per request": False, "sticky": True}
 
 
 def most_allowed(runs: int, limit: float, usual: float) -> int:
@@ -183,6 +185,13 @@ FIRST_RUNG = StagePlan(0.05, 500)
 #: Nothing to prove: only whether the canary stays.
 NO_PROOF = StagePlan(0.5, 0, {})
 HARMED = frozenset({"rollback", "invalid"})
+
+
+def stays_goals() -> dict[str, Goal]:
+    """By preset, that no more twins are harmed than the gate promises."""
+    return {preset: Share(preset, HARMED, ROLLBACK_LIMIT, ROLLBACK_USUAL) for preset in PRESETS}
+
+
 #: Weights that the runs of a twin go through, and its drawn requests.
 WEIGHTS = (0.1, 0.25, 0.5)
 TWIN_ROWS = 5000

@@ -84,7 +84,7 @@ def _answers(answers: Answers, by_s: float) -> Answers:
 
 
 def _arm(arm: ArmAnswers, by_s: float) -> ArmAnswers:
-    return ArmAnswers(arm.is_ready, _later(arm.ready_at_s, by_s), _later(arm.unready_at_s, by_s))
+    return ArmAnswers(arm.is_ready, _later(arm.lost_at_s, by_s), _later(arm.back_at_s, by_s))
 
 
 def _finite(value: float) -> float:

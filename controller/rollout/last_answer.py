@@ -74,7 +74,7 @@ def note_answers(state: RolloutState, seen: Observation, now_s: float) -> Rollou
         return replace(state, answers=replace(before, read_at_s=read_at_s))
     stable = _noted(before.stable, seen, state.stable.id, now_s)
     if not state.exposed:
-        stable = replace(stable, unready_at_s=None)  # a first load is no loss that it came back from
+        stable = replace(stable, back_at_s=None)  # a first load is no loss that it came back from
     return replace(state, answers=Answers(stable, _noted(before.canary, seen, state.canary.id, now_s)))
 
 
@@ -86,8 +86,8 @@ def _noted(before: ArmAnswers, seen: Observation, version: str, now_s: float) ->
     if is_ready == before.is_ready:
         return before
     if is_ready:
-        return ArmAnswers(True, before.ready_at_s, now_s if before.is_ready is False else None)
-    return ArmAnswers(False, now_s, before.unready_at_s)
+        return ArmAnswers(True, before.lost_at_s, now_s if before.is_ready is False else None)
+    return ArmAnswers(False, now_s, before.back_at_s)
 
 
 def kept_bp(state: RolloutState, cause: Cause, gate: GateReport | None, seen: Observation) -> int:
@@ -147,7 +147,7 @@ def _why_staying(state: RolloutState, departure: Departure, seen: Observation, n
         )
         # What was never read waits for nothing, when a rollback begins.
         is_unknown = state.departure is None and _arm(state, departure.staying).is_ready is None
-        is_back = is_unknown or (is_enough and is_steady(state, departure.staying))
+        is_back = is_unknown or (is_enough and answers_steadily(state, departure.staying))
         return f"{staying} is ready again" if is_back else ""
     is_gone = is_lost(state, departure.staying, seen, now_s, after_s=BLINK_S)
     could_return = _is_loaded(seen, departure.leaving) and _arm(state, departure.leaving).is_ready
@@ -170,7 +170,7 @@ def _is_kept(state: RolloutState, departure: Departure, seen: Observation, now_s
         return False
     is_blind = _blind_s(state, seen, now_s) >= state.plan.unreadable_s
     is_unknown = _arm(state, departure.staying).is_ready is None
-    if not is_blind and (is_unknown or is_steady(state, departure.staying)):
+    if not is_blind and (is_unknown or answers_steadily(state, departure.staying)):
         return False
     if is_lost(state, departure.leaving, seen, now_s):
         return False
@@ -179,13 +179,13 @@ def _is_kept(state: RolloutState, departure: Departure, seen: Observation, now_s
     return is_promotion or departure.kept_bp > 0 or now_s - since_s < state.plan.load_s
 
 
-def is_steady(state: RolloutState, version: str) -> bool:
+def answers_steadily(state: RolloutState, version: str) -> bool:
     """True: at the last reading, a replica of the version had been ready for the plan's `steady_s`."""
     arm, blind_at_s = _arm(state, version), state.answers.read_at_s
     if not arm.is_ready:
         return False
     read_at_s = state.ticked_at_s if blind_at_s is None else blind_at_s
-    return arm.unready_at_s is None or read_at_s - arm.unready_at_s >= state.plan.steady_s
+    return arm.back_at_s is None or read_at_s - arm.back_at_s >= state.plan.steady_s
 
 
 def is_lost(
@@ -204,7 +204,7 @@ def is_lost(
         return True
     arm = _arm(state, version)
     limit_s = state.plan.unready_s if after_s is None else after_s
-    return not arm.is_ready and (arm.ready_at_s is None or now_s - arm.ready_at_s >= limit_s)
+    return not arm.is_ready and (arm.lost_at_s is None or now_s - arm.lost_at_s >= limit_s)
 
 
 def _is_loaded(seen: Observation, version: str) -> bool:
@@ -234,7 +234,7 @@ def note_kept(
     is_ready, since_s = _arm(state, departure.staying).is_ready, departure.kept_since_s
     if is_ready is False or _blind_s(state, seen, now_s) >= state.plan.unreadable_s:
         since_s = now_s if since_s is None else since_s
-    elif departure.step is not DepartureStep.RESTORE and is_steady(state, departure.staying):
+    elif departure.step is not DepartureStep.RESTORE and answers_steadily(state, departure.staying):
         since_s = None
     departure = replace(departure, kept_since_s=since_s)
     return replace(state, departure=departure), departure

@@ -150,8 +150,8 @@ class ArmAnswers:
     """Whether one arm has a replica that answers, as the ticks that could read the fleet saw it."""
 
     is_ready: bool | None = None  # at the last reading; None: never read
-    ready_at_s: float | None = None  # when it was lost last; None: never
-    unready_at_s: float | None = None  # when it came back last; None: never
+    lost_at_s: float | None = None  # when it was lost last; None: never
+    back_at_s: float | None = None  # when it came back last; None: never
 
 
 @dataclass(frozen=True, slots=True)

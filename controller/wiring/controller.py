@@ -139,7 +139,7 @@ def build(settings: Settings) -> Controller:
         holder=_lease_holder(),
         on_removed=environment.forget,
     )
-    environment.serving = lambda name: getattr(traffic.observe(name), "stable", None)
+    environment.serving = lambda name: split.stable if (split := traffic.observe(name)) is not None else None
     environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)
     tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)

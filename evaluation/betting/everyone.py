@@ -13,10 +13,10 @@ the noise of who happens to come drowns the harm: where 7 % come back in an hour
 Units of one class had the same P(canary) `p` and were drawn in the same round. With A the arm, h the harm in
 a round, c the mean harm of the unit's class in it, and d the sum of h - c over the rounds since the unit was
 drawn, the factor is `1 + lam (A - p) d`. If no h depends on the arm, d and lam are functions of the outcomes
-alone, the coins are fair given them, and the product has mean 1: exact,
-without a past to learn from. A canary that does less harm lowers it. It is looked at a few times a round, and
-each look has its own part of alpha: what is absent at one look may be there at the next, so the product is no
-supermartingale.
+alone, the coins are fair given them, and the product has mean 1: exact, without a past to learn from. So has
+the one with d of the present round alone, which finds harm that begins late; the mean of both is used. A
+canary that does less harm lowers it. It is looked at a few times a round, and each look has its own part of
+alpha: what is absent at one look may be there at the next, so the product is no supermartingale.
 """
 
 from __future__ import annotations

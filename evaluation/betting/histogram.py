@@ -28,11 +28,11 @@ class Steps:
     """The steps in which values are recorded, where a value on one stands for all between two steps. Others,
     as of a second router that records exactly, are what they are.
 
-    points: n, ascending. is_open: n, all the same: whether there are exact values beside them.
+    points: ascending. is_mixed: whether there are exact values beside them.
     """
 
     points: Floats
-    is_open: NDArray[np.bool_]
+    is_mixed: bool
 
     def divided(self, values: Floats, divisor: float) -> Floats:
         """How values divided by `divisor` would have been recorded at most: as the next step up, and where
@@ -48,7 +48,7 @@ class Steps:
         index = np.minimum(index, len(self.points) - 1)
         nearest = np.minimum(np.searchsorted(self.points, values * (1.0 - SAME)), len(self.points) - 1)
         is_on_step = np.abs(values - self.points[nearest]) <= SAME * self.points[nearest]
-        out: Floats = np.where(is_within & (is_on_step | ~self.is_open[index]), self.points[index], smaller)
+        out: Floats = np.where(is_within & (is_on_step | (not self.is_mixed)), self.points[index], smaller)
         return out
 
     def text(self, divisor: float) -> str:
@@ -56,24 +56,25 @@ class Steps:
         if len(self.points) == 0:
             return ""
         apart = self.points[1:] / np.maximum(self.points[:-1], SMALLEST)
-        count, is_mixed = len(self.points), bool(self.is_open.any())
+        count = len(self.points)
         what = f"recorded in steps ({count} distinct values)" if count > 1 else "the same for all requests"
-        if is_mixed:
+        if self.is_mixed:
             what = f"partly recorded in steps ({count} values that repeat)"
         is_narrow = apart * (1.0 - 2.0 * SAME) < divisor
-        if not (is_narrow.any() or is_mixed):
+        if not (is_narrow.any() or self.is_mixed):
             return f"{what}: {divisor:g}x {UNPROVABLE}"
         return f"{what}: a canary's value counts as the next step up"
 
 
-NO_STEPS = Steps(np.empty(0), np.empty(0, dtype=np.bool_))
+NO_STEPS = Steps(np.empty(0), is_mixed=False)
 
 
 class LogHistogram:
     """Counts of values by logarithm. The range is centred on the first values, which are buffered until there
     are enough; values outside it are counted in the end bins. The counts do not depend on the blocks.
 
-    with_steps: keep the only value of each bin that has one: it shows whether values are recorded in steps.
+    with_steps: count how many of a bin's values repeat its first one: it shows whether values are recorded in
+    steps.
     """
 
     def __init__(self, *, with_steps: bool = False) -> None:
@@ -107,17 +108,19 @@ class LogHistogram:
                 return
             self.first_bin = int(np.sort(bins[:FIRST])[FIRST // 2]) - BELOW
         index = np.clip(bins - self.first_bin, 0, BINS - 1)
+        before = self.counts.astype(np.int64)
         self.counts += np.bincount(index, minlength=BINS).astype(np.uint32)
         self.total += len(bins)
         if self._with_steps:
-            self._count_repeats(np.maximum(values, SMALLEST), index)
+            self._count_repeats(np.maximum(values, SMALLEST), index, before)
 
-    def _count_repeats(self, values: Floats, index: Ints) -> None:
-        """Note the first value of each bin, and count the values that are the same. A bin whose first EARLY
-        values are all but one others is given up: infinite."""
+    def _count_repeats(self, values: Floats, index: Ints, before: Ints) -> None:
+        """Note the first value of each bin, and count the values that are the same. A bin is given up
+        (infinite) when of its first EARLY values none is the same as the first. before: the counts without
+        these values.
+        """
         used, first = np.unique(index, return_index=True)
         self.step[used] = np.where(np.isnan(self.step[used]), values[first], self.step[used])
-        before = self.counts.astype(np.int64) - np.bincount(index, minlength=BINS)
         order = np.argsort(index, kind="stable")
         rank = np.arange(len(index)) - np.searchsorted(index[order], index[order], side="left")
         is_early = np.empty(len(index), dtype=np.bool_)
@@ -142,7 +145,7 @@ class LogHistogram:
         if repeated < STEP_SHARE * self.total:
             return NO_STEPS
         points = np.sort(self.step[is_step])
-        return Steps(points, np.full(len(points), repeated < (1.0 - EXACT_SHARE) * self.total))
+        return Steps(points, is_mixed=repeated < (1.0 - EXACT_SHARE) * self.total)
 
     def occupied(self) -> tuple[Floats, Floats]:
         """The midpoints of the occupied bins, ascending, and the share of all values in each."""

@@ -153,7 +153,7 @@ class ShapeProof(Refitted):
     would lie below stable's by the margin, and be proven.
     """
 
-    __state__ = ("edges", "log_ratios", "points", "is_open")
+    __state__ = ("edges", "log_ratios", "points", "is_mixed")
 
     POWERS = (0.4, 0.7, 1.0, 1.4)
 
@@ -162,11 +162,11 @@ class ShapeProof(Refitted):
         self.prior: Floats = np.ones(len(self.POWERS))
         self.edges: Floats = np.empty(0)
         self.log_ratios: Floats = np.zeros((len(self.POWERS), 1))
-        self.points, self.is_open = NO_STEPS.points, NO_STEPS.is_open
+        self.points, self.is_mixed = NO_STEPS.points, NO_STEPS.is_mixed
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every unit once stable's bins are known, with a look after each of the canary's."""
-        steps = Steps(self.points, self.is_open)
+        steps = Steps(self.points, self.is_mixed)
         return shape_bets(block, self.edges, self.log_ratios, self._margin, self._table, steps)
 
     def end_epoch(self, stable: Stable) -> None:
@@ -176,7 +176,7 @@ class ShapeProof(Refitted):
             return
         values, shares = histogram.occupied()
         steps = histogram.steps()
-        self.points, self.is_open = steps.points, steps.is_open
+        self.points, self.is_mixed = steps.points, steps.is_mixed
         edges = histogram.upper_edges(QUANTILES)
         # Below it lie many of a faster canary's, and a twin's divided by the margin where they are few.
         self.edges = np.unique(np.append(edges, edges[0] / np.sqrt(self._margin)))
@@ -232,7 +232,7 @@ class Exceedance:
     stable's traffic before the rollout; NaN until it is known.
     """
 
-    __state__ = ("threshold", "lower", "inside", "stable", "recent", "rows", "until", "points", "is_open")
+    __state__ = ("threshold", "lower", "inside", "stable", "recent", "rows", "until", "points", "is_mixed")
 
     def __init__(self, *, percentile: float, highest: float = np.inf, with_steps: bool = False) -> None:
         """highest: upper bound of the threshold. with_steps: values may be recorded in steps, as in
@@ -243,7 +243,7 @@ class Exceedance:
         self.lower = float("nan")  # for proofs, see `tails.Limit`
         self.inside = 0.0
         self.stable = Stable(with_histogram=True, with_steps=with_steps)
-        self.points, self.is_open = NO_STEPS.points, NO_STEPS.is_open
+        self.points, self.is_mixed = NO_STEPS.points, NO_STEPS.is_mixed
         self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
         self.rows = 0
         self.until = FIRST_EPOCH
@@ -302,7 +302,7 @@ class Exceedance:
         """Set the quotients of the proofs as they would have been recorded, where there are steps."""
         if len(self.points) == 0:
             return
-        steps = Steps(self.points, self.is_open)
+        steps = Steps(self.points, self.is_mixed)
         for index, factor in enumerate(times[1:], start=1):
             quotients[index, rows] = steps.divided(slowest[rows], factor)
 
@@ -316,7 +316,7 @@ class Exceedance:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= MIN_VALUES:
             steps = histogram.steps()
-            self.points, self.is_open = steps.points, steps.is_open
+            self.points, self.is_mixed = steps.points, steps.is_mixed
             self.recent.end_epoch(histogram)
             limit = self.recent.limit(self._percentile, histogram)
             self.threshold = min(limit.upper, self._highest)

@@ -144,7 +144,7 @@ def test_a_live_rollout_in_steps_has_the_bits_of_the_file() -> None:
     ],
 )
 def test_a_quotient_is_recorded_as_the_next_step_up(value: float, divisor: float, expected: float) -> None:
-    steps = Steps(np.array([500.0, 1000.0]), np.zeros(2, dtype=np.bool_))
+    steps = Steps(np.array([500.0, 1000.0]), is_mixed=False)
 
     assert steps.divided(np.array([value]), divisor) == pytest.approx([expected])
 
@@ -170,7 +170,7 @@ def test_the_steps_do_not_depend_on_the_blocks(cut: int) -> None:
     whole, parts = histogram_of(ms).steps(), histogram_of(ms, cut).steps()
 
     assert whole.points.tolist() == parts.points.tolist()
-    assert whole.is_open.tolist() == parts.is_open.tolist()
+    assert whole.is_mixed == parts.is_mixed
 
 
 def test_differences_of_time_stamps_are_in_steps_although_they_are_not_exact() -> None:
