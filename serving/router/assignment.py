@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from serving.messages import FULL_BP, RouteTable
 from serving.router.body_facts import BodyFacts
@@ -27,8 +28,7 @@ SESSION_HEADER = b"x-session-id"
 _PROCESS_KEY = secrets.token_hex(32)
 
 
-@dataclass(frozen=True, slots=True)
-class AssignmentKey:
+class AssignmentKey(Struct, frozen=True, gc=False):
     """The text that is hashed to assign a request; requests of one conversation or user share it."""
 
     text: str

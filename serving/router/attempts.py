@@ -22,9 +22,10 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from heapq import nlargest
+
+from msgspec import Struct
 
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.answer_scan import AnswerScan
@@ -63,8 +64,7 @@ def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure
     return None
 
 
-@dataclass(slots=True)
-class Tried:
+class Tried(Struct, gc=False):
     """One attempt so far."""
 
     arm: int

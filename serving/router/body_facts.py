@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,8 +19,7 @@ BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
 _NOTHING = msgspec.Raw(b"null")
 
 
-@dataclass(frozen=True, slots=True)
-class BodyFacts:
+class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     """Facts of one JSON object. Texts of users are in it, and are never recorded."""
 
     model: str | None = None
