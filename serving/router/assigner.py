@@ -28,7 +28,6 @@ from serving.router.affinity import (
     signed,
 )
 from serving.router.assignment import (
-    SESSION_HEADER,
     AssignmentKey,
     Salted,
     Units,
@@ -39,7 +38,7 @@ from serving.router.assignment import (
 from serving.router.body_facts import BodyFacts
 from serving.router.burst import BurstWindow
 from serving.router.clients import ANYONE, Client, Clients, forced_arm
-from serving.router.headers import value_of
+from serving.router.headers import SESSION_HEADER, value_of
 from serving.router.outbox import Canary
 from serving.router.types import Assignment, Refusal, Request
 from serving.table.heavy_keys import UnitCounter

@@ -24,7 +24,6 @@ from serving.messages import FULL_BP, RouteTable
 from serving.router.body_facts import BodyFacts
 from serving.targets import ELIGIBLE_PATHS
 
-SESSION_HEADER = b"x-session-id"
 _PROCESS_KEY = secrets.token_hex(32)
 
 
