@@ -26,9 +26,8 @@ from typing import Any
 import msgspec
 
 from serving.router.types import TEXT_PATHS
+from serving.router.usual_answer import MAX_TOKENS, usual_answer, word_of
 
-WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
-MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 
@@ -250,9 +249,15 @@ class AnswerScan:
             if self.events == 1 and event is not None:
                 created = event.get("created")
                 self.created = created if type(created) is int else None
-                self.model = _word(event.get("model"))
+                self.model = word_of(event.get("model"))
 
     def _read_json_answer(self) -> None:
+        usual = usual_answer(self._buffer)
+        if usual is not None:
+            self.has_content = _CONTENT.search(self._buffer) is not None
+            self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
+            self.finish_reason, self._finished, self.has_usage_event = usual[3:]
+            return
         answer = json_object(self._buffer)
         if answer is None:
             self.is_malformed = True
@@ -280,7 +285,7 @@ class AnswerScan:
                     self._read_choice(choice)
         delta = data.get("delta")
         if isinstance(delta, dict):
-            self.finish_reason = _word(delta.get("stop_reason")) or self.finish_reason
+            self.finish_reason = word_of(delta.get("stop_reason")) or self.finish_reason
 
     def _read_choice(self, choice: dict[str, Any]) -> None:
         reason = choice.get("finish_reason")
@@ -289,12 +294,12 @@ class AnswerScan:
         index = choice.get("index", 0)
         if isinstance(index, int):
             self._finished.add(index)
-        self.finish_reason = _word(reason) or self.finish_reason
+        self.finish_reason = word_of(reason) or self.finish_reason
 
     def _read_id_and_usage(self, fields: dict[str, Any]) -> None:
         if self.answer_id is None:
-            self.answer_id = _word(fields.get("id"))
-        self.finish_reason = _word(fields.get("stop_reason")) or self.finish_reason
+            self.answer_id = word_of(fields.get("id"))
+        self.finish_reason = word_of(fields.get("stop_reason")) or self.finish_reason
         usage = fields.get("usage")
         if isinstance(usage, dict):
             self.prompt_tokens = _count(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
@@ -379,12 +384,6 @@ def _count(usage: dict[str, Any], name: str, other: str, before: int | None) -> 
     value = usage.get(name, usage.get(other))
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
     return value if is_count else before
-
-
-def _word(value: object) -> str | None:
-    """A short printable text of an answer; None for anything else, which could not be recorded."""
-    is_word = isinstance(value, str) and 0 < len(value) <= WORD_LIMIT and value.isprintable()
-    return value if is_word else None  # type: ignore[return-value]
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:

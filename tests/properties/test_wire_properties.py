@@ -134,3 +134,32 @@ def test_the_ids_of_tokens_are_taken_out_whole_in_any_pieces(
 
     assert passed == b"".join(event + b"\n\n" for event in events)
     assert list(scan.token_ids) == [one for ids, _ in blocks for one in ids]
+
+
+@st.composite
+def json_answers(draw: st.DrawFn) -> bytes:
+    """A JSON answer of the usual shape, or nearly."""
+    texts: st.SearchStrategy[object] = st.text(max_size=3)
+    odd = texts | st.none() | st.booleans() | st.integers(-1, 10**10) | st.just(1.0)
+    counts = st.integers(0, 9) | odd
+    usage = st.fixed_dictionaries({}, optional={"prompt_tokens": counts, "completion_tokens": counts})
+    message = st.fixed_dictionaries({"content": odd})
+    choice = st.fixed_dictionaries(
+        {}, optional={"index": st.integers(0, 2) | odd, "finish_reason": odd, "message": message}
+    )
+    others = dict.fromkeys(("error", "type", "response", "message", "delta", "stop_reason"), odd)
+    fields = {"id": odd, "usage": usage | odd, "choices": st.lists(choice | odd, max_size=3) | odd}
+    return json.dumps(draw(st.fixed_dictionaries({}, optional=fields | others))).encode()
+
+
+@given(data=json_answers(), choices=st.integers(1, 2))
+def test_an_answer_of_the_usual_shape_is_read_as_any_other(data: bytes, choices: int) -> None:
+    facts = []
+    for text in (data, data[:-1] + (b"," if len(data) > 2 else b"") + b'"type": null}'):  # the same, unusual
+        scan = AnswerScan(CHAT, "application/json", choices)
+        scan.feed(text)
+        words = scan.end(), scan.answer_id, scan.finish_reason
+        facts.append((words, scan.prompt_tokens, scan.completion_tokens, scan.is_finished, scan.has_content))
+
+    if b'"type"' not in data:
+        assert facts[0] == facts[1]
