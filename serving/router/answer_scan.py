@@ -25,8 +25,9 @@ from typing import Any
 
 import msgspec
 
+from serving.router.event_shape import EventShape, shape_of
 from serving.router.types import TEXT_PATHS
-from serving.router.usual_answer import MAX_TOKENS, usual_answer, word_of
+from serving.router.usual_answer import count_of, usual_answer, word_of
 
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
@@ -79,6 +80,7 @@ class AnswerScan:
     _buffer: bytes = b""  # an incomplete event of a stream, or a JSON answer so far
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
     _is_first: bool = True
+    _shape: EventShape | None = None  # of the last event, when others may have it
 
     def __post_init__(self) -> None:
         self.is_stream = self.content_type.startswith("text/event-stream")
@@ -172,6 +174,13 @@ class AnswerScan:
 
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
+        if self._shape is not None:
+            line, _, event = block.partition(b"\n") if self.takes_ids else (b"", b"", block)
+            if self._shape.fits(event) and (not self.takes_ids or line.startswith(TOKEN_COMMENT)):
+                if line:
+                    self._note_ids(line[len(TOKEN_COMMENT) :])
+                self.events += 1
+                return event
         is_sound = _is_sound(block)
         if self.takes_ids:
             if b'"error"' in block or not is_sound:
@@ -182,6 +191,7 @@ class AnswerScan:
             self.is_malformed = True
         if self.has_content and not _may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
+            self._shape = shape_of(block) if is_sound else None
             return block
         lines = block.split(b"\n") if b"\r" not in block else re.split(rb"\r\n|\r|\n", block)
         parts: list[bytes] = []
@@ -252,18 +262,14 @@ class AnswerScan:
                 self.model = word_of(event.get("model"))
 
     def _read_json_answer(self) -> None:
-        usual = usual_answer(self._buffer)
-        if usual is not None:
-            self.has_content = _CONTENT.search(self._buffer) is not None
+        if (usual := usual_answer(self._buffer)) is not None:
             self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
             self.finish_reason, self._finished, self.has_usage_event = usual[3:]
-            return
-        answer = json_object(self._buffer)
-        if answer is None:
+        elif (answer := json_object(self._buffer)) is not None:
+            self._read_object(answer)
+        else:
             self.is_malformed = True
-            return
-        self.has_content = _CONTENT.search(self._buffer) is not None
-        self._read_object(answer)
+        self.has_content = not self.is_malformed and _CONTENT.search(self._buffer) is not None
 
     def _read_object(self, data: dict[str, Any] | None) -> None:
         """Read one JSON object: a whole answer or one event, of any of the served APIs."""
@@ -302,8 +308,8 @@ class AnswerScan:
         self.finish_reason = word_of(fields.get("stop_reason")) or self.finish_reason
         usage = fields.get("usage")
         if isinstance(usage, dict):
-            self.prompt_tokens = _count(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
-            self.completion_tokens = _count(
+            self.prompt_tokens = count_of(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
+            self.completion_tokens = count_of(
                 usage, "completion_tokens", "output_tokens", self.completion_tokens
             )
 
@@ -378,12 +384,6 @@ def _end_of_events(data: bytes, known: int) -> int:
         found = data.rfind(b"\n\n", start)
         return found + 2 if found >= 0 else 0
     return max(found + len(mark) if (found := data.rfind(mark, start)) >= 0 else 0 for mark in _BOUNDARIES)
-
-
-def _count(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
-    value = usage.get(name, usage.get(other))
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    return value if is_count else before
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:

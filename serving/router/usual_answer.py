@@ -5,7 +5,7 @@ An answer's text is passed over and not made a string. What has another shape is
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -70,3 +70,10 @@ def word_of(value: object) -> str | None:
     """A short printable text of an answer; None for anything else, which could not be recorded."""
     is_word = isinstance(value, str) and 0 < len(value) <= WORD_LIMIT and value.isprintable()
     return value if is_word else None  # type: ignore[return-value]
+
+
+def count_of(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
+    """A count of tokens by one of its two names; `before`: there is none that can be recorded."""
+    value = usage.get(name, usage.get(other))
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return value if is_count else before

@@ -163,3 +163,28 @@ def test_an_answer_of_the_usual_shape_is_read_as_any_other(data: bytes, choices:
 
     if b'"type"' not in data:
         assert facts[0] == facts[1]
+
+
+TEXTS = st.text(max_size=6) | st.sampled_from(
+    ['"', "\\", "\n", "[DONE]", '"usage": {', "\u2028", "\ud800", ""]
+)
+RAW = st.sampled_from([b"a", b"\xff", b"\x00", b"\\", b"\\u00e9", b'","finish_reason":"stop"', b"\n\n", b'"'])
+
+
+@given(texts=st.lists(TEXTS | RAW, min_size=2, max_size=6), takes_ids=st.booleans(), is_ascii=st.booleans())
+def test_an_event_of_a_known_shape_is_read_as_any_other(
+    texts: list[str | bytes], takes_ids: bool, is_ascii: bool
+) -> None:
+    facts = []
+    for has_shape in (True, False):
+        scan, passed = AnswerScan(CHAT, SSE, takes_ids=takes_ids), []
+        for text in ["first", "second", *texts]:
+            text = json.dumps(text, ensure_ascii=is_ascii)[1:-1] if isinstance(text, str) else text
+            raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+            event = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n' % raw
+            scan._shape = scan._shape if has_shape else None
+            passed.append(scan.feed(b": ids 7\n" + event if takes_ids else event))
+        defects = scan.is_malformed, scan.has_error, scan.error_tail
+        facts.append((passed, scan.events, scan.end(), list(scan.token_ids), defects))
+
+    assert facts[0] == facts[1]
