@@ -16,25 +16,27 @@ _TEXT = re.compile(rb'(?:[^"\\\x00-\x1f]+|\\["\\/bfnrt])*')
 class EventShape:
     """Of one event that has a content, no metadata, and is one line of data."""
 
-    __slots__ = ("_end", "_least", "_size", "_start")
+    __slots__ = ("_between", "_end", "_start")
 
     def __init__(self, event: bytes, start: int, end: int) -> None:
         """start, end: of the content's text in the event."""
         self._start, self._end = event[:start], event[end:]
-        self._size, self._least = len(event) - end, len(event) - (end - start)
+        self._between = self._end + self._start
 
-    def fits(self, event: bytes) -> bool:
-        """True for another event of this shape, with its blank line."""
-        start = self._start
-        if len(event) < self._least or not (event.startswith(start) and event.endswith(self._end)):
-            return False
-        text = event[len(start) : -self._size]
-        if _TEXT.fullmatch(text) is None:
-            return False
-        try:
-            return text.isascii() or bool(text.decode())
-        except ValueError:
-            return False
+    def run(self, block: bytes, at: int = 0) -> tuple[int, int]:
+        """How many events from `at` on have this shape, and where the last one ends; all up to there do."""
+        start, last = self._start, self._end
+        if not block.startswith(start, at):
+            return 0, at
+        end = block.rfind(last, at + len(start))
+        if end < 0:
+            return 0, at
+        texts = block[at + len(start) : end].split(self._between)
+        # Blanks between the texts: a half of an escape or of a character stays one.
+        text = texts[0] if len(texts) == 1 else b" ".join(texts)
+        if _TEXT.fullmatch(text) is None or not (text.isascii() or _is_utf8(text)):
+            return 0, at
+        return len(texts), end + len(last)
 
 
 def shape_of(event: bytes) -> EventShape | None:
@@ -47,3 +49,11 @@ def shape_of(event: bytes) -> EventShape | None:
     text = _TEXT.match(event, found.end())
     end = text.end() if text is not None else 0
     return EventShape(event, found.end(), end) if event[end : end + 1] == b'"' else None
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except ValueError:
+        return False
+    return True

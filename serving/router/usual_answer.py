@@ -5,12 +5,12 @@ An answer's text is passed over and not made a string. What has another shape is
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
-WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
-MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
+from serving.router.answer_events import MAX_TOKENS, word_of
+
 _ABSENT = msgspec.Raw(b"")
 
 
@@ -64,16 +64,3 @@ def usual_answer(data: bytes) -> Read | None:
             finished.add(choice.index)
             reason = word_of(choice.finish_reason) or reason
     return word_of(found.id), prompt, completion, reason, finished, usage is not None and not found.choices
-
-
-def word_of(value: object) -> str | None:
-    """A short printable text of an answer; None for anything else, which could not be recorded."""
-    is_word = isinstance(value, str) and 0 < len(value) <= WORD_LIMIT and value.isprintable()
-    return value if is_word else None  # type: ignore[return-value]
-
-
-def count_of(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
-    """A count of tokens by one of its two names; `before`: there is none that can be recorded."""
-    value = usage.get(name, usage.get(other))
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    return value if is_count else before

@@ -188,3 +188,18 @@ def test_an_event_of_a_known_shape_is_read_as_any_other(
         facts.append((passed, scan.events, scan.end(), list(scan.token_ids), defects))
 
     assert facts[0] == facts[1]
+
+
+@given(texts=st.lists(TEXTS | RAW, min_size=2, max_size=8), sizes=st.lists(st.integers(100, 400), min_size=1))
+def test_events_that_come_together_are_read_as_one_by_one(texts: list[str | bytes], sizes: list[int]) -> None:
+    raws = [json.dumps(text)[1:-1].encode() if isinstance(text, str) else text for text in texts]
+    shape = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
+    data = b"".join(shape % raw for raw in raws) + b'data: {"choices":[{"finish_reason":"stop"}]}\n\n'
+    facts = []
+    for parts in ([data], cut(data, sizes)):
+        scan = AnswerScan(CHAT, SSE)
+        passed = b"".join(scan.feed(part) for part in parts)
+        facts.append((passed, scan.events, scan.has_content, scan.finish_reason, scan.is_malformed))
+
+    assert facts[0] == facts[1]
+    assert facts[0][0] == data
